@@ -1,0 +1,1 @@
+"""Vocabulary shared by every room: preprocessing, manifest, bundle, results, files."""

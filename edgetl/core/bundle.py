@@ -1,0 +1,135 @@
+"""A bundle on disk: a folder with a manifest, and nothing that the manifest does not name.
+
+Reading a file returns bytes that were hashed, so that what was verified is what the engine gets, whatever happens to the folder
+in between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.core.config import read_json
+from edgetl.core.manifest import MANIFEST_NAME, BundleFile, Manifest, Variant
+from edgetl.errors import BundleError, IntegrityError
+
+RUN_RECORD_NAME = "run.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its folder and its manifest. Files are read and checked on demand."""
+
+    path: Path
+    manifest: Manifest
+
+    def variant(self, name: str) -> Variant:
+        """The variant called ``name``.
+
+        Raises:
+            BundleError: there is none; the text lists those there are.
+        """
+        for variant in self.manifest.variants:
+            if variant.name == name:
+                return variant
+        known = ", ".join(variant.name for variant in self.manifest.variants)
+        raise BundleError(f"{self.path} has no variant {name!r}; it has {known}.")
+
+    def read(self, file: BundleFile) -> bytes:
+        """The bytes of one file, after comparing size and SHA-256 with the manifest.
+
+        Raises:
+            IntegrityError: missing, not a plain file, or not the file that the manifest names.
+        """
+        path = self.path / file.path
+        for parent in list(path.relative_to(self.path).parents)[:-1]:
+            if (self.path / parent).is_symlink():
+                raise IntegrityError(f"{self.path / parent} is a symbolic link; a bundle holds plain files only. Install it again.")
+        try:
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        except OSError as error:
+            raise IntegrityError(f"{path}: {error.strerror}, though the manifest names it. Copy or install the bundle again.") from error
+        with open(descriptor, "rb") as stream:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                raise IntegrityError(f"{path} is not a plain file of its own; copy or install the bundle again.")
+            if status.st_size != file.size_bytes:
+                raise IntegrityError(f"{path} has {status.st_size} bytes, the manifest says {file.size_bytes}. Install the bundle again.")
+            data = stream.read(file.size_bytes + 1)
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise IntegrityError(f"{path} is not the file that the manifest names (SHA-256 differs). Install the bundle again.")
+        return data
+
+    def seen_images(self) -> frozenset[int]:
+        """The first 8 bytes of the content hash of every image that the model was trained or selected on, as integers."""
+        return frozenset(unpack_hashes(self.read(self.manifest.seen_images)).tolist())
+
+    def check_closed(self) -> None:
+        """Refuse a bundle with a file that the manifest does not name, or without one that it names.
+
+        Raises:
+            IntegrityError: naming the files.
+        """
+        named = {file.path for file in self.manifest.all_files()} | {MANIFEST_NAME}
+        found = set()
+        for folder, subfolders, files in os.walk(self.path):
+            links = [name for name in subfolders if Path(folder, name).is_symlink()]
+            found |= {Path(folder, name).relative_to(self.path).as_posix() for name in (*files, *links)}
+        for title, names in (("unlisted", found - named), ("missing", named - found)):
+            if names:
+                shown = ", ".join(sorted(names)[:5])
+                raise IntegrityError(f"{self.path} has {len(names)} {title} file(s): {shown}. Copy or install the bundle again.")
+
+
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Open the bundle folder ``path`` and check its manifest and that no file is missing or added.
+
+    Raises:
+        BundleError: not a bundle; a run folder is recognised and the text says what to do.
+        IntegrityError: files are missing or added.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        raise BundleError(f"{folder} does not exist; give the folder that `edgetl export` wrote.")
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is a file; give the folder that `edgetl export` wrote.")
+    if not (folder / MANIFEST_NAME).exists():
+        if (folder / RUN_RECORD_NAME).exists():
+            raise BundleError(f"{folder} is a run, not a bundle. Make one with: edgetl export {folder} --out BUNDLE")
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}. Give the folder that `edgetl export` wrote.")
+    bundle = Bundle(folder, read_json(folder / MANIFEST_NAME, Manifest, BundleError))
+    bundle.check_closed()
+    return bundle
+
+
+def describe_file(root: Path, path: Path) -> BundleFile:
+    """The manifest's entry for a file below ``root``."""
+    data = path.read_bytes()
+    return BundleFile(path=path.relative_to(root).as_posix(), size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def hash_prefix(sha256: str) -> int:
+    """The first 8 bytes of a hex digest: enough to tell whether an image was seen, at 8 bytes an image."""
+    return int(sha256[:16], 16)
+
+
+def pack_hashes(digests: list[str]) -> bytes:
+    """Sorted, distinct 8-byte prefixes of hex digests, little-endian."""
+    return np.array(sorted({hash_prefix(digest) for digest in digests}), dtype="<u8").tobytes()
+
+
+def unpack_hashes(data: bytes) -> NDArray[np.uint64]:
+    """The inverse of ``pack_hashes``.
+
+    Raises:
+        IntegrityError: the length is not a multiple of 8.
+    """
+    if len(data) % 8:
+        raise IntegrityError("the list of seen images is damaged: its length is not a multiple of 8 bytes.")
+    return np.frombuffer(data, dtype="<u8").astype(np.uint64)

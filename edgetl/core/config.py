@@ -1,0 +1,78 @@
+"""The base of every model that stands where bytes enter, and strict reading of JSON files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edgetl.errors import EdgetlError
+
+MAX_JSON_BYTES = 1_000_000
+
+
+class StrictModel(BaseModel):
+    """A frozen pydantic model that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=StrictModel)
+
+
+def read_json(path: Path, model: type[Model], error: type[EdgetlError], *, max_bytes: int = MAX_JSON_BYTES) -> Model:
+    """Read ``path`` as strict JSON into ``model``.
+
+    Raises:
+        EdgetlError: as the class ``error``, when the file is missing, too large, not JSON, or does not fit the model.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as cause:
+        raise error(f"cannot read {path}: {cause.strerror}.") from cause
+    if len(data) > max_bytes:
+        raise error(f"{path} is larger than {max_bytes} bytes; it is not a file that edgetl wrote.")
+    return parse_json(data, model, error, name=str(path))
+
+
+def parse_json(data: bytes, model: type[Model], error: type[EdgetlError], *, name: str) -> Model:
+    """Parse ``data`` as strict JSON (no duplicate keys, no NaN, UTF-8 only) into ``model``; ``name`` is used in messages.
+
+    Raises:
+        EdgetlError: as the class ``error``.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as cause:
+        raise error(f"{name} is not valid JSON: {cause}.") from cause
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    known = model.model_fields["schema_version"].default if "schema_version" in model.model_fields else None
+    if isinstance(version, int) and isinstance(known, int) and version > known:
+        raise error(f"{name} has schema version {version}; this edgetl reads up to {known}. Upgrade edgetl.")
+    try:
+        # Strict and in JSON mode: lists become tuples, but "12" never becomes 12.
+        return model.model_validate_json(data, strict=True)
+    except (ValidationError, ValueError) as cause:
+        raise error(f"{name} does not fit its schema: {_first_problems(cause)}.") from cause
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return result
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"the number {name} is not allowed")
+
+
+def _first_problems(cause: ValueError) -> str:
+    if not isinstance(cause, ValidationError):
+        return str(cause)
+    problems = [f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}" for item in cause.errors()]
+    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more

@@ -1,0 +1,185 @@
+"""``manifest.json``: all that a device must know about a bundle, and the proof of what was measured.
+
+The format is specified by these models; ``schema_version`` rises when a reader must change.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, Field, model_validator
+
+from edgetl.core.config import StrictModel
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.results import Proportion
+
+MANIFEST_NAME = "manifest.json"
+
+Format: TypeAlias = Literal["onnx", "openvino"]
+Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _plain_relative_path(path: str) -> str:
+    """Refuse every path that could leave the bundle or name the same file twice on some file system."""
+    parts = path.split("/")
+    reason = None
+    if not path or len(path) > 255 or path != unicodedata.normalize("NFC", path):
+        reason = "is empty, longer than 255 characters, or not in Unicode normal form C"
+    elif any(part in ("", ".", "..") or part != part.strip(" ") or part.endswith(".") for part in parts):
+        reason = "is absolute or holds an empty part, '.', '..', or an outer space or dot"
+    elif re.search(r'[\\:\x00-\x1f<>"|?*]', path):
+        reason = "holds a character that some file system forbids"
+    if reason:
+        raise ValueError(f"the path {path[:80]!r} {reason}")
+    return path
+
+
+class BundleFile(StrictModel):
+    """One file of the bundle; ``path`` is relative, POSIX, and stays inside."""
+
+    path: Annotated[str, AfterValidator(_plain_relative_path)]
+    size_bytes: int = Field(ge=0, lt=2**31)
+    sha256: Sha256
+
+
+class Agreement(StrictModel):
+    """How an exported file's answers compare with the trained model's on the same images.
+
+    Attributes:
+        n: images compared.
+        max_relative: largest difference of a logit, relative to the largest logit.
+        top1: share of images with the same top class.
+        confident_n: images that the trained model scores at least 0.6.
+        confident_top1: share of those with the same top class; 1 when there is none.
+    """
+
+    n: int
+    max_relative: float
+    top1: float
+    confident_n: int
+    confident_top1: float
+
+
+class Rung(StrictModel):
+    """One step of the quantization ladder: what was tried and what it measured on the validation images."""
+
+    method: str
+    accuracy: float
+    drop: float
+    confident_top1: float
+    passed: bool
+
+
+class Variant(StrictModel):
+    """One file, or pair of files, that an engine can load.
+
+    Attributes:
+        name: ``<format>-<precision>``, also the folder's name.
+        input: name of the tensor float32 ``[batch, 3, H, W]``.
+        output: name of the tensor float32 ``[batch, classes]``, logits.
+        validation: accuracy on the validation images, which decided; ``test`` is reported and decided nothing.
+        median_ms: one image on one thread, on the machine that exported; orders the variants, nothing more.
+        golden_tolerance: largest allowed difference of a score on the golden images.
+        ladder: the quantization steps tried, in order; empty for fp32 and fp16.
+    """
+
+    name: str = Field(pattern=r"^(onnx|openvino)-(fp32|fp16|int8)$")
+    format: Format
+    precision: Precision
+    files: tuple[BundleFile, ...] = Field(min_length=1, max_length=2)
+    input: str
+    output: str
+    agreement: Agreement
+    validation: Proportion
+    test: Proportion | None
+    median_ms: float = Field(ge=0.0)
+    golden_tolerance: float = Field(gt=0.0, le=1.0)
+    ladder: tuple[Rung, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the model's files."""
+        return sum(file.size_bytes for file in self.files)
+
+
+class Golden(StrictModel):
+    """A real image and the scores that each variant gave for it on the bench."""
+
+    image: BundleFile
+    label: str
+    scores: dict[str, tuple[float, ...]]
+
+
+class Calibration(StrictModel):
+    """What int8 ranges were measured on: images of the training split, through the bundle's own preprocessing."""
+
+    n: int
+    images_sha256: Sha256
+    preprocess_sha256: Sha256
+
+
+class Lineage(StrictModel):
+    """Where the weights come from."""
+
+    backbone: str
+    architecture: str
+    weights_sha256: Sha256 | None
+    licence: str | None
+    strategy: str
+    run_sha256: Sha256
+    data_fingerprint: Sha256
+    train_images: int
+
+
+class Rejected(StrictModel):
+    """A variant that was asked for and is not in the bundle, with the figures that kept it out."""
+
+    name: str
+    reason: str
+    ladder: tuple[Rung, ...] = ()
+
+
+class Manifest(StrictModel):
+    """The whole of ``manifest.json``."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[\w][\w .-]*$")
+    release: int = Field(default=1, ge=1, lt=2**53)
+    created: str
+    task: Literal["classification"] = "classification"
+    labels: tuple[str, ...] = Field(min_length=2)
+    preprocess: PreprocessSpec
+    variants: tuple[Variant, ...] = Field(min_length=1)
+    rejected: tuple[Rejected, ...] = ()
+    max_drop: float
+    trained: Proportion
+    golden: tuple[Golden, ...]
+    calibration: Calibration | None
+    lineage: Lineage
+    seen_images: BundleFile
+    card: BundleFile
+    versions: dict[str, str]
+    host: dict[str, str]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Manifest:
+        paths = [file.path.casefold() for file in self.all_files()]
+        if len(set(paths)) != len(paths):
+            raise ValueError("two files share a path")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("two labels are equal")
+        names = {variant.name for variant in self.variants}
+        if len(names) != len(self.variants):
+            raise ValueError("two variants share a name")
+        for golden in self.golden:
+            if set(golden.scores) != names or any(len(row) != len(self.labels) for row in golden.scores.values()):
+                raise ValueError(f"golden image {golden.image.path} does not hold one score a label for each variant")
+        return self
+
+    def all_files(self) -> tuple[BundleFile, ...]:
+        """Every file that the bundle holds besides the manifest."""
+        models = [file for variant in self.variants for file in variant.files]
+        return (*models, *(golden.image for golden in self.golden), self.seen_images, self.card)

@@ -1,0 +1,16 @@
+"""How long work tells its caller where it stands: the library reports, the command line draws."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Called often by long work, from the thread that does the work."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """``done`` of ``total`` steps of ``stage`` are finished; ``total`` 0 means that the length is not known."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A ``Progress`` that says nothing."""

@@ -1,0 +1,1 @@
+"""Image folders: scan, labels, split, loading. No torch."""

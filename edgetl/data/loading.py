@@ -1,0 +1,54 @@
+"""Batches of preprocessed images, decoded ahead in threads: Pillow and NumPy release the interpreter while they work."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.core.host import available_cores
+from edgetl.core.preprocess import PreprocessSpec, preprocess
+from edgetl.data.folder import Sample
+from edgetl.errors import ConfigError
+
+
+def batches(samples: Sequence[Sample], spec: PreprocessSpec, *, batch_size: int = 32) -> Iterator[NDArray[np.float32]]:
+    """Yield float32 ``[batch, 3, H, W]`` in the order of ``samples``; the last batch may be smaller.
+
+    Raises:
+        ImageError: an image became unreadable since the scan.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"a batch of {batch_size} images is not possible; give 1 or more.")
+    ahead = 2 * batch_size
+    with ThreadPoolExecutor(max_workers=available_cores()) as pool:
+        pending: deque[Future[NDArray[np.float32]]] = deque(pool.submit(preprocess, sample.path, spec) for sample in samples[:ahead])
+        following = iter(samples[ahead:])
+        while pending:
+            rows = []
+            while pending and len(rows) < batch_size:
+                rows.append(pending.popleft().result())
+                if (sample := next(following, None)) is not None:
+                    pending.append(pool.submit(preprocess, sample.path, spec))
+            yield np.stack(rows)
+
+
+def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """The label indices, int64 ``[n]``."""
+    return np.array([sample.label for sample in samples], dtype=np.int64)
+
+
+def stratified(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """At most ``count`` samples, the classes taken in turn and each class in the order of its content hash: the same for every call."""
+    queues: dict[int, deque[Sample]] = {}
+    for sample in sorted(samples, key=lambda item: item.content):
+        queues.setdefault(sample.label, deque()).append(sample)
+    chosen: list[Sample] = []
+    while len(chosen) < count and any(queues.values()):
+        for _, queue in sorted(queues.items()):
+            if queue and len(chosen) < count:
+                chosen.append(queue.popleft())
+    return chosen

@@ -1,0 +1,112 @@
+"""Every exception that edgetl raises on purpose, and the exit code of each.
+
+::
+
+    EdgetlError                 1 is a bug, 2 is usage (typer); ours start at 3
+    ├── ConfigError         3   an option or a configuration value cannot be used
+    ├── DataError           4   the image folder cannot be used
+    ├── ImageError          5   one image cannot be read
+    ├── BackboneError       6   the backbone or its weights cannot be found or used
+    ├── RunError            7   a run folder is missing, damaged or of the wrong kind
+    ├── BundleError         8   a bundle is missing, malformed or of the wrong kind
+    │   └── IntegrityError  9   a file of a bundle is not the one that the manifest names
+    ├── TrainingError      10   training diverged or cannot go on
+    ├── ExportError        11   a model could not be converted
+    ├── AccuracyGateError  12   an exported variant does not answer like the trained model
+    ├── EngineError        13   the inference engine refuses a model or fails on it
+    ├── MissingExtraError  14   a library of an optional extra is not installed
+    └── StorageError       15   a file cannot be written (disk full, no permission)
+
+A message says what happened, where, and what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EdgetlError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class ConfigError(EdgetlError):
+    """An option or a configuration value cannot be used."""
+
+    exit_code = 3
+
+
+class DataError(EdgetlError):
+    """The image folder cannot be used."""
+
+    exit_code = 4
+
+
+class ImageError(EdgetlError):
+    """One image cannot be read; the text names it."""
+
+    exit_code = 5
+
+
+class BackboneError(EdgetlError):
+    """The backbone or its weights cannot be found or used."""
+
+    exit_code = 6
+
+
+class RunError(EdgetlError):
+    """A run folder is missing, damaged or of the wrong kind."""
+
+    exit_code = 7
+
+
+class BundleError(EdgetlError):
+    """A bundle is missing, malformed or of the wrong kind."""
+
+    exit_code = 8
+
+
+class IntegrityError(BundleError):
+    """A file of a bundle is not the one that the manifest names."""
+
+    exit_code = 9
+
+
+class TrainingError(EdgetlError):
+    """Training diverged or cannot go on."""
+
+    exit_code = 10
+
+
+class ExportError(EdgetlError):
+    """A model could not be converted."""
+
+    exit_code = 11
+
+
+class AccuracyGateError(EdgetlError):
+    """An exported variant does not answer like the trained model."""
+
+    exit_code = 12
+
+
+class EngineError(EdgetlError):
+    """The inference engine refuses a model or fails on it."""
+
+    exit_code = 13
+
+
+class MissingExtraError(EdgetlError):
+    """A library of an optional extra is not installed; the text is the pip command."""
+
+    exit_code = 14
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(f"{library} is not installed. Install it with: pip install 'edgetl[{extra}]'")
+
+
+class StorageError(EdgetlError):
+    """A file cannot be written (disk full, no permission)."""
+
+    exit_code = 15

@@ -1,0 +1,108 @@
+"""Climb the quantization ladder until the gate holds, and keep the record of every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.core.manifest import Rung
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.progress import Progress, silent
+from edgetl.data.folder import Sample
+from edgetl.export.agreement import Logits, Verdict, answers
+from edgetl.export.steps import FloatHead, Quantizer, Step
+
+# Strength of the pull towards the trained head, relative to the mean variance of a feature.
+REFIT_PENALTY = 1.0
+
+
+@dataclass(frozen=True)
+class RefitData:
+    """What a head is fitted on: training images, and the trained model's logits ``[n, classes]`` for them."""
+
+    samples: Sequence[Sample]
+    spec: PreprocessSpec
+    trained: NDArray[np.float32]
+    head: FloatHead
+
+
+@dataclass(frozen=True)
+class Climbed:
+    """The last step's files and verdict, and the record of all steps."""
+
+    files: list[Path]
+    verdict: Verdict
+    rungs: tuple[Rung, ...]
+
+
+def climb(
+    quantizer: Quantizer,
+    steps: Sequence[Step],
+    refit: RefitData,
+    folder: Path,
+    *,
+    open_files: Callable[[list[Path]], Logits],
+    judge: Callable[[Logits], Verdict],
+    progress: Progress = silent,
+) -> Climbed:
+    """Quantize step by step until ``judge`` passes a file or no step is left.
+
+    Args:
+        quantizer: of one engine.
+        steps: cheapest first.
+        refit: for steps that fit the head again.
+        folder: receives the files; a later step overwrites an earlier one's.
+        open_files: loads files into the engine.
+        judge: the gate.
+        progress: told after each step.
+    """
+    rungs: list[Rung] = []
+    files: list[Path] = []
+    verdict: Verdict | None = None
+    for number, step in enumerate(steps, start=1):
+        progress(f"quantizing: {step.method}", number - 1, len(steps))
+        files = quantizer.quantize(step, folder)
+        if step.refit:
+            trunk = open_files(quantizer.write_trunk(folder))
+            files = quantizer.replace_head(refit_head(trunk, refit), folder)
+        verdict = judge(open_files(files))
+        rungs.append(
+            Rung(
+                method=step.method,
+                accuracy=verdict.validation.value,
+                drop=verdict.drop,
+                confident_top1=verdict.agreement.confident_top1,
+                passed=not verdict.reason,
+            )
+        )
+        if not verdict.reason:
+            break
+    assert verdict is not None, "the ladder has no step"
+    return Climbed(files, verdict, tuple(rungs))
+
+
+def refit_head(trunk: Logits, data: RefitData) -> FloatHead:
+    """The head that turns the quantized trunk's features into the trained model's logits, by ridge regression around the old head.
+
+    Fitting the trained model's logits rather than the labels keeps its answers, right and wrong, and does not depend on how the head
+    was trained; the pull to the old head makes the correction small where the images say little.
+
+    Args:
+        trunk: images ``[batch, 3, H, W]`` → quantized features ``[batch, width]``.
+        data: training images with the trained model's logits.
+    """
+    features = answers(trunk, data.samples, data.spec).astype(np.float64)
+    mean = features.mean(axis=0)
+    centred = features - mean
+    residual = data.trained - (features @ data.head.weight.T + data.head.bias)
+    offset = residual.mean(axis=0)
+    gram = centred.T @ centred / len(features)
+    gram[np.diag_indices_from(gram)] += REFIT_PENALTY * max(float((centred**2).mean()), 1e-12)
+    change = np.linalg.solve(gram, centred.T @ (residual - offset) / len(features)).T
+    weight = data.head.weight + change
+    bias = data.head.bias + offset - change @ mean
+    return FloatHead(weight.astype(np.float32), bias.astype(np.float32))

@@ -1,0 +1,40 @@
+"""What a user may ask of an export, and the defaults."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from edgetl.core.config import StrictModel
+from edgetl.core.manifest import Format, Precision
+
+
+class ExportConfig(StrictModel):
+    """One export.
+
+    Attributes:
+        formats: file formats, each for its own engine.
+        precisions: ``int8`` means weights and activations.
+        name: of the model, in the manifest and for servers; none takes the run's.
+        max_drop: largest loss of validation accuracy of a quantized variant, absolute, 0..1.
+        min_agreement: least share of equal answers on images that the trained model scores at least 0.6.
+        calibration_images: training images that int8 ranges are measured on.
+        gate_images: validation images that decide, at most.
+        cpu: ``here`` quantizes for this machine's instruction set; ``any`` keeps weights to 7 bits, which no x86 kernel saturates on.
+        allow_missing: keep the variants that passed when another failed.
+        seed: of NNCF's and the head's fits.
+        release: the bundle's release counter.
+    """
+
+    formats: tuple[Format, ...] = Field(default=("onnx", "openvino"), min_length=1)
+    precisions: tuple[Precision, ...] = Field(default=("fp32", "int8"), min_length=1)
+    name: str | None = None
+    max_drop: float = Field(default=0.01, ge=0.0, le=1.0)
+    min_agreement: float = Field(default=0.97, ge=0.0, le=1.0)
+    calibration_images: int = Field(default=300, ge=1)
+    gate_images: int = Field(default=1000, ge=1)
+    cpu: Literal["here", "any"] = "here"
+    allow_missing: bool = False
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    release: int = Field(default=1, ge=1, lt=2**53)

@@ -1,0 +1,36 @@
+"""What exported files say about themselves, in the keys that other tools read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgetl.core.preprocess import PreprocessSpec
+
+INPUT_NAME = "input"
+OUTPUT_NAME = "logits"
+
+_INTERPOLATIONS = {"bilinear": "LINEAR", "bicubic": "CUBIC", "nearest": "NEAREST"}
+
+
+def model_info(spec: PreprocessSpec, labels: Sequence[str]) -> dict[str, str]:
+    """Intel Model API's ``model_info``: strings, lists separated by spaces, means and scales for 0..255.
+
+    Model API cannot express "resize the shorter side with antialiasing, then crop"; ``crop`` is its nearest resize, so its answers
+    are close to ours and not equal. The exact preprocessing stands under ``edgetl``.
+    """
+    return {
+        "model_type": "Classification",
+        "labels": " ".join(label.replace(" ", "_") for label in labels),
+        "mean_values": " ".join(f"{value * 255:g}" for value in spec.mean),
+        "scale_values": " ".join(f"{value * 255:g}" for value in spec.std),
+        "reverse_input_channels": "True",
+        "resize_type": "standard" if spec.crop_mode == "squash" else "crop",
+        "interpolation_mode": _INTERPOLATIONS.get(spec.interpolation, "CUBIC"),
+        "output_raw_scores": "True",
+        "topk": "1",
+    }
+
+
+def own_info(spec: PreprocessSpec, version: str) -> dict[str, str]:
+    """The ``edgetl`` block: the exact preprocessing, and who wrote the file."""
+    return {"preprocess": spec.model_dump_json(), "version": version, "model_info_resize": "approximate"}

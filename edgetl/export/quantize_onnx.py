@@ -1,0 +1,116 @@
+"""Post-training int8 for ONNX Runtime: static QDQ, per channel."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from edgetl.errors import ExportError
+from edgetl.export.metadata import INPUT_NAME
+from edgetl.export.steps import FloatHead, Step
+
+
+class OnnxQuantizer:
+    """Quantizes an ONNX file; see ``steps.Quantizer``."""
+
+    def __init__(self, source: Path, calibration: Sequence[NDArray[np.float32]], work: Path) -> None:
+        """``calibration`` holds batches float32 ``[1, 3, H, W]``; ``work`` is an empty folder for intermediate files."""
+        self._calibration = calibration
+        self._work = work
+        self._prepared = work / "prepared.onnx"
+        model = onnx.load(source)
+        self._properties = {item.key: item.value for item in model.metadata_props}
+        # The exporter's shape annotations contradict those that the quantizer infers.
+        del model.graph.value_info[:]
+        onnx.save(model, work / "plain.onnx")
+        try:
+            quant_pre_process(work / "plain.onnx", self._prepared, skip_symbolic_shape=True)
+        except (RuntimeError, ValueError, onnx.shape_inference.InferenceError) as error:
+            raise ExportError(f"ONNX Runtime cannot prepare {source.name} for quantization: {str(error).splitlines()[0]}") from error
+
+    def quantize(self, step: Step, folder: Path) -> list[Path]:
+        """Write ``model.onnx`` quantized as ``step`` says.
+
+        Raises:
+            ExportError: ONNX Runtime cannot quantize the network.
+        """
+        graph = onnx.load(self._prepared).graph
+        spared = [node.name for node in graph.node if node.op_type == "Conv"][: step.spared]
+        if step.refit:
+            spared.append(_head(graph).name)
+        target = folder / "model.onnx"
+        root_log = logging.getLogger()
+        level = root_log.level
+        root_log.setLevel(logging.ERROR)
+        try:
+            quantize_static(
+                self._prepared,
+                target,
+                _Reader(self._calibration),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                reduce_range=step.seven_bit,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=spared,
+            )
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise ExportError(f"ONNX Runtime cannot quantize the network: {str(error).splitlines()[0]}") from error
+        finally:
+            root_log.setLevel(level)
+        model = onnx.load(target)
+        onnx.helper.set_model_props(model, self._properties)
+        onnx.save(model, target)
+        onnx.save(model, self._work / "quantized.onnx")
+        return [target]
+
+    def write_trunk(self, folder: Path) -> list[Path]:
+        """Write the quantized trunk: features ``[batch, width]`` are its output."""
+        model = onnx.load(self._work / "quantized.onnx")
+        features = onnx.helper.make_tensor_value_info(_head(model.graph).input[0], onnx.TensorProto.FLOAT, None)
+        model.graph.output[0].CopyFrom(features)
+        onnx.save(model, folder / "model.onnx")
+        return [folder / "model.onnx"]
+
+    def replace_head(self, head: FloatHead, folder: Path) -> list[Path]:
+        """Write the quantized model with ``head``, which ``quantize`` left in fp32."""
+        model = onnx.load(self._work / "quantized.onnx")
+        node = _head(model.graph)
+        if node.op_type != "Gemm" or len(node.input) != 3:
+            raise ExportError(f"the head is a {node.op_type} without a bias; the network does not end in one linear layer.")
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        values = {node.input[1]: head.weight if transposed else head.weight.T, node.input[2]: head.bias}
+        for initializer in model.graph.initializer:
+            if initializer.name in values:
+                value = np.ascontiguousarray(values[initializer.name], np.float32)
+                initializer.CopyFrom(onnx.numpy_helper.from_array(value, initializer.name))
+        onnx.save(model, folder / "model.onnx")
+        return [folder / "model.onnx"]
+
+
+class _Reader(CalibrationDataReader):
+    """Feeds the calibration images to ONNX Runtime, one at a time."""
+
+    def __init__(self, calibration: Sequence[NDArray[np.float32]]) -> None:
+        self._rows: Iterator[NDArray[np.float32]] = iter(calibration)
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        """The next image, or none at the end."""
+        batch = next(self._rows, None)
+        return None if batch is None else {INPUT_NAME: batch}
+
+
+def _head(graph: onnx.GraphProto) -> onnx.NodeProto:
+    found = [node for node in graph.node if node.op_type in ("Gemm", "MatMul")]
+    if not found:
+        raise ExportError("the network holds no matrix product; it does not end in one linear layer.")
+    return found[-1]

@@ -1,0 +1,1 @@
+"""Latency scenarios, host fingerprint, reports."""

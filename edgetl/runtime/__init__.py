@@ -1,0 +1,1 @@
+"""What runs on the device: engines, predictor, evaluation, verification."""

@@ -1,0 +1,47 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+from edgetl.errors import EngineError
+
+_ERRORS = (
+    _state.Fail, _state.InvalidArgument, _state.InvalidGraph, _state.InvalidProtobuf, _state.NotImplemented, _state.RuntimeException,
+    _state.NoModel, _state.EPFail, RuntimeError, ValueError,
+)  # fmt: skip
+
+
+class OrtEngine:
+    """An ONNX file's bytes, loaded."""
+
+    def __init__(self, model: bytes, *, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except _ERRORS as error:
+            raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses the model: {_first_line(error)}") from error
+        self._input = self._session.get_inputs()[0].name
+        self._outputs = [self._session.get_outputs()[0].name]
+
+    def run(self, batch: NDArray[np.float32], /) -> NDArray[np.float32]:
+        """Logits float32 ``[batch, classes]`` of images float32 ``[batch, 3, H, W]``.
+
+        Raises:
+            EngineError: the batch does not fit the network.
+        """
+        try:
+            logits: NDArray[np.float32] = self._session.run(self._outputs, {self._input: batch})[0]
+        except _ERRORS as error:
+            raise EngineError(f"ONNX Runtime failed on a batch of shape {list(batch.shape)}: {_first_line(error)}") from error
+        return logits
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

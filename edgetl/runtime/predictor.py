@@ -1,0 +1,110 @@
+"""From images to labels on the device: preprocess, run, softmax. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgetl.core.bundle import Bundle, open_bundle
+from edgetl.core.images import ImageInput, load_image
+from edgetl.core.manifest import Variant
+from edgetl.core.preprocess import PreprocessSpec, normalise, to_pixels
+from edgetl.core.results import Prediction
+from edgetl.core.scoring import softmax
+from edgetl.errors import EngineError
+from edgetl.runtime.engine import Engine, choose_variant, open_engine
+
+MAX_BATCH = 16
+
+
+class Predictor:
+    """A loaded network with its labels and its preprocessing.
+
+    Attributes:
+        labels: class names, in the order of the scores.
+        spec: the preprocessing of the training.
+        variant: the manifest's entry of the loaded file; none for an engine of your own.
+    """
+
+    def __init__(self, engine: Engine, labels: Sequence[str], spec: PreprocessSpec, *, variant: Variant | None = None) -> None:
+        self.labels = tuple(labels)
+        self.spec = spec
+        self.variant = variant
+        self._engine = engine
+
+    @overload
+    def predict(self, images: ImageInput) -> Prediction: ...
+    @overload
+    def predict(self, images: Sequence[ImageInput]) -> list[Prediction]: ...
+
+    def predict(self, images: ImageInput | Sequence[ImageInput]) -> Prediction | list[Prediction]:
+        """Classify one image, or a list or tuple of images.
+
+        Args:
+            images: a path, encoded bytes, a PIL image or a uint8 array ``[H, W, 3]`` (RGB); or a list or tuple of those.
+
+        Raises:
+            ImageError: an image cannot be read; the text names it.
+            EngineError: the engine failed.
+        """
+        if isinstance(images, str | bytes | os.PathLike | Image.Image | np.ndarray):
+            return self._answers(self._tensor([load_image(images)]))[0]
+        results: list[Prediction] = []
+        for start in range(0, len(images), MAX_BATCH):
+            results += self._answers(self._tensor([load_image(image) for image in images[start : start + MAX_BATCH]]))
+        return results
+
+    def prepare(self, image: Image.Image) -> NDArray[np.float32]:
+        """An upright RGB image (``edgetl.core.images.load_image``) as the network's input, float32 ``[1, 3, H, W]``."""
+        return self._tensor([image])
+
+    def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits float32 ``[batch, classes]`` of preprocessed images float32 ``[batch, 3, H, W]``.
+
+        Raises:
+            EngineError: the engine failed, or gives another number of classes than there are labels.
+        """
+        result = self._engine.run(batch)
+        if result.shape != (len(batch), len(self.labels)):
+            raise EngineError(
+                f"the model answers with shape {list(result.shape)}; {len(batch)} images and {len(self.labels)} labels were expected."
+            )
+        return result
+
+    def _tensor(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        batch = np.empty((len(images), 3, *self.spec.input_size), np.float32)
+        for row, image in zip(batch, images, strict=True):
+            normalise(to_pixels(image, self.spec), self.spec, row)
+        return batch
+
+    def _answers(self, batch: NDArray[np.float32]) -> list[Prediction]:
+        scores = softmax(self.logits(batch))
+        best = scores.argmax(axis=1)
+        return [
+            Prediction(self.labels[index], float(row[index]), tuple(row.tolist())) for row, index in zip(scores, best.tolist(), strict=True)
+        ]
+
+
+def load(bundle: str | os.PathLike[str] | Bundle, *, variant: str | None = None, threads: int | None = None) -> Predictor:
+    """Open a bundle, check the files of one variant, and load it.
+
+    Args:
+        bundle: the folder that ``edgetl export`` wrote, or an opened bundle.
+        variant: its name, such as ``openvino-int8``; none takes the fastest on the bench whose engine is installed.
+        threads: for one inference; none means every core that this process may use.
+
+    Raises:
+        BundleError: not a bundle, or no such variant.
+        IntegrityError: a file is not the one that the manifest names.
+        MissingExtraError: the engine is not installed.
+        EngineError: the engine refuses the model.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    chosen = choose_variant(opened, variant)
+    engine = open_engine(opened, chosen, threads=threads)
+    return Predictor(engine, opened.manifest.labels, opened.manifest.preprocess, variant=chosen)

@@ -1,0 +1,77 @@
+"""Does a bundle still hold what was packed, and does this machine answer like the bench?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from edgetl.core.bundle import Bundle, open_bundle
+from edgetl.core.config import StrictModel
+from edgetl.core.manifest import Variant
+from edgetl.core.progress import Progress, silent
+from edgetl.errors import AccuracyGateError
+from edgetl.runtime.engine import installed
+from edgetl.runtime.predictor import load
+
+
+class GoldenCheck(StrictModel):
+    """One variant's answers on the golden images; ``largest_difference`` is of a score, 0..1."""
+
+    variant: str
+    images: int
+    largest_difference: float
+    tolerance: float
+
+
+class VerifyReport(StrictModel):
+    """What ``verify`` found.
+
+    Attributes:
+        bundle: the folder.
+        files: files whose size and SHA-256 agree with the manifest.
+        checked: variants whose golden answers agree.
+        skipped: variants whose engine is not installed here.
+    """
+
+    bundle: str
+    files: int
+    checked: tuple[GoldenCheck, ...]
+    skipped: tuple[str, ...]
+
+
+def verify(path: Path, *, progress: Progress = silent) -> VerifyReport:
+    """Check every file's hash, then compare each loadable variant's golden answers with the bench's.
+
+    Raises:
+        IntegrityError: a file was changed, added or removed.
+        AccuracyGateError: a golden answer is off; the text names the image and the variant.
+    """
+    bundle = open_bundle(path)
+    files = bundle.manifest.all_files()
+    for file in files:
+        bundle.read(file)
+    variants = [variant for variant in bundle.manifest.variants if installed(variant.format)]
+    checked = []
+    for done, variant in enumerate(variants, start=1):
+        checked.append(_check_golden(bundle, variant))
+        progress("checking golden images", done, len(variants))
+    skipped = tuple(variant.name for variant in bundle.manifest.variants if variant not in variants)
+    return VerifyReport(bundle=str(path), files=len(files), checked=tuple(checked), skipped=skipped)
+
+
+def _check_golden(bundle: Bundle, variant: Variant) -> GoldenCheck:
+    predictor = load(bundle, variant=variant.name)
+    worst = 0.0
+    for golden in bundle.manifest.golden:
+        answer = predictor.predict(bundle.read(golden.image))
+        difference = float(np.abs(np.array(answer.scores) - np.array(golden.scores[variant.name])).max())
+        worst = max(worst, difference)
+        if not difference <= variant.golden_tolerance:
+            raise AccuracyGateError(
+                f"{bundle.path}: {variant.name} answers {golden.image.path} with a score that is {difference:.3g} off the bench's "
+                f"(tolerance {variant.golden_tolerance:g}). This machine computes differently; use another variant, or export for it."
+            )
+    return GoldenCheck(
+        variant=variant.name, images=len(bundle.manifest.golden), largest_difference=worst, tolerance=variant.golden_tolerance
+    )

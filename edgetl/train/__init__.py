@@ -1,0 +1,1 @@
+"""Fine-tuning on torch: backbones, features, strategies, runs."""

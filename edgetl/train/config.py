@@ -1,0 +1,62 @@
+"""What a user may ask of fine-tuning, and the defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+from edgetl.core.config import StrictModel
+from edgetl.core.preprocess import Interpolation, Side
+
+Strategy: TypeAlias = Literal["probe", "full"]
+Share = Annotated[float, Field(ge=0.0, le=0.5)]
+
+
+class TrainConfig(StrictModel):
+    """One fine-tuning.
+
+    Attributes:
+        backbone: a timm name, ``torchvision:NAME``, ``local-dir:PATH`` (timm form) or ``hf-hub:ORG/NAME``.
+        weights: a ``.safetensors`` file for the architecture that ``backbone`` names.
+        pretrained: false starts from random weights: a control, and for architectures without weights.
+        strategy: ``probe`` fits the head on the frozen trunk's features; ``full`` then tunes every layer (LP-FT).
+        input_size, mean, std, crop_pct, interpolation: replace the backbone's own preprocessing.
+        resize: see ``edgetl.core.preprocess``.
+        seed: chooses splits, folds, batches and augmentation.
+        val, test: shares of the folder.
+        epochs: of ``full``; none means at least 10 epochs and 300 steps.
+        lr: of the head in ``full``; none means 1e-3 for pretrained and 3e-3 for random weights (AdamW).
+        lr_ratio: learning rate of the first stage relative to the head, end to end; none means 0.1, or 1 for random weights.
+        batch_size: images a step, and a feature pass.
+        patience: epochs without a better validation loss before ``full`` stops.
+        augment: ``light`` crops at random and varies colours; ``none`` trains on the evaluation crop.
+        flip: whether ``light`` mirrors images; wrong for digits, text and signs.
+        device: ``auto`` takes a GPU where there is one.
+        workers: data loader processes of ``full``; none chooses by cores.
+    """
+
+    backbone: str
+    weights: str | None = None
+    pretrained: bool = True
+    strategy: Strategy = "probe"
+    input_size: tuple[Side, Side] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    crop_pct: float | None = None
+    interpolation: Interpolation | None = None
+    resize: Literal["fused", "two-step"] = "fused"
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    val: Share = 0.15
+    test: Share = 0.15
+    epochs: int | None = Field(default=None, ge=1)
+    lr: float | None = Field(default=None, gt=0.0)
+    lr_ratio: float | None = Field(default=None, gt=0.0, le=1.0)
+    weight_decay: float = Field(default=0.02, ge=0.0)
+    label_smoothing: float = Field(default=0.05, ge=0.0, lt=1.0)
+    batch_size: int = Field(default=32, ge=1, le=4096)
+    patience: int = Field(default=5, ge=1)
+    augment: Literal["none", "light"] = "light"
+    flip: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int | None = Field(default=None, ge=0)

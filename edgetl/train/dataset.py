@@ -1,0 +1,99 @@
+"""Training images for torch: the evaluation's preprocessing, or a random crop of the same picture, both normalised by the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import InterpolationMode, v2
+
+from edgetl.core.host import available_cores
+from edgetl.core.images import load_image
+from edgetl.core.preprocess import PreprocessSpec, normalise, to_pixels
+from edgetl.data.folder import Sample
+from edgetl.train.config import TrainConfig
+
+
+class ImageDataset(Dataset[tuple[torch.Tensor, int]]):
+    """Images as ``float32 [3, H, W]`` with their label.
+
+    An index counts images through all epochs (``epoch * n + i``) and seeds the augmentation, so that a picture looks the same in
+    the same epoch whatever the number of worker processes.
+    """
+
+    def __init__(self, samples: Sequence[Sample], spec: PreprocessSpec, *, augment: v2.Transform | None, seed: int) -> None:
+        self.samples = samples
+        self.spec = spec
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        sample = self.samples[index % len(self.samples)]
+        image = load_image(sample.path)
+        if self.augment is None:
+            pixels = to_pixels(image, self.spec)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed((self.seed << 32) + index)
+                pixels = self.augment(image)
+        out = np.empty((3, *self.spec.input_size), np.float32)
+        normalise(pixels, self.spec, out)
+        return torch.from_numpy(out), sample.label
+
+
+class EpochSampler(Sampler[int]):
+    """A seeded permutation for each epoch; yields indices that also tell the epoch."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        base, self.epoch = self.epoch * self.length, self.epoch + 1
+        yield from (base + index for index in torch.randperm(self.length, generator=generator).tolist())
+
+
+def light_augmentation(spec: PreprocessSpec, *, flip: bool) -> v2.Transform:
+    """Random crops of at least 60 % of the picture, small changes of colour, and mirroring where it keeps the label."""
+    steps: list[torch.nn.Module] = [
+        v2.RandomResizedCrop(spec.input_size, scale=(0.6, 1.0), interpolation=InterpolationMode(_torchvision_filter(spec))),
+        v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+    ]
+    return v2.Compose([*steps, v2.RandomHorizontalFlip()] if flip else steps)
+
+
+def loaders(train: Sequence[Sample], val: Sequence[Sample], spec: PreprocessSpec, config: TrainConfig) -> tuple[DataLoader, DataLoader]:
+    """Data loaders of the training and the validation images; a last batch of one image, which BatchNorm cannot take, is dropped."""
+    augment = light_augmentation(spec, flip=config.flip) if config.augment == "light" else None
+    workers = config.workers if config.workers is not None else default_workers()
+    options = {
+        "batch_size": config.batch_size,
+        "num_workers": workers,
+        "pin_memory": torch.cuda.is_available() and config.device != "cpu",
+    }
+    drop = len(train) % config.batch_size == 1 and len(train) > 1
+    training = ImageDataset(train, spec, augment=augment, seed=config.seed)
+    return (
+        DataLoader(training, sampler=EpochSampler(len(train), config.seed), drop_last=drop, **options),
+        DataLoader(ImageDataset(val, spec, augment=None, seed=config.seed), shuffle=False, **options),
+    )
+
+
+def default_workers() -> int:
+    """Loader processes: none where they would take the cores that train."""
+    cores = available_cores()
+    return 0 if cores <= 2 and not torch.cuda.is_available() else min(8, cores - 1)
+
+
+def _torchvision_filter(spec: PreprocessSpec) -> str:
+    return spec.interpolation if spec.interpolation in {item.value for item in InterpolationMode} else "bicubic"

@@ -1,0 +1,50 @@
+"""Pictures and tables of a run, for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from edgetl.core.results import Evaluation
+
+
+def draw_confusion(evaluation: Evaluation, title: str, path: Path) -> None:
+    """Draw the confusion matrix as a PNG: rows are true classes, shades are shares of the row."""
+    labels = [score.label for score in evaluation.classes]
+    counts = np.array(evaluation.confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(20.0, 2.5 + 0.45 * len(labels))
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(
+        range(len(labels)),
+        labels,
+        rotation=45 if max(map(len, labels)) > 2 else 0,
+        ha="right" if max(map(len, labels)) > 2 else "center",
+    )
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title, fontsize=10)
+    if len(labels) <= 30:
+        for row, column in np.argwhere(counts > 0):
+            axes.text(
+                column,
+                row,
+                str(counts[row, column]),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if shares[row, column] > 0.5 else "black",
+            )
+    figure.savefig(path, dpi=120)
+
+
+def class_table(evaluation: Evaluation) -> str:
+    """The per-class figures as CSV text."""
+    rows = ["label,n,precision,recall,f1"]
+    rows += [f'"{score.label}",{score.n},{score.precision:.4f},{score.recall:.4f},{score.f1:.4f}' for score in evaluation.classes]
+    return "\n".join(rows) + "\n"

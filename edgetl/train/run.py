@@ -1,0 +1,229 @@
+"""A run on disk: what was trained, on what, and what it measured.
+
+``run.json`` is written last into a staging folder that becomes the run in one rename, and names the hash of every other file, so
+that a half-written run cannot be mistaken for a whole one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+from pydantic import JsonValue
+from torch import nn
+
+from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.config import StrictModel, read_json
+from edgetl.core.manifest import MANIFEST_NAME
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.results import Evaluation
+from edgetl.data.folder import Part, Sample
+from edgetl.data.integrity import check_images
+from edgetl.data.split import Splits
+from edgetl.errors import DataError, RunError
+from edgetl.train.backbones import Backbone, rebuild
+from edgetl.train.config import TrainConfig
+
+WEIGHTS_NAME = "weights.safetensors"
+SPLITS_NAME = "splits.json"
+TIMM_CONFIG_NAME = "config.json"
+METRICS_NAME = "metrics.jsonl"
+MAX_SPLITS_BYTES = 500_000_000
+
+
+class BackboneRecord(StrictModel):
+    """Where a run's network comes from; fields as in ``Backbone``."""
+
+    name: str
+    architecture: str
+    head_name: str
+    model_args: dict[str, JsonValue]
+    weights_sha256: str | None
+    licence: str | None
+    pretrained: bool
+
+
+class SplitEntry(StrictModel):
+    """One image of a run: its path below the root, label index, content hash, and split."""
+
+    path: str
+    label: int
+    content: str
+    part: Literal["train", "val", "test"]
+
+
+class SplitsRecord(StrictModel):
+    """``splits.json``."""
+
+    schema_version: Literal[1] = 1
+    root: str
+    fingerprint: str
+    entries: tuple[SplitEntry, ...]
+    broken: tuple[str, ...]
+    conflicts: tuple[tuple[str, ...], ...]
+
+
+class RunRecord(StrictModel):
+    """``run.json``.
+
+    Attributes:
+        head_penalty: the L2 strength of the probe that fitted (or, for ``full``, started) the head.
+        validation: figures that chose; ``test`` was looked at once, at the end.
+        files: SHA-256 of every other file that a later stage reads.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str
+    created: str
+    labels: tuple[str, ...]
+    config: TrainConfig
+    backbone: BackboneRecord
+    preprocess: PreprocessSpec
+    head_penalty: float
+    images: dict[str, int]
+    data_fingerprint: str
+    validation: Evaluation
+    test: Evaluation | None
+    seconds: float
+    versions: dict[str, str]
+    host: dict[str, str]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run folder."""
+
+    path: Path
+    record: RunRecord
+
+    def load_model(self) -> nn.Module:
+        """The trained network in evaluation mode, on the CPU.
+
+        Raises:
+            RunError: the weights are damaged or do not fit.
+        """
+        backbone = self.record.backbone
+        model = rebuild(backbone.architecture, dict(backbone.model_args), len(self.record.labels))
+        try:
+            state = safetensors.torch.load(self._read(WEIGHTS_NAME))
+            model.load_state_dict(state)
+        except (safetensors.SafetensorError, RuntimeError) as error:
+            raise RunError(
+                f"{self.path / WEIGHTS_NAME} does not fit {backbone.architecture}: {str(error).splitlines()[0]}. Train again."
+            ) from error
+        return model.eval()
+
+    def splits(self) -> SplitsRecord:
+        """The images of the run."""
+        self._read(SPLITS_NAME)
+        return read_json(self.path / SPLITS_NAME, SplitsRecord, RunError, max_bytes=MAX_SPLITS_BYTES)
+
+    def samples(self, part: Part, data: Path | None = None) -> list[Sample]:
+        """The images of one split, found below ``data`` or the folder that the run was trained on, and checked to be the same.
+
+        Raises:
+            DataError: images are missing, or are not those of the training.
+        """
+        splits = self.splits()
+        root = data or Path(splits.root)
+        if not root.is_dir():
+            raise DataError(
+                f"the images of {self.path} are not at {root}. They are needed to calibrate and to check accuracy; say where they are with --data."
+            )
+        samples = [Sample(root / entry.path, entry.label, entry.content, part) for entry in splits.entries if entry.part == part]
+        found = check_images([sample.path for sample in samples], root)
+        wrong = [sample.path for sample in samples if found[sample.path].content != sample.content]
+        if wrong:
+            raise DataError(
+                f"{len(wrong)} of {len(samples)} {part} images below {root} are missing or not those of the training, "
+                f"for instance {wrong[0]}. Restore them, or name the right folder with --data."
+            )
+        return samples
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of ``run.json``, which names the hashes of the other files."""
+        return hashlib.sha256((self.path / RUN_RECORD_NAME).read_bytes()).hexdigest()
+
+    def _read(self, name: str) -> bytes:
+        path = self.path / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise RunError(f"{path}: {error.strerror}. The run is damaged; train again.") from error
+        if hashlib.sha256(data).hexdigest() != self.record.files.get(name):
+            raise RunError(f"{path} changed since the training (SHA-256 differs). The run is damaged; train again.")
+        return data
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Open a run folder.
+
+    Raises:
+        RunError: not a run; a bundle is recognised and the text says so.
+    """
+    folder = Path(path)
+    if not (folder / RUN_RECORD_NAME).is_file():
+        if (folder / MANIFEST_NAME).is_file():
+            raise RunError(f"{folder} is a bundle, not a run; this command needs the folder that `edgetl train` wrote.")
+        what = "has no run.json" if folder.is_dir() else "does not exist"
+        raise RunError(f"{folder} is not a run: it {what}. Give the folder that `edgetl train` wrote.")
+    return Run(folder, read_json(folder / RUN_RECORD_NAME, RunRecord, RunError))
+
+
+def write_model(folder: Path, backbone: Backbone, labels: tuple[str, ...]) -> None:
+    """Write the weights, and for timm architectures the ``config.json`` that makes the folder a ``local-dir:`` of timm."""
+    state = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
+    (folder / WEIGHTS_NAME).write_bytes(safetensors.torch.save(state, {"format": "pt"}))
+    if hasattr(backbone.model, "pretrained_cfg"):
+        (folder / TIMM_CONFIG_NAME).write_text(json.dumps(_timm_config(backbone, labels), indent=2) + "\n", "utf-8")
+
+
+def _timm_config(backbone: Backbone, labels: tuple[str, ...]) -> dict[str, Any]:
+    spec = backbone.spec
+    old = dict(getattr(backbone.model, "pretrained_cfg", {}))
+    kept = {key: old[key] for key in ("pool_size", "first_conv", "classifier", "license", "fixed_input_size") if key in old}
+    return {
+        "architecture": backbone.architecture,
+        "num_classes": len(labels),
+        "num_features": backbone.head.in_features,
+        "label_names": list(labels),
+        "model_args": backbone.model_args,
+        "pretrained_cfg": {
+            **kept,
+            "tag": "edgetl",
+            "custom_load": False,
+            "input_size": [3, *spec.input_size],
+            "interpolation": spec.interpolation,
+            "crop_pct": spec.crop_pct,
+            "crop_mode": spec.crop_mode,
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "num_classes": len(labels),
+        },
+    }
+
+
+def record_splits(splits: Splits) -> SplitsRecord:
+    """What ``splits.json`` says of ``splits``."""
+    root = splits.folder.root.resolve()
+    parts: tuple[Part, ...] = ("train", "val", "test")
+    entries = tuple(
+        SplitEntry(path=sample.path.relative_to(splits.folder.root).as_posix(), label=sample.label, content=sample.content, part=part)
+        for part in parts
+        for sample in splits.part(part)
+    )
+    broken = tuple(str(item.path.relative_to(splits.folder.root)) for item in splits.folder.broken)
+    conflicts = tuple(conflict.paths for conflict in splits.conflicts)
+    return SplitsRecord(root=str(root), fingerprint=splits.folder.fingerprint(), entries=entries, broken=broken, conflicts=conflicts)
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of ``folder``."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.is_file()}
