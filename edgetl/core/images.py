@@ -27,7 +27,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, WebPImagePlugin
+from PIL import Image, UnidentifiedImageError, WebPImagePlugin
 
 from edgetl.errors import ImageError
 
@@ -143,7 +143,7 @@ def _decode(data: bytes, name: str) -> Image.Image:
             check_size(image, name)
             image.load()
             return to_upright_rgb(image, name)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not a JPEG, PNG, WebP or BMP image.") from error
     except _DECODE_ERRORS as error:
         raise ImageError(f"{name} cannot be decoded: {_reason(error)}") from error

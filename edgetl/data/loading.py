@@ -28,7 +28,7 @@ def batches(samples: Sequence[Sample], spec: PreprocessSpec, *, batch_size: int 
         pending: deque[Future[NDArray[np.float32]]] = deque(pool.submit(preprocess, sample.path, spec) for sample in samples[:ahead])
         following = iter(samples[ahead:])
         while pending:
-            rows = []
+            rows: list[NDArray[np.float32]] = []
             while pending and len(rows) < batch_size:
                 rows.append(pending.popleft().result())
                 if (sample := next(following, None)) is not None:

@@ -64,7 +64,7 @@ def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float 
         return _split_ready_made(folder, seed=seed, val=val)
     conflicts = _conflicts(folder)
     parts = _divide(folder.samples, seed=seed, shares={"test": test, "val": val})
-    return Splits(folder, *(tuple(parts[name]) for name in ("train", "val", "test")), conflicts=conflicts)
+    return Splits(folder, tuple(parts["train"]), tuple(parts["val"]), tuple(parts["test"]), conflicts)
 
 
 def _split_ready_made(folder: ImageFolder, *, seed: int, val: float) -> Splits:
@@ -83,7 +83,7 @@ def _split_ready_made(folder: ImageFolder, *, seed: int, val: float) -> Splits:
     if not kept["val"]:
         again = _divide(kept["train"], seed=seed, shares={"val": val})
         kept["train"], kept["val"] = again["train"], again["val"]
-    return Splits(folder, *(tuple(kept[name]) for name in ("train", "val", "test")), conflicts=_conflicts(folder), moved=tuple(moved))
+    return Splits(folder, tuple(kept["train"]), tuple(kept["val"]), tuple(kept["test"]), _conflicts(folder), tuple(moved))
 
 
 def _divide(samples: Sequence[Sample], *, seed: int, shares: dict[Part, float]) -> dict[Part, list[Sample]]:

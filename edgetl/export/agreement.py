@@ -51,7 +51,9 @@ class Verdict:
     reason: str
 
 
-def trained_logits(model: nn.Module, samples: Sequence[Sample], spec: PreprocessSpec, *, progress: Progress = silent) -> NDArray[np.float32]:
+def trained_logits(
+    model: nn.Module, samples: Sequence[Sample], spec: PreprocessSpec, *, progress: Progress = silent
+) -> NDArray[np.float32]:
     """The trained model's logits ``[n, classes]`` of ``samples``, by torch on the CPU."""
 
     def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:

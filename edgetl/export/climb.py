@@ -42,7 +42,7 @@ class Climbed:
 def climb(
     quantizer: Quantizer,
     steps: Sequence[Step],
-    refit: RefitData,
+    refit: Callable[[], RefitData],
     folder: Path,
     *,
     open_files: Callable[[list[Path]], Logits],
@@ -54,7 +54,7 @@ def climb(
     Args:
         quantizer: of one engine.
         steps: cheapest first.
-        refit: for steps that fit the head again.
+        refit: what steps that fit the head again need; called only for those.
         folder: receives the files; a later step overwrites an earlier one's.
         open_files: loads files into the engine.
         judge: the gate.
@@ -68,7 +68,7 @@ def climb(
         files = quantizer.quantize(step, folder)
         if step.refit:
             trunk = open_files(quantizer.write_trunk(folder))
-            files = quantizer.replace_head(refit_head(trunk, refit), folder)
+            files = quantizer.replace_head(refit_head(trunk, refit()), folder)
         verdict = judge(open_files(files))
         rungs.append(
             Rung(

@@ -7,23 +7,25 @@ import logging
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from edgetl.core.atomic import new_folder
 from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_hashes
-from edgetl.core.host import fingerprint, versions
+from edgetl.core.host import available_cores, fingerprint, versions
 from edgetl.core.manifest import MANIFEST_NAME, Calibration, Format, Golden, Lineage, Manifest, Precision, Rejected, Rung, Variant
 from edgetl.core.preprocess import preprocess
 from edgetl.core.progress import Progress, silent
 from edgetl.core.scoring import softmax
 from edgetl.data.folder import Sample
 from edgetl.data.loading import batches, stratified
-from edgetl.errors import AccuracyGateError, ConfigError, StorageError
+from edgetl.errors import AccuracyGateError, StorageError
 from edgetl.export.agreement import GateSet, Logits, Verdict, accuracy, answers, judge, trained_logits
 from edgetl.export.card import write_card
 from edgetl.export.climb import RefitData, climb
@@ -110,7 +112,7 @@ def export_bundle(
 
 
 def _prepare(run: Run, config: ExportConfig, work: Path, data: Path | None, progress: Progress) -> _Bench:
-    train, val, test = (run.samples(part, data) for part in ("train", "val", "test"))  # type: ignore[arg-type]  # mypy widens the literals
+    train, val, test = run.samples("train", data), run.samples("val", data), run.samples("test", data)
     chosen = stratified(val, config.gate_images)
     spec = run.record.preprocess
     trained = trained_logits(run.load_model(), chosen, spec, progress=progress)
@@ -163,7 +165,7 @@ def _quantize(bench: _Bench, format_: Format, source: Path, target: Path) -> tup
     climbed = climb(
         quantizer,
         ladder(bench.config.cpu),
-        _refit_data(bench, source),
+        lambda: _refit_data(bench, source),
         target,
         open_files=lambda files: _open(format_, files),
         judge=lambda logits: judge(logits, bench.gate, bench.config, exact=False),
@@ -179,13 +181,20 @@ def _refit_data(bench: _Bench, source: Path) -> RefitData:
         samples = stratified(bench.train, max(2000, bench.config.calibration_images))
         trained = answers(_open("onnx", [source]), samples, bench.gate.spec, stage="the trained model's answers", progress=bench.progress)
         module = bench.run.load_model().get_submodule(bench.run.record.backbone.head_name)
-        head = FloatHead(module.weight.detach().numpy(), module.bias.detach().numpy())  # type: ignore[union-attr, operator]  # a linear layer
+        assert isinstance(module, nn.Linear)
+        head = FloatHead(module.weight.detach().numpy(), module.bias.detach().numpy())
         bench.refit = RefitData(samples, bench.gate.spec, trained, head)
     return bench.refit
 
 
 def _accept(
-    bench: _Bench, folder: Path, kind: tuple[Format, Precision], files: list[Path], verdict: Verdict, rungs: tuple[Rung, ...], golden: list[Sample]
+    bench: _Bench,
+    folder: Path,
+    kind: tuple[Format, Precision],
+    files: list[Path],
+    verdict: Verdict,
+    rungs: tuple[Rung, ...],
+    golden: list[Sample],
 ) -> None:
     format_, precision = kind
     logits = _open(format_, files)
@@ -216,7 +225,7 @@ def _accept(
 def _open(format_: Format, files: list[Path], *, threads: int | None = None) -> Logits:
     """Load files as the device would: from bytes, in the device's engine."""
     from_disk = [path.read_bytes() for path in files]
-    return load_engine(format_, from_disk, threads=threads or int(fingerprint()["cores"])).run
+    return load_engine(format_, from_disk, threads=threads or available_cores()).run
 
 
 def _report_rejected(bench: _Bench) -> None:
@@ -230,9 +239,8 @@ def _report_rejected(bench: _Bench) -> None:
     )
 
 
-def _choose_golden(samples: list[Sample] | tuple[Sample, ...] | object) -> list[Sample]:
+def _choose_golden(samples: Sequence[Sample]) -> list[Sample]:
     """A few validation images, the classes in turn; small files where there are enough, since they travel with every bundle."""
-    assert isinstance(samples, list)
     small = [sample for sample in samples if sample.path.stat().st_size <= MAX_GOLDEN_BYTES]
     return stratified(small or samples, GOLDEN_IMAGES)
 
@@ -256,7 +264,9 @@ def _write_manifest(bench: _Bench, folder: Path, golden: list[Sample], name: str
     seen.write_bytes(pack_hashes([entry.content for entry in entries if entry.part != "test"]))
     quantized = "int8" in bench.config.precisions
     digest = hashlib.sha256("\n".join(sorted(sample.content for sample in bench.calibration)).encode()).hexdigest()
-    calibration = Calibration(n=len(bench.calibration), images_sha256=digest, preprocess_sha256=record.preprocess.digest()) if quantized else None
+    calibration = (
+        Calibration(n=len(bench.calibration), images_sha256=digest, preprocess_sha256=record.preprocess.digest()) if quantized else None
+    )
     card = folder / "card.md"
     card.write_text(write_card(name, record, bench.variants, bench.rejected, bench.gate.accuracy, calibration), "utf-8")
     manifest = Manifest(
@@ -309,5 +319,3 @@ def _check_space(run: Run, folder: Path, config: ExportConfig) -> None:
             f"{folder.parent} has {free / 1e6:.0f} MB free; this export needs about {needed / 1e6:.0f} MB while it works. "
             f"Nothing was written; free some space or choose another --out."
         )
-    if not config.precisions:
-        raise ConfigError("name at least one precision.")

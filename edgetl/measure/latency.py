@@ -43,7 +43,7 @@ def time_calls(call: Callable[[], object], *, runs: int, warm_up: int = 5, max_s
     """Call ``call`` after ``warm_up`` calls, up to ``runs`` times or ``max_seconds``; the times in milliseconds, float64 ``[n]``."""
     for _ in range(warm_up):
         call()
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + max_seconds
     while len(times) < runs and (not times or time.perf_counter() < end):
         start = time.perf_counter_ns()

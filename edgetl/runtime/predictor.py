@@ -40,9 +40,9 @@ class Predictor:
     @overload
     def predict(self, images: ImageInput) -> Prediction: ...
     @overload
-    def predict(self, images: Sequence[ImageInput]) -> list[Prediction]: ...
+    def predict(self, images: list[ImageInput] | tuple[ImageInput, ...]) -> list[Prediction]: ...
 
-    def predict(self, images: ImageInput | Sequence[ImageInput]) -> Prediction | list[Prediction]:
+    def predict(self, images: ImageInput | list[ImageInput] | tuple[ImageInput, ...]) -> Prediction | list[Prediction]:
         """Classify one image, or a list or tuple of images.
 
         Args:

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,9 @@ def find_head(model: nn.Module) -> str:
     Raises:
         BackboneError: the network does not end in one linear layer.
     """
-    if hasattr(model, "get_classifier"):
-        classifier = model.get_classifier()
+    get_classifier = getattr(model, "get_classifier", None)
+    if callable(get_classifier):
+        classifier = get_classifier()
         for name, module in model.named_modules():
             if module is classifier and isinstance(module, nn.Linear):
                 return name
@@ -137,8 +139,8 @@ def _from_timm(config: TrainConfig, classes: int) -> Backbone:
         crop_mode=data["crop_mode"],
         crop_pct=float(data["crop_pct"]),
         interpolation=data["interpolation"],
-        mean=tuple(float(value) for value in data["mean"]),
-        std=tuple(float(value) for value in data["std"]),
+        mean=_triple(data["mean"]),
+        std=_triple(data["std"]),
     )
     local = Path(name.removeprefix(LOCAL_DIR)) if name.startswith(LOCAL_DIR) else None
     return Backbone(
@@ -149,7 +151,7 @@ def _from_timm(config: TrainConfig, classes: int) -> Backbone:
         spec=spec,
         model_args=_local_model_args(local) if local else {},
         weights_sha256=_local_weights_sha256(local) if local and pretrained else None,
-        licence=cfg.get("license"),
+        licence=cfg.get("license") if pretrained else None,
     )
 
 
@@ -185,8 +187,8 @@ def _from_torchvision(config: TrainConfig, classes: int) -> Backbone:
         input_size=(size, size),
         crop_pct=size / transform.resize_size[0],
         interpolation=transform.interpolation.value,
-        mean=tuple(transform.mean),
-        std=tuple(transform.std),
+        mean=_triple(transform.mean),
+        std=_triple(transform.std),
     )
     return Backbone(
         config.backbone,
@@ -204,7 +206,6 @@ def _torchvision_model(name: str, weights: Any, classes: int) -> nn.Module:
     if name.startswith("squeezenet"):
         # Its head is a convolution, a ReLU and a pool; pooled features with a linear head are the same size and can be fitted.
         model.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
-        model.num_classes = classes
         return model
     head_name = find_head(model)
     old = model.get_submodule(head_name)
@@ -241,6 +242,18 @@ def _override(spec: PreprocessSpec, config: TrainConfig) -> PreprocessSpec:
     if any(not math.isfinite(value) or value <= 0 for value in changes.get("std", ())):
         raise ConfigError(f"--std {changes['std']} must be three numbers above 0.")
     return spec.model_copy(update={**changes, "resize": config.resize})
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    """Three channel values; a backbone for another number of channels is refused.
+
+    Raises:
+        BackboneError: not three values.
+    """
+    if len(values) != 3:
+        raise BackboneError(f"the backbone takes {len(values)} channel(s); edgetl's images have 3 (RGB). Choose another backbone.")
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
 
 
 def _local_model_args(folder: Path) -> dict[str, Any]:

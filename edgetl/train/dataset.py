@@ -72,20 +72,20 @@ def light_augmentation(spec: PreprocessSpec, *, flip: bool) -> v2.Transform:
     return v2.Compose([*steps, v2.RandomHorizontalFlip()] if flip else steps)
 
 
-def loaders(train: Sequence[Sample], val: Sequence[Sample], spec: PreprocessSpec, config: TrainConfig) -> tuple[DataLoader, DataLoader]:
+def loaders(
+    train: Sequence[Sample], val: Sequence[Sample], spec: PreprocessSpec, config: TrainConfig
+) -> tuple[DataLoader[tuple[torch.Tensor, int]], DataLoader[tuple[torch.Tensor, int]]]:
     """Data loaders of the training and the validation images; a last batch of one image, which BatchNorm cannot take, is dropped."""
     augment = light_augmentation(spec, flip=config.flip) if config.augment == "light" else None
     workers = config.workers if config.workers is not None else default_workers()
-    options = {
-        "batch_size": config.batch_size,
-        "num_workers": workers,
-        "pin_memory": torch.cuda.is_available() and config.device != "cpu",
-    }
+    pin = torch.cuda.is_available() and config.device != "cpu"
     drop = len(train) % config.batch_size == 1 and len(train) > 1
     training = ImageDataset(train, spec, augment=augment, seed=config.seed)
+    validation = ImageDataset(val, spec, augment=None, seed=config.seed)
+    sampler = EpochSampler(len(train), config.seed)
     return (
-        DataLoader(training, sampler=EpochSampler(len(train), config.seed), drop_last=drop, **options),
-        DataLoader(ImageDataset(val, spec, augment=None, seed=config.seed), shuffle=False, **options),
+        DataLoader(training, config.batch_size, sampler=sampler, num_workers=workers, pin_memory=pin, drop_last=drop),
+        DataLoader(validation, config.batch_size, num_workers=workers, pin_memory=pin),
     )
 
 

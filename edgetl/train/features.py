@@ -49,10 +49,8 @@ def extract_features(
     stream = batches(samples, spec, batch_size=batch_size)
     first = next(stream)
     compute = choose_engine(trunk, first, len(samples), device)
-    rows = [compute(first)]
-    for batch in _counted(stream, len(first), len(samples), progress):
-        rows.append(compute(batch))
-    return np.concatenate(rows)
+    rest = _counted(stream, len(first), len(samples), progress)
+    return np.concatenate([compute(first), *(compute(batch) for batch in rest)])
 
 
 def choose_engine(trunk: nn.Module, batch: NDArray[np.float32], count: int, device: str) -> FeatureFunction:

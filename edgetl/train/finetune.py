@@ -66,6 +66,7 @@ def fine_tune(splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool
         )
     started = time.monotonic()
     device = choose_device(config.device)
+    torch.manual_seed(config.seed)  # random weights, and the head before it is fitted
     with new_folder(out, overwrite=overwrite) as folder:
         backbone = load_backbone(config, len(splits.folder.labels))
         trunk = make_trunk(backbone.model, backbone.head_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -43,6 +44,8 @@ def tune_all(backbone: Backbone, splits: Splits, config: TrainConfig, *, device:
     Raises:
         TrainingError: the loss became infinite or not a number.
     """
+    # Lightning sets its own level and handler when it is imported; what it says there is not about the user's images.
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(config.seed, verbose=False)
     train, val = loaders(splits.train, splits.val or splits.train, backbone.spec, config)
     epochs = config.epochs or max(MIN_EPOCHS, math.ceil(MIN_STEPS / max(1, len(train))))
@@ -149,7 +152,8 @@ class FineTuning(L.LightningModule):
         loss: torch.Tensor = self.loss(self.model(images), labels)
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"the loss became {loss.item()} at step {self.global_step}: training diverged. Lower --lr (now {self._lr():g}) or use --strategy probe."
+                f"the loss became {loss.item()} at step {self.global_step}: training diverged. "
+                f"Lower --lr (now {self._lr():g}) or use --strategy probe."
             )
         self.log("train_loss", loss, on_step=False, on_epoch=True)
         return loss

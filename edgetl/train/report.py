@@ -5,42 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from edgetl.core.results import Evaluation
 
 
 def draw_confusion(evaluation: Evaluation, title: str, path: Path) -> None:
-    """Draw the confusion matrix as a PNG: rows are true classes, shades are shares of the row."""
+    """Write the confusion matrix as a PNG."""
+    side = min(20.0, 2.5 + 0.45 * len(evaluation.classes))
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    confusion_axes(figure.add_subplot(), evaluation, title)
+    figure.savefig(path, dpi=120)
+
+
+def confusion_axes(axes: Axes, evaluation: Evaluation, title: str) -> None:
+    """Draw the confusion matrix: rows are true classes, shades are shares of the row."""
     labels = [score.label for score in evaluation.classes]
     counts = np.array(evaluation.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = min(20.0, 2.5 + 0.45 * len(labels))
-    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
-    axes = figure.add_subplot()
+    long = max(map(len, labels)) > 2
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(
-        range(len(labels)),
-        labels,
-        rotation=45 if max(map(len, labels)) > 2 else 0,
-        ha="right" if max(map(len, labels)) > 2 else "center",
-    )
+    axes.set_xticks(range(len(labels)), labels, rotation=45 if long else 0, ha="right" if long else "center")
     axes.set_yticks(range(len(labels)), labels)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(title, fontsize=10)
     if len(labels) <= 30:
-        for row, column in np.argwhere(counts > 0):
-            axes.text(
-                column,
-                row,
-                str(counts[row, column]),
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if shares[row, column] > 0.5 else "black",
-            )
-    figure.savefig(path, dpi=120)
+        for row, column in np.argwhere(counts > 0).tolist():
+            dark = shares[row, column] > 0.5
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else "black")
 
 
 def class_table(evaluation: Evaluation) -> str:

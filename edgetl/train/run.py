@@ -135,7 +135,8 @@ class Run:
         root = data or Path(splits.root)
         if not root.is_dir():
             raise DataError(
-                f"the images of {self.path} are not at {root}. They are needed to calibrate and to check accuracy; say where they are with --data."
+                f"the images of {self.path} are not at {root}. They are needed to calibrate and to check accuracy; "
+                f"say where they are with --data."
             )
         samples = [Sample(root / entry.path, entry.label, entry.content, part) for entry in splits.entries if entry.part == part]
         found = check_images([sample.path for sample in samples], root)

@@ -1,0 +1,79 @@
+"""Pictures that the command line writes; matplotlib is needed only for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgetl.core.atomic import storage_error
+from edgetl.core.results import Evaluation
+from edgetl.errors import MissingExtraError
+from edgetl.measure.scenarios import LatencyReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_STAGES = (("decode", "#9ecae1"), ("preprocess", "#4292c6"), ("infer", "#08306b"))
+
+
+def draw_latency(report: LatencyReport, path: Path) -> None:
+    """Bars of the median time of each stage, one for each variant, as PNG (or what the suffix says).
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = _figure(8.0, 2.0 + 0.45 * len(report.variants))
+    stages_axes(figure.add_subplot(), report)
+    _save(figure, path)
+
+
+def draw_demo(test: Evaluation, report: LatencyReport, accuracies: dict[str, float], path: Path) -> None:
+    """The demo's picture: confusion matrix, accuracy of each variant, and time of each stage."""
+    from edgetl.train.report import confusion_axes
+
+    figure = _figure(14.0, 5.2)
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15])
+    confusion_axes(left.add_subplot(), test, f"digits, test images: accuracy {test.accuracy.value:.3f}, n = {test.accuracy.n}")
+    upper, lower = right.subplots(2, 1)
+    names = list(accuracies)
+    upper.barh(names, [accuracies[name] for name in names], color="#41ab5d")
+    upper.set_xlim(0.0, 1.0)
+    upper.invert_yaxis()
+    for index, name in enumerate(names):
+        upper.text(accuracies[name], index, f"{accuracies[name]:.3f} ", va="center", ha="right", color="white", fontsize=9)
+    upper.set_title("accuracy on the test images", fontsize=10)
+    stages_axes(lower, report)
+    _save(figure, path)
+
+
+def stages_axes(axes: Axes, report: LatencyReport) -> None:
+    """Stacked bars of the median milliseconds of each stage."""
+    names = [row.variant for row in report.variants]
+    start = [0.0] * len(names)
+    for stage, colour in _STAGES:
+        widths = [getattr(row, stage).p50_ms or getattr(row, stage).mean_ms for row in report.variants]
+        axes.barh(names, widths, left=start, color=colour, label=stage)
+        start = [left + width for left, width in zip(start, widths, strict=True)]
+    for index, end in enumerate(start):
+        axes.text(end, index, f" {end:.2f} ms", va="center", fontsize=9)
+    axes.set_xlim(0, max(start) * 1.18)
+    axes.invert_yaxis()
+    axes.set_xlabel("median milliseconds of one image")
+    axes.set_title(f"{report.threads} thread(s), {report.host['cpu']}", fontsize=10)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, frameon=False)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "train") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise storage_error(path, error) from error

@@ -1,0 +1,153 @@
+"""``edgetl predict``, ``verify`` and ``inspect``: what a device runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from edgetl.cli.session import JsonOption, ThreadsOption, VerboseOption, err, out, print_json, working
+from edgetl.cli.tables import ladder_lines, share, variants_table
+from edgetl.core.bundle import RUN_RECORD_NAME, open_bundle
+from edgetl.core.images import EXTENSIONS
+from edgetl.errors import ImageError
+from edgetl.runtime.predictor import Predictor, load
+from edgetl.runtime.verify import verify
+
+
+def predict_command(
+    bundle: Annotated[Path, typer.Argument(help="The folder that `edgetl export` wrote.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    variant: Annotated[str | None, typer.Option(help="Such as openvino-int8 [default: the fastest].")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 3,
+    threads: ThreadsOption = None,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Labels and scores of images. An unreadable image is reported and does not stop the others; the exit code is then 5."""
+    with working(json_output=True, verbose=verbose):
+        predictor = load(bundle, variant=variant, threads=threads)
+        failed, rows = 0, []
+        for path in _files(images):
+            row = _predict(predictor, path)
+            failed += "error" in row
+            if json_output:
+                rows.append(row)
+            else:
+                _show_prediction(row, top)
+    if json_output:
+        name = predictor.variant.name if predictor.variant else None
+        print_json({"bundle": str(bundle), "variant": name, "labels": list(predictor.labels), "predictions": rows})
+    if failed:
+        raise typer.Exit(ImageError.exit_code)
+
+
+def verify_command(
+    bundle: Annotated[Path, typer.Argument(help="The folder that `edgetl export` wrote.")],
+    data: Annotated[Path | None, typer.Option(help="Labelled images to measure accuracy on as well.")] = None,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Check every file's hash, and that this machine answers the golden images like the bench."""
+    from edgetl.runtime.evaluation import evaluate_bundle
+
+    with working(json_output=json_output, verbose=verbose) as progress:
+        report = verify(bundle, progress=progress)
+        evaluations = []
+        if data is not None:
+            evaluations = [evaluate_bundle(bundle, data, variant=check.variant, progress=progress) for check in report.checked]
+    if json_output:
+        print_json({**report.model_dump(mode="json"), "evaluations": [item.model_dump(mode="json") for item in evaluations]})
+        return
+    out.print(f"{report.files} files are those that the manifest names")
+    for check in report.checked:
+        out.print(
+            f"{check.variant}: {check.images} golden images, largest difference of a score {check.largest_difference:.1e} "
+            f"(tolerance {check.tolerance:g})"
+        )
+    for name in report.skipped:
+        out.print(f"[yellow]{name}: not checked, its engine is not installed[/]")
+    for evaluation in evaluations:
+        out.print(f"{evaluation.variant}: accuracy {share(evaluation.result.accuracy)}, {evaluation.left_out} seen images left out")
+
+
+def inspect_command(
+    path: Annotated[Path, typer.Argument(help="A run or a bundle.")],
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """What is in a run or a bundle."""
+    with working(json_output=True, verbose=verbose):
+        if (path / RUN_RECORD_NAME).is_file():
+            from edgetl.cli.train import need_extra, show_run
+
+            need_extra("train")
+            from edgetl.train.run import open_run
+
+            run = open_run(path)
+            print_json(run.record) if json_output else show_run(run)
+            return
+        manifest = open_bundle(path).manifest
+    if json_output:
+        print_json(manifest)
+        return
+    out.print(variants_table(manifest))
+    for line in ladder_lines(manifest):
+        out.print(escape(line), soft_wrap=True)
+    facts = Table.grid(padding=(0, 2))
+    lineage, spec = manifest.lineage, manifest.preprocess
+    for title, value in (
+        ("labels", ", ".join(manifest.labels)),
+        ("input", f"{spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, {spec.interpolation}, {spec.resize} resize"),
+        ("backbone", f"{lineage.architecture}, {lineage.strategy}, {lineage.train_images} training images"),
+        ("licence", lineage.licence or "not stated"),
+        ("calibration", f"{manifest.calibration.n} training images" if manifest.calibration else "none"),
+        ("golden", f"{len(manifest.golden)} images"),
+        ("release", str(manifest.release)),
+        ("made", f"{manifest.created} on {manifest.host['cpu']}"),
+    ):
+        facts.add_row(title, escape(value))
+    for item in manifest.rejected:
+        facts.add_row("left out", escape(f"{item.name}: {item.reason}"))
+    out.print(facts)
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    """Files as given; a folder stands for the images below it."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(item for item in path.rglob("*") if item.suffix.lower() in EXTENSIONS and item.is_file())
+            if not inside:
+                raise ImageError(f"{path} holds no JPEG, PNG, WebP or BMP files.")
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+def _predict(predictor: Predictor, path: Path) -> dict[str, object]:
+    try:
+        answer = predictor.predict(path)
+    except ImageError as error:
+        return {"image": str(path), "error": str(error)}
+    return {
+        "image": str(path),
+        "label": answer.label,
+        "score": answer.score,
+        "scores": dict(zip(predictor.labels, answer.scores, strict=True)),
+    }
+
+
+def _show_prediction(row: dict[str, object], top: int) -> None:
+    if "error" in row:
+        err.print(f"[bold red]error:[/] {escape(str(row['error']))}", soft_wrap=True)
+        return
+    scores = row["scores"]
+    assert isinstance(scores, dict)
+    best = sorted(scores.items(), key=lambda item: -item[1])[:top]
+    shown = ", ".join(f"{label} {score:.3f}" for label, score in best)
+    out.print(f"{escape(str(row['image']))}: {escape(shown)}", soft_wrap=True)

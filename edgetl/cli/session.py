@@ -1,0 +1,86 @@
+"""What every command shares: the consoles, the common options, and how results and mistakes are shown."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from edgetl.cli.progress import shown_progress
+from edgetl.core import progress as core
+from edgetl.core.config import StrictModel
+from edgetl.errors import ConfigError, EdgetlError
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the standard output.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Threads for one inference [default: every core].")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Chooses splits, folds, batches and augmentation.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace --out if it exists; the old one stays until the new one is whole.")
+]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the libraries log.")]
+
+
+@contextmanager
+def working(*, json_output: bool, verbose: bool) -> Iterator[core.Progress]:
+    """Set logging and warnings for one command and yield its progress; ``--json`` keeps quiet."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    if not verbose:
+        warnings.simplefilter("ignore")
+        for name in ("lightning", "lightning.pytorch", "torch.utils.cpp_extension", "torch.onnx", "onnxscript", "nncf", "root"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    with shown_progress(err, quiet=json_output) as progress:
+        yield progress
+
+
+def print_json(value: StrictModel | dict[str, object]) -> None:
+    """One JSON document on the standard output."""
+    text = value.model_dump_json(indent=2) if isinstance(value, StrictModel) else json.dumps(value, indent=2, ensure_ascii=False)
+    sys.stdout.write(text + "\n")
+
+
+def print_error(error: EdgetlError, *, json_output: bool) -> None:
+    """A mistake: one paragraph on the error stream, and with ``--json`` an object on the standard output."""
+    if json_output:
+        print_json({"error": {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code}})
+    err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+
+
+def choices(text: str, allowed: Sequence[str], option: str) -> tuple[str, ...]:
+    """Split ``a,b`` and refuse what is not allowed.
+
+    Raises:
+        ConfigError: naming the option and what it takes.
+    """
+    given = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    unknown = [part for part in given if part not in allowed]
+    if unknown or not given:
+        raise ConfigError(f"{option} {text!r}: {', '.join(unknown) or 'nothing given'} is not possible; it takes {', '.join(allowed)}.")
+    return given
+
+
+def numbers(text: str | None, count: int, option: str) -> tuple[float, ...] | None:
+    """Split ``0.5,0.5,0.5`` into ``count`` numbers.
+
+    Raises:
+        ConfigError: not that many numbers.
+    """
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.replace("x", ",").split(","))
+    except ValueError as error:
+        raise ConfigError(f"{option} {text!r} takes {count} numbers separated by commas.") from error
+    if len(values) != count:
+        raise ConfigError(f"{option} {text!r} takes {count} numbers separated by commas.")
+    return values

@@ -1,0 +1,171 @@
+"""Latency of a bundle on this machine: each stage apart, the whole path, and a cold start in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.core.bundle import Bundle, open_bundle
+from edgetl.core.config import StrictModel
+from edgetl.core.host import available_cores, fingerprint, load_average, versions
+from edgetl.core.images import load_image, read_image_file
+from edgetl.core.manifest import Variant
+from edgetl.core.progress import Progress, silent
+from edgetl.errors import ConfigError, EngineError, MissingExtraError
+from edgetl.measure.latency import MIN_CALLS, Percentiles, percentiles
+from edgetl.runtime.engine import installed
+from edgetl.runtime.predictor import Predictor, load
+
+WARM_UP_RUNS = 20
+COLD_START_TIMEOUT_S = 120
+
+
+class ColdStart(StrictModel):
+    """One fresh process from its start to its first answer.
+
+    Attributes:
+        load_ms: opening the bundle, checking the variant's files, loading the engine.
+        first_prediction_ms: from the start of the process to the first answer.
+        peak_rss_mb: largest resident memory until then, 10^6 bytes.
+    """
+
+    load_ms: float
+    first_prediction_ms: float
+    peak_rss_mb: float
+
+
+class VariantReport(StrictModel):
+    """One variant's figures; times are of one image at a time, closed loop, after warm-up."""
+
+    variant: str
+    size_bytes: int
+    cold: ColdStart
+    decode: Percentiles
+    preprocess: Percentiles
+    infer: Percentiles
+    whole: Percentiles
+
+
+class LatencyReport(StrictModel):
+    """What ``edgetl bench`` measured, and where."""
+
+    schema_version: int = 1
+    bundle: str
+    created: str
+    threads: int
+    images: int
+    image_source: str
+    load_average: float
+    host: dict[str, str]
+    versions: dict[str, str]
+    variants: tuple[VariantReport, ...]
+    skipped: tuple[str, ...]
+
+
+def measure_bundle(
+    path: Path,
+    *,
+    variants: Sequence[str] = (),
+    images: Sequence[Path] = (),
+    threads: int | None = None,
+    runs: int = MIN_CALLS[99],
+    max_seconds: float = 10.0,
+    progress: Progress = silent,
+) -> LatencyReport:
+    """Time every variant of the bundle at ``path`` whose engine is installed.
+
+    Args:
+        path: the bundle.
+        variants: names; none means all.
+        images: files to decode in turn; none takes the bundle's golden images.
+        threads: for one inference; none means every core that this process may use.
+        runs: timed images of each variant; 662 are needed for a 99th percentile.
+        max_seconds: a variant's timing ends after this, whatever ``runs`` says.
+        progress: told after each variant.
+
+    Raises:
+        MissingExtraError: no engine is installed.
+        ImageError: an image cannot be read.
+    """
+    if runs < 1 or max_seconds <= 0:
+        raise ConfigError("--runs takes 1 or more, --max-seconds more than 0.")
+    bundle = open_bundle(path)
+    chosen = [bundle.variant(name) for name in variants] if variants else list(bundle.manifest.variants)
+    ready = [variant for variant in chosen if installed(variant.format)]
+    if not ready:
+        raise MissingExtraError("an engine for this bundle", "onnxruntime")
+    encoded = [read_image_file(image) for image in images] or [bundle.read(golden.image) for golden in bundle.manifest.golden]
+    count = threads or available_cores()
+    before = load_average()
+    reports = []
+    for done, variant in enumerate(ready):
+        progress(f"timing {variant.name}", done, len(ready))
+        reports.append(_measure_variant(bundle, variant, encoded, count, runs, max_seconds))
+        progress(f"timing {variant.name}", done + 1, len(ready))
+    return LatencyReport(
+        bundle=str(path),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        threads=count,
+        images=len(encoded),
+        image_source="files" if images else "golden images",
+        load_average=before,
+        host=fingerprint(),
+        versions=versions(),
+        variants=tuple(reports),
+        skipped=tuple(variant.name for variant in chosen if variant not in ready),
+    )
+
+
+def _measure_variant(bundle: Bundle, variant: Variant, encoded: list[bytes], threads: int, runs: int, max_seconds: float) -> VariantReport:
+    cold = _cold_start(bundle, variant, threads)
+    predictor = load(bundle, variant=variant.name, threads=threads)
+    for image, _ in zip(cycle(encoded), range(WARM_UP_RUNS), strict=False):
+        predictor.predict(image)
+    times = _time_stages(predictor, encoded, runs, max_seconds)
+    decode, preprocess, infer, whole = (percentiles(column) for column in times.T)
+    return VariantReport(
+        variant=variant.name, size_bytes=variant.size_bytes, cold=cold, decode=decode, preprocess=preprocess, infer=infer, whole=whole
+    )
+
+
+def _time_stages(predictor: Predictor, encoded: list[bytes], runs: int, max_seconds: float) -> NDArray[np.float64]:
+    """Milliseconds ``[n, 4]``: decode, preprocess, infer, and the whole path of another call on the same image."""
+    rows = []
+    end = time.perf_counter() + max_seconds
+    for image, _ in zip(cycle(encoded), range(runs), strict=False):
+        stamps = [time.perf_counter_ns()]
+        picture = load_image(image)
+        stamps.append(time.perf_counter_ns())
+        batch = predictor.prepare(picture)
+        stamps.append(time.perf_counter_ns())
+        predictor.logits(batch)
+        stamps.append(time.perf_counter_ns())
+        predictor.predict(image)
+        stamps.append(time.perf_counter_ns())
+        rows.append(np.diff(stamps) / 1e6)
+        if time.perf_counter() > end:
+            break
+    return np.array(rows)
+
+
+def _cold_start(bundle: Bundle, variant: Variant, threads: int) -> ColdStart:
+    """Start a fresh interpreter that loads the variant and answers once."""
+    image = bundle.path / bundle.manifest.golden[0].image.path
+    command = [sys.executable, "-m", "edgetl.measure.cold", str(bundle.path), variant.name, str(image), str(threads), str(time.time())]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COLD_START_TIMEOUT_S, check=True)
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"{variant.name}: no first answer within {COLD_START_TIMEOUT_S} s.") from error
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EngineError(f"{variant.name}: a fresh process ended with code {error.returncode}: {last}") from error
+    return ColdStart(**json.loads(done.stdout.splitlines()[-1]))
