@@ -70,7 +70,9 @@ def fine_tune(splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool
     with new_folder(out, overwrite=overwrite) as folder:
         backbone = load_backbone(config, len(splits.folder.labels))
         trunk = make_trunk(backbone.model, backbone.head_name)
-        head = _fit_probe(trunk, backbone, splits, config, device, progress)
+        # A head fitted on random features is large and wrong: full training from random weights starts from a random head too.
+        fits = config.strategy == "probe" or config.pretrained
+        head = _fit_probe(trunk, backbone, splits, config, device, progress) if fits else None
         rows: list[dict[str, float]] = []
         if config.strategy == "full":
             rows = tune_all(backbone, splits, config, device=device, progress=progress).rows
@@ -125,8 +127,9 @@ def _evaluate(samples: Sequence[Sample], predicted: NDArray[np.int64], labels: t
     return evaluate_predictions(labels_of(samples), predicted, labels)
 
 
-def _last_row(validation: Evaluation, head: LinearHead) -> dict[str, float]:
-    return {"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1, "head_penalty": head.penalty}
+def _last_row(validation: Evaluation, head: LinearHead | None) -> dict[str, float]:
+    row = {"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1}
+    return {**row, "head_penalty": head.penalty} if head else row
 
 
 def _write_pictures(folder: Path, validation: Evaluation, test: Evaluation | None) -> None:
@@ -138,7 +141,7 @@ def _write_pictures(folder: Path, validation: Evaluation, test: Evaluation | Non
 
 
 def _record(
-    name: str, splits: Splits, config: TrainConfig, backbone: Backbone, head: LinearHead,
+    name: str, splits: Splits, config: TrainConfig, backbone: Backbone, head: LinearHead | None,
     figures: tuple[Evaluation, Evaluation | None], seconds: float, files: dict[str, str],
 ) -> RunRecord:  # fmt: skip
     return RunRecord(
@@ -156,7 +159,7 @@ def _record(
             pretrained=config.pretrained,
         ),
         preprocess=backbone.spec,
-        head_penalty=head.penalty,
+        head_penalty=head.penalty if head else None,
         images={"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
         data_fingerprint=splits.folder.fingerprint(),
         validation=figures[0],

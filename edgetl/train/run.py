@@ -73,7 +73,7 @@ class RunRecord(StrictModel):
     """``run.json``.
 
     Attributes:
-        head_penalty: the L2 strength of the probe that fitted (or, for ``full``, started) the head.
+        head_penalty: the L2 strength of the probe that fitted (or, for ``full``, started) the head; none if it started at random.
         validation: figures that chose; ``test`` was looked at once, at the end.
         files: SHA-256 of every other file that a later stage reads.
     """
@@ -85,7 +85,7 @@ class RunRecord(StrictModel):
     config: TrainConfig
     backbone: BackboneRecord
     preprocess: PreprocessSpec
-    head_penalty: float
+    head_penalty: float | None
     images: dict[str, int]
     data_fingerprint: str
     validation: Evaluation
