@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from typing import Annotated, Any
+from importlib.metadata import version
+from types import FrameType
+from typing import Annotated
 
-import click
 import typer
 
 from edgetl.cli import bench, demo, device, export, train
@@ -36,34 +38,41 @@ for command in (
     app.command(command.__name__.removesuffix("_command"))(command)
 
 
-@app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", is_eager=True, help="Show the version and exit.")] = False) -> None:
-    if version:
-        from importlib.metadata import version as installed_version
-
-        typer.echo(f"edgetl {installed_version('edgetl')}")
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgetl {version('edgetl')}")
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")] = False,
+) -> None:
+    """Options before the command."""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C. Not a ``KeyboardInterrupt``, which typer and Lightning answer in their own ways."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a bug (traceback), 2 usage, or the code of the error's class."""
     given = sys.argv[1:] if arguments is None else arguments
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
-        code: Any = app(given, standalone_mode=False)
+        app(given)
     except EdgetlError as error:
         print_error(error, json_output="--json" in given)
-        code = error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+        sys.exit(error.exit_code)
+    except Interrupted:
         err.print("interrupted; nothing half-written was kept.")
-        code = INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except BrokenPipeError:
-        # The reader of our output went away, for instance `| head`.
-        sys.stderr.close()
-        code = 0
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(INTERRUPTED)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
+    raise Interrupted
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import onnx.helper
+import onnx_ir
 import torch
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from timm.utils.model import reparameterize_model
@@ -71,7 +72,10 @@ def to_half(source: Path, path: Path) -> None:
         # Weights below the smallest half are rounded; the gate judges what that costs.
         warnings.simplefilter("ignore")
         half = convert_float_to_float16(model, keep_io_types=True)
-    onnx.save(half, path)
+    # The converter appends its casts at the end; the standard asks for topological order, and strict loaders insist on it.
+    sorted_model = onnx_ir.from_proto(half)
+    sorted_model.graph.sort()
+    onnx.save(onnx_ir.to_proto(sorted_model), path)
 
 
 def save(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:

@@ -74,11 +74,7 @@ def tune_all(backbone: Backbone, splits: Splits, config: TrainConfig, *, device:
         # Lightning's hints about loader processes and logging intervals concern choices that were made on purpose.
         warnings.filterwarnings("ignore", module=r"lightning\..*")
         warnings.filterwarnings("ignore", message=r".*(does not have many workers|LeafSpec|pin_memory).*")
-        try:
-            trainer.fit(module, train, val)
-        except SystemExit as stop:
-            # Lightning turns Ctrl-C into an exit of its own.
-            raise KeyboardInterrupt from stop
+        trainer.fit(module, train, val)
     if best.state is None:
         raise TrainingError("the validation loss was never finite; lower --lr, or check the images with `edgetl evaluate`.")
     backbone.model.load_state_dict(best.state)

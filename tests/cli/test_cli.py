@@ -1,0 +1,207 @@
+"""The command line as a user meets it: a real process, its two streams, and its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgetl.core.bundle import Bundle
+from edgetl.train.run import Run
+
+
+def edgetl(*arguments: object, timeout: float = 120, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the installed command."""
+    command = [sys.executable, "-m", "edgetl.cli.app", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=cwd)
+
+
+def _fails(done: subprocess.CompletedProcess[str], code: int, *phrases: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    flat = " ".join(done.stderr.split())
+    for phrase in phrases:
+        assert phrase in flat
+
+
+def test_help_names_every_command() -> None:
+    done = edgetl("--help")
+    assert done.returncode == 0
+    for command in ("demo", "train", "evaluate", "export", "verify", "inspect", "predict", "bench"):
+        assert command in done.stdout
+
+
+def test_version_is_shown() -> None:
+    assert edgetl("--version").stdout.startswith("edgetl 0.")
+
+
+def test_an_unknown_command_or_option_is_a_usage_error() -> None:
+    _fails(edgetl("trian", "x"), 2, "No such command")
+    _fails(edgetl("predict", "--frobnicate"), 2, "No such option")
+
+
+def test_a_misspelt_backbone_names_the_nearest(colours: Path, tmp_path: Path) -> None:
+    done = edgetl("train", colours, "--backbone", "mobilenetv3_smal_100", "--out", tmp_path / "run")
+    _fails(done, 6, "mobilenetv3_smal_100", "mobilenetv3_small_100")
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_mistakes_are_reported_together(colours: Path, tmp_path: Path) -> None:
+    arguments = ("--backbone", "test_resnet", "--out", tmp_path / "run", "--strategy", "magic", "--epochs", 0, "--device", "tpu")
+    _fails(edgetl("train", colours, *arguments), 3, "--strategy:", "--epochs:", "--device:")
+
+
+def test_a_missing_or_unusable_folder_is_a_data_error(tmp_path: Path) -> None:
+    arguments = ("--backbone", "test_resnet", "--out", tmp_path / "run")
+    _fails(edgetl("train", tmp_path / "gone", *arguments), 4, "gone does not exist")
+    (tmp_path / "empty").mkdir()
+    _fails(edgetl("train", tmp_path / "empty", *arguments), 4, "holds no images", "one folder for each class")
+
+
+def test_a_run_given_to_predict_is_told_how_to_export(run: Run, digits: Path) -> None:
+    _fails(edgetl("predict", run.path, digits / "3"), 8, "is a run, not a bundle", f"edgetl export {run.path} --out BUNDLE")
+
+
+def test_a_bundle_given_to_export_is_recognised(bundle: Bundle, tmp_path: Path) -> None:
+    _fails(edgetl("export", bundle.path, "--out", tmp_path / "out"), 7, "is a bundle, not a run")
+
+
+def test_an_unknown_format_or_precision_lists_those_there_are(run: Run, tmp_path: Path) -> None:
+    _fails(
+        edgetl("export", run.path, "--out", tmp_path / "b", "--format", "onnx,tflite"), 3, "tflite is not possible; it takes onnx, openvino"
+    )
+    _fails(edgetl("export", run.path, "--out", tmp_path / "b", "--precision", "int4"), 3, "--precision 'int4'", "fp32, fp16, int8")
+
+
+def test_int8_without_data_at_hand_says_how_to_name_it(run: Run, tmp_path: Path) -> None:
+    _fails(edgetl("export", run.path, "--out", tmp_path / "b", "--data", tmp_path / "gone"), 4, "--data")
+
+
+def test_a_flipped_byte_fails_verify_with_its_own_code(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / "copy")
+    file = tmp_path / "copy/openvino-int8/1/model.bin"
+    data = bytearray(file.read_bytes())
+    data[100] ^= 4
+    file.write_bytes(data)
+    _fails(edgetl("verify", tmp_path / "copy"), 9, "model.bin", "SHA-256 differs")
+
+
+def test_errors_are_json_too_when_json_is_asked(tmp_path: Path) -> None:
+    done = edgetl("verify", tmp_path / "gone", "--json")
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["class"], error["exit_code"]) == (8, "BundleError", 8)
+    assert "gone does not exist" in error["message"]
+
+
+def test_predict_answers_good_images_and_reports_bad_ones(bundle: Bundle, digits: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"\xff\xd8\xff nothing")
+    good = sorted((digits / "7").iterdir())[0]
+    done = edgetl("predict", bundle.path, bad, good, "--json")
+    rows = json.loads(done.stdout)["predictions"]
+    assert done.returncode == 5
+    assert "bad.jpg" in rows[0]["error"] and rows[1]["label"] == "7"
+    assert list(rows[1]["scores"]) == list(bundle.manifest.labels)
+
+
+def test_predict_takes_folders_and_shows_the_top_classes(bundle: Bundle, digits: Path) -> None:
+    done = edgetl("predict", bundle.path, digits / "5", "--top", 1)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == len(list((digits / "5").iterdir()))
+    assert sum(": 5 0." in line or ": 5 1." in line for line in lines) > 0.9 * len(lines)
+
+
+def test_inspect_evaluate_verify_and_bench_print_json(bundle: Bundle, run: Run, digits: Path, tmp_path: Path) -> None:
+    manifest = json.loads(edgetl("inspect", bundle.path, "--json").stdout)
+    assert manifest["name"] == bundle.manifest.name and manifest["labels"] and manifest["variants"]
+    assert json.loads(edgetl("inspect", run.path, "--json").stdout)["name"] == run.record.name
+    report = json.loads(edgetl("evaluate", bundle.path, digits, "--variant", "onnx-int8", "--json").stdout)
+    assert report["left_out"] > 0 and report["result"]["accuracy"]["value"] > 0.9
+    checked = json.loads(edgetl("verify", bundle.path, "--data", digits, "--json").stdout)
+    assert len(checked["checked"]) == len(checked["evaluations"]) == 6
+    picture = tmp_path / "latency.png"
+    timed = edgetl("bench", bundle.path, "--runs", 12, "--variant", "onnx-fp32", "--plot", picture, "--json")
+    assert json.loads(timed.stdout)["variants"][0]["whole"]["n"] == 12 and picture.stat().st_size > 10_000
+
+
+def test_tables_fit_eighty_columns(bundle: Bundle, run: Run) -> None:
+    for path in (bundle.path, run.path):
+        done = edgetl("inspect", path)
+        assert done.returncode == 0
+        rows = [line for line in done.stdout.splitlines() if line.startswith(" ") and "…" in line]
+        assert not rows, "a column was cut"
+
+
+def _interrupt(process: subprocess.Popen[str], signal_: int, *, when: str) -> tuple[str, int]:
+    """Send a signal as soon as the process prints a line that holds ``when``."""
+    assert process.stderr is not None
+    seen = ""
+    with process.stderr as stream:
+        for line in stream:
+            seen += line
+            if when in line:
+                time.sleep(0.3)
+                process.send_signal(signal_)
+                break
+        seen += stream.read()
+    return seen, process.wait(60)
+
+
+@pytest.mark.parametrize("stage", ["computing features", "fine-tuning"])
+def test_ctrl_c_ends_with_one_line_and_keeps_nothing_half_written(digits: Path, tmp_path: Path, stage: str) -> None:
+    command = [sys.executable, "-m", "edgetl.cli.app", "train", str(digits), "--backbone", "test_resnet", "--random-weights"]
+    command += ["--strategy", "full" if stage == "fine-tuning" else "probe", "--epochs", "50", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    text, code = _interrupt(process, signal.SIGINT, when=stage)
+    assert code == 130, text
+    assert "Traceback" not in text and text.rstrip().splitlines()[-1].startswith("interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["train", "export"])
+def test_sigkill_leaves_nothing_that_a_command_accepts(run: Run, digits: Path, tmp_path: Path, command: str) -> None:
+    target = tmp_path / "out"
+    arguments: dict[str, list[object]] = {
+        "train": ["train", digits, "--backbone", "test_resnet", "--random-weights", "--strategy", "full", "--epochs", 50, "--out", target],
+        "export": ["export", run.path, "--out", target],
+    }
+    whole = [sys.executable, "-m", "edgetl.cli.app", *map(str, arguments[command])]
+    process = subprocess.Popen(whole, stderr=subprocess.PIPE, text=True)
+    _interrupt(process, signal.SIGKILL, when="fine-tuning" if command == "train" else "comparing")
+    assert not target.exists()
+    left = list(tmp_path.iterdir())
+    assert left, "the kill came too late to test anything"
+    for path in left:
+        assert edgetl("inspect", path).returncode == 8
+        assert edgetl("export", path, "--out", tmp_path / "again").returncode == 7
+    again = edgetl("export", run.path, "--out", target, "--format", "onnx", "--precision", "fp32")
+    assert again.returncode == 0, again.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "leftovers of a killed process are removed by the next one"
+
+
+def test_a_full_disk_while_exporting_is_a_clear_error_and_loses_nothing(run: Run, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        _fails(edgetl("export", run.path, "--out", disk / "bundle"), 15, "MB free", "--out")
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_files_appear_nowhere_else(bundle: Bundle, digits: Path, tmp_path: Path) -> None:
+    edgetl("predict", bundle.path, digits / "1", cwd=tmp_path)
+    edgetl("evaluate", bundle.path, digits, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []

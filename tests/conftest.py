@@ -1,0 +1,81 @@
+"""Fixtures that several rooms share: small real images, one trained run and one bundle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgetl.core.bundle import Bundle
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.train.config import TrainConfig
+from edgetl.train.digits import DEMO_CONFIG, write_digits
+from edgetl.train.finetune import train
+from edgetl.train.run import Run
+
+SHARED = Path(os.environ.get("EDGETL_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what scans remember out of the user's cache folder."""
+    old = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if old is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = old
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The reference images and weights; the test is skipped where they are absent."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"the reference data is not at {SHARED} (EDGETL_SHARED)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's digits as an image folder."""
+    root = tmp_path_factory.mktemp("digits") / "digits"
+    write_digits(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The demo's network, trained for a few epochs."""
+    config = TrainConfig.model_validate({**DEMO_CONFIG, "epochs": 5})
+    return train(digits, config, tmp_path_factory.mktemp("runs") / "digits")
+
+
+@pytest.fixture(scope="session")
+def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """That run's bundle with six variants."""
+    config = ExportConfig(precisions=("fp32", "fp16", "int8"), max_drop=0.02, calibration_images=100)
+    return export_bundle(run.path, config, tmp_path_factory.mktemp("bundles") / "digits")
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """Three classes of plain, slightly noisy colour patches: 12 images each."""
+    return write_colours(tmp_path / "colours", 12)
+
+
+def write_colours(root: Path, count: int, *, side: int = 40, seed: int = 0) -> Path:
+    """Write ``count`` noisy patches of red, green and blue each, as PNG."""
+    rng = np.random.default_rng(seed)
+    for channel, name in enumerate(("red", "green", "blue")):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            pixels = rng.integers(0, 90, (side, side, 3))
+            pixels[:, :, channel] += 120
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{index:03d}.png")
+    return root

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino as ov
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from edgetl.core.bundle import Bundle
+from edgetl.core.preprocess import PreprocessSpec, preprocess
+from edgetl.data.folder import Sample
+from edgetl.data.loading import stratified
+from edgetl.errors import AccuracyGateError, ConfigError, DataError
+from edgetl.export import package
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.export.steps import Step
+from edgetl.runtime.predictor import load
+from edgetl.train.run import Run
+
+NAMES = {f"{format_}-{precision}" for format_ in ("onnx", "openvino") for precision in ("fp32", "fp16", "int8")}
+
+
+def test_a_bundle_holds_every_variant_that_was_asked_for(bundle: Bundle) -> None:
+    assert {variant.name for variant in bundle.manifest.variants} == NAMES
+    assert not bundle.manifest.rejected
+
+
+def test_variants_are_ordered_by_their_measured_time(bundle: Bundle) -> None:
+    times = [variant.median_ms for variant in bundle.manifest.variants]
+    assert times == sorted(times) and min(times) > 0
+
+
+def test_int8_files_are_smaller_and_hold_int8_weights(bundle: Bundle) -> None:
+    sizes = {variant.name: variant.size_bytes for variant in bundle.manifest.variants}
+    for format_ in ("onnx", "openvino"):
+        assert sizes[f"{format_}-int8"] < 0.45 * sizes[f"{format_}-fp32"]
+        assert sizes[f"{format_}-fp16"] < 0.62 * sizes[f"{format_}-fp32"]
+    model = onnx.load(bundle.path / "onnx-int8/1/model.onnx")
+    assert any(item.data_type == onnx.TensorProto.INT8 for item in model.graph.initializer)
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph.node}
+
+
+def test_fp16_files_keep_float32_at_their_borders(bundle: Bundle) -> None:
+    model = onnx.load(bundle.path / "onnx-fp16/1/model.onnx")
+    kinds = [value.type.tensor_type.elem_type for value in (model.graph.input[0], model.graph.output[0])]
+    assert kinds == [onnx.TensorProto.FLOAT] * 2
+    assert any(item.data_type == onnx.TensorProto.FLOAT16 for item in model.graph.initializer)
+
+
+def test_onnx_files_are_whole_and_batch_is_dynamic(bundle: Bundle) -> None:
+    for precision in ("fp32", "fp16", "int8"):
+        model = onnx.load(bundle.path / f"onnx-{precision}/1/model.onnx", load_external_data=False)
+        onnx.checker.check_model(model)
+        assert not any(item.external_data for item in model.graph.initializer)
+        assert model.graph.input[0].name == "input" and model.graph.output[0].name == "logits"
+        assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+
+
+def test_files_say_what_they_are_to_intel_model_api(bundle: Bundle) -> None:
+    spec = bundle.manifest.preprocess
+    means = " ".join(f"{value * 255:g}" for value in spec.mean)
+    for precision in ("fp32", "fp16", "int8"):
+        properties = {item.key: item.value for item in onnx.load(bundle.path / f"onnx-{precision}/1/model.onnx").metadata_props}
+        assert properties["model_info model_type"] == "Classification" and properties["model_info mean_values"] == means
+        info = ov.Core().read_model(bundle.path / f"openvino-{precision}/1/model.xml").get_rt_info(["model_info"])
+        assert str(info["labels"]) == " ".join(bundle.manifest.labels)
+        assert json.loads(properties["edgetl preprocess"])["input_size"] == list(spec.input_size)
+
+
+def test_calibration_used_only_training_images_through_the_bundles_preprocessing(bundle: Bundle, run: Run) -> None:
+    import hashlib
+
+    chosen = stratified(run.samples("train"), 100)
+    digest = hashlib.sha256("\n".join(sorted(sample.content for sample in chosen)).encode()).hexdigest()
+    calibration = bundle.manifest.calibration
+    assert calibration is not None
+    assert (calibration.n, calibration.images_sha256) == (100, digest)
+    assert calibration.preprocess_sha256 == bundle.manifest.preprocess.digest()
+
+
+def test_golden_images_are_validation_images_with_a_score_a_variant(bundle: Bundle, run: Run) -> None:
+    validation = {path.read_bytes() for path in (sample.path for sample in run.samples("val"))}
+    for golden in bundle.manifest.golden:
+        assert bundle.read(golden.image) in validation and set(golden.scores) == NAMES
+
+
+def test_seen_images_are_those_of_train_and_val(bundle: Bundle, run: Run) -> None:
+    seen = bundle.seen_images()
+    kept = {int(entry.content[:16], 16): entry.part for entry in run.splits().entries}
+    assert seen == {prefix for prefix, part in kept.items() if part != "test"}
+
+
+def test_exported_scores_equal_the_trained_models(bundle: Bundle, run: Run) -> None:
+    model = run.load_model()
+    for sample in run.samples("test")[:20]:
+        with torch.inference_mode():
+            expected = torch.softmax(model(torch.from_numpy(preprocess(sample.path, run.record.preprocess)[None])), 1)[0].numpy()
+        for name in ("onnx-fp32", "openvino-fp32"):
+            np.testing.assert_allclose(load(bundle, variant=name).predict(sample.path).scores, expected, atol=1e-4)
+
+
+@pytest.fixture
+def wrong_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inject a fault: int8 ranges are measured on images of another scale (normalised twice)."""
+    real = package.batches
+
+    def scaled(samples: Sequence[Sample], spec: PreprocessSpec) -> Iterator[NDArray[np.float32]]:
+        return (batch * np.float32(0.01) for batch in real(samples, spec))
+
+    monkeypatch.setattr(package, "batches", scaled)
+    monkeypatch.setattr(package, "ladder", lambda cpu: [Step()])  # later steps repair it
+
+
+def test_a_gate_that_cannot_hold_writes_nothing_and_gives_the_figures(run: Run, tmp_path: Path, wrong_calibration: None) -> None:
+    config = ExportConfig(formats=("onnx",), precisions=("int8",))
+    with pytest.raises(AccuracyGateError, match=r"onnx-int8: .*--allow-missing"):
+        export_bundle(run.path, config, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_allow_missing_keeps_what_passed_and_records_what_did_not(run: Run, tmp_path: Path, wrong_calibration: None) -> None:
+    config = ExportConfig(formats=("onnx",), precisions=("fp32", "int8"), allow_missing=True)
+    manifest = export_bundle(run.path, config, tmp_path / "bundle").manifest
+    assert [variant.name for variant in manifest.variants] == ["onnx-fp32"]
+    rejected = manifest.rejected[0]
+    assert rejected.name == "onnx-int8" and len(rejected.ladder) == 1 and not any(rung.passed for rung in rejected.ladder)
+
+
+def test_int8_without_the_images_says_how_to_name_them(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--data"):
+        export_bundle(run.path, ExportConfig(), tmp_path / "bundle", data=tmp_path / "gone")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_moved_images_are_found_with_data(run: Run, digits: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(digits, moved)
+    bundle = export_bundle(run.path, ExportConfig(formats=("openvino",), precisions=("fp32",)), tmp_path / "bundle", data=moved)
+    assert [variant.name for variant in bundle.manifest.variants] == ["openvino-fp32"]
+
+
+def test_an_existing_bundle_is_not_replaced_unless_asked(run: Run, bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match="--overwrite"):
+        export_bundle(run.path, ExportConfig(), bundle.path)
+
+
+def test_the_card_lists_every_variant_with_interval_and_n(bundle: Bundle) -> None:
+    card = bundle.read(bundle.manifest.card).decode()
+    for variant in bundle.manifest.variants:
+        assert f"| {variant.name} |" in card and f"{variant.validation.value:.3f}" in card
+    assert "n = " in card

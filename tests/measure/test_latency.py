@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgetl.core.bundle import Bundle
+from edgetl.errors import BundleError, ConfigError
+from edgetl.measure.latency import percentiles, time_calls
+from edgetl.measure.scenarios import measure_bundle
+
+
+def test_a_call_that_takes_ten_milliseconds_is_reported_so() -> None:
+    times = time_calls(lambda: time.sleep(0.01), runs=40, warm_up=2)
+    assert len(times) == 40
+    assert 10.0 <= np.median(times) < 11.5
+
+
+def test_warm_up_calls_are_not_counted() -> None:
+    calls: list[int] = []
+    assert len(time_calls(lambda: calls.append(1), runs=7, warm_up=3)) == 7
+    assert len(calls) == 10
+
+
+def test_timing_ends_with_its_time() -> None:
+    assert 1 <= len(time_calls(lambda: time.sleep(0.02), runs=10_000, warm_up=0, max_seconds=0.1)) <= 6
+
+
+@pytest.mark.parametrize(("n", "known"), [(9, set()), (10, {50}), (64, {50, 90}), (661, {50, 90}), (662, {50, 90, 99})])
+def test_a_percentile_is_given_only_with_enough_calls(n: int, known: set[int]) -> None:
+    found = percentiles(np.linspace(1, 2, n))
+    given = {rank for rank, value in ((50, found.p50_ms), (90, found.p90_ms), (99, found.p99_ms)) if value is not None}
+    assert given == known and found.n == n
+
+
+def test_every_variant_is_timed_in_stages_and_from_cold(bundle: Bundle) -> None:
+    report = measure_bundle(bundle.path, variants=["onnx-int8", "openvino-fp32"], runs=20, max_seconds=2.0, threads=1)
+    assert [row.variant for row in report.variants] == ["onnx-int8", "openvino-fp32"]
+    for row in report.variants:
+        stages = [row.decode.p50_ms, row.preprocess.p50_ms, row.infer.p50_ms]
+        assert all(value is not None and value > 0 for value in stages)
+        assert row.whole.p50_ms is not None and row.whole.p50_ms > max(value or 0 for value in stages)
+        assert row.whole.p99_ms is None and row.whole.n == 20
+        assert 20 < row.cold.peak_rss_mb < 400 and row.cold.first_prediction_ms > row.cold.load_ms > 0
+    assert report.host["cores"] and report.versions["edgetl"] and report.threads == 1
+
+
+def test_wrong_requests_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--runs"):
+        measure_bundle(bundle.path, runs=0)
+    with pytest.raises(BundleError, match="no variant 'x'"):
+        measure_bundle(bundle.path, variants=["x"])

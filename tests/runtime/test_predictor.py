@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import edgetl
+from edgetl.core.bundle import Bundle
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.errors import BundleError, ConfigError, EngineError, ImageError, IntegrityError
+from edgetl.runtime.engine import load_engine
+from edgetl.runtime.testing import FixedEngine
+
+VARIANTS = ["onnx-fp32", "openvino-fp32", "onnx-int8", "openvino-int8"]
+
+
+@pytest.fixture
+def picture(digits: Path) -> Path:
+    return sorted((digits / "3").iterdir())[0]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_paths_bytes_pictures_and_arrays_give_the_same_answer(bundle: Bundle, picture: Path, variant: str) -> None:
+    predictor = edgetl.load(bundle.path, variant=variant)
+    with Image.open(picture) as image:
+        inputs = [picture, str(picture), picture.read_bytes(), image.copy(), np.asarray(image)]
+    answers = [predictor.predict(item) for item in inputs]
+    assert all(answer == answers[0] for answer in answers)
+    assert answers[0].label == "3" and answers[0].score == max(answers[0].scores)
+    assert sum(answers[0].scores) == pytest.approx(1.0, abs=1e-5) and len(answers[0].scores) == 10
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_list_gives_the_answers_of_single_calls(bundle: Bundle, digits: Path, variant: str) -> None:
+    predictor = edgetl.load(bundle, variant=variant)
+    paths = [next((digits / str(digit)).iterdir()) for digit in range(10)] * 2
+    together = predictor.predict(paths)
+    for path, answer in zip(paths, together, strict=True):
+        alone = predictor.predict(path)
+        assert alone.label == answer.label
+        np.testing.assert_allclose(alone.scores, answer.scores, atol=1e-5)
+    assert predictor.predict([]) == []
+
+
+def test_several_threads_share_one_predictor(bundle: Bundle, digits: Path) -> None:
+    paths = [path for digit in range(10) for path in sorted((digits / str(digit)).iterdir())[:5]]
+    for variant in VARIANTS[:2]:
+        predictor = edgetl.load(bundle, variant=variant, threads=1)
+        expected = [predictor.predict(path) for path in paths]
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(predictor.predict, paths)) == expected
+
+
+def test_the_default_is_the_first_variant(bundle: Bundle) -> None:
+    predictor = edgetl.load(bundle)
+    assert predictor.variant == bundle.manifest.variants[0]
+
+
+def test_an_unknown_variant_is_answered_with_those_there_are(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"no variant 'onnx-int4'; it has .*onnx-int8"):
+        edgetl.load(bundle, variant="onnx-int4")
+
+
+def test_a_changed_model_file_is_never_loaded(bundle: Bundle, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle.path, copy)
+    for file in ("onnx-fp32/1/model.onnx", "openvino-fp32/1/model.bin"):
+        data = bytearray((copy / file).read_bytes())
+        data[len(data) // 2] ^= 1
+        (copy / file).write_bytes(data)
+        with pytest.raises(IntegrityError, match="SHA-256 differs"):
+            edgetl.load(copy, variant=file.split("/")[0])
+
+
+def test_a_run_given_to_load_is_told_how_to_export(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"is a run, not a bundle\. Make one with: edgetl export"):
+        edgetl.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("format_", "files"),
+    [("onnx", [b"not a model"]), ("onnx", [b""]), ("openvino", [b"<html></html>", b""]), ("openvino", [b"", b"x"])],
+)
+def test_garbage_is_refused_by_the_engine_with_one_line(format_: str, files: list[bytes]) -> None:
+    with pytest.raises(EngineError, match="refuses the model") as caught:
+        load_engine(format_, files, threads=1)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variant", VARIANTS[:2])
+def test_a_batch_of_the_wrong_shape_is_refused(bundle: Bundle, variant: str) -> None:
+    predictor = edgetl.load(bundle, variant=variant)
+    with pytest.raises(EngineError, match=r"batch of shape \[1, 4, 48, 48\]"):
+        predictor.logits(np.zeros((1, 4, 48, 48), np.float32))
+
+
+def test_a_model_with_another_number_of_classes_is_refused() -> None:
+    predictor = edgetl.Predictor(FixedEngine([1.0, 2.0]), ["a", "b", "c"], PreprocessSpec(input_size=(16, 16)))
+    with pytest.raises(EngineError, match=r"shape \[1, 2\].*3 labels"):
+        predictor.predict(np.zeros((16, 16, 3), np.uint8))
+
+
+def test_zero_threads_are_refused(bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match="--threads 0"):
+        edgetl.load(bundle, threads=0)
+
+
+def test_the_fixed_engine_serves_applications_tests() -> None:
+    predictor = edgetl.Predictor(FixedEngine([0.0, 9.0]), ["cat", "dog"], PreprocessSpec(input_size=(16, 16)))
+    assert predictor.predict(np.zeros((16, 16, 3), np.uint8)).label == "dog"
+
+
+def test_one_bad_image_of_a_list_is_named(bundle: Bundle, picture: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_text("hello")
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        edgetl.load(bundle).predict([picture, bad])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_prediction_imports_nothing_of_the_bench(bundle: Bundle, picture: Path, variant: str) -> None:
+    code = f"""
+import sys, edgetl
+print(edgetl.load({str(bundle.path)!r}, variant={variant!r}).predict({str(picture)!r}).label)
+heavy = {{"torch", "torchvision", "timm", "lightning", "onnx", "nncf", "sklearn", "matplotlib", "pickletools", "typer", "rich"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "3"), done.stderr

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from edgetl.core.bundle import Bundle
+from edgetl.errors import AccuracyGateError, DataError, IntegrityError
+from edgetl.runtime.evaluation import evaluate_bundle
+from edgetl.runtime.verify import verify
+from edgetl.train.run import Run
+
+
+@pytest.fixture
+def copy(bundle: Bundle, tmp_path: Path) -> Path:
+    shutil.copytree(bundle.path, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_an_untouched_bundle_answers_as_on_the_bench(bundle: Bundle) -> None:
+    report = verify(bundle.path)
+    assert report.files == len(bundle.manifest.all_files()) and not report.skipped
+    assert {check.variant for check in report.checked} == {variant.name for variant in bundle.manifest.variants}
+    assert all(check.largest_difference <= check.tolerance / 10 for check in report.checked)
+
+
+def test_a_flipped_bit_anywhere_fails_and_names_the_file(bundle: Bundle, copy: Path) -> None:
+    for file in bundle.manifest.all_files():
+        whole = (copy / file.path).read_bytes()
+        (copy / file.path).write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        with pytest.raises(IntegrityError, match=file.path.rsplit("/", 1)[-1]):
+            verify(copy)
+        (copy / file.path).write_bytes(whole)
+    assert verify(copy).files
+
+
+def test_golden_answers_that_are_off_name_image_and_variant(copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    scores = manifest["golden"][2]["scores"]["onnx-fp32"]
+    scores.reverse()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(AccuracyGateError, match=r"onnx-fp32 answers golden/02\.png with a score that is"):
+        verify(copy)
+
+
+def test_the_training_folder_given_back_is_scored_on_unseen_images_only(bundle: Bundle, run: Run, digits: Path) -> None:
+    report = evaluate_bundle(bundle.path, digits, variant="onnx-fp32")
+    assert run.record.test is not None
+    assert report.result == run.record.test
+    assert report.left_out == run.record.images["train"] + run.record.images["val"]
+    everything = evaluate_bundle(bundle.path, digits, variant="onnx-fp32", every_image=True)
+    assert everything.left_out == 0 and everything.result.accuracy.n == sum(run.record.images.values())
+
+
+def test_a_folder_of_only_seen_images_is_refused(bundle: Bundle, run: Run, tmp_path: Path) -> None:
+    for sample in run.samples("train")[:40]:
+        target = tmp_path / "seen" / run.record.labels[sample.label] / sample.path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(sample.path, target)
+    with pytest.raises(DataError, match=r"all 40 images.*--all"):
+        evaluate_bundle(bundle.path, tmp_path / "seen")
+
+
+def test_unknown_classes_are_named(bundle: Bundle, colours: Path) -> None:
+    with pytest.raises(DataError, match="blue, green, red"):
+        evaluate_bundle(bundle.path, colours)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+
+from edgetl.errors import BackboneError, ConfigError
+from edgetl.train.backbones import find_head, load_backbone, make_trunk
+from edgetl.train.config import TrainConfig
+from edgetl.train.trunk_ov import compile_trunk
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(BackboneError, match=r"'mobilnetv3_small_100'.*mobilenetv3_small_100"):
+        load_backbone(TrainConfig(backbone="mobilnetv3_small_100"), 3)
+    with pytest.raises(BackboneError, match=r"'resnet19'.*resnet18"):
+        load_backbone(TrainConfig(backbone="torchvision:resnet19"), 3)
+
+
+def test_a_folder_without_config_is_refused_with_what_it_needs(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=r"has no config\.json.*model\.safetensors"):
+        load_backbone(TrainConfig(backbone=f"local-dir:{tmp_path}"), 3)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv3_small_050", "torchvision:resnet18", "torchvision:squeezenet1_0"])
+def test_trunk_and_head_make_the_whole_network(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = load_backbone(TrainConfig(backbone=name, pretrained=False), 7)
+    backbone.model.eval()
+    images = torch.rand(2, 3, *backbone.spec.input_size)
+    with torch.inference_mode():
+        features = make_trunk(backbone.model, backbone.head_name)(images)
+        assert torch.allclose(backbone.head(features), backbone.model(images), atol=1e-5)
+    assert backbone.head.out_features == 7
+
+
+def test_weights_of_a_file_are_loaded_and_named_by_hash(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    source = timm.create_model("test_resnet", num_classes=1000)
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(source.state_dict(), path)
+    backbone = load_backbone(TrainConfig(backbone="test_resnet", weights=str(path)), 3)
+    assert all(
+        torch.equal(backbone.model.state_dict()[key], value) for key, value in source.state_dict().items() if not key.startswith("fc")
+    )
+    assert backbone.weights_sha256 is not None and len(backbone.weights_sha256) == 64
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    safetensors.torch.save_file(torchvision.models.squeezenet1_0().state_dict(), path)
+    with pytest.raises(BackboneError, match=r"other\.safetensors does not fit test_resnet: \d+ tensors"):
+        load_backbone(TrainConfig(backbone="test_resnet", weights=str(path)), 3)
+
+
+def test_a_pickle_renamed_to_safetensors_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fake.safetensors"
+    torch.save({"a": torch.zeros(2)}, path)
+    with pytest.raises(BackboneError, match="cannot be read as safetensors"):
+        load_backbone(TrainConfig(backbone="test_resnet", weights=str(path)), 3)
+    with pytest.raises(BackboneError, match="reads no pickle"):
+        load_backbone(TrainConfig(backbone="test_resnet", weights=str(tmp_path / "model.pth")), 3)
+
+
+def test_options_replace_the_backbones_preprocessing() -> None:
+    config = TrainConfig(
+        backbone="test_resnet", pretrained=False, input_size=(64, 96), mean=(0.5, 0.5, 0.5), std=(0.1, 0.2, 0.3), crop_pct=1.0
+    )
+    spec = load_backbone(config, 2).spec
+    assert (spec.input_size, spec.mean, spec.std, spec.crop_pct) == ((64, 96), (0.5, 0.5, 0.5), (0.1, 0.2, 0.3), 1.0)
+    with pytest.raises(ConfigError, match="--std"):
+        load_backbone(config.model_copy(update={"std": (0.0, 1.0, 1.0)}), 2)
+
+
+def test_a_network_without_a_linear_end_is_refused() -> None:
+    with pytest.raises(BackboneError, match="no linear layer"):
+        find_head(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Flatten()))
+
+
+def test_openvino_computes_the_trunks_features() -> None:
+    torch.manual_seed(0)
+    backbone = load_backbone(TrainConfig(backbone="test_resnet", pretrained=False), 3)
+    trunk = make_trunk(backbone.model, backbone.head_name)
+    images = np.random.default_rng(0).random((5, 3, 64, 64), dtype=np.float32)
+    compiled = compile_trunk(trunk, images)
+    assert compiled is not None
+    with torch.inference_mode():
+        np.testing.assert_allclose(compiled(images), trunk(torch.from_numpy(images)).numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.shared
+def test_real_weights_keep_their_arguments_and_licence(shared: Path) -> None:
+    backbone = load_backbone(TrainConfig(backbone=f"local-dir:{shared}/weights/mobilenetv2_100.imagenet"), 6)
+    assert (backbone.architecture, backbone.model_args, backbone.licence) == ("mobilenetv2_100", {"pad_type": "same"}, "apache-2.0")
+    assert backbone.spec.mean == (0.5, 0.5, 0.5) and backbone.spec.input_size == (224, 224)
+
+
+@pytest.mark.shared
+def test_squeezenet_takes_real_torchvision_weights(shared: Path) -> None:
+    config = TrainConfig(backbone="torchvision:squeezenet1_0", weights=f"{shared}/weights/squeezenet1_0.dc_in1k.safetensors")
+    backbone = load_backbone(config, 6)
+    assert backbone.head.in_features == 512

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from edgetl.core.atomic import STAGING_MARK
+from edgetl.core.bundle import Bundle
+from edgetl.errors import ConfigError, DataError, RunError
+from edgetl.train.config import TrainConfig
+from edgetl.train.evaluation import evaluate_run
+from edgetl.train.finetune import train
+from edgetl.train.run import Run, open_run
+
+
+def test_a_run_holds_what_it_promises(run: Run) -> None:
+    names = {path.name for path in run.path.iterdir()}
+    promised = {"run.json", "weights.safetensors", "config.json", "splits.json", "metrics.jsonl", "confusion.png", "classes.csv"}
+    assert names == promised
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert {"epoch", "train_loss", "val_loss", "val_accuracy"} <= set(rows[0])
+    assert run.record.test is not None and run.record.test.accuracy.value > 0.9
+
+
+def test_timm_loads_a_run_as_a_local_dir_with_the_same_logits(run: Run) -> None:
+    ours = run.load_model()
+    theirs = timm.create_model(f"local-dir:{run.path}", pretrained=True).eval()
+    images = torch.rand(3, 3, *run.record.preprocess.input_size)
+    with torch.inference_mode():
+        assert torch.equal(ours(images), theirs(images))
+    assert (
+        theirs.pretrained_cfg["mean"] == list(run.record.preprocess.mean)
+        or tuple(theirs.pretrained_cfg["mean"]) == run.record.preprocess.mean
+    )
+
+
+@pytest.mark.parametrize("strategy", ["probe", "full"])
+def test_the_same_seed_gives_the_same_run_twice(colours: Path, tmp_path: Path, strategy: str) -> None:
+    config = TrainConfig.model_validate(
+        {"backbone": "test_resnet", "pretrained": False, "strategy": strategy, "input_size": (32, 32), "epochs": 2, "seed": 3, "val": 0.25}
+    )
+    one, two = (train(colours, config, tmp_path / name) for name in ("one", "two"))
+    assert one.record.files["weights.safetensors"] == two.record.files["weights.safetensors"]
+    assert one.record.validation == two.record.validation
+
+
+def test_changed_weights_are_noticed(run: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    data = bytearray((copy / "weights.safetensors").read_bytes())
+    data[-5] ^= 1
+    (copy / "weights.safetensors").write_bytes(data)
+    with pytest.raises(RunError, match=r"weights\.safetensors changed since the training"):
+        open_run(copy).load_model()
+
+
+def test_a_bundle_given_as_a_run_is_recognised(bundle: Bundle) -> None:
+    with pytest.raises(RunError, match="is a bundle, not a run"):
+        open_run(bundle.path)
+    with pytest.raises(RunError, match="does not exist"):
+        open_run(bundle.path / "nothing")
+
+
+def test_moved_images_are_asked_for_and_changed_ones_named(run: Run, digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="say where they are with --data"):
+        run.samples("train", tmp_path / "gone")
+    copy = tmp_path / "copy"
+    shutil.copytree(digits, copy)
+    first = run.samples("val", copy)[0]
+    shutil.copyfile(run.samples("train", copy)[0].path, first.path)
+    with pytest.raises(DataError, match=first.path.name):
+        run.samples("val", copy)
+
+
+def test_an_existing_run_is_not_replaced_unless_asked(run: Run, colours: Path) -> None:
+    with pytest.raises(ConfigError, match="--overwrite"):
+        train(colours, TrainConfig(backbone="test_resnet", pretrained=False), run.path)
+
+
+def test_a_failed_training_leaves_nothing(colours: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--std"):
+        train(colours, TrainConfig(backbone="test_resnet", pretrained=False, std=(0.0, 1.0, 1.0)), tmp_path / "out" / "run")
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(STAGING_MARK) or path.name == "run"]
+
+
+def test_the_training_folder_given_back_is_scored_on_its_test_split(run: Run, digits: Path) -> None:
+    report = evaluate_run(run.path, digits)
+    assert run.record.test is not None
+    assert report.result.accuracy.n == run.record.images["test"]
+    assert report.left_out == run.record.images["train"] + run.record.images["val"]
+    np.testing.assert_allclose(report.result.accuracy.value, run.record.test.accuracy.value, atol=1e-9)
