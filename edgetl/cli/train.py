@@ -43,6 +43,7 @@ def train_command(
         float | None, typer.Option(help="Share of the resized image that the crop keeps [default: the backbone's].")
     ] = None,
     resize: Annotated[str, typer.Option(help="fused, or two-step (bit-identical to timm's transform).")] = "fused",
+    views: Annotated[int, typer.Option(help="Pictures of each image that the head is fitted on: 1 is the quickest.")] = 4,
     val: Annotated[float, typer.Option(help="Share for validation.")] = 0.15,
     test: Annotated[float, typer.Option(help="Share for the test.")] = 0.15,
     epochs: Annotated[int | None, typer.Option(help="Of full [default: at least 10 and 300 steps].")] = None,
@@ -60,6 +61,7 @@ def train_command(
     config = build_config(
         backbone=backbone, weights=str(weights) if weights else None, pretrained=not random_weights, strategy=strategy,
         input_size=_sides(input_size), mean=numbers(mean, 3, "--mean"), std=numbers(std, 3, "--std"), crop_pct=crop_pct, resize=resize,
+        views=views,
         val=val, test=test, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, flip=flip, device=device, seed=seed,
     )  # fmt: skip
     with working(json_output=json_output, verbose=verbose) as progress:

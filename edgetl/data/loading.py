@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,26 +15,37 @@ from edgetl.core.preprocess import PreprocessSpec, preprocess
 from edgetl.data.folder import Sample
 from edgetl.errors import ConfigError
 
+Prepare: TypeAlias = Callable[[Sample, PreprocessSpec], NDArray[np.float32]]
 
-def batches(samples: Sequence[Sample], spec: PreprocessSpec, *, batch_size: int = 32) -> Iterator[NDArray[np.float32]]:
+
+def batches(
+    samples: Sequence[Sample], spec: PreprocessSpec, *, batch_size: int = 32, prepare: Prepare | None = None
+) -> Iterator[NDArray[np.float32]]:
     """Yield float32 ``[batch, 3, H, W]`` in the order of ``samples``; the last batch may be smaller.
+
+    ``prepare`` replaces the evaluation's preprocessing, for training views; it is called in threads.
 
     Raises:
         ImageError: an image became unreadable since the scan.
     """
     if batch_size < 1:
         raise ConfigError(f"a batch of {batch_size} images is not possible; give 1 or more.")
+    make = prepare or _evaluation_view
     ahead = 2 * batch_size
     with ThreadPoolExecutor(max_workers=available_cores()) as pool:
-        pending: deque[Future[NDArray[np.float32]]] = deque(pool.submit(preprocess, sample.path, spec) for sample in samples[:ahead])
+        pending: deque[Future[NDArray[np.float32]]] = deque(pool.submit(make, sample, spec) for sample in samples[:ahead])
         following = iter(samples[ahead:])
         while pending:
             rows: list[NDArray[np.float32]] = []
             while pending and len(rows) < batch_size:
                 rows.append(pending.popleft().result())
                 if (sample := next(following, None)) is not None:
-                    pending.append(pool.submit(preprocess, sample.path, spec))
+                    pending.append(pool.submit(make, sample, spec))
             yield np.stack(rows)
+
+
+def _evaluation_view(sample: Sample, spec: PreprocessSpec) -> NDArray[np.float32]:
+    return preprocess(sample.path, spec)
 
 
 def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:

@@ -23,6 +23,8 @@ class TrainConfig(StrictModel):
         strategy: ``probe`` fits the head on the frozen trunk's features; ``full`` then tunes every layer (LP-FT).
         input_size, mean, std, crop_pct, interpolation: replace the backbone's own preprocessing.
         resize: see ``edgetl.core.preprocess``.
+        views: pictures of each training image that the head is fitted on: 1 is the evaluation crop alone; each further one is a random
+            crop, costs another feature pass, and makes up for few images.
         seed: chooses splits, folds, batches and augmentation.
         val, test: shares of the folder.
         epochs: of ``full``; none means at least 10 epochs and 300 steps.
@@ -46,6 +48,7 @@ class TrainConfig(StrictModel):
     crop_pct: float | None = None
     interpolation: Interpolation | None = None
     resize: Literal["fused", "two-step"] = "fused"
+    views: int = Field(default=4, ge=1, le=16)
     seed: int = Field(default=0, ge=0, lt=2**31)
     val: Share = 0.15
     test: Share = 0.15

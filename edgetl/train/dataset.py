@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode, v2
 
@@ -13,6 +15,7 @@ from edgetl.core.host import available_cores
 from edgetl.core.images import load_image
 from edgetl.core.preprocess import PreprocessSpec, normalise, to_pixels
 from edgetl.data.folder import Sample
+from edgetl.data.loading import Prepare
 from edgetl.train.config import TrainConfig
 
 
@@ -44,6 +47,29 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int]]):
         out = np.empty((3, *self.spec.input_size), np.float32)
         normalise(pixels, self.spec, out)
         return torch.from_numpy(out), sample.label
+
+
+def random_crop(seed: int, view: int) -> Prepare:
+    """A function that makes one random crop of an image, the same for the same ``seed``, ``view`` and picture, in any thread.
+
+    60 to 100 % of the area at an aspect ratio of 6:7 to 7:6, as torchvision's ``RandomResizedCrop`` draws them: large crops, because
+    the frozen features of a small detail say little about the picture.
+    """
+
+    def prepare(sample: Sample, spec: PreprocessSpec) -> NDArray[np.float32]:
+        image = load_image(sample.path)
+        rng = np.random.default_rng([seed, view, int(sample.content[:15], 16)])
+        area, ratio = rng.uniform(0.6, 1.0), math.exp(rng.uniform(-1, 1) * math.log(7 / 6))
+        ratio *= spec.input_size[1] / spec.input_size[0]
+        width = min(image.width, max(1, round(math.sqrt(area * image.width * image.height * ratio))))
+        height = min(image.height, max(1, round(math.sqrt(area * image.width * image.height / ratio))))
+        left, top = int(rng.integers(0, image.width - width + 1)), int(rng.integers(0, image.height - height + 1))
+        whole = spec.model_copy(update={"crop_mode": "squash", "crop_pct": 1.0})
+        out = np.empty((3, *spec.input_size), np.float32)
+        normalise(to_pixels(image.crop((left, top, left + width, top + height)), whole), spec, out)
+        return out
+
+    return prepare
 
 
 class EpochSampler(Sampler[int]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import nn
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.data.folder import Sample
-from edgetl.data.loading import batches
+from edgetl.data.loading import Prepare, batches
 
 FeatureFunction: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -22,35 +22,37 @@ FeatureFunction: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]
 MIN_IMAGES_FOR_OPENVINO = 200
 
 
-def extract_features(
-    trunk: nn.Module,
-    samples: Sequence[Sample],
-    spec: PreprocessSpec,
-    *,
-    device: str = "cpu",
-    batch_size: int = 32,
-    progress: Progress = silent,
-) -> NDArray[np.float32]:
-    """Run ``trunk`` once over ``samples``.
+class FeatureExtractor:
+    """A frozen trunk, ready to compute features; converted once, when the first images come."""
 
-    On a CPU the pass goes through OpenVINO where it is installed and agrees with torch on the first batch.
+    def __init__(self, trunk: nn.Module, spec: PreprocessSpec, *, device: str = "cpu", batch_size: int = 32, images: int = 0) -> None:
+        """Remember what to run.
 
-    Args:
-        trunk: ``[batch, 3, H, W]`` → ``[batch, width]``, in evaluation mode.
-        samples: images.
-        spec: preprocessing.
-        device: ``cpu`` or ``cuda``.
-        batch_size: images at a time.
-        progress: told after each batch.
+        Args:
+            trunk: ``[batch, 3, H, W]`` → ``[batch, width]``, in evaluation mode.
+            spec: preprocessing.
+            device: ``cpu`` or ``cuda``; on a CPU the pass goes through OpenVINO where it is installed and agrees with torch.
+            batch_size: images at a time.
+            images: how many will come in all; a few are not worth a conversion.
+        """
+        self._trunk = trunk
+        self._spec = spec
+        self._device = device
+        self._batch_size = batch_size
+        self._images = images
+        self._compute: FeatureFunction | None = None
 
-    Returns:
-        float32 ``[n, width]``, in the order of ``samples``.
-    """
-    stream = batches(samples, spec, batch_size=batch_size)
-    first = next(stream)
-    compute = choose_engine(trunk, first, len(samples), device)
-    rest = _counted(stream, len(first), len(samples), progress)
-    return np.concatenate([compute(first), *(compute(batch) for batch in rest)])
+    def __call__(self, samples: Sequence[Sample], *, prepare: Prepare | None = None, progress: Progress = silent) -> NDArray[np.float32]:
+        """Features float32 ``[n, width]`` of ``samples``, in their order; ``prepare`` replaces the evaluation view."""
+        rows: list[NDArray[np.float32]] = []
+        done = 0
+        for batch in batches(samples, self._spec, batch_size=self._batch_size, prepare=prepare):
+            if self._compute is None:
+                self._compute = choose_engine(self._trunk, batch, self._images or len(samples), self._device)
+            rows.append(self._compute(batch))
+            done += len(batch)
+            progress("computing features", done, len(samples))
+        return np.concatenate(rows)
 
 
 def choose_engine(trunk: nn.Module, batch: NDArray[np.float32], count: int, device: str) -> FeatureFunction:
@@ -68,11 +70,3 @@ def choose_engine(trunk: nn.Module, batch: NDArray[np.float32], count: int, devi
         return features
 
     return run
-
-
-def _counted(stream: Iterator[NDArray[np.float32]], done: int, total: int, progress: Progress) -> Iterator[NDArray[np.float32]]:
-    progress("computing features", done, total)
-    for batch in stream:
-        done += len(batch)
-        yield batch
-        progress("computing features", done, total)

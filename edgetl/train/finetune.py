@@ -25,7 +25,8 @@ from edgetl.data.split import Splits, split
 from edgetl.errors import ConfigError, DataError
 from edgetl.train.backbones import Backbone, load_backbone, make_trunk
 from edgetl.train.config import TrainConfig
-from edgetl.train.features import extract_features
+from edgetl.train.dataset import random_crop
+from edgetl.train.features import FeatureExtractor
 from edgetl.train.full import tune_all
 from edgetl.train.probe import LinearHead, fit_head
 from edgetl.train.report import class_table, draw_confusion
@@ -69,15 +70,15 @@ def fine_tune(splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool
     torch.manual_seed(config.seed)  # random weights, and the head before it is fitted
     with new_folder(out, overwrite=overwrite) as folder:
         backbone = load_backbone(config, len(splits.folder.labels))
-        trunk = make_trunk(backbone.model, backbone.head_name)
+        extract = _extractor(backbone, config, device, config.views * len(splits.train))
         # A head fitted on random features is large and wrong: full training from random weights starts from a random head too.
         fits = config.strategy == "probe" or config.pretrained
-        head = _fit_probe(trunk, backbone, splits, config, device, progress) if fits else None
+        head = _fit_probe(extract, backbone, splits, config, progress) if fits else None
         rows: list[dict[str, float]] = []
         if config.strategy == "full":
             rows = tune_all(backbone, splits, config, device=device, progress=progress).rows
-            trunk = make_trunk(backbone.model, backbone.head_name)
-        validation, test = _measure(trunk, backbone, splits, config, device, progress)
+            extract = _extractor(backbone, config, device, len(splits.val) + len(splits.test))
+        validation, test = _measure(extract, backbone, splits, progress)
         (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*rows, _last_row(validation, head)]), "utf-8")
         write_model(folder, backbone, splits.folder.labels)
         (folder / SPLITS_NAME).write_text(record_splits(splits).model_dump_json(indent=1), "utf-8")
@@ -98,22 +99,23 @@ def choose_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _fit_probe(
-    trunk: torch.nn.Module, backbone: Backbone, splits: Splits, config: TrainConfig, device: str, progress: Progress
-) -> LinearHead:
-    features = extract_features(trunk, splits.train, backbone.spec, device=device, batch_size=config.batch_size, progress=progress)
-    head = fit_head(features, labels_of(splits.train), len(splits.folder.labels), seed=config.seed, progress=progress)
+def _extractor(backbone: Backbone, config: TrainConfig, device: str, images: int) -> FeatureExtractor:
+    trunk = make_trunk(backbone.model, backbone.head_name)
+    return FeatureExtractor(trunk, backbone.spec, device=device, batch_size=config.batch_size, images=images)
+
+
+def _fit_probe(extract: FeatureExtractor, backbone: Backbone, splits: Splits, config: TrainConfig, progress: Progress) -> LinearHead:
+    features = extract(splits.train, progress=progress)
+    views = [extract(splits.train, prepare=random_crop(config.seed, view), progress=progress) for view in range(1, config.views)]
+    head = fit_head(features, labels_of(splits.train), len(splits.folder.labels), seed=config.seed, views=views, progress=progress)
     with torch.no_grad():
         backbone.head.weight.copy_(torch.from_numpy(head.weight))
         backbone.head.bias.copy_(torch.from_numpy(head.bias))
     return head
 
 
-def _measure(
-    trunk: torch.nn.Module, backbone: Backbone, splits: Splits, config: TrainConfig, device: str, progress: Progress
-) -> tuple[Evaluation, Evaluation | None]:
-    both = [*splits.val, *splits.test]
-    features = extract_features(trunk, both, backbone.spec, device=device, batch_size=config.batch_size, progress=progress)
+def _measure(extract: FeatureExtractor, backbone: Backbone, splits: Splits, progress: Progress) -> tuple[Evaluation, Evaluation | None]:
+    features = extract([*splits.val, *splits.test], progress=progress)
     with torch.no_grad():
         logits = backbone.head.cpu()(torch.from_numpy(features)).numpy()
     predicted = logits.argmax(axis=1)

@@ -1,0 +1,50 @@
+"""``python -m bench [preprocess|path|footprint …]``: print figures for the README; all of them without an argument.
+
+Ratios are taken in one run on one machine, the competitors in turn within each round. The photographs and weights come from the
+reference folder (``EDGETL_SHARED``, default ``../shared``); a run and a bundle are made first unless ``--run`` and ``--bundle`` name them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from bench import footprint, path, preprocess
+from edgetl.core.host import fingerprint, load_average, versions
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.train.config import TrainConfig
+from edgetl.train.finetune import train
+
+SHARED = Path(os.environ.get("EDGETL_SHARED", Path(__file__).parents[2] / "shared"))
+SUITES = {"preprocess": preprocess.main, "path": path.main, "footprint": footprint.main}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("suites", nargs="*", choices=[[], *SUITES], default=[])
+    parser.add_argument("--run", type=Path, help="a run of MobileNetV2 on trashnet [default: train one]")
+    parser.add_argument("--bundle", type=Path, help="its bundle [default: export one]")
+    given = parser.parse_args()
+    if not (SHARED / "data").is_dir():
+        parser.exit(0, f"nothing measured: the reference images are not at {SHARED} (EDGETL_SHARED)\n")
+    host = fingerprint()
+    print(f"{host['cpu']}, {host['cores']} cores, {host['flags']}; load {load_average():.2f}; {host['system']}, Python {host['python']}")
+    print(", ".join(f"{name} {version}" for name, version in versions().items()))
+    with tempfile.TemporaryDirectory() as work:
+        run = given.run or _train(Path(work))
+        bundle = given.bundle or export_bundle(run, ExportConfig(precisions=("fp32", "int8")), Path(work) / "bundle").path
+        for name in given.suites or SUITES:
+            print(f"\n## {name}")
+            SUITES[name](run, bundle, SHARED)
+
+
+def _train(work: Path) -> Path:
+    backbone = f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet"
+    return train(SHARED / "data/trashnet", TrainConfig(backbone=backbone), work / "run").path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""What a device pays: start-up times, memory, and the size of an installation with one engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+
+import numpy as np
+
+from edgetl.measure.scenarios import measure_bundle
+
+ROOT = Path(__file__).parents[1]
+REPEATS = 7
+
+
+def main(_: Path, bundle: Path, __: Path) -> None:
+    for name, arguments in (
+        ("python -c pass", ["-c", "pass"]),
+        ("import edgetl", ["-c", "import edgetl"]),
+        ("edgetl --help", ["-m", "edgetl.cli.app", "-h"]),
+    ):
+        print(f"{name}: {_seconds(arguments):.2f} s (median of {REPEATS} processes, interpreter included)")
+    report = measure_bundle(bundle, runs=50, max_seconds=2.0)
+    for row in report.variants:
+        cold = row.cold
+        print(
+            f"{row.variant}: first answer of a fresh process {cold.first_prediction_ms / 1000:.2f} s, peak memory {cold.peak_rss_mb:.0f} MB"
+        )
+    for extra in ("onnxruntime", "openvino", "onnxruntime,serve"):
+        print(f"edgetl[{extra}] installed: {_installed_mb(extra):.0f} MB")
+
+
+def _seconds(arguments: list[str]) -> float:
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def _installed_mb(extra: str) -> float:
+    """Size of a fresh environment without pip, as files on the disk, 10^6 bytes."""
+    with tempfile.TemporaryDirectory() as work:
+        venv.create(work, with_pip=False)
+        python = Path(work, "bin/python")
+        subprocess.run(
+            [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", f"{ROOT}[{extra}]"], check=True, capture_output=True
+        )
+        return sum(path.stat().st_size for path in Path(work).rglob("*") if path.is_file() and not path.is_symlink()) / 1e6

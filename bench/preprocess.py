@@ -1,0 +1,35 @@
+"""Fused or two-step resize: time on camera pictures, largest difference, and the accuracy of one head under both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bench.timing import in_turn
+from edgetl.core.preprocess import to_pixels
+from edgetl.runtime.evaluation import score
+from edgetl.runtime.predictor import load
+from edgetl.train.run import open_run
+
+
+def main(run_path: Path, bundle: Path, shared: Path) -> None:
+    run = open_run(run_path)
+    fused = run.record.preprocess
+    exact = fused.model_copy(update={"resize": "two-step"})
+    photos = [Image.open(path).convert("RGB") for path in sorted((shared / "data/bccd/images").glob("*.jpg"))[:40]]
+    sideways = [photo.transpose(Image.Transpose.ROTATE_90) for photo in photos]
+    for name, pictures in (("640 x 480", photos), ("480 x 640", sideways)):
+        times = in_turn({"fused": lambda p: to_pixels(p, fused), "two-step": lambda p: to_pixels(p, exact)}, pictures, rounds=400)
+        pairs = [(np.asarray(to_pixels(p, fused)).astype(int), np.asarray(to_pixels(p, exact)).astype(int)) for p in pictures]
+        worst = max(int(np.abs(one - two).max()) for one, two in pairs)
+        ratio = times["fused"] / times["two-step"]
+        print(
+            f"{name}: fused {times['fused']:.2f} ms, two-step {times['two-step']:.2f} ms ({ratio:.2f} of it), largest difference {worst} of 255"
+        )
+    predictor = load(bundle, variant="onnx-fp32")
+    samples = run.samples("test")
+    for name, spec in (("fused", fused), ("two-step", exact)):
+        accuracy = score(predictor.logits, samples, spec, predictor.labels).accuracy
+        print(f"{name}: accuracy {accuracy.value:.4f} on {accuracy.n} test images")
