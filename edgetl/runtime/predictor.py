@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from edgetl.errors import EngineError
 from edgetl.runtime.engine import Engine, choose_variant, open_engine
 
 MAX_BATCH = 16
+
+AnyImage = TypeVar("AnyImage", bound=ImageInput)
 
 
 class Predictor:
@@ -40,9 +42,9 @@ class Predictor:
     @overload
     def predict(self, images: ImageInput) -> Prediction: ...
     @overload
-    def predict(self, images: list[ImageInput] | tuple[ImageInput, ...]) -> list[Prediction]: ...
+    def predict(self, images: list[AnyImage] | tuple[AnyImage, ...]) -> list[Prediction]: ...
 
-    def predict(self, images: ImageInput | list[ImageInput] | tuple[ImageInput, ...]) -> Prediction | list[Prediction]:
+    def predict(self, images: ImageInput | list[AnyImage] | tuple[AnyImage, ...]) -> Prediction | list[Prediction]:
         """Classify one image, or a list or tuple of images.
 
         Args:

@@ -15,12 +15,7 @@ import pytest
 
 from edgetl.core.bundle import Bundle
 from edgetl.train.run import Run
-
-
-def edgetl(*arguments: object, timeout: float = 120, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the installed command."""
-    command = [sys.executable, "-m", "edgetl.cli.app", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=cwd)
+from tests.command import edgetl
 
 
 def _fails(done: subprocess.CompletedProcess[str], code: int, *phrases: str) -> None:

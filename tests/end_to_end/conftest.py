@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from cli.test_cli import edgetl  # tests/ is on the path
 
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.train.run import Run, open_run
+from tests.command import edgetl
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ def test_one_engine_is_enough_and_small(bundle: Bundle, digits: Path, tmp_path: 
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", f"{wheel}[{extra}]"]
     subprocess.run(install, check=True)
     size = sum(path.stat().st_size for path in env.rglob("*") if path.is_file() and not path.is_symlink())
-    assert size <= limit_mb * 1e6, f"{size / 1e6:.0f} MB"
+    assert size <= limit_mb * 2**20, f"{size / 2**20:.0f} MiB"
 
     def run(*arguments: object) -> dict[str, object]:
         command = [str(python), "-m", "edgetl.cli.app", *map(str, arguments), "--json"]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgetl.core.bundle import Bundle
 from edgetl.core.preprocess import PreprocessSpec, preprocess
 from edgetl.data.folder import Sample
-from edgetl.data.loading import stratified
+from edgetl.data.loading import batches, stratified
 from edgetl.errors import AccuracyGateError, ConfigError, DataError
 from edgetl.export import package
 from edgetl.export.config import ExportConfig
@@ -109,10 +109,9 @@ def test_exported_scores_equal_the_trained_models(bundle: Bundle, run: Run) -> N
 @pytest.fixture
 def wrong_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inject a fault: int8 ranges are measured on images of another scale (normalised twice)."""
-    real = package.batches
 
     def scaled(samples: Sequence[Sample], spec: PreprocessSpec) -> Iterator[NDArray[np.float32]]:
-        return (batch * np.float32(0.01) for batch in real(samples, spec))
+        return (batch * np.float32(0.01) for batch in batches(samples, spec))
 
     monkeypatch.setattr(package, "batches", scaled)
     monkeypatch.setattr(package, "ladder", lambda cpu: [Step()])  # later steps repair it

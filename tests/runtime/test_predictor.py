@@ -11,6 +11,7 @@ from PIL import Image
 
 import edgetl
 from edgetl.core.bundle import Bundle
+from edgetl.core.images import ImageInput
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BundleError, ConfigError, EngineError, ImageError, IntegrityError
 from edgetl.runtime.engine import load_engine
@@ -28,7 +29,7 @@ def picture(digits: Path) -> Path:
 def test_paths_bytes_pictures_and_arrays_give_the_same_answer(bundle: Bundle, picture: Path, variant: str) -> None:
     predictor = edgetl.load(bundle.path, variant=variant)
     with Image.open(picture) as image:
-        inputs = [picture, str(picture), picture.read_bytes(), image.copy(), np.asarray(image)]
+        inputs: list[ImageInput] = [picture, str(picture), picture.read_bytes(), image.copy(), np.asarray(image)]
     answers = [predictor.predict(item) for item in inputs]
     assert all(answer == answers[0] for answer in answers)
     assert answers[0].label == "3" and answers[0].score == max(answers[0].scores)

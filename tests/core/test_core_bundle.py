@@ -1,0 +1,305 @@
+"""A bundle on disk: every file is the one that the manifest names, and there is no other."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgetl.core.bundle import describe_file, hash_prefix, open_bundle, pack_hashes, unpack_hashes
+from edgetl.core.manifest import MANIFEST_NAME, Agreement, BundleFile, Golden, Lineage, Manifest, Variant
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.results import Proportion
+from edgetl.errors import BundleError, IntegrityError
+from tests.core.deadline import within
+
+MODEL = "onnx-fp32/model.onnx"
+DIGESTS = [hashlib.sha256(bytes([index])).hexdigest() for index in range(20)]
+FILES = {
+    MODEL: b"the weights of a model",
+    "openvino-int8/model.xml": b"<the graph/>",
+    "openvino-int8/model.bin": b"its weights.",
+    "golden/0.png": b"a picture",
+    "seen.bin": pack_hashes(DIGESTS),
+    "README.md": b"# A card\n",
+}
+
+
+def manifest_of(root: Path) -> Manifest:
+    def file(path: str) -> BundleFile:
+        return describe_file(root, root / path)
+
+    share = Proportion(value=0.9, n=10, low=0.6, high=1.0)
+    agreement = Agreement(n=10, max_relative=0.0, top1=1.0, confident_n=9, confident_top1=1.0)
+
+    def variant(name: str, paths: list[str]) -> Variant:
+        value = {"name": name, "format": name.split("-")[0], "precision": name.split("-")[1], "input": "x", "output": "y"}
+        figures = {"agreement": agreement, "validation": share, "test": None, "median_ms": 1.0, "golden_tolerance": 0.01}
+        return Variant.model_validate({**value, **figures, "files": tuple(file(path) for path in paths)})
+
+    return Manifest(
+        name="pets",
+        created="2025-01-01T00:00:00Z",
+        labels=("cat", "dog"),
+        preprocess=PreprocessSpec(input_size=(32, 32)),
+        variants=(variant("onnx-fp32", [MODEL]), variant("openvino-int8", ["openvino-int8/model.xml", "openvino-int8/model.bin"])),
+        max_drop=0.01,
+        trained=share,
+        golden=(Golden(image=file("golden/0.png"), label="cat", scores={"onnx-fp32": (0.9, 0.1), "openvino-int8": (0.8, 0.2)}),),
+        calibration=None,
+        lineage=Lineage(
+            backbone="none", architecture="mlp", weights_sha256=None, licence=None, strategy="full", run_sha256="0" * 64,
+            data_fingerprint="1" * 64, train_images=10,
+        ),
+        seen_images=file("seen.bin"),
+        card=file("README.md"),
+        versions={},
+        host={},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A bundle with two variants, whose model files are not models: no engine is opened here."""
+    root = tmp_path / "bundle"
+    for path, data in FILES.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(data)
+    (root / MANIFEST_NAME).write_text(manifest_of(root).model_dump_json())
+    return root
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    """What a device does: open the bundle and read every file."""
+    opened = open_bundle(folder)
+    return {file.path: opened.read(file) for file in opened.manifest.all_files()}
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def swap(folder: Path, one: str, other: str) -> None:
+    (folder / one).rename(folder / "aside")
+    (folder / other).rename(folder / one)
+    (folder / "aside").rename(folder / other)
+
+
+def replace(path: Path, make: Callable[[Path], None]) -> None:
+    path.unlink()
+    make(path)
+
+
+def move_away(path: Path) -> Path:
+    """Move a file or folder out of the bundle, to be linked to."""
+    return path.rename(path.parents[1] / "outside" if path.parent.name == "bundle" else path.parents[2] / "outside")
+
+
+# --- whole bundles ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_bundle_gives_the_bytes_of_every_file(folder: Path) -> None:
+    assert read_all(folder) == FILES
+
+
+def test_a_bundle_is_opened_by_text_and_by_path(folder: Path) -> None:
+    assert open_bundle(str(folder)) == open_bundle(folder)
+
+
+def test_a_bundle_in_a_folder_with_an_odd_name_is_read(folder: Path) -> None:
+    odd = folder.rename(folder.with_name(" a b\n[é]*漢 "))
+    assert read_all(odd) == FILES
+
+
+def test_a_read_only_bundle_is_read(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    assert read_all(folder) == FILES
+    for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        path.chmod(0o755)
+
+
+def test_a_variant_is_found_by_its_name(folder: Path) -> None:
+    assert open_bundle(folder).variant("openvino-int8").files[0].path == "openvino-int8/model.xml"
+
+
+def test_an_unknown_variant_is_refused_with_those_that_there_are(folder: Path) -> None:
+    with pytest.raises(BundleError, match=r"/bundle has no variant 'onnx-int8'; it has onnx-fp32, openvino-int8\."):
+        open_bundle(folder).variant("onnx-int8")
+
+
+def test_the_seen_images_are_the_hashes_that_were_packed(folder: Path) -> None:
+    seen = open_bundle(folder).seen_images()
+    assert seen == {int(digest[:16], 16) for digest in DIGESTS}
+    assert hash_prefix("f" * 64) not in seen
+
+
+# --- damaged files: what is done, which file is named, what the text says ----------------------------------------------------------
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "flipped byte": (lambda root: flip(root / MODEL), MODEL, "is not the file that the manifest names"),
+    "truncated by a byte": (lambda root: (root / MODEL).write_bytes(FILES[MODEL][:-1]), MODEL, "has 21 bytes, the manifest says 22"),
+    "appended byte": (lambda root: (root / MODEL).write_bytes(FILES[MODEL] + b"\0"), MODEL, "has 23 bytes, the manifest says 22"),
+    "zero length": (lambda root: (root / MODEL).write_bytes(b""), MODEL, "has 0 bytes, the manifest says 22"),
+    "swapped with a file of the same size": (
+        lambda root: swap(root, "openvino-int8/model.xml", "openvino-int8/model.bin"),
+        "openvino-int8/model.xml",
+        "is not the file that the manifest names",
+    ),
+    "swapped with a file of another size": (lambda root: swap(root, MODEL, "golden/0.png"), MODEL, "has 9 bytes, the manifest says 22"),
+    "deleted": (lambda root: (root / MODEL).unlink(), MODEL, "1 missing file"),
+    "renamed": (lambda root: (root / MODEL).rename(root / "model.onnx"), "model.onnx", "1 unlisted file"),
+    "extra file": (lambda root: (root / "extra.so").touch(), "extra.so", "1 unlisted file"),
+    "extra hidden file in a folder": (lambda root: (root / "golden" / ".x").touch(), "golden/.x", "1 unlisted file"),
+    "extra link to a folder": (lambda root: (root / "link").symlink_to(root.parent), "link", "1 unlisted file"),
+    "symbolic link": (lambda root: (root / MODEL).symlink_to(move_away(root / MODEL)), MODEL, "though the manifest names it"),
+    "broken symbolic link": (lambda root: replace(root / MODEL, lambda path: path.symlink_to("x")), MODEL, "though the manifest names it"),
+    "symbolic link as parent": (
+        lambda root: (root / "golden").symlink_to(move_away(root / "golden"), target_is_directory=True),
+        "golden",
+        "1 unlisted file",
+    ),
+    "hard link": (lambda root: (root.parent / "outside").hardlink_to(root / MODEL), MODEL, "is not a plain file of its own"),
+    "FIFO": (lambda root: replace(root / MODEL, os.mkfifo), MODEL, "is not a plain file of its own"),
+    "empty folder in its place": (lambda root: replace(root / MODEL, Path.mkdir), MODEL, "1 missing file"),
+    "flipped byte in the card": (lambda root: flip(root / "README.md"), "README.md", "is not the file that the manifest names"),
+    "flipped byte in the seen images": (lambda root: flip(root / "seen.bin"), "seen.bin", "is not the file that the manifest names"),
+}
+
+
+@pytest.mark.parametrize(("damage", "path", "text"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_bundle_is_refused_by_the_path_of_the_file(folder: Path, damage: Callable[[Path], object], path: str, text: str) -> None:
+    damage(folder)
+    with within(5), pytest.raises(IntegrityError, match=rf"(?s)^(?=.*{re.escape(path)})(?=.*{re.escape(text)}).*nstall") as caught:
+        read_all(folder)
+    assert caught.value.exit_code == 9
+
+
+def test_a_parent_that_becomes_a_symbolic_link_after_opening_is_refused(folder: Path) -> None:
+    opened = open_bundle(folder)
+    (folder / "golden").symlink_to(move_away(folder / "golden"), target_is_directory=True)
+    with pytest.raises(IntegrityError, match=r"bundle/golden is a symbolic link; a bundle holds plain files only"):
+        opened.read(opened.manifest.golden[0].image)
+
+
+def test_a_file_that_is_deleted_after_opening_is_named(folder: Path) -> None:
+    opened = open_bundle(folder)
+    (folder / MODEL).unlink()
+    with pytest.raises(IntegrityError, match=r"model\.onnx: No such file or directory, though the manifest names it"):
+        opened.read(opened.variant("onnx-fp32").files[0])
+
+
+def test_a_file_that_is_swapped_after_opening_is_never_returned(folder: Path) -> None:
+    opened = open_bundle(folder)
+    (folder / MODEL).write_bytes(b"x" * len(FILES[MODEL]))
+    with pytest.raises(IntegrityError, match=r"model\.onnx is not the file that the manifest names"):
+        opened.read(opened.variant("onnx-fp32").files[0])
+
+
+def test_more_than_five_unlisted_files_are_counted_and_the_first_five_named(folder: Path) -> None:
+    for index in range(7):
+        (folder / f"extra-{index}").touch()
+    with pytest.raises(IntegrityError, match=r"7 unlisted file\(s\): extra-0, extra-1, extra-2, extra-3, extra-4\. "):
+        open_bundle(folder)
+
+
+# --- folders that are no bundles -------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"/nowhere does not exist; give the folder that `edgetl export` wrote"):
+        open_bundle(tmp_path / "nowhere")
+
+
+def test_a_file_is_no_bundle(folder: Path) -> None:
+    with pytest.raises(BundleError, match=r"model\.onnx is a file; give the folder that `edgetl export` wrote"):
+        open_bundle(folder / MODEL)
+
+
+def test_a_run_is_recognised_and_the_command_that_makes_a_bundle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(BundleError, match=rf"is a run, not a bundle\. Make one with: edgetl export {re.escape(str(tmp_path))} --out"):
+        open_bundle(tmp_path)
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(folder: Path) -> None:
+    (folder / MANIFEST_NAME).unlink()
+    with pytest.raises(BundleError, match=r"/bundle is not a bundle: it has no manifest\.json"):
+        open_bundle(folder)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe{\0}\0", b'{"name": "a", "name": "b"}'], ids=["empty", "cut", "UTF-16", "twice"])
+def test_a_damaged_manifest_is_named(folder: Path, data: bytes) -> None:
+    (folder / MANIFEST_NAME).write_bytes(data)
+    with pytest.raises(BundleError, match=r"/bundle/manifest\.json is not valid JSON"):
+        open_bundle(folder)
+
+
+def test_a_manifest_of_more_than_a_megabyte_is_refused(folder: Path) -> None:
+    with open(folder / MANIFEST_NAME, "ab") as file:
+        file.write(b" " * 1_000_001)
+    with pytest.raises(BundleError, match=r"manifest\.json is larger than 1000000 bytes"):
+        open_bundle(folder)
+
+
+def test_a_manifest_of_a_future_version_says_upgrade(folder: Path) -> None:
+    text = (folder / MANIFEST_NAME).read_text()
+    (folder / MANIFEST_NAME).write_text(text.replace('"schema_version":1', '"schema_version":7'))
+    with pytest.raises(BundleError, match=r"manifest\.json has schema version 7; .*Upgrade edgetl"):
+        open_bundle(folder)
+
+
+@pytest.mark.parametrize("path", ["../outside.onnx", "/etc/hostname", "../bundle_evil/x", "a/../../b", "C:\\\\x", "", "."])
+def test_a_manifest_that_names_a_file_outside_is_refused_before_any_file_is_read(folder: Path, path: str) -> None:
+    (folder.parent / "outside.onnx").write_bytes(FILES[MODEL])
+    text = (folder / MANIFEST_NAME).read_text()
+    (folder / MANIFEST_NAME).write_text(text.replace(f'"{MODEL}"', f'"{path}"'))
+    with pytest.raises(BundleError, match=r"manifest\.json does not fit its schema: variants\.0\.files\.0\.path"):
+        open_bundle(folder)
+
+
+# --- hashes of seen images -------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(min_size=32, max_size=32), max_size=30))
+@settings(deadline=None, max_examples=60)
+def test_packed_hashes_are_read_back_sorted_and_distinct(digests: list[bytes]) -> None:
+    expected = sorted({int.from_bytes(digest[:8], "big") for digest in digests})
+    assert unpack_hashes(pack_hashes([digest.hex() for digest in digests])).tolist() == expected
+
+
+@given(st.permutations(DIGESTS))
+@settings(deadline=None, max_examples=30)
+def test_neither_order_nor_copies_of_the_images_change_the_packed_bytes(digests: list[str]) -> None:
+    assert pack_hashes([*digests, *digests[:5]]) == pack_hashes(DIGESTS)
+
+
+def test_packed_hashes_are_little_endian_numbers_of_eight_bytes() -> None:
+    digests = ["00000000000000ff" + "0" * 48, "0102030405060708" + "f" * 48]
+    assert pack_hashes(digests) == struct.pack("<QQ", 0xFF, 0x0102030405060708)
+
+
+def test_no_hashes_are_packed_as_no_bytes() -> None:
+    assert pack_hashes([]) == b"" and unpack_hashes(b"").tolist() == []
+
+
+@pytest.mark.parametrize("length", [1, 7, 9, 15])
+def test_a_list_of_hashes_of_another_length_is_damaged(length: int) -> None:
+    with pytest.raises(IntegrityError, match="seen images is damaged: its length is not a multiple of 8"):
+        unpack_hashes(b"\0" * length)
+
+
+def test_a_described_file_has_a_relative_posix_path_its_size_and_its_hash(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.bin").write_bytes(b"abc")
+    expected = BundleFile(path="a/b.bin", size_bytes=3, sha256="ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+    assert describe_file(tmp_path, tmp_path / "a" / "b.bin") == expected

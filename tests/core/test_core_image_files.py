@@ -1,0 +1,155 @@
+"""Image files: what is damaged, too large or no image at all is a named error, soon and without waiting."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgetl.core.images import MAX_FILE_BYTES, MAX_PIXELS, load_image
+from edgetl.errors import ImageError
+from tests.core.deadline import within
+
+PICTURE: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+
+
+def encode(image: Image.Image, format_: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims this size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 64)), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ImageError, match=r"no-such\.png: No such file"):
+        load_image("no-such.png")
+
+
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.png"
+    os.mkfifo(path)
+    with within(5), pytest.raises(ImageError, match=r"pipe\.png is not a regular file"):
+        load_image(path)
+
+
+def test_a_path_with_a_nul_is_an_image_error() -> None:
+    with pytest.raises(ImageError, match="null"):
+        load_image("a\0b.png")
+
+
+def test_a_broken_link_is_named(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("nowhere")
+    with pytest.raises(ImageError, match=r"link\.png: No such file"):
+        load_image(tmp_path / "link.png")
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
+    (tmp_path / "void.png").touch()
+    with pytest.raises(ImageError, match=r"void\.png is empty"):
+        load_image(tmp_path / "void.png")
+
+
+@pytest.mark.parametrize("kind", ["text", "TIFF", "GIF", "SVG", "PostScript"])
+def test_another_format_is_refused_whatever_its_extension(tmp_path: Path, kind: str) -> None:
+    contents = {
+        "text": b"These are words, not pixels.\n" * 20,
+        "TIFF": encode(Image.fromarray(PICTURE), "TIFF"),
+        "GIF": encode(Image.fromarray(PICTURE), "GIF"),
+        "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 6\n%%EndComments\n",
+    }
+    (tmp_path / "other.png").write_bytes(contents[kind])
+    with pytest.raises(ImageError, match=r"other\.png is not a JPEG, PNG, WebP or BMP image"):
+        load_image(tmp_path / "other.png")
+
+
+@pytest.mark.parametrize("percent", [10, 30, 50, 70, 90])
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_a_truncated_file_is_named(tmp_path: Path, format_: str, percent: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), format_)
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) * percent // 100])
+    with pytest.raises(ImageError, match=r"cut\.jpg (cannot be decoded|is not a JPEG)"):
+        load_image(tmp_path / "cut.jpg")
+
+
+def test_a_png_with_a_wrong_checksum_is_named(tmp_path: Path) -> None:
+    data = bytearray(encode(Image.fromarray(PICTURE)))
+    data[29] ^= 0xFF  # the first byte of IHDR's CRC
+    (tmp_path / "crc.png").write_bytes(data)
+    with pytest.raises(ImageError, match=r"crc\.png"):
+        load_image(tmp_path / "crc.png")
+
+
+@pytest.mark.parametrize("side", [50_000, 8_000])
+def test_a_header_that_claims_too_many_pixels_is_refused_before_decoding(tmp_path: Path, side: int) -> None:
+    (tmp_path / "bomb.png").write_bytes(png_header(side, side))
+    start = time.perf_counter()
+    with pytest.raises(ImageError, match=r"bomb\.png .*(limit|pixels)"):
+        load_image(tmp_path / "bomb.png")
+    assert time.perf_counter() - start < 0.5
+
+
+def test_a_header_without_pixels_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "zero.png").write_bytes(png_header(0, 10))
+    with pytest.raises(ImageError, match=r"zero\.png"):
+        load_image(tmp_path / "zero.png")
+
+
+def test_a_compressed_text_chunk_that_explodes_is_an_image_error(tmp_path: Path) -> None:
+    text = b"zTXt" + b"key\0\0" + zlib.compress(b"\0" * 80_000_000)
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    data = encode(Image.fromarray(PICTURE))
+    (tmp_path / "text.png").write_bytes(data[:33] + chunk + data[33:])
+    with pytest.raises(ImageError, match=r"text\.png cannot be decoded"):
+        load_image(tmp_path / "text.png")
+
+
+def test_an_image_in_memory_over_the_limit_is_refused() -> None:
+    with pytest.raises(ImageError, match=r"40001 x 1000 pixels; the limit is 40 million"):
+        load_image(Image.new("1", (40_001, MAX_PIXELS // 40_000)))
+
+
+def test_a_file_over_the_size_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with open(tmp_path / "large.png", "wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(ImageError, match=rf"large\.png has {MAX_FILE_BYTES + 1} bytes; the limit is {MAX_FILE_BYTES}"):
+        load_image(tmp_path / "large.png")
+
+
+@given(st.binary(max_size=200))
+@settings(deadline=None, max_examples=60)
+def test_random_bytes_are_refused_as_no_image(data: bytes) -> None:
+    with pytest.raises(ImageError, match=f"image of {len(data)} bytes"):
+        load_image(data)
+
+
+@given(st.sampled_from(["JPEG", "PNG", "WEBP", "BMP"]), st.data())
+@settings(deadline=None, max_examples=60)
+def test_a_file_with_one_damaged_byte_gives_an_rgb_image_or_a_named_error(format_: str, data: st.DataObject) -> None:
+    file = bytearray(encode(Image.fromarray(PICTURE), format_))
+    place = data.draw(st.integers(0, len(file) - 1))
+    file[place] ^= data.draw(st.integers(1, 255))
+    try:
+        outcome = load_image(bytes(file)).mode
+    except ImageError as error:
+        outcome = str(error)
+    assert outcome == "RGB" or f"image of {len(file)} bytes" in outcome

@@ -1,0 +1,88 @@
+"""Scores, figures and intervals, against scikit-learn and published values."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+
+from edgetl.core.results import wilson
+from edgetl.core.scoring import evaluate_predictions, softmax
+
+
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=8))
+@settings(deadline=None, max_examples=60)
+def test_softmax_sums_to_one_and_keeps_the_order(logits: list[float]) -> None:
+    scores = softmax(np.array(logits, np.float32))
+    assert math.isclose(float(scores.sum()), 1.0, abs_tol=1e-5)
+    assert scores[int(np.argmax(logits))] == scores.max()
+
+
+def test_softmax_works_along_the_last_axis_in_float32() -> None:
+    scores = softmax(np.array([[0.0, math.log(3.0)], [5.0, 5.0]], np.float32))
+    assert scores.dtype.name == "float32"
+    assert np.allclose(scores, [[0.25, 0.75], [0.5, 0.5]], atol=1e-6)
+
+
+def test_softmax_of_huge_logits_does_not_overflow() -> None:
+    assert softmax(np.array([1e38, -1e38, 1e38], np.float32)).tolist() == [0.5, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_figures_are_those_of_scikit_learn(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth, predicted = rng.integers(0, 4, 60), rng.integers(0, 4, 60)
+    result = evaluate_predictions(truth, predicted, ["a", "b", "c", "d"])
+    precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=range(4), zero_division=0)
+    assert np.allclose([score.precision for score in result.classes], precision)
+    assert np.allclose([score.recall for score in result.classes], recall)
+    assert np.allclose([score.f1 for score in result.classes], f1)
+    assert [score.n for score in result.classes] == list(support)
+    assert np.isclose(result.macro_f1, f1_score(truth, predicted, average="macro"))
+    assert np.array_equal(np.array(result.confusion), confusion_matrix(truth, predicted, labels=range(4)))
+    assert np.isclose(result.accuracy.value, np.mean(truth == predicted))
+
+
+def test_confusion_counts_the_true_class_in_rows() -> None:
+    result = evaluate_predictions(np.array([0, 0, 1]), np.array([0, 1, 1]), ["a", "b"])
+    assert result.confusion == ((1, 1), (0, 1))
+
+
+def test_a_class_without_images_counts_nothing_and_not_in_macro_f1() -> None:
+    result = evaluate_predictions(np.array([0, 1]), np.array([0, 1]), ["a", "b", "absent"])
+    absent = result.classes[2]
+    assert (absent.label, absent.n, absent.precision, absent.recall, absent.f1) == ("absent", 0, 0.0, 0.0, 0.0)
+    assert result.macro_f1 == 1.0
+
+
+def test_no_images_give_an_accuracy_that_knows_nothing() -> None:
+    result = evaluate_predictions(np.array([], np.int64), np.array([], np.int64), ["a", "b"])
+    assert (result.accuracy.n, result.accuracy.low, result.accuracy.high, result.macro_f1) == (0, 0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        # Newcombe 1998 (doi:10.1002/(SICI)1097-0258(19980430)17:8<857::AID-SIM777>3.0.CO;2-E), table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_the_interval_is_wilsons_as_newcombe_printed_it(successes: int, n: int, low: float, high: float) -> None:
+    found = wilson(successes, n)
+    assert (round(found.low, 4), round(found.high, 4)) == (low, high)
+
+
+@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+@settings(deadline=None, max_examples=60)
+def test_the_interval_holds_the_share_and_is_symmetric_in_right_and_wrong(case: tuple[int, int]) -> None:
+    successes, n = case
+    found, mirrored = wilson(successes, n), wilson(n - successes, n)
+    assert 0.0 <= found.low <= found.value + 1e-12 and found.value - 1e-12 <= found.high <= 1.0
+    assert math.isclose(found.low, 1.0 - mirrored.high, abs_tol=1e-9)

@@ -1,0 +1,300 @@
+"""Scanning a folder: what counts as a class and an image, and what is left out or refused by name."""
+
+from __future__ import annotations
+
+import io
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from edgetl.core.images import content_hash, load_image
+from edgetl.data.folder import has_parts, scan
+from edgetl.errors import DataError
+from tests.core.deadline import within
+from tests.data.conftest import fill, paths, picture, put
+
+# --- what is found ---------------------------------------------------------------------------------------------------------------
+
+
+def test_classes_are_the_sorted_names_of_the_folders(pets: Path) -> None:
+    found = scan(pets)
+    assert found.labels == ("cat", "dog")
+    assert found.counts() == {"cat": 3, "dog": 3}
+
+
+def test_samples_are_sorted_by_path_and_carry_label_and_content(pets: Path) -> None:
+    found = scan(pets)
+    assert paths(found) == ["cat/000.png", "cat/001.png", "cat/002.png", "dog/000.png", "dog/001.png", "dog/002.png"]
+    assert [sample.label for sample in found.samples] == [0, 0, 0, 1, 1, 1]
+    assert found.samples[4].content == content_hash(load_image(pets / "dog" / "001.png"))
+
+
+def test_a_folder_is_scanned_by_text_and_by_path(pets: Path) -> None:
+    assert scan(str(pets)) == scan(pets)
+
+
+@pytest.mark.parametrize("name", ["a.PNG", "a.Jpg", "a.JPEG", "a.WebP", "a.BMP"])
+def test_an_extension_counts_in_any_case(pets: Path, name: str) -> None:
+    put(pets / "cat" / name, 77)
+    assert scan(pets).counts() == {"cat": 4, "dog": 3}
+
+
+def test_images_in_nested_folders_belong_to_the_class_at_the_top(pets: Path) -> None:
+    put(pets / "cat" / "2024" / "may" / "a.png", 77)
+    found = scan(pets)
+    assert found.labels == ("cat", "dog") and found.counts()["cat"] == 4
+
+
+@pytest.mark.parametrize("name", [".hidden.png", ".thumbs/a.png", "notes.txt", "a.gif", "png", "a.png.part"])
+def test_hidden_and_other_files_are_skipped(pets: Path, name: str) -> None:
+    put(pets / "cat" / "x.png", 77).rename(pets / "cat" / "moved")
+    (pets / "cat" / name).parent.mkdir(exist_ok=True)
+    (pets / "cat" / "moved").rename(pets / "cat" / name)
+    found = scan(pets)
+    assert (found.counts()["cat"], found.broken) == (3, ())
+
+
+def test_hidden_folders_and_loose_files_are_no_classes(pets: Path) -> None:
+    put(pets / ".git" / "a.png", 77)
+    put(pets / "loose.png", 78)
+    assert scan(pets).labels == ("cat", "dog")
+
+
+def test_a_link_to_a_folder_below_a_class_is_skipped(pets: Path) -> None:
+    (pets / "cat" / "loop").symlink_to(pets)
+    assert scan(pets).counts() == {"cat": 3, "dog": 3}
+
+
+def test_a_link_to_an_image_is_an_image(pets: Path, tmp_path: Path) -> None:
+    (pets / "cat" / "link.png").symlink_to(put(tmp_path / "elsewhere.png", 77))
+    assert scan(pets).counts()["cat"] == 4
+
+
+def test_names_in_any_script_and_with_odd_characters_are_kept(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "犬", "chat noir", "naïve (1)")
+    put(root / "犬" / "a\nb ü 🐕.png", 77)
+    assert scan(root).counts() == {"chat noir": 3, "naïve (1)": 3, "犬": 4}
+
+
+def test_a_file_name_that_is_no_utf_8_is_read(pets: Path) -> None:
+    odd = os.fsencode(pets / "cat") + b"/caf\xe9.png"
+    os.rename(pets / "cat" / "000.png", os.fsdecode(odd))
+    assert scan(pets).counts()["cat"] == 3
+
+
+def test_two_spellings_of_one_name_in_unicode_are_one_class(tmp_path: Path) -> None:
+    names = [unicodedata.normalize(form, "été") for form in ("NFC", "NFD")]
+    root = fill(tmp_path / "data", *names, "hiver")
+    found = scan(root)
+    assert found.labels == ("hiver", unicodedata.normalize("NFC", "été"))
+    assert found.counts() == {"hiver": 3, unicodedata.normalize("NFC", "été"): 6}
+
+
+def test_an_image_is_recognised_by_its_content_not_by_its_extension(pets: Path) -> None:
+    picture(77).save(pets / "cat" / "really-a-png.jpg", "PNG")
+    assert scan(pets).counts()["cat"] == 4
+
+
+def test_copies_of_a_picture_have_one_content(pets: Path) -> None:
+    with Image.open(pets / "cat" / "000.png") as image:
+        image.save(pets / "cat" / "copy.bmp")
+    found = scan(pets)
+    contents = {path: sample.content for path, sample in zip(paths(found), found.samples, strict=True)}
+    assert contents["cat/copy.bmp"] == contents["cat/000.png"] != contents["cat/001.png"]
+
+
+def test_progress_is_told_after_each_decoded_file(pets: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    scan(pets, progress=lambda stage, done, total: calls.append((stage, done, total)))
+    assert calls == [("checking images", done, 6) for done in range(1, 7)]
+
+
+# --- fingerprint -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_depends_on_neither_paths_nor_order(pets: Path, tmp_path: Path) -> None:
+    before = scan(pets).fingerprint()
+    (pets / "cat" / "000.png").rename(pets / "cat" / "zzz.png")
+    moved = pets.rename(tmp_path / "elsewhere")
+    assert scan(moved).fingerprint() == before
+
+
+def test_the_fingerprint_changes_when_a_picture_changes_its_label(pets: Path) -> None:
+    before = scan(pets).fingerprint()
+    (pets / "cat" / "000.png").rename(pets / "dog" / "moved.png")
+    assert scan(pets).fingerprint() != before
+
+
+def test_the_fingerprint_changes_when_a_class_is_renamed(pets: Path) -> None:
+    before = scan(pets).fingerprint()
+    (pets / "cat").rename(pets / "puss")
+    assert scan(pets).fingerprint() != before
+
+
+# --- broken images ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_broken_file_is_named_with_its_reason_and_left_out(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "a", "b", count=10)
+    (root / "a" / "000.png").write_bytes(b"no picture")
+    found = scan(root)
+    assert [item.path for item in found.broken] == [root / "a" / "000.png"]
+    assert "000.png is not a JPEG, PNG, WebP or BMP image" in found.broken[0].reason
+    assert found.counts() == {"a": 9, "b": 10}
+
+
+@pytest.mark.parametrize("kind", ["empty", "truncated", "broken link", "FIFO", "link to itself"])
+def test_every_kind_of_unreadable_file_is_left_out(tmp_path: Path, kind: str) -> None:
+    root = fill(tmp_path / "data", "a", "b", count=10)
+    path = root / "a" / "bad.png"
+    buffer = io.BytesIO()
+    picture(0).save(buffer, "PNG")
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind.endswith(("link", "itself")):
+        path.symlink_to("nowhere" if kind == "broken link" else path.name)
+    else:
+        path.write_bytes(b"" if kind == "empty" else buffer.getvalue()[:-30])
+    with within(10):
+        found = scan(root)
+    assert [item.path.name for item in found.broken] == ["bad.png"]
+
+
+def test_a_tenth_of_broken_files_is_accepted(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "a", "b", count=10)
+    for name in ("000.png", "001.png"):
+        (root / "a" / name).write_bytes(b"no picture")
+    assert len(scan(root).broken) == 2
+
+
+def test_more_than_a_tenth_of_broken_files_is_refused(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "a", "b", count=10)
+    for name in ("000.png", "001.png", "002.png"):
+        (root / "b" / name).write_bytes(b"no picture")
+    with pytest.raises(
+        DataError, match=r"/data: 3 of 20 images cannot be decoded \(b/000\.png, .*the limit is 10%\. Copy the folder again"
+    ):
+        scan(root)
+
+
+# --- folders that cannot be used -------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"/nowhere does not exist; give a folder that holds one folder of images for each class"):
+        scan(tmp_path / "nowhere")
+
+
+def test_a_file_in_place_of_the_folder_is_named(pets: Path) -> None:
+    with pytest.raises(DataError, match=r"000\.png is a file; give a folder"):
+        scan(pets / "cat" / "000.png")
+
+
+def test_an_empty_folder_is_refused_with_what_to_put_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no images\. Put JPEG, PNG, WebP or BMP files into one folder for each class"):
+        scan(tmp_path)
+
+
+def test_a_folder_of_loose_images_is_refused_with_the_layout(tmp_path: Path) -> None:
+    put(tmp_path / "loose" / "a.png", 0)
+    with pytest.raises(DataError, match=r"/loose holds no images\. .*one folder for each class: .*/loose/cat"):
+        scan(tmp_path / "loose")
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"/data holds one class \(cat\); a classifier needs at least 2 class folders"):
+        scan(fill(tmp_path / "data", "cat"))
+
+
+def test_a_class_with_one_image_is_refused_by_its_name(pets: Path) -> None:
+    put(pets / "emu" / "only.png", 77)
+    with pytest.raises(DataError, match=r"/pets: too few readable images in emu \(1\); each class folder needs at least 2\. Add images"):
+        scan(pets)
+
+
+def test_an_empty_class_folder_is_refused_by_its_name(pets: Path) -> None:
+    (pets / "emu").mkdir()
+    with pytest.raises(DataError, match=r"too few readable images in emu \(0\)"):
+        scan(pets)
+
+
+def test_broken_images_do_not_count_for_the_least_number(tmp_path: Path) -> None:
+    root = fill(fill(tmp_path / "data", "a", count=20), "b", count=2, seed=5000)
+    (root / "b" / "000.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"too few readable images in b \(1\)"):
+        scan(root)
+
+
+# --- labels of a trained model -----------------------------------------------------------------------------------------------------
+
+
+def test_known_labels_keep_their_order(pets: Path) -> None:
+    found = scan(pets, known_labels=["dog", "cat"])
+    assert found.labels == ("dog", "cat")
+    assert [sample.label for sample in found.samples] == [1, 1, 1, 0, 0, 0]
+
+
+def test_known_classes_may_be_absent_and_small(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "cat", count=1)
+    assert scan(root, known_labels=["ant", "cat", "dog"]).counts() == {"ant": 0, "cat": 1, "dog": 0}
+
+
+def test_a_class_that_the_model_does_not_know_is_refused(pets: Path) -> None:
+    with pytest.raises(DataError, match=r"/pets has classes that the model does not know: dog\. It knows cat, emu\. Give a folder"):
+        scan(pets, known_labels=["cat", "emu"])
+
+
+def test_too_many_broken_files_are_refused_with_known_labels_too(pets: Path) -> None:
+    (pets / "cat" / "000.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"1 of 6 images cannot be decoded"):
+        scan(pets, known_labels=["cat", "dog"])
+
+
+# --- ready-made parts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "VALID", "Test"), ("train", "validation", "test")])
+def test_a_ready_made_data_set_is_recognised_by_its_folders(tmp_path: Path, names: tuple[str, str, str]) -> None:
+    for number, name in enumerate(names):
+        fill(tmp_path / "data" / name, "cat", "dog", seed=100 * number)
+    found = scan(tmp_path / "data")
+    assert found.labels == ("cat", "dog")
+    parts = {sample.path.relative_to(found.root).parts[0]: sample.part for sample in found.samples}
+    assert parts == dict(zip(names, ("train", "val", "test"), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("train", "val", "test"), True),
+        (("train", "test"), True),
+        (("train",), True),
+        (("val", "test"), False),
+        (("train", "plane"), False),
+        (("train", "val", "valid"), False),
+        (("cat", "dog"), False),
+        ((".git", "train", "val"), True),
+    ],
+    ids=str,
+)
+def test_parts_are_ready_made_only_when_every_folder_is_one_and_train_is_there(
+    tmp_path: Path, names: tuple[str, ...], expected: bool
+) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert has_parts(tmp_path) is expected
+
+
+def test_a_class_called_train_beside_others_is_a_class(tmp_path: Path) -> None:
+    found = scan(fill(tmp_path / "data", "train", "plane"))
+    assert found.labels == ("plane", "train") and {sample.part for sample in found.samples} == {None}
+
+
+def test_a_class_folder_that_is_empty_in_one_part_is_no_reason_to_stop(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    fill(root / "train", "cat", "dog")
+    (root / "val" / "cat").mkdir(parents=True)
+    assert scan(root).counts() == {"cat": 3, "dog": 3}
