@@ -7,6 +7,7 @@ because a rename alone does not survive a power cut (POSIX promises atomicity, n
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from edgetl.errors import ConfigError, StorageError
 
 STAGING_MARK = ".edgetl-partial-"
+REPLACED_MARK = ".edgetl-replaced-"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -55,13 +57,18 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         ConfigError: ``target`` exists and ``overwrite`` is false.
         StorageError: the disk is full, or the parent folder cannot be written.
     """
+    if not target.name:
+        raise ConfigError(f"{target} names no folder of its own. Choose another --out.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _recover(target)
+    except OSError as error:
+        raise storage_error(target, error) from error
     if target.exists() and not overwrite:
         raise ConfigError(f"{target} exists already. Choose another --out, or replace it with --overwrite.")
     if target.is_file():
         raise ConfigError(f"{target} is a file; --out names a folder. Choose another name.")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
         staging = target.with_name(f"{STAGING_MARK}{os.getpid()}-{target.name}")
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
@@ -89,7 +96,7 @@ def _swap(staging: Path, target: Path) -> None:
         os.rename(staging, target)
         _flush_folder(target.parent)
         return
-    aside = target.with_name(f"{STAGING_MARK}{os.getpid()}-old-{target.name}")
+    aside = target.with_name(f"{REPLACED_MARK}{os.getpid()}-{target.name}")
     os.rename(target, aside)
     try:
         os.rename(staging, target)
@@ -97,18 +104,21 @@ def _swap(staging: Path, target: Path) -> None:
         os.rename(aside, target)
         raise
     _flush_folder(target.parent)
+    if aside.is_symlink():
+        aside.unlink()
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Remove staging folders that a killed process left for the same target, unless that process still runs."""
-    for path in target.parent.glob(f"{STAGING_MARK}*-{target.name}"):
-        owner = path.name.removeprefix(STAGING_MARK).split("-", 1)[0]
-        if path.is_dir() and owner.isdigit() and not _is_running(int(owner)):
-            if "-old-" in path.name and not target.exists():
-                os.rename(path, target)
-            else:
-                shutil.rmtree(path, ignore_errors=True)
+def _recover(target: Path) -> None:
+    """Undo what a killed process left for the same target: put a replaced folder back, and remove half-written ones."""
+    for path in list(target.parent.iterdir()):
+        kind = re.fullmatch(rf"({re.escape(STAGING_MARK)}|{re.escape(REPLACED_MARK)})(\d+)-{re.escape(target.name)}", path.name)
+        if kind is None or _is_running(int(kind[2])):
+            continue
+        if kind[1] == REPLACED_MARK and not target.exists():
+            os.rename(path, target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_running(pid: int) -> bool:

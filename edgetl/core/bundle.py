@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgetl.core.config import read_json
 from edgetl.core.manifest import MANIFEST_NAME, BundleFile, Manifest, Variant
+from edgetl.core.plain import open_plain
 from edgetl.errors import BundleError, IntegrityError
 
 RUN_RECORD_NAME = "run.json"
@@ -52,15 +52,17 @@ class Bundle:
             if (self.path / parent).is_symlink():
                 raise IntegrityError(f"{self.path / parent} is a symbolic link; a bundle holds plain files only. Install it again.")
         try:
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+            stream = open_plain(path, follow_links=False)
         except OSError as error:
             raise IntegrityError(f"{path}: {error.strerror}, though the manifest names it. Copy or install the bundle again.") from error
-        with open(descriptor, "rb") as stream:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                raise IntegrityError(f"{path} is not a plain file of its own; copy or install the bundle again.")
+        with stream:
+            status = os.fstat(stream.fileno())
+            if status.st_nlink > 1:
+                raise IntegrityError(f"{path} is not a plain file of its own (hard link); copy or install the bundle again.")
             if status.st_size != file.size_bytes:
-                raise IntegrityError(f"{path} has {status.st_size} bytes, the manifest says {file.size_bytes}. Install the bundle again.")
+                raise IntegrityError(
+                    f"{path} has {status.st_size} bytes, the manifest says {file.size_bytes}. Copy or install the bundle again."
+                )
             data = stream.read(file.size_bytes + 1)
         if hashlib.sha256(data).hexdigest() != file.sha256:
             raise IntegrityError(f"{path} is not the file that the manifest names (SHA-256 differs). Install the bundle again.")
@@ -103,6 +105,8 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         if (folder / RUN_RECORD_NAME).exists():
             raise BundleError(f"{folder} is a run, not a bundle. Make one with: edgetl export {folder} --out BUNDLE")
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}. Give the folder that `edgetl export` wrote.")
+    if (folder / MANIFEST_NAME).is_symlink():
+        raise IntegrityError(f"{folder / MANIFEST_NAME} is a symbolic link; a bundle holds plain files only. Install it again.")
     bundle = Bundle(folder, read_json(folder / MANIFEST_NAME, Manifest, BundleError))
     bundle.check_closed()
     return bundle

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edgetl.core.plain import open_plain
 from edgetl.errors import EdgetlError
 
 MAX_JSON_BYTES = 1_000_000
@@ -29,7 +30,7 @@ def read_json(path: Path, model: type[Model], error: type[EdgetlError], *, max_b
         EdgetlError: as the class ``error``, when the file is missing, too large, not JSON, or does not fit the model.
     """
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             data = file.read(max_bytes + 1)
     except OSError as cause:
         raise error(f"cannot read {path}: {cause.strerror}.") from cause

@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import stat
 import struct
 import zlib
 from pathlib import Path
@@ -29,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, WebPImagePlugin
 
+from edgetl.core.plain import open_plain
 from edgetl.errors import ImageError
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
@@ -38,7 +38,11 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 MAX_PIXELS = 40_000_000
 MAX_FILE_BYTES = 64_000_000
 
+# A picture a thousand times longer than wide says nothing after a resize, and would need a huge one.
+MAX_ASPECT_RATIO = 1000
+
 _ORIENTATION_TAG = 0x0112
+_ORIENTATION_BLOCKS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,7 +55,7 @@ _UPRIGHT = {
 # What Pillow's decoders raise on damaged files, collected from its own test images and issue tracker.
 _DECODE_ERRORS = (
     OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, EOFError, OverflowError, MemoryError, AttributeError,
-    NotImplementedError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
+    NotImplementedError, RuntimeError, struct.error, zlib.error, UserWarning, Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
 
 
@@ -87,20 +91,13 @@ def read_image_file(path: Path) -> bytes:
         ImageError: the file is missing, not a regular file, empty, or too large.
     """
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: {getattr(error, 'strerror', None) or error}.") from error
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{path} is not a regular file; give the path of one image.")
-        if status.st_size > MAX_FILE_BYTES:
-            raise ImageError(f"{path} has {status.st_size} bytes; the limit is {MAX_FILE_BYTES}.")
-        try:
+        with open_plain(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise ImageError(f"{path} has {size} bytes; the limit is {MAX_FILE_BYTES}.")
             data = file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise ImageError(f"{path}: {error.strerror}.") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path}: {getattr(error, 'strerror', None) or error}; give the path of one image.") from error
     if not data:
         raise ImageError(f"{path} is empty.")
     return data
@@ -119,7 +116,12 @@ def to_upright_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
         transpose = _UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(image)
-        return rgb.transpose(transpose) if transpose is not None else rgb
+        if transpose is None:
+            return rgb
+        upright = rgb.transpose(transpose)
+        for block in _ORIENTATION_BLOCKS:
+            upright.info.pop(block, None)  # or it would be turned again
+        return upright
     except _DECODE_ERRORS as error:
         raise ImageError(f"{name} cannot be decoded: {_reason(error)}") from error
 
@@ -128,13 +130,15 @@ def check_size(image: Image.Image, name: str) -> None:
     """Refuse an image by its header, before any pixel is decoded.
 
     Raises:
-        ImageError: no pixels, or more than ``MAX_PIXELS``.
+        ImageError: no pixels, more than ``MAX_PIXELS``, or too narrow.
     """
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(f"{name} has no pixels ({width} x {height}).")
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name} has {width} x {height} pixels; the limit is {MAX_PIXELS // 1_000_000} million.")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ImageError(f"{name} has {width} x {height} pixels; one side may be {MAX_ASPECT_RATIO} times the other at most.")
 
 
 def _decode(data: bytes, name: str) -> Image.Image:

@@ -167,16 +167,22 @@ class Manifest(StrictModel):
     @model_validator(mode="after")
     def _is_consistent(self) -> Manifest:
         paths = [file.path.casefold() for file in self.all_files()]
-        if len(set(paths)) != len(paths):
+        if len({*paths, MANIFEST_NAME}) != len(paths) + 1:
             raise ValueError("two files share a path")
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError("two labels are equal")
+        if len(set(self.labels)) != len(self.labels) or any(not label.isprintable() or not label.strip() for label in self.labels):
+            raise ValueError("two labels are equal, or one is empty or not printable")
+        if any(variant.name != f"{variant.format}-{variant.precision}" for variant in self.variants):
+            raise ValueError("a variant's name does not say its format and precision")
         names = {variant.name for variant in self.variants}
         if len(names) != len(self.variants):
             raise ValueError("two variants share a name")
         for golden in self.golden:
-            if set(golden.scores) != names or any(len(row) != len(self.labels) for row in golden.scores.values()):
-                raise ValueError(f"golden image {golden.image.path} does not hold one score a label for each variant")
+            if (
+                golden.label not in self.labels
+                or set(golden.scores) != names
+                or any(len(row) != len(self.labels) for row in golden.scores.values())
+            ):
+                raise ValueError(f"golden image {golden.image.path} has an unknown label, or not one score a label for each variant")
         return self
 
     def all_files(self) -> tuple[BundleFile, ...]:

@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import Field
 
 from edgetl.core.config import StrictModel
-from edgetl.core.images import ImageInput, load_image
+from edgetl.core.images import MAX_PIXELS, ImageInput, load_image
 
 CropMode: TypeAlias = Literal["center", "squash", "border"]
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
@@ -52,7 +52,7 @@ class PreprocessSpec(StrictModel):
 
     input_size: tuple[Side, Side]
     crop_mode: CropMode = "center"
-    crop_pct: float = Field(default=0.875, gt=0.0, le=1.5)
+    crop_pct: float = Field(default=0.875, ge=0.1, le=1.5)
     interpolation: Interpolation = "bicubic"
     resize: Literal["fused", "two-step"] = "fused"
     mean: Triple = (0.485, 0.456, 0.406)
@@ -93,8 +93,10 @@ def to_pixels(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     filter_ = _RESAMPLING[spec.interpolation]
     inside = place.left >= 0 and place.top >= 0 and place.left + width <= place.width and place.top + height <= place.height
     # Pillow 13 resamples tall images, and those squeezed out of shape, rows first: there the two orders differ where bicubic overshoots.
-    plain = spec.crop_mode != "squash" and image.height <= 2 * image.width
-    if inside and plain and spec.resize == "fused":
+    # Nearest and box filters jump at pixel borders, so that rounding shows. A huge resized image is never made whole.
+    huge = place.width * place.height > MAX_PIXELS
+    plain = spec.crop_mode != "squash" and image.height <= 2 * image.width and spec.interpolation not in ("nearest", "box")
+    if inside and (huge or (plain and spec.resize == "fused")):
         return _resize_crop(image, place, spec)
     resized = image.resize((place.width, place.height), filter_)
     if not inside:

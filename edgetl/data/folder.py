@@ -143,7 +143,7 @@ def _empty_classes(root: Path) -> Iterator[str]:
 
 def _visible_folders(root: Path) -> list[Path]:
     try:
-        return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink() and not path.name.startswith("."))
     except OSError as error:
         raise DataError(f"{root} cannot be listed: {error.strerror}. Check its permissions.") from error
 

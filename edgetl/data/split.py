@@ -26,8 +26,8 @@ class Splits:
     Attributes:
         folder: what was divided.
         train, val, test: the samples; training sees ``train``, every choice is made on ``val``, ``test`` is only reported.
-        conflicts: pictures filed under several labels; all their copies are in ``train``.
-        moved: copies of a picture that a ready-made folder had in another split; the copy in the earlier one was dropped.
+        conflicts: pictures filed under several labels; their copies are only in ``train``.
+        moved: copies of a picture that a ready-made folder had in another split, and were dropped there.
     """
 
     folder: ImageFolder
@@ -46,7 +46,7 @@ def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float 
     """Divide ``folder``; ready-made parts are kept, and a missing ``val`` is taken from their ``train``.
 
     Copies of a picture (equal pixels) form one group, which goes into one split. Within a class the groups are ordered by a hash of
-    the seed and their content, so that the result depends on neither file names nor order. Every class keeps at least one image in
+    the seed and their content, so that the result depends on neither file names nor order. Every class keeps at least one group in
     train; one with three groups or more has images in all splits that were asked for.
 
     Args:
@@ -69,21 +69,26 @@ def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float 
 
 def _split_ready_made(folder: ImageFolder, *, seed: int, val: float) -> Splits:
     """Keep the given parts. A picture that stands in two of them stays in the last of train, val, test, where it does least harm."""
+    conflicts = _conflicts(folder)
+    conflicting = {str(folder.root / path) for conflict in conflicts for path in conflict.paths}
     rank = {"train": 0, "val": 1, "test": 2, None: 0}
     last: dict[str, int] = defaultdict(int)
     for sample in folder.samples:
-        last[sample.content] = max(last[sample.content], rank[sample.part])
+        # A picture with two labels can measure nothing: its copies in val and test are dropped.
+        last[sample.content] = 0 if str(sample.path) in conflicting else max(last[sample.content], rank[sample.part])
     kept: dict[Part, list[Sample]] = {"train": [], "val": [], "test": []}
     moved = []
     for sample in folder.samples:
-        if rank[sample.part] < last[sample.content]:
-            moved.append(str(sample.path.relative_to(folder.root)))
-        else:
+        if rank[sample.part] == last[sample.content]:
             kept[sample.part or "train"].append(sample)
+        else:
+            moved.append(str(sample.path.relative_to(folder.root)))
     if not kept["val"]:
-        again = _divide(kept["train"], seed=seed, shares={"val": val})
-        kept["train"], kept["val"] = again["train"], again["val"]
-    return Splits(folder, tuple(kept["train"]), tuple(kept["val"]), tuple(kept["test"]), _conflicts(folder), tuple(moved))
+        plain = [sample for sample in kept["train"] if str(sample.path) not in conflicting]
+        again = _divide(plain, seed=seed, shares={"val": val})
+        unclear = [sample for sample in kept["train"] if str(sample.path) in conflicting]
+        kept["train"], kept["val"] = sorted([*again["train"], *unclear], key=lambda sample: sample.path), again["val"]
+    return Splits(folder, tuple(kept["train"]), tuple(kept["val"]), tuple(kept["test"]), conflicts, tuple(moved))
 
 
 def _divide(samples: Sequence[Sample], *, seed: int, shares: dict[Part, float]) -> dict[Part, list[Sample]]:
@@ -108,9 +113,11 @@ def _deal(groups: list[list[Sample]], shares: dict[Part, float], parts: dict[Par
     total = sum(len(group) for group in groups)
     queue = list(groups)
     # With two groups, val goes before test: choices need it, a report does not.
-    for name, share in sorted(shares.items(), key=lambda item: item[0] == "test"):
-        wanted, taken = round(total * share), 0
-        while len(queue) > 1 and share > 0 and (taken == 0 or taken + len(queue[0]) <= wanted):
+    asked = [name for name in ("val", "test") if name in shares and shares[name] > 0]
+    for position, name in enumerate(asked):
+        wanted, taken = round(total * shares[name]), 0
+        reserved = len(asked) - position  # one group for train and for each part that is still to come
+        while queue and ((taken == 0 and len(queue) > 1) or (taken > 0 and len(queue) > reserved and taken + len(queue[0]) <= wanted)):
             group = queue.pop(0)
             parts[name] += group
             taken += len(group)

@@ -65,6 +65,9 @@ def fine_tune(splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool
         raise DataError(
             f"{splits.folder.root} leaves {len(splits.train)} training and {len(splits.val)} validation images; add images or raise --val."
         )
+    trained_on = {sample.label for sample in splits.train}
+    if untrained := [label for index, label in enumerate(splits.folder.labels) if index not in trained_on]:
+        raise DataError(f"{splits.folder.root} has no training image of {', '.join(untrained[:5])}; add some, or remove the class.")
     started = time.monotonic()
     device = choose_device(config.device)
     torch.manual_seed(config.seed)  # random weights, and the head before it is fitted

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.atomic import STAGING_MARK, new_folder, storage_error, write_bytes, write_text
+from edgetl.core.atomic import REPLACED_MARK, STAGING_MARK, new_folder, storage_error, write_bytes, write_text
 from edgetl.errors import ConfigError, StorageError
 
 VICTIM = """
@@ -237,7 +237,7 @@ def test_what_a_killed_process_left_for_another_target_is_not_touched(tmp_path: 
 
 def test_an_old_folder_set_aside_by_a_killed_process_is_put_back_when_no_new_one_stands(tmp_path: Path) -> None:
     # The state between the two renames of a replacement; process 2**22 cannot run (Linux: pid_max is at most 2**22).
-    aside = tmp_path / f"{STAGING_MARK}{2**22}-old-out"
+    aside = tmp_path / f"{REPLACED_MARK}{2**22}-out"
     aside.mkdir()
     (aside / "old.txt").touch()
     with pytest.raises(ValueError, match="stop"), new_folder(tmp_path / "out", overwrite=True):
@@ -247,8 +247,36 @@ def test_an_old_folder_set_aside_by_a_killed_process_is_put_back_when_no_new_one
 
 
 def test_an_old_folder_set_aside_by_a_killed_process_is_removed_when_the_new_one_stands(tmp_path: Path) -> None:
-    (tmp_path / f"{STAGING_MARK}{2**22}-old-out").mkdir()
+    (tmp_path / f"{REPLACED_MARK}{2**22}-out").mkdir()
     (tmp_path / "out").mkdir()
     with new_folder(tmp_path / "out", overwrite=True) as staging:
         (staging / "new.txt").touch()
     assert names(tmp_path) == ["out"]
+
+
+def test_the_leftovers_of_another_target_are_left_alone(tmp_path: Path) -> None:
+    for name in (f"{REPLACED_MARK}{2**22}-a-b", f"{STAGING_MARK}{2**22}-my-old-b"):
+        (tmp_path / name).mkdir()
+    with new_folder(tmp_path / "b") as staging:
+        (staging / "new").touch()
+    assert names(tmp_path) == sorted([f"{REPLACED_MARK}{2**22}-a-b", f"{STAGING_MARK}{2**22}-my-old-b", "b"])
+
+
+def test_a_recovered_folder_is_not_replaced_without_permission(tmp_path: Path) -> None:
+    (tmp_path / f"{REPLACED_MARK}{2**22}-z").mkdir()
+    with pytest.raises(ConfigError, match="--overwrite"), new_folder(tmp_path / "z"):
+        pass
+    assert names(tmp_path) == ["z"]
+
+
+def test_a_name_of_old_half_written_work_never_becomes_the_target(tmp_path: Path) -> None:
+    (tmp_path / f"{STAGING_MARK}{2**22}-my-old-run").mkdir()
+    with pytest.raises(ConfigError, match="stop"), new_folder(tmp_path / "my-old-run"):
+        raise ConfigError("stop")
+    assert names(tmp_path) == []
+
+
+def test_the_current_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="names no folder"), new_folder(Path(), overwrite=True):
+        pass

@@ -169,7 +169,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "1 unlisted file",
     ),
     "hard link": (lambda root: (root.parent / "outside").hardlink_to(root / MODEL), MODEL, "is not a plain file of its own"),
-    "FIFO": (lambda root: replace(root / MODEL, os.mkfifo), MODEL, "is not a plain file of its own"),
+    "FIFO": (lambda root: replace(root / MODEL, os.mkfifo), MODEL, "not a regular file"),
     "empty folder in its place": (lambda root: replace(root / MODEL, Path.mkdir), MODEL, "1 missing file"),
     "flipped byte in the card": (lambda root: flip(root / "README.md"), "README.md", "is not the file that the manifest names"),
     "flipped byte in the seen images": (lambda root: flip(root / "seen.bin"), "seen.bin", "is not the file that the manifest names"),

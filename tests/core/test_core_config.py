@@ -227,7 +227,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "record.json").mkdir()
-    with pytest.raises(BundleError, match=r"cannot read .*/record\.json: Is a directory"):
+    with pytest.raises(BundleError, match=r"cannot read .*/record\.json: not a regular file"):
         read_json(tmp_path / "record.json", Record, BundleError)
 
 

@@ -277,3 +277,23 @@ def test_the_same_bytes_in_another_shape_have_another_content_hash() -> None:
 def test_the_content_hash_is_the_documented_one() -> None:
     # SHA-256 of the little-endian width and height and the RGB bytes; bundles on devices hold it.
     assert content_hash(Image.new("RGB", (2, 1), (1, 2, 3))) == "9f00d5a1588d2021cb2c99a8edbd4805038d1d9b7d761f1949be38d1fe610eed"
+
+
+def test_a_loaded_picture_is_not_turned_twice(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (9, 6)).save(tmp_path / "turned.jpg", exif=exif)
+    once = load_image(tmp_path / "turned.jpg")
+    assert once.size == (6, 9) and load_image(once).size == (6, 9)
+
+
+def test_a_folder_given_as_an_image_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=f"{tmp_path.name}: not a regular file"):
+        load_image(tmp_path)
+
+
+def test_a_hair_is_refused_and_a_narrow_picture_is_not(tmp_path: Path) -> None:
+    Image.new("L", (1, 100_000)).save(tmp_path / "hair.png")
+    with pytest.raises(ImageError, match=r"hair\.png has 1 x 100000 pixels; one side may be 1000 times"):
+        load_image(tmp_path / "hair.png")
+    assert load_image(Image.new("L", (1, 1000))).size == (1, 1000)

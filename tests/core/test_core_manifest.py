@@ -208,7 +208,7 @@ def test_a_manifest_with_one_label_is_refused() -> None:
     ids=["none", "one variant missing", "one variant too many", "a score missing", "a score too many"],
 )
 def test_a_golden_image_without_one_score_a_label_for_each_variant_is_refused(scores: dict[str, list[float]]) -> None:
-    with pytest.raises(BundleError, match=r"golden image golden/0\.png does not hold one score a label for each variant"):
+    with pytest.raises(BundleError, match=r"golden image golden/0\.png has an unknown label, or not one score a label for each variant"):
         read(changed("golden.0.scores", scores))
 
 

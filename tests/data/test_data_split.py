@@ -228,4 +228,20 @@ def test_no_picture_of_a_ready_made_folder_stands_in_two_splits(rows: list[tuple
     result = split(folder([*samples, *ready(3)]))
     train, val, test = (contents(result.part(part)) for part in PARTS)
     assert not (train & val or train & test or val & test)
-    assert train | val | test == contents(result.folder.samples)
+    dropped = contents(result.folder.samples) - (train | val | test)
+    labels = {name: {sample.label for sample in samples if sample.content == name} for name in dropped}
+    assert all(len(found) > 1 for found in labels.values()), "only a picture with two labels may be dropped"
+
+
+def test_three_pictures_of_a_class_go_to_all_three_splits() -> None:
+    samples = [Sample(ROOT / str(label) / f"{n}", label, content(10 * label + n)) for label in (0, 1) for n in range(3)]
+    result = split(folder(samples), val=0.5)
+    for part in PARTS:
+        assert {sample.label for sample in result.part(part)} == {0, 1}
+
+
+def test_a_ready_made_picture_with_two_labels_measures_nothing() -> None:
+    twins = [Sample(ROOT / "train" / "0" / "twin", 0, content(900), "train"), Sample(ROOT / "test" / "1" / "twin", 1, content(900), "test")]
+    result = split(folder([*ready(3), *twins]))
+    assert twins[0] in result.train and twins[1] not in result.test
+    assert result.moved == ("test/1/twin",) and len(result.conflicts) == 1
