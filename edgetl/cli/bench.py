@@ -17,8 +17,8 @@ from edgetl.measure.scenarios import LatencyReport, measure_bundle
 
 def bench_command(
     bundle: Annotated[Path, typer.Argument(help="The folder that `edgetl export` wrote.")],
-    variant: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated [default: all].")] = None,
-    images: Annotated[Path | None, typer.Option(help="A folder of images to decode [default: the bundle's golden images].")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated (default: all).")] = None,
+    images: Annotated[Path | None, typer.Option(help="A folder of images to decode (default: the bundle's golden images).")] = None,
     runs: Annotated[int, typer.Option(min=1, help="Timed images of each variant; a 99th percentile needs 662.")] = 662,
     max_seconds: Annotated[float, typer.Option(help="A variant's timing ends after this.")] = 10.0,
     plot: Annotated[Path | None, typer.Option(help="Also draw the stages, as PNG.")] = None,

@@ -60,7 +60,7 @@ def stages_axes(axes: Axes, report: LatencyReport) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("median milliseconds of one image")
     axes.set_title(f"{report.threads} thread(s), {report.host['cpu']}", fontsize=10)
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, frameon=False)
+    axes.figure.legend(fontsize=8, loc="outside lower center", ncols=3, frameon=False)
 
 
 def _figure(width: float, height: float) -> Any:

@@ -21,7 +21,7 @@ from edgetl.runtime.verify import verify
 def predict_command(
     bundle: Annotated[Path, typer.Argument(help="The folder that `edgetl export` wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    variant: Annotated[str | None, typer.Option(help="Such as openvino-int8 [default: the fastest].")] = None,
+    variant: Annotated[str | None, typer.Option(help="Such as openvino-int8 (default: the fastest).")] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 3,
     threads: ThreadsOption = None,
     json_output: JsonOption = False,

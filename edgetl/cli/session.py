@@ -23,7 +23,7 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the standard output.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Threads for one inference [default: every core].")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Threads for one inference (default: every core).")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Chooses splits, folds, batches and augmentation.")]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace --out if it exists; the old one stays until the new one is whole.")
@@ -37,7 +37,16 @@ def working(*, json_output: bool, verbose: bool) -> Iterator[core.Progress]:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     if not verbose:
         warnings.simplefilter("ignore")
-        for name in ("lightning", "lightning.pytorch", "torch.utils.cpp_extension", "torch.onnx", "onnxscript", "nncf", "root"):
+        for name in (
+            "lightning",
+            "lightning.pytorch",
+            "torch.utils.cpp_extension",
+            "torch.onnx",
+            "onnxscript",
+            "nncf",
+            "root",
+            "huggingface_hub.utils._http",
+        ):
             logging.getLogger(name).setLevel(logging.ERROR)
     with shown_progress(err, quiet=json_output) as progress:
         yield progress

@@ -64,7 +64,7 @@ def ladder_lines(manifest: Manifest) -> list[str]:
 
 def latency_table(report: LatencyReport) -> Table:
     """One row a variant; milliseconds of one image, after warm-up."""
-    title = f"{report.bundle}: one image at a time, {report.threads} thread(s), milliseconds (p50 where not said)"
+    title = f"{report.bundle}: one image, {report.threads} thread(s), p50 in ms"
     table = plain_table(title, "variant", "decode", "prepare", "infer", "whole", "p90", "p99", "images/s")
     for row in report.variants:
         stages = [percentile(values, 50) for values in (row.decode, row.preprocess, row.infer, row.whole)]

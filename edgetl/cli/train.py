@@ -36,18 +36,18 @@ def train_command(
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file for the architecture that --backbone names.")] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Start from random weights (a control).")] = False,
     strategy: Annotated[str, typer.Option(help="probe: head on the frozen trunk. full: then every layer (LP-FT).")] = "probe",
-    input_size: Annotated[str | None, typer.Option(help="Height and width, such as 224,224 [default: the backbone's].")] = None,
-    mean: Annotated[str | None, typer.Option(help="Three numbers, RGB on 0..1 [default: the backbone's].")] = None,
-    std: Annotated[str | None, typer.Option(help="Three numbers, RGB on 0..1 [default: the backbone's].")] = None,
+    input_size: Annotated[str | None, typer.Option(help="Height and width, such as 224,224 (default: the backbone's).")] = None,
+    mean: Annotated[str | None, typer.Option(help="Three numbers, RGB on 0..1 (default: the backbone's).")] = None,
+    std: Annotated[str | None, typer.Option(help="Three numbers, RGB on 0..1 (default: the backbone's).")] = None,
     crop_pct: Annotated[
-        float | None, typer.Option(help="Share of the resized image that the crop keeps [default: the backbone's].")
+        float | None, typer.Option(help="Share of the resized image that the crop keeps (default: the backbone's).")
     ] = None,
     resize: Annotated[str, typer.Option(help="fused, or two-step (bit-identical to timm's transform).")] = "fused",
     views: Annotated[int, typer.Option(help="Pictures of each image that the head is fitted on: 1 is the quickest.")] = 4,
     val: Annotated[float, typer.Option(help="Share for validation.")] = 0.15,
     test: Annotated[float, typer.Option(help="Share for the test.")] = 0.15,
-    epochs: Annotated[int | None, typer.Option(help="Of full [default: at least 10 and 300 steps].")] = None,
-    lr: Annotated[float | None, typer.Option(help="The head's learning rate in full [default: 1e-3, random weights 3e-3].")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of full (default: at least 10 and 300 steps).")] = None,
+    lr: Annotated[float | None, typer.Option(help="The head's learning rate in full (default: 1e-3, random weights 3e-3).")] = None,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
     augment: Annotated[str, typer.Option(help="none or light (random crops, small changes of colour).")] = "light",
     flip: Annotated[bool, typer.Option("--flip", help="Also mirror images; wrong for digits, text and signs.")] = False,
@@ -77,7 +77,7 @@ def train_command(
 def evaluate_command(
     model: Annotated[Path, typer.Argument(help="A run or a bundle.")],
     data: Annotated[Path, typer.Argument(help="Folder with class folders named like the model's labels.")],
-    variant: Annotated[str | None, typer.Option(help="Of a bundle, such as openvino-int8 [default: the fastest].")] = None,
+    variant: Annotated[str | None, typer.Option(help="Of a bundle, such as openvino-int8 (default: the fastest).")] = None,
     every_image: Annotated[bool, typer.Option("--all", help="Also score images that the model was trained or selected on.")] = False,
     threads: ThreadsOption = None,
     json_output: JsonOption = False,
