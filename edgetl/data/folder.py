@@ -82,8 +82,7 @@ def scan(root: str | os.PathLike[str], *, known_labels: Sequence[str] | None = N
         progress: told after each decoded file.
 
     Raises:
-        DataError: not a folder, unknown classes, or more than 10 % broken; without ``known_labels`` also fewer than 2 classes or a
-            class with fewer than 2 readable images.
+        DataError: not a folder, unknown classes, more than 10 % broken, and without ``known_labels`` too few classes or images.
     """
     folder = Path(root)
     if not folder.is_dir():

@@ -70,19 +70,21 @@ def climb(
             trunk = open_files(quantizer.write_trunk(folder))
             files = quantizer.replace_head(refit_head(trunk, refit()), folder)
         verdict = judge(open_files(files))
-        rungs.append(
-            Rung(
-                method=step.method,
-                accuracy=verdict.validation.value,
-                drop=verdict.drop,
-                confident_top1=verdict.agreement.confident_top1,
-                passed=not verdict.reason,
-            )
-        )
+        rungs.append(_record(step, verdict))
         if not verdict.reason:
             break
     assert verdict is not None, "the ladder has no step"
     return Climbed(files, verdict, tuple(rungs))
+
+
+def _record(step: Step, verdict: Verdict) -> Rung:
+    return Rung(
+        method=step.method,
+        accuracy=verdict.validation.value,
+        drop=verdict.drop,
+        confident_top1=verdict.agreement.confident_top1,
+        passed=not verdict.reason,
+    )
 
 
 def refit_head(trunk: Logits, data: RefitData) -> FloatHead:

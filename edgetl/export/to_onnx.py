@@ -37,9 +37,7 @@ def to_onnx(model: nn.Module, spec: PreprocessSpec, path: Path, metadata: dict[s
     """
     merged = reparameterize_model(model).eval()
     example = torch.zeros(2, 3, *spec.input_size)
-    exporter_log = logging.getLogger("torch.onnx")
-    level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             # The exporter warns about its own internals; the agreement gate judges the result.
@@ -59,8 +57,6 @@ def to_onnx(model: nn.Module, spec: PreprocessSpec, path: Path, metadata: dict[s
         raise ExportError(
             f"torch {torch.__version__} cannot export {type(model).__name__} to ONNX: {str(error).splitlines()[0]}"
         ) from error
-    finally:
-        exporter_log.setLevel(level)
     assert program is not None
     save(program.model_proto, path, metadata)
 

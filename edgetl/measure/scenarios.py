@@ -99,18 +99,13 @@ def measure_bundle(
     if runs < 1 or max_seconds <= 0:
         raise ConfigError("--runs takes 1 or more, --max-seconds more than 0.")
     bundle = open_bundle(path)
-    chosen = [bundle.variant(name) for name in variants] if variants else list(bundle.manifest.variants)
-    ready = [variant for variant in chosen if installed(variant.format)]
-    if not ready:
-        raise MissingExtraError("an engine for this bundle", "onnxruntime")
+    ready, skipped = _loadable(bundle, variants)
     encoded = [read_image_file(image) for image in images] or [bundle.read(golden.image) for golden in bundle.manifest.golden]
-    count = threads or available_cores()
-    before = load_average()
+    count, before = threads or available_cores(), load_average()
     reports = []
     for done, variant in enumerate(ready):
         progress(f"timing {variant.name}", done, len(ready))
         reports.append(_measure_variant(bundle, variant, encoded, count, runs, max_seconds))
-        progress(f"timing {variant.name}", done + 1, len(ready))
     return LatencyReport(
         bundle=str(path),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -121,8 +116,17 @@ def measure_bundle(
         host=fingerprint(),
         versions=versions(),
         variants=tuple(reports),
-        skipped=tuple(variant.name for variant in chosen if variant not in ready),
+        skipped=skipped,
     )
+
+
+def _loadable(bundle: Bundle, names: Sequence[str]) -> tuple[list[Variant], tuple[str, ...]]:
+    """The variants called ``names`` (all, if none is) whose engine is installed, and the names of the others."""
+    chosen = [bundle.variant(name) for name in names] if names else list(bundle.manifest.variants)
+    ready = [variant for variant in chosen if installed(variant.format)]
+    if not ready:
+        raise MissingExtraError("an engine for this bundle", "onnxruntime")
+    return ready, tuple(variant.name for variant in chosen if variant not in ready)
 
 
 def _measure_variant(bundle: Bundle, variant: Variant, encoded: list[bytes], threads: int, runs: int, max_seconds: float) -> VariantReport:

@@ -53,23 +53,8 @@ def tune_all(backbone: Backbone, splits: Splits, config: TrainConfig, *, device:
     module = FineTuning(backbone, config, steps=epochs * len(train), classes=len(splits.folder.labels), freeze_batchnorm=freeze)
     best = BestWeights()
     history = History()
-    trainer = L.Trainer(
-        accelerator="gpu" if device == "cuda" else "cpu",
-        devices=1,
-        precision="bf16-mixed" if device == "cuda" else "32-true",
-        max_epochs=epochs,
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=[
-            best,
-            _Report(history, progress, epochs * len(train)),
-            EarlyStopping("val_loss", patience=config.patience, mode="min"),
-        ],
-    )
+    reports = _Report(history, progress, epochs * len(train))
+    trainer = _trainer(epochs, device, [best, reports, EarlyStopping("val_loss", patience=config.patience, mode="min")])
     with warnings.catch_warnings():
         # Lightning's hints about loader processes and logging intervals concern choices that were made on purpose.
         warnings.filterwarnings("ignore", module=r"lightning\..*")
@@ -80,6 +65,23 @@ def tune_all(backbone: Backbone, splits: Splits, config: TrainConfig, *, device:
     backbone.model.load_state_dict(best.state)
     backbone.model.to("cpu").eval()
     return history
+
+
+def _trainer(epochs: int, device: str, callbacks: list[Callback]) -> L.Trainer:
+    """A trainer that writes nothing by itself; half precision pays on a GPU only."""
+    return L.Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=1,
+        precision="bf16-mixed" if device == "cuda" else "32-true",
+        max_epochs=epochs,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+    )
 
 
 def parameter_groups(model: nn.Module, head_name: str, *, lr: float, ratio: float, weight_decay: float) -> list[dict[str, Any]]:
