@@ -32,13 +32,15 @@ def bench_command(
         files = sorted(path for path in images.rglob("*") if path.suffix.lower() in EXTENSIONS) if images.is_dir() else [images]
         if not files:
             raise ImageError(f"{images} holds no JPEG, PNG, WebP or BMP files.")
+    if plot is not None:
+        from edgetl.cli.charts import draw_latency, need_matplotlib
+
+        need_matplotlib()
     with working(json_output=json_output, verbose=verbose) as progress:
         report = measure_bundle(
             bundle, variants=variant or (), images=files, threads=threads, runs=runs, max_seconds=max_seconds, progress=progress
         )
     if plot is not None:
-        from edgetl.cli.charts import draw_latency
-
         draw_latency(report, plot)
     if json_output:
         print_json(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,11 +64,16 @@ def stages_axes(axes: Axes, report: LatencyReport) -> None:
     axes.figure.legend(fontsize=8, loc="outside lower center", ncols=3, frameon=False)
 
 
+def need_matplotlib() -> None:
+    """Refuse before minutes of measuring, with the pip command, when no picture could be drawn."""
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "plot")
+
+
 def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "train") from error
+    need_matplotlib()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 

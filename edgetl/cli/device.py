@@ -66,12 +66,16 @@ def verify_command(
     for check in report.checked:
         out.print(
             f"{check.variant}: {check.images} golden images, largest difference of a score {check.largest_difference:.1e} "
-            f"(tolerance {check.tolerance:g})"
+            f"(tolerance {check.tolerance:g})",
+            soft_wrap=True,
         )
     for name in report.skipped:
         out.print(f"[yellow]{name}: not checked, its engine is not installed[/]")
     for evaluation in evaluations:
-        out.print(f"{evaluation.variant}: accuracy {share(evaluation.result.accuracy)}, {evaluation.left_out} seen images left out")
+        out.print(
+            f"{evaluation.variant}: accuracy {share(evaluation.result.accuracy)}, {evaluation.left_out} seen images left out",
+            soft_wrap=True,
+        )
 
 
 def inspect_command(

@@ -46,3 +46,6 @@ def test_one_engine_is_enough_and_small(bundle: Bundle, digits: Path, tmp_path: 
     timed = run("bench", bundle.path, "--runs", 20)
     assert isinstance(timed["variants"], list) and {row["variant"] for row in timed["variants"]} == set(names)
     assert run("inspect", bundle.path)["name"] == bundle.manifest.name
+    picture = [str(python), "-m", "edgetl.cli.app", "bench", str(bundle.path), "--plot", str(tmp_path / "x.png")]
+    refused = subprocess.run(picture, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert refused.returncode == 14 and "pip install 'edgetl[plot]'" in refused.stderr and "timing" not in refused.stderr
