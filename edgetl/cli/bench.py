@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from edgetl.cli.charts import draw_latency, need_matplotlib
 from edgetl.cli.session import JsonOption, ThreadsOption, VerboseOption, out, print_json, working
 from edgetl.cli.tables import cold_table, latency_table
 from edgetl.core.images import EXTENSIONS
@@ -33,8 +34,6 @@ def bench_command(
         if not files:
             raise ImageError(f"{images} holds no JPEG, PNG, WebP or BMP files.")
     if plot is not None:
-        from edgetl.cli.charts import draw_latency, need_matplotlib
-
         need_matplotlib()
     with working(json_output=json_output, verbose=verbose) as progress:
         report = measure_bundle(
