@@ -11,7 +11,9 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 FROM python:${PYTHON}-slim
 RUN useradd --create-home --uid 10001 edgetl
 COPY --from=build /wheels /wheels
-RUN pip install --no-cache-dir "$(ls /wheels/edgetl-*.whl)[onnxruntime,serve]" && rm -rf /wheels
+# Byte code only of what is used: that of whole libraries would be a sixth of the image.
+RUN pip install --no-cache-dir --no-compile "$(ls /wheels/edgetl-*.whl)[onnxruntime,serve]" && rm -rf /wheels \
+    && python -c "import edgetl.cli.app, onnxruntime"
 USER edgetl
 WORKDIR /home/edgetl
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
