@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -50,5 +51,6 @@ def _installed_mb(extra: str, bundle: Path) -> float:
         python = Path(work, "bin/python")
         install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-compile", f"{ROOT}[{extra}]"]
         subprocess.run(install, check=True, capture_output=True)
-        subprocess.run([python, "-m", "edgetl.cli.app", "verify", bundle], check=True, capture_output=True)
+        writing = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        subprocess.run([python, "-m", "edgetl.cli.app", "verify", bundle], check=True, capture_output=True, env=writing)
         return sum(path.stat().st_size for path in Path(work).rglob("*") if path.is_file() and not path.is_symlink()) / 1e6

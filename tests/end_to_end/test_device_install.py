@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import venv
@@ -29,7 +30,8 @@ def test_one_engine_is_enough_and_small(bundle: Bundle, digits: Path, tmp_path: 
 
     def run(*arguments: object) -> dict[str, object]:
         command = [str(python), "-m", "edgetl.cli.app", *map(str, arguments), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        writing = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=writing)
         assert done.returncode == 0, done.stderr
         result: dict[str, object] = json.loads(done.stdout)
         return result
