@@ -93,8 +93,7 @@ def measure_bundle(
         progress: told after each variant.
 
     Raises:
-        MissingExtraError: no engine is installed.
-        ImageError: an image cannot be read.
+        MissingExtraError, ImageError: no engine is installed, or an image cannot be read.
     """
     if runs < 1 or max_seconds <= 0:
         raise ConfigError("--runs takes 1 or more, --max-seconds more than 0.")
