@@ -15,7 +15,8 @@
     ├── AccuracyGateError  12   an exported variant does not answer like the trained model
     ├── EngineError        13   the inference engine refuses a model or fails on it
     ├── MissingExtraError  14   a library of an optional extra is not installed
-    └── StorageError       15   a file cannot be written (disk full, no permission)
+    ├── StorageError       15   a file cannot be written (disk full, no permission)
+    └── LicenceError       16   the licence of the weights does not fit the policy
 
 A message says what happened, where, and what to do next.
 """
@@ -110,3 +111,9 @@ class StorageError(EdgetlError):
     """A file cannot be written (disk full, no permission)."""
 
     exit_code = 15
+
+
+class LicenceError(EdgetlError):
+    """The licence of the weights does not fit the policy that was asked for."""
+
+    exit_code = 16

@@ -121,13 +121,46 @@ class Calibration(StrictModel):
     preprocess_sha256: Sha256
 
 
+class Parent(StrictModel):
+    """One thing that the weights were made from.
+
+    Attributes:
+        kind: ``embedded`` and ``weights`` are weights files, ``run`` is an earlier fine-tuning.
+        sha256: of the weights file, or of the run's ``run.json``, which names its weights' hash; none for a network that started at
+            random.
+        licence: of the weights, as their card or the user says.
+        data_fingerprint: of the images that it was trained on, where they are known.
+    """
+
+    kind: Literal["embedded", "weights", "run"]
+    name: str
+    architecture: str
+    sha256: Sha256 | None
+    licence: str | None
+    data_fingerprint: Sha256 | None = None
+
+
+def describe_parent(parent: Parent) -> str:
+    """One line for people."""
+    kind = {"embedded": "embedded backbone", "weights": "weights", "run": "run"}[parent.kind]
+    digest = f"SHA-256 {parent.sha256[:12]}…" if parent.sha256 else "no hash"
+    images = f", trained on images {parent.data_fingerprint[:12]}…" if parent.data_fingerprint else ""
+    return f"{kind} {parent.name} ({parent.architecture}), licence {parent.licence or 'not stated'}, {digest}{images}"
+
+
 class Lineage(StrictModel):
-    """Where the weights come from."""
+    """Where the weights come from.
+
+    Attributes:
+        licence: the most restrictive of the parents' licences.
+        parents: all that the weights were made from, the oldest first.
+    """
 
     backbone: str
     architecture: str
     weights_sha256: Sha256 | None
     licence: str | None
+    parents: tuple[Parent, ...] = ()
     strategy: str
     run_sha256: Sha256
     data_fingerprint: Sha256

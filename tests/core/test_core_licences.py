@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+
+from edgetl.core.licences import check_policy, freedom, most_restrictive
+from edgetl.errors import LicenceError
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [
+        ("apache-2.0", "permissive"),
+        ("MIT", "permissive"),
+        ("bsd-3-clause", "permissive"),
+        ("cc-by-4.0", "permissive"),
+        ("agpl-3.0", "share-alike"),
+        ("cc-by-sa-4.0", "share-alike"),
+        ("cc-by-nc-4.0", "non-commercial"),
+        ("cc-by-nc-sa-4.0", "non-commercial"),
+        ("fair-noncommercial-research", "non-commercial"),
+        ("apple-amlr", "non-commercial"),
+        ("other", "unknown"),
+        (None, "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_a_licence_is_known_by_its_name(licence: str | None, expected: str) -> None:
+    assert freedom(licence) == expected
+
+
+def test_the_most_restrictive_licence_wins() -> None:
+    assert most_restrictive(["apache-2.0", "cc-by-nc-4.0", None, "mit"]) == "cc-by-nc-4.0"
+    assert most_restrictive(["apache-2.0", None, "gpl-3.0"]) is None
+    assert most_restrictive(["apache-2.0", "gpl-3.0", "mit"]) == "gpl-3.0"
+    assert most_restrictive(["apache-2.0", "mit"]) == "apache-2.0"
+    assert most_restrictive([]) is None
+
+
+def test_the_commercial_policy_refuses_what_forbids_it_and_what_is_not_known() -> None:
+    check_policy("cc-by-nc-4.0", "any", name="x")
+    check_policy("apache-2.0", "commercial", name="x")
+    with pytest.raises(LicenceError, match=r"weights of x are under cc-by-nc-4\.0, which forbids commercial use"):
+        check_policy("cc-by-nc-4.0", "commercial", name="x")
+    with pytest.raises(LicenceError, match=r"without a stated licence\. Read their card.*--licence NAME"):
+        check_policy(None, "commercial", name="x")
+    with pytest.raises(LicenceError, match="'house-licence', which edgetl does not know"):
+        check_policy("house-licence", "commercial", name="x")
