@@ -10,8 +10,9 @@ import torch
 import torchvision
 
 from edgetl.errors import BackboneError, ConfigError
-from edgetl.train.backbones import find_head, load_backbone, make_trunk
+from edgetl.train.backbones import find_head, make_trunk
 from edgetl.train.config import TrainConfig
+from edgetl.train.sources import load_backbone
 from edgetl.train.trunk_ov import compile_trunk
 
 
@@ -56,15 +57,6 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     safetensors.torch.save_file(torchvision.models.squeezenet1_0().state_dict(), path)
     with pytest.raises(BackboneError, match=r"other\.safetensors does not fit test_resnet: \d+ tensors"):
         load_backbone(TrainConfig(backbone="test_resnet", weights=str(path)), 3)
-
-
-def test_a_pickle_renamed_to_safetensors_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "fake.safetensors"
-    torch.save({"a": torch.zeros(2)}, path)
-    with pytest.raises(BackboneError, match="cannot be read as safetensors"):
-        load_backbone(TrainConfig(backbone="test_resnet", weights=str(path)), 3)
-    with pytest.raises(BackboneError, match="reads no pickle"):
-        load_backbone(TrainConfig(backbone="test_resnet", weights=str(tmp_path / "model.pth")), 3)
 
 
 def test_options_replace_the_backbones_preprocessing() -> None:

@@ -1,0 +1,181 @@
+"""Weight files: good ones, damaged ones, and those that want to run code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+
+from edgetl.errors import BackboneError, ConfigError
+from edgetl.train.config import TrainConfig
+from edgetl.train.embedded import read_embedded
+from edgetl.train.mirror import find_in_mirror
+from edgetl.train.sources import load_backbone
+from edgetl.train.weights import load_tensors
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    torch.manual_seed(3)
+    return timm.create_model("test_resnet", num_classes=10)
+
+
+class _Payload:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.trace),)
+
+
+def test_a_truncated_safetensors_is_refused(tmp_path: Path, network: torch.nn.Module) -> None:
+    path = tmp_path / "half.safetensors"
+    safetensors.torch.save_file(network.state_dict(), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(BackboneError, match=r"half\.safetensors cannot be read as safetensors: .* Fetch the file again"):
+        load_backbone(TrainConfig(backbone="test_resnet", weights=str(path)), 3)
+
+
+def test_a_pickle_renamed_to_safetensors_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "fake.safetensors"
+    torch.save({"a": _Payload(tmp_path / "ran")}, path)
+    with pytest.raises(BackboneError, match="cannot be read as safetensors"):
+        load_tensors(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pth_with_a_payload_does_not_run(tmp_path: Path, legacy: bool) -> None:
+    path = tmp_path / "evil.pth"
+    torch.save({"state_dict": {"a": torch.zeros(2)}, "x": _Payload(tmp_path / "ran")}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(BackboneError, match=r"evil\.pth holds more than tensors, and edgetl runs nothing"):
+        load_tensors(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+def test_a_checkpoint_of_tensors_is_read_whatever_wraps_it(tmp_path: Path, network: torch.nn.Module, suffix: str) -> None:
+    path = tmp_path / f"model{suffix}"
+    torch.save({"epoch": 3, "state_dict": {f"module.{key}": value for key, value in network.state_dict().items()}}, path)
+    backbone = load_backbone(TrainConfig(backbone="test_resnet", weights=str(path)), 3)
+    assert torch.equal(backbone.model.state_dict()["conv1.0.weight"], network.state_dict()["conv1.0.weight"])
+    assert backbone.weights_sha256 == backbone.parents[0].sha256 is not None
+
+
+def test_other_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
+    for name, content, said in (
+        ("list.pth", None, "is not a state_dict"),
+        ("empty.pth", b"", "cannot be read as torch weights"),
+        ("noise.pt", b"\x00\x01noise" * 50, "cannot be read as torch weights|holds more than tensors"),
+        ("model.onnx", b"x", r"is no weights file; edgetl reads \.safetensors, \.pth"),
+        ("absent.safetensors", None, "cannot be read as safetensors"),
+    ):
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        elif name == "list.pth":
+            torch.save([torch.zeros(2)], path)
+        with pytest.raises(BackboneError, match=said):
+            load_tensors(path)
+
+
+def test_a_mirror_is_searched_by_name_then_by_its_only_tag(tmp_path: Path) -> None:
+    for name in ("a.safetensors", "a.tag.safetensors", "b.tag.pth", "c.one.safetensors", "c.two.safetensors", "d.json"):
+        (tmp_path / name).write_bytes(b"{}")
+    (tmp_path / "e.tag").mkdir()
+    (tmp_path / "e.tag/config.json").write_text("{}")
+    assert find_in_mirror("a", tmp_path) == tmp_path / "a.safetensors"
+    assert find_in_mirror("a.tag", tmp_path) == tmp_path / "a.tag.safetensors"
+    assert find_in_mirror("torchvision:b", tmp_path) == tmp_path / "b.tag.pth"
+    assert find_in_mirror("hf-hub:timm/e.tag", tmp_path) == find_in_mirror("e", tmp_path) == tmp_path / "e.tag"
+    assert find_in_mirror("d", tmp_path) is None and find_in_mirror("[ab]", tmp_path) is None
+    with pytest.raises(BackboneError, match=r"several weights for c: c\.one\.safetensors, c\.two\.safetensors"):
+        find_in_mirror("c", tmp_path)
+    with pytest.raises(BackboneError, match=r"does not exist.*EDGETL_WEIGHTS"):
+        find_in_mirror("a", tmp_path / "absent")
+
+
+def test_weights_of_a_mirror_come_with_what_stands_beside_them(tmp_path: Path, network: torch.nn.Module) -> None:
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "test_resnet.mine.safetensors")
+    facts = {"input_size": [3, 96, 160], "mean": [0.4, 0.5, 0.6], "std": [0.1, 0.1, 0.1], "license": "cc-by-nc-4.0"}
+    (tmp_path / "test_resnet.mine.json").write_text(json.dumps(facts))
+    backbone = load_backbone(TrainConfig(backbone="test_resnet", weights_dir=str(tmp_path)), 3)
+    assert (backbone.spec.input_size, backbone.spec.mean, backbone.licence) == ((96, 160), (0.4, 0.5, 0.6), "cc-by-nc-4.0")
+    assert backbone.parents[0].name == "test_resnet.mine.safetensors"
+    (tmp_path / "test_resnet.mine.json").write_text("[")
+    with pytest.raises(BackboneError, match=r"test_resnet\.mine\.json cannot be read as JSON"):
+        load_backbone(TrainConfig(backbone="test_resnet", weights_dir=str(tmp_path)), 3)
+
+
+def test_a_backbone_for_grey_images_is_refused(tmp_path: Path, network: torch.nn.Module) -> None:
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "test_resnet.safetensors")
+    (tmp_path / "test_resnet.json").write_text(json.dumps({"input_size": [1, 96, 96]}))
+    with pytest.raises(BackboneError, match=r"takes 1 channel\(s\); edgetl's images have 3"):
+        load_backbone(TrainConfig(backbone="test_resnet", weights_dir=str(tmp_path)), 3)
+
+
+def test_a_licence_that_the_user_states_fills_the_gap_only(tmp_path: Path, network: torch.nn.Module) -> None:
+    path = tmp_path / "test_resnet.safetensors"
+    safetensors.torch.save_file(network.state_dict(), path)
+    config = TrainConfig(backbone="test_resnet", weights=str(path), licence="mit")
+    assert load_backbone(config, 3).licence == "mit"
+    (tmp_path / "test_resnet.json").write_text(json.dumps({"license": "cc-by-nc-4.0"}))
+    assert load_backbone(config, 3).licence == "cc-by-nc-4.0"
+
+
+def test_random_weights_stay_random_beside_a_mirror(tmp_path: Path, network: torch.nn.Module) -> None:
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "test_resnet.safetensors")
+    torch.manual_seed(0)
+    backbone = load_backbone(TrainConfig(backbone="test_resnet", weights_dir=str(tmp_path), pretrained=False), 3)
+    assert not backbone.parents and backbone.weights_sha256 is None
+    assert not torch.equal(backbone.model.state_dict()["conv1.0.weight"], network.state_dict()["conv1.0.weight"])
+
+
+@pytest.mark.parametrize("name", ["edgetl_small", "hf-hub:org/name", "local-dir:somewhere"])
+def test_weights_beside_a_name_that_has_its_own_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot go with --backbone .*, which has weights of its own"):
+        load_backbone(TrainConfig(backbone=name, weights=str(tmp_path / "x.safetensors")), 3)
+    with pytest.raises(ConfigError, match="cannot go with --random-weights"):
+        load_backbone(TrainConfig(backbone="test_resnet", pretrained=False, weights="x.safetensors"), 3)
+
+
+def test_a_misspelt_tag_and_an_impossible_hub_name_are_answered(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=r"no weights called mobilenetv3_small_100\.lamb_in1\. It has: .*lamb_in1k"):
+        load_backbone(TrainConfig(backbone="mobilenetv3_small_100.lamb_in1"), 3)
+    with pytest.raises(BackboneError, match="is no name on the hub"):
+        load_backbone(TrainConfig(backbone="hf-hub:not a name"), 3)
+
+
+def test_torchvisions_own_files_are_read_without_running_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    name = Path(torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url).name
+    path = tmp_path / "hub/checkpoints" / name
+    path.parent.mkdir(parents=True)
+    torch.save({"x": _Payload(tmp_path / "ran")}, path)
+    with pytest.raises(BackboneError, match="edgetl runs nothing that a file brings"):
+        load_backbone(TrainConfig(backbone="torchvision:squeezenet1_1"), 3)
+    assert not (tmp_path / "ran").exists()
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), path)
+    backbone = load_backbone(TrainConfig(backbone="torchvision:squeezenet1_1"), 3)
+    assert (backbone.licence, backbone.parents[0].name) == ("bsd-3-clause", "squeezenet1_1.IMAGENET1K_V1")
+    assert find_in_mirror("torchvision:squeezenet1_1", path.parent) == path
+
+
+def test_what_pretraining_wrote_is_used_with_its_own_preprocessing(tmp_path: Path) -> None:
+    weights, record = read_embedded("edgetl_small")
+    shutil.copy(weights, tmp_path / "mine.safetensors")
+    shutil.copy(weights.with_suffix(".json"), tmp_path / "mine.json")
+    backbone = load_backbone(TrainConfig(backbone=record.architecture, weights=str(tmp_path / "mine.safetensors")), 3)
+    assert backbone.spec == record.preprocess and backbone.licence == record.licence
+    (tmp_path / "mine.json").write_text('{"input_size": 96}')
+    with pytest.raises(BackboneError, match=r"beside .*mine\.safetensors is not in the keys of timm's pretrained_cfg"):
+        load_backbone(TrainConfig(backbone=record.architecture, weights=str(tmp_path / "mine.safetensors")), 3)
