@@ -1,0 +1,117 @@
+"""``python -m bench.transfer``: what the embedded backbone is worth on images it never saw.
+
+A linear probe on all images (mean of 5 seeds, 75/25) against the same network with random weights, and LP-FT on 200 images against the
+same training from random weights. The image sets come from the reference folder (``EDGETL_SHARED``, default ``../shared``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedShuffleSplit
+
+from bench.__main__ import SHARED
+from edgetl.core.preprocess import Side
+from edgetl.core.progress import silent
+from edgetl.data.folder import ImageFolder, Sample, scan
+from edgetl.data.loading import labels_of, stratified
+from edgetl.data.split import Splits
+from edgetl.train.backbones import Backbone, make_trunk
+from edgetl.train.config import TrainConfig
+from edgetl.train.embedded import DEFAULT_BACKBONE
+from edgetl.train.features import FeatureExtractor
+from edgetl.train.full import tune_all
+from edgetl.train.probe import fit_head
+from edgetl.train.sources import load_backbone
+
+SETS = {"trashnet": "trashnet", "sign-digits": "sign-digits", "pacs/photo": "pacs/photo"}
+SEEDS = range(5)
+FEW = 200
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.transfer", description=__doc__)
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE)
+    parser.add_argument("--weights", help="a file of other weights for --backbone, a timm name then")
+    parser.add_argument("--side", type=int, help="input height and width [default: the backbone's]")
+    parser.add_argument("--probe-only", action="store_true")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    given = parser.parse_args()
+    size: tuple[Side, Side] | None = (given.side, given.side) if given.side else None
+    config = TrainConfig(backbone=given.backbone, weights=given.weights, input_size=size)
+    if given.weights:
+        half = (0.5, 0.5, 0.5)
+        config = config.model_copy(update={"mean": half, "std": half, "crop_pct": 1.0, "interpolation": "bicubic"})
+    print(f"{given.backbone}, mean of {given.seeds} seeds (standard deviation), 75/25")
+    print("| images | n | linear probe | same, random weights | LP-FT on 200 | scratch on 200 |\n|---|---|---|---|---|---|")
+    for name, path in SETS.items():
+        begin = time.monotonic()
+        folder = scan(SHARED / "data" / path)
+        cells = [
+            probe(folder, config, given.seeds),
+            probe(folder, config.model_copy(update={"pretrained": False, "weights": None}), given.seeds),
+        ]
+        if not given.probe_only:
+            cells += [_few(folder, config, given.seeds, pretrained=pretrained) for pretrained in (True, False)]
+        shown = " | ".join(f"{np.mean(cell):.3f} ({np.std(cell):.3f})" for cell in cells)
+        print(f"| {name} | {len(folder.samples)} | {shown} |  <!-- {time.monotonic() - begin:.0f} s -->", flush=True)
+
+
+def _divide(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    (parts,) = StratifiedShuffleSplit(1, test_size=0.25, random_state=seed).split(labels, labels)
+    return parts
+
+
+def probe(folder: ImageFolder, config: TrainConfig, seeds: int) -> list[float]:
+    """Test accuracies of a linear probe on the frozen features, one for each seed."""
+    torch.manual_seed(0)
+    backbone = load_backbone(config, len(folder.labels))
+    features, labels = _features(backbone, folder.samples), labels_of(folder.samples)
+    found = []
+    for seed in range(seeds):
+        train, test = _divide(labels, seed)
+        head = fit_head(features[train], labels[train], len(folder.labels), seed=seed)
+        found.append(float(((features[test] @ head.weight.T + head.bias).argmax(axis=1) == labels[test]).mean()))
+    return found
+
+
+def _few(folder: ImageFolder, config: TrainConfig, seeds: int, *, pretrained: bool) -> list[float]:
+    """LP-FT, or training from random weights, on 200 labelled images of which 40 choose the epoch."""
+    labels = labels_of(folder.samples)
+    found = []
+    for seed in range(seeds):
+        train, test = _divide(labels, seed)
+        few = stratified([folder.samples[index] for index in np.random.default_rng(seed).permutation(train)[: 3 * FEW]], FEW)
+        tested = [folder.samples[index] for index in test]
+        val = stratified(few, FEW // 5)
+        chosen = {id(sample) for sample in val}
+        splits = Splits(folder, tuple(item for item in few if id(item) not in chosen), tuple(val), tuple(tested))
+        changes = {"pretrained": pretrained, "strategy": "full", "seed": seed, **({} if pretrained else {"weights": None})}
+        wanted = config.model_copy(update=changes)
+        torch.manual_seed(seed)
+        backbone = load_backbone(wanted, len(folder.labels))
+        if pretrained:
+            head = fit_head(_features(backbone, splits.train), labels_of(splits.train), len(folder.labels), seed=seed)
+            with torch.no_grad():
+                backbone.head.weight.copy_(torch.from_numpy(head.weight))
+                backbone.head.bias.copy_(torch.from_numpy(head.bias))
+        tune_all(backbone, splits, wanted, device="cpu", progress=silent)
+        with torch.no_grad():
+            logits = backbone.head(torch.from_numpy(_features(backbone, tested)))
+        found.append(float((logits.argmax(dim=1).numpy() == labels[test]).mean()))
+    return found
+
+
+def _features(backbone: Backbone, samples: Sequence[Sample]) -> NDArray[np.float32]:
+    extract = FeatureExtractor(make_trunk(backbone.model, backbone.head_name), backbone.spec, images=len(samples))
+    return extract(samples)
+
+
+if __name__ == "__main__":
+    with torch.random.fork_rng(devices=[]):
+        main()

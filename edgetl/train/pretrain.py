@@ -1,0 +1,286 @@
+"""Train a small backbone from a recipe: distillation from a larger one, labels, or both; resumable, and reproducible step by step."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import safetensors.torch
+import timm
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+from torch.utils.data import DataLoader
+
+from edgetl.core.atomic import storage_error, write_bytes, write_text
+from edgetl.core.host import fingerprint, versions
+from edgetl.core.licences import most_restrictive
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.progress import Progress, silent
+from edgetl.errors import BackboneError, ConfigError, TrainingError
+from edgetl.train.backbones import count_macs
+from edgetl.train.dataset import default_workers
+from edgetl.train.embedded import Pretrained, Source, Teacher
+from edgetl.train.mirror import first_line, sha256_of
+from edgetl.train.pictures import Pool, Views, count_labels, load_pools
+from edgetl.train.recipe import TEACHER, Recipe
+from edgetl.train.slicing import slice_channels
+from edgetl.train.sources import fill
+from edgetl.train.teaching import Distillation, TeacherNet, load_teacher
+
+CHECKPOINT_NAME = "checkpoint.safetensors"
+CHECKPOINT_STEPS = 250
+CLIP_NORM = 5.0
+# Running means and variances keep their range in half precision; the counter of batches means nothing to a finished network.
+_DROPPED = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders of a pretraining.
+
+    Attributes:
+        out: of the results and the checkpoint.
+        data: holds the recipe's pictures.
+        weights: holds the teacher.
+        recipes: what ``Recipe.start`` is relative to.
+    """
+
+    out: Path
+    data: Path | None = None
+    weights: Path | None = None
+    recipes: Path = Path()
+
+
+def pretrain(
+    recipe: Recipe, places: Places, *, device: str = "cpu", checkpoint_steps: int = CHECKPOINT_STEPS, progress: Progress = silent
+) -> Pretrained:
+    """Follow ``recipe`` and write ``<name>.safetensors`` (half precision) and ``<name>.json`` into ``places.out``.
+
+    A checkpoint is written there now and then; the same call continues from it, and ends with the same weights, bit for bit, as one
+    that was never stopped (on a CPU with the same libraries and number of threads).
+
+    Args:
+        recipe: what to do.
+        places: where things are.
+        device: ``cpu`` or ``cuda``.
+        checkpoint_steps: steps between two checkpoints.
+        progress: told after each step.
+
+    Raises:
+        ConfigError: the folder holds the checkpoint of another recipe.
+        DataError: pictures are missing.
+        BackboneError: the teacher or the starting weights cannot be used.
+        TrainingError: the loss became infinite or not a number.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    started = time.monotonic()
+    _make_folder(places.out)
+    pools = load_pools(recipe, places.data, progress)
+    teacher = load_teacher(recipe.teacher, places.weights, recipe, device) if recipe.teacher else None
+    views = Views(recipe, pools)
+    module = _build(recipe, pools, teacher, views, places.recipes)
+    start = places.recipes / recipe.start if recipe.start and recipe.start != TEACHER else None
+    origin = Origin(teacher, pools, sha256_of(start) if start else None)
+    checkpoint = _Checkpoint(places.out / CHECKPOINT_NAME, module, checkpoint_steps, identity=origin.identity(recipe))
+    first = checkpoint.restore()
+    _fit(
+        module, DataLoader(views, batch_size=None, sampler=range(first, recipe.steps), num_workers=_workers()), checkpoint, device, progress
+    )
+    result = _publish(recipe, module.average.module, places.out, origin, time.monotonic() - started + checkpoint.seconds_before)
+    checkpoint.path.unlink(missing_ok=True)
+    return result
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the weights come from, beside the recipe."""
+
+    teacher: TeacherNet | None
+    pools: list[Pool]
+    start_sha256: str | None
+
+    def pictures_sha256(self) -> str:
+        """SHA-256 (hex) of all pictures, as they are used."""
+        return hashlib.sha256("".join(pool.sha256 for pool in self.pools).encode()).hexdigest()
+
+    def identity(self, recipe: Recipe) -> str:
+        """SHA-256 (hex) that a checkpoint must share to be continued."""
+        teacher = self.teacher.sha256 if self.teacher else ""
+        return hashlib.sha256("\n".join((recipe.digest(), self.pictures_sha256(), teacher, self.start_sha256 or "")).encode()).hexdigest()
+
+
+def _build(recipe: Recipe, pools: list[Pool], teacher: TeacherNet | None, views: Views, recipes: Path) -> Distillation:
+    torch.manual_seed(recipe.seed)
+    try:
+        student = timm.create_model(recipe.architecture, num_classes=0)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise BackboneError(f"timm {timm.__version__} cannot build {recipe.architecture}: {error}") from error
+    if recipe.start == TEACHER and teacher is not None:
+        slice_channels(teacher.model, student)
+    elif recipe.start:
+        fill(student, None, recipes / recipe.start, architecture=recipe.architecture)
+    return Distillation(recipe, student, teacher, views, labels=count_labels(pools))
+
+
+def _fit(module: Distillation, batches: Iterable[Any], checkpoint: _Checkpoint, device: str, progress: Progress) -> None:
+    trainer = L.Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=1,
+        precision="bf16-mixed" if device == "cuda" else "32-true",
+        max_epochs=1,
+        gradient_clip_val=CLIP_NORM,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[checkpoint, _Report(progress, checkpoint)],
+    )
+    with warnings.catch_warnings():
+        # Lightning's hints about loader processes and logging intervals concern choices that were made on purpose.
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", message=r".*(does not have many workers|LeafSpec|pin_memory).*")
+        trainer.fit(module, batches)
+
+
+def _workers() -> int:
+    return min(4, default_workers())
+
+
+class _Checkpoint(Callback):
+    """All that a later call needs to go on, as safetensors: networks, moving average, and the optimizer's moments."""
+
+    def __init__(self, path: Path, module: Distillation, every: int, *, identity: str) -> None:
+        self.path = path
+        self.recipe = module.recipe
+        self.identity = identity
+        self.module = module
+        self.every = every
+        self.first = 0
+        self.seconds_before = 0.0
+        self._moments: dict[str, torch.Tensor] = {}
+        self._started = time.monotonic()
+
+    def restore(self) -> int:
+        """Load the checkpoint, if there is one, and return the step to go on with.
+
+        Raises:
+            ConfigError: it belongs to another recipe.
+        """
+        if not self.path.is_file():
+            return 0
+        try:
+            with safetensors.safe_open(self.path, "pt") as file:
+                facts = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ConfigError(f"{self.path} cannot be read: {first_line(error)} Delete it to begin again.") from error
+        if facts.get("identity") != self.identity:
+            raise ConfigError(
+                f"{self.path} belongs to another recipe, teacher or pictures, or these changed. Choose another --out, or delete it."
+            )
+        self._moments = {key: value for key, value in tensors.items() if key.startswith("optimizer.")}
+        self.module.load_state_dict({key: value for key, value in tensors.items() if key not in self._moments})
+        self.first, self.seconds_before = int(facts["step"]), float(facts["seconds"])
+        self.module.first_step = self.first
+        return self.first
+
+    def on_train_start(self, trainer: L.Trainer, _: L.LightningModule) -> None:
+        """Give the optimizer its moments back, and the schedule its place."""
+        optimizer = trainer.optimizers[0]
+        for index, parameter in enumerate(_parameters(optimizer)):
+            found = {
+                name: self._moments[f"optimizer.{index}.{name}"]
+                for name in ("step", "exp_avg", "exp_avg_sq")
+                if f"optimizer.{index}.{name}" in self._moments
+            }
+            if found:
+                optimizer.state[parameter] = {
+                    name: value if name == "step" else value.to(parameter.device) for name, value in found.items()
+                }
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Average the weights, and save now and then."""
+        step = self.first + trainer.global_step
+        self.module.average.update(self.module.student, step=step)
+        if step % self.every == 0 and step < self.recipe.steps:
+            self._save(trainer.optimizers[0], step)
+
+    def _save(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        tensors = {key: value.detach().cpu().contiguous() for key, value in self.module.state_dict().items()}
+        for index, parameter in enumerate(_parameters(optimizer)):
+            for name, value in optimizer.state[parameter].items():
+                tensors[f"optimizer.{index}.{name}"] = value.detach().cpu().contiguous()
+        seconds = self.seconds_before + time.monotonic() - self._started
+        facts = {"identity": self.identity, "step": str(step), "seconds": f"{seconds:.1f}"}
+        write_bytes(self.path, safetensors.torch.save(tensors, facts))
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+class _Report(Callback):
+    """Tells the caller's progress, and stops a training that diverged."""
+
+    def __init__(self, progress: Progress, checkpoint: _Checkpoint) -> None:
+        self.progress = progress
+        self.checkpoint = checkpoint
+
+    def on_train_batch_end(self, trainer: L.Trainer, _module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        step, steps = self.checkpoint.first + trainer.global_step, self.checkpoint.recipe.steps
+        loss = float(outputs["loss"])
+        if not loss < float("inf"):
+            raise TrainingError(f"the loss became {loss} at step {step}: lower the recipe's lr (now {self.checkpoint.recipe.lr:g}).")
+        self.progress("pretraining", step, steps)
+
+
+def _publish(recipe: Recipe, student: nn.Module, out: Path, origin: Origin, seconds: float) -> Pretrained:
+    """Write the averaged weights in half precision and the record beside them."""
+    tensors = {key: value.half().cpu().contiguous() for key, value in student.state_dict().items() if not key.endswith(_DROPPED)}
+    data = safetensors.torch.save(tensors, {"format": "pt"})
+    path = out / f"{recipe.name}.safetensors"
+    write_bytes(path, data)
+    spec = PreprocessSpec(
+        input_size=(recipe.use_side, recipe.use_side), crop_pct=1.0, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+    )
+    teacher = origin.teacher
+    record = Pretrained(
+        name=recipe.name,
+        architecture=recipe.architecture,
+        params_m=round(sum(parameter.numel() for parameter in student.parameters()) / 1e6, 3),
+        mmacs=round(count_macs(student.cpu().eval(), recipe.use_side) / 1e6, 1),
+        preprocess=spec,
+        licence=most_restrictive([recipe.licence, *([teacher.licence] if teacher else [])]),
+        notes=recipe.notes,
+        weights_sha256=sha256_of(path),
+        recipe_sha256=recipe.digest(),
+        start_sha256=origin.start_sha256,
+        teacher=Teacher(name=teacher.name, architecture=teacher.architecture, licence=teacher.licence, weights_sha256=teacher.sha256)
+        if teacher
+        else None,
+        pictures=tuple(
+            Source(name=pool.kind.source or str(pool.kind.formula), images=len(pool.images), sha256=pool.sha256) for pool in origin.pools
+        ),
+        pictures_sha256=origin.pictures_sha256(),
+        steps=recipe.steps,
+        seconds=round(seconds, 1),
+        versions=versions(),
+        host=fingerprint(),
+    )
+    write_text(out / f"{recipe.name}.json", record.model_dump_json(indent=1) + "\n")
+    return record

@@ -1,0 +1,225 @@
+"""Pretraining from a recipe: what a batch holds, and that a killed run ends with the same weights as an unbroken one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+
+from edgetl.errors import BackboneError, ConfigError, DataError, StorageError
+from edgetl.train.embedded import Pretrained
+from edgetl.train.fractals import draw_fractals
+from edgetl.train.pictures import Views, count_labels, load_pools
+from edgetl.train.pretrain import CHECKPOINT_NAME, Places, pretrain
+from edgetl.train.recipe import Losses, Pictures, Recipe, read_recipe
+from tests.conftest import write_colours
+
+RECIPE = """
+name = "tiny"
+architecture = "test_resnet"
+licence = "apache-2.0"
+teacher = "teacher"
+side = 32
+use_side = 32
+steps = 40
+batch_size = 16
+lr = 0.001
+[losses]
+features = 1.0
+logits = 0.5
+labels = 0.5
+[[pictures]]
+source = "colours.tar"
+grid = 2
+share = 1
+[[pictures]]
+source = "colours.tar"
+share = 1
+[[pictures]]
+formula = "fractals"
+classes = 5
+per_class = 4
+side = 32
+share = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe, a tar of small pictures, and a teacher in timm's form with random weights."""
+    root = tmp_path_factory.mktemp("pretrain")
+    (root / "tiny.toml").write_text(RECIPE)
+    write_colours(root / "colours", 8)
+    with tarfile.open(root / "colours.tar", "w") as tar:
+        tar.add(root / "colours", "colours")
+    torch.manual_seed(5)
+    teacher = timm.create_model("test_efficientnet", num_classes=7)
+    (root / "teacher").mkdir()
+    safetensors.torch.save_file(teacher.state_dict(), root / "teacher/model.safetensors")
+    cfg = {"input_size": [3, 32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "num_classes": 7, "license": "mit"}
+    facts = {"architecture": "test_efficientnet", "num_classes": 7, "pretrained_cfg": cfg}
+    (root / "teacher/config.json").write_text(json.dumps(facts))
+    return root
+
+
+def _pretrain(places: Path, out: Path, **changes: object) -> Pretrained:
+    recipe = Recipe.model_validate({**read_recipe(places / "tiny.toml").model_dump(), **changes})
+    return pretrain(recipe, Places(out=out, data=places, weights=places), checkpoint_steps=7)
+
+
+def test_a_killed_pretraining_goes_on_and_ends_with_the_same_weights(places: Path, tmp_path: Path) -> None:
+    whole = _pretrain(places, tmp_path / "whole")
+    child = (
+        "import sys; from pathlib import Path; from edgetl.train.pretrain import Places, pretrain; "
+        "from edgetl.train.recipe import read_recipe; root, out = map(Path, sys.argv[1:]); "
+        "pretrain(read_recipe(root / 'tiny.toml'), Places(out=out, data=root, weights=root), checkpoint_steps=7, "
+        "progress=lambda stage, done, total: print(done, flush=True) if stage == 'pretraining' else None)"
+    )
+    stop_at = random.randint(8, 38)
+    command = [sys.executable, "-c", child, str(places), str(tmp_path / "broken")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= stop_at:
+                process.send_signal(signal.SIGKILL)
+                break
+    assert (tmp_path / "broken" / CHECKPOINT_NAME).is_file(), f"no checkpoint when it was killed at step {stop_at}"
+    assert not (tmp_path / "broken/tiny.safetensors").exists()
+    resumed = _pretrain(places, tmp_path / "broken")
+    assert resumed.weights_sha256 == whole.weights_sha256, f"killed at step {stop_at}"
+    assert sorted(os.listdir(tmp_path / "broken")) == ["tiny.json", "tiny.safetensors"]
+    assert whole.teacher is not None and (whole.teacher.licence, whole.steps) == ("mit", 40)
+
+
+def test_the_weights_are_half_precision_and_fit_the_architecture(places: Path, tmp_path: Path) -> None:
+    record = _pretrain(places, tmp_path, steps=3)
+    tensors = safetensors.torch.load_file(tmp_path / "tiny.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    loaded = timm.create_model("test_resnet", num_classes=0).load_state_dict(tensors, strict=False)
+    assert not loaded.unexpected_keys and all(key.endswith("num_batches_tracked") for key in loaded.missing_keys)
+    statistics = [tensors[key] for key in tensors if key.endswith("running_mean")]
+    assert statistics and all(bool(value.any()) for value in statistics), "BatchNorm has seen the pictures"
+    assert record.params_m == pytest.approx(0.373, abs=0.001) and record.mmacs > 0
+
+
+def test_training_lowers_the_loss(places: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(places / "tiny.toml").model_copy(update={"teacher": None, "losses": Losses(labels=1.0), "steps": 60})
+    losses: list[float] = []
+    from edgetl.train.teaching import Distillation
+
+    step = Distillation.training_step
+
+    def watched(self: Distillation, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> torch.Tensor:
+        loss = step(self, batch, index)
+        losses.append(loss.item())
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Distillation, "training_step", watched)
+        pretrain(recipe, Places(out=tmp_path, data=places))
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+def test_a_checkpoint_of_another_recipe_is_not_continued(places: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(places / "tiny.toml")
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "pretraining" and done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        pretrain(recipe, Places(out=tmp_path, data=places, weights=places), checkpoint_steps=7, progress=stop)
+    with pytest.raises(ConfigError, match="belongs to another recipe, teacher or pictures"):
+        _pretrain(places, tmp_path, seed=1)
+
+
+def test_a_recipes_mistakes_are_named_together(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(RECIPE.replace("steps = 40", "steps = 0").replace("share = 2", "share = 0").replace('"tiny"', '"No Name"'))
+    with pytest.raises(ConfigError, match=r"name: .*steps: .*pictures\.2\.share: "):
+        read_recipe(path)
+    path.write_text(RECIPE.replace('teacher = "teacher"', ""))
+    with pytest.raises(ConfigError, match="need a teacher"):
+        read_recipe(path)
+    path.write_text(
+        RECIPE.replace('formula = "fractals"', 'source = "folder"').replace(
+            '[[pictures]]\nsource = "colours.tar"\nshare', '[[pictures]]\nsource = "x"\nshare'
+        )
+    )
+    with pytest.raises(ConfigError, match="needs pictures that have some"):
+        read_recipe(path)
+    path.write_text("name = ")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        read_recipe(path)
+    with pytest.raises(ConfigError, match="cannot read the recipe"):
+        read_recipe(tmp_path / "absent.toml")
+
+
+def test_what_is_missing_is_said_with_the_option(places: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(places / "tiny.toml")
+    with pytest.raises(DataError, match=r"colours\.tar are not below .*--data"):
+        pretrain(recipe, Places(out=tmp_path, data=tmp_path, weights=places))
+    with pytest.raises(BackboneError, match=r"teacher is not below .*--weights-dir"):
+        pretrain(recipe, Places(out=tmp_path, data=places, weights=tmp_path))
+    other = recipe.model_copy(update={"start": "teacher/model.safetensors"})
+    with pytest.raises(BackboneError, match="does not fit test_resnet"):
+        pretrain(other, Places(out=tmp_path, data=places, weights=places, recipes=places))
+    with pytest.raises(StorageError):
+        pretrain(recipe, Places(out=places / "tiny.toml", data=places, weights=places))
+    with pytest.raises(BackboneError, match="cannot build no_such_net"):
+        pretrain(recipe.model_copy(update={"architecture": "no_such_net"}), Places(out=tmp_path, data=places, weights=places))
+
+
+def test_a_batch_depends_on_the_seed_and_the_step_alone(places: Path) -> None:
+    recipe = read_recipe(places / "tiny.toml")
+    pools = load_pools(recipe, places, lambda *_: None)
+    assert [len(pool.images) for pool in pools] == [24, 24, 20] and count_labels(pools) == 3 + 5
+    views = Views(recipe, pools)
+    images, labels = views[3]
+    torch.manual_seed(99)
+    again, _ = Views(recipe, pools)[3]
+    assert torch.equal(images, again) and not torch.equal(images, views[4][0])
+    assert images.shape == (16, 3, 32, 32) and images.min() >= -1 and images.max() <= 1
+    assert set(labels[8:].tolist()) <= set(range(3, 8)), "the second block holds fractals"
+    other = recipe.model_copy(update={"seed": 1})
+    assert not torch.equal(images, Views(other, pools)[3][0])
+
+
+def test_a_long_picture_gives_its_two_ends(tmp_path: Path) -> None:
+    (tmp_path / "long").mkdir()
+    pixels = np.zeros((20, 60, 3), np.uint8)
+    pixels[:, 30:] = 255
+    Image.fromarray(pixels).save(tmp_path / "long/a.png")
+    (tmp_path / "long/broken.png").write_bytes(b"not a picture")
+    recipe = Recipe(
+        name="long", architecture="test_resnet", steps=1, licence="mit", losses=Losses(labels=1.0),
+        pictures=(Pictures(source="long", side=20, share=1), Pictures(formula="fractals", classes=2, per_class=1, share=1)),
+    )  # fmt: skip
+    pool, _ = load_pools(recipe, tmp_path, lambda *_: None)
+    assert [float(image.float().mean()) for image in pool.images] == [0.0, 255.0]
+
+
+def test_fractals_are_the_same_for_a_seed_and_differ_between_systems() -> None:
+    pictures = draw_fractals(6, 2, 48, seed=1)
+    assert pictures.shape == (12, 3, 48, 48) and np.array_equal(pictures, draw_fractals(6, 2, 48, seed=1))
+    assert not np.array_equal(pictures, draw_fractals(6, 2, 48, seed=2))
+    assert pictures.std(axis=(1, 2, 3)).min() > 3, "an empty picture teaches nothing"
+
+
+def test_the_learning_rate_warms_up_and_ends_at_nothing() -> None:
+    from edgetl.train.teaching import warm_cosine
+
+    rates = [warm_cosine(step, 200) for step in range(201)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) > 0.98 and rates[200] == pytest.approx(0.0, abs=1e-9)
