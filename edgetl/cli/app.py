@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from edgetl.cli import bench, demo, device, export, train
+from edgetl.cli import bench, demo, device, export, train, zoo
 from edgetl.cli.session import err, print_error
 from edgetl.errors import EdgetlError
 
@@ -27,6 +27,8 @@ app = typer.Typer(
 
 for command in (
     demo.demo_command,
+    zoo.models_command,
+    zoo.rank_command,
     train.train_command,
     train.evaluate_command,
     export.export_command,
@@ -34,6 +36,7 @@ for command in (
     device.inspect_command,
     device.predict_command,
     bench.bench_command,
+    zoo.pretrain_command,
 ):
     app.command(command.__name__.removesuffix("_command"))(command)
 

@@ -14,6 +14,8 @@ from edgetl.measure.scenarios import LatencyReport
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from edgetl.train.ranking import Ranking
+
 _STAGES = (("decode", "#9ecae1"), ("preprocess", "#4292c6"), ("infer", "#08306b"))
 
 
@@ -44,6 +46,31 @@ def draw_demo(test: Evaluation, report: LatencyReport, accuracies: dict[str, flo
         upper.text(accuracies[name], index, f"{accuracies[name]:.3f} ", va="center", ha="right", color="white", fontsize=9)
     upper.set_title("accuracy on the test images", fontsize=10)
     stages_axes(lower, report)
+    _save(figure, path)
+
+
+def draw_ranking(ranking: Ranking, path: Path) -> None:
+    """Score against latency, with the Pareto front: what no other candidate beats in both."""
+    figure = _figure(9.0, 5.5)
+    axes = figure.add_subplot()
+    points = sorted(
+        ((item.latency_ms, (item.knn + item.ridge) / 2, item.name) for item in ranking.ranked), key=lambda item: (item[0], -item[1])
+    )
+    front: list[tuple[float, float, str]] = []
+    for point in points:
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    axes.step([point[0] for point in front], [point[1] for point in front], where="post", color="#41ab5d", zorder=1, label="Pareto front")
+    for latency, score, name in points:
+        best = (latency, score, name) in front
+        axes.scatter(latency, score, color="#08306b" if best else "#9ecae1", zorder=2)
+        axes.annotate(name, (latency, score), xytext=(5, 4), textcoords="offset points", fontsize=8, color="black" if best else "grey")
+    axes.set_xscale("log")
+    axes.margins(x=0.15, y=0.1)
+    axes.set_xlabel("ms for one image, torch, one thread")
+    axes.set_ylabel("leave-one-out accuracy (mean of kNN and ridge)")
+    axes.set_title(f"{Path(ranking.data).name}: {ranking.images} images, {ranking.classes} classes", fontsize=10)
+    axes.legend(fontsize=8, frameon=False)
     _save(figure, path)
 
 

@@ -13,6 +13,7 @@ from edgetl.cli.session import JsonOption, ThreadsOption, VerboseOption, err, ou
 from edgetl.cli.tables import ladder_lines, share, variants_table
 from edgetl.core.bundle import RUN_RECORD_NAME, open_bundle
 from edgetl.core.images import EXTENSIONS
+from edgetl.core.manifest import Manifest, describe_parent
 from edgetl.errors import ImageError
 from edgetl.runtime.predictor import Predictor, load
 from edgetl.runtime.verify import verify
@@ -95,9 +96,10 @@ def inspect_command(
             print_json(run.record) if json_output else show_run(run)
             return
         manifest = open_bundle(path).manifest
-    if json_output:
-        print_json(manifest)
-        return
+    print_json(manifest) if json_output else _show_manifest(manifest)
+
+
+def _show_manifest(manifest: Manifest) -> None:
     out.print(variants_table(manifest))
     for line in ladder_lines(manifest):
         out.print(escape(line), soft_wrap=True)
@@ -114,6 +116,8 @@ def inspect_command(
         ("made", f"{manifest.created} on {manifest.host['cpu']}"),
     ):
         facts.add_row(title, escape(value))
+    for parent in lineage.parents:
+        facts.add_row("made from", escape(describe_parent(parent)))
     for item in manifest.rejected:
         facts.add_row("left out", escape(f"{item.name}: {item.reason}"))
     out.print(facts)

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,6 +29,10 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Chooses splits, folds, 
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace --out if it exists; the old one stays until the new one is whole.")
 ]
+WeightsDirOption = Annotated[
+    Path | None, typer.Option("--weights-dir", envvar="EDGETL_WEIGHTS", help="A local folder of weights, searched first.")
+]
+PolicyOption = Annotated[str, typer.Option("--license-policy", help="any, or commercial: refuse weights that forbid it or do not say.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the libraries log.")]
 
 
@@ -48,8 +53,32 @@ def working(*, json_output: bool, verbose: bool) -> Iterator[core.Progress]:
             "huggingface_hub.utils._http",
         ):
             logging.getLogger(name).setLevel(logging.ERROR)
-    with shown_progress(err, quiet=json_output) as progress:
+    with shown_progress(err, quiet=json_output) as progress, _said_by_edgetl(quiet=json_output):
         yield progress
+
+
+@contextmanager
+def _said_by_edgetl(*, quiet: bool) -> Iterator[None]:
+    """Print what the library reports while it works, such as the licence of the weights before they are trained."""
+    logger, handler = logging.getLogger("edgetl"), _Console()
+    before = logger.level, logger.propagate
+    if not quiet:
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+class _Console(logging.Handler):
+    """Lines on the error stream, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(escape(record.getMessage()), soft_wrap=True)
 
 
 def print_json(value: StrictModel | dict[str, object]) -> None:

@@ -12,9 +12,11 @@ from rich.markup import escape
 from edgetl.cli.session import (
     JsonOption,
     OverwriteOption,
+    PolicyOption,
     SeedOption,
     ThreadsOption,
     VerboseOption,
+    WeightsDirOption,
     numbers,
     out,
     print_json,
@@ -22,7 +24,10 @@ from edgetl.cli.session import (
 )  # fmt: skip
 from edgetl.cli.tables import classes_table, share
 from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.config import Model
+from edgetl.core.manifest import describe_parent
 from edgetl.errors import ConfigError, MissingExtraError
+from edgetl.train.embedded import DEFAULT_BACKBONE
 
 if TYPE_CHECKING:
     from edgetl.train.config import TrainConfig
@@ -32,8 +37,13 @@ if TYPE_CHECKING:
 def train_command(
     data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class, or train/, val/, test/ of those.")],
     out_: Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.")],
-    backbone: Annotated[str, typer.Option(help="timm name, torchvision:NAME, local-dir:PATH or hf-hub:ORG/NAME.")],
-    weights: Annotated[Path | None, typer.Option(help="A .safetensors file for the architecture that --backbone names.")] = None,
+    backbone: Annotated[
+        str, typer.Option(help="Embedded name, run, timm name, torchvision:NAME, local-dir:PATH or hf-hub:ORG/NAME.")
+    ] = DEFAULT_BACKBONE,
+    weights: Annotated[Path | None, typer.Option(help="A .safetensors or .pth file for the architecture that --backbone names.")] = None,
+    weights_dir: WeightsDirOption = None,
+    licence: Annotated[str | None, typer.Option("--licence", "--license", help="Of the weights, where they do not say it.")] = None,
+    license_policy: PolicyOption = "any",
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Start from random weights (a control).")] = False,
     strategy: Annotated[str, typer.Option(help="probe: head on the frozen trunk. full: then every layer (LP-FT).")] = "probe",
     input_size: Annotated[str | None, typer.Option(help="Height and width, such as 224,224 (default: the backbone's).")] = None,
@@ -42,7 +52,7 @@ def train_command(
     crop_pct: Annotated[
         float | None, typer.Option(help="Share of the resized image that the crop keeps (default: the backbone's).")
     ] = None,
-    resize: Annotated[str, typer.Option(help="fused, or two-step (bit-identical to timm's transform).")] = "fused",
+    resize: Annotated[str | None, typer.Option(help="fused (default), or two-step (bit-identical to timm's transform).")] = None,
     views: Annotated[int, typer.Option(help="Pictures of each image that the head is fitted on: 1 is the quickest.")] = 4,
     val: Annotated[float, typer.Option(help="Share for validation.")] = 0.15,
     test: Annotated[float, typer.Option(help="Share for the test.")] = 0.15,
@@ -59,7 +69,8 @@ def train_command(
 ) -> None:
     """Fine-tune a backbone on a folder of labelled images."""
     config = build_config(
-        backbone=backbone, weights=str(weights) if weights else None, pretrained=not random_weights, strategy=strategy,
+        backbone=backbone, weights=str(weights) if weights else None, weights_dir=str(weights_dir) if weights_dir else None,
+        licence=licence, license_policy=license_policy, pretrained=not random_weights, strategy=strategy,
         input_size=_sides(input_size), mean=numbers(mean, 3, "--mean"), std=numbers(std, 3, "--std"), crop_pct=crop_pct, resize=resize,
         views=views,
         val=val, test=test, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, flip=flip, device=device, seed=seed,
@@ -109,17 +120,22 @@ def evaluate_command(
 
 
 def build_config(**values: Any) -> TrainConfig:
-    """A ``TrainConfig``; several mistakes are reported together.
+    """A ``TrainConfig``; see ``build``."""
+    from edgetl.train.config import TrainConfig
+
+    need_extra("train")
+    return build(TrainConfig, **values)
+
+
+def build(model: type[Model], **values: Any) -> Model:
+    """A configuration; several mistakes are reported together.
 
     Raises:
         ConfigError: naming each option.
         MissingExtraError: the train extra is not installed.
     """
-    from edgetl.train.config import TrainConfig
-
-    need_extra("train")
     try:
-        return TrainConfig(**values)
+        return model(**values)
     except ValidationError as error:
         raise ConfigError(explain(error)) from error
 
@@ -157,10 +173,10 @@ def show_run(run: Run) -> None:
         if items:
             names = ", ".join(item if isinstance(item, str) else " = ".join(item) for item in items[:3])
             out.print(f"[yellow]{len(items)} images {title}[/]: {escape(names)}{' …' if len(items) > 3 else ''}")
-    out.print(
-        f"licence of the weights: {record.backbone.licence or 'not stated'}; {record.seconds:.0f} s; written to {escape(str(run.path))}",
-        soft_wrap=True,
-    )
+    for parent in record.backbone.parents:
+        out.print(f"made from {escape(describe_parent(parent))}", soft_wrap=True)
+    licence = escape(record.backbone.licence or "not stated")
+    out.print(f"licence of the weights: {licence}; {record.seconds:.0f} s; written to {escape(str(run.path))}", soft_wrap=True)
     out.print(f"next: edgetl export {escape(str(run.path))} --out BUNDLE", soft_wrap=True)
 
 

@@ -81,7 +81,7 @@ def _read_cache(path: Path | None) -> dict[str, Checked]:
             return {}
         return {str(stamp): Checked(row[0], str(row[1])) for stamp, row in data["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        _log.info("the scan's memory %s is not readable (%s); scanning again", path, error)
+        _log.debug("the scan's memory %s is not readable (%s); scanning again", path, error)
         return {}
 
 
@@ -93,4 +93,4 @@ def _write_cache(path: Path | None, results: dict[str, Checked]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({"version": _CACHE_VERSION, "files": files}))
     except (OSError, StorageError, UnicodeEncodeError) as error:
-        _log.info("the scan's memory %s cannot be written: %s", path, error)
+        _log.debug("the scan's memory %s cannot be written: %s", path, error)

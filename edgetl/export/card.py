@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgetl.core.manifest import Calibration, Rejected, Variant
+from edgetl.core.manifest import Calibration, Rejected, Variant, describe_parent
 from edgetl.core.results import Proportion
 from edgetl.train.run import RunRecord
 
@@ -37,6 +37,9 @@ def write_card(
             f"{_share(variant.test) if variant.test else 'none'} | {variant.agreement.top1:.3f} | {variant.agreement.confident_top1:.3f} | "
             f"{variant.median_ms:.1f} ms | {how} |"
         )
+    if backbone.parents:
+        lines += ["", "Made from, the oldest first:", ""]
+        lines += [f"- {describe_parent(parent)}" for parent in backbone.parents]
     lines += [f"\nNot in the bundle: {item.name}: {item.reason}." for item in rejected]
     lines += ["", "Intervals are Wilson's, 95 %. Latency is of the machine that exported; measure yours with `edgetl bench`.", ""]
     return "\n".join(lines)

@@ -297,6 +297,7 @@ def _lineage(run: Run) -> Lineage:
         architecture=record.backbone.architecture,
         weights_sha256=record.backbone.weights_sha256,
         licence=record.backbone.licence,
+        parents=record.backbone.parents,
         strategy=record.config.strategy,
         run_sha256=run.digest(),
         data_fingerprint=record.data_fingerprint,

@@ -7,7 +7,9 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from edgetl.core.config import StrictModel
+from edgetl.core.licences import Policy
 from edgetl.core.preprocess import Interpolation, Side
+from edgetl.train.embedded import DEFAULT_BACKBONE
 
 Strategy: TypeAlias = Literal["probe", "full"]
 Share = Annotated[float, Field(ge=0.0, le=0.5)]
@@ -17,12 +19,16 @@ class TrainConfig(StrictModel):
     """One fine-tuning.
 
     Attributes:
-        backbone: a timm name, ``torchvision:NAME``, ``local-dir:PATH`` (timm form) or ``hf-hub:ORG/NAME``.
-        weights: a ``.safetensors`` file for the architecture that ``backbone`` names.
+        backbone: an embedded name, a run's folder, a timm name, ``torchvision:NAME``, ``local-dir:PATH`` (timm form) or
+            ``hf-hub:ORG/NAME``.
+        weights: a file for the architecture that ``backbone`` names: ``.safetensors``, or ``.pth`` that holds nothing but tensors.
+        weights_dir: a local folder of weights that is searched before the library's own places.
+        licence: of the weights, SPDX, where they do not say it themselves.
+        license_policy: ``commercial`` refuses weights whose licence forbids commercial use or is not known.
         pretrained: false starts from random weights: a control, and for architectures without weights.
         strategy: ``probe`` fits the head on the frozen trunk's features; ``full`` then tunes every layer (LP-FT).
         input_size, mean, std, crop_pct, interpolation: replace the backbone's own preprocessing.
-        resize: see ``edgetl.core.preprocess``.
+        resize: see ``edgetl.core.preprocess``; none means ``fused``, or what the parent run had.
         views: pictures of each training image that the head is fitted on: 1 is the evaluation crop alone; each further one is a random
             crop, costs another feature pass, and makes up for few images.
         seed: chooses splits, folds, batches and augmentation.
@@ -38,8 +44,11 @@ class TrainConfig(StrictModel):
         workers: data loader processes of ``full``; none chooses by cores.
     """
 
-    backbone: str
+    backbone: str = DEFAULT_BACKBONE
     weights: str | None = None
+    weights_dir: str | None = None
+    licence: str | None = None
+    license_policy: Policy = "any"
     pretrained: bool = True
     strategy: Strategy = "probe"
     input_size: tuple[Side, Side] | None = None
@@ -47,7 +56,7 @@ class TrainConfig(StrictModel):
     std: tuple[float, float, float] | None = None
     crop_pct: float | None = None
     interpolation: Interpolation | None = None
-    resize: Literal["fused", "two-step"] = "fused"
+    resize: Literal["fused", "two-step"] | None = None
     views: int = Field(default=4, ge=1, le=16)
     seed: int = Field(default=0, ge=0, lt=2**31)
     val: Share = 0.15

@@ -42,11 +42,16 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int]]):
             pixels = to_pixels(image, self.spec)
         else:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed((self.seed << 32) + index)
+                torch.manual_seed(draw_seed(self.seed, index))
                 pixels = self.augment(image)
         out = np.empty((3, *self.spec.input_size), np.float32)
         normalise(pixels, self.spec, out)
         return torch.from_numpy(out), sample.label
+
+
+def draw_seed(seed: int, index: int) -> int:
+    """A seed for one picture or batch of a run: torch's generator of the CPU looks at the lowest 32 bits alone."""
+    return (seed * 1_000_003 + index) % 2**32
 
 
 def random_crop(seed: int, view: int) -> Prepare:

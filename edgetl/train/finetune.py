@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgetl.core.atomic import new_folder
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.host import fingerprint, versions
+from edgetl.core.licences import check_policy
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
 from edgetl.core.scoring import evaluate_predictions
@@ -23,7 +24,7 @@ from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import labels_of
 from edgetl.data.split import Splits, split
 from edgetl.errors import ConfigError, DataError
-from edgetl.train.backbones import Backbone, load_backbone, make_trunk
+from edgetl.train.backbones import Backbone, make_trunk
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import random_crop
 from edgetl.train.features import FeatureExtractor
@@ -41,6 +42,7 @@ from edgetl.train.run import (
     record_splits,
     write_model,
 )
+from edgetl.train.sources import load_backbone
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ def fine_tune(splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool
 
     Raises:
         BackboneError: the backbone cannot be found or used.
+        LicenceError: the licence of its weights does not fit ``config.license_policy``.
         ConfigError: ``out`` exists, or the device is not there.
         DataError: no image is left to train or to choose on.
         TrainingError: training diverged.
@@ -72,7 +75,7 @@ def fine_tune(splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool
     device = choose_device(config.device)
     torch.manual_seed(config.seed)  # random weights, and the head before it is fitted
     with new_folder(out, overwrite=overwrite) as folder:
-        backbone = load_backbone(config, len(splits.folder.labels))
+        backbone = _allowed_backbone(config, len(splits.folder.labels))
         extract = _extractor(backbone, config, device, config.views * len(splits.train))
         # A head fitted on random features is large and wrong: full training from random weights starts from a random head too.
         fits = config.strategy == "probe" or config.pretrained
@@ -89,6 +92,15 @@ def fine_tune(splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool
         record = _record(out.name, splits, config, backbone, head, (validation, test), time.monotonic() - started, hash_files(folder))
         (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8")
     return open_run(out)
+
+
+def _allowed_backbone(config: TrainConfig, classes: int) -> Backbone:
+    """The backbone, if its licence may be used; the licence is said before any work is done with it."""
+    backbone = load_backbone(config, classes)
+    if backbone.parents:  # random weights are nobody's
+        check_policy(backbone.licence, config.license_policy, name=backbone.name)
+    _log.info("backbone %s, licence of the weights: %s", backbone.name, backbone.licence or "not stated")
+    return backbone
 
 
 def choose_device(wanted: str) -> str:
@@ -162,6 +174,7 @@ def _record(
             weights_sha256=backbone.weights_sha256,
             licence=backbone.licence,
             pretrained=config.pretrained,
+            parents=backbone.parents,
         ),
         preprocess=backbone.spec,
         head_penalty=head.penalty if head else None,

@@ -20,7 +20,7 @@ from torch import nn
 
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.config import StrictModel, read_json
-from edgetl.core.manifest import MANIFEST_NAME
+from edgetl.core.manifest import MANIFEST_NAME, Parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Evaluation
 from edgetl.data.folder import Part, Sample
@@ -47,6 +47,7 @@ class BackboneRecord(StrictModel):
     weights_sha256: str | None
     licence: str | None
     pretrained: bool
+    parents: tuple[Parent, ...] = ()
 
 
 class SplitEntry(StrictModel):
@@ -189,7 +190,9 @@ def write_model(folder: Path, backbone: Backbone, labels: tuple[str, ...]) -> No
 def _timm_config(backbone: Backbone, labels: tuple[str, ...]) -> dict[str, Any]:
     spec = backbone.spec
     old = dict(getattr(backbone.model, "pretrained_cfg", {}))
-    kept = {key: old[key] for key in ("pool_size", "first_conv", "classifier", "license", "fixed_input_size") if key in old}
+    kept = {key: old[key] for key in ("pool_size", "first_conv", "classifier", "fixed_input_size") if key in old}
+    if backbone.licence:
+        kept["license"] = backbone.licence
     return {
         "architecture": backbone.architecture,
         "num_classes": len(labels),

@@ -11,9 +11,10 @@ from edgetl.core.progress import silent
 from edgetl.data.folder import scan
 from edgetl.data.split import split
 from edgetl.errors import TrainingError
-from edgetl.train.backbones import Backbone, find_head, load_backbone
+from edgetl.train.backbones import Backbone, find_head
 from edgetl.train.config import TrainConfig
 from edgetl.train.full import parameter_groups, tune_all, warm_cosine
+from edgetl.train.sources import load_backbone
 
 SMALL = {"backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 2, "batch_size": 8}
 

@@ -11,8 +11,11 @@ import torch
 
 from edgetl.core.atomic import STAGING_MARK
 from edgetl.core.bundle import Bundle
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.data.folder import scan
 from edgetl.errors import ConfigError, DataError, RunError
 from edgetl.train.config import TrainConfig
+from edgetl.train.dataset import ImageDataset, light_augmentation
 from edgetl.train.evaluation import evaluate_run
 from edgetl.train.finetune import train
 from edgetl.train.run import Run, open_run
@@ -94,3 +97,11 @@ def test_the_training_folder_given_back_is_scored_on_its_test_split(run: Run, di
     assert report.result.accuracy.n == run.record.images["test"]
     assert report.left_out == run.record.images["train"] + run.record.images["val"]
     np.testing.assert_allclose(report.result.accuracy.value, run.record.test.accuracy.value, atol=1e-9)
+
+
+def test_another_seed_draws_other_crops(colours: Path) -> None:
+    spec = PreprocessSpec(input_size=(16, 16))
+    samples = scan(colours).samples
+    augment = light_augmentation(spec, flip=False)
+    first, again, other = (ImageDataset(samples, spec, augment=augment, seed=seed)[0][0] for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)

@@ -1,0 +1,193 @@
+"""``edgetl models``, ``rank`` and ``pretrain``: finding a backbone, and making one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from edgetl.cli.session import (
+    JsonOption,
+    PolicyOption,
+    SeedOption,
+    VerboseOption,
+    WeightsDirOption,
+    choices,
+    out,
+    print_json,
+    working,
+)  # fmt: skip
+from edgetl.cli.tables import plain_table
+from edgetl.cli.train import build, need_extra
+from edgetl.core.licences import Policy
+from edgetl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgetl.train.embedded import Pretrained
+    from edgetl.train.ranking import Ranking
+    from edgetl.train.zoo import Listed, Zoo
+
+
+# Columns that the list needs for every figure.
+WIDE = 100
+
+
+def models_command(
+    name: Annotated[str | None, typer.Argument(help="Show this one alone.")] = None,
+    max_params: Annotated[float | None, typer.Option(help="Millions of parameters.")] = None,
+    max_macs: Annotated[float | None, typer.Option(help="Millions of multiply-accumulates for one image.")] = None,
+    licence: Annotated[str | None, typer.Option("--licence", "--license", help="Only licences that start like this.")] = None,
+    license_policy: PolicyOption = "any",
+    offline: Annotated[bool, typer.Option("--offline", help="Only what needs no network on this machine.")] = False,
+    weights_dir: WeightsDirOption = None,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """List the embedded and the curated backbones, or show one. Every other timm or torchvision name works in train as well."""
+    need_extra("train")
+    from edgetl.train.zoo import list_backbones, show_backbone
+
+    with working(json_output=True, verbose=verbose):
+        if name is not None:
+            found = show_backbone(name, weights_dir=weights_dir)
+            print_json(found) if json_output else _show_one(found)
+            return
+        zoo = list_backbones(
+            weights_dir=weights_dir, max_params_m=max_params, max_mmacs=max_macs, policy=_policy(license_policy), licence=licence,
+            offline=offline,
+        )  # fmt: skip
+    print_json(zoo) if json_output else _show_zoo(zoo)
+
+
+def rank_command(
+    data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class.")],
+    candidates: Annotated[
+        str | None, typer.Option(help="Names separated by commas; random:NAME is a control (default: all of `edgetl models --offline`).")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Images to compare on.")] = 500,
+    max_params: Annotated[float | None, typer.Option(help="Leave out larger ones, millions of parameters.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Leave out slower ones, ms for one image on one thread in torch.")] = None,
+    confirm: Annotated[int, typer.Option(help="Fine-tune so many of the best for 100 steps and order them by validation.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Write a scatter plot, score against latency (PNG).")] = None,
+    weights_dir: WeightsDirOption = None,
+    license_policy: PolicyOption = "any",
+    seed: SeedOption = 0,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Rank backbones for your images: scored without training, and with --confirm by a short fine-tuning."""
+    need_extra("train")
+    from edgetl.train.rank import rank
+    from edgetl.train.ranking import RankConfig
+
+    config = build(
+        RankConfig, candidates=tuple(part.strip() for part in candidates.split(",") if part.strip()) if candidates else (),
+        images=images, max_params_m=max_params, max_latency_ms=max_latency_ms, confirm=confirm,
+        weights_dir=str(weights_dir) if weights_dir else None, license_policy=license_policy, seed=seed,
+    )  # fmt: skip
+    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--plot {plot}: the name must end in .png, .svg or .pdf.")
+    with working(json_output=json_output, verbose=verbose) as progress:
+        ranking = rank(data, config, progress=progress)
+    print_json(ranking) if json_output else _show_ranking(ranking, plot)
+    if plot is not None:
+        from edgetl.cli.charts import draw_ranking
+
+        draw_ranking(ranking, plot)
+
+
+def pretrain_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as models/edgetl_small.toml.")],
+    out_: Annotated[Path, typer.Option("--out", "-o", help="Folder for the weights and the checkpoint.")],
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the recipe's pictures.")] = None,
+    weights_dir: WeightsDirOption = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Train a small backbone from a recipe. Stopped or killed, the same command goes on from the last checkpoint."""
+    need_extra("train")
+    from edgetl.train.finetune import choose_device
+    from edgetl.train.pretrain import Places, pretrain
+    from edgetl.train.recipe import read_recipe
+
+    with working(json_output=json_output, verbose=verbose) as progress:
+        places = Places(out=out_, data=data, weights=weights_dir, recipes=recipe.parent)
+        record = pretrain(read_recipe(recipe), places, device=choose_device(device), progress=progress)
+    print_json(record) if json_output else _show_pretrained(record, out_)
+
+
+def _policy(text: str) -> Policy:
+    (given,) = choices(text, ("any", "commercial"), "--license-policy")
+    return "commercial" if given == "commercial" else "any"
+
+
+def _show_zoo(zoo: Zoo) -> None:
+    if not zoo.backbones:
+        raise ConfigError("no backbone of the list fits. Raise --max-params or --max-macs, or leave --licence or --offline out.")
+    wide = out.width >= WIDE
+    more = ("input", "int8") if wide else ()
+    table = plain_table("backbones", "name", "M par.", "MMACs", "top-1", "licence", *more)
+    table.padding = (0, 0, 0, 1)  # 80 columns hold the longest names only so
+    for item in zoo.backbones:
+        entry = item.entry
+        table.add_row(
+            escape(f"{entry.name} *" if item.offline else entry.name), f"{entry.params_m:.2f}", f"{entry.mmacs:.0f}",
+            f"{entry.top1:.1f}" if entry.top1 else "", entry.licence.removesuffix("-license"),
+            *((str(entry.input), entry.quantizes) if wide else ()),
+        )  # fmt: skip
+    out.print(table)
+    out.print("* is on this machine. top-1: ImageNet, percent. Input size and int8: a wider terminal, --json, or edgetl models NAME")
+
+
+def _show_one(item: Listed) -> None:
+    entry = item.entry
+    facts = Table.grid(padding=(0, 2))
+    for title, value in (
+        ("name", entry.name),
+        ("source", f"{item.source}, {entry.tag}"),
+        ("size", f"{entry.params_m:g} million parameters, {entry.mmacs:g} MMACs at {entry.input} x {entry.input}"),
+        ("ImageNet top-1", f"{entry.top1:g} %" if entry.top1 else "not trained on ImageNet's labels"),
+        ("licence", entry.licence),
+        ("int8", f"{entry.quantizes}: {entry.note}"),
+        ("weights", item.path or "not on this machine; fetched when first used"),
+        ("use", f"edgetl train DATA --out RUN --backbone {entry.name}"),
+    ):
+        facts.add_row(title, escape(value))
+    out.print(facts, soft_wrap=True)
+
+
+def _show_ranking(ranking: Ranking, plot: Path | None) -> None:
+    title = f"{ranking.images} images of {ranking.classes} classes, {ranking.seconds:.0f} s"
+    table = plain_table(title, "backbone", "place", "kNN", "ridge", "LogME", "top-1 %", "tuned", "ms", "M params", "licence")
+    for item in ranking.ranked:
+        table.add_row(
+            escape(item.name), str(item.place), f"{item.knn:.3f}", f"{item.ridge:.3f}", f"{item.logme:.3f}",
+            f"{item.top1:.1f}" if item.top1 else "", f"{item.confirmed.value:.3f}" if item.confirmed else "",
+            f"{item.latency_ms:.1f}", f"{item.params_m:.2f}", escape(item.licence or "?"),
+        )  # fmt: skip
+    out.print(table)
+    out.print("An equal place: these images cannot tell them apart (one bootstrap standard error). ms: torch, one thread, this machine.")
+    small = [item.name for item in ranking.ranked if item.stage == "small"]
+    if small:
+        out.print(f"compared on small images only: {escape(', '.join(small))}", soft_wrap=True)
+    missing = [item for item in ranking.left_out if item.reason.endswith("not on this machine")]
+    if missing:
+        out.print(f"left out, no weights on this machine: {len(missing)} of `edgetl models`", soft_wrap=True)
+    for left in ranking.left_out:
+        if left not in missing:
+            out.print(f"left out: {escape(left.name)}: {escape(left.reason)}", soft_wrap=True)
+    if plot is not None:
+        out.print(f"picture: {escape(str(plot))}")
+    out.print(f"next: edgetl train {escape(ranking.data)} --out RUN --backbone {escape(ranking.ranked[0].name)}", soft_wrap=True)
+
+
+def _show_pretrained(record: Pretrained, folder: Path) -> None:
+    out.print(
+        f"{record.name}: {record.architecture}, {record.params_m:g} million parameters, {record.mmacs:g} MMACs at "
+        f"{record.preprocess.input_size[0]} px, {record.steps} steps in {record.seconds / 60:.0f} min; written to {escape(str(folder))}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,33 @@
+"""Three levels of fine-tuning on real pictures, from the embedded backbone, and what the bundle says of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgetl.core.bundle import open_bundle
+from edgetl.train.run import open_run
+from tests.command import edgetl
+
+
+@pytest.mark.shared
+def test_a_chain_of_three_runs_records_three_parents(shared: Path, tmp_path: Path) -> None:
+    backbone = "edgetl_small"
+    for domain in ("photo", "sketch", "cartoon"):
+        out = tmp_path / domain
+        arguments = ("train", shared / "data/pacs" / domain, "--backbone", backbone, "--views", 1, "--input-size", 96, "--out", out)
+        done = edgetl(*arguments, "--json", timeout=300)
+        assert done.returncode == 0, done.stderr
+        backbone = str(out)
+    done = edgetl("export", tmp_path / "cartoon", "--out", tmp_path / "bundle", "--format", "onnx", "--precision", "fp32", timeout=300)
+    assert done.returncode == 0, done.stderr
+    parents = open_bundle(tmp_path / "bundle").manifest.lineage.parents
+    assert [parent.name for parent in parents] == ["edgetl_small", "photo", "sketch"]
+    for parent in parents[1:]:
+        run = open_run(tmp_path / parent.name)
+        assert (parent.sha256, parent.data_fingerprint, parent.licence) == (run.digest(), run.record.data_fingerprint, "apache-2.0")
+    shown = json.loads(edgetl("inspect", tmp_path / "bundle", "--json").stdout)
+    assert len(shown["lineage"]["parents"]) == 3
+    assert edgetl("inspect", tmp_path / "bundle").stdout.count("made from") == 3

@@ -1,0 +1,98 @@
+"""A run is a backbone: each level records all that it was made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from edgetl.core.manifest import describe_parent
+from edgetl.errors import BackboneError, LicenceError, RunError
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.train.config import TrainConfig
+from edgetl.train.embedded import DEFAULT_BACKBONE, embedded_names, read_embedded
+from edgetl.train.finetune import train
+from edgetl.train.mirror import sha256_of
+from edgetl.train.run import Run
+from edgetl.train.sources import load_backbone
+from tests.command import edgetl
+from tests.conftest import write_colours
+
+
+@pytest.fixture
+def first(colours: Path, tmp_path: Path) -> Run:
+    """A probe on the embedded backbone."""
+    return train(colours, TrainConfig(views=1, input_size=(64, 64)), tmp_path / "first")
+
+
+def test_the_embedded_backbone_is_the_default_and_its_file_is_the_recorded_one(first: Run) -> None:
+    assert DEFAULT_BACKBONE in embedded_names()
+    path, record = read_embedded(DEFAULT_BACKBONE)
+    assert path.stat().st_size <= 2_000_000 and sha256_of(path) == record.weights_sha256
+    (parent,) = first.record.backbone.parents
+    assert (parent.kind, parent.name, parent.sha256) == ("embedded", DEFAULT_BACKBONE, record.weights_sha256)
+    assert first.record.backbone.licence == record.licence
+    assert parent.data_fingerprint == record.pictures_sha256
+
+
+def test_a_run_is_a_backbone_with_all_its_parents(first: Run, tmp_path: Path) -> None:
+    write_colours(tmp_path / "more", 12, seed=3)
+    config = TrainConfig(backbone=str(first.path), strategy="full", epochs=1, views=1)
+    second = train(tmp_path / "more", config, tmp_path / "second")
+    third = train(tmp_path / "more", TrainConfig(backbone=str(second.path), views=1), tmp_path / "third")
+    parents = third.record.backbone.parents
+    assert [parent.kind for parent in parents] == ["embedded", "run", "run"]
+    assert [parent.sha256 for parent in parents[1:]] == [first.digest(), second.digest()]
+    assert [parent.data_fingerprint for parent in parents[1:]] == [first.record.data_fingerprint, second.record.data_fingerprint]
+    assert third.record.preprocess.input_size == (64, 64), "the preprocessing goes on with the weights"
+    trained, kept = second.load_model().state_dict(), third.load_model().state_dict()
+    body = [key for key in trained if not key.startswith(second.record.backbone.head_name)]
+    assert all(torch.equal(trained[key], kept[key]) for key in body), "a probe leaves the trunk as the parent trained it"
+    bundle = export_bundle(third.path, ExportConfig(precisions=("fp32",), formats=("onnx",)), tmp_path / "bundle")
+    assert bundle.manifest.lineage.parents == parents
+    card = (bundle.path / "card.md").read_text()
+    assert all(describe_parent(parent) in card for parent in parents)
+    shown = edgetl("inspect", bundle.path)
+    assert shown.stdout.count("made from") == 3 and f"run {second.record.name}" in shown.stdout
+
+
+def test_the_most_restrictive_licence_of_the_parents_wins(colours: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "test_resnet.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), path)
+    config = TrainConfig(backbone="test_resnet", weights=str(path), licence="cc-by-nc-4.0", views=1, input_size=(64, 64))
+    run = train(colours, config, tmp_path / "research")
+    as_timm_folder = load_backbone(TrainConfig(backbone=f"local-dir:{run.path}"), 3)
+    assert as_timm_folder.licence == "cc-by-nc-4.0" and [parent.kind for parent in as_timm_folder.parents] == ["weights", "run"]
+    again = TrainConfig(backbone=str(run.path), views=1)
+    assert load_backbone(again, 3).licence == "cc-by-nc-4.0"
+    with pytest.raises(LicenceError, match=r"cc-by-nc-4\.0, which forbids commercial use"):
+        train(colours, again.model_copy(update={"license_policy": "commercial"}), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_the_command_shows_the_licence_before_it_trains_and_refuses_by_policy(colours: Path, tmp_path: Path) -> None:
+    path = tmp_path / "test_resnet.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), path)
+    common = ("train", colours, "--backbone", "test_resnet", "--weights", path, "--views", 1, "--input-size", 64)
+    done = edgetl(*common, "--licence", "mit", "--license-policy", "commercial", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.index("backbone test_resnet, licence of the weights: mit")
+    assert said < done.stderr.index("fitting the head")
+    refused = edgetl(*common, "--license-policy", "commercial", "--out", tmp_path / "no")
+    assert refused.returncode == 16 and "without a stated licence" in refused.stderr
+    wrong = edgetl(*common, "--license-policy", "whatever", "--out", tmp_path / "no")
+    assert wrong.returncode == 3 and "--license-policy" in wrong.stderr
+
+
+def test_a_damaged_run_or_an_unknown_embedded_name_is_refused(first: Run) -> None:
+    weights = first.path / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(RunError, match="changed since the training"):
+        load_backbone(TrainConfig(backbone=str(first.path)), 3)
+    with pytest.raises(BackboneError, match="edgetl_huge is not embedded in this installation; it holds edgetl_small"):
+        read_embedded("edgetl_huge")
