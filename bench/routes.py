@@ -41,11 +41,7 @@ def main() -> None:
         weights = given.out / f"{name}.safetensors"
         places = Places(out=given.out, data=SHARED / "data", weights=SHARED / "weights", recipes=given.out)
         minutes = "kept" if weights.is_file() else f"{pretrain(recipe, places).seconds / 60:.1f}"
-        half = (0.5, 0.5, 0.5)
-        config = TrainConfig(
-            backbone=recipe.architecture, weights=str(weights), input_size=(recipe.use_side, recipe.use_side), mean=half, std=half,
-            crop_pct=1.0, interpolation="bicubic",
-        )  # fmt: skip
+        config = TrainConfig(backbone=recipe.architecture, weights=str(weights))  # its record stands beside it and says the rest
         shown = " | ".join(f"{np.mean(probe(scan(SHARED / 'data' / path), config, SEEDS)):.3f}" for path in SETS.values())
         print(f"| {name} | {recipe.architecture} | {minutes} | {shown} |", flush=True)
 

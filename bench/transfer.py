@@ -44,11 +44,9 @@ def main() -> None:
     given = parser.parse_args()
     size: tuple[Side, Side] | None = (given.side, given.side) if given.side else None
     config = TrainConfig(backbone=given.backbone, weights=given.weights, input_size=size)
-    if given.weights:
-        half = (0.5, 0.5, 0.5)
-        config = config.model_copy(update={"mean": half, "std": half, "crop_pct": 1.0, "interpolation": "bicubic"})
     print(f"{given.backbone}, mean of {given.seeds} seeds (standard deviation), 75/25")
-    print("| images | n | linear probe | same, random weights | LP-FT on 200 | scratch on 200 |\n|---|---|---|---|---|---|")
+    columns = ["images", "n", "linear probe", "same, random weights", *([] if given.probe_only else ["LP-FT on 200", "scratch on 200"])]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name, path in SETS.items():
         begin = time.monotonic()
         folder = scan(SHARED / "data" / path)

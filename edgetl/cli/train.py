@@ -33,13 +33,14 @@ if TYPE_CHECKING:
     from edgetl.train.config import TrainConfig
     from edgetl.train.run import Run
 
+BackboneOption = Annotated[str, typer.Option(help="Embedded name, run, timm name, torchvision:NAME, local-dir:PATH or hf-hub:ORG/NAME.")]
+CropOption = Annotated[float | None, typer.Option(help="Share of the resized image that the crop keeps (default: the backbone's).")]
+
 
 def train_command(
     data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class, or train/, val/, test/ of those.")],
     out_: Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.")],
-    backbone: Annotated[
-        str, typer.Option(help="Embedded name, run, timm name, torchvision:NAME, local-dir:PATH or hf-hub:ORG/NAME.")
-    ] = DEFAULT_BACKBONE,
+    backbone: BackboneOption = DEFAULT_BACKBONE,
     weights: Annotated[Path | None, typer.Option(help="A .safetensors or .pth file for the architecture that --backbone names.")] = None,
     weights_dir: WeightsDirOption = None,
     licence: Annotated[str | None, typer.Option("--licence", "--license", help="Of the weights, where they do not say it.")] = None,
@@ -49,9 +50,7 @@ def train_command(
     input_size: Annotated[str | None, typer.Option(help="Height and width, such as 224,224 (default: the backbone's).")] = None,
     mean: Annotated[str | None, typer.Option(help="Three numbers, RGB on 0..1 (default: the backbone's).")] = None,
     std: Annotated[str | None, typer.Option(help="Three numbers, RGB on 0..1 (default: the backbone's).")] = None,
-    crop_pct: Annotated[
-        float | None, typer.Option(help="Share of the resized image that the crop keeps (default: the backbone's).")
-    ] = None,
+    crop_pct: CropOption = None,
     resize: Annotated[str | None, typer.Option(help="fused (default), or two-step (bit-identical to timm's transform).")] = None,
     views: Annotated[int, typer.Option(help="Pictures of each image that the head is fitted on: 1 is the quickest.")] = 4,
     val: Annotated[float, typer.Option(help="Share for validation.")] = 0.15,
@@ -72,17 +71,13 @@ def train_command(
         backbone=backbone, weights=str(weights) if weights else None, weights_dir=str(weights_dir) if weights_dir else None,
         licence=licence, license_policy=license_policy, pretrained=not random_weights, strategy=strategy,
         input_size=_sides(input_size), mean=numbers(mean, 3, "--mean"), std=numbers(std, 3, "--std"), crop_pct=crop_pct, resize=resize,
-        views=views,
-        val=val, test=test, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, flip=flip, device=device, seed=seed,
+        views=views, val=val, test=test, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, flip=flip, device=device, seed=seed,
     )  # fmt: skip
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.train.finetune import train
 
         run = train(data, config, out_, overwrite=overwrite, progress=progress)
-    if json_output:
-        print_json(run.record)
-    else:
-        show_run(run)
+    print_json(run.record) if json_output else show_run(run)
 
 
 def evaluate_command(

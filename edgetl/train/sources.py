@@ -23,13 +23,12 @@ from edgetl.errors import BackboneError, ConfigError
 from edgetl.train.backbones import TORCHVISION, Backbone, find_head, rebuild, torchvision_model
 from edgetl.train.config import TrainConfig
 from edgetl.train.embedded import embedded_names, read_embedded
-from edgetl.train.hub import check_reachable, downloaded_file, fetch_torchvision, hub_model_args, unknown_name
+from edgetl.train.hub import HUB, check_reachable, downloaded_file, fetch_torchvision, hub_model_args, unknown_name
 from edgetl.train.mirror import find_in_mirror, first_line, local_dir_config, local_dir_licence, local_dir_weights, sha256_of, sidecar
 from edgetl.train.run import open_run
 from edgetl.train.weights import load_tensors
 
 LOCAL_DIR = "local-dir:"
-HUB = "hf-hub:"
 
 
 def load_backbone(config: TrainConfig, classes: int) -> Backbone:

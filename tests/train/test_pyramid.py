@@ -17,6 +17,7 @@ from edgetl.train.config import TrainConfig
 from edgetl.train.embedded import DEFAULT_BACKBONE, embedded_names, read_embedded
 from edgetl.train.finetune import train
 from edgetl.train.mirror import sha256_of
+from edgetl.train.recipe import read_recipe
 from edgetl.train.run import Run
 from edgetl.train.sources import load_backbone
 from tests.command import edgetl
@@ -33,6 +34,7 @@ def test_the_embedded_backbone_is_the_default_and_its_file_is_the_recorded_one(f
     assert DEFAULT_BACKBONE in embedded_names()
     path, record = read_embedded(DEFAULT_BACKBONE)
     assert path.stat().st_size <= 2_000_000 and sha256_of(path) == record.weights_sha256
+    assert read_recipe(path.with_suffix(".toml")).digest() == record.recipe_sha256, "the recipe beside the weights is what made them"
     (parent,) = first.record.backbone.parents
     assert (parent.kind, parent.name, parent.sha256) == ("embedded", DEFAULT_BACKBONE, record.weights_sha256)
     assert first.record.backbone.licence == record.licence
