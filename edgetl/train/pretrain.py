@@ -26,18 +26,20 @@ from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.errors import BackboneError, ConfigError, TrainingError
 from edgetl.train.backbones import count_macs
+from edgetl.train.compression import Coordinates, compress
 from edgetl.train.dataset import default_workers
 from edgetl.train.embedded import Pretrained, Source, Teacher
 from edgetl.train.mirror import first_line, sha256_of
 from edgetl.train.pictures import Pool, Views, count_labels, load_pools
 from edgetl.train.recipe import TEACHER, Recipe
-from edgetl.train.slicing import slice_channels
 from edgetl.train.sources import fill
-from edgetl.train.teaching import Distillation, TeacherNet, load_teacher
+from edgetl.train.teaching import Distillation, Lesson, TeacherNet, load_teacher
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 CHECKPOINT_STEPS = 250
 CLIP_NORM = 5.0
+# Steps whose pictures a compression of the teacher sees.
+COMPRESSION_STEPS = 3
 # Running means and variances keep their range in half precision; the counter of batches means nothing to a finished network.
 _DROPPED = "num_batches_tracked"
 
@@ -84,9 +86,9 @@ def pretrain(
     started = time.monotonic()
     _make_folder(places.out)
     pools = load_pools(recipe, places.data, progress)
-    teacher = load_teacher(recipe.teacher, places.weights, recipe, device) if recipe.teacher else None
-    views = Views(recipe, pools)
-    module = _build(recipe, pools, teacher, views, places.recipes)
+    compressed = recipe.start == TEACHER
+    teacher = load_teacher(recipe.teacher, places.weights, pads_as_torch=compressed) if recipe.teacher else None
+    module = _build(recipe, pools, teacher, views := Views(recipe, pools), places.recipes, device)
     start = places.recipes / recipe.start if recipe.start and recipe.start != TEACHER else None
     origin = Origin(teacher, pools, sha256_of(start) if start else None)
     checkpoint = _Checkpoint(places.out / CHECKPOINT_NAME, module, checkpoint_steps, identity=origin.identity(recipe))
@@ -124,17 +126,20 @@ class Origin:
         return hashlib.sha256("\n".join((recipe.digest(), self.pictures_sha256(), teacher, self.start_sha256 or "")).encode()).hexdigest()
 
 
-def _build(recipe: Recipe, pools: list[Pool], teacher: TeacherNet | None, views: Views, recipes: Path) -> Distillation:
+def _build(recipe: Recipe, pools: list[Pool], teacher: TeacherNet | None, views: Views, recipes: Path, device: str) -> Distillation:
     torch.manual_seed(recipe.seed)
     try:
         student = timm.create_model(recipe.architecture, num_classes=0)
     except (RuntimeError, TypeError, ValueError) as error:
         raise BackboneError(f"timm {timm.__version__} cannot build {recipe.architecture}: {error}") from error
+    coordinates: list[Coordinates] = []
     if recipe.start == TEACHER and teacher is not None:
-        slice_channels(teacher.model, student)
+        seen = torch.cat([views[step][0] for step in range(min(COMPRESSION_STEPS, len(views)))])
+        coordinates = compress(teacher.model, student, seen)
     elif recipe.start:
         fill(student, None, recipes / recipe.start, architecture=recipe.architecture)
-    return Distillation(recipe, student, teacher, views, labels=count_labels(pools))
+    lesson = Lesson(teacher, coordinates if recipe.losses.maps else [], recipe.side, device) if teacher else None
+    return Distillation(recipe, student, lesson, views, labels=count_labels(pools))
 
 
 def _fit(module: Distillation, batches: Iterable[Any], checkpoint: _Checkpoint, device: str, progress: Progress) -> None:

@@ -13,7 +13,7 @@ from edgetl.core.config import StrictModel
 from edgetl.core.preprocess import Side
 from edgetl.errors import ConfigError
 
-# As ``Recipe.start``: the teacher's own channels.
+# As ``Recipe.start``: the teacher itself, compressed into the student.
 TEACHER = "teacher"
 
 
@@ -53,15 +53,18 @@ class Pictures(StrictModel):
 
 
 class Losses(StrictModel):
-    """Weights of the three losses; 0 leaves one out.
+    """Weights of the losses; 0 leaves one out.
 
     Attributes:
+        maps: squared error of the student's maps after each stage and at its end against the teacher's, in the coordinates of its start
+            (``start = "teacher"``), and of the pooled features, each relative to its variance: a target at every position of an image.
         features: smooth-L1 between a linear map of the student's pooled features and the teacher's leading principal components
             (FitNets: Romero et al. 2015, arXiv:1412.6550).
         logits: Kullback-Leibler divergence from the teacher's classes (Hinton et al. 2015, arXiv:1503.02531).
         labels: cross-entropy with the pictures' own labels, for those kinds that have them.
     """
 
+    maps: float = Field(default=0.0, ge=0.0)
     features: float = Field(default=0.0, ge=0.0)
     logits: float = Field(default=0.0, ge=0.0)
     labels: float = Field(default=0.0, ge=0.0)
@@ -74,10 +77,9 @@ class Recipe(StrictModel):
         name: of the files that it writes.
         architecture: a timm name.
         teacher: a folder in timm's form below the weights folder; none where only labels teach.
-        start: ``teacher`` takes those of the teacher's channels that vary most; else weights (``.safetensors``, relative to the recipe);
-            none starts at random.
+        start: ``teacher`` compresses the teacher into a narrower network of its family; else weights (``.safetensors``, relative to the
+            recipe); none starts at random.
         side: height and width of a training picture, px.
-        early_side, early_share: the student sees smaller pictures for this share of the steps, which takes less time.
         use_side: input height and width that the published weights are meant for, px.
         steps, batch_size, lr, weight_decay: AdamW with a linear warm-up over 5 % of the steps and a cosine to 0.
         smallest_crop: least share of a picture's area that a random crop keeps.
@@ -93,8 +95,6 @@ class Recipe(StrictModel):
     start: str | None = None
     seed: int = Field(default=0, ge=0, lt=2**31)
     side: Side = 96
-    early_side: Side | None = None
-    early_share: float = Field(default=0.5, ge=0.0, le=1.0)
     use_side: Side = 128
     steps: int = Field(ge=1)
     batch_size: int = Field(default=128, ge=8, le=4096)
@@ -109,21 +109,18 @@ class Recipe(StrictModel):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Recipe:
-        taught = self.losses.features > 0 or self.losses.logits > 0
+        taught = self.losses.maps > 0 or self.losses.features > 0 or self.losses.logits > 0
         if taught != (self.teacher is not None):
-            raise ValueError("losses of features or logits need a teacher, and a teacher needs one of them")
+            raise ValueError("losses of maps, features or logits need a teacher, and a teacher needs one of them")
         if self.start == TEACHER and self.teacher is None:
             raise ValueError("start = 'teacher' needs a teacher")
+        if self.losses.maps > 0 and self.start != TEACHER:
+            raise ValueError("a loss of maps needs start = 'teacher'")
         if self.losses.labels > 0 and not any(kind.labelled for kind in self.pictures):
             raise ValueError("a loss of labels needs pictures that have some: a .tar or fractals, with grid = 1")
         if not taught and self.losses.labels == 0:
             raise ValueError("every loss is 0")
         return self
-
-    def side_at(self, step: int) -> int:
-        """Height and width of what the student sees at ``step``, px."""
-        early = self.early_side is not None and step < self.early_share * self.steps
-        return self.early_side if early and self.early_side is not None else self.side
 
     def digest(self) -> str:
         """SHA-256 (hex) of what the recipe says, comments aside."""
