@@ -22,12 +22,13 @@ from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.loading import labels_of, stratified
 from edgetl.data.split import Splits
 from edgetl.train.backbones import Backbone, make_trunk
+from edgetl.train.budget import make_plan
 from edgetl.train.config import TrainConfig
 from edgetl.train.embedded import DEFAULT_BACKBONE
 from edgetl.train.features import FeatureExtractor
-from edgetl.train.full import tune_all
 from edgetl.train.probe import fit_head
 from edgetl.train.sources import load_backbone
+from edgetl.train.tuning import tune
 
 SETS = {"trashnet": "trashnet", "sign-digits": "sign-digits", "pacs/photo": "pacs/photo"}
 SEEDS = range(5)
@@ -40,21 +41,28 @@ def main() -> None:
     parser.add_argument("--weights", help="a file of other weights for --backbone, a timm name then")
     parser.add_argument("--side", type=int, help="input height and width [default: the backbone's]")
     parser.add_argument("--probe-only", action="store_true")
+    parser.add_argument("--few-only", action="store_true")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     given = parser.parse_args()
     size: tuple[Side, Side] | None = (given.side, given.side) if given.side else None
     config = TrainConfig(backbone=given.backbone, weights=given.weights, input_size=size)
     print(f"{given.backbone}, mean of {given.seeds} seeds (standard deviation), 75/25")
-    columns = ["images", "n", "linear probe", "same, random weights", *([] if given.probe_only else ["LP-FT on 200", "scratch on 200"])]
+    probes, few = not given.few_only, not given.probe_only
+    columns = [
+        "images",
+        "n",
+        *(["linear probe", "same, random weights"] if probes else []),
+        *(["LP-FT on 200", "scratch on 200"] if few else []),
+    ]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name, path in SETS.items():
         begin = time.monotonic()
         folder = scan(SHARED / "data" / path)
-        cells = [
-            probe(folder, config, given.seeds),
-            probe(folder, config.model_copy(update={"pretrained": False, "weights": None}), given.seeds),
-        ]
-        if not given.probe_only:
+        cells = []
+        if probes:
+            random = config.model_copy(update={"pretrained": False, "weights": None})
+            cells += [probe(folder, wanted, given.seeds) for wanted in (config, random)]
+        if few:
             cells += [_few(folder, config, given.seeds, pretrained=pretrained) for pretrained in (True, False)]
         shown = " | ".join(f"{np.mean(cell):.3f} ({np.std(cell):.3f})" for cell in cells)
         print(f"| {name} | {len(folder.samples)} | {shown} |  <!-- {time.monotonic() - begin:.0f} s -->", flush=True)
@@ -89,7 +97,12 @@ def _few(folder: ImageFolder, config: TrainConfig, seeds: int, *, pretrained: bo
         val = stratified(few, FEW // 5)
         chosen = {id(sample) for sample in val}
         splits = Splits(folder, tuple(item for item in few if id(item) not in chosen), tuple(val), tuple(tested))
-        changes = {"pretrained": pretrained, "strategy": "full", "seed": seed, **({} if pretrained else {"weights": None})}
+        changes = {
+            "pretrained": pretrained,
+            "strategy": "full" if pretrained else "scratch",
+            "seed": seed,
+            **({} if pretrained else {"weights": None}),
+        }
         wanted = config.model_copy(update=changes)
         torch.manual_seed(seed)
         backbone = load_backbone(wanted, len(folder.labels))
@@ -98,7 +111,8 @@ def _few(folder: ImageFolder, config: TrainConfig, seeds: int, *, pretrained: bo
             with torch.no_grad():
                 backbone.head.weight.copy_(torch.from_numpy(head.weight))
                 backbone.head.bias.copy_(torch.from_numpy(head.bias))
-        tune_all(backbone, splits, wanted, device="cpu", progress=silent)
+        plan = make_plan(wanted, len(splits.train), backbone.model)
+        tune(backbone, splits, plan, wanted, device="cpu", progress=silent)
         with torch.no_grad():
             logits = backbone.head(torch.from_numpy(_features(backbone, tested)))
         found.append(float((logits.argmax(dim=1).numpy() == labels[test]).mean()))

@@ -16,7 +16,8 @@
     ├── EngineError        13   the inference engine refuses a model or fails on it
     ├── MissingExtraError  14   a library of an optional extra is not installed
     ├── StorageError       15   a file cannot be written (disk full, no permission)
-    └── LicenceError       16   the licence of the weights does not fit the policy
+    ├── LicenceError       16   the licence of the weights does not fit the policy
+    └── StoppedError      143   SIGTERM came; the state was saved
 
 A message says what happened, where, and what to do next.
 """
@@ -117,3 +118,9 @@ class LicenceError(EdgetlError):
     """The licence of the weights does not fit the policy that was asked for."""
 
     exit_code = 16
+
+
+class StoppedError(EdgetlError):
+    """The process was asked to end (SIGTERM) and saved its state before it did."""
+
+    exit_code = 143

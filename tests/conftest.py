@@ -53,7 +53,15 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A small network of ordinary convolutions, trained from random weights for a few epochs: quick to export and to quantize."""
     config = TrainConfig(
-        backbone="test_resnet", pretrained=False, strategy="full", input_size=(48, 48), crop_pct=1.0, epochs=5, val=0.2, test=0.2
+        backbone="test_resnet",
+        pretrained=False,
+        strategy="full",
+        input_size=(48, 48),
+        crop_pct=1.0,
+        augment="light",
+        epochs=5,
+        val=0.2,
+        test=0.2,
     )
     return train(digits, config, tmp_path_factory.mktemp("runs") / "digits")
 

@@ -38,7 +38,7 @@ VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show what 
 
 @contextmanager
 def working(*, json_output: bool, verbose: bool) -> Iterator[core.Progress]:
-    """Set logging and warnings for one command and yield its progress; ``--json`` keeps quiet."""
+    """Set logging and warnings for one command and yield its progress, which ``--json`` leaves out."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     if not verbose:
         warnings.simplefilter("ignore")
@@ -53,19 +53,18 @@ def working(*, json_output: bool, verbose: bool) -> Iterator[core.Progress]:
             "huggingface_hub.utils._http",
         ):
             logging.getLogger(name).setLevel(logging.ERROR)
-    with shown_progress(err, quiet=json_output) as progress, _said_by_edgetl(quiet=json_output):
+    with shown_progress(err, quiet=json_output) as progress, _said_by_edgetl():
         yield progress
 
 
 @contextmanager
-def _said_by_edgetl(*, quiet: bool) -> Iterator[None]:
+def _said_by_edgetl() -> Iterator[None]:
     """Print what the library reports while it works, such as the licence of the weights before they are trained."""
     logger, handler = logging.getLogger("edgetl"), _Console()
     before = logger.level, logger.propagate
-    if not quiet:
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
     try:
         yield
     finally:

@@ -46,7 +46,8 @@ def train_command(
     licence: Annotated[str | None, typer.Option("--licence", "--license", help="Of the weights, where they do not say it.")] = None,
     license_policy: PolicyOption = "any",
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Start from random weights (a control).")] = False,
-    strategy: Annotated[str, typer.Option(help="probe: head on the frozen trunk. full: then every layer (LP-FT).")] = "probe",
+    strategy: Annotated[str, typer.Option(help="auto (by the number of images), probe, partial, full, progressive or scratch.")] = "auto",
+    unfreeze: Annotated[str | None, typer.Option(help="What tunes: a share of the stages (0.33), stage4 and after it, or first.")] = None,
     input_size: Annotated[str | None, typer.Option(help="Height and width, such as 224,224 (default: the backbone's).")] = None,
     mean: Annotated[str | None, typer.Option(help="Three numbers, RGB on 0..1 (default: the backbone's).")] = None,
     std: Annotated[str | None, typer.Option(help="Three numbers, RGB on 0..1 (default: the backbone's).")] = None,
@@ -55,11 +56,14 @@ def train_command(
     views: Annotated[int, typer.Option(help="Pictures of each image that the head is fitted on: 1 is the quickest.")] = 4,
     val: Annotated[float, typer.Option(help="Share for validation.")] = 0.15,
     test: Annotated[float, typer.Option(help="Share for the test.")] = 0.15,
-    epochs: Annotated[int | None, typer.Option(help="Of full (default: at least 10 and 300 steps).")] = None,
-    lr: Annotated[float | None, typer.Option(help="The head's learning rate in full (default: 1e-3, random weights 3e-3).")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images (default: steps by the number of images).")] = None,
+    lr: Annotated[float | None, typer.Option(help="The head's learning rate (default: by the number of images).")] = None,
+    trunk_lr: Annotated[float | None, typer.Option(help="The learning rate of the trunk's last stage.")] = None,
+    lr_ratio: Annotated[float | None, typer.Option(help="The lowest tuned stage's learning rate relative to --trunk-lr.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
-    augment: Annotated[str, typer.Option(help="none or light (random crops, small changes of colour).")] = "light",
-    flip: Annotated[bool, typer.Option("--flip", help="Also mirror images; wrong for digits, text and signs.")] = False,
+    augment: Annotated[str, typer.Option(help="auto, none, light, medium or strong.")] = "auto",
+    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror images (default: unless class names forbid it).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
@@ -71,12 +75,13 @@ def train_command(
         backbone=backbone, weights=str(weights) if weights else None, weights_dir=str(weights_dir) if weights_dir else None,
         licence=licence, license_policy=license_policy, pretrained=not random_weights, strategy=strategy,
         input_size=_sides(input_size), mean=numbers(mean, 3, "--mean"), std=numbers(std, 3, "--std"), crop_pct=crop_pct, resize=resize,
-        views=views, val=val, test=test, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, flip=flip, device=device, seed=seed,
+        views=views, val=val, test=test, unfreeze=unfreeze, epochs=epochs, lr=lr, trunk_lr=trunk_lr, lr_ratio=lr_ratio,
+        batch_size=batch_size, augment=augment, flip=flip, device=device, seed=seed,
     )  # fmt: skip
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.train.finetune import train
 
-        run = train(data, config, out_, overwrite=overwrite, progress=progress)
+        run = train(data, config, out_, overwrite=overwrite, resume=resume, progress=progress)
     print_json(run.record) if json_output else show_run(run)
 
 
@@ -168,6 +173,8 @@ def show_run(run: Run) -> None:
         if items:
             names = ", ".join(item if isinstance(item, str) else " = ".join(item) for item in items[:3])
             out.print(f"[yellow]{len(items)} images {title}[/]: {escape(names)}{' …' if len(items) > 3 else ''}")
+    for alarm in record.alarms:
+        out.print(f"[yellow]look:[/] {escape(alarm)}", soft_wrap=True)
     for parent in record.backbone.parents:
         out.print(f"made from {escape(describe_parent(parent))}", soft_wrap=True)
     licence = escape(record.backbone.licence or "not stated")

@@ -29,10 +29,8 @@ if TYPE_CHECKING:
     from edgetl.train.embedded import Pretrained
     from edgetl.train.ranking import Ranking
     from edgetl.train.zoo import Listed, Zoo
-
-
-# Columns that the list needs for every figure.
-WIDE = 100
+# What the list needs beside the names, in characters.
+FIGURES_WIDTH = 50
 
 
 def models_command(
@@ -128,19 +126,23 @@ def _policy(text: str) -> Policy:
 def _show_zoo(zoo: Zoo) -> None:
     if not zoo.backbones:
         raise ConfigError("no backbone of the list fits. Raise --max-params or --max-macs, or leave --licence or --offline out.")
-    wide = out.width >= WIDE
-    more = ("input", "int8") if wide else ()
-    table = plain_table("backbones", "name", "M par.", "MMACs", "top-1", "licence", *more)
-    table.padding = (0, 0, 0, 1)  # 80 columns hold the longest names only so
+    table = plain_table("backbones", "name", "M par.", "MMACs", "px", "top-1", "int8", "licence")
+    table.padding = (0, 0, 0, 1)
     for item in zoo.backbones:
         entry = item.entry
+        name = f"{entry.name} *" if item.offline else entry.name
+        if len(name) > out.width - FIGURES_WIDTH:  # on 80 columns the longest names take two lines
+            name = name.replace(".", "\n  .", 1)
         table.add_row(
-            escape(f"{entry.name} *" if item.offline else entry.name), f"{entry.params_m:.2f}", f"{entry.mmacs:.0f}",
-            f"{entry.top1:.1f}" if entry.top1 else "", entry.licence.removesuffix("-license"),
-            *((str(entry.input), entry.quantizes) if wide else ()),
+            escape(name), f"{entry.params_m:.2f}", f"{entry.mmacs:.0f}", str(entry.input),
+            f"{entry.top1:.1f}" if entry.top1 else "", entry.quantizes.removeprefix("with "), _short(entry.licence),
         )  # fmt: skip
     out.print(table)
-    out.print("* is on this machine. top-1: ImageNet, percent. Input size and int8: a wider terminal, --json, or edgetl models NAME")
+    out.print("* is on this machine. top-1: ImageNet, percent. int8: how well it quantizes. More: edgetl models NAME, or --json")
+
+
+def _short(licence: str) -> str:
+    return licence.partition("-clause")[0].removesuffix("-license")
 
 
 def _show_one(item: Listed) -> None:

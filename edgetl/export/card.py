@@ -19,7 +19,7 @@ def write_card(
         "",
         f"- Backbone: {backbone.architecture} ({'pretrained' if backbone.pretrained else 'random weights'}), "
         f"licence of the weights: {backbone.licence or 'not stated'}",
-        f"- Strategy: {record.config.strategy}, seed {record.config.seed}, trained in {record.seconds:.0f} s",
+        f"- Strategy: {record.plan.strategy}, seed {record.config.seed}, trained in {record.seconds:.0f} s",
         f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
         f"- Input: {record.preprocess.input_size[0]} x {record.preprocess.input_size[1]} RGB, {record.preprocess.crop_mode} crop, "
         f"{record.preprocess.interpolation}, {record.preprocess.resize} resize",

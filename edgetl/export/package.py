@@ -298,7 +298,7 @@ def _lineage(run: Run) -> Lineage:
         weights_sha256=record.backbone.weights_sha256,
         licence=record.backbone.licence,
         parents=record.backbone.parents,
-        strategy=record.config.strategy,
+        strategy=record.plan.strategy,
         run_sha256=run.digest(),
         data_fingerprint=record.data_fingerprint,
         train_images=record.images["train"],

@@ -11,7 +11,8 @@ from edgetl.core.licences import Policy
 from edgetl.core.preprocess import Interpolation, Side
 from edgetl.train.embedded import DEFAULT_BACKBONE
 
-Strategy: TypeAlias = Literal["probe", "full"]
+Strategy: TypeAlias = Literal["auto", "probe", "partial", "full", "progressive", "scratch"]
+Augment: TypeAlias = Literal["auto", "none", "light", "medium", "strong"]
 Share = Annotated[float, Field(ge=0.0, le=0.5)]
 
 
@@ -26,22 +27,29 @@ class TrainConfig(StrictModel):
         licence: of the weights, SPDX, where they do not say it themselves.
         license_policy: ``commercial`` refuses weights whose licence forbids commercial use or is not known.
         pretrained: false starts from random weights: a control, and for architectures without weights.
-        strategy: ``probe`` fits the head on the frozen trunk's features; ``full`` then tunes every layer (LP-FT).
+        strategy: ``probe`` fits the head on the frozen trunk's features; ``partial`` then tunes the upper stages, ``full`` every stage but
+            the stem, ``progressive`` one stage after the other, last to first; ``scratch`` trains from random weights, as a control;
+            ``auto`` chooses by the number of distinct training images.
+        unfreeze: what ``partial`` and ``full`` tune: a share of the stages from the end (``0.33``), ``stage4`` (that one and all after
+            it), or ``first``; none leaves it to the data budget.
         input_size, mean, std, crop_pct, interpolation: replace the backbone's own preprocessing.
         resize: see ``edgetl.core.preprocess``; none means ``fused``, or what the parent run had.
         views: pictures of each training image that the head is fitted on: 1 is the evaluation crop alone; each further one is a random
             crop, costs another feature pass, and makes up for few images.
         seed: chooses splits, folds, batches and augmentation.
         val, test: shares of the folder.
-        epochs: of ``full``; none means at least 10 epochs and 300 steps.
-        lr: of the head in ``full``; none means 1e-3 for pretrained and 3e-3 for random weights (AdamW).
-        lr_ratio: learning rate of the first stage relative to the head, end to end; none means 0.1, or 1 for random weights.
+        epochs: passes over the training images; none takes the data budget's steps.
+        lr: of the head (AdamW); none takes the data budget's.
+        trunk_lr: of the trunk's last stage; none takes the data budget's share of ``lr``.
+        lr_ratio: learning rate of the lowest stage that trains relative to the trunk's last, end to end.
+        weight_decay, label_smoothing: none takes the data budget's.
         batch_size: images a step, and a feature pass.
-        patience: epochs without a better validation loss before ``full`` stops.
-        augment: ``light`` crops at random and varies colours; ``none`` trains on the evaluation crop.
-        flip: whether ``light`` mirrors images; wrong for digits, text and signs.
+        patience: validations without a lower loss before training stops; there are 20 in a training, and at most one an epoch.
+        augment: ``none`` trains on the evaluation crop; ``auto`` takes the data budget's.
+        flip: whether training images are mirrored; none does, unless the classes' names look like digits, letters or sides.
         device: ``auto`` takes a GPU where there is one.
-        workers: data loader processes of ``full``; none chooses by cores.
+        workers: data loader processes; none chooses by cores.
+        checkpoint_s: seconds between two checkpoints, from which a stopped training goes on.
     """
 
     backbone: str = DEFAULT_BACKBONE
@@ -50,7 +58,8 @@ class TrainConfig(StrictModel):
     licence: str | None = None
     license_policy: Policy = "any"
     pretrained: bool = True
-    strategy: Strategy = "probe"
+    strategy: Strategy = "auto"
+    unfreeze: str | None = None
     input_size: tuple[Side, Side] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -63,12 +72,14 @@ class TrainConfig(StrictModel):
     test: Share = 0.15
     epochs: int | None = Field(default=None, ge=1)
     lr: float | None = Field(default=None, gt=0.0)
+    trunk_lr: float | None = Field(default=None, gt=0.0)
     lr_ratio: float | None = Field(default=None, gt=0.0, le=1.0)
-    weight_decay: float = Field(default=0.02, ge=0.0)
-    label_smoothing: float = Field(default=0.05, ge=0.0, lt=1.0)
+    weight_decay: float | None = Field(default=None, ge=0.0)
+    label_smoothing: float | None = Field(default=None, ge=0.0, lt=1.0)
     batch_size: int = Field(default=32, ge=1, le=4096)
     patience: int = Field(default=5, ge=1)
-    augment: Literal["none", "light"] = "light"
-    flip: bool = False
+    augment: Augment = "auto"
+    flip: bool | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int | None = Field(default=None, ge=0)
+    checkpoint_s: float = Field(default=60.0, gt=0.0)

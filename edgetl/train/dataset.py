@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
 from edgetl.core.host import available_cores
 from edgetl.core.images import load_image
@@ -77,54 +77,64 @@ def random_crop(seed: int, view: int) -> Prepare:
     return prepare
 
 
-class EpochSampler(Sampler[int]):
-    """A seeded permutation for each epoch; yields indices that also tell the epoch."""
+class StepSampler(Sampler[list[int]]):
+    """The batches of steps ``first`` to ``steps``: a seeded permutation for each epoch; indices also tell the epoch.
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length = length
+    A step's batch depends on the seed and the step alone, so that a training can go on where it was stopped.
+    """
+
+    def __init__(self, images: int, batch_size: int, steps: int, *, seed: int, first: int = 0) -> None:
+        self.images = images
+        self.batch_size = batch_size
+        self.steps = steps
         self.seed = seed
-        self.epoch = 0
+        self.first = first
+        self.epoch_steps = steps_an_epoch(images, batch_size)
 
     def __len__(self) -> int:
-        return self.length
+        return self.steps - self.first
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        base, self.epoch = self.epoch * self.length, self.epoch + 1
-        yield from (base + index for index in torch.randperm(self.length, generator=generator).tolist())
-
-
-def light_augmentation(spec: PreprocessSpec, *, flip: bool) -> v2.Transform:
-    """Random crops of at least 60 % of the picture, small changes of colour, and mirroring where it keeps the label."""
-    steps: list[torch.nn.Module] = [
-        v2.RandomResizedCrop(spec.input_size, scale=(0.6, 1.0), interpolation=InterpolationMode(_torchvision_filter(spec))),
-        v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-    ]
-    return v2.Compose([*steps, v2.RandomHorizontalFlip()] if flip else steps)
+    def __iter__(self) -> Iterator[list[int]]:
+        order: list[int] = []
+        for step in range(self.first, self.steps):
+            epoch, place = divmod(step, self.epoch_steps)
+            if not order or place == 0:
+                generator = torch.Generator().manual_seed(draw_seed(self.seed, epoch))
+                order = torch.randperm(self.images, generator=generator).tolist()
+            batch = order[place * self.batch_size : (place + 1) * self.batch_size]
+            yield [epoch * self.images + index for index in batch]
 
 
-def loaders(
-    train: Sequence[Sample], val: Sequence[Sample], spec: PreprocessSpec, config: TrainConfig
-) -> tuple[DataLoader[tuple[torch.Tensor, int]], DataLoader[tuple[torch.Tensor, int]]]:
-    """Data loaders of the training and the validation images; a last batch of one image, which BatchNorm cannot take, is dropped."""
-    augment = light_augmentation(spec, flip=config.flip) if config.augment == "light" else None
-    workers = config.workers if config.workers is not None else default_workers()
-    pin = torch.cuda.is_available() and config.device != "cpu"
-    drop = len(train) % config.batch_size == 1 and len(train) > 1
-    training = ImageDataset(train, spec, augment=augment, seed=config.seed)
-    validation = ImageDataset(val, spec, augment=None, seed=config.seed)
-    sampler = EpochSampler(len(train), config.seed)
-    return (
-        DataLoader(training, config.batch_size, sampler=sampler, num_workers=workers, pin_memory=pin, drop_last=drop),
-        DataLoader(validation, config.batch_size, num_workers=workers, pin_memory=pin),
-    )
+def training_batches(
+    samples: Sequence[Sample], spec: PreprocessSpec, augment: v2.Transform | None, config: TrainConfig, *, steps: range
+) -> DataLoader[tuple[torch.Tensor, int]]:
+    """The batches of ``steps`` (from the one to go on with, to the last): images float32 ``[batch, 3, H, W]`` and labels."""
+    sampler = StepSampler(len(samples), config.batch_size, steps.stop, seed=config.seed, first=steps.start)
+    images = ImageDataset(samples, spec, augment=augment, seed=config.seed)
+    return DataLoader(images, batch_sampler=sampler, num_workers=_workers(config), pin_memory=_pin(config))
+
+
+def validation_batches(samples: Sequence[Sample], spec: PreprocessSpec, config: TrainConfig) -> DataLoader[tuple[torch.Tensor, int]]:
+    """The evaluation's view of ``samples``, in their order."""
+    images = ImageDataset(samples, spec, augment=None, seed=config.seed)
+    return DataLoader(images, config.batch_size, num_workers=_workers(config), pin_memory=_pin(config))
+
+
+def steps_an_epoch(images: int, batch_size: int) -> int:
+    """Batches of one pass; a last batch of one image, which BatchNorm cannot take, is dropped."""
+    rest = images % batch_size
+    return max(1, images // batch_size + (1 if rest > 1 or (rest and images < batch_size) else 0))
+
+
+def _workers(config: TrainConfig) -> int:
+    return default_workers() if config.workers is None else config.workers
+
+
+def _pin(config: TrainConfig) -> bool:
+    return torch.cuda.is_available() and config.device != "cpu"
 
 
 def default_workers() -> int:
     """Loader processes: none where they would take the cores that train."""
     cores = available_cores()
     return 0 if cores <= 2 and not torch.cuda.is_available() else min(8, cores - 1)
-
-
-def _torchvision_filter(spec: PreprocessSpec) -> str:
-    return spec.interpolation if spec.interpolation in {item.value for item in InterpolationMode} else "bicubic"

@@ -25,7 +25,10 @@ DEMO_CONFIG: dict[str, Any] = {
     "crop_pct": 1.0,
     "epochs": 12,
     # Every layer at full rate: digits are far from the photographs that the backbone learned on.
+    "unfreeze": "1",
+    "augment": "light",
     "lr": 3e-3,
+    "trunk_lr": 3e-3,
     "lr_ratio": 1.0,
     "val": 0.2,
     "test": 0.2,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,12 +27,13 @@ from edgetl.data.loading import labels_of
 from edgetl.data.split import Splits, split
 from edgetl.errors import ConfigError, DataError
 from edgetl.train.backbones import Backbone, make_trunk
+from edgetl.train.budget import Plan, describe_plan, make_plan
+from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import random_crop
 from edgetl.train.features import FeatureExtractor
-from edgetl.train.full import tune_all
 from edgetl.train.probe import LinearHead, fit_head
-from edgetl.train.report import class_table, draw_confusion
+from edgetl.train.report import class_table, draw_confusion, draw_curves
 from edgetl.train.run import (
     METRICS_NAME,
     SPLITS_NAME,
@@ -43,27 +46,73 @@ from edgetl.train.run import (
     write_model,
 )
 from edgetl.train.sources import load_backbone
+from edgetl.train.tuning import tune
 
 _log = logging.getLogger(__name__)
 
+# Of the accuracy on training over that on validation images; good runs on small sets show up to 0.15.
+LARGEST_GAP = 0.25
 
-def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False, progress: Progress = silent) -> Run:
+
+def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Run:
     """Scan and split ``data``, then ``fine_tune``: all that ``edgetl train`` does, in one call."""
     folder = scan(data, progress=progress)
-    return fine_tune(split(folder, seed=config.seed, val=config.val, test=config.test), config, out, overwrite=overwrite, progress=progress)
+    splits = split(folder, seed=config.seed, val=config.val, test=config.test)
+    return fine_tune(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)
 
 
-def fine_tune(splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool = False, progress: Progress = silent) -> Run:
+def fine_tune(
+    splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent
+) -> Run:
     """Train on ``splits.train``, choose on ``splits.val``, report ``splits.test``, and write the run folder ``out``.
+
+    While it trains, its state is saved beside ``out``, in ``<out>.checkpoints``; with ``resume`` a stopped training goes on from there and
+    ends with the weights that it would have had, bit for bit on a CPU with the same libraries.
 
     Raises:
         BackboneError: the backbone cannot be found or used.
         LicenceError: the licence of its weights does not fit ``config.license_policy``.
-        ConfigError: ``out`` exists, or the device is not there.
+        ConfigError: ``out`` exists, the device is not there, or a stopped training is in the way.
         DataError: no image is left to train or to choose on.
         TrainingError: training diverged.
+        StoppedError: the process was asked to end; the state is saved.
         StorageError: the run cannot be written.
     """
+    _check_parts(splits)
+    started = time.monotonic()
+    device = choose_device(config.device)
+    with new_folder(out, overwrite=overwrite) as folder:
+        backbone, plan = prepare(splits, config)
+        checkpoints = _checkpoints(out, splits, config, plan, backbone, resume=resume, overwrite=overwrite)
+        fitted, rows, train_accuracy = _teach(backbone, splits, config, plan, device=device, progress=progress, checkpoints=checkpoints)
+        extract = _extractor(backbone, config, device, len(splits.val) + len(splits.test))
+        validation, test = _measure(extract, backbone, splits, progress)
+        last = {"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1}
+        (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*rows, last]), "utf-8")
+        write_model(folder, backbone, splits.folder.labels)
+        (folder / SPLITS_NAME).write_text(record_splits(splits).model_dump_json(indent=1), "utf-8")
+        _write_pictures(folder, validation, test, rows)
+        alarms = find_alarms(train_accuracy, validation, splits)
+        outcome = Outcome(plan, fitted, alarms, validation, test, round(time.monotonic() - started, 1))
+        record = _record(out.name, splits, config, backbone, outcome, hash_files(folder))
+        (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8")
+    checkpoints.remove()
+    return open_run(out)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to, for its record; ``seconds`` are of this call."""
+
+    plan: Plan
+    head_penalty: float | None
+    alarms: tuple[str, ...]
+    validation: Evaluation
+    test: Evaluation | None
+    seconds: float
+
+
+def _check_parts(splits: Splits) -> None:
     if not splits.train or not splits.val:
         raise DataError(
             f"{splits.folder.root} leaves {len(splits.train)} training and {len(splits.val)} validation images; add images or raise --val."
@@ -71,27 +120,69 @@ def fine_tune(splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool
     trained_on = {sample.label for sample in splits.train}
     if untrained := [label for index, label in enumerate(splits.folder.labels) if index not in trained_on]:
         raise DataError(f"{splits.folder.root} has no training image of {', '.join(untrained[:5])}; add some, or remove the class.")
-    started = time.monotonic()
-    device = choose_device(config.device)
+
+
+def prepare(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
+    """Load the backbone and resolve the plan; both are said before any work is done."""
     torch.manual_seed(config.seed)  # random weights, and the head before it is fitted
-    with new_folder(out, overwrite=overwrite) as folder:
-        backbone = _allowed_backbone(config, len(splits.folder.labels))
+    given = config.model_copy(update={"pretrained": False, "weights": None}) if config.strategy == "scratch" else config
+    backbone = _allowed_backbone(given, len(splits.folder.labels))
+    plan = make_plan(given, len({sample.content for sample in splits.train}), backbone.model)
+    _log.info("%s", describe_plan(plan))
+    return backbone, plan
+
+
+def _checkpoints(
+    out: Path, splits: Splits, config: TrainConfig, plan: Plan, backbone: Backbone, *, resume: bool, overwrite: bool
+) -> Checkpoints:
+    """Where the state of this training is kept; another one's is not overwritten unless that was asked for."""
+    choices = config.model_dump_json(exclude={"workers", "checkpoint_s", "license_policy", "licence"})
+    parts = (choices, plan.model_dump_json(), record_splits(splits).model_dump_json(exclude={"root"}), backbone.weights_sha256 or "")
+    checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoints"), hashlib.sha256("\n".join(parts).encode()).hexdigest())
+    if overwrite and not resume:
+        checkpoints.remove()
+    if checkpoints.newest() is not None and not resume:
+        raise ConfigError(
+            f"a training of {out} was stopped; its state is in {checkpoints.folder}. Go on with --resume, or begin again with --overwrite."
+        )
+    return checkpoints
+
+
+def _teach(
+    backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, *, device: str, progress: Progress, checkpoints: Checkpoints
+) -> tuple[float | None, list[dict[str, float]], float]:
+    """Fit the head, then tune as planned. Returns the head's penalty, the figures of each validation, and the training accuracy."""
+    labels = labels_of(splits.train)
+    # A head fitted on random features is large and wrong: training from random weights starts from a random head too.
+    fits = plan.strategy == "probe" or (config.pretrained and plan.strategy != "scratch" and checkpoints.newest() is None)
+    penalty, accuracy = None, 0.0
+    if fits:
         extract = _extractor(backbone, config, device, config.views * len(splits.train))
-        # A head fitted on random features is large and wrong: full training from random weights starts from a random head too.
-        fits = config.strategy == "probe" or config.pretrained
-        head = _fit_probe(extract, backbone, splits, config, progress) if fits else None
-        rows: list[dict[str, float]] = []
-        if config.strategy == "full":
-            rows = tune_all(backbone, splits, config, device=device, progress=progress).rows
-            extract = _extractor(backbone, config, device, len(splits.val) + len(splits.test))
-        validation, test = _measure(extract, backbone, splits, progress)
-        (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*rows, _last_row(validation, head)]), "utf-8")
-        write_model(folder, backbone, splits.folder.labels)
-        (folder / SPLITS_NAME).write_text(record_splits(splits).model_dump_json(indent=1), "utf-8")
-        _write_pictures(folder, validation, test)
-        record = _record(out.name, splits, config, backbone, head, (validation, test), time.monotonic() - started, hash_files(folder))
-        (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8")
-    return open_run(out)
+        features = extract(splits.train, progress=progress)
+        head = _fit_probe(extract, features, backbone, splits, config, progress)
+        penalty, accuracy = head.penalty, float(((features @ head.weight.T + head.bias).argmax(axis=1) == labels).mean())
+    if plan.strategy == "probe":
+        return penalty, [], accuracy
+    history = tune(backbone, splits, plan, config, device=device, progress=progress, checkpoints=checkpoints, head_penalty=penalty)
+    return history.head_penalty, history.rows, history.rows[-1]["train_accuracy"]
+
+
+def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits) -> tuple[str, ...]:
+    """Sentences on what should be looked at before the run is used."""
+    alarms = []
+    gap = train_accuracy - validation.accuracy.value
+    if gap > LARGEST_GAP:
+        alarms.append(
+            f"overfitting: {train_accuracy:.0%} of the training images are answered rightly and {validation.accuracy.value:.0%} of the "
+            f"validation images. Look for wrong labels, add images, or train less of the network (--strategy probe)."
+        )
+    common = max(np.bincount(labels_of(splits.val))) / len(splits.val)
+    if validation.accuracy.low <= common and len(splits.folder.labels) > 1:
+        alarms.append(
+            f"on {len(splits.val)} validation images this cannot be told from always answering the most common class ({common:.0%}). "
+            f"Check the labels, or add images."
+        )
+    return tuple(alarms)
 
 
 def _allowed_backbone(config: TrainConfig, classes: int) -> Backbone:
@@ -119,8 +210,9 @@ def _extractor(backbone: Backbone, config: TrainConfig, device: str, images: int
     return FeatureExtractor(trunk, backbone.spec, device=device, batch_size=config.batch_size, images=images)
 
 
-def _fit_probe(extract: FeatureExtractor, backbone: Backbone, splits: Splits, config: TrainConfig, progress: Progress) -> LinearHead:
-    features = extract(splits.train, progress=progress)
+def _fit_probe(
+    extract: FeatureExtractor, features: NDArray[np.float32], backbone: Backbone, splits: Splits, config: TrainConfig, progress: Progress
+) -> LinearHead:
     views = [extract(splits.train, prepare=random_crop(config.seed, view), progress=progress) for view in range(1, config.views)]
     head = fit_head(features, labels_of(splits.train), len(splits.folder.labels), seed=config.seed, views=views, progress=progress)
     with torch.no_grad():
@@ -144,23 +236,17 @@ def _evaluate(samples: Sequence[Sample], predicted: NDArray[np.int64], labels: t
     return evaluate_predictions(labels_of(samples), predicted, labels)
 
 
-def _last_row(validation: Evaluation, head: LinearHead | None) -> dict[str, float]:
-    row = {"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1}
-    return {**row, "head_penalty": head.penalty} if head else row
-
-
-def _write_pictures(folder: Path, validation: Evaluation, test: Evaluation | None) -> None:
+def _write_pictures(folder: Path, validation: Evaluation, test: Evaluation | None, rows: list[dict[str, float]]) -> None:
     shown, name = (test, "test") if test else (validation, "validation")
     accuracy = shown.accuracy
     title = f"{name}: accuracy {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}), n = {accuracy.n}"
     draw_confusion(shown, title, folder / "confusion.png")
+    if rows:
+        draw_curves(rows, folder / "curves.png")
     (folder / "classes.csv").write_text(class_table(shown), "utf-8")
 
 
-def _record(
-    name: str, splits: Splits, config: TrainConfig, backbone: Backbone, head: LinearHead | None,
-    figures: tuple[Evaluation, Evaluation | None], seconds: float, files: dict[str, str],
-) -> RunRecord:  # fmt: skip
+def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, outcome: Outcome, files: dict[str, str]) -> RunRecord:
     return RunRecord(
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -173,16 +259,18 @@ def _record(
             model_args=backbone.model_args,
             weights_sha256=backbone.weights_sha256,
             licence=backbone.licence,
-            pretrained=config.pretrained,
+            pretrained=bool(backbone.parents),
             parents=backbone.parents,
         ),
         preprocess=backbone.spec,
-        head_penalty=head.penalty if head else None,
+        plan=outcome.plan,
+        alarms=outcome.alarms,
+        head_penalty=outcome.head_penalty,
         images={"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
         data_fingerprint=splits.folder.fingerprint(),
-        validation=figures[0],
-        test=figures[1],
-        seconds=round(seconds, 1),
+        validation=outcome.validation,
+        test=outcome.test,
+        seconds=outcome.seconds,
         versions=versions(),
         host=fingerprint(),
         files=files,

@@ -16,6 +16,9 @@ from edgetl.core.progress import Progress, silent
 
 # Strength of the L2 penalty per image, largest first; the range covers 10 to 100,000 images.
 PENALTIES = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
+# A feature is scaled up as if it varied by at least this share of the typical one: a nearly constant feature would otherwise get a weight
+# that makes its rounding in int8 decide.
+SMALLEST_SPREAD = 0.1
 MAX_FOLDS = 5
 MIN_FOLDS = 3
 FEW_ROWS = 3000
@@ -61,7 +64,8 @@ def fit_head(
         views: the same images' features under other crops, each ``[n, width]``, to fit on as well.
         progress: told after each fit.
     """
-    mean, std = features.mean(axis=0), features.std(axis=0) + 1e-6
+    mean, std = features.mean(axis=0), features.std(axis=0)
+    std = np.maximum(std, SMALLEST_SPREAD * np.sqrt((std**2).mean()) + 1e-6)
     scaled = [((view - mean) / std).astype(np.float64) for view in (features, *views)]
     penalty, accuracies = _choose_penalty(scaled, labels, seed, progress)
     fitted = _fit(np.concatenate(scaled), np.tile(labels, len(scaled)), penalty)

@@ -42,3 +42,17 @@ def class_table(evaluation: Evaluation) -> str:
     rows = ["label,n,precision,recall,f1"]
     rows += [f'"{score.label}",{score.n},{score.precision:.4f},{score.recall:.4f},{score.f1:.4f}' for score in evaluation.classes]
     return "\n".join(rows) + "\n"
+
+
+def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
+    """Write loss and accuracy over the steps, on training and validation images, as a PNG."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    steps = [row["step"] for row in rows]
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for part, label in (("train", "training (augmented)"), ("val", "validation")):
+            axes.plot(steps, [row[f"{part}_{name}"] for row in rows], marker=".", label=label)
+        axes.set_xlabel("step")
+        axes.set_title(name, fontsize=10)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)

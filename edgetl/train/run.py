@@ -28,6 +28,7 @@ from edgetl.data.integrity import check_images
 from edgetl.data.split import Splits
 from edgetl.errors import DataError, RunError
 from edgetl.train.backbones import Backbone, rebuild
+from edgetl.train.budget import Plan
 from edgetl.train.config import TrainConfig
 
 WEIGHTS_NAME = "weights.safetensors"
@@ -74,7 +75,9 @@ class RunRecord(StrictModel):
     """``run.json``.
 
     Attributes:
-        head_penalty: the L2 strength of the probe that fitted (or, for ``full``, started) the head; none if it started at random.
+        plan: what the data budget made of the configuration.
+        alarms: sentences on what should be looked at before the run is used.
+        head_penalty: the L2 strength of the probe that fitted (or, before tuning, started) the head; none if it started at random.
         validation: figures that chose; ``test`` was looked at once, at the end.
         files: SHA-256 of every other file that a later stage reads.
     """
@@ -86,6 +89,8 @@ class RunRecord(StrictModel):
     config: TrainConfig
     backbone: BackboneRecord
     preprocess: PreprocessSpec
+    plan: Plan
+    alarms: tuple[str, ...] = ()
     head_penalty: float | None
     images: dict[str, int]
     data_fingerprint: str

@@ -87,7 +87,11 @@ def test_real_weights_rank_above_random_ones_in_the_order_of_full_probes(shared:
     accuracies = {}
     for name in names:
         config = TrainConfig(
-            backbone=name.removeprefix("random:"), pretrained=not name.startswith("random:"), weights_dir=str(mirror), views=1
+            backbone=name.removeprefix("random:"),
+            pretrained=not name.startswith("random:"),
+            weights_dir=str(mirror),
+            views=1,
+            strategy="probe",
         )
         run = train(shared / "data/trashnet", config, tmp_path / name.replace(":", "-"))
         assert run.record.test is not None

@@ -1,0 +1,181 @@
+"""Which strategy fits how many images, and with which figures: the data budget.
+
+The cuts of ``auto`` follow the usual advice by size of the data set; what stands behind the rows: a probe beats fine-tuning on very few
+images and loses to it as they grow (Kumar et al. 2022, arXiv:2202.10054); lengths in steps with floors, not in epochs (BiT: Kolesnikov et
+al. 2020, arXiv:1912.11370); learning rates that fall towards the stem (Howard and Ruder 2018, arXiv:1801.06146); the moving average's
+decay fits short runs; mixup only for many images.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from pydantic import Field
+from torch import nn
+
+from edgetl.core.config import StrictModel
+from edgetl.train.config import Augment, TrainConfig
+from edgetl.train.dataset import steps_an_epoch
+
+Family: TypeAlias = Literal["batchnorm", "layernorm"]
+Tuned: TypeAlias = Literal["probe", "partial", "full", "progressive", "scratch"]
+
+# Learning rates below are for this batch size; others scale with the square root.
+BATCH_OF_RATES = 64
+MIN_BATCH_FOR_BATCHNORM = 16
+MIN_IMAGES_FOR_BATCHNORM = 1000
+MIXUP_FROM = 20_000
+SCRATCH_LR = 3e-3
+PROBE_BELOW, PARTIAL_UP_TO, FULL_UP_TO = 100, 10_000, 100_000
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates and regularisation that depend on the family of networks; ``ratio`` is the lowest trained stage's to the top's."""
+
+    head: float
+    top: float
+    ratio: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: up to ``images`` training images."""
+
+    images: float
+    unfreeze: str
+    epochs: int
+    least_steps: int
+    most_steps: int
+    rates: dict[Family, Rates]
+    augment: Augment
+    label_smoothing: float
+    average: float
+    mixup: float = 0.0
+
+
+def _rates(batchnorm: tuple[float, float, float, float], layernorm: tuple[float, float, float, float]) -> dict[Family, Rates]:
+    names = ("head", "top", "ratio", "weight_decay")
+    return {
+        "batchnorm": Rates(**dict(zip(names, batchnorm, strict=True))),
+        "layernorm": Rates(**dict(zip(names, layernorm, strict=True))),
+    }
+
+
+TABLE = (
+    Row(images=1_000, unfreeze="0.33", epochs=20, least_steps=300, most_steps=500, augment="light", label_smoothing=0.05, average=0.999,
+        rates=_rates((1e-3, 2e-4, 0.3, 0.01), (1e-3, 5e-5, 0.3, 0.05))),
+    Row(images=10_000, unfreeze="0.5", epochs=15, least_steps=1_000, most_steps=2_500, augment="medium", label_smoothing=0.1, average=0.999,
+        rates=_rates((1e-3, 5e-4, 0.1, 0.02), (5e-4, 1e-4, 0.05, 0.05))),
+    Row(images=100_000, unfreeze="stage1", epochs=7, least_steps=3_000, most_steps=22_000, augment="strong", label_smoothing=0.1,
+        average=0.9998, mixup=0.1, rates=_rates((1e-3, 1e-3, 0.1, 0.05), (1e-3, 2e-4, 0.03, 0.05))),
+    Row(images=math.inf, unfreeze="stage1", epochs=7, least_steps=10_000, most_steps=20_000, augment="strong", label_smoothing=0.1,
+        average=0.9998, mixup=0.2, rates=_rates((1e-3, 1e-3, 0.1, 0.05), (1e-3, 2e-4, 0.03, 0.05))),
+)  # fmt: skip
+
+
+class Plan(StrictModel):
+    """What one fine-tuning will do.
+
+    Attributes:
+        strategy: what ``auto`` came to, or what was asked for.
+        reason: the rule that chose it, as a sentence.
+        images: distinct training images.
+        unfreeze: see ``edgetl.train.stages.choose_stages``.
+        steps: optimizer steps; 0 for a probe.
+        head_lr, top_lr: learning rates of the head and of the trunk's last stage.
+        lr_ratio: the lowest trained stage's rate relative to ``top_lr``; those between lie on a geometric row.
+        freeze_batchnorm: keep every BatchNorm as it is, statistics too.
+        average: decay of the moving average of the weights; 0 for none.
+    """
+
+    strategy: Tuned
+    reason: str
+    images: int
+    family: Family
+    unfreeze: str
+    steps: int
+    head_lr: float
+    top_lr: float
+    lr_ratio: float
+    weight_decay: float
+    label_smoothing: float
+    mixup: float = Field(ge=0.0)
+    average: float
+    freeze_batchnorm: bool
+    augment: Augment
+
+
+def family_of(model: nn.Module) -> Family:
+    """``batchnorm`` for networks that have such layers, else ``layernorm`` (ViT, ConvNeXt)."""
+    return "batchnorm" if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()) else "layernorm"
+
+
+def choose_strategy(images: int) -> tuple[Tuned, str]:
+    """The strategy for ``images`` distinct training images, and why."""
+    if images < PROBE_BELOW:
+        return "probe", f"{images} training images, fewer than {PROBE_BELOW}: more than a head would overfit"
+    if images <= PARTIAL_UP_TO:
+        return "partial", f"{images:,} training images, {PROBE_BELOW} to {PARTIAL_UP_TO:,}: the upper stages adapt, the general ones stay"
+    if images <= FULL_UP_TO:
+        return "full", f"{images:,} training images, {PARTIAL_UP_TO + 1:,} to {FULL_UP_TO:,}: enough to adapt every stage"
+    return "full", f"{images:,} training images, more than {FULL_UP_TO:,}; if they are unlike photographs, try --strategy scratch too"
+
+
+def make_plan(config: TrainConfig, images: int, model: nn.Module) -> Plan:
+    """Resolve ``config`` for ``images`` distinct training images: the table's figures wherever the user gave none."""
+    strategy, reason = choose_strategy(images) if config.strategy == "auto" else (config.strategy, "as asked")
+    row = next(item for item in TABLE if images <= item.images)
+    family = family_of(model)
+    rates = row.rates[family]
+    scale = math.sqrt(config.batch_size / BATCH_OF_RATES)
+    scratch = strategy == "scratch" or not config.pretrained
+    head_lr = config.lr or (SCRATCH_LR if scratch else rates.head * scale)
+    top_lr = config.trunk_lr or (head_lr if scratch else head_lr * rates.top / rates.head)
+    steps = _steps(config, images, row) if strategy != "probe" else 0
+    few = images < MIN_IMAGES_FOR_BATCHNORM or config.batch_size < MIN_BATCH_FOR_BATCHNORM
+    return Plan(
+        strategy=strategy,
+        reason=reason,
+        images=images,
+        family=family,
+        unfreeze=config.unfreeze or _unfreeze(strategy, row, scratch=scratch),
+        steps=steps,
+        head_lr=head_lr,
+        top_lr=top_lr,
+        lr_ratio=config.lr_ratio or (1.0 if scratch else rates.ratio),
+        weight_decay=rates.weight_decay if config.weight_decay is None else config.weight_decay,
+        label_smoothing=row.label_smoothing if config.label_smoothing is None else config.label_smoothing,
+        mixup=row.mixup if images >= MIXUP_FROM else 0.0,
+        average=max(0.0, min(row.average, 1 - 10 / steps)) if steps else 0.0,
+        freeze_batchnorm=few and not scratch,
+        augment=row.augment if config.augment == "auto" else config.augment,
+    )
+
+
+def _unfreeze(strategy: Tuned, row: Row, *, scratch: bool) -> str:
+    if scratch:
+        return "1"
+    return row.unfreeze if strategy == "partial" else "stage1"
+
+
+def _steps(config: TrainConfig, images: int, row: Row) -> int:
+    epoch = steps_an_epoch(images, config.batch_size)
+    if config.epochs:
+        return config.epochs * epoch
+    return min(max(row.epochs * epoch, row.least_steps), row.most_steps)
+
+
+def describe_plan(plan: Plan) -> str:
+    """The plan in two sentences, with the alternatives."""
+    what = "a head on the frozen trunk's features"
+    if plan.steps:
+        what = (
+            f"{plan.steps} steps, --unfreeze {plan.unfreeze}, learning rates {plan.head_lr:.1e} (head) and {plan.top_lr:.1e} to "
+            f"{plan.top_lr * plan.lr_ratio:.1e} (trunk), augmentation {plan.augment}"
+        )
+    others = " or ".join(name for name in ("probe", "partial", "full") if name != plan.strategy)
+    return f"strategy {plan.strategy} ({plan.reason}): {what}. Also possible: --strategy {others}."

@@ -1,0 +1,102 @@
+"""The state of a training on disk, from which it goes on after a kill.
+
+One file a state: whole or not at all, flushed to the disk, with the hash of its bytes in its name; the last two are kept, so that one
+damaged file costs a minute and not a training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from edgetl.core.atomic import storage_error, write_bytes
+from edgetl.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+KEPT = 2
+_NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.safetensors")
+_FACTS, _IDENTITY = "facts", "identity"
+
+
+@dataclass(frozen=True)
+class State:
+    """A training after ``step`` steps: its tensors by name, and what else it must know, as JSON."""
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+    facts: dict[str, Any]
+
+
+class Checkpoints:
+    """The folder of one training's states.
+
+    Args:
+        folder: beside the run that is to be.
+        identity: of the training: configuration, images, weights that it starts from.
+    """
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.folder = folder
+        self.identity = identity
+
+    def save(self, state: State) -> None:
+        """Write ``state`` and remove all but the last two.
+
+        Raises:
+            StorageError: the disk is full; what was there before is still there.
+        """
+        data = safetensors.torch.save(state.tensors, {_FACTS: json.dumps({**state.facts, _IDENTITY: self.identity})})
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_bytes(self.folder / f"step-{state.step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors", data)
+            for _, path in self._found()[KEPT:]:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(self.folder, error) from error
+
+    def newest(self) -> State | None:
+        """The newest state whose bytes are those that were written; none where there is none.
+
+        Raises:
+            ConfigError: it belongs to another training.
+        """
+        for step, path in self._found():
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest()[:16] == path.stem.rpartition("-")[2]:
+                facts = _read_facts(path)
+                if facts.pop(_IDENTITY, None) != self.identity:
+                    raise ConfigError(
+                        f"{self.folder} holds a training with other options, images or weights. Give the options that it was started with, "
+                        f"or begin again with --overwrite."
+                    )
+                return State(step, safetensors.torch.load(data), facts)
+            _log.warning("%s is damaged; the state before it is used", path)
+        return None
+
+    def remove(self) -> None:
+        """Forget the training."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _found(self) -> list[tuple[int, Path]]:
+        """Steps and files, the newest first."""
+        if not self.folder.is_dir():
+            return []
+        matches = [(match, path) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+        return sorted(((int(match[1]), path) for match, path in matches), reverse=True)
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    with safetensors.safe_open(path, "pt") as file:
+        facts: dict[str, Any] = json.loads((file.metadata() or {}).get(_FACTS, "{}"))
+    return facts

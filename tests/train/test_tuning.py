@@ -1,0 +1,301 @@
+"""What each strategy trains and leaves alone, at which rate, and what happens when it is stopped or diverges."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from edgetl.core.progress import silent
+from edgetl.data.folder import scan
+from edgetl.data.split import split
+from edgetl.errors import ConfigError, StoppedError, TrainingError
+from edgetl.train.backbones import Backbone, find_head
+from edgetl.train.budget import Plan, choose_strategy, make_plan
+from edgetl.train.checkpoints import Checkpoints, State
+from edgetl.train.config import TrainConfig
+from edgetl.train.dataset import StepSampler, steps_an_epoch
+from edgetl.train.finetune import train
+from edgetl.train.sources import load_backbone
+from edgetl.train.stages import choose_stages, find_stages, set_trainable
+from edgetl.train.tuning import History, Tuning, parameter_groups, tune, warm_cosine
+
+SMALL = {
+    "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 2, "batch_size": 8,
+    "strategy": "full", "augment": "light",
+}  # fmt: skip
+
+
+def _config(**changes: object) -> TrainConfig:
+    return TrainConfig.model_validate({**SMALL, **changes})
+
+
+def _random_backbone(config: TrainConfig) -> Backbone:
+    torch.manual_seed(0)
+    return load_backbone(config.model_copy(update={"pretrained": False}), 3)
+
+
+def _tune(colours: Path, config: TrainConfig, backbone: Backbone | None = None, **plan: object) -> tuple[Backbone, History]:
+    splits = split(scan(colours))
+    made = backbone or _random_backbone(config)
+    figures = make_plan(config, len(splits.train), made.model).model_copy(update=plan)
+    return made, tune(made, splits, figures, config, device="cpu", progress=silent)
+
+
+def _copy(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("images", "strategy"), [(99, "probe"), (100, "partial"), (10_000, "partial"), (10_001, "full"), (100_000, "full"), (100_001, "full")]
+)
+def test_auto_chooses_by_the_number_of_images(images: int, strategy: str) -> None:
+    chosen, reason = choose_strategy(images)
+    assert chosen == strategy and f"{images:,}" in reason
+    assert ("scratch" in reason) == (images > 100_000)
+
+
+def test_auto_counts_distinct_images(colours: Path, tmp_path: Path) -> None:
+    run = train(colours, _config(strategy="auto", pretrained=False, views=1), tmp_path / "run")
+    assert run.record.plan.images == len({entry.content for entry in run.splits().entries if entry.part == "train"})
+    assert run.record.plan.strategy == "probe" and run.record.plan.steps == 0
+
+
+def test_learning_rates_stand_in_lr_and_fall_to_the_lowest_stage_by_the_ratio() -> None:
+    model = timm.create_model("test_resnet", num_classes=3)
+    stages = find_stages(model, find_head(model))
+    plan = _plan(top_lr=1e-3, head_lr=5e-3, lr_ratio=0.1)
+    groups = parameter_groups(model, stages, plan)
+    rates = {group["stage"]: group["lr"] for group in groups}
+    assert rates["head"] == 5e-3 and rates["stage4"] == pytest.approx(1e-3) and rates["stem"] == pytest.approx(1e-4)
+    assert list(rates.values()) == sorted(rates.values())
+    assert not any("lr_scale" in group for group in groups)
+
+
+def test_the_optimizer_runs_at_the_rates_that_were_asked_for(colours: Path) -> None:
+    config = _config(pretrained=True, epochs=4)
+    backbone = _random_backbone(config)
+    plan = make_plan(config, 100, backbone.model)
+    module = Tuning(backbone, plan, 0)
+    made = module.configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    wanted = [group["lr"] for group in parameter_groups(backbone.model, module.trained, plan)]
+    for step in range(5):
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([lr * warm_cosine(step, plan.steps) for lr in wanted])
+        optimizer.step()
+        schedule.step()
+
+
+def _plan(**changes: object) -> Plan:
+    model = timm.create_model("test_resnet", num_classes=3)
+    return make_plan(_config(), 500, model).model_copy(update=changes)
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group_and_vectors_do_not_decay() -> None:
+    model = timm.create_model("test_vit", num_classes=3)
+    groups = parameter_groups(model, find_stages(model, find_head(model)), _plan())
+    listed = [parameter for group in groups for parameter in group["params"]]
+    assert {id(p) for p in listed} == {id(p) for p in model.parameters()} and len(listed) == len({id(p) for p in listed})
+    assert all((group["weight_decay"] == 0) == all(p.ndim < 2 for p in group["params"]) for group in groups)
+
+
+def test_schedule_warms_up_then_falls_to_zero() -> None:
+    factors = [warm_cosine(step, 100) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1) and factors[9] == pytest.approx(1.0)
+    assert factors[100] == pytest.approx(0.0) and factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_stages_end_where_the_network_says_and_are_chosen_from_the_end() -> None:
+    model = timm.create_model("mobilenetv2_050", num_classes=3)
+    stages = find_stages(model, find_head(model))
+    assert [stage.name for stage in stages] == ["stem", *(f"stage{number}" for number in range(1, 8)), "head"]
+    assert all(len({name.split(".")[1] for name in stage.parameters if name.startswith("blocks.")}) <= 1 for stage in stages)
+    names = {how: [stage.name for stage in choose_stages(stages, how)] for how in ("0.33", "stage6", "first", "1", "0.99")}
+    assert names["0.33"] == ["stage5", "stage6", "stage7", "head"] and names["stage6"] == ["stage6", "stage7", "head"]
+    assert names["first"] == ["stem", "stage1", "head"] and "stem" in names["1"] and "stem" not in names["0.99"]
+    for wrong in ("stage9", "0", "1.5", "most"):
+        with pytest.raises(ConfigError, match=f"--unfreeze {wrong}"):
+            choose_stages(stages, wrong)
+
+
+@pytest.mark.parametrize("unfreeze", ["0.33", "stage4", "first"])
+def test_partial_leaves_frozen_parameters_and_statistics_as_they_were(colours: Path, unfreeze: str) -> None:
+    config = _config(strategy="partial", unfreeze=unfreeze)
+    backbone = _random_backbone(config)
+    before = _copy(backbone.model)
+    _tune(colours, config, backbone, freeze_batchnorm=False)
+    stages = find_stages(backbone.model, backbone.head_name)
+    trained = choose_stages(stages, unfreeze)
+    after = backbone.model.state_dict()
+    for stage in stages:
+        modules = {name.rpartition(".")[0] for name in stage.parameters}
+        same = [torch.equal(before[key], after[key]) for key in after if key.rpartition(".")[0] in modules]
+        assert not all(same) if stage in trained else all(same), stage.name
+
+
+def test_progressive_opens_one_stage_after_the_other_from_the_head(colours: Path) -> None:
+    config = _config(strategy="progressive", epochs=10)
+    backbone = _random_backbone(config)
+    plan = make_plan(config, 24, backbone.model)
+    module = Tuning(backbone, plan, 0)
+    opened = [module.trained_at(step) for step in range(plan.steps)]
+    counts = []
+    for stages in opened:
+        set_trainable(backbone.model, stages, freeze_batchnorm=False)
+        counts.append(sum(parameter.numel() for parameter in backbone.model.parameters() if parameter.requires_grad))
+    assert counts == sorted(counts) and len(set(counts)) == len(module.trained)
+    assert [stage.name for stage in opened[0]] == ["head"] and "stem" not in {stage.name for stage in opened[-1]}
+    before = _copy(backbone.model)
+    _tune(colours, config, backbone)
+    assert torch.equal(before["conv1.0.weight"], backbone.model.state_dict()["conv1.0.weight"])
+    assert not torch.equal(before["layer4.0.conv1.weight"], backbone.model.state_dict()["layer4.0.conv1.weight"])
+
+
+def test_few_images_leave_batchnorm_and_its_statistics_untouched(colours: Path) -> None:
+    config = _config(pretrained=True)
+    backbone = _random_backbone(config)
+    norms = {name: module for name, module in backbone.model.named_modules() if isinstance(module, _BatchNorm)}
+    before = {name: _copy(module) for name, module in norms.items()}
+    weight = _copy(backbone.model)["layer4.0.conv1.weight"]
+    _tune(colours, config, backbone)
+    assert all(torch.equal(before[name][key], value) for name, module in norms.items() for key, value in module.state_dict().items())
+    assert not torch.equal(weight, backbone.model.state_dict()["layer4.0.conv1.weight"])
+
+
+def test_random_weights_train_every_layer_and_batchnorm(colours: Path) -> None:
+    config = _config(strategy="scratch", pretrained=False)
+    backbone = _random_backbone(config)
+    before = _copy(backbone.model)
+    _tune(colours, config, backbone)
+    after = backbone.model.state_dict()
+    assert all(not torch.equal(before[key], after[key]) for key in before if not key.endswith("num_batches_tracked"))
+
+
+def test_worker_processes_do_not_change_the_result(colours: Path) -> None:
+    states = [_tune(colours, _config(pretrained=False, workers=workers, epochs=1))[0].model.state_dict() for workers in (0, 2)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_batches_are_those_of_an_unbroken_training_and_each_epoch_sees_every_image_once() -> None:
+    whole = list(StepSampler(21, 8, 9, seed=3))
+    assert list(StepSampler(21, 8, 9, seed=3, first=4)) == whole[4:]
+    epoch = [index for batch in whole[:3] for index in batch]
+    assert sorted(epoch) == list(range(21)) and sorted(index % 21 for batch in whole[3:6] for index in batch) == list(range(21))
+    assert steps_an_epoch(17, 8) == 2, "a last batch of one image is dropped"
+    assert steps_an_epoch(1, 8) == 1
+
+
+def test_divergence_stops_with_a_sentence_that_names_the_learning_rate(colours: Path) -> None:
+    with pytest.raises(TrainingError, match=r"diverged.*Lower --lr \(now 1e\+30\)"):
+        _tune(colours, _config(pretrained=False, lr=1e30, epochs=3))
+
+
+class _StopError(Exception):
+    """Ends a training from its progress."""
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(colours: Path, tmp_path: Path) -> None:
+    config = _config(pretrained=False, epochs=12, checkpoint_s=0.001)
+    whole = train(colours, config, tmp_path / "whole")
+
+    def stop(stage: str, done: int, _total: int) -> None:
+        if stage == "fine-tuning" and done == 13:
+            raise _StopError
+
+    with pytest.raises(_StopError):
+        train(colours, config, tmp_path / "broken", progress=stop)
+    assert not (tmp_path / "broken").exists()
+    assert len(list((tmp_path / "broken.checkpoints").iterdir())) == 2
+    with pytest.raises(ConfigError, match="--resume"):
+        train(colours, config, tmp_path / "broken")
+    with pytest.raises(ConfigError, match="other options, images or weights"):
+        train(colours, _config(pretrained=False, epochs=13), tmp_path / "broken", resume=True)
+    resumed = train(colours, config, tmp_path / "broken", resume=True)
+    assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
+    assert not (tmp_path / "broken.checkpoints").exists()
+
+
+def test_a_damaged_state_is_passed_over(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "states", "me")
+    for step in (1, 2, 3):
+        checkpoints.save(State(step, {"x": torch.full((3,), float(step))}, {"rows": []}))
+    files = sorted((tmp_path / "states").iterdir())
+    assert [path.name[:13] for path in files] == ["step-00000002", "step-00000003"]
+    data = bytearray(files[1].read_bytes())
+    data[-1] ^= 1
+    files[1].write_bytes(data)
+    state = checkpoints.newest()
+    assert state is not None and state.step == 2 and state.tensors["x"].tolist() == [2.0] * 3 and state.facts == {"rows": []}
+    files[0].write_bytes(files[0].read_bytes()[:20])
+    assert checkpoints.newest() is None
+
+
+def test_sigterm_saves_and_ends_with_143_and_the_same_command_goes_on(digits: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgetl", "train", str(digits), "--backbone", "test_resnet", "--random-weights", "--input-size", "32"]
+    command += ["--strategy", "full", "--epochs", "4", "--out", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "fine-tuning:" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        said = process.stderr.read()
+        assert process.wait(60) == StoppedError.exit_code, said
+    assert "--resume goes on from there" in " ".join(said.split())
+    done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "going on after step" in done.stderr and json.loads(done.stdout)["test"]["accuracy"]["value"] > 0.3
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_lose_nothing(colours: Path, tmp_path: Path) -> None:
+    """20 kills, most of them while a state is being saved."""
+    child = (
+        "import sys; from pathlib import Path; from edgetl.train.config import TrainConfig; from edgetl.train.finetune import train; "
+        "config = TrainConfig.model_validate_json(sys.argv[3]); "
+        "train(Path(sys.argv[1]), config, Path(sys.argv[2]), resume=True, "
+        "progress=lambda stage, done, total: print(stage, done, flush=True))"
+    )
+    config = _config(pretrained=False, epochs=60, checkpoint_s=0.0001, patience=1000)
+    whole = train(colours, config, tmp_path / "whole")
+    kills = 0
+    while kills < 20:
+        command = [sys.executable, "-c", child, str(colours), str(tmp_path / "broken"), config.model_dump_json()]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            steps = random.randint(1, 8)
+            for line in process.stdout:
+                steps -= line.startswith("fine-tuning")
+                if steps == 0:
+                    time.sleep(random.uniform(0.0, 0.05))
+                    process.kill()
+                    break
+        kills += 1
+        if (tmp_path / "broken").exists():
+            break
+    resumed = train(colours, config, tmp_path / "broken", resume=True) if not (tmp_path / "broken").exists() else None
+    assert kills == 20 and resumed is not None, f"the training ended after {kills} kills"
+    assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
+
+
+def test_random_labels_raise_an_alarm_and_clean_ones_do_not(colours: Path, tmp_path: Path) -> None:
+    config: dict[str, Any] = {"pretrained": False, "epochs": 20, "strategy": "scratch", "patience": 100}
+    assert train(colours, _config(**config), tmp_path / "clean").record.alarms == ()
+    rng = random.Random(0)
+    for image in sorted(path for path in colours.rglob("*") if path.is_file()):
+        target = tmp_path / "shuffled" / rng.choice(["a", "b", "c"]) / f"{image.parent.name}-{image.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(image.read_bytes())
+    alarms = train(tmp_path / "shuffled", _config(**config), tmp_path / "run").record.alarms
+    assert alarms and ("overfitting" in alarms[0] or "cannot be told from" in alarms[0])
