@@ -7,8 +7,10 @@ same training from random weights. The image sets come from the reference folder
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,10 +19,10 @@ from sklearn.model_selection import StratifiedShuffleSplit
 
 from bench.__main__ import SHARED
 from edgetl.core.preprocess import Side
-from edgetl.core.progress import silent
 from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.loading import labels_of, stratified
 from edgetl.data.split import Splits
+from edgetl.train.activations import Workplace
 from edgetl.train.backbones import Backbone, make_trunk
 from edgetl.train.budget import make_plan
 from edgetl.train.config import TrainConfig
@@ -112,7 +114,8 @@ def _few(folder: ImageFolder, config: TrainConfig, seeds: int, *, pretrained: bo
                 backbone.head.weight.copy_(torch.from_numpy(head.weight))
                 backbone.head.bias.copy_(torch.from_numpy(head.bias))
         plan = make_plan(wanted, len(splits.train), backbone.model)
-        tune(backbone, splits, plan, wanted, device="cpu", progress=silent)
+        with tempfile.TemporaryDirectory() as work:
+            tune(backbone, splits, plan, wanted, Workplace("cpu", Path(work)))
         with torch.no_grad():
             logits = backbone.head(torch.from_numpy(_features(backbone, tested)))
         found.append(float((logits.argmax(dim=1).numpy() == labels[test]).mean()))

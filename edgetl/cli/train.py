@@ -9,75 +9,32 @@ import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
-from edgetl.cli.session import (
-    JsonOption,
-    OverwriteOption,
-    PolicyOption,
-    SeedOption,
-    ThreadsOption,
-    VerboseOption,
-    WeightsDirOption,
-    numbers,
-    out,
-    print_json,
-    working,
-)  # fmt: skip
+from edgetl.cli.options import given, options_of
+from edgetl.cli.session import JsonOption, OverwriteOption, ThreadsOption, VerboseOption, out, print_json, working
 from edgetl.cli.tables import classes_table, share
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.config import Model
 from edgetl.core.manifest import describe_parent
 from edgetl.errors import ConfigError, MissingExtraError
-from edgetl.train.embedded import DEFAULT_BACKBONE
+from edgetl.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from edgetl.train.config import TrainConfig
     from edgetl.train.run import Run
 
-BackboneOption = Annotated[str, typer.Option(help="Embedded name, run, timm name, torchvision:NAME, local-dir:PATH or hf-hub:ORG/NAME.")]
-CropOption = Annotated[float | None, typer.Option(help="Share of the resized image that the crop keeps (default: the backbone's).")]
 
-
+@options_of(TrainConfig, without=("pretrained",))
 def train_command(
     data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class, or train/, val/, test/ of those.")],
     out_: Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.")],
-    backbone: BackboneOption = DEFAULT_BACKBONE,
-    weights: Annotated[Path | None, typer.Option(help="A .safetensors or .pth file for the architecture that --backbone names.")] = None,
-    weights_dir: WeightsDirOption = None,
-    licence: Annotated[str | None, typer.Option("--licence", "--license", help="Of the weights, where they do not say it.")] = None,
-    license_policy: PolicyOption = "any",
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Start from random weights (a control).")] = False,
-    strategy: Annotated[str, typer.Option(help="auto (by the number of images), probe, partial, full, progressive or scratch.")] = "auto",
-    unfreeze: Annotated[str | None, typer.Option(help="What tunes: a share of the stages (0.33), stage4 and after it, or first.")] = None,
-    input_size: Annotated[str | None, typer.Option(help="Height and width, such as 224,224 (default: the backbone's).")] = None,
-    mean: Annotated[str | None, typer.Option(help="Three numbers, RGB on 0..1 (default: the backbone's).")] = None,
-    std: Annotated[str | None, typer.Option(help="Three numbers, RGB on 0..1 (default: the backbone's).")] = None,
-    crop_pct: CropOption = None,
-    resize: Annotated[str | None, typer.Option(help="fused (default), or two-step (bit-identical to timm's transform).")] = None,
-    views: Annotated[int, typer.Option(help="Pictures of each image that the head is fitted on: 1 is the quickest.")] = 4,
-    val: Annotated[float, typer.Option(help="Share for validation.")] = 0.15,
-    test: Annotated[float, typer.Option(help="Share for the test.")] = 0.15,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the images (default: steps by the number of images).")] = None,
-    lr: Annotated[float | None, typer.Option(help="The head's learning rate (default: by the number of images).")] = None,
-    trunk_lr: Annotated[float | None, typer.Option(help="The learning rate of the trunk's last stage.")] = None,
-    lr_ratio: Annotated[float | None, typer.Option(help="The lowest tuned stage's learning rate relative to --trunk-lr.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
-    augment: Annotated[str, typer.Option(help="auto, none, light, medium or strong.")] = "auto",
-    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror images (default: unless class names forbid it).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
+    **options: Any,
 ) -> None:
     """Fine-tune a backbone on a folder of labelled images."""
-    config = build_config(
-        backbone=backbone, weights=str(weights) if weights else None, weights_dir=str(weights_dir) if weights_dir else None,
-        licence=licence, license_policy=license_policy, pretrained=not random_weights, strategy=strategy,
-        input_size=_sides(input_size), mean=numbers(mean, 3, "--mean"), std=numbers(std, 3, "--std"), crop_pct=crop_pct, resize=resize,
-        views=views, val=val, test=test, unfreeze=unfreeze, epochs=epochs, lr=lr, trunk_lr=trunk_lr, lr_ratio=lr_ratio,
-        batch_size=batch_size, augment=augment, flip=flip, device=device, seed=seed,
-    )  # fmt: skip
+    config = build_config(pretrained=not random_weights, **given(TrainConfig, options))
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.train.finetune import train
 
@@ -121,8 +78,6 @@ def evaluate_command(
 
 def build_config(**values: Any) -> TrainConfig:
     """A ``TrainConfig``; see ``build``."""
-    from edgetl.train.config import TrainConfig
-
     need_extra("train")
     return build(TrainConfig, **values)
 
@@ -180,8 +135,3 @@ def show_run(run: Run) -> None:
     licence = escape(record.backbone.licence or "not stated")
     out.print(f"licence of the weights: {licence}; {record.seconds:.0f} s; written to {escape(str(run.path))}", soft_wrap=True)
     out.print(f"next: edgetl export {escape(str(run.path))} --out BUNDLE", soft_wrap=True)
-
-
-def _sides(text: str | None) -> tuple[int, int] | None:
-    values = numbers(f"{text},{text}" if text and text.isdigit() else text, 2, "--input-size")
-    return (int(values[0]), int(values[1])) if values else None

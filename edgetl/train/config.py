@@ -1,8 +1,8 @@
-"""What a user may ask of fine-tuning, and the defaults."""
+"""What a user may ask of fine-tuning, and the defaults. The command line takes its options and their help from here."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -14,72 +14,62 @@ from edgetl.train.embedded import DEFAULT_BACKBONE
 Strategy: TypeAlias = Literal["auto", "probe", "partial", "full", "progressive", "scratch"]
 Augment: TypeAlias = Literal["auto", "none", "light", "medium", "strong"]
 Share = Annotated[float, Field(ge=0.0, le=0.5)]
+Triple = tuple[float, float, float]
+
+PANEL = "panel"
+
+
+def _field(panel: str, default: Any, description: str, **bounds: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={PANEL: panel}, **bounds)
+
+
+def _backbone(default: Any, description: str, **bounds: Any) -> Any:
+    return _field("Backbone", default, description, **bounds)
+
+
+def _images(default: Any, description: str, **bounds: Any) -> Any:
+    return _field("Images", default, description, **bounds)
+
+
+def _training(default: Any, description: str, **bounds: Any) -> Any:
+    return _field("Training", default, description, **bounds)
 
 
 class TrainConfig(StrictModel):
-    """One fine-tuning.
+    """One fine-tuning. Each field's description says what it is; none means that the data budget or the backbone decides."""
 
-    Attributes:
-        backbone: an embedded name, a run's folder, a timm name, ``torchvision:NAME``, ``local-dir:PATH`` (timm form) or
-            ``hf-hub:ORG/NAME``.
-        weights: a file for the architecture that ``backbone`` names: ``.safetensors``, or ``.pth`` that holds nothing but tensors.
-        weights_dir: a local folder of weights that is searched before the library's own places.
-        licence: of the weights, SPDX, where they do not say it themselves.
-        license_policy: ``commercial`` refuses weights whose licence forbids commercial use or is not known.
-        pretrained: false starts from random weights: a control, and for architectures without weights.
-        strategy: ``probe`` fits the head on the frozen trunk's features; ``partial`` then tunes the upper stages, ``full`` every stage but
-            the stem, ``progressive`` one stage after the other, last to first; ``scratch`` trains from random weights, as a control;
-            ``auto`` chooses by the number of distinct training images.
-        unfreeze: what ``partial`` and ``full`` tune: a share of the stages from the end (``0.33``), ``stage4`` (that one and all after
-            it), or ``first``; none leaves it to the data budget.
-        input_size, mean, std, crop_pct, interpolation: replace the backbone's own preprocessing.
-        resize: see ``edgetl.core.preprocess``; none means ``fused``, or what the parent run had.
-        views: pictures of each training image that the head is fitted on: 1 is the evaluation crop alone; each further one is a random
-            crop, costs another feature pass, and makes up for few images.
-        seed: chooses splits, folds, batches and augmentation.
-        val, test: shares of the folder.
-        epochs: passes over the training images; none takes the data budget's steps.
-        lr: of the head (AdamW); none takes the data budget's.
-        trunk_lr: of the trunk's last stage; none takes the data budget's share of ``lr``.
-        lr_ratio: learning rate of the lowest stage that trains relative to the trunk's last, end to end.
-        weight_decay, label_smoothing: none takes the data budget's.
-        batch_size: images a step, and a feature pass.
-        patience: validations without a lower loss before training stops; there are 20 in a training, and at most one an epoch.
-        augment: ``none`` trains on the evaluation crop; ``auto`` takes the data budget's.
-        flip: whether training images are mirrored; none does, unless the classes' names look like digits, letters or sides.
-        device: ``auto`` takes a GPU where there is one.
-        workers: data loader processes; none chooses by cores.
-        checkpoint_s: seconds between two checkpoints, from which a stopped training goes on.
-    """
+    backbone: str = _backbone(DEFAULT_BACKBONE, "Embedded name, run, timm name, torchvision:NAME, local-dir:PATH or hf-hub:ORG/NAME.")
+    weights: str | None = _backbone(None, "A .safetensors or .pth file (tensors only) for the architecture that --backbone names.")
+    weights_dir: str | None = _backbone(None, "A local folder of weights, searched first.")
+    licence: str | None = _backbone(None, "Of the weights (SPDX), where they do not say it.")
+    license_policy: Policy = _backbone("any", "any, or commercial: refuse weights that forbid it or do not say.")
+    pretrained: bool = _backbone(True, "False starts from random weights: a control, and for architectures without weights.")
+    input_size: tuple[Side, Side] | None = _backbone(None, "Height and width, such as 224,224 (default: the backbone's).")
+    mean: Triple | None = _backbone(None, "Three numbers, RGB on 0..1 (default: the backbone's).")
+    std: Triple | None = _backbone(None, "Three numbers, RGB on 0..1 (default: the backbone's).")
+    crop_pct: float | None = _backbone(None, "Share of the resized image that the crop keeps (default: the backbone's).")
+    interpolation: Interpolation | None = _backbone(None, "bilinear or bicubic (default: the backbone's).")
+    resize: Literal["fused", "two-step"] | None = _backbone(None, "fused (default), or two-step (bit-identical to timm's transform).")
 
-    backbone: str = DEFAULT_BACKBONE
-    weights: str | None = None
-    weights_dir: str | None = None
-    licence: str | None = None
-    license_policy: Policy = "any"
-    pretrained: bool = True
-    strategy: Strategy = "auto"
-    unfreeze: str | None = None
-    input_size: tuple[Side, Side] | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    crop_pct: float | None = None
-    interpolation: Interpolation | None = None
-    resize: Literal["fused", "two-step"] | None = None
-    views: int = Field(default=4, ge=1, le=16)
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    val: Share = 0.15
-    test: Share = 0.15
-    epochs: int | None = Field(default=None, ge=1)
-    lr: float | None = Field(default=None, gt=0.0)
-    trunk_lr: float | None = Field(default=None, gt=0.0)
-    lr_ratio: float | None = Field(default=None, gt=0.0, le=1.0)
-    weight_decay: float | None = Field(default=None, ge=0.0)
-    label_smoothing: float | None = Field(default=None, ge=0.0, lt=1.0)
-    batch_size: int = Field(default=32, ge=1, le=4096)
-    patience: int = Field(default=5, ge=1)
-    augment: Augment = "auto"
-    flip: bool | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    workers: int | None = Field(default=None, ge=0)
-    checkpoint_s: float = Field(default=60.0, gt=0.0)
+    val: Share = _images(0.15, "Share for validation.")
+    test: Share = _images(0.15, "Share for the test.")
+    views: int = _images(4, "Pictures of each image that the head is fitted on; 1, the evaluation's alone, is the quickest.", ge=1, le=16)
+    augment: Augment = _images("auto", "auto, none, light, medium or strong.")
+    flip: bool | None = _images(None, "Mirror images (default: unless the classes' names look like digits, letters or sides).")
+    seed: int = _images(0, "Chooses splits, folds, batches and augmentation.", ge=0, lt=2**31)
+
+    strategy: Strategy = _training("auto", "auto (by the number of distinct images), probe, partial, full, progressive or scratch.")
+    unfreeze: str | None = _training(None, "What tunes: a share of the stages from the end (0.33), stage4 and all after it, or first.")
+    epochs: int | None = _training(None, "Passes over the images (default: steps by the number of images).", ge=1)
+    lr: float | None = _training(None, "The head's learning rate (default: by the number of images).", gt=0.0)
+    trunk_lr: float | None = _training(None, "The learning rate of the trunk's last stage (default: a share of --lr).", gt=0.0)
+    lr_ratio: float | None = _training(None, "The lowest tuned stage's learning rate relative to --trunk-lr.", gt=0.0, le=1.0)
+    weight_decay: float | None = _training(None, "Of kernels and matrices (AdamW).", ge=0.0)
+    label_smoothing: float | None = _training(None, "Share of the target that is spread over all classes.", ge=0.0, lt=1.0)
+    batch_size: int = _training(32, "Images a step, and a feature pass.", ge=1, le=4096)
+    patience: int = _training(5, "Validations without a lower loss before training stops; there are 20 in a training.", ge=1)
+    device: Literal["auto", "cpu", "cuda"] = _training("auto", "auto (a GPU where there is one), cpu or cuda.")
+    workers: int | None = _training(None, "Processes that load images (default: by cores).", ge=0)
+    cache_views: int = _training(4, "Views of each image for which the frozen layers run once, ahead; 0 runs them each step.", ge=0, le=64)
+    cache_gb: float = _training(8.0, "Most that those may take on the disk, GB.", ge=0.0)
+    checkpoint_s: float = _training(60.0, "Seconds between two saved states, from which --resume goes on.", gt=0.0)

@@ -26,14 +26,17 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int]]):
     the same epoch whatever the number of worker processes.
     """
 
-    def __init__(self, samples: Sequence[Sample], spec: PreprocessSpec, *, augment: v2.Transform | None, seed: int) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], spec: PreprocessSpec, *, augment: v2.Transform | None, seed: int, epochs: int = 1
+    ) -> None:
         self.samples = samples
         self.spec = spec
         self.augment = augment
         self.seed = seed
+        self.epochs = epochs
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return self.epochs * len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         sample = self.samples[index % len(self.samples)]
@@ -116,7 +119,11 @@ def training_batches(
 
 def validation_batches(samples: Sequence[Sample], spec: PreprocessSpec, config: TrainConfig) -> DataLoader[tuple[torch.Tensor, int]]:
     """The evaluation's view of ``samples``, in their order."""
-    images = ImageDataset(samples, spec, augment=None, seed=config.seed)
+    return in_order(ImageDataset(samples, spec, augment=None, seed=config.seed), config)
+
+
+def in_order(images: ImageDataset, config: TrainConfig) -> DataLoader[tuple[torch.Tensor, int]]:
+    """Every picture of ``images`` once."""
     return DataLoader(images, config.batch_size, num_workers=_workers(config), pin_memory=_pin(config))
 
 

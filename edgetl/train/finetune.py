@@ -26,6 +26,7 @@ from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import labels_of
 from edgetl.data.split import Splits, split
 from edgetl.errors import ConfigError, DataError
+from edgetl.train.activations import Workplace
 from edgetl.train.backbones import Backbone, make_trunk
 from edgetl.train.budget import Plan, describe_plan, make_plan
 from edgetl.train.checkpoints import Checkpoints
@@ -84,7 +85,8 @@ def fine_tune(
     with new_folder(out, overwrite=overwrite) as folder:
         backbone, plan = prepare(splits, config)
         checkpoints = _checkpoints(out, splits, config, plan, backbone, resume=resume, overwrite=overwrite)
-        fitted, rows, train_accuracy = _teach(backbone, splits, config, plan, device=device, progress=progress, checkpoints=checkpoints)
+        place = Workplace(device, folder, progress)
+        fitted, rows, train_accuracy = _teach(backbone, splits, config, plan, place, checkpoints)
         extract = _extractor(backbone, config, device, len(splits.val) + len(splits.test))
         validation, test = _measure(extract, backbone, splits, progress)
         last = {"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1}
@@ -149,7 +151,7 @@ def _checkpoints(
 
 
 def _teach(
-    backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, *, device: str, progress: Progress, checkpoints: Checkpoints
+    backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, place: Workplace, checkpoints: Checkpoints
 ) -> tuple[float | None, list[dict[str, float]], float]:
     """Fit the head, then tune as planned. Returns the head's penalty, the figures of each validation, and the training accuracy."""
     labels = labels_of(splits.train)
@@ -157,13 +159,13 @@ def _teach(
     fits = plan.strategy == "probe" or (config.pretrained and plan.strategy != "scratch" and checkpoints.newest() is None)
     penalty, accuracy = None, 0.0
     if fits:
-        extract = _extractor(backbone, config, device, config.views * len(splits.train))
-        features = extract(splits.train, progress=progress)
-        head = _fit_probe(extract, features, backbone, splits, config, progress)
+        extract = _extractor(backbone, config, place.device, config.views * len(splits.train))
+        features = extract(splits.train, progress=place.progress)
+        head = _fit_probe(extract, features, backbone, splits, config, place.progress)
         penalty, accuracy = head.penalty, float(((features @ head.weight.T + head.bias).argmax(axis=1) == labels).mean())
     if plan.strategy == "probe":
         return penalty, [], accuracy
-    history = tune(backbone, splits, plan, config, device=device, progress=progress, checkpoints=checkpoints, head_penalty=penalty)
+    history = tune(backbone, splits, plan, config, place, checkpoints=checkpoints, head_penalty=penalty)
     return history.head_penalty, history.rows, history.rows[-1]["train_accuracy"]
 
 

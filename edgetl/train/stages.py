@@ -12,7 +12,7 @@ from torch import nn
 
 from edgetl.errors import ConfigError
 
-HEAD = "head"
+STEM, HEAD = "stem", "head"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def find_stages(model: nn.Module, head_name: str) -> tuple[Stage, ...]:
         if name not in head:
             groups.setdefault(numbers.get(name, name if numbers else _prefix(name)), []).append(name)
     ordered = sorted(groups) if numbers else list(groups)
-    names = ["stem", *(f"stage{index}" for index in range(1, len(ordered)))]
+    names = [STEM, *(f"stage{index}" for index in range(1, len(ordered)))]
     return (*(Stage(name, tuple(groups[key])) for name, key in zip(names, ordered, strict=True)), Stage(HEAD, head))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -20,13 +22,14 @@ from torch import nn
 from edgetl.core.progress import Progress
 from edgetl.data.split import Splits
 from edgetl.errors import StoppedError, TrainingError
+from edgetl.train.activations import Workplace, cache_activations
 from edgetl.train.augment import make_augmentation, mirrors_well
 from edgetl.train.backbones import Backbone
 from edgetl.train.budget import Plan
 from edgetl.train.checkpoints import Checkpoints, State
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import draw_seed, training_batches, validation_batches
-from edgetl.train.stages import HEAD, Stage, choose_stages, find_stages, set_trainable
+from edgetl.train.stages import HEAD, STEM, Stage, choose_stages, find_stages, set_trainable
 from edgetl.train.stopping import StopRequest
 
 _log = logging.getLogger(__name__)
@@ -37,7 +40,7 @@ VALIDATIONS = 20
 # Steps over which the loss is averaged to judge it, and before it is judged at all.
 LOSS_MEMORY = 20
 # A smoothed loss above this many times that of answering at random has diverged.
-DIVERGED = 2.0
+DIVERGED = 5.0
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -74,9 +77,8 @@ def tune(
     splits: Splits,
     plan: Plan,
     config: TrainConfig,
+    place: Workplace,
     *,
-    device: str,
-    progress: Progress,
     checkpoints: Checkpoints | None = None,
     head_penalty: float | None = None,
 ) -> History:
@@ -87,8 +89,7 @@ def tune(
         splits: ``train`` teaches, ``val`` chooses.
         plan: what to do.
         config: batch size, seed, patience.
-        device: ``cpu`` or ``cuda``.
-        progress: told after each step.
+        place: device, folder for temporary files, and who is told of each step.
         checkpoints: where the state is saved, and taken up again if there is one.
         head_penalty: of the probe that fitted the head, for the record.
 
@@ -99,23 +100,39 @@ def tune(
     # Lightning sets its own level and handler when it is imported; what it says there is not about the user's images.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(config.seed, verbose=False)
-    module = Tuning(backbone, plan, config.seed)
-    history, first = History(head_penalty=head_penalty), 0
-    if checkpoints and (state := checkpoints.newest()):
-        first, history = state.step, module.restore(state)
-        _log.info("going on after step %d of %d", first, plan.steps)
-    flip = mirrors_well(splits.folder.labels) if config.flip is None else config.flip
-    augment = make_augmentation(plan.augment, backbone.spec, flip=flip)
-    val = validation_batches(splits.val or splits.train, backbone.spec, config)
-    with StopRequest() as stop:
-        watch = _Watch(module, history, val, config, progress=progress, checkpoints=checkpoints, stop=stop)
-        _fit(module, training_batches(splits.train, backbone.spec, augment, config, steps=range(first, plan.steps)), watch, device)
+    stages = find_stages(backbone.model, backbone.head_name)
+    trained = choose_stages(stages, plan.unfreeze)
+    state = checkpoints.newest() if checkpoints else None
+    steps = range(state.step if state else 0, plan.steps)
+    with StopRequest() as stop, tempfile.TemporaryDirectory(dir=place.folder, prefix="activations-") as folder:
+        inside = replace(place, folder=Path(folder))
+        taught, train, val = _prepare(backbone, trained, splits, plan, config, steps=steps, place=inside)
+        module = Tuning(taught, trained, plan, config.seed)
+        history = module.restore(state) if state else History(head_penalty=head_penalty)
+        if state:
+            _log.info("going on after step %d of %d", state.step, plan.steps)
+        watch = _Watch(module, history, val, config, progress=place.progress, checkpoints=checkpoints, stop=stop)
+        _fit(module, train, watch, place.device)
     if not history.best:
         raise TrainingError("the validation loss was never finite; lower --lr, or check the images with `edgetl evaluate`.")
-    backbone.model.load_state_dict(history.best)
-    set_trainable(backbone.model, module.stages, freeze_batchnorm=False)
-    backbone.model.to("cpu").eval()
+    backbone.model.load_state_dict({**backbone.model.cpu().state_dict(), **history.best})
+    set_trainable(backbone.model, stages, freeze_batchnorm=False)
+    backbone.model.eval()
     return history
+
+
+def _prepare(
+    backbone: Backbone, trained: tuple[Stage, ...], splits: Splits, plan: Plan, config: TrainConfig, *, steps: range, place: Workplace
+) -> tuple[Backbone, Batches, Batches]:  # fmt: skip
+    """What is trained, its training batches, and the validation batches: of activations where the frozen half can be run ahead."""
+    flip = mirrors_well(splits.folder.labels) if config.flip is None else config.flip
+    augment = make_augmentation(plan.augment, backbone.spec, flip=flip)
+    if config.cache_views and plan.strategy == "partial" and trained[0].name != STEM and steps:
+        cached = cache_activations(backbone, trained, splits, augment, config, steps=steps, place=place)
+        if cached:
+            return cached.backbone, cached.train, cached.val
+    train = training_batches(splits.train, backbone.spec, augment, config, steps=steps)
+    return backbone, train, validation_batches(splits.val or splits.train, backbone.spec, config)
 
 
 def _fit(module: Tuning, batches: Batches, watch: Callback, device: str) -> None:
@@ -169,15 +186,14 @@ def parameter_groups(model: nn.Module, stages: Sequence[Stage], plan: Plan) -> l
 class Tuning(L.LightningModule):
     """Cross-entropy with label smoothing, AdamW, linear warm-up and cosine decay by step, over the stages that a plan lets learn."""
 
-    def __init__(self, backbone: Backbone, plan: Plan, seed: int) -> None:
+    def __init__(self, backbone: Backbone, trained: tuple[Stage, ...], plan: Plan, seed: int) -> None:
         super().__init__()
         self.model = backbone.model.train()  # Lightning leaves each module in the mode that it finds
         self.plan = plan
         self.seed = seed
         self.first = 0
         self.classes = backbone.head.out_features
-        self.stages = find_stages(self.model, backbone.head_name)
-        self.trained = choose_stages(self.stages, plan.unfreeze)
+        self.trained = trained
         self.average = ModelEmaV3(self.model, decay=plan.average) if plan.average else None
         self.loss = nn.CrossEntropyLoss(label_smoothing=plan.label_smoothing)
         self.moments: dict[str, torch.Tensor] = {}

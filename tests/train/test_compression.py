@@ -115,7 +115,7 @@ def test_learning_maps_resumes_to_the_same_weights(teacher: Path, tmp_path: Path
         }
     )
 
-    def stop(stage: str, done: int, _total: int) -> None:
+    def stop(stage: str, done: int, total: int) -> None:
         if stage == "pretraining" and done == 6:
             raise KeyboardInterrupt
 

@@ -14,8 +14,9 @@ from edgetl.core.bundle import Bundle
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.folder import scan
 from edgetl.errors import ConfigError, DataError, RunError
+from edgetl.train.augment import make_augmentation, mirrors_well
 from edgetl.train.config import TrainConfig
-from edgetl.train.dataset import ImageDataset, light_augmentation
+from edgetl.train.dataset import ImageDataset
 from edgetl.train.evaluation import evaluate_run
 from edgetl.train.finetune import train
 from edgetl.train.run import Run, open_run
@@ -23,10 +24,19 @@ from edgetl.train.run import Run, open_run
 
 def test_a_run_holds_what_it_promises(run: Run) -> None:
     names = {path.name for path in run.path.iterdir()}
-    promised = {"run.json", "weights.safetensors", "config.json", "splits.json", "metrics.jsonl", "confusion.png", "classes.csv"}
+    promised = {
+        "run.json",
+        "weights.safetensors",
+        "config.json",
+        "splits.json",
+        "metrics.jsonl",
+        "confusion.png",
+        "classes.csv",
+        "curves.png",
+    }
     assert names == promised
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    assert {"epoch", "train_loss", "val_loss", "val_accuracy"} <= set(rows[0])
+    assert {"step", "train_loss", "train_accuracy", "val_loss", "val_accuracy"} <= set(rows[0])
     assert run.record.test is not None and run.record.test.accuracy.value > 0.9
 
 
@@ -102,6 +112,12 @@ def test_the_training_folder_given_back_is_scored_on_its_test_split(run: Run, di
 def test_another_seed_draws_other_crops(colours: Path) -> None:
     spec = PreprocessSpec(input_size=(16, 16))
     samples = scan(colours).samples
-    augment = light_augmentation(spec, flip=False)
+    augment = make_augmentation("light", spec, flip=False)
     first, again, other = (ImageDataset(samples, spec, augment=augment, seed=seed)[0][0] for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_images_are_mirrored_unless_the_classes_names_forbid_it() -> None:
+    assert mirrors_well(["cat", "dog", "cardboard"]) and mirrors_well(["a", "rusty", "clean"])
+    for names in (["0", "1", "2"], ["A", "B", "none"], ["turn left", "turn right"], ["stop_sign", "car"], ["arrow-up", "x", "other"]):
+        assert not mirrors_well(names), names

@@ -1,0 +1,75 @@
+"""Command-line options made from a configuration: one place says the name, the default, the bounds and the help."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+import typer
+
+from edgetl.cli.session import numbers
+from edgetl.core.config import StrictModel
+from edgetl.train.config import PANEL
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+SPELLINGS = {"licence": ("--licence", "--license")}
+ENVIRONMENT = {"weights_dir": "EDGETL_WEIGHTS"}
+
+
+def options_of(model: type[StrictModel], *, without: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """Give a command whose last parameter is ``**options`` one option for each field of ``model``.
+
+    Words stay words and lists stay text here: the model checks them all together (``given``).
+    """
+
+    def add(command: Command) -> Command:
+        own = [item for item in inspect.signature(command, eval_str=True).parameters.values() if item.kind is not item.VAR_KEYWORD]
+        parameters = own + [_parameter(name, field) for name, field in model.model_fields.items() if name not in without]
+        required = [item for item in parameters if item.default is item.empty]
+        ordered = required + [item for item in parameters if item.default is not item.empty]
+        command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
+        command.__annotations__ = {item.name: item.annotation for item in ordered}
+        return command
+
+    return add
+
+
+def given(model: type[StrictModel], options: dict[str, Any]) -> dict[str, Any]:
+    """The options as ``model`` takes them: ``224,224`` becomes a pair."""
+    read = dict(options)
+    for name, value in options.items():
+        count = _length(model.model_fields[name].annotation)
+        if count and value is not None:
+            text = f"{value},{value}" if count == 2 and value.isdigit() else value
+            found = numbers(text, count, f"--{name.replace('_', '-')}")
+            whole = found is not None and count == 2
+            read[name] = tuple(int(number) for number in found) if whole and found else found
+    return read
+
+
+def _parameter(name: str, field: Any) -> inspect.Parameter:
+    panel = field.json_schema_extra[PANEL]
+    option = typer.Option(*SPELLINGS.get(name, ()), help=field.description, rich_help_panel=panel, envvar=ENVIRONMENT.get(name))
+    kind: Any = Annotated[_kind(field.annotation), option]
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=field.default, annotation=kind)
+
+
+def _kind(annotation: Any) -> Any:
+    """What typer parses: words and lists as text."""
+    plain = _without_none(annotation)
+    kind = plain if plain in (int, float, bool, str) else str
+    return kind if plain is annotation else kind | None
+
+
+def _without_none(annotation: Any) -> Any:
+    found = [item for item in get_args(annotation) if item is not type(None)]
+    plain = found[0] if type(None) in get_args(annotation) and len(found) == 1 else annotation
+    return get_args(plain)[0] if get_origin(plain) is Annotated else plain
+
+
+def _length(annotation: Any) -> int:
+    """How many numbers a list holds; 0 for what is no list."""
+    plain = _without_none(annotation)
+    return len(get_args(plain)) if get_origin(plain) is tuple else 0

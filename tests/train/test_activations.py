@@ -1,0 +1,95 @@
+"""The frozen half runs once: the halves are the network, and training on cached activations is training of the upper half."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from edgetl.data.folder import scan
+from edgetl.data.split import split
+from edgetl.train.activations import Workplace, cache_activations
+from edgetl.train.augment import make_augmentation
+from edgetl.train.backbones import Backbone, find_head, torchvision_model
+from edgetl.train.border import cut
+from edgetl.train.budget import make_plan
+from edgetl.train.config import TrainConfig
+from edgetl.train.sources import load_backbone
+from edgetl.train.stages import choose_stages, find_stages
+from edgetl.train.tuning import tune
+
+NETWORKS = ("test_resnet", "test_efficientnet", "mobilenetv2_035", "mobilenetv3_small_050", "mobilenetv4_conv_small_035", "test_convnext2")
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "torchvision:squeezenet1_1"])
+@pytest.mark.parametrize("unfreeze", ["0.33", "0.5"])
+def test_the_halves_of_a_network_are_the_network(name: str, unfreeze: str) -> None:
+    torch.manual_seed(0)
+    architecture = name.removeprefix("torchvision:")
+    model = torchvision_model(architecture, None, 5) if architecture != name else timm.create_model(name, num_classes=5)
+    stages = find_stages(model.eval(), find_head(model))
+    trained = choose_stages(stages, unfreeze)
+    images = torch.randn(3, 3, 64, 64)
+    halves = cut(model, trained, images[:2])
+    assert halves is not None
+    with torch.inference_mode():
+        assert torch.allclose(halves.tail(halves.front(images)), model(images), atol=1e-4)
+    learning = {parameter for stage in trained for parameter in stage.parameters}
+    assert {parameter for parameter, _ in halves.tail.named_parameters()} == learning
+
+
+def test_a_network_that_is_no_chain_there_is_left_whole() -> None:
+    model = timm.create_model("test_vit", num_classes=5).eval()
+    stages = find_stages(model, find_head(model))
+    assert cut(model, choose_stages(stages, "0.33"), torch.randn(2, 3, *model.pretrained_cfg["input_size"][1:])) is None
+
+
+def _backbone(config: TrainConfig) -> Backbone:
+    torch.manual_seed(0)
+    return load_backbone(config.model_copy(update={"pretrained": False}), 3)
+
+
+def _config(**changes: object) -> TrainConfig:
+    common = {"backbone": "test_resnet", "input_size": (32, 32), "strategy": "partial", "unfreeze": "0.5", "batch_size": 8, "workers": 0}
+    return TrainConfig.model_validate({**common, "epochs": 4, "augment": "none", "lr": 1e-2, **changes})
+
+
+def test_cached_activations_teach_what_the_whole_network_would(colours: Path, tmp_path: Path) -> None:
+    splits = split(scan(colours), val=0.25, test=0.25)
+    (work := tmp_path / "work").mkdir()
+    found = []
+    for views in (0, 4):
+        config = _config(cache_views=views)
+        backbone = _backbone(config)
+        before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
+        history = tune(backbone, splits, make_plan(config, len(splits.train), backbone.model), config, Workplace("cpu", work))
+        after = backbone.model.state_dict()
+        assert torch.equal(before["layer1.0.conv1.weight"], after["layer1.0.conv1.weight"])
+        assert torch.equal(before["layer1.0.bn1.running_mean"], after["layer1.0.bn1.running_mean"])
+        assert not torch.equal(before["layer4.0.conv1.weight"], after["layer4.0.conv1.weight"])
+        found.append([row["val_loss"] for row in history.rows])
+    assert found[0] == pytest.approx(found[1], rel=0.02, abs=0.01), "float16 activations"
+    assert list(work.iterdir()) == [], "the cache is removed"
+
+
+def test_the_cache_keeps_its_bounds(colours: Path, tmp_path: Path) -> None:
+    splits = split(scan(colours), val=0.25, test=0.25)
+
+    (work := tmp_path / "work").mkdir()
+
+    def views(**changes: object) -> int:
+        config = _config(augment="light", **changes)
+        backbone = _backbone(config)
+        trained = choose_stages(find_stages(backbone.model, backbone.head_name), "0.5")
+        augment = make_augmentation(config.augment, backbone.spec, flip=False)
+        found = cache_activations(backbone, trained, splits, augment, config, steps=range(100), place=Workplace("cpu", work))
+        return found.views if found else 0
+
+    assert views(cache_views=5) == 5
+    size = sum(path.stat().st_size for path in work.iterdir())
+    half = views(cache_views=5, cache_gb=size / 2 / 1e9)
+    assert 1 <= half < 5
+    assert sum(path.stat().st_size for path in work.iterdir()) <= size / 2 + 1000
+    assert views(cache_views=5, cache_gb=1e-9) == 0
