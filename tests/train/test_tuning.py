@@ -249,7 +249,7 @@ def test_sigterm_saves_and_ends_with_143_and_the_same_command_goes_on(colours: P
         "-m",
         "edgetl.cli.app",
         "train",
-        str(digits),
+        str(colours),
         "--backbone",
         "test_resnet",
         "--random-weights",
