@@ -29,6 +29,7 @@ for command in (
     demo.demo_command,
     zoo.models_command,
     zoo.rank_command,
+    train.plan_command,
     train.train_command,
     train.evaluate_command,
     export.export_command,

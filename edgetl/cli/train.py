@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from edgetl.cli.options import given, options_of
 from edgetl.cli.session import JsonOption, OverwriteOption, ThreadsOption, VerboseOption, out, print_json, working
-from edgetl.cli.tables import classes_table, share
+from edgetl.cli.tables import classes_table, plain_table, share
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.config import Model
 from edgetl.core.manifest import describe_parent
@@ -19,13 +19,15 @@ from edgetl.errors import ConfigError, MissingExtraError
 from edgetl.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    from edgetl.train.estimate import Estimates
     from edgetl.train.run import Run
 
 
 @options_of(TrainConfig, without=("pretrained",))
 def train_command(
     data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class, or train/, val/, test/ of those.")],
-    out_: Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.")],
+    out_: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder to write.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="Draw a sheet of augmented images into this file, and stop.")] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Start from random weights (a control).")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
     overwrite: OverwriteOption = False,
@@ -35,11 +37,32 @@ def train_command(
 ) -> None:
     """Fine-tune a backbone on a folder of labelled images."""
     config = build_config(pretrained=not random_weights, **given(TrainConfig, options))
+    if preview is not None:
+        _preview(data, config, preview, json_output=json_output, verbose=verbose)
+        return
+    if out_ is None:
+        raise ConfigError("say where the run is to be written, with --out RUN.")
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.train.finetune import train
 
         run = train(data, config, out_, overwrite=overwrite, resume=resume, progress=progress)
     print_json(run.record) if json_output else show_run(run)
+
+
+@options_of(TrainConfig, without=("pretrained", "strategy", "unfreeze", "checkpoint_s"))
+def plan_command(
+    data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class.")],
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+    **options: Any,
+) -> None:
+    """Steps, time and memory that each strategy would take here, and which one auto chooses."""
+    config = build_config(**given(TrainConfig, options))
+    with working(json_output=json_output, verbose=verbose) as progress:
+        from edgetl.train.estimate import estimate
+
+        estimates = estimate(data, config, progress=progress)
+    print_json(estimates) if json_output else _show_estimates(estimates)
 
 
 def evaluate_command(
@@ -74,6 +97,28 @@ def evaluate_command(
         out.print(f"{report.left_out} images were left out: the model was trained or selected on them (--all scores them too).")
     if report.broken:
         out.print(f"{report.broken} images were left out: they cannot be decoded.")
+
+
+def _preview(data: Path, config: TrainConfig, path: Path, *, json_output: bool, verbose: bool) -> None:
+    with working(json_output=json_output, verbose=verbose) as progress:
+        from edgetl.data.folder import scan
+        from edgetl.data.split import split
+        from edgetl.train.preview import draw_preview
+
+        draw_preview(split(scan(data, progress=progress), seed=config.seed, val=config.val, test=config.test), config, path)
+    print_json({"preview": str(path)}) if json_output else out.print(f"picture: {escape(str(path))}", soft_wrap=True)
+
+
+def _show_estimates(found: Estimates) -> None:
+    title = f"{found.images} distinct training images, {found.backbone}, {found.device}"
+    table = plain_table(escape(title), "strategy", "steps", "minutes", "memory MB", "trained M", "tunes")
+    for item in found.strategies:
+        name = f"{item.plan.strategy} *" if item.chosen else item.plan.strategy
+        tuned = item.plan.unfreeze if item.plan.steps else "head"
+        table.add_row(name, str(item.plan.steps), f"{item.minutes:.1f}", f"{item.memory_mb:.0f}", f"{item.trained_m:.2f}", tuned)
+    out.print(table)
+    out.print("* is what auto takes. Times are estimates from a few batches; early stopping shortens them.")
+    out.print(f"next: edgetl train {escape(found.data)} --out RUN", soft_wrap=True)
 
 
 def build_config(**values: Any) -> TrainConfig:

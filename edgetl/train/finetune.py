@@ -84,6 +84,8 @@ def fine_tune(
     device = choose_device(config.device)
     with new_folder(out, overwrite=overwrite) as folder:
         backbone, plan = prepare(splits, config)
+        _log.info("backbone %s, licence of the weights: %s", backbone.name, backbone.licence or "not stated")
+        _log.info("%s", describe_plan(plan))
         checkpoints = _checkpoints(out, splits, config, plan, backbone, resume=resume, overwrite=overwrite)
         place = Workplace(device, folder, progress)
         fitted, rows, train_accuracy = _teach(backbone, splits, config, plan, place, checkpoints)
@@ -125,13 +127,13 @@ def _check_parts(splits: Splits) -> None:
 
 
 def prepare(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
-    """Load the backbone and resolve the plan; both are said before any work is done."""
+    """Load the backbone, if its licence may be used, and resolve the plan."""
     torch.manual_seed(config.seed)  # random weights, and the head before it is fitted
     given = config.model_copy(update={"pretrained": False, "weights": None}) if config.strategy == "scratch" else config
-    backbone = _allowed_backbone(given, len(splits.folder.labels))
-    plan = make_plan(given, len({sample.content for sample in splits.train}), backbone.model)
-    _log.info("%s", describe_plan(plan))
-    return backbone, plan
+    backbone = load_backbone(given, len(splits.folder.labels))
+    if backbone.parents:  # random weights are nobody's
+        check_policy(backbone.licence, config.license_policy, name=backbone.name)
+    return backbone, make_plan(given, len({sample.content for sample in splits.train}), backbone.model)
 
 
 def _checkpoints(
@@ -187,15 +189,6 @@ def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits) -
     return tuple(alarms)
 
 
-def _allowed_backbone(config: TrainConfig, classes: int) -> Backbone:
-    """The backbone, if its licence may be used; the licence is said before any work is done with it."""
-    backbone = load_backbone(config, classes)
-    if backbone.parents:  # random weights are nobody's
-        check_policy(backbone.licence, config.license_policy, name=backbone.name)
-    _log.info("backbone %s, licence of the weights: %s", backbone.name, backbone.licence or "not stated")
-    return backbone
-
-
 def choose_device(wanted: str) -> str:
     """``cpu`` or ``cuda``.
 
@@ -216,7 +209,10 @@ def _fit_probe(
     extract: FeatureExtractor, features: NDArray[np.float32], backbone: Backbone, splits: Splits, config: TrainConfig, progress: Progress
 ) -> LinearHead:
     views = [extract(splits.train, prepare=random_crop(config.seed, view), progress=progress) for view in range(1, config.views)]
-    head = fit_head(features, labels_of(splits.train), len(splits.folder.labels), seed=config.seed, views=views, progress=progress)
+    head = fit_head(
+        features, labels_of(splits.train), len(splits.folder.labels), seed=config.seed, views=views,
+        balanced=config.balance == "loss", progress=progress,
+    )  # fmt: skip
     with torch.no_grad():
         backbone.head.weight.copy_(torch.from_numpy(head.weight))
         backbone.head.bias.copy_(torch.from_numpy(head.bias))

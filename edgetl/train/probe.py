@@ -49,6 +49,7 @@ def fit_head(
     *,
     seed: int,
     views: Sequence[NDArray[np.float32]] = (),
+    balanced: bool = False,
     progress: Progress = silent,
 ) -> LinearHead:
     """Fit multinomial logistic regression by L-BFGS on standardised features.
@@ -62,13 +63,14 @@ def fit_head(
         classes: number of outputs.
         seed: shuffles the folds.
         views: the same images' features under other crops, each ``[n, width]``, to fit on as well.
+        balanced: every class weighs the same, however many images it has.
         progress: told after each fit.
     """
     mean, std = features.mean(axis=0), features.std(axis=0)
     std = np.maximum(std, SMALLEST_SPREAD * np.sqrt((std**2).mean()) + 1e-6)
     scaled = [((view - mean) / std).astype(np.float64) for view in (features, *views)]
-    penalty, accuracies = _choose_penalty(scaled, labels, seed, progress)
-    fitted = _fit(np.concatenate(scaled), np.tile(labels, len(scaled)), penalty)
+    penalty, accuracies = _choose_penalty(scaled, labels, seed, progress, balanced=balanced)
+    fitted = _fit(np.concatenate(scaled), np.tile(labels, len(scaled)), penalty, balanced=balanced)
     weight = np.zeros((classes, features.shape[1]))
     bias = np.full(classes, -20.0)  # a class without a training image is never the answer
     rows, offsets = (fitted.coef_, fitted.intercept_)
@@ -80,8 +82,17 @@ def fit_head(
     return LinearHead(weight.astype(np.float32), bias.astype(np.float32), penalty, accuracies)
 
 
+def class_weights(labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Float32 ``[classes]``: weights under which each class that has images counts the same, with a mean of 1 over the images."""
+    counts = np.bincount(labels)
+    present = counts > 0
+    weights = np.zeros(len(counts), np.float32)
+    weights[present] = len(labels) / (present.sum() * counts[present])
+    return weights
+
+
 def _choose_penalty(
-    scaled: list[NDArray[np.float64]], labels: NDArray[np.int64], seed: int, progress: Progress
+    scaled: list[NDArray[np.float64]], labels: NDArray[np.int64], seed: int, progress: Progress, *, balanced: bool
 ) -> tuple[float, tuple[float, ...]]:
     smallest = int(np.bincount(labels)[np.unique(labels)].min())
     folds = min(MAX_FOLDS if len(labels) * len(scaled) <= FEW_ROWS else MIN_FOLDS, smallest)
@@ -94,10 +105,11 @@ def _choose_penalty(
         start = None
         rows, truth = np.concatenate([view[train] for view in scaled]), np.tile(labels[train], len(scaled))
         for index, penalty in enumerate(PENALTIES):
-            start = _fit(rows, truth, penalty, start=start)
+            start = _fit(rows, truth, penalty, balanced=balanced, start=start)
             scores = start.predict_proba(scaled[0][held_out])
             right = np.searchsorted(start.classes_, labels[held_out])
-            losses[index, fold] = -np.log(np.maximum(scores[np.arange(len(right)), right], 1e-12)).mean()
+            costs = -np.log(np.maximum(scores[np.arange(len(right)), right], 1e-12))
+            losses[index, fold] = np.average(costs, weights=class_weights(labels)[labels[held_out]] if balanced else None)
             accuracies[index, fold] = (scores.argmax(axis=1) == right).mean()
             progress("fitting the head", fold * len(PENALTIES) + index + 1, folds * len(PENALTIES))
     chosen = int(losses.mean(axis=1).argmin())
@@ -105,10 +117,11 @@ def _choose_penalty(
 
 
 def _fit(
-    scaled: NDArray[np.float64], labels: NDArray[np.int64], penalty: float, *, start: LogisticRegression | None = None
+    scaled: NDArray[np.float64], labels: NDArray[np.int64], penalty: float, *, balanced: bool, start: LogisticRegression | None = None
 ) -> LogisticRegression:
     """One fit; ``start`` warm-starts it from a solution for a stronger penalty."""
-    model = start or LogisticRegression(max_iter=MAX_ITERATIONS, tol=1e-3, warm_start=True)
+    weights = "balanced" if balanced else None
+    model = start or LogisticRegression(max_iter=MAX_ITERATIONS, tol=1e-3, warm_start=True, class_weight=weights)
     model.set_params(C=1.0 / (penalty * len(labels)))
     with warnings.catch_warnings():
         # Stopping after MAX_ITERATIONS is regularisation too; the folds judge the result.

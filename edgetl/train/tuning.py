@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import tempfile
-import time
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from numpy.typing import NDArray
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from edgetl.core.progress import Progress
+from edgetl.data.loading import labels_of
 from edgetl.data.split import Splits
-from edgetl.errors import StoppedError, TrainingError
+from edgetl.errors import TrainingError
 from edgetl.train.activations import Workplace, cache_activations
 from edgetl.train.augment import make_augmentation, mirrors_well
 from edgetl.train.backbones import Backbone
@@ -29,47 +29,16 @@ from edgetl.train.budget import Plan
 from edgetl.train.checkpoints import Checkpoints, State
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import draw_seed, training_batches, validation_batches
+from edgetl.train.probe import class_weights
 from edgetl.train.stages import HEAD, STEM, Stage, choose_stages, find_stages, set_trainable
 from edgetl.train.stopping import StopRequest
+from edgetl.train.watching import Batches, History, Watch, measure
 
 _log = logging.getLogger(__name__)
 
 WARM_UP_SHARE = 0.1
 CLIP_NORM = 1.0
-VALIDATIONS = 20
-# Steps over which the loss is averaged to judge it, and before it is judged at all.
-LOSS_MEMORY = 20
-# A smoothed loss above this many times that of answering at random has diverged.
-DIVERGED = 5.0
-
-Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
-
-
-@dataclass
-class History:
-    """What a training has seen so far.
-
-    Attributes:
-        rows: figures of each validation.
-        best_loss: the lowest validation loss.
-        best: the weights that had it.
-        waited: validations since.
-        recent: smoothed loss of the last steps.
-        right, seen, lost: training images answered rightly, all of them, and the sum of losses since the last validation.
-        seconds: of all calls together.
-        head_penalty: of the probe that fitted the head.
-    """
-
-    rows: list[dict[str, float]] = field(default_factory=list)
-    best_loss: float = math.inf
-    best: dict[str, torch.Tensor] = field(default_factory=dict)
-    waited: int = 0
-    recent: float | None = None
-    right: float = 0.0
-    seen: float = 0.0
-    lost: float = 0.0
-    seconds: float = 0.0
-    head_penalty: float | None = None
+TUNED_SHARES = (0.2, 0.4, 0.6, 0.8)
 
 
 def tune(
@@ -107,12 +76,15 @@ def tune(
     with StopRequest() as stop, tempfile.TemporaryDirectory(dir=place.folder, prefix="activations-") as folder:
         inside = replace(place, folder=Path(folder))
         taught, train, val = _prepare(backbone, trained, splits, plan, config, steps=steps, place=inside)
-        module = Tuning(taught, trained, plan, config.seed)
+        weights = class_weights(labels_of(splits.train)) if config.balance == "loss" else None
+        module = Tuning(taught, trained, plan, config, weights)
         history = module.restore(state) if state else History(head_penalty=head_penalty)
         if state:
             _log.info("going on after step %d of %d", state.step, plan.steps)
-        watch = _Watch(module, history, val, config, progress=place.progress, checkpoints=checkpoints, stop=stop)
+        watch = Watch(module, history, val, config, progress=place.progress, checkpoints=checkpoints, stop=stop)
         _fit(module, train, watch, place.device)
+        if config.wise and module.anchors and history.best:
+            _interpolate(module, history, val)
     if not history.best:
         raise TrainingError("the validation loss was never finite; lower --lr, or check the images with `edgetl evaluate`.")
     backbone.model.load_state_dict({**backbone.model.cpu().state_dict(), **history.best})
@@ -186,18 +158,34 @@ def parameter_groups(model: nn.Module, stages: Sequence[Stage], plan: Plan) -> l
 class Tuning(L.LightningModule):
     """Cross-entropy with label smoothing, AdamW, linear warm-up and cosine decay by step, over the stages that a plan lets learn."""
 
-    def __init__(self, backbone: Backbone, trained: tuple[Stage, ...], plan: Plan, seed: int) -> None:
+    def __init__(
+        self, backbone: Backbone, trained: tuple[Stage, ...], plan: Plan, config: TrainConfig, weights: NDArray[np.float32] | None = None
+    ) -> None:
         super().__init__()
         self.model = backbone.model.train()  # Lightning leaves each module in the mode that it finds
         self.plan = plan
-        self.seed = seed
+        self.seed = config.seed
         self.first = 0
         self.classes = backbone.head.out_features
         self.trained = trained
         self.average = ModelEmaV3(self.model, decay=plan.average) if plan.average else None
-        self.loss = nn.CrossEntropyLoss(label_smoothing=plan.label_smoothing)
+        weight = None if weights is None else torch.from_numpy(weights)
+        self.loss = nn.CrossEntropyLoss(weight, label_smoothing=plan.label_smoothing)
+        self.l2sp = config.l2sp
+        self.anchors = self._trunk_weights() if config.l2sp or config.wise else {}
         self.moments: dict[str, torch.Tensor] = {}
         self.last: tuple[float, float] = (0.0, 0.0)
+
+    def _trunk_weights(self) -> dict[str, torch.Tensor]:
+        """Copies of the weights that learn, without the head's."""
+        names = {name for stage in self.trained if stage.name != HEAD for name in stage.parameters}
+        return {name: value.detach().clone() for name, value in self.model.named_parameters() if name in names}
+
+    def _distance(self) -> torch.Tensor:
+        """Half the squared distance of the trunk from where it started (L2-SP: Li et al. 2018, arXiv:1802.01483)."""
+        parameters = dict(self.model.named_parameters())
+        parts = [(parameters[name] - anchor.to(parameters[name].device)).square().sum() for name, anchor in self.anchors.items()]
+        return torch.stack(parts).sum() / 2
 
     @property
     def step(self) -> int:
@@ -224,6 +212,8 @@ class Tuning(L.LightningModule):
             images = images.contiguous(memory_format=torch.channels_last)
         logits = self.model(images)
         loss: torch.Tensor = self.loss(logits, labels)
+        if self.l2sp and self.anchors:
+            loss = loss + self.l2sp * self._distance()
         self.last = float((logits.detach().argmax(dim=1) == labels).sum()), float(len(labels))
         return loss
 
@@ -282,89 +272,17 @@ def warm_cosine(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
 
 
-class _Watch(Callback):
-    """After each step: average, judge the loss, validate now and then, save, report, and stop when asked to."""
-
-    def __init__(
-        self, module: Tuning, history: History, val: Batches, config: TrainConfig, *,
-        progress: Progress, checkpoints: Checkpoints | None, stop: StopRequest,
-    ) -> None:  # fmt: skip
-        self.module = module
-        self.history = history
-        self.val = val
-        self.config = config
-        self.progress = progress
-        self.checkpoints = checkpoints
-        self.stop = stop
-        steps = module.plan.steps
-        self.interval = max(1, math.ceil(steps / VALIDATIONS))
-        self._saved = self._resumed = time.monotonic()
-        self._seconds_before = history.seconds
-
-    def on_train_start(self, *_: Any) -> None:
-        """Begin to listen for SIGTERM."""
-        self.stop.install()
-
-    def on_train_batch_end(self, trainer: L.Trainer, _module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        module, plan = self.module, self.module.plan
-        step = module.step
-        if module.average is not None:
-            module.average.update(module.model)
-        self._judge(float(outputs["loss"]), step)
-        self.progress("fine-tuning", step, plan.steps)
-        due = step % self.interval == 0 or step == plan.steps
-        if due:
-            self._validate(step)
-        ended = step == plan.steps or self.history.waited >= self.config.patience
-        if self.checkpoints and (due or self.stop.asked or time.monotonic() - self._saved > self.config.checkpoint_s) and not ended:
-            self._save()
-        if self.stop.asked:
-            raise StoppedError(f"stopped after step {step} of {plan.steps}, as asked. The same command with --resume goes on from there.")
-        trainer.should_stop = ended
-
-    def _judge(self, loss: float, step: int) -> None:
-        """Add up the training's figures, and end it when it diverged."""
-        right, count = self.module.last
-        history = self.history
-        history.right, history.seen, history.lost = history.right + right, history.seen + count, history.lost + loss * count
-        history.recent = loss if history.recent is None else history.recent + (loss - history.recent) / LOSS_MEMORY
-        chance = math.log(max(2, self.module.classes))
-        if not math.isfinite(loss) or (step > LOSS_MEMORY and history.recent > DIVERGED * chance):
-            said = f"{loss:.3g}" if math.isfinite(loss) else str(loss)
-            kept = " The best weights so far are in the checkpoint." if self.checkpoints and history.best else ""
-            raise TrainingError(
-                f"training diverged: the loss was {said} at step {step}, and answering at random costs {chance:.2f}. "
-                f"Lower --lr (now {self.module.plan.head_lr:g}) or use --strategy probe.{kept}"
-            )
-
-    def _validate(self, step: int) -> None:
-        """Loss (without smoothing) and accuracy on the validation images, by the averaged weights where there are any."""
-        judged = self.module.model if self.module.average is None else self.module.average.module
-        device = next(judged.parameters()).device
-        modes = [module.training for module in judged.modules()]
-        judged.eval()
-        lost = right = count = 0.0
-        with torch.inference_mode():
-            for images, labels in self.val:
-                logits, truth = judged(images.to(device)), labels.to(device)
-                lost += float(nn.functional.cross_entropy(logits, truth, reduction="sum"))
-                right += float((logits.argmax(dim=1) == truth).sum())
-                count += len(labels)
-        for module, mode in zip(judged.modules(), modes, strict=True):
-            module.training = mode
-        history = self.history
-        seen = max(1.0, history.seen)
-        figures = {"train_loss": history.lost / seen, "train_accuracy": history.right / seen}
-        history.rows.append({"step": step, **figures, "val_loss": lost / count, "val_accuracy": right / count})
-        history.lost = history.right = history.seen = 0.0
-        if lost / count < history.best_loss:
-            history.best_loss, history.waited = lost / count, 0
-            history.best = copy.deepcopy({key: value.detach().cpu() for key, value in judged.state_dict().items()})
-        else:
-            history.waited += 1
-
-    def _save(self) -> None:
-        assert self.checkpoints is not None
-        self.history.seconds = self._seconds_before + time.monotonic() - self._resumed
-        self.checkpoints.save(self.module.state(self.history))
-        self._saved = time.monotonic()
+def _interpolate(module: Tuning, history: History, val: Batches) -> None:
+    """Put the starting trunk and the tuned one together in the share that validates best (WiSE-FT: Wortsman et al. 2022,
+    arXiv:2109.01903). The head is the tuned one: it was fitted on the starting trunk, so that both understand it."""
+    chosen = history.best
+    for share in TUNED_SHARES:
+        mixed = {
+            key: torch.lerp(module.anchors[key].cpu(), value, share) if key in module.anchors else value
+            for key, value in history.best.items()
+        }
+        module.model.load_state_dict(mixed)
+        loss, _ = measure(module.model, val)
+        if loss < history.best_loss:
+            history.best_loss, history.tuned_share, chosen = loss, share, mixed
+    history.best = chosen

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -27,9 +28,11 @@ from edgetl.train.checkpoints import Checkpoints, State
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import StepSampler, steps_an_epoch
 from edgetl.train.finetune import train
+from edgetl.train.probe import class_weights, fit_head
 from edgetl.train.sources import load_backbone
 from edgetl.train.stages import choose_stages, find_stages, set_trainable
-from edgetl.train.tuning import History, Tuning, parameter_groups, tune, warm_cosine
+from edgetl.train.tuning import Tuning, parameter_groups, tune, warm_cosine
+from edgetl.train.watching import History
 
 SMALL = {
     "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 2, "batch_size": 8,
@@ -88,7 +91,7 @@ def test_the_optimizer_runs_at_the_rates_that_were_asked_for(colours: Path) -> N
     config = _config(pretrained=True, epochs=4)
     backbone = _random_backbone(config)
     plan = make_plan(config, 100, backbone.model)
-    module = Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, 0)
+    module = Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, config)
     made = module.configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
     wanted = [group["lr"] for group in parameter_groups(backbone.model, module.trained, plan)]
@@ -150,7 +153,7 @@ def test_progressive_opens_one_stage_after_the_other_from_the_head(colours: Path
     config = _config(strategy="progressive", epochs=10)
     backbone = _random_backbone(config)
     plan = make_plan(config, 24, backbone.model)
-    module = Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, 0)
+    module = Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, config)
     opened = [module.trained_at(step) for step in range(plan.steps)]
     counts = []
     for stages in opened:
@@ -196,6 +199,41 @@ def test_batches_are_those_of_an_unbroken_training_and_each_epoch_sees_every_ima
     assert sorted(epoch) == list(range(21)) and sorted(index % 21 for batch in whole[3:6] for index in batch) == list(range(21))
     assert steps_an_epoch(17, 8) == 2, "a last batch of one image is dropped"
     assert steps_an_epoch(1, 8) == 1
+
+
+def test_no_pull_is_no_guard_and_a_strong_one_keeps_the_trunk_near(colours: Path) -> None:
+    plain, zero, strong = (
+        _tune(colours, _config(epochs=12, lr=3e-3, trunk_lr=3e-3, **guard))[0].model.state_dict()
+        for guard in ({}, {"l2sp": 0.0}, {"l2sp": 100.0})
+    )
+    start = _random_backbone(_config()).model.state_dict()
+    assert all(torch.equal(plain[key], zero[key]) for key in plain)
+
+    def moved(state: dict[str, torch.Tensor]) -> float:
+        return sum(float((state[key] - start[key]).square().sum()) for key in start if key.startswith("layer") and "conv" in key)
+
+    assert 0 < moved(strong) < 0.5 * moved(plain)
+
+
+def test_mixing_with_the_starting_weights_never_validates_worse(colours: Path) -> None:
+    config = _config(epochs=12, lr=3e-3, trunk_lr=3e-3)
+    _, tuned = _tune(colours, config)
+    mixed_backbone, mixed = _tune(colours, config.model_copy(update={"wise": True}))
+    assert mixed.best_loss <= tuned.best_loss and 0 < mixed.tuned_share <= 1
+    assert all(torch.equal(mixed.best[key], value) for key, value in mixed_backbone.model.state_dict().items())
+    if mixed.tuned_share == 1.0:
+        assert all(torch.equal(mixed.best[key], tuned.best[key]) for key in tuned.best)
+
+
+def test_balanced_classes_weigh_the_same() -> None:
+    labels = np.array([0] * 90 + [2] * 10)
+    weights = class_weights(labels)
+    assert weights[1] == 0 and weights[0] * 90 == pytest.approx(weights[2] * 10) and weights[labels].mean() == pytest.approx(1)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(100, 3)).astype(np.float32) + (labels == 2)[:, None] * np.float32(0.8)
+    plain, balanced = (fit_head(features, labels, 3, seed=0, balanced=choice) for choice in (False, True))
+    recall = [float(((features @ head.weight.T + head.bias).argmax(axis=1)[labels == 2] == 2).mean()) for head in (plain, balanced)]
+    assert recall[1] > recall[0] + 0.2
 
 
 def test_divergence_stops_with_a_sentence_that_names_the_learning_rate(colours: Path) -> None:
@@ -256,7 +294,7 @@ def test_sigterm_saves_and_ends_with_143_and_the_same_command_goes_on(colours: P
         "--input-size",
         "32",
     ]
-    command += ["--strategy", "full", "--epochs", "60", "--out", str(tmp_path / "run")]
+    command += ["--strategy", "full", "--epochs", "200", "--out", str(tmp_path / "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -268,7 +306,7 @@ def test_sigterm_saves_and_ends_with_143_and_the_same_command_goes_on(colours: P
     assert "--resume goes on from there" in " ".join(said.split())
     done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert "going on after step" in done.stderr and json.loads(done.stdout)["plan"]["steps"] == 60
+    assert "going on after step" in done.stderr and json.loads(done.stdout)["plan"]["steps"] == 200
 
 
 @pytest.mark.slow

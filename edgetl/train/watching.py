@@ -1,0 +1,155 @@
+"""What is looked at while a network is tuned: losses, validations, saved states, and when to end."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from edgetl.core.progress import Progress
+from edgetl.errors import StoppedError, TrainingError
+from edgetl.train.checkpoints import Checkpoints
+from edgetl.train.config import TrainConfig
+from edgetl.train.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from edgetl.train.tuning import Tuning
+
+VALIDATIONS = 20
+# Steps over which the loss is averaged to judge it, and before it is judged at all.
+LOSS_MEMORY = 20
+# A smoothed loss above this many times that of answering at random has diverged.
+DIVERGED = 5.0
+
+Batches: TypeAlias = Iterable[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass
+class History:
+    """What a training has seen so far.
+
+    Attributes:
+        rows: figures of each validation.
+        best_loss: the lowest validation loss.
+        best: the weights that had it.
+        waited: validations since.
+        recent: smoothed loss of the last steps.
+        right, seen, lost: training images answered rightly, all of them, and the sum of losses since the last validation.
+        seconds: of all calls together.
+        head_penalty: of the probe that fitted the head.
+        tuned_share: of the tuned weights in the result; 1 unless they were mixed with the starting ones.
+    """
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best_loss: float = math.inf
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    waited: int = 0
+    recent: float | None = None
+    right: float = 0.0
+    seen: float = 0.0
+    lost: float = 0.0
+    seconds: float = 0.0
+    head_penalty: float | None = None
+    tuned_share: float = 1.0
+
+
+def measure(model: nn.Module, val: Batches) -> tuple[float, float]:
+    """Loss (without smoothing) and accuracy; every module stays in the mode that it was in."""
+    device = next(model.parameters()).device
+    modes = [module.training for module in model.modules()]
+    model.eval()
+    lost = right = count = 0.0
+    with torch.inference_mode():
+        for images, labels in val:
+            logits, truth = model(images.to(device)), labels.to(device)
+            lost += float(nn.functional.cross_entropy(logits, truth, reduction="sum"))
+            right += float((logits.argmax(dim=1) == truth).sum())
+            count += len(labels)
+    for module, mode in zip(model.modules(), modes, strict=True):
+        module.training = mode
+    return lost / count, right / count
+
+
+class Watch(Callback):
+    """After each step: average, judge the loss, validate now and then, save, report, and stop when asked to."""
+
+    def __init__(
+        self, module: Tuning, history: History, val: Batches, config: TrainConfig, *,
+        progress: Progress, checkpoints: Checkpoints | None, stop: StopRequest,
+    ) -> None:  # fmt: skip
+        self.module = module
+        self.history = history
+        self.val = val
+        self.config = config
+        self.progress = progress
+        self.checkpoints = checkpoints
+        self.stop = stop
+        steps = module.plan.steps
+        self.interval = max(1, math.ceil(steps / VALIDATIONS))
+        self._saved = self._resumed = time.monotonic()
+        self._seconds_before = history.seconds
+
+    def on_train_start(self, *_: Any) -> None:
+        """Begin to listen for SIGTERM."""
+        self.stop.install()
+
+    def on_train_batch_end(self, trainer: L.Trainer, _module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        module, plan = self.module, self.module.plan
+        step = module.step
+        if module.average is not None:
+            module.average.update(module.model)
+        self._judge(float(outputs["loss"]), step)
+        self.progress("fine-tuning", step, plan.steps)
+        due = step % self.interval == 0 or step == plan.steps
+        if due:
+            self._validate(step)
+        ended = step == plan.steps or self.history.waited >= self.config.patience
+        if self.checkpoints and (due or self.stop.asked or time.monotonic() - self._saved > self.config.checkpoint_s) and not ended:
+            self._save()
+        if self.stop.asked:
+            raise StoppedError(f"stopped after step {step} of {plan.steps}, as asked. The same command with --resume goes on from there.")
+        trainer.should_stop = ended
+
+    def _judge(self, loss: float, step: int) -> None:
+        """Add up the training's figures, and end it when it diverged."""
+        right, count = self.module.last
+        history = self.history
+        history.right, history.seen, history.lost = history.right + right, history.seen + count, history.lost + loss * count
+        history.recent = loss if history.recent is None else history.recent + (loss - history.recent) / LOSS_MEMORY
+        chance = math.log(max(2, self.module.classes))
+        if not math.isfinite(loss) or (step > LOSS_MEMORY and history.recent > DIVERGED * chance):
+            said = f"{loss:.3g}" if math.isfinite(loss) else str(loss)
+            kept = " The best weights so far are in the checkpoint." if self.checkpoints and history.best else ""
+            raise TrainingError(
+                f"training diverged: the loss was {said} at step {step}, and answering at random costs {chance:.2f}. "
+                f"Lower --lr (now {self.module.plan.head_lr:g}) or use --strategy probe.{kept}"
+            )
+
+    def _validate(self, step: int) -> None:
+        """Compare the averaged weights, or the plain ones where there are none, with the best so far."""
+        judged = self.module.model if self.module.average is None else self.module.average.module
+        loss, accuracy = measure(judged, self.val)
+        history = self.history
+        seen = max(1.0, history.seen)
+        figures = {"train_loss": history.lost / seen, "train_accuracy": history.right / seen}
+        history.rows.append({"step": step, **figures, "val_loss": loss, "val_accuracy": accuracy})
+        history.lost = history.right = history.seen = 0.0
+        if loss < history.best_loss:
+            history.best_loss, history.waited = loss, 0
+            history.best = copy.deepcopy({key: value.detach().cpu() for key, value in judged.state_dict().items()})
+        else:
+            history.waited += 1
+
+    def _save(self) -> None:
+        assert self.checkpoints is not None
+        self.history.seconds = self._seconds_before + time.monotonic() - self._resumed
+        self.checkpoints.save(self.module.state(self.history))
+        self._saved = time.monotonic()

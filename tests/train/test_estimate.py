@@ -1,0 +1,46 @@
+"""``edgetl plan`` and the sheet of augmented images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from edgetl.train.config import TrainConfig
+from edgetl.train.estimate import estimate
+from tests.command import edgetl
+
+SMALL = ("--backbone", "edgetl_small", "--input-size", "64", "--views", 1)
+
+
+def test_a_plan_says_what_each_strategy_takes(digits: Path) -> None:
+    found = estimate(digits, TrainConfig(input_size=(64, 64), views=1))
+    probe, partial, full = found.strategies
+    assert [item.plan.strategy for item in found.strategies] == ["probe", "partial", "full"]
+    assert [item.chosen for item in found.strategies] == [False, True, False], f"{found.images} images"
+    assert probe.plan.steps == 0 and partial.plan.steps == full.plan.steps >= 300
+    assert probe.trained_m < partial.trained_m < full.trained_m
+    assert 0 < probe.minutes < full.minutes and 0 <= probe.memory_mb < partial.memory_mb < full.memory_mb
+
+
+def test_the_command_prints_it_as_a_table_and_as_json(colours: Path) -> None:
+    shown = edgetl("plan", colours, *SMALL)
+    assert shown.returncode == 0, shown.stderr
+    assert "probe *" in shown.stdout and "next: edgetl train" in shown.stdout
+    as_json = json.loads(edgetl("plan", colours, *SMALL, "--json").stdout)
+    assert [item["chosen"] for item in as_json["strategies"]] == [True, False, False]
+
+
+def test_a_preview_is_drawn_and_nothing_is_trained(colours: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    done = edgetl("train", colours, *SMALL, "--augment", "strong", "--preview", sheet)
+    assert done.returncode == 0, done.stderr
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "colours", sheet] and "picture:" in done.stdout
+    pixels = np.asarray(Image.open(sheet).convert("RGB"))
+    assert pixels.shape[1] > 800 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200
+    unwritable = edgetl("train", colours, *SMALL, "--preview", tmp_path / "none" / "sheet.png")
+    assert unwritable.returncode == 15 and "cannot write" in unwritable.stderr
+    neither = edgetl("train", colours)
+    assert neither.returncode == 3 and "--out RUN" in neither.stderr
