@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from edgetl.core.config import StrictModel
+from edgetl.errors import ConfigError
 from edgetl.train.config import Augment, TrainConfig
 from edgetl.train.dataset import steps_an_epoch
 
@@ -126,7 +127,11 @@ def choose_strategy(images: int) -> tuple[Tuned, str]:
 
 
 def make_plan(config: TrainConfig, images: int, model: nn.Module) -> Plan:
-    """Resolve ``config`` for ``images`` distinct training images: the table's figures wherever the user gave none."""
+    """Resolve ``config`` for ``images`` distinct training images: the table's figures wherever the user gave none.
+
+    Raises:
+        ConfigError: BatchNorm cannot learn from so few images at a time.
+    """
     strategy, reason = choose_strategy(images) if config.strategy == "auto" else (config.strategy, "as asked")
     row = next(item for item in TABLE if images <= item.images)
     family = family_of(model)
@@ -136,6 +141,11 @@ def make_plan(config: TrainConfig, images: int, model: nn.Module) -> Plan:
     head_lr = config.lr or (SCRATCH_LR if scratch else rates.head * scale)
     top_lr = config.trunk_lr or (head_lr if scratch else head_lr * rates.top / rates.head)
     steps = _steps(config, images, row) if strategy != "probe" else 0
+    if steps and family == "batchnorm" and scratch and min(config.batch_size, images) < 2:
+        raise ConfigError(
+            f"{images} training images in batches of {config.batch_size}: BatchNorm learns from two images at least. Raise --batch-size, "
+            f"or start from pretrained weights."
+        )
     few = images < MIN_IMAGES_FOR_BATCHNORM or config.batch_size < MIN_BATCH_FOR_BATCHNORM
     return Plan(
         strategy=strategy,

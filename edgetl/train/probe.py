@@ -126,5 +126,7 @@ def _fit(
     with warnings.catch_warnings():
         # Stopping after MAX_ITERATIONS is regularisation too; the folds judge the result.
         warnings.simplefilter("ignore", ConvergenceWarning)
+        # Few images a class are still classes.
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater", category=UserWarning)
         model.fit(scaled, labels)
     return model

@@ -1,0 +1,78 @@
+"""Image sets at the edge of what can be learned from: each trains, or ends in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgetl.errors import ConfigError, DataError
+from edgetl.train.config import TrainConfig
+from edgetl.train.finetune import train
+from tests.command import edgetl
+
+
+def _write(root: Path, classes: int, each: int, mode: str = "RGB") -> Path:
+    rng = np.random.default_rng(0)
+    for index in range(classes):
+        folder = root / f"class {index:03d}"
+        folder.mkdir(parents=True)
+        for number in range(each):
+            noise = rng.integers(0, 60, (20, 20, 3), dtype=np.uint8) + np.uint8(index * 150 // classes)
+            Image.fromarray(noise).convert(mode).save(folder / f"{number}.png")
+    return root
+
+
+def _config(**changes: object) -> TrainConfig:
+    common = {"backbone": "test_resnet", "pretrained": False, "input_size": (32, 32), "views": 1, "workers": 0, "epochs": 2}
+    return TrainConfig.model_validate({**common, "strategy": "full", **changes})
+
+
+@pytest.mark.parametrize("strategy", ["probe", "full", "partial"])
+def test_three_images_a_class(tmp_path: Path, strategy: str) -> None:
+    run = train(_write(tmp_path / "images", 4, 3), _config(strategy=strategy), tmp_path / "run")
+    assert run.record.images == {"train": 4, "val": 4, "test": 4}
+
+
+def test_three_hundred_classes_with_two_images(tmp_path: Path) -> None:
+    run = train(_write(tmp_path / "images", 300, 2), _config(strategy="probe"), tmp_path / "run")
+    assert len(run.record.labels) == 300 and sum(run.record.images.values()) == 600
+
+
+def test_one_image_in_each_class_leaves_nothing_to_choose_on(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="each class folder needs at least 2"):
+        train(_write(tmp_path / "images", 3, 1), _config(), tmp_path / "run")
+
+
+def test_grey_images(tmp_path: Path) -> None:
+    run = train(_write(tmp_path / "images", 2, 12, "L"), _config(epochs=30), tmp_path / "run")
+    assert run.record.validation.accuracy.n > 0
+
+
+def test_a_class_missing_from_val_is_counted_as_none(tmp_path: Path) -> None:
+    _write(tmp_path / "all", 3, 8)
+    for index in range(3):
+        for number, path in enumerate(sorted((tmp_path / "all" / f"class {index:03d}").iterdir())):
+            part = "val" if number > 5 and index else "train"
+            target = tmp_path / "images" / part / path.parent.name
+            target.mkdir(parents=True, exist_ok=True)
+            path.rename(target / path.name)
+    run = train(tmp_path / "images", _config(), tmp_path / "run")
+    assert [score.n for score in run.record.validation.classes] == [0, 2, 2]
+
+
+def test_batches_of_one_image_need_frozen_batchnorm(tmp_path: Path) -> None:
+    images = _write(tmp_path / "images", 2, 8)
+    with pytest.raises(ConfigError, match="BatchNorm learns from two images"):
+        train(images, _config(batch_size=1), tmp_path / "run")
+    done = edgetl("train", images, "--out", tmp_path / "run", "--strategy", "full", "--batch-size", 1, "--epochs", 1, "--input-size", 64)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_rate_a_hundred_times_too_high_ends_in_a_sentence(colours: Path, tmp_path: Path) -> None:
+    arguments = ("--strategy", "full", "--views", 1, "--input-size", 64, "--lr", 0.3, "--trunk-lr", 0.3, "--lr-ratio", 1, "--unfreeze", 1)
+    done = edgetl("train", colours, "--out", tmp_path / "run", *arguments)
+    assert done.returncode == 10 and "diverged" in done.stderr and "Lower --lr" in done.stderr, done.stderr
+    assert not (tmp_path / "run").exists()
