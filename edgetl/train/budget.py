@@ -167,9 +167,9 @@ def make_plan(config: TrainConfig, images: int, model: nn.Module) -> Plan:
 
 
 def _unfreeze(strategy: Tuned, row: Row, *, scratch: bool) -> str:
-    if scratch:
-        return "1"
-    return row.unfreeze if strategy == "partial" else "stage1"
+    if strategy == "partial":
+        return row.unfreeze
+    return "1" if scratch and strategy != "progressive" else "stage1"
 
 
 def _steps(config: TrainConfig, images: int, row: Row) -> int:
