@@ -66,8 +66,6 @@ def tune(
         TrainingError: the loss became infinite, not a number, or much larger than that of answering at random.
         StoppedError: the process was asked to end; the state is saved.
     """
-    # Lightning sets its own level and handler when it is imported; what it says there is not about the user's images.
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(config.seed, verbose=False)
     stages = find_stages(backbone.model, backbone.head_name)
     trained = choose_stages(stages, plan.unfreeze)
@@ -85,12 +83,16 @@ def tune(
         _fit(module, train, watch, place.device)
         if config.wise and module.anchors and history.best:
             _interpolate(module, history, val)
+    _keep_best(backbone, stages, history)
+    return history
+
+
+def _keep_best(backbone: Backbone, stages: tuple[Stage, ...], history: History) -> None:
     if not history.best:
         raise TrainingError("the validation loss was never finite; lower --lr, or check the images with `edgetl evaluate`.")
     backbone.model.load_state_dict({**backbone.model.cpu().state_dict(), **history.best})
     set_trainable(backbone.model, stages, freeze_batchnorm=False)
     backbone.model.eval()
-    return history
 
 
 def _prepare(
@@ -108,6 +110,8 @@ def _prepare(
 
 
 def _fit(module: Tuning, batches: Batches, watch: Callback, device: str) -> None:
+    # Lightning sets its own level and handler when it is imported; what it says there is not about the user's images.
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     trainer = L.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=1,
