@@ -1,6 +1,6 @@
 """``python -m bench.routes --out DIR [NAME …]``: ways to pretrain a small backbone, compared by one protocol.
 
-Every recipe of ``models/routes`` is followed (400 steps, 65 px) and its weights are probed on the acceptance sets at 128 px, 2 seeds.
+Every recipe of ``models/routes`` is followed (200 steps, 65 px) and its weights are probed on the acceptance sets at 128 px, 2 seeds.
 Finished routes are kept in the folder; the same command goes on where it was stopped.
 """
 

@@ -111,7 +111,8 @@ class Watch(Callback):
         due = step % self.interval == 0 or step == plan.steps
         if due:
             self._validate(step)
-        ended = step == plan.steps or self.history.waited >= self.config.patience
+        # A control from random weights gets all of its steps: its validation loss falls late.
+        ended = step == plan.steps or (self.history.waited >= self.config.patience and plan.strategy != "scratch")
         if self.checkpoints and (due or self.stop.asked or time.monotonic() - self._saved > self.config.checkpoint_s) and not ended:
             self._save()
         if self.stop.asked:
