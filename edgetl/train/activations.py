@@ -107,7 +107,7 @@ def cache_activations(
         return None
     with torch.no_grad():
         shape = tuple(halves.front(torch.from_numpy(example)).shape[1:])
-    views = min(config.cache_views if augment else 1, _count_views(config, shape, len(train), len(val), len(steps)))
+    views = min(config.cache_views if augment else 1, _count_views(config, shape, len(train), len(val), steps.stop))
     if views < 1:
         _log.info("the frozen layers run at each step: their outputs would take more than %g GB (--cache-gb)", config.cache_gb)
         return None
@@ -126,7 +126,7 @@ def cache_activations(
 
 
 def _count_views(config: TrainConfig, shape: tuple[int, ...], train: int, val: int, steps: int) -> int:
-    """As many as there are epochs, as were asked for, and as fit on the disk."""
+    """As many as the whole training has epochs (a resumed one must see the same), as were asked for, and as fit on the disk."""
     room = int(config.cache_gb * 1e9 / (2 * math.prod(shape))) - val
     epochs = math.ceil(steps / max(1, train // config.batch_size))
     return min(config.cache_views, epochs, room // max(1, train))

@@ -43,7 +43,6 @@ class History:
         waited: validations since.
         recent: smoothed loss of the last steps.
         right, seen, lost: training images answered rightly, all of them, and the sum of losses since the last validation.
-        seconds: of all calls together.
         head_penalty: of the probe that fitted the head.
         tuned_share: of the tuned weights in the result; 1 unless they were mixed with the starting ones.
     """
@@ -56,7 +55,6 @@ class History:
     right: float = 0.0
     seen: float = 0.0
     lost: float = 0.0
-    seconds: float = 0.0
     head_penalty: float | None = None
     tuned_share: float = 1.0
 
@@ -94,8 +92,7 @@ class Watch(Callback):
         self.stop = stop
         steps = module.plan.steps
         self.interval = max(1, math.ceil(steps / VALIDATIONS))
-        self._saved = self._resumed = time.monotonic()
-        self._seconds_before = history.seconds
+        self._saved = time.monotonic()
 
     def on_train_start(self, *_: Any) -> None:
         """Begin to listen for SIGTERM."""
@@ -128,7 +125,11 @@ class Watch(Callback):
         chance = math.log(max(2, self.module.classes))
         if not math.isfinite(loss) or (step > LOSS_MEMORY and history.recent > DIVERGED * chance):
             said = f"{loss:.3g}" if math.isfinite(loss) else str(loss)
-            kept = " The best weights so far are in the checkpoint." if self.checkpoints and history.best else ""
+            kept = (
+                f" The last good state is in {self.checkpoints.folder}; --overwrite begins again."
+                if self.checkpoints and history.best
+                else ""
+            )
             raise TrainingError(
                 f"training diverged: the loss was {said} at step {step}, and answering at random costs {chance:.2f}. "
                 f"Lower --lr (now {self.module.plan.head_lr:g}) or use --strategy probe.{kept}"
@@ -151,6 +152,5 @@ class Watch(Callback):
 
     def _save(self) -> None:
         assert self.checkpoints is not None
-        self.history.seconds = self._seconds_before + time.monotonic() - self._resumed
         self.checkpoints.save(self.module.state(self.history))
         self._saved = time.monotonic()

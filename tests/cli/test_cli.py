@@ -149,6 +149,11 @@ def _interrupt(process: subprocess.Popen[str], signal_: int, *, when: str) -> tu
     return seen, process.wait(60)
 
 
+def _beside_states(folder: Path) -> list[Path]:
+    """What is in ``folder``, without the saved states of a training, which are whole and from which it goes on."""
+    return [path for path in folder.iterdir() if not path.name.endswith(".checkpoints")]
+
+
 @pytest.mark.parametrize("stage", ["computing features", "fine-tuning"])
 def test_ctrl_c_ends_with_one_line_and_keeps_nothing_half_written(digits: Path, tmp_path: Path, stage: str) -> None:
     command = [sys.executable, "-m", "edgetl.cli.app", "train", str(digits), "--backbone", "test_resnet", "--random-weights"]
@@ -157,7 +162,7 @@ def test_ctrl_c_ends_with_one_line_and_keeps_nothing_half_written(digits: Path, 
     text, code = _interrupt(process, signal.SIGINT, when=stage)
     assert code == 130, text
     assert "Traceback" not in text and text.rstrip().splitlines()[-1].startswith("interrupted")
-    assert list(tmp_path.iterdir()) == []
+    assert _beside_states(tmp_path) == []
 
 
 @pytest.mark.parametrize("command", ["train", "export"])
@@ -171,14 +176,14 @@ def test_sigkill_leaves_nothing_that_a_command_accepts(run: Run, digits: Path, t
     process = subprocess.Popen(whole, stderr=subprocess.PIPE, text=True)
     _interrupt(process, signal.SIGKILL, when="fine-tuning" if command == "train" else "comparing")
     assert not target.exists()
-    left = list(tmp_path.iterdir())
+    left = _beside_states(tmp_path)
     assert left, "the kill came too late to test anything"
     for path in left:
         assert edgetl("inspect", path).returncode == 8
         assert edgetl("export", path, "--out", tmp_path / "again").returncode == 7
     again = edgetl("export", run.path, "--out", target, "--format", "onnx", "--precision", "fp32")
     assert again.returncode == 0, again.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["out"], "leftovers of a killed process are removed by the next one"
+    assert [path.name for path in _beside_states(tmp_path)] == ["out"], "leftovers of a killed process are removed by the next one"
 
 
 def test_a_full_disk_while_exporting_is_a_clear_error_and_loses_nothing(run: Run, tmp_path: Path) -> None:

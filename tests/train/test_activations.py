@@ -16,6 +16,7 @@ from edgetl.train.backbones import Backbone, find_head, torchvision_model
 from edgetl.train.border import cut
 from edgetl.train.budget import make_plan
 from edgetl.train.config import TrainConfig
+from edgetl.train.finetune import train
 from edgetl.train.sources import load_backbone
 from edgetl.train.stages import choose_stages, find_stages
 from edgetl.train.tuning import tune
@@ -93,3 +94,17 @@ def test_the_cache_keeps_its_bounds(colours: Path, tmp_path: Path) -> None:
     assert 1 <= half < 5
     assert sum(path.stat().st_size for path in work.iterdir()) <= size / 2 + 1000
     assert views(cache_views=5, cache_gb=1e-9) == 0
+
+
+def test_a_resumed_partial_training_sees_the_same_cached_views(colours: Path, tmp_path: Path) -> None:
+    config = _config(augment="light", pretrained=False, epochs=12, cache_views=8, checkpoint_s=0.001, views=1)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "fine-tuning" and done == total - 5:
+            raise KeyboardInterrupt
+
+    whole = train(colours, config, tmp_path / "whole")
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(colours, config, tmp_path / "broken", progress=stop)
+    resumed = train(colours, config, tmp_path / "broken", resume=True)
+    assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
