@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,6 +138,8 @@ def _fill(
 ) -> NDArray[np.float16]:
     """Float16 ``[len(images), *shape]`` in a memory map at ``path``."""
     rows: np.memmap[Any, np.dtype[np.float16]] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(len(images), *shape))
+    with path.open("r+b") as file:  # a full disk is an error now, and not a bus error when a page is written
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     done = 0
     for batch, _ in in_order(images, config):
         out = run(batch.numpy())

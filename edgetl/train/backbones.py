@@ -107,6 +107,8 @@ def torchvision_model(name: str, weights: Any, classes: int) -> nn.Module:
     """A torchvision classifier with a linear head of ``classes`` outputs; ``weights`` as torchvision takes them."""
     model = torchvision.models.get_model(name, weights=weights)
     assert isinstance(model, nn.Module)
+    if getattr(model, "aux_logits", False):
+        model.aux_logits = False  # type: ignore[assignment]  # the side outputs of Inception and GoogLeNet have classes of their own
     if name.startswith("squeezenet"):
         # Its head is a convolution, a ReLU and a pool; pooled features with a linear head are the same size and can be fitted.
         model.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))

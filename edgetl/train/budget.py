@@ -3,7 +3,7 @@
 The cuts of ``auto`` follow the usual advice by size of the data set; what stands behind the rows: a probe beats fine-tuning on very few
 images and loses to it as they grow (Kumar et al. 2022, arXiv:2202.10054); lengths in steps with floors, not in epochs (BiT: Kolesnikov et
 al. 2020, arXiv:1912.11370); learning rates that fall towards the stem (Howard and Ruder 2018, arXiv:1801.06146); the moving average's
-decay fits short runs; mixup only for many images.
+decay fits short runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from pydantic import Field
 from torch import nn
 
 from edgetl.core.config import StrictModel
@@ -23,11 +22,10 @@ from edgetl.train.dataset import steps_an_epoch
 Family: TypeAlias = Literal["batchnorm", "layernorm"]
 Tuned: TypeAlias = Literal["probe", "partial", "full", "progressive", "scratch"]
 
-# Learning rates below are for this batch size; others scale with the square root.
+# Learning rates of the table are for this batch size; others scale with the square root.
 BATCH_OF_RATES = 64
 MIN_BATCH_FOR_BATCHNORM = 16
 MIN_IMAGES_FOR_BATCHNORM = 1000
-MIXUP_FROM = 20_000
 SCRATCH_LR = 3e-3
 PROBE_BELOW, PARTIAL_UP_TO, FULL_UP_TO = 100, 10_000, 100_000
 
@@ -55,7 +53,6 @@ class Row:
     augment: Augment
     label_smoothing: float
     average: float
-    mixup: float = 0.0
 
 
 def _rates(batchnorm: tuple[float, float, float, float], layernorm: tuple[float, float, float, float]) -> dict[Family, Rates]:
@@ -72,9 +69,9 @@ TABLE = (
     Row(images=10_000, unfreeze="0.5", epochs=15, least_steps=1_000, most_steps=2_500, augment="medium", label_smoothing=0.1, average=0.999,
         rates=_rates((1e-3, 5e-4, 0.1, 0.02), (5e-4, 1e-4, 0.05, 0.05))),
     Row(images=100_000, unfreeze="stage1", epochs=7, least_steps=3_000, most_steps=22_000, augment="strong", label_smoothing=0.1,
-        average=0.9998, mixup=0.1, rates=_rates((1e-3, 1e-3, 0.1, 0.05), (1e-3, 2e-4, 0.03, 0.05))),
+        average=0.9998, rates=_rates((1e-3, 1e-3, 0.1, 0.05), (1e-3, 2e-4, 0.03, 0.05))),
     Row(images=math.inf, unfreeze="stage1", epochs=7, least_steps=10_000, most_steps=20_000, augment="strong", label_smoothing=0.1,
-        average=0.9998, mixup=0.2, rates=_rates((1e-3, 1e-3, 0.1, 0.05), (1e-3, 2e-4, 0.03, 0.05))),
+        average=0.9998, rates=_rates((1e-3, 1e-3, 0.1, 0.05), (1e-3, 2e-4, 0.03, 0.05))),
 )  # fmt: skip
 
 
@@ -104,7 +101,6 @@ class Plan(StrictModel):
     lr_ratio: float
     weight_decay: float
     label_smoothing: float
-    mixup: float = Field(ge=0.0)
     average: float
     freeze_batchnorm: bool
     augment: Augment
@@ -132,11 +128,11 @@ def make_plan(config: TrainConfig, images: int, model: nn.Module) -> Plan:
     Raises:
         ConfigError: BatchNorm cannot learn from so few images at a time.
     """
-    strategy, reason = choose_strategy(images) if config.strategy == "auto" else (config.strategy, "as asked")
+    strategy, reason = _resolve(config, images)
     row = next(item for item in TABLE if images <= item.images)
     family = family_of(model)
     rates = row.rates[family]
-    scale = math.sqrt(config.batch_size / BATCH_OF_RATES)
+    scale = math.sqrt(min(config.batch_size, images) / BATCH_OF_RATES)
     scratch = strategy == "scratch" or not config.pretrained
     head_lr = config.lr or (SCRATCH_LR if scratch else rates.head * scale)
     top_lr = config.trunk_lr or (head_lr if scratch else head_lr * rates.top / rates.head)
@@ -159,11 +155,16 @@ def make_plan(config: TrainConfig, images: int, model: nn.Module) -> Plan:
         lr_ratio=config.lr_ratio or (1.0 if scratch else rates.ratio),
         weight_decay=rates.weight_decay if config.weight_decay is None else config.weight_decay,
         label_smoothing=row.label_smoothing if config.label_smoothing is None else config.label_smoothing,
-        mixup=row.mixup if images >= MIXUP_FROM else 0.0,
         average=max(0.0, min(row.average, 1 - 10 / steps)) if steps else 0.0,
         freeze_batchnorm=few and not scratch,
         augment=row.augment if config.augment == "auto" else config.augment,
     )
+
+
+def _resolve(config: TrainConfig, images: int) -> tuple[Tuned, str]:
+    if config.strategy != "auto":
+        return config.strategy, "as asked"
+    return choose_strategy(images) if config.pretrained else ("scratch", "random weights: every layer has to learn")
 
 
 def _unfreeze(strategy: Tuned, row: Row, *, scratch: bool) -> str:

@@ -19,7 +19,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from edgetl.core.atomic import storage_error, write_bytes
+from edgetl.core.atomic import STAGING_MARK, storage_error, write_bytes
 from edgetl.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ class Checkpoints:
         data = safetensors.torch.save(state.tensors, {_FACTS: json.dumps({**state.facts, _IDENTITY: self.identity})})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(f"{STAGING_MARK}*"):  # of a process that was killed while it saved
+                left.unlink(missing_ok=True)
             write_bytes(self.folder / f"step-{state.step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors", data)
             for _, path in self._found()[KEPT:]:
                 path.unlink(missing_ok=True)
@@ -82,6 +84,7 @@ class Checkpoints:
                     )
                 return State(step, safetensors.torch.load(data), facts)
             _log.warning("%s is damaged; the state before it is used", path)
+            path.unlink(missing_ok=True)
         return None
 
     def remove(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -114,7 +115,7 @@ def training_batches(
     """The batches of ``steps`` (from the one to go on with, to the last): images float32 ``[batch, 3, H, W]`` and labels."""
     sampler = StepSampler(len(samples), config.batch_size, steps.stop, seed=config.seed, first=steps.start)
     images = ImageDataset(samples, spec, augment=augment, seed=config.seed)
-    return DataLoader(images, batch_sampler=sampler, num_workers=_workers(config), pin_memory=_pin(config))
+    return DataLoader(images, batch_sampler=sampler, num_workers=_workers(config), pin_memory=_pin(config), worker_init_fn=leave_signals)
 
 
 def validation_batches(samples: Sequence[Sample], spec: PreprocessSpec, config: TrainConfig) -> DataLoader[tuple[torch.Tensor, int]]:
@@ -124,13 +125,19 @@ def validation_batches(samples: Sequence[Sample], spec: PreprocessSpec, config: 
 
 def in_order(images: ImageDataset, config: TrainConfig) -> DataLoader[tuple[torch.Tensor, int]]:
     """Every picture of ``images`` once."""
-    return DataLoader(images, config.batch_size, num_workers=_workers(config), pin_memory=_pin(config))
+    return DataLoader(images, config.batch_size, num_workers=_workers(config), pin_memory=_pin(config), worker_init_fn=leave_signals)
 
 
 def steps_an_epoch(images: int, batch_size: int) -> int:
     """Batches of one pass; a last batch of one image, which BatchNorm cannot take, is dropped."""
     rest = images % batch_size
     return max(1, images // batch_size + (1 if rest > 1 or (rest and images < batch_size) else 0))
+
+
+def leave_signals(_worker: int) -> None:
+    """Let the parent alone answer Ctrl-C and SIGTERM, which a terminal or a scheduler sends to every process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _workers(config: TrainConfig) -> int:

@@ -53,6 +53,8 @@ _log = logging.getLogger(__name__)
 
 # Of the accuracy on training over that on validation images; good runs on small sets show up to 0.15.
 LARGEST_GAP = 0.25
+# Changes when a saved state means something else.
+STATE_FORMAT = "1"
 
 
 def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Run:
@@ -88,16 +90,16 @@ def fine_tune(
         _log.info("%s", describe_plan(plan))
         checkpoints = _checkpoints(out, splits, config, plan, backbone, resume=resume, overwrite=overwrite)
         place = Workplace(device, folder, progress)
-        fitted, rows, train_accuracy = _teach(backbone, splits, config, plan, place, checkpoints)
+        taught = _teach(backbone, splits, config, plan, place, checkpoints)
         extract = _extractor(backbone, config, device, len(splits.val) + len(splits.test))
         validation, test = _measure(extract, backbone, splits, progress)
         last = {"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1}
-        (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*rows, last]), "utf-8")
+        (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*taught.rows, last]), "utf-8")
         write_model(folder, backbone, splits.folder.labels)
         (folder / SPLITS_NAME).write_text(record_splits(splits).model_dump_json(indent=1), "utf-8")
-        _write_pictures(folder, validation, test, rows)
-        alarms = find_alarms(train_accuracy, validation, splits)
-        outcome = Outcome(plan, fitted, alarms, validation, test, round(time.monotonic() - started, 1))
+        _write_pictures(folder, validation, test, taught.rows)
+        alarms = find_alarms(taught.train_accuracy, validation, splits)
+        outcome = Outcome(plan, taught, alarms, validation, test, round(time.monotonic() - started, 1))
         record = _record(out.name, splits, config, backbone, outcome, hash_files(folder))
         (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8")
     checkpoints.remove()
@@ -105,11 +107,28 @@ def fine_tune(
 
 
 @dataclass(frozen=True)
+class Taught:
+    """What happened while the network learned.
+
+    Attributes:
+        head_penalty: of the probe that fitted the head; none for random weights.
+        rows: figures of each validation.
+        train_accuracy: on training images, as they were shown last.
+        tuned_share: of the tuned weights in the result.
+    """
+
+    head_penalty: float | None
+    rows: list[dict[str, float]]
+    train_accuracy: float
+    tuned_share: float = 1.0
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a training came to, for its record; ``seconds`` are of this call."""
 
     plan: Plan
-    head_penalty: float | None
+    taught: Taught
     alarms: tuple[str, ...]
     validation: Evaluation
     test: Evaluation | None
@@ -141,7 +160,14 @@ def _checkpoints(
 ) -> Checkpoints:
     """Where the state of this training is kept; another one's is not overwritten unless that was asked for."""
     choices = config.model_dump_json(exclude={"workers", "checkpoint_s", "license_policy", "licence"})
-    parts = (choices, plan.model_dump_json(), record_splits(splits).model_dump_json(exclude={"root"}), backbone.weights_sha256 or "")
+    parts = (
+        versions()["edgetl"],
+        STATE_FORMAT,
+        choices,
+        plan.model_dump_json(),
+        record_splits(splits).model_dump_json(exclude={"root"}),
+        backbone.weights_sha256 or "",
+    )
     checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoints"), hashlib.sha256("\n".join(parts).encode()).hexdigest())
     if overwrite and not resume:
         checkpoints.remove()
@@ -152,10 +178,8 @@ def _checkpoints(
     return checkpoints
 
 
-def _teach(
-    backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, place: Workplace, checkpoints: Checkpoints
-) -> tuple[float | None, list[dict[str, float]], float]:
-    """Fit the head, then tune as planned. Returns the head's penalty, the figures of each validation, and the training accuracy."""
+def _teach(backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, place: Workplace, checkpoints: Checkpoints) -> Taught:
+    """Fit the head, then tune as planned."""
     labels = labels_of(splits.train)
     # A head fitted on random features is large and wrong: training from random weights starts from a random head too.
     fits = plan.strategy == "probe" or (config.pretrained and plan.strategy != "scratch" and checkpoints.newest() is None)
@@ -166,9 +190,9 @@ def _teach(
         head = _fit_probe(extract, features, backbone, splits, config, place.progress)
         penalty, accuracy = head.penalty, float(((features @ head.weight.T + head.bias).argmax(axis=1) == labels).mean())
     if plan.strategy == "probe":
-        return penalty, [], accuracy
+        return Taught(penalty, [], accuracy)
     history = tune(backbone, splits, plan, config, place, checkpoints=checkpoints, head_penalty=penalty)
-    return history.head_penalty, history.rows, history.rows[-1]["train_accuracy"]
+    return Taught(history.head_penalty, history.rows, history.rows[-1]["train_accuracy"], history.tuned_share)
 
 
 def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits) -> tuple[str, ...]:
@@ -263,7 +287,8 @@ def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, 
         preprocess=backbone.spec,
         plan=outcome.plan,
         alarms=outcome.alarms,
-        head_penalty=outcome.head_penalty,
+        head_penalty=outcome.taught.head_penalty,
+        tuned_share=outcome.taught.tuned_share,
         images={"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
         data_fingerprint=splits.folder.fingerprint(),
         validation=outcome.validation,

@@ -10,21 +10,26 @@ from matplotlib.figure import Figure
 from edgetl.core.atomic import storage_error
 from edgetl.data.loading import stratified
 from edgetl.data.split import Splits
+from edgetl.errors import ConfigError
 from edgetl.train.augment import make_augmentation, mirrors_well
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import ImageDataset
 from edgetl.train.finetune import prepare
 
 ROWS, VIEWS = 6, 7
+SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
 
 def draw_preview(splits: Splits, config: TrainConfig, path: Path) -> None:
     """Write the sheet as PNG (or what the suffix says): one row for each of a few training images, the classes in turn.
 
     Raises:
+        ConfigError: the file's suffix is no picture's.
         BackboneError: the backbone, whose input size and normalisation are used, cannot be loaded.
         StorageError: the file cannot be written.
     """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"--preview {path}: the picture's name ends in {', '.join(SUFFIXES)}.")
     backbone, plan = prepare(splits, config)
     flip = mirrors_well(splits.folder.labels) if config.flip is None else config.flip
     samples = stratified(splits.train, ROWS)

@@ -78,6 +78,8 @@ class RunRecord(StrictModel):
         plan: what the data budget made of the configuration.
         alarms: sentences on what should be looked at before the run is used.
         head_penalty: the L2 strength of the probe that fitted (or, before tuning, started) the head; none if it started at random.
+        tuned_share: of the tuned weights; below 1 where they were mixed with the starting ones (``--wise``).
+        seconds: of the last call; a training that was stopped took longer.
         validation: figures that chose; ``test`` was looked at once, at the end.
         files: SHA-256 of every other file that a later stage reads.
     """
@@ -92,6 +94,7 @@ class RunRecord(StrictModel):
     plan: Plan
     alarms: tuple[str, ...] = ()
     head_penalty: float | None
+    tuned_share: float = 1.0
     images: dict[str, int]
     data_fingerprint: str
     validation: Evaluation

@@ -178,7 +178,7 @@ class Tuning(L.LightningModule):
         self.l2sp = config.l2sp
         self.anchors = self._trunk_weights() if config.l2sp or config.wise else {}
         self.moments: dict[str, torch.Tensor] = {}
-        self.last: tuple[float, float] = (0.0, 0.0)
+        self.last = (0.0, 0.0, 0.0)  # of the last batch: images answered rightly, all of them, and the loss without guards
 
     def _trunk_weights(self) -> dict[str, torch.Tensor]:
         """Copies of the weights that learn, without the head's."""
@@ -188,7 +188,7 @@ class Tuning(L.LightningModule):
     def _distance(self) -> torch.Tensor:
         """Half the squared distance of the trunk from where it started (L2-SP: Li et al. 2018, arXiv:1802.01483)."""
         parameters = dict(self.model.named_parameters())
-        parts = [(parameters[name] - anchor.to(parameters[name].device)).square().sum() for name, anchor in self.anchors.items()]
+        parts = [(parameters[name] - anchor).square().sum() for name, anchor in self.anchors.items()]
         return torch.stack(parts).sum() / 2
 
     @property
@@ -205,20 +205,21 @@ class Tuning(L.LightningModule):
         return self.trained[trunk - opened :]
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Freeze what is not to change at this step, running statistics too."""
+        """Freeze what is not to change at this step, running statistics too, and wake what begins to."""
+        self.model.train()
         set_trainable(self.model, self.trained_at(self.step), freeze_batchnorm=self.plan.freeze_batchnorm)
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
         """One step's loss."""
         images, labels = batch
         torch.manual_seed(draw_seed(self.seed, self.step))  # dropout does not depend on where a training was resumed
-        if images.is_cuda:
+        if images.is_cuda and images.ndim == 4:  # activations of a frozen half may be rows of tokens
             images = images.contiguous(memory_format=torch.channels_last)
         logits = self.model(images)
         loss: torch.Tensor = self.loss(logits, labels)
+        self.last = float((logits.detach().argmax(dim=1) == labels).sum()), float(len(labels)), float(loss.detach())
         if self.l2sp and self.anchors:
             loss = loss + self.l2sp * self._distance()
-        self.last = float((logits.detach().argmax(dim=1) == labels).sum()), float(len(labels))
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -230,6 +231,7 @@ class Tuning(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Give a resumed optimizer its moments back."""
+        self.anchors = {name: anchor.to(self.device) for name, anchor in self.anchors.items()}
         optimizer = self.trainer.optimizers[0]
         for index, parameter in enumerate(_parameters(optimizer)):
             names = ("step", "exp_avg", "exp_avg_sq")

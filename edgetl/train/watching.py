@@ -103,7 +103,7 @@ class Watch(Callback):
         step = module.step
         if module.average is not None:
             module.average.update(module.model)
-        self._judge(float(outputs["loss"]), step)
+        self._judge(float(outputs["loss"]), step, saved=self.checkpoints is not None and bool(self.history.best))
         self.progress("fine-tuning", step, plan.steps)
         due = step % self.interval == 0 or step == plan.steps
         if due:
@@ -112,24 +112,22 @@ class Watch(Callback):
         ended = step == plan.steps or (self.history.waited >= self.config.patience and plan.strategy != "scratch")
         if self.checkpoints and (due or self.stop.asked or time.monotonic() - self._saved > self.config.checkpoint_s) and not ended:
             self._save()
-        if self.stop.asked:
-            raise StoppedError(f"stopped after step {step} of {plan.steps}, as asked. The same command with --resume goes on from there.")
+        if self.stop.asked and not ended:
+            how = " The same command with --resume goes on from there." if self.checkpoints else ""
+            raise StoppedError(f"stopped after step {step} of {plan.steps}, as asked.{how}")
         trainer.should_stop = ended
 
-    def _judge(self, loss: float, step: int) -> None:
-        """Add up the training's figures, and end it when it diverged."""
-        right, count = self.module.last
+    def _judge(self, total: float, step: int, *, saved: bool) -> None:
+        """Add up the training's figures, and end it when it diverged. ``total`` holds the guards' losses too."""
+        right, count, loss = self.module.last
         history = self.history
         history.right, history.seen, history.lost = history.right + right, history.seen + count, history.lost + loss * count
         history.recent = loss if history.recent is None else history.recent + (loss - history.recent) / LOSS_MEMORY
         chance = math.log(max(2, self.module.classes))
-        if not math.isfinite(loss) or (step > LOSS_MEMORY and history.recent > DIVERGED * chance):
+        if not math.isfinite(total) or (step > LOSS_MEMORY and history.recent > DIVERGED * chance):
             said = f"{loss:.3g}" if math.isfinite(loss) else str(loss)
-            kept = (
-                f" The last good state is in {self.checkpoints.folder}; --overwrite begins again."
-                if self.checkpoints and history.best
-                else ""
-            )
+            folder = self.checkpoints.folder if self.checkpoints else ""
+            kept = f" The last good state is in {folder}; --overwrite begins again." if saved else ""
             raise TrainingError(
                 f"training diverged: the loss was {said} at step {step}, and answering at random costs {chance:.2f}. "
                 f"Lower --lr (now {self.module.plan.head_lr:g}) or use --strategy probe.{kept}"

@@ -73,7 +73,7 @@ def test_auto_chooses_by_the_number_of_images(images: int, strategy: str) -> Non
 def test_auto_counts_distinct_images(colours: Path, tmp_path: Path) -> None:
     run = train(colours, _config(strategy="auto", pretrained=False, views=1), tmp_path / "run")
     assert run.record.plan.images == len({entry.content for entry in run.splits().entries if entry.part == "train"})
-    assert run.record.plan.strategy == "probe" and run.record.plan.steps == 0
+    assert run.record.plan.strategy == "scratch", "random weights have nothing to probe"
 
 
 def test_learning_rates_stand_in_lr_and_fall_to_the_lowest_stage_by_the_ratio() -> None:
@@ -241,6 +241,24 @@ def test_divergence_stops_with_a_sentence_that_names_the_learning_rate(colours: 
         _tune(colours, _config(pretrained=False, lr=1e30, epochs=3))
 
 
+@pytest.mark.parametrize("choice", [{"strategy": "progressive", "epochs": 20}, {"strategy": "partial", "cache_views": 0}])
+def test_stages_that_open_learn_their_statistics_and_a_resumed_training_too(colours: Path, tmp_path: Path, choice: dict[str, Any]) -> None:
+    config = _config(pretrained=False, checkpoint_s=0.001, patience=100, **choice)
+    whole = train(colours, config, tmp_path / "whole")
+    assert not whole.record.plan.freeze_batchnorm
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "fine-tuning" and done == total - 2:
+            raise _StopError
+
+    with pytest.raises(_StopError):
+        train(colours, config, tmp_path / "broken", progress=stop)
+    resumed = train(colours, config, tmp_path / "broken", resume=True)
+    assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
+    statistics = whole.load_model().get_buffer("layer4.0.bn1.running_mean")
+    assert bool(statistics.any()), "the last stage's BatchNorm has seen the pictures"
+
+
 class _StopError(Exception):
     """Ends a training from its progress."""
 
@@ -277,6 +295,7 @@ def test_a_damaged_state_is_passed_over(tmp_path: Path) -> None:
     files[1].write_bytes(data)
     state = checkpoints.newest()
     assert state is not None and state.step == 2 and state.tensors["x"].tolist() == [2.0] * 3 and state.facts == {"rows": []}
+    assert not files[1].exists()
     files[0].write_bytes(files[0].read_bytes()[:20])
     assert checkpoints.newest() is None
 
