@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, help="input height and width [default: the backbone's]")
     parser.add_argument("--probe-only", action="store_true")
     parser.add_argument("--few-only", action="store_true")
+    parser.add_argument("--images", choices=list(SETS), action="append", help="only these sets (may be given several times)")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     given = parser.parse_args()
     size: tuple[Side, Side] | None = (given.side, given.side) if given.side else None
@@ -58,6 +59,8 @@ def main() -> None:
     ]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name, path in SETS.items():
+        if given.images and name not in given.images:
+            continue
         begin = time.monotonic()
         folder = scan(SHARED / "data" / path)
         cells = []
