@@ -277,7 +277,7 @@ def _confirm(best: list[_Candidate], splits: Splits, config: RankConfig, progres
             epochs=epochs, patience=epochs, batch_size=BATCH,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as work:
-            run = fine_tune(dataclasses.replace(splits, train=few), wanted, Path(work) / "run", progress=progress)
+            run = fine_tune(dataclasses.replace(splits, train=few, test=()), wanted, Path(work) / "run", progress=progress)
             item.confirmed = run.record.validation.accuracy
         item.stage = "confirmed"
     return sorted(best, key=lambda item: -(item.confirmed.value if item.confirmed else 0.0))

@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 WARM_UP_SHARE = 0.1
 CLIP_NORM = 1.0
+# Validation images are decoded once where they take no more memory than this, and for each validation otherwise.
+MOST_HELD_BYTES = 400_000_000
 TUNED_SHARES = (0.2, 0.4, 0.6, 0.8)
 
 
@@ -106,7 +108,10 @@ def _prepare(
         if cached:
             return cached.backbone, cached.train, cached.val
     train = training_batches(splits.train, backbone.spec, augment, config, steps=steps)
-    return backbone, train, validation_batches(splits.val or splits.train, backbone.spec, config)
+    val = validation_batches(splits.val or splits.train, backbone.spec, config)
+    height, width = backbone.spec.input_size
+    small = len(splits.val or splits.train) * 3 * height * width * 4 <= MOST_HELD_BYTES
+    return backbone, train, list(val) if small else val
 
 
 def _fit(module: Tuning, batches: Batches, watch: Callback, device: str) -> None:
