@@ -27,7 +27,8 @@ def test_a_probe_on_trashnet_reaches_084(photo_run: Run) -> None:
 
 def test_a_probe_on_sign_digits_reaches_092(shared: Path, tmp_path: Path) -> None:
     backbone = f"local-dir:{shared}/weights/mobilenetv2_100.imagenet"
-    done = edgetl("train", shared / "data/sign-digits", "--backbone", backbone, "--out", tmp_path / "signs", "--json", timeout=400)
+    arguments = ("--backbone", backbone, "--strategy", "probe", "--out", tmp_path / "signs", "--json")
+    done = edgetl("train", shared / "data/sign-digits", *arguments, timeout=400)
     record = json.loads(done.stdout)
     assert record["test"]["accuracy"]["value"] >= 0.92
 

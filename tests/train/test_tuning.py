@@ -188,7 +188,7 @@ def test_random_weights_train_every_layer_and_batchnorm(colours: Path) -> None:
 
 
 def test_worker_processes_do_not_change_the_result(colours: Path) -> None:
-    states = [_tune(colours, _config(pretrained=False, workers=workers, epochs=1))[0].model.state_dict() for workers in (0, 2)]
+    states = [_tune(colours, _config(pretrained=False, workers=workers, epochs=1))[0].model.state_dict() for workers in (0, 1)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
