@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 VALIDATIONS = 20
 # Steps over which the loss is averaged to judge it, and before it is judged at all.
 LOSS_MEMORY = 20
-# A smoothed loss above this many times that of answering at random has diverged.
+# A smoothed loss above this many times that of answering at random, and that of the first step, has diverged.
 DIVERGED = 5.0
 
 Batches: TypeAlias = Iterable[tuple[torch.Tensor, torch.Tensor]]
@@ -41,6 +41,7 @@ class History:
         best_loss: the lowest validation loss.
         best: the weights that had it.
         waited: validations since.
+        first: loss of the first step; high where BatchNorm meets images unlike those it was trained on, and soon mended.
         recent: smoothed loss of the last steps.
         right, seen, lost: training images answered rightly, all of them, and the sum of losses since the last validation.
         head_penalty: of the probe that fitted the head.
@@ -51,6 +52,7 @@ class History:
     best_loss: float = math.inf
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     waited: int = 0
+    first: float | None = None
     recent: float | None = None
     right: float = 0.0
     seen: float = 0.0
@@ -122,9 +124,10 @@ class Watch(Callback):
         right, count, loss = self.module.last
         history = self.history
         history.right, history.seen, history.lost = history.right + right, history.seen + count, history.lost + loss * count
+        history.first = loss if history.first is None else history.first
         history.recent = loss if history.recent is None else history.recent + (loss - history.recent) / LOSS_MEMORY
         chance = math.log(max(2, self.module.classes))
-        if not math.isfinite(total) or (step > LOSS_MEMORY and history.recent > DIVERGED * chance):
+        if not math.isfinite(total) or (step > LOSS_MEMORY and history.recent > DIVERGED * max(chance, history.first)):
             said = f"{loss:.3g}" if math.isfinite(loss) else str(loss)
             folder = self.checkpoints.folder if self.checkpoints else ""
             kept = f" The last good state is in {folder}; --overwrite begins again." if saved else ""
