@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
-import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ from edgetl.train.backbones import count_macs
 from edgetl.train.compression import Coordinates, compress
 from edgetl.train.dataset import default_workers
 from edgetl.train.embedded import Pretrained, Source, Teacher
+from edgetl.train.fitting import fit, give_moments, moments
 from edgetl.train.mirror import first_line, sha256_of
 from edgetl.train.pictures import Pool, Views, count_labels, load_pools
 from edgetl.train.recipe import TEACHER, Recipe
@@ -82,7 +80,6 @@ def pretrain(
         BackboneError: the teacher or the starting weights cannot be used.
         TrainingError: the loss became infinite or not a number.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     started = time.monotonic()
     _make_folder(places.out)
     pools = load_pools(recipe, places.data, progress)
@@ -93,9 +90,8 @@ def pretrain(
     origin = Origin(teacher, pools, sha256_of(start) if start else None)
     checkpoint = _Checkpoint(places.out / CHECKPOINT_NAME, module, checkpoint_steps, identity=origin.identity(recipe))
     first = checkpoint.restore()
-    _fit(
-        module, DataLoader(views, batch_size=None, sampler=range(first, recipe.steps), num_workers=_workers()), checkpoint, device, progress
-    )
+    batches = DataLoader(views, batch_size=None, sampler=range(first, recipe.steps), num_workers=_workers())
+    fit(module, batches, [checkpoint, _Report(progress, checkpoint)], device=device, clip_norm=CLIP_NORM)
     result = _publish(recipe, module.average.module, places.out, origin, time.monotonic() - started + checkpoint.seconds_before)
     checkpoint.path.unlink(missing_ok=True)
     return result
@@ -142,26 +138,6 @@ def _build(recipe: Recipe, pools: list[Pool], teacher: TeacherNet | None, views:
     return Distillation(recipe, student, lesson, views, labels=count_labels(pools))
 
 
-def _fit(module: Distillation, batches: Iterable[Any], checkpoint: _Checkpoint, device: str, progress: Progress) -> None:
-    trainer = L.Trainer(
-        accelerator="gpu" if device == "cuda" else "cpu",
-        devices=1,
-        precision="bf16-mixed" if device == "cuda" else "32-true",
-        max_epochs=1,
-        gradient_clip_val=CLIP_NORM,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[checkpoint, _Report(progress, checkpoint)],
-    )
-    with warnings.catch_warnings():
-        # Lightning's hints about loader processes and logging intervals concern choices that were made on purpose.
-        warnings.filterwarnings("ignore", module=r"lightning\..*")
-        warnings.filterwarnings("ignore", message=r".*(does not have many workers|LeafSpec|pin_memory).*")
-        trainer.fit(module, batches)
-
-
 def _workers() -> int:
     return min(4, default_workers())
 
@@ -206,17 +182,7 @@ class _Checkpoint(Callback):
 
     def on_train_start(self, trainer: L.Trainer, _: L.LightningModule) -> None:
         """Give the optimizer its moments back, and the schedule its place."""
-        optimizer = trainer.optimizers[0]
-        for index, parameter in enumerate(_parameters(optimizer)):
-            found = {
-                name: self._moments[f"optimizer.{index}.{name}"]
-                for name in ("step", "exp_avg", "exp_avg_sq")
-                if f"optimizer.{index}.{name}" in self._moments
-            }
-            if found:
-                optimizer.state[parameter] = {
-                    name: value if name == "step" else value.to(parameter.device) for name, value in found.items()
-                }
+        give_moments(trainer.optimizers[0], self._moments)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Average the weights, and save now and then."""
@@ -226,17 +192,11 @@ class _Checkpoint(Callback):
             self._save(trainer.optimizers[0], step)
 
     def _save(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        tensors = {key: value.detach().cpu().contiguous() for key, value in self.module.state_dict().items()}
-        for index, parameter in enumerate(_parameters(optimizer)):
-            for name, value in optimizer.state[parameter].items():
-                tensors[f"optimizer.{index}.{name}"] = value.detach().cpu().contiguous()
+        known = {**self.module.state_dict(), **moments(optimizer)}
+        tensors = {key: value.detach().cpu().contiguous() for key, value in known.items()}
         seconds = self.seconds_before + time.monotonic() - self._started
         facts = {"identity": self.identity, "step": str(step), "seconds": f"{seconds:.1f}"}
         write_bytes(self.path, safetensors.torch.save(tensors, facts))
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 class _Report(Callback):

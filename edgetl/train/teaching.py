@@ -21,6 +21,7 @@ from edgetl.train.backbones import find_head, make_trunk
 from edgetl.train.compression import Coordinates, stage_maps
 from edgetl.train.dataset import draw_seed
 from edgetl.train.features import choose_engine
+from edgetl.train.fitting import scheduled
 from edgetl.train.mirror import local_dir_licence, local_dir_weights, sha256_of
 from edgetl.train.pictures import Views
 from edgetl.train.recipe import Recipe
@@ -206,14 +207,7 @@ class Distillation(L.LightningModule):
             {"params": [item for item in trained if item.ndim > 1], "weight_decay": self.recipe.weight_decay},
             {"params": [item for item in trained if item.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.recipe.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(self.first_step + step, self.recipe.steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def warm_cosine(step: int, steps: int) -> float:
-    """Factor of the learning rate: linear over the first 5 % of the steps, times half a cosine over all."""
-    return min(1.0, (step + 1) / max(1.0, WARM_UP_SHARE * steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+        return scheduled(torch.optim.AdamW(groups, lr=self.recipe.lr), self.recipe.steps, WARM_UP_SHARE, first=self.first_step)
 
 
 @dataclass(frozen=True)

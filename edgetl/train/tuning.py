@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -29,6 +26,7 @@ from edgetl.train.budget import Plan
 from edgetl.train.checkpoints import Checkpoints, State
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import draw_seed, training_batches, validation_batches
+from edgetl.train.fitting import fit, give_moments, moments, scheduled
 from edgetl.train.probe import class_weights
 from edgetl.train.stages import HEAD, STEM, Stage, choose_stages, find_stages, set_trainable
 from edgetl.train.stopping import StopRequest
@@ -82,7 +80,7 @@ def tune(
         if state:
             _log.info("going on after step %d of %d", state.step, plan.steps)
         watch = Watch(module, history, val, config, progress=place.progress, checkpoints=checkpoints, stop=stop)
-        _fit(module, train, watch, place.device)
+        fit(module, train, [watch], device=place.device, clip_norm=CLIP_NORM)
         if config.wise and module.anchors and history.best:
             _interpolate(module, history, val)
     _keep_best(backbone, stages, history)
@@ -112,28 +110,6 @@ def _prepare(
     height, width = backbone.spec.input_size
     small = len(splits.val or splits.train) * 3 * height * width * 4 <= MOST_HELD_BYTES
     return backbone, train, list(val) if small else val
-
-
-def _fit(module: Tuning, batches: Batches, watch: Callback, device: str) -> None:
-    # Lightning sets its own level and handler when it is imported; what it says there is not about the user's images.
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    trainer = L.Trainer(
-        accelerator="gpu" if device == "cuda" else "cpu",
-        devices=1,
-        precision="bf16-mixed" if device == "cuda" else "32-true",  # half precision pays on a GPU only
-        max_epochs=1,
-        gradient_clip_val=CLIP_NORM,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[watch],
-    )
-    with warnings.catch_warnings():
-        # Lightning's hints about loader processes and logging intervals concern choices that were made on purpose.
-        warnings.filterwarnings("ignore", module=r"lightning\..*")
-        warnings.filterwarnings("ignore", message=r".*(does not have many workers|LeafSpec|pin_memory).*")
-        trainer.fit(module, batches)
 
 
 def parameter_groups(model: nn.Module, stages: Sequence[Stage], plan: Plan) -> list[dict[str, Any]]:
@@ -231,20 +207,12 @@ class Tuning(L.LightningModule):
         """AdamW over explicit groups, and a schedule by step."""
         groups = parameter_groups(self.model, self.trained, self.plan)
         optimizer = torch.optim.AdamW([{key: value for key, value in group.items() if key != "stage"} for group in groups])
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(self.first + step, self.plan.steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, self.plan.steps, WARM_UP_SHARE, first=self.first)
 
     def on_train_start(self) -> None:
         """Give a resumed optimizer its moments back."""
         self.anchors = {name: anchor.to(self.device) for name, anchor in self.anchors.items()}
-        optimizer = self.trainer.optimizers[0]
-        for index, parameter in enumerate(_parameters(optimizer)):
-            names = ("step", "exp_avg", "exp_avg_sq")
-            found = {name: self.moments[key] for name in names if (key := f"optimizer.{index}.{name}") in self.moments}
-            if found:
-                optimizer.state[parameter] = {
-                    name: value if name == "step" else value.to(parameter.device) for name, value in found.items()
-                }
+        give_moments(self.trainer.optimizers[0], self.moments)
 
     def state(self, history: History) -> State:
         """All that a later call needs to go on."""
@@ -252,8 +220,7 @@ class Tuning(L.LightningModule):
         if self.average is not None:
             tensors |= {f"average.{key}": value for key, value in self.average.module.state_dict().items()}
         tensors |= {f"best.{key}": value for key, value in history.best.items()}
-        for index, parameter in enumerate(_parameters(self.trainer.optimizers[0])):
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in self.trainer.optimizers[0].state[parameter].items()}
+        tensors |= moments(self.trainer.optimizers[0])
         facts = {key: value for key, value in vars(history).items() if key != "best"}
         copies = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
         return State(self.step, copies, facts)
@@ -269,18 +236,6 @@ class Tuning(L.LightningModule):
             self.average.module.load_state_dict(parts["average"])
         self.moments, self.first = parts["optimizer"], state.step
         return History(best=parts["best"], **state.facts)
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def warm_cosine(step: int, steps: int) -> float:
-    """Factor of the learning rate: linear over the first tenth of the steps, then half a cosine to 0."""
-    warm = max(1, round(steps * WARM_UP_SHARE))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
 
 
 def _interpolate(module: Tuning, history: History, val: Batches) -> None:

@@ -216,10 +216,3 @@ def test_fractals_are_the_same_for_a_seed_and_differ_between_systems() -> None:
     assert pictures.shape == (12, 3, 48, 48) and np.array_equal(pictures, draw_fractals(6, 2, 48, seed=1))
     assert not np.array_equal(pictures, draw_fractals(6, 2, 48, seed=2))
     assert pictures.std(axis=(1, 2, 3)).min() > 3, "an empty picture teaches nothing"
-
-
-def test_the_learning_rate_warms_up_and_ends_at_nothing() -> None:
-    from edgetl.train.teaching import warm_cosine
-
-    rates = [warm_cosine(step, 200) for step in range(201)]
-    assert rates[0] == pytest.approx(0.1) and max(rates) > 0.98 and rates[200] == pytest.approx(0.0, abs=1e-9)
