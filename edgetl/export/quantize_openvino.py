@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgetl.errors import ExportError
 from edgetl.export.steps import FloatHead, Step
 from edgetl.export.to_openvino import annotate, save
+from edgetl.runtime.ov import core
 
 
 class OpenVinoQuantizer:
@@ -36,7 +37,7 @@ class OpenVinoQuantizer:
         Raises:
             ExportError: NNCF cannot quantize the network.
         """
-        model = ov.Core().read_model(self._source)
+        model = core().read_model(self._source)
         spared = [op.get_friendly_name() for op in _convolutions(model)[: step.spared]]
         if step.refit:
             spared.append(_head(model).get_friendly_name())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 
 import numpy as np
@@ -9,6 +10,24 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edgetl.errors import EngineError
+
+_lock = threading.Lock()
+
+
+@functools.cache
+def _one_core() -> ov.Core:
+    return ov.Core()
+
+
+def core() -> ov.Core:
+    """The process's only one.
+
+    Each core's CPU plugin gives the thread that compiles first a signal stack of its own and frees it with itself; when several
+    go in another order than they came, the thread is left with one that is freed, and the next signal with a handler, such as a Ctrl-C,
+    kills the process (seen with OpenVINO 2026.4).
+    """
+    with _lock:
+        return _one_core()
 
 
 class OvEngine:
@@ -18,8 +37,7 @@ class OvEngine:
         # Without the precision hint OpenVINO computes in bfloat16 on CPUs that have it, and answers differ from the bench's.
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
         try:
-            core = ov.Core()
-            self._model = core.compile_model(core.read_model(xml, weights), "CPU", hints)
+            self._model = core().compile_model(core().read_model(xml, weights), "CPU", hints)
         except (RuntimeError, TypeError, ValueError) as error:
             raise EngineError(f"OpenVINO {ov.__version__} refuses the model: {_first_line(error)}") from error
         self._local = threading.local()

@@ -136,3 +136,19 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "3"), done.stderr
+
+
+@pytest.mark.parametrize("variant", VARIANTS[:2])
+def test_signals_still_reach_the_process_after_predictors_came_and_went(bundle: Bundle, picture: Path, variant: str) -> None:
+    code = f"""
+import os, signal, edgetl
+first, second = (edgetl.load({str(bundle.path)!r}, variant={variant!r}) for _ in range(2))
+first.predict({str(picture)!r}), second.predict({str(picture)!r})
+del first
+third = edgetl.load({str(bundle.path)!r}, variant={variant!r})
+del second, third
+signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
