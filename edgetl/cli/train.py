@@ -173,6 +173,15 @@ def show_run(run: Run) -> None:
         if items:
             names = ", ".join(item if isinstance(item, str) else " = ".join(item) for item in items[:3])
             out.print(f"[yellow]{len(items)} images {title}[/]: {escape(names)}{' …' if len(items) > 3 else ''}")
+    if record.forgetting:
+        old = record.forgetting
+        out.print(
+            f"the task of {escape(old.parent)} ({old.through}): accuracy {old.before:.4f} before, {old.after:.4f} after, n = {old.images}"
+        )
+        worst = sorted((item for item in old.classes if item.after < item.before), key=lambda item: item.after - item.before)[:3]
+        if worst:
+            named = ", ".join(f"{escape(item.label)} {item.before:.2f} to {item.after:.2f}" for item in worst)
+            out.print(f"most forgotten: {named}; --replay {escape(record.backbone.name)} --lwf 1 holds it", soft_wrap=True)
     for alarm in record.alarms:
         out.print(f"[yellow]look:[/] {escape(alarm)}", soft_wrap=True)
     for parent in record.backbone.parents:

@@ -58,6 +58,33 @@ class Evaluation(StrictModel):
     confusion: tuple[tuple[int, ...], ...]
 
 
+class ClassForgetting(StrictModel):
+    """One old class: ``n`` test images, and the share answered rightly before and after."""
+
+    label: str
+    n: int
+    before: float
+    after: float
+
+
+class Forgetting(StrictModel):
+    """What a training from a run cost that run's task, on its test images (its validation images where it had no test).
+
+    Attributes:
+        through: ``own`` where the new network has the old classes, ``old head`` where they were read with the parent's head.
+        before, after: accuracy of the parent, and of the new network.
+        lost: their difference; negative where the old task gained.
+    """
+
+    parent: str
+    through: str
+    images: int
+    before: float
+    after: float
+    lost: float
+    classes: tuple[ClassForgetting, ...]
+
+
 def wilson(successes: int, n: int) -> Proportion:
     """The share ``successes / n`` with its 95 % interval (Wilson 1927, doi:10.1080/01621459.1927.10502953)."""
     if n == 0:

@@ -17,12 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from edgetl.core.progress import Progress, silent
+from edgetl.data.folder import Sample
 from edgetl.data.loading import batches
 from edgetl.data.split import Splits
 from edgetl.train.backbones import Backbone
 from edgetl.train.border import cut
 from edgetl.train.config import TrainConfig
-from edgetl.train.dataset import ImageDataset, StepSampler, in_order
+from edgetl.train.dataset import ImageDataset, in_order, step_sampler, steps_an_epoch
 from edgetl.train.features import FeatureFunction, choose_engine
 from edgetl.train.stages import Stage
 
@@ -83,7 +84,7 @@ class _Activations(Dataset[tuple[torch.Tensor, int]]):
 
 def cache_activations(
     backbone: Backbone, trained: Sequence[Stage], splits: Splits, augment: v2.Transform | None, config: TrainConfig,
-    *, steps: range, place: Workplace,
+    *, steps: range, place: Workplace, replay: Sequence[Sample] = (),
 ) -> Cached | None:  # fmt: skip
     """Run the frozen half of ``backbone`` on ``config.cache_views`` random views of each training image and on the validation images.
 
@@ -95,11 +96,12 @@ def cache_activations(
         config: seed, batch size, bounds.
         steps: of the training.
         place: its folder takes the memory maps, and the caller removes it.
+        replay: images that are shown again beside the training images.
 
     Returns:
         None where the network cannot be cut there, or its activations would take more than ``config.cache_gb`` on the disk.
     """
-    train, val = splits.train, splits.val or splits.train
+    train, val = [*splits.train, *replay], splits.val or splits.train
     model, spec = backbone.model.eval(), backbone.spec
     example = next(batches(train[:EXAMPLES], spec))
     halves = cut(model, trained, torch.from_numpy(example))
@@ -108,7 +110,8 @@ def cache_activations(
         return None
     with torch.no_grad():
         shape = tuple(halves.front(torch.from_numpy(example)).shape[1:])
-    views = min(config.cache_views if augment else 1, _count_views(config, shape, len(train), len(val), steps.stop))
+    epochs = math.ceil(steps.stop / steps_an_epoch(len(splits.train), config.batch_size))
+    views = min(config.cache_views if augment else 1, _count_views(config, shape, len(train), len(val), epochs))
     if views < 1:
         _log.info("the frozen layers run at each step: their outputs would take more than %g GB (--cache-gb)", config.cache_gb)
         return None
@@ -117,7 +120,7 @@ def cache_activations(
     rows = _fill(place.folder / "train.npy", pictures, shape, run, config, place.progress)
     seen = ImageDataset(val, spec, augment=None, seed=config.seed)
     val_rows = _fill(place.folder / "val.npy", seen, shape, run, config, place.progress)
-    sampler = StepSampler(len(train), config.batch_size, steps.stop, seed=config.seed, first=steps.start)
+    sampler = step_sampler(len(splits.train), config, steps, len(replay))
     return Cached(
         replace(backbone, model=halves.tail),
         DataLoader(_Activations(rows, [sample.label for sample in train], views), batch_sampler=sampler),
@@ -126,10 +129,9 @@ def cache_activations(
     )
 
 
-def _count_views(config: TrainConfig, shape: tuple[int, ...], train: int, val: int, steps: int) -> int:
+def _count_views(config: TrainConfig, shape: tuple[int, ...], train: int, val: int, epochs: int) -> int:
     """As many as the whole training has epochs (a resumed one must see the same), as were asked for, and as fit on the disk."""
     room = int(config.cache_gb * 1e9 / (2 * math.prod(shape))) - val
-    epochs = math.ceil(steps / max(1, train // config.batch_size))
     return min(config.cache_views, epochs, room // max(1, train))
 
 

@@ -31,6 +31,10 @@ def _images(default: Any, description: str, **bounds: Any) -> Any:
     return _field("Images", default, description, **bounds)
 
 
+def _guard(default: Any, description: str, **bounds: Any) -> Any:
+    return _field("Guards for what the weights know", default, description, **bounds)
+
+
 def _training(default: Any, description: str, **bounds: Any) -> Any:
     return _field("Training", default, description, **bounds)
 
@@ -67,12 +71,18 @@ class TrainConfig(StrictModel):
     weight_decay: float | None = _training(None, "Of kernels and matrices (AdamW).", ge=0.0)
     label_smoothing: float | None = _training(None, "Share of the target that is spread over all classes.", ge=0.0, lt=1.0)
     balance: Literal["none", "loss"] = _training("none", "loss: a class weighs as much as any other, however few images it has.")
-    l2sp: float = _training(0.0, "Pull tuned weights towards where they started (0.01 is usual; 0 does not).", ge=0.0)
-    wise: bool = _training(False, "Mix tuned and starting weights in the share that has the lowest validation loss.")
     batch_size: int = _training(32, "Images a step, and a feature pass.", ge=1, le=4096)
     patience: int = _training(5, "Validations without a lower loss before training stops; there are 20 in a training.", ge=1)
     device: Literal["auto", "cpu", "cuda"] = _training("auto", "auto (a GPU where there is one), cpu or cuda.")
     workers: int | None = _training(None, "Processes that load images (default: by cores).", ge=0)
     cache_views: int = _training(4, "Views of each image for which the frozen layers run once, ahead; 0 runs them each step.", ge=0, le=64)
     cache_gb: float = _training(8.0, "Most that those may take on the disk, GB.", ge=0.0)
+    l2sp: float = _guard(0.0, "Pull tuned weights towards where they started (0.01 is usual; 0 does not).", ge=0.0)
+    wise: bool = _guard(False, "Mix tuned and starting weights in the share that has the lowest validation loss.")
+    lwf: float = _guard(0.0, "Answer new images for the old classes as before (1 is usual; 0 does not ask).", ge=0.0)
+    ewc: float = _guard(0.0, "Hold weights that mattered to the old task (100 to 1000 is usual; 0 does not).", ge=0.0)
+    replay: str | None = _guard(None, "Mix in images of this run, or of this folder of class folders.")
+    replay_frac: float = _guard(0.25, "Their share of each batch.", gt=0.0, lt=1.0)
+    replay_images: int = _guard(20, "Images of each of their classes that are kept, the most typical ones.", ge=1)
+
     checkpoint_s: float = _training(60.0, "Seconds between two saved states, from which --resume goes on.", gt=0.0)

@@ -84,11 +84,16 @@ def random_crop(seed: int, view: int) -> Prepare:
 class StepSampler(Sampler[list[int]]):
     """The batches of steps ``first`` to ``steps``: a seeded permutation for each epoch; indices also tell the epoch.
 
-    A step's batch depends on the seed and the step alone, so that a training can go on where it was stopped.
+    A step's batch depends on the seed and the step alone, so that a training can go on where it was stopped. Of ``replayed`` images, which
+    come after the ``images`` new ones, ``replay_batch`` are drawn in addition.
     """
 
-    def __init__(self, images: int, batch_size: int, steps: int, *, seed: int, first: int = 0) -> None:
+    def __init__(
+        self, images: int, batch_size: int, steps: int, *, seed: int, first: int = 0, replayed: int = 0, replay_batch: int = 0
+    ) -> None:
         self.images = images
+        self.all_images = images + replayed
+        self.replay_batch = min(replayed, replay_batch)
         self.batch_size = batch_size
         self.steps = steps
         self.seed = seed
@@ -106,16 +111,29 @@ class StepSampler(Sampler[list[int]]):
                 generator = torch.Generator().manual_seed(draw_seed(self.seed, epoch))
                 order = torch.randperm(self.images, generator=generator).tolist()
             batch = order[place * self.batch_size : (place + 1) * self.batch_size]
-            yield [epoch * self.images + index for index in batch]
+            if self.replay_batch:
+                draws = np.random.default_rng([self.seed, step]).choice(self.all_images - self.images, self.replay_batch, replace=False)
+                batch = [*batch, *(self.images + draws).tolist()]
+            yield [epoch * self.all_images + index for index in batch]
 
 
 def training_batches(
-    samples: Sequence[Sample], spec: PreprocessSpec, augment: v2.Transform | None, config: TrainConfig, *, steps: range
-) -> DataLoader[tuple[torch.Tensor, int]]:
+    samples: Sequence[Sample], spec: PreprocessSpec, augment: v2.Transform | None, config: TrainConfig, *,
+    steps: range, replay: Sequence[Sample] = (),
+) -> DataLoader[tuple[torch.Tensor, int]]:  # fmt: skip
     """The batches of ``steps`` (from the one to go on with, to the last): images float32 ``[batch, 3, H, W]`` and labels."""
-    sampler = StepSampler(len(samples), config.batch_size, steps.stop, seed=config.seed, first=steps.start)
-    images = ImageDataset(samples, spec, augment=augment, seed=config.seed)
+    sampler = step_sampler(len(samples), config, steps, len(replay))
+    images = ImageDataset([*samples, *replay], spec, augment=augment, seed=config.seed)
     return DataLoader(images, batch_sampler=sampler, num_workers=_workers(config), pin_memory=_pin(config), worker_init_fn=leave_signals)
+
+
+def step_sampler(images: int, config: TrainConfig, steps: range, replayed: int = 0) -> StepSampler:
+    """The sampler of ``steps``; replayed images are ``config.replay_frac`` of each batch."""
+    share = config.replay_frac / (1 - config.replay_frac)
+    more = max(1, round(share * min(config.batch_size, images)))
+    return StepSampler(
+        images, config.batch_size, steps.stop, seed=config.seed, first=steps.start, replayed=replayed, replay_batch=more if replayed else 0
+    )
 
 
 def validation_batches(samples: Sequence[Sample], spec: PreprocessSpec, config: TrainConfig) -> DataLoader[tuple[torch.Tensor, int]]:

@@ -20,7 +20,7 @@ from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.host import fingerprint, versions
 from edgetl.core.licences import check_policy
 from edgetl.core.progress import Progress, silent
-from edgetl.core.results import Evaluation
+from edgetl.core.results import Evaluation, Forgetting
 from edgetl.core.scoring import evaluate_predictions
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import labels_of
@@ -33,9 +33,12 @@ from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import random_crop
 from edgetl.train.features import FeatureExtractor
+from edgetl.train.old_task import find_old_task, measure_forgetting
 from edgetl.train.probe import LinearHead, fit_head
+from edgetl.train.protection import Protection, fisher_bytes, protect
 from edgetl.train.report import class_table, draw_confusion, draw_curves
 from edgetl.train.run import (
+    FISHER_NAME,
     METRICS_NAME,
     SPLITS_NAME,
     BackboneRecord,
@@ -90,16 +93,20 @@ def fine_tune(
         _log.info("%s", describe_plan(plan))
         checkpoints = _checkpoints(out, splits, config, plan, backbone, resume=resume, overwrite=overwrite)
         place = Workplace(device, folder, progress)
-        taught = _teach(backbone, splits, config, plan, place, checkpoints)
+        protection = protect(backbone, splits, plan, config, place)
+        taught = _teach(backbone, splits, config, plan, place, checkpoints, protection)
         extract = _extractor(backbone, config, device, len(splits.val) + len(splits.test))
         validation, test = _measure(extract, backbone, splits, progress)
         last = {"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1}
         (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*taught.rows, last]), "utf-8")
         write_model(folder, backbone, splits.folder.labels)
+        if protection.fisher:
+            (folder / FISHER_NAME).write_bytes(fisher_bytes(protection.fisher))
         (folder / SPLITS_NAME).write_text(record_splits(splits).model_dump_json(indent=1), "utf-8")
         _write_pictures(folder, validation, test, taught.rows)
         alarms = find_alarms(taught.train_accuracy, validation, splits)
-        outcome = Outcome(plan, taught, alarms, validation, test, round(time.monotonic() - started, 1))
+        forgetting = _forgetting(backbone, splits, config, device, progress)
+        outcome = Outcome(plan, taught, alarms, validation, test, forgetting, round(time.monotonic() - started, 1))
         record = _record(out.name, splits, config, backbone, outcome, hash_files(folder))
         (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8")
     checkpoints.remove()
@@ -132,6 +139,7 @@ class Outcome:
     alarms: tuple[str, ...]
     validation: Evaluation
     test: Evaluation | None
+    forgetting: Forgetting | None
     seconds: float
 
 
@@ -178,21 +186,30 @@ def _checkpoints(
     return checkpoints
 
 
-def _teach(backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, place: Workplace, checkpoints: Checkpoints) -> Taught:
+def _teach(
+    backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, place: Workplace, checkpoints: Checkpoints, protection: Protection
+) -> Taught:
     """Fit the head, then tune as planned."""
-    labels = labels_of(splits.train)
+    samples = [*splits.train, *(sample for sample in protection.replay if sample.label >= 0)]
     # A head fitted on random features is large and wrong: training from random weights starts from a random head too.
-    fits = plan.strategy == "probe" or (config.pretrained and plan.strategy != "scratch" and checkpoints.newest() is None)
+    starts = config.pretrained and plan.strategy != "scratch" and checkpoints.newest() is None
+    fits = plan.strategy == "probe" or (starts and not protection.keeps_head)
     penalty, accuracy = None, 0.0
     if fits:
-        extract = _extractor(backbone, config, place.device, config.views * len(splits.train))
-        features = extract(splits.train, progress=place.progress)
-        head = _fit_probe(extract, features, backbone, splits, config, place.progress)
-        penalty, accuracy = head.penalty, float(((features @ head.weight.T + head.bias).argmax(axis=1) == labels).mean())
+        extract = _extractor(backbone, config, place.device, config.views * len(samples))
+        features = extract(samples, progress=place.progress)
+        head = _fit_probe(extract, features, backbone, samples, config, place.progress)
+        penalty, accuracy = head.penalty, float(((features @ head.weight.T + head.bias).argmax(axis=1) == labels_of(samples)).mean())
     if plan.strategy == "probe":
         return Taught(penalty, [], accuracy)
-    history = tune(backbone, splits, plan, config, place, checkpoints=checkpoints, head_penalty=penalty)
+    history = tune(backbone, splits, plan, config, place, checkpoints=checkpoints, head_penalty=penalty, protection=protection)
     return Taught(history.head_penalty, history.rows, history.rows[-1]["train_accuracy"], history.tuned_share)
+
+
+def _forgetting(backbone: Backbone, splits: Splits, config: TrainConfig, device: str, progress: Progress) -> Forgetting | None:
+    """Where the training began with another run: what that run's task lost."""
+    old = find_old_task(config, backbone, splits.folder.labels) if (Path(config.backbone) / RUN_RECORD_NAME).is_file() else None
+    return measure_forgetting(backbone, old, device=device, batch_size=config.batch_size, progress=progress) if old else None
 
 
 def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits) -> tuple[str, ...]:
@@ -230,11 +247,12 @@ def _extractor(backbone: Backbone, config: TrainConfig, device: str, images: int
 
 
 def _fit_probe(
-    extract: FeatureExtractor, features: NDArray[np.float32], backbone: Backbone, splits: Splits, config: TrainConfig, progress: Progress
-) -> LinearHead:
-    views = [extract(splits.train, prepare=random_crop(config.seed, view), progress=progress) for view in range(1, config.views)]
+    extract: FeatureExtractor, features: NDArray[np.float32], backbone: Backbone, samples: Sequence[Sample], config: TrainConfig,
+    progress: Progress,
+) -> LinearHead:  # fmt: skip
+    views = [extract(samples, prepare=random_crop(config.seed, view), progress=progress) for view in range(1, config.views)]
     head = fit_head(
-        features, labels_of(splits.train), len(splits.folder.labels), seed=config.seed, views=views,
+        features, labels_of(samples), backbone.head.out_features, seed=config.seed, views=views,
         balanced=config.balance == "loss", progress=progress,
     )  # fmt: skip
     with torch.no_grad():
@@ -289,6 +307,7 @@ def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, 
         alarms=outcome.alarms,
         head_penalty=outcome.taught.head_penalty,
         tuned_share=outcome.taught.tuned_share,
+        forgetting=outcome.forgetting,
         images={"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
         data_fingerprint=splits.folder.fingerprint(),
         validation=outcome.validation,

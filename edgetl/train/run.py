@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
+import torch
 from pydantic import JsonValue
 from torch import nn
 
@@ -22,7 +23,7 @@ from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.config import StrictModel, read_json
 from edgetl.core.manifest import MANIFEST_NAME, Parent
 from edgetl.core.preprocess import PreprocessSpec
-from edgetl.core.results import Evaluation
+from edgetl.core.results import Evaluation, Forgetting
 from edgetl.data.folder import Part, Sample
 from edgetl.data.integrity import check_images
 from edgetl.data.split import Splits
@@ -33,6 +34,7 @@ from edgetl.train.config import TrainConfig
 
 WEIGHTS_NAME = "weights.safetensors"
 SPLITS_NAME = "splits.json"
+FISHER_NAME = "fisher.safetensors"
 TIMM_CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
 MAX_SPLITS_BYTES = 500_000_000
@@ -80,6 +82,7 @@ class RunRecord(StrictModel):
         head_penalty: the L2 strength of the probe that fitted (or, before tuning, started) the head; none if it started at random.
         tuned_share: of the tuned weights; below 1 where they were mixed with the starting ones (``--wise``).
         seconds: of the last call; a training that was stopped took longer.
+        forgetting: what the run that this one started from lost of its task; none where there is none, or its images are gone.
         validation: figures that chose; ``test`` was looked at once, at the end.
         files: SHA-256 of every other file that a later stage reads.
     """
@@ -95,6 +98,7 @@ class RunRecord(StrictModel):
     alarms: tuple[str, ...] = ()
     head_penalty: float | None
     tuned_share: float = 1.0
+    forgetting: Forgetting | None = None
     images: dict[str, int]
     data_fingerprint: str
     validation: Evaluation
@@ -128,6 +132,14 @@ class Run:
                 f"{self.path / WEIGHTS_NAME} does not fit {backbone.architecture}: {str(error).splitlines()[0]}. Train again."
             ) from error
         return model.eval()
+
+    def read_tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """Another safetensors file of the run.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        return safetensors.torch.load(self._read(name))
 
     def splits(self) -> SplitsRecord:
         """The images of the run."""

@@ -48,6 +48,20 @@ def load_backbone(config: TrainConfig, classes: int) -> Backbone:
     return dataclasses.replace(backbone, spec=_override(backbone.spec, config), licence=licence)
 
 
+def load_whole(config: TrainConfig) -> nn.Module | None:
+    """The published network that ``config`` names with the head that it was published with, or none where the weights have no head."""
+    name = config.backbone
+    if config.weights is not None or name in embedded_names() or name.startswith(TORCHVISION):
+        return None
+    local = name.startswith((LOCAL_DIR, HUB)) or config.weights_dir is None
+    if not local and (found := find_in_mirror(name, Path(str(config.weights_dir)))):
+        if not found.is_dir():
+            return None
+        name = f"{LOCAL_DIR}{found}"
+    model = _create(name, pretrained=True, classes=None)
+    return model if timm_config(model).get("num_classes") else None
+
+
 def _with_licence(parent: Parent, licence: str) -> Parent:
     """The parent with the licence that the user read on its card, where its own says nothing that edgetl knows."""
     return parent.model_copy(update={"licence": licence}) if freedom(parent.licence) == "unknown" else parent
@@ -226,9 +240,10 @@ def timm_config(model: nn.Module) -> dict[str, Any]:
     return dict(cfg)
 
 
-def _create(name: str, *, pretrained: bool, classes: int) -> nn.Module:
+def _create(name: str, *, pretrained: bool, classes: int | None) -> nn.Module:
+    """``classes`` none keeps the head that the weights were published with."""
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=classes)
+        model = timm.create_model(name, pretrained=pretrained, **({} if classes is None else {"num_classes": classes}))
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, safetensors.SafetensorError) as error:
         raise BackboneError(
             f"the weights of {name} cannot be loaded: {first_line(error)} Weights come from a cache, a hub (network) or a folder: "

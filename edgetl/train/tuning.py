@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from edgetl.data.folder import Sample
 from edgetl.data.loading import labels_of
 from edgetl.data.split import Splits
 from edgetl.errors import TrainingError
@@ -27,7 +28,9 @@ from edgetl.train.checkpoints import Checkpoints, State
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import draw_seed, training_batches, validation_batches
 from edgetl.train.fitting import fit, give_moments, moments, scheduled
+from edgetl.train.guards import Guards
 from edgetl.train.probe import class_weights
+from edgetl.train.protection import Protection
 from edgetl.train.stages import HEAD, STEM, Stage, choose_stages, find_stages, set_trainable
 from edgetl.train.stopping import StopRequest
 from edgetl.train.watching import Batches, History, Watch, measure
@@ -50,6 +53,7 @@ def tune(
     *,
     checkpoints: Checkpoints | None = None,
     head_penalty: float | None = None,
+    protection: Protection | None = None,
 ) -> History:
     """Train ``backbone.model`` in place and leave it with the weights that had the lowest validation loss.
 
@@ -61,21 +65,23 @@ def tune(
         place: device, folder for temporary files, and who is told of each step.
         checkpoints: where the state is saved, and taken up again if there is one.
         head_penalty: of the probe that fitted the head, for the record.
+        protection: what the guards against forgetting need.
 
     Raises:
         TrainingError: the loss became infinite, not a number, or much larger than that of answering at random.
         StoppedError: the process was asked to end; the state is saved.
     """
     L.seed_everything(config.seed, verbose=False)
+    kept = protection or Protection()
     stages = find_stages(backbone.model, backbone.head_name)
     trained = choose_stages(stages, plan.unfreeze)
     state = checkpoints.newest() if checkpoints else None
     steps = range(state.step if state else 0, plan.steps)
     with StopRequest() as stop, tempfile.TemporaryDirectory(dir=place.folder, prefix="activations-") as folder:
         inside = replace(place, folder=Path(folder))
-        taught, train, val = _prepare(backbone, trained, splits, plan, config, steps=steps, place=inside)
+        taught, train, val = _prepare(backbone, trained, splits, plan, config, steps=steps, place=inside, replay=kept.replay)
         weights = class_weights(labels_of(splits.train)) if config.balance == "loss" else None
-        module = Tuning(taught, trained, plan, config, weights)
+        module = Tuning(taught, trained, plan, config, weights, kept)
         history = module.restore(state) if state else History(head_penalty=head_penalty)
         if state:
             _log.info("going on after step %d of %d", state.step, plan.steps)
@@ -96,16 +102,17 @@ def _keep_best(backbone: Backbone, stages: tuple[Stage, ...], history: History) 
 
 
 def _prepare(
-    backbone: Backbone, trained: tuple[Stage, ...], splits: Splits, plan: Plan, config: TrainConfig, *, steps: range, place: Workplace
+    backbone: Backbone, trained: tuple[Stage, ...], splits: Splits, plan: Plan, config: TrainConfig, *,
+    steps: range, place: Workplace, replay: Sequence[Sample],
 ) -> tuple[Backbone, Batches, Batches]:  # fmt: skip
     """What is trained, its training batches, and the validation batches: of activations where the frozen half can be run ahead."""
     flip = mirrors_well(splits.folder.labels) if config.flip is None else config.flip
     augment = make_augmentation(plan.augment, backbone.spec, flip=flip)
     if config.cache_views and plan.strategy == "partial" and trained[0].name != STEM and steps:
-        cached = cache_activations(backbone, trained, splits, augment, config, steps=steps, place=place)
+        cached = cache_activations(backbone, trained, splits, augment, config, steps=steps, place=place, replay=replay)
         if cached:
             return cached.backbone, cached.train, cached.val
-    train = training_batches(splits.train, backbone.spec, augment, config, steps=steps)
+    train = training_batches(splits.train, backbone.spec, augment, config, steps=steps, replay=replay)
     val = validation_batches(splits.val or splits.train, backbone.spec, config)
     height, width = backbone.spec.input_size
     small = len(splits.val or splits.train) * 3 * height * width * 4 <= MOST_HELD_BYTES
@@ -144,8 +151,9 @@ class Tuning(L.LightningModule):
     """Cross-entropy with label smoothing, AdamW, linear warm-up and cosine decay by step, over the stages that a plan lets learn."""
 
     def __init__(
-        self, backbone: Backbone, trained: tuple[Stage, ...], plan: Plan, config: TrainConfig, weights: NDArray[np.float32] | None = None
-    ) -> None:
+        self, backbone: Backbone, trained: tuple[Stage, ...], plan: Plan, config: TrainConfig,
+        weights: NDArray[np.float32] | None = None, kept: Protection | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model = backbone.model.train()  # Lightning leaves each module in the mode that it finds
         self.plan = plan
@@ -159,6 +167,7 @@ class Tuning(L.LightningModule):
         self.l2sp = config.l2sp
         self.anchors = self._trunk_weights() if config.l2sp or config.wise else {}
         self.moments: dict[str, torch.Tensor] = {}
+        self.guards = Guards(self.model, backbone.head_name, kept or Protection(), config)
         self.last = (0.0, 0.0, 0.0)  # of the last batch: images answered rightly, all of them, and the loss without guards
 
     def _trunk_weights(self) -> dict[str, torch.Tensor]:
@@ -197,8 +206,11 @@ class Tuning(L.LightningModule):
         if images.is_cuda and images.ndim == 4:  # activations of a frozen half may be rows of tokens
             images = images.contiguous(memory_format=torch.channels_last)
         logits = self.model(images)
-        loss: torch.Tensor = self.loss(logits, labels)
-        self.last = float((logits.detach().argmax(dim=1) == labels).sum()), float(len(labels)), float(loss.detach())
+        new: Any = labels >= 0 if self.guards.replays else slice(None)  # replayed images may show none of the new classes
+        loss: torch.Tensor = self.loss(logits[new], labels[new])
+        right = float((logits.detach()[new].argmax(dim=1) == labels[new]).sum())
+        self.last = right, float(len(labels[new])), float(loss.detach())
+        loss = self.guards.add(loss, images, labels, logits)
         if self.l2sp and self.anchors:
             loss = loss + self.l2sp * self._distance()
         return loss
@@ -208,6 +220,15 @@ class Tuning(L.LightningModule):
         groups = parameter_groups(self.model, self.trained, self.plan)
         optimizer = torch.optim.AdamW([{key: value for key, value in group.items() if key != "stage"} for group in groups])
         return scheduled(optimizer, self.plan.steps, WARM_UP_SHARE, first=self.first)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """One step, and what holds the weights back after it."""
+        super().optimizer_step(*args, **kwargs)
+        self.guards.hold(self.model, self.trainer.optimizers[0].param_groups)
+
+    def on_train_end(self) -> None:
+        """Let go of the network."""
+        self.guards.release()
 
     def on_train_start(self) -> None:
         """Give a resumed optimizer its moments back."""

@@ -1,0 +1,134 @@
+"""What the starting weights could do before: the classes of a run, or of the weights as they were published."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.progress import Progress, silent
+from edgetl.core.results import ClassForgetting, Evaluation, Forgetting
+from edgetl.core.scoring import evaluate_predictions
+from edgetl.data.folder import Part, Sample
+from edgetl.data.loading import labels_of
+from edgetl.errors import DataError
+from edgetl.train.backbones import Backbone, find_head, make_trunk
+from edgetl.train.config import TrainConfig
+from edgetl.train.features import FeatureExtractor
+from edgetl.train.run import Run, open_run
+from edgetl.train.sources import load_whole
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OldTask:
+    """A task that the starting weights know.
+
+    Attributes:
+        name: of the run, or of the backbone.
+        head: its linear layer, in evaluation mode.
+        places: where the new network has all of the old classes: the new index of each. Such a network answers the old task by itself;
+            any other answers it through ``head`` on its new trunk.
+        run: none for published weights.
+    """
+
+    name: str
+    head: nn.Linear
+    places: tuple[int, ...] | None
+    run: Run | None
+
+    def samples(self, part: Part) -> list[Sample]:
+        """Images of the old task, with old labels; none where they are not at hand any more."""
+        if self.run is None:
+            return []
+        try:
+            return self.run.samples(part)
+        except DataError as error:
+            _log.warning("%s", error)
+            return []
+
+
+def find_old_task(config: TrainConfig, backbone: Backbone, labels: Sequence[str]) -> OldTask | None:
+    """The task of the weights that ``backbone`` starts from; none for random weights, and for weights that came without a head."""
+    if not backbone.parents or not config.pretrained:
+        return None
+    if (Path(config.backbone) / RUN_RECORD_NAME).is_file():
+        run = open_run(config.backbone)
+        old = run.load_model().get_submodule(run.record.backbone.head_name)
+        assert isinstance(old, nn.Linear)
+        known = all(label in labels for label in run.record.labels)
+        places = tuple(labels.index(label) for label in run.record.labels) if known else None
+        return OldTask(run.record.name, old.eval(), places, run)
+    whole = load_whole(config)
+    if whole is None:
+        return None
+    head = whole.get_submodule(find_head(whole))
+    return OldTask(backbone.name, copy.deepcopy(head).eval(), None, None) if isinstance(head, nn.Linear) else None
+
+
+def keep_old_answers(backbone: Backbone, old: OldTask) -> None:
+    """Start a network that has the old classes with the head that knows them, in place of a new one."""
+    if old.places is None:
+        return
+    with torch.no_grad():
+        backbone.head.weight[list(old.places)] = old.head.weight
+        backbone.head.bias[list(old.places)] = old.head.bias
+
+
+def measure_forgetting(backbone: Backbone, old: OldTask, *, device: str, batch_size: int, progress: Progress = silent) -> Forgetting | None:
+    """Ask the parent and the trained network the old test questions; none where the old images are gone."""
+    assert old.run is not None
+    samples = old.samples("test") or old.samples("val")
+    if not samples:
+        return None
+    labels = old.run.record.labels
+    parent = old.run.load_model()
+    before = _answers(make_trunk(parent, old.run.record.backbone.head_name), old.head, backbone, samples, device, batch_size, progress)
+    head = _selected(backbone.head, old.places) if old.places is not None else old.head
+    after = _answers(make_trunk(backbone.model, backbone.head_name), head, backbone, samples, device, batch_size, progress)
+    truth = labels_of(samples)
+    first, second = (evaluate_predictions(truth, found, labels) for found in (before, after))
+    return Forgetting(
+        parent=old.name,
+        through="old head" if old.places is None else "own",
+        images=len(samples),
+        before=first.accuracy.value,
+        after=second.accuracy.value,
+        lost=first.accuracy.value - second.accuracy.value,
+        classes=_by_class(first, second),
+    )
+
+
+def _selected(head: nn.Linear, places: tuple[int, ...]) -> nn.Linear:
+    """The rows of ``head`` that stand for the old classes, in their old order: the question is asked among the old classes alone."""
+    chosen = nn.Linear(head.in_features, len(places))
+    with torch.no_grad():
+        chosen.weight.copy_(head.weight[list(places)])
+        chosen.bias.copy_(head.bias[list(places)])
+    return chosen
+
+
+def _answers(
+    trunk: nn.Module, head: nn.Linear, backbone: Backbone, samples: Sequence[Sample], device: str, batch_size: int, progress: Progress
+) -> NDArray[np.int64]:
+    extract = FeatureExtractor(trunk, backbone.spec, device=device, batch_size=batch_size, images=len(samples))
+    features = extract(samples, progress=progress)
+    with torch.no_grad():
+        predicted: NDArray[np.int64] = head.cpu()(torch.from_numpy(features)).argmax(dim=1).numpy()
+    return predicted
+
+
+def _by_class(before: Evaluation, after: Evaluation) -> tuple[ClassForgetting, ...]:
+    return tuple(
+        ClassForgetting(label=first.label, n=first.n, before=first.recall, after=second.recall)
+        for first, second in zip(before.classes, after.classes, strict=True)
+    )

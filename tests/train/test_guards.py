@@ -1,0 +1,273 @@
+"""What pretrained weights know, and what holds it while they learn something new."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from edgetl.data.folder import scan
+from edgetl.data.split import split
+from edgetl.errors import ConfigError
+from edgetl.train.activations import Workplace
+from edgetl.train.budget import make_plan
+from edgetl.train.config import TrainConfig
+from edgetl.train.dataset import StepSampler
+from edgetl.train.finetune import prepare, train
+from edgetl.train.fisher import measure_fisher
+from edgetl.train.guards import Elastic, OldAnswers
+from edgetl.train.old_task import OldTask, find_old_task
+from edgetl.train.protection import protect
+from edgetl.train.replay import UNLABELLED, herd, replayed
+from edgetl.train.run import FISHER_NAME, Run
+from edgetl.train.sources import load_backbone
+from tests.command import edgetl
+from tests.conftest import write_colours
+
+SMALL: dict[str, Any] = {
+    "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 10, "batch_size": 8,
+    "strategy": "full", "augment": "none", "views": 1, "patience": 100, "lr": 3e-3, "trunk_lr": 3e-3, "lr_ratio": 1.0, "cache_views": 0,
+}  # fmt: skip
+
+
+def _config(**changes: object) -> TrainConfig:
+    return TrainConfig.model_validate({**SMALL, **changes})
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A network that tells red, green and blue apart."""
+    root = tmp_path_factory.mktemp("old")
+    write_colours(root / "colours", 20)
+    return train(root / "colours", _config(strategy="scratch", pretrained=False, epochs=20), root / "run")
+
+
+@pytest.fixture(scope="module")
+def inverted(parent: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same classes in another domain: negatives."""
+    root = tmp_path_factory.mktemp("new") / "inverted"
+    write_colours(root, 20, seed=1)
+    for path in root.rglob("*.png"):
+        with Image.open(path) as image:
+            negative = 255 - np.asarray(image)
+        Image.fromarray(negative).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other classes: stripes that lie or stand."""
+    root, rng = tmp_path_factory.mktemp("shapes"), np.random.default_rng(0)
+    for name in ("lying", "standing"):
+        (root / name).mkdir()
+        for index in range(20):
+            pixels = np.repeat(rng.integers(0, 255, (40, 1, 3)), 40, axis=1)
+            Image.fromarray((pixels if name == "lying" else pixels.transpose(1, 0, 2)).astype(np.uint8)).save(root / name / f"{index}.png")
+    return root
+
+
+def _weights(run: Run) -> str:
+    return run.record.files["weights.safetensors"]
+
+
+def test_a_guard_of_strength_0_is_no_guard_bit_for_bit(parent: Run, inverted: Path, tmp_path: Path) -> None:
+    plain = train(inverted, _config(backbone=str(parent.path), epochs=2), tmp_path / "plain")
+    for name in ("lwf", "ewc", "l2sp"):
+        zero = train(inverted, _config(backbone=str(parent.path), epochs=2, **{name: 0.0}), tmp_path / name)
+        assert _weights(zero) == _weights(plain)
+
+
+def test_a_run_from_a_run_says_what_the_old_task_lost_and_replay_with_old_answers_holds_it(
+    parent: Run, inverted: Path, tmp_path: Path
+) -> None:
+    plain = train(inverted, _config(backbone=str(parent.path)), tmp_path / "plain").record
+    held = train(inverted, _config(backbone=str(parent.path), replay=str(parent.path), lwf=1.0), tmp_path / "held").record
+    assert plain.forgetting and held.forgetting and parent.record.test and held.test
+    assert plain.forgetting.before == parent.record.test.accuracy.value and plain.forgetting.through == "own"
+    assert plain.forgetting.lost > 0.3 and held.forgetting.lost <= plain.forgetting.lost / 3
+    assert held.test.accuracy.value >= 0.9
+    assert [item.label for item in plain.forgetting.classes] == ["blue", "green", "red"]
+    mean = np.average([item.after for item in plain.forgetting.classes], weights=[item.n for item in plain.forgetting.classes])
+    assert mean == pytest.approx(plain.forgetting.after)
+
+
+@pytest.mark.parametrize("places", [None, (2, 0, 1)])
+def test_old_answers_cost_nothing_at_the_start_and_draw_a_changed_network_back(places: tuple[int, ...] | None) -> None:
+    torch.manual_seed(0)
+    network: Any = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3 if places else 2))
+    head, images = nn.Linear(8, 3), torch.randn(64, 6)
+    if places:
+        with torch.no_grad():
+            network[2].weight[list(places)], network[2].bias[list(places)] = head.weight, head.bias
+    answers = OldAnswers(network, "2", OldTask("old", head, places, None), strength=1.0)
+
+    def loss() -> torch.Tensor:
+        features = network[:2](images)
+        return answers.loss(images, features, network[2](features))
+
+    assert float(loss().detach()) == pytest.approx(0.0, abs=1e-7)
+    with torch.no_grad():
+        network[0].weight.add_(0.5 * torch.randn(8, 6))
+    apart = float(loss().detach())
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert apart > 0.05 and float(loss().detach()) < apart / 20
+    assert not any(parameter.grad is not None for parameter in answers.parameters()), "the old network does not learn"
+
+
+def test_the_old_head_is_asked_where_the_classes_differ(parent: Run, shapes: Path, tmp_path: Path) -> None:
+    config = _config(backbone=str(parent.path), replay=str(parent.path), lwf=1.0)
+    found = train(shapes, config, tmp_path / "run").record.forgetting
+    assert found is not None and found.through == "old head" and found.lost <= 0.1
+
+
+def test_elastic_weights_do_not_move_at_infinite_strength_and_move_less_the_stronger_they_are_held(
+    parent: Run, inverted: Path, tmp_path: Path
+) -> None:
+    start = parent.load_model().state_dict()
+
+    def moved(strength: float) -> tuple[float, bool]:
+        run = train(inverted, _config(backbone=str(parent.path), ewc=strength, epochs=4), tmp_path / f"{strength:g}")
+        after, fisher = run.load_model().state_dict(), run.read_tensors(FISHER_NAME)
+        mattered = {key: value > 0 for key, value in fisher.items()}
+        still = all(torch.equal(after[key][mask], start[key][mask]) for key, mask in mattered.items())
+        return sum(float((value * (after[key] - start[key]).square()).sum()) for key, value in fisher.items()), still
+
+    weak, strong, infinite = (moved(strength) for strength in (1.0, 1000.0, 1e30))
+    assert infinite[1] and not strong[1] and strong[0] < weak[0]
+
+
+def test_fisher_of_a_softmax_layer_is_the_expected_square_of_its_gradient() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 4, bias=False)
+    image = torch.tensor([2.0, 0.0, -1.0])
+    found = measure_fisher(layer, [image] * 4000, {"weight"}, seed=0)["weight"]
+    chance = layer(image).softmax(dim=0).detach()
+    expected = (chance * (1 - chance))[:, None] * image.square()[None, :]  # E over drawn answers of ((p - y) x)^2
+    torch.testing.assert_close(found, expected / expected.mean(), rtol=0.15, atol=0.02)
+    assert found.mean() == pytest.approx(1.0)
+    chained = measure_fisher(layer, [image] * 10, {"weight"}, seed=0, earlier={"weight": torch.full((4, 3), 10.0)})["weight"]
+    assert float(chained.mean()) == pytest.approx(1.0 + 0.9 * 10.0)
+
+
+def test_a_chain_remembers_what_mattered_before(parent: Run, inverted: Path, shapes: Path, tmp_path: Path) -> None:
+    middle = train(inverted, _config(backbone=str(parent.path), ewc=10.0, epochs=1), tmp_path / "middle")
+    last = train(shapes, _config(backbone=str(middle.path), ewc=10.0, epochs=1), tmp_path / "last")
+    first, second = (run.read_tensors(FISHER_NAME)["layer1.0.conv1.weight"].mean() for run in (middle, last))
+    assert second > 1.3 * first
+
+
+def test_elastic_holding_is_the_exact_minimum_of_step_and_pull() -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 1.0]]))
+    elastic = Elastic(layer, {"weight": torch.tensor([[4.0, 0.0]])}, 5.0)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[2.0, 2.0]]))
+    elastic.hold(layer, [{"params": [layer.weight], "lr": 0.1}])
+    # argmin over w of (w - 2)^2 / (2 lr) + 5 * 4 * (w - 1)^2 / 2 is (2 + 2 * 1) / (1 + 2)
+    torch.testing.assert_close(layer.weight.detach(), torch.tensor([[4 / 3, 2.0]]))
+
+
+def test_herding_follows_the_class_mean() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, 8)).astype(np.float32) + np.repeat(np.eye(8)[:2] * 4, 30, axis=0).astype(np.float32)
+    labels = np.repeat([0, 1], 30)
+    chosen = herd(features, labels, 5)
+    assert [int(labels[row]) for row in chosen] == [0] * 5 + [1] * 5 and len(set(chosen)) == 10
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    goal = unit[:30].mean(axis=0)
+    apart = float(np.linalg.norm(unit[chosen[:5]].mean(axis=0) - goal))
+    random = [float(np.linalg.norm(unit[rng.choice(30, 5, replace=False)].mean(axis=0) - goal)) for _ in range(50)]
+    assert apart < np.quantile(random, 0.1)
+    assert herd(features, labels, 100) != [] and len(herd(features, labels, 100)) == 60
+
+
+def test_each_batch_holds_replayed_images_and_is_the_same_after_a_resumption() -> None:
+    whole = list(StepSampler(10, 4, 6, seed=1, replayed=5, replay_batch=2))
+    assert all(len(batch) == len([index for index in batch if index % 15 < 10]) + 2 for batch in whole)
+    assert [[index % 15 for index in batch if index % 15 < 10] for batch in whole] == [
+        [index % 10 for index in batch] for batch in StepSampler(10, 4, 6, seed=1)
+    ]
+    assert list(StepSampler(10, 4, 6, seed=1, first=3, replayed=5, replay_batch=2)) == whole[3:]
+
+
+def test_replayed_images_are_labelled_as_new_old_or_no_class(parent: Run, inverted: Path, shapes: Path, tmp_path: Path) -> None:
+    from edgetl.train.features import FeatureExtractor
+
+    config = _config(backbone=str(parent.path), replay=str(parent.path), replay_images=3)
+    backbone = load_backbone(config, 2)
+    old = find_old_task(config, backbone, ("lying", "standing"))
+    extract = FeatureExtractor(nn.Flatten(), backbone.spec)
+
+    def labels(config: TrainConfig, names: tuple[str, ...]) -> list[int]:
+        found = replayed(config, names, old, extract, set(), progress=lambda *_: None)
+        return sorted({sample.label for sample in found})
+
+    assert labels(config, ("lying", "standing")) == [-3, -2, -1]
+    assert labels(config, ("blue", "red", "standing")) == [-2, 0, 1]
+    assert labels(config.model_copy(update={"replay": str(shapes)}), ("blue", "red")) == [UNLABELLED]
+    assert labels(config.model_copy(update={"replay": str(shapes)}), ("standing", "red")) == [UNLABELLED, 0]
+    contents = {sample.content for sample in parent.samples("train")}
+    assert not replayed(config, ("red",), old, extract, contents, progress=lambda *_: None), "no image is both new and old"
+
+
+def test_new_images_and_an_own_head_are_kept_where_the_old_classes_are_all_there(parent: Run, inverted: Path, tmp_path: Path) -> None:
+    config = _config(backbone=str(parent.path), lwf=1.0)
+    splits = split(scan(inverted), seed=0, val=0.25, test=0.25)
+    backbone, plan = prepare(splits, config)
+    kept = protect(backbone, splits, plan, config, Workplace("cpu", tmp_path))
+    assert kept.keeps_head and torch.equal(backbone.head.weight, parent.load_model().get_parameter("fc.weight"))
+
+
+@pytest.mark.parametrize("choice", [{"strategy": "full"}, {"strategy": "partial", "cache_views": 2}])
+def test_a_guarded_training_resumes_to_the_same_weights(parent: Run, inverted: Path, tmp_path: Path, choice: dict[str, Any]) -> None:
+    guards = {"lwf": 1.0, "ewc": 100.0, "replay": str(parent.path), "l2sp": 0.01}
+    config = _config(backbone=str(parent.path), epochs=4, checkpoint_s=0.001, **guards, **choice)
+    whole = train(inverted, config, tmp_path / "whole")
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "fine-tuning" and done == total // 2 + 1:
+            raise _StopError
+
+    with pytest.raises(_StopError):
+        train(inverted, config, tmp_path / "broken", progress=stop)
+    assert _weights(train(inverted, config, tmp_path / "broken", resume=True)) == _weights(whole)
+
+
+class _StopError(Exception):
+    """Ends a training from its progress."""
+
+
+def test_there_must_be_something_to_protect(parent: Run, inverted: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="random weights know nothing"):
+        train(inverted, _config(pretrained=False, lwf=1.0), tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"came without one\. Use --l2sp or --replay"):
+        train(inverted, _config(backbone="edgetl_small", ewc=1.0, input_size=None), tmp_path / "b")
+
+
+def test_published_weights_are_protected_through_their_own_head(shared: Path, inverted: Path, tmp_path: Path) -> None:
+    config = _config(backbone=f"local-dir:{shared}/weights/mobilenetv2_100.imagenet", lwf=1.0, strategy="partial")
+    splits = split(scan(inverted), seed=0, val=0.25, test=0.25)
+    backbone, plan = prepare(splits, config)
+    kept = protect(backbone, splits, make_plan(config, 30, backbone.model), config, Workplace("cpu", tmp_path))
+    assert plan.steps and kept.old and kept.old.head.out_features >= 1000 and kept.old.places is None
+
+
+def test_the_command_says_what_was_forgotten(parent: Run, inverted: Path, tmp_path: Path) -> None:
+    options = ["--backbone", str(parent.path), "--strategy", "full", "--epochs", "8", "--lr", "0.003", "--trunk-lr", "0.003"]
+    done = edgetl("train", str(inverted), *options, "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert f"the task of {parent.record.name}" in said and "most forgotten:" in said and f"--replay {parent.path} --lwf 1" in said
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["forgetting"]["parent"] == parent.record.name
