@@ -16,7 +16,7 @@ from edgetl.core.host import fingerprint, load_average, versions
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.train.config import TrainConfig
-from edgetl.train.finetune import train
+from edgetl.train.training import train
 
 SHARED = Path(os.environ.get("EDGETL_SHARED", Path(__file__).parents[2] / "shared"))
 SUITES = {"preprocess": preprocess.main, "path": path.main, "footprint": footprint.main}

@@ -15,8 +15,8 @@ from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.train.config import TrainConfig
 from edgetl.train.digits import write_digits
-from edgetl.train.finetune import train
 from edgetl.train.run import Run
+from edgetl.train.training import train
 
 SHARED = Path(os.environ.get("EDGETL_SHARED", Path(__file__).parents[2] / "shared"))
 

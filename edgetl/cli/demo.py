@@ -48,7 +48,7 @@ def _train_and_export(root: Path, progress: Progress) -> tuple[Run, Bundle]:
     from edgetl.export.package import export_bundle
     from edgetl.train.config import TrainConfig
     from edgetl.train.digits import DEMO_CONFIG, write_digits
-    from edgetl.train.finetune import train
+    from edgetl.train.training import train
 
     _step(f"1. {write_digits(root / 'digits')} images of handwritten digits, written to {root}/digits")
     _step(f"2. edgetl train {root}/digits --backbone {DEMO_CONFIG['backbone']} … --out {root}/run")

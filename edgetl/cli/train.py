@@ -43,7 +43,7 @@ def train_command(
     if out_ is None:
         raise ConfigError("say where the run is to be written, with --out RUN.")
     with working(json_output=json_output, verbose=verbose) as progress:
-        from edgetl.train.finetune import train
+        from edgetl.train.training import train
 
         run = train(data, config, out_, overwrite=overwrite, resume=resume, progress=progress)
     print_json(run.record) if json_output else show_run(run)
@@ -173,6 +173,11 @@ def show_run(run: Run) -> None:
         if items:
             names = ", ".join(item if isinstance(item, str) else " = ".join(item) for item in items[:3])
             out.print(f"[yellow]{len(items)} images {title}[/]: {escape(names)}{' …' if len(items) > 3 else ''}")
+    for tried in record.compared:
+        length = f"{tried.steps} steps" if tried.steps else "no steps"
+        out.print(f"compared: {tried.strategy:8} validation accuracy {share(tried.validation)}, {length}, {tried.seconds:.0f} s")
+    if record.compared:
+        out.print(escape(record.plan.reason), soft_wrap=True)
     if record.forgetting:
         old = record.forgetting
         out.print(

@@ -125,14 +125,15 @@ class Parent(StrictModel):
     """One thing that the weights were made from.
 
     Attributes:
-        kind: ``embedded`` and ``weights`` are weights files, ``run`` is an earlier fine-tuning.
+        kind: ``embedded`` and ``weights`` are weights files, ``run`` is an earlier fine-tuning,
+            and ``teacher`` a network whose answers were learned (its own parents too).
         sha256: of the weights file, or of the run's ``run.json``, which names its weights' hash; none for a network that started at
             random.
         licence: of the weights, as their card or the user says.
         data_fingerprint: of the images that it was trained on, where they are known.
     """
 
-    kind: Literal["embedded", "weights", "run"]
+    kind: Literal["embedded", "weights", "run", "teacher"]
     name: str
     architecture: str
     sha256: Sha256 | None
@@ -142,7 +143,7 @@ class Parent(StrictModel):
 
 def describe_parent(parent: Parent) -> str:
     """One line for people."""
-    kind = {"embedded": "embedded backbone", "weights": "weights", "run": "run"}[parent.kind]
+    kind = {"embedded": "embedded backbone", "weights": "weights", "run": "run", "teacher": "taught by"}[parent.kind]
     digest = f"SHA-256 {parent.sha256[:12]}…" if parent.sha256 else "no hash"
     images = f", trained on images {parent.data_fingerprint[:12]}…" if parent.data_fingerprint else ""
     return f"{kind} {parent.name} ({parent.architecture}), licence {parent.licence or 'not stated'}, {digest}{images}"

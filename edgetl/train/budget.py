@@ -154,15 +154,21 @@ def make_plan(config: TrainConfig, images: int, model: nn.Module) -> Plan:
         top_lr=top_lr,
         lr_ratio=config.lr_ratio or (1.0 if scratch else rates.ratio),
         weight_decay=rates.weight_decay if config.weight_decay is None else config.weight_decay,
-        label_smoothing=row.label_smoothing if config.label_smoothing is None else config.label_smoothing,
+        label_smoothing=_smoothing(config, row),
         average=max(0.0, min(row.average, 1 - 10 / steps)) if steps else 0.0,
         freeze_batchnorm=few and not scratch,
         augment=row.augment if config.augment == "auto" else config.augment,
     )
 
 
+def _smoothing(config: TrainConfig, row: Row) -> float:
+    if config.label_smoothing is not None:
+        return config.label_smoothing
+    return 0.0 if config.teacher else row.label_smoothing  # a teacher's answers are soft already
+
+
 def _resolve(config: TrainConfig, images: int) -> tuple[Tuned, str]:
-    if config.strategy != "auto":
+    if config.strategy != "auto" and config.strategy != "compare":
         return config.strategy, "as asked"
     return choose_strategy(images) if config.pretrained else ("scratch", "random weights: every layer has to learn")
 

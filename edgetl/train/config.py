@@ -11,7 +11,7 @@ from edgetl.core.licences import Policy
 from edgetl.core.preprocess import Interpolation, Side
 from edgetl.train.embedded import DEFAULT_BACKBONE
 
-Strategy: TypeAlias = Literal["auto", "probe", "partial", "full", "progressive", "scratch"]
+Strategy: TypeAlias = Literal["auto", "probe", "partial", "full", "progressive", "scratch", "compare"]
 Augment: TypeAlias = Literal["auto", "none", "light", "medium", "strong"]
 Share = Annotated[float, Field(ge=0.0, le=0.5)]
 Triple = tuple[float, float, float]
@@ -62,7 +62,7 @@ class TrainConfig(StrictModel):
     flip: bool | None = _images(None, "Mirror images (default: unless the classes' names look like digits, letters or sides).")
     seed: int = _images(0, "Chooses splits, folds, batches and augmentation.", ge=0, lt=2**31)
 
-    strategy: Strategy = _training("auto", "auto (by the number of distinct images), probe, partial, full, progressive or scratch.")
+    strategy: Strategy = _training("auto", "auto (by the number of images), probe, partial, full, progressive, scratch or compare.")
     unfreeze: str | None = _training(None, "What tunes: a share of the stages from the end (0.33), stage4 and all after it, or first.")
     epochs: int | None = _training(None, "Passes over the images (default: steps by the number of images).", ge=1)
     lr: float | None = _training(None, "The head's learning rate (default: by the number of images).", gt=0.0)
@@ -85,4 +85,6 @@ class TrainConfig(StrictModel):
     replay_frac: float = _guard(0.25, "Their share of each batch.", gt=0.0, lt=1.0)
     replay_images: int = _guard(20, "Images of each of their classes that are kept, the most typical ones.", ge=1)
 
+    teacher: str | None = _training(None, "A run on the same classes, or a backbone, whose answers are learned too (distillation).")
+    teacher_share: float = _training(0.5, "Of the loss that is the teacher's.", gt=0.0, le=1.0)
     checkpoint_s: float = _training(60.0, "Seconds between two saved states, from which --resume goes on.", gt=0.0)

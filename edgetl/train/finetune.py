@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from edgetl.core.atomic import new_folder
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.host import fingerprint, versions
-from edgetl.core.licences import check_policy
+from edgetl.core.licences import check_policy, most_restrictive
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation, Forgetting
 from edgetl.core.scoring import evaluate_predictions
-from edgetl.data.folder import Sample, scan
+from edgetl.data.folder import Sample
 from edgetl.data.loading import labels_of
-from edgetl.data.split import Splits, split
+from edgetl.data.split import Splits
 from edgetl.errors import ConfigError, DataError
 from edgetl.train.activations import Workplace
 from edgetl.train.backbones import Backbone, make_trunk
@@ -35,7 +35,7 @@ from edgetl.train.dataset import random_crop
 from edgetl.train.features import FeatureExtractor
 from edgetl.train.old_task import find_old_task, measure_forgetting
 from edgetl.train.probe import LinearHead, fit_head
-from edgetl.train.protection import Protection, fisher_bytes, protect
+from edgetl.train.protection import fisher_bytes, protect
 from edgetl.train.report import class_table, draw_confusion, draw_curves
 from edgetl.train.run import (
     FISHER_NAME,
@@ -50,7 +50,8 @@ from edgetl.train.run import (
     write_model,
 )
 from edgetl.train.sources import load_backbone
-from edgetl.train.tuning import tune
+from edgetl.train.tuning import Lessons, tune
+from edgetl.train.tutoring import Tutor, find_tutor, with_teacher
 
 _log = logging.getLogger(__name__)
 
@@ -58,13 +59,6 @@ _log = logging.getLogger(__name__)
 LARGEST_GAP = 0.25
 # Changes when a saved state means something else.
 STATE_FORMAT = "1"
-
-
-def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Run:
-    """Scan and split ``data``, then ``fine_tune``: all that ``edgetl train`` does, in one call."""
-    folder = scan(data, progress=progress)
-    splits = split(folder, seed=config.seed, val=config.val, test=config.test)
-    return fine_tune(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)
 
 
 def fine_tune(
@@ -93,8 +87,9 @@ def fine_tune(
         _log.info("%s", describe_plan(plan))
         checkpoints = _checkpoints(out, splits, config, plan, backbone, resume=resume, overwrite=overwrite)
         place = Workplace(device, folder, progress)
+        tutor = _find_tutor(config, plan, splits, place)
         protection = protect(backbone, splits, plan, config, place)
-        taught = _teach(backbone, splits, config, plan, place, checkpoints, protection)
+        taught = _teach(backbone, splits, config, plan, place, checkpoints, Lessons(protection, tutor))
         extract = _extractor(backbone, config, device, len(splits.val) + len(splits.test))
         validation, test = _measure(extract, backbone, splits, progress)
         last = {"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1}
@@ -107,7 +102,8 @@ def fine_tune(
         alarms = find_alarms(taught.train_accuracy, validation, splits)
         forgetting = _forgetting(backbone, splits, config, device, progress)
         outcome = Outcome(plan, taught, alarms, validation, test, forgetting, round(time.monotonic() - started, 1))
-        record = _record(out.name, splits, config, backbone, outcome, hash_files(folder))
+        origin = with_teacher(backbone, tutor) if tutor else backbone
+        record = _record(out.name, splits, config, origin, outcome, hash_files(folder))
         (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8")
     checkpoints.remove()
     return open_run(out)
@@ -187,13 +183,13 @@ def _checkpoints(
 
 
 def _teach(
-    backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, place: Workplace, checkpoints: Checkpoints, protection: Protection
+    backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, place: Workplace, checkpoints: Checkpoints, lessons: Lessons
 ) -> Taught:
     """Fit the head, then tune as planned."""
-    samples = [*splits.train, *(sample for sample in protection.replay if sample.label >= 0)]
+    samples = [*splits.train, *(sample for sample in lessons.protection.replay if sample.label >= 0)]
     # A head fitted on random features is large and wrong: training from random weights starts from a random head too.
     starts = config.pretrained and plan.strategy != "scratch" and checkpoints.newest() is None
-    fits = plan.strategy == "probe" or (starts and not protection.keeps_head)
+    fits = plan.strategy == "probe" or (starts and not lessons.protection.keeps_head)
     penalty, accuracy = None, 0.0
     if fits:
         extract = _extractor(backbone, config, place.device, config.views * len(samples))
@@ -202,8 +198,20 @@ def _teach(
         penalty, accuracy = head.penalty, float(((features @ head.weight.T + head.bias).argmax(axis=1) == labels_of(samples)).mean())
     if plan.strategy == "probe":
         return Taught(penalty, [], accuracy)
-    history = tune(backbone, splits, plan, config, place, checkpoints=checkpoints, head_penalty=penalty, protection=protection)
+    history = tune(backbone, splits, plan, config, place, checkpoints=checkpoints, head_penalty=penalty, lessons=lessons)
     return Taught(history.head_penalty, history.rows, history.rows[-1]["train_accuracy"], history.tuned_share)
+
+
+def _find_tutor(config: TrainConfig, plan: Plan, splits: Splits, place: Workplace) -> Tutor | None:
+    if config.teacher and plan.strategy == "probe":
+        _log.info("--teacher: a probe is fitted in closed form and asks no teacher")
+        return None
+    if config.teacher and config.replay:
+        raise ConfigError("--teacher and --replay cannot go together: the teacher does not know the replayed classes. Leave one out.")
+    tutor = find_tutor(config, splits, place)
+    if tutor:
+        check_policy(most_restrictive(parent.licence for parent in tutor.parents), config.license_policy, name=str(config.teacher))
+    return tutor
 
 
 def _forgetting(backbone: Backbone, splits: Splits, config: TrainConfig, device: str, progress: Progress) -> Forgetting | None:
@@ -299,7 +307,7 @@ def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, 
             model_args=backbone.model_args,
             weights_sha256=backbone.weights_sha256,
             licence=backbone.licence,
-            pretrained=bool(backbone.parents),
+            pretrained=any(parent.kind != "teacher" for parent in backbone.parents),
             parents=backbone.parents,
         ),
         preprocess=backbone.spec,

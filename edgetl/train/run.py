@@ -23,7 +23,7 @@ from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.config import StrictModel, read_json
 from edgetl.core.manifest import MANIFEST_NAME, Parent
 from edgetl.core.preprocess import PreprocessSpec
-from edgetl.core.results import Evaluation, Forgetting
+from edgetl.core.results import Evaluation, Forgetting, Proportion
 from edgetl.data.folder import Part, Sample
 from edgetl.data.integrity import check_images
 from edgetl.data.split import Splits
@@ -73,6 +73,15 @@ class SplitsRecord(StrictModel):
     conflicts: tuple[tuple[str, ...], ...]
 
 
+class Compared(StrictModel):
+    """One strategy of ``--strategy compare``."""
+
+    strategy: str
+    steps: int
+    validation: Proportion
+    seconds: float
+
+
 class RunRecord(StrictModel):
     """``run.json``.
 
@@ -82,6 +91,7 @@ class RunRecord(StrictModel):
         head_penalty: the L2 strength of the probe that fitted (or, before tuning, started) the head; none if it started at random.
         tuned_share: of the tuned weights; below 1 where they were mixed with the starting ones (``--wise``).
         seconds: of the last call; a training that was stopped took longer.
+        compared: the strategies that were tried, where they were.
         forgetting: what the run that this one started from lost of its task; none where there is none, or its images are gone.
         validation: figures that chose; ``test`` was looked at once, at the end.
         files: SHA-256 of every other file that a later stage reads.
@@ -98,6 +108,7 @@ class RunRecord(StrictModel):
     alarms: tuple[str, ...] = ()
     head_penalty: float | None
     tuned_share: float = 1.0
+    compared: tuple[Compared, ...] = ()
     forgetting: Forgetting | None = None
     images: dict[str, int]
     data_fingerprint: str

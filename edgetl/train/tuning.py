@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from edgetl.data.folder import Sample
 from edgetl.data.loading import labels_of
 from edgetl.data.split import Splits
 from edgetl.errors import TrainingError
@@ -33,6 +32,7 @@ from edgetl.train.probe import class_weights
 from edgetl.train.protection import Protection
 from edgetl.train.stages import HEAD, STEM, Stage, choose_stages, find_stages, set_trainable
 from edgetl.train.stopping import StopRequest
+from edgetl.train.tutoring import Tutor, distillation
 from edgetl.train.watching import Batches, History, Watch, measure
 
 _log = logging.getLogger(__name__)
@@ -44,6 +44,19 @@ MOST_HELD_BYTES = 400_000_000
 TUNED_SHARES = (0.2, 0.4, 0.6, 0.8)
 
 
+@dataclass(frozen=True)
+class Lessons:
+    """What is learned or protected beside the labels.
+
+    Attributes:
+        protection: for the guards against forgetting.
+        tutor: whose answers are learned.
+    """
+
+    protection: Protection = field(default_factory=Protection)
+    tutor: Tutor | None = None
+
+
 def tune(
     backbone: Backbone,
     splits: Splits,
@@ -53,7 +66,7 @@ def tune(
     *,
     checkpoints: Checkpoints | None = None,
     head_penalty: float | None = None,
-    protection: Protection | None = None,
+    lessons: Lessons | None = None,
 ) -> History:
     """Train ``backbone.model`` in place and leave it with the weights that had the lowest validation loss.
 
@@ -65,23 +78,23 @@ def tune(
         place: device, folder for temporary files, and who is told of each step.
         checkpoints: where the state is saved, and taken up again if there is one.
         head_penalty: of the probe that fitted the head, for the record.
-        protection: what the guards against forgetting need.
+        lessons: what else is learned or protected.
 
     Raises:
         TrainingError: the loss became infinite, not a number, or much larger than that of answering at random.
         StoppedError: the process was asked to end; the state is saved.
     """
     L.seed_everything(config.seed, verbose=False)
-    kept = protection or Protection()
+    more = lessons or Lessons()
     stages = find_stages(backbone.model, backbone.head_name)
     trained = choose_stages(stages, plan.unfreeze)
     state = checkpoints.newest() if checkpoints else None
     steps = range(state.step if state else 0, plan.steps)
     with StopRequest() as stop, tempfile.TemporaryDirectory(dir=place.folder, prefix="activations-") as folder:
         inside = replace(place, folder=Path(folder))
-        taught, train, val = _prepare(backbone, trained, splits, plan, config, steps=steps, place=inside, replay=kept.replay)
+        taught, train, val = _prepare(backbone, trained, splits, plan, config, steps=steps, place=inside, lessons=more)
         weights = class_weights(labels_of(splits.train)) if config.balance == "loss" else None
-        module = Tuning(taught, trained, plan, config, weights, kept)
+        module = Tuning(taught, trained, plan, config, weights, more)
         history = module.restore(state) if state else History(head_penalty=head_penalty)
         if state:
             _log.info("going on after step %d of %d", state.step, plan.steps)
@@ -103,12 +116,14 @@ def _keep_best(backbone: Backbone, stages: tuple[Stage, ...], history: History) 
 
 def _prepare(
     backbone: Backbone, trained: tuple[Stage, ...], splits: Splits, plan: Plan, config: TrainConfig, *,
-    steps: range, place: Workplace, replay: Sequence[Sample],
+    steps: range, place: Workplace, lessons: Lessons,
 ) -> tuple[Backbone, Batches, Batches]:  # fmt: skip
     """What is trained, its training batches, and the validation batches: of activations where the frozen half can be run ahead."""
     flip = mirrors_well(splits.folder.labels) if config.flip is None else config.flip
     augment = make_augmentation(plan.augment, backbone.spec, flip=flip)
-    if config.cache_views and plan.strategy == "partial" and trained[0].name != STEM and steps:
+    replay = lessons.protection.replay
+    # A teacher looks at images, not at what the frozen half makes of them.
+    if config.cache_views and plan.strategy == "partial" and trained[0].name != STEM and steps and not lessons.tutor:
         cached = cache_activations(backbone, trained, splits, augment, config, steps=steps, place=place, replay=replay)
         if cached:
             return cached.backbone, cached.train, cached.val
@@ -152,7 +167,7 @@ class Tuning(L.LightningModule):
 
     def __init__(
         self, backbone: Backbone, trained: tuple[Stage, ...], plan: Plan, config: TrainConfig,
-        weights: NDArray[np.float32] | None = None, kept: Protection | None = None,
+        weights: NDArray[np.float32] | None = None, lessons: Lessons | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.model = backbone.model.train()  # Lightning leaves each module in the mode that it finds
@@ -167,7 +182,10 @@ class Tuning(L.LightningModule):
         self.l2sp = config.l2sp
         self.anchors = self._trunk_weights() if config.l2sp or config.wise else {}
         self.moments: dict[str, torch.Tensor] = {}
-        self.guards = Guards(self.model, backbone.head_name, kept or Protection(), config)
+        more = lessons or Lessons()
+        self.guards = Guards(self.model, backbone.head_name, more.protection, config)
+        # In a tuple: the teacher is no part of what is trained or saved.
+        self.tutored = (distillation(self.model, backbone.spec, self.loss, more.tutor, config.teacher_share) if more.tutor else None,)
         self.last = (0.0, 0.0, 0.0)  # of the last batch: images answered rightly, all of them, and the loss without guards
 
     def _trunk_weights(self) -> dict[str, torch.Tensor]:
@@ -205,14 +223,24 @@ class Tuning(L.LightningModule):
         torch.manual_seed(draw_seed(self.seed, self.step))  # dropout does not depend on where a training was resumed
         if images.is_cuda and images.ndim == 4:  # activations of a frozen half may be rows of tokens
             images = images.contiguous(memory_format=torch.channels_last)
-        logits = self.model(images)
+        if (task := self.tutored[0]) is not None:
+            told = task.to(images.device)(images, labels)
+            logits, loss = told["output"], told["loss"]
+            self.last = float((logits.detach().argmax(dim=1) == labels).sum()), float(len(labels)), float(told["task_loss"].detach())
+        else:
+            logits = self.model(images)
+            loss = self._task_loss(logits, labels)
+        loss = self.guards.add(loss, images, labels, logits)
+        if self.l2sp and self.anchors:
+            loss = loss + self.l2sp * self._distance()
+        return loss
+
+    def _task_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """On the images that show new classes."""
         new: Any = labels >= 0 if self.guards.replays else slice(None)  # replayed images may show none of the new classes
         loss: torch.Tensor = self.loss(logits[new], labels[new])
         right = float((logits.detach()[new].argmax(dim=1) == labels[new]).sum())
         self.last = right, float(len(labels[new])), float(loss.detach())
-        loss = self.guards.add(loss, images, labels, logits)
-        if self.l2sp and self.anchors:
-            loss = loss + self.l2sp * self._distance()
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:

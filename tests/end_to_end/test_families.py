@@ -10,7 +10,7 @@ import edgetl
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.train.config import TrainConfig
-from edgetl.train.finetune import train
+from edgetl.train.training import train
 
 FAMILIES = {
     "resnet18": 64,

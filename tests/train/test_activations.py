@@ -16,9 +16,9 @@ from edgetl.train.backbones import Backbone, find_head, torchvision_model
 from edgetl.train.border import cut
 from edgetl.train.budget import make_plan
 from edgetl.train.config import TrainConfig
-from edgetl.train.finetune import train
 from edgetl.train.sources import load_backbone
 from edgetl.train.stages import choose_stages, find_stages
+from edgetl.train.training import train
 from edgetl.train.tuning import tune
 
 NETWORKS = ("test_resnet", "test_efficientnet", "mobilenetv2_035", "mobilenetv3_small_050", "mobilenetv4_conv_small_035", "test_convnext2")

@@ -19,7 +19,7 @@ from edgetl.train.activations import Workplace
 from edgetl.train.budget import make_plan
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import StepSampler
-from edgetl.train.finetune import prepare, train
+from edgetl.train.finetune import prepare
 from edgetl.train.fisher import measure_fisher
 from edgetl.train.guards import Elastic, OldAnswers
 from edgetl.train.old_task import OldTask, find_old_task
@@ -27,6 +27,7 @@ from edgetl.train.protection import protect
 from edgetl.train.replay import UNLABELLED, herd, replayed
 from edgetl.train.run import FISHER_NAME, Run
 from edgetl.train.sources import load_backbone
+from edgetl.train.training import train
 from tests.command import edgetl
 from tests.conftest import write_colours
 

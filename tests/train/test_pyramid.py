@@ -15,11 +15,11 @@ from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.train.config import TrainConfig
 from edgetl.train.embedded import DEFAULT_BACKBONE, embedded_names, read_embedded
-from edgetl.train.finetune import train
 from edgetl.train.mirror import sha256_of
 from edgetl.train.recipe import read_recipe
 from edgetl.train.run import Run
 from edgetl.train.sources import load_backbone
+from edgetl.train.training import train
 from tests.command import edgetl
 from tests.conftest import write_colours
 

@@ -13,9 +13,9 @@ from scipy.stats import weightedtau
 from edgetl.errors import ConfigError, DataError
 from edgetl.train.config import TrainConfig
 from edgetl.train.embedded import DEFAULT_BACKBONE
-from edgetl.train.finetune import train
 from edgetl.train.rank import rank
 from edgetl.train.ranking import RankConfig, Ranking
+from edgetl.train.training import train
 from tests.command import edgetl
 from tests.conftest import write_colours
 

@@ -18,8 +18,8 @@ from edgetl.train.augment import make_augmentation, mirrors_well
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import ImageDataset
 from edgetl.train.evaluation import evaluate_run
-from edgetl.train.finetune import train
 from edgetl.train.run import Run, open_run
+from edgetl.train.training import train
 
 
 def test_a_run_holds_what_it_promises(run: Run) -> None:

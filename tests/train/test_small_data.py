@@ -10,7 +10,7 @@ from PIL import Image
 
 from edgetl.errors import ConfigError, DataError
 from edgetl.train.config import TrainConfig
-from edgetl.train.finetune import train
+from edgetl.train.training import train
 from tests.command import edgetl
 
 

@@ -27,11 +27,11 @@ from edgetl.train.budget import Plan, choose_strategy, make_plan
 from edgetl.train.checkpoints import Checkpoints, State
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import StepSampler, steps_an_epoch
-from edgetl.train.finetune import train
 from edgetl.train.fitting import warm_cosine
 from edgetl.train.probe import class_weights, fit_head
 from edgetl.train.sources import load_backbone
 from edgetl.train.stages import choose_stages, find_stages, set_trainable
+from edgetl.train.training import train
 from edgetl.train.tuning import Tuning, parameter_groups, tune
 from edgetl.train.watching import History
 
@@ -331,7 +331,7 @@ def test_sigterm_saves_and_ends_with_143_and_the_same_command_goes_on(colours: P
 def test_kills_at_random_moments_lose_nothing(colours: Path, tmp_path: Path) -> None:
     """20 kills, most of them while a state is being saved."""
     child = (
-        "import sys; from pathlib import Path; from edgetl.train.config import TrainConfig; from edgetl.train.finetune import train; "
+        "import sys; from pathlib import Path; from edgetl.train.config import TrainConfig; from edgetl.train.training import train; "
         "config = TrainConfig.model_validate_json(sys.argv[3]); "
         "train(Path(sys.argv[1]), config, Path(sys.argv[2]), resume=True, "
         "progress=lambda stage, done, total: print(stage, done, flush=True))"

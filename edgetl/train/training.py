@@ -1,0 +1,92 @@
+"""All of ``edgetl train`` in one call: scan, split, and one strategy, or several compared."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from pathlib import Path
+
+from edgetl.core.atomic import new_folder
+from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.progress import Progress, silent
+from edgetl.data.folder import scan
+from edgetl.data.split import Splits, split
+from edgetl.errors import ConfigError
+from edgetl.train.config import TrainConfig
+from edgetl.train.finetune import fine_tune
+from edgetl.train.run import Compared, Run, open_run
+
+_log = logging.getLogger(__name__)
+
+# The cheapest first: each trains more of the network than the one before.
+COMPARED = ("probe", "partial", "full")
+
+
+def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Run:
+    """Scan and split ``data``, then ``fine_tune``, or ``compare`` where ``config.strategy`` says so; both tell what they raise."""
+    folder = scan(data, progress=progress)
+    splits = split(folder, seed=config.seed, val=config.val, test=config.test)
+    teach = compare if config.strategy == "compare" else fine_tune
+    return teach(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)
+
+
+def compare(
+    splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent
+) -> Run:
+    """Train ``probe``, ``partial`` and ``full`` for the same number of steps and keep, by validation accuracy, the cheapest that lies
+    within one standard error of the best (Breiman et al. 1984, the rule of one standard error).
+
+    Each is a run of its own in ``<out>.compare`` until all are done, so that ``resume`` repeats none that was finished.
+
+    Raises:
+        ConfigError: ``out`` exists, or a comparison that was stopped is in the way.
+        EdgetlError: what ``fine_tune`` raises.
+    """
+    work = out.with_name(f"{out.name}.compare")
+    if overwrite and not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    if work.exists() and not resume:
+        raise ConfigError(f"a comparison for {out} was stopped; it is in {work}. Go on with --resume, or begin again with --overwrite.")
+    with new_folder(out, overwrite=overwrite) as folder:
+        runs = [
+            _trained(splits, config.model_copy(update={"strategy": strategy}), work / strategy, resume=resume, progress=progress)
+            for strategy in COMPARED
+        ]
+        table = tuple(_compared(run) for run in runs)
+        best, reason = choose(table)
+        _log.info("%s", reason)
+        shutil.copytree(runs[best].path, folder, dirs_exist_ok=True)
+        plan = runs[best].record.plan.model_copy(update={"reason": reason})
+        record = runs[best].record.model_copy(update={"name": out.name, "plan": plan, "compared": table})
+        (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8")
+    shutil.rmtree(work, ignore_errors=True)
+    return open_run(out)
+
+
+def _trained(splits: Splits, config: TrainConfig, out: Path, *, resume: bool, progress: Progress) -> Run:
+    """The run of one strategy, new or found finished."""
+    _log.info("comparing: strategy %s", config.strategy)
+    if not (out / RUN_RECORD_NAME).is_file():
+        return fine_tune(splits, config, out, resume=resume, progress=progress)
+    run = open_run(out)
+    if run.record.config != config or run.record.data_fingerprint != splits.folder.fingerprint():
+        raise ConfigError(f"{out.parent} holds a comparison with other options or images. Give those, or begin again with --overwrite.")
+    return run
+
+
+def _compared(run: Run) -> Compared:
+    record = run.record
+    return Compared(strategy=record.plan.strategy, steps=record.plan.steps, validation=record.validation.accuracy, seconds=record.seconds)
+
+
+def choose(table: tuple[Compared, ...]) -> tuple[int, str]:
+    """Index of the strategy to keep, of those listed from the cheapest to the dearest, and why."""
+    top = max(table, key=lambda item: item.validation.value).validation
+    error = math.sqrt(top.value * (1 - top.value) / max(1, top.n))
+    best = next(index for index, item in enumerate(table) if item.validation.value >= top.value - error)
+    figures = ", ".join(f"{item.strategy} {item.validation.value:.4f}" for item in table)
+    return best, (
+        f"compared on {top.n} validation images: {figures}; {table[best].strategy} is the cheapest within one standard error "
+        f"({error:.4f}) of the best"
+    )

@@ -1,0 +1,187 @@
+"""Several strategies compared, and a teacher that is asked while a network is tuned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from edgetl.core.preprocess import PreprocessSpec, preprocess
+from edgetl.core.results import wilson
+from edgetl.errors import ConfigError, LicenceError
+from edgetl.train.config import TrainConfig
+from edgetl.train.run import Compared, Run
+from edgetl.train.training import choose, train
+from edgetl.train.tutoring import TEMPERATURE, Tutor, distillation
+from tests.command import edgetl
+from tests.conftest import write_colours
+
+SMALL: dict[str, Any] = {
+    "backbone": "test_resnet", "pretrained": False, "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 2,
+    "batch_size": 8, "views": 1, "patience": 100,
+}  # fmt: skip
+
+
+def _config(**changes: object) -> TrainConfig:
+    return TrainConfig.model_validate({**SMALL, **changes})
+
+
+def _row(strategy: str, right: int, n: int = 100) -> Compared:
+    return Compared(strategy=strategy, steps=10, validation=wilson(right, n), seconds=1.0)
+
+
+def test_the_cheapest_within_one_standard_error_is_kept() -> None:
+    # One standard error of 90 of 100 is 3 points.
+    assert choose((_row("probe", 87), _row("partial", 88), _row("full", 90)))[0] == 0
+    assert choose((_row("probe", 86), _row("partial", 88), _row("full", 90)))[0] == 1
+    assert choose((_row("probe", 80), _row("partial", 86), _row("full", 90)))[0] == 2
+    best, reason = choose((_row("probe", 90), _row("partial", 89), _row("full", 70)))
+    assert best == 0 and "probe 0.9000, partial 0.8900, full 0.7000" in reason and "100 validation images" in reason
+
+
+def test_compare_trains_three_strategies_for_the_same_steps_and_keeps_one(colours: Path, tmp_path: Path) -> None:
+    run = train(colours, _config(strategy="compare"), tmp_path / "run")
+    table = run.record.compared
+    assert [item.strategy for item in table] == ["probe", "partial", "full"] and table[1].steps == table[2].steps > 0
+    assert run.record.name == "run" and run.record.plan.strategy == table[choose(table)[0]].strategy
+    assert run.record.validation.accuracy == table[choose(table)[0]].validation
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("run")) == ["run"]
+    run.load_model()
+
+
+def test_a_stopped_comparison_goes_on_without_repeating_what_was_finished(colours: Path, tmp_path: Path) -> None:
+    config = _config(strategy="compare", checkpoint_s=0.001)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "fine-tuning" and done == 3:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        train(colours, config, tmp_path / "run", progress=stop)
+    probe = tmp_path / "run.compare" / "probe" / "run.json"
+    before = probe.stat().st_mtime_ns
+    with pytest.raises(ConfigError, match="--resume, or begin again with --overwrite"):
+        train(colours, config, tmp_path / "run")
+    with pytest.raises(ConfigError, match="other options or images"):
+        train(colours, _config(strategy="compare", seed=1), tmp_path / "run", resume=True)
+    assert probe.stat().st_mtime_ns == before
+    resumed = train(colours, config, tmp_path / "run", resume=True)
+    whole = train(colours, config, tmp_path / "whole")
+    assert [item.validation for item in resumed.record.compared] == [item.validation for item in whole.record.compared]
+    assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
+
+
+def test_the_command_shows_what_was_compared(colours: Path, tmp_path: Path) -> None:
+    options = [
+        "--strategy",
+        "compare",
+        "--epochs",
+        "1",
+        "--input-size",
+        "32",
+        "--views",
+        "1",
+        "--backbone",
+        "test_resnet",
+        "--random-weights",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = edgetl("train", str(colours), *options)
+    assert done.returncode == 0, done.stderr
+    for strategy in ("probe", "partial", "full"):
+        assert f"compared: {strategy}" in done.stdout
+    assert "is the cheapest within one standard error" in " ".join(done.stdout.split())
+
+
+class _Watched(nn.Module):
+    """Remembers what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.shown = torch.empty(0)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.shown = images
+        logits: torch.Tensor = self.layer(images.mean(dim=(2, 3)))
+        return logits
+
+
+def test_the_teacher_sees_the_students_crops_in_its_own_normalisation() -> None:
+    torch.manual_seed(0)
+    student, teacher = _Watched(), _Watched()
+    ours = PreprocessSpec(input_size=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    theirs = PreprocessSpec(input_size=(8, 8), mean=(0.1, 0.2, 0.3), std=(0.2, 0.3, 0.4))
+    pixels = torch.rand(4, 3, 8, 8)
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (theirs.mean, theirs.std))
+    teacher.pretrained_cfg = {"fixed_input_size": False}  # type: ignore[assignment]
+    task = distillation(student, ours, nn.CrossEntropyLoss(), Tutor(teacher, theirs, ()), 0.25)
+    labels = torch.tensor([0, 1, 0, 1])
+    with torch.no_grad():
+        found = task((pixels - 0.5) / 0.5, labels)
+        answers = teacher(teacher.shown)
+    torch.testing.assert_close(teacher.shown, (pixels - mean) / std)
+    said, told = (item.log_softmax(dim=1) for item in (found["output"] / TEMPERATURE, answers / TEMPERATURE))
+    apart = float((told.exp() * (told - said)).sum(dim=1).mean()) * TEMPERATURE**2
+    expected = 0.75 * float(nn.functional.cross_entropy(found["output"], labels)) + 0.25 * apart
+    assert float(found["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A network that tells three colours apart."""
+    root = tmp_path_factory.mktemp("teacher")
+    return train(write_colours(root / "colours", 20), _config(strategy="scratch", epochs=15), root / "teacher")
+
+
+def test_a_student_answers_more_like_its_teacher_and_names_it(teacher: Run, tmp_path: Path) -> None:
+    data = Path(teacher.splits().root)
+    config = _config(backbone="test_byobnet", strategy="scratch", epochs=10, augment="none")
+    plain = train(data, config, tmp_path / "plain")
+    taught = train(data, config.model_copy(update={"teacher": str(teacher.path), "teacher_share": 1.0}), tmp_path / "taught")
+    images = torch.stack([torch.from_numpy(preprocess(sample.path, teacher.record.preprocess)) for sample in teacher.samples("train")])
+    with torch.no_grad():
+        told = teacher.load_model()(images).log_softmax(dim=1)
+        said = [item.load_model()(images).log_softmax(dim=1) for item in (plain, taught)]
+    apart = [float((told.exp() * (told - item)).sum(dim=1).mean()) for item in said]
+    assert apart[1] < apart[0]
+    assert taught.record.plan.label_smoothing == 0.0 < plain.record.plan.label_smoothing, "not softened twice"
+    assert not taught.record.backbone.pretrained
+    assert [parent.kind for parent in taught.record.backbone.parents] == ["teacher"]
+    assert taught.record.backbone.parents[-1].name == teacher.record.name
+
+
+def test_a_backbone_teaches_through_a_head_fitted_on_the_images_and_a_tutored_training_resumes(colours: Path, tmp_path: Path) -> None:
+    config = _config(strategy="scratch", teacher="edgetl_small", epochs=4, checkpoint_s=0.001)
+    whole = train(colours, config, tmp_path / "whole")
+    assert [(parent.kind, parent.name) for parent in whole.record.backbone.parents] == [("teacher", "edgetl_small")]
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "fine-tuning" and done == 5:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        train(colours, config, tmp_path / "broken", progress=stop)
+    resumed = train(colours, config, tmp_path / "broken", resume=True)
+    assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
+
+
+def test_a_teacher_of_other_classes_or_of_a_licence_that_is_refused_does_not_teach(colours: Path, teacher: Run, tmp_path: Path) -> None:
+    (colours / "red").rename(colours / "pink")
+    with pytest.raises(ConfigError, match="the images are of other classes"):
+        train(colours, _config(strategy="partial", teacher=str(teacher.path)), tmp_path / "a")
+    with pytest.raises(ConfigError, match="--teacher and --replay cannot go together"):
+        train(colours, _config(strategy="partial", teacher="edgetl_small", replay=str(colours)), tmp_path / "b")
+    path = tmp_path / "test_resnet.json"
+    path.write_text(json.dumps({"license": "cc-by-nc-4.0"}))
+    safetensors.torch.save_model(timm.create_model("test_resnet"), str(tmp_path / "test_resnet.safetensors"))
+    config = _config(strategy="partial", teacher="test_resnet", weights_dir=str(tmp_path), license_policy="commercial")
+    with pytest.raises(LicenceError, match="test_resnet"):
+        train(write_colours(tmp_path / "more", 8), config, tmp_path / "c")
