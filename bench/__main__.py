@@ -7,18 +7,17 @@ reference folder (``EDGETL_SHARED``, default ``../shared``); a run and a bundle 
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from pathlib import Path
 
 from bench import footprint, path, preprocess
+from bench.paths import SHARED
 from edgetl.core.host import fingerprint, load_average, versions
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.train.config import TrainConfig
 from edgetl.train.training import train
 
-SHARED = Path(os.environ.get("EDGETL_SHARED", Path(__file__).parents[2] / "shared"))
 SUITES = {"preprocess": preprocess.main, "path": path.main, "footprint": footprint.main}
 
 

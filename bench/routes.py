@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.__main__ import SHARED
+from bench.paths import SHARED
 from bench.transfer import SETS, probe
 from edgetl.data.folder import scan
 from edgetl.train.config import TrainConfig

@@ -1,7 +1,8 @@
 """``python -m bench.transfer``: what the embedded backbone is worth on images it never saw.
 
 A linear probe on all images (mean of 5 seeds, 75/25) against the same network with random weights, and LP-FT on 200 images against the
-same training from random weights. The image sets come from the reference folder (``EDGETL_SHARED``, default ``../shared``).
+same training from random weights. ``--strategies`` and ``--guards`` measure fine-tuning with real ImageNet weights instead. The image
+sets come from the reference folder (``EDGETL_SHARED``, default ``../shared``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedShuffleSplit
 
-from bench.__main__ import SHARED
+from bench.paths import SHARED
+from bench.strategies import GUARDS, compare_guards, compare_strategies
 from edgetl.core.preprocess import Side
 from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.loading import labels_of, stratified
@@ -46,7 +48,15 @@ def main() -> None:
     parser.add_argument("--few-only", action="store_true")
     parser.add_argument("--images", choices=list(SETS), action="append", help="only these sets (may be given several times)")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--strategies", help="instead: test accuracy of these, such as probe,auto")
+    parser.add_argument("--guards", nargs="?", const=",".join(GUARDS), help="instead: what guards against forgetting keep [default: all]")
     given = parser.parse_args()
+    if given.strategies:
+        compare_strategies(given.images or ["trashnet", "sign-digits"], given.strategies.split(","), given.seeds, given.side)
+        return
+    if given.guards:
+        compare_guards(given.seeds, given.side or 128, given.guards.split(","))
+        return
     size: tuple[Side, Side] | None = (given.side, given.side) if given.side else None
     config = TrainConfig(backbone=given.backbone, weights=given.weights, input_size=size)
     print(f"{given.backbone}, mean of {given.seeds} seeds (standard deviation), 75/25")

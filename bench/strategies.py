@@ -1,0 +1,74 @@
+"""``python -m bench.transfer --strategies`` and ``--guards``: fine-tuning with real ImageNet weights."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.paths import SHARED
+from edgetl.core.preprocess import Side
+from edgetl.train.config import TrainConfig
+from edgetl.train.run import Run
+from edgetl.train.training import train
+
+BACKBONE = f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet"
+OLD, NEW = "pacs/photo", "pacs/sketch"
+GUARDS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "l2sp 0.01": {"l2sp": 0.01},
+    "wise": {"wise": True},
+    "lwf 1": {"lwf": 1.0},
+    "ewc 100": {"ewc": 100.0},
+    "replay": {"replay": True},
+    "replay + lwf 1": {"replay": True, "lwf": 1.0},
+}
+
+
+def compare_strategies(sets: Sequence[str], strategies: Sequence[str], seeds: int, side: int | None) -> None:
+    """Test accuracy of each strategy on 70/15/15 splits: mean and standard deviation over seeds."""
+    size: tuple[Side, Side] | None = (side, side) if side else None
+    print(f"ImageNet MobileNetV2, 70/15/15, test accuracy, mean of {seeds} seeds (standard deviation; seconds of a run)")
+    print(f"| images | {' | '.join(strategies)} |\n|---|{'---|' * len(strategies)}")
+    for name in sets:
+        cells = []
+        for strategy in strategies:
+            found, begin = [], time.monotonic()
+            for seed in range(seeds):
+                with tempfile.TemporaryDirectory() as work:
+                    config = TrainConfig.model_validate({"backbone": BACKBONE, "strategy": strategy, "seed": seed, "input_size": size})
+                    test = train(SHARED / "data" / name, config, Path(work) / "run").record.test
+                assert test is not None
+                found.append(test.accuracy.value)
+                print(f"<!-- {name} {strategy} seed {seed}: {found[-1]:.4f}, {time.monotonic() - begin:.0f} s so far -->", flush=True)
+            cells.append(f"{np.mean(found):.4f} ({np.std(found):.4f}; {(time.monotonic() - begin) / seeds:.0f} s)")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def compare_guards(seeds: int, side: int, names: Sequence[str]) -> None:
+    """A network that knows photographs learns sketches of the same classes, every stage tuned: what each guard keeps, and costs."""
+    print(f"{OLD} to {NEW}, strategy full, {side} px, ImageNet MobileNetV2, mean of {seeds} seeds (standard deviation)")
+    print("| guard | photographs before | after | lost | sketches | seconds |\n|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as work:
+        parents = [_photographs(Path(work) / f"photo-{seed}", side, seed) for seed in range(seeds)]
+        for name in names:
+            rows = [_learn_sketches(parent, GUARDS[name], Path(work) / f"{seed}-{name}", seed) for seed, parent in enumerate(parents)]
+            cells = " | ".join(f"{np.mean(column):.4f} ({np.std(column):.4f})" for column in list(zip(*rows, strict=True))[:4])
+            print(f"| {name} | {cells} | {np.mean([row[4] for row in rows]):.0f} |", flush=True)
+
+
+def _photographs(out: Path, side: int, seed: int) -> Run:
+    config = TrainConfig(backbone=BACKBONE, strategy="partial", seed=seed, input_size=(side, side))
+    return train(SHARED / "data" / OLD, config, out)
+
+
+def _learn_sketches(parent: Run, guard: dict[str, Any], out: Path, seed: int) -> tuple[float, float, float, float, float]:
+    given = {**guard, "replay": str(parent.path)} if "replay" in guard else guard
+    config = TrainConfig.model_validate({"backbone": str(parent.path), "strategy": "full", "seed": seed, **given})
+    record = train(SHARED / "data" / NEW, config, out).record
+    assert record.forgetting and record.test
+    return record.forgetting.before, record.forgetting.after, record.forgetting.lost, record.test.accuracy.value, record.seconds
