@@ -19,6 +19,9 @@ from edgetl.data.folder import Sample
 from edgetl.data.loading import Prepare
 from edgetl.train.config import TrainConfig
 
+# Seconds that a loader process goes on after SIGTERM.
+WORKER_GRACE_S = 5
+
 
 class ImageDataset(Dataset[tuple[torch.Tensor, int]]):
     """Images as ``float32 [3, H, W]`` with their label.
@@ -153,9 +156,10 @@ def steps_an_epoch(images: int, batch_size: int) -> int:
 
 
 def leave_signals(_worker: int) -> None:
-    """Let the parent alone answer Ctrl-C and SIGTERM, which a terminal or a scheduler sends to every process."""
+    """Let the parent alone answer Ctrl-C, and be the first to answer SIGTERM, which a scheduler sends to every process: it may need its
+    loaders until its state is saved. Ignoring SIGTERM for good would be worse: a parent that fails ends its loaders so, and waits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_S))
 
 
 def _workers(config: TrainConfig) -> int:

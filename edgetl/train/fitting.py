@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -13,7 +14,29 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from edgetl.errors import TrainingError
+
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
+
+
+@contextmanager
+def explained(batch_size: int) -> Iterator[None]:
+    """Memory that runs out inside torch, as a sentence.
+
+    Raises:
+        TrainingError: of the GPU, or the shared memory that loader processes hand their pictures over in.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"the GPU's memory is full with batches of {batch_size}. Lower --batch-size or --input-size.") from error
+    except RuntimeError as error:
+        if "shared memory" not in str(error) and "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"a process that loads images ended: {str(error).strip().splitlines()[-1]} Loaders need room in /dev/shm (in a container: "
+            f"--shm-size); use --workers 0 to load without them."
+        ) from error
 
 
 def fit(module: L.LightningModule, batches: Iterable[Any], callbacks: Sequence[Callback], *, device: str, clip_norm: float) -> None:

@@ -26,7 +26,7 @@ from edgetl.train.budget import Plan
 from edgetl.train.checkpoints import Checkpoints, State
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import draw_seed, training_batches, validation_batches
-from edgetl.train.fitting import fit, give_moments, moments, scheduled
+from edgetl.train.fitting import explained, fit, give_moments, moments, scheduled
 from edgetl.train.guards import Guards
 from edgetl.train.probe import class_weights
 from edgetl.train.protection import Protection
@@ -90,7 +90,11 @@ def tune(
     trained = choose_stages(stages, plan.unfreeze)
     state = checkpoints.newest() if checkpoints else None
     steps = range(state.step if state else 0, plan.steps)
-    with StopRequest() as stop, tempfile.TemporaryDirectory(dir=place.folder, prefix="activations-") as folder:
+    with (
+        explained(config.batch_size),
+        StopRequest() as stop,
+        tempfile.TemporaryDirectory(dir=place.folder, prefix="activations-") as folder,
+    ):
         inside = replace(place, folder=Path(folder))
         taught, train, val = _prepare(backbone, trained, splits, plan, config, steps=steps, place=inside, lessons=more)
         weights = class_weights(labels_of(splits.train)) if config.balance == "loss" else None

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from edgetl.errors import ConfigError, DataError
+from edgetl.errors import ConfigError, DataError, StorageError, TrainingError
 from edgetl.train.config import TrainConfig
 from edgetl.train.training import train
 from tests.command import edgetl
+from tests.conftest import write_colours
 
 
 def _write(root: Path, classes: int, each: int, mode: str = "RGB") -> Path:
@@ -76,3 +81,40 @@ def test_a_rate_a_hundred_times_too_high_ends_in_a_sentence(colours: Path, tmp_p
     done = edgetl("train", colours, "--out", tmp_path / "run", *arguments)
     assert done.returncode == 10 and "diverged" in done.stderr and "Lower --lr" in done.stderr, done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_loaders_without_shared_memory_end_in_a_sentence_and_nothing_hangs(tmp_path: Path) -> None:
+    write_colours(tmp_path / "colours", 30, side=100)
+    command = [sys.executable, "-m", "edgetl.cli.app", "train", str(tmp_path / "colours"), "--backbone", "test_resnet", "--random-weights"]
+    command += ["--input-size", "224", "--workers", "2", "--epochs", "1", "--out", str(tmp_path / "run")]
+    script = f"mount -t tmpfs -o size=1m tmpfs /dev/shm || exit 99; exec {shlex.join(command)}"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode in (1, 99) and "Traceback" not in done.stderr:
+        pytest.skip("a mount namespace of its own needs root on Linux")
+    assert done.returncode == TrainingError.exit_code, done.stderr
+    assert "--workers 0" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_during_a_save_keeps_the_last_state_and_says_so(colours: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs root on Linux")
+    try:
+        config = _config(epochs=10, checkpoint_s=0.0001, patience=100)
+
+        def fill(stage: str, done: int, total: int) -> None:
+            if stage == "fine-tuning" and done == total // 2:
+                (disk / "filler").write_bytes(b"x" * (shutil.disk_usage(disk).free - 1000))
+
+        with pytest.raises(StorageError, match="free some space"):
+            train(colours, config, disk / "run", progress=fill)
+        assert not (disk / "run").exists()
+        (disk / "filler").unlink()
+        assert list((disk / "run.checkpoints").glob("step-*.safetensors"))
+        resumed = train(colours, config, disk / "run", resume=True)
+        whole = train(colours, config, tmp_path / "whole")
+        assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
