@@ -6,24 +6,24 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, assert_never
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgetl.core.answers import evaluate
 from edgetl.core.atomic import new_folder
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.host import fingerprint, versions
 from edgetl.core.licences import check_policy
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
-from edgetl.core.scoring import evaluate_predictions
-from edgetl.data.folder import Sample, scan
-from edgetl.data.loading import labels_of
+from edgetl.core.tasks import Reading
+from edgetl.data.loading import labels_of, truth_of
 from edgetl.data.split import Splits, split
 from edgetl.errors import ConfigError, DataError
 from edgetl.train.activations import Workplace
@@ -33,8 +33,9 @@ from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import random_crop
 from edgetl.train.features import FeatureExtractor
-from edgetl.train.probe import LinearHead, fit_head
-from edgetl.train.report import class_table, draw_confusion, draw_curves
+from edgetl.train.objectives import make_objective
+from edgetl.train.probe import LinearHead, fit_head, fit_label_heads, fit_value_head
+from edgetl.train.report import class_table, draw_answers, draw_curves
 from edgetl.train.run import (
     METRICS_NAME,
     SPLITS_NAME,
@@ -47,6 +48,7 @@ from edgetl.train.run import (
     write_model,
 )
 from edgetl.train.sources import load_backbone
+from edgetl.train.tasks import chance_alarm, check_options, check_taught, choose_reading, fold_scale, scan_images, smooths, value_scale
 from edgetl.train.tuning import tune
 
 _log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ STATE_FORMAT = "1"
 
 def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Run:
     """Scan and split ``data``, then ``fine_tune``: all that ``edgetl train`` does, in one call."""
-    folder = scan(data, progress=progress)
+    folder = scan_images(data, config, progress=progress)
     splits = split(folder, seed=config.seed, val=config.val, test=config.test)
     return fine_tune(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)
 
@@ -82,6 +84,7 @@ def fine_tune(
         StorageError: the run cannot be written.
     """
     _check_parts(splits)
+    check_options(config, splits.folder.task)
     started = time.monotonic()
     device = choose_device(config.device)
     with new_folder(out, overwrite=overwrite) as folder:
@@ -92,14 +95,14 @@ def fine_tune(
         place = Workplace(device, folder, progress)
         taught = _teach(backbone, splits, config, plan, place, checkpoints)
         extract = _extractor(backbone, config, device, len(splits.val) + len(splits.test))
-        validation, test = _measure(extract, backbone, splits, progress)
-        last = {"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1}
+        figures = _measure(extract, backbone, splits, config, progress)
+        last = {"val_accuracy": figures.validation.accuracy.value, "val_macro_f1": figures.validation.macro_f1}
         (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*taught.rows, last]), "utf-8")
         write_model(folder, backbone, splits.folder.labels)
         (folder / SPLITS_NAME).write_text(record_splits(splits).model_dump_json(indent=1), "utf-8")
-        _write_pictures(folder, validation, test, taught.rows)
-        alarms = find_alarms(taught.train_accuracy, validation, splits)
-        outcome = Outcome(plan, taught, alarms, validation, test, round(time.monotonic() - started, 1))
+        _write_pictures(folder, figures, taught.rows)
+        alarms = find_alarms(taught.train_accuracy, figures.validation, splits)
+        outcome = Outcome(plan, taught, alarms, figures, round(time.monotonic() - started, 1))
         record = _record(out.name, splits, config, backbone, outcome, hash_files(folder))
         (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8")
     checkpoints.remove()
@@ -124,14 +127,24 @@ class Taught:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """What the trained network answers on validation and test images, how its outputs are read, and the outputs shown in pictures."""
+
+    reading: Reading
+    validation: Evaluation
+    test: Evaluation | None
+    truth: NDArray[Any]
+    outputs: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a training came to, for its record; ``seconds`` are of this call."""
 
     plan: Plan
     taught: Taught
     alarms: tuple[str, ...]
-    validation: Evaluation
-    test: Evaluation | None
+    figures: Figures
     seconds: float
 
 
@@ -140,15 +153,15 @@ def _check_parts(splits: Splits) -> None:
         raise DataError(
             f"{splits.folder.root} leaves {len(splits.train)} training and {len(splits.val)} validation images; add images or raise --val."
         )
-    trained_on = {sample.label for sample in splits.train}
-    if untrained := [label for index, label in enumerate(splits.folder.labels) if index not in trained_on]:
-        raise DataError(f"{splits.folder.root} has no training image of {', '.join(untrained[:5])}; add some, or remove the class.")
+    check_taught(splits)
 
 
 def prepare(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
     """Load the backbone, if its licence may be used, and resolve the plan."""
     torch.manual_seed(config.seed)  # random weights, and the head before it is fitted
     given = config.model_copy(update={"pretrained": False, "weights": None}) if config.strategy == "scratch" else config
+    if not smooths(config, splits.folder.task):
+        given = given.model_copy(update={"label_smoothing": 0.0})
     backbone = load_backbone(given, len(splits.folder.labels))
     if backbone.parents:  # random weights are nobody's
         check_policy(backbone.licence, config.license_policy, name=backbone.name)
@@ -179,8 +192,7 @@ def _checkpoints(
 
 
 def _teach(backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, place: Workplace, checkpoints: Checkpoints) -> Taught:
-    """Fit the head, then tune as planned."""
-    labels = labels_of(splits.train)
+    """Fit the head, then tune as planned, and give its answers their unit."""
     # A head fitted on random features is large and wrong: training from random weights starts from a random head too.
     fits = plan.strategy == "probe" or (config.pretrained and plan.strategy != "scratch" and checkpoints.newest() is None)
     penalty, accuracy = None, 0.0
@@ -188,10 +200,13 @@ def _teach(backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, 
         extract = _extractor(backbone, config, place.device, config.views * len(splits.train))
         features = extract(splits.train, progress=place.progress)
         head = _fit_probe(extract, features, backbone, splits, config, place.progress)
-        penalty, accuracy = head.penalty, float(((features @ head.weight.T + head.bias).argmax(axis=1) == labels).mean())
+        outputs, truth = (torch.from_numpy(item) for item in (features @ head.weight.T + head.bias, truth_of(splits.train)))
+        penalty, accuracy = head.penalty, float(make_objective(splits, plan, config).right(outputs, truth)) / len(outputs)
     if plan.strategy == "probe":
+        fold_scale(backbone.head, *value_scale(splits))
         return Taught(penalty, [], accuracy)
     history = tune(backbone, splits, plan, config, place, checkpoints=checkpoints, head_penalty=penalty)
+    fold_scale(backbone.head, *value_scale(splits))
     return Taught(history.head_penalty, history.rows, history.rows[-1]["train_accuracy"], history.tuned_share)
 
 
@@ -204,12 +219,8 @@ def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits) -
             f"overfitting: {train_accuracy:.0%} of the training images are answered rightly and {validation.accuracy.value:.0%} of the "
             f"validation images. Look for wrong labels, add images, or train less of the network (--strategy probe)."
         )
-    common = max(np.bincount(labels_of(splits.val))) / len(splits.val)
-    if validation.accuracy.low <= common and len(splits.folder.labels) > 1:
-        alarms.append(
-            f"on {len(splits.val)} validation images this cannot be told from always answering the most common class ({common:.0%}). "
-            f"Check the labels, or add images."
-        )
+    if alarm := chance_alarm(validation, splits.val, splits.folder.task):
+        alarms.append(f"{alarm} Check the labels, or add images.")
     return tuple(alarms)
 
 
@@ -233,45 +244,54 @@ def _fit_probe(
     extract: FeatureExtractor, features: NDArray[np.float32], backbone: Backbone, splits: Splits, config: TrainConfig, progress: Progress
 ) -> LinearHead:
     views = [extract(splits.train, prepare=random_crop(config.seed, view), progress=progress) for view in range(1, config.views)]
-    head = fit_head(
-        features, labels_of(splits.train), len(splits.folder.labels), seed=config.seed, views=views,
-        balanced=config.balance == "loss", progress=progress,
-    )  # fmt: skip
+    balanced = config.balance == "loss"
+    match splits.folder.task:
+        case "classification":
+            labels, classes = labels_of(splits.train), len(splits.folder.labels)
+            head = fit_head(features, labels, classes, seed=config.seed, views=views, balanced=balanced, progress=progress)
+        case "multi-label":
+            truth = truth_of(splits.train)
+            head = fit_label_heads(features, truth, seed=config.seed, views=views, balanced=balanced, progress=progress)
+        case "regression" | "ordinal":
+            mean, spread = value_scale(splits)
+            head = fit_value_head(features, (truth_of(splits.train)[:, 0] - mean) / spread, views=views)
+        case _:
+            assert_never(splits.folder.task)
     with torch.no_grad():
         backbone.head.weight.copy_(torch.from_numpy(head.weight))
         backbone.head.bias.copy_(torch.from_numpy(head.bias))
     return head
 
 
-def _measure(extract: FeatureExtractor, backbone: Backbone, splits: Splits, progress: Progress) -> tuple[Evaluation, Evaluation | None]:
+def _measure(extract: FeatureExtractor, backbone: Backbone, splits: Splits, config: TrainConfig, progress: Progress) -> Figures:
     features = extract([*splits.val, *splits.test], progress=progress)
     with torch.no_grad():
-        logits = backbone.head.cpu()(torch.from_numpy(features)).numpy()
-    predicted = logits.argmax(axis=1)
-    border = len(splits.val)
-    labels = splits.folder.labels
-    validation = _evaluate(splits.val, predicted[:border], labels)
-    return validation, _evaluate(splits.test, predicted[border:], labels) if splits.test else None
+        outputs = backbone.head.cpu()(torch.from_numpy(features)).numpy()
+    val, test = outputs[: len(splits.val)], outputs[len(splits.val) :]
+    reading = choose_reading(splits, config, val)
+    truth = truth_of(splits.val)
+    validation = evaluate(reading, truth, val)
+    if not splits.test:
+        return Figures(reading, validation, None, truth, val)
+    truth = truth_of(splits.test)
+    return Figures(reading, validation, evaluate(reading, truth, test), truth, test)
 
 
-def _evaluate(samples: Sequence[Sample], predicted: NDArray[np.int64], labels: tuple[str, ...]) -> Evaluation:
-    return evaluate_predictions(labels_of(samples), predicted, labels)
-
-
-def _write_pictures(folder: Path, validation: Evaluation, test: Evaluation | None, rows: list[dict[str, float]]) -> None:
-    shown, name = (test, "test") if test else (validation, "validation")
-    accuracy = shown.accuracy
-    title = f"{name}: accuracy {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}), n = {accuracy.n}"
-    draw_confusion(shown, title, folder / "confusion.png")
+def _write_pictures(folder: Path, figures: Figures, rows: list[dict[str, float]]) -> None:
+    shown, name = (figures.test, "test") if figures.test else (figures.validation, "validation")
+    draw_answers(figures.reading, shown, figures.truth, figures.outputs, name=name, folder=folder)
     if rows:
         draw_curves(rows, folder / "curves.png")
-    (folder / "classes.csv").write_text(class_table(shown), "utf-8")
+    if shown.classes:
+        (folder / "classes.csv").write_text(class_table(shown), "utf-8")
 
 
 def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, outcome: Outcome, files: dict[str, str]) -> RunRecord:
     return RunRecord(
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        task=splits.folder.task,
+        decision=outcome.figures.reading.decision,
         labels=splits.folder.labels,
         config=config,
         backbone=BackboneRecord(
@@ -291,8 +311,8 @@ def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, 
         tuned_share=outcome.taught.tuned_share,
         images={"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
         data_fingerprint=splits.folder.fingerprint(),
-        validation=outcome.validation,
-        test=outcome.test,
+        validation=outcome.figures.validation,
+        test=outcome.figures.test,
         seconds=outcome.seconds,
         versions=versions(),
         host=fingerprint(),

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from edgetl.data.loading import labels_of
 from edgetl.data.split import Splits
 from edgetl.errors import TrainingError
 from edgetl.train.activations import Workplace, cache_activations
@@ -27,7 +24,7 @@ from edgetl.train.checkpoints import Checkpoints, State
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import draw_seed, training_batches, validation_batches
 from edgetl.train.fitting import fit, give_moments, moments, scheduled
-from edgetl.train.probe import class_weights
+from edgetl.train.objectives import Classes, Objective, make_objective
 from edgetl.train.stages import HEAD, STEM, Stage, choose_stages, find_stages, set_trainable
 from edgetl.train.stopping import StopRequest
 from edgetl.train.watching import Batches, History, Watch, measure
@@ -74,8 +71,7 @@ def tune(
     with StopRequest() as stop, tempfile.TemporaryDirectory(dir=place.folder, prefix="activations-") as folder:
         inside = replace(place, folder=Path(folder))
         taught, train, val = _prepare(backbone, trained, splits, plan, config, steps=steps, place=inside)
-        weights = class_weights(labels_of(splits.train)) if config.balance == "loss" else None
-        module = Tuning(taught, trained, plan, config, weights)
+        module = Tuning(taught, trained, plan, config, make_objective(splits, plan, config))
         history = module.restore(state) if state else History(head_penalty=head_penalty)
         if state:
             _log.info("going on after step %d of %d", state.step, plan.steps)
@@ -141,21 +137,24 @@ def parameter_groups(model: nn.Module, stages: Sequence[Stage], plan: Plan) -> l
 
 
 class Tuning(L.LightningModule):
-    """Cross-entropy with label smoothing, AdamW, linear warm-up and cosine decay by step, over the stages that a plan lets learn."""
+    """The task's objective, AdamW, linear warm-up and cosine decay by step, over the stages that a plan lets learn."""
 
     def __init__(
-        self, backbone: Backbone, trained: tuple[Stage, ...], plan: Plan, config: TrainConfig, weights: NDArray[np.float32] | None = None
+        self,
+        backbone: Backbone,
+        trained: tuple[Stage, ...],
+        plan: Plan,
+        config: TrainConfig,
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
         self.model = backbone.model.train()  # Lightning leaves each module in the mode that it finds
         self.plan = plan
         self.seed = config.seed
         self.first = 0
-        self.classes = backbone.head.out_features
         self.trained = trained
         self.average = ModelEmaV3(self.model, decay=plan.average) if plan.average else None
-        weight = None if weights is None else torch.from_numpy(weights)
-        self.loss = nn.CrossEntropyLoss(weight, label_smoothing=plan.label_smoothing)
+        self.objective = objective or Classes(backbone.head.out_features, smoothing=plan.label_smoothing)
         self.l2sp = config.l2sp
         self.anchors = self._trunk_weights() if config.l2sp or config.wise else {}
         self.moments: dict[str, torch.Tensor] = {}
@@ -197,8 +196,8 @@ class Tuning(L.LightningModule):
         if images.is_cuda and images.ndim == 4:  # activations of a frozen half may be rows of tokens
             images = images.contiguous(memory_format=torch.channels_last)
         logits = self.model(images)
-        loss: torch.Tensor = self.loss(logits, labels)
-        self.last = float((logits.detach().argmax(dim=1) == labels).sum()), float(len(labels)), float(loss.detach())
+        loss: torch.Tensor = self.objective(logits, labels)
+        self.last = float(self.objective.right(logits.detach(), labels)), float(len(labels)), float(loss.detach())
         if self.l2sp and self.anchors:
             loss = loss + self.l2sp * self._distance()
         return loss
@@ -248,7 +247,7 @@ def _interpolate(module: Tuning, history: History, val: Batches) -> None:
             for key, value in history.best.items()
         }
         module.model.load_state_dict(mixed)
-        loss, _ = measure(module.model, val)
+        loss, _ = measure(module.model, val, module.objective)
         if loss < history.best_loss:
             history.best_loss, history.tuned_share, chosen = loss, share, mixed
     history.best = chosen
