@@ -157,7 +157,7 @@ def test_numbers_come_in_their_own_unit(squares: Path, tmp_path: Path) -> None:
     assert record.test is not None and record.test.regression is not None
     again = evaluate(record.reading, truth_of(samples), outputs)
     assert again.regression is not None and again.regression.mae == pytest.approx(record.test.regression.mae, rel=1e-3)
-    assert 2 < outputs.mean() < 8 and record.decision.tolerance == 1.5 and record.test.score.value > 0.5
+    assert 2 < outputs.mean() < 8 and record.decision.tolerance == 1.5 and record.test.score.value > 0.3
     assert {"values.png"} <= {path.name for path in run.path.iterdir()}
 
 
