@@ -83,8 +83,7 @@ def fine_tune(
         StoppedError: the process was asked to end; the state is saved.
         StorageError: the run cannot be written.
     """
-    _check_parts(splits)
-    check_options(config, splits.folder.task)
+    _check_parts(splits, config)
     started = time.monotonic()
     device = choose_device(config.device)
     with new_folder(out, overwrite=overwrite) as folder:
@@ -148,7 +147,8 @@ class Outcome:
     seconds: float
 
 
-def _check_parts(splits: Splits) -> None:
+def _check_parts(splits: Splits, config: TrainConfig) -> None:
+    check_options(config, splits.folder.task)
     if not splits.train or not splits.val:
         raise DataError(
             f"{splits.folder.root} leaves {len(splits.train)} training and {len(splits.val)} validation images; add images or raise --val."
