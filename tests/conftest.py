@@ -89,3 +89,32 @@ def write_colours(root: Path, count: int, *, side: int = 40, seed: int = 0) -> P
             pixels[:, :, channel] += 120
             Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{index:03d}.png")
     return root
+
+
+def write_squares(root: Path, count: int, *, side: int = 40, seed: int = 0) -> Path:
+    """Write ``count`` grey pictures with any of a red, a green and a blue square, and ``labels.csv`` beside them.
+
+    Its columns are ``file``, the number of squares of each colour (0 or 1), ``mm`` (ten times the brightness of the ground, 0..10) and
+    ``grade`` (how many squares there are).
+    """
+    rng = np.random.default_rng(seed)
+    (root / "images").mkdir(parents=True)
+    lines = ["file,red,green,blue,mm,grade"]
+    for index in range(count):
+        ground = rng.uniform(0.2, 0.8)
+        pixels = rng.normal(255 * ground, 4, (side, side, 3))
+        held = rng.random(3) < 0.5
+        for channel in np.flatnonzero(held):
+            top, left = 13 * channel, int(rng.integers(0, side - 12))
+            pixels[top : top + 12, left : left + 12] = 25
+            pixels[top : top + 12, left : left + 12, channel] = 235
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{index:03d}.png")
+        lines.append(f"{index:03d}.png,{','.join(str(int(value)) for value in held)},{10 * ground:.4f},{held.sum()}")
+    (root / "labels.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    return root
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures with squares, and their table."""
+    return write_squares(tmp_path_factory.mktemp("squares") / "squares", 90)

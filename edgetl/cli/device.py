@@ -9,8 +9,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from edgetl.cli.session import JsonOption, ThreadsOption, VerboseOption, err, out, print_json, working
-from edgetl.cli.tables import ladder_lines, share, variants_table
+from edgetl.cli.session import JsonOption, LabelsOption, ThreadsOption, VerboseOption, err, out, print_json, working
+from edgetl.cli.tables import figures_line, ladder_lines, variants_table
 from edgetl.core.bundle import RUN_RECORD_NAME, open_bundle
 from edgetl.core.images import EXTENSIONS
 from edgetl.core.manifest import Manifest, describe_parent
@@ -49,6 +49,7 @@ def predict_command(
 def verify_command(
     bundle: Annotated[Path, typer.Argument(help="The folder that `edgetl export` wrote.")],
     data: Annotated[Path | None, typer.Option(help="Labelled images to measure accuracy on as well.")] = None,
+    labels: LabelsOption = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -59,7 +60,9 @@ def verify_command(
         report = verify(bundle, progress=progress)
         evaluations = []
         if data is not None:
-            evaluations = [evaluate_bundle(bundle, data, variant=check.variant, progress=progress) for check in report.checked]
+            evaluations = [
+                evaluate_bundle(bundle, data, labels=labels, variant=check.variant, progress=progress) for check in report.checked
+            ]
     if json_output:
         print_json({**report.model_dump(mode="json"), "evaluations": [item.model_dump(mode="json") for item in evaluations]})
         return
@@ -74,7 +77,7 @@ def verify_command(
         out.print(f"[yellow]{name}: not checked, its engine is not installed[/]")
     for evaluation in evaluations:
         out.print(
-            f"{evaluation.variant}: accuracy {share(evaluation.result.accuracy)}, {evaluation.left_out} seen images left out",
+            f"{evaluation.variant}: {figures_line(evaluation.result)}, {evaluation.left_out} seen images left out",
             soft_wrap=True,
         )
 
@@ -106,7 +109,8 @@ def _show_manifest(manifest: Manifest) -> None:
     facts = Table.grid(padding=(0, 2))
     lineage, spec = manifest.lineage, manifest.preprocess
     for title, value in (
-        ("labels", ", ".join(manifest.labels)),
+        ("task", manifest.task),
+        ("labels", _labels(manifest)),
         ("input", f"{spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, {spec.interpolation}, {spec.resize} resize"),
         ("backbone", f"{lineage.architecture}, {lineage.strategy}, {lineage.train_images} training images"),
         ("licence", lineage.licence or "not stated"),
@@ -121,6 +125,15 @@ def _show_manifest(manifest: Manifest) -> None:
     for item in manifest.rejected:
         facts.add_row("left out", escape(f"{item.name}: {item.reason}"))
     out.print(facts)
+
+
+def _labels(manifest: Manifest) -> str:
+    """The labels, and what decides on them."""
+    decision = manifest.decision
+    if manifest.task == "multi-label":
+        return ", ".join(f"{label} (from {limit:.3f})" for label, limit in zip(manifest.labels, decision.thresholds, strict=True))
+    grades = f", grades {decision.grades[0]} to {decision.grades[1]}" if decision.grades else ""
+    return ", ".join(manifest.labels) + grades
 
 
 def _files(paths: list[Path]) -> list[Path]:
@@ -142,12 +155,12 @@ def _predict(predictor: Predictor, path: Path) -> dict[str, object]:
         answer = predictor.predict(path)
     except ImageError as error:
         return {"image": str(path), "error": str(error)}
-    return {
-        "image": str(path),
-        "label": answer.label,
-        "score": answer.score,
-        "scores": dict(zip(predictor.labels, answer.scores, strict=True)),
-    }
+    answers: dict[str, object] = {"label": answer.label, "score": answer.score}
+    if predictor.reading.task == "multi-label":
+        answers = {"labels": list(answer.labels)}
+    elif answer.value is not None:
+        answers = {"value": answer.value}
+    return {"image": str(path), **answers, "scores": dict(zip(predictor.labels, answer.scores, strict=True))}
 
 
 def _show_prediction(row: dict[str, object], top: int) -> None:
@@ -158,4 +171,11 @@ def _show_prediction(row: dict[str, object], top: int) -> None:
     assert isinstance(scores, dict)
     best = sorted(scores.items(), key=lambda item: -item[1])[:top]
     shown = ", ".join(f"{label} {score:.3f}" for label, score in best)
+    if "labels" in row:
+        held = row["labels"]
+        assert isinstance(held, list)
+        shown = f"{', '.join(held) or 'none of the labels'} ({shown})"
+    elif "value" in row:
+        ((column, output),) = scores.items()
+        shown = f"{column} {row['value']:g}" + ("" if output == row["value"] else f" ({output:.3f})")
     out.print(f"{escape(str(row['image']))}: {escape(shown)}", soft_wrap=True)

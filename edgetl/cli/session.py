@@ -32,6 +32,9 @@ OverwriteOption = Annotated[
 WeightsDirOption = Annotated[
     Path | None, typer.Option("--weights-dir", envvar="EDGETL_WEIGHTS", help="A local folder of weights, searched first.")
 ]
+LabelsOption = Annotated[
+    Path | None, typer.Option("--labels", help="A CSV with a column `file` and the model's labels (or its number), for all but classes.")
+]
 PolicyOption = Annotated[str, typer.Option("--license-policy", help="any, or commercial: refuse weights that forbid it or do not say.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the libraries log.")]
 

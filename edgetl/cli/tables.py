@@ -8,6 +8,7 @@ from rich.table import Table
 
 from edgetl.core.manifest import Manifest
 from edgetl.core.results import Evaluation, Proportion
+from edgetl.core.tasks import SCORE_NAMES
 from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.scenarios import LatencyReport
 
@@ -27,16 +28,36 @@ def plain_table(title: str, first: str, *others: str) -> Table:
 
 
 def classes_table(evaluation: Evaluation, title: str) -> Table:
-    """One row a class."""
-    table = plain_table(title, "class", "n", "precision", "recall", "F1")
-    for score in evaluation.classes:
-        table.add_row(escape(score.label), str(score.n), f"{score.precision:.3f}", f"{score.recall:.3f}", f"{score.f1:.3f}")
+    """One row a class or label; of labels with average precision and threshold."""
+    figures = evaluation.multi_label
+    table = plain_table(title, "label" if figures else "class", "n", "precision", "recall", "F1", *(["AP", "threshold"] if figures else []))
+    for index, score in enumerate(evaluation.classes):
+        cells = [f"{score.precision:.3f}", f"{score.recall:.3f}", f"{score.f1:.3f}"]
+        if figures:
+            precision = figures.average_precision[index]
+            cells += ["none" if precision is None else f"{precision:.3f}", f"{figures.thresholds[index]:.3f}"]
+        table.add_row(escape(score.label), str(score.n), *cells)
     return table
+
+
+def figures_line(evaluation: Evaluation) -> str:
+    """The figures of all images in one line."""
+    if (labels := evaluation.multi_label) is not None:
+        return (
+            f"mean average precision {share(labels.mean_average_precision)}, every label right {share(evaluation.accuracy)}, "
+            f"right decisions {labels.label_accuracy:.4f}, macro F1 {evaluation.macro_f1:.4f}"
+        )
+    if (values := evaluation.regression) is None:
+        return f"accuracy {share(evaluation.accuracy)}, macro F1 {evaluation.macro_f1:.4f}"
+    errors = f"MAE {values.mae:.4g}, RMSE {values.rmse:.4g}, R² {share(values.r2)}"
+    if values.kappa is None:
+        return f"{errors}, within {values.tolerance:.4g}: {share(evaluation.accuracy)}"
+    return f"accuracy {share(evaluation.accuracy)}, quadratic-weighted kappa {values.kappa:.4f}, {errors}"
 
 
 def variants_table(manifest: Manifest) -> Table:
     """One row a variant, the fastest on the bench first."""
-    title = f"{manifest.name}: trained model {share(manifest.trained)} on validation"
+    title = f"{manifest.name}: trained model {SCORE_NAMES[manifest.task]} {share(manifest.trained)} on validation"
     table = plain_table(title, "variant", "MB", "validation", "test", "agrees", "confident", "ms")
     for variant in manifest.variants:
         table.add_row(
@@ -54,8 +75,9 @@ def variants_table(manifest: Manifest) -> Table:
 def ladder_lines(manifest: Manifest) -> list[str]:
     """For each int8 variant, the quantization steps tried and what each measured."""
     ladders = [*((item.name, item.ladder) for item in manifest.variants), *((item.name, item.ladder) for item in manifest.rejected)]
+    figure = SCORE_NAMES[manifest.task]
     return [
-        f"{name}: {rung.method}: accuracy {rung.accuracy:.4f} (drop {rung.drop:+.4f}), confident agreement {rung.confident_top1:.3f}: "
+        f"{name}: {rung.method}: {figure} {rung.accuracy:.4f} (drop {rung.drop:+.4f}), confident agreement {rung.confident_top1:.3f}: "
         f"{'passed' if rung.passed else 'not enough'}"
         for name, rungs in ladders
         for rung in rungs

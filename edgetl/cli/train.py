@@ -10,11 +10,12 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from edgetl.cli.options import given, options_of
-from edgetl.cli.session import JsonOption, OverwriteOption, ThreadsOption, VerboseOption, out, print_json, working
-from edgetl.cli.tables import classes_table, plain_table, share
+from edgetl.cli.session import JsonOption, LabelsOption, OverwriteOption, ThreadsOption, VerboseOption, out, print_json, working
+from edgetl.cli.tables import classes_table, figures_line, plain_table, share
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.config import Model
 from edgetl.core.manifest import describe_parent
+from edgetl.core.tasks import SCORE_NAMES
 from edgetl.errors import ConfigError, MissingExtraError
 from edgetl.train.config import TrainConfig
 
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
 
 @options_of(TrainConfig, without=("pretrained",))
 def train_command(
-    data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class, or train/, val/, test/ of those.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder with one folder of images for each class, or train/, val/, test/ of those; or images that --labels names."
+        ),
+    ],
     out_: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder to write.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Draw a sheet of augmented images into this file, and stop.")] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Start from random weights (a control).")] = False,
@@ -51,7 +57,7 @@ def train_command(
 
 @options_of(TrainConfig, without=("pretrained", "strategy", "unfreeze", "checkpoint_s"))
 def plan_command(
-    data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class.")],
+    data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class, or images that --labels names.")],
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **options: Any,
@@ -67,14 +73,15 @@ def plan_command(
 
 def evaluate_command(
     model: Annotated[Path, typer.Argument(help="A run or a bundle.")],
-    data: Annotated[Path, typer.Argument(help="Folder with class folders named like the model's labels.")],
+    data: Annotated[Path, typer.Argument(help="Folder with class folders named like the model's labels, or the images of --labels.")],
+    labels: LabelsOption = None,
     variant: Annotated[str | None, typer.Option(help="Of a bundle, such as openvino-int8 (default: the fastest).")] = None,
     every_image: Annotated[bool, typer.Option("--all", help="Also score images that the model was trained or selected on.")] = False,
     threads: ThreadsOption = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Accuracy, macro F1 and figures of each class, on images that the model has not seen."""
+    """The task's figures (accuracy, average precision, errors), on images that the model has not seen."""
     with working(json_output=json_output, verbose=verbose) as progress:
         if (model / RUN_RECORD_NAME).is_file():
             if variant is not None:
@@ -82,17 +89,20 @@ def evaluate_command(
             need_extra("train")
             from edgetl.train.evaluation import evaluate_run
 
-            report = evaluate_run(model, data, every_image=every_image, progress=progress)
+            report = evaluate_run(model, data, labels=labels, every_image=every_image, progress=progress)
         else:
             from edgetl.runtime.evaluation import evaluate_bundle
 
-            report = evaluate_bundle(model, data, variant=variant, every_image=every_image, threads=threads, progress=progress)
+            report = evaluate_bundle(
+                model, data, labels=labels, variant=variant, every_image=every_image, threads=threads, progress=progress
+            )
     if json_output:
         print_json(report)
         return
     name = f"{report.model} {report.variant or '(trained model)'}"
-    out.print(classes_table(report.result, escape(name)))
-    out.print(f"accuracy {share(report.result.accuracy)}, macro F1 {report.result.macro_f1:.4f}")
+    if report.result.classes:
+        out.print(classes_table(report.result, escape(name)))
+    out.print(figures_line(report.result), soft_wrap=True)
     if report.left_out:
         out.print(f"{report.left_out} images were left out: the model was trained or selected on them (--all scores them too).")
     if report.broken:
@@ -101,11 +111,11 @@ def evaluate_command(
 
 def _preview(data: Path, config: TrainConfig, path: Path, *, json_output: bool, verbose: bool) -> None:
     with working(json_output=json_output, verbose=verbose) as progress:
-        from edgetl.data.folder import scan
         from edgetl.data.split import split
         from edgetl.train.preview import draw_preview
+        from edgetl.train.tasks import scan_images
 
-        draw_preview(split(scan(data, progress=progress), seed=config.seed, val=config.val, test=config.test), config, path)
+        draw_preview(split(scan_images(data, config, progress=progress), seed=config.seed, val=config.val, test=config.test), config, path)
     print_json({"preview": str(path)}) if json_output else out.print(f"picture: {escape(str(path))}", soft_wrap=True)
 
 
@@ -164,10 +174,11 @@ def show_run(run: Run) -> None:
     """The run as a table, and what to do next."""
     record = run.record
     shown = record.test or record.validation
-    out.print(classes_table(shown, "test images" if record.test else "validation images"))
-    out.print(f"validation accuracy {share(record.validation.accuracy)}")
+    if shown.classes:
+        out.print(classes_table(shown, "test images" if record.test else "validation images"))
+    out.print(f"validation {SCORE_NAMES[record.task]} {share(record.validation.score)}")
     if record.test:
-        out.print(f"test accuracy       {share(record.test.accuracy)}, macro F1 {record.test.macro_f1:.4f}")
+        out.print(f"test {figures_line(record.test)}", soft_wrap=True)
     splits = run.splits()
     for title, items in (("cannot be decoded and were left out", splits.broken), ("share a picture under two labels", splits.conflicts)):
         if items:

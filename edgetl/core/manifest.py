@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, model_validator
 
-from edgetl.core.config import StrictModel
+from edgetl.core.config import LeanModel, StrictModel
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Proportion
+from edgetl.core.tasks import Decision, Reading, Task
 
 MANIFEST_NAME = "manifest.json"
 
@@ -51,9 +52,10 @@ class Agreement(StrictModel):
     Attributes:
         n: images compared.
         max_relative: largest difference of a logit, relative to the largest logit.
-        top1: share of images with the same top class.
-        confident_n: images that the trained model scores at least 0.6.
-        confident_top1: share of those with the same top class; 1 when there is none.
+        top1: share of images with the same answer: top class, number within the tolerance, grade. Of a multi-label model the share of
+            the decisions (images times labels) that are the same.
+        confident_n: images (decisions) of which the trained model is sure, for instance a top class scored at least 0.6.
+        confident_top1: share of those with the same answer; 1 when there is none.
     """
 
     n: int
@@ -64,7 +66,10 @@ class Agreement(StrictModel):
 
 
 class Rung(StrictModel):
-    """One step of the quantization ladder: what was tried and what it measured on the validation images."""
+    """One step of the quantization ladder: what was tried and what it measured on the validation images.
+
+    ``accuracy`` is the task's figure as in ``Evaluation.score``; ``drop`` is what the gate judged.
+    """
 
     method: str
     accuracy: float
@@ -79,10 +84,11 @@ class Variant(StrictModel):
     Attributes:
         name: ``<format>-<precision>``, also the folder's name.
         input: name of the tensor float32 ``[batch, 3, H, W]``.
-        output: name of the tensor float32 ``[batch, classes]``, logits.
-        validation: accuracy on the validation images, which decided; ``test`` is reported and decided nothing.
+        output: name of the tensor float32 ``[batch, labels]``: logits, or a regression's number.
+        validation: accuracy (or the task's figure, see ``Evaluation.score``) on the validation images, which decided; ``test`` is
+            reported and decided nothing.
         median_ms: one image on one thread, on the machine that exported; orders the variants, nothing more.
-        golden_tolerance: largest allowed difference of a score on the golden images.
+        golden_tolerance: largest allowed difference of a score on the golden images; of a number, relative to ``Decision.spread``.
         ladder: the quantization steps tried, in order; empty for fp32 and fp16.
     """
 
@@ -106,7 +112,10 @@ class Variant(StrictModel):
 
 
 class Golden(StrictModel):
-    """A real image and the scores that each variant gave for it on the bench."""
+    """A real image and the scores that each variant gave for it on the bench.
+
+    ``label`` is the image's class; its labels joined by a comma; or its number.
+    """
 
     image: BundleFile
     label: str
@@ -176,15 +185,18 @@ class Rejected(StrictModel):
     ladder: tuple[Rung, ...] = ()
 
 
-class Manifest(StrictModel):
-    """The whole of ``manifest.json``."""
+class Manifest(LeanModel):
+    """The whole of ``manifest.json``; ``trained`` is the task's figure (``Evaluation.score``) of the trained model."""
+
+    lean: ClassVar[frozenset[str]] = frozenset({"decision"})
 
     schema_version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=100, pattern=r"^[\w][\w .-]*$")
     release: int = Field(default=1, ge=1, lt=2**53)
     created: str
-    task: Literal["classification"] = "classification"
-    labels: tuple[str, ...] = Field(min_length=2)
+    task: Task = "classification"
+    decision: Decision = Decision()
+    labels: tuple[str, ...] = Field(min_length=1)
     preprocess: PreprocessSpec
     variants: tuple[Variant, ...] = Field(min_length=1)
     rejected: tuple[Rejected, ...] = ()
@@ -205,6 +217,10 @@ class Manifest(StrictModel):
             raise ValueError("two files share a path")
         if len(set(self.labels)) != len(self.labels) or any(not label.isprintable() or not label.strip() for label in self.labels):
             raise ValueError("two labels are equal, or one is empty or not printable")
+        if problem := self.decision.problem(self.task, len(self.labels)):
+            raise ValueError(problem)
+        if self.task == "classification" and len(self.labels) < 2:
+            raise ValueError("fewer than two labels")
         if any(variant.name != f"{variant.format}-{variant.precision}" for variant in self.variants):
             raise ValueError("a variant's name does not say its format and precision")
         names = {variant.name for variant in self.variants}
@@ -212,12 +228,17 @@ class Manifest(StrictModel):
             raise ValueError("two variants share a name")
         for golden in self.golden:
             if (
-                golden.label not in self.labels
+                (self.task == "classification" and golden.label not in self.labels)
                 or set(golden.scores) != names
                 or any(len(row) != len(self.labels) for row in golden.scores.values())
             ):
                 raise ValueError(f"golden image {golden.image.path} has an unknown label, or not one score a label for each variant")
         return self
+
+    @property
+    def reading(self) -> Reading:
+        """How the variants' outputs are read."""
+        return Reading(self.task, self.labels, self.decision)
 
     def all_files(self) -> tuple[BundleFile, ...]:
         """Every file that the bundle holds besides the manifest."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
-from edgetl.core.config import StrictModel
+from edgetl.core.config import LeanModel, StrictModel
 
 
 @dataclass(frozen=True)
@@ -13,18 +14,22 @@ class Prediction:
     """One image's answer.
 
     Attributes:
-        label: the class with the highest score.
-        score: that class's score, 0..1.
-        scores: every class's score in the order of the labels; they sum to 1.
+        label: the class with the highest score; of a multi-label model the likeliest label, of a regression its column.
+        score: that class's or label's score, 0..1; of a regression the network's output, in the values' unit.
+        scores: every label's score in the order of the labels: of classes they sum to 1, of a multi-label model each is 0..1.
+        labels: multi-label: those whose score reaches their threshold, in the order of the labels; there may be none.
+        value: regression: the number; ordinal: the nearest grade.
     """
 
     label: str
     score: float
     scores: tuple[float, ...]
+    labels: tuple[str, ...] = ()
+    value: float | None = None
 
 
 class Proportion(StrictModel):
-    """A share of ``n`` images with its Wilson 95 % interval, all 0..1."""
+    """A figure of ``n`` images with its 95 % interval: a share (0..1, Wilson's), average precision, or R² (at most 1; by bootstrap)."""
 
     value: float
     n: int
@@ -42,20 +47,69 @@ class ClassScore(StrictModel):
     f1: float
 
 
-class Evaluation(StrictModel):
+class MultiLabelFigures(StrictModel):
+    """Figures of labels that stand beside each other.
+
+    Attributes:
+        mean_average_precision: mean of ``average_precision`` over the labels that an image has, with its bootstrap interval.
+        label_accuracy: share of the decisions (images times labels) that are right.
+        average_precision: of each label, independent of thresholds; none where no image has it. 1 where all have it.
+        thresholds: that the decisions were made with.
+    """
+
+    mean_average_precision: Proportion
+    label_accuracy: float
+    average_precision: tuple[float | None, ...]
+    thresholds: tuple[float, ...]
+
+
+class RegressionFigures(StrictModel):
+    """Figures of numbers.
+
+    Attributes:
+        mae, rmse: mean absolute and root mean squared error, in the values' unit.
+        r2: share of the variance that is explained, with its bootstrap interval; below 0 the mean would answer better.
+        tolerance: within which an answer counts as right.
+        kappa: ordinal: quadratic-weighted kappa of the nearest grades (Cohen 1968, doi:10.1037/h0026256).
+    """
+
+    mae: float
+    rmse: float
+    r2: Proportion
+    tolerance: float
+    kappa: float | None = None
+
+
+class Evaluation(LeanModel):
     """A model's answers on labelled images.
 
     Attributes:
-        accuracy: share of images whose top class is the label.
-        macro_f1: mean F1 over the classes that have images.
-        classes: figures of each class, in the order of the labels.
-        confusion: ``confusion[i][j]`` images of class ``i`` were called class ``j``.
+        accuracy: share of images that are answered rightly: the top class is the label, every label is decided rightly, the number is
+            within the tolerance, or the nearest grade is the grade.
+        macro_f1: mean F1 over the classes (labels, grades) that have images; 0 for numbers.
+        classes: figures of each class (label, grade), in their order; none for numbers.
+        confusion: ``confusion[i][j]`` images of class (grade) ``i`` were called ``j``; none for labels and numbers.
+        multi_label: figures of a multi-label model.
+        regression: figures of a regression or an ordinal model.
     """
+
+    lean: ClassVar[frozenset[str]] = frozenset({"multi_label", "regression"})
 
     accuracy: Proportion
     macro_f1: float
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
+    multi_label: MultiLabelFigures | None = None
+    regression: RegressionFigures | None = None
+
+    @property
+    def score(self) -> Proportion:
+        """The one figure that the export gate judges and a bundle carries: accuracy, mean average precision of labels, R² of numbers."""
+        if self.multi_label is not None:
+            return self.multi_label.mean_average_precision
+        if self.regression is not None and self.regression.kappa is None:
+            return self.regression.r2
+        return self.accuracy
 
 
 class ClassForgetting(StrictModel):

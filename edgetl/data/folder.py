@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from edgetl.core.answers import describe_truth
 from edgetl.core.images import EXTENSIONS
 from edgetl.core.progress import Progress, silent
+from edgetl.core.tasks import Reading, Task
 from edgetl.data.integrity import check_images
 from edgetl.errors import DataError
 
@@ -20,7 +22,7 @@ Part: TypeAlias = Literal["train", "val", "test"]
 
 MAX_BROKEN_SHARE = 0.10
 MIN_IMAGES_PER_CLASS = 2
-_PART_NAMES: dict[str, Part] = {
+PART_NAMES: dict[str, Part] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
 }  # fmt: skip
 
@@ -31,15 +33,17 @@ class Sample:
 
     Attributes:
         path: the file.
-        label: index into the folder's labels.
+        label: index into the folder's labels; of images from a table the stratum that splits keep in proportion.
         content: SHA-256 (hex) of the upright RGB pixels, equal for copies of a picture.
         part: the split that a ready-made ``train/ val/ test/`` folder puts it in.
+        targets: from a table: 0 or 1 for each label, or the one number; empty for a class.
     """
 
     path: Path
     label: int
     content: str
     part: Part | None = None
+    targets: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,21 +56,29 @@ class BrokenImage:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The result of a scan: sorted labels, samples sorted by path, and what was left out."""
+    """The result of a scan: sorted labels, samples sorted by path, what was left out, and what the labels ask for."""
 
     root: Path
     labels: tuple[str, ...]
     samples: tuple[Sample, ...]
     broken: tuple[BrokenImage, ...]
+    task: Task = "classification"
 
     def counts(self) -> dict[str, int]:
-        """Readable images of each label."""
-        found = Counter(sample.label for sample in self.samples)
-        return {label: found[index] for index, label in enumerate(self.labels)}
+        """Readable images of each label; of a column of numbers, those that have one."""
+        if self.task == "classification":
+            found = Counter(sample.label for sample in self.samples)
+            return {label: found[index] for index, label in enumerate(self.labels)}
+        numbers = self.task != "multi-label"
+        return {label: sum(numbers or sample.targets[index] > 0 for sample in self.samples) for index, label in enumerate(self.labels)}
+
+    def truth(self, sample: Sample) -> str:
+        """What is known of ``sample``, for people: its class, its labels, or its number."""
+        return describe_truth(Reading(self.task, self.labels), sample.label, sample.targets)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the labelled contents: independent of paths and order."""
-        lines = sorted(f"{sample.content} {self.labels[sample.label]}" for sample in self.samples)
+        lines = sorted(f"{sample.content} {self.truth(sample)}" for sample in self.samples)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -106,7 +118,7 @@ def scan(root: str | os.PathLike[str], *, known_labels: Sequence[str] | None = N
         else:
             samples.append(Sample(path, labels.index(label), result.content, part))
     found = ImageFolder(folder, labels, tuple(samples), tuple(broken))
-    _check_broken(found)
+    check_broken(found)
     if known_labels is None:
         _check_classes(found)
     return found
@@ -115,7 +127,7 @@ def scan(root: str | os.PathLike[str], *, known_labels: Sequence[str] | None = N
 def has_parts(root: Path) -> bool:
     """Whether ``root`` is a ready-made data set: all its folders are called train, val or test, and train is there."""
     names = [path.name.lower() for path in _visible_folders(root)]
-    parts = {_PART_NAMES.get(name) for name in names}
+    parts = {PART_NAMES.get(name) for name in names}
     return "train" in parts and None not in parts and len(parts) == len(names)
 
 
@@ -124,11 +136,11 @@ def _labelled_files(root: Path) -> Iterator[tuple[Path, str, Part | None]]:
         for folder in _visible_folders(root):
             for class_folder in _visible_folders(folder):
                 label = unicodedata.normalize("NFC", class_folder.name)
-                yield from ((path, label, _PART_NAMES[folder.name.lower()]) for path in _images_below(class_folder))
+                yield from ((path, label, PART_NAMES[folder.name.lower()]) for path in images_below(class_folder))
     else:
         for class_folder in _visible_folders(root):
             label = unicodedata.normalize("NFC", class_folder.name)
-            yield from ((path, label, None) for path in _images_below(class_folder))
+            yield from ((path, label, None) for path in images_below(class_folder))
 
 
 def _empty_classes(root: Path) -> Iterator[str]:
@@ -136,7 +148,7 @@ def _empty_classes(root: Path) -> Iterator[str]:
     groups = _visible_folders(root) if has_parts(root) else [root]
     for group in groups:
         for folder in _visible_folders(group):
-            if next(_images_below(folder), None) is None and not any(True for _ in folder.iterdir()):
+            if next(images_below(folder), None) is None and not any(True for _ in folder.iterdir()):
                 yield unicodedata.normalize("NFC", folder.name)
 
 
@@ -147,7 +159,8 @@ def _visible_folders(root: Path) -> list[Path]:
         raise DataError(f"{root} cannot be listed: {error.strerror}. Check its permissions.") from error
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
+def images_below(folder: Path) -> Iterator[Path]:
+    """Image files in ``folder`` and the folders in it, by their names; hidden ones are skipped."""
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
@@ -163,7 +176,12 @@ def _check_known(root: Path, found: set[str], known: Sequence[str]) -> None:
         )
 
 
-def _check_broken(folder: ImageFolder) -> None:
+def check_broken(folder: ImageFolder) -> None:
+    """Refuse a folder of which too much cannot be decoded.
+
+    Raises:
+        DataError: naming some of the files.
+    """
     total = len(folder.samples) + len(folder.broken)
     if len(folder.broken) > MAX_BROKEN_SHARE * total:
         names = ", ".join(str(item.path.relative_to(folder.root)) for item in folder.broken[:5])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from edgetl.data.folder import Sample
 from edgetl.errors import ConfigError
 
 Prepare: TypeAlias = Callable[[Sample, PreprocessSpec], NDArray[np.float32]]
+# One image's truth: a class index, or float32 ``[labels]``.
+Target: TypeAlias = int | NDArray[np.float32]
 
 
 def batches(
@@ -49,8 +51,20 @@ def _evaluation_view(sample: Sample, spec: PreprocessSpec) -> NDArray[np.float32
 
 
 def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
-    """The label indices, int64 ``[n]``."""
+    """The label (or stratum) indices, int64 ``[n]``."""
     return np.array([sample.label for sample in samples], dtype=np.int64)
+
+
+def truth_of(samples: Sequence[Sample]) -> NDArray[Any]:
+    """The truth: class indices int64 ``[n]``, or from a table float64 ``[n, labels]``."""
+    if any(sample.targets for sample in samples):
+        return np.array([sample.targets for sample in samples], dtype=np.float64)
+    return labels_of(samples)
+
+
+def target_of(sample: Sample) -> Target:
+    """One image's truth, as batches of a training take it."""
+    return np.array(sample.targets, np.float32) if sample.targets else sample.label
 
 
 def stratified(samples: Sequence[Sample], count: int) -> list[Sample]:

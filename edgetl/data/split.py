@@ -47,7 +47,8 @@ def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float 
 
     Copies of a picture (equal pixels) form one group, which goes into one split. Within a class the groups are ordered by a hash of
     the seed and their content, so that the result depends on neither file names nor order. Every class keeps at least one group in
-    train; one with three groups or more has images in all splits that were asked for.
+    train; one with three groups or more has images in all splits that were asked for. Images from a table are dealt by stratum
+    instead (see ``edgetl.data.table``).
 
     Args:
         folder: a scanned folder.
@@ -99,7 +100,7 @@ def _divide(samples: Sequence[Sample], *, seed: int, shares: dict[Part, float]) 
     parts: dict[Part, list[Sample]] = {"train": [], "val": [], "test": []}
     for content in sorted(groups, key=lambda content: hashlib.sha256(f"edgetl split {seed} {content}".encode()).digest()):
         members = groups[content]
-        if len({member.label for member in members}) > 1:
+        if len({(member.label, member.targets) for member in members}) > 1:
             parts["train"] += members  # a picture with two labels can measure nothing
         else:
             by_label[members[0].label].append(members)
@@ -131,7 +132,7 @@ def _conflicts(folder: ImageFolder) -> tuple[LabelConflict, ...]:
         groups[sample.content].append(sample)
     found = []
     for members in groups.values():
-        labels = sorted({folder.labels[member.label] for member in members})
+        labels = sorted({folder.truth(member) for member in members})
         if len(labels) > 1:
             found.append(LabelConflict(tuple(str(member.path.relative_to(folder.root)) for member in members), tuple(labels)))
     return tuple(found)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import assert_never
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgetl.core.answers import evaluate, held_labels, nearest_grades
 from edgetl.core.manifest import Agreement
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
-from edgetl.core.results import Proportion, wilson
-from edgetl.core.scoring import softmax
+from edgetl.core.results import Evaluation, Proportion
+from edgetl.core.scoring import sigmoid, softmax
+from edgetl.core.tasks import SCORE_NAMES, Reading
 from edgetl.data.folder import Sample
-from edgetl.data.loading import batches, labels_of
+from edgetl.data.loading import batches, truth_of
 from edgetl.export.config import ExportConfig
 
 # Two float32 engines differ by about 1e-6 of the largest logit; a wrong operator or preprocessing by far more.
@@ -29,21 +34,26 @@ Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class GateSet:
-    """The validation images that decide, and the trained model's answers: logits float32 ``[n, classes]``."""
+    """The validation images that decide, the trained model's outputs for them, float32 ``[n, labels]``, and how those are read."""
 
     samples: Sequence[Sample]
     spec: PreprocessSpec
     trained: NDArray[np.float32]
+    reading: Reading
 
-    @property
-    def accuracy(self) -> Proportion:
-        """The trained model's accuracy."""
-        return accuracy(self.trained, self.samples)
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The trained model's figures."""
+        return self.measure(self.trained)
+
+    def measure(self, outputs: NDArray[np.float32]) -> Evaluation:
+        """The figures of other outputs for the same images."""
+        return evaluate(self.reading, truth_of(self.samples), outputs)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one file measured, and why it failed; an empty ``reason`` is a pass."""
+    """What one file measured (the task's figure), and why it failed; an empty ``reason`` is a pass."""
 
     agreement: Agreement
     validation: Proportion
@@ -75,10 +85,9 @@ def answers(
     return np.concatenate(rows)
 
 
-def compare(trained: NDArray[np.float32], exported: NDArray[np.float32]) -> Agreement:
-    """How two models' logits ``[n, classes]`` of the same images agree."""
-    same = trained.argmax(axis=1) == exported.argmax(axis=1)
-    confident = softmax(trained).max(axis=1) >= CONFIDENT_SCORE
+def compare(trained: NDArray[np.float32], exported: NDArray[np.float32], reading: Reading | None = None) -> Agreement:
+    """How two models' outputs ``[n, labels]`` of the same images agree; without ``reading`` they are logits of classes."""
+    same, confident = _same_answers(trained, exported, reading or Reading())
     difference = np.abs(trained - exported).max() / max(float(np.abs(trained).max()), 1e-12)
     return Agreement(
         n=len(trained),
@@ -89,9 +98,38 @@ def compare(trained: NDArray[np.float32], exported: NDArray[np.float32]) -> Agre
     )
 
 
-def accuracy(logits: NDArray[np.float32], samples: Sequence[Sample]) -> Proportion:
-    """Share of ``samples`` whose top class is the label."""
-    return wilson(int((logits.argmax(axis=1) == labels_of(samples)).sum()), len(samples))
+def _same_answers(
+    trained: NDArray[np.float32], exported: NDArray[np.float32], reading: Reading
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Where two models answer the same, and where the trained one is sure: for each image, or each decision on a label."""
+    match reading.task:
+        case "classification":
+            return trained.argmax(axis=1) == exported.argmax(axis=1), softmax(trained).max(axis=1) >= CONFIDENT_SCORE
+        case "multi-label":
+            # A score of 0.6 where the threshold is a half; as far in log-odds from every other threshold.
+            limits = np.clip(np.array(reading.decision.thresholds), 1e-7, 1 - 1e-7)
+            distance = np.abs(trained - np.log(limits / (1 - limits)))
+            same = held_labels(reading, sigmoid(trained)) == held_labels(reading, sigmoid(exported))
+            return same, distance >= math.log(CONFIDENT_SCORE / (1 - CONFIDENT_SCORE))
+        case "regression":
+            return np.abs(trained - exported)[:, 0] <= reading.decision.tolerance, np.ones(len(trained), np.bool_)
+        case "ordinal":
+            values = trained[:, 0].astype(np.float64)
+            same = nearest_grades(reading, values) == nearest_grades(reading, exported[:, 0])
+            return same, np.abs(values - np.floor(values) - 0.5) >= CONFIDENT_SCORE - 0.5
+        case _:
+            assert_never(reading.task)
+
+
+def fall(trained: Evaluation, exported: Evaluation) -> float:
+    """What a file lost, 0..1: of the task's figure; of a multi-label model also of the share of right decisions, whichever fell more.
+
+    A shift of all scores leaves average precision as it was and changes the decisions.
+    """
+    lost = trained.score.value - exported.score.value
+    if trained.multi_label is not None and exported.multi_label is not None:
+        return max(lost, trained.multi_label.label_accuracy - exported.multi_label.label_accuracy)
+    return lost
 
 
 def judge(logits: Logits, gate: GateSet, config: ExportConfig, *, exact: bool, progress: Progress = silent) -> Verdict:
@@ -106,20 +144,23 @@ def judge(logits: Logits, gate: GateSet, config: ExportConfig, *, exact: bool, p
         progress: told after each batch.
     """
     exported = answers(logits, gate.samples, gate.spec, progress=progress)
-    agreement, validation = compare(gate.trained, exported), accuracy(exported, gate.samples)
-    drop = gate.accuracy.value - validation.value
+    agreement, measured = compare(gate.trained, exported, gate.reading), gate.measure(exported)
+    drop, before, after = fall(gate.evaluation, measured), gate.evaluation.score.value, measured.score.value
     if exact:
         worst = max(agreement.max_relative, _strict_difference(logits, gate))
         agreement = agreement.model_copy(update={"max_relative": worst})
         wrong = worst > MAX_FP32_DIFFERENCE
         reason = f"its logits differ by {worst:.1e} of the largest (limit {MAX_FP32_DIFFERENCE:g})" if wrong else ""
     elif not drop <= config.max_drop + 1e-9:
-        reason = f"accuracy falls by {drop:.4f}, from {gate.accuracy.value:.4f} to {validation.value:.4f} (limit {config.max_drop:g})"
+        name = SCORE_NAMES[gate.reading.task]
+        decisions = " (or the share of right decisions)" if measured.multi_label else ""
+        reason = f"{name}{decisions} falls by {drop:.4f}, from {before:.4f} to {after:.4f} (limit {config.max_drop:g})"
     elif agreement.confident_top1 < config.min_agreement:
-        reason = f"it agrees on {agreement.confident_top1:.3f} of the confident images (limit {config.min_agreement:g})"
+        what = "decisions" if measured.multi_label else "images"
+        reason = f"it agrees on {agreement.confident_top1:.3f} of the confident {what} (limit {config.min_agreement:g})"
     else:
         reason = ""
-    return Verdict(agreement, validation, drop, reason)
+    return Verdict(agreement, measured.score, drop, reason)
 
 
 def _strict_difference(logits: Logits, gate: GateSet) -> float:

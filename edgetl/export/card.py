@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from edgetl.core.manifest import Calibration, Rejected, Variant, describe_parent
-from edgetl.core.results import Proportion
+from edgetl.core.results import Evaluation, Proportion
+from edgetl.core.tasks import SCORE_NAMES
 from edgetl.train.run import RunRecord
 
 
@@ -15,7 +18,7 @@ def write_card(
     lines = [
         f"# {name}",
         "",
-        f"Image classification, {len(record.labels)} classes: {', '.join(record.labels[:30])}{' …' if len(record.labels) > 30 else ''}.",
+        _asked(record),
         "",
         f"- Backbone: {backbone.architecture} ({'pretrained' if backbone.pretrained else 'random weights'}), "
         f"licence of the weights: {backbone.licence or 'not stated'}",
@@ -23,8 +26,9 @@ def write_card(
         f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
         f"- Input: {record.preprocess.input_size[0]} x {record.preprocess.input_size[1]} RGB, {record.preprocess.crop_mode} crop, "
         f"{record.preprocess.interpolation}, {record.preprocess.resize} resize",
-        f"- Trained model on the validation images: {_share(trained)}",
-        f"- Trained model on the test images: {_share(record.test.accuracy) if record.test else 'no test images'}",
+        f"- Trained model on the validation images: {_figure(trained, record)}",
+        f"- Trained model on the test images: {_figure(record.test.score, record) if record.test else 'no test images'}",
+        *(_details(record.test) if record.test else []),
         f"- Calibration: {f'{calibration.n} training images' if calibration else 'none (no int8 variant)'}",
         "",
         "| variant | size | validation | test | agreement | confident agreement | 1 image, 1 thread | how |",
@@ -41,8 +45,44 @@ def write_card(
         lines += ["", "Made from, the oldest first:", ""]
         lines += [f"- {describe_parent(parent)}" for parent in backbone.parents]
     lines += [f"\nNot in the bundle: {item.name}: {item.reason}." for item in rejected]
-    lines += ["", "Intervals are Wilson's, 95 %. Latency is of the machine that exported; measure yours with `edgetl bench`.", ""]
+    of = "Intervals are Wilson's, 95 %." if record.task in ("classification", "ordinal") else "Intervals are by bootstrap, 95 %."
+    lines += ["", f"{of} Latency is of the machine that exported; measure yours with `edgetl bench`.", ""]
     return "\n".join(lines)
+
+
+def _asked(record: RunRecord) -> str:
+    """What the model answers, in a sentence."""
+    labels = f"{', '.join(record.labels[:30])}{' …' if len(record.labels) > 30 else ''}"
+    match record.task:
+        case "classification":
+            return f"Image classification, {len(record.labels)} classes: {labels}."
+        case "multi-label":
+            pairs = zip(record.labels[:30], record.decision.thresholds, strict=False)
+            limits = ", ".join(f"{label} {threshold:.3f}" for label, threshold in pairs)
+            return f"Any of {len(record.labels)} labels: {labels}. Thresholds, chosen on validation images: {limits}."
+        case "regression":
+            return f"One number: {labels}. An answer within {record.decision.tolerance:.4g} counts as right."
+        case "ordinal":
+            return f"A grade from {record.reading.grade_names[0]} to {record.reading.grade_names[-1]}: {labels}."
+        case _:
+            assert_never(record.task)
+
+
+def _figure(value: Proportion, record: RunRecord) -> str:
+    name = "" if record.task == "classification" else f"{SCORE_NAMES[record.task]} "
+    return f"{name}{_share(value)}"
+
+
+def _details(test: Evaluation) -> list[str]:
+    """Further figures on the test images, where there are some."""
+    if test.multi_label is not None:
+        return [
+            f"- Of the test images, every label is right on {_share(test.accuracy)}; right decisions {test.multi_label.label_accuracy:.3f}"
+        ]
+    if (values := test.regression) is not None:
+        kappa = "" if values.kappa is None else f", quadratic-weighted kappa {values.kappa:.3f}"
+        return [f"- On the test images: MAE {values.mae:.4g}, RMSE {values.rmse:.4g}, R² {values.r2.value:.3f}{kappa}"]
+    return []
 
 
 def _share(value: Proportion) -> str:

@@ -17,8 +17,10 @@ class ExportConfig(StrictModel):
         formats: file formats, each for its own engine.
         precisions: ``int8`` means weights and activations.
         name: of the model, in the manifest and for servers; none takes the run's.
-        max_drop: largest loss of validation accuracy of a quantized variant, absolute, 0..1.
-        min_agreement: least share of equal answers on images that the trained model scores at least 0.6.
+        max_drop: largest loss of a quantized variant on the validation images, absolute, 0..1: of accuracy; of a multi-label model of mean
+            average precision and of the share of right decisions; of a regression of R².
+        min_agreement: least share of equal answers where the trained model is sure: it scores the class at least 0.6; a label's log-odds
+            are as far from its threshold; a number is always sure, and equal within the tolerance; a grade is 0.1 from the next.
         calibration_images: training images that int8 ranges are measured on.
         gate_images: validation images that decide, at most.
         cpu: ``here`` quantizes for this machine's instruction set; ``any`` keeps weights to 7 bits, which no x86 kernel saturates on.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.tasks import Reading
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
@@ -12,15 +11,20 @@ OUTPUT_NAME = "logits"
 _INTERPOLATIONS = {"bilinear": "LINEAR", "bicubic": "CUBIC", "nearest": "NEAREST"}
 
 
-def model_info(spec: PreprocessSpec, labels: Sequence[str]) -> dict[str, str]:
+def model_info(spec: PreprocessSpec, reading: Reading) -> dict[str, str]:
     """Intel Model API's ``model_info``: strings, lists separated by spaces, means and scales for 0..255.
 
     Model API cannot express "resize the shorter side with antialiasing, then crop"; ``crop`` is its nearest resize, so its answers
-    are close to ours and not equal. The exact preprocessing stands under ``edgetl``.
+    are close to ours and not equal. The exact preprocessing stands under ``edgetl``. It knows one threshold for all labels (the lowest
+    is given) and no model of numbers, which get no block.
     """
+    if reading.task in ("regression", "ordinal"):
+        return {}
+    several = {"multilabel": "True", "confidence_threshold": f"{min(reading.decision.thresholds, default=0.5):g}"}
     return {
         "model_type": "Classification",
-        "labels": " ".join(label.replace(" ", "_") for label in labels),
+        **(several if reading.task == "multi-label" else {}),
+        "labels": " ".join(label.replace(" ", "_") for label in reading.labels),
         "mean_values": " ".join(f"{value * 255:g}" for value in spec.mean),
         "scale_values": " ".join(f"{value * 255:g}" for value in spec.std),
         "reverse_input_channels": "True",
@@ -31,6 +35,7 @@ def model_info(spec: PreprocessSpec, labels: Sequence[str]) -> dict[str, str]:
     }
 
 
-def own_info(spec: PreprocessSpec, version: str) -> dict[str, str]:
-    """The ``edgetl`` block: the exact preprocessing, and who wrote the file."""
-    return {"preprocess": spec.model_dump_json(), "version": version, "model_info_resize": "approximate"}
+def own_info(spec: PreprocessSpec, reading: Reading, version: str) -> dict[str, str]:
+    """The ``edgetl`` block: the exact preprocessing, what is asked if not a class, and who wrote the file."""
+    asked = {"task": reading.task, "decision": reading.decision.model_dump_json()} if reading.task != "classification" else {}
+    return {"preprocess": spec.model_dump_json(), "version": version, "model_info_resize": "approximate", **asked}

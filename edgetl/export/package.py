@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from edgetl.core.answers import describe_truth, evaluate, scores_of
 from edgetl.core.atomic import new_folder
 from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_hashes
 from edgetl.core.host import available_cores, fingerprint, versions
 from edgetl.core.manifest import MANIFEST_NAME, Calibration, Format, Golden, Lineage, Manifest, Precision, Rejected, Rung, Variant
 from edgetl.core.preprocess import preprocess
 from edgetl.core.progress import Progress, silent
-from edgetl.core.scoring import softmax
 from edgetl.data.folder import Sample
-from edgetl.data.loading import batches, stratified
+from edgetl.data.loading import batches, stratified, truth_of
 from edgetl.errors import AccuracyGateError, StorageError
-from edgetl.export.agreement import GateSet, Logits, Verdict, accuracy, answers, judge, trained_logits
+from edgetl.export.agreement import GateSet, Logits, Verdict, answers, judge, trained_logits
 from edgetl.export.card import write_card
 from edgetl.export.climb import RefitData, climb
 from edgetl.export.config import ExportConfig
@@ -72,7 +72,7 @@ class _Bench:
     def infos(self) -> tuple[dict[str, str], dict[str, str]]:
         """The metadata blocks of the exported files."""
         record = self.run.record
-        return model_info(record.preprocess, record.labels), own_info(record.preprocess, versions()["edgetl"])
+        return model_info(record.preprocess, record.reading), own_info(record.preprocess, record.reading, versions()["edgetl"])
 
 
 def export_bundle(
@@ -117,7 +117,8 @@ def _prepare(run: Run, config: ExportConfig, work: Path, data: Path | None, prog
     spec = run.record.preprocess
     trained = trained_logits(run.load_model(), chosen, spec, progress=progress)
     calibration = stratified(train, config.calibration_images)
-    return _Bench(run, config, GateSet(chosen, spec, trained), train, stratified(test, config.gate_images), calibration, work, progress)
+    gate = GateSet(chosen, spec, trained, run.record.reading)
+    return _Bench(run, config, gate, train, stratified(test, config.gate_images), calibration, work, progress)
 
 
 def _export_variants(bench: _Bench, folder: Path, golden: list[Sample]) -> None:
@@ -204,6 +205,7 @@ def _accept(
     alone = _open(format_, files, threads=1)
     image = preprocess(golden[0].path, spec)[None]
     times = time_calls(lambda: alone(image), runs=50, max_seconds=3.0)
+    tested = answers(logits, bench.test, spec, progress=bench.progress) if bench.test else None
     bench.variants.append(
         Variant(
             name=name,
@@ -214,7 +216,7 @@ def _accept(
             output=OUTPUT_NAME,
             agreement=verdict.agreement,
             validation=verdict.validation,
-            test=accuracy(answers(logits, bench.test, spec, progress=bench.progress), bench.test) if bench.test else None,
+            test=None if tested is None else evaluate(bench.gate.reading, truth_of(bench.test), tested).score,
             median_ms=round(float(np.median(times)), 3),
             golden_tolerance=GOLDEN_TOLERANCE[precision],
             ladder=rungs,
@@ -247,13 +249,15 @@ def _choose_golden(samples: Sequence[Sample]) -> list[Sample]:
 
 def _write_golden(bench: _Bench, folder: Path, golden: list[Sample]) -> tuple[Golden, ...]:
     (folder / "golden").mkdir()
-    scores = {name: softmax(logits) for name, logits in bench.golden_logits.items()}
+    reading = bench.gate.reading
+    scores = {name: scores_of(reading, logits) for name, logits in bench.golden_logits.items()}
     entries = []
     for index, sample in enumerate(golden):
         copy = folder / "golden" / f"{index:02d}{sample.path.suffix.lower()}"
         shutil.copyfile(sample.path, copy)
         rows = {name: tuple(float(value) for value in rows[index]) for name, rows in scores.items()}
-        entries.append(Golden(image=describe_file(folder, copy), label=bench.run.record.labels[sample.label], scores=rows))
+        known = describe_truth(reading, sample.label, sample.targets)
+        entries.append(Golden(image=describe_file(folder, copy), label=known, scores=rows))
     return tuple(entries)
 
 
@@ -268,17 +272,19 @@ def _write_manifest(bench: _Bench, folder: Path, golden: list[Sample], name: str
         Calibration(n=len(bench.calibration), images_sha256=digest, preprocess_sha256=record.preprocess.digest()) if quantized else None
     )
     card = folder / "card.md"
-    card.write_text(write_card(name, record, bench.variants, bench.rejected, bench.gate.accuracy, calibration), "utf-8")
+    card.write_text(write_card(name, record, bench.variants, bench.rejected, bench.gate.evaluation.score, calibration), "utf-8")
     manifest = Manifest(
         name=name,
         release=bench.config.release,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        task=record.task,
+        decision=record.decision,
         labels=record.labels,
         preprocess=record.preprocess,
         variants=tuple(bench.variants),
         rejected=tuple(bench.rejected),
         max_drop=bench.config.max_drop,
-        trained=bench.gate.accuracy,
+        trained=bench.gate.evaluation.score,
         golden=_write_golden(bench, folder, golden),
         calibration=calibration,
         lineage=_lineage(bench.run),

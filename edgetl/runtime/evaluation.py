@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.core.answers import evaluate
 from edgetl.core.bundle import hash_prefix, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
-from edgetl.core.scoring import evaluate_predictions
+from edgetl.core.tasks import Reading
 from edgetl.data.folder import Sample, scan
-from edgetl.data.loading import batches, labels_of
-from edgetl.errors import DataError
+from edgetl.data.loading import batches, truth_of
+from edgetl.data.table import Table, scan_table
+from edgetl.errors import ConfigError, DataError
 from edgetl.runtime.predictor import load
 
 
@@ -42,6 +44,7 @@ def evaluate_bundle(
     path: Path,
     data: Path,
     *,
+    labels: Path | None = None,
     variant: str | None = None,
     every_image: bool = False,
     threads: int | None = None,
@@ -51,33 +54,44 @@ def evaluate_bundle(
 
     Args:
         path: the bundle.
-        data: class folders named like the bundle's labels.
+        data: class folders named like the bundle's labels, or the images that ``labels`` names.
+        labels: a CSV file with the bundle's labels (or its number) as columns; for all tasks but classification.
         variant: as in ``edgetl.load``.
         every_image: also score images that the model was trained or selected on.
         threads: as in ``edgetl.load``.
         progress: told after each batch.
 
     Raises:
+        ConfigError: ``labels`` is missing, or not for this task.
         DataError: the folder has other classes, or no unseen image.
     """
     bundle = open_bundle(path)
     predictor = load(bundle, variant=variant, threads=threads)
     seen = frozenset() if every_image else bundle.seen_images()
-    samples, broken, left_out = unseen_samples(data, bundle.manifest.labels, seen, progress=progress)
-    result = score(predictor.logits, samples, predictor.spec, predictor.labels, progress=progress)
+    samples, broken, left_out = unseen_samples(data, labels, predictor.reading, seen, progress=progress)
+    result = score(predictor.logits, samples, predictor.spec, predictor.reading, progress=progress)
     name = predictor.variant.name if predictor.variant else None
     return EvaluationReport(model=str(path), variant=name, left_out=left_out, broken=broken, result=result)
 
 
 def unseen_samples(
-    data: Path, labels: Sequence[str], seen: frozenset[int], *, progress: Progress = silent
+    data: Path, labels: Path | None, reading: Reading, seen: frozenset[int], *, progress: Progress = silent
 ) -> tuple[list[Sample], int, int]:
     """The readable images of ``data`` that are not in ``seen``, the number of broken ones, and the number left out.
 
     Raises:
+        ConfigError: ``labels``, a CSV file, is missing, or not for this task.
         DataError: unknown classes, or nothing left.
     """
-    folder = scan(data, known_labels=labels, progress=progress)
+    if labels is None and reading.task != "classification":
+        wanted = ", ".join(("file", *reading.labels[:5]))
+        raise ConfigError(f"this is a {reading.task} model: say what the images hold with --labels FILE.csv (columns {wanted}).")
+    if labels is not None and reading.task == "classification":
+        raise ConfigError("this is a classification model, whose classes are named by folders; leave --labels out.")
+    if labels is None:
+        folder = scan(data, known_labels=reading.labels, progress=progress)
+    else:
+        folder = scan_table(data, Table(labels, reading.task, reading.labels), known=True, progress=progress)
     samples = [sample for sample in folder.samples if hash_prefix(sample.content) not in seen]
     left_out = len(folder.samples) - len(samples)
     if not samples:
@@ -91,15 +105,15 @@ def score(
     logits: Callable[[NDArray[np.float32]], NDArray[np.float32]],
     samples: Sequence[Sample],
     spec: PreprocessSpec,
-    labels: Sequence[str],
+    reading: Reading,
     *,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Evaluate a function from images float32 ``[batch, 3, H, W]`` to logits ``[batch, classes]`` on ``samples``."""
-    predicted: list[NDArray[np.int64]] = []
+    """Evaluate a function from images float32 ``[batch, 3, H, W]`` to outputs ``[batch, labels]`` on ``samples``."""
+    outputs: list[NDArray[np.float32]] = []
     done = 0
     for batch in batches(samples, spec):
-        predicted.append(logits(batch).argmax(axis=1))
+        outputs.append(logits(batch))
         done += len(batch)
         progress("evaluating", done, len(samples))
-    return evaluate_predictions(labels_of(samples), np.concatenate(predicted), labels)
+    return evaluate(reading, truth_of(samples), np.concatenate(outputs))

@@ -1,4 +1,4 @@
-"""From images to labels on the device: preprocess, run, softmax. No torch."""
+"""From images to answers on the device: preprocess, run, read the outputs. No torch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgetl.core.answers import predictions
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.images import ImageInput, load_image
 from edgetl.core.manifest import Variant
 from edgetl.core.preprocess import PreprocessSpec, normalise, to_pixels
 from edgetl.core.results import Prediction
-from edgetl.core.scoring import softmax
-from edgetl.errors import EngineError
+from edgetl.core.tasks import Decision, Reading, Task
+from edgetl.errors import ConfigError, EngineError
 from edgetl.runtime.engine import Engine, choose_variant, open_engine
 
 MAX_BATCH = 16
@@ -28,13 +29,26 @@ class Predictor:
     """A loaded network with its labels and its preprocessing.
 
     Attributes:
-        labels: class names, in the order of the scores.
+        labels: class (label, column) names, in the order of the scores.
+        reading: the task, those labels, and what turns outputs into answers.
         spec: the preprocessing of the training.
         variant: the manifest's entry of the loaded file; none for an engine of your own.
     """
 
-    def __init__(self, engine: Engine, labels: Sequence[str], spec: PreprocessSpec, *, variant: Variant | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        labels: Sequence[str],
+        spec: PreprocessSpec,
+        *,
+        variant: Variant | None = None,
+        task: Task = "classification",
+        decision: Decision | None = None,
+    ) -> None:
         self.labels = tuple(labels)
+        self.reading = Reading(task, self.labels, decision or Decision())
+        if problem := self.reading.decision.problem(task, len(self.labels)):
+            raise ConfigError(f"the predictor cannot read the outputs: {problem}.")
         self.spec = spec
         self.variant = variant
         self._engine = engine
@@ -45,7 +59,7 @@ class Predictor:
     def predict(self, images: list[AnyImage] | tuple[AnyImage, ...]) -> list[Prediction]: ...
 
     def predict(self, images: ImageInput | list[AnyImage] | tuple[AnyImage, ...]) -> Prediction | list[Prediction]:
-        """Classify one image, or a list or tuple of images.
+        """Answer one image, or a list or tuple of images.
 
         Args:
             images: a path, encoded bytes, a PIL image or a uint8 array ``[H, W, 3]`` (RGB); or a list or tuple of those.
@@ -66,7 +80,7 @@ class Predictor:
         return self._tensor([image])
 
     def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits float32 ``[batch, classes]`` of preprocessed images float32 ``[batch, 3, H, W]``.
+        """Logits (of a regression: numbers) float32 ``[batch, labels]`` of preprocessed images float32 ``[batch, 3, H, W]``.
 
         Raises:
             EngineError: the engine failed, or gives another number of classes than there are labels.
@@ -85,11 +99,7 @@ class Predictor:
         return batch
 
     def _answers(self, batch: NDArray[np.float32]) -> list[Prediction]:
-        scores = softmax(self.logits(batch))
-        best = scores.argmax(axis=1)
-        return [
-            Prediction(self.labels[index], float(row[index]), tuple(row.tolist())) for row, index in zip(scores, best.tolist(), strict=True)
-        ]
+        return predictions(self.reading, self.logits(batch))
 
 
 def load(bundle: str | os.PathLike[str] | Bundle, *, variant: str | None = None, threads: int | None = None) -> Predictor:
@@ -109,4 +119,5 @@ def load(bundle: str | os.PathLike[str] | Bundle, *, variant: str | None = None,
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     chosen = choose_variant(opened, variant)
     engine = open_engine(opened, chosen, threads=threads)
-    return Predictor(engine, opened.manifest.labels, opened.manifest.preprocess, variant=chosen)
+    manifest = opened.manifest
+    return Predictor(engine, manifest.labels, manifest.preprocess, variant=chosen, task=manifest.task, decision=manifest.decision)

@@ -16,7 +16,7 @@ from edgetl.runtime.predictor import load
 
 
 class GoldenCheck(StrictModel):
-    """One variant's answers on the golden images; ``largest_difference`` is of a score, 0..1."""
+    """One variant's answers on the golden images; ``largest_difference`` is of a score, 0..1, or of a number relative to its spread."""
 
     variant: str
     images: int
@@ -62,10 +62,10 @@ def verify(path: Path, *, progress: Progress = silent) -> VerifyReport:
 
 def _check_golden(bundle: Bundle, variant: Variant) -> GoldenCheck:
     predictor = load(bundle, variant=variant.name)
-    worst = 0.0
+    worst, unit = 0.0, bundle.manifest.decision.spread
     for golden in bundle.manifest.golden:
         answer = predictor.predict(bundle.read(golden.image))
-        difference = float(np.abs(np.array(answer.scores) - np.array(golden.scores[variant.name])).max())
+        difference = float(np.abs(np.array(answer.scores) - np.array(golden.scores[variant.name])).max()) / unit
         worst = max(worst, difference)
         if not difference <= variant.golden_tolerance:
             raise AccuracyGateError(

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from edgetl.core.progress import Progress, silent
 from edgetl.data.folder import Sample
-from edgetl.data.loading import batches
+from edgetl.data.loading import Target, batches, target_of
 from edgetl.data.split import Splits
 from edgetl.train.backbones import Backbone
 from edgetl.train.border import cut
@@ -60,15 +60,15 @@ class Cached:
     """
 
     backbone: Backbone
-    train: DataLoader[tuple[torch.Tensor, int]]
-    val: DataLoader[tuple[torch.Tensor, int]]
+    train: DataLoader[tuple[torch.Tensor, Target]]
+    val: DataLoader[tuple[torch.Tensor, Target]]
     views: int
 
 
-class _Activations(Dataset[tuple[torch.Tensor, int]]):
+class _Activations(Dataset[tuple[torch.Tensor, Target]]):
     """Rows of a memory map, float16 on the disk; an index counts images through all epochs, and an epoch shows one of the views."""
 
-    def __init__(self, rows: NDArray[np.float16], labels: Sequence[int], views: int) -> None:
+    def __init__(self, rows: NDArray[np.float16], labels: Sequence[Target], views: int) -> None:
         self.rows = rows
         self.labels = labels
         self.views = views
@@ -76,7 +76,7 @@ class _Activations(Dataset[tuple[torch.Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Target]:
         epoch, place = divmod(index, len(self.labels))
         row = self.rows[(epoch % self.views) * len(self.labels) + place]
         return torch.from_numpy(row.astype(np.float32)), self.labels[place]
@@ -123,8 +123,8 @@ def cache_activations(
     sampler = step_sampler(len(splits.train), config, steps, len(replay))
     return Cached(
         replace(backbone, model=halves.tail),
-        DataLoader(_Activations(rows, [sample.label for sample in train], views), batch_sampler=sampler),
-        DataLoader(_Activations(val_rows, [sample.label for sample in val], 1), config.batch_size),
+        DataLoader(_Activations(rows, [target_of(sample) for sample in train], views), batch_sampler=sampler),
+        DataLoader(_Activations(val_rows, [target_of(sample) for sample in val], 1), config.batch_size),
         views,
     )
 

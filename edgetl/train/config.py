@@ -9,6 +9,7 @@ from pydantic import Field
 from edgetl.core.config import StrictModel
 from edgetl.core.licences import Policy
 from edgetl.core.preprocess import Interpolation, Side
+from edgetl.core.tasks import Task
 from edgetl.train.embedded import DEFAULT_BACKBONE
 
 Strategy: TypeAlias = Literal["auto", "probe", "partial", "full", "progressive", "scratch", "compare"]
@@ -55,6 +56,9 @@ class TrainConfig(StrictModel):
     interpolation: Interpolation | None = _backbone(None, "bilinear or bicubic (default: the backbone's).")
     resize: Literal["fused", "two-step"] | None = _backbone(None, "fused (default), or two-step (bit-identical to timm's transform).")
 
+    labels: str | None = _images(None, "A CSV with a column `file`, and one for each label (above 0: present) or one of numbers.")
+    task: Task | None = _images(None, "With --labels: multi-label (default), regression or ordinal (whole grades).")
+    column: str | None = _images(None, "Of --labels: the columns to learn, separated by commas (default: all but `file`).")
     val: Share = _images(0.15, "Share for validation.")
     test: Share = _images(0.15, "Share for the test.")
     views: int = _images(4, "Pictures of each image that the head is fitted on; 1, the evaluation's alone, is the quickest.", ge=1, le=16)
@@ -70,7 +74,12 @@ class TrainConfig(StrictModel):
     lr_ratio: float | None = _training(None, "The lowest tuned stage's learning rate relative to --trunk-lr.", gt=0.0, le=1.0)
     weight_decay: float | None = _training(None, "Of kernels and matrices (AdamW).", ge=0.0)
     label_smoothing: float | None = _training(None, "Share of the target that is spread over all classes.", ge=0.0, lt=1.0)
-    balance: Literal["none", "loss"] = _training("none", "loss: a class weighs as much as any other, however few images it has.")
+    multilabel_loss: Literal["bce", "asymmetric"] = _training("bce", "bce, or asymmetric (few of many labels hold for an image).")
+    regression_loss: Literal["mse", "huber"] = _training("mse", "mse, or huber (single numbers are far off).")
+    tolerance: float | None = _training(None, "Of regression: an answer this near is right (default: a quarter of the spread).", gt=0.0)
+    balance: Literal["none", "loss"] = _training(
+        "none", "loss: a class (a label's presence) weighs as much as any other, however few images it has."
+    )
     batch_size: int = _training(32, "Images a step, and a feature pass.", ge=1, le=4096)
     patience: int = _training(5, "Validations without a lower loss before training stops; there are 20 in a training.", ge=1)
     device: Literal["auto", "cpu", "cuda"] = _training("auto", "auto (a GPU where there is one), cpu or cuda.")

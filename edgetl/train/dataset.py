@@ -16,15 +16,15 @@ from edgetl.core.host import available_cores
 from edgetl.core.images import load_image
 from edgetl.core.preprocess import PreprocessSpec, normalise, to_pixels
 from edgetl.data.folder import Sample
-from edgetl.data.loading import Prepare
+from edgetl.data.loading import Prepare, Target, target_of
 from edgetl.train.config import TrainConfig
 
 # Seconds that a loader process goes on after SIGTERM.
 WORKER_GRACE_S = 5
 
 
-class ImageDataset(Dataset[tuple[torch.Tensor, int]]):
-    """Images as ``float32 [3, H, W]`` with their label.
+class ImageDataset(Dataset[tuple[torch.Tensor, Target]]):
+    """Images as ``float32 [3, H, W]`` with their label, or their targets.
 
     An index counts images through all epochs (``epoch * n + i``) and seeds the augmentation, so that a picture looks the same in
     the same epoch whatever the number of worker processes.
@@ -42,7 +42,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int]]):
     def __len__(self) -> int:
         return self.epochs * len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Target]:
         sample = self.samples[index % len(self.samples)]
         image = load_image(sample.path)
         if self.augment is None:
@@ -53,7 +53,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int]]):
                 pixels = self.augment(image)
         out = np.empty((3, *self.spec.input_size), np.float32)
         normalise(pixels, self.spec, out)
-        return torch.from_numpy(out), sample.label
+        return torch.from_numpy(out), target_of(sample)
 
 
 def draw_seed(seed: int, index: int) -> int:
@@ -123,7 +123,7 @@ class StepSampler(Sampler[list[int]]):
 def training_batches(
     samples: Sequence[Sample], spec: PreprocessSpec, augment: v2.Transform | None, config: TrainConfig, *,
     steps: range, replay: Sequence[Sample] = (),
-) -> DataLoader[tuple[torch.Tensor, int]]:  # fmt: skip
+) -> DataLoader[tuple[torch.Tensor, Target]]:  # fmt: skip
     """The batches of ``steps`` (from the one to go on with, to the last): images float32 ``[batch, 3, H, W]`` and labels."""
     sampler = step_sampler(len(samples), config, steps, len(replay))
     images = ImageDataset([*samples, *replay], spec, augment=augment, seed=config.seed)
@@ -139,12 +139,12 @@ def step_sampler(images: int, config: TrainConfig, steps: range, replayed: int =
     )
 
 
-def validation_batches(samples: Sequence[Sample], spec: PreprocessSpec, config: TrainConfig) -> DataLoader[tuple[torch.Tensor, int]]:
+def validation_batches(samples: Sequence[Sample], spec: PreprocessSpec, config: TrainConfig) -> DataLoader[tuple[torch.Tensor, Target]]:
     """The evaluation's view of ``samples``, in their order."""
     return in_order(ImageDataset(samples, spec, augment=None, seed=config.seed), config)
 
 
-def in_order(images: ImageDataset, config: TrainConfig) -> DataLoader[tuple[torch.Tensor, int]]:
+def in_order(images: ImageDataset, config: TrainConfig) -> DataLoader[tuple[torch.Tensor, Target]]:
     """Every picture of ``images`` once."""
     return DataLoader(images, config.batch_size, num_workers=_workers(config), pin_memory=_pin(config), worker_init_fn=leave_signals)
 

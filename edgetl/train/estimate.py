@@ -11,7 +11,6 @@ from torch import nn
 
 from edgetl.core.config import StrictModel
 from edgetl.core.progress import Progress, silent
-from edgetl.data.folder import scan
 from edgetl.data.split import Splits, split
 from edgetl.train.backbones import Backbone
 from edgetl.train.border import cut
@@ -20,6 +19,7 @@ from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import ImageDataset
 from edgetl.train.finetune import choose_device, prepare
 from edgetl.train.stages import choose_stages, find_stages, set_trainable
+from edgetl.train.tasks import scan_images
 
 MEASURED = ("probe", "partial", "full")
 # Images that are decoded to time the decoding, and repetitions of a step, of which the quickest counts.
@@ -63,7 +63,7 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
         DataError: the folder cannot be used.
         BackboneError: the backbone cannot be found or used.
     """
-    folder = scan(data, progress=progress)
+    folder = scan_images(data, config, progress=progress)
     splits = split(folder, seed=config.seed, val=config.val, test=config.test)
     device = choose_device(config.device)
     found = []

@@ -12,19 +12,24 @@ from edgetl.train.features import choose_engine
 from edgetl.train.run import open_run
 
 
-def evaluate_run(path: Path, data: Path, *, every_image: bool = False, progress: Progress = silent) -> EvaluationReport:
+def evaluate_run(
+    path: Path, data: Path, *, labels: Path | None = None, every_image: bool = False, progress: Progress = silent
+) -> EvaluationReport:
     """Score the run at ``path`` on ``data``; images that it was trained or selected on are left out unless ``every_image``.
+
+    ``labels`` is a CSV file for all tasks but classification.
 
     Raises:
         RunError: not a run.
+        ConfigError: ``labels`` is missing, or not for this task.
         DataError: the folder has other classes, or no unseen image.
     """
     run = open_run(path)
     record = run.record
     trained_on = {hash_prefix(entry.content) for entry in run.splits().entries if entry.part != "test"}
     seen = frozenset() if every_image else frozenset(trained_on)
-    samples, broken, left_out = unseen_samples(data, record.labels, seen, progress=progress)
+    samples, broken, left_out = unseen_samples(data, labels, record.reading, seen, progress=progress)
     first = next(batches(samples, record.preprocess))
     logits = choose_engine(run.load_model(), first, len(samples), "cpu")
-    result = score(logits, samples, record.preprocess, record.labels, progress=progress)
+    result = score(logits, samples, record.preprocess, record.reading, progress=progress)
     return EvaluationReport(model=str(path), variant=None, left_out=left_out, broken=broken, result=result)

@@ -6,37 +6,36 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgetl.core.answers import evaluate
 from edgetl.core.atomic import new_folder
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.host import fingerprint, versions
-from edgetl.core.licences import check_policy, most_restrictive
+from edgetl.core.licences import check_policy
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation, Forgetting
-from edgetl.core.scoring import evaluate_predictions
-from edgetl.data.folder import Sample
-from edgetl.data.loading import labels_of
+from edgetl.core.tasks import Reading
+from edgetl.data.loading import truth_of
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError, DataError
 from edgetl.train.activations import Workplace
-from edgetl.train.backbones import Backbone, make_trunk
+from edgetl.train.backbones import Backbone
 from edgetl.train.budget import Plan, describe_plan, make_plan
 from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
-from edgetl.train.dataset import random_crop
 from edgetl.train.features import FeatureExtractor
+from edgetl.train.learning import Taught, choose_tutor, make_extractor, teach
 from edgetl.train.old_task import find_old_task, measure_forgetting
-from edgetl.train.probe import LinearHead, fit_head
 from edgetl.train.protection import fisher_bytes, protect
-from edgetl.train.report import class_table, draw_confusion, draw_curves
+from edgetl.train.report import class_table, draw_answers, draw_curves
 from edgetl.train.run import (
     FISHER_NAME,
     METRICS_NAME,
@@ -50,8 +49,9 @@ from edgetl.train.run import (
     write_model,
 )
 from edgetl.train.sources import load_backbone
-from edgetl.train.tuning import Lessons, tune
-from edgetl.train.tutoring import Tutor, find_tutor, with_teacher
+from edgetl.train.tasks import chance_alarm, check_options, check_taught, choose_reading, smooths
+from edgetl.train.tuning import Lessons
+from edgetl.train.tutoring import with_teacher
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def fine_tune(
         StoppedError: the process was asked to end; the state is saved.
         StorageError: the run cannot be written.
     """
-    _check_parts(splits)
+    _check_parts(splits, config)
     started = time.monotonic()
     device = choose_device(config.device)
     with new_folder(out, overwrite=overwrite) as folder:
@@ -87,21 +87,21 @@ def fine_tune(
         _log.info("%s", describe_plan(plan))
         checkpoints = _checkpoints(out, splits, config, plan, backbone, resume=resume, overwrite=overwrite)
         place = Workplace(device, folder, progress)
-        tutor = _find_tutor(config, plan, splits, place)
+        tutor = choose_tutor(config, plan, splits, place)
         protection = protect(backbone, splits, plan, config, place)
-        taught = _teach(backbone, splits, config, plan, place, checkpoints, Lessons(protection, tutor))
-        extract = _extractor(backbone, config, device, len(splits.val) + len(splits.test))
-        validation, test = _measure(extract, backbone, splits, progress)
-        last = {"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1}
+        taught = teach(backbone, splits, config, plan, place, checkpoints, Lessons(protection, tutor))
+        extract = make_extractor(backbone, config, device, len(splits.val) + len(splits.test))
+        figures = _measure(extract, backbone, splits, config, progress)
+        last = {"val_accuracy": figures.validation.accuracy.value, "val_macro_f1": figures.validation.macro_f1}
         (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*taught.rows, last]), "utf-8")
         write_model(folder, backbone, splits.folder.labels)
         if protection.fisher:
             (folder / FISHER_NAME).write_bytes(fisher_bytes(protection.fisher))
         (folder / SPLITS_NAME).write_text(record_splits(splits).model_dump_json(indent=1), "utf-8")
-        _write_pictures(folder, validation, test, taught.rows)
-        alarms = find_alarms(taught.train_accuracy, validation, splits)
+        _write_pictures(folder, figures, taught.rows)
+        alarms = find_alarms(taught.train_accuracy, figures.validation, splits)
         forgetting = _forgetting(backbone, splits, config, device, progress)
-        outcome = Outcome(plan, taught, alarms, validation, test, forgetting, round(time.monotonic() - started, 1))
+        outcome = Outcome(plan, taught, alarms, figures, forgetting, round(time.monotonic() - started, 1))
         origin = with_teacher(backbone, tutor) if tutor else backbone
         record = _record(out.name, splits, config, origin, outcome, hash_files(folder))
         (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8")
@@ -110,20 +110,14 @@ def fine_tune(
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What happened while the network learned.
+class Figures:
+    """What the trained network answers on validation and test images, how its outputs are read, and the outputs shown in pictures."""
 
-    Attributes:
-        head_penalty: of the probe that fitted the head; none for random weights.
-        rows: figures of each validation.
-        train_accuracy: on training images, as they were shown last.
-        tuned_share: of the tuned weights in the result.
-    """
-
-    head_penalty: float | None
-    rows: list[dict[str, float]]
-    train_accuracy: float
-    tuned_share: float = 1.0
+    reading: Reading
+    validation: Evaluation
+    test: Evaluation | None
+    truth: NDArray[Any]
+    outputs: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -133,26 +127,26 @@ class Outcome:
     plan: Plan
     taught: Taught
     alarms: tuple[str, ...]
-    validation: Evaluation
-    test: Evaluation | None
+    figures: Figures
     forgetting: Forgetting | None
     seconds: float
 
 
-def _check_parts(splits: Splits) -> None:
+def _check_parts(splits: Splits, config: TrainConfig) -> None:
+    check_options(config, splits.folder.task)
     if not splits.train or not splits.val:
         raise DataError(
             f"{splits.folder.root} leaves {len(splits.train)} training and {len(splits.val)} validation images; add images or raise --val."
         )
-    trained_on = {sample.label for sample in splits.train}
-    if untrained := [label for index, label in enumerate(splits.folder.labels) if index not in trained_on]:
-        raise DataError(f"{splits.folder.root} has no training image of {', '.join(untrained[:5])}; add some, or remove the class.")
+    check_taught(splits)
 
 
 def prepare(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
     """Load the backbone, if its licence may be used, and resolve the plan."""
     torch.manual_seed(config.seed)  # random weights, and the head before it is fitted
     given = config.model_copy(update={"pretrained": False, "weights": None}) if config.strategy == "scratch" else config
+    if not smooths(config, splits.folder.task):
+        given = given.model_copy(update={"label_smoothing": 0.0})
     backbone = load_backbone(given, len(splits.folder.labels))
     if backbone.parents:  # random weights are nobody's
         check_policy(backbone.licence, config.license_policy, name=backbone.name)
@@ -182,41 +176,10 @@ def _checkpoints(
     return checkpoints
 
 
-def _teach(
-    backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, place: Workplace, checkpoints: Checkpoints, lessons: Lessons
-) -> Taught:
-    """Fit the head, then tune as planned."""
-    samples = [*splits.train, *(sample for sample in lessons.protection.replay if sample.label >= 0)]
-    # A head fitted on random features is large and wrong: training from random weights starts from a random head too.
-    starts = config.pretrained and plan.strategy != "scratch" and checkpoints.newest() is None
-    fits = plan.strategy == "probe" or (starts and not lessons.protection.keeps_head)
-    penalty, accuracy = None, 0.0
-    if fits:
-        extract = _extractor(backbone, config, place.device, config.views * len(samples))
-        features = extract(samples, progress=place.progress)
-        head = _fit_probe(extract, features, backbone, samples, config, place.progress)
-        penalty, accuracy = head.penalty, float(((features @ head.weight.T + head.bias).argmax(axis=1) == labels_of(samples)).mean())
-    if plan.strategy == "probe":
-        return Taught(penalty, [], accuracy)
-    history = tune(backbone, splits, plan, config, place, checkpoints=checkpoints, head_penalty=penalty, lessons=lessons)
-    return Taught(history.head_penalty, history.rows, history.rows[-1]["train_accuracy"], history.tuned_share)
-
-
-def _find_tutor(config: TrainConfig, plan: Plan, splits: Splits, place: Workplace) -> Tutor | None:
-    if config.teacher and plan.strategy == "probe":
-        _log.info("--teacher: a probe is fitted in closed form and asks no teacher")
-        return None
-    if config.teacher and config.replay:
-        raise ConfigError("--teacher and --replay cannot go together: the teacher does not know the replayed classes. Leave one out.")
-    tutor = find_tutor(config, splits, place)
-    if tutor:
-        check_policy(most_restrictive(parent.licence for parent in tutor.parents), config.license_policy, name=str(config.teacher))
-    return tutor
-
-
 def _forgetting(backbone: Backbone, splits: Splits, config: TrainConfig, device: str, progress: Progress) -> Forgetting | None:
     """Where the training began with another run: what that run's task lost."""
-    old = find_old_task(config, backbone, splits.folder.labels) if (Path(config.backbone) / RUN_RECORD_NAME).is_file() else None
+    starts_from_run = (Path(config.backbone) / RUN_RECORD_NAME).is_file() and splits.folder.task == "classification"
+    old = find_old_task(config, backbone, splits.folder.labels) if starts_from_run else None
     return measure_forgetting(backbone, old, device=device, batch_size=config.batch_size, progress=progress) if old else None
 
 
@@ -229,12 +192,8 @@ def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits) -
             f"overfitting: {train_accuracy:.0%} of the training images are answered rightly and {validation.accuracy.value:.0%} of the "
             f"validation images. Look for wrong labels, add images, or train less of the network (--strategy probe)."
         )
-    common = max(np.bincount(labels_of(splits.val))) / len(splits.val)
-    if validation.accuracy.low <= common and len(splits.folder.labels) > 1:
-        alarms.append(
-            f"on {len(splits.val)} validation images this cannot be told from always answering the most common class ({common:.0%}). "
-            f"Check the labels, or add images."
-        )
+    if alarm := chance_alarm(validation, splits.val, splits.folder.task):
+        alarms.append(f"{alarm} Check the labels, or add images.")
     return tuple(alarms)
 
 
@@ -249,55 +208,35 @@ def choose_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _extractor(backbone: Backbone, config: TrainConfig, device: str, images: int) -> FeatureExtractor:
-    trunk = make_trunk(backbone.model, backbone.head_name)
-    return FeatureExtractor(trunk, backbone.spec, device=device, batch_size=config.batch_size, images=images)
-
-
-def _fit_probe(
-    extract: FeatureExtractor, features: NDArray[np.float32], backbone: Backbone, samples: Sequence[Sample], config: TrainConfig,
-    progress: Progress,
-) -> LinearHead:  # fmt: skip
-    views = [extract(samples, prepare=random_crop(config.seed, view), progress=progress) for view in range(1, config.views)]
-    head = fit_head(
-        features, labels_of(samples), backbone.head.out_features, seed=config.seed, views=views,
-        balanced=config.balance == "loss", progress=progress,
-    )  # fmt: skip
-    with torch.no_grad():
-        backbone.head.weight.copy_(torch.from_numpy(head.weight))
-        backbone.head.bias.copy_(torch.from_numpy(head.bias))
-    return head
-
-
-def _measure(extract: FeatureExtractor, backbone: Backbone, splits: Splits, progress: Progress) -> tuple[Evaluation, Evaluation | None]:
+def _measure(extract: FeatureExtractor, backbone: Backbone, splits: Splits, config: TrainConfig, progress: Progress) -> Figures:
     features = extract([*splits.val, *splits.test], progress=progress)
     with torch.no_grad():
-        logits = backbone.head.cpu()(torch.from_numpy(features)).numpy()
-    predicted = logits.argmax(axis=1)
-    border = len(splits.val)
-    labels = splits.folder.labels
-    validation = _evaluate(splits.val, predicted[:border], labels)
-    return validation, _evaluate(splits.test, predicted[border:], labels) if splits.test else None
+        outputs = backbone.head.cpu()(torch.from_numpy(features)).numpy()
+    val, test = outputs[: len(splits.val)], outputs[len(splits.val) :]
+    reading = choose_reading(splits, config, val)
+    truth = truth_of(splits.val)
+    validation = evaluate(reading, truth, val)
+    if not splits.test:
+        return Figures(reading, validation, None, truth, val)
+    truth = truth_of(splits.test)
+    return Figures(reading, validation, evaluate(reading, truth, test), truth, test)
 
 
-def _evaluate(samples: Sequence[Sample], predicted: NDArray[np.int64], labels: tuple[str, ...]) -> Evaluation:
-    return evaluate_predictions(labels_of(samples), predicted, labels)
-
-
-def _write_pictures(folder: Path, validation: Evaluation, test: Evaluation | None, rows: list[dict[str, float]]) -> None:
-    shown, name = (test, "test") if test else (validation, "validation")
-    accuracy = shown.accuracy
-    title = f"{name}: accuracy {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}), n = {accuracy.n}"
-    draw_confusion(shown, title, folder / "confusion.png")
+def _write_pictures(folder: Path, figures: Figures, rows: list[dict[str, float]]) -> None:
+    shown, name = (figures.test, "test") if figures.test else (figures.validation, "validation")
+    draw_answers(figures.reading, shown, figures.truth, figures.outputs, name=name, folder=folder)
     if rows:
         draw_curves(rows, folder / "curves.png")
-    (folder / "classes.csv").write_text(class_table(shown), "utf-8")
+    if shown.classes:
+        (folder / "classes.csv").write_text(class_table(shown), "utf-8")
 
 
 def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, outcome: Outcome, files: dict[str, str]) -> RunRecord:
     return RunRecord(
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        task=splits.folder.task,
+        decision=outcome.figures.reading.decision,
         labels=splits.folder.labels,
         config=config,
         backbone=BackboneRecord(
@@ -318,8 +257,8 @@ def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, 
         forgetting=outcome.forgetting,
         images={"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
         data_fingerprint=splits.folder.fingerprint(),
-        validation=outcome.validation,
-        test=outcome.test,
+        validation=outcome.figures.validation,
+        test=outcome.figures.test,
         seconds=outcome.seconds,
         versions=versions(),
         host=fingerprint(),

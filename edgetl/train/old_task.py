@@ -63,6 +63,8 @@ def find_old_task(config: TrainConfig, backbone: Backbone, labels: Sequence[str]
         return None
     if (Path(config.backbone) / RUN_RECORD_NAME).is_file():
         run = open_run(config.backbone)
+        if run.record.task != "classification":
+            return None
         old = run.load_model().get_submodule(run.record.backbone.head_name)
         assert isinstance(old, nn.Linear)
         known = all(label in labels for label in run.record.labels)

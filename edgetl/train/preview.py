@@ -39,11 +39,11 @@ def draw_preview(splits: Splits, config: TrainConfig, path: Path) -> None:
     for row, axes in enumerate(np.atleast_2d(figure.subplots(len(samples), VIEWS + 1))):
         for column, panel in enumerate(axes):
             # An index counts images through all epochs: one view an epoch.
-            image, label = plain[row] if column == 0 else changed[(column - 1) * len(samples) + row]
+            image, _ = plain[row] if column == 0 else changed[(column - 1) * len(samples) + row]
             pixels = image.numpy().transpose(1, 2, 0) * np.array(backbone.spec.std) + np.array(backbone.spec.mean)
             panel.imshow(pixels.clip(0, 1))
             panel.set_axis_off()
-            panel.set_title(splits.folder.labels[label] if column == 0 else "", fontsize=8)
+            panel.set_title(splits.folder.truth(samples[row]) if column == 0 else "", fontsize=8)
     figure.suptitle(
         f"first column: as evaluated; others: augmentation {plan.augment}, {'mirrored too' if flip else 'not mirrored'}", fontsize=9
     )

@@ -19,6 +19,8 @@ PENALTIES = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 # A feature is scaled up as if it varied by at least this share of the typical one: a nearly constant feature would otherwise get a weight
 # that makes its rounding in int8 decide.
 SMALLEST_SPREAD = 0.1
+# Of a ridge regression on standardised features and numbers, per image.
+RIDGE_PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 MAX_FOLDS = 5
 MIN_FOLDS = 3
 FEW_ROWS = 3000
@@ -33,7 +35,7 @@ class LinearHead:
         weight: float32 ``[classes, width]``.
         bias: float32 ``[classes]``.
         penalty: the L2 strength that cross-validation chose, per image.
-        folds: cross-validation accuracy of each penalty, in the order of ``PENALTIES``; empty when a class has one image.
+        folds: cross-validation accuracy (of numbers: R²) of each penalty tried; empty when a class has one image.
     """
 
     weight: NDArray[np.float32]
@@ -66,8 +68,7 @@ def fit_head(
         balanced: every class weighs the same, however many images it has.
         progress: told after each fit.
     """
-    mean, std = features.mean(axis=0), features.std(axis=0)
-    std = np.maximum(std, SMALLEST_SPREAD * np.sqrt((std**2).mean()) + 1e-6)
+    mean, std = features.mean(axis=0), _spread(features)
     scaled = [((view - mean) / std).astype(np.float64) for view in (features, *views)]
     penalty, accuracies = _choose_penalty(scaled, labels, seed, progress, balanced=balanced)
     fitted = _fit(np.concatenate(scaled), np.tile(labels, len(scaled)), penalty, balanced=balanced)
@@ -80,6 +81,82 @@ def fit_head(
     weight[fitted.classes_] = rows / std
     bias[fitted.classes_] = offsets - (rows / std) @ mean
     return LinearHead(weight.astype(np.float32), bias.astype(np.float32), penalty, accuracies)
+
+
+def fit_label_heads(
+    features: NDArray[np.float32],
+    truth: NDArray[np.float64],
+    *,
+    seed: int,
+    views: Sequence[NDArray[np.float32]] = (),
+    balanced: bool = False,
+    progress: Progress = silent,
+) -> LinearHead:
+    """Fit one logistic regression for each label, each with a penalty of its own: ``sigmoid(logit)`` is the label's score.
+
+    Args:
+        features: float32 ``[n, width]``.
+        truth: ``[n, labels]``, above 0 where an image has the label. One that all images have, or none, gets a bias alone.
+        seed: as in ``fit_head``.
+        views: as in ``fit_head``.
+        balanced: presence and absence weigh the same.
+        progress: told after each fit.
+
+    Returns:
+        The penalty is the median of the labels'; there are no folds.
+    """
+    weight, bias = np.zeros((truth.shape[1], features.shape[1]), np.float32), np.zeros(truth.shape[1], np.float32)
+    penalties = []
+    for index, column in enumerate((truth > 0).astype(np.int64).T):
+        present = int(column.sum())
+        if 0 < present < len(column):
+            pair = fit_head(features, column, 2, seed=seed, views=views, balanced=balanced, progress=progress)
+            weight[index], bias[index] = pair.weight[1] - pair.weight[0], pair.bias[1] - pair.bias[0]
+            penalties.append(pair.penalty)
+        else:
+            bias[index] = np.log((present + 1) / (len(column) - present + 1))
+    return LinearHead(weight, bias, float(np.median(penalties)) if penalties else 0.0, ())
+
+
+def fit_value_head(features: NDArray[np.float32], values: NDArray[np.float64], *, views: Sequence[NDArray[np.float32]] = ()) -> LinearHead:
+    """Fit a ridge regression in closed form; the penalty is the one with the lowest leave-one-out error on the first view.
+
+    The leave-one-out residuals need no refits: ``residual / (1 - leverage)`` (Allen 1974, doi:10.1080/00401706.1974.10489157).
+
+    Args:
+        features: float32 ``[n, width]``.
+        values: ``[n]``, standardised.
+        views: as in ``fit_head``.
+
+    Returns:
+        ``weight`` float32 ``[1, width]``; ``folds`` are the R² of each of ``RIDGE_PENALTIES``, left-one-out.
+    """
+    mean, std = features.mean(axis=0), _spread(features)
+    scaled = [((view - mean) / std).astype(np.float64) for view in (features, *views)]
+    first, centre = scaled[0] - scaled[0].mean(axis=0), values.mean()
+    left, sizes, _ = np.linalg.svd(first, full_matrices=False)
+    turned, errors = left.T @ (values - centre), []
+    for penalty in RIDGE_PENALTIES:
+        kept = sizes**2 / (sizes**2 + penalty * len(values))
+        residual = values - centre - left @ (kept * turned)
+        leverage = (left**2 * kept).sum(axis=1) + 1 / len(values)
+        errors.append(float(((residual / np.maximum(1 - leverage, 1e-6)) ** 2).mean()))
+    chosen = RIDGE_PENALTIES[int(np.argmin(errors))]
+    rows, wanted = np.concatenate(scaled), np.tile(values, len(scaled))
+    centred = rows - rows.mean(axis=0)
+    gram = centred.T @ centred / len(rows)
+    gram[np.diag_indices_from(gram)] += chosen
+    row = np.linalg.solve(gram, centred.T @ (wanted - centre) / len(rows))
+    weight = (row / std)[None]
+    bias = centre - row @ rows.mean(axis=0) - weight @ mean
+    explained = tuple(1 - error / max(float(values.var()), 1e-12) for error in errors)
+    return LinearHead(weight.astype(np.float32), bias.astype(np.float32), chosen, explained)
+
+
+def _spread(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What each feature is divided by, float32 ``[width]``."""
+    std = features.std(axis=0)
+    return np.maximum(std, SMALLEST_SPREAD * np.sqrt((std**2).mean()) + 1e-6)
 
 
 def class_weights(labels: NDArray[np.int64]) -> NDArray[np.float32]:

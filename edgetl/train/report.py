@@ -3,12 +3,63 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from edgetl.core.results import Evaluation
+from edgetl.core.tasks import SCORE_NAMES, Reading
+
+
+def draw_answers(
+    reading: Reading, evaluation: Evaluation, truth: NDArray[Any], outputs: NDArray[np.float32], *, name: str, folder: Path
+) -> None:
+    """Write a picture of the answers on the ``name`` images into ``folder``.
+
+    ``confusion.png`` for classes and grades, ``labels.png`` (precision over recall) for labels, ``values.png`` (answers over truth) for
+    numbers; ``truth`` and ``outputs`` as in ``edgetl.core.answers.evaluate``.
+    """
+    score = evaluation.score
+    title = f"{name}: {SCORE_NAMES[reading.task]} {score.value:.3f} ({score.low:.3f} to {score.high:.3f}), n = {score.n}"
+    if evaluation.confusion:
+        draw_confusion(evaluation, title, folder / "confusion.png")
+        return
+    figure = Figure(figsize=(5.5, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    if evaluation.multi_label is not None:
+        _label_axes(axes, evaluation, truth > 0, outputs)
+    else:
+        _value_axes(axes, truth[:, 0], outputs[:, 0], reading.labels[0])
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    figure.savefig(folder / ("labels.png" if evaluation.multi_label else "values.png"), dpi=120)
+
+
+def _label_axes(axes: Axes, evaluation: Evaluation, truth: NDArray[np.bool_], outputs: NDArray[np.float32]) -> None:
+    """Precision over recall of each label, and where its threshold stands."""
+    for index, score in enumerate(evaluation.classes[:20]):
+        hits = np.cumsum(truth[np.argsort(-outputs[:, index], kind="stable"), index])
+        if not len(hits) or not hits[-1]:
+            continue
+        precision = hits / np.arange(1, len(hits) + 1)
+        (line,) = axes.plot(hits / hits[-1], precision, label=score.label)
+        axes.scatter([score.recall], [score.precision], color=line.get_color(), zorder=3)
+    axes.set_xlabel("recall (dots: at the threshold)")
+    axes.set_ylabel("precision")
+    axes.set_ylim(0, 1.03)
+    axes.legend(fontsize=8)
+
+
+def _value_axes(axes: Axes, truth: NDArray[np.float64], values: NDArray[np.float32], column: str) -> None:
+    """Answers over truth, and the line where they are equal."""
+    ends = [min(truth.min(), values.min()), max(truth.max(), values.max())]
+    axes.plot(ends, ends, color="grey", linewidth=1)
+    axes.scatter(truth, values, s=12, alpha=0.6)
+    axes.set_xlabel(f"{column}, true")
+    axes.set_ylabel(f"{column}, predicted")
 
 
 def draw_confusion(evaluation: Evaluation, title: str, path: Path) -> None:
@@ -38,9 +89,12 @@ def confusion_axes(axes: Axes, evaluation: Evaluation, title: str) -> None:
 
 
 def class_table(evaluation: Evaluation) -> str:
-    """The per-class figures as CSV text."""
+    """The per-class figures as CSV text; of labels with their average precision."""
     rows = ["label,n,precision,recall,f1"]
     rows += [f'"{score.label}",{score.n},{score.precision:.4f},{score.recall:.4f},{score.f1:.4f}' for score in evaluation.classes]
+    if evaluation.multi_label is not None:
+        precisions = ["" if value is None else f"{value:.4f}" for value in evaluation.multi_label.average_precision]
+        rows = [f"{row},{value}" for row, value in zip(rows, ["average_precision", *precisions], strict=True)]
     return "\n".join(rows) + "\n"
 
 

@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import safetensors
 import safetensors.torch
@@ -20,10 +20,11 @@ from pydantic import JsonValue
 from torch import nn
 
 from edgetl.core.bundle import RUN_RECORD_NAME
-from edgetl.core.config import StrictModel, read_json
+from edgetl.core.config import LeanModel, StrictModel, read_json
 from edgetl.core.manifest import MANIFEST_NAME, Parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Evaluation, Forgetting, Proportion
+from edgetl.core.tasks import Decision, Reading, Task
 from edgetl.data.folder import Part, Sample
 from edgetl.data.integrity import check_images
 from edgetl.data.split import Splits
@@ -53,13 +54,16 @@ class BackboneRecord(StrictModel):
     parents: tuple[Parent, ...] = ()
 
 
-class SplitEntry(StrictModel):
-    """One image of a run: its path below the root, label index, content hash, and split."""
+class SplitEntry(LeanModel):
+    """One image of a run: its path below the root, label (or stratum) index, content hash, split, and targets from a table."""
+
+    lean: ClassVar[frozenset[str]] = frozenset({"targets"})
 
     path: str
     label: int
     content: str
     part: Literal["train", "val", "test"]
+    targets: tuple[float, ...] = ()
 
 
 class SplitsRecord(StrictModel):
@@ -82,10 +86,11 @@ class Compared(StrictModel):
     seconds: float
 
 
-class RunRecord(StrictModel):
+class RunRecord(LeanModel):
     """``run.json``.
 
     Attributes:
+        task, decision: what was asked, and how the network's outputs are read.
         plan: what the data budget made of the configuration.
         alarms: sentences on what should be looked at before the run is used.
         head_penalty: the L2 strength of the probe that fitted (or, before tuning, started) the head; none if it started at random.
@@ -97,9 +102,13 @@ class RunRecord(StrictModel):
         files: SHA-256 of every other file that a later stage reads.
     """
 
+    lean: ClassVar[frozenset[str]] = frozenset({"task", "decision"})
+
     schema_version: Literal[1] = 1
     name: str
     created: str
+    task: Task = "classification"
+    decision: Decision = Decision()
     labels: tuple[str, ...]
     config: TrainConfig
     backbone: BackboneRecord
@@ -118,6 +127,11 @@ class RunRecord(StrictModel):
     versions: dict[str, str]
     host: dict[str, str]
     files: dict[str, str]
+
+    @property
+    def reading(self) -> Reading:
+        """How the network's outputs are read."""
+        return Reading(self.task, self.labels, self.decision)
 
 
 @dataclass(frozen=True)
@@ -170,7 +184,8 @@ class Run:
                 f"the images of {self.path} are not at {root}. They are needed to calibrate and to check accuracy; "
                 f"say where they are with --data."
             )
-        samples = [Sample(root / entry.path, entry.label, entry.content, part) for entry in splits.entries if entry.part == part]
+        entries = [entry for entry in splits.entries if entry.part == part]
+        samples = [Sample(root / entry.path, entry.label, entry.content, part, entry.targets) for entry in entries]
         found = check_images([sample.path for sample in samples], root)
         wrong = [sample.path for sample in samples if found[sample.path].content != sample.content]
         if wrong:
@@ -250,7 +265,13 @@ def record_splits(splits: Splits) -> SplitsRecord:
     root = splits.folder.root.resolve()
     parts: tuple[Part, ...] = ("train", "val", "test")
     entries = tuple(
-        SplitEntry(path=sample.path.relative_to(splits.folder.root).as_posix(), label=sample.label, content=sample.content, part=part)
+        SplitEntry(
+            path=sample.path.relative_to(splits.folder.root).as_posix(),
+            label=sample.label,
+            content=sample.content,
+            part=part,
+            targets=sample.targets,
+        )
         for part in parts
         for sample in splits.part(part)
     )

@@ -10,12 +10,12 @@ from pathlib import Path
 from edgetl.core.atomic import new_folder
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.progress import Progress, silent
-from edgetl.data.folder import scan
 from edgetl.data.split import Splits, split
 from edgetl.errors import ConfigError
 from edgetl.train.config import TrainConfig
 from edgetl.train.finetune import fine_tune
 from edgetl.train.run import Compared, Run, open_run
+from edgetl.train.tasks import scan_images
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ COMPARED = ("probe", "partial", "full")
 
 def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Run:
     """Scan and split ``data``, then ``fine_tune``, or ``compare`` where ``config.strategy`` says so; both tell what they raise."""
-    folder = scan(data, progress=progress)
+    folder = scan_images(data, config, progress=progress)
     splits = split(folder, seed=config.seed, val=config.val, test=config.test)
     teach = compare if config.strategy == "compare" else fine_tune
     return teach(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)

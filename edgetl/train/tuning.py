@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from edgetl.data.loading import labels_of
 from edgetl.data.split import Splits
 from edgetl.errors import TrainingError
 from edgetl.train.activations import Workplace, cache_activations
@@ -28,7 +25,7 @@ from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import draw_seed, training_batches, validation_batches
 from edgetl.train.fitting import explained, fit, give_moments, moments, scheduled
 from edgetl.train.guards import Guards
-from edgetl.train.probe import class_weights
+from edgetl.train.objectives import Classes, Objective, make_objective
 from edgetl.train.protection import Protection
 from edgetl.train.stages import HEAD, STEM, Stage, choose_stages, find_stages, set_trainable
 from edgetl.train.stopping import StopRequest
@@ -97,8 +94,7 @@ def tune(
     ):
         inside = replace(place, folder=Path(folder))
         taught, train, val = _prepare(backbone, trained, splits, plan, config, steps=steps, place=inside, lessons=more)
-        weights = class_weights(labels_of(splits.train)) if config.balance == "loss" else None
-        module = Tuning(taught, trained, plan, config, weights, more)
+        module = Tuning(taught, trained, plan, config, make_objective(splits, plan, config), more)
         history = module.restore(state) if state else History(head_penalty=head_penalty)
         if state:
             _log.info("going on after step %d of %d", state.step, plan.steps)
@@ -167,29 +163,27 @@ def parameter_groups(model: nn.Module, stages: Sequence[Stage], plan: Plan) -> l
 
 
 class Tuning(L.LightningModule):
-    """Cross-entropy with label smoothing, AdamW, linear warm-up and cosine decay by step, over the stages that a plan lets learn."""
+    """The task's objective, AdamW, linear warm-up and cosine decay by step, over the stages that a plan lets learn."""
 
     def __init__(
         self, backbone: Backbone, trained: tuple[Stage, ...], plan: Plan, config: TrainConfig,
-        weights: NDArray[np.float32] | None = None, lessons: Lessons | None = None,
+        objective: Objective | None = None, lessons: Lessons | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.model = backbone.model.train()  # Lightning leaves each module in the mode that it finds
         self.plan = plan
         self.seed = config.seed
         self.first = 0
-        self.classes = backbone.head.out_features
         self.trained = trained
         self.average = ModelEmaV3(self.model, decay=plan.average) if plan.average else None
-        weight = None if weights is None else torch.from_numpy(weights)
-        self.loss = nn.CrossEntropyLoss(weight, label_smoothing=plan.label_smoothing)
+        self.objective = objective or Classes(backbone.head.out_features, smoothing=plan.label_smoothing)
         self.l2sp = config.l2sp
         self.anchors = self._trunk_weights() if config.l2sp or config.wise else {}
         self.moments: dict[str, torch.Tensor] = {}
         more = lessons or Lessons()
         self.guards = Guards(self.model, backbone.head_name, more.protection, config)
         # In a tuple: the teacher is no part of what is trained or saved.
-        self.tutored = (distillation(self.model, backbone.spec, self.loss, more.tutor, config.teacher_share) if more.tutor else None,)
+        self.tutored = (distillation(self.model, backbone.spec, self.objective, more.tutor, config.teacher_share) if more.tutor else None,)
         self.last = (0.0, 0.0, 0.0)  # of the last batch: images answered rightly, all of them, and the loss without guards
 
     def _trunk_weights(self) -> dict[str, torch.Tensor]:
@@ -242,8 +236,8 @@ class Tuning(L.LightningModule):
     def _task_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """On the images that show new classes."""
         new: Any = labels >= 0 if self.guards.replays else slice(None)  # replayed images may show none of the new classes
-        loss: torch.Tensor = self.loss(logits[new], labels[new])
-        right = float((logits.detach()[new].argmax(dim=1) == labels[new]).sum())
+        loss: torch.Tensor = self.objective(logits[new], labels[new])
+        right = float(self.objective.right(logits.detach()[new], labels[new]))
         self.last = right, float(len(labels[new])), float(loss.detach())
         return loss
 
@@ -301,7 +295,7 @@ def _interpolate(module: Tuning, history: History, val: Batches) -> None:
             for key, value in history.best.items()
         }
         module.model.load_state_dict(mixed)
-        loss, _ = measure(module.model, val)
+        loss, _ = measure(module.model, val, module.objective)
         if loss < history.best_loss:
             history.best_loss, history.tuned_share, chosen = loss, share, mixed
     history.best = chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +99,9 @@ def with_teacher(backbone: Backbone, tutor: Tutor) -> Backbone:
     return dataclasses.replace(backbone, parents=parents, licence=most_restrictive(parent.licence for parent in parents))
 
 
-def distillation(student: nn.Module, spec: PreprocessSpec, criterion: nn.Module, tutor: Tutor, share: float) -> LogitDistillationTask:
+def distillation(
+    student: nn.Module, spec: PreprocessSpec, criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], tutor: Tutor, share: float
+) -> LogitDistillationTask:
     """timm's task: ``share`` of the loss is the divergence from the teacher's softened answers to the same crops."""
     size = tutor.spec.input_size if fixed_size(tutor.network) else None
     return LogitDistillationTask(

@@ -18,6 +18,7 @@ from edgetl.core.progress import Progress
 from edgetl.errors import StoppedError, TrainingError
 from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
+from edgetl.train.objectives import Objective
 from edgetl.train.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ class History:
     tuned_share: float = 1.0
 
 
-def measure(model: nn.Module, val: Batches) -> tuple[float, float]:
-    """Loss (without smoothing) and accuracy; every module stays in the mode that it was in."""
+def measure(model: nn.Module, val: Batches, objective: Objective) -> tuple[float, float]:
+    """Loss (without smoothing) and share of images answered rightly; every module stays in the mode that it was in."""
     device = next(model.parameters()).device
     modes = [module.training for module in model.modules()]
     model.eval()
@@ -70,8 +71,8 @@ def measure(model: nn.Module, val: Batches) -> tuple[float, float]:
     with torch.inference_mode():
         for images, labels in val:
             logits, truth = model(images.to(device)), labels.to(device)
-            lost += float(nn.functional.cross_entropy(logits, truth, reduction="sum"))
-            right += float((logits.argmax(dim=1) == truth).sum())
+            lost += float(objective.judge(logits, truth))
+            right += float(objective.right(logits, truth))
             count += len(labels)
     for module, mode in zip(model.modules(), modes, strict=True):
         module.training = mode
@@ -126,7 +127,7 @@ class Watch(Callback):
         history.right, history.seen, history.lost = history.right + right, history.seen + count, history.lost + loss * count
         history.first = loss if history.first is None else history.first
         history.recent = loss if history.recent is None else history.recent + (loss - history.recent) / LOSS_MEMORY
-        chance = math.log(max(2, self.module.classes))
+        chance = self.module.objective.chance
         if not math.isfinite(total) or (step > LOSS_MEMORY and history.recent > DIVERGED * max(chance, history.first)):
             said = f"{loss:.3g}" if math.isfinite(loss) else str(loss)
             folder = self.checkpoints.folder if self.checkpoints else ""
@@ -139,7 +140,7 @@ class Watch(Callback):
     def _validate(self, step: int) -> None:
         """Compare the averaged weights, or the plain ones where there are none, with the best so far."""
         judged = self.module.model if self.module.average is None else self.module.average.module
-        loss, accuracy = measure(judged, self.val)
+        loss, accuracy = measure(judged, self.val, self.module.objective)
         history = self.history
         seen = max(1.0, history.seen)
         figures = {"train_loss": history.lost / seen, "train_accuracy": history.right / seen}

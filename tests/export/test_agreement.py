@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.tasks import Reading
 from edgetl.data.folder import scan
 from edgetl.export.agreement import GateSet, Logits, compare, judge
 from edgetl.export.climb import RefitData, climb, refit_head
@@ -28,11 +29,11 @@ def gate(colours: Path) -> GateSet:
     from edgetl.data.loading import batches
 
     trained = np.concatenate([_brightest(batch) for batch in batches(samples, SPEC)])
-    return GateSet(samples, SPEC, trained)
+    return GateSet(samples, SPEC, trained, Reading(labels=("blue", "green", "red")))
 
 
 def test_the_same_function_passes_the_exact_and_the_quantized_gate(gate: GateSet) -> None:
-    assert gate.accuracy.value == 1.0
+    assert gate.evaluation.accuracy.value == 1.0
     for exact in (True, False):
         verdict = judge(_brightest, gate, ExportConfig(), exact=exact)
         assert verdict.reason == "" and verdict.agreement.max_relative < 1e-6 and verdict.drop == 0

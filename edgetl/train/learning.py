@@ -1,0 +1,117 @@
+"""How a network learns what a plan says: a fitted head, then gradient steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgetl.core.licences import check_policy, most_restrictive
+from edgetl.core.progress import Progress
+from edgetl.data.folder import Sample
+from edgetl.data.loading import labels_of, truth_of
+from edgetl.data.split import Splits
+from edgetl.errors import ConfigError
+from edgetl.train.activations import Workplace
+from edgetl.train.backbones import Backbone, make_trunk
+from edgetl.train.budget import Plan
+from edgetl.train.checkpoints import Checkpoints
+from edgetl.train.config import TrainConfig
+from edgetl.train.dataset import random_crop
+from edgetl.train.features import FeatureExtractor
+from edgetl.train.objectives import make_objective
+from edgetl.train.probe import LinearHead, fit_head, fit_label_heads, fit_value_head
+from edgetl.train.tasks import fold_scale, value_scale
+from edgetl.train.tuning import Lessons, tune
+from edgetl.train.tutoring import Tutor, find_tutor
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What happened while the network learned.
+
+    Attributes:
+        head_penalty: of the probe that fitted the head; none for random weights.
+        rows: figures of each validation.
+        train_accuracy: on training images, as they were shown last.
+        tuned_share: of the tuned weights in the result.
+    """
+
+    head_penalty: float | None
+    rows: list[dict[str, float]]
+    train_accuracy: float
+    tuned_share: float = 1.0
+
+
+def teach(
+    backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, place: Workplace, checkpoints: Checkpoints, lessons: Lessons
+) -> Taught:
+    """Fit the head, then tune as planned, and give its answers their unit."""
+    samples = [*splits.train, *(sample for sample in lessons.protection.replay if sample.label >= 0)]
+    # A head fitted on random features is large and wrong: training from random weights starts from a random head too.
+    starts = config.pretrained and plan.strategy != "scratch" and checkpoints.newest() is None
+    fits = plan.strategy == "probe" or (starts and not lessons.protection.keeps_head)
+    penalty, accuracy = None, 0.0
+    if fits:
+        extract = make_extractor(backbone, config, place.device, config.views * len(samples))
+        features = extract(samples, progress=place.progress)
+        head = _fit_probe(extract, features, backbone, splits, samples, config=config, progress=place.progress)
+        outputs, truth = (torch.from_numpy(item) for item in (features @ head.weight.T + head.bias, truth_of(samples)))
+        penalty, accuracy = head.penalty, float(make_objective(splits, plan, config).right(outputs, truth)) / len(outputs)
+    if plan.strategy == "probe":
+        fold_scale(backbone.head, *value_scale(splits))
+        return Taught(penalty, [], accuracy)
+    history = tune(backbone, splits, plan, config, place, checkpoints=checkpoints, head_penalty=penalty, lessons=lessons)
+    fold_scale(backbone.head, *value_scale(splits))
+    return Taught(history.head_penalty, history.rows, history.rows[-1]["train_accuracy"], history.tuned_share)
+
+
+def choose_tutor(config: TrainConfig, plan: Plan, splits: Splits, place: Workplace) -> Tutor | None:
+    """The teacher that was asked for, if its licence allows; none for a probe."""
+    if config.teacher and plan.strategy == "probe":
+        _log.info("--teacher: a probe is fitted in closed form and asks no teacher")
+        return None
+    if config.teacher and config.replay:
+        raise ConfigError("--teacher and --replay cannot go together: the teacher does not know the replayed classes. Leave one out.")
+    tutor = find_tutor(config, splits, place)
+    if tutor:
+        check_policy(most_restrictive(parent.licence for parent in tutor.parents), config.license_policy, name=str(config.teacher))
+    return tutor
+
+
+def make_extractor(backbone: Backbone, config: TrainConfig, device: str, images: int) -> FeatureExtractor:
+    """For the frozen part of ``backbone`` and about so many images."""
+    trunk = make_trunk(backbone.model, backbone.head_name)
+    return FeatureExtractor(trunk, backbone.spec, device=device, batch_size=config.batch_size, images=images)
+
+
+def _fit_probe(
+    extract: FeatureExtractor, features: NDArray[np.float32], backbone: Backbone, splits: Splits, samples: Sequence[Sample], *,
+    config: TrainConfig, progress: Progress,
+) -> LinearHead:  # fmt: skip
+    """``samples`` are the training images, and replayed ones of the same classes."""
+    views = [extract(samples, prepare=random_crop(config.seed, view), progress=progress) for view in range(1, config.views)]
+    balanced = config.balance == "loss"
+    match splits.folder.task:
+        case "classification":
+            labels, classes = labels_of(samples), len(splits.folder.labels)
+            head = fit_head(features, labels, classes, seed=config.seed, views=views, balanced=balanced, progress=progress)
+        case "multi-label":
+            truth = truth_of(samples)
+            head = fit_label_heads(features, truth, seed=config.seed, views=views, balanced=balanced, progress=progress)
+        case "regression" | "ordinal":
+            mean, spread = value_scale(splits)
+            head = fit_value_head(features, (truth_of(samples)[:, 0] - mean) / spread, views=views)
+        case _:
+            assert_never(splits.folder.task)
+    with torch.no_grad():
+        backbone.head.weight.copy_(torch.from_numpy(head.weight))
+        backbone.head.bias.copy_(torch.from_numpy(head.bias))
+    return head

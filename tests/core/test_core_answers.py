@@ -1,0 +1,144 @@
+"""Figures of labels, numbers and grades against scikit-learn, and what outputs mean for each task."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, average_precision_score, cohen_kappa_score, f1_score, mean_absolute_error, r2_score
+
+from edgetl.core.answers import describe_truth, evaluate, predictions, scores_of
+from edgetl.core.results import Evaluation
+from edgetl.core.scoring import HOPELESS, average_precision, quadratic_kappa, sigmoid
+from edgetl.core.tasks import Decision, Reading
+
+LABELS = Reading("multi-label", ("a", "b", "c"), Decision(thresholds=(0.5, 0.3, 0.9)))
+NUMBER = Reading("regression", ("mm",), Decision(spread=2.0, tolerance=0.5))
+GRADE = Reading("ordinal", ("grade",), Decision(tolerance=0.5, grades=(1, 5)))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=40))
+@settings(deadline=None, max_examples=150)
+def test_average_precision_is_scikit_learns_with_ties_too(rows: list[tuple[bool, int]]) -> None:
+    truth, scores = np.array([row[0] for row in rows]), np.array([row[1] / 6 for row in rows])
+    found = average_precision(truth, scores)
+    if truth.any():
+        assert found == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
+    else:
+        assert np.isnan(found)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_figures_of_labels_are_those_of_scikit_learn(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth, outputs = rng.integers(0, 2, (80, 3)).astype(np.float64), rng.normal(size=(80, 3)).astype(np.float32)
+    held = sigmoid(outputs) >= np.array([0.5, 0.3, 0.9], np.float32)
+    found = evaluate(LABELS, truth, outputs)
+    assert found.multi_label is not None and found.score is found.multi_label.mean_average_precision
+    assert found.score.value == pytest.approx(average_precision_score(truth, outputs, average="macro"))
+    assert found.macro_f1 == pytest.approx(f1_score(truth, held, average="macro"))
+    assert [item.f1 for item in found.classes] == pytest.approx(list(f1_score(truth, held, average=None)))
+    assert found.accuracy.value == pytest.approx(accuracy_score(truth, held))
+    assert found.multi_label.label_accuracy == pytest.approx((truth == held).mean())
+    assert found.score.low < found.score.value < found.score.high and found.score.n == 80
+
+
+def test_a_label_that_no_image_has_does_not_count_and_one_that_all_have_is_one() -> None:
+    truth = np.array([[1, 0, 1], [1, 0, 0], [1, 0, 1]], np.float64)
+    found = evaluate(LABELS, truth, np.array([[1, 2, 9], [0, 1, -9], [2, 3, 3]], np.float32))
+    assert found.multi_label is not None and found.multi_label.average_precision == (1.0, None, 1.0)
+    assert found.score.value == 1.0
+
+
+def test_outputs_that_are_no_numbers_rank_last_and_hold_no_label() -> None:
+    truth = np.array([[1, 1, 1], [0, 0, 1]], np.float64)
+    found = evaluate(LABELS, truth, np.full((2, 3), np.nan, np.float32))
+    assert found.multi_label is not None and found.multi_label.average_precision == (0.5, 0.5, 1.0)
+    assert found.accuracy.value == 0.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_figures_of_numbers_are_those_of_scikit_learn(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(10, 2, (60, 1))
+    outputs = (truth + rng.normal(0, 0.7, (60, 1))).astype(np.float32)
+    found = evaluate(NUMBER, truth, outputs)
+    assert found.regression is not None and found.score is found.regression.r2
+    assert found.regression.mae == pytest.approx(mean_absolute_error(truth, outputs))
+    assert found.regression.rmse == pytest.approx(np.sqrt(((truth - outputs) ** 2).mean()))
+    assert found.score.value == pytest.approx(r2_score(truth, outputs)) and found.score.low < found.score.value < found.score.high
+    assert found.accuracy.value == pytest.approx((np.abs(truth - outputs) <= 0.5).mean())
+
+
+def test_numbers_that_are_none_are_hopeless_and_still_json() -> None:
+    found = evaluate(NUMBER, np.array([[1.0], [2.0]]), np.full((2, 1), np.nan, np.float32))
+    assert found.regression is not None and found.regression.mae == HOPELESS and found.accuracy.value == 0.0
+    assert Evaluation.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kappa_is_scikit_learns_and_grades_are_the_nearest_within_their_range(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(1, 6, (90, 1)).astype(np.float64)
+    outputs = (truth + rng.normal(0, 0.8, (90, 1))).astype(np.float32)
+    grades = np.clip(np.floor(outputs + 0.5), 1, 5)
+    found = evaluate(GRADE, truth, outputs)
+    assert found.regression is not None and found.regression.kappa is not None
+    assert found.regression.kappa == pytest.approx(cohen_kappa_score(truth[:, 0], grades[:, 0], weights="quadratic"))
+    assert found.accuracy.value == pytest.approx(accuracy_score(truth, grades)) and found.score is found.accuracy
+    assert [item.label for item in found.classes] == ["1", "2", "3", "4", "5"] and len(found.confusion) == 5
+
+
+def test_kappa_of_one_grade_alone_is_agreement() -> None:
+    assert quadratic_kappa(np.array([[7, 0], [0, 0]])) == 1.0
+    assert quadratic_kappa(np.array([[0, 5], [5, 0]])) == -1.0
+
+
+def test_labels_hold_from_their_own_threshold_on_and_there_may_be_none() -> None:
+    logits = np.array([[1.0, -0.5, 2.0], [-3.0, -3.0, -3.0]], np.float32)
+    some, none = predictions(LABELS, logits)
+    assert some.labels == ("a", "b") and some.label == "c" and some.score == pytest.approx(0.881, abs=1e-3)
+    assert none.labels == () and none.scores == tuple(sigmoid(logits)[1].tolist())
+
+
+def test_a_number_is_answered_as_it_is_and_a_grade_as_the_nearest() -> None:
+    (number,) = predictions(NUMBER, np.array([[12.34]], np.float32))
+    assert number.label == "mm" and number.value == number.score == number.scores[0] == pytest.approx(12.34)
+    values = [answer.value for answer in predictions(GRADE, np.array([[0.2], [2.5], [3.49], [9.0], [np.nan]], np.float32))]
+    assert values == [1.0, 3.0, 3.0, 5.0, 1.0]
+
+
+def test_scores_of_classes_sum_to_one_and_those_of_labels_do_not() -> None:
+    outputs = np.array([[100.0, -100.0, 0.0]], np.float32)
+    assert scores_of(Reading(labels=("a", "b", "c")), outputs).sum() == pytest.approx(1.0)
+    assert scores_of(LABELS, outputs).tolist() == [[1.0, pytest.approx(0.0, abs=1e-30), 0.5]]
+    assert scores_of(NUMBER, outputs) is outputs
+
+
+def test_the_truth_is_told_for_people() -> None:
+    assert describe_truth(Reading(labels=("cat", "dog")), 1, ()) == "dog"
+    assert describe_truth(LABELS, 0, (1.0, 0.0, 1.0)) == "a, c" and describe_truth(LABELS, 0, (0.0, 0.0, 0.0)) == "none"
+    assert describe_truth(NUMBER, 0, (1.25,)) == "1.25" and describe_truth(GRADE, 0, (3.0,)) == "3"
+
+
+@pytest.mark.parametrize(
+    ("reading", "outputs", "problem"),
+    [
+        (LABELS, 2, "3 thresholds for 2 labels"),
+        (NUMBER, 2, "2 outputs, where one is possible"),
+        (Reading("ordinal", ("x",)), 1, "without grades"),
+        (Reading("regression", ("x",), Decision(grades=(0, 3))), 1, "grades are for ordinal"),
+        (Reading("ordinal", ("x",), Decision(grades=(5, 5))), 1, "2 to 100 grades"),
+        (Reading("classification", ("a", "b"), Decision(thresholds=(0.5, 0.5))), 2, "2 thresholds for 2 labels"),
+    ],
+)
+def test_what_cannot_be_read_is_said(reading: Reading, outputs: int, problem: str) -> None:
+    assert problem in (reading.decision.problem(reading.task, outputs) or "")
+
+
+def test_figures_of_classes_are_written_as_before_other_tasks_existed() -> None:
+    written = json.loads(evaluate(Reading(labels=("a", "b")), np.array([0, 1]), np.array([[1, 0], [0, 1]], np.float32)).model_dump_json())
+    assert set(written) == {"accuracy", "macro_f1", "classes", "confusion"}

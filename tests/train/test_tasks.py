@@ -1,0 +1,222 @@
+"""Labels, numbers and grades in training: losses, heads, thresholds, every strategy, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from sklearn.metrics import f1_score
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
+
+from edgetl.core.answers import evaluate
+from edgetl.core.scoring import sigmoid
+from edgetl.data.folder import scan
+from edgetl.data.loading import truth_of
+from edgetl.data.split import split
+from edgetl.errors import ConfigError, DataError, StoppedError
+from edgetl.train.config import TrainConfig
+from edgetl.train.evaluation import evaluate_run
+from edgetl.train.finetune import fine_tune
+from edgetl.train.objectives import Labels, Numbers, asymmetric_loss, presence_weights
+from edgetl.train.probe import RIDGE_PENALTIES, fit_label_heads, fit_value_head
+from edgetl.train.tasks import choose_thresholds, fold_scale, scan_images, task_of
+from edgetl.train.training import train
+from tests.train.test_tuning import SMALL
+
+COLOURS = "red,green,blue"
+
+
+def config(squares: Path, **changes: Any) -> TrainConfig:
+    given = {**SMALL, "labels": str(squares / "labels.csv"), "column": COLOURS, "pretrained": False, "views": 1, **changes}
+    return TrainConfig.model_validate(given)
+
+
+def test_thresholds_have_the_highest_f1_that_any_could() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        truth, scores = rng.random((25, 2)) < 0.4, rng.random((25, 2)).astype(np.float32)
+        for column, threshold in enumerate(choose_thresholds(truth, scores)):
+            best = max(f1_score(truth[:, column], scores[:, column] >= score, zero_division=0) for score in scores[:, column])
+            assert f1_score(truth[:, column], scores[:, column] >= np.float32(threshold)) == pytest.approx(best)
+
+
+def test_a_threshold_is_a_half_where_the_images_cannot_tell_or_it_is_as_good() -> None:
+    truth = np.array([[1, 0, 1], [1, 0, 1], [1, 0, 0]], bool)
+    scores = np.array([[0.2, 0.9, 0.6], [0.3, 0.1, 0.9], [0.4, 0.2, 0.4]], np.float32)
+    assert choose_thresholds(truth, scores) == (0.5, 0.5, 0.5)
+
+
+def test_the_asymmetric_loss_is_the_papers() -> None:
+    logits, truth = torch.tensor([[1.5, -2.0], [0.3, -4.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    p = torch.sigmoid(logits)
+    shifted = (p - 0.05).clamp(min=0)
+    by_hand = -torch.where(truth > 0, torch.log(p), shifted**4 * torch.log(1 - shifted)).mean()
+    assert float(asymmetric_loss(logits, truth)) == pytest.approx(float(by_hand), rel=1e-6)
+    assert float(asymmetric_loss(torch.full((1, 1), -3.2), torch.zeros(1, 1))) == 0.0, "a sure absence costs nothing"
+
+
+def test_balanced_presence_and_absence_weigh_the_same() -> None:
+    truth = np.array([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
+    assert presence_weights(truth).tolist() == [3.0, pytest.approx(1 / 3)]
+    plain, balanced = Labels(), Labels(weights=presence_weights(truth))
+    nothing = torch.zeros(4, 2)
+    assert float(plain(nothing, torch.tensor(truth))) == pytest.approx(math.log(2))
+    # A label that one of four images has: its presence costs as much as the three absences.
+    cost = torch.nn.functional.binary_cross_entropy_with_logits(nothing[:1, :1], torch.ones(1, 1), pos_weight=balanced.weights[:1])  # type: ignore[index]
+    assert float(cost) == pytest.approx(3 * math.log(2))
+
+
+def test_an_answer_is_right_when_all_labels_are_or_the_number_is_near() -> None:
+    assert int(Labels().right(torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))) == 1
+    numbers = Numbers(10.0, 2.0, tolerance=0.25)
+    assert int(numbers.right(torch.tensor([[0.0], [0.0]]), torch.tensor([[10.4], [11.0]]))) == 1
+    assert float(numbers(torch.tensor([[1.0]]), torch.tensor([[10.0]]))) == 1.0
+    assert float(Numbers(10.0, 2.0, tolerance=0.25, huber=True)(torch.tensor([[3.0]]), torch.tensor([[10.0]]))) == 2.5
+
+
+def test_each_label_gets_a_head_of_its_own_and_a_constant_one_a_bias() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(120, 6)).astype(np.float32)
+    truth = np.stack([features[:, 0] > 0, features[:, 1] > 0.5, np.ones(120), np.zeros(120)], axis=1).astype(np.float64)
+    head = fit_label_heads(features, truth, seed=0)
+    outputs = features @ head.weight.T + head.bias
+    assert ((outputs > 0) == (truth > 0)).mean(axis=0).min() > 0.95
+    assert np.abs(head.weight[2:]).max() == 0 and head.bias[2] == -head.bias[3] == pytest.approx(math.log(121))
+
+
+def test_the_ridge_head_is_the_one_with_the_lowest_left_out_error() -> None:
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(40, 60)).astype(np.float32) * rng.uniform(0.5, 2, 60).astype(np.float32)
+    values = features[:, :3].sum(axis=1) + rng.normal(0, 1, 40)
+    values = (values - values.mean()) / values.std()
+    head = fit_value_head(features, values)
+    scaled = (features - features.mean(axis=0)) / features.std(axis=0)
+    errors = [
+        ((cross_val_predict(Ridge(penalty * 40), scaled, values, cv=LeaveOneOut()) - values) ** 2).mean() for penalty in RIDGE_PENALTIES
+    ]
+    # Each left-out fit of scikit-learn's has one image fewer, and so a mean of its own: a hair's difference.
+    assert head.penalty == RIDGE_PENALTIES[int(np.argmin(errors))]
+    assert np.allclose([1 - value for value in head.folds], errors, rtol=0.02)
+    wanted = Ridge(head.penalty * 40).fit(scaled, values).predict(scaled)
+    assert np.allclose((features @ head.weight.T + head.bias)[:, 0], wanted, atol=1e-3)
+
+
+def test_a_head_with_its_scale_folded_in_answers_in_the_values_unit() -> None:
+    head = torch.nn.Linear(4, 1)
+    features = torch.randn(5, 4)
+    with torch.no_grad():
+        before = head(features)
+        fold_scale(head, 30.0, 4.0)
+        assert torch.allclose(head(features), before * 4 + 30, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["probe", "partial", "full", "progressive", "scratch"])
+def test_labels_train_by_every_strategy(squares: Path, tmp_path: Path, strategy: str) -> None:
+    run = train(
+        squares / "images", config(squares, strategy=strategy, balance="loss", backbone="edgetl_small", pretrained=True), tmp_path / "run"
+    )
+    record = run.record
+    assert (record.task, record.labels, len(record.decision.thresholds)) == ("multi-label", ("red", "green", "blue"), 3)
+    assert record.test is not None and record.test.multi_label is not None and record.plan.strategy == strategy
+    assert [entry.targets for entry in run.splits().entries] != [] and {len(entry.targets) for entry in run.splits().entries} == {3}
+    names = {path.name for path in run.path.iterdir()}
+    assert {"labels.png", "classes.csv"} <= names and "confusion.png" not in names
+    assert (run.path / "classes.csv").read_text().startswith("label,n,precision,recall,f1,average_precision\n")
+
+
+@pytest.mark.parametrize("changes", [{}, {"multilabel_loss": "asymmetric"}])
+def test_the_squares_are_found(squares: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    found = train(squares / "images", config(squares, strategy="scratch", epochs=25, patience=50, **changes), tmp_path / "run").record
+    assert found.test is not None and found.test.score.value > 0.9
+
+
+def test_the_record_says_what_the_network_answers(squares: Path, tmp_path: Path) -> None:
+    run = train(squares / "images", config(squares, strategy="probe"), tmp_path / "run")
+    report = evaluate_run(run.path, squares / "images", labels=squares / "labels.csv")
+    assert report.left_out == run.record.images["train"] + run.record.images["val"]
+    assert run.record.test is not None and report.result.accuracy == run.record.test.accuracy
+    assert report.result.score.value == pytest.approx(run.record.test.score.value)
+    with pytest.raises(ConfigError, match=r"multi-label model: say what the images hold with --labels FILE.csv \(columns file, red, green"):
+        evaluate_run(run.path, squares / "images")
+
+
+def test_numbers_come_in_their_own_unit(squares: Path, tmp_path: Path) -> None:
+    wanted = config(squares, task="regression", column="mm", strategy="partial", backbone="edgetl_small", pretrained=True, tolerance=1.5)
+    wanted = wanted.model_copy(update={"augment": "none"})  # the light one changes the brightness, which is the number
+    run = train(squares / "images", wanted, tmp_path / "run")
+    record = run.record
+    samples = run.samples("test")
+    from edgetl.export.agreement import trained_logits
+
+    outputs = trained_logits(run.load_model(), samples, record.preprocess)
+    assert record.test is not None and record.test.regression is not None
+    again = evaluate(record.reading, truth_of(samples), outputs)
+    assert again.regression is not None and again.regression.mae == pytest.approx(record.test.regression.mae, rel=1e-3)
+    assert 2 < outputs.mean() < 8 and record.decision.tolerance == 1.5 and record.test.score.value > 0.3
+    assert {"values.png"} <= {path.name for path in run.path.iterdir()}
+
+
+def test_grades_are_judged_as_grades(squares: Path, tmp_path: Path) -> None:
+    wanted = config(squares, task="ordinal", column="grade", strategy="probe", backbone="edgetl_small", pretrained=True)
+    record = train(squares / "images", wanted, tmp_path / "run").record
+    assert record.decision.grades == (0, 3) and record.labels == ("grade",)
+    assert record.test is not None and record.test.regression is not None and record.test.regression.kappa is not None
+    assert [score.label for score in record.test.classes] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("task", ["multi-label", "regression"])
+def test_a_stopped_training_goes_on_to_the_same_weights(squares: Path, tmp_path: Path, task: str) -> None:
+    column = {"multi-label": COLOURS, "regression": "mm"}[task]
+    wanted = config(squares, task=task, column=column, strategy="full", checkpoint_s=0.001)
+    whole = train(squares / "images", wanted, tmp_path / "whole")
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "fine-tuning" and done == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(StoppedError):
+        train(squares / "images", wanted, tmp_path / "run", progress=stop)
+    resumed = train(squares / "images", wanted, tmp_path / "run", resume=True)
+    assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": None, "task": "regression", "column": None}, "--task regression needs --labels FILE.csv"),
+        ({"labels": None}, "--column needs --labels"),
+        ({"task": "classification"}, "--labels is for --task multi-label, regression or ordinal"),
+        ({"task": "regression", "balance": "loss"}, "--balance loss weighs classes and labels; regression has none"),
+        ({"task": "ordinal", "multilabel_loss": "asymmetric"}, "--multilabel-loss does not go with ordinal"),
+        ({"regression_loss": "huber", "tolerance": 1.0}, "--regression-loss does not go with multi-label; --tolerance is for"),
+        ({"multilabel_loss": "asymmetric", "balance": "loss"}, "asymmetric, which weighs by itself"),
+        ({"multilabel_loss": "asymmetric", "label_smoothing": 0.1}, "--label-smoothing is for classes and for --multilabel-loss bce"),
+    ],
+)
+def test_options_that_mean_nothing_for_a_task_are_refused(squares: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        task_of(config(squares, **changes))
+
+
+def test_several_mistakes_are_told_together_and_before_a_training_of_given_splits_too(colours: Path, tmp_path: Path) -> None:
+    wanted = TrainConfig.model_validate({**SMALL, "multilabel_loss": "asymmetric", "tolerance": 2.0})
+    with pytest.raises(ConfigError, match="--multilabel-loss does not go with classification; --tolerance is for --task regression"):
+        fine_tune(split(scan(colours)), wanted, tmp_path / "run")
+
+
+def test_a_label_without_a_training_image_is_named(tmp_path: Path, squares: Path) -> None:
+    folder = scan_images(squares / "images", config(squares))
+    splits = split(folder)
+    emptied = type(splits)(folder, tuple(item for item in splits.train if not item.targets[1]), splits.val, splits.test)
+    with pytest.raises(DataError, match="no training image of green; add some, or remove the column"):
+        fine_tune(emptied, config(squares), tmp_path / "run")
+
+
+def test_scores_of_labels_are_sigmoids() -> None:
+    assert sigmoid(np.array([0.0, 200.0, -200.0], np.float32)).tolist() == [0.5, 1.0, 0.0]
