@@ -106,6 +106,23 @@ def test_a_manifest_is_written_and_read_back_unchanged() -> None:
     assert parse_json(manifest.model_dump_json().encode(), Manifest, BundleError, name="manifest.json") == manifest
 
 
+def test_a_manifest_of_classes_is_written_as_before_other_tasks_existed() -> None:
+    written = json.loads(read(document()).model_dump_json())
+    assert written["task"] == "classification" and "decision" not in written
+
+
+def test_several_labels_need_a_threshold_each_and_one_label_is_enough() -> None:
+    value = changed("labels", ["rust"])
+    value |= {"task": "multi-label", "decision": {"thresholds": [0.4]}}
+    value["golden"][0] |= {"label": "none", "scores": {"onnx-fp32": [0.1], "onnx-int8": [0.2]}}
+    manifest = read(value)
+    assert manifest.reading.decision.thresholds == (0.4,)
+    assert read(json.loads(manifest.model_dump_json())) == manifest
+    for thresholds in ([], [0.4, 0.5], [1.5]):
+        with pytest.raises(BundleError, match=r"thresholds"):
+            read(value | {"decision": {"thresholds": thresholds}})
+
+
 def test_all_files_are_the_models_the_golden_images_the_seen_images_and_the_card() -> None:
     paths = [file.path for file in read(document()).all_files()]
     assert paths == ["onnx-fp32/model.bin", "onnx-int8/model.bin", "golden/0.png", "seen.bin", "README.md"]
