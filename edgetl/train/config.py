@@ -58,6 +58,7 @@ class TrainConfig(StrictModel):
     flip: bool | None = _images(None, "Mirror images (default: unless the classes' names look like digits, letters or sides).")
     seed: int = _images(0, "Chooses splits, folds, batches and augmentation.", ge=0, lt=2**31)
 
+    recipe: str | None = _training(None, "fastai, or a file NAME.toml: figures instead of the table's; options that are given win.")
     strategy: Strategy = _training("auto", "auto (by the number of distinct images), probe, partial, full, progressive or scratch.")
     unfreeze: str | None = _training(None, "What tunes: a share of the stages from the end (0.33), stage4 and all after it, or first.")
     epochs: int | None = _training(None, "Passes over the images (default: steps by the number of images).", ge=1)

@@ -20,6 +20,7 @@ from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import ImageDataset
 from edgetl.train.finetune import choose_device, prepare
 from edgetl.train.stages import choose_stages, find_stages, set_trainable
+from edgetl.train.tuning_recipe import with_recipe
 
 MEASURED = ("probe", "partial", "full")
 # Images that are decoded to time the decoding, and repetitions of a step, of which the quickest counts.
@@ -72,7 +73,8 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
         backbone, plan = prepare(splits, config.model_copy(update={"strategy": strategy}))
         found.append(_measure(backbone, plan, splits, config, device))
     images = len({sample.content for sample in splits.train})
-    best, _ = choose_strategy(images)
+    wanted = with_recipe(config)[0].strategy
+    best = choose_strategy(images)[0] if wanted == "auto" else wanted
     chosen = tuple(item.model_copy(update={"chosen": item.plan.strategy == best}) for item in found)
     return Estimates(data=str(data), backbone=config.backbone, images=images, device=device, strategies=chosen)
 

@@ -48,6 +48,7 @@ from edgetl.train.run import (
 )
 from edgetl.train.sources import load_backbone
 from edgetl.train.tuning import tune
+from edgetl.train.tuning_recipe import with_recipe
 
 _log = logging.getLogger(__name__)
 
@@ -147,6 +148,7 @@ def _check_parts(splits: Splits) -> None:
 
 def prepare(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
     """Load the backbone, if its licence may be used, and resolve the plan."""
+    config, _ = with_recipe(config)
     torch.manual_seed(config.seed)  # random weights, and the head before it is fitted
     given = config.model_copy(update={"pretrained": False, "weights": None}) if config.strategy == "scratch" else config
     backbone = load_backbone(given, len(splits.folder.labels))
@@ -182,7 +184,7 @@ def _teach(backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, 
     """Fit the head, then tune as planned."""
     labels = labels_of(splits.train)
     # A head fitted on random features is large and wrong: training from random weights starts from a random head too.
-    fits = plan.strategy == "probe" or (config.pretrained and plan.strategy != "scratch" and checkpoints.newest() is None)
+    fits = plan.strategy == "probe" or (plan.fit_head and config.pretrained and plan.strategy != "scratch" and checkpoints.newest() is None)
     penalty, accuracy = None, 0.0
     if fits:
         extract = _extractor(backbone, config, place.device, config.views * len(splits.train))

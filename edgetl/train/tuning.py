@@ -26,15 +26,15 @@ from edgetl.train.budget import Plan
 from edgetl.train.checkpoints import Checkpoints, State
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import draw_seed, training_batches, validation_batches
-from edgetl.train.fitting import fit, give_moments, moments, scheduled
+from edgetl.train.fitting import fit, give_moments, moments
 from edgetl.train.probe import class_weights
+from edgetl.train.schedules import planned
 from edgetl.train.stages import HEAD, STEM, Stage, choose_stages, find_stages, set_trainable
 from edgetl.train.stopping import StopRequest
 from edgetl.train.watching import Batches, History, Watch, measure
 
 _log = logging.getLogger(__name__)
 
-WARM_UP_SHARE = 0.1
 CLIP_NORM = 1.0
 # Validation images are decoded once where they take no more memory than this, and for each validation otherwise.
 MOST_HELD_BYTES = 400_000_000
@@ -141,7 +141,7 @@ def parameter_groups(model: nn.Module, stages: Sequence[Stage], plan: Plan) -> l
 
 
 class Tuning(L.LightningModule):
-    """Cross-entropy with label smoothing, AdamW, linear warm-up and cosine decay by step, over the stages that a plan lets learn."""
+    """Cross-entropy with label smoothing, AdamW and the plan's learning rates by step, over the stages that a plan lets learn."""
 
     def __init__(
         self, backbone: Backbone, trained: tuple[Stage, ...], plan: Plan, config: TrainConfig, weights: NDArray[np.float32] | None = None
@@ -179,6 +179,8 @@ class Tuning(L.LightningModule):
 
     def trained_at(self, step: int) -> tuple[Stage, ...]:
         """The stages that learn at ``step``: in ``progressive`` the head alone at first, then one more in each equal interval."""
+        if step < self.plan.frozen_steps:
+            return self.trained[-1:]
         if self.plan.strategy != "progressive":
             return self.trained
         trunk = len(self.trained) - 1
@@ -206,8 +208,7 @@ class Tuning(L.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW over explicit groups, and a schedule by step."""
         groups = parameter_groups(self.model, self.trained, self.plan)
-        optimizer = torch.optim.AdamW([{key: value for key, value in group.items() if key != "stage"} for group in groups])
-        return scheduled(optimizer, self.plan.steps, WARM_UP_SHARE, first=self.first)
+        return planned(torch.optim.AdamW(groups), self.plan, first=self.first)
 
     def on_train_start(self) -> None:
         """Give a resumed optimizer its moments back."""
