@@ -95,6 +95,7 @@ class Plan(StrictModel):
         schedule, rise, div: of the learning rates; see ``TuningRecipe``.
         frozen_steps: of ``steps``, the first ones, in which the head learns alone, at ``frozen_lr``.
         fit_head: start from the closed-form head.
+        lr_found: ``head_lr``, where a range test found it (``--lr auto``).
     """
 
     strategy: Tuned
@@ -117,6 +118,7 @@ class Plan(StrictModel):
     frozen_steps: int = 0
     frozen_lr: float = 0.0
     fit_head: bool = True
+    lr_found: float | None = None
 
 
 def family_of(model: nn.Module) -> Family:
@@ -194,7 +196,8 @@ def _or(given: Given | None, otherwise: Given) -> Given:
 def _plan_rates(config: TrainConfig, recipe: TuningRecipe, table: Rates, *, images: int, scratch: bool, tuned: int) -> Rates:
     """The plan's learning rates and weight decay; ``tuned`` counts the trunk's stages over which a recipe spreads them."""
     scale = math.sqrt(min(config.batch_size, images) / BATCH_OF_RATES)
-    head = config.lr or (SCRATCH_LR if scratch else table.head * scale)
+    given = recipe.head_lr if config.lr == "auto" else config.lr
+    head = given or (SCRATCH_LR if scratch else table.head * scale)
     top, ratio = (head, 1.0) if scratch else (head * table.top / table.head, table.ratio)
     if recipe.lr_spread and tuned and not scratch:  # one geometric row, the head included
         top, ratio = head * recipe.lr_spread ** (-1 / tuned), recipe.lr_spread ** ((1 - tuned) / tuned)

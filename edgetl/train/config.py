@@ -13,6 +13,7 @@ from edgetl.train.embedded import DEFAULT_BACKBONE
 
 Strategy: TypeAlias = Literal["auto", "probe", "partial", "full", "progressive", "scratch"]
 Augment: TypeAlias = Literal["auto", "none", "light", "medium", "strong"]
+Rate = Annotated[float, Field(gt=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=0.5)]
 Triple = tuple[float, float, float]
 
@@ -62,7 +63,9 @@ class TrainConfig(StrictModel):
     strategy: Strategy = _training("auto", "auto (by the number of distinct images), probe, partial, full, progressive or scratch.")
     unfreeze: str | None = _training(None, "What tunes: a share of the stages from the end (0.33), stage4 and all after it, or first.")
     epochs: int | None = _training(None, "Passes over the images (default: steps by the number of images).", ge=1)
-    lr: float | None = _training(None, "The head's learning rate (default: by the number of images).", gt=0.0)
+    lr: Rate | Literal["auto"] | None = _training(
+        None, "The head's learning rate, or auto: a range test (default: by the number of images)."
+    )
     trunk_lr: float | None = _training(None, "The learning rate of the trunk's last stage (default: a share of --lr).", gt=0.0)
     lr_ratio: float | None = _training(None, "The lowest tuned stage's learning rate relative to --trunk-lr.", gt=0.0, le=1.0)
     weight_decay: float | None = _training(None, "Of kernels and matrices (AdamW).", ge=0.0)

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,8 +33,9 @@ from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import random_crop
 from edgetl.train.features import FeatureExtractor
+from edgetl.train.lr_sweep import choose_rate, with_sweep
 from edgetl.train.probe import LinearHead, fit_head
-from edgetl.train.report import class_table, draw_confusion, draw_curves
+from edgetl.train.report import class_table, draw_confusion, draw_curves, draw_sweep
 from edgetl.train.run import (
     METRICS_NAME,
     SPLITS_NAME,
@@ -92,13 +93,14 @@ def fine_tune(
         checkpoints = _checkpoints(out, splits, config, plan, backbone, resume=resume, overwrite=overwrite)
         place = Workplace(device, folder, progress)
         taught = _teach(backbone, splits, config, plan, place, checkpoints)
+        plan = with_sweep(plan, taught.sweep, config)
         extract = _extractor(backbone, config, device, len(splits.val) + len(splits.test))
         validation, test = _measure(extract, backbone, splits, progress)
         last = {"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1}
         (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*taught.rows, last]), "utf-8")
         write_model(folder, backbone, splits.folder.labels)
         (folder / SPLITS_NAME).write_text(record_splits(splits).model_dump_json(indent=1), "utf-8")
-        _write_pictures(folder, validation, test, taught.rows)
+        _write_pictures(folder, validation, test, taught)
         alarms = find_alarms(taught.train_accuracy, validation, splits)
         outcome = Outcome(plan, taught, alarms, validation, test, round(time.monotonic() - started, 1))
         record = _record(out.name, splits, config, backbone, outcome, hash_files(folder))
@@ -116,12 +118,14 @@ class Taught:
         rows: figures of each validation.
         train_accuracy: on training images, as they were shown last.
         tuned_share: of the tuned weights in the result.
+        sweep: learning rates and losses of the range test (``--lr auto``).
     """
 
     head_penalty: float | None
     rows: list[dict[str, float]]
     train_accuracy: float
     tuned_share: float = 1.0
+    sweep: list[tuple[float, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,7 @@ def _teach(backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, 
     if plan.strategy == "probe":
         return Taught(penalty, [], accuracy)
     history = tune(backbone, splits, plan, config, place, checkpoints=checkpoints, head_penalty=penalty)
-    return Taught(history.head_penalty, history.rows, history.rows[-1]["train_accuracy"], history.tuned_share)
+    return Taught(history.head_penalty, history.rows, history.rows[-1]["train_accuracy"], history.tuned_share, history.sweep)
 
 
 def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits) -> tuple[str, ...]:
@@ -260,13 +264,15 @@ def _evaluate(samples: Sequence[Sample], predicted: NDArray[np.int64], labels: t
     return evaluate_predictions(labels_of(samples), predicted, labels)
 
 
-def _write_pictures(folder: Path, validation: Evaluation, test: Evaluation | None, rows: list[dict[str, float]]) -> None:
+def _write_pictures(folder: Path, validation: Evaluation, test: Evaluation | None, taught: Taught) -> None:
     shown, name = (test, "test") if test else (validation, "validation")
     accuracy = shown.accuracy
     title = f"{name}: accuracy {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}), n = {accuracy.n}"
     draw_confusion(shown, title, folder / "confusion.png")
-    if rows:
-        draw_curves(rows, folder / "curves.png")
+    if taught.rows:
+        draw_curves(taught.rows, folder / "curves.png")
+    if taught.sweep:
+        draw_sweep(choose_rate(taught.sweep), folder / "lr.png")
     (folder / "classes.csv").write_text(class_table(shown), "utf-8")
 
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from edgetl.core.results import Evaluation
+from edgetl.train.lr_sweep import Choice
 
 
 def draw_confusion(evaluation: Evaluation, title: str, path: Path) -> None:
@@ -55,4 +56,19 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def draw_sweep(choice: Choice, path: Path) -> None:
+    """Write a learning-rate range test as a PNG: the smoothed loss over the head's rate, and the one that was chosen."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.semilogx(choice.rates, choice.smooth)
+    if choice.rate is not None:
+        axes.axvline(choice.rate, color="#cb181d", linestyle="--", label=f"chosen: {choice.rate:.1e}")
+        axes.legend(fontsize=8)
+    axes.set_xlabel("learning rate of the head")
+    axes.set_ylabel("training loss, smoothed")
+    axes.set_title("range test" if choice.rate is not None else "range test: the loss did not fall, the plan's rate is kept", fontsize=10)
+    axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -27,6 +27,7 @@ from edgetl.train.checkpoints import Checkpoints, State
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import draw_seed, training_batches, validation_batches
 from edgetl.train.fitting import fit, give_moments, moments
+from edgetl.train.lr_sweep import sweep_rates, tell, with_sweep
 from edgetl.train.probe import class_weights
 from edgetl.train.schedules import planned
 from edgetl.train.stages import HEAD, STEM, Stage, choose_stages, find_stages, set_trainable
@@ -79,12 +80,21 @@ def tune(
         history = module.restore(state) if state else History(head_penalty=head_penalty)
         if state:
             _log.info("going on after step %d of %d", state.step, plan.steps)
+        if config.lr == "auto":
+            _find_rate(module, history, train, config, place)
         watch = Watch(module, history, val, config, progress=place.progress, checkpoints=checkpoints, stop=stop)
         fit(module, train, [watch], device=place.device, clip_norm=CLIP_NORM)
         if config.wise and module.anchors and history.best:
             _interpolate(module, history, val)
     _keep_best(backbone, stages, history)
     return history
+
+
+def _find_rate(module: Tuning, history: History, train: Batches, config: TrainConfig, place: Workplace) -> None:
+    """Set the plan's rates by a range test; a resumed training knows its own."""
+    history.sweep = history.sweep or sweep_rates(module, train, device=place.device, clip_norm=CLIP_NORM, progress=place.progress)
+    module.plan = with_sweep(module.plan, history.sweep, config)
+    tell(module.plan)
 
 
 def _keep_best(backbone: Backbone, stages: tuple[Stage, ...], history: History) -> None:
@@ -161,6 +171,10 @@ class Tuning(L.LightningModule):
         self.moments: dict[str, torch.Tensor] = {}
         self.last = (0.0, 0.0, 0.0)  # of the last batch: images answered rightly, all of them, and the loss without guards
 
+    def groups_of(self, model: nn.Module) -> list[dict[str, Any]]:
+        """The optimizer's groups over the parameters of ``model``: this one, or a copy."""
+        return parameter_groups(model, self.trained, self.plan)
+
     def _trunk_weights(self) -> dict[str, torch.Tensor]:
         """Copies of the weights that learn, without the head's."""
         names = {name for stage in self.trained if stage.name != HEAD for name in stage.parameters}
@@ -207,8 +221,7 @@ class Tuning(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW over explicit groups, and a schedule by step."""
-        groups = parameter_groups(self.model, self.trained, self.plan)
-        return planned(torch.optim.AdamW(groups), self.plan, first=self.first)
+        return planned(torch.optim.AdamW(self.groups_of(self.model)), self.plan, first=self.first)
 
     def on_train_start(self) -> None:
         """Give a resumed optimizer its moments back."""

@@ -46,6 +46,7 @@ class History:
         right, seen, lost: training images answered rightly, all of them, and the sum of losses since the last validation.
         head_penalty: of the probe that fitted the head.
         tuned_share: of the tuned weights in the result; 1 unless they were mixed with the starting ones.
+        sweep: learning rates and losses of the range test (``--lr auto``).
     """
 
     rows: list[dict[str, float]] = field(default_factory=list)
@@ -59,6 +60,7 @@ class History:
     lost: float = 0.0
     head_penalty: float | None = None
     tuned_share: float = 1.0
+    sweep: list[tuple[float, float]] = field(default_factory=list)
 
 
 def measure(model: nn.Module, val: Batches) -> tuple[float, float]:
