@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from edgetl.core.config import StrictModel
 from edgetl.core.licences import Policy
@@ -16,8 +16,24 @@ Augment: TypeAlias = Literal["auto", "none", "light", "medium", "strong"]
 Rate = Annotated[float, Field(gt=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=0.5)]
 Triple = tuple[float, float, float]
+LOGGERS = ("csv", "tensorboard", "mlflow")
 
 PANEL = "panel"
+
+
+def logger_names(text: str | None) -> tuple[str, ...]:
+    """``csv,mlflow`` as words."""
+    return tuple(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
+
+
+def _known_loggers(text: str) -> str:
+    names = logger_names(text)
+    if not names or set(names) - set(LOGGERS):
+        raise ValueError(f"{text!r} is not possible; it takes {', '.join(LOGGERS)}, separated by commas")
+    return text
+
+
+Logged = Annotated[str, AfterValidator(_known_loggers)]
 
 
 def _field(panel: str, default: Any, description: str, **bounds: Any) -> Any:
@@ -79,4 +95,5 @@ class TrainConfig(StrictModel):
     workers: int | None = _training(None, "Processes that load images (default: by cores).", ge=0)
     cache_views: int = _training(4, "Views of each image for which the frozen layers run once, ahead; 0 runs them each step.", ge=0, le=64)
     cache_gb: float = _training(8.0, "Most that those may take on the disk, GB.", ge=0.0)
+    log: Logged | None = _training(None, "csv, tensorboard, mlflow, or several: each validation's figures, written into the run's logs/.")
     checkpoint_s: float = _training(60.0, "Seconds between two saved states, from which --resume goes on.", gt=0.0)

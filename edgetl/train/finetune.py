@@ -33,6 +33,7 @@ from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import random_crop
 from edgetl.train.features import FeatureExtractor
+from edgetl.train.loggers import check_loggers
 from edgetl.train.lr_sweep import choose_rate, with_sweep
 from edgetl.train.probe import LinearHead, fit_head
 from edgetl.train.report import class_table, draw_confusion, draw_curves, draw_sweep
@@ -81,9 +82,11 @@ def fine_tune(
         DataError: no image is left to train or to choose on.
         TrainingError: training diverged.
         StoppedError: the process was asked to end; the state is saved.
+        MissingExtraError: a logger's package is not installed.
         StorageError: the run cannot be written.
     """
     _check_parts(splits)
+    check_loggers(config)
     started = time.monotonic()
     device = choose_device(config.device)
     with new_folder(out, overwrite=overwrite) as folder:
@@ -165,7 +168,7 @@ def _checkpoints(
     out: Path, splits: Splits, config: TrainConfig, plan: Plan, backbone: Backbone, *, resume: bool, overwrite: bool
 ) -> Checkpoints:
     """Where the state of this training is kept; another one's is not overwritten unless that was asked for."""
-    choices = config.model_dump_json(exclude={"workers", "checkpoint_s", "license_policy", "licence"})
+    choices = config.model_dump_json(exclude={"workers", "checkpoint_s", "license_policy", "licence", "log"})
     parts = (
         versions()["edgetl"],
         STATE_FORMAT,

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 STEPS = 60
 LOWEST, HIGHEST = 1e-6, 1.0
-# The sweep ends where the loss is this many times the lowest one so far, or that of answering at random if that is more.
+# The sweep ends where the loss is this many times that of answering at random, or the first one if that is more.
 BLOWN_UP = 4.0
 # Standard deviation, in steps, of the bell that smooths the losses of single batches.
 BELL = 2.0
@@ -65,14 +65,15 @@ def sweep_rates(module: Tuning, batches: Batches, *, device: str, clip_norm: flo
     shares = [group["lr"] / plan.head_lr for group in groups]
     optimizer = torch.optim.AdamW(groups)
     found: list[tuple[float, float]] = []
-    lowest = math.log(max(2, module.classes))
+    bound = math.log(max(2, module.classes))
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
         for step, (images, labels) in zip(range(STEPS), _endless(batches), strict=False):
             torch.manual_seed(draw_seed(module.seed, step))
             rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
             loss = loss_of(model(images.to(device)), labels.to(device))
             value = float(loss.detach())
-            if not math.isfinite(value) or value > BLOWN_UP * lowest:
+            bound = bound if found else max(bound, value)  # BatchNorm may begin far off on unlike images
+            if not math.isfinite(value) or value > BLOWN_UP * bound:
                 break
             found.append((rate, value))
             for group, share in zip(optimizer.param_groups, shares, strict=True):
@@ -119,6 +120,6 @@ def with_sweep(plan: Plan, sweep: list[tuple[float, float]], config: TrainConfig
 def tell(plan: Plan) -> None:
     """Say which rate was chosen, and why."""
     if plan.lr_found is None:
-        _log.info("--lr auto: the loss did not fall in the range test (the head is fitted already); the plan's %.1e is kept", plan.head_lr)
+        _log.info("--lr auto: the loss did not clearly fall in the range test; the plan's %.1e is kept", plan.head_lr)
     else:
         _log.info("--lr auto: %.2e (head), where the loss fell most steeply, a tenth of where it was lowest at most", plan.lr_found)

@@ -69,6 +69,8 @@ def draw_sweep(choice: Choice, path: Path) -> None:
         axes.legend(fontsize=8)
     axes.set_xlabel("learning rate of the head")
     axes.set_ylabel("training loss, smoothed")
-    axes.set_title("range test" if choice.rate is not None else "range test: the loss did not fall, the plan's rate is kept", fontsize=10)
+    axes.set_title(
+        "range test" if choice.rate is not None else "range test: the loss did not clearly fall, the plan's rate is kept", fontsize=10
+    )
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -27,9 +27,10 @@ from edgetl.train.checkpoints import Checkpoints, State
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import draw_seed, training_batches, validation_batches
 from edgetl.train.fitting import fit, give_moments, moments
+from edgetl.train.loggers import Logs
 from edgetl.train.lr_sweep import sweep_rates, tell, with_sweep
 from edgetl.train.probe import class_weights
-from edgetl.train.schedules import planned
+from edgetl.train.schedules import planned, rate_factor
 from edgetl.train.stages import HEAD, STEM, Stage, choose_stages, find_stages, set_trainable
 from edgetl.train.stopping import StopRequest
 from edgetl.train.watching import Batches, History, Watch, measure
@@ -83,7 +84,8 @@ def tune(
         if config.lr == "auto":
             _find_rate(module, history, train, config, place)
         watch = Watch(module, history, val, config, progress=place.progress, checkpoints=checkpoints, stop=stop)
-        fit(module, train, [watch], device=place.device, clip_norm=CLIP_NORM)
+        logs = [Logs(config, place.folder, history)] if config.log else []
+        fit(module, train, [watch, *logs], device=place.device, clip_norm=CLIP_NORM)
         if config.wise and module.anchors and history.best:
             _interpolate(module, history, val)
     _keep_best(backbone, stages, history)
@@ -190,6 +192,11 @@ class Tuning(L.LightningModule):
     def step(self) -> int:
         """Optimizer steps done, those before a resumption too."""
         return self.first + self.global_step
+
+    def rates_of(self, step: int) -> dict[str, float]:
+        """Learning rate of each stage in the step that was the ``step``-th, counted from 1: ``lr/head``, ``lr/stage4`` …"""
+        groups = self.groups_of(self.model)
+        return {f"lr/{group['stage']}": group["lr"] * rate_factor(self.plan, group["stage"], step - 1) for group in groups}
 
     def trained_at(self, step: int) -> tuple[Stage, ...]:
         """The stages that learn at ``step``: in ``progressive`` the head alone at first, then one more in each equal interval."""

@@ -145,7 +145,7 @@ class Watch(Callback):
         history = self.history
         seen = max(1.0, history.seen)
         figures = {"train_loss": history.lost / seen, "train_accuracy": history.right / seen}
-        history.rows.append({"step": step, **figures, "val_loss": loss, "val_accuracy": accuracy})
+        history.rows.append({"step": step, **figures, "val_loss": loss, "val_accuracy": accuracy, **self.module.rates_of(step)})
         history.lost = history.right = history.seen = 0.0
         if loss < history.best_loss:
             history.best_loss, history.waited = loss, 0

@@ -73,6 +73,19 @@ def test_the_sweep_leaves_weights_and_generators_alone_and_repeats_itself(colour
     assert all(parameter.grad is None for parameter in backbone.model.parameters())
 
 
+def test_a_loss_that_begins_far_off_is_swept_too(colours: Path) -> None:
+    config = _config()
+    splits = split(scan(colours), val=0.25, test=0.25)
+    backbone = load_backbone(config, 3)
+    with torch.no_grad():
+        backbone.head.weight.mul_(1000)
+    plan = make_plan(config, len(splits.train), backbone.model)
+    module = Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, config)
+    batches = training_batches(splits.train, backbone.spec, None, config, steps=range(plan.steps))
+    found = sweep_rates(module, batches, device="cpu", clip_norm=1.0, progress=silent)
+    assert found[0][1] > 10 and len(found) > 30
+
+
 class _StopError(Exception):
     """Ends a training from its progress."""
 
