@@ -22,7 +22,7 @@ from edgetl.data.split import Splits
 from edgetl.train.backbones import Backbone
 from edgetl.train.border import cut
 from edgetl.train.config import TrainConfig
-from edgetl.train.dataset import ImageDataset, StepSampler, in_order
+from edgetl.train.dataset import ImageDataset, in_order, make_sampler
 from edgetl.train.features import FeatureFunction, choose_engine
 from edgetl.train.stages import Stage
 
@@ -117,10 +117,11 @@ def cache_activations(
     rows = _fill(place.folder / "train.npy", pictures, shape, run, config, place.progress)
     seen = ImageDataset(val, spec, augment=None, seed=config.seed)
     val_rows = _fill(place.folder / "val.npy", seen, shape, run, config, place.progress)
-    sampler = StepSampler(len(train), config.batch_size, steps.stop, seed=config.seed, first=steps.start)
+    labels = [sample.label for sample in train]
+    sampler = make_sampler(labels, config, steps)
     return Cached(
         replace(backbone, model=halves.tail),
-        DataLoader(_Activations(rows, [sample.label for sample in train], views), batch_sampler=sampler),
+        DataLoader(_Activations(rows, labels, views), batch_sampler=sampler),
         DataLoader(_Activations(val_rows, [sample.label for sample in val], 1), config.batch_size),
         views,
     )

@@ -86,7 +86,9 @@ class TrainConfig(StrictModel):
     lr_ratio: float | None = _training(None, "The lowest tuned stage's learning rate relative to --trunk-lr.", gt=0.0, le=1.0)
     weight_decay: float | None = _training(None, "Of kernels and matrices (AdamW).", ge=0.0)
     label_smoothing: float | None = _training(None, "Share of the target that is spread over all classes.", ge=0.0, lt=1.0)
-    balance: Literal["none", "loss"] = _training("none", "loss: a class weighs as much as any other, however few images it has.")
+    balance: Literal["none", "loss", "sampler"] = _training(
+        "none", "A class counts as much as any other, however few images it has: by its weight in the loss, or by drawing it as often."
+    )
     l2sp: float = _training(0.0, "Pull tuned weights towards where they started (0.01 is usual; 0 does not).", ge=0.0)
     wise: bool = _training(False, "Mix tuned and starting weights in the share that has the lowest validation loss.")
     batch_size: int = _training(32, "Images a step, and a feature pass.", ge=1, le=4096)

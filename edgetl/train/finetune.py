@@ -244,7 +244,7 @@ def _fit_probe(
     views = [extract(splits.train, prepare=random_crop(config.seed, view), progress=progress) for view in range(1, config.views)]
     head = fit_head(
         features, labels_of(splits.train), len(splits.folder.labels), seed=config.seed, views=views,
-        balanced=config.balance == "loss", progress=progress,
+        balanced=config.balance != "none", progress=progress,
     )  # fmt: skip
     with torch.no_grad():
         backbone.head.weight.copy_(torch.from_numpy(head.weight))
