@@ -3,7 +3,7 @@
 The cuts of ``auto`` follow the usual advice by size of the data set; what stands behind the rows: a probe beats fine-tuning on very few
 images and loses to it as they grow (Kumar et al. 2022, arXiv:2202.10054); lengths in steps with floors, not in epochs (BiT: Kolesnikov et
 al. 2020, arXiv:1912.11370); learning rates that fall towards the stem (Howard and Ruder 2018, arXiv:1801.06146); the moving average's
-decay fits short runs.
+decay fits short runs; mixup only with many images (BiT), and stochastic depth where such networks are usually trained with it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from edgetl.errors import ConfigError
 from edgetl.train.backbones import find_head
 from edgetl.train.config import Augment, TrainConfig
 from edgetl.train.dataset import steps_an_epoch
+from edgetl.train.regularise import drop_places
 from edgetl.train.stages import choose_stages, find_stages
 from edgetl.train.tuning_recipe import Schedule, TuningRecipe, with_recipe
 
@@ -31,6 +32,7 @@ BATCH_OF_RATES = 64
 MIN_BATCH_FOR_BATCHNORM = 16
 MIN_IMAGES_FOR_BATCHNORM = 1000
 SCRATCH_LR = 3e-3
+MIXUP_ABOVE = 20_000
 PROBE_BELOW, PARTIAL_UP_TO, FULL_UP_TO = 100, 10_000, 100_000
 
 
@@ -46,7 +48,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: up to ``images`` training images."""
+    """One row of the table: up to ``images`` training images; ``drop_path`` is for networks without BatchNorm."""
 
     images: float
     unfreeze: str
@@ -57,6 +59,8 @@ class Row:
     augment: Augment
     label_smoothing: float
     average: float
+    drop_path: float = 0.0
+    mixup: float = 0.0
 
 
 def _rates(batchnorm: tuple[float, float, float, float], layernorm: tuple[float, float, float, float]) -> dict[Family, Rates]:
@@ -71,11 +75,11 @@ TABLE = (
     Row(images=1_000, unfreeze="0.33", epochs=20, least_steps=300, most_steps=500, augment="light", label_smoothing=0.05, average=0.999,
         rates=_rates((1e-3, 2e-4, 0.3, 0.01), (1e-3, 5e-5, 0.3, 0.05))),
     Row(images=10_000, unfreeze="0.5", epochs=15, least_steps=1_000, most_steps=2_500, augment="medium", label_smoothing=0.1, average=0.999,
-        rates=_rates((1e-3, 5e-4, 0.1, 0.02), (5e-4, 1e-4, 0.05, 0.05))),
+        rates=_rates((1e-3, 5e-4, 0.1, 0.02), (5e-4, 1e-4, 0.05, 0.05)), drop_path=0.1),
     Row(images=100_000, unfreeze="stage1", epochs=7, least_steps=3_000, most_steps=22_000, augment="strong", label_smoothing=0.1,
-        average=0.9998, rates=_rates((1e-3, 1e-3, 0.1, 0.05), (1e-3, 2e-4, 0.03, 0.05))),
+        average=0.9998, rates=_rates((1e-3, 1e-3, 0.1, 0.05), (1e-3, 2e-4, 0.03, 0.05)), drop_path=0.1, mixup=0.1),
     Row(images=math.inf, unfreeze="stage1", epochs=7, least_steps=10_000, most_steps=20_000, augment="strong", label_smoothing=0.1,
-        average=0.9998, rates=_rates((1e-3, 1e-3, 0.1, 0.05), (1e-3, 2e-4, 0.03, 0.05))),
+        average=0.9998, rates=_rates((1e-3, 1e-3, 0.1, 0.05), (1e-3, 2e-4, 0.03, 0.05)), drop_path=0.1, mixup=0.2),
 )  # fmt: skip
 
 
@@ -95,6 +99,8 @@ class Plan(StrictModel):
         schedule, rise, div: of the learning rates; see ``TuningRecipe``.
         frozen_steps: of ``steps``, the first ones, in which the head learns alone, at ``frozen_lr``.
         fit_head: start from the closed-form head.
+        drop_path: chance that a step leaves out the last block's residual branch; those before it less, in proportion.
+        mixup: of pairs of images, in shares from Beta(mixup, mixup); 0 for none.
         lr_found: ``head_lr``, where a range test found it (``--lr auto``).
     """
 
@@ -119,6 +125,8 @@ class Plan(StrictModel):
     frozen_lr: float = 0.0
     fit_head: bool = True
     lr_found: float | None = None
+    drop_path: float = 0.0
+    mixup: float = 0.0
 
 
 def family_of(model: nn.Module) -> Family:
@@ -178,6 +186,8 @@ def make_plan(config: TrainConfig, images: int, model: nn.Module) -> Plan:
         frozen_steps=frozen,
         frozen_lr=rates.head * recipe.frozen_factor,
         fit_head=recipe.fit_head,
+        drop_path=_drop_path(config, row, model),
+        mixup=_or(config.mixup, row.mixup if images > MIXUP_ABOVE else 0.0),
     )
 
 
@@ -187,6 +197,13 @@ def _check_batch(config: TrainConfig, images: int) -> None:
             f"{images} training images in batches of {config.batch_size}: BatchNorm learns from two images at least. Raise --batch-size, "
             f"or start from pretrained weights."
         )
+
+
+def _drop_path(config: TrainConfig, row: Row, model: nn.Module) -> float:
+    places = drop_places(model)
+    if config.drop_path and not places:
+        raise ConfigError("--drop-path: this network has no residual branches that could be left out by timm's names. Leave it out.")
+    return _or(config.drop_path, row.drop_path if places and family_of(model) == "layernorm" else 0.0)
 
 
 def _or(given: Given | None, otherwise: Given) -> Given:

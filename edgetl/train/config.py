@@ -86,6 +86,13 @@ class TrainConfig(StrictModel):
     lr_ratio: float | None = _training(None, "The lowest tuned stage's learning rate relative to --trunk-lr.", gt=0.0, le=1.0)
     weight_decay: float | None = _training(None, "Of kernels and matrices (AdamW).", ge=0.0)
     label_smoothing: float | None = _training(None, "Share of the target that is spread over all classes.", ge=0.0, lt=1.0)
+    drop_path: float | None = _training(
+        None,
+        "Share of residual branches that a step leaves out (default: 0.1 in transformers and ConvNeXt, from 1,000 images on).",
+        ge=0.0,
+        lt=1.0,
+    )
+    mixup: float | None = _training(None, "Mix pairs of images, in shares from Beta(A, A) (default: only above 20,000 images).", ge=0.0)
     balance: Literal["none", "loss", "sampler"] = _training(
         "none", "A class counts as much as any other, however few images it has: by its weight in the loss, or by drawing it as often."
     )

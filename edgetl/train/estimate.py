@@ -91,7 +91,7 @@ def _measure(backbone: Backbone, plan: Plan, splits: Splits, config: TrainConfig
     seconds, memory, trained = counted * (load + forward), 0.0, sum(parameter.numel() for parameter in backbone.head.parameters())
     if plan.steps:
         stages = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
-        halves = cut(model.cpu(), stages, batch[:2].cpu()) if plan.strategy == "partial" and config.cache_views else None
+        halves = cut(model.cpu(), stages, batch[:2].cpu()) if plan.strategy == "partial" and config.cache_views and not plan.mixup else None
         taught = halves.tail.to(device) if halves else model.to(device)
         if halves:
             with torch.no_grad():

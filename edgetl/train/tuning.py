@@ -30,6 +30,7 @@ from edgetl.train.fitting import fit, give_moments, moments
 from edgetl.train.loggers import Logs
 from edgetl.train.lr_sweep import sweep_rates, tell, with_sweep
 from edgetl.train.probe import class_weights
+from edgetl.train.regularise import dropping_paths, mix
 from edgetl.train.schedules import planned, rate_factor
 from edgetl.train.stages import HEAD, STEM, Stage, choose_stages, find_stages, set_trainable
 from edgetl.train.stopping import StopRequest
@@ -73,7 +74,11 @@ def tune(
     trained = choose_stages(stages, plan.unfreeze)
     state = checkpoints.newest() if checkpoints else None
     steps = range(state.step if state else 0, plan.steps)
-    with StopRequest() as stop, tempfile.TemporaryDirectory(dir=place.folder, prefix="activations-") as folder:
+    dropping, temporary = (
+        dropping_paths(backbone.model, plan.drop_path),
+        tempfile.TemporaryDirectory(dir=place.folder, prefix="activations-"),
+    )
+    with StopRequest() as stop, dropping, temporary as folder:
         inside = replace(place, folder=Path(folder))
         taught, train, val = _prepare(backbone, trained, splits, plan, config, steps=steps, place=inside)
         weights = class_weights(labels_of(splits.train)) if config.balance == "loss" else None
@@ -113,7 +118,8 @@ def _prepare(
     """What is trained, its training batches, and the validation batches: of activations where the frozen half can be run ahead."""
     flip = mirrors_well(splits.folder.labels) if config.flip is None else config.flip
     augment = make_augmentation(plan.augment, backbone.spec, flip=flip)
-    if config.cache_views and plan.strategy == "partial" and trained[0].name != STEM and steps:
+    # Pictures are mixed before the frozen layers see them: those run at each step then.
+    if config.cache_views and not plan.mixup and plan.strategy == "partial" and trained[0].name != STEM and steps:
         cached = cache_activations(backbone, trained, splits, augment, config, steps=steps, place=place)
         if cached:
             return cached.backbone, cached.train, cached.val
@@ -219,8 +225,13 @@ class Tuning(L.LightningModule):
         torch.manual_seed(draw_seed(self.seed, self.step))  # dropout does not depend on where a training was resumed
         if images.is_cuda and images.ndim == 4:  # activations of a frozen half may be rows of tokens
             images = images.contiguous(memory_format=torch.channels_last)
+        others, share = labels, 1.0
+        if self.plan.mixup:
+            images, others, share = mix(images, labels, self.plan.mixup)
         logits = self.model(images)
         loss: torch.Tensor = self.loss(logits, labels)
+        if share < 1.0:
+            loss = share * loss + (1 - share) * self.loss(logits, others)
         self.last = float((logits.detach().argmax(dim=1) == labels).sum()), float(len(labels)), float(loss.detach())
         if self.l2sp and self.anchors:
             loss = loss + self.l2sp * self._distance()

@@ -19,7 +19,7 @@ MAX_RECIPE_BYTES = 100_000
 # Fields of a recipe that are options of the command too, by the option's name; an option that was given wins.
 OPTIONS = {
     "strategy": "strategy", "unfreeze": "unfreeze", "epochs": "epochs", "lr": "head_lr", "trunk_lr": "top_lr", "lr_ratio": "lr_ratio",
-    "weight_decay": "weight_decay", "label_smoothing": "label_smoothing", "augment": "augment",
+    "weight_decay": "weight_decay", "label_smoothing": "label_smoothing", "augment": "augment", "drop_path": "drop_path", "mixup": "mixup",
 }  # fmt: skip
 
 
@@ -27,7 +27,7 @@ class TuningRecipe(StrictModel):
     """What a recipe may say; what it does not say is the table's.
 
     Attributes:
-        strategy, unfreeze, epochs, weight_decay, label_smoothing, augment: as the options of ``edgetl train``.
+        strategy, unfreeze, epochs, weight_decay, label_smoothing, augment, drop_path, mixup: as the options of ``edgetl train``.
         steps: optimizer steps, instead of ``epochs``.
         head_lr, top_lr, lr_ratio: as ``--lr``, ``--trunk-lr`` and ``--lr-ratio``; they do not scale with the batch.
         lr_spread: the head's rate over the lowest tuned stage's; all groups lie on one geometric row (instead of the two before).
@@ -54,6 +54,8 @@ class TuningRecipe(StrictModel):
     label_smoothing: float | None = Field(default=None, ge=0.0, lt=1.0)
     average: float | None = Field(default=None, ge=0.0, lt=1.0)
     augment: Augment | None = None
+    drop_path: float | None = Field(default=None, ge=0.0, lt=1.0)
+    mixup: float | None = Field(default=None, ge=0.0)
     freeze_batchnorm: bool | None = None
     fit_head: bool = True
     frozen_epochs: int = Field(default=0, ge=0)
