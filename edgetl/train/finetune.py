@@ -36,7 +36,7 @@ from edgetl.train.features import FeatureExtractor
 from edgetl.train.loggers import check_loggers
 from edgetl.train.lr_sweep import choose_rate, with_sweep
 from edgetl.train.probe import LinearHead, fit_head
-from edgetl.train.report import class_table, draw_confusion, draw_curves, draw_sweep
+from edgetl.train.report import draw_curves, draw_sweep, write_result
 from edgetl.train.run import (
     METRICS_NAME,
     SPLITS_NAME,
@@ -268,15 +268,11 @@ def _evaluate(samples: Sequence[Sample], predicted: NDArray[np.int64], labels: t
 
 
 def _write_pictures(folder: Path, validation: Evaluation, test: Evaluation | None, taught: Taught) -> None:
-    shown, name = (test, "test") if test else (validation, "validation")
-    accuracy = shown.accuracy
-    title = f"{name}: accuracy {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}), n = {accuracy.n}"
-    draw_confusion(shown, title, folder / "confusion.png")
+    write_result(folder, validation, test)
     if taught.rows:
         draw_curves(taught.rows, folder / "curves.png")
     if taught.sweep:
         draw_sweep(choose_rate(taught.sweep), folder / "lr.png")
-    (folder / "classes.csv").write_text(class_table(shown), "utf-8")
 
 
 def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, outcome: Outcome, files: dict[str, str]) -> RunRecord:

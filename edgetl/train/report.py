@@ -12,6 +12,15 @@ from edgetl.core.results import Evaluation
 from edgetl.train.lr_sweep import Choice
 
 
+def write_result(folder: Path, validation: Evaluation, test: Evaluation | None) -> None:
+    """Write ``confusion.png`` and ``classes.csv``: of the test images, or where there are none of the validation images."""
+    shown, name = (test, "test") if test else (validation, "validation")
+    accuracy = shown.accuracy
+    title = f"{name}: accuracy {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}), n = {accuracy.n}"
+    draw_confusion(shown, title, folder / "confusion.png")
+    (folder / "classes.csv").write_text(class_table(shown), "utf-8")
+
+
 def draw_confusion(evaluation: Evaluation, title: str, path: Path) -> None:
     """Write the confusion matrix as a PNG."""
     side = min(20.0, 2.5 + 0.45 * len(evaluation.classes))

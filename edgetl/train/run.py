@@ -71,6 +71,23 @@ class SplitsRecord(StrictModel):
     conflicts: tuple[tuple[str, ...], ...]
 
 
+class Ingredient(StrictModel):
+    """A run that ``edgetl soup`` tried: the hash of its ``run.json``, validation figures, and whether it is in the average."""
+
+    name: str
+    sha256: str
+    val_accuracy: float
+    val_loss: float
+    used: bool
+
+
+class SoupRecord(StrictModel):
+    """How a run was averaged from others, the best of which comes first."""
+
+    method: Literal["greedy", "uniform"]
+    ingredients: tuple[Ingredient, ...]
+
+
 class RunRecord(StrictModel):
     """``run.json``.
 
@@ -79,6 +96,7 @@ class RunRecord(StrictModel):
         alarms: sentences on what should be looked at before the run is used.
         head_penalty: the L2 strength of the probe that fitted (or, before tuning, started) the head; none if it started at random.
         tuned_share: of the tuned weights; below 1 where they were mixed with the starting ones (``--wise``).
+        soup: what the weights are the average of, if they are; configuration and plan are the best ingredient's then.
         seconds: of the last call; a training that was stopped took longer.
         validation: figures that chose; ``test`` was looked at once, at the end.
         files: SHA-256 of every other file that a later stage reads.
@@ -95,6 +113,7 @@ class RunRecord(StrictModel):
     alarms: tuple[str, ...] = ()
     head_penalty: float | None
     tuned_share: float = 1.0
+    soup: SoupRecord | None = None
     images: dict[str, int]
     data_fingerprint: str
     validation: Evaluation
