@@ -101,6 +101,7 @@ class TrainConfig(StrictModel):
     batch_size: int = _training(32, "Images a step, and a feature pass.", ge=1, le=4096)
     patience: int = _training(5, "Validations without a lower loss before training stops; there are 20 in a training.", ge=1)
     device: Literal["auto", "cpu", "cuda"] = _training("auto", "auto (a GPU where there is one), cpu or cuda.")
+    compile: bool = _training(False, "Compile the training step: minutes at first, quicker steps then; for long trainings.")
     workers: int | None = _training(None, "Processes that load images (default: by cores).", ge=0)
     cache_views: int = _training(4, "Views of each image for which the frozen layers run once, ahead; 0 runs them each step.", ge=0, le=64)
     cache_gb: float = _training(8.0, "Most that those may take on the disk, GB.", ge=0.0)

@@ -24,6 +24,7 @@ from edgetl.train.augment import make_augmentation, mirrors_well
 from edgetl.train.backbones import Backbone
 from edgetl.train.budget import Plan
 from edgetl.train.checkpoints import Checkpoints, State
+from edgetl.train.compiled import CompiledForward
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import draw_seed, training_batches, validation_batches
 from edgetl.train.fitting import fit, give_moments, moments
@@ -171,6 +172,7 @@ class Tuning(L.LightningModule):
         self.first = 0
         self.classes = backbone.head.out_features
         self.trained = trained
+        self.compiled = CompiledForward(self.model) if config.compile else None
         self.average = ModelEmaV3(self.model, decay=plan.average) if plan.average else None
         weight = None if weights is None else torch.from_numpy(weights)
         self.loss = nn.CrossEntropyLoss(weight, label_smoothing=plan.label_smoothing)
@@ -228,7 +230,7 @@ class Tuning(L.LightningModule):
         others, share = labels, 1.0
         if self.plan.mixup:
             images, others, share = mix(images, labels, self.plan.mixup)
-        logits = self.model(images)
+        logits = (self.compiled or self.model)(images)
         loss: torch.Tensor = self.loss(logits, labels)
         if share < 1.0:
             loss = share * loss + (1 - share) * self.loss(logits, others)
