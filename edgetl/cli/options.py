@@ -60,7 +60,7 @@ def _kind(annotation: Any) -> Any:
     """What typer parses: words and lists as text."""
     plain = _without_none(annotation)
     kind = plain if plain in (int, float, bool, str) else str
-    return kind if plain is annotation else kind | None
+    return kind | None if type(None) in get_args(annotation) else kind
 
 
 def _without_none(annotation: Any) -> Any:

@@ -23,7 +23,7 @@ from edgetl.data.split import Splits
 from edgetl.train.backbones import Backbone
 from edgetl.train.border import cut
 from edgetl.train.config import TrainConfig
-from edgetl.train.dataset import ImageDataset, in_order, step_sampler, steps_an_epoch
+from edgetl.train.dataset import ImageDataset, in_order, make_sampler, steps_an_epoch
 from edgetl.train.features import FeatureFunction, choose_engine
 from edgetl.train.stages import Stage
 
@@ -120,7 +120,7 @@ def cache_activations(
     rows = _fill(place.folder / "train.npy", pictures, shape, run, config, place.progress)
     seen = ImageDataset(val, spec, augment=None, seed=config.seed)
     val_rows = _fill(place.folder / "val.npy", seen, shape, run, config, place.progress)
-    sampler = step_sampler(len(splits.train), config, steps, len(replay))
+    sampler = make_sampler([sample.label for sample in splits.train], config, steps, len(replay))
     return Cached(
         replace(backbone, model=halves.tail),
         DataLoader(_Activations(rows, [target_of(sample) for sample in train], views), batch_sampler=sampler),

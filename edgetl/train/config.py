@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from edgetl.core.config import StrictModel
 from edgetl.core.licences import Policy
@@ -14,10 +14,27 @@ from edgetl.train.embedded import DEFAULT_BACKBONE
 
 Strategy: TypeAlias = Literal["auto", "probe", "partial", "full", "progressive", "scratch", "compare"]
 Augment: TypeAlias = Literal["auto", "none", "light", "medium", "strong"]
+Rate = Annotated[float, Field(gt=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=0.5)]
 Triple = tuple[float, float, float]
+LOGGERS = ("csv", "tensorboard", "mlflow")
 
 PANEL = "panel"
+
+
+def logger_names(text: str | None) -> tuple[str, ...]:
+    """``csv,mlflow`` as words."""
+    return tuple(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
+
+
+def _known_loggers(text: str) -> str:
+    names = logger_names(text)
+    if not names or set(names) - set(LOGGERS):
+        raise ValueError(f"{text!r} is not possible; it takes {', '.join(LOGGERS)}, separated by commas")
+    return text
+
+
+Logged = Annotated[str, AfterValidator(_known_loggers)]
 
 
 def _field(panel: str, default: Any, description: str, **bounds: Any) -> Any:
@@ -66,10 +83,13 @@ class TrainConfig(StrictModel):
     flip: bool | None = _images(None, "Mirror images (default: unless the classes' names look like digits, letters or sides).")
     seed: int = _images(0, "Chooses splits, folds, batches and augmentation.", ge=0, lt=2**31)
 
+    recipe: str | None = _training(None, "fastai, or a file NAME.toml: figures instead of the table's; options that are given win.")
     strategy: Strategy = _training("auto", "auto (by the number of images), probe, partial, full, progressive, scratch or compare.")
     unfreeze: str | None = _training(None, "What tunes: a share of the stages from the end (0.33), stage4 and all after it, or first.")
     epochs: int | None = _training(None, "Passes over the images (default: steps by the number of images).", ge=1)
-    lr: float | None = _training(None, "The head's learning rate (default: by the number of images).", gt=0.0)
+    lr: Rate | Literal["auto"] | None = _training(
+        None, "The head's learning rate, or auto: a range test (default: by the number of images)."
+    )
     trunk_lr: float | None = _training(None, "The learning rate of the trunk's last stage (default: a share of --lr).", gt=0.0)
     lr_ratio: float | None = _training(None, "The lowest tuned stage's learning rate relative to --trunk-lr.", gt=0.0, le=1.0)
     weight_decay: float | None = _training(None, "Of kernels and matrices (AdamW).", ge=0.0)
@@ -77,12 +97,20 @@ class TrainConfig(StrictModel):
     multilabel_loss: Literal["bce", "asymmetric"] = _training("bce", "bce, or asymmetric (few of many labels hold for an image).")
     regression_loss: Literal["mse", "huber"] = _training("mse", "mse, or huber (single numbers are far off).")
     tolerance: float | None = _training(None, "Of regression: an answer this near is right (default: a quarter of the spread).", gt=0.0)
-    balance: Literal["none", "loss"] = _training(
-        "none", "loss: a class (a label's presence) weighs as much as any other, however few images it has."
+    drop_path: float | None = _training(
+        None,
+        "Share of residual branches that a step leaves out (default: 0.1 in transformers and ConvNeXt, from 1,000 images on).",
+        ge=0.0,
+        lt=1.0,
+    )
+    mixup: float | None = _training(None, "Mix pairs of images, in shares from Beta(A, A) (default: only above 20,000 images).", ge=0.0)
+    balance: Literal["none", "loss", "sampler"] = _training(
+        "none", "A class counts as much as any other, however few images it has: by its weight in the loss, or by drawing it as often."
     )
     batch_size: int = _training(32, "Images a step, and a feature pass.", ge=1, le=4096)
     patience: int = _training(5, "Validations without a lower loss before training stops; there are 20 in a training.", ge=1)
     device: Literal["auto", "cpu", "cuda"] = _training("auto", "auto (a GPU where there is one), cpu or cuda.")
+    compile: bool = _training(False, "Compile the training step: minutes at first, quicker steps then; for long trainings.")
     workers: int | None = _training(None, "Processes that load images (default: by cores).", ge=0)
     cache_views: int = _training(4, "Views of each image for which the frozen layers run once, ahead; 0 runs them each step.", ge=0, le=64)
     cache_gb: float = _training(8.0, "Most that those may take on the disk, GB.", ge=0.0)
@@ -96,4 +124,5 @@ class TrainConfig(StrictModel):
 
     teacher: str | None = _training(None, "A run on the same classes, or a backbone, whose answers are learned too (distillation).")
     teacher_share: float = _training(0.5, "Of the loss that is the teacher's.", gt=0.0, le=1.0)
+    log: Logged | None = _training(None, "csv, tensorboard, mlflow, or several: each validation's figures, written into the run's logs/.")
     checkpoint_s: float = _training(60.0, "Seconds between two saved states, from which --resume goes on.", gt=0.0)

@@ -120,23 +120,60 @@ class StepSampler(Sampler[list[int]]):
             yield [epoch * self.all_images + index for index in batch]
 
 
+class BalancedSampler(Sampler[list[int]]):
+    """Batches of steps ``first`` to ``steps`` in which every class is drawn equally often, however few images it has.
+
+    Draws go in rounds that hold each class once, in a seeded order; within a class its images take turns, in a new seeded order each
+    time all of them were drawn. An index counts images through those turns, so that a picture that comes again looks different. As with
+    ``StepSampler``, a step's batch depends on the seed and the step alone.
+    """
+
+    def __init__(self, labels: Sequence[int], batch_size: int, steps: int, *, seed: int, first: int = 0) -> None:
+        self.batch_size = min(batch_size, len(labels))
+        self.steps = steps
+        self.seed = seed
+        self.first = first
+        self.images = len(labels)
+        self.places = [np.flatnonzero(np.asarray(labels) == label) for label in np.unique(labels)]
+        self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}  # of each class: which turn it is, and its images in that turn
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first, self.steps):
+            yield [self._draw(draw) for draw in range(step * self.batch_size, (step + 1) * self.batch_size)]
+
+    def _draw(self, draw: int) -> int:
+        turn, place = divmod(draw, len(self.places))
+        kind = int(np.random.default_rng([self.seed, turn]).permutation(len(self.places))[place])
+        images = self.places[kind]
+        again, index = divmod(turn, len(images))
+        if self._orders.get(kind, (-1, images))[0] != again:
+            self._orders[kind] = again, np.random.default_rng([self.seed, kind, again, 1]).permutation(images)
+        return again * self.images + int(self._orders[kind][1][index])
+
+
+def make_sampler(labels: Sequence[int], config: TrainConfig, steps: range, replayed: int = 0) -> Sampler[list[int]]:
+    """Which images each of ``steps`` sees: all of them equally often, or all classes (``--balance sampler``); ``config.replay_frac`` of
+    each batch are of the ``replayed`` images, which come after those of ``labels``."""
+    if config.balance == "sampler":
+        return BalancedSampler(labels, config.batch_size, steps.stop, seed=config.seed, first=steps.start)
+    share = config.replay_frac / (1 - config.replay_frac)
+    more = max(1, round(share * min(config.batch_size, len(labels)))) if replayed else 0
+    return StepSampler(
+        len(labels), config.batch_size, steps.stop, seed=config.seed, first=steps.start, replayed=replayed, replay_batch=more
+    )
+
+
 def training_batches(
     samples: Sequence[Sample], spec: PreprocessSpec, augment: v2.Transform | None, config: TrainConfig, *,
     steps: range, replay: Sequence[Sample] = (),
 ) -> DataLoader[tuple[torch.Tensor, Target]]:  # fmt: skip
     """The batches of ``steps`` (from the one to go on with, to the last): images float32 ``[batch, 3, H, W]`` and labels."""
-    sampler = step_sampler(len(samples), config, steps, len(replay))
+    sampler = make_sampler([sample.label for sample in samples], config, steps, len(replay))
     images = ImageDataset([*samples, *replay], spec, augment=augment, seed=config.seed)
     return DataLoader(images, batch_sampler=sampler, num_workers=_workers(config), pin_memory=_pin(config), worker_init_fn=leave_signals)
-
-
-def step_sampler(images: int, config: TrainConfig, steps: range, replayed: int = 0) -> StepSampler:
-    """The sampler of ``steps``; replayed images are ``config.replay_frac`` of each batch."""
-    share = config.replay_frac / (1 - config.replay_frac)
-    more = max(1, round(share * min(config.batch_size, images)))
-    return StepSampler(
-        images, config.batch_size, steps.stop, seed=config.seed, first=steps.start, replayed=replayed, replay_batch=more if replayed else 0
-    )
 
 
 def validation_batches(samples: Sequence[Sample], spec: PreprocessSpec, config: TrainConfig) -> DataLoader[tuple[torch.Tensor, Target]]:

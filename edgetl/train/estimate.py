@@ -20,6 +20,7 @@ from edgetl.train.dataset import ImageDataset
 from edgetl.train.finetune import choose_device, prepare
 from edgetl.train.stages import choose_stages, find_stages, set_trainable
 from edgetl.train.tasks import scan_images
+from edgetl.train.tuning_recipe import with_recipe
 
 MEASURED = ("probe", "partial", "full")
 # Images that are decoded to time the decoding, and repetitions of a step, of which the quickest counts.
@@ -72,7 +73,8 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
         backbone, plan = prepare(splits, config.model_copy(update={"strategy": strategy}))
         found.append(_measure(backbone, plan, splits, config, device))
     images = len({sample.content for sample in splits.train})
-    best, _ = choose_strategy(images)
+    wanted = with_recipe(config)[0].strategy
+    best = choose_strategy(images)[0] if wanted == "auto" else wanted
     chosen = tuple(item.model_copy(update={"chosen": item.plan.strategy == best}) for item in found)
     return Estimates(data=str(data), backbone=config.backbone, images=images, device=device, strategies=chosen)
 
@@ -89,7 +91,7 @@ def _measure(backbone: Backbone, plan: Plan, splits: Splits, config: TrainConfig
     seconds, memory, trained = counted * (load + forward), 0.0, sum(parameter.numel() for parameter in backbone.head.parameters())
     if plan.steps:
         stages = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
-        halves = cut(model.cpu(), stages, batch[:2].cpu()) if plan.strategy == "partial" and config.cache_views else None
+        halves = cut(model.cpu(), stages, batch[:2].cpu()) if plan.strategy == "partial" and config.cache_views and not plan.mixup else None
         taught = halves.tail.to(device) if halves else model.to(device)
         if halves:
             with torch.no_grad():

@@ -33,9 +33,11 @@ from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
 from edgetl.train.features import FeatureExtractor
 from edgetl.train.learning import Taught, choose_tutor, make_extractor, teach
+from edgetl.train.loggers import check_loggers
+from edgetl.train.lr_sweep import choose_rate, with_sweep
 from edgetl.train.old_task import find_old_task, measure_forgetting
 from edgetl.train.protection import fisher_bytes, protect
-from edgetl.train.report import class_table, draw_answers, draw_curves
+from edgetl.train.report import class_table, draw_answers, draw_curves, draw_sweep
 from edgetl.train.run import (
     FISHER_NAME,
     METRICS_NAME,
@@ -51,6 +53,7 @@ from edgetl.train.run import (
 from edgetl.train.sources import load_backbone
 from edgetl.train.tasks import chance_alarm, check_options, check_taught, choose_reading, smooths
 from edgetl.train.tuning import Lessons
+from edgetl.train.tuning_recipe import with_recipe
 from edgetl.train.tutoring import with_teacher
 
 _log = logging.getLogger(__name__)
@@ -76,9 +79,11 @@ def fine_tune(
         DataError: no image is left to train or to choose on.
         TrainingError: training diverged.
         StoppedError: the process was asked to end; the state is saved.
+        MissingExtraError: a logger's package is not installed.
         StorageError: the run cannot be written.
     """
     _check_parts(splits, config)
+    check_loggers(config)
     started = time.monotonic()
     device = choose_device(config.device)
     with new_folder(out, overwrite=overwrite) as folder:
@@ -90,6 +95,7 @@ def fine_tune(
         tutor = choose_tutor(config, plan, splits, place)
         protection = protect(backbone, splits, plan, config, place)
         taught = teach(backbone, splits, config, plan, place, checkpoints, Lessons(protection, tutor))
+        plan = with_sweep(plan, taught.sweep, config)
         extract = make_extractor(backbone, config, device, len(splits.val) + len(splits.test))
         figures = _measure(extract, backbone, splits, config, progress)
         last = {"val_accuracy": figures.validation.accuracy.value, "val_macro_f1": figures.validation.macro_f1}
@@ -98,7 +104,7 @@ def fine_tune(
         if protection.fisher:
             (folder / FISHER_NAME).write_bytes(fisher_bytes(protection.fisher))
         (folder / SPLITS_NAME).write_text(record_splits(splits).model_dump_json(indent=1), "utf-8")
-        _write_pictures(folder, figures, taught.rows)
+        _write_pictures(folder, figures, taught)
         alarms = find_alarms(taught.train_accuracy, figures.validation, splits)
         forgetting = _forgetting(backbone, splits, config, device, progress)
         outcome = Outcome(plan, taught, alarms, figures, forgetting, round(time.monotonic() - started, 1))
@@ -143,6 +149,7 @@ def _check_parts(splits: Splits, config: TrainConfig) -> None:
 
 def prepare(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
     """Load the backbone, if its licence may be used, and resolve the plan."""
+    config, _ = with_recipe(config)
     torch.manual_seed(config.seed)  # random weights, and the head before it is fitted
     given = config.model_copy(update={"pretrained": False, "weights": None}) if config.strategy == "scratch" else config
     if not smooths(config, splits.folder.task):
@@ -157,7 +164,7 @@ def _checkpoints(
     out: Path, splits: Splits, config: TrainConfig, plan: Plan, backbone: Backbone, *, resume: bool, overwrite: bool
 ) -> Checkpoints:
     """Where the state of this training is kept; another one's is not overwritten unless that was asked for."""
-    choices = config.model_dump_json(exclude={"workers", "checkpoint_s", "license_policy", "licence"})
+    choices = config.model_dump_json(exclude={"workers", "checkpoint_s", "license_policy", "licence", "log"})
     parts = (
         versions()["edgetl"],
         STATE_FORMAT,
@@ -222,11 +229,13 @@ def _measure(extract: FeatureExtractor, backbone: Backbone, splits: Splits, conf
     return Figures(reading, validation, evaluate(reading, truth, test), truth, test)
 
 
-def _write_pictures(folder: Path, figures: Figures, rows: list[dict[str, float]]) -> None:
+def _write_pictures(folder: Path, figures: Figures, taught: Taught) -> None:
     shown, name = (figures.test, "test") if figures.test else (figures.validation, "validation")
     draw_answers(figures.reading, shown, figures.truth, figures.outputs, name=name, folder=folder)
-    if rows:
-        draw_curves(rows, folder / "curves.png")
+    if taught.rows:
+        draw_curves(taught.rows, folder / "curves.png")
+    if taught.sweep:
+        draw_sweep(choose_rate(taught.sweep), folder / "lr.png")
     if shown.classes:
         (folder / "classes.csv").write_text(class_table(shown), "utf-8")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
 import numpy as np
@@ -42,12 +42,14 @@ class Taught:
         rows: figures of each validation.
         train_accuracy: on training images, as they were shown last.
         tuned_share: of the tuned weights in the result.
+        sweep: learning rates and losses of the range test (``--lr auto``).
     """
 
     head_penalty: float | None
     rows: list[dict[str, float]]
     train_accuracy: float
     tuned_share: float = 1.0
+    sweep: list[tuple[float, float]] = field(default_factory=list)
 
 
 def teach(
@@ -57,7 +59,7 @@ def teach(
     samples = [*splits.train, *(sample for sample in lessons.protection.replay if sample.label >= 0)]
     # A head fitted on random features is large and wrong: training from random weights starts from a random head too.
     starts = config.pretrained and plan.strategy != "scratch" and checkpoints.newest() is None
-    fits = plan.strategy == "probe" or (starts and not lessons.protection.keeps_head)
+    fits = plan.strategy == "probe" or (starts and plan.fit_head and not lessons.protection.keeps_head)
     penalty, accuracy = None, 0.0
     if fits:
         extract = make_extractor(backbone, config, place.device, config.views * len(samples))
@@ -70,7 +72,7 @@ def teach(
         return Taught(penalty, [], accuracy)
     history = tune(backbone, splits, plan, config, place, checkpoints=checkpoints, head_penalty=penalty, lessons=lessons)
     fold_scale(backbone.head, *value_scale(splits))
-    return Taught(history.head_penalty, history.rows, history.rows[-1]["train_accuracy"], history.tuned_share)
+    return Taught(history.head_penalty, history.rows, history.rows[-1]["train_accuracy"], history.tuned_share, history.sweep)
 
 
 def choose_tutor(config: TrainConfig, plan: Plan, splits: Splits, place: Workplace) -> Tutor | None:
@@ -98,7 +100,7 @@ def _fit_probe(
 ) -> LinearHead:  # fmt: skip
     """``samples`` are the training images, and replayed ones of the same classes."""
     views = [extract(samples, prepare=random_crop(config.seed, view), progress=progress) for view in range(1, config.views)]
-    balanced = config.balance == "loss"
+    balanced = config.balance != "none"
     match splits.folder.task:
         case "classification":
             labels, classes = labels_of(samples), len(splits.folder.labels)

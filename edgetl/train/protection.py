@@ -59,6 +59,8 @@ def protect(backbone: Backbone, splits: Splits, plan: Plan, config: TrainConfig,
     asked = [f"--{name}" for name in ("lwf", "ewc", "replay") if getattr(config, name)]
     if not asked:
         return Protection()
+    if config.replay and (config.balance == "sampler" or plan.mixup):
+        raise ConfigError("--replay cannot go with --balance sampler or --mixup, which make batches in their own ways. Leave one out.")
     if plan.strategy == "probe":
         _log.info("%s: not needed, a probe leaves the trunk as it is", " and ".join(asked))
         return Protection()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgetl.core.results import Evaluation
 from edgetl.core.tasks import SCORE_NAMES, Reading
+from edgetl.train.lr_sweep import Choice
 
 
 def draw_answers(
@@ -62,6 +63,15 @@ def _value_axes(axes: Axes, truth: NDArray[np.float64], values: NDArray[np.float
     axes.set_ylabel(f"{column}, predicted")
 
 
+def write_result(folder: Path, validation: Evaluation, test: Evaluation | None) -> None:
+    """Write ``confusion.png`` and ``classes.csv``: of the test images, or where there are none of the validation images."""
+    shown, name = (test, "test") if test else (validation, "validation")
+    accuracy = shown.accuracy
+    title = f"{name}: accuracy {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}), n = {accuracy.n}"
+    draw_confusion(shown, title, folder / "confusion.png")
+    (folder / "classes.csv").write_text(class_table(shown), "utf-8")
+
+
 def draw_confusion(evaluation: Evaluation, title: str, path: Path) -> None:
     """Write the confusion matrix as a PNG."""
     side = min(20.0, 2.5 + 0.45 * len(evaluation.classes))
@@ -109,4 +119,21 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def draw_sweep(choice: Choice, path: Path) -> None:
+    """Write a learning-rate range test as a PNG: the smoothed loss over the head's rate, and the one that was chosen."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.semilogx(choice.rates, choice.smooth)
+    if choice.rate is not None:
+        axes.axvline(choice.rate, color="#cb181d", linestyle="--", label=f"chosen: {choice.rate:.1e}")
+        axes.legend(fontsize=8)
+    axes.set_xlabel("learning rate of the head")
+    axes.set_ylabel("training loss, smoothed")
+    axes.set_title(
+        "range test" if choice.rate is not None else "range test: the loss did not clearly fall, the plan's rate is kept", fontsize=10
+    )
+    axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

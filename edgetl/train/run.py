@@ -86,6 +86,23 @@ class Compared(StrictModel):
     seconds: float
 
 
+class Ingredient(StrictModel):
+    """A run that ``edgetl soup`` tried: the hash of its ``run.json``, validation figures, and whether it is in the average."""
+
+    name: str
+    sha256: str
+    val_accuracy: float
+    val_loss: float
+    used: bool
+
+
+class SoupRecord(StrictModel):
+    """How a run was averaged from others, the best of which comes first."""
+
+    method: Literal["greedy", "uniform"]
+    ingredients: tuple[Ingredient, ...]
+
+
 class RunRecord(LeanModel):
     """``run.json``.
 
@@ -95,6 +112,7 @@ class RunRecord(LeanModel):
         alarms: sentences on what should be looked at before the run is used.
         head_penalty: the L2 strength of the probe that fitted (or, before tuning, started) the head; none if it started at random.
         tuned_share: of the tuned weights; below 1 where they were mixed with the starting ones (``--wise``).
+        soup: what the weights are the average of, if they are; configuration and plan are the best ingredient's then.
         seconds: of the last call; a training that was stopped took longer.
         compared: the strategies that were tried, where they were.
         forgetting: what the run that this one started from lost of its task; none where there is none, or its images are gone.
@@ -117,6 +135,7 @@ class RunRecord(LeanModel):
     alarms: tuple[str, ...] = ()
     head_penalty: float | None
     tuned_share: float = 1.0
+    soup: SoupRecord | None = None
     compared: tuple[Compared, ...] = ()
     forgetting: Forgetting | None = None
     images: dict[str, int]

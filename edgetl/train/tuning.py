@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,17 @@ from edgetl.train.augment import make_augmentation, mirrors_well
 from edgetl.train.backbones import Backbone
 from edgetl.train.budget import Plan
 from edgetl.train.checkpoints import Checkpoints, State
+from edgetl.train.compiled import CompiledForward
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import draw_seed, training_batches, validation_batches
-from edgetl.train.fitting import explained, fit, give_moments, moments, scheduled
+from edgetl.train.fitting import explained, fit, give_moments, moments
 from edgetl.train.guards import Guards
+from edgetl.train.loggers import Logs
+from edgetl.train.lr_sweep import sweep_rates, tell, with_sweep
 from edgetl.train.objectives import Classes, Objective, make_objective
 from edgetl.train.protection import Protection
+from edgetl.train.regularise import dropping_paths, mix
+from edgetl.train.schedules import planned, rate_factor
 from edgetl.train.stages import HEAD, STEM, Stage, choose_stages, find_stages, set_trainable
 from edgetl.train.stopping import StopRequest
 from edgetl.train.tutoring import Tutor, distillation
@@ -34,7 +40,6 @@ from edgetl.train.watching import Batches, History, Watch, measure
 
 _log = logging.getLogger(__name__)
 
-WARM_UP_SHARE = 0.1
 CLIP_NORM = 1.0
 # Validation images are decoded once where they take no more memory than this, and for each validation otherwise.
 MOST_HELD_BYTES = 400_000_000
@@ -87,23 +92,40 @@ def tune(
     trained = choose_stages(stages, plan.unfreeze)
     state = checkpoints.newest() if checkpoints else None
     steps = range(state.step if state else 0, plan.steps)
-    with (
-        explained(config.batch_size),
-        StopRequest() as stop,
-        tempfile.TemporaryDirectory(dir=place.folder, prefix="activations-") as folder,
-    ):
-        inside = replace(place, folder=Path(folder))
+    with _workshop(backbone, plan, config, place) as (stop, inside):
         taught, train, val = _prepare(backbone, trained, splits, plan, config, steps=steps, place=inside, lessons=more)
         module = Tuning(taught, trained, plan, config, make_objective(splits, plan, config), more)
         history = module.restore(state) if state else History(head_penalty=head_penalty)
         if state:
             _log.info("going on after step %d of %d", state.step, plan.steps)
+        if config.lr == "auto":
+            _find_rate(module, history, train, config, place)
         watch = Watch(module, history, val, config, progress=place.progress, checkpoints=checkpoints, stop=stop)
-        fit(module, train, [watch], device=place.device, clip_norm=CLIP_NORM)
+        logs = [Logs(config, place.folder, history)] if config.log else []
+        fit(module, train, [watch, *logs], device=place.device, clip_norm=CLIP_NORM)
         if config.wise and module.anchors and history.best:
             _interpolate(module, history, val)
     _keep_best(backbone, stages, history)
     return history
+
+
+@contextmanager
+def _workshop(backbone: Backbone, plan: Plan, config: TrainConfig, place: Workplace) -> Iterator[tuple[StopRequest, Workplace]]:
+    """While entered: SIGTERM is a request, residual branches drop out, and there is a folder for temporary files."""
+    with (
+        explained(config.batch_size),
+        StopRequest() as stop,
+        dropping_paths(backbone.model, plan.drop_path),
+        tempfile.TemporaryDirectory(dir=place.folder, prefix="activations-") as folder,
+    ):
+        yield stop, replace(place, folder=Path(folder))
+
+
+def _find_rate(module: Tuning, history: History, train: Batches, config: TrainConfig, place: Workplace) -> None:
+    """Set the plan's rates by a range test; a resumed training knows its own."""
+    history.sweep = history.sweep or sweep_rates(module, train, device=place.device, clip_norm=CLIP_NORM, progress=place.progress)
+    module.plan = with_sweep(module.plan, history.sweep, config)
+    tell(module.plan)
 
 
 def _keep_best(backbone: Backbone, stages: tuple[Stage, ...], history: History) -> None:
@@ -122,8 +144,9 @@ def _prepare(
     flip = mirrors_well(splits.folder.labels) if config.flip is None else config.flip
     augment = make_augmentation(plan.augment, backbone.spec, flip=flip)
     replay = lessons.protection.replay
-    # A teacher looks at images, not at what the frozen half makes of them.
-    if config.cache_views and plan.strategy == "partial" and trained[0].name != STEM and steps and not lessons.tutor:
+    # A teacher looks at images, not at what the frozen half makes of them, and pictures are mixed before it sees them.
+    ahead = config.cache_views and not plan.mixup and not lessons.tutor
+    if ahead and plan.strategy == "partial" and trained[0].name != STEM and steps:
         cached = cache_activations(backbone, trained, splits, augment, config, steps=steps, place=place, replay=replay)
         if cached:
             return cached.backbone, cached.train, cached.val
@@ -163,7 +186,7 @@ def parameter_groups(model: nn.Module, stages: Sequence[Stage], plan: Plan) -> l
 
 
 class Tuning(L.LightningModule):
-    """The task's objective, AdamW, linear warm-up and cosine decay by step, over the stages that a plan lets learn."""
+    """The task's objective, AdamW and the plan's learning rates by step, over the stages that a plan lets learn."""
 
     def __init__(
         self, backbone: Backbone, trained: tuple[Stage, ...], plan: Plan, config: TrainConfig,
@@ -175,6 +198,7 @@ class Tuning(L.LightningModule):
         self.seed = config.seed
         self.first = 0
         self.trained = trained
+        self.compiled = CompiledForward(self.model) if config.compile else None
         self.average = ModelEmaV3(self.model, decay=plan.average) if plan.average else None
         self.objective = objective or Classes(backbone.head.out_features, smoothing=plan.label_smoothing)
         self.l2sp = config.l2sp
@@ -185,6 +209,10 @@ class Tuning(L.LightningModule):
         # In a tuple: the teacher is no part of what is trained or saved.
         self.tutored = (distillation(self.model, backbone.spec, self.objective, more.tutor, config.teacher_share) if more.tutor else None,)
         self.last = (0.0, 0.0, 0.0)  # of the last batch: images answered rightly, all of them, and the loss without guards
+
+    def groups_of(self, model: nn.Module) -> list[dict[str, Any]]:
+        """The optimizer's groups over the parameters of ``model``: this one, or a copy."""
+        return parameter_groups(model, self.trained, self.plan)
 
     def _trunk_weights(self) -> dict[str, torch.Tensor]:
         """Copies of the weights that learn, without the head's."""
@@ -202,8 +230,15 @@ class Tuning(L.LightningModule):
         """Optimizer steps done, those before a resumption too."""
         return self.first + self.global_step
 
+    def rates_of(self, step: int) -> dict[str, float]:
+        """Learning rate of each stage in the step that was the ``step``-th, counted from 1: ``lr/head``, ``lr/stage4`` …"""
+        groups = self.groups_of(self.model)
+        return {f"lr/{group['stage']}": group["lr"] * rate_factor(self.plan, group["stage"], step - 1) for group in groups}
+
     def trained_at(self, step: int) -> tuple[Stage, ...]:
         """The stages that learn at ``step``: in ``progressive`` the head alone at first, then one more in each equal interval."""
+        if step < self.plan.frozen_steps:
+            return self.trained[-1:]
         if self.plan.strategy != "progressive":
             return self.trained
         trunk = len(self.trained) - 1
@@ -221,31 +256,40 @@ class Tuning(L.LightningModule):
         torch.manual_seed(draw_seed(self.seed, self.step))  # dropout does not depend on where a training was resumed
         if images.is_cuda and images.ndim == 4:  # activations of a frozen half may be rows of tokens
             images = images.contiguous(memory_format=torch.channels_last)
-        if (task := self.tutored[0]) is not None:
-            told = task.to(images.device)(images, labels)
-            logits, loss = told["output"], told["loss"]
-            self.last = float((logits.detach().argmax(dim=1) == labels).sum()), float(len(labels)), float(told["task_loss"].detach())
-        else:
-            logits = self.model(images)
-            loss = self._task_loss(logits, labels)
+        logits, loss = self._taught(images, labels) if self.tutored[0] else self._learned(images, labels)
         loss = self.guards.add(loss, images, labels, logits)
         if self.l2sp and self.anchors:
             loss = loss + self.l2sp * self._distance()
         return loss
 
-    def _task_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """On the images that show new classes."""
-        new: Any = labels >= 0 if self.guards.replays else slice(None)  # replayed images may show none of the new classes
+    def _taught(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits, and the loss with the teacher's part in it."""
+        task = self.tutored[0]
+        assert task is not None
+        told = task.to(images.device)(images, labels)
+        self.last = float(self.objective.right(told["output"].detach(), labels)), float(len(labels)), float(told["task_loss"].detach())
+        return told["output"], told["loss"]
+
+    def _learned(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits, and the loss on the images that show new classes."""
+        others, share = labels, 1.0
+        if self.plan.mixup:
+            images, others, share = mix(images, labels, self.plan.mixup)
+        logits = (self.compiled or self.model)(images)
+        new = self.new_rows(labels)
         loss: torch.Tensor = self.objective(logits[new], labels[new])
-        right = float(self.objective.right(logits.detach()[new], labels[new]))
-        self.last = right, float(len(labels[new])), float(loss.detach())
-        return loss
+        if share < 1.0:
+            loss = share * loss + (1 - share) * self.objective(logits, others)
+        self.last = float(self.objective.right(logits.detach()[new], labels[new])), float(len(labels[new])), float(loss.detach())
+        return logits, loss
+
+    def new_rows(self, labels: torch.Tensor) -> Any:
+        """Which of a batch show new classes: replayed images may show none of them."""
+        return labels >= 0 if self.guards.replays else slice(None)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW over explicit groups, and a schedule by step."""
-        groups = parameter_groups(self.model, self.trained, self.plan)
-        optimizer = torch.optim.AdamW([{key: value for key, value in group.items() if key != "stage"} for group in groups])
-        return scheduled(optimizer, self.plan.steps, WARM_UP_SHARE, first=self.first)
+        return planned(torch.optim.AdamW(self.groups_of(self.model)), self.plan, first=self.first)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """One step, and what holds the weights back after it."""

@@ -47,6 +47,7 @@ class History:
         right, seen, lost: training images answered rightly, all of them, and the sum of losses since the last validation.
         head_penalty: of the probe that fitted the head.
         tuned_share: of the tuned weights in the result; 1 unless they were mixed with the starting ones.
+        sweep: learning rates and losses of the range test (``--lr auto``).
     """
 
     rows: list[dict[str, float]] = field(default_factory=list)
@@ -60,6 +61,7 @@ class History:
     lost: float = 0.0
     head_penalty: float | None = None
     tuned_share: float = 1.0
+    sweep: list[tuple[float, float]] = field(default_factory=list)
 
 
 def measure(model: nn.Module, val: Batches, objective: Objective) -> tuple[float, float]:
@@ -144,7 +146,7 @@ class Watch(Callback):
         history = self.history
         seen = max(1.0, history.seen)
         figures = {"train_loss": history.lost / seen, "train_accuracy": history.right / seen}
-        history.rows.append({"step": step, **figures, "val_loss": loss, "val_accuracy": accuracy})
+        history.rows.append({"step": step, **figures, "val_loss": loss, "val_accuracy": accuracy, **self.module.rates_of(step)})
         history.lost = history.right = history.seen = 0.0
         if loss < history.best_loss:
             history.best_loss, history.waited = loss, 0

@@ -1,0 +1,102 @@
+"""Each validation's figures reach the loggers that were asked for, those from before a resumption too."""
+
+from __future__ import annotations
+
+import csv
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetl.cli.train import build_config
+from edgetl.errors import ConfigError, MissingExtraError
+from edgetl.train.config import TrainConfig
+from edgetl.train.fitting import warm_cosine
+from edgetl.train.run import Run
+from edgetl.train.training import train
+
+SMALL = {
+    "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 8, "pretrained": False,
+    "strategy": "full", "epochs": 8,
+}  # fmt: skip
+KEYS = {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr/head", "lr/stage4", "lr/stem"}
+
+
+def _config(**changes: object) -> TrainConfig:
+    return TrainConfig.model_validate({**SMALL, **changes})
+
+
+def _metrics(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()][:-1]
+
+
+class _StopError(Exception):
+    """Ends a training from its progress."""
+
+
+def test_csv_holds_every_validation_with_the_rate_of_each_group_and_a_resumed_one_all_of_them(colours: Path, tmp_path: Path) -> None:
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "fine-tuning" and done == 13:
+            raise _StopError
+
+    with pytest.raises(_StopError):
+        train(colours, _config(checkpoint_s=0.001), tmp_path / "run", progress=stop)
+    run = train(colours, _config(checkpoint_s=0.001, log="csv"), tmp_path / "run", resume=True)  # logs are no part of the training
+    with (run.path / "logs" / "csv" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kept = _metrics(run)
+    assert [int(row["step"]) for row in rows] == [row["step"] for row in kept] and int(rows[0]["step"]) < 13
+    assert set(rows[0]) >= KEYS
+    plan = run.record.plan
+    for row, same in zip(rows, kept, strict=True):
+        assert all(float(row[key]) == pytest.approx(same[key]) for key in KEYS)
+        assert same["lr/head"] == pytest.approx(plan.head_lr * warm_cosine(same["step"] - 1, plan.steps, 0.1))
+    assert not any(name.startswith("logs") for name in run.record.files)
+
+
+def test_nothing_is_logged_unless_it_is_asked_for(colours: Path, tmp_path: Path) -> None:
+    assert not (train(colours, _config(epochs=1), tmp_path / "run").path / "logs").exists()
+
+
+def test_an_unknown_logger_is_refused_with_the_known_ones() -> None:
+    assert build_config(log="csv,tensorboard").log == "csv,tensorboard"
+    for wrong in ("wandb", "csv,wandb", ","):
+        with pytest.raises(ConfigError, match=r"--log: .*takes csv, tensorboard, mlflow"):
+            build_config(log=wrong)
+
+
+@pytest.mark.parametrize(("name", "extra"), [("tensorboard", "log"), ("mlflow", "mlflow")])
+def test_a_missing_package_is_said_with_the_pip_command_before_anything_is_trained(
+    colours: Path, tmp_path: Path, name: str, extra: str
+) -> None:
+    if find_spec(name) is not None:
+        pytest.skip(f"{name} is installed")
+    with pytest.raises(MissingExtraError, match=rf"{name} is not installed.*pip install 'edgetl\[{extra}\]'"):
+        train(colours, _config(log=name), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_reads_what_was_logged(colours: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(colours, _config(log="tensorboard"), tmp_path / "run")
+    events = EventAccumulator(str(run.path / "logs" / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) >= KEYS
+    assert [event.step for event in events.Scalars("val_loss")] == [row["step"] for row in _metrics(run)]
+
+
+def test_mlflow_reads_what_was_logged(colours: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    from mlflow.tracking import MlflowClient
+
+    run = train(colours, _config(log="mlflow"), tmp_path / "run")
+    client = MlflowClient(f"sqlite:///{run.path / 'logs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("edgetl")
+    assert experiment is not None
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert logged.info.status == "FINISHED" and set(logged.data.metrics) >= KEYS
+    assert [item.step for item in client.get_metric_history(logged.info.run_id, "val_loss")] == [row["step"] for row in _metrics(run)]

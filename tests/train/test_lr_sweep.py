@@ -1,0 +1,139 @@
+"""The range test finds a rate on curves that are known, touches nothing, and its rate is that of the training, resumed or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgetl.cli.train import build_config
+from edgetl.core.progress import silent
+from edgetl.data.folder import scan
+from edgetl.data.split import split
+from edgetl.errors import ConfigError
+from edgetl.train.budget import make_plan
+from edgetl.train.config import TrainConfig
+from edgetl.train.dataset import training_batches
+from edgetl.train.lr_sweep import HIGHEST, LOWEST, STEPS, choose_rate, sweep_rates, with_sweep
+from edgetl.train.sources import load_backbone
+from edgetl.train.stages import choose_stages, find_stages
+from edgetl.train.training import train
+from edgetl.train.tuning import Tuning
+
+SMALL = {
+    "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 8, "pretrained": False,
+    "strategy": "full", "lr": "auto", "epochs": 4,
+}  # fmt: skip
+RATES = np.geomspace(LOWEST, HIGHEST, STEPS)
+
+
+def _config(**changes: object) -> TrainConfig:
+    return TrainConfig.model_validate({**SMALL, **changes})
+
+
+def _curve(losses: np.ndarray) -> list[tuple[float, float]]:
+    return list(zip(RATES.tolist(), losses.tolist(), strict=True))
+
+
+def test_the_steepest_fall_is_chosen_a_tenth_below_the_lowest_loss() -> None:
+    falls = 2.0 - 1.5 / (1 + np.exp(-4 * (np.log10(RATES) + 3.0)))  # steepest at 1e-3
+    rises = 40 * np.maximum(0.0, np.log10(RATES) + 1.0) ** 2  # from 1e-1
+    found = choose_rate(_curve(falls + rises)).rate
+    assert found == pytest.approx(1e-3, rel=0.35)
+    late = choose_rate(_curve(2.0 - 1.5 / (1 + np.exp(-12 * (np.log10(RATES) + 1.3))) + rises)).rate
+    lowest = RATES[np.argmin(2.0 - 1.5 / (1 + np.exp(-12 * (np.log10(RATES) + 1.3))) + rises)]
+    assert late is not None and late <= lowest / 8, "never next to where it blows up"
+
+
+def test_a_loss_that_does_not_fall_chooses_nothing() -> None:
+    noise = 1 + 0.01 * np.random.default_rng(0).normal(size=STEPS)
+    assert choose_rate(_curve(noise)).rate is None
+    assert choose_rate(_curve(np.linspace(0.1, 3.0, STEPS))).rate is None
+    assert choose_rate([(1e-6, 1.0)]).rate is None
+    plan = make_plan(_config(), 80, load_backbone(_config(), 3).model)
+    assert with_sweep(plan, _curve(noise), _config()) == plan
+
+
+def test_the_sweep_leaves_weights_and_generators_alone_and_repeats_itself(colours: Path) -> None:
+    config = _config()
+    splits = split(scan(colours), val=0.25, test=0.25)
+    torch.manual_seed(0)
+    backbone = load_backbone(config, 3)
+    plan = make_plan(config, len(splits.train), backbone.model)
+    module = Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, config)
+    batches = training_batches(splits.train, backbone.spec, None, config, steps=range(plan.steps))
+    before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
+    generator, modes = torch.get_rng_state(), [part.training for part in backbone.model.modules()]
+    one, two = (sweep_rates(module, batches, device="cpu", clip_norm=1.0, progress=silent) for _ in range(2))
+    assert one == two and 10 < len(one) <= STEPS and one[0][0] == LOWEST
+    assert all(torch.equal(value, before[key]) for key, value in backbone.model.state_dict().items())
+    assert torch.equal(generator, torch.get_rng_state()) and modes == [part.training for part in backbone.model.modules()]
+    assert all(parameter.grad is None for parameter in backbone.model.parameters())
+
+
+def test_a_loss_that_begins_far_off_is_swept_too(colours: Path) -> None:
+    config = _config()
+    splits = split(scan(colours), val=0.25, test=0.25)
+    backbone = load_backbone(config, 3)
+    with torch.no_grad():
+        backbone.head.weight.mul_(1000)
+    plan = make_plan(config, len(splits.train), backbone.model)
+    module = Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, config)
+    batches = training_batches(splits.train, backbone.spec, None, config, steps=range(plan.steps))
+    found = sweep_rates(module, batches, device="cpu", clip_norm=1.0, progress=silent)
+    assert found[0][1] > 10 and len(found) > 30
+
+
+class _StopError(Exception):
+    """Ends a training from its progress."""
+
+
+def test_auto_trains_as_the_number_it_found_would_and_a_resumed_one_too(colours: Path, tmp_path: Path) -> None:
+    swept: list[int] = []
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "looking for a learning rate":
+            swept.append(done)
+        if stage == "fine-tuning" and done == 6:
+            raise _StopError
+
+    auto = train(colours, _config(checkpoint_s=0.001), tmp_path / "auto")
+    found = auto.record.plan.lr_found
+    assert found is not None and auto.record.plan.head_lr == found and (auto.path / "lr.png").stat().st_size > 5000
+    assert auto.record.config.lr == "auto" and "lr.png" in auto.record.files
+    given = train(colours, _config(lr=found), tmp_path / "given")
+    assert given.record.files["weights.safetensors"] == auto.record.files["weights.safetensors"]
+    assert not (given.path / "lr.png").exists() and given.record.plan.lr_found is None
+    with pytest.raises(_StopError):
+        train(colours, _config(checkpoint_s=0.001), tmp_path / "broken", progress=stop)
+    assert swept
+    swept.clear()
+    resumed = train(
+        colours,
+        _config(checkpoint_s=0.001),
+        tmp_path / "broken",
+        resume=True,
+        progress=lambda *told: swept.append(0) if told[0][:7] == "looking" else None,
+    )
+    assert not swept and resumed.record.plan == auto.record.plan and (resumed.path / "lr.png").exists()
+    assert resumed.record.files["weights.safetensors"] == auto.record.files["weights.safetensors"]
+
+
+def test_auto_moves_every_group_and_a_trunk_rate_that_was_given_stays() -> None:
+    falls = _curve(2.0 - 1.5 / (1 + np.exp(-4 * (np.log10(RATES) + 3.0))))
+    for changes, moved in (({"recipe": "fastai"}, True), ({"trunk_lr": 7e-4}, False)):
+        config = _config(pretrained=True, **changes)
+        plan = make_plan(config, 500, load_backbone(_config(), 3).model)
+        after = with_sweep(plan, falls, config)
+        assert after.head_lr != plan.head_lr and after.frozen_lr / after.head_lr == pytest.approx(plan.frozen_lr / plan.head_lr)
+        ratio = after.top_lr / after.head_lr
+        assert ratio == pytest.approx(plan.top_lr / plan.head_lr) if moved else after.top_lr == 7e-4
+
+
+def test_the_command_line_takes_a_number_or_auto() -> None:
+    assert build_config(lr="auto").lr == "auto" and build_config(lr="3e-3").lr == 3e-3 and build_config(lr=None).lr is None
+    for wrong in ("fast", "-1"):
+        with pytest.raises(ConfigError, match="--lr"):
+            build_config(lr=wrong)

@@ -1,0 +1,165 @@
+"""Recipes stand in for the table, options win over recipes, and fastai's is fastai's: its rates are checked step by step."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgetl.errors import ConfigError
+from edgetl.train.backbones import Backbone
+from edgetl.train.budget import Plan, make_plan
+from edgetl.train.config import TrainConfig
+from edgetl.train.estimate import estimate
+from edgetl.train.schedules import one_cycle, rate_factor
+from edgetl.train.sources import load_backbone
+from edgetl.train.stages import choose_stages, find_stages
+from edgetl.train.training import train
+from edgetl.train.tuning import Tuning, parameter_groups
+from edgetl.train.tuning_recipe import builtin_recipes, read_tuning_recipe
+from tests.command import edgetl
+
+SMALL = {"backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 8}
+
+
+def _config(**changes: object) -> TrainConfig:
+    return TrainConfig.model_validate({**SMALL, **changes})
+
+
+def _backbone() -> Backbone:
+    torch.manual_seed(0)
+    return load_backbone(_config(pretrained=False), 3)
+
+
+def _plan(images: int = 80, **changes: object) -> Plan:
+    return make_plan(_config(**changes), images, _backbone().model)
+
+
+def _recipe(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_recipe_replaces_figures_of_the_table_and_leaves_the_rest(tmp_path: Path) -> None:
+    file = _recipe(tmp_path / "mine.toml", 'strategy = "partial"\nsteps = 77\nhead_lr = 2e-3\nweight_decay = 0.0\naugment = "none"\n')
+    plan, table = _plan(recipe=file), _plan(strategy="partial")
+    assert (plan.strategy, plan.steps, plan.head_lr, plan.weight_decay, plan.augment) == ("partial", 77, 2e-3, 0.0, "none")
+    assert (plan.unfreeze, plan.lr_ratio, plan.label_smoothing) == (table.unfreeze, table.lr_ratio, table.label_smoothing)
+    assert plan.average == pytest.approx(1 - 10 / 77), "the average of a short training is short"
+
+
+def test_options_win_over_the_recipe(tmp_path: Path) -> None:
+    file = _recipe(
+        tmp_path / "mine.toml", 'strategy = "full"\nunfreeze = "1"\nepochs = 9\nhead_lr = 2e-3\nlr_spread = 10.0\naugment = "none"\n'
+    )
+    plan = _plan(recipe=file, strategy="partial", epochs=2, lr=5e-3, trunk_lr=1e-4, lr_ratio=0.5, augment="medium")
+    assert (plan.strategy, plan.steps, plan.head_lr, plan.top_lr, plan.lr_ratio) == ("partial", 20, 5e-3, 1e-4, 0.5)
+    assert plan.augment == "medium"
+    assert plan.unfreeze == "0.33", "a recipe's stages belong to its strategy"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("head_rate = 1", r"head_rate is not known \(known: strategy, unfreeze, .*head_lr"),
+        ('epochs = "3"\nlr_ratio = 2.0', "epochs: .*; lr_ratio: "),
+        ("epochs = 3\nsteps = 4", "either epochs or steps"),
+        ("lr_spread = 10.0\ntop_lr = 1e-3", "leave top_lr and lr_ratio out"),
+        ("epochs 3", "is not TOML"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?s)--recipe .*mine.toml.*{said}"):
+        _plan(recipe=_recipe(tmp_path / "mine.toml", text))
+
+
+def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"--recipe slowai: there is no such recipe. Built in: fastai; or give a file"):
+        _plan(recipe="slowai")
+    with pytest.raises(ConfigError, match=r"--recipe /nowhere/x\.toml cannot be read"):
+        _plan(recipe="/nowhere/x.toml")
+    assert [read_tuning_recipe(name).schema_version for name in builtin_recipes()] == [1]
+
+
+def test_a_one_cycle_begins_peaks_and_ends_where_it_should() -> None:
+    factors = [one_cycle(step, 100, rise=0.3, div=5.0) for step in range(101)]
+    assert factors[0] == pytest.approx(0.2) and factors[30] == pytest.approx(1.0) and factors[100] == pytest.approx(1e-5)
+    assert factors[15] == pytest.approx(0.6) and factors[65] == pytest.approx(0.5, abs=1e-4)
+    assert factors[:31] == sorted(factors[:31]) and factors[30:] == sorted(factors[30:], reverse=True)
+
+
+def _module(plan: Plan) -> Tuning:
+    backbone = _backbone()
+    return Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, _config(recipe="fastai"))
+
+
+def test_fastai_trains_a_random_head_for_one_epoch_then_everything() -> None:
+    plan = _plan(recipe="fastai", epochs=3)
+    assert (plan.strategy, plan.unfreeze, plan.frozen_steps, plan.steps, plan.average) == ("full", "1", 10, 40, 0.0)
+    assert not plan.fit_head and not plan.freeze_batchnorm
+    module = _module(plan)
+    assert [stage.name for stage in module.trained_at(9)] == ["head"]
+    assert [stage.name for stage in module.trained_at(10)] == ["stem", "stage1", "stage2", "stage3", "stage4", "head"]
+
+
+def test_the_rates_of_each_group_under_fastai_are_fine_tunes_at_every_step() -> None:
+    plan = _plan(recipe="fastai", epochs=3)
+    module = _module(plan)
+    highest = {group["stage"]: group["lr"] for group in parameter_groups(module.model, module.trained, plan)}
+    assert list(highest.values()) == pytest.approx([1e-3 / 100 ** (1 - index / 5) for index in range(6)]), "slice(1e-5, 1e-3)"
+    made = module.configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    for step in range(plan.steps):
+        rates = {group["stage"]: group["lr"] for group in optimizer.param_groups}
+        if step < 10:  # fit_one_cycle(1, slice(2e-3), pct_start=0.99)
+            wanted = 2e-3 / 25 + (2e-3 - 2e-3 / 25) * (1 - math.cos(math.pi * step / 10 / 0.99)) / 2
+            assert rates["head"] == pytest.approx(wanted) and {rates[name] for name in rates if name != "head"} == {0.0}
+        elif step < 10 + 9:  # fit_one_cycle(3, slice(1e-5, 1e-3), pct_start=0.3, div=5)
+            done = (step - 10) / 30 / 0.3
+            for name, rate in rates.items():
+                assert rate == pytest.approx(highest[name] / 5 + highest[name] * 0.8 * (1 - math.cos(math.pi * done)) / 2)
+        optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-5 * 1e-5)
+
+
+def test_a_resumed_schedule_goes_on_where_it_was() -> None:
+    module = _module(_plan(recipe="fastai", epochs=3))
+    module.first = 17
+    rates = [group["lr"] for group in module.configure_optimizers()["optimizer"].param_groups]
+    wanted = [
+        group["lr"] * rate_factor(module.plan, group["stage"], 17) for group in parameter_groups(module.model, module.trained, module.plan)
+    ]
+    assert rates == pytest.approx(wanted)
+
+
+class _StopError(Exception):
+    """Ends a training from its progress."""
+
+
+@pytest.mark.parametrize("at", [2, 6])
+def test_a_resumed_fastai_training_ends_with_the_same_weights(colours: Path, tmp_path: Path, at: int) -> None:
+    config = _config(backbone="edgetl_small", recipe="fastai", epochs=2, checkpoint_s=0.001)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "fine-tuning" and done == at:
+            raise _StopError
+
+    whole = train(colours, config, tmp_path / "whole")
+    assert whole.record.plan.frozen_steps == 3 and whole.record.head_penalty is None
+    with pytest.raises(_StopError):
+        train(colours, config, tmp_path / "broken", progress=stop)
+    resumed = train(colours, config, tmp_path / "broken", resume=True)
+    assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
+
+
+def test_plan_marks_the_strategy_of_the_recipe(colours: Path) -> None:
+    found = estimate(colours, _config(recipe="fastai", pretrained=True, backbone="edgetl_small"))
+    assert [item.plan.strategy for item in found.strategies if item.chosen] == ["full"]
+
+
+def test_the_command_takes_a_recipe(colours: Path, tmp_path: Path) -> None:
+    done = edgetl("train", colours, "--out", tmp_path / "run", "--recipe", "slowai")
+    assert done.returncode == 3 and "Built in: fastai" in " ".join(done.stderr.split())
