@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,11 @@ PolicyOption = Annotated[str, typer.Option("--license-policy", help="any, or com
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the libraries log.")]
 
 
+def speaks() -> bool:
+    """Whether this is the process that talks to the user: the first of those that ``torchrun`` started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def working(*, json_output: bool, verbose: bool) -> Iterator[core.Progress]:
     """Set logging and warnings for one command and yield its progress, which ``--json`` leaves out."""
@@ -56,7 +62,7 @@ def working(*, json_output: bool, verbose: bool) -> Iterator[core.Progress]:
             "huggingface_hub.utils._http",
         ):
             logging.getLogger(name).setLevel(logging.ERROR)
-    with shown_progress(err, quiet=json_output) as progress, _said_by_edgetl():
+    with shown_progress(err, quiet=json_output or not speaks()) as progress, _said_by_edgetl():
         yield progress
 
 
@@ -80,7 +86,8 @@ class _Console(logging.Handler):
     """Lines on the error stream, above a progress bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        err.print(escape(record.getMessage()), soft_wrap=True)
+        if speaks():
+            err.print(escape(record.getMessage()), soft_wrap=True)
 
 
 def print_json(value: StrictModel | dict[str, object]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
 from edgetl.cli.options import given, options_of
-from edgetl.cli.session import JsonOption, LabelsOption, OverwriteOption, ThreadsOption, VerboseOption, out, print_json, working
+from edgetl.cli.session import JsonOption, LabelsOption, OverwriteOption, ThreadsOption, VerboseOption, out, print_json, speaks, working
 from edgetl.cli.tables import classes_table, figures_line, plain_table, share
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.config import Model
@@ -36,6 +38,8 @@ def train_command(
     preview: Annotated[Path | None, typer.Option(help="Draw a sheet of augmented images into this file, and stop.")] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Start from random weights (a control).")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    devices: Annotated[int, typer.Option(min=1, help="Processes (GPUs, or parts of a CPU) on this machine, by torchrun.")] = 1,
+    num_nodes: Annotated[int, typer.Option(min=1, help="Machines; torchrun's own variables (PET_…) say where they meet.")] = 1,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
@@ -48,11 +52,21 @@ def train_command(
         return
     if out_ is None:
         raise ConfigError("say where the run is to be written, with --out RUN.")
+    if devices * num_nodes > 1 and "RANK" not in os.environ:
+        _become_many(devices, num_nodes)
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.train.training import train
 
         run = train(data, config, out_, overwrite=overwrite, resume=resume, progress=progress)
-    print_json(run.record) if json_output else show_run(run)
+    if speaks():
+        print_json(run.record) if json_output else show_run(run)
+
+
+def _become_many(devices: int, num_nodes: int) -> NoReturn:
+    """Start the same command again under torchrun."""
+    place = ["--standalone"] if num_nodes == 1 else ["--nnodes", str(num_nodes)]
+    launch = ["-m", "torch.distributed.run", *place, "--nproc-per-node", str(devices), "-m", "edgetl.cli.app"]
+    os.execv(sys.executable, [sys.executable, *launch, *sys.argv[1:]])
 
 
 @options_of(TrainConfig, without=("pretrained", "strategy", "unfreeze", "checkpoint_s"))

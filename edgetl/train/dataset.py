@@ -18,6 +18,7 @@ from edgetl.core.preprocess import PreprocessSpec, normalise, to_pixels
 from edgetl.data.folder import Sample
 from edgetl.data.loading import Prepare, Target, target_of
 from edgetl.train.config import TrainConfig
+from edgetl.train.ranks import rank, world
 
 # Seconds that a loader process goes on after SIGTERM.
 WORKER_GRACE_S = 5
@@ -158,12 +159,32 @@ def make_sampler(labels: Sequence[int], config: TrainConfig, steps: range, repla
     """Which images each of ``steps`` sees: all of them equally often, or all classes (``--balance sampler``); ``config.replay_frac`` of
     each batch are of the ``replayed`` images, which come after those of ``labels``."""
     if config.balance == "sampler":
-        return BalancedSampler(labels, config.batch_size, steps.stop, seed=config.seed, first=steps.start)
+        return _dealt(BalancedSampler(labels, config.batch_size, steps.stop, seed=config.seed, first=steps.start))
     share = config.replay_frac / (1 - config.replay_frac)
     more = max(1, round(share * min(config.batch_size, len(labels)))) if replayed else 0
-    return StepSampler(
+    sampler = StepSampler(
         len(labels), config.batch_size, steps.stop, seed=config.seed, first=steps.start, replayed=replayed, replay_batch=more
     )
+    return _dealt(sampler)
+
+
+def _dealt(sampler: StepSampler | BalancedSampler) -> Sampler[list[int]]:
+    return sampler if world() == 1 else _Share(sampler)
+
+
+class _Share(Sampler[list[int]]):
+    """This process's part of each batch, where several train one network; all of a batch that would leave one image to a process, which
+    BatchNorm cannot take."""
+
+    def __init__(self, whole: StepSampler | BalancedSampler) -> None:
+        self.whole = whole
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.whole:
+            yield batch[rank() :: world()] if len(batch) >= 2 * world() else batch
 
 
 def training_batches(

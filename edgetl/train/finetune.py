@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from edgetl.core.answers import evaluate
-from edgetl.core.atomic import new_folder
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.host import fingerprint, versions
 from edgetl.core.licences import check_policy
@@ -31,12 +30,12 @@ from edgetl.train.backbones import Backbone
 from edgetl.train.budget import Plan, describe_plan, make_plan
 from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
-from edgetl.train.features import FeatureExtractor
 from edgetl.train.learning import Taught, choose_tutor, make_extractor, teach
 from edgetl.train.loggers import check_loggers
 from edgetl.train.lr_sweep import choose_rate, with_sweep
 from edgetl.train.old_task import find_old_task, measure_forgetting
 from edgetl.train.protection import fisher_bytes, protect
+from edgetl.train.ranks import join, rank, results_folder
 from edgetl.train.report import class_table, draw_answers, draw_curves, draw_sweep
 from edgetl.train.run import (
     FISHER_NAME,
@@ -86,33 +85,40 @@ def fine_tune(
     check_loggers(config)
     started = time.monotonic()
     device = choose_device(config.device)
-    with new_folder(out, overwrite=overwrite) as folder:
+    join(device)
+    with results_folder(out, overwrite=overwrite) as folder:
         backbone, plan = prepare(splits, config)
         _log.info("backbone %s, licence of the weights: %s", backbone.name, backbone.licence or "not stated")
         _log.info("%s", describe_plan(plan))
         checkpoints = _checkpoints(out, splits, config, plan, backbone, resume=resume, overwrite=overwrite)
         place = Workplace(device, folder, progress)
         tutor = choose_tutor(config, plan, splits, place)
-        protection = protect(backbone, splits, plan, config, place)
-        taught = teach(backbone, splits, config, plan, place, checkpoints, Lessons(protection, tutor))
+        lessons = Lessons(protect(backbone, splits, plan, config, place), tutor)
+        taught = teach(backbone, splits, config, plan, place, checkpoints, lessons)
         plan = with_sweep(plan, taught.sweep, config)
-        extract = make_extractor(backbone, config, device, len(splits.val) + len(splits.test))
-        figures = _measure(extract, backbone, splits, config, progress)
-        last = {"val_accuracy": figures.validation.accuracy.value, "val_macro_f1": figures.validation.macro_f1}
-        (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*taught.rows, last]), "utf-8")
-        write_model(folder, backbone, splits.folder.labels)
-        if protection.fisher:
-            (folder / FISHER_NAME).write_bytes(fisher_bytes(protection.fisher))
-        (folder / SPLITS_NAME).write_text(record_splits(splits).model_dump_json(indent=1), "utf-8")
-        _write_pictures(folder, figures, taught)
+        figures = _measure(backbone, splits, config, place)
         alarms = find_alarms(taught.train_accuracy, figures.validation, splits)
         forgetting = _forgetting(backbone, splits, config, device, progress)
         outcome = Outcome(plan, taught, alarms, figures, forgetting, round(time.monotonic() - started, 1))
-        origin = with_teacher(backbone, tutor) if tutor else backbone
-        record = _record(out.name, splits, config, origin, outcome, hash_files(folder))
-        (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8")
-    checkpoints.remove()
+        _write(folder, out.name, splits, config, backbone, lessons, outcome)
+        if rank() == 0:
+            checkpoints.remove()
     return open_run(out)
+
+
+def _write(folder: Path, name: str, splits: Splits, config: TrainConfig, backbone: Backbone, lessons: Lessons, outcome: Outcome) -> None:
+    """Every file of the run, ``run.json`` last."""
+    validation = outcome.figures.validation
+    last = {"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1}
+    (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*outcome.taught.rows, last]), "utf-8")
+    write_model(folder, backbone, splits.folder.labels)
+    if lessons.protection.fisher:
+        (folder / FISHER_NAME).write_bytes(fisher_bytes(lessons.protection.fisher))
+    (folder / SPLITS_NAME).write_text(record_splits(splits).model_dump_json(indent=1), "utf-8")
+    _write_pictures(folder, outcome.figures, outcome.taught)
+    origin = with_teacher(backbone, lessons.tutor) if lessons.tutor else backbone
+    record = _record(name, splits, config, origin, outcome, hash_files(folder))
+    (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8")
 
 
 @dataclass(frozen=True)
@@ -215,8 +221,9 @@ def choose_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _measure(extract: FeatureExtractor, backbone: Backbone, splits: Splits, config: TrainConfig, progress: Progress) -> Figures:
-    features = extract([*splits.val, *splits.test], progress=progress)
+def _measure(backbone: Backbone, splits: Splits, config: TrainConfig, place: Workplace) -> Figures:
+    extract = make_extractor(backbone, config, place.device, len(splits.val) + len(splits.test))
+    features = extract([*splits.val, *splits.test], progress=place.progress)
     with torch.no_grad():
         outputs = backbone.head.cpu()(torch.from_numpy(features)).numpy()
     val, test = outputs[: len(splits.val)], outputs[len(splits.val) :]

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from edgetl.errors import TrainingError
+from edgetl.train.ranks import on_this_machine, world
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
 
@@ -45,7 +46,11 @@ def fit(module: L.LightningModule, batches: Iterable[Any], callbacks: Sequence[C
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     trainer = L.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
-        devices=1,
+        devices=on_this_machine(),
+        num_nodes=world() // on_this_machine(),
+        # Which parameters learn may change from step to step (progressive).
+        strategy="ddp_find_unused_parameters_true" if world() > 1 else "auto",
+        use_distributed_sampler=False,  # a step's batch is dealt out by edgetl.train.dataset
         precision="bf16-mixed" if device == "cuda" else "32-true",  # half precision pays on a GPU only
         max_epochs=1,
         gradient_clip_val=clip_norm,

@@ -106,6 +106,8 @@ def check_fit(runs: Sequence[Run]) -> None:
         record = run.record
         if not record.backbone.pretrained or record.backbone.weights_sha256 is None:
             reasons.append(f"{run.path} started from random weights, which no other run shares")
+        if record.task != "classification":
+            reasons.append(f"{run.path} is for {record.task}, and soups are tasted by classes")
     for run in runs[1:]:
         for what, of in _COMPARED.items():
             if of(run) != of(first):

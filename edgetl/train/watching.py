@@ -19,6 +19,7 @@ from edgetl.errors import StoppedError, TrainingError
 from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
 from edgetl.train.objectives import Objective
+from edgetl.train.ranks import any_says, first_says, rank
 from edgetl.train.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -115,9 +116,10 @@ class Watch(Callback):
             self._validate(step)
         # A control from random weights gets all of its steps: its validation loss falls late.
         ended = step == plan.steps or (self.history.waited >= self.config.patience and plan.strategy != "scratch")
-        if self.checkpoints and (due or self.stop.asked or time.monotonic() - self._saved > self.config.checkpoint_s) and not ended:
+        asked = any_says(self.stop.asked, module.device)
+        if self.checkpoints and rank() == 0 and (due or asked or time.monotonic() - self._saved > self.config.checkpoint_s) and not ended:
             self._save()
-        if self.stop.asked and not ended:
+        if asked and not ended:
             how = " The same command with --resume goes on from there." if self.checkpoints else ""
             raise StoppedError(f"stopped after step {step} of {plan.steps}, as asked.{how}")
         trainer.should_stop = ended
@@ -142,7 +144,7 @@ class Watch(Callback):
     def _validate(self, step: int) -> None:
         """Compare the averaged weights, or the plain ones where there are none, with the best so far."""
         judged = self.module.model if self.module.average is None else self.module.average.module
-        loss, accuracy = measure(judged, self.val, self.module.objective)
+        loss, accuracy = first_says(*measure(judged, self.val, self.module.objective), device=self.module.device)
         history = self.history
         seen = max(1.0, history.seen)
         figures = {"train_loss": history.lost / seen, "train_accuracy": history.right / seen}

@@ -1,0 +1,46 @@
+"""Several processes that train one network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgetl.train.run import open_run
+from tests.command import edgetl
+from tests.conftest import write_colours
+
+OPTIONS = ["--backbone", "test_resnet", "--random-weights", "--input-size", "32", "--epochs", "6", "--batch-size", "8", "--seed", "1"]
+
+
+def _record(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_much_as_one_and_the_first_alone_writes_and_speaks(tmp_path: Path) -> None:
+    data = write_colours(tmp_path / "colours", 30)
+    alone = _record(edgetl("train", str(data), *OPTIONS, "--out", str(tmp_path / "alone"), "--json"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "edgetl.cli.app"]
+    command = [*launch, "train", str(data), *OPTIONS, "--out", str(tmp_path / "both"), "--json"]
+    both = _record(subprocess.run(command, capture_output=True, text=True, check=False, timeout=300))
+    accuracy = [open_run(tmp_path / name).record.validation.accuracy for name in ("alone", "both")]
+    assert abs(accuracy[0].value - accuracy[1].value) <= 2 / accuracy[0].n, "two images of those that validate"
+    assert accuracy[1].value >= 0.8
+    assert both["plan"] == alone["plan"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "both", "colours"]
+
+
+@pytest.mark.slow
+def test_devices_starts_the_processes_and_a_mistake_ends_all_of_them(tmp_path: Path) -> None:
+    data = write_colours(tmp_path / "colours", 12)
+    (tmp_path / "run").mkdir()
+    done = edgetl("train", str(data), *OPTIONS, "--out", str(tmp_path / "run"), "--devices", "2", timeout=200)
+    assert done.returncode != 0 and "exists already" in done.stderr
+    done = edgetl("train", str(data), *OPTIONS, "--out", str(tmp_path / "run"), "--devices", "2", "--overwrite", "--json", timeout=200)
+    assert _record(done)["name"] == "run"
