@@ -159,9 +159,10 @@ def make_plan(config: TrainConfig, images: int, model: nn.Module) -> Plan:
     epoch = steps_an_epoch(images, config.batch_size)
     frozen = 0 if scratch or strategy == "probe" else recipe.frozen_epochs * epoch
     steps = frozen + (config.epochs * epoch if config.epochs else recipe.steps or _table_steps(row, epoch)) if strategy != "probe" else 0
-    if steps and family == "batchnorm" and scratch:
-        _check_batch(config, images)
     few = images < MIN_IMAGES_FOR_BATCHNORM or config.batch_size < MIN_BATCH_FOR_BATCHNORM
+    still = _or(recipe.freeze_batchnorm, few) and not scratch
+    if steps and family == "batchnorm" and not still:
+        _check_batch(config, images)
     unfreeze = config.unfreeze or _unfreeze(strategy, row, scratch=scratch)
     tuned = len(choose_stages(find_stages(model, find_head(model)), unfreeze)) - 1 if recipe.lr_spread else 0
     rates = _plan_rates(config, recipe, row.rates[family], images=images, scratch=scratch, tuned=tuned)
@@ -178,7 +179,7 @@ def make_plan(config: TrainConfig, images: int, model: nn.Module) -> Plan:
         weight_decay=rates.weight_decay,
         label_smoothing=_smoothing(config, row),
         average=max(0.0, min(_or(recipe.average, row.average), 1 - 10 / steps)) if steps else 0.0,
-        freeze_batchnorm=_or(recipe.freeze_batchnorm, few) and not scratch,
+        freeze_batchnorm=still,
         augment=row.augment if config.augment == "auto" else config.augment,
         schedule=recipe.schedule,
         rise=recipe.rise,
@@ -201,7 +202,7 @@ def _check_batch(config: TrainConfig, images: int) -> None:
     if min(config.batch_size, images) < 2:
         raise ConfigError(
             f"{images} training images in batches of {config.batch_size}: BatchNorm learns from two images at least. Raise --batch-size, "
-            f"or start from pretrained weights."
+            f"or leave its layers as they are: pretrained weights, and no recipe that says otherwise."
         )
 
 

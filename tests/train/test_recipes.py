@@ -163,3 +163,9 @@ def test_plan_marks_the_strategy_of_the_recipe(colours: Path) -> None:
 def test_the_command_takes_a_recipe(colours: Path, tmp_path: Path) -> None:
     done = edgetl("train", colours, "--out", tmp_path / "run", "--recipe", "slowai")
     assert done.returncode == 3 and "Built in: fastai" in " ".join(done.stderr.split())
+
+
+def test_batchnorm_that_a_recipe_lets_learn_needs_two_images_at_a_time() -> None:
+    with pytest.raises(ConfigError, match="BatchNorm learns from two images at least"):
+        _plan(recipe="fastai", batch_size=1)
+    assert _plan(strategy="full", batch_size=1).freeze_batchnorm
