@@ -58,7 +58,7 @@ def check_options(config: TrainConfig, task: Task) -> None:
         f"--multilabel-loss does not go with {task}": task != "multi-label" and config.multilabel_loss != "bce",
         f"--regression-loss does not go with {task}": not numbers and config.regression_loss != "mse",
         f"--tolerance is for --task regression, not {task}": task != "regression" and config.tolerance is not None,
-        f"--balance weighs classes and labels; {task} has none": numbers and config.balance != "none",
+        f"--balance {config.balance} weighs classes and labels; {task} has none": numbers and config.balance != "none",
         f"--balance sampler draws classes; use --balance loss for {task}": task == "multi-label" and config.balance == "sampler",
         "--balance loss does not go with --multilabel-loss asymmetric, which weighs by itself": (
             config.multilabel_loss == "asymmetric" and config.balance == "loss"
