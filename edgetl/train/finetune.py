@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from edgetl.core.atomic import new_folder
 from edgetl.core.bundle import RUN_RECORD_NAME
@@ -198,10 +199,19 @@ def _teach(backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, 
         features = extract(splits.train, progress=place.progress)
         head = _fit_probe(extract, features, backbone, splits, config, place.progress)
         penalty, accuracy = head.penalty, float(((features @ head.weight.T + head.bias).argmax(axis=1) == labels).mean())
+    elif not plan.fit_head:
+        _draw_head(backbone, config.seed)
     if plan.strategy == "probe":
         return Taught(penalty, [], accuracy)
     history = tune(backbone, splits, plan, config, place, checkpoints=checkpoints, head_penalty=penalty)
     return Taught(history.head_penalty, history.rows, history.rows[-1]["train_accuracy"], history.tuned_share, history.sweep)
+
+
+def _draw_head(backbone: Backbone, seed: int) -> None:
+    """A random head as fastai draws its own (He et al. 2015, arXiv:1502.01852): some architectures' own are ten times as large."""
+    torch.manual_seed(seed)
+    nn.init.kaiming_normal_(backbone.head.weight)
+    nn.init.zeros_(backbone.head.bias)
 
 
 def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits) -> tuple[str, ...]:
