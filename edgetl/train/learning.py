@@ -10,6 +10,7 @@ from typing import assert_never
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from edgetl.core.licences import check_policy, most_restrictive
 from edgetl.core.progress import Progress
@@ -67,12 +68,21 @@ def teach(
         head = _fit_probe(extract, features, backbone, splits, samples, config=config, progress=place.progress)
         outputs, truth = (torch.from_numpy(item) for item in (features @ head.weight.T + head.bias, truth_of(samples)))
         penalty, accuracy = head.penalty, float(make_objective(splits, plan, config).right(outputs, truth)) / len(outputs)
+    elif not plan.fit_head:
+        _draw_head(backbone, config.seed)
     if plan.strategy == "probe":
         fold_scale(backbone.head, *value_scale(splits))
         return Taught(penalty, [], accuracy)
     history = tune(backbone, splits, plan, config, place, checkpoints=checkpoints, head_penalty=penalty, lessons=lessons)
     fold_scale(backbone.head, *value_scale(splits))
     return Taught(history.head_penalty, history.rows, history.rows[-1]["train_accuracy"], history.tuned_share, history.sweep)
+
+
+def _draw_head(backbone: Backbone, seed: int) -> None:
+    """A random head as fastai draws its own (He et al. 2015, arXiv:1502.01852): some architectures' own are ten times as large."""
+    torch.manual_seed(seed)
+    nn.init.kaiming_normal_(backbone.head.weight)
+    nn.init.zeros_(backbone.head.bias)
 
 
 def choose_tutor(config: TrainConfig, plan: Plan, splits: Splits, place: Workplace) -> Tutor | None:

@@ -28,14 +28,16 @@ _log = logging.getLogger(__name__)
 
 STEPS = 60
 LOWEST, HIGHEST = 1e-6, 1.0
-# The sweep ends where the loss is this many times that of answering at random, or the first one if that is more.
+# The sweep ends where the loss is this many times that of answering at random, or of the untouched network if that is more.
 BLOWN_UP = 4.0
 # Standard deviation, in steps, of the bell that smooths the losses of single batches.
 BELL = 2.0
 # The chosen rate is at most this share of the one with the lowest loss, where the next step already makes it worse.
 SAFETY = 0.1
-# A smaller fall, as a share of the loss at the lowest rates, is taken for chance.
-LEAST_FALL = 0.05
+# Steps at the lowest rates that are never chosen.
+EDGE = 5
+# A smaller fall, as a share of the loss at the lowest rates, says nothing: beside a fitted head the plan's rates do better.
+LEAST_FALL = 0.1
 
 
 @dataclass(frozen=True)
@@ -56,37 +58,53 @@ class Choice:
 def sweep_rates(module: Tuning, batches: Batches, *, device: str, clip_norm: float, progress: Progress) -> list[tuple[float, float]]:
     """The head's learning rate and the loss before the step at that rate, at up to 60 rates from 1e-6 to 1 in a geometric row.
 
-    All groups rise together, in the plan's proportions. Network, batches and random generators are left as they were.
+    All groups rise together, in the plan's proportions. Each loss is corrected by how much harder its batch is for the untouched network
+    than the others: beside a fitted head, the luck of the batch would hide what a step does. Network, batches and random generators are
+    left as they were.
     """
-    plan = module.plan
-    model = copy.deepcopy(module.model).to(device).train()
+    learning, untouched = _copy(module, device), _copy(module, device)
     loss_of: Any = copy.deepcopy(module.objective)
     loss_of.to(device)
-    set_trainable(model, module.trained, freeze_batchnorm=plan.freeze_batchnorm)
-    groups = module.groups_of(model)
-    shares = [group["lr"] / plan.head_lr for group in groups]
-    optimizer = torch.optim.AdamW(groups)
-    found: list[tuple[float, float]] = []
-    bound = module.objective.chance
+    optimizer = torch.optim.AdamW(module.groups_of(learning))
+    shares = [group["lr"] / module.plan.head_lr for group in optimizer.param_groups]
+    rates, losses, before = [], [], []
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
         for step, (images, labels) in zip(range(STEPS), _endless(batches), strict=False):
-            torch.manual_seed(draw_seed(module.seed, step))
             rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
             new = module.new_rows(labels)
-            loss = loss_of(model(images.to(device))[new], labels[new].to(device))
+            truth, seed = labels[new].to(device), draw_seed(module.seed, step)
+            with torch.no_grad():
+                start = float(loss_of(_forward(untouched, images.to(device), seed)[new], truth))
+            loss = loss_of(_forward(learning, images.to(device), seed)[new], truth)
             value = float(loss.detach())
-            bound = bound if found else max(bound, value)  # BatchNorm may begin far off on unlike images
-            if not math.isfinite(value) or value > BLOWN_UP * bound:
+            # BatchNorm may begin far off on unlike images.
+            if not math.isfinite(value) or value > BLOWN_UP * max(module.objective.chance, start):
                 break
-            found.append((rate, value))
+            rates.append(rate)
+            losses.append(value)
+            before.append(start)
             for group, share in zip(optimizer.param_groups, shares, strict=True):
                 group["lr"] = rate * share
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            nn.utils.clip_grad_norm_(learning.parameters(), clip_norm)
             optimizer.step()
             progress("looking for a learning rate", step + 1, STEPS)
-    return found
+    usual = sum(before) / max(1, len(before))
+    return [(rate, usual + value - start) for rate, value, start in zip(rates, losses, before, strict=True)]
+
+
+def _copy(module: Tuning, device: str) -> nn.Module:
+    model = copy.deepcopy(module.model).to(device).train()
+    set_trainable(model, module.trained, freeze_batchnorm=module.plan.freeze_batchnorm)
+    return model
+
+
+def _forward(model: nn.Module, images: torch.Tensor, seed: int) -> torch.Tensor:
+    """Logits; dropout is the same for the same seed."""
+    torch.manual_seed(seed)
+    logits: torch.Tensor = model(images)
+    return logits
 
 
 def _endless(batches: Batches) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -107,7 +125,9 @@ def choose_rate(sweep: list[tuple[float, float]]) -> Choice:
     if not len(allowed) or smooth[0] - smooth[bottom] < LEAST_FALL * smooth[0]:
         return Choice(rates, smooth, None)
     slope = np.gradient(smooth)
-    return Choice(rates, smooth, float(f"{rates[allowed[slope[allowed].argmin()]]:.2e}"))
+    steepest = allowed[slope[allowed].argmin()]
+    # Nothing has been learned at the lowest rates: a fall that begins there is none.
+    return Choice(rates, smooth, float(f"{rates[steepest]:.2e}") if steepest > EDGE and slope[steepest] < 0 else None)
 
 
 def with_sweep(plan: Plan, sweep: list[tuple[float, float]], config: TrainConfig) -> Plan:

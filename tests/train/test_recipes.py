@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -149,6 +150,8 @@ def test_a_resumed_fastai_training_ends_with_the_same_weights(colours: Path, tmp
 
     whole = train(colours, config, tmp_path / "whole")
     assert whole.record.plan.frozen_steps == 3 and whole.record.head_penalty is None
+    first = json.loads((whole.path / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["train_loss"] < 3 * math.log(3), "the random head begins small, whatever the architecture's own would be"
     with pytest.raises(_StopError):
         train(colours, config, tmp_path / "broken", progress=stop)
     resumed = train(colours, config, tmp_path / "broken", resume=True)
