@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgetl.train.ranking import Ranking
     from edgetl.train.zoo import Listed, Zoo
 # What the list needs beside the names, in characters.
-FIGURES_WIDTH = 50
+FIGURES_WIDTH, RANKING_WIDTH = 50, 54
 
 
 def models_command(
@@ -131,14 +131,17 @@ def _show_zoo(zoo: Zoo) -> None:
     for item in zoo.backbones:
         entry = item.entry
         name = f"{entry.name} *" if item.offline else entry.name
-        if len(name) > out.width - FIGURES_WIDTH:  # on 80 columns the longest names take two lines
-            name = name.replace(".", "\n  .", 1)
         table.add_row(
-            escape(name), f"{entry.params_m:.2f}", f"{entry.mmacs:.0f}", str(entry.input),
+            _folded(name, FIGURES_WIDTH), f"{entry.params_m:.2f}", f"{entry.mmacs:.0f}", str(entry.input),
             f"{entry.top1:.1f}" if entry.top1 else "", entry.quantizes.removeprefix("with "), _short(entry.licence),
         )  # fmt: skip
     out.print(table)
     out.print("* is on this machine. top-1: ImageNet, percent. int8: how well it quantizes. More: edgetl models NAME, or --json")
+
+
+def _folded(name: str, others: int) -> str:
+    """A backbone's name; on 80 columns, of which the figures take ``others``, the longest take two lines."""
+    return escape(name.replace(".", "\n  .", 1) if len(name) > out.width - others else name)
 
 
 def _short(licence: str) -> str:
@@ -164,15 +167,21 @@ def _show_one(item: Listed) -> None:
 
 def _show_ranking(ranking: Ranking, plot: Path | None) -> None:
     title = f"{ranking.images} images of {ranking.classes} classes, {ranking.seconds:.0f} s"
-    table = plain_table(title, "backbone", "place", "kNN", "ridge", "LogME", "top-1 %", "tuned", "ms", "M params", "licence")
+    tuned = any(item.confirmed for item in ranking.ranked)
+    table = plain_table(title, "backbone", "#", "kNN", "ridge", "LogME", "top-1", *(["tuned"] if tuned else []), "ms", "M par.", "licence")
+    table.padding = (0, 0, 0, 1)
     for item in ranking.ranked:
+        confirmed = [f"{item.confirmed.value:.3f}" if item.confirmed else ""] if tuned else []
         table.add_row(
-            escape(item.name), str(item.place), f"{item.knn:.3f}", f"{item.ridge:.3f}", f"{item.logme:.3f}",
-            f"{item.top1:.1f}" if item.top1 else "", f"{item.confirmed.value:.3f}" if item.confirmed else "",
-            f"{item.latency_ms:.1f}", f"{item.params_m:.2f}", escape(item.licence or "?"),
+            _folded(item.name, RANKING_WIDTH + 6 * tuned), str(item.place), f"{item.knn:.3f}", f"{item.ridge:.3f}", f"{item.logme:.3f}",
+            f"{item.top1:.1f}" if item.top1 else "", *confirmed, f"{item.latency_ms:.1f}", f"{item.params_m:.2f}",
+            escape(_short(item.licence or "?")),
         )  # fmt: skip
     out.print(table)
-    out.print("An equal place: these images cannot tell them apart (one bootstrap standard error). ms: torch, one thread, this machine.")
+    out.print(
+        "An equal place (#): these images cannot tell them apart (one bootstrap standard error). top-1: ImageNet, percent. "
+        "ms: torch, one thread, this machine."
+    )
     small = [item.name for item in ranking.ranked if item.stage == "small"]
     if small:
         out.print(f"compared on small images only: {escape(', '.join(small))}", soft_wrap=True)

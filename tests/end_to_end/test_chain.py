@@ -12,6 +12,7 @@ from edgetl.train.run import open_run
 from tests.command import edgetl
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_a_chain_of_three_runs_records_three_parents(shared: Path, tmp_path: Path) -> None:
     backbone = "edgetl_small"

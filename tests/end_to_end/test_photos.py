@@ -25,6 +25,7 @@ def test_a_probe_on_trashnet_reaches_084(photo_run: Run) -> None:
     assert photo_run.record.test.accuracy.value >= 0.84
 
 
+@pytest.mark.slow
 def test_a_probe_on_sign_digits_reaches_092(shared: Path, tmp_path: Path) -> None:
     backbone = f"local-dir:{shared}/weights/mobilenetv2_100.imagenet"
     arguments = ("--backbone", backbone, "--strategy", "probe", "--out", tmp_path / "signs", "--json")

@@ -117,6 +117,7 @@ def test_thresholds_that_were_taken_away_are_noticed(made: tuple[str, Path, Path
             Manifest.model_validate_json(json.dumps(text))
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_a_probe_finds_blood_cells(shared: Path, tmp_path: Path) -> None:
     data = shared / "data/bccd"

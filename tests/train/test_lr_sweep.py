@@ -94,6 +94,7 @@ class _StopError(Exception):
     """Ends a training from its progress."""
 
 
+@pytest.mark.slow
 def test_auto_trains_as_the_number_it_found_would_and_a_resumed_one_too(colours: Path, tmp_path: Path) -> None:
     swept: list[int] = []
 

@@ -79,6 +79,7 @@ def test_the_command_shows_a_table_and_draws(digits: Path, tmp_path: Path) -> No
     assert wrong.returncode == 3 and "--images" in wrong.stderr and "--confirm" in wrong.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_real_weights_rank_above_random_ones_in_the_order_of_full_probes(shared: Path, mirror: Path, tmp_path: Path) -> None:
     names = ("mobilenetv2_100", "torchvision:squeezenet1_0", DEFAULT_BACKBONE, f"random:{DEFAULT_BACKBONE}")

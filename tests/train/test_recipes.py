@@ -140,7 +140,7 @@ class _StopError(Exception):
     """Ends a training from its progress."""
 
 
-@pytest.mark.parametrize("at", [2, 6])
+@pytest.mark.parametrize("at", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_resumed_fastai_training_ends_with_the_same_weights(colours: Path, tmp_path: Path, at: int) -> None:
     config = _config(backbone="edgetl_small", recipe="fastai", epochs=2, checkpoint_s=0.001)
 

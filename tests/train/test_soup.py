@@ -131,6 +131,7 @@ def test_runs_that_do_not_fit_together_are_refused_with_every_reason(runs: list[
     assert not (tmp_path / "soup").exists()
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_soup_that_exports(runs: list[Run], images: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(images, moved)

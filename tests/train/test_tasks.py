@@ -116,7 +116,9 @@ def test_a_head_with_its_scale_folded_in_answers_in_the_values_unit() -> None:
         assert torch.allclose(head(features), before * 4 + 30, atol=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["probe", "partial", "full", "progressive", "scratch"])
+@pytest.mark.parametrize(
+    "strategy", ["probe", "partial", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "progressive", "scratch"))]
+)
 def test_labels_train_by_every_strategy(squares: Path, tmp_path: Path, strategy: str) -> None:
     run = train(
         squares / "images", config(squares, strategy=strategy, balance="loss", backbone="edgetl_small", pretrained=True), tmp_path / "run"
