@@ -14,6 +14,7 @@ from edgetl.data.split import Splits, split
 from edgetl.errors import ConfigError
 from edgetl.train.config import TrainConfig
 from edgetl.train.finetune import fine_tune
+from edgetl.train.ranks import world
 from edgetl.train.run import Compared, Run, open_run
 from edgetl.train.tasks import scan_images
 
@@ -43,6 +44,8 @@ def compare(
         ConfigError: ``out`` exists, or a comparison that was stopped is in the way.
         EdgetlError: what ``fine_tune`` raises.
     """
+    if world() > 1:
+        raise ConfigError("--strategy compare runs in one process; leave --devices and torchrun out, or name one strategy.")
     work = out.with_name(f"{out.name}.compare")
     if overwrite and not resume:
         shutil.rmtree(work, ignore_errors=True)

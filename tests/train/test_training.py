@@ -77,6 +77,12 @@ def test_a_stopped_comparison_goes_on_without_repeating_what_was_finished(colour
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
 
 
+def test_several_processes_do_not_compare(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="runs in one process"):
+        train(colours, _config(strategy="compare"), tmp_path / "run")
+
+
 def test_the_command_shows_what_was_compared(colours: Path, tmp_path: Path) -> None:
     options = [
         "--strategy",
