@@ -32,7 +32,7 @@ def said(*arguments: object) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module", params=TASKS)
+@pytest.fixture(scope="module", params=[pytest.param(task, marks=pytest.mark.slow) if task == "ordinal" else task for task in TASKS])
 def made(request: pytest.FixtureRequest, squares: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
     """A task, its run and its bundle; the gate is wide, since 22 pictures decide."""
     out = tmp_path_factory.mktemp("road")
