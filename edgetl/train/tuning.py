@@ -98,13 +98,8 @@ def tune(
         history = module.restore(state) if state else History(head_penalty=head_penalty)
         if state:
             _log.info("going on after step %d of %d", state.step, plan.steps)
-        if config.lr == "auto":
-            _find_rate(module, history, train, config, place)
         watch = Watch(module, history, val, config, progress=place.progress, checkpoints=checkpoints, stop=stop)
-        logs = [Logs(config, place.folder, history)] if config.log else []
-        fit(module, train, [watch, *logs], device=place.device, clip_norm=CLIP_NORM)
-        if config.wise and module.anchors and history.best:
-            _interpolate(module, history, val)
+        _learn(module, train, watch, config, place)
     _keep_best(backbone, stages, history)
     return history
 
@@ -119,6 +114,17 @@ def _workshop(backbone: Backbone, plan: Plan, config: TrainConfig, place: Workpl
         tempfile.TemporaryDirectory(dir=place.folder, prefix="activations-") as folder,
     ):
         yield stop, replace(place, folder=Path(folder))
+
+
+def _learn(module: Tuning, train: Batches, watch: Watch, config: TrainConfig, place: Workplace) -> None:
+    """Take the steps, at a rate that is looked for first where that was asked, and mix the result with the start where that was."""
+    history = watch.history
+    if config.lr == "auto":
+        _find_rate(module, history, train, config, place)
+    logs = [Logs(config, place.folder, history)] if config.log else []
+    fit(module, train, [watch, *logs], device=place.device, clip_norm=CLIP_NORM)
+    if config.wise and module.anchors and history.best:
+        _interpolate(module, history, watch.val)
 
 
 def _find_rate(module: Tuning, history: History, train: Batches, config: TrainConfig, place: Workplace) -> None:
