@@ -14,6 +14,8 @@ from edgetl.train.stages import HEAD, Stage
 
 # Of the largest value; the halves are the same layers in the same order, so that only rounding may differ.
 MAX_RELATIVE_DIFFERENCE = 1e-4
+# timm's names in vision transformers.
+PATCHES, POSITIONS = "patch_embed", "_pos_embed"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def cut(model: nn.Module, trained: Sequence[Stage], example: torch.Tensor) -> Ha
         example: a few images, float32 ``[n, 3, H, W]``.
 
     Returns:
-        The halves, compared with the whole on ``example``; none where the network is no chain at that place (a ViT's position embedding).
+        The halves, compared with the whole on ``example``; none where the network is no chain at that place.
     """
     learning = {name for stage in trained for name in stage.parameters}
     order, inputs = _watch(model, example)
@@ -51,9 +53,27 @@ def cut(model: nn.Module, trained: Sequence[Stage], example: torch.Tensor) -> Ha
     tail = copy.deepcopy(model)
     for path in units:
         tail.set_submodule(path, nn.Identity())
-    front = nn.Sequential(*(copy.deepcopy(model.get_submodule(path)) for path in units)).eval()
-    halves = Halves(front, tail)
+    pieces = [copy.deepcopy(model.get_submodule(path)) for path in units]
+    if hasattr(model, POSITIONS) and units[:1] == [PATCHES]:
+        pieces.insert(1, _Positions(model))
+        # Past the registry of modules: there, the class's own method would be found first.
+        tail.__dict__[POSITIONS] = nn.Identity()
+    halves = Halves(nn.Sequential(*pieces).eval(), tail)
     return halves if units and _agree(model, halves, inputs[border], example) else None
+
+
+class _Positions(nn.Module):
+    """The step of a vision transformer that is a method and no module: class tokens and position embeddings join the patches."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.model.set_submodule("blocks", nn.Identity())
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patches ``[batch, ...]`` → tokens ``[batch, tokens, width]``."""
+        tokens: torch.Tensor = getattr(self.model, POSITIONS)(patches)
+        return tokens
 
 
 def _watch(model: nn.Module, example: torch.Tensor) -> tuple[list[str], dict[str, torch.Tensor]]:

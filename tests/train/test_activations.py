@@ -41,8 +41,19 @@ def test_the_halves_of_a_network_are_the_network(name: str, unfreeze: str) -> No
     assert {parameter for parameter, _ in halves.tail.named_parameters()} == learning
 
 
+@pytest.mark.parametrize("name", ["test_vit", "test_vit4"])
+def test_a_vision_transformer_is_cut_between_its_blocks(name: str) -> None:
+    model = timm.create_model(name, num_classes=5).eval()
+    images = torch.randn(3, 3, *model.pretrained_cfg["input_size"][1:])
+    halves = cut(model, choose_stages(find_stages(model, find_head(model)), "0.5"), images[:2])
+    assert halves is not None
+    with torch.inference_mode():
+        assert torch.allclose(halves.tail(halves.front(images)), model(images), atol=1e-4)
+        assert halves.front(images).shape[2] == model.num_features, "tokens"
+
+
 def test_a_network_that_is_no_chain_there_is_left_whole() -> None:
-    model = timm.create_model("test_vit", num_classes=5).eval()
+    model = timm.create_model("xcit_nano_12_p16_224", num_classes=5).eval()
     stages = find_stages(model, find_head(model))
     assert cut(model, choose_stages(stages, "0.33"), torch.randn(2, 3, *model.pretrained_cfg["input_size"][1:])) is None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +36,36 @@ def test_two_processes_learn_as_much_as_one_and_the_first_alone_writes_and_speak
     assert accuracy[1].value >= 0.8
     assert both["plan"] == alone["plan"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "both", "colours"]
+
+
+@pytest.mark.slow
+def test_two_machines_train_together(tmp_path: Path) -> None:
+    data = write_colours(tmp_path / "colours", 30)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    meeting = {**os.environ, "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
+    command = [
+        sys.executable,
+        "-m",
+        "edgetl.cli.app",
+        "train",
+        str(data),
+        *OPTIONS,
+        "--out",
+        str(tmp_path / "run"),
+        "--num-nodes",
+        "2",
+        "--json",
+    ]
+    machines = [
+        subprocess.Popen(command, env={**meeting, "PET_NODE_RANK": str(node)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for node in range(2)
+    ]
+    said = [machine.communicate(timeout=300) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert json.loads(said[0][0])["name"] == "run" and not said[1][0], "the first machine alone speaks"
+    assert open_run(tmp_path / "run").record.validation.accuracy.value >= 0.8
 
 
 @pytest.mark.slow
