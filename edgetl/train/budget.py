@@ -142,7 +142,10 @@ def choose_strategy(images: int) -> tuple[Tuned, str]:
         return "partial", f"{images:,} training images, {PROBE_BELOW} to {PARTIAL_UP_TO:,}: the upper stages adapt, the general ones stay"
     if images <= FULL_UP_TO:
         return "full", f"{images:,} training images, {PARTIAL_UP_TO + 1:,} to {FULL_UP_TO:,}: enough to adapt every stage"
-    return "full", f"{images:,} training images, more than {FULL_UP_TO:,}; if they are unlike photographs, try --strategy scratch too"
+    return (
+        "full",
+        f"{images:,} training images, more than {FULL_UP_TO:,}: every stage adapts; a pilot may choose random weights instead",
+    )
 
 
 def make_plan(config: TrainConfig, images: int, model: nn.Module) -> Plan:

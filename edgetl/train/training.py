@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
-from edgetl.core.atomic import new_folder
+from edgetl.core.atomic import new_folder, write_text
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.progress import Progress, silent
 from edgetl.data.split import Splits, split
 from edgetl.errors import ConfigError
-from edgetl.train.config import TrainConfig
+from edgetl.train.config import Strategy, TrainConfig
 from edgetl.train.finetune import fine_tune
+from edgetl.train.pilot import LEAST_GAIN, gain_of_pretraining, run_pilot, wants_pilot
 from edgetl.train.ranks import world
 from edgetl.train.run import Compared, Run, open_run
 from edgetl.train.tasks import scan_images
@@ -29,7 +31,39 @@ def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False
     folder = scan_images(data, config, progress=progress)
     splits = split(folder, seed=config.seed, val=config.val, test=config.test)
     teach = compare if config.strategy == "compare" else fine_tune
+    if wants_pilot(splits, config) and world() == 1:
+        teach = piloted
     return teach(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)
+
+
+def piloted(
+    splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent
+) -> Run:
+    """``fine_tune`` on very many images: with ``full``, or with ``scratch`` where the pictures are far from those of the pretraining and
+    a pilot is at least as good from random weights. The pilot's runs stay in ``<out>.pilot`` until all is done.
+
+    Raises:
+        ConfigError: a pilot that was stopped is in the way.
+        EdgetlError: what ``fine_tune`` raises.
+    """
+    work = out.with_name(f"{out.name}.pilot")
+    _clear(work, out, overwrite=overwrite, resume=resume)
+    gain = gain_of_pretraining(splits, config, progress=progress)
+    told = f"pretrained features are {100 * gain:+.0f} points better than random ones"
+    table: tuple[Compared, ...] = ()
+    strategy: Strategy = "full"
+    if gain < LEAST_GAIN:
+        trained = partial(_trained, resume=resume, progress=progress)
+        table, figures = run_pilot(splits, config, work, trained, _compared)
+        told = f"{told}; {figures}"
+        strategy = "scratch" if table[1].validation.value >= table[0].validation.value else "full"
+    _log.info("%s: %s", strategy, told)
+    chosen = config.model_copy(update={"strategy": strategy})
+    run = fine_tune(splits, chosen, out, overwrite=overwrite, resume=resume, progress=progress)
+    plan = run.record.plan.model_copy(update={"reason": told})
+    write_text(out / RUN_RECORD_NAME, run.record.model_copy(update={"plan": plan, "compared": table}).model_dump_json(indent=1))
+    shutil.rmtree(work, ignore_errors=True)
+    return open_run(out)
 
 
 def compare(
@@ -47,10 +81,7 @@ def compare(
     if world() > 1:
         raise ConfigError("--strategy compare runs in one process; leave --devices and torchrun out, or name one strategy.")
     work = out.with_name(f"{out.name}.compare")
-    if overwrite and not resume:
-        shutil.rmtree(work, ignore_errors=True)
-    if work.exists() and not resume:
-        raise ConfigError(f"a comparison for {out} was stopped; it is in {work}. Go on with --resume, or begin again with --overwrite.")
+    _clear(work, out, overwrite=overwrite, resume=resume)
     with new_folder(out, overwrite=overwrite) as folder:
         runs = [
             _trained(splits, config.model_copy(update={"strategy": strategy}), work / strategy, resume=resume, progress=progress)
@@ -65,6 +96,14 @@ def compare(
         (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8")
     shutil.rmtree(work, ignore_errors=True)
     return open_run(out)
+
+
+def _clear(work: Path, out: Path, *, overwrite: bool, resume: bool) -> None:
+    """Make room for a comparison's runs, unless those of another one are there to go on with."""
+    if overwrite and not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    if work.exists() and not resume:
+        raise ConfigError(f"a comparison for {out} was stopped; it is in {work}. Go on with --resume, or begin again with --overwrite.")
 
 
 def _trained(splits: Splits, config: TrainConfig, out: Path, *, resume: bool, progress: Progress) -> Run:
