@@ -90,9 +90,13 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 def give_moments(optimizer: torch.optim.Optimizer, saved: dict[str, torch.Tensor]) -> None:
     """Give a resumed AdamW what ``moments`` took from it."""
     for index, parameter in enumerate(_parameters(optimizer)):
-        found = {name: saved[key] for name in _MOMENTS if (key := f"optimizer.{index}.{name}") in saved}
-        if found:
-            optimizer.state[parameter] = {name: value if name == "step" else value.to(parameter.device) for name, value in found.items()}
+        for name in _MOMENTS:
+            if (value := saved.get(f"optimizer.{index}.{name}")) is not None:
+                optimizer.state[parameter][name] = value if name == "step" else _laid_out_as(parameter, value)
+
+
+def _laid_out_as(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

