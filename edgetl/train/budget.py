@@ -144,7 +144,7 @@ def choose_strategy(images: int) -> tuple[Tuned, str]:
         return "full", f"{images:,} training images, {PARTIAL_UP_TO + 1:,} to {FULL_UP_TO:,}: enough to adapt every stage"
     return (
         "full",
-        f"{images:,} training images, more than {FULL_UP_TO:,}: every stage adapts; a pilot may choose random weights instead",
+        f"{images:,} training images, more than {FULL_UP_TO:,}: every stage adapts; a pilot may choose scratch instead",
     )
 
 

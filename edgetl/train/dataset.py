@@ -25,15 +25,17 @@ WORKER_GRACE_S = 5
 
 
 class ImageDataset(Dataset[tuple[torch.Tensor, Target]]):
-    """Images as ``float32 [3, H, W]`` with their label, or their targets.
+    """Images as ``float32 [3, H, W]`` with their label, or their targets; as bytes, ``uint8 [3, H, W]``, where a device normalises them.
 
     An index counts images through all epochs (``epoch * n + i``) and seeds the augmentation, so that a picture looks the same in
     the same epoch whatever the number of worker processes.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], spec: PreprocessSpec, *, augment: v2.Transform | None, seed: int, epochs: int = 1
-    ) -> None:
+        self, samples: Sequence[Sample], spec: PreprocessSpec, *, augment: v2.Transform | None, seed: int, epochs: int = 1,
+        as_bytes: bool = False,
+    ) -> None:  # fmt: skip
+        self.as_bytes = as_bytes
         self.samples = samples
         self.spec = spec
         self.augment = augment
@@ -52,6 +54,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, Target]]):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(draw_seed(self.seed, index))
                 pixels = self.augment(image)
+        if self.as_bytes:
+            return v2.functional.pil_to_tensor(pixels), target_of(sample)
         out = np.empty((3, *self.spec.input_size), np.float32)
         normalise(pixels, self.spec, out)
         return torch.from_numpy(out), target_of(sample)
@@ -189,11 +193,11 @@ class _Share(Sampler[list[int]]):
 
 def training_batches(
     samples: Sequence[Sample], spec: PreprocessSpec, augment: v2.Transform | None, config: TrainConfig, *,
-    steps: range, replay: Sequence[Sample] = (),
+    steps: range, replay: Sequence[Sample] = (), as_bytes: bool = False,
 ) -> DataLoader[tuple[torch.Tensor, Target]]:  # fmt: skip
-    """The batches of ``steps`` (from the one to go on with, to the last): images float32 ``[batch, 3, H, W]`` and labels."""
+    """The batches of ``steps`` (from the one to go on with, to the last): images float32, or uint8, ``[batch, 3, H, W]`` and labels."""
     sampler = make_sampler([sample.label for sample in samples], config, steps, len(replay))
-    images = ImageDataset([*samples, *replay], spec, augment=augment, seed=config.seed)
+    images = ImageDataset([*samples, *replay], spec, augment=augment, seed=config.seed, as_bytes=as_bytes)
     return DataLoader(images, batch_sampler=sampler, num_workers=_workers(config), pin_memory=_pin(config), worker_init_fn=leave_signals)
 
 

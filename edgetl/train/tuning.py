@@ -25,6 +25,7 @@ from edgetl.train.checkpoints import Checkpoints, State
 from edgetl.train.compiled import CompiledForward
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import draw_seed, training_batches, validation_batches
+from edgetl.train.device_augment import batches_on
 from edgetl.train.fitting import explained, fit, give_moments, moments
 from edgetl.train.guards import Guards
 from edgetl.train.loggers import Logs
@@ -156,7 +157,12 @@ def _prepare(
         cached = cache_activations(backbone, trained, splits, augment, config, steps=steps, place=place, replay=replay)
         if cached:
             return cached.backbone, cached.train, cached.val
-    train = training_batches(splits.train, backbone.spec, augment, config, steps=steps, replay=replay)
+    train: Batches
+    if place.device == "cuda" and augment:
+        gpu = torch.device("cuda", torch.cuda.current_device())
+        train = batches_on(gpu, augment, splits.train, backbone.spec, config, steps=steps, replay=replay)
+    else:
+        train = training_batches(splits.train, backbone.spec, augment, config, steps=steps, replay=replay)
     val = validation_batches(splits.val or splits.train, backbone.spec, config)
     height, width = backbone.spec.input_size
     small = len(splits.val or splits.train) * 3 * height * width * 4 <= MOST_HELD_BYTES

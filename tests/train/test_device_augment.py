@@ -1,0 +1,85 @@
+"""Augmentation where the network trains; a CPU stands for the GPU here, the code is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.data.folder import scan
+from edgetl.data.split import Splits, split
+from edgetl.train.augment import make_augmentation
+from edgetl.train.backbones import Backbone
+from edgetl.train.config import Augment, TrainConfig
+from edgetl.train.dataset import training_batches
+from edgetl.train.device_augment import batches_on, divide
+from edgetl.train.finetune import prepare
+from edgetl.train.fitting import fit
+from edgetl.train.stages import choose_stages, find_stages
+from edgetl.train.tuning import Tuning
+
+SPEC = PreprocessSpec(input_size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def splits(colours: Path) -> Splits:
+    return split(scan(colours))
+
+
+def _config(**changes: Any) -> TrainConfig:
+    return TrainConfig.model_validate({"backbone": "test_resnet", "pretrained": False, "workers": 0, "batch_size": 8, **changes})
+
+
+@pytest.mark.parametrize("level", ["light", "medium", "strong"])
+def test_every_step_of_an_augmentation_is_made_once_here_or_there(level: Augment) -> None:
+    whole = make_augmentation(level, SPEC, flip=True)
+    assert isinstance(whole, v2.Compose)
+    shaping, colours = divide(whole)
+    assert isinstance(shaping, v2.Compose) and isinstance(colours, v2.Compose)
+    assert [type(step) for step in (*shaping.transforms, *colours.transforms)] == [type(step) for step in whole.transforms]
+    assert [type(step).__name__ for step in shaping.transforms] == ["RandomResizedCrop", "RandomHorizontalFlip"]
+
+
+def test_without_colours_the_device_gives_the_loaders_pixels(splits: Splits) -> None:
+    crop = v2.Compose([v2.RandomResizedCrop((32, 32), scale=(0.6, 1.0))])
+    there = list(batches_on(CPU, crop, splits.train, SPEC, _config(), steps=range(3)))
+    here = list(training_batches(splits.train, SPEC, crop, _config(), steps=range(3)))
+    for (images, labels), (wanted, known) in zip(there, here, strict=True):
+        assert torch.equal(labels, known) and images.dtype == torch.float32
+        assert torch.allclose(images, wanted, atol=2e-6)
+
+
+def test_each_image_gets_colours_of_its_own_and_a_resumed_training_the_same_ones(splits: Splits) -> None:
+    augment = make_augmentation("light", SPEC, flip=False)
+    assert augment is not None
+    whole = list(batches_on(CPU, augment, splits.train, SPEC, _config(), steps=range(4)))
+    later = list(batches_on(CPU, augment, splits.train, SPEC, _config(), steps=range(2, 4)))
+    for (images, _), (again, _) in zip(whole[2:], later, strict=True):
+        assert torch.equal(images, again)
+    brightness = whole[0][0].mean(dim=(1, 2, 3))
+    plain = next(iter(batches_on(CPU, divide(augment)[0], splits.train, SPEC, _config(), steps=range(1))))[0].mean(dim=(1, 2, 3))
+    assert (brightness - plain).std() > 1e-3
+
+
+def _trained(backbone: Backbone, splits: Splits, config: TrainConfig) -> float:
+    _, plan = prepare(splits, config)
+    augment = make_augmentation("strong", backbone.spec, flip=True)
+    assert augment is not None
+    batches = batches_on(CPU, augment, splits.train, backbone.spec, config, steps=range(plan.steps))
+    stages = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
+    module = Tuning(backbone, stages, plan, config)
+    fit(module, batches, [], device="cpu", clip_norm=1.0)
+    return module.last[2]
+
+
+def test_lightning_trains_on_them(splits: Splits) -> None:
+    config = _config(strategy="full", epochs=3, input_size=(32, 32))
+    backbone, plan = prepare(splits, config)
+    before = backbone.head.weight.detach().clone()
+    assert _trained(backbone, splits, config) < 5.0
+    assert plan.steps > 0 and not torch.equal(before, backbone.head.weight)
