@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from edgetl.cli.session import JsonOption, OverwriteOption, SeedOption, VerboseOption, choices, out, print_json, working
-from edgetl.cli.tables import ladder_lines, variants_table
+from edgetl.cli.tables import certainty_lines, ladder_lines, variants_table
 from edgetl.cli.train import explain, need_extra
 from edgetl.core.bundle import Bundle
 from edgetl.errors import ConfigError
@@ -24,6 +24,7 @@ def export_command(
     data: Annotated[Path | None, typer.Option(help="Where the run's images are now (default: where they were).")] = None,
     name: Annotated[str | None, typer.Option(help="The model's name (default: the run's).")] = None,
     max_drop: Annotated[float, typer.Option(help="Largest loss of validation accuracy of a quantized variant, 0..1.")] = 0.01,
+    strict: Annotated[bool, typer.Option("--strict", help="Ask --max-drop of the loss's one-sided 95 % bound.")] = False,
     num_samples: Annotated[int, typer.Option(help="Training images to calibrate int8 on.")] = 300,
     cpu: Annotated[str, typer.Option(help="here: quantize for this CPU. any: 7-bit weights, safe on x86 without VNNI.")] = "here",
     release: Annotated[int, typer.Option(help="The bundle's release counter; raise it with every shipment.")] = 1,
@@ -44,7 +45,8 @@ def export_command(
         try:
             config = ExportConfig.model_validate(
                 {
-                    "formats": formats, "precisions": precisions, "name": name, "max_drop": max_drop, "calibration_images": num_samples,
+                    "formats": formats, "precisions": precisions, "name": name, "max_drop": max_drop, "strict": strict,
+                    "calibration_images": num_samples,
                     "cpu": cpu, "release": release, "allow_missing": allow_missing, "seed": seed,
                 }
             )  # fmt: skip
@@ -60,7 +62,7 @@ def export_command(
 def show_bundle(bundle: Bundle) -> None:
     """The variants, what was left out, and what to do next."""
     out.print(variants_table(bundle.manifest))
-    for line in ladder_lines(bundle.manifest):
+    for line in (*ladder_lines(bundle.manifest), *certainty_lines(bundle.manifest)):
         out.print(escape(line), soft_wrap=True)
     for item in bundle.manifest.rejected:
         out.print(f"[yellow]left out[/] {item.name}: {escape(item.reason)}")

@@ -12,6 +12,9 @@ from edgetl.core.tasks import SCORE_NAMES
 from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.scenarios import LatencyReport
 
+# A loss that a gate ought to be able to exclude, 3 points of accuracy.
+UNCERTAIN_FALL = 0.03
+
 
 def share(value: Proportion) -> str:
     """A share with its interval and n."""
@@ -82,6 +85,16 @@ def ladder_lines(manifest: Manifest) -> list[str]:
         for name, rungs in ladders
         for rung in rungs
     ]
+
+
+def certainty_lines(manifest: Manifest) -> list[str]:
+    """Said aloud where the validation images are too few to know that a reduced variant lost little."""
+    unsure = [item for item in manifest.variants if item.precision != "fp32" and item.fall and item.fall.high > UNCERTAIN_FALL]
+    if not unsure:
+        return []
+    shown = ", ".join(f"{item.name} {item.fall.high:.3f}" for item in unsure if item.fall)
+    n = max(item.fall.n for item in unsure if item.fall)
+    return [f"{n} validation images cannot exclude a loss of more than {UNCERTAIN_FALL:g} (95 %; at most: {shown}); more images would."]
 
 
 def latency_table(report: LatencyReport) -> Table:

@@ -65,20 +65,38 @@ class Agreement(StrictModel):
     confident_top1: float
 
 
-class Rung(StrictModel):
+class Fall(StrictModel):
+    """How much accuracy fell between two models on the same ``n`` images, 0..1, negative where it rose.
+
+    ``low`` and ``high`` are the 95 % interval of the fall, ``bound`` its one-sided 95 % bound from above (Agresti and Min 2005).
+    """
+
+    value: float
+    low: float
+    high: float
+    bound: float
+    n: int
+
+
+class Rung(LeanModel):
     """One step of the quantization ladder: what was tried and what it measured on the validation images.
 
-    ``accuracy`` is the task's figure as in ``Evaluation.score``; ``drop`` is what the gate judged.
+    ``accuracy`` is the task's figure as in ``Evaluation.score``; ``drop`` is what the gate judged, ``fall`` (of classes) the loss of
+    accuracy with its interval, and ``reason`` why the step was not enough.
     """
+
+    lean: ClassVar[frozenset[str]] = frozenset({"fall", "reason"})
 
     method: str
     accuracy: float
     drop: float
     confident_top1: float
     passed: bool
+    fall: Fall | None = None
+    reason: str = ""
 
 
-class Variant(StrictModel):
+class Variant(LeanModel):
     """One file, or pair of files, that an engine can load.
 
     Attributes:
@@ -87,10 +105,13 @@ class Variant(StrictModel):
         output: name of the tensor float32 ``[batch, labels]``: logits, or a regression's number.
         validation: accuracy (or the task's figure, see ``Evaluation.score``) on the validation images, which decided; ``test`` is
             reported and decided nothing.
+        fall: of classes: what the accuracy on the validation images lost against the trained model, with its interval.
         median_ms: one image on one thread, on the machine that exported; orders the variants, nothing more.
         golden_tolerance: largest allowed difference of a score on the golden images; of a number, relative to ``Decision.spread``.
         ladder: the quantization steps tried, in order; empty for fp32 and fp16.
     """
+
+    lean: ClassVar[frozenset[str]] = frozenset({"fall"})
 
     name: str = Field(pattern=r"^(onnx|openvino)-(fp32|fp16|int8)$")
     format: Format
@@ -101,6 +122,7 @@ class Variant(StrictModel):
     agreement: Agreement
     validation: Proportion
     test: Proportion | None
+    fall: Fall | None = None
     median_ms: float = Field(ge=0.0)
     golden_tolerance: float = Field(gt=0.0, le=1.0)
     ladder: tuple[Rung, ...] = ()

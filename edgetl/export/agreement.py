@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgetl.core.answers import evaluate, held_labels, nearest_grades
-from edgetl.core.manifest import Agreement
+from edgetl.core.manifest import Agreement, Fall
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation, Proportion
@@ -23,6 +23,7 @@ from edgetl.core.tasks import SCORE_NAMES, Reading
 from edgetl.data.folder import Sample
 from edgetl.data.loading import batches, truth_of
 from edgetl.export.config import ExportConfig
+from edgetl.export.losses import MAX_RECALL_DROP, MIN_ENTROPY_SHARE, answer_entropy, paired_fall, worst_class
 
 # Two float32 engines differ by about 1e-6 of the largest logit; a wrong operator or preprocessing by far more.
 MAX_FP32_DIFFERENCE = 1e-4
@@ -53,11 +54,15 @@ class GateSet:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one file measured (the task's figure), and why it failed; an empty ``reason`` is a pass."""
+    """What one file measured (the task's figure), and why it failed; an empty ``reason`` is a pass.
+
+    ``fall`` is the loss of accuracy with its interval, where classes are answered.
+    """
 
     agreement: Agreement
     validation: Proportion
     drop: float
+    fall: Fall | None
     reason: str
 
 
@@ -145,22 +150,56 @@ def judge(logits: Logits, gate: GateSet, config: ExportConfig, *, exact: bool, p
     """
     exported = answers(logits, gate.samples, gate.spec, progress=progress)
     agreement, measured = compare(gate.trained, exported, gate.reading), gate.measure(exported)
-    drop, before, after = fall(gate.evaluation, measured), gate.evaluation.score.value, measured.score.value
+    drop, lost = fall(gate.evaluation, measured), _paired(gate, exported)
     if exact:
         worst = max(agreement.max_relative, _strict_difference(logits, gate))
         agreement = agreement.model_copy(update={"max_relative": worst})
         wrong = worst > MAX_FP32_DIFFERENCE
         reason = f"its logits differ by {worst:.1e} of the largest (limit {MAX_FP32_DIFFERENCE:g})" if wrong else ""
-    elif not drop <= config.max_drop + 1e-9:
-        name = SCORE_NAMES[gate.reading.task]
-        decisions = " (or the share of right decisions)" if measured.multi_label else ""
-        reason = f"{name}{decisions} falls by {drop:.4f}, from {before:.4f} to {after:.4f} (limit {config.max_drop:g})"
-    elif agreement.confident_top1 < config.min_agreement:
-        what = "decisions" if measured.multi_label else "images"
-        reason = f"it agrees on {agreement.confident_top1:.3f} of the confident {what} (limit {config.min_agreement:g})"
     else:
-        reason = ""
-    return Verdict(agreement, measured.score, drop, reason)
+        reason = _lost_too_much(gate, exported, measured, drop, lost, config) or _answers_otherwise(agreement, measured, config)
+    return Verdict(agreement, measured.score, drop, lost, reason)
+
+
+def _paired(gate: GateSet, exported: NDArray[np.float32]) -> Fall | None:
+    if gate.reading.task != "classification":
+        return None
+    labels = truth_of(gate.samples)
+    return paired_fall(gate.trained.argmax(axis=1) == labels, exported.argmax(axis=1) == labels)
+
+
+def _lost_too_much(
+    gate: GateSet, exported: NDArray[np.float32], measured: Evaluation, drop: float, lost: Fall | None, config: ExportConfig
+) -> str:
+    """Why the figures of a reduced file are too far below the trained model's; empty where they are not."""
+    before, after = gate.evaluation.score.value, measured.score.value
+    if not drop <= config.max_drop + 1e-9:
+        decisions = " (or the share of right decisions)" if measured.multi_label else ""
+        return (
+            f"{SCORE_NAMES[gate.reading.task]}{decisions} falls by {drop:.4f}, from {before:.4f} to {after:.4f} (limit {config.max_drop:g})"
+        )
+    if lost is None:
+        return ""
+    if config.strict and lost.bound > config.max_drop:
+        return (
+            f"accuracy falls by {drop:.4f}, and on {lost.n} images by up to {lost.bound:.4f} cannot be excluded (--strict, limit "
+            f"{config.max_drop:g}); more validation images narrow it"
+        )
+    label, recall = worst_class(gate.evaluation, measured)
+    limit = max(MAX_RECALL_DROP, config.max_drop)  # who accepts more on the whole accepts it of a class
+    if recall > limit + 1e-9:
+        return f"the recall of class {label} falls by {recall:.4f} (limit {limit:g})"
+    entropies = answer_entropy(gate.trained), answer_entropy(exported)
+    if entropies[1] < MIN_ENTROPY_SHARE * entropies[0]:
+        return f"it calls too many images one class: its answers' entropy is {entropies[1]:.2f}, the trained model's {entropies[0]:.2f}"
+    return ""
+
+
+def _answers_otherwise(agreement: Agreement, measured: Evaluation, config: ExportConfig) -> str:
+    if agreement.confident_top1 >= config.min_agreement:
+        return ""
+    what = "decisions" if measured.multi_label else "images"
+    return f"it agrees on {agreement.confident_top1:.3f} of the confident {what} (limit {config.min_agreement:g})"
 
 
 def _strict_difference(logits: Logits, gate: GateSet) -> float:

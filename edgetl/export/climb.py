@@ -84,6 +84,8 @@ def _record(step: Step, verdict: Verdict) -> Rung:
         drop=verdict.drop,
         confident_top1=verdict.agreement.confident_top1,
         passed=not verdict.reason,
+        fall=verdict.fall,
+        reason=verdict.reason,
     )
 
 

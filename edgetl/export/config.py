@@ -19,6 +19,7 @@ class ExportConfig(StrictModel):
         name: of the model, in the manifest and for servers; none takes the run's.
         max_drop: largest loss of a quantized variant on the validation images, absolute, 0..1: of accuracy; of a multi-label model of mean
             average precision and of the share of right decisions; of a regression of R².
+        strict: ask ``max_drop`` of the one-sided 95 % bound of the loss of accuracy, and not of the loss itself.
         min_agreement: least share of equal answers where the trained model is sure: it scores the class at least 0.6; a label's log-odds
             are as far from its threshold; a number is always sure, and equal within the tolerance; a grade is 0.1 from the next.
         calibration_images: training images that int8 ranges are measured on.
@@ -33,6 +34,7 @@ class ExportConfig(StrictModel):
     precisions: tuple[Precision, ...] = Field(default=("fp32", "int8"), min_length=1)
     name: str | None = None
     max_drop: float = Field(default=0.01, ge=0.0, le=1.0)
+    strict: bool = False
     min_agreement: float = Field(default=0.97, ge=0.0, le=1.0)
     calibration_images: int = Field(default=300, ge=1)
     gate_images: int = Field(default=1000, ge=1)

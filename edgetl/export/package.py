@@ -216,6 +216,7 @@ def _accept(
             output=OUTPUT_NAME,
             agreement=verdict.agreement,
             validation=verdict.validation,
+            fall=verdict.fall,
             test=None if tested is None else evaluate(bench.gate.reading, truth_of(bench.test), tested).score,
             median_ms=round(float(np.median(times)), 3),
             golden_tolerance=GOLDEN_TOLERANCE[precision],

@@ -1,0 +1,121 @@
+"""What a reduced file lost: intervals, single classes, collapsed answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgetl.core.answers import evaluate
+from edgetl.core.bundle import Bundle
+from edgetl.core.manifest import Fall, Manifest
+from edgetl.core.tasks import Reading
+from edgetl.data.folder import Sample
+from edgetl.export import agreement
+from edgetl.export.agreement import GateSet, Verdict, judge
+from edgetl.export.config import ExportConfig
+from edgetl.export.losses import answer_entropy, paired_fall, worst_class
+
+READING = Reading(labels=("a", "b", "c"))
+
+
+def _rows(answers: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Confident logits ``[n, 3]`` for the given answers."""
+    return (6 * np.eye(3)[answers]).astype(np.float32)
+
+
+def _exact(n: int, lost: int, gained: int) -> Fall:
+    before = np.arange(n) >= gained
+    after = np.ones(n, np.bool_)
+    after[n - lost :] = False
+    return paired_fall(before, after)
+
+
+def test_the_interval_holds_the_fall_and_narrows_with_more_images() -> None:
+    few, many = _exact(100, 5, 2), _exact(10_000, 500, 200)
+    assert few.value == pytest.approx(0.03) and many.value == pytest.approx(0.03)
+    assert few.low < 0.03 < few.bound < few.high and many.high - many.low < (few.high - few.low) / 5
+    # By hand, with 5.5 and 2.5 of 102 images: centre 3/102, spread sqrt(8 - 9/102)/102.
+    assert few.high == pytest.approx(3 / 102 + 1.959964 * (8 - 9 / 102) ** 0.5 / 102)
+
+
+def test_equal_answers_on_few_images_do_not_prove_that_nothing_is_lost() -> None:
+    same = _exact(40, 0, 0)
+    assert same.value == 0.0 and same.low < 0 < same.high and same.high > 0.03
+    assert _exact(1000, 0, 0).high < 0.003
+
+
+def test_the_interval_covers_the_true_fall_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        draw = rng.random(150)
+        before = draw < 0.9  # right before: 90 %; lost of those 4 points, gained of the others 1 point: a fall of 3
+        after = np.where(draw < 0.04, False, np.where(draw > 0.99, True, before))
+        found = paired_fall(before, after)
+        covered += found.low <= 0.03 <= found.high
+    assert 0.93 <= covered / 2000 <= 0.99
+
+
+def test_a_class_with_few_images_is_not_judged_alone() -> None:
+    truth = np.repeat([0, 1, 2], [40, 40, 5])
+    hurt = truth.copy()
+    hurt[40:44] = 0  # four of forty of b
+    hurt[80:] = 0  # all of c, of which there are five
+    was, now = (evaluate(READING, truth, _rows(answers)) for answers in (truth, hurt))
+    label, lost = worst_class(was, now)
+    assert label == "b" and lost == pytest.approx(0.1)
+
+
+def test_entropy_is_nothing_for_one_answer_and_log_of_the_classes_for_even_ones() -> None:
+    assert answer_entropy(_rows(np.zeros(9, np.int64))) == 0
+    assert answer_entropy(_rows(np.arange(9) % 3)) == pytest.approx(np.log(3))
+
+
+@pytest.fixture
+def verdict(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
+    """Judge other answers on images whose truth is given; the images themselves are not read."""
+
+    def make(truth: NDArray[np.int64], exported: NDArray[np.int64], **changes: object) -> Verdict:
+        samples = [Sample.__new__(Sample) for _ in truth]
+        for sample, label in zip(samples, truth, strict=True):
+            object.__setattr__(sample, "label", int(label))
+            object.__setattr__(sample, "targets", ())
+        monkeypatch.setattr(agreement, "answers", lambda *_, **__: _rows(exported))
+        gate = GateSet(samples, None, _rows(truth), READING)  # type: ignore[arg-type]
+        return judge(_rows, gate, ExportConfig.model_validate({"min_agreement": 0.0, **changes}), exact=False)  # type: ignore[arg-type]
+
+    return make
+
+
+def test_a_file_that_gives_up_one_class_is_refused_although_the_mean_holds(verdict: Callable[..., Verdict]) -> None:
+    truth = np.repeat([0, 1, 2], [950, 950, 100])
+    hurt = truth.copy()
+    hurt[1900:1910] = 0  # ten of a hundred: half a point of all
+    assert "the recall of class c falls by 0.1000 (limit 0.05)" in verdict(truth, hurt).reason
+    hurt[1905:1910] = 2
+    assert verdict(truth, hurt).reason == ""
+
+
+def test_a_file_that_calls_nearly_everything_one_class_is_refused_whatever_the_accuracy_may_fall(verdict: Callable[..., Verdict]) -> None:
+    truth = np.arange(60) % 3
+    assert "its answers' entropy is 0.00, the trained model's 1.10" in verdict(truth, np.zeros(60, np.int64), max_drop=1.0).reason
+
+
+def test_strict_asks_it_of_the_bound(verdict: Callable[..., Verdict]) -> None:
+    truth = np.arange(60) % 3
+    assert verdict(truth, truth).reason == ""
+    assert "on 60 images by up to 0.02" in verdict(truth, truth, strict=True).reason
+    many = np.arange(3000) % 3
+    assert verdict(many, many, strict=True).reason == ""
+
+
+def test_a_manifest_without_falls_is_read_and_written_as_before(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    plain = manifest.model_copy(update={"variants": tuple(item.model_copy(update={"fall": None, "ladder": ()}) for item in manifest.variants)})
+    assert '"fall"' not in plain.variants[0].model_dump_json()
+    again = Manifest.model_validate_json(plain.model_dump_json(), strict=True)
+    assert again.variants[0].fall is None
+    assert all(item.fall is not None and item.fall.low <= item.fall.value <= item.fall.high for item in manifest.variants)
