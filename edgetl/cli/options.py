@@ -15,6 +15,8 @@ from edgetl.train.config import PANEL
 Command = TypeVar("Command", bound=Callable[..., None])
 
 SPELLINGS = {"licence": ("--licence", "--license")}
+# Numbers that may be the word auto.
+OR_AUTO = ("epochs",)
 ENVIRONMENT = {"weights_dir": "EDGETL_WEIGHTS"}
 
 
@@ -52,7 +54,7 @@ def given(model: type[StrictModel], options: dict[str, Any]) -> dict[str, Any]:
 def _parameter(name: str, field: Any) -> inspect.Parameter:
     panel = field.json_schema_extra[PANEL]
     option = typer.Option(*SPELLINGS.get(name, ()), help=field.description, rich_help_panel=panel, envvar=ENVIRONMENT.get(name))
-    kind: Any = Annotated[_kind(field.annotation), option]
+    kind: Any = Annotated[str | None if name in OR_AUTO else _kind(field.annotation), option]
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=field.default, annotation=kind)
 
 

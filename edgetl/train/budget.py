@@ -30,7 +30,6 @@ Given = TypeVar("Given", bool, float)
 # Learning rates of the table are for this batch size; others scale with the square root.
 BATCH_OF_RATES = 64
 MIN_BATCH_FOR_BATCHNORM = 16
-MIN_IMAGES_FOR_BATCHNORM = 1000
 SCRATCH_LR = 3e-3
 MIXUP_ABOVE = 20_000
 PROBE_BELOW, PARTIAL_UP_TO, FULL_UP_TO = 100, 10_000, 100_000
@@ -162,7 +161,9 @@ def make_plan(config: TrainConfig, images: int, model: nn.Module) -> Plan:
     epoch = steps_an_epoch(images, config.batch_size)
     frozen = 0 if scratch or strategy == "probe" else recipe.frozen_epochs * epoch
     steps = frozen + (config.epochs * epoch if config.epochs else recipe.steps or _table_steps(row, epoch)) if strategy != "probe" else 0
-    few = images < MIN_IMAGES_FOR_BATCHNORM or config.batch_size < MIN_BATCH_FOR_BATCHNORM
+    # BatchNorm that starts to learn gives the fitted head other features than it was fitted on. A few hundred steps do not make that good:
+    # on 1,444 hand signs the test accuracy was 0.955 with it and 0.997 without (ImageNet MobileNetV2, partial, 128 px).
+    few = images <= PARTIAL_UP_TO or config.batch_size < MIN_BATCH_FOR_BATCHNORM
     still = _or(recipe.freeze_batchnorm, few) and not scratch
     if steps and family == "batchnorm" and not still:
         _check_batch(config, images)

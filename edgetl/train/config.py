@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from edgetl.core.config import StrictModel
 from edgetl.core.licences import Policy
@@ -86,7 +86,7 @@ class TrainConfig(StrictModel):
     recipe: str | None = _training(None, "fastai, or a file NAME.toml: figures instead of the table's; options that are given win.")
     strategy: Strategy = _training("auto", "auto (by the number of images), probe, partial, full, progressive, scratch or compare.")
     unfreeze: str | None = _training(None, "What tunes: a share of the stages from the end (0.33), stage4 and all after it, or first.")
-    epochs: int | None = _training(None, "Passes over the images (default: steps by the number of images).", ge=1)
+    epochs: int | None = _training(None, "Passes over the images, or auto (default): steps by the number of images.", ge=1)
     lr: Rate | Literal["auto"] | None = _training(
         None, "The head's learning rate, or auto: a range test (default: by the number of images)."
     )
@@ -126,3 +126,8 @@ class TrainConfig(StrictModel):
     teacher_share: float = _training(0.5, "Of the loss that is the teacher's.", gt=0.0, le=1.0)
     log: Logged | None = _training(None, "csv, tensorboard, mlflow, or several: each validation's figures, written into the run's logs/.")
     checkpoint_s: float = _training(60.0, "Seconds between two saved states, from which --resume goes on.", gt=0.0)
+
+    @field_validator("epochs", mode="before")
+    @classmethod
+    def _steps_by_images(cls, value: object) -> object:
+        return None if value == "auto" else value

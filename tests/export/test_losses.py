@@ -114,7 +114,8 @@ def test_strict_asks_it_of_the_bound(verdict: Callable[..., Verdict]) -> None:
 
 def test_a_manifest_without_falls_is_read_and_written_as_before(bundle: Bundle) -> None:
     manifest = bundle.manifest
-    plain = manifest.model_copy(update={"variants": tuple(item.model_copy(update={"fall": None, "ladder": ()}) for item in manifest.variants)})
+    variants = tuple(item.model_copy(update={"fall": None, "ladder": ()}) for item in manifest.variants)
+    plain = manifest.model_copy(update={"variants": variants})
     assert '"fall"' not in plain.variants[0].model_dump_json()
     again = Manifest.model_validate_json(plain.model_dump_json(), strict=True)
     assert again.variants[0].fall is None

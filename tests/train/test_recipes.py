@@ -172,3 +172,9 @@ def test_batchnorm_that_a_recipe_lets_learn_needs_two_images_at_a_time() -> None
     with pytest.raises(ConfigError, match="BatchNorm learns from two images at least"):
         _plan(recipe="fastai", batch_size=1)
     assert _plan(strategy="full", batch_size=1).freeze_batchnorm
+
+
+def test_epochs_may_be_the_word_auto(colours: Path, tmp_path: Path) -> None:
+    assert TrainConfig.model_validate({"epochs": "auto"}) == TrainConfig()
+    done = edgetl("train", colours, "--out", tmp_path / "run", "--epochs", "soon")
+    assert done.returncode == 3 and "--epochs" in done.stderr and "auto" in edgetl("train", "--help").stdout
