@@ -68,7 +68,8 @@ def rebuild(architecture: str, model_args: dict[str, Any], classes: int, columns
     if architecture.startswith(TORCHVISION):
         return torchvision_model(architecture.removeprefix(TORCHVISION), None, classes)
     try:
-        model = timm.create_model(architecture, pretrained=False, num_classes=classes, **model_args)
+        # Folders that timm's newer versions save name the published classes among the arguments.
+        model = timm.create_model(architecture, pretrained=False, **{**model_args, "num_classes": classes})
     except (RuntimeError, TypeError, ValueError) as error:
         raise BackboneError(f"timm {timm.__version__} cannot build {architecture} with {model_args}: {error}") from error
     assert isinstance(model, nn.Module)
