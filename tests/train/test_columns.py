@@ -185,6 +185,20 @@ def test_laterals_learn_in_a_group_of_their_own_at_the_trunks_rate(parent: Run, 
     assert module.rates_of(1)["lr/laterals"] == pytest.approx(module.rates_of(1)["lr/stage4"])
 
 
+@torch.no_grad()
+def test_averaged_weights_hold_the_frozen_column_bit_for_bit(parent: Run, splits: Splits) -> None:
+    backbone, plan = prepare(splits, _beside(parent))
+    stages = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
+    module = Tuning(backbone, stages, plan.model_copy(update={"average": 0.97}), _beside(parent))
+    assert module.average is not None
+    for _ in range(5):
+        backbone.head.weight.add_(0.1)
+        module.average.update(module.model)
+    averaged = module.average.module.get_submodule("columns.0").state_dict()
+    assert all(_bytes(averaged[key]) == _bytes(value) for key, value in parent.load_model().state_dict().items())
+    assert not torch.equal(module.average.module.get_parameter("columns.1.fc.weight"), backbone.head.weight)
+
+
 @pytest.mark.parametrize(("unfreeze", "expected"), [("0.3", 3), ("stage3", 3), ("stage1", 5), ("first", 2), ("1", 5)])
 def test_stages_of_columns_are_chosen_as_those_of_one_network_and_borders_begin_before_them(
     parent: Run, splits: Splits, unfreeze: str, expected: int
