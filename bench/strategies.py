@@ -25,6 +25,7 @@ GUARDS: dict[str, dict[str, Any]] = {
     "lwf 1": {"lwf": 1.0},
     "ewc 100": {"ewc": 100.0},
     "replay": {"replay": True},
+    "progressive": {"forgetting": "progressive"},
     "replay + lwf 1": {"replay": True, "lwf": 1.0},
 }
 

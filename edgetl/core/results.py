@@ -125,7 +125,8 @@ class Forgetting(StrictModel):
     """What a training from a run cost that run's task, on its test images (its validation images where it had no test).
 
     Attributes:
-        through: ``own`` where the new network has the old classes, ``old head`` where they were read with the parent's head.
+        through: ``own`` where the new network has the old classes, ``old head`` where they were read with the parent's head, and
+            ``old column`` where the parent stands in the new network as a whole.
         before, after: accuracy of the parent, and of the new network.
         lost: their difference; negative where the old task gained.
     """

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgetl.core.manifest import Parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BackboneError
+from edgetl.train.columns import Columns, ColumnsRecord
 
 TORCHVISION = "torchvision:"
 
@@ -33,6 +34,7 @@ class Backbone:
         weights_sha256: of the file that was loaded, or of the run's; none for random weights.
         licence: the most restrictive of its parents'; none where nobody says.
         parents: what the weights were made from, the oldest first; empty for random weights.
+        columns: which networks stand beside each other in ``model``, if several do.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Backbone:
     weights_sha256: str | None = None
     licence: str | None = None
     parents: tuple[Parent, ...] = ()
+    columns: ColumnsRecord | None = None
 
     @property
     def head(self) -> nn.Linear:
@@ -53,16 +56,20 @@ class Backbone:
         return head
 
 
-def rebuild(architecture: str, model_args: dict[str, Any], classes: int) -> nn.Module:
-    """The architecture of a run, with random weights, for its own weights to be loaded into.
+def rebuild(architecture: str, model_args: dict[str, Any], classes: int, columns: ColumnsRecord | None = None) -> nn.Module:
+    """The architecture of a run, with random weights, for its own weights to be loaded into; ``Columns`` where it has several.
 
     Raises:
         BackboneError: the installed library does not know it any more.
     """
+    if columns is not None:
+        networks = [rebuild(architecture, model_args, count) for count in (*(column.classes for column in columns.earlier), classes)]
+        return Columns(networks, columns.all_borders, columns.head)
     if architecture.startswith(TORCHVISION):
         return torchvision_model(architecture.removeprefix(TORCHVISION), None, classes)
     try:
-        model = timm.create_model(architecture, pretrained=False, num_classes=classes, **model_args)
+        # Folders that timm's newer versions save name the published classes among the arguments.
+        model = timm.create_model(architecture, pretrained=False, **{**model_args, "num_classes": classes})
     except (RuntimeError, TypeError, ValueError) as error:
         raise BackboneError(f"timm {timm.__version__} cannot build {architecture} with {model_args}: {error}") from error
     assert isinstance(model, nn.Module)

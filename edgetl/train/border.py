@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgetl.train.columns import Columns
 from edgetl.train.stages import HEAD, Stage
 
 # Of the largest value; the halves are the same layers in the same order, so that only rounding may differ.
@@ -40,8 +41,11 @@ def cut(model: nn.Module, trained: Sequence[Stage], example: torch.Tensor) -> Ha
         example: a few images, float32 ``[n, 3, H, W]``.
 
     Returns:
-        The halves, compared with the whole on ``example``; none where the network is no chain at that place.
+        The halves, compared with the whole on ``example``; none where the network is no chain at that place, and of several columns: what
+        they hear of each other crosses the border at other places too.
     """
+    if isinstance(model, Columns):
+        return None
     learning = {name for stage in trained for name in stage.parameters}
     order, inputs = _watch(model, example)
     first = set(trained[0].parameters) if trained[0].name != HEAD else learning

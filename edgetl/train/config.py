@@ -114,6 +114,9 @@ class TrainConfig(StrictModel):
     workers: int | None = _training(None, "Processes that load images (default: by cores).", ge=0)
     cache_views: int = _training(4, "Views of each image for which the frozen layers run once, ahead; 0 runs them each step.", ge=0, le=64)
     cache_gb: float = _training(8.0, "Most that those may take on the disk, GB.", ge=0.0)
+    forgetting: Literal["none", "progressive"] = _guard(
+        "none", "progressive: the old network stays whole, and a new one learns beside it and listens to it (columns; twice the size)."
+    )
     l2sp: float = _guard(0.0, "Pull tuned weights towards where they started (0.01 is usual; 0 does not).", ge=0.0)
     wise: bool = _guard(False, "Mix tuned and starting weights in the share that has the lowest validation loss.")
     lwf: float = _guard(0.0, "Answer new images for the old classes as before (1 is usual; 0 does not ask).", ge=0.0)

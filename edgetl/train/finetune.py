@@ -30,6 +30,7 @@ from edgetl.train.backbones import Backbone
 from edgetl.train.budget import Plan, describe_plan, make_plan
 from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
+from edgetl.train.growing import check_columns, grow
 from edgetl.train.learning import Taught, choose_tutor, make_extractor, teach
 from edgetl.train.loggers import check_loggers
 from edgetl.train.lr_sweep import choose_rate, with_sweep
@@ -154,8 +155,9 @@ def _check_parts(splits: Splits, config: TrainConfig) -> None:
 
 
 def prepare(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
-    """Load the backbone, if its licence may be used, and resolve the plan."""
+    """Load the backbone, if its licence may be used, resolve the plan, and set a new column beside the old ones if that is asked."""
     config, _ = with_recipe(config)
+    check_columns(config)
     torch.manual_seed(config.seed)  # random weights, and the head before it is fitted
     given = config.model_copy(update={"pretrained": False, "weights": None}) if config.strategy == "scratch" else config
     if not smooths(config, splits.folder.task):
@@ -163,7 +165,8 @@ def prepare(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
     backbone = load_backbone(given, len(splits.folder.labels))
     if backbone.parents:  # random weights are nobody's
         check_policy(backbone.licence, config.license_policy, name=backbone.name)
-    return backbone, make_plan(given, len({sample.content for sample in splits.train}), backbone.model)
+    plan = make_plan(given, len({sample.content for sample in splits.train}), backbone.model)
+    return grow(backbone, plan, given), plan
 
 
 def _checkpoints(
@@ -264,6 +267,7 @@ def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, 
             licence=backbone.licence,
             pretrained=any(parent.kind != "teacher" for parent in backbone.parents),
             parents=backbone.parents,
+            columns=backbone.columns,
         ),
         preprocess=backbone.spec,
         plan=outcome.plan,

@@ -21,6 +21,7 @@ from edgetl.data.folder import Part, Sample
 from edgetl.data.loading import labels_of
 from edgetl.errors import DataError
 from edgetl.train.backbones import Backbone, find_head, make_trunk
+from edgetl.train.columns import Columns
 from edgetl.train.config import TrainConfig
 from edgetl.train.features import FeatureExtractor
 from edgetl.train.run import Run, open_run
@@ -93,21 +94,34 @@ def measure_forgetting(backbone: Backbone, old: OldTask, *, device: str, batch_s
     if not samples:
         return None
     labels = old.run.record.labels
-    parent = old.run.load_model()
-    before = _answers(make_trunk(parent, old.run.record.backbone.head_name), old.head, backbone, samples, device, batch_size, progress)
-    head = _selected(backbone.head, old.places) if old.places is not None else old.head
-    after = _answers(make_trunk(backbone.model, backbone.head_name), head, backbone, samples, device, batch_size, progress)
+    own = old.run.record.backbone
+    before = _answers(make_trunk(old.run.load_model(), own.head_name), old.head, backbone, samples, device, batch_size, progress)
+    trunk, head, through = _asked(backbone, old)
+    after = _answers(trunk, head, backbone, samples, device, batch_size, progress)
     truth = labels_of(samples)
     first, second = (evaluate_predictions(truth, found, labels) for found in (before, after))
     return Forgetting(
         parent=old.name,
-        through="old head" if old.places is None else "own",
+        through=through,
         images=len(samples),
         before=first.accuracy.value,
         after=second.accuracy.value,
         lost=first.accuracy.value - second.accuracy.value,
         classes=_by_class(first, second),
     )
+
+
+def _asked(backbone: Backbone, old: OldTask) -> tuple[nn.Module, nn.Linear, str]:
+    """What answers the old questions in the trained network: trunk and head, and how the record calls them."""
+    assert old.run is not None
+    own, model = old.run.record.backbone, backbone.model
+    if isinstance(model, Columns) and len(model.columns) > len(own.columns.earlier if own.columns else ()) + 1:
+        column = model.earlier()
+        head = column.get_submodule(own.head_name)
+        assert isinstance(head, nn.Linear)
+        return make_trunk(column, own.head_name), head, "old column"
+    trunk = make_trunk(model, backbone.head_name)
+    return (trunk, old.head, "old head") if old.places is None else (trunk, _selected(backbone.head, old.places), "own")
 
 
 def _selected(head: nn.Linear, places: tuple[int, ...]) -> nn.Linear:

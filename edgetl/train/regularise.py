@@ -10,13 +10,20 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
+from edgetl.train.columns import newest
+
 # What timm's networks call the place where a residual branch may be left out; an Identity where they were built without.
 _PLACE = re.compile(r"(^|.*\.)drop_path\d*")
 
 
 def drop_places(model: nn.Module) -> list[str]:
-    """Names of the modules at the end of the residual branches of ``model``, from the stem on; empty where it has none by that name."""
-    return [name for name, module in model.named_modules() if _PLACE.fullmatch(name) and isinstance(module, nn.Identity | DropPath)]
+    """Names of the modules at the end of the residual branches of ``model``, from the stem on; empty where it has none by that name.
+
+    Of several columns, those of the last one: the others are frozen.
+    """
+    prefix, column = newest(model)
+    found = [name for name, module in column.named_modules() if _PLACE.fullmatch(name) and isinstance(module, nn.Identity | DropPath)]
+    return [f"{prefix}{name}" for name in found]
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from edgetl.data.split import Splits
 from edgetl.errors import DataError, RunError
 from edgetl.train.backbones import Backbone, rebuild
 from edgetl.train.budget import Plan
+from edgetl.train.columns import ColumnsRecord
 from edgetl.train.config import TrainConfig
 
 WEIGHTS_NAME = "weights.safetensors"
@@ -41,8 +42,10 @@ METRICS_NAME = "metrics.jsonl"
 MAX_SPLITS_BYTES = 500_000_000
 
 
-class BackboneRecord(StrictModel):
+class BackboneRecord(LeanModel):
     """Where a run's network comes from; fields as in ``Backbone``."""
+
+    lean: ClassVar[frozenset[str]] = frozenset({"columns"})
 
     name: str
     architecture: str
@@ -52,6 +55,7 @@ class BackboneRecord(StrictModel):
     licence: str | None
     pretrained: bool
     parents: tuple[Parent, ...] = ()
+    columns: ColumnsRecord | None = None
 
 
 class SplitEntry(LeanModel):
@@ -161,13 +165,13 @@ class Run:
     record: RunRecord
 
     def load_model(self) -> nn.Module:
-        """The trained network in evaluation mode, on the CPU.
+        """The trained network in evaluation mode, on the CPU; ``edgetl.train.columns.Columns`` where it has several.
 
         Raises:
             RunError: the weights are damaged or do not fit.
         """
         backbone = self.record.backbone
-        model = rebuild(backbone.architecture, dict(backbone.model_args), len(self.record.labels))
+        model = rebuild(backbone.architecture, dict(backbone.model_args), len(self.record.labels), backbone.columns)
         try:
             state = safetensors.torch.load(self._read(WEIGHTS_NAME))
             model.load_state_dict(state)
@@ -245,7 +249,10 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
 
 def write_model(folder: Path, backbone: Backbone, labels: tuple[str, ...]) -> None:
-    """Write the weights, and for timm architectures the ``config.json`` that makes the folder a ``local-dir:`` of timm."""
+    """Write the weights, and for timm architectures the ``config.json`` that makes the folder a ``local-dir:`` of timm.
+
+    Several columns are no architecture of timm's.
+    """
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
     (folder / WEIGHTS_NAME).write_bytes(safetensors.torch.save(state, {"format": "pt"}))
     if hasattr(backbone.model, "pretrained_cfg"):

@@ -28,7 +28,7 @@ from edgetl.data.loading import batches, labels_of, stratified
 from edgetl.errors import RunError
 from edgetl.train.backbones import Backbone, rebuild
 from edgetl.train.report import write_result
-from edgetl.train.run import METRICS_NAME, SPLITS_NAME, Ingredient, Run, SoupRecord, hash_files, open_run, write_model
+from edgetl.train.run import METRICS_NAME, SPLITS_NAME, BackboneRecord, Ingredient, Run, SoupRecord, hash_files, open_run, write_model
 
 _log = logging.getLogger(__name__)
 
@@ -119,8 +119,12 @@ def check_fit(runs: Sequence[Run]) -> None:
         )
 
 
+def _network_of(backbone: BackboneRecord) -> tuple[object, ...]:
+    return backbone.architecture, backbone.model_args, backbone.head_name, backbone.columns
+
+
 _COMPARED: dict[str, Callable[[Run], object]] = {
-    "architecture": lambda run: (run.record.backbone.architecture, run.record.backbone.model_args, run.record.backbone.head_name),
+    "architecture": lambda run: _network_of(run.record.backbone),
     "start (its weights' SHA-256)": lambda run: run.record.backbone.weights_sha256,
     "list of classes": lambda run: run.record.labels,
     "preprocessing": lambda run: run.record.preprocess,
@@ -165,7 +169,7 @@ class _Kitchen:
     def cook(self, ingredients: Sequence[Weights]) -> nn.Module:
         """The network whose weights are the mean of ``ingredients``, in evaluation mode."""
         backbone = self.run.record.backbone
-        model = rebuild(backbone.architecture, dict(backbone.model_args), len(self.run.record.labels))
+        model = rebuild(backbone.architecture, dict(backbone.model_args), len(self.run.record.labels), backbone.columns)
         model.load_state_dict(average(ingredients))
         if stale := _stale_statistics(model, ingredients):
             _recompute(model.eval(), stale, lambda: self.logits(model, self.train, "BatchNorm statistics"))

@@ -90,7 +90,11 @@ def _from_run(path: Path, config: TrainConfig, classes: int) -> Backbone:
     """A fine-tuned network as a backbone: the next level of the pyramid."""
     run = open_run(path)
     old = run.record.backbone
-    model = rebuild(old.architecture, dict(old.model_args), classes)
+    if old.columns and not config.pretrained:
+        raise ConfigError(
+            f"{path} has columns, which random weights would be frozen in. Name its architecture: --backbone {old.architecture}."
+        )
+    model = rebuild(old.architecture, dict(old.model_args), classes, old.columns)
     if config.pretrained:
         fill(model, old.head_name, path, architecture=old.architecture, state=run.load_model().state_dict())
     parent = Parent(
@@ -106,6 +110,7 @@ def _from_run(path: Path, config: TrainConfig, classes: int) -> Backbone:
         model_args=dict(old.model_args),
         weights_sha256=run.record.files["weights.safetensors"] if config.pretrained else None,
         parents=(*old.parents, parent) if config.pretrained else (),
+        columns=old.columns,
     )
 
 

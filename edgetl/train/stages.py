@@ -11,8 +11,11 @@ from timm.models import group_parameters
 from torch import nn
 
 from edgetl.errors import ConfigError
+from edgetl.train.columns import Columns, newest
 
 STEM, HEAD = "stem", "head"
+# What the last of several columns makes of the earlier ones.
+LATERALS = "laterals"
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Stage:
     """Parameters that are frozen or trained together.
 
     Attributes:
-        name: ``stem``, ``stage1``, ``stage2`` … and ``head``.
+        name: ``stem``, ``stage1``, ``stage2`` …, ``laterals`` where there are columns, and ``head``.
         parameters: their names.
     """
 
@@ -32,8 +35,18 @@ def find_stages(model: nn.Module, head_name: str) -> tuple[Stage, ...]:
     """The stages of ``model``, the stem first and the linear head last.
 
     timm's networks say themselves where a stage ends (``group_matcher(coarse=True)``); for others a stage is a numbered child
-    (``features.3``) or a named one (``layer2``). A cut never falls inside a block.
+    (``features.3``) or a named one (``layer2``). A cut never falls inside a block. Of several columns, the stages are the last one's,
+    and its lateral connections are a stage before the head.
     """
+    if isinstance(model, Columns):
+        prefix, column = newest(model)
+        *trunk, head_stage = (
+            Stage(stage.name, tuple(f"{prefix}{name}" for name in stage.parameters))
+            for stage in find_stages(column, head_name.removeprefix(prefix))
+        )
+        into = f"laterals.{len(model.laterals) - 1}."
+        laterals = tuple(name for name, _ in model.named_parameters() if name.startswith(into))
+        return (*trunk, Stage(LATERALS, laterals), head_stage)
     head = tuple(name for name, _ in model.named_parameters() if name.startswith(f"{head_name}."))
     groups: dict[Any, list[str]] = {}
     matcher = getattr(model, "group_matcher", None)
@@ -56,19 +69,20 @@ def choose_stages(stages: tuple[Stage, ...], unfreeze: str) -> tuple[Stage, ...]
     """The stages that train under ``unfreeze``: a share of the trunk's stages counted from its end, ``stage4`` (that one and all after
     it), ``first`` (the stem and the first stage alone, for images that differ in noise or blur: Lee et al. 2023, arXiv:2210.11466).
 
-    The head always trains; the stem only under ``first`` or a share of 1.
+    The head and lateral connections always train; the stem only under ``first`` or a share of 1.
 
     Raises:
         ConfigError: no such stage, or not a share.
     """
-    *trunk, head = stages
+    trunk = [stage for stage in stages if stage.name not in (LATERALS, HEAD)]
+    end = stages[len(trunk) :]
     if unfreeze == "first":
-        return (*trunk[:2], head)
+        return (*trunk[:2], *end)
     if re.fullmatch(r"stage\d+", unfreeze):
         names = [stage.name for stage in trunk]
         if unfreeze not in names:
             raise ConfigError(f"--unfreeze {unfreeze}: this network has {names[1]} to {names[-1]}.")
-        return (*trunk[names.index(unfreeze) :], head)
+        return (*trunk[names.index(unfreeze) :], *end)
     try:
         share = float(unfreeze)
     except ValueError:
@@ -76,7 +90,7 @@ def choose_stages(stages: tuple[Stage, ...], unfreeze: str) -> tuple[Stage, ...]
     if not 0.0 < share <= 1.0:
         raise ConfigError(f"--unfreeze {unfreeze}: give a share of the stages such as 0.33, a stage such as stage4, or first.")
     count = math.ceil(share * len(trunk)) if share == 1.0 else min(len(trunk) - 1, math.ceil(share * len(trunk)))
-    return (*trunk[len(trunk) - count :], head)
+    return (*trunk[len(trunk) - count :], *end)
 
 
 def set_trainable(model: nn.Module, trained: tuple[Stage, ...], *, freeze_batchnorm: bool) -> None:

@@ -34,7 +34,7 @@ from edgetl.train.objectives import Classes, Objective, make_objective
 from edgetl.train.protection import Protection
 from edgetl.train.regularise import dropping_paths, mix
 from edgetl.train.schedules import planned, rate_factor
-from edgetl.train.stages import HEAD, STEM, Stage, choose_stages, find_stages, set_trainable
+from edgetl.train.stages import HEAD, LATERALS, STEM, Stage, choose_stages, find_stages, set_trainable
 from edgetl.train.stopping import StopRequest
 from edgetl.train.tutoring import Tutor, distillation
 from edgetl.train.watching import Batches, History, Watch, measure
@@ -173,8 +173,8 @@ def parameter_groups(model: nn.Module, stages: Sequence[Stage], plan: Plan) -> l
     """Optimizer groups, two a stage, each with a learning rate of its own in ``lr``.
 
     timm's ``lr_scale`` would be ignored by torch's optimizers. From the trunk's last stage (``top_lr``) the rate falls geometrically to
-    ``top_lr * lr_ratio`` at the lowest stage of ``stages``: a fixed factor a stage would mean another end for each depth. One-dimensional
-    parameters (norms, biases) get no weight decay.
+    ``top_lr * lr_ratio`` at the lowest stage of ``stages``: a fixed factor a stage would mean another end for each depth. Lateral
+    connections of columns learn at ``top_lr``. One-dimensional parameters (norms, biases) get no weight decay.
 
     Args:
         model: the network.
@@ -182,11 +182,13 @@ def parameter_groups(model: nn.Module, stages: Sequence[Stage], plan: Plan) -> l
         plan: the rates.
     """
     named = dict(model.named_parameters())
-    trunk = [stage for stage in stages if stage.name != HEAD]
+    trunk = [stage for stage in stages if stage.name not in (LATERALS, HEAD)]
     groups = []
     for stage in stages:
         if stage.name == HEAD:
             lr = plan.head_lr
+        elif stage.name == LATERALS:
+            lr = plan.top_lr
         else:
             lr = plan.top_lr * plan.lr_ratio ** ((len(trunk) - 1 - trunk.index(stage)) / max(1, len(trunk) - 1))
         for decays in (True, False):

@@ -1,0 +1,376 @@
+"""Columns: an old network that stays as it is, bit for bit, and a new one that learns beside it and listens to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.models import save_for_hf
+from torch import nn
+
+from edgetl.data.folder import scan
+from edgetl.data.loading import batches
+from edgetl.data.split import Splits, split
+from edgetl.errors import ConfigError, RunError
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.export.to_onnx import to_onnx
+from edgetl.runtime.engine import load_engine
+from edgetl.train.backbones import find_head, make_trunk
+from edgetl.train.columns import Border, Column, Columns, ColumnsRecord, newest
+from edgetl.train.config import TrainConfig
+from edgetl.train.finetune import prepare
+from edgetl.train.growing import find_borders
+from edgetl.train.regularise import drop_places
+from edgetl.train.run import TIMM_CONFIG_NAME, Run, open_run
+from edgetl.train.soup import make_soup
+from edgetl.train.sources import load_backbone
+from edgetl.train.stages import choose_stages, find_stages
+from edgetl.train.training import train
+from edgetl.train.trunk_ov import compile_trunk
+from edgetl.train.tuning import Tuning
+from tests.command import edgetl
+from tests.conftest import write_colours
+
+SMALL: dict[str, Any] = {
+    "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 8, "batch_size": 8,
+    "strategy": "full", "augment": "none", "views": 1, "patience": 100, "lr": 3e-3, "trunk_lr": 1e-3, "lr_ratio": 1.0, "cache_views": 0,
+}  # fmt: skip
+
+
+def _config(**changes: object) -> TrainConfig:
+    return TrainConfig.model_validate({**SMALL, **changes})
+
+
+def _beside(parent: Run, **changes: object) -> TrainConfig:
+    return _config(backbone=str(parent.path), forgetting="progressive", **changes)
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A network that tells red, green and blue apart."""
+    root = tmp_path_factory.mktemp("old")
+    write_colours(root / "colours", 20)
+    return train(root / "colours", _config(strategy="scratch", pretrained=False, epochs=20), root / "parent")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other classes: stripes that lie or stand."""
+    root, rng = tmp_path_factory.mktemp("shapes") / "shapes", np.random.default_rng(0)
+    for name in ("lying", "standing"):
+        (root / name).mkdir(parents=True)
+        for index in range(20):
+            pixels = np.repeat(rng.integers(0, 255, (40, 1, 3)), 40, axis=1)
+            Image.fromarray((pixels if name == "lying" else pixels.transpose(1, 0, 2)).astype(np.uint8)).save(root / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def grown(parent: Run, shapes: Path) -> Run:
+    """That network and a column beside it that tells the stripes apart."""
+    return train(shapes, _beside(parent), shapes.parent / "grown")
+
+
+@pytest.fixture(scope="module")
+def splits(shapes: Path) -> Splits:
+    return split(scan(shapes), seed=0, val=0.25, test=0.25)
+
+
+@pytest.fixture(scope="module")
+def images(parent: Run) -> torch.Tensor:
+    """Test images of the old task."""
+    return torch.from_numpy(next(batches(parent.samples("test"), parent.record.preprocess)))
+
+
+def _columns(run: Run) -> Columns:
+    model = run.load_model()
+    assert isinstance(model, Columns)
+    return model
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().numpy().tobytes()
+
+
+def _weights(run: Run) -> str:
+    return run.record.files["weights.safetensors"]
+
+
+def _loud(model: Columns) -> Columns:
+    """Lateral connections that say something."""
+    torch.manual_seed(0)
+    for weight in model.laterals.parameters():
+        nn.init.normal_(weight, std=0.05)
+    return model
+
+
+@torch.no_grad()
+def test_the_old_network_is_untouched_by_training_its_statistics_and_answers_too(parent: Run, grown: Run, images: torch.Tensor) -> None:
+    old, model = parent.load_model(), _columns(grown)
+    kept, learned = model.columns[0].state_dict(), model.columns[1].state_dict()
+    assert kept.keys() == old.state_dict().keys()
+    assert all(_bytes(kept[key]) == _bytes(value) for key, value in old.state_dict().items()), "parameters and buffers"
+    assert _bytes(model.old_answers(images)) == _bytes(old(images)) == _bytes(model.earlier()(images))
+    moved = [key for key, value in old.state_dict().items() if not key.startswith("fc.") and not torch.equal(value, learned[key])]
+    assert {key.partition(".")[0] for key in moved} == {"layer1", "layer2", "layer3", "layer4"}, "the new column learned"
+    assert all(bool(weight.any()) for weight in model.laterals.parameters()), "and listens at every border"
+
+
+@torch.no_grad()
+def test_a_reopened_run_answers_both_tasks_as_the_trained_network_did(parent: Run, shapes: Path, splits: Splits, tmp_path: Path) -> None:
+    run = train(shapes, _beside(parent, epochs=2), tmp_path / "run")
+    first, second = _columns(run), _columns(open_run(run.path))
+    pictures = torch.from_numpy(next(batches(splits.test, run.record.preprocess)))
+    assert _bytes(first(pictures)) == _bytes(second(pictures)) and first(pictures).shape[1] == 2
+    assert _bytes(first.old_answers(pictures)) == _bytes(parent.load_model()(pictures)) == _bytes(second.old_answers(pictures))
+    truth = torch.tensor([sample.label for sample in splits.test])
+    assert run.record.test is not None
+    assert float((second(pictures).argmax(dim=1) == truth).float().mean()) == pytest.approx(run.record.test.accuracy.value)
+
+
+def test_the_record_names_the_columns_and_nothing_is_lost(parent: Run, grown: Run) -> None:
+    record = grown.record
+    columns, forgetting = record.backbone.columns, record.forgetting
+    assert columns is not None and columns.earlier == (Column(name="parent", classes=3, labels=("blue", "green", "red")),)
+    assert [border.port for border in columns.borders] == ["bn1", "layer1", "layer2", "layer3", "layer4"]
+    assert record.backbone.head_name == "columns.1.fc" and record.labels == ("lying", "standing")
+    assert forgetting is not None and parent.record.test is not None
+    assert (forgetting.through, forgetting.before, forgetting.lost) == ("old column", parent.record.test.accuracy.value, 0.0)
+    assert record.test is not None and record.test.accuracy.value >= 0.9
+    assert not (grown.path / TIMM_CONFIG_NAME).exists(), "timm could not build it"
+    plain = json.loads((parent.path / "run.json").read_text())["backbone"]
+    assert "columns" not in plain, "other runs keep their form"
+
+
+@torch.no_grad()
+def test_a_new_column_starts_as_the_network_that_it_is_a_copy_of(parent: Run, splits: Splits, images: torch.Tensor) -> None:
+    backbone, _ = prepare(splits, _beside(parent))
+    features = make_trunk(backbone.model, backbone.head_name)(images)
+    assert torch.equal(features, make_trunk(parent.load_model(), "fc")(images))
+    assert isinstance(backbone.model, Columns)
+    assert not torch.equal(make_trunk(_loud(backbone.model), backbone.head_name)(images), features), "and hears the old one"
+    assert _bytes(backbone.model.old_answers(images)) == _bytes(parent.load_model()(images)), "which hears nothing"
+
+
+def test_training_leaves_frozen_columns_in_evaluation_mode_and_without_gradients(parent: Run, splits: Splits) -> None:
+    backbone, _ = prepare(splits, _beside(parent))
+    model = backbone.model.train()
+    assert isinstance(model, Columns)
+    assert not any(module.training for module in model.columns[0].modules()) and model.columns[1].training
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert names and not any(name.startswith("columns.0.") for name in names)
+    assert find_head(model) == "columns.1.fc" and newest(model) == ("columns.1.", model.columns[1])
+
+
+def test_laterals_learn_in_a_group_of_their_own_at_the_trunks_rate(parent: Run, splits: Splits) -> None:
+    config = _beside(parent, lr=0.004, trunk_lr=0.002, lr_ratio=0.1)
+    backbone, plan = prepare(splits, config)
+    stages = find_stages(backbone.model, backbone.head_name)
+    assert [stage.name for stage in stages] == ["stem", "stage1", "stage2", "stage3", "stage4", "laterals", "head"]
+    module = Tuning(backbone, choose_stages(stages, plan.unfreeze), plan, config)
+    groups = {group["stage"]: group for group in module.groups_of(backbone.model)}
+    assert (groups["laterals"]["lr"], groups["head"]["lr"], groups["stage4"]["lr"]) == (0.002, 0.004, 0.002)
+    assert isinstance(backbone.model, Columns)
+    laterals = {id(parameter) for parameter in backbone.model.laterals.parameters()}
+    assert {id(parameter) for parameter in groups["laterals"]["params"]} == laterals
+    learning = {id(parameter) for group in module.groups_of(backbone.model) for parameter in group["params"]}
+    assert learning.isdisjoint(id(parameter) for parameter in backbone.model.columns[0].parameters())
+    assert module.rates_of(1)["lr/laterals"] == pytest.approx(module.rates_of(1)["lr/stage4"])
+
+
+@torch.no_grad()
+def test_averaged_weights_hold_the_frozen_column_bit_for_bit(parent: Run, splits: Splits) -> None:
+    backbone, plan = prepare(splits, _beside(parent))
+    stages = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
+    module = Tuning(backbone, stages, plan.model_copy(update={"average": 0.97}), _beside(parent))
+    assert module.average is not None
+    for _ in range(5):
+        backbone.head.weight.add_(0.1)
+        module.average.update(module.model)
+    averaged = module.average.module.get_submodule("columns.0").state_dict()
+    assert all(_bytes(averaged[key]) == _bytes(value) for key, value in parent.load_model().state_dict().items())
+    assert not torch.equal(module.average.module.get_parameter("columns.1.fc.weight"), backbone.head.weight)
+
+
+@pytest.mark.parametrize(("unfreeze", "expected"), [("0.3", 3), ("stage3", 3), ("stage1", 5), ("first", 2), ("1", 5)])
+def test_stages_of_columns_are_chosen_as_those_of_one_network_and_borders_begin_before_them(
+    parent: Run, splits: Splits, unfreeze: str, expected: int
+) -> None:
+    plain = load_backbone(_config(backbone=str(parent.path)), 2)
+    backbone, _ = prepare(splits, _beside(parent, unfreeze=unfreeze))
+    chosen = [stage.name for stage in choose_stages(find_stages(backbone.model, backbone.head_name), unfreeze)]
+    alone = [stage.name for stage in choose_stages(find_stages(plain.model, plain.head_name), unfreeze)]
+    assert chosen == [*alone[:-1], "laterals", "head"]
+    assert backbone.columns is not None
+    assert len(backbone.columns.borders) == {"first": 5}.get(unfreeze, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "layouts"),
+    [
+        ("test_resnet", 32, ["map"] * 5),
+        ("test_vit", 160, ["rows"] * 7),
+        ("test_convnext", 64, ["map"] * 6),
+        ("test_mambaout", 64, ["rows"] * 6),
+    ],
+)
+@torch.no_grad()
+def test_borders_are_found_in_maps_and_in_rows_of_tokens(name: str, side: int, layouts: list[str]) -> None:
+    old, new = (timm.create_model(name, num_classes=3).eval() for _ in range(2))
+    head = find_head(new)
+    borders = find_borders(new, head, "1", (side, side))
+    assert [border.layout for border in borders] == layouts
+    model, pictures = Columns([old, new], [borders], head).eval(), torch.randn(2, 3, side, side)
+    assert torch.equal(model(pictures), new(pictures)), "zero connections say nothing"
+    assert not torch.equal(_loud(model)(pictures), new(pictures))
+    assert torch.equal(model.old_answers(pictures), old(pictures))
+
+
+def test_a_lateral_is_a_matrix_over_the_channels_of_the_old_output() -> None:
+    torch.manual_seed(0)
+    old, new = (nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 2)) for _ in range(2))
+    model = _loud(Columns([old, new], [[Border(port="0", channels=5, layout="rows")]], "2").eval())
+    given = torch.randn(3, 4)
+    matrix = next(model.laterals.parameters())
+    torch.testing.assert_close(model(given), new[2]((new[0](given) + old[0](given) @ matrix.T).relu()))
+    torch.testing.assert_close(model.old_answers(given), old(given))
+
+
+def test_branches_are_left_out_in_the_new_column_alone() -> None:
+    old, new = (timm.create_model("test_convnext", num_classes=3) for _ in range(2))
+    model = Columns([old, new], [find_borders(new, find_head(new), "1", (64, 64))], find_head(new))
+    assert drop_places(model) == [f"columns.1.{name}" for name in drop_places(new)] != []
+
+
+@pytest.mark.parametrize("choice", [{"strategy": "full"}, {"strategy": "partial", "cache_views": 2}, {"strategy": "progressive"}])
+def test_a_training_beside_an_old_network_resumes_to_the_same_weights(
+    parent: Run, shapes: Path, tmp_path: Path, choice: dict[str, Any]
+) -> None:
+    config = _beside(parent, epochs=3, checkpoint_s=0.001, **choice)
+    whole = train(shapes, config, tmp_path / "whole")
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "fine-tuning" and done == total // 2 + 1:
+            raise _StopError
+
+    with pytest.raises(_StopError):
+        train(shapes, config, tmp_path / "broken", progress=stop)
+    assert _weights(train(shapes, config, tmp_path / "broken", resume=True)) == _weights(whole)
+
+
+class _StopError(Exception):
+    """Ends a training from its progress."""
+
+
+@torch.no_grad()
+def test_a_chain_keeps_every_task_and_starts_where_the_last_one_ended(
+    parent: Run, grown: Run, images: torch.Tensor, tmp_path: Path
+) -> None:
+    root = write_colours(tmp_path / "again", 10, seed=5)
+    third, _ = prepare(split(scan(root), seed=0, val=0.25, test=0.25), _beside(grown))
+    before = make_trunk(_columns(grown), grown.record.backbone.head_name)(images)
+    assert torch.equal(make_trunk(third.model, third.head_name)(images), before)
+    run = train(root, _beside(grown, epochs=2, strategy="partial"), tmp_path / "third")
+    model = _columns(open_run(run.path))
+    assert _bytes(model.answers(images, 0)) == _bytes(parent.load_model()(images))
+    assert _bytes(model.answers(images, 1)) == _bytes(_columns(grown)(images)) == _bytes(model.earlier()(images))
+    assert model(images).shape[1] == 3 and run.record.backbone.head_name == "columns.2.fc"
+    columns, forgetting = run.record.backbone.columns, run.record.forgetting
+    assert columns is not None and [column.name for column in columns.earlier] == ["parent", "grown"]
+    assert forgetting is not None and (forgetting.parent, forgetting.through, forgetting.lost) == ("grown", "old column", 0.0)
+
+
+@torch.no_grad()
+def test_without_the_option_the_last_column_goes_on_and_the_first_one_still_stays(
+    parent: Run, grown: Run, shapes: Path, images: torch.Tensor, tmp_path: Path
+) -> None:
+    run = train(shapes, _config(backbone=str(grown.path), epochs=2, l2sp=0.01), tmp_path / "next")
+    model = _columns(run)
+    assert len(model.columns) == 2 and run.record.backbone.columns == grown.record.backbone.columns
+    assert _bytes(model.old_answers(images)) == _bytes(parent.load_model()(images))
+    assert run.record.forgetting is not None and run.record.forgetting.through == "own"
+
+
+def test_published_weights_are_kept_with_their_own_head(splits: Splits, tmp_path: Path) -> None:
+    published = timm.create_model("test_resnet", num_classes=7)
+    folder = tmp_path / "published"
+    folder.mkdir()
+    save_for_hf(published, str(folder), safe_serialization=True)
+    config = _config(backbone=f"local-dir:{folder}", forgetting="progressive")
+    backbone, _ = prepare(splits, config)
+    assert backbone.columns is not None and backbone.columns.earlier == (Column(name=f"local-dir:{folder}", classes=7),)
+    assert isinstance(backbone.model, Columns)
+    pictures = torch.randn(2, 3, 32, 32)
+    assert _bytes(backbone.model.old_answers(pictures)) == _bytes(published.eval()(pictures))
+
+
+def test_soups_of_runs_with_columns_keep_the_old_one(parent: Run, grown: Run, shapes: Path, images: torch.Tensor, tmp_path: Path) -> None:
+    other = train(shapes, _beside(parent, epochs=4, lr=1e-3), tmp_path / "other")
+    soup = make_soup([grown.path, other.path], tmp_path / "soup", method="uniform")
+    with torch.no_grad():
+        assert _bytes(_columns(soup).old_answers(images)) == _bytes(parent.load_model()(images))
+    alone = train(shapes, _config(backbone=str(parent.path), epochs=1), tmp_path / "alone")
+    with pytest.raises(RunError, match="has another architecture"):
+        make_soup([grown.path, alone.path], tmp_path / "wrong")
+
+
+def test_a_probe_needs_no_column(parent: Run, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        run = train(shapes, _beside(parent, strategy="probe"), tmp_path / "run")
+    assert run.record.backbone.columns is None and "--forgetting progressive: not needed, a probe leaves the trunk as it is" in caplog.text
+
+
+def test_what_cannot_be_kept_or_combined_is_said(parent: Run, grown: Run, splits: Splits) -> None:
+    for config in (_beside(parent, strategy="scratch"), _config(forgetting="progressive", pretrained=False)):
+        with pytest.raises(ConfigError, match="--forgetting progressive: random weights know nothing that could be kept"):
+            prepare(splits, config)
+    with pytest.raises(ConfigError, match=r"cannot go with --lwf and --wise\. Leave one out"):
+        prepare(splits, _beside(parent, lwf=1.0, wise=True))
+    with pytest.raises(ConfigError, match=r"edgetl_small came without one\. Use --l2sp or --replay"):
+        prepare(splits, _config(forgetting="progressive", backbone="edgetl_small"))
+    with pytest.raises(ConfigError, match=r"has columns, which random weights would be frozen in\. Name its architecture"):
+        prepare(splits, _config(backbone=str(grown.path), strategy="scratch"))
+
+
+def test_records_of_three_columns_list_the_borders_of_all_but_the_first() -> None:
+    one, two = (Border(port=name, channels=4, layout="map") for name in ("a", "b"))
+    record = ColumnsRecord(
+        head="fc", earlier=(Column(name="x", classes=2), Column(name="y", classes=3, borders=(one,))), borders=(one, two)
+    )
+    assert record.all_borders == ((one,), (one, two))
+
+
+@torch.no_grad()
+def test_onnx_and_openvino_answer_like_torch(grown: Run, images: torch.Tensor, tmp_path: Path) -> None:
+    model, spec = _columns(grown), grown.record.preprocess
+    path = tmp_path / "model.onnx"
+    to_onnx(model, spec, path, {})
+    found = load_engine("onnx", [path.read_bytes()], threads=1).run(images.numpy())
+    np.testing.assert_allclose(found, model(images).numpy(), atol=1e-4)
+    trunk = make_trunk(model, grown.record.backbone.head_name)
+    features = compile_trunk(trunk, images.numpy())
+    assert features is not None
+    np.testing.assert_allclose(features(images.numpy()), trunk(images).numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_bundle_of_a_run_with_columns_answers_the_new_task_in_every_variant(grown: Run, tmp_path: Path) -> None:
+    config = ExportConfig(precisions=("fp32", "int8"), max_drop=0.1, calibration_images=20)
+    bundle = export_bundle(grown.path, config, tmp_path / "bundle")
+    assert {variant.name for variant in bundle.manifest.variants} == {"onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-int8"}
+    assert bundle.manifest.labels == ("lying", "standing")
+
+
+def test_the_command_keeps_the_old_network(parent: Run, shapes: Path, tmp_path: Path) -> None:
+    options = ["--backbone", str(parent.path), "--forgetting", "progressive", "--strategy", "full", "--epochs", "2", "--views", "1"]
+    done = edgetl("train", str(shapes), *options, "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "the task of parent (old column): accuracy" in said and "most forgotten" not in said
