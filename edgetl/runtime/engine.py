@@ -68,12 +68,16 @@ def load_engine(format_: Format, files: list[bytes], *, threads: int) -> Engine:
         raise MissingExtraError(_LIBRARIES[format_], _LIBRARIES[format_])
     match format_:
         case "onnx":
+            from edgetl.runtime.onnx_check import check_onnx
             from edgetl.runtime.ort import OrtEngine
 
+            check_onnx(files[0])
             return OrtEngine(files[0], threads=threads)
         case "openvino":
+            from edgetl.runtime.ir_check import check_ir
             from edgetl.runtime.ov import OvEngine
 
+            check_ir(files[0], files[1])
             return OvEngine(files[0], files[1], threads=threads)
         case _:
             assert_never(format_)
