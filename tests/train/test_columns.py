@@ -270,6 +270,7 @@ class _StopError(Exception):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_a_chain_keeps_every_task_and_starts_where_the_last_one_ended(
     parent: Run, grown: Run, images: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -368,6 +369,7 @@ def test_a_bundle_of_a_run_with_columns_answers_the_new_task_in_every_variant(gr
     assert bundle.manifest.labels == ("lying", "standing")
 
 
+@pytest.mark.slow
 def test_the_command_keeps_the_old_network(parent: Run, shapes: Path, tmp_path: Path) -> None:
     options = ["--backbone", str(parent.path), "--forgetting", "progressive", "--strategy", "full", "--epochs", "2", "--views", "1"]
     done = edgetl("train", str(shapes), *options, "--out", str(tmp_path / "run"))

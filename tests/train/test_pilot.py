@@ -46,6 +46,7 @@ def test_only_auto_with_more_than_100_000_images_wants_a_pilot(colours: Path, ma
     assert not wants_pilot(splits, TrainConfig(pretrained=False))
 
 
+@pytest.mark.slow
 def test_pretrained_features_gain_on_digits_and_not_on_noise(digits: Path, tmp_path: Path) -> None:
     config = TrainConfig.model_validate(SMALL)
     assert gain_of_pretraining(split(scan(_noise(tmp_path / "noise", 40))), config) < LEAST_GAIN
