@@ -140,7 +140,8 @@ def _keep_best(backbone: Backbone, stages: tuple[Stage, ...], history: History) 
         raise TrainingError("the validation loss was never finite; lower --lr, or check the images with `edgetl evaluate`.")
     backbone.model.load_state_dict({**backbone.model.cpu().state_dict(), **history.best})
     set_trainable(backbone.model, stages, freeze_batchnorm=False)
-    backbone.model.eval()
+    # As every other network lies in memory, so that the same kernels give the same bits.
+    backbone.model.to(memory_format=torch.contiguous_format).eval()
 
 
 def _prepare(
