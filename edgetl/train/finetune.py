@@ -30,6 +30,8 @@ from edgetl.train.backbones import Backbone
 from edgetl.train.budget import Plan, describe_plan, make_plan
 from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
+from edgetl.train.head_fit import give_head
+from edgetl.train.heads import head_of
 from edgetl.train.learning import Taught, choose_tutor, make_extractor, teach
 from edgetl.train.loggers import check_loggers
 from edgetl.train.lr_sweep import choose_rate, with_sweep
@@ -163,7 +165,8 @@ def prepare(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
     backbone = load_backbone(given, len(splits.folder.labels))
     if backbone.parents:  # random weights are nobody's
         check_policy(backbone.licence, config.license_policy, name=backbone.name)
-    return backbone, make_plan(given, len({sample.content for sample in splits.train}), backbone.model)
+    plan = make_plan(given, len({sample.content for sample in splits.train}), backbone.model)
+    return give_head(backbone, given, plan, len(splits.train)), plan
 
 
 def _checkpoints(
@@ -265,6 +268,7 @@ def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, 
             pretrained=any(parent.kind != "teacher" for parent in backbone.parents),
             parents=backbone.parents,
         ),
+        head=head_of(backbone.model),
         preprocess=backbone.spec,
         plan=outcome.plan,
         alarms=outcome.alarms,

@@ -29,9 +29,10 @@ from edgetl.data.folder import Part, Sample
 from edgetl.data.integrity import check_images
 from edgetl.data.split import Splits
 from edgetl.errors import DataError, RunError
-from edgetl.train.backbones import Backbone, rebuild
+from edgetl.train.backbones import Backbone
 from edgetl.train.budget import Plan
 from edgetl.train.config import TrainConfig
+from edgetl.train.heads import HeadSpec, rebuild_headed
 
 WEIGHTS_NAME = "weights.safetensors"
 SPLITS_NAME = "splits.json"
@@ -108,6 +109,7 @@ class RunRecord(LeanModel):
 
     Attributes:
         task, decision: what was asked, and how the network's outputs are read.
+        head: what follows the trunk.
         plan: what the data budget made of the configuration.
         alarms: sentences on what should be looked at before the run is used.
         head_penalty: the L2 strength of the probe that fitted (or, before tuning, started) the head; none if it started at random.
@@ -120,7 +122,7 @@ class RunRecord(LeanModel):
         files: SHA-256 of every other file that a later stage reads.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"task", "decision"})
+    lean: ClassVar[frozenset[str]] = frozenset({"task", "decision", "head"})
 
     schema_version: Literal[1] = 1
     name: str
@@ -130,6 +132,7 @@ class RunRecord(LeanModel):
     labels: tuple[str, ...]
     config: TrainConfig
     backbone: BackboneRecord
+    head: HeadSpec = HeadSpec()
     preprocess: PreprocessSpec
     plan: Plan
     alarms: tuple[str, ...] = ()
@@ -167,7 +170,7 @@ class Run:
             RunError: the weights are damaged or do not fit.
         """
         backbone = self.record.backbone
-        model = rebuild(backbone.architecture, dict(backbone.model_args), len(self.record.labels))
+        model = rebuild_headed(backbone.architecture, dict(backbone.model_args), self.record.head, len(self.record.labels))
         try:
             state = safetensors.torch.load(self._read(WEIGHTS_NAME))
             model.load_state_dict(state)
@@ -245,7 +248,8 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
 
 def write_model(folder: Path, backbone: Backbone, labels: tuple[str, ...]) -> None:
-    """Write the weights, and for timm architectures the ``config.json`` that makes the folder a ``local-dir:`` of timm."""
+    """Write the weights, and for timm architectures with their own classifier the ``config.json`` that makes the folder a ``local-dir:``
+    of timm."""
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
     (folder / WEIGHTS_NAME).write_bytes(safetensors.torch.save(state, {"format": "pt"}))
     if hasattr(backbone.model, "pretrained_cfg"):
