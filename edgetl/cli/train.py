@@ -69,7 +69,7 @@ def _become_many(devices: int, num_nodes: int) -> NoReturn:
     os.execv(sys.executable, [sys.executable, *launch, *sys.argv[1:]])
 
 
-@options_of(TrainConfig, without=("pretrained", "strategy", "unfreeze", "checkpoint_s"))
+@options_of(TrainConfig, without=("pretrained", "strategy", "head", "features", "unfreeze", "checkpoint_s"))
 def plan_command(
     data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class, or images that --labels names.")],
     json_output: JsonOption = False,
@@ -212,6 +212,8 @@ def show_run(run: Run) -> None:
         if worst:
             named = ", ".join(f"{escape(item.label)} {item.before:.2f} to {item.after:.2f}" for item in worst)
             out.print(f"most forgotten: {named}; --replay {escape(record.backbone.name)} --lwf 1 holds it", soft_wrap=True)
+    if not record.head.plain:
+        out.print(f"head: {record.head.describe()}")
     for alarm in record.alarms:
         out.print(f"[yellow]look:[/] {escape(alarm)}", soft_wrap=True)
     for parent in record.backbone.parents:

@@ -22,7 +22,7 @@ def write_card(
         "",
         f"- Backbone: {backbone.architecture} ({'pretrained' if backbone.pretrained else 'random weights'}), "
         f"licence of the weights: {backbone.licence or 'not stated'}",
-        f"- Strategy: {record.plan.strategy}, seed {record.config.seed}, trained in {record.seconds:.0f} s",
+        f"- Strategy: {record.plan.strategy}{_head(record)}, seed {record.config.seed}, trained in {record.seconds:.0f} s",
         f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
         f"- Input: {record.preprocess.input_size[0]} x {record.preprocess.input_size[1]} RGB, {record.preprocess.crop_mode} crop, "
         f"{record.preprocess.interpolation}, {record.preprocess.resize} resize",
@@ -48,6 +48,10 @@ def write_card(
     of = "Intervals are Wilson's, 95 %." if record.task in ("classification", "ordinal") else "Intervals are by bootstrap, 95 %."
     lines += ["", f"{of} Latency is of the machine that exported; measure yours with `edgetl bench`.", ""]
     return "\n".join(lines)
+
+
+def _head(record: RunRecord) -> str:
+    return "" if record.head.plain else f" with head {record.head.describe()}"
 
 
 def _asked(record: RunRecord) -> str:

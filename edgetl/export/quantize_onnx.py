@@ -22,8 +22,10 @@ from edgetl.export.steps import FloatHead, Step
 class OnnxQuantizer:
     """Quantizes an ONNX file; see ``steps.Quantizer``."""
 
-    def __init__(self, source: Path, calibration: Sequence[NDArray[np.float32]], work: Path) -> None:
-        """``calibration`` holds batches float32 ``[1, 3, H, W]``; ``work`` is an empty folder for intermediate files."""
+    def __init__(self, source: Path, calibration: Sequence[NDArray[np.float32]], work: Path, *, float_end: bool = False) -> None:
+        """``calibration`` holds batches float32 ``[1, 3, H, W]``; ``work`` is an empty folder for intermediate files; ``float_end`` leaves
+        all that compares features with kept images in fp32."""
+        self._float_end = float_end
         self._calibration = calibration
         self._work = work
         self._prepared = work / "prepared.onnx"
@@ -47,6 +49,8 @@ class OnnxQuantizer:
         spared = [node.name for node in graph.node if node.op_type == "Conv"][: step.spared]
         if step.refit:
             spared.append(_head(graph).name)
+        if self._float_end:
+            spared += _end(graph)
         target = folder / "model.onnx"
         root_log = logging.getLogger()
         level = root_log.level
@@ -107,6 +111,17 @@ class _Reader(CalibrationDataReader):
         """The next image, or none at the end."""
         batch = next(self._rows, None)
         return None if batch is None else {INPUT_NAME: batch}
+
+
+def _end(graph: onnx.GraphProto) -> list[str]:
+    """The names of the nodes from the one that takes the features' mean off, before their length is measured, to the output."""
+    inside = {[node.input[0] for node in graph.node if node.op_type == "ReduceL2"][-1]}
+    names = []
+    for node in graph.node:
+        if inside.intersection([*node.input, *node.output]):
+            inside.update(node.output)
+            names.append(node.name)
+    return names
 
 
 def _head(graph: onnx.GraphProto) -> onnx.NodeProto:

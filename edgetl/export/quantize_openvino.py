@@ -24,8 +24,13 @@ from edgetl.runtime.ov import core
 class OpenVinoQuantizer:
     """Quantizes an IR; see ``steps.Quantizer``."""
 
-    def __init__(self, source: Path, calibration: Sequence[NDArray[np.float32]], infos: tuple[dict[str, str], dict[str, str]]) -> None:
-        """``calibration`` holds batches float32 ``[1, 3, H, W]``; ``infos`` are the blocks of ``annotate``."""
+    def __init__(
+        self, source: Path, calibration: Sequence[NDArray[np.float32]], infos: tuple[dict[str, str], dict[str, str]], *,
+        float_end: bool = False,
+    ) -> None:  # fmt: skip
+        """``calibration`` holds batches float32 ``[1, 3, H, W]``; ``infos`` are the blocks of ``annotate``; ``float_end`` leaves all that
+        compares features with kept images in fp32."""
+        self._float_end = float_end
         self._source = source
         self._calibration = calibration
         self._infos = infos
@@ -41,6 +46,8 @@ class OpenVinoQuantizer:
         spared = [op.get_friendly_name() for op in _convolutions(model)[: step.spared]]
         if step.refit:
             spared.append(_head(model).get_friendly_name())
+        if self._float_end:
+            spared += [name for name in _end(model) if name not in spared]
         logging.getLogger("nncf").setLevel(logging.ERROR)
         try:
             # NNCF draws its own progress bars on the standard output, which belongs to the caller.
@@ -91,6 +98,17 @@ class OpenVinoQuantizer:
 
 def _convolutions(model: ov.Model) -> list[Any]:
     return [op for op in model.get_ordered_ops() if op.get_type_name() in ("Convolution", "GroupConvolution")]
+
+
+def _end(model: ov.Model) -> list[str]:
+    """The names of the operations from the one that takes the features' mean off, before their length is measured, to the output."""
+    ops = model.get_ordered_ops()
+    measured = [op for op in ops if op.get_type_name() == "ReduceL2"][-1]
+    inside = {measured.input_value(0).get_node().get_friendly_name()}
+    for op in ops:
+        if any(op.input_value(port).get_node().get_friendly_name() in inside for port in range(op.get_input_size())):
+            inside.add(op.get_friendly_name())
+    return [op.get_friendly_name() for op in ops if op.get_friendly_name() in inside and op.get_type_name() != "Result"]
 
 
 def _head(model: ov.Model) -> Any:

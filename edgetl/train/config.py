@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, field_validator
 
-from edgetl.core.config import StrictModel
+from edgetl.core.config import LeanModel
 from edgetl.core.licences import Policy
 from edgetl.core.preprocess import Interpolation, Side
 from edgetl.core.tasks import Task
 from edgetl.train.embedded import DEFAULT_BACKBONE
 
 Strategy: TypeAlias = Literal["auto", "probe", "partial", "full", "progressive", "scratch", "compare"]
+HeadKind: TypeAlias = Literal["linear", "knn", "cosine", "mlp"]
+Features: TypeAlias = Literal["last", "layers"]
 Augment: TypeAlias = Literal["auto", "none", "light", "medium", "strong"]
 Rate = Annotated[float, Field(gt=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=0.5)]
@@ -57,8 +59,10 @@ def _training(default: Any, description: str, **bounds: Any) -> Any:
     return _field("Training", default, description, **bounds)
 
 
-class TrainConfig(StrictModel):
+class TrainConfig(LeanModel):
     """One fine-tuning. Each field's description says what it is; none means that the data budget or the backbone decides."""
+
+    lean: ClassVar[frozenset[str]] = frozenset({"head", "features"})
 
     backbone: str = _backbone(DEFAULT_BACKBONE, "Embedded name, run, timm name, torchvision:NAME, local-dir:PATH or hf-hub:ORG/NAME.")
     weights: str | None = _backbone(None, "A .safetensors or .pth file (tensors only) for the architecture that --backbone names.")
@@ -85,6 +89,8 @@ class TrainConfig(StrictModel):
 
     recipe: str | None = _training(None, "fastai, or a file NAME.toml: figures instead of the table's; options that are given win.")
     strategy: Strategy = _training("auto", "auto (by the number of images), probe, partial, full, progressive, scratch or compare.")
+    head: HeadKind = _training("linear", "Of a probe: linear, knn (the nearest training images vote), cosine or mlp (one hidden layer).")
+    features: Features = _training("last", "Of a probe: last, or layers (those of every stage joined).")
     unfreeze: str | None = _training(None, "What tunes: a share of the stages from the end (0.33), stage4 and all after it, or first.")
     epochs: int | None = _training(None, "Passes over the images, or auto (default): steps by the number of images.", ge=1)
     lr: Rate | Literal["auto"] | None = _training(

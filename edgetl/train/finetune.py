@@ -31,6 +31,8 @@ from edgetl.train.budget import Plan, describe_plan, make_plan
 from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
 from edgetl.train.growing import check_columns, grow
+from edgetl.train.head_fit import give_head
+from edgetl.train.heads import head_of
 from edgetl.train.learning import Taught, choose_tutor, make_extractor, teach
 from edgetl.train.loggers import check_loggers
 from edgetl.train.lr_sweep import choose_rate, with_sweep
@@ -166,7 +168,7 @@ def prepare(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
     if backbone.parents:  # random weights are nobody's
         check_policy(backbone.licence, config.license_policy, name=backbone.name)
     plan = make_plan(given, len({sample.content for sample in splits.train}), backbone.model)
-    return grow(backbone, plan, given), plan
+    return give_head(grow(backbone, plan, given), given, plan, len(splits.train)), plan
 
 
 def _checkpoints(
@@ -269,6 +271,7 @@ def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, 
             parents=backbone.parents,
             columns=backbone.columns,
         ),
+        head=head_of(backbone.model),
         preprocess=backbone.spec,
         plan=outcome.plan,
         alarms=outcome.alarms,

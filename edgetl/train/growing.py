@@ -81,6 +81,8 @@ def _known(config: TrainConfig, backbone: Backbone) -> tuple[nn.Module, tuple[Co
     """The network that the weights come from, its own head included, and its columns; none where the weights came without a head."""
     if (Path(config.backbone) / RUN_RECORD_NAME).is_file():
         run = open_run(config.backbone)
+        if not run.record.head.plain:
+            raise ConfigError(f"{OPTION} keeps networks that end in a linear head, and {config.backbone} has another. Leave it out.")
         before, labels = run.record.backbone.columns, run.record.labels
         own = Column(name=run.record.name, classes=len(labels), labels=labels, borders=before.borders if before else ())
         return run.load_model(), (*before.earlier, own) if before else (own,)

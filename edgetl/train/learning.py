@@ -25,6 +25,8 @@ from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import random_crop
 from edgetl.train.features import FeatureExtractor
+from edgetl.train.head_fit import Rows, fit_other_head, set_head
+from edgetl.train.heads import HeadSpec
 from edgetl.train.objectives import make_objective
 from edgetl.train.probe import LinearHead, fit_head, fit_label_heads, fit_value_head
 from edgetl.train.tasks import fold_scale, value_scale
@@ -65,6 +67,8 @@ def teach(
     if fits:
         extract = make_extractor(backbone, config, place.device, config.views * len(samples))
         features = extract(samples, progress=place.progress)
+        if config.head != "linear":
+            return Taught(None, [], _fit_other(extract, features, backbone, splits, samples, config=config, progress=place.progress))
         head = _fit_probe(extract, features, backbone, splits, samples, config=config, progress=place.progress)
         outputs, truth = (torch.from_numpy(item) for item in (features @ head.weight.T + head.bias, truth_of(samples)))
         penalty, accuracy = head.penalty, float(make_objective(splits, plan, config).right(outputs, truth)) / len(outputs)
@@ -104,12 +108,38 @@ def make_extractor(backbone: Backbone, config: TrainConfig, device: str, images:
     return FeatureExtractor(trunk, backbone.spec, device=device, batch_size=config.batch_size, images=images)
 
 
+def _views(extract: FeatureExtractor, samples: Sequence[Sample], config: TrainConfig, progress: Progress) -> list[NDArray[np.float32]]:
+    """Features of other crops of the same images, each ``[n, width]``."""
+    return [extract(samples, prepare=random_crop(config.seed, view), progress=progress) for view in range(1, config.views)]
+
+
+def _fit_other(
+    extract: FeatureExtractor, features: NDArray[np.float32], backbone: Backbone, splits: Splits, samples: Sequence[Sample], *,
+    config: TrainConfig, progress: Progress,
+) -> float:  # fmt: skip
+    """Fit a head that is not the linear one; the accuracy on the training images."""
+    # A neighbour under another crop would vote a second time for the same picture.
+    views = [] if config.head == "knn" else _views(extract, samples, config, progress)
+    fitted = fit_other_head(
+        HeadSpec(kind=config.head, features=config.features),
+        Rows(features, labels_of(samples)),
+        Rows(extract(splits.val, progress=progress), labels_of(splits.val)),
+        len(splits.folder.labels),
+        views=views,
+        seed=config.seed,
+        balanced=config.balance != "none",
+        progress=progress,
+    )
+    set_head(backbone.model, fitted)
+    return fitted.train_accuracy
+
+
 def _fit_probe(
     extract: FeatureExtractor, features: NDArray[np.float32], backbone: Backbone, splits: Splits, samples: Sequence[Sample], *,
     config: TrainConfig, progress: Progress,
 ) -> LinearHead:  # fmt: skip
     """``samples`` are the training images, and replayed ones of the same classes."""
-    views = [extract(samples, prepare=random_crop(config.seed, view), progress=progress) for view in range(1, config.views)]
+    views = _views(extract, samples, config, progress)
     balanced = config.balance != "none"
     match splits.folder.task:
         case "classification":

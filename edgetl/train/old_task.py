@@ -59,12 +59,18 @@ class OldTask:
 
 
 def find_old_task(config: TrainConfig, backbone: Backbone, labels: Sequence[str]) -> OldTask | None:
-    """The task of the weights that ``backbone`` starts from; none for random weights, and for weights that came without a head."""
+    """The task of the weights that ``backbone`` starts from; none for random weights, and for weights that came
+    without a head, or with another one than a linear layer on the last features."""
     if not backbone.parents or not config.pretrained:
         return None
     if (Path(config.backbone) / RUN_RECORD_NAME).is_file():
         run = open_run(config.backbone)
         if run.record.task != "classification":
+            return None
+        if not run.record.head.plain:
+            _log.info(
+                "%s: its head (%s) does not fit a new trunk, and what its task loses is not known", run.path, run.record.head.describe()
+            )
             return None
         old = run.load_model().get_submodule(run.record.backbone.head_name)
         assert isinstance(old, nn.Linear)

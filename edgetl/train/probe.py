@@ -68,7 +68,7 @@ def fit_head(
         balanced: every class weighs the same, however many images it has.
         progress: told after each fit.
     """
-    mean, std = features.mean(axis=0), _spread(features)
+    mean, std = features.mean(axis=0), spread(features)
     scaled = [((view - mean) / std).astype(np.float64) for view in (features, *views)]
     penalty, accuracies = _choose_penalty(scaled, labels, seed, progress, balanced=balanced)
     fitted = _fit(np.concatenate(scaled), np.tile(labels, len(scaled)), penalty, balanced=balanced)
@@ -131,7 +131,7 @@ def fit_value_head(features: NDArray[np.float32], values: NDArray[np.float64], *
     Returns:
         ``weight`` float32 ``[1, width]``; ``folds`` are the R² of each of ``RIDGE_PENALTIES``, left-one-out.
     """
-    mean, std = features.mean(axis=0), _spread(features)
+    mean, std = features.mean(axis=0), spread(features)
     scaled = [((view - mean) / std).astype(np.float64) for view in (features, *views)]
     first, centre = scaled[0] - scaled[0].mean(axis=0), values.mean()
     left, sizes, _ = np.linalg.svd(first, full_matrices=False)
@@ -153,7 +153,7 @@ def fit_value_head(features: NDArray[np.float32], values: NDArray[np.float64], *
     return LinearHead(weight.astype(np.float32), bias.astype(np.float32), chosen, explained)
 
 
-def _spread(features: NDArray[np.float32]) -> NDArray[np.float32]:
+def spread(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """What each feature is divided by, float32 ``[width]``."""
     std = features.std(axis=0)
     return np.maximum(std, SMALLEST_SPREAD * np.sqrt((std**2).mean()) + 1e-6)

@@ -68,7 +68,9 @@ def protect(backbone: Backbone, splits: Splits, plan: Plan, config: TrainConfig,
         raise ConfigError(f"{' and '.join(asked)}: random weights know nothing that could be protected. Leave it out.")
     old = find_old_task(config, backbone, splits.folder.labels)
     if old is None and (config.lwf or config.ewc):
-        raise ConfigError(f"--lwf and --ewc ask what the old head answers, and {config.backbone} came without one. Use --l2sp or --replay.")
+        raise ConfigError(
+            f"--lwf and --ewc ask what the old linear head answers, and {config.backbone} came without one. Use --l2sp or --replay."
+        )
     replay: Sequence[Sample] = ()
     if config.replay:
         trunk = make_trunk(backbone.model, backbone.head_name)

@@ -29,10 +29,11 @@ from edgetl.data.folder import Part, Sample
 from edgetl.data.integrity import check_images
 from edgetl.data.split import Splits
 from edgetl.errors import DataError, RunError
-from edgetl.train.backbones import Backbone, rebuild
+from edgetl.train.backbones import Backbone
 from edgetl.train.budget import Plan
 from edgetl.train.columns import ColumnsRecord
 from edgetl.train.config import TrainConfig
+from edgetl.train.heads import HeadSpec, rebuild_headed
 
 WEIGHTS_NAME = "weights.safetensors"
 SPLITS_NAME = "splits.json"
@@ -112,6 +113,7 @@ class RunRecord(LeanModel):
 
     Attributes:
         task, decision: what was asked, and how the network's outputs are read.
+        head: what follows the trunk.
         plan: what the data budget made of the configuration.
         alarms: sentences on what should be looked at before the run is used.
         head_penalty: the L2 strength of the probe that fitted (or, before tuning, started) the head; none if it started at random.
@@ -124,7 +126,7 @@ class RunRecord(LeanModel):
         files: SHA-256 of every other file that a later stage reads.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"task", "decision"})
+    lean: ClassVar[frozenset[str]] = frozenset({"task", "decision", "head"})
 
     schema_version: Literal[1] = 1
     name: str
@@ -134,6 +136,7 @@ class RunRecord(LeanModel):
     labels: tuple[str, ...]
     config: TrainConfig
     backbone: BackboneRecord
+    head: HeadSpec = HeadSpec()
     preprocess: PreprocessSpec
     plan: Plan
     alarms: tuple[str, ...] = ()
@@ -171,7 +174,8 @@ class Run:
             RunError: the weights are damaged or do not fit.
         """
         backbone = self.record.backbone
-        model = rebuild(backbone.architecture, dict(backbone.model_args), len(self.record.labels), backbone.columns)
+        args: dict[str, Any] = dict(backbone.model_args)
+        model = rebuild_headed(backbone.architecture, args, self.record.head, len(self.record.labels), backbone.columns)
         try:
             state = safetensors.torch.load(self._read(WEIGHTS_NAME))
             model.load_state_dict(state)
@@ -251,7 +255,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 def write_model(folder: Path, backbone: Backbone, labels: tuple[str, ...]) -> None:
     """Write the weights, and for timm architectures the ``config.json`` that makes the folder a ``local-dir:`` of timm.
 
-    Several columns are no architecture of timm's.
+    Several columns, and another head than the architecture's own, are nothing that timm could build.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
     (folder / WEIGHTS_NAME).write_bytes(safetensors.torch.save(state, {"format": "pt"}))

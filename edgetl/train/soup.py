@@ -108,6 +108,8 @@ def check_fit(runs: Sequence[Run]) -> None:
             reasons.append(f"{run.path} started from random weights, which no other run shares")
         if record.task != "classification":
             reasons.append(f"{run.path} is for {record.task}, and soups are tasted by classes")
+        if not record.head.plain:
+            reasons.append(f"{run.path} has another head than the plain linear one ({record.head.describe()})")
     for run in runs[1:]:
         for what, of in _COMPARED.items():
             if of(run) != of(first):

@@ -23,6 +23,7 @@ from edgetl.errors import BackboneError, ConfigError
 from edgetl.train.backbones import TORCHVISION, Backbone, find_head, rebuild, torchvision_model
 from edgetl.train.config import TrainConfig
 from edgetl.train.embedded import embedded_names, read_embedded
+from edgetl.train.heads import plain_state
 from edgetl.train.hub import HUB, check_reachable, downloaded_file, fetch_torchvision, hub_model_args, unknown_name
 from edgetl.train.mirror import find_in_mirror, first_line, local_dir_config, local_dir_licence, local_dir_weights, sha256_of, sidecar
 from edgetl.train.run import open_run
@@ -95,8 +96,9 @@ def _from_run(path: Path, config: TrainConfig, classes: int) -> Backbone:
             f"{path} has columns, which random weights would be frozen in. Name its architecture: --backbone {old.architecture}."
         )
     model = rebuild(old.architecture, dict(old.model_args), classes, old.columns)
+    head_name = find_head(model)  # not the run's: its head may be another one than the architecture's own
     if config.pretrained:
-        fill(model, old.head_name, path, architecture=old.architecture, state=run.load_model().state_dict())
+        fill(model, head_name, path, architecture=old.architecture, state=plain_state(run.load_model()))
     parent = Parent(
         kind="run", name=run.record.name, architecture=old.architecture, sha256=run.digest(), licence=old.licence,
         data_fingerprint=run.record.data_fingerprint,
@@ -105,7 +107,7 @@ def _from_run(path: Path, config: TrainConfig, classes: int) -> Backbone:
         name=config.backbone,
         architecture=old.architecture,
         model=model,
-        head_name=old.head_name,
+        head_name=head_name,
         spec=run.record.preprocess,
         model_args=dict(old.model_args),
         weights_sha256=run.record.files["weights.safetensors"] if config.pretrained else None,

@@ -66,6 +66,12 @@ def check_options(config: TrainConfig, task: Task) -> None:
         f"--lwf, --ewc, --replay and --teacher compare answers of classes; {task} has none": (
             task != "classification" and bool(config.lwf or config.ewc or config.replay or config.teacher)
         ),
+        f"--head {config.head} answers with classes, and {task} has none; use --head linear": (
+            task != "classification" and config.head != "linear"
+        ),
+        f"--head and --features are for --strategy probe, not {config.strategy}; name that, or leave them out": (
+            config.strategy not in ("auto", "probe") and (config.head != "linear" or config.features != "last")
+        ),
         "--label-smoothing is for classes and for --multilabel-loss bce": (
             bool(config.label_smoothing) and "label_smoothing" in asked and not smooths(config, task)
         ),

@@ -78,9 +78,9 @@ def find_tutor(config: TrainConfig, splits: Splits, place: Workplace) -> Tutor |
         run = open_run(config.teacher)
         if set(run.record.labels) != set(labels):
             raise ConfigError(f"--teacher {config.teacher} knows {', '.join(run.record.labels[:5])}…, and the images are of other classes.")
-        head = run.load_model().get_submodule(run.record.backbone.head_name)
+        backbone = dataclasses.replace(backbone, model=run.load_model(), head_name=run.record.backbone.head_name)
         order = [run.record.labels.index(label) for label in labels]
-        weight, bias = head.get_parameter("weight")[order], head.get_parameter("bias")[order]
+        weight, bias = backbone.head.weight[order], backbone.head.bias[order]
     else:
         trunk = make_trunk(backbone.model, backbone.head_name)
         extract = FeatureExtractor(trunk, backbone.spec, device=place.device, batch_size=config.batch_size, images=len(splits.train))

@@ -1,0 +1,287 @@
+"""Heads of a probe: what each computes, that its run reopens and exports, and where other heads than the linear one are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
+
+from edgetl.core.bundle import Bundle
+from edgetl.core.preprocess import preprocess
+from edgetl.data.loading import batches, labels_of
+from edgetl.data.split import split
+from edgetl.errors import ConfigError, RunError
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.runtime.predictor import load
+from edgetl.train.activations import Workplace
+from edgetl.train.backbones import make_trunk
+from edgetl.train.budget import make_plan
+from edgetl.train.config import TrainConfig
+from edgetl.train.head_fit import MAX_BANK, FittedHead, Rows, fit_other_head, give_head
+from edgetl.train.heads import LEAST_WEIGHT, HeadedNetwork, HeadSpec, Neighbours, plain_state
+from edgetl.train.layers import LayersTrunk
+from edgetl.train.probe import fit_head
+from edgetl.train.run import Run, open_run
+from edgetl.train.soup import make_soup
+from edgetl.train.sources import load_backbone
+from edgetl.train.tasks import scan_images
+from edgetl.train.training import train
+from edgetl.train.tutoring import find_tutor
+from tests.conftest import write_colours, write_squares
+
+SMALL = {"input_size": (48, 48), "crop_pct": 1.0, "views": 1, "strategy": "probe", "workers": 0}
+ASKED = {
+    "cosine": {"head": "cosine"},
+    "mlp": {"head": "mlp"},
+    "layers": {"features": "layers"},
+    "knn on layers": {"head": "knn", "features": "layers"},
+}
+
+
+def _config(**options: object) -> TrainConfig:
+    return TrainConfig.model_validate({**SMALL, **options})
+
+
+def _clusters(count: int, *, seed: int, classes: int = 4, width: int = 12) -> Rows:
+    """Noisy points around a centre for each class, all on the positive side, as features behind a ReLU are."""
+    centres = np.random.default_rng(0).uniform(1, 4, (classes, width))
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    return Rows((centres[labels] + rng.normal(size=(count, width))).clip(0).astype(np.float32), labels.astype(np.int64))
+
+
+def _fit(kind: str, train: Rows, val: Rows, classes: int = 4) -> FittedHead:
+    return fit_other_head(HeadSpec.model_validate({"kind": kind}), train, val, classes)
+
+
+def _logits(fitted: FittedHead, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    with torch.no_grad():
+        found: NDArray[np.float32] = fitted.head(fitted.adapter(torch.from_numpy(features))).numpy()
+    return found
+
+
+@pytest.fixture(scope="module", params=list(ASKED))
+def headed(request: pytest.FixtureRequest, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(digits, _config(**ASKED[request.param]), tmp_path_factory.mktemp("heads") / "run")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_colours(tmp_path_factory.mktemp("heads") / "colours", 12)
+
+
+@pytest.fixture(scope="module")
+def small_knn(images: Path) -> Run:
+    return train(images, _config(head="knn", val=0.25, test=0.25), images.parent / "knn")
+
+
+def test_a_run_with_any_head_answers_better_than_chance_by_far_and_reopens_to_what_it_measured(headed: Run) -> None:
+    record = open_run(headed.path).record
+    assert record.test is not None and record.test.accuracy.value > 0.8 and not record.alarms
+    model, samples = headed.load_model(), headed.samples("test")
+    assert isinstance(model, HeadedNetwork) and isinstance(model.get_submodule(record.backbone.head_name), nn.Linear)
+    with torch.no_grad():
+        found = torch.cat([model(torch.from_numpy(batch)) for batch in batches(samples, record.preprocess)]).argmax(dim=1).numpy()
+    assert (found == labels_of(samples)).mean() == pytest.approx(record.test.accuracy.value, abs=1.5 / len(samples))
+
+
+def test_a_folder_that_timm_could_not_load_has_no_timm_configuration(headed: Run) -> None:
+    assert not (headed.path / "config.json").exists()
+
+
+def test_exported_files_answer_like_the_trained_network(headed: Run, tmp_path: Path) -> None:
+    bundle = export_bundle(headed.path, ExportConfig(precisions=("fp32",), gate_images=100), tmp_path / "bundle")
+    assert {variant.name for variant in bundle.manifest.variants} == {"onnx-fp32", "openvino-fp32"}
+    _same_scores(bundle, headed)
+    assert headed.record.head.describe() in (bundle.path / "card.md").read_text("utf-8")
+
+
+def _same_scores(bundle: Bundle, run: Run) -> None:
+    model = run.load_model()
+    for sample in run.samples("test")[:10]:
+        with torch.no_grad():
+            expected = torch.softmax(model(torch.from_numpy(preprocess(sample.path, run.record.preprocess)[None])), 1)[0].numpy()
+        for name in ("onnx-fp32", "openvino-fp32"):
+            np.testing.assert_allclose(load(bundle, variant=name).predict(sample.path).scores, expected, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_every_head_passes_the_gate_in_int8(headed: Run, tmp_path: Path) -> None:
+    config = ExportConfig(precisions=("int8",), calibration_images=100, max_drop=0.02)
+    bundle = export_bundle(headed.path, config, tmp_path / "bundle")
+    assert {variant.name for variant in bundle.manifest.variants} == {"onnx-int8", "openvino-int8"}
+
+
+def test_neighbours_vote_as_in_scikit_learn() -> None:
+    known, asked = _clusters(80, seed=1), _clusters(40, seed=2)
+    fitted = _fit("knn", known, asked)
+    spec, mean, heat = fitted.spec, known.features.mean(axis=0), fitted.spec.temperature
+
+    def weights(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+        raw = np.exp((distances[:, :1] - distances) / heat)
+        left: NDArray[np.float64] = raw - raw[:, -1:] + LEAST_WEIGHT
+        left[:, -1] = 0  # the first that has no vote
+        return left
+
+    other = KNeighborsClassifier(spec.neighbours + 1, metric="cosine", algorithm="brute", weights=weights)
+    other.fit(known.features - mean, known.labels)
+    with torch.no_grad():
+        ours = fitted.adapter(torch.from_numpy(asked.features)).numpy()
+    np.testing.assert_allclose(ours, other.predict_proba(asked.features - mean), atol=1e-4)
+    assert (_logits(fitted, asked.features).argmax(axis=1) == other.predict(asked.features - mean)).all()
+
+
+def test_two_neighbours_that_change_places_change_no_answer() -> None:
+    spec = HeadSpec(kind="knn", bank=3, neighbours=1, temperature=0.1)
+    layer = Neighbours(2, 2, spec)
+    angles = torch.tensor([0.3, -0.3, 3.0])
+    layer.bank.copy_(torch.stack([angles.cos(), angles.sin()], dim=1))
+    layer.votes.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
+    two = Neighbours(2, 2, spec.model_copy(update={"neighbours": 2}))
+    two.load_state_dict(layer.state_dict())
+    up, down = (two(torch.tensor([[1.0, turn]])) for turn in (1e-6, -1e-6))
+    assert torch.allclose(up, down, atol=1e-4) and torch.allclose(up, torch.tensor([[0.5, 0.5]]), atol=1e-3)
+
+
+def test_a_very_small_bank_votes_too() -> None:
+    rows = Rows(np.array([[1, 0], [0, 1]], np.float32), np.array([0, 1]))
+    fitted = _fit("knn", rows, rows, classes=2)
+    assert fitted.spec.neighbours == 1 and (_logits(fitted, rows.features).argmax(axis=1) == rows.labels).all()
+
+
+@pytest.mark.parametrize("kind", ["cosine", "knn"])
+def test_features_of_another_scale_give_the_same_answers(kind: str) -> None:
+    known, val = _clusters(200, seed=1), _clusters(80, seed=2)
+    plain = _fit(kind, known, val)
+    scaled = _fit(kind, Rows(known.features * 32, known.labels), Rows(val.features * 32, val.labels))
+    np.testing.assert_allclose(_logits(plain, val.features), _logits(scaled, val.features * 32), atol=0.02)
+
+
+def test_a_cosine_head_does_not_see_how_far_from_the_mean_an_image_lies() -> None:
+    known, val = _clusters(200, seed=1), _clusters(80, seed=2)
+    fitted, mean = _fit("cosine", known, val), known.features.mean(axis=0)
+    np.testing.assert_allclose(_logits(fitted, val.features), _logits(fitted, mean + 3 * (val.features - mean)), atol=1e-3)
+    lengths = fitted.head.weight.norm(dim=1)
+    assert torch.allclose(lengths, lengths[0].expand(4)), "one scale for all classes"
+
+
+def _exclusive_or(count: int, seed: int) -> Rows:
+    points = np.random.default_rng(seed).uniform(-1, 1, (count, 2)).astype(np.float32)
+    return Rows(points, (points[:, 0] * points[:, 1] > 0).astype(np.int64))
+
+
+def test_an_mlp_learns_what_a_linear_head_cannot() -> None:
+    known, val, asked = (_exclusive_or(count, seed) for count, seed in ((600, 1), (200, 2), (400, 3)))
+    linear = fit_head(known.features, known.labels, 2, seed=0)
+    straight = ((asked.features @ linear.weight.T + linear.bias).argmax(axis=1) == asked.labels).mean()
+    bent = (_logits(_fit("mlp", known, val, classes=2), asked.features).argmax(axis=1) == asked.labels).mean()
+    assert straight < 0.65 and bent > 0.93
+
+
+def test_the_same_seed_gives_the_same_mlp_and_leaves_torchs_own_numbers_alone() -> None:
+    known, val = _clusters(60, seed=1), _clusters(40, seed=2)
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first, second = _fit("mlp", known, val), _fit("mlp", known, val)
+    assert np.array_equal(_logits(first, val.features), _logits(second, val.features))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", ["cosine", "mlp", "knn"])
+def test_balance_lets_a_rare_class_be_answered_more_often(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    labels = (np.arange(400) % 10 == 0).astype(np.int64)
+    rows, val = (Rows((rng.normal(size=(400, 6)) + labels[:, None] * 0.7).astype(np.float32), labels) for _ in range(2))
+    spec = HeadSpec.model_validate({"kind": kind})
+    plain, even = (fit_other_head(spec, rows, val, 2, balanced=balanced) for balanced in (False, True))
+    asked = rng.normal(size=(300, 6)).astype(np.float32) + 0.35
+    assert _logits(even, asked).argmax(axis=1).mean() > _logits(plain, asked).argmax(axis=1).mean() + 0.1
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
+def test_joined_features_are_as_wide_as_all_stages_and_end_with_the_networks_own(name: str) -> None:
+    config = TrainConfig(backbone=name, pretrained=False, strategy="probe", features="layers")
+    backbone = load_backbone(config, 3)
+    plain = make_trunk(backbone.model, backbone.head_name)
+    own = backbone.head.in_features
+    joined = give_head(backbone, config, make_plan(config, 50, backbone.model), 50)
+    assert isinstance(joined.model, HeadedNetwork) and isinstance(joined.model.trunk, LayersTrunk)
+    images = torch.randn(2, 3, *backbone.spec.input_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, expected = joined.model.eval().trunk(images), plain(images)
+    widths = joined.model.trunk.widths
+    assert len(widths) > 1 and found.shape == (2, sum(widths) + own) and joined.head.in_features == sum(widths) + own
+    assert torch.allclose(found[:, sum(widths) :], expected, atol=1e-5)
+
+
+def test_a_backbone_that_hides_its_stages_is_named(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"torchvision:mobilenet_v2 does not show the maps of its stages .*Use --features last"):
+        train(images, _config(backbone="torchvision:mobilenet_v2", pretrained=False, features="layers"), tmp_path / "run")
+
+
+def test_a_plain_run_says_nothing_of_heads_and_is_timms_own_network(images: Path, tmp_path: Path) -> None:
+    run = train(images, _config(), tmp_path / "run")
+    written = json.loads((run.path / "run.json").read_text())
+    assert "head" not in written and not {"head", "features"} & set(written["config"])
+    assert run.record.head == HeadSpec() and (run.path / "config.json").is_file()
+    assert not isinstance(run.load_model(), HeadedNetwork)
+
+
+@pytest.mark.parametrize("kind", ["knn", "layers"])
+def test_a_run_with_another_head_is_a_backbone_without_it(kind: str, images: Path, small_knn: Run, tmp_path: Path) -> None:
+    parent = small_knn if kind == "knn" else train(images, _config(features="layers"), tmp_path / "parent")
+    backbone = load_backbone(_config(backbone=str(parent.path)), 3)
+    state, kept = backbone.model.state_dict(), plain_state(parent.load_model())
+    assert kept and all(torch.equal(state[key], value) for key, value in kept.items())
+    child = train(images, _config(backbone=str(parent.path)), tmp_path / "child")
+    assert child.record.head == HeadSpec() and child.record.forgetting is None
+    assert child.record.backbone.parents[-1].name == parent.record.name
+
+
+def test_what_needs_an_old_linear_head_says_so(images: Path, small_knn: Run, tmp_path: Path) -> None:
+    config = _config(backbone=str(small_knn.path), strategy="partial", epochs=1, lwf=1.0)
+    with pytest.raises(ConfigError, match=r"ask what the old linear head answers, and .*knn came without one"):
+        train(images, config, tmp_path / "run")
+    other = train(images, _config(head="knn", val=0.25, test=0.25, seed=0, augment="none"), tmp_path / "other")
+    with pytest.raises(RunError, match=r"has another head than the plain linear one \(knn \(\d+ of \d+ images vote\)\)"):
+        make_soup([small_knn.path, other.path], tmp_path / "soup")
+
+
+def test_a_run_with_another_head_teaches_with_it(images: Path, small_knn: Run, tmp_path: Path) -> None:
+    config = _config(teacher=str(small_knn.path), strategy="partial")
+    splits = split(scan_images(images, config), seed=0, val=0.25, test=0.25)
+    tutor = find_tutor(config, splits, Workplace("cpu", tmp_path))
+    assert tutor is not None
+    picture = torch.from_numpy(preprocess(splits.test[0].path, tutor.spec)[None])
+    with torch.no_grad():
+        assert torch.allclose(tutor.network(picture), small_knn.load_model()(picture), atol=1e-5)
+
+
+def test_other_strategies_refuse_other_heads(images: Path, digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--head and --features are for --strategy probe, not full; name that, or leave them out"):
+        train(images, _config(head="knn", strategy="full"), tmp_path / "run")
+    with pytest.raises(ConfigError, match="--head and --features are for --strategy probe, not compare"):
+        train(images, _config(features="layers", strategy="compare"), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"--head mlp is for a probe, and --strategy auto came to partial\. Add --strategy probe"):
+        train(digits, _config(head="mlp", strategy="auto"), tmp_path / "run")
+
+
+def test_other_tasks_refuse_other_heads(tmp_path: Path) -> None:
+    root = write_squares(tmp_path / "squares", 30)
+    config = _config(head="cosine", labels=str(root / "labels.csv"), column="red,green,blue")
+    with pytest.raises(ConfigError, match="--head cosine answers with classes, and multi-label has none; use --head linear"):
+        train(root / "images", config, tmp_path / "run")
+
+
+def test_more_images_than_a_bank_keeps_are_refused() -> None:
+    config = TrainConfig(backbone="test_resnet", pretrained=False, strategy="probe", head="knn")
+    backbone = load_backbone(config, 3)
+    with pytest.raises(ConfigError, match=r"--head knn keeps .* 10,001 are more than 10,000\. Use --head linear, cosine or mlp"):
+        give_head(backbone, config, make_plan(config, 50, backbone.model), MAX_BANK + 1)
