@@ -67,7 +67,9 @@ def _logits(fitted: FittedHead, features: NDArray[np.float32]) -> NDArray[np.flo
     return found
 
 
-@pytest.fixture(scope="module", params=list(ASKED))
+@pytest.fixture(
+    scope="module", params=["knn on layers", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cosine", "mlp", "layers"))]
+)
 def headed(request: pytest.FixtureRequest, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(digits, _config(**ASKED[request.param]), tmp_path_factory.mktemp("heads") / "run")
 
