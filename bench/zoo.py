@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -44,12 +45,22 @@ class Choice:
         """The items to measure; a row that other versions of the libraries made does not count as known."""
         now = libraries()
         wanted = [item for item in items if fnmatchcase(item.name, self.only) and self._open(known.get(item.name), now)]
-        return wanted[: self.limit]
+        return _one_of_each_family_first(wanted)[: self.limit]
 
     def _open(self, row: Row | None, now: str) -> bool:
         if row is None or row.made_with != now or row.architecture in self.again:
             return True
         return self.failed and not row.passed
+
+
+def _one_of_each_family_first(items: Sequence[Architecture]) -> list[Architecture]:
+    """A sweep that is stopped early has then seen the most."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for item in items:
+        turns.append((seen[item.family], item))
+        seen[item.family] += 1
+    return [item for _, item in sorted(turns, key=lambda turn: turn[0])]
 
 
 def main() -> None:

@@ -23,6 +23,8 @@ MAX_PARAMETERS = 12_000_000
 # Divisible by 64, so that networks of stride 32 and 64 still have a map at their end.
 SMALL_SIDE = 128
 CALIBRATION_IMAGES = 16
+# Part of the cached list's name: raise it when what the list holds, or how a kind is told, changes.
+_LIST_VERSION = 1
 # Words and numbers of a timm name that tell a size: width, depth, resolution, patch.
 _SIZE_WORDS = frozenset(
     [
@@ -89,7 +91,7 @@ def smallest_of_each_kind(found: list[Architecture]) -> list[Architecture]:
 def architectures(*, progress: Callable[[int, int], None] = lambda _done, _total: None) -> list[Architecture]:
     """timm's architectures of at most ``MAX_PARAMETERS``, by name. Takes a minute the first time; the user's cache keeps the answer."""
     base = os.environ.get("XDG_CACHE_HOME")
-    cache = (Path(base) if base else Path.home() / ".cache") / "edgetl" / f"zoo-timm-{timm.__version__}.json"
+    cache = (Path(base) if base else Path.home() / ".cache") / "edgetl" / f"zoo-{_LIST_VERSION}-timm-{timm.__version__}.json"
     if cache.is_file():
         known = [Architecture(**item) for item in json.loads(cache.read_text("utf-8"))]
         return [replace(item, sides=tuple(item.sides)) for item in known]

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench.zoo_nets import Architecture
@@ -41,7 +42,13 @@ class _Child:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
         command = [sys.executable, "-m", "bench.zoo_worker", "--memory-gb", str(bounds.memory_gb)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, encoding="utf-8", start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            encoding="utf-8",
+            cwd=Path(__file__).parents[1],
+            start_new_session=True,
         )
         self._answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
