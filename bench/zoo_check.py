@@ -32,7 +32,7 @@ CLASSES = 20
 MIN_VARIATION = 100 * MAX_FP32_DIFFERENCE
 
 
-class _UselessError(Exception):
+class UselessError(Exception):
     """A comparison with this network would say nothing."""
 
 
@@ -49,7 +49,7 @@ def check(name: str, family: str, parameters: int, sides: tuple[int, ...], tell:
     torch.set_num_threads(1)
     try:
         _try(name, sides, now)
-    except _UselessError as error:
+    except UselessError as error:
         now("", cause=str(error))
     except Exception as error:  # noqa: BLE001 (a sweep over other people's code: every failure is a row of the table)
         engine = "openvino" if row.onnx != "not reached" else "onnx"
@@ -63,9 +63,8 @@ def _try(name: str, sides: tuple[int, ...], now: Callable[..., None]) -> None:
     images = pictures(max(STRICT_BATCHES), side, seed_of(name))
     trained = _run(model, images)
     now("torch", side=side, linear_head=_has_head(model))
-    variation = float((np.abs(trained - trained.mean(axis=0)).max() / np.abs(trained).max()).clip(0))
-    now("torch", variation=variation)
-    _insist(model, images, trained, variation)
+    now("torch", variation=_variation(trained))
+    insist(model, images, trained)
     spec = PreprocessSpec(input_size=(side, side))
     infos = model_info(spec, Reading(labels=tuple(str(index) for index in range(CLASSES)))), own_info(spec, Reading(), "sweep")
     causes: list[str] = []
@@ -113,15 +112,26 @@ def _run(model: nn.Module, images: torch.Tensor) -> NDArray[np.float32]:
     return logits
 
 
-def _insist(model: nn.Module, images: torch.Tensor, trained: NDArray[np.float32], variation: float) -> None:
-    """Refuse logits that no difference could be measured against."""
+def _variation(trained: NDArray[np.float32]) -> float:
+    """How far the logits of single pictures are from their mean, of the largest logit; 0 where they are not finite."""
+    variation = float(np.abs(trained - trained.mean(axis=0)).max() / max(float(np.abs(trained).max()), 1e-12))
+    return variation if np.isfinite(variation) else 0.0
+
+
+def insist(model: nn.Module, images: torch.Tensor, trained: NDArray[np.float32]) -> None:
+    """Refuse logits that no difference could be measured against.
+
+    Raises:
+        UselessError: they are not finite, do not depend on the picture, or depend on the batch.
+    """
     if trained.shape != (len(images), CLASSES) or not np.isfinite(trained).all():
-        raise _UselessError(f"torch's logits have the shape {trained.shape} or are not finite")
+        raise UselessError(f"torch's logits have the shape {trained.shape} or are not finite")
+    variation = _variation(trained)
     if variation < MIN_VARIATION:
-        raise _UselessError(f"torch's logits hardly vary with the picture ({variation:.1e} of the largest)")
+        raise UselessError(f"torch's logits hardly vary with the picture ({variation:.1e} of the largest)")
     again = compare(trained[:2], _run(model, images[:2])).max_relative
     if again > MAX_FP32_DIFFERENCE / 2:
-        raise _UselessError(f"torch itself answers differently in another batch (by {again:.1e} of the largest logit)")
+        raise UselessError(f"torch itself answers differently in another batch (by {again:.1e} of the largest logit)")
 
 
 def _compare(

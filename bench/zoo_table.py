@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from edgetl.core.atomic import write_text
 from edgetl.core.config import StrictModel
@@ -34,7 +34,7 @@ class Row(StrictModel):
         made_with: versions of the libraries; a row of other versions is measured again.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)  # a CSV holds no literal 1
     architecture: str
     family: str
     parameters: int
