@@ -6,6 +6,7 @@ It imports torch once and checks many architectures; its parent bounds the time 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -25,6 +26,9 @@ def main() -> None:
     answers = _own_output()
     from bench.zoo_check import check
 
+    # The exporter makes millions of short-lived objects; looking through torch's own for garbage each time takes a fifth of an export.
+    gc.freeze()
+    gc.disable()
     print(json.dumps({"kind": "ready"}), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
@@ -34,6 +38,7 @@ def main() -> None:
 
         row = check(asked["name"], asked["family"], asked["parameters"], tuple(asked["sides"]), tell)
         print(json.dumps({"kind": "row", "row": row.model_dump()}), file=answers, flush=True)
+        gc.collect()
 
 
 def _own_output() -> TextIO:
