@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--again", action="append", default=[], metavar="NAME", help="repeat this row (may be given several times)")
     parser.add_argument("--failed", action="store_true", help="repeat the rows that did not pass")
     parser.add_argument("--workers", type=int, default=1, help="processes at once; about 1.5 GB each")
-    parser.add_argument("--timeout", type=float, default=Bounds.seconds, help="seconds for one architecture")
+    parser.add_argument("--timeout", type=float, default=Bounds.cpu_seconds, help="processor seconds for one architecture")
     parser.add_argument("--memory-gb", type=float, default=Bounds.memory_gb, help="for one process")
     parser.add_argument("--json", action="store_true", help="print all rows as JSON at the end")
     given = parser.parse_args()
@@ -81,7 +81,7 @@ def main() -> None:
     try:
         found = architectures(progress=lambda done, total: _say(f"listing {done} of {total}", done % 100 == 0))
         items = found if given.all else smallest_of_each_kind(found)
-        rows = run(items, choice, given.out, workers=given.workers, bounds=Bounds(given.timeout, given.memory_gb))
+        rows = run(items, choice, given.out, workers=given.workers, bounds=Bounds(given.timeout, 10 * given.timeout, given.memory_gb))
     except EdgetlError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -38,12 +38,12 @@ class UselessError(Exception):
 
 def check(name: str, family: str, parameters: int, sides: tuple[int, ...], tell: Tell) -> Row:
     """Try one architecture; whatever goes wrong stands in the row. ``tell`` hears of each stage before it begins."""
-    begin = time.monotonic()
+    begin = time.process_time()
     row = Row(architecture=name, family=family, parameters=parameters, made_with=libraries())
 
     def now(stage: str, **changes: object) -> None:
         nonlocal row
-        row = row.model_copy(update={**changes, "seconds": round(time.monotonic() - begin, 1)})
+        row = row.model_copy(update={**changes, "seconds": round(time.process_time() - begin, 1)})
         tell(stage, row)
 
     torch.set_num_threads(1)

@@ -27,9 +27,16 @@ ARCHITECTURES_PER_CHILD = 40
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one architecture may take."""
+    """What one architecture may take.
 
-    seconds: float = 180.0
+    Attributes:
+        cpu_seconds: of the processor's time, so that a busy machine does not turn into failures.
+        wall_seconds: on the clock, for what waits and does not compute.
+        memory_gb: of one child, private and writable.
+    """
+
+    cpu_seconds: float = 180.0
+    wall_seconds: float = 1800.0
     memory_gb: float = 6.0
 
 
@@ -41,6 +48,7 @@ class _Child:
         self.used = 0
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
         command = [sys.executable, "-m", "bench.zoo_worker", "--memory-gb", str(bounds.memory_gb)]
+        command += ["--cpu-seconds", str(bounds.cpu_seconds)]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -65,7 +73,7 @@ class _Child:
             self._ready, begin = True, time.monotonic()
         self._ask(item)
         while True:
-            answer = self._answer(self.bounds.seconds - (time.monotonic() - begin))
+            answer = self._answer(self.bounds.wall_seconds - (time.monotonic() - begin))
             match answer.get("kind"):
                 case "row":
                     self.used += 1
@@ -73,8 +81,8 @@ class _Child:
                 case "stage":
                     stage, row = answer["stage"], Row.model_validate(answer["row"])
                 case kind:
-                    why = f"not done after {self.bounds.seconds:g} s" if kind == "late" else self._why()
-                    return _cut_off(row, stage, why, time.monotonic() - begin), False
+                    why = f"not done after {self.bounds.wall_seconds:g} s" if kind == "late" else self._why()
+                    return _cut_off(row, stage, why), False
 
     def end(self) -> None:
         """Kill the process, whatever it does."""
@@ -110,16 +118,18 @@ class _Child:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
         code = self._process.returncode
+        if code == -signal.SIGXCPU:
+            return f"more than {self.bounds.cpu_seconds:g} s of the processor's time"
         self._errors.seek(0)
         said = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         ended = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with code {code}"
         return f"the process {ended}" + (f" ({said[-1][:200]})" if said else "")
 
 
-def _cut_off(row: Row, stage: str, why: str, seconds: float) -> Row:
+def _cut_off(row: Row, stage: str, why: str) -> Row:
     """The row of an architecture whose check was ended, with what was known by then."""
     engine = {"onnx": "failed"} if stage.startswith("ONNX") else {"openvino": "failed"} if stage.startswith("OpenVINO") else {}
-    return row.model_copy(update={**engine, "seconds": round(seconds, 1), "cause": f"{row.cause} {stage}: {why}".strip()})
+    return row.model_copy(update={**engine, "cause": f"{row.cause} {stage}: {why}".strip()})
 
 
 def sweep(items: Iterable[Architecture], *, workers: int, bounds: Bounds) -> Iterator[Row]:

@@ -30,6 +30,7 @@ class Row(StrictModel):
         linear_head: whether it ends in one linear layer, which ``edgetl train`` needs.
         variation: how far the torch logits of the pictures differ from their mean, of the largest logit: what a difference is seen against.
         onnx_difference: the largest of torch's logits from ONNX Runtime's at batch 1, 2 and 5, of the largest logit.
+        seconds: of the processor's time, from building to the last comparison, with one thread.
         cause: why a status is not ``agrees``.
         made_with: versions of the libraries; a row of other versions is measured again.
     """
@@ -123,7 +124,7 @@ def to_markdown(rows: Sequence[Row], *, limit: float, batches: Sequence[int]) ->
         "Written by `python -m bench.zoo`. Of timm's names that differ only in size the smallest is taken. Weights are random, BatchNorm",
         "statistics drawn; the files are written by the functions that `edgetl export` calls and run in the engines that a device uses.",
         "`varies` is how far the logits of different pictures lie apart, of the largest logit: what a difference is to be seen against.",
-        "`head` says whether the network ends in one linear layer, without which `edgetl train` refuses it.",
+        "`head` says whether the network ends in one linear layer, without which `edgetl train` refuses it; `s` is processor time.",
         "",
         *sorted({f"Made with {row.made_with}." for row in rows if row.made_with}),
         "",

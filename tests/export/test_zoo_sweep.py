@@ -58,7 +58,7 @@ def test_a_sweep_that_goes_on_repeats_nothing(swept: tuple[Path, list[Row]]) -> 
     out, _ = swept
     before = (out / "export-sweep.csv").stat().st_mtime_ns
     # Nothing could be measured in this time: a row that is still good was not measured again.
-    again = run(_described(*TINY), Choice(), out, workers=1, bounds=Bounds(seconds=0.01))
+    again = run(_described(*TINY), Choice(), out, workers=1, bounds=Bounds(wall_seconds=0.01))
     assert [row.passed for row in again] == [True, True]
     assert (out / "export-sweep.csv").stat().st_mtime_ns == before
 
@@ -78,9 +78,13 @@ def test_what_is_repeated_is_chosen_by_name_failure_and_versions() -> None:
     assert names(Choice(), {TINY[0]: good.model_copy(update={"made_with": "torch 1.0"})}) == {item.name for item in items}
 
 
-def test_an_architecture_that_takes_too_long_is_killed_and_says_so() -> None:
-    (row,) = sweep(_described("test_resnet"), workers=1, bounds=Bounds(seconds=0.05))
-    assert not row.passed and "not done after 0.05 s" in row.cause
+@pytest.mark.parametrize(
+    ("bounds", "cause"),
+    [(Bounds(cpu_seconds=0.1), "more than 0.1 s of the processor's time"), (Bounds(wall_seconds=0.05), "not done after 0.05 s")],
+)
+def test_an_architecture_that_takes_too_long_is_killed_and_says_so(bounds: Bounds, cause: str) -> None:
+    (row,) = sweep(_described("test_resnet"), workers=1, bounds=bounds)
+    assert not row.passed and cause in row.cause
     assert not _children()
 
 
