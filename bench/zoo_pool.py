@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -132,46 +132,58 @@ def _cut_off(row: Row, stage: str, why: str) -> Row:
     return row.model_copy(update={**engine, "cause": f"{row.cause} {stage}: {why}".strip()})
 
 
-def sweep(items: Iterable[Architecture], *, workers: int, bounds: Bounds) -> Iterator[Row]:
-    """Check ``items`` in ``workers`` children at once and yield each row as it comes; ends its children however it is left."""
-    todo: queue.SimpleQueue[Architecture] = queue.SimpleQueue()
-    for item in items:
-        todo.put(item)
-    done: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
-    ending = threading.Event()
-    children: set[_Child] = set()
+@dataclass
+class _Pool:
+    """What the threads of one sweep share; each thread has a child of its own and puts none into ``done`` when nothing is left."""
 
-    def work() -> None:
+    bounds: Bounds
+    todo: queue.SimpleQueue[Architecture] = field(default_factory=queue.SimpleQueue)
+    done: queue.SimpleQueue[Row | None] = field(default_factory=queue.SimpleQueue)
+    ending: threading.Event = field(default_factory=threading.Event)
+    children: set[_Child] = field(default_factory=set)
+
+    def work(self) -> None:
+        """Check what is left, with another child after one that died, failed or is used up."""
         child: _Child | None = None
-        with contextlib.suppress(queue.Empty):
-            while not ending.is_set():
-                item = todo.get_nowait()
+        try:
+            while not self.ending.is_set():
+                item = self.todo.get_nowait()
                 if child is None:
-                    child = _Child(bounds)
-                    children.add(child)
+                    child = _Child(self.bounds)
+                    self.children.add(child)
                 row, alive = child.check(item)
-                if not ending.is_set():
-                    done.put(row)
+                if not self.ending.is_set():
+                    self.done.put(row)
                 if not alive or not row.passed or child.used >= ARCHITECTURES_PER_CHILD:
                     child.end()
-                    children.discard(child)
+                    self.children.discard(child)
                     child = None
-        done.put(None)
+        except queue.Empty:
+            pass
+        finally:
+            # Whatever happened here, the others' rows must not be waited for in vain.
+            self.done.put(None)
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
+
+def sweep(items: Iterable[Architecture], *, workers: int, bounds: Bounds) -> Iterator[Row]:
+    """Check ``items`` in ``workers`` children at once and yield each row as it comes; ends its children however it is left."""
+    pool = _Pool(bounds)
+    for item in items:
+        pool.todo.put(item)
+    threads = [threading.Thread(target=pool.work, daemon=True) for _ in range(workers)]
     for thread in threads:
         thread.start()
     try:
         running = workers
         while running:
-            row = done.get()
+            row = pool.done.get()
             if row is None:
                 running -= 1
             else:
                 yield row
     finally:
-        ending.set()
-        for child in list(children):
+        pool.ending.set()
+        for child in list(pool.children):
             child.end()
         for thread in threads:
             thread.join()
