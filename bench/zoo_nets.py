@@ -178,17 +178,22 @@ def pictures(count: int, side: int, seed: int) -> torch.Tensor:
     return total
 
 
-def randomise(model: nn.Module, side: int, seed: int) -> None:
+def randomise(model: nn.Module, side: int, seed: int, *, strong: bool = False) -> None:
     """Give a fresh network weights and statistics under which no branch is silent.
 
     timm starts many branches at zero (the last normalisation of a residual block, layer scale, skip gains) and all BatchNorm statistics
     at zero and one, which would hide what an exporter does to them. Parameters that hold one value are drawn. BatchNorm statistics are
     first measured on random pictures, so that activations neither vanish nor grow from layer to layer, and then drawn around that.
+
+    ``strong`` gives every layer a gain of about one. Transformers start with less and have no statistics that are measured on pictures:
+    some (eva02) answer nearly the same to every picture without it.
     """
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             _draw(parameter, random)
+            if strong:
+                _strengthen(parameter)
         norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         momenta = [module.momentum for module in norms]
         for module in norms:
@@ -214,6 +219,15 @@ def _draw(parameter: nn.Parameter, random: torch.Generator) -> None:
         parameter.copy_(0.4 * (uniform - 0.5) + (0.3 if value else 0.0))
     else:
         parameter.copy_((2 * uniform - 1) / parameter[0].numel() ** 0.5)
+
+
+def _strengthen(parameter: nn.Parameter) -> None:
+    """Scale weak weights ``[out, in, …]`` so that inputs of variance one give outputs of variance one."""
+    if parameter.dim() < 2 or parameter.shape[0] == 1:
+        return
+    gain = float(parameter.std()) * parameter[0].numel() ** 0.5
+    if 0 < gain < 1:
+        parameter.div_(gain)
 
 
 def _perturb(module: nn.modules.batchnorm._BatchNorm, random: torch.Generator) -> None:

@@ -114,6 +114,14 @@ def test_no_branch_of_a_randomised_network_is_silent() -> None:
             assert module.running_mean is not None and float(module.running_mean.std()) > 0
 
 
+def test_strong_weights_let_a_transformer_tell_pictures_apart() -> None:
+    model, images = rebuild("test_vit3", {}, 5).eval(), pictures(4, 160, seed=0)
+    randomise(model, 160, seed=0, strong=True)
+    with torch.no_grad():
+        logits = model(images)
+    assert float((logits - logits.mean(dim=0)).abs().max()) > 0.3 * float(logits.abs().max())
+
+
 def test_logits_that_do_not_depend_on_the_picture_are_refused() -> None:
     class Constant(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
