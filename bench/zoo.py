@@ -104,9 +104,10 @@ def run(items: Sequence[Architecture], choice: Choice, out: Path, *, workers: in
     begin = time.monotonic()
     for done, row in enumerate(sweep(todo, workers=workers, bounds=bounds), start=1):
         known[row.architecture] = row
-        write_table(out, known.values(), limit=MAX_FP32_DIFFERENCE, batches=STRICT_BATCHES)
-        left = (time.monotonic() - begin) / done * (len(todo) - done) / 60
-        _say(f"[{done}/{len(todo)}] {_short(row)}; {left:.0f} min left")
+        left = sum(item.name not in known for item in items)
+        write_table(out, known.values(), limit=MAX_FP32_DIFFERENCE, batches=STRICT_BATCHES, left=left)
+        minutes = (time.monotonic() - begin) / done * (len(todo) - done) / 60
+        _say(f"[{done}/{len(todo)}] {_short(row)}; {minutes:.0f} min left")
     return sorted(known.values(), key=lambda row: row.architecture)
 
 

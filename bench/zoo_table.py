@@ -89,8 +89,8 @@ def read_rows(path: Path) -> dict[str, Row]:
     return {row.architecture: row for row in rows}
 
 
-def write_table(folder: Path, rows: Iterable[Row], *, limit: float, batches: Sequence[int]) -> None:
-    """Write ``export-sweep.csv`` and ``export-sweep.md``, each whole or not at all."""
+def write_table(folder: Path, rows: Iterable[Row], *, limit: float, batches: Sequence[int], left: int = 0) -> None:
+    """Write ``export-sweep.csv`` and ``export-sweep.md``, each whole or not at all; ``left`` architectures are not measured yet."""
     ordered = sorted(rows, key=lambda row: row.architecture)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(Row.model_fields), lineterminator="\n")
@@ -98,7 +98,7 @@ def write_table(folder: Path, rows: Iterable[Row], *, limit: float, batches: Seq
     for row in ordered:
         writer.writerow({key: _cell(value) for key, value in row.model_dump().items()})
     write_text(folder / "export-sweep.csv", text.getvalue())
-    write_text(folder / "export-sweep.md", to_markdown(ordered, limit=limit, batches=batches))
+    write_text(folder / "export-sweep.md", to_markdown(ordered, limit=limit, batches=batches, left=left))
 
 
 def _cell(value: object) -> object:
@@ -107,7 +107,7 @@ def _cell(value: object) -> object:
     return "" if value is None else value
 
 
-def to_markdown(rows: Sequence[Row], *, limit: float, batches: Sequence[int]) -> str:
+def to_markdown(rows: Sequence[Row], *, limit: float, batches: Sequence[int], left: int = 0) -> str:
     """The summary, the exceptions with their causes, and the table."""
     passed = [row for row in rows if row.passed]
     share = f"{100 * len(passed) / len(rows):.1f} %" if rows else "none"
@@ -120,6 +120,7 @@ def to_markdown(rows: Sequence[Row], *, limit: float, batches: Sequence[int]) ->
         f"{len(rows)} architectures of timm with at most 12 million parameters, from {families} of its modules; **{len(passed)} ({share})",
         f"export to ONNX and OpenVINO and answer like torch in both engines**, at batch {sizes}: no logit differs by more than {limit:g}",
         f"of the largest (worst of those that pass: {worst:.1e}).",
+        *([f"**{left} more are not measured yet**: the sweep was stopped, and the same command goes on."] if left else []),
         "",
         "Written by `python -m bench.zoo`. Of timm's names that differ only in size the smallest is taken. Weights are random, BatchNorm",
         "statistics drawn; the files are written by the functions that `edgetl export` calls and run in the engines that a device uses.",

@@ -159,6 +159,12 @@ def test_exceptions_stand_above_the_table_with_their_cause(tmp_path: Path) -> No
     assert "**0 (0.0 %)" in text and "- `odd` (odd): ExportError: no such operator" in text.split("## All")[0]
 
 
+def test_a_table_of_a_stopped_sweep_says_how_many_are_missing(tmp_path: Path) -> None:
+    row = Row(architecture="some", family="some", parameters=1, onnx="agrees", openvino="agrees")
+    write_table(tmp_path, [row], limit=1e-4, batches=(1, 2, 5), left=7)
+    assert "**7 more are not measured yet**" in (tmp_path / "export-sweep.md").read_text("utf-8")
+
+
 @pytest.mark.slow
 def test_ten_families_export_and_agree(tmp_path: Path) -> None:
     rows = run(_described(*FAMILIES), Choice(), tmp_path, workers=1, bounds=Bounds())
