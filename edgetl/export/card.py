@@ -5,15 +5,22 @@ from __future__ import annotations
 from typing import assert_never
 
 from edgetl.core.manifest import Calibration, Rejected, Variant, describe_parent
+from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Evaluation, Proportion
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.train.run import RunRecord
 
 
 def write_card(
-    name: str, record: RunRecord, variants: list[Variant], rejected: list[Rejected], trained: Proportion, calibration: Calibration | None
+    name: str,
+    record: RunRecord,
+    spec: PreprocessSpec,
+    variants: list[Variant],
+    rejected: list[Rejected],
+    trained: Proportion,
+    calibration: Calibration | None,
 ) -> str:
-    """The card as Markdown."""
+    """The card as Markdown; ``spec`` is the bundle's, whose input may be smaller than the run's."""
     backbone = record.backbone
     lines = [
         f"# {name}",
@@ -24,8 +31,8 @@ def write_card(
         f"licence of the weights: {backbone.licence or 'not stated'}",
         f"- Strategy: {record.plan.strategy}{_head(record)}, seed {record.config.seed}, trained in {record.seconds:.0f} s",
         f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
-        f"- Input: {record.preprocess.input_size[0]} x {record.preprocess.input_size[1]} RGB, {record.preprocess.crop_mode} crop, "
-        f"{record.preprocess.interpolation}, {record.preprocess.resize} resize",
+        f"- Input: {spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, "
+        f"{spec.interpolation}, {spec.resize} resize{_other_size(record, spec)}",
         f"- Trained model on the validation images: {_figure(trained, record)}",
         f"- Trained model on the test images: {_figure(record.test.score, record) if record.test else 'no test images'}",
         *(_details(record.test) if record.test else []),
@@ -48,6 +55,11 @@ def write_card(
     of = "Intervals are Wilson's, 95 %." if record.task in ("classification", "ordinal") else "Intervals are by bootstrap, 95 %."
     lines += ["", f"{of} Latency is of the machine that exported; measure yours with `edgetl bench`.", ""]
     return "\n".join(lines)
+
+
+def _other_size(record: RunRecord, spec: PreprocessSpec) -> str:
+    trained = record.preprocess.input_size
+    return "" if spec.input_size == trained else f" (trained at {trained[0]} x {trained[1]})"
 
 
 def _head(record: RunRecord) -> str:
