@@ -87,7 +87,7 @@ def draw_sensitivities(manifest: Manifest, path: Path) -> None:
     figure = _figure(8.0 * len(measured), 1.6 + 0.26 * rows)
     for axes, item in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured, strict=True):
         shown = item.sensitivities[:MOST_BARS]
-        names = [f"{_short(found.operation)} ({found.kind})" for found in shown]
+        names = [_short(found.title) for found in shown]
         places = range(len(shown))
         axes.barh(places, [found.loss for found in shown], color=["#08306b" if found.loss > 0 else "#bdbdbd" for found in shown])
         axes.set_yticks(places, names, fontsize=8)
@@ -98,7 +98,7 @@ def draw_sensitivities(manifest: Manifest, path: Path) -> None:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 40 else f"…{name[-39:]}"
+    return name if len(name) <= 50 else f"…{name[-49:]}"
 
 
 def stages_axes(axes: Axes, report: LatencyReport) -> None:

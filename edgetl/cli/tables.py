@@ -91,7 +91,7 @@ def sensitive_lines(manifest: Manifest) -> list[str]:
     """For each variant whose operations were measured, the three that cost most."""
     items: list[Variant | Rejected] = [*manifest.variants, *manifest.rejected]
     return [
-        f"{item.name}: quantization costs most in " + ", ".join(f"{found.operation} ({found.kind}, {found.loss:+.4f})" for found in worst)
+        f"{item.name}: quantization costs most in " + ", ".join(f"{found.title} {found.loss:+.4f}" for found in worst)
         for item in items
         if (worst := item.sensitivities[:3])
     ]

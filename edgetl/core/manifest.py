@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from pydantic import AfterValidator, Field, model_validator
 
 from edgetl.core.config import LeanModel, StrictModel
+from edgetl.core.contract import ContractRecord
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Proportion
 from edgetl.core.tasks import Decision, Reading, Task
@@ -98,11 +99,20 @@ class Rung(LeanModel):
 
 class Sensitivity(StrictModel):
     """What quantizing one operation costs: how much nearer a quantized model's answers come to the trained model's when this operation
-    alone computes in fp32 (nats of the scores; of numbers a share of their variance). Negative where its error undoes another's."""
+    alone computes in fp32 (nats of the scores; of numbers a share of their variance). Negative where its error undoes another's.
+
+    ``layer`` is the trained model's module that the operation comes from, where its weights tell.
+    """
 
     operation: str
     kind: str
     loss: float
+    layer: str = ""
+
+    @property
+    def title(self) -> str:
+        """What people know it by."""
+        return f"{self.layer or self.operation} ({self.kind})"
 
 
 class Variant(LeanModel):
@@ -225,10 +235,10 @@ class Manifest(LeanModel):
     """The whole of ``manifest.json``.
 
     ``trained`` is the task's figure (``Evaluation.score``) of the trained model at the bundle's input size, ``whole_size`` at that of
-    the training where it is another.
+    the training where it is another. A bundle that was exported under a ``contract`` holds only variants that keep it, the best first.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"decision", "whole_size"})
+    lean: ClassVar[frozenset[str]] = frozenset({"decision", "whole_size", "contract"})
 
     schema_version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=100, pattern=r"^[\w][\w .-]*$")
@@ -245,6 +255,7 @@ class Manifest(LeanModel):
     whole_size: Proportion | None = None
     golden: tuple[Golden, ...]
     calibration: Calibration | None
+    contract: ContractRecord | None = None
     lineage: Lineage
     seen_images: BundleFile
     card: BundleFile

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgetl.core.answers import describe_truth, evaluate, scores_of
 from edgetl.core.atomic import new_folder
 from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_hashes
+from edgetl.core.contract import ContractRecord
 from edgetl.core.host import fingerprint, versions
 from edgetl.core.manifest import MANIFEST_NAME, Format, Golden, Lineage, Manifest, Precision, Rejected, Variant
 from edgetl.core.preprocess import preprocess
@@ -51,11 +52,17 @@ class _Packed:
     variants: list[Variant] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     golden_logits: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    contract: ContractRecord | None = None
+
+
+# Looks at the whole bundle before it is in its place: the names of the variants to keep, the best first, and the contract's record.
+Select = Callable[[Bundle], tuple[tuple[str, ...], ContractRecord]]
 
 
 def export_bundle(
-    run_path: Path, config: ExportConfig, out: Path, *, data: Path | None = None, overwrite: bool = False, progress: Progress = silent
-) -> Bundle:
+    run_path: Path, config: ExportConfig, out: Path, *,
+    data: Path | None = None, overwrite: bool = False, select: Select | None = None, progress: Progress = silent,
+) -> Bundle:  # fmt: skip
     """Export the run at ``run_path`` as a bundle at ``out``.
 
     Every variant is loaded from its saved file in the engine that the device uses and compared with the trained model on validation
@@ -67,6 +74,7 @@ def export_bundle(
         out: the bundle's folder.
         data: where the run's images are now, if not where they were.
         overwrite: replace an existing ``out``.
+        select: chooses among the variants that passed; what it raises ends the export, and nothing is written.
         progress: told of each stage.
 
     Raises:
@@ -78,7 +86,7 @@ def export_bundle(
     """
     run = open_run(run_path)
     name = config.name or _model_name(run.record.name)
-    with new_folder(out, overwrite=overwrite) as folder, tempfile.TemporaryDirectory(dir=folder) as work:
+    with new_folder(out, overwrite=overwrite) as folder, tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as work:
         _check_space(run, folder, config)
         bench = prepare(run, config, Path(work), data, progress)
         golden = _choose_golden(bench.gate.samples)
@@ -86,7 +94,20 @@ def export_bundle(
         _report_rejected(config, packed)
         _write_manifest(bench, packed, folder, golden, name)
         shutil.rmtree(work)
+        if select is not None:
+            names, packed.contract = select(open_bundle(folder))
+            _keep(packed, folder, names)
+            _write_manifest(bench, packed, folder, golden, name)
     return open_bundle(out)
+
+
+def _keep(packed: _Packed, folder: Path, names: tuple[str, ...]) -> None:
+    """Only these variants, in this order."""
+    for variant in packed.variants:
+        if variant.name not in names:
+            shutil.rmtree(folder / variant.name)
+            del packed.golden_logits[variant.name]
+    packed.variants = sorted((item for item in packed.variants if item.name in names), key=lambda item: names.index(item.name))
 
 
 def _export_variants(bench: Workbench, folder: Path, golden: list[Sample]) -> _Packed:
@@ -168,7 +189,7 @@ def _choose_golden(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _write_golden(packed: _Packed, reading: Reading, folder: Path, golden: list[Sample]) -> tuple[Golden, ...]:
-    (folder / "golden").mkdir()
+    (folder / "golden").mkdir(exist_ok=True)
     scores = {name: scores_of(reading, logits) for name, logits in packed.golden_logits.items()}
     entries = []
     for index, sample in enumerate(golden):
@@ -204,6 +225,7 @@ def _write_manifest(bench: Workbench, packed: _Packed, folder: Path, golden: lis
         whole_size=bench.whole,
         golden=_write_golden(packed, record.reading, folder, golden),
         calibration=calibration,
+        contract=packed.contract,
         lineage=_lineage(bench.run),
         seen_images=describe_file(folder, seen),
         card=describe_file(folder, card),

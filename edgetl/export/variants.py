@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import assert_never
 
+import onnx
+
 from edgetl.core.manifest import Format, Precision, Rung, Sensitivity
 from edgetl.export.agreement import Logits, Verdict, judge
 from edgetl.export.climb import Ground, climb
@@ -90,7 +92,15 @@ def quantize(bench: Workbench, format_: Format, source: Path, target: Path) -> M
     )
     climbed = climb(quantizer, ladder(bench.config.cpu, format_, products=products, classes=classes), target, ground)
     shutil.rmtree(work)
-    return Made(climbed.files, climbed.verdict, climbed.rungs, climbed.sensitivities[:MOST_SENSITIVITIES])
+    return Made(climbed.files, climbed.verdict, climbed.rungs, _with_layers(climbed.sensitivities[:MOST_SENSITIVITIES], source))
+
+
+def _with_layers(measured: tuple[Sensitivity, ...], source: Path) -> tuple[Sensitivity, ...]:
+    """Name the trained model's modules: the exporter calls an operation's weights by theirs."""
+    graph = onnx.load(source).graph
+    weights = {item.name for item in graph.initializer if item.name.endswith(".weight")}
+    layers = {node.name: name.removesuffix(".weight") for node in graph.node for name in node.input if name in weights}
+    return tuple(item.model_copy(update={"layer": layers.get(item.operation.removesuffix("/WithoutBiases"), "")}) for item in measured)
 
 
 def _judge(bench: Workbench, logits: Logits) -> Verdict:
