@@ -55,6 +55,7 @@ def export_command(
     profile: Annotated[
         Path | None, typer.Option(help="`edgetl bench --json` taken on the device; --max-latency-ms then holds there.")
     ] = None,
+    qat: Annotated[int, typer.Option(help="Where no int8 passes, so many steps of quantization-aware training (about 200).")] = 0,
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
@@ -78,7 +79,7 @@ def export_command(
         config = build(
             ExportConfig, formats=formats, precisions=precisions, name=name, max_drop=max_drop, strict=strict,
             calibration_images=num_samples, cpu=cpu, release=release, allow_missing=allow_missing, input_size=input_size,
-            explain=explain_ is not None, seed=seed,
+            explain=explain_ is not None, qat_steps=qat, seed=seed,
         )  # fmt: skip
         contract = build(
             Contract, max_latency_ms=max_latency_ms, latency_of=latency_of, max_size_mb=max_size_mb, memory_mb=memory_mb, threads=threads

@@ -81,7 +81,7 @@ def ladder_lines(manifest: Manifest) -> list[str]:
     figure = SCORE_NAMES[manifest.task]
     return [
         f"{name}: {rung.method}: {figure} {rung.accuracy:.4f} (drop {rung.drop:+.4f}), confident agreement {rung.confident_top1:.3f}: "
-        f"{'passed' if rung.passed else 'not enough'}"
+        f"{'passed' if rung.passed else f'not enough: {rung.reason}' if rung.reason else 'not enough'}"
         for name, rungs in ladders
         for rung in rungs
     ]

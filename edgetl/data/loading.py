@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeAlias
 
@@ -74,15 +74,19 @@ class PixelSet:
         if not self._keep:
             yield from batches(self.samples, self.spec, batch_size=batch_size)
             return
-        if self._pixels is None:
+        for start in range(0, len(self), batch_size):
+            yield self.rows(range(start, min(start + batch_size, len(self))))
+
+    def rows(self, indices: Iterable[int]) -> NDArray[np.float32]:
+        """The images at ``indices``, float32 ``[n, 3, H, W]``."""
+        if self._keep and self._pixels is None:
             with ThreadPoolExecutor(max_workers=available_cores()) as pool:
                 self._pixels = list(pool.map(self._decode, self.samples))
-        for start in range(0, len(self._pixels), batch_size):
-            part = self._pixels[start : start + batch_size]
-            out = np.empty((len(part), 3, *self.spec.input_size), np.float32)
-            for row, pixels in zip(out, part, strict=True):
-                normalise(pixels, self.spec, row)
-            yield out
+        chosen = [self._decode(self.samples[index]) if self._pixels is None else self._pixels[index] for index in indices]
+        out = np.empty((len(chosen), 3, *self.spec.input_size), np.float32)
+        for row, pixels in zip(out, chosen, strict=True):
+            normalise(pixels, self.spec, row)
+        return out
 
     def _decode(self, sample: Sample) -> NDArray[np.uint8]:
         return np.asarray(to_pixels(load_image(sample.path), self.spec))

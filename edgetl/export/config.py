@@ -26,6 +26,7 @@ class ExportConfig(StrictModel):
         gate_images: validation images that decide, at most.
         cpu: ``here`` quantizes for this machine's instruction set; ``any`` keeps weights to 7 bits, which no x86 kernel saturates on.
         allow_missing: keep the variants that passed when another failed; fp16 stands in for an int8 that failed.
+        qat_steps: where the ladder ends without an int8 that passes, so many steps of quantization-aware training; 0 is none.
         explain: measure what quantizing each operation costs, also where the gate passed.
         input_size: height and width of the input, pixels; none takes the run's. What another size costs counts in ``max_drop``.
         seed: of NNCF's and the head's fits.
@@ -42,6 +43,7 @@ class ExportConfig(StrictModel):
     gate_images: int = Field(default=1000, ge=1)
     cpu: Literal["here", "any"] = "here"
     allow_missing: bool = False
+    qat_steps: int = Field(default=0, ge=0, le=100_000)
     explain: bool = False
     input_size: int | None = Field(default=None, ge=32, le=1024)
     seed: int = Field(default=0, ge=0, lt=2**31)

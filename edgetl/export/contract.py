@@ -207,7 +207,8 @@ def explain(contract: Contract, search: Search) -> str:
         text += _where_time_goes(contract, near)
     text += "".join(f"{note[0].upper()}{note[1:]}. " for note in search.notes)
     remedies = " ".join(clause.remedy() for clause in failing)
-    return f"{text}Nothing was written. What would fit: {remedies} here, or a smaller or faster backbone (`edgetl rank DATA`, `edgetl fit DATA`)."
+    advice = f"What would fit: {remedies}, or a smaller backbone (`edgetl fit DATA` looks for one)."
+    return f"{text}Nothing was written. {advice}"
 
 
 def _where_time_goes(contract: Contract, offer: Offer) -> str:

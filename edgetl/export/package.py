@@ -31,7 +31,7 @@ from edgetl.export.config import ExportConfig
 from edgetl.export.metadata import INPUT_NAME, OUTPUT_NAME
 from edgetl.export.to_onnx import onnx_properties, to_onnx
 from edgetl.export.variants import Made, make
-from edgetl.export.workbench import Workbench, open_files, prepare
+from edgetl.export.workbench import PLAIN_NAME, Workbench, open_files, prepare
 from edgetl.measure.latency import time_calls
 from edgetl.train.run import Run, open_run
 
@@ -113,7 +113,7 @@ def _keep(packed: _Packed, folder: Path, names: tuple[str, ...]) -> None:
 def _export_variants(bench: Workbench, folder: Path, golden: list[Sample]) -> _Packed:
     """fp32 ONNX first, since every other file is made from it."""
     bench.progress("exporting to ONNX", 0, 1)
-    source = bench.work / "model.onnx"
+    source = bench.work / PLAIN_NAME
     to_onnx(bench.run.load_model(), bench.gate.spec, source, onnx_properties(*bench.infos))
     bench.progress("exporting to ONNX", 1, 1)
     packed = _Packed()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import assert_never
 
 import onnx
+from torch import nn
 
 from edgetl.core.manifest import Format, Precision, Rung, Sensitivity
 from edgetl.export.agreement import Logits, Verdict, judge
@@ -64,7 +65,19 @@ def _write(bench: Workbench, format_: Format, precision: Precision, source: Path
 
 
 def quantize(bench: Workbench, format_: Format, source: Path, target: Path) -> Made:
-    """Climb the ladder from the fp32 ONNX file ``source``."""
+    """Climb the ladder from the fp32 ONNX file ``source``; where it ends and training is allowed, climb again from trained weights."""
+    made = _climb(bench, format_, source, target)
+    if not made.verdict.reason or bench.config.qat_steps == 0:
+        return made
+    trained, model = bench.trained_for_int8()
+    again = _climb(bench, format_, trained, target, model=model)
+    method = f"quantization-aware training ({bench.config.qat_steps} steps)"
+    rungs = tuple(rung.model_copy(update={"method": f"{method}, {rung.method}"}) for rung in again.rungs)
+    return replace(again, rungs=(*made.rungs, *rungs), sensitivities=again.sensitivities or made.sensitivities)
+
+
+def _climb(bench: Workbench, format_: Format, source: Path, target: Path, *, model: nn.Module | None = None) -> Made:
+    """``model`` is the network of ``source`` where that is not the run's."""
     calibration = [row[None] for batch in bench.calibration.batches() for row in batch]
     work = Path(tempfile.mkdtemp(dir=bench.work))
     # Similarities in 8 bits choose other neighbours: on the digits that costs 1 to 6 points of accuracy.
@@ -84,7 +97,7 @@ def quantize(bench: Workbench, format_: Format, source: Path, target: Path) -> M
     ground = Ground(
         open_files=lambda files: open_files(format_, files),
         judge=lambda logits: _judge(bench, logits),
-        refit=lambda: bench.refit(source),
+        refit=lambda: bench.refit(source, model),
         probe=bench.probe,
         task=bench.gate.reading.task,
         explain=bench.config.explain,

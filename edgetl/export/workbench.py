@@ -23,7 +23,9 @@ from edgetl.export.agreement import GateSet, Logits, answers, fall, trained_logi
 from edgetl.export.climb import RefitData
 from edgetl.export.config import ExportConfig
 from edgetl.export.metadata import model_info, own_info
+from edgetl.export.qat import tune_for_int8
 from edgetl.export.steps import FloatHead, Probe
+from edgetl.export.to_onnx import onnx_properties, to_onnx
 from edgetl.runtime.engine import load_engine
 from edgetl.train.run import Run
 
@@ -31,6 +33,8 @@ from edgetl.train.run import Run
 PROBE_IMAGES = 64
 WATCHED_IMAGES = 300
 LEAST_REFIT_IMAGES = 2000
+# The fp32 ONNX file that all others are made from.
+PLAIN_NAME = "model.onnx"
 
 
 @dataclass
@@ -61,6 +65,7 @@ class Workbench:
     whole: Proportion | None = None
     max_drop: float = 0.0
     _refit: dict[Path, RefitData] = field(default_factory=dict)
+    _trained: tuple[Path, nn.Module] | None = None
 
     @property
     def limits(self) -> ExportConfig:
@@ -88,11 +93,27 @@ class Workbench:
         known = truth_of(self.gate.samples)[:count] if self.gate.reading.task == "classification" else np.empty(0, np.intp)
         return Probe(images, self.gate.trained[:count], known)
 
+    def trained_for_int8(self) -> tuple[Path, nn.Module]:
+        """The fp32 ONNX file of a network trained for quantization, and that network; once for both engines."""
+        if self._trained is None:
+            calibration = [batch for _, batch in zip(range(4), self.calibration.batches(), strict=False)]
+            images = PixelSet(stratified(self.train, LEAST_REFIT_IMAGES), self.gate.spec)
+            model = tune_for_int8(
+                self.run.load_model(), images, calibration, self.gate.reading.task, self.config.qat_steps,
+                seed=self.config.seed, progress=self.progress,
+            )  # fmt: skip
+            source = self.work / "trained-for-int8.onnx"
+            to_onnx(model, self.gate.spec, source, onnx_properties(*self.infos))
+            self._trained = source, model
+        return self._trained
+
     def refit(self, source: Path, model: nn.Module | None = None) -> RefitData:
-        """Training images with the logits of the fp32 export ``source``, which the gate compared with torch's; once for both engines."""
+        """Training images with the trained model's logits (by its fp32 export, which the gate compared with torch's) and the head of
+        ``source``, which was exported from ``model`` or from the run's; once for both engines."""
         if source not in self._refit:
             images = PixelSet(stratified(self.train, max(LEAST_REFIT_IMAGES, self.config.calibration_images)), self.gate.spec)
-            trained = answers(open_files("onnx", [source]), images, stage="the trained model's answers", progress=self.progress)
+            plain = open_files("onnx", [self.work / PLAIN_NAME])
+            trained = answers(plain, images, stage="the trained model's answers", progress=self.progress)
             module = (model or self.run.load_model()).get_submodule(self.run.record.backbone.head_name)
             assert isinstance(module, nn.Linear)
             head = FloatHead(module.weight.detach().numpy(), module.bias.detach().numpy())

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgetl.core.manifest import Format
+from edgetl.data.loading import PixelSet, stratified
+from edgetl.export import variants
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.export.qat import simulate, tune_for_int8
+from edgetl.export.sensitivity import divergence
+from edgetl.export.steps import Step
+from edgetl.train.run import Run
+
+
+def _answers(model: nn.Module, images: PixelSet) -> np.ndarray:
+    with torch.inference_mode():
+        return np.concatenate([model(torch.from_numpy(batch)).numpy() for batch in images.batches()])
+
+
+def _rounded(model: nn.Module, images: PixelSet, calibration: list[np.ndarray], bits: int) -> np.ndarray:
+    """The answers of ``model`` once its weights and inputs are rounded."""
+    rounded = copy.deepcopy(model)
+    simulate(rounded, calibration, bits)
+    return _answers(rounded, images)
+
+
+def test_training_repairs_what_rounding_to_four_bits_breaks(run: Run) -> None:
+    model, spec = run.load_model(), run.record.preprocess
+    images, unseen = (PixelSet(stratified(run.samples(part), 320), spec) for part in ("train", "val"))
+    calibration = [next(images.batches())]
+    trained = _answers(model, unseen)
+    before = divergence(trained, _rounded(model, unseen, calibration, 4), "classification")
+    tuned = tune_for_int8(model, images, calibration, "classification", 40, bits=4)
+    after = divergence(trained, _rounded(tuned, unseen, calibration, 4), "classification")
+    assert before > 0.05 and after < 0.5 * before
+    assert (trained == _answers(model, unseen)).all(), "the trained model is untouched"
+    assert set(tuned.state_dict()) == set(model.state_dict())
+
+
+@pytest.mark.parametrize("format_", ["onnx", "openvino"])
+def test_where_no_step_is_enough_the_network_is_trained_for_int8(
+    format_: Format, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(variants, "ladder", lambda *args, **kwargs: [Step(seven_bit=True)])
+    judged = variants.judge
+
+    def never(logits: object, gate: object, limits: object, **options: object) -> object:
+        verdict = judged(logits, gate, limits, **options)  # type: ignore[arg-type]
+        return verdict if options.get("exact") else verdict.__class__(**{**vars(verdict), "reason": "asked to fail"})
+
+    monkeypatch.setattr(variants, "judge", never)
+    config = ExportConfig(formats=(format_,), precisions=("fp32", "int8"), qat_steps=3, allow_missing=True, calibration_images=40)
+    bundle = export_bundle(run.path, config, tmp_path / "bundle")
+    (rejected,) = (item for item in bundle.manifest.rejected if item.name.endswith("-int8"))
+    assert [rung.method for rung in rejected.ladder] == [
+        "7-bit weights",
+        "quantization-aware training (3 steps), 7-bit weights",
+    ]
+    assert abs(rejected.ladder[1].accuracy - rejected.ladder[0].accuracy) < 0.05
