@@ -16,6 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgetl.errors import ExportError
+from edgetl.export.bias_onnx import correct_biases
 from edgetl.export.metadata import INPUT_NAME
 from edgetl.export.steps import FloatHead, Step
 
@@ -74,6 +75,8 @@ class OnnxQuantizer:
         except (RuntimeError, ValueError, KeyError, TypeError, onnx.shape_inference.InferenceError) as error:
             raise ExportError(f"ONNX Runtime cannot quantize the network: {str(error).splitlines()[0]}") from error
         model = onnx.load(target)
+        if step.full_bias:
+            correct_biases(model, onnx.load(self._prepared), self._calibration)
         onnx.helper.set_model_props(model, self._properties)
         onnx.save(model, target)
         onnx.save(model, self._work / "quantized.onnx")

@@ -23,7 +23,8 @@ class Step:
     Attributes:
         seven_bit: weights use 7 of 8 bits, so that x86 kernels without VNNI do not saturate.
         dynamic: only matrix products are quantized, and their inputs' ranges are measured anew for every image (ONNX Runtime).
-        full_bias: each layer's mean error is taken off its bias in turn, with all before it quantized (NNCF).
+        full_bias: each layer's mean error is taken off its bias in turn, with all before it quantized. NNCF takes it off at once
+            otherwise, ONNX Runtime's quantizer not at all.
         refit: the head stays in fp32 and is fitted again on the quantized trunk's features.
         sensitive: so many of the operations whose quantization costs most stay in fp32.
         controlled: NNCF's accuracy-aware search for operations that must stay in fp32.
@@ -106,8 +107,9 @@ def ladder(cpu: str, format_: Format = "onnx", *, products: bool = False, refit:
     seven = cpu == "any" or not has_int8_dot_product()
     steps = [Step(seven_bit=seven, dynamic=True)] if products and format_ == "onnx" else []
     steps.append(Step(seven_bit=seven))
-    steps += [Step(seven_bit=seven, full_bias=True)] if format_ == "openvino" else []
-    steps += [Step(seven_bit=seven, refit=True)] if refit else []
-    steps += [Step(seven_bit=seven, refit=refit, sensitive=count) for count in SPARED_OPERATIONS]
+    steps.append(Step(seven_bit=seven, full_bias=True))
+    full = format_ == "onnx"  # it costs seconds there and a minute in NNCF, whose other correction is nearly as good
+    steps += [Step(seven_bit=seven, full_bias=full, refit=True)] if refit else []
+    steps += [Step(seven_bit=seven, full_bias=full, refit=refit, sensitive=count) for count in SPARED_OPERATIONS]
     steps += [Step(seven_bit=seven, controlled=True)] if format_ == "openvino" and classes else []
     return steps

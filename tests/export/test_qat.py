@@ -11,6 +11,7 @@ from torch import nn
 from edgetl.core.manifest import Format
 from edgetl.data.loading import PixelSet, stratified
 from edgetl.export import variants
+from edgetl.export.agreement import judge
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.export.qat import simulate, tune_for_int8
@@ -49,10 +50,9 @@ def test_where_no_step_is_enough_the_network_is_trained_for_int8(
     format_: Format, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(variants, "ladder", lambda *args, **kwargs: [Step(seven_bit=True)])
-    judged = variants.judge
 
     def never(logits: object, gate: object, limits: object, **options: object) -> object:
-        verdict = judged(logits, gate, limits, **options)  # type: ignore[arg-type]
+        verdict = judge(logits, gate, limits, **options)  # type: ignore[arg-type]
         return verdict if options.get("exact") else verdict.__class__(**{**vars(verdict), "reason": "asked to fail"})
 
     monkeypatch.setattr(variants, "judge", never)
