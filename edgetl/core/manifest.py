@@ -47,7 +47,7 @@ class BundleFile(StrictModel):
     sha256: Sha256
 
 
-class Agreement(StrictModel):
+class Agreement(LeanModel):
     """How an exported file's answers compare with the trained model's on the same images.
 
     Attributes:
@@ -57,13 +57,18 @@ class Agreement(StrictModel):
             the decisions (images times labels) that are the same.
         confident_n: images (decisions) of which the trained model is sure, for instance a top class scored at least 0.6.
         confident_top1: share of those with the same answer; 1 when there is none.
+        cosine: of several labels: the median over the images of the cosine between both models' outputs, each less the trained model's
+            mean output.
     """
+
+    lean: ClassVar[frozenset[str]] = frozenset({"cosine"})
 
     n: int
     max_relative: float
     top1: float
     confident_n: int
     confident_top1: float
+    cosine: float | None = None
 
 
 class Fall(StrictModel):

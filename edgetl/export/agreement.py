@@ -28,6 +28,8 @@ from edgetl.export.losses import MAX_RECALL_DROP, MIN_ENTROPY_SHARE, answer_entr
 # Two float32 engines differ by about 1e-6 of the largest logit; a wrong operator or preprocessing by far more.
 MAX_FP32_DIFFERENCE = 1e-4
 CONFIDENT_SCORE = 0.6
+# Six networks' good int8 files have 0.994 and more; one with a weight's zero point off by one has 0.969 and the same accuracy.
+MIN_COSINE = 0.98
 STRICT_BATCHES = (1, 2, 5)
 
 Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -105,7 +107,21 @@ def compare(trained: NDArray[np.float32], exported: NDArray[np.float32], reading
         top1=float(same.mean()),
         confident_n=int(confident.sum()),
         confident_top1=float(same[confident].mean()) if confident.any() else 1.0,
+        cosine=median_cosine(trained, exported),
     )
+
+
+def median_cosine(trained: NDArray[np.float32], exported: NDArray[np.float32]) -> float | None:
+    """The median over the images of the cosine between two models' outputs ``[n, labels]``, each less the trained model's mean output.
+
+    The mean is what every image gets: beside it a wrong file looks right. None for one image or one output.
+    """
+    if len(trained) < 2 or trained.shape[1] < 2:
+        return None
+    mean = trained.mean(axis=0, dtype=np.float64)
+    one, other = trained - mean, np.nan_to_num(exported - mean)
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return float(np.median((one * other).sum(axis=1) / np.maximum(lengths, 1e-12)))
 
 
 def _same_answers(
@@ -201,6 +217,8 @@ def _lost_too_much(
 
 
 def _answers_otherwise(agreement: Agreement, measured: Evaluation, config: ExportConfig) -> str:
+    if agreement.cosine is not None and agreement.cosine < MIN_COSINE:
+        return f"its outputs are turned away from the trained model's (median cosine {agreement.cosine:.3f}, limit {MIN_COSINE:g})"
     if agreement.confident_top1 >= config.min_agreement:
         return ""
     what = "decisions" if measured.multi_label else "images"

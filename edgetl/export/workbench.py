@@ -33,6 +33,7 @@ from edgetl.train.run import Run
 PROBE_IMAGES = 64
 WATCHED_IMAGES = 300
 LEAST_REFIT_IMAGES = 2000
+LEAST_CALIBRATION = 10
 # The fp32 ONNX file that all others are made from.
 PLAIN_NAME = "model.onnx"
 
@@ -127,9 +128,14 @@ def prepare(run: Run, config: ExportConfig, work: Path, data: Path | None, progr
     Raises:
         DataError: the run's images are not there.
         ConfigError: the network does not take another input size.
-        AccuracyGateError: a smaller input alone loses more than ``max_drop``.
+        AccuracyGateError: a smaller input alone loses more than ``max_drop``, or int8 would be calibrated on next to nothing.
     """
     train, val, test = run.samples("train", data), run.samples("val", data), run.samples("test", data)
+    if "int8" in config.precisions and min(len(train), config.calibration_images) < LEAST_CALIBRATION:
+        raise AccuracyGateError(
+            f"int8 ranges would be measured on {min(len(train), config.calibration_images)} image(s), and other images go beyond them; at "
+            f"least {LEAST_CALIBRATION} are needed. Nothing was written. Give more with --num-samples, or leave int8 out of --precision."
+        )
     spec = resized(run.record.preprocess, config.input_size)
     chosen = stratified(val, config.gate_images)
     gate = GateSet(PixelSet(chosen, spec), _ask(run, PixelSet(chosen, spec), progress), run.record.reading)
