@@ -14,6 +14,7 @@ from edgetl.cli.tables import certainty_lines, ladder_lines, variants_table
 from edgetl.cli.train import explain, need_extra
 from edgetl.core.bundle import Bundle
 from edgetl.errors import ConfigError
+from edgetl.export.formats import check_formats
 
 
 def export_command(
@@ -35,7 +36,7 @@ def export_command(
     verbose: VerboseOption = False,
 ) -> None:
     """Export a run: every variant is checked against the trained model, in the engine that the device uses, or left out."""
-    formats = choices(format_, ("onnx", "openvino"), "--format")
+    formats = check_formats(tuple(dict.fromkeys(part.strip() for part in format_.split(",") if part.strip())))
     precisions = choices(precision, ("fp32", "fp16", "int8"), "--precision")
     need_extra("export")
     with working(json_output=json_output, verbose=verbose) as progress:

@@ -14,21 +14,13 @@ def write_card(
     name: str, record: RunRecord, variants: list[Variant], rejected: list[Rejected], trained: Proportion, calibration: Calibration | None
 ) -> str:
     """The card as Markdown."""
-    backbone = record.backbone
+    asked, *facts = run_lines(record, trained)
     lines = [
         f"# {name}",
         "",
-        _asked(record),
+        asked,
         "",
-        f"- Backbone: {backbone.architecture} ({'pretrained' if backbone.pretrained else 'random weights'}), "
-        f"licence of the weights: {backbone.licence or 'not stated'}",
-        f"- Strategy: {record.plan.strategy}{_head(record)}, seed {record.config.seed}, trained in {record.seconds:.0f} s",
-        f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
-        f"- Input: {record.preprocess.input_size[0]} x {record.preprocess.input_size[1]} RGB, {record.preprocess.crop_mode} crop, "
-        f"{record.preprocess.interpolation}, {record.preprocess.resize} resize",
-        f"- Trained model on the validation images: {_figure(trained, record)}",
-        f"- Trained model on the test images: {_figure(record.test.score, record) if record.test else 'no test images'}",
-        *(_details(record.test) if record.test else []),
+        *facts,
         f"- Calibration: {f'{calibration.n} training images' if calibration else 'none (no int8 variant)'}",
         "",
         "| variant | size | validation | test | agreement | confident agreement | 1 image, 1 thread | how |",
@@ -41,13 +33,30 @@ def write_card(
             f"{_share(variant.test) if variant.test else 'none'} | {variant.agreement.top1:.3f} | {variant.agreement.confident_top1:.3f} | "
             f"{variant.median_ms:.1f} ms | {how} |"
         )
-    if backbone.parents:
+    if record.backbone.parents:
         lines += ["", "Made from, the oldest first:", ""]
-        lines += [f"- {describe_parent(parent)}" for parent in backbone.parents]
+        lines += [f"- {describe_parent(parent)}" for parent in record.backbone.parents]
     lines += [f"\nNot in the bundle: {item.name}: {item.reason}." for item in rejected]
     of = "Intervals are Wilson's, 95 %." if record.task in ("classification", "ordinal") else "Intervals are by bootstrap, 95 %."
     lines += ["", f"{of} Latency is of the machine that exported; measure yours with `edgetl bench`.", ""]
     return "\n".join(lines)
+
+
+def run_lines(record: RunRecord, trained: Proportion | None = None) -> list[str]:
+    """What the model answers, in a sentence, then a Markdown list of how it was made; ``trained`` replaces the run's own figure."""
+    backbone = record.backbone
+    return [
+        _asked(record),
+        f"- Backbone: {backbone.architecture} ({'pretrained' if backbone.pretrained else 'random weights'}), "
+        f"licence of the weights: {backbone.licence or 'not stated'}",
+        f"- Strategy: {record.plan.strategy}{_head(record)}, seed {record.config.seed}, trained in {record.seconds:.0f} s",
+        f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
+        f"- Input: {record.preprocess.input_size[0]} x {record.preprocess.input_size[1]} RGB, {record.preprocess.crop_mode} crop, "
+        f"{record.preprocess.interpolation}, {record.preprocess.resize} resize",
+        f"- Trained model on the validation images: {_figure(record.validation.score if trained is None else trained, record)}",
+        f"- Trained model on the test images: {_figure(record.test.score, record) if record.test else 'no test images'}",
+        *(_details(record.test) if record.test else []),
+    ]
 
 
 def _head(record: RunRecord) -> str:

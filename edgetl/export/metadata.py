@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.tasks import Reading
 
@@ -36,6 +38,7 @@ def model_info(spec: PreprocessSpec, reading: Reading) -> dict[str, str]:
 
 
 def own_info(spec: PreprocessSpec, reading: Reading, version: str) -> dict[str, str]:
-    """The ``edgetl`` block: the exact preprocessing, what is asked if not a class, and who wrote the file."""
+    """The ``edgetl`` block: the exact preprocessing, the labels as they are, what is asked if not a class, and who wrote the file."""
     asked = {"task": reading.task, "decision": reading.decision.model_dump_json()} if reading.task != "classification" else {}
-    return {"preprocess": spec.model_dump_json(), "version": version, "model_info_resize": "approximate", **asked}
+    labels = json.dumps(reading.labels, ensure_ascii=False)
+    return {"preprocess": spec.model_dump_json(), "labels": labels, "version": version, "model_info_resize": "approximate", **asked}
