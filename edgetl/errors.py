@@ -17,6 +17,7 @@
     ├── MissingExtraError  14   a library of an optional extra is not installed
     ├── StorageError       15   a file cannot be written (disk full, no permission)
     ├── LicenceError       16   the licence of the weights does not fit the policy
+    ├── ContractError      17   no variant keeps the limits of a deployment contract
     └── StoppedError      143   SIGTERM came; the state was saved
 
 A message says what happened, where, and what to do next.
@@ -118,6 +119,12 @@ class LicenceError(EdgetlError):
     """The licence of the weights does not fit the policy that was asked for."""
 
     exit_code = 16
+
+
+class ContractError(EdgetlError):
+    """No variant keeps the limits of a deployment contract; the text names the clause."""
+
+    exit_code = 17
 
 
 class StoppedError(EdgetlError):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from edgetl.cli import bench, demo, device, export, share, soup, train, zoo
+from edgetl.cli import bench, demo, device, export, fit, share, soup, train, zoo
 from edgetl.cli.session import err, print_error
 from edgetl.errors import EdgetlError
 
@@ -35,6 +35,7 @@ for command in (
     soup.soup_command,
     export.export_command,
     share.share_command,
+    fit.fit_command,
     device.verify_command,
     device.inspect_command,
     device.predict_command,

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetl.core.atomic import storage_error
+from edgetl.core.manifest import Manifest, Rejected, Variant
 from edgetl.core.results import Evaluation
-from edgetl.errors import MissingExtraError
+from edgetl.errors import ConfigError, MissingExtraError
 from edgetl.measure.scenarios import LatencyReport
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from edgetl.train.ranking import Ranking
 
+# Operations of a variant that a picture shows.
+MOST_BARS = 20
 _STAGES = (("decode", "#9ecae1"), ("preprocess", "#4292c6"), ("infer", "#08306b"))
 
 
@@ -72,6 +75,30 @@ def draw_ranking(ranking: Ranking, path: Path) -> None:
     axes.set_title(f"{Path(ranking.data).name}: {ranking.images} images, {ranking.classes} classes", fontsize=10)
     axes.legend(fontsize=8, frameon=False)
     _save(figure, path)
+
+
+def draw_sensitivities(manifest: Manifest, path: Path) -> None:
+    """For each int8 variant the operations whose quantization costs most, as bars; what undoes another's error in grey."""
+    items: list[Variant | Rejected] = [*manifest.variants, *manifest.rejected]
+    measured = [item for item in items if item.sensitivities]
+    if not measured:
+        raise ConfigError("--explain measures int8 variants; ask for one with --precision int8.")
+    rows = max(min(MOST_BARS, len(item.sensitivities)) for item in measured)
+    figure = _figure(8.0 * len(measured), 1.6 + 0.26 * rows)
+    for axes, item in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured, strict=True):
+        shown = item.sensitivities[:MOST_BARS]
+        names = [_short(found.title) for found in shown]
+        places = range(len(shown))
+        axes.barh(places, [found.loss for found in shown], color=["#08306b" if found.loss > 0 else "#bdbdbd" for found in shown])
+        axes.set_yticks(places, names, fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlabel("nearer to the trained model with this operation in fp32 (nats)")
+        axes.set_title(f"{manifest.name}, {item.name}: {item.ladder[-1].method}", fontsize=10)
+    _save(figure, path)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 50 else f"…{name[-49:]}"
 
 
 def stages_axes(axes: Axes, report: LatencyReport) -> None:

@@ -6,14 +6,28 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 
-from edgetl.cli.session import JsonOption, OverwriteOption, SeedOption, VerboseOption, choices, out, print_json, working
-from edgetl.cli.tables import certainty_lines, ladder_lines, variants_table
-from edgetl.cli.train import explain, need_extra
+from edgetl.cli.charts import draw_sensitivities, need_matplotlib
+from edgetl.cli.session import (
+    ContractThreadsOption,
+    JsonOption,
+    LatencyOfOption,
+    LatencyOption,
+    MemoryOption,
+    OverwriteOption,
+    SeedOption,
+    SizeOption,
+    VerboseOption,
+    choices,
+    out,
+    print_json,
+    working,
+)
+from edgetl.cli.tables import certainty_lines, ladder_lines, sensitive_lines, slower_lines, variants_table
+from edgetl.cli.train import build, need_extra
 from edgetl.core.bundle import Bundle
-from edgetl.errors import ConfigError
+from edgetl.core.contract import ContractRecord
 from edgetl.export.formats import check_formats
 
 
@@ -21,7 +35,7 @@ def export_command(
     run: Annotated[Path, typer.Argument(help="The folder that `edgetl train` wrote.")],
     out_: Annotated[Path, typer.Option("--out", "-o", help="The bundle folder to write.")],
     format_: Annotated[str, typer.Option("--format", help="onnx, openvino, or both.")] = "onnx,openvino",
-    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 (weights and activations), or several.")] = "fp32,int8",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 (weights and activations), int8-weights, or several.")] = "fp32,int8",
     data: Annotated[Path | None, typer.Option(help="Where the run's images are now (default: where they were).")] = None,
     name: Annotated[str | None, typer.Option(help="The model's name (default: the run's).")] = None,
     max_drop: Annotated[float, typer.Option(help="Largest loss of validation accuracy of a quantized variant, 0..1.")] = 0.01,
@@ -30,42 +44,80 @@ def export_command(
     cpu: Annotated[str, typer.Option(help="here: quantize for this CPU. any: 7-bit weights, safe on x86 without VNNI.")] = "here",
     release: Annotated[int, typer.Option(help="The bundle's release counter; raise it with every shipment.")] = 1,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Keep the variants that passed when another failed.")] = False,
+    input_size: Annotated[int | None, typer.Option(help="Height and width of the input, pixels (default: the run's).")] = None,
+    explain_: Annotated[
+        Path | None, typer.Option("--explain", help="Measure what quantizing each operation costs, and draw it as PNG.")
+    ] = None,
+    max_latency_ms: LatencyOption = None,
+    latency_of: LatencyOfOption = "whole",
+    max_size_mb: SizeOption = None,
+    memory_mb: MemoryOption = None,
+    threads: ContractThreadsOption = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="`edgetl bench --json` taken on the device; --max-latency-ms then holds there.")
+    ] = None,
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Export a run: every variant is checked against the trained model, in the engine that the device uses, or left out."""
-    formats = check_formats(tuple(dict.fromkeys(part.strip() for part in format_.split(",") if part.strip())))
-    precisions = choices(precision, ("fp32", "fp16", "int8"), "--precision")
+    """Export a run: every variant is checked against the trained model, in the engine that the device uses, or left out.
+
+    With --max-latency-ms, --max-size-mb or --memory-mb only what keeps them is in the bundle, the most accurate first.
+    """
+    formats = check_formats(format_)
+    precisions = choices(precision, ("fp32", "fp16", "int8", "int8-weights"), "--precision")
     need_extra("export")
+    if explain_ is not None:
+        need_matplotlib()
     with working(json_output=json_output, verbose=verbose) as progress:
+        from edgetl.core.contract import Contract
         from edgetl.export.config import ExportConfig
+        from edgetl.export.contract import export_under_contract
         from edgetl.export.package import export_bundle
 
-        try:
-            config = ExportConfig.model_validate(
-                {
-                    "formats": formats, "precisions": precisions, "name": name, "max_drop": max_drop, "strict": strict,
-                    "calibration_images": num_samples,
-                    "cpu": cpu, "release": release, "allow_missing": allow_missing, "seed": seed,
-                }
-            )  # fmt: skip
-        except ValidationError as error:
-            raise ConfigError(explain(error)) from error
-        bundle = export_bundle(run, config, out_, data=data, overwrite=overwrite, progress=progress)
+        config = build(
+            ExportConfig, formats=formats, precisions=precisions, name=name, max_drop=max_drop, strict=strict,
+            calibration_images=num_samples, cpu=cpu, release=release, allow_missing=allow_missing, input_size=input_size,
+            explain=explain_ is not None, seed=seed,
+        )  # fmt: skip
+        contract = build(
+            Contract, max_latency_ms=max_latency_ms, latency_of=latency_of, max_size_mb=max_size_mb, memory_mb=memory_mb, threads=threads
+        )
+        if contract.asked:
+            bundle = export_under_contract(run, config, contract, out_, data=data, profile=profile, overwrite=overwrite, progress=progress)
+        else:
+            bundle = export_bundle(run, config, out_, data=data, overwrite=overwrite, progress=progress)
+    if explain_ is not None:
+        draw_sensitivities(bundle.manifest, explain_)
     if json_output:
         print_json(bundle.manifest)
-    else:
-        show_bundle(bundle)
+        return
+    show_bundle(bundle)
+    if explain_ is not None:
+        out.print(f"picture written to {escape(str(explain_))}", soft_wrap=True)
+
+
+def show_contract(record: ContractRecord) -> None:
+    """What was promised, and what was found."""
+    chosen = record.chosen
+    where = f"estimated for {record.host} from its profile" if record.source == "profile" else f"measured on {record.host}"
+    clauses = ", ".join(clause.describe() for clause in chosen.clauses)
+    out.print(
+        f"[green]contract kept[/] by {chosen.variant} at {chosen.side} px on {chosen.threads} thread(s), {escape(where)}: {clauses}",
+        soft_wrap=True,
+    )
 
 
 def show_bundle(bundle: Bundle) -> None:
     """The variants, what was left out, and what to do next."""
     out.print(variants_table(bundle.manifest))
-    for line in (*ladder_lines(bundle.manifest), *certainty_lines(bundle.manifest)):
+    manifest = bundle.manifest
+    for line in (*ladder_lines(manifest), *sensitive_lines(manifest), *slower_lines(manifest), *certainty_lines(manifest)):
         out.print(escape(line), soft_wrap=True)
     for item in bundle.manifest.rejected:
         out.print(f"[yellow]left out[/] {item.name}: {escape(item.reason)}")
+    if manifest.contract is not None:
+        show_contract(manifest.contract)
     out.print("ms: one image, one thread, this machine; `edgetl predict` loads the first.", soft_wrap=True)
     out.print(f"written to {escape(str(bundle.path))}; next: edgetl verify {escape(str(bundle.path))}", soft_wrap=True)

@@ -37,6 +37,15 @@ LabelsOption = Annotated[
     Path | None, typer.Option("--labels", help="A CSV with a column `file` and the model's labels (or its number), for all but classes.")
 ]
 PolicyOption = Annotated[str, typer.Option("--license-policy", help="any, or commercial: refuse weights that forbid it or do not say.")]
+LatencyOption = Annotated[
+    float | None, typer.Option("--max-latency-ms", help="Keep what answers one image in this time (90th percentile).")
+]
+LatencyOfOption = Annotated[str, typer.Option("--latency-of", help="whole: from the encoded image to the scores. infer: the network.")]
+SizeOption = Annotated[float | None, typer.Option("--max-size-mb", help="Keep what has files of this size at most.")]
+MemoryOption = Annotated[float | None, typer.Option("--memory-mb", help="Keep what needs this much memory at most, from start to answer.")]
+ContractThreadsOption = Annotated[
+    int | None, typer.Option("--threads", help="Of the limits: threads of one inference (default: one or all).")
+]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the libraries log.")]
 
 

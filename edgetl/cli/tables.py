@@ -6,7 +6,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from edgetl.core.manifest import Manifest
+from edgetl.core.manifest import Manifest, Rejected, Variant
 from edgetl.core.results import Evaluation, Proportion
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.measure.latency import MIN_CALLS, Percentiles
@@ -84,6 +84,27 @@ def ladder_lines(manifest: Manifest) -> list[str]:
         f"{'passed' if rung.passed else 'not enough'}"
         for name, rungs in ladders
         for rung in rungs
+    ]
+
+
+def sensitive_lines(manifest: Manifest) -> list[str]:
+    """For each variant whose operations were measured, the three that cost most."""
+    items: list[Variant | Rejected] = [*manifest.variants, *manifest.rejected]
+    return [
+        f"{item.name}: quantization costs most in " + ", ".join(f"{found.title} {found.loss:+.4f}" for found in worst)
+        for item in items
+        if (worst := item.sensitivities[:3])
+    ]
+
+
+def slower_lines(manifest: Manifest) -> list[str]:
+    """Said aloud where a reduced variant takes longer than fp32 in the same engine, on the machine that exported."""
+    plain = {item.format: item for item in manifest.variants if item.precision == "fp32"}
+    return [
+        f"{item.name} is slower than {plain[item.format].name} here ({item.median_ms:.2f} against {plain[item.format].median_ms:.2f} ms): "
+        f"it saves {plain[item.format].size_bytes / item.size_bytes:.1f} times the size, not time."
+        for item in manifest.variants
+        if item.precision != "fp32" and item.format in plain and item.median_ms > plain[item.format].median_ms
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from pydantic import AfterValidator, Field, model_validator
 
 from edgetl.core.config import LeanModel, StrictModel
+from edgetl.core.contract import ContractRecord
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Proportion
 from edgetl.core.tasks import Decision, Reading, Task
@@ -19,7 +20,7 @@ from edgetl.core.tasks import Decision, Reading, Task
 MANIFEST_NAME = "manifest.json"
 
 Format: TypeAlias = Literal["onnx", "openvino"]
-Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int8-weights"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -96,6 +97,24 @@ class Rung(LeanModel):
     reason: str = ""
 
 
+class Sensitivity(StrictModel):
+    """What quantizing one operation costs: how much nearer a quantized model's answers come to the trained model's when this operation
+    alone computes in fp32 (nats of the scores; of numbers a share of their variance). Negative where its error undoes another's.
+
+    ``layer`` is the trained model's module that the operation comes from, where its weights tell.
+    """
+
+    operation: str
+    kind: str
+    loss: float
+    layer: str = ""
+
+    @property
+    def title(self) -> str:
+        """What people know it by."""
+        return f"{self.layer or self.operation} ({self.kind})"
+
+
 class Variant(LeanModel):
     """One file, or pair of files, that an engine can load.
 
@@ -109,11 +128,12 @@ class Variant(LeanModel):
         median_ms: one image on one thread, on the machine that exported; orders the variants, nothing more.
         golden_tolerance: largest allowed difference of a score on the golden images; of a number, relative to ``Decision.spread``.
         ladder: the quantization steps tried, in order; empty for fp32 and fp16.
+        sensitivities: of the operations, the costliest first, where they were measured.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"fall"})
+    lean: ClassVar[frozenset[str]] = frozenset({"fall", "sensitivities"})
 
-    name: str = Field(pattern=r"^(onnx|openvino)-(fp32|fp16|int8)$")
+    name: str = Field(pattern=r"^(onnx|openvino)-(fp32|fp16|int8|int8-weights)$")
     format: Format
     precision: Precision
     files: tuple[BundleFile, ...] = Field(min_length=1, max_length=2)
@@ -126,6 +146,7 @@ class Variant(LeanModel):
     median_ms: float = Field(ge=0.0)
     golden_tolerance: float = Field(gt=0.0, le=1.0)
     ladder: tuple[Rung, ...] = ()
+    sensitivities: tuple[Sensitivity, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -199,18 +220,25 @@ class Lineage(StrictModel):
     train_images: int
 
 
-class Rejected(StrictModel):
+class Rejected(LeanModel):
     """A variant that was asked for and is not in the bundle, with the figures that kept it out."""
+
+    lean: ClassVar[frozenset[str]] = frozenset({"sensitivities"})
 
     name: str
     reason: str
     ladder: tuple[Rung, ...] = ()
+    sensitivities: tuple[Sensitivity, ...] = ()
 
 
 class Manifest(LeanModel):
-    """The whole of ``manifest.json``; ``trained`` is the task's figure (``Evaluation.score``) of the trained model."""
+    """The whole of ``manifest.json``.
 
-    lean: ClassVar[frozenset[str]] = frozenset({"decision"})
+    ``trained`` is the task's figure (``Evaluation.score``) of the trained model at the bundle's input size, ``whole_size`` at that of
+    the training where it is another. A bundle that was exported under a ``contract`` holds only variants that keep it, the best first.
+    """
+
+    lean: ClassVar[frozenset[str]] = frozenset({"decision", "whole_size", "contract"})
 
     schema_version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=100, pattern=r"^[\w][\w .-]*$")
@@ -224,8 +252,10 @@ class Manifest(LeanModel):
     rejected: tuple[Rejected, ...] = ()
     max_drop: float
     trained: Proportion
+    whole_size: Proportion | None = None
     golden: tuple[Golden, ...]
     calibration: Calibration | None
+    contract: ContractRecord | None = None
     lineage: Lineage
     seen_images: BundleFile
     card: BundleFile

@@ -122,7 +122,7 @@ def _resize_crop(image: Image.Image, place: _Placement, spec: PreprocessSpec) ->
     return columns.resize((width, height), filter_, box=(0, top - first, width, min(bottom - first, float(rows.height))))
 
 
-def normalise(pixels: Image.Image, spec: PreprocessSpec, out: NDArray[np.float32]) -> None:
+def normalise(pixels: Image.Image | NDArray[np.uint8], spec: PreprocessSpec, out: NDArray[np.float32]) -> None:
     """Write ``(pixels / 255 - mean) / std`` into ``out``, float32 ``[3, H, W]``, plane by plane.
 
     The operations and their order are those of torchvision's ``ToTensor`` and ``Normalize``, so that the result is bit-identical.

@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.host import available_cores
-from edgetl.core.preprocess import PreprocessSpec, preprocess
+from edgetl.core.images import load_image
+from edgetl.core.preprocess import PreprocessSpec, normalise, preprocess, to_pixels
 from edgetl.data.folder import Sample
 from edgetl.errors import ConfigError
 
 Prepare: TypeAlias = Callable[[Sample, PreprocessSpec], NDArray[np.float32]]
+# Kept pixels of one set of images; beyond that they are decoded each time.
+MAX_KEPT_BYTES = 800_000_000
 # One image's truth: a class index, or float32 ``[labels]``.
 Target: TypeAlias = int | NDArray[np.float32]
 
@@ -48,6 +51,41 @@ def batches(
 
 def _evaluation_view(sample: Sample, spec: PreprocessSpec) -> NDArray[np.float32]:
     return preprocess(sample.path, spec)
+
+
+class PixelSet:
+    """Images that several networks are asked about: decoded and resized once, normalised for every batch."""
+
+    def __init__(self, samples: Sequence[Sample], spec: PreprocessSpec) -> None:
+        self.samples = samples
+        self.spec = spec
+        self._keep = len(samples) * 3 * spec.input_size[0] * spec.input_size[1] <= MAX_KEPT_BYTES
+        self._pixels: list[NDArray[np.uint8]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batches(self, batch_size: int = 32) -> Iterator[NDArray[np.float32]]:
+        """Yield float32 ``[batch, 3, H, W]`` in the order of the samples, as the function ``batches`` does.
+
+        Raises:
+            ImageError: an image became unreadable since the scan.
+        """
+        if not self._keep:
+            yield from batches(self.samples, self.spec, batch_size=batch_size)
+            return
+        if self._pixels is None:
+            with ThreadPoolExecutor(max_workers=available_cores()) as pool:
+                self._pixels = list(pool.map(self._decode, self.samples))
+        for start in range(0, len(self._pixels), batch_size):
+            part = self._pixels[start : start + batch_size]
+            out = np.empty((len(part), 3, *self.spec.input_size), np.float32)
+            for row, pixels in zip(out, part, strict=True):
+                normalise(pixels, self.spec, row)
+            yield out
+
+    def _decode(self, sample: Sample) -> NDArray[np.uint8]:
+        return np.asarray(to_pixels(load_image(sample.path), self.spec))
 
 
 def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ from edgetl.core.results import Evaluation, Proportion
 from edgetl.core.scoring import sigmoid, softmax
 from edgetl.core.tasks import SCORE_NAMES, Reading
 from edgetl.data.folder import Sample
-from edgetl.data.loading import batches, truth_of
+from edgetl.data.loading import PixelSet, truth_of
 from edgetl.export.config import ExportConfig
 from edgetl.export.losses import MAX_RECALL_DROP, MIN_ENTROPY_SHARE, answer_entropy, paired_fall, worst_class
 
@@ -37,10 +37,19 @@ Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 class GateSet:
     """The validation images that decide, the trained model's outputs for them, float32 ``[n, labels]``, and how those are read."""
 
-    samples: Sequence[Sample]
-    spec: PreprocessSpec
+    images: PixelSet
     trained: NDArray[np.float32]
     reading: Reading
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """The images' samples."""
+        return self.images.samples
+
+    @property
+    def spec(self) -> PreprocessSpec:
+        """How the images become tensors."""
+        return self.images.spec
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -66,27 +75,23 @@ class Verdict:
     reason: str
 
 
-def trained_logits(
-    model: nn.Module, samples: Sequence[Sample], spec: PreprocessSpec, *, progress: Progress = silent
-) -> NDArray[np.float32]:
-    """The trained model's logits ``[n, classes]`` of ``samples``, by torch on the CPU."""
+def trained_logits(model: nn.Module, images: PixelSet, *, progress: Progress = silent) -> NDArray[np.float32]:
+    """The trained model's logits ``[n, classes]`` of ``images``, by torch on the CPU."""
 
     def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
             result: NDArray[np.float32] = model(torch.from_numpy(batch)).numpy()
         return result
 
-    return answers(run, samples, spec, stage="the trained model's answers", progress=progress)
+    return answers(run, images, stage="the trained model's answers", progress=progress)
 
 
-def answers(
-    logits: Logits, samples: Sequence[Sample], spec: PreprocessSpec, *, stage: str = "comparing", progress: Progress = silent
-) -> NDArray[np.float32]:
-    """A network's outputs ``[n, …]`` for ``samples``, in their order."""
+def answers(logits: Logits, images: PixelSet, *, stage: str = "comparing", progress: Progress = silent) -> NDArray[np.float32]:
+    """A network's outputs ``[n, …]`` for ``images``, in their order."""
     rows: list[NDArray[np.float32]] = []
-    for batch in batches(samples, spec):
+    for batch in images.batches():
         rows.append(logits(batch))
-        progress(stage, sum(map(len, rows)), len(samples))
+        progress(stage, sum(map(len, rows)), len(images))
     return np.concatenate(rows)
 
 
@@ -148,7 +153,7 @@ def judge(logits: Logits, gate: GateSet, config: ExportConfig, *, exact: bool, p
             accuracy and agree where the trained model is confident.
         progress: told after each batch.
     """
-    exported = answers(logits, gate.samples, gate.spec, progress=progress)
+    exported = answers(logits, gate.images, progress=progress)
     agreement, measured = compare(gate.trained, exported, gate.reading), gate.measure(exported)
     drop, lost = fall(gate.evaluation, measured), _paired(gate, exported)
     if exact:
@@ -205,7 +210,7 @@ def _answers_otherwise(agreement: Agreement, measured: Evaluation, config: Expor
 def _strict_difference(logits: Logits, gate: GateSet) -> float:
     """The largest relative difference at each batch size of ``STRICT_BATCHES``: a batch baked into the graph shows here."""
     worst = 0.0
-    images = next(batches(gate.samples[: max(STRICT_BATCHES)], gate.spec, batch_size=max(STRICT_BATCHES)))
+    images = next(gate.images.batches(max(STRICT_BATCHES)))
     for size in STRICT_BATCHES:
         part = images[:size]
         worst = max(worst, compare(gate.trained[: len(part)], logits(part)).max_relative)

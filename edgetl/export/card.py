@@ -5,16 +5,23 @@ from __future__ import annotations
 from typing import assert_never
 
 from edgetl.core.manifest import Calibration, Rejected, Variant, describe_parent
+from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Evaluation, Proportion
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.train.run import RunRecord
 
 
 def write_card(
-    name: str, record: RunRecord, variants: list[Variant], rejected: list[Rejected], trained: Proportion, calibration: Calibration | None
+    name: str,
+    record: RunRecord,
+    spec: PreprocessSpec,
+    variants: list[Variant],
+    rejected: list[Rejected],
+    trained: Proportion,
+    calibration: Calibration | None,
 ) -> str:
-    """The card as Markdown."""
-    asked, *facts = run_lines(record, trained)
+    """The card as Markdown; ``spec`` is the bundle's, whose input may be smaller than the run's."""
+    asked, *facts = run_lines(record, spec, trained)
     lines = [
         f"# {name}",
         "",
@@ -42,8 +49,8 @@ def write_card(
     return "\n".join(lines)
 
 
-def run_lines(record: RunRecord, trained: Proportion | None = None) -> list[str]:
-    """What the model answers, in a sentence, then a Markdown list of how it was made; ``trained`` replaces the run's own figure."""
+def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion) -> list[str]:
+    """What the model answers, in a sentence, then a Markdown list of how it was made; ``trained`` is its figure with ``spec``."""
     backbone = record.backbone
     return [
         _asked(record),
@@ -51,12 +58,17 @@ def run_lines(record: RunRecord, trained: Proportion | None = None) -> list[str]
         f"licence of the weights: {backbone.licence or 'not stated'}",
         f"- Strategy: {record.plan.strategy}{_head(record)}, seed {record.config.seed}, trained in {record.seconds:.0f} s",
         f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
-        f"- Input: {record.preprocess.input_size[0]} x {record.preprocess.input_size[1]} RGB, {record.preprocess.crop_mode} crop, "
-        f"{record.preprocess.interpolation}, {record.preprocess.resize} resize",
-        f"- Trained model on the validation images: {_figure(record.validation.score if trained is None else trained, record)}",
+        f"- Input: {spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, "
+        f"{spec.interpolation}, {spec.resize} resize{_other_size(record, spec)}",
+        f"- Trained model on the validation images: {_figure(trained, record)}",
         f"- Trained model on the test images: {_figure(record.test.score, record) if record.test else 'no test images'}",
         *(_details(record.test) if record.test else []),
     ]
+
+
+def _other_size(record: RunRecord, spec: PreprocessSpec) -> str:
+    trained = record.preprocess.input_size
+    return "" if spec.input_size == trained else f" (trained at {trained[0]} x {trained[1]})"
 
 
 def _head(record: RunRecord) -> str:

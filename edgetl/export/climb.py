@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.manifest import Rung
-from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.manifest import Rung, Sensitivity
 from edgetl.core.progress import Progress, silent
-from edgetl.data.folder import Sample
+from edgetl.core.tasks import Task
+from edgetl.data.loading import PixelSet
 from edgetl.export.agreement import Logits, Verdict, answers
-from edgetl.export.steps import FloatHead, Quantizer, Step
+from edgetl.export.sensitivity import rank_operations
+from edgetl.export.steps import FloatHead, Probe, Quantizer, Step
 
 # Strength of the pull towards the trained head, relative to the mean variance of a feature.
 REFIT_PENALTY = 1.0
@@ -24,57 +26,81 @@ REFIT_PENALTY = 1.0
 class RefitData:
     """What a head is fitted on: training images, and the trained model's logits ``[n, classes]`` for them."""
 
-    samples: Sequence[Sample]
-    spec: PreprocessSpec
+    images: PixelSet
     trained: NDArray[np.float32]
     head: FloatHead
 
 
 @dataclass(frozen=True)
+class Ground:
+    """What a climb needs besides the quantizer and the steps.
+
+    Attributes:
+        open_files: loads files into the engine.
+        judge: the gate.
+        refit: what steps that fit the head again need; called only for those.
+        probe: images that single operations are measured on; called only where that is asked.
+        task: of the network.
+        explain: measure the operations of the last file even if the gate passed it.
+        progress: told after each step.
+    """
+
+    open_files: Callable[[list[Path]], Logits]
+    judge: Callable[[Logits], Verdict]
+    refit: Callable[[], RefitData]
+    probe: Callable[[], Probe]
+    task: Task = "classification"
+    explain: bool = False
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
 class Climbed:
-    """The last step's files and verdict, and the record of all steps."""
+    """The last step's files and verdict, the record of all steps, and the operations' sensitivities where they were measured."""
 
     files: list[Path]
     verdict: Verdict
     rungs: tuple[Rung, ...]
+    sensitivities: tuple[Sensitivity, ...] = ()
 
 
-def climb(
-    quantizer: Quantizer,
-    steps: Sequence[Step],
-    refit: Callable[[], RefitData],
-    folder: Path,
-    *,
-    open_files: Callable[[list[Path]], Logits],
-    judge: Callable[[Logits], Verdict],
-    progress: Progress = silent,
-) -> Climbed:
-    """Quantize step by step until ``judge`` passes a file or no step is left.
+def climb(quantizer: Quantizer, steps: Sequence[Step], folder: Path, ground: Ground) -> Climbed:
+    """Quantize step by step until the gate passes a file or no step is left.
 
     Args:
         quantizer: of one engine.
         steps: cheapest first.
-        refit: what steps that fit the head again need; called only for those.
         folder: receives the files; a later step overwrites an earlier one's.
-        open_files: loads files into the engine.
-        judge: the gate.
-        progress: told after each step.
+        ground: the gate and all else.
     """
     rungs: list[Rung] = []
     files: list[Path] = []
     verdict: Verdict | None = None
+    ranked: tuple[Sensitivity, ...] = ()
     for number, step in enumerate(steps, start=1):
-        progress(f"quantizing: {step.method}", number - 1, len(steps))
-        files = quantizer.quantize(step, folder)
+        if step.sensitive and not ranked:
+            ranked = _ranked(quantizer, ground)
+        spared = tuple(item.operation for item in ranked[: step.sensitive] if item.loss > 0)
+        if step.sensitive and len(spared) < step.sensitive // 2:
+            continue  # fewer operations cost anything than the step before has spared
+        ground.progress(f"quantizing: {step.method}", number - 1, len(steps))
+        files = quantizer.quantize(step, folder, spared)
         if step.refit:
-            trunk = open_files(quantizer.write_trunk(folder))
-            files = quantizer.replace_head(refit_head(trunk, refit()), folder)
-        verdict = judge(open_files(files))
+            trunk = ground.open_files(quantizer.write_trunk(folder))
+            files = quantizer.replace_head(refit_head(trunk, ground.refit()), folder)
+        verdict = ground.judge(ground.open_files(files))
         rungs.append(_record(step, verdict))
         if not verdict.reason:
             break
     assert verdict is not None, "the ladder has no step"
-    return Climbed(files, verdict, tuple(rungs))
+    if ground.explain and not ranked:
+        ranked = _ranked(quantizer, ground)
+    return Climbed(files, verdict, tuple(rungs), ranked)
+
+
+def _ranked(quantizer: Quantizer, ground: Ground) -> tuple[Sensitivity, ...]:
+    with tempfile.TemporaryDirectory() as work:
+        return rank_operations(quantizer, ground.probe(), ground.task, Path(work), open_files=ground.open_files, progress=ground.progress)
 
 
 def _record(step: Step, verdict: Verdict) -> Rung:
@@ -99,7 +125,7 @@ def refit_head(trunk: Logits, data: RefitData) -> FloatHead:
         trunk: images ``[batch, 3, H, W]`` → quantized features ``[batch, width]``.
         data: training images with the trained model's logits.
     """
-    features = answers(trunk, data.samples, data.spec).astype(np.float64)
+    features = answers(trunk, data.images).astype(np.float64)
     mean = features.mean(axis=0)
     centred = features - mean
     residual = data.trained - (features @ data.head.weight.T + data.head.bias)

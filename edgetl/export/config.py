@@ -15,7 +15,7 @@ class ExportConfig(StrictModel):
 
     Attributes:
         formats: file formats, each for its own engine.
-        precisions: ``int8`` means weights and activations.
+        precisions: ``int8`` means weights and activations; ``int8-weights`` weights alone.
         name: of the model, in the manifest and for servers; none takes the run's.
         max_drop: largest loss of a quantized variant on the validation images, absolute, 0..1: of accuracy; of a multi-label model of mean
             average precision and of the share of right decisions; of a regression of R².
@@ -25,7 +25,9 @@ class ExportConfig(StrictModel):
         calibration_images: training images that int8 ranges are measured on.
         gate_images: validation images that decide, at most.
         cpu: ``here`` quantizes for this machine's instruction set; ``any`` keeps weights to 7 bits, which no x86 kernel saturates on.
-        allow_missing: keep the variants that passed when another failed.
+        allow_missing: keep the variants that passed when another failed; fp16 stands in for an int8 that failed.
+        explain: measure what quantizing each operation costs, also where the gate passed.
+        input_size: height and width of the input, pixels; none takes the run's. What another size costs counts in ``max_drop``.
         seed: of NNCF's and the head's fits.
         release: the bundle's release counter.
     """
@@ -40,5 +42,7 @@ class ExportConfig(StrictModel):
     gate_images: int = Field(default=1000, ge=1)
     cpu: Literal["here", "any"] = "here"
     allow_missing: bool = False
+    explain: bool = False
+    input_size: int | None = Field(default=None, ge=32, le=1024)
     seed: int = Field(default=0, ge=0, lt=2**31)
     release: int = Field(default=1, ge=1, lt=2**53)

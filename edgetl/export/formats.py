@@ -18,20 +18,19 @@ RESERVED = {
 }
 
 
-def check_formats(names: tuple[str, ...]) -> tuple[str, ...]:
-    """``names``, if edgetl writes all of them.
+def check_formats(text: str) -> tuple[str, ...]:
+    """The formats of ``a,b``, if edgetl writes all of them.
 
     Raises:
         ConfigError: one or more are reserved (a line for each says how to get there), unknown, or none is given.
     """
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     reserved = [name for name in names if name in RESERVED]
     unknown = [name for name in names if name not in WRITTEN and name not in RESERVED]
     if unknown or not names:
-        raise ConfigError(
-            f"--format {','.join(names)!r}: {', '.join(unknown) or 'nothing given'} is not possible; it takes {', '.join(WRITTEN)}."
-        )
+        raise ConfigError(f"--format {text!r}: {', '.join(unknown) or 'nothing given'} is not possible; it takes {', '.join(WRITTEN)}.")
     if reserved:
         lines = [f"{name}: edgetl does not write it yet; {RESERVED[name]}." for name in reserved]
         loads = 'The network is timm.create_model("local-dir:RUN", pretrained=True).'
-        raise ConfigError("\n".join([f"--format {','.join(names)!r} is not possible.", *lines, loads]))
+        raise ConfigError("\n".join([f"--format {text!r} is not possible.", *lines, loads]))
     return names

@@ -2,82 +2,67 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from edgetl.core.answers import describe_truth, evaluate, scores_of
 from edgetl.core.atomic import new_folder
 from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_hashes
-from edgetl.core.host import available_cores, fingerprint, versions
-from edgetl.core.manifest import MANIFEST_NAME, Calibration, Format, Golden, Lineage, Manifest, Precision, Rejected, Rung, Variant
+from edgetl.core.contract import ContractRecord
+from edgetl.core.host import fingerprint, versions
+from edgetl.core.manifest import MANIFEST_NAME, Format, Golden, Lineage, Manifest, Precision, Rejected, Variant
 from edgetl.core.preprocess import preprocess
 from edgetl.core.progress import Progress, silent
+from edgetl.core.tasks import Reading
 from edgetl.data.folder import Sample
-from edgetl.data.loading import batches, stratified, truth_of
+from edgetl.data.loading import stratified, truth_of
 from edgetl.errors import AccuracyGateError, StorageError
-from edgetl.export.agreement import GateSet, Logits, Verdict, answers, judge, trained_logits
+from edgetl.export.agreement import answers
 from edgetl.export.card import write_card
-from edgetl.export.climb import RefitData, climb
 from edgetl.export.config import ExportConfig
-from edgetl.export.metadata import INPUT_NAME, OUTPUT_NAME, model_info, own_info
-from edgetl.export.quantize_onnx import OnnxQuantizer
-from edgetl.export.quantize_openvino import OpenVinoQuantizer
-from edgetl.export.steps import FloatHead, ladder
-from edgetl.export.to_onnx import onnx_properties, to_half, to_onnx
-from edgetl.export.to_openvino import read_onnx, save
+from edgetl.export.metadata import INPUT_NAME, OUTPUT_NAME
+from edgetl.export.to_onnx import onnx_properties, to_onnx
+from edgetl.export.variants import Made, make
+from edgetl.export.workbench import Workbench, open_files, prepare
 from edgetl.measure.latency import time_calls
-from edgetl.runtime.engine import load_engine
 from edgetl.train.run import Run, open_run
-
-_log = logging.getLogger(__name__)
 
 GOLDEN_IMAGES = 8
 MAX_GOLDEN_BYTES = 256_000
 # Of a score. fp32 differs between CPUs by rounding; int8 kernels may also round ranges differently, but a wrong kernel or a
 # saturating one is off by more.
-GOLDEN_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 5e-2}
+GOLDEN_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 5e-2, "int8-weights": 1e-2}
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-weights", "int8")
 # The staged files, one more copy while quantizing, and room for the ladder's intermediate files.
 SPACE_FACTOR = 6
 
 
 @dataclass
-class _Bench:
-    """Everything that the steps of one export share."""
+class _Packed:
+    """What the bundle will hold."""
 
-    run: Run
-    config: ExportConfig
-    gate: GateSet
-    train: list[Sample]
-    test: list[Sample]
-    calibration: list[Sample]
-    work: Path
-    progress: Progress
-    refit: RefitData | None = None
     variants: list[Variant] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     golden_logits: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    contract: ContractRecord | None = None
 
-    @property
-    def infos(self) -> tuple[dict[str, str], dict[str, str]]:
-        """The metadata blocks of the exported files."""
-        record = self.run.record
-        return model_info(record.preprocess, record.reading), own_info(record.preprocess, record.reading, versions()["edgetl"])
+
+# Looks at the whole bundle before it is in its place: the names of the variants to keep, the best first, and the contract's record.
+Select = Callable[[Bundle], tuple[tuple[str, ...], ContractRecord]]
 
 
 def export_bundle(
-    run_path: Path, config: ExportConfig, out: Path, *, data: Path | None = None, overwrite: bool = False, progress: Progress = silent
-) -> Bundle:
+    run_path: Path, config: ExportConfig, out: Path, *,
+    data: Path | None = None, overwrite: bool = False, select: Select | None = None, progress: Progress = silent,
+) -> Bundle:  # fmt: skip
     """Export the run at ``run_path`` as a bundle at ``out``.
 
     Every variant is loaded from its saved file in the engine that the device uses and compared with the trained model on validation
@@ -89,6 +74,7 @@ def export_bundle(
         out: the bundle's folder.
         data: where the run's images are now, if not where they were.
         overwrite: replace an existing ``out``.
+        select: chooses among the variants that passed; what it raises ends the export, and nothing is written.
         progress: told of each stage.
 
     Raises:
@@ -100,146 +86,98 @@ def export_bundle(
     """
     run = open_run(run_path)
     name = config.name or _model_name(run.record.name)
-    with new_folder(out, overwrite=overwrite) as folder, tempfile.TemporaryDirectory(dir=folder) as work:
+    with new_folder(out, overwrite=overwrite) as folder, tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as work:
         _check_space(run, folder, config)
-        bench = _prepare(run, config, Path(work), data, progress)
+        bench = prepare(run, config, Path(work), data, progress)
         golden = _choose_golden(bench.gate.samples)
-        _export_variants(bench, folder, golden)
-        _report_rejected(bench)
-        _write_manifest(bench, folder, golden, name)
+        packed = _export_variants(bench, folder, golden)
+        _report_rejected(config, packed)
+        _write_manifest(bench, packed, folder, golden, name)
         shutil.rmtree(work)
+        if select is not None:
+            names, packed.contract = select(open_bundle(folder))
+            _keep(packed, folder, names)
+            _write_manifest(bench, packed, folder, golden, name)
     return open_bundle(out)
 
 
-def _prepare(run: Run, config: ExportConfig, work: Path, data: Path | None, progress: Progress) -> _Bench:
-    train, val, test = run.samples("train", data), run.samples("val", data), run.samples("test", data)
-    chosen = stratified(val, config.gate_images)
-    spec = run.record.preprocess
-    trained = trained_logits(run.load_model(), chosen, spec, progress=progress)
-    calibration = stratified(train, config.calibration_images)
-    gate = GateSet(chosen, spec, trained, run.record.reading)
-    return _Bench(run, config, gate, train, stratified(test, config.gate_images), calibration, work, progress)
+def _keep(packed: _Packed, folder: Path, names: tuple[str, ...]) -> None:
+    """Only these variants, in this order."""
+    for variant in packed.variants:
+        if variant.name not in names:
+            shutil.rmtree(folder / variant.name)
+            del packed.golden_logits[variant.name]
+    packed.variants = sorted((item for item in packed.variants if item.name in names), key=lambda item: names.index(item.name))
 
 
-def _export_variants(bench: _Bench, folder: Path, golden: list[Sample]) -> None:
+def _export_variants(bench: Workbench, folder: Path, golden: list[Sample]) -> _Packed:
     """fp32 ONNX first, since every other file is made from it."""
     bench.progress("exporting to ONNX", 0, 1)
     source = bench.work / "model.onnx"
     to_onnx(bench.run.load_model(), bench.gate.spec, source, onnx_properties(*bench.infos))
     bench.progress("exporting to ONNX", 1, 1)
+    packed = _Packed()
     for format_ in bench.config.formats:
-        for precision in sorted(bench.config.precisions, key=("fp32", "fp16", "int8").index):
-            target = folder / f"{format_}-{precision}" / "1"
-            target.mkdir(parents=True)
-            files, verdict, rungs = _make(bench, format_, precision, source, target)
-            if verdict.reason:
-                bench.rejected.append(Rejected(name=f"{format_}-{precision}", reason=verdict.reason, ladder=rungs))
-                shutil.rmtree(target.parent)
-            else:
-                _accept(bench, folder, (format_, precision), files, verdict, rungs, golden)
-    bench.variants.sort(key=lambda variant: variant.median_ms)
+        wanted = sorted(bench.config.precisions, key=PRECISIONS.index)
+        while wanted:
+            precision = wanted.pop(0)
+            passed = _export_variant(bench, packed, folder, golden, (format_, precision), source)
+            if not passed and precision == "int8" and bench.config.allow_missing and "fp16" not in bench.config.precisions:
+                wanted.append("fp16")  # the ladder's last step: half the size of fp32, and its accuracy
+    packed.variants.sort(key=lambda variant: variant.median_ms)
+    return packed
 
 
-def _make(bench: _Bench, format_: Format, precision: Precision, source: Path, target: Path) -> tuple[list[Path], Verdict, tuple[Rung, ...]]:
-    """Write one variant's files into ``target`` and judge them."""
-    if precision == "int8":
-        return _quantize(bench, format_, source, target)
-    if format_ == "onnx":
-        files = [target / "model.onnx"]
-        to_half(source, files[0]) if precision == "fp16" else shutil.copyfile(source, files[0])
-    else:
-        files = [target / "model.xml", target / "model.bin"]
-        save(read_onnx(source, *bench.infos), files[0], half=precision == "fp16")
-    verdict = judge(_open(format_, files), bench.gate, bench.config, exact=precision == "fp32", progress=bench.progress)
-    return files, verdict, ()
+def _export_variant(
+    bench: Workbench, packed: _Packed, folder: Path, golden: list[Sample], kind: tuple[Format, Precision], source: Path
+) -> bool:
+    """Make and judge one variant; whether it passed."""
+    name = "-".join(kind)
+    target = folder / name / "1"
+    target.mkdir(parents=True)
+    made = make(bench, *kind, source, target)
+    if made.verdict.reason:
+        packed.rejected.append(Rejected(name=name, reason=made.verdict.reason, ladder=made.rungs, sensitivities=made.sensitivities))
+        shutil.rmtree(target.parent)
+        return False
+    packed.variants.append(_accept(bench, folder, kind, made, golden))
+    logits = open_files(kind[0], made.files)
+    packed.golden_logits[name] = np.concatenate([logits(preprocess(sample.path, bench.gate.spec)[None]) for sample in golden])
+    return True
 
 
-def _quantize(bench: _Bench, format_: Format, source: Path, target: Path) -> tuple[list[Path], Verdict, tuple[Rung, ...]]:
-    calibration = [row[None] for batch in batches(bench.calibration, bench.gate.spec) for row in batch]
-    work = Path(tempfile.mkdtemp(dir=bench.work))
-    # Similarities in 8 bits choose other neighbours: on the digits that costs 1 to 6 points of accuracy.
-    float_end = bench.run.record.head.kind == "knn"
-    quantizer: OnnxQuantizer | OpenVinoQuantizer
-    if format_ == "onnx":
-        quantizer = OnnxQuantizer(source, calibration, work, float_end=float_end)
-    else:
-        save(read_onnx(source, *bench.infos), work / "model.xml")
-        quantizer = OpenVinoQuantizer(work / "model.xml", calibration, bench.infos, float_end=float_end)
-    climbed = climb(
-        quantizer,
-        ladder(bench.config.cpu),
-        lambda: _refit_data(bench, source),
-        target,
-        open_files=lambda files: _open(format_, files),
-        judge=lambda logits: judge(logits, bench.gate, bench.config, exact=False),
-        progress=bench.progress,
-    )
-    shutil.rmtree(work)
-    return climbed.files, climbed.verdict, climbed.rungs
-
-
-def _refit_data(bench: _Bench, source: Path) -> RefitData:
-    """Training images with the fp32 export's logits, which the gate compared with torch's; computed once for both engines."""
-    if bench.refit is None:
-        samples = stratified(bench.train, max(2000, bench.config.calibration_images))
-        trained = answers(_open("onnx", [source]), samples, bench.gate.spec, stage="the trained model's answers", progress=bench.progress)
-        module = bench.run.load_model().get_submodule(bench.run.record.backbone.head_name)
-        assert isinstance(module, nn.Linear)
-        head = FloatHead(module.weight.detach().numpy(), module.bias.detach().numpy())
-        bench.refit = RefitData(samples, bench.gate.spec, trained, head)
-    return bench.refit
-
-
-def _accept(
-    bench: _Bench,
-    folder: Path,
-    kind: tuple[Format, Precision],
-    files: list[Path],
-    verdict: Verdict,
-    rungs: tuple[Rung, ...],
-    golden: list[Sample],
-) -> None:
+def _accept(bench: Workbench, folder: Path, kind: tuple[Format, Precision], made: Made, golden: list[Sample]) -> Variant:
+    """The manifest's entry of a variant that passed: timed, and tested on the test images."""
     format_, precision = kind
-    logits = _open(format_, files)
-    spec = bench.gate.spec
-    name = f"{format_}-{precision}"
-    bench.golden_logits[name] = np.concatenate([logits(preprocess(sample.path, spec)[None]) for sample in golden])
-    alone = _open(format_, files, threads=1)
-    image = preprocess(golden[0].path, spec)[None]
+    alone = open_files(format_, made.files, threads=1)
+    image = preprocess(golden[0].path, bench.gate.spec)[None]
     times = time_calls(lambda: alone(image), runs=50, max_seconds=3.0)
-    tested = answers(logits, bench.test, spec, progress=bench.progress) if bench.test else None
-    bench.variants.append(
-        Variant(
-            name=name,
-            format=format_,
-            precision=precision,
-            files=tuple(describe_file(folder, path) for path in files),
-            input=INPUT_NAME,
-            output=OUTPUT_NAME,
-            agreement=verdict.agreement,
-            validation=verdict.validation,
-            fall=verdict.fall,
-            test=None if tested is None else evaluate(bench.gate.reading, truth_of(bench.test), tested).score,
-            median_ms=round(float(np.median(times)), 3),
-            golden_tolerance=GOLDEN_TOLERANCE[precision],
-            ladder=rungs,
-        )
+    tested = answers(open_files(format_, made.files), bench.test, progress=bench.progress) if len(bench.test) else None
+    return Variant(
+        name="-".join(kind),
+        format=format_,
+        precision=precision,
+        files=tuple(describe_file(folder, path) for path in made.files),
+        input=INPUT_NAME,
+        output=OUTPUT_NAME,
+        agreement=made.verdict.agreement,
+        validation=made.verdict.validation,
+        fall=made.verdict.fall,
+        test=None if tested is None else evaluate(bench.gate.reading, truth_of(bench.test.samples), tested).score,
+        median_ms=round(float(np.median(times)), 3),
+        golden_tolerance=GOLDEN_TOLERANCE[precision],
+        ladder=made.rungs,
+        sensitivities=made.sensitivities,
     )
 
 
-def _open(format_: Format, files: list[Path], *, threads: int | None = None) -> Logits:
-    """Load files as the device would: from bytes, in the device's engine."""
-    from_disk = [path.read_bytes() for path in files]
-    return load_engine(format_, from_disk, threads=threads or available_cores()).run
-
-
-def _report_rejected(bench: _Bench) -> None:
-    if not bench.rejected or (bench.config.allow_missing and bench.variants):
+def _report_rejected(config: ExportConfig, packed: _Packed) -> None:
+    if not packed.rejected or (config.allow_missing and packed.variants):
         return
-    shown = "; ".join(f"{item.name}: {item.reason}" for item in bench.rejected)
-    passed = ", ".join(variant.name for variant in bench.variants) or "none"
+    shown = "; ".join(f"{item.name}: {item.reason}" for item in packed.rejected)
+    passed = ", ".join(variant.name for variant in packed.variants) or "none"
     raise AccuracyGateError(
-        f"{len(bench.rejected)} variant(s) do not answer like the trained model. {shown}. Passed: {passed}. Nothing was written. "
+        f"{len(packed.rejected)} variant(s) do not answer like the trained model. {shown}. Passed: {passed}. Nothing was written. "
         f"Keep those that passed with --allow-missing, or accept a larger loss with --max-drop."
     )
 
@@ -250,10 +188,9 @@ def _choose_golden(samples: Sequence[Sample]) -> list[Sample]:
     return stratified(small or samples, GOLDEN_IMAGES)
 
 
-def _write_golden(bench: _Bench, folder: Path, golden: list[Sample]) -> tuple[Golden, ...]:
-    (folder / "golden").mkdir()
-    reading = bench.gate.reading
-    scores = {name: scores_of(reading, logits) for name, logits in bench.golden_logits.items()}
+def _write_golden(packed: _Packed, reading: Reading, folder: Path, golden: list[Sample]) -> tuple[Golden, ...]:
+    (folder / "golden").mkdir(exist_ok=True)
+    scores = {name: scores_of(reading, logits) for name, logits in packed.golden_logits.items()}
     entries = []
     for index, sample in enumerate(golden):
         copy = folder / "golden" / f"{index:02d}{sample.path.suffix.lower()}"
@@ -264,18 +201,15 @@ def _write_golden(bench: _Bench, folder: Path, golden: list[Sample]) -> tuple[Go
     return tuple(entries)
 
 
-def _write_manifest(bench: _Bench, folder: Path, golden: list[Sample], name: str) -> None:
+def _write_manifest(bench: Workbench, packed: _Packed, folder: Path, golden: list[Sample], name: str) -> None:
     record = bench.run.record
     entries = bench.run.splits().entries
     seen = folder / "seen-images.bin"
     seen.write_bytes(pack_hashes([entry.content for entry in entries if entry.part != "test"]))
-    quantized = "int8" in bench.config.precisions
-    digest = hashlib.sha256("\n".join(sorted(sample.content for sample in bench.calibration)).encode()).hexdigest()
-    calibration = (
-        Calibration(n=len(bench.calibration), images_sha256=digest, preprocess_sha256=record.preprocess.digest()) if quantized else None
-    )
+    calibration = bench.calibration_record()
+    trained = bench.gate.evaluation.score
     card = folder / "card.md"
-    card.write_text(write_card(name, record, bench.variants, bench.rejected, bench.gate.evaluation.score, calibration), "utf-8")
+    card.write_text(write_card(name, record, bench.gate.spec, packed.variants, packed.rejected, trained, calibration), "utf-8")
     manifest = Manifest(
         name=name,
         release=bench.config.release,
@@ -283,13 +217,15 @@ def _write_manifest(bench: _Bench, folder: Path, golden: list[Sample], name: str
         task=record.task,
         decision=record.decision,
         labels=record.labels,
-        preprocess=record.preprocess,
-        variants=tuple(bench.variants),
-        rejected=tuple(bench.rejected),
+        preprocess=bench.gate.spec,
+        variants=tuple(packed.variants),
+        rejected=tuple(packed.rejected),
         max_drop=bench.config.max_drop,
-        trained=bench.gate.evaluation.score,
-        golden=_write_golden(bench, folder, golden),
+        trained=trained,
+        whole_size=bench.whole,
+        golden=_write_golden(packed, record.reading, folder, golden),
         calibration=calibration,
+        contract=packed.contract,
         lineage=_lineage(bench.run),
         seen_images=describe_file(folder, seen),
         card=describe_file(folder, card),

@@ -1,7 +1,8 @@
-"""Post-training int8 for ONNX Runtime: static QDQ, per channel."""
+"""Post-training int8 for ONNX Runtime: static QDQ, per channel; for vision transformers also dynamic matrix products."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgetl.errors import ExportError
@@ -24,12 +25,18 @@ class OnnxQuantizer:
 
     def __init__(self, source: Path, calibration: Sequence[NDArray[np.float32]], work: Path, *, float_end: bool = False) -> None:
         """``calibration`` holds batches float32 ``[1, 3, H, W]``; ``work`` is an empty folder for intermediate files; ``float_end`` leaves
-        all that compares features with kept images in fp32."""
+        all that compares features with kept images in fp32.
+
+        Raises:
+            ExportError: the file is quantized already, or ONNX Runtime cannot read its shapes.
+        """
         self._float_end = float_end
         self._calibration = calibration
         self._work = work
         self._prepared = work / "prepared.onnx"
         model = onnx.load(source)
+        if any(node.op_type in ("DequantizeLinear", "DynamicQuantizeLinear") for node in model.graph.node):
+            raise ExportError(f"{source.name} is quantized already; quantize the fp32 file that it was made from.")
         self._properties = {item.key: item.value for item in model.metadata_props}
         # The exporter's shape annotations contradict those that the quantizer infers.
         del model.graph.value_info[:]
@@ -39,43 +46,66 @@ class OnnxQuantizer:
         except (RuntimeError, ValueError, onnx.shape_inference.InferenceError) as error:
             raise ExportError(f"ONNX Runtime cannot prepare {source.name} for quantization: {str(error).splitlines()[0]}") from error
 
-    def quantize(self, step: Step, folder: Path) -> list[Path]:
-        """Write ``model.onnx`` quantized as ``step`` says.
+    @property
+    def products(self) -> bool:
+        """Whether matrix products hold most of the weights, as in a vision transformer."""
+        graph = onnx.load(self._prepared).graph
+        sizes = {item.name: int(np.prod(item.dims)) for item in graph.initializer}
+        held = {kind: sum(sizes.get(name, 0) for node in graph.node if node.op_type == kind for name in node.input) for kind in _WEIGHTED}
+        return held["MatMul"] > 0.8 * sum(held.values())
+
+    def quantize(self, step: Step, folder: Path, spared: tuple[str, ...] = ()) -> list[Path]:
+        """Write ``model.onnx`` quantized as ``step`` says; the calibration images are run once for all steps.
 
         Raises:
-            ExportError: ONNX Runtime cannot quantize the network.
+            ExportError: there is no calibration image, or ONNX Runtime cannot quantize the network.
         """
+        if not self._calibration:
+            raise ExportError("int8 needs calibration images, and there is none.")
         graph = onnx.load(self._prepared).graph
-        spared = [node.name for node in graph.node if node.op_type == "Conv"][: step.spared]
-        if step.refit:
-            spared.append(_head(graph).name)
-        if self._float_end:
-            spared += _end(graph)
+        excluded = [*spared, *([_head(graph).name] if step.refit else []), *(_end(graph) if self._float_end else [])]
         target = folder / "model.onnx"
-        root_log = logging.getLogger()
-        level = root_log.level
-        root_log.setLevel(logging.ERROR)
         try:
-            quantize_static(
-                self._prepared,
-                target,
-                _Reader(self._calibration),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                reduce_range=step.seven_bit,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=spared,
-            )
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            with _quiet():
+                if step.dynamic:
+                    self._quantize_products(step, target, excluded)
+                else:
+                    self._quantize_all(step, target, excluded)
+        except (RuntimeError, ValueError, KeyError, TypeError, onnx.shape_inference.InferenceError) as error:
             raise ExportError(f"ONNX Runtime cannot quantize the network: {str(error).splitlines()[0]}") from error
-        finally:
-            root_log.setLevel(level)
         model = onnx.load(target)
         onnx.helper.set_model_props(model, self._properties)
         onnx.save(model, target)
         onnx.save(model, self._work / "quantized.onnx")
         return [target]
+
+    def _quantize_all(self, step: Step, target: Path, excluded: list[str]) -> None:
+        quantize_static(
+            self._prepared,
+            target,
+            _Reader(self._calibration),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=step.seven_bit,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=excluded,
+            calibration_cache_path=self._work / "ranges.json",
+        )
+
+    def _quantize_products(self, step: Step, target: Path, excluded: list[str]) -> None:
+        plain = onnx.load(self._prepared)
+        del plain.graph.value_info[:]  # shapes inferred for the static path contradict those of the dynamic one
+        quantize_dynamic(
+            plain,
+            target,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            reduce_range=step.seven_bit,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=excluded,
+            extra_options={"MatMulConstBOnly": True},
+        )
 
     def write_trunk(self, folder: Path) -> list[Path]:
         """Write the quantized trunk: features ``[batch, width]`` are its output."""
@@ -99,6 +129,51 @@ class OnnxQuantizer:
                 initializer.CopyFrom(onnx.numpy_helper.from_array(value, initializer.name))
         onnx.save(model, folder / "model.onnx")
         return [folder / "model.onnx"]
+
+    def operations(self) -> dict[str, str]:
+        """The nodes of the last quantized model that read a dequantized tensor."""
+        graph = onnx.load(self._work / "quantized.onnx").graph
+        dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+        return {
+            node.name: node.op_type
+            for node in graph.node
+            if node.op_type != "QuantizeLinear" and dequantized.intersection(node.input)
+        }  # fmt: skip
+
+    def write_restored(self, name: str, folder: Path) -> list[Path]:
+        """Write the last quantized model with the node ``name`` on fp32 inputs; with an empty name, as it is."""
+        model = onnx.load(self._work / "quantized.onnx")
+        before = onnx.load(self._prepared).graph
+        made = {output: node for node in model.graph.node for output in node.output}
+        constants = {item.name: item for item in before.initializer}
+        original = next((node for node in before.node if node.name == name and name), None)
+        for node in model.graph.node:
+            if original is None or node.name != name:
+                continue
+            for port, source in enumerate(original.input):
+                if source in constants:
+                    constants[source].name = f"{name}.{port}.fp32"  # the old name may be a dequantized tensor's by now
+                    model.graph.initializer.append(constants[source])
+                    node.input[port] = constants[source].name
+                elif port < len(node.input) and (quantized := made.get(node.input[port])) and quantized.op_type == "DequantizeLinear":
+                    node.input[port] = made[quantized.input[0]].input[0]
+        onnx.save(model, folder / "model.onnx")
+        return [folder / "model.onnx"]
+
+
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizer logs its advice on the root logger."""
+    root_log = logging.getLogger()
+    level = root_log.level
+    root_log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root_log.setLevel(level)
 
 
 class _Reader(CalibrationDataReader):

@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import nncf
 import numpy as np
 import openvino as ov
-from nncf.quantization.advanced_parameters import OverflowFix
+from nncf.quantization.advanced_parameters import AdvancedAccuracyRestorerParameters, OverflowFix
 from numpy.typing import NDArray
+from openvino._offline_transformations import compress_quantize_weights_transformation
 
 from edgetl.errors import ExportError
-from edgetl.export.steps import FloatHead, Step
+from edgetl.export.steps import FloatHead, Probe, Step
 from edgetl.export.to_openvino import annotate, save
 from edgetl.runtime.ov import core
+
+# NNCF's accuracy-aware search: operations that it may put back, and images that it ranks them with.
+MOST_REVERTED = 20
+RANKING_IMAGES = 100
 
 
 class OpenVinoQuantizer:
@@ -26,44 +31,84 @@ class OpenVinoQuantizer:
 
     def __init__(
         self, source: Path, calibration: Sequence[NDArray[np.float32]], infos: tuple[dict[str, str], dict[str, str]], *,
-        float_end: bool = False,
+        float_end: bool = False, watched: Callable[[], Probe] | None = None, max_drop: float = 0.01,
     ) -> None:  # fmt: skip
-        """``calibration`` holds batches float32 ``[1, 3, H, W]``; ``infos`` are the blocks of ``annotate``; ``float_end`` leaves all that
-        compares features with kept images in fp32."""
+        """Prepare to quantize ``source``.
+
+        Args:
+            source: the fp32 IR.
+            calibration: batches float32 ``[1, 3, H, W]``.
+            infos: the blocks of ``annotate``.
+            float_end: leave all that compares features with kept images in fp32.
+            watched: gives labelled images whose accuracy the accuracy-aware search watches.
+            max_drop: of that accuracy, 0..1.
+
+        Raises:
+            ExportError: the file is quantized already.
+        """
         self._float_end = float_end
         self._source = source
         self._calibration = calibration
         self._infos = infos
+        self._watched = watched
+        self._max_drop = max_drop
         self._model: ov.Model | None = None
+        if any(op.get_type_name() == "FakeQuantize" for op in core().read_model(source).get_ops()):
+            raise ExportError(f"{source.name} is quantized already; quantize the fp32 file that it was made from.")
 
-    def quantize(self, step: Step, folder: Path) -> list[Path]:
+    def quantize(self, step: Step, folder: Path, spared: tuple[str, ...] = ()) -> list[Path]:
         """Write ``model.xml`` and ``model.bin`` quantized as ``step`` says.
 
         Raises:
-            ExportError: NNCF cannot quantize the network.
+            ExportError: there is no calibration image, or NNCF cannot quantize the network.
         """
+        if not self._calibration:
+            raise ExportError("int8 needs calibration images, and there is none.")
         model = core().read_model(self._source)
-        spared = [op.get_friendly_name() for op in _convolutions(model)[: step.spared]]
-        if step.refit:
-            spared.append(_head(model).get_friendly_name())
-        if self._float_end:
-            spared += [name for name in _end(model) if name not in spared]
-        logging.getLogger("nncf").setLevel(logging.ERROR)
+        names = [*spared, *([_head(model).get_friendly_name()] if step.refit else []), *(_end(model) if self._float_end else [])]
+        attention = any(op.get_type_name() in ("ScaledDotProductAttention", "Softmax") for op in model.get_ops())
+        settings: dict[str, Any] = {
+            "subset_size": len(self._calibration),
+            "fast_bias_correction": not step.full_bias,
+            "model_type": nncf.ModelType.TRANSFORMER if attention else None,
+            "ignored_scope": nncf.IgnoredScope(names=list(dict.fromkeys(names))) if names else None,
+        }
+        advanced = nncf.AdvancedQuantizationParameters(
+            overflow_fix=OverflowFix.ENABLE if step.seven_bit else OverflowFix.FIRST_LAYER,
+            # Weights are packed when the model is saved: until then an operation can be put back to fp32.
+            backend_params={"compress_weights": False},
+        )
         try:
-            # NNCF draws its own progress bars on the standard output, which belongs to the caller.
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._model = nncf.quantize(
-                    model,
-                    nncf.Dataset(self._calibration),
-                    subset_size=len(self._calibration),
-                    ignored_scope=nncf.IgnoredScope(names=spared) if spared else None,
-                    advanced_parameters=nncf.AdvancedQuantizationParameters(
-                        overflow_fix=OverflowFix.ENABLE if step.seven_bit else OverflowFix.FIRST_LAYER,
-                    ),
-                )
+            with _quiet():
+                if step.controlled:
+                    self._model = self._controlled(model, settings, advanced)
+                else:
+                    self._model = nncf.quantize(model, nncf.Dataset(self._calibration), advanced_parameters=advanced, **settings)
         except (nncf.ValidationError, nncf.UnsupportedModelError, nncf.InternalError, RuntimeError) as error:
             raise ExportError(f"NNCF {nncf.__version__} cannot quantize {self._source.name}: {str(error).splitlines()[0]}") from error
         return self._save(self._model, folder)
+
+    def _controlled(self, model: ov.Model, settings: dict[str, Any], advanced: nncf.AdvancedQuantizationParameters) -> ov.Model:
+        assert self._watched is not None, "the accuracy-aware step needs labelled images"
+        watched = self._watched()
+        items = [(image[None], int(label)) for image, label in zip(watched.images, watched.right, strict=True)]
+
+        def accuracy(compiled: ov.CompiledModel, chosen: Iterable[tuple[NDArray[np.float32], int]]) -> tuple[float, list[float]]:
+            hits = [float(compiled(image)[0].argmax() == label) for image, label in chosen]
+            return float(np.mean(hits)), hits
+
+        return nncf.quantize_with_accuracy_control(
+            model,
+            nncf.Dataset(self._calibration),
+            nncf.Dataset(items, lambda item: item[0]),
+            accuracy,
+            max_drop=self._max_drop,
+            advanced_quantization_parameters=advanced,
+            advanced_accuracy_restorer_parameters=AdvancedAccuracyRestorerParameters(
+                max_num_iterations=MOST_REVERTED, ranking_subset_size=min(RANKING_IMAGES, len(items)), num_ranking_workers=1
+            ),
+            **settings,
+        )
 
     def write_trunk(self, folder: Path) -> list[Path]:
         """Write the quantized trunk: features ``[batch, width]`` are its output."""
@@ -86,18 +131,53 @@ class OpenVinoQuantizer:
         model.validate_nodes_and_infer_types()
         return self._save(model, folder)
 
+    def operations(self) -> dict[str, str]:
+        """The operations of the last quantized model that read a quantized tensor."""
+        return {op.get_friendly_name(): op.get_type_name() for op in self._quantized().get_ordered_ops() if any(_fake_quantized(op))}
+
+    def write_restored(self, name: str, folder: Path) -> list[Path]:
+        """Write the last quantized model with the operation ``name`` on fp32 inputs; with an empty name, as it is."""
+        model = self._quantized().clone()
+        for op in model.get_ordered_ops():
+            if op.get_friendly_name() == name:
+                for port, fake in enumerate(_fake_quantized(op)):
+                    if fake is not None:
+                        reader = op.input_value(port).get_node()
+                        owner, at = (op, port) if reader.get_type_name() == "FakeQuantize" else (reader, 0)
+                        owner.input(at).replace_source_output(fake.input_value(0))
+        return self._save(model, folder)
+
     def _quantized(self) -> ov.Model:
         assert self._model is not None, "quantize comes first"
         return self._model
 
     def _save(self, model: ov.Model, folder: Path) -> list[Path]:
-        annotate(model, *self._infos)
-        save(model, folder / "model.xml")
+        packed = model.clone()
+        compress_quantize_weights_transformation(packed)
+        annotate(packed, *self._infos)
+        save(packed, folder / "model.xml")
         return [folder / "model.xml", folder / "model.bin"]
 
 
-def _convolutions(model: ov.Model) -> list[Any]:
-    return [op for op in model.get_ordered_ops() if op.get_type_name() in ("Convolution", "GroupConvolution")]
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """NNCF logs its advice, and draws progress bars on the standard output, which belongs to the caller."""
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _fake_quantized(op: Any) -> list[Any]:
+    """For each input of an operation the ``FakeQuantize`` that makes it, also through the reshape of a grouped kernel; else none."""
+    if op.get_type_name() in ("FakeQuantize", "Reshape", "Result"):
+        return []
+    found = []
+    for port in range(op.get_input_size()):
+        node = op.input_value(port).get_node()
+        if node.get_type_name() == "Reshape":
+            node = node.input_value(0).get_node()
+        found.append(node if node.get_type_name() == "FakeQuantize" else None)
+    return found
 
 
 def _end(model: ov.Model) -> list[str]:

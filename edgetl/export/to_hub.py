@@ -61,7 +61,7 @@ def _check_expressible(run: Run) -> None:
 
 def hub_card(record: RunRecord) -> str:
     """``README.md``: YAML for the hub, Markdown for people."""
-    asked, *facts = run_lines(record)
+    asked, *facts = run_lines(record, record.preprocess, record.validation.score)
     return "\n".join(
         [
             *_front_matter(record),

@@ -44,7 +44,10 @@ class ColdStart(StrictModel):
 
 
 class VariantReport(StrictModel):
-    """One variant's figures; times are of one image at a time, closed loop, after warm-up."""
+    """One variant's figures; times are of one image at a time, closed loop, after warm-up.
+
+    ``reference_ms`` is its ``median_ms`` on the machine that exported: one thread, inference alone.
+    """
 
     variant: str
     size_bytes: int
@@ -53,6 +56,7 @@ class VariantReport(StrictModel):
     preprocess: Percentiles
     infer: Percentiles
     whole: Percentiles
+    reference_ms: float | None = None
 
 
 class LatencyReport(StrictModel):
@@ -69,6 +73,7 @@ class LatencyReport(StrictModel):
     versions: dict[str, str]
     variants: tuple[VariantReport, ...]
     skipped: tuple[str, ...]
+    reference_cpu: str = ""
 
 
 def measure_bundle(
@@ -116,6 +121,7 @@ def measure_bundle(
         versions=versions(),
         variants=tuple(reports),
         skipped=skipped,
+        reference_cpu=bundle.manifest.host.get("cpu", ""),
     )
 
 
@@ -136,8 +142,9 @@ def _measure_variant(bundle: Bundle, variant: Variant, encoded: list[bytes], thr
     times = _time_stages(predictor, encoded, runs, max_seconds)
     decode, preprocess, infer, whole = (percentiles(column) for column in times.T)
     return VariantReport(
-        variant=variant.name, size_bytes=variant.size_bytes, cold=cold, decode=decode, preprocess=preprocess, infer=infer, whole=whole
-    )
+        variant=variant.name, size_bytes=variant.size_bytes, cold=cold, decode=decode, preprocess=preprocess, infer=infer, whole=whole,
+        reference_ms=variant.median_ms,
+    )  # fmt: skip
 
 
 def _time_stages(predictor: Predictor, encoded: list[bytes], runs: int, max_seconds: float) -> NDArray[np.float64]:

@@ -50,7 +50,7 @@ def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None)
     Args:
         bundle: where the files are.
         variant: which of its networks.
-        threads: for one inference; none means every core that this process may use.
+        threads: for one inference; none means as many as the bundle's contract was kept with, or every core that this process may use.
 
     Raises:
         IntegrityError: a file is not the one that the manifest names.
@@ -59,7 +59,10 @@ def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None)
     """
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads {threads}: give 1 or more.")
-    return load_engine(variant.format, [bundle.read(file) for file in variant.files], threads=threads or available_cores())
+    if threads is None:
+        contract = bundle.manifest.contract
+        threads = min(contract.chosen.threads, available_cores()) if contract else available_cores()
+    return load_engine(variant.format, [bundle.read(file) for file in variant.files], threads=threads)
 
 
 def load_engine(format_: Format, files: list[bytes], *, threads: int) -> Engine:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ from numpy.typing import NDArray
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.tasks import Reading
 from edgetl.data.folder import scan
+from edgetl.data.loading import PixelSet, batches
 from edgetl.export.agreement import GateSet, Logits, compare, judge
-from edgetl.export.climb import RefitData, climb, refit_head
+from edgetl.export.climb import Ground, RefitData, climb, refit_head
 from edgetl.export.config import ExportConfig
-from edgetl.export.steps import FloatHead, Step, ladder
+from edgetl.export.steps import FloatHead, Probe, Step, ladder
 
 SPEC = PreprocessSpec(input_size=(16, 16))
 
@@ -26,10 +28,8 @@ def _brightest(batch: NDArray[np.float32]) -> NDArray[np.float32]:
 @pytest.fixture
 def gate(colours: Path) -> GateSet:
     samples = scan(colours).samples
-    from edgetl.data.loading import batches
-
     trained = np.concatenate([_brightest(batch) for batch in batches(samples, SPEC)])
-    return GateSet(samples, SPEC, trained, Reading(labels=("blue", "green", "red")))
+    return GateSet(PixelSet(samples, SPEC), trained, Reading(labels=("blue", "green", "red")))
 
 
 def test_the_same_function_passes_the_exact_and_the_quantized_gate(gate: GateSet) -> None:
@@ -92,12 +92,10 @@ def test_a_re_fitted_head_undoes_a_drift_of_the_features(colours: Path) -> None:
     def drifted(batch: NDArray[np.float32]) -> NDArray[np.float32]:
         return trunk(batch) * np.linspace(0.5, 1.5, 8, dtype=np.float32) + np.float32(0.7)
 
-    from edgetl.data.loading import batches
-
     head = FloatHead(np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32), np.zeros(3, np.float32))
     features = np.concatenate([trunk(batch) for batch in batches(samples, SPEC)])
     trained = features @ head.weight.T
-    fitted = refit_head(drifted, RefitData(samples, SPEC, trained, head))
+    fitted = refit_head(drifted, RefitData(PixelSet(samples, SPEC), trained, head))
     moved = np.concatenate([drifted(batch) for batch in batches(samples, SPEC)])
     before = np.abs(moved @ head.weight.T - trained).mean()
     after = np.abs(moved @ fitted.weight.T + fitted.bias - trained).mean()
@@ -109,10 +107,18 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
+        self.spared: list[tuple[str, ...]] = []
 
-    def quantize(self, step: Step, folder: Path) -> list[Path]:
+    def quantize(self, step: Step, folder: Path, spared: tuple[str, ...] = ()) -> list[Path]:
         self.steps.append(step)
+        self.spared.append(spared)
         return [folder / str(len(self.steps))]
+
+    def operations(self) -> dict[str, str]:
+        return {"conv": "Conv", "pool": "GlobalAveragePool", "head": "Gemm"}
+
+    def write_restored(self, name: str, folder: Path) -> list[Path]:
+        return [folder / f"without-{name}"]
 
     def write_trunk(self, folder: Path) -> list[Path]:
         return [folder / "trunk"]
@@ -121,22 +127,60 @@ class _Recorder:
         return [folder / "head"]
 
 
+def _ground(gate: GateSet, open_files: Callable[[list[Path]], Logits], explain: bool = False) -> Ground:
+    def unused() -> RefitData:
+        raise AssertionError("no step before the passing one fits a head")
+
+    images = next(gate.images.batches())
+    return Ground(
+        open_files=open_files,
+        judge=lambda logits: judge(logits, gate, ExportConfig(), exact=False),
+        refit=unused,
+        probe=lambda: Probe(images, _brightest(images)),
+        explain=explain,
+    )
+
+
 def test_the_ladder_stops_at_the_first_step_that_passes_and_records_all(gate: GateSet, tmp_path: Path) -> None:
-    steps = [Step(), Step(spared=3), Step(refit=True)]
+    steps = [Step(), Step(full_bias=True), Step(refit=True)]
 
     def open_files(files: list[Path]) -> Logits:
         return _brightest if files[0].name == "2" else lambda batch: _brightest(-batch)
 
-    def unused() -> RefitData:
-        raise AssertionError("no step before the passing one fits a head")
-
-    climbed = climb(
-        _Recorder(), steps, unused, tmp_path, open_files=open_files, judge=lambda logits: judge(logits, gate, ExportConfig(), exact=False)
-    )
+    climbed = climb(_Recorder(), steps, tmp_path, _ground(gate, open_files))
     assert [rung.passed for rung in climbed.rungs] == [False, True]
-    assert climbed.files == [tmp_path / "2"] and climbed.verdict.reason == ""
+    assert climbed.files == [tmp_path / "2"] and climbed.verdict.reason == "" and not climbed.sensitivities
+
+
+def test_the_operations_that_cost_most_stay_in_fp32(gate: GateSet, tmp_path: Path) -> None:
+    """The model is wrong until two operations are spared; alone, ``pool`` repairs most of it and ``head`` makes it worse."""
+    shares = {"without-pool": 0.2, "without-conv": 0.8, "without-head": 1.2}
+
+    def open_files(files: list[Path]) -> Logits:
+        share = np.float32(0.0 if files[0].name == "2" else shares.get(files[0].name, 1.0))
+        return lambda batch: _brightest(batch) * (1 - share) + _brightest(-batch) * share
+
+    recorder = _Recorder()
+    climbed = climb(recorder, [Step(), Step(sensitive=2)], tmp_path, _ground(gate, open_files))
+    assert recorder.spared == [(), ("pool", "conv")] and not climbed.verdict.reason
+    assert [item.operation for item in climbed.sensitivities] == ["pool", "conv", "head"]
+    assert climbed.sensitivities[0].loss > climbed.sensitivities[1].loss > 0 > climbed.sensitivities[2].loss
+
+
+def test_explain_measures_the_operations_of_a_file_that_passed(gate: GateSet, tmp_path: Path) -> None:
+    climbed = climb(_Recorder(), [Step()], tmp_path, _ground(gate, lambda files: _brightest, explain=True))
+    assert not climbed.verdict.reason and len(climbed.sensitivities) == 3
 
 
 def test_seven_bit_weights_are_kept_for_any_cpu() -> None:
     assert all(step.seven_bit for step in ladder("any"))
-    assert [step.refit for step in ladder("here")] == [False, False, True, True]
+    assert [step.refit for step in ladder("here")] == [False, True, True, True, True, True]
+
+
+def test_each_engine_has_its_own_ladder() -> None:
+    methods = [step.method for step in ladder("any", "openvino")]
+    assert methods[:3] == ["7-bit weights", "7-bit weights, full bias correction", "7-bit weights, head re-fitted"]
+    assert methods[-1] == "7-bit weights, accuracy-aware (NNCF)"
+    assert "dynamic" in ladder("any", "onnx", products=True)[0].method
+    assert not any(step.dynamic for step in ladder("any", "openvino", products=True))
+    assert not any(step.controlled for step in ladder("any", "openvino", classes=False))

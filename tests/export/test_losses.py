@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from edgetl.core.answers import evaluate
 from edgetl.core.bundle import Bundle
 from edgetl.core.manifest import Fall, Manifest
+from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.tasks import Reading
 from edgetl.data.folder import Sample
+from edgetl.data.loading import PixelSet
 from edgetl.export import agreement
 from edgetl.export.agreement import GateSet, Verdict, judge
 from edgetl.export.config import ExportConfig
@@ -84,7 +86,7 @@ def verdict(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
             object.__setattr__(sample, "label", int(label))
             object.__setattr__(sample, "targets", ())
         monkeypatch.setattr(agreement, "answers", lambda *_, **__: _rows(exported))
-        gate = GateSet(samples, None, _rows(truth), READING)  # type: ignore[arg-type]
+        gate = GateSet(PixelSet(samples, PreprocessSpec(input_size=(8, 8))), _rows(truth), READING)
         return judge(_rows, gate, ExportConfig.model_validate({"min_agreement": 0.0, **changes}), exact=False)  # type: ignore[arg-type]
 
     return make

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +9,17 @@ import onnx
 import openvino as ov
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle
-from edgetl.core.preprocess import PreprocessSpec, preprocess
-from edgetl.data.folder import Sample
-from edgetl.data.loading import batches, stratified
+from edgetl.core.preprocess import preprocess
+from edgetl.core.progress import Progress
+from edgetl.data.loading import PixelSet, stratified
 from edgetl.errors import AccuracyGateError, ConfigError, DataError
-from edgetl.export import package
+from edgetl.export import package, variants
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.export.steps import Step
+from edgetl.export.workbench import Workbench, prepare
 from edgetl.runtime.predictor import load
 from edgetl.train.run import Run
 
@@ -110,11 +109,14 @@ def test_exported_scores_equal_the_trained_models(bundle: Bundle, run: Run) -> N
 def wrong_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inject a fault: int8 ranges are measured on images of another scale (normalised twice)."""
 
-    def scaled(samples: Sequence[Sample], spec: PreprocessSpec) -> Iterator[NDArray[np.float32]]:
-        return (batch * np.float32(0.01) for batch in batches(samples, spec))
+    def far_too_dark(run: Run, config: ExportConfig, work: Path, data: Path | None, progress: Progress) -> Workbench:
+        bench = prepare(run, config, work, data, progress)
+        pixels = bench.calibration.spec.model_copy(update={"std": (25.0, 25.0, 25.0)})
+        bench.calibration = PixelSet(bench.calibration.samples, pixels)
+        return bench
 
-    monkeypatch.setattr(package, "batches", scaled)
-    monkeypatch.setattr(package, "ladder", lambda cpu: [Step()])  # later steps repair it
+    monkeypatch.setattr(package, "prepare", far_too_dark)
+    monkeypatch.setattr(variants, "ladder", lambda *args, **kwargs: [Step()])  # later steps repair it
 
 
 def test_a_gate_that_cannot_hold_writes_nothing_and_gives_the_figures(run: Run, tmp_path: Path, wrong_calibration: None) -> None:
@@ -127,7 +129,7 @@ def test_a_gate_that_cannot_hold_writes_nothing_and_gives_the_figures(run: Run, 
 def test_allow_missing_keeps_what_passed_and_records_what_did_not(run: Run, tmp_path: Path, wrong_calibration: None) -> None:
     config = ExportConfig(formats=("onnx",), precisions=("fp32", "int8"), allow_missing=True)
     manifest = export_bundle(run.path, config, tmp_path / "bundle").manifest
-    assert [variant.name for variant in manifest.variants] == ["onnx-fp32"]
+    assert {variant.name for variant in manifest.variants} == {"onnx-fp32", "onnx-fp16"}, "fp16 stands in for int8"
     rejected = manifest.rejected[0]
     assert rejected.name == "onnx-int8" and len(rejected.ladder) == 1 and not any(rung.passed for rung in rejected.ladder)
 

@@ -17,7 +17,7 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from edgetl.core.answers import evaluate
 from edgetl.core.scoring import sigmoid
 from edgetl.data.folder import scan
-from edgetl.data.loading import truth_of
+from edgetl.data.loading import PixelSet, truth_of
 from edgetl.data.split import split
 from edgetl.errors import ConfigError, DataError, StoppedError
 from edgetl.train.config import TrainConfig
@@ -156,7 +156,7 @@ def test_numbers_come_in_their_own_unit(squares: Path, tmp_path: Path) -> None:
     samples = run.samples("test")
     from edgetl.export.agreement import trained_logits
 
-    outputs = trained_logits(run.load_model(), samples, record.preprocess)
+    outputs = trained_logits(run.load_model(), PixelSet(samples, record.preprocess))
     assert record.test is not None and record.test.regression is not None
     again = evaluate(record.reading, truth_of(samples), outputs)
     assert again.regression is not None and again.regression.mae == pytest.approx(record.test.regression.mae, rel=1e-3)

@@ -1,0 +1,108 @@
+"""What a deployment must keep, and what a variant offers: time, size, memory, accuracy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from edgetl.core.config import StrictModel
+
+ClauseName = Literal["latency", "size", "memory", "drop"]
+_OPTIONS: dict[ClauseName, str] = {
+    "latency": "--max-latency-ms", "size": "--max-size-mb", "memory": "--memory-mb", "drop": "--max-drop",
+}  # fmt: skip
+_UNITS: dict[ClauseName, str] = {"latency": " ms", "size": " MB", "memory": " MB", "drop": ""}
+
+
+class Contract(StrictModel):
+    """The limits; none means no limit.
+
+    Attributes:
+        max_latency_ms: 90th percentile of one image, one after the other.
+        latency_of: ``whole``: from the encoded image to the scores, as ``edgetl bench`` measures it; ``infer``: the network alone.
+        max_size_mb: of one variant's files, 10^6 bytes.
+        memory_mb: peak resident memory of a fresh process at its first answer, 10^6 bytes.
+        threads: of one inference; none tries one and all.
+    """
+
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    latency_of: Literal["whole", "infer"] = "whole"
+    max_size_mb: float | None = Field(default=None, gt=0)
+    memory_mb: float | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, ge=1)
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is any limit."""
+        return (self.max_latency_ms, self.max_size_mb, self.memory_mb) != (None, None, None)
+
+
+class Clause(StrictModel):
+    """One limit and what was found."""
+
+    name: ClauseName
+    limit: float
+    found: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the limit holds."""
+        return self.found <= self.limit + 1e-9
+
+    def describe(self) -> str:
+        """For instance ``latency 9.10 ms (limit 8 ms, 14 % over)``."""
+        unit = _UNITS[self.name]
+        found = f"{self.found:.4f}" if self.name == "drop" else f"{self.found:.2f}"
+        over = "kept" if self.kept else f"{100 * (self.found / self.limit - 1):.0f} % over" if self.limit > 0 else "over"
+        return f"{self.name} {found}{unit} (limit {self.limit:g}{unit}, {over})"
+
+    def remedy(self) -> str:
+        """The option that would admit what was found."""
+        return f"{_OPTIONS[self.name]} {self.found * 1.02 + (0.0001 if self.name == 'drop' else 0.01):.3g}"
+
+
+class Offer(StrictModel):
+    """One variant at one thread count, measured.
+
+    Attributes:
+        latency_ms: 90th percentile of what the contract asks for.
+        stages_ms: mean time of decoding, preparing, and inference.
+        accuracy: the task's figure on the validation images; ``drop`` what it lost against the trained model at its own input size.
+        clauses: every limit that the contract names.
+    """
+
+    variant: str
+    threads: int
+    side: int
+    latency_ms: float
+    stages_ms: tuple[float, float, float]
+    size_mb: float
+    memory_mb: float
+    accuracy: float
+    drop: float
+    clauses: tuple[Clause, ...]
+
+    @property
+    def kept(self) -> bool:
+        """Whether every clause holds."""
+        return all(clause.kept for clause in self.clauses)
+
+    @property
+    def excess(self) -> float:
+        """How far the worst clause is over its limit, as a ratio; at most 1 where all hold."""
+        return max(
+            (clause.found / clause.limit if clause.limit > 0 else 2.0 for clause in self.clauses if clause.name != "drop"), default=0.0
+        )
+
+
+class ContractRecord(StrictModel):
+    """A bundle's proof of its contract: the limits, and what its first variant measured on the machine that ``host`` names.
+
+    ``source`` says whether the times were taken there or come from a device's profile.
+    """
+
+    contract: Contract
+    chosen: Offer
+    host: str
+    source: Literal["measured", "profile"]

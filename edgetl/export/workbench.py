@@ -1,0 +1,159 @@
+"""What the steps of one export share: the run, the images, the trained model's answers, and the files as the device loads them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from edgetl.core.answers import evaluate
+from edgetl.core.host import available_cores, versions
+from edgetl.core.manifest import Calibration, Format
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.progress import Progress
+from edgetl.core.results import Proportion
+from edgetl.data.folder import Sample
+from edgetl.data.loading import PixelSet, stratified, truth_of
+from edgetl.errors import AccuracyGateError, ConfigError
+from edgetl.export.agreement import GateSet, Logits, answers, fall, trained_logits
+from edgetl.export.climb import RefitData
+from edgetl.export.config import ExportConfig
+from edgetl.export.metadata import model_info, own_info
+from edgetl.export.steps import FloatHead, Probe
+from edgetl.runtime.engine import load_engine
+from edgetl.train.run import Run
+
+# Single operations are measured on so many of the gate's images, NNCF's accuracy-aware search on so many.
+PROBE_IMAGES = 64
+WATCHED_IMAGES = 300
+LEAST_REFIT_IMAGES = 2000
+
+
+@dataclass
+class Workbench:
+    """One export in progress.
+
+    Attributes:
+        run: what is exported.
+        config: how.
+        gate: validation images that decide, at the bundle's input size.
+        train: samples to fit heads on again.
+        test: images that are reported.
+        calibration: images that int8 ranges are measured on.
+        work: a folder for intermediate files.
+        progress: told of each stage.
+        whole: the trained model's figure at the run's own input size, where the bundle's is another.
+        max_drop: what a reduced file may still lose, after what the smaller input lost.
+    """
+
+    run: Run
+    config: ExportConfig
+    gate: GateSet
+    train: list[Sample]
+    test: PixelSet
+    calibration: PixelSet
+    work: Path
+    progress: Progress
+    whole: Proportion | None = None
+    max_drop: float = 0.0
+    _refit: dict[Path, RefitData] = field(default_factory=dict)
+
+    @property
+    def limits(self) -> ExportConfig:
+        """The gate's limits, after what the smaller input lost already."""
+        return self.config.model_copy(update={"max_drop": self.max_drop})
+
+    @cached_property
+    def infos(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The metadata blocks of the exported files."""
+        reading = self.run.record.reading
+        return model_info(self.gate.spec, reading), own_info(self.gate.spec, reading, versions()["edgetl"])
+
+    def calibration_record(self) -> Calibration | None:
+        """What int8 ranges were measured on, where there was a need."""
+        if "int8" not in self.config.precisions:
+            return None
+        samples = self.calibration.samples
+        digest = hashlib.sha256("\n".join(sorted(sample.content for sample in samples)).encode()).hexdigest()
+        return Calibration(n=len(samples), images_sha256=digest, preprocess_sha256=self.gate.spec.digest())
+
+    def probe(self, count: int = PROBE_IMAGES) -> Probe:
+        """The first of the gate's images, the classes in turn."""
+        count = min(count, len(self.gate.images))
+        images = np.concatenate([batch for _, batch in zip(range(0, count, 32), self.gate.images.batches(), strict=False)])[:count]
+        known = truth_of(self.gate.samples)[:count] if self.gate.reading.task == "classification" else np.empty(0, np.intp)
+        return Probe(images, self.gate.trained[:count], known)
+
+    def refit(self, source: Path, model: nn.Module | None = None) -> RefitData:
+        """Training images with the logits of the fp32 export ``source``, which the gate compared with torch's; once for both engines."""
+        if source not in self._refit:
+            images = PixelSet(stratified(self.train, max(LEAST_REFIT_IMAGES, self.config.calibration_images)), self.gate.spec)
+            trained = answers(open_files("onnx", [source]), images, stage="the trained model's answers", progress=self.progress)
+            module = (model or self.run.load_model()).get_submodule(self.run.record.backbone.head_name)
+            assert isinstance(module, nn.Linear)
+            head = FloatHead(module.weight.detach().numpy(), module.bias.detach().numpy())
+            self._refit[source] = RefitData(images, trained, head)
+        return self._refit[source]
+
+
+def prepare(run: Run, config: ExportConfig, work: Path, data: Path | None, progress: Progress) -> Workbench:
+    """Find the images, and ask the trained model.
+
+    Raises:
+        DataError: the run's images are not there.
+        ConfigError: the network does not take another input size.
+        AccuracyGateError: a smaller input alone loses more than ``max_drop``.
+    """
+    train, val, test = run.samples("train", data), run.samples("val", data), run.samples("test", data)
+    spec = resized(run.record.preprocess, config.input_size)
+    chosen = stratified(val, config.gate_images)
+    gate = GateSet(PixelSet(chosen, spec), _ask(run, PixelSet(chosen, spec), progress), run.record.reading)
+    bench = Workbench(
+        run, config, gate, train,
+        PixelSet(stratified(test, config.gate_images), spec),
+        PixelSet(stratified(train, config.calibration_images), spec),
+        work, progress, max_drop=config.max_drop,
+    )  # fmt: skip
+    if spec != run.record.preprocess:
+        _allow_for_size(bench)
+    return bench
+
+
+def resized(spec: PreprocessSpec, side: int | None) -> PreprocessSpec:
+    """``spec`` with a square input of ``side`` pixels, or as it is."""
+    return spec if side is None else spec.model_copy(update={"input_size": (side, side)})
+
+
+def _ask(run: Run, images: PixelSet, progress: Progress) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    try:
+        return trained_logits(run.load_model(), images, progress=progress)
+    except (RuntimeError, AssertionError) as error:
+        size = " x ".join(str(side) for side in images.spec.input_size)
+        raise ConfigError(
+            f"{run.record.backbone.architecture} does not take images of {size}: {str(error).splitlines()[0]}. "
+            f"Export without --input-size, or train at that size."
+        ) from error
+
+
+def _allow_for_size(bench: Workbench) -> None:
+    """What another input size costs comes off ``max_drop``."""
+    record = bench.run.record
+    images = PixelSet(bench.gate.samples, record.preprocess)
+    whole = evaluate(record.reading, truth_of(bench.gate.samples), _ask(bench.run, images, bench.progress))
+    lost = fall(whole, bench.gate.evaluation)
+    if lost > bench.config.max_drop + 1e-9:
+        raise AccuracyGateError(
+            f"at {bench.gate.spec.input_size[0]} pixels the trained model itself falls by {lost:.4f}, from {whole.score.value:.4f} to "
+            f"{bench.gate.evaluation.score.value:.4f} (limit {bench.config.max_drop:g}). Nothing was written. Train at that size, or allow "
+            f"more with --max-drop."
+        )
+    bench.whole, bench.max_drop = whole.score, min(bench.config.max_drop, bench.config.max_drop - lost)
+
+
+def open_files(format_: Format, files: list[Path], *, threads: int | None = None) -> Logits:
+    """Load files as the device would: from bytes, in the device's engine."""
+    return load_engine(format_, [path.read_bytes() for path in files], threads=threads or available_cores()).run
