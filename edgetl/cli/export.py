@@ -44,6 +44,9 @@ def export_command(
     cpu: Annotated[str, typer.Option(help="here: quantize for this CPU. any: 7-bit weights, safe on x86 without VNNI.")] = "here",
     release: Annotated[int, typer.Option(help="The bundle's release counter; raise it with every shipment.")] = 1,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Keep the variants that passed when another failed.")] = False,
+    input_: Annotated[
+        str, typer.Option("--input", help="float, or uint8: files take resized pixels [batch, H, W, 3] and normalise them.")
+    ] = "float",
     input_size: Annotated[int | None, typer.Option(help="Height and width of the input, pixels (default: the run's).")] = None,
     explain_: Annotated[
         Path | None, typer.Option("--explain", help="Measure what quantizing each operation costs, and draw it as PNG.")
@@ -78,7 +81,7 @@ def export_command(
 
         config = build(
             ExportConfig, formats=formats, precisions=precisions, name=name, max_drop=max_drop, strict=strict,
-            calibration_images=num_samples, cpu=cpu, release=release, allow_missing=allow_missing, input_size=input_size,
+            calibration_images=num_samples, cpu=cpu, release=release, allow_missing=allow_missing, input=input_, input_size=input_size,
             explain=explain_ is not None, seed=seed,
         )  # fmt: skip
         contract = build(

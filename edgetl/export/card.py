@@ -22,12 +22,14 @@ def write_card(
 ) -> str:
     """The card as Markdown; ``spec`` is the bundle's, whose input may be smaller than the run's."""
     asked, *facts = run_lines(record, spec, trained)
+    pixels = any(variant.input_form == "uint8" for variant in variants)
     lines = [
         f"# {name}",
         "",
         asked,
         "",
         *facts,
+        *(["- Files take pixels: uint8 [batch, height, width, 3], RGB, resized and cropped, and normalise them"] if pixels else []),
         f"- Calibration: {f'{calibration.n} training images' if calibration else 'none (no int8 variant)'}",
         "",
         "| variant | size | validation | test | agreement | confident agreement | 1 image, 1 thread | how |",

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from edgetl.core.config import StrictModel
 from edgetl.core.manifest import Format, Precision
+from edgetl.core.preprocess import InputForm
 
 
 class ExportConfig(StrictModel):
@@ -27,6 +28,7 @@ class ExportConfig(StrictModel):
         cpu: ``here`` quantizes for this machine's instruction set; ``any`` keeps weights to 7 bits, which no x86 kernel saturates on.
         allow_missing: keep the variants that passed when another failed; fp16 stands in for an int8 that failed.
         explain: measure what quantizing each operation costs, also where the gate passed.
+        input: ``uint8``: files take pixels ``[batch, H, W, 3]``, RGB, and normalise them; for users without NumPy.
         input_size: height and width of the input, pixels; none takes the run's. What another size costs counts in ``max_drop``.
         seed: of NNCF's and the head's fits.
         release: the bundle's release counter.
@@ -43,6 +45,7 @@ class ExportConfig(StrictModel):
     cpu: Literal["here", "any"] = "here"
     allow_missing: bool = False
     explain: bool = False
+    input: InputForm = "float"
     input_size: int | None = Field(default=None, ge=32, le=1024)
     seed: int = Field(default=0, ge=0, lt=2**31)
     release: int = Field(default=1, ge=1, lt=2**53)
