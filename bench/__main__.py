@@ -1,4 +1,4 @@
-"""``python -m bench [preprocess|path|footprint …]``: print figures for the README; all of them without an argument.
+"""``python -m bench [preprocess|path|footprint|ecosystem …]``: print figures for the README; all of them without an argument.
 
 Ratios are taken in one run on one machine, the competitors in turn within each round. The photographs and weights come from the
 reference folder (``EDGETL_SHARED``, default ``../shared``); a run and a bundle are made first unless ``--run`` and ``--bundle`` name them.
@@ -10,7 +10,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from bench import footprint, path, preprocess
+from bench import ecosystem, footprint, path, preprocess
 from bench.paths import SHARED
 from edgetl.core.host import fingerprint, load_average, versions
 from edgetl.export.config import ExportConfig
@@ -18,7 +18,7 @@ from edgetl.export.package import export_bundle
 from edgetl.train.config import TrainConfig
 from edgetl.train.training import train
 
-SUITES = {"preprocess": preprocess.main, "path": path.main, "footprint": footprint.main}
+SUITES = {"preprocess": preprocess.main, "path": path.main, "footprint": footprint.main, "ecosystem": ecosystem.main}
 
 
 def main() -> None:

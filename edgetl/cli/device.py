@@ -112,6 +112,7 @@ def _show_manifest(manifest: Manifest) -> None:
         ("task", manifest.task),
         ("labels", _labels(manifest)),
         ("input", f"{spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, {spec.interpolation}, {spec.resize} resize"),
+        ("files take", _taken(manifest)),
         ("backbone", f"{lineage.architecture}, {lineage.strategy}, {lineage.train_images} training images"),
         ("licence", lineage.licence or "not stated"),
         ("calibration", f"{manifest.calibration.n} training images" if manifest.calibration else "none"),
@@ -125,6 +126,11 @@ def _show_manifest(manifest: Manifest) -> None:
     for item in manifest.rejected:
         facts.add_row("left out", escape(f"{item.name}: {item.reason}"))
     out.print(facts)
+
+
+def _taken(manifest: Manifest) -> str:
+    forms = {"float": "float32 [batch, 3, H, W], normalised", "uint8": "uint8 [batch, H, W, 3], pixels, resized and cropped"}
+    return "; ".join(sorted({forms[variant.input_form] for variant in manifest.variants}))
 
 
 def _labels(manifest: Manifest) -> str:

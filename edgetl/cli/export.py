@@ -28,6 +28,7 @@ from edgetl.cli.tables import certainty_lines, ladder_lines, sensitive_lines, sl
 from edgetl.cli.train import build, need_extra
 from edgetl.core.bundle import Bundle
 from edgetl.core.contract import ContractRecord
+from edgetl.export.formats import check_formats
 
 
 def export_command(
@@ -43,6 +44,9 @@ def export_command(
     cpu: Annotated[str, typer.Option(help="here: quantize for this CPU. any: 7-bit weights, safe on x86 without VNNI.")] = "here",
     release: Annotated[int, typer.Option(help="The bundle's release counter; raise it with every shipment.")] = 1,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Keep the variants that passed when another failed.")] = False,
+    input_: Annotated[
+        str, typer.Option("--input", help="float, or uint8: files take resized pixels [batch, H, W, 3] and normalise them.")
+    ] = "float",
     input_size: Annotated[int | None, typer.Option(help="Height and width of the input, pixels (default: the run's).")] = None,
     explain_: Annotated[
         Path | None, typer.Option("--explain", help="Measure what quantizing each operation costs, and draw it as PNG.")
@@ -65,7 +69,7 @@ def export_command(
 
     With --max-latency-ms, --max-size-mb or --memory-mb only what keeps them is in the bundle, the most accurate first.
     """
-    formats = choices(format_, ("onnx", "openvino"), "--format")
+    formats = check_formats(format_)
     precisions = choices(precision, ("fp32", "fp16", "int8", "int8-weights"), "--precision")
     need_extra("export")
     if explain_ is not None:
@@ -78,7 +82,7 @@ def export_command(
 
         config = build(
             ExportConfig, formats=formats, precisions=precisions, name=name, max_drop=max_drop, strict=strict,
-            calibration_images=num_samples, cpu=cpu, release=release, allow_missing=allow_missing, input_size=input_size,
+            calibration_images=num_samples, cpu=cpu, release=release, allow_missing=allow_missing, input=input_, input_size=input_size,
             explain=explain_ is not None, qat_steps=qat, seed=seed,
         )  # fmt: skip
         contract = build(

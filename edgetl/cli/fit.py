@@ -28,6 +28,7 @@ from edgetl.cli.session import (
 )
 from edgetl.cli.train import build, need_extra
 from edgetl.core.contract import Contract
+from edgetl.export.formats import check_formats
 
 if TYPE_CHECKING:
     from edgetl.export.fit import FitRecord
@@ -74,7 +75,7 @@ def fit_command(
             rank=build(RankConfig, candidates=names, weights_dir=mirror, license_policy=license_policy, seed=seed),
             train=build(TrainConfig, strategy=strategy, weights_dir=mirror, license_policy=license_policy, seed=seed),
             export=build(
-                ExportConfig, formats=choices(format_, ("onnx", "openvino"), "--format"),
+                ExportConfig, formats=check_formats(format_),
                 precisions=choices(precision, ("fp32", "fp16", "int8", "int8-weights"), "--precision"), max_drop=max_drop, seed=seed,
             ),
             contract=contract, tries=tries,

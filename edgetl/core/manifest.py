@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from edgetl.core.config import LeanModel, StrictModel
 from edgetl.core.contract import ContractRecord
-from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.results import Proportion
 from edgetl.core.tasks import Decision, Reading, Task
 
@@ -125,7 +125,8 @@ class Variant(LeanModel):
 
     Attributes:
         name: ``<format>-<precision>``, also the folder's name.
-        input: name of the tensor float32 ``[batch, 3, H, W]``.
+        input: name of the tensor float32 ``[batch, 3, H, W]``, or what ``input_form`` says.
+        input_form: ``uint8``: the network takes pixels ``[batch, H, W, 3]``, RGB, resized and cropped, and normalises them itself.
         output: name of the tensor float32 ``[batch, labels]``: logits, or a regression's number.
         validation: accuracy (or the task's figure, see ``Evaluation.score``) on the validation images, which decided; ``test`` is
             reported and decided nothing.
@@ -136,13 +137,14 @@ class Variant(LeanModel):
         sensitivities: of the operations, the costliest first, where they were measured.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"fall", "sensitivities"})
+    lean: ClassVar[frozenset[str]] = frozenset({"fall", "sensitivities", "input_form"})
 
     name: str = Field(pattern=r"^(onnx|openvino)-(fp32|fp16|int8|int8-weights)$")
     format: Format
     precision: Precision
     files: tuple[BundleFile, ...] = Field(min_length=1, max_length=2)
     input: str
+    input_form: InputForm = "float"
     output: str
     agreement: Agreement
     validation: Proportion
@@ -157,6 +159,11 @@ class Variant(LeanModel):
     def size_bytes(self) -> int:
         """Size of the model's files."""
         return sum(file.size_bytes for file in self.files)
+
+    def input_shape(self, spec: PreprocessSpec) -> tuple[int, int, int]:
+        """The input's sides after the batch."""
+        height, width = spec.input_size
+        return (height, width, 3) if self.input_form == "uint8" else (3, height, width)
 
 
 class Golden(StrictModel):

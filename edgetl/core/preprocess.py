@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -24,6 +25,9 @@ CropMode: TypeAlias = Literal["center", "squash", "border"]
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 Side = Annotated[int, Field(ge=8, le=4096)]
 Triple: TypeAlias = tuple[float, float, float]
+# What a network takes: what ``preprocess`` gives, or pixels that it normalises itself.
+InputForm: TypeAlias = Literal["float", "uint8"]
+Batch: TypeAlias = NDArray[np.float32] | NDArray[np.uint8]
 Scale = Annotated[float, Field(gt=0.0)]
 
 _RESAMPLING = {
@@ -86,6 +90,16 @@ def preprocess(source: ImageInput, spec: PreprocessSpec) -> NDArray[np.float32]:
     return out
 
 
+def to_batch(images: Sequence[Image.Image], spec: PreprocessSpec, form: InputForm) -> Batch:
+    """Upright RGB images as one batch: float32 ``[n, 3, H, W]``, normalised, or uint8 ``[n, H, W, 3]``, resized and cropped."""
+    if form == "uint8":
+        return np.stack([np.asarray(to_pixels(image, spec)) for image in images])
+    batch = np.empty((len(images), 3, *spec.input_size), np.float32)
+    for row, image in zip(batch, images, strict=True):
+        normalise(to_pixels(image, spec), spec, row)
+    return batch
+
+
 def to_pixels(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     """Resize and crop an upright RGB image to the input size; the result has 8 bits a channel."""
     height, width = spec.input_size
@@ -133,6 +147,13 @@ def normalise(pixels: Image.Image | NDArray[np.uint8], spec: PreprocessSpec, out
         np.divide(array[:, :, channel], np.float32(255), out=plane)
         plane -= np.float32(spec.mean[channel])
         plane /= np.float32(spec.std[channel])
+
+
+def pixels_of(batch: NDArray[np.float32], spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """The pixels uint8 ``[n, H, W, 3]`` that ``normalise`` was given: they are whole numbers, so that nothing is lost on the way back."""
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
+    pixels: NDArray[np.uint8] = np.rint((batch * std + mean) * np.float32(255)).astype(np.uint8).transpose(0, 2, 3, 1)
+    return pixels
 
 
 def _placement(width: int, height: int, spec: PreprocessSpec) -> _Placement:

@@ -33,15 +33,25 @@ def batches(
     Raises:
         ImageError: an image became unreadable since the scan.
     """
+    yield from _stacked(samples, spec, batch_size, prepare or _evaluation_view)
+
+
+def pixel_batches(samples: Sequence[Sample], spec: PreprocessSpec, *, batch_size: int = 32) -> Iterator[NDArray[np.uint8]]:
+    """As ``batches``, before the pixels are normalised: uint8 ``[batch, H, W, 3]``."""
+    yield from _stacked(samples, spec, batch_size, _evaluation_pixels)
+
+
+def _stacked(
+    samples: Sequence[Sample], spec: PreprocessSpec, batch_size: int, make: Callable[[Sample, PreprocessSpec], NDArray[Any]]
+) -> Iterator[NDArray[Any]]:
     if batch_size < 1:
         raise ConfigError(f"a batch of {batch_size} images is not possible; give 1 or more.")
-    make = prepare or _evaluation_view
     ahead = 2 * batch_size
     with ThreadPoolExecutor(max_workers=available_cores()) as pool:
-        pending: deque[Future[NDArray[np.float32]]] = deque(pool.submit(make, sample, spec) for sample in samples[:ahead])
+        pending: deque[Future[NDArray[Any]]] = deque(pool.submit(make, sample, spec) for sample in samples[:ahead])
         following = iter(samples[ahead:])
         while pending:
-            rows: list[NDArray[np.float32]] = []
+            rows: list[NDArray[Any]] = []
             while pending and len(rows) < batch_size:
                 rows.append(pending.popleft().result())
                 if (sample := next(following, None)) is not None:
@@ -51,6 +61,10 @@ def batches(
 
 def _evaluation_view(sample: Sample, spec: PreprocessSpec) -> NDArray[np.float32]:
     return preprocess(sample.path, spec)
+
+
+def _evaluation_pixels(sample: Sample, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    return np.asarray(to_pixels(load_image(sample.path), spec))
 
 
 class PixelSet:
@@ -89,7 +103,7 @@ class PixelSet:
         return out
 
     def _decode(self, sample: Sample) -> NDArray[np.uint8]:
-        return np.asarray(to_pixels(load_image(sample.path), self.spec))
+        return _evaluation_pixels(sample, self.spec)
 
 
 def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:

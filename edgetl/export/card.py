@@ -21,21 +21,15 @@ def write_card(
     calibration: Calibration | None,
 ) -> str:
     """The card as Markdown; ``spec`` is the bundle's, whose input may be smaller than the run's."""
-    backbone = record.backbone
+    asked, *facts = run_lines(record, spec, trained)
+    pixels = any(variant.input_form == "uint8" for variant in variants)
     lines = [
         f"# {name}",
         "",
-        _asked(record),
+        asked,
         "",
-        f"- Backbone: {backbone.architecture} ({'pretrained' if backbone.pretrained else 'random weights'}), "
-        f"licence of the weights: {backbone.licence or 'not stated'}",
-        f"- Strategy: {record.plan.strategy}{_head(record)}, seed {record.config.seed}, trained in {record.seconds:.0f} s",
-        f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
-        f"- Input: {spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, "
-        f"{spec.interpolation}, {spec.resize} resize{_other_size(record, spec)}",
-        f"- Trained model on the validation images: {_figure(trained, record)}",
-        f"- Trained model on the test images: {_figure(record.test.score, record) if record.test else 'no test images'}",
-        *(_details(record.test) if record.test else []),
+        *facts,
+        *(["- Files take pixels: uint8 [batch, height, width, 3], RGB, resized and cropped, and normalise them"] if pixels else []),
         f"- Calibration: {f'{calibration.n} training images' if calibration else 'none (no int8 variant)'}",
         "",
         "| variant | size | validation | test | agreement | confident agreement | 1 image, 1 thread | how |",
@@ -48,13 +42,30 @@ def write_card(
             f"{_share(variant.test) if variant.test else 'none'} | {variant.agreement.top1:.3f} | {variant.agreement.confident_top1:.3f} | "
             f"{variant.median_ms:.1f} ms | {how} |"
         )
-    if backbone.parents:
+    if record.backbone.parents:
         lines += ["", "Made from, the oldest first:", ""]
-        lines += [f"- {describe_parent(parent)}" for parent in backbone.parents]
+        lines += [f"- {describe_parent(parent)}" for parent in record.backbone.parents]
     lines += [f"\nNot in the bundle: {item.name}: {item.reason}." for item in rejected]
     of = "Intervals are Wilson's, 95 %." if record.task in ("classification", "ordinal") else "Intervals are by bootstrap, 95 %."
     lines += ["", f"{of} Latency is of the machine that exported; measure yours with `edgetl bench`.", ""]
     return "\n".join(lines)
+
+
+def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion) -> list[str]:
+    """What the model answers, in a sentence, then a Markdown list of how it was made; ``trained`` is its figure with ``spec``."""
+    backbone = record.backbone
+    return [
+        _asked(record),
+        f"- Backbone: {backbone.architecture} ({'pretrained' if backbone.pretrained else 'random weights'}), "
+        f"licence of the weights: {backbone.licence or 'not stated'}",
+        f"- Strategy: {record.plan.strategy}{_head(record)}, seed {record.config.seed}, trained in {record.seconds:.0f} s",
+        f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
+        f"- Input: {spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, "
+        f"{spec.interpolation}, {spec.resize} resize{_other_size(record, spec)}",
+        f"- Trained model on the validation images: {_figure(trained, record)}",
+        f"- Trained model on the test images: {_figure(record.test.score, record) if record.test else 'no test images'}",
+        *(_details(record.test) if record.test else []),
+    ]
 
 
 def _other_size(record: RunRecord, spec: PreprocessSpec) -> str:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from edgetl.core.config import StrictModel
 from edgetl.core.manifest import Format, Precision
+from edgetl.core.preprocess import InputForm
 
 
 class ExportConfig(StrictModel):
@@ -28,6 +29,7 @@ class ExportConfig(StrictModel):
         allow_missing: keep the variants that passed when another failed; fp16 stands in for an int8 that failed.
         qat_steps: where the ladder ends without an int8 that passes, so many steps of quantization-aware training; 0 is none.
         explain: measure what quantizing each operation costs, also where the gate passed.
+        input: ``uint8``: files take pixels ``[batch, H, W, 3]``, RGB, and normalise them; for users without NumPy.
         input_size: height and width of the input, pixels; none takes the run's. What another size costs counts in ``max_drop``.
         seed: of NNCF's and the head's fits.
         release: the bundle's release counter.
@@ -45,6 +47,7 @@ class ExportConfig(StrictModel):
     allow_missing: bool = False
     qat_steps: int = Field(default=0, ge=0, le=100_000)
     explain: bool = False
+    input: InputForm = "float"
     input_size: int | None = Field(default=None, ge=32, le=1024)
     seed: int = Field(default=0, ge=0, lt=2**31)
     release: int = Field(default=1, ge=1, lt=2**53)

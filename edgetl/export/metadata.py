@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from edgetl.core.preprocess import PreprocessSpec
+import json
+
+from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.tasks import Reading
 
 INPUT_NAME = "input"
@@ -11,22 +13,25 @@ OUTPUT_NAME = "logits"
 _INTERPOLATIONS = {"bilinear": "LINEAR", "bicubic": "CUBIC", "nearest": "NEAREST"}
 
 
-def model_info(spec: PreprocessSpec, reading: Reading) -> dict[str, str]:
+def model_info(spec: PreprocessSpec, reading: Reading, form: InputForm = "float") -> dict[str, str]:
     """Intel Model API's ``model_info``: strings, lists separated by spaces, means and scales for 0..255.
 
     Model API cannot express "resize the shorter side with antialiasing, then crop"; ``crop`` is its nearest resize, so its answers
     are close to ours and not equal. The exact preprocessing stands under ``edgetl``. It knows one threshold for all labels (the lowest
-    is given) and no model of numbers, which get no block.
+    is given) and no model of numbers, which get no block. A file that takes pixels (``form``) normalises them itself and names no mean.
     """
     if reading.task in ("regression", "ordinal"):
         return {}
     several = {"multilabel": "True", "confidence_threshold": f"{min(reading.decision.thresholds, default=0.5):g}"}
+    normalisation = {
+        "mean_values": " ".join(f"{value * 255:g}" for value in spec.mean),
+        "scale_values": " ".join(f"{value * 255:g}" for value in spec.std),
+    }
     return {
         "model_type": "Classification",
         **(several if reading.task == "multi-label" else {}),
         "labels": " ".join(label.replace(" ", "_") for label in reading.labels),
-        "mean_values": " ".join(f"{value * 255:g}" for value in spec.mean),
-        "scale_values": " ".join(f"{value * 255:g}" for value in spec.std),
+        **(normalisation if form == "float" else {}),
         "reverse_input_channels": "True",
         "resize_type": "standard" if spec.crop_mode == "squash" else "crop",
         "interpolation_mode": _INTERPOLATIONS.get(spec.interpolation, "CUBIC"),
@@ -35,7 +40,16 @@ def model_info(spec: PreprocessSpec, reading: Reading) -> dict[str, str]:
     }
 
 
-def own_info(spec: PreprocessSpec, reading: Reading, version: str) -> dict[str, str]:
-    """The ``edgetl`` block: the exact preprocessing, what is asked if not a class, and who wrote the file."""
+def own_info(spec: PreprocessSpec, reading: Reading, version: str, form: InputForm = "float") -> dict[str, str]:
+    """The ``edgetl`` block: the exact preprocessing, the labels as they are, what is asked if not a class, and who wrote the file."""
     asked = {"task": reading.task, "decision": reading.decision.model_dump_json()} if reading.task != "classification" else {}
-    return {"preprocess": spec.model_dump_json(), "version": version, "model_info_resize": "approximate", **asked}
+    taken = {"input": "uint8 [batch, H, W, 3] RGB, resized and cropped; normalised by the network"} if form == "uint8" else {}
+    labels = json.dumps(reading.labels, ensure_ascii=False)
+    return {
+        "preprocess": spec.model_dump_json(),
+        "labels": labels,
+        "version": version,
+        "model_info_resize": "approximate",
+        **taken,
+        **asked,
+    }

@@ -18,8 +18,9 @@ from edgetl.core.atomic import new_folder
 from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_hashes
 from edgetl.core.contract import ContractRecord
 from edgetl.core.host import fingerprint, versions
+from edgetl.core.images import load_image
 from edgetl.core.manifest import MANIFEST_NAME, Format, Golden, Lineage, Manifest, Precision, Rejected, Variant
-from edgetl.core.preprocess import preprocess
+from edgetl.core.preprocess import preprocess, to_batch
 from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import Reading
 from edgetl.data.folder import Sample
@@ -28,11 +29,13 @@ from edgetl.errors import AccuracyGateError, StorageError
 from edgetl.export.agreement import answers
 from edgetl.export.card import write_card
 from edgetl.export.config import ExportConfig
+from edgetl.export.input_form import open_variant, take_pixels
 from edgetl.export.metadata import INPUT_NAME, OUTPUT_NAME
 from edgetl.export.to_onnx import onnx_properties, to_onnx
 from edgetl.export.variants import Made, make
-from edgetl.export.workbench import PLAIN_NAME, Workbench, open_files, prepare
+from edgetl.export.workbench import PLAIN_NAME, Workbench, prepare
 from edgetl.measure.latency import time_calls
+from edgetl.runtime.engine import load_engine
 from edgetl.train.run import Run, open_run
 
 GOLDEN_IMAGES = 8
@@ -135,13 +138,13 @@ def _export_variant(
     name = "-".join(kind)
     target = folder / name / "1"
     target.mkdir(parents=True)
-    made = make(bench, *kind, source, target)
+    made = take_pixels(bench, *kind, make(bench, *kind, source, target))
     if made.verdict.reason:
         packed.rejected.append(Rejected(name=name, reason=made.verdict.reason, ladder=made.rungs, sensitivities=made.sensitivities))
         shutil.rmtree(target.parent)
         return False
     packed.variants.append(_accept(bench, folder, kind, made, golden))
-    logits = open_files(kind[0], made.files)
+    logits = open_variant(bench, kind[0], made.files)
     packed.golden_logits[name] = np.concatenate([logits(preprocess(sample.path, bench.gate.spec)[None]) for sample in golden])
     return True
 
@@ -149,16 +152,17 @@ def _export_variant(
 def _accept(bench: Workbench, folder: Path, kind: tuple[Format, Precision], made: Made, golden: list[Sample]) -> Variant:
     """The manifest's entry of a variant that passed: timed, and tested on the test images."""
     format_, precision = kind
-    alone = open_files(format_, made.files, threads=1)
-    image = preprocess(golden[0].path, bench.gate.spec)[None]
+    alone = load_engine(format_, [path.read_bytes() for path in made.files], threads=1).run
+    image = to_batch([load_image(golden[0].path)], bench.gate.spec, bench.config.input)
     times = time_calls(lambda: alone(image), runs=50, max_seconds=3.0)
-    tested = answers(open_files(format_, made.files), bench.test, progress=bench.progress) if len(bench.test) else None
+    tested = answers(open_variant(bench, format_, made.files), bench.test, progress=bench.progress) if len(bench.test) else None
     return Variant(
         name="-".join(kind),
         format=format_,
         precision=precision,
         files=tuple(describe_file(folder, path) for path in made.files),
         input=INPUT_NAME,
+        input_form=bench.config.input,
         output=OUTPUT_NAME,
         agreement=made.verdict.agreement,
         validation=made.verdict.validation,

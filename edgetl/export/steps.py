@@ -106,10 +106,10 @@ def ladder(cpu: str, format_: Format = "onnx", *, products: bool = False, refit:
     """
     seven = cpu == "any" or not has_int8_dot_product()
     steps = [Step(seven_bit=seven, dynamic=True)] if products and format_ == "onnx" else []
-    # In ONNX Runtime's quantizer the correction is ours and costs seconds; NNCF's fast one is nearly as good as its full one, which costs
-    # a minute.
+    # ONNX Runtime's quantizer corrects no biases by itself: ours costs seconds, and without it most networks lose points. NNCF corrects
+    # them at once, nearly as well as one by one, which costs a minute.
     full = format_ == "onnx"
-    steps += [Step(seven_bit=seven), Step(seven_bit=seven, full_bias=True)]
+    steps += [Step(seven_bit=seven, full_bias=full), *([] if full else [Step(seven_bit=seven, full_bias=True)])]
     steps += [Step(seven_bit=seven, full_bias=full, refit=True)] if refit else []
     steps += [Step(seven_bit=seven, full_bias=full, refit=refit, sensitive=count) for count in SPARED_OPERATIONS]
     steps += [Step(seven_bit=seven, controlled=True)] if format_ == "openvino" and classes else []

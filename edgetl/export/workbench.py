@@ -77,7 +77,8 @@ class Workbench:
     def infos(self) -> tuple[dict[str, str], dict[str, str]]:
         """The metadata blocks of the exported files."""
         reading = self.run.record.reading
-        return model_info(self.gate.spec, reading), own_info(self.gate.spec, reading, versions()["edgetl"])
+        form = self.config.input
+        return model_info(self.gate.spec, reading, form), own_info(self.gate.spec, reading, versions()["edgetl"], form)
 
     def calibration_record(self) -> Calibration | None:
         """What int8 ranges were measured on, where there was a need."""

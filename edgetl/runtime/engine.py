@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgetl.core.bundle import Bundle
 from edgetl.core.host import available_cores
 from edgetl.core.manifest import Format, Variant
+from edgetl.core.preprocess import Batch
 from edgetl.errors import ConfigError, MissingExtraError
 
 _LIBRARIES: dict[Format, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
@@ -19,8 +20,8 @@ _LIBRARIES: dict[Format, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 class Engine(Protocol):
     """A loaded network. ``run`` may be called from several threads."""
 
-    def run(self, batch: NDArray[np.float32], /) -> NDArray[np.float32]:
-        """Logits float32 ``[batch, classes]`` of images float32 ``[batch, 3, H, W]``."""
+    def run(self, batch: Batch, /) -> NDArray[np.float32]:
+        """Logits float32 ``[batch, classes]`` of images float32 ``[batch, 3, H, W]``, or of pixels (``Variant.input_form``)."""
 
 
 def installed(format_: Format) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +12,12 @@ from numpy.typing import NDArray
 from edgetl.core.answers import evaluate
 from edgetl.core.bundle import hash_prefix, open_bundle
 from edgetl.core.config import StrictModel
-from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
 from edgetl.core.tasks import Reading
 from edgetl.data.folder import Sample, scan
-from edgetl.data.loading import batches, truth_of
+from edgetl.data.loading import batches, pixel_batches, truth_of
 from edgetl.data.table import Table, scan_table
 from edgetl.errors import ConfigError, DataError
 from edgetl.runtime.predictor import load
@@ -69,7 +70,7 @@ def evaluate_bundle(
     predictor = load(bundle, variant=variant, threads=threads)
     seen = frozenset() if every_image else bundle.seen_images()
     samples, broken, left_out = unseen_samples(data, labels, predictor.reading, seen, progress=progress)
-    result = score(predictor.logits, samples, predictor.spec, predictor.reading, progress=progress)
+    result = score(predictor.logits, samples, predictor.spec, predictor.reading, form=predictor.input_form, progress=progress)
     name = predictor.variant.name if predictor.variant else None
     return EvaluationReport(model=str(path), variant=name, left_out=left_out, broken=broken, result=result)
 
@@ -102,17 +103,18 @@ def unseen_samples(
 
 
 def score(
-    logits: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    logits: Callable[[Any], NDArray[np.float32]],
     samples: Sequence[Sample],
     spec: PreprocessSpec,
     reading: Reading,
     *,
+    form: InputForm = "float",
     progress: Progress = silent,
 ) -> Evaluation:
-    """Evaluate a function from images float32 ``[batch, 3, H, W]`` to outputs ``[batch, labels]`` on ``samples``."""
+    """Evaluate a function from images (in the given form, see ``to_batch``) to outputs ``[batch, labels]`` on ``samples``."""
     outputs: list[NDArray[np.float32]] = []
     done = 0
-    for batch in batches(samples, spec):
+    for batch in batches(samples, spec) if form == "float" else pixel_batches(samples, spec):
         outputs.append(logits(batch))
         done += len(batch)
         progress("evaluating", done, len(samples))

@@ -7,6 +7,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
+from edgetl.core.preprocess import Batch
 from edgetl.errors import EngineError
 
 _ERRORS = (
@@ -30,8 +31,8 @@ class OrtEngine:
         self._input = self._session.get_inputs()[0].name
         self._outputs = [self._session.get_outputs()[0].name]
 
-    def run(self, batch: NDArray[np.float32], /) -> NDArray[np.float32]:
-        """Logits float32 ``[batch, classes]`` of images float32 ``[batch, 3, H, W]``.
+    def run(self, batch: Batch, /) -> NDArray[np.float32]:
+        """Logits float32 ``[batch, classes]`` of images, as ``Engine.run`` says.
 
         Raises:
             EngineError: the batch does not fit the network.

@@ -9,6 +9,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from edgetl.core.preprocess import Batch
 from edgetl.errors import EngineError
 
 _lock = threading.Lock()
@@ -42,8 +43,8 @@ class OvEngine:
             raise EngineError(f"OpenVINO {ov.__version__} refuses the model: {_first_line(error)}") from error
         self._local = threading.local()
 
-    def run(self, batch: NDArray[np.float32], /) -> NDArray[np.float32]:
-        """Logits float32 ``[batch, classes]`` of images float32 ``[batch, 3, H, W]``.
+    def run(self, batch: Batch, /) -> NDArray[np.float32]:
+        """Logits float32 ``[batch, classes]`` of images, as ``Engine.run`` says.
 
         Raises:
             EngineError: the batch does not fit the network.

@@ -14,7 +14,7 @@ from edgetl.core.answers import predictions
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.images import ImageInput, load_image
 from edgetl.core.manifest import Variant
-from edgetl.core.preprocess import PreprocessSpec, normalise, to_pixels
+from edgetl.core.preprocess import Batch, InputForm, PreprocessSpec, to_batch
 from edgetl.core.results import Prediction
 from edgetl.core.tasks import Decision, Reading, Task
 from edgetl.errors import ConfigError, EngineError
@@ -33,6 +33,7 @@ class Predictor:
         reading: the task, those labels, and what turns outputs into answers.
         spec: the preprocessing of the training.
         variant: the manifest's entry of the loaded file; none for an engine of your own.
+        input_form: what the engine takes: float32 tensors, or pixels if the variant says so.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Predictor:
             raise ConfigError(f"the predictor cannot read the outputs: {problem}.")
         self.spec = spec
         self.variant = variant
+        self.input_form: InputForm = variant.input_form if variant else "float"
         self._engine = engine
 
     @overload
@@ -75,12 +77,12 @@ class Predictor:
             results += self._answers(self._tensor([load_image(image) for image in images[start : start + MAX_BATCH]]))
         return results
 
-    def prepare(self, image: Image.Image) -> NDArray[np.float32]:
-        """An upright RGB image (``edgetl.core.images.load_image``) as the network's input, float32 ``[1, 3, H, W]``."""
+    def prepare(self, image: Image.Image) -> Batch:
+        """An upright RGB image (``edgetl.core.images.load_image``) as the network's input: float32 ``[1, 3, H, W]``, or pixels."""
         return self._tensor([image])
 
-    def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (of a regression: numbers) float32 ``[batch, labels]`` of preprocessed images float32 ``[batch, 3, H, W]``.
+    def logits(self, batch: Batch) -> NDArray[np.float32]:
+        """Logits (of a regression: numbers) float32 ``[batch, labels]`` of images as ``prepare`` makes them.
 
         Raises:
             EngineError: the engine failed, or gives another number of classes than there are labels.
@@ -92,13 +94,10 @@ class Predictor:
             )
         return result
 
-    def _tensor(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        batch = np.empty((len(images), 3, *self.spec.input_size), np.float32)
-        for row, image in zip(batch, images, strict=True):
-            normalise(to_pixels(image, self.spec), self.spec, row)
-        return batch
+    def _tensor(self, images: Sequence[Image.Image]) -> Batch:
+        return to_batch(images, self.spec, self.input_form)
 
-    def _answers(self, batch: NDArray[np.float32]) -> list[Prediction]:
+    def _answers(self, batch: Batch) -> list[Prediction]:
         return predictions(self.reading, self.logits(batch))
 
 

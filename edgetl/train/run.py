@@ -37,7 +37,8 @@ from edgetl.train.heads import HeadSpec, rebuild_headed
 
 WEIGHTS_NAME = "weights.safetensors"
 SPLITS_NAME = "splits.json"
-FISHER_NAME = "fisher.safetensors"
+# Of safetensors' format, but not of its ending: timm takes the first such file of a folder for the weights.
+FISHER_NAME = "fisher.tensors"
 TIMM_CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
 MAX_SPLITS_BYTES = 500_000_000
@@ -177,7 +178,7 @@ class Run:
         args: dict[str, Any] = dict(backbone.model_args)
         model = rebuild_headed(backbone.architecture, args, self.record.head, len(self.record.labels), backbone.columns)
         try:
-            state = safetensors.torch.load(self._read(WEIGHTS_NAME))
+            state = safetensors.torch.load(self.read(WEIGHTS_NAME))
             model.load_state_dict(state)
         except (safetensors.SafetensorError, RuntimeError) as error:
             raise RunError(
@@ -191,11 +192,11 @@ class Run:
         Raises:
             RunError: it is damaged.
         """
-        return safetensors.torch.load(self._read(name))
+        return safetensors.torch.load(self.read(name))
 
     def splits(self) -> SplitsRecord:
         """The images of the run."""
-        self._read(SPLITS_NAME)
+        self.read(SPLITS_NAME)
         return read_json(self.path / SPLITS_NAME, SplitsRecord, RunError, max_bytes=MAX_SPLITS_BYTES)
 
     def samples(self, part: Part, data: Path | None = None) -> list[Sample]:
@@ -226,7 +227,12 @@ class Run:
         """SHA-256 (hex) of ``run.json``, which names the hashes of the other files."""
         return hashlib.sha256((self.path / RUN_RECORD_NAME).read_bytes()).hexdigest()
 
-    def _read(self, name: str) -> bytes:
+    def read(self, name: str) -> bytes:
+        """The bytes of one of the run's files, compared with the hash that ``run.json`` names.
+
+        Raises:
+            RunError: it is missing, or changed.
+        """
         path = self.path / name
         try:
             data = path.read_bytes()

@@ -29,7 +29,7 @@ def _fails(done: subprocess.CompletedProcess[str], code: int, *phrases: str) -> 
 def test_help_names_every_command() -> None:
     done = edgetl("--help")
     assert done.returncode == 0
-    for command in ("demo", "train", "evaluate", "export", "verify", "inspect", "predict", "bench"):
+    for command in ("demo", "train", "evaluate", "export", "share", "verify", "inspect", "predict", "bench"):
         assert command in done.stdout
 
 
@@ -69,10 +69,18 @@ def test_a_bundle_given_to_export_is_recognised(bundle: Bundle, tmp_path: Path) 
 
 
 def test_an_unknown_format_or_precision_lists_those_there_are(run: Run, tmp_path: Path) -> None:
-    _fails(
-        edgetl("export", run.path, "--out", tmp_path / "b", "--format", "onnx,tflite"), 3, "tflite is not possible; it takes onnx, openvino"
-    )
+    _fails(edgetl("export", run.path, "--out", tmp_path / "b", "--format", "onnx,trt"), 3, "trt is not possible; it takes onnx, openvino")
+    _fails(edgetl("export", run.path, "--out", tmp_path / "b", "--format", " , "), 3, "nothing given")
     _fails(edgetl("export", run.path, "--out", tmp_path / "b", "--precision", "int4"), 3, "--precision 'int4'", "fp32, fp16, int8")
+
+
+def test_each_reserved_format_says_how_to_get_there(run: Run, tmp_path: Path) -> None:
+    done = edgetl("export", run.path, "--out", tmp_path / "b", "--format", "onnx,tflite,executorch,coreml,ncnn")
+    ways = {"tflite": "onnx2tf", "executorch": "torch.export", "coreml": "coremltools.convert", "ncnn": "pnnx model.onnx"}
+    lines = {line.split(":")[0]: line for line in done.stderr.splitlines()}
+    assert done.returncode == 3 and "Traceback" not in done.stderr and not (tmp_path / "b").exists()
+    for name, way in ways.items():
+        assert "edgetl does not write it yet" in lines[name] and way in lines[name]
 
 
 def test_int8_without_data_at_hand_says_how_to_name_it(run: Run, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_explain_measures_the_operations_of_a_file_that_passed(gate: GateSet, tm
 
 def test_seven_bit_weights_are_kept_for_any_cpu() -> None:
     assert all(step.seven_bit for step in ladder("any"))
-    assert [step.refit for step in ladder("here")] == [False, False, True, True, True, True, True]
+    assert [step.refit for step in ladder("here")] == [False, True, True, True, True, True]
 
 
 def test_each_engine_has_its_own_ladder() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
@@ -165,6 +166,10 @@ def test_a_chain_remembers_what_mattered_before(parent: Run, inverted: Path, sha
     last = train(shapes, _config(backbone=str(middle.path), ewc=10.0, epochs=1), tmp_path / "last")
     first, second = (run.read_tensors(FISHER_NAME)["layer1.0.conv1.weight"].mean() for run in (middle, last))
     assert second > 1.3 * first
+    images = torch.rand(2, 3, *last.record.preprocess.input_size)
+    of_timm = timm.create_model(f"local-dir:{last.path}", pretrained=True).eval()
+    with torch.inference_mode():
+        assert torch.equal(of_timm(images), last.load_model()(images)), "timm took what mattered for the weights"
 
 
 def test_elastic_holding_is_the_exact_minimum_of_step_and_pull() -> None:

@@ -1,0 +1,79 @@
+"""Exported files and runs in the hands of other libraries; on real photographs in ``tests/end_to_end/test_ecosystem.py``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgetl.core.bundle import Bundle
+from edgetl.core.images import load_image
+from edgetl.core.preprocess import to_pixels
+from edgetl.runtime.predictor import load
+from edgetl.train.run import Run
+from tests.ecosystem import ANSWER, ONNXRUNTIME, OPENVINO, PREPARE, TIMM, agreement, answers, model_api, pictures
+
+
+@pytest.fixture(scope="module")
+def photos(run: Run) -> list[Path]:
+    """200 of the digits."""
+    paths = sorted(sample.path for part in ("val", "test", "train") for sample in run.samples(part))[::3][:200]
+    assert len(paths) == 200
+    return paths
+
+
+@pytest.fixture(scope="module")
+def ours(bundle: Bundle, photos: list[Path]) -> list[str]:
+    """What edgetl answers."""
+    return [answer.label or "" for answer in load(bundle, variant="onnx-fp32", threads=1).predict(photos)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_few_lines_with_numpy_and_an_engine_answer_like_edgetl(
+    bundle: Bundle, photos: list[Path], ours: list[str], precision: str
+) -> None:
+    onnx = answers(PREPARE + ONNXRUNTIME + ANSWER, bundle.path / f"onnx-{precision}/1/model.onnx", photos)
+    openvino = answers(PREPARE + OPENVINO + ANSWER, bundle.path / f"openvino-{precision}/1/model.xml", photos)
+    assert agreement(onnx, ours) >= 0.98 and agreement(openvino, ours) >= 0.98
+
+
+def test_timm_loads_a_run_as_it_was_written(run: Run, photos: list[Path], ours: list[str]) -> None:
+    assert agreement(answers(TIMM, run.path, photos), ours) >= 0.98
+
+
+@pytest.mark.parametrize("file", ["openvino-fp32/1/model.xml", "openvino-int8/1/model.xml", "onnx-fp32/1/model.onnx"])
+def test_model_api_answers_like_edgetl_on_pictures_of_the_inputs_size(
+    bundle: Bundle, photos: list[Path], ours: list[str], file: str
+) -> None:
+    spec = bundle.manifest.preprocess
+    pixels = [np.asarray(to_pixels(load_image(path), spec)) for path in photos]
+    assert agreement(model_api(bundle.path / file)(pixels), ours) >= 0.98
+
+
+def test_model_api_resizes_small_square_pictures_well_enough_itself(bundle: Bundle, photos: list[Path], ours: list[str]) -> None:
+    model = model_api(bundle.path / "openvino-fp32/1/model.xml")
+    assert agreement(model(pictures(photos)), ours) >= 0.98
+
+
+def test_a_files_labels_keep_their_spaces_in_our_own_block() -> None:
+    from edgetl.core.preprocess import PreprocessSpec
+    from edgetl.core.tasks import Reading
+    from edgetl.export.metadata import model_info, own_info
+
+    reading, spec = Reading(labels=("a cat", "déjà vu")), PreprocessSpec(input_size=(32, 32))
+    assert model_info(spec, reading)["labels"] == "a_cat déjà_vu"
+    assert json.loads(own_info(spec, reading, "0")["labels"]) == ["a cat", "déjà vu"]
+
+
+def test_a_variants_folder_is_a_model_repository_of_openvino_model_server_and_triton(bundle: Bundle) -> None:
+    """``<name>/<version>/model.onnx``, or ``model.xml`` and ``model.bin``: both servers' default names.
+
+    docs.openvino.ai/canonical/ovms_docs_models_repository.html; Triton's docs/user_guide/model_repository.md, and model_configuration.md,
+    by which it derives all required settings of ONNX and OpenVINO models, so that there is no ``config.pbtxt``.
+    """
+    for variant in bundle.manifest.variants:
+        root = bundle.path / variant.name
+        found = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+        assert found == (["1/model.onnx"] if variant.format == "onnx" else ["1/model.bin", "1/model.xml"])
