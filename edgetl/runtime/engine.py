@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Protocol, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle
-from edgetl.core.host import available_cores
+from edgetl.core.host import available_cores, versions
 from edgetl.core.manifest import Format, Variant
-from edgetl.errors import ConfigError, MissingExtraError
+from edgetl.errors import BundleError, ConfigError, EngineError, MissingExtraError
+from edgetl.runtime.ports import Ports, check_ports
+from edgetl.runtime.releases import differs
 
 _LIBRARIES: dict[Format, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 
@@ -21,6 +24,14 @@ class Engine(Protocol):
 
     def run(self, batch: NDArray[np.float32], /) -> NDArray[np.float32]:
         """Logits float32 ``[batch, classes]`` of images float32 ``[batch, 3, H, W]``."""
+
+
+class LoadedEngine(Engine, Protocol):
+    """An engine that read a file, and can say what stands in it."""
+
+    @property
+    def ports(self) -> Ports:
+        """What the network takes and gives."""
 
 
 def installed(format_: Format) -> bool:
@@ -44,6 +55,19 @@ def choose_variant(bundle: Bundle, name: str | None) -> Variant:
     raise MissingExtraError(library, library)
 
 
+def read_variant(bundle: Bundle, variant: Variant) -> list[bytes]:
+    """The checked bytes of a variant's files, in the order that ``load_engine`` takes.
+
+    Raises:
+        BundleError: not the files that the variant's format has.
+        IntegrityError: a file is not the one that the manifest names.
+    """
+    wanted = 1 if variant.format == "onnx" else 2
+    if len(variant.files) != wanted:
+        raise BundleError(f"{bundle.path}: {variant.name} names {len(variant.files)} file(s) and needs {wanted}. Export the bundle again.")
+    return [bundle.read(file) for file in variant.files]
+
+
 def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None) -> Engine:
     """Read and check the variant's files and load them into their engine.
 
@@ -54,18 +78,43 @@ def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None)
 
     Raises:
         IntegrityError: a file is not the one that the manifest names.
-        EngineError: the engine refuses the file.
+        EngineError: the engine refuses the file, or the network is not the one that the manifest describes; the text names the file.
         MissingExtraError: the engine is not installed.
     """
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads {threads}: give 1 or more.")
-    return load_engine(variant.format, [bundle.read(file) for file in variant.files], threads=threads or available_cores())
+    files = read_variant(bundle, variant)
+    manifest = bundle.manifest
+    try:
+        engine = load_engine(variant.format, files, threads=threads or available_cores())
+        check_ports(engine.ports, variant, manifest.preprocess.input_size, len(manifest.labels))
+    except EngineError as error:
+        library = _LIBRARIES[variant.format]
+        hint = differs(library, versions().get(library), manifest.versions.get(library))
+        raise EngineError(f"{bundle.path / variant.files[0].path}: {error}{hint}") from error
+    return engine
 
 
-def load_engine(format_: Format, files: list[bytes], *, threads: int) -> Engine:
-    """Load a network from its files' bytes: the ONNX file, or the IR's ``.xml`` and ``.bin``."""
+def load_engine(format_: Format, files: Sequence[bytes], *, threads: int) -> LoadedEngine:
+    """Load a network from its files' bytes: the ONNX file, or the IR's ``.xml`` and ``.bin``.
+
+    Raises:
+        EngineError: the engine refuses the file, or cannot itself be imported.
+        MissingExtraError: the engine is not installed.
+    """
     if not installed(format_):
         raise MissingExtraError(_LIBRARIES[format_], _LIBRARIES[format_])
+    try:
+        return _load(format_, files, threads)
+    except ImportError as error:
+        library = _LIBRARIES[format_]
+        raise EngineError(
+            f"{library} is installed and cannot be imported: {error}. Install it again with: "
+            f"pip install --force-reinstall 'edgetl[{library}]'"
+        ) from error
+
+
+def _load(format_: Format, files: Sequence[bytes], threads: int) -> LoadedEngine:
     match format_:
         case "onnx":
             from edgetl.runtime.onnx_check import check_onnx

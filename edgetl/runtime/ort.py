@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from edgetl.errors import EngineError
+from edgetl.runtime.ports import FLOAT32, Port, Ports
+from edgetl.runtime.releases import need
 
 _ERRORS = (
     _state.Fail, _state.InvalidArgument, _state.InvalidGraph, _state.InvalidProtobuf, _state.NotImplemented, _state.RuntimeException,
@@ -19,6 +21,7 @@ class OrtEngine:
     """An ONNX file's bytes, loaded."""
 
     def __init__(self, model: bytes, *, threads: int) -> None:
+        need("onnxruntime", onnxruntime.__version__)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -29,6 +32,11 @@ class OrtEngine:
             raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses the model: {_first_line(error)}") from error
         self._input = self._session.get_inputs()[0].name
         self._outputs = [self._session.get_outputs()[0].name]
+
+    @property
+    def ports(self) -> Ports:
+        """What the network takes and gives."""
+        return Ports(tuple(map(_port, self._session.get_inputs())), tuple(map(_port, self._session.get_outputs())))
 
     def run(self, batch: NDArray[np.float32], /) -> NDArray[np.float32]:
         """Logits float32 ``[batch, classes]`` of images float32 ``[batch, 3, H, W]``.
@@ -41,6 +49,11 @@ class OrtEngine:
         except _ERRORS as error:
             raise EngineError(f"ONNX Runtime failed on a batch of shape {list(batch.shape)}: {_first_line(error)}") from error
         return logits
+
+
+def _port(argument: onnxruntime.NodeArg) -> Port:
+    kind = FLOAT32 if argument.type == "tensor(float)" else str(argument.type)
+    return Port(frozenset({argument.name}), kind, tuple(side if isinstance(side, int) else None for side in argument.shape))
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,8 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edgetl.errors import EngineError
+from edgetl.runtime.ports import FLOAT32, Port, Ports
+from edgetl.runtime.releases import need
 
 _lock = threading.Lock()
 
@@ -34,6 +36,7 @@ class OvEngine:
     """An IR's ``.xml`` and ``.bin`` bytes, compiled."""
 
     def __init__(self, xml: bytes, weights: bytes, *, threads: int) -> None:
+        need("openvino", ov.__version__)
         # Without the precision hint OpenVINO computes in bfloat16 on CPUs that have it, and answers differ from the bench's.
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
         try:
@@ -41,6 +44,11 @@ class OvEngine:
         except (RuntimeError, TypeError, ValueError) as error:
             raise EngineError(f"OpenVINO {ov.__version__} refuses the model: {_first_line(error)}") from error
         self._local = threading.local()
+
+    @property
+    def ports(self) -> Ports:
+        """What the network takes and gives."""
+        return Ports(tuple(map(_port, self._model.inputs)), tuple(map(_port, self._model.outputs)))
 
     def run(self, batch: NDArray[np.float32], /) -> NDArray[np.float32]:
         """Logits float32 ``[batch, classes]`` of images float32 ``[batch, 3, H, W]``.
@@ -59,5 +67,14 @@ class OvEngine:
         return logits
 
 
+def _port(output: ov.ConstOutput) -> Port:
+    kind = FLOAT32 if output.get_element_type() == ov.Type.f32 else output.get_element_type().get_type_name()
+    sides = output.get_partial_shape()
+    shape = None if sides.rank.is_dynamic else tuple(None if side.is_dynamic else side.get_length() for side in sides)
+    return Port(frozenset(output.get_names()), kind, shape)
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line that says something: OpenVINO begins with places in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith("Exception from ")), type(error).__name__)
