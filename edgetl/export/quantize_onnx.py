@@ -11,12 +11,17 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgetl.errors import ExportError
 from edgetl.export.metadata import INPUT_NAME
 from edgetl.export.steps import FloatHead, Step
+
+_REFUSALS = (
+    RuntimeError, ValueError, KeyError, TypeError, Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException,
+)  # fmt: skip
 
 
 class OnnxQuantizer:
@@ -30,6 +35,8 @@ class OnnxQuantizer:
         self._work = work
         self._prepared = work / "prepared.onnx"
         model = onnx.load(source)
+        if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+            raise ExportError(f"{source.name} is quantized already; quantize the fp32 export of the same run.")
         self._properties = {item.key: item.value for item in model.metadata_props}
         # The exporter's shape annotations contradict those that the quantizer infers.
         del model.graph.value_info[:]
@@ -67,7 +74,7 @@ class OnnxQuantizer:
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=spared,
             )
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except _REFUSALS as error:
             raise ExportError(f"ONNX Runtime cannot quantize the network: {str(error).splitlines()[0]}") from error
         finally:
             root_log.setLevel(level)

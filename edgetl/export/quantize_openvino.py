@@ -43,6 +43,8 @@ class OpenVinoQuantizer:
             ExportError: NNCF cannot quantize the network.
         """
         model = core().read_model(self._source)
+        if any(op.get_type_name() == "FakeQuantize" for op in model.get_ops()):
+            raise ExportError(f"{self._source.name} is quantized already; quantize the fp32 export of the same run.")
         spared = [op.get_friendly_name() for op in _convolutions(model)[: step.spared]]
         if step.refit:
             spared.append(_head(model).get_friendly_name())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
 from collections.abc import Sequence
 from typing import Protocol, assert_never
 
@@ -104,6 +106,7 @@ def load_engine(format_: Format, files: Sequence[bytes], *, threads: int) -> Loa
     """
     if not installed(format_):
         raise MissingExtraError(_LIBRARIES[format_], _LIBRARIES[format_])
+    silence_makers()
     try:
         return _load(format_, files, threads)
     except ImportError as error:
@@ -112,6 +115,18 @@ def load_engine(format_: Format, files: Sequence[bytes], *, threads: int) -> Loa
             f"{library} is installed and cannot be imported: {error}. Install it again with: "
             f"pip install --force-reinstall 'edgetl[{library}]'"
         ) from error
+
+
+def silence_makers() -> None:
+    """Keep the engines from telling their makers of this process and from writing files of their own; a user's own setting stays.
+
+    The import of ONNX Runtime (1.31) writes ``~/.cache/Microsoft`` and ``.ses`` beside temporary files and opens a connection; that of
+    OpenVINO (2026.4) writes ``~/intel`` and sends an event to Google Analytics. A device may have no place to write and no network, and
+    did not agree. Only what is imported afterwards is silenced.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # OpenVINO and NNCF do without a package that cannot be imported; there is no setting for a process.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def _load(format_: Format, files: Sequence[bytes], threads: int) -> LoadedEngine:

@@ -42,7 +42,7 @@ class OvEngine:
         try:
             self._model = core().compile_model(core().read_model(xml, weights), "CPU", hints)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise EngineError(f"OpenVINO {ov.__version__} refuses the model: {_first_line(error)}") from error
+            raise EngineError(f"OpenVINO {ov.__version__} refuses the model: {first_line(error)}") from error
         self._local = threading.local()
 
     @property
@@ -62,7 +62,7 @@ class OvEngine:
         try:
             request.infer([batch], share_inputs=True)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise EngineError(f"OpenVINO failed on a batch of shape {list(batch.shape)}: {_first_line(error)}") from error
+            raise EngineError(f"OpenVINO failed on a batch of shape {list(batch.shape)}: {first_line(error)}") from error
         logits: NDArray[np.float32] = request.get_output_tensor().data.copy()
         return logits
 
@@ -74,7 +74,7 @@ def _port(output: ov.ConstOutput) -> Port:
     return Port(frozenset(output.get_names()), kind, shape)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line that says something: OpenVINO begins with places in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if not line.startswith("Exception from ")), type(error).__name__)
