@@ -75,6 +75,8 @@ def _port(output: ov.ConstOutput) -> Port:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line that says something: OpenVINO begins with places in its source."""
+    """The first line that says something: OpenVINO begins with places in its source, and ends with the operators that it does not know."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if not line.startswith("Exception from ")), type(error).__name__)
+    unknown = [line.removeprefix("-- ") for line in lines if "No conversion rule found" in line]
+    said = [line for line in lines if not line.startswith(("Exception from ", "Check 'false' failed "))]
+    return (unknown or said or [type(error).__name__])[0]

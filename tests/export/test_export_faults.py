@@ -129,10 +129,14 @@ def test_an_export_that_went_wrong_writes_no_bundle(run: Run, tmp_path: Path, mo
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_one_bundle_answers_alike_in_two_engines(bundle: Bundle, run: Run, precision: str) -> None:
+    """Files of int8 are quantized apart, one by each engine's own tool: they answer less alike, and each carries its own accuracy."""
     samples = run.samples("test")
-    answers = []
+    truth, answers = np.array([sample.label for sample in samples]), []
     for format_ in ("onnx", "openvino"):
         predictor = edgetl.load(bundle, variant=f"{format_}-{precision}", threads=1)
         answers.append(np.concatenate([predictor.logits(batch).argmax(axis=1) for batch in batches(samples, predictor.spec)]))
+        recorded = bundle.variant(f"{format_}-{precision}").test
+        assert recorded is not None and recorded.n == len(samples)
+        assert float((answers[-1] == truth).mean()) == pytest.approx(recorded.value, abs=0.005)
     agreement = float((answers[0] == answers[1]).mean())
-    assert len(samples) > 300 and agreement >= 0.99, f"{agreement:.4f} of {len(samples)} test images"
+    assert len(samples) > 300 and agreement >= (0.96 if precision == "int8" else 0.99), f"{agreement:.4f} of {len(samples)} test images"
