@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -69,14 +70,18 @@ def manifest_of(root: Path) -> Manifest:
     )  # fmt: skip
 
 
+def write_files(root: Path) -> Manifest:
+    for path, data in FILES.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(data)
+    return manifest_of(root)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A bundle with two variants, whose model files are not models: no engine is opened here."""
     root = tmp_path / "bundle"
-    for path, data in FILES.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(data)
-    (root / MANIFEST_NAME).write_text(manifest_of(root).model_dump_json())
+    (root / MANIFEST_NAME).write_text(write_files(root).model_dump_json())
     return root
 
 
@@ -100,13 +105,8 @@ def swap(folder: Path, one: str, other: str) -> None:
 
 def socket_at(path: Path) -> None:
     """A socket; its address must be short, so that it is named from within its folder."""
-    here = Path.cwd()
-    os.chdir(path.parent)
-    try:
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind(path.name)
-    finally:
-        os.chdir(here)
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as made:
+        made.bind(path.name)
 
 
 def replace(path: Path, make: Callable[[Path], None]) -> None:
@@ -158,7 +158,7 @@ def test_the_seen_images_are_the_hashes_that_were_packed(folder: Path) -> None:
     assert hash_prefix("f" * 64) not in seen
 
 
-# --- damaged files (A1 to A8, A11 to A15; A17 and A18, archives and signatures, do not exist yet): what is done, which file is named, what it says
+# --- damaged files (A1 to A8, A11 to A15): what is done, which file is named, what it says; archives (A17) and signatures (A18) come later
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "flipped byte": (lambda root: flip(root / MODEL), MODEL, "is not the file that the manifest names"),
@@ -287,13 +287,10 @@ def test_a_flipped_bit_of_the_manifest_is_refused_or_read_as_another_manifest_an
     """Where the bit stands in a label or a figure the manifest is another valid one, which only a signature can tell."""
     with tempfile.TemporaryDirectory() as work:
         root = Path(work)
-        for path, data in FILES.items():
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_bytes(data)
-        whole = manifest_of(root)
-        data = bytearray(whole.model_dump_json().encode())
-        data[place % len(data)] ^= 1 << bit
-        (root / MANIFEST_NAME).write_bytes(data)
+        whole = write_files(root)
+        changed = bytearray(whole.model_dump_json().encode())
+        changed[place % len(changed)] ^= 1 << bit
+        (root / MANIFEST_NAME).write_bytes(changed)
         try:
             read_all(root)
         except BundleError:

@@ -9,15 +9,18 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 import edgetl
 from edgetl.core.bundle import Bundle
+from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.loading import batches, stratified
 from edgetl.errors import AccuracyGateError
 from edgetl.export import package
 from edgetl.export.agreement import STRICT_BATCHES, GateSet, judge, trained_logits
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
+from edgetl.export.to_onnx import to_onnx
 from edgetl.runtime.engine import load_engine
 from edgetl.train.run import Run
 
@@ -112,10 +115,8 @@ def test_a_wrong_onnx_file_fails_the_gate_with_its_difference(
 
 
 def test_an_export_that_went_wrong_writes_no_bundle(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = package.to_onnx
-
-    def faulty(model: object, spec: object, path: Path, metadata: object) -> None:
-        real(model, spec, path, metadata)  # type: ignore[arg-type]
+    def faulty(model: nn.Module, spec: PreprocessSpec, path: Path, metadata: dict[str, str]) -> None:
+        to_onnx(model, spec, path, metadata)
         changed = onnx.load(path)
         _scale_a_kernel(changed)
         onnx.save(changed, path)

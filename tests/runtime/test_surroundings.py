@@ -110,11 +110,12 @@ def test_a_bare_machine_verifies_and_predicts(bundle: Bundle, digits: Path, tmp_
     for item in (*path.rglob("*"), path):
         item.chmod(0o555 if item.is_dir() else 0o444)
     environment = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path / "none")}
+    done = None
     for arguments in (("verify", path), ("predict", path, next((digits / "3").iterdir()), "--json")):
         (tmp_path / "here").mkdir()
         done = _edgetl(BARE, tmp_path / "here", *arguments, environment=environment)
         assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["predictions"][0]["label"] == "3"
+    assert done is not None and json.loads(done.stdout)["predictions"][0]["label"] == "3"
     for item in (path, *(item for item in path.rglob("*") if item.is_dir())):
         item.chmod(0o755)
 
