@@ -13,6 +13,7 @@ import typer
 from edgetl.cli import bench, demo, device, export, fit, share, soup, train, zoo
 from edgetl.cli.session import err, print_error
 from edgetl.errors import EdgetlError
+from edgetl.runtime.engine import silence_makers
 
 INTERRUPTED = 130
 
@@ -65,6 +66,7 @@ class Interrupted(BaseException):
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a bug (traceback), 2 usage, or the code of the error's class."""
     given = sys.argv[1:] if arguments is None else arguments
+    silence_makers()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
     try:

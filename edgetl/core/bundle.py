@@ -107,6 +107,8 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}. Give the folder that `edgetl export` wrote.")
     if (folder / MANIFEST_NAME).is_symlink():
         raise IntegrityError(f"{folder / MANIFEST_NAME} is a symbolic link; a bundle holds plain files only. Install it again.")
+    if (folder / MANIFEST_NAME).is_file() and (folder / MANIFEST_NAME).stat().st_nlink > 1:
+        raise IntegrityError(f"{folder / MANIFEST_NAME} is not a plain file of its own (hard link); copy or install the bundle again.")
     bundle = Bundle(folder, read_json(folder / MANIFEST_NAME, Manifest, BundleError))
     bundle.check_closed()
     return bundle

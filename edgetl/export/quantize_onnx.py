@@ -12,6 +12,7 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -19,6 +20,10 @@ from edgetl.errors import ExportError
 from edgetl.export.bias_onnx import correct_biases
 from edgetl.export.metadata import INPUT_NAME
 from edgetl.export.steps import FloatHead, Step
+
+_REFUSALS = (
+    RuntimeError, ValueError, KeyError, TypeError, Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException,
+)  # fmt: skip
 
 
 class OnnxQuantizer:
@@ -36,8 +41,8 @@ class OnnxQuantizer:
         self._work = work
         self._prepared = work / "prepared.onnx"
         model = onnx.load(source)
-        if any(node.op_type in ("DequantizeLinear", "DynamicQuantizeLinear") for node in model.graph.node):
-            raise ExportError(f"{source.name} is quantized already; quantize the fp32 file that it was made from.")
+        if any(node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") for node in model.graph.node):
+            raise ExportError(f"{source.name} is quantized already; quantize the fp32 export of the same run.")
         self._properties = {item.key: item.value for item in model.metadata_props}
         # The exporter's shape annotations contradict those that the quantizer infers.
         del model.graph.value_info[:]
@@ -72,7 +77,7 @@ class OnnxQuantizer:
                     self._quantize_products(step, target, excluded)
                 else:
                     self._quantize_all(step, target, excluded)
-        except (RuntimeError, ValueError, KeyError, TypeError, onnx.shape_inference.InferenceError) as error:
+        except (*_REFUSALS, onnx.shape_inference.InferenceError) as error:
             raise ExportError(f"ONNX Runtime cannot quantize the network: {str(error).splitlines()[0]}") from error
         model = onnx.load(target)
         if step.full_bias:

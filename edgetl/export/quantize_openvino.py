@@ -54,7 +54,7 @@ class OpenVinoQuantizer:
         self._max_drop = max_drop
         self._model: ov.Model | None = None
         if any(op.get_type_name() == "FakeQuantize" for op in core().read_model(source).get_ops()):
-            raise ExportError(f"{source.name} is quantized already; quantize the fp32 file that it was made from.")
+            raise ExportError(f"{source.name} is quantized already; quantize the fp32 export of the same run.")
 
     def quantize(self, step: Step, folder: Path, spared: tuple[str, ...] = ()) -> list[Path]:
         """Write ``model.xml`` and ``model.bin`` quantized as ``step`` says.

@@ -13,7 +13,7 @@ import openvino as ov
 from openvino._offline_transformations import apply_moc_transformations
 
 from edgetl.errors import ExportError
-from edgetl.runtime.ov import core
+from edgetl.runtime.ov import core, first_line
 
 
 def read_onnx(source: Path, model_info: dict[str, str], own: dict[str, str]) -> ov.Model:
@@ -28,7 +28,7 @@ def read_onnx(source: Path, model_info: dict[str, str], own: dict[str, str]) -> 
             model = core().read_model(_without_wrong_fusion(source, Path(work)))
             apply_moc_transformations(model, cf=False, smart_reshape=True)
     except (RuntimeError, TypeError) as error:
-        raise ExportError(f"OpenVINO {ov.__version__} cannot convert {source.name}: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"OpenVINO {ov.__version__} cannot convert {source.name}: {first_line(error)}") from error
     annotate(model, model_info, own)
     return model
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
+from collections.abc import Sequence
 from typing import Protocol, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle
-from edgetl.core.host import available_cores
+from edgetl.core.host import available_cores, versions
 from edgetl.core.manifest import Format, Variant
 from edgetl.core.preprocess import Batch
-from edgetl.errors import ConfigError, MissingExtraError
+from edgetl.errors import BundleError, ConfigError, EngineError, MissingExtraError
+from edgetl.runtime.ports import Ports, check_ports
+from edgetl.runtime.releases import differs
 
 _LIBRARIES: dict[Format, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 
@@ -22,6 +27,14 @@ class Engine(Protocol):
 
     def run(self, batch: Batch, /) -> NDArray[np.float32]:
         """Logits float32 ``[batch, classes]`` of images float32 ``[batch, 3, H, W]``, or of pixels (``Variant.input_form``)."""
+
+
+class LoadedEngine(Engine, Protocol):
+    """An engine that read a file, and can say what stands in it."""
+
+    @property
+    def ports(self) -> Ports:
+        """What the network takes and gives."""
 
 
 def installed(format_: Format) -> bool:
@@ -45,6 +58,19 @@ def choose_variant(bundle: Bundle, name: str | None) -> Variant:
     raise MissingExtraError(library, library)
 
 
+def read_variant(bundle: Bundle, variant: Variant) -> list[bytes]:
+    """The checked bytes of a variant's files, in the order that ``load_engine`` takes.
+
+    Raises:
+        BundleError: not the files that the variant's format has.
+        IntegrityError: a file is not the one that the manifest names.
+    """
+    wanted = 1 if variant.format == "onnx" else 2
+    if len(variant.files) != wanted:
+        raise BundleError(f"{bundle.path}: {variant.name} names {len(variant.files)} file(s) and needs {wanted}. Export the bundle again.")
+    return [bundle.read(file) for file in variant.files]
+
+
 def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None) -> Engine:
     """Read and check the variant's files and load them into their engine.
 
@@ -55,21 +81,58 @@ def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None)
 
     Raises:
         IntegrityError: a file is not the one that the manifest names.
-        EngineError: the engine refuses the file.
+        EngineError: the engine refuses the file, or the network is not the one that the manifest describes; the text names the file.
         MissingExtraError: the engine is not installed.
     """
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads {threads}: give 1 or more.")
+    files = read_variant(bundle, variant)
+    manifest = bundle.manifest
     if threads is None:
-        contract = bundle.manifest.contract
-        threads = min(contract.chosen.threads, available_cores()) if contract else available_cores()
-    return load_engine(variant.format, [bundle.read(file) for file in variant.files], threads=threads)
+        threads = min(manifest.contract.chosen.threads, available_cores()) if manifest.contract else available_cores()
+    try:
+        engine = load_engine(variant.format, files, threads=threads)
+        check_ports(engine.ports, variant, manifest.preprocess, len(manifest.labels))
+    except EngineError as error:
+        library = _LIBRARIES[variant.format]
+        hint = differs(library, versions().get(library), manifest.versions.get(library))
+        raise EngineError(f"{bundle.path / variant.files[0].path}: {error}{hint}") from error
+    return engine
 
 
-def load_engine(format_: Format, files: list[bytes], *, threads: int) -> Engine:
-    """Load a network from its files' bytes: the ONNX file, or the IR's ``.xml`` and ``.bin``."""
+def load_engine(format_: Format, files: Sequence[bytes], *, threads: int) -> LoadedEngine:
+    """Load a network from its files' bytes: the ONNX file, or the IR's ``.xml`` and ``.bin``.
+
+    Raises:
+        EngineError: the engine refuses the file, or cannot itself be imported.
+        MissingExtraError: the engine is not installed.
+    """
     if not installed(format_):
         raise MissingExtraError(_LIBRARIES[format_], _LIBRARIES[format_])
+    silence_makers()
+    try:
+        return _load(format_, files, threads)
+    except ImportError as error:
+        library = _LIBRARIES[format_]
+        raise EngineError(
+            f"{library} is installed and cannot be imported: {error}. Install it again with: "
+            f"pip install --force-reinstall 'edgetl[{library}]'"
+        ) from error
+
+
+def silence_makers() -> None:
+    """Keep the engines from telling their makers of this process and from writing files of their own; a user's own setting stays.
+
+    The import of ONNX Runtime (1.31) writes ``~/.cache/Microsoft`` and ``.ses`` beside temporary files and names a collector's address;
+    that of OpenVINO (2026.4) writes ``~/intel`` and calls its telemetry client. A device may have no place to write and no network, and
+    did not agree. Only what is imported afterwards is silenced.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # OpenVINO and NNCF do without a package that cannot be imported; there is no setting for a process.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+def _load(format_: Format, files: Sequence[bytes], threads: int) -> LoadedEngine:
     match format_:
         case "onnx":
             from edgetl.runtime.onnx_check import check_onnx

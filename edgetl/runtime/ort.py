@@ -9,6 +9,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from edgetl.core.preprocess import Batch
 from edgetl.errors import EngineError
+from edgetl.runtime.ports import FLOAT32, UINT8, Port, Ports
+from edgetl.runtime.releases import need
 
 _ERRORS = (
     _state.Fail, _state.InvalidArgument, _state.InvalidGraph, _state.InvalidProtobuf, _state.NotImplemented, _state.RuntimeException,
@@ -20,6 +22,7 @@ class OrtEngine:
     """An ONNX file's bytes, loaded."""
 
     def __init__(self, model: bytes, *, threads: int) -> None:
+        need("onnxruntime", onnxruntime.__version__)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -30,6 +33,11 @@ class OrtEngine:
             raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses the model: {_first_line(error)}") from error
         self._input = self._session.get_inputs()[0].name
         self._outputs = [self._session.get_outputs()[0].name]
+
+    @property
+    def ports(self) -> Ports:
+        """What the network takes and gives."""
+        return Ports(tuple(map(_port, self._session.get_inputs())), tuple(map(_port, self._session.get_outputs())))
 
     def run(self, batch: Batch, /) -> NDArray[np.float32]:
         """Logits float32 ``[batch, classes]`` of images, as ``Engine.run`` says.
@@ -42,6 +50,11 @@ class OrtEngine:
         except _ERRORS as error:
             raise EngineError(f"ONNX Runtime failed on a batch of shape {list(batch.shape)}: {_first_line(error)}") from error
         return logits
+
+
+def _port(argument: onnxruntime.NodeArg) -> Port:
+    kind = {"tensor(float)": FLOAT32, "tensor(uint8)": UINT8}.get(argument.type, str(argument.type))
+    return Port(frozenset({argument.name}), kind, tuple(side if isinstance(side, int) else None for side in argument.shape))
 
 
 def _first_line(error: BaseException) -> str:

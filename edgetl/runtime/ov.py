@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from edgetl.core.preprocess import Batch
 from edgetl.errors import EngineError
+from edgetl.runtime.ports import FLOAT32, UINT8, Port, Ports
+from edgetl.runtime.releases import need
 
 _lock = threading.Lock()
 
@@ -35,13 +37,19 @@ class OvEngine:
     """An IR's ``.xml`` and ``.bin`` bytes, compiled."""
 
     def __init__(self, xml: bytes, weights: bytes, *, threads: int) -> None:
+        need("openvino", ov.__version__)
         # Without the precision hint OpenVINO computes in bfloat16 on CPUs that have it, and answers differ from the bench's.
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
         try:
             self._model = core().compile_model(core().read_model(xml, weights), "CPU", hints)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise EngineError(f"OpenVINO {ov.__version__} refuses the model: {_first_line(error)}") from error
+            raise EngineError(f"OpenVINO {ov.__version__} refuses the model: {first_line(error)}") from error
         self._local = threading.local()
+
+    @property
+    def ports(self) -> Ports:
+        """What the network takes and gives."""
+        return Ports(tuple(map(_port, self._model.inputs)), tuple(map(_port, self._model.outputs)))
 
     def run(self, batch: Batch, /) -> NDArray[np.float32]:
         """Logits float32 ``[batch, classes]`` of images, as ``Engine.run`` says.
@@ -55,10 +63,22 @@ class OvEngine:
         try:
             request.infer([batch], share_inputs=True)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise EngineError(f"OpenVINO failed on a batch of shape {list(batch.shape)}: {_first_line(error)}") from error
+            raise EngineError(f"OpenVINO failed on a batch of shape {list(batch.shape)}: {first_line(error)}") from error
         logits: NDArray[np.float32] = request.get_output_tensor().data.copy()
         return logits
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _port(output: ov.ConstOutput) -> Port:
+    name = output.get_element_type().get_type_name()
+    kind = {"f32": FLOAT32, "u8": UINT8}.get(name, name)
+    sides = output.get_partial_shape()
+    shape = None if sides.rank.is_dynamic else tuple(None if side.is_dynamic else side.get_length() for side in sides)
+    return Port(frozenset(output.get_names()), kind, shape)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line that says something: OpenVINO begins with places in its source, and ends with the operators that it does not know."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    unknown = [line.removeprefix("-- ") for line in lines if "No conversion rule found" in line]
+    said = [line for line in lines if not line.startswith(("Exception from ", "Check 'false' failed "))]
+    return (unknown or said or [type(error).__name__])[0]

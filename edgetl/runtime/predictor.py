@@ -19,6 +19,7 @@ from edgetl.core.results import Prediction
 from edgetl.core.tasks import Decision, Reading, Task
 from edgetl.errors import ConfigError, EngineError
 from edgetl.runtime.engine import Engine, choose_variant, open_engine
+from edgetl.runtime.trial import try_variant
 
 MAX_BATCH = 16
 
@@ -101,22 +102,28 @@ class Predictor:
         return predictions(self.reading, self.logits(batch))
 
 
-def load(bundle: str | os.PathLike[str] | Bundle, *, variant: str | None = None, threads: int | None = None) -> Predictor:
+def load(
+    bundle: str | os.PathLike[str] | Bundle, *, variant: str | None = None, threads: int | None = None, trial: bool = False
+) -> Predictor:
     """Open a bundle, check the files of one variant, and load it.
 
     Args:
         bundle: the folder that ``edgetl export`` wrote, or an opened bundle.
         variant: its name, such as ``openvino-int8``; none takes the fastest on the bench whose engine is installed.
         threads: for one inference; none means every core that this process may use.
+        trial: first load it and run one image in a process of its own, with limits of memory and time; for bundles that others made. Takes
+            about a second.
 
     Raises:
         BundleError: not a bundle, or no such variant.
         IntegrityError: a file is not the one that the manifest names.
         MissingExtraError: the engine is not installed.
-        EngineError: the engine refuses the model.
+        EngineError: the engine refuses the model, it is not the one that the manifest describes, or it failed its trial.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     chosen = choose_variant(opened, variant)
+    if trial:
+        try_variant(opened, chosen)
     engine = open_engine(opened, chosen, threads=threads)
     manifest = opened.manifest
     return Predictor(engine, manifest.labels, manifest.preprocess, variant=chosen, task=manifest.task, decision=manifest.decision)

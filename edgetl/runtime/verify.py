@@ -13,6 +13,7 @@ from edgetl.core.progress import Progress, silent
 from edgetl.errors import AccuracyGateError
 from edgetl.runtime.engine import installed
 from edgetl.runtime.predictor import load
+from edgetl.runtime.trial import try_variant
 
 
 class GoldenCheck(StrictModel):
@@ -41,10 +42,11 @@ class VerifyReport(StrictModel):
 
 
 def verify(path: Path, *, progress: Progress = silent) -> VerifyReport:
-    """Check every file's hash, then compare each loadable variant's golden answers with the bench's.
+    """Check every file's hash, try each loadable variant in a process of its own, then compare its golden answers with the bench's.
 
     Raises:
         IntegrityError: a file was changed, added or removed.
+        EngineError: an engine refuses a variant, or its trial failed (``edgetl.runtime.trial``).
         AccuracyGateError: a golden answer is off; the text names the image and the variant.
     """
     bundle = open_bundle(path)
@@ -54,6 +56,7 @@ def verify(path: Path, *, progress: Progress = silent) -> VerifyReport:
     variants = [variant for variant in bundle.manifest.variants if installed(variant.format)]
     checked = []
     for done, variant in enumerate(variants, start=1):
+        try_variant(bundle, variant)
         checked.append(_check_golden(bundle, variant))
         progress("checking golden images", done, len(variants))
     skipped = tuple(variant.name for variant in bundle.manifest.variants if variant not in variants)

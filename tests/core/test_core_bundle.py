@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
+import socket
+import stat
 import struct
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,14 +70,18 @@ def manifest_of(root: Path) -> Manifest:
     )  # fmt: skip
 
 
+def write_files(root: Path) -> Manifest:
+    for path, data in FILES.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(data)
+    return manifest_of(root)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A bundle with two variants, whose model files are not models: no engine is opened here."""
     root = tmp_path / "bundle"
-    for path, data in FILES.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(data)
-    (root / MANIFEST_NAME).write_text(manifest_of(root).model_dump_json())
+    (root / MANIFEST_NAME).write_text(write_files(root).model_dump_json())
     return root
 
 
@@ -92,6 +101,12 @@ def swap(folder: Path, one: str, other: str) -> None:
     (folder / one).rename(folder / "aside")
     (folder / other).rename(folder / one)
     (folder / "aside").rename(folder / other)
+
+
+def socket_at(path: Path) -> None:
+    """A socket; its address must be short, so that it is named from within its folder."""
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as made:
+        made.bind(path.name)
 
 
 def replace(path: Path, make: Callable[[Path], None]) -> None:
@@ -143,7 +158,7 @@ def test_the_seen_images_are_the_hashes_that_were_packed(folder: Path) -> None:
     assert hash_prefix("f" * 64) not in seen
 
 
-# --- damaged files: what is done, which file is named, what the text says ----------------------------------------------------------
+# --- damaged files (A1 to A8, A11 to A15): what is done, which file is named, what it says; archives (A17) and signatures (A18) come later
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "flipped byte": (lambda root: flip(root / MODEL), MODEL, "is not the file that the manifest names"),
@@ -169,6 +184,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "1 unlisted file",
     ),
     "hard link": (lambda root: (root.parent / "outside").hardlink_to(root / MODEL), MODEL, "is not a plain file of its own"),
+    "socket": (lambda root: replace(root / MODEL, socket_at), MODEL, "though the manifest names it"),
+    "hard link to the manifest": (
+        lambda root: (root.parent / "outside").hardlink_to(root / MANIFEST_NAME),
+        MANIFEST_NAME,
+        "is not a plain file of its own",
+    ),
+    "symbolic link as manifest": (
+        lambda root: (root / MANIFEST_NAME).symlink_to(move_away(root / MANIFEST_NAME)),
+        MANIFEST_NAME,
+        "is a symbolic link",
+    ),
     "FIFO": (lambda root: replace(root / MODEL, os.mkfifo), MODEL, "not a regular file"),
     "empty folder in its place": (lambda root: replace(root / MODEL, Path.mkdir), MODEL, "1 missing file"),
     "flipped byte in the card": (lambda root: flip(root / "README.md"), "README.md", "is not the file that the manifest names"),
@@ -176,6 +202,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
 }
 
 
+# A1 to A8, A11 to A15
 @pytest.mark.parametrize(("damage", "path", "text"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_bundle_is_refused_by_the_path_of_the_file(folder: Path, damage: Callable[[Path], object], path: str, text: str) -> None:
     damage(folder)
@@ -205,6 +232,74 @@ def test_a_file_that_is_swapped_after_opening_is_never_returned(folder: Path) ->
         opened.read(opened.variant("onnx-fp32").files[0])
 
 
+def test_a_device_in_place_of_a_file_is_refused(folder: Path) -> None:  # A15
+    (folder / MODEL).unlink()
+    try:
+        os.mknod(folder / MODEL, stat.S_IFCHR | 0o600, os.makedev(1, 5))
+    except PermissionError:
+        pytest.skip("making a device file needs root")
+    with (
+        within(5),
+        pytest.raises(IntegrityError, match=r"model\.onnx: (not a regular file|Permission denied), though the manifest names it"),
+    ):
+        read_all(folder)
+
+
+def test_a_manifest_that_is_a_fifo_does_not_hang(folder: Path) -> None:  # A14
+    replace(folder / MANIFEST_NAME, os.mkfifo)
+    with within(5), pytest.raises(BundleError, match=r"cannot read .*manifest\.json: not a regular file"):
+        open_bundle(folder)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_file_that_is_swapped_again_and_again_is_read_as_verified_or_not_at_all(folder: Path, in_place: bool) -> None:  # A16
+    opened, path, other = open_bundle(folder), folder / MODEL, folder.parent / "other"
+    done = threading.Event()
+
+    def swap() -> None:
+        contents = [b"x" * len(FILES[MODEL]), FILES[MODEL]]
+        while not done.is_set():
+            contents.reverse()
+            if in_place:
+                path.write_bytes(contents[0])
+            else:
+                other.write_bytes(contents[0])
+                other.replace(path)
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    read, refused = 0, 0
+    try:
+        while refused < 20 or (read < 5 and refused < 2000):
+            try:
+                assert opened.read(opened.variant("onnx-fp32").files[0]) == FILES[MODEL]
+                read += 1
+            except IntegrityError:
+                refused += 1
+    finally:
+        done.set()
+        thread.join()
+
+
+@given(st.integers(0, 2**31), st.integers(0, 7))
+@settings(deadline=None, max_examples=100)
+def test_a_flipped_bit_of_the_manifest_is_refused_or_read_as_another_manifest_and_nothing_else(place: int, bit: int) -> None:  # A1
+    """Where the bit stands in a label or a figure the manifest is another valid one, which only a signature can tell."""
+    with tempfile.TemporaryDirectory() as work:
+        root = Path(work)
+        whole = write_files(root)
+        changed = bytearray(whole.model_dump_json().encode())
+        changed[place % len(changed)] ^= 1 << bit
+        (root / MANIFEST_NAME).write_bytes(changed)
+        try:
+            read_all(root)
+        except BundleError:
+            return
+        read = open_bundle(root).manifest
+        assert read.all_files() == whole.all_files()
+        assert read != whole
+
+
 def test_more_than_five_unlisted_files_are_counted_and_the_first_five_named(folder: Path) -> None:
     for index in range(7):
         (folder / f"extra-{index}").touch()
@@ -212,7 +307,7 @@ def test_more_than_five_unlisted_files_are_counted_and_the_first_five_named(fold
         open_bundle(folder)
 
 
-# --- folders that are no bundles -------------------------------------------------------------------------------------------------
+# --- folders that are no bundles; A9, A10, A19 (more in test_core_config.py and test_core_manifest.py, A20 there) -------------------
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def changed(place: str, value: object) -> Any:
     return result
 
 
+# A9, A10
 HOSTILE_PATHS = {
     "parent": "../x",
     "absolute": "/etc/x",
@@ -179,6 +180,7 @@ def test_every_plain_lower_case_path_is_accepted(path: str) -> None:
     assert accepted(path)
 
 
+# A20
 @pytest.mark.parametrize("size", [2**31, 2**32 + 1, 2**63, 2**64, -1, 1.5, 1.0, "12", True, None], ids=str)
 def test_a_size_out_of_range_or_of_another_type_is_refused(size: object) -> None:
     with pytest.raises(BundleError, match=r"does not fit its schema: card\.size_bytes"):

@@ -1,4 +1,4 @@
-"""Files that no export of ours could have written are refused before an engine reads them."""
+"""Files that no export of ours could have written are refused before an engine reads them (cases A22, A24 to A27)."""
 
 from __future__ import annotations
 

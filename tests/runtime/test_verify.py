@@ -11,6 +11,7 @@ from edgetl.errors import AccuracyGateError, DataError, IntegrityError
 from edgetl.runtime.evaluation import evaluate_bundle
 from edgetl.runtime.verify import verify
 from edgetl.train.run import Run
+from tests.command import edgetl
 
 
 @pytest.fixture
@@ -66,3 +67,13 @@ def test_a_folder_of_only_seen_images_is_refused(bundle: Bundle, run: Run, tmp_p
 def test_unknown_classes_are_named(bundle: Bundle, colours: Path) -> None:
     with pytest.raises(DataError, match="blue, green, red"):
         evaluate_bundle(bundle.path, colours)
+
+
+def test_the_command_line_names_the_golden_image_that_is_off(copy: Path) -> None:  # A31
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for name in manifest["golden"][1]["scores"]:
+        manifest["golden"][1]["scores"][name].reverse()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    done = edgetl("verify", copy)
+    assert (done.returncode, done.stdout) == (AccuracyGateError.exit_code, "")
+    assert done.stderr.count("error:") == 1 and "golden/01.png with a score that is" in done.stderr and "Traceback" not in done.stderr

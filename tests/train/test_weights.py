@@ -1,4 +1,4 @@
-"""Weight files: good ones, damaged ones, and those that want to run code."""
+"""Weight files: good ones, damaged ones, and those that want to run code (cases A21, A22, A23)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,143 @@
+"""Exports that went wrong do not pass the gate, and right ones answer alike in both engines (cases E9 and E12)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+import edgetl
+from edgetl.core.bundle import Bundle
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.data.loading import batches, stratified
+from edgetl.errors import AccuracyGateError
+from edgetl.export import package
+from edgetl.export.agreement import STRICT_BATCHES, GateSet, judge, trained_logits
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.export.to_onnx import to_onnx
+from edgetl.runtime.engine import load_engine
+from edgetl.train.run import Run
+
+IMAGES = 64
+
+
+@pytest.fixture(scope="module")
+def gate(run: Run) -> GateSet:
+    samples = stratified(run.samples("val"), IMAGES)
+    images = PixelSet(samples, run.record.preprocess)
+    return GateSet(images, trained_logits(run.load_model(), images), run.record.reading)
+
+
+def _reason(model: onnx.ModelProto, gate: GateSet) -> str:
+    engine = load_engine("onnx", [model.SerializeToString()], threads=1)
+    return judge(engine.run, gate, ExportConfig(), exact=True).reason
+
+
+@pytest.fixture
+def exported(bundle: Bundle) -> onnx.ModelProto:
+    """The real file of the bundle."""
+    return onnx.load(bundle.path / "onnx-fp32/1/model.onnx")
+
+
+def _first(model: onnx.ModelProto, operator: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.op_type == operator)
+
+
+def _scale_a_kernel(model: onnx.ModelProto) -> None:
+    """One of many kernels is 1 % larger."""
+    name = _first(model, "Conv").input[1]
+    tensor = next(item for item in model.graph.initializer if item.name == name)
+    value = numpy_helper.to_array(tensor).copy()
+    value[0] *= np.float32(1.01)
+    tensor.CopyFrom(numpy_helper.from_array(value, name))
+
+
+def _replace_an_activation(model: onnx.ModelProto) -> None:
+    _first(model, "Relu").op_type = "Softplus"
+
+
+def _remove_an_activation(model: onnx.ModelProto) -> None:
+    _first(model, "Relu").op_type = "Identity"
+
+
+def _swap_two_classes(model: onnx.ModelProto) -> None:
+    head = _first(model, "Gemm")
+    for name in head.input[1:]:
+        tensor = next(item for item in model.graph.initializer if item.name == name)
+        value = numpy_helper.to_array(tensor)
+        axis = value.shape.index(10)
+        tensor.CopyFrom(numpy_helper.from_array(np.take(value, [1, 0, *range(2, 10)], axis), name))
+
+
+def _wrong_at(batch: int) -> Callable[[onnx.ModelProto], None]:
+    """The logits are one higher for one class where this many images come together."""
+
+    def change(model: onnx.ModelProto) -> None:
+        node = next(node for node in model.graph.node if "logits" in node.output)
+        node.output[0] = "right"
+        class_ = np.eye(1, 10, dtype=np.float32)
+        for name, value in (("this_batch", np.array([batch])), ("one_class", class_)):
+            model.graph.initializer.append(numpy_helper.from_array(value, name))
+        model.graph.node.extend(
+            [
+                helper.make_node("Shape", ["input"], ["images"], start=0, end=1),
+                helper.make_node("Equal", ["images", "this_batch"], ["here"]),
+                helper.make_node("Cast", ["here"], ["amount"], to=TensorProto.FLOAT),
+                helper.make_node("Mul", ["amount", "one_class"], ["error"]),
+                helper.make_node("Add", ["right", "error"], ["logits"]),
+            ]
+        )
+
+    return change
+
+
+def test_the_untouched_file_passes(exported: onnx.ModelProto, gate: GateSet) -> None:
+    assert len(gate.samples) == IMAGES and STRICT_BATCHES == (1, 2, 5)
+    assert _reason(exported, gate) == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_scale_a_kernel, _replace_an_activation, _remove_an_activation, _swap_two_classes, *map(_wrong_at, STRICT_BATCHES)],
+    ids=["kernel 1 % larger", "other activation", "no activation", "two classes swapped", "batch of 1", "batch of 2", "batch of 5"],
+)
+def test_a_wrong_onnx_file_fails_the_gate_with_its_difference(
+    exported: onnx.ModelProto, gate: GateSet, change: Callable[[onnx.ModelProto], None]
+) -> None:
+    change(exported)
+    assert "of the largest (limit 0.0001)" in _reason(exported, gate)
+
+
+def test_an_export_that_went_wrong_writes_no_bundle(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(model: nn.Module, spec: PreprocessSpec, path: Path, metadata: dict[str, str]) -> None:
+        to_onnx(model, spec, path, metadata)
+        changed = onnx.load(path)
+        _scale_a_kernel(changed)
+        onnx.save(changed, path)
+
+    monkeypatch.setattr(package, "to_onnx", faulty)
+    config = ExportConfig(formats=("onnx",), precisions=("fp32",))
+    with pytest.raises(AccuracyGateError, match=r"onnx-fp32: its logits differ by .*Nothing was written"):
+        export_bundle(run.path, config, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_one_bundle_answers_alike_in_two_engines(bundle: Bundle, run: Run, precision: str) -> None:
+    """Files of int8 are quantized apart, one by each engine's own tool: they answer less alike, and each carries its own accuracy."""
+    samples = run.samples("test")
+    truth, answers = np.array([sample.label for sample in samples]), []
+    for format_ in ("onnx", "openvino"):
+        predictor = edgetl.load(bundle, variant=f"{format_}-{precision}", threads=1)
+        answers.append(np.concatenate([predictor.logits(batch).argmax(axis=1) for batch in batches(samples, predictor.spec)]))
+        recorded = bundle.variant(f"{format_}-{precision}").test
+        assert recorded is not None and recorded.n == len(samples)
+        assert float((answers[-1] == truth).mean()) == pytest.approx(recorded.value, abs=0.005)
+    agreement = float((answers[0] == answers[1]).mean())
+    assert len(samples) > 300 and agreement >= (0.96 if precision == "int8" else 0.99), f"{agreement:.4f} of {len(samples)} test images"

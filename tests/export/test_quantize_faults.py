@@ -1,0 +1,163 @@
+"""What quantization refuses, and what 8-bit weights cost on this CPU (cases E11 and E13)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino as ov
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from edgetl.core.bundle import Bundle
+from edgetl.core.host import has_int8_dot_product
+from edgetl.errors import ExportError
+from edgetl.export.quantize_onnx import OnnxQuantizer
+from edgetl.export.quantize_openvino import OpenVinoQuantizer
+from edgetl.export.steps import Step, ladder
+from edgetl.export.to_openvino import read_onnx
+from edgetl.runtime.engine import load_engine
+from tests.runtime.hostile import as_ir, end
+
+CHANNELS, KERNELS, SIDE = 64, 8, 5
+
+
+@pytest.fixture
+def calibration(bundle: Bundle) -> list[NDArray[np.float32]]:
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(1, 3, *bundle.manifest.preprocess.input_size)).astype(np.float32) for _ in range(4)]
+
+
+def _file(bundle: Bundle, name: str) -> Path:
+    return bundle.path / bundle.variant(name).files[0].path
+
+
+# --- E13 -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_onnx_file_that_is_quantized_already_is_refused(
+    bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path
+) -> None:  # fmt: skip
+    with pytest.raises(ExportError, match=r"model\.onnx is quantized already; quantize the fp32 export"):
+        OnnxQuantizer(_file(bundle, "onnx-int8"), calibration, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ir_that_is_quantized_already_is_refused(bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"model\.xml is quantized already; quantize the fp32 export"):
+        OpenVinoQuantizer(_file(bundle, "openvino-int8"), calibration, ({}, {})).quantize(Step(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_calibration_images_are_an_error_of_one_line(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    with pytest.raises(ExportError, match=r"cannot quantize the network: No data is collected\.$"):
+        OnnxQuantizer(_file(bundle, "onnx-fp32"), [], tmp_path / "work").quantize(Step(), tmp_path)
+    with pytest.raises(ExportError, match=r"cannot quantize model\.xml: Subset size must be positive\.$"):
+        OpenVinoQuantizer(_file(bundle, "openvino-fp32"), [], ({}, {})).quantize(Step(), tmp_path)
+    assert not list(tmp_path.glob("model.*"))
+
+
+@pytest.mark.parametrize(("operator", "domain"), [("Foreign", "org.example"), ("Foreign", ""), ("Det", "")])
+def test_an_operator_that_no_engine_knows_is_named(
+    bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path, operator: str, domain: str
+) -> None:
+    model = onnx.load(_file(bundle, "onnx-fp32"))
+    node = next(node for node in model.graph.node if node.op_type == "Relu")
+    node.op_type, node.domain = operator, domain
+    if domain:
+        model.opset_import.add(domain=domain, version=1)
+    onnx.save(model, tmp_path / "odd.onnx")
+    (tmp_path / "work").mkdir()
+    said = operator if operator == "Foreign" else "quantize the network"
+    with pytest.raises(ExportError, match=rf"ONNX Runtime cannot .*{said}") as caught:
+        OnnxQuantizer(tmp_path / "odd.onnx", calibration, tmp_path / "work").quantize(Step(), tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ExportError, match=rf"OpenVINO .* cannot convert odd\.onnx: .*{operator}") as caught:
+        read_onnx(tmp_path / "odd.onnx", {}, {})
+    assert "\n" not in str(caught.value)
+
+
+# --- E11 -------------------------------------------------------------------------------------------------------------------------
+
+
+def _weights(largest: int) -> NDArray[np.int8]:
+    """Kernels int8 ``[8, 64, 1, 1]`` at the ends of the range: one sign, the other, by turns, and at random."""
+    rng = np.random.default_rng(0)
+    signs = rng.choice([-1, 1], (KERNELS, CHANNELS))
+    signs[0], signs[1], signs[2] = 1, -1, np.resize([1, -1], CHANNELS)
+    return (largest * signs).astype(np.int8)[:, :, None, None]
+
+
+def _expected(pixels: NDArray[np.float32], weights: NDArray[np.int8]) -> NDArray[np.int32]:
+    return np.einsum("nchw,kc->nkhw", pixels.astype(np.int32), weights[:, :, 0, 0].astype(np.int32))
+
+
+def _convolution(weights: NDArray[np.int8], *, integer: bool) -> bytes:
+    """A convolution of uint8 by int8: ``ConvInteger``, which ONNX Runtime computes as such, or float between (de)quantizers, which
+    OpenVINO turns into one of int8."""
+    constants = {"weights": weights, "unit": np.float32(1), "zero": np.uint8(0), "none": np.int8(0)}
+    if integer:
+        nodes = [
+            helper.make_node("Cast", ["input"], ["pixels"], to=TensorProto.UINT8),
+            helper.make_node("ConvInteger", ["pixels", "weights", "zero"], ["sums"]),
+            helper.make_node("Cast", ["sums"], ["logits"], to=TensorProto.FLOAT),
+        ]
+    else:
+        nodes = [
+            helper.make_node("QuantizeLinear", ["input", "unit", "zero"], ["pixels"]),
+            helper.make_node("DequantizeLinear", ["pixels", "unit", "zero"], ["real"]),
+            helper.make_node("DequantizeLinear", ["weights", "unit", "none"], ["kernel"]),
+            helper.make_node("Conv", ["real", "kernel"], ["logits"]),
+        ]
+    ends = [end("input", ["n", CHANNELS, SIDE, SIDE]), end("logits", ["n", KERNELS, SIDE, SIDE])]
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "graph", ends[:1], ends[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize("largest", [127, 63], ids=["8-bit", "7-bit"])
+@pytest.mark.parametrize("format_", ["onnx", "openvino"])
+def test_int8_sums_at_the_ends_of_the_range_are_exact_where_the_kernels_do_not_saturate(
+    tmp_path: Path, format_: str, largest: int
+) -> None:  # fmt: skip
+    """7-bit weights must be exact on every CPU. 8-bit ones are where int8 products are added in 32 bits, as on a CPU with VNNI; elsewhere
+    pairs are added in 16 bits, and the sums of ``255 * 127`` may end at 32767: that is why the ladder takes 7 bits there."""
+    weights = _weights(largest)
+    rng = np.random.default_rng(1)
+    pixels = rng.choice([0, 254, 255], (2, CHANNELS, SIDE, SIDE)).astype(np.float32)
+    pixels[0] = 255
+    model = _convolution(weights, integer=format_ == "onnx")
+    if format_ == "onnx":
+        found = load_engine("onnx", [model], threads=1).run(pixels)
+    else:
+        found = load_engine("openvino", as_ir(model, tmp_path), threads=1).run(pixels)
+    saturated = bool((found != _expected(pixels, weights)).any())
+    print(f"{format_}, weights of {largest}, {'with' if has_int8_dot_product() else 'without'} VNNI: {saturated=}")
+    assert not saturated or (largest > 64 and not has_int8_dot_product())
+
+
+def test_openvino_computes_that_convolution_in_int8(tmp_path: Path) -> None:
+    xml, weights = as_ir(_convolution(_weights(127), integer=False), tmp_path)
+    compiled = ov.Core().compile_model(ov.Core().read_model(xml, weights), "CPU")
+    facts = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
+    kinds = [_text(fact["runtimePrecision"]) for fact in facts if _text(fact["layerType"]) == "Convolution"]
+    assert kinds == ["u8"]
+
+
+def _text(value: object) -> str:
+    return str(getattr(value, "value", value))
+
+
+def test_quantizing_for_any_cpu_keeps_weights_to_7_bits(
+    bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path
+) -> None:  # fmt: skip
+    assert all(step.seven_bit for step in ladder("any"))
+    assert all(step.seven_bit is not has_int8_dot_product() for step in ladder("here"))
+    (tmp_path / "work").mkdir()
+    (path,) = OnnxQuantizer(_file(bundle, "onnx-fp32"), calibration, tmp_path / "work").quantize(ladder("any")[0], tmp_path)
+    kept = [numpy_helper.to_array(item) for item in onnx.load(path).graph.initializer if item.data_type == TensorProto.INT8]
+    largest = max(int(np.abs(item.astype(np.int32)).max()) for item in kept)
+    assert 32 < largest <= 64

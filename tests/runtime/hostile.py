@@ -1,0 +1,97 @@
+"""Networks that pass every static check and ask for too much, and bundles around networks that no export wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import openvino as ov
+from onnx import TensorProto, helper, numpy_helper
+
+from edgetl.core.bundle import Bundle
+
+SIDE = 48
+CLASSES = 10
+
+
+def onnx_bytes(nodes: list[onnx.NodeProto], constants: dict[str, Any], *, ends: list[onnx.ValueInfoProto] | None = None) -> bytes:
+    """A network from ``input`` ``[n, 3, 48, 48]`` to ``logits`` ``[n, 10]``, or between other ``ends``."""
+    ends = ends or [end("input", ["n", 3, SIDE, SIDE]), end("logits", ["n", CLASSES])]
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "graph", ends[:1], ends[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+def end(name: str, shape: list[int | str], kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    """An input or output."""
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def as_ir(model: bytes, work: Path) -> list[bytes]:
+    """The same network as ``.xml`` and ``.bin``."""
+    xml, weights = work / "ir.xml", work / "ir.bin"
+    ov.serialize(ov.Core().read_model(model), xml, weights)
+    return [xml.read_bytes(), weights.read_bytes()]
+
+
+def hungry(gigabytes: float) -> bytes:
+    """Makes the image so much larger, to a size that it computes from the image itself, so that no file says how large it is."""
+    nodes = [
+        helper.make_node("ReduceMean", ["input", "all"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "zero"], ["none"]),
+        helper.make_node("Add", ["none", "size"], ["real"]),
+        helper.make_node("Cast", ["real"], ["sides"], to=TensorProto.INT64),
+        helper.make_node("Resize", ["input", "", "", "sides"], ["picture"], mode="nearest"),
+        helper.make_node("ReduceMean", ["picture", "pixels"], ["feature"], keepdims=0),
+        helper.make_node("Unsqueeze", ["feature", "one"], ["column"]),
+        helper.make_node("Mul", ["column", "row"], ["logits"]),
+    ]
+    side = int((gigabytes * 1e9 / 12) ** 0.5)
+    size = np.array([1, 3, side, side], np.float32)
+    whole = np.arange(4)
+    row = np.ones((1, CLASSES), np.float32)
+    return onnx_bytes(nodes, {"all": whole, "zero": np.float32(0), "size": size, "pixels": whole[1:], "one": np.array([1]), "row": row})
+
+
+def slow(products: int, *, side: int = 2048) -> bytes:
+    """``products`` products of square matrices, one after another, in a file of a few kilobytes."""
+    nodes = [
+        helper.make_node("ReduceMean", ["input", "pixels"], ["feature"], keepdims=0),
+        helper.make_node("Unsqueeze", ["feature", "one"], ["column"]),
+        helper.make_node("Expand", ["unit", "square"], ["ones"]),
+        helper.make_node("Mul", ["ones", "column"], ["y0"]),
+    ]
+    for index in range(products):
+        nodes.append(helper.make_node("MatMul", [f"y{index}"] * 2, [f"z{index}"]))
+        nodes.append(helper.make_node("Sigmoid", [f"z{index}"], [f"y{index + 1}"]))
+    nodes += [
+        helper.make_node("ReduceMean", [f"y{products}"], ["mean"], keepdims=0),
+        helper.make_node("Add", ["mean", "column"], ["sum"]),
+        helper.make_node("Mul", ["sum", "row"], ["logits"]),
+    ]
+    ones = np.ones((1, CLASSES), np.float32)
+    constants = {"pixels": np.array([1, 2, 3]), "one": np.array([1]), "unit": ones[:, :1], "square": np.array([side, side]), "row": ones}
+    return onnx_bytes(nodes, constants)
+
+
+def forge(bundle: Bundle, target: Path, name: str, files: Sequence[bytes]) -> Path:
+    """A copy of ``bundle`` at ``target`` with one variant, whose files are these and whose manifest says so."""
+    shutil.copytree(bundle.path, target)
+    manifest = json.loads((target / "manifest.json").read_text())
+    for variant in manifest["variants"]:
+        if variant["name"] != name:
+            shutil.rmtree(target / variant["name"])
+    manifest["variants"] = [variant for variant in manifest["variants"] if variant["name"] == name]
+    for golden in manifest["golden"]:
+        golden["scores"] = {name: golden["scores"][name]}
+    for entry, data in zip(manifest["variants"][0]["files"], files, strict=True):
+        (target / entry["path"]).write_bytes(data)
+        entry |= {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (target / "manifest.json").write_text(json.dumps(manifest))
+    return target
