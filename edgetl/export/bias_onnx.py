@@ -22,7 +22,7 @@ IMAGES = 32
 
 
 def correct_biases(quantized: onnx.ModelProto, plain: onnx.ModelProto, calibration: Sequence[NDArray[np.float32]]) -> None:
-    """Change the biases of ``quantized``, in place, so that each convolution's mean output is that of ``plain``.
+    """Change the biases of ``quantized``, in place, so that each convolution's mean output is that of ``plain``; where there is one.
 
     Args:
         quantized: a QDQ model, whose nodes are called like those of ``plain``.
@@ -31,6 +31,8 @@ def correct_biases(quantized: onnx.ModelProto, plain: onnx.ModelProto, calibrati
     """
     images = calibration[:: max(1, len(calibration) // IMAGES)][:IMAGES]
     outputs = {node.name: node.output[0] for node in plain.graph.node if node.op_type == "Conv" and len(node.input) == 3}
+    if not outputs:
+        return
     wanted = dict(zip(outputs, _means(plain, list(outputs.values()), images), strict=True))
     makers = {node.output[0]: node for node in quantized.graph.node if node.op_type == "DequantizeLinear"}
     for node in quantized.graph.node:

@@ -14,7 +14,7 @@ from torch import nn
 import edgetl
 from edgetl.core.bundle import Bundle
 from edgetl.core.preprocess import PreprocessSpec
-from edgetl.data.loading import batches, stratified
+from edgetl.data.loading import PixelSet, batches, stratified
 from edgetl.errors import AccuracyGateError
 from edgetl.export import package
 from edgetl.export.agreement import STRICT_BATCHES, GateSet, judge, trained_logits

@@ -53,9 +53,9 @@ def test_an_ir_that_is_quantized_already_is_refused(bundle: Bundle, calibration:
 
 def test_no_calibration_images_are_an_error_of_one_line(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
-    with pytest.raises(ExportError, match=r"cannot quantize the network: No data is collected\.$"):
+    with pytest.raises(ExportError, match=r"int8 needs calibration images, and there is none\.$"):
         OnnxQuantizer(_file(bundle, "onnx-fp32"), [], tmp_path / "work").quantize(Step(), tmp_path)
-    with pytest.raises(ExportError, match=r"cannot quantize model\.xml: Subset size must be positive\.$"):
+    with pytest.raises(ExportError, match=r"int8 needs calibration images, and there is none\.$"):
         OpenVinoQuantizer(_file(bundle, "openvino-fp32"), [], ({}, {})).quantize(Step(), tmp_path)
     assert not list(tmp_path.glob("model.*"))
 

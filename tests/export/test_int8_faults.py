@@ -1,0 +1,213 @@
+"""What goes wrong in int8 files (reliability case E10), injected into real ones: the gate refuses each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino as ov
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from PIL import Image
+
+from edgetl.core.manifest import Format
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.progress import silent
+from edgetl.data.folder import Sample
+from edgetl.data.loading import PixelSet
+from edgetl.errors import AccuracyGateError
+from edgetl.export.agreement import judge
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.export.quantize_onnx import OnnxQuantizer
+from edgetl.export.quantize_openvino import OpenVinoQuantizer
+from edgetl.export.steps import Step
+from edgetl.export.to_onnx import to_onnx
+from edgetl.export.to_openvino import read_onnx, save
+from edgetl.export.variants import quantize
+from edgetl.export.workbench import PLAIN_NAME, Workbench, open_files, prepare
+from edgetl.runtime.ov import core
+from edgetl.train.config import TrainConfig
+from edgetl.train.run import Run
+from edgetl.train.training import train
+
+FORMATS: tuple[Format, ...] = ("onnx", "openvino")
+
+
+@pytest.fixture(scope="module")
+def swish_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A head on a random MobileNetV3: depthwise convolutions, squeeze-and-excitation, hard swish."""
+    config = TrainConfig(backbone="mobilenetv3_small_050", pretrained=False, strategy="probe", input_size=(64, 64), views=1)
+    return train(digits, config, tmp_path_factory.mktemp("swish") / "run")
+
+
+@pytest.fixture(scope="module")
+def bench(swish_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    work = tmp_path_factory.mktemp("bench")
+    bench = prepare(swish_run, ExportConfig(calibration_images=100), work, None, silent)
+    to_onnx(swish_run.load_model(), bench.gate.spec, work / PLAIN_NAME, {})
+    return bench
+
+
+@pytest.fixture(scope="module")
+def good(bench: Workbench) -> dict[Format, list[Path]]:
+    """Int8 files that pass."""
+    files = {}
+    for format_ in FORMATS:
+        target = bench.work / f"good-{format_}"
+        target.mkdir()
+        made = quantize(bench, format_, bench.work / PLAIN_NAME, target)
+        assert made.verdict.reason == "", made.rungs
+        files[format_] = made.files
+    return files
+
+
+def _reason(bench: Workbench, format_: Format, files: list[Path]) -> str:
+    return judge(open_files(format_, files), bench.gate, bench.config, exact=False).reason
+
+
+Model = onnx.ModelProto
+
+
+def _tensors(model: Model) -> dict[str, onnx.TensorProto]:
+    return {item.name: item for item in model.graph.initializer}
+
+
+def _change(tensor: onnx.TensorProto, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
+    value = numpy_helper.to_array(tensor)
+    changed = change(value.astype(np.float64))
+    if value.dtype.kind in "iu":
+        changed = np.clip(changed, np.iinfo(value.dtype).min, np.iinfo(value.dtype).max)
+    tensor.CopyFrom(numpy_helper.from_array(changed.astype(value.dtype), tensor.name))
+
+
+def _scales_times_ten(model: Model) -> None:
+    tensors = _tensors(model)
+    for name in {node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}:
+        _change(tensors[name], lambda value: 10 * value)
+
+
+def _weights_zero_points_off_by_one(model: Model) -> None:
+    tensors = _tensors(model)
+    unpacking = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in tensors]
+    for name in {node.input[2] for node in unpacking if tensors[node.input[0]].data_type == onnx.TensorProto.INT8}:
+        _change(tensors[name], lambda value: value + 1)
+
+
+def _activations_zero_points_off_by_one(model: Model) -> None:
+    """On one side only: the quantizer's and the dequantizer's disagree."""
+    tensors = _tensors(model)
+    for node in list(model.graph.node):
+        if node.op_type == "DequantizeLinear" and node.input[0] not in tensors:
+            shifted = onnx.TensorProto()
+            shifted.CopyFrom(tensors[node.input[2]])
+            _change(shifted, lambda value: value + 1)
+            shifted.name = f"{node.name}.shifted"
+            model.graph.initializer.append(shifted)
+            node.input[2] = shifted.name
+
+
+def _hard_swish_to_hard_sigmoid(model: Model) -> None:
+    """The exporter writes x * HardSigmoid(x): the factor x is lost."""
+    makers = {node.output[0]: node for node in model.graph.node}
+    hit = 0
+    for node in model.graph.node:
+        if node.op_type != "Mul":
+            continue
+        for name in node.input:
+            maker = makers.get(name)
+            while maker is not None and maker.op_type in ("DequantizeLinear", "QuantizeLinear"):
+                maker = makers.get(maker.input[0])
+            if maker is not None and maker.op_type == "HardSigmoid":
+                node.op_type = "Identity"
+                del node.input[:]
+                node.input.append(name)
+                hit += 1
+                break
+    assert hit > 5
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [_scales_times_ten, _weights_zero_points_off_by_one, _activations_zero_points_off_by_one, _hard_swish_to_hard_sigmoid],
+)
+def test_a_fault_in_an_onnx_file_is_refused(
+    bench: Workbench, good: dict[Format, list[Path]], fault: Callable[[Model], None], tmp_path: Path
+) -> None:
+    model = onnx.load(good["onnx"][0])
+    fault(model)
+    onnx.save(model, tmp_path / "model.onnx")
+    assert _reason(bench, "onnx", [tmp_path / "model.onnx"])
+
+
+def _ir_scales_times_ten(model: ov.Model) -> None:
+    for op in model.get_ordered_ops():
+        if op.get_type_name() == "Multiply" and op.input_value(0).get_node().get_type_name() == "Convert":
+            value = op.input_value(1).get_node().get_data()
+            op.input(1).replace_source_output(ov.opset13.constant(10 * value, dtype=np.float32).output(0))
+
+
+def _ir_zero_points_off_by_one(model: ov.Model) -> None:
+    """Every quantized activation comes out one step too high."""
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "FakeQuantize":
+            continue
+        low, high = (op.input_value(port).get_node().get_data() for port in (3, 4))
+        step = (high - low) / (op.get_attributes()["levels"] - 1)
+        for port, value in ((3, low + step), (4, high + step)):
+            op.input(port).replace_source_output(ov.opset13.constant(value, dtype=np.float32).output(0))
+
+
+def _ir_hard_swish_to_hard_sigmoid(model: ov.Model) -> None:
+    swishes = [op for op in model.get_ordered_ops() if op.get_type_name() == "HSwish"]
+    assert len(swishes) > 5
+    for op in swishes:
+        wrong = ov.opset13.hsigmoid(op.input_value(0))
+        for reader in op.output(0).get_target_inputs():
+            reader.replace_source_output(wrong.output(0))
+
+
+@pytest.mark.parametrize("fault", [_ir_scales_times_ten, _ir_zero_points_off_by_one, _ir_hard_swish_to_hard_sigmoid])
+def test_a_fault_in_an_ir_is_refused(
+    bench: Workbench, good: dict[Format, list[Path]], fault: Callable[[ov.Model], None], tmp_path: Path
+) -> None:
+    model = core().read_model(good["openvino"][0])
+    fault(model)
+    model.validate_nodes_and_infer_types()
+    save(model, tmp_path / "model.xml")
+    assert _reason(bench, "openvino", [tmp_path / "model.xml", tmp_path / "model.bin"])
+
+
+def _black(samples: list[Sample], folder: Path) -> list[Sample]:
+    Image.new("RGB", (32, 32)).save(folder / "black.png")
+    return [dataclasses.replace(sample, path=folder / "black.png") for sample in samples]
+
+
+@pytest.mark.parametrize("fault", ["black images", "pixels of 0..255", "not normalised"])
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_calibration_on_something_else_is_refused(bench: Workbench, format_: Format, fault: str, tmp_path: Path) -> None:
+    samples, spec = list(bench.calibration.samples), bench.calibration.spec
+    wrong: dict[str, tuple[list[Sample], PreprocessSpec]] = {
+        "black images": (_black(samples, tmp_path), spec),
+        "pixels of 0..255": (samples, spec.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)})),
+        "not normalised": (samples, spec.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (10.0, 10.0, 10.0)})),
+    }
+    calibration = [row[None] for batch in PixelSet(*wrong[fault]).batches() for row in batch]
+    source = bench.work / PLAIN_NAME
+    (tmp_path / "work").mkdir()
+    if format_ == "onnx":
+        files = OnnxQuantizer(source, calibration, tmp_path / "work").quantize(Step(), tmp_path)
+    else:
+        save(read_onnx(source, {}, {}), tmp_path / "work" / "model.xml")
+        files = OpenVinoQuantizer(tmp_path / "work" / "model.xml", calibration, ({}, {})).quantize(Step(), tmp_path)
+    assert _reason(bench, format_, files)
+
+
+def test_a_calibration_on_one_image_is_refused(swish_run: Run, tmp_path: Path) -> None:
+    with pytest.raises(AccuracyGateError, match=r"measured on 1 image\(s\).*--num-samples"):
+        export_bundle(swish_run.path, ExportConfig(calibration_images=1, allow_missing=True), tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
