@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from edgetl.cli import bench, demo, device, export, fit, share, soup, train, zoo
+from edgetl.cli import bench, demo, device, export, fit, prune, share, soup, train, zoo
 from edgetl.cli.session import err, print_error
 from edgetl.errors import EdgetlError
 from edgetl.runtime.engine import silence_makers
@@ -34,6 +34,7 @@ for command in (
     train.train_command,
     train.evaluate_command,
     soup.soup_command,
+    prune.prune_command,
     export.export_command,
     share.share_command,
     fit.fit_command,

@@ -185,7 +185,7 @@ class Calibration(StrictModel):
     preprocess_sha256: Sha256
 
 
-class Parent(StrictModel):
+class Parent(LeanModel):
     """One thing that the weights were made from.
 
     Attributes:
@@ -195,7 +195,10 @@ class Parent(StrictModel):
             random.
         licence: of the weights, as their card or the user says.
         data_fingerprint: of the images that it was trained on, where they are known.
+        validation: of a run: its figure on its own validation images.
     """
+
+    lean: ClassVar[frozenset[str]] = frozenset({"validation"})
 
     kind: Literal["embedded", "weights", "run", "teacher"]
     name: str
@@ -203,6 +206,7 @@ class Parent(StrictModel):
     sha256: Sha256 | None
     licence: str | None
     data_fingerprint: Sha256 | None = None
+    validation: float | None = None
 
 
 def describe_parent(parent: Parent) -> str:
@@ -210,7 +214,8 @@ def describe_parent(parent: Parent) -> str:
     kind = {"embedded": "embedded backbone", "weights": "weights", "run": "run", "teacher": "taught by"}[parent.kind]
     digest = f"SHA-256 {parent.sha256[:12]}…" if parent.sha256 else "no hash"
     images = f", trained on images {parent.data_fingerprint[:12]}…" if parent.data_fingerprint else ""
-    return f"{kind} {parent.name} ({parent.architecture}), licence {parent.licence or 'not stated'}, {digest}{images}"
+    figure = "" if parent.validation is None else f", {parent.validation:.4f} on its validation images"
+    return f"{kind} {parent.name} ({parent.architecture}), licence {parent.licence or 'not stated'}, {digest}{images}{figure}"
 
 
 class Lineage(StrictModel):

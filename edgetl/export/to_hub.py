@@ -9,6 +9,7 @@ from edgetl.core.atomic import new_folder
 from edgetl.errors import RunError
 from edgetl.export.card import run_lines
 from edgetl.train.run import TIMM_CONFIG_NAME, WEIGHTS_NAME, Run, RunRecord, open_run
+from edgetl.train.widths import PRUNED
 
 HUB_WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
@@ -53,6 +54,8 @@ def _check_expressible(run: Run) -> None:
         reason = "it has several networks side by side, and timm builds one"
     elif not record.head.plain:
         reason = f"its head is {record.head.describe()}, and timm builds one linear layer"
+    elif PRUNED in record.backbone.model_args:
+        reason = "it is pruned, and timm builds the whole architecture"
     elif TIMM_CONFIG_NAME not in record.files:
         reason = f"its network is {record.backbone.architecture}, which timm does not build"
     if reason:

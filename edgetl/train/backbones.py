@@ -16,6 +16,7 @@ from edgetl.core.manifest import Parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BackboneError
 from edgetl.train.columns import Columns, ColumnsRecord
+from edgetl.train.widths import PRUNED, Widths, resize
 
 TORCHVISION = "torchvision:"
 
@@ -65,6 +66,12 @@ def rebuild(architecture: str, model_args: dict[str, Any], classes: int, columns
     if columns is not None:
         networks = [rebuild(architecture, model_args, count) for count in (*(column.classes for column in columns.earlier), classes)]
         return Columns(networks, columns.all_borders, columns.head)
+    if PRUNED in model_args:
+        model = rebuild(architecture, {key: value for key, value in model_args.items() if key != PRUNED}, classes)
+        widths: Widths = dict(model_args[PRUNED])
+        widths[find_head(model)] = [classes, *widths[find_head(model)][1:]]  # the run may have had other classes
+        resize(model, widths)
+        return model
     if architecture.startswith(TORCHVISION):
         return torchvision_model(architecture.removeprefix(TORCHVISION), None, classes)
     try:

@@ -34,6 +34,7 @@ from edgetl.train.budget import Plan
 from edgetl.train.columns import ColumnsRecord
 from edgetl.train.config import TrainConfig
 from edgetl.train.heads import HeadSpec, rebuild_headed
+from edgetl.train.widths import PRUNED
 
 WEIGHTS_NAME = "weights.safetensors"
 SPLITS_NAME = "splits.json"
@@ -261,11 +262,11 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 def write_model(folder: Path, backbone: Backbone, labels: tuple[str, ...]) -> None:
     """Write the weights, and for timm architectures the ``config.json`` that makes the folder a ``local-dir:`` of timm.
 
-    Several columns, and another head than the architecture's own, are nothing that timm could build.
+    Several columns, another head than the architecture's own, and a pruned network are nothing that timm could build.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
     (folder / WEIGHTS_NAME).write_bytes(safetensors.torch.save(state, {"format": "pt"}))
-    if hasattr(backbone.model, "pretrained_cfg"):
+    if hasattr(backbone.model, "pretrained_cfg") and PRUNED not in backbone.model_args:
         (folder / TIMM_CONFIG_NAME).write_text(json.dumps(_timm_config(backbone, labels), indent=2) + "\n", "utf-8")
 
 

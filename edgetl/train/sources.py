@@ -101,7 +101,7 @@ def _from_run(path: Path, config: TrainConfig, classes: int) -> Backbone:
         fill(model, head_name, path, architecture=old.architecture, state=plain_state(run.load_model()))
     parent = Parent(
         kind="run", name=run.record.name, architecture=old.architecture, sha256=run.digest(), licence=old.licence,
-        data_fingerprint=run.record.data_fingerprint,
+        data_fingerprint=run.record.data_fingerprint, validation=run.record.validation.score.value,
     )  # fmt: skip
     return Backbone(
         name=config.backbone,

@@ -1,0 +1,54 @@
+"""The layers of a pruned network: fewer channels than its architecture says, written down so that it can be built again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+# Among a backbone's arguments: what no library knows, and `rebuild` reads itself.
+PRUNED = "edgetl_pruned"
+# Output channels, input channels and groups of a convolution; outputs and inputs of a linear layer; features of a BatchNorm.
+Widths = dict[str, list[int]]
+
+
+def widths_of(model: nn.Module) -> Widths:
+    """The width of every layer that has one."""
+    found: Widths = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            found[name] = [module.out_channels, module.in_channels, module.groups]
+        elif isinstance(module, nn.Linear):
+            found[name] = [module.out_features, module.in_features]
+        elif isinstance(module, _BatchNorm):
+            found[name] = [module.num_features]
+    return found
+
+
+def resize(model: nn.Module, widths: Widths) -> None:
+    """Give the named layers these widths, with empty weights, for a pruned network's own to be loaded into."""
+    modules = dict(model.named_modules())
+    for name, width in widths.items():
+        module = modules[name]
+        if isinstance(module, nn.Conv2d):
+            module.out_channels, module.in_channels, module.groups = width
+            _empty(module, "weight", width[0], width[1] // width[2], *module.kernel_size)
+            _empty(module, "bias", width[0])
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = width
+            _empty(module, "weight", *width)
+            _empty(module, "bias", width[0])
+        elif isinstance(module, _BatchNorm):
+            (module.num_features,) = width
+            for key in ("weight", "bias", "running_mean", "running_var"):
+                _empty(module, key, *width)
+
+
+def _empty(module: nn.Module, key: str, *shape: int) -> None:
+    old: Any = getattr(module, key)
+    if old is None:
+        return
+    new = torch.zeros(shape, dtype=old.dtype)
+    setattr(module, key, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
