@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgetl.core.bundle import Bundle, open_bundle
+from edgetl.core.contract import Clause, Contract
+from edgetl.errors import ConfigError, ContractError
+from edgetl.export.config import ExportConfig
+from edgetl.export.contract import export_under_contract, on_device
+from edgetl.export.fit import FitConfig, fit
+from edgetl.measure.scenarios import measure_bundle
+from edgetl.runtime.predictor import load
+from edgetl.runtime.verify import verify
+from edgetl.train.config import TrainConfig
+from edgetl.train.ranking import RankConfig
+from edgetl.train.run import Run
+from tests.command import edgetl
+
+CONFIG = ExportConfig(max_drop=0.02, calibration_images=60, gate_images=200)
+
+
+def test_only_what_keeps_the_contract_is_in_the_bundle(run: Run, bundle: Bundle, tmp_path: Path) -> None:
+    sizes = {item.name: item.size_bytes / 1e6 for item in bundle.manifest.variants}
+    limit = (sizes["openvino-int8"] + sizes["openvino-fp32"]) / 2
+    made = export_under_contract(run.path, CONFIG, Contract(max_size_mb=limit, max_latency_ms=1000, threads=1), tmp_path / "bundle")
+    assert {item.name for item in made.manifest.variants} <= {"onnx-int8", "openvino-int8"}
+    record = made.manifest.contract
+    assert record is not None and record.source == "measured" and record.chosen.variant == made.manifest.variants[0].name
+    assert {clause.name for clause in record.chosen.clauses} == {"latency", "size", "drop"}
+    assert record.chosen.threads == 1 and all(clause.kept for clause in record.chosen.clauses)
+    assert {path.name for path in made.path.iterdir() if path.is_dir()} == {item.name for item in made.manifest.variants} | {"golden"}
+    assert verify(made.path).checked and load(made.path).predict(run.samples("test")[0].path).label in made.manifest.labels
+    assert open_bundle(made.path).manifest.contract == record
+
+
+@pytest.mark.parametrize(
+    ("contract", "said"),
+    [
+        (Contract(max_size_mb=0.01), r"size \d\.\d+ MB \(limit 0.01 MB, \d+ % over\).*What would fit: --max-size-mb"),
+        (Contract(memory_mb=5), r"memory \d+\.\d+ MB \(limit 5 MB.*What would fit: --memory-mb"),
+        (
+            Contract(max_latency_ms=0.001),
+            r"latency \d+\.\d+ ms \(limit 0.001 ms.*the network \d.*The images alone take longer than the limit.*--latency-of infer",
+        ),
+    ],
+)
+def test_a_contract_that_cannot_be_kept_names_its_clause(run: Run, tmp_path: Path, contract: Contract, said: str) -> None:
+    config = CONFIG.model_copy(update={"formats": ("onnx",), "precisions": ("fp32",)})
+    with pytest.raises(ContractError, match=said):
+        export_under_contract(run.path, config, contract, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_smaller_input_is_tried_with_what_it_costs(run: Run, tmp_path: Path) -> None:
+    """A limit between the two inputs' times: the smaller is fast enough, and loses more accuracy than allowed."""
+    config = CONFIG.model_copy(update={"formats": ("onnx",), "precisions": ("fp32",), "max_drop": 0.0})
+    with pytest.raises(ContractError, match=r"At 32 px: at 32 pixels the trained model itself falls by 0\.\d+"):
+        contract = Contract(max_latency_ms=_infer_ms(run, tmp_path) * 0.7, latency_of="infer", threads=1)
+        export_under_contract(run.path, config, contract, tmp_path / "bundle")
+
+
+def _infer_ms(run: Run, folder: Path) -> float:
+    config = CONFIG.model_copy(update={"formats": ("onnx",), "precisions": ("fp32",)})
+    made = export_under_contract(run.path, config, Contract(max_latency_ms=1000, latency_of="infer", threads=1), folder / "whole")
+    assert made.manifest.contract is not None
+    return made.manifest.contract.chosen.latency_ms
+
+
+def test_another_input_size_stands_in_the_bundle_with_both_figures(run: Run, tmp_path: Path) -> None:
+    config = ExportConfig(formats=("onnx",), precisions=("fp32",), input_size=32, max_drop=1.0)
+    from edgetl.export.package import export_bundle
+
+    manifest = export_bundle(run.path, config, tmp_path / "bundle").manifest
+    assert manifest.preprocess.input_size == (32, 32) and manifest.whole_size is not None
+    assert manifest.trained.value < manifest.whole_size.value
+    assert "(trained at 48 x 48)" in (tmp_path / "bundle/card.md").read_text()
+
+
+def test_a_devices_profile_scales_the_times(bundle: Bundle, run: Run, tmp_path: Path) -> None:
+    report = measure_bundle(bundle.path, runs=100, max_seconds=3.0, threads=1)
+    slow = report.model_copy(
+        update={"variants": tuple(row.model_copy(update={"reference_ms": (row.reference_ms or 0) / 10}) for row in report.variants)}
+    )
+    row = report.variants[0]
+    estimated = on_device(row, bundle.variant(row.variant), slow)
+    assert estimated.infer.mean_ms == pytest.approx(10 * row.infer.mean_ms)
+    assert estimated.decode == row.decode and estimated.whole.mean_ms > estimated.infer.mean_ms
+
+    profile = tmp_path / "device.json"
+    profile.write_text(report.model_dump_json())
+    made = export_under_contract(run.path, CONFIG, Contract(max_latency_ms=1000), tmp_path / "bundle", profile=profile)
+    assert made.manifest.contract is not None and made.manifest.contract.source == "profile"
+    elsewhere = json.loads(profile.read_text()) | {"reference_cpu": "Another 4000"}
+    profile.write_text(json.dumps(elsewhere))
+    with pytest.raises(ConfigError, match=r"compares the device with Another 4000, and this is .*Export a bundle here"):
+        export_under_contract(run.path, CONFIG, Contract(max_latency_ms=1000), tmp_path / "other", profile=profile)
+
+
+def test_a_contract_without_a_limit_is_a_mistake(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a contract needs a limit"):
+        export_under_contract(run.path, CONFIG, Contract(threads=1), tmp_path / "bundle")
+
+
+def test_a_clause_says_by_how_much() -> None:
+    clause = Clause(name="latency", limit=8, found=9.1)
+    assert clause.describe() == "latency 9.10 ms (limit 8 ms, 14 % over)" and not clause.kept
+    assert clause.remedy() == "--max-latency-ms 9.29"
+    assert Clause(name="size", limit=4, found=4).kept
+
+
+def _fit_config(contract: Contract) -> FitConfig:
+    return FitConfig(
+        rank=RankConfig(candidates=("edgetl_small", "random:edgetl_small"), images=60),
+        train=TrainConfig(strategy="probe", views=1, input_size=(64, 64)),
+        export=ExportConfig(formats=("onnx",), precisions=("fp32",), gate_images=60),
+        contract=contract,
+    )
+
+
+def test_fit_goes_the_whole_road(colours: Path, tmp_path: Path) -> None:
+    fitted = fit(colours, _fit_config(Contract(max_size_mb=4, max_latency_ms=1000)), tmp_path / "fit")
+    assert {path.name for path in (tmp_path / "fit").iterdir()} == {"run", "bundle", "fit.json"}
+    assert [item.outcome for item in fitted.record.tried] == ["chosen"]
+    assert fitted.bundle.manifest.contract is not None and load(fitted.bundle).predict(next(colours.rglob("*.png"))).score > 0.3
+
+
+def test_fit_refuses_before_training_what_nothing_can_keep(colours: Path, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"edgetl_small: before training: size 2\.\d+ MB \(limit 0.1 MB, \d+ % over\).*The least"):
+        fit(colours, _fit_config(Contract(max_size_mb=0.1)), tmp_path / "fit")
+    assert not (tmp_path / "fit").exists()
+
+
+def test_the_command_line_tells_of_the_contract(run: Run, tmp_path: Path) -> None:
+    options = ["--format", "onnx", "--precision", "fp32", "--max-latency-ms", "1000"]
+    done = edgetl("export", run.path, "--out", tmp_path / "bundle", *options)
+    assert done.returncode == 0 and "contract kept by onnx-fp32 at 48 px" in done.stdout, done.stderr
+    done = edgetl("export", run.path, "--out", tmp_path / "other", *options, "--max-size-mb", "0.001")
+    assert done.returncode == 17 and "error: no variant keeps the contract" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgetl.core.manifest import describe_parent
+from edgetl.errors import ConfigError, RunError
+from edgetl.export.to_hub import share_run
+from edgetl.train.backbones import rebuild
+from edgetl.train.config import TrainConfig
+from edgetl.train.pruning import prune_run
+from edgetl.train.run import Run, open_run
+from edgetl.train.training import train
+from edgetl.train.widths import PRUNED, widths_of
+
+
+def test_a_pruned_network_is_smaller_loads_again_and_learns_again(run: Run, digits: Path, tmp_path: Path) -> None:
+    pruned = prune_run(run.path, tmp_path / "pruned", share=0.4)
+    assert pruned.after.params_m < 0.6 * pruned.before.params_m and pruned.after.mmacs < 0.6 * pruned.before.mmacs
+    fallen = pruned.run.record.validation.accuracy.value
+    assert fallen < run.record.validation.accuracy.value - 0.05
+
+    again = open_run(tmp_path / "pruned").load_model()
+    widths = widths_of(again)
+    assert widths == pruned.run.record.backbone.model_args[PRUNED]
+    assert all(width[0] % 8 == 0 for name, width in widths.items() if name != pruned.run.record.backbone.head_name)
+
+    config = TrainConfig(backbone=str(tmp_path / "pruned"), strategy="full", epochs=4, views=1)
+    tuned = train(digits, config, tmp_path / "tuned")
+    assert tuned.record.validation.accuracy.value > fallen + 0.2
+    assert widths_of(tuned.load_model()) == widths
+    before, after = tuned.record.backbone.parents[-2:]
+    assert f"{run.record.validation.accuracy.value:.4f} on its validation images" in describe_parent(before)
+    assert f"{fallen:.4f} on its validation images" in describe_parent(after)
+
+
+def test_a_pruned_network_takes_another_number_of_classes(run: Run, tmp_path: Path) -> None:
+    record = prune_run(run.path, tmp_path / "pruned", share=0.3).run.record
+    model = rebuild(record.backbone.architecture, dict(record.backbone.model_args), 3).eval()
+    with torch.inference_mode():
+        assert model(torch.zeros(1, 3, *record.preprocess.input_size)).shape == (1, 3)
+
+
+def test_a_pruned_run_is_no_folder_of_timm(run: Run, tmp_path: Path) -> None:
+    prune_run(run.path, tmp_path / "pruned", share=0.3)
+    with pytest.raises(RunError, match="it is pruned, and timm builds the whole architecture"):
+        share_run(tmp_path / "pruned", tmp_path / "shared")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.95, -1.0])
+def test_a_share_that_leaves_nothing_is_refused(run: Run, tmp_path: Path, share: float) -> None:
+    with pytest.raises(ConfigError, match="--share"):
+        prune_run(run.path, tmp_path / "pruned", share=share)
+    assert list(tmp_path.iterdir()) == []
