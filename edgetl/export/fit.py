@@ -37,9 +37,10 @@ from edgetl.train.sources import load_backbone
 from edgetl.train.training import train
 
 RECORD_NAME = "fit.json"
-# A backbone is left out before training only when it misses a limit by this factor at the smallest input that is tried.
-MARGIN = 1.25
-SMALLEST_SHARE = 0.5
+# A backbone is left out before training when it misses a limit by this factor even at this share of its input, the smallest that is
+# likely to keep its accuracy.
+MARGIN = 1.1
+SMALLEST_SHARE = 0.75
 FEW_IMAGES = 8
 
 
@@ -144,8 +145,8 @@ def _could_keep(road: _Road, item: Ranked) -> bool:
 
 
 def costs(backbone: Backbone, config: FitConfig, samples: list[Sample]) -> tuple[Clause, ...]:
-    """The least size and time that the backbone can have in the formats and precisions that are asked for, at half its input size where the
-    contract limits time: of networks and images, without a gate.
+    """The least size and time that the backbone can have in the formats and precisions that are asked for, at a smaller input: of networks
+    and images, without a gate.
 
     Raises:
         ExportError: it cannot be exported.
