@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+import timm
+import torch
+from numpy.typing import NDArray
+
+from edgetl.core.bundle import Bundle
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.data.loading import PixelSet, stratified
+from edgetl.export.agreement import median_cosine
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.export.quantize_onnx import OnnxQuantizer
+from edgetl.export.quantize_openvino import OpenVinoQuantizer
+from edgetl.export.steps import Quantizer, Step
+from edgetl.export.to_onnx import to_onnx
+from edgetl.export.to_openvino import read_onnx, save
+from edgetl.runtime.engine import load_engine
+from edgetl.runtime.predictor import load
+from edgetl.train.run import Run
+
+
+def _calibration(run: Run, count: int = 60) -> list[NDArray[np.float32]]:
+    images = PixelSet(stratified(run.samples("train"), count), run.record.preprocess)
+    return [row[None] for batch in images.batches() for row in batch]
+
+
+def _answers(files: list[Path], images: NDArray[np.float32]) -> NDArray[np.float32]:
+    format_ = "onnx" if len(files) == 1 else "openvino"
+    return load_engine(format_, [path.read_bytes() for path in files], threads=1).run(images)  # type: ignore[arg-type]
+
+
+def _unseen(run: Run) -> NDArray[np.float32]:
+    return next(PixelSet(stratified(run.samples("val"), 64), run.record.preprocess).batches(64))
+
+
+def _quantizer(format_: str, bundle: Bundle, calibration: list[NDArray[np.float32]], work: Path) -> Quantizer:
+    if format_ == "onnx":
+        return OnnxQuantizer(bundle.path / "onnx-fp32/1/model.onnx", calibration, work)
+    return OpenVinoQuantizer(bundle.path / "openvino-fp32/1/model.xml", calibration, ({}, {}))
+
+
+def test_bias_correction_brings_the_mean_outputs_back(bundle: Bundle, run: Run, tmp_path: Path) -> None:
+    calibration, images = _calibration(run), _unseen(run)
+    plain = _answers([bundle.path / "onnx-fp32/1/model.onnx"], images)
+    shifts, turns = [], []
+    for full in (False, True):
+        work = tmp_path / str(full)
+        work.mkdir()
+        quantizer = OnnxQuantizer(bundle.path / "onnx-fp32/1/model.onnx", calibration, work)
+        found = _answers(quantizer.quantize(Step(seven_bit=True, full_bias=full), work), images)
+        shifts.append(float(np.abs((found - plain).mean(axis=0)).max()))
+        turns.append(median_cosine(plain, found))
+    assert shifts[1] < 0.7 * shifts[0]
+    assert turns[0] is not None and turns[1] is not None and turns[1] >= turns[0] - 1e-4 and turns[1] > 0.99
+
+
+@pytest.mark.parametrize("format_", ["onnx", "openvino"])
+def test_an_operation_that_is_put_back_computes_in_fp32(format_: str, bundle: Bundle, run: Run, tmp_path: Path) -> None:
+    calibration, images = _calibration(run), _unseen(run)
+    work, tried = tmp_path / "work", tmp_path / "tried"
+    work.mkdir()
+    tried.mkdir()
+    quantizer = _quantizer(format_, bundle, calibration, work)
+    quantized = _answers(quantizer.quantize(Step(seven_bit=True), tmp_path), images)
+    operations = quantizer.operations()
+    assert sum("Conv" in kind for kind in operations.values()) > 5 and any(kind in ("Gemm", "MatMul") for kind in operations.values())
+    assert np.array_equal(_answers(quantizer.write_restored("", tried), images), quantized)
+    changed = [name for name in operations if not np.array_equal(_answers(quantizer.write_restored(name, tried), images), quantized)]
+    assert len(changed) > 0.8 * len(operations), "an operation that is put back answers otherwise"
+    head = next(name for name, kind in operations.items() if kind in ("Gemm", "MatMul"))
+    spared = _answers(quantizer.quantize(Step(seven_bit=True), tmp_path, (head,)), images)
+    assert not np.array_equal(spared, quantized)
+
+
+def test_weights_alone_are_called_so_and_keep_the_accuracy(run: Run, tmp_path: Path) -> None:
+    bundle = export_bundle(run.path, ExportConfig(precisions=("fp32", "int8-weights")), tmp_path / "bundle")
+    sizes = {item.name: item.size_bytes for item in bundle.manifest.variants}
+    assert set(sizes) == {f"{format_}-{precision}" for format_ in ("onnx", "openvino") for precision in ("fp32", "int8-weights")}
+    for format_ in ("onnx", "openvino"):
+        assert sizes[f"{format_}-int8-weights"] < 0.45 * sizes[f"{format_}-fp32"]
+        assert bundle.variant(f"{format_}-int8-weights").agreement.top1 > 0.98
+    assert bundle.manifest.calibration is None, "weights need no images"
+    model = onnx.load(bundle.path / "onnx-int8-weights/1/model.onnx")
+    assert not any(node.op_type == "QuantizeLinear" for node in model.graph.node), "activations stay float"
+    assert load(bundle, variant="onnx-int8-weights").predict(run.samples("test")[0].path).score > 0
+
+
+def test_a_vision_transformers_matrix_products_are_quantized_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", pretrained=False, num_classes=7).eval()
+    spec = PreprocessSpec(input_size=(160, 160))
+    to_onnx(model, spec, tmp_path / "source.onnx", {})
+    images = np.random.default_rng(0).normal(size=(12, 3, 160, 160)).astype(np.float32)
+    (tmp_path / "work").mkdir()
+    quantizer = OnnxQuantizer(tmp_path / "source.onnx", [image[None] for image in images], tmp_path / "work")
+    assert quantizer.products
+    (file,) = quantizer.quantize(Step(dynamic=True), tmp_path)
+    kinds = {node.op_type for node in onnx.load(file).graph.node}
+    assert "MatMulInteger" in kinds and "Conv" in kinds and "ConvInteger" not in kinds
+    turned = median_cosine(_answers([tmp_path / "source.onnx"], images), _answers([file], images))
+    assert turned is not None and turned > 0.95
+
+    save(read_onnx(tmp_path / "source.onnx", {}, {}), tmp_path / "work/model.xml")
+    files = OpenVinoQuantizer(tmp_path / "work/model.xml", [image[None] for image in images], ({}, {})).quantize(Step(), tmp_path)
+    turned = median_cosine(_answers([tmp_path / "source.onnx"], images), _answers(files, images))
+    assert turned is not None and turned > 0.9
+
+
+def test_the_accuracy_aware_search_ends_with_a_network_that_answers(bundle: Bundle, run: Run, tmp_path: Path) -> None:
+    from edgetl.data.loading import truth_of
+    from edgetl.export.steps import Probe
+
+    images = _unseen(run)
+    samples = stratified(run.samples("val"), 64)
+    plain = _answers([bundle.path / "onnx-fp32/1/model.onnx"], images)
+    quantizer = OpenVinoQuantizer(
+        bundle.path / "openvino-fp32/1/model.xml", _calibration(run), ({}, {}), watched=lambda: Probe(images, plain, truth_of(samples)),
+        max_drop=0.0,
+    )  # fmt: skip
+    found = _answers(quantizer.quantize(Step(controlled=True), tmp_path), images)
+    truth = truth_of(samples)
+    assert (found.argmax(axis=1) == truth).mean() >= (plain.argmax(axis=1) == truth).mean() - 0.02
