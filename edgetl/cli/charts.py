@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgetl.core.atomic import storage_error
 from edgetl.core.manifest import Manifest, Rejected, Variant
 from edgetl.core.results import Evaluation
-from edgetl.errors import ConfigError, MissingExtraError
+from edgetl.errors import MissingExtraError
 from edgetl.measure.scenarios import LatencyReport
 
 if TYPE_CHECKING:
@@ -77,12 +77,13 @@ def draw_ranking(ranking: Ranking, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_sensitivities(manifest: Manifest, path: Path) -> None:
-    """For each int8 variant the operations whose quantization costs most, as bars; what undoes another's error in grey."""
+def draw_sensitivities(manifest: Manifest, path: Path) -> bool:
+    """For each int8 variant the operations whose quantization costs most, as bars; what undoes another's error in grey. False, and no
+    picture, where none was measured: all were left out, or only matrix products are quantized, with ranges of their own each time."""
     items: list[Variant | Rejected] = [*manifest.variants, *manifest.rejected]
     measured = [item for item in items if item.sensitivities]
     if not measured:
-        raise ConfigError("--explain measures int8 variants; ask for one with --precision int8.")
+        return False
     rows = max(min(MOST_BARS, len(item.sensitivities)) for item in measured)
     figure = _figure(8.0 * len(measured), 1.6 + 0.26 * rows)
     for axes, item in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured, strict=True):
@@ -93,8 +94,9 @@ def draw_sensitivities(manifest: Manifest, path: Path) -> None:
         axes.set_yticks(places, names, fontsize=8)
         axes.invert_yaxis()
         axes.set_xlabel("nearer to the trained model with this operation in fp32 (nats)")
-        axes.set_title(f"{manifest.name}, {item.name}: {item.ladder[-1].method}", fontsize=10)
+        axes.set_title(f"{manifest.name}, {item.name}", fontsize=10)
     _save(figure, path)
+    return True
 
 
 def _short(name: str) -> str:

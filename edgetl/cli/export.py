@@ -28,6 +28,7 @@ from edgetl.cli.tables import certainty_lines, ladder_lines, sensitive_lines, sl
 from edgetl.cli.train import build, need_extra
 from edgetl.core.bundle import Bundle
 from edgetl.core.contract import ContractRecord
+from edgetl.errors import ConfigError
 from edgetl.export.formats import check_formats
 
 
@@ -74,6 +75,10 @@ def export_command(
     need_extra("export")
     if explain_ is not None:
         need_matplotlib()
+        if "int8" not in precisions:
+            raise ConfigError("--explain measures int8 variants; ask for one with --precision int8.")
+    if (max_latency_ms, max_size_mb, memory_mb) == (None, None, None) and (profile or threads or latency_of != "whole"):
+        raise ConfigError("--profile, --threads and --latency-of belong to a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.core.contract import Contract
         from edgetl.export.config import ExportConfig
@@ -92,14 +97,13 @@ def export_command(
             bundle = export_under_contract(run, config, contract, out_, data=data, profile=profile, overwrite=overwrite, progress=progress)
         else:
             bundle = export_bundle(run, config, out_, data=data, overwrite=overwrite, progress=progress)
-    if explain_ is not None:
-        draw_sensitivities(bundle.manifest, explain_)
+    drawn = explain_ is not None and draw_sensitivities(bundle.manifest, explain_)
     if json_output:
         print_json(bundle.manifest)
         return
     show_bundle(bundle)
     if explain_ is not None:
-        out.print(f"picture written to {escape(str(explain_))}", soft_wrap=True)
+        out.print(f"picture written to {escape(str(explain_))}" if drawn else "no picture: no operation of an int8 variant was measured")
 
 
 def show_contract(record: ContractRecord) -> None:

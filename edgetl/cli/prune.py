@@ -40,7 +40,7 @@ def prune_command(
     )
     out.print(f"written to {escape(str(out_))}; next, tune it with the unpruned run as its teacher:")
     out.print(
-        f"edgetl train {escape(pruned.run.splits().root)} --out TUNED --backbone {escape(str(out_))} --strategy full "
-        f"--teacher {escape(str(run))}",
+        f"edgetl train {escape(str(data or pruned.run.splits().root))} --out TUNED --backbone {escape(str(out_))} --strategy full "
+        f"--teacher {escape(str(run))}{'' if record.task == 'classification' else ' --labels … --task …, as that run was trained'}",
         soft_wrap=True,
     )

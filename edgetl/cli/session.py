@@ -25,7 +25,7 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the standard output.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Threads for one inference (default: every core).")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Of one inference (default: what its contract says, or every core).")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Chooses splits, folds, batches and augmentation.")]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace --out if it exists; the old one stays until the new one is whole.")

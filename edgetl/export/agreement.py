@@ -178,7 +178,7 @@ def judge(logits: Logits, gate: GateSet, config: ExportConfig, *, exact: bool, p
         wrong = worst > MAX_FP32_DIFFERENCE
         reason = f"its logits differ by {worst:.1e} of the largest (limit {MAX_FP32_DIFFERENCE:g})" if wrong else ""
     else:
-        reason = _lost_too_much(gate, exported, measured, drop, lost, config) or _answers_otherwise(agreement, measured, config)
+        reason = lost_too_much(gate, exported, config) or _answers_otherwise(agreement, measured, config)
     return Verdict(agreement, measured.score, drop, lost, reason)
 
 
@@ -189,10 +189,10 @@ def _paired(gate: GateSet, exported: NDArray[np.float32]) -> Fall | None:
     return paired_fall(gate.trained.argmax(axis=1) == labels, exported.argmax(axis=1) == labels)
 
 
-def _lost_too_much(
-    gate: GateSet, exported: NDArray[np.float32], measured: Evaluation, drop: float, lost: Fall | None, config: ExportConfig
-) -> str:
-    """Why the figures of a reduced file are too far below the trained model's; empty where they are not."""
+def lost_too_much(gate: GateSet, exported: NDArray[np.float32], config: ExportConfig) -> str:
+    """Why the figures of a file's outputs are too far below the trained model's; empty where they are not."""
+    measured = gate.measure(exported)
+    drop, lost = fall(gate.evaluation, measured), _paired(gate, exported)
     before, after = gate.evaluation.score.value, measured.score.value
     if not drop <= config.max_drop + 1e-9:
         decisions = " (or the share of right decisions)" if measured.multi_label else ""

@@ -14,6 +14,7 @@ from edgetl.core.manifest import Rung, Sensitivity
 from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import Task
 from edgetl.data.loading import PixelSet
+from edgetl.errors import ExportError
 from edgetl.export.agreement import Logits, Verdict, answers
 from edgetl.export.sensitivity import rank_operations
 from edgetl.export.steps import FloatHead, Probe, Quantizer, Step
@@ -77,6 +78,7 @@ def climb(quantizer: Quantizer, steps: Sequence[Step], folder: Path, ground: Gro
     files: list[Path] = []
     verdict: Verdict | None = None
     ranked: tuple[Sensitivity, ...] = ()
+    failure: ExportError | None = None
     for number, step in enumerate(steps, start=1):
         if step.sensitive and not ranked:
             ranked = _ranked(quantizer, ground)
@@ -84,18 +86,29 @@ def climb(quantizer: Quantizer, steps: Sequence[Step], folder: Path, ground: Gro
         if step.sensitive and len(spared) < step.sensitive // 2:
             continue  # fewer operations cost anything than the step before has spared
         ground.progress(f"quantizing: {step.method}", number - 1, len(steps))
-        files = quantizer.quantize(step, folder, spared)
-        if step.refit:
-            trunk = ground.open_files(quantizer.write_trunk(folder))
-            files = quantizer.replace_head(refit_head(trunk, ground.refit()), folder)
-        verdict = ground.judge(ground.open_files(files))
+        try:
+            made = _write(quantizer, step, folder, spared, ground)
+        except ExportError as error:
+            failure = error  # another step may do what this one cannot
+            rungs.append(Rung(method=step.method, accuracy=0.0, drop=1.0, confident_top1=0.0, passed=False, reason=str(error)))
+            continue
+        files, verdict = made, ground.judge(ground.open_files(made))
         rungs.append(_record(step, verdict))
         if not verdict.reason:
             break
-    assert verdict is not None, "the ladder has no step"
+    if verdict is None:
+        raise failure or AssertionError("the ladder has no step")
     if ground.explain and not ranked:
         ranked = _ranked(quantizer, ground)
     return Climbed(files, verdict, tuple(rungs), ranked)
+
+
+def _write(quantizer: Quantizer, step: Step, folder: Path, spared: tuple[str, ...], ground: Ground) -> list[Path]:
+    files = quantizer.quantize(step, folder, spared)
+    if step.refit:
+        trunk = ground.open_files(quantizer.write_trunk(folder))
+        files = quantizer.replace_head(refit_head(trunk, ground.refit()), folder)
+    return files
 
 
 def _ranked(quantizer: Quantizer, ground: Ground) -> tuple[Sensitivity, ...]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from edgetl.core.bundle import Bundle
 from edgetl.core.config import read_json
 from edgetl.core.contract import Clause, Contract, ContractRecord, Offer
 from edgetl.core.host import available_cores, fingerprint
-from edgetl.core.manifest import Variant
+from edgetl.core.manifest import Format, Variant
 from edgetl.core.progress import Progress, silent
+from edgetl.data.loading import stratified
 from edgetl.errors import AccuracyGateError, ConfigError, ContractError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
@@ -23,6 +25,8 @@ SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2)
 SIDE_STEP = 32
 # A 90th percentile needs 64 calls; more of them make it steadier.
 TIMED_RUNS, TIMED_SECONDS = 200, 20.0
+# Validation images, whose size is that of the user's pictures; golden images are chosen small.
+TIMED_IMAGES = 16
 
 
 @dataclass
@@ -56,9 +60,11 @@ def export_under_contract(
     """
     if not contract.asked:
         raise ConfigError("a contract needs a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
-    device = None if profile is None else _read_profile(profile)
+    device = None if profile is None else _read_profile(profile, contract)
     search = Search()
-    config = config.model_copy(update={"allow_missing": True})
+    config = config.model_copy(update={"allow_missing": True, "formats": _formats(config, device)})
+    images = [sample.path for sample in stratified(open_run(run).samples("val", data), TIMED_IMAGES)]
+    terms = _Terms(contract, config.max_drop, images, device)
     for side in _sides(run, config):
         if side is not None and not _may_help(search, contract, side):
             continue
@@ -66,7 +72,7 @@ def export_under_contract(
         try:
             return export_bundle(
                 run, sized, out, data=data, overwrite=overwrite, progress=progress,
-                select=lambda bundle: _select(bundle, contract, config.max_drop, search, device, progress),
+                select=partial(_select, terms, search, progress),
             )  # fmt: skip
         except ContractError:
             continue
@@ -100,15 +106,29 @@ def _may_help(search: Search, contract: Contract, side: int) -> bool:
     return False
 
 
-def _select(
-    bundle: Bundle, contract: Contract, max_drop: float, search: Search, device: LatencyReport | None, progress: Progress
-) -> tuple[tuple[str, ...], ContractRecord]:
-    """The variants of a fresh bundle that keep the contract, the most accurate and then the fastest first."""
+@dataclass(frozen=True)
+class _Terms:
+    """What variants are judged by, and the images that they are timed on."""
+
+    contract: Contract
+    max_drop: float
+    images: list[Path]
+    device: LatencyReport | None
+
+
+def _select(terms: _Terms, search: Search, progress: Progress, bundle: Bundle) -> tuple[tuple[str, ...], ContractRecord]:
+    """The variants of a fresh bundle that keep the contract, the most accurate and then the fastest first; all with one thread count, which
+    the device then runs them with."""
+    contract, device = terms.contract, terms.device
     counts = (contract.threads,) if contract.threads else tuple(sorted({1, available_cores()}))
+    if device is not None:
+        counts = (device.threads,)
     found: list[Offer] = []
     for threads in counts:
-        report = measure_bundle(bundle.path, threads=threads, runs=TIMED_RUNS, max_seconds=TIMED_SECONDS, progress=progress)
-        found += [_offer(bundle, row, threads, contract, max_drop, device) for row in report.variants]
+        report = measure_bundle(
+            bundle.path, images=terms.images, threads=threads, runs=TIMED_RUNS, max_seconds=TIMED_SECONDS, progress=progress
+        )
+        found += [_offer(bundle, row, threads, terms) for row in report.variants]
     search.offers += found
     kept = sorted((offer for offer in found if offer.kept), key=lambda offer: (-offer.accuracy, offer.latency_ms))
     if not kept:
@@ -117,10 +137,11 @@ def _select(
         contract=contract, chosen=kept[0], host=fingerprint()["cpu"] if device is None else device.host["cpu"],
         source="measured" if device is None else "profile",
     )  # fmt: skip
-    return tuple(dict.fromkeys(offer.variant for offer in kept)), record
+    return tuple(offer.variant for offer in kept if offer.threads == kept[0].threads), record
 
 
-def _offer(bundle: Bundle, row: VariantReport, threads: int, contract: Contract, max_drop: float, device: LatencyReport | None) -> Offer:
+def _offer(bundle: Bundle, row: VariantReport, threads: int, terms: _Terms) -> Offer:
+    contract, device = terms.contract, terms.device
     variant = bundle.variant(row.variant)
     if device is not None:
         row = on_device(row, variant, device)
@@ -130,7 +151,7 @@ def _offer(bundle: Bundle, row: VariantReport, threads: int, contract: Contract,
     size, memory = row.size_bytes / 1e6, row.cold.peak_rss_mb
     limits = (
         ("latency", contract.max_latency_ms, latency), ("size", contract.max_size_mb, size), ("memory", contract.memory_mb, memory),
-        ("drop", max_drop, drop if variant.precision != "fp32" or bundle.manifest.whole_size else 0.0),
+        ("drop", terms.max_drop, drop if variant.precision != "fp32" or bundle.manifest.whole_size else 0.0),
     )  # fmt: skip
     return Offer(
         variant=row.variant,
@@ -151,7 +172,17 @@ def _p90(times: Percentiles) -> float:
     return times.p90_ms if times.p90_ms is not None else 1.1 * times.mean_ms
 
 
-def _read_profile(path: Path) -> LatencyReport:
+def _formats(config: ExportConfig, device: LatencyReport | None) -> tuple[Format, ...]:
+    """Those that are asked for and, where there is a profile, that the device has an engine for."""
+    if device is None:
+        return config.formats
+    there = tuple(item for item in config.formats if any(row.variant.startswith(item) for row in device.variants))
+    if not there:
+        raise ConfigError(f"the device of the profile runs none of {', '.join(config.formats)}; ask for another --format.")
+    return there
+
+
+def _read_profile(path: Path, contract: Contract) -> LatencyReport:
     report = read_json(path, LatencyReport, ConfigError)
     here = fingerprint()["cpu"]
     if not report.variants or any(row.reference_ms is None for row in report.variants):
@@ -163,21 +194,18 @@ def _read_profile(path: Path) -> LatencyReport:
             f"{path} compares the device with {report.reference_cpu or 'an unknown machine'}, and this is {here}. "
             f"Export a bundle here, run `edgetl bench` with it on the device, and give that profile."
         )
+    if contract.threads is not None and contract.threads != report.threads:
+        raise ConfigError(f"{path} was taken with {report.threads} thread(s), and --threads says {contract.threads}. Take it with those.")
     return report
 
 
 def on_device(row: VariantReport, variant: Variant, device: LatencyReport) -> VariantReport:
     """A variant's figures on the device, estimated: decoding and preparing as they were there; inference by how much slower the device ran
-    the same kind of variant (else the same format, else any) than this machine did.
-
-    Raises:
-        ConfigError: the profile holds no variant of that format.
+    the same kind of variant, else the first of the same format, than this machine did.
     """
     same = [item for item in device.variants if item.variant == row.variant] or [
         item for item in device.variants if item.variant.startswith(variant.format)
     ]
-    if not same:
-        raise ConfigError(f"the profile has no {variant.format} variant to estimate {row.variant} from.")
     known = same[0]
     assert known.reference_ms is not None
     infer = _scaled(known.infer, variant.median_ms / known.reference_ms)

@@ -15,18 +15,21 @@ from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.contract import Clause, Contract
 from edgetl.core.images import load_image
-from edgetl.core.manifest import Format
+from edgetl.core.manifest import Format, Precision
 from edgetl.core.preprocess import normalise, to_pixels
 from edgetl.core.progress import Progress, silent
 from edgetl.data.folder import Sample, scan
-from edgetl.errors import AccuracyGateError, ContractError, EdgetlError, ExportError
+from edgetl.data.loading import stratified
+from edgetl.errors import AccuracyGateError, ConfigError, ContractError, EdgetlError, ExportError
 from edgetl.export.config import ExportConfig
 from edgetl.export.contract import export_under_contract
+from edgetl.export.package import model_name
 from edgetl.export.quantize_onnx import OnnxQuantizer
 from edgetl.export.quantize_openvino import OpenVinoQuantizer
 from edgetl.export.steps import Step
-from edgetl.export.to_onnx import to_onnx
+from edgetl.export.to_onnx import to_half, to_onnx
 from edgetl.export.to_openvino import read_onnx, save
+from edgetl.export.weights_only import pack_onnx, pack_openvino
 from edgetl.export.workbench import open_files
 from edgetl.measure.latency import time_calls
 from edgetl.train.backbones import Backbone
@@ -108,12 +111,17 @@ def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, pr
 
     Raises:
         ContractError: no backbone keeps the contract; the text names the clause, and nothing is written.
+        ConfigError: the contract has no limit, or ``out`` exists.
         EdgetlError: what ``rank``, ``train`` and ``export_under_contract`` raise.
     """
-    images = scan(data, progress=progress)
-    ranking = rank(data, config.rank, progress=progress)
+    if not config.contract.asked:
+        raise ConfigError("a contract needs a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
     with new_folder(out, overwrite=overwrite) as folder:
-        road = _Road(data, config, list(images.samples[:FEW_IMAGES]), len(images.labels), folder, progress)
+        images = scan(data, progress=progress)
+        ranking = rank(data, config.rank, progress=progress)
+        named = config.export.model_copy(update={"name": config.export.name or model_name(data.resolve().name)})
+        config = config.model_copy(update={"export": named})
+        road = _Road(data, config, stratified(images.samples, FEW_IMAGES), len(images.labels), folder, progress)
         trained = 0
         for item in ranking.ranked:
             if item.name.startswith(RANDOM) or trained == config.tries or not _could_keep(road, item):
@@ -122,7 +130,7 @@ def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, pr
             if _try(road, item):
                 break
         else:
-            raise ContractError(_explain(road, [item.name for item in ranking.ranked]))
+            raise ContractError(_explain(road, [item.name for item in ranking.ranked if not item.name.startswith(RANDOM)]))
         record = FitRecord(contract=config.contract, tried=tuple(road.tried))
         write_text(folder / RECORD_NAME, record.model_dump_json(indent=1) + "\n")
     return Fitted(open_bundle(out / "bundle"), out / "run", record)
@@ -183,7 +191,8 @@ def _cheapest(config: FitConfig, format_: Format, source: Path, calibration: lis
     if format_ == "openvino":
         plain = [folder / "model.xml", folder / "model.bin"]
         save(read_onnx(source, {}, {}), plain[0])
-    made = [plain] if set(config.export.precisions) - {"int8"} else []
+    made = [plain] if "fp32" in config.export.precisions else []
+    made += [_packed(precision, format_, source, plain, folder) for precision in config.export.precisions if precision in _PACKED]
     if "int8" in config.export.precisions:
         (folder / "work").mkdir()
         quantizer: OnnxQuantizer | OpenVinoQuantizer = (
@@ -196,6 +205,22 @@ def _cheapest(config: FitConfig, format_: Format, source: Path, calibration: lis
         except ExportError:
             made = made or [plain]
     return made
+
+
+_PACKED = ("fp16", "int8-weights")
+
+
+def _packed(precision: Precision, format_: Format, source: Path, plain: list[Path], folder: Path) -> list[Path]:
+    """The files with smaller weights."""
+    (folder / precision).mkdir()
+    files = [folder / precision / "model.onnx"] if format_ == "onnx" else [folder / precision / name for name in ("model.xml", "model.bin")]
+    if format_ == "onnx":
+        to_half(source, files[0]) if precision == "fp16" else pack_onnx(source, files[0])
+    elif precision == "fp16":
+        save(read_onnx(source, {}, {}), files[0], half=True)
+    else:
+        pack_openvino(plain[0], files[0], ({}, {}))
+    return files
 
 
 def _image_ms(backbone: Backbone, samples: list[Sample]) -> float:
@@ -217,7 +242,7 @@ def _try(road: _Road, item: Ranked) -> bool:
         bundle = export_under_contract(
             road.folder / "run", road.config.export, road.config.contract, road.folder / "bundle", progress=road.progress
         )
-    except (ContractError, AccuracyGateError) as error:
+    except (ContractError, AccuracyGateError, ExportError) as error:
         road.tried.append(Tried(backbone=item.name, outcome="refused", reason=str(error).split(" Nothing was written")[0]))
         return False
     record = bundle.manifest.contract

@@ -25,7 +25,7 @@ from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import Reading
 from edgetl.data.folder import Sample
 from edgetl.data.loading import stratified, truth_of
-from edgetl.errors import AccuracyGateError, StorageError
+from edgetl.errors import AccuracyGateError, ExportError, StorageError
 from edgetl.export.agreement import answers
 from edgetl.export.card import write_card
 from edgetl.export.config import ExportConfig
@@ -88,7 +88,7 @@ def export_bundle(
         StorageError: the bundle cannot be written.
     """
     run = open_run(run_path)
-    name = config.name or _model_name(run.record.name)
+    name = config.name or model_name(run.record.name)
     with new_folder(out, overwrite=overwrite) as folder, tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as work:
         _check_space(run, folder, config)
         bench = prepare(run, config, Path(work), data, progress)
@@ -138,7 +138,14 @@ def _export_variant(
     name = "-".join(kind)
     target = folder / name / "1"
     target.mkdir(parents=True)
-    made = take_pixels(bench, *kind, make(bench, *kind, source, target))
+    try:
+        made = take_pixels(bench, *kind, make(bench, *kind, source, target))
+    except ExportError as error:
+        if not bench.config.allow_missing or kind[1] == "fp32":
+            raise
+        packed.rejected.append(Rejected(name=name, reason=str(error)))
+        shutil.rmtree(target.parent)
+        return False
     if made.verdict.reason:
         packed.rejected.append(Rejected(name=name, reason=made.verdict.reason, ladder=made.rungs, sensitivities=made.sensitivities))
         shutil.rmtree(target.parent)
@@ -254,7 +261,7 @@ def _lineage(run: Run) -> Lineage:
     )
 
 
-def _model_name(run_name: str) -> str:
+def model_name(run_name: str) -> str:
     """The run's name without what a server's URL or a folder could not hold."""
     return re.sub(r"[^\w.-]+", "-", run_name).strip("-.") or "model"
 

@@ -46,11 +46,13 @@ def tune_for_int8(
     student.requires_grad_(True)
     handles = simulate(student, calibration, bits)
     optimizer = torch.optim.AdamW(student.parameters(), lr=RATE, weight_decay=0.0)
+    with torch.no_grad():
+        spread = float(torch.cat([model(torch.from_numpy(batch)) for batch in calibration]).var().clamp_min(1e-6))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step, batch in zip(range(steps), _shuffled(images, seed), strict=False):
         with torch.no_grad():
             wanted = model(batch)
-        loss = _distance(student(batch), wanted, task)
+        loss = _distance(student(batch), wanted, task, spread)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -128,9 +130,10 @@ def _shuffled(images: PixelSet, seed: int) -> Iterator[torch.Tensor]:
             yield torch.from_numpy(images.rows(order[start : start + BATCH]))
 
 
-def _distance(found: torch.Tensor, wanted: torch.Tensor, task: Task) -> torch.Tensor:
+def _distance(found: torch.Tensor, wanted: torch.Tensor, task: Task, spread: float) -> torch.Tensor:
+    """``spread`` is the variance of the trained model's numbers."""
     if task == "classification":
         return F.kl_div(found.log_softmax(dim=1), wanted.log_softmax(dim=1), log_target=True, reduction="batchmean")
     if task == "multi-label":
         return F.binary_cross_entropy_with_logits(found, wanted.sigmoid())
-    return F.mse_loss(found, wanted) / wanted.var().clamp_min(1e-6)
+    return F.mse_loss(found, wanted) / spread

@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
-from edgetl.core.answers import evaluate
 from edgetl.core.host import available_cores, versions
 from edgetl.core.manifest import Calibration, Format
 from edgetl.core.preprocess import PreprocessSpec
@@ -19,7 +19,7 @@ from edgetl.core.results import Proportion
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, stratified, truth_of
 from edgetl.errors import AccuracyGateError, ConfigError
-from edgetl.export.agreement import GateSet, Logits, answers, fall, trained_logits
+from edgetl.export.agreement import GateSet, Logits, answers, fall, lost_too_much, trained_logits
 from edgetl.export.climb import RefitData
 from edgetl.export.config import ExportConfig
 from edgetl.export.metadata import model_info, own_info
@@ -118,7 +118,9 @@ class Workbench:
             trained = answers(plain, images, stage="the trained model's answers", progress=self.progress)
             module = (model or self.run.load_model()).get_submodule(self.run.record.backbone.head_name)
             assert isinstance(module, nn.Linear)
-            head = FloatHead(module.weight.detach().numpy(), module.bias.detach().numpy())
+            own: torch.Tensor | None = module.bias
+            bias = torch.zeros(module.out_features) if own is None else own.detach()
+            head = FloatHead(module.weight.detach().numpy(), bias.numpy())
             self._refit[source] = RefitData(images, trained, head)
         return self._refit[source]
 
@@ -171,15 +173,14 @@ def _allow_for_size(bench: Workbench) -> None:
     """What another input size costs comes off ``max_drop``."""
     record = bench.run.record
     images = PixelSet(bench.gate.samples, record.preprocess)
-    whole = evaluate(record.reading, truth_of(bench.gate.samples), _ask(bench.run, images, bench.progress))
-    lost = fall(whole, bench.gate.evaluation)
-    if lost > bench.config.max_drop + 1e-9:
+    whole = GateSet(images, _ask(bench.run, images, bench.progress), record.reading)
+    if reason := lost_too_much(whole, bench.gate.trained, bench.config):
         raise AccuracyGateError(
-            f"at {bench.gate.spec.input_size[0]} pixels the trained model itself falls by {lost:.4f}, from {whole.score.value:.4f} to "
-            f"{bench.gate.evaluation.score.value:.4f} (limit {bench.config.max_drop:g}). Nothing was written. Train at that size, or allow "
-            f"more with --max-drop."
+            f"at {bench.gate.spec.input_size[0]} pixels, before any export: {reason}. Nothing was written. "
+            f"Train at that size, or allow more with --max-drop."
         )
-    bench.whole, bench.max_drop = whole.score, min(bench.config.max_drop, bench.config.max_drop - lost)
+    lost = fall(whole.evaluation, bench.gate.evaluation)
+    bench.whole, bench.max_drop = whole.evaluation.score, min(bench.config.max_drop, bench.config.max_drop - lost)
 
 
 def open_files(format_: Format, files: list[Path], *, threads: int | None = None) -> Logits:

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.config import StrictModel
-from edgetl.core.host import available_cores, fingerprint, load_average, versions
+from edgetl.core.host import fingerprint, load_average, versions
 from edgetl.core.images import load_image, read_image_file
 from edgetl.core.manifest import Variant
 from edgetl.core.progress import Progress, silent
 from edgetl.errors import ConfigError, EngineError, MissingExtraError
 from edgetl.measure.latency import MIN_CALLS, Percentiles, percentiles
-from edgetl.runtime.engine import installed
+from edgetl.runtime.engine import default_threads, installed
 from edgetl.runtime.predictor import Predictor, load
 
 WARM_UP_RUNS = 20
@@ -92,7 +92,7 @@ def measure_bundle(
         path: the bundle.
         variants: names; none means all.
         images: files to decode in turn; none takes the bundle's golden images.
-        threads: for one inference; none means every core that this process may use.
+        threads: for one inference; none means what the bundle's contract says, or every core that this process may use.
         runs: timed images of each variant; 662 are needed for a 99th percentile.
         max_seconds: a variant's timing ends after this, whatever ``runs`` says.
         progress: told after each variant.
@@ -105,7 +105,7 @@ def measure_bundle(
     bundle = open_bundle(path)
     ready, skipped = _loadable(bundle, variants)
     encoded = [read_image_file(image) for image in images] or [bundle.read(golden.image) for golden in bundle.manifest.golden]
-    count, before = threads or available_cores(), load_average()
+    count, before = threads or default_threads(bundle.manifest), load_average()
     reports = []
     for done, variant in enumerate(ready):
         progress(f"timing {variant.name}", done, len(ready))

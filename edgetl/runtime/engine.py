@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle
 from edgetl.core.host import available_cores, versions
-from edgetl.core.manifest import Format, Variant
+from edgetl.core.manifest import Format, Manifest, Variant
 from edgetl.core.preprocess import Batch
 from edgetl.errors import BundleError, ConfigError, EngineError, MissingExtraError
 from edgetl.runtime.ports import Ports, check_ports
@@ -71,6 +71,12 @@ def read_variant(bundle: Bundle, variant: Variant) -> list[bytes]:
     return [bundle.read(file) for file in variant.files]
 
 
+def default_threads(manifest: Manifest) -> int:
+    """As many as the bundle's contract was kept with, else every core that this process may use."""
+    cores = available_cores()
+    return min(manifest.contract.chosen.threads, cores) if manifest.contract else cores
+
+
 def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None) -> Engine:
     """Read and check the variant's files and load them into their engine.
 
@@ -89,7 +95,7 @@ def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None)
     files = read_variant(bundle, variant)
     manifest = bundle.manifest
     if threads is None:
-        threads = min(manifest.contract.chosen.threads, available_cores()) if manifest.contract else available_cores()
+        threads = default_threads(manifest)
     try:
         engine = load_engine(variant.format, files, threads=threads)
         check_ports(engine.ports, variant, manifest.preprocess, len(manifest.labels))

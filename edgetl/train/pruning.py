@@ -79,8 +79,8 @@ def prune_run(
     model = run.load_model()
     example = torch.zeros(1, 3, *record.preprocess.input_size)
     before = _cost(model, example)
-    smaller = prune(model, record.backbone.head_name, example, share)
     with new_folder(out, overwrite=overwrite) as folder:
+        smaller = prune(model, record.backbone.head_name, example, share)
         backbone = _backbone(run, smaller)
         _check_rebuilds(run, backbone)
         validation = _measure(run, smaller, "val", data, progress)

@@ -11,6 +11,7 @@ from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.tasks import Reading
 from edgetl.data.folder import scan
 from edgetl.data.loading import PixelSet, batches
+from edgetl.errors import ExportError
 from edgetl.export.agreement import GateSet, Logits, compare, judge
 from edgetl.export.climb import Ground, RefitData, climb, refit_head
 from edgetl.export.config import ExportConfig
@@ -165,6 +166,19 @@ def test_the_operations_that_cost_most_stay_in_fp32(gate: GateSet, tmp_path: Pat
     assert recorder.spared == [(), ("pool", "conv")] and not climbed.verdict.reason
     assert [item.operation for item in climbed.sensitivities] == ["pool", "conv", "head"]
     assert climbed.sensitivities[0].loss > climbed.sensitivities[1].loss > 0 > climbed.sensitivities[2].loss
+
+
+def test_a_step_that_cannot_be_made_is_recorded_and_the_next_one_tried(gate: GateSet, tmp_path: Path) -> None:
+    class _Refusing(_Recorder):
+        def quantize(self, step: Step, folder: Path, spared: tuple[str, ...] = ()) -> list[Path]:
+            if step.full_bias:
+                raise ExportError("the tool refuses.")
+            return super().quantize(step, folder, spared)
+
+    climbed = climb(_Refusing(), [Step(full_bias=True), Step()], tmp_path, _ground(gate, lambda files: _brightest))
+    assert [(rung.passed, rung.reason) for rung in climbed.rungs] == [(False, "the tool refuses."), (True, "")]
+    with pytest.raises(ExportError, match="the tool refuses"):
+        climb(_Refusing(), [Step(full_bias=True)], tmp_path, _ground(gate, lambda files: _brightest))
 
 
 def test_explain_measures_the_operations_of_a_file_that_passed(gate: GateSet, tmp_path: Path) -> None:

@@ -7,16 +7,20 @@ import pytest
 
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.contract import Clause, Contract
+from edgetl.core.manifest import Precision
+from edgetl.data.folder import scan
 from edgetl.errors import ConfigError, ContractError
 from edgetl.export.config import ExportConfig
 from edgetl.export.contract import export_under_contract, on_device
-from edgetl.export.fit import FitConfig, fit
+from edgetl.export.fit import FitConfig, costs, fit
 from edgetl.measure.scenarios import measure_bundle
+from edgetl.runtime.engine import default_threads
 from edgetl.runtime.predictor import load
 from edgetl.runtime.verify import verify
 from edgetl.train.config import TrainConfig
 from edgetl.train.ranking import RankConfig
 from edgetl.train.run import Run
+from edgetl.train.sources import load_backbone
 from tests.command import edgetl
 
 CONFIG = ExportConfig(max_drop=0.02, calibration_images=60, gate_images=200)
@@ -57,7 +61,7 @@ def test_a_contract_that_cannot_be_kept_names_its_clause(run: Run, tmp_path: Pat
 def test_a_smaller_input_is_tried_with_what_it_costs(run: Run, tmp_path: Path) -> None:
     """A limit between the two inputs' times: the smaller is fast enough, and loses more accuracy than allowed."""
     config = CONFIG.model_copy(update={"formats": ("onnx",), "precisions": ("fp32",), "max_drop": 0.0})
-    with pytest.raises(ContractError, match=r"At 32 px: at 32 pixels the trained model itself falls by 0\.\d+"):
+    with pytest.raises(ContractError, match=r"At 32 px: at 32 pixels, before any export: accuracy falls by 0\.\d+"):
         contract = Contract(max_latency_ms=_infer_ms(run, tmp_path) * 0.7, latency_of="infer", threads=1)
         export_under_contract(run.path, config, contract, tmp_path / "bundle")
 
@@ -99,9 +103,47 @@ def test_a_devices_profile_scales_the_times(bundle: Bundle, run: Run, tmp_path: 
         export_under_contract(run.path, CONFIG, Contract(max_latency_ms=1000), tmp_path / "other", profile=profile)
 
 
-def test_a_contract_without_a_limit_is_a_mistake(run: Run, tmp_path: Path) -> None:
+def test_a_contract_without_a_limit_is_a_mistake(run: Run, colours: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a contract needs a limit"):
         export_under_contract(run.path, CONFIG, Contract(threads=1), tmp_path / "bundle")
+    with pytest.raises(ConfigError, match="a contract needs a limit"):
+        fit(colours, _fit_config(Contract(threads=1)), tmp_path / "fit")
+    for option in (("--threads", "1"), ("--latency-of", "infer"), ("--profile", "device.json")):
+        done = edgetl("export", run.path, "--out", tmp_path / "bundle", *option)
+        assert done.returncode == 3 and "belong to a limit" in done.stderr
+
+
+def test_all_variants_of_a_bundle_keep_it_with_one_thread_count(run: Run, tmp_path: Path) -> None:
+    made = export_under_contract(run.path, CONFIG, Contract(max_latency_ms=1000), tmp_path / "bundle")
+    record = made.manifest.contract
+    assert record is not None and default_threads(made.manifest) == record.chosen.threads
+    report = measure_bundle(made.path, runs=10, max_seconds=1.0)
+    assert report.threads == record.chosen.threads, "bench times what predict does"
+
+
+def test_a_profile_is_of_its_own_threads_and_engines(bundle: Bundle, run: Run, tmp_path: Path) -> None:
+    report = measure_bundle(bundle.path, variants=["onnx-fp32", "onnx-int8"], runs=80, max_seconds=2.0, threads=2)
+    profile = tmp_path / "device.json"
+    profile.write_text(report.model_dump_json())
+    config = CONFIG.model_copy(update={"precisions": ("fp32",)})
+    made = export_under_contract(run.path, config, Contract(max_latency_ms=1000), tmp_path / "bundle", profile=profile)
+    assert made.manifest.contract is not None and made.manifest.contract.chosen.threads == 2
+    assert [item.name for item in made.manifest.variants] == ["onnx-fp32"], "the device has one engine"
+    with pytest.raises(ConfigError, match=r"taken with 2 thread\(s\), and --threads says 1"):
+        export_under_contract(run.path, config, Contract(max_latency_ms=1000, threads=1), tmp_path / "other", profile=profile)
+
+
+@pytest.mark.parametrize(("precision", "share"), [("fp16", 0.6), ("int8-weights", 0.45), ("int8", 0.45)])
+def test_what_a_backbone_could_weigh_is_measured_in_the_precision_asked_for(colours: Path, precision: Precision, share: float) -> None:
+    samples = list(scan(colours).samples[:4])
+    backbone = load_backbone(TrainConfig(backbone="edgetl_small"), 3)
+
+    def size(wanted: Precision) -> float:
+        config = _fit_config(Contract(max_size_mb=1))
+        export = config.export.model_copy(update={"precisions": (wanted,)})
+        return costs(backbone, config.model_copy(update={"export": export}), samples)[0].found
+
+    assert size(precision) < share * size("fp32")
 
 
 def test_a_clause_says_by_how_much() -> None:

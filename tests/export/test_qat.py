@@ -45,6 +45,13 @@ def test_training_repairs_what_rounding_to_four_bits_breaks(run: Run) -> None:
     assert set(tuned.state_dict()) == set(model.state_dict())
 
 
+def test_a_last_batch_of_one_image_does_not_ruin_a_network_of_numbers(run: Run) -> None:
+    model = run.load_model()
+    images = PixelSet(stratified(run.samples("train"), 33), run.record.preprocess)
+    tuned = tune_for_int8(model, images, [next(images.batches())], "regression", 3)
+    assert all(torch.isfinite(value).all() for value in tuned.state_dict().values() if value.is_floating_point())
+
+
 @pytest.mark.parametrize("format_", ["onnx", "openvino"])
 def test_where_no_step_is_enough_the_network_is_trained_for_int8(
     format_: Format, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
