@@ -18,6 +18,7 @@
     ├── StorageError       15   a file cannot be written (disk full, no permission)
     ├── LicenceError       16   the licence of the weights does not fit the policy
     ├── ContractError      17   no variant keeps the limits of a deployment contract
+    ├── RequestError       18   a request to the server cannot be answered; ends the request, never the process
     └── StoppedError      143   SIGTERM came; the state was saved
 
 A message says what happened, where, and what to do next.
@@ -125,6 +126,16 @@ class ContractError(EdgetlError):
     """No variant keeps the limits of a deployment contract; the text names the clause."""
 
     exit_code = 17
+
+
+class RequestError(EdgetlError):
+    """A request to the server cannot be answered; ``status`` is the HTTP status, the text goes to the client."""
+
+    exit_code = 18
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class StoppedError(EdgetlError):

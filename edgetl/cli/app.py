@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from edgetl.cli import bench, demo, device, export, fit, prune, share, soup, train, zoo
+from edgetl.cli import bench, demo, device, export, fit, prune, serve, share, soup, train, zoo
 from edgetl.cli.session import err, print_error
 from edgetl.errors import EdgetlError
 from edgetl.runtime.engine import silence_makers
@@ -42,6 +42,7 @@ for command in (
     device.inspect_command,
     device.predict_command,
     bench.bench_command,
+    serve.serve_command,
     zoo.pretrain_command,
 ):
     app.command(command.__name__.removesuffix("_command"))(command)

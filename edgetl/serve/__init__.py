@@ -1,0 +1,1 @@
+"""HTTP on the device: the Open Inference Protocol, metrics."""
