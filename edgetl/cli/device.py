@@ -116,6 +116,7 @@ def _show_manifest(manifest: Manifest) -> None:
         ("backbone", f"{lineage.architecture}, {lineage.strategy}, {lineage.train_images} training images"),
         ("licence", lineage.licence or "not stated"),
         ("calibration", f"{manifest.calibration.n} training images" if manifest.calibration else "none"),
+        *_contract(manifest),
         ("golden", f"{len(manifest.golden)} images"),
         ("release", str(manifest.release)),
         ("made", f"{manifest.created} on {manifest.host['cpu']}"),
@@ -126,6 +127,13 @@ def _show_manifest(manifest: Manifest) -> None:
     for item in manifest.rejected:
         facts.add_row("left out", escape(f"{item.name}: {item.reason}"))
     out.print(facts)
+
+
+def _contract(manifest: Manifest) -> list[tuple[str, str]]:
+    if manifest.contract is None:
+        return []
+    chosen = manifest.contract.chosen
+    return [("contract", f"{chosen.variant} on {chosen.threads} thread(s): {', '.join(clause.describe() for clause in chosen.clauses)}")]
 
 
 def _taken(manifest: Manifest) -> str:
