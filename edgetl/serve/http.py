@@ -102,8 +102,9 @@ class Server:
         asked, answered = await self._answer(request, self._model(request), parse)
         body, header_length = write_answer(asked, answered)
         if header_length is None:
-            return Response(body, media_type="application/json")
-        return Response(body, media_type="application/octet-stream", headers={HEADER_LENGTH: str(header_length)})
+            return Response(body, media_type="application/json", headers=self._closing())
+        headers = {HEADER_LENGTH: str(header_length), **self._closing()}
+        return Response(body, media_type="application/octet-stream", headers=headers)
 
     async def _predict(self, request: Request) -> Response:
         """One encoded image as the body, for the model that ``?model=`` names or the only one."""
@@ -117,9 +118,12 @@ class Server:
         _, answered = await self._answer(request, self._models.find(name, request.query_params.get("version")), parse)
         scores = dict(zip(answered.labels, answered.scores[0].tolist(), strict=True))
         label = max(scores, key=lambda item: scores[item])
-        return JSONResponse(
-            {"model": answered.model, "version": answered.version, "label": label, "score": scores[label], "scores": scores}
-        )
+        answer = {"model": answered.model, "version": answered.version, "label": label, "score": scores[label], "scores": scores}
+        return JSONResponse(answer, headers=self._closing())
+
+    def _closing(self) -> dict[str, str]:
+        """During the drain a client is told not to send its next request on this connection, which is about to close."""
+        return {} if self.ready else {"Connection": "close"}
 
     async def _answer(
         self, request: Request, model: Model, parse: Callable[[Model, bytes], Awaitable[InferRequest]]
