@@ -33,8 +33,11 @@ def to_onnx(model: nn.Module, spec: PreprocessSpec, path: Path, metadata: dict[s
         metadata: written as ``metadata_props``.
 
     Raises:
-        ExportError: torch cannot export the network.
+        ExportError: torch cannot export the network, or a weight is not finite.
     """
+    broken = [name for name, value in model.state_dict().items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if broken:
+        raise ExportError(f"the weights {', '.join(broken[:3])} hold numbers that are not finite; nothing could be measured. Train again.")
     merged = reparameterize_model(model).eval()
     example = torch.zeros(2, 3, *spec.input_size)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -15,7 +17,7 @@ import edgetl
 from edgetl.core.bundle import Bundle
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.loading import PixelSet, batches, stratified
-from edgetl.errors import AccuracyGateError
+from edgetl.errors import AccuracyGateError, ExportError
 from edgetl.export import package
 from edgetl.export.agreement import STRICT_BATCHES, GateSet, judge, trained_logits
 from edgetl.export.config import ExportConfig
@@ -141,3 +143,14 @@ def test_one_bundle_answers_alike_in_two_engines(bundle: Bundle, run: Run, preci
         assert float((answers[-1] == truth).mean()) == pytest.approx(recorded.value, abs=0.005)
     agreement = float((answers[0] == answers[1]).mean())
     assert len(samples) > 300 and agreement >= (0.96 if precision == "int8" else 0.99), f"{agreement:.4f} of {len(samples)} test images"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named_before_anything_is_written(run: Run, tmp_path: Path, value: float) -> None:
+    model = run.load_model()
+    name, weight = next(iter(model.named_parameters()))
+    with torch.no_grad():
+        weight.view(-1)[0] = value
+    with pytest.raises(ExportError, match=rf"the weights {re.escape(name)} hold numbers that are not finite"):
+        to_onnx(model, run.record.preprocess, tmp_path / "model.onnx", {})
+    assert list(tmp_path.iterdir()) == []

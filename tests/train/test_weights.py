@@ -45,6 +45,34 @@ def test_a_truncated_safetensors_is_refused(tmp_path: Path, network: torch.nn.Mo
         load_backbone(TrainConfig(backbone="test_resnet", weights=str(path)), 3)
 
 
+def _header(entries: str, *, length: int | None = None, data: bytes = bytes(16)) -> bytes:
+    header = entries.encode()
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _header("{}", length=0),
+        _header("{}", length=200_000_000),
+        _header("{}", length=2**63),
+        _header('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}'),
+        _header('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[12,16]}}'),
+        _header('{"a":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,16]}}'),
+        _header(
+            '{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', data=bytes(32)
+        ),
+        _header('{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'),
+    ],
+    ids=["no header", "longer than allowed", "longer than any", "overlapping", "hole", "overflow", "twice", "beyond the file"],
+)
+def test_a_malformed_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(BackboneError, match=r"odd\.safetensors cannot be read as safetensors"):
+        load_tensors(path)
+
+
 def test_a_pickle_renamed_to_safetensors_is_refused_and_does_not_run(tmp_path: Path) -> None:
     path = tmp_path / "fake.safetensors"
     torch.save({"a": _Payload(tmp_path / "ran")}, path)
