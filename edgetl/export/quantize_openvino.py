@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +81,22 @@ class OpenVinoQuantizer:
             backend_params={"compress_weights": False},
         )
         try:
-            with _quiet():
-                if step.controlled:
-                    self._model = self._controlled(model, settings, advanced)
-                else:
-                    self._model = nncf.quantize(model, nncf.Dataset(self._calibration), advanced_parameters=advanced, **settings)
+            # NNCF makes cores of its own, whose signal stacks would stay with this thread (see ``runtime.ov.core``).
+            with _quiet(), ThreadPoolExecutor(max_workers=1) as thread:
+                self._model = thread.submit(self._by_nncf, step, model, settings, advanced).result()
         except (nncf.ValidationError, nncf.UnsupportedModelError, nncf.InternalError, RuntimeError) as error:
             raise ExportError(f"NNCF {nncf.__version__} cannot quantize {self._source.name}: {str(error).splitlines()[0]}") from error
         return self._save(self._model, folder)
+
+    def _by_nncf(
+        self, step: Step, model: ov.Model, settings: dict[str, Any], advanced: nncf.AdvancedQuantizationParameters
+    ) -> ov.Model:  # fmt: skip
+        try:
+            if step.controlled:
+                return self._controlled(model, settings, advanced)
+            return nncf.quantize(model, nncf.Dataset(self._calibration), advanced_parameters=advanced, **settings)
+        finally:
+            gc.collect()  # what NNCF leaves in cycles dies in its own thread
 
     def _controlled(self, model: ov.Model, settings: dict[str, Any], advanced: nncf.AdvancedQuantizationParameters) -> ov.Model:
         assert self._watched is not None, "the accuracy-aware step needs labelled images"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 from collections.abc import Iterator, Sequence
 
@@ -222,6 +223,8 @@ def leave_signals(_worker: int) -> None:
     loaders until its state is saved. Ignoring SIGTERM for good would be worse: a parent that fails ends its loaders so, and waits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_S))
+    # A worker that the alarm killed would be an error to the parent, raised wherever it is, also while it ends.
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
 
 
 def _workers(config: TrainConfig) -> int:
