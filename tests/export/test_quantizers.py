@@ -113,6 +113,7 @@ def test_a_vision_transformers_matrix_products_are_quantized_alone(tmp_path: Pat
     assert turned is not None and turned > 0.9
 
 
+@pytest.mark.slow
 def test_the_accuracy_aware_search_ends_with_a_network_that_answers(bundle: Bundle, run: Run, tmp_path: Path) -> None:
     from edgetl.data.loading import truth_of
     from edgetl.export.steps import Probe
