@@ -6,7 +6,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from edgetl.core.manifest import Manifest, Rejected, Variant
+from edgetl.core.manifest import Manifest, Rejected, Rung, Variant
 from edgetl.core.results import Evaluation, Proportion
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.measure.latency import MIN_CALLS, Percentiles
@@ -78,13 +78,14 @@ def variants_table(manifest: Manifest) -> Table:
 def ladder_lines(manifest: Manifest) -> list[str]:
     """For each int8 variant, the quantization steps tried and what each measured."""
     ladders = [*((item.name, item.ladder) for item in manifest.variants), *((item.name, item.ladder) for item in manifest.rejected)]
-    figure = SCORE_NAMES[manifest.task]
-    return [
-        f"{name}: {rung.method}: {figure} {rung.accuracy:.4f} (drop {rung.drop:+.4f}), confident agreement {rung.confident_top1:.3f}: "
-        f"{'passed' if rung.passed else f'not enough: {rung.reason}' if rung.reason else 'not enough'}"
-        for name, rungs in ladders
-        for rung in rungs
-    ]
+    return [f"{name}: {rung.method}: {_measured(rung, SCORE_NAMES[manifest.task])}" for name, rungs in ladders for rung in rungs]
+
+
+def _measured(rung: Rung, figure: str) -> str:
+    if rung.accuracy is None or rung.drop is None or rung.confident_top1 is None:
+        return f"could not be made: {rung.reason}"
+    said = "passed" if rung.passed else f"not enough: {rung.reason}" if rung.reason else "not enough"
+    return f"{figure} {rung.accuracy:.4f} (drop {rung.drop:+.4f}), confident agreement {rung.confident_top1:.3f}: {said}"
 
 
 def sensitive_lines(manifest: Manifest) -> list[str]:

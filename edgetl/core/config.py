@@ -61,7 +61,7 @@ def parse_json(data: bytes, model: type[Model], error: type[EdgetlError], *, nam
         EdgetlError: as the class ``error``.
     """
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        value = load_json(data)
     except (ValueError, RecursionError) as cause:
         raise error(f"{name} is not valid JSON: {cause}.") from cause
     version = value.get("schema_version") if isinstance(value, dict) else None
@@ -73,6 +73,16 @@ def parse_json(data: bytes, model: type[Model], error: type[EdgetlError], *, nam
         return model.model_validate_json(data, strict=True)
     except (ValidationError, ValueError) as cause:
         raise error(f"{name} does not fit its schema: {_first_problems(cause)}.") from cause
+
+
+def load_json(data: bytes) -> Any:
+    """The value of ``data``: UTF-8, no key twice in one object, no NaN or infinity.
+
+    Raises:
+        ValueError: it is not that.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:

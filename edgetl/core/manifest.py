@@ -88,15 +88,15 @@ class Rung(LeanModel):
     """One step of the quantization ladder: what was tried and what it measured on the validation images.
 
     ``accuracy`` is the task's figure as in ``Evaluation.score``; ``drop`` is what the gate judged, ``fall`` (of classes) the loss of
-    accuracy with its interval, and ``reason`` why the step was not enough.
+    accuracy with its interval, and ``reason`` why the step was not enough. A step that the tools could not make has no figures.
     """
 
     lean: ClassVar[frozenset[str]] = frozenset({"fall", "reason"})
 
     method: str
-    accuracy: float
-    drop: float
-    confident_top1: float
+    accuracy: float | None
+    drop: float | None
+    confident_top1: float | None
     passed: bool
     fall: Fall | None = None
     reason: str = ""

@@ -90,7 +90,7 @@ def climb(quantizer: Quantizer, steps: Sequence[Step], folder: Path, ground: Gro
             made = _write(quantizer, step, folder, spared, ground)
         except ExportError as error:
             failure = error  # another step may do what this one cannot
-            rungs.append(Rung(method=step.method, accuracy=0.0, drop=1.0, confident_top1=0.0, passed=False, reason=str(error)))
+            rungs.append(Rung(method=step.method, accuracy=None, drop=None, confident_top1=None, passed=False, reason=str(error)))
             continue
         files, verdict = made, ground.judge(ground.open_files(made))
         rungs.append(_record(step, verdict))

@@ -20,7 +20,7 @@ from edgetl.serve.body import read_body
 from edgetl.serve.lane import BusyError, Lane
 from edgetl.serve.meters import Meters
 from edgetl.serve.models import Model, Models
-from edgetl.serve.protocol import HEADER_LENGTH, SCORES, Answered, InferRequest, Wanted, read_request, write_answer
+from edgetl.serve.protocol import HEADER_LENGTH, SCORES, Answered, InferRequest, Wanted, is_count, read_request, write_answer
 
 EXTENSIONS = ["binary_tensor_data", "classification"]
 RETRY_AFTER_S = 1
@@ -160,7 +160,7 @@ class Server:
         given = request.headers.get(_TIMEOUT_HEADER)
         if given is None:
             return self._limits.deadline_s
-        if not given.isascii() or not given.isdigit():
+        if not is_count(given):
             raise RequestError(400, f"the header {_TIMEOUT_HEADER} takes whole milliseconds.")
         return min(self._limits.deadline_s, int(given) / 1000)
 

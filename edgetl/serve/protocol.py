@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.core.config import load_json
 from edgetl.core.preprocess import Batch
 from edgetl.errors import RequestError
 
@@ -100,9 +101,14 @@ def read_request(body: bytes, header_length: str | None, port: Port, *, max_batc
 
 
 def _length(text: str, total: int) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > total:
+    if not is_count(text) or int(text) > total:
         raise RequestError(400, f"the header {HEADER_LENGTH} must be the length of the JSON, at most that of the body ({total}).")
     return int(text)
+
+
+def is_count(text: str) -> bool:
+    """Whether a header's text is a whole number of at most nine digits; Python refuses to read thousands of them."""
+    return text.isascii() and text.isdigit() and len(text) <= 9
 
 
 def _raw(body: bytes, port: Port) -> InferRequest:
@@ -118,24 +124,13 @@ def _raw(body: bytes, port: Port) -> InferRequest:
 
 def _json_object(data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = load_json(data)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
         raise RequestError(400, f"the request is not valid JSON: {reason}") from error
     if not isinstance(value, dict):
         raise RequestError(400, "the request must be a JSON object.")
     return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return result
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"the number {name} is not allowed")
 
 
 def _object(value: dict[str, Any], key: str) -> dict[str, Any]:

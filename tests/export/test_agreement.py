@@ -177,6 +177,7 @@ def test_a_step_that_cannot_be_made_is_recorded_and_the_next_one_tried(gate: Gat
 
     climbed = climb(_Refusing(), [Step(full_bias=True), Step()], tmp_path, _ground(gate, lambda files: _brightest))
     assert [(rung.passed, rung.reason) for rung in climbed.rungs] == [(False, "the tool refuses."), (True, "")]
+    assert climbed.rungs[0].accuracy is None, "nothing was measured"
     with pytest.raises(ExportError, match="the tool refuses"):
         climb(_Refusing(), [Step(full_bias=True)], tmp_path, _ground(gate, lambda files: _brightest))
 

@@ -131,10 +131,12 @@ def _infer(web: httpx.Client, bundle: Bundle, content: bytes | dict[str, Any], *
         (gzip.compress(bytes(40_000_000)), {"content_encoding": "gzip"}, 413, "when it is decompressed"),
         (b" " * 16_000_001, {}, 413, "may have 16000000 bytes"),
         (b"{}", {"request_timeout_ms": "soon"}, 400, "whole milliseconds"),
+        (b"{}", {"request_timeout_ms": "9" * 5000}, 400, "whole milliseconds"),
+        (b"{}", {"inference_header_content_length": "9" * 5000}, 400, "at most that of the body"),
         (b'{"inputs": [], "inputs": []}', {}, 400, "a key stands twice"),
         (b"[" * 250_000, {}, 400, "nested too deeply"),
     ],
-    ids=["empty", "no image", "length", "brotli", "no gzip", "bomb", "large", "deadline", "twice", "deep"],
+    ids=["empty", "no image", "length", "brotli", "no gzip", "bomb", "large", "deadline", "long deadline", "long length", "twice", "deep"],
 )
 def test_what_cannot_be_answered_is_told_in_json(
     web: httpx.Client, bundle: Bundle, content: bytes, headers: dict[str, str], status: int, said: str
