@@ -11,6 +11,7 @@ from rich.table import Table
 
 from edgetl.cli.session import JsonOption, LabelsOption, ThreadsOption, VerboseOption, err, out, print_json, working
 from edgetl.cli.tables import figures_line, ladder_lines, variants_table
+from edgetl.core.answers import describe
 from edgetl.core.bundle import RUN_RECORD_NAME, open_bundle
 from edgetl.core.images import EXTENSIONS
 from edgetl.core.manifest import Manifest, describe_parent
@@ -169,12 +170,7 @@ def _predict(predictor: Predictor, path: Path) -> dict[str, object]:
         answer = predictor.predict(path)
     except ImageError as error:
         return {"image": str(path), "error": str(error)}
-    answers: dict[str, object] = {"label": answer.label, "score": answer.score}
-    if predictor.reading.task == "multi-label":
-        answers = {"labels": list(answer.labels)}
-    elif answer.value is not None:
-        answers = {"value": answer.value}
-    return {"image": str(path), **answers, "scores": dict(zip(predictor.labels, answer.scores, strict=True))}
+    return {"image": str(path), **describe(predictor.reading, answer)}
 
 
 def _show_prediction(row: dict[str, object], top: int) -> None:

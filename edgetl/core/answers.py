@@ -48,6 +48,16 @@ def predictions(reading: Reading, outputs: NDArray[np.float32]) -> list[Predicti
             assert_never(reading.task)
 
 
+def describe(reading: Reading, answer: Prediction) -> dict[str, object]:
+    """An answer as JSON shows it: the class and its score, the labels that are held, or the number; and every score."""
+    said: dict[str, object] = {"label": answer.label, "score": answer.score}
+    if reading.task == "multi-label":
+        said = {"labels": list(answer.labels)}
+    elif answer.value is not None:
+        said = {"value": answer.value}
+    return {**said, "scores": dict(zip(reading.labels, answer.scores, strict=True))}
+
+
 def held_labels(reading: Reading, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Bool ``[n, labels]``: where a score reaches its label's threshold."""
     held: NDArray[np.bool_] = scores >= np.array(reading.decision.thresholds, np.float32)

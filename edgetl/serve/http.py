@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from edgetl.core.answers import describe, predictions
 from edgetl.errors import EngineError, ImageError, RequestError
 from edgetl.serve.body import read_body
 from edgetl.serve.lane import BusyError, Lane
@@ -115,10 +116,11 @@ class Server:
             return InferRequest("", None, (body,), (Wanted(SCORES),))
 
         name = request.query_params.get("model") or self._models.names[0]
-        _, answered = await self._answer(request, self._models.find(name, request.query_params.get("version")), parse)
-        scores = dict(zip(answered.labels, answered.scores[0].tolist(), strict=True))
-        label = max(scores, key=lambda item: scores[item])
-        answer = {"model": answered.model, "version": answered.version, "label": label, "score": scores[label], "scores": scores}
+        model = self._models.find(name, request.query_params.get("version"))
+        _, answered = await self._answer(request, model, parse)
+        reading = model.predictor.reading
+        (prediction,) = predictions(reading, answered.logits)
+        answer = {"model": answered.model, "version": answered.version, **describe(reading, prediction)}
         return JSONResponse(answer, headers=self._closing())
 
     def _closing(self) -> dict[str, str]:
