@@ -54,15 +54,18 @@ def serve_command(
         from edgetl.serve.models import Models
         from edgetl.serve.run import Address, serve
         from edgetl.serve.service import Staff
-        from edgetl.serve.tls import check_certificate
         from edgetl.serve.worker import Order
 
         each = threads or max(1, available_cores() // processes)
         limits = Limits(max_body_bytes=int(max_body_mb * 1e6), requests=processes * each + queue_size, deadline_s=deadline_s)
         token = read_token(token_file) if token_file else None
         certificate = (tls_cert, tls_key) if tls_cert and tls_key else None
-        if certificate and (warning := check_certificate(*certificate)):
-            err.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+        if certificate:
+            # Here and not above: it takes 8 MB that a server without TLS does without.
+            from edgetl.serve.tls import check_certificate
+
+            if warning := check_certificate(*certificate):
+                err.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
         address = Address(host, port, token, certificate)
 
         def started(models: Models) -> None:
