@@ -1,4 +1,4 @@
-"""``python -m bench.serve BUNDLE``: `edgetl serve` under load, beside the plain loop that it must not be much slower than, and beside peers.
+"""``python -m bench.serve BUNDLE``: `edgetl serve` under load, beside the plain loop that it must keep up with, and beside peers.
 
 Closed loop, by wrk, with one 65 KB photograph, at 1 and at 8 connections: edgetl, FastAPI around the same predictor in threads, and
 LitServe with the same predictor in as many processes. Each round takes all of them in turn; ratios are of one round, and their median

@@ -16,7 +16,7 @@ class Api(litserve.LitAPI):
         super().__init__()
         self.bundle, self.variant = bundle, variant
 
-    def setup(self, device: str) -> None:
+    def setup(self, device: str) -> None:  # noqa: ARG002
         self.predictor = load(self.bundle, variant=self.variant, threads=1)
 
     def decode_request(self, request: Request) -> bytes:

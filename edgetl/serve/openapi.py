@@ -25,7 +25,8 @@ _SAID = {
 _OF_WORK = ("400", "401", "404", "408", "413", "415", "500", "503", "504")
 _HEADERS = [
     {
-        "name": "Request-Timeout-Ms", "in": "header", "required": False, "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
+        "name": "Request-Timeout-Ms", "in": "header", "required": False,
+        "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
         "description": "Answer 504 instead of computing when the request waited longer than this.",
     },
     {
@@ -50,7 +51,9 @@ def document(models: Models, version: str) -> Json:
             "/v2/health/live": _get("Is the process alive?", {"live": {"type": "boolean"}}, open_to_all=True),
             "/v2/health/ready": _get("Should requests be sent here?", {"ready": {"type": "boolean"}}, "503", open_to_all=True),
             "/v2": _get("The server.", {"name": _TEXT, "version": _TEXT, "extensions": {"type": "array", "items": _TEXT}}),
-            "/metrics": {"get": {"summary": "Prometheus metrics.", "responses": {"200": _content("text/plain", _TEXT, "Text."), **_errors("401")}}},
+            "/metrics": {
+                "get": {"summary": "Prometheus metrics.", "responses": {"200": _content("text/plain", _TEXT, "Text."), **_errors("401")}}
+            },
             "/predict": {"post": _predict(models)},
             **_of_models(models),
         },

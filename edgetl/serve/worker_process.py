@@ -66,7 +66,7 @@ def _count(job: Job) -> int:
 class _Process:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._stream = open(connection.fileno(), "rb", buffering=1 << 18, closefd=False)
+        self._stream = open(connection.fileno(), "rb", buffering=1 << 18, closefd=False)  # noqa: SIM115 - as long as the process
         self._sending = threading.Lock()
         self._models: list[Predictor] = []
 
