@@ -18,9 +18,11 @@ from starlette.routing import Route
 from edgetl.core.answers import describe, predictions
 from edgetl.errors import EngineError, ImageError, RequestError
 from edgetl.serve.body import read_body
+from edgetl.serve.cards import card
 from edgetl.serve.lane import BusyError, Lane
 from edgetl.serve.meters import Meters
 from edgetl.serve.models import Model, Models
+from edgetl.serve.page import page_routes
 from edgetl.serve.protocol import HEADER_LENGTH, SCORES, Answered, InferRequest, Wanted, is_count, read_request, write_answer
 
 EXTENSIONS = ["binary_tensor_data", "classification"]
@@ -66,6 +68,8 @@ class Server:
             get("/v2/health/ready", self._ready),
             get("/v2", self._server_metadata),
             get("/metrics", self._metrics),
+            get("/models", self._cards),
+            *page_routes(),
             Route("/predict", self._predict, methods=["POST"]),
         ]
         for prefix in (model, f"{model}/versions/{{version}}"):
@@ -95,6 +99,14 @@ class Server:
 
     async def _metrics(self, _request: Request) -> Response:
         return Response(generate_latest(self.meters.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def _cards(self, _request: Request) -> Response:
+        """The facts of every model, the newest version of each name first; and the largest picture, for whoever is about to send one."""
+        every = [self._models.find(name, number) for name in self._models.names for number in reversed(self._models.versions(name))]
+        cards = [
+            card(model.manifest, model.predictor.variant, self._models.versions(model.name)) for model in every if model.predictor.variant
+        ]
+        return JSONResponse({"models": cards, "max_body_bytes": self._limits.max_body_bytes})
 
     async def _infer(self, request: Request) -> Response:
         async def parse(model: Model, body: bytes) -> InferRequest:

@@ -1,0 +1,71 @@
+// The facts of the chosen model, as a table.
+
+import { bytes, digits, find, make, milliseconds, percent, plural } from "./page-dom.js";
+
+const TASKS = {
+  classification: "One class of several",
+  "multi-label": "Any number of labels",
+  regression: "A number",
+  ordinal: "A grade",
+};
+const SHARES = ["accuracy", "mean average precision"];
+
+/** One line under the model's name. */
+export function summary(card) {
+  const many = { classification: plural(card.labels.length, "class", "classes"), "multi-label": plural(card.labels.length, "label", "labels") };
+  const [height, width] = card.input_size;
+  return [many[card.task] ?? TASKS[card.task], `release ${card.version}`, card.variant, bytes(card.size_bytes), `${height} × ${width} pixels`].join(" · ");
+}
+
+export function showCard(card) {
+  const rows = [
+    ["Task", `${TASKS[card.task] ?? card.task} (${card.task})`],
+    [card.task === "classification" ? "Classes" : card.task === "multi-label" ? "Labels" : "Learned", names(card.labels)],
+    ["Release", card.versions.length > 1 ? `${card.version} (served: ${card.versions.join(", ")})` : card.version],
+    ["File", `${card.variant}: ${card.format}, ${card.precision}, ${bytes(card.size_bytes)}`],
+    ["Input", `${card.input_size.join(" × ")} pixels (height × width), RGB`],
+    [`${title(card.score_name)} as trained`, figure(card, card.trained)],
+    ["This file, on validation images", figure(card, card.validation)],
+    ["This file, on test images", figure(card, card.test)],
+    ["Loss against the trained model", loss(card)],
+    ["Speed where it was exported", `${milliseconds(card.median_ms)} an image, median, one thread`],
+    ["Trained on", plural(card.train_images, "image", "images")],
+    ["Backbone", card.architecture === card.backbone ? card.backbone : `${card.backbone} (${card.architecture})`],
+    ["Strategy", card.strategy],
+    ["Licence of the weights", card.licence ?? "not stated"],
+    ["Exported", when(card.created)],
+    ["Left out at the export", rejected(card.rejected)],
+  ];
+  const body = rows.filter(([, fact]) => fact).map(([name, fact]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, fact)));
+  find("card").replaceChildren(make("table", { class: "facts" }, make("caption", { class: "unseen" }, `Facts about ${card.name}`), make("tbody", {}, ...body)));
+}
+
+const title = (text) => text[0].toUpperCase() + text.slice(1);
+
+function names(labels) {
+  const shown = labels.slice(0, 40).join(", ");
+  return labels.length > 40 ? `${shown} and ${labels.length - 40} more` : shown;
+}
+
+function figure(card, score) {
+  if (!score) return "none were set aside";
+  const written = SHARES.includes(card.score_name) ? percent : (value) => value.toFixed(3);
+  return `${written(score.value)} (${written(score.low)} to ${written(score.high)}; ${plural(score.n, "image", "images")})`;
+}
+
+function loss({ drop, score_name: name }) {
+  const size = Math.abs(drop);
+  const text = SHARES.includes(name) ? `${digits(100 * size)} percentage points` : size.toFixed(3);
+  if (Number.parseFloat(text) === 0) return "none";
+  return drop > 0 ? text : `none; it gains ${text}`;
+}
+
+function when(text) {
+  const date = new Date(text);
+  return Number.isNaN(date.getTime()) ? text : date.toLocaleString("en-GB", { dateStyle: "long", timeStyle: "short" });
+}
+
+function rejected(variants) {
+  if (!variants.length) return null;
+  return make("ul", { class: "plain", role: "list" }, ...variants.map(({ name, reason }) => make("li", {}, make("strong", {}, name), `: ${reason}`)));
+}
