@@ -30,7 +30,7 @@ function labels(card, { labels: held, scores }) {
   const rows = sorted(scores).map(([name, share]) => ({ name, share, chosen: held.includes(name), mark: threshold[name] }));
   return {
     verdict: [make("strong", held.length ? {} : { class: "none" }, held.length ? held.join(", ") : "None of the labels")],
-    note: `${plural(held.length, "label reaches", "labels reach")} the threshold, which the thin mark on each bar shows.`,
+    note: `${held.length} of ${plural(rows.length, "label", "labels")} found. The mark on each bar is its threshold.`,
     // Those that hold come first, so that none of them is folded away unseen.
     rows: [...rows.filter((row) => row.chosen), ...rows.filter((row) => !row.chosen)],
     spoken: held.length ? `${card.name} finds: ${held.join(", ")}.` : `${card.name} finds none of its labels.`,
@@ -40,7 +40,7 @@ function labels(card, { labels: held, scores }) {
 function value(card, { value: found }) {
   return {
     verdict: [make("strong", {}, digits(found)), make("span", { class: "share" }, card.labels[0])],
-    note: card.tolerance ? `In the unit of the training table; within ± ${digits(card.tolerance)} counts as right.` : null,
+    note: card.tolerance ? `In the unit of the training table; within ± ${Number(card.tolerance.toPrecision(3))} counts as right.` : null,
     rows: null,
     spoken: `${card.name} says: ${card.labels[0]} ${digits(found)}.`,
   };

@@ -21,7 +21,7 @@ function why() {
 function show(open) {
   find("stage").toggleAttribute("data-camera", open);
   for (const id of ["viewfinder", "shoot", "stop"]) find(id).hidden = !open;
-  find("camera").hidden = open;
+  for (const id of ["camera", "choose"]) find(id).hidden = open;
 }
 
 export function stopCamera() {

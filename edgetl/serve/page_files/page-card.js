@@ -18,26 +18,35 @@ export function summary(card) {
 }
 
 export function showCard(card) {
-  const rows = [
+  const is = [
     ["Task", `${TASKS[card.task] ?? card.task} (${card.task})`],
     [card.task === "classification" ? "Classes" : card.task === "multi-label" ? "Labels" : "Learned", names(card.labels)],
     ["Release", card.versions.length > 1 ? `${card.version} (served: ${card.versions.join(", ")})` : card.version],
     ["File", `${card.variant}: ${card.format}, ${card.precision}, ${bytes(card.size_bytes)}`],
     ["Input", `${card.input_size.join(" × ")} pixels (height × width), RGB`],
-    [`${title(card.score_name)} as trained`, figure(card, card.trained)],
-    ["This file, on validation images", figure(card, card.validation)],
-    ["This file, on test images", figure(card, card.test)],
-    ["Loss against the trained model", loss(card)],
-    ["Speed where it was exported", `${milliseconds(card.median_ms)} an image, median, one thread`],
-    ["Trained on", plural(card.train_images, "image", "images")],
-    ["Backbone", card.architecture === card.backbone ? card.backbone : `${card.backbone} (${card.architecture})`],
-    ["Strategy", card.strategy],
-    ["Licence of the weights", card.licence ?? "not stated"],
     ["Exported", when(card.created)],
     ["Left out at the export", rejected(card.rejected)],
   ];
+  const measured = [
+    [`${title(card.score_name)} as trained`, figure(card, card.trained)],
+    ["Served file, validation", figure(card, card.validation)],
+    ["Served file, test", figure(card, card.test)],
+    ["Lost by the export", loss(card)],
+    ["Speed", `${milliseconds(card.median_ms)} an image on one thread of the machine that exported it (median)`],
+  ];
+  const made = [
+    ["Trained on", plural(card.train_images, "image", "images")],
+    ["Backbone", card.architecture === card.backbone ? card.backbone : `${card.backbone} (${card.architecture})`],
+    ["Strategy", card.strategy],
+    ["Licence", card.licence ?? "not stated"],
+  ];
+  const right = make("div", {}, table("How good it is", measured), table("Where it comes from", made));
+  find("card").replaceChildren(table("What is served", is), right);
+}
+
+function table(caption, rows) {
   const body = rows.filter(([, fact]) => fact).map(([name, fact]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, fact)));
-  find("card").replaceChildren(make("table", { class: "facts" }, make("caption", { class: "unseen" }, `Facts about ${card.name}`), make("tbody", {}, ...body)));
+  return make("table", { class: "facts" }, make("caption", {}, caption), make("tbody", {}, ...body));
 }
 
 const title = (text) => text[0].toUpperCase() + text.slice(1);
@@ -48,7 +57,7 @@ function names(labels) {
 }
 
 function figure(card, score) {
-  if (!score) return "none were set aside";
+  if (!score) return "no images were set aside";
   const written = SHARES.includes(card.score_name) ? percent : (value) => value.toFixed(3);
   return `${written(score.value)} (${written(score.low)} to ${written(score.high)}; ${plural(score.n, "image", "images")})`;
 }

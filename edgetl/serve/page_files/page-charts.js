@@ -48,12 +48,19 @@ function sayLatency(steps) {
   return `Half of all requests took at most about ${milliseconds(half)}, 99 of 100 at most about ${milliseconds(most)} (from a histogram).`;
 }
 
+let pointed = null;
+
 /** Build the empty charts once. */
 export function buildCharts(redraw) {
   for (const [id, { title, unit }] of Object.entries(CHARTS)) {
+    const plot = make("div", { class: "plot" });
+    // Pointing at a time shows its values in the legend, in both charts.
+    plot.onpointermove = ({ offsetX }) => { pointed = offsetX; redraw(); };
+    plot.onpointerleave = () => { pointed = null; redraw(); };
     find(id).replaceChildren(
-      make("div", { class: "heading" }, make("h3", {}, title, make("span", { class: "unit" }, ` ${unit}`)), make("ul", { class: "legend", role: "list" })),
-      make("div", { class: "plot" }),
+      make("h3", {}, title, make("span", { class: "unit" }, ` ${unit}`)),
+      make("ul", { class: "legend", role: "list" }),
+      plot,
       make("figcaption", { id: `${id}-says`, class: "muted small" }),
     );
   }
@@ -72,8 +79,10 @@ export function drawCharts(steps, now, silence) {
     const empty = silence || (busy ? "" : steps.length ? "No requests in the last two minutes" : "Measuring");
     const lines = chart.lines.map((line) => ({ ...line, points: steps.map((step) => [step.time, line.of(step)]) }));
     const shown = lines.filter((line) => !line.optional || line.points.some(([, value]) => value > 0));
-    find(id).querySelector(".legend").replaceChildren(...(empty ? [] : shown.map((line) => key(line, chart.write))));
-    find(id).querySelector(".plot").replaceChildren(plot(id, chart, shown, steps, now, empty));
+    const width = Math.max(240, find(id).querySelector(".plot").clientWidth);
+    const at = empty ? null : nearest(steps, now, width);
+    find(id).querySelector(".legend").replaceChildren(...(empty ? [] : shown.map((line) => key(line, chart.write, at))), ...ago(steps[at], now));
+    find(id).querySelector(".plot").replaceChildren(plot(id, chart, shown, { steps, now, empty, width, at }));
     find(id).querySelector("figcaption").textContent = empty ? "" : chart.say(steps) + restart(steps, now);
   }
 }
@@ -83,14 +92,26 @@ function restart(steps, now) {
   return last ? ` The server restarted ${Math.round(now - last.time)} seconds ago.` : "";
 }
 
-function key({ name, tone, points }, write) {
-  const value = points.at(-1)?.[1];
+/** The step that the pointer is at; null where it points at nothing. */
+function nearest(steps, now, width) {
+  if (pointed === null) return null;
+  const time = now - (WINDOW_S * (width - EDGE.right - pointed)) / (width - EDGE.right - EDGE.left);
+  const far = steps.map((step) => Math.abs(step.time - time));
+  const least = Math.min(...far);
+  return least < GAP_S ? far.indexOf(least) : null;
+}
+
+function ago(step, now) {
+  return step ? [make("li", { class: "muted" }, `${Math.round(now - step.time)} s ago`)] : [];
+}
+
+function key({ name, tone, points }, write, at) {
+  const value = points.at(at ?? -1)?.[1];
   const sample = draw("svg", { class: "dash", viewBox: "0 0 20 8", "aria-hidden": "true" }, draw("line", { class: `line ${tone}`, x1: 0, y1: 4, x2: 20, y2: 4 }));
   return make("li", {}, sample, name, make("span", { class: "figure" }, value == null ? "–" : write(value)));
 }
 
-function plot(id, { title, unit }, lines, steps, now, empty) {
-  const width = Math.max(240, find(id).querySelector(".plot").clientWidth);
+function plot(id, { title, unit }, lines, { steps, now, empty, width, at }) {
   const described = `${title} of the last two minutes, ${unit}${empty ? `: ${empty}` : ""}`;
   const svg = draw("svg", { class: "chart", viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, role: "img", "aria-label": described, "aria-describedby": `${id}-says` });
   const [floor, right] = [HEIGHT - EDGE.bottom, width - EDGE.right];
@@ -103,11 +124,12 @@ function plot(id, { title, unit }, lines, steps, now, empty) {
   const top = step.size * step.count;
   const y = (value) => floor - (value / top) * (floor - EDGE.top);
   for (let tick = 0; tick <= step.count; tick += 1) {
-    const at = y(tick * step.size);
-    svg.append(draw("line", { class: tick ? "grid" : "axis", x1: EDGE.left, x2: right, y1: at, y2: at }));
-    svg.append(draw("text", { class: "tick end", x: EDGE.left - 8, y: at + 4 }, Number((tick * step.size).toPrecision(6)).toLocaleString("en")));
+    const level = y(tick * step.size);
+    svg.append(draw("line", { class: tick ? "grid" : "axis", x1: EDGE.left, x2: right, y1: level, y2: level }));
+    svg.append(draw("text", { class: "tick end", x: EDGE.left - 8, y: level + 4 }, Number((tick * step.size).toPrecision(6)).toLocaleString("en")));
   }
   svg.append(...timeAxis(x, now, floor));
+  if (at !== null) svg.append(draw("line", { class: "rule", x1: x(steps[at].time), x2: x(steps[at].time), y1: EDGE.top, y2: floor }));
   for (const { time, restarted } of steps) if (restarted) svg.append(draw("line", { class: "restart", x1: x(time), x2: x(time), y1: EDGE.top, y2: floor }));
   // The first line is drawn last, over the others.
   for (const line of lines.toReversed()) svg.append(...trace(line, steps, x, y));

@@ -40,7 +40,9 @@ export function askToken(refused) {
 
 function openDialog(refused) {
   const dialog = find("ask-token");
-  if (refused) find("token-note").textContent = "The server did not accept that token. Please look whether it is whole.";
+  find("token-note").textContent = refused
+    ? "The server did not accept that token. Please look whether it is whole."
+    : "Whoever started it knows the token. This tab keeps it until it is closed.";
   find("token").value = "";
   dialog.returnValue = "";
   dialog.showModal();

@@ -47,7 +47,14 @@ function command({ name, version }) {
 }
 
 function invite() {
-  find("result").replaceChildren(make("p", { class: "quiet-note" }, `Give it a picture, and what ${state.model.name} sees in it stands here.`));
+  const { labels, task } = state.model;
+  const shown = labels.slice(0, 20).join(", ") + (labels.length > 20 ? " …" : "");
+  const known = { classification: `It tells ${labels.length} classes apart: ${shown}.`, "multi-label": `It looks for ${labels.length} labels: ${shown}.` };
+  find("result").replaceChildren(
+    make("p", { class: "quiet-note" }, "No picture yet. The model's answer will stand here."),
+    make("p", { class: "quiet-note" }, known[task] ?? `It answers with a ${task === "ordinal" ? "grade" : "number"}: ${shown}.`),
+  );
+  if (state.most) find("about-picture").textContent = `Up to ${bytes(state.most)}; sent as it is.`;
 }
 
 // ---- the picture and its answer
@@ -89,6 +96,8 @@ async function ask() {
     find("trouble").replaceChildren();
     find("spoken").textContent = showAnswer(model, found.answer);
     showTiming(found);
+    // On a phone the picture fills the screen, and the answer would be missed below it.
+    find("result").scrollIntoView({ block: "nearest" });
     find("curl").textContent = command(model);
   } catch (error) {
     if (state.asked === asked && error.name !== "AbortError") showTrouble(error);
@@ -110,6 +119,7 @@ function showTrouble(error) {
     ...(known.detail ? [make("p", {}, known.detail)] : []),
     ...(known.again ? [again] : []),
   );
+  find("trouble").scrollIntoView({ block: "nearest" });
 }
 
 function listenForPictures() {
