@@ -24,13 +24,11 @@ export function showCard(card) {
     ["Release", card.versions.length > 1 ? `${card.version} (served: ${card.versions.join(", ")})` : card.version],
     ["File", `${card.variant}: ${card.format}, ${card.precision}, ${bytes(card.size_bytes)}`],
     ["Input", `${card.input_size.join(" × ")} pixels (height × width), RGB`],
-    ["Exported", when(card.created)],
-    ["Left out at the export", rejected(card.rejected)],
   ];
   const measured = [
-    [`${title(card.score_name)} as trained`, figure(card, card.trained)],
-    ["Served file, validation", figure(card, card.validation)],
-    ["Served file, test", figure(card, card.test)],
+    ["As trained", figure(card, card.trained)],
+    ["Served, validation", figure(card, card.validation)],
+    ["Served, test", figure(card, card.test)],
     ["Lost by the export", loss(card)],
     ["Speed", `${milliseconds(card.median_ms)} an image on one thread of the machine that exported it (median)`],
   ];
@@ -38,18 +36,18 @@ export function showCard(card) {
     ["Trained on", plural(card.train_images, "image", "images")],
     ["Backbone", card.architecture === card.backbone ? card.backbone : `${card.backbone} (${card.architecture})`],
     ["Strategy", card.strategy],
+    ["Exported", when(card.created)],
     ["Licence", card.licence ?? "not stated"],
   ];
-  const right = make("div", {}, table("How good it is", measured), table("Where it comes from", made));
-  find("card").replaceChildren(table("What is served", is), right);
+  const tables = [table("What is served", is), table(`How good it is: ${card.score_name}`, measured), table("Where it comes from", made)];
+  if (card.rejected.length) tables.push(table("Left out at the export", card.rejected.map(({ name, reason }) => [name, reason])));
+  find("card").replaceChildren(...tables);
 }
 
 function table(caption, rows) {
   const body = rows.filter(([, fact]) => fact).map(([name, fact]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, fact)));
   return make("table", { class: "facts" }, make("caption", {}, caption), make("tbody", {}, ...body));
 }
-
-const title = (text) => text[0].toUpperCase() + text.slice(1);
 
 function names(labels) {
   const shown = labels.slice(0, 40).join(", ");
@@ -72,9 +70,4 @@ function loss({ drop, score_name: name }) {
 function when(text) {
   const date = new Date(text);
   return Number.isNaN(date.getTime()) ? text : date.toLocaleString("en-GB", { dateStyle: "long", timeStyle: "short" });
-}
-
-function rejected(variants) {
-  if (!variants.length) return null;
-  return make("ul", { class: "plain", role: "list" }, ...variants.map(({ name, reason }) => make("li", {}, make("strong", {}, name), `: ${reason}`)));
 }

@@ -36,7 +36,8 @@ export const milliseconds = (value) => `${digits(value)}${NARROW_SPACE}ms`;
 
 export function bytes(count) {
   if (count < 1000) return `${count} bytes`;
-  return count < 1e6 ? `${digits(count / 1e3)}${NARROW_SPACE}kB` : `${digits(count / 1e6)}${NARROW_SPACE}MB`;
+  const [size, unit] = count < 1e6 ? [count / 1e3, "kB"] : [count / 1e6, "MB"];
+  return `${Number(size.toPrecision(3))}${NARROW_SPACE}${unit}`;
 }
 
 export const plural = (count, one, many) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
