@@ -3,6 +3,8 @@
 import { digits, find, make, milliseconds, percent, plural } from "./page-dom.js";
 
 const AT_FIRST = 5;
+// Characters from which a name is written smaller, and on a phone over its bar.
+const LONG = 16;
 const STAGES = ["queue", "decode", "preprocess", "inference"];
 
 /** Show ``answer`` of the model with this card; returns one sentence that says it. */
@@ -10,7 +12,7 @@ export function showAnswer(card, answer) {
   const parts = { "multi-label": labels, regression: value, ordinal: grade }[card.task] ?? classes;
   const { verdict, note, rows, spoken } = parts(card, answer);
   find("result").replaceChildren(
-    make("p", { class: "verdict" }, ...verdict),
+    make("p", { class: verdict[0].textContent.length > LONG ? "verdict long" : "verdict" }, ...verdict),
     ...(note ? [make("p", { class: "muted" }, note)] : []),
     ...(Array.isArray(rows) ? bars(rows, card.task === "multi-label" ? "labels" : "classes") : rows ? [rows] : []),
   );
@@ -75,7 +77,8 @@ const sorted = (scores) => Object.entries(scores).sort(([, one], [, other]) => o
 
 function bars(rows, things) {
   const most = Math.max(AT_FIRST, rows.filter((row) => row.chosen).length);
-  const list = make("ol", { class: "bars", role: "list", id: "bars" });
+  const long = rows.some(({ name }) => name.length > LONG);
+  const list = make("ol", { class: long ? "bars long" : "bars", role: "list", id: "bars" });
   list.append(...rows.slice(0, most).map(bar));
   if (rows.length <= most) return [list];
   const more = make("button", { type: "button", class: "quiet", "aria-expanded": "false", "aria-controls": "bars" });

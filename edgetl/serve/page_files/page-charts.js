@@ -55,7 +55,7 @@ export function buildCharts(redraw) {
   for (const [id, { title, unit }] of Object.entries(CHARTS)) {
     const plot = make("div", { class: "plot" });
     // Pointing at a time shows its values in the legend, in both charts.
-    plot.onpointermove = ({ offsetX }) => { pointed = offsetX; redraw(); };
+    plot.onpointermove = ({ clientX }) => { pointed = clientX - plot.getBoundingClientRect().left; redraw(); };
     plot.onpointerleave = () => { pointed = null; redraw(); };
     find(id).replaceChildren(
       make("h3", {}, title, make("span", { class: "unit" }, ` ${unit}`)),

@@ -26,12 +26,14 @@ export function reading(text, time) {
   const counters = new Map();
   const add = (key, value) => counters.set(key, (counters.get(key) ?? 0) + value);
   const gauge = (name) => samples.filter((sample) => sample.name === name).reduce((sum, { value }) => (sum ?? 0) + value, undefined);
+  const served = [];
   for (const { name, labels, value } of samples) {
+    if (name === "edgetl_model_info" && value) served.push(JSON.stringify(Object.entries(labels).sort()));
     if (name === "edgetl_requests_total") add(/^2/.test(labels.code ?? "") ? "answered" : "unanswered", value);
     if (name === "edgetl_rejected_total") add("rejected", value);
     if (name === "edgetl_request_duration_seconds_bucket") add(number(labels.le), value);
   }
-  return { time, counters, inflight: gauge("edgetl_inflight"), waiting: gauge("edgetl_queue_depth") };
+  return { time, counters, inflight: gauge("edgetl_inflight"), waiting: gauge("edgetl_queue_depth"), served: served.sort().join() };
 }
 
 /** What was counted between two readings; a counter that went back began again at 0, since the server did. */

@@ -21,7 +21,11 @@ async function loadModels() {
   const menu = find("model");
   menu.replaceChildren(...models.map((card, index) => make("option", { value: index }, nameOf(card))));
   find("choice").hidden = models.length < 2;
-  chooseModel(models[0]);
+  // After the server loaded its bundles anew, the choice stays where it can.
+  const same = (card) => card.name === state.model?.name && card.version === state.model.version;
+  const index = Math.max(0, models.findIndex(same), models.findIndex((card) => card.name === state.model?.name && !models.some(same)));
+  menu.value = String(index);
+  chooseModel(models[index]);
 }
 
 function nameOf({ name, version, versions }) {
@@ -161,6 +165,7 @@ async function look() {
   const response = await fetchFrom("metrics");
   if (!response.ok) await answerOf(response);
   const now = reading(await response.text(), performance.now() / 1000);
+  if (state.last && state.last.served !== now.served) await loadModels();
   if (state.last) state.steps.push(between(state.last, now));
   state.last = now;
   state.steps = state.steps.filter((step) => step.time > now.time - WINDOW_S);
