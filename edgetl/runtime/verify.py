@@ -12,7 +12,7 @@ from edgetl.core.manifest import Variant
 from edgetl.core.progress import Progress, silent
 from edgetl.errors import AccuracyGateError
 from edgetl.runtime.engine import installed
-from edgetl.runtime.predictor import load
+from edgetl.runtime.predictor import Predictor, load
 from edgetl.runtime.trial import try_variant
 
 
@@ -57,14 +57,19 @@ def verify(path: Path, *, progress: Progress = silent) -> VerifyReport:
     checked = []
     for done, variant in enumerate(variants, start=1):
         try_variant(bundle, variant)
-        checked.append(_check_golden(bundle, variant))
+        checked.append(check_golden(bundle, variant, load(bundle, variant=variant.name)))
         progress("checking golden images", done, len(variants))
     skipped = tuple(variant.name for variant in bundle.manifest.variants if variant not in variants)
     return VerifyReport(bundle=str(path), files=len(files), checked=tuple(checked), skipped=skipped)
 
 
-def _check_golden(bundle: Bundle, variant: Variant) -> GoldenCheck:
-    predictor = load(bundle, variant=variant.name)
+def check_golden(bundle: Bundle, variant: Variant, predictor: Predictor) -> GoldenCheck:
+    """Compare the answers of ``predictor``, which loaded ``variant``, to the golden images with the bench's.
+
+    Raises:
+        IntegrityError: a golden image was changed.
+        AccuracyGateError: an answer is off; the text names the image and the variant.
+    """
     worst, unit = 0.0, bundle.manifest.decision.spread
     for golden in bundle.manifest.golden:
         answer = predictor.predict(bundle.read(golden.image))

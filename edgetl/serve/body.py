@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import zlib
 
+from python_multipart import multipart
+from python_multipart.exceptions import FormParserError
 from starlette.requests import ClientDisconnect, Request
 
 from edgetl.errors import RequestError
@@ -26,7 +28,8 @@ async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> by
     if declared.isdigit() and int(declared) > max_bytes:
         raise RequestError(413, f"the body may have {max_bytes} bytes.")
     try:
-        data = await asyncio.wait_for(_receive(request, max_bytes), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            data = await _receive(request, max_bytes)
     except TimeoutError as error:
         raise RequestError(408, f"the body did not arrive within {timeout_s:g} s.") from error
     except ClientDisconnect as error:
@@ -55,3 +58,36 @@ def _decompress(data: bytes, window: int, max_bytes: int) -> bytes:
     if not machine.eof or machine.unused_data:
         raise RequestError(400, "the compressed body is not whole, or something follows it.")
     return result
+
+
+def sent_image(body: bytes, content_type: str) -> bytes:
+    """The encoded image that ``POST /predict`` was sent: the body itself, or the only file of a form.
+
+    Raises:
+        RequestError: 400, it is empty, or not a form with one file.
+    """
+    kind, options = multipart.parse_options_header(content_type)
+    image = _only_file(body, options.get(b"boundary", b"")) if kind == b"multipart/form-data" else body
+    if not image:
+        raise RequestError(400, "there is no image; send one: curl --data-binary @photo.jpg …/predict")
+    return image
+
+
+def _only_file(body: bytes, boundary: bytes) -> bytes:
+    """The bytes of the form's one part; whatever it is called."""
+    parts: list[bytearray] = []
+    callbacks: multipart.MultipartCallbacks = {
+        "on_part_begin": lambda: parts.append(bytearray()),
+        "on_part_data": lambda data, start, end: parts[-1].extend(data[start:end]),
+    }
+    ended: list[bool] = []
+    callbacks["on_end"] = lambda: ended.append(True)
+    try:
+        parser = multipart.MultipartParser(boundary, callbacks)
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise RequestError(400, "the body is not the form that Content-Type says.") from error
+    if len(parts) != 1 or not ended:
+        raise RequestError(400, f"a form takes exactly one file, and this one has {len(parts)}: curl -F image=@photo.jpg …/predict")
+    return bytes(parts[0])

@@ -8,6 +8,13 @@ from typing import Any
 from edgetl.core.manifest import Manifest, Variant
 from edgetl.core.results import Proportion
 from edgetl.core.tasks import SCORE_NAMES
+from edgetl.serve.models import Models
+
+
+def cards(models: Models) -> list[dict[str, Any]]:
+    """The card of every version, the newest of each name first."""
+    every = [models.find(name, version) for name in models.names for version in reversed(models.versions(name))]
+    return [card(model.manifest, model.variant, models.versions(model.name)) for model in every]
 
 
 def card(manifest: Manifest, variant: Variant, versions: Sequence[str]) -> dict[str, Any]:

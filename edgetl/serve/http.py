@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version as package_version
 
@@ -16,14 +17,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edgetl.core.answers import describe, predictions
-from edgetl.errors import EngineError, ImageError, RequestError
-from edgetl.serve.body import read_body
-from edgetl.serve.cards import card
-from edgetl.serve.lane import BusyError, Lane
+from edgetl.errors import RequestError
+from edgetl.serve.body import read_body, sent_image
+from edgetl.serve.cards import cards
+from edgetl.serve.frames import Job, Stages
 from edgetl.serve.meters import Meters
-from edgetl.serve.models import Model, Models
+from edgetl.serve.models import Model
+from edgetl.serve.openapi import document
 from edgetl.serve.page import page_routes
 from edgetl.serve.protocol import HEADER_LENGTH, SCORES, Answered, InferRequest, Wanted, is_count, read_request, write_answer
+from edgetl.serve.service import Service
+from edgetl.serve.team import DeadlineError
 
 EXTENSIONS = ["binary_tensor_data", "classification"]
 RETRY_AFTER_S = 1
@@ -32,35 +36,61 @@ _TIMEOUT_HEADER = "request-timeout-ms"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask of the server.
+    """What requests may ask of the server.
 
     Attributes:
         max_body_bytes: also of a body once it is decompressed.
         max_batch: images in one request.
+        requests: inside at once, those that wait included.
         deadline_s: a request's inference begins within this, or not at all; a client may ask for less (header ``Request-Timeout-Ms``).
         body_timeout_s: a body arrives within this.
     """
 
     max_body_bytes: int = 16_000_000
     max_batch: int = 16
+    requests: int = 66
     deadline_s: float = 10.0
     body_timeout_s: float = 30.0
 
 
-class Server:
-    """Models, their lane, and the routes."""
+class BusyError(RequestError):
+    """503: as many requests are inside as may be."""
 
-    def __init__(self, models: Models, lane: Lane, limits: Limits) -> None:
-        self._models, self._lane, self._limits = models, lane, limits
+    def __init__(self) -> None:
+        super().__init__(503, "too many requests wait; try again.")
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """One request's answer, and how long it took."""
+
+    asked: InferRequest
+    answered: Answered
+    model: Model
+    headers: dict[str, str]
+
+
+class Server:
+    """A service, and the routes to it."""
+
+    def __init__(self, service: Service, limits: Limits) -> None:
+        self._service, self._limits = service, limits
+        self._inside = 0
         self.meters = Meters()
-        self.ready = True
-        for name in models.names:
-            for number in models.versions(name):
-                variant = models.find(name, number).predictor.variant
-                self.meters.info.labels(name, number, variant.name if variant else "").set(1)
+        self.meters.serve(service.team.models)
+        self.meters.inside.set_function(lambda: self._inside)
+        self.meters.waiting.set_function(lambda: service.team.waiting)
+        self.meters.replaced.set_function(lambda: service.team.replaced)
+        service.reloaded = self._reloaded
+        self.draining = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether to send requests here."""
+        return not self.draining and self._service.team.ready
 
     def app(self) -> Starlette:
-        """The ASGI application."""
+        """The routes."""
         get = partial(Route, methods=["GET"])
         model = "/v2/models/{model}"
         routes = [
@@ -69,6 +99,7 @@ class Server:
             get("/v2", self._server_metadata),
             get("/metrics", self._metrics),
             get("/models", self._cards),
+            get("/openapi.json", self._openapi),
             *page_routes(),
             Route("/predict", self._predict, methods=["POST"]),
         ]
@@ -90,85 +121,90 @@ class Server:
         return JSONResponse({"name": "edgetl", "version": package_version("edgetl"), "extensions": EXTENSIONS})
 
     async def _model_metadata(self, request: Request) -> Response:
-        model = self._model(request)
-        return JSONResponse(model.metadata(self._models.versions(model.name)))
+        model = self._named(request)
+        return JSONResponse(model.metadata(self._service.team.models.versions(model.name)))
 
     async def _model_ready(self, request: Request) -> Response:
-        model = self._model(request)
+        model = self._named(request)
         return JSONResponse({"name": model.name, "ready": self.ready}, 200 if self.ready else 503)
+
+    def _named(self, request: Request) -> Model:
+        return self._service.team.models.find(request.path_params["model"], request.path_params.get("version"))
 
     async def _metrics(self, _request: Request) -> Response:
         return Response(generate_latest(self.meters.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _cards(self, _request: Request) -> Response:
-        """The facts of every model, the newest version of each name first; and the largest picture, for whoever is about to send one."""
-        every = [self._models.find(name, number) for name in self._models.names for number in reversed(self._models.versions(name))]
-        cards = [
-            card(model.manifest, model.predictor.variant, self._models.versions(model.name)) for model in every if model.predictor.variant
-        ]
-        return JSONResponse({"models": cards, "max_body_bytes": self._limits.max_body_bytes})
+        return JSONResponse({"models": cards(self._service.team.models), "max_body_bytes": self._limits.max_body_bytes})
+
+    async def _openapi(self, _request: Request) -> Response:
+        return JSONResponse(document(self._service.team.models, package_version("edgetl")))
 
     async def _infer(self, request: Request) -> Response:
-        async def parse(model: Model, body: bytes) -> InferRequest:
+        def parse(model: Model, body: bytes) -> InferRequest:
             return read_request(body, request.headers.get(HEADER_LENGTH), model.port, max_batch=self._limits.max_batch)
 
-        asked, answered = await self._answer(request, self._model(request), parse)
-        body, header_length = write_answer(asked, answered)
+        found = await self._answer(request, request.path_params["model"], request.path_params.get("version"), parse)
+        body, header_length = write_answer(found.asked, found.answered)
         if header_length is None:
-            return Response(body, media_type="application/json", headers=self._closing())
-        headers = {HEADER_LENGTH: str(header_length), **self._closing()}
-        return Response(body, media_type="application/octet-stream", headers=headers)
+            return Response(body, media_type="application/json", headers=found.headers)
+        return Response(body, media_type="application/octet-stream", headers={HEADER_LENGTH: str(header_length), **found.headers})
 
     async def _predict(self, request: Request) -> Response:
-        """One encoded image as the body, for the model that ``?model=`` names or the only one."""
+        """One encoded image, as the body or as the only file of a form, for the model that ``?model=`` names or the first."""
 
-        async def parse(_model: Model, body: bytes) -> InferRequest:
-            if not body:
-                raise RequestError(400, "the body is empty; send one image: curl --data-binary @photo.jpg …/predict")
-            return InferRequest("", None, (body,), (Wanted(SCORES),))
+        def parse(_model: Model, body: bytes) -> InferRequest:
+            return InferRequest("", None, (sent_image(body, request.headers.get("content-type", "")),), (Wanted(SCORES),))
 
-        name = request.query_params.get("model") or self._models.names[0]
-        model = self._models.find(name, request.query_params.get("version"))
-        _, answered = await self._answer(request, model, parse)
-        reading = model.predictor.reading
-        (prediction,) = predictions(reading, answered.logits)
-        answer = {"model": answered.model, "version": answered.version, **describe(reading, prediction)}
-        return JSONResponse(answer, headers=self._closing())
+        name = request.query_params.get("model") or self._service.team.models.names[0]
+        found = await self._answer(request, name, request.query_params.get("version"), parse)
+        reading = found.model.reading
+        (prediction,) = predictions(reading, found.answered.logits)
+        answer = {"model": found.answered.model, "version": found.answered.version, **describe(reading, prediction)}
+        return JSONResponse(answer, headers=found.headers)
 
-    def _closing(self) -> dict[str, str]:
-        """During the drain a client is told not to send its next request on this connection, which is about to close."""
-        return {} if self.ready else {"Connection": "close"}
-
-    async def _answer(
-        self, request: Request, model: Model, parse: Callable[[Model, bytes], Awaitable[InferRequest]]
-    ) -> tuple[InferRequest, Answered]:
-        """Admit, read, wait, infer; whatever happens is counted."""
+    async def _answer(self, request: Request, name: str, version: str | None, parse: Callable[[Model, bytes], InferRequest]) -> _Outcome:
+        """Admit, read, wait, compute; whatever happens is counted."""
         begin, code = time.monotonic(), 500
-        deadline = begin + self._deadline_s(request)
-        try:
-            with self._lane.admitted(), self.meters.inside.track_inprogress():
-                body = await read_body(request, max_bytes=self._limits.max_body_bytes, timeout_s=self._limits.body_timeout_s)
-                asked = await parse(model, body)
-                answered = await self._lane.run(lambda: self._timed(model, asked), deadline=deadline, waited=self.meters.waited.observe)
-            code = 200
-            return asked, answered
-        except ImageError as error:
-            code = 400
-            raise RequestError(400, f"an image cannot be read: {error}") from error
-        except EngineError as error:
-            raise RequestError(500, "the engine failed on this request.") from error
-        except RequestError as error:
-            code = error.status
-            if code in (503, 504):
-                self.meters.rejected.labels("queue full" if isinstance(error, BusyError) else "deadline").inc()
-            raise
-        finally:
-            self.meters.requests.labels(model.name, model.version, str(code)).inc()
-            self.meters.duration.observe(time.monotonic() - begin)
+        with self._service.holding() as team:
+            model = team.models.find(name, version)
+            try:
+                with self._admitted():
+                    deadline = begin + self._deadline_s(request)
+                    body = await read_body(request, max_bytes=self._limits.max_body_bytes, timeout_s=self._limits.body_timeout_s)
+                    asked, arrived = parse(model, body), time.monotonic()
+                    done = await team.run(Job(team.models.place(model), asked.images, asked.tensor, deadline))
+                if done.logits is None:
+                    raise DeadlineError if done.status == 504 else RequestError(done.status, done.said)
+                code, end = 200, time.monotonic()
+                stages = replace(done.stages, queue=max(0.0, end - arrived - done.stages.computing))
+                self.meters.computed(stages)
+                return _Outcome(asked, model.answered(done.logits), model, self._headers(stages, end - begin))
+            except RequestError as error:
+                code = error.status
+                if isinstance(error, BusyError | DeadlineError):
+                    self.meters.rejected.labels("queue full" if isinstance(error, BusyError) else "deadline").inc()
+                raise
+            finally:
+                self.meters.requests.labels(model.name, model.version, str(code)).inc()
+                self.meters.duration.observe(time.monotonic() - begin)
 
-    def _timed(self, model: Model, asked: InferRequest) -> Answered:
-        with self.meters.inference.time():
-            return model.answer(asked)
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """A place, from before the body is read until the answer is there."""
+        if self._inside >= self._limits.requests:
+            raise BusyError
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+
+    def _headers(self, stages: Stages, whole: float) -> dict[str, str]:
+        """What each stage took (W3C Server Timing); during the drain also that the connection is about to close."""
+        parts = {"queue": stages.queue, "decode": stages.decode, "preprocess": stages.preprocess, "inference": stages.inference}
+        timing = ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in {**parts, "total": whole}.items())
+        return {"Server-Timing": timing, **({"Connection": "close"} if self.draining else {})}
 
     def _deadline_s(self, request: Request) -> float:
         given = request.headers.get(_TIMEOUT_HEADER)
@@ -178,13 +214,17 @@ class Server:
             raise RequestError(400, f"the header {_TIMEOUT_HEADER} takes whole milliseconds.")
         return min(self._limits.deadline_s, int(given) / 1000)
 
-    def _model(self, request: Request) -> Model:
-        return self._models.find(request.path_params["model"], request.path_params.get("version"))
+    def _reloaded(self, result: str) -> None:
+        self.meters.reloads.labels(result).inc()
+        self.meters.serve(self._service.team.models)
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else None
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else {}
+    if error.status in (408, 413):
+        # The rest of the body is not read.
+        headers["Connection"] = "close"
     return JSONResponse({"error": str(error)}, error.status, headers)
 
 

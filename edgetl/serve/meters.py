@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from edgetl.serve.frames import Stages
+from edgetl.serve.models import Models
 
 # Seconds, from a fast network alone to a request that waited.
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -13,12 +16,33 @@ class Meters:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.requests = Counter("edgetl_requests", "Inference requests answered", ["model", "version", "code"], registry=self.registry)
         self.rejected = Counter("edgetl_rejected", "Requests refused before inference", ["reason"], registry=self.registry)
+        self.reloads = Counter("edgetl_reload", "Attempts to serve what the bundles' paths lead to now", ["result"], registry=self.registry)
+        self.replaced = Gauge("edgetl_workers_replaced", "Workers that died or hung since the bundles were loaded", registry=self.registry)
         self.inside = Gauge("edgetl_inflight", "Requests between admission and answer", registry=self.registry)
-        self.duration = Histogram("edgetl_request_duration_seconds", "Whole requests", buckets=_BUCKETS, registry=self.registry)
-        self.waited = Histogram("edgetl_queue_wait_seconds", "Waiting for a thread", buckets=_BUCKETS, registry=self.registry)
-        self.inference = Histogram(
-            "edgetl_inference_duration_seconds", "Decoding, preparing and the network", buckets=_BUCKETS, registry=self.registry
-        )
-        self.info = Gauge("edgetl_model_info", "Models that are served", ["model", "version", "variant"], registry=self.registry)
+        self.waiting = Gauge("edgetl_queue_depth", "Requests that no worker has taken yet", registry=self.registry)
+        self.info = Gauge("edgetl_model_info", "Models that are served", ["model", "version", "variant", "run"], registry=self.registry)
+        self.duration = self._seconds("edgetl_request_duration_seconds", "Whole requests")
+        self.waited = self._seconds("edgetl_queue_wait_seconds", "Waiting for a worker and in it")
+        self.decode = self._seconds("edgetl_decode_duration_seconds", "Decoding a request's images")
+        self.preprocess = self._seconds("edgetl_preprocess_duration_seconds", "From images to the network's input")
+        self.inference = self._seconds("edgetl_inference_duration_seconds", "The network")
+
+    def _seconds(self, name: str, text: str) -> Histogram:
+        return Histogram(name, text, buckets=_BUCKETS, registry=self.registry)
+
+    def serve(self, models: Models) -> None:
+        """Say what is served from now on."""
+        self.info.clear()
+        for model in models.all():
+            self.info.labels(model.name, model.version, model.variant_name, model.manifest.lineage.run_sha256[:12]).set(1)
+
+    def computed(self, stages: Stages) -> None:
+        """One request was computed."""
+        self.waited.observe(stages.queue)
+        self.inference.observe(stages.inference)
+        if stages.decode:
+            self.decode.observe(stages.decode)
+            self.preprocess.observe(stages.preprocess)

@@ -1,30 +1,29 @@
-"""The models that a server answers for: a loaded bundle each, by name and version."""
+"""The models that a server answers for, by name and version, as their manifests describe them; nothing is loaded here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgetl.core.answers import scores_of
-from edgetl.core.bundle import open_bundle
-from edgetl.core.images import load_image
-from edgetl.core.manifest import Manifest
-from edgetl.core.preprocess import to_batch
+from edgetl.core.manifest import Manifest, Variant
+from edgetl.core.tasks import Reading
 from edgetl.errors import ConfigError, RequestError
-from edgetl.runtime.predictor import Predictor, load
-from edgetl.runtime.verify import verify
-from edgetl.serve.protocol import LOGITS, SCORES, Answered, InferRequest, Port
+from edgetl.serve.protocol import LOGITS, SCORES, Answered, Port
 
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "openvino": "openvino_ir"}
 
 
 @dataclass(frozen=True)
 class Model:
-    """One version of a model, loaded."""
+    """One version of a model: its bundle's manifest, and the name of the variant that is loaded."""
 
     manifest: Manifest
-    predictor: Predictor
+    variant_name: str
 
     @property
     def name(self) -> str:
@@ -36,40 +35,38 @@ class Model:
         """The bundle's release counter."""
         return str(self.manifest.release)
 
-    @property
+    @cached_property
+    def variant(self) -> Variant:
+        """What computes."""
+        return next(variant for variant in self.manifest.variants if variant.name == self.variant_name)
+
+    @cached_property
     def port(self) -> Port:
         """The input."""
-        variant = self.predictor.variant
-        assert variant is not None, "a bundle's predictor has a variant"
+        variant = self.variant
         return Port(variant.input, "UINT8" if variant.input_form == "uint8" else "FP32", variant.input_shape(self.manifest.preprocess))
+
+    @cached_property
+    def reading(self) -> Reading:
+        """How its outputs are read."""
+        return self.manifest.reading
 
     def metadata(self, versions: list[str]) -> dict[str, Any]:
         """The protocol's model metadata."""
-        variant, port = self.predictor.variant, self.port
-        assert variant is not None
+        port = self.port
         outputs = [{"name": name, "datatype": "FP32", "shape": [-1, len(self.manifest.labels)]} for name in (SCORES, LOGITS)]
         return {
             "name": self.name,
             "versions": versions,
-            "platform": _PLATFORMS[variant.format],
+            "platform": _PLATFORMS[self.variant.format],
             "inputs": [{"name": port.name, "datatype": port.datatype, "shape": [-1, *port.shape]}],
             "outputs": outputs,
-            "parameters": {"labels": list(self.manifest.labels), "variant": variant.name, "task": self.manifest.task},
+            "parameters": {"labels": list(self.manifest.labels), "variant": self.variant_name, "task": self.manifest.task},
         }
 
-    def answer(self, request: InferRequest) -> Answered:
-        """Run one request.
-
-        Raises:
-            ImageError: an image cannot be read.
-            EngineError: the engine failed.
-        """
-        batch = request.tensor
-        if batch is None:
-            images = [load_image(data) for data in request.images]
-            batch = to_batch(images, self.predictor.spec, self.predictor.input_form)
-        logits = self.predictor.logits(batch)
-        return Answered(self.name, self.version, self.manifest.labels, scores_of(self.predictor.reading, logits), logits)
+    def answered(self, logits: NDArray[np.float32]) -> Answered:
+        """What the network's logits ``[n, labels]`` say."""
+        return Answered(self.name, self.version, self.manifest.labels, scores_of(self.reading, logits), logits)
 
 
 class Models:
@@ -80,6 +77,7 @@ class Models:
         Raises:
             ConfigError: two have the same name and version.
         """
+        self._all = models
         self._by_name: dict[str, dict[str, Model]] = {}
         for model in models:
             versions = self._by_name.setdefault(model.name, {})
@@ -87,10 +85,19 @@ class Models:
                 raise ConfigError(f"two bundles are called {model.name!r} with release {model.version}. Export one with another --release.")
             versions[model.version] = model
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Models) and self._all == other._all
+
+    __hash__ = None  # type: ignore[assignment]
+
     @property
     def names(self) -> list[str]:
         """In the order that they were given."""
         return list(self._by_name)
+
+    def place(self, model: Model) -> int:
+        """Which of the bundles it is, from 0."""
+        return next(index for index, one in enumerate(self._all) if one is model)
 
     def versions(self, name: str) -> list[str]:
         """The releases of a model, the oldest first.
@@ -113,16 +120,6 @@ class Models:
             raise RequestError(404, "the model has no such version.")
         return self._by_name[name][version or versions[-1]]
 
-
-def open_models(paths: list[Path], *, variant: str | None, threads: int) -> Models:
-    """Verify each bundle (hashes, golden images) and load it.
-
-    Raises:
-        BundleError, EngineError, MissingExtraError: as ``verify`` and ``load`` say.
-        ConfigError: two bundles have the same name and release.
-    """
-    models = []
-    for path in paths:
-        verify(path)
-        models.append(Model(open_bundle(path).manifest, load(path, variant=variant, threads=threads)))
-    return Models(models)
+    def all(self) -> list[Model]:
+        """Every version of every model, in the order of the bundles."""
+        return list(self._all)

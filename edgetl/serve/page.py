@@ -17,11 +17,15 @@ _POLICY = (
 )
 _HEADERS = {
     "Content-Security-Policy": _POLICY,
-    "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     # Kept, but asked about each time: after an upgrade of the server no old script meets a new page.
     "Cache-Control": "no-cache",
 }
+
+
+def page_paths() -> frozenset[str]:
+    """The addresses of the page and of what it loads, which ask for no token."""
+    return frozenset(route.path for route in page_routes())
 
 
 def page_routes() -> list[Route]:

@@ -1,84 +1,169 @@
-"""The process around the routes: uvicorn, a drain on SIGTERM, and clean errors for a port that is taken."""
+"""The process around the routes: uvicorn, signals, a drain, and clean errors for a port that is taken."""
 
 from __future__ import annotations
 
+import asyncio
+import resource
 import signal
 import socket
-import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from starlette.applications import Starlette
 
 from edgetl.errors import ConfigError
-from edgetl.serve.http import Server
-from edgetl.serve.lane import Lane
+from edgetl.serve.connection import Connection
+from edgetl.serve.gate import Gate
+from edgetl.serve.http import Limits, Server
+from edgetl.serve.models import Models
+from edgetl.serve.service import Service, Staff
+from edgetl.serve.worker import Order
 
 # After SIGTERM the server says for so long that it is not ready, and still answers: whoever sends requests looks every second or so.
 NOT_READY_S = 1.0
 # Then requests in progress have this long to end.
 DRAIN_S = 20
-MAX_HEADER_BYTES = 32_768
+_BACKLOG = 1024
+# Descriptors that are no client's.
+_OWN_DESCRIPTORS = 64
 
 
-def listen(server: Server, lane: Lane, host: str, port: int, *, started: Callable[[], None]) -> None:
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens, and who may come in.
+
+    Attributes:
+        host: a name or an address.
+        port: TCP.
+        token: what clients must send; none lets everybody in.
+        certificate: with its key, PEM; none speaks plain HTTP.
+    """
+
+    host: str
+    port: int
+    token: bytes | None = None
+    certificate: tuple[Path, Path] | None = None
+
+    @property
+    def url(self) -> str:
+        """For people."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http{'s' if self.certificate else ''}://{host}:{self.port}"
+
+
+def serve(order: Order, staff: Staff, limits: Limits, address: Address, *, watch: bool = False, started: Callable[[Models], None]) -> None:
     """Serve until SIGTERM or SIGINT; then readiness falls, a second later no new connection is taken, and what runs ends. A second signal
-    ends at once.
+    ends at once. SIGHUP loads the bundles anew.
+
+    Args:
+        order: what to serve.
+        staff: by how many processes.
+        limits: of requests.
+        address: where.
+        watch: load a bundle anew also whenever its path leads to another manifest.
+        started: called once requests are answered.
 
     Raises:
+        EdgetlError: a bundle cannot be served.
         ConfigError: the address cannot be listened on.
     """
-    listener = _bind(host, port)
-    app = server.app()
-    app.router.lifespan_context = _lifespan(started)
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_keep_alive=10, timeout_graceful_shutdown=DRAIN_S,
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES, server_header=False, lifespan="on",
-    )  # fmt: skip
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # After its drain uvicorn raises the signal again for whoever handled it before; a drained server ends with 0.
-        signal.signal(number, lambda *_: None)
+    with _bind(address) as listener, suppress(asyncio.CancelledError):
+        asyncio.run(_serve(order, staff, limits, address, listener, watch=watch, started=started))
+
+
+async def _serve(
+    order: Order, staff: Staff, limits: Limits, address: Address, listener: socket.socket, *, watch: bool, started: Callable[[Models], None]
+) -> None:
+    # A signal that comes while bundles are loaded ends the process as it always would.
+    service = Service(order, staff)
+    await service.start()
     try:
-        _Draining(config, server).run(sockets=[listener])
+        server = Server(service, limits)
+        certificate, key = address.certificate or (None, None)
+        Connection.most = _most_connections()
+        config = uvicorn.Config(
+            Gate(server.app(), address.token), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
+            timeout_keep_alive=30, timeout_graceful_shutdown=DRAIN_S, backlog=_BACKLOG, server_header=False,
+            ssl_certfile=certificate, ssl_keyfile=key, proxy_headers=False,
+        )  # fmt: skip
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # After its drain uvicorn raises the signal again for whoever handled it before; a drained server ends with 0.
+            signal.signal(number, lambda *_: None)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.ask_reload)
+        if watch:
+            service.watch()
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+        await _Draining(config, server, lambda: started(service.team.models)).serve(sockets=[listener])
     finally:
-        lane.close()
-        listener.close()
+        await service.close()
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+def _bind(address: Address) -> socket.socket:
+    """A socket at the address, before anything is loaded.
+
+    Raises:
+        ConfigError: the port is taken, the host is not this machine's, or there is no permission.
+    """
+    host, port = address.host, address.port
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another --host.") from error
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
+        listener.bind(where)
     except OSError as error:
         listener.close()
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another --port or --host.") from error
     return listener
 
 
-class _Draining(uvicorn.Server):
-    """Readiness falls before connections are refused."""
+def _most_connections() -> int:
+    """As many connections as the system lets this process open, up to 4096."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4096 + _OWN_DESCRIPTORS
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft < allowed:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+            soft = allowed
+    return max(8, min(soft, wanted) - _OWN_DESCRIPTORS)
 
-    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+
+class _Draining(uvicorn.Server):
+    """Readiness falls before connections are refused, and no connection that the system accepted is dropped."""
+
+    def __init__(self, config: uvicorn.Config, server: Server, started: Callable[[], None]) -> None:
         super().__init__(config)
-        self._server = server
+        self._server, self._started = server, started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets)
+        self._started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal: the first begins the drain, the second ends it."""
-        if not self._server.ready:
+        if self._server.draining:
             self.should_exit = self.force_exit = True
             return
-        self._server.ready = False
-        threading.Timer(NOT_READY_S, super().handle_exit, (sig, frame)).start()
+        self._server.draining = True
+        asyncio.get_running_loop().call_later(NOT_READY_S, super().handle_exit, sig, frame)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take what waits at the listening socket, close it, and end when everything is answered."""
+        loop = asyncio.get_running_loop()
+        for listener in sockets or []:
+            with suppress(BlockingIOError):
+                while not self.config.is_ssl:
+                    accepted, _ = listener.accept()
+                    await loop.connect_accepted_socket(self._protocol, accepted)
+        await super().shutdown(sockets)
 
-def _lifespan(started: Callable[[], None]) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
-    @asynccontextmanager
-    async def life(_app: Starlette) -> AsyncIterator[None]:
-        started()
-        yield
-
-    return life
+    def _protocol(self) -> asyncio.Protocol:
+        return Connection(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)

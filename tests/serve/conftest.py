@@ -24,7 +24,7 @@ def start(bundle: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
     """``edgetl serve`` in a process of its own, once it is ready; and its address."""
     port = free_port()
     command = [sys.executable, "-m", "edgetl.cli.app", "serve", str(bundle), "--port", str(port), "--variant", "onnx-fp32", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     address = f"127.0.0.1:{port}"
     for _ in range(600):
         if process.poll() is not None:

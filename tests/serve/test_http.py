@@ -181,7 +181,7 @@ def test_what_waits_too_long_or_is_too_much_is_refused_at_once(bundle: Bundle, p
 
     from tests.serve.conftest import start
 
-    process, address = start(bundle.path, "--workers", "1", "--queue", "2")
+    process, address = start(bundle.path, "--threads", "1", "--queue", "2")
     try:
         url = f"http://{address}/predict"
         with httpx.Client(limits=httpx.Limits(max_connections=40)) as many, ThreadPoolExecutor(40) as pool:

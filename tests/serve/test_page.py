@@ -16,6 +16,7 @@ from edgetl.core.bundle import Bundle
 from edgetl.core.results import Prediction
 from edgetl.runtime.predictor import load
 from edgetl.train.run import Run
+from tests.serve.conftest import start
 
 api = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright, which is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -121,7 +122,7 @@ def test_a_chosen_file_gets_the_devices_own_answer(visit: Visit, server: str, pi
     assert expected.label in page.locator("#spoken").inner_text(), "a screen reader hears it"
     page.wait_for_selector("#preview:not([hidden])")
     assert picture.name in page.locator("#about-picture").inner_text()
-    assert "Round trip" in page.locator("#timing").inner_text()
+    assert "inference" in page.locator("#timing .legend").inner_text()
     assert visit.hosts - {""} == {server} and not visit.complaints
 
 
@@ -215,14 +216,13 @@ def test_a_file_that_is_too_large_is_not_sent(visit: Visit) -> None:
     assert not visit.complaints
 
 
-def test_the_token_is_asked_for_once_and_kept_for_the_tab(visit: Visit, picture: Path, expected: Prediction) -> None:
-    def guard(route: Any) -> None:
-        known = route.request.headers.get("authorization") == "Bearer secret"
-        return route.continue_() if known else route.fulfill(status=401, json={"error": "no"})
-
+def test_the_token_is_asked_for_once_and_kept_for_the_tab(
+    browser: Any, bundle: Bundle, picture: Path, expected: Prediction, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("a-token-of-some-length")
+    process, server = start(bundle.path, "--token-file", str(tmp_path / "token"))
+    visit = Visit(browser, server)
     page = visit.page
-    for address in ("**/models", "**/metrics", "**/predict?*"):
-        page.route(address, guard)
     page.goto("/")
     page.wait_for_selector("dialog[open]")
     page.keyboard.type("wrong")
@@ -230,7 +230,7 @@ def test_the_token_is_asked_for_once_and_kept_for_the_tab(visit: Visit, picture:
     api.expect(page.locator("dialog")).to_contain_text("did not accept that token")
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Enter the token").click()
-    page.keyboard.type("secret")
+    page.keyboard.type("a-token-of-some-length")
     page.keyboard.press("Enter")
     page.wait_for_selector("#card table")
     page.set_input_files("#file", picture)
@@ -239,6 +239,11 @@ def test_the_token_is_asked_for_once_and_kept_for_the_tab(visit: Visit, picture:
     page.reload()
     page.wait_for_selector("#card table")
     assert not page.locator("dialog").is_visible()
+    visit.context.close()
+    process.terminate()
+    assert process.wait(30) == 0
+    if process.stderr:
+        process.stderr.close()
 
 
 def test_the_keyboard_alone_is_enough(visit: Visit, picture: Path, expected: Prediction) -> None:
@@ -278,6 +283,19 @@ def test_the_servers_stages_add_up_to_the_round_trip(visit: Visit, picture: Path
     assert [times[name] for name in ("queue", "decode", "preprocess", "inference", "rest of the server")] == [0.12, 2.3, 1.1, 4.2, 0.28]
     whole = re.search(r"Round trip ([\d.]+) ms, of which 8\.00 ms", text)
     assert whole and sum(times.values()) == pytest.approx(float(whole[1]), abs=0.6)
+
+
+def test_without_the_servers_stages_the_browsers_own_time_stands_there(visit: Visit, picture: Path) -> None:
+    page = visit.open()
+
+    def bare(route: Any) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, headers={name: value for name, value in answer.headers.items() if name != "server-timing"})
+
+    page.route("**/predict?*", bare)
+    page.set_input_files("#file", picture)
+    api.expect(page.locator("#timing")).to_contain_text("measured by the browser")
+    assert page.locator(".stack").count() == 0
 
 
 def test_the_charts_show_what_the_server_answers(visit: Visit, server: str, picture: Path) -> None:

@@ -1,0 +1,24 @@
+"""Memory of a process and of all that it started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def family(pid: int) -> list[int]:
+    """A process and its descendants."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            found += family(int(child))
+    return found
+
+
+def family_mb(pid: int) -> float:
+    """Resident memory, 10^6 bytes, summed: what processes share counts in each."""
+    total = 0
+    for member in family(pid):
+        status = Path(f"/proc/{member}/status").read_text()
+        line = next((line for line in status.splitlines() if line.startswith("VmRSS")), "VmRSS: 0 kB")
+        total += int(line.split()[1])
+    return total * 1024 / 1e6

@@ -1,0 +1,30 @@
+"""What people write themselves: FastAPI around a predictor, which computes in a few threads."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import uvicorn
+from fastapi import FastAPI, Request
+
+from edgetl.runtime.predictor import load
+
+
+def main(bundle: str, variant: str, threads: str, port: str) -> None:
+    predictor, pool, app = load(bundle, variant=variant, threads=1), ThreadPoolExecutor(int(threads)), FastAPI()
+
+    @app.post("/predict")
+    async def predict(request: Request) -> dict[str, object]:
+        image = await request.body()
+        answer = await asyncio.get_running_loop().run_in_executor(pool, predictor.predict, image)
+        return {"label": answer.label, "score": answer.score, "scores": list(answer.scores)}
+
+    # Annotations of a function in a function are not found by name.
+    predict.__annotations__["request"] = Request
+    uvicorn.run(app, port=int(port), log_level="error", access_log=False)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

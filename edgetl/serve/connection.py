@@ -1,0 +1,190 @@
+"""One HTTP connection: uvicorn's protocol on llhttp, with the limits that it has not: on heads, on chunks, on slow and on idle clients.
+
+llhttp is strict by default: a length together with chunks, a second length, or a bad chunk is refused, and the connection closed
+(compare CVE-2025-43859 of another parser).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any, ClassVar
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+MAX_HEAD_BYTES = 32_768
+MAX_URL_BYTES = 8_192
+MAX_CHUNKS = 16_384
+# A request's head arrives within this after the connection, or after its first byte.
+HEAD_S = 10.0
+_LONG_HEAD = f"a request's head may have {MAX_HEAD_BYTES} bytes."
+# And its body within this; whoever reads the body has a shorter limit, and an answer for it.
+BODY_S = 60.0
+# A connection without a request when the server ends has so long to send what may be on its way.
+LAST_S = 0.5
+
+
+class _RefusedError(Exception):
+    """A request that is not read any further: its status, and what to say."""
+
+    def __init__(self, status: int, said: str) -> None:
+        super().__init__(said)
+        self.status, self.said = status, said
+
+
+class Connection(HttpToolsProtocol):
+    """As uvicorn's, and with limits.
+
+    Attributes:
+        most: connections at once; when there are more, the one that has waited longest for its next request goes.
+    """
+
+    most: ClassVar[int] = 1024
+    # In the order in which they began to wait for a request.
+    _idle: ClassVar[dict[Connection, None]] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._timer: asyncio.TimerHandle | None = None
+        self._head_bytes = self._chunks = 0
+        # Between two requests it is complete; the head begins with a request's first byte.
+        self._in_head, self._complete = False, True
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client connected."""
+        super().connection_made(transport)
+        self._wait_for_request()
+        self._within(HEAD_S)
+        if len(self.connections) > self.most:
+            longest = next(iter(self._idle))
+            longest.transport.abort()
+            self._idle.pop(longest, None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It went."""
+        self._idle.pop(self, None)
+        self._within(None)
+        super().connection_lost(exc)
+
+    def _wait_for_request(self) -> None:
+        self._idle[self] = None
+
+    def _within(self, seconds: float | None) -> None:
+        """Close the connection unless this is called again within ``seconds``."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else self.loop.call_later(seconds, self._late)
+
+    def _late(self) -> None:
+        """Nothing is owed to whoever does not finish a request; the answer is for those who can still read one."""
+        self._timer = None
+        if self._in_head:
+            self._refuse(_RefusedError(408, f"the request's head did not arrive within {HEAD_S:g} s."))
+        # A closed transport waits for the client to read; an aborted one does not.
+        self.loop.call_later(1.0, self.transport.abort)
+        self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        if self.transport.is_closing():
+            return
+        begun = self._in_head
+        super().data_received(data)
+        if self.transport.is_closing() or not self._in_head:
+            return
+        if not begun:
+            self._within(HEAD_S)
+            return
+        # llhttp gives a header when it is whole, so one that never ends is only seen here.
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(_RefusedError(431, _LONG_HEAD))
+
+    def on_message_begin(self) -> None:
+        """A request's first byte."""
+        super().on_message_begin()
+        self._complete, self._in_head, self._head_bytes, self._chunks = False, True, 0, 0
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the address."""
+        super().on_url(url)
+        if len(self.url) > MAX_URL_BYTES:
+            raise _RefusedError(414, f"an address may have {MAX_URL_BYTES} bytes.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or behind a body in chunks a trailer."""
+        if not self._in_head:
+            raise _RefusedError(400, "trailers are not taken.")
+        super().on_header(name, value)
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            raise _RefusedError(431, _LONG_HEAD)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        self._in_head = False
+        self._idle.pop(self, None)
+        self._within(BODY_S)
+        super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        """Another chunk of the body begins."""
+        self._chunks += 1
+        if self._chunks > MAX_CHUNKS:
+            raise _RefusedError(400, f"a body may come in {MAX_CHUNKS} chunks.")
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._complete = True
+        self._within(None)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The answer is written."""
+        super().on_response_complete()
+        if self._complete and not self.transport.is_closing():
+            self._wait_for_request()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """The connection was kept long enough."""
+        if not self.transport.is_closing():
+            self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """What llhttp, or a limit above, refused."""
+        # httptools hides what a callback raised behind its own error.
+        error = sys.exception()
+        cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
+        self._refuse(cause if isinstance(cause, _RefusedError) else _RefusedError(400, "this is not a valid HTTP request."))
+
+    def _refuse(self, error: _RefusedError) -> None:
+        """Answer and close; where an answer has begun, only close."""
+        if self._answering():
+            # Nobody will read what its handler still has to say.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:
+                self.transport.close()
+                return
+        body = json.dumps({"error": error.said}).encode()
+        head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[error.status] + head + body)
+        self.transport.close()
+
+    def shutdown(self) -> None:
+        """The server ends: what is being answered is finished, and what is on its way may still arrive."""
+        if self._answering():
+            self.cycle.keep_alive = False
+        else:
+            self.loop.call_later(LAST_S, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        if not self._answering():
+            self.transport.close()
+
+    def _answering(self) -> bool:
+        """Whether a request's answer is not written yet; uvicorn's annotation leaves out that there is no cycle at first."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete

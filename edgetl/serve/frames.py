@@ -1,0 +1,138 @@
+"""How the server and its worker processes speak: frames over a socket, a JSON header and bytes behind it. Nothing is ever unpickled.
+
+A frame is the header's length and the bytes' length (two little-endian numbers of 8 bytes), the header, the bytes. ``Job`` and ``Done``
+have a line of JSON for a header; their bytes are the encoded images one after the other, or the tensor; and the logits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.core.preprocess import Batch
+
+_LENGTHS = struct.Struct("<QQ")
+Header = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request to a worker: images, or a tensor, for the model at ``model`` in its list.
+
+    ``deadline`` is on ``time.monotonic``'s clock, which all processes of a machine share.
+    """
+
+    model: int
+    images: tuple[bytes, ...]
+    tensor: Batch | None
+    deadline: float
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Seconds that a job took: waiting, decoding, preparing, and in the network."""
+
+    queue: float = 0.0
+    decode: float = 0.0
+    preprocess: float = 0.0
+    inference: float = 0.0
+
+    @property
+    def computing(self) -> float:
+        """All but the waiting."""
+        return self.decode + self.preprocess + self.inference
+
+
+@dataclass(frozen=True)
+class Done:
+    """A worker's answer: logits float32 ``[n, labels]``, or an HTTP status and what to say."""
+
+    logits: NDArray[np.float32] | None = None
+    stages: Stages = field(default_factory=Stages)
+    status: int = 200
+    said: str = ""
+
+
+def pack(header: Header, payload: bytes = b"") -> bytes:
+    """A frame's bytes."""
+    text = json.dumps(header, ensure_ascii=True, separators=(",", ":")).encode()
+    return b"".join((_LENGTHS.pack(len(text), len(payload)), text, payload))
+
+
+def pack_job(number: int, job: Job) -> bytes:
+    """A frame that asks for ``job`` under ``number``."""
+    header: Header = {"job": number, "model": job.model, "deadline": job.deadline}
+    if job.tensor is None:
+        return pack({**header, "sizes": [len(image) for image in job.images]}, b"".join(job.images))
+    return pack({**header, "shape": job.tensor.shape, "dtype": job.tensor.dtype.str}, job.tensor.tobytes())
+
+
+def unpack_job(header: Header, payload: bytes) -> Job:
+    """What ``pack_job`` packed."""
+    model, deadline = header["model"], header["deadline"]
+    if "shape" in header:
+        dtype: np.dtype[Any] = np.dtype(header["dtype"])
+        tensor: Batch = np.frombuffer(payload, dtype).reshape(header["shape"])
+        return Job(model, (), tensor, deadline)
+    images, start = [], 0
+    for size in header["sizes"]:
+        images.append(payload[start : start + size])
+        start += size
+    return Job(model, tuple(images), None, deadline)
+
+
+def pack_done(number: int, done: Done) -> bytes:
+    """A frame that answers job ``number``."""
+    stages = [done.stages.queue, done.stages.decode, done.stages.preprocess, done.stages.inference]
+    header: Header = {"job": number, "status": done.status, "said": done.said, "stages": stages}
+    if done.logits is None:
+        return pack(header)
+    return pack({**header, "shape": done.logits.shape}, done.logits.astype("<f4").tobytes())
+
+
+def unpack_done(header: Header, payload: bytes) -> Done:
+    """What ``pack_done`` packed."""
+    logits = np.frombuffer(payload, "<f4").reshape(header["shape"]) if "shape" in header else None
+    return Done(logits, Stages(*header["stages"]), header["status"], header["said"])
+
+
+async def read_frame(reader: asyncio.StreamReader) -> tuple[Header, bytes]:
+    """The next frame.
+
+    Raises:
+        asyncio.IncompleteReadError: the other side closed the connection, or died.
+    """
+    text, payload = _LENGTHS.unpack(await reader.readexactly(_LENGTHS.size))
+    return json.loads(await reader.readexactly(text)), await reader.readexactly(payload)
+
+
+def receive_frame(stream: BinaryIO) -> tuple[Header, bytes]:
+    """The next frame, as ``read_frame``, blocking.
+
+    Raises:
+        EOFError: the other side closed the connection, or died.
+    """
+    lengths = stream.read(_LENGTHS.size)
+    if len(lengths) < _LENGTHS.size:
+        raise EOFError
+    text, size = _LENGTHS.unpack(lengths)
+    header, payload = stream.read(text), stream.read(size)
+    if len(header) < text or len(payload) < size:
+        raise EOFError
+    return json.loads(header), payload
+
+
+def channel() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a connection between two processes of this machine, with room for a tensor on its way."""
+    ends = socket.socketpair()
+    for end in ends:
+        for side in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            end.setsockopt(socket.SOL_SOCKET, side, 1_000_000)
+    return ends

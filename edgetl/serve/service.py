@@ -1,0 +1,140 @@
+"""What is served now, and how something else takes its place: beside it, proven first, and whole."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgetl.core.manifest import MANIFEST_NAME
+from edgetl.errors import BundleError, EdgetlError
+from edgetl.serve.models import Models
+from edgetl.serve.team import Team
+from edgetl.serve.worker import Order
+
+logger = logging.getLogger("edgetl.serve")
+
+WATCH_S = 1.0
+
+
+@dataclass(frozen=True)
+class Staff:
+    """How many worker processes there are, and after how many seconds of silence one counts as hanging."""
+
+    processes: int = 1
+    hang_s: float = 30.0
+
+
+class Service:
+    """The team that answers now.
+
+    Attributes:
+        team: the one that new requests go to.
+        reloaded: called after each reload with ``done`` or ``refused``.
+    """
+
+    def __init__(self, order: Order, staff: Staff) -> None:
+        self._order, self._staff = order, staff
+        self.team: Team
+        self.reloaded: Callable[[str], None] = lambda _result: None
+        self._reloading = asyncio.Lock()
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Load the bundles.
+
+        Raises:
+            EdgetlError: one cannot be served.
+        """
+        self.team = await self._assemble()
+
+    async def _assemble(self) -> Team:
+        # Links are followed now: whoever replaces a worker later must load what this team serves, not what a link points to by then.
+        order = replace(self._order, bundles=tuple(path.resolve() for path in self._order.bundles))
+        return await Team.start(order, count=self._staff.processes, hang_s=self._staff.hang_s, changed=self.ask_reload)
+
+    @contextmanager
+    def holding(self) -> Iterator[Team]:
+        """The team, which stays until this ends, whatever is loaded meanwhile."""
+        team = self.team
+        team.users += 1
+        try:
+            yield team
+        finally:
+            team.leave()
+
+    def ask_reload(self) -> None:
+        """Reload, in the background."""
+        self._spawn(self.reload())
+
+    async def reload(self) -> None:
+        """Load what the paths lead to now, beside what is served; swap when it has proven itself, else leave everything as it is."""
+        async with self._reloading:
+            try:
+                team = await self._assemble()
+            except EdgetlError as error:
+                logger.error("not reloaded, the old one goes on: %s", error)
+                self.reloaded("refused")
+                return
+            if older := _older(team.models, self.team.models):
+                await team.retire()
+                logger.error("not reloaded, the old one goes on: %s", older)
+                self.reloaded("refused")
+                return
+            old, self.team = self.team, team
+            self._spawn(old.retire())
+            logger.info("reloaded: %s", ", ".join(f"{name} {' '.join(team.models.versions(name))}" for name in team.models.names))
+            self.reloaded("done")
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def watch(self) -> None:
+        """From now on reload whenever a bundle's path leads to another manifest."""
+        self._spawn(self._watch())
+
+    async def _watch(self) -> None:
+        seen = self._marks()
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = self._marks()
+            if now == seen or None in now:
+                # Also while a bundle is being swapped: there is none for a moment.
+                continue
+            seen = now
+            await self.reload()
+
+    def _marks(self) -> list[tuple[int, ...] | None]:
+        return [_mark(path / MANIFEST_NAME) for path in self._order.bundles]
+
+    async def close(self) -> None:
+        """End every worker."""
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        self.team.users = 0
+        await self.team.retire()
+
+
+def _mark(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _older(new: Models, old: Models) -> BundleError | None:
+    """Why ``new`` is a step back: a model's newest release is older than the one that is served."""
+    for name in old.names:
+        if name not in new.names:
+            continue
+        was, now = old.find(name).version, new.find(name).version
+        if int(now) < int(was):
+            return BundleError(f"{name} would go from release {was} back to {now}. Restart the server to go back on purpose.")
+    return None
