@@ -15,11 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgetl.core.plain import open_plain
 from edgetl.errors import ConfigError
+from edgetl.serve.page import page_paths
 
 access = logging.getLogger("edgetl.access")
 
 # Whoever looks after the server, and the page that asks for the token, come in without one: neither says anything about a model.
-OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/", "/page.css", "/page.js"})
+OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 REQUEST_ID = b"x-request-id"
 _SOUND_ID = re.compile(rb"[\x20-\x7e]{1,128}")
 _MIN_TOKEN = 16
@@ -49,7 +50,7 @@ class Gate:
     """ASGI around ASGI."""
 
     def __init__(self, app: ASGIApp, token: bytes | None = None) -> None:
-        self._app, self._token = app, token
+        self._app, self._token, self._open = app, token, OPEN_PATHS | page_paths()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -75,7 +76,7 @@ class Gate:
         try:
             if not sound:
                 await _say(counted, 400, "the header X-Request-Id takes 1 to 128 printable ASCII characters.")
-            elif self._token is not None and scope["path"] not in OPEN_PATHS and not self._allowed(headers.get(b"authorization", b"")):
+            elif self._token is not None and scope["path"] not in self._open and not self._allowed(headers.get(b"authorization", b"")):
                 await _say(counted, 401, "this needs the server's token: Authorization: Bearer TOKEN", (b"www-authenticate", b"Bearer"))
             else:
                 await self._app(scope, receive, counted)

@@ -19,10 +19,12 @@ from starlette.routing import Route
 from edgetl.core.answers import describe, predictions
 from edgetl.errors import RequestError
 from edgetl.serve.body import read_body, sent_image
+from edgetl.serve.cards import cards
 from edgetl.serve.frames import Job, Stages
 from edgetl.serve.meters import Meters
 from edgetl.serve.models import Model
 from edgetl.serve.openapi import document
+from edgetl.serve.page import page_routes
 from edgetl.serve.protocol import HEADER_LENGTH, SCORES, Answered, InferRequest, Wanted, is_count, read_request, write_answer
 from edgetl.serve.service import Service
 from edgetl.serve.team import DeadlineError
@@ -96,7 +98,9 @@ class Server:
             get("/v2/health/ready", self._ready),
             get("/v2", self._server_metadata),
             get("/metrics", self._metrics),
+            get("/models", self._cards),
             get("/openapi.json", self._openapi),
+            *page_routes(),
             Route("/predict", self._predict, methods=["POST"]),
         ]
         for prefix in (model, f"{model}/versions/{{version}}"):
@@ -129,6 +133,9 @@ class Server:
 
     async def _metrics(self, _request: Request) -> Response:
         return Response(generate_latest(self.meters.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def _cards(self, _request: Request) -> Response:
+        return JSONResponse({"models": cards(self._service.team.models), "max_body_bytes": self._limits.max_body_bytes})
 
     async def _openapi(self, _request: Request) -> Response:
         return JSONResponse(document(self._service.team.models, package_version("edgetl")))
