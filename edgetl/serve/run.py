@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 import signal
 import socket
@@ -11,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -22,13 +24,18 @@ from edgetl.serve.models import Models
 from edgetl.serve.service import Service, Staff
 from edgetl.serve.worker import Order
 
+logger = logging.getLogger("edgetl.serve")
+
 # After SIGTERM the server says for so long that it is not ready, and still answers: whoever sends requests looks every second or so.
 NOT_READY_S = 1.0
 # Then requests in progress have this long to end.
 DRAIN_S = 20
+# Connections that the system keeps until they are accepted, and those accepted before others are looked at: by default asyncio would accept
+# the whole backlog at once, beyond the descriptors that there are.
 _BACKLOG = 1024
-# Descriptors that are no client's.
-_OWN_DESCRIPTORS = 64
+_ACCEPTED_AT_ONCE = 32
+# Descriptors that are no client's, or a client's that is being let go.
+_OWN_DESCRIPTORS = 128
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ async def _serve(
         Connection.most = _most_connections()
         config = uvicorn.Config(
             Gate(server.app(), address.token), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
-            timeout_keep_alive=30, timeout_graceful_shutdown=DRAIN_S, backlog=_BACKLOG, server_header=False,
+            timeout_keep_alive=30, timeout_graceful_shutdown=DRAIN_S, backlog=_ACCEPTED_AT_ONCE, server_header=False,
             ssl_certfile=certificate, ssl_keyfile=key, proxy_headers=False,
         )  # fmt: skip
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -95,11 +102,16 @@ async def _serve(
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.ask_reload)
         if watch:
             service.watch()
-        listener.listen(_BACKLOG)
         listener.setblocking(False)
+        asyncio.get_running_loop().set_exception_handler(_log_in_a_line)
         await _Draining(config, server, lambda: started(service.team.models)).serve(sockets=[listener])
     finally:
         await service.close()
+
+
+def _log_in_a_line(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What the event loop meets that is nobody's request, such as no descriptor left for a new connection."""
+    logger.error("%s: %s", context.get("message"), context.get("exception"))
 
 
 def _bind(address: Address) -> socket.socket:
@@ -145,6 +157,8 @@ class _Draining(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
         await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(_BACKLOG)
         self._started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -143,6 +143,7 @@ class Team:
                 if worker.oldest_s() > self._hang_s:
                     logger.error("a worker did not answer for %g s and is replaced", self._hang_s)
                     worker.kill()
+                    await worker.ended.wait()
             code = await worker.close()
             self._workers.remove(worker)
             self.replaced += 1

@@ -1,50 +1,141 @@
+"""How a server ends."""
+
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
+from collections import Counter
+from pathlib import Path
 
 import httpx
 import pytest
 
 from edgetl.core.bundle import Bundle
-from edgetl.train.run import Run
-from tests.serve.conftest import start
+from tests.command import edgetl
+from tests.serve.serving import Served, free_port, serving, until
 
 
-def _ask(address: str, photo: bytes, stop: threading.Event, codes: list[int], lost: list[str]) -> None:
-    """One client with a connection that it keeps until it is told that it will close; whatever was sent and not answered is lost."""
-    with httpx.Client(timeout=30) as client:
-        while not stop.is_set():
-            try:
-                answer = client.post(f"http://{address}/predict", content=photo)
-                codes.append(answer.status_code)
-                if answer.headers.get("Connection") == "close":
+class Clients:
+    """Threads that ask as fast as they get answers; a client told that its connection closes opens another until none can be opened.
+
+    Attributes:
+        codes: how often each status came.
+        lost: what was sent on a connection that the server accepted, and not answered.
+    """
+
+    def __init__(self, served: Served, photo: bytes, count: int) -> None:
+        self.codes: Counter[int] = Counter()
+        self.lost: list[str] = []
+        self._served, self._photo, self._stop = served, photo, threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            with httpx.Client(timeout=30) as client:
+                try:
+                    while not self._stop.is_set():
+                        answer = client.post(f"{self._served.url}/predict", content=self._photo)
+                        self.codes[answer.status_code] += 1
+                        if answer.headers.get("Connection") == "close":
+                            break
+                except httpx.ConnectError:
+                    # Nobody accepts any more: nothing was sent.
                     return
-            except httpx.HTTPError as error:
-                lost.append(repr(error))
+                except httpx.HTTPError as error:
+                    self.lost.append(repr(error))
+
+    def end(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
 
 
-@pytest.mark.parametrize("trials", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_no_request_on_an_open_connection_is_lost_on_sigterm(bundle: Bundle, run: Run, trials: int) -> None:
-    photo = run.samples("test")[0].path.read_bytes()
-    codes: list[int] = []
+@pytest.mark.parametrize(("trials", "least"), [(2, 100), pytest.param(20, 10_000, marks=pytest.mark.slow)])
+def test_no_request_is_lost_on_sigterm(bundle: Bundle, photo: bytes, trials: int, least: int) -> None:
+    codes: Counter[int] = Counter()
     lost: list[str] = []
     for _ in range(trials):
-        process, address = start(bundle.path, "--queue", "64")
-        stop = threading.Event()
-        clients = [threading.Thread(target=_ask, args=(address, photo, stop, codes, lost)) for _ in range(8)]
-        for client in clients:
-            client.start()
-        time.sleep(1.0)
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
-        with httpx.Client() as looker:
-            assert looker.get(f"http://{address}/v2/health/ready").status_code == 503, "readiness falls before connections are refused"
-        assert process.wait(30) == 0
-        stop.set()
-        for client in clients:
-            client.join()
-        if process.stderr:
-            process.stderr.close()
-    assert not lost and set(codes) == {200} and len(codes) > 50 * trials
+        with serving(bundle.path) as served:
+            clients = Clients(served, photo, 8)
+            time.sleep(1.0 if trials == 2 else 3.0)
+            served.process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            assert not served.ready(), "readiness falls before connections are refused"
+            assert served.process.wait(30) == 0
+            clients.end()
+            assert "Traceback" not in served.said()
+        codes += clients.codes
+        lost += clients.lost
+    print(dict(codes))
+    assert not lost and set(codes) == {200} and codes.total() >= least
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_server_ends_soon_and_well(bundle: Bundle, number: signal.Signals) -> None:
+    with serving(bundle.path) as served, httpx.Client() as web:
+        web.get(f"{served.url}/v2")
+        begin = time.monotonic()
+        served.process.send_signal(number)
+        assert served.process.wait(10) == 0 and time.monotonic() - begin < 4
+        assert "Traceback" not in served.said()
+
+
+def test_a_second_signal_ends_at_once(bundle: Bundle, photo: bytes) -> None:
+    with serving(bundle.path, options=("--threads", "1")) as served:
+        # Its worker stands still, so there is something to wait for.
+        for worker in served.workers():
+            os.kill(worker, signal.SIGSTOP)
+        clients = Clients(served, photo, 2)
+        time.sleep(0.5)
+        served.process.send_signal(signal.SIGTERM)
+        time.sleep(2.5)
+        assert served.process.poll() is None, "it waits for what it accepted"
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(5) == 0
+        clients.end()
+
+
+@pytest.mark.parametrize("after", [0.3, 0.8, 1.3, 1.8])
+def test_a_signal_during_the_start_ends_it_without_a_traceback(bundle: Bundle, after: float) -> None:
+    served = Served([bundle.path])
+    time.sleep(after)
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(10) in (0, -signal.SIGTERM, 143)
+    assert "Traceback" not in served.said()
+    assert not served.workers()
+    served.stop()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_no_worker_outlives_its_server(bundle: Bundle) -> None:
+
+    served = Served([bundle.path]).wait()
+    workers = served.workers()
+    assert workers
+    served.process.kill()
+    served.process.wait()
+    until(lambda: not any(_alive(worker) for worker in workers), seconds=5)
+    served.stop()
+
+
+def test_a_host_that_is_not_here_is_a_clean_error(bundle: Bundle) -> None:
+    for host in ("203.0.113.7", "no such host"):
+        done = edgetl("serve", bundle.path, "--host", host, "--port", free_port(), "--insecure")
+        assert done.returncode == 3 and f"cannot listen on {host}" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_ipv6_is_a_host_like_any(bundle: Bundle, photo: bytes) -> None:
+    served = Served([bundle.path], "--host", "::1").wait()
+    assert f"http://[::1]:{served.port}" in served.said()
+    assert httpx.post(f"http://[::1]:{served.port}/predict", content=photo).status_code == 200
+    assert served.stop() == 0

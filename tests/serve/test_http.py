@@ -6,7 +6,6 @@ import base64
 import gzip
 import json
 import socket
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +19,7 @@ from edgetl.core.preprocess import preprocess
 from edgetl.runtime.predictor import load
 from edgetl.train.run import Run
 from tests.command import edgetl
-from tests.serve.conftest import free_port
+from tests.serve.serving import free_port
 
 
 @pytest.fixture
@@ -33,11 +32,6 @@ def client(server: str) -> Iterator[triton.InferenceServerClient]:
 def web(server: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=f"http://{server}", timeout=30) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def photo(run: Run) -> bytes:
-    return run.samples("test")[0].path.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -174,27 +168,3 @@ def test_a_port_that_is_taken_is_a_clean_error(bundle: Bundle) -> None:
 def test_nobody_else_is_let_in_unless_asked(bundle: Bundle) -> None:
     done = edgetl("serve", bundle.path, "--host", "0.0.0.0", "--port", free_port())
     assert done.returncode == 3 and "--insecure" in done.stderr
-
-
-def test_what_waits_too_long_or_is_too_much_is_refused_at_once(bundle: Bundle, photo: bytes) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    from tests.serve.conftest import start
-
-    process, address = start(bundle.path, "--threads", "1", "--queue", "2")
-    try:
-        url = f"http://{address}/predict"
-        with httpx.Client(limits=httpx.Limits(max_connections=40)) as many, ThreadPoolExecutor(40) as pool:
-            answers = list(pool.map(lambda _: many.post(url, content=photo), range(120)))
-            late = many.post(url, content=photo, headers={"Request-Timeout-Ms": "0"})
-        codes = {answer.status_code for answer in answers}
-        assert codes <= {200, 503} and 200 in codes
-        assert all(answer.headers["Retry-After"] == "1" for answer in answers if answer.status_code == 503)
-        assert late.status_code == 504 and "nothing was computed" in late.json()["error"]
-        begin = time.monotonic()
-    finally:
-        process.terminate()
-        assert process.wait(30) == 0
-        if process.stderr:
-            process.stderr.close()
-    assert time.monotonic() - begin < 10

@@ -16,7 +16,7 @@ from edgetl.core.bundle import Bundle
 from edgetl.core.results import Prediction
 from edgetl.runtime.predictor import load
 from edgetl.train.run import Run
-from tests.serve.conftest import start
+from tests.serve.serving import serving
 
 api = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright, which is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -220,30 +220,26 @@ def test_the_token_is_asked_for_once_and_kept_for_the_tab(
     browser: Any, bundle: Bundle, picture: Path, expected: Prediction, tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text("a-token-of-some-length")
-    process, server = start(bundle.path, "--token-file", str(tmp_path / "token"))
-    visit = Visit(browser, server)
-    page = visit.page
-    page.goto("/")
-    page.wait_for_selector("dialog[open]")
-    page.keyboard.type("wrong")
-    page.keyboard.press("Enter")
-    api.expect(page.locator("dialog")).to_contain_text("did not accept that token")
-    page.keyboard.press("Escape")
-    page.get_by_role("button", name="Enter the token").click()
-    page.keyboard.type("a-token-of-some-length")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#card table")
-    page.set_input_files("#file", picture)
-    assert said(page) == answer_of(expected)
-    assert page.locator("#curl").inner_text().startswith('curl -H "Authorization: Bearer $TOKEN"')
-    page.reload()
-    page.wait_for_selector("#card table")
-    assert not page.locator("dialog").is_visible()
-    visit.context.close()
-    process.terminate()
-    assert process.wait(30) == 0
-    if process.stderr:
-        process.stderr.close()
+    with serving(bundle.path, options=("--token-file", str(tmp_path / "token"))) as served:
+        visit = Visit(browser, served.address)
+        page = visit.page
+        page.goto("/")
+        page.wait_for_selector("dialog[open]")
+        page.keyboard.type("wrong")
+        page.keyboard.press("Enter")
+        api.expect(page.locator("dialog")).to_contain_text("did not accept that token")
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Enter the token").click()
+        page.keyboard.type("a-token-of-some-length")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#card table")
+        page.set_input_files("#file", picture)
+        assert said(page) == answer_of(expected)
+        assert page.locator("#curl").inner_text().startswith('curl -H "Authorization: Bearer $TOKEN"')
+        page.reload()
+        page.wait_for_selector("#card table")
+        assert not page.locator("dialog").is_visible()
+        visit.context.close()
 
 
 def test_the_keyboard_alone_is_enough(visit: Visit, picture: Path, expected: Prediction) -> None:

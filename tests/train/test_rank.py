@@ -71,7 +71,7 @@ def test_the_command_shows_a_table_and_draws(digits: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert f"next: edgetl train {digits} --out RUN --backbone {DEFAULT_BACKBONE}" in done.stdout.replace("\n", " ")
     assert (tmp_path / "rank.png").read_bytes().startswith(b"\x89PNG")
-    as_json = edgetl("rank", digits, "--candidates", names, "--images", 60, "--confirm", 1, "--json")
+    as_json = edgetl("rank", digits, "--candidates", names, "--images", 60, "--confirm", 1, "--json", timeout=400)
     assert as_json.returncode == 0, as_json.stderr
     ranking = Ranking.model_validate_json(as_json.stdout)
     assert ranking.ranked[0].stage == "confirmed" and ranking.ranked[0].confirmed is not None
