@@ -70,12 +70,14 @@ def photo() -> bytes:
     image = Image.open(path).convert("RGB").resize((640, 480))
     grain = np.random.default_rng(0).integers(-8, 9, (480, 640, 1))
     noisy = Image.fromarray((np.asarray(image).astype(int) + grain).clip(0, 255).astype(np.uint8))
+    data = b""
     for quality in range(50, 100):
         buffer = io.BytesIO()
         noisy.save(buffer, "JPEG", quality=quality)
-        if buffer.tell() >= PHOTO_BYTES:
+        data = buffer.getvalue()
+        if len(data) >= PHOTO_BYTES:
             break
-    return buffer.getvalue()
+    return data
 
 
 def plain_loop(bundle: Path, variant: str, image: bytes, threads: int, seconds: float) -> float:

@@ -21,7 +21,7 @@ class Api(litserve.LitAPI):
 
     def decode_request(self, request: Request) -> bytes:
         # By then it is the form.
-        data: bytes = request["image"].file.read()  # type: ignore[index]
+        data: bytes = request["image"].file.read()
         return data
 
     def predict(self, x: bytes) -> dict[str, object]:

@@ -40,7 +40,7 @@ def test_with_a_token_only_those_who_have_it_come_in(bundle: Bundle, photo: byte
     """C22. Health is open to whoever looks after the server; the page asks for the token itself."""
     with serving(bundle.path, options=("--token-file", str(token_file))) as served, httpx.Client(base_url=served.url) as web:
         assert web.get("/v2/health/ready").status_code == web.get("/v2/health/live").status_code == web.get("/").status_code == 200
-        wrong: list[bytes] = [b"", b"Bearer", b"Bearer ", b"Bearer " + TOKEN[:-1].encode(), b"Bearer " + TOKEN.encode() + b"x"]
+        wrong: list[bytes] = [b"", b"Bearer", b"Bearer " + TOKEN[:-1].encode(), b"Bearer " + TOKEN.encode() + b"x"]
         wrong += [
             TOKEN.encode(),
             b"Basic " + TOKEN.encode(),
