@@ -15,7 +15,6 @@ from edgetl.runtime.predictor import load
 def main(bundle: str, variant: str, threads: str, port: str) -> None:
     predictor, pool, app = load(bundle, variant=variant, threads=1), ThreadPoolExecutor(int(threads)), FastAPI()
 
-    @app.post("/predict")
     async def predict(request: Request) -> dict[str, object]:
         image = await request.body()
         answer = await asyncio.get_running_loop().run_in_executor(pool, predictor.predict, image)
@@ -23,6 +22,7 @@ def main(bundle: str, variant: str, threads: str, port: str) -> None:
 
     # Annotations of a function in a function are not found by name.
     predict.__annotations__["request"] = Request
+    app.add_api_route("/predict", predict, methods=["POST"])
     uvicorn.run(app, port=int(port), log_level="error", access_log=False)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import httptools
@@ -39,9 +40,11 @@ class Connection(HttpToolsProtocol):
 
     Attributes:
         most: connections at once; when there are more, the one that has waited longest for its next request goes.
+        refused: called with the client's address and the status for what is cut off here, which no route ever sees.
     """
 
     most: ClassVar[int] = 1024
+    refused: ClassVar[Callable[[str, int], None]] = staticmethod(lambda _client, _status: None)
     # In the order in which they began to wait for a request.
     _idle: ClassVar[dict[Connection, None]] = {}
 
@@ -168,7 +171,8 @@ class Connection(HttpToolsProtocol):
             if self.cycle.response_started:
                 self.transport.close()
                 return
-        body = json.dumps({"error": error.said}).encode()
+        type(self).refused((self.client or ("", 0))[0], error.status)
+        body = json.dumps({"error": error.said}, separators=(",", ":")).encode()
         head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[error.status] + head + body)
         self.transport.close()

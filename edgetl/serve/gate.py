@@ -82,7 +82,9 @@ class Gate:
                 await self._app(scope, receive, counted)
         finally:
             if access.isEnabledFor(logging.INFO):
-                access.info(_line(scope, name.decode(), status, size, time.monotonic() - begun))
+                client, seconds = (scope["client"] or ("",))[0], time.monotonic() - begun
+                method, path = scope["method"], scope["path"]
+                access.info(_line(client=client, status=status, name=name.decode(), method=method, path=path, size=size, seconds=seconds))
 
     def _allowed(self, given: bytes) -> bool:
         kind, _, token = given.partition(b" ")
@@ -91,24 +93,25 @@ class Gate:
 
 
 async def _say(send: Send, status: int, text: str, *headers: tuple[bytes, bytes]) -> None:
-    body = json.dumps({"error": text}).encode()
+    body = json.dumps({"error": text}, separators=(",", ":")).encode()
     plain = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": status, "headers": plain})
     await send({"type": "http.response.body", "body": body})
 
 
-def _line(scope: Scope, name: str, status: int, size: int, seconds: float) -> str:
+def log_refused(client: str, status: int) -> None:
+    """A line about what was cut off before it was a request."""
+    if access.isEnabledFor(logging.INFO):
+        access.info(_line(client=client, status=status))
+
+
+def _line(*, client: str, status: int, name: str = "", method: str = "", path: str = "", size: int = 0, seconds: float = 0.0) -> str:
     """One line of JSON; JSON's escapes leave no control character in it. A status of 0: the client went before an answer."""
     now = time.time()
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
     return json.dumps(
         {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z",
-            "id": name,
-            "client": (scope["client"] or ("",))[0],
-            "method": scope["method"],
-            "path": quote(scope["path"], safe="/:.")[:_MAX_LOGGED_PATH],
-            "status": status,
-            "bytes": size,
-            "ms": round(seconds * 1000, 3),
+            "time": moment, "id": name, "client": client, "method": method, "path": quote(path, safe="/:.")[:_MAX_LOGGED_PATH],
+            "status": status, "bytes": size, "ms": round(seconds * 1000, 3),
         }
-    )
+    )  # fmt: skip

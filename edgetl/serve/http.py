@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version as package_version
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,11 +23,11 @@ from edgetl.errors import RequestError
 from edgetl.serve.body import read_body, sent_image
 from edgetl.serve.cards import cards
 from edgetl.serve.frames import Job, Stages
-from edgetl.serve.meters import Meters
+from edgetl.serve.meters import Meters, resident_bytes
 from edgetl.serve.models import Model
 from edgetl.serve.openapi import document
 from edgetl.serve.page import page_routes
-from edgetl.serve.protocol import HEADER_LENGTH, SCORES, Answered, InferRequest, Wanted, is_count, read_request, write_answer
+from edgetl.serve.protocol import HEADER_LENGTH, SCORES, InferRequest, Wanted, is_count, read_request, write_answer
 from edgetl.serve.service import Service
 from edgetl.serve.team import DeadlineError
 
@@ -65,8 +67,8 @@ class _Outcome:
     """One request's answer, and how long it took."""
 
     asked: InferRequest
-    answered: Answered
     model: Model
+    logits: NDArray[np.float32]
     headers: dict[str, str]
 
 
@@ -80,8 +82,9 @@ class Server:
         self.meters.serve(service.team.models)
         self.meters.inside.set_function(lambda: self._inside)
         self.meters.waiting.set_function(lambda: service.team.waiting)
-        self.meters.replaced.set_function(lambda: service.team.replaced)
-        service.reloaded = self._reloaded
+        self.meters.workers_memory.set_function(lambda: resident_bytes(service.team.pids))
+        service.on_replaced = self.meters.replaced.inc
+        service.on_reload = self._reloaded
         self.draining = False
 
     @property
@@ -145,7 +148,7 @@ class Server:
             return read_request(body, request.headers.get(HEADER_LENGTH), model.port, max_batch=self._limits.max_batch)
 
         found = await self._answer(request, request.path_params["model"], request.path_params.get("version"), parse)
-        body, header_length = write_answer(found.asked, found.answered)
+        body, header_length = write_answer(found.asked, found.model.answered(found.logits))
         if header_length is None:
             return Response(body, media_type="application/json", headers=found.headers)
         return Response(body, media_type="application/octet-stream", headers={HEADER_LENGTH: str(header_length), **found.headers})
@@ -159,8 +162,8 @@ class Server:
         name = request.query_params.get("model") or self._service.team.models.names[0]
         found = await self._answer(request, name, request.query_params.get("version"), parse)
         reading = found.model.reading
-        (prediction,) = predictions(reading, found.answered.logits)
-        answer = {"model": found.answered.model, "version": found.answered.version, **describe(reading, prediction)}
+        (prediction,) = predictions(reading, found.logits)
+        answer = {"model": found.model.name, "version": found.model.version, **describe(reading, prediction)}
         return JSONResponse(answer, headers=found.headers)
 
     async def _answer(self, request: Request, name: str, version: str | None, parse: Callable[[Model, bytes], InferRequest]) -> _Outcome:
@@ -178,8 +181,8 @@ class Server:
                     raise DeadlineError if done.status == 504 else RequestError(done.status, done.said)
                 code, end = 200, time.monotonic()
                 stages = replace(done.stages, queue=max(0.0, end - arrived - done.stages.computing))
-                self.meters.computed(stages)
-                return _Outcome(asked, model.answered(done.logits), model, self._headers(stages, end - begin))
+                self.meters.computed(model.name, stages)
+                return _Outcome(asked, model, done.logits, self._headers(stages, end - begin))
             except RequestError as error:
                 code = error.status
                 if isinstance(error, BusyError | DeadlineError):
@@ -187,7 +190,7 @@ class Server:
                 raise
             finally:
                 self.meters.requests.labels(model.name, model.version, str(code)).inc()
-                self.meters.duration.observe(time.monotonic() - begin)
+                self.meters.duration.labels(model.name).observe(time.monotonic() - begin)
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+from contextlib import suppress
+from pathlib import Path
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from edgetl.serve.frames import Stages
@@ -20,7 +24,11 @@ class Meters:
         self.requests = Counter("edgetl_requests", "Inference requests answered", ["model", "version", "code"], registry=self.registry)
         self.rejected = Counter("edgetl_rejected", "Requests refused before inference", ["reason"], registry=self.registry)
         self.reloads = Counter("edgetl_reload", "Attempts to serve what the bundles' paths lead to now", ["result"], registry=self.registry)
-        self.replaced = Gauge("edgetl_workers_replaced", "Workers that died or hung since the bundles were loaded", registry=self.registry)
+        self.replaced = Counter("edgetl_workers_replaced", "Workers that died or hung", registry=self.registry)
+        self.malformed = Counter(
+            "edgetl_malformed", "Connections cut off: no HTTP, too large or too slow", ["code"], registry=self.registry
+        )
+        self.workers_memory = Gauge("edgetl_workers_resident_memory_bytes", "Of the worker processes together", registry=self.registry)
         self.inside = Gauge("edgetl_inflight", "Requests between admission and answer", registry=self.registry)
         self.waiting = Gauge("edgetl_queue_depth", "Requests that no worker has taken yet", registry=self.registry)
         self.info = Gauge("edgetl_model_info", "Models that are served", ["model", "version", "variant", "run"], registry=self.registry)
@@ -31,7 +39,7 @@ class Meters:
         self.inference = self._seconds("edgetl_inference_duration_seconds", "The network")
 
     def _seconds(self, name: str, text: str) -> Histogram:
-        return Histogram(name, text, buckets=_BUCKETS, registry=self.registry)
+        return Histogram(name, text, ["model"], buckets=_BUCKETS, registry=self.registry)
 
     def serve(self, models: Models) -> None:
         """Say what is served from now on."""
@@ -39,10 +47,19 @@ class Meters:
         for model in models.all():
             self.info.labels(model.name, model.version, model.variant_name, model.manifest.lineage.run_sha256[:12]).set(1)
 
-    def computed(self, stages: Stages) -> None:
+    def computed(self, model: str, stages: Stages) -> None:
         """One request was computed."""
-        self.waited.observe(stages.queue)
-        self.inference.observe(stages.inference)
+        self.waited.labels(model).observe(stages.queue)
+        self.inference.labels(model).observe(stages.inference)
         if stages.decode:
-            self.decode.observe(stages.decode)
-            self.preprocess.observe(stages.preprocess)
+            self.decode.labels(model).observe(stages.decode)
+            self.preprocess.labels(model).observe(stages.preprocess)
+
+
+def resident_bytes(pids: list[int]) -> int:
+    """Memory of processes, where the system tells; what they share counts in each."""
+    total = 0
+    for pid in pids:
+        with suppress(OSError, ValueError, IndexError):
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+    return total

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,7 +19,7 @@ import uvicorn
 
 from edgetl.errors import ConfigError
 from edgetl.serve.connection import Connection
-from edgetl.serve.gate import Gate
+from edgetl.serve.gate import Gate, log_refused
 from edgetl.serve.http import Limits, Server
 from edgetl.serve.models import Models
 from edgetl.serve.service import Service, Staff
@@ -91,6 +92,7 @@ async def _serve(
         server = Server(service, limits)
         certificate, key = address.certificate or (None, None)
         Connection.most = _most_connections()
+        Connection.refused = staticmethod(partial(_refused, server))
         config = uvicorn.Config(
             Gate(server.app(), address.token), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
             timeout_keep_alive=30, timeout_graceful_shutdown=DRAIN_S, backlog=_ACCEPTED_AT_ONCE, server_header=False,
@@ -107,6 +109,11 @@ async def _serve(
         await _Draining(config, server, lambda: started(service.team.models)).serve(sockets=[listener])
     finally:
         await service.close()
+
+
+def _refused(server: Server, client: str, status: int) -> None:
+    server.meters.malformed.labels(str(status)).inc()
+    log_refused(client, status)
 
 
 def _log_in_a_line(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -33,13 +33,15 @@ class Service:
 
     Attributes:
         team: the one that new requests go to.
-        reloaded: called after each reload with ``done`` or ``refused``.
+        on_reload: called after each reload with ``done`` or ``refused``.
+        on_replaced: called when a worker died or hung.
     """
 
     def __init__(self, order: Order, staff: Staff) -> None:
         self._order, self._staff = order, staff
         self.team: Team
-        self.reloaded: Callable[[str], None] = lambda _result: None
+        self.on_reload: Callable[[str], None] = lambda _result: None
+        self.on_replaced: Callable[[], None] = lambda: None
         self._reloading = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -54,7 +56,15 @@ class Service:
     async def _assemble(self) -> Team:
         # Links are followed now: whoever replaces a worker later must load what this team serves, not what a link points to by then.
         order = replace(self._order, bundles=tuple(path.resolve() for path in self._order.bundles))
-        return await Team.start(order, count=self._staff.processes, hang_s=self._staff.hang_s, changed=self.ask_reload)
+        return await Team.start(order, count=self._staff.processes, hang_s=self._staff.hang_s, events=self)
+
+    def replaced(self) -> None:
+        """As ``Events`` says."""
+        self.on_replaced()
+
+    def changed(self) -> None:
+        """As ``Events`` says."""
+        self.ask_reload()
 
     @contextmanager
     def holding(self) -> Iterator[Team]:
@@ -77,17 +87,17 @@ class Service:
                 team = await self._assemble()
             except EdgetlError as error:
                 logger.error("not reloaded, the old one goes on: %s", error)
-                self.reloaded("refused")
+                self.on_reload("refused")
                 return
-            if older := _older(team.models, self.team.models):
+            if older := _step_back(team.models, self.team.models):
                 await team.retire()
                 logger.error("not reloaded, the old one goes on: %s", older)
-                self.reloaded("refused")
+                self.on_reload("refused")
                 return
             old, self.team = self.team, team
             self._spawn(old.retire())
             logger.info("reloaded: %s", ", ".join(f"{name} {' '.join(team.models.versions(name))}" for name in team.models.names))
-            self.reloaded("done")
+            self.on_reload("done")
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work)
@@ -129,11 +139,13 @@ def _mark(path: Path) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _older(new: Models, old: Models) -> BundleError | None:
-    """Why ``new`` is a step back: a model's newest release is older than the one that is served."""
+def _step_back(new: Models, old: Models) -> BundleError | None:
+    """Why ``new`` is a step back: a model's newest release is older than the one that is served, or a model is gone."""
     for name in old.names:
         if name not in new.names:
-            continue
+            return BundleError(
+                f"{name} would be gone, and its clients get 404. Restart the server to serve {', '.join(new.names)} on purpose."
+            )
         was, now = old.find(name).version, new.find(name).version
         if int(now) < int(was):
             return BundleError(f"{name} would go from release {was} back to {now}. Restart the server to go back on purpose.")

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from edgetl.errors import BundleError, EdgetlError, RequestError
 from edgetl.serve.frames import Done, Job
@@ -30,6 +30,16 @@ class DeadlineError(RequestError):
         super().__init__(504, "the request waited longer than its deadline; nothing was computed.")
 
 
+class Events(Protocol):
+    """What a team tells of itself."""
+
+    def replaced(self) -> None:
+        """A worker died or hung; another takes its place."""
+
+    def changed(self) -> None:
+        """Whoever takes a worker's place finds other bundles on the disk."""
+
+
 class Team:
     """Workers that all loaded the same bundles.
 
@@ -37,26 +47,25 @@ class Team:
         models: what they serve.
         waiting: requests that no worker has taken yet.
         users: requests that hold on to this team; ``retire`` waits for them.
-        replaced: workers that died or hung, and were replaced or will be.
     """
 
-    def __init__(self, order: Order, workers: list[Worker], *, hang_s: float, changed: Callable[[], None]) -> None:
-        self._order, self._workers, self._hang_s, self._changed = order, workers, hang_s, changed
+    def __init__(self, order: Order, workers: list[Worker], *, hang_s: float, events: Events) -> None:
+        self._order, self._workers, self._hang_s, self._events = order, workers, hang_s, events
         self.models = Models(list(workers[0].models))
         self._places: deque[asyncio.Future[Worker]] = deque()
-        self.users, self.replaced = 0, 0
+        self.users = 0
         self._idle = asyncio.Event()
         self._tasks = [asyncio.create_task(self._care(worker)) for worker in workers]
 
     @classmethod
-    async def start(cls, order: Order, *, count: int, hang_s: float, changed: Callable[[], None]) -> Team:
+    async def start(cls, order: Order, *, count: int, hang_s: float, events: Events) -> Team:
         """A team of ``count`` workers, all ready.
 
         Args:
             order: what they load.
             count: of processes.
             hang_s: a job that takes longer counts as hanging.
-            changed: called when a worker that takes another's place finds other bundles on the disk.
+            events: whom to tell.
 
         Raises:
             EdgetlError: a worker could not load the bundles.
@@ -68,7 +77,7 @@ class Team:
         try:
             if failed:
                 raise failed[0]
-            return cls(order, workers, hang_s=hang_s, changed=changed)
+            return cls(order, workers, hang_s=hang_s, events=events)
         except BaseException:
             await asyncio.gather(*(worker.close() for worker in workers))
             raise
@@ -146,7 +155,7 @@ class Team:
                     await worker.ended.wait()
             code = await worker.close()
             self._workers.remove(worker)
-            self.replaced += 1
+            self._events.replaced()
             misfortunes = 0 if time.monotonic() - since > _SOUND_S else misfortunes
             logger.error("a worker ended with code %d; another takes its place", code)
             worker = await self._next(misfortunes)
@@ -169,7 +178,7 @@ class Team:
                 return worker
             await worker.close()
             logger.error("the bundle was changed on the disk while it was served")
-            self._changed()
+            self._events.changed()
             raise BundleError("the bundle was changed on the disk.")
 
     async def retire(self) -> None:

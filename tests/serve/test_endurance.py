@@ -132,7 +132,7 @@ def test_invented_requests_crash_nothing_and_cause_no_5xx(bundle: Bundle, photo:
         assert codes.total() == count and not {code for code in codes if code[:1] == b"5"} - {b"504"}
         assert codes[b"200"] and codes[b"400"] and codes[b"404"]
         assert {_ask(served.port, data, 10.0) for data in sound} == {b"200"}
-        assert served.metric("edgetl_workers_replaced") == 0 and "Traceback" not in served.said() and served.ready()
+        assert served.metric("edgetl_workers_replaced_total") == 0 and "Traceback" not in served.said() and served.ready()
 
 
 def _held(served: Served) -> tuple[int, int]:

@@ -67,7 +67,7 @@ def test_good_bundles_take_each_others_place_under_load(bundle: Bundle, photo: b
             until(lambda number=number: served.metric('edgetl_reload_total{result="done"') == number + 1, seconds=60)  # type: ignore[misc]
         readers.end()
         assert not readers.wrong and set(readers.versions) >= {"1", str(times)}
-        assert served.metric("edgetl_workers_replaced") == 0
+        assert served.metric("edgetl_workers_replaced_total") == 0
         until(lambda: len(served.workers()) == 1)
         assert served.metric("edgetl_model_info") == 1
     print(len(readers.versions), "answers")
@@ -129,7 +129,7 @@ def test_a_bad_bundle_leaves_the_old_one_serving(bundle: Bundle, photo: bytes, t
         # Whoever takes the place of a worker that dies loads what is served, not what the link points to by now.
         for worker in served.workers():
             os.kill(worker, signal.SIGKILL)
-        until(lambda: served.metric("edgetl_workers_replaced") == 1)
+        until(lambda: served.metric("edgetl_workers_replaced_total") == 1)
         until(served.ready)
         assert httpx.post(f"{served.url}/predict", content=photo).json()["version"] == "5"
 

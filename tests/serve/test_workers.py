@@ -32,7 +32,7 @@ def test_a_worker_that_dies_or_hangs_is_replaced(bundle: Bundle, photo: bytes, n
         time.sleep(0.5)
         before = clients.codes[200]
         _send(served, number)
-        until(lambda: served.metric("edgetl_workers_replaced") == 1)
+        until(lambda: served.metric("edgetl_workers_replaced_total") == 1)
         until(served.ready)
         then = clients.codes[200]
         until(lambda: clients.codes[200] > then + 20)
