@@ -86,7 +86,7 @@ def test_as_many_wait_as_may_and_the_rest_is_refused_at_once(bundle: Bundle, pho
 
 def test_a_deadline_that_passes_is_told_and_nothing_is_computed(bundle: Bundle, photo: bytes) -> None:
     """C16: whether the request waits in the server or in its worker."""
-    with serving(bundle.path, options=("--threads", "1")) as served:
+    with serving(bundle.path, options=("--threads", "1", "--batch", "1")) as served:
         _send(served, signal.SIGSTOP)
         with ThreadPoolExecutor(6) as pool, httpx.Client(timeout=60) as web:
             headers = {"Request-Timeout-Ms": "300"}
