@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench.memory import family_mb
+from bench.memory import family, family_mb
 from bench.paths import SHARED
 from edgetl.core.host import available_cores, fingerprint, load_average, versions
 from edgetl.runtime.predictor import load
@@ -152,6 +154,16 @@ def start(command: list[str], port: int, path: str = "/predict") -> subprocess.P
     return process
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a server; LitServe leaves its workers behind, which would compute on."""
+    members = family(process.pid)
+    process.terminate()
+    process.wait(60)
+    for member in members[1:]:
+        with suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
+
+
 def scripts(work: Path, image: bytes) -> dict[bool, Path]:
     """wrk's scripts: False sends the image as the body, True as a form."""
     boundary = "edgetl-bench"
@@ -184,8 +196,7 @@ def closed_loop(bundle: Path, variant: str, threads: int, rounds: int, seconds: 
                     many = press(address, made[contender.form], 8, seconds)
                     memory = family_mb(process.pid)
                 finally:
-                    process.terminate()
-                    process.wait(60)
+                    end(process)
                 rows.append((contender.name, one, many, many.rate / plain, memory))
                 print(
                     f"  {contender.name}: {many.rate:.1f}/s = {many.rate / plain:.3f} of the loop, 8 connections p50 {many.p50_ms:.1f} "

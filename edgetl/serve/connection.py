@@ -27,6 +27,15 @@ BODY_S = 60.0
 LAST_S = 0.5
 
 
+BUSY = "too many requests wait; try again."
+RETRY_AFTER_S = 1
+_BUSY_BODY = b"\r\n" + json.dumps({"error": BUSY}, separators=(",", ":")).encode()
+_BUSY_HEAD = STATUS_LINE[503] + b"content-type: application/json\r\nretry-after: %d\r\ncontent-length: %d\r\n" % (
+    RETRY_AFTER_S,
+    len(_BUSY_BODY) - 2,
+)
+
+
 class _RefusedError(Exception):
     """A request that is not read any further: its status, and what to say."""
 
@@ -41,10 +50,14 @@ class Connection(HttpToolsProtocol):
     Attributes:
         most: connections at once; when there are more, the one that has waited longest for its next request goes.
         refused: called with the client's address and the status for what is cut off here, which no route ever sees.
+        full: whether a request to compute something would be refused because too many wait.
+        turned_away: called with the client's address for each that was.
     """
 
     most: ClassVar[int] = 1024
     refused: ClassVar[Callable[[str, int], None]] = staticmethod(lambda _client, _status: None)
+    full: ClassVar[Callable[[], bool]] = staticmethod(lambda: False)
+    turned_away: ClassVar[Callable[[str], None]] = staticmethod(lambda _client: None)
     # In the order in which they began to wait for a request.
     _idle: ClassVar[dict[Connection, None]] = {}
 
@@ -130,7 +143,17 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._idle.pop(self, None)
         self._within(BODY_S)
-        super().on_headers_complete()
+        if self.parser.get_method() == b"POST" and type(self).full() and not self._answering():
+            self._turn_away()
+        else:
+            super().on_headers_complete()
+
+    def _turn_away(self) -> None:
+        """503 as cheaply as can be, so that those who are inside are answered as fast as ever; the body is read past."""
+        name = next((value for key, value in self.headers if key == b"x-request-id"), b"")
+        self.transport.write(b"".join((_BUSY_HEAD, b"x-request-id: %s\r\n" % name if name else b"", _BUSY_BODY)))
+        self.cycle = _ANSWERED
+        type(self).turned_away((self.client or ("", 0))[0])
 
     def on_chunk_header(self) -> None:
         """Another chunk of the body begins."""
@@ -192,3 +215,14 @@ class Connection(HttpToolsProtocol):
         """Whether a request's answer is not written yet; uvicorn's annotation leaves out that there is no cycle at first."""
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is not None and not cycle.response_complete
+
+
+class _Answered:
+    """What stands where uvicorn expects the handling of a request that has been answered already."""
+
+    response_complete = True
+    disconnected = False
+    message_event = asyncio.Event()
+
+
+_ANSWERED: Any = _Answered()

@@ -22,6 +22,7 @@ from edgetl.core.answers import describe, predictions
 from edgetl.errors import RequestError
 from edgetl.serve.body import read_body, sent_image
 from edgetl.serve.cards import cards
+from edgetl.serve.connection import BUSY, RETRY_AFTER_S
 from edgetl.serve.frames import Job, Stages
 from edgetl.serve.meters import Meters, resident_bytes
 from edgetl.serve.models import Model
@@ -32,7 +33,6 @@ from edgetl.serve.service import Service
 from edgetl.serve.team import DeadlineError
 
 EXTENSIONS = ["binary_tensor_data", "classification"]
-RETRY_AFTER_S = 1
 _TIMEOUT_HEADER = "request-timeout-ms"
 
 
@@ -59,7 +59,7 @@ class BusyError(RequestError):
     """503: as many requests are inside as may be."""
 
     def __init__(self) -> None:
-        super().__init__(503, "too many requests wait; try again.")
+        super().__init__(503, BUSY)
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,11 @@ class Server:
     def ready(self) -> bool:
         """Whether to send requests here."""
         return not self.draining and self._service.team.ready
+
+    @property
+    def full(self) -> bool:
+        """Whether another request to compute something is refused."""
+        return self._inside >= self._limits.requests
 
     def app(self) -> Starlette:
         """The routes."""
@@ -195,7 +200,7 @@ class Server:
     @contextmanager
     def _admitted(self) -> Iterator[None]:
         """A place, from before the body is read until the answer is there."""
-        if self._inside >= self._limits.requests:
+        if self.full:
             raise BusyError
         self._inside += 1
         try:

@@ -93,6 +93,8 @@ async def _serve(
         certificate, key = address.certificate or (None, None)
         Connection.most = _most_connections()
         Connection.refused = staticmethod(partial(_refused, server))
+        Connection.full = staticmethod(lambda: server.full)
+        Connection.turned_away = staticmethod(partial(_turned_away, server))
         config = uvicorn.Config(
             Gate(server.app(), address.token), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
             timeout_keep_alive=30, timeout_graceful_shutdown=DRAIN_S, backlog=_ACCEPTED_AT_ONCE, server_header=False,
@@ -114,6 +116,11 @@ async def _serve(
 def _refused(server: Server, client: str, status: int) -> None:
     server.meters.malformed.labels(str(status)).inc()
     log_refused(client, status)
+
+
+def _turned_away(server: Server, client: str) -> None:
+    server.meters.turned_away()
+    log_refused(client, 503)
 
 
 def _log_in_a_line(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
