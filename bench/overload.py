@@ -75,7 +75,7 @@ class Client(asyncio.Protocol):
         self.busy = False
         self._idle.append(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         if self.busy:
             self._seen.add(0, time.monotonic() - self.meant)
         elif self in self._idle:
@@ -124,16 +124,15 @@ def overload(bundle: Path, variant: str, times: float, seconds: float, options: 
     finally:
         end(server)
     good = len(seen.times.get(200, [])) / seconds
-    print(
-        f"capacity {before.rate:.1f}/s (8 connections, p99 {before.p99_ms:.1f} ms), 2 s after {after.rate:.1f}/s (p99 {after.p99_ms:.1f} ms)"
-    )
+    for name, found in (("capacity, at 8 connections", before), ("2 s after", after)):
+        print(f"{name}: {found.rate:.1f}/s, p99 {found.p99_ms:.1f} ms")
     print(f"{sum(map(len, seen.times.values())) / seconds:.0f}/s came for {seconds:g} s; by status:")
-    for status, found in sorted(seen.times.items()):
+    for status, taken in sorted(seen.times.items()):
         p50, p99, worst = (seen.percentile(status, which) for which in (50, 99, 100))
-        print(f"  {status or 'no answer'}: {len(found)}, p50 {p50:.1f}, p99 {p99:.1f}, worst {worst:.1f} ms")
-    print(
-        f"goodput {good:.1f}/s = {good / before.rate:.3f} of the capacity; memory {grown:+.1f} MB; 503 without Retry-After: {seen.without_retry_after}"
-    )
+        print(f"  {status or 'no answer'}: {len(taken)}, p50 {p50:.1f}, p99 {p99:.1f}, worst {worst:.1f} ms")
+    capacity = (before.rate + after.rate) / 2
+    print(f"goodput {good:.1f}/s = {good / capacity:.3f} of the capacity (the mean of before and after); memory {grown:+.1f} MB")
+    print(f"503 without Retry-After: {seen.without_retry_after}")
 
 
 def main() -> None:

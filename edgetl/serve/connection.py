@@ -50,13 +50,13 @@ class Connection(HttpToolsProtocol):
     Attributes:
         most: connections at once; when there are more, the one that has waited longest for its next request goes.
         refused: called with the client's address and the status for what is cut off here, which no route ever sees.
-        full: whether a request to compute something would be refused because too many wait.
+        most_requests: handled at once; those that ask for something to be computed are turned away when there are so many.
         turned_away: called with the client's address for each that was.
     """
 
     most: ClassVar[int] = 1024
     refused: ClassVar[Callable[[str, int], None]] = staticmethod(lambda _client, _status: None)
-    full: ClassVar[Callable[[], bool]] = staticmethod(lambda: False)
+    most_requests: ClassVar[int] = 1024
     turned_away: ClassVar[Callable[[str], None]] = staticmethod(lambda _client: None)
     # In the order in which they began to wait for a request.
     _idle: ClassVar[dict[Connection, None]] = {}
@@ -143,7 +143,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._idle.pop(self, None)
         self._within(BODY_S)
-        if self.parser.get_method() == b"POST" and type(self).full() and not self._answering():
+        if self.parser.get_method() == b"POST" and len(self.tasks) >= self.most_requests and not self._answering():
             self._turn_away()
         else:
             super().on_headers_complete()

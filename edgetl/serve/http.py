@@ -92,11 +92,6 @@ class Server:
         """Whether to send requests here."""
         return not self.draining and self._service.team.ready
 
-    @property
-    def full(self) -> bool:
-        """Whether another request to compute something is refused."""
-        return self._inside >= self._limits.requests
-
     def app(self) -> Starlette:
         """The routes."""
         get = partial(Route, methods=["GET"])
@@ -200,7 +195,7 @@ class Server:
     @contextmanager
     def _admitted(self) -> Iterator[None]:
         """A place, from before the body is read until the answer is there."""
-        if self.full:
+        if self._inside >= self._limits.requests:
             raise BusyError
         self._inside += 1
         try:

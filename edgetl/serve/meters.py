@@ -47,10 +47,6 @@ class Meters:
         for model in models.all():
             self.info.labels(model.name, model.version, model.variant_name, model.manifest.lineage.run_sha256[:12]).set(1)
 
-    def turned_away(self) -> None:
-        """One request was refused before it was looked at, because too many wait."""
-        self.rejected.labels("queue full").inc()
-
     def computed(self, model: str, stages: Stages) -> None:
         """One request was computed."""
         self.waited.labels(model).observe(stages.queue)

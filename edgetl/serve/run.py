@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import resource
 import signal
@@ -16,10 +17,11 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from prometheus_client import Counter
 
 from edgetl.errors import ConfigError
 from edgetl.serve.connection import Connection
-from edgetl.serve.gate import Gate, log_refused
+from edgetl.serve.gate import Gate, TurnedAway, log_refused
 from edgetl.serve.http import Limits, Server
 from edgetl.serve.models import Models
 from edgetl.serve.service import Service, Staff
@@ -93,8 +95,8 @@ async def _serve(
         certificate, key = address.certificate or (None, None)
         Connection.most = _most_connections()
         Connection.refused = staticmethod(partial(_refused, server))
-        Connection.full = staticmethod(lambda: server.full)
-        Connection.turned_away = staticmethod(partial(_turned_away, server))
+        Connection.most_requests = limits.requests
+        Connection.turned_away = staticmethod(partial(_turned_away, server.meters.rejected.labels("queue full"), TurnedAway()))
         config = uvicorn.Config(
             Gate(server.app(), address.token), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
             timeout_keep_alive=30, timeout_graceful_shutdown=DRAIN_S, backlog=_ACCEPTED_AT_ONCE, server_header=False,
@@ -108,6 +110,9 @@ async def _serve(
             service.watch()
         listener.setblocking(False)
         asyncio.get_running_loop().set_exception_handler(_log_in_a_line)
+        # What was loaded stays; the collector need not look through it again and again while requests wait.
+        gc.collect()
+        gc.freeze()
         await _Draining(config, server, lambda: started(service.team.models)).serve(sockets=[listener])
     finally:
         await service.close()
@@ -118,9 +123,9 @@ def _refused(server: Server, client: str, status: int) -> None:
     log_refused(client, status)
 
 
-def _turned_away(server: Server, client: str) -> None:
-    server.meters.turned_away()
-    log_refused(client, 503)
+def _turned_away(counter: Counter, log: TurnedAway, client: str) -> None:
+    counter.inc()
+    log.add(client)
 
 
 def _log_in_a_line(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

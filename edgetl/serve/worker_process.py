@@ -6,6 +6,7 @@ what clients wrote; nothing of a client reaches this process but numbers and enc
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -87,6 +88,9 @@ class _Process:
         for number in range(order["threads"]):
             threading.Thread(target=self._work, args=(waiting,), name=f"edgetl-infer-{number}", daemon=True).start()
         self._send(pack({"models": [_facts(*pair, batch) for pair, batch in zip(opened, batches, strict=True)]}))
+        # What was loaded stays; the collector need not look through it again and again.
+        gc.collect()
+        gc.freeze()
         while True:
             header, payload = receive_frame(self._stream)
             waiting.put(header["job"], unpack_job(header, payload))
