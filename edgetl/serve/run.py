@@ -102,9 +102,10 @@ async def _serve(
             timeout_keep_alive=30, timeout_graceful_shutdown=DRAIN_S, backlog=_ACCEPTED_AT_ONCE, server_header=False,
             ssl_certfile=certificate, ssl_keyfile=key, proxy_headers=False,
         )  # fmt: skip
+        draining = _Draining(config, server, lambda: started(service.team.models))
         for number in (signal.SIGTERM, signal.SIGINT):
-            # After its drain uvicorn raises the signal again for whoever handled it before; a drained server ends with 0.
-            signal.signal(number, lambda *_: None)
+            # Until uvicorn handles signals itself; after its drain it raises them again for whoever did before, and that ends nothing.
+            signal.signal(number, draining.asked_early)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.ask_reload)
         if watch:
             service.watch()
@@ -113,7 +114,7 @@ async def _serve(
         # What was loaded stays; the collector need not look through it again and again while requests wait.
         gc.collect()
         gc.freeze()
-        await _Draining(config, server, lambda: started(service.team.models)).serve(sockets=[listener])
+        await draining.serve(sockets=[listener])
     finally:
         await service.close()
 
@@ -173,12 +174,17 @@ class _Draining(uvicorn.Server):
         super().__init__(config)
         self._server, self._started = server, started
 
+    def asked_early(self, _sig: int, _frame: FrameType | None) -> None:
+        """A signal before there is anything to drain."""
+        self.should_exit = True
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(_BACKLOG)
-        self._started()
+        if not self.should_exit:
+            self._started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal: the first begins the drain, the second ends it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from bench.memory import family, family_mb
+from bench.overload import open_loop
 from edgetl.core.bundle import Bundle
 from tests.serve.serving import Served, serving
 from tests.serve.test_drain import Clients
@@ -133,6 +135,21 @@ def test_invented_requests_crash_nothing_and_cause_no_5xx(bundle: Bundle, photo:
         assert codes[b"200"] and codes[b"400"] and codes[b"404"]
         assert {_ask(served.port, data, 10.0) for data in sound} == {b"200"}
         assert served.metric("edgetl_workers_replaced_total") == 0 and "Traceback" not in served.said() and served.ready()
+
+
+@pytest.mark.parametrize("seconds", [4.0, pytest.param(60.0, marks=pytest.mark.slow)])
+def test_far_more_than_it_can_do_is_turned_away_and_leaves_no_trace(bundle: Bundle, photo: bytes, seconds: float) -> None:
+    """C14: an open loop; the figures are those of ``bench/overload.py``."""
+    with serving(bundle.path, options=("--threads", "1", "--queue", "20")) as served:
+        asyncio.run(open_loop(served.port, photo, 200.0, 1.0))
+        memory = family_mb(served.process_id)
+        seen = asyncio.run(open_loop(served.port, photo, 3000.0, seconds))
+        assert set(seen.times) == {200, 503} and not seen.without_retry_after
+        assert family_mb(served.process_id) - memory < 50
+        time.sleep(2.0)
+        after = asyncio.run(open_loop(served.port, photo, 50.0, 2.0))
+        assert set(after.times) == {200}
+        assert served.metric("edgetl_inflight") == 0 and "Traceback" not in served.said()
 
 
 def _held(served: Served) -> tuple[int, int]:
