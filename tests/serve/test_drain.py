@@ -99,7 +99,7 @@ def test_a_second_signal_ends_at_once(bundle: Bundle, photo: bytes) -> None:
         clients.end()
 
 
-@pytest.mark.parametrize("after", [0.3, 0.8, *(pytest.param(0.1 * tenths, marks=pytest.mark.slow) for tenths in range(4, 24))])
+@pytest.mark.parametrize("after", [0.3, 0.8, *(pytest.param(tenths / 10 + 0.05, marks=pytest.mark.slow) for tenths in range(4, 24))])
 def test_a_signal_during_the_start_ends_it_without_a_traceback(bundle: Bundle, after: float) -> None:
     served = Served([bundle.path])
     time.sleep(after)
