@@ -23,14 +23,11 @@ check: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two processes: torch's loaders answer signals, and OpenVINO and gevent (Triton's client) leave signal state behind.
 test: check
-	$(BIN)/python -m pytest --ignore=tests/train
-	$(BIN)/python -m pytest tests/train
+	$(BIN)/python -m tests
 
 test-all: check
-	$(BIN)/python -m pytest -m "" --ignore=tests/train
-	$(BIN)/python -m pytest -m "" tests/train
+	$(BIN)/python -m tests -m ""
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m bench

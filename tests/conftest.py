@@ -73,6 +73,12 @@ def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export_bundle(run.path, config, tmp_path_factory.mktemp("bundles") / "digits")
 
 
+@pytest.fixture(scope="session")
+def photo(run: Run) -> bytes:
+    """An encoded image that training did not see."""
+    return run.samples("test")[0].path.read_bytes()
+
+
 @pytest.fixture
 def colours(tmp_path: Path) -> Path:
     """Three classes of plain, slightly noisy colour patches: 12 images each."""

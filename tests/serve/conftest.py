@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 
 from edgetl.core.bundle import Bundle
-from edgetl.train.run import Run
 from tests.serve.serving import Served, serving
 
 
@@ -20,9 +19,3 @@ def served(bundle: Bundle) -> Iterator[Served]:
 def server(served: Served) -> str:
     """Its host and port."""
     return served.address
-
-
-@pytest.fixture(scope="session")
-def photo(run: Run) -> bytes:
-    """An encoded image that training did not see."""
-    return run.samples("test")[0].path.read_bytes()
