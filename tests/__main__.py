@@ -1,7 +1,7 @@
 """``python -m tests [options of pytest]``: every test, in two processes side by side, so that two cores are busy.
 
-Two also because torch's loaders answer signals, while OpenVINO and gevent (Triton's client) leave signal state behind. Each computes with one
-thread. What the second one says comes at the end.
+Two also because torch's loaders answer signals, while OpenVINO and gevent (Triton's client) leave signal state behind. Each computes with
+one thread. What the second one says comes at the end.
 """
 
 from __future__ import annotations
