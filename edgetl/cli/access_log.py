@@ -52,8 +52,8 @@ class _Queued(logging.Handler):
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
-            # The disk is full, or the reader went: the line is lost.
-            with suppress(OSError, ValueError):
+            # The disk is full, the reader went, or there is no standard output: the line is lost.
+            with suppress(OSError, ValueError, AttributeError):
                 sys.stdout.write(line + "\n")
                 if self._lines.empty():
                     sys.stdout.flush()

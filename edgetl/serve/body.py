@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from edgetl.errors import RequestError
 
+_FORM = "curl -F image=@photo.jpg …/predict"
 # zlib's window sizes: gzip's header, and zlib's own.
 _WINDOWS = {"gzip": 31, "deflate": 15}
 
@@ -76,8 +77,14 @@ def sent_image(body: bytes, content_type: str) -> bytes:
 def _only_file(body: bytes, boundary: bytes) -> bytes:
     """The bytes of the form's one part; whatever it is called."""
     parts: list[bytearray] = []
+
+    def begin() -> None:
+        parts.append(bytearray())
+        if len(parts) > 1:
+            raise RequestError(400, f"a form takes exactly one file, and this one has more: {_FORM}")
+
     callbacks: multipart.MultipartCallbacks = {
-        "on_part_begin": lambda: parts.append(bytearray()),
+        "on_part_begin": begin,
         "on_part_data": lambda data, start, end: parts[-1].extend(data[start:end]),
     }
     ended: list[bool] = []
@@ -89,5 +96,5 @@ def _only_file(body: bytes, boundary: bytes) -> bytes:
     except FormParserError as error:
         raise RequestError(400, "the body is not the form that Content-Type says.") from error
     if len(parts) != 1 or not ended:
-        raise RequestError(400, f"a form takes exactly one file, and this one has {len(parts)}: curl -F image=@photo.jpg …/predict")
+        raise RequestError(400, f"a form takes exactly one file, and this one has none that is whole: {_FORM}")
     return bytes(parts[0])

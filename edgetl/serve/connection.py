@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from edgetl.serve.gate import REQUEST_ID, SOUND_ID
+
 MAX_HEAD_BYTES = 32_768
 MAX_URL_BYTES = 8_192
 MAX_CHUNKS = 16_384
@@ -23,6 +25,8 @@ HEAD_S = 10.0
 _LONG_HEAD = f"a request's head may have {MAX_HEAD_BYTES} bytes."
 # And its body within this; whoever reads the body has a shorter limit, and an answer for it.
 BODY_S = 60.0
+# And its answers are read within this.
+WRITE_S = 30.0
 # A connection without a request when the server ends has so long to send what may be on its way.
 LAST_S = 0.5
 
@@ -67,6 +71,9 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = self._chunks = 0
         # Between two requests it is complete; the head begins with a request's first byte.
         self._in_head, self._complete = False, True
+        # Whether the connection ends with the request that is being read.
+        self._last = False
+        self._stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected."""
@@ -82,6 +89,7 @@ class Connection(HttpToolsProtocol):
         """It went."""
         self._idle.pop(self, None)
         self._within(None)
+        self._unstick()
         super().connection_lost(exc)
 
     def _wait_for_request(self) -> None:
@@ -101,6 +109,29 @@ class Connection(HttpToolsProtocol):
         # A closed transport waits for the client to read; an aborted one does not.
         self.loop.call_later(1.0, self.transport.abort)
         self.transport.close()
+
+    def pause_writing(self) -> None:
+        """The client does not read its answers."""
+        super().pause_writing()
+        self._stuck = self.loop.call_later(WRITE_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._unstick()
+        super().resume_writing()
+
+    def _unstick(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+
+    # asyncio asks whether to leave the connection open; uvicorn's annotation leaves that out.
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends nothing more; over plain TCP it may still wait for its answer."""
+        if not self._complete or not self._answering() or self.scheme == "https":
+            return False
+        self.cycle.keep_alive = False
+        return True
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
@@ -143,6 +174,9 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._idle.pop(self, None)
         self._within(BODY_S)
+        if self.parser.should_upgrade():
+            # llhttp takes what follows for another protocol, and so the body for the next request.
+            raise _RefusedError(400, "this server speaks HTTP/1.1 and upgrades to nothing: send no Upgrade header.")
         if self.parser.get_method() == b"POST" and len(self.tasks) >= self.most_requests and not self._answering():
             self._turn_away()
         else:
@@ -150,8 +184,10 @@ class Connection(HttpToolsProtocol):
 
     def _turn_away(self) -> None:
         """503 as cheaply as can be, so that those who are inside are answered as fast as ever; the body is read past."""
-        name = next((value for key, value in self.headers if key == b"x-request-id"), b"")
-        self.transport.write(b"".join((_BUSY_HEAD, b"x-request-id: %s\r\n" % name if name else b"", _BUSY_BODY)))
+        self._last = not self.parser.should_keep_alive()
+        given = next((value for key, value in self.headers if key == REQUEST_ID), b"")
+        name = b"x-request-id: %s\r\n" % given if SOUND_ID.fullmatch(given) else b""
+        self.transport.write(b"".join((_BUSY_HEAD, name, b"connection: close\r\n" if self._last else b"", _BUSY_BODY)))
         self.cycle = _ANSWERED
         type(self).turned_away((self.client or ("", 0))[0])
 
@@ -166,12 +202,23 @@ class Connection(HttpToolsProtocol):
         self._complete = True
         self._within(None)
         super().on_message_complete()
+        self._rest()
 
     def on_response_complete(self) -> None:
         """The answer is written."""
         super().on_response_complete()
-        if self._complete and not self.transport.is_closing():
-            self._wait_for_request()
+        self._rest()
+
+    def _rest(self) -> None:
+        """Where a request and its answer are whole, whichever came last, nothing is going on but the waiting for the next request."""
+        if not self._complete or self._answering() or self.transport.is_closing():
+            return
+        if self._last:
+            self.transport.close()
+            return
+        self._wait_for_request()
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def timeout_keep_alive_handler(self) -> None:
         """The connection was kept long enough."""

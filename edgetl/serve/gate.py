@@ -24,7 +24,7 @@ access = logging.getLogger("edgetl.access")
 # Whoever looks after the server, and the page that asks for the token, come in without one: neither says anything about a model.
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 REQUEST_ID = b"x-request-id"
-_SOUND_ID = re.compile(rb"[\x20-\x7e]{1,128}")
+SOUND_ID = re.compile(rb"[\x20-\x7e]{1,128}")
 _MIN_TOKEN = 16
 _MAX_LOGGED_PATH = 200
 
@@ -62,7 +62,7 @@ class Gate:
         begun = time.monotonic()
         headers = dict(scope["headers"])
         given = headers.get(REQUEST_ID)
-        sound = given is None or _SOUND_ID.fullmatch(given)
+        sound = given is None or SOUND_ID.fullmatch(given)
         name = given if given is not None and sound else os.urandom(8).hex().encode()
         status, size = 0, 0
 

@@ -112,7 +112,10 @@ class Server:
                 get(f"{prefix}/ready", self._model_ready),
                 Route(f"{prefix}/infer", self._infer, methods=["POST"]),
             ]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _not_found, RequestError: _refused})
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _not_found, RequestError: _refused})
+        # An address is what it is; a redirect would repeat the Host that a client invented.
+        app.router.redirect_slashes = False
+        return app
 
     async def _live(self, _request: Request) -> Response:
         return JSONResponse({"live": True})

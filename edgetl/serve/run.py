@@ -37,6 +37,8 @@ DRAIN_S = 20
 # the whole backlog at once, beyond the descriptors that there are.
 _BACKLOG = 1024
 _ACCEPTED_AT_ONCE = 32
+# A TLS handshake that takes longer is none.
+_HANDSHAKE_S = 5.0
 # Descriptors that are no client's, or a client's that is being let go.
 _OWN_DESCRIPTORS = 128
 
@@ -99,7 +101,7 @@ async def _serve(
         Connection.turned_away = staticmethod(partial(_turned_away, server.meters.rejected.labels("queue full"), TurnedAway()))
         config = uvicorn.Config(
             Gate(server.app(), address.token), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
-            timeout_keep_alive=30, timeout_graceful_shutdown=DRAIN_S, backlog=_ACCEPTED_AT_ONCE, server_header=False,
+            timeout_keep_alive=30, timeout_graceful_shutdown=DRAIN_S, server_header=False,
             ssl_certfile=certificate, ssl_keyfile=key, proxy_headers=False,
         )  # fmt: skip
         draining = _Draining(config, server, lambda: started(service.team.models))
@@ -110,7 +112,7 @@ async def _serve(
         if watch:
             service.watch()
         listener.setblocking(False)
-        asyncio.get_running_loop().set_exception_handler(_log_in_a_line)
+        asyncio.get_running_loop().set_exception_handler(_Troubles())
         # What was loaded stays; the collector need not look through it again and again while requests wait.
         gc.collect()
         gc.freeze()
@@ -129,9 +131,16 @@ def _turned_away(counter: Counter, log: TurnedAway, client: str) -> None:
     log.add(client)
 
 
-def _log_in_a_line(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What the event loop meets that is nobody's request, such as no descriptor left for a new connection."""
-    logger.error("%s: %s", context.get("message"), context.get("exception"))
+class _Troubles:
+    """What the event loop meets that is nobody's request, such as no descriptor left for a new connection: at most a line a second."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if loop.time() - self._last >= 1.0:
+            self._last = loop.time()
+            logger.error("%s: %s", context.get("message"), context.get("exception"))
 
 
 def _bind(address: Address) -> socket.socket:
@@ -173,6 +182,7 @@ class _Draining(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, server: Server, started: Callable[[], None]) -> None:
         super().__init__(config)
         self._server, self._started = server, started
+        self.servers: list[asyncio.Server] = []
 
     def asked_early(self, _sig: int, _frame: FrameType | None) -> None:
         """A signal before there is anything to drain."""
@@ -180,11 +190,17 @@ class _Draining(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
-        await super().startup(sockets)
+        await self.lifespan.startup()
+        loop = asyncio.get_running_loop()
         for listener in sockets or []:
+            self.servers.append(await loop.create_server(self._protocol, sock=listener, backlog=_ACCEPTED_AT_ONCE, **self._tls()))
             listener.listen(_BACKLOG)
+        self.started = True
         if not self.should_exit:
             self._started()
+
+    def _tls(self) -> dict[str, Any]:
+        return {"ssl": self.config.ssl, "ssl_handshake_timeout": _HANDSHAKE_S} if self.config.is_ssl else {}
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal: the first begins the drain, the second ends it."""
@@ -198,11 +214,11 @@ class _Draining(uvicorn.Server):
         """Take what waits at the listening socket, close it, and end when everything is answered."""
         loop = asyncio.get_running_loop()
         for listener in sockets or []:
-            with suppress(BlockingIOError):
-                while not self.config.is_ssl:
+            with suppress(OSError):
+                while True:
                     accepted, _ = listener.accept()
-                    await loop.connect_accepted_socket(self._protocol, accepted)
+                    await loop.connect_accepted_socket(self._protocol, accepted, **self._tls())
         await super().shutdown(sockets)
 
-    def _protocol(self) -> asyncio.Protocol:
+    def _protocol(self) -> Connection:
         return Connection(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)

@@ -43,6 +43,8 @@ class Service:
         self.on_reload: Callable[[str], None] = lambda _result: None
         self.on_replaced: Callable[[], None] = lambda: None
         self._reloading = asyncio.Lock()
+        self._asked = False
+        self._seen: list[tuple[int, ...] | None] = []
         self._background: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -51,11 +53,15 @@ class Service:
         Raises:
             EdgetlError: one cannot be served.
         """
+        self._seen = self._marks()
         self.team = await self._assemble()
 
     async def _assemble(self) -> Team:
         # Links are followed now: whoever replaces a worker later must load what this team serves, not what a link points to by then.
-        order = replace(self._order, bundles=tuple(path.resolve() for path in self._order.bundles))
+        try:
+            order = replace(self._order, bundles=tuple(path.resolve() for path in self._order.bundles))
+        except (OSError, RuntimeError) as error:
+            raise BundleError(f"a bundle's path leads nowhere: {error}.") from error
         return await Team.start(order, count=self._staff.processes, hang_s=self._staff.hang_s, events=self)
 
     def replaced(self) -> None:
@@ -77,15 +83,18 @@ class Service:
             team.leave()
 
     def ask_reload(self) -> None:
-        """Reload, in the background."""
-        self._spawn(self.reload())
+        """Reload, in the background; whoever asks while another waits for its turn gets what that one loads."""
+        if not self._asked:
+            self._asked = True
+            self._spawn(self.reload())
 
     async def reload(self) -> None:
         """Load what the paths lead to now, beside what is served; swap when it has proven itself, else leave everything as it is."""
         async with self._reloading:
+            self._asked = False
             try:
                 team = await self._assemble()
-            except EdgetlError as error:
+            except (EdgetlError, OSError, RuntimeError) as error:
                 logger.error("not reloaded, the old one goes on: %s", error)
                 self.on_reload("refused")
                 return
@@ -109,14 +118,13 @@ class Service:
         self._spawn(self._watch())
 
     async def _watch(self) -> None:
-        seen = self._marks()
         while True:
             await asyncio.sleep(WATCH_S)
             now = self._marks()
-            if now == seen or None in now:
+            if now == self._seen or None in now:
                 # Also while a bundle is being swapped: there is none for a moment.
                 continue
-            seen = now
+            self._seen = now
             await self.reload()
 
     def _marks(self) -> list[tuple[int, ...] | None]:

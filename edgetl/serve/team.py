@@ -9,7 +9,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Protocol
 
-from edgetl.errors import BundleError, EdgetlError, RequestError
+from edgetl.errors import EdgetlError, RequestError
 from edgetl.serve.frames import Done, Job
 from edgetl.serve.models import Models
 from edgetl.serve.worker import Order, Worker
@@ -171,15 +171,15 @@ class Team:
             misfortunes += 1
             try:
                 worker = await Worker.start(self._order)
-            except EdgetlError as error:
+            except (EdgetlError, OSError, RuntimeError) as error:
                 logger.error("no worker could be started: %s", error)
                 continue
             if Models(list(worker.models)) == self.models:
                 return worker
             await worker.close()
             logger.error("the bundle was changed on the disk while it was served")
+            # What is there now may be served in place of this; where it may not, the old one may come back.
             self._events.changed()
-            raise BundleError("the bundle was changed on the disk.")
 
     async def retire(self) -> None:
         """When the last request that holds on is answered, end the workers."""

@@ -143,17 +143,19 @@ class Worker:
             self._jobs.pop(number, None)
 
     async def _listen(self) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                header, payload = await read_frame(self._reader)
-                answer, _ = self._jobs.get(header["job"], (None, 0.0))
-                if answer is not None and not answer.done():
-                    answer.set_result(unpack_done(header, payload))
-        self.ended.set()
-        for answer, _ in self._jobs.values():
-            if not answer.done():
-                answer.set_exception(DiedError())
-        self._writer.close()
+        try:
+            with suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    header, payload = await read_frame(self._reader)
+                    answer, _ = self._jobs.get(header["job"], (None, 0.0))
+                    if answer is not None and not answer.done():
+                        answer.set_result(unpack_done(header, payload))
+        finally:
+            self.ended.set()
+            for answer, _ in self._jobs.values():
+                if not answer.done():
+                    answer.set_exception(DiedError())
+            self._writer.close()
 
     async def close(self) -> int:
         """End the process, which answers nothing more; its exit code."""

@@ -7,6 +7,7 @@ what clients wrote; nothing of a client reaches this process but numbers and enc
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import socket
@@ -16,12 +17,13 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle, open_bundle
-from edgetl.core.images import load_image
+from edgetl.core.images import MAX_PIXELS, load_image
 from edgetl.core.preprocess import Batch, to_batch
 from edgetl.errors import EdgetlError, ImageError
 from edgetl.runtime.predictor import Predictor, load
@@ -101,15 +103,25 @@ class _Process:
 
     def _work(self, waiting: _Waiting) -> None:
         while True:
-            jobs, prepared = waiting.take(), []
-            for number, job, came in jobs:
-                ready = self._prepare(job, came)
-                if isinstance(ready, Done):
-                    self._send(pack_done(number, ready))
-                else:
-                    prepared.append((number, *ready))
-            if prepared:
-                self._compute(self._models[jobs[0][1].model], prepared)
+            jobs = waiting.take()
+            try:
+                self._answer(jobs)
+            except Exception:
+                # A defect of ours; the thread goes on, and whoever waits is told.
+                logging.getLogger("edgetl.serve").exception("a worker failed on a request")
+                for number, _, _ in jobs:
+                    self._send(pack_done(number, Done(status=500, said="the server failed on this request.")))
+
+    def _answer(self, jobs: list[tuple[int, Job, float]]) -> None:
+        prepared = []
+        for number, job, came in jobs:
+            ready = self._prepare(job, came)
+            if isinstance(ready, Done):
+                self._send(pack_done(number, ready))
+            else:
+                prepared.append((number, *ready))
+        if prepared:
+            self._compute(self._models[jobs[0][1].model], prepared)
 
     def _prepare(self, job: Job, came: float) -> Done | tuple[Batch, Stages]:
         """The network's input, or why there is none."""
@@ -120,14 +132,12 @@ class _Process:
             return job.tensor, Stages(begun - came)
         model = self._models[job.model]
         try:
-            images = [load_image(image) for image in job.images]
-            decoded = time.monotonic()
-            batch = to_batch(images, model.spec, model.input_form)
+            batch, decoding = _decoded(job.images, model)
         except ImageError as error:
             return Done(status=400, said=f"an image cannot be read: {error}")
         except MemoryError:
             return Done(status=503, said="there is not enough memory for this request now; try again.")
-        return batch, Stages(begun - came, decoded - begun, time.monotonic() - decoded)
+        return batch, Stages(begun - came, decoding, time.monotonic() - begun - decoding)
 
     def _compute(self, model: Predictor, prepared: list[tuple[int, Batch, Stages]]) -> None:
         begun = time.monotonic()
@@ -144,6 +154,26 @@ class _Process:
             rows: NDArray[np.float32] = logits[start : start + len(batch)]
             start += len(batch)
             self._send(pack_done(number, Done(rows, replace(stages, inference=took))))
+
+
+def _decoded(images: tuple[bytes, ...], model: Predictor) -> tuple[Batch, float]:
+    """The network's input, and the seconds that decoding took; one image after the other, so that only one is in memory.
+
+    Raises:
+        ImageError: one cannot be read, or all together have too many pixels.
+    """
+    rows: list[Batch] = []
+    seconds, pixels = 0.0, 0
+    for data in images:
+        begun = time.monotonic()
+        image = load_image(data)
+        seconds += time.monotonic() - begun
+        pixels += image.width * image.height
+        if pixels > MAX_PIXELS:
+            raise ImageError(f"the images of one request may have {MAX_PIXELS} pixels together; send them one by one.")
+        rows.append(to_batch([image], model.spec, model.input_form))
+    together: Any = rows[0] if len(rows) == 1 else np.concatenate(rows)
+    return together, seconds
 
 
 def _open(path: Path, variant: str | None) -> tuple[Bundle, Predictor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import resource
 import socket
@@ -9,13 +10,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from bench.memory import family_mb
 from edgetl.core.bundle import Bundle
 from tests.serve.serving import Served, serving, until
+from tests.serve.test_access import certificate
 
 
 def talk(served: Served, *parts: bytes, timeout: float = 5.0, pause: float = 0.0) -> bytes:
@@ -221,3 +225,100 @@ def test_a_request_that_pipelines_is_answered_in_order(served: Served, photo: by
     answer = talk(served, one + GET + one, timeout=2)
     assert answer.count(b"HTTP/1.1 200") == 3
     assert answer.index(b'"label"') < answer.index(b'"live"') < answer.rindex(b'"label"')
+
+
+def _open(served: Served) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", served.port), timeout=45)
+
+
+def test_a_request_that_would_upgrade_is_refused_whole(served: Served, photo: bytes) -> None:
+    """The parser would take its body for the next request."""
+    body = GET
+    answer = talk(served, _post("Connection: Upgrade", "Upgrade: h2c", f"Content-Length: {len(body)}"), body, timeout=2)
+    assert answer.count(b"HTTP/1.1 400") == 1 and b"HTTP/1.1 200" not in answer and b"upgrades to nothing" in answer
+
+
+def test_a_client_that_only_stops_sending_still_gets_its_answer(served: Served, photo: bytes) -> None:
+    with _open(served) as connection:
+        connection.sendall(_post(f"Content-Length: {len(photo)}", body=photo))
+        connection.shutdown(socket.SHUT_WR)
+        assert _rest(connection).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.slow
+def test_a_connection_answered_before_its_body_came_is_closed_like_any(served: Served) -> None:
+    with _open(served) as connection:
+        connection.sendall(_post("Content-Length: 4", path="/nothing"))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 404")
+        time.sleep(0.2)
+        connection.sendall(b"abcd")
+        begin = time.monotonic()
+        assert connection.recv(10) == b"" and 25 < time.monotonic() - begin < 35
+
+
+@pytest.mark.slow
+def test_clients_that_do_not_read_hold_up_nobody_for_long(bundle: Bundle, photo: bytes) -> None:
+    with serving(bundle.path, options=("--threads", "1", "--queue", "2")) as served:
+        deaf = [_open(served) for _ in range(3)]
+        for connection in deaf:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            with suppress(TimeoutError, ConnectionError):
+                connection.settimeout(2)
+                connection.sendall(b"GET /page.css HTTP/1.1\r\nHost: x\r\n\r\n" * 3000)
+        until(lambda: httpx.post(f"{served.url}/predict", content=photo).status_code == 200, seconds=45)
+        for connection in deaf:
+            connection.close()
+
+
+def test_an_id_of_half_a_character_is_refused(served: Served, bundle: Bundle) -> None:
+    body = b'{"id": "\\ud800", "inputs": []}'
+    answer = httpx.post(f"{served.url}/v2/models/{bundle.manifest.name}/infer", content=body)
+    assert answer.status_code == 400 and set(answer.json()) == {"error"}
+
+
+@pytest.mark.parametrize("content", [b'{"inputs": [' + b"[]," * 5_000_000 + b"[]]}", b'{"inputs": [' + b"[0]," * 3_500_000 + b"0]}"])
+def test_very_many_small_lists_are_refused_at_once(served: Served, bundle: Bundle, content: bytes) -> None:
+    begin = time.monotonic()
+    answer = httpx.post(f"{served.url}/v2/models/{bundle.manifest.name}/infer", content=content, timeout=30)
+    assert answer.status_code == 400 and "lists and objects" in answer.json()["error"] and time.monotonic() - begin < 2
+
+
+def test_a_form_of_very_many_parts_is_refused_at_once(served: Served) -> None:
+    body = b"--b\r\n\r\n\r\n" * 1_000_000 + b"--b--\r\n"
+    begin = time.monotonic()
+    answer = httpx.post(f"{served.url}/predict", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"}, timeout=30)
+    assert answer.status_code == 400 and "exactly one file" in answer.json()["error"] and time.monotonic() - begin < 2
+
+
+def test_many_huge_images_in_one_request_are_refused_before_they_fill_the_memory(served: Served, bundle: Bundle) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (6000, 6000)).save(buffer, "PNG")
+    packed = (len(buffer.getvalue()).to_bytes(4, "little") + buffer.getvalue()) * 8
+    item = {"name": "input", "shape": [8], "datatype": "BYTES", "parameters": {"binary_data_size": len(packed)}}
+    header = json.dumps({"inputs": [item]}).encode()
+    answer = httpx.post(
+        f"{served.url}/v2/models/{bundle.manifest.name}/infer",
+        content=header + packed,
+        headers={"Inference-Header-Content-Length": str(len(header))},
+        timeout=60,
+    )
+    assert answer.status_code == 400 and "pixels together" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_connections_that_say_nothing_leave_descriptors_for_others(bundle: Bundle, tmp_path: Path, tls: bool) -> None:
+    """With TLS also those that never begin to speak it."""
+    options = [str(part) for pair in zip(("--tls-cert", "--tls-key"), certificate(tmp_path), strict=True) for part in pair] if tls else []
+    with serving(bundle.path, options=options, prepare=_few_descriptors, scheme="https" if tls else "http") as served:
+        silent = [_open(served) for _ in range(400)]
+        until(lambda: _lives(served), seconds=20)
+        for connection in silent:
+            connection.close()
+        assert len(served.said().splitlines()) < 40
+
+
+def _lives(served: Served) -> bool:
+    try:
+        return httpx.get(f"{served.url}/v2/health/live", verify=False, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -155,3 +156,20 @@ def test_sigterm_during_a_reload_ends_well(bundle: Bundle, photo: bytes, tmp_pat
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(20) == 0 and "Traceback" not in served.said()
         assert not served.workers()
+
+
+def test_many_hangups_are_not_as_many_reloads(bundle: Bundle) -> None:
+    with serving(bundle.path) as served:
+        for _ in range(20):
+            served.process.send_signal(signal.SIGHUP)
+            time.sleep(0.05)
+        until(lambda: served.metric("edgetl_reload_total") >= 1)
+        time.sleep(4)
+        assert served.metric("edgetl_reload_total") <= 6
+
+
+def test_a_path_that_leads_in_a_circle_is_a_clean_error(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    done = edgetl("serve", tmp_path / "a")
+    assert done.returncode == 8 and "leads nowhere" in done.stderr and "Traceback" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -113,3 +114,16 @@ def test_requests_that_are_computed_together_get_their_own_answers(bundle: Bundl
         assert [answer.status_code for answer in found] == [200] * len(files) + [400] * 2
         for one, other in zip(alone, found, strict=False):
             assert list(other.json()["scores"].values()) == pytest.approx(list(one.values()), abs=1e-5)
+
+
+def test_a_bundle_changed_in_place_to_another_model_is_not_served_and_the_old_one_may_come_back(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / "served")
+    manifest = tmp_path / "served/manifest.json"
+    with serving(tmp_path / "served") as served:
+        old = manifest.read_text()
+        manifest.write_text(json.dumps({**json.loads(old), "name": "other"}))
+        _send(served, signal.SIGKILL)
+        until(lambda: "would be gone" in served.said())
+        assert not served.ready()
+        manifest.write_text(old)
+        until(served.ready, seconds=60)
