@@ -65,6 +65,7 @@ def test_equal_candidates_share_a_place(digits: Path) -> None:
     assert [item.place for item in ranking.ranked] == [1, 1]
 
 
+@pytest.mark.slow
 def test_the_command_shows_a_table_and_draws(digits: Path, tmp_path: Path) -> None:
     names = f"{DEFAULT_BACKBONE},random:{DEFAULT_BACKBONE}"
     done = edgetl("rank", digits, "--candidates", names, "--images", 60, "--plot", tmp_path / "rank.png")
