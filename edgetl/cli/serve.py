@@ -70,7 +70,8 @@ def serve_command(
 
         def started(models: Models) -> None:
             for model in models.all():
-                err.print(f"serving {escape(model.name)} {model.version} ({model.variant_name})", soft_wrap=True)
+                joined = f", waiting images computed {model.batch} at a time" if model.batch > 1 else ""
+                err.print(f"serving {escape(model.name)} {model.version} ({model.variant_name}{joined})", soft_wrap=True)
             err.print(f"listening on {address.url}", soft_wrap=True)
 
         with access_log(on=log):

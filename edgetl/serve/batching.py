@@ -20,7 +20,8 @@ _SLOW_S = 0.05
 def best_batch(predictor: Predictor) -> int:
     """``BATCH`` where an image in a batch of that many costs at most ``WORTH`` of one alone, else 1.
 
-    The times of one and of many are taken in turn, and their medians compared, so that a machine that grows slower does not decide.
+    The times of one and of many are taken in turn, and their medians compared, so that a machine that grows slower does not decide. Before
+    each is a call that is not timed: OpenVINO takes a millisecond to get used to another shape.
     """
     assert predictor.variant is not None
     shape = predictor.variant.input_shape(predictor.spec)
@@ -35,6 +36,7 @@ def best_batch(predictor: Predictor) -> int:
 
 
 def _seconds(predictor: Predictor, batch: np.ndarray) -> float:
+    predictor.logits(batch)
     begun = time.perf_counter()
     predictor.logits(batch)
     return time.perf_counter() - begun

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -20,10 +20,14 @@ _PLATFORMS = {"onnx": "onnxruntime_onnx", "openvino": "openvino_ir"}
 
 @dataclass(frozen=True)
 class Model:
-    """One version of a model: its bundle's manifest, and the name of the variant that is loaded."""
+    """One version of a model: its bundle's manifest, the name of the variant that is loaded, and how many images of waiting requests are
+    computed together at most.
+    """
 
     manifest: Manifest
     variant_name: str
+    # Measured at each start of a worker, so it says nothing about which model this is.
+    batch: int = field(default=1, compare=False)
 
     @property
     def name(self) -> str:
@@ -61,7 +65,12 @@ class Model:
             "platform": _PLATFORMS[self.variant.format],
             "inputs": [{"name": port.name, "datatype": port.datatype, "shape": [-1, *port.shape]}],
             "outputs": outputs,
-            "parameters": {"labels": list(self.manifest.labels), "variant": self.variant_name, "task": self.manifest.task},
+            "parameters": {
+                "labels": list(self.manifest.labels),
+                "variant": self.variant_name,
+                "task": self.manifest.task,
+                "batch": self.batch,
+            },
         }
 
     def answered(self, logits: NDArray[np.float32]) -> Answered:

@@ -63,7 +63,9 @@ class Worker:
         self._process, self._reader, self._writer = process, reader, writer
         self._jobs: dict[int, tuple[asyncio.Future[Done], float]] = {}
         self._number = 0
-        self.models = tuple(Model(Manifest.model_validate_json(item["manifest"]), item["variant"]) for item in facts["models"])
+        self.models = tuple(
+            Model(Manifest.model_validate_json(item["manifest"]), item["variant"], item["batch"]) for item in facts["models"]
+        )
         self.batch = max(item["batch"] for item in facts["models"])
         self.slots = 1
         self.ended = asyncio.Event()
