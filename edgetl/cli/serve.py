@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +43,8 @@ def serve_command(
     verbose: VerboseOption = False,
 ) -> None:
     """Answer HTTP requests in the Open Inference Protocol (KServe v2), and show a page to try it. Bundles are proven before the first."""
+    if os.name == "nt":
+        raise ConfigError("edgetl serve needs Linux or macOS: it uses their signals and socket pairs. On Windows run it in a container.")
     for library in ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
         if find_spec(library) is None:
             raise MissingExtraError(library, "serve")
