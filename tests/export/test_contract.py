@@ -175,6 +175,7 @@ def test_fit_refuses_before_training_what_nothing_can_keep(colours: Path, tmp_pa
     assert not (tmp_path / "fit").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_tells_of_the_contract(run: Run, tmp_path: Path) -> None:
     options = ["--format", "onnx", "--precision", "fp32", "--max-latency-ms", "1000"]
     done = edgetl("export", run.path, "--out", tmp_path / "bundle", *options)

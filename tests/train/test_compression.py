@@ -98,6 +98,7 @@ def test_a_teachers_maps_lie_where_a_students_do_and_pool_to_its_features(teache
     assert [item.shape[1] for item in maps[:-1]] == [place.basis.shape[1] for place in places]
 
 
+@pytest.mark.slow
 def test_learning_maps_resumes_to_the_same_weights(teacher: Path, tmp_path: Path) -> None:
     recipe = Recipe.model_validate(
         {

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from edgetl.train.config import TrainConfig
@@ -33,6 +34,7 @@ def test_the_command_prints_it_as_a_table_and_as_json(colours: Path) -> None:
     assert [item["chosen"] for item in as_json["strategies"]] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_a_preview_is_drawn_and_nothing_is_trained(colours: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     done = edgetl("train", colours, *SMALL, "--augment", "strong", "--preview", sheet)

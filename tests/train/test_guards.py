@@ -235,7 +235,7 @@ def test_new_images_and_an_own_head_are_kept_where_the_old_classes_are_all_there
     assert kept.keeps_head and torch.equal(backbone.head.weight, parent.load_model().get_parameter("fc.weight"))
 
 
-@pytest.mark.parametrize("choice", [{"strategy": "full"}, {"strategy": "partial", "cache_views": 2}])
+@pytest.mark.parametrize("choice", [{"strategy": "full"}, pytest.param({"strategy": "partial", "cache_views": 2}, marks=pytest.mark.slow)])
 def test_a_guarded_training_resumes_to_the_same_weights(parent: Run, inverted: Path, tmp_path: Path, choice: dict[str, Any]) -> None:
     guards = {"lwf": 1.0, "ewc": 100.0, "replay": str(parent.path), "l2sp": 0.01}
     config = _config(backbone=str(parent.path), epochs=4, checkpoint_s=0.001, **guards, **choice)
@@ -269,6 +269,7 @@ def test_published_weights_are_protected_through_their_own_head(shared: Path, in
     assert plan.steps and kept.old and kept.old.head.out_features >= 1000 and kept.old.places is None
 
 
+@pytest.mark.slow
 def test_the_command_says_what_was_forgotten(parent: Run, inverted: Path, tmp_path: Path) -> None:
     options = ["--backbone", str(parent.path), "--strategy", "full", "--epochs", "8", "--lr", "0.003", "--trunk-lr", "0.003"]
     done = edgetl("train", str(inverted), *options, "--out", str(tmp_path / "run"))

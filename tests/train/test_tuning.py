@@ -358,6 +358,7 @@ def test_kills_at_random_moments_lose_nothing(colours: Path, tmp_path: Path) -> 
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
 
 
+@pytest.mark.slow
 def test_random_labels_raise_an_alarm_and_clean_ones_do_not(colours: Path, tmp_path: Path) -> None:
     config: dict[str, Any] = {"pretrained": False, "epochs": 20, "strategy": "scratch", "patience": 100}
     assert train(colours, _config(**config), tmp_path / "clean").record.alarms == ()
