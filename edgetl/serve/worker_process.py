@@ -35,7 +35,7 @@ from edgetl.serve.frames import Done, Job, Stages, pack, pack_done, receive_fram
 class _Waiting:
     """Jobs in the order that they came; whoever takes gets as many of one model as its batch allows, and never waits for more.
 
-    A window in which to wait for more was measured not to pay (``bench/serve.py``): under load there is always more.
+    There is no window: where requests are many there is always more, and where they are few a window only delays them.
     """
 
     def __init__(self, batches: list[int]) -> None:
