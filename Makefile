@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all test-matrix check bench clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.ready: pyproject.toml
@@ -28,6 +28,10 @@ test: check
 
 test-all: check
 	$(BIN)/python -m tests -m ""
+
+# The lowest and the newest versions of every dependency, on each Python: half an hour and 20 GB.
+test-matrix: $(VENV)/.ready
+	$(BIN)/python -m tests.matrix
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m bench

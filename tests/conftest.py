@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +41,16 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"the reference data is not at {SHARED} (EDGETL_SHARED)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def registry() -> None:
+    """A package registry; the test is skipped where none can be reached."""
+    resolved = subprocess.run(
+        [sys.executable, "-m", "uv", "pip", "compile", "-q", "-"], input="typer", capture_output=True, text=True, check=False
+    )
+    if resolved.returncode:
+        pytest.skip(f"no package registry can be reached: {resolved.stderr.strip()[-200:]}")
 
 
 @pytest.fixture(scope="session")

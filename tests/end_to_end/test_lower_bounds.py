@@ -1,0 +1,57 @@
+"""Lower bounds of ``pyproject.toml``: free of known holes, and a device with exactly those versions works."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from edgetl.core.bundle import Bundle
+from tests.matrix import ROOT, install, try_device
+
+# The first version without the defect, and where the defect is described.
+FIRST_SOUND = {
+    "cryptography": ((44, 0, 1), "CVE-2024-12797"),
+    "onnx": ((1, 21), "CVE-2026-34445, CVE-2026-34446, CVE-2026-27489, CVE-2026-28500"),
+    "onnx-ir": ((0, 1, 8), "fails on protobuf 7"),
+    "openvino": ((2025, 3), "2025.2 does not read the files that today's export writes"),
+    "pydantic": ((2, 10, 1), "2.9 and 2.10.0 refuse our models"),
+    "python-multipart": ((0, 0, 27), "CVE-2026-42561, CVE-2026-40347"),
+    "starlette": ((0, 49, 1), "CVE-2025-62727"),
+    "timm": ((1, 0, 31), "before: pickles through checkpoint_path, and another bicubic for sides that differ"),
+    "torch": ((2, 10), "CVE-2026-24747 in the weights-only unpickler"),
+    "typer": ((0, 16), "every --help is a traceback with click 8.2 and later"),
+}
+
+
+def _bounds() -> dict[str, tuple[int, ...]]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    found: dict[str, tuple[int, ...]] = {}
+    for line in lines:
+        if match := re.fullmatch(r"([a-z-]+)>=([0-9.]+)", line):
+            version = tuple(map(int, match[2].split(".")))
+            found[match[1]] = max(version, found.get(match[1], version))
+    return found
+
+
+@pytest.mark.parametrize("package", FIRST_SOUND)
+def test_no_lower_bound_allows_a_version_with_a_known_defect(package: str) -> None:
+    first, defect = FIRST_SOUND[package]
+    assert _bounds()[package] >= first, f"{package}: {defect}"
+
+
+def test_every_dependency_has_a_lower_bound() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    assert [line for line in lines if ">=" not in line and not line.startswith("edgetl[")] == []
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("extra", ["onnxruntime", "openvino"])
+@pytest.mark.usefixtures("registry")
+def test_a_device_with_the_lowest_versions_runs_a_bundle(extra: str, bundle: Bundle, tmp_path: Path) -> None:
+    try_device(install(Path(sys.executable), "lowest", extra, tmp_path / "env"), bundle.path)
