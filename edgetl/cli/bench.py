@@ -32,7 +32,7 @@ def bench_command(
     if images is not None:
         files = sorted(path for path in images.rglob("*") if path.suffix.lower() in EXTENSIONS) if images.is_dir() else [images]
         if not files:
-            raise ImageError(f"{images} holds no JPEG, PNG, WebP or BMP files.")
+            raise ImageError(f"{images} holds no JPEG, PNG, WebP, BMP or TIFF files.")
     if plot is not None:
         need_matplotlib()
     with working(json_output=json_output, verbose=verbose) as progress:

@@ -158,7 +158,7 @@ def _files(paths: list[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(item for item in path.rglob("*") if item.suffix.lower() in EXTENSIONS and item.is_file())
             if not inside:
-                raise ImageError(f"{path} holds no JPEG, PNG, WebP or BMP files.")
+                raise ImageError(f"{path} holds no JPEG, PNG, WebP, BMP or TIFF files.")
             found += inside
         else:
             found.append(path)

@@ -3,15 +3,22 @@
 The rules, the same for training, export, the bench and the device:
 
 ========================  =====================================================================================
-formats                   JPEG, PNG, WebP and BMP by content, never by extension; the first frame of an animation
+formats                   JPEG, PNG, WebP, BMP and TIFF by content, never by extension; the server takes no TIFF
+several frames            the first frame of an animation, the first page of a TIFF file
 EXIF orientation          applied; a damaged EXIF block counts as none
-``L``, ``1``              grey, repeated on three channels
-``LA``, ``RGBA``, ``P``   alpha is composited over white: the colour behind transparent pixels is arbitrary
-``CMYK``, ``YCbCr``       Pillow's conversion
+``L``, ``1``              gray, repeated on three channels
+``LA``, ``RGBA``, ``P``   alpha is composited over white: the color behind transparent pixels is arbitrary
+``CMYK``, ``YCbCr``       Pillow's conversion; also of ``LAB``
 16 bits a pixel           scaled by 255 / 65535 and rounded (Pillow's own ``convert`` clips at 255)
+floating point            refused: its range is not stated
+40 to 250 million pixels  JPEG: decoded at 1/2, 1/4 or 1/8 of its sides (DCT scaling), the first that has at most
+                          40 million pixels; a progressive JPEG up to 60 million, because its decoder holds all
+                          coefficients. An image or array in memory: averaged by the same factor.
+                          Other files: refused by their size, before any pixel is decoded
 ========================  =====================================================================================
 
-ICC profiles are not applied, as in timm and torchvision.
+The size in the header alone decides the factor, so that training, export, server and device see the same pixels. Of TIFF files
+the module ``tiff`` states what else is refused. ICC profiles are not applied, as in timm and torchvision.
 """
 
 from __future__ import annotations
@@ -19,26 +26,55 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import struct
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError, WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
+from edgetl.core.jpeg import has_several_scans
 from edgetl.core.plain import open_plain
+from edgetl.core.tiff import check_tiff
 from edgetl.errors import ImageError
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
-FORMATS = ("JPEG", "PNG", WebPImagePlugin.WebPImageFile.format, "BMP")
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+Format: TypeAlias = Literal["JPEG", "PNG", "WebP", "BMP", "TIFF"]
+# TIFF has many codecs of which photos need few: it is read from files of the user, never from a network.
+SERVED_FORMATS: tuple[Format, ...] = ("JPEG", "PNG", "WebP", "BMP")
+FORMATS: tuple[Format, ...] = (*SERVED_FORMATS, "TIFF")
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+# Pixels that are decoded; what has more is scaled down to at most as many, or refused (see the table above).
 MAX_PIXELS = 40_000_000
-MAX_FILE_BYTES = 64_000_000
+MAX_SCALED_PIXELS = 250_000_000
+# A decoder holds 2 bytes for each of 3 coefficients a pixel: as much memory as 40 million decoded pixels take on the way to a tensor.
+MAX_PROGRESSIVE_PIXELS = 60_000_000
+# A photo of 200 megapixels has about 60 MB.
+MAX_FILE_BYTES = 128_000_000
 
-# A picture a thousand times longer than wide says nothing after a resize, and would need a huge one.
+_OPENERS: tuple[tuple[Format, bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] = (
+    ("JPEG", rb"\xff\xd8\xff", JpegImagePlugin.jpeg_factory),
+    ("PNG", rb"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    ("WebP", rb"RIFF....WEBP", WebPImagePlugin.WebPImageFile),
+    ("BMP", rb"BM", BmpImagePlugin.BmpImageFile),
+    ("TIFF", rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile),
+)
+
+# An image a thousand times longer than wide shows nothing after a resize, and would need a huge one.
 MAX_ASPECT_RATIO = 1000
 
 _ORIENTATION_TAG = 0x0112
@@ -59,12 +95,13 @@ _DECODE_ERRORS = (
 )  # fmt: skip
 
 
-def load_image(source: ImageInput) -> Image.Image:
+def load_image(source: ImageInput, *, formats: Sequence[Format] = FORMATS) -> Image.Image:
     """Decode ``source`` to an upright RGB image.
 
     Args:
         source: a file's path, an encoded file's bytes, a PIL image of any mode, or a uint8 array ``[H, W]``, ``[H, W, 1]``,
             ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA), 0..255.
+        formats: those that are accepted of a path and of bytes.
 
     Returns:
         A PIL image of mode RGB.
@@ -73,14 +110,14 @@ def load_image(source: ImageInput) -> Image.Image:
         ImageError: the file is missing, damaged, of another format, or larger than the limits.
     """
     if isinstance(source, Image.Image):
-        return to_upright_rgb(source, "image")
+        return _from_image(source, formats)
     if isinstance(source, np.ndarray):
         return to_upright_rgb(_from_array(source), "array")
     if isinstance(source, bytes):
-        return _decode(source, f"image of {len(source)} bytes")
+        return _decode(source, f"image of {len(source)} bytes", formats)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        return _decode(read_image_file(path), str(path))
+        return _decode(read_image_file(path), str(path), formats)
     raise ImageError(f"cannot read an image from a {type(source).__name__}; give a path, bytes, a PIL image or a uint8 array.")
 
 
@@ -111,11 +148,19 @@ def content_hash(image: Image.Image) -> str:
 
 
 def to_upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Apply the EXIF orientation and convert to RGB by the rules of this module; ``name`` is used in messages."""
-    check_size(image, name)
+    """Apply the EXIF orientation and convert to RGB by the rules of this module; ``name`` is used in messages.
+
+    Raises:
+        ImageError: no pixels, too many, too narrow, or Pillow fails on it.
+    """
+    _check_shape(image, name)
+    if image.width * image.height > MAX_SCALED_PIXELS:
+        raise _too_large(image, name, "in memory", MAX_SCALED_PIXELS)
     try:
         transpose = _UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(image)
+        if (factor := scale_factor(*rgb.size)) > 1:
+            rgb = rgb.reduce(factor)
         if transpose is None:
             return rgb
         upright = rgb.transpose(transpose)
@@ -126,31 +171,78 @@ def to_upright_rgb(image: Image.Image, name: str) -> Image.Image:
         raise ImageError(f"{name} cannot be decoded: {_reason(error)}") from error
 
 
-def check_size(image: Image.Image, name: str) -> None:
-    """Refuse an image by its header, before any pixel is decoded.
+def scale_factor(width: int, height: int) -> int:
+    """The first of 1, 2, 4 and 8 by which both sides are divided, rounded up, so that at most ``MAX_PIXELS`` pixels remain."""
+    return next(factor for factor in (1, 2, 4, 8) if factor == 8 or -(-width // factor) * -(-height // factor) <= MAX_PIXELS)
 
-    Raises:
-        ImageError: no pixels, more than ``MAX_PIXELS``, or too narrow.
-    """
+
+def _check_shape(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(f"{name} has no pixels ({width} x {height}).")
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{name} has {width} x {height} pixels; the limit is {MAX_PIXELS // 1_000_000} million.")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ImageError(f"{name} has {width} x {height} pixels; one side may be {MAX_ASPECT_RATIO} times the other at most.")
 
 
-def _decode(data: bytes, name: str) -> Image.Image:
+def _too_large(image: Image.Image, name: str, kind: str, limit: int) -> ImageError:
+    width, height = image.size
+    return ImageError(
+        f"{name} has {width} x {height} pixels, {width * height / 1e6:.0f} million; the limit {kind} is {limit // 1_000_000} million. "
+        f"Make it smaller, or save it as a JPEG that is not progressive (up to {MAX_SCALED_PIXELS // 1_000_000} million)."
+    )
+
+
+def _decode(data: bytes, name: str, formats: Sequence[Format]) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            check_size(image, name)
+        with _open(data, formats) as image:
+            _prepare(image, data, name)
             image.load()
             return to_upright_rgb(image, name)
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not a JPEG, PNG, WebP or BMP image.") from error
+        raise ImageError(f"{name} is not a {', '.join(formats[:-1])} or {formats[-1]} image.") from error
+    except Image.DecompressionBombError as error:  # by a plugin that looks at the size before this module can
+        raise ImageError(f"{name} is too large; the limit is {MAX_PIXELS // 1_000_000} million pixels. Make it smaller.") from error
     except _DECODE_ERRORS as error:
         raise ImageError(f"{name} cannot be decoded: {_reason(error)}") from error
+
+
+def _open(data: bytes, formats: Sequence[Format]) -> ImageFile.ImageFile:
+    """Read the header. ``Image.open`` is not used: it refuses large images, which may be scaled, as attacks, and its formats are global."""
+    for format_, signature, opener in _OPENERS:
+        if format_ in formats and re.match(signature, data, re.DOTALL):
+            return opener(io.BytesIO(data))
+    raise UnidentifiedImageError
+
+
+def _prepare(image: ImageFile.ImageFile, data: bytes, name: str) -> None:
+    """Refuse a file by its header, before any pixel is decoded, and choose the scale of a large JPEG."""
+    _check_shape(image, name)
+    pixels = image.width * image.height
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        check_tiff(image, MAX_PIXELS)
+    if pixels <= MAX_PIXELS:
+        return
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        raise _too_large(image, name, f"of {image.format}", MAX_PIXELS)
+    if pixels > MAX_SCALED_PIXELS:
+        raise _too_large(image, name, "of JPEG", MAX_SCALED_PIXELS)
+    if pixels > MAX_PROGRESSIVE_PIXELS and has_several_scans(data):
+        raise _too_large(image, name, "of progressive JPEG", MAX_PROGRESSIVE_PIXELS)
+    factor = scale_factor(*image.size)
+    image.draft(None, (image.width // factor, image.height // factor))
+
+
+def _from_image(image: Image.Image, formats: Sequence[Format]) -> Image.Image:
+    """A PIL image; the pixels of a large file that is opened and not yet decoded follow the rules of files."""
+    if isinstance(image, ImageFile.ImageFile) and image.width * image.height > MAX_PIXELS and image.tile:
+        if image.format not in ("JPEG", "MPO") or image.fp is None or image.tell() > 0:
+            raise _too_large(image, "image", f"of {image.format}", MAX_PIXELS)
+        place = image.fp.tell()
+        image.fp.seek(0)
+        data = image.fp.read(MAX_FILE_BYTES + 1)
+        image.fp.seek(place)
+        return _decode(data, "image", formats)
+    return to_upright_rgb(image, "image")
 
 
 def _reason(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from edgetl.errors import ImageError, StorageError
 _log = logging.getLogger(__name__)
 
 # Raised when decoding or hashing changes: older outcomes are then not used.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)

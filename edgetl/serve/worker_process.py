@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle, open_bundle
-from edgetl.core.images import MAX_PIXELS, load_image
+from edgetl.core.images import MAX_PIXELS, SERVED_FORMATS, load_image
 from edgetl.core.preprocess import Batch, to_batch
 from edgetl.errors import EdgetlError, ImageError
 from edgetl.runtime.predictor import Predictor, load
@@ -166,7 +166,7 @@ def _decoded(images: tuple[bytes, ...], model: Predictor) -> tuple[Batch, float]
     seconds, pixels = 0.0, 0
     for data in images:
         begun = time.monotonic()
-        image = load_image(data)
+        image = load_image(data, formats=SERVED_FORMATS)
         seconds += time.monotonic() - begun
         pixels += image.width * image.height
         if pixels > MAX_PIXELS:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.core.images import MAX_FILE_BYTES, MAX_PIXELS, load_image
+from edgetl.core.images import MAX_FILE_BYTES, load_image
 from edgetl.errors import ImageError
 from tests.core.deadline import within
 
@@ -67,17 +67,16 @@ def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
         load_image(tmp_path / "void.png")
 
 
-@pytest.mark.parametrize("kind", ["text", "TIFF", "GIF", "SVG", "PostScript"])
+@pytest.mark.parametrize("kind", ["text", "GIF", "SVG", "PostScript"])
 def test_another_format_is_refused_whatever_its_extension(tmp_path: Path, kind: str) -> None:
     contents = {
         "text": b"These are words, not pixels.\n" * 20,
-        "TIFF": encode(Image.fromarray(PICTURE), "TIFF"),
         "GIF": encode(Image.fromarray(PICTURE), "GIF"),
         "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
         "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 6\n%%EndComments\n",
     }
     (tmp_path / "other.png").write_bytes(contents[kind])
-    with pytest.raises(ImageError, match=r"other\.png is not a JPEG, PNG, WebP or BMP image"):
+    with pytest.raises(ImageError, match=r"other\.png is not a JPEG, PNG, WebP, BMP or TIFF image"):
         load_image(tmp_path / "other.png")
 
 
@@ -124,8 +123,8 @@ def test_a_compressed_text_chunk_that_explodes_is_an_image_error(tmp_path: Path)
 
 
 def test_an_image_in_memory_over_the_limit_is_refused() -> None:
-    with pytest.raises(ImageError, match=r"40001 x 1000 pixels; the limit is 40 million"):
-        load_image(Image.new("1", (40_001, MAX_PIXELS // 40_000)))
+    with pytest.raises(ImageError, match=r"16000 x 16000 pixels, 256 million; the limit in memory is 250 million"):
+        load_image(Image.new("1", (16_000, 16_000)))
 
 
 def test_a_file_over_the_size_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:
