@@ -11,6 +11,8 @@ from rich.markup import escape
 from edgetl.cli.export import show_bundle
 from edgetl.cli.session import (
     ContractThreadsOption,
+    ExcludeOption,
+    IncludeOption,
     JsonOption,
     LatencyOfOption,
     LatencyOption,
@@ -24,6 +26,7 @@ from edgetl.cli.session import (
     choices,
     out,
     print_json,
+    print_notes,
     working,
 )
 from edgetl.cli.train import build, need_extra
@@ -50,6 +53,8 @@ def fit_command(
     strategy: Annotated[str, typer.Option(help="Of the training, as in `edgetl train`.")] = "auto",
     format_: Annotated[str, typer.Option("--format", help="onnx, openvino, or both.")] = "onnx,openvino",
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8, int8-weights, or several.")] = "fp32,int8",
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
     weights_dir: WeightsDirOption = None,
     license_policy: PolicyOption = "any",
     seed: SeedOption = 0,
@@ -69,11 +74,12 @@ def fit_command(
         from edgetl.train.ranking import RankConfig
 
         mirror = str(weights_dir) if weights_dir else None
+        chosen = {"include": tuple(include or ()), "exclude": tuple(exclude or ())}
         names = tuple(part.strip() for part in (candidates or "").split(",") if part.strip())
         config = build(
             FitConfig,
-            rank=build(RankConfig, candidates=names, weights_dir=mirror, license_policy=license_policy, seed=seed),
-            train=build(TrainConfig, strategy=strategy, weights_dir=mirror, license_policy=license_policy, seed=seed),
+            rank=build(RankConfig, candidates=names, weights_dir=mirror, license_policy=license_policy, seed=seed, **chosen),
+            train=build(TrainConfig, strategy=strategy, weights_dir=mirror, license_policy=license_policy, seed=seed, **chosen),
             export=build(
                 ExportConfig, formats=check_formats(format_),
                 precisions=choices(precision, ("fp32", "fp16", "int8", "int8-weights"), "--precision"), max_drop=max_drop, seed=seed,
@@ -89,7 +95,8 @@ def fit_command(
 
 
 def show_tried(record: FitRecord) -> None:
-    """One line for each backbone that was looked at."""
+    """One line for each reason to leave out files, and for each backbone that was looked at."""
+    print_notes(record.notes)
     for item in record.tried:
         colour = {"left out": "yellow", "refused": "yellow", "chosen": "green"}[item.outcome]
         out.print(f"[{colour}]{item.outcome}[/] {escape(item.backbone)}: {escape(item.reason)}", soft_wrap=True)

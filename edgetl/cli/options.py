@@ -40,10 +40,10 @@ def options_of(model: type[StrictModel], *, without: tuple[str, ...] = ()) -> Ca
 
 def given(model: type[StrictModel], options: dict[str, Any]) -> dict[str, Any]:
     """The options as ``model`` takes them: ``224,224`` becomes a pair."""
-    read = dict(options)
-    for name, value in options.items():
+    read = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    for name, value in read.items():
         count = _length(model.model_fields[name].annotation)
-        if count and value is not None:
+        if count and isinstance(value, str):
             text = f"{value},{value}" if count == 2 and value.isdigit() else value
             found = numbers(text, count, f"--{name.replace('_', '-')}")
             whole = found is not None and count == 2
@@ -55,12 +55,15 @@ def _parameter(name: str, field: Any) -> inspect.Parameter:
     panel = field.json_schema_extra[PANEL]
     option = typer.Option(*SPELLINGS.get(name, ()), help=field.description, rich_help_panel=panel, envvar=ENVIRONMENT.get(name))
     kind: Any = Annotated[str | None if name in OR_AUTO else _kind(field.annotation), option]
-    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=field.default, annotation=kind)
+    default = list(field.default) if isinstance(field.default, tuple) else field.default
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
 
 
 def _kind(annotation: Any) -> Any:
-    """What typer parses: words and lists as text."""
+    """What typer parses: words and lists of numbers as text, repeated options as a list."""
     plain = _without_none(annotation)
+    if get_args(plain)[1:] == (...,):
+        return list[str]
     kind = plain if plain in (int, float, bool, str) else str
     return kind | None if type(None) in get_args(annotation) else kind
 
@@ -72,6 +75,6 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _length(annotation: Any) -> int:
-    """How many numbers a list holds; 0 for what is no list."""
+    """Number of values of an option such as ``224,224``; 0 for options of one value and for those that may be repeated."""
     plain = _without_none(annotation)
-    return len(get_args(plain)) if get_origin(plain) is tuple else 0
+    return len(get_args(plain)) if get_origin(plain) is tuple and ... not in get_args(plain) else 0

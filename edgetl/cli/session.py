@@ -19,6 +19,7 @@ from rich.markup import escape
 from edgetl.cli.progress import shown_progress
 from edgetl.core import progress as core
 from edgetl.core.config import StrictModel
+from edgetl.data.notes import ScanNote
 from edgetl.errors import ConfigError, EdgetlError
 
 out = Console(highlight=False)
@@ -35,6 +36,13 @@ WeightsDirOption = Annotated[
 ]
 LabelsOption = Annotated[
     Path | None, typer.Option("--labels", help="A CSV with a column `file` and the model's labels (or its number), for all but classes.")
+]
+IncludeOption = Annotated[
+    list[str] | None,
+    typer.Option("--include", help="Glob pattern of files that are used although the scan leaves them out. May be repeated."),
+]
+ExcludeOption = Annotated[
+    list[str] | None, typer.Option("--exclude", help="Glob pattern of files and folders that are left out. May be repeated.")
 ]
 PolicyOption = Annotated[str, typer.Option("--license-policy", help="any, or commercial: refuse weights that forbid it or do not say.")]
 LatencyOption = Annotated[float | None, typer.Option("--max-latency-ms", help="Limit: the 90th percentile of one image.")]
@@ -99,6 +107,13 @@ def print_json(value: StrictModel | dict[str, object]) -> None:
     """One JSON document on the standard output."""
     text = value.model_dump_json(indent=2) if isinstance(value, StrictModel) else json.dumps(value, indent=2, ensure_ascii=False)
     sys.stdout.write(text + "\n")
+
+
+def print_notes(notes: Sequence[ScanNote]) -> None:
+    """Files that a scan left out, or read in a way worth knowing: one line for each reason."""
+    for note in notes:
+        color = "cyan" if note.used else "yellow"
+        out.print(f"[{color}]images:[/] {escape(note.describe())}", soft_wrap=True)
 
 
 def print_error(error: EdgetlError, *, json_output: bool) -> None:

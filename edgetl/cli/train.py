@@ -12,12 +12,26 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from edgetl.cli.options import given, options_of
-from edgetl.cli.session import JsonOption, LabelsOption, OverwriteOption, ThreadsOption, VerboseOption, out, print_json, speaks, working
+from edgetl.cli.session import (
+    ExcludeOption,
+    IncludeOption,
+    JsonOption,
+    LabelsOption,
+    OverwriteOption,
+    ThreadsOption,
+    VerboseOption,
+    out,
+    print_json,
+    print_notes,
+    speaks,
+    working,
+)
 from edgetl.cli.tables import classes_table, figures_line, plain_table, share
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.config import Model
 from edgetl.core.manifest import describe_parent
 from edgetl.core.tasks import SCORE_NAMES
+from edgetl.data.selection import Selection
 from edgetl.errors import ConfigError, MissingExtraError
 from edgetl.train.config import TrainConfig
 
@@ -91,11 +105,14 @@ def evaluate_command(
     labels: LabelsOption = None,
     variant: Annotated[str | None, typer.Option(help="Of a bundle, such as openvino-int8 (default: the fastest).")] = None,
     every_image: Annotated[bool, typer.Option("--all", help="Also score images that the model was trained or selected on.")] = False,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
     threads: ThreadsOption = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """The task's figures (accuracy, average precision, errors), on images that the model has not seen."""
+    selection = Selection(tuple(include or ()), tuple(exclude or ()))
     with working(json_output=json_output, verbose=verbose) as progress:
         if (model / RUN_RECORD_NAME).is_file():
             if variant is not None:
@@ -103,13 +120,14 @@ def evaluate_command(
             need_extra("train")
             from edgetl.train.evaluation import evaluate_run
 
-            report = evaluate_run(model, data, labels=labels, every_image=every_image, progress=progress)
+            report = evaluate_run(model, data, labels=labels, every_image=every_image, selection=selection, progress=progress)
         else:
             from edgetl.runtime.evaluation import evaluate_bundle
 
             report = evaluate_bundle(
-                model, data, labels=labels, variant=variant, every_image=every_image, threads=threads, progress=progress
-            )
+                model, data, labels=labels, variant=variant, every_image=every_image, selection=selection, threads=threads,
+                progress=progress,
+            )  # fmt: skip
     if json_output:
         print_json(report)
         return
@@ -121,6 +139,7 @@ def evaluate_command(
         out.print(f"{report.left_out} images were left out: the model was trained or selected on them (--all scores them too).")
     if report.broken:
         out.print(f"{report.broken} images were left out: they cannot be decoded.")
+    print_notes(report.notes)
 
 
 def _preview(data: Path, config: TrainConfig, path: Path, *, json_output: bool, verbose: bool) -> None:
@@ -141,6 +160,7 @@ def _show_estimates(found: Estimates) -> None:
         tuned = item.plan.unfreeze if item.plan.steps else "head"
         table.add_row(name, str(item.plan.steps), f"{item.minutes:.1f}", f"{item.memory_mb:.0f}", f"{item.trained_m:.2f}", tuned)
     out.print(table)
+    print_notes(found.notes)
     out.print("* is what auto takes. Times are estimates from a few batches; early stopping shortens them.")
     out.print(f"next: edgetl train {escape(found.data)} --out RUN", soft_wrap=True)
 
@@ -198,6 +218,7 @@ def show_run(run: Run) -> None:
         if items:
             names = ", ".join(item if isinstance(item, str) else " = ".join(item) for item in items[:3])
             out.print(f"[yellow]{len(items)} images {title}[/]: {escape(names)}{' …' if len(items) > 3 else ''}")
+    print_notes(record.notes)
     for tried in record.compared:
         length = f"{tried.steps} steps" if tried.steps else "no steps"
         out.print(f"compared: {tried.strategy:8} validation accuracy {share(tried.validation)}, {length}, {tried.seconds:.0f} s")

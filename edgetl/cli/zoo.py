@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgetl.cli.session import (
+    ExcludeOption,
+    IncludeOption,
     JsonOption,
     PolicyOption,
     SeedOption,
@@ -18,6 +20,7 @@ from edgetl.cli.session import (
     choices,
     out,
     print_json,
+    print_notes,
     working,
 )  # fmt: skip
 from edgetl.cli.tables import plain_table
@@ -70,6 +73,8 @@ def rank_command(
     max_latency_ms: Annotated[float | None, typer.Option(help="Leave out slower ones, ms for one image on one thread in torch.")] = None,
     confirm: Annotated[int, typer.Option(help="Fine-tune so many of the best for 100 steps and order them by validation.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Write a scatter plot, score against latency (PNG).")] = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
     weights_dir: WeightsDirOption = None,
     license_policy: PolicyOption = "any",
     seed: SeedOption = 0,
@@ -85,6 +90,7 @@ def rank_command(
         RankConfig, candidates=tuple(part.strip() for part in candidates.split(",") if part.strip()) if candidates else (),
         images=images, max_params_m=max_params, max_latency_ms=max_latency_ms, confirm=confirm,
         weights_dir=str(weights_dir) if weights_dir else None, license_policy=license_policy, seed=seed,
+        include=tuple(include or ()), exclude=tuple(exclude or ()),
     )  # fmt: skip
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--plot {plot}: the name must end in .png, .svg or .pdf.")
@@ -182,6 +188,7 @@ def _show_ranking(ranking: Ranking, plot: Path | None) -> None:
         "An equal place (#): these images cannot tell them apart (one bootstrap standard error). top-1: ImageNet, percent. "
         "ms: torch, one thread, this machine."
     )
+    print_notes(ranking.notes)
     small = [item.name for item in ranking.ranked if item.stage == "small"]
     if small:
         out.print(f"compared on small images only: {escape(', '.join(small))}", soft_wrap=True)

@@ -16,6 +16,7 @@ from edgetl.core.contract import ContractRecord
 from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.results import Proportion
 from edgetl.core.tasks import Decision, Reading, Task
+from edgetl.core.text import label_problem
 
 MANIFEST_NAME = "manifest.json"
 
@@ -284,8 +285,10 @@ class Manifest(LeanModel):
         paths = [file.path.casefold() for file in self.all_files()]
         if len({*paths, MANIFEST_NAME}) != len(paths) + 1:
             raise ValueError("two files share a path")
-        if len(set(self.labels)) != len(self.labels) or any(not label.isprintable() or not label.strip() for label in self.labels):
-            raise ValueError("two labels are equal, or one is empty or not printable")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("two labels are equal")
+        if problems := [f"the label {label!r} {problem}" for label in self.labels if (problem := label_problem(label))]:
+            raise ValueError(problems[0])
         if problem := self.decision.problem(self.task, len(self.labels)):
             raise ValueError(problem)
         if self.task == "classification" and len(self.labels) < 2:

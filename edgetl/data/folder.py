@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from edgetl.core.answers import describe_truth
-from edgetl.core.images import EXTENSIONS
 from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import Reading, Task
+from edgetl.core.text import label_problem, printable
 from edgetl.data.integrity import check_images
+from edgetl.data.layout import ClassFolder, find_classes, parts_of
+from edgetl.data.layout import Part as Part
+from edgetl.data.listing import list_images
+from edgetl.data.masks import find_masks
+from edgetl.data.notes import Notes, ScanNote
+from edgetl.data.selection import NO_SELECTION, Selection
 from edgetl.errors import DataError
 
-Part: TypeAlias = Literal["train", "val", "test"]
+_log = logging.getLogger(__name__)
 
 MAX_BROKEN_SHARE = 0.10
 MIN_IMAGES_PER_CLASS = 2
@@ -56,13 +61,14 @@ class BrokenImage:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The result of a scan: sorted labels, samples sorted by path, what was left out, and what the labels ask for."""
+    """The result of a scan: sorted labels, samples sorted by path, what was left out or read specially, and what the labels ask for."""
 
     root: Path
     labels: tuple[str, ...]
     samples: tuple[Sample, ...]
     broken: tuple[BrokenImage, ...]
     task: Task = "classification"
+    notes: tuple[ScanNote, ...] = ()
 
     def counts(self) -> dict[str, int]:
         """Readable images of each label; of a column of numbers, those that have one."""
@@ -82,90 +88,115 @@ class ImageFolder:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def scan(root: str | os.PathLike[str], *, known_labels: Sequence[str] | None = None, progress: Progress = silent) -> ImageFolder:
-    """Scan class folders below ``root``, or class folders below ``train/``, ``val/`` and ``test/`` there.
+def scan(
+    root: str | os.PathLike[str],
+    *,
+    known_labels: Sequence[str] | None = None,
+    selection: Selection = NO_SELECTION,
+    progress: Progress = silent,
+) -> ImageFolder:
+    """Scan class folders below ``root``, or class folders below the folders of ready-made splits there.
 
-    A class is a folder's name; images may lie in nested folders. JPEG, PNG, WebP and BMP files are decoded once and remembered by
-    size and time of change. Hidden files and folders, other files, and links to folders are skipped.
+    A class is a folder's name; images may lie in nested folders and behind links. Images are decoded once and remembered by size and
+    time of change. Files and folders that are left out, or read in a way worth knowing, are logged and returned as notes.
 
     Args:
         root: the folder.
         known_labels: the labels of a trained model, to evaluate it: their order is kept, classes may be absent, others are refused.
+        selection: files to use, or to leave out, against the rules.
         progress: told after each decoded file.
 
     Raises:
-        DataError: not a folder, unknown classes, more than 10 % broken, and without ``known_labels`` too few classes or images.
+        DataError: not a folder, a layout that can be read in two ways, unknown classes, a class name that cannot be exported, more than
+            10 % broken, and without ``known_labels`` too few classes or images.
     """
     folder = Path(root)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"{folder} {what}; give a folder that holds one folder of images for each class.")
-    entries = list(_labelled_files(folder))
-    if not entries:
-        raise DataError(
-            f"{folder} holds no images. Put JPEG, PNG, WebP or BMP files into one folder for each class: {folder}/cat, {folder}/dog."
-        )
-    found_labels = {label for _, label, _ in entries}
+        raise DataError(f"{printable(folder)} {what}; give a folder that holds one folder of images for each class.")
+    notes = Notes()
+    classes = find_classes(list_images(folder, selection, notes), notes, known_labels=known_labels)
+    if not any(item.folder.count for item in classes):
+        raise DataError(_explain_nothing(folder, notes))
+    found_labels = {item.label for item in classes}
     if known_labels is not None:
         _check_known(folder, found_labels, known_labels)
-    labels = tuple(known_labels or sorted(found_labels | set(_empty_classes(folder))))
-    contents = check_images([path for path, _, _ in entries], folder, progress=progress)
+    _check_names(classes)
+    labels = tuple(known_labels or sorted(found_labels))
+    entries = [(path, item) for item in classes for path in item.folder.files()]
+    contents = check_images([path for path, _ in entries], folder, progress=progress)
+    masks = find_masks({path: result for path, result in contents.items() if not _is_included(path, folder, selection)}, folder)
     samples, broken = [], []
-    for path, label, part in entries:
+    for path, item in sorted(entries, key=lambda entry: entry[0]):
         result = contents[path]
-        if result.content is None:
+        if path in masks:
+            notes.add("mask", path.relative_to(folder), by=f"*{path.suffix}")
+        elif result.content is None:
             broken.append(BrokenImage(path, result.reason))
         else:
-            samples.append(Sample(path, labels.index(label), result.content, part))
-    found = ImageFolder(folder, labels, tuple(samples), tuple(broken))
+            samples.append(Sample(path, labels.index(item.label), result.content, item.part))
+            _note_name(path, folder, notes)
+    found = ImageFolder(folder, labels, tuple(samples), tuple(broken), notes=notes.result())
+    log_notes(found.notes)
     check_broken(found)
     if known_labels is None:
-        _check_classes(found)
+        _check_classes(found, classes)
     return found
 
 
-def has_parts(root: Path) -> bool:
-    """Whether ``root`` is a ready-made data set: all its folders are called train, val or test, and train is there."""
-    names = [path.name.lower() for path in _visible_folders(root)]
-    parts = {PART_NAMES.get(name) for name in names}
-    return "train" in parts and None not in parts and len(parts) == len(names)
-
-
-def _labelled_files(root: Path) -> Iterator[tuple[Path, str, Part | None]]:
-    if has_parts(root):
-        for folder in _visible_folders(root):
-            for class_folder in _visible_folders(folder):
-                label = unicodedata.normalize("NFC", class_folder.name)
-                yield from ((path, label, PART_NAMES[folder.name.lower()]) for path in images_below(class_folder))
-    else:
-        for class_folder in _visible_folders(root):
-            label = unicodedata.normalize("NFC", class_folder.name)
-            yield from ((path, label, None) for path in images_below(class_folder))
-
-
-def _empty_classes(root: Path) -> Iterator[str]:
-    """Class folders without an image file count as classes, so that a typing error or a failed copy is noticed."""
-    groups = _visible_folders(root) if has_parts(root) else [root]
-    for group in groups:
-        for folder in _visible_folders(group):
-            if next(images_below(folder), None) is None and not any(True for _ in folder.iterdir()):
-                yield unicodedata.normalize("NFC", folder.name)
-
-
-def _visible_folders(root: Path) -> list[Path]:
+def split_folders(root: Path) -> dict[str, Part]:
+    """The folders of ready-made splits in ``root``, by name; none if there is none for training."""
     try:
-        return sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink() and not path.name.startswith("."))
+        names = [entry.name for entry in os.scandir(root) if entry.is_dir()]
     except OSError as error:
-        raise DataError(f"{root} cannot be listed: {error.strerror}. Check its permissions.") from error
+        raise DataError(f"{printable(root)} cannot be listed: {error.strerror}. Check its permissions.") from error
+    found = parts_of(names)
+    return found if "train" in found.values() else {}
+
+
+def has_parts(root: Path) -> bool:
+    """Whether ``root`` holds folders of ready-made splits, that for training among them."""
+    return bool(split_folders(root))
 
 
 def images_below(folder: Path) -> Iterator[Path]:
-    """Image files in ``folder`` and the folders in it, by their names; hidden ones are skipped."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
-                yield Path(parent, name)
+    """Image files in ``folder`` and the folders in it, by their names, as ``list_images`` finds them."""
+    return list_images(folder, NO_SELECTION, Notes()).files()
+
+
+def log_notes(notes: Sequence[ScanNote]) -> None:
+    """Log each note on a line of its own."""
+    for note in notes:
+        _log.info("%s", note.describe())
+
+
+def _is_included(path: Path, root: Path, selection: Selection) -> bool:
+    return bool(selection.include) and selection.includes(path.relative_to(root).as_posix())
+
+
+def _note_name(path: Path, root: Path, notes: Notes) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        notes.add("not-utf8", path.relative_to(root))
+
+
+def _explain_nothing(root: Path, notes: Notes) -> str:
+    where = printable(root)
+    left_out = [note.describe() for note in notes.result() if not note.used]
+    return (
+        f"{where} holds no images in class folders. Put JPEG, PNG, WebP, BMP or TIFF files into one folder for each class: {where}/cat, "
+        f"{where}/dog.{' ' if left_out else ''}{' '.join(left_out)}"
+    )
+
+
+def _check_names(classes: Sequence[ClassFolder]) -> None:
+    """Refuse class names that JSON, XML or a terminal cannot hold, before any work."""
+    for item in classes:
+        if problem := label_problem(item.label):
+            raise DataError(
+                f"{printable(item.folder.path)}: the name of this class folder {problem}, which exported files cannot hold. Rename it."
+            )
 
 
 def _check_known(root: Path, found: set[str], known: Sequence[str]) -> None:
@@ -184,19 +215,28 @@ def check_broken(folder: ImageFolder) -> None:
     """
     total = len(folder.samples) + len(folder.broken)
     if len(folder.broken) > MAX_BROKEN_SHARE * total:
-        names = ", ".join(str(item.path.relative_to(folder.root)) for item in folder.broken[:5])
+        names = ", ".join(printable(item.path.relative_to(folder.root)) for item in folder.broken[:5])
         raise DataError(
-            f"{folder.root}: {len(folder.broken)} of {total} images cannot be decoded ({names}…); the limit is "
+            f"{printable(folder.root)}: {len(folder.broken)} of {total} images cannot be decoded ({names}…); the limit is "
             f"{MAX_BROKEN_SHARE:.0%}. Copy the folder again, or remove the broken files."
         )
 
 
-def _check_classes(folder: ImageFolder) -> None:
+def _check_classes(folder: ImageFolder, classes: Sequence[ClassFolder]) -> None:
+    where = printable(folder.root)
     if len(folder.labels) < 2:
-        raise DataError(f"{folder.root} holds one class ({folder.labels[0]}); a classifier needs at least 2 class folders.")
-    small = [f"{label} ({count})" for label, count in folder.counts().items() if count < MIN_IMAGES_PER_CLASS]
+        inside = f"{where}/{printable(classes[0].folder.path.relative_to(folder.root))}"
+        more = f" If its folders are the classes, give {inside}." if len(classes[0].folder.folders) > 1 else ""
+        raise DataError(f"{where} holds one class ({folder.labels[0]}); a classifier needs at least 2 class folders.{more}")
+    unread: Counter[str] = Counter()
+    for item in classes:
+        if suffixes := item.folder.all_unread():
+            unread[item.label] += sum(suffixes.values())
+    small = [label for label, count in folder.counts().items() if count < MIN_IMAGES_PER_CLASS]
     if small:
+        named = [f"{label} ({folder.counts()[label]})" for label in small[:5]]
+        others = [f"{label} holds {unread[label]} files in formats that are not read" for label in small if unread[label]]
         raise DataError(
-            f"{folder.root}: too few readable images in {', '.join(small[:5])}; each class folder needs at least "
-            f"{MIN_IMAGES_PER_CLASS}. Add images, or remove the folder."
+            f"{where}: too few readable images in {', '.join(named)}; each class folder needs at least {MIN_IMAGES_PER_CLASS}. "
+            f"{'; '.join(others)}{'. Convert them to JPEG or PNG. ' if others else ''}Add images, or leave the folder out with --exclude."
         )

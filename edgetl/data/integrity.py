@@ -8,13 +8,14 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from edgetl.core.atomic import write_text
 from edgetl.core.host import available_cores
 from edgetl.core.images import content_hash, load_image
 from edgetl.core.progress import Progress, silent
+from edgetl.data.colors import Colors, count_colors
 from edgetl.errors import ImageError, StorageError
 
 _log = logging.getLogger(__name__)
@@ -25,10 +26,11 @@ _CACHE_VERSION = 2
 
 @dataclass(frozen=True)
 class Checked:
-    """The outcome for one file: the content hash, or the reason why there is none."""
+    """The outcome for one file: the content hash and the colors, or the reason why there are none."""
 
     content: str | None
     reason: str = ""
+    colors: Colors | None = None
 
 
 def check_images(paths: Sequence[Path], root: Path, *, progress: Progress = silent) -> dict[Path, Checked]:
@@ -49,7 +51,8 @@ def check_images(paths: Sequence[Path], root: Path, *, progress: Progress = sile
 
 def _check(path: Path) -> Checked:
     try:
-        return Checked(content_hash(load_image(path)))
+        image = load_image(path)
+        return Checked(content_hash(image), colors=count_colors(image))
     except ImageError as error:
         return Checked(None, str(error))
 
@@ -79,7 +82,7 @@ def _read_cache(path: Path | None) -> dict[str, Checked]:
         data = json.loads(path.read_text("utf-8"))
         if data["version"] != _CACHE_VERSION:
             return {}
-        return {str(stamp): Checked(row[0], str(row[1])) for stamp, row in data["files"].items()}
+        return {str(stamp): Checked(row[0], str(row[1]), Colors(*row[2]) if row[2] else None) for stamp, row in data["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         _log.debug("the scan's memory %s is not readable (%s); scanning again", path, error)
         return {}
@@ -88,7 +91,11 @@ def _read_cache(path: Path | None) -> dict[str, Checked]:
 def _write_cache(path: Path | None, results: dict[str, Checked]) -> None:
     if path is None:
         return
-    files = {stamp: [result.content, result.reason] for stamp, result in results.items() if not stamp.endswith("|missing")}
+    files = {
+        stamp: [result.content, result.reason, result.colors and list(astuple(result.colors))]
+        for stamp, result in results.items()
+        if not stamp.endswith("|missing")
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({"version": _CACHE_VERSION, "files": files}))

@@ -20,6 +20,8 @@ from edgetl.core.preprocess import normalise, to_pixels
 from edgetl.core.progress import Progress, silent
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import stratified
+from edgetl.data.notes import ScanNote
+from edgetl.data.selection import Selection
 from edgetl.errors import AccuracyGateError, ConfigError, ContractError, EdgetlError, ExportError
 from edgetl.export.config import ExportConfig
 from edgetl.export.contract import export_under_contract
@@ -75,11 +77,12 @@ class Tried(StrictModel):
 
 
 class FitRecord(StrictModel):
-    """``fit.json``: what was tried, in order."""
+    """``fit.json``: what was tried, in order; ``notes`` are those of the scan."""
 
     schema_version: Literal[1] = 1
     contract: Contract
     tried: tuple[Tried, ...]
+    notes: tuple[ScanNote, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, pr
     if not config.contract.asked:
         raise ConfigError("a contract needs a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
     with new_folder(out, overwrite=overwrite) as folder:
-        images = scan(data, progress=progress)
+        images = scan(data, selection=Selection(config.train.include, config.train.exclude), progress=progress)
         ranking = rank(data, config.rank, progress=progress)
         named = config.export.model_copy(update={"name": config.export.name or model_name(data.resolve().name)})
         config = config.model_copy(update={"export": named})
@@ -131,7 +134,7 @@ def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, pr
                 break
         else:
             raise ContractError(_explain(road, [item.name for item in ranking.ranked if not item.name.startswith(RANDOM)]))
-        record = FitRecord(contract=config.contract, tried=tuple(road.tried))
+        record = FitRecord(contract=config.contract, tried=tuple(road.tried), notes=images.notes)
         write_text(folder / RECORD_NAME, record.model_dump_json(indent=1) + "\n")
     return Fitted(open_bundle(out / "bundle"), out / "run", record)
 

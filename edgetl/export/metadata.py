@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 
 from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.tasks import Reading
@@ -30,7 +32,7 @@ def model_info(spec: PreprocessSpec, reading: Reading, form: InputForm = "float"
     return {
         "model_type": "Classification",
         **(several if reading.task == "multi-label" else {}),
-        "labels": " ".join(label.replace(" ", "_") for label in reading.labels),
+        "labels": " ".join(_words(reading.labels)),
         **(normalisation if form == "float" else {}),
         "reverse_input_channels": "True",
         "resize_type": "standard" if spec.crop_mode == "squash" else "crop",
@@ -38,6 +40,25 @@ def model_info(spec: PreprocessSpec, reading: Reading, form: InputForm = "float"
         "output_raw_scores": "True",
         "topk": "1",
     }
+
+
+def _words(labels: Sequence[str]) -> list[str]:
+    """Labels without white space, all different: Model API splits its list at any white space, so that ``hot dog`` becomes ``hot_dog``.
+
+    Where that word is taken, a number is added to the label that had to change: ``hot_dog-2``.
+    """
+    taken = {label for label in labels if not re.search(r"\s", label)}
+    words = []
+    for label in labels:
+        word = plain = re.sub(r"\s", "_", label)
+        if word != label:
+            number = 1
+            while word in taken:
+                number += 1
+                word = f"{plain}-{number}"
+            taken.add(word)
+        words.append(word)
+    return words
 
 
 def own_info(spec: PreprocessSpec, reading: Reading, version: str, form: InputForm = "float") -> dict[str, str]:

@@ -16,8 +16,10 @@ from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
 from edgetl.core.tasks import Reading
-from edgetl.data.folder import Sample, scan
+from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.loading import batches, pixel_batches, truth_of
+from edgetl.data.notes import ScanNote
+from edgetl.data.selection import NO_SELECTION, Selection
 from edgetl.data.table import Table, scan_table
 from edgetl.errors import ConfigError, DataError
 from edgetl.runtime.predictor import load
@@ -32,6 +34,7 @@ class EvaluationReport(StrictModel):
         left_out: images not scored because the model was trained or selected on them.
         broken: images not scored because they cannot be decoded.
         result: the figures.
+        notes: files that the scan left out, or read in a way worth knowing.
     """
 
     model: str
@@ -39,6 +42,7 @@ class EvaluationReport(StrictModel):
     left_out: int
     broken: int
     result: Evaluation
+    notes: tuple[ScanNote, ...] = ()
 
 
 def evaluate_bundle(
@@ -48,6 +52,7 @@ def evaluate_bundle(
     labels: Path | None = None,
     variant: str | None = None,
     every_image: bool = False,
+    selection: Selection = NO_SELECTION,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> EvaluationReport:
@@ -59,6 +64,7 @@ def evaluate_bundle(
         labels: a CSV file with the bundle's labels (or its number) as columns; for all tasks but classification.
         variant: as in ``edgetl.load``.
         every_image: also score images that the model was trained or selected on.
+        selection: files to use, or to leave out, against the rules of the scan.
         threads: as in ``edgetl.load``.
         progress: told after each batch.
 
@@ -69,16 +75,22 @@ def evaluate_bundle(
     bundle = open_bundle(path)
     predictor = load(bundle, variant=variant, threads=threads)
     seen = frozenset() if every_image else bundle.seen_images()
-    samples, broken, left_out = unseen_samples(data, labels, predictor.reading, seen, progress=progress)
+    samples, found = unseen_samples(data, labels, predictor.reading, seen, selection=selection, progress=progress)
     result = score(predictor.logits, samples, predictor.spec, predictor.reading, form=predictor.input_form, progress=progress)
     name = predictor.variant.name if predictor.variant else None
-    return EvaluationReport(model=str(path), variant=name, left_out=left_out, broken=broken, result=result)
+    return report(path, name, samples, found, result)
 
 
 def unseen_samples(
-    data: Path, labels: Path | None, reading: Reading, seen: frozenset[int], *, progress: Progress = silent
-) -> tuple[list[Sample], int, int]:
-    """The readable images of ``data`` that are not in ``seen``, the number of broken ones, and the number left out.
+    data: Path,
+    labels: Path | None,
+    reading: Reading,
+    seen: frozenset[int],
+    *,
+    selection: Selection = NO_SELECTION,
+    progress: Progress = silent,
+) -> tuple[list[Sample], ImageFolder]:
+    """The readable images of ``data`` that are not in ``seen``, and the scanned folder.
 
     Raises:
         ConfigError: ``labels``, a CSV file, is missing, or not for this task.
@@ -90,16 +102,23 @@ def unseen_samples(
     if labels is not None and reading.task == "classification":
         raise ConfigError("this is a classification model, whose classes are named by folders; leave --labels out.")
     if labels is None:
-        folder = scan(data, known_labels=reading.labels, progress=progress)
+        folder = scan(data, known_labels=reading.labels, selection=selection, progress=progress)
     else:
         folder = scan_table(data, Table(labels, reading.task, reading.labels), known=True, progress=progress)
     samples = [sample for sample in folder.samples if hash_prefix(sample.content) not in seen]
-    left_out = len(folder.samples) - len(samples)
     if not samples:
         raise DataError(
-            f"the model was trained or selected on all {left_out} images of {data}. Give other images, or score them with --all."
+            f"the model was trained or selected on all {len(folder.samples)} images of {data}. Give other images, or score them with --all."
         )
-    return samples, len(folder.broken), left_out
+    return samples, folder
+
+
+def report(model: Path, variant: str | None, samples: Sequence[Sample], folder: ImageFolder, result: Evaluation) -> EvaluationReport:
+    """The report on ``samples``, which are those of ``folder`` that were scored."""
+    left_out = len(folder.samples) - len(samples)
+    return EvaluationReport(
+        model=str(model), variant=variant, left_out=left_out, broken=len(folder.broken), result=result, notes=folder.notes
+    )
 
 
 def score(

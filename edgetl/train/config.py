@@ -62,7 +62,7 @@ def _training(default: Any, description: str, **bounds: Any) -> Any:
 class TrainConfig(LeanModel):
     """One fine-tuning. Each field's description says what it is; none means that the data budget or the backbone decides."""
 
-    lean: ClassVar[frozenset[str]] = frozenset({"head", "features"})
+    lean: ClassVar[frozenset[str]] = frozenset({"head", "features", "include", "exclude"})
 
     backbone: str = _backbone(DEFAULT_BACKBONE, "Embedded name, run, timm name, torchvision:NAME, local-dir:PATH or hf-hub:ORG/NAME.")
     weights: str | None = _backbone(None, "A .safetensors or .pth file (tensors only) for the architecture that --backbone names.")
@@ -80,6 +80,12 @@ class TrainConfig(LeanModel):
     labels: str | None = _images(None, "A CSV with a column `file`, and one for each label (above 0: present) or one of numbers.")
     task: Task | None = _images(None, "With --labels: multi-label (default), regression or ordinal (whole grades).")
     column: str | None = _images(None, "Of --labels: the columns to learn, separated by commas (default: all but `file`).")
+    include: tuple[str, ...] = _images(
+        (), "Glob pattern of files that are used although the scan leaves them out (masks, thumbnails, hidden files). May be repeated."
+    )
+    exclude: tuple[str, ...] = _images(
+        (), "Glob pattern of files and folders that are left out, such as '*_mask.png' or 'train/old/*'. May be repeated."
+    )
     val: Share = _images(0.15, "Share for validation.")
     test: Share = _images(0.15, "Share for the test.")
     views: int = _images(4, "Pictures of each image that the head is fitted on; 1, the evaluation's alone, is the quickest.", ge=1, le=16)

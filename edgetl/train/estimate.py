@@ -11,6 +11,7 @@ from torch import nn
 
 from edgetl.core.config import StrictModel
 from edgetl.core.progress import Progress, silent
+from edgetl.data.notes import ScanNote
 from edgetl.data.split import Splits, split
 from edgetl.train.backbones import Backbone
 from edgetl.train.border import cut
@@ -48,13 +49,14 @@ class Estimate(StrictModel):
 
 
 class Estimates(StrictModel):
-    """``edgetl plan``."""
+    """``edgetl plan``; ``notes`` are those of the scan."""
 
     data: str
     backbone: str
     images: int
     device: str
     strategies: tuple[Estimate, ...]
+    notes: tuple[ScanNote, ...] = ()
 
 
 def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) -> Estimates:
@@ -76,7 +78,7 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
     wanted = with_recipe(config)[0].strategy
     best = choose_strategy(images)[0] if wanted == "auto" else wanted
     chosen = tuple(item.model_copy(update={"chosen": item.plan.strategy == best}) for item in found)
-    return Estimates(data=str(data), backbone=config.backbone, images=images, device=device, strategies=chosen)
+    return Estimates(data=str(data), backbone=config.backbone, images=images, device=device, strategies=chosen, notes=folder.notes)
 
 
 def _measure(backbone: Backbone, plan: Plan, splits: Splits, config: TrainConfig, device: str) -> Estimate:

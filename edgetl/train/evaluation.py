@@ -7,13 +7,20 @@ from pathlib import Path
 from edgetl.core.bundle import hash_prefix
 from edgetl.core.progress import Progress, silent
 from edgetl.data.loading import batches
-from edgetl.runtime.evaluation import EvaluationReport, score, unseen_samples
+from edgetl.data.selection import NO_SELECTION, Selection
+from edgetl.runtime.evaluation import EvaluationReport, report, score, unseen_samples
 from edgetl.train.features import choose_engine
 from edgetl.train.run import open_run
 
 
 def evaluate_run(
-    path: Path, data: Path, *, labels: Path | None = None, every_image: bool = False, progress: Progress = silent
+    path: Path,
+    data: Path,
+    *,
+    labels: Path | None = None,
+    every_image: bool = False,
+    selection: Selection = NO_SELECTION,
+    progress: Progress = silent,
 ) -> EvaluationReport:
     """Score the run at ``path`` on ``data``; images that it was trained or selected on are left out unless ``every_image``.
 
@@ -28,8 +35,8 @@ def evaluate_run(
     record = run.record
     trained_on = {hash_prefix(entry.content) for entry in run.splits().entries if entry.part != "test"}
     seen = frozenset() if every_image else frozenset(trained_on)
-    samples, broken, left_out = unseen_samples(data, labels, record.reading, seen, progress=progress)
+    samples, found = unseen_samples(data, labels, record.reading, seen, selection=selection, progress=progress)
     first = next(batches(samples, record.preprocess))
     logits = choose_engine(run.load_model(), first, len(samples), "cpu")
     result = score(logits, samples, record.preprocess, record.reading, progress=progress)
-    return EvaluationReport(model=str(path), variant=None, left_out=left_out, broken=broken, result=result)
+    return report(path, None, samples, found, result)

@@ -31,6 +31,7 @@ from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Proportion
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import labels_of, stratified
+from edgetl.data.selection import Selection
 from edgetl.data.split import Splits, split
 from edgetl.errors import BackboneError, ConfigError, DataError, LicenceError
 from edgetl.train.backbones import TORCHVISION, Backbone, make_trunk
@@ -82,7 +83,7 @@ def rank(data: Path, config: RankConfig, *, progress: Progress = silent) -> Rank
         ConfigError: no candidate is left.
     """
     started = time.monotonic()
-    folder = scan(data, progress=progress)
+    folder = scan(data, selection=Selection(config.include, config.exclude), progress=progress)
     splits = split(folder, seed=config.seed)
     # The test images stay unseen: choosing a backbone is a choice.
     samples = stratified([*splits.train, *splits.val], config.images)
@@ -108,6 +109,7 @@ def rank(data: Path, config: RankConfig, *, progress: Progress = silent) -> Rank
         ranked=tuple(_ranked(item) for item in ordered),
         left_out=tuple(left_out),
         seconds=round(time.monotonic() - started, 1),
+        notes=folder.notes,
     )
 
 

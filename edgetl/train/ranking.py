@@ -9,6 +9,7 @@ from pydantic import Field
 from edgetl.core.config import StrictModel
 from edgetl.core.licences import Policy
 from edgetl.core.results import Proportion
+from edgetl.data.notes import ScanNote
 
 MIN_IMAGES = 20
 
@@ -21,6 +22,7 @@ class RankConfig(StrictModel):
             backbone of ``edgetl models`` whose weights are on this machine.
         images: at most so many, the classes in turn.
         max_params_m, max_latency_ms: leave out larger or slower candidates.
+        include, exclude: patterns of files, as in ``edgetl.data.selection.Selection``.
         confirm: so many of the best are fine-tuned for about 100 steps, and ordered by their validation accuracy.
     """
 
@@ -31,6 +33,8 @@ class RankConfig(StrictModel):
     max_params_m: float | None = Field(default=None, gt=0)
     max_latency_ms: float | None = Field(default=None, gt=0)
     confirm: int = Field(default=0, ge=0, le=10)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0, lt=2**31)
 
 
@@ -71,7 +75,7 @@ class LeftOut(StrictModel):
 
 
 class Ranking(StrictModel):
-    """The answer of ``rank``, the best first."""
+    """Result of ``rank``, the best first; ``notes`` are those of the scan."""
 
     schema_version: Literal[1] = 1
     data: str
@@ -80,3 +84,4 @@ class Ranking(StrictModel):
     ranked: tuple[Ranked, ...]
     left_out: tuple[LeftOut, ...]
     seconds: float
+    notes: tuple[ScanNote, ...] = ()

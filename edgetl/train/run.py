@@ -27,6 +27,7 @@ from edgetl.core.results import Evaluation, Forgetting, Proportion
 from edgetl.core.tasks import Decision, Reading, Task
 from edgetl.data.folder import Part, Sample
 from edgetl.data.integrity import check_images
+from edgetl.data.notes import ScanNote
 from edgetl.data.split import Splits
 from edgetl.errors import DataError, RunError
 from edgetl.train.backbones import Backbone
@@ -125,10 +126,11 @@ class RunRecord(LeanModel):
         compared: the strategies that were tried, where they were.
         forgetting: what the run that this one started from lost of its task; none where there is none, or its images are gone.
         validation: figures that chose; ``test`` was looked at once, at the end.
+        notes: files that the scan left out, or read in a way worth knowing.
         files: SHA-256 of every other file that a later stage reads.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"task", "decision", "head"})
+    lean: ClassVar[frozenset[str]] = frozenset({"task", "decision", "head", "notes"})
 
     schema_version: Literal[1] = 1
     name: str
@@ -152,6 +154,7 @@ class RunRecord(LeanModel):
     validation: Evaluation
     test: Evaluation | None
     seconds: float
+    notes: tuple[ScanNote, ...] = ()
     versions: dict[str, str]
     host: dict[str, str]
     files: dict[str, str]

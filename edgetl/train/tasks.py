@@ -18,6 +18,7 @@ from edgetl.core.scoring import sigmoid
 from edgetl.core.tasks import Decision, Reading, Task
 from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.loading import truth_of
+from edgetl.data.selection import Selection
 from edgetl.data.split import Splits
 from edgetl.data.table import Table, scan_table
 from edgetl.errors import ConfigError, DataError
@@ -97,7 +98,7 @@ def scan_images(data: Path, config: TrainConfig, *, progress: Progress = silent)
     """
     task = task_of(config)
     if config.labels is None:
-        return scan(data, progress=progress)
+        return scan(data, selection=Selection(config.include, config.exclude), progress=progress)
     columns = tuple(part.strip() for part in (config.column or "").split(",") if part.strip())
     return scan_table(data, Table(Path(config.labels), task, columns), progress=progress)
 

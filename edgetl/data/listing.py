@@ -1,0 +1,260 @@
+"""The tree of image files below a folder. Everything else is counted by reason (``edgetl.data.notes``)."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.images import EXTENSIONS, FORMATS
+from edgetl.core.manifest import MANIFEST_NAME
+from edgetl.core.plain import open_plain
+from edgetl.core.signatures import HEADER_BYTES, image_format
+from edgetl.core.text import printable
+from edgetl.data.notes import Notes, Reason
+from edgetl.data.selection import Selection
+from edgetl.errors import DataError
+
+# Deeper folders are reported and not read: nothing but a mistake is nested like that.
+MAX_DEPTH = 64
+# Thumbnails, indexes and waste baskets: macOS, Windows, Synology, QNAP, Linux desktops, Python, Jupyter, version control.
+SYSTEM_FOLDERS = frozenset({
+    "__macosx", "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found", ".thumbnails",
+    ".thumbs", "@thumb", ".@__thumb", "__pycache__", ".ipynb_checkpoints", ".appledouble", ".spotlight-v100", ".trashes", ".fseventsd",
+    ".temporaryitems", ".documentrevisions-v100", ".trash", ".git", ".svn", ".hg", ".dvc", ".cache", "cvs",
+})  # fmt: skip
+SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "icon\r", ".localized", ".gitkeep", ".gitignore"})
+# Raw camera files and whole-slide images carry TIFF's signature, and what a TIFF decoder finds first is a thumbnail.
+_OTHER_TIFF = frozenset({
+    ".3fr", ".arw", ".cr2", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".sr2",
+    ".srf", ".srw", ".svs", ".scn", ".bif", ".ndpi", ".vms", ".lsm",
+})  # fmt: skip
+# Images to people, whatever their signature: a class of these must not vanish as "not images".
+_OTHER_IMAGES = frozenset({
+    ".heic", ".heif", ".avif", ".gif", ".jp2", ".j2k", ".jxl", ".psd", ".exr", ".hdr", ".dds", ".npy", ".npz", ".dcm", ".dicom", ".nii",
+    ".mha", ".fits", ".svg", ".pdf", ".ico", ".icns", ".tga", ".pcx", ".ppm", ".pgm", ".pbm", ".pnm", ".raw", ".cr3", ".czi", ".nd2",
+    ".mat", ".h5", ".hdf5", ".tfrecord", ".mp4", ".avi", ".mov", ".zip", ".tar", ".gz", ".7z", ".rar",
+})  # fmt: skip
+
+
+@dataclass
+class Folder:
+    """One folder of the tree.
+
+    Attributes:
+        path: as reached from the data folder, through links too.
+        images: image files in it.
+        folders: folders in it that may hold images, by name.
+        unread: image files below it in formats that are not read, by suffix.
+        others: other entries below it that were left out, apart from hidden and system files.
+        problem: the reason why the folder cannot be listed, or empty.
+    """
+
+    path: Path
+    images: list[Path] = field(default_factory=list)
+    folders: list[Folder] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
+    others: int = 0
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name in Unicode normal form C."""
+        return unicodedata.normalize("NFC", self.path.name)
+
+    def files(self) -> Iterator[Path]:
+        """Image files in the folder and in those below it, by their paths."""
+        yield from self.images
+        for folder in self.folders:
+            yield from folder.files()
+
+    @property
+    def count(self) -> int:
+        """Number of image files in the folder and below it."""
+        return len(self.images) + sum(folder.count for folder in self.folders)
+
+    def all_unread(self) -> Counter[str]:
+        """Files in formats that are not read, in the folder and below it, by suffix."""
+        return sum((folder.all_unread() for folder in self.folders), self.unread.copy())
+
+    @property
+    def is_empty(self) -> bool:
+        """No entry at all, apart from hidden and system files."""
+        return not (self.images or self.unread or self.others or self.problem) and all(folder.is_empty for folder in self.folders)
+
+
+def list_images(root: Path, selection: Selection, notes: Notes) -> Folder:
+    """List the image files below ``root``; files that are left out, and links, are counted in ``notes``.
+
+    Files are chosen by suffix, those with a missing or unknown suffix by their first bytes. Linked folders are read after all others, and
+    only if their target is neither above ``root`` nor read already, so that no link leads in a circle or makes a file appear twice.
+
+    Raises:
+        DataError: ``root`` cannot be listed.
+    """
+    walk = _Walk(root, selection, notes)
+    tree = walk.read(root, "", depth=0)
+    if tree.problem:
+        raise DataError(f"{printable(root)} cannot be listed: {tree.problem}. Check its permissions.")
+    walk.read_links()
+    return tree
+
+
+class _Walk:
+    """State of one listing."""
+
+    def __init__(self, root: Path, selection: Selection, notes: Notes) -> None:
+        self.root = root
+        self.selection = selection
+        self.notes = notes
+        real = Path(os.path.realpath(root))
+        # A link to one of these would read the data folder again.
+        self.seen = {key for folder in real.parents if (key := _identity(folder))}
+        self.links: list[tuple[Folder, str, int]] = []
+
+    def read(self, path: Path, relative: str, *, depth: int) -> Folder:
+        """The tree below ``path``, whose path relative to the data folder is ``relative``; links to folders are kept for later."""
+        folder = Folder(path)
+        if depth > MAX_DEPTH:
+            return self._unreadable(folder, relative, f"deeper than {MAX_DEPTH} folders")
+        try:
+            with os.scandir(path) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            return self._unreadable(folder, relative, error.strerror or str(error))
+        if key := _identity(path):
+            self.seen.add(key)
+        for entry in entries:
+            inside = f"{relative}/{entry.name}" if relative else entry.name
+            if _is_folder(entry):
+                self._take_folder(folder, entry, inside, depth)
+            else:
+                self._take_file(folder, entry, inside)
+        return folder
+
+    def read_links(self) -> None:
+        """Read the linked folders; links found in them follow."""
+        for parent, relative, depth in self.links:  # grows while it is read
+            path = parent.path / Path(relative).name
+            key = _identity(path)
+            if key is None or key in self.seen:
+                self.notes.add("loop", relative)
+                parent.others += 1
+                continue
+            self.notes.add("linked", f"{relative} -> {os.path.realpath(path)}")
+            parent.folders.append(self.read(path, relative, depth=depth))
+            parent.folders.sort(key=lambda folder: folder.path)
+
+    def _unreadable(self, folder: Folder, relative: str, problem: str) -> Folder:
+        folder.problem = problem
+        if relative:
+            self.notes.add("unreadable", f"{relative} ({problem})")
+        return folder
+
+    def _take_folder(self, parent: Folder, entry: os.DirEntry[str], relative: str, depth: int) -> None:
+        if self.selection.excludes(relative):
+            parent.others += 1
+            self._leave_out("excluded", Path(entry.path), relative)
+        elif (reason := _omitted_folder(entry)) is not None:
+            if reason == "edgetl":
+                parent.others += 1
+            parent.folders += self._leave_out(reason, Path(entry.path), relative)
+        elif entry.is_symlink():
+            self.links.append((parent, relative, depth + 1))
+        else:
+            parent.folders.append(self.read(Path(entry.path), relative, depth=depth + 1))
+
+    def _leave_out(self, reason: Reason, path: Path, relative: str) -> list[Folder]:
+        """Count the files below ``path``; the folder with those that ``--include`` names, if there are any."""
+        if path.is_symlink():  # what lies behind a link is neither counted nor read
+            self.notes.add(reason, relative, by=f"{relative}/")
+            return []
+        kept = Folder(path)
+        total = 0
+
+        def unreadable(error: OSError) -> None:
+            self.notes.add("unreadable", f"{os.path.relpath(error.filename, self.root)} ({error.strerror})")
+
+        for parent, folders, files in os.walk(path, onerror=unreadable):
+            folders.sort()
+            for name in sorted(files):
+                file = Path(parent, name)
+                inside = f"{relative}/{file.relative_to(path).as_posix()}"
+                if reason != "excluded" and self.selection.includes(inside) and not self.selection.excludes(inside):
+                    kept.images.append(file)
+                else:
+                    total += 1
+        if total:
+            self.notes.add(reason, relative, count=total, by=f"{relative}/")
+        return [kept] if kept.images else []
+
+    def _take_file(self, folder: Folder, entry: os.DirEntry[str], relative: str) -> None:
+        suffix = _suffix(entry.name)
+        if self.selection.excludes(relative):
+            folder.others += 1
+            self.notes.add("excluded", relative, by=f"*{suffix}")
+        elif self.selection.includes(relative):
+            folder.images.append(Path(entry.path))
+        elif (reason := _omitted_file(entry.name)) is not None:
+            self.notes.add(reason, relative)
+        elif suffix in EXTENSIONS:
+            folder.images.append(Path(entry.path))
+        else:
+            self._take_by_content(folder, Path(entry.path), relative, suffix)
+
+    def _take_by_content(self, folder: Folder, path: Path, relative: str, suffix: str) -> None:
+        try:
+            with open_plain(path) as file:
+                found = image_format(file.read(HEADER_BYTES))
+        except OSError as error:
+            folder.others += 1
+            self.notes.add("unreadable", f"{relative} ({error.strerror or error})")
+            return
+        if found in FORMATS and suffix not in _OTHER_TIFF:
+            folder.images.append(path)
+            self.notes.add("content", relative, by=suffix or "no suffix")
+        elif found is not None or suffix in _OTHER_IMAGES or suffix in _OTHER_TIFF:
+            folder.unread[suffix or str(found)] += 1
+            self.notes.add("unsupported", relative, by=suffix or str(found))
+        else:
+            folder.others += 1
+            self.notes.add("other", relative, by=suffix or "no suffix")
+
+
+def _suffix(name: str) -> str:
+    stem, _, ending = name.rpartition(".")
+    return f".{ending.lower()}" if stem.strip(".") else ""
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _omitted_folder(entry: os.DirEntry[str]) -> Reason | None:
+    if entry.name.lower() in SYSTEM_FOLDERS:
+        return "system"
+    if entry.name.startswith("."):
+        return "hidden"
+    path = Path(entry.path)
+    return "edgetl" if (path / RUN_RECORD_NAME).is_file() or (path / MANIFEST_NAME).is_file() else None
+
+
+def _omitted_file(name: str) -> Reason | None:
+    if name.lower() in SYSTEM_FILES or name.startswith("._"):
+        return "system"
+    return "hidden" if name.startswith(".") else None
