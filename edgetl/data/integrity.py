@@ -21,7 +21,7 @@ from edgetl.errors import ImageError, StorageError
 _log = logging.getLogger(__name__)
 
 # Raised when decoding or hashing changes: older outcomes are then not used.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def test_a_broken_file_is_named_with_its_reason_and_left_out(tmp_path: Path) -> 
     (root / "a" / "000.png").write_bytes(b"no picture")
     found = scan(root)
     assert [item.path for item in found.broken] == [root / "a" / "000.png"]
-    assert "000.png is not a JPEG, PNG, WebP or BMP image" in found.broken[0].reason
+    assert "000.png is not a JPEG, PNG, WebP, BMP or TIFF image" in found.broken[0].reason
     assert found.counts() == {"a": 9, "b": 10}
 
 
