@@ -30,7 +30,7 @@ QUICK_TESTS = (
     "tests/train/test_backbones.py",
     "tests/train/test_weights.py",
     "tests/train/test_run.py",
-    "tests/serve/test_http.py",
+    "tests/serve/test_access.py",
 )
 Versions = Literal["lowest", "newest"]
 
