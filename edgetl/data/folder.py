@@ -111,9 +111,7 @@ def scan(
             10 % broken, and without ``known_labels`` too few classes or images.
     """
     folder = Path(root)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"{printable(folder)} {what}; give a folder that holds one folder of images for each class.")
+    check_folder(folder)
     notes = Notes()
     classes = find_classes(list_images(folder, selection, notes), notes, known_labels=known_labels)
     if not any(item.folder.count for item in classes):
@@ -142,6 +140,21 @@ def scan(
     if known_labels is None:
         _check_classes(found, classes)
     return found
+
+
+def check_folder(path: Path) -> None:
+    """Refuse what is not a folder of images.
+
+    Raises:
+        DataError: missing, a file, or in a folder that cannot be entered.
+    """
+    try:
+        if path.is_dir():
+            return
+        what = "is a file" if path.exists() else "does not exist"
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+    raise DataError(f"{printable(path)} {what}; give a folder that holds one folder of images for each class.")
 
 
 def split_folders(root: Path) -> dict[str, Part]:

@@ -76,7 +76,7 @@ def _cache_file(root: Path) -> Path | None:
 
 
 def _read_cache(path: Path | None) -> dict[str, Checked]:
-    if path is None or not path.exists():
+    if path is None:
         return {}
     try:
         data = json.loads(path.read_text("utf-8"))

@@ -85,7 +85,7 @@ def find_classes(root: Folder, notes: Notes, *, known_labels: Collection[str] | 
     found: list[ClassFolder] = []
     for part in PARTS:
         if part in splits:
-            known = {item.label for item in found} or set(known_labels or ())
+            known = {item.label for item in found} if known_labels is None else set(known_labels)
             found += _classes_of_split(root, splits[part], part, known, notes)
     _note_splits(splits, notes, training=known_labels is None)
     return found
@@ -221,7 +221,7 @@ def _note_splits(splits: dict[Part, Folder], notes: Notes, *, training: bool) ->
 def _refuse_splits_in_classes(root: Folder) -> None:
     """Refuse ``cat/train``, ``cat/test``, ``dog/train`` …: images for the test would be used for training."""
     holding = [(folder, parts) for folder in root.folders if (parts := parts_of(item.path.name for item in folder.folders if item.count))]
-    if not holding or (len(holding) == 1 and len(set(holding[0][1].values())) == 1):
+    if len({part for _, parts in holding for part in parts.values()}) < 2:
         return
     folder, parts = holding[0]
     name, split = printable(folder.path.name), printable(next(iter(parts)))

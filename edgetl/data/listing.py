@@ -250,8 +250,11 @@ def _omitted_folder(entry: os.DirEntry[str]) -> Reason | None:
         return "system"
     if entry.name.startswith("."):
         return "hidden"
-    path = Path(entry.path)
-    return "edgetl" if (path / RUN_RECORD_NAME).is_file() or (path / MANIFEST_NAME).is_file() else None
+    try:
+        path = Path(entry.path)
+        return "edgetl" if (path / RUN_RECORD_NAME).is_file() or (path / MANIFEST_NAME).is_file() else None
+    except OSError:  # reported where the folder is listed
+        return None
 
 
 def _omitted_file(name: str) -> Reason | None:

@@ -33,29 +33,28 @@ def find_masks(checked: Mapping[Path, Checked], root: Path) -> set[Path]:
     few = {path: result.colors for path, result in checked.items() if result.colors and _is_flat(result.colors)}
     if not few:
         return set()
-    by_stem: dict[str, list[Path]] = defaultdict(list)
-    for path in checked:
-        by_stem[path.stem].append(path)
-    return {path for path, colors in few.items() if _has_photo(path, colors, checked, by_stem, root)}
+    photos: dict[str, list[Path]] = defaultdict(list)
+    beside: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+    for path, result in checked.items():
+        if result.colors is not None:
+            photos[path.stem].append(path)
+            beside[path.parent, path.stem].append(path)
 
+    def is_mask(path: Path, colors: Colors) -> bool:
+        ending = _ENDING.fullmatch(path.stem)
+        stems = [path.stem, ending["photo"]] if ending else [path.stem]
+        if ending and beside.get((path.parent, stems[1])):
+            return True
+        twins = (checked[photo].colors for photo in beside[path.parent, path.stem] if photo != path)
+        if colors.plain and any(_is_richer(found, colors) for found in twins if found):
+            return True
+        own = _mask_folder(path, root)
+        if own is None:
+            return False
+        elsewhere = (photo for stem in stems for photo in photos.get(stem, ()))
+        return any(own not in photo.parents and _mask_folder(photo, root) is None for photo in elsewhere)
 
-def _has_photo(path: Path, colors: Colors, checked: Mapping[Path, Checked], by_stem: Mapping[str, list[Path]], root: Path) -> bool:
-    ending = _ENDING.fullmatch(path.stem)
-    stems = {path.stem, *([ending["photo"]] if ending else [])}
-    own = _mask_folder(path, root)
-    for stem in stems:
-        for photo in by_stem.get(stem, ()):
-            found = checked[photo].colors
-            if photo == path or found is None:
-                continue
-            beside = photo.parent == path.parent
-            if own is not None and own not in photo.parents and _mask_folder(photo, root) is None:
-                return True
-            if beside and stem != path.stem:
-                return True
-            if beside and colors.plain and _is_richer(found, colors):
-                return True
-    return False
+    return {path for path, colors in few.items() if is_mask(path, colors)}
 
 
 def _mask_folder(path: Path, root: Path) -> Path | None:

@@ -16,6 +16,7 @@ from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
 from edgetl.core.tasks import Reading
+from edgetl.core.text import printable
 from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.loading import batches, pixel_batches, truth_of
 from edgetl.data.notes import ScanNote
@@ -117,7 +118,7 @@ def report(model: Path, variant: str | None, samples: Sequence[Sample], folder: 
     """The report on ``samples``, which are those of ``folder`` that were scored."""
     left_out = len(folder.samples) - len(samples)
     return EvaluationReport(
-        model=str(model), variant=variant, left_out=left_out, broken=len(folder.broken), result=result, notes=folder.notes
+        model=printable(model), variant=variant, left_out=left_out, broken=len(folder.broken), result=result, notes=folder.notes
     )
 
 

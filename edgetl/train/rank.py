@@ -29,6 +29,7 @@ from edgetl.core.licences import check_policy
 from edgetl.core.preprocess import PreprocessSpec, normalise, to_pixels
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Proportion
+from edgetl.core.text import printable
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import labels_of, stratified
 from edgetl.data.selection import Selection
@@ -103,7 +104,7 @@ def rank(data: Path, config: RankConfig, *, progress: Progress = silent) -> Rank
     ordered = [*best, *(item for item in candidates if item.stage == "small")]
     _place(ordered, config.seed)
     return Ranking(
-        data=str(data),
+        data=printable(data),
         images=len(samples),
         classes=len(folder.labels),
         ranked=tuple(_ranked(item) for item in ordered),

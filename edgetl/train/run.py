@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Literal
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import JsonValue
+from pydantic import JsonValue, model_validator
 from torch import nn
 
 from edgetl.core.bundle import RUN_RECORD_NAME
@@ -25,6 +26,7 @@ from edgetl.core.manifest import MANIFEST_NAME, Parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Evaluation, Forgetting, Proportion
 from edgetl.core.tasks import Decision, Reading, Task
+from edgetl.core.text import printable
 from edgetl.data.folder import Part, Sample
 from edgetl.data.integrity import check_images
 from edgetl.data.notes import ScanNote
@@ -63,15 +65,40 @@ class BackboneRecord(LeanModel):
 
 
 class SplitEntry(LeanModel):
-    """One image of a run: its path below the root, label (or stratum) index, content hash, split, and targets from a table."""
+    """One image of a run: its path below the root, label (or stratum) index, content hash, split, and targets from a table.
 
-    lean: ClassVar[frozenset[str]] = frozenset({"targets"})
+    ``raw`` holds the bytes of a path that is not UTF-8, percent-encoded; ``path`` has escapes such as ``\\xe9`` in their place then.
+    """
+
+    lean: ClassVar[frozenset[str]] = frozenset({"targets", "raw"})
 
     path: str
     label: int
     content: str
     part: Literal["train", "val", "test"]
     targets: tuple[float, ...] = ()
+    raw: str = ""
+
+    @model_validator(mode="after")
+    def _raw_is_the_path(self) -> SplitEntry:
+        if self.raw and (printable(self.file) != self.path or "\0" in self.file):
+            raise ValueError(f"the bytes of {self.path[:80]!r} are those of another path")
+        return self
+
+    @property
+    def file(self) -> str:
+        """The path as this system's functions take it."""
+        return os.fsdecode(unquote_to_bytes(self.raw)) if self.raw else self.path
+
+
+def path_fields(path: PurePath) -> dict[str, str]:
+    """The fields ``path`` and ``raw`` of an image at the relative ``path``."""
+    text = path.as_posix()
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return {"path": printable(text), "raw": quote_from_bytes(os.fsencode(text))}
+    return {"path": text}
 
 
 class SplitsRecord(StrictModel):
@@ -217,7 +244,7 @@ class Run:
                 f"say where they are with --data."
             )
         entries = [entry for entry in splits.entries if entry.part == part]
-        samples = [Sample(root / entry.path, entry.label, entry.content, part, entry.targets) for entry in entries]
+        samples = [Sample(root / entry.file, entry.label, entry.content, part, entry.targets) for entry in entries]
         found = check_images([sample.path for sample in samples], root)
         wrong = [sample.path for sample in samples if found[sample.path].content != sample.content]
         if wrong:
@@ -306,7 +333,7 @@ def record_splits(splits: Splits) -> SplitsRecord:
     parts: tuple[Part, ...] = ("train", "val", "test")
     entries = tuple(
         SplitEntry(
-            path=sample.path.relative_to(splits.folder.root).as_posix(),
+            **path_fields(sample.path.relative_to(splits.folder.root)),
             label=sample.label,
             content=sample.content,
             part=part,
@@ -315,9 +342,9 @@ def record_splits(splits: Splits) -> SplitsRecord:
         for part in parts
         for sample in splits.part(part)
     )
-    broken = tuple(str(item.path.relative_to(splits.folder.root)) for item in splits.folder.broken)
-    conflicts = tuple(conflict.paths for conflict in splits.conflicts)
-    return SplitsRecord(root=str(root), fingerprint=splits.folder.fingerprint(), entries=entries, broken=broken, conflicts=conflicts)
+    broken = tuple(printable(item.path.relative_to(splits.folder.root)) for item in splits.folder.broken)
+    conflicts = tuple(tuple(map(printable, conflict.paths)) for conflict in splits.conflicts)
+    return SplitsRecord(root=printable(root), fingerprint=splits.folder.fingerprint(), entries=entries, broken=broken, conflicts=conflicts)
 
 
 def hash_files(folder: Path) -> dict[str, str]:

@@ -1,0 +1,30 @@
+"""File signatures: formats that Pillow writes are recognized, text is not."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image
+
+from edgetl.core.images import FORMATS
+from edgetl.core.signatures import HEADER_BYTES, image_format
+
+
+@pytest.mark.parametrize("format_", [*FORMATS, "GIF", "AVIF", "DDS"])
+def test_a_written_image_is_recognized(format_: str) -> None:
+    buffer = io.BytesIO()
+    try:
+        Image.new("RGB", (4, 4)).save(buffer, format_)
+    except (KeyError, OSError):
+        pytest.skip(f"Pillow here writes no {format_}")
+    assert image_format(buffer.getvalue()[:HEADER_BYTES]) == format_
+
+
+@pytest.mark.parametrize("data", [b"", b"BM", b"BMW is a make of cars, and this a text", b"RIFF1234WAVE", b"\0\0\0\x18ftypmp42", b"<svg/>"])
+def test_other_files_are_no_images(data: bytes) -> None:
+    assert image_format(data) is None
+
+
+def test_dicom_has_its_signature_behind_a_preamble() -> None:
+    assert image_format(bytes(128) + b"DICM") == "DICOM"
