@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgetl.core.manifest import MANIFEST_NAME
 from edgetl.errors import BundleError, EdgetlError
+from edgetl.serve.background import spawn
 from edgetl.serve.models import Models
 from edgetl.serve.team import Team
 from edgetl.serve.worker import Order
@@ -86,7 +87,7 @@ class Service:
         """Reload, in the background; whoever asks while another waits for its turn gets what that one loads."""
         if not self._asked:
             self._asked = True
-            self._spawn(self.reload())
+            self._spawn(self.reload(), "reload")
 
     async def reload(self) -> None:
         """Load what the paths lead to now, beside what is served; swap when it has proven itself, else leave everything as it is."""
@@ -94,7 +95,7 @@ class Service:
             self._asked = False
             try:
                 team = await self._assemble()
-            except (EdgetlError, OSError, RuntimeError) as error:
+            except (EdgetlError, OSError, RuntimeError, ValueError) as error:
                 logger.error("not reloaded, the old one goes on: %s", error)
                 self.on_reload("refused")
                 return
@@ -104,18 +105,18 @@ class Service:
                 self.on_reload("refused")
                 return
             old, self.team = self.team, team
-            self._spawn(old.retire())
+            self._spawn(old.retire(), "end of the old workers")
             logger.info("reloaded: %s", ", ".join(f"{name} {' '.join(team.models.versions(name))}" for name in team.models.names))
             self.on_reload("done")
 
-    def _spawn(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.create_task(work)
+    def _spawn(self, work: Coroutine[object, object, None], name: str, failed: Callable[[], None] = lambda: None) -> None:
+        task = spawn(work, name, failed)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
     def watch(self) -> None:
         """From now on reload whenever a bundle's path leads to another manifest."""
-        self._spawn(self._watch())
+        self._spawn(self._watch(), "watch", self.watch)
 
     async def _watch(self) -> None:
         while True:

@@ -7,9 +7,11 @@ import logging
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 from edgetl.errors import EdgetlError, RequestError
+from edgetl.serve.background import spawn
 from edgetl.serve.frames import Done, Job
 from edgetl.serve.models import Models
 from edgetl.serve.worker import Order, Worker
@@ -28,6 +30,15 @@ class DeadlineError(RequestError):
 
     def __init__(self) -> None:
         super().__init__(504, "the request waited longer than its deadline; nothing was computed.")
+
+
+@dataclass
+class _Place:
+    """The place of one worker: who is in it, since when, and how many in a row died soon."""
+
+    worker: Worker | None
+    since: float
+    misfortunes: int = 0
 
 
 class Events(Protocol):
@@ -55,7 +66,10 @@ class Team:
         self._places: deque[asyncio.Future[Worker]] = deque()
         self.users = 0
         self._idle = asyncio.Event()
-        self._tasks = [asyncio.create_task(self._care(worker)) for worker in workers]
+        self._supervisors: set[asyncio.Task[None]] = set()
+        self._retired = False
+        for worker in workers:
+            self._supervise(_Place(worker, time.monotonic()))
 
     @classmethod
     async def start(cls, order: Order, *, count: int, hang_s: float, events: Events) -> Team:
@@ -141,28 +155,45 @@ class Team:
                 place.set_result(worker)
                 return
 
-    async def _care(self, worker: Worker) -> None:
+    def _supervise(self, place: _Place) -> None:
+        """Keep a worker in ``place``; a supervisor that fails is replaced."""
+        if self._retired:
+            return
+
+        def failed() -> None:
+            asyncio.get_running_loop().call_later(_LOOK_S, self._supervise, place)
+
+        task = spawn(self._care(place), "worker supervisor", failed)
+        self._supervisors.add(task)
+        task.add_done_callback(self._supervisors.discard)
+
+    async def _care(self, place: _Place) -> None:
         """Watch one worker, and start another each time that it ends."""
-        misfortunes, since = 0, time.monotonic()
         while True:
-            while not worker.ended.is_set():
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_S):
-                        await worker.ended.wait()
-                if worker.oldest_s() > self._hang_s:
-                    logger.error("a worker did not answer for %g s and is replaced", self._hang_s)
-                    worker.kill()
-                    await worker.ended.wait()
-            code = await worker.close()
+            if place.worker is None:
+                place.worker, place.since = await self._next(place.misfortunes), time.monotonic()
+                place.misfortunes += 1
+                self._workers.append(place.worker)
+                for _ in range(place.worker.slots):
+                    self._release()
+            await self._ended(place.worker)
+            worker, place.worker = place.worker, None
             self._workers.remove(worker)
-            self._events.replaced()
-            misfortunes = 0 if time.monotonic() - since > _SOUND_S else misfortunes
+            place.misfortunes = 0 if time.monotonic() - place.since > _SOUND_S else place.misfortunes
+            code = await worker.close()
             logger.error("a worker ended with code %d; another takes its place", code)
-            worker = await self._next(misfortunes)
-            misfortunes, since = misfortunes + 1, time.monotonic()
-            self._workers.append(worker)
-            for _ in range(worker.slots):
-                self._release()
+            self._events.replaced()
+
+    async def _ended(self, worker: Worker) -> None:
+        """Wait until the worker ends; one that hangs is ended."""
+        while not worker.ended.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await worker.ended.wait()
+            if worker.oldest_s() > self._hang_s:
+                logger.error("a worker did not answer for %g s and is replaced", self._hang_s)
+                worker.kill()
+                await worker.ended.wait()
 
     async def _next(self, misfortunes: int) -> Worker:
         """A worker in the place of one that ended; tries until there is one."""
@@ -171,10 +202,11 @@ class Team:
             misfortunes += 1
             try:
                 worker = await Worker.start(self._order)
-            except (EdgetlError, OSError, RuntimeError) as error:
+            except (EdgetlError, OSError, RuntimeError, ValueError) as error:
                 logger.error("no worker could be started: %s", error)
                 continue
-            if Models(list(worker.models)) == self.models:
+            # Not compared as `Models`, which refuses bundles that became two of one name and release.
+            if worker.models == tuple(self.models.all()):
                 return worker
             await worker.close()
             logger.error("the bundle was changed on the disk while it was served")
@@ -186,9 +218,11 @@ class Team:
         while self.users:
             self._idle.clear()
             await self._idle.wait()
-        for task in self._tasks:
+        self._retired = True
+        supervisors = list(self._supervisors)
+        for task in supervisors:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*supervisors, return_exceptions=True)
         await asyncio.gather(*(worker.close() for worker in self._workers))
 
     def leave(self) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from edgetl import errors
 from edgetl.core.manifest import Manifest
 from edgetl.errors import EdgetlError, EngineError, RequestError
+from edgetl.serve.background import spawn
 from edgetl.serve.frames import Done, Header, Job, channel, pack, pack_job, read_frame, unpack_done
 from edgetl.serve.models import Model
 
@@ -69,7 +70,7 @@ class Worker:
         self.batch = max(item["batch"] for item in facts["models"])
         self.slots = 1
         self.ended = asyncio.Event()
-        self._listening = asyncio.create_task(self._listen())
+        self._listening = spawn(self._listen(), "worker connection")
 
     @classmethod
     async def start(cls, order: Order) -> Worker:
@@ -98,6 +99,7 @@ class Worker:
                 facts, _ = await read_frame(reader)
             if "error" in facts:
                 raise _as_raised(facts)
+            worker = cls(process, reader, writer, facts)
         except BaseException as error:
             process.kill()
             writer.close()
@@ -106,8 +108,9 @@ class Worker:
                 raise EngineError(f"a worker did not load the bundles within {START_S:g} s.") from error
             if isinstance(error, asyncio.IncompleteReadError | ConnectionError):
                 raise EngineError(f"a worker ended with code {code} while it loaded the bundles, as when an engine crashes.") from error
+            if isinstance(error, ValueError | KeyError):
+                raise EngineError(f"a worker described its bundles in a way that this version does not read: {error}.") from error
             raise
-        worker = cls(process, reader, writer, facts)
         worker.slots = order.threads * worker.batch + 1
         return worker
 
@@ -146,13 +149,17 @@ class Worker:
 
     async def _listen(self) -> None:
         try:
-            with suppress(asyncio.IncompleteReadError, ConnectionError):
-                while True:
-                    header, payload = await read_frame(self._reader)
-                    answer, _ = self._jobs.get(header["job"], (None, 0.0))
-                    if answer is not None and not answer.done():
-                        answer.set_result(unpack_done(header, payload))
+            while True:
+                header, payload = await read_frame(self._reader)
+                answer, _ = self._jobs.get(header["job"], (None, 0.0))
+                if answer is not None and not answer.done():
+                    answer.set_result(unpack_done(header, payload))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            # It ended.
+            pass
         finally:
+            # Also a worker that sends something else than an answer: the task fails, which is logged.
+            self.kill()
             self.ended.set()
             for answer, _ in self._jobs.values():
                 if not answer.done():
@@ -162,7 +169,7 @@ class Worker:
     async def close(self) -> int:
         """End the process, which answers nothing more; its exit code."""
         self.kill()
-        await self._listening
+        await asyncio.wait([self._listening])
         return await asyncio.to_thread(self._process.wait)
 
     def kill(self) -> None:
