@@ -1,25 +1,29 @@
-"""One HTTP connection: uvicorn's protocol on llhttp, with the limits that it has not: on heads, on chunks, on slow and on idle clients.
+"""HTTP/1.1 connection: uvicorn's protocol on llhttp, with limits on heads, chunks, pipelining, and on slow and idle clients.
 
-llhttp is strict by default: a length together with chunks, a second length, or a bad chunk is refused, and the connection closed
+llhttp is strict by default: a length together with chunks, a second length, or a bad chunk is refused, and the connection closes
 (compare CVE-2025-43859 of another parser).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import select
 import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from edgetl.serve.gate import REQUEST_ID, SOUND_ID
+from edgetl.serve.flow import ANSWERED, Flow, Outlet
+from edgetl.serve.head import check_head, with_path
+from edgetl.serve.refusal import RefusedError, busy, refusal
 
 MAX_HEAD_BYTES = 32_768
 MAX_URL_BYTES = 8_192
 MAX_CHUNKS = 16_384
+# Bytes of a chunked body that are not its content: sizes of chunks and their extensions.
+MAX_FRAMING_BYTES = 262_144
 # A request's head arrives within this after the connection, or after its first byte.
 HEAD_S = 10.0
 _LONG_HEAD = f"a request's head may have {MAX_HEAD_BYTES} bytes."
@@ -27,73 +31,89 @@ _LONG_HEAD = f"a request's head may have {MAX_HEAD_BYTES} bytes."
 BODY_S = 60.0
 # And its answers are read within this.
 WRITE_S = 30.0
-# A connection without a request when the server ends has so long to send what may be on its way.
-LAST_S = 0.5
-
-
-BUSY = "too many requests wait; try again."
-RETRY_AFTER_S = 1
-_BUSY_BODY = b"\r\n" + json.dumps({"error": BUSY}, separators=(",", ":")).encode()
-_BUSY_HEAD = STATUS_LINE[503] + b"content-type: application/json\r\nretry-after: %d\r\ncontent-length: %d\r\n" % (
-    RETRY_AFTER_S,
-    len(_BUSY_BODY) - 2,
-)
-
-
-class _RefusedError(Exception):
-    """A request that is not read any further: its status, and what to say."""
-
-    def __init__(self, status: int, said: str) -> None:
-        super().__init__(said)
-        self.status, self.said = status, said
+# When the server ends, a connection without a request is closed when it was idle for so long.
+LAST_S = 1.0
+# A connection that the server closes is read for so long, and so far, before it is reset: a reset would destroy the response on its way.
+LINGER_S = 2.0
+LINGER_BYTES = 16_000_000
+# Parsed at once; a read of the socket may hold ten thousand pipelined requests.
+_SLICE_BYTES = 8_192
 
 
 class Connection(HttpToolsProtocol):
     """As uvicorn's, and with limits.
 
     Attributes:
-        most: connections at once; when there are more, the one that has waited longest for its next request goes.
+        most: connections at once; when there are more, the one that has waited longest for its client goes.
         refused: called with the client's address and the status for what is cut off here, which no route ever sees.
-        most_requests: handled at once; those that ask for something to be computed are turned away when there are so many.
+        full: whether no request can be computed now; those that ask for it are turned away before their body is read.
         turned_away: called with the client's address for each that was.
+        draining: the server ends: every response announces that its connection closes.
     """
 
     most: ClassVar[int] = 1024
     refused: ClassVar[Callable[[str, int], None]] = staticmethod(lambda _client, _status: None)
-    most_requests: ClassVar[int] = 1024
+    full: ClassVar[Callable[[], bool]] = staticmethod(lambda: False)
     turned_away: ClassVar[Callable[[str], None]] = staticmethod(lambda _client: None)
-    # In the order in which they began to wait for a request.
-    _idle: ClassVar[dict[Connection, None]] = {}
+    draining: ClassVar[bool] = False
+    # Connections that wait for their client (for a request, its head or its body), in the order in which they began to wait.
+    _waiting: ClassVar[dict[Connection, None]] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._timer: asyncio.TimerHandle | None = None
-        self._head_bytes = self._chunks = 0
+        self._head_bytes = self._chunks = self._framing_bytes = 0
         # Between two requests it is complete; the head begins with a request's first byte.
         self._in_head, self._complete = False, True
         # Whether the connection ends with the request that is being read.
         self._last = False
         self._stuck: asyncio.TimerHandle | None = None
+        # Bytes that came and are not parsed yet: requests behind one that is being answered.
+        self._unread = bytearray()
+        # The client sends nothing more; a request was refused, and the answers before it are not written yet.
+        self._ended = False
+        self._failed: RefusedError | None = None
+        self._previous: RequestResponseCycle | None = None
+        self._active_at = 0.0
+        self._lingering = False
+        self._discarded = 0
+
+    @property
+    def ending(self) -> bool:
+        """Whether nothing more is written."""
+        return self._lingering or self.transport.is_closing()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected."""
         super().connection_made(transport)
-        self._wait_for_request()
+        self.flow = self._reading = Flow(transport)
+        self._wait_for_client()
         self._within(HEAD_S)
         if len(self.connections) > self.most:
-            longest = next(iter(self._idle))
-            longest.transport.abort()
-            self._idle.pop(longest, None)
+            self._make_room()
+        if self.draining:
+            self._end_when_idle()
+
+    def _make_room(self) -> None:
+        """Close the connection that has waited longest for its client, which may be in the middle of a body."""
+        longest = next((connection for connection in self._waiting if connection is not self), self)
+        if not (longest._complete or longest._in_head):
+            longest._refuse(RefusedError(408, "the body came slowly, and other clients need the connection."))
+        longest.transport.abort()
+        self._waiting.pop(longest, None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It went."""
-        self._idle.pop(self, None)
+        self._waiting.pop(self, None)
         self._within(None)
         self._unstick()
+        self._unread.clear()
         super().connection_lost(exc)
 
-    def _wait_for_request(self) -> None:
-        self._idle[self] = None
+    def _wait_for_client(self) -> None:
+        self._waiting.pop(self, None)
+        self._waiting[self] = None
+        self._active_at = self.loop.time()
 
     def _within(self, seconds: float | None) -> None:
         """Close the connection unless this is called again within ``seconds``."""
@@ -104,11 +124,18 @@ class Connection(HttpToolsProtocol):
     def _late(self) -> None:
         """Nothing is owed to whoever does not finish a request; the answer is for those who can still read one."""
         self._timer = None
-        if self._in_head:
-            self._refuse(_RefusedError(408, f"the request's head did not arrive within {HEAD_S:g} s."))
-        # A closed transport waits for the client to read; an aborted one does not.
-        self.loop.call_later(1.0, self.transport.abort)
-        self.transport.close()
+        if self._lingering and self.transport.get_write_buffer_size() and self.loop.time() < self._active_at + WRITE_S:
+            self._within(LINGER_S)
+        elif self._lingering:
+            self.transport.abort()
+        elif self.flow.read_paused:
+            # The server reads nothing now; the client is not to blame.
+            self._within(HEAD_S)
+        elif self._in_head:
+            self._refuse(RefusedError(408, f"the request's head did not arrive within {HEAD_S:g} s."))
+        else:
+            self._abandon()
+            self.linger()
 
     def pause_writing(self) -> None:
         """The client does not read its answers."""
@@ -119,6 +146,7 @@ class Connection(HttpToolsProtocol):
         """It reads again."""
         self._unstick()
         super().resume_writing()
+        self._feed()
 
     def _unstick(self) -> None:
         if self._stuck is not None:
@@ -128,18 +156,52 @@ class Connection(HttpToolsProtocol):
     # asyncio asks whether to leave the connection open; uvicorn's annotation leaves that out.
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends nothing more; over plain TCP it may still wait for its answer."""
-        if not self._complete or not self._answering() or self.scheme == "https":
+        self._ended = True
+        if self.scheme == "https" or self.ending:
+            return False
+        return bool(self._unread) or self._failed is not None or self._answers_last()
+
+    def _answers_last(self) -> bool:
+        """Whether the connection ends with an answer that is not written yet."""
+        if not self._complete or not self._answering():
             return False
         self.cycle.keep_alive = False
         return True
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
-        if self.transport.is_closing():
+        if self._lingering:
+            self._discarded += len(data)
+            if self._discarded > LINGER_BYTES:
+                self.transport.abort()
+        elif not self.transport.is_closing() and self._failed is None:
+            self._unread += data
+            self._feed()
+
+    def _feed(self) -> None:
+        """Parse what came, up to a request that must wait for the answer to another."""
+        while self._unread and not (self.ending or self._failed or self.pipeline or self.flow.write_paused):
+            part = bytes(self._unread[:_SLICE_BYTES])
+            del self._unread[:_SLICE_BYTES]
+            self._parse(part)
+        if self.ending:
             return
-        begun = self._in_head
+        if self._failed is not None:
+            self._unread.clear()
+        self._reading.hold(held=bool(self._unread) or self._failed is not None)
+        if self._ended and not self._unread and self._failed is None and not self._answers_last():
+            self.transport.close()
+
+    def _parse(self, data: bytes) -> None:
+        begun, in_body = self._in_head, not self._in_head and not self._complete
         super().data_received(data)
-        if self.transport.is_closing() or not self._in_head:
+        if self.ending or self._failed is not None:
+            return
+        if in_body and not self._complete:
+            self._framing_bytes += len(data)
+            if self._framing_bytes > MAX_FRAMING_BYTES:
+                self._refuse(RefusedError(400, f"chunk sizes and extensions may have {MAX_FRAMING_BYTES} bytes."))
+        if not self._in_head:
             return
         if not begun:
             self._within(HEAD_S)
@@ -147,129 +209,194 @@ class Connection(HttpToolsProtocol):
         # llhttp gives a header when it is whole, so one that never ends is only seen here.
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse(_RefusedError(431, _LONG_HEAD))
+            self._refuse(RefusedError(431, _LONG_HEAD))
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
         super().on_message_begin()
-        self._complete, self._in_head, self._head_bytes, self._chunks = False, True, 0, 0
+        self._complete, self._in_head = False, True
+        self._head_bytes = self._chunks = self._framing_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         """A part of the address."""
         super().on_url(url)
         if len(self.url) > MAX_URL_BYTES:
-            raise _RefusedError(414, f"an address may have {MAX_URL_BYTES} bytes.")
+            raise RefusedError(414, f"an address may have {MAX_URL_BYTES} bytes.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or behind a body in chunks a trailer."""
         if not self._in_head:
-            raise _RefusedError(400, "trailers are not taken.")
+            raise RefusedError(400, "trailers are not taken.")
         super().on_header(name, value)
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > MAX_HEAD_BYTES:
-            raise _RefusedError(431, _LONG_HEAD)
+            raise RefusedError(431, _LONG_HEAD)
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
-        self._in_head = False
-        self._idle.pop(self, None)
-        self._within(BODY_S)
+        version, method = self.parser.get_http_version(), self.parser.get_method()
+        check_head(version, method, self.headers)
         if self.parser.should_upgrade():
             # llhttp takes what follows for another protocol, and so the body for the next request.
-            raise _RefusedError(400, "this server speaks HTTP/1.1 and upgrades to nothing: send no Upgrade header.")
-        if self.parser.get_method() == b"POST" and len(self.tasks) >= self.most_requests and not self._answering():
+            raise RefusedError(400, "this server speaks HTTP/1.1 and upgrades to nothing: send no Upgrade header.")
+        self.url = with_path(self.url)
+        self.expect_100_continue = self.expect_100_continue and version == "1.1"
+        self._in_head = False
+        self._wait_for_client()
+        self._within(BODY_S)
+        if method == b"POST" and not self._answering() and type(self).full():
             self._turn_away()
         else:
-            super().on_headers_complete()
+            self._admit()
+
+    def _admit(self) -> None:
+        previous, behind = self.cycle, self._answering()
+        super().on_headers_complete()
+        self._previous = previous
+        self.cycle.transport = Outlet(self)  # type: ignore[assignment]
+        if self.draining:
+            # The last answer on a connection announces its end.
+            self.cycle.keep_alive = False
+            if behind and not previous.response_started:
+                previous.keep_alive = True
 
     def _turn_away(self) -> None:
-        """503 as cheaply as can be, so that those who are inside are answered as fast as ever; the body is read past."""
-        self._last = not self.parser.should_keep_alive()
-        given = next((value for key, value in self.headers if key == REQUEST_ID), b"")
-        name = b"x-request-id: %s\r\n" % given if SOUND_ID.fullmatch(given) else b""
-        self.transport.write(b"".join((_BUSY_HEAD, name, b"connection: close\r\n" if self._last else b"", _BUSY_BODY)))
-        self.cycle = _ANSWERED
+        """503; the body is read past."""
+        self._last = self.draining or not self.parser.should_keep_alive()
+        self.transport.write(busy(self.headers, last=self._last))
+        self.cycle = ANSWERED
         type(self).turned_away((self.client or ("", 0))[0])
 
     def on_chunk_header(self) -> None:
         """Another chunk of the body begins."""
         self._chunks += 1
         if self._chunks > MAX_CHUNKS:
-            raise _RefusedError(400, f"a body may come in {MAX_CHUNKS} chunks.")
+            raise RefusedError(400, f"a body may come in {MAX_CHUNKS} chunks.")
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._framing_bytes -= len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is whole."""
         self._complete = True
         self._within(None)
+        self._waiting.pop(self, None)
         super().on_message_complete()
         self._rest()
 
     def on_response_complete(self) -> None:
         """The answer is written."""
+        if self._lingering:
+            self.server_state.total_requests += 1
+            return
         super().on_response_complete()
+        if self._failed is not None and not self._answering():
+            self._answer_and_close(self._failed)
+            return
+        self._feed()
         self._rest()
 
     def _rest(self) -> None:
         """Where a request and its answer are whole, whichever came last, nothing is going on but the waiting for the next request."""
-        if not self._complete or self._answering() or self.transport.is_closing():
+        if not self._complete or self._answering() or self.ending:
             return
         if self._last:
-            self.transport.close()
+            self.linger()
             return
-        self._wait_for_request()
+        self._wait_for_client()
         self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        if self.draining:
+            self._end_when_idle()
 
     def timeout_keep_alive_handler(self) -> None:
         """The connection was kept long enough."""
-        if not self.transport.is_closing():
-            self.transport.abort()
+        if not self._arriving():
+            self.linger()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """What llhttp, or a limit above, refused."""
         # httptools hides what a callback raised behind its own error.
         error = sys.exception()
         cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
-        self._refuse(cause if isinstance(cause, _RefusedError) else _RefusedError(400, "this is not a valid HTTP request."))
+        self._refuse(cause if isinstance(cause, RefusedError) else RefusedError(400, "this is not a valid HTTP request."))
 
-    def _refuse(self, error: _RefusedError) -> None:
-        """Answer and close; where an answer has begun, only close."""
+    def _refuse(self, error: RefusedError) -> None:
+        """Answer and close, after the answers to the requests before; where an answer to this one has begun, only close."""
+        if self.pipeline and not self._in_head and not self._complete:
+            # The request whose body is wrong waits; those before it are valid.
+            self.pipeline.popleft()
+            self.cycle, self._complete = self._previous, True  # type: ignore[assignment]
+        if self._answering() and (self._in_head or self._complete):
+            self._failed = error
+            self._within(None)
+            return
         if self._answering():
-            # Nobody will read what its handler still has to say.
+            self._abandon()
+            if self.cycle.response_started:
+                self.linger()
+                return
+        self._answer_and_close(error)
+
+    def _abandon(self) -> None:
+        """Nobody will read what the request's handler still has to write."""
+        if self._answering():
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-            if self.cycle.response_started:
-                self.transport.close()
-                return
+
+    def _answer_and_close(self, error: RefusedError) -> None:
         type(self).refused((self.client or ("", 0))[0], error.status)
-        body = json.dumps({"error": error.said}, separators=(",", ":")).encode()
-        head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[error.status] + head + body)
-        self.transport.close()
+        self.transport.write(refusal(error))
+        self.linger()
+
+    def linger(self) -> None:
+        """Lingering close (RFC 9112, 9.6): end the sending side, and read past what still comes until the client closes or ``LINGER_S``."""
+        if self.ending:
+            return
+        self._lingering, self._active_at = True, self.loop.time()
+        self._unread.clear()
+        self._waiting.pop(self, None)
+        self._unset_keepalive_if_required()
+        if self._ended or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        try:
+            self.transport.write_eof()
+        except OSError:
+            # The client has reset the connection.
+            self.transport.abort()
+            return
+        self._reading.held = False
+        self._reading.resume_reading()
+        self._within(LINGER_S)
 
     def shutdown(self) -> None:
         """The server ends: what is being answered is finished, and what is on its way may still arrive."""
-        if self._answering():
+        if self._answering() and not self.cycle.response_started:
             self.cycle.keep_alive = False
-        else:
-            self.loop.call_later(LAST_S, self._close_if_idle)
+        self._end_when_idle()
 
-    def _close_if_idle(self) -> None:
-        if not self._answering():
-            self.transport.close()
+    def _end_when_idle(self) -> None:
+        """Close the connection once it was idle for ``LAST_S``; a request that arrives until then is answered."""
+        if self._answering() or not self._complete or self.ending:
+            return
+        remaining = self._active_at + LAST_S - self.loop.time()
+        if remaining > 0:
+            self.loop.call_later(remaining, self._end_when_idle)
+        elif not self._arriving():
+            self.linger()
+
+    def _arriving(self) -> bool:
+        """Whether the system has bytes of the client that were not read yet: a close would reset the connection under a request."""
+        if self.ending:
+            return False
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def _answering(self) -> bool:
         """Whether a request's answer is not written yet; uvicorn's annotation leaves out that there is no cycle at first."""
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is not None and not cycle.response_complete
-
-
-class _Answered:
-    """What stands where uvicorn expects the handling of a request that has been answered already."""
-
-    response_complete = True
-    disconnected = False
-    message_event = asyncio.Event()
-
-
-_ANSWERED: Any = _Answered()

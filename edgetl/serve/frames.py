@@ -1,7 +1,7 @@
 """How the server and its worker processes speak: frames over a socket, a JSON header and bytes behind it. Nothing is ever unpickled.
 
 A frame is the header's length and the bytes' length (two little-endian numbers of 8 bytes), the header, the bytes. ``Job`` and ``Done``
-have a line of JSON for a header; their bytes are the encoded images one after the other, or the tensor; and the logits.
+have a line of JSON for a header; their bytes are the request's body as it was sent, and the logits.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import asyncio
 import json
 import socket
 import struct
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.preprocess import Batch
+from edgetl.serve.content import Upload
+from edgetl.serve.protocol import Asked, Wanted
 
 _LENGTHS = struct.Struct("<QQ")
 Header = dict[str, Any]
@@ -24,14 +25,13 @@ Header = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """One request to a worker: images, or a tensor, for the model at ``model`` in its list.
+    """One request to a worker, for the model at ``model`` in its list.
 
     ``deadline`` is on ``time.monotonic``'s clock, which all processes of a machine share.
     """
 
     model: int
-    images: tuple[bytes, ...]
-    tensor: Batch | None
+    upload: Upload
     deadline: float
 
 
@@ -52,12 +52,13 @@ class Stages:
 
 @dataclass(frozen=True)
 class Done:
-    """A worker's answer: logits float32 ``[n, labels]``, or an HTTP status and what to say."""
+    """A worker's answer: logits float32 ``[n, labels]`` and the response that the request asks for, or an HTTP status and what to say."""
 
     logits: NDArray[np.float32] | None = None
     stages: Stages = field(default_factory=Stages)
     status: int = 200
     said: str = ""
+    asked: Asked = field(default_factory=Asked)
 
 
 def pack(header: Header, payload: bytes = b"") -> bytes:
@@ -68,39 +69,30 @@ def pack(header: Header, payload: bytes = b"") -> bytes:
 
 def pack_job(number: int, job: Job) -> bytes:
     """A frame that asks for ``job`` under ``number``."""
-    header: Header = {"job": number, "model": job.model, "deadline": job.deadline}
-    if job.tensor is None:
-        return pack({**header, "sizes": [len(image) for image in job.images]}, b"".join(job.images))
-    return pack({**header, "shape": job.tensor.shape, "dtype": job.tensor.dtype.str}, job.tensor.tobytes())
+    upload = {item.name: getattr(job.upload, item.name) for item in fields(Upload) if item.name != "body"}
+    return pack({"job": number, "model": job.model, "deadline": job.deadline, "upload": upload}, job.upload.body)
 
 
 def unpack_job(header: Header, payload: bytes) -> Job:
     """What ``pack_job`` packed."""
-    model, deadline = header["model"], header["deadline"]
-    if "shape" in header:
-        dtype: np.dtype[Any] = np.dtype(header["dtype"])
-        tensor: Batch = np.frombuffer(payload, dtype).reshape(header["shape"])
-        return Job(model, (), tensor, deadline)
-    images, start = [], 0
-    for size in header["sizes"]:
-        images.append(payload[start : start + size])
-        start += size
-    return Job(model, tuple(images), None, deadline)
+    return Job(header["model"], Upload(payload, **header["upload"]), header["deadline"])
 
 
 def pack_done(number: int, done: Done) -> bytes:
     """A frame that answers job ``number``."""
-    stages = [done.stages.queue, done.stages.decode, done.stages.preprocess, done.stages.inference]
-    header: Header = {"job": number, "status": done.status, "said": done.said, "stages": stages}
+    header: Header = {"job": number, "status": done.status, "said": done.said, "stages": astuple(done.stages)}
     if done.logits is None:
         return pack(header)
-    return pack({**header, "shape": done.logits.shape}, done.logits.astype("<f4").tobytes())
+    return pack({**header, "shape": done.logits.shape, "asked": asdict(done.asked)}, done.logits.astype("<f4").tobytes())
 
 
 def unpack_done(header: Header, payload: bytes) -> Done:
     """What ``pack_done`` packed."""
-    logits = np.frombuffer(payload, "<f4").reshape(header["shape"]) if "shape" in header else None
-    return Done(logits, Stages(*header["stages"]), header["status"], header["said"])
+    stages = Stages(*header["stages"])
+    if "shape" not in header:
+        return Done(None, stages, header["status"], header["said"])
+    asked = Asked(header["asked"]["id"], tuple(Wanted(**item) for item in header["asked"]["outputs"]))
+    return Done(np.frombuffer(payload, "<f4").reshape(header["shape"]), stages, header["status"], header["said"], asked)
 
 
 async def read_frame(reader: asyncio.StreamReader) -> tuple[Header, bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,17 +20,18 @@ from starlette.routing import Route
 
 from edgetl.core.answers import describe, predictions
 from edgetl.errors import RequestError
-from edgetl.serve.body import read_body, sent_image
+from edgetl.serve.body import Bodies, content_encoding
 from edgetl.serve.cards import cards
-from edgetl.serve.connection import BUSY, RETRY_AFTER_S
-from edgetl.serve.frames import Job, Stages
+from edgetl.serve.content import Upload
+from edgetl.serve.frames import Done, Job, Stages
 from edgetl.serve.meters import Meters, resident_bytes
 from edgetl.serve.models import Model
 from edgetl.serve.openapi import document
 from edgetl.serve.page import page_routes
-from edgetl.serve.protocol import HEADER_LENGTH, SCORES, InferRequest, Wanted, is_count, read_request, write_answer
+from edgetl.serve.protocol import HEADER_LENGTH, Asked, is_count, write_answer
+from edgetl.serve.refusal import BUSY, RETRY_AFTER_S
 from edgetl.serve.service import Service
-from edgetl.serve.team import DeadlineError
+from edgetl.serve.team import DeadlineError, Team
 
 EXTENSIONS = ["binary_tensor_data", "classification"]
 _TIMEOUT_HEADER = "request-timeout-ms"
@@ -43,9 +44,9 @@ class Limits:
     Attributes:
         max_body_bytes: also of a body once it is decompressed.
         max_batch: images in one request.
-        requests: inside at once, those that wait included.
+        requests: inside at once, those that wait included; a request whose body is still arriving is not inside.
         deadline_s: a request's inference begins within this, or not at all; a client may ask for less (header ``Request-Timeout-Ms``).
-        body_timeout_s: a body arrives within this.
+        body_timeout_s: a body arrives within this, and at a minimum rate (``serve.body``).
     """
 
     max_body_bytes: int = 16_000_000
@@ -66,7 +67,7 @@ class BusyError(RequestError):
 class _Outcome:
     """One request's answer, and how long it took."""
 
-    asked: InferRequest
+    asked: Asked
     model: Model
     logits: NDArray[np.float32]
     headers: dict[str, str]
@@ -78,6 +79,9 @@ class Server:
     def __init__(self, service: Service, limits: Limits) -> None:
         self._service, self._limits = service, limits
         self._inside = 0
+        # As much memory as the requests that are inside may hold.
+        together = limits.requests * limits.max_body_bytes
+        self._bodies = Bodies(max_bytes=limits.max_body_bytes, together=together, timeout_s=limits.body_timeout_s)
         self.meters = Meters()
         self.meters.serve(service.team.models)
         self.meters.inside.set_function(lambda: self._inside)
@@ -86,6 +90,11 @@ class Server:
         service.on_replaced = self.meters.replaced.inc
         service.on_reload = self._reloaded
         self.draining = False
+
+    @property
+    def full(self) -> bool:
+        """Whether as many requests are inside as may be."""
+        return self._inside >= self._limits.requests
 
     @property
     def ready(self) -> bool:
@@ -147,10 +156,7 @@ class Server:
         return JSONResponse(document(self._service.team.models, package_version("edgetl")))
 
     async def _infer(self, request: Request) -> Response:
-        def parse(model: Model, body: bytes) -> InferRequest:
-            return read_request(body, request.headers.get(HEADER_LENGTH), model.port, max_batch=self._limits.max_batch)
-
-        found = await self._answer(request, request.path_params["model"], request.path_params.get("version"), parse)
+        found = await self._answer(request, "infer", request.path_params["model"], request.path_params.get("version"))
         body, header_length = write_answer(found.asked, found.model.answered(found.logits))
         if header_length is None:
             return Response(body, media_type="application/json", headers=found.headers)
@@ -158,34 +164,31 @@ class Server:
 
     async def _predict(self, request: Request) -> Response:
         """One encoded image, as the body or as the only file of a form, for the model that ``?model=`` names or the first."""
-
-        def parse(_model: Model, body: bytes) -> InferRequest:
-            return InferRequest("", None, (sent_image(body, request.headers.get("content-type", "")),), (Wanted(SCORES),))
-
         name = request.query_params.get("model") or self._service.team.models.names[0]
-        found = await self._answer(request, name, request.query_params.get("version"), parse)
+        found = await self._answer(request, "predict", name, request.query_params.get("version"))
         reading = found.model.reading
         (prediction,) = predictions(reading, found.logits)
         answer = {"model": found.model.name, "version": found.model.version, **describe(reading, prediction)}
         return JSONResponse(answer, headers=found.headers)
 
-    async def _answer(self, request: Request, name: str, version: str | None, parse: Callable[[Model, bytes], InferRequest]) -> _Outcome:
-        """Admit, read, wait, compute; whatever happens is counted."""
+    async def _answer(self, request: Request, endpoint: str, name: str, version: str | None) -> _Outcome:
+        """Read, admit, wait, compute; whatever happens is counted."""
         begin, code = time.monotonic(), 500
         with self._service.holding() as team:
             model = team.models.find(name, version)
             try:
-                with self._admitted():
-                    deadline = begin + self._deadline_s(request)
-                    body = await read_body(request, max_bytes=self._limits.max_body_bytes, timeout_s=self._limits.body_timeout_s)
-                    asked, arrived = parse(model, body), time.monotonic()
-                    done = await team.run(Job(team.models.place(model), asked.images, asked.tensor, deadline))
+                done, arrived = await self._computed(request, endpoint, team, model)
                 if done.logits is None:
                     raise DeadlineError if done.status == 504 else RequestError(done.status, done.said)
+                if not np.isfinite(done.logits).all():
+                    self.meters.nonfinite.labels(model.name).inc()
+                    raise RequestError(
+                        500, "the network's output has values that are not finite (NaN or infinite), so there is no prediction."
+                    )
                 code, end = 200, time.monotonic()
                 stages = replace(done.stages, queue=max(0.0, end - arrived - done.stages.computing))
                 self.meters.computed(model.name, stages)
-                return _Outcome(asked, model, done.logits, self._headers(stages, end - begin))
+                return _Outcome(done.asked, model, done.logits, self._headers(stages, end - begin))
             except RequestError as error:
                 code = error.status
                 if isinstance(error, BusyError | DeadlineError):
@@ -195,10 +198,24 @@ class Server:
                 self.meters.requests.labels(model.name, model.version, str(code)).inc()
                 self.meters.duration.labels(model.name).observe(time.monotonic() - begin)
 
+    async def _computed(self, request: Request, endpoint: str, team: Team, model: Model) -> tuple[Done, float]:
+        """The worker's answer, and when the body was complete. The body is not parsed here: that would block every other request."""
+        deadline = time.monotonic() + self._deadline_s(request)
+        if self.full:
+            raise BusyError
+        upload = Upload(
+            b"", endpoint, content_encoding(request), request.headers.get("content-type", ""), request.headers.get(HEADER_LENGTH),
+            self._limits.max_body_bytes, self._limits.max_batch,
+        )  # fmt: skip
+        upload = replace(upload, body=await self._bodies.read(request))
+        arrived = time.monotonic()
+        with self._admitted():
+            return await team.run(Job(team.models.place(model), upload, deadline)), arrived
+
     @contextmanager
     def _admitted(self) -> Iterator[None]:
-        """A place, from before the body is read until the answer is there."""
-        if self._inside >= self._limits.requests:
+        """A place, from when the body is complete until the answer is there."""
+        if self.full:
             raise BusyError
         self._inside += 1
         try:
@@ -206,11 +223,12 @@ class Server:
         finally:
             self._inside -= 1
 
-    def _headers(self, stages: Stages, whole: float) -> dict[str, str]:
-        """What each stage took (W3C Server Timing); during the drain also that the connection is about to close."""
+    @staticmethod
+    def _headers(stages: Stages, whole: float) -> dict[str, str]:
+        """Durations of the stages (W3C Server Timing)."""
         parts = {"queue": stages.queue, "decode": stages.decode, "preprocess": stages.preprocess, "inference": stages.inference}
         timing = ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in {**parts, "total": whole}.items())
-        return {"Server-Timing": timing, **({"Connection": "close"} if self.draining else {})}
+        return {"Server-Timing": timing}
 
     def _deadline_s(self, request: Request) -> float:
         given = request.headers.get(_TIMEOUT_HEADER)

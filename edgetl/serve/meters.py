@@ -25,6 +25,9 @@ class Meters:
         self.rejected = Counter("edgetl_rejected", "Requests refused before inference", ["reason"], registry=self.registry)
         self.reloads = Counter("edgetl_reload", "Attempts to serve what the bundles' paths lead to now", ["result"], registry=self.registry)
         self.replaced = Counter("edgetl_workers_replaced", "Workers that died or hung", registry=self.registry)
+        self.nonfinite = Counter(
+            "edgetl_nonfinite_outputs", "Requests whose network output was NaN or infinite (500)", ["model"], registry=self.registry
+        )
         self.malformed = Counter(
             "edgetl_malformed", "Connections cut off: no HTTP, too large or too slow", ["code"], registry=self.registry
         )

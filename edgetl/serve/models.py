@@ -18,6 +18,11 @@ from edgetl.serve.protocol import LOGITS, SCORES, Answered, Port
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "openvino": "openvino_ir"}
 
 
+def port_of(manifest: Manifest, variant: Variant) -> Port:
+    """The input of a bundle's variant."""
+    return Port(variant.input, "UINT8" if variant.input_form == "uint8" else "FP32", variant.input_shape(manifest.preprocess))
+
+
 @dataclass(frozen=True)
 class Model:
     """One version of a model: its bundle's manifest, the name of the variant that is loaded, and how many images of waiting requests are
@@ -47,8 +52,7 @@ class Model:
     @cached_property
     def port(self) -> Port:
         """The input."""
-        variant = self.variant
-        return Port(variant.input, "UINT8" if variant.input_form == "uint8" else "FP32", variant.input_shape(self.manifest.preprocess))
+        return port_of(self.manifest, self.variant)
 
     @cached_property
     def reading(self) -> Reading:

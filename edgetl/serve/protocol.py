@@ -11,6 +11,7 @@ import binascii
 import json
 import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,13 @@ from edgetl.errors import RequestError
 HEADER_LENGTH = "inference-header-content-length"
 MAX_ID_CHARACTERS = 256
 MAX_OUTPUTS = 8
-# A batch of 16 photographs, nested down to its pixels, has 800,000. Without a limit a body of empty lists takes seconds to read.
-MAX_LISTS = 1_000_000
+# Values, lists and objects of a request besides its tensor: names, parameters, outputs, encoded images.
+MAX_OTHER_VALUES = 4_096
+MAX_OBJECTS = 64
+# Dimensions that nested lists may have.
+MAX_DEPTH = 8
+# Prepared images have values below 300, whatever the preprocessing; from far larger ones a network computes infinities.
+MAX_MAGNITUDE = 1e6
 SCORES, LOGITS = "scores", "logits"
 _DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 
@@ -48,13 +54,20 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """The response that a request asks for: the ``id`` to repeat, and the outputs."""
+
+    id: str = ""
+    outputs: tuple[Wanted, ...] = (Wanted(SCORES),)
+
+
+@dataclass(frozen=True)
 class InferRequest:
     """A request: either a tensor as the model takes it, or encoded images."""
 
-    id: str
+    asked: Asked
     tensor: Batch | None
     images: tuple[bytes, ...]
-    outputs: tuple[Wanted, ...]
 
     @property
     def count(self) -> int:
@@ -93,13 +106,13 @@ def read_request(body: bytes, header_length: str | None, port: Port, *, max_batc
         if length == 0:
             return _raw(body, port)
         header, binary = body[:length], body[length:]
-    value = _json_object(header)
+    value = _json_object(header, max_batch * math.prod(port.shape))
     parameters = _object(value, "parameters")
     given = value.get("inputs")
     if not isinstance(given, list) or len(given) != 1 or not isinstance(given[0], dict):
         raise RequestError(400, f"'inputs' takes exactly one input, called {port.name!r}.")
     tensor, images = _input(given[0], binary, port, max_batch)
-    return InferRequest(_id(value), tensor, images, _outputs(value, binary=parameters.get("binary_data_output") is True))
+    return InferRequest(Asked(_id(value), _outputs(value, binary=parameters.get("binary_data_output") is True)), tensor, images)
 
 
 def _length(text: str, total: int) -> int:
@@ -115,19 +128,22 @@ def is_count(text: str) -> bool:
 
 def _raw(body: bytes, port: Port) -> InferRequest:
     """A body without JSON: the tensor of one image, or else one encoded image; its answer is binary."""
-    outputs = (Wanted(SCORES, binary=True),)
+    asked = Asked(outputs=(Wanted(SCORES, binary=True),))
     dtype = _DTYPES[port.datatype]
     if len(body) == dtype.itemsize * math.prod(port.shape):
-        return InferRequest("", np.frombuffer(body, dtype).reshape(1, *port.shape), (), outputs)
+        return InferRequest(asked, _tensor(None, body, (1, *port.shape), port.datatype), ())
     if not body:
         raise RequestError(400, "the body is empty; it takes one tensor or one encoded image.")
-    return InferRequest("", None, (body,), outputs)
+    return InferRequest(asked, None, (body,))
 
 
-def _json_object(data: bytes) -> dict[str, Any]:
-    if data.count(b"[") + data.count(b"{") > MAX_LISTS:
+def _json_object(data: bytes, numbers: int) -> dict[str, Any]:
+    """The request's JSON object; before it is parsed, its separators are counted: a tensor has at most ``numbers``."""
+    most = numbers + MAX_OTHER_VALUES
+    if data.count(b",") > most or data.count(b"[") > most or data.count(b"{") > MAX_OBJECTS:
         raise RequestError(
-            400, f"the request holds more than {MAX_LISTS} lists and objects; write numbers flat, or send them as binary data."
+            400,
+            f"the request has more lists, objects or values than any request for this model ({numbers} numbers, {MAX_OBJECTS} objects).",
         )
     try:
         value = load_json(data)
@@ -195,10 +211,7 @@ def _input(item: dict[str, Any], binary: bytes, port: Port, max_batch: int) -> t
     if datatype == "BYTES":
         if len(shape) != 1:
             raise RequestError(400, "encoded images are a BYTES tensor of shape [n].")
-        images = _packed_images(binary) if size is not None else _base64_images(item.get("data"))
-        if len(images) != shape[0]:
-            raise RequestError(400, f"the shape says {shape[0]} image(s), and there are {len(images)}.")
-        return None, images
+        return None, _packed_images(binary, shape[0]) if size is not None else _base64_images(item.get("data"), shape[0])
     if datatype != port.datatype or shape[1:] != port.shape:
         expected = ", ".join(map(str, (-1, *port.shape)))
         raise RequestError(400, f"the input takes {port.datatype} of shape [{expected}], or BYTES of shape [n].")
@@ -215,62 +228,85 @@ def _shape(value: Any, max_batch: int) -> tuple[int, ...]:
 
 
 def _tensor(data: Any, binary: bytes | None, shape: tuple[int, ...], datatype: str) -> Batch:
-    dtype, count = _DTYPES[datatype], math.prod(shape)
     if binary is not None:
+        dtype, count = _DTYPES[datatype], math.prod(shape)
         if len(binary) != count * dtype.itemsize:
             raise RequestError(400, f"shape {list(shape)} of {datatype} needs {count * dtype.itemsize} bytes, and there are {len(binary)}.")
         values = np.frombuffer(binary, dtype)
     else:
-        values = _numbers(data, dtype)
-        if values.size != count:
-            raise RequestError(400, f"shape {list(shape)} needs {count} numbers, and 'data' has {values.size}.")
-    if datatype == "FP32" and not np.isfinite(values).all():
-        raise RequestError(400, "the tensor holds numbers that are not finite.")
+        values = _numbers(data, shape, datatype)
+    # Also false for NaN.
+    if datatype == "FP32" and not (np.abs(values) <= MAX_MAGNITUDE).all():
+        raise RequestError(400, f"the tensor holds numbers that are not finite, or beyond ±{MAX_MAGNITUDE:g}.")
     result: Batch = values.reshape(shape)
     return result
 
 
-def _numbers(data: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Nested or flat lists of numbers; nothing else becomes one."""
+def _numbers(data: Any, shape: tuple[int, ...], datatype: str) -> NDArray[Any]:
+    """Flat or nested lists of numbers; their count and their types are checked before anything is converted."""
+    numbers, count = _flat(data), math.prod(shape)
+    if len(numbers) != count:
+        raise RequestError(400, f"shape {list(shape)} needs {count} numbers, and 'data' has {len(numbers)}.")
+    allowed = {int, float} if datatype == "FP32" else {int}
+    # Exactly these: a bool is an int to isinstance.
+    if not set(map(type, numbers)) <= allowed:
+        raise RequestError(
+            400, f"'data' must be a list of {'numbers' if float in allowed else 'whole numbers'}, flat or nested like the shape."
+        )
     try:
-        values = np.array(data) if isinstance(data, list) else np.array(None)
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise RequestError(400, "'data' must be a list of numbers, flat or nested like the shape.") from error
-    if values.dtype.kind not in ("iuf" if dtype.kind == "f" else "iu"):
-        raise RequestError(400, "'data' must be a list of numbers, flat or nested like the shape.")
-    if dtype.kind == "u" and values.size and (values.min() < 0 or values.max() > 255):
+        values = np.array(numbers, np.float64 if datatype == "FP32" else np.int64)
+    except OverflowError as error:
+        raise RequestError(400, "'data' must be a list of numbers that fit the datatype, and one is too large.") from error
+    if datatype == "UINT8" and values.size and (values.min() < 0 or values.max() > 255):
         raise RequestError(400, "UINT8 takes whole numbers from 0 to 255.")
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as that
-        return values.astype(dtype)
+        return values.astype(_DTYPES[datatype])
 
 
-def _packed_images(data: bytes) -> tuple[bytes, ...]:
+def _flat(data: Any) -> list[Any]:
+    """The elements of nested lists whose lists of one level have one length."""
+    level = data
+    for _ in range(MAX_DEPTH if type(data) is list else 0):
+        if not level or type(level[0]) is not list:
+            return list(level)
+        if set(map(type, level)) != {list} or len(set(map(len, level))) != 1:
+            break
+        level = list(chain.from_iterable(level))
+    raise RequestError(400, "'data' must be a list of numbers, flat or nested like the shape.")
+
+
+def _packed_images(data: bytes, count: int) -> tuple[bytes, ...]:
     """Elements of a BYTES tensor: each a length of four bytes, little-endian, and as many bytes."""
-    images, start = [], 0
-    while start < len(data):
+    images: list[bytes] = []
+    start = 0
+    while start < len(data) and len(images) < count:
         size = int.from_bytes(data[start : start + 4], "little")
         end = start + 4 + size
         if start + 4 > len(data) or end > len(data):
             raise RequestError(400, "an element of the BYTES tensor is longer than what follows.")
         images.append(data[start + 4 : end])
         start = end
+    if len(images) != count or start != len(data):
+        raise RequestError(400, f"the shape says {count} image(s), and there are {'more' if start < len(data) else len(images)}.")
     return tuple(images)
 
 
-def _base64_images(data: Any) -> tuple[bytes, ...]:
+def _base64_images(data: Any, count: int) -> tuple[bytes, ...]:
     if not isinstance(data, list) or not all(isinstance(item, str) for item in data):
         raise RequestError(400, "in JSON, 'data' of BYTES is a list of images in base64; send them as binary data to save a third.")
+    if len(data) != count:
+        raise RequestError(400, f"the shape says {count} image(s), and there are {len(data)}.")
     try:
         return tuple(base64.b64decode(item, validate=True) for item in data)
     except (binascii.Error, ValueError) as error:
         raise RequestError(400, f"'data' of BYTES is not base64: {error}.") from error
 
 
-def write_answer(request: InferRequest, answered: Answered) -> tuple[bytes, int | None]:
+def write_answer(asked: Asked, answered: Answered) -> tuple[bytes, int | None]:
     """The body of an answer, and the length of its JSON where binary data follows it."""
     outputs: list[dict[str, Any]] = []
     blobs: list[bytes] = []
-    for wanted in request.outputs:
+    for wanted in asked.outputs:
         values = answered.scores if wanted.name == SCORES else answered.logits
         data: list[Any] = []
         if wanted.classes:
@@ -286,7 +322,7 @@ def write_answer(request: InferRequest, answered: Answered) -> tuple[bytes, int 
             entry["data"] = data
         outputs.append(entry)
     header = json.dumps(
-        {"model_name": answered.model, "model_version": answered.version, **({"id": request.id} if request.id else {}), "outputs": outputs},
+        {"model_name": answered.model, "model_version": answered.version, **({"id": asked.id} if asked.id else {}), "outputs": outputs},
         ensure_ascii=False,
     ).encode()
     return (header + b"".join(blobs), len(header)) if blobs else (header, None)

@@ -19,10 +19,10 @@ from typing import Any
 import uvicorn
 from prometheus_client import Counter
 
-from edgetl.errors import ConfigError
 from edgetl.serve.connection import Connection
 from edgetl.serve.gate import Gate, TurnedAway, log_refused
 from edgetl.serve.http import Limits, Server
+from edgetl.serve.listener import accept_last, bind
 from edgetl.serve.models import Models
 from edgetl.serve.service import Service, Staff
 from edgetl.serve.worker import Order
@@ -82,7 +82,7 @@ def serve(order: Order, staff: Staff, limits: Limits, address: Address, *, watch
         EdgetlError: a bundle cannot be served.
         ConfigError: the address cannot be listened on.
     """
-    with _bind(address) as listener, suppress(asyncio.CancelledError):
+    with bind(address.host, address.port) as listener, suppress(asyncio.CancelledError):
         asyncio.run(_serve(order, staff, limits, address, listener, watch=watch, started=started))
 
 
@@ -97,7 +97,8 @@ async def _serve(
         certificate, key = address.certificate or (None, None)
         Connection.most = _most_connections()
         Connection.refused = staticmethod(partial(_refused, server))
-        Connection.most_requests = limits.requests
+        Connection.full = staticmethod(lambda: server.full)
+        Connection.draining = False
         Connection.turned_away = staticmethod(partial(_turned_away, server.meters.rejected.labels("queue full"), TurnedAway()))
         config = uvicorn.Config(
             Gate(server.app(), address.token), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
@@ -143,27 +144,6 @@ class _Troubles:
             logger.error("%s: %s", context.get("message"), context.get("exception"))
 
 
-def _bind(address: Address) -> socket.socket:
-    """A socket at the address, before anything is loaded.
-
-    Raises:
-        ConfigError: the port is taken, the host is not this machine's, or there is no permission.
-    """
-    host, port = address.host, address.port
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another --host.") from error
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(where)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another --port or --host.") from error
-    return listener
-
-
 def _most_connections() -> int:
     """As many connections as the system lets this process open, up to 4096."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -207,17 +187,19 @@ class _Draining(uvicorn.Server):
         if self._server.draining:
             self.should_exit = self.force_exit = True
             return
-        self._server.draining = True
+        self._server.draining = Connection.draining = True
         asyncio.get_running_loop().call_later(NOT_READY_S, super().handle_exit, sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take what waits at the listening socket, close it, and end when everything is answered."""
         loop = asyncio.get_running_loop()
         for listener in sockets or []:
-            with suppress(OSError):
-                while True:
-                    accepted, _ = listener.accept()
-                    await loop.connect_accepted_socket(self._protocol, accepted, **self._tls())
+            handshakes = [
+                loop.create_task(loop.connect_accepted_socket(self._protocol, accepted, **self._tls()))
+                async for accepted in accept_last(listener)
+            ]
+            # A TLS handshake may fail; the others go on.
+            await asyncio.gather(*handshakes, return_exceptions=True)
         await super().shutdown(sockets)
 
     def _protocol(self) -> Connection:

@@ -1,7 +1,7 @@
 """A worker process: loads bundles, proves that they answer as on the bench, and computes what the server sends, until the server goes.
 
-It is a process of its own so that a network that crashes, hangs or eats the memory ends this process and not the server. The server reads
-what clients wrote; nothing of a client reaches this process but numbers and encoded images.
+It is a process of its own so that a network that crashes, hangs or eats the memory ends this process and not the server, and so that
+the parsing of a large body does not block the server's event loop.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,45 +25,61 @@ from numpy.typing import NDArray
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.images import MAX_PIXELS, SERVED_FORMATS, load_image
 from edgetl.core.preprocess import Batch, to_batch
-from edgetl.errors import EdgetlError, ImageError
+from edgetl.errors import EdgetlError, ImageError, RequestError
 from edgetl.runtime.predictor import Predictor, load
 from edgetl.runtime.verify import check_golden
 from edgetl.serve.batching import best_batch
+from edgetl.serve.content import read_upload
 from edgetl.serve.frames import Done, Job, Stages, pack, pack_done, receive_frame, unpack_job
+from edgetl.serve.models import port_of
+from edgetl.serve.protocol import InferRequest, Port
+
+logger = logging.getLogger("edgetl.serve")
+
+TOO_LATE = "the request waited longer than its deadline; nothing was computed."
+NO_MEMORY = "there is not enough memory for this request now; try again."
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A job whose request was parsed: when it came and the seconds that parsing took."""
+
+    number: int
+    model: int
+    request: InferRequest
+    deadline: float
+    came: float
+    parse_s: float
 
 
 class _Waiting:
-    """Jobs in the order that they came; whoever takes gets as many of one model as its batch allows, and never waits for more.
+    """Tasks in the order that they came; whoever takes gets as many of one model as its batch allows, and never waits for more.
 
     There is no window: where requests are many there is always more, and where they are few a window only delays them.
     """
 
     def __init__(self, batches: list[int]) -> None:
-        self._jobs: deque[tuple[int, Job, float]] = deque()
+        self._tasks: deque[_Task] = deque()
         self._arrived = threading.Condition()
         self._batches = batches
 
-    def put(self, number: int, job: Job) -> None:
+    def put(self, task: _Task) -> None:
         with self._arrived:
-            self._jobs.append((number, job, time.monotonic()))
+            self._tasks.append(task)
             self._arrived.notify()
 
-    def take(self) -> list[tuple[int, Job, float]]:
+    def take(self) -> list[_Task]:
         with self._arrived:
-            while not self._jobs:
+            while not self._tasks:
                 self._arrived.wait()
-            taken = [self._jobs.popleft()]
-            model, images = taken[0][1].model, _count(taken[0][1])
-            while self._jobs and self._jobs[0][1].model == model:
-                images += _count(self._jobs[0][1])
+            taken = [self._tasks.popleft()]
+            model, images = taken[0].model, taken[0].request.count
+            while self._tasks and self._tasks[0].model == model:
+                images += self._tasks[0].request.count
                 if images > self._batches[model]:
                     break
-                taken.append(self._jobs.popleft())
+                taken.append(self._tasks.popleft())
             return taken
-
-
-def _count(job: Job) -> int:
-    return len(job.images) if job.tensor is None else len(job.tensor)
 
 
 class _Process:
@@ -72,6 +88,7 @@ class _Process:
         self._stream = open(connection.fileno(), "rb", buffering=1 << 18, closefd=False)  # noqa: SIM115 - as long as the process
         self._sending = threading.Lock()
         self._models: list[Predictor] = []
+        self._ports: list[Port] = []
 
     def run(self) -> None:
         """Until the server closes the connection."""
@@ -85,6 +102,7 @@ class _Process:
             self._send(pack({"error": "EngineError", "said": "there is not enough memory to load the bundles."}))
             return
         self._models = [predictor for _, predictor in opened]
+        self._ports = [port_of(bundle.manifest, predictor.variant) for bundle, predictor in opened if predictor.variant]
         batches = [order["batch"] or best_batch(predictor) for predictor in self._models]
         waiting = _Waiting(batches)
         for number in range(order["threads"]):
@@ -95,65 +113,85 @@ class _Process:
         gc.freeze()
         while True:
             header, payload = receive_frame(self._stream)
-            waiting.put(header["job"], unpack_job(header, payload))
+            self._receive(header["job"], unpack_job(header, payload), waiting)
 
     def _send(self, frame: bytes) -> None:
         with self._sending, suppress(OSError):
             self._connection.sendall(frame)
 
+    def _receive(self, number: int, job: Job, waiting: _Waiting) -> None:
+        """Parse a request; what cannot be parsed is answered at once."""
+        came = time.monotonic()
+        try:
+            if came > job.deadline:
+                raise RequestError(504, TOO_LATE)
+            request = read_upload(job.upload, self._ports[job.model])
+        except RequestError as error:
+            self._send(pack_done(number, Done(status=error.status, said=str(error))))
+        except MemoryError:
+            self._send(pack_done(number, Done(status=503, said=NO_MEMORY)))
+        except Exception:
+            # A defect of ours; the process goes on, and whoever waits is told.
+            logger.exception("a worker failed on a request")
+            self._failed([number])
+        else:
+            waiting.put(_Task(number, job.model, request, job.deadline, came, time.monotonic() - came))
+
     def _work(self, waiting: _Waiting) -> None:
         while True:
-            jobs = waiting.take()
+            tasks = waiting.take()
             try:
-                self._answer(jobs)
+                self._answer(tasks)
             except Exception:
-                # A defect of ours; the thread goes on, and whoever waits is told.
-                logging.getLogger("edgetl.serve").exception("a worker failed on a request")
-                for number, _, _ in jobs:
-                    self._send(pack_done(number, Done(status=500, said="the server failed on this request.")))
+                logger.exception("a worker failed on a request")
+                self._failed([task.number for task in tasks])
 
-    def _answer(self, jobs: list[tuple[int, Job, float]]) -> None:
+    def _failed(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._send(pack_done(number, Done(status=500, said="the server failed on this request.")))
+
+    def _answer(self, tasks: list[_Task]) -> None:
         prepared = []
-        for number, job, came in jobs:
-            ready = self._prepare(job, came)
+        for task in tasks:
+            ready = self._prepare(task)
             if isinstance(ready, Done):
-                self._send(pack_done(number, ready))
+                self._send(pack_done(task.number, ready))
             else:
-                prepared.append((number, *ready))
+                prepared.append((task, *ready))
         if prepared:
-            self._compute(self._models[jobs[0][1].model], prepared)
+            self._compute(self._models[tasks[0].model], prepared)
 
-    def _prepare(self, job: Job, came: float) -> Done | tuple[Batch, Stages]:
+    def _prepare(self, task: _Task) -> Done | tuple[Batch, Stages]:
         """The network's input, or why there is none."""
         begun = time.monotonic()
-        if begun > job.deadline:
-            return Done(status=504, said="the request waited longer than its deadline; nothing was computed.")
-        if job.tensor is not None:
-            return job.tensor, Stages(begun - came)
-        model = self._models[job.model]
+        if begun > task.deadline:
+            return Done(status=504, said=TOO_LATE)
+        waited = begun - task.came - task.parse_s
+        if task.request.tensor is not None:
+            return task.request.tensor, Stages(waited, task.parse_s)
         try:
-            batch, decoding = _decoded(job.images, model)
+            batch, decoding = _decoded(task.request.images, self._models[task.model])
         except ImageError as error:
             return Done(status=400, said=f"an image cannot be read: {error}")
         except MemoryError:
-            return Done(status=503, said="there is not enough memory for this request now; try again.")
-        return batch, Stages(begun - came, decoding, time.monotonic() - begun - decoding)
+            return Done(status=503, said=NO_MEMORY)
+        return batch, Stages(waited, task.parse_s + decoding, time.monotonic() - begun - decoding)
 
-    def _compute(self, model: Predictor, prepared: list[tuple[int, Batch, Stages]]) -> None:
+    def _compute(self, model: Predictor, prepared: list[tuple[_Task, Batch, Stages]]) -> None:
         begun = time.monotonic()
         try:
             together = prepared[0][1] if len(prepared) == 1 else np.concatenate([batch for _, batch, _ in prepared])
             logits = model.logits(together)
         except (EdgetlError, MemoryError):
             # Whatever is wrong with one batch, the others still go; what an engine says may hold paths, so it is not passed on.
-            for number, _, stages in prepared:
-                self._send(pack_done(number, Done(None, stages, 500, "the engine failed on this request.")))
+            for task, _, stages in prepared:
+                self._send(pack_done(task.number, Done(None, stages, 500, "the engine failed on this request.")))
             return
         took, start = time.monotonic() - begun, 0
-        for number, batch, stages in prepared:
+        for task, batch, stages in prepared:
             rows: NDArray[np.float32] = logits[start : start + len(batch)]
             start += len(batch)
-            self._send(pack_done(number, Done(rows, replace(stages, inference=took))))
+            self._send(pack_done(task.number, Done(rows, replace(stages, inference=took), asked=task.request.asked)))
 
 
 def _decoded(images: tuple[bytes, ...], model: Predictor) -> tuple[Batch, float]:

@@ -7,10 +7,14 @@ import gzip
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
 import pytest
 import tritonclient.http as triton
 
@@ -19,7 +23,8 @@ from edgetl.core.preprocess import preprocess
 from edgetl.runtime.predictor import load
 from edgetl.train.run import Run
 from tests.command import edgetl
-from tests.serve.serving import free_port
+from tests.runtime.hostile import forge
+from tests.serve.serving import free_port, serving
 
 
 @pytest.fixture
@@ -128,7 +133,7 @@ def _infer(web: httpx.Client, bundle: Bundle, content: bytes | dict[str, Any], *
         (b"{}", {"request_timeout_ms": "9" * 5000}, 400, "whole milliseconds"),
         (b"{}", {"inference_header_content_length": "9" * 5000}, 400, "at most that of the body"),
         (b'{"inputs": [], "inputs": []}', {}, 400, "a key stands twice"),
-        (b"[" * 250_000, {}, 400, "nested too deeply"),
+        (b"[" * 250_000, {}, 400, "more lists, objects or values"),
     ],
     ids=["empty", "no image", "length", "brotli", "no gzip", "bomb", "large", "deadline", "long deadline", "long length", "twice", "deep"],
 )
@@ -168,3 +173,39 @@ def test_a_port_that_is_taken_is_a_clean_error(bundle: Bundle) -> None:
 def test_nobody_else_is_let_in_unless_asked(bundle: Bundle) -> None:
     done = edgetl("serve", bundle.path, "--host", "0.0.0.0", "--port", free_port())
     assert done.returncode == 3 and "--insecure" in done.stderr
+
+
+def _without_finite_outputs(bundle: Bundle, target: Path) -> Path:
+    """A copy of the bundle whose network predicts as before, but NaN from values near 1000."""
+    model = onnx.load(bundle.path / "onnx-fp32/1/model.onnx")
+    graph = model.graph
+    for node in graph.node:
+        node.output[:] = ["plain" if name == "logits" else name for name in node.output]
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(0, np.float32), "nothing"))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 2, 3]), "pixels"))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "column"))
+    graph.node.extend(
+        onnx.helper.make_node(kind, inputs, [output])
+        for kind, inputs, output in [
+            ("Exp", ["input"], "large"), ("Mul", ["large", "nothing"], "zeros"), ("ReduceSum", ["zeros", "pixels", ], "sums"),
+            ("Squeeze", ["sums", "pixels"], "flat"), ("Unsqueeze", ["flat", "column"], "sum"), ("Add", ["plain", "sum"], "logits"),
+        ]
+    )  # fmt: skip
+    return forge(bundle, target, "onnx-fp32", [model.SerializeToString()])
+
+
+def test_outputs_that_are_not_finite_are_an_error_and_counted(bundle: Bundle, photo: bytes, tmp_path: Path) -> None:
+    """In JSON they would be no JSON; the binary form is refused as well, so that both mean the same."""
+    with serving(_without_finite_outputs(bundle, tmp_path / "forged")) as served, httpx.Client(base_url=served.url, timeout=30) as web:
+        assert web.post("/predict", content=photo).status_code == 200
+        item = {"name": "input", "shape": [1, 3, 48, 48], "datatype": "FP32", "data": [1000] * 6912}
+        raw = np.full((1, 3, 48, 48), 1000, "<f4").tobytes()
+        path = f"/v2/models/{bundle.manifest.name}/infer"
+        for answer in (
+            web.post(path, json={"inputs": [item]}),
+            web.post(path, content=raw, headers={"Inference-Header-Content-Length": "0"}),
+        ):
+            assert answer.status_code == 500 and "not finite" in answer.json()["error"]
+        assert served.metric("edgetl_nonfinite_outputs_total") == 2
+        assert served.metric(f'edgetl_requests_total{{code="500",model="{bundle.manifest.name}",version="1"') == 2
+        assert served.metric("edgetl_workers_replaced_total") == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,58 @@ def test_a_mistake_in_binary_data_is_named(parameters: dict[str, int], binary: b
         _read(_input(data=None, parameters=parameters), binary)
 
 
+def _peak_bytes(body: bytes, header_length: str | None = None) -> int:
+    """Memory that reading a request takes at most; the request must be refused."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestError):
+            read_request(body, header_length, PORT, max_batch=4)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ["a" * 100_000] + ["b"] * 4000,
+        ["a" * 100_000] + ["b"] * 11,
+        [["a" * 100_000], *[["b"]] * 11],
+        [0.5] * 11 + ["a" * 1_000_000],
+        [True] * 11 + [0.5],
+        [0.5] * 11 + [None],
+        [0.5] * 11 + [[0.5]],
+        [[0.5]] * 11 + [0.5],
+        [10**300] * 11 + [{}],
+    ],
+    ids=["texts", "texts of the right count", "nested", "one text", "bool", "null", "list last", "number last", "object"],
+)
+def test_data_of_other_types_is_refused_before_anything_is_converted(data: list[Any]) -> None:
+    body = json.dumps(_input(data=data)).encode()
+    assert _peak_bytes(body) < 4_000_000
+
+
+@pytest.mark.parametrize("unit", [b"[],", b"0,", b"{},", b"[[0],0],", b'{"a":0},', b"["])
+def test_more_values_than_a_tensor_can_have_are_refused_before_they_are_parsed(unit: bytes) -> None:
+    body = b'{"inputs": [{"name": "input", "data": [' + unit * 100_000 + b"0]}]}"
+    assert _peak_bytes(body) < 100_000
+
+
+def test_very_many_empty_elements_are_not_unpacked() -> None:
+    header = json.dumps(_input(datatype="BYTES", shape=[1], data=None, parameters={"binary_data_size": 4_000_000})).encode()
+    assert _peak_bytes(header + bytes(4_000_000), str(len(header))) < 9_000_000
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+def test_a_raw_tensor_is_checked_like_any(value: float) -> None:
+    with pytest.raises(RequestError, match="not finite, or beyond"):
+        read_request(np.full(12, value, "<f4").tobytes(), "0", PORT, max_batch=4)
+
+
+def test_whole_numbers_and_fractions_may_be_mixed() -> None:
+    assert _read(_input(data=[1, 0.5] * 6)).tensor.ravel().tolist() == [1.0, 0.5] * 6
+
+
 def test_bytes_elements_must_end_where_the_body_ends() -> None:
     one = (3).to_bytes(4, "little") + b"abc"
     whole = _read(_input(datatype="BYTES", shape=[2], data=None, parameters={"binary_data_size": 14}), one * 2)
@@ -111,7 +164,7 @@ def test_an_answer_is_numbers_labels_or_bytes() -> None:
     scores = np.array([[0.1, 0.7, 0.2]], np.float32)
     answered = Answered("m", "3", LABELS, scores, scores)
     outputs = [{"name": "scores"}, {"name": "logits", "parameters": {"binary_data": True, "classification": 2}}]
-    body, length = write_answer(_read({**_input(), "id": "é", "outputs": outputs}), answered)
+    body, length = write_answer(_read({**_input(), "id": "é", "outputs": outputs}).asked, answered)
     assert length is not None
     header = json.loads(body[:length])
     assert header["id"] == "é" and header["model_version"] == "3"

@@ -1,0 +1,67 @@
+"""Flow control of one connection: reading that stays paused, and a transport whose ``close`` lingers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+
+class Flow(FlowControl):
+    """uvicorn's flow control; while ``held``, reading stays paused although a handler resumes it."""
+
+    held = False
+
+    def resume_reading(self) -> None:
+        """Read again, unless it is held."""
+        if not self.held:
+            super().resume_reading()
+
+    def hold(self, *, held: bool) -> None:
+        """Pause reading, or let it go on."""
+        was, self.held = self.held, held
+        if held:
+            self.pause_reading()
+        elif was:
+            self.resume_reading()
+
+
+class Lingering(Protocol):
+    """A connection that is not closed before the client has read the response."""
+
+    transport: asyncio.Transport
+
+    @property
+    def ending(self) -> bool:
+        """Whether nothing more is written."""
+
+    def linger(self) -> None:
+        """Close."""
+
+
+class Outlet:
+    """The transport as a request's handler sees it: ``close`` waits until the client has read the response."""
+
+    def __init__(self, connection: Lingering) -> None:
+        self._connection = connection
+        self.write = connection.transport.write
+
+    def is_closing(self) -> bool:
+        """Whether nothing more is written."""
+        return self._connection.ending
+
+    def close(self) -> None:
+        """End the connection."""
+        self._connection.linger()
+
+
+class _Answered:
+    """What stands where uvicorn expects the handling of a request that has been answered already."""
+
+    response_complete = True
+    disconnected = False
+    message_event = asyncio.Event()
+
+
+ANSWERED: Any = _Answered()
