@@ -35,7 +35,7 @@ WeightsDirOption = Annotated[
     Path | None, typer.Option("--weights-dir", envvar="EDGETL_WEIGHTS", help="A local folder of weights, searched first.")
 ]
 LabelsOption = Annotated[
-    Path | None, typer.Option("--labels", help="A CSV with a column `file` and the model's labels (or its number), for all but classes.")
+    Path | None, typer.Option("--labels", help="A CSV with a column `file`, and one of class names, one for each label, or one of numbers.")
 ]
 IncludeOption = Annotated[
     list[str] | None,

@@ -31,6 +31,7 @@ from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.config import Model
 from edgetl.core.manifest import describe_parent
 from edgetl.core.tasks import SCORE_NAMES
+from edgetl.data.groups import describe_grouping
 from edgetl.data.selection import Selection
 from edgetl.errors import ConfigError, MissingExtraError
 from edgetl.train.config import TrainConfig
@@ -219,6 +220,7 @@ def show_run(run: Run) -> None:
             names = ", ".join(item if isinstance(item, str) else " = ".join(item) for item in items[:3])
             out.print(f"[yellow]{len(items)} images {title}[/]: {escape(names)}{' …' if len(items) > 3 else ''}")
     print_notes(record.notes)
+    out.print(f"groups: {escape(describe_grouping(record.grouping))}", soft_wrap=True)
     for tried in record.compared:
         length = f"{tried.steps} steps" if tried.steps else "no steps"
         out.print(f"compared: {tried.strategy:8} validation accuracy {share(tried.validation)}, {length}, {tried.seconds:.0f} s")

@@ -27,9 +27,6 @@ _log = logging.getLogger(__name__)
 
 MAX_BROKEN_SHARE = 0.10
 MIN_IMAGES_PER_CLASS = 2
-PART_NAMES: dict[str, Part] = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,7 @@ class Sample:
         content: SHA-256 (hex) of the upright RGB pixels, equal for copies of a picture.
         part: the split that a ready-made ``train/ val/ test/`` folder puts it in.
         targets: from a table: 0 or 1 for each label, or the one number; empty for a class.
+        group: key of the images that stay in one split; empty for an image that stands alone.
     """
 
     path: Path
@@ -49,6 +47,7 @@ class Sample:
     content: str
     part: Part | None = None
     targets: tuple[float, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,10 @@ class BrokenImage:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The result of a scan: sorted labels, samples sorted by path, what was left out or read specially, and what the labels ask for."""
+    """The result of a scan: sorted labels, samples sorted by path, what was left out or read specially, and what the labels ask for.
+
+    ``grouping`` says where the groups of the images come from, if they have some.
+    """
 
     root: Path
     labels: tuple[str, ...]
@@ -69,6 +71,7 @@ class ImageFolder:
     broken: tuple[BrokenImage, ...]
     task: Task = "classification"
     notes: tuple[ScanNote, ...] = ()
+    grouping: str = ""
 
     def counts(self) -> dict[str, int]:
         """Readable images of each label; of a column of numbers, those that have one."""
@@ -165,11 +168,6 @@ def split_folders(root: Path) -> dict[str, Part]:
         raise DataError(f"{printable(root)} cannot be listed: {error.strerror}. Check its permissions.") from error
     found = parts_of(names)
     return found if "train" in found.values() else {}
-
-
-def has_parts(root: Path) -> bool:
-    """Whether ``root`` holds folders of ready-made splits, that for training among them."""
-    return bool(split_folders(root))
 
 
 def images_below(folder: Path) -> Iterator[Path]:

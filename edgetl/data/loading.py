@@ -111,6 +111,15 @@ def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
     return np.array([sample.label for sample in samples], dtype=np.int64)
 
 
+def groups_of(samples: Sequence[Sample]) -> NDArray[np.int64] | None:
+    """A number for each image, int64 ``[n]``, equal for images of one group or one picture; none where no image has a group."""
+    if not any(sample.group for sample in samples):
+        return None
+    keys = [("group", sample.group) if sample.group else ("content", sample.content) for sample in samples]
+    numbers = {key: index for index, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys], dtype=np.int64)
+
+
 def truth_of(samples: Sequence[Sample]) -> NDArray[Any]:
     """The truth: class indices int64 ``[n]``, or from a table float64 ``[n, labels]``."""
     if any(sample.targets for sample in samples):

@@ -14,6 +14,7 @@ from edgetl.core.text import printable
 Reason: TypeAlias = Literal[
     "hidden", "system", "edgetl", "excluded", "mask", "unsupported", "other", "unreadable", "loop", "linked", "content", "sibling",
     "loose", "unlabeled", "no-images", "splits", "nested", "class-train", "no-val", "no-test", "not-utf8", "not-in-table", "table",
+    "no-group",
 ]  # fmt: skip
 
 EXAMPLES = 3
@@ -49,9 +50,12 @@ _TEXTS: dict[Reason, tuple[str, str, str]] = {
     "no-val": ("validation split", "found: a share of the training images is used", ""),
     "no-test": ("test split", "found: no figures on test images", "Add a folder test/ to have them"),
     "table": ("row", "of the table", ""),
+    "no-group": ("image", "without a group: the pattern of --group does not match, and the image stands alone", ""),
     "not-utf8": ("file name", "not in UTF-8: the files are used, and their names written with escapes such as \\xe9", ""),
 }
-_USED: frozenset[Reason] = frozenset({"linked", "content", "splits", "nested", "class-train", "no-val", "no-test", "not-utf8", "table"})
+_USED: frozenset[Reason] = frozenset(
+    {"linked", "content", "splits", "nested", "class-train", "no-val", "no-test", "not-utf8", "table", "no-group"}
+)
 
 
 class ScanNote(LeanModel):

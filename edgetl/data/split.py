@@ -7,6 +7,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgetl.data.folder import ImageFolder, Part, Sample
 from edgetl.errors import ConfigError
 
@@ -48,7 +51,8 @@ def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float 
     Copies of a picture (equal pixels) form one group, which goes into one split. Within a class the groups are ordered by a hash of
     the seed and their content, so that the result depends on neither file names nor order. Every class keeps at least one group in
     train; one with three groups or more has images in all splits that were asked for. Images from a table are dealt by stratum
-    instead (see ``edgetl.data.table``).
+    instead (see ``edgetl.data.table``). Where images have groups (``Sample.group``), all images of a group go into one split, and the
+    classes' shares are kept as well as the groups allow. Ready-made parts are kept even where a group stands in several.
 
     Args:
         folder: a scanned folder.
@@ -86,13 +90,17 @@ def _split_ready_made(folder: ImageFolder, *, seed: int, val: float) -> Splits:
             moved.append(str(sample.path.relative_to(folder.root)))
     if not kept["val"]:
         plain = [sample for sample in kept["train"] if str(sample.path) not in conflicting]
-        again = _divide(plain, seed=seed, shares={"val": val})
         unclear = [sample for sample in kept["train"] if str(sample.path) in conflicting]
+        bound = {sample.group for sample in unclear if sample.group}
+        unclear += [sample for sample in plain if sample.group in bound]
+        again = _divide([sample for sample in plain if sample.group not in bound], seed=seed, shares={"val": val})
         kept["train"], kept["val"] = sorted([*again["train"], *unclear], key=lambda sample: sample.path), again["val"]
     return Splits(folder, tuple(kept["train"]), tuple(kept["val"]), tuple(kept["test"]), conflicts, tuple(moved))
 
 
 def _divide(samples: Sequence[Sample], *, seed: int, shares: dict[Part, float]) -> dict[Part, list[Sample]]:
+    if any(sample.group for sample in samples):
+        return _divide_groups(samples, seed=seed, shares=shares)
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         groups[sample.content].append(sample)
@@ -124,6 +132,81 @@ def _deal(groups: list[list[Sample]], shares: dict[Part, float], parts: dict[Par
             taken += len(group)
     for group in queue:
         parts["train"] += group
+
+
+def _divide_groups(samples: Sequence[Sample], *, seed: int, shares: dict[Part, float]) -> dict[Part, list[Sample]]:
+    """Divide whole groups, the largest first, each into the part whose classes lack most of their share (as scikit-learn's
+    ``StratifiedGroupKFold``, for unequal shares); then parts without a class get its smallest group, where train can spare it."""
+    units = sorted(_units(samples), key=lambda unit: (-len(unit), _order(seed, unit)))
+    column = {label: index for index, label in enumerate(sorted({sample.label for sample in samples}))}
+    counts = np.zeros((len(units), len(column)), np.int64)
+    for row, unit in zip(counts, units, strict=True):
+        for sample in unit:
+            row[column[sample.label]] += 1
+    parts: list[Part] = ["train", *(name for name in ("val", "test") if shares.get(name, 0) > 0)]  # type: ignore[list-item]
+    wanted = np.array([1 - sum(shares.values()), *(shares[name] for name in parts[1:])])[:, None] * counts.sum(axis=0)
+    have, where = np.zeros(wanted.shape), np.zeros(len(units), np.int64)
+    unclear = np.array([_is_unclear(unit) for unit in units])
+    for index in np.argsort(~unclear, kind="stable"):
+        lacking = ((wanted - have) * counts[index] / counts.sum(axis=0)).sum(axis=1)
+        where[index] = 0 if unclear[index] else int(lacking.argmax())
+        have[where[index]] += counts[index]
+    _cover(where, have, counts, unclear)
+    divided: dict[Part, list[Sample]] = {"train": [], "val": [], "test": []}
+    for unit, place in zip(units, where, strict=True):
+        divided[parts[place]] += unit
+    return {name: sorted(members, key=lambda sample: sample.path) for name, members in divided.items()}
+
+
+def _cover(where: NDArray[np.int64], have: NDArray[np.float64], counts: NDArray[np.int64], fixed: NDArray[np.bool_]) -> None:
+    """Move groups so that train (part 0) has every class, and the others each class that train can spare a group of.
+
+    Args:
+        where: each group's part; changed in place.
+        have: ``[parts, classes]`` images; changed in place.
+        counts: ``[groups, classes]`` images.
+        fixed: groups that stay in train.
+    """
+    for part, label in np.ndindex(have.shape):
+        if have[part, label]:
+            continue
+        # The largest come first, so the last is the smallest.
+        for index in np.flatnonzero(counts[:, label])[::-1]:
+            held = counts[index] > 0
+            if part == 0 or (where[index] == 0 and not fixed[index] and bool((have[0] > counts[index])[held].all())):
+                have[where[index]] -= counts[index]
+                have[part] += counts[index]
+                where[index] = part
+                break
+
+
+def _units(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Images that must stay together: those of a group, and copies of a picture, whose groups are then one."""
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(key: tuple[str, str]) -> tuple[str, str]:
+        while parent.setdefault(key, key) != key:
+            parent[key] = key = parent[parent[key]]
+        return key
+
+    for sample in samples:
+        if sample.group:
+            parent[root(("group", sample.group))] = root(("content", sample.content))
+    units: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        units[root(("content", sample.content))].append(sample)
+    return list(units.values())
+
+
+def _order(seed: int, unit: Sequence[Sample]) -> bytes:
+    first = min(sample.content for sample in unit)
+    return hashlib.sha256(f"edgetl split {seed} {first}".encode()).digest()
+
+
+def _is_unclear(unit: Sequence[Sample]) -> bool:
+    """Whether a picture stands under two labels: it can measure nothing."""
+    truth = {(sample.content, sample.label, sample.targets) for sample in unit}
+    return len(truth) > len({sample.content for sample in unit})
 
 
 def _conflicts(folder: ImageFolder) -> tuple[LabelConflict, ...]:

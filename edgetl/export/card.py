@@ -8,6 +8,7 @@ from edgetl.core.manifest import Calibration, Rejected, Variant, describe_parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Evaluation, Proportion
 from edgetl.core.tasks import SCORE_NAMES
+from edgetl.data.groups import describe_grouping
 from edgetl.train.run import RunRecord
 
 
@@ -60,6 +61,7 @@ def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion) -> l
         f"licence of the weights: {backbone.licence or 'not stated'}",
         f"- Strategy: {record.plan.strategy}{_head(record)}, seed {record.config.seed}, trained in {record.seconds:.0f} s",
         f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
+        f"- Groups: {describe_grouping(record.grouping)}",
         f"- Input: {spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, "
         f"{spec.interpolation}, {spec.resize} resize{_other_size(record, spec)}",
         f"- Trained model on the validation images: {_figure(trained, record)}",

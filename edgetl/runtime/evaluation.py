@@ -62,7 +62,7 @@ def evaluate_bundle(
     Args:
         path: the bundle.
         data: class folders named like the bundle's labels, or the images that ``labels`` names.
-        labels: a CSV file with the bundle's labels (or its number) as columns; for all tasks but classification.
+        labels: a CSV file with the bundle's labels (or its number) as columns, or of a classifier with one column of class names.
         variant: as in ``edgetl.load``.
         every_image: also score images that the model was trained or selected on.
         selection: files to use, or to leave out, against the rules of the scan.
@@ -70,7 +70,7 @@ def evaluate_bundle(
         progress: told after each batch.
 
     Raises:
-        ConfigError: ``labels`` is missing, or not for this task.
+        ConfigError: ``labels`` is missing, or its columns do not fit.
         DataError: the folder has other classes, or no unseen image.
     """
     bundle = open_bundle(path)
@@ -94,16 +94,18 @@ def unseen_samples(
     """The readable images of ``data`` that are not in ``seen``, and the scanned folder.
 
     Raises:
-        ConfigError: ``labels``, a CSV file, is missing, or not for this task.
+        ConfigError: ``labels``, a CSV file, is missing, or its columns do not fit.
         DataError: unknown classes, or nothing left.
     """
     if labels is None and reading.task != "classification":
         wanted = ", ".join(("file", *reading.labels[:5]))
         raise ConfigError(f"this is a {reading.task} model: say what the images hold with --labels FILE.csv (columns {wanted}).")
-    if labels is not None and reading.task == "classification":
-        raise ConfigError("this is a classification model, whose classes are named by folders; leave --labels out.")
+    if labels is not None and selection != NO_SELECTION:
+        raise ConfigError("--include and --exclude choose files of class folders, and --labels names its files; remove its rows.")
     if labels is None:
         folder = scan(data, known_labels=reading.labels, selection=selection, progress=progress)
+    elif reading.task == "classification":
+        folder = scan_table(data, Table(labels, reading.task, classes=reading.labels), known=True, progress=progress)
     else:
         folder = scan_table(data, Table(labels, reading.task, reading.labels), known=True, progress=progress)
     samples = [sample for sample in folder.samples if hash_prefix(sample.content) not in seen]

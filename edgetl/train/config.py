@@ -62,7 +62,7 @@ def _training(default: Any, description: str, **bounds: Any) -> Any:
 class TrainConfig(LeanModel):
     """One fine-tuning. Each field's description says what it is; none means that the data budget or the backbone decides."""
 
-    lean: ClassVar[frozenset[str]] = frozenset({"head", "features", "include", "exclude"})
+    lean: ClassVar[frozenset[str]] = frozenset({"head", "features", "group", "include", "exclude"})
 
     backbone: str = _backbone(DEFAULT_BACKBONE, "Embedded name, run, timm name, torchvision:NAME, local-dir:PATH or hf-hub:ORG/NAME.")
     weights: str | None = _backbone(None, "A .safetensors or .pth file (tensors only) for the architecture that --backbone names.")
@@ -77,9 +77,18 @@ class TrainConfig(LeanModel):
     interpolation: Interpolation | None = _backbone(None, "bilinear or bicubic (default: the backbone's).")
     resize: Literal["fused", "two-step"] | None = _backbone(None, "fused (default), or two-step (bit-identical to timm's transform).")
 
-    labels: str | None = _images(None, "A CSV with a column `file`, and one for each label (above 0: present) or one of numbers.")
-    task: Task | None = _images(None, "With --labels: multi-label (default), regression or ordinal (whole grades).")
-    column: str | None = _images(None, "Of --labels: the columns to learn, separated by commas (default: all but `file`).")
+    labels: str | None = _images(
+        None, "A CSV with a column `file`, and one of class names, one of numbers, or one for each label (above 0: present)."
+    )
+    task: Task | None = _images(
+        None, "classification, multi-label, regression or ordinal (whole grades). The default is what the columns of --labels hold."
+    )
+    column: str | None = _images(None, "Label columns of --labels, separated by commas (default: all but `file`, `split` and `group`).")
+    group: str | None = _images(
+        None,
+        "Keeps images of one object, patient or burst in one split: a column of --labels (default: `group`), or a regular expression on "
+        "the path, whose first group is the key.",
+    )
     include: tuple[str, ...] = _images(
         (), "Glob pattern of files that are used although the scan leaves them out (masks, thumbnails, hidden files). May be repeated."
     )

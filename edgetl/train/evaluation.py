@@ -24,11 +24,11 @@ def evaluate_run(
 ) -> EvaluationReport:
     """Score the run at ``path`` on ``data``; images that it was trained or selected on are left out unless ``every_image``.
 
-    ``labels`` is a CSV file for all tasks but classification.
+    ``labels`` is a CSV file, which all tasks but classification need.
 
     Raises:
         RunError: not a run.
-        ConfigError: ``labels`` is missing, or not for this task.
+        ConfigError: ``labels`` is missing, or its columns do not fit.
         DataError: the folder has other classes, or no unseen image.
     """
     run = open_run(path)

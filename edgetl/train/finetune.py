@@ -22,6 +22,7 @@ from edgetl.core.licences import check_policy
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation, Forgetting
 from edgetl.core.tasks import Reading
+from edgetl.data.groups import count_groups, crossing_alarm
 from edgetl.data.loading import truth_of
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError, DataError
@@ -212,6 +213,8 @@ def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits) -
         )
     if alarm := chance_alarm(validation, splits.val, splits.folder.task):
         alarms.append(f"{alarm} Check the labels, or add images.")
+    if alarm := crossing_alarm(splits):
+        alarms.append(alarm)
     return tuple(alarms)
 
 
@@ -280,10 +283,11 @@ def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, 
         forgetting=outcome.forgetting,
         images={"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
         data_fingerprint=splits.folder.fingerprint(),
+        grouping=count_groups(splits),
+        notes=splits.folder.notes,
         validation=outcome.figures.validation,
         test=outcome.figures.test,
         seconds=outcome.seconds,
-        notes=splits.folder.notes,
         versions=versions(),
         host=fingerprint(),
         files=files,

@@ -50,10 +50,12 @@ class Rows:
     Attributes:
         features: float32 ``[n, width]`` of the trunk.
         labels: int64 ``[n]``.
+        groups: int64 ``[n]``, equal for images of one group; none where each stands alone.
     """
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
+    groups: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,7 @@ def _fit_knn(spec: HeadSpec, train: Rows, val: Rows, weights: torch.Tensor) -> F
     directions = Directions(width)
     directions.centre.copy_(torch.from_numpy(train.features.mean(axis=0)))
     bank = directions(torch.from_numpy(train.features))
-    neighbours, temperature, accuracy = choose_votes(bank, votes)
+    neighbours, temperature, accuracy = choose_votes(bank, votes, groups=train.groups)
     spec = spec.model_copy(update={"bank": count, "neighbours": neighbours, "temperature": temperature})
     adapter = Neighbours(width, len(weights), spec)
     adapter.directions.centre.copy_(directions.centre)
@@ -266,19 +268,20 @@ def _fit_knn(spec: HeadSpec, train: Rows, val: Rows, weights: torch.Tensor) -> F
     return FittedHead(spec, adapter.eval(), head, accuracy)
 
 
-def choose_votes(bank: torch.Tensor, votes: torch.Tensor) -> tuple[int, float, float]:
+def choose_votes(bank: torch.Tensor, votes: torch.Tensor, *, groups: NDArray[np.int64] | None = None) -> tuple[int, float, float]:
     """How many neighbours vote and the temperature that answer most training images rightly, each by the others; of equals the more
     neighbours.
 
     Args:
         bank: float32 ``[n, width]`` of length 1.
         votes: ``[n, classes]``; a class whose votes weigh more counts more here too.
+        groups: int64 ``[n]``: images of one number are no neighbors of each other.
 
     Returns:
         Neighbours, temperature, and the share of right answers.
     """
     count = len(bank)
-    near, places = _nearest_others(bank, min(NEIGHBOURS[0] + 1, count - 1))
+    near, places = _nearest_others(bank, min(NEIGHBOURS[0] + 1, count - 1), groups)
     importance, labels = votes.max(dim=1).values, votes.argmax(dim=1)
     best, most, accuracy = (1, USUAL_TEMPERATURE), -1.0, 0.0
     for neighbours, temperature in itertools.product(NEIGHBOURS, TEMPERATURES):
@@ -293,12 +296,13 @@ def choose_votes(bank: torch.Tensor, votes: torch.Tensor) -> tuple[int, float, f
     return *best, accuracy
 
 
-def _nearest_others(bank: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Similarities and places ``[n, count]`` of each image's nearest others."""
+def _nearest_others(bank: torch.Tensor, count: int, groups: NDArray[np.int64] | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Similarities and places ``[n, count]`` of each image's nearest others, of other groups."""
     found = []
+    numbers = torch.arange(len(bank)) if groups is None else torch.from_numpy(groups)
     for start in range(0, len(bank), BLOCK):
         alike = bank[start : start + BLOCK] @ bank.T
-        alike[torch.arange(len(alike)), torch.arange(start, start + len(alike))] = -2.0  # itself
+        alike[numbers[start : start + BLOCK, None] == numbers[None]] = -2.0  # itself, and its group
         found.append(alike.topk(count, dim=1))
     return torch.cat([item.values for item in found]), torch.cat([item.indices for item in found])
 

@@ -15,7 +15,7 @@ from torch import nn
 from edgetl.core.licences import check_policy, most_restrictive
 from edgetl.core.progress import Progress
 from edgetl.data.folder import Sample
-from edgetl.data.loading import labels_of, truth_of
+from edgetl.data.loading import groups_of, labels_of, truth_of
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError
 from edgetl.train.activations import Workplace
@@ -122,7 +122,7 @@ def _fit_other(
     views = [] if config.head == "knn" else _views(extract, samples, config, progress)
     fitted = fit_other_head(
         HeadSpec(kind=config.head, features=config.features),
-        Rows(features, labels_of(samples)),
+        Rows(features, labels_of(samples), groups_of(samples)),
         Rows(extract(splits.val, progress=progress), labels_of(splits.val)),
         len(splits.folder.labels),
         views=views,
@@ -139,18 +139,18 @@ def _fit_probe(
     config: TrainConfig, progress: Progress,
 ) -> LinearHead:  # fmt: skip
     """``samples`` are the training images, and replayed ones of the same classes."""
-    views = _views(extract, samples, config, progress)
+    views, groups = _views(extract, samples, config, progress), groups_of(samples)
     balanced = config.balance != "none"
     match splits.folder.task:
         case "classification":
             labels, classes = labels_of(samples), len(splits.folder.labels)
-            head = fit_head(features, labels, classes, seed=config.seed, views=views, balanced=balanced, progress=progress)
+            head = fit_head(features, labels, classes, seed=config.seed, views=views, groups=groups, balanced=balanced, progress=progress)
         case "multi-label":
             truth = truth_of(samples)
-            head = fit_label_heads(features, truth, seed=config.seed, views=views, balanced=balanced, progress=progress)
+            head = fit_label_heads(features, truth, seed=config.seed, views=views, groups=groups, balanced=balanced, progress=progress)
         case "regression" | "ordinal":
             mean, spread = value_scale(splits)
-            head = fit_value_head(features, (truth_of(samples)[:, 0] - mean) / spread, views=views)
+            head = fit_value_head(features, (truth_of(samples)[:, 0] - mean) / spread, views=views, groups=groups)
         case _:
             assert_never(splits.folder.task)
     with torch.no_grad():

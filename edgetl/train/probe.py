@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from edgetl.core.progress import Progress, silent
 
@@ -51,6 +51,7 @@ def fit_head(
     *,
     seed: int,
     views: Sequence[NDArray[np.float32]] = (),
+    groups: NDArray[np.int64] | None = None,
     balanced: bool = False,
     progress: Progress = silent,
 ) -> LinearHead:
@@ -65,12 +66,14 @@ def fit_head(
         classes: number of outputs.
         seed: shuffles the folds.
         views: the same images' features under other crops, each ``[n, width]``, to fit on as well.
+        groups: int64 ``[n]``: images of one number stand in one fold.
         balanced: every class weighs the same, however many images it has.
         progress: told after each fit.
     """
     mean, std = features.mean(axis=0), spread(features)
     scaled = [((view - mean) / std).astype(np.float64) for view in (features, *views)]
-    penalty, accuracies = _choose_penalty(scaled, labels, seed, progress, balanced=balanced)
+    folds = _folds(labels, groups, len(scaled), seed=seed)
+    penalty, accuracies = _choose_penalty(scaled, labels, folds, progress, balanced=balanced)
     fitted = _fit(np.concatenate(scaled), np.tile(labels, len(scaled)), penalty, balanced=balanced)
     weight = np.zeros((classes, features.shape[1]))
     bias = np.full(classes, -20.0)  # a class without a training image is never the answer
@@ -89,6 +92,7 @@ def fit_label_heads(
     *,
     seed: int,
     views: Sequence[NDArray[np.float32]] = (),
+    groups: NDArray[np.int64] | None = None,
     balanced: bool = False,
     progress: Progress = silent,
 ) -> LinearHead:
@@ -99,6 +103,7 @@ def fit_label_heads(
         truth: ``[n, labels]``, above 0 where an image has the label. One that all images have, or none, gets a bias alone.
         seed: as in ``fit_head``.
         views: as in ``fit_head``.
+        groups: as in ``fit_head``.
         balanced: presence and absence weigh the same.
         progress: told after each fit.
 
@@ -110,7 +115,7 @@ def fit_label_heads(
     for index, column in enumerate((truth > 0).astype(np.int64).T):
         present = int(column.sum())
         if 0 < present < len(column):
-            pair = fit_head(features, column, 2, seed=seed, views=views, balanced=balanced, progress=progress)
+            pair = fit_head(features, column, 2, seed=seed, views=views, groups=groups, balanced=balanced, progress=progress)
             weight[index], bias[index] = pair.weight[1] - pair.weight[0], pair.bias[1] - pair.bias[0]
             penalties.append(pair.penalty)
         else:
@@ -118,15 +123,23 @@ def fit_label_heads(
     return LinearHead(weight, bias, float(np.median(penalties)) if penalties else 0.0, ())
 
 
-def fit_value_head(features: NDArray[np.float32], values: NDArray[np.float64], *, views: Sequence[NDArray[np.float32]] = ()) -> LinearHead:
+def fit_value_head(
+    features: NDArray[np.float32],
+    values: NDArray[np.float64],
+    *,
+    views: Sequence[NDArray[np.float32]] = (),
+    groups: NDArray[np.int64] | None = None,
+) -> LinearHead:
     """Fit a ridge regression in closed form; the penalty is the one with the lowest leave-one-out error on the first view.
 
-    The leave-one-out residuals need no refits: ``residual / (1 - leverage)`` (Allen 1974, doi:10.1080/00401706.1974.10489157).
+    The leave-one-out residuals need no refits: ``residual / (1 - leverage)`` (Allen 1974, doi:10.1080/00401706.1974.10489157). Where
+    images have groups, a whole group is left out: ``(I - H) residuals`` with the group's block of the hat matrix.
 
     Args:
         features: float32 ``[n, width]``.
         values: ``[n]``, standardised.
         views: as in ``fit_head``.
+        groups: as in ``fit_head``.
 
     Returns:
         ``weight`` float32 ``[1, width]``; ``folds`` are the R² of each of ``RIDGE_PENALTIES``, left-one-out.
@@ -139,8 +152,7 @@ def fit_value_head(features: NDArray[np.float32], values: NDArray[np.float64], *
     for penalty in RIDGE_PENALTIES:
         kept = sizes**2 / (sizes**2 + penalty * len(values))
         residual = values - centre - left @ (kept * turned)
-        leverage = (left**2 * kept).sum(axis=1) + 1 / len(values)
-        errors.append(float(((residual / np.maximum(1 - leverage, 1e-6)) ** 2).mean()))
+        errors.append(float((_left_out(residual, left * np.sqrt(kept), groups) ** 2).mean()))
     chosen = RIDGE_PENALTIES[int(np.argmin(errors))]
     rows, wanted = np.concatenate(scaled), np.tile(values, len(scaled))
     centred = rows - rows.mean(axis=0)
@@ -151,6 +163,19 @@ def fit_value_head(features: NDArray[np.float32], values: NDArray[np.float64], *
     bias = centre - row @ rows.mean(axis=0) - weight @ mean
     explained = tuple(1 - error / max(float(values.var()), 1e-12) for error in errors)
     return LinearHead(weight.astype(np.float32), bias.astype(np.float32), chosen, explained)
+
+
+def _left_out(residual: NDArray[np.float64], half: NDArray[np.float64], groups: NDArray[np.int64] | None) -> NDArray[np.float64]:
+    """Residuals ``[n]`` of each image, or group, by a fit on the others; ``half @ half.T + 1 / n`` is the hat matrix."""
+    if groups is None:
+        leverage = (half**2).sum(axis=1) + 1 / len(half)
+        return residual / np.maximum(1 - leverage, 1e-6)
+    found = np.empty_like(residual)
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        others = (1 + 1e-6) * np.eye(len(rows)) - half[rows] @ half[rows].T - 1 / len(half)
+        found[rows] = np.linalg.solve(others, residual[rows])
+    return found
 
 
 def spread(features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -168,16 +193,35 @@ def class_weights(labels: NDArray[np.int64]) -> NDArray[np.float32]:
     return weights
 
 
-def _choose_penalty(
-    scaled: list[NDArray[np.float64]], labels: NDArray[np.int64], seed: int, progress: Progress, *, balanced: bool
-) -> tuple[float, tuple[float, ...]]:
+_Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def _folds(labels: NDArray[np.int64], groups: NDArray[np.int64] | None, views: int, *, seed: int) -> list[_Fold]:
+    """Rows to fit on and rows held out, of each fold; none where a class has one image, or all images are one group."""
     smallest = int(np.bincount(labels)[np.unique(labels)].min())
-    folds = min(MAX_FOLDS if len(labels) * len(scaled) <= FEW_ROWS else MIN_FOLDS, smallest)
-    if folds < 2:
+    most = MAX_FOLDS if len(labels) * views <= FEW_ROWS else MIN_FOLDS
+    if groups is None:
+        count = min(most, smallest)
+        return [] if count < 2 else list(StratifiedKFold(count, shuffle=True, random_state=seed).split(labels, labels))
+    count = min(most, len(np.unique(groups)), int(np.bincount(labels).max()))
+    if count < 2:
+        return []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        found = list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, groups))
+    # A class whose images are all in one group cannot be held out and learned.
+    known = [(train, held[np.isin(labels[held], labels[train])]) for train, held in found]
+    return [(train, held) for train, held in known if len(held) and len(np.unique(labels[train])) > 1]
+
+
+def _choose_penalty(
+    scaled: list[NDArray[np.float64]], labels: NDArray[np.int64], parts: list[_Fold], progress: Progress, *, balanced: bool
+) -> tuple[float, tuple[float, ...]]:
+    folds = len(parts)
+    if not folds:
         return 1e-2, ()
     losses = np.zeros((len(PENALTIES), folds))
     accuracies = np.zeros((len(PENALTIES), folds))
-    parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(scaled[0], labels))
     for fold, (train, held_out) in enumerate(parts):
         start = None
         rows, truth = np.concatenate([view[train] for view in scaled]), np.tile(labels[train], len(scaled))

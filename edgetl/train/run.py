@@ -28,6 +28,7 @@ from edgetl.core.results import Evaluation, Forgetting, Proportion
 from edgetl.core.tasks import Decision, Reading, Task
 from edgetl.core.text import printable
 from edgetl.data.folder import Part, Sample
+from edgetl.data.groups import Grouping
 from edgetl.data.integrity import check_images
 from edgetl.data.notes import ScanNote
 from edgetl.data.split import Splits
@@ -65,18 +66,19 @@ class BackboneRecord(LeanModel):
 
 
 class SplitEntry(LeanModel):
-    """One image of a run: its path below the root, label (or stratum) index, content hash, split, and targets from a table.
+    """One image of a run: its path below the root, label (or stratum) index, content hash, split, targets from a table, and group.
 
     ``raw`` holds the bytes of a path that is not UTF-8, percent-encoded; ``path`` has escapes such as ``\\xe9`` in their place then.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"targets", "raw"})
+    lean: ClassVar[frozenset[str]] = frozenset({"targets", "group", "raw"})
 
     path: str
     label: int
     content: str
     part: Literal["train", "val", "test"]
     targets: tuple[float, ...] = ()
+    group: str = ""
     raw: str = ""
 
     @model_validator(mode="after")
@@ -152,12 +154,13 @@ class RunRecord(LeanModel):
         seconds: of the last call; a training that was stopped took longer.
         compared: the strategies that were tried, where they were.
         forgetting: what the run that this one started from lost of its task; none where there is none, or its images are gone.
+        grouping: groups of images that stay in one split; none where there are no groups.
         validation: figures that chose; ``test`` was looked at once, at the end.
         notes: files that the scan left out, or read in a way worth knowing.
         files: SHA-256 of every other file that a later stage reads.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"task", "decision", "head", "notes"})
+    lean: ClassVar[frozenset[str]] = frozenset({"task", "decision", "head", "grouping", "notes"})
 
     schema_version: Literal[1] = 1
     name: str
@@ -178,6 +181,7 @@ class RunRecord(LeanModel):
     forgetting: Forgetting | None = None
     images: dict[str, int]
     data_fingerprint: str
+    grouping: Grouping | None = None
     validation: Evaluation
     test: Evaluation | None
     seconds: float
@@ -244,7 +248,7 @@ class Run:
                 f"say where they are with --data."
             )
         entries = [entry for entry in splits.entries if entry.part == part]
-        samples = [Sample(root / entry.file, entry.label, entry.content, part, entry.targets) for entry in entries]
+        samples = [Sample(root / entry.file, entry.label, entry.content, part, entry.targets, entry.group) for entry in entries]
         found = check_images([sample.path for sample in samples], root)
         wrong = [sample.path for sample in samples if found[sample.path].content != sample.content]
         if wrong:
@@ -338,6 +342,7 @@ def record_splits(splits: Splits) -> SplitsRecord:
             content=sample.content,
             part=part,
             targets=sample.targets,
+            group=sample.group,
         )
         for part in parts
         for sample in splits.part(part)

@@ -17,6 +17,7 @@ from edgetl.core.results import Evaluation
 from edgetl.core.scoring import sigmoid
 from edgetl.core.tasks import Decision, Reading, Task
 from edgetl.data.folder import ImageFolder, Sample, scan
+from edgetl.data.groups import group_by_path
 from edgetl.data.loading import truth_of
 from edgetl.data.selection import Selection
 from edgetl.data.split import Splits
@@ -29,22 +30,23 @@ TOLERANCE_SHARE = 0.25
 PLAIN_THRESHOLD = 0.5
 
 
-def task_of(config: TrainConfig) -> Task:
-    """The task that ``config`` asks for.
+def task_of(config: TrainConfig) -> Task | None:
+    """The task that ``config`` names; none where a table of labels decides.
 
     Raises:
         ConfigError: options that do not go together; all of them are named.
     """
-    task: Task = config.task or ("multi-label" if config.labels else "classification")
+    task: Task | None = config.task or (None if config.labels else "classification")
     wrong = {
         f"--task {task} needs --labels FILE.csv": task != "classification" and config.labels is None,
-        "--labels is for --task multi-label, regression or ordinal; classes are named by folders": (
-            task == "classification" and config.labels is not None
+        "--include and --exclude choose files of class folders, and --labels names its files; remove its rows": (
+            config.labels is not None and bool(config.include or config.exclude)
         ),
         "--column needs --labels FILE.csv": config.column is not None and config.labels is None,
     }
     _refuse(wrong)
-    check_options(config, task)
+    if task is not None:
+        check_options(config, task)
     return task
 
 
@@ -94,13 +96,17 @@ def scan_images(data: Path, config: TrainConfig, *, progress: Progress = silent)
     """The images of ``data`` with the labels that ``config`` names: class folders, or a table.
 
     Raises:
-        ConfigError, DataError: as ``task_of``, ``edgetl.data.folder.scan`` and ``edgetl.data.table.scan_table``.
+        ConfigError, DataError: as ``task_of``, ``edgetl.data.folder.scan``, ``edgetl.data.table.scan_table`` and
+            ``edgetl.data.groups.group_by_path``.
     """
     task = task_of(config)
     if config.labels is None:
-        return scan(data, selection=Selection(config.include, config.exclude), progress=progress)
+        folder = scan(data, selection=Selection(config.include, config.exclude), progress=progress)
+        return folder if config.group is None else group_by_path(folder, config.group)
     columns = tuple(part.strip() for part in (config.column or "").split(",") if part.strip())
-    return scan_table(data, Table(Path(config.labels), task, columns), progress=progress)
+    folder = scan_table(data, Table(Path(config.labels), task, columns, group=config.group), progress=progress)
+    check_options(config, folder.task)
+    return folder
 
 
 def check_taught(splits: Splits) -> None:

@@ -52,7 +52,7 @@ def test_names_are_relative_to_the_images_or_to_the_table(tmp_path: Path) -> Non
     images(tmp_path / "set" / "photos" / "deep")
     table = tmp_path / "set" / "labels.csv"
     table.write_text("file,a,b\nphotos/deep/000.png,1,0\ndeep/001.png,0,1\n", "utf-8-sig")
-    found = scan_table(tmp_path / "set" / "photos", Table(table))
+    found = scan_table(tmp_path / "set" / "photos", Table(table, "multi-label"))
     assert [sample.path.relative_to(found.root).as_posix() for sample in found.samples] == ["deep/000.png", "deep/001.png"]
 
 
@@ -116,14 +116,14 @@ def test_a_missing_table_and_one_that_is_no_text_are_named(tmp_path: Path) -> No
         scan_table(tmp_path / "images", Table(tmp_path / "no.csv"))
     binary = tmp_path / "binary.csv"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="not a CSV file in UTF-8"):
+    with pytest.raises(DataError, match="is not text in UTF-8, UTF-16 or Windows-1252"):
         scan_table(tmp_path / "images", Table(binary))
     with pytest.raises(DataError, match="is not a folder"):
         scan_table(tmp_path / "nowhere", Table(binary))
 
 
 def test_a_trained_models_labels_may_be_absent_when_it_is_evaluated(tmp_path: Path) -> None:
-    table = Table(written(images(tmp_path / "images"), "000.png,1,0\n"), columns=("rust", "n_cell"))
+    table = Table(written(images(tmp_path / "images"), "000.png,1,0\n"), "multi-label", ("rust", "n_cell"))
     found = scan_table(tmp_path / "images", table, known=True)
     assert found.labels == ("rust", "n_cell") and found.samples[0].targets == (0.0, 1.0)
 

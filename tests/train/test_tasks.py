@@ -193,12 +193,17 @@ def test_a_stopped_training_goes_on_to_the_same_weights(squares: Path, tmp_path:
     [
         ({"labels": None, "task": "regression", "column": None}, "--task regression needs --labels FILE.csv"),
         ({"labels": None}, "--column needs --labels"),
-        ({"task": "classification"}, "--labels is for --task multi-label, regression or ordinal"),
         ({"task": "regression", "balance": "loss"}, "--balance loss weighs classes and labels; regression has none"),
         ({"task": "ordinal", "multilabel_loss": "asymmetric"}, "--multilabel-loss does not go with ordinal"),
-        ({"regression_loss": "huber", "tolerance": 1.0}, "--regression-loss does not go with multi-label; --tolerance is for"),
-        ({"multilabel_loss": "asymmetric", "balance": "loss"}, "asymmetric, which weighs by itself"),
-        ({"multilabel_loss": "asymmetric", "label_smoothing": 0.1}, "--label-smoothing is for classes and for --multilabel-loss bce"),
+        (
+            {"task": "multi-label", "regression_loss": "huber", "tolerance": 1.0},
+            "--regression-loss does not go with multi-label; --tolerance is for",
+        ),
+        ({"task": "multi-label", "multilabel_loss": "asymmetric", "balance": "loss"}, "asymmetric, which weighs by itself"),
+        (
+            {"task": "multi-label", "multilabel_loss": "asymmetric", "label_smoothing": 0.1},
+            "--label-smoothing is for classes and for --multilabel-loss bce",
+        ),
     ],
 )
 def test_options_that_mean_nothing_for_a_task_are_refused(squares: Path, changes: dict[str, Any], message: str) -> None:

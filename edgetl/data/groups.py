@@ -1,0 +1,104 @@
+"""Groups: images of one object, patient, visit or burst, which stay in one split."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import replace
+
+from edgetl.core.config import StrictModel
+from edgetl.core.text import printable
+from edgetl.data.folder import ImageFolder, Part, log_notes
+from edgetl.data.notes import EXAMPLES, ScanNote
+from edgetl.data.split import Splits
+from edgetl.errors import ConfigError
+
+
+class Grouping(StrictModel):
+    """Groups of a run's images.
+
+    Attributes:
+        source: the column or the pattern that gave them.
+        groups: how many there are.
+        alone: images without a group.
+        crossing: groups that ready-made splits have in two splits or more.
+    """
+
+    source: str
+    groups: int
+    alone: int
+    crossing: int = 0
+
+
+def count_groups(splits: Splits) -> Grouping | None:
+    """The groups of ``splits``; none where no images are grouped."""
+    if not splits.folder.grouping:
+        return None
+    counts = Counter(sample.group for sample in splits.folder.samples)
+    alone = counts.pop("", 0)
+    crossing = sum(len(parts) > 1 for parts in _parts_of_groups(splits).values())
+    return Grouping(source=splits.folder.grouping, groups=len(counts), alone=alone, crossing=crossing)
+
+
+def describe_grouping(grouping: Grouping | None) -> str:
+    """One line for people."""
+    if grouping is None:
+        return "none were given: images of one object, patient or burst may stand in several splits, which makes the figures optimistic"
+    alone = f", {grouping.alone} images alone" if grouping.alone else ""
+    crossing = f"; {grouping.crossing} of them stand in several ready-made splits" if grouping.crossing else ", each in one split"
+    return f"{grouping.groups} ({grouping.source}){alone}{crossing}"
+
+
+def crossing_alarm(splits: Splits) -> str | None:
+    """A sentence on groups that ready-made splits have in two splits or more."""
+    parts = _parts_of_groups(splits)
+    crossing = {group: found for group, found in parts.items() if len(found) > 1}
+    if not crossing:
+        return None
+    shared = {name: sum(sample.group in crossing and "train" in crossing[sample.group] for sample in splits.part(name))
+              for name in ("val", "test")}  # fmt: skip
+    return (
+        f"{len(crossing)} of {len(parts)} groups stand in several ready-made splits: {shared['val']} validation and {shared['test']} test "
+        f"images belong to a group of training images, so their figures are optimistic. Move each group into one split."
+    )
+
+
+def _parts_of_groups(splits: Splits) -> dict[str, set[Part]]:
+    found: dict[str, set[Part]] = defaultdict(set)
+    names: tuple[Part, ...] = ("train", "val", "test")
+    for name in names:
+        for sample in splits.part(name):
+            if sample.group:
+                found[sample.group].add(name)
+    return found
+
+
+def group_by_path(folder: ImageFolder, pattern: str) -> ImageFolder:
+    """Give each image the group that its path names; those that do not match stand alone.
+
+    Args:
+        folder: scanned images.
+        pattern: a regular expression, searched in the path relative to the folder (with ``/``). Its first group, or without one the whole
+            match, is the key.
+
+    Raises:
+        ConfigError: not a regular expression, or no image matches.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"--group {pattern!r} is neither a column nor a regular expression: {error}.") from error
+    samples, unmatched = [], []
+    for sample in folder.samples:
+        name = sample.path.relative_to(folder.root).as_posix()
+        found = compiled.search(name)
+        key = (found[1] if compiled.groups else found[0]) if found else None
+        samples.append(replace(sample, group=key or ""))
+        if not key:
+            unmatched.append(name)
+    if folder.samples and len(unmatched) == len(samples):
+        raise ConfigError(f"--group {pattern!r} matches no path, for instance not {unmatched[0]}. Change the pattern, or name a column.")
+    examples = tuple(map(printable, unmatched[:EXAMPLES]))
+    notes = (ScanNote(reason="no-group", used=True, count=len(unmatched), examples=examples),) if unmatched else ()
+    log_notes(notes)
+    return replace(folder, samples=tuple(samples), notes=(*folder.notes, *notes), grouping=f"pattern {pattern}")

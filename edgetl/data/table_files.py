@@ -1,0 +1,132 @@
+"""Match the file names of a table with the images of a folder: Unicode form, case, suffix, backslashes, leading folders."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from edgetl.data.folder import images_below
+from edgetl.errors import DataError
+
+_FORM, _CASE, _SUFFIX, _BELOW = "Unicode form", "upper and lower case", "suffix", "folder"
+_ABSOLUTE = re.compile(r"(/|[A-Za-z]:/)")
+
+
+class TableFiles:
+    """Images below ``root`` by the names that a table gives them.
+
+    A name is relative to ``root`` or to the table's folder. Where no such file exists, the name may differ from the file's in its Unicode
+    form, its case, a missing suffix, or leading folders. What fits two files is refused.
+    """
+
+    def __init__(self, root: Path, table: Path) -> None:
+        self.root = root
+        self.table = table
+        self.images = list(images_below(root))
+        self._index: dict[tuple[str, str], list[Path]] | None = None
+        self._differences: Counter[str] = Counter()
+        self._prefixes: dict[str, str] = {}
+
+    def find(self, name: str) -> Path | None:
+        """The image called ``name``, as a path that begins with ``root``; none where there is none.
+
+        Raises:
+            DataError: it lies outside ``root``, or several images fit.
+        """
+        posix = name.replace("\\", "/")
+        for base in (self.root, self.table.parent):
+            for given in dict.fromkeys((name, posix)):
+                if given and (base / given).is_file():
+                    return self._inside(base / given, name)
+        for prefix, wanted in self._wanted(posix):
+            for difference, key in _keys(wanted):
+                if found := self._only((difference, key), name):
+                    self._note(difference, prefix, name)
+                    return found
+        # A bare name may stand for an image in any folder, if only one has it.
+        if "/" not in posix and (found := self._only((_BELOW, _folded(posix)), name)):
+            self._differences[_BELOW] += 1
+            return found
+        return None
+
+    def notes(self) -> Iterator[str]:
+        """Sentences on the names that differ from the files' names."""
+        for difference, count in sorted(self._differences.items()):
+            yield f"{count} names differ from the files' names in {difference}."
+        for prefix in self._prefixes:
+            yield f"the leading folders {prefix!r} of the names are left out."
+
+    def suggestion(self, name: str) -> str:
+        """A file that ``name`` may mean, for a message; empty where there is none."""
+        stem = PurePosixPath(name.replace("\\", "/")).with_suffix("").name if name.strip("./\\") else ""
+        found = self._images().get((_BELOW, _folded(stem)), [])
+        return f" There is {found[0].relative_to(self.root).as_posix()}." if found else ""
+
+    def _inside(self, path: Path, name: str) -> Path:
+        plain = Path(os.path.normpath(Path.cwd() / path))
+        for root, candidate in ((Path(os.path.normpath(Path.cwd() / self.root)), plain), (self.root.resolve(), path.resolve())):
+            if candidate.is_relative_to(root):
+                return self.root / candidate.relative_to(root)
+        raise DataError(f"{name} lies outside {self.root}. Give a folder that holds all images.")
+
+    def _wanted(self, posix: str) -> Iterator[tuple[str, str]]:
+        """Names relative to ``root``, the most leading folders first, with the folders that were left out."""
+        whole = os.path.normpath(posix) if posix else ""
+        if not _ABSOLUTE.match(posix):
+            yield "", whole
+            beside = os.path.relpath(self.table.parent / whole, self.root)
+            if not beside.startswith(".."):
+                yield "", Path(beside).as_posix()
+        parts = whole.split("/")
+        for start in range(1, len(parts)):
+            if parts[0] != "..":
+                yield "/".join(parts[:start]), "/".join(parts[start:])
+
+    def _only(self, key: tuple[str, str], name: str) -> Path | None:
+        found = self._images().get(key, [])
+        if len(found) > 1:
+            names = " and ".join(path.relative_to(self.root).as_posix() for path in found[:2])
+            raise DataError(f"{name!r} fits {len(found)} files: {names}. Write the path from {self.root}, with its suffix.")
+        return found[0] if found else None
+
+    def _images(self) -> dict[tuple[str, str], list[Path]]:
+        """The images by every key under which a name may find them, made at the first name that needs it."""
+        if self._index is None:
+            self._index = defaultdict(list)
+            for path in self.images:
+                relative = path.relative_to(self.root).as_posix()
+                stem = relative[: -len(path.suffix)] if path.suffix else relative
+                keys = {(_FORM, _nfc(relative)), (_CASE, _folded(relative)), (_SUFFIX, _nfc(stem)), (_SUFFIX, _folded(stem))}
+                for bare in (path.name, path.stem):
+                    keys.add((_BELOW, _folded(bare)))
+                for key in keys:
+                    self._index[key].append(path)
+        return self._index
+
+    def _note(self, difference: str, prefix: str, name: str) -> None:
+        if prefix:
+            self._prefixes.setdefault(prefix, name)
+            if len(self._prefixes) > 1:
+                first, second = list(self._prefixes.values())[:2]
+                raise DataError(
+                    f"{first!r} and {second!r} lie in different folders that {self.root} does not have. Write the paths from {self.root}."
+                )
+        if difference != _FORM or not prefix:
+            self._differences[difference] += 1
+
+
+def _keys(name: str) -> tuple[tuple[str, str], ...]:
+    """What a name is looked up by, the nearest first."""
+    return (_FORM, _nfc(name)), (_CASE, _folded(name)), (_SUFFIX, _nfc(name)), (_SUFFIX, _folded(name))
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", text.casefold())

@@ -1,0 +1,137 @@
+"""Groups of images: they stay in one split, the classes' shares are kept, and what crosses ready-made splits is reported."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgetl.data.folder import ImageFolder, Part, Sample
+from edgetl.data.groups import count_groups, crossing_alarm, describe_grouping, group_by_path
+from edgetl.data.loading import groups_of
+from edgetl.data.split import Splits, split
+from edgetl.errors import ConfigError
+
+ROOT = Path("data")
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+
+
+def sample(label: int, number: object, group: str = "", *, part: Part | None = None) -> Sample:
+    content = hashlib.sha256(str(number).encode()).hexdigest()
+    return Sample(ROOT / f"{group or 'x'}_{label}_{number}.png", label, content, part, group=group)
+
+
+def folder(samples: list[Sample]) -> ImageFolder:
+    ordered = tuple(sorted(samples, key=lambda item: item.path))
+    return ImageFolder(ROOT, ("a", "b", "c"), ordered, (), grouping="column group")
+
+
+def parts_of(splits: Splits) -> dict[str, set[Part]]:
+    found: dict[str, set[Part]] = {}
+    for name in PARTS:
+        for item in splits.part(name):
+            found.setdefault(item.group or item.content, set()).add(name)
+    return found
+
+
+GROUPED = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12), st.integers(0, 30)), min_size=4, max_size=80).map(
+    lambda rows: folder([sample(label, number, f"g{group}" if group else "") for label, group, number in dict.fromkeys(rows)])
+)
+
+
+@given(GROUPED, st.integers(0, 3))
+@settings(deadline=None, max_examples=80)
+def test_no_group_and_no_picture_stands_in_two_splits_and_train_has_every_class(data: ImageFolder, seed: int) -> None:
+    result = split(data, seed=seed)
+    assert Counter((*result.train, *result.val, *result.test)) == Counter(data.samples)
+    contents = [{item.content for item in result.part(part)} for part in PARTS]
+    assert not (contents[0] & contents[1] or contents[0] & contents[2] or contents[1] & contents[2])
+    assert all(len(parts) == 1 for parts in parts_of(result).values())
+    assert {item.label for item in result.train} == {item.label for item in data.samples}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shares_of_every_class_are_kept_as_well_as_whole_groups_allow(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    # Each patient has 1 to 8 images, mostly of one class.
+    rows = [
+        (patient, int((patient % 3 + (rng.random() < 0.1)) % 3), index) for patient in range(120) for index in range(rng.integers(1, 9))
+    ]
+    result = split(folder([sample(label, (patient, index), f"p{patient}") for patient, label, index in rows]), seed=seed)
+    totals = Counter(label for _, label, _ in rows)
+    for part in ("val", "test"):
+        found = Counter(item.label for item in result.part(part))
+        assert all(abs(found[label] / totals[label] - 0.15) < 0.03 for label in totals)
+
+
+def test_a_class_of_three_groups_is_in_every_split_and_the_seed_chooses() -> None:
+    data = folder(
+        [sample(label, (label, group, index), f"{label}-{group}") for label in (0, 1) for group in range(3) for index in range(4)]
+    )
+    results = [split(data, seed=seed) for seed in range(5)]
+    assert all({item.label for item in result.part(part)} == {0, 1} for result in results for part in PARTS)
+    assert len({tuple(item.path for item in result.val) for result in results}) > 1
+    assert split(data, seed=2) == results[2]
+
+
+def test_copies_of_a_picture_join_their_groups() -> None:
+    data = folder([sample(0, f"{group}{index}", group) for group in "abcdefgh" for index in range(3)] + [sample(0, "a0", "b")])
+    found = parts_of(split(data))
+    assert found["a"] == found["b"]
+
+
+def test_images_without_a_group_are_divided_as_in_every_release() -> None:
+    samples = [sample(label, (label, index)) for label in (0, 1) for index in range(20)]
+    assert groups_of(samples) is None
+    assert count_groups(split(ImageFolder(ROOT, ("a", "b"), tuple(samples), ()))) is None
+
+
+def test_groups_that_cross_ready_made_splits_are_kept_and_counted() -> None:
+    rows = [("train", "p1"), ("train", "p2"), ("val", "p2"), ("test", "p1"), ("test", "p1"), ("test", "p3")]
+    data = folder([sample(index % 2, index, group, part=part) for index, (part, group) in enumerate(rows)])  # type: ignore[arg-type]
+    result = split(data)
+    assert [len(result.part(part)) for part in PARTS] == [2, 1, 3]
+    alarm = crossing_alarm(result)
+    assert alarm is not None and "2 of 3 groups" in alarm and "1 validation and 2 test images" in alarm
+    grouping = count_groups(result)
+    assert grouping is not None and (grouping.groups, grouping.crossing) == (3, 2)
+    assert "2 of them stand in several ready-made splits" in describe_grouping(grouping)
+
+
+def test_a_missing_val_is_taken_from_train_by_whole_groups() -> None:
+    rows = [sample(index % 2, index, f"p{index // 4}", part="train") for index in range(80)]
+    result = split(folder([*rows, sample(0, 0, "p0", part="train")]), val=0.2)
+    assert len(result.val) == 16 and all(len(parts) == 1 for parts in parts_of(result).values())
+    assert crossing_alarm(result) is None
+
+
+def test_a_pattern_on_the_path_gives_the_group_and_images_without_a_match_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    samples = tuple(Sample(ROOT / name, 0, name) for name in ("cat/p1_a.png", "cat/p1_b.png", "dog/p2_a.png", "dog/other.png"))
+    found = group_by_path(ImageFolder(ROOT, ("cat", "dog"), samples, ()), r"/(p\d+)_")
+    assert [item.group for item in found.samples] == ["p1", "p1", "p2", ""]
+    assert "1 image without a group" in caplog.text and [note.examples for note in found.notes] == [("dog/other.png",)]
+    whole = group_by_path(ImageFolder(ROOT, ("cat", "dog"), samples, ()), r"^\w+")
+    assert [item.group for item in whole.samples] == ["cat", "cat", "dog", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"), [("(", "neither a column nor a regular expression"), ("bird", "matches no path, for instance")]
+)
+def test_a_pattern_that_cannot_be_used_is_refused(pattern: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        group_by_path(folder([sample(0, 1), sample(1, 2)]), pattern)
+
+
+def test_groups_are_numbered_with_copies_of_a_picture_for_folds() -> None:
+    found = groups_of([sample(0, 1, "a"), sample(0, 2, "a"), sample(0, 3), sample(1, 3), sample(0, 4, "b")])
+    assert found is not None and found.tolist() == [0, 0, 1, 1, 2]
+
+
+def test_the_absence_of_groups_is_part_of_the_description() -> None:
+    assert "none were given" in describe_grouping(None)

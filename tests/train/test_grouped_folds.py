@@ -1,0 +1,62 @@
+"""Folds and leave-one-out of head fitting: images of one group are never on both sides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from edgetl.train.head_fit import choose_votes
+from edgetl.train.probe import RIDGE_PENALTIES, fit_head, fit_value_head
+
+
+def bursts(groups: int, size: int, *, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Features that tell the group and nothing else: classes are drawn for each group."""
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(size=(groups, 32))
+    labels = np.arange(groups) % 2
+    numbers = np.repeat(np.arange(groups), size)
+    return (centers[numbers] + 0.05 * rng.normal(size=(groups * size, 32))).astype(np.float32), labels[numbers], numbers
+
+
+def test_cross_validation_by_groups_sees_that_a_burst_cannot_be_generalized() -> None:
+    features, labels, groups = bursts(20, 6)
+    plain, grouped = (fit_head(features, labels, 2, seed=0, groups=numbers) for numbers in (None, groups))
+    assert max(plain.folds) == 1.0 and max(grouped.folds) < 0.8
+    assert grouped.penalty > plain.penalty
+
+
+def test_one_group_and_classes_of_one_group_still_fit() -> None:
+    features, labels, groups = bursts(4, 6)
+    assert fit_head(features, labels, 2, seed=0, groups=np.zeros_like(groups)).folds == ()
+    head = fit_head(features, groups, 4, seed=0, groups=groups)
+    assert ((features @ head.weight.T + head.bias).argmax(axis=1) == groups).all()
+
+
+def test_leaving_a_group_out_of_a_ridge_is_a_fit_on_the_others() -> None:
+    features, _, groups = bursts(8, 5)
+    values = np.random.default_rng(1).normal(size=len(features))
+    values -= values.mean()
+    found = fit_value_head(features, values, groups=groups)
+    assert fit_value_head(features, values, groups=np.arange(len(values))).folds == pytest.approx(
+        fit_value_head(features, values).folds, abs=1e-4
+    )
+    scaled = (features - features.mean(axis=0)) / features.std(axis=0)
+    rows = np.hstack([scaled - scaled.mean(axis=0), np.ones((len(values), 1))]).astype(np.float64)
+    for index in (0, 3, 6):
+        penalty = np.diag([RIDGE_PENALTIES[index] * len(values)] * 32 + [0.0])
+        errors = np.empty_like(values)
+        for group in range(8):
+            kept = groups != group
+            weight = np.linalg.solve(rows[kept].T @ rows[kept] + penalty, rows[kept].T @ values[kept])
+            errors[~kept] = values[~kept] - rows[~kept] @ weight
+        assert found.folds[index] == pytest.approx(1 - (errors**2).mean() / values.var(), abs=0.02)
+
+
+def test_neighbors_of_the_same_group_do_not_vote_when_the_votes_are_chosen() -> None:
+    features, labels, groups = bursts(20, 6)
+    bank = torch.nn.functional.normalize(torch.from_numpy(features), dim=1)
+    votes = torch.nn.functional.one_hot(torch.from_numpy(labels), 2).float()
+    assert choose_votes(bank, votes)[2] == 1.0
+    assert choose_votes(bank, votes, groups=groups)[2] < 0.9

@@ -1,0 +1,90 @@
+"""A classifier from a table: trained, exported and evaluated with the table in place of class folders."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from edgetl.errors import ConfigError
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.runtime.evaluation import evaluate_bundle
+from edgetl.train.config import TrainConfig
+from edgetl.train.evaluation import evaluate_run
+from edgetl.train.tasks import scan_images
+from edgetl.train.training import train
+from tests.conftest import write_colours
+
+COLORS = ("blue", "green", "red")
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """Color patches in one folder ``images``, and beside it the tables ``words.csv`` and ``numbers.csv``."""
+    (tmp_path / "images").mkdir()
+    names = []
+    for path in sorted(write_colours(tmp_path / "folders", 12).rglob("*.png")):
+        names.append((f"{path.parent.name}-{path.name}", path.parent.name))
+        shutil.move(path, tmp_path / "images" / names[-1][0])
+    (tmp_path / "words.csv").write_text("file,label\n" + "".join(f"{name},{label}\n" for name, label in names))
+    (tmp_path / "numbers.csv").write_text("file,label\n" + "".join(f"{name},{COLORS.index(label)}\n" for name, label in names))
+    return tmp_path
+
+
+def config(table: Path, **changes: object) -> TrainConfig:
+    return TrainConfig.model_validate({"labels": str(table), "views": 1, "input_size": (64, 64), **changes})
+
+
+def test_a_classifier_is_trained_exported_and_evaluated_from_a_table_of_words(flat: Path) -> None:
+    run = train(flat / "images", config(flat / "words.csv"), flat / "run")
+    assert run.record.task == "classification" and run.record.labels == COLORS
+    assert run.record.test is not None and run.record.test.accuracy.value == 1.0
+    report = evaluate_run(run.path, flat / "images", labels=flat / "words.csv")
+    assert report.result.accuracy.n == run.record.images["test"] == 36 - report.left_out
+    bundle = export_bundle(run.path, ExportConfig(precisions=("fp32",), formats=("onnx",)), flat / "bundle")
+    one_hot = flat / "one-hot.csv"
+    rows = [line.split(",") for line in (flat / "words.csv").read_text().splitlines()[1:]]
+    one_hot.write_text("image_id,red,green,blue\n" + "".join(
+        f"{Path(name).stem},{','.join(str(int(label == color)) for color in ('red', 'green', 'blue'))}\n" for name, label in rows
+    ))  # fmt: skip
+    assert evaluate_bundle(bundle.path, flat / "images", labels=one_hot).result == report.result
+
+
+def test_a_table_of_class_numbers_never_trains_one_label(flat: Path) -> None:
+    with pytest.raises(ConfigError, match=r"3 different numbers \(0, 1, 2\).*--task: classification"):
+        scan_images(flat / "images", config(flat / "numbers.csv"))
+    found = scan_images(flat / "images", config(flat / "numbers.csv", task="classification"))
+    assert found.task == "classification" and found.counts() == {"0": 12, "1": 12, "2": 12}
+
+
+def test_names_in_nfc_find_files_in_nfd(tmp_path: Path) -> None:
+    lines = ["file,blue,green,red"]
+    (tmp_path / "nfd").mkdir()
+    for index, path in enumerate(sorted(write_colours(tmp_path / "folders", 3).rglob("*.png"))):
+        name = f"büßchen_{index}.png"
+        shutil.move(path, tmp_path / "nfd" / unicodedata.normalize("NFD", name))
+        lines.append(f"{name}," + ",".join(str(int(path.parent.name == color)) for color in COLORS))
+    (tmp_path / "nfd.csv").write_text("\n".join(lines), "utf-8")
+    found = scan_images(tmp_path / "nfd", config(tmp_path / "nfd.csv"))
+    assert len(found.samples) == 9 and found.counts() == dict.fromkeys(COLORS, 3)
+
+
+def test_options_of_another_task_are_refused_when_the_table_decides(flat: Path) -> None:
+    with pytest.raises(ConfigError, match="--multilabel-loss does not go with classification"):
+        scan_images(flat / "images", config(flat / "words.csv", multilabel_loss="asymmetric"))
+
+
+@pytest.mark.slow
+def test_the_odd_tables_are_read_or_refused_as_they_should_be(shared: Path, tmp_path: Path) -> None:
+    script = shared / "cases" / "odd_folders.py"
+    subprocess.run([sys.executable, script, shared / "data" / "trashnet", tmp_path / "odd"], check=True, capture_output=True, timeout=300)
+    with pytest.raises(ConfigError, match="--task: classification"):
+        scan_images(tmp_path / "odd" / "flat", config(tmp_path / "odd" / "table_numbers.csv"))
+    for folder, table in (("flat", "words"), ("nfd", "nfd")):
+        found = scan_images(tmp_path / "odd" / folder, config(tmp_path / "odd" / f"table_{table}.csv"))
+        assert found.task == "classification" and found.counts() == {"glass": 20, "metal": 20, "paper": 20}
