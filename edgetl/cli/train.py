@@ -215,7 +215,11 @@ def show_run(run: Run) -> None:
     if record.test:
         out.print(f"test {figures_line(record.test)}", soft_wrap=True)
     splits = run.splits()
-    for title, items in (("cannot be decoded and were left out", splits.broken), ("share a picture under two labels", splits.conflicts)):
+    for title, items in (
+        ("cannot be decoded and were left out", splits.broken),
+        ("share a picture under two labels", splits.conflicts),
+        ("of validation and test were left out, because a run that the weights come from has seen them", splits.excluded),
+    ):
         if items:
             names = ", ".join(item if isinstance(item, str) else " = ".join(item) for item in items[:3])
             out.print(f"[yellow]{len(items)} images {title}[/]: {escape(names)}{' …' if len(items) > 3 else ''}")
@@ -228,13 +232,18 @@ def show_run(run: Run) -> None:
         out.print(escape(record.plan.reason), soft_wrap=True)
     if record.forgetting:
         old = record.forgetting
+        interval = "" if old.low is None else f", drop {old.lost:.4f} ({old.low:.4f} to {old.high:.4f})"
         out.print(
-            f"the task of {escape(old.parent)} ({old.through}): accuracy {old.before:.4f} before, {old.after:.4f} after, n = {old.images}"
+            f"the task of {escape(old.parent)} ({old.through}): accuracy {old.before:.4f} before, {old.after:.4f} after{interval}, "
+            f"n = {old.images} unseen images",
+            soft_wrap=True,
         )
-        worst = sorted((item for item in old.classes if item.after < item.before), key=lambda item: item.after - item.before)[:3]
-        if worst:
-            named = ", ".join(f"{escape(item.label)} {item.before:.2f} to {item.after:.2f}" for item in worst)
-            out.print(f"most forgotten: {named}; --replay {escape(record.backbone.name)} --lwf 1 holds it", soft_wrap=True)
+        if worst := old.most_forgotten()[:3]:
+            named = ", ".join(
+                f"{escape(item.label)} {item.before:.2f} to {item.after:.2f} (drop {item.low:.2f} to {item.high:.2f}, n = {item.n})"
+                for item in worst
+            )
+            out.print(f"most forgotten: {named}; --replay {escape(record.backbone.name)} --lwf 1 reduces it", soft_wrap=True)
     if not record.head.plain:
         out.print(f"head: {record.head.describe()}")
     for alarm in record.alarms:

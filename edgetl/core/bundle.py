@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +128,12 @@ def hash_prefix(sha256: str) -> int:
 
 def pack_hashes(digests: list[str]) -> bytes:
     """Sorted, distinct 8-byte prefixes of hex digests, little-endian."""
-    return np.array(sorted({hash_prefix(digest) for digest in digests}), dtype="<u8").tobytes()
+    return pack_prefixes({hash_prefix(digest) for digest in digests})
+
+
+def pack_prefixes(prefixes: Set[int]) -> bytes:
+    """Sorted 8-byte prefixes, as ``hash_prefix`` gives them, little-endian."""
+    return np.array(sorted(prefixes), dtype="<u8").tobytes()
 
 
 def unpack_hashes(data: bytes) -> NDArray[np.uint64]:

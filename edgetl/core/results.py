@@ -112,24 +112,34 @@ class Evaluation(LeanModel):
         return self.accuracy
 
 
-class ClassForgetting(StrictModel):
-    """One old class: ``n`` test images, and the share answered rightly before and after."""
+class ClassForgetting(LeanModel):
+    """One old class: ``n`` test images, and the share answered rightly before and after.
+
+    ``low`` and ``high`` are the 95 % interval of the drop (Agresti and Min 2005, paired); older runs have none.
+    """
+
+    lean: ClassVar[frozenset[str]] = frozenset({"low", "high"})
 
     label: str
     n: int
     before: float
     after: float
+    low: float | None = None
+    high: float | None = None
 
 
-class Forgetting(StrictModel):
-    """What a training from a run cost that run's task, on its test images (its validation images where it had no test).
+class Forgetting(LeanModel):
+    """What a training from a run cost that run's task, on those of its test images that neither of the two has seen.
 
     Attributes:
         through: ``own`` where the new network has the old classes, ``old head`` where they were read with the parent's head, and
             ``old column`` where the parent stands in the new network as a whole.
         before, after: accuracy of the parent, and of the new network.
         lost: their difference; negative where the old task gained.
+        low, high: the 95 % interval of ``lost``, paired; older runs have none.
     """
+
+    lean: ClassVar[frozenset[str]] = frozenset({"low", "high"})
 
     parent: str
     through: str
@@ -137,7 +147,14 @@ class Forgetting(StrictModel):
     before: float
     after: float
     lost: float
+    low: float | None = None
+    high: float | None = None
     classes: tuple[ClassForgetting, ...]
+
+    def most_forgotten(self) -> tuple[ClassForgetting, ...]:
+        """Classes whose drop is larger than chance explains (its interval lies above 0), the largest first."""
+        sure = [item for item in self.classes if item.low is not None and item.low > 0]
+        return tuple(sorted(sure, key=lambda item: item.after - item.before))
 
 
 def wilson(successes: int, n: int) -> Proportion:

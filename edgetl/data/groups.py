@@ -93,7 +93,7 @@ def group_by_path(folder: ImageFolder, pattern: str) -> ImageFolder:
         name = sample.path.relative_to(folder.root).as_posix()
         found = compiled.search(name)
         key = (found[1] if compiled.groups else found[0]) if found else None
-        samples.append(replace(sample, group=key or ""))
+        samples.append(replace(sample, group=printable(key or "")))
         if not key:
             unmatched.append(name)
     if folder.samples and len(unmatched) == len(samples):

@@ -31,6 +31,7 @@ class Splits:
         train, val, test: the samples; training sees ``train``, every choice is made on ``val``, ``test`` is only reported.
         conflicts: pictures filed under several labels; their copies are only in ``train``.
         moved: copies of a picture that a ready-made folder had in another split, and were dropped there.
+        excluded: validation and test images that are in no split, because a run that the weights come from has seen them.
     """
 
     folder: ImageFolder
@@ -39,6 +40,7 @@ class Splits:
     test: tuple[Sample, ...]
     conflicts: tuple[LabelConflict, ...] = ()
     moved: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
 
     def part(self, name: Part) -> tuple[Sample, ...]:
         """The samples of one split."""
@@ -143,7 +145,7 @@ def _divide_groups(samples: Sequence[Sample], *, seed: int, shares: dict[Part, f
     for row, unit in zip(counts, units, strict=True):
         for sample in unit:
             row[column[sample.label]] += 1
-    parts: list[Part] = ["train", *(name for name in ("val", "test") if shares.get(name, 0) > 0)]  # type: ignore[list-item]
+    parts: list[Part] = ["train", *(name for name in ("val", "test") if shares.get(name, 0) > 0)]
     wanted = np.array([1 - sum(shares.values()), *(shares[name] for name in parts[1:])])[:, None] * counts.sum(axis=0)
     have, where = np.zeros(wanted.shape), np.zeros(len(units), np.int64)
     unclear = np.array([_is_unclear(unit) for unit in units])

@@ -18,12 +18,12 @@ from edgetl.core.manifest import Agreement, Fall
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation, Proportion
-from edgetl.core.scoring import sigmoid, softmax
+from edgetl.core.scoring import paired_fall, sigmoid, softmax
 from edgetl.core.tasks import SCORE_NAMES, Reading
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, truth_of
 from edgetl.export.config import ExportConfig
-from edgetl.export.losses import MAX_RECALL_DROP, MIN_ENTROPY_SHARE, answer_entropy, paired_fall, worst_class
+from edgetl.export.losses import MAX_RECALL_DROP, MIN_ENTROPY_SHARE, answer_entropy, worst_class
 
 # Two float32 engines differ by about 1e-6 of the largest logit; a wrong operator or preprocessing by far more.
 MAX_FP32_DIFFERENCE = 1e-4

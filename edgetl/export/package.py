@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgetl.core.answers import describe_truth, evaluate, scores_of
 from edgetl.core.atomic import new_folder
-from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_hashes
+from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_prefixes
 from edgetl.core.contract import ContractRecord
 from edgetl.core.host import fingerprint, versions
 from edgetl.core.images import load_image
@@ -214,9 +214,8 @@ def _write_golden(packed: _Packed, reading: Reading, folder: Path, golden: list[
 
 def _write_manifest(bench: Workbench, packed: _Packed, folder: Path, golden: list[Sample], name: str) -> None:
     record = bench.run.record
-    entries = bench.run.splits().entries
     seen = folder / "seen-images.bin"
-    seen.write_bytes(pack_hashes([entry.content for entry in entries if entry.part != "test"]))
+    seen.write_bytes(pack_prefixes(bench.run.seen_images().all))
     calibration = bench.calibration_record()
     trained = bench.gate.evaluation.score
     card = folder / "card.md"

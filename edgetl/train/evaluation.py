@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgetl.core.bundle import hash_prefix
 from edgetl.core.progress import Progress, silent
 from edgetl.data.loading import batches
 from edgetl.data.selection import NO_SELECTION, Selection
@@ -22,7 +21,8 @@ def evaluate_run(
     selection: Selection = NO_SELECTION,
     progress: Progress = silent,
 ) -> EvaluationReport:
-    """Score the run at ``path`` on ``data``; images that it was trained or selected on are left out unless ``every_image``.
+    """Score the run at ``path`` on ``data``; images that it, or a run that its weights come from, was trained
+    or selected on are left out unless ``every_image``.
 
     ``labels`` is a CSV file, which all tasks but classification need.
 
@@ -33,8 +33,7 @@ def evaluate_run(
     """
     run = open_run(path)
     record = run.record
-    trained_on = {hash_prefix(entry.content) for entry in run.splits().entries if entry.part != "test"}
-    seen = frozenset() if every_image else frozenset(trained_on)
+    seen = frozenset() if every_image else run.seen_images().all
     samples, found = unseen_samples(data, labels, record.reading, seen, selection=selection, progress=progress)
     first = next(batches(samples, record.preprocess))
     logits = choose_engine(run.load_model(), first, len(samples), "cpu")

@@ -35,6 +35,7 @@ from edgetl.train.growing import check_columns, grow
 from edgetl.train.head_fit import give_head
 from edgetl.train.heads import head_of
 from edgetl.train.learning import Taught, choose_tutor, make_extractor, teach
+from edgetl.train.lineage import seen_by_ancestors, without_seen
 from edgetl.train.loggers import check_loggers
 from edgetl.train.lr_sweep import choose_rate, with_sweep
 from edgetl.train.old_task import find_old_task, measure_forgetting
@@ -53,6 +54,7 @@ from edgetl.train.run import (
     record_splits,
     write_model,
 )
+from edgetl.train.seen_images import SeenImages, prefixes
 from edgetl.train.sources import load_backbone
 from edgetl.train.tasks import chance_alarm, check_options, check_taught, choose_reading, smooths
 from edgetl.train.tuning import Lessons
@@ -85,6 +87,8 @@ def fine_tune(
         MissingExtraError: a logger's package is not installed.
         StorageError: the run cannot be written.
     """
+    ancestors = seen_by_ancestors(config)
+    splits = without_seen(splits, ancestors)
     _check_parts(splits, config)
     check_loggers(config)
     started = time.monotonic()
@@ -102,7 +106,10 @@ def fine_tune(
         plan = with_sweep(plan, taught.sweep, config)
         figures = _measure(backbone, splits, config, place)
         alarms = find_alarms(taught.train_accuracy, figures.validation, splits)
-        forgetting = _forgetting(backbone, splits, config, device, progress)
+        shown = (*splits.train, *lessons.protection.replay)
+        seen = ancestors | SeenImages(prefixes(shown), prefixes(splits.val))
+        seen.write(folder)
+        forgetting = _forgetting(backbone, splits, config, place, seen)
         outcome = Outcome(plan, taught, alarms, figures, forgetting, round(time.monotonic() - started, 1))
         _write(folder, out.name, splits, config, backbone, lessons, outcome)
         if rank() == 0:
@@ -195,11 +202,11 @@ def _checkpoints(
     return checkpoints
 
 
-def _forgetting(backbone: Backbone, splits: Splits, config: TrainConfig, device: str, progress: Progress) -> Forgetting | None:
+def _forgetting(backbone: Backbone, splits: Splits, config: TrainConfig, place: Workplace, seen: SeenImages) -> Forgetting | None:
     """Where the training began with another run: what that run's task lost."""
     starts_from_run = (Path(config.backbone) / RUN_RECORD_NAME).is_file() and splits.folder.task == "classification"
     old = find_old_task(config, backbone, splits.folder.labels) if starts_from_run else None
-    return measure_forgetting(backbone, old, device=device, batch_size=config.batch_size, progress=progress) if old else None
+    return measure_forgetting(backbone, old, place, seen.all, batch_size=config.batch_size) if old else None
 
 
 def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits) -> tuple[str, ...]:

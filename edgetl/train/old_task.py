@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgetl.core.bundle import RUN_RECORD_NAME
-from edgetl.core.progress import Progress, silent
-from edgetl.core.results import ClassForgetting, Evaluation, Forgetting
-from edgetl.core.scoring import evaluate_predictions
+from edgetl.core.bundle import RUN_RECORD_NAME, hash_prefix
+from edgetl.core.results import ClassForgetting, Forgetting
+from edgetl.core.scoring import paired_fall
 from edgetl.data.folder import Part, Sample
 from edgetl.data.loading import labels_of
 from edgetl.errors import DataError
+from edgetl.train.activations import Workplace
 from edgetl.train.backbones import Backbone, find_head, make_trunk
 from edgetl.train.columns import Columns
 from edgetl.train.config import TrainConfig
@@ -93,27 +93,36 @@ def keep_old_answers(backbone: Backbone, old: OldTask) -> None:
         backbone.head.bias[list(old.places)] = old.head.bias
 
 
-def measure_forgetting(backbone: Backbone, old: OldTask, *, device: str, batch_size: int, progress: Progress = silent) -> Forgetting | None:
-    """Ask the parent and the trained network the old test questions; none where the old images are gone."""
+def measure_forgetting(backbone: Backbone, old: OldTask, place: Workplace, seen: frozenset[int], *, batch_size: int) -> Forgetting | None:
+    """Accuracy of the parent and of the trained network on test images of the old task; none where no such image is left.
+
+    ``seen`` are the images that one of the two, or a run before them, was trained or selected on. They are left out: a network remembers
+    what it was trained on.
+    """
     assert old.run is not None
-    samples = old.samples("test") or old.samples("val")
+    whole = old.samples("test")
+    samples = [sample for sample in whole if hash_prefix(sample.content) not in seen]
     if not samples:
+        _log.info("what the task of %s lost is not measured: none of its %d test images is unseen", old.name, len(whole))
         return None
     labels = old.run.record.labels
     own = old.run.record.backbone
-    before = _answers(make_trunk(old.run.load_model(), own.head_name), old.head, backbone, samples, device, batch_size, progress)
+    before = _answers(make_trunk(old.run.load_model(), own.head_name), old.head, backbone, samples, place, batch_size)
     trunk, head, through = _asked(backbone, old)
-    after = _answers(trunk, head, backbone, samples, device, batch_size, progress)
+    after = _answers(trunk, head, backbone, samples, place, batch_size)
     truth = labels_of(samples)
-    first, second = (evaluate_predictions(truth, found, labels) for found in (before, after))
+    drop = paired_fall(before == truth, after == truth)
+    first, second = (float((found == truth).mean()) for found in (before, after))
     return Forgetting(
         parent=old.name,
         through=through,
         images=len(samples),
-        before=first.accuracy.value,
-        after=second.accuracy.value,
-        lost=first.accuracy.value - second.accuracy.value,
-        classes=_by_class(first, second),
+        before=first,
+        after=second,
+        lost=first - second,
+        low=drop.low,
+        high=drop.high,
+        classes=tuple(_of_class(label, truth == index, before == truth, after == truth) for index, label in enumerate(labels)),
     )
 
 
@@ -140,17 +149,18 @@ def _selected(head: nn.Linear, places: tuple[int, ...]) -> nn.Linear:
 
 
 def _answers(
-    trunk: nn.Module, head: nn.Linear, backbone: Backbone, samples: Sequence[Sample], device: str, batch_size: int, progress: Progress
+    trunk: nn.Module, head: nn.Linear, backbone: Backbone, samples: Sequence[Sample], place: Workplace, batch_size: int
 ) -> NDArray[np.int64]:
-    extract = FeatureExtractor(trunk, backbone.spec, device=device, batch_size=batch_size, images=len(samples))
-    features = extract(samples, progress=progress)
+    extract = FeatureExtractor(trunk, backbone.spec, device=place.device, batch_size=batch_size, images=len(samples))
+    features = extract(samples, progress=place.progress)
     with torch.no_grad():
         predicted: NDArray[np.int64] = head.cpu()(torch.from_numpy(features)).argmax(dim=1).numpy()
     return predicted
 
 
-def _by_class(before: Evaluation, after: Evaluation) -> tuple[ClassForgetting, ...]:
-    return tuple(
-        ClassForgetting(label=first.label, n=first.n, before=first.recall, after=second.recall)
-        for first, second in zip(before.classes, after.classes, strict=True)
-    )
+def _of_class(label: str, rows: NDArray[np.bool_], before: NDArray[np.bool_], after: NDArray[np.bool_]) -> ClassForgetting:
+    """One old class, whose images are ``rows``; ``before`` and ``after`` are where each network is right."""
+    n = int(rows.sum())
+    drop = paired_fall(before[rows], after[rows])
+    first, second = (float(right[rows].mean()) if n else 0.0 for right in (before, after))
+    return ClassForgetting(label=label, n=n, before=first, after=second, low=drop.low, high=drop.high)

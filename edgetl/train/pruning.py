@@ -88,6 +88,7 @@ def prune_run(
         test = _measure(run, smaller, "test", data, progress)
         write_model(folder, backbone, record.labels)
         (folder / SPLITS_NAME).write_text(run.splits().model_dump_json(indent=1), "utf-8")
+        run.seen_images().write(folder)
         (folder / METRICS_NAME).write_text(json.dumps({"val_accuracy": validation.accuracy.value}) + "\n", "utf-8")
         write_result(folder, validation, test)
         changes = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -20,7 +21,7 @@ import torch
 from pydantic import JsonValue, model_validator
 from torch import nn
 
-from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.bundle import RUN_RECORD_NAME, hash_prefix, unpack_hashes
 from edgetl.core.config import LeanModel, StrictModel, read_json
 from edgetl.core.manifest import MANIFEST_NAME, Parent
 from edgetl.core.preprocess import PreprocessSpec
@@ -38,7 +39,10 @@ from edgetl.train.budget import Plan
 from edgetl.train.columns import ColumnsRecord
 from edgetl.train.config import TrainConfig
 from edgetl.train.heads import HeadSpec, rebuild_headed
+from edgetl.train.seen_images import SELECTED_NAME, TRAINED_NAME, SeenImages
 from edgetl.train.widths import PRUNED
+
+_log = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "weights.safetensors"
 SPLITS_NAME = "splits.json"
@@ -103,8 +107,10 @@ def path_fields(path: PurePath) -> dict[str, str]:
     return {"path": text}
 
 
-class SplitsRecord(StrictModel):
-    """``splits.json``."""
+class SplitsRecord(LeanModel):
+    """``splits.json``; ``excluded`` images are in no split, because a run that the weights come from has seen them."""
+
+    lean: ClassVar[frozenset[str]] = frozenset({"excluded"})
 
     schema_version: Literal[1] = 1
     root: str
@@ -112,6 +118,7 @@ class SplitsRecord(StrictModel):
     entries: tuple[SplitEntry, ...]
     broken: tuple[str, ...]
     conflicts: tuple[tuple[str, ...], ...]
+    excluded: tuple[str, ...] = ()
 
 
 class Compared(StrictModel):
@@ -234,6 +241,20 @@ class Run:
         self.read(SPLITS_NAME)
         return read_json(self.path / SPLITS_NAME, SplitsRecord, RunError, max_bytes=MAX_SPLITS_BYTES)
 
+    def seen_images(self) -> SeenImages:
+        """Images that this run, or one that its weights come from, was trained or selected on.
+
+        A run of an earlier release names its own images only; a log line reports that those of its parents are not known.
+        """
+        if TRAINED_NAME in self.record.files:
+            trained, selected = (frozenset(unpack_hashes(self.read(name)).tolist()) for name in (TRAINED_NAME, SELECTED_NAME))
+            return SeenImages(trained, selected)
+        if any(parent.kind == "run" for parent in self.record.backbone.parents):
+            _log.warning("%s does not name the images that its parent runs were trained on; they cannot be left out.", self.path)
+        entries = self.splits().entries
+        trained, selected = (frozenset(hash_prefix(entry.content) for entry in entries if entry.part == part) for part in ("train", "val"))
+        return SeenImages(trained, selected)
+
     def samples(self, part: Part, data: Path | None = None) -> list[Sample]:
         """The images of one split, found below ``data`` or the folder that the run was trained on, and checked to be the same.
 
@@ -349,7 +370,14 @@ def record_splits(splits: Splits) -> SplitsRecord:
     )
     broken = tuple(printable(item.path.relative_to(splits.folder.root)) for item in splits.folder.broken)
     conflicts = tuple(tuple(map(printable, conflict.paths)) for conflict in splits.conflicts)
-    return SplitsRecord(root=printable(root), fingerprint=splits.folder.fingerprint(), entries=entries, broken=broken, conflicts=conflicts)
+    return SplitsRecord(
+        root=printable(root),
+        fingerprint=splits.folder.fingerprint(),
+        entries=entries,
+        broken=broken,
+        conflicts=conflicts,
+        excluded=tuple(map(printable, splits.excluded)),
+    )
 
 
 def hash_files(folder: Path) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -258,6 +260,7 @@ def _write(
     (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     write_model(folder, backbone, record.labels)
     (folder / SPLITS_NAME).write_text(used[0].splits().model_dump_json(indent=1), "utf-8")
+    functools.reduce(operator.or_, (run.seen_images() for run in used)).write(folder)
     write_result(folder, validation, test)
     changes = {
         "name": name, "created": datetime.now(UTC).isoformat(timespec="seconds"), "soup": soup, "validation": validation, "test": test,

@@ -12,13 +12,14 @@ from edgetl.core.answers import evaluate
 from edgetl.core.bundle import Bundle
 from edgetl.core.manifest import Fall, Manifest
 from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.scoring import paired_fall
 from edgetl.core.tasks import Reading
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet
 from edgetl.export import agreement
 from edgetl.export.agreement import GateSet, Verdict, judge
 from edgetl.export.config import ExportConfig
-from edgetl.export.losses import answer_entropy, paired_fall, worst_class
+from edgetl.export.losses import answer_entropy, worst_class
 
 READING = Reading(labels=("a", "b", "c"))
 

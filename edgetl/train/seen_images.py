@@ -1,0 +1,44 @@
+"""Images that a network was trained or selected on, by the first 8 bytes of their content hash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgetl.core.bundle import hash_prefix, pack_prefixes
+from edgetl.data.folder import Sample
+
+TRAINED_NAME = "trained-images.bin"
+SELECTED_NAME = "selected-images.bin"
+
+
+@dataclass(frozen=True)
+class SeenImages:
+    """Of one run and of all that its weights come from.
+
+    Attributes:
+        trained: images that a gradient step or a fit used, replayed ones too.
+        selected: validation images, which chose among networks.
+    """
+
+    trained: frozenset[int] = frozenset()
+    selected: frozenset[int] = frozenset()
+
+    @property
+    def all(self) -> frozenset[int]:
+        """Both."""
+        return self.trained | self.selected
+
+    def __or__(self, other: SeenImages) -> SeenImages:
+        return SeenImages(self.trained | other.trained, self.selected | other.selected)
+
+    def write(self, folder: Path) -> None:
+        """Write the two files of a run that name them (see ``edgetl.core.bundle.unpack_hashes``)."""
+        (folder / TRAINED_NAME).write_bytes(pack_prefixes(self.trained))
+        (folder / SELECTED_NAME).write_bytes(pack_prefixes(self.selected))
+
+
+def prefixes(samples: Iterable[Sample]) -> frozenset[int]:
+    """The images of ``samples``."""
+    return frozenset(hash_prefix(sample.content) for sample in samples)

@@ -1,0 +1,198 @@
+"""A run of a run: no figure counts an image that an ancestor, or the run itself, was trained or selected on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetl.core.bundle import hash_prefix
+from edgetl.core.results import ClassForgetting, Forgetting
+from edgetl.data.folder import ImageFolder, Sample
+from edgetl.data.split import Splits
+from edgetl.errors import DataError
+from edgetl.train.config import TrainConfig
+from edgetl.train.evaluation import evaluate_run
+from edgetl.train.lineage import parent_runs, seen_by_ancestors, without_seen
+from edgetl.train.pruning import prune_run
+from edgetl.train.run import Run, open_run
+from edgetl.train.seen_images import SELECTED_NAME, TRAINED_NAME, SeenImages
+from edgetl.train.soup import make_soup
+from edgetl.train.training import train
+from tests.command import edgetl
+from tests.conftest import write_colours
+
+
+def config(parent: Path | None = None, **changes: Any) -> TrainConfig:
+    return TrainConfig(views=1, input_size=(32, 32), val=0.25, test=0.25, backbone=str(parent or "edgetl_small"), **changes)
+
+
+def contents(run: Run, *parts: str) -> set[str]:
+    return {entry.content for entry in run.splits().entries if entry.part in parts}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``first/``, and ``both/`` with the same images and as many others."""
+    root = tmp_path_factory.mktemp("lineage")
+    write_colours(root / "first", 12)
+    write_colours(root / "second", 12, seed=1)
+    shutil.copytree(root / "first", root / "both")
+    for path in (root / "second").rglob("*.png"):
+        shutil.copyfile(path, root / "both" / path.parent.name / f"second-{path.name}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def grandparent(root: Path) -> Run:
+    return train(root / "first", config(), root / "grandparent")
+
+
+@pytest.fixture(scope="module")
+def parent(root: Path, grandparent: Run) -> Run:
+    return train(root / "second", config(grandparent.path), root / "parent")
+
+
+@pytest.fixture(scope="module")
+def child(root: Path, parent: Run) -> Run:
+    """Of all images, with another seed than its ancestors had."""
+    away = root / "away"
+    (root / "grandparent").rename(away)  # what it was trained on stands in the parent
+    run = train(root / "both", config(parent.path, seed=7), root / "child")
+    away.rename(root / "grandparent")
+    return run
+
+
+def test_a_child_measures_on_images_that_no_ancestor_was_trained_or_selected_on(child: Run, parent: Run, grandparent: Run) -> None:
+    tested, validated = contents(child, "test"), contents(child, "val")
+    assert tested and validated
+    for ancestor in (parent, grandparent):
+        assert not tested & contents(ancestor, "train", "val")
+        assert not validated & contents(ancestor, "train")
+    excluded = child.splits().excluded
+    assert excluded and sum(child.record.images.values()) + len(excluded) == 72
+    assert child.record.test is not None and child.record.test.accuracy.n == len(tested)
+
+
+def test_a_run_names_the_images_of_its_whole_lineage(child: Run, parent: Run, grandparent: Run) -> None:
+    seen = child.seen_images()
+    for run in (child, parent, grandparent):
+        assert {hash_prefix(content) for content in contents(run, "train")} <= seen.trained
+        assert {hash_prefix(content) for content in contents(run, "val")} <= seen.selected
+    assert not {hash_prefix(content) for content in contents(child, "test")} & seen.all
+    assert {TRAINED_NAME, SELECTED_NAME} <= child.record.files.keys()
+
+
+def test_evaluation_leaves_out_what_any_ancestor_has_seen(root: Path, parent: Run, grandparent: Run) -> None:
+    report = evaluate_run(parent.path, root / "both")
+    unseen = contents(parent, "test") | contents(grandparent, "test")
+    assert report.result.accuracy.n == len(unseen) and report.left_out == 72 - len(unseen)
+
+
+def test_pruned_runs_and_averages_keep_the_lineage(root: Path, parent: Run, tmp_path: Path) -> None:
+    assert prune_run(parent.path, tmp_path / "pruned").run.seen_images() == parent.seen_images()
+    other = train(root / "second", config(Path(parent.record.config.backbone), balance="loss"), tmp_path / "other")
+    soup = make_soup([parent.path, other.path], tmp_path / "soup", method="uniform")
+    assert soup.seen_images() == parent.seen_images() == other.seen_images()
+
+
+def test_a_teacher_is_an_ancestor_and_random_weights_have_none(parent: Run) -> None:
+    assert seen_by_ancestors(TrainConfig(teacher=str(parent.path))) == parent.seen_images()
+    weights = TrainConfig(backbone="test_resnet", weights=str(parent.path / "weights.safetensors"))
+    for same in (config(parent.path), TrainConfig(backbone=f"local-dir:{parent.path}"), weights):
+        assert [run.path for run in parent_runs(same)] == [parent.path]
+    for other in (TrainConfig(), config(parent.path, pretrained=False), config(parent.path, strategy="scratch")):
+        assert seen_by_ancestors(other) == SeenImages()
+
+
+def test_forgetting_counts_images_that_neither_run_has_seen(root: Path, grandparent: Run, tmp_path: Path) -> None:
+    # Half of the parent's test images are images of the child too.
+    shared = [entry for entry in grandparent.splits().entries if entry.part == "test"]
+    data = tmp_path / "data"
+    shutil.copytree(root / "second", data)
+    for entry in shared[: len(shared) // 2]:
+        shutil.copyfile(root / "first" / entry.path, data / Path(entry.path).parent / f"shared-{Path(entry.path).name}")
+    run = train(data, config(grandparent.path), tmp_path / "run")
+    seen = contents(run, "train", "val")
+    wanted = [entry for entry in shared if entry.content not in seen]
+    assert run.record.forgetting is not None
+    assert len(shared) > run.record.forgetting.images == len(wanted) >= len(shared) // 2
+
+
+def test_forgetting_is_not_measured_on_replayed_or_validation_images(
+    root: Path, grandparent: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    tested = tmp_path / "tested"
+    for entry in (item for item in grandparent.splits().entries if item.part == "test"):
+        (tested / entry.path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / "first" / entry.path, tested / entry.path)
+    steps = {"strategy": "full", "epochs": 1, "replay": str(tested)}
+    run = train(root / "second", config(grandparent.path, **steps), tmp_path / "run")
+    assert run.record.forgetting is None
+    assert "is not measured: none of its 9 test images is unseen" in caplog.text
+
+
+def test_a_run_of_an_earlier_release_names_its_own_images_and_reports_that_others_are_unknown(
+    parent: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(parent.path, old)
+    record = json.loads((old / "run.json").read_text())
+    for name in (TRAINED_NAME, SELECTED_NAME):
+        (old / name).unlink()
+        del record["files"][name]
+    (old / "run.json").write_text(json.dumps(record))
+    seen = open_run(old).seen_images()
+    assert seen.trained == {hash_prefix(content) for content in contents(parent, "train")}
+    assert "does not name the images that its parent runs were trained on" in caplog.text
+
+
+def _splits(*parts: int) -> Splits:
+    made = [
+        tuple(Sample(Path("d") / f"{part}{index}", 0, f"{part}{index:015x}{0:048x}") for index in range(n)) for part, n in enumerate(parts)
+    ]
+    return Splits(ImageFolder(Path("d"), ("a", "b"), (), ()), *made)
+
+
+def test_validation_images_that_only_selected_an_ancestor_stay() -> None:
+    splits = _splits(3, 2, 2)
+    prefixes = [hash_prefix(sample.content) for sample in (*splits.val, *splits.test)]
+    found = without_seen(splits, SeenImages(frozenset(prefixes[1:2]), frozenset(prefixes[:3])))
+    assert (len(found.train), len(found.val), len(found.test)) == (3, 1, 1) and found.excluded == ("11", "20")
+    assert without_seen(splits, SeenImages()) is splits
+
+
+def test_a_validation_set_of_training_images_of_an_ancestor_is_refused_with_the_remedy() -> None:
+    splits = _splits(3, 2, 2)
+    with pytest.raises(DataError, match=r"0 of 2 test images and 2 of 2 validation images .*--seed"):
+        without_seen(splits, SeenImages(frozenset(hash_prefix(sample.content) for sample in splits.val)))
+
+
+def test_a_class_counts_as_forgotten_where_its_interval_lies_above_0() -> None:
+    classes = tuple(
+        ClassForgetting(label=label, n=n, before=1.0, after=after, low=low, high=0.9)
+        for label, n, after, low in (
+            ("one image", 1, 0.0, -0.1),
+            ("sure", 40, 0.5, 0.3),
+            ("surer", 40, 0.2, 0.6),
+            ("gained", 40, 1.0, -0.3),
+        )
+    )
+    found = Forgetting(parent="p", through="own", images=121, before=1, after=0.5, lost=0.5, low=0.4, high=0.6, classes=classes)
+    assert [item.label for item in found.most_forgotten()] == ["surer", "sure"]
+    old = ClassForgetting(label="old", n=9, before=1.0, after=0.0)
+    assert found.model_copy(update={"classes": (old,)}).most_forgotten() == (), "a figure without an interval supports nothing"
+
+
+def test_the_command_reports_the_images_that_are_left_out(root: Path, parent: Run, tmp_path: Path) -> None:
+    options = ("--views", 1, "--val", 0.25, "--test", 0.25, "--seed", 7, "--input-size", 32)
+    done = edgetl("train", root / "both", "--backbone", parent.path, *options, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "validation images are left out: a run that the weights come from was trained or selected on them" in done.stderr
+    assert "of validation and test were left out, because a run that the weights come from has seen them" in done.stdout
+    assert "unseen images" in done.stdout and "groups: none were given" in done.stdout
