@@ -76,7 +76,7 @@ class ScanNote(LeanModel):
     used: bool
     count: int
     examples: tuple[str, ...] = ()
-    by: dict[str, int] = Field({})
+    by: dict[str, int] = Field(default={})
     text: str = ""
 
     def describe(self) -> str:

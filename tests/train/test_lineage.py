@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from edgetl.cli.train import show_run
 from edgetl.core.bundle import hash_prefix
 from edgetl.core.results import ClassForgetting, Forgetting
 from edgetl.data.folder import ImageFolder, Sample
@@ -23,7 +24,6 @@ from edgetl.train.run import Run, open_run
 from edgetl.train.seen_images import SELECTED_NAME, TRAINED_NAME, SeenImages
 from edgetl.train.soup import make_soup
 from edgetl.train.training import train
-from tests.command import edgetl
 from tests.conftest import write_colours
 
 
@@ -189,10 +189,8 @@ def test_a_class_counts_as_forgotten_where_its_interval_lies_above_0() -> None:
     assert found.model_copy(update={"classes": (old,)}).most_forgotten() == (), "a figure without an interval supports nothing"
 
 
-def test_the_command_reports_the_images_that_are_left_out(root: Path, parent: Run, tmp_path: Path) -> None:
-    options = ("--views", 1, "--val", 0.25, "--test", 0.25, "--seed", 7, "--input-size", 32)
-    done = edgetl("train", root / "both", "--backbone", parent.path, *options, "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert "validation images are left out: a run that the weights come from was trained or selected on them" in done.stderr
-    assert "of validation and test were left out, because a run that the weights come from has seen them" in done.stdout
-    assert "unseen images" in done.stdout and "groups: none were given" in done.stdout
+def test_a_run_is_shown_with_the_images_that_are_left_out(child: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    show_run(child)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "of validation and test were left out, because a run that the weights come from has seen them" in printed
+    assert "unseen images" in printed and "groups: none were given" in printed
