@@ -152,11 +152,11 @@ def test_a_run_of_an_earlier_release_names_its_own_images_and_reports_that_other
     assert "does not name the images that its parent runs were trained on" in caplog.text
 
 
-def _splits(*parts: int) -> Splits:
-    made = [
-        tuple(Sample(Path("d") / f"{part}{index}", 0, f"{part}{index:015x}{0:048x}") for index in range(n)) for part, n in enumerate(parts)
-    ]
-    return Splits(ImageFolder(Path("d"), ("a", "b"), (), ()), *made)
+def _splits(train: int, val: int, test: int) -> Splits:
+    def part(number: int, count: int) -> tuple[Sample, ...]:
+        return tuple(Sample(Path("d") / f"{number}{index}", 0, f"{number}{index:015x}{0:048x}") for index in range(count))
+
+    return Splits(ImageFolder(Path("d"), ("a", "b"), (), ()), part(0, train), part(1, val), part(2, test))
 
 
 def test_validation_images_that_only_selected_an_ancestor_stay() -> None:
