@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -12,7 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from bench.drain import Load
 from edgetl.core.bundle import Bundle
+from edgetl.serve.listener import accept_last, bind
 from tests.command import edgetl
 from tests.serve.serving import Served, free_port, serving, until
 
@@ -54,24 +59,60 @@ class Clients:
             thread.join()
 
 
-@pytest.mark.parametrize(("trials", "least"), [(2, 100), pytest.param(20, 10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("trials", "least"), [(2, 100), pytest.param(30, 50_000, marks=pytest.mark.slow)])
 def test_no_request_is_lost_on_sigterm(bundle: Bundle, photo: bytes, trials: int, least: int) -> None:
-    codes: Counter[int] = Counter()
+    """Clients that keep their connection, open one for each request, pipeline, or pause; ``bench.drain`` defines what is lost."""
+    statuses: Counter[int] = Counter()
     lost: list[str] = []
     for _ in range(trials):
         with serving(bundle.path) as served:
-            clients = Clients(served, photo, 8)
-            time.sleep(1.0 if trials == 2 else 3.0)
+            load = Load(served.port, photo, of_each=4)
+            time.sleep(1.0 if trials == 2 else 4.0)
             served.process.send_signal(signal.SIGTERM)
             time.sleep(0.2)
             assert not served.ready(), "readiness falls before connections are refused"
             assert served.process.wait(30) == 0
-            clients.end()
+            load.end()
             assert "Traceback" not in served.said()
-        codes += clients.codes
-        lost += clients.lost
-    print(dict(codes))
-    assert not lost and set(codes) == {200} and codes.total() >= least
+        statuses += load.statuses
+        lost += load.lost
+    print(dict(statuses))
+    assert not lost and set(statuses) == {200} and statuses.total() >= least
+
+
+def test_a_connection_that_waits_to_be_accepted_is_answered_on_sigterm(bundle: Bundle) -> None:
+    """The server stands still while clients connect, so that they wait in the system's queue when the signal comes."""
+    with serving(bundle.path) as served:
+        served.process.send_signal(signal.SIGSTOP)
+        waiting = [socket.create_connection(("127.0.0.1", served.port), timeout=20) for _ in range(50)]
+        for connection in waiting:
+            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        served.process.send_signal(signal.SIGTERM)
+        served.process.send_signal(signal.SIGCONT)
+        for connection in waiting:
+            answer = connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200") and b"connection: close" in answer
+            connection.close()
+        assert served.process.wait(30) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere handshakes cannot be stopped")
+def test_a_client_that_comes_while_the_socket_closes_is_refused_and_not_reset() -> None:
+    async def last(listener: socket.socket) -> int:
+        accepted = [connection async for connection in accept_last(listener)]
+        for connection in accepted:
+            connection.close()
+        return len(accepted)
+
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen(8)
+        listener.setblocking(False)
+        address = listener.getsockname()
+        early = socket.create_connection(address, timeout=5)
+        assert asyncio.run(last(listener)) == 1
+        with pytest.raises(TimeoutError):
+            socket.create_connection(address, timeout=0.2)
+        early.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

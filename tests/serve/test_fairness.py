@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import httpx
 import pytest
 from starlette.requests import Request
 
+from bench.http_fuzz import slow_uploads
 from edgetl.core.bundle import Bundle
 from edgetl.errors import RequestError
 from edgetl.serve.body import GRACE_S, MIN_BYTES_PER_S, Bodies
@@ -21,34 +20,10 @@ from tests.serve.serving import Served, serving
 from tests.serve.test_connections import talk
 
 
-@contextmanager
-def slow_uploads(served: Served, count: int) -> Iterator[None]:
-    """``count`` clients that send a body at 2 bytes a second; each that is cut off begins anew."""
-    stop = threading.Event()
-
-    def drip() -> None:
-        while not stop.is_set():
-            with suppress(OSError), socket.create_connection(("127.0.0.1", served.port), timeout=5) as connection:
-                connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 65000\r\n\r\n")
-                while not stop.wait(0.5):
-                    connection.sendall(b"a")
-
-    threads = [threading.Thread(target=drip) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    time.sleep(1.0)
-    try:
-        yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-
 @pytest.mark.parametrize("seconds", [2.0, pytest.param(40.0, marks=pytest.mark.slow)])
 def test_seventy_slow_uploads_cost_a_healthy_client_nothing(bundle: Bundle, photo: bytes, seconds: float) -> None:
     """More uploads than there are places, 66 by default."""
-    with serving(bundle.path, options=("--threads", "2")) as served, slow_uploads(served, 70), httpx.Client(timeout=10) as web:
+    with serving(bundle.path, options=("--threads", "2")) as served, slow_uploads(served.port, 70), httpx.Client(timeout=10) as web:
         statuses, end = [], time.monotonic() + seconds
         while time.monotonic() < end:
             statuses.append(web.post(f"{served.url}/predict", content=photo).status_code)
