@@ -14,6 +14,7 @@ from edgetl.cli.tables import figures_line, ladder_lines, variants_table
 from edgetl.core.answers import describe
 from edgetl.core.bundle import RUN_RECORD_NAME, open_bundle
 from edgetl.core.images import EXTENSIONS
+from edgetl.core.intensity import FULL_RANGE
 from edgetl.core.manifest import Manifest, describe_parent
 from edgetl.errors import ImageError
 from edgetl.runtime.predictor import Predictor, load
@@ -113,6 +114,7 @@ def _show_manifest(manifest: Manifest) -> None:
         ("task", manifest.task),
         ("labels", _labels(manifest)),
         ("input", f"{spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, {spec.interpolation}, {spec.resize} resize"),
+        *([] if spec.intensity == FULL_RANGE else [("more than 8 bits", spec.intensity.describe())]),
         ("files take", _taken(manifest)),
         ("backbone", f"{lineage.architecture}, {lineage.strategy}, {lineage.train_images} training images"),
         ("licence", lineage.licence or "not stated"),

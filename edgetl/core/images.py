@@ -9,7 +9,8 @@ EXIF orientation          applied; a damaged EXIF block counts as none
 ``L``, ``1``              gray, repeated on three channels
 ``LA``, ``RGBA``, ``P``   alpha is composited over white: the color behind transparent pixels is arbitrary
 ``CMYK``, ``YCbCr``       Pillow's conversion; also of ``LAB``
-16 bits a pixel           scaled by 255 / 65535 and rounded (Pillow's own ``convert`` clips at 255)
+9 to 16 bits a channel    by the intensity rule (the module ``intensity``), which the training records; without one the
+                          full range of 16 bits becomes 8 bits (of color: its high byte)
 floating point            refused: its range is not stated
 40 to 250 million pixels  JPEG: decoded at 1/2, 1/4 or 1/8 of its sides (DCT scaling), the first that has at most
                           40 million pixels; a progressive JPEG up to 60 million, because its decoder holds all
@@ -31,7 +32,7 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +47,13 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from edgetl.core.intensity import FULL_RANGE, Intensity, Levels, has_wide_color, read_low_bytes, to_8_bits
 from edgetl.core.jpeg import has_several_scans
 from edgetl.core.plain import open_plain
 from edgetl.core.tiff import check_tiff
 from edgetl.errors import ImageError
 
-ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | NDArray[np.uint16]
 
 Format: TypeAlias = Literal["JPEG", "PNG", "WebP", "BMP", "TIFF"]
 # TIFF has many codecs of which photos need few: it is read from files of the user, never from a network.
@@ -95,12 +97,20 @@ _DECODE_ERRORS = (
 )  # fmt: skip
 
 
-def load_image(source: ImageInput, *, formats: Sequence[Format] = FORMATS) -> Image.Image:
+class Examined(NamedTuple):
+    """One file, decoded by the default intensity rule; of more than 8 bits a channel its smallest and largest value."""
+
+    image: Image.Image
+    levels: Levels | None
+
+
+def load_image(source: ImageInput, *, intensity: Intensity = FULL_RANGE, formats: Sequence[Format] = FORMATS) -> Image.Image:
     """Decode ``source`` to an upright RGB image.
 
     Args:
-        source: a file's path, an encoded file's bytes, a PIL image of any mode, or a uint8 array ``[H, W]``, ``[H, W, 1]``,
-            ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA), 0..255.
+        source: a file's path, an encoded file's bytes, a PIL image of any mode, or an array ``[H, W]``, ``[H, W, 1]``,
+            ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA): uint8, 0..255, or uint16, by ``intensity``.
+        intensity: the rule for more than 8 bits a channel; that of a model is in its ``PreprocessSpec``.
         formats: those that are accepted of a path and of bytes.
 
     Returns:
@@ -110,15 +120,34 @@ def load_image(source: ImageInput, *, formats: Sequence[Format] = FORMATS) -> Im
         ImageError: the file is missing, damaged, of another format, or larger than the limits.
     """
     if isinstance(source, Image.Image):
-        return _from_image(source, formats)
+        return _from_image(source, intensity, formats)
     if isinstance(source, np.ndarray):
-        return to_upright_rgb(_from_array(source), "array")
+        return to_upright_rgb(_from_array(source, intensity), "array", intensity)
     if isinstance(source, bytes):
-        return _decode(source, f"image of {len(source)} bytes", formats)
+        return _decode(source, f"image of {len(source)} bytes", intensity, formats)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        return _decode(read_image_file(path), str(path), formats)
+        return _decode(read_image_file(path), str(path), intensity, formats)
     raise ImageError(f"cannot read an image from a {type(source).__name__}; give a path, bytes, a PIL image or a uint8 array.")
+
+
+def examine(path: Path) -> Examined:
+    """Decode a file for a scan, before there is an intensity rule.
+
+    Raises:
+        ImageError: as ``load_image``.
+    """
+    data = read_image_file(path)
+    upright = _decode(data, str(path), FULL_RANGE, FORMATS)
+    with _open(data, FORMATS) as image:
+        color = has_wide_color(image)
+        if not color and not image.mode.startswith("I"):
+            return Examined(upright, None)
+        image.load()
+        values = np.asarray(image)
+        if color:
+            values = _wide(values, data)[:, :, :3]
+    return Examined(upright, (int(values.min()), int(values.max())))
 
 
 def read_image_file(path: Path) -> bytes:
@@ -147,7 +176,7 @@ def content_hash(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def to_upright_rgb(image: Image.Image, name: str) -> Image.Image:
+def to_upright_rgb(image: Image.Image, name: str, intensity: Intensity = FULL_RANGE) -> Image.Image:
     """Apply the EXIF orientation and convert to RGB by the rules of this module; ``name`` is used in messages.
 
     Raises:
@@ -158,7 +187,7 @@ def to_upright_rgb(image: Image.Image, name: str) -> Image.Image:
         raise _too_large(image, name, "in memory", MAX_SCALED_PIXELS)
     try:
         transpose = _UPRIGHT.get(_orientation(image))
-        rgb = _to_rgb(image)
+        rgb = _to_rgb(image, intensity)
         if (factor := scale_factor(*rgb.size)) > 1:
             rgb = rgb.reduce(factor)
         if transpose is None:
@@ -192,12 +221,15 @@ def _too_large(image: Image.Image, name: str, kind: str, limit: int) -> ImageErr
     )
 
 
-def _decode(data: bytes, name: str, formats: Sequence[Format]) -> Image.Image:
+def _decode(data: bytes, name: str, intensity: Intensity, formats: Sequence[Format]) -> Image.Image:
     try:
         with _open(data, formats) as image:
             _prepare(image, data, name)
+            wide = intensity != FULL_RANGE and has_wide_color(image)
             image.load()
-            return to_upright_rgb(image, name)
+            if wide:
+                image.paste(_eight_bits(_wide(np.asarray(image), data), intensity))
+            return to_upright_rgb(image, name, intensity)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not a {', '.join(formats[:-1])} or {formats[-1]} image.") from error
     except Image.DecompressionBombError as error:  # by a plugin that looks at the size before this module can
@@ -232,7 +264,19 @@ def _prepare(image: ImageFile.ImageFile, data: bytes, name: str) -> None:
     image.draft(None, (image.width // factor, image.height // factor))
 
 
-def _from_image(image: Image.Image, formats: Sequence[Format]) -> Image.Image:
+def _wide(high: NDArray[np.uint8], data: bytes) -> NDArray[np.uint16]:
+    """Color of 16 bits a channel, uint16 ``[H, W, channels]``, from its high bytes and the file, which is decoded again."""
+    with _open(data, FORMATS) as image:
+        return high.astype(np.uint16) * np.uint16(256) + read_low_bytes(image)
+
+
+def _eight_bits(values: NDArray[np.uint16], intensity: Intensity) -> Image.Image:
+    """Color of 16 bits as an 8-bit image; of alpha the full range counts."""
+    color = to_8_bits(values[:, :, :3], intensity)
+    return Image.fromarray(np.dstack((color, to_8_bits(values[:, :, 3:], FULL_RANGE))))
+
+
+def _from_image(image: Image.Image, intensity: Intensity, formats: Sequence[Format]) -> Image.Image:
     """A PIL image; the pixels of a large file that is opened and not yet decoded follow the rules of files."""
     if isinstance(image, ImageFile.ImageFile) and image.width * image.height > MAX_PIXELS and image.tile:
         if image.format not in ("JPEG", "MPO") or image.fp is None or image.tell() > 0:
@@ -241,8 +285,8 @@ def _from_image(image: Image.Image, formats: Sequence[Format]) -> Image.Image:
         image.fp.seek(0)
         data = image.fp.read(MAX_FILE_BYTES + 1)
         image.fp.seek(place)
-        return _decode(data, "image", formats)
-    return to_upright_rgb(image, "image")
+        return _decode(data, "image", intensity, formats)
+    return to_upright_rgb(image, "image", intensity)
 
 
 def _reason(error: BaseException) -> str:
@@ -250,13 +294,15 @@ def _reason(error: BaseException) -> str:
     return text if text.endswith(".") else f"{text}."
 
 
-def _from_array(array: NDArray[np.uint8]) -> Image.Image:
-    if array.dtype != np.uint8:
-        raise ImageError(f"an array of {array.dtype} is ambiguous; give uint8 values 0..255 in RGB order, [H, W, 3].")
+def _from_array(array: NDArray[np.uint8] | NDArray[np.uint16], intensity: Intensity) -> Image.Image:
+    if array.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"an array of {array.dtype} is ambiguous; give uint8 values 0..255 in RGB order, [H, W, 3], or uint16.")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or 0 in array.shape:
         raise ImageError(f"an array of shape {list(array.shape)} is not an image; give [H, W], [H, W, 3] or [H, W, 4].")
+    if array.ndim == 3 and array.dtype == np.uint16:
+        return _eight_bits(array.astype(np.uint16, copy=False), intensity)
     return Image.fromarray(np.ascontiguousarray(array))
 
 
@@ -267,11 +313,9 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, intensity: Intensity) -> Image.Image:
     if image.mode.startswith("I"):
-        # 8 bits from 16: the full range maps to the full range; wider integers are clipped.
-        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(to_8_bits(np.asarray(image), intensity)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no stated range; save the image with 8 or 16 bits")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:

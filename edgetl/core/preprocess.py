@@ -11,15 +11,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple, TypeAlias
+from typing import Annotated, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
-from edgetl.core.config import StrictModel
+from edgetl.core.config import LeanModel
 from edgetl.core.images import MAX_PIXELS, ImageInput, load_image
+from edgetl.core.intensity import FULL_RANGE, Intensity
 
 CropMode: TypeAlias = Literal["center", "squash", "border"]
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
@@ -40,7 +41,7 @@ _RESAMPLING = {
 }
 
 
-class PreprocessSpec(StrictModel):
+class PreprocessSpec(LeanModel):
     """How an image becomes a tensor. Field names and meanings follow timm's data config.
 
     Attributes:
@@ -52,7 +53,10 @@ class PreprocessSpec(StrictModel):
         resize: ``fused`` or ``two-step`` (see the module).
         mean: per channel (RGB), on a scale of 0..1.
         std: per channel (RGB), on a scale of 0..1.
+        intensity: the rule for images of more than 8 bits a channel; it applies while they are decoded.
     """
+
+    lean: ClassVar[frozenset[str]] = frozenset({"intensity"})
 
     input_size: tuple[Side, Side]
     crop_mode: CropMode = "center"
@@ -61,6 +65,7 @@ class PreprocessSpec(StrictModel):
     resize: Literal["fused", "two-step"] = "fused"
     mean: Triple = (0.485, 0.456, 0.406)
     std: tuple[Scale, Scale, Scale] = (0.229, 0.224, 0.225)
+    intensity: Intensity = FULL_RANGE
 
     def digest(self) -> str:
         """SHA-256 (hex) of the spec's JSON."""
@@ -86,7 +91,7 @@ def preprocess(source: ImageInput, spec: PreprocessSpec) -> NDArray[np.float32]:
         ImageError: the image cannot be read.
     """
     out = np.empty((3, *spec.input_size), np.float32)
-    normalise(to_pixels(load_image(source), spec), spec, out)
+    normalise(to_pixels(load_image(source, intensity=spec.intensity), spec), spec, out)
     return out
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetl.core.answers import describe_truth
+from edgetl.core.intensity import Levels
 from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import Reading, Task
 from edgetl.core.text import label_problem, printable
@@ -40,6 +41,7 @@ class Sample:
         part: the split that a ready-made ``train/ val/ test/`` folder puts it in.
         targets: from a table: 0 or 1 for each label, or the one number; empty for a class.
         group: key of the images that stay in one split; empty for an image that stands alone.
+        levels: of more than 8 bits a channel the smallest and largest value; known after a scan.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class Sample:
     part: Part | None = None
     targets: tuple[float, ...] = ()
     group: str = ""
+    levels: Levels | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def scan(
         elif result.content is None:
             broken.append(BrokenImage(path, result.reason))
         else:
-            samples.append(Sample(path, labels.index(item.label), result.content, item.part))
+            samples.append(Sample(path, labels.index(item.label), result.content, item.part, levels=result.levels))
             _note_name(path, folder, notes)
     found = ImageFolder(folder, labels, tuple(samples), tuple(broken), notes=notes.result())
     log_notes(found.notes)

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 from edgetl.core.atomic import write_text
 from edgetl.core.host import available_cores
-from edgetl.core.images import content_hash, load_image
+from edgetl.core.images import content_hash, examine
+from edgetl.core.intensity import Levels
 from edgetl.core.progress import Progress, silent
 from edgetl.data.colors import Colors, count_colors
 from edgetl.errors import ImageError, StorageError
@@ -21,16 +23,17 @@ from edgetl.errors import ImageError, StorageError
 _log = logging.getLogger(__name__)
 
 # Raised when decoding or hashing changes: older outcomes are then not used.
-_CACHE_VERSION = 3
+_CACHE_VERSION = 4
 
 
 @dataclass(frozen=True)
 class Checked:
-    """The outcome for one file: the content hash and the colors, or the reason why there are none."""
+    """The outcome for one file: the content hash and the colors, or the reason why there are none; ``levels`` is of more than 8 bits."""
 
     content: str | None
     reason: str = ""
     colors: Colors | None = None
+    levels: Levels | None = None
 
 
 def check_images(paths: Sequence[Path], root: Path, *, progress: Progress = silent) -> dict[Path, Checked]:
@@ -51,8 +54,8 @@ def check_images(paths: Sequence[Path], root: Path, *, progress: Progress = sile
 
 def _check(path: Path) -> Checked:
     try:
-        image = load_image(path)
-        return Checked(content_hash(image), colors=count_colors(image))
+        image, levels = examine(path)
+        return Checked(content_hash(image), colors=count_colors(image), levels=levels)
     except ImageError as error:
         return Checked(None, str(error))
 
@@ -82,17 +85,21 @@ def _read_cache(path: Path | None) -> dict[str, Checked]:
         data = json.loads(path.read_text("utf-8"))
         if data["version"] != _CACHE_VERSION:
             return {}
-        return {str(stamp): Checked(row[0], str(row[1]), Colors(*row[2]) if row[2] else None) for stamp, row in data["files"].items()}
+        return {str(stamp): _remembered(*row) for stamp, row in data["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         _log.debug("the scan's memory %s is not readable (%s); scanning again", path, error)
         return {}
+
+
+def _remembered(content: str | None, reason: str, colors: list[Any] | None, levels: list[int] | None) -> Checked:
+    return Checked(content, str(reason), Colors(*colors) if colors else None, (int(levels[0]), int(levels[1])) if levels else None)
 
 
 def _write_cache(path: Path | None, results: dict[str, Checked]) -> None:
     if path is None:
         return
     files = {
-        stamp: [result.content, result.reason, result.colors and list(astuple(result.colors))]
+        stamp: [result.content, result.reason, result.colors and list(astuple(result.colors)), result.levels]
         for stamp, result in results.items()
         if not stamp.endswith("|missing")
     }

@@ -64,7 +64,7 @@ def _evaluation_view(sample: Sample, spec: PreprocessSpec) -> NDArray[np.float32
 
 
 def _evaluation_pixels(sample: Sample, spec: PreprocessSpec) -> NDArray[np.uint8]:
-    return np.asarray(to_pixels(load_image(sample.path), spec))
+    return np.asarray(to_pixels(load_image(sample.path, intensity=spec.intensity), spec))
 
 
 class PixelSet:

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from edgetl.core.text import printable
 from edgetl.data.csv_file import CsvFile, read_csv
 from edgetl.data.folder import MIN_IMAGES_PER_CLASS, BrokenImage, ImageFolder, Part, Sample, check_broken, log_notes, split_folders
 from edgetl.data.groups import group_by_path
-from edgetl.data.integrity import check_images
+from edgetl.data.integrity import Checked, check_images
 from edgetl.data.layout import part_of
 from edgetl.data.notes import EXAMPLES, ScanNote
 from edgetl.data.table_columns import WORDS, Columns, choose_task, class_names, class_order, find_columns, one_hot
@@ -97,7 +97,7 @@ def scan_table(root: str | os.PathLike[str], table: Table, *, known: bool = Fals
     contents = check_images([row.path for row in rows], folder, progress=progress)
     broken = tuple(BrokenImage(row.path, contents[row.path].reason) for row in rows if contents[row.path].content is None)
     kept = sorted((row for row in rows if contents[row.path].content is not None), key=lambda row: row.path)
-    samples = _samples(folder, task, kept, [contents[row.path].content or "" for row in kept])
+    samples = _samples(folder, task, kept, contents)
     texts = (*_assumptions(csv, columns, assumed), *files.notes(), *_split_notes(folder, columns, kept))
     notes = tuple(ScanNote(reason="table", used=True, count=len(csv.rows), text=f"{table.path}: {text}") for text in texts)
     if unnamed := sorted(set(files.images) - {row.path for row in rows}):
@@ -254,12 +254,22 @@ def _part(csv: CsvFile, columns: Columns, line: int, cells: Sequence[str]) -> Pa
     return part
 
 
-def _samples(root: Path, task: Task, rows: Sequence[_Row], hashes: Sequence[str]) -> tuple[Sample, ...]:
+def _samples(root: Path, task: Task, rows: Sequence[_Row], contents: Mapping[Path, Checked]) -> tuple[Sample, ...]:
+    found = [contents[row.path] for row in rows]
+    hashes = [item.content or "" for item in found]
     strata = [row.label for row in rows] if task == "classification" else _strata(task, [row.targets for row in rows], hashes)
     folders = split_folders(root)
     return tuple(
-        Sample(row.path, stratum, content, row.part or folders.get(row.path.relative_to(root).parts[0]), row.targets, row.group)
-        for row, stratum, content in zip(rows, strata, hashes, strict=True)
+        Sample(
+            row.path,
+            stratum,
+            item.content or "",
+            row.part or folders.get(row.path.relative_to(root).parts[0]),
+            row.targets,
+            row.group,
+            levels=item.levels,
+        )
+        for row, stratum, item in zip(rows, strata, found, strict=True)
     )
 
 

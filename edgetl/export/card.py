@@ -64,6 +64,11 @@ def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion) -> l
         f"- Groups: {describe_grouping(record.grouping)}",
         f"- Input: {spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, "
         f"{spec.interpolation}, {spec.resize} resize{_other_size(record, spec)}",
+        *(
+            [f"- Intensity: {spec.intensity.describe()}; {wide} training images have more than 8 bits"]
+            if (wide := record.wide_images)
+            else []
+        ),
         f"- Trained model on the validation images: {_figure(trained, record)}",
         f"- Trained model on the test images: {_figure(record.test.score, record) if record.test else 'no test images'}",
         *(_details(record.test) if record.test else []),

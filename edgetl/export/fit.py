@@ -232,7 +232,7 @@ def _image_ms(backbone: Backbone, samples: list[Sample]) -> float:
     pending = iter(samples * 3)
 
     def one() -> None:
-        normalise(to_pixels(load_image(next(pending).path), backbone.spec), backbone.spec, out)
+        normalise(to_pixels(load_image(next(pending).path, intensity=backbone.spec.intensity), backbone.spec), backbone.spec, out)
 
     return float(np.median(time_calls(one, runs=len(samples) * 3 - 5)))
 

@@ -160,7 +160,7 @@ def _accept(bench: Workbench, folder: Path, kind: tuple[Format, Precision], made
     """The manifest's entry of a variant that passed: timed, and tested on the test images."""
     format_, precision = kind
     alone = load_engine(format_, [path.read_bytes() for path in made.files], threads=1).run
-    image = to_batch([load_image(golden[0].path)], bench.gate.spec, bench.config.input)
+    image = to_batch([load_image(golden[0].path, intensity=bench.gate.spec.intensity)], bench.gate.spec, bench.config.input)
     times = time_calls(lambda: alone(image), runs=50, max_seconds=3.0)
     tested = answers(open_variant(bench, format_, made.files), bench.test, progress=bench.progress) if len(bench.test) else None
     return Variant(

@@ -153,7 +153,7 @@ def _time_stages(predictor: Predictor, encoded: list[bytes], runs: int, max_seco
     end = time.perf_counter() + max_seconds
     for image, _ in zip(cycle(encoded), range(runs), strict=False):
         stamps = [time.perf_counter_ns()]
-        picture = load_image(image)
+        picture = load_image(image, intensity=predictor.spec.intensity)
         stamps.append(time.perf_counter_ns())
         batch = predictor.prepare(picture)
         stamps.append(time.perf_counter_ns())

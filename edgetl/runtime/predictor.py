@@ -72,10 +72,12 @@ class Predictor:
             EngineError: the engine failed.
         """
         if isinstance(images, str | bytes | os.PathLike | Image.Image | np.ndarray):
-            return self._answers(self._tensor([load_image(images)]))[0]
+            return self._answers(self._tensor([load_image(images, intensity=self.spec.intensity)]))[0]
         results: list[Prediction] = []
         for start in range(0, len(images), MAX_BATCH):
-            results += self._answers(self._tensor([load_image(image) for image in images[start : start + MAX_BATCH]]))
+            results += self._answers(
+                self._tensor([load_image(image, intensity=self.spec.intensity) for image in images[start : start + MAX_BATCH]])
+            )
         return results
 
     def prepare(self, image: Image.Image) -> Batch:

@@ -204,7 +204,7 @@ def _decoded(images: tuple[bytes, ...], model: Predictor) -> tuple[Batch, float]
     seconds, pixels = 0.0, 0
     for data in images:
         begun = time.monotonic()
-        image = load_image(data, formats=SERVED_FORMATS)
+        image = load_image(data, intensity=model.spec.intensity, formats=SERVED_FORMATS)
         seconds += time.monotonic() - begun
         pixels += image.width * image.height
         if pixels > MAX_PIXELS:

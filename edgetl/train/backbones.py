@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import timm
@@ -12,8 +13,10 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from edgetl.core.intensity import resolve_intensity
 from edgetl.core.manifest import Parent
 from edgetl.core.preprocess import PreprocessSpec
+from edgetl.data.folder import Sample
 from edgetl.errors import BackboneError
 from edgetl.train.columns import Columns, ColumnsRecord
 from edgetl.train.widths import PRUNED, Widths, resize
@@ -55,6 +58,16 @@ class Backbone:
         head = self.model.get_submodule(self.head_name)
         assert isinstance(head, nn.Linear)
         return head
+
+
+def with_intensity(backbone: Backbone, choice: str, samples: Sequence[Sample]) -> Backbone:
+    """The backbone with the intensity rule that ``choice`` (``--intensity``) makes of the training images ``samples``.
+
+    Raises:
+        ConfigError: the images have no range that ``choice`` could take.
+    """
+    rule = resolve_intensity(choice, backbone.spec.intensity, [sample.levels for sample in samples if sample.levels])
+    return replace(backbone, spec=backbone.spec.model_copy(update={"intensity": rule}))
 
 
 def rebuild(architecture: str, model_args: dict[str, Any], classes: int, columns: ColumnsRecord | None = None) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import AfterValidator, Field, field_validator
 
 from edgetl.core.config import LeanModel
+from edgetl.core.intensity import check_choice
 from edgetl.core.licences import Policy
 from edgetl.core.preprocess import Interpolation, Side
 from edgetl.core.tasks import Task
@@ -36,6 +37,7 @@ def _known_loggers(text: str) -> str:
     return text
 
 
+Range = Annotated[str, AfterValidator(check_choice)]
 Logged = Annotated[str, AfterValidator(_known_loggers)]
 
 
@@ -62,7 +64,7 @@ def _training(default: Any, description: str, **bounds: Any) -> Any:
 class TrainConfig(LeanModel):
     """One fine-tuning. Each field's description says what it is; none means that the data budget or the backbone decides."""
 
-    lean: ClassVar[frozenset[str]] = frozenset({"head", "features", "group", "include", "exclude"})
+    lean: ClassVar[frozenset[str]] = frozenset({"head", "features", "intensity", "group", "include", "exclude"})
 
     backbone: str = _backbone(DEFAULT_BACKBONE, "Embedded name, run, timm name, torchvision:NAME, local-dir:PATH or hf-hub:ORG/NAME.")
     weights: str | None = _backbone(None, "A .safetensors or .pth file (tensors only) for the architecture that --backbone names.")
@@ -100,6 +102,11 @@ class TrainConfig(LeanModel):
     views: int = _images(4, "Pictures of each image that the head is fitted on; 1, the evaluation's alone, is the quickest.", ge=1, le=16)
     augment: Augment = _images("auto", "auto, none, light, medium or strong.")
     flip: bool | None = _images(None, "Mirror images (default: unless the classes' names look like digits, letters or sides).")
+    intensity: Range = _images(
+        "auto",
+        "Rule for images of more than 8 bits a channel: auto (bits that the training images use), clip (values above 255 become 255), "
+        "scale (their smallest to largest value), percentile (0.5 to 99.5 % of each image), or LOW,HIGH.",
+    )
     seed: int = _images(0, "Chooses splits, folds, batches and augmentation.", ge=0, lt=2**31)
 
     recipe: str | None = _training(None, "fastai, or a file NAME.toml: figures instead of the table's; options that are given win.")

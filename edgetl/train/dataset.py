@@ -48,7 +48,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, Target]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, Target]:
         sample = self.samples[index % len(self.samples)]
-        image = load_image(sample.path)
+        image = load_image(sample.path, intensity=self.spec.intensity)
         if self.augment is None:
             pixels = to_pixels(image, self.spec)
         else:
@@ -75,7 +75,7 @@ def random_crop(seed: int, view: int) -> Prepare:
     """
 
     def prepare(sample: Sample, spec: PreprocessSpec) -> NDArray[np.float32]:
-        image = load_image(sample.path)
+        image = load_image(sample.path, intensity=spec.intensity)
         rng = np.random.default_rng([seed, view, int(sample.content[:15], 16)])
         area, ratio = rng.uniform(0.6, 1.0), math.exp(rng.uniform(-1, 1) * math.log(7 / 6))
         ratio *= spec.input_size[1] / spec.input_size[0]

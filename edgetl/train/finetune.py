@@ -27,7 +27,7 @@ from edgetl.data.loading import truth_of
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError, DataError
 from edgetl.train.activations import Workplace
-from edgetl.train.backbones import Backbone
+from edgetl.train.backbones import Backbone, with_intensity
 from edgetl.train.budget import Plan, describe_plan, make_plan
 from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
@@ -98,6 +98,8 @@ def fine_tune(
         backbone, plan = prepare(splits, config)
         _log.info("backbone %s, licence of the weights: %s", backbone.name, backbone.licence or "not stated")
         _log.info("%s", describe_plan(plan))
+        if wide := sum(sample.levels is not None for sample in splits.train):
+            _log.info("%d training images have more than 8 bits: %s (--intensity)", wide, backbone.spec.intensity.describe())
         checkpoints = _checkpoints(out, splits, config, plan, backbone, resume=resume, overwrite=overwrite)
         place = Workplace(device, folder, progress)
         tutor = choose_tutor(config, plan, splits, place)
@@ -173,6 +175,7 @@ def prepare(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
     if not smooths(config, splits.folder.task):
         given = given.model_copy(update={"label_smoothing": 0.0})
     backbone = load_backbone(given, len(splits.folder.labels))
+    backbone = with_intensity(backbone, config.intensity, splits.train)
     if backbone.parents:  # random weights are nobody's
         check_policy(backbone.licence, config.license_policy, name=backbone.name)
     plan = make_plan(given, len({sample.content for sample in splits.train}), backbone.model)
@@ -283,6 +286,7 @@ def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, 
         ),
         head=head_of(backbone.model),
         preprocess=backbone.spec,
+        wide_images=sum(sample.levels is not None for sample in splits.train),
         plan=outcome.plan,
         alarms=outcome.alarms,
         head_penalty=outcome.taught.head_penalty,

@@ -16,6 +16,7 @@ import torch
 from edgetl.core.progress import Progress, silent
 from edgetl.data.loading import labels_of, stratified
 from edgetl.data.split import Splits
+from edgetl.train.backbones import with_intensity
 from edgetl.train.budget import FULL_UP_TO
 from edgetl.train.config import TrainConfig
 from edgetl.train.finetune import choose_device
@@ -51,7 +52,7 @@ def gain_of_pretraining(splits: Splits, config: TrainConfig, *, progress: Progre
     for pretrained in (True, False):
         torch.manual_seed(config.seed)
         given = config if pretrained else config.model_copy(update={"pretrained": False, "weights": None})
-        backbone = load_backbone(given, len(splits.folder.labels))
+        backbone = with_intensity(load_backbone(given, len(splits.folder.labels)), config.intensity, splits.train)
         extract = make_extractor(backbone, config, choose_device(config.device), len(samples))
         features = extract(samples, progress=progress)
         head = fit_head(features, labels_of(samples), len(splits.folder.labels), seed=config.seed, progress=progress)

@@ -25,6 +25,7 @@ from PIL import Image
 
 from edgetl.core.host import available_cores
 from edgetl.core.images import load_image
+from edgetl.core.intensity import FULL_RANGE, resolve_intensity
 from edgetl.core.licences import check_policy
 from edgetl.core.preprocess import PreprocessSpec, normalise, to_pixels
 from edgetl.core.progress import Progress, silent
@@ -252,14 +253,17 @@ class _Pictures:
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
+        self._intensity = resolve_intensity("auto", FULL_RANGE, [item.levels for item in samples if item.levels])
         self._pixels: dict[PreprocessSpec, list[Image.Image]] = {}
 
     def batches(self, spec: PreprocessSpec) -> Iterator[torch.Tensor]:
         """Normalised images, float32 ``[BATCH, 3, H, W]`` at a time."""
-        key = spec.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
+        key = spec.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "intensity": self._intensity})
         if key not in self._pixels:
             with ThreadPoolExecutor(available_cores()) as pool:
-                self._pixels[key] = list(pool.map(lambda sample: to_pixels(load_image(sample.path), key), self.samples))
+                self._pixels[key] = list(
+                    pool.map(lambda sample: to_pixels(load_image(sample.path, intensity=key.intensity), key), self.samples)
+                )
         pixels = self._pixels[key]
         for start in range(0, len(pixels), BATCH):
             rows = pixels[start : start + BATCH]

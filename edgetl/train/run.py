@@ -163,11 +163,12 @@ class RunRecord(LeanModel):
         forgetting: what the run that this one started from lost of its task; none where there is none, or its images are gone.
         grouping: groups of images that stay in one split; none where there are no groups.
         validation: figures that chose; ``test`` was looked at once, at the end.
+        wide_images: training images with more than 8 bits a channel, which ``preprocess.intensity`` is for.
         notes: files that the scan left out, or read in a way worth knowing.
         files: SHA-256 of every other file that a later stage reads.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"task", "decision", "head", "grouping", "notes"})
+    lean: ClassVar[frozenset[str]] = frozenset({"task", "decision", "head", "grouping", "notes", "wide_images"})
 
     schema_version: Literal[1] = 1
     name: str
@@ -187,6 +188,7 @@ class RunRecord(LeanModel):
     compared: tuple[Compared, ...] = ()
     forgetting: Forgetting | None = None
     images: dict[str, int]
+    wide_images: int = 0
     data_fingerprint: str
     grouping: Grouping | None = None
     validation: Evaluation

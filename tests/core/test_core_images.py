@@ -226,7 +226,7 @@ def test_the_memory_layout_of_an_array_does_not_matter(view: str) -> None:
     assert np.array_equal(np.asarray(load_image(array)), array)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint16, np.bool_, np.dtype(">u2")], ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.bool_, np.dtype(">u2")], ids=str)
 def test_an_array_of_another_type_is_ambiguous_and_refused(dtype: Any) -> None:
     with pytest.raises(ImageError, match=r"ambiguous; give uint8 values 0\.\.255"):
         load_image(np.zeros((4, 4, 3), dtype))

@@ -148,6 +148,7 @@ def test_a_path_and_the_picture_in_memory_give_the_same_tensor(tmp_path: Path) -
         ("resize", "two-step"),
         ("mean", (0.485, 0.456, 0.407)),
         ("std", (0.229, 0.224, 0.226)),
+        ("intensity", {"rule": "scale", "low": 0.0, "high": 4095.0}),
     ],
 )
 def test_the_digest_changes_with_every_field(field: str, value: object) -> None:
@@ -162,7 +163,16 @@ def test_the_digest_of_equal_specs_is_equal() -> None:
 
 
 def test_no_field_of_the_spec_is_left_out_of_the_digest_test() -> None:
-    assert set(PreprocessSpec.model_fields) == {"input_size", "crop_mode", "crop_pct", "interpolation", "resize", "mean", "std"}
+    assert set(PreprocessSpec.model_fields) == {
+        "input_size",
+        "crop_mode",
+        "crop_pct",
+        "interpolation",
+        "resize",
+        "mean",
+        "std",
+        "intensity",
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""The intensity rule of a training: measured on its images, recorded in the run, and kept by the runs that start from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from edgetl.core.intensity import FULL_RANGE, Intensity
+from edgetl.train.config import TrainConfig
+from edgetl.train.training import train
+
+
+def _twelve_bits(root: Path) -> Path:
+    """Two classes of eight gray 16-bit PNG files whose values need 12 bits."""
+    rng = np.random.default_rng(0)
+    for index, label in enumerate(("dark", "light")):
+        (root / label).mkdir(parents=True)
+        for number in range(8):
+            values = rng.integers(1500 * index, 1500 * index + 1200, (24, 24)).astype(np.uint16)
+            Image.fromarray(values).save(root / label / f"{number}.png")
+    return root
+
+
+def _config(**changes: object) -> TrainConfig:
+    common = {"backbone": "test_resnet", "pretrained": False, "input_size": (32, 32), "views": 1, "strategy": "probe"}
+    return TrainConfig.model_validate({**common, **changes})
+
+
+def test_auto_records_the_bits_that_the_training_images_use_and_a_child_run_keeps_them(tmp_path: Path) -> None:
+    data = _twelve_bits(tmp_path / "images")
+    record = train(data, _config(), tmp_path / "run").record
+    assert (record.preprocess.intensity, record.wide_images) == (Intensity(high=4095), record.images["train"])
+    child = train(data, _config(backbone=str(tmp_path / "run"), pretrained=True), tmp_path / "child").record
+    assert child.preprocess.intensity == Intensity(high=4095)
+
+
+def test_a_given_range_is_recorded_and_images_of_8_bits_leave_the_record_as_it_was(tmp_path: Path) -> None:
+    data = _twelve_bits(tmp_path / "images")
+    assert train(data, _config(intensity="0,3000"), tmp_path / "run").record.preprocess.intensity == Intensity(high=3000)
+    for file in data.rglob("*.png"):
+        Image.open(file).convert("L").save(file)
+    record = train(data, _config(), tmp_path / "plain").record
+    assert (record.preprocess.intensity, record.wide_images) == (FULL_RANGE, 0)
+    assert "intensity" not in record.model_dump_json()
+
+
+def test_an_unknown_rule_is_refused_before_any_work() -> None:
+    with pytest.raises(ValidationError, match="LOW,HIGH"):
+        _config(intensity="brighter")
