@@ -7,7 +7,7 @@ import re
 from edgetl.errors import EngineError
 
 # Those of pyproject.toml's extras, tested to be the same.
-OLDEST = {"onnxruntime": "1.22", "openvino": "2025.2"}
+OLDEST = {"onnxruntime": "1.22", "openvino": "2025.3"}
 
 
 def need(library: str, found: str) -> None:
