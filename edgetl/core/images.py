@@ -32,7 +32,7 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,17 @@ from edgetl.core.plain import open_plain
 from edgetl.core.tiff import check_tiff
 from edgetl.errors import ImageError
 
-ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | NDArray[np.uint16]
+
+class BinaryFile(Protocol):
+    """An open file, a response, or another object whose ``read`` returns bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most ``size`` bytes."""
+
+
+ImageInput: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | NDArray[np.uint8] | NDArray[np.uint16]
+)
 
 Format: TypeAlias = Literal["JPEG", "PNG", "WebP", "BMP", "TIFF"]
 # TIFF has many codecs of which photos need few: it is read from files of the user, never from a network.
@@ -108,8 +118,9 @@ def load_image(source: ImageInput, *, intensity: Intensity = FULL_RANGE, formats
     """Decode ``source`` to an upright RGB image.
 
     Args:
-        source: a file's path, an encoded file's bytes, a PIL image of any mode, or an array ``[H, W]``, ``[H, W, 1]``,
-            ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA): uint8, 0..255, or uint16, by ``intensity``.
+        source: a file's path; an encoded file's bytes, or a binary file object, which is read from where it stands; a PIL image
+            of any mode; or an array ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA): uint8, 0..255, or
+            uint16, by ``intensity``.
         intensity: the rule for more than 8 bits a channel; that of a model is in its ``PreprocessSpec``.
         formats: those that are accepted of a path and of bytes.
 
@@ -123,12 +134,17 @@ def load_image(source: ImageInput, *, intensity: Intensity = FULL_RANGE, formats
         return _from_image(source, intensity, formats)
     if isinstance(source, np.ndarray):
         return to_upright_rgb(_from_array(source, intensity), "array", intensity)
-    if isinstance(source, bytes):
-        return _decode(source, f"image of {len(source)} bytes", intensity, formats)
+    if isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+        return _decode(data, f"image of {len(data)} bytes", intensity, formats)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         return _decode(read_image_file(path), str(path), intensity, formats)
-    raise ImageError(f"cannot read an image from a {type(source).__name__}; give a path, bytes, a PIL image or a uint8 array.")
+    if hasattr(source, "read"):
+        return _decode(_read_open(source), "open file", intensity, formats)
+    raise ImageError(
+        f"cannot read an image from a {type(source).__name__}; give a path, bytes, a binary file, a PIL image or a uint8 array."
+    )
 
 
 def examine(path: Path) -> Examined:
@@ -167,6 +183,18 @@ def read_image_file(path: Path) -> bytes:
     if not data:
         raise ImageError(f"{path} is empty.")
     return data
+
+
+def _read_open(file: BinaryFile) -> bytes:
+    try:
+        data = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"the open file cannot be read: {_reason(error)} Give one that is open in binary mode.") from error
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ImageError(f"the open file gives {type(data).__name__}, not bytes; open it in binary mode: open(path, 'rb').")
+    if not data or len(data) > MAX_FILE_BYTES:
+        raise ImageError(f"the open file has {'more than ' if data else ''}{min(len(data), MAX_FILE_BYTES)} bytes from where it stands.")
+    return bytes(data)
 
 
 def content_hash(image: Image.Image) -> str:
@@ -300,7 +328,9 @@ def _from_array(array: NDArray[np.uint8] | NDArray[np.uint16], intensity: Intens
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or 0 in array.shape:
-        raise ImageError(f"an array of shape {list(array.shape)} is not an image; give [H, W], [H, W, 3] or [H, W, 4].")
+        raise ImageError(
+            f"an array of shape {list(array.shape)} is not an image; give [H, W], [H, W, 3] or [H, W, 4]; of several images a list."
+        )
     if array.ndim == 3 and array.dtype == np.uint16:
         return _eight_bits(array.astype(np.uint16, copy=False), intensity)
     return Image.fromarray(np.ascontiguousarray(array))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import TypeVar, overload
+from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +19,14 @@ from edgetl.core.manifest import Variant
 from edgetl.core.preprocess import Batch, InputForm, PreprocessSpec, to_batch
 from edgetl.core.results import Prediction
 from edgetl.core.tasks import Decision, Reading, Task
-from edgetl.errors import ConfigError, EngineError
+from edgetl.errors import BundleError, ConfigError, EngineError
 from edgetl.runtime.engine import Engine, choose_variant, open_engine
 from edgetl.runtime.trial import try_variant
 
 MAX_BATCH = 16
 
-AnyImage = TypeVar("AnyImage", bound=ImageInput)
+# Where a predictor was loaded from: the bundle's absolute path, and the threads that were asked for.
+Origin: TypeAlias = tuple[Path, int | None]
 
 
 class Predictor:
@@ -55,29 +58,44 @@ class Predictor:
         self.variant = variant
         self.input_form: InputForm = variant.input_form if variant else "float"
         self._engine = engine
+        self._origin: Origin | None = None
 
-    @overload
-    def predict(self, images: ImageInput) -> Prediction: ...
-    @overload
-    def predict(self, images: list[AnyImage] | tuple[AnyImage, ...]) -> list[Prediction]: ...
-
-    def predict(self, images: ImageInput | list[AnyImage] | tuple[AnyImage, ...]) -> Prediction | list[Prediction]:
-        """Answer one image, or a list or tuple of images.
-
-        Args:
-            images: a path, encoded bytes, a PIL image or a uint8 array ``[H, W, 3]`` (RGB); or a list or tuple of those.
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles, for other processes, load the bundle again from its path.
 
         Raises:
-            ImageError: an image cannot be read; the text names it.
+            TypeError: the engine is one of your own, not of a bundle.
+        """
+        if self._origin is None:
+            raise TypeError("a Predictor with an engine of its own cannot be copied or pickled; load it from a bundle: edgetl.load(PATH).")
+        return _load_again, (*self._origin, self.variant)
+
+    @overload
+    def predict(self, images: ImageInput) -> Prediction: ...  # type: ignore[overload-overlap]  # a str or an array is one image
+    @overload
+    def predict(self, images: Iterable[ImageInput]) -> list[Prediction]: ...
+
+    def predict(self, images: ImageInput | Iterable[ImageInput]) -> Prediction | list[Prediction]:
+        """Predict one image, or each of several.
+
+        Args:
+            images: a path, encoded bytes (also ``bytearray``, ``memoryview``), a binary file object, a PIL image, or an array
+                ``[H, W]``, ``[H, W, 3]`` (RGB) or ``[H, W, 4]``, uint8 or uint16; or an ordered iterable of those, such as a list
+                or a generator, of which ``MAX_BATCH`` images are in memory at once.
+
+        Returns:
+            One prediction, or for an iterable a list in its order.
+
+        Raises:
+            ImageError: an image cannot be read, or something else was given; the text names it.
             EngineError: the engine failed.
         """
-        if isinstance(images, str | bytes | os.PathLike | Image.Image | np.ndarray):
-            return self._answers(self._tensor([load_image(images, intensity=self.spec.intensity)]))[0]
+        if _is_one(images):
+            return self._answers(self._tensor([load_image(cast(ImageInput, images), intensity=self.spec.intensity)]))[0]
         results: list[Prediction] = []
-        for start in range(0, len(images), MAX_BATCH):
-            results += self._answers(
-                self._tensor([load_image(image, intensity=self.spec.intensity) for image in images[start : start + MAX_BATCH]])
-            )
+        following = iter(cast(Iterable[ImageInput], images))
+        while batch := [load_image(image, intensity=self.spec.intensity) for image in islice(following, MAX_BATCH)]:
+            results += self._answers(self._tensor(batch))
         return results
 
     def prepare(self, image: Image.Image) -> Batch:
@@ -102,6 +120,24 @@ class Predictor:
 
     def _answers(self, batch: Batch) -> list[Prediction]:
         return predictions(self.reading, self.logits(batch))
+
+
+def _is_one(images: ImageInput | Iterable[ImageInput]) -> bool:
+    """Whether it is no ordered iterable: a file object is iterable too, by its lines, and a set or mapping has no order of images."""
+    single = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | np.ndarray | Mapping | Set)
+    return single or hasattr(images, "read") or not isinstance(images, Iterable)
+
+
+def _load_again(path: Path, threads: int | None, variant: Variant) -> Predictor:
+    """A copy of a predictor, in this or another process.
+
+    Raises:
+        BundleError: the bundle at its path is another one now.
+    """
+    predictor = load(path, variant=variant.name, threads=threads)
+    if predictor.variant != variant:
+        raise BundleError(f"{path}: {variant.name} is not what it was when the predictor was copied. Load it again from the bundle.")
+    return predictor
 
 
 def load(
@@ -129,4 +165,6 @@ def load(
         try_variant(opened, chosen)
     engine = open_engine(opened, chosen, threads=threads)
     manifest = opened.manifest
-    return Predictor(engine, manifest.labels, manifest.preprocess, variant=chosen, task=manifest.task, decision=manifest.decision)
+    predictor = Predictor(engine, manifest.labels, manifest.preprocess, variant=chosen, task=manifest.task, decision=manifest.decision)
+    predictor._origin = (opened.path.absolute(), threads)
+    return predictor
