@@ -1,4 +1,4 @@
-"""The child process of a cold-start measurement: ``python -m edgetl.measure.cold BUNDLE VARIANT IMAGE THREADS STARTED``."""
+"""Cold start of a bundle, measured in a child process of its own."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import time
 from edgetl.runtime.predictor import load
 
 
-def main(bundle: str, variant: str, image: str, threads: str, started: str) -> dict[str, float]:
-    """Load and predict once; ``started`` is the parent's clock (seconds) when it started this process."""
+def report_cold_start(bundle: str, variant: str, image: str, threads: str, started: str) -> None:
+    """Child process: load, predict once, and write the times as JSON; ``started`` is the parent's clock (seconds) when it started this."""
     begin = time.perf_counter()
     predictor = load(bundle, variant=variant, threads=int(threads))
     loaded = time.perf_counter()
     predictor.predict(image)
-    return {
+    report = {
         "load_ms": (loaded - begin) * 1e3,
         "first_prediction_ms": (time.time() - float(started)) * 1e3,
         "peak_rss_mb": peak_rss_mb(),
     }
+    sys.stdout.write(json.dumps(report) + "\n")
 
 
 def peak_rss_mb() -> float:
@@ -35,7 +36,3 @@ def peak_rss_mb() -> float:
     except (OSError, StopIteration):
         scale = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(main(*sys.argv[1:])) + "\n")

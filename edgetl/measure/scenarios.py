@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle, open_bundle
+from edgetl.core.child import child_command, child_environment
 from edgetl.core.config import StrictModel
 from edgetl.core.host import fingerprint, load_average, versions
 from edgetl.core.images import load_image, read_image_file
@@ -170,9 +170,11 @@ def _time_stages(predictor: Predictor, encoded: list[bytes], runs: int, max_seco
 def _cold_start(bundle: Bundle, variant: Variant, threads: int) -> ColdStart:
     """Start a fresh interpreter that loads the variant and answers once."""
     image = bundle.path / bundle.manifest.golden[0].image.path
-    command = [sys.executable, "-m", "edgetl.measure.cold", str(bundle.path), variant.name, str(image), str(threads), str(time.time())]
+    command = child_command(
+        "edgetl.measure.cold", "report_cold_start", str(bundle.path), variant.name, str(image), str(threads), str(time.time())
+    )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COLD_START_TIMEOUT_S, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COLD_START_TIMEOUT_S, check=True, env=child_environment())
     except subprocess.TimeoutExpired as error:
         raise EngineError(f"{variant.name}: no first answer within {COLD_START_TIMEOUT_S} s.") from error
     except subprocess.CalledProcessError as error:

@@ -1,28 +1,64 @@
-"""What an OpenVINO IR is made of, looked at before the engine reads it.
+"""OpenVINO IR, checked before the engine reads it.
 
-Refused are what an export of ours never holds: document types and entities, layers that share an id (OpenVINO takes the last, other tools
-see the first), control flow, memory and foreign extensions, constants outside the ``.bin`` or of another size than their shape, and
-shapes that no small device could hold.
+The XML is held to the grammar that OpenVINO writes: these elements, in these places, with these attributes. Refused is what no export of
+ours holds: document types and entities, comments and CDATA (which XML parsers join to the text around them in different ways), layer types
+that are not in ``OPENVINO_OPERATIONS``, layers that share an id (OpenVINO takes the last, other tools the first), ports without an edge or
+with several, constants outside the ``.bin`` or of another size than their shape, and shapes that no small device could hold.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from xml.parsers import expat
 
 from edgetl.errors import EngineError
+from edgetl.runtime.operators import OPENVINO_OPERATIONS
 
-VERSIONS = ("10", "11")
+VERSION = "11"
 OPSETS = frozenset(f"opset{number}" for number in range(1, 17))
-REFUSED = frozenset({"TensorIterator", "Loop", "If", "ReadValue", "Assign"})
 MAX_LAYERS = 20_000
 MAX_DEPTH = 12
+MAX_RANK = 8
+MAX_XML_BYTES = 2**26
 # Of one tensor, for one image.
 MAX_ELEMENTS = 2**28
 _ITEM_BYTES = {
     "f64": 8, "f32": 4, "f16": 2, "bf16": 2, "f8e4m3": 1, "f8e5m2": 1, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "i4": 0.5, "u64": 8,
     "u32": 4, "u16": 2, "u8": 1, "u4": 0.5, "u1": 0.125, "nf4": 0.5, "boolean": 1,
 }  # fmt: skip
+# By an element's place: what may stand in it, and whether more than once.
+_CHILDREN: dict[tuple[str, ...], dict[str, bool]] = {
+    (): {"net": False},
+    ("net",): {"layers": False, "edges": False, "rt_info": False},
+    ("net", "layers"): {"layer": True},
+    ("net", "layers", "layer"): {"data": False, "rt_info": False, "input": False, "output": False},
+    ("net", "layers", "layer", "rt_info"): {"attribute": True},
+    ("net", "layers", "layer", "input"): {"port": True},
+    ("net", "layers", "layer", "output"): {"port": True},
+    ("net", "layers", "layer", "input", "port"): {"dim": True, "rt_info": False},
+    ("net", "layers", "layer", "output", "port"): {"dim": True, "rt_info": False},
+    ("net", "layers", "layer", "input", "port", "rt_info"): {"attribute": True},
+    ("net", "layers", "layer", "output", "port", "rt_info"): {"attribute": True},
+    ("net", "edges"): {"edge": True},
+}
+# By an element's name; those of the others are free.
+_ATTRIBUTES: dict[str, frozenset[str]] = {
+    "net": frozenset({"name", "version"}),
+    "layers": frozenset(),
+    "layer": frozenset({"id", "name", "type", "version", "output_names"}),
+    "input": frozenset(),
+    "output": frozenset(),
+    "port": frozenset({"id", "precision", "names"}),
+    "dim": frozenset(),
+    "edges": frozenset(),
+    "edge": frozenset({"from-layer", "from-port", "to-layer", "to-port"}),
+}
+_CONSTANT_ATTRIBUTES = frozenset({"element_type", "shape", "offset", "size"})
+# The only layer type that has an attribute of such a name and does not read weights by it.
+_SIZED = frozenset({"LRN"})
+_MODEL_INFO = ("net", "rt_info")
 
 
 def check_ir(xml: bytes, weights: bytes) -> None:
@@ -33,7 +69,7 @@ def check_ir(xml: bytes, weights: bytes) -> None:
     """
     try:
         _Check(len(weights)).read(xml)
-    except (_MalformedError, expat.ExpatError, ValueError) as error:
+    except (_MalformedError, expat.ExpatError) as error:
         raise EngineError(f"the OpenVINO IR is damaged or hostile: {error}. Nothing was loaded.") from error
 
 
@@ -41,75 +77,169 @@ class _MalformedError(Exception):
     pass
 
 
+def _natural(text: str, title: str) -> int:
+    """A number written in the one way that every reader takes alike."""
+    if not re.fullmatch(r"0|[1-9][0-9]{0,18}", text, re.ASCII):
+        raise _MalformedError(f"{title} {text[:40]!r} is not a whole number")
+    return int(text)
+
+
 class _Check:
     """One pass over the XML."""
 
     def __init__(self, weights: int) -> None:
         self.weights = weights
-        self.path: list[str] = []
-        self.ids: set[str] = set()
-        self.layer = ""
+        self.path: tuple[str, ...] = ()
+        # Names of the children that each open element had so far.
+        self.seen: list[set[str]] = [set()]
+        self.layer, self.kind = "", ""
+        # Ids of the ports of each layer's input and output.
+        self.ports: dict[tuple[str, str], set[str]] = {}
+        self.layers: set[str] = set()
+        self.edges: list[dict[str, str]] = []
         self.dims: list[int] = []
         self.text = ""
 
     def read(self, xml: bytes) -> None:
-        parser = expat.ParserCreate()
-        parser.StartDoctypeDeclHandler = self._refuse_doctype
+        if len(xml) > MAX_XML_BYTES:
+            raise _MalformedError(f"more than {MAX_XML_BYTES} bytes of XML")
+        if xml[:1] != b"<":
+            raise _MalformedError("it does not begin with an element")
+        # OpenVINO's reader guesses the encoding in its own way where it is not UTF-8.
+        parser = expat.ParserCreate("utf-8")
+        parser.XmlDeclHandler = self._declare
+        parser.StartDoctypeDeclHandler = self._refuse("a document type, which may fetch or multiply entities")
+        parser.CommentHandler = self._refuse("a comment")
+        parser.StartCdataSectionHandler = self._refuse("a CDATA section")
+        parser.ProcessingInstructionHandler = self._refuse("a processing instruction")
         parser.StartElementHandler = self._begin
         parser.EndElementHandler = self._end
-        parser.CharacterDataHandler = self._hear
+        parser.CharacterDataHandler = self._add_text
         parser.Parse(xml, True)
-        if not self.ids:
+        if not self.layers:
             raise _MalformedError("it holds no layers")
+        self._check_edges()
 
-    def _refuse_doctype(self, *_: object) -> None:
-        raise _MalformedError("it declares a document type, which may fetch or multiply entities")
+    def _declare(self, version: str, encoding: str | None, _standalone: int) -> None:
+        if version != "1.0" or (encoding or "utf-8").lower() != "utf-8":
+            raise _MalformedError(f"XML {version[:10]} in the encoding {(encoding or 'utf-8')[:20]}")
+
+    @staticmethod
+    def _refuse(what: str) -> Callable[..., None]:
+        def handler(*_: object) -> None:
+            raise _MalformedError(f"it holds {what}")
+
+        return handler
 
     def _begin(self, name: str, attributes: dict[str, str]) -> None:
-        if not self.path and (name != "net" or attributes.get("version") not in VERSIONS):
-            raise _MalformedError(f"its root is {name[:40]!r} of version {attributes.get('version', 'none')[:20]}, not a net of 10 or 11")
-        self.path.append(name)
-        if len(self.path) > MAX_DEPTH:
+        self._check_place(name)
+        if unknown := attributes.keys() - _ATTRIBUTES.get(name, attributes.keys()):
+            raise _MalformedError(f"the attribute {min(unknown)[:40]!r} of an element {name}")
+        self.path, self.text = (*self.path, name), ""
+        self.seen.append(set())
+        if self.path[:2] == _MODEL_INFO:
+            return
+        match name:
+            case "net":
+                if attributes.get("version") != VERSION:
+                    raise _MalformedError(f"version {attributes.get('version', 'none')[:20]} of the format, not {VERSION}")
+            case "layer":
+                self._begin_layer(attributes)
+            case "data":
+                self._begin_data(attributes)
+            case "port":
+                self._begin_port(attributes.get("id", ""))
+            case "edge":
+                self.edges.append(attributes)
+            case _:
+                pass
+
+    def _check_place(self, name: str) -> None:
+        if len(self.path) >= MAX_DEPTH:
             raise _MalformedError(f"elements more than {MAX_DEPTH} deep")
-        self.text = ""
-        if self.path == ["net", "layers", "layer"]:
-            self._begin_layer(attributes)
-        elif name == "port":
-            self.dims = []
-        elif name == "data" and self.layer == "Const":
-            self._check_constant(attributes)
-        elif name == "body":
-            raise _MalformedError("it holds a body of control flow")
+        if self.path[:2] == _MODEL_INFO:
+            return
+        allowed = _CHILDREN.get(self.path, {})
+        if name not in allowed:
+            raise _MalformedError(f"an element {name[:40]!r} in {'/'.join(self.path) or 'the root'}")
+        if name in self.seen[-1] and not allowed[name]:
+            raise _MalformedError(f"two elements {name!r} in one {self.path[-1]}")
+        self.seen[-1].add(name)
 
     def _begin_layer(self, attributes: dict[str, str]) -> None:
-        number, self.layer, opset = (attributes.get(key, "") for key in ("id", "type", "version"))
-        if number in self.ids:
-            raise _MalformedError(f"two layers have the id {number[:20]}")
-        self.ids.add(number)
-        if len(self.ids) > MAX_LAYERS:
+        self.layer, self.kind, opset = (attributes.get(key, "") for key in ("id", "type", "version"))
+        _natural(self.layer, "the layer id")
+        if self.layer in self.layers:
+            raise _MalformedError(f"two layers have the id {self.layer}")
+        self.layers.add(self.layer)
+        if len(self.layers) > MAX_LAYERS:
             raise _MalformedError(f"more than {MAX_LAYERS} layers")
-        if opset not in OPSETS or self.layer in REFUSED:
-            raise _MalformedError(f"the operation {opset[:40]}.{self.layer[:60]}, which no export of ours uses")
+        if opset not in OPSETS or self.kind not in OPENVINO_OPERATIONS:
+            raise _MalformedError(f"the operation {opset[:40]}.{self.kind[:60]}, which no export of ours uses")
+
+    def _begin_data(self, attributes: dict[str, str]) -> None:
+        if self.kind == "Const":
+            self._check_constant(attributes)
+        elif attributes.keys() & {"offset", "size"} and self.kind not in _SIZED:
+            raise _MalformedError(f"a layer {self.kind} that names a place in the weights")
+        elif self.kind == "Parameter":
+            sides = [side.strip(" ") for side in attributes.get("shape", "").split(",")]
+            self._check_shape([1 if side in ("?", "-1") else _natural(side, "the side") for side in sides])
 
     def _check_constant(self, attributes: dict[str, str]) -> None:
-        kind, shape = attributes.get("element_type", ""), attributes.get("shape", "")
-        sides = [int(side) for side in shape.split(",") if side.strip()]
-        offset, size = int(attributes.get("offset", "-1")), int(attributes.get("size", "-1"))
-        if kind not in _ITEM_BYTES or any(side < 0 for side in sides):
+        if attributes.keys() != _CONSTANT_ATTRIBUTES:
+            raise _MalformedError(f"a constant with the attributes {', '.join(sorted(attributes))[:80]}")
+        kind, shape = attributes["element_type"], attributes["shape"]
+        sides = [_natural(side.strip(" "), "the side") for side in shape.split(",")] if shape else []
+        offset, size = (_natural(attributes[key], f"the {key} of a constant") for key in ("offset", "size"))
+        if kind not in _ITEM_BYTES or len(sides) > MAX_RANK:
             raise _MalformedError(f"a constant of type {kind[:20]!r} and shape [{shape[:60]}]")
         wanted = math.ceil(math.prod(sides) * _ITEM_BYTES[kind])
         if size != wanted:
             raise _MalformedError(f"a constant of shape [{shape[:60]}] needs {wanted} bytes and names {size}")
-        if offset < 0 or offset + size > self.weights:
+        if offset + size > self.weights:
             raise _MalformedError(f"a constant reaches to byte {offset + size} of weights that have {self.weights}")
 
-    def _hear(self, text: str) -> None:
-        if self.path[-1:] == ["dim"]:
+    def _begin_port(self, number: str) -> None:
+        self.dims = []
+        _natural(number, "the port id")
+        ports = self.ports.setdefault((self.layer, self.path[-2]), set())
+        if number in ports:
+            raise _MalformedError(f"two ports of the layer {self.layer} have the id {number}")
+        ports.add(number)
+
+    def _add_text(self, text: str) -> None:
+        if self.path[-1:] == ("dim",):
             self.text += text
+        elif text.strip():
+            raise _MalformedError(f"text in an element {'/'.join(self.path)}")
 
     def _end(self, name: str) -> None:
-        self.path.pop()
-        if name == "dim":
-            self.dims.append(int(self.text))
-        elif name == "port" and math.prod(max(1, side) for side in self.dims) > MAX_ELEMENTS:
-            raise _MalformedError(f"a tensor of shape {self.dims[:8]}, more than {MAX_ELEMENTS} elements")
+        if self.path[:2] != _MODEL_INFO:
+            if name == "dim":
+                self.dims.append(1 if self.text == "-1" else _natural(self.text, "the side"))
+            elif name == "port":
+                self._check_shape(self.dims)
+            elif name == "layer" and self.kind in ("Const", "Parameter") and "data" not in self.seen[-1]:
+                raise _MalformedError(f"a layer {self.kind} without data")
+        self.path = self.path[:-1]
+        self.seen.pop()
+
+    def _check_shape(self, sides: list[int]) -> None:
+        if math.prod(max(1, side) for side in sides) > MAX_ELEMENTS or len(sides) > MAX_RANK:
+            raise _MalformedError(f"a tensor of shape {sides[:8]}, more than {MAX_ELEMENTS} elements or {MAX_RANK} sides")
+
+    def _check_edges(self) -> None:
+        """Refuse edges between ports that are not there, and input ports without exactly one edge."""
+        reached: set[tuple[str, str]] = set()
+        for edge in self.edges:
+            source, target = (edge.get("from-layer", ""), "output"), (edge.get("to-layer", ""), "input")
+            if edge.get("from-port") not in self.ports.get(source, ()) or edge.get("to-port") not in self.ports.get(target, ()):
+                raise _MalformedError(f"an edge from {source[0][:20]!r} to {target[0][:20]!r} between ports that are not there")
+            end = target[0], edge["to-port"]
+            if end in reached:
+                raise _MalformedError(f"two edges to the port {end[1]} of the layer {end[0]}")
+            reached.add(end)
+        inputs = {(layer, port) for (layer, side), ports in self.ports.items() if side == "input" for port in ports}
+        if missing := inputs - reached:
+            raise _MalformedError(f"no edge to the port {min(missing)[1]} of the layer {min(missing)[0]}")

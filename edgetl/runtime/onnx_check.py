@@ -1,38 +1,89 @@
-"""What an ONNX file is made of, looked at before an engine reads it: an engine that parses a hostile file may crash or read others.
+"""ONNX files, checked before an engine reads them: an engine that parses a hostile file may crash or read other files.
 
-The file is walked as protocol-buffer fields (https://protobuf.dev/programming-guides/encoding/, field numbers of onnx.proto) without any
-library of ONNX. Refused are what an export of ours never holds: files outside (CVE-2022-25882, CVE-2024-27318, CVE-2026-34445 and their
-kin), functions, control flow, foreign operators, tensors whose size is not that of their shape.
+The file is read as messages of onnx.proto with ``wire_format``, without any library of ONNX. Refused is what no export of ours holds: other
+files (CVE-2022-25882, CVE-2024-27318, CVE-2026-34445 and their kin), functions, graphs within graphs, sparse tensors, operators that are
+not in ``ONNX_OPERATORS``, tensors whose size is not that of their shape, and every byte that two parsers could read in two ways.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TypeAlias
 
 from edgetl.errors import EngineError
 from edgetl.runtime.operators import ONNX_OPERATORS
+from edgetl.runtime.wire_format import Kind, Message, Schema, WireFormatError, count, read_message, schema
 
 MAX_NODES = 20_000
-MAX_GRAPHS_DEEP = 4
 MAX_PROPERTY_BYTES = 1_000_000
+MAX_RANK = 8
 OLDEST_IR, NEWEST_IR, NEWEST_OPSET = 3, 14, 27
+# ONNX Runtime takes a file with these bytes at this place for one of its own format, whatever it is called.
+_ORT_FORMAT = slice(4, 8), b"ORTM"
+# ONNX Runtime can be made to read its own settings from a model's metadata.
+_REFUSED_PROPERTIES = frozenset({"ort_config"})
 
-_Value: TypeAlias = int | memoryview
-# Bytes of one element by TensorProto.DataType; strings have none. Two 4-bit numbers share a byte.
-_ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2, 21: 0.5, 22: 0.5}
+# Bytes of one element by TensorProto.DataType, and the field that may hold the values in place of raw_data. Two 4-bit numbers share a byte.
+_DATA_TYPES: dict[int, tuple[float, str]] = {
+    1: (4, "float_data"), 2: (1, "int32_data"), 3: (1, "int32_data"), 4: (2, "int32_data"), 5: (2, "int32_data"), 6: (4, "int32_data"),
+    7: (8, "int64_data"), 9: (1, "int32_data"), 10: (2, "int32_data"), 11: (8, "double_data"), 12: (4, "uint64_data"),
+    13: (8, "uint64_data"), 16: (2, "int32_data"), 21: (0.5, "int32_data"), 22: (0.5, "int32_data"),
+}  # fmt: skip
+_TYPED_DATA: dict[str, Kind] = {
+    "float_data": "float", "int32_data": "number", "int64_data": "number", "double_data": "double", "uint64_data": "number"
+}  # fmt: skip
+# By AttributeProto.AttributeType: the field that holds the value.
+_ATTRIBUTE_TYPES = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints", 8: "strings"}
+_ATTRIBUTE_FIELDS = frozenset(_ATTRIBUTE_TYPES.values())
+
+# Fields of onnx.proto, without those that no export of ours has.
+_PROPERTY = schema((1, "key", "text"), (2, "value", "text"))
+_OPERATOR_SET = schema((1, "domain", "text"), (2, "version", "number"))
+_MODEL = schema(
+    (1, "ir_version", "number"), (2, "producer_name", "text"), (3, "producer_version", "text"), (4, "domain", "text"),
+    (5, "model_version", "number"), (6, "doc_string", "text"), (7, "graph", "bytes"), (8, "opset_import", "bytes", "repeated"),
+    (14, "metadata_props", "bytes", "repeated"),
+)  # fmt: skip
+_GRAPH = schema(
+    (1, "node", "bytes", "repeated"), (2, "name", "text"), (5, "initializer", "bytes", "repeated"), (10, "doc_string", "text"),
+    (11, "input", "bytes", "repeated"), (12, "output", "bytes", "repeated"), (13, "value_info", "bytes", "repeated"),
+    (16, "metadata_props", "bytes", "repeated"),
+)  # fmt: skip
+_NODE = schema(
+    (1, "input", "text", "repeated"), (2, "output", "text", "repeated"), (3, "name", "text"), (4, "op_type", "text"),
+    (5, "attribute", "bytes", "repeated"), (6, "doc_string", "text"), (7, "domain", "text"), (9, "metadata_props", "bytes", "repeated"),
+)  # fmt: skip
+_ATTRIBUTE = schema(
+    (1, "name", "text"), (2, "f", "float"), (3, "i", "number"), (4, "s", "bytes"), (5, "t", "bytes"), (7, "floats", "float", "repeated"),
+    (8, "ints", "number", "repeated"), (9, "strings", "bytes", "repeated"), (13, "doc_string", "text"), (20, "type", "number"),
+)  # fmt: skip
+_TENSOR = schema(
+    (1, "dims", "number", "repeated"), (2, "data_type", "number"), (4, "float_data", "float", "repeated"),
+    (5, "int32_data", "number", "repeated"), (7, "int64_data", "number", "repeated"), (8, "name", "text"), (9, "raw_data", "bytes"),
+    (10, "double_data", "double", "repeated"), (11, "uint64_data", "number", "repeated"), (12, "doc_string", "text"),
+    (13, "external_data", "bytes", "repeated"), (14, "data_location", "number"), (16, "metadata_props", "bytes", "repeated"),
+)  # fmt: skip
+_VALUE = schema((1, "name", "text"), (2, "type", "bytes"), (3, "doc_string", "text"), (4, "metadata_props", "bytes", "repeated"))
+_TYPE = schema((1, "tensor_type", "bytes"), (6, "denotation", "text"))
+_TENSOR_TYPE = schema((1, "elem_type", "number"), (2, "shape", "bytes"))
+_SHAPE = schema((1, "dim", "bytes", "repeated"))
+_DIMENSION = schema((1, "dim_value", "number"), (2, "dim_param", "text"), (3, "denotation", "text"))
+# By the message's name in onnx.proto; compared with it by a test.
+SCHEMAS: dict[str, Schema] = {
+    "StringStringEntryProto": _PROPERTY, "OperatorSetIdProto": _OPERATOR_SET, "ModelProto": _MODEL, "GraphProto": _GRAPH,
+    "NodeProto": _NODE, "AttributeProto": _ATTRIBUTE, "TensorProto": _TENSOR, "ValueInfoProto": _VALUE, "TypeProto": _TYPE,
+    "Tensor": _TENSOR_TYPE, "TensorShapeProto": _SHAPE, "Dimension": _DIMENSION,
+}  # fmt: skip
 
 
-def check_onnx(model: bytes) -> None:
-    """Refuse a file that no export of this project could have written.
+def check_onnx(model: bytes) -> tuple[str, ...]:
+    """Refuse a file that no export of this project could have written; the operators of the others, node by node.
 
     Raises:
         EngineError: and what is wrong with it.
     """
     try:
-        _check_model(memoryview(model))
-    except (_MalformedError, RecursionError, UnicodeDecodeError) as error:
+        return _check_model(memoryview(model))
+    except (_MalformedError, WireFormatError) as error:
         raise EngineError(f"the ONNX file is damaged or hostile: {error}. Nothing was loaded.") from error
 
 
@@ -40,154 +91,129 @@ class _MalformedError(Exception):
     pass
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, _Value]]:
-    """Number and value of each field of one message, in their order."""
-    place = 0
-    while place < len(data):
-        key, place = _varint(data, place)
-        number, kind = key >> 3, key & 7
-        if kind == 0:
-            value, place = _varint(data, place)
-            yield number, value
-            continue
-        if kind == 2:
-            length, place = _varint(data, place)
-        elif kind in (1, 5):
-            length = 8 if kind == 1 else 4
-        else:
-            raise _MalformedError(f"a field of kind {kind}")
-        if number == 0 or place + length > len(data):
-            raise _MalformedError("a field reaches beyond its message")
-        yield number, data[place : place + length]
-        place += length
+def _read(data: memoryview, name: str) -> Message:
+    return read_message(data, SCHEMAS[name], name=name)
 
 
-def _varint(data: memoryview, place: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if place >= len(data):
-            raise _MalformedError("it ends within a number")
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-    raise _MalformedError("a number of more than ten bytes")
-
-
-def _message(value: _Value) -> memoryview:
-    if isinstance(value, int):
-        raise _MalformedError("a number stands where a message must")
-    return value
-
-
-def _text(value: _Value) -> str:
-    return str(_message(value), "utf-8")
-
-
-def _number(value: _Value) -> int:
-    """A signed 64-bit number."""
-    if not isinstance(value, int):
-        raise _MalformedError("a message stands where a number must")
-    return value - 2**64 if value >= 2**63 else value
-
-
-def _check_model(model: memoryview) -> None:
-    graphs, ir_version, opset = [], None, None
-    for number, value in _fields(model):
-        if number == 1:
-            ir_version = _number(value)
-        elif number == 7:
-            graphs.append(_message(value))
-        elif number == 8:
-            found = dict(_fields(_message(value)))
-            if not bytes(_message(found.get(1, memoryview(b"")))):
-                opset = _number(found.get(2, 0))
-        elif number == 14 and len(_message(value)) > MAX_PROPERTY_BYTES:
-            raise _MalformedError("a metadata property of more than a megabyte")
-        elif number in (20, 25):
-            raise _MalformedError("it holds functions or training graphs")
-    if len(graphs) != 1:
-        raise _MalformedError(f"it holds {len(graphs)} graphs and not one")
+def _check_model(data: memoryview) -> tuple[str, ...]:
+    place, word = _ORT_FORMAT
+    if data[place] == word:
+        raise _MalformedError("it is of ONNX Runtime's own format")
+    model = _read(data, "ModelProto")
+    graphs = model.messages("graph")
+    if not graphs:
+        raise _MalformedError("it holds no graph")
+    ir_version, opset = model.number("ir_version"), _operator_sets(model).get("")
     if ir_version is None or not OLDEST_IR <= ir_version <= NEWEST_IR or opset is None or not 1 <= opset <= NEWEST_OPSET:
         raise _MalformedError(f"IR version {ir_version} with operator set {opset}, which this edgetl does not know")
-    _check_graph(graphs[0], depth=1)
+    if refused := _REFUSED_PROPERTIES & set(_properties(model)):
+        raise _MalformedError(f"the metadata property {min(refused)}, which changes the engine's settings")
+    return _check_graph(graphs[0])
 
 
-def _check_graph(graph: memoryview, *, depth: int) -> None:
-    if depth > MAX_GRAPHS_DEEP:
-        raise _MalformedError(f"graphs within graphs, more than {MAX_GRAPHS_DEEP} deep")
-    nodes = 0
-    for number, value in _fields(graph):
-        if number == 1:
-            nodes += 1
-            _check_node(_message(value), depth=depth)
-        elif number == 5:
-            _check_tensor(_message(value))
-        elif number == 15:
-            _check_sparse(_message(value))
-    if not 0 < nodes <= MAX_NODES:
-        raise _MalformedError(f"a graph of {nodes} nodes (at most {MAX_NODES})")
+def _operator_sets(model: Message) -> dict[str, int | None]:
+    found: dict[str, int | None] = {}
+    for data in model.messages("opset_import"):
+        entry = _read(data, "OperatorSetIdProto")
+        domain = entry.text("domain")
+        domain = "" if domain == "ai.onnx" else domain
+        if domain in found:
+            raise _MalformedError(f"two versions of the operator set {domain[:60] or 'ai.onnx'}")
+        found[domain] = entry.number("version")
+    return found
 
 
-def _check_node(node: memoryview, *, depth: int) -> None:
-    operator, domain = "", ""
-    for number, value in _fields(node):
-        if number == 4:
-            operator = _text(value)
-        elif number == 7:
-            domain = _text(value)
-        elif number == 5:
-            _check_attribute(_message(value), depth=depth)
+def _properties(message: Message) -> list[str]:
+    """The keys of ``metadata_props``."""
+    keys = []
+    for data in message.messages("metadata_props"):
+        if len(data) > MAX_PROPERTY_BYTES:
+            raise _MalformedError("a metadata property of more than a megabyte")
+        keys.append(_read(data, "StringStringEntryProto").text("key"))
+    if len(set(keys)) != len(keys):
+        raise _MalformedError("two metadata properties share a key")
+    return keys
+
+
+def _check_graph(data: memoryview) -> tuple[str, ...]:
+    graph = _read(data, "GraphProto")
+    nodes = graph.messages("node")
+    if not 0 < len(nodes) <= MAX_NODES:
+        raise _MalformedError(f"a graph of {len(nodes)} nodes (at most {MAX_NODES})")
+    _properties(graph)
+    for title in ("input", "output", "value_info"):
+        for value in graph.messages(title):
+            _check_value(value)
+    names = [_check_tensor(tensor) for tensor in graph.messages("initializer")]
+    if len(set(names)) != len(names):
+        raise _MalformedError("two initializers share a name")
+    return tuple(_check_node(node) for node in nodes)
+
+
+def _check_node(data: memoryview) -> str:
+    node = _read(data, "NodeProto")
+    operator, domain = node.text("op_type"), node.text("domain")
     if domain not in ("", "ai.onnx") or operator not in ONNX_OPERATORS:
         raise _MalformedError(f"the operator {domain[:60]}{'.' if domain else ''}{operator[:60]!r}, which no export of ours uses")
+    names = [_check_attribute(attribute) for attribute in node.messages("attribute")]
+    if len(set(names)) != len(names):
+        raise _MalformedError(f"two attributes of a node {operator} share a name")
+    _properties(node)
+    return operator
 
 
-def _check_attribute(attribute: memoryview, *, depth: int) -> None:
-    for number, value in _fields(attribute):
-        if number in (5, 10):
-            _check_tensor(_message(value))
-        elif number in (6, 11):
-            _check_graph(_message(value), depth=depth + 1)
-        elif number in (22, 23):
-            _check_sparse(_message(value))
+def _check_attribute(data: memoryview) -> str:
+    attribute = _read(data, "AttributeProto")
+    name, kind = attribute.text("name"), attribute.number("type")
+    if kind not in _ATTRIBUTE_TYPES or _ATTRIBUTE_FIELDS & set(attribute) - {_ATTRIBUTE_TYPES[kind]}:
+        raise _MalformedError(f"the attribute {name[:60]!r} is not of its type {kind}")
+    for tensor in attribute.messages("t"):
+        _check_tensor(tensor)
+    attribute.numbers("ints")
+    count(attribute.get("floats", ()), "float")
+    return name
 
 
-def _check_sparse(sparse: memoryview) -> None:
-    for number, value in _fields(sparse):
-        if number in (1, 2):
-            _check_tensor(_message(value))
+def _check_value(data: memoryview) -> None:
+    value = _read(data, "ValueInfoProto")
+    _properties(value)
+    for kind in value.messages("type"):
+        for tensor in _read(kind, "TypeProto").messages("tensor_type"):
+            _check_tensor_type(tensor, value.text("name"))
 
 
-def _check_tensor(tensor: memoryview) -> None:
-    dims: list[int] = []
-    kind, raw, name = 0, None, ""
-    for number, value in _fields(tensor):
-        if number == 1:
-            dims += [_number(value)] if isinstance(value, int) else _packed(value)
-        elif number == 2:
-            kind = _number(value)
-        elif number == 8:
-            name = _text(value)[:60]
-        elif number == 9:
-            raw = len(_message(value))
-        elif number == 13 or (number == 14 and value != 0):
-            raise _MalformedError(f"the tensor {name!r} lies in another file")
-    if any(side < 0 for side in dims):
-        raise _MalformedError(f"the tensor {name!r} has a negative side")
-    if kind == 8:
-        return
-    if kind not in _ITEM_BYTES:
-        raise _MalformedError(f"the tensor {name!r} has the unknown type {kind}")
-    wanted = math.ceil(math.prod(dims) * _ITEM_BYTES[kind])
-    if (raw is not None and raw != wanted) or (raw is None and wanted > len(tensor) * 8):
-        held = "less" if raw is None else f"{raw} bytes"
-        raise _MalformedError(f"the tensor {name!r} of shape {dims[:8]} needs {wanted} bytes and holds {held}")
+def _check_tensor_type(data: memoryview, name: str) -> None:
+    tensor = _read(data, "Tensor")
+    if tensor.number("elem_type") not in _DATA_TYPES:
+        raise _MalformedError(f"the tensor {name[:60]!r} has the unknown type {tensor.number('elem_type')}")
+    for shape in tensor.messages("shape"):
+        for side in _read(shape, "TensorShapeProto").messages("dim"):
+            dimension = _read(side, "Dimension")
+            if {"dim_value", "dim_param"} <= set(dimension) or not 0 <= (dimension.number("dim_value", 0) or 0) < 2**31:
+                raise _MalformedError(f"the tensor {name[:60]!r} has a side that is negative, above 2^31, or of two sizes")
 
 
-def _packed(value: memoryview) -> list[int]:
-    found, place = [], 0
-    while place < len(value):
-        item, place = _varint(value, place)
-        found.append(_number(item))
-    return found
+def _check_tensor(data: memoryview) -> str:
+    """Refuse a tensor whose values are not in it, one for each element of its shape; its name."""
+    tensor = _read(data, "TensorProto")
+    name, dims, kind = tensor.text("name"), tensor.numbers("dims"), tensor.number("data_type")
+    title = f"the tensor {name[:60]!r}"
+    if "external_data" in tensor or tensor.number("data_location", 0) != 0:
+        raise _MalformedError(f"{title} lies in another file")
+    if kind not in _DATA_TYPES:
+        raise _MalformedError(f"{title} has the unknown type {kind}")
+    if len(dims) > MAX_RANK or any(side < 0 for side in dims):
+        raise _MalformedError(f"{title} has a negative side, or more than {MAX_RANK}")
+    item_bytes, typed = _DATA_TYPES[kind]
+    held = [field for field in (*_TYPED_DATA, "raw_data") if field in tensor]
+    if len(held) > 1 or not set(held) <= {typed, "raw_data"}:
+        raise _MalformedError(f"{title} holds its values as {' and '.join(held)}")
+    elements = math.prod(dims)
+    if held == [typed]:
+        wanted, found, unit = math.ceil(elements * min(item_bytes, 1)), count(tensor[typed], _TYPED_DATA[typed]), "numbers"
+    else:
+        wanted, found, unit = math.ceil(elements * item_bytes), sum(map(len, tensor.messages("raw_data"))), "bytes"
+    if found != wanted:
+        raise _MalformedError(f"{title} of shape {dims} needs {wanted} {unit} and holds {found} {unit}")
+    _properties(tensor)
+    return name

@@ -1,4 +1,4 @@
-"""The operators that an exported image network may use; what is not here is refused before an engine reads the file."""
+"""Operators that an exported image network may use; a file with others is refused before an engine reads it."""
 
 from __future__ import annotations
 
@@ -20,5 +20,25 @@ ONNX_OPERATORS = frozenset({
     "Selu", "Shape", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Size", "Slice", "Softmax", "Softplus", "Softsign", "SpaceToDepth",
     "Split", "Sqrt", "Squeeze", "Sub", "Sum", "SwiGLU", "Swish", "Tan", "Tanh", "TensorScatter", "ThresholdedRelu", "Tile", "TopK",
     "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
+})
+# fmt: on
+
+# Layer types of an OpenVINO IR, spelled as OpenVINO writes them: those that the operators above become, without control flow, memory,
+# sequences, randomness, detection and extensions. OpenVINO also takes other spellings, and treats some of them in another way.
+# fmt: off
+OPENVINO_OPERATIONS = frozenset({
+    "Abs", "Acos", "Acosh", "AdaptiveAvgPool", "AdaptiveMaxPool", "Add", "Asin", "Asinh", "Atan", "Atanh", "AvgPool",
+    "BatchNormInference", "BatchToSpace", "Broadcast", "Ceiling", "Clamp", "Concat", "Const", "Convert", "ConvertLike", "Convolution",
+    "ConvolutionBackpropData", "Cos", "Cosh", "CumSum", "DeformableConvolution", "DepthToSpace", "Divide", "Einsum", "Elu", "Equal",
+    "Erf", "Exp", "FakeQuantize", "Floor", "FloorMod", "Gather", "GatherElements", "GatherND", "Gelu", "Greater", "GreaterEqual",
+    "GridSample", "GroupConvolution", "GroupConvolutionBackpropData", "GroupNormalization", "HSigmoid", "HSwish", "HardSigmoid",
+    "Identity", "Interpolate", "IsFinite", "IsInf", "IsNaN", "LRN", "Less", "LessEqual", "Log", "LogSoftmax", "LogicalAnd", "LogicalNot",
+    "LogicalOr", "LogicalXor", "MVN", "MatMul", "MaxPool", "Maximum", "Minimum", "Mish", "Mod", "Multiply", "Negative", "NormalizeL2",
+    "NotEqual", "OneHot", "PRelu", "Pad", "Parameter", "Power", "Range", "ReLU", "ReduceL1", "ReduceL2", "ReduceLogicalAnd",
+    "ReduceLogicalOr", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Result", "Reverse", "Roll", "Round",
+    "ScaledDotProductAttention", "ScatterElementsUpdate", "ScatterNDUpdate", "ScatterUpdate", "Select", "Selu", "ShapeOf",
+    "ShuffleChannels", "Sigmoid", "Sign", "Sin", "Sinh", "Slice", "SoftMax", "SoftPlus", "SoftSign", "Softmax", "SpaceToBatch",
+    "SpaceToDepth", "Split", "Sqrt", "SquaredDifference", "Squeeze", "StridedSlice", "Subtract", "Swish", "Tan", "Tanh", "Tile", "TopK",
+    "Transpose", "Unsqueeze", "VariadicSplit",
 })
 # fmt: on

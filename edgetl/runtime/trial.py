@@ -6,7 +6,6 @@ of memory or time, and an engine that parses a hostile file may crash. The child
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from edgetl.core.bundle import Bundle
+from edgetl.core.child import child_command, child_environment
 from edgetl.core.config import StrictModel, parse_json
 from edgetl.core.manifest import Format, Variant
 from edgetl.core.preprocess import Batch
@@ -32,6 +32,11 @@ if sys.platform != "win32":
 # for every layer.
 BASE_MEMORY_BYTES = 2**30
 MEMORY_PER_BYTE_OF_MODEL = 8
+
+
+def memory_for(model_bytes: int) -> int:
+    """Memory that an engine may take for itself, for models of ``model_bytes`` together, and for one image."""
+    return BASE_MEMORY_BYTES + MEMORY_PER_BYTE_OF_MODEL * model_bytes
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def try_variant(bundle: Bundle, variant: Variant, *, limits: Limits | None = Non
         return
     files = read_variant(bundle, variant)
     sizes = tuple(map(len, files))
-    allowed = limits or Limits(BASE_MEMORY_BYTES + MEMORY_PER_BYTE_OF_MODEL * sum(sizes))
+    allowed = limits or Limits(memory_for(sum(sizes)))
     shape = (1, *variant.input_shape(bundle.manifest.preprocess))
     labels = len(bundle.manifest.labels)
     job = _Job(
@@ -100,14 +105,11 @@ def try_variant(bundle: Bundle, variant: Variant, *, limits: Limits | None = Non
 
 def _run_child(job: _Job, files: Sequence[bytes], limits: Limits) -> str:
     """What went wrong; empty where nothing did."""
-    # The child looks for modules where this process does, which its own start could not know. "-c" and not "-m": this module is imported
-    # by the package already.
-    code = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from edgetl.runtime.trial import answer; answer()"
-    command = [sys.executable, "-c", code, json.dumps(sys.path)]
     given = b"".join([job.model_dump_json().encode(), b"\n", *files])
     try:
         done = subprocess.run(
-            command, input=given, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=limits.wall_s, check=False
+            child_command(__name__, answer.__name__), input=given, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=limits.wall_s, check=False,
+            env=child_environment(),
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"it did not end within {limits.wall_s:g} s"
@@ -138,7 +140,7 @@ def answer() -> None:
     stream = sys.stdin.buffer
     job = parse_json(stream.readline(), _Job, EngineError, name="the job")
     files = [stream.read(size) for size in job.sizes]
-    _limit(job)
+    limit_process(job.memory_bytes, cpu_s=job.cpu_s, first_to_die=1000)
     try:
         black: Batch = np.zeros(job.shape, np.uint8) if job.pixels else np.zeros(job.shape, np.float32)
         found = load_engine(job.format, files, threads=1).run(black).shape
@@ -150,16 +152,23 @@ def answer() -> None:
     os.write(report, _Report(error=error).model_dump_json().encode())
 
 
-def _limit(job: _Job) -> None:
+def limit_process(memory_bytes: int, *, cpu_s: int | None = None, first_to_die: int) -> None:
+    """Limit this process where the system can: private writable memory beyond what it has now, and computing time.
+
+    Args:
+        memory_bytes: beyond what the process has now; mapped libraries do not count.
+        cpu_s: of all threads together; none is unlimited.
+        first_to_die: 0..1000; where the whole machine runs out of memory, the system ends the process with the highest.
+    """
     with suppress(OSError):
-        # Where the whole machine runs out of memory, the system ends this process and not another.
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text(str(first_to_die))
     if sys.platform == "win32":
         return
     # Not RLIMIT_AS, which also counts what engines map or reserve and never write.
-    _lower(resource.RLIMIT_DATA, _data_bytes() + job.memory_bytes, spare=0)
-    _lower(resource.RLIMIT_CPU, job.cpu_s, spare=5)
+    _lower(resource.RLIMIT_DATA, _data_bytes() + memory_bytes, spare=0)
     _lower(resource.RLIMIT_CORE, 0, spare=0)
+    if cpu_s is not None:
+        _lower(resource.RLIMIT_CPU, cpu_s, spare=5)
 
 
 def _lower(kind: int, value: int, *, spare: int) -> None:

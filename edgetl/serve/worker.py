@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgetl import errors
+from edgetl.core.child import child_command, child_environment
 from edgetl.core.manifest import Manifest
 from edgetl.errors import EdgetlError, EngineError, RequestError
 from edgetl.serve.background import spawn
@@ -21,10 +20,8 @@ from edgetl.serve.models import Model
 
 # Loading and checking a bundle takes a second or two; a network that hangs there would hold up the start for ever.
 START_S = 120.0
-# The child looks for modules where this process does, which its own start could not know.
-_CODE = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from edgetl.serve.worker_process import main; main(int(sys.argv[2]))"
 # glibc gives each thread a heap of its own, and decoded photographs leave all of them large: 5 to 10 MB less at the same speed.
-_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+_MALLOC = {"MALLOC_ARENA_MAX": "1"}
 
 
 @dataclass(frozen=True)
@@ -80,11 +77,12 @@ class Worker:
             EdgetlError: what opening the bundles raised in the process, or EngineError: it died or did not become ready.
         """
         ours, theirs = channel()
-        command = [sys.executable, "-c", _CODE, json.dumps(sys.path), str(theirs.fileno())]
+        command = child_command("edgetl.serve.worker_process", "main", str(theirs.fileno()))
+        environment = child_environment(**(_MALLOC | {name: os.environ[name] for name in _MALLOC if name in os.environ}))
         try:
             # Engines may print on the standard output, which is for the access log.
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=_ENVIRONMENT | os.environ
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment
             )  # fmt: skip
         except OSError as error:
             ours.close()

@@ -230,8 +230,8 @@ def _facts(bundle: Bundle, predictor: Predictor, batch: int) -> dict[str, object
     return {"manifest": bundle.manifest.model_dump_json(), "variant": predictor.variant.name, "batch": batch}
 
 
-def main(descriptor: int) -> None:
-    """The process: ``descriptor`` is its end of the connection."""
+def main(descriptor: str) -> None:
+    """The process: ``descriptor`` is the number of its end of the connection."""
     # The server decides when this process ends: a Ctrl-C reaches the whole group, and what is being computed would be lost.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -239,6 +239,6 @@ def main(descriptor: int) -> None:
         # Where memory runs out, the system ends this process, which is replaced, and not the server.
         Path("/proc/self/oom_score_adj").write_text("500")
     with suppress(EOFError, ConnectionError):
-        _Process(socket.socket(fileno=descriptor)).run()
+        _Process(socket.socket(fileno=int(descriptor))).run()
     # Without waiting for a network that may hang.
     os._exit(0)

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgetl.core.bundle import Bundle
 from edgetl.errors import EngineError
 from edgetl.runtime.engine import load_engine
-from edgetl.runtime.onnx_check import MAX_NODES, check_onnx
+from edgetl.runtime.onnx_check import MAX_NODES, SCHEMAS, check_onnx
 
 
 def _model() -> onnx.ModelProto:
@@ -50,8 +50,16 @@ def test_every_onnx_file_of_a_bundle_is_let_through(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     "key", [{"location": "../secret"}, {"location": "/etc/passwd"}, {"location": "side.bin", "offset": "-1"}, {"__class__": "x"}, {}]
 )
-@pytest.mark.parametrize("place", ["initializer", "attribute", "sparse", "subgraph"])
-def test_a_tensor_in_another_file_is_refused_wherever_it_stands(key: dict[str, str], place: str) -> None:
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("initializer", "'outside' lies in another file"),
+        ("attribute", "'outside' lies in another file"),
+        ("sparse", "GraphProto holds a field 15 "),
+        ("subgraph", "AttributeProto holds a field 6 "),
+    ],
+)
+def test_a_tensor_in_another_file_is_refused_wherever_it_stands(key: dict[str, str], place: str, words: str) -> None:
     model = _model()
     outside = TensorProto(name="outside", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
     for name, value in key.items():
@@ -66,7 +74,7 @@ def test_a_tensor_in_another_file_is_refused_wherever_it_stands(key: dict[str, s
     else:
         inner = onnx.GraphProto(node=[helper.make_node("Relu", ["a"], ["b"])], initializer=[outside])
         node.attribute.append(helper.make_attribute("body", inner))
-    _refused(model, "'outside' lies in another file")
+    _refused(model, words)
 
 
 def _change(change: Callable[[onnx.ModelProto], object]) -> onnx.ModelProto:
@@ -87,12 +95,13 @@ def _foreign(model: onnx.ModelProto) -> None:
     model.graph.node[0].op_type, model.graph.node[0].domain = "MatMulNBits", "com.microsoft"
 
 
-def _deep(model: onnx.ModelProto) -> None:
-    node = model.graph.node[0]
-    for _ in range(6):
-        inner = onnx.GraphProto(node=[helper.make_node("Relu", ["a"], ["b"])])
-        node.attribute.append(helper.make_attribute("body", inner))
-        node = node.attribute[-1].g.node[0]
+def _branch(model: onnx.ModelProto) -> None:
+    inner = onnx.GraphProto(node=[helper.make_node("Relu", ["a"], ["b"])])
+    model.graph.node[0].attribute.append(helper.make_attribute("then_branch", inner))
+
+
+def _attribute(**fields: object) -> Callable[[onnx.ModelProto], object]:
+    return lambda model: model.graph.node[0].attribute.append(onnx.AttributeProto(name="a", **fields))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -104,8 +113,20 @@ def _deep(model: onnx.ModelProto) -> None:
         ("needs 28 bytes and holds 24", _resize(7)),
         ("operator 'Loop'", lambda model: setattr(model.graph.node[0], "op_type", "Loop")),
         ("operator com.microsoft.'MatMulNBits'", _foreign),
-        ("functions or training", lambda model: model.functions.add(name="f")),
-        ("more than 4 deep", _deep),
+        ("ModelProto holds a field 25 ", lambda model: model.functions.add(name="f")),
+        ("ModelProto holds a field 20 ", lambda model: model.training_info.add()),
+        ("AttributeProto holds a field 6 ", _branch),
+        ("AttributeProto holds a field 21 ", _attribute(ref_attr_name="other", type=2)),
+        ("'a' is not of its type None", _attribute(i=1)),
+        ("'a' is not of its type 1", _attribute(i=1, type=1)),
+        ("two attributes of a node MatMul", lambda model: [_attribute(i=1, type=2)(model) for _ in range(2)]),
+        ("two initializers share a name", lambda model: model.graph.initializer.append(model.graph.initializer[0])),
+        ("two versions of the operator set ai.onnx", lambda model: model.opset_import.add(domain="ai.onnx", version=1)),
+        ("values as float_data and raw_data", lambda model: model.graph.initializer[0].float_data.append(1.0)),
+        ("metadata property ort_config", lambda model: model.metadata_props.add(key="ort_config", value="{}")),
+        ("metadata properties share a key", lambda model: [model.metadata_props.add(key="k", value=value) for value in "ab"]),
+        ("TypeProto holds a field 4 ", lambda model: model.graph.input[0].type.sequence_type.elem_type.tensor_type.SetInParent()),
+        ("side that is negative", lambda model: setattr(model.graph.input[0].type.tensor_type.shape.dim[1], "dim_value", -3)),
         ("of 0 nodes", lambda model: model.graph.ClearField("node")),
         ("more than a megabyte", lambda model: model.metadata_props.add(key="k", value="x" * 2_000_000)),
         ("operator set 99", lambda model: setattr(model.opset_import[0], "version", 99)),
@@ -115,6 +136,115 @@ def _deep(model: onnx.ModelProto) -> None:
 )  # fmt: skip
 def test_what_no_export_writes_is_refused_by_name(words: str, change: Callable[[onnx.ModelProto], object]) -> None:
     _refused(_change(change), words)
+
+
+def _varint(value: int, *, extra: int = 0) -> bytes:
+    """A number as protocol buffers write it, with ``extra`` bytes more than it needs."""
+    parts = []
+    while True:
+        parts.append(value & 0x7F)
+        value >>= 7
+        if not value:
+            break
+    parts += [0] * extra
+    return bytes([part | 0x80 for part in parts[:-1]] + parts[-1:])
+
+
+def _field(number: int, value: bytes, *, wire: int = 2, extra: int = 0) -> bytes:
+    return _varint(number << 3 | wire, extra=extra) + _varint(len(value)) + value
+
+
+# Tags whose lower 32 bits are those of a field: some parsers cut the number there, and see the field.
+WIDE = 1 << 29
+
+
+def _parts() -> tuple[bytes, bytes]:
+    """A model without its graph, and the graph."""
+    model = _model()
+    graph = model.graph.SerializeToString()
+    model.ClearField("graph")
+    return model.SerializeToString(), graph
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        ("more bytes than it needs|a field 536870919 ", _field(7 + WIDE, b"")),
+        ("more bytes than it needs", _field(7, b"", extra=1)),
+        ("more bytes than it needs", _varint(1 << 3, extra=2) + b"\x0a"),
+        ("more bytes than it needs", _varint(1 << 3) + _varint(10, extra=3)),
+        ("more bytes than it needs", _varint(1 << 3) + b"\xff" * 9 + b"\x7f"),
+        ("a field 0 ", _field(0, b"")),
+        (f"a field {2**29 - 1} ", _field(2**29 - 1, b"")),
+        ("field graph of ModelProto stands twice", _field(7, b"")),
+        ("field ir_version of ModelProto stands twice", _varint(1 << 3) + b"\x0a"),
+        ("field graph in the wire type 0", _varint(7 << 3) + b"\x01"),
+        ("field graph in the wire type 3", _varint(7 << 3 | 3) + _varint(7 << 3 | 4)),
+        ("field ir_version in the wire type 5", _varint(1 << 3 | 5) + bytes(4)),
+        ("field doc_string of ModelProto reaches beyond", _varint(6 << 3 | 2) + _varint(2**63)),
+        ("ModelProto is not UTF-8", _field(6, b"\xff")),
+        ("ends within a number", b"\xba"),
+    ],
+    ids=range(15),
+)
+def test_bytes_that_parsers_read_in_different_ways_are_refused(words: str, field: bytes) -> None:
+    outer, graph = _parts()
+    _refused(outer + _field(7, graph) + field, words)
+
+
+@pytest.mark.parametrize("number", [1, 5, 15], ids=["node", "initializer", "sparse initializer"])
+def test_a_field_hidden_behind_a_tag_of_more_than_32_bits_is_refused(number: int) -> None:
+    """Once these passed the check while the engine saw the field: an operator, a tensor in another file."""
+    outer, graph = _parts()
+    hidden = helper.make_node("Loop", ["logits"], ["other"]).SerializeToString() if number == 1 else b""
+    _refused(outer + _field(7, graph + _field(number + WIDE, hidden)), "GraphProto holds a field")
+
+
+@pytest.mark.parametrize("form", ["producer", "flatbuffer"])
+def test_a_file_of_the_engines_own_format_is_refused(form: str) -> None:
+    """ONNX Runtime decides by four bytes, which may also stand in a name."""
+    rest = _model().SerializeToString()[2:]
+    _refused(b"\x08\x0a\x12\x04ORTM" + rest if form == "producer" else b"\x18\x00\x00\x00ORTM" + bytes(200), "own format")
+
+
+def test_the_engine_itself_takes_nothing_but_onnx() -> None:
+    from edgetl.runtime.ort import OrtEngine
+
+    with pytest.raises(EngineError, match=r"(?i)protobuf"):
+        OrtEngine(b"\x18\x00\x00\x00ORTM" + bytes(200), threads=1)
+
+
+def test_numbers_in_one_piece_are_counted() -> None:
+    model = _model()
+    tensor = helper.make_tensor("weight", TensorProto.FLOAT, [3, 2], [1.0] * 6)
+    model.graph.initializer[0].CopyFrom(tensor)
+    assert check_onnx(model.SerializeToString()) == ("MatMul",)
+    del tensor.float_data[5:]
+    model.graph.initializer[0].CopyFrom(tensor)
+    _refused(model, "needs 6 numbers and holds 5 numbers")
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [300, -1])
+    model.graph.initializer[0].CopyFrom(helper.make_tensor("weight", TensorProto.FLOAT, [3, 2], [1.0] * 6))
+    model.graph.initializer.append(shape)
+    assert check_onnx(model.SerializeToString()) == ("MatMul",)
+    data = model.SerializeToString()
+    packed = _field(7, _varint(300) + _varint(2**64 - 1))
+    assert data.count(packed) == 1
+    # As long as before, and with another list: -1 in the ten bytes that hold more than 64 bits; a number that does not end.
+    for other in (_varint(300) + b"\xff" * 9 + b"\x02", _varint(300) + b"\xff" * 10, b"\xac\x80" + b"\xff" * 9 + b"\x01"):
+        wrong = data.replace(packed, _field(7, other[: len(packed) - 2]))
+        _refused(wrong, "ends within a number|more bytes than it needs|needs 2 numbers")
+
+
+def test_the_schemas_are_those_of_onnx() -> None:
+    # By descriptor.proto's FieldDescriptorProto.Type.
+    kinds = {1: "double", 2: "float", 3: "number", 4: "number", 5: "number", 9: "text", 11: "bytes", 12: "bytes", 14: "number"}
+    messages = {name: getattr(onnx, name).DESCRIPTOR for name in SCHEMAS if hasattr(onnx, name)}
+    messages |= {"Tensor": onnx.TypeProto.Tensor.DESCRIPTOR, "Dimension": onnx.TensorShapeProto.Dimension.DESCRIPTOR}
+    assert messages.keys() == SCHEMAS.keys()
+    for name, schema in SCHEMAS.items():
+        for tag, (field, kind, repeated, _) in schema.items():
+            known = messages[name].fields_by_number[tag >> 3]
+            assert (field, kind, repeated) == (known.name, kinds[known.type], known.is_repeated), name
 
 
 def test_too_many_nodes_are_refused() -> None:
