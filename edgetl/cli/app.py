@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from importlib.metadata import version
@@ -69,6 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a bug (traceback), 2 usage, or the code of the error's class."""
     given = sys.argv[1:] if arguments is None else arguments
     silence_makers()
+    # Interpreters that libraries start (loaders of multiprocessing, compilers of torch) leave out the current folder, as this process does.
+    os.environ["PYTHONSAFEPATH"] = "1"
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
     try:

@@ -78,7 +78,7 @@ def serve_command(
             err.print(f"listening on {address.url}", soft_wrap=True)
 
         with access_log(on=log):
-            order = Order(tuple(bundles), variant, each, batch)
+            order = Order(tuple(bundles), variant, each, batch, limits.max_body_bytes)
             serve(order, Staff(processes, hang_s), limits, address, watch=watch, started=started)
 
 

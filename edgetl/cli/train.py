@@ -28,6 +28,7 @@ from edgetl.cli.session import (
 )
 from edgetl.cli.tables import classes_table, figures_line, plain_table, share
 from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.child import child_environment, trusted_path
 from edgetl.core.config import Model
 from edgetl.core.manifest import describe_parent
 from edgetl.core.tasks import SCORE_NAMES
@@ -80,8 +81,9 @@ def train_command(
 def _become_many(devices: int, num_nodes: int) -> NoReturn:
     """Start the same command again under torchrun."""
     place = ["--standalone"] if num_nodes == 1 else ["--nnodes", str(num_nodes)]
-    launch = ["-m", "torch.distributed.run", *place, "--nproc-per-node", str(devices), "-m", "edgetl.cli.app"]
-    os.execv(sys.executable, [sys.executable, *launch, *sys.argv[1:]])
+    launch = ["-P", "-m", "torch.distributed.run", *place, "--nproc-per-node", str(devices), "-m", "edgetl.cli.app"]
+    environment = child_environment(PYTHONPATH=os.pathsep.join(trusted_path()))
+    os.execve(sys.executable, [sys.executable, *launch, *sys.argv[1:]], environment)
 
 
 @options_of(TrainConfig, without=("pretrained", "strategy", "head", "features", "unfreeze", "checkpoint_s"))

@@ -11,12 +11,13 @@ import os
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.config import read_json
-from edgetl.core.manifest import MANIFEST_NAME, BundleFile, Manifest, Variant
+from edgetl.core.config import parse_json, read_bytes
+from edgetl.core.manifest import MANIFEST_NAME, BundleFile, Manifest, Variant, parents_of
 from edgetl.core.plain import open_plain
 from edgetl.errors import BundleError, IntegrityError
 
@@ -74,20 +75,24 @@ class Bundle:
         return frozenset(unpack_hashes(self.read(self.manifest.seen_images)).tolist())
 
     def check_closed(self) -> None:
-        """Refuse a bundle with a file that the manifest does not name, or without one that it names.
+        """Refuse a bundle with a file or folder that the manifest does not name, or without one that it names.
 
         Raises:
             IntegrityError: naming the files.
         """
         named = {file.path for file in self.manifest.all_files()} | {MANIFEST_NAME}
+        folders = {f"{folder}/" for path in named for folder in parents_of(path)}
         found = set()
-        for folder, subfolders, files in os.walk(self.path):
-            links = [name for name in subfolders if Path(folder, name).is_symlink()]
-            found |= {Path(folder, name).relative_to(self.path).as_posix() for name in (*files, *links)}
-        for title, names in (("unlisted", found - named), ("missing", named - found)):
-            if names:
-                shown = ", ".join(sorted(names)[:5])
-                raise IntegrityError(f"{self.path} has {len(names)} {title} file(s): {shown}. Copy or install the bundle again.")
+        for folder, subfolders, files in os.walk(self.path, onerror=_refuse_unreadable):
+            names = [name if Path(folder, name).is_symlink() else f"{name}/" for name in subfolders] + files
+            place = Path(folder).relative_to(self.path).as_posix()
+            found |= {name if place == "." else f"{place}/{name}" for name in names}
+        # A folder in the place of a file is a missing file.
+        unlisted = {name for name in found - folders if name.removesuffix("/") not in named}
+        for title, paths in (("unlisted", unlisted), ("missing", named - found)):
+            if paths:
+                shown = ", ".join(sorted(paths)[:5])
+                raise IntegrityError(f"{self.path} has {len(paths)} {title} file(s): {shown}. Copy or install the bundle again.")
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -110,9 +115,22 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         raise IntegrityError(f"{folder / MANIFEST_NAME} is a symbolic link; a bundle holds plain files only. Install it again.")
     if (folder / MANIFEST_NAME).is_file() and (folder / MANIFEST_NAME).stat().st_nlink > 1:
         raise IntegrityError(f"{folder / MANIFEST_NAME} is not a plain file of its own (hard link); copy or install the bundle again.")
-    bundle = Bundle(folder, read_json(folder / MANIFEST_NAME, Manifest, BundleError))
+    bundle = Bundle(folder, _read_manifest(folder / MANIFEST_NAME))
     bundle.check_closed()
     return bundle
+
+
+def _read_manifest(path: Path) -> Manifest:
+    data = read_bytes(path, BundleError)
+    manifest = parse_json(data, Manifest, BundleError, name=str(path))
+    # JSON ignores spaces around it, and a file that lost its last byte would be the same manifest.
+    if not (data.startswith(b"{") and data.endswith(b"}\n")):
+        raise IntegrityError(f"{path} does not begin with a brace, or not end with one and a newline: it was changed. Install it again.")
+    return manifest
+
+
+def _refuse_unreadable(error: OSError) -> NoReturn:
+    raise IntegrityError(f"{error.filename}: {error.strerror}; a bundle's folders must be readable. Copy or install the bundle again.")
 
 
 def describe_file(root: Path, path: Path) -> BundleFile:

@@ -44,6 +44,15 @@ def read_json(path: Path, model: type[Model], error: type[EdgetlError], *, max_b
     Raises:
         EdgetlError: as the class ``error``, when the file is missing, too large, not JSON, or does not fit the model.
     """
+    return parse_json(read_bytes(path, error, max_bytes=max_bytes), model, error, name=str(path))
+
+
+def read_bytes(path: Path, error: type[EdgetlError], *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """The bytes of a regular file of at most ``max_bytes``.
+
+    Raises:
+        EdgetlError: as the class ``error``, when the file is missing or too large.
+    """
     try:
         with open_plain(path) as file:
             data = file.read(max_bytes + 1)
@@ -51,7 +60,7 @@ def read_json(path: Path, model: type[Model], error: type[EdgetlError], *, max_b
         raise error(f"cannot read {path}: {cause.strerror}.") from cause
     if len(data) > max_bytes:
         raise error(f"{path} is larger than {max_bytes} bytes; it is not a file that edgetl wrote.")
-    return parse_json(data, model, error, name=str(path))
+    return data
 
 
 def parse_json(data: bytes, model: type[Model], error: type[EdgetlError], *, name: str) -> Model:

@@ -22,6 +22,9 @@ MANIFEST_NAME = "manifest.json"
 
 Format: TypeAlias = Literal["onnx", "openvino"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int8-weights"]
+# Largest difference of a golden score that a variant may claim, and the one that exports write. fp32 differs between CPUs by rounding;
+# int8 kernels may also round ranges differently, but a wrong kernel, a saturating one or other weights are off by more.
+GOLDEN_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 5e-2, "int8-weights": 1e-2}
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -38,6 +41,12 @@ def _plain_relative_path(path: str) -> str:
     if reason:
         raise ValueError(f"the path {path[:80]!r} {reason}")
     return path
+
+
+def parents_of(path: str) -> list[str]:
+    """The folders that a file's relative POSIX path names."""
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 class BundleFile(StrictModel):
@@ -271,7 +280,7 @@ class Manifest(LeanModel):
     max_drop: float
     trained: Proportion
     whole_size: Proportion | None = None
-    golden: tuple[Golden, ...]
+    golden: tuple[Golden, ...] = Field(min_length=1)
     calibration: Calibration | None
     contract: ContractRecord | None = None
     lineage: Lineage
@@ -282,9 +291,11 @@ class Manifest(LeanModel):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Manifest:
-        paths = [file.path.casefold() for file in self.all_files()]
-        if len({*paths, MANIFEST_NAME}) != len(paths) + 1:
-            raise ValueError("two files share a path")
+        files = [file.path for file in self.all_files()]
+        folders = {parent for path in files for parent in parents_of(path)}
+        paths = [MANIFEST_NAME, *files, *folders]
+        if len({path.casefold() for path in paths}) != len(paths):
+            raise ValueError("two files share a path, or their folders one but for upper and lower case")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("two labels are equal")
         if problems := [f"the label {label!r} {problem}" for label in self.labels if (problem := label_problem(label))]:
@@ -295,6 +306,14 @@ class Manifest(LeanModel):
             raise ValueError("fewer than two labels")
         if any(variant.name != f"{variant.format}-{variant.precision}" for variant in self.variants):
             raise ValueError("a variant's name does not say its format and precision")
+        for variant in self.variants:
+            if variant.golden_tolerance > GOLDEN_TOLERANCE[variant.precision]:
+                raise ValueError(
+                    f"{variant.name} has the golden tolerance {variant.golden_tolerance:g}; "
+                    f"{GOLDEN_TOLERANCE[variant.precision]:g} is the largest for {variant.precision}"
+                )
+        if self.task in ("classification", "multi-label") and self.decision.spread != 1.0:
+            raise ValueError(f"a spread of {self.decision.spread:g}, by which differences would be judged, in a {self.task} model")
         names = {variant.name for variant in self.variants}
         if len(names) != len(self.variants):
             raise ValueError("two variants share a name")

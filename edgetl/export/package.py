@@ -19,7 +19,7 @@ from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_prefixes
 from edgetl.core.contract import ContractRecord
 from edgetl.core.host import fingerprint, versions
 from edgetl.core.images import load_image
-from edgetl.core.manifest import MANIFEST_NAME, Format, Golden, Lineage, Manifest, Precision, Rejected, Variant
+from edgetl.core.manifest import GOLDEN_TOLERANCE, MANIFEST_NAME, Format, Golden, Lineage, Manifest, Precision, Rejected, Variant
 from edgetl.core.preprocess import preprocess, to_batch
 from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import Reading
@@ -40,9 +40,6 @@ from edgetl.train.run import Run, open_run
 
 GOLDEN_IMAGES = 8
 MAX_GOLDEN_BYTES = 256_000
-# Of a score. fp32 differs between CPUs by rounding; int8 kernels may also round ranges differently, but a wrong kernel or a
-# saturating one is off by more.
-GOLDEN_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 5e-2, "int8-weights": 1e-2}
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-weights", "int8")
 # The staged files, one more copy while quantizing, and room for the ladder's intermediate files.
 SPACE_FACTOR = 6

@@ -55,16 +55,24 @@ class OvEngine:
         """Logits float32 ``[batch, classes]`` of images, as ``Engine.run`` says.
 
         Raises:
-            EngineError: the batch does not fit the network.
+            EngineError: the batch does not fit the network, or there is not enough memory.
         """
         if not hasattr(self._local, "request"):
             self._local.request = self._model.create_infer_request()
         request = self._local.request
+        # OpenVINO (2026.4) does not report that it found no memory for a tensor: the output keeps what it held, which was the last image's,
+        # or has no rows.
+        request.get_output_tensor().data[...] = np.nan
         try:
             request.infer([batch], share_inputs=True)
         except (RuntimeError, TypeError, ValueError) as error:
+            # A request that failed may keep tensors that it could not allocate.
+            del self._local.request
             raise EngineError(f"OpenVINO failed on a batch of shape {list(batch.shape)}: {first_line(error)}") from error
         logits: NDArray[np.float32] = request.get_output_tensor().data.copy()
+        if len(logits) != len(batch) or np.isnan(logits).all():
+            del self._local.request
+            raise EngineError(f"OpenVINO gives no numbers for a batch of shape {list(batch.shape)}, as without the memory it asks for.")
         return logits
 
 

@@ -108,8 +108,8 @@ def _run_child(job: _Job, files: Sequence[bytes], limits: Limits) -> str:
     given = b"".join([job.model_dump_json().encode(), b"\n", *files])
     try:
         done = subprocess.run(
-            child_command(__name__, answer.__name__), input=given, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=limits.wall_s, check=False,
-            env=child_environment(),
+            child_command(__name__, answer.__name__), env=child_environment(), input=given, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, timeout=limits.wall_s, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"it did not end within {limits.wall_s:g} s"

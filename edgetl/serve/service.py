@@ -9,8 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgetl.core.bundle import open_bundle
 from edgetl.core.manifest import MANIFEST_NAME
 from edgetl.errors import BundleError, EdgetlError
+from edgetl.runtime.engine import choose_variant
+from edgetl.runtime.trial import try_variant
 from edgetl.serve.background import spawn
 from edgetl.serve.models import Models
 from edgetl.serve.team import Team
@@ -58,11 +61,17 @@ class Service:
         self.team = await self._assemble()
 
     async def _assemble(self) -> Team:
+        """Workers of what the paths lead to now, after a trial of each bundle within limits.
+
+        Raises:
+            EdgetlError: a bundle cannot be served, or failed its trial.
+        """
         # Links are followed now: whoever replaces a worker later must load what this team serves, not what a link points to by then.
         try:
             order = replace(self._order, bundles=tuple(path.resolve() for path in self._order.bundles))
         except (OSError, RuntimeError) as error:
             raise BundleError(f"a bundle's path leads nowhere: {error}.") from error
+        await asyncio.to_thread(_try_all, order)
         return await Team.start(order, count=self._staff.processes, hang_s=self._staff.hang_s, events=self)
 
     def replaced(self) -> None:
@@ -138,6 +147,13 @@ class Service:
         await asyncio.gather(*self._background, return_exceptions=True)
         self.team.users = 0
         await self.team.retire()
+
+
+def _try_all(order: Order) -> None:
+    """Load each bundle's variant and run one image in a limited process, before a worker does."""
+    for path in order.bundles:
+        bundle = open_bundle(path)
+        try_variant(bundle, choose_variant(bundle, order.variant))
 
 
 def _mark(path: Path) -> tuple[int, ...] | None:

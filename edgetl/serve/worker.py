@@ -33,12 +33,14 @@ class Order:
         variant: of every bundle; none is the first whose engine is installed.
         threads: jobs computed at once in a worker, each by one thread.
         batch: images of different requests computed together, at most; 0 measures at the start whether that pays.
+        body_bytes: largest body of a request; each job may hold one.
     """
 
     bundles: tuple[Path, ...]
     variant: str | None = None
     threads: int = 1
     batch: int = 0
+    body_bytes: int = 16_000_000
 
 
 class DiedError(RequestError):
@@ -92,7 +94,8 @@ class Worker:
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 22)
         try:
             paths = [str(path) for path in order.bundles]
-            writer.write(pack({"bundles": paths, "variant": order.variant, "threads": order.threads, "batch": order.batch}))
+            facts = {"variant": order.variant, "threads": order.threads, "batch": order.batch, "body_bytes": order.body_bytes}
+            writer.write(pack({"bundles": paths, **facts}))
             async with asyncio.timeout(START_S):
                 facts, _ = await read_frame(reader)
             if "error" in facts:

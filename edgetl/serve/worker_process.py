@@ -24,17 +24,26 @@ from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.images import MAX_PIXELS, SERVED_FORMATS, load_image
+from edgetl.core.manifest import Variant
 from edgetl.core.preprocess import Batch, to_batch
 from edgetl.errors import EdgetlError, ImageError, RequestError
+from edgetl.runtime.engine import choose_variant
 from edgetl.runtime.predictor import Predictor, load
+from edgetl.runtime.trial import limit_process, memory_for
 from edgetl.runtime.verify import check_golden
-from edgetl.serve.batching import best_batch
+from edgetl.serve.batching import BATCH, best_batch
 from edgetl.serve.content import read_upload
-from edgetl.serve.frames import Done, Job, Stages, pack, pack_done, receive_frame, unpack_job
+from edgetl.serve.frames import Done, Header, Job, Stages, pack, pack_done, receive_frame, unpack_job
 from edgetl.serve.models import port_of
 from edgetl.serve.protocol import InferRequest, Port
 
 logger = logging.getLogger("edgetl.serve")
+
+# Limits of memory are generous: they keep a hostile network from taking the machine, and are no budget. Of one image, a network's
+# intermediate results; of one thread, decoding at the largest size, or the values that a JSON body becomes.
+IMAGE_MEMORY_BYTES = 2**28
+DECODING_BYTES = 12 * MAX_PIXELS
+PARSED_PER_BYTE = 20
 
 TOO_LATE = "the request waited longer than its deadline; nothing was computed."
 NO_MEMORY = "there is not enough memory for this request now; try again."
@@ -94,16 +103,16 @@ class _Process:
         """Until the server closes the connection."""
         order, _ = receive_frame(self._stream)
         try:
-            opened = [_open(Path(path), order["variant"]) for path in order["bundles"]]
+            opened = _open_all([Path(path) for path in order["bundles"]], order)
+            self._models = [predictor for _, predictor in opened]
+            self._ports = [port_of(bundle.manifest, predictor.variant) for bundle, predictor in opened if predictor.variant]
+            batches = [order["batch"] or best_batch(predictor) for predictor in self._models]
         except EdgetlError as error:
             self._send(pack({"error": type(error).__name__, "said": str(error)}))
             return
         except MemoryError:
             self._send(pack({"error": "EngineError", "said": "there is not enough memory to load the bundles."}))
             return
-        self._models = [predictor for _, predictor in opened]
-        self._ports = [port_of(bundle.manifest, predictor.variant) for bundle, predictor in opened if predictor.variant]
-        batches = [order["batch"] or best_batch(predictor) for predictor in self._models]
         waiting = _Waiting(batches)
         for number in range(order["threads"]):
             threading.Thread(target=self._work, args=(waiting,), name=f"edgetl-infer-{number}", daemon=True).start()
@@ -186,6 +195,10 @@ class _Process:
             # Whatever is wrong with one batch, the others still go; what an engine says may hold paths, so it is not passed on.
             for task, _, stages in prepared:
                 self._send(pack_done(task.number, Done(None, stages, 500, "the engine failed on this request.")))
+            if not _works(model):
+                # OpenVINO (2026.4) computes nothing more after it once found no memory.
+                logger.error("an engine does not recover from a failure; its worker ends")
+                os._exit(1)
             return
         took, start = time.monotonic() - begun, 0
         for task, batch, stages in prepared:
@@ -214,14 +227,34 @@ def _decoded(images: tuple[bytes, ...], model: Predictor) -> tuple[Batch, float]
     return together, seconds
 
 
-def _open(path: Path, variant: str | None) -> tuple[Bundle, Predictor]:
+def _works(model: Predictor) -> bool:
+    """Whether the engine still computes a black image."""
+    assert model.variant is not None, "a bundle's predictor has a variant"
+    shape = (1, *model.variant.input_shape(model.spec))
+    try:
+        model.logits(np.zeros(shape, np.uint8) if model.input_form == "uint8" else np.zeros(shape, np.float32))
+    except (EdgetlError, MemoryError):
+        return False
+    return True
+
+
+def _open_all(paths: list[Path], order: Header) -> list[tuple[Bundle, Predictor]]:
+    """Open the bundles, limit the memory of this process to what they may need, and load them."""
+    bundles = [open_bundle(path) for path in paths]
+    variants = [choose_variant(bundle, order["variant"]) for bundle in bundles]
+    threads, batch = order["threads"], order["batch"] or BATCH
+    one_thread = batch * IMAGE_MEMORY_BYTES + DECODING_BYTES + PARSED_PER_BYTE * order["body_bytes"]
+    working = threads * one_thread + (threads * batch + 1) * order["body_bytes"]
+    limit_process(memory_for(sum(variant.size_bytes for variant in variants)) + working, first_to_die=500)
+    return [_open(bundle, variant) for bundle, variant in zip(bundles, variants, strict=True)]
+
+
+def _open(bundle: Bundle, variant: Variant) -> tuple[Bundle, Predictor]:
     """A bundle whose every file is what its manifest says, and the variant that answers its golden images as on the bench."""
-    bundle = open_bundle(path)
     for file in bundle.manifest.all_files():
         bundle.read(file)
-    predictor = load(bundle, variant=variant, threads=1)
-    assert predictor.variant is not None, "a bundle's predictor has a variant"
-    check_golden(bundle, predictor.variant, predictor)
+    predictor = load(bundle, variant=variant.name, threads=1)
+    check_golden(bundle, variant, predictor)
     return bundle, predictor
 
 
@@ -235,9 +268,6 @@ def main(descriptor: str) -> None:
     # The server decides when this process ends: a Ctrl-C reaches the whole group, and what is being computed would be lost.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    with suppress(OSError):
-        # Where memory runs out, the system ends this process, which is replaced, and not the server.
-        Path("/proc/self/oom_score_adj").write_text("500")
     with suppress(EOFError, ConnectionError):
         _Process(socket.socket(fileno=int(descriptor))).run()
     # Without waiting for a network that may hang.

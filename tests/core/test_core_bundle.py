@@ -46,7 +46,7 @@ def manifest_of(root: Path) -> Manifest:
 
     def variant(name: str, paths: list[str]) -> Variant:
         value = {"name": name, "format": name.split("-")[0], "precision": name.split("-")[1], "input": "x", "output": "y"}
-        figures = {"agreement": agreement, "validation": share, "test": None, "median_ms": 1.0, "golden_tolerance": 0.01}
+        figures = {"agreement": agreement, "validation": share, "test": None, "median_ms": 1.0, "golden_tolerance": 0.001}
         return Variant.model_validate({**value, **figures, "files": tuple(file(path) for path in paths)})
 
     return Manifest(
@@ -81,7 +81,7 @@ def write_files(root: Path) -> Manifest:
 def folder(tmp_path: Path) -> Path:
     """A bundle with two variants, whose model files are not models: no engine is opened here."""
     root = tmp_path / "bundle"
-    (root / MANIFEST_NAME).write_text(write_files(root).model_dump_json())
+    (root / MANIFEST_NAME).write_text(write_files(root).model_dump_json() + "\n")
     return root
 
 
@@ -197,6 +197,23 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "FIFO": (lambda root: replace(root / MODEL, os.mkfifo), MODEL, "not a regular file"),
     "empty folder in its place": (lambda root: replace(root / MODEL, Path.mkdir), MODEL, "1 missing file"),
+    "empty folder": (lambda root: (root / "golden/more").mkdir(), "golden/more/", "1 unlisted file"),
+    "link to an empty folder": (lambda root: (root / "more").symlink_to(root / "golden"), "more", "1 unlisted file"),
+    "manifest without its last newline": (
+        lambda root: (root / MANIFEST_NAME).write_bytes((root / MANIFEST_NAME).read_bytes()[:-1]),
+        MANIFEST_NAME,
+        "it was changed",
+    ),
+    "manifest with another newline": (
+        lambda root: (root / MANIFEST_NAME).write_bytes((root / MANIFEST_NAME).read_bytes() + b"\n"),
+        MANIFEST_NAME,
+        "it was changed",
+    ),
+    "manifest after a space": (
+        lambda root: (root / MANIFEST_NAME).write_bytes(b" " + (root / MANIFEST_NAME).read_bytes()),
+        MANIFEST_NAME,
+        "it was changed",
+    ),
     "flipped byte in the card": (lambda root: flip(root / "README.md"), "README.md", "is not the file that the manifest names"),
     "flipped byte in the seen images": (lambda root: flip(root / "seen.bin"), "seen.bin", "is not the file that the manifest names"),
 }

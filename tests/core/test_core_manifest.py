@@ -32,7 +32,7 @@ def variant(name: str) -> dict[str, Any]:
     agreement = {"n": 10, "max_relative": 0.0, "top1": 1.0, "confident_n": 9, "confident_top1": 1.0}
     return {
         "name": name, "format": format_, "precision": precision, "files": [entry(f"{name}/model.bin")], "input": "x", "output": "y",
-        "agreement": agreement, "validation": share(0.9), "test": None, "median_ms": 1.5, "golden_tolerance": 0.01,
+        "agreement": agreement, "validation": share(0.9), "test": None, "median_ms": 1.5, "golden_tolerance": 0.001,
     }  # fmt: skip
 
 
@@ -246,6 +246,7 @@ def test_a_golden_image_without_one_score_a_label_for_each_variant_is_refused(sc
         ("variants.0.files", [entry("a"), entry("b"), entry("c")]),
         ("variants.0.median_ms", -1.0),
         ("variants.0.golden_tolerance", 0.0),
+        ("golden", []),
         ("preprocess.input_size", [32]),
         ("lineage.run_sha256", "abc"),
         ("calibration.images_sha256", None),
@@ -254,6 +255,25 @@ def test_a_golden_image_without_one_score_a_label_for_each_variant_is_refused(sc
 def test_a_value_out_of_range_is_refused_by_its_field(place: str, value: object) -> None:
     with pytest.raises(BundleError, match=rf"manifest\.json does not fit its schema: {place.replace('.', '[.]')}"):
         read(changed(place, value))
+
+
+@pytest.mark.parametrize("tolerance", [0.0011, 0.05, 1.0])
+def test_a_golden_tolerance_above_that_of_exports_is_refused(tolerance: float) -> None:
+    """A tolerance of 1 would let any network pass its golden images."""
+    with pytest.raises(BundleError, match=rf"onnx-fp32 has the golden tolerance {tolerance:g}; 0\.001 is the largest for fp32"):
+        read(changed("variants.0.golden_tolerance", tolerance))
+
+
+def test_a_spread_cannot_widen_the_tolerance_of_a_classification() -> None:
+    with pytest.raises(BundleError, match=r"a spread of 1e\+09, by which differences would be judged, in a classification model"):
+        read({**document(), "decision": {"spread": 1e9}})
+
+
+def test_folders_that_differ_in_case_only_are_refused() -> None:
+    changed_path = changed("golden.0.image.path", "Golden/other.png")
+    changed_path["card"]["path"] = "golden/card.md"
+    with pytest.raises(BundleError, match="two files share a path, or their folders one but for upper and lower case"):
+        read(changed_path)
 
 
 @pytest.mark.parametrize("field", [name for name, info in Manifest.model_fields.items() if info.is_required()])

@@ -40,12 +40,17 @@ def as_ir(model: bytes, work: Path) -> list[bytes]:
     return [xml.read_bytes(), weights.read_bytes()]
 
 
-def hungry(gigabytes: float) -> bytes:
-    """Makes the image so much larger, to a size that it computes from the image itself, so that no file says how large it is."""
+def hungry(gigabytes: float, *, above: float | None = None) -> bytes:
+    """Makes the image so much larger, to a size that it computes from the image itself, so that no file says how large it is.
+
+    With ``above``, only images whose mean input exceeds that are made larger, by so much for each unit more.
+    """
     nodes = [
         helper.make_node("ReduceMean", ["input", "all"], ["mean"], keepdims=0),
-        helper.make_node("Mul", ["mean", "zero"], ["none"]),
-        helper.make_node("Add", ["none", "size"], ["real"]),
+        helper.make_node("Sub", ["mean", "threshold"], ["excess"]),
+        helper.make_node("Relu", ["excess"], ["positive"]),
+        helper.make_node("Mul", ["positive", "growth"], ["grown"]),
+        helper.make_node("Add", ["grown", "size"], ["real"]),
         helper.make_node("Cast", ["real"], ["sides"], to=TensorProto.INT64),
         helper.make_node("Resize", ["input", "", "", "sides"], ["picture"], mode="nearest"),
         helper.make_node("ReduceMean", ["picture", "pixels"], ["feature"], keepdims=0),
@@ -53,10 +58,12 @@ def hungry(gigabytes: float) -> bytes:
         helper.make_node("Mul", ["column", "row"], ["logits"]),
     ]
     side = int((gigabytes * 1e9 / 12) ** 0.5)
-    size = np.array([1, 3, side, side], np.float32)
+    size = np.array([1, 3, side, side] if above is None else [1, 3, SIDE, SIDE], np.float32)
+    growth = np.array([0, 0, 0, 0] if above is None else [0, 0, side, side], np.float32)
     whole = np.arange(4)
     row = np.ones((1, CLASSES), np.float32)
-    return onnx_bytes(nodes, {"all": whole, "zero": np.float32(0), "size": size, "pixels": whole[1:], "one": np.array([1]), "row": row})
+    limits = {"threshold": np.float32(above or 0), "growth": growth, "size": size}
+    return onnx_bytes(nodes, {"all": whole, **limits, "pixels": whole[1:], "one": np.array([1]), "row": row})
 
 
 def slow(products: int, *, side: int = 2048) -> bytes:
@@ -80,8 +87,11 @@ def slow(products: int, *, side: int = 2048) -> bytes:
     return onnx_bytes(nodes, constants)
 
 
-def forge(bundle: Bundle, target: Path, name: str, files: Sequence[bytes]) -> Path:
-    """A copy of ``bundle`` at ``target`` with one variant, whose files are these and whose manifest says so."""
+def forge(bundle: Bundle, target: Path, name: str, files: Sequence[bytes], *, scores: Sequence[float] | None = None) -> Path:
+    """A copy of ``bundle`` at ``target`` with one variant, whose files are these and whose manifest says so.
+
+    Its golden images have the ``scores`` of a network that gives every image the same.
+    """
     shutil.copytree(bundle.path, target)
     manifest = json.loads((target / "manifest.json").read_text())
     for variant in manifest["variants"]:
@@ -89,9 +99,9 @@ def forge(bundle: Bundle, target: Path, name: str, files: Sequence[bytes]) -> Pa
             shutil.rmtree(target / variant["name"])
     manifest["variants"] = [variant for variant in manifest["variants"] if variant["name"] == name]
     for golden in manifest["golden"]:
-        golden["scores"] = {name: golden["scores"][name]}
+        golden["scores"] = {name: golden["scores"][name] if scores is None else scores}
     for entry, data in zip(manifest["variants"][0]["files"], files, strict=True):
         (target / entry["path"]).write_bytes(data)
         entry |= {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (target / "manifest.json").write_text(json.dumps(manifest))
+    (target / "manifest.json").write_text(json.dumps(manifest) + "\n")
     return target

@@ -135,3 +135,29 @@ def test_the_command_line_says_it_in_one_line(bundle: Bundle, tmp_path: Path) ->
     assert done.returncode == EngineError.exit_code
     assert "Traceback" not in done.stderr and done.stdout == ""
     assert done.stderr.count("error:") == 1 and "onnx-fp32/1/model.onnx: loading it and running one image" in done.stderr
+
+
+STALE = """
+import sys; sys.path[:] = {path!r}
+from pathlib import Path
+import numpy as np
+from edgetl.errors import EngineError
+from edgetl.runtime.engine import load_engine
+from edgetl.runtime.trial import limit_process
+from tests.runtime.hostile import as_ir, hungry
+engine = load_engine("openvino", as_ir(hungry(100, above=0.5), Path({work!r})), threads=1)
+image = np.zeros((1, 3, 48, 48), np.float32)
+print(engine.run(image + 0.25)[0, 0])
+limit_process(10**9, first_to_die=1000)
+try:
+    print(engine.run(image + 1)[0, 0])
+except EngineError as error:
+    print(error)
+"""
+
+
+def test_openvino_without_memory_does_not_repeat_the_last_images_output(tmp_path: Path) -> None:
+    code = STALE.format(path=[entry for entry in sys.path if entry], work=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    first, second = done.stdout.splitlines()
+    assert abs(float(first) - 0.25) < 1e-3 and "without the memory it asks for" in second, done.stderr

@@ -41,7 +41,7 @@ def test_golden_answers_that_are_off_name_image_and_variant(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     scores = manifest["golden"][2]["scores"]["onnx-fp32"]
     scores.reverse()
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "manifest.json").write_text(json.dumps(manifest) + "\n")
     with pytest.raises(AccuracyGateError, match=r"onnx-fp32 answers golden/02\.png with a score that is"):
         verify(copy)
 
@@ -73,7 +73,7 @@ def test_the_command_line_names_the_golden_image_that_is_off(copy: Path) -> None
     manifest = json.loads((copy / "manifest.json").read_text())
     for name in manifest["golden"][1]["scores"]:
         manifest["golden"][1]["scores"][name].reverse()
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "manifest.json").write_text(json.dumps(manifest) + "\n")
     done = edgetl("verify", copy)
     assert (done.returncode, done.stdout) == (AccuracyGateError.exit_code, "")
     assert done.stderr.count("error:") == 1 and "golden/01.png with a score that is" in done.stderr and "Traceback" not in done.stderr

@@ -122,7 +122,7 @@ def released(bundle: Bundle, folder: Path, number: int) -> Path:
     manifest["labels"] = [f"{label} of {number}" for label in manifest["labels"]]
     for golden in manifest["golden"]:
         golden["label"] = f"{golden['label']} of {number}"
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest) + "\n")
     return folder
 
 

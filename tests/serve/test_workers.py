@@ -121,7 +121,7 @@ def test_a_bundle_changed_in_place_to_another_model_is_not_served_and_the_old_on
     manifest = tmp_path / "served/manifest.json"
     with serving(tmp_path / "served") as served:
         old = manifest.read_text()
-        manifest.write_text(json.dumps({**json.loads(old), "name": "other"}))
+        manifest.write_text(json.dumps({**json.loads(old), "name": "other"}) + "\n")
         _send(served, signal.SIGKILL)
         until(lambda: "would be gone" in served.said())
         assert not served.ready()

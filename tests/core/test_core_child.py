@@ -1,0 +1,55 @@
+"""Child interpreters import nothing from the current folder (CWE-427)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgetl.core.child import child_command, child_environment, trusted_path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_search_path_has_no_relative_entry_and_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    kept = [str(ROOT), *(entry for entry in sys.path if entry and entry != str(ROOT))]
+    monkeypatch.setattr(sys, "path", ["", ".", "lib", str(tmp_path), str(tmp_path / "link"), *kept])
+    assert trusted_path() == kept
+
+
+def test_the_package_is_found_where_it_lies_even_in_the_current_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", ["", *(entry for entry in sys.path if entry not in ("", str(ROOT)))])
+    assert trusted_path() == [str(ROOT), *sys.path[1:]]
+
+
+def test_a_current_folder_that_is_gone_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert str(ROOT) in trusted_path()
+
+
+def test_variables_that_put_code_on_the_search_path_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE", "PYTHONWARNINGS", "PYTHONHASHSEED"):
+        monkeypatch.setenv(name, "7")
+    found = child_environment(OTHER="1")
+    assert {name: value for name, value in found.items() if name.startswith("PYTHON") or name == "OTHER"} == {
+        "PYTHONHASHSEED": "7", "PYTHONSAFEPATH": "1", "OTHER": "1",
+        **{name: os.environ[name] for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8") if name in os.environ},
+    }  # fmt: skip
+
+
+def test_a_child_gets_its_arguments_and_imports_nothing_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("json", "edgetl", "sitecustomize", "usercustomize", "encodings", "os", "site", "typing"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    command = child_command("json", "loads", '{"a": 1}')
+    command[command.index("-c") + 1] += "; print(len(sys.argv), sys.modules['json'].__file__)"
+    done = subprocess.run(command, cwd=tmp_path, env=child_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("2 ") and str(tmp_path) not in done.stdout, done.stderr

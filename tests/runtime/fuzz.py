@@ -1,0 +1,176 @@
+"""Many mutated files through the check and the engine, in a limited child that takes one after another and is replaced when it dies.
+
+``python -m tests.runtime.fuzz onnx 20000 BUNDLE`` also starts from the variants of a bundle, and prints what happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgetl.core.bundle import open_bundle
+from edgetl.core.child import child_command, child_environment
+from edgetl.core.manifest import Format
+from edgetl.errors import EngineError
+from edgetl.runtime.engine import load_engine
+from edgetl.runtime.ir_check import check_ir
+from edgetl.runtime.onnx_check import check_onnx
+from edgetl.runtime.trial import limit_process, memory_for
+from tests.runtime.hostile import SIDE, as_ir
+from tests.runtime.mutate import IrMutator, OnnxMutator
+from tests.runtime.seeds import convolutional, transformer
+
+CPU_S = 20
+WALL_S = 120
+# What engines leave behind adds up; a child is replaced after so many files.
+FILES_PER_CHILD = 1000
+_WITHOUT_MEMORY = re.compile(r"Failed to allocate memory|bad_alloc|bad allocation|[Cc]annot allocate|out of memory")
+
+
+def seeds(format_: Format, bundle: Path | None = None) -> list[list[bytes]]:
+    """Files to start from: small networks, and the variants of a bundle."""
+    found = [[convolutional()], [transformer()]]
+    if format_ == "openvino":
+        with tempfile.TemporaryDirectory() as work:
+            found = [as_ir(model, Path(work)) for (model,) in found]
+    if bundle is not None:
+        opened = open_bundle(bundle)
+        found += [[opened.read(file) for file in variant.files] for variant in opened.manifest.variants if variant.format == format_]
+    return found
+
+
+def mutations(format_: Format, count: int, *, seed: int, bundle: Path | None = None) -> Iterator[list[bytes]]:
+    """``count`` mutated files, or pairs of files."""
+    rng = random.Random(seed)
+    mutators = [OnnxMutator(files[0]) if format_ == "onnx" else IrMutator(files[0], files[1]) for files in seeds(format_, bundle)]
+    # Large files are slow to load and hold little else than numbers: they come one time in ten.
+    weights = [10 if index < 2 else 1 for index in range(len(mutators))]
+    for _ in range(count):
+        changed = rng.choices(mutators, weights)[0].mutate(rng)
+        yield [changed] if isinstance(changed, bytes) else list(changed)
+
+
+class Fuzzer:
+    """Sends files to the child.
+
+    Attributes:
+        seen: how many files ended how: ``refused`` by the check, ``engine refused``, ``ran``, ``without memory``, or a signal's number.
+        harmful: the files that passed the check and killed the child, or took too much of anything.
+    """
+
+    def __init__(self, format_: Format) -> None:
+        self._format = format_
+        self._child: subprocess.Popen[bytes] | None = None
+        self._sent = 0
+        self.seen: Counter[str] = Counter()
+        self.harmful: list[tuple[str, list[bytes]]] = []
+
+    def run(self, files: Sequence[bytes]) -> str:
+        """Check, load and run one network."""
+        if self._child is None or self._sent >= FILES_PER_CHILD:
+            self.close()
+            command = child_command("tests.runtime.fuzz", "serve_files", self._format)
+            self._child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=child_environment()
+            )
+            self._sent = 0
+        self._sent += 1
+        assert self._child.stdin is not None and self._child.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.write(b"".join([json.dumps([len(data) for data in files]).encode(), b"\n", *files]))
+            self._child.stdin.flush()
+        result = self._child.stdout.readline().decode().strip()
+        if not result:
+            result = f"exit code {self._child.wait()}"
+            self.close()
+        self.seen[result] += 1
+        if result not in ("refused", "engine refused", "ran"):
+            self.harmful.append((result, list(files)))
+        return result
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            assert self._child.stdin is not None and self._child.stdout is not None
+            self._child.kill()
+            with contextlib.suppress(BrokenPipeError):
+                self._child.stdin.close()
+            self._child.stdout.close()
+            self._child.wait()
+            self._child = None
+
+
+def serve_files(format_: Format) -> None:
+    """The child: one result a line for each network on the standard input, until that ends."""
+    results = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    # Once, so that what the engine takes for itself does not count.
+    black = np.zeros((1, 3, SIDE, SIDE), np.float32)
+    start = seeds(format_)[0]
+    load_engine(format_, start, threads=1).run(black)
+    limit_process(memory_for(sum(map(len, start))), first_to_die=1000)
+    while line := sys.stdin.buffer.readline():
+        files = [sys.stdin.buffer.read(size) for size in json.loads(line)]
+        _allow(CPU_S)
+        os.write(results, f"{_try(format_, files, black)}\n".encode())
+
+
+def _try(format_: Format, files: list[bytes], black: np.ndarray) -> str:
+    try:
+        check_onnx(files[0]) if format_ == "onnx" else check_ir(files[0], files[1])
+    except EngineError:
+        return "refused"
+    try:
+        load_engine(format_, files, threads=1).run(black)
+    except MemoryError:
+        return "without memory"
+    except EngineError as error:
+        return "without memory" if _WITHOUT_MEMORY.search(str(error)) else "engine refused"
+    return "ran"
+
+
+def _allow(seconds: int) -> None:
+    """From now on so much of the processor's time; then the kernel ends the process (SIGXCPU)."""
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + seconds, most))
+
+
+def fuzz(format_: Format, count: int, *, seed: int, bundle: Path | None = None) -> Fuzzer:
+    """``count`` mutations through check and engine."""
+    fuzzer = Fuzzer(format_)
+    try:
+        for files in mutations(format_, count, seed=seed, bundle=bundle):
+            fuzzer.run(files)
+    finally:
+        fuzzer.close()
+    return fuzzer
+
+
+def main() -> None:
+    """Print how many files ended how, and keep those that did harm."""
+    name, count, *rest = sys.argv[1:]
+    format_: Format = "onnx" if name == "onnx" else "openvino"
+    found = fuzz(format_, int(count), seed=int(rest[1]) if len(rest) > 1 else 1, bundle=Path(rest[0]) if rest else None)
+    print(format_, dict(found.seen.most_common()))
+    for index, (result, files) in enumerate(found.harmful):
+        for number, data in enumerate(files):
+            path = Path(tempfile.gettempdir(), f"edgetl-fuzz-{format_}-{index}-{number}")
+            path.write_bytes(data)
+            print(result, path)
+
+
+if __name__ == "__main__":
+    main()
