@@ -27,12 +27,15 @@ def predict_command(
     variant: Annotated[str | None, typer.Option(help="Such as openvino-int8 (default: the fastest).")] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 3,
     threads: ThreadsOption = None,
+    trial: Annotated[
+        bool, typer.Option("--trial", help="First run one image in a limited process. For bundles from others; about a second.")
+    ] = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Labels and scores of images. An unreadable image is reported and does not stop the others; the exit code is then 5."""
     with working(json_output=True, verbose=verbose):
-        predictor = load(bundle, variant=variant, threads=threads)
+        predictor = load(bundle, variant=variant, threads=threads, trial=trial)
         failed, rows = 0, []
         for path in _files(images):
             row = _predict(predictor, path)

@@ -137,6 +137,13 @@ def test_the_command_line_says_it_in_one_line(bundle: Bundle, tmp_path: Path) ->
     assert done.stderr.count("error:") == 1 and "onnx-fp32/1/model.onnx: loading it and running one image" in done.stderr
 
 
+def test_predict_tries_a_bundle_where_it_is_asked_to(bundle: Bundle, digits: Path, tmp_path: Path) -> None:
+    image = next((digits / "3").iterdir())
+    assert command("predict", bundle.path, image, "--trial").returncode == 0
+    done = command("predict", _forged(bundle, tmp_path, "onnx", hungry(100)), image, "--trial")
+    assert (done.returncode, done.stdout) == (EngineError.exit_code, "") and "in a process of its own failed" in done.stderr
+
+
 STALE = """
 import sys; sys.path[:] = {path!r}
 from pathlib import Path
