@@ -15,6 +15,7 @@ from edgetl.train.augment import make_augmentation, mirrors_well
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import ImageDataset
 from edgetl.train.finetune import prepare
+from edgetl.train.report import plain_text, save_figure
 
 ROWS, VIEWS = 6, 7
 SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
@@ -43,11 +44,11 @@ def draw_preview(splits: Splits, config: TrainConfig, path: Path) -> None:
             pixels = image.numpy().transpose(1, 2, 0) * np.array(backbone.spec.std) + np.array(backbone.spec.mean)
             panel.imshow(pixels.clip(0, 1))
             panel.set_axis_off()
-            panel.set_title(splits.folder.truth(samples[row]) if column == 0 else "", fontsize=8)
+            panel.set_title(plain_text(splits.folder.truth(samples[row])) if column == 0 else "", fontsize=8)
     figure.suptitle(
         f"first column: as evaluated; others: augmentation {plan.augment}, {'mirrored too' if flip else 'not mirrored'}", fontsize=9
     )
     try:
-        figure.savefig(path, dpi=110)
+        save_figure(figure, path, dpi=110)
     except OSError as error:
         raise storage_error(path, error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def draw_answers(
         _value_axes(axes, truth[:, 0], outputs[:, 0], reading.labels[0])
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    figure.savefig(folder / ("labels.png" if evaluation.multi_label else "values.png"), dpi=120)
+    save_figure(figure, folder / ("labels.png" if evaluation.multi_label else "values.png"))
 
 
 def _label_axes(axes: Axes, evaluation: Evaluation, truth: NDArray[np.bool_], outputs: NDArray[np.float32]) -> None:
@@ -46,7 +47,7 @@ def _label_axes(axes: Axes, evaluation: Evaluation, truth: NDArray[np.bool_], ou
         if not len(hits) or not hits[-1]:
             continue
         precision = hits / np.arange(1, len(hits) + 1)
-        (line,) = axes.plot(hits / hits[-1], precision, label=score.label)
+        (line,) = axes.plot(hits / hits[-1], precision, label=plain_text(score.label))
         axes.scatter([score.recall], [score.precision], color=line.get_color(), zorder=3)
     axes.set_xlabel("recall (dots: at the threshold)")
     axes.set_ylabel("precision")
@@ -59,8 +60,8 @@ def _value_axes(axes: Axes, truth: NDArray[np.float64], values: NDArray[np.float
     ends = [min(truth.min(), values.min()), max(truth.max(), values.max())]
     axes.plot(ends, ends, color="grey", linewidth=1)
     axes.scatter(truth, values, s=12, alpha=0.6)
-    axes.set_xlabel(f"{column}, true")
-    axes.set_ylabel(f"{column}, predicted")
+    axes.set_xlabel(f"{plain_text(column)}, true")
+    axes.set_ylabel(f"{plain_text(column)}, predicted")
 
 
 def write_result(folder: Path, validation: Evaluation, test: Evaluation | None) -> None:
@@ -77,12 +78,12 @@ def draw_confusion(evaluation: Evaluation, title: str, path: Path) -> None:
     side = min(20.0, 2.5 + 0.45 * len(evaluation.classes))
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     confusion_axes(figure.add_subplot(), evaluation, title)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def confusion_axes(axes: Axes, evaluation: Evaluation, title: str) -> None:
     """Draw the confusion matrix: rows are true classes, shades are shares of the row."""
-    labels = [score.label for score in evaluation.classes]
+    labels = [plain_text(score.label) for score in evaluation.classes]
     counts = np.array(evaluation.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     long = max(map(len, labels)) > 2
@@ -98,10 +99,24 @@ def confusion_axes(axes: Axes, evaluation: Evaluation, title: str) -> None:
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else "black")
 
 
+def plain_text(text: str) -> str:
+    """``text`` as matplotlib shows it: without its mathematical mode, which fails on a class name such as ``$a^$``."""
+    return text.replace("$", r"\$")
+
+
+def save_figure(figure: Figure, path: Path, *, dpi: int = 120) -> None:
+    """Write ``figure``; letters that no installed font has become boxes, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(path, dpi=dpi)
+
+
 def class_table(evaluation: Evaluation) -> str:
     """The per-class figures as CSV text; of labels with their average precision."""
     rows = ["label,n,precision,recall,f1"]
-    rows += [f'"{score.label}",{score.n},{score.precision:.4f},{score.recall:.4f},{score.f1:.4f}' for score in evaluation.classes]
+    for score in evaluation.classes:
+        label = score.label.replace('"', '""')
+        rows.append(f'"{label}",{score.n},{score.precision:.4f},{score.recall:.4f},{score.f1:.4f}')
     if evaluation.multi_label is not None:
         precisions = ["" if value is None else f"{value:.4f}" for value in evaluation.multi_label.average_precision]
         rows = [f"{row},{value}" for row, value in zip(rows, ["average_precision", *precisions], strict=True)]
@@ -119,7 +134,7 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def draw_sweep(choice: Choice, path: Path) -> None:
@@ -136,4 +151,4 @@ def draw_sweep(choice: Choice, path: Path) -> None:
         "range test" if choice.rate is not None else "range test: the loss did not clearly fall, the plan's rate is kept", fontsize=10
     )
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

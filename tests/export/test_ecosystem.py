@@ -67,6 +67,24 @@ def test_a_files_labels_keep_their_spaces_in_our_own_block() -> None:
     assert json.loads(own_info(spec, reading, "0")["labels"]) == ["a cat", "déjà vu"]
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (("hot dog", "hot_dog"), "hot_dog-2 hot_dog"),
+        (("hot_dog", "hot dog", "hot\u00a0dog", "hot_dog-2"), "hot_dog hot_dog-3 hot_dog-4 hot_dog-2"),
+        (("猫\u3000種", "Ёлка"), "猫_種 Ёлка"),
+    ],
+)
+def test_labels_that_model_api_cannot_tell_apart_get_a_number(labels: tuple[str, ...], words: str) -> None:
+    from edgetl.core.preprocess import PreprocessSpec
+    from edgetl.core.tasks import Reading
+    from edgetl.export.metadata import model_info, own_info
+
+    reading, spec = Reading(labels=labels), PreprocessSpec(input_size=(32, 32))
+    assert model_info(spec, reading)["labels"] == words
+    assert json.loads(own_info(spec, reading, "0")["labels"]) == list(labels)
+
+
 def test_a_variants_folder_is_a_model_repository_of_openvino_model_server_and_triton(bundle: Bundle) -> None:
     """``<name>/<version>/model.onnx``, or ``model.xml`` and ``model.bin``: both servers' default names.
 

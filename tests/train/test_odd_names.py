@@ -1,0 +1,104 @@
+"""Odd names of classes and files, from training to the device; and notes of the scan in the run's record."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from edgetl import load
+from edgetl.core.config import parse_json
+from edgetl.errors import RunError
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.train.config import TrainConfig
+from edgetl.train.estimate import estimate
+from edgetl.train.evaluation import evaluate_run
+from edgetl.train.run import Run, SplitEntry, SplitsRecord, open_run
+from edgetl.train.training import train
+from tests.command import edgetl
+from tests.conftest import write_colours
+
+NAMES = {"red": "café\u00a0noir", "green": "猫\u3000種", "blue": '$a^$ [red] "b", |c'}
+NOT_UTF8 = b"verre_cass\xe9 100%.png"
+CONFIG = TrainConfig(backbone="test_resnet", pretrained=False, input_size=(32, 32), views=1, strategy="probe", val=0.25, test=0.25)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Classes with odd spaces; a file that is not UTF-8, a mask, a thumbnail, a text."""
+    root = write_colours(tmp_path_factory.mktemp("odd") / "data", 12)
+    for old, new in NAMES.items():
+        (root / old).rename(root / new)
+    os.rename(root / NAMES["red"] / "000.png", os.fsencode(root / NAMES["red"]) + b"/" + NOT_UTF8)
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(root / NAMES["red"] / "001_mask.png")
+    (root / "@eaDir").mkdir()
+    (root / "@eaDir" / "a.jpg").write_bytes(b"")
+    (root / "readme.txt").write_text("from the web")
+    return root
+
+
+@pytest.fixture(scope="module")
+def odd_run(odd: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(odd, CONFIG, tmp_path_factory.mktemp("runs") / "odd")
+
+
+def test_a_run_records_what_the_scan_left_out(odd_run: Run) -> None:
+    notes = {note.reason: (note.used, note.count) for note in open_run(odd_run.path).record.notes}
+    assert notes == {"system": (False, 1), "mask": (False, 1), "other": (False, 1), "not-utf8": (True, 1)}
+
+
+def test_a_run_finds_its_files_whose_names_are_not_utf_8(odd_run: Run) -> None:
+    splits = open_run(odd_run.path).splits()
+    (entry,) = (entry for entry in splits.entries if entry.raw)
+    assert entry.path.endswith(r"/verre_cass\xe9 100%.png") and os.fsencode(entry.file).endswith(b"/" + NOT_UTF8)
+    assert len(odd_run.samples(entry.part)) == sum(item.part == entry.part for item in splits.entries)
+
+
+def test_class_names_with_spaces_of_all_kinds_reach_the_device(odd: Path, odd_run: Run, tmp_path: Path) -> None:
+    bundle = export_bundle(odd_run.path, ExportConfig(formats=("onnx", "openvino"), precisions=("fp32",)), tmp_path / "bundle")
+    assert set(bundle.manifest.labels) == set(NAMES.values())
+    for variant in bundle.manifest.variants:
+        answer = load(bundle.path, variant=variant.name).predict(odd / NAMES["green"] / "000.png")
+        assert answer.label in NAMES.values()
+
+
+def test_plan_reports_what_the_scan_left_out_and_takes_patterns(odd: Path) -> None:
+    assert {note.reason for note in estimate(odd, CONFIG).notes} == {"system", "mask", "other", "not-utf8"}
+    chosen = CONFIG.model_copy(update={"include": ("*_mask.png",), "exclude": ("readme.txt", "@eaDir")})
+    assert {note.reason: note.count for note in estimate(odd, chosen).notes} == {"excluded": 2, "not-utf8": 1}
+
+
+def test_evaluate_shows_and_returns_what_the_scan_left_out(odd: Path, odd_run: Run) -> None:
+    shown = edgetl("evaluate", odd_run.path, odd, "--exclude", "readme.txt")
+    assert "1 image left out: segmentation masks" in shown.stdout and "1 file left out by --exclude: *.txt (1)." in shown.stdout
+    assert "mask" in {note.reason for note in evaluate_run(odd_run.path, odd).notes}
+
+
+# --- records -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_records_without_raw_names_and_notes_keep_their_bytes(odd_run: Run) -> None:
+    entry = SplitEntry(path="a/b.png", label=0, content="0" * 64, part="train")
+    assert "raw" not in entry.model_dump_json()
+    old = odd_run.record.model_copy(update={"notes": ()}).model_dump_json()
+    assert '"notes"' not in old and '"include"' not in old and '"exclude"' not in old
+
+
+@pytest.mark.parametrize("raw", ["..%2Fetc%2Fpasswd", "a%2Fb%00.png", "a%2Fc.png"])
+def test_the_bytes_of_a_name_must_be_those_of_its_path(raw: str) -> None:
+    with pytest.raises(ValidationError, match="are those of another path"):
+        SplitEntry(path="a/b.png", label=0, content="0" * 64, part="train", raw=raw)
+
+
+def test_a_record_with_the_bytes_of_another_path_is_refused() -> None:
+    text = (
+        '{"root": "/data", "fingerprint": "0", "broken": [], "conflicts": [], "entries": '
+        '[{"path": "a/b.png", "label": 0, "content": "0", "part": "train", "raw": "..%2Fb.png"}]}'
+    )
+    with pytest.raises(RunError, match=r"splits\.json does not fit its schema"):
+        parse_json(text.encode(), SplitsRecord, RunError, name="splits.json")
