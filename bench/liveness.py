@@ -108,6 +108,7 @@ def liveness(path: Path, variant: str, requests: int, uploads: int, seconds: flo
         for text in unexplained[:5]:
             print(f"    {text[:200]!r}")
         _print_waits(waits)
+        sys.stdout.flush()
         watch = Probe(PORT)
         with slow_uploads(PORT, uploads):
             healthy = _healthy(f"http://127.0.0.1:{PORT}", photo, seconds)
@@ -130,7 +131,7 @@ def main() -> None:
         probe(given.probe, 3600.0)
         return
     host = fingerprint()
-    print(f"{host['cpu']}, {host['cores']} cores; load {load_average():.2f}; {host['system']}, Python {host['python']}")
+    print(f"{host['cpu']}, {host['cores']} cores; load {load_average():.2f}; {host['system']}, Python {host['python']}", flush=True)
     liveness(given.bundle, given.variant, given.requests, given.uploads, given.seconds)
 
 

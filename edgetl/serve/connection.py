@@ -1,7 +1,6 @@
 """HTTP/1.1 connection: uvicorn's protocol on llhttp, with limits on heads, chunks, pipelining, and on slow and idle clients.
 
-llhttp is strict by default: a length together with chunks, a second length, or a bad chunk is refused, and the connection closes
-(compare CVE-2025-43859 of another parser).
+llhttp is strict by default: it refuses a length together with chunks, a second length, or a bad chunk (compare CVE-2025-43859).
 """
 
 from __future__ import annotations
@@ -75,8 +74,7 @@ class Connection(HttpToolsProtocol):
         self._failed: RefusedError | None = None
         self._previous: RequestResponseCycle | None = None
         self._active_at = 0.0
-        self._lingering = False
-        self._discarded = 0
+        self._lingering, self._discarded = False, 0
 
     @property
     def ending(self) -> bool:
@@ -333,11 +331,11 @@ class Connection(HttpToolsProtocol):
             self._failed = error
             self._within(None)
             return
-        if self._answering():
+        if self._answering() and self.cycle.response_started:
             self._abandon()
-            if self.cycle.response_started:
-                self.linger()
-                return
+            self.linger()
+            return
+        self._abandon()
         self._answer_and_close(error)
 
     def _abandon(self) -> None:
@@ -359,6 +357,7 @@ class Connection(HttpToolsProtocol):
         self._unread.clear()
         self._waiting.pop(self, None)
         self._unset_keepalive_if_required()
+        self._within(LINGER_S)
         if self._ended or not self.transport.can_write_eof():
             self.transport.close()
             return
@@ -370,7 +369,6 @@ class Connection(HttpToolsProtocol):
             return
         self._reading.held = False
         self._reading.resume_reading()
-        self._within(LINGER_S)
 
     def shutdown(self) -> None:
         """The server ends: what is being answered is finished, and what is on its way may still arrive."""

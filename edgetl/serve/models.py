@@ -98,11 +98,6 @@ class Models:
                 raise ConfigError(f"two bundles are called {model.name!r} with release {model.version}. Export one with another --release.")
             versions[model.version] = model
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Models) and self._all == other._all
-
-    __hash__ = None  # type: ignore[assignment]
-
     @property
     def names(self) -> list[str]:
         """In the order that they were given."""

@@ -205,7 +205,7 @@ class Team:
             except (EdgetlError, OSError, RuntimeError, ValueError) as error:
                 logger.error("no worker could be started: %s", error)
                 continue
-            # Not compared as `Models`, which refuses bundles that became two of one name and release.
+            # Compared before `Models`, which refuses bundles that became two of one name and release.
             if worker.models == tuple(self.models.all()):
                 return worker
             await worker.close()
