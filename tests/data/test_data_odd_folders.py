@@ -16,7 +16,8 @@ from PIL import Image
 from edgetl.data.folder import ImageFolder, scan
 from edgetl.data.selection import Selection
 from edgetl.data.split import split
-from edgetl.errors import DataError
+from edgetl.data.table import Table, scan_table
+from edgetl.errors import ConfigError, DataError
 
 CLASSES = ("glass", "metal", "paper")
 
@@ -171,6 +172,11 @@ def test_the_reference_script_makes_folders_that_are_read_as_it_prints(tmp_path:
         found = scan(out / name)
         assert (name, parts(found), reasons(found)) == (name, images, notes)
         assert (name, len(found.labels), found.broken) == (name, 3, ())
+    with pytest.raises(ConfigError, match="--task: classification"):
+        scan_table(out / "flat", Table(out / "table_numbers.csv"))
+    for folder, table in (("flat", "words"), ("nfd", "nfd")):
+        found = scan_table(out / folder, Table(out / f"table_{table}.csv"))
+        assert (found.task, found.counts()) == ("classification", {"glass": 20, "metal": 20, "paper": 20})
 
 
 # --- relatives: data sets of Kaggle and others -------------------------------------------------------------------------------------

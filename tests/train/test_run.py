@@ -30,6 +30,8 @@ def test_a_run_holds_what_it_promises(run: Run) -> None:
         "config.json",
         "splits.json",
         "metrics.jsonl",
+        "trained-images.bin",
+        "selected-images.bin",
         "confusion.png",
         "classes.csv",
         "curves.png",

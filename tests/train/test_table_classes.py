@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -77,14 +75,3 @@ def test_names_in_nfc_find_files_in_nfd(tmp_path: Path) -> None:
 def test_options_of_another_task_are_refused_when_the_table_decides(flat: Path) -> None:
     with pytest.raises(ConfigError, match="--multilabel-loss does not go with classification"):
         scan_images(flat / "images", config(flat / "words.csv", multilabel_loss="asymmetric"))
-
-
-@pytest.mark.slow
-def test_the_odd_tables_are_read_or_refused_as_they_should_be(shared: Path, tmp_path: Path) -> None:
-    script = shared / "cases" / "odd_folders.py"
-    subprocess.run([sys.executable, script, shared / "data" / "trashnet", tmp_path / "odd"], check=True, capture_output=True, timeout=300)
-    with pytest.raises(ConfigError, match="--task: classification"):
-        scan_images(tmp_path / "odd" / "flat", config(tmp_path / "odd" / "table_numbers.csv"))
-    for folder, table in (("flat", "words"), ("nfd", "nfd")):
-        found = scan_images(tmp_path / "odd" / folder, config(tmp_path / "odd" / f"table_{table}.csv"))
-        assert found.task == "classification" and found.counts() == {"glass": 20, "metal": 20, "paper": 20}
