@@ -75,6 +75,8 @@ def parse_json(data: bytes, model: type[Model], error: type[EdgetlError], *, nam
         raise error(f"{name} is not valid JSON: {cause}.") from cause
     version = value.get("schema_version") if isinstance(value, dict) else None
     known = model.model_fields["schema_version"].default if "schema_version" in model.model_fields else None
+    if isinstance(value, dict) and "schema_version" in value and type(version) is not int:  # true and 1.0 are equal to 1 in Python
+        raise error(f"{name} does not fit its schema: schema_version: {json.dumps(version)[:80]} is not a whole number.")
     if isinstance(version, int) and isinstance(known, int) and version > known:
         raise error(f"{name} has schema version {version}; this edgetl reads up to {known}. Upgrade edgetl.")
     try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgetl.core.config import LeanModel, StrictModel
+from edgetl.core.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,19 @@ class Evaluation(LeanModel):
     confusion: tuple[tuple[int, ...], ...]
     multi_label: MultiLabelFigures | None = None
     regression: RegressionFigures | None = None
+
+    def problem(self, task: Task, outputs: int) -> str | None:
+        """Why these cannot be the figures of ``task`` for a network with ``outputs`` outputs; none if they can."""
+        labels, sizes = self.multi_label, {len(self.confusion), *map(len, self.confusion)}
+        if (labels is not None) != (task == "multi-label") or (self.regression is not None) != (task in ("regression", "ordinal")):
+            return f"figures of another task than {task}"
+        if task in ("classification", "multi-label") and len(self.classes) != outputs:
+            return f"figures of {len(self.classes)} classes, and there are {outputs} labels"
+        if labels and {len(labels.average_precision), len(labels.thresholds)} != {outputs}:
+            return f"not one average precision and one threshold for each of {outputs} labels"
+        if sizes not in ({0}, {len(self.classes)}):
+            return "a confusion matrix of other classes"
+        return None
 
     @property
     def score(self) -> Proportion:

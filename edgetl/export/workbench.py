@@ -27,6 +27,7 @@ from edgetl.export.qat import tune_for_int8
 from edgetl.export.steps import FloatHead, Probe
 from edgetl.export.to_onnx import onnx_properties, to_onnx
 from edgetl.runtime.engine import load_engine
+from edgetl.train.mirror import first_line
 from edgetl.train.run import Run
 
 # Single operations are measured on so many of the gate's images, NNCF's accuracy-aware search on so many.
@@ -164,8 +165,8 @@ def _ask(run: Run, images: PixelSet, progress: Progress) -> np.ndarray[tuple[int
     except (RuntimeError, AssertionError) as error:
         size = " x ".join(str(side) for side in images.spec.input_size)
         raise ConfigError(
-            f"{run.record.backbone.architecture} does not take images of {size}: {str(error).splitlines()[0]}. "
-            f"Export without --input-size, or train at that size."
+            f"{run.record.backbone.architecture} does not take images of {size}: {first_line(error)} Export without --input-size, or train "
+            f"at that size: edgetl train DATA --input-size {','.join(map(str, images.spec.input_size))} --backbone {run.path}."
         ) from error
 
 

@@ -18,10 +18,14 @@ from edgetl.core.manifest import Parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.folder import Sample
 from edgetl.errors import BackboneError
-from edgetl.train.columns import Columns, ColumnsRecord
+from edgetl.train.columns import Columns, ColumnsRecord, check_ports
+from edgetl.train.mirror import first_line
+from edgetl.train.model_args import architecture_problem, args_problem
 from edgetl.train.widths import PRUNED, Widths, resize
 
 TORCHVISION = "torchvision:"
+# What timm and torch raise for arguments, and for inputs, that an architecture does not take.
+BUILD_ERRORS = (RuntimeError, TypeError, ValueError, AssertionError, KeyError, IndexError, AttributeError, ZeroDivisionError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -74,24 +78,32 @@ def rebuild(architecture: str, model_args: dict[str, Any], classes: int, columns
     """The architecture of a run, with random weights, for its own weights to be loaded into; ``Columns`` where it has several.
 
     Raises:
-        BackboneError: the installed library does not know it any more.
+        BackboneError: the installed library does not know it any more, or a record holds what no network is built from.
     """
+    if problem := architecture_problem(architecture) or args_problem(model_args):
+        raise BackboneError(f"{architecture[:80]} is not built: {problem}.")
     if columns is not None:
         networks = [rebuild(architecture, model_args, count) for count in (*(column.classes for column in columns.earlier), classes)]
+        check_ports(networks[-1], columns)
         return Columns(networks, columns.all_borders, columns.head)
     if PRUNED in model_args:
         model = rebuild(architecture, {key: value for key, value in model_args.items() if key != PRUNED}, classes)
         widths: Widths = dict(model_args[PRUNED])
-        widths[find_head(model)] = [classes, *widths[find_head(model)][1:]]  # the run may have had other classes
+        widths[find_head(model)] = [classes, *widths.get(find_head(model), [0, 1])[1:]]  # the run may have had other classes
         resize(model, widths)
         return model
     if architecture.startswith(TORCHVISION):
         return torchvision_model(architecture.removeprefix(TORCHVISION), None, classes)
+    # Asked for here: `create_model` would also take the name of a folder or of a repository on the network.
+    if not timm.is_model(architecture.split(".")[0]):
+        raise BackboneError(f"timm {timm.__version__} has no architecture called {architecture}. Install the version that knows it.")
     try:
         # Folders that timm's newer versions save name the published classes among the arguments.
         model = timm.create_model(architecture, pretrained=False, **{**model_args, "num_classes": classes})
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise BackboneError(f"timm {timm.__version__} cannot build {architecture} with {model_args}: {error}") from error
+    except NotImplementedError:
+        raise  # of the meta device, which is not the arguments' fault
+    except BUILD_ERRORS as error:
+        raise BackboneError(f"timm {timm.__version__} cannot build {architecture} with {model_args}: {first_line(error)}") from error
     assert isinstance(model, nn.Module)
     return model
 
@@ -131,7 +143,13 @@ def count_macs(model: nn.Module, side: int) -> int:
 
 
 def torchvision_model(name: str, weights: Any, classes: int) -> nn.Module:
-    """A torchvision classifier with a linear head of ``classes`` outputs; ``weights`` as torchvision takes them."""
+    """A torchvision classifier with a linear head of ``classes`` outputs; ``weights`` as torchvision takes them.
+
+    Raises:
+        BackboneError: torchvision has no classifier of this name.
+    """
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise BackboneError(f"torchvision {torchvision.__version__} has no classifier called {name}.")
     model = torchvision.models.get_model(name, weights=weights)
     assert isinstance(model, nn.Module)
     if getattr(model, "aux_logits", False):

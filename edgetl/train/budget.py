@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
+from pydantic import Field
 from torch import nn
 
 from edgetl.core.config import StrictModel
@@ -105,16 +106,16 @@ class Plan(StrictModel):
 
     strategy: Tuned
     reason: str
-    images: int
+    images: int = Field(ge=0)
     family: Family
     unfreeze: str
-    steps: int
-    head_lr: float
-    top_lr: float
-    lr_ratio: float
-    weight_decay: float
-    label_smoothing: float
-    average: float
+    steps: int = Field(ge=0, le=10**9)
+    head_lr: float = Field(ge=0.0)
+    top_lr: float = Field(ge=0.0)
+    lr_ratio: float = Field(ge=0.0)
+    weight_decay: float = Field(ge=0.0)
+    label_smoothing: float = Field(ge=0.0, lt=1.0)
+    average: float = Field(ge=0.0, le=1.0)
     freeze_batchnorm: bool
     augment: Augment
     schedule: Schedule = "cosine"

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from edgetl.core.config import StrictModel
+from edgetl.errors import BackboneError
 
 
 class Border(StrictModel):
@@ -26,7 +28,7 @@ class Border(StrictModel):
     """
 
     port: str
-    channels: int
+    channels: int = Field(ge=1, le=65_536)
     layout: Literal["map", "rows"]
 
 
@@ -41,7 +43,7 @@ class Column(StrictModel):
     """
 
     name: str
-    classes: int
+    classes: int = Field(ge=1, le=100_000)
     labels: tuple[str, ...] = ()
     borders: tuple[Border, ...] = ()
 
@@ -56,7 +58,7 @@ class ColumnsRecord(StrictModel):
     """
 
     head: str
-    earlier: tuple[Column, ...]
+    earlier: tuple[Column, ...] = Field(min_length=1, max_length=32)
     borders: tuple[Border, ...]
 
     @property
@@ -168,6 +170,21 @@ class Columns(nn.Module):
             return {}
         rows = [list(row.children()) for row in self.laterals[place - 1].children()]
         return {border.port: row for border, row in zip(self.borders[place - 1], rows, strict=True)}
+
+
+def check_ports(network: nn.Module, record: ColumnsRecord) -> None:
+    """Refuse a record that names modules which a column does not have.
+
+    Raises:
+        BackboneError: naming the module.
+    """
+    modules = dict(network.named_modules())
+    wanted = {border.port for found in (*(column.borders for column in record.earlier), record.borders) for border in found}
+    missing = sorted(name for name in wanted if name not in modules)
+    if missing or not isinstance(modules.get(record.head), nn.Linear):
+        raise BackboneError(
+            f"the columns' record names {missing[0] if missing else record.head!r}, which {type(network).__name__} has not."
+        )
 
 
 def _lateral(border: Border) -> nn.Module:

@@ -51,11 +51,11 @@ from edgetl.train.run import (
     RunRecord,
     hash_files,
     open_run,
-    record_splits,
-    write_model,
 )
+from edgetl.train.saved_model import write_model
 from edgetl.train.seen_images import SeenImages, prefixes
 from edgetl.train.sources import load_backbone
+from edgetl.train.splits_record import record_splits
 from edgetl.train.tasks import chance_alarm, check_options, check_taught, choose_reading, smooths
 from edgetl.train.tuning import Lessons
 from edgetl.train.tuning_recipe import with_recipe

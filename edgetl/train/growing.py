@@ -18,6 +18,7 @@ from edgetl.train.backbones import Backbone, find_head, rebuild
 from edgetl.train.budget import Plan
 from edgetl.train.columns import Border, Column, Columns, ColumnsRecord, newest
 from edgetl.train.config import TrainConfig
+from edgetl.train.input_size import refusal
 from edgetl.train.run import open_run
 from edgetl.train.sources import load_whole
 from edgetl.train.stages import Stage, choose_stages, find_stages
@@ -85,16 +86,23 @@ def _known(config: TrainConfig, backbone: Backbone) -> tuple[nn.Module, tuple[Co
             raise ConfigError(f"{OPTION} keeps networks that end in a linear head, and {config.backbone} has another. Leave it out.")
         before, labels = run.record.backbone.columns, run.record.labels
         own = Column(name=run.record.name, classes=len(labels), labels=labels, borders=before.borders if before else ())
-        return run.load_model(), (*before.earlier, own) if before else (own,)
+        return _at_size(run.load_model(), backbone), (*before.earlier, own) if before else (own,)
     whole = load_whole(config)
     if whole is None:
         return None
-    layer = whole.get_submodule(find_head(whole))
+    layer = _at_size(whole, backbone).get_submodule(find_head(whole))
     assert isinstance(layer, nn.Linear)
     # Built as a run is opened, so that what is written can be read.
     old = rebuild(backbone.architecture, dict(backbone.model_args), layer.out_features)
     old.load_state_dict(whole.state_dict())
     return old, (Column(name=backbone.name, classes=layer.out_features),)
+
+
+def _at_size(old: nn.Module, backbone: Backbone) -> nn.Module:
+    """``old``, which stays as it is, if it takes the images that the new column takes."""
+    if reason := refusal(old, backbone.spec.input_size):
+        raise ConfigError(f"{OPTION} keeps the old network as it is, and it does not take images of --input-size: {reason}. Leave it out.")
+    return old
 
 
 def _take_laterals(model: Columns, old: Columns) -> None:

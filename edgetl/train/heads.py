@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 
 from edgetl.core.config import StrictModel
+from edgetl.errors import BackboneError
 from edgetl.train.backbones import find_head, rebuild
 from edgetl.train.columns import ColumnsRecord
 from edgetl.train.config import Features, HeadKind
-from edgetl.train.layers import LayersTrunk
+from edgetl.train.layers import LayersTrunk, shows_stages
 
 HEAD_NAME = "head"
 # Of a neighbour's weight relative to the nearest one's: keeps the vote where all neighbours are equally near.
@@ -34,10 +36,19 @@ class HeadSpec(StrictModel):
 
     kind: HeadKind = "linear"
     features: Features = "last"
-    hidden: int = 0
-    bank: int = 0
-    neighbours: int = 0
-    temperature: float = 0.0
+    hidden: int = Field(default=0, ge=0, le=65_536)
+    bank: int = Field(default=0, ge=0, le=10_000_000)
+    neighbours: int = Field(default=0, ge=0)
+    temperature: float = Field(default=0.0, ge=0.0)
+
+    @property
+    def problem(self) -> str | None:
+        """Why no head is built from this; none if one is."""
+        if self.kind == "mlp" and not self.hidden:
+            return "an mlp head without hidden units"
+        if self.kind == "knn" and not (0 < self.neighbours < self.bank and self.temperature > 0):
+            return "a knn head needs a temperature above 0 and more images in its bank than vote"
+        return None
 
     @property
     def plain(self) -> bool:
@@ -168,6 +179,8 @@ def rebuild_headed(
 ) -> nn.Module:
     """As ``edgetl.train.backbones.rebuild``, with the head that ``spec`` describes."""
     model = rebuild(architecture, model_args, classes, columns)
+    if spec.features == "layers" and not shows_stages(model):
+        raise BackboneError(f"{architecture} does not show the maps of its stages, which the record's head needs.")
     return model if spec.plain else with_head(model, spec, classes)
 
 

@@ -15,7 +15,6 @@ import timm
 import torch
 import torchvision
 from huggingface_hub import constants
-from timm.models import load_model_config_from_hf
 
 from edgetl.errors import BackboneError
 from edgetl.train.backbones import TORCHVISION
@@ -61,11 +60,6 @@ def fetch_torchvision(name: str) -> tuple[Path, Any]:
         except (OSError, RuntimeError) as error:
             raise BackboneError(f"the weights of {name} cannot be fetched: {first_line(error)}") from error
     return path, weights
-
-
-def hub_model_args(name: str) -> dict[str, Any]:
-    """The arguments with which a repository of the hub builds its architecture; its ``config.json`` is in the cache by then."""
-    return dict(load_model_config_from_hf(name.removeprefix(HUB))[2])
 
 
 def check_reachable(name: str, mirror: str | None) -> None:

@@ -47,6 +47,13 @@ class LayersTrunk(nn.Module):
         return tuple(int(info[index]["num_chs"]) for index in self.indices)  # type: ignore[index]
 
 
+def shows_stages(network: nn.Module) -> bool:
+    """Whether a network has timm's ``forward_intermediates`` in the form that joined features need."""
+    if not all(hasattr(network, item) for item in ("forward_intermediates", "forward_head", "feature_info")):
+        return False
+    return "indices" in inspect.signature(network.forward_intermediates).parameters  # type: ignore[arg-type]
+
+
 def check_layers(network: nn.Module, name: str, size: tuple[int, int]) -> None:
     """Refuse a network that does not show its stages, or whose last features are not those of the plain trunk.
 
@@ -62,9 +69,7 @@ def check_layers(network: nn.Module, name: str, size: tuple[int, int]) -> None:
         f"--features layers: {name} does not show the maps of its stages (timm's forward_intermediates). Use --features last, or another "
         f"backbone such as mobilenetv3_small_100."
     )
-    if not all(hasattr(network, item) for item in ("forward_intermediates", "forward_head", "feature_info")):
-        raise refusal
-    if "indices" not in inspect.signature(network.forward_intermediates).parameters:  # type: ignore[arg-type]
+    if not shows_stages(network):
         raise refusal
     trunk = LayersTrunk(network).eval()
     example = torch.linspace(-1, 1, 3 * size[0] * size[1]).reshape(1, 3, *size)

@@ -66,12 +66,6 @@ def local_dir_config(folder: Path) -> dict[str, Any]:
     return _read_object(folder / "config.json")
 
 
-def local_dir_licence(folder: Path) -> str | None:
-    """The licence that a folder in timm's form states, in its ``pretrained_cfg``."""
-    licence = (local_dir_config(folder).get("pretrained_cfg") or {}).get("license")
-    return str(licence) if licence else None
-
-
 def local_dir_weights(folder: Path) -> Path:
     """The weights file that timm reads in such a folder, which must be in safetensors form.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,7 +108,9 @@ def measure_forgetting(backbone: Backbone, old: OldTask, place: Workplace, seen:
         return None
     labels = old.run.record.labels
     own = old.run.record.backbone
-    before = _answers(make_trunk(old.run.load_model(), own.head_name), old.head, backbone, samples, place, batch_size)
+    # The parent as it was: at its own input size too, which may be the only one that it takes.
+    parent = dataclasses.replace(backbone, spec=old.run.record.preprocess)
+    before = _answers(make_trunk(old.run.load_model(), own.head_name), old.head, parent, samples, place, batch_size)
     trunk, head, through = _asked(backbone, old)
     after = _answers(trunk, head, backbone, samples, place, batch_size)
     truth = labels_of(samples)

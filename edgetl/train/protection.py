@@ -94,6 +94,9 @@ def _fisher(backbone: Backbone, old: OldTask, splits: Splits, plan: Plan, config
     names = {name for stage in trained for name in stage.parameters if stage.name != HEAD or old.places is not None}
     samples = stratified(old.samples("train") or splits.train, FISHER_IMAGES)
     earlier = old.run.read_tensors(FISHER_NAME) if old.run and FISHER_NAME in old.run.record.files else {}
+    # Tables of positions have another shape at another input size.
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    earlier = {name: value for name, value in earlier.items() if shapes.get(name) == value.shape}
     found = measure_fisher(model, _images(samples, backbone, place), names, seed=config.seed, earlier=earlier)
     return {name: _on_new_head(name, value.cpu(), backbone, old) for name, value in found.items()}
 

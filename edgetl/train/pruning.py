@@ -32,8 +32,10 @@ from edgetl.data.folder import Part
 from edgetl.data.loading import PixelSet, truth_of
 from edgetl.errors import ConfigError, RunError
 from edgetl.train.backbones import Backbone, rebuild
+from edgetl.train.mirror import first_line
 from edgetl.train.report import write_result
-from edgetl.train.run import METRICS_NAME, SPLITS_NAME, Run, hash_files, open_run, write_model
+from edgetl.train.run import METRICS_NAME, SPLITS_NAME, Run, hash_files, open_run
+from edgetl.train.saved_model import write_model
 from edgetl.train.widths import PRUNED, widths_of
 
 _log = logging.getLogger(__name__)
@@ -152,9 +154,7 @@ def _check_rebuilds(run: Run, backbone: Backbone) -> None:
         built.load_state_dict(backbone.model.state_dict())
         built.eval()(torch.zeros(1, 3, *backbone.spec.input_size))
     except (RuntimeError, AssertionError) as error:
-        raise RunError(
-            f"{backbone.architecture} cannot be pruned: {str(error).splitlines()[0]} Plain convolutional networks can."
-        ) from error
+        raise RunError(f"{backbone.architecture} cannot be pruned: {first_line(error)} Plain convolutional networks can.") from error
 
 
 def _measure(run: Run, model: nn.Module, part: Part, data: Path | None, progress: Progress) -> Evaluation | None:

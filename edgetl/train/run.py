@@ -7,40 +7,39 @@ that a half-written run cannot be mistaken for a whole one.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import Any, ClassVar, Literal
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 from torch import nn
 
 from edgetl.core.bundle import RUN_RECORD_NAME, hash_prefix, unpack_hashes
-from edgetl.core.config import LeanModel, StrictModel, read_json
-from edgetl.core.manifest import MANIFEST_NAME, Parent
+from edgetl.core.config import LeanModel, StrictModel, parse_json, read_json
+from edgetl.core.manifest import MANIFEST_NAME, Parent, Sha256
+from edgetl.core.plain import open_plain
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Evaluation, Forgetting, Proportion
 from edgetl.core.tasks import Decision, Reading, Task
-from edgetl.core.text import printable
 from edgetl.data.folder import Part, Sample
 from edgetl.data.groups import Grouping
 from edgetl.data.integrity import check_images
 from edgetl.data.notes import ScanNote
-from edgetl.data.split import Splits
 from edgetl.errors import DataError, RunError
-from edgetl.train.backbones import Backbone
 from edgetl.train.budget import Plan
 from edgetl.train.columns import ColumnsRecord
 from edgetl.train.config import TrainConfig
 from edgetl.train.heads import HeadSpec, rebuild_headed
+from edgetl.train.mirror import first_line
+from edgetl.train.model_args import architecture_problem, args_problem
 from edgetl.train.seen_images import SELECTED_NAME, TRAINED_NAME, SeenImages
-from edgetl.train.widths import PRUNED
+from edgetl.train.splits_record import SplitsRecord
+from edgetl.train.weights import state_problem
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +49,6 @@ SPLITS_NAME = "splits.json"
 FISHER_NAME = "fisher.tensors"
 TIMM_CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
-MAX_SPLITS_BYTES = 500_000_000
 
 
 class BackboneRecord(LeanModel):
@@ -62,63 +60,17 @@ class BackboneRecord(LeanModel):
     architecture: str
     head_name: str
     model_args: dict[str, JsonValue]
-    weights_sha256: str | None
+    weights_sha256: Sha256 | None
     licence: str | None
     pretrained: bool
     parents: tuple[Parent, ...] = ()
     columns: ColumnsRecord | None = None
 
-
-class SplitEntry(LeanModel):
-    """One image of a run: its path below the root, label (or stratum) index, content hash, split, targets from a table, and group.
-
-    ``raw`` holds the bytes of a path that is not UTF-8, percent-encoded; ``path`` has escapes such as ``\\xe9`` in their place then.
-    """
-
-    lean: ClassVar[frozenset[str]] = frozenset({"targets", "group", "raw"})
-
-    path: str
-    label: int
-    content: str
-    part: Literal["train", "val", "test"]
-    targets: tuple[float, ...] = ()
-    group: str = ""
-    raw: str = ""
-
     @model_validator(mode="after")
-    def _raw_is_the_path(self) -> SplitEntry:
-        if self.raw and (printable(self.file) != self.path or "\0" in self.file):
-            raise ValueError(f"the bytes of {self.path[:80]!r} are those of another path")
+    def _can_be_built(self) -> BackboneRecord:
+        if problem := architecture_problem(self.architecture) or args_problem(self.model_args):
+            raise ValueError(problem)
         return self
-
-    @property
-    def file(self) -> str:
-        """The path as this system's functions take it."""
-        return os.fsdecode(unquote_to_bytes(self.raw)) if self.raw else self.path
-
-
-def path_fields(path: PurePath) -> dict[str, str]:
-    """The fields ``path`` and ``raw`` of an image at the relative ``path``."""
-    text = path.as_posix()
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return {"path": printable(text), "raw": quote_from_bytes(os.fsencode(text))}
-    return {"path": text}
-
-
-class SplitsRecord(LeanModel):
-    """``splits.json``; ``excluded`` images are in no split, because a run that the weights come from has seen them."""
-
-    lean: ClassVar[frozenset[str]] = frozenset({"excluded"})
-
-    schema_version: Literal[1] = 1
-    root: str
-    fingerprint: str
-    entries: tuple[SplitEntry, ...]
-    broken: tuple[str, ...]
-    conflicts: tuple[tuple[str, ...], ...]
-    excluded: tuple[str, ...] = ()
 
 
 class Compared(StrictModel):
@@ -175,7 +127,7 @@ class RunRecord(LeanModel):
     created: str
     task: Task = "classification"
     decision: Decision = Decision()
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = Field(min_length=1)
     config: TrainConfig
     backbone: BackboneRecord
     head: HeadSpec = HeadSpec()
@@ -187,9 +139,9 @@ class RunRecord(LeanModel):
     soup: SoupRecord | None = None
     compared: tuple[Compared, ...] = ()
     forgetting: Forgetting | None = None
-    images: dict[str, int]
-    wide_images: int = 0
-    data_fingerprint: str
+    images: dict[Part, Annotated[int, Field(ge=0)]]
+    wide_images: int = Field(default=0, ge=0)
+    data_fingerprint: Sha256
     grouping: Grouping | None = None
     validation: Evaluation
     test: Evaluation | None
@@ -197,7 +149,23 @@ class RunRecord(LeanModel):
     notes: tuple[ScanNote, ...] = ()
     versions: dict[str, str]
     host: dict[str, str]
-    files: dict[str, str]
+    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")], Sha256]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> RunRecord:
+        outputs = len(self.labels)
+        if len(set(self.labels)) != outputs or any(not label.strip() for label in self.labels):
+            raise ValueError("two labels are equal, or one is empty")
+        if problem := self.decision.problem(self.task, outputs) or self.head.problem:
+            raise ValueError(problem)
+        if missing := {WEIGHTS_NAME, SPLITS_NAME} - set(self.files):
+            raise ValueError(f"files: {min(missing)} is missing")
+        if set(self.images) != {"train", "val", "test"}:
+            raise ValueError("images: not the counts of train, val and test")
+        for part, figures in (("validation", self.validation), ("test", self.test)):
+            if figures and (problem := figures.problem(self.task, outputs)):
+                raise ValueError(f"{part}: {problem}")
+        return self
 
     @property
     def reading(self) -> Reading:
@@ -217,18 +185,34 @@ class Run:
 
         Raises:
             RunError: the weights are damaged or do not fit.
+            BackboneError: the installed library does not know the architecture.
         """
-        backbone = self.record.backbone
-        args: dict[str, Any] = dict(backbone.model_args)
-        model = rebuild_headed(backbone.architecture, args, self.record.head, len(self.record.labels), backbone.columns)
+        state = self.read_tensors(WEIGHTS_NAME)
+        backbone, path = self.record.backbone, self.path / WEIGHTS_NAME
         try:
-            state = safetensors.torch.load(self.read(WEIGHTS_NAME))
+            # First without memory for the weights: a record may describe a network of any size.
+            with torch.device("meta"):
+                problem = state_problem(self._network(), state)
+        except NotImplementedError:  # some of torchvision's, which take no arguments, cannot be built so
+            problem = None
+        if problem:
+            raise RunError(f"{path} does not fit {backbone.architecture}: {problem}. The run is damaged; train again.")
+        model = self._network()
+        try:
             model.load_state_dict(state)
-        except (safetensors.SafetensorError, RuntimeError) as error:
+        except (RuntimeError, TypeError) as error:
+            raise RunError(f"{path} does not fit {backbone.architecture}: {first_line(error)} Train again.") from error
+        head = dict(model.named_modules()).get(backbone.head_name)
+        if not isinstance(head, nn.Linear) or head.out_features != len(self.record.labels):
             raise RunError(
-                f"{self.path / WEIGHTS_NAME} does not fit {backbone.architecture}: {str(error).splitlines()[0]}. Train again."
-            ) from error
+                f"{self.path}: {backbone.head_name!r} is not the head of {backbone.architecture}. The run is damaged; train again."
+            )
         return model.eval()
+
+    def _network(self) -> nn.Module:
+        record, backbone = self.record, self.record.backbone
+        args: dict[str, Any] = dict(backbone.model_args)
+        return rebuild_headed(backbone.architecture, args, record.head, len(record.labels), backbone.columns)
 
     def read_tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Another safetensors file of the run.
@@ -236,12 +220,22 @@ class Run:
         Raises:
             RunError: it is damaged.
         """
-        return safetensors.torch.load(self.read(name))
+        try:
+            return safetensors.torch.load(self.read(name))
+        except (safetensors.SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{self.path / name} cannot be read as safetensors: {first_line(error)} Train again.") from error
 
     def splits(self) -> SplitsRecord:
-        """The images of the run."""
-        self.read(SPLITS_NAME)
-        return read_json(self.path / SPLITS_NAME, SplitsRecord, RunError, max_bytes=MAX_SPLITS_BYTES)
+        """The images of the run.
+
+        Raises:
+            RunError: they do not fit the run, or the file changed.
+        """
+        name = str(self.path / SPLITS_NAME)
+        splits = parse_json(self.read(SPLITS_NAME), SplitsRecord, RunError, name=name)
+        if problem := splits.problem(self.record.task, len(self.record.labels)):
+            raise RunError(f"{name}: {problem}. The run is damaged; train again.")
+        return splits
 
     def seen_images(self) -> SeenImages:
         """Images that this run, or one that its weights come from, was trained or selected on.
@@ -265,7 +259,11 @@ class Run:
         """
         splits = self.splits()
         root = data or Path(splits.root)
-        if not root.is_dir():
+        try:
+            there = root.is_dir()
+        except OSError:  # a name that no file system takes
+            there = False
+        if not there:
             raise DataError(
                 f"the images of {self.path} are not at {root}. They are needed to calibrate and to check accuracy; "
                 f"say where they are with --data."
@@ -283,7 +281,8 @@ class Run:
 
     def digest(self) -> str:
         """SHA-256 (hex) of ``run.json``, which names the hashes of the other files."""
-        return hashlib.sha256((self.path / RUN_RECORD_NAME).read_bytes()).hexdigest()
+        with open_plain(self.path / RUN_RECORD_NAME) as file:
+            return hashlib.sha256(file.read()).hexdigest()
 
     def read(self, name: str) -> bytes:
         """The bytes of one of the run's files, compared with the hash that ``run.json`` names.
@@ -293,7 +292,8 @@ class Run:
         """
         path = self.path / name
         try:
-            data = path.read_bytes()
+            with open_plain(path) as file:
+                data = file.read()
         except OSError as error:
             raise RunError(f"{path}: {error.strerror}. The run is damaged; train again.") from error
         if hashlib.sha256(data).hexdigest() != self.record.files.get(name):
@@ -314,72 +314,6 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         what = "has no run.json" if folder.is_dir() else "does not exist"
         raise RunError(f"{folder} is not a run: it {what}. Give the folder that `edgetl train` wrote.")
     return Run(folder, read_json(folder / RUN_RECORD_NAME, RunRecord, RunError))
-
-
-def write_model(folder: Path, backbone: Backbone, labels: tuple[str, ...]) -> None:
-    """Write the weights, and for timm architectures the ``config.json`` that makes the folder a ``local-dir:`` of timm.
-
-    Several columns, another head than the architecture's own, and a pruned network are nothing that timm could build.
-    """
-    state = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
-    (folder / WEIGHTS_NAME).write_bytes(safetensors.torch.save(state, {"format": "pt"}))
-    if hasattr(backbone.model, "pretrained_cfg") and PRUNED not in backbone.model_args:
-        (folder / TIMM_CONFIG_NAME).write_text(json.dumps(_timm_config(backbone, labels), indent=2) + "\n", "utf-8")
-
-
-def _timm_config(backbone: Backbone, labels: tuple[str, ...]) -> dict[str, Any]:
-    spec = backbone.spec
-    old = dict(getattr(backbone.model, "pretrained_cfg", {}))
-    kept = {key: old[key] for key in ("pool_size", "first_conv", "classifier", "fixed_input_size") if key in old}
-    if backbone.licence:
-        kept["license"] = backbone.licence
-    return {
-        "architecture": backbone.architecture,
-        "num_classes": len(labels),
-        "num_features": backbone.head.in_features,
-        "label_names": list(labels),
-        "model_args": backbone.model_args,
-        "pretrained_cfg": {
-            **kept,
-            "tag": "edgetl",
-            "custom_load": False,
-            "input_size": [3, *spec.input_size],
-            "interpolation": spec.interpolation,
-            "crop_pct": spec.crop_pct,
-            "crop_mode": spec.crop_mode,
-            "mean": list(spec.mean),
-            "std": list(spec.std),
-            "num_classes": len(labels),
-        },
-    }
-
-
-def record_splits(splits: Splits) -> SplitsRecord:
-    """What ``splits.json`` says of ``splits``."""
-    root = splits.folder.root.resolve()
-    parts: tuple[Part, ...] = ("train", "val", "test")
-    entries = tuple(
-        SplitEntry(
-            **path_fields(sample.path.relative_to(splits.folder.root)),
-            label=sample.label,
-            content=sample.content,
-            part=part,
-            targets=sample.targets,
-            group=sample.group,
-        )
-        for part in parts
-        for sample in splits.part(part)
-    )
-    broken = tuple(printable(item.path.relative_to(splits.folder.root)) for item in splits.folder.broken)
-    conflicts = tuple(tuple(map(printable, conflict.paths)) for conflict in splits.conflicts)
-    return SplitsRecord(
-        root=printable(root),
-        fingerprint=splits.folder.fingerprint(),
-        entries=entries,
-        broken=broken,
-        conflicts=conflicts,
-        excluded=tuple(map(printable, splits.excluded)),
-    )
 
 
 def hash_files(folder: Path) -> dict[str, str]:

@@ -30,7 +30,8 @@ from edgetl.data.loading import batches, labels_of, stratified
 from edgetl.errors import RunError
 from edgetl.train.backbones import Backbone, rebuild
 from edgetl.train.report import write_result
-from edgetl.train.run import METRICS_NAME, SPLITS_NAME, BackboneRecord, Ingredient, Run, SoupRecord, hash_files, open_run, write_model
+from edgetl.train.run import METRICS_NAME, SPLITS_NAME, BackboneRecord, Ingredient, Run, SoupRecord, hash_files, open_run
+from edgetl.train.saved_model import write_model
 
 _log = logging.getLogger(__name__)
 

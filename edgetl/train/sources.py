@@ -20,13 +20,15 @@ from edgetl.core.licences import freedom, most_restrictive
 from edgetl.core.manifest import Parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BackboneError, ConfigError
-from edgetl.train.backbones import TORCHVISION, Backbone, find_head, rebuild, torchvision_model
+from edgetl.train.backbones import BUILD_ERRORS, TORCHVISION, Backbone, find_head, rebuild, torchvision_model
 from edgetl.train.config import TrainConfig
 from edgetl.train.embedded import embedded_names, read_embedded
 from edgetl.train.heads import plain_state
-from edgetl.train.hub import HUB, check_reachable, downloaded_file, fetch_torchvision, hub_model_args, unknown_name
-from edgetl.train.mirror import find_in_mirror, first_line, local_dir_config, local_dir_licence, local_dir_weights, sha256_of, sidecar
+from edgetl.train.hub import HUB, check_reachable, downloaded_file, fetch_torchvision, unknown_name
+from edgetl.train.input_size import with_input_size
+from edgetl.train.mirror import find_in_mirror, first_line, local_dir_weights, sha256_of, sidecar
 from edgetl.train.run import open_run
+from edgetl.train.timm_config import TimmConfig, folder_config, hub_config
 from edgetl.train.weights import load_tensors
 
 LOCAL_DIR = "local-dir:"
@@ -46,7 +48,10 @@ def load_backbone(config: TrainConfig, classes: int) -> Backbone:
         parents = tuple(_with_licence(parent, config.licence) for parent in backbone.parents)
         backbone = dataclasses.replace(backbone, parents=parents)
     licence = most_restrictive(parent.licence for parent in backbone.parents)
-    return dataclasses.replace(backbone, spec=_override(backbone.spec, config), licence=licence)
+    spec = _override(backbone.spec, config)
+    if spec.input_size != backbone.spec.input_size:
+        backbone = with_input_size(backbone, spec.input_size)
+    return dataclasses.replace(backbone, spec=spec, licence=licence)
 
 
 def load_whole(config: TrainConfig) -> nn.Module | None:
@@ -59,7 +64,7 @@ def load_whole(config: TrainConfig) -> nn.Module | None:
         if not found.is_dir():
             return None
         name = f"{LOCAL_DIR}{found}"
-    model = _create(name, pretrained=True, classes=None)
+    model = saved_network(name, pretrained=True, classes=None)[0] if name.startswith((LOCAL_DIR, HUB)) else _create(name, True, None)
     return model if timm_config(model).get("num_classes") else None
 
 
@@ -95,10 +100,11 @@ def _from_run(path: Path, config: TrainConfig, classes: int) -> Backbone:
         raise ConfigError(
             f"{path} has columns, which random weights would be frozen in. Name its architecture: --backbone {old.architecture}."
         )
+    state = plain_state(run.load_model())  # first: it checks what the record says of the network
     model = rebuild(old.architecture, dict(old.model_args), classes, old.columns)
     head_name = find_head(model)  # not the run's: its head may be another one than the architecture's own
     if config.pretrained:
-        fill(model, head_name, path, architecture=old.architecture, state=plain_state(run.load_model()))
+        fill(model, head_name, path, architecture=old.architecture, state=state)
     parent = Parent(
         kind="run", name=run.record.name, architecture=old.architecture, sha256=run.digest(), licence=old.licence,
         data_fingerprint=run.record.data_fingerprint, validation=run.record.validation.score.value,
@@ -159,14 +165,12 @@ def _from_folder(folder: Path, config: TrainConfig, classes: int) -> Backbone:
     """A folder in timm's form (``config.json``, ``model.safetensors``); a run, which is one too, keeps its lineage."""
     if (folder / RUN_RECORD_NAME).is_file():
         return _from_run(folder, config, classes)
-    args = dict(local_dir_config(folder).get("model_args") or {})
-    model = _create(f"{LOCAL_DIR}{folder}", pretrained=config.pretrained, classes=classes)
+    model, saved = saved_network(f"{LOCAL_DIR}{folder}", pretrained=config.pretrained, classes=classes)
     parents: tuple[Parent, ...] = ()
-    architecture = str(timm_config(model).get("architecture"))
     if config.pretrained:
-        digest = sha256_of(local_dir_weights(folder))
-        parents = (Parent(kind="weights", name=folder.name, architecture=architecture, sha256=digest, licence=local_dir_licence(folder)),)
-    return _timm_backbone(config.backbone, model, args, parents)
+        digest, licence = sha256_of(local_dir_weights(folder)), saved.pretrained_cfg.get("license")
+        parents = (Parent(kind="weights", name=folder.name, architecture=saved.architecture, sha256=digest, licence=licence),)
+    return _timm_backbone(config.backbone, model, saved.model_args, parents)
 
 
 def _from_timm(config: TrainConfig, classes: int) -> Backbone:
@@ -175,7 +179,12 @@ def _from_timm(config: TrainConfig, classes: int) -> Backbone:
         raise unknown_name(name)
     if config.pretrained:
         check_reachable(name, config.weights_dir)
-    model = _create(name, pretrained=config.pretrained, classes=classes)
+    args: dict[str, Any] = {}
+    if name.startswith(HUB):
+        model, saved = saved_network(name, pretrained=config.pretrained, classes=classes)
+        args = saved.model_args
+    else:
+        model = _create(name, config.pretrained, classes)
     parents: tuple[Parent, ...] = ()
     if config.pretrained:
         cfg, file = timm_config(model), downloaded_file(name)
@@ -188,7 +197,7 @@ def _from_timm(config: TrainConfig, classes: int) -> Backbone:
                 licence=cfg.get("license"),
             ),
         )
-    return _timm_backbone(name, model, hub_model_args(name) if name.startswith(HUB) else {}, parents)
+    return _timm_backbone(name, model, args, parents)
 
 
 def _from_torchvision(config: TrainConfig, classes: int) -> Backbone:
@@ -210,7 +219,7 @@ def _architecture(name: str, classes: int) -> Backbone:
     if not name.startswith(TORCHVISION):
         if not timm.is_model(name.split(".")[0]):
             raise unknown_name(name)
-        return _timm_backbone(name, _create(name, pretrained=False, classes=classes), {}, ())
+        return _timm_backbone(name, _create(name, False, classes), {}, ())
     short = name.removeprefix(TORCHVISION)
     if short not in torchvision.models.list_models(module=torchvision.models):
         raise unknown_name(name)
@@ -247,14 +256,44 @@ def timm_config(model: nn.Module) -> dict[str, Any]:
     return dict(cfg)
 
 
-def _create(name: str, *, pretrained: bool, classes: int | None) -> nn.Module:
-    """``classes`` none keeps the head that the weights were published with."""
+def saved_network(name: str, *, pretrained: bool, classes: int | None, **changes: Any) -> tuple[nn.Module, TimmConfig]:
+    """The network of a ``local-dir:`` folder or an ``hf-hub:`` repository, and what its ``config.json`` says.
+
+    Args:
+        name: with its prefix.
+        pretrained: load the weights, a safetensors file in a folder.
+        classes: of the new head; none keeps the one that the weights were published with.
+        changes: of the saved arguments.
+
+    Raises:
+        BackboneError: it is not in timm's form, holds what edgetl does not pass on, or cannot be loaded.
+    """
+    if name.startswith(LOCAL_DIR):
+        folder = Path(name.removeprefix(LOCAL_DIR))
+        saved = folder_config(folder)
+        # The file, and not the folder, in which timm would take a pickle too.
+        place = {"file": str(local_dir_weights(folder))} if pretrained else {}
+    else:
+        repository = name.removeprefix(HUB)
+        try:
+            saved = hub_config(repository)
+        except OSError as error:
+            raise BackboneError(f"config.json of {name} cannot be fetched: {first_line(error)}") from error
+        place = {"source": "hf-hub", "hf_hub_id": repository}
+    cfg, args = {**saved.pretrained_cfg, **place}, {**saved.model_args, **changes}
+    return _create(saved.architecture, pretrained, classes, shown=name, pretrained_cfg=cfg, **args), saved
+
+
+def _create(architecture: str, pretrained: bool, classes: int | None, *, shown: str | None = None, **args: Any) -> nn.Module:
+    """``classes`` none keeps the head that the weights were published with; ``shown`` is the name that the user gave."""
+    if classes is not None:
+        args["num_classes"] = classes
     try:
-        model = timm.create_model(name, pretrained=pretrained, **({} if classes is None else {"num_classes": classes}))
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, safetensors.SafetensorError) as error:
+        model = timm.create_model(architecture, pretrained=pretrained, **args)
+    except (OSError, safetensors.SafetensorError, *BUILD_ERRORS) as error:
         raise BackboneError(
-            f"the weights of {name} cannot be loaded: {first_line(error)} Weights come from a cache, a hub (network) or a folder: "
-            f"use local-dir:PATH, --weights FILE, --weights-dir FOLDER, or --random-weights."
+            f"the weights of {shown or architecture} cannot be loaded: {first_line(error)} Weights come from a cache, a hub (network) or a "
+            f"folder: use local-dir:PATH, --weights FILE, --weights-dir FOLDER, or --random-weights."
         ) from error
     assert isinstance(model, nn.Module)
     return model

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
-import safetensors
-import timm
 import torch
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
@@ -22,9 +20,10 @@ from edgetl.train.compression import Coordinates, stage_maps
 from edgetl.train.dataset import draw_seed
 from edgetl.train.features import choose_engine
 from edgetl.train.fitting import scheduled
-from edgetl.train.mirror import local_dir_licence, local_dir_weights, sha256_of
+from edgetl.train.mirror import local_dir_weights, sha256_of
 from edgetl.train.pictures import Views
 from edgetl.train.recipe import Recipe
+from edgetl.train.sources import LOCAL_DIR, saved_network
 
 WARM_UP_SHARE = 0.05
 # Steps whose batches give the mean and the principal components of the teacher's features.
@@ -74,11 +73,10 @@ def load_teacher(name: str, weights: Path | None, *, pads_as_torch: bool) -> Tea
     folder = weights / name if weights else None
     if folder is None or not (folder / "config.json").is_file():
         raise BackboneError(f"the recipe's teacher {name} is not below {weights or 'any folder'}; say where it is with --weights-dir.")
-    try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True, **({"pad_type": ""} if pads_as_torch else {})).eval()
-    except (OSError, RuntimeError, TypeError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise BackboneError(f"the teacher {folder} cannot be loaded: {error}") from error
-    cfg = model.pretrained_cfg
+    changes = {"pad_type": ""} if pads_as_torch else {}
+    model, saved = saved_network(f"{LOCAL_DIR}{folder}", pretrained=True, classes=None, **changes)
+    model.eval()
+    cfg = saved.pretrained_cfg
     if tuple(cfg["mean"]) != (0.5, 0.5, 0.5) or tuple(cfg["std"]) != (0.5, 0.5, 0.5):
         raise BackboneError(f"the teacher {name} wants mean {cfg['mean']} and std {cfg['std']}; recipes give images in -1..1 (0.5, 0.5).")
     head_name = find_head(model)
@@ -86,8 +84,8 @@ def load_teacher(name: str, weights: Path | None, *, pads_as_torch: bool) -> Tea
     assert isinstance(head, nn.Linear)
     return TeacherNet(
         name=name,
-        architecture=str(cfg.get("architecture")),
-        licence=local_dir_licence(folder),
+        architecture=saved.architecture,
+        licence=cfg.get("license"),
         sha256=sha256_of(local_dir_weights(folder)),
         model=model,
         head_name=head_name,

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from edgetl.errors import BackboneError
+
 # Among a backbone's arguments: what no library knows, and `rebuild` reads itself.
 PRUNED = "edgetl_pruned"
 # Output channels, input channels and groups of a convolution; outputs and inputs of a linear layer; features of a BatchNorm.
@@ -28,10 +30,18 @@ def widths_of(model: nn.Module) -> Widths:
 
 
 def resize(model: nn.Module, widths: Widths) -> None:
-    """Give the named layers these widths, with empty weights, for a pruned network's own to be loaded into."""
-    modules = dict(model.named_modules())
+    """Give the named layers these widths, with empty weights, for a pruned network's own to be loaded into.
+
+    Raises:
+        BackboneError: a layer is not there, or is not of the kind or as wide as its widths say.
+    """
+    modules, own = dict(model.named_modules()), widths_of(model)
     for name, width in widths.items():
-        module = modules[name]
+        module, limits = modules.get(name), own.get(name, [])
+        # Pruning only takes channels out; the outputs of a linear layer, its first number, may follow the classes.
+        wide = any(new > old for new, old in list(zip(width, limits, strict=False))[isinstance(module, nn.Linear) :])
+        if len(width) != len(limits) or wide or (len(width) == 3 and width[1] % width[2]):
+            raise BackboneError(f"a pruned network's record gives the layer {name[:80]!r} the widths {width}, which it cannot have.")
         if isinstance(module, nn.Conv2d):
             module.out_channels, module.in_channels, module.groups = width
             _empty(module, "weight", width[0], width[1] // width[2], *module.kernel_size)

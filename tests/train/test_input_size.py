@@ -1,0 +1,117 @@
+"""Networks with a fixed input size (ViT, Swin) at another ``--input-size``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from edgetl.errors import ConfigError
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.runtime.predictor import load
+from edgetl.train.config import TrainConfig
+from edgetl.train.run import Run, open_run
+from edgetl.train.sources import load_backbone
+from edgetl.train.training import train
+from tests.conftest import write_colours
+
+SMALL_SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]}
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("vit_tiny_patch16_224", {"depth": 2, "embed_dim": 48, "num_heads": 3}),
+    "swin": ("swin_tiny_patch4_window7_224", SMALL_SWIN),
+    "swinv2": ("swinv2_tiny_window8_256", SMALL_SWIN),
+}
+
+
+def saved_network(folder: Path, architecture: str, model_args: dict[str, Any], more: dict[str, object] | None = None) -> str:
+    """A network with random weights, saved in timm's form, as ``--backbone`` takes it."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    model = timm.create_model(architecture, num_classes=5, **model_args)
+    safetensors.torch.save_file(model.state_dict(), folder / "model.safetensors")
+    keys = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "mean", "std", "first_conv", "classifier")
+    cfg = {key: model.pretrained_cfg[key] for key in keys} | {"num_classes": 5}
+    (folder / "config.json").write_text(
+        json.dumps({"architecture": architecture, "num_classes": 5, "model_args": model_args, "pretrained_cfg": cfg, **(more or {})})
+    )
+    return f"local-dir:{folder}"
+
+
+def _trained(tmp_path: Path, kind: str, **changes: object) -> Run:
+    data = write_colours(tmp_path / "colours", 8)
+    backbone = saved_network(tmp_path / "net", *NETWORKS[kind])
+    given = {"backbone": backbone, "strategy": "full", "input_size": (64, 96), "epochs": 1, "val": 0.25, "test": 0.0, "views": 1}
+    return train(data, TrainConfig.model_validate({**given, "workers": 0, **changes}), tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin", "swinv2"])
+def test_a_transformer_trains_at_another_size_and_its_run_is_rebuilt_by_edgetl_and_timm(tmp_path: Path, kind: str) -> None:
+    run = _trained(tmp_path, kind)
+    assert run.record.preprocess.input_size == (64, 96)
+    assert run.record.backbone.model_args["img_size"] == [64, 96]
+    ours, theirs = run.load_model(), timm.create_model(f"local-dir:{run.path}", pretrained=True).eval()
+    images = torch.rand(2, 3, 64, 96)
+    with torch.inference_mode():
+        assert torch.equal(ours(images), theirs(images))
+    # The next level of the pyramid may have a size of its own.
+    backbone = load_backbone(TrainConfig(backbone=str(run.path), input_size=(96, 96)), 3)
+    assert backbone.model_args["img_size"] == [96, 96] and backbone.parents[-1].kind == "run"
+    with torch.inference_mode():
+        assert backbone.model(torch.rand(1, 3, 96, 96)).shape == (1, 3)
+
+
+def test_position_embeddings_are_interpolated_and_all_other_weights_are_kept(tmp_path: Path) -> None:
+    name = saved_network(tmp_path / "net", *NETWORKS["vit"])
+    own = load_backbone(TrainConfig(backbone=name), 5).model.state_dict()
+    sized = load_backbone(TrainConfig(backbone=name, input_size=(112, 112)), 5).model.state_dict()
+    assert own["pos_embed"].shape[1] == 1 + 14 * 14 and sized["pos_embed"].shape[1] == 1 + 7 * 7
+    torch.testing.assert_close(sized["pos_embed"][:, 1:].mean(dim=1), own["pos_embed"][:, 1:].mean(dim=1), atol=5e-3, rtol=0)
+    for key, value in own.items():
+        assert key == "pos_embed" or torch.equal(sized[key], value), key
+
+
+def test_a_size_that_patches_do_not_divide_is_refused_with_the_nearest_that_they_do(tmp_path: Path) -> None:
+    name = saved_network(tmp_path / "net", *NETWORKS["vit"])
+    with pytest.raises(ConfigError, match=r"100,100.*16 x 16 pixels.*nearest sizes.* 96,96 and 112,112\."):
+        load_backbone(TrainConfig(backbone=name, input_size=(100, 100)), 3)
+
+
+def test_torchvisions_vit_is_refused_at_another_size_and_its_swin_is_not() -> None:
+    with pytest.raises(ConfigError, match=r"does not take images of that size: .*\(224 x 224\), or take timm's"):
+        load_backbone(TrainConfig(backbone="torchvision:vit_b_32", pretrained=False, input_size=(128, 128)), 3)
+    assert load_backbone(TrainConfig(backbone="torchvision:swin_t", pretrained=False, input_size=(64, 64)), 3).spec.input_size == (64, 64)
+
+
+def test_convolutions_take_any_size_without_an_argument() -> None:
+    assert load_backbone(TrainConfig(backbone="test_resnet", pretrained=False, input_size=(72, 40)), 3).model_args == {}
+
+
+def test_a_transformer_at_another_size_is_exported_and_export_names_a_command_that_works(tmp_path: Path) -> None:
+    run = _trained(tmp_path, "vit", strategy="probe", input_size=(64, 64))
+    config = ExportConfig(formats=("onnx",), precisions=("fp32",))
+    bundle = export_bundle(run.path, config, tmp_path / "bundle")
+    assert bundle.manifest.preprocess.input_size == (64, 64)
+    prediction = load(bundle.path).predict(run.samples("val")[0].path)
+    assert prediction.label in run.record.labels
+    with pytest.raises(ConfigError, match=r"Export without --input-size, or train at that size: edgetl train DATA --input-size 96,96"):
+        export_bundle(run.path, config.model_copy(update={"input_size": 96}), tmp_path / "other")
+    again = TrainConfig(backbone=str(run.path), strategy="probe", input_size=(96, 96), val=0.25, views=1, workers=0)
+    assert open_run(train(tmp_path / "colours", again, tmp_path / "larger").path).record.preprocess.input_size == (96, 96)
+
+
+def test_columns_keep_the_size_of_the_old_network(tmp_path: Path) -> None:
+    run = _trained(tmp_path, "vit", strategy="probe", input_size=(64, 64))
+    given = {"backbone": str(run.path), "forgetting": "progressive", "strategy": "full", "epochs": 1, "val": 0.25, "views": 1}
+    for size, kept in (((64, 64), True), ((96, 96), False)):
+        config = TrainConfig.model_validate({**given, "input_size": size, "workers": 0})
+        if kept:
+            assert train(tmp_path / "colours", config, tmp_path / "same").record.backbone.columns
+        else:
+            with pytest.raises(ConfigError, match="keeps the old network as it is, and it does not take images of --input-size"):
+                train(tmp_path / "colours", config, tmp_path / "other")

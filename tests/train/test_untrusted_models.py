@@ -1,0 +1,178 @@
+"""Files of others that describe a network never run code, read other files or reach the network."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pickle
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+import edgetl
+from edgetl.errors import BackboneError
+from edgetl.train.backbones import rebuild
+from edgetl.train.config import TrainConfig
+from edgetl.train.model_args import architecture_problem, args_problem
+from edgetl.train.sources import load_backbone
+from tests.train.test_input_size import SMALL_SWIN, saved_network
+
+
+class _Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only", "scriptable", "exportable",
+     "pruned", "device", "block_args", "hybrid_backbone", "pretrained_model_args", "kwargs_filter", "feature_cfg", "out_indices"],
+)  # fmt: skip
+def test_arguments_that_load_or_change_what_is_built_are_not_passed_on(tmp_path: Path, name: str) -> None:
+    mark, file = tmp_path / "ran", tmp_path / "payload.pth"
+    file.write_bytes(pickle.dumps(_Payload(mark)))
+    with pytest.raises(BackboneError, match=f"'{name}' is not an argument that edgetl passes on"):
+        rebuild("test_resnet", {name: str(file)}, 3)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        ({"embed_dim": 10**9}, "embed_dim is not a number"),
+        ({"depth": 5000}, "depth is not a number"),
+        ({"img_size": [10**6, 10**6]}, "img_size is not a number"),
+        ({"img_size": {"a": 1}}, "img_size is not a number"),
+        ({"depths": [1] * 100}, "depths is not a number"),
+        ({"drop_rate": float("nan")}, "drop_rate is not a number"),
+        ({"global_pool": "__import__('os')"}, "global_pool is not a word"),
+        ({"in_chans": 1}, "in_chans is not 3"),
+        ({"edgetl_pruned": {"conv1": [0, 3, 1]}}, "edgetl_pruned is not a table"),
+    ],
+)
+def test_arguments_of_another_type_or_size_are_not_passed_on(args: dict[str, object], reason: str) -> None:
+    with pytest.raises(BackboneError, match=reason):
+        rebuild("test_vit", args, 3)
+
+
+@pytest.mark.parametrize("name", ["hf-hub:evil/net", "local-dir:/tmp", "evil/net", "../net", "hf_hub:a", "torchvision:../x", ""])
+def test_an_architecture_is_never_a_place(no_network: None, name: str) -> None:
+    assert architecture_problem(name)
+    with pytest.raises(BackboneError):
+        rebuild(name, {}, 3)
+
+
+def test_unknown_architectures_are_refused_by_both_libraries() -> None:
+    for name in ("nothing_like_it", "torchvision:nothing_like_it"):
+        with pytest.raises(BackboneError, match="nothing_like_it"):
+            rebuild(name, {}, 3)
+
+
+def test_what_timm_saves_for_its_own_networks_passes() -> None:
+    for args in ({"pad_type": "same"}, {"img_size": 224, "dynamic_img_size": True}, SMALL_SWIN, {"global_pool": "", "class_token": False}):
+        assert args_problem(args) is None
+
+
+@pytest.mark.parametrize("key", ["file", "url", "hf_hub_id", "state_dict", "source", "custom_load", "hf_hub_filename"])
+def test_a_saved_config_names_no_place_of_weights(tmp_path: Path, no_network: None, key: str) -> None:
+    """The weights are the folder's own safetensors file, whatever ``pretrained_cfg`` says."""
+    mark, file = tmp_path / "ran", tmp_path / "payload.pth"
+    file.write_bytes(pickle.dumps(_Payload(mark)))
+    name = saved_network(tmp_path / "net", "test_resnet", {})
+    path = tmp_path / "net" / "config.json"
+    config = json.loads(path.read_text())
+    config["pretrained_cfg"][key] = {"source": "hf-hub", "custom_load": True, "url": f"file://{file}"}.get(key, str(file))
+    path.write_text(json.dumps(config))
+    loaded = load_backbone(TrainConfig(backbone=name), 3)
+    saved = safetensors.torch.load_file(tmp_path / "net" / "model.safetensors")
+    assert torch.equal(loaded.model.state_dict()["conv1.0.weight"], saved["conv1.0.weight"]) and not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_args": {"checkpoint_path": "payload.pth"}},
+        {"model_args": "checkpoint"},
+        {"model_args": [1]},
+        {"architecture": "hf-hub:evil/net"},
+        {"architecture": None},
+        {"pretrained_cfg": {"input_size": "large"}},
+        {"pretrained_cfg": {"input_size": [3, 10**7, 10**7]}},
+        {"pretrained_cfg": {"mean": "grey"}},
+        {"pretrained_cfg": 3},
+        {"pretrained_cfg": {"classifier": "nothing"}},
+        {"pretrained_cfg": {"first_conv": "nothing"}},
+        {"num_classes": -1},
+        {"num_classes": 10**12},
+    ],
+)
+def test_a_hostile_config_json_ends_in_one_sentence(tmp_path: Path, no_network: None, changes: dict[str, object]) -> None:
+    name = saved_network(tmp_path / "net", "test_resnet", {}, changes)
+    try:
+        load_backbone(TrainConfig(backbone=name), 3)
+    except BackboneError as error:
+        assert "\n" not in str(error)
+    else:
+        assert "pretrained_cfg" in changes, "only where the layers are may be ignored"
+
+
+def test_a_folder_with_a_pickle_is_not_opened(tmp_path: Path) -> None:
+    name = saved_network(tmp_path / "net", "test_resnet", {})
+    mark = tmp_path / "ran"
+    (tmp_path / "net" / "model.safetensors").unlink()
+    (tmp_path / "net" / "pytorch_model.bin").write_bytes(pickle.dumps(_Payload(mark)))
+    with pytest.raises(BackboneError, match=r"needs a model\.safetensors"):
+        load_backbone(TrainConfig(backbone=name), 3)
+    assert not mark.exists()
+
+
+def test_the_file_beside_weights_says_nothing_of_code(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "test_resnet.safetensors")
+    for facts in ({"checkpoint_path": "x.pth", "custom_load": True, "url": "http://evil"}, {"model_args": {"checkpoint_path": "x"}}):
+        (tmp_path / "test_resnet.json").write_text(json.dumps(facts))
+        assert load_backbone(TrainConfig(backbone="test_resnet", weights_dir=str(tmp_path)), 3).model_args == {}
+
+
+def test_nothing_in_the_package_unpickles() -> None:
+    """``torch.load`` only with ``weights_only=True``; no ``pickle.load``, ``eval`` or ``exec``; models are made in three modules."""
+    makers = set()
+    for path in Path(edgetl.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            if called == "torch.load":
+                assert any(item.arg == "weights_only" and ast.unparse(item.value) == "True" for item in node.keywords), path
+            assert called not in (
+                "pickle.load",
+                "pickle.loads",
+                "eval",
+                "exec",
+                "joblib.load",
+                "torch.hub.load",
+                "timm.models.load_checkpoint",
+            )
+            assert not (called == "np.load" and any(item.arg == "allow_pickle" for item in node.keywords)), path
+            if called == "timm.create_model":
+                makers.add(path.stem)
+    assert makers == {"backbones", "input_size", "sources", "pretrain"}
