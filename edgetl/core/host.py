@@ -8,6 +8,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from edgetl.core.cgroup import cpu_quota
+
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 _PACKAGES = (
     "edgetl",
@@ -26,13 +28,10 @@ _PACKAGES = (
 
 
 def available_cores() -> int:
-    """Cores that this process may run on, which ``taskset`` or a container's quota of computing time may have limited."""
+    """Cores that this process may run on: those of its affinity and CPU set, at most as many as its control groups have CPU time for."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    if quota.isdigit() and period.isdigit() and int(period):
-        # Linux, control groups version 2: microseconds of computing in each period.
-        cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
-    return cores
+    quota = cpu_quota()
+    return cores if quota is None else min(cores, max(1, math.ceil(quota)))
 
 
 def cpu_flags() -> tuple[str, ...]:
