@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from edgetl.cli import bench, demo, device, export, fit, prune, serve, share, soup, train, zoo
-from edgetl.cli.session import err, print_error
+from edgetl.cli.session import err, escape_unencodable, print_error
 from edgetl.errors import EdgetlError
 from edgetl.runtime.engine import silence_makers
 
@@ -70,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a bug (traceback), 2 usage, or the code of the error's class."""
     given = sys.argv[1:] if arguments is None else arguments
     silence_makers()
+    escape_unencodable()
     # Interpreters that libraries start (loaders of multiprocessing, compilers of torch) leave out the current folder, as this process does.
     os.environ["PYTHONSAFEPATH"] = "1"
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:

@@ -16,6 +16,7 @@ from edgetl.core.bundle import RUN_RECORD_NAME, open_bundle
 from edgetl.core.images import EXTENSIONS
 from edgetl.core.intensity import FULL_RANGE
 from edgetl.core.manifest import Manifest, describe_parent
+from edgetl.core.text import printable
 from edgetl.errors import ImageError
 from edgetl.runtime.predictor import Predictor, load
 from edgetl.runtime.verify import verify
@@ -180,7 +181,7 @@ def _predict(predictor: Predictor, path: Path) -> dict[str, object]:
 
 def _show_prediction(row: dict[str, object], top: int) -> None:
     if "error" in row:
-        err.print(f"[bold red]error:[/] {escape(str(row['error']))}", soft_wrap=True)
+        err.print(f"[bold red]error:[/] {escape(printable(str(row['error'])))}", soft_wrap=True)
         return
     scores = row["scores"]
     assert isinstance(scores, dict)
@@ -193,4 +194,4 @@ def _show_prediction(row: dict[str, object], top: int) -> None:
     elif "value" in row:
         ((column, output),) = scores.items()
         shown = f"{column} {row['value']:g}" + ("" if output == row["value"] else f" ({output:.3f})")
-    out.print(f"{escape(str(row['image']))}: {escape(shown)}", soft_wrap=True)
+    out.print(f"{escape(printable(str(row['image'])))}: {escape(shown)}", soft_wrap=True)

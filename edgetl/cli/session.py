@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,8 +21,12 @@ from rich.markup import escape
 from edgetl.cli.progress import shown_progress
 from edgetl.core import progress as core
 from edgetl.core.config import StrictModel
+from edgetl.core.text import printable
 from edgetl.data.notes import ScanNote
 from edgetl.errors import ConfigError, EdgetlError
+
+# Bytes of file names that are not UTF-8 (PEP 383): in JSON text they occur inside strings alone, where a backslash is written twice.
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -104,9 +110,19 @@ class _Console(logging.Handler):
 
 
 def print_json(value: StrictModel | dict[str, object]) -> None:
-    """One JSON document on the standard output."""
-    text = value.model_dump_json(indent=2) if isinstance(value, StrictModel) else json.dumps(value, indent=2, ensure_ascii=False)
-    sys.stdout.write(text + "\n")
+    """One JSON document on the standard output, in UTF-8 whatever the encoding of the terminal."""
+    plain = value.model_dump(mode="json") if isinstance(value, StrictModel) else value
+    text = _LONE_SURROGATE.sub(lambda found: f"\\{printable(found[0])}", json.dumps(plain, indent=2, ensure_ascii=False)) + "\n"
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
+
+
+def escape_unencodable() -> None:
+    """Let both streams escape characters that their encoding does not have (ASCII, Latin-1, a code page of Windows), as ``\\u732b``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_notes(notes: Sequence[ScanNote]) -> None:
