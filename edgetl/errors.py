@@ -26,13 +26,18 @@ A message says what happened, where, and what to do next.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 
 class EdgetlError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and mend; ``rows`` are attempts that led to it, each an ``Outcome`` as JSON."""
 
     exit_code: ClassVar[int] = 3
+
+    def __init__(self, message: str = "", *, rows: Iterable[Mapping[str, object]] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
 
 
 class ConfigError(EdgetlError):

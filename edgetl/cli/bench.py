@@ -60,5 +60,8 @@ def show_report(report: LatencyReport) -> None:
     )
     if report.load_average > int(host["cores"]) / 4:
         out.print("[yellow]other programs were running: load above a quarter of the cores; repeat on an idle machine[/]", soft_wrap=True)
+    for row in report.variants:
+        if row.load is not None and row.load.busy:
+            out.print(f"[yellow]{row.variant}: busy host: {row.load.describe()}; repeat on an idle machine[/]", soft_wrap=True)
     for name in report.skipped:
         out.print(f"[yellow]{name}: not timed, its engine is not installed[/]")

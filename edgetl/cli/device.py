@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgetl.cli.session import JsonOption, LabelsOption, ThreadsOption, VerboseOption, err, out, print_json, working
-from edgetl.cli.tables import figures_line, ladder_lines, variants_table
+from edgetl.cli.tables import busy_lines, figures_line, ladder_lines, outcomes_table, variants_table
 from edgetl.core.answers import describe
 from edgetl.core.bundle import RUN_RECORD_NAME, open_bundle
 from edgetl.core.images import EXTENSIONS
@@ -126,7 +126,7 @@ def _show_manifest(manifest: Manifest) -> None:
         *_contract(manifest),
         ("golden", f"{len(manifest.golden)} images"),
         ("release", str(manifest.release)),
-        ("made", f"{manifest.created} on {manifest.host['cpu']}"),
+        ("made", f"{manifest.created} on {manifest.host.get('cpu', 'an unknown machine')}"),
     ):
         facts.add_row(title, escape(value))
     for parent in lineage.parents:
@@ -134,6 +134,10 @@ def _show_manifest(manifest: Manifest) -> None:
     for item in manifest.rejected:
         facts.add_row("left out", escape(f"{item.name}: {item.reason}"))
     out.print(facts)
+    if manifest.outcomes:
+        out.print(outcomes_table(manifest.outcomes))
+    for line in busy_lines(manifest):
+        out.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
 
 
 def _contract(manifest: Manifest) -> list[tuple[str, str]]:

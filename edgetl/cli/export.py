@@ -24,7 +24,16 @@ from edgetl.cli.session import (
     print_json,
     working,
 )
-from edgetl.cli.tables import certainty_lines, ladder_lines, sensitive_lines, slower_lines, variants_table
+from edgetl.cli.tables import (
+    agreement_lines,
+    busy_lines,
+    certainty_lines,
+    ladder_lines,
+    outcomes_table,
+    sensitive_lines,
+    slower_lines,
+    variants_table,
+)
 from edgetl.cli.train import build, need_extra
 from edgetl.core.bundle import Bundle
 from edgetl.core.contract import ContractRecord
@@ -38,6 +47,9 @@ def export_command(
     format_: Annotated[str, typer.Option("--format", help="onnx, openvino, or both.")] = "onnx,openvino",
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 (weights and activations), int8-weights, or several.")] = "fp32,int8",
     data: Annotated[Path | None, typer.Option(help="Where the run's images are now (default: where they were).")] = None,
+    unlabeled: Annotated[
+        Path | None, typer.Option(help="Folder of further images, without labels, to measure agreement with the trained model on.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name (default: the run's).")] = None,
     max_drop: Annotated[float, typer.Option(help="Largest loss of validation accuracy of a quantized variant, 0..1.")] = 0.01,
     strict: Annotated[bool, typer.Option("--strict", help="Ask --max-drop of the loss's one-sided 95 % bound.")] = False,
@@ -88,7 +100,7 @@ def export_command(
         config = build(
             ExportConfig, formats=formats, precisions=precisions, name=name, max_drop=max_drop, strict=strict,
             calibration_images=num_samples, cpu=cpu, release=release, allow_missing=allow_missing, input=input_, input_size=input_size,
-            explain=explain_ is not None, qat_steps=qat, seed=seed,
+            explain=explain_ is not None, qat_steps=qat, seed=seed, unlabeled=unlabeled,
         )  # fmt: skip
         contract = build(
             Contract, max_latency_ms=max_latency_ms, latency_of=latency_of, max_size_mb=max_size_mb, memory_mb=memory_mb, threads=threads
@@ -121,11 +133,20 @@ def show_bundle(bundle: Bundle) -> None:
     """The variants, what was left out, and what to do next."""
     out.print(variants_table(bundle.manifest))
     manifest = bundle.manifest
-    for line in (*ladder_lines(manifest), *sensitive_lines(manifest), *slower_lines(manifest), *certainty_lines(manifest)):
+    for line in (
+        *ladder_lines(manifest),
+        *sensitive_lines(manifest),
+        *slower_lines(manifest),
+        *agreement_lines(manifest),
+        *certainty_lines(manifest),
+    ):
         out.print(escape(line), soft_wrap=True)
     for item in bundle.manifest.rejected:
         out.print(f"[yellow]left out[/] {item.name}: {escape(item.reason)}")
     if manifest.contract is not None:
+        out.print(outcomes_table(manifest.outcomes))
         show_contract(manifest.contract)
+    for line in busy_lines(manifest):
+        out.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
     out.print("ms: one image, one thread, this machine; `edgetl predict` loads the first.", soft_wrap=True)
     out.print(f"written to {escape(str(bundle.path))}; next: edgetl verify {escape(str(bundle.path))}", soft_wrap=True)

@@ -19,8 +19,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from edgetl.cli.progress import shown_progress
+from edgetl.cli.tables import outcomes_table
 from edgetl.core import progress as core
 from edgetl.core.config import StrictModel
+from edgetl.core.contract import Outcome
 from edgetl.core.text import printable
 from edgetl.data.notes import ScanNote
 from edgetl.errors import ConfigError, EdgetlError
@@ -133,9 +135,13 @@ def print_notes(notes: Sequence[ScanNote]) -> None:
 
 
 def print_error(error: EdgetlError, *, json_output: bool) -> None:
-    """A mistake: one paragraph on the error stream, and with ``--json`` an object on the standard output."""
+    """A mistake: one paragraph on the error stream, after the table of attempts where there is one; with ``--json``
+    also an object on the standard output."""
     if json_output:
-        print_json({"error": {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code}})
+        rows = {"variants": list(error.rows)} if error.rows else {}
+        print_json({"error": {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code, **rows}})
+    elif error.rows:
+        err.print(outcomes_table([Outcome.model_validate(row) for row in error.rows]))
     err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
 
 

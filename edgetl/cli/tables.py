@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from edgetl.core.contract import Outcome
 from edgetl.core.manifest import Manifest, Rejected, Rung, Variant
-from edgetl.core.results import Evaluation, Proportion
+from edgetl.core.results import Evaluation, Proportion, images_that_may_change
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.scenarios import LatencyReport
@@ -70,9 +73,38 @@ def variants_table(manifest: Manifest) -> Table:
             f"{variant.test.value:.4f}" if variant.test else "none",
             f"{variant.agreement.top1:.3f}",
             f"{variant.agreement.confident_top1:.3f}",
-            f"{variant.median_ms:.2f}",
+            f"{variant.median_ms:.2f}{'*' if variant.load else ''}",
         )
     return table
+
+
+def outcomes_table(rows: Sequence[Outcome]) -> Table:
+    """One row for each attempted variant, input size and thread count: kept, or the rule that rejected it."""
+    table = plain_table("attempted variants", "variant", "px", "threads", "p90 ms", "MB")
+    table.add_column("result")
+    for row in rows:
+        offer = row.offer
+        figures = ["", "", ""]
+        if offer is not None:
+            figures = [str(offer.threads), f"{offer.latency_ms:.2f}{'*' if offer.busy else ''}", f"{offer.size_mb:.2f}"]
+        table.add_row(
+            f"{row.backbone} {row.variant}".strip(),
+            str(row.side),
+            *figures,
+            escape(f"{row.title}: {row.reason}" if row.reason else row.title),
+        )
+    return table
+
+
+def busy_lines(manifest: Manifest) -> list[str]:
+    """A warning where the host was busy while the variants were timed."""
+    loads = [variant.load for variant in manifest.variants if variant.load]
+    loads += [row.offer.load for row in manifest.outcomes if row.offer and row.offer.load and row.offer.busy]
+    if not loads:
+        return []
+    worst = max(loads, key=lambda load: load.total)
+    order = "; the variants are in the order of their accuracy, not of their time" if manifest.order == "accuracy" else ""
+    return [f"* the host was busy during the timing ({worst.describe()}){order}. Export on an idle host for times that hold."]
 
 
 def ladder_lines(manifest: Manifest) -> list[str]:
@@ -105,18 +137,49 @@ def slower_lines(manifest: Manifest) -> list[str]:
         f"{item.name} is slower than {plain[item.format].name} here ({item.median_ms:.2f} against {plain[item.format].median_ms:.2f} ms): "
         f"it saves {plain[item.format].size_bytes / item.size_bytes:.1f} times the size, not time."
         for item in manifest.variants
-        if item.precision != "fp32" and item.format in plain and item.median_ms > plain[item.format].median_ms
+        if item.precision != "fp32"
+        and item.format in plain
+        and item.median_ms > plain[item.format].median_ms
+        and not (item.load or plain[item.format].load)
     ]
 
 
+def agreement_lines(manifest: Manifest) -> list[str]:
+    """For each reduced variant its agreement with the trained model on images without labels."""
+    lines = []
+    for item in manifest.variants:
+        found = item.unlabeled
+        if found is None:
+            continue
+        line = f"{item.name}: {round((1 - found.top1) * found.n)} of {found.n} predictions on images without labels change"
+        if manifest.task == "multi-label":
+            line = f"{item.name}: {found.top1:.4f} of the decisions on {found.n} images without labels are the same"
+        if found.expected_drop is not None and found.beyond_half_margin is not None and found.relative_error is not None:
+            line += (
+                f", an expected loss of {found.expected_drop:.4f}; the logits' error is above half the margin on "
+                f"{found.beyond_half_margin:.0%} of them, its median {found.relative_error:.2f} of the median margin"
+            )
+        lines.append(f"{line}.")
+    return lines
+
+
 def certainty_lines(manifest: Manifest) -> list[str]:
-    """Said aloud where the validation images are too few to know that a reduced variant lost little."""
+    """Said aloud how many validation images may change, and where they are too few to know that a reduced variant lost little."""
+    lines = []
+    if manifest.task == "classification" and any(item.precision != "fp32" for item in manifest.variants):
+        n, allowed = manifest.trained.n, images_that_may_change(manifest.trained.n, manifest.max_drop)
+        lines.append(f"{allowed} of {n} validation images may change (--max-drop {manifest.max_drop:g}).")
+        if not allowed and manifest.max_drop > 0:
+            lines[0] += f" One image is {1 / n:.4f}: {n} cannot resolve that limit, and agreement on images without labels stands in."
     unsure = [item for item in manifest.variants if item.precision != "fp32" and item.fall and item.fall.high > UNCERTAIN_FALL]
     if not unsure:
-        return []
+        return lines
     shown = ", ".join(f"{item.name} {item.fall.high:.3f}" for item in unsure if item.fall)
     n = max(item.fall.n for item in unsure if item.fall)
-    return [f"{n} validation images cannot exclude a loss of more than {UNCERTAIN_FALL:g} (95 %; at most: {shown}); more images would."]
+    return [
+        *lines,
+        f"{n} validation images cannot exclude a loss of more than {UNCERTAIN_FALL:g} (95 %; at most: {shown}); more images would.",
+    ]
 
 
 def latency_table(report: LatencyReport) -> Table:

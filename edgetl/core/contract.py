@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from edgetl.core.config import StrictModel
+from edgetl.core.config import LeanModel, StrictModel
+from edgetl.core.load import HostLoad
 
 ClauseName = Literal["latency", "size", "memory", "drop"]
 _OPTIONS: dict[ClauseName, str] = {
     "latency": "--max-latency-ms", "size": "--max-size-mb", "memory": "--memory-mb", "drop": "--max-drop",
+}  # fmt: skip
+OutcomeKind = Literal["kept", "gate", "contract", "threads", "export"]
+_RESULTS: dict[OutcomeKind, str] = {
+    "kept": "kept", "gate": "rejected by the gate", "contract": "rejected by the contract", "threads": "kept, with other threads",
+    "export": "not exported",
 }  # fmt: skip
 _UNITS: dict[ClauseName, str] = {"latency": " ms", "size": " MB", "memory": " MB", "drop": ""}
 
@@ -62,7 +68,7 @@ class Clause(StrictModel):
         return f"{_OPTIONS[self.name]} {self.found * 1.02 + (0.0001 if self.name == 'drop' else 0.01):.3g}"
 
 
-class Offer(StrictModel):
+class Offer(LeanModel):
     """One variant at one thread count, measured.
 
     Attributes:
@@ -70,7 +76,10 @@ class Offer(StrictModel):
         stages_ms: mean time of decoding, preparing, and inference.
         accuracy: the task's figure on the validation images; ``drop`` what it lost against the trained model at its own input size.
         clauses: every limit that the contract names.
+        load: the host's during the timing; none where the system does not count it.
     """
+
+    lean: ClassVar[frozenset[str]] = frozenset({"load"})
 
     variant: str
     threads: int
@@ -82,6 +91,12 @@ class Offer(StrictModel):
     accuracy: float
     drop: float
     clauses: tuple[Clause, ...]
+    load: HostLoad | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the host was busy during the timing."""
+        return self.load is not None and self.load.busy
 
     @property
     def kept(self) -> bool:
@@ -94,6 +109,34 @@ class Offer(StrictModel):
         return max(
             (clause.found / clause.limit if clause.limit > 0 else 2.0 for clause in self.clauses if clause.name != "drop"), default=0.0
         )
+
+
+class Outcome(LeanModel):
+    """One attempted variant at one input size and thread count: in the bundle, or rejected and why.
+
+    Attributes:
+        variant: ``<format>-<precision>``; ``every variant`` where the input size itself lost too much accuracy.
+        side: height of the input, pixels.
+        result: ``kept``; rejected by the accuracy gate (``gate``) or by a clause (``contract``); ``threads``: it keeps the contract, and
+            the bundle runs its variants with another number of threads; ``export``: no file could be made.
+        reason: each clause that fails, with figure and limit, or the gate's reason; empty for ``kept``.
+        offer: figures; none for a variant that was not timed.
+        backbone: where several were tried (``edgetl fit``).
+    """
+
+    lean: ClassVar[frozenset[str]] = frozenset({"offer", "backbone"})
+
+    variant: str
+    side: int
+    result: OutcomeKind
+    reason: str
+    offer: Offer | None = None
+    backbone: str = ""
+
+    @property
+    def title(self) -> str:
+        """The result, for people."""
+        return _RESULTS[self.result]
 
 
 class ContractRecord(StrictModel):

@@ -12,7 +12,8 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from pydantic import AfterValidator, Field, model_validator
 
 from edgetl.core.config import LeanModel, StrictModel
-from edgetl.core.contract import ContractRecord
+from edgetl.core.contract import ContractRecord, Outcome
+from edgetl.core.load import HostLoad
 from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.results import Proportion
 from edgetl.core.tasks import Decision, Reading, Task
@@ -81,6 +82,28 @@ class Agreement(LeanModel):
     cosine: float | None = None
 
 
+class UnlabeledAgreement(LeanModel):
+    """Agreement of an exported file with the trained model on images whose labels are not used.
+
+    Attributes:
+        n: validation images, random crops of them, and other images without labels.
+        top1: share of equal predictions, as in ``Agreement``.
+        expected_drop: of classes: the loss of accuracy that the trained model's own scores predict, 0..1: the mean of its score for its
+            class less its score for the file's class. A change between two classes that it holds for equally likely costs nothing.
+        beyond_half_margin: share of images whose logit error is above half the margin. The margin is the trained model's largest logit
+            less its second; the error is the largest change of the difference between the top class's logit and another's.
+        relative_error: median error over median margin.
+    """
+
+    lean: ClassVar[frozenset[str]] = frozenset({"expected_drop", "beyond_half_margin", "relative_error"})
+
+    n: int
+    top1: float
+    expected_drop: float | None = None
+    beyond_half_margin: float | None = None
+    relative_error: float | None = None
+
+
 class Fall(StrictModel):
     """How much accuracy fell between two models on the same ``n`` images, 0..1, negative where it rose.
 
@@ -98,10 +121,11 @@ class Rung(LeanModel):
     """One step of the quantization ladder: what was tried and what it measured on the validation images.
 
     ``accuracy`` is the task's figure as in ``Evaluation.score``; ``drop`` is what the gate judged, ``fall`` (of classes) the loss of
-    accuracy with its interval, and ``reason`` why the step was not enough. A step that the tools could not make has no figures.
+    accuracy with its interval, ``unlabeled`` the agreement on images without labels where the labeled ones passed it, and ``reason`` why
+    the step was not enough. A step that the tools could not make has no figures.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"fall", "reason"})
+    lean: ClassVar[frozenset[str]] = frozenset({"fall", "unlabeled", "reason"})
 
     method: str
     accuracy: float | None
@@ -109,6 +133,7 @@ class Rung(LeanModel):
     confident_top1: float | None
     passed: bool
     fall: Fall | None = None
+    unlabeled: UnlabeledAgreement | None = None
     reason: str = ""
 
 
@@ -141,13 +166,15 @@ class Variant(LeanModel):
         validation: accuracy (or the task's figure, see ``Evaluation.score``) on the validation images, which decided; ``test`` is
             reported and decided nothing.
         fall: of classes: what the accuracy on the validation images lost against the trained model, with its interval.
+        unlabeled: of reduced precision: agreement on images without labels.
         median_ms: one image on one thread, on the machine that exported; orders the variants, nothing more.
+        load: of that machine during this timing, where it was busy; the timing then orders nothing.
         golden_tolerance: largest allowed difference of a score on the golden images; of a number, relative to ``Decision.spread``.
         ladder: the quantization steps tried, in order; empty for fp32 and fp16.
         sensitivities: of the operations, the costliest first, where they were measured.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"fall", "sensitivities", "input_form"})
+    lean: ClassVar[frozenset[str]] = frozenset({"fall", "sensitivities", "input_form", "load", "unlabeled"})
 
     name: str = Field(pattern=r"^(onnx|openvino)-(fp32|fp16|int8|int8-weights)$")
     format: Format
@@ -160,7 +187,9 @@ class Variant(LeanModel):
     validation: Proportion
     test: Proportion | None
     fall: Fall | None = None
+    unlabeled: UnlabeledAgreement | None = None
     median_ms: float = Field(ge=0.0)
+    load: HostLoad | None = None
     golden_tolerance: float = Field(gt=0.0, le=1.0)
     ladder: tuple[Rung, ...] = ()
     sensitivities: tuple[Sensitivity, ...] = ()
@@ -248,12 +277,16 @@ class Lineage(StrictModel):
 
 
 class Rejected(LeanModel):
-    """A variant that was asked for and is not in the bundle, with the figures that kept it out."""
+    """A variant that was asked for and is not in the bundle, with the figures that kept it out.
 
-    lean: ClassVar[frozenset[str]] = frozenset({"sensitivities"})
+    ``by`` names the rejecting rule: the accuracy ``gate``, a clause of the ``contract``, or ``export``: no file could be made.
+    """
+
+    lean: ClassVar[frozenset[str]] = frozenset({"sensitivities", "by"})
 
     name: str
     reason: str
+    by: Literal["gate", "contract", "export"] = "gate"
     ladder: tuple[Rung, ...] = ()
     sensitivities: tuple[Sensitivity, ...] = ()
 
@@ -262,10 +295,12 @@ class Manifest(LeanModel):
     """The whole of ``manifest.json``.
 
     ``trained`` is the task's figure (``Evaluation.score``) of the trained model at the bundle's input size, ``whole_size`` at that of
-    the training where it is another. A bundle that was exported under a ``contract`` holds only variants that keep it, the best first.
+    the training where it is another. A bundle that was exported under a ``contract`` holds only variants that keep it, the best first, and
+    ``outcomes`` has a row for each attempted variant, input size and thread count. ``order`` is what variants are sorted by: their time, or
+    where the host was too busy to time them their accuracy. A contract sorts by accuracy first; ``time`` then orders equal ones.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"decision", "whole_size", "contract"})
+    lean: ClassVar[frozenset[str]] = frozenset({"decision", "whole_size", "contract", "outcomes", "order"})
 
     schema_version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=100, pattern=r"^[\w][\w .-]*$")
@@ -283,6 +318,8 @@ class Manifest(LeanModel):
     golden: tuple[Golden, ...] = Field(min_length=1)
     calibration: Calibration | None
     contract: ContractRecord | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    order: Literal["time", "accuracy"] = "time"
     lineage: Lineage
     seen_images: BundleFile
     card: BundleFile

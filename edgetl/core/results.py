@@ -171,6 +171,11 @@ class Forgetting(LeanModel):
         return tuple(sorted(sure, key=lambda item: item.after - item.before))
 
 
+def images_that_may_change(n: int, max_drop: float) -> int:
+    """How many of ``n`` validation images a file may lose, on balance, before its accuracy drops by more than ``max_drop``."""
+    return math.floor(n * max_drop + 1e-9)
+
+
 def wilson(successes: int, n: int) -> Proportion:
     """The share ``successes / n`` with its 95 % interval (Wilson 1927, doi:10.1080/01621459.1927.10502953)."""
     if n == 0:

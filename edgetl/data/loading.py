@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from edgetl.core.host import available_cores
 from edgetl.core.images import load_image
@@ -19,6 +21,8 @@ from edgetl.errors import ConfigError
 Prepare: TypeAlias = Callable[[Sample, PreprocessSpec], NDArray[np.float32]]
 # Kept pixels of one set of images; beyond that they are decoded each time.
 MAX_KEPT_BYTES = 800_000_000
+# Share of an image's area that a random crop keeps at least.
+LEAST_CROP = 0.35
 # One image's truth: a class index, or float32 ``[labels]``.
 Target: TypeAlias = int | NDArray[np.float32]
 
@@ -68,16 +72,20 @@ def _evaluation_pixels(sample: Sample, spec: PreprocessSpec) -> NDArray[np.uint8
 
 
 class PixelSet:
-    """Images that several networks are asked about: decoded and resized once, normalised for every batch."""
+    """Images that several networks are asked about: decoded and resized once, normalised for every batch.
 
-    def __init__(self, samples: Sequence[Sample], spec: PreprocessSpec) -> None:
+    With ``crops`` there are so many random crops of each image in its place, the same in every process.
+    """
+
+    def __init__(self, samples: Sequence[Sample], spec: PreprocessSpec, *, crops: int = 0) -> None:
         self.samples = samples
         self.spec = spec
-        self._keep = len(samples) * 3 * spec.input_size[0] * spec.input_size[1] <= MAX_KEPT_BYTES
+        self.crops = crops
+        self._keep = len(self) * 3 * spec.input_size[0] * spec.input_size[1] <= MAX_KEPT_BYTES
         self._pixels: list[NDArray[np.uint8]] | None = None
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.samples) * max(1, self.crops)
 
     def batches(self, batch_size: int = 32) -> Iterator[NDArray[np.float32]]:
         """Yield float32 ``[batch, 3, H, W]`` in the order of the samples, as the function ``batches`` does.
@@ -85,7 +93,7 @@ class PixelSet:
         Raises:
             ImageError: an image became unreadable since the scan.
         """
-        if not self._keep:
+        if not self._keep and not self.crops:
             yield from batches(self.samples, self.spec, batch_size=batch_size)
             return
         for start in range(0, len(self), batch_size):
@@ -95,15 +103,32 @@ class PixelSet:
         """The images at ``indices``, float32 ``[n, 3, H, W]``."""
         if self._keep and self._pixels is None:
             with ThreadPoolExecutor(max_workers=available_cores()) as pool:
-                self._pixels = list(pool.map(self._decode, self.samples))
-        chosen = [self._decode(self.samples[index]) if self._pixels is None else self._pixels[index] for index in indices]
+                self._pixels = [pixels for views in pool.map(self._decode, self.samples) for pixels in views]
+        if self._pixels is None:
+            views = max(1, self.crops)
+            chosen = [self._decode(self.samples[index // views])[index % views] for index in indices]
+        else:
+            chosen = [self._pixels[index] for index in indices]
         out = np.empty((len(chosen), 3, *self.spec.input_size), np.float32)
         for row, pixels in zip(out, chosen, strict=True):
             normalise(pixels, self.spec, row)
         return out
 
-    def _decode(self, sample: Sample) -> NDArray[np.uint8]:
-        return _evaluation_pixels(sample, self.spec)
+    def _decode(self, sample: Sample) -> list[NDArray[np.uint8]]:
+        """The evaluation's view of an image, or its crops."""
+        if not self.crops:
+            return [_evaluation_pixels(sample, self.spec)]
+        image = load_image(sample.path, intensity=self.spec.intensity)
+        random = np.random.default_rng(int(sample.content[:16], 16))
+        return [np.asarray(to_pixels(_random_crop(image, random), self.spec)) for _ in range(self.crops)]
+
+
+def _random_crop(image: Image.Image, random: np.random.Generator) -> Image.Image:
+    """A part of ``image`` of its own shape and 35 to 100 % of its area."""
+    side = math.sqrt(random.uniform(LEAST_CROP, 1.0))
+    width, height = max(1, round(image.width * side)), max(1, round(image.height * side))
+    left, top = (int(random.integers(0, free + 1)) for free in (image.width - width, image.height - height))
+    return image.crop((left, top, left + width, top + height))
 
 
 def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:

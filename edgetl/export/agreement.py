@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgetl.core.answers import evaluate, held_labels, nearest_grades
-from edgetl.core.manifest import Agreement, Fall
+from edgetl.core.manifest import Agreement, Fall, UnlabeledAgreement
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
-from edgetl.core.results import Evaluation, Proportion
+from edgetl.core.results import Evaluation, Proportion, images_that_may_change
 from edgetl.core.scoring import paired_fall, sigmoid, softmax
 from edgetl.core.tasks import SCORE_NAMES, Reading
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, truth_of
 from edgetl.export.config import ExportConfig
 from edgetl.export.losses import MAX_RECALL_DROP, MIN_ENTROPY_SHARE, answer_entropy, worst_class
+from edgetl.export.unlabeled import AgreementSet, changed_too_much, compare_unlabeled
 
 # Two float32 engines differ by about 1e-6 of the largest logit; a wrong operator or preprocessing by far more.
 MAX_FP32_DIFFERENCE = 1e-4
@@ -37,11 +38,15 @@ Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class GateSet:
-    """The validation images that decide, the trained model's outputs for them, float32 ``[n, labels]``, and how those are read."""
+    """The validation images that decide, the trained model's outputs for them, float32 ``[n, labels]``, and how those are read.
+
+    ``more`` makes further images whose labels are not needed; it is called for files of reduced precision only.
+    """
 
     images: PixelSet
     trained: NDArray[np.float32]
     reading: Reading
+    more: Callable[[], AgreementSet] | None = None
 
     @property
     def samples(self) -> Sequence[Sample]:
@@ -67,7 +72,8 @@ class GateSet:
 class Verdict:
     """What one file measured (the task's figure), and why it failed; an empty ``reason`` is a pass.
 
-    ``fall`` is the loss of accuracy with its interval, where classes are answered.
+    ``fall`` is the loss of accuracy with its interval, where classes are answered; ``unlabeled`` the agreement on images without labels,
+    where the labeled ones passed a file of reduced precision.
     """
 
     agreement: Agreement
@@ -75,6 +81,7 @@ class Verdict:
     drop: float
     fall: Fall | None
     reason: str
+    unlabeled: UnlabeledAgreement | None = None
 
 
 def trained_logits(model: nn.Module, images: PixelSet, *, progress: Progress = silent) -> NDArray[np.float32]:
@@ -177,9 +184,22 @@ def judge(logits: Logits, gate: GateSet, config: ExportConfig, *, exact: bool, p
         agreement = agreement.model_copy(update={"max_relative": worst})
         wrong = worst > MAX_FP32_DIFFERENCE
         reason = f"its logits differ by {worst:.1e} of the largest (limit {MAX_FP32_DIFFERENCE:g})" if wrong else ""
-    else:
-        reason = lost_too_much(gate, exported, config) or _answers_otherwise(agreement, measured, config)
-    return Verdict(agreement, measured.score, drop, lost, reason)
+        return Verdict(agreement, measured.score, drop, lost, reason)
+    reason = lost_too_much(gate, exported, config) or _answers_otherwise(agreement, measured, config)
+    if reason or gate.more is None:
+        return Verdict(agreement, measured.score, drop, lost, reason)
+    found = _agreement_without_labels(logits, gate, exported, gate.more(), progress)
+    return Verdict(agreement, measured.score, drop, lost, changed_too_much(found, config.max_drop), found)
+
+
+def _agreement_without_labels(
+    logits: Logits, gate: GateSet, exported: NDArray[np.float32], more: AgreementSet, progress: Progress
+) -> UnlabeledAgreement:
+    """Agreement on the gate's images, whose outputs are ``exported``, and on ``more``."""
+    trained = np.concatenate([gate.trained, more.trained])
+    outputs = np.concatenate([exported, *(answers(logits, part, progress=progress) for part in more.images)])
+    same, _ = _same_answers(trained, outputs, gate.reading)
+    return compare_unlabeled(trained, outputs, same, gate.reading)
 
 
 def _paired(gate: GateSet, exported: NDArray[np.float32]) -> Fall | None:
@@ -197,7 +217,8 @@ def lost_too_much(gate: GateSet, exported: NDArray[np.float32], config: ExportCo
     if not drop <= config.max_drop + 1e-9:
         decisions = " (or the share of right decisions)" if measured.multi_label else ""
         return (
-            f"{SCORE_NAMES[gate.reading.task]}{decisions} falls by {drop:.4f}, from {before:.4f} to {after:.4f} (limit {config.max_drop:g})"
+            f"{SCORE_NAMES[gate.reading.task]}{decisions} falls by {drop:.4f}, from {before:.4f} to {after:.4f} (limit {config.max_drop:g}"
+            f"{_in_images(lost, config)})"
         )
     if lost is None:
         return ""
@@ -214,6 +235,14 @@ def lost_too_much(gate: GateSet, exported: NDArray[np.float32], config: ExportCo
     if entropies[1] < MIN_ENTROPY_SHARE * entropies[0]:
         return f"it calls too many images one class: its answers' entropy is {entropies[1]:.2f}, the trained model's {entropies[0]:.2f}"
     return ""
+
+
+def _in_images(lost: Fall | None, config: ExportConfig) -> str:
+    """The loss and its limit as numbers of images, with the loss's interval."""
+    if lost is None:
+        return ""
+    allowed = images_that_may_change(lost.n, config.max_drop)
+    return f"; {round(lost.value * lost.n)} of {lost.n} images, {allowed} may change; 95 % interval {lost.low:+.4f} to {lost.high:+.4f}"
 
 
 def _answers_otherwise(agreement: Agreement, measured: Evaluation, config: ExportConfig) -> str:

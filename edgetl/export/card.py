@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import assert_never
 
+from edgetl.core.contract import Outcome
 from edgetl.core.manifest import Calibration, Rejected, Variant, describe_parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Evaluation, Proportion
@@ -20,6 +22,7 @@ def write_card(
     rejected: list[Rejected],
     trained: Proportion,
     calibration: Calibration | None,
+    outcomes: Sequence[Outcome] = (),
 ) -> str:
     """The card as Markdown; ``spec`` is the bundle's, whose input may be smaller than the run's."""
     asked, *facts = run_lines(record, spec, trained)
@@ -41,15 +44,28 @@ def write_card(
         lines.append(
             f"| {variant.name} | {variant.size_bytes / 1e6:.2f} MB | {_share(variant.validation)} | "
             f"{_share(variant.test) if variant.test else 'none'} | {variant.agreement.top1:.3f} | {variant.agreement.confident_top1:.3f} | "
-            f"{variant.median_ms:.1f} ms | {how} |"
+            f"{variant.median_ms:.1f} ms{' (busy host)' if variant.load else ''} | {how} |"
         )
     if record.backbone.parents:
         lines += ["", "Made from, the oldest first:", ""]
         lines += [f"- {describe_parent(parent)}" for parent in record.backbone.parents]
     lines += [f"\nNot in the bundle: {item.name}: {item.reason}." for item in rejected]
+    lines += _attempted(outcomes)
     of = "Intervals are Wilson's, 95 %." if record.task in ("classification", "ordinal") else "Intervals are by bootstrap, 95 %."
     lines += ["", f"{of} Latency is of the machine that exported; measure yours with `edgetl bench`.", ""]
     return "\n".join(lines)
+
+
+def _attempted(outcomes: Sequence[Outcome]) -> list[str]:
+    """A Markdown table of all attempted variants of an export under a contract."""
+    if not outcomes:
+        return []
+    lines = ["", "| attempted variant | input | threads | 90th percentile | result |", "|---|---|---|---|---|"]
+    for row in outcomes:
+        offer = row.offer
+        time = f"{offer.threads} | {offer.latency_ms:.2f} ms{' (busy host)' if offer.busy else ''}" if offer else "|"
+        lines.append(f"| {row.variant} | {row.side} px | {time} | {row.title}{': ' if row.reason else ''}{row.reason} |")
+    return lines
 
 
 def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion) -> list[str]:

@@ -124,6 +124,7 @@ def _record(step: Step, verdict: Verdict) -> Rung:
         confident_top1=verdict.agreement.confident_top1,
         passed=not verdict.reason,
         fall=verdict.fall,
+        unlabeled=verdict.unlabeled,
         reason=verdict.reason,
     )
 

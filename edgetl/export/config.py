@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -25,6 +26,7 @@ class ExportConfig(StrictModel):
             are as far from its threshold; a number is always sure, and equal within the tolerance; a grade is 0.1 from the next.
         calibration_images: training images that int8 ranges are measured on.
         gate_images: validation images that decide, at most.
+        unlabeled: a folder of further images, without labels, that agreement with the trained model is measured on.
         cpu: ``here`` quantizes for this machine's instruction set; ``any`` keeps weights to 7 bits, which no x86 kernel saturates on.
         allow_missing: keep the variants that passed when another failed; fp16 stands in for an int8 that failed.
         qat_steps: where the ladder ends without an int8 that passes, so many steps of quantization-aware training; 0 is none.
@@ -43,6 +45,7 @@ class ExportConfig(StrictModel):
     min_agreement: float = Field(default=0.97, ge=0.0, le=1.0)
     calibration_images: int = Field(default=300, ge=1)
     gate_images: int = Field(default=1000, ge=1)
+    unlabeled: Path | None = None
     cpu: Literal["here", "any"] = "here"
     allow_missing: bool = False
     qat_steps: int = Field(default=0, ge=0, le=100_000)

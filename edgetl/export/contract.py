@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from edgetl.core.bundle import Bundle
 from edgetl.core.config import read_json
-from edgetl.core.contract import Clause, Contract, ContractRecord, Offer
+from edgetl.core.contract import Clause, Contract, ContractRecord, Offer, Outcome
 from edgetl.core.host import available_cores, fingerprint
-from edgetl.core.manifest import Format, Variant
+from edgetl.core.manifest import Format, Rejected, Variant
 from edgetl.core.progress import Progress, silent
 from edgetl.data.loading import stratified
 from edgetl.errors import AccuracyGateError, ConfigError, ContractError
 from edgetl.export.config import ExportConfig
-from edgetl.export.package import export_bundle
+from edgetl.export.package import RETRIES, Selection, export_bundle, outcomes_of
 from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.scenarios import LatencyReport, VariantReport, measure_bundle
 from edgetl.train.run import open_run
@@ -31,9 +32,10 @@ TIMED_IMAGES = 16
 
 @dataclass
 class Search:
-    """What was tried: every offer, and input sizes that failed before there was one."""
+    """Attempts so far: every offer, a row for each attempted variant, and input sizes that failed before there was one."""
 
     offers: list[Offer] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -54,7 +56,7 @@ def export_under_contract(
         progress: told of each stage.
 
     Raises:
-        ContractError: no variant keeps every limit; nothing is written.
+        ContractError: no variant keeps every limit; nothing is written. Its ``rows`` are the ``Outcome`` of each attempted variant.
         ConfigError: the contract has no limit, or the profile does not fit.
         EdgetlError: what ``export_bundle`` raises.
     """
@@ -79,9 +81,22 @@ def export_under_contract(
         except (AccuracyGateError, ConfigError) as error:
             if side is None:
                 raise
+            search.outcomes += _refused(error, side)
             search.notes.append(f"at {side} px: {str(error).split(' Nothing was written')[0].rstrip('.')}")
             break  # smaller inputs lose more, or the network takes one size only
-    raise ContractError(explain(contract, search))
+    raise _contract_error(contract, search)
+
+
+def _refused(error: AccuracyGateError | ConfigError, side: int) -> list[Outcome]:
+    """Rows of an input size at which the gate refused all variants, or that the network does not take."""
+    if error.rows:
+        return [Outcome.model_validate(row) for row in error.rows]
+    kind: Literal["gate", "export"] = "gate" if isinstance(error, AccuracyGateError) else "export"
+    return [Outcome(variant="every variant", side=side, result=kind, reason=str(error).split(" Nothing was written")[0])]
+
+
+def _contract_error(contract: Contract, search: Search) -> ContractError:
+    return ContractError(explain(contract, search), rows=[row.model_dump(mode="json") for row in search.outcomes])
 
 
 def _sides(run: Path, config: ExportConfig) -> list[int | None]:
@@ -116,28 +131,63 @@ class _Terms:
     device: LatencyReport | None
 
 
-def _select(terms: _Terms, search: Search, progress: Progress, bundle: Bundle) -> tuple[tuple[str, ...], ContractRecord]:
+def _select(terms: _Terms, search: Search, progress: Progress, bundle: Bundle) -> Selection:
     """The variants of a fresh bundle that keep the contract, the most accurate and then the fastest first; all with one thread count, which
-    the device then runs them with."""
+    the device then runs them with. Times of a busy host order nothing: of two equally accurate variants the smaller is then first."""
     contract, device = terms.contract, terms.device
     counts = (contract.threads,) if contract.threads else tuple(sorted({1, available_cores()}))
     if device is not None:
         counts = (device.threads,)
     found: list[Offer] = []
     for threads in counts:
-        report = measure_bundle(
-            bundle.path, images=terms.images, threads=threads, runs=TIMED_RUNS, max_seconds=TIMED_SECONDS, progress=progress
-        )
-        found += [_offer(bundle, row, threads, terms) for row in report.variants]
+        found += [_offer(bundle, row, threads, terms) for row in _timed(bundle, terms, threads, progress)]
     search.offers += found
-    kept = sorted((offer for offer in found if offer.kept), key=lambda offer: (-offer.accuracy, offer.latency_ms))
+    busy = any(offer.busy for offer in found)
+    kept = sorted(
+        (offer for offer in found if offer.kept), key=lambda offer: (-offer.accuracy, offer.size_mb if busy else offer.latency_ms)
+    )
+    search.outcomes += _outcomes(found, kept, bundle.manifest.rejected)
     if not kept:
-        raise ContractError(explain(contract, search))
+        raise _contract_error(contract, search)
     record = ContractRecord(
-        contract=contract, chosen=kept[0], host=fingerprint()["cpu"] if device is None else device.host["cpu"],
+        contract=contract, chosen=kept[0], host=fingerprint()["cpu"] if device is None else device.host.get("cpu", "an unknown machine"),
         source="measured" if device is None else "profile",
     )  # fmt: skip
-    return tuple(offer.variant for offer in kept if offer.threads == kept[0].threads), record
+    names = tuple(offer.variant for offer in kept if offer.threads == kept[0].threads)
+    return Selection(names, record, tuple(search.outcomes), "accuracy" if busy else "time")
+
+
+def _timed(bundle: Bundle, terms: _Terms, threads: int, progress: Progress) -> list[VariantReport]:
+    """Each variant's figures; of those taken on a busy host the quietest of a few measurements."""
+    rows: dict[str, VariantReport] = {}
+    names: list[str] = []
+    for _ in range(1 + RETRIES):
+        report = measure_bundle(
+            bundle.path, variants=names, images=terms.images, threads=threads, runs=TIMED_RUNS, max_seconds=TIMED_SECONDS, progress=progress
+        )
+        for row in report.variants:
+            known = rows.get(row.variant)
+            if known is None or known.load is None or (row.load is not None and row.load.total < known.load.total):
+                rows[row.variant] = row
+        names = [name for name, row in rows.items() if row.busy]
+        if not names or terms.device is not None:
+            break
+    return list(rows.values())
+
+
+def _outcomes(found: list[Offer], kept: list[Offer], rejected: tuple[Rejected, ...]) -> list[Outcome]:
+    """A row for each variant of one input size: those that were timed, at each thread count, and those that the gate rejected."""
+    rows = []
+    for offer in found:
+        if not offer.kept:
+            result: Literal["kept", "contract", "threads"] = "contract"
+            reason = ", ".join(clause.describe() for clause in offer.clauses if not clause.kept)
+        elif offer.threads == kept[0].threads:
+            result, reason = "kept", ""
+        else:
+            result, reason = "threads", f"the bundle runs its variants on {kept[0].threads} thread(s)"
+        rows.append(Outcome(variant=offer.variant, side=offer.side, result=result, reason=reason, offer=offer))
+    return [*rows, *(outcomes_of((), rejected, found[0].side) if found else ())]
 
 
 def _offer(bundle: Bundle, row: VariantReport, threads: int, terms: _Terms) -> Offer:
@@ -163,6 +213,7 @@ def _offer(bundle: Bundle, row: VariantReport, threads: int, terms: _Terms) -> O
         memory_mb=memory,
         accuracy=variant.validation.value,
         drop=drop,
+        load=row.load,
         clauses=tuple(Clause(name=name, limit=limit, found=value) for name, limit, value in limits if limit is not None),  # type: ignore[arg-type]
     )
 
@@ -212,7 +263,14 @@ def on_device(row: VariantReport, variant: Variant, device: LatencyReport) -> Va
     added = [known.decode, known.preprocess, infer]
     whole = _scaled(infer, sum(part.mean_ms for part in added) / infer.mean_ms)
     return row.model_copy(
-        update={"cold": known.cold, "decode": known.decode, "preprocess": known.preprocess, "infer": infer, "whole": whole}
+        update={
+            "cold": known.cold,
+            "decode": known.decode,
+            "preprocess": known.preprocess,
+            "infer": infer,
+            "whole": whole,
+            "load": known.load,
+        }
     )
 
 
@@ -233,6 +291,8 @@ def explain(contract: Contract, search: Search) -> str:
     )
     if any(clause.name == "latency" for clause in failing):
         text += _where_time_goes(contract, near)
+        if near.load is not None and near.busy:
+            text += f"The host was busy ({near.load.describe()}): repeat on an idle one. "
     text += "".join(f"{note[0].upper()}{note[1:]}. " for note in search.notes)
     remedies = " ".join(clause.remedy() for clause in failing)
     advice = f"What would fit: {remedies}, or a smaller backbone (`edgetl fit DATA` looks for one)."

@@ -13,7 +13,7 @@ from pydantic import Field
 from edgetl.core.atomic import new_folder, write_text
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.config import StrictModel
-from edgetl.core.contract import Clause, Contract
+from edgetl.core.contract import Clause, Contract, Outcome
 from edgetl.core.images import load_image
 from edgetl.core.manifest import Format, Precision
 from edgetl.core.preprocess import normalise, to_pixels
@@ -68,12 +68,13 @@ class FitConfig(StrictModel):
 
 
 class Tried(StrictModel):
-    """One backbone on the way: left out before training, refused after it, or chosen."""
+    """One backbone on the way: left out before training, refused after it, or chosen; ``outcomes`` are its attempted variants."""
 
     backbone: str
     outcome: Literal["left out", "refused", "chosen"]
     reason: str
     clauses: tuple[Clause, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
 
 
 class FitRecord(StrictModel):
@@ -133,7 +134,9 @@ def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, pr
             if _try(road, item):
                 break
         else:
-            raise ContractError(_explain(road, [item.name for item in ranking.ranked if not item.name.startswith(RANDOM)]))
+            names = [item.name for item in ranking.ranked if not item.name.startswith(RANDOM)]
+            rows = [row.model_copy(update={"backbone": item.backbone}) for item in road.tried for row in item.outcomes]
+            raise ContractError(_explain(road, names), rows=[row.model_dump(mode="json") for row in rows])
         record = FitRecord(contract=config.contract, tried=tuple(road.tried), notes=images.notes)
         write_text(folder / RECORD_NAME, record.model_dump_json(indent=1) + "\n")
     return Fitted(open_bundle(out / "bundle"), out / "run", record)
@@ -246,13 +249,17 @@ def _try(road: _Road, item: Ranked) -> bool:
             road.folder / "run", road.config.export, road.config.contract, road.folder / "bundle", progress=road.progress
         )
     except (ContractError, AccuracyGateError, ExportError) as error:
-        road.tried.append(Tried(backbone=item.name, outcome="refused", reason=str(error).split(" Nothing was written")[0]))
+        reason = str(error).split(" Nothing was written")[0]
+        outcomes = tuple(Outcome.model_validate(row) for row in error.rows)
+        road.tried.append(Tried(backbone=item.name, outcome="refused", reason=reason, outcomes=outcomes))
         return False
     record = bundle.manifest.contract
     assert record is not None
     shown = ", ".join(clause.describe() for clause in record.chosen.clauses)
     reason = f"{record.chosen.variant} at {record.chosen.side} px: {shown}"
-    road.tried.append(Tried(backbone=item.name, outcome="chosen", reason=reason, clauses=record.chosen.clauses))
+    road.tried.append(
+        Tried(backbone=item.name, outcome="chosen", reason=reason, clauses=record.chosen.clauses, outcomes=bundle.manifest.outcomes)
+    )
     return True
 
 

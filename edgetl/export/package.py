@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 from edgetl.core.answers import describe_truth, evaluate, scores_of
 from edgetl.core.atomic import new_folder
 from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_prefixes
-from edgetl.core.contract import ContractRecord
+from edgetl.core.contract import ContractRecord, Outcome
 from edgetl.core.host import fingerprint, versions
 from edgetl.core.images import load_image
+from edgetl.core.load import HostLoad, load_between, read_counters
 from edgetl.core.manifest import GOLDEN_TOLERANCE, MANIFEST_NAME, Format, Golden, Lineage, Manifest, Precision, Rejected, Variant
 from edgetl.core.preprocess import preprocess, to_batch
 from edgetl.core.progress import Progress, silent
@@ -43,6 +45,8 @@ MAX_GOLDEN_BYTES = 256_000
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-weights", "int8")
 # The staged files, one more copy while quantizing, and room for the ladder's intermediate files.
 SPACE_FACTOR = 6
+# A timing that a busy host disturbed is repeated so often.
+RETRIES = 2
 
 
 @dataclass
@@ -53,10 +57,23 @@ class _Packed:
     rejected: list[Rejected] = field(default_factory=list)
     golden_logits: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     contract: ContractRecord | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    order: Literal["time", "accuracy"] = "time"
 
 
-# Looks at the whole bundle before it is in its place: the names of the variants to keep, the best first, and the contract's record.
-Select = Callable[[Bundle], tuple[tuple[str, ...], ContractRecord]]
+@dataclass(frozen=True)
+class Selection:
+    """The variants of a whole bundle that stay, the best first, the contract's record, a row for each attempted variant, and ``order`` as
+    in ``Manifest``."""
+
+    names: tuple[str, ...]
+    record: ContractRecord
+    outcomes: tuple[Outcome, ...]
+    order: Literal["time", "accuracy"]
+
+
+# Looks at the whole bundle before it is in its place.
+Select = Callable[[Bundle], Selection]
 
 
 def export_bundle(
@@ -91,23 +108,47 @@ def export_bundle(
         bench = prepare(run, config, Path(work), data, progress)
         golden = _choose_golden(bench.gate.samples)
         packed = _export_variants(bench, folder, golden)
-        _report_rejected(config, packed)
+        _report_rejected(config, packed, bench.gate.spec.input_size[0])
         _write_manifest(bench, packed, folder, golden, name)
         shutil.rmtree(work)
         if select is not None:
-            names, packed.contract = select(open_bundle(folder))
-            _keep(packed, folder, names)
+            _keep(packed, folder, select(open_bundle(folder)))
             _write_manifest(bench, packed, folder, golden, name)
     return open_bundle(out)
 
 
-def _keep(packed: _Packed, folder: Path, names: tuple[str, ...]) -> None:
-    """Only these variants, in this order."""
+def _keep(packed: _Packed, folder: Path, selection: Selection) -> None:
+    """Only the selected variants, in their order; the record of the others stays."""
+    names = selection.names
+    packed.contract, packed.outcomes, packed.order = selection.record, selection.outcomes, selection.order
     for variant in packed.variants:
         if variant.name not in names:
             shutil.rmtree(folder / variant.name)
             del packed.golden_logits[variant.name]
+            packed.rejected.append(_broke_contract(variant, selection))
     packed.variants = sorted((item for item in packed.variants if item.name in names), key=lambda item: names.index(item.name))
+
+
+def _broke_contract(variant: Variant, selection: Selection) -> Rejected:
+    side = selection.record.chosen.side
+    reasons = [
+        f"{row.reason} on {row.offer.threads} thread(s)" if row.result == "contract" else row.reason
+        for row in selection.outcomes
+        if row.variant == variant.name and row.side == side and row.offer is not None
+    ]
+    return Rejected(
+        name=variant.name,
+        reason=f"by the contract: {'; '.join(reasons)}",
+        by="contract",
+        ladder=variant.ladder,
+        sensitivities=variant.sensitivities,
+    )
+
+
+def outcomes_of(passed: Sequence[Variant], rejected: Sequence[Rejected], side: int) -> list[Outcome]:
+    """A row for each variant that was made or attempted at one input size."""
+    rows = [Outcome(variant=item.name, side=side, result="kept", reason="") for item in passed]
+    return rows + [Outcome(variant=item.name, side=side, result=item.by, reason=item.reason) for item in rejected]
 
 
 def _export_variants(bench: Workbench, folder: Path, golden: list[Sample]) -> _Packed:
@@ -124,7 +165,11 @@ def _export_variants(bench: Workbench, folder: Path, golden: list[Sample]) -> _P
             passed = _export_variant(bench, packed, folder, golden, (format_, precision), source)
             if not passed and precision == "int8" and bench.config.allow_missing and "fp16" not in bench.config.precisions:
                 wanted.append("fp16")  # the ladder's last step: half the size of fp32, and its accuracy
-    packed.variants.sort(key=lambda variant: variant.median_ms)
+    if any(variant.load is not None for variant in packed.variants):
+        packed.order = "accuracy"
+    packed.variants.sort(
+        key=lambda variant: (-variant.validation.value, variant.size_bytes) if packed.order == "accuracy" else (variant.median_ms, 0)
+    )
     return packed
 
 
@@ -140,7 +185,7 @@ def _export_variant(
     except ExportError as error:
         if not bench.config.allow_missing or kind[1] == "fp32":
             raise
-        packed.rejected.append(Rejected(name=name, reason=str(error)))
+        packed.rejected.append(Rejected(name=name, reason=str(error), by="export"))
         shutil.rmtree(target.parent)
         return False
     if made.verdict.reason:
@@ -156,9 +201,7 @@ def _export_variant(
 def _accept(bench: Workbench, folder: Path, kind: tuple[Format, Precision], made: Made, golden: list[Sample]) -> Variant:
     """The manifest's entry of a variant that passed: timed, and tested on the test images."""
     format_, precision = kind
-    alone = load_engine(format_, [path.read_bytes() for path in made.files], threads=1).run
-    image = to_batch([load_image(golden[0].path, intensity=bench.gate.spec.intensity)], bench.gate.spec, bench.config.input)
-    times = time_calls(lambda: alone(image), runs=50, max_seconds=3.0)
+    median_ms, load = _time_alone(bench, format_, made, golden)
     tested = answers(open_variant(bench, format_, made.files), bench.test, progress=bench.progress) if len(bench.test) else None
     return Variant(
         name="-".join(kind),
@@ -171,22 +214,40 @@ def _accept(bench: Workbench, folder: Path, kind: tuple[Format, Precision], made
         agreement=made.verdict.agreement,
         validation=made.verdict.validation,
         fall=made.verdict.fall,
+        unlabeled=made.verdict.unlabeled,
         test=None if tested is None else evaluate(bench.gate.reading, truth_of(bench.test.samples), tested).score,
-        median_ms=round(float(np.median(times)), 3),
+        median_ms=median_ms,
+        load=load if load is not None and load.busy else None,
         golden_tolerance=GOLDEN_TOLERANCE[precision],
         ladder=made.rungs,
         sensitivities=made.sensitivities,
     )
 
 
-def _report_rejected(config: ExportConfig, packed: _Packed) -> None:
+def _time_alone(bench: Workbench, format_: Format, made: Made, golden: list[Sample]) -> tuple[float, HostLoad | None]:
+    """Median milliseconds of one image on one thread, and the host's load; on a busy host the quietest of a few measurements."""
+    alone = load_engine(format_, [path.read_bytes() for path in made.files], threads=1).run
+    image = to_batch([load_image(golden[0].path, intensity=bench.gate.spec.intensity)], bench.gate.spec, bench.config.input)
+    found: list[tuple[float, HostLoad | None]] = []
+    for _ in range(1 + RETRIES):
+        before = read_counters()
+        times = time_calls(lambda: alone(image), runs=50, max_seconds=3.0)
+        load = load_between(before, read_counters())
+        found.append((round(float(np.median(times)), 3), load))
+        if load is None or not load.busy:
+            return found[-1]
+    return min(found, key=lambda item: item[1].total if item[1] else 0.0)
+
+
+def _report_rejected(config: ExportConfig, packed: _Packed, side: int) -> None:
     if not packed.rejected or (config.allow_missing and packed.variants):
         return
     shown = "; ".join(f"{item.name}: {item.reason}" for item in packed.rejected)
     passed = ", ".join(variant.name for variant in packed.variants) or "none"
     raise AccuracyGateError(
         f"{len(packed.rejected)} variant(s) do not answer like the trained model. {shown}. Passed: {passed}. Nothing was written. "
-        f"Keep those that passed with --allow-missing, or accept a larger loss with --max-drop."
+        f"Keep those that passed with --allow-missing, or accept a larger loss with --max-drop.",
+        rows=[row.model_dump(mode="json") for row in outcomes_of(packed.variants, packed.rejected, side)],
     )
 
 
@@ -216,7 +277,9 @@ def _write_manifest(bench: Workbench, packed: _Packed, folder: Path, golden: lis
     calibration = bench.calibration_record()
     trained = bench.gate.evaluation.score
     card = folder / "card.md"
-    card.write_text(write_card(name, record, bench.gate.spec, packed.variants, packed.rejected, trained, calibration), "utf-8")
+    card.write_text(
+        write_card(name, record, bench.gate.spec, packed.variants, packed.rejected, trained, calibration, packed.outcomes), "utf-8"
+    )
     manifest = Manifest(
         name=name,
         release=bench.config.release,
@@ -233,6 +296,8 @@ def _write_manifest(bench: Workbench, packed: _Packed, folder: Path, golden: lis
         golden=_write_golden(packed, record.reading, folder, golden),
         calibration=calibration,
         contract=packed.contract,
+        outcomes=packed.outcomes,
+        order=packed.order,
         lineage=_lineage(bench.run),
         seen_images=describe_file(folder, seen),
         card=describe_file(folder, card),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from edgetl.export.metadata import model_info, own_info
 from edgetl.export.qat import tune_for_int8
 from edgetl.export.steps import FloatHead, Probe
 from edgetl.export.to_onnx import onnx_properties, to_onnx
+from edgetl.export.unlabeled import AgreementSet, choose_images, read_unlabeled
 from edgetl.runtime.engine import load_engine
 from edgetl.train.mirror import first_line
 from edgetl.train.run import Run
@@ -54,6 +55,7 @@ class Workbench:
         progress: told of each stage.
         whole: the trained model's figure at the run's own input size, where the bundle's is another.
         max_drop: what a reduced file may still lose, after what the smaller input lost.
+        unlabeled: further images, without labels, that agreement is measured on.
     """
 
     run: Run
@@ -66,6 +68,7 @@ class Workbench:
     progress: Progress
     whole: Proportion | None = None
     max_drop: float = 0.0
+    unlabeled: list[Sample] = field(default_factory=list)
     _refit: dict[Path, RefitData] = field(default_factory=dict)
     _trained: tuple[Path, nn.Module] | None = None
 
@@ -80,6 +83,14 @@ class Workbench:
         reading = self.run.record.reading
         form = self.config.input
         return model_info(self.gate.spec, reading, form), own_info(self.gate.spec, reading, versions()["edgetl"], form)
+
+    @cached_property
+    def agreement_set(self) -> AgreementSet:
+        """Images beside the gate's with the trained model's outputs, by its fp32 export, which the gate compared with torch's."""
+        images = choose_images(self.gate.samples, self.train, self.unlabeled, self.gate.spec)
+        plain = open_files("onnx", [self.work / PLAIN_NAME])
+        rows = [answers(plain, part, stage="the trained model's answers", progress=self.progress) for part in images]
+        return AgreementSet(images, np.concatenate([self.gate.trained[:0], *rows]))
 
     def calibration_record(self) -> Calibration | None:
         """What int8 ranges were measured on, where there was a need."""
@@ -130,7 +141,7 @@ def prepare(run: Run, config: ExportConfig, work: Path, data: Path | None, progr
     """Find the images, and ask the trained model.
 
     Raises:
-        DataError: the run's images are not there.
+        DataError: the run's images are not there, or ``unlabeled`` holds none.
         ConfigError: the network does not take another input size.
         AccuracyGateError: a smaller input alone loses more than ``max_drop``, or int8 would be calibrated on next to nothing.
     """
@@ -140,6 +151,7 @@ def prepare(run: Run, config: ExportConfig, work: Path, data: Path | None, progr
             f"int8 ranges would be measured on {min(len(train), config.calibration_images)} image(s), and other images go beyond them; at "
             f"least {LEAST_CALIBRATION} are needed. Nothing was written. Give more with --num-samples, or leave int8 out of --precision."
         )
+    unlabeled = read_unlabeled(config.unlabeled, train) if config.unlabeled else []
     spec = resized(run.record.preprocess, config.input_size)
     chosen = stratified(val, config.gate_images)
     gate = GateSet(PixelSet(chosen, spec), _ask(run, PixelSet(chosen, spec), progress), run.record.reading)
@@ -147,8 +159,9 @@ def prepare(run: Run, config: ExportConfig, work: Path, data: Path | None, progr
         run, config, gate, train,
         PixelSet(stratified(test, config.gate_images), spec),
         PixelSet(stratified(train, config.calibration_images), spec),
-        work, progress, max_drop=config.max_drop,
+        work, progress, max_drop=config.max_drop, unlabeled=unlabeled,
     )  # fmt: skip
+    bench.gate = replace(gate, more=lambda: bench.agreement_set)
     if spec != run.record.preprocess:
         _allow_for_size(bench)
     return bench

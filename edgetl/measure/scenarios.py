@@ -18,12 +18,14 @@ from edgetl.core.child import child_command, child_environment
 from edgetl.core.config import StrictModel
 from edgetl.core.host import fingerprint, load_average, versions
 from edgetl.core.images import load_image, read_image_file
+from edgetl.core.load import HostLoad, load_between, read_counters
 from edgetl.core.manifest import Variant
 from edgetl.core.progress import Progress, silent
 from edgetl.errors import ConfigError, EngineError, MissingExtraError
 from edgetl.measure.latency import MIN_CALLS, Percentiles, percentiles
 from edgetl.runtime.engine import default_threads, installed
-from edgetl.runtime.predictor import Predictor, load
+from edgetl.runtime.predictor import Predictor
+from edgetl.runtime.predictor import load as load_bundle
 
 WARM_UP_RUNS = 20
 COLD_START_TIMEOUT_S = 120
@@ -46,7 +48,8 @@ class ColdStart(StrictModel):
 class VariantReport(StrictModel):
     """One variant's figures; times are of one image at a time, closed loop, after warm-up.
 
-    ``reference_ms`` is its ``median_ms`` on the machine that exported: one thread, inference alone.
+    ``reference_ms`` is its ``median_ms`` on the machine that exported: one thread, inference alone. ``load`` is the host's during the
+    timing; none where the system does not count it.
     """
 
     variant: str
@@ -57,6 +60,12 @@ class VariantReport(StrictModel):
     infer: Percentiles
     whole: Percentiles
     reference_ms: float | None = None
+    load: HostLoad | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the host was busy during the timing."""
+        return self.load is not None and self.load.busy
 
 
 class LatencyReport(StrictModel):
@@ -136,14 +145,16 @@ def _loadable(bundle: Bundle, names: Sequence[str]) -> tuple[list[Variant], tupl
 
 def _measure_variant(bundle: Bundle, variant: Variant, encoded: list[bytes], threads: int, runs: int, max_seconds: float) -> VariantReport:
     cold = _cold_start(bundle, variant, threads)
-    predictor = load(bundle, variant=variant.name, threads=threads)
+    predictor = load_bundle(bundle, variant=variant.name, threads=threads)
     for image, _ in zip(cycle(encoded), range(WARM_UP_RUNS), strict=False):
         predictor.predict(image)
+    before = read_counters()
     times = _time_stages(predictor, encoded, runs, max_seconds)
+    load = load_between(before, read_counters())
     decode, preprocess, infer, whole = (percentiles(column) for column in times.T)
     return VariantReport(
         variant=variant.name, size_bytes=variant.size_bytes, cold=cold, decode=decode, preprocess=preprocess, infer=infer, whole=whole,
-        reference_ms=variant.median_ms,
+        reference_ms=variant.median_ms, load=load,
     )  # fmt: skip
 
 

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from edgetl.cli.tables import busy_lines
 from edgetl.core.bundle import Bundle, open_bundle
-from edgetl.core.contract import Clause, Contract
+from edgetl.core.contract import Clause, Contract, Outcome
+from edgetl.core.load import HostLoad
 from edgetl.core.manifest import Precision
 from edgetl.data.folder import scan
 from edgetl.errors import ConfigError, ContractError
+from edgetl.export import package
 from edgetl.export.config import ExportConfig
 from edgetl.export.contract import export_under_contract, on_device
 from edgetl.export.fit import FitConfig, costs, fit
+from edgetl.measure import scenarios
 from edgetl.measure.scenarios import measure_bundle
 from edgetl.runtime.engine import default_threads
 from edgetl.runtime.predictor import load
@@ -53,9 +57,48 @@ def test_only_what_keeps_the_contract_is_in_the_bundle(run: Run, bundle: Bundle,
 )
 def test_a_contract_that_cannot_be_kept_names_its_clause(run: Run, tmp_path: Path, contract: Contract, said: str) -> None:
     config = CONFIG.model_copy(update={"formats": ("onnx",), "precisions": ("fp32",)})
-    with pytest.raises(ContractError, match=said):
+    with pytest.raises(ContractError, match=said) as caught:
         export_under_contract(run.path, config, contract, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
+    rows = [Outcome.model_validate(row) for row in caught.value.rows]
+    assert {row.variant for row in rows} == {"onnx-fp32"} and {row.result for row in rows} == {"contract"}
+    assert all(row.offer is not None and "(limit" in row.reason for row in rows)
+
+
+def test_each_attempted_variant_has_a_row_and_the_record_of_a_rejected_one_stays(run: Run, bundle: Bundle, tmp_path: Path) -> None:
+    sizes = {item.name: item.size_bytes / 1e6 for item in bundle.manifest.variants}
+    config = CONFIG.model_copy(update={"formats": ("onnx",), "explain": True})
+    limit = sizes["onnx-int8"] / 2 + sizes["onnx-fp32"] / 2
+    manifest = export_under_contract(run.path, config, Contract(max_size_mb=limit, threads=1), tmp_path / "small").manifest
+    assert {row.variant: row.result for row in manifest.outcomes} == {"onnx-int8": "kept", "onnx-fp32": "contract"}
+    assert "fp32 | 48 px | 1 |" in (tmp_path / "small/card.md").read_text()
+
+    # A profile lets the int8 file, which passed the gate, break the clause.
+    report = measure_bundle(bundle.path, variants=["onnx-fp32", "onnx-int8"], runs=80, max_seconds=2.0, threads=1)
+    slow = [
+        row.model_copy(update={"reference_ms": (row.reference_ms or 0) / (1e6 if row.variant == "onnx-int8" else 1)})
+        for row in report.variants
+    ]
+    profile = tmp_path / "device.json"
+    profile.write_text(report.model_copy(update={"variants": tuple(slow)}).model_dump_json())
+    manifest = export_under_contract(run.path, config, Contract(max_latency_ms=1000), tmp_path / "fast", profile=profile).manifest
+    (left_out,) = manifest.rejected
+    assert (left_out.name, left_out.by) == ("onnx-int8", "contract") and "latency" in left_out.reason and "limit 1000 ms" in left_out.reason
+    assert left_out.ladder[-1].passed and left_out.sensitivities, "--explain has what it measured"
+    assert {row.variant: row.result for row in manifest.outcomes} == {"onnx-fp32": "kept", "onnx-int8": "contract"}
+
+
+def test_times_of_a_busy_host_are_marked_and_order_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = iter(HostLoad(others=0.5, stolen=0.0, waiting=amount / 10) for amount in range(9, 0, -1))
+    monkeypatch.setattr(scenarios, "load_between", lambda *_: next(loads))
+    monkeypatch.setattr(package, "load_between", lambda *_: HostLoad(others=0.5, stolen=0.0, waiting=0.0))
+    config = CONFIG.model_copy(update={"formats": ("onnx",), "precisions": ("fp16", "fp32")})
+    manifest = export_under_contract(run.path, config, Contract(max_latency_ms=1000, threads=1), tmp_path / "bundle").manifest
+    assert manifest.order == "accuracy" and [item.name for item in manifest.variants] == ["onnx-fp16", "onnx-fp32"], "the smaller first"
+    assert all(row.offer is not None and row.offer.busy for row in manifest.outcomes)
+    assert [row.offer.load.waiting for row in manifest.outcomes if row.offer and row.offer.load] == [0.5, 0.4], "the last of three"
+    assert "in the order of their accuracy, not of their time" in busy_lines(manifest)[0]
+    assert load(tmp_path / "bundle").variant is not None and open_bundle(tmp_path / "bundle").manifest == manifest
 
 
 def test_a_smaller_input_is_tried_with_what_it_costs(run: Run, tmp_path: Path) -> None:
@@ -182,3 +225,6 @@ def test_the_command_line_tells_of_the_contract(run: Run, tmp_path: Path) -> Non
     assert done.returncode == 0 and "contract kept by onnx-fp32 at 48 px" in done.stdout, done.stderr
     done = edgetl("export", run.path, "--out", tmp_path / "other", *options, "--max-size-mb", "0.001")
     assert done.returncode == 17 and "error: no variant keeps the contract" in done.stderr and "Traceback" not in done.stderr
+    assert "attempted variants" in done.stderr and "rejected by the contract" in done.stderr
+    done = edgetl("export", run.path, "--out", tmp_path / "other", *options, "--max-size-mb", "0.001", "--json")
+    assert {row["result"] for row in json.loads(done.stdout)["error"]["variants"]} == {"contract"}

@@ -1,0 +1,134 @@
+"""``python -m bench.few_images``: what int8 files that pass the gate lose on unseen images, where there are 10 training images a class.
+
+Six trainings (three draws of five classes of two data sets) of a linear probe on the ImageNet MobileNetV2; each is exported with the gate
+on its few labeled validation images alone (``labels``), and with the agreement on images without labels (``agreement``). Images of the
+classes that the training was not given are then predicted by the fp32 file and by each int8 file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.paths import SHARED
+from edgetl.core.bundle import Bundle
+from edgetl.core.host import fingerprint, versions
+from edgetl.core.manifest import Variant
+from edgetl.core.progress import Progress
+from edgetl.core.scoring import paired_fall
+from edgetl.data.folder import scan
+from edgetl.data.loading import PixelSet, labels_of, stratified
+from edgetl.errors import AccuracyGateError
+from edgetl.export import package
+from edgetl.export.agreement import answers
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.export.workbench import Workbench, prepare
+from edgetl.runtime.engine import load_engine
+from edgetl.train.config import TrainConfig
+from edgetl.train.run import Run, open_run
+from edgetl.train.training import train
+
+DATA_SETS, CLASSES, IMAGES, SEEDS = ("trashnet", "sign-digits"), 5, 10, (0, 1, 2)
+MOST_UNSEEN = 1000
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m bench.few_images", description=__doc__)
+    parser.add_argument("--cpu", choices=("here", "any"), default="any", help="as of `edgetl export`; any: 7-bit weights")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--data", default=",".join(DATA_SETS))
+    parser.add_argument("--keep", type=Path, help="a folder for the trainings, used again if they are there")
+    given = parser.parse_args()
+    host = fingerprint()
+    print(f"{host['cpu']}, {host['flags']}; --cpu {given.cpu}; " + ", ".join(f"{k} {v}" for k, v in versions().items()))
+    print("| images | gate | variant | trained model, unseen | loss on unseen (95 %) | changed | attempts | export |\n" + "|---" * 8 + "|")
+    losses: dict[str, list[float]] = {"labels": [], "agreement": []}
+    with tempfile.TemporaryDirectory() as name:
+        root = given.keep or Path(name)
+        for data in given.data.split(","):
+            for seed in map(int, given.seeds.split(",")):
+                run = _train(SHARED / "data" / data, root / f"{data}-{seed}", seed)
+                unseen = _unseen(run, root / f"{data}-{seed}" / "unseen")
+                for gate in losses:
+                    losses[gate] += _export(run, unseen, gate, given.cpu, f"{data} {seed}")
+    for gate, found in losses.items():
+        if found:
+            print(
+                f"gate on {gate}: {len(found)} int8 files passed; loss on unseen images: mean {np.mean(found):.4f}, worst {max(found):.4f}"
+            )
+
+
+def _train(data: Path, folder: Path, seed: int) -> Run:
+    """A probe on ``IMAGES`` of each of ``CLASSES`` classes; the other images of the classes are linked as ``unseen``."""
+    if (folder / "run").is_dir():
+        return open_run(folder / "run")
+    draw = random.Random(seed)
+    for label in sorted(draw.sample(sorted(path.name for path in data.iterdir() if path.is_dir()), CLASSES)):
+        files = sorted((data / label).iterdir())
+        draw.shuffle(files)
+        for part, chosen in (("images", files[:IMAGES]), ("unseen", files[IMAGES:])):
+            (folder / part / label).mkdir(parents=True)
+            for file in chosen:
+                shutil.copyfile(file, folder / part / label / file.name)
+    backbone = f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet"
+    return train(folder / "images", TrainConfig(backbone=backbone, strategy="probe", seed=seed), folder / "run")
+
+
+def _unseen(run: Run, folder: Path) -> PixelSet:
+    return PixelSet(stratified(scan(folder, known_labels=run.record.labels).samples, MOST_UNSEEN), run.record.preprocess)
+
+
+def _labels_only(run: Run, config: ExportConfig, work: Path, data: Path | None, progress: Progress) -> Workbench:
+    """Prepare an export whose gate has the labeled validation images alone."""
+    bench = prepare(run, config, work, data, progress)
+    bench.gate = replace(bench.gate, more=None)
+    return bench
+
+
+def _export(run: Run, unseen: PixelSet, gate: str, cpu: str, name: str) -> list[float]:
+    """Export both int8 variants and print a row of each; the losses of those that passed."""
+    config = ExportConfig.model_validate({"precisions": ("fp32", "int8"), "allow_missing": True, "cpu": cpu})
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(package, "prepare", _labels_only if gate == "labels" else prepare):
+        begin = time.perf_counter()
+        try:
+            bundle = export_bundle(run.path, config, Path(folder) / "bundle")
+        except AccuracyGateError as error:
+            print(f"| {name} | {gate} | none | | {error} | | | |", flush=True)
+            return []
+        seconds = time.perf_counter() - begin
+        for item in bundle.manifest.rejected:
+            print(f"| {name} | {gate} | {item.name} refused | | {item.reason} | | {len(item.ladder)} | {seconds:.0f} s |", flush=True)
+        trained = _predictions(bundle, "onnx-fp32", unseen)
+        passed = [variant for variant in bundle.manifest.variants if variant.ladder]
+        return [_row(bundle, variant, unseen, trained, f"{name} | {gate}", seconds) for variant in passed]
+
+
+def _predictions(bundle: Bundle, name: str, images: PixelSet) -> NDArray[np.intp]:
+    variant = bundle.variant(name)
+    return answers(load_engine(variant.format, [bundle.read(file) for file in variant.files]).run, images).argmax(axis=1)
+
+
+def _row(bundle: Bundle, variant: Variant, unseen: PixelSet, trained: NDArray[np.intp], prefix: str, seconds: float) -> float:
+    labels, found = labels_of(unseen.samples), _predictions(bundle, variant.name, unseen)
+    loss = paired_fall(trained == labels, found == labels)
+    print(
+        f"| {prefix} | {variant.name} | {(trained == labels).mean():.4f}, n = {loss.n} | {loss.value:+.4f} "
+        f"({loss.low:+.4f} to {loss.high:+.4f}) | {(found != trained).mean():.3f} | {len(variant.ladder)} | {seconds:.0f} s |",
+        flush=True,
+    )
+    return loss.value
+
+
+if __name__ == "__main__":
+    main()

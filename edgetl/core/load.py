@@ -1,0 +1,102 @@
+"""Load of the host during a measurement: CPU time of other programs, time stolen by the hypervisor, and waiting for a core."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgetl.core.config import StrictModel
+
+# MLPerf and SPEC ask for an idle host; a quarter of the cores is the limit that `edgetl bench` has for the load average.
+MAX_OTHERS = 0.25
+# Two runs of one file on an idle host differ by less than this.
+MAX_LOST = 0.05
+
+
+class HostLoad(StrictModel):
+    """Load while something was timed, each figure 0 on an idle host.
+
+    Attributes:
+        others: CPU time of other programs, as a share of the cores that this process may use, 0..1.
+        stolen: time that the hypervisor gave to other machines, as a share of those cores, 0..1.
+        waiting: time that threads of this process were ready and had no core (other programs, or a container's quota), per second.
+    """
+
+    others: float
+    stolen: float
+    waiting: float
+
+    @property
+    def busy(self) -> bool:
+        """Whether the host was too busy for a timing to order anything."""
+        return self.others > MAX_OTHERS or self.stolen > MAX_LOST or self.waiting > MAX_LOST
+
+    @property
+    def total(self) -> float:
+        """One figure to choose the quieter of two measurements by."""
+        return self.others + self.stolen + self.waiting
+
+    def describe(self) -> str:
+        """For instance ``other programs used 40 % of the cores, 0 % was stolen, 12 % waited for a core``."""
+        return f"other programs used {self.others:.0%} of the cores, {self.stolen:.0%} was stolen, {self.waiting:.0%} waited for a core"
+
+
+@dataclass(frozen=True)
+class Counters:
+    """The system's counters, seconds: wall time, all CPU time and stolen time of the cores, CPU time and waiting time of this process."""
+
+    wall: float
+    used: float
+    stolen: float
+    own: float
+    waiting: float
+    cores: int
+
+
+def read_counters() -> Counters | None:
+    """The counters now; None where the system does not count (no ``/proc/stat``)."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    try:
+        rows = [line.split() for line in Path("/proc/stat").read_text("ascii").splitlines()]
+        hertz = os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError):
+        return None
+    used = stolen = 0.0
+    for name, *values in rows:
+        if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in allowed and len(values) >= 8:
+            # proc(5): user, nice, system, idle, iowait, irq, softirq, steal; guests are in user already.
+            user, nice, system, _, _, irq, softirq, steal = (int(value) for value in values[:8])
+            used += (user + nice + system + irq + softirq) / hertz
+            stolen += steal / hertz
+    spent = os.times()
+    return Counters(time.perf_counter(), used, stolen, spent.user + spent.system, _waited(), len(allowed))
+
+
+def _waited() -> float:
+    """Seconds that the threads of this process were runnable and did not run (``schedstat``, nanoseconds)."""
+    total = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total += int(path.read_text("ascii").split()[1])
+        except (OSError, ValueError, IndexError):
+            continue  # the thread ended, or the kernel does not count
+    return total / 1e9
+
+
+def load_between(before: Counters | None, after: Counters | None) -> HostLoad | None:
+    """The load from one reading of the counters to another; None where the system does not count."""
+    if before is None or after is None:
+        return None
+    wall = max(after.wall - before.wall, 1e-9)
+    cores = wall * after.cores
+
+    def share(value: float) -> float:
+        return round(min(1.0, max(0.0, value / cores)), 4)
+
+    return HostLoad(
+        others=share((after.used - before.used) - (after.own - before.own)),
+        stolen=share(after.stolen - before.stolen),
+        waiting=round(max(0.0, (after.waiting - before.waiting) / wall), 4),
+    )

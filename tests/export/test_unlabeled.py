@@ -1,0 +1,164 @@
+"""Agreement with the trained model on images without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgetl.cli.tables import agreement_lines, certainty_lines
+from edgetl.core.bundle import Bundle
+from edgetl.core.manifest import Manifest, UnlabeledAgreement
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.results import images_that_may_change, wilson
+from edgetl.core.scoring import softmax
+from edgetl.core.tasks import Reading
+from edgetl.data.folder import Sample, scan
+from edgetl.data.loading import PixelSet, batches
+from edgetl.errors import DataError
+from edgetl.export.agreement import GateSet, answers, judge
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.export.unlabeled import LEAST_TENSORS, AgreementSet, changed_too_much, choose_images, compare_unlabeled, read_unlabeled
+from edgetl.train.run import Run
+from tests.conftest import write_colours
+
+SPEC = PreprocessSpec(input_size=(16, 16))
+READING = Reading(labels=("blue", "green", "red"))
+
+
+def _compare(trained: list[list[float]], exported: list[list[float]], reading: Reading = READING) -> UnlabeledAgreement:
+    before, after = np.array(trained, np.float32), np.array(exported, np.float32)
+    return compare_unlabeled(before, after, before.argmax(axis=1) == after.argmax(axis=1), reading)
+
+
+def test_a_change_costs_what_the_trained_models_scores_differ_by() -> None:
+    doubtful, sure = [1.0, 0.99, -9.0], [6.0, 0.0, 0.0]
+    swapped = [0.99, 1.0, -9.0]
+    assert _compare([doubtful, sure], [swapped, sure]).expected_drop == pytest.approx(0.0025, abs=1e-3)
+    wrong = _compare([doubtful, sure], [doubtful, [0.0, 6.0, 0.0]])
+    scores = softmax(np.array([sure], np.float32))[0]
+    assert wrong.top1 == 0.5 and wrong.expected_drop == pytest.approx((scores[0] - scores[1]) / 2)
+
+
+def test_errors_are_measured_in_margins() -> None:
+    trained = [[4.0, 0.0, -5.0], [2.0, 0.0, -5.0], [1.0, 0.0, -5.0]]
+    shifted = [[value + 3 for value in row] for row in trained]
+    found = _compare(trained, shifted)
+    assert (found.relative_error, found.beyond_half_margin) == (0.0, 0.0), "the same shift of all logits changes nothing"
+    nearer = [[first - 0.75, second, third] for first, second, third in trained]
+    found = _compare(trained, nearer)
+    assert found.top1 == 1.0 and found.relative_error == pytest.approx(0.375) and found.beyond_half_margin == pytest.approx(1 / 3)
+
+
+def test_other_tasks_have_the_share_of_equal_predictions_alone() -> None:
+    found = _compare([[1.0]], [[1.1]], Reading(task="regression", labels=("mm",)))
+    assert found == UnlabeledAgreement(n=1, top1=1.0) and changed_too_much(found, 0.0) == ""
+
+
+def test_the_limit_is_a_point_or_what_the_user_accepts() -> None:
+    found = UnlabeledAgreement(n=500, top1=0.95, expected_drop=0.0153)
+    assert "25 of 500 predictions on images without labels change" in changed_too_much(found, 0.0)
+    assert "0.0153 by the trained model's own scores (limit 0.01)" in changed_too_much(found, 0.01)
+    assert changed_too_much(found, 0.02) == ""
+
+
+def test_validation_images_are_cropped_until_there_are_enough_tensors(colours: Path) -> None:
+    samples = scan(colours).samples
+    validation, training = samples[:5], samples[5:]
+    (crops,) = choose_images(validation, training, [], SPEC)
+    assert {*validation} < {*crops.samples} and len(crops) + len(validation) >= LEAST_TENSORS
+    assert len(crops.samples) == 10, "50 crops of one image at most: 5 training images help"
+    unlabeled, fewer = choose_images(validation, training, training, SPEC)
+    assert list(unlabeled.samples) == list(training) and unlabeled.crops == 0
+    assert len(unlabeled) + len(fewer) + len(validation) >= LEAST_TENSORS
+    assert choose_images(samples * 14, training, [], SPEC) == (), "504 validation images are enough"
+
+
+def test_crops_are_the_same_each_time_and_differ_from_each_other(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = scan(colours).samples[:3]
+    first, again = (np.concatenate(list(PixelSet(samples, SPEC, crops=4).batches(5))) for _ in range(2))
+    assert first.shape == (12, 3, 16, 16) and np.array_equal(first, again)
+    assert len({row.tobytes() for row in first}) == 12
+    monkeypatch.setattr("edgetl.data.loading.MAX_KEPT_BYTES", 0)
+    assert np.array_equal(first, np.concatenate(list(PixelSet(samples, SPEC, crops=4).batches(5)))), "the same where none is kept"
+
+
+def _brightest(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    means: NDArray[np.float32] = 4 * batch.mean(axis=(2, 3))
+    return means[:, [2, 1, 0]]
+
+
+def _uneven(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Right for whole images, whose noise is even; one of six crops of them is called another colour."""
+    found = _brightest(batch)
+    wrong = np.array([int(1e4 * abs(float(row.sum()))) % 6 == 0 for row in batch])
+    found[wrong] = found[wrong][:, [1, 2, 0]]
+    return found
+
+
+def test_a_file_that_passes_few_labeled_images_is_refused_by_its_predictions_on_crops(colours: Path) -> None:
+    samples = scan(colours).samples
+    right = [s for s in samples if _uneven(next(batches([s], SPEC))).argmax() == s.label][:9]
+    images = PixelSet(right, SPEC)
+    more = choose_images(right, [], [], SPEC)
+    extra = AgreementSet(more, np.concatenate([answers(_brightest, part) for part in more]))
+    gate = GateSet(images, answers(_brightest, images), READING)
+    assert judge(_uneven, gate, ExportConfig(), exact=False).reason == ""
+    gate = GateSet(images, gate.trained, READING, lambda: extra)
+    verdict = judge(_uneven, gate, ExportConfig(), exact=False)
+    assert "predictions on images without labels change" in verdict.reason and verdict.drop == 0
+    assert verdict.unlabeled is not None and verdict.unlabeled.n == len(right) + len(extra.trained) >= LEAST_TENSORS
+    assert judge(_brightest, gate, ExportConfig(), exact=False).reason == ""
+
+
+def test_unlabeled_images_are_read_from_any_folder_without_broken_and_training_images(colours: Path, tmp_path: Path) -> None:
+    training: tuple[Sample, ...] = scan(colours).samples
+    other = write_colours(tmp_path / "more", 2, seed=9)
+    (other / "copy.png").write_bytes(training[0].path.read_bytes())
+    (other / "broken.png").write_bytes(b"no image")
+    assert len(read_unlabeled(other, training)) == 6
+    with pytest.raises(DataError, match="is not a folder"):
+        read_unlabeled(other / "copy.png", training)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no image that can be used: 0 found"):
+        read_unlabeled(tmp_path / "empty", training)
+
+
+def test_an_export_measures_it_on_further_images_and_records_it(run: Run, colours: Path, tmp_path: Path) -> None:
+    config = ExportConfig(formats=("onnx",), precisions=("fp32", "int8"), calibration_images=60, gate_images=100, max_drop=0.02)
+    plain = export_bundle(run.path, config, tmp_path / "plain").manifest
+    more = export_bundle(run.path, config.model_copy(update={"unlabeled": colours}), tmp_path / "more").manifest
+    for manifest, least in ((plain, 500), (more, 500)):
+        fp32, int8 = sorted(manifest.variants, key=lambda item: item.precision)
+        assert fp32.unlabeled is None and int8.unlabeled is not None and int8.unlabeled.n >= least
+        assert int8.ladder[-1].unlabeled == int8.unlabeled and int8.unlabeled.expected_drop is not None
+        assert f"{int8.unlabeled.n} predictions on images without labels change" in agreement_lines(manifest)[0]
+    assert {item.unlabeled.n for item in (*plain.variants, *more.variants) if item.unlabeled} == {500, 536}
+
+
+@pytest.mark.parametrize(("n", "limit", "images"), [(85, 0.01, 0), (100, 0.01, 1), (359, 0.01, 3), (200, 0.015, 3), (50, 1.0, 50)])
+def test_the_limit_is_stated_in_images(n: int, limit: float, images: int) -> None:
+    assert images_that_may_change(n, limit) == images
+
+
+def test_too_few_validation_images_are_reported_with_the_limit_that_they_cannot_resolve(bundle: Bundle) -> None:
+    few = bundle.manifest.model_copy(update={"trained": wilson(80, 85), "max_drop": 0.01})
+    line = certainty_lines(few)[0]
+    assert line.startswith("0 of 85 validation images may change (--max-drop 0.01). One image is 0.0118: 85 cannot resolve that limit")
+    many = bundle.manifest.model_copy(update={"trained": wilson(480, 500), "max_drop": 0.01})
+    assert certainty_lines(many)[0] == "5 of 500 validation images may change (--max-drop 0.01)."
+
+
+def test_manifests_from_before_are_read_and_written_unchanged(bundle: Bundle) -> None:
+    variants = tuple(
+        item.model_copy(
+            update={"unlabeled": None, "load": None, "ladder": tuple(r.model_copy(update={"unlabeled": None}) for r in item.ladder)}
+        )
+        for item in bundle.manifest.variants
+    )
+    text = bundle.manifest.model_copy(update={"variants": variants, "order": "time"}).model_dump_json()
+    assert not any(f'"{name}"' in text for name in ("unlabeled", "load", "outcomes", "order", "by"))
+    assert Manifest.model_validate_json(text, strict=True).variants == variants
