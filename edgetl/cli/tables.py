@@ -10,7 +10,7 @@ from rich.table import Table
 
 from edgetl.core.contract import Outcome
 from edgetl.core.manifest import Manifest, Rejected, Rung, Variant
-from edgetl.core.results import Evaluation, Proportion, images_that_may_change
+from edgetl.core.results import Evaluation, Proportion
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.scenarios import LatencyReport
@@ -166,10 +166,10 @@ def agreement_lines(manifest: Manifest) -> list[str]:
 def certainty_lines(manifest: Manifest) -> list[str]:
     """Said aloud how many validation images may change, and where they are too few to know that a reduced variant lost little."""
     lines = []
-    if manifest.task == "classification" and any(item.precision != "fp32" for item in manifest.variants):
-        n, allowed = manifest.trained.n, images_that_may_change(manifest.trained.n, manifest.max_drop)
+    n, allowed = manifest.trained.n, manifest.may_change
+    if allowed is not None:
         lines.append(f"{allowed} of {n} validation images may change (--max-drop {manifest.max_drop:g}).")
-        if not allowed and manifest.max_drop > 0:
+        if 0 < n * manifest.max_drop < 1:
             lines[0] += f" One image is {1 / n:.4f}: {n} cannot resolve that limit, and agreement on images without labels stands in."
     unsure = [item for item in manifest.variants if item.precision != "fp32" and item.fall and item.fall.high > UNCERTAIN_FALL]
     if not unsure:

@@ -298,9 +298,10 @@ class Manifest(LeanModel):
     the training where it is another. A bundle that was exported under a ``contract`` holds only variants that keep it, the best first, and
     ``outcomes`` has a row for each attempted variant, input size and thread count. ``order`` is what variants are sorted by: their time, or
     where the host was too busy to time them their accuracy. A contract sorts by accuracy first; ``time`` then orders equal ones.
+    ``may_change``, of classes: how many of the ``trained.n`` validation images a file of reduced precision may lose, on balance.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"decision", "whole_size", "contract", "outcomes", "order"})
+    lean: ClassVar[frozenset[str]] = frozenset({"decision", "whole_size", "contract", "outcomes", "order", "may_change"})
 
     schema_version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=100, pattern=r"^[\w][\w .-]*$")
@@ -313,6 +314,7 @@ class Manifest(LeanModel):
     variants: tuple[Variant, ...] = Field(min_length=1)
     rejected: tuple[Rejected, ...] = ()
     max_drop: float
+    may_change: int | None = None
     trained: Proportion
     whole_size: Proportion | None = None
     golden: tuple[Golden, ...] = Field(min_length=1)

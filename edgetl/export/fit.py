@@ -15,6 +15,7 @@ from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.contract import Clause, Contract, Outcome
 from edgetl.core.images import load_image
+from edgetl.core.load import load_between, read_counters
 from edgetl.core.manifest import Format, Precision
 from edgetl.core.preprocess import normalise, to_pixels
 from edgetl.core.progress import Progress, silent
@@ -146,6 +147,7 @@ def _could_keep(road: _Road, item: Ranked) -> bool:
     """Whether the untrained network, whose size and time are those of the trained one, is near enough to the limits."""
     road.progress(f"measuring {item.name}", 0, 1)
     wanted = road.config.train.model_copy(update={"backbone": item.name})
+    before = read_counters()
     try:
         clauses = costs(load_backbone(wanted, road.labels), road.config, road.samples)
     except EdgetlError as error:
@@ -154,6 +156,9 @@ def _could_keep(road: _Road, item: Ranked) -> bool:
     over = [clause for clause in clauses if clause.found > MARGIN * clause.limit]
     if over:
         shown = ", ".join(clause.describe() for clause in over)
+        load = load_between(before, read_counters())
+        if load is not None and load.busy and any(clause.name == "latency" for clause in over):
+            shown += f"; timed on a busy host ({load.describe()})"
         road.tried.append(Tried(backbone=item.name, outcome="left out", reason=f"before training: {shown}", clauses=clauses))
     return not over
 

@@ -24,6 +24,7 @@ from edgetl.core.load import HostLoad, load_between, read_counters
 from edgetl.core.manifest import GOLDEN_TOLERANCE, MANIFEST_NAME, Format, Golden, Lineage, Manifest, Precision, Rejected, Variant
 from edgetl.core.preprocess import preprocess, to_batch
 from edgetl.core.progress import Progress, silent
+from edgetl.core.results import images_that_may_change
 from edgetl.core.tasks import Reading
 from edgetl.data.folder import Sample
 from edgetl.data.loading import stratified, truth_of
@@ -276,6 +277,7 @@ def _write_manifest(bench: Workbench, packed: _Packed, folder: Path, golden: lis
     seen.write_bytes(pack_prefixes(bench.run.seen_images().all))
     calibration = bench.calibration_record()
     trained = bench.gate.evaluation.score
+    reduced = any(precision != "fp32" for precision in bench.config.precisions)
     card = folder / "card.md"
     card.write_text(
         write_card(name, record, bench.gate.spec, packed.variants, packed.rejected, trained, calibration, packed.outcomes), "utf-8"
@@ -291,6 +293,7 @@ def _write_manifest(bench: Workbench, packed: _Packed, folder: Path, golden: lis
         variants=tuple(packed.variants),
         rejected=tuple(packed.rejected),
         max_drop=bench.config.max_drop,
+        may_change=images_that_may_change(trained.n, bench.max_drop) if reduced and record.task == "classification" else None,
         trained=trained,
         whole_size=bench.whole,
         golden=_write_golden(packed, record.reading, folder, golden),
