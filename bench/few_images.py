@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bench.paths import SHARED
 from edgetl.core.bundle import Bundle
-from edgetl.core.host import fingerprint, versions
+from edgetl.core.host import available_cores, fingerprint, versions
 from edgetl.core.manifest import Variant
 from edgetl.core.progress import Progress
 from edgetl.core.scoring import paired_fall
@@ -116,7 +116,8 @@ def _export(run: Run, unseen: PixelSet, gate: str, cpu: str, name: str) -> list[
 
 def _predictions(bundle: Bundle, name: str, images: PixelSet) -> NDArray[np.intp]:
     variant = bundle.variant(name)
-    return answers(load_engine(variant.format, [bundle.read(file) for file in variant.files]).run, images).argmax(axis=1)
+    engine = load_engine(variant.format, [bundle.read(file) for file in variant.files], threads=available_cores())
+    return answers(engine.run, images).argmax(axis=1)
 
 
 def _row(bundle: Bundle, variant: Variant, unseen: PixelSet, trained: NDArray[np.intp], prefix: str, seconds: float) -> float:
