@@ -55,7 +55,7 @@ def test_bundles_that_become_invalid_together_do_not_end_the_supervision(bundle:
     manifest = second / "manifest.json"
     with serving(first, second) as served:
         good = manifest.read_bytes()
-        manifest.write_text(json.dumps({**json.loads(good), "release": 1}))
+        manifest.write_text(json.dumps({**json.loads(good), "release": 1}) + "\n")
         for worker in served.workers():
             os.kill(worker, signal.SIGKILL)
         until(lambda: "the bundle was changed on the disk" in served.said())
