@@ -18,7 +18,8 @@ from edgetl.export.package import export_bundle
 from edgetl.train.config import TrainConfig
 from edgetl.train.estimate import estimate
 from edgetl.train.evaluation import evaluate_run
-from edgetl.train.run import Run, SplitEntry, SplitsRecord, open_run
+from edgetl.train.run import Run, open_run
+from edgetl.train.splits_record import SplitEntry, SplitsRecord
 from edgetl.train.training import train
 from tests.command import edgetl
 from tests.conftest import write_colours
