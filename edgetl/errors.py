@@ -19,6 +19,7 @@
     ├── LicenceError       16   the licence of the weights does not fit the policy
     ├── ContractError      17   no variant keeps the limits of a deployment contract
     ├── RequestError       18   a request to the server cannot be answered; ends the request, never the process
+    ├── OutOfMemoryError   19   memory could not be allocated; also a ``MemoryError``
     └── StoppedError      143   SIGTERM came; the state was saved
 
 A message says what happened, where, and what to do next.
@@ -141,6 +142,12 @@ class RequestError(EdgetlError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class OutOfMemoryError(EdgetlError, MemoryError):
+    """Memory could not be allocated; the text names the work, the limit and the remedy."""
+
+    exit_code = 19
 
 
 class StoppedError(EdgetlError):

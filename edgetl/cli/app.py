@@ -13,6 +13,7 @@ import typer
 
 from edgetl.cli import bench, demo, device, export, fit, prune, serve, share, soup, train, zoo
 from edgetl.cli.session import err, escape_unencodable, print_error
+from edgetl.core.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import EdgetlError
 from edgetl.runtime.engine import silence_makers
 
@@ -80,6 +81,12 @@ def main(arguments: list[str] | None = None) -> None:
     except EdgetlError as error:
         print_error(error, json_output="--json" in given)
         sys.exit(error.exit_code)
+    except (MemoryError, ImportError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        shortage = out_of_memory(f"edgetl {given[0] if given else ''}".strip())
+        print_error(shortage, json_output="--json" in given)
+        sys.exit(shortage.exit_code)
     except Interrupted:
         err.print("interrupted; nothing half-written was kept.")
         sys.exit(INTERRUPTED)

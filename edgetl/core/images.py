@@ -49,6 +49,7 @@ from PIL import (
 
 from edgetl.core.intensity import FULL_RANGE, Intensity, Levels, has_wide_color, read_low_bytes, to_8_bits
 from edgetl.core.jpeg import has_several_scans
+from edgetl.core.memory import out_of_memory
 from edgetl.core.plain import open_plain
 from edgetl.core.tiff import check_tiff
 from edgetl.errors import ImageError
@@ -86,6 +87,8 @@ _OPENERS: tuple[tuple[Format, bytes, Callable[[io.BytesIO], ImageFile.ImageFile]
     ("TIFF", rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile),
 )
 
+_PIECE_BYTES = 1_000_000
+
 # An image a thousand times longer than wide shows nothing after a resize, and would need a huge one.
 MAX_ASPECT_RATIO = 1000
 
@@ -102,7 +105,7 @@ _UPRIGHT = {
 }
 # What Pillow's decoders raise on damaged files, collected from its own test images and issue tracker.
 _DECODE_ERRORS = (
-    OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, EOFError, OverflowError, MemoryError, AttributeError,
+    OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, EOFError, OverflowError, AttributeError,
     NotImplementedError, RuntimeError, struct.error, zlib.error, UserWarning, Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
 
@@ -177,7 +180,7 @@ def read_image_file(path: Path) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_FILE_BYTES:
                 raise ImageError(f"{path} has {size} bytes; the limit is {MAX_FILE_BYTES}.")
-            data = file.read(MAX_FILE_BYTES + 1)
+            data = file.read(size)  # no more: a read allocates all that it asks for
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: {getattr(error, 'strerror', None) or error}; give the path of one image.") from error
     if not data:
@@ -187,13 +190,17 @@ def read_image_file(path: Path) -> bytes:
 
 def _read_open(file: BinaryFile) -> bytes:
     try:
-        data = file.read(MAX_FILE_BYTES + 1)
+        data = bytearray()
+        while piece := file.read(_PIECE_BYTES):
+            if not isinstance(piece, bytes | bytearray | memoryview):
+                raise ImageError(f"the open file gives {type(piece).__name__}, not bytes; open it in binary mode: open(path, 'rb').")
+            data += piece
+            if len(data) > MAX_FILE_BYTES:
+                raise ImageError(f"the open file has more than {MAX_FILE_BYTES} bytes.")
     except (OSError, ValueError) as error:
         raise ImageError(f"the open file cannot be read: {_reason(error)} Give one that is open in binary mode.") from error
-    if not isinstance(data, bytes | bytearray | memoryview):
-        raise ImageError(f"the open file gives {type(data).__name__}, not bytes; open it in binary mode: open(path, 'rb').")
-    if not data or len(data) > MAX_FILE_BYTES:
-        raise ImageError(f"the open file has {'more than ' if data else ''}{min(len(data), MAX_FILE_BYTES)} bytes from where it stands.")
+    if not data:
+        raise ImageError("the open file has 0 bytes from where it stands.")
     return bytes(data)
 
 
@@ -260,6 +267,8 @@ def _decode(data: bytes, name: str, intensity: Intensity, formats: Sequence[Form
             return to_upright_rgb(image, name, intensity)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not a {', '.join(formats[:-1])} or {formats[-1]} image.") from error
+    except MemoryError as error:
+        raise out_of_memory(f"decoding {name}") from error
     except Image.DecompressionBombError as error:  # by a plugin that looks at the size before this module can
         raise ImageError(f"{name} is too large; the limit is {MAX_PIXELS // 1_000_000} million pixels. Make it smaller.") from error
     except _DECODE_ERRORS as error:
@@ -311,7 +320,7 @@ def _from_image(image: Image.Image, intensity: Intensity, formats: Sequence[Form
             raise _too_large(image, "image", f"of {image.format}", MAX_PIXELS)
         place = image.fp.tell()
         image.fp.seek(0)
-        data = image.fp.read(MAX_FILE_BYTES + 1)
+        data = _read_open(image.fp)
         image.fp.seek(place)
         return _decode(data, "image", intensity, formats)
     return to_upright_rgb(image, "image", intensity)

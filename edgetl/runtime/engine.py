@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgetl.core.bundle import Bundle
 from edgetl.core.host import available_cores, versions
 from edgetl.core.manifest import Format, Manifest, Variant
+from edgetl.core.memory import is_out_of_memory, out_of_memory
 from edgetl.core.preprocess import Batch
 from edgetl.errors import BundleError, ConfigError, EngineError, MissingExtraError
 from edgetl.runtime.ports import Ports, check_ports
@@ -111,6 +112,7 @@ def load_engine(format_: Format, files: Sequence[bytes], *, threads: int) -> Loa
 
     Raises:
         EngineError: the engine refuses the file, or cannot itself be imported.
+        OutOfMemoryError: there is not enough memory for it.
         MissingExtraError: the engine is not installed.
     """
     if not installed(format_):
@@ -120,6 +122,8 @@ def load_engine(format_: Format, files: Sequence[bytes], *, threads: int) -> Loa
         return _load(format_, files, threads)
     except ImportError as error:
         library = _LIBRARIES[format_]
+        if is_out_of_memory(error):
+            raise out_of_memory(f"loading {library}") from error
         raise EngineError(
             f"{library} is installed and cannot be imported: {error}. Install it again with: "
             f"pip install --force-reinstall 'edgetl[{library}]'"

@@ -7,6 +7,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
+from edgetl.core.memory import is_out_of_memory, out_of_memory
 from edgetl.core.preprocess import Batch
 from edgetl.errors import EngineError
 from edgetl.runtime.ports import FLOAT32, UINT8, Port, Ports
@@ -31,7 +32,9 @@ class OrtEngine:
         options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except _ERRORS as error:
+        except (*_ERRORS, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise out_of_memory("loading the model into ONNX Runtime") from error
             raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses the model: {_first_line(error)}") from error
         self._input = self._session.get_inputs()[0].name
         self._outputs = [self._session.get_outputs()[0].name]
@@ -49,7 +52,9 @@ class OrtEngine:
         """
         try:
             logits: NDArray[np.float32] = self._session.run(self._outputs, {self._input: batch})[0]
-        except _ERRORS as error:
+        except (*_ERRORS, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(f"running ONNX Runtime on a batch of shape {list(batch.shape)}") from error
             raise EngineError(f"ONNX Runtime failed on a batch of shape {list(batch.shape)}: {_first_line(error)}") from error
         return logits
 

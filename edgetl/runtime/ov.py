@@ -9,6 +9,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from edgetl.core.memory import is_out_of_memory, out_of_memory
 from edgetl.core.preprocess import Batch
 from edgetl.errors import EngineError
 from edgetl.runtime.ports import FLOAT32, UINT8, Port, Ports
@@ -42,7 +43,9 @@ class OvEngine:
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
         try:
             self._model = core().compile_model(core().read_model(xml, weights), "CPU", hints)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise out_of_memory("loading the model into OpenVINO") from error
             raise EngineError(f"OpenVINO {ov.__version__} refuses the model: {first_line(error)}") from error
         self._local = threading.local()
 
@@ -68,6 +71,8 @@ class OvEngine:
         except (RuntimeError, TypeError, ValueError) as error:
             # A request that failed may keep tensors that it could not allocate.
             del self._local.request
+            if is_out_of_memory(error):
+                raise out_of_memory(f"running OpenVINO on a batch of shape {list(batch.shape)}") from error
             raise EngineError(f"OpenVINO failed on a batch of shape {list(batch.shape)}: {first_line(error)}") from error
         logits: NDArray[np.float32] = request.get_output_tensor().data.copy()
         if len(logits) != len(batch) or np.isnan(logits).all():
