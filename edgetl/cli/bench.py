@@ -11,7 +11,7 @@ from rich.markup import escape
 from edgetl.cli.charts import draw_latency, need_matplotlib
 from edgetl.cli.session import JsonOption, ThreadsOption, VerboseOption, out, print_json, working
 from edgetl.cli.tables import cold_table, latency_table
-from edgetl.core.images import EXTENSIONS
+from edgetl.data.listing import find_images
 from edgetl.errors import ImageError
 from edgetl.measure.scenarios import LatencyReport, measure_bundle
 
@@ -28,14 +28,12 @@ def bench_command(
     verbose: VerboseOption = False,
 ) -> None:
     """Latency of each stage, throughput, cold start and memory of every variant on this machine."""
-    files: list[Path] = []
-    if images is not None:
-        files = sorted(path for path in images.rglob("*") if path.suffix.lower() in EXTENSIONS) if images.is_dir() else [images]
-        if not files:
-            raise ImageError(f"{images} holds no JPEG, PNG, WebP, BMP or TIFF files.")
     if plot is not None:
         need_matplotlib()
     with working(json_output=json_output, verbose=verbose) as progress:
+        files = [] if images is None else find_images(images) if images.is_dir() else [images]
+        if images is not None and not files:
+            raise ImageError(f"{images} holds no JPEG, PNG, WebP, BMP or TIFF files.")
         report = measure_bundle(
             bundle, variants=variant or (), images=files, threads=threads, runs=runs, max_seconds=max_seconds, progress=progress
         )

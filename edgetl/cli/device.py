@@ -13,10 +13,10 @@ from edgetl.cli.session import JsonOption, LabelsOption, ThreadsOption, VerboseO
 from edgetl.cli.tables import busy_lines, figures_line, ladder_lines, outcomes_table, variants_table
 from edgetl.core.answers import describe
 from edgetl.core.bundle import RUN_RECORD_NAME, open_bundle
-from edgetl.core.images import EXTENSIONS
 from edgetl.core.intensity import FULL_RANGE
 from edgetl.core.manifest import Manifest, describe_parent
 from edgetl.core.text import printable
+from edgetl.data.listing import find_images
 from edgetl.errors import ImageError
 from edgetl.runtime.predictor import Predictor, load
 from edgetl.runtime.verify import verify
@@ -166,7 +166,7 @@ def _files(paths: list[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(item for item in path.rglob("*") if item.suffix.lower() in EXTENSIONS and item.is_file())
+            inside = find_images(path)
             if not inside:
                 raise ImageError(f"{path} holds no JPEG, PNG, WebP, BMP or TIFF files.")
             found += inside

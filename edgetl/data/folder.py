@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +19,9 @@ from edgetl.data.layout import ClassFolder, find_classes, parts_of
 from edgetl.data.layout import Part as Part
 from edgetl.data.listing import list_images
 from edgetl.data.masks import find_masks
-from edgetl.data.notes import Notes, ScanNote
+from edgetl.data.notes import Notes, ScanNote, log_notes
 from edgetl.data.selection import NO_SELECTION, Selection
 from edgetl.errors import DataError
-
-_log = logging.getLogger(__name__)
 
 MAX_BROKEN_SHARE = 0.10
 MIN_IMAGES_PER_CLASS = 2
@@ -171,17 +168,6 @@ def split_folders(root: Path) -> dict[str, Part]:
         raise DataError(f"{printable(root)} cannot be listed: {error.strerror}. Check its permissions.") from error
     found = parts_of(names)
     return found if "train" in found.values() else {}
-
-
-def images_below(folder: Path) -> Iterator[Path]:
-    """Image files in ``folder`` and the folders in it, by their names, as ``list_images`` finds them."""
-    return list_images(folder, NO_SELECTION, Notes()).files()
-
-
-def log_notes(notes: Sequence[ScanNote]) -> None:
-    """Log each note on a line of its own."""
-    for note in notes:
-        _log.info("%s", note.describe())
 
 
 def _is_included(path: Path, root: Path, selection: Selection) -> bool:

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from edgetl.core.config import StrictModel
 from edgetl.core.text import printable
-from edgetl.data.folder import ImageFolder, Part, log_notes
-from edgetl.data.notes import EXAMPLES, ScanNote
+from edgetl.data.folder import ImageFolder, Part
+from edgetl.data.notes import EXAMPLES, ScanNote, log_notes
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError
 

@@ -15,8 +15,8 @@ from edgetl.core.manifest import MANIFEST_NAME
 from edgetl.core.plain import open_plain
 from edgetl.core.signatures import HEADER_BYTES, image_format
 from edgetl.core.text import printable
-from edgetl.data.notes import Notes, Reason
-from edgetl.data.selection import Selection
+from edgetl.data.notes import Notes, Reason, log_notes
+from edgetl.data.selection import NO_SELECTION, Selection
 from edgetl.errors import DataError
 
 # Deeper folders are reported and not read: nothing but a mistake is nested like that.
@@ -102,6 +102,18 @@ def list_images(root: Path, selection: Selection, notes: Notes) -> Folder:
         raise DataError(f"{printable(root)} cannot be listed: {tree.problem}. Check its permissions.")
     walk.read_links()
     return tree
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Image files below ``folder``, sorted; what is left out is logged.
+
+    Raises:
+        DataError: ``folder`` cannot be listed.
+    """
+    notes = Notes()
+    files = sorted(list_images(folder, NO_SELECTION, notes).files())
+    log_notes(notes.result())
+    return files
 
 
 class _Walk:

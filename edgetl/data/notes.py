@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
 from typing import ClassVar, Literal, TypeAlias
 
 from pydantic import Field
@@ -13,9 +15,11 @@ from edgetl.core.text import printable
 
 Reason: TypeAlias = Literal[
     "hidden", "system", "edgetl", "excluded", "mask", "unsupported", "other", "unreadable", "loop", "linked", "content", "sibling",
-    "loose", "unlabeled", "no-images", "splits", "nested", "class-train", "no-val", "no-test", "not-utf8", "not-in-table", "table",
+    "loose", "unlabeled", "no-images", "splits", "nested", "class-train", "no-val", "no-test", "not-utf8", "not-in-table", "table", "copy",
     "no-group",
 ]  # fmt: skip
+
+_log = logging.getLogger(__name__)
 
 EXAMPLES = 3
 # Rows of ``ScanNote.by``.
@@ -42,6 +46,7 @@ _TEXTS: dict[Reason, tuple[str, str, str]] = {
     "unlabeled": ("image", "of the test split left out: in no class folder of the training split, thus without a label", ""),
     "no-images": ("folder", "left out: no images", ""),
     "not-in-table": ("image", "left out: not named in the table", ""),
+    "copy": ("image", "left out: a copy of an image in another split", ""),
     "linked": ("linked folder", "read", _EXCLUDE),
     "content": ("image", "read by content: the suffix is missing or unusual", _EXCLUDE),
     "splits": ("folder", "read as splits", ""),
@@ -122,3 +127,9 @@ class Notes:
             )
             for reason in sorted(self._counts, key=lambda reason: (reason in _USED, order.index(reason)))
         )
+
+
+def log_notes(notes: Sequence[ScanNote]) -> None:
+    """Log each note on a line of its own."""
+    for note in notes:
+        _log.info("%s", note.describe())

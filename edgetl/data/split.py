@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.core.text import printable
 from edgetl.data.folder import ImageFolder, Part, Sample
+from edgetl.data.notes import EXAMPLES, ScanNote, log_notes
 from edgetl.errors import ConfigError
 
 
@@ -41,6 +43,11 @@ class Splits:
     conflicts: tuple[LabelConflict, ...] = ()
     moved: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[ScanNote, ...]:
+        """The notes of the scan, and one on copies of images that were dropped."""
+        return (*self.folder.notes, *_copies(self.moved))
 
     def part(self, name: Part) -> tuple[Sample, ...]:
         """The samples of one split."""
@@ -97,7 +104,13 @@ def _split_ready_made(folder: ImageFolder, *, seed: int, val: float) -> Splits:
         unclear += [sample for sample in plain if sample.group in bound]
         again = _divide([sample for sample in plain if sample.group not in bound], seed=seed, shares={"val": val})
         kept["train"], kept["val"] = sorted([*again["train"], *unclear], key=lambda sample: sample.path), again["val"]
+    log_notes(_copies(moved))
     return Splits(folder, tuple(kept["train"]), tuple(kept["val"]), tuple(kept["test"]), conflicts, tuple(moved))
+
+
+def _copies(moved: Sequence[str]) -> tuple[ScanNote, ...]:
+    examples = tuple(map(printable, moved[:EXAMPLES]))
+    return (ScanNote(reason="copy", used=False, count=len(moved), examples=examples),) if moved else ()
 
 
 def _divide(samples: Sequence[Sample], *, seed: int, shares: dict[Part, float]) -> dict[Part, list[Sample]]:

@@ -16,11 +16,12 @@ from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import MOST_GRADES, Task
 from edgetl.core.text import printable
 from edgetl.data.csv_file import CsvFile, read_csv
-from edgetl.data.folder import MIN_IMAGES_PER_CLASS, BrokenImage, ImageFolder, Part, Sample, check_broken, log_notes, split_folders
+from edgetl.data.folder import MIN_IMAGES_PER_CLASS, BrokenImage, ImageFolder, Part, Sample, check_broken, split_folders
 from edgetl.data.groups import group_by_path
 from edgetl.data.integrity import Checked, check_images
 from edgetl.data.layout import part_of
-from edgetl.data.notes import EXAMPLES, ScanNote
+from edgetl.data.notes import EXAMPLES, ScanNote, log_notes
+from edgetl.data.selection import NO_SELECTION, Selection
 from edgetl.data.table_columns import WORDS, Columns, choose_task, class_names, class_order, find_columns, one_hot
 from edgetl.data.table_files import TableFiles
 from edgetl.errors import ConfigError, DataError
@@ -43,6 +44,7 @@ class Table:
         columns: those to read; empty for all.
         classes: of a trained classifier, to evaluate it: their order is kept, and others are refused.
         group: a column, or a pattern of paths, whose images stay in one split; none for the column ``group``, if there is one.
+        selection: files to leave out although the table names them.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class Table:
     columns: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     group: str | None = None
+    selection: Selection = NO_SELECTION
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,8 @@ def scan_table(root: str | os.PathLike[str], table: Table, *, known: bool = Fals
     if not csv.rows:
         raise DataError(f"{table.path} has a header and no rows; add one row for each image.")
     task, assumed = (table.task, "") if table.task else choose_task(csv, columns.labels)
-    files = TableFiles(folder, table.path)
-    paths = _find_all(files, csv, columns)
+    files = TableFiles(folder, table.path, selection=table.selection)
+    csv, paths = _without_excluded(csv, _find_all(files, csv, columns), folder, table)
     labels, rows = _rows(csv, columns, task, table.classes, paths)
     contents = check_images([row.path for row in rows], folder, progress=progress)
     broken = tuple(BrokenImage(row.path, contents[row.path].reason) for row in rows if contents[row.path].content is None)
@@ -100,6 +103,8 @@ def scan_table(root: str | os.PathLike[str], table: Table, *, known: bool = Fals
     samples = _samples(folder, task, kept, contents)
     texts = (*_assumptions(csv, columns, assumed), *files.notes(), *_split_notes(folder, columns, kept))
     notes = tuple(ScanNote(reason="table", used=True, count=len(csv.rows), text=f"{table.path}: {text}") for text in texts)
+    # The table itself is no image; what else is none does not matter where a table names the images.
+    notes = (*notes, *(note for note in files.left_out.result() if note.reason != "other"))
     if unnamed := sorted(set(files.images) - {row.path for row in rows}):
         examples = tuple(printable(path.relative_to(folder)) for path in unnamed[:EXAMPLES])
         notes = (*notes, ScanNote(reason="not-in-table", used=False, count=len(unnamed), examples=examples))
@@ -111,6 +116,18 @@ def scan_table(root: str | os.PathLike[str], table: Table, *, known: bool = Fals
     if table.group is not None and (columns.group is None or csv.header[columns.group] != table.group):
         return group_by_path(found, table.group)
     return found
+
+
+def _without_excluded(csv: CsvFile, paths: list[Path], root: Path, table: Table) -> tuple[CsvFile, list[Path]]:
+    """The rows, and their images, that ``--exclude`` does not name.
+
+    Raises:
+        DataError: no row is left.
+    """
+    kept = [index for index, path in enumerate(paths) if not table.selection.excludes(path.relative_to(root).as_posix())]
+    if not kept:
+        raise DataError(f"{table.path}: --exclude leaves out every image that the table names. Give fewer patterns.")
+    return replace(csv, rows=tuple(csv.rows[index] for index in kept)), [paths[index] for index in kept]
 
 
 def _columns(csv: CsvFile, table: Table) -> Columns:

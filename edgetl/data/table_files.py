@@ -9,7 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from edgetl.data.folder import images_below
+from edgetl.data.listing import list_images
+from edgetl.data.notes import Notes
+from edgetl.data.selection import NO_SELECTION, Selection
 from edgetl.errors import DataError
 
 _FORM, _CASE, _SUFFIX, _BELOW = "Unicode form", "upper and lower case", "suffix", "folder"
@@ -23,10 +25,11 @@ class TableFiles:
     form, its case, a missing suffix, or leading folders. What fits two files is refused.
     """
 
-    def __init__(self, root: Path, table: Path) -> None:
+    def __init__(self, root: Path, table: Path, *, selection: Selection = NO_SELECTION) -> None:
         self.root = root
         self.table = table
-        self.images = list(images_below(root))
+        self.left_out = Notes()
+        self.images = list(list_images(root, selection, self.left_out).files())
         self._index: dict[tuple[str, str], list[Path]] | None = None
         self._differences: Counter[str] = Counter()
         self._prefixes: dict[str, str] = {}

@@ -105,9 +105,9 @@ def unseen_samples(
     if labels is None:
         folder = scan(data, known_labels=reading.labels, selection=selection, progress=progress)
     elif reading.task == "classification":
-        folder = scan_table(data, Table(labels, reading.task, classes=reading.labels), known=True, progress=progress)
+        folder = scan_table(data, Table(labels, reading.task, classes=reading.labels, selection=selection), known=True, progress=progress)
     else:
-        folder = scan_table(data, Table(labels, reading.task, reading.labels), known=True, progress=progress)
+        folder = scan_table(data, Table(labels, reading.task, reading.labels, selection=selection), known=True, progress=progress)
     samples = [sample for sample in folder.samples if hash_prefix(sample.content) not in seen]
     if not samples:
         raise DataError(

@@ -79,7 +79,7 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
     wanted = with_recipe(config)[0].strategy
     best = choose_strategy(images)[0] if wanted == "auto" else wanted
     chosen = tuple(item.model_copy(update={"chosen": item.plan.strategy == best}) for item in found)
-    return Estimates(data=printable(data), backbone=config.backbone, images=images, device=device, strategies=chosen, notes=folder.notes)
+    return Estimates(data=printable(data), backbone=config.backbone, images=images, device=device, strategies=chosen, notes=splits.notes)
 
 
 def _measure(backbone: Backbone, plan: Plan, splits: Splits, config: TrainConfig, device: str) -> Estimate:

@@ -111,7 +111,7 @@ def rank(data: Path, config: RankConfig, *, progress: Progress = silent) -> Rank
         ranked=tuple(_ranked(item) for item in ordered),
         left_out=tuple(left_out),
         seconds=round(time.monotonic() - started, 1),
-        notes=folder.notes,
+        notes=splits.notes,
     )
 
 

@@ -100,11 +100,12 @@ def scan_images(data: Path, config: TrainConfig, *, progress: Progress = silent)
             ``edgetl.data.groups.group_by_path``.
     """
     task = task_of(config)
+    selection = Selection(config.include, config.exclude)
     if config.labels is None:
-        folder = scan(data, selection=Selection(config.include, config.exclude), progress=progress)
+        folder = scan(data, selection=selection, progress=progress)
         return folder if config.group is None else group_by_path(folder, config.group)
     columns = tuple(part.strip() for part in (config.column or "").split(",") if part.strip())
-    folder = scan_table(data, Table(Path(config.labels), task, columns, group=config.group), progress=progress)
+    folder = scan_table(data, Table(Path(config.labels), task, columns, group=config.group, selection=selection), progress=progress)
     check_options(config, folder.task)
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgetl.data.folder import ImageFolder, Part, Sample
+from edgetl.data.folder import ImageFolder, Part, Sample, scan
 from edgetl.data.split import Splits, split
 from edgetl.errors import ConfigError
+from tests.data.conftest import fill
 
 ROOT = Path("data")
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -245,3 +247,12 @@ def test_a_ready_made_picture_with_two_labels_measures_nothing() -> None:
     result = split(folder([*ready(3), *twins]))
     assert twins[0] in result.train and twins[1] not in result.test
     assert result.moved == ("test/1/twin",) and len(result.conflicts) == 1
+
+
+def test_copies_that_are_dropped_from_ready_made_splits_are_reported(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    fill(root / "train", "cat", "dog")
+    fill(root / "test", "cat", "dog", seed=50)
+    shutil.copy(root / "test" / "cat" / "001.png", root / "train" / "cat" / "copy.png")
+    (note,) = (note for note in split(scan(root)).notes if not note.used)
+    assert (note.reason, note.count, note.examples) == ("copy", 1, ("train/cat/copy.png",))

@@ -9,6 +9,7 @@ import pytest
 
 from edgetl.core.tasks import Task
 from edgetl.data.folder import ImageFolder
+from edgetl.data.selection import Selection
 from edgetl.data.split import split
 from edgetl.data.table import Table, scan_table
 from edgetl.errors import ConfigError, DataError, EdgetlError
@@ -262,3 +263,17 @@ def test_the_table_of_a_trained_classifier_keeps_its_classes_in_every_form(tmp_p
     path.write_text("file,label\n0.png,fox\n")
     with pytest.raises(DataError, match="classes that the model does not have: fox"):
         scan_table(root, Table(path, "classification", classes=("dog", "cat")), known=True)
+
+
+def test_exclude_leaves_out_rows_and_their_files_and_is_reported(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    for index in range(8):
+        put(root / ("old" if index < 2 else "new") / f"{index}.png", index)
+    put(root / "@eaDir" / "0.png", 0)
+    path = tmp_path / "labels.csv"
+    path.write_text("file,label\n" + "".join(f"{'old' if i < 2 else 'new'}/{i}.png,{'ab'[i % 2]}\n" for i in range(8)))
+    found = scan_table(root, Table(path, selection=Selection(exclude=("old",))))
+    assert len(found.samples) == 6
+    assert {note.reason: note.count for note in found.notes if not note.used} == {"excluded": 2, "system": 1}
+    with pytest.raises(DataError, match=r"--exclude leaves out every image that the table names"):
+        scan_table(root, Table(path, selection=Selection(exclude=("*.png",))))
