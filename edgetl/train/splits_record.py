@@ -77,7 +77,7 @@ class SplitsRecord(LeanModel):
 
     @model_validator(mode="after")
     def _names_each_image_once(self) -> SplitsRecord:
-        if len({entry.path for entry in self.entries}) != len(self.entries):
+        if len({entry.file for entry in self.entries}) != len(self.entries):
             raise ValueError("an image is there twice")
         return self
 
