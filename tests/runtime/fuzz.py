@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -92,7 +93,10 @@ class Fuzzer:
         with contextlib.suppress(BrokenPipeError):
             self._child.stdin.write(b"".join([json.dumps([len(data) for data in files]).encode(), b"\n", *files]))
             self._child.stdin.flush()
+        overdue = threading.Timer(WALL_S, self._child.kill)
+        overdue.start()
         result = self._child.stdout.readline().decode().strip()
+        overdue.cancel()
         if not result:
             result = f"exit code {self._child.wait()}"
             self.close()
@@ -160,16 +164,19 @@ def fuzz(format_: Format, count: int, *, seed: int, bundle: Path | None = None) 
 
 
 def main() -> None:
-    """Print how many files ended how, and keep those that did harm."""
+    """Print how many files ended how, after every thousand, and keep those that did harm."""
     name, count, *rest = sys.argv[1:]
     format_: Format = "onnx" if name == "onnx" else "openvino"
-    found = fuzz(format_, int(count), seed=int(rest[1]) if len(rest) > 1 else 1, bundle=Path(rest[0]) if rest else None)
-    print(format_, dict(found.seen.most_common()))
-    for index, (result, files) in enumerate(found.harmful):
-        for number, data in enumerate(files):
-            path = Path(tempfile.gettempdir(), f"edgetl-fuzz-{format_}-{index}-{number}")
-            path.write_bytes(data)
-            print(result, path)
+    seen: Counter[str] = Counter()
+    for seed in range(int(count) // FILES_PER_CHILD):
+        found = fuzz(format_, FILES_PER_CHILD, seed=seed, bundle=Path(rest[0]) if rest else None)
+        seen += found.seen
+        print(format_, seen.total(), dict(seen.most_common()), flush=True)
+        for index, (result, files) in enumerate(found.harmful):
+            for number, data in enumerate(files):
+                path = Path(tempfile.gettempdir(), f"edgetl-fuzz-{format_}-{seed}-{index}-{number}")
+                path.write_bytes(data)
+                print(result, path, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,28 +9,8 @@ from dataclasses import dataclass
 
 # Numbers that parsers and engines take for sizes, indices and masks.
 NUMBERS = (
-    0,
-    1,
-    2,
-    3,
-    7,
-    8,
-    127,
-    128,
-    255,
-    256,
-    2**15,
-    2**16,
-    2**31 - 1,
-    2**31,
-    2**32,
-    2**32 + 1,
-    2**53,
-    2**62,
-    2**63 - 1,
-    2**63,
-    2**64 - 1,
-)
+    0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32, 2**32 + 1, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
