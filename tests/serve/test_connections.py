@@ -175,16 +175,16 @@ def test_a_head_that_comes_too_slowly_is_cut_off(served: Served, photo: bytes) -
 
 
 @pytest.mark.slow
-def test_a_body_that_comes_too_slowly_is_cut_off(served: Served) -> None:
+def test_a_body_that_takes_too_long_is_cut_off_whatever_its_rate(served: Served) -> None:
     begin = time.monotonic()
     with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
-        connection.sendall(_post("Content-Length: 1000"))
+        connection.sendall(_post("Content-Length: 1000000"))
         with suppress(ConnectionError):
             for _ in range(40):
-                connection.sendall(b"a")
+                connection.sendall(b"a" * 2000)
                 time.sleep(1.0)
         answer = _rest(connection)
-    assert b" 408 " in answer.split(b"\r\n")[0] and 29 < time.monotonic() - begin < 60
+    assert b" 408 " in answer.split(b"\r\n")[0] and b"within 30 s" in answer and 29 < time.monotonic() - begin < 60
 
 
 def _few_descriptors() -> None:
@@ -249,8 +249,10 @@ def test_a_client_that_only_stops_sending_still_gets_its_answer(served: Served, 
 def test_a_connection_answered_before_its_body_came_is_closed_like_any(served: Served) -> None:
     with _open(served) as connection:
         connection.sendall(_post("Content-Length: 4", path="/nothing"))
-        assert connection.recv(65536).startswith(b"HTTP/1.1 404")
-        time.sleep(0.2)
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 404")
         connection.sendall(b"abcd")
         begin = time.monotonic()
         assert connection.recv(10) == b"" and 25 < time.monotonic() - begin < 35
