@@ -38,6 +38,7 @@ from edgetl.errors import ConfigError, MissingExtraError
 from edgetl.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    from edgetl.core.results import Forgetting
     from edgetl.train.estimate import Estimates
     from edgetl.train.run import Run
 
@@ -233,19 +234,7 @@ def show_run(run: Run) -> None:
     if record.compared:
         out.print(escape(record.plan.reason), soft_wrap=True)
     if record.forgetting:
-        old = record.forgetting
-        interval = "" if old.low is None else f", drop {old.lost:.4f} ({old.low:.4f} to {old.high:.4f})"
-        out.print(
-            f"the task of {escape(old.parent)} ({old.through}): accuracy {old.before:.4f} before, {old.after:.4f} after{interval}, "
-            f"n = {old.images} unseen images",
-            soft_wrap=True,
-        )
-        if worst := old.most_forgotten()[:3]:
-            named = ", ".join(
-                f"{escape(item.label)} {item.before:.2f} to {item.after:.2f} (drop {item.low:.2f} to {item.high:.2f}, n = {item.n})"
-                for item in worst
-            )
-            out.print(f"most forgotten: {named}; --replay {escape(record.backbone.name)} --lwf 1 reduces it", soft_wrap=True)
+        _show_forgetting(record.forgetting, record.backbone.name)
     if not record.head.plain:
         out.print(f"head: {record.head.describe()}")
     for alarm in record.alarms:
@@ -255,3 +244,19 @@ def show_run(run: Run) -> None:
     licence = escape(record.backbone.licence or "not stated")
     out.print(f"licence of the weights: {licence}; {record.seconds:.0f} s; written to {escape(str(run.path))}", soft_wrap=True)
     out.print(f"next: edgetl export {escape(str(run.path))} --out BUNDLE", soft_wrap=True)
+
+
+def _show_forgetting(old: Forgetting, backbone: str) -> None:
+    """What the parent's task lost, and the classes that lost more than chance explains."""
+    interval = "" if old.low is None else f", drop {old.lost:.4f} ({old.low:.4f} to {old.high:.4f})"
+    out.print(
+        f"the task of {escape(old.parent)} ({old.through}): accuracy {old.before:.4f} before, {old.after:.4f} after{interval}, "
+        f"n = {old.images} unseen images",
+        soft_wrap=True,
+    )
+    if worst := old.most_forgotten()[:3]:
+        named = ", ".join(
+            f"{escape(item.label)} {item.before:.2f} to {item.after:.2f} (drop {item.low:.2f} to {item.high:.2f}, n = {item.n})"
+            for item in worst
+        )
+        out.print(f"most forgotten: {named}; --replay {escape(backbone)} --lwf 1 reduces it", soft_wrap=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgetl.errors import ConfigError
+from edgetl.export.card import run_lines
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.runtime.evaluation import evaluate_bundle
@@ -75,3 +76,27 @@ def test_names_in_nfc_find_files_in_nfd(tmp_path: Path) -> None:
 def test_options_of_another_task_are_refused_when_the_table_decides(flat: Path) -> None:
     with pytest.raises(ConfigError, match="--multilabel-loss does not go with classification"):
         scan_images(flat / "images", config(flat / "words.csv", multilabel_loss="asymmetric"))
+
+
+def test_a_run_and_its_card_state_the_groups_or_that_there_are_none(tmp_path: Path) -> None:
+    images = write_colours(tmp_path / "images", 12)
+    settings = {"views": 1, "input_size": (32, 32)}
+    # Ten images of a color are one object, and the other two another one.
+    run = train(images, TrainConfig.model_validate({"group": r"^(\w+/\d\d)", **settings, "val": 0.25}), tmp_path / "run")
+    grouping = run.record.grouping
+    assert grouping is not None and (grouping.groups, grouping.alone, grouping.crossing) == (6, 0, 0)
+    parts: dict[str, set[str]] = {}
+    for entry in run.splits().entries:
+        parts.setdefault(entry.group, set()).add(entry.part)
+    assert len(parts) == 6 and all(len(found) == 1 for found in parts.values())
+    assert {sample.group for sample in run.samples("train")} <= parts.keys()
+    assert any(
+        "- Groups: 6 (pattern ^(\\w+/\\d\\d)), each in one split" in line
+        for line in run_lines(run.record, run.record.preprocess, run.record.validation.score)
+    )
+    plain = train(images, TrainConfig.model_validate(settings), tmp_path / "plain")
+    assert plain.record.grouping is None and "group" not in (plain.path / "splits.json").read_text()
+    assert any(
+        line.startswith("- Groups: none were given")
+        for line in run_lines(plain.record, plain.record.preprocess, plain.record.validation.score)
+    )
