@@ -11,6 +11,7 @@ from rich.markup import escape
 from edgetl.cli.charts import draw_latency, need_matplotlib
 from edgetl.cli.session import JsonOption, ThreadsOption, VerboseOption, out, print_json, working
 from edgetl.cli.tables import cold_table, latency_table
+from edgetl.core.output import check_picture
 from edgetl.data.listing import find_images
 from edgetl.errors import ImageError
 from edgetl.measure.scenarios import LatencyReport, measure_bundle
@@ -30,6 +31,7 @@ def bench_command(
     """Latency of each stage, throughput, cold start and memory of every variant on this machine."""
     if plot is not None:
         need_matplotlib()
+        check_picture(plot, "--plot", inputs={"the bundle": bundle, **({"--images": images} if images else {})})
     with working(json_output=json_output, verbose=verbose) as progress:
         files = [] if images is None else find_images(images) if images.is_dir() else [images]
         if images is not None and not files:

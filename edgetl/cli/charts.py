@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetl.core.atomic import storage_error
 from edgetl.core.manifest import Manifest, Rejected, Variant
+from edgetl.core.output import write_picture
 from edgetl.core.results import Evaluation
 from edgetl.errors import MissingExtraError
 from edgetl.measure.scenarios import LatencyReport
@@ -134,8 +134,4 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise storage_error(path, error) from error
+    write_picture(figure, path, dpi=120)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +13,11 @@ from edgetl.cli.export import show_bundle
 from edgetl.cli.session import OverwriteOption, VerboseOption, out, working
 from edgetl.cli.tables import plain_table
 from edgetl.cli.train import need_extra, show_run
+from edgetl.core.atomic import write_text
 from edgetl.core.bundle import Bundle
+from edgetl.core.output import check_output, remove_side_folder, reserved
 from edgetl.core.progress import Progress
-from edgetl.errors import ConfigError
+from edgetl.core.recognition import DEMO_RECORD_NAME
 from edgetl.measure.scenarios import LatencyReport, measure_bundle
 from edgetl.runtime.predictor import load
 from edgetl.runtime.verify import verify
@@ -33,10 +34,12 @@ def demo_command(
     """Train, export, verify, predict and measure on real handwritten digits that come with scikit-learn."""
     need_extra("train")
     need_extra("export")
-    if out_.exists() and not overwrite:
-        raise ConfigError(f"{out_} exists already. Choose another --out, or replace it with --overwrite.")
-    shutil.rmtree(out_, ignore_errors=True)
-    with working(json_output=False, verbose=verbose) as progress:
+    check_output(out_, overwrite=overwrite)
+    # Not a temporary folder that is renamed: the run records where its images are.
+    with working(json_output=False, verbose=verbose) as progress, reserved(out_, overwrite=overwrite):
+        remove_side_folder(out_)
+        out_.mkdir(exist_ok=True)
+        write_text(out_ / DEMO_RECORD_NAME, '{"schema_version": 1, "images": "digits"}\n')
         run, bundle = _train_and_export(out_, progress)
         report = _try_out(out_, bundle, progress)
         _draw(run, bundle, report, out_ / "demo.png")

@@ -35,10 +35,13 @@ from edgetl.cli.tables import (
     variants_table,
 )
 from edgetl.cli.train import build, need_extra
-from edgetl.core.bundle import Bundle
+from edgetl.core.bundle import Bundle, check_run_folder
 from edgetl.core.contract import ContractRecord
+from edgetl.core.output import check_output, check_picture
+from edgetl.data.folder import check_folder
 from edgetl.errors import ConfigError
 from edgetl.export.formats import check_formats
+from edgetl.train.paths import check_file
 
 
 def export_command(
@@ -91,6 +94,11 @@ def export_command(
             raise ConfigError("--explain measures int8 variants; ask for one with --precision int8.")
     if (max_latency_ms, max_size_mb, memory_mb) == (None, None, None) and (profile or threads or latency_of != "whole"):
         raise ConfigError("--profile, --threads and --latency-of belong to a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
+    inputs = {"the run": check_run_folder(run), **({"--data": check_folder(data)} if data else {})}
+    check_file(profile, "--profile", ConfigError, "Give the output of `edgetl bench --json`.")
+    check_output(out_, inputs=inputs, overwrite=overwrite)
+    if explain_ is not None:
+        check_picture(explain_, "--explain", inputs={**inputs, "--out": out_})
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.core.contract import Contract
         from edgetl.export.config import ExportConfig

@@ -31,7 +31,10 @@ from edgetl.cli.session import (
 )
 from edgetl.cli.train import build, need_extra
 from edgetl.core.contract import Contract
+from edgetl.core.output import check_output
+from edgetl.data.folder import check_folder
 from edgetl.export.formats import check_formats
+from edgetl.train.mirror import check_mirror
 
 if TYPE_CHECKING:
     from edgetl.export.fit import FitRecord
@@ -67,6 +70,9 @@ def fit_command(
         Contract, max_latency_ms=max_latency_ms, latency_of=latency_of, max_size_mb=max_size_mb, memory_mb=memory_mb, threads=threads
     )
     need_extra("export")
+    if weights_dir is not None:
+        check_mirror(weights_dir)
+    check_output(out_, inputs={"the folder of images": check_folder(data)}, overwrite=overwrite)
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.export.config import ExportConfig
         from edgetl.export.fit import FitConfig, fit

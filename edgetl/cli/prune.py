@@ -11,6 +11,9 @@ from rich.markup import escape
 from edgetl.cli.session import JsonOption, OverwriteOption, VerboseOption, out, print_json, working
 from edgetl.cli.tables import share as shown
 from edgetl.cli.train import need_extra
+from edgetl.core.bundle import check_run_folder
+from edgetl.core.output import check_output
+from edgetl.data.folder import check_folder
 
 
 def prune_command(
@@ -24,6 +27,8 @@ def prune_command(
 ) -> None:
     """Take whole channels out of a run's network: smaller and faster in every engine. It must be tuned afterwards."""
     need_extra("train")
+    inputs = {"the run": check_run_folder(run), **({"--data": check_folder(data)} if data else {})}
+    check_output(out_, inputs=inputs, overwrite=overwrite)
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.train.pruning import prune_run
 

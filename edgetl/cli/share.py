@@ -10,6 +10,8 @@ from rich.markup import escape
 
 from edgetl.cli.session import JsonOption, OverwriteOption, VerboseOption, out, print_json, working
 from edgetl.cli.train import need_extra
+from edgetl.core.bundle import check_run_folder
+from edgetl.core.output import check_output
 
 
 def share_command(
@@ -21,6 +23,7 @@ def share_command(
 ) -> None:
     """Write a run as a folder that timm, transformers and the Hugging Face hub take. Nothing is uploaded."""
     need_extra("train")
+    check_output(out_, inputs={"the run": check_run_folder(run)}, overwrite=overwrite)
     with working(json_output=json_output, verbose=verbose):
         from edgetl.export.to_hub import share_run
 

@@ -11,6 +11,9 @@ from rich.markup import escape
 from edgetl.cli.session import JsonOption, OverwriteOption, VerboseOption, choices, out, print_json, working
 from edgetl.cli.tables import plain_table
 from edgetl.cli.train import need_extra, show_run
+from edgetl.core.bundle import check_run_folder
+from edgetl.core.output import check_output
+from edgetl.data.folder import check_folder
 
 if TYPE_CHECKING:
     from edgetl.train.run import SoupRecord
@@ -28,6 +31,8 @@ def soup_command(
     """Average the weights of several runs into one: often better than the best of them, at no cost on the device."""
     (chosen,) = choices(method, ("greedy", "uniform"), "--method")
     need_extra("train")
+    inputs = {f"the run {run}": check_run_folder(run) for run in runs}
+    check_output(out_, inputs={**inputs, **({"--data": check_folder(data)} if data else {})}, overwrite=overwrite)
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.train.soup import make_soup
 

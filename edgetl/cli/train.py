@@ -31,11 +31,14 @@ from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.child import child_environment, trusted_path
 from edgetl.core.config import Model
 from edgetl.core.manifest import describe_parent
+from edgetl.core.output import check_output, check_picture
 from edgetl.core.tasks import SCORE_NAMES
+from edgetl.data.folder import check_folder
 from edgetl.data.groups import describe_grouping
 from edgetl.data.selection import Selection
-from edgetl.errors import ConfigError, MissingExtraError
+from edgetl.errors import ConfigError, DataError, MissingExtraError
 from edgetl.train.config import TrainConfig
+from edgetl.train.paths import check_file, check_training_paths, training_inputs
 
 if TYPE_CHECKING:
     from edgetl.core.results import Forgetting
@@ -64,11 +67,16 @@ def train_command(
 ) -> None:
     """Fine-tune a backbone on a folder of labelled images."""
     config = build_config(pretrained=not random_weights, **given(TrainConfig, options))
+    inputs = training_inputs(data, config)
+    check_training_paths(data, config)
     if preview is not None:
+        check_picture(preview, "--preview", inputs=inputs)
         _preview(data, config, preview, json_output=json_output, verbose=verbose)
         return
     if out_ is None:
         raise ConfigError("say where the run is to be written, with --out RUN.")
+    if speaks():
+        check_output(out_, inputs=inputs, overwrite=overwrite)
     if devices * num_nodes > 1 and "RANK" not in os.environ:
         _become_many(devices, num_nodes)
     with working(json_output=json_output, verbose=verbose) as progress:
@@ -96,6 +104,7 @@ def plan_command(
 ) -> None:
     """Steps, time and memory that each strategy would take here, and which one auto chooses."""
     config = build_config(**given(TrainConfig, options))
+    check_training_paths(data, config)
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.train.estimate import estimate
 
@@ -117,6 +126,8 @@ def evaluate_command(
 ) -> None:
     """The task's figures (accuracy, average precision, errors), on images that the model has not seen."""
     selection = Selection(tuple(include or ()), tuple(exclude or ()))
+    check_folder(data)
+    check_file(labels, "--labels", DataError, "Give a table of labels.")
     with working(json_output=json_output, verbose=verbose) as progress:
         if (model / RUN_RECORD_NAME).is_file():
             if variant is not None:

@@ -26,7 +26,11 @@ from edgetl.cli.session import (
 from edgetl.cli.tables import plain_table
 from edgetl.cli.train import build, need_extra
 from edgetl.core.licences import Policy
+from edgetl.core.output import check_picture
+from edgetl.data.folder import check_folder
 from edgetl.errors import ConfigError
+from edgetl.train.mirror import check_mirror
+from edgetl.train.paths import check_file
 
 if TYPE_CHECKING:
     from edgetl.train.embedded import Pretrained
@@ -83,6 +87,11 @@ def rank_command(
 ) -> None:
     """Rank backbones for your images: scored without training, and with --confirm by a short fine-tuning."""
     need_extra("train")
+    check_folder(data)
+    if weights_dir is not None:
+        check_mirror(weights_dir)
+    if plot is not None:
+        check_picture(plot, "--plot", inputs={"the folder of images": data})
     from edgetl.train.rank import rank
     from edgetl.train.ranking import RankConfig
 
@@ -92,8 +101,6 @@ def rank_command(
         weights_dir=str(weights_dir) if weights_dir else None, license_policy=license_policy, seed=seed,
         include=tuple(include or ()), exclude=tuple(exclude or ()),
     )  # fmt: skip
-    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
-        raise ConfigError(f"--plot {plot}: the name must end in .png, .svg or .pdf.")
     with working(json_output=json_output, verbose=verbose) as progress:
         ranking = rank(data, config, progress=progress)
     print_json(ranking) if json_output else _show_ranking(ranking, plot)
@@ -114,6 +121,11 @@ def pretrain_command(
 ) -> None:
     """Train a small backbone from a recipe. Stopped or killed, the same command goes on from the last checkpoint."""
     need_extra("train")
+    check_file(recipe, "the recipe", ConfigError, "Give a recipe, such as models/edgetl_small.toml.")
+    if data is not None:
+        check_folder(data)
+    if weights_dir is not None:
+        check_mirror(weights_dir)
     from edgetl.train.finetune import choose_device
     from edgetl.train.pretrain import Places, pretrain
     from edgetl.train.recipe import read_recipe

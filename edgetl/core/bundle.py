@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgetl.core.config import parse_json, read_bytes
 from edgetl.core.manifest import MANIFEST_NAME, BundleFile, Manifest, Variant, parents_of
 from edgetl.core.plain import open_plain
-from edgetl.errors import BundleError, IntegrityError
+from edgetl.errors import BundleError, IntegrityError, RunError
 
 RUN_RECORD_NAME = "run.json"
 
@@ -131,6 +131,21 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _refuse_unreadable(error: OSError) -> NoReturn:
     raise IntegrityError(f"{error.filename}: {error.strerror}; a bundle's folders must be readable. Copy or install the bundle again.")
+
+
+def check_run_folder(path: str | os.PathLike[str]) -> Path:
+    """``path``, which must look like a run.
+
+    Raises:
+        RunError: it does not; a bundle is recognized and the text reports it.
+    """
+    folder = Path(path)
+    if not (folder / RUN_RECORD_NAME).is_file():
+        if (folder / MANIFEST_NAME).is_file():
+            raise RunError(f"{folder} is a bundle, not a run; this command needs the folder that `edgetl train` wrote.")
+        what = "has no run.json" if folder.is_dir() else "does not exist"
+        raise RunError(f"{folder} is not a run: it {what}. Give the folder that `edgetl train` wrote.")
+    return folder
 
 
 def describe_file(root: Path, path: Path) -> BundleFile:

@@ -1,23 +1,45 @@
-"""Opening files that may not be what they seem: a directory, a pipe that never ends, a link."""
+"""Opening files that may not be what they seem: a directory, a pipe that never ends, a device, a link."""
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 
-def open_plain(path: Path, *, follow_links: bool = True) -> BinaryIO:
-    """Open a regular file for reading; never waits for a writer of a FIFO.
+def open_plain(path: Path, *, follow_links: bool = True) -> io.BufferedReader:
+    """Open a regular file for reading; never waits for a writer of a FIFO, and does not open a device.
 
     Raises:
         OSError: missing, no permission, not a regular file, or a link although ``follow_links`` is false.
     """
-    # O_NONBLOCK: opening a FIFO must not wait for its other end.
+    # Before opening, because opening a device can act on it; O_NOFOLLOW is not on every system.
+    _check_regular(path.stat(follow_symlinks=follow_links), path)
+    # O_NONBLOCK: another file may stand there by now, and opening a FIFO must not wait for its other end.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0))
     descriptor = os.open(path, flags)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        _check_regular(os.fstat(descriptor), path)
+    except OSError:
         os.close(descriptor)
-        raise OSError(None, "not a regular file", str(path))
+        raise
     return open(descriptor, "rb")
+
+
+def read_plain(path: Path, *, max_bytes: int | None = None) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        OSError: as ``open_plain``, or it has more than ``max_bytes``.
+    """
+    with open_plain(path) as file:
+        data = file.read(-1 if max_bytes is None else max_bytes + 1)
+    if max_bytes is not None and len(data) > max_bytes:
+        raise OSError(None, f"larger than {max_bytes:,} bytes", str(path))
+    return data
+
+
+def _check_regular(status: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(None, "not a regular file", str(path))

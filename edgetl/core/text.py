@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from pathlib import PurePath
 
 # Undecodable bytes of a file name, as Python keeps them (PEP 383).
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -14,7 +15,8 @@ _JOINERS = "\u200c\u200d"
 
 def printable(text: str | os.PathLike[str]) -> str:
     """``text`` with control characters and undecodable bytes escaped, as ``\\n`` or ``\\xe9``; it can be encoded as UTF-8."""
-    name = os.fspath(text)
+    # Slashes in names of files, so that records are the same on Windows.
+    name = text.as_posix() if isinstance(text, PurePath) else os.fspath(text)
     if name.isprintable():
         return name
     return "".join(_escaped(character) if _problem_of(character) else character for character in name)

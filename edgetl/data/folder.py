@@ -145,15 +145,15 @@ def scan(
     return found
 
 
-def check_folder(path: Path) -> None:
-    """Refuse what is not a folder of images.
+def check_folder(path: Path) -> Path:
+    """``path``, which must be a folder of images.
 
     Raises:
         DataError: missing, a file, or in a folder that cannot be entered.
     """
     try:
         if path.is_dir():
-            return
+            return path
         what = "is a file" if path.exists() else "does not exist"
     except OSError as error:
         what = f"cannot be read: {error.strerror}"

@@ -16,6 +16,7 @@ from edgetl.core.atomic import write_text
 from edgetl.core.host import available_cores
 from edgetl.core.images import content_hash, examine
 from edgetl.core.intensity import Levels
+from edgetl.core.plain import read_plain
 from edgetl.core.progress import Progress, silent
 from edgetl.data.colors import Colors, count_colors
 from edgetl.errors import ImageError, StorageError
@@ -64,8 +65,8 @@ def _stamp(path: Path, root: Path) -> str:
     try:
         status = path.stat()
     except OSError:
-        return f"{path.relative_to(root)}|missing"
-    return f"{path.relative_to(root)}|{status.st_size}|{status.st_mtime_ns}"
+        return f"{path.relative_to(root).as_posix()}|missing"
+    return f"{path.relative_to(root).as_posix()}|{status.st_size}|{status.st_mtime_ns}"
 
 
 def _cache_file(root: Path) -> Path | None:
@@ -82,7 +83,7 @@ def _read_cache(path: Path | None) -> dict[str, Checked]:
     if path is None:
         return {}
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(read_plain(path))
         if data["version"] != _CACHE_VERSION:
             return {}
         return {str(stamp): _remembered(*row) for stamp, row in data["files"].items()}

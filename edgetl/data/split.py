@@ -96,7 +96,7 @@ def _split_ready_made(folder: ImageFolder, *, seed: int, val: float) -> Splits:
         if rank[sample.part] == last[sample.content]:
             kept[sample.part or "train"].append(sample)
         else:
-            moved.append(str(sample.path.relative_to(folder.root)))
+            moved.append(sample.path.relative_to(folder.root).as_posix())
     if not kept["val"]:
         plain = [sample for sample in kept["train"] if str(sample.path) not in conflicting]
         unclear = [sample for sample in kept["train"] if str(sample.path) in conflicting]
@@ -232,5 +232,5 @@ def _conflicts(folder: ImageFolder) -> tuple[LabelConflict, ...]:
     for members in groups.values():
         labels = sorted({folder.truth(member) for member in members})
         if len(labels) > 1:
-            found.append(LabelConflict(tuple(str(member.path.relative_to(folder.root)) for member in members), tuple(labels)))
+            found.append(LabelConflict(tuple(member.path.relative_to(folder.root).as_posix() for member in members), tuple(labels)))
     return tuple(found)

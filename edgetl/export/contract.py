@@ -12,6 +12,7 @@ from edgetl.core.config import read_json
 from edgetl.core.contract import Clause, Contract, ContractRecord, Offer, Outcome
 from edgetl.core.host import available_cores, fingerprint
 from edgetl.core.manifest import Format, Rejected, Variant
+from edgetl.core.output import reserved
 from edgetl.core.progress import Progress, silent
 from edgetl.data.loading import stratified
 from edgetl.errors import AccuracyGateError, ConfigError, ContractError
@@ -19,7 +20,7 @@ from edgetl.export.config import ExportConfig
 from edgetl.export.package import RETRIES, Selection, export_bundle, outcomes_of
 from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.scenarios import LatencyReport, VariantReport, measure_bundle
-from edgetl.train.run import open_run
+from edgetl.train.run import open_run, run_inputs
 
 # Shares of the run's input that are tried when it is too slow; steps of 32 pixels suit every backbone's strides.
 SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2)
@@ -67,23 +68,24 @@ def export_under_contract(
     config = config.model_copy(update={"allow_missing": True, "formats": _formats(config, device)})
     images = [sample.path for sample in stratified(open_run(run).samples("val", data), TIMED_IMAGES)]
     terms = _Terms(contract, config.max_drop, images, device)
-    for side in _sides(run, config):
-        if side is not None and not _may_help(search, contract, side):
-            continue
-        sized = config.model_copy(update={"input_size": side or config.input_size})
-        try:
-            return export_bundle(
-                run, sized, out, data=data, overwrite=overwrite, progress=progress,
-                select=partial(_select, terms, search, progress),
-            )  # fmt: skip
-        except ContractError:
-            continue
-        except (AccuracyGateError, ConfigError) as error:
-            if side is None:
-                raise
-            search.outcomes += _refused(error, side)
-            search.notes.append(f"at {side} px: {str(error).split(' Nothing was written')[0].rstrip('.')}")
-            break  # smaller inputs lose more, or the network takes one size only
+    with reserved(out, inputs=run_inputs([open_run(run)], data), overwrite=overwrite):
+        for side in _sides(run, config):
+            if side is not None and not _may_help(search, contract, side):
+                continue
+            sized = config.model_copy(update={"input_size": side or config.input_size})
+            try:
+                return export_bundle(
+                    run, sized, out, data=data, overwrite=overwrite, progress=progress,
+                    select=partial(_select, terms, search, progress),
+                )  # fmt: skip
+            except ContractError:
+                continue
+            except (AccuracyGateError, ConfigError) as error:
+                if side is None:
+                    raise
+                search.outcomes += _refused(error, side)
+                search.notes.append(f"at {side} px: {str(error).split(' Nothing was written')[0].rstrip('.')}")
+                break  # smaller inputs lose more, or the network takes one size only
     raise _contract_error(contract, search)
 
 

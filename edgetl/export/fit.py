@@ -10,15 +10,17 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from edgetl.core.atomic import new_folder, write_text
+from edgetl.core.atomic import write_text
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.contract import Clause, Contract, Outcome
 from edgetl.core.images import load_image
 from edgetl.core.load import load_between, read_counters
 from edgetl.core.manifest import Format, Precision
+from edgetl.core.output import new_folder
 from edgetl.core.preprocess import normalise, to_pixels
 from edgetl.core.progress import Progress, silent
+from edgetl.core.recognition import FIT_RECORD_NAME
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import stratified
 from edgetl.data.notes import ScanNote
@@ -37,12 +39,12 @@ from edgetl.export.workbench import open_files
 from edgetl.measure.latency import time_calls
 from edgetl.train.backbones import Backbone
 from edgetl.train.config import TrainConfig
+from edgetl.train.paths import training_inputs
 from edgetl.train.rank import RANDOM, rank
 from edgetl.train.ranking import RankConfig, Ranked
 from edgetl.train.sources import load_backbone
 from edgetl.train.training import train
 
-RECORD_NAME = "fit.json"
 # A backbone is left out before training when it misses a limit by this factor even at this share of its input, the smallest that is
 # likely to keep its accuracy.
 MARGIN = 1.1
@@ -121,7 +123,7 @@ def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, pr
     """
     if not config.contract.asked:
         raise ConfigError("a contract needs a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
-    with new_folder(out, overwrite=overwrite) as folder:
+    with new_folder(out, inputs=training_inputs(data, config.train), overwrite=overwrite) as folder:
         images = scan(data, selection=Selection(config.train.include, config.train.exclude), progress=progress)
         ranking = rank(data, config.rank, progress=progress)
         named = config.export.model_copy(update={"name": config.export.name or model_name(data.resolve().name)})
@@ -139,7 +141,7 @@ def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, pr
             rows = [row.model_copy(update={"backbone": item.backbone}) for item in road.tried for row in item.outcomes]
             raise ContractError(_explain(road, names), rows=[row.model_dump(mode="json") for row in rows])
         record = FitRecord(contract=config.contract, tried=tuple(road.tried), notes=images.notes)
-        write_text(folder / RECORD_NAME, record.model_dump_json(indent=1) + "\n")
+        write_text(folder / FIT_RECORD_NAME, record.model_dump_json(indent=1) + "\n")
     return Fitted(open_bundle(out / "bundle"), out / "run", record)
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.answers import describe_truth, evaluate, scores_of
-from edgetl.core.atomic import new_folder
 from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_prefixes
 from edgetl.core.contract import ContractRecord, Outcome
 from edgetl.core.host import fingerprint, versions
 from edgetl.core.images import load_image
 from edgetl.core.load import HostLoad, load_between, read_counters
 from edgetl.core.manifest import GOLDEN_TOLERANCE, MANIFEST_NAME, Format, Golden, Lineage, Manifest, Precision, Rejected, Variant
+from edgetl.core.output import new_folder
 from edgetl.core.preprocess import preprocess, to_batch
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import images_that_may_change
@@ -39,7 +40,7 @@ from edgetl.export.variants import Made, make
 from edgetl.export.workbench import PLAIN_NAME, Workbench, prepare
 from edgetl.measure.latency import time_calls
 from edgetl.runtime.engine import load_engine
-from edgetl.train.run import Run, open_run
+from edgetl.train.run import Run, open_run, run_inputs
 
 GOLDEN_IMAGES = 8
 MAX_GOLDEN_BYTES = 256_000
@@ -104,8 +105,10 @@ def export_bundle(
     """
     run = open_run(run_path)
     name = config.name or model_name(run.record.name)
-    with new_folder(out, overwrite=overwrite) as folder, tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as work:
-        _check_space(run, folder, config)
+    with ExitStack() as stack:
+        folder = stack.enter_context(new_folder(out, inputs=run_inputs([run], data), overwrite=overwrite))
+        work = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True))
+        _check_space(run, out, config)
         bench = prepare(run, config, Path(work), data, progress)
         golden = _choose_golden(bench.gate.samples)
         packed = _export_variants(bench, folder, golden)
@@ -280,7 +283,9 @@ def _write_manifest(bench: Workbench, packed: _Packed, folder: Path, golden: lis
     reduced = any(precision != "fp32" for precision in bench.config.precisions)
     card = folder / "card.md"
     card.write_text(
-        write_card(name, record, bench.gate.spec, packed.variants, packed.rejected, trained, calibration, packed.outcomes), "utf-8"
+        write_card(name, record, bench.gate.spec, packed.variants, packed.rejected, trained, calibration, packed.outcomes),
+        "utf-8",
+        newline="\n",
     )
     manifest = Manifest(
         name=name,
@@ -307,7 +312,7 @@ def _write_manifest(bench: Workbench, packed: _Packed, folder: Path, golden: lis
         versions=versions(),
         host=fingerprint(),
     )
-    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", "utf-8")
+    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", "utf-8", newline="\n")
 
 
 def _lineage(run: Run) -> Lineage:
@@ -330,13 +335,13 @@ def model_name(run_name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", run_name).strip("-.") or "model"
 
 
-def _check_space(run: Run, folder: Path, config: ExportConfig) -> None:
+def _check_space(run: Run, out: Path, config: ExportConfig) -> None:
     """Refuse before minutes of work when the disk cannot hold the result."""
     weights = (run.path / "weights.safetensors").stat().st_size
     needed = weights * (len(config.formats) * len(config.precisions) + SPACE_FACTOR)
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise StorageError(
-            f"{folder.parent} has {free / 1e6:.0f} MB free; this export needs about {needed / 1e6:.0f} MB while it works. "
+            f"{out.parent} has {free / 1e6:.0f} MB free; this export needs about {needed / 1e6:.0f} MB while it works. "
             f"Nothing was written; free some space or choose another --out."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from edgetl.core.atomic import new_folder
+from edgetl.core.output import new_folder
 from edgetl.errors import RunError
 from edgetl.export.card import run_lines
 from edgetl.train.run import TIMM_CONFIG_NAME, WEIGHTS_NAME, Run, RunRecord, open_run
@@ -37,10 +37,10 @@ def share_run(run_path: Path, out: Path, *, overwrite: bool = False) -> list[Pat
     """
     run = open_run(run_path)
     _check_expressible(run)
-    with new_folder(out, overwrite=overwrite) as folder:
+    with new_folder(out, inputs={"the run": run_path}, overwrite=overwrite) as folder:
         (folder / HUB_WEIGHTS_NAME).write_bytes(run.read(WEIGHTS_NAME))
         (folder / TIMM_CONFIG_NAME).write_bytes(run.read(TIMM_CONFIG_NAME))
-        (folder / CARD_NAME).write_text(hub_card(run.record), "utf-8")
+        (folder / CARD_NAME).write_text(hub_card(run.record), "utf-8", newline="\n")
     return [out / name for name in (TIMM_CONFIG_NAME, HUB_WEIGHTS_NAME, CARD_NAME)]
 
 

@@ -21,11 +21,11 @@ from edgetl.core.manifest import UnlabeledAgreement
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.scoring import softmax
 from edgetl.core.tasks import Reading
-from edgetl.data.folder import Sample, log_notes
+from edgetl.data.folder import Sample
 from edgetl.data.integrity import check_images
 from edgetl.data.listing import list_images
 from edgetl.data.loading import PixelSet, stratified
-from edgetl.data.notes import Notes
+from edgetl.data.notes import Notes, log_notes
 from edgetl.data.selection import NO_SELECTION
 from edgetl.errors import DataError
 

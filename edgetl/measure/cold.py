@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 
+from edgetl.core.portable import peak_memory_bytes
 from edgetl.runtime.predictor import load
 
 
@@ -19,20 +19,6 @@ def report_cold_start(bundle: str, variant: str, image: str, threads: str, start
     report = {
         "load_ms": (loaded - begin) * 1e3,
         "first_prediction_ms": (time.time() - float(started)) * 1e3,
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": peak_memory_bytes() / 1e6,
     }
     sys.stdout.write(json.dumps(report) + "\n")
-
-
-def peak_rss_mb() -> float:
-    """The largest resident memory of this process, 10^6 bytes.
-
-    Linux keeps it for each address space; ``ru_maxrss`` would also count the parent that this process was forked from.
-    """
-    try:
-        with open("/proc/self/status") as status:
-            line = next(line for line in status if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e6
-    except (OSError, StopIteration):
-        scale = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6

@@ -38,6 +38,7 @@ def check_certificate(certificate: Path, key: Path, *, now: datetime | None = No
             f"the certificate {certificate} is valid from {first.not_valid_before_utc:%Y-%m-%d %H:%M} UTC. Is the clock right?"
         )
     try:
+        open_plain(key).close()  # OpenSSL opens a FIFO too, and waits for its other end
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
     except OSError as error:
         # ssl.SSLError is one, and says KEY_VALUES_MISMATCH or the like.

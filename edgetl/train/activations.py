@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from edgetl.core.portable import reserve_space
 from edgetl.core.progress import Progress, silent
 from edgetl.data.folder import Sample
 from edgetl.data.loading import Target, batches, target_of
@@ -141,7 +141,7 @@ def _fill(
     """Float16 ``[len(images), *shape]`` in a memory map at ``path``."""
     rows: np.memmap[Any, np.dtype[np.float16]] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(len(images), *shape))
     with path.open("r+b") as file:  # a full disk is an error now, and not a bus error when a page is written
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        reserve_space(file, path.stat().st_size)
     done = 0
     for batch, _ in in_order(images, config):
         out = run(batch.numpy())

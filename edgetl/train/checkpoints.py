@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ import safetensors.torch
 import torch
 
 from edgetl.core.atomic import STAGING_MARK, storage_error, write_bytes
+from edgetl.core.output import remove_side_folder
+from edgetl.core.plain import read_plain
 from edgetl.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Checkpoints:
         data = safetensors.torch.save(state.tensors, {_FACTS: json.dumps({**state.facts, _IDENTITY: self.identity})})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(f"{STAGING_MARK}*"):  # of a process that was killed while it saved
+            for left in self.folder.glob(f"{STAGING_MARK}????????-step-*.safetensors"):  # of a process that was killed while it saved
                 left.unlink(missing_ok=True)
             write_bytes(self.folder / f"step-{state.step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors", data)
             for _, path in self._found()[KEPT:]:
@@ -74,7 +75,7 @@ class Checkpoints:
             ConfigError: it belongs to another training.
         """
         for step, path in self._found():
-            data = path.read_bytes()
+            data = read_plain(path)
             if hashlib.sha256(data).hexdigest()[:16] == path.stem.rpartition("-")[2]:
                 facts = _read_facts(path)
                 if facts.pop(_IDENTITY, None) != self.identity:
@@ -88,8 +89,8 @@ class Checkpoints:
         return None
 
     def remove(self) -> None:
-        """Forget the training."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Forget the training: remove its states. Files that edgetl did not write stay."""
+        remove_side_folder(self.folder)
 
     def _found(self) -> list[tuple[int, Path]]:
         """Steps and files, the newest first."""

@@ -222,6 +222,8 @@ def leave_signals(_worker: int) -> None:
     """Let the parent alone answer Ctrl-C, and be the first to answer SIGTERM, which a scheduler sends to every process: it may need its
     loaders until its state is saved. Ignoring SIGTERM for good would be worse: a parent that fails ends its loaders so, and waits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "SIGALRM"):  # Windows, where SIGTERM ends a process at once
+        return
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_S))
     # A worker that the alarm killed would be an error to the parent, raised wherever it is, also while it ends.
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))

@@ -19,7 +19,9 @@ from edgetl.core.answers import evaluate
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.host import fingerprint, versions
 from edgetl.core.licences import check_policy
+from edgetl.core.output import check_side_folder
 from edgetl.core.progress import Progress, silent
+from edgetl.core.recognition import CHECKPOINTS_SUFFIX
 from edgetl.core.results import Evaluation, Forgetting
 from edgetl.core.tasks import Reading
 from edgetl.data.groups import count_groups, crossing_alarm
@@ -39,6 +41,7 @@ from edgetl.train.lineage import seen_by_ancestors, without_seen
 from edgetl.train.loggers import check_loggers
 from edgetl.train.lr_sweep import choose_rate, with_sweep
 from edgetl.train.old_task import find_old_task, measure_forgetting
+from edgetl.train.paths import training_inputs
 from edgetl.train.protection import fisher_bytes, protect
 from edgetl.train.ranks import join, rank, results_folder
 from edgetl.train.report import class_table, draw_answers, draw_curves, draw_sweep
@@ -94,7 +97,7 @@ def fine_tune(
     started = time.monotonic()
     device = choose_device(config.device)
     join(device)
-    with results_folder(out, overwrite=overwrite) as folder:
+    with results_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
         backbone, plan = prepare(splits, config)
         _log.info("backbone %s, licence of the weights: %s", backbone.name, backbone.licence or "not stated")
         _log.info("%s", describe_plan(plan))
@@ -123,15 +126,15 @@ def _write(folder: Path, name: str, splits: Splits, config: TrainConfig, backbon
     """Every file of the run, ``run.json`` last."""
     validation = outcome.figures.validation
     last = {"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1}
-    (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*outcome.taught.rows, last]), "utf-8")
+    (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*outcome.taught.rows, last]), "utf-8", newline="\n")
     write_model(folder, backbone, splits.folder.labels)
     if lessons.protection.fisher:
         (folder / FISHER_NAME).write_bytes(fisher_bytes(lessons.protection.fisher))
-    (folder / SPLITS_NAME).write_text(record_splits(splits).model_dump_json(indent=1), "utf-8")
+    (folder / SPLITS_NAME).write_text(record_splits(splits).model_dump_json(indent=1), "utf-8", newline="\n")
     _write_pictures(folder, outcome.figures, outcome.taught)
     origin = with_teacher(backbone, lessons.tutor) if lessons.tutor else backbone
     record = _record(name, splits, config, origin, outcome, hash_files(folder))
-    (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8")
+    (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8", newline="\n")
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,9 @@ def _checkpoints(
         record_splits(splits).model_dump_json(exclude={"root"}),
         backbone.weights_sha256 or "",
     )
-    checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoints"), hashlib.sha256("\n".join(parts).encode()).hexdigest())
+    side = out.with_name(f"{out.name}{CHECKPOINTS_SUFFIX}")
+    check_side_folder(side)
+    checkpoints = Checkpoints(side, hashlib.sha256("\n".join(parts).encode()).hexdigest())
     if overwrite and not resume:
         checkpoints.remove()
     if checkpoints.newest() is not None and not resume:
@@ -262,7 +267,7 @@ def _write_pictures(folder: Path, figures: Figures, taught: Taught) -> None:
     if taught.sweep:
         draw_sweep(choose_rate(taught.sweep), folder / "lr.png")
     if shown.classes:
-        (folder / "classes.csv").write_text(class_table(shown), "utf-8")
+        (folder / "classes.csv").write_text(class_table(shown), "utf-8", newline="\n")
 
 
 def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, outcome: Outcome, files: dict[str, str]) -> RunRecord:

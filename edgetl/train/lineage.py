@@ -12,10 +12,9 @@ from edgetl.errors import DataError
 from edgetl.train.config import TrainConfig
 from edgetl.train.embedded import embedded_names
 from edgetl.train.hub import HUB
-from edgetl.train.mirror import find_in_mirror
+from edgetl.train.mirror import LOCAL_DIR, find_in_mirror
 from edgetl.train.run import Run, open_run
 from edgetl.train.seen_images import SeenImages
-from edgetl.train.sources import LOCAL_DIR
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edgetl.core.config import MAX_JSON_BYTES
+from edgetl.core.plain import open_plain, read_plain
 from edgetl.errors import BackboneError
 
+LOCAL_DIR = "local-dir:"
 # Of torch's own format, read with ``weights_only=True``: tensors and plain containers, never code.
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
@@ -17,7 +20,7 @@ SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 def sha256_of(path: Path) -> str:
     """SHA-256 (hex) of a file."""
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -29,8 +32,7 @@ def find_in_mirror(name: str, mirror: Path) -> Path | None:
     Raises:
         BackboneError: the folder is missing, or several tags fit.
     """
-    if not mirror.is_dir():
-        raise BackboneError(f"the weights folder {mirror} does not exist. Name another with --weights-dir or EDGETL_WEIGHTS, or none.")
+    check_mirror(mirror)
     short = name.rpartition(":")[2].rpartition("/")[2].partition("@")[0]
     for path in (mirror / short, *(mirror / f"{short}{suffix}" for suffix in SUFFIXES)):
         if _is_weights(path):
@@ -43,6 +45,17 @@ def find_in_mirror(name: str, mirror: Path) -> Path | None:
             f"{mirror} holds several weights for {name}: {', '.join(path.name for path in tagged)}. Give one of these names."
         )
     return tagged[0] if tagged else None
+
+
+def check_mirror(mirror: Path) -> Path:
+    """``mirror``, a weights directory that must be there.
+
+    Raises:
+        BackboneError: naming it.
+    """
+    if not mirror.is_dir():
+        raise BackboneError(f"the weights folder {mirror} does not exist. Name another with --weights-dir or EDGETL_WEIGHTS, or none.")
+    return mirror
 
 
 def sidecar(path: Path) -> dict[str, Any]:
@@ -74,7 +87,7 @@ def local_dir_weights(folder: Path) -> Path:
     """
     if (folder / "model.safetensors").is_file():
         return folder / "model.safetensors"
-    others = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    others = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
     if len(others) != 1 or others[0].suffix != ".safetensors":
         raise BackboneError(f"{folder} needs a model.safetensors. Convert its weights with safetensors.torch.save_file.")
     return others[0]
@@ -92,7 +105,7 @@ def _is_weights(path: Path) -> bool:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(read_plain(path, max_bytes=MAX_JSON_BYTES))
     except (OSError, ValueError) as error:
         raise BackboneError(f"{path} cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(value, dict):

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from edgetl.core.images import EXTENSIONS, load_image
+from edgetl.core.plain import open_plain
 from edgetl.core.progress import Progress
 from edgetl.errors import DataError, ImageError
 from edgetl.train.dataset import draw_seed
@@ -137,7 +138,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes | Path]]:
         yield from ((file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*")) if file.is_file())
         return
     try:
-        with tarfile.open(path) as tar:
+        with open_plain(path) as opened, tarfile.open(fileobj=opened) as tar:
             for member in tar:
                 if member.isfile() and (file := tar.extractfile(member)) is not None:
                     yield member.name, file.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,11 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.utils.data import DataLoader
 
-from edgetl.core.atomic import storage_error, write_bytes, write_text
+from edgetl.core.atomic import write_bytes, write_text
+from edgetl.core.config import read_json
 from edgetl.core.host import fingerprint, versions
 from edgetl.core.licences import most_restrictive
+from edgetl.core.output import locked_folder
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.errors import BackboneError, ConfigError, TrainingError
@@ -80,8 +83,13 @@ def pretrain(
         BackboneError: the teacher or the starting weights cannot be used.
         TrainingError: the loss became infinite or not a number.
     """
+    with locked_folder(places.out):
+        _check_own(places.out, recipe.name)
+        return _pretrain(recipe, places, device, checkpoint_steps, progress)
+
+
+def _pretrain(recipe: Recipe, places: Places, device: str, checkpoint_steps: int, progress: Progress) -> Pretrained:
     started = time.monotonic()
-    _make_folder(places.out)
     pools = load_pools(recipe, places.data, progress)
     compressed = recipe.start == TEACHER
     teacher = load_teacher(recipe.teacher, places.weights, pads_as_torch=compressed) if recipe.teacher else None
@@ -97,11 +105,21 @@ def pretrain(
     return result
 
 
-def _make_folder(folder: Path) -> None:
+def _check_own(out: Path, name: str) -> None:
+    """Refuse to replace weights and a record that no earlier pretraining wrote. One that was stopped while it wrote has its checkpoint.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    weights, record = out / f"{name}.safetensors", out / f"{name}.json"
+    if (out / CHECKPOINT_NAME).is_file() or not (os.path.lexists(weights) or os.path.lexists(record)):
+        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(folder, error) from error
+        own = read_json(record, Pretrained, ConfigError).weights_sha256 == sha256_of(weights)
+    except (ConfigError, OSError):
+        own = False
+    if not own:
+        raise ConfigError(f"{out} holds {name}.safetensors or {name}.json, and edgetl pretrain did not write them. Choose another --out.")
 
 
 @dataclass(frozen=True)

@@ -7,30 +7,28 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from edgetl.core.atomic import storage_error
+from edgetl.core.output import check_picture, write_picture
 from edgetl.data.loading import stratified
 from edgetl.data.split import Splits
-from edgetl.errors import ConfigError
 from edgetl.train.augment import make_augmentation, mirrors_well
 from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import ImageDataset
 from edgetl.train.finetune import prepare
-from edgetl.train.report import plain_text, save_figure
+from edgetl.train.paths import training_inputs
+from edgetl.train.report import plain_text
 
 ROWS, VIEWS = 6, 7
-SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
 
 def draw_preview(splits: Splits, config: TrainConfig, path: Path) -> None:
     """Write the sheet as PNG (or what the suffix says): one row for each of a few training images, the classes in turn.
 
     Raises:
-        ConfigError: the file's suffix is no picture's.
+        ConfigError: the file's suffix is no picture's, or what stands there is no picture that edgetl drew.
         BackboneError: the backbone, whose input size and normalisation are used, cannot be loaded.
         StorageError: the file cannot be written.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--preview {path}: the picture's name ends in {', '.join(SUFFIXES)}.")
+    check_picture(path, "--preview", inputs=training_inputs(splits.folder.root, config))
     backbone, plan = prepare(splits, config)
     flip = mirrors_well(splits.folder.labels) if config.flip is None else config.flip
     samples = stratified(splits.train, ROWS)
@@ -48,7 +46,4 @@ def draw_preview(splits: Splits, config: TrainConfig, path: Path) -> None:
     figure.suptitle(
         f"first column: as evaluated; others: augmentation {plan.augment}, {'mirrored too' if flip else 'not mirrored'}", fontsize=9
     )
-    try:
-        save_figure(figure, path, dpi=110)
-    except OSError as error:
-        raise storage_error(path, error) from error
+    write_picture(figure, path, dpi=110)

@@ -21,11 +21,11 @@ import torch_pruning
 from torch import nn
 
 from edgetl.core.answers import evaluate
-from edgetl.core.atomic import new_folder
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.config import StrictModel
 from edgetl.core.host import fingerprint, versions
 from edgetl.core.manifest import Parent
+from edgetl.core.output import new_folder
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
 from edgetl.data.folder import Part
@@ -34,7 +34,7 @@ from edgetl.errors import ConfigError, RunError
 from edgetl.train.backbones import Backbone, rebuild
 from edgetl.train.mirror import first_line
 from edgetl.train.report import write_result
-from edgetl.train.run import METRICS_NAME, SPLITS_NAME, Run, hash_files, open_run
+from edgetl.train.run import METRICS_NAME, SPLITS_NAME, Run, hash_files, open_run, run_inputs
 from edgetl.train.saved_model import write_model
 from edgetl.train.widths import PRUNED, widths_of
 
@@ -81,7 +81,7 @@ def prune_run(
     model = run.load_model()
     example = torch.zeros(1, 3, *record.preprocess.input_size)
     before = _cost(model, example)
-    with new_folder(out, overwrite=overwrite) as folder:
+    with new_folder(out, inputs=run_inputs([run], data), overwrite=overwrite) as folder:
         smaller = prune(model, record.backbone.head_name, example, share)
         backbone = _backbone(run, smaller)
         _check_rebuilds(run, backbone)
@@ -89,9 +89,9 @@ def prune_run(
         assert validation is not None, "a run has validation images"
         test = _measure(run, smaller, "test", data, progress)
         write_model(folder, backbone, record.labels)
-        (folder / SPLITS_NAME).write_text(run.splits().model_dump_json(indent=1), "utf-8")
+        (folder / SPLITS_NAME).write_text(run.splits().model_dump_json(indent=1), "utf-8", newline="\n")
         run.seen_images().write(folder)
-        (folder / METRICS_NAME).write_text(json.dumps({"val_accuracy": validation.accuracy.value}) + "\n", "utf-8")
+        (folder / METRICS_NAME).write_text(json.dumps({"val_accuracy": validation.accuracy.value}) + "\n", "utf-8", newline="\n")
         write_result(folder, validation, test)
         changes = {
             "name": out.name, "created": datetime.now(UTC).isoformat(timespec="seconds"), "validation": validation, "test": test,
@@ -99,7 +99,7 @@ def prune_run(
             "alarms": (), "soup": None, "seconds": round(time.monotonic() - started, 1), "versions": versions(), "host": fingerprint(),
             "files": hash_files(folder),
         }  # fmt: skip
-        (folder / RUN_RECORD_NAME).write_text(record.model_copy(update=changes).model_dump_json(indent=1), "utf-8")
+        (folder / RUN_RECORD_NAME).write_text(record.model_copy(update=changes).model_dump_json(indent=1), "utf-8", newline="\n")
     return Pruned(open_run(out), before, _cost(smaller, example))
 
 

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.distributed as dist
 
-from edgetl.core.atomic import new_folder
+from edgetl.core.output import Inputs, new_folder
 
 
 def world() -> int:
@@ -40,10 +40,10 @@ def join(device: str) -> None:
 
 
 @contextmanager
-def results_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
+def results_folder(out: Path, *, inputs: Inputs, overwrite: bool) -> Iterator[Path]:
     """``new_folder`` for the first process, and a folder that is thrown away for any other; all leave it together."""
     if rank() == 0:
-        with new_folder(out, overwrite=overwrite) as folder:
+        with new_folder(out, inputs=inputs, overwrite=overwrite) as folder:
             yield folder
     else:
         with TemporaryDirectory(prefix="edgetl-rank-") as thrown_away:

@@ -10,9 +10,11 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 
 from edgetl.core.config import StrictModel
+from edgetl.core.plain import read_plain
 from edgetl.core.preprocess import Side
 from edgetl.errors import ConfigError
 
+MAX_RECIPE_BYTES = 100_000
 # As ``Recipe.start``: the teacher itself, compressed into the student.
 TEACHER = "teacher"
 
@@ -134,9 +136,10 @@ def read_recipe(path: Path) -> Recipe:
         ConfigError: the file is missing, not TOML, or says something that no recipe may say; every mistake is named.
     """
     try:
-        text = path.read_text("utf-8")
+        text = read_plain(path, max_bytes=MAX_RECIPE_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error}.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot read the recipe {path}: {reason}.") from error
     try:
         return Recipe.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:

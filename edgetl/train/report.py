@@ -70,7 +70,7 @@ def write_result(folder: Path, validation: Evaluation, test: Evaluation | None) 
     accuracy = shown.accuracy
     title = f"{name}: accuracy {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}), n = {accuracy.n}"
     draw_confusion(shown, title, folder / "confusion.png")
-    (folder / "classes.csv").write_text(class_table(shown), "utf-8")
+    (folder / "classes.csv").write_text(class_table(shown), "utf-8", newline="\n")
 
 
 def draw_confusion(evaluation: Evaluation, title: str, path: Path) -> None:

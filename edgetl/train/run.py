@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -19,9 +20,9 @@ import torch
 from pydantic import Field, JsonValue, model_validator
 from torch import nn
 
-from edgetl.core.bundle import RUN_RECORD_NAME, hash_prefix, unpack_hashes
+from edgetl.core.bundle import RUN_RECORD_NAME, check_run_folder, hash_prefix, unpack_hashes
 from edgetl.core.config import LeanModel, StrictModel, parse_json, read_json
-from edgetl.core.manifest import MANIFEST_NAME, Parent, Sha256
+from edgetl.core.manifest import Parent, Sha256
 from edgetl.core.plain import open_plain
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Evaluation, Forgetting, Proportion
@@ -307,13 +308,13 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         RunError: not a run; a bundle is recognised and the text says so.
     """
-    folder = Path(path)
-    if not (folder / RUN_RECORD_NAME).is_file():
-        if (folder / MANIFEST_NAME).is_file():
-            raise RunError(f"{folder} is a bundle, not a run; this command needs the folder that `edgetl train` wrote.")
-        what = "has no run.json" if folder.is_dir() else "does not exist"
-        raise RunError(f"{folder} is not a run: it {what}. Give the folder that `edgetl train` wrote.")
+    folder = check_run_folder(path)
     return Run(folder, read_json(folder / RUN_RECORD_NAME, RunRecord, RunError))
+
+
+def run_inputs(runs: Sequence[Run], data: Path | None) -> dict[str, Path]:
+    """What a command reads that starts from runs: the runs, and the images of the first; by their names in messages."""
+    return {**{f"the run {run.path}": run.path for run in runs}, "the folder of images": data or Path(runs[0].splits().root)}
 
 
 def hash_files(folder: Path) -> dict[str, str]:

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgetl.core.atomic import new_folder
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.host import fingerprint, versions
 from edgetl.core.manifest import Parent
+from edgetl.core.output import new_folder
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
@@ -30,7 +30,7 @@ from edgetl.data.loading import batches, labels_of, stratified
 from edgetl.errors import RunError
 from edgetl.train.backbones import Backbone, rebuild
 from edgetl.train.report import write_result
-from edgetl.train.run import METRICS_NAME, SPLITS_NAME, BackboneRecord, Ingredient, Run, SoupRecord, hash_files, open_run
+from edgetl.train.run import METRICS_NAME, SPLITS_NAME, BackboneRecord, Ingredient, Run, SoupRecord, hash_files, open_run, run_inputs
 from edgetl.train.saved_model import write_model
 
 _log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def make_soup(
     runs = [open_run(path) for path in paths]
     check_fit(runs)
     started = time.monotonic()
-    with new_folder(out, overwrite=overwrite) as folder:
+    with new_folder(out, inputs=run_inputs(runs, data), overwrite=overwrite) as folder:
         kitchen = _Kitchen(runs[0], data, progress)
         tasted = [(run, kitchen.taste(run.load_model())) for run in runs]
         tasted.sort(key=lambda item: (-item[1].accuracy, -item[1].minus_loss))
@@ -258,9 +258,9 @@ def _write(
     test = kitchen.evaluate(model, kitchen.test) if kitchen.test else None
     rows = [{"val_loss": item.val_loss, "val_accuracy": item.val_accuracy} for item in soup.ingredients]
     rows.append({"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1})
-    (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8", newline="\n")
     write_model(folder, backbone, record.labels)
-    (folder / SPLITS_NAME).write_text(used[0].splits().model_dump_json(indent=1), "utf-8")
+    (folder / SPLITS_NAME).write_text(used[0].splits().model_dump_json(indent=1), "utf-8", newline="\n")
     functools.reduce(operator.or_, (run.seen_images() for run in used)).write(folder)
     write_result(folder, validation, test)
     changes = {
@@ -269,7 +269,7 @@ def _write(
         "tuned_share": 1.0, "seconds": round(time.monotonic() - started, 1), "versions": versions(), "host": fingerprint(),
         "files": hash_files(folder),
     }  # fmt: skip
-    (folder / RUN_RECORD_NAME).write_text(record.model_copy(update=changes).model_dump_json(indent=1), "utf-8")
+    (folder / RUN_RECORD_NAME).write_text(record.model_copy(update=changes).model_dump_json(indent=1), "utf-8", newline="\n")
 
 
 def _alarms(soup: SoupRecord, validation: Evaluation) -> tuple[str, ...]:

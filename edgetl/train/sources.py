@@ -26,12 +26,10 @@ from edgetl.train.embedded import embedded_names, read_embedded
 from edgetl.train.heads import plain_state
 from edgetl.train.hub import HUB, check_reachable, downloaded_file, fetch_torchvision, unknown_name
 from edgetl.train.input_size import with_input_size
-from edgetl.train.mirror import find_in_mirror, first_line, local_dir_weights, sha256_of, sidecar
+from edgetl.train.mirror import LOCAL_DIR, find_in_mirror, first_line, local_dir_weights, sha256_of, sidecar
 from edgetl.train.run import open_run
 from edgetl.train.timm_config import TimmConfig, folder_config, hub_config
 from edgetl.train.weights import load_tensors
-
-LOCAL_DIR = "local-dir:"
 
 
 def load_backbone(config: TrainConfig, classes: int) -> Backbone:

@@ -20,10 +20,10 @@ from edgetl.train.compression import Coordinates, stage_maps
 from edgetl.train.dataset import draw_seed
 from edgetl.train.features import choose_engine
 from edgetl.train.fitting import scheduled
-from edgetl.train.mirror import local_dir_weights, sha256_of
+from edgetl.train.mirror import LOCAL_DIR, local_dir_weights, sha256_of
 from edgetl.train.pictures import Views
 from edgetl.train.recipe import Recipe
-from edgetl.train.sources import LOCAL_DIR, saved_network
+from edgetl.train.sources import saved_network
 
 WARM_UP_SHARE = 0.05
 # Steps whose batches give the mean and the principal components of the teacher's features.

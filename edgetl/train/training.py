@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from edgetl.core.atomic import new_folder, write_text
+from edgetl.core.atomic import write_text
 from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.output import check_side_folder, new_folder, remove_side_folder, reserved
 from edgetl.core.progress import Progress, silent
+from edgetl.core.recognition import COMPARE_SUFFIX, PILOT_SUFFIX, holds_own
 from edgetl.data.split import Splits, split
 from edgetl.errors import ConfigError
 from edgetl.train.config import Strategy, TrainConfig
 from edgetl.train.finetune import fine_tune
+from edgetl.train.paths import check_training_paths, training_inputs
 from edgetl.train.pilot import LEAST_GAIN, gain_of_pretraining, run_pilot, wants_pilot
-from edgetl.train.ranks import world
+from edgetl.train.ranks import rank, world
 from edgetl.train.run import Compared, Run, open_run
 from edgetl.train.tasks import scan_images
 
@@ -27,13 +31,18 @@ COMPARED = ("probe", "partial", "full")
 
 
 def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Run:
-    """Scan and split ``data``, then ``fine_tune``, or ``compare`` where ``config.strategy`` says so; both tell what they raise."""
-    folder = scan_images(data, config, progress=progress)
-    splits = split(folder, seed=config.seed, val=config.val, test=config.test)
-    teach = compare if config.strategy == "compare" else fine_tune
-    if wants_pilot(splits, config) and world() == 1:
-        teach = piloted
-    return teach(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)
+    """Scan and split ``data``, then ``fine_tune``, or ``compare`` where ``config.strategy`` says so; both tell what they raise.
+
+    ``out`` is checked and locked before the first image is read.
+    """
+    check_training_paths(data, config)
+    with reserved(out, inputs=training_inputs(data, config), overwrite=overwrite) if rank() == 0 else nullcontext():
+        folder = scan_images(data, config, progress=progress)
+        splits = split(folder, seed=config.seed, val=config.val, test=config.test)
+        teach = compare if config.strategy == "compare" else fine_tune
+        if wants_pilot(splits, config) and world() == 1:
+            teach = piloted
+        return teach(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)
 
 
 def piloted(
@@ -46,7 +55,7 @@ def piloted(
         ConfigError: a pilot that was stopped is in the way.
         EdgetlError: what ``fine_tune`` raises.
     """
-    work = out.with_name(f"{out.name}.pilot")
+    work = out.with_name(f"{out.name}{PILOT_SUFFIX}")
     _clear(work, out, overwrite=overwrite, resume=resume)
     gain = gain_of_pretraining(splits, config, progress=progress)
     told = f"pretrained features are {100 * gain:+.0f} points better than random ones"
@@ -62,7 +71,7 @@ def piloted(
     run = fine_tune(splits, chosen, out, overwrite=overwrite, resume=resume, progress=progress)
     plan = run.record.plan.model_copy(update={"reason": told})
     write_text(out / RUN_RECORD_NAME, run.record.model_copy(update={"plan": plan, "compared": table}).model_dump_json(indent=1))
-    shutil.rmtree(work, ignore_errors=True)
+    remove_side_folder(work)
     return open_run(out)
 
 
@@ -80,9 +89,9 @@ def compare(
     """
     if world() > 1:
         raise ConfigError("--strategy compare runs in one process; leave --devices and torchrun out, or name one strategy.")
-    work = out.with_name(f"{out.name}.compare")
-    _clear(work, out, overwrite=overwrite, resume=resume)
-    with new_folder(out, overwrite=overwrite) as folder:
+    work = out.with_name(f"{out.name}{COMPARE_SUFFIX}")
+    with new_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
+        _clear(work, out, overwrite=overwrite, resume=resume)
         runs = [
             _trained(splits, config.model_copy(update={"strategy": strategy}), work / strategy, resume=resume, progress=progress)
             for strategy in COMPARED
@@ -93,16 +102,17 @@ def compare(
         shutil.copytree(runs[best].path, folder, dirs_exist_ok=True)
         plan = runs[best].record.plan.model_copy(update={"reason": reason})
         record = runs[best].record.model_copy(update={"name": out.name, "plan": plan, "compared": table})
-        (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8")
-    shutil.rmtree(work, ignore_errors=True)
+        (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8", newline="\n")
+    remove_side_folder(work)
     return open_run(out)
 
 
 def _clear(work: Path, out: Path, *, overwrite: bool, resume: bool) -> None:
     """Make room for a comparison's runs, unless those of another one are there to go on with."""
+    check_side_folder(work)
     if overwrite and not resume:
-        shutil.rmtree(work, ignore_errors=True)
-    if work.exists() and not resume:
+        remove_side_folder(work)
+    elif not resume and holds_own(work):
         raise ConfigError(f"a comparison for {out} was stopped; it is in {work}. Go on with --resume, or begin again with --overwrite.")
 
 

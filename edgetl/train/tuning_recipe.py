@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 from pydantic import Field, ValidationError, model_validator
 
 from edgetl.core.config import StrictModel
+from edgetl.core.plain import read_plain
 from edgetl.errors import ConfigError
 from edgetl.train.config import Augment, Strategy, TrainConfig
 from edgetl.train.embedded import models_folder
@@ -91,10 +92,7 @@ def read_tuning_recipe(name: str) -> TuningRecipe:
     else:
         raise ConfigError(f"--recipe {name}: there is no such recipe. Built in: {', '.join(builtin_recipes())}; or give a file NAME.toml.")
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_RECIPE_BYTES + 1)
-        if len(data) > MAX_RECIPE_BYTES:
-            raise ConfigError(f"--recipe {path} is larger than {MAX_RECIPE_BYTES} bytes; it is no recipe.")
+        data = read_plain(path, max_bytes=MAX_RECIPE_BYTES)
         return TuningRecipe.model_validate(tomllib.loads(data.decode("utf-8")), strict=True)
     except OSError as error:
         raise ConfigError(f"--recipe {path} cannot be read: {error.strerror}.") from error

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from edgetl.core.plain import open_plain
 from edgetl.errors import BackboneError
 from edgetl.train.mirror import SUFFIXES, TORCH_SUFFIXES, first_line
 
@@ -23,6 +24,10 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         BackboneError: the file is missing, damaged, not what its name says, or wants to run code.
     """
+    try:
+        open_plain(path).close()  # the libraries open a FIFO too, and wait for its other end
+    except OSError as error:
+        raise BackboneError(f"{path} cannot be read: {error.strerror}. Give a file of weights.") from error
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     if path.suffix in TORCH_SUFFIXES:

@@ -1,52 +1,19 @@
-"""Files and folders that appear whole or not at all: after errors, after SIGKILL, and on a full disk."""
+"""Files that appear whole or not at all: after errors, and on a full disk."""
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from edgetl.core.atomic import REPLACED_MARK, STAGING_MARK, new_folder, storage_error, write_bytes, write_text
-from edgetl.errors import ConfigError, StorageError
-
-VICTIM = """
-import os, signal, sys
-from pathlib import Path
-from edgetl.core.atomic import new_folder
-with new_folder(Path(sys.argv[1]), overwrite=True) as staging:
-    (staging / "half.txt").write_text("half")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
+from edgetl.core.atomic import storage_error, write_bytes, write_text
+from edgetl.errors import StorageError
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def kill_inside_new_folder(target: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", VICTIM, str(target)], check=False)
-    assert done.returncode == -signal.SIGKILL
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if not shutil.which("mount") or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a small tmpfs needs root on Linux")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-# --- files -----------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_holds_the_bytes_and_nothing_lies_beside_it(tmp_path: Path) -> None:
@@ -92,191 +59,14 @@ def test_the_storage_error_says_what_where_and_what_next() -> None:
     assert str(error).endswith("free some space or choose another place.")
 
 
-# --- folders ---------------------------------------------------------------------------------------------------------------------
+REMEDIES = {
+    errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EACCES: "change the permissions",
+    errno.EROFS: "not read-only", errno.ENAMETOOLONG: "a shorter name", errno.EIO: "another place",
+}  # fmt: skip
 
 
-def test_a_folder_appears_only_when_the_block_ends(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "out") as staging:
-        (staging / "sub").mkdir()
-        (staging / "sub" / "a.txt").write_text("a")
-        assert not (tmp_path / "out").exists()
-    assert (tmp_path / "out" / "sub" / "a.txt").read_text() == "a"
-    assert names(tmp_path) == ["out"]
-
-
-def test_the_staging_folder_lies_beside_the_target_so_that_a_rename_suffices(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "out") as staging:
-        assert staging.parent == tmp_path and staging.name.startswith(STAGING_MARK)
-
-
-def test_parents_of_the_target_are_made(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "a" / "b" / "c") as staging:
-        (staging / "x").touch()
-    assert names(tmp_path / "a" / "b") == ["c"]
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, ConfigError])
-def test_an_error_in_the_block_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error, match="stop"), new_folder(tmp_path / "out") as staging:
-        (staging / "a.txt").write_text("half")
-        raise error("stop")
-    assert names(tmp_path) == []
-
-
-def test_an_existing_folder_is_refused_without_overwrite_and_stays(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").touch()
-    with pytest.raises(ConfigError, match=r"/out exists already.*--overwrite"), new_folder(tmp_path / "out"):
-        pytest.fail("the block ran")
-    assert names(tmp_path / "out") == ["old.txt"]
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_in_place_of_the_folder_is_refused_and_stays(tmp_path: Path, overwrite: bool) -> None:
-    (tmp_path / "out").write_text("precious")
-    with pytest.raises(ConfigError, match=r"/out (is a file|exists already)"), new_folder(tmp_path / "out", overwrite=overwrite):
-        pytest.fail("the block ran")
-    assert (tmp_path / "out").read_text() == "precious"
-
-
-def test_overwrite_replaces_the_whole_folder(tmp_path: Path) -> None:
-    for name in ("old.txt", "new.txt"):
-        with new_folder(tmp_path / "out", overwrite=True) as staging:
-            (staging / name).touch()
-    assert names(tmp_path / "out") == ["new.txt"]
-    assert names(tmp_path) == ["out"]
-
-
-def test_overwrite_keeps_the_old_folder_when_the_block_raises(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").touch()
-    with pytest.raises(ValueError, match="stop"), new_folder(tmp_path / "out", overwrite=True) as staging:
-        (staging / "new.txt").touch()
-        raise ValueError("stop")
-    assert names(tmp_path / "out") == ["old.txt"]
-    assert names(tmp_path) == ["out"]
-
-
-def test_overwrite_puts_the_old_folder_back_when_the_new_one_cannot_take_its_place(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").touch()
-    with pytest.raises(StorageError, match=r"cannot write .*/out: No such file"), new_folder(tmp_path / "out", overwrite=True) as staging:
-        staging.rmdir()
-    assert names(tmp_path) == ["out"]
-    assert names(tmp_path / "out") == ["old.txt"]
-
-
-def test_a_failed_write_in_the_block_is_a_storage_error_that_names_the_target(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"cannot write .*/out: No such file"), new_folder(tmp_path / "out") as staging:
-        (staging / "missing" / "a.txt").write_text("x")
-    assert names(tmp_path) == []
-
-
-def test_a_parent_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"cannot write .*/file/out"), new_folder(tmp_path / "file" / "out"):
-        pytest.fail("the block ran")
-
-
-def test_a_full_disk_leaves_no_part_of_the_folder(small_disk: Path) -> None:
-    with pytest.raises(StorageError, match=r"cannot write .*/out: No space left on device"), new_folder(small_disk / "out") as staging:
-        (staging / "first.bin").write_bytes(b"1" * 400_000)
-        (staging / "second.bin").write_bytes(b"2" * 3_000_000)
-    assert names(small_disk) == []
-
-
-def test_a_full_disk_keeps_the_folder_that_was_to_be_replaced(small_disk: Path) -> None:
-    (small_disk / "out").mkdir()
-    (small_disk / "out" / "old.bin").write_bytes(b"0" * 400_000)
-    with pytest.raises(StorageError, match="No space left on device"), new_folder(small_disk / "out", overwrite=True) as staging:
-        write_bytes(staging / "new.bin", b"1" * 3_000_000)
-    assert names(small_disk) == ["out"]
-    assert (small_disk / "out" / "old.bin").stat().st_size == 400_000
-
-
-# --- killed processes ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_process_killed_inside_the_block_leaves_no_target(tmp_path: Path) -> None:
-    kill_inside_new_folder(tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    assert [name.startswith(STAGING_MARK) for name in names(tmp_path)] == [True]
-
-
-def test_the_next_call_for_the_same_target_removes_what_a_killed_process_left(tmp_path: Path) -> None:
-    kill_inside_new_folder(tmp_path / "out")
-    with new_folder(tmp_path / "out") as staging:
-        assert names(staging) == []
-        (staging / "whole.txt").touch()
-    assert names(tmp_path) == ["out"]
-    assert names(tmp_path / "out") == ["whole.txt"]
-
-
-def test_a_process_killed_while_replacing_a_folder_leaves_the_old_one(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").touch()
-    kill_inside_new_folder(tmp_path / "out")
-    assert names(tmp_path / "out") == ["old.txt"]
-
-
-def test_what_a_running_process_writes_is_not_removed(tmp_path: Path) -> None:
-    other = tmp_path / f"{STAGING_MARK}{os.getppid()}-out"
-    other.mkdir()
-    with new_folder(tmp_path / "out"):
-        pass
-    assert other.is_dir()
-
-
-def test_what_a_killed_process_left_for_another_target_is_not_touched(tmp_path: Path) -> None:
-    kill_inside_new_folder(tmp_path / "first")
-    left = names(tmp_path)
-    with new_folder(tmp_path / "second"):
-        pass
-    assert names(tmp_path) == [*left, "second"]
-
-
-def test_an_old_folder_set_aside_by_a_killed_process_is_put_back_when_no_new_one_stands(tmp_path: Path) -> None:
-    # The state between the two renames of a replacement; process 2**22 cannot run (Linux: pid_max is at most 2**22).
-    aside = tmp_path / f"{REPLACED_MARK}{2**22}-out"
-    aside.mkdir()
-    (aside / "old.txt").touch()
-    with pytest.raises(ValueError, match="stop"), new_folder(tmp_path / "out", overwrite=True):
-        raise ValueError("stop")
-    assert names(tmp_path / "out") == ["old.txt"]
-    assert names(tmp_path) == ["out"]
-
-
-def test_an_old_folder_set_aside_by_a_killed_process_is_removed_when_the_new_one_stands(tmp_path: Path) -> None:
-    (tmp_path / f"{REPLACED_MARK}{2**22}-out").mkdir()
-    (tmp_path / "out").mkdir()
-    with new_folder(tmp_path / "out", overwrite=True) as staging:
-        (staging / "new.txt").touch()
-    assert names(tmp_path) == ["out"]
-
-
-def test_the_leftovers_of_another_target_are_left_alone(tmp_path: Path) -> None:
-    for name in (f"{REPLACED_MARK}{2**22}-a-b", f"{STAGING_MARK}{2**22}-my-old-b"):
-        (tmp_path / name).mkdir()
-    with new_folder(tmp_path / "b") as staging:
-        (staging / "new").touch()
-    assert names(tmp_path) == sorted([f"{REPLACED_MARK}{2**22}-a-b", f"{STAGING_MARK}{2**22}-my-old-b", "b"])
-
-
-def test_a_recovered_folder_is_not_replaced_without_permission(tmp_path: Path) -> None:
-    (tmp_path / f"{REPLACED_MARK}{2**22}-z").mkdir()
-    with pytest.raises(ConfigError, match="--overwrite"), new_folder(tmp_path / "z"):
-        pass
-    assert names(tmp_path) == ["z"]
-
-
-def test_a_name_of_old_half_written_work_never_becomes_the_target(tmp_path: Path) -> None:
-    (tmp_path / f"{STAGING_MARK}{2**22}-my-old-run").mkdir()
-    with pytest.raises(ConfigError, match="stop"), new_folder(tmp_path / "my-old-run"):
-        raise ConfigError("stop")
-    assert names(tmp_path) == []
-
-
-def test_the_current_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="names no folder"), new_folder(Path(), overwrite=True):
-        pass
+@pytest.mark.parametrize("number", REMEDIES)
+def test_only_a_full_disk_or_a_quota_is_answered_with_free_some_space(number: int) -> None:
+    text = str(storage_error(Path("out"), OSError(number, os.strerror(number))))
+    assert REMEDIES[number] in text
+    assert ("free some space" in text) == (number in (errno.ENOSPC, errno.EDQUOT))

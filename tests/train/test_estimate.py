@@ -42,7 +42,7 @@ def test_a_preview_is_drawn_and_nothing_is_trained(colours: Path, tmp_path: Path
     assert sorted(tmp_path.iterdir()) == [tmp_path / "colours", sheet] and "picture:" in done.stdout
     pixels = np.asarray(Image.open(sheet).convert("RGB"))
     assert pixels.shape[1] > 800 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200
-    unwritable = edgetl("train", colours, *SMALL, "--preview", tmp_path / "none" / "sheet.png")
+    unwritable = edgetl("train", colours, *SMALL, "--preview", sheet / "none" / "sheet.png")
     assert unwritable.returncode == 15 and "cannot write" in unwritable.stderr
     neither = edgetl("train", colours)
     assert neither.returncode == 3 and "--out RUN" in neither.stderr

@@ -67,6 +67,8 @@ def test_far_pictures_get_a_pilot_and_the_better_start_and_the_record_says_so(tm
 
 def test_a_stopped_pilot_is_not_overwritten_unasked(tmp_path: Path, many: None) -> None:
     data = write_colours(tmp_path / "colours", 16)
-    (tmp_path / "run.pilot").mkdir()
+    states = tmp_path / "run.pilot" / "full.checkpoints"
+    states.mkdir(parents=True)
+    (states / f"step-00000001-{'0' * 16}.safetensors").touch()
     with pytest.raises(ConfigError, match="--resume, or begin again with --overwrite"):
         train(data, TrainConfig.model_validate(SMALL), tmp_path / "run")

@@ -105,7 +105,7 @@ def test_other_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
         ("empty.pth", b"", "cannot be read as torch weights"),
         ("noise.pt", b"\x00\x01noise" * 50, "cannot be read as torch weights|holds more than tensors"),
         ("model.onnx", b"x", r"is no weights file; edgetl reads \.safetensors, \.pth"),
-        ("absent.safetensors", None, "cannot be read as safetensors"),
+        ("absent.safetensors", None, "cannot be read: No such file"),
     ):
         path = tmp_path / name
         if content is not None:

@@ -1,0 +1,122 @@
+"""Platform differences: what Linux, macOS and Windows do in different ways, in one place.
+
+Linux is tested. macOS and Windows are written for and not tested; the tests remove the names that they lack.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+if sys.platform == "win32":
+    import ctypes
+    import msvcrt
+else:
+    import fcntl
+    import resource
+
+WINDOWS = os.name == "nt"
+# What a file system answers that has no locks, such as some network and FUSE file systems.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
+_BLOCK = bytes(1 << 20)
+
+
+def flush_file(path: Path) -> None:
+    """Force the content of ``path`` to the disk. Windows flushes through writable descriptors only."""
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """Force the names in ``folder`` to the disk. Windows opens no folder; some network file systems flush none."""
+    if WINDOWS:
+        return
+    descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def reserve_space(file: BinaryIO, size_bytes: int) -> None:
+    """Allocate ``size_bytes`` on the disk for ``file``, so that a full disk is an error now and not when a mapped page is written.
+
+    macOS and Windows have no ``posix_fallocate``: zeros are written, and what the file held is lost.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size_bytes)
+        return
+    file.seek(0)
+    for start in range(0, size_bytes, len(_BLOCK)):
+        file.write(_BLOCK[: min(len(_BLOCK), size_bytes - start)])
+    file.flush()
+
+
+def process_runs(pid: int) -> bool:
+    """Whether a process ``pid`` exists. On Windows always false: signal 0 would end the process there, and locks decide."""
+    if WINDOWS:
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take an exclusive lock on an open, writable file, without waiting; false where another process holds it.
+
+    The system releases it when the process ends, however that happens. POSIX record locks are used: a forked child does not hold them.
+    File systems without locks count as unlocked.
+    """
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _NO_LOCKS
+    return True
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident memory of this process so far, bytes; 0 where the system does not report it."""
+    if sys.platform == "win32":
+        return _windows_peak_bytes()
+    # Linux keeps VmHWM for each address space; ``ru_maxrss`` also counts the parent that this process was forked from.
+    with suppress(OSError, StopIteration), open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if sys.platform == "win32":
+
+    def _windows_peak_bytes() -> int:
+        """``PeakWorkingSetSize`` of the process status API (learn.microsoft.com, ``PROCESS_MEMORY_COUNTERS``)."""
+        sizes = ("PeakWorkingSetSize", "WorkingSetSize", "QuotaPeakPagedPoolUsage", "QuotaPagedPoolUsage", "QuotaPeakNonPagedPoolUsage",
+                 "QuotaNonPagedPoolUsage", "PagefileUsage", "PeakPagefileUsage")  # fmt: skip
+
+        class Counters(ctypes.Structure):
+            _fields_ = [("cb", ctypes.c_uint32), ("PageFaultCount", ctypes.c_uint32), *((name, ctypes.c_size_t) for name in sizes)]
+
+        counters = Counters(cb=ctypes.sizeof(Counters))
+        kernel = ctypes.WinDLL("kernel32")
+        kernel.GetCurrentProcess.restype = ctypes.c_void_p
+        found = kernel.K32GetProcessMemoryInfo(ctypes.c_void_p(kernel.GetCurrentProcess()), ctypes.byref(counters), counters.cb)
+        return int(counters.PeakWorkingSetSize) if found else 0

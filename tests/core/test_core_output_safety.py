@@ -1,0 +1,341 @@
+"""Output folders never cost a user's file: what is replaced, what is refused, and two processes with one target."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgetl.core.atomic import STAGING_MARK
+from edgetl.core.locks import locked
+from edgetl.core.output import check_output, check_picture, new_folder, remove_side_folder, reserved
+from edgetl.core.recognition import LOCK_MARK, REPLACED_MARK, foreign_files
+from edgetl.errors import ConfigError, StorageError
+from tests.core.test_core_output import names, write_own
+
+DEAD = 2**22  # no process can have this number (Linux: pid_max is at most 2**22)
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A user's folder: images, a run, documents, and a link to the images."""
+    for name in ("images/cat/1.png", "images/dog/1.png", "documents/thesis.tex"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    write_own(tmp_path / "run", "weights.safetensors")
+    (tmp_path / "link").symlink_to("images")
+    return tmp_path
+
+
+# --- twelve combinations of an output and inputs -----------------------------------------------------------------------------------
+
+COMBINATIONS: dict[str, tuple[str, str, str]] = {
+    "the data set itself": ("images", "images", "is the input"),
+    "the data set by another spelling": ("images/cat/../../images", "images", "is the input"),
+    "the data set through a link": ("link", "images", "is a symbolic link|is the input"),
+    "below a link to the data set": ("link/run", "images", "lies inside the input"),
+    "the parent of the data set": (".", "images", "names no folder|contains the input"),
+    "the data set, given through a link": ("images", "link", "is the input"),
+    "a new folder inside the data set": ("images/run", "images", "lies inside the input"),
+    "a class folder": ("images/cat", "images", "lies inside the input"),
+    "the source run": ("run", "run", "is the input"),
+    "inside the source run": ("run/bundle", "run", "lies inside the input"),
+    "a folder of documents": ("documents", "images", "did not write: thesis.tex"),
+    "a document": ("documents/thesis.tex", "images", "is a file"),
+}
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_overwrite_deletes_no_file_that_edgetl_did_not_write(place: Path, name: str) -> None:
+    out, given, reason = COMBINATIONS[name]
+    before = tree(place)
+    target = place if out == "." else place / out
+    with pytest.raises(ConfigError, match=reason), new_folder(target, inputs={"the input": place / given}, overwrite=True) as staging:
+        (staging / "new.txt").touch()
+    assert tree(place) == before
+
+
+def test_the_working_directory_and_its_parents_are_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = tmp_path / "a" / "b"
+    work.mkdir(parents=True)
+    monkeypatch.chdir(work)
+    for target in (work, tmp_path / "a"):
+        with pytest.raises(ConfigError, match="working directory"):
+            check_output(target, overwrite=True)
+
+
+def test_the_home_directory_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="home directory"):
+        check_output(tmp_path, overwrite=True)
+
+
+def test_a_users_file_in_a_run_stays_and_is_named(tmp_path: Path) -> None:
+    run = write_own(tmp_path / "run", "weights.safetensors")
+    (run / "notes.txt").write_text("precious")
+    with pytest.raises(ConfigError, match=r"edgetl did not write: notes\.txt"), new_folder(run, overwrite=True):
+        pytest.fail("the block ran")
+    assert (run / "notes.txt").read_text() == "precious"
+
+
+def test_a_record_that_does_not_parse_makes_no_folder_replaceable(tmp_path: Path) -> None:
+    for text in ("", "{}", "[]", '{"files": {}}', "[" * 100_000):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "run.json").write_text(text)
+        with pytest.raises(ConfigError, match="did not write"):
+            check_output(tmp_path / "run", overwrite=True)
+
+
+def test_an_empty_folder_and_a_folder_with_a_file_managers_files_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".DS_Store").touch()
+    with new_folder(tmp_path / "out", overwrite=True) as staging:
+        (staging / "new.txt").touch()
+    assert names(tmp_path / "out") == ["new.txt"]
+
+
+def test_a_link_in_a_run_is_foreign_and_its_target_stays(tmp_path: Path) -> None:
+    run = write_own(tmp_path / "run", "weights.safetensors")
+    (tmp_path / "data").mkdir()
+    (run / "weights.safetensors").unlink()
+    (run / "weights.safetensors").symlink_to(tmp_path / "data")
+    assert [path.name for path in foreign_files(run)] == ["weights.safetensors"]
+
+
+def test_logs_of_a_run_are_its_own_and_other_files_beside_them_are_not(tmp_path: Path) -> None:
+    run = write_own(tmp_path / "run")
+    for name in ("csv/metrics.csv", "tensorboard/events.out.tfevents.1.host", "mlflow.db", "csv/mine.txt"):
+        (run / "logs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / "logs" / name).touch()
+    assert [path.name for path in foreign_files(run)] == ["mine.txt"]
+
+
+# --- places that cannot be written --------------------------------------------------------------------------------------------------
+
+
+def test_a_dangling_link_is_named_with_its_target(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="is a symbolic link to nowhere, which does not exist"):
+        check_output(tmp_path / "out", overwrite=True)
+    with pytest.raises(ConfigError, match="is a symbolic link to nowhere, which does not exist"):
+        check_output(tmp_path / "out" / "run")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_virtual_file_system_is_not_answered_with_free_some_space() -> None:
+    with pytest.raises(StorageError, match="virtual file system") as caught:
+        check_output(Path("/proc/run"))
+    assert "free some space" not in str(caught.value)
+
+
+def test_a_read_only_file_system_is_named(small_disk: Path) -> None:
+    if subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=False, capture_output=True).returncode:
+        pytest.skip("remounting needs root")
+    with pytest.raises(StorageError, match=r"Read-only file system.*not read-only"):
+        check_output(small_disk / "run")
+
+
+@pytest.mark.skipif(os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StorageError, match="change the permissions"):
+        check_output(tmp_path / "run")
+    tmp_path.chmod(0o700)
+
+
+def test_a_file_as_parent_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"file is not a folder"):
+        check_output(tmp_path / "file" / "sub" / "run")
+
+
+def test_a_check_changes_nothing(tmp_path: Path) -> None:
+    check_output(tmp_path / "a" / "b" / "run", inputs={"the input": tmp_path / "nowhere"})
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo_is_no_place_for_a_folder(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out")
+    with pytest.raises(ConfigError, match="no folder"):
+        check_output(tmp_path / "out", overwrite=True)
+
+
+# --- two processes -------------------------------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys
+from pathlib import Path
+from edgetl.core.output import new_folder
+with new_folder(Path(sys.argv[1])) as staging:
+    (staging / "whole.txt").touch()
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> subprocess.Popen[str]:
+    """Another process that writes ``out`` and waits for a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_second_process_is_refused_before_any_work_and_the_first_one_finishes(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    for attempt in (check_output, lambda out: new_folder(out, overwrite=True).__enter__()):
+        with pytest.raises(ConfigError, match="another process writes"):
+            attempt(tmp_path / "out")
+    holder.communicate("\n")
+    assert holder.returncode == 0
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["whole.txt"]
+
+
+def test_a_killed_process_holds_no_lock(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    holder.kill()
+    holder.communicate()
+    with new_folder(tmp_path / "out") as staging:
+        (staging / "new.txt").touch()
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["new.txt"]
+
+
+def test_another_thread_is_refused_and_the_same_thread_may_nest(tmp_path: Path) -> None:
+    with reserved(tmp_path / "out"), new_folder(tmp_path / "out") as staging:
+        found: list[bool] = []
+
+        def attempt() -> None:
+            with locked(tmp_path / "out") as holds:
+                found.append(holds)
+
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        thread.join()
+        (staging / "x").touch()
+    assert found == [False]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_users_file_with_the_name_of_a_lock_stays(tmp_path: Path) -> None:
+    (tmp_path / f"{LOCK_MARK}out").write_text("precious")
+    with new_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / f"{LOCK_MARK}out").read_text() == "precious"
+
+
+def test_what_another_program_made_meanwhile_stays_and_the_result_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"stays as it is\. The new result is .*out-"), new_folder(tmp_path / "out") as staging:
+        (staging / "mine.txt").touch()
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "theirs.txt").touch()
+    assert names(tmp_path / "out") == ["theirs.txt"]
+    (kept,) = [path for path in tmp_path.iterdir() if path.name != "out"]
+    assert names(kept) == ["mine.txt"]
+
+
+def _put_a_file(out: Path) -> None:
+    (out / "notes.txt").touch()
+
+
+def _replace(out: Path) -> None:
+    # Moved and not removed: a file system may give the inode of a removed folder to the next one.
+    out.rename(out.with_name("moved"))
+    write_own(out)
+
+
+@pytest.mark.parametrize("change", [_put_a_file, _replace])
+def test_a_folder_that_changed_during_the_work_is_not_replaced(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    write_own(tmp_path / "out")
+    with pytest.raises(ConfigError, match="stays as it is"), new_folder(tmp_path / "out", overwrite=True) as staging:
+        (staging / "new.txt").touch()
+        change(tmp_path / "out")
+    assert "run.json" in names(tmp_path / "out")
+    assert any(names(path) == ["new.txt"] for path in tmp_path.iterdir())
+
+
+# --- leftovers -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mark", [STAGING_MARK, REPLACED_MARK])
+def test_a_users_folder_that_looks_like_a_leftover_stays(tmp_path: Path, mark: str) -> None:
+    write_own(tmp_path / "out")
+    looks = tmp_path / f"{mark}{DEAD}-out"
+    looks.mkdir()
+    (looks / "thesis.tex").touch()
+    with new_folder(tmp_path / "out", overwrite=True) as staging:
+        (staging / "new.txt").touch()
+    assert names(looks) == ["thesis.tex"]
+
+
+def test_a_side_folder_loses_its_states_and_keeps_a_users_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    side = tmp_path / "out.checkpoints"
+    side.mkdir()
+    (side / f"step-00000007-{'a' * 16}.safetensors").touch()
+    (side / "notes.txt").touch()
+    remove_side_folder(side)
+    assert names(side) == ["notes.txt"]
+    assert "notes.txt" in caplog.text
+    (side / "notes.txt").unlink()
+    remove_side_folder(side)
+    assert names(tmp_path) == []
+
+
+def test_compared_runs_are_removed_and_a_users_file_among_them_stays(tmp_path: Path) -> None:
+    side = tmp_path / "out.compare"
+    write_own(side / "probe", "weights.safetensors")
+    (side / "full.checkpoints").mkdir()
+    (side / "full.checkpoints" / f"step-00000007-{'a' * 16}.safetensors").touch()
+    (side / "mine").mkdir()
+    (side / "mine" / "notes.txt").touch()
+    remove_side_folder(side)
+    assert [path.name for path in side.rglob("*") if path.is_file()] == ["notes.txt"]
+
+
+def test_a_side_folder_that_is_a_link_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / f"step-00000007-{'a' * 16}.safetensors").touch()
+    (tmp_path / "out.checkpoints").symlink_to("real")
+    remove_side_folder(tmp_path / "out.checkpoints")
+    assert names(tmp_path / "real")
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_replaces_only_a_picture_that_edgetl_drew(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n a photo")
+    with pytest.raises(ConfigError, match=r"--plot .*no picture that edgetl drew"):
+        check_picture(tmp_path / "photo.png", "--plot")
+    (tmp_path / "plot.png").write_bytes(b"\x89PNG\r\n\x1a\n Software\0Matplotlib version3.10")
+    check_picture(tmp_path / "plot.png", "--plot")
+
+
+def test_a_picture_with_another_suffix_or_inside_an_input_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ConfigError, match="must end in"):
+        check_picture(tmp_path / "notes.txt", "--plot")
+    with pytest.raises(ConfigError, match="lies inside the images"):
+        check_picture(tmp_path / "images" / "plot.png", "--plot", inputs={"the images": tmp_path / "images"})
+
+
+def test_a_name_that_is_too_long_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="shorter name"):
+        check_output(tmp_path / ("x" * 300))
+
+
+def test_a_mount_point_is_refused(small_disk: Path) -> None:
+    with pytest.raises(ConfigError, match="mount point"):
+        check_output(small_disk, overwrite=True)

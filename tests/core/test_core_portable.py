@@ -1,0 +1,133 @@
+"""Platform differences: the names that macOS and Windows lack are removed, and the callers still work."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgetl.core import portable
+from edgetl.core.atomic import write_bytes
+from edgetl.core.output import new_folder
+from edgetl.core.plain import open_plain, read_plain
+
+# What Windows lacks, removed before edgetl is imported; POSIX calls that mean something else there end the process.
+WITHOUT = """
+import os, signal, sys
+for name in ("posix_fallocate", "O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY", "sched_getaffinity", "getloadavg"):
+    if hasattr(os, name):
+        delattr(os, name)
+for name in ("SIGALRM", "alarm", "SIGHUP"):
+    if hasattr(signal, name):
+        delattr(signal, name)
+"""
+
+
+def run_without(code: str, folder: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", WITHOUT + code], capture_output=True, text=True, cwd=folder, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_folders_files_and_locks_work_without_the_names_of_linux(tmp_path: Path) -> None:
+    run_without(
+        "from pathlib import Path\n"
+        "from edgetl.core.output import new_folder\n"
+        "from edgetl.core.atomic import write_text\n"
+        "with new_folder(Path('out')) as staging: write_text(staging / 'a.txt', 'whole')\n",
+        tmp_path,
+    )
+    assert (tmp_path / "out" / "a.txt").read_text() == "whole"
+
+
+def test_the_commands_are_imported_without_the_names_of_linux(tmp_path: Path) -> None:
+    out = run_without("from edgetl.cli.app import main\nimport edgetl.measure.cold, edgetl.runtime.trial\nmain(['--version'])\n", tmp_path)
+    assert out.startswith("edgetl ")
+
+
+def test_space_is_reserved_without_posix_fallocate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    path = tmp_path / "map.npy"
+    with path.open("w+b") as file:
+        portable.reserve_space(file, 3_000_001)
+    assert path.stat().st_size == 3_000_001
+
+
+def test_a_folder_is_not_opened_and_a_file_is_opened_for_writing_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+    plain_open = os.open
+
+    def windows_open(path: str | Path, flags: int, *rest: int) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", str(path))
+        opened.append(flags)
+        return plain_open(path, flags, *rest)
+
+    monkeypatch.setattr(portable, "WINDOWS", True)
+    monkeypatch.setattr(os, "open", windows_open)
+    write_bytes(tmp_path / "a.bin", b"x")
+    portable.flush_file(tmp_path / "a.bin")
+    assert opened[-1] & os.O_RDWR
+    with new_folder(tmp_path / "out") as staging:
+        (staging / "a.txt").touch()
+    assert (tmp_path / "out" / "a.txt").is_file()
+
+
+def test_no_signal_is_sent_to_ask_for_a_process_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portable, "WINDOWS", True)
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("signal 0 ends a process on Windows"))
+    assert not portable.process_runs(os.getpid())
+
+
+def test_a_process_is_found_by_its_number() -> None:
+    assert portable.process_runs(os.getpid())
+    assert not portable.process_runs(2**22)
+    assert not portable.process_runs(10**30)
+
+
+def test_a_link_is_refused_without_o_nofollow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "O_NOFOLLOW", raising=False)
+    (tmp_path / "real").write_text("x")
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(OSError, match="not a regular file"):
+        open_plain(tmp_path / "link", follow_links=False)
+    assert read_plain(tmp_path / "link") == b"x"
+
+
+def test_a_file_system_without_locks_counts_as_unlocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with new_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").is_dir()
+
+
+def test_the_peak_memory_is_reported_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert portable.peak_memory_bytes() > 1_000_000
+    monkeypatch.setattr("builtins.open", _no_proc)
+    assert portable.peak_memory_bytes() > 1_000_000
+
+
+def _no_proc(*_: object, **__: object) -> None:
+    raise FileNotFoundError(2, "No such file or directory")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo_a_device_and_a_folder_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull), tmp_path):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_plain(path)
+
+
+def test_a_file_above_the_limit_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_plain(tmp_path / "a", max_bytes=5) == b"12345"
+    with pytest.raises(OSError, match="larger than 4 bytes"):
+        read_plain(tmp_path / "a", max_bytes=4)

@@ -1,0 +1,129 @@
+"""The Python API of training and its side folders: inputs are never replaced, FIFOs are never waited for."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgetl.core.recognition import foreign_files
+from edgetl.errors import BackboneError, ConfigError, DataError, EdgetlError
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.export.to_hub import share_run
+from edgetl.train.checkpoints import Checkpoints
+from edgetl.train.config import TrainConfig
+from edgetl.train.mirror import sha256_of
+from edgetl.train.pretrain import Places, pretrain
+from edgetl.train.pruning import prune_run
+from edgetl.train.recipe import read_recipe
+from edgetl.train.run import Run
+from edgetl.train.training import train
+from edgetl.train.tuning_recipe import read_tuning_recipe
+from edgetl.train.weights import load_tensors
+
+
+def tree(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_training_replaces_neither_its_images_nor_a_folder_of_documents(colours: Path) -> None:
+    documents = colours.parent / "documents"
+    documents.mkdir()
+    (documents / "thesis.tex").touch()
+    before = tree(colours.parent)
+    for out in (colours, colours / "run", colours / "red", documents):
+        with pytest.raises(ConfigError):
+            train(colours, TrainConfig(), out, overwrite=True)
+    assert tree(colours.parent) == before
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda run, out: export_bundle(run, ExportConfig(), out, overwrite=True),
+        lambda run, out: share_run(run, out, overwrite=True),
+        lambda run, out: prune_run(run, out, overwrite=True),
+    ],
+    ids=["export", "share", "prune"],
+)
+def test_a_run_is_never_replaced_by_what_is_made_from_it(run: Run, work: Callable[[Path, Path], object]) -> None:
+    before = tree(run.path)
+    for out in (run.path, run.path / "below"):
+        with pytest.raises(ConfigError, match="the run"):
+            work(run.path, out)
+    assert tree(run.path) == before
+
+
+def test_a_bundle_is_not_written_into_the_images_of_its_run(run: Run, digits: Path) -> None:
+    with pytest.raises(ConfigError, match="lies inside the folder of images"):
+        export_bundle(run.path, ExportConfig(), digits / "bundle")
+    assert not (digits / "bundle").exists()
+
+
+def test_every_file_of_a_run_is_recognized(run: Run) -> None:
+    assert list(foreign_files(run.path)) == []
+
+
+def test_states_are_removed_and_a_users_file_beside_them_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "run.checkpoints"
+    folder.mkdir()
+    (folder / "notes.txt").touch()
+    (folder / f"step-00000001-{'0' * 16}.safetensors").touch()
+    Checkpoints(folder, "identity").remove()
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo_is_refused_as_recipe_weights_table_and_folder(colours: Path, tmp_path: Path) -> None:
+    for name in ("pipe.toml", "pipe.pth", "pipe.safetensors", "pipe.csv"):
+        os.mkfifo(tmp_path / name)
+    attempts: list[tuple[type[EdgetlError], Callable[[], object]]] = [
+        (ConfigError, lambda: read_recipe(tmp_path / "pipe.toml")),
+        (ConfigError, lambda: read_tuning_recipe(str(tmp_path / "pipe.toml"))),
+        (BackboneError, lambda: load_tensors(tmp_path / "pipe.pth")),
+        (BackboneError, lambda: load_tensors(tmp_path / "pipe.safetensors")),
+        (DataError, lambda: train(colours, TrainConfig(labels=str(tmp_path / "pipe.csv")), tmp_path / "run")),
+    ]
+    for error, attempt in attempts:
+        with pytest.raises(error, match="not a regular file"):
+            attempt()
+    with pytest.raises(OSError, match="not a regular file"):
+        sha256_of(tmp_path / "pipe.pth")
+
+
+def test_pretraining_does_not_replace_a_file_of_the_same_name(tmp_path: Path) -> None:
+    recipe = read_recipe(Path(__file__).parents[2] / "models" / "routes" / "fractals.toml")
+    weights = tmp_path / f"{recipe.name}.safetensors"
+    weights.write_text("precious")
+    with pytest.raises(ConfigError, match="edgetl pretrain did not write them"):
+        pretrain(recipe, Places(out=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [weights.name]
+    assert weights.read_text() == "precious"
+
+
+def test_a_training_holds_its_output_from_the_first_image_on(colours: Path, tmp_path: Path) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def pause(stage: str, done: int, total: int) -> None:
+        started.set()
+        go_on.wait(60)
+        raise ConfigError("stop")
+
+    def first() -> None:
+        with pytest.raises(ConfigError, match="stop"):
+            train(colours, TrainConfig(), tmp_path / "run", progress=pause)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert started.wait(60)
+    try:
+        with pytest.raises(ConfigError, match="another process writes"):
+            train(colours, TrainConfig(), tmp_path / "run", overwrite=True)
+    finally:
+        go_on.set()
+        thread.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["colours"]
