@@ -189,7 +189,7 @@ def judge(logits: Logits, gate: GateSet, config: ExportConfig, *, exact: bool, p
     if reason or gate.more is None:
         return Verdict(agreement, measured.score, drop, lost, reason)
     found = _agreement_without_labels(logits, gate, exported, gate.more(), progress)
-    return Verdict(agreement, measured.score, drop, lost, changed_too_much(found, config.max_drop), found)
+    return Verdict(agreement, measured.score, drop, lost, changed_too_much(found, len(gate.samples), config.max_drop), found)
 
 
 def _agreement_without_labels(

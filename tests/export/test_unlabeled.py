@@ -55,14 +55,19 @@ def test_errors_are_measured_in_margins() -> None:
 
 def test_other_tasks_have_the_share_of_equal_predictions_alone() -> None:
     found = _compare([[1.0]], [[1.1]], Reading(task="regression", labels=("mm",)))
-    assert found == UnlabeledAgreement(n=1, top1=1.0) and changed_too_much(found, 0.0) == ""
+    assert found == UnlabeledAgreement(n=1, top1=1.0) and changed_too_much(found, 9, 0.0) == ""
 
 
 def test_the_limit_is_a_point_or_what_the_user_accepts() -> None:
     found = UnlabeledAgreement(n=500, top1=0.95, expected_drop=0.0153)
-    assert "25 of 500 predictions on images without labels change" in changed_too_much(found, 0.0)
-    assert "0.0153 by the trained model's own scores (limit 0.01)" in changed_too_much(found, 0.01)
-    assert changed_too_much(found, 0.02) == ""
+    assert "25 of 500 predictions on images without labels change" in changed_too_much(found, 85, 0.0)
+    assert "0.0153 by the trained model's own scores (limit 0.01)" in changed_too_much(found, 85, 0.01)
+    assert changed_too_much(found, 40, 0.02) == ""
+
+
+def test_labeled_images_decide_alone_where_they_resolve_the_limit() -> None:
+    found = UnlabeledAgreement(n=500, top1=0.9, expected_drop=0.03)
+    assert changed_too_much(found, 99, 0.01) and changed_too_much(found, 100, 0.01) == ""
 
 
 def test_validation_images_are_cropped_until_there_are_enough_tensors(colours: Path) -> None:
