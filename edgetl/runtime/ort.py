@@ -36,6 +36,8 @@ class OrtEngine:
             if is_out_of_memory(error):
                 raise out_of_memory("loading the model into ONNX Runtime") from error
             raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses the model: {_first_line(error)}") from error
+        if not self._session.get_inputs() or not self._session.get_outputs():
+            raise EngineError("the model has no input or no output. Nothing was loaded.")
         self._input = self._session.get_inputs()[0].name
         self._outputs = [self._session.get_outputs()[0].name]
 

@@ -100,6 +100,19 @@ def test_what_no_export_writes_is_refused_by_name(files: tuple[str, bytes], word
     _refused(changed, weights, words)
 
 
+@pytest.mark.parametrize(("value", "refused"), [(2**36, True), (-(2**40), True), (2**63 - 1, False), (7, False)])
+def test_indices_that_no_tensor_has_are_refused(value: int, refused: bool) -> None:
+    """Found by mutation: OpenVINO wrote outside its memory for a slice that begins at 2^36, and crashed at a later file."""
+    xml = (
+        '<net version="11"><layers><layer id="0" name="c" type="Const" version="opset1">'
+        '<data element_type="i64" shape="1" offset="0" size="8"/></layer></layers><edges></edges></net>'
+    )
+    if refused:
+        _refused(xml, value.to_bytes(8, "little", signed=True), "a constant of indices or sizes above")
+    else:
+        check_ir(xml.encode(), value.to_bytes(8, "little", signed=True))
+
+
 def test_weights_that_are_missing_or_short_are_refused(files: tuple[str, bytes]) -> None:
     xml, weights = files
     for part in (b"", weights[:-1], weights[: len(weights) // 2]):

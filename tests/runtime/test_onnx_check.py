@@ -277,6 +277,13 @@ def test_truncated_and_random_files_are_refused_and_nothing_else_happens(bundle:
             check_onnx(rng.randbytes(1000))
 
 
+def test_a_graph_without_inputs_is_refused() -> None:
+    constant = helper.make_node("Constant", [], ["logits"], value_floats=[1.0])
+    ends = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1])]
+    graph = helper.make_graph([constant], "graph", [], ends)
+    _refused(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), "no input or no output")
+
+
 def test_graphs_that_do_not_hang_together_are_the_engines_to_refuse(tmp_path: Path) -> None:
     cyclic = _change(lambda model: model.graph.node.append(helper.make_node("Relu", ["b"], ["b"])))
     dangling = _change(lambda model: model.graph.ClearField("initializer"))
