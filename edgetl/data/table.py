@@ -14,7 +14,7 @@ import numpy as np
 
 from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import MOST_GRADES, Task
-from edgetl.core.text import printable
+from edgetl.core.text import label_problem, printable
 from edgetl.data.csv_file import CsvFile, read_csv
 from edgetl.data.folder import MIN_IMAGES_PER_CLASS, BrokenImage, ImageFolder, Part, Sample, check_broken, split_folders
 from edgetl.data.groups import group_by_path
@@ -97,6 +97,8 @@ def scan_table(root: str | os.PathLike[str], table: Table, *, known: bool = Fals
     files = TableFiles(folder, table.path, selection=table.selection)
     csv, paths = _without_excluded(csv, _find_all(files, csv, columns), folder, table)
     labels, rows = _rows(csv, columns, task, table.classes, paths)
+    if problems := [f"'{printable(label)}' {problem}" for label in labels if (problem := label_problem(label))]:
+        raise DataError(f"{table.path}: the label {problems[0]}, which exported files cannot hold. Rename it.")
     contents = check_images([row.path for row in rows], folder, progress=progress)
     broken = tuple(BrokenImage(row.path, contents[row.path].reason) for row in rows if contents[row.path].content is None)
     kept = sorted((row for row in rows if contents[row.path].content is not None), key=lambda row: row.path)

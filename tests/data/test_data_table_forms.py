@@ -277,3 +277,8 @@ def test_exclude_leaves_out_rows_and_their_files_and_is_reported(tmp_path: Path)
     assert {note.reason: note.count for note in found.notes if not note.used} == {"excluded": 2, "system": 1}
     with pytest.raises(DataError, match=r"--exclude leaves out every image that the table names"):
         scan_table(root, Table(path, selection=Selection(exclude=("*.png",))))
+
+
+def test_a_column_that_exported_files_cannot_hold_as_a_label_is_refused_before_any_image_is_decoded(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the label 'a\\tb' holds a tab, which exported files cannot hold\. Rename it"):
+        read(images(tmp_path / "images"), 'file,"a\tb",c\n0.png,1,1\n1.png,0,1\n2.png,1,0\n')
