@@ -21,6 +21,7 @@
     ├── RequestError       18   a request to the server cannot be answered; ends the request, never the process
     ├── OutOfMemoryError   19   memory could not be allocated; also a ``MemoryError``
     └── StoppedError      143   SIGTERM came; the state was saved
+        └── CancelledError 130  Ctrl-C came; the state was saved
 
 A message says what happened, where, and what to do next.
 """
@@ -154,3 +155,9 @@ class StoppedError(EdgetlError):
     """The process was asked to end (SIGTERM) and saved its state before it did."""
 
     exit_code = 143
+
+
+class CancelledError(StoppedError):
+    """The process was asked to end (SIGINT, Ctrl-C) and saved its state before it did."""
+
+    exit_code = 130

@@ -10,14 +10,13 @@ from types import FrameType
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from edgetl.cli import bench, demo, device, export, fit, prune, serve, share, soup, train, zoo
-from edgetl.cli.session import err, escape_unencodable, print_error
+from edgetl.cli.session import Interrupted, err, escape_unencodable, print_error
 from edgetl.core.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import EdgetlError
 from edgetl.runtime.engine import silence_makers
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="edgetl",
@@ -63,10 +62,6 @@ def _root(
     """Options before the command."""
 
 
-class Interrupted(BaseException):
-    """Ctrl-C. Not a ``KeyboardInterrupt``, which typer and Lightning answer in their own ways."""
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a bug (traceback), 2 usage, or the code of the error's class."""
     given = sys.argv[1:] if arguments is None else arguments
@@ -74,8 +69,10 @@ def main(arguments: list[str] | None = None) -> None:
     escape_unencodable()
     # Interpreters that libraries start (loaders of multiprocessing, compilers of torch) leave out the current folder, as this process does.
     os.environ["PYTHONSAFEPATH"] = "1"
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # The server drains on a signal, and has handlers of its own.
+        if signal.getsignal(number) is not signal.SIG_IGN and not (number == signal.SIGTERM and given[:1] == ["serve"]):
+            signal.signal(number, _interrupt)
     try:
         app(given)
     except EdgetlError as error:
@@ -87,14 +84,14 @@ def main(arguments: list[str] | None = None) -> None:
         shortage = out_of_memory(f"edgetl {given[0] if given else ''}".strip())
         print_error(shortage, json_output="--json" in given)
         sys.exit(shortage.exit_code)
-    except Interrupted:
-        err.print("interrupted; nothing half-written was kept.")
-        sys.exit(INTERRUPTED)
+    except Interrupted as stopped:
+        err.print(f"interrupted; nothing half-written was kept.{f' {escape(stopped.saved)}' if stopped.saved else ''}", soft_wrap=True)
+        sys.exit(128 + stopped.number)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
-    raise Interrupted
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second signal ends at once
+    raise Interrupted(number)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -20,6 +20,9 @@ from edgetl.data.listing import find_images
 from edgetl.errors import ImageError
 from edgetl.runtime.predictor import Predictor, load
 from edgetl.runtime.verify import verify
+
+if TYPE_CHECKING:
+    from edgetl.train.run import RunRecord
 
 
 def predict_command(
@@ -102,10 +105,33 @@ def inspect_command(
             from edgetl.train.run import open_run
 
             run = open_run(path)
-            print_json(run.record) if json_output else show_run(run)
+            sizes = run.sizes()
+            if json_output:
+                print_json({**run.record.model_dump(mode="json"), "sizes": sizes})
+                return
+            show_run(run)
+            _show_run_facts(run.record, sizes)
             return
         manifest = open_bundle(path).manifest
     print_json(manifest) if json_output else _show_manifest(manifest)
+
+
+def _show_run_facts(record: RunRecord, sizes: dict[str, int | None]) -> None:
+    """How a run was trained, on how many images, and its files."""
+    facts, spec = Table.grid(padding=(0, 2)), record.preprocess
+    files = [f"{name} {'is missing' if size is None else f'{size:,} bytes'}" for name, size in sizes.items()]
+    for title, value in (
+        ("task", record.task),
+        ("labels", ", ".join(record.labels)),
+        ("strategy", f"{record.plan.strategy} ({record.plan.reason}), {record.plan.steps} steps"),
+        ("images", ", ".join(f"{record.images[part]} {part}" for part in ("train", "val", "test"))),
+        ("input", f"{spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, {spec.interpolation}, {spec.resize} resize"),
+        ("backbone", f"{record.backbone.name} ({record.backbone.architecture})"),
+        ("made", record.created),
+        ("files", "\n".join(files)),
+    ):
+        facts.add_row(title, escape(value))
+    out.print(facts)
 
 
 def _show_manifest(manifest: Manifest) -> None:

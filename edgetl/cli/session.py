@@ -25,7 +25,7 @@ from edgetl.core.config import StrictModel
 from edgetl.core.contract import Outcome
 from edgetl.core.text import printable
 from edgetl.data.notes import ScanNote
-from edgetl.errors import ConfigError, EdgetlError
+from edgetl.errors import ConfigError, EdgetlError, StoppedError
 
 # Bytes of file names that are not UTF-8 (PEP 383): in JSON text they occur inside strings alone, where a backslash is written twice.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -59,6 +59,20 @@ SizeOption = Annotated[float | None, typer.Option("--max-size-mb", help="Limit: 
 MemoryOption = Annotated[float | None, typer.Option("--memory-mb", help="Limit: peak memory of a fresh process at its first answer.")]
 ContractThreadsOption = Annotated[int | None, typer.Option("--threads", help="Of the limits: of one inference (default: one or all).")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the libraries log.")]
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM. Not a ``KeyboardInterrupt``, which typer and Lightning answer in their own ways.
+
+    Attributes:
+        number: of the signal.
+        saved: what was saved of the work and how to go on, where there is something.
+    """
+
+    def __init__(self, number: int, saved: str | None = None) -> None:
+        super().__init__(number)
+        self.number = number
+        self.saved = saved
 
 
 def speaks() -> bool:
@@ -142,7 +156,8 @@ def print_error(error: EdgetlError, *, json_output: bool) -> None:
         print_json({"error": {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code, **rows}})
     elif error.rows:
         err.print(outcomes_table([Outcome.model_validate(row) for row in error.rows]))
-    err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+    prefix = "" if isinstance(error, StoppedError) else "[bold red]error:[/] "  # a stop that was asked for is no mistake
+    err.print(f"{prefix}{escape(str(error))}", soft_wrap=True)
 
 
 def choices(text: str, allowed: Sequence[str], option: str) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -15,6 +17,7 @@ from edgetl.cli.options import given, options_of
 from edgetl.cli.session import (
     ExcludeOption,
     IncludeOption,
+    Interrupted,
     JsonOption,
     LabelsOption,
     OverwriteOption,
@@ -39,6 +42,7 @@ from edgetl.data.selection import Selection
 from edgetl.errors import ConfigError, DataError, MissingExtraError
 from edgetl.train.config import TrainConfig
 from edgetl.train.paths import check_file, check_training_paths, training_inputs
+from edgetl.train.resume import describe_saved, find_job
 
 if TYPE_CHECKING:
     from edgetl.core.results import Forgetting
@@ -48,16 +52,20 @@ if TYPE_CHECKING:
 
 @options_of(TrainConfig, without=("pretrained",))
 def train_command(
+    context: typer.Context,
     data: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
-            help="Folder with one folder of images for each class, or train/, val/, test/ of those; or images that --labels names."
+            help="Folder with one folder of images for each class, or train/, val/, test/ of those; or images that --labels names. "
+            "Not needed with --resume."
         ),
-    ],
+    ] = None,
     out_: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder to write.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Draw a sheet of augmented images into this file, and stop.")] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Start from random weights (a control).")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a stopped training of --out; its options need not be repeated.")
+    ] = False,
     devices: Annotated[int, typer.Option(min=1, help="Processes (GPUs, or parts of a CPU) on this machine, by torchrun.")] = 1,
     num_nodes: Annotated[int, typer.Option(min=1, help="Machines; torchrun's own variables (PET_…) say where they meet.")] = 1,
     overwrite: OverwriteOption = False,
@@ -66,7 +74,12 @@ def train_command(
     **options: Any,
 ) -> None:
     """Fine-tune a backbone on a folder of labelled images."""
-    config = build_config(pretrained=not random_weights, **given(TrainConfig, options))
+    values = {"pretrained": not random_weights, **given(TrainConfig, options)}
+    if resume and out_ is not None and (job := find_job(out_)):
+        data, values = data or Path(job.data), {**job.config.model_dump(), **_typed(context, values)}
+    config = build_config(**values)
+    if data is None:
+        raise ConfigError("give the folder of images: edgetl train DATA --out RUN. Only --resume needs none, where a state was saved.")
     inputs = training_inputs(data, config)
     check_training_paths(data, config)
     if preview is not None:
@@ -82,9 +95,28 @@ def train_command(
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.train.training import train
 
-        run = train(data, config, out_, overwrite=overwrite, resume=resume, progress=progress)
+        with _saved_work(out_):
+            run = train(data, config, out_, overwrite=overwrite, resume=resume, progress=progress)
     if speaks():
         print_json(run.record) if json_output else show_run(run)
+
+
+def _typed(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``values`` that the user gave, on the command line or in the environment."""
+    spelled = {"pretrained": "random_weights"}
+    sources = {name: context.get_parameter_source(spelled.get(name, name)) for name in values}
+    # By name: typer brings click's enum in a module of its own, or takes click's.
+    return {name: values[name] for name, source in sources.items() if source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")}
+
+
+@contextmanager
+def _saved_work(out_: Path) -> Iterator[None]:
+    """Where a signal ends the block, find what was saved."""
+    try:
+        yield
+    except Interrupted as stopped:
+        stopped.saved = describe_saved(out_)
+        raise
 
 
 def _become_many(devices: int, num_nodes: int) -> NoReturn:
@@ -244,6 +276,9 @@ def show_run(run: Run) -> None:
         out.print(f"compared: {tried.strategy:8} validation accuracy {share(tried.validation)}, {length}, {tried.seconds:.0f} s")
     if record.compared:
         out.print(escape(record.plan.reason), soft_wrap=True)
+        work = run.path.with_name(f"{run.path.name}.compare")
+        kept = f"; every run is kept in {escape(str(work))}" if work.is_dir() else ""
+        out.print(f"the whole comparison took {record.seconds:.0f} s{kept}", soft_wrap=True)
     if record.forgetting:
         _show_forgetting(record.forgetting, record.backbone.name)
     if not record.head.plain:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,13 @@ import torch
 from edgetl.core.atomic import STAGING_MARK, storage_error, write_bytes
 from edgetl.core.output import remove_side_folder
 from edgetl.core.plain import read_plain
+from edgetl.core.recognition import CHECKPOINTS_SUFFIX
 from edgetl.errors import ConfigError
+from edgetl.train.resume import FACTS, JOB, Job, differences, read_job, resume_command, saved_states
 
 _log = logging.getLogger(__name__)
 
 KEPT = 2
-_NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.safetensors")
-_FACTS, _IDENTITY = "facts", "identity"
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,12 @@ class Checkpoints:
 
     Args:
         folder: beside the run that is to be.
-        identity: of the training: configuration, images, weights that it starts from.
+        job: of the training: options, images, weights that it starts from.
     """
 
-    def __init__(self, folder: Path, identity: str) -> None:
+    def __init__(self, folder: Path, job: Job) -> None:
         self.folder = folder
-        self.identity = identity
+        self.job = job
 
     def save(self, state: State) -> None:
         """Write ``state`` and remove all but the last two.
@@ -57,7 +56,7 @@ class Checkpoints:
         Raises:
             StorageError: the disk is full; what was there before is still there.
         """
-        data = safetensors.torch.save(state.tensors, {_FACTS: json.dumps({**state.facts, _IDENTITY: self.identity})})
+        data = safetensors.torch.save(state.tensors, {FACTS: json.dumps({**state.facts, JOB: self.job.model_dump(mode="json")})})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(f"{STAGING_MARK}????????-step-*.safetensors"):  # of a process that was killed while it saved
@@ -78,15 +77,23 @@ class Checkpoints:
             data = read_plain(path)
             if hashlib.sha256(data).hexdigest()[:16] == path.stem.rpartition("-")[2]:
                 facts = _read_facts(path)
-                if facts.pop(_IDENTITY, None) != self.identity:
+                facts.pop(JOB, None)
+                job = read_job(path)
+                apart = ["the version of edgetl"] if job is None else differences(job, self.job)
+                if apart:
                     raise ConfigError(
-                        f"{self.folder} holds a training with other options, images or weights. Give the options that it was started with, "
-                        f"or begin again with --overwrite."
+                        f"{self.folder} holds another training: {'; '.join(apart)}. Go on with its own options, which need not be "
+                        f"repeated: {resume_command(self.out)}. Or begin again with --overwrite."
                     )
                 return State(step, safetensors.torch.load(data), facts)
             _log.warning("%s is damaged; the state before it is used", path)
             path.unlink(missing_ok=True)
         return None
+
+    @property
+    def out(self) -> Path:
+        """The run that is to be."""
+        return self.folder.with_name(self.folder.name.removesuffix(CHECKPOINTS_SUFFIX))
 
     def remove(self) -> None:
         """Forget the training: remove its states. Files that edgetl did not write stay."""
@@ -94,13 +101,10 @@ class Checkpoints:
 
     def _found(self) -> list[tuple[int, Path]]:
         """Steps and files, the newest first."""
-        if not self.folder.is_dir():
-            return []
-        matches = [(match, path) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-        return sorted(((int(match[1]), path) for match, path in matches), reverse=True)
+        return saved_states(self.folder)[::-1]
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
     with safetensors.safe_open(path, "pt") as file:
-        facts: dict[str, Any] = json.loads((file.metadata() or {}).get(_FACTS, "{}"))
+        facts: dict[str, Any] = json.loads((file.metadata() or {}).get(FACTS, "{}"))
     return facts

@@ -64,7 +64,7 @@ def _training(default: Any, description: str, **bounds: Any) -> Any:
 class TrainConfig(LeanModel):
     """One fine-tuning. Each field's description says what it is; none means that the data budget or the backbone decides."""
 
-    lean: ClassVar[frozenset[str]] = frozenset({"head", "features", "intensity", "group", "include", "exclude"})
+    lean: ClassVar[frozenset[str]] = frozenset({"head", "features", "intensity", "group", "include", "exclude", "keep"})
 
     backbone: str = _backbone(DEFAULT_BACKBONE, "Embedded name, run, timm name, torchvision:NAME, local-dir:PATH or hf-hub:ORG/NAME.")
     weights: str | None = _backbone(None, "A .safetensors or .pth file (tensors only) for the architecture that --backbone names.")
@@ -111,6 +111,7 @@ class TrainConfig(LeanModel):
 
     recipe: str | None = _training(None, "fastai, or a file NAME.toml: figures instead of the table's; options that are given win.")
     strategy: Strategy = _training("auto", "auto (by the number of images), probe, partial, full, progressive, scratch or compare.")
+    keep: Literal["all", "best"] = _training("all", "Of --strategy compare: all (the runs stay in OUT.compare), or best.")
     head: HeadKind = _training("linear", "Of a probe: linear, knn (the nearest training images vote), cosine or mlp (one hidden layer).")
     features: Features = _training("last", "Of a probe: last, or layers (those of every stage joined).")
     unfreeze: str | None = _training(None, "What tunes: a share of the stages from the end (0.33), stage4 and all after it, or first.")

@@ -30,7 +30,7 @@ from edgetl.data.split import Splits
 from edgetl.errors import ConfigError, DataError
 from edgetl.train.activations import Workplace
 from edgetl.train.backbones import Backbone, with_intensity
-from edgetl.train.budget import Plan, describe_plan, make_plan
+from edgetl.train.budget import Plan, Tuned, describe_plan, make_plan
 from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
 from edgetl.train.growing import check_columns, grow
@@ -45,6 +45,7 @@ from edgetl.train.paths import training_inputs
 from edgetl.train.protection import fisher_bytes, protect
 from edgetl.train.ranks import join, rank, results_folder
 from edgetl.train.report import class_table, draw_answers, draw_curves, draw_sweep
+from edgetl.train.resume import PLAN, Job, resume_command
 from edgetl.train.run import (
     FISHER_NAME,
     METRICS_NAME,
@@ -69,7 +70,7 @@ _log = logging.getLogger(__name__)
 # Of the accuracy on training over that on validation images; good runs on small sets show up to 0.15.
 LARGEST_GAP = 0.25
 # Changes when a saved state means something else.
-STATE_FORMAT = "1"
+STATE_FORMAT = "2"
 
 
 def fine_tune(
@@ -110,7 +111,7 @@ def fine_tune(
         taught = teach(backbone, splits, config, plan, place, checkpoints, lessons)
         plan = with_sweep(plan, taught.sweep, config)
         figures = _measure(backbone, splits, config, place)
-        alarms = find_alarms(taught.train_accuracy, figures.validation, splits)
+        alarms = find_alarms(taught.train_accuracy, figures.validation, splits, strategy=plan.strategy)
         shown = (*splits.train, *lessons.protection.replay)
         seen = ancestors | SeenImages(prefixes(shown), prefixes(splits.val))
         seen.write(folder)
@@ -189,23 +190,28 @@ def _checkpoints(
     out: Path, splits: Splits, config: TrainConfig, plan: Plan, backbone: Backbone, *, resume: bool, overwrite: bool
 ) -> Checkpoints:
     """Where the state of this training is kept; another one's is not overwritten unless that was asked for."""
-    choices = config.model_dump_json(exclude={"workers", "checkpoint_s", "license_policy", "licence", "log"})
-    parts = (
-        versions()["edgetl"],
-        STATE_FORMAT,
-        choices,
-        plan.model_dump_json(),
-        record_splits(splits).model_dump_json(exclude={"root"}),
-        backbone.weights_sha256 or "",
+    images = record_splits(splits).model_dump_json(exclude={"root"})
+    job = Job(
+        data=str(splits.folder.root.resolve()),
+        config=config,
+        resolved={
+            "edgetl": versions()["edgetl"],
+            "format of states": STATE_FORMAT,
+            "images": f"{len(splits.folder.samples)} ({hashlib.sha256(images.encode()).hexdigest()[:12]})",
+            "backbone": f"{backbone.architecture} {json.dumps(backbone.model_args)}",
+            "starting weights": (backbone.weights_sha256 or "random")[:12],
+            **{f"{PLAN}{name}": str(value) for name, value in plan.model_dump(mode="json").items()},
+        },
     )
     side = out.with_name(f"{out.name}{CHECKPOINTS_SUFFIX}")
     check_side_folder(side)
-    checkpoints = Checkpoints(side, hashlib.sha256("\n".join(parts).encode()).hexdigest())
+    checkpoints = Checkpoints(side, job)
     if overwrite and not resume:
         checkpoints.remove()
     if checkpoints.newest() is not None and not resume:
         raise ConfigError(
-            f"a training of {out} was stopped; its state is in {checkpoints.folder}. Go on with --resume, or begin again with --overwrite."
+            f"a training of {out} was stopped; its state is in {checkpoints.folder}. Go on with {resume_command(out)}, or begin again with "
+            f"--overwrite."
         )
     return checkpoints
 
@@ -217,14 +223,16 @@ def _forgetting(backbone: Backbone, splits: Splits, config: TrainConfig, place: 
     return measure_forgetting(backbone, old, place, seen.all, batch_size=config.batch_size) if old else None
 
 
-def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits) -> tuple[str, ...]:
+def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits, *, strategy: Tuned) -> tuple[str, ...]:
     """Sentences on what should be looked at before the run is used."""
     alarms = []
     gap = train_accuracy - validation.accuracy.value
     if gap > LARGEST_GAP:
+        # A probe trains the head alone: less is not possible.
+        less = "or add images" if strategy == "probe" else "add images, or train less of the network (--strategy probe)"
         alarms.append(
             f"overfitting: {train_accuracy:.0%} of the training images are answered rightly and {validation.accuracy.value:.0%} of the "
-            f"validation images. Look for wrong labels, add images, or train less of the network (--strategy probe)."
+            f"validation images. Look for wrong labels, {less}."
         )
     if alarm := chance_alarm(validation, splits.val, splits.folder.task):
         alarms.append(f"{alarm} Check the labels, or add images.")

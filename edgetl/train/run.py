@@ -280,6 +280,11 @@ class Run:
             )
         return samples
 
+    def sizes(self) -> dict[str, int | None]:
+        """Bytes of ``run.json`` and of every file that it names; none for one that is missing."""
+        paths = [self.path / name for name in (RUN_RECORD_NAME, *sorted(self.record.files))]
+        return {path.name: path.stat().st_size if path.is_file() else None for path in paths}
+
     def digest(self) -> str:
         """SHA-256 (hex) of ``run.json``, which names the hashes of the other files."""
         with open_plain(self.path / RUN_RECORD_NAME) as file:

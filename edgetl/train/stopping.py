@@ -1,4 +1,4 @@
-"""A request to end that waits for a good moment: SIGTERM during a training lets the step end and the state be saved."""
+"""A request to end that waits for a good moment: SIGTERM or Ctrl-C during a training lets the step end and the state be saved."""
 
 from __future__ import annotations
 
@@ -12,30 +12,34 @@ from edgetl.errors import StoppedError
 
 
 class StopRequest:
-    """While entered, the first SIGTERM sets ``asked``; a second one ends the process at once. In the main thread only."""
+    """While entered, the first SIGTERM or SIGINT (Ctrl-C) sets ``asked``. A second SIGTERM ends the process at once; a second SIGINT does
+    what it did before. In the main thread only; a SIGINT that is ignored (``nohup``) stays so."""
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: Any = None
-        self._installed = False
+        self.number = signal.SIGTERM
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.getsignal(signal.SIGTERM)
-            self._installed = True
+            found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._before = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
             self.install()
         return self
 
     def install(self) -> None:
-        """Take the signal again: Lightning puts a handler of its own around ours when a training starts, which ends it at once."""
-        if self._installed:
-            signal.signal(signal.SIGTERM, self._ask)
+        """Take the signals again: Lightning puts a handler of its own around ours when a training starts, which ends it at once."""
+        for number in self._before:
+            signal.signal(number, self._ask)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._installed:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
-        if self.asked:
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGTERM:
             os._exit(StoppedError.exit_code)
-        self.asked = True
+        before = self._before[signal.Signals(number)]
+        if self.asked and callable(before):
+            before(number, frame)
+        self.asked, self.number = True, signal.Signals(number)

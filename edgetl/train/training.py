@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from edgetl.train.finetune import fine_tune
 from edgetl.train.paths import check_training_paths, training_inputs
 from edgetl.train.pilot import LEAST_GAIN, gain_of_pretraining, run_pilot, wants_pilot
 from edgetl.train.ranks import rank, world
+from edgetl.train.resume import Job, differences, resume_command
 from edgetl.train.run import Compared, Run, open_run
 from edgetl.train.tasks import scan_images
 
@@ -81,7 +83,8 @@ def compare(
     """Train ``probe``, ``partial`` and ``full`` for the same number of steps and keep, by validation accuracy, the cheapest that lies
     within one standard error of the best (Breiman et al. 1984, the rule of one standard error).
 
-    Each is a run of its own in ``<out>.compare`` until all are done, so that ``resume`` repeats none that was finished.
+    Each is a run of its own in ``<out>.compare``, so that ``resume`` repeats none that was finished, and stays there unless ``config.keep``
+    is ``best``. ``seconds`` of the result are those of the whole call.
 
     Raises:
         ConfigError: ``out`` exists, or a comparison that was stopped is in the way.
@@ -89,7 +92,7 @@ def compare(
     """
     if world() > 1:
         raise ConfigError("--strategy compare runs in one process; leave --devices and torchrun out, or name one strategy.")
-    work = out.with_name(f"{out.name}{COMPARE_SUFFIX}")
+    started, work = time.monotonic(), out.with_name(f"{out.name}{COMPARE_SUFFIX}")
     with new_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
         _clear(work, out, overwrite=overwrite, resume=resume)
         runs = [
@@ -101,9 +104,11 @@ def compare(
         _log.info("%s", reason)
         shutil.copytree(runs[best].path, folder, dirs_exist_ok=True)
         plan = runs[best].record.plan.model_copy(update={"reason": reason})
-        record = runs[best].record.model_copy(update={"name": out.name, "plan": plan, "compared": table})
+        changes = {"name": out.name, "config": config, "plan": plan, "compared": table, "seconds": round(time.monotonic() - started, 1)}
+        record = runs[best].record.model_copy(update=changes)
         (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8", newline="\n")
-    remove_side_folder(work)
+    if config.keep == "best":
+        remove_side_folder(work)
     return open_run(out)
 
 
@@ -113,7 +118,9 @@ def _clear(work: Path, out: Path, *, overwrite: bool, resume: bool) -> None:
     if overwrite and not resume:
         remove_side_folder(work)
     elif not resume and holds_own(work):
-        raise ConfigError(f"a comparison for {out} was stopped; it is in {work}. Go on with --resume, or begin again with --overwrite.")
+        raise ConfigError(
+            f"{work} holds the runs of a comparison for {out}. Go on with {resume_command(out)}, or begin again with --overwrite."
+        )
 
 
 def _trained(splits: Splits, config: TrainConfig, out: Path, *, resume: bool, progress: Progress) -> Run:
@@ -122,8 +129,16 @@ def _trained(splits: Splits, config: TrainConfig, out: Path, *, resume: bool, pr
     if not (out / RUN_RECORD_NAME).is_file():
         return fine_tune(splits, config, out, resume=resume, progress=progress)
     run = open_run(out)
-    if run.record.config != config or run.record.data_fingerprint != splits.folder.fingerprint():
-        raise ConfigError(f"{out.parent} holds a comparison with other options or images. Give those, or begin again with --overwrite.")
+    now = splits.folder.fingerprint()
+    jobs = [
+        Job(data="", config=item, resolved={"images": images[:12]})
+        for item, images in ((run.record.config, run.record.data_fingerprint), (config, now))
+    ]
+    if apart := differences(*jobs):
+        raise ConfigError(
+            f"{out.parent} holds another comparison: {'; '.join(apart)}. Go on with its own options, which need not be repeated: "
+            f"{resume_command(out)}. Or begin again with --overwrite."
+        )
     return run
 
 
@@ -138,7 +153,10 @@ def choose(table: tuple[Compared, ...]) -> tuple[int, str]:
     error = math.sqrt(top.value * (1 - top.value) / max(1, top.n))
     best = next(index for index, item in enumerate(table) if item.validation.value >= top.value - error)
     figures = ", ".join(f"{item.strategy} {item.validation.value:.4f}" for item in table)
-    return best, (
+    reason = (
         f"compared on {top.n} validation images: {figures}; {table[best].strategy} is the cheapest within one standard error "
-        f"({error:.4f}) of the best"
+        f"({100 * error:.1f} points) of the best"
     )
+    better = [item for item in table if item.validation.value > table[best].validation.value]
+    given_up = ", ".join(f"{item.strategy} {100 * (item.validation.value - table[best].validation.value):+.1f} points" for item in better)
+    return best, f"{reason}; given up: {given_up}" if better else reason

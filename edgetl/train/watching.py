@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,11 +16,12 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from edgetl.core.progress import Progress
-from edgetl.errors import StoppedError, TrainingError
+from edgetl.errors import CancelledError, StoppedError, TrainingError
 from edgetl.train.checkpoints import Checkpoints
 from edgetl.train.config import TrainConfig
 from edgetl.train.objectives import Objective
 from edgetl.train.ranks import any_says, first_says, rank
+from edgetl.train.resume import resume_command
 from edgetl.train.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ class Watch(Callback):
         self._saved = time.monotonic()
 
     def on_train_start(self, *_: Any) -> None:
-        """Begin to listen for SIGTERM."""
+        """Begin to listen for SIGTERM and SIGINT."""
         self.stop.install()
 
     def on_train_batch_end(self, trainer: L.Trainer, _module: L.LightningModule, outputs: Any, *_: Any) -> None:
@@ -120,8 +122,10 @@ class Watch(Callback):
         if self.checkpoints and rank() == 0 and (due or asked or time.monotonic() - self._saved > self.config.checkpoint_s) and not ended:
             self._save()
         if asked and not ended:
-            how = " The same command with --resume goes on from there." if self.checkpoints else ""
-            raise StoppedError(f"stopped after step {step} of {plan.steps}, as asked.{how}")
+            saved = self.checkpoints
+            how = f" Its state is in {saved.folder}. Go on with: {resume_command(saved.out)}" if saved else ""
+            kind = CancelledError if self.stop.number == signal.SIGINT else StoppedError
+            raise kind(f"interrupted after step {step} of {plan.steps}.{how}")
         trainer.should_stop = ended
 
     def _judge(self, total: float, step: int, *, saved: bool) -> None:

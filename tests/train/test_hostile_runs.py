@@ -319,6 +319,26 @@ def test_commands_that_show_a_run_end_with_its_exit_code(whole: Path, tmp_path: 
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_inspect_shows_how_a_run_was_trained_and_its_files(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "classes.csv").unlink()
+    run = open_run(whole)
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tmp_path / "run"), "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["plan"]["strategy"] == "probe" and shown["images"] == run.record.images
+    assert shown["sizes"]["weights.safetensors"] == (whole / "weights.safetensors").stat().st_size and shown["sizes"]["classes.csv"] is None
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tmp_path / "run")])
+    text = " ".join(capsys.readouterr().out.split())
+    counts = run.record.images
+    for words in (
+        "strategy probe (as asked), 0 steps", f"images {counts['train']} train, {counts['val']} val, {counts['test']} test",
+        "validation accuracy", "test accuracy", "weights.safetensors 1", "classes.csv is missing", "backbone test_resnet (test_resnet)",
+    ):  # fmt: skip
+        assert words in text, words
+
+
 _VALUES: tuple[object, ...] = (None, True, -1, 0, HUGE, 1e308, "", "../x", "\ud83d\ude00", [], {}, [[]], {"a": 1}, "a" * 10_000)
 
 

@@ -16,7 +16,7 @@ from edgetl.core.preprocess import PreprocessSpec, preprocess
 from edgetl.core.results import wilson
 from edgetl.errors import ConfigError, LicenceError
 from edgetl.train.config import TrainConfig
-from edgetl.train.run import Compared, Run
+from edgetl.train.run import Compared, Run, open_run
 from edgetl.train.training import choose, train
 from edgetl.train.tutoring import TEMPERATURE, Tutor, distillation
 from tests.command import edgetl
@@ -41,7 +41,14 @@ def test_the_cheapest_within_one_standard_error_is_kept() -> None:
     assert choose((_row("probe", 87), _row("partial", 88), _row("full", 90)))[0] == 0
     assert choose((_row("probe", 86), _row("partial", 88), _row("full", 90)))[0] == 1
     assert choose((_row("probe", 80), _row("partial", 86), _row("full", 90)))[0] == 2
+    # What the rule gave up is said.
+    reason = choose((_row("probe", 87), _row("partial", 88), _row("full", 90)))[1]
+    assert (
+        "probe is the cheapest within one standard error (3.0 points) of the best; given up: partial +1.0 points, full +3.0 points"
+        in reason
+    )
     best, reason = choose((_row("probe", 90), _row("partial", 89), _row("full", 70)))
+    assert "given up" not in reason
     assert best == 0 and "probe 0.9000, partial 0.8900, full 0.7000" in reason and "100 validation images" in reason
 
 
@@ -51,8 +58,14 @@ def test_compare_trains_three_strategies_for_the_same_steps_and_keeps_one(colour
     assert [item.strategy for item in table] == ["probe", "partial", "full"] and table[1].steps == table[2].steps > 0
     assert run.record.name == "run" and run.record.plan.strategy == table[choose(table)[0]].strategy
     assert run.record.validation.accuracy == table[choose(table)[0]].validation
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("run")) == ["run"]
     run.load_model()
+    kept = tmp_path / "run.compare"
+    assert sorted(path.name for path in kept.iterdir()) == ["full", "partial", "probe"]
+    assert [open_run(kept / item.strategy).record.validation.accuracy for item in table] == [item.validation for item in table]
+    assert run.record.seconds >= sum(item.seconds for item in table) - 0.3 and run.record.config.strategy == "compare"
+    again = train(colours, _config(strategy="compare", keep="best"), tmp_path / "run", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("run")) == ["run"]
+    assert again.record.validation == run.record.validation
 
 
 def test_a_stopped_comparison_goes_on_without_repeating_what_was_finished(colours: Path, tmp_path: Path) -> None:
@@ -66,9 +79,9 @@ def test_a_stopped_comparison_goes_on_without_repeating_what_was_finished(colour
         train(colours, config, tmp_path / "run", progress=stop)
     probe = tmp_path / "run.compare" / "probe" / "run.json"
     before = probe.stat().st_mtime_ns
-    with pytest.raises(ConfigError, match="--resume, or begin again with --overwrite"):
+    with pytest.raises(ConfigError, match=r"holds the runs of a comparison.* --resume, or begin again with --overwrite"):
         train(colours, config, tmp_path / "run")
-    with pytest.raises(ConfigError, match="other options or images"):
+    with pytest.raises(ConfigError, match="holds another comparison: --seed 0, now 1"):
         train(colours, _config(strategy="compare", seed=1), tmp_path / "run", resume=True)
     assert probe.stat().st_mtime_ns == before
     resumed = train(colours, config, tmp_path / "run", resume=True)
@@ -103,7 +116,9 @@ def test_the_command_shows_what_was_compared(colours: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     for strategy in ("probe", "partial", "full"):
         assert f"compared: {strategy}" in done.stdout
-    assert "is the cheapest within one standard error" in " ".join(done.stdout.split())
+    said = " ".join(done.stdout.split())
+    assert "is the cheapest within one standard error" in said and "the whole comparison took" in said
+    assert f"every run is kept in {tmp_path / 'run.compare'}" in said
 
 
 class _Watched(nn.Module):

@@ -20,6 +20,7 @@ from edgetl.train.mirror import sha256_of
 from edgetl.train.pretrain import Places, pretrain
 from edgetl.train.pruning import prune_run
 from edgetl.train.recipe import read_recipe
+from edgetl.train.resume import Job
 from edgetl.train.run import Run
 from edgetl.train.training import train
 from edgetl.train.tuning_recipe import read_tuning_recipe
@@ -73,7 +74,7 @@ def test_states_are_removed_and_a_users_file_beside_them_stays(tmp_path: Path) -
     folder.mkdir()
     (folder / "notes.txt").touch()
     (folder / f"step-00000001-{'0' * 16}.safetensors").touch()
-    Checkpoints(folder, "identity").remove()
+    Checkpoints(folder, Job(data="", config=TrainConfig(), resolved={})).remove()
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 

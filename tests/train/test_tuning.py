@@ -29,6 +29,7 @@ from edgetl.train.config import TrainConfig
 from edgetl.train.dataset import StepSampler, steps_an_epoch
 from edgetl.train.fitting import warm_cosine
 from edgetl.train.probe import class_weights, fit_head
+from edgetl.train.resume import Job
 from edgetl.train.sources import load_backbone
 from edgetl.train.stages import choose_stages, find_stages, set_trainable
 from edgetl.train.training import train
@@ -278,7 +279,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(colours: Path, tmp_path:
     assert len(list((tmp_path / "broken.checkpoints").iterdir())) == 2
     with pytest.raises(ConfigError, match="--resume"):
         train(colours, config, tmp_path / "broken")
-    with pytest.raises(ConfigError, match="other options, images or weights"):
+    with pytest.raises(ConfigError, match="holds another training: --epochs 12, now 13"):
         train(colours, _config(pretrained=False, epochs=13), tmp_path / "broken", resume=True)
     resumed = train(colours, config, tmp_path / "broken", resume=True)
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
@@ -286,7 +287,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(colours: Path, tmp_path:
 
 
 def test_a_damaged_state_is_passed_over(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "states", "me")
+    checkpoints = Checkpoints(tmp_path / "states", Job(data="", config=TrainConfig(), resolved={}))
     for step in (1, 2, 3):
         checkpoints.save(State(step, {"x": torch.full((3,), float(step))}, {"rows": []}))
     files = sorted((tmp_path / "states").iterdir())
@@ -321,7 +322,7 @@ def test_sigterm_saves_and_ends_with_143_and_the_same_command_goes_on(colours: P
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
         assert process.returncode == StoppedError.exit_code, said
-    assert "--resume goes on from there" in " ".join(said.split())
+    assert "Go on with: edgetl train --out" in " ".join(said.split())
     done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "going on after step" in done.stderr and json.loads(done.stdout)["plan"]["steps"] == 200

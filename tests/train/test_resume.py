@@ -1,0 +1,145 @@
+"""Ctrl-C, SIGTERM and ``--resume``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetl.errors import CancelledError, ConfigError, StoppedError
+from edgetl.train.config import TrainConfig
+from edgetl.train.resume import describe_saved, find_job, resume_command
+from edgetl.train.run import open_run
+from edgetl.train.training import train
+from tests.command import edgetl
+
+SMALL: dict[str, Any] = {
+    "backbone": "test_resnet", "pretrained": False, "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 3,
+    "batch_size": 8, "views": 1, "patience": 100, "strategy": "full", "checkpoint_s": 0.001,
+}  # fmt: skip
+
+
+def _config(**changes: object) -> TrainConfig:
+    return TrainConfig.model_validate({**SMALL, **changes})
+
+
+def _stop_at(step: int, number: signal.Signals) -> Any:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "fine-tuning" and done == step:
+            signal.raise_signal(number)
+
+    return progress
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, CancelledError), (signal.SIGTERM, StoppedError)])
+def test_a_signal_ends_the_step_saves_the_state_and_names_the_command_that_goes_on(
+    colours: Path, tmp_path: Path, number: signal.Signals, kind: type[StoppedError]
+) -> None:
+    before = signal.getsignal(number)
+    out = tmp_path / "my run"
+    with pytest.raises(
+        kind, match=r"interrupted after step 3 of \d+\. Its state is in .*my run\.checkpoints.*edgetl train --out '.*my run' --resume"
+    ):
+        train(colours, _config(), out, progress=_stop_at(3, number))
+    assert signal.getsignal(number) is before
+    assert not out.exists() and "the state after step 3" in str(describe_saved(out))
+    job = find_job(out)
+    assert job is not None and job.config == _config() and Path(job.data) == colours.resolve()
+
+
+def test_exit_codes_are_those_of_the_signals() -> None:
+    assert (CancelledError.exit_code, StoppedError.exit_code) == (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
+def test_a_resumed_training_may_have_other_workers_and_paths_but_no_other_job(colours: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        train(colours, _config(), out, progress=_stop_at(3, signal.SIGTERM))
+    for changes, said in (
+        ({"lr": 0.01}, "--lr not given, now 0.01"),
+        ({"epochs": 4, "batch_size": 4}, "--batch-size 8, now 4; --epochs 3, now 4"),
+        ({"backbone": "test_byobnet"}, "backbone test_resnet .*now test_byobnet"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            train(colours, _config(**changes), out, resume=True)
+    moved = colours.rename(tmp_path / "moved")
+    (moved / "red" / "000.png").rename(tmp_path / "gone.png")
+    with pytest.raises(ConfigError, match=r"images 36 \(.*\), now 35 \("):
+        train(moved, _config(), out, resume=True)
+    (tmp_path / "gone.png").rename(moved / "red" / "000.png")
+    run = train(moved, _config(workers=1, checkpoint_s=5.0, log="csv", license_policy="any"), out, resume=True)
+    assert run.record.config.workers == 1 and not find_job(out)
+    whole = train(moved, _config(), tmp_path / "whole")
+    assert run.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
+
+
+def test_a_second_run_in_the_way_of_a_stopped_one_names_what_to_do(colours: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        train(colours, _config(), tmp_path / "run", progress=_stop_at(2, signal.SIGTERM))
+    with pytest.raises(ConfigError, match=r"Go on with edgetl train --out .*/run --resume, or begin again with --overwrite"):
+        train(colours, _config(), tmp_path / "run")
+
+
+def _process(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "edgetl.cli.app", *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
+
+
+def _signal_at(process: subprocess.Popen[str], line: str, number: signal.Signals) -> str:
+    """Signal the whole group of the process, as a terminal does, when it prints ``line``; what it printed."""
+    assert process.stderr is not None
+    seen = ""
+    with process.stderr as stream:
+        for text in stream:
+            seen += text
+            if line in text:
+                os.killpg(process.pid, number)
+                break
+        seen += stream.read()
+    return seen
+
+
+def test_ctrl_c_in_the_terminal_prints_the_command_that_goes_on_without_options(colours: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--backbone", "test_resnet", "--random-weights", "--input-size", 32, "--strategy", "full", "--epochs", 60, "--workers", 2]
+    process = _process("train", colours, "--out", out, *options, "--seed", 7)
+    while process.poll() is None and not list(tmp_path.glob("run.checkpoints/step-*")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, text = process.communicate(timeout=100)
+    assert process.returncode == 130 and "Traceback" not in text, text
+    last = text.rstrip().splitlines()[-1]
+    assert last.startswith("interrupted after step") and last.endswith(f"edgetl train --out {out} --resume"), text
+    other = edgetl("train", "--out", out, "--resume", "--epochs", 3, timeout=300)
+    assert other.returncode == ConfigError.exit_code and "--epochs 60, now 3" in other.stderr
+    job = find_job(out)
+    assert job is not None and (job.config.seed, job.config.epochs, job.config.input_size) == (7, 60, (32, 32))
+    done = edgetl("train", "--out", out, "--resume", "--json", timeout=300)
+    assert done.returncode == 0 and "going on after step" in done.stderr, done.stderr
+    assert json.loads(done.stdout)["config"]["seed"] == 7 and open_run(out).record.config == job.config
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_first_step_ends_in_one_line(colours: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    process = _process("train", colours, "--out", tmp_path / "run", "--strategy", "probe")
+    text = _signal_at(process, "strategy probe", number)
+    assert process.wait(60) == code, text
+    assert "Traceback" not in text and text.rstrip().splitlines()[-1] == "interrupted; nothing half-written was kept."
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("run")] == []
+
+
+def test_resume_without_data_or_state_says_what_is_missing(tmp_path: Path) -> None:
+    done = edgetl("train", "--out", tmp_path / "run", "--resume")
+    assert done.returncode == ConfigError.exit_code and "Only --resume needs none, where a state was saved" in done.stderr
+
+
+def test_the_command_of_a_run_in_a_comparison_is_that_of_the_comparison(tmp_path: Path) -> None:
+    assert resume_command(tmp_path / "a.compare" / "partial") == f"edgetl train --out {tmp_path / 'a'} --resume"
+    assert resume_command(tmp_path / "a.pilot" / "full") == f"edgetl train --out {tmp_path / 'a'} --resume"
