@@ -94,7 +94,7 @@ def export_command(
             raise ConfigError("--explain measures int8 variants; ask for one with --precision int8.")
     if (max_latency_ms, max_size_mb, memory_mb) == (None, None, None) and (profile or threads or latency_of != "whole"):
         raise ConfigError("--profile, --threads and --latency-of belong to a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
-    inputs = {"the run": check_run_folder(run), **({"--data": check_folder(data)} if data else {})}
+    inputs = {"the run": check_run_folder(run), **({"--data": check_folder(data, option="--data")} if data else {})}
     check_file(profile, "--profile", ConfigError, "Give the output of `edgetl bench --json`.")
     check_output(out_, inputs=inputs, overwrite=overwrite)
     if explain_ is not None:

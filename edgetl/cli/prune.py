@@ -27,7 +27,7 @@ def prune_command(
 ) -> None:
     """Take whole channels out of a run's network: smaller and faster in every engine. It must be tuned afterwards."""
     need_extra("train")
-    inputs = {"the run": check_run_folder(run), **({"--data": check_folder(data)} if data else {})}
+    inputs = {"the run": check_run_folder(run), **({"--data": check_folder(data, option="--data")} if data else {})}
     check_output(out_, inputs=inputs, overwrite=overwrite)
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.train.pruning import prune_run

@@ -32,7 +32,7 @@ def soup_command(
     (chosen,) = choices(method, ("greedy", "uniform"), "--method")
     need_extra("train")
     inputs = {f"the run {run}": check_run_folder(run) for run in runs}
-    check_output(out_, inputs={**inputs, **({"--data": check_folder(data)} if data else {})}, overwrite=overwrite)
+    check_output(out_, inputs={**inputs, **({"--data": check_folder(data, option="--data")} if data else {})}, overwrite=overwrite)
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.train.soup import make_soup
 

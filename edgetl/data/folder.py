@@ -145,8 +145,8 @@ def scan(
     return found
 
 
-def check_folder(path: Path) -> Path:
-    """``path``, which must be a folder of images.
+def check_folder(path: Path, *, option: str = "") -> Path:
+    """``path``, which must be a folder of images; ``option`` (``--data``) is named in the message.
 
     Raises:
         DataError: missing, a file, or in a folder that cannot be entered.
@@ -157,7 +157,8 @@ def check_folder(path: Path) -> Path:
         what = "is a file" if path.exists() else "does not exist"
     except OSError as error:
         what = f"cannot be read: {error.strerror}"
-    raise DataError(f"{printable(path)} {what}; give a folder that holds one folder of images for each class.")
+    named = f"{option} {printable(path)}".lstrip()
+    raise DataError(f"{named} {what}; give a folder that holds one folder of images for each class.")
 
 
 def split_folders(root: Path) -> dict[str, Part]:
