@@ -72,10 +72,11 @@ def _swap(pattern: str, by: str) -> tuple[str, str]:
         ("operation opset1.CONST", _swap(r'type="Const"', 'type="CONST"')),
         ("operation opset1.relu", _swap(r'type="ReLU"', 'type="relu"')),
         ("layer Convolution that names a place", _swap(r"<data (?=strides)", '<data offset="0" size="8" ')),
-        ("layer Convolution that names a place", _swap(r"<data (?=strides)", '<data offset="99999999999" ')),
+        ("layer Convolution that names a place", _swap(r"<data (?=strides)", '<data offset="9999999999" ')),
         # An attribute "value" would be the constant's bytes, however few.
         ("a constant with the attributes element_type, offset, shape, size, value", _swap(r'( offset="\d+")', r'\1 value="x"')),
         (r"a constant with the attributes element_type, offset, shape\. Nothing", _swap(r'(offset="\d+") size="\d+"', r"\1")),
+        ("layer Convolution with a whole number of more than ten", _swap(r'dilations="\d+', 'dilations="4611686018427387904')),
         ("two elements 'data'", _swap(r"(<data [^>]*/>)", r"\1\1")),
         ("two elements 'layers'", _swap(r"(?=<edges>)", "<layers></layers>")),
         ("an element 'body' in net/layers/layer", _swap(r"(<data [^>]*/>)", r"\1<body></body>")),
