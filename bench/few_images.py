@@ -1,7 +1,7 @@
 """``python -m bench.few_images``: what int8 files that pass the gate lose on unseen images, where there are 10 training images a class.
 
 Six trainings (three draws of five classes of two data sets) of a linear probe on the ImageNet MobileNetV2; each is exported with the gate
-on its few labeled validation images alone (``labels``), and with the agreement on images without labels (``agreement``). Images of the
+on its few labeled validation images alone (``labels``), and with the agreement on unlabeled images (``agreement``). Images of the
 classes that the training was not given are then predicted by the fp32 file and by each int8 file.
 """
 

@@ -23,7 +23,7 @@
     └── StoppedError      143   SIGTERM came; the state was saved
         └── CancelledError 130  Ctrl-C came; the state was saved
 
-A message says what happened, where, and what to do next.
+A message states what happened, where, and what to do next.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import ClassVar
 
 
 class EdgetlError(Exception):
-    """Base of all errors that a user can cause and mend; ``rows`` are attempts that led to it, each an ``Outcome`` as JSON."""
+    """Base of all errors that a user can cause and correct; ``rows`` are the attempts before it, each an ``Outcome`` as JSON."""
 
     exit_code: ClassVar[int] = 3
 
@@ -158,6 +158,6 @@ class StoppedError(EdgetlError):
 
 
 class CancelledError(StoppedError):
-    """The process was asked to end (SIGINT, Ctrl-C) and saved its state before it did."""
+    """Ctrl-C (SIGINT) ended the process, after it saved its state."""
 
     exit_code = 130

@@ -32,7 +32,10 @@ def predict_command(
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 3,
     threads: ThreadsOption = None,
     trial: Annotated[
-        bool, typer.Option("--trial", help="First run one image in a limited process. For bundles from others; about a second.")
+        bool,
+        typer.Option(
+            "--trial", help="Trial of the bundle: first run one image in a process with memory and time limits. Takes about a second."
+        ),
     ] = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
@@ -117,7 +120,7 @@ def inspect_command(
 
 
 def _show_run_facts(record: RunRecord, sizes: dict[str, int | None]) -> None:
-    """How a run was trained, on how many images, and its files."""
+    """Print a run's strategy, numbers of images, and files."""
     facts, spec = Table.grid(padding=(0, 2)), record.preprocess
     files = [f"{name} {'is missing' if size is None else f'{size:,} bytes'}" for name, size in sizes.items()]
     for title, value in (

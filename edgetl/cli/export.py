@@ -51,7 +51,8 @@ def export_command(
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 (weights and activations), int8-weights, or several.")] = "fp32,int8",
     data: Annotated[Path | None, typer.Option(help="Where the run's images are now (default: where they were).")] = None,
     unlabeled: Annotated[
-        Path | None, typer.Option(help="Folder of further images, without labels, to measure agreement with the trained model on.")
+        Path | None,
+        typer.Option(help="Folder of unlabeled images. The accuracy gate also measures agreement with the trained model on them."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name (default: the run's).")] = None,
     max_drop: Annotated[float, typer.Option(help="Largest loss of validation accuracy of a quantized variant, 0..1.")] = 0.01,

@@ -101,7 +101,7 @@ def fit_command(
 
 
 def show_tried(record: FitRecord) -> None:
-    """One line for each reason to leave out files, and for each backbone that was looked at."""
+    """Print a line for each reason to leave out files, and for each examined backbone."""
     print_notes(record.notes)
     for item in record.tried:
         colour = {"left out": "yellow", "refused": "yellow", "chosen": "green"}[item.outcome]

@@ -60,7 +60,7 @@ def _parameter(name: str, field: Any) -> inspect.Parameter:
 
 
 def _kind(annotation: Any) -> Any:
-    """What typer parses: words and lists of numbers as text, repeated options as a list."""
+    """Type that typer parses: text for words and lists of numbers, a list for repeated options."""
     plain = _without_none(annotation)
     if get_args(plain)[1:] == (...,):
         return list[str]

@@ -47,10 +47,10 @@ LabelsOption = Annotated[
 ]
 IncludeOption = Annotated[
     list[str] | None,
-    typer.Option("--include", help="Glob pattern of files that are used although the scan leaves them out. May be repeated."),
+    typer.Option("--include", help="Glob pattern of files to use although the scan leaves them out. May be repeated."),
 ]
 ExcludeOption = Annotated[
-    list[str] | None, typer.Option("--exclude", help="Glob pattern of files and folders that are left out. May be repeated.")
+    list[str] | None, typer.Option("--exclude", help="Glob pattern of files and folders to leave out. May be repeated.")
 ]
 PolicyOption = Annotated[str, typer.Option("--license-policy", help="any, or commercial: refuse weights that forbid it or do not say.")]
 LatencyOption = Annotated[float | None, typer.Option("--max-latency-ms", help="Limit: the 90th percentile of one image.")]
@@ -126,7 +126,7 @@ class _Console(logging.Handler):
 
 
 def print_json(value: StrictModel | dict[str, object]) -> None:
-    """One JSON document on the standard output, in UTF-8 whatever the encoding of the terminal."""
+    """Print a JSON document on the standard output. It is UTF-8, also on terminals of another encoding."""
     plain = value.model_dump(mode="json") if isinstance(value, StrictModel) else value
     text = _LONE_SURROGATE.sub(lambda found: f"\\{printable(found[0])}", json.dumps(plain, indent=2, ensure_ascii=False)) + "\n"
     sys.stdout.flush()
@@ -135,22 +135,24 @@ def print_json(value: StrictModel | dict[str, object]) -> None:
 
 
 def escape_unencodable() -> None:
-    """Let both streams escape characters that their encoding does not have (ASCII, Latin-1, a code page of Windows), as ``\\u732b``."""
+    """Make both streams escape characters outside their encoding (ASCII, Latin-1, a Windows code page), as ``\\u732b``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def print_notes(notes: Sequence[ScanNote]) -> None:
-    """Files that a scan left out, or read in a way worth knowing: one line for each reason."""
+    """Print the scan notes, one line for each reason."""
     for note in notes:
         color = "cyan" if note.used else "yellow"
         out.print(f"[{color}]images:[/] {escape(note.describe())}", soft_wrap=True)
 
 
 def print_error(error: EdgetlError, *, json_output: bool) -> None:
-    """A mistake: one paragraph on the error stream, after the table of attempts where there is one; with ``--json``
-    also an object on the standard output."""
+    """Print an error on the error stream, after its table of attempts if it has one.
+
+    With ``--json``, also print it as an object on the standard output.
+    """
     if json_output:
         rows = {"variants": list(error.rows)} if error.rows else {}
         print_json({"error": {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code, **rows}})

@@ -79,7 +79,7 @@ def variants_table(manifest: Manifest) -> Table:
 
 
 def outcomes_table(rows: Sequence[Outcome]) -> Table:
-    """One row for each attempted variant, input size and thread count: kept, or the rule that rejected it."""
+    """Table of attempted variants, input sizes and thread counts, each kept or with the rule that rejected it."""
     table = plain_table("attempted variants", "variant", "px", "threads", "p90 ms", "MB")
     table.add_column("result")
     for row in rows:
@@ -97,14 +97,14 @@ def outcomes_table(rows: Sequence[Outcome]) -> Table:
 
 
 def busy_lines(manifest: Manifest) -> list[str]:
-    """A warning where the host was busy while the variants were timed."""
+    """Warning if the host was busy while the variants were timed."""
     loads = [variant.load for variant in manifest.variants if variant.load]
     loads += [row.offer.load for row in manifest.outcomes if row.offer and row.offer.load and row.offer.busy]
     if not loads:
         return []
     worst = max(loads, key=lambda load: load.total)
     order = "; the variants are in the order of their accuracy, not of their time" if manifest.order == "accuracy" else ""
-    return [f"* the host was busy during the timing ({worst.describe()}){order}. Export on an idle host for times that hold."]
+    return [f"* the host was busy during the timing ({worst.describe()}){order}. Export on an idle host for reliable times."]
 
 
 def ladder_lines(manifest: Manifest) -> list[str]:
@@ -145,15 +145,15 @@ def slower_lines(manifest: Manifest) -> list[str]:
 
 
 def agreement_lines(manifest: Manifest) -> list[str]:
-    """For each reduced variant its agreement with the trained model on images without labels."""
+    """Agreement of each reduced-precision variant with the trained model on unlabeled images, a line each."""
     lines = []
     for item in manifest.variants:
         found = item.unlabeled
         if found is None:
             continue
-        line = f"{item.name}: {round((1 - found.top1) * found.n)} of {found.n} predictions on images without labels change"
+        line = f"{item.name}: {round((1 - found.top1) * found.n)} of {found.n} predictions on unlabeled images change"
         if manifest.task == "multi-label":
-            line = f"{item.name}: {found.top1:.4f} of the decisions on {found.n} images without labels are the same"
+            line = f"{item.name}: {found.top1:.4f} of the decisions on {found.n} unlabeled images are the same"
         if found.expected_drop is not None and found.beyond_half_margin is not None and found.relative_error is not None:
             line += (
                 f", an expected loss of {found.expected_drop:.4f}; the logits' error is above half the margin on "
@@ -164,13 +164,13 @@ def agreement_lines(manifest: Manifest) -> list[str]:
 
 
 def certainty_lines(manifest: Manifest) -> list[str]:
-    """Said aloud how many validation images may change, and where they are too few to know that a reduced variant lost little."""
+    """Number of validation images that may change, and a warning if they are too few to bound a variant's accuracy drop."""
     lines = []
     n, allowed = manifest.trained.n, manifest.may_change
     if allowed is not None:
         lines.append(f"{allowed} of {n} validation images may change (--max-drop {manifest.max_drop:g}).")
         if 0 < n * manifest.max_drop < 1:
-            lines[0] += f" One image is {1 / n:.4f}: {n} cannot resolve that limit, and agreement on images without labels stands in."
+            lines[0] += f" One image is {1 / n:.4f}: {n} cannot resolve that limit; agreement on unlabeled images is checked instead."
     unsure = [item for item in manifest.variants if item.precision != "fp32" and item.fall and item.fall.high > UNCERTAIN_FALL]
     if not unsure:
         return lines

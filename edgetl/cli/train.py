@@ -57,14 +57,14 @@ def train_command(
         Path | None,
         typer.Argument(
             help="Folder with one folder of images for each class, or train/, val/, test/ of those; or images that --labels names. "
-            "Not needed with --resume."
+            "Optional with --resume."
         ),
     ] = None,
     out_: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder to write.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Draw a sheet of augmented images into this file, and stop.")] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Start from random weights (a control).")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a stopped training of --out; its options need not be repeated.")
+        bool, typer.Option("--resume", help="Resume the stopped training of --out. Its options need not be repeated.")
     ] = False,
     devices: Annotated[int, typer.Option(min=1, help="Processes (GPUs, or parts of a CPU) on this machine, by torchrun.")] = 1,
     num_nodes: Annotated[int, typer.Option(min=1, help="Machines; torchrun's own variables (PET_…) say where they meet.")] = 1,
@@ -79,7 +79,9 @@ def train_command(
         data, values = data or Path(job.data), {**job.config.model_dump(), **_typed(context, values)}
     config = build_config(**values)
     if data is None:
-        raise ConfigError("give the folder of images: edgetl train DATA --out RUN. Only --resume needs none, where a state was saved.")
+        raise ConfigError(
+            "the folder of images is missing: edgetl train DATA --out RUN. Only --resume with a saved state works without it."
+        )
     inputs = training_inputs(data, config)
     check_training_paths(data, config)
     if preview is not None:
@@ -102,7 +104,7 @@ def train_command(
 
 
 def _typed(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``values`` that the user gave, on the command line or in the environment."""
+    """Values that the user gave, on the command line or in the environment."""
     spelled = {"pretrained": "random_weights"}
     sources = {name: context.get_parameter_source(spelled.get(name, name)) for name in values}
     # By name: typer brings click's enum in a module of its own, or takes click's.
@@ -111,7 +113,7 @@ def _typed(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _saved_work(out_: Path) -> Iterator[None]:
-    """Where a signal ends the block, find what was saved."""
+    """Add the saved state to the error when a signal ends the block."""
     try:
         yield
     except Interrupted as stopped:
@@ -263,7 +265,7 @@ def show_run(run: Run) -> None:
     splits = run.splits()
     for title, items in (
         ("cannot be decoded and were left out", splits.broken),
-        ("share a picture under two labels", splits.conflicts),
+        ("show the same image under two labels", splits.conflicts),
         ("of validation and test were left out, because a run that the weights come from has seen them", splits.excluded),
     ):
         if items:
@@ -293,7 +295,7 @@ def show_run(run: Run) -> None:
 
 
 def _show_forgetting(old: Forgetting, backbone: str) -> None:
-    """What the parent's task lost, and the classes that lost more than chance explains."""
+    """Print the accuracy drop of the parent's task, and the classes whose drop is larger than chance explains."""
     interval = "" if old.low is None else f", drop {old.lost:.4f} ({old.low:.4f} to {old.high:.4f})"
     out.print(
         f"the task of {escape(old.parent)} ({old.through}): accuracy {old.before:.4f} before, {old.after:.4f} after{interval}, "

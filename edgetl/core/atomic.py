@@ -54,6 +54,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    """The ``StorageError`` that says why ``path`` could not be written, and what helps."""
+    """Return a ``StorageError`` for ``path`` with the reason and the remedy."""
     reason = error.strerror or str(error)
     return StorageError(f"cannot write {path}: {reason}. Nothing was kept of it; {_REMEDIES.get(error.errno or 0, _ELSEWHERE)}.")

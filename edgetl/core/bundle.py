@@ -123,9 +123,9 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
 def _read_manifest(path: Path) -> Manifest:
     data = read_bytes(path, BundleError)
     manifest = parse_json(data, Manifest, BundleError, name=str(path))
-    # JSON ignores spaces around it, and a file that lost its last byte would be the same manifest.
+    # JSON parsers ignore white space at both ends, so a file without its last byte would be the same manifest.
     if not (data.startswith(b"{") and data.endswith(b"}\n")):
-        raise IntegrityError(f"{path} does not begin with a brace, or not end with one and a newline: it was changed. Install it again.")
+        raise IntegrityError(f"{path} was changed: it must begin with a brace, and end with a brace and a newline. Install it again.")
     return manifest
 
 

@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """CPU time that this process may use, in cores (1.5: one and a half); none without a limit, or outside Linux.
+    """CPU quota of this process, in cores (1.5: one and a half); none without a limit, or outside Linux.
 
     Args:
-        root: where ``/proc`` and the mounts of the control groups are; another one for tests.
+        root: folder of ``/proc`` and the control groups; tests give another one.
     """
     groups = dict(_own_groups(root))
     in_v1 = next((path for names, path in groups.items() if "cpu" in names.split(",")), None)
@@ -36,7 +36,7 @@ def _own_groups(root: Path) -> Iterator[tuple[str, PurePosixPath]]:
 
 
 def _mounts(root: Path) -> Iterator[tuple[frozenset[str] | None, PurePosixPath, PurePosixPath]]:
-    """Of each mounted hierarchy the controllers (none: version 2), the group at its top, and where it is mounted."""
+    """Mounted hierarchies: the controllers (none: version 2), the group at the top, and the mount point of each."""
     for line in _read(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         fields, kind = before.split(" "), after.split(" ")

@@ -1,8 +1,8 @@
 """Child interpreters that import from trusted places only.
 
-``python -c`` and ``python -m`` put the current folder first on the search path, and ``PYTHONPATH`` may name it too: whoever can write a
-``json.py`` into the folder of the images, or of a bundle, would run code in every child (CWE-427, untrusted search path). Children are
-isolated instead (``python -I``) and search where this process does, without its current folder.
+``python -c`` and ``python -m`` put the current folder first on the search path, and ``PYTHONPATH`` may name it too. A ``json.py`` in the
+folder of the images, or of a bundle, would then run in every child (CWE-427, untrusted search path). Therefore children are isolated
+(``python -I``). Their search path is that of this process, without its current folder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 _PACKAGE_ROOT = Path(__file__).parents[2]
-# "sys" is part of the interpreter; what is imported after it comes from the path that the first arguments give.
+# "sys" is part of the interpreter; later imports use the path that the first arguments give.
 _CODE = (
     "import sys; last = 2 + int(sys.argv[1]); sys.path[:] = sys.argv[2:last]; del sys.argv[1:last]; "
     "from {module} import {function} as run; run(*sys.argv[1:])"

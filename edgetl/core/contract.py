@@ -72,9 +72,9 @@ class Offer(LeanModel):
     """One variant at one thread count, measured.
 
     Attributes:
-        latency_ms: 90th percentile of what the contract asks for.
+        latency_ms: 90th percentile of the latency that the contract limits.
         stages_ms: mean time of decoding, preparing, and inference.
-        accuracy: the task's figure on the validation images; ``drop`` what it lost against the trained model at its own input size.
+        accuracy: the task's figure on the validation images; ``drop`` is its difference to the trained model's at the run's own input size.
         clauses: every limit that the contract names.
         load: the host's during the timing; none where the system does not count it.
     """
@@ -95,7 +95,7 @@ class Offer(LeanModel):
 
     @property
     def busy(self) -> bool:
-        """Whether the host was busy during the timing."""
+        """True if the host was busy during the timing."""
         return self.load is not None and self.load.busy
 
     @property
@@ -112,10 +112,10 @@ class Offer(LeanModel):
 
 
 class Outcome(LeanModel):
-    """One attempted variant at one input size and thread count: in the bundle, or rejected and why.
+    """Outcome of an attempted variant at one input size and thread count: in the bundle, or rejected with the reason.
 
     Attributes:
-        variant: ``<format>-<precision>``; ``every variant`` where the input size itself lost too much accuracy.
+        variant: ``<format>-<precision>``; ``every variant`` where the input size alone exceeds the allowed accuracy drop.
         side: height of the input, pixels.
         result: ``kept``; rejected by the accuracy gate (``gate``) or by a clause (``contract``); ``threads``: it keeps the contract, and
             the bundle runs its variants with another number of threads; ``export``: no file could be made.

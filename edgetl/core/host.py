@@ -28,7 +28,7 @@ _PACKAGES = (
 
 
 def available_cores() -> int:
-    """Cores that this process may run on: those of its affinity and CPU set, at most as many as its control groups have CPU time for."""
+    """Cores that this process may use: those of its affinity and CPU set, limited by the CPU quota of its control groups."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
     return cores if quota is None else min(cores, max(1, math.ceil(quota)))

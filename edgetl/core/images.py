@@ -18,8 +18,8 @@ floating point            refused: its range is not stated
                           Other files: refused by their size, before any pixel is decoded
 ========================  =====================================================================================
 
-The size in the header alone decides the factor, so that training, export, server and device see the same pixels. Of TIFF files
-the module ``tiff`` states what else is refused. ICC profiles are not applied, as in timm and torchvision.
+The size in the header alone decides the factor, so that training, export, server and device see the same pixels. The module
+``tiff`` lists further limits of TIFF files. ICC profiles are not applied, as in timm and torchvision.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ ImageInput: TypeAlias = (
 )
 
 Format: TypeAlias = Literal["JPEG", "PNG", "WebP", "BMP", "TIFF"]
-# TIFF has many codecs of which photos need few: it is read from files of the user, never from a network.
+# TIFF has many codecs, and photos need few of them. It is read from files of the user, never from a network.
 SERVED_FORMATS: tuple[Format, ...] = ("JPEG", "PNG", "WebP", "BMP")
 FORMATS: tuple[Format, ...] = (*SERVED_FORMATS, "TIFF")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-# Pixels that are decoded; what has more is scaled down to at most as many, or refused (see the table above).
+# Pixels that are decoded at most. Larger images are scaled down to this limit, or refused (see the table above).
 MAX_PIXELS = 40_000_000
 MAX_SCALED_PIXELS = 250_000_000
 # A decoder holds 2 bytes for each of 3 coefficients a pixel: as much memory as 40 million decoded pixels take on the way to a tensor.
@@ -111,7 +111,7 @@ _DECODE_ERRORS = (
 
 
 class Examined(NamedTuple):
-    """One file, decoded by the default intensity rule; of more than 8 bits a channel its smallest and largest value."""
+    """Decoded file, by the default intensity rule, with its smallest and largest value if it has more than 8 bits a channel."""
 
     image: Image.Image
     levels: Levels | None
@@ -121,11 +121,11 @@ def load_image(source: ImageInput, *, intensity: Intensity = FULL_RANGE, formats
     """Decode ``source`` to an upright RGB image.
 
     Args:
-        source: a file's path; an encoded file's bytes, or a binary file object, which is read from where it stands; a PIL image
+        source: a file's path; an encoded file's bytes, or a binary file object, read from its current position; a PIL image
             of any mode; or an array ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA): uint8, 0..255, or
             uint16, by ``intensity``.
         intensity: the rule for more than 8 bits a channel; that of a model is in its ``PreprocessSpec``.
-        formats: those that are accepted of a path and of bytes.
+        formats: accepted formats of a path and of bytes.
 
     Returns:
         A PIL image of mode RGB.
@@ -180,7 +180,7 @@ def read_image_file(path: Path) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_FILE_BYTES:
                 raise ImageError(f"{path} has {size} bytes; the limit is {MAX_FILE_BYTES}.")
-            data = file.read(size)  # no more: a read allocates all that it asks for
+            data = file.read(size)  # no more: a read allocates its full size
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: {getattr(error, 'strerror', None) or error}; give the path of one image.") from error
     if not data:
@@ -200,7 +200,7 @@ def _read_open(file: BinaryFile) -> bytes:
     except (OSError, ValueError) as error:
         raise ImageError(f"the open file cannot be read: {_reason(error)} Give one that is open in binary mode.") from error
     if not data:
-        raise ImageError("the open file has 0 bytes from where it stands.")
+        raise ImageError("the open file has 0 bytes after its current position. Rewind it: file.seek(0).")
     return bytes(data)
 
 
@@ -276,7 +276,7 @@ def _decode(data: bytes, name: str, intensity: Intensity, formats: Sequence[Form
 
 
 def _open(data: bytes, formats: Sequence[Format]) -> ImageFile.ImageFile:
-    """Read the header. ``Image.open`` is not used: it refuses large images, which may be scaled, as attacks, and its formats are global."""
+    """Read the header. ``Image.open`` would refuse large images that can be scaled, and its list of formats is global."""
     for format_, signature, opener in _OPENERS:
         if format_ in formats and re.match(signature, data, re.DOTALL):
             return opener(io.BytesIO(data))

@@ -1,8 +1,8 @@
 """Intensity rule: how values of more than 8 bits a channel become 8 bits, the same in training, export and on the device.
 
-``scale`` maps ``low`` to 0 and ``high`` to 255, rounds, and clips what lies outside; ``percentile`` takes ``low`` and ``high`` of each
-image from its own values. The default, 0 to 65535, is the rule of files that were written before there was a choice: the full range of
-16 bits. Images of 8 bits are never changed.
+``scale`` maps ``low`` to 0 and ``high`` to 255, rounds, and clips values outside. ``percentile`` takes ``low`` and ``high`` from the
+values of each image. The default is the full range of 16 bits, 0 to 65535. Files without a recorded rule have it too. Images of 8 bits
+are never changed.
 """
 
 from __future__ import annotations
@@ -133,12 +133,12 @@ def check_choice(text: str) -> str:
 
 
 def has_wide_color(image: ImageFile.ImageFile) -> bool:
-    """Whether an opened and not yet decoded image has color of 16 bits a channel, of which Pillow decodes the high bytes."""
+    """True if an opened image, not yet decoded, has 16-bit color. Pillow decodes only its high bytes."""
     return bool(image.tile) and _raw_mode(image.tile[0].args).startswith(_WIDE_COLOR) and "transparency" not in image.info
 
 
 def read_low_bytes(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
-    """Decode an opened image for which ``has_wide_color`` holds to the low bytes of its values."""
+    """Decode the low bytes of an opened image with 16-bit color (see ``has_wide_color``)."""
     image.tile = [tile._replace(args=_swapped(tile.args)) for tile in image.tile]
     image.load()
     return np.asarray(image)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgetl.core.config import StrictModel
 
-# MLPerf and SPEC ask for an idle host; a quarter of the cores is the limit that `edgetl bench` has for the load average.
+# MLPerf and SPEC require an idle host; `edgetl bench` has the same limit, a quarter of the cores, for the load average.
 MAX_OTHERS = 0.25
 # Two runs of one file on an idle host differ by less than this.
 MAX_LOST = 0.05
@@ -30,12 +30,12 @@ class HostLoad(StrictModel):
 
     @property
     def busy(self) -> bool:
-        """Whether the host was too busy for a timing to order anything."""
+        """True if the host was too busy to rank variants by this timing."""
         return self.others > MAX_OTHERS or self.stolen > MAX_LOST or self.waiting > MAX_LOST
 
     @property
     def total(self) -> float:
-        """One figure to choose the quieter of two measurements by."""
+        """Sum of the figures; it orders measurements by load."""
         return self.others + self.stolen + self.waiting
 
     def describe(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgetl.core.portable import WINDOWS, try_lock
 from edgetl.core.recognition import LOCK_MARK
 
-# Locks that this process holds, with their threads: the system's locks belong to a process and do not tell its threads apart.
+# Locks that this process holds, with their threads: a lock of the system belongs to the process, not to a thread.
 _held: dict[str, int] = {}
 _guard = threading.Lock()
 
@@ -49,7 +49,7 @@ def locked(target: Path) -> Iterator[bool]:
 
 
 def is_locked(target: Path) -> bool:
-    """Whether another process or thread holds the lock of ``target`` now.
+    """True if another process or thread holds the lock of ``target`` now.
 
     Raises:
         OSError: the lock file cannot be opened.

@@ -86,7 +86,7 @@ class UnlabeledAgreement(LeanModel):
     """Agreement of an exported file with the trained model on images whose labels are not used.
 
     Attributes:
-        n: validation images, random crops of them, and other images without labels.
+        n: number of validation images, random crops of them, and unlabeled images together.
         top1: share of equal predictions, as in ``Agreement``.
         expected_drop: of classes: the loss of accuracy that the trained model's own scores predict, 0..1: the mean of its score for its
             class less its score for the file's class. A change between two classes that it holds for equally likely costs nothing.
@@ -121,7 +121,7 @@ class Rung(LeanModel):
     """One step of the quantization ladder: what was tried and what it measured on the validation images.
 
     ``accuracy`` is the task's figure as in ``Evaluation.score``; ``drop`` is what the gate judged, ``fall`` (of classes) the loss of
-    accuracy with its interval, ``unlabeled`` the agreement on images without labels where the labeled ones passed it, and ``reason`` why
+    accuracy with its interval, ``unlabeled`` the agreement on unlabeled images if the labeled ones passed, and ``reason`` why
     the step was not enough. A step that the tools could not make has no figures.
     """
 
@@ -165,8 +165,8 @@ class Variant(LeanModel):
         output: name of the tensor float32 ``[batch, labels]``: logits, or a regression's number.
         validation: accuracy (or the task's figure, see ``Evaluation.score``) on the validation images, which decided; ``test`` is
             reported and decided nothing.
-        fall: of classes: what the accuracy on the validation images lost against the trained model, with its interval.
-        unlabeled: of reduced precision: agreement on images without labels.
+        fall: of classes: the accuracy drop on the validation images against the trained model, with its interval.
+        unlabeled: of reduced precision: agreement on unlabeled images.
         median_ms: one image on one thread, on the machine that exported; orders the variants, nothing more.
         load: of that machine during this timing, where it was busy; the timing then orders nothing.
         golden_tolerance: largest allowed difference of a score on the golden images; of a number, relative to ``Decision.spread``.
@@ -277,7 +277,7 @@ class Lineage(StrictModel):
 
 
 class Rejected(LeanModel):
-    """A variant that was asked for and is not in the bundle, with the figures that kept it out.
+    """Rejected variant: requested, but not in the bundle, with the figures that kept it out.
 
     ``by`` names the rejecting rule: the accuracy ``gate``, a clause of the ``contract``, or ``export``: no file could be made.
     """

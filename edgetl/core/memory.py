@@ -15,7 +15,7 @@ _TEXTS = ("failed to map segment", "cannot allocate memory", "bad_alloc", "faile
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` of any library means that memory could not be allocated."""
+    """True if ``error``, of any library, is a failed memory allocation."""
     return isinstance(error, MemoryError) or any(text in str(error).lower() for text in _TEXTS)
 
 

@@ -29,24 +29,24 @@ from edgetl.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
-# What is read, by its name in messages: {"the images": data, "--teacher": run}.
+# Paths that a command reads, by their names in messages: {"the images": data, "--teacher": run}.
 Inputs: TypeAlias = Mapping[str, Path]
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".svg", ".pdf")
-# Stands in every file that matplotlib writes; ``write_picture`` puts it into a JPEG.
+# Mark of files that matplotlib writes; ``write_picture`` adds it to a JPEG.
 _PICTURE_MARK = b"atplotlib"
-# In a temporary folder: edgetl made it, and may remove it.
+# Mark of a temporary folder that edgetl made and may remove.
 _OWNED = ".edgetl"
 _SHOWN = 3
 
 
 def check_output(out: Path, *, inputs: Inputs | None = None, overwrite: bool = False) -> None:
-    """Refuse an output folder that could not be written at the end, or would replace what edgetl did not write. Changes nothing.
+    """Refuse an output folder that cannot be written, or holds files that edgetl did not write. Nothing is changed.
 
     Args:
         out: the folder to write.
-        inputs: what the work reads; ``out`` may not be, contain, or lie inside one of them.
-        overwrite: whether an empty folder, or one that edgetl wrote and that holds nothing else, may be replaced.
+        inputs: paths that are read; ``out`` may not equal, contain, or lie inside one of them.
+        overwrite: allow replacing an empty folder, or one that holds only files that edgetl wrote.
 
     Raises:
         ConfigError: ``out`` names no folder, exists, is a link or a file, touches an input, or another process writes it.
@@ -134,7 +134,7 @@ def locked_folder(out: Path) -> Iterator[None]:
 
 
 def remove_side_folder(folder: Path) -> None:
-    """Remove a side folder of a finished work; files in it that edgetl did not write stay and are reported.
+    """Remove a side folder of a finished training or comparison. Files that edgetl did not write stay and are reported.
 
     Raises:
         StorageError: a file cannot be removed.
@@ -154,11 +154,11 @@ def check_side_folder(folder: Path) -> None:
         ConfigError: naming it.
     """
     if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
-        raise ConfigError(f"{folder} is needed for a folder of saved states, and is none. Move it, or choose another --out.")
+        raise ConfigError(f"{folder} is needed for a folder of saved states, but is not a folder. Move it, or choose another --out.")
 
 
 def check_picture(path: Path, option: str, *, inputs: Inputs | None = None) -> None:
-    """Refuse a picture file that could not be written at the end, or would replace what is no picture of edgetl.
+    """Refuse a chart file that cannot be written, or that would replace a file that edgetl did not draw.
 
     Raises:
         ConfigError: naming the option: another suffix, a file that stands there, or a place inside an input.
@@ -169,12 +169,12 @@ def check_picture(path: Path, option: str, *, inputs: Inputs | None = None) -> N
     place = _place(path, option)
     _check_apart(path, place, inputs or {}, option)
     if os.path.lexists(place) and not _is_own_picture(place):
-        raise ConfigError(f"{option} {path} exists already and is no picture that edgetl drew. Choose another name, or move the file.")
+        raise ConfigError(f"{option} {path} exists already, and edgetl did not draw it. Choose another name, or move the file.")
     _check_writable(path, place)
 
 
 def write_picture(figure: Any, path: Path, *, dpi: int) -> None:
-    """Write a matplotlib figure whole or not at all; a JPEG gets the mark by which edgetl's pictures are recognized.
+    """Write a matplotlib figure whole or not at all. A JPEG gets the mark that ``check_picture`` recognizes.
 
     Raises:
         StorageError: the file cannot be written.
@@ -200,7 +200,7 @@ def _is_own_picture(path: Path) -> bool:
 
 
 def _place(out: Path, option: str = "--out") -> Path:
-    """``out`` with links and ``..`` resolved in all but its own name.
+    """Path of ``out`` with links and ``..`` resolved, except in its last name.
 
     Raises:
         ConfigError: it names no folder of its own, or a part of it is a link that leads nowhere.
@@ -220,7 +220,7 @@ def _place(out: Path, option: str = "--out") -> Path:
 
 
 def _check_apart(out: Path, place: Path, inputs: Inputs, option: str = "--out") -> None:
-    """By identity and not by name: links, ``..``, another spelling and bind mounts make no difference."""
+    """Refuse an output that touches an input. Folders are compared by identity, so links, ``..`` and bind mounts make no difference."""
     for name, path in inputs.items():
         given = path.resolve()
         if _same(place, given):
@@ -283,7 +283,7 @@ def _shown(folder: Path, files: list[Path]) -> str:
 
 
 def _check_writable(out: Path, place: Path) -> None:
-    """Make and remove a folder where ``out`` will stand: permissions alone do not show quotas, read-only or virtual file systems."""
+    """Create and remove a folder beside ``out``: permissions alone do not show quotas, read-only or virtual file systems."""
     parent = next(path for path in place.parents if os.path.lexists(path))
     try:
         if not parent.is_dir():
@@ -310,7 +310,7 @@ def _identity(place: Path) -> tuple[int, int] | None:
 
 
 def _publish(staging: Path, place: Path, before: tuple[int, int] | None) -> None:
-    """Rename ``staging`` to ``place``; the folder that was there before is set aside first, and removed only after the new one stands."""
+    """Rename ``staging`` to ``place``. A replaced folder is set aside first, and removed only after the rename."""
     if before is None:
         try:
             if os.path.lexists(place):
@@ -343,7 +343,7 @@ def _kept(staging: Path, place: Path) -> ConfigError:
 
 
 def _recover(place: Path) -> None:
-    """Undo what a killed process left for the same place: put a replaced folder back, and remove half-written ones. Others stay."""
+    """Clean up after a killed process: put a replaced folder back, and remove half-written ones. Other folders stay."""
     pattern = re.compile(rf"({re.escape(STAGING_MARK)}|{re.escape(REPLACED_MARK)})(\d+)-{re.escape(place.name)}")
     for path in list(place.parent.iterdir()):
         kind = pattern.fullmatch(path.name)
@@ -356,7 +356,7 @@ def _recover(place: Path) -> None:
         elif (path / _OWNED).is_file() or next(foreign_files(path), None) is None:
             shutil.rmtree(path)
         else:
-            _log.warning("%s stays: it looks like a temporary folder, and edgetl did not write what is in it", path)
+            _log.warning("%s stays: it looks like a temporary folder, but holds files that edgetl did not write", path)
 
 
 def _flush_tree(root: Path) -> None:

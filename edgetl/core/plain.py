@@ -1,4 +1,4 @@
-"""Opening files that may not be what they seem: a directory, a pipe that never ends, a device, a link."""
+"""Safe opening of regular files: refuse directories, FIFOs, devices and links."""
 
 from __future__ import annotations
 

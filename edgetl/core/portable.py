@@ -1,4 +1,4 @@
-"""Platform differences: what Linux, macOS and Windows do in different ways, in one place.
+"""Platform differences between Linux, macOS and Windows, in one place.
 
 Linux is tested. macOS and Windows are written for and not tested; the tests remove the names that they lack.
 """
@@ -20,7 +20,7 @@ else:
     import resource
 
 WINDOWS = os.name == "nt"
-# What a file system answers that has no locks, such as some network and FUSE file systems.
+# Error codes of file systems without locks, such as some network and FUSE file systems.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 _BLOCK = bytes(1 << 20)
 
@@ -51,7 +51,7 @@ def flush_folder(folder: Path) -> None:
 def reserve_space(file: BinaryIO, size_bytes: int) -> None:
     """Allocate ``size_bytes`` on the disk for ``file``, so that a full disk is an error now and not when a mapped page is written.
 
-    macOS and Windows have no ``posix_fallocate``: zeros are written, and what the file held is lost.
+    macOS and Windows have no ``posix_fallocate``: zeros overwrite the content of the file.
 
     Raises:
         OSError: the disk is full.
@@ -66,7 +66,7 @@ def reserve_space(file: BinaryIO, size_bytes: int) -> None:
 
 
 def process_runs(pid: int) -> bool:
-    """Whether a process ``pid`` exists. On Windows always false: signal 0 would end the process there, and locks decide."""
+    """True if a process ``pid`` exists. Always false on Windows, where signal 0 would end the process; locks decide there."""
     if WINDOWS:
         return False
     try:

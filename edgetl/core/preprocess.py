@@ -42,12 +42,12 @@ _RESAMPLING = {
 
 
 class PreprocessSpec(LeanModel):
-    """How an image becomes a tensor. Field names and meanings follow timm's data config.
+    """Preprocessing of an image to a tensor. Field names and meanings follow timm's data config.
 
     Attributes:
         input_size: height and width of the network's input, pixels.
         crop_mode: ``center`` resizes the shorter side to ``input / crop_pct`` and crops; ``squash`` ignores the aspect ratio;
-            ``border`` fits the longer side and pads with the mean colour.
+            ``border`` fits the longer side and pads with the mean color.
         crop_pct: share of the resized image that the crop keeps, 0..1.
         interpolation: Pillow's antialiased filter.
         resize: ``fused`` or ``two-step`` (see the module).

@@ -1,4 +1,4 @@
-"""Recognition of what edgetl wrote, by its records, so that nothing else is ever replaced or removed.
+"""Recognition of files that edgetl wrote, by its records, so that no other file is replaced or removed.
 
 A folder counts as written by edgetl where a record in it parses and names every file; a file that no record names is the user's.
 """
@@ -58,7 +58,7 @@ class _Own:
 
 
 def foreign_files(folder: Path) -> Iterator[Path]:
-    """Files below ``folder`` that edgetl did not write, also links and what is no regular file; none in an empty folder.
+    """Files below ``folder`` that edgetl did not write, including links and special files; none in an empty folder.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -68,7 +68,7 @@ def foreign_files(folder: Path) -> Iterator[Path]:
 
 
 def holds_own(folder: Path) -> bool:
-    """Whether edgetl wrote a file of ``folder``.
+    """True if edgetl wrote a file of ``folder``.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -78,7 +78,7 @@ def holds_own(folder: Path) -> bool:
 
 
 def remove_own(folder: Path) -> list[Path]:
-    """Remove from a side folder (checkpoints, compared runs) what edgetl wrote there, and the folder where nothing else is in it.
+    """Remove edgetl's files from a side folder (checkpoints, compared runs), and the folder if it is then empty.
 
     Returns:
         the files that stay, because edgetl did not write them.
@@ -109,7 +109,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
             path = Path(parent, name)
             regular = stat.S_ISREG(path.lstat().st_mode)
             if not (regular and name in _NOISE):
-                # What is no regular file was not written by edgetl, whatever it is called.
+                # edgetl writes regular files only.
                 yield path, path.relative_to(folder).as_posix() if regular else ""
 
 

@@ -104,7 +104,7 @@ class Evaluation(LeanModel):
     regression: RegressionFigures | None = None
 
     def problem(self, task: Task, outputs: int) -> str | None:
-        """Why these cannot be the figures of ``task`` for a network with ``outputs`` outputs; none if they can."""
+        """Reason why these cannot be the figures of ``task`` for a network with ``outputs`` outputs; none if they can."""
         labels, sizes = self.multi_label, {len(self.confusion), *map(len, self.confusion)}
         if (labels is not None) != (task == "multi-label") or (self.regression is not None) != (task in ("regression", "ordinal")):
             return f"figures of another task than {task}"
@@ -127,7 +127,7 @@ class Evaluation(LeanModel):
 
 
 class ClassForgetting(LeanModel):
-    """One old class: ``n`` test images, and the share answered rightly before and after.
+    """Forgetting of one class of the previous task: ``n`` test images, and the accuracy before and after.
 
     ``low`` and ``high`` are the 95 % interval of the drop (Agresti and Min 2005, paired); older runs have none.
     """
@@ -143,13 +143,13 @@ class ClassForgetting(LeanModel):
 
 
 class Forgetting(LeanModel):
-    """What a training from a run cost that run's task, on those of its test images that neither of the two has seen.
+    """Forgetting of the parent run's task, on its test images that neither of the two networks has seen.
 
     Attributes:
         through: ``own`` where the new network has the old classes, ``old head`` where they were read with the parent's head, and
             ``old column`` where the parent stands in the new network as a whole.
         before, after: accuracy of the parent, and of the new network.
-        lost: their difference; negative where the old task gained.
+        lost: their difference; negative where the previous task gained.
         low, high: the 95 % interval of ``lost``, paired; older runs have none.
     """
 
@@ -172,7 +172,7 @@ class Forgetting(LeanModel):
 
 
 def images_that_may_change(n: int, max_drop: float) -> int:
-    """How many of ``n`` validation images a file may lose, on balance, before its accuracy drops by more than ``max_drop``."""
+    """Number of ``n`` validation images that a file may lose, on balance, before its accuracy drops by more than ``max_drop``."""
     return math.floor(n * max_drop + 1e-9)
 
 

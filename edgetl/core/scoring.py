@@ -55,7 +55,7 @@ def paired_fall(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Fall:
     """The accuracy drop from one model to another on the same images, with its 95 % interval and its one-sided 95 % bound.
 
     Agresti and Min 2005 (doi:10.1002/sim.1781): half an image is added to each cell of the table of both models' hits, so that the
-    interval is not empty where no answer changed.
+    interval is not empty where no prediction changed.
 
     Args:
         before: bool ``[n]``, where the first model is right.

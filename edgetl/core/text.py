@@ -23,7 +23,7 @@ def printable(text: str | os.PathLike[str]) -> str:
 
 
 def label_problem(label: str) -> str | None:
-    """The reason why ``label`` cannot name a class in every format that is exported (JSON, XML, protobuf), or none.
+    """Reason why ``label`` cannot name a class in every exported format (JSON, XML, protobuf), or none.
 
     Spaces of all kinds are allowed. Tabs, line breaks, control characters, invisible format characters (which make two names look
     equal) and bytes that are not UTF-8 are refused.

@@ -1,4 +1,4 @@
-"""TIFF limits: refuse by the tags of the first page what Pillow would decode wrongly, or at the cost of much memory."""
+"""TIFF limits: refuse files that Pillow would decode wrongly or with much memory, by the tags of the first page."""
 
 from __future__ import annotations
 

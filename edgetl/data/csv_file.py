@@ -30,8 +30,8 @@ class CsvFile:
     Attributes:
         path: the file.
         header: names of the columns.
-        rows: of each row its line in the file and its cells, as many as the header has.
-        separator: between cells.
+        rows: line number and cells of each row; every row has the header's number of cells.
+        separator: character between cells.
         encoding: of the bytes; ``cp1252`` where they are not valid Unicode.
     """
 
@@ -96,7 +96,7 @@ def _decode(path: Path, data: bytes) -> tuple[str, str]:
 
 
 def _parse(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Lines that hold something, with their cells."""
+    """Line numbers and cells of the lines that are not empty."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     for row in reader:
         if any(cell.strip() for cell in row):
@@ -104,7 +104,7 @@ def _parse(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _separator(text: str) -> str:
-    """The candidate under which most of the first rows have as many cells as the header, at least two; of equals the one with most."""
+    """Separator under which most of the first rows have the header's number of cells, at least two; of equals the one with most cells."""
     best, highest = SEPARATORS[0], (0.0, 0)
     for separator in SEPARATORS:
         try:

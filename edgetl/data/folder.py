@@ -34,7 +34,7 @@ class Sample:
     Attributes:
         path: the file.
         label: index into the folder's labels; of images from a table the stratum that splits keep in proportion.
-        content: SHA-256 (hex) of the upright RGB pixels, equal for copies of a picture.
+        content: SHA-256 (hex) of the upright RGB pixels, equal for copies of an image.
         part: the split that a ready-made ``train/ val/ test/`` folder puts it in.
         targets: from a table: 0 or 1 for each label, or the one number; empty for a class.
         group: key of the images that stay in one split; empty for an image that stands alone.
@@ -60,9 +60,9 @@ class BrokenImage:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The result of a scan: sorted labels, samples sorted by path, what was left out or read specially, and what the labels ask for.
+    """Result of a scan: sorted labels, samples sorted by path, scan notes, and the task of the labels.
 
-    ``grouping`` says where the groups of the images come from, if they have some.
+    ``grouping`` is the column or pattern that gave the groups, if the images have groups.
     """
 
     root: Path
@@ -100,18 +100,18 @@ def scan(
 ) -> ImageFolder:
     """Scan class folders below ``root``, or class folders below the folders of ready-made splits there.
 
-    A class is a folder's name; images may lie in nested folders and behind links. Images are decoded once and remembered by size and
-    time of change. Files and folders that are left out, or read in a way worth knowing, are logged and returned as notes.
+    The name of a folder is the class. Images may be in nested and linked folders. They are decoded once and cached by size and time of
+    change. Scan notes (files that are left out or read in an unusual way) are logged and returned.
 
     Args:
         root: the folder.
         known_labels: the labels of a trained model, to evaluate it: their order is kept, classes may be absent, others are refused.
         selection: files to use, or to leave out, against the rules.
-        progress: told after each decoded file.
+        progress: called after each decoded file.
 
     Raises:
-        DataError: not a folder, a layout that can be read in two ways, unknown classes, a class name that cannot be exported, more than
-            10 % broken, and without ``known_labels`` too few classes or images.
+        DataError: not a folder, an ambiguous layout, unknown classes, a class name that cannot be exported, more than 10 % broken images,
+            or, without ``known_labels``, too few classes or images.
     """
     folder = Path(root)
     check_folder(folder)

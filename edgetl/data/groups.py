@@ -19,7 +19,7 @@ class Grouping(StrictModel):
 
     Attributes:
         source: the column or the pattern that gave them.
-        groups: how many there are.
+        groups: their number.
         alone: images without a group.
         crossing: groups that ready-made splits have in two splits or more.
     """
@@ -41,11 +41,11 @@ def count_groups(splits: Splits) -> Grouping | None:
 
 
 def describe_grouping(grouping: Grouping | None) -> str:
-    """One line for people."""
+    """Describe the groups in a line."""
     if grouping is None:
-        return "none were given: images of one object, patient or burst may stand in several splits, which makes the figures optimistic"
+        return "none were given: images of one object, patient or burst may be in several splits, which makes the figures optimistic"
     alone = f", {grouping.alone} images alone" if grouping.alone else ""
-    crossing = f"; {grouping.crossing} of them stand in several ready-made splits" if grouping.crossing else ", each in one split"
+    crossing = f"; {grouping.crossing} of them are in several ready-made splits" if grouping.crossing else ", each in one split"
     return f"{grouping.groups} ({grouping.source}){alone}{crossing}"
 
 
@@ -58,7 +58,7 @@ def crossing_alarm(splits: Splits) -> str | None:
     shared = {name: sum(sample.group in crossing and "train" in crossing[sample.group] for sample in splits.part(name))
               for name in ("val", "test")}  # fmt: skip
     return (
-        f"{len(crossing)} of {len(parts)} groups stand in several ready-made splits: {shared['val']} validation and {shared['test']} test "
+        f"{len(crossing)} of {len(parts)} groups are in several ready-made splits: {shared['val']} validation and {shared['test']} test "
         f"images belong to a group of training images, so their figures are optimistic. Move each group into one split."
     )
 

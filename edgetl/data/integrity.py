@@ -29,7 +29,7 @@ _CACHE_VERSION = 4
 
 @dataclass(frozen=True)
 class Checked:
-    """The outcome for one file: the content hash and the colors, or the reason why there are none; ``levels`` is of more than 8 bits."""
+    """Result of decoding one file: content hash and colors, or the reason of a failure; ``levels`` only for more than 8 bits."""
 
     content: str | None
     reason: str = ""

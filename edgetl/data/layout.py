@@ -63,7 +63,7 @@ def parts_of(names: Iterable[str]) -> dict[str, Part]:
 
 
 def find_classes(root: Folder, notes: Notes, *, known_labels: Collection[str] | None = None) -> list[ClassFolder]:
-    """Class folders below ``root``, those of ready-made splits with their split. What is no class goes to ``notes``.
+    """Find the class folders below ``root``, with their split where there are ready-made splits. Other folders go to ``notes``.
 
     Args:
         root: the tree.
@@ -81,7 +81,7 @@ def find_classes(root: Folder, notes: Notes, *, known_labels: Collection[str] | 
     if not splits:
         _refuse_splits_in_classes(root)
         return _classes(root, None, notes)
-    # Training comes first: its classes say what the images of the others can be.
+    # Training comes first: its classes define the labels of the other splits.
     found: list[ClassFolder] = []
     for part in PARTS:
         if part in splits:
@@ -121,7 +121,7 @@ def _splits(root: Folder, notes: Notes, *, training: bool) -> dict[Part, Folder]
 
 
 def _is_class_called_train(folder: Folder, part: Part, others: Sequence[Folder]) -> bool:
-    """Whether the railway is meant: a folder of images, without class folders, beside others of that kind."""
+    """True if ``train/`` is a class (railway): a folder of images without class folders, beside others of that kind."""
     return part == "train" and bool(folder.images) and not any(item.count for item in folder.folders) and bool(others)
 
 

@@ -1,4 +1,4 @@
-"""The tree of image files below a folder. Everything else is counted by reason (``edgetl.data.notes``)."""
+"""Tree of the image files below a folder. Other files are counted by reason (``edgetl.data.notes``)."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SYSTEM_FOLDERS = frozenset({
     ".temporaryitems", ".documentrevisions-v100", ".trash", ".git", ".svn", ".hg", ".dvc", ".cache", "cvs",
 })  # fmt: skip
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "icon\r", ".localized", ".gitkeep", ".gitignore"})
-# Raw camera files and whole-slide images carry TIFF's signature, and what a TIFF decoder finds first is a thumbnail.
+# Raw camera files and whole-slide images carry TIFF's signature, and a TIFF decoder finds a thumbnail first.
 _OTHER_TIFF = frozenset({
     ".3fr", ".arw", ".cr2", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".sr2",
     ".srf", ".srw", ".svs", ".scn", ".bif", ".ndpi", ".vms", ".lsm",
 })  # fmt: skip
-# Images to people, whatever their signature: a class of these must not vanish as "not images".
+# Image formats that are not read, whatever their signature. A class of these must not vanish as "no images".
 _OTHER_IMAGES = frozenset({
     ".heic", ".heif", ".avif", ".gif", ".jp2", ".j2k", ".jxl", ".psd", ".exr", ".hdr", ".dds", ".npy", ".npz", ".dcm", ".dicom", ".nii",
     ".mha", ".fits", ".svg", ".pdf", ".ico", ".icns", ".tga", ".pcx", ".ppm", ".pgm", ".pbm", ".pnm", ".raw", ".cr3", ".czi", ".nd2",
@@ -43,7 +43,7 @@ _OTHER_IMAGES = frozenset({
 
 @dataclass
 class Folder:
-    """One folder of the tree.
+    """Folder of the tree.
 
     Attributes:
         path: as reached from the data folder, through links too.
@@ -90,8 +90,8 @@ class Folder:
 def list_images(root: Path, selection: Selection, notes: Notes) -> Folder:
     """List the image files below ``root``; files that are left out, and links, are counted in ``notes``.
 
-    Files are chosen by suffix, those with a missing or unknown suffix by their first bytes. Linked folders are read after all others, and
-    only if their target is neither above ``root`` nor read already, so that no link leads in a circle or makes a file appear twice.
+    Files are chosen by suffix, those with a missing or unknown suffix by their first bytes. Linked folders are read last. A link to a
+    folder above ``root``, or to one that is read already, is left out: it would lead in a circle, or list files twice.
 
     Raises:
         DataError: ``root`` cannot be listed.
@@ -105,7 +105,7 @@ def list_images(root: Path, selection: Selection, notes: Notes) -> Folder:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Image files below ``folder``, sorted; what is left out is logged.
+    """Image files below ``folder``, sorted; files that are left out are logged.
 
     Raises:
         DataError: ``folder`` cannot be listed.
@@ -182,7 +182,7 @@ class _Walk:
 
     def _leave_out(self, reason: Reason, path: Path, relative: str) -> list[Folder]:
         """Count the files below ``path``; the folder with those that ``--include`` names, if there are any."""
-        if path.is_symlink():  # what lies behind a link is neither counted nor read
+        if path.is_symlink():  # files behind a link are neither counted nor read
             self.notes.add(reason, relative, by=f"{relative}/")
             return []
         kept = Folder(path)

@@ -72,9 +72,9 @@ def _evaluation_pixels(sample: Sample, spec: PreprocessSpec) -> NDArray[np.uint8
 
 
 class PixelSet:
-    """Images that several networks are asked about: decoded and resized once, normalised for every batch.
+    """Images for several networks: decoded and resized once, normalized for every batch.
 
-    With ``crops`` there are so many random crops of each image in its place, the same in every process.
+    ``crops`` above 0 replaces each image by that number of random crops, the same in every process.
     """
 
     def __init__(self, samples: Sequence[Sample], spec: PreprocessSpec, *, crops: int = 0) -> None:
@@ -115,7 +115,7 @@ class PixelSet:
         return out
 
     def _decode(self, sample: Sample) -> list[NDArray[np.uint8]]:
-        """The evaluation's view of an image, or its crops."""
+        """Pixels of an image as in evaluation, or of its crops."""
         if not self.crops:
             return [_evaluation_pixels(sample, self.spec)]
         image = load_image(sample.path, intensity=self.spec.intensity)
@@ -137,7 +137,7 @@ def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
 
 
 def groups_of(samples: Sequence[Sample]) -> NDArray[np.int64] | None:
-    """A number for each image, int64 ``[n]``, equal for images of one group or one picture; none where no image has a group."""
+    """Group numbers, int64 ``[n]``, equal for images of one group and for copies of an image; none where no image has a group."""
     if not any(sample.group for sample in samples):
         return None
     keys = [("group", sample.group) if sample.group else ("content", sample.content) for sample in samples]

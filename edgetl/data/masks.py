@@ -12,7 +12,7 @@ from edgetl.data.integrity import Checked
 
 # Stored without loss, a mask has one color for each kind of object; resized, or stored as JPEG, it has a few main ones.
 MOST_COLORS, MOST_MAIN = 32, 8
-# The photo of a mask has so many times its colors.
+# Least ratio of a photo's colors to those of its mask.
 RICHER = 4
 _NAME = "masks?|segmentations?|seg|segm|annotations?|ground[-_ ]?truth|gt|trimaps?|mattes?|alpha|labels?|instances?|segmentation[-_ ]?class"
 _ENDING = re.compile(rf"(?P<photo>.+?)[-_ .]+(?:{_NAME})(?:[-_ .]?[0-9]+)?", re.IGNORECASE)
@@ -58,7 +58,7 @@ def find_masks(checked: Mapping[Path, Checked], root: Path) -> set[Path]:
 
 
 def _mask_folder(path: Path, root: Path) -> Path | None:
-    """The folder of masks that ``path`` lies in."""
+    """Folder of masks above ``path``; none where there is none."""
     return next(
         (parent for parent in path.parents if parent.is_relative_to(root) and parent != root and _FOLDER.fullmatch(parent.name)), None
     )

@@ -1,4 +1,4 @@
-"""Scan notes: files and folders that were left out, or that were read in a way worth knowing, by reason, with counts and examples."""
+"""Scan notes: files and folders that were left out or read in an unusual way, by reason, with counts and examples."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ EXAMPLES = 3
 MOST_ROWS = 20
 _INCLUDE = "--include PATTERN uses them"
 _EXCLUDE = "--exclude PATTERN leaves them out"
-# The unit, what happened to it, and what to do.
+# Unit, event and remedy of each reason.
 _TEXTS: dict[Reason, tuple[str, str, str]] = {
     "hidden": ("file", "left out: hidden, the name of the file or of its folder begins with a dot", _INCLUDE),
     "system": ("file", "left out: thumbnails and index files of storage systems", _INCLUDE),
-    "edgetl": ("file", "left out: in the folder of a run or bundle", _INCLUDE),
+    "edgetl": ("file", "left out: files of a run or bundle", _INCLUDE),
     "excluded": ("file", "left out by --exclude", ""),
     "mask": (
         "image",
@@ -41,7 +41,7 @@ _TEXTS: dict[Reason, tuple[str, str, str]] = {
     "other": ("file", "left out: no images", ""),
     "unreadable": ("file or folder", "left out: cannot be read", "Check the permissions"),
     "loop": ("linked folder", "left out: leads to a folder that is read already", ""),
-    "sibling": ("image", "left out: the folder lies beside the splits and is none of them", ""),
+    "sibling": ("image", "left out: in a folder beside the splits that is not a split", ""),
     "loose": ("image", "left out: beside the class folders, not in one", "Move them into a class folder to use them"),
     "unlabeled": ("image", "of the test split left out: in no class folder of the training split, thus without a label", ""),
     "no-images": ("folder", "left out: no images", ""),
@@ -64,10 +64,10 @@ _USED: frozenset[Reason] = frozenset(
 
 
 class ScanNote(LeanModel):
-    """One reason, and the files or folders that it holds for.
+    """Scan note: a reason, and the files or folders that it holds for.
 
     Attributes:
-        reason: the kind; ``describe`` puts it in words.
+        reason: the kind; ``describe`` returns it as text.
         used: the files are read; false where they were left out.
         count: files, or folders where the words of ``describe`` name folders.
         examples: a few of them, relative to the data folder; characters that cannot be printed are escaped.

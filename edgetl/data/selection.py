@@ -30,11 +30,11 @@ class Selection:
         return _compile(self.include), _compile(self.exclude)
 
     def includes(self, path: str) -> bool:
-        """Whether a pattern of ``include`` matches ``path``, with slashes, relative to the data folder."""
+        """True if a pattern of ``include`` matches ``path``, with slashes, relative to the data folder."""
         return bool(self.include) and _matches(path, self._patterns[0])
 
     def excludes(self, path: str) -> bool:
-        """Whether a pattern of ``exclude`` matches ``path``."""
+        """True if a pattern of ``exclude`` matches ``path``."""
         return bool(self.exclude) and _matches(path, self._patterns[1])
 
 

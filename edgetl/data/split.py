@@ -31,8 +31,8 @@ class Splits:
     Attributes:
         folder: what was divided.
         train, val, test: the samples; training sees ``train``, every choice is made on ``val``, ``test`` is only reported.
-        conflicts: pictures filed under several labels; their copies are only in ``train``.
-        moved: copies of a picture that a ready-made folder had in another split, and were dropped there.
+        conflicts: images filed under several labels; their copies are only in ``train``.
+        moved: copies of an image that a ready-made folder had in another split; they were dropped there.
         excluded: validation and test images that are in no split, because a run that the weights come from has seen them.
     """
 
@@ -57,7 +57,7 @@ class Splits:
 def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float = 0.15) -> Splits:
     """Divide ``folder``; ready-made parts are kept, and a missing ``val`` is taken from their ``train``.
 
-    Copies of a picture (equal pixels) form one group, which goes into one split. Within a class the groups are ordered by a hash of
+    Copies of an image (equal pixels) form one group, which goes into one split. Within a class the groups are ordered by a hash of
     the seed and their content, so that the result depends on neither file names nor order. Every class keeps at least one group in
     train; one with three groups or more has images in all splits that were asked for. Images from a table are dealt by stratum
     instead (see ``edgetl.data.table``). Where images have groups (``Sample.group``), all images of a group go into one split, and the
@@ -196,7 +196,7 @@ def _cover(where: NDArray[np.int64], have: NDArray[np.float64], counts: NDArray[
 
 
 def _units(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """Images that must stay together: those of a group, and copies of a picture, whose groups are then one."""
+    """Images that must stay together: those of a group, and copies of an image. Groups that share a copy become one."""
     parent: dict[tuple[str, str], tuple[str, str]] = {}
 
     def root(key: tuple[str, str]) -> tuple[str, str]:
@@ -219,7 +219,7 @@ def _order(seed: int, unit: Sequence[Sample]) -> bytes:
 
 
 def _is_unclear(unit: Sequence[Sample]) -> bool:
-    """Whether a picture stands under two labels: it can measure nothing."""
+    """True if an image is filed under two labels: it cannot measure accuracy."""
     truth = {(sample.content, sample.label, sample.targets) for sample in unit}
     return len(truth) > len({sample.content for sample in unit})
 

@@ -1,4 +1,4 @@
-"""Labels from a CSV file: one class of each image, any of several labels, or one number or grade."""
+"""Labels from a CSV file: a class of each image, any of several labels, or a number or grade."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Table:
     Attributes:
         path: the CSV file; its column ``file`` (or ``filename``, ``image_id`` …) names images relative to the folder of images or to its
             own. Its columns ``split`` (train, val, test) and ``group`` are no labels, unless ``columns`` names them.
-        task: of its other columns; none to choose it by what they hold.
-        columns: those to read; empty for all.
-        classes: of a trained classifier, to evaluate it: their order is kept, and others are refused.
+        task: of its other columns; none to derive it from their values.
+        columns: label columns to read; empty for all.
+        classes: labels of a trained classifier, to evaluate it: their order is kept, and others are refused.
         group: a column, or a pattern of paths, whose images stay in one split; none for the column ``group``, if there is one.
         selection: files to leave out although the table names them.
     """
@@ -57,7 +57,7 @@ class Table:
 
 @dataclass(frozen=True)
 class _Row:
-    """One image: its class index or its targets, and what its row says of its split and its group."""
+    """Row of the table: the image's class index or targets, its split and its group."""
 
     path: Path
     label: int
@@ -69,7 +69,7 @@ class _Row:
 def scan_table(root: str | os.PathLike[str], table: Table, *, known: bool = False, progress: Progress = silent) -> ImageFolder:
     """Read the table and decode every image that it names; images that it does not name are left alone.
 
-    Without ``table.task``, one column of words is classification; columns of 0 and 1 are labels that may stand together, or classes
+    Without ``table.task``, one column of words is classification; columns of 0 and 1 are labels that may occur together, or classes
     where each row has exactly one 1. One column of other numbers is refused, since it may be classes, grades or measurements.
 
     Splits keep the proportions of strata: of classes the classes, of a multi-label set the combinations of labels that at least
@@ -80,7 +80,7 @@ def scan_table(root: str | os.PathLike[str], table: Table, *, known: bool = Fals
         root: the folder that holds the images.
         table: the labels.
         known: the columns are those of a trained model, to evaluate it: labels may be absent.
-        progress: told after each decoded file.
+        progress: called after each decoded file.
 
     Raises:
         ConfigError: a column that does not exist, not exactly one where one is wanted, or a task that must be named.
@@ -105,7 +105,7 @@ def scan_table(root: str | os.PathLike[str], table: Table, *, known: bool = Fals
     samples = _samples(folder, task, kept, contents)
     texts = (*_assumptions(csv, columns, assumed), *files.notes(), *_split_notes(folder, columns, kept))
     notes = tuple(ScanNote(reason="table", used=True, count=len(csv.rows), text=f"{table.path}: {text}") for text in texts)
-    # The table itself is no image; what else is none does not matter where a table names the images.
+    # A table names the images: files of other kinds, such as the table itself, need no note.
     notes = (*notes, *(note for note in files.left_out.result() if note.reason != "other"))
     if unnamed := sorted(set(files.images) - {row.path for row in rows}):
         examples = tuple(printable(path.relative_to(folder)) for path in unnamed[:EXAMPLES])
@@ -136,7 +136,7 @@ def _columns(csv: CsvFile, table: Table) -> Columns:
     columns = find_columns(csv, table.columns, table.group)
     names = [csv.header[place] for place in columns.labels]
     if table.classes and set(table.classes) <= set(names):
-        # One column for each class of the model; others say something else.
+        # One column for each class of the model; other columns are not labels.
         return replace(columns, labels=tuple(csv.header.index(name) for name in table.classes))
     if table.classes and len(names) > 1:
         fitting = [place for place in columns.labels if set(csv.column(place)) <= set(table.classes)]
@@ -153,7 +153,7 @@ def _columns(csv: CsvFile, table: Table) -> Columns:
         )
     if table.task in ("regression", "ordinal") and len(names) != 1:
         raise ConfigError(
-            f"--task {table.task} learns one column of numbers, and {len(names)} stand in {csv.path}: {', '.join(names[:10])}. "
+            f"--task {table.task} takes one column of numbers, and {len(names)} are in {csv.path}: {', '.join(names[:10])}. "
             f"Choose one with --column NAME."
         )
     return columns
@@ -178,7 +178,7 @@ def _find_all(files: TableFiles, csv: CsvFile, columns: Columns) -> list[Path]:
             absent.append((line, name))
             continue
         if path in lines:
-            raise DataError(f"{csv.path}, line {line}: {name} stands in line {lines[path]} too. Keep one row for each image.")
+            raise DataError(f"{csv.path}, line {line}: {name} is in line {lines[path]} too. Keep one row for each image.")
         lines[path] = line
         paths.append(path)
     if absent:
@@ -194,7 +194,7 @@ def _find_all(files: TableFiles, csv: CsvFile, columns: Columns) -> list[Path]:
 def _rows(
     csv: CsvFile, columns: Columns, task: Task, classes: tuple[str, ...], paths: Sequence[Path]
 ) -> tuple[tuple[str, ...], list[_Row]]:
-    """The labels, and what each row says of its image."""
+    """Labels and rows of the table."""
     names = tuple(csv.header[place] for place in columns.labels)
     values: list[tuple[int, tuple[float, ...]]]
     if task == "classification":
@@ -245,7 +245,7 @@ def _numbers(csv: CsvFile, columns: Columns, task: Task) -> list[tuple[float, ..
 
 def _number(csv: CsvFile, task: Task, line: int, column: str, text: str) -> float:
     words = WORDS if task == "multi-label" else {}
-    # In a table whose cells are not separated by commas, a comma stands before decimals.
+    # In a table whose cells are not separated by commas, a comma is the decimal separator.
     plain = text.replace(",", ".") if csv.separator != "," and text.count(",") == 1 else text
     try:
         value = words[text.lower()] if text.lower() in words else float(plain)
@@ -293,7 +293,7 @@ def _samples(root: Path, task: Task, rows: Sequence[_Row], contents: Mapping[Pat
 
 
 def _assumptions(csv: CsvFile, columns: Columns, assumed: str) -> list[str]:
-    """What was assumed of the table, as sentences."""
+    """Assumptions about the table, as sentences."""
     texts = [assumed] if assumed else []
     if csv.encoding == "cp1252":
         texts.append("not UTF-8, so it is read as Windows-1252. Save it as CSV UTF-8 if names look wrong.")
@@ -301,19 +301,19 @@ def _assumptions(csv: CsvFile, columns: Columns, assumed: str) -> list[str]:
     if unused := [name for place, name in enumerate(csv.header) if place not in used]:
         texts.append(f"the columns {', '.join(name or 'without a name' for name in unused[:10])} are not used.")
     if csv.separator != "," and any("," in cells[place] for _, cells in csv.rows for place in columns.labels):
-        texts.append("a comma in a number stands before its decimals.")
+        texts.append("a comma in a number is the decimal separator.")
     return texts
 
 
 def _split_notes(root: Path, columns: Columns, rows: Sequence[_Row]) -> list[str]:
-    """Which splits the table names, and how many images stand in a folder of another split."""
+    """Sentences on the table's column of splits, and on the number of images in a folder of another split."""
     if columns.split is None:
         return []
     parts = Counter(row.part for row in rows)
     texts = [f"its column of splits is used: {parts['train']} train, {parts['val']} val, {parts['test']} test."]
     folders = split_folders(root)
     if folders and (other := sum(row.part != folders.get(row.path.relative_to(root).parts[0]) for row in rows)):
-        texts.append(f"{other} images stand in a folder of another split; the table decides.")
+        texts.append(f"{other} images are in a folder of another split; the table decides.")
     return texts
 
 

@@ -1,4 +1,4 @@
-"""Columns of a label table: which hold the file, the split, the group and the labels, and the task that the labels are for."""
+"""Columns of a label table: file, split, group and labels, and the task of the labels."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def find_columns(csv: CsvFile, chosen: Sequence[str], group: str | None) -> Colu
     unnamed = 0 if csv.header and not csv.header[0] and csv.column(0) == [str(index) for index in range(len(csv.rows))] else None
     names = {index: name for index, name in enumerate(csv.header) if index != unnamed}
     if repeated := [name for name, count in Counter(names.values()).items() if count > 1 or not name]:
-        raise DataError(f"{csv.path}: the column {repeated[0]!r} stands there twice or has no name. Rename or remove it.")
+        raise DataError(f"{csv.path}: the column {repeated[0]!r} occurs twice or has no name. Rename or remove it.")
     keys = {re.sub(r"[\s-]+", "_", name.casefold()): index for index, name in names.items()}
     file = next((keys[key] for key in FILE_COLUMNS if key in keys), None)
     if file is None:
         raise DataError(
-            f"{csv.path} has no column `file` (its first line says: {', '.join(csv.header[:8]) or 'nothing'}). Name the images in a column "
+            f"{csv.path} has no column `file` (its first line: {', '.join(csv.header[:8]) or 'nothing'}). Name the images in a column "
             f"`file` (also: {', '.join(FILE_COLUMNS[1:6])} …), with its name in the first line."
         )
     others = {name: index for index, name in names.items() if index != file}
@@ -86,12 +86,12 @@ def find_columns(csv: CsvFile, chosen: Sequence[str], group: str | None) -> Colu
 
 
 def is_number(text: str) -> bool:
-    """Whether a cell holds a number, with a point or a comma before its decimals."""
+    """True if a cell holds a number, with a decimal point or a decimal comma."""
     return _NUMBER.fullmatch(text) is not None
 
 
 def one_hot(csv: CsvFile, places: Sequence[int]) -> list[int] | None:
-    """Which of the columns holds the row's only 1 (or true), for each row; none where a row has another number of them, or other values."""
+    """Index of the column with the row's only 1 (or true), for each row; none where a row has no or several 1s, or other values."""
     hot = []
     for _, cells in csv.rows:
         values = [_BINARY.get(cells[place].lower(), 2) for place in places]
@@ -102,7 +102,7 @@ def one_hot(csv: CsvFile, places: Sequence[int]) -> list[int] | None:
 
 
 def choose_task(csv: CsvFile, places: Sequence[int]) -> tuple[Task, str]:
-    """The task that label columns are for where none was named, and a sentence on what was assumed (empty: nothing).
+    """Derive the task from the values of the label columns; also return a sentence on the assumption (empty: none).
 
     Raises:
         ConfigError: several tasks are possible, or several columns hold words.
@@ -119,7 +119,7 @@ def choose_task(csv: CsvFile, places: Sequence[int]) -> tuple[Task, str]:
     if one_hot(csv, places) is not None:
         return "classification", (
             f"each row has exactly one 1, so its {len(names)} columns are read as classes of which each image has one. "
-            f"Use --task multi-label for labels that may stand together."
+            f"Use --task multi-label for labels that may occur together."
         )
     return "multi-label", ""
 
@@ -160,7 +160,7 @@ def _task_of_one(csv: CsvFile, place: int) -> tuple[Task, str]:
     values = {cell.lower() for cell in cells}
     if values <= _BINARY.keys():
         return "multi-label", (
-            f"the column {name!r} holds 0 and 1 (or yes and no) only, so it is read as one label that an image has or has not. "
+            f"the column {name!r} holds 0 and 1 (or yes and no) only, so it is read as one label, present or absent. "
             f"Use --task classification for two classes."
         )
     numbers = [_is_value(cell) for cell in cells]

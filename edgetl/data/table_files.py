@@ -22,7 +22,7 @@ class TableFiles:
     """Images below ``root`` by the names that a table gives them.
 
     A name is relative to ``root`` or to the table's folder. Where no such file exists, the name may differ from the file's in its Unicode
-    form, its case, a missing suffix, or leading folders. What fits two files is refused.
+    form, its case, a missing suffix, or leading folders. A name that fits two files is refused.
     """
 
     def __init__(self, root: Path, table: Path, *, selection: Selection = NO_SELECTION) -> None:
@@ -123,7 +123,7 @@ class TableFiles:
 
 
 def _keys(name: str) -> tuple[tuple[str, str], ...]:
-    """What a name is looked up by, the nearest first."""
+    """Lookup keys of a name, the nearest first."""
     return (_FORM, _nfc(name)), (_CASE, _folded(name)), (_SUFFIX, _nfc(name)), (_SUFFIX, _folded(name))
 
 

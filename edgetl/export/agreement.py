@@ -38,9 +38,9 @@ Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class GateSet:
-    """The validation images that decide, the trained model's outputs for them, float32 ``[n, labels]``, and how those are read.
+    """Validation images that decide, the trained model's outputs for them, float32 ``[n, labels]``, and their decoding.
 
-    ``more`` makes further images whose labels are not needed; it is called for files of reduced precision only.
+    ``more`` returns further, unlabeled images; it is called for files of reduced precision only.
     """
 
     images: PixelSet
@@ -70,9 +70,9 @@ class GateSet:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one file measured (the task's figure), and why it failed; an empty ``reason`` is a pass.
+    """Gate result of one file: the task's figure, and the reason of a failure; an empty ``reason`` is a pass.
 
-    ``fall`` is the loss of accuracy with its interval, where classes are answered; ``unlabeled`` the agreement on images without labels,
+    ``fall`` is the loss of accuracy with its interval, where classes are answered; ``unlabeled`` the agreement on unlabeled images,
     where the labeled ones passed a file of reduced precision.
     """
 

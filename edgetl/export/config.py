@@ -13,7 +13,7 @@ from edgetl.core.preprocess import InputForm
 
 
 class ExportConfig(StrictModel):
-    """One export.
+    """Options of an export.
 
     Attributes:
         formats: file formats, each for its own engine.
@@ -26,7 +26,7 @@ class ExportConfig(StrictModel):
             are as far from its threshold; a number is always sure, and equal within the tolerance; a grade is 0.1 from the next.
         calibration_images: training images that int8 ranges are measured on.
         gate_images: validation images that decide, at most.
-        unlabeled: a folder of further images, without labels, that agreement with the trained model is measured on.
+        unlabeled: folder of unlabeled images, on which agreement with the trained model is measured too.
         cpu: ``here`` quantizes for this machine's instruction set; ``any`` keeps weights to 7 bits, which no x86 kernel saturates on.
         allow_missing: keep the variants that passed when another failed; fp16 stands in for an int8 that failed.
         qat_steps: where the ladder ends without an int8 that passes, so many steps of quantization-aware training; 0 is none.

@@ -33,7 +33,7 @@ TIMED_IMAGES = 16
 
 @dataclass
 class Search:
-    """Attempts so far: every offer, a row for each attempted variant, and input sizes that failed before there was one."""
+    """Attempts so far: every offer, a row for each attempted variant, and input sizes at which no variant was made."""
 
     offers: list[Offer] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
@@ -52,9 +52,9 @@ def export_under_contract(
         contract: the limits.
         out: the bundle's folder.
         data: where the run's images are now, if not where they were.
-        profile: ``edgetl bench --json`` of another bundle on the device; times are then estimated for it, and not this machine's.
+        profile: ``edgetl bench --json`` of another bundle on the device; times are then estimated for the device.
         overwrite: replace an existing ``out``.
-        progress: told of each stage.
+        progress: called at each stage.
 
     Raises:
         ContractError: no variant keeps every limit; nothing is written. Its ``rows`` are the ``Outcome`` of each attempted variant.
@@ -134,8 +134,11 @@ class _Terms:
 
 
 def _select(terms: _Terms, search: Search, progress: Progress, bundle: Bundle) -> Selection:
-    """The variants of a fresh bundle that keep the contract, the most accurate and then the fastest first; all with one thread count, which
-    the device then runs them with. Times of a busy host order nothing: of two equally accurate variants the smaller is then first."""
+    """Variants of a new bundle that keep the contract, the most accurate and then the fastest first.
+
+    All have one thread count, which the device then uses. Times of a busy host do not order variants: of two equally accurate variants
+    the smaller is then first.
+    """
     contract, device = terms.contract, terms.device
     counts = (contract.threads,) if contract.threads else tuple(sorted({1, available_cores()}))
     if device is not None:
@@ -160,7 +163,7 @@ def _select(terms: _Terms, search: Search, progress: Progress, bundle: Bundle) -
 
 
 def _timed(bundle: Bundle, terms: _Terms, threads: int, progress: Progress) -> list[VariantReport]:
-    """Each variant's figures; of those taken on a busy host the quietest of a few measurements."""
+    """Figures of each variant; on a busy host, those of the measurement with the least load."""
     rows: dict[str, VariantReport] = {}
     names: list[str] = []
     for _ in range(1 + RETRIES):

@@ -71,7 +71,7 @@ class FitConfig(StrictModel):
 
 
 class Tried(StrictModel):
-    """One backbone on the way: left out before training, refused after it, or chosen; ``outcomes`` are its attempted variants."""
+    """Attempted backbone: left out before training, rejected after it, or chosen; ``outcomes`` are its attempted variants."""
 
     backbone: str
     outcome: Literal["left out", "refused", "chosen"]
@@ -81,7 +81,7 @@ class Tried(StrictModel):
 
 
 class FitRecord(StrictModel):
-    """``fit.json``: what was tried, in order; ``notes`` are those of the scan."""
+    """``fit.json``: the attempted backbones, in order; ``notes`` are those of the scan."""
 
     schema_version: Literal[1] = 1
     contract: Contract

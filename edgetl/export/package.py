@@ -47,7 +47,7 @@ MAX_GOLDEN_BYTES = 256_000
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-weights", "int8")
 # The staged files, one more copy while quantizing, and room for the ladder's intermediate files.
 SPACE_FACTOR = 6
-# A timing that a busy host disturbed is repeated so often.
+# Number of repetitions of a timing that a busy host disturbed.
 RETRIES = 2
 
 
@@ -74,7 +74,7 @@ class Selection:
     order: Literal["time", "accuracy"]
 
 
-# Looks at the whole bundle before it is in its place.
+# Examines the whole bundle before it is moved to its place.
 Select = Callable[[Bundle], Selection]
 
 
@@ -122,7 +122,7 @@ def export_bundle(
 
 
 def _keep(packed: _Packed, folder: Path, selection: Selection) -> None:
-    """Only the selected variants, in their order; the record of the others stays."""
+    """Reduce the bundle to the selected variants, in their order; the records of the others stay."""
     names = selection.names
     packed.contract, packed.outcomes, packed.order = selection.record, selection.outcomes, selection.order
     for variant in packed.variants:
@@ -229,7 +229,7 @@ def _accept(bench: Workbench, folder: Path, kind: tuple[Format, Precision], made
 
 
 def _time_alone(bench: Workbench, format_: Format, made: Made, golden: list[Sample]) -> tuple[float, HostLoad | None]:
-    """Median milliseconds of one image on one thread, and the host's load; on a busy host the quietest of a few measurements."""
+    """Median milliseconds of one image on one thread, and the host's load; on a busy host, the measurement with the least load."""
     alone = load_engine(format_, [path.read_bytes() for path in made.files], threads=1).run
     image = to_batch([load_image(golden[0].path, intensity=bench.gate.spec.intensity)], bench.gate.spec, bench.config.input)
     found: list[tuple[float, HostLoad | None]] = []

@@ -1,4 +1,4 @@
-"""Agreement with the trained model where no labels are needed: validation images, random crops of them, and ``--unlabeled`` images.
+"""Agreement with the trained model without labels: on validation images, random crops of them, and ``--unlabeled`` images.
 
 Few validation images cannot resolve a loss of a point. Crops of them can: after six trainings with 10 images a class (30 to train, 10 to
 validate), 72 int8 files of all kinds changed on average 5 to 12 % of the predictions on crops of held-out images and 2 to 7 % on 500 unseen
@@ -53,7 +53,7 @@ class AgreementSet:
 def choose_images(
     validation: Sequence[Sample], training: Sequence[Sample], unlabeled: Sequence[Sample], spec: PreprocessSpec
 ) -> tuple[PixelSet, ...]:
-    """The unlabeled images, and so many crops that there are ``LEAST_TENSORS`` together with the validation images.
+    """Unlabeled images, and crops up to ``LEAST_TENSORS`` tensors together with the validation images.
 
     Validation images are cropped first. The choice and the crops depend on the images' contents only.
     """
@@ -66,7 +66,7 @@ def choose_images(
 
 
 def read_unlabeled(folder: Path, training: Sequence[Sample]) -> list[Sample]:
-    """The readable images below ``folder``, at most ``MOST_UNLABELED``, without training images; what is left out is logged.
+    """The readable images below ``folder``, at most ``MOST_UNLABELED``, without training images; those that are left out are logged.
 
     Raises:
         DataError: not a folder, or no image in it is left.
@@ -121,15 +121,15 @@ def compare_unlabeled(
 
 
 def changed_too_much(found: UnlabeledAgreement, labeled: int, max_drop: float) -> str:
-    """Why too many predictions changed; empty where they did not, or where the task has no such limit.
+    """Reason why a file fails by changed predictions; empty if it passes, or if the task has no such limit.
 
-    ``labeled`` validation images decide alone where they resolve the limit, so that one of them is less: crops of small centered objects
-    cut through them, and a file that keeps its accuracy on 269 digits has an expected loss of 0.027 with their crops.
+    ``labeled`` is the number of validation images. They decide alone if one of them is less than the limit. Crops cut through small
+    centered objects: a file that keeps its accuracy on 269 digits has an expected loss of 0.027 with their crops.
     """
     limit = max(MAX_EXPECTED_DROP, max_drop)
     if labeled * limit >= 1 or found.expected_drop is None or found.expected_drop <= limit + 1e-9:
         return ""
     return (
-        f"{round((1 - found.top1) * found.n)} of {found.n} predictions on images without labels change, an expected loss of accuracy of "
+        f"{round((1 - found.top1) * found.n)} of {found.n} predictions on unlabeled images change, an expected loss of accuracy of "
         f"{found.expected_drop:.4f} by the trained model's own scores (limit {limit:g})"
     )

@@ -45,17 +45,17 @@ class Workbench:
     """One export in progress.
 
     Attributes:
-        run: what is exported.
-        config: how.
+        run: the exported run.
+        config: options.
         gate: validation images that decide, at the bundle's input size.
         train: samples to fit heads on again.
         test: images that are reported.
         calibration: images that int8 ranges are measured on.
         work: a folder for intermediate files.
-        progress: told of each stage.
+        progress: called at each stage.
         whole: the trained model's figure at the run's own input size, where the bundle's is another.
-        max_drop: what a reduced file may still lose, after what the smaller input lost.
-        unlabeled: further images, without labels, that agreement is measured on.
+        max_drop: accuracy drop left for a reduced file, after that of the smaller input.
+        unlabeled: further, unlabeled images on which agreement is measured.
     """
 
     run: Run
@@ -138,7 +138,7 @@ class Workbench:
 
 
 def prepare(run: Run, config: ExportConfig, work: Path, data: Path | None, progress: Progress) -> Workbench:
-    """Find the images, and ask the trained model.
+    """Find the images, and compute the trained model's outputs.
 
     Raises:
         DataError: the run's images are not there, or ``unlabeled`` holds none.

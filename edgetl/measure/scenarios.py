@@ -64,7 +64,7 @@ class VariantReport(StrictModel):
 
     @property
     def busy(self) -> bool:
-        """Whether the host was busy during the timing."""
+        """True if the host was busy during the timing."""
         return self.load is not None and self.load.busy
 
 

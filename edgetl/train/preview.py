@@ -24,7 +24,7 @@ def draw_preview(splits: Splits, config: TrainConfig, path: Path) -> None:
     """Write the sheet as PNG (or what the suffix says): one row for each of a few training images, the classes in turn.
 
     Raises:
-        ConfigError: the file's suffix is no picture's, or what stands there is no picture that edgetl drew.
+        ConfigError: the file's suffix is no picture's, or edgetl did not draw the file that is there.
         BackboneError: the backbone, whose input size and normalisation are used, cannot be loaded.
         StorageError: the file cannot be written.
     """

@@ -202,17 +202,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "manifest without its last newline": (
         lambda root: (root / MANIFEST_NAME).write_bytes((root / MANIFEST_NAME).read_bytes()[:-1]),
         MANIFEST_NAME,
-        "it was changed",
+        "was changed: it must begin",
     ),
     "manifest with another newline": (
         lambda root: (root / MANIFEST_NAME).write_bytes((root / MANIFEST_NAME).read_bytes() + b"\n"),
         MANIFEST_NAME,
-        "it was changed",
+        "was changed: it must begin",
     ),
     "manifest after a space": (
         lambda root: (root / MANIFEST_NAME).write_bytes(b" " + (root / MANIFEST_NAME).read_bytes()),
         MANIFEST_NAME,
-        "it was changed",
+        "was changed: it must begin",
     ),
     "flipped byte in the card": (lambda root: flip(root / "README.md"), "README.md", "is not the file that the manifest names"),
     "flipped byte in the seen images": (lambda root: flip(root / "seen.bin"), "seen.bin", "is not the file that the manifest names"),

@@ -317,7 +317,7 @@ def test_a_side_folder_that_is_a_link_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_picture_replaces_only_a_picture_that_edgetl_drew(tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n a photo")
-    with pytest.raises(ConfigError, match=r"--plot .*no picture that edgetl drew"):
+    with pytest.raises(ConfigError, match=r"--plot .*exists already, and edgetl did not draw it"):
         check_picture(tmp_path / "photo.png", "--plot")
     (tmp_path / "plot.png").write_bytes(b"\x89PNG\r\n\x1a\n Software\0Matplotlib version3.10")
     check_picture(tmp_path / "plot.png", "--plot")

@@ -100,7 +100,7 @@ def test_groups_that_cross_ready_made_splits_are_kept_and_counted() -> None:
     assert alarm is not None and "2 of 3 groups" in alarm and "1 validation and 2 test images" in alarm
     grouping = count_groups(result)
     assert grouping is not None and (grouping.groups, grouping.crossing) == (3, 2)
-    assert "2 of them stand in several ready-made splits" in describe_grouping(grouping)
+    assert "2 of them are in several ready-made splits" in describe_grouping(grouping)
 
 
 def test_a_missing_val_is_taken_from_train_by_whole_groups() -> None:

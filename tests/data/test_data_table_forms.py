@@ -223,7 +223,7 @@ def test_a_column_of_splits_decides_over_folders_and_this_is_reported(tmp_path: 
     found = read(root, "file,label,split\n" + "\n".join(rows))
     splits = split(found)
     assert [len(splits.part(part)) for part in ("train", "val", "test")] == [4, 2, 2]
-    assert found.labels == ("a", "b") and any("4 images stand in a folder of another split" in note.text for note in found.notes)
+    assert found.labels == ("a", "b") and any("4 images are in a folder of another split" in note.text for note in found.notes)
 
 
 def test_an_unknown_split_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Agreement with the trained model on images without labels."""
+"""Agreement with the trained model on unlabeled images."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_other_tasks_have_the_share_of_equal_predictions_alone() -> None:
 
 def test_the_limit_is_a_point_or_what_the_user_accepts() -> None:
     found = UnlabeledAgreement(n=500, top1=0.95, expected_drop=0.0153)
-    assert "25 of 500 predictions on images without labels change" in changed_too_much(found, 85, 0.0)
+    assert "25 of 500 predictions on unlabeled images change" in changed_too_much(found, 85, 0.0)
     assert "0.0153 by the trained model's own scores (limit 0.01)" in changed_too_much(found, 85, 0.01)
     assert changed_too_much(found, 40, 0.02) == ""
 
@@ -114,7 +114,7 @@ def test_a_file_that_passes_few_labeled_images_is_refused_by_its_predictions_on_
     assert judge(_uneven, gate, ExportConfig(), exact=False).reason == ""
     gate = GateSet(images, gate.trained, READING, lambda: extra)
     verdict = judge(_uneven, gate, ExportConfig(), exact=False)
-    assert "predictions on images without labels change" in verdict.reason and verdict.drop == 0
+    assert "predictions on unlabeled images change" in verdict.reason and verdict.drop == 0
     assert verdict.unlabeled is not None and verdict.unlabeled.n == len(right) + len(extra.trained) >= LEAST_TENSORS
     assert judge(_brightest, gate, ExportConfig(), exact=False).reason == ""
 
@@ -141,7 +141,7 @@ def test_an_export_measures_it_on_further_images_and_records_it(run: Run, colour
         fp32, int8 = sorted(manifest.variants, key=lambda item: item.precision)
         assert fp32.unlabeled is None and int8.unlabeled is not None and int8.unlabeled.n >= LEAST_TENSORS
         assert int8.ladder[-1].unlabeled == int8.unlabeled and int8.unlabeled.expected_drop is not None
-        assert f"{int8.unlabeled.n} predictions on images without labels change" in agreement_lines(manifest)[0]
+        assert f"{int8.unlabeled.n} predictions on unlabeled images change" in agreement_lines(manifest)[0]
     assert {item.unlabeled.n for item in (*plain.variants, *more.variants) if item.unlabeled} == {500, 536}
 
 
