@@ -46,7 +46,7 @@ class ColdStart(StrictModel):
 
 
 class VariantReport(StrictModel):
-    """One variant's figures; times are of one image at a time, closed loop, after warm-up.
+    """Figures of a variant; times are of one image at a time, closed loop, after warm-up.
 
     ``reference_ms`` is its ``median_ms`` on the machine that exported: one thread, inference alone. ``load`` is the host's during the
     timing; none where the system does not count it.

@@ -27,7 +27,7 @@ from edgetl.runtime.predictor import load
 
 
 class EvaluationReport(StrictModel):
-    """What was scored, and how.
+    """Result of an evaluation, with the model and the images that were left out.
 
     Attributes:
         model: the run's or bundle's folder.
@@ -35,7 +35,7 @@ class EvaluationReport(StrictModel):
         left_out: images not scored because the model was trained or selected on them.
         broken: images not scored because they cannot be decoded.
         result: the figures.
-        notes: files that the scan left out, or read in a way worth knowing.
+        notes: of the scan: files that were left out or read in an unusual way.
     """
 
     model: str
@@ -65,9 +65,9 @@ def evaluate_bundle(
         labels: a CSV file with the bundle's labels (or its number) as columns, or of a classifier with one column of class names.
         variant: as in ``edgetl.load``.
         every_image: also score images that the model was trained or selected on.
-        selection: files to use, or to leave out, against the rules of the scan.
+        selection: patterns of files to use, or to leave out, that overrule the scan.
         threads: as in ``edgetl.load``.
-        progress: told after each batch.
+        progress: called after each batch.
 
     Raises:
         ConfigError: ``labels`` is missing, or its columns do not fit.
@@ -117,7 +117,7 @@ def unseen_samples(
 
 
 def report(model: Path, variant: str | None, samples: Sequence[Sample], folder: ImageFolder, result: Evaluation) -> EvaluationReport:
-    """The report on ``samples``, which are those of ``folder`` that were scored."""
+    """Report on ``samples``, the scored images of ``folder``."""
     left_out = len(folder.samples) - len(samples)
     return EvaluationReport(
         model=printable(model), variant=variant, left_out=left_out, broken=len(folder.broken), result=result, notes=folder.notes

@@ -1,9 +1,11 @@
 """OpenVINO IR, checked before the engine reads it.
 
-The XML is held to the grammar that OpenVINO writes: these elements, in these places, with these attributes. Refused is what no export of
-ours holds: document types and entities, comments and CDATA (which XML parsers join to the text around them in different ways), layer types
-that are not in ``OPENVINO_OPERATIONS``, layers that share an id (OpenVINO takes the last, other tools the first), ports without an edge or
-with several, constants outside the ``.bin`` or of another size than their shape, and shapes that no small device could hold.
+The XML must follow the grammar that OpenVINO writes: known elements, in their places, with their attributes. The check refuses:
+
+- document types and entities, comments and CDATA, which XML parsers join to the text around them in different ways;
+- layer types that are not in ``OPENVINO_OPERATIONS``;
+- layers that share an id (OpenVINO takes the last, other tools the first), and ports without an edge or with several;
+- constants outside the ``.bin`` or of another size than their shape, and shapes that no small device could hold.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ _ITEM_BYTES = {
     "f64": 8, "f32": 4, "f16": 2, "bf16": 2, "f8e4m3": 1, "f8e5m2": 1, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "i4": 0.5, "u64": 8,
     "u32": 4, "u16": 2, "u8": 1, "u4": 0.5, "u1": 0.125, "nf4": 0.5, "boolean": 1,
 }  # fmt: skip
-# By an element's place: what may stand in it, and whether more than once.
+# Children that an element may have, by its place; true where they may be repeated.
 _CHILDREN: dict[tuple[str, ...], dict[str, bool]] = {
     (): {"net": False},
     ("net",): {"layers": False, "edges": False, "rt_info": False},

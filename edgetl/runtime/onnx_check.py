@@ -1,8 +1,11 @@
 """ONNX files, checked before an engine reads them: an engine that parses a hostile file may crash or read other files.
 
-The file is read as messages of onnx.proto with ``wire_format``, without any library of ONNX. Refused is what no export of ours holds: other
-files (CVE-2022-25882, CVE-2024-27318, CVE-2026-34445 and their kin), functions, graphs within graphs, sparse tensors, operators that are
-not in ``ONNX_OPERATORS``, tensors whose size is not that of their shape, and every byte that two parsers could read in two ways.
+The file is read as messages of onnx.proto with ``wire_format``, without any library of ONNX. The check refuses:
+
+- external files (CVE-2022-25882, CVE-2024-27318, CVE-2026-34445 and similar);
+- functions, graphs within graphs, sparse tensors, and operators that are not in ``ONNX_OPERATORS``;
+- tensors whose size is not that of their shape;
+- bytes that two parsers could read in two ways.
 """
 
 from __future__ import annotations
@@ -76,10 +79,13 @@ SCHEMAS: dict[str, Schema] = {
 
 
 def check_onnx(model: bytes) -> tuple[str, ...]:
-    """Refuse a file that no export of this project could have written; the operators of the others, node by node.
+    """Refuse a file that no export of edgetl could have written.
+
+    Returns:
+        The operator of each node.
 
     Raises:
-        EngineError: and what is wrong with it.
+        EngineError: the file is refused; the text states the reason.
     """
     try:
         return _check_model(memoryview(model))
@@ -194,12 +200,12 @@ def _check_tensor_type(data: memoryview, name: str) -> None:
 
 
 def _check_tensor(data: memoryview) -> str:
-    """Refuse a tensor whose values are not in it, one for each element of its shape; its name."""
+    """Refuse a tensor that does not hold one value for each element of its shape; return its name."""
     tensor = _read(data, "TensorProto")
     name, dims, kind = tensor.text("name"), tensor.numbers("dims"), tensor.number("data_type")
     title = f"the tensor {name[:60]!r}"
     if "external_data" in tensor or tensor.number("data_location", 0) != 0:
-        raise _MalformedError(f"{title} lies in another file")
+        raise _MalformedError(f"{title} is in another file")
     if kind not in _DATA_TYPES:
         raise _MalformedError(f"{title} has the unknown type {kind}")
     if len(dims) > MAX_RANK or any(side < 0 for side in dims):

@@ -28,7 +28,7 @@ class OrtEngine:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        # Otherwise the bytes decide, and what was checked as ONNX is read as a flatbuffer that nothing has checked.
+        # Otherwise the bytes decide the format: a file that was checked as ONNX could be read as an unchecked flatbuffer.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

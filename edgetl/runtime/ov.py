@@ -55,7 +55,7 @@ class OvEngine:
         return Ports(tuple(map(_port, self._model.inputs)), tuple(map(_port, self._model.outputs)))
 
     def run(self, batch: Batch, /) -> NDArray[np.float32]:
-        """Logits float32 ``[batch, classes]`` of images, as ``Engine.run`` says.
+        """Logits float32 ``[batch, classes]`` of images, as ``Engine.run`` defines.
 
         Raises:
             EngineError: the batch does not fit the network, or there is not enough memory.
@@ -63,7 +63,7 @@ class OvEngine:
         if not hasattr(self._local, "request"):
             self._local.request = self._model.create_infer_request()
         request = self._local.request
-        # OpenVINO (2026.4) does not report that it found no memory for a tensor: the output keeps what it held, which was the last image's,
+        # OpenVINO (2026.4) does not report a failed allocation of a tensor: the output keeps its former values, those of the last image,
         # or has no rows.
         request.get_output_tensor().data[...] = np.nan
         try:
@@ -77,7 +77,7 @@ class OvEngine:
         logits: NDArray[np.float32] = request.get_output_tensor().data.copy()
         if len(logits) != len(batch) or np.isnan(logits).all():
             del self._local.request
-            raise EngineError(f"OpenVINO gives no numbers for a batch of shape {list(batch.shape)}, as without the memory it asks for.")
+            raise EngineError(f"OpenVINO returns no numbers for a batch of shape {list(batch.shape)}, probably for lack of memory.")
         return logits
 
 

@@ -25,7 +25,7 @@ from edgetl.runtime.trial import try_variant
 
 MAX_BATCH = 16
 
-# Where a predictor was loaded from: the bundle's absolute path, and the threads that were asked for.
+# Source of a predictor: the bundle's absolute path, and the requested number of threads.
 Origin: TypeAlias = tuple[Path, int | None]
 
 
@@ -67,7 +67,7 @@ class Predictor:
             TypeError: the engine is one of your own, not of a bundle.
         """
         if self._origin is None:
-            raise TypeError("a Predictor with an engine of its own cannot be copied or pickled; load it from a bundle: edgetl.load(PATH).")
+            raise TypeError("a Predictor with your own engine cannot be copied or pickled; load one from a bundle: edgetl.load(PATH).")
         return _load_again, (*self._origin, self.variant)
 
     @overload
@@ -123,7 +123,7 @@ class Predictor:
 
 
 def _is_one(images: ImageInput | Iterable[ImageInput]) -> bool:
-    """Whether it is no ordered iterable: a file object is iterable too, by its lines, and a set or mapping has no order of images."""
+    """True for a single image. File objects are iterable too, by lines; a set or mapping has no order of images."""
     single = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | np.ndarray | Mapping | Set)
     return single or hasattr(images, "read") or not isinstance(images, Iterable)
 
@@ -136,7 +136,7 @@ def _load_again(path: Path, threads: int | None, variant: Variant) -> Predictor:
     """
     predictor = load(path, variant=variant.name, threads=threads)
     if predictor.variant != variant:
-        raise BundleError(f"{path}: {variant.name} is not what it was when the predictor was copied. Load it again from the bundle.")
+        raise BundleError(f"{path}: {variant.name} has changed since the predictor was copied. Load it again from the bundle.")
     return predictor
 
 

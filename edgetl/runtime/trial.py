@@ -35,7 +35,7 @@ MEMORY_PER_BYTE_OF_MODEL = 8
 
 
 def memory_for(model_bytes: int) -> int:
-    """Memory that an engine may take for itself, for models of ``model_bytes`` together, and for one image."""
+    """Memory limit of an engine, bytes: for itself, for models of ``model_bytes`` together, and for one image."""
     return BASE_MEMORY_BYTES + MEMORY_PER_BYTE_OF_MODEL * model_bytes
 
 
@@ -153,10 +153,10 @@ def answer() -> None:
 
 
 def limit_process(memory_bytes: int, *, cpu_s: int | None = None, first_to_die: int) -> None:
-    """Limit this process where the system can: private writable memory beyond what it has now, and computing time.
+    """Limit the private writable memory and the CPU time of this process, if the system supports it.
 
     Args:
-        memory_bytes: beyond what the process has now; mapped libraries do not count.
+        memory_bytes: in addition to the present memory of the process; mapped libraries do not count.
         cpu_s: of all threads together; none is unlimited.
         first_to_die: 0..1000; where the whole machine runs out of memory, the system ends the process with the highest.
     """

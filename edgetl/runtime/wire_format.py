@@ -1,9 +1,9 @@
-"""Protocol-buffer wire format, read strictly: bytes have one meaning here, and every parser agrees on it.
+"""Protocol-buffer wire format, parsed strictly: only bytes that every parser reads alike are accepted.
 
-Parsers differ where the format leaves room (https://protobuf.dev/programming-guides/encoding/): a tag of more than 32 bits is cut by some,
-the last of two values wins or both are merged, unknown fields are skipped. Whoever checks a file with one parser and loads it with another
-must refuse that room. The rules here are: a message holds known fields only, in their wire type; a number takes the fewest bytes; a field
-that is not repeated stands once; a length stays inside its message.
+Parsers differ where the format leaves room (https://protobuf.dev/programming-guides/encoding/). Some cut a tag of more than 32 bits. Of two
+values some take the last, and some merge both. Unknown fields are skipped. A file could thus pass the check of one parser and have another
+meaning for the engine's parser. Therefore a message may hold only known fields, in their wire type; a number takes the fewest bytes; a
+field that is not repeated occurs once; a length stays inside its message.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WIRE_TYPES: dict[Kind, int] = {"number": 0, "double": 1, "text": 2, "bytes": 2,
 _FIXED_BYTES: dict[Kind, int] = {"float": 4, "double": 8}
 
 Value: TypeAlias = int | str | memoryview
-# By tag: the field's name, its kind, whether it is repeated, and whether this is the form with all values in one piece.
+# By tag: the field's name, its kind, true if it is repeated, and true for the packed form.
 Schema: TypeAlias = dict[int, tuple[str, Kind, bool, bool]]
 
 
@@ -89,7 +89,7 @@ def read_message(data: memoryview, fields: Schema, *, name: str) -> Message:
                 value = str(piece, "utf-8") if kind == "text" else piece
             if field in message:
                 if not repeated:
-                    raise WireFormatError(f"the field {field} of {name} stands twice")
+                    raise WireFormatError(f"the field {field} of {name} occurs twice")
                 message[field].append(value)
             else:
                 message[field] = [value]
@@ -101,7 +101,7 @@ def read_message(data: memoryview, fields: Schema, *, name: str) -> Message:
 
 
 def count(values: Iterable[Value], kind: Kind) -> int:
-    """How many numbers a repeated field holds.
+    """Number of values in a repeated field.
 
     Raises:
         WireFormatError: a packed field ends within a number, or holds one that takes more bytes than it needs.
@@ -154,7 +154,7 @@ def _unpack(data: memoryview) -> list[int]:
 
 
 def _count_varints(data: memoryview) -> int:
-    """How many numbers a packed list holds; vectorized, since weights may lie in it."""
+    """Number of values in a packed list; vectorized, because weights may be packed."""
     octets = np.frombuffer(data, np.uint8)
     ends = np.flatnonzero(octets < 0x80)
     if not len(octets):

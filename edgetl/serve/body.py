@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from edgetl.errors import RequestError
 from edgetl.serve.content import WINDOWS
 
-# A body arrives within this and one second for each so many bytes, as with Apache's mod_reqtimeout.
+# Grace period, and minimum rate after it, of a body (as in Apache's mod_reqtimeout).
 GRACE_S = 5.0
 MIN_BYTES_PER_S = 1000
 
@@ -27,7 +27,7 @@ def content_encoding(request: Request) -> str:
 
 
 class Bodies:
-    """Bodies that are being read. They hold no place of a request that is computed; their memory together is limited."""
+    """Bodies that are arriving. They occupy no place of a request, and their total memory is limited."""
 
     def __init__(self, *, max_bytes: int, together: int, timeout_s: float) -> None:
         """Limits: bytes of one body, bytes of all that are being read, seconds for one."""
@@ -79,7 +79,7 @@ class Bodies:
 
     def _slow(self, limit: asyncio.Timeout, took: float) -> str:
         if limit not in self._reading:
-            return "the bodies of all requests hold too much memory, and this one has been arriving longest; send it again."
+            return "the bodies of all requests take too much memory, and this one is the oldest; send it again."
         if took >= self._timeout_s:
             return f"the body did not arrive within {self._timeout_s:g} s."
         return f"the body arrived too slowly: after {GRACE_S:g} s at least {MIN_BYTES_PER_S} bytes a second must arrive."

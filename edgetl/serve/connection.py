@@ -30,9 +30,9 @@ _LONG_HEAD = f"a request's head may have {MAX_HEAD_BYTES} bytes."
 BODY_S = 60.0
 # And its answers are read within this.
 WRITE_S = 30.0
-# When the server ends, a connection without a request is closed when it was idle for so long.
+# Idle time, seconds, after which a draining server closes a connection without a request.
 LAST_S = 1.0
-# A connection that the server closes is read for so long, and so far, before it is reset: a reset would destroy the response on its way.
+# Limits of a lingering close: seconds, and bytes that are read. A reset before could destroy the response on its way.
 LINGER_S = 2.0
 LINGER_BYTES = 16_000_000
 # Parsed at once; a read of the socket may hold ten thousand pipelined requests.
@@ -40,13 +40,13 @@ _SLICE_BYTES = 8_192
 
 
 class Connection(HttpToolsProtocol):
-    """As uvicorn's, and with limits.
+    """uvicorn's protocol, with limits.
 
     Attributes:
-        most: connections at once; when there are more, the one that has waited longest for its client goes.
-        refused: called with the client's address and the status for what is cut off here, which no route ever sees.
-        full: whether no request can be computed now; those that ask for it are turned away before their body is read.
-        turned_away: called with the client's address for each that was.
+        most: connections at once; beyond, the connection that has waited longest for its client is closed.
+        refused: called with the client's address and the status of requests that are refused here, before any route.
+        full: true while no request can be admitted; inference requests are then rejected (503) before their body is read.
+        turned_away: called with the client's address of each rejected request.
         draining: the server ends: every response announces that its connection closes.
     """
 
@@ -78,7 +78,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def ending(self) -> bool:
-        """Whether nothing more is written."""
+        """True if nothing more will be written."""
         return self._lingering or self.transport.is_closing()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -96,7 +96,7 @@ class Connection(HttpToolsProtocol):
         """Close the connection that has waited longest for its client, which may be in the middle of a body."""
         longest = next((connection for connection in self._waiting if connection is not self), self)
         if not (longest._complete or longest._in_head):
-            longest._refuse(RefusedError(408, "the body came slowly, and other clients need the connection."))
+            longest._refuse(RefusedError(408, "the body arrived slowly, and other clients need the connection."))
         longest.transport.abort()
         self._waiting.pop(longest, None)
 
@@ -160,7 +160,7 @@ class Connection(HttpToolsProtocol):
         return bool(self._unread) or self._failed is not None or self._answers_last()
 
     def _answers_last(self) -> bool:
-        """Whether the connection ends with an answer that is not written yet."""
+        """True if the connection ends after a response that is not written yet."""
         if not self._complete or not self._answering():
             return False
         self.cycle.keep_alive = False
@@ -177,7 +177,7 @@ class Connection(HttpToolsProtocol):
             self._feed()
 
     def _feed(self) -> None:
-        """Parse what came, up to a request that must wait for the answer to another."""
+        """Parse the received bytes, up to a request that must wait for the response to another."""
         while self._unread and not (self.ending or self._failed or self.pipeline or self.flow.write_paused):
             part = bytes(self._unread[:_SLICE_BYTES])
             del self._unread[:_SLICE_BYTES]
@@ -236,7 +236,7 @@ class Connection(HttpToolsProtocol):
         check_head(version, method, self.headers)
         if self.parser.should_upgrade():
             # llhttp takes what follows for another protocol, and so the body for the next request.
-            raise RefusedError(400, "this server speaks HTTP/1.1 and upgrades to nothing: send no Upgrade header.")
+            raise RefusedError(400, "this server supports HTTP/1.1 without upgrades: send no Upgrade header.")
         self.url = with_path(self.url)
         self.expect_100_continue = self.expect_100_continue and version == "1.1"
         self._in_head = False
@@ -259,7 +259,7 @@ class Connection(HttpToolsProtocol):
                 previous.keep_alive = True
 
     def _turn_away(self) -> None:
-        """503; the body is read past."""
+        """Respond with 503 and discard the body."""
         self._last = self.draining or not self.parser.should_keep_alive()
         self.transport.write(busy(self.headers, last=self._last))
         self.cycle = ANSWERED
@@ -339,7 +339,7 @@ class Connection(HttpToolsProtocol):
         self._answer_and_close(error)
 
     def _abandon(self) -> None:
-        """Nobody will read what the request's handler still has to write."""
+        """Discard the rest of the response: no client will read it."""
         if self._answering():
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -350,7 +350,7 @@ class Connection(HttpToolsProtocol):
         self.linger()
 
     def linger(self) -> None:
-        """Lingering close (RFC 9112, 9.6): end the sending side, and read past what still comes until the client closes or ``LINGER_S``."""
+        """Lingering close (RFC 9112, 9.6): end the sending side, and discard input until the client closes or ``LINGER_S`` has passed."""
         if self.ending:
             return
         self._lingering, self._active_at = True, self.loop.time()
@@ -387,7 +387,7 @@ class Connection(HttpToolsProtocol):
             self.linger()
 
     def _arriving(self) -> bool:
-        """Whether the system has bytes of the client that were not read yet: a close would reset the connection under a request."""
+        """True if the system holds unread bytes of the client. Closing would then reset the connection and lose a request."""
         if self.ending:
             return False
         poll = select.poll()

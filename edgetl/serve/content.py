@@ -1,4 +1,4 @@
-"""Content of a request's body: decompression, forms, and the request of the protocol. Worker processes read it, never the event loop."""
+"""Parsing of a request's body: decompression, forms and protocol. It runs in worker processes, never in the event loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WINDOWS = {"gzip": 31, "deflate": 15}
 
 @dataclass(frozen=True)
 class Upload:
-    """One request for a model as it was sent.
+    """Request for a model, not parsed yet.
 
     Attributes:
         body: at most ``max_bytes``, compressed as ``encoding`` states.
@@ -59,7 +59,7 @@ def _decompress(data: bytes, window: int, max_bytes: int) -> bytes:
     try:
         result = machine.decompress(data, max_bytes + 1)
     except zlib.error as error:
-        raise RequestError(400, f"the body is not what Content-Encoding says: {error}.") from error
+        raise RequestError(400, f"the body is not in the stated Content-Encoding: {error}.") from error
     if len(result) > max_bytes:
         raise RequestError(413, f"the body may have {max_bytes} bytes when it is decompressed.")
     if not machine.eof or machine.unused_data:
@@ -100,7 +100,7 @@ def _only_file(body: bytes, boundary: bytes) -> bytes:
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise RequestError(400, "the body is not the form that Content-Type says.") from error
+        raise RequestError(400, "the body is not the form that Content-Type states.") from error
     if len(parts) != 1 or not ended:
         raise RequestError(400, f"a form takes exactly one file, and this one has none that is whole: {_FORM}")
     return bytes(parts[0])

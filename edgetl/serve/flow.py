@@ -14,12 +14,12 @@ class Flow(FlowControl):
     held = False
 
     def resume_reading(self) -> None:
-        """Read again, unless it is held."""
+        """Resume reading, unless it is held."""
         if not self.held:
             super().resume_reading()
 
     def hold(self, *, held: bool) -> None:
-        """Pause reading, or let it go on."""
+        """Pause or resume reading."""
         was, self.held = self.held, held
         if held:
             self.pause_reading()
@@ -34,7 +34,7 @@ class Lingering(Protocol):
 
     @property
     def ending(self) -> bool:
-        """Whether nothing more is written."""
+        """True if nothing more will be written."""
 
     def linger(self) -> None:
         """Close."""
@@ -48,7 +48,7 @@ class Outlet:
         self.write = connection.transport.write
 
     def is_closing(self) -> bool:
-        """Whether nothing more is written."""
+        """True if nothing more will be written."""
         return self._connection.ending
 
     def close(self) -> None:
@@ -57,7 +57,7 @@ class Outlet:
 
 
 class _Answered:
-    """What stands where uvicorn expects the handling of a request that has been answered already."""
+    """Placeholder for the handling of an answered request, which uvicorn expects."""
 
     response_complete = True
     disconnected = False

@@ -1,4 +1,4 @@
-"""How the server and its worker processes speak: frames over a socket, a JSON header and bytes behind it. Nothing is ever unpickled.
+"""IPC messages between the server and its worker processes: a JSON header and bytes, over a socket. Nothing is ever unpickled.
 
 A frame is the header's length and the bytes' length (two little-endian numbers of 8 bytes), the header, the bytes. ``Job`` and ``Done``
 have a line of JSON for a header; their bytes are the request's body as it was sent, and the logits.
@@ -25,7 +25,7 @@ Header = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """One request to a worker, for the model at ``model`` in its list.
+    """Request to a worker, for the model at index ``model`` of its list.
 
     ``deadline`` is on ``time.monotonic``'s clock, which all processes of a machine share.
     """
@@ -52,7 +52,7 @@ class Stages:
 
 @dataclass(frozen=True)
 class Done:
-    """A worker's answer: logits float32 ``[n, labels]`` and the response that the request asks for, or an HTTP status and what to say."""
+    """Result of a worker: logits float32 ``[n, labels]`` and the requested response, or an HTTP status and its text."""
 
     logits: NDArray[np.float32] | None = None
     stages: Stages = field(default_factory=Stages)

@@ -39,13 +39,13 @@ _TIMEOUT_HEADER = "request-timeout-ms"
 
 @dataclass(frozen=True)
 class Limits:
-    """What requests may ask of the server.
+    """Limits of requests.
 
     Attributes:
         max_body_bytes: also of a body once it is decompressed.
         max_batch: images in one request.
         requests: inside at once, those that wait included; a request whose body is still arriving is not inside.
-        deadline_s: a request's inference begins within this, or not at all; a client may ask for less (header ``Request-Timeout-Ms``).
+        deadline_s: a request's inference begins within this, or not at all; clients may lower it (header ``Request-Timeout-Ms``).
         body_timeout_s: a body arrives within this, and at a minimum rate (``serve.body``).
     """
 
@@ -93,7 +93,7 @@ class Server:
 
     @property
     def full(self) -> bool:
-        """Whether as many requests are inside as may be."""
+        """True if the limit of requests inside is reached."""
         return self._inside >= self._limits.requests
 
     @property

@@ -1,7 +1,7 @@
-"""Listening socket: bound before anything is loaded, and closed without a loss of connections that clients believe to be open.
+"""Listening socket: bound before anything is loaded, and closed without losing connections that clients consider open.
 
 Closing a listening socket resets every connection in its accept queue, although its client is connected and may have sent a request.
-So the server first stops new handshakes, then accepts what is in the queue, and closes the socket at last.
+So the server first stops new handshakes, then accepts the connections in the queue, and then closes the socket.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FLAGS_AT, _SYN, _ACK = 13, 0x02, 0x10
 _DROP_SYN = (
     (_LOAD_BYTE, 0, 0, _FLAGS_AT), (_AND, 0, 0, _SYN | _ACK), (_JUMP_EQUAL, 0, 1, _SYN), (_RETURN, 0, 0, 0), (_RETURN, 0, 0, 0xFFFF_FFFF),
 )  # fmt: skip
-# Handshakes that had begun end within this.
+# Seconds within which pending handshakes end.
 _HANDSHAKES_S = 0.1
 _MAX_FAILURES = 20
 
@@ -66,13 +66,13 @@ async def accept_last(listener: socket.socket) -> AsyncIterator[socket.socket]:
         except BlockingIOError:
             return
         except ConnectionAbortedError:
-            # This client went; others wait behind it.
+            # This client disconnected; others wait behind it.
             continue
         except OSError as error:
             failures += 1
             if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM) or failures > _MAX_FAILURES:
                 return
-            # Connections that are answered give descriptors back.
+            # Closing connections frees descriptors.
             await asyncio.sleep(_HANDSHAKES_S)
             continue
         yield accepted

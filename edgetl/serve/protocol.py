@@ -55,7 +55,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Asked:
-    """The response that a request asks for: the ``id`` to repeat, and the outputs."""
+    """Requested response: the ``id`` to repeat, and the outputs."""
 
     id: str = ""
     outputs: tuple[Wanted, ...] = (Wanted(SCORES),)
@@ -287,7 +287,7 @@ def _packed_images(data: bytes, count: int) -> tuple[bytes, ...]:
         images.append(data[start + 4 : end])
         start = end
     if len(images) != count or start != len(data):
-        raise RequestError(400, f"the shape says {count} image(s), and there are {'more' if start < len(data) else len(images)}.")
+        raise RequestError(400, f"the shape states {count} image(s), and there are {'more' if start < len(data) else len(images)}.")
     return tuple(images)
 
 
@@ -295,7 +295,7 @@ def _base64_images(data: Any, count: int) -> tuple[bytes, ...]:
     if not isinstance(data, list) or not all(isinstance(item, str) for item in data):
         raise RequestError(400, "in JSON, 'data' of BYTES is a list of images in base64; send them as binary data to save a third.")
     if len(data) != count:
-        raise RequestError(400, f"the shape says {count} image(s), and there are {len(data)}.")
+        raise RequestError(400, f"the shape states {count} image(s), and there are {len(data)}.")
     try:
         return tuple(base64.b64decode(item, validate=True) for item in data)
     except (binascii.Error, ValueError) as error:

@@ -61,7 +61,7 @@ class Service:
         self.team = await self._assemble()
 
     async def _assemble(self) -> Team:
-        """Workers of what the paths lead to now, after a trial of each bundle within limits.
+        """Start workers for the bundles that the paths lead to now, after a trial of each within limits.
 
         Raises:
             EdgetlError: a bundle cannot be served, or failed its trial.

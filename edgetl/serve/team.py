@@ -34,7 +34,7 @@ class DeadlineError(RequestError):
 
 @dataclass
 class _Place:
-    """The place of one worker: who is in it, since when, and how many in a row died soon."""
+    """Place of a worker: the worker, its start, and the number of early deaths in a row."""
 
     worker: Worker | None
     since: float
@@ -185,7 +185,7 @@ class Team:
             self._events.replaced()
 
     async def _ended(self, worker: Worker) -> None:
-        """Wait until the worker ends; one that hangs is ended."""
+        """Wait until the worker ends; a worker that hangs is killed."""
         while not worker.ended.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_S):

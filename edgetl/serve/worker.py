@@ -26,10 +26,10 @@ _MALLOC = {"MALLOC_ARENA_MAX": "1"}
 
 @dataclass(frozen=True)
 class Order:
-    """What workers load and how they compute.
+    """Configuration of workers: bundles and inference settings.
 
     Attributes:
-        bundles: as paths; links are followed once, so that whoever replaces a worker loads the same.
+        bundles: as paths; links are followed once, so that a replaced worker loads the same bundles.
         variant: of every bundle; none is the first whose engine is installed.
         threads: jobs computed at once in a worker, each by one thread.
         batch: images of different requests computed together, at most; 0 measures at the start whether that pays.
@@ -159,7 +159,7 @@ class Worker:
             # It ended.
             pass
         finally:
-            # Also a worker that sends something else than an answer: the task fails, which is logged.
+            # A worker that sends something other than a result: the task fails, which is logged.
             self.kill()
             self.ended.set()
             for answer, _ in self._jobs.values():

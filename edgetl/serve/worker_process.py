@@ -1,7 +1,7 @@
-"""A worker process: loads bundles, proves that they answer as on the bench, and computes what the server sends, until the server goes.
+"""Worker process: load bundles, verify their golden images, and compute requests until the server ends.
 
-It is a process of its own so that a network that crashes, hangs or eats the memory ends this process and not the server, and so that
-the parsing of a large body does not block the server's event loop.
+It is a separate process. A network that crashes, hangs or exhausts the memory ends this process and not the server, and parsing a large
+body does not block the server's event loop.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from edgetl.serve.protocol import InferRequest, Port
 
 logger = logging.getLogger("edgetl.serve")
 
-# Limits of memory are generous: they keep a hostile network from taking the machine, and are no budget. Of one image, a network's
-# intermediate results; of one thread, decoding at the largest size, or the values that a JSON body becomes.
+# Memory limits are generous: they stop a hostile network from exhausting the machine, and are no budget. For each image: a network's
+# intermediate results. For each thread: decoding at the largest size, or the values of a JSON body.
 IMAGE_MEMORY_BYTES = 2**28
 DECODING_BYTES = 12 * MAX_PIXELS
 PARSED_PER_BYTE = 20
@@ -62,9 +62,9 @@ class _Task:
 
 
 class _Waiting:
-    """Tasks in the order that they came; whoever takes gets as many of one model as its batch allows, and never waits for more.
+    """Queue of tasks. A thread takes tasks of one model, up to the batch size, and never waits for more.
 
-    There is no window: where requests are many there is always more, and where they are few a window only delays them.
+    There is no batching window: many requests fill batches without one, and few requests would only be delayed.
     """
 
     def __init__(self, batches: list[int]) -> None:
@@ -129,7 +129,7 @@ class _Process:
             self._connection.sendall(frame)
 
     def _receive(self, number: int, job: Job, waiting: _Waiting) -> None:
-        """Parse a request; what cannot be parsed is answered at once."""
+        """Parse a request; one that cannot be parsed gets its error at once."""
         came = time.monotonic()
         try:
             if came > job.deadline:
@@ -140,7 +140,7 @@ class _Process:
         except MemoryError:
             self._send(pack_done(number, Done(status=503, said=NO_MEMORY)))
         except Exception:
-            # A defect of ours; the process goes on, and whoever waits is told.
+            # A defect of edgetl: the process continues, and the request gets a 500.
             logger.exception("a worker failed on a request")
             self._failed([number])
         else:
@@ -228,7 +228,7 @@ def _decoded(images: tuple[bytes, ...], model: Predictor) -> tuple[Batch, float]
 
 
 def _works(model: Predictor) -> bool:
-    """Whether the engine still computes a black image."""
+    """True if the engine still computes a black image."""
     assert model.variant is not None, "a bundle's predictor has a variant"
     shape = (1, *model.variant.input_shape(model.spec))
     try:
@@ -239,7 +239,7 @@ def _works(model: Predictor) -> bool:
 
 
 def _open_all(paths: list[Path], order: Header) -> list[tuple[Bundle, Predictor]]:
-    """Open the bundles, limit the memory of this process to what they may need, and load them."""
+    """Open the bundles, limit the memory of this process by their sizes, and load them."""
     bundles = [open_bundle(path) for path in paths]
     variants = [choose_variant(bundle, order["variant"]) for bundle in bundles]
     threads, batch = order["threads"], order["batch"] or BATCH
@@ -264,7 +264,7 @@ def _facts(bundle: Bundle, predictor: Predictor, batch: int) -> dict[str, object
 
 
 def main(descriptor: str) -> None:
-    """The process: ``descriptor`` is the number of its end of the connection."""
+    """Run the worker; ``descriptor`` is the file descriptor of its end of the connection."""
     # The server decides when this process ends: a Ctrl-C reaches the whole group, and what is being computed would be lost.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -53,8 +53,8 @@ def test_every_onnx_file_of_a_bundle_is_let_through(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        ("initializer", "'outside' lies in another file"),
-        ("attribute", "'outside' lies in another file"),
+        ("initializer", "'outside' is in another file"),
+        ("attribute", "'outside' is in another file"),
         ("sparse", "GraphProto holds a field 15 "),
         ("subgraph", "AttributeProto holds a field 6 "),
     ],
@@ -176,8 +176,8 @@ def _parts() -> tuple[bytes, bytes]:
         ("more bytes than it needs", _varint(1 << 3) + b"\xff" * 9 + b"\x7f"),
         ("a field 0 ", _field(0, b"")),
         (f"a field {2**29 - 1} ", _field(2**29 - 1, b"")),
-        ("field graph of ModelProto stands twice", _field(7, b"")),
-        ("field ir_version of ModelProto stands twice", _varint(1 << 3) + b"\x0a"),
+        ("field graph of ModelProto occurs twice", _field(7, b"")),
+        ("field ir_version of ModelProto occurs twice", _varint(1 << 3) + b"\x0a"),
         ("field graph in the wire type 0", _varint(7 << 3) + b"\x01"),
         ("field graph in the wire type 3", _varint(7 << 3 | 3) + _varint(7 << 3 | 4)),
         ("field ir_version in the wire type 5", _varint(1 << 3 | 5) + bytes(4)),

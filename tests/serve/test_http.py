@@ -126,7 +126,7 @@ def _infer(web: httpx.Client, bundle: Bundle, content: bytes | dict[str, Any], *
         (b"no image", {"inference_header_content_length": "0"}, 400, "an image cannot be read"),
         (b"{}", {"inference_header_content_length": "99"}, 400, "at most that of the body"),
         (b"{}", {"content_encoding": "br"}, 415, "gzip, deflate"),
-        (b"{}", {"content_encoding": "gzip"}, 400, "not what Content-Encoding says"),
+        (b"{}", {"content_encoding": "gzip"}, 400, "not in the stated Content-Encoding"),
         (gzip.compress(bytes(40_000_000)), {"content_encoding": "gzip"}, 413, "when it is decompressed"),
         (b" " * 16_000_001, {}, 413, "may have 16000000 bytes"),
         (b"{}", {"request_timeout_ms": "soon"}, 400, "whole milliseconds"),
