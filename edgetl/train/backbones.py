@@ -24,7 +24,7 @@ from edgetl.train.model_args import architecture_problem, args_problem
 from edgetl.train.widths import PRUNED, Widths, resize
 
 TORCHVISION = "torchvision:"
-# What timm and torch raise for arguments, and for inputs, that an architecture does not take.
+# Errors of timm and torch for arguments, and for inputs, that an architecture does not take.
 BUILD_ERRORS = (RuntimeError, TypeError, ValueError, AssertionError, KeyError, IndexError, AttributeError, ZeroDivisionError, MemoryError)
 
 
@@ -65,7 +65,7 @@ class Backbone:
 
 
 def with_intensity(backbone: Backbone, choice: str, samples: Sequence[Sample]) -> Backbone:
-    """The backbone with the intensity rule that ``choice`` (``--intensity``) makes of the training images ``samples``.
+    """Return ``backbone`` with the intensity rule that ``choice`` (``--intensity``) derives from the training images ``samples``.
 
     Raises:
         ConfigError: the images have no range that ``choice`` could take.
@@ -75,10 +75,10 @@ def with_intensity(backbone: Backbone, choice: str, samples: Sequence[Sample]) -
 
 
 def rebuild(architecture: str, model_args: dict[str, Any], classes: int, columns: ColumnsRecord | None = None) -> nn.Module:
-    """The architecture of a run, with random weights, for its own weights to be loaded into; ``Columns`` where it has several.
+    """Build the architecture of a run with random weights, into which its own are loaded; ``Columns`` where it has several.
 
     Raises:
-        BackboneError: the installed library does not know it any more, or a record holds what no network is built from.
+        BackboneError: the installed library no longer has it, or the record is not that of a network.
     """
     if problem := architecture_problem(architecture) or args_problem(model_args):
         raise BackboneError(f"{architecture[:80]} is not built: {problem}.")
@@ -94,9 +94,9 @@ def rebuild(architecture: str, model_args: dict[str, Any], classes: int, columns
         return model
     if architecture.startswith(TORCHVISION):
         return torchvision_model(architecture.removeprefix(TORCHVISION), None, classes)
-    # Asked for here: `create_model` would also take the name of a folder or of a repository on the network.
+    # Checked here: `create_model` would also take the name of a folder or of a repository on the network.
     if not timm.is_model(architecture.split(".")[0]):
-        raise BackboneError(f"timm {timm.__version__} has no architecture called {architecture}. Install the version that knows it.")
+        raise BackboneError(f"timm {timm.__version__} has no architecture called {architecture}. Install a version that has it.")
     try:
         # Folders that timm's newer versions save name the published classes among the arguments.
         model = timm.create_model(architecture, pretrained=False, **{**model_args, "num_classes": classes})

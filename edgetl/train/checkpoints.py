@@ -39,11 +39,11 @@ class State:
 
 
 class Checkpoints:
-    """The folder of one training's states.
+    """Folder with the saved states of a training.
 
     Args:
-        folder: beside the run that is to be.
-        job: of the training: options, images, weights that it starts from.
+        folder: beside the future run.
+        job: of the training: options, images, starting weights.
     """
 
     def __init__(self, folder: Path, job: Job) -> None:
@@ -92,11 +92,11 @@ class Checkpoints:
 
     @property
     def out(self) -> Path:
-        """The run that is to be."""
+        """Folder of the future run."""
         return self.folder.with_name(self.folder.name.removesuffix(CHECKPOINTS_SUFFIX))
 
     def remove(self) -> None:
-        """Forget the training: remove its states. Files that edgetl did not write stay."""
+        """Remove the saved states. Files that edgetl did not write stay."""
         remove_side_folder(self.folder)
 
     def _found(self) -> list[tuple[int, Path]]:

@@ -176,14 +176,14 @@ def check_ports(network: nn.Module, record: ColumnsRecord) -> None:
     """Refuse a record that names modules which a column does not have.
 
     Raises:
-        BackboneError: naming the module.
+        BackboneError: a module is missing; the text names it.
     """
     modules = dict(network.named_modules())
     wanted = {border.port for found in (*(column.borders for column in record.earlier), record.borders) for border in found}
     missing = sorted(name for name in wanted if name not in modules)
     if missing or not isinstance(modules.get(record.head), nn.Linear):
         raise BackboneError(
-            f"the columns' record names {missing[0] if missing else record.head!r}, which {type(network).__name__} has not."
+            f"the columns' record names {missing[0] if missing else record.head!r}, which {type(network).__name__} does not have."
         )
 
 

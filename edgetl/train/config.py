@@ -80,22 +80,22 @@ class TrainConfig(LeanModel):
     resize: Literal["fused", "two-step"] | None = _backbone(None, "fused (default), or two-step (bit-identical to timm's transform).")
 
     labels: str | None = _images(
-        None, "A CSV with a column `file`, and one of class names, one of numbers, or one for each label (above 0: present)."
+        None, "CSV of labels: a column `file`, and one column of class names, one of numbers, or one for each label (above 0: present)."
     )
     task: Task | None = _images(
-        None, "classification, multi-label, regression or ordinal (whole grades). The default is what the columns of --labels hold."
+        None, "Task: classification, multi-label, regression or ordinal (whole grades). The default follows from the columns of --labels."
     )
     column: str | None = _images(None, "Label columns of --labels, separated by commas (default: all but `file`, `split` and `group`).")
     group: str | None = _images(
         None,
-        "Keeps images of one object, patient or burst in one split: a column of --labels (default: `group`), or a regular expression on "
-        "the path, whose first group is the key.",
+        "Group key: a column of --labels (default: `group`), or a regular expression on the path, whose first group is the key. Images "
+        "of one group (object, patient, burst) stay in one split.",
     )
     include: tuple[str, ...] = _images(
-        (), "Glob pattern of files that are used although the scan leaves them out (masks, thumbnails, hidden files). May be repeated."
+        (), "Glob pattern of files to use although the scan leaves them out (masks, thumbnails, hidden files). May be repeated."
     )
     exclude: tuple[str, ...] = _images(
-        (), "Glob pattern of files and folders that are left out, such as '*_mask.png' or 'train/old/*'. May be repeated."
+        (), "Glob pattern of files and folders to leave out, such as '*_mask.png' or 'train/old/*'. May be repeated."
     )
     val: Share = _images(0.15, "Share for validation.")
     test: Share = _images(0.15, "Share for the test.")
@@ -104,14 +104,14 @@ class TrainConfig(LeanModel):
     flip: bool | None = _images(None, "Mirror images (default: unless the classes' names look like digits, letters or sides).")
     intensity: Range = _images(
         "auto",
-        "Rule for images of more than 8 bits a channel: auto (bits that the training images use), clip (values above 255 become 255), "
+        "Intensity rule for images of more than 8 bits a channel: auto (bits in use), clip (values above 255 become 255), "
         "scale (their smallest to largest value), percentile (0.5 to 99.5 % of each image), or LOW,HIGH.",
     )
     seed: int = _images(0, "Chooses splits, folds, batches and augmentation.", ge=0, lt=2**31)
 
     recipe: str | None = _training(None, "fastai, or a file NAME.toml: figures instead of the table's; options that are given win.")
     strategy: Strategy = _training("auto", "auto (by the number of images), probe, partial, full, progressive, scratch or compare.")
-    keep: Literal["all", "best"] = _training("all", "Of --strategy compare: all (the runs stay in OUT.compare), or best.")
+    keep: Literal["all", "best"] = _training("all", "Runs of --strategy compare to keep: all (in OUT.compare), or best.")
     head: HeadKind = _training("linear", "Of a probe: linear, knn (the nearest training images vote), cosine or mlp (one hidden layer).")
     features: Features = _training("last", "Of a probe: last, or layers (those of every stage joined).")
     unfreeze: str | None = _training(None, "What tunes: a share of the stages from the end (0.33), stage4 and all after it, or first.")

@@ -21,10 +21,10 @@ def evaluate_run(
     selection: Selection = NO_SELECTION,
     progress: Progress = silent,
 ) -> EvaluationReport:
-    """Score the run at ``path`` on ``data``; images that it, or a run that its weights come from, was trained
-    or selected on are left out unless ``every_image``.
+    """Score the run at ``path`` on ``data``.
 
-    ``labels`` is a CSV file, which all tasks but classification need.
+    Images on which this run, or an ancestor, was trained or selected are left out unless ``every_image``. ``labels`` is a CSV file, which
+    all tasks but classification need.
 
     Raises:
         RunError: not a run.

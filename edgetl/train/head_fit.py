@@ -45,12 +45,12 @@ MLP_PATIENCE = 15
 
 @dataclass(frozen=True)
 class Rows:
-    """Images as a head sees them while it is fitted.
+    """Data for fitting a head.
 
     Attributes:
-        features: float32 ``[n, width]`` of the trunk.
+        features: float32 ``[n, width]`` of the backbone.
         labels: int64 ``[n]``.
-        groups: int64 ``[n]``, equal for images of one group; none where each stands alone.
+        groups: int64 ``[n]``, equal for images of one group; none where images have no groups.
     """
 
     features: NDArray[np.float32]
@@ -269,8 +269,7 @@ def _fit_knn(spec: HeadSpec, train: Rows, val: Rows, weights: torch.Tensor) -> F
 
 
 def choose_votes(bank: torch.Tensor, votes: torch.Tensor, *, groups: NDArray[np.int64] | None = None) -> tuple[int, float, float]:
-    """How many neighbours vote and the temperature that answer most training images rightly, each by the others; of equals the more
-    neighbours.
+    """Choose the number of neighbors and the temperature by leave-one-out accuracy on the training images; of equals, more neighbors.
 
     Args:
         bank: float32 ``[n, width]`` of length 1.
@@ -278,7 +277,7 @@ def choose_votes(bank: torch.Tensor, votes: torch.Tensor, *, groups: NDArray[np.
         groups: int64 ``[n]``: images of one number are no neighbors of each other.
 
     Returns:
-        Neighbours, temperature, and the share of right answers.
+        Number of neighbors, temperature, and accuracy.
     """
     count = len(bank)
     near, places = _nearest_others(bank, min(NEIGHBOURS[0] + 1, count - 1), groups)

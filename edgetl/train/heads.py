@@ -43,7 +43,7 @@ class HeadSpec(StrictModel):
 
     @property
     def problem(self) -> str | None:
-        """Why no head is built from this; none if one is."""
+        """Reason why no head can be built from this record; none if one can."""
         if self.kind == "mlp" and not self.hidden:
             return "an mlp head without hidden units"
         if self.kind == "knn" and not (0 < self.neighbours < self.bank and self.temperature > 0):
@@ -180,7 +180,7 @@ def rebuild_headed(
     """As ``edgetl.train.backbones.rebuild``, with the head that ``spec`` describes."""
     model = rebuild(architecture, model_args, classes, columns)
     if spec.features == "layers" and not shows_stages(model):
-        raise BackboneError(f"{architecture} does not show the maps of its stages, which the record's head needs.")
+        raise BackboneError(f"{architecture} does not return the feature maps of its stages, which the record's head needs.")
     return model if spec.plain else with_head(model, spec, classes)
 
 

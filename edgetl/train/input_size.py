@@ -44,7 +44,7 @@ def with_input_size(backbone: Backbone, size: tuple[int, int]) -> Backbone:
 
 
 def refusal(model: nn.Module, size: tuple[int, int]) -> str | None:
-    """Why ``model`` does not take images of ``size`` (height, width, px); none if it does."""
+    """Reason why ``model`` does not take images of ``size`` (height, width, px); none if it does."""
     if problem := _patch_problem(model, size):
         return problem
     modes = [module.training for module in model.modules()]
@@ -61,7 +61,7 @@ def refusal(model: nn.Module, size: tuple[int, int]) -> str | None:
 
 
 def _patch_problem(model: nn.Module, size: tuple[int, int]) -> str | None:
-    """A patch embedding drops the pixels beyond the last whole patch without a word."""
+    """Refuse sizes that are not multiples of the patch size: a patch embedding silently drops the pixels beyond the last whole patch."""
     for embedding in model.modules():
         if isinstance(embedding, PatchEmbed) and not embedding.dynamic_img_pad:
             height, width = embedding.patch_size
@@ -71,7 +71,7 @@ def _patch_problem(model: nn.Module, size: tuple[int, int]) -> str | None:
 
 
 def _built(backbone: Backbone, size: tuple[int, int]) -> Backbone | str:
-    """The backbone for ``size``, or why there is none."""
+    """Backbone for ``size``, or the reason why there is none."""
     args = {**backbone.model_args, "img_size": list(size)}
     try:
         with warnings.catch_warnings():
@@ -88,8 +88,10 @@ def _built(backbone: Backbone, size: tuple[int, int]) -> Backbone | str:
 
 
 def _resized(backbone: Backbone, size: tuple[int, int], args: dict[str, Any]) -> nn.Module | None:
-    """By the network's own ``set_input_size``, which knows its grid and its windows; none where it has none, or comes to other shapes than
-    a network that is built for ``size``."""
+    """Resize by the network's own ``set_input_size``, which handles its grid and its windows.
+
+    None if the network has no such method, or if it gives other shapes than a network that is built for ``size``.
+    """
     source: Any = copy.deepcopy(backbone.model)
     if not hasattr(source, "set_input_size"):
         return None
@@ -104,7 +106,7 @@ def _resized(backbone: Backbone, size: tuple[int, int], args: dict[str, Any]) ->
 
 
 def _filtered(backbone: Backbone, size: tuple[int, int], args: dict[str, Any]) -> nn.Module:
-    """By the filter through which timm reads published weights. They are given as a state_dict, so that timm looks for no file."""
+    """Resize by the filter with which timm loads published weights. They are given as a state_dict, so that timm opens no file."""
     classes = backbone.head.out_features
     overlay = {
         "state_dict": dict(backbone.model.state_dict()), "source": None, "file": None, "url": None, "hf_hub_id": None,

@@ -48,7 +48,7 @@ class LayersTrunk(nn.Module):
 
 
 def shows_stages(network: nn.Module) -> bool:
-    """Whether a network has timm's ``forward_intermediates`` in the form that joined features need."""
+    """True if a network has timm's ``forward_intermediates`` in the form that joined features need."""
     if not all(hasattr(network, item) for item in ("forward_intermediates", "forward_head", "feature_info")):
         return False
     return "indices" in inspect.signature(network.forward_intermediates).parameters  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Runs that a training's weights come from: what they were trained and selected on cannot measure the new network."""
+"""Lineage of runs: images on which an ancestor was trained or selected cannot measure the new network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parent_runs(config: TrainConfig) -> list[Run]:
 
 
 def _folder(name: str, config: TrainConfig) -> Path | None:
-    """Where a backbone's weights come from, if they lie in a folder (see ``edgetl.train.sources``)."""
+    """Folder of a backbone's weights; none if they are not in a folder (see ``edgetl.train.sources``)."""
     if (Path(name) / RUN_RECORD_NAME).is_file() or name.startswith(LOCAL_DIR):
         return Path(name.removeprefix(LOCAL_DIR))
     searched = config.weights_dir is not None and name not in embedded_names() and not name.startswith(HUB)
@@ -52,9 +52,9 @@ def seen_by_ancestors(config: TrainConfig) -> SeenImages:
 
 
 def without_seen(splits: Splits, seen: SeenImages) -> Splits:
-    """``splits`` without the test images that an ancestor was trained or selected on, and the validation images that one was trained on.
+    """Leave out test images on which an ancestor was trained or selected, and validation images on which one was trained.
 
-    Such a figure would measure memory. Validation images that only selected an ancestor stay: they select here too.
+    Figures on such images would measure memory. Validation images that only selected an ancestor stay: they select here too.
 
     Raises:
         DataError: no validation image is left.

@@ -48,7 +48,7 @@ def find_in_mirror(name: str, mirror: Path) -> Path | None:
 
 
 def check_mirror(mirror: Path) -> Path:
-    """``mirror``, a weights directory that must be there.
+    """Check that the weights directory ``mirror`` exists, and return it.
 
     Raises:
         BackboneError: naming it.

@@ -1,8 +1,8 @@
 """Arguments of an architecture that a file may give: an allow-list by name and JSON type.
 
-``timm.create_model`` also takes arguments that load files (``checkpoint_path``), reach the network (``pretrained_cfg``) or change what is
-built (``features_only``). A run, a folder in timm's form and a repository of the hub are written by others, so only what describes the
-shape of a network is passed on.
+``timm.create_model`` also takes arguments that load files (``checkpoint_path``), reach the network (``pretrained_cfg``) or change the kind
+of module (``features_only``). Runs, folders in timm's form and repositories of the hub may come from others. Therefore only arguments that
+describe the shape of a network are passed on.
 """
 
 from __future__ import annotations
@@ -130,12 +130,12 @@ _ARCHITECTURE = re.compile(r"(torchvision:)?[A-Za-z0-9_.-]{1,120}")
 
 
 def architecture_problem(name: str) -> str | None:
-    """Why ``name`` cannot be the architecture that a file gives: a prefix of a hub or a folder would load something. None if it can."""
+    """Reason why ``name`` in a file cannot be an architecture, such as a prefix that would load a folder or hub; none if it can."""
     return None if _ARCHITECTURE.fullmatch(name) else f"{name[:80]!r} is not the name of an architecture of timm or torchvision"
 
 
 def args_problem(args: Mapping[str, object]) -> str | None:
-    """Why ``args`` are not passed on to an architecture's constructor; none if they are."""
+    """Reason why ``args`` are not passed on to an architecture's constructor; none if they are."""
     for name, value in args.items():
         if name == PRUNED:
             if not _are_widths(value):
@@ -154,7 +154,7 @@ def args_problem(args: Mapping[str, object]) -> str | None:
 
 
 def _is_number(value: object, largest: int) -> bool:
-    """Booleans and none are numbers here; infinities are not."""
+    """True for finite numbers up to ``largest``, booleans and none."""
     return value is None or (isinstance(value, int | float) and math.isfinite(value) and abs(value) <= largest)
 
 

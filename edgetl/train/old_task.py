@@ -95,20 +95,20 @@ def keep_old_answers(backbone: Backbone, old: OldTask) -> None:
 
 
 def measure_forgetting(backbone: Backbone, old: OldTask, place: Workplace, seen: frozenset[int], *, batch_size: int) -> Forgetting | None:
-    """Accuracy of the parent and of the trained network on test images of the old task; none where no such image is left.
+    """Accuracy of the parent and of the trained network on test images of the previous task; none where no such image is left.
 
-    ``seen`` are the images that one of the two, or a run before them, was trained or selected on. They are left out: a network remembers
-    what it was trained on.
+    ``seen`` are the images on which one of the two, or an ancestor, was trained or selected. They are left out, because they would measure
+    memory.
     """
     assert old.run is not None
     whole = old.samples("test")
     samples = [sample for sample in whole if hash_prefix(sample.content) not in seen]
     if not samples:
-        _log.info("what the task of %s lost is not measured: none of its %d test images is unseen", old.name, len(whole))
+        _log.info("forgetting of the task of %s is not measured: none of its %d test images is unseen", old.name, len(whole))
         return None
     labels = old.run.record.labels
     own = old.run.record.backbone
-    # The parent as it was: at its own input size too, which may be the only one that it takes.
+    # The parent runs at its own input size, which may be the only one that it takes.
     parent = dataclasses.replace(backbone, spec=old.run.record.preprocess)
     before = _answers(make_trunk(old.run.load_model(), own.head_name), old.head, parent, samples, place, batch_size)
     trunk, head, through = _asked(backbone, old)
@@ -162,7 +162,7 @@ def _answers(
 
 
 def _of_class(label: str, rows: NDArray[np.bool_], before: NDArray[np.bool_], after: NDArray[np.bool_]) -> ClassForgetting:
-    """One old class, whose images are ``rows``; ``before`` and ``after`` are where each network is right."""
+    """Forgetting of a previous class with the images ``rows``; ``before`` and ``after`` are true where each network is right."""
     n = int(rows.sum())
     drop = paired_fall(before[rows], after[rows])
     first, second = (float(right[rows].mean()) if n else 0.0 for right in (before, after))

@@ -12,12 +12,12 @@ from edgetl.train.config import TrainConfig
 from edgetl.train.mirror import LOCAL_DIR, check_mirror, find_in_mirror
 from edgetl.train.tuning_recipe import with_recipe
 
-# In front of a path that is meant as one; `hf-hub:ORG/NAME` and timm's names never begin so.
+# Beginnings of explicit paths; `hf-hub:ORG/NAME` and timm's names never begin so.
 _PATH_STARTS = ("/", "./", "../", "~")
 
 
 def training_inputs(data: Path, config: TrainConfig) -> dict[str, Path]:
-    """What a training reads, by its name in messages. A backbone or teacher that is a name of timm is none.
+    """Paths that a training reads, by their names in messages; without backbones and teachers that timm names.
 
     Raises:
         EdgetlError: as ``check_training_paths``.
@@ -26,7 +26,7 @@ def training_inputs(data: Path, config: TrainConfig) -> dict[str, Path]:
 
 
 def config_inputs(config: TrainConfig) -> dict[str, Path]:
-    """What the options of a training name: backbone and teacher (where they are folders), replay, labels, weights, recipe."""
+    """Paths in the options of a training: backbone and teacher (if they are folders), replay, labels, weights, recipe."""
     found: dict[str, Path] = {}
     for option, name in (("--backbone", config.backbone), ("--teacher", config.teacher)):
         if name is not None and (path := _folder_of(name) or _in_mirror(name, config.weights_dir)) is not None:
@@ -77,12 +77,12 @@ def check_file(path: str | Path | None, option: str, error: type[EdgetlError], r
 
 
 def _in_mirror(name: str, weights_dir: str | None) -> Path | None:
-    """The weights of ``name`` in the weights directory. Not the directory itself: a run may be written there, as further weights."""
+    """Weights of ``name`` in the weights directory. The directory itself is no input: a run may be written into it."""
     return find_in_mirror(name, Path(weights_dir)) if weights_dir is not None and Path(weights_dir).is_dir() else None
 
 
 def _folder_of(name: str) -> Path | None:
-    """The folder that a backbone's name means; none for a name of timm, torchvision or a hub."""
+    """Folder of a backbone's name; none for a name of timm, torchvision or a hub."""
     if name.startswith(LOCAL_DIR):
         return Path(name.removeprefix(LOCAL_DIR))
     path = Path(name)

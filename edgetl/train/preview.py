@@ -21,11 +21,11 @@ ROWS, VIEWS = 6, 7
 
 
 def draw_preview(splits: Splits, config: TrainConfig, path: Path) -> None:
-    """Write the sheet as PNG (or what the suffix says): one row for each of a few training images, the classes in turn.
+    """Write the preview as PNG (or the format of the suffix): a row for each of a few training images, the classes in turn.
 
     Raises:
-        ConfigError: the file's suffix is no picture's, or edgetl did not draw the file that is there.
-        BackboneError: the backbone, whose input size and normalisation are used, cannot be loaded.
+        ConfigError: the file's suffix is not that of an image, or edgetl did not draw the file that is there.
+        BackboneError: the backbone, whose input size and normalization are used, cannot be loaded.
         StorageError: the file cannot be written.
     """
     check_picture(path, "--preview", inputs=training_inputs(splits.folder.root, config))

@@ -55,10 +55,10 @@ def fit_head(
     balanced: bool = False,
     progress: Progress = silent,
 ) -> LinearHead:
-    """Fit multinomial logistic regression by L-BFGS on standardised features.
+    """Fit multinomial logistic regression by L-BFGS on standardized features.
 
-    The penalty is the one with the lowest log-loss on folds of the training images; a fold is scored on the first view only, which is
-    what the device sees.
+    The penalty is the one with the lowest log-loss on folds of the training images. A fold is scored on the first view only, as on the
+    device.
 
     Args:
         features: float32 ``[n, width]``.
@@ -66,9 +66,9 @@ def fit_head(
         classes: number of outputs.
         seed: shuffles the folds.
         views: the same images' features under other crops, each ``[n, width]``, to fit on as well.
-        groups: int64 ``[n]``: images of one number stand in one fold.
+        groups: int64 ``[n]``: images of one number are in one fold.
         balanced: every class weighs the same, however many images it has.
-        progress: told after each fit.
+        progress: called after each fit.
     """
     mean, std = features.mean(axis=0), spread(features)
     scaled = [((view - mean) / std).astype(np.float64) for view in (features, *views)]
@@ -105,7 +105,7 @@ def fit_label_heads(
         views: as in ``fit_head``.
         groups: as in ``fit_head``.
         balanced: presence and absence weigh the same.
-        progress: told after each fit.
+        progress: called after each fit.
 
     Returns:
         The penalty is the median of the labels'; there are no folds.
@@ -137,7 +137,7 @@ def fit_value_head(
 
     Args:
         features: float32 ``[n, width]``.
-        values: ``[n]``, standardised.
+        values: ``[n]``, standardized.
         views: as in ``fit_head``.
         groups: as in ``fit_head``.
 
@@ -209,7 +209,7 @@ def _folds(labels: NDArray[np.int64], groups: NDArray[np.int64] | None, views: i
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         found = list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, groups))
-    # A class whose images are all in one group cannot be held out and learned.
+    # A class with a single group cannot be both held out and fitted.
     known = [(train, held[np.isin(labels[held], labels[train])]) for train, held in found]
     return [(train, held) for train, held in known if len(held) and len(np.unique(labels[train])) > 1]
 

@@ -15,15 +15,15 @@ MIN_IMAGES = 20
 
 
 class RankConfig(StrictModel):
-    """What to compare, and how.
+    """Options of ``rank``.
 
     Attributes:
         candidates: names as ``edgetl train --backbone`` takes them; ``random:NAME`` is a control with random weights. None means every
             backbone of ``edgetl models`` whose weights are on this machine.
-        images: at most so many, the classes in turn.
+        images: largest number of images, the classes in turn.
         max_params_m, max_latency_ms: leave out larger or slower candidates.
         include, exclude: patterns of files, as in ``edgetl.data.selection.Selection``.
-        confirm: so many of the best are fine-tuned for about 100 steps, and ordered by their validation accuracy.
+        confirm: number of the best that are fine-tuned for about 100 steps and ordered by their validation accuracy.
     """
 
     candidates: tuple[str, ...] = ()

@@ -31,12 +31,12 @@ FREE = frozenset({
 
 
 class Job(StrictModel):
-    """What a training was asked to do: kept in each of its states.
+    """Inputs of a training, kept in each of its saved states.
 
     Attributes:
         data: the folder of the images.
         config: every option.
-        resolved: what the weights follow from beside the options: images, starting weights, plan, versions; by name, as text.
+        resolved: further inputs that determine the weights: images, starting weights, plan, versions; by name, as text.
     """
 
     data: str
@@ -45,7 +45,7 @@ class Job(StrictModel):
 
 
 def find_job(out: Path) -> Job | None:
-    """The job of the training of ``out`` that was stopped; none where nothing was saved.
+    """Job of the stopped training of ``out``; none where nothing was saved.
 
     Raises:
         ConfigError: a finished run of a comparison is damaged.
@@ -63,7 +63,7 @@ def _job_of_run(run: Path) -> Job:
         config, splits = (load_json((run / name).read_bytes()) for name in (RUN_RECORD_NAME, "splits.json"))
         return Job(data=splits["root"], config=TrainConfig.model_validate(config["config"]), resolved={})
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{run} is damaged, and nothing goes on from it. Begin again with --overwrite.") from error
+        raise ConfigError(f"{run} is damaged and cannot be resumed. Begin again with --overwrite.") from error
 
 
 def read_job(state: Path) -> Job | None:
@@ -85,7 +85,7 @@ def saved_states(folder: Path) -> list[tuple[int, Path]]:
 
 
 def differences(before: Job, now: Job) -> list[str]:
-    """What two jobs differ in, of what the weights follow from, with both values; options by their names on the command line."""
+    """Differences of two jobs that change the weights, with both values; options have their names on the command line."""
     old, new = (job.config.model_dump(mode="json", exclude=set(FREE)) for job in (before, now))
     options = [
         f"--{name.replace('_', '-')} {_shown(old.get(name))}, now {_shown(new.get(name))}"
@@ -101,7 +101,7 @@ def differences(before: Job, now: Job) -> list[str]:
 
 
 def describe_saved(out: Path) -> str | None:
-    """Where a stopped training of ``out`` stands and how to go on; none where nothing is saved."""
+    """Describe the saved state of a stopped training of ``out`` and the command that resumes it; none where nothing is saved."""
     folders = (out.with_name(f"{out.name}{CHECKPOINTS_SUFFIX}"), *_side_folders(out, CHECKPOINTS_SUFFIX))
     found = [f"the state after step {saved[-1][0]} is in {folder}" for folder in folders if (saved := saved_states(folder))]
     found += [f"{folder} is finished" for folder in _side_folders(out, "") if (folder / RUN_RECORD_NAME).is_file()]
@@ -109,7 +109,7 @@ def describe_saved(out: Path) -> str | None:
 
 
 def resume_command(out: Path) -> str:
-    """The command that goes on with the training of ``out``, or of the comparison that ``out`` is a run of."""
+    """Command that resumes the training of ``out``, or the comparison that ``out`` belongs to."""
     for suffix in _RUNS_OF:
         if out.parent.name.endswith(suffix):
             out = out.parent.with_name(out.parent.name.removesuffix(suffix))

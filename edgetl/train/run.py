@@ -104,20 +104,20 @@ class RunRecord(LeanModel):
     """``run.json``.
 
     Attributes:
-        task, decision: what was asked, and how the network's outputs are read.
-        head: what follows the trunk.
-        plan: what the data budget made of the configuration.
-        alarms: sentences on what should be looked at before the run is used.
+        task, decision: the task, and the decision rule for the network's outputs.
+        head: the head on the backbone.
+        plan: the configuration with its data-dependent defaults.
+        alarms: warnings to read before the run is used.
         head_penalty: the L2 strength of the probe that fitted (or, before tuning, started) the head; none if it started at random.
         tuned_share: of the tuned weights; below 1 where they were mixed with the starting ones (``--wise``).
-        soup: what the weights are the average of, if they are; configuration and plan are the best ingredient's then.
+        soup: ingredients of averaged weights; none for others. Configuration and plan are those of the best ingredient.
         seconds: of the last call; a training that was stopped took longer.
-        compared: the strategies that were tried, where they were.
-        forgetting: what the run that this one started from lost of its task; none where there is none, or its images are gone.
+        compared: results of the compared strategies (``--strategy compare``).
+        forgetting: accuracy drop of the parent run's task; none without a parent, or if its images are gone.
         grouping: groups of images that stay in one split; none where there are no groups.
-        validation: figures that chose; ``test`` was looked at once, at the end.
+        validation: figures on the images that select; ``test`` is computed once, at the end.
         wide_images: training images with more than 8 bits a channel, which ``preprocess.intensity`` is for.
-        notes: files that the scan left out, or read in a way worth knowing.
+        notes: of the scan: files that were left out or read in an unusual way.
         files: SHA-256 of every other file that a later stage reads.
     """
 
@@ -186,7 +186,7 @@ class Run:
 
         Raises:
             RunError: the weights are damaged or do not fit.
-            BackboneError: the installed library does not know the architecture.
+            BackboneError: the installed library does not have the architecture.
         """
         state = self.read_tensors(WEIGHTS_NAME)
         backbone, path = self.record.backbone, self.path / WEIGHTS_NAME
@@ -318,7 +318,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
 
 def run_inputs(runs: Sequence[Run], data: Path | None) -> dict[str, Path]:
-    """What a command reads that starts from runs: the runs, and the images of the first; by their names in messages."""
+    """Paths that a command on runs reads: the runs, and the images of the first; by their names in messages."""
     return {**{f"the run {run.path}": run.path for run in runs}, "the folder of images": data or Path(runs[0].splits().root)}
 
 

@@ -16,7 +16,7 @@ from edgetl.train.widths import PRUNED
 def write_model(folder: Path, backbone: Backbone, labels: tuple[str, ...]) -> None:
     """Write the weights, and for timm architectures the ``config.json`` that makes the folder a ``local-dir:`` of timm.
 
-    Several columns, another head than the architecture's own, and a pruned network are nothing that timm could build.
+    timm cannot build several columns, a head other than the architecture's own, or a pruned network: these get no ``config.json``.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
     (folder / WEIGHTS_NAME).write_bytes(safetensors.torch.save(state, {"format": "pt"}))

@@ -15,7 +15,7 @@ SELECTED_NAME = "selected-images.bin"
 
 @dataclass(frozen=True)
 class SeenImages:
-    """Of one run and of all that its weights come from.
+    """Images that a run and its ancestors were trained or selected on.
 
     Attributes:
         trained: images that a gradient step or a fit used, replayed ones too.

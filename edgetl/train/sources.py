@@ -98,7 +98,7 @@ def _from_run(path: Path, config: TrainConfig, classes: int) -> Backbone:
         raise ConfigError(
             f"{path} has columns, which random weights would be frozen in. Name its architecture: --backbone {old.architecture}."
         )
-    state = plain_state(run.load_model())  # first: it checks what the record says of the network
+    state = plain_state(run.load_model())  # first: it checks the record of the network
     model = rebuild(old.architecture, dict(old.model_args), classes, old.columns)
     head_name = find_head(model)  # not the run's: its head may be another one than the architecture's own
     if config.pretrained:
@@ -255,7 +255,7 @@ def timm_config(model: nn.Module) -> dict[str, Any]:
 
 
 def saved_network(name: str, *, pretrained: bool, classes: int | None, **changes: Any) -> tuple[nn.Module, TimmConfig]:
-    """The network of a ``local-dir:`` folder or an ``hf-hub:`` repository, and what its ``config.json`` says.
+    """Build the network of a ``local-dir:`` folder or an ``hf-hub:`` repository; also return its ``config.json``.
 
     Args:
         name: with its prefix.
@@ -264,7 +264,7 @@ def saved_network(name: str, *, pretrained: bool, classes: int | None, **changes
         changes: of the saved arguments.
 
     Raises:
-        BackboneError: it is not in timm's form, holds what edgetl does not pass on, or cannot be loaded.
+        BackboneError: it is not in timm's form, holds arguments outside the allow-list, or cannot be loaded.
     """
     if name.startswith(LOCAL_DIR):
         folder = Path(name.removeprefix(LOCAL_DIR))
@@ -283,7 +283,7 @@ def saved_network(name: str, *, pretrained: bool, classes: int | None, **changes
 
 
 def _create(architecture: str, pretrained: bool, classes: int | None, *, shown: str | None = None, **args: Any) -> nn.Module:
-    """``classes`` none keeps the head that the weights were published with; ``shown`` is the name that the user gave."""
+    """Call ``timm.create_model``. ``classes`` none keeps the published head; ``shown`` is the name that the user gave."""
     if classes is not None:
         args["num_classes"] = classes
     try:

@@ -21,7 +21,7 @@ MOST_BYTES, MOST_BYTES_OF_A_NAME = 4096, 255
 
 
 class SplitEntry(LeanModel):
-    """One image of a run: its path below the root, label (or stratum) index, content hash, split, targets from a table, and group.
+    """Image of a run: its path below the root, label (or stratum) index, content hash, split, targets from a table, and group.
 
     ``raw`` holds the bytes of a path that is not UTF-8, percent-encoded; ``path`` has escapes such as ``\\xe9`` in their place then.
     """
@@ -82,7 +82,7 @@ class SplitsRecord(LeanModel):
         return self
 
     def problem(self, task: Task, labels: int) -> str | None:
-        """Why these are not the images of a run for ``task`` with so many labels; none if they are."""
+        """Reason why these are not the images of a run for ``task`` with ``labels`` labels; none if they are."""
         for entry in self.entries:
             if task == "classification" and entry.label >= labels:
                 return f"{entry.path} has label {entry.label}, and the run has {labels} labels"
@@ -92,7 +92,7 @@ class SplitsRecord(LeanModel):
 
 
 def record_splits(splits: Splits) -> SplitsRecord:
-    """What ``splits.json`` says of ``splits``."""
+    """Convert ``splits`` to the record that ``splits.json`` holds."""
     root = splits.folder.root.resolve()
     parts: tuple[Part, ...] = ("train", "val", "test")
     entries = tuple(

@@ -1,4 +1,4 @@
-"""A request to end that waits for a good moment: SIGTERM or Ctrl-C during a training lets the step end and the state be saved."""
+"""Stop requests: SIGTERM or Ctrl-C during a training ends it after the current step, and its state is saved."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from edgetl.errors import StoppedError
 
 
 class StopRequest:
-    """While entered, the first SIGTERM or SIGINT (Ctrl-C) sets ``asked``. A second SIGTERM ends the process at once; a second SIGINT does
-    what it did before. In the main thread only; a SIGINT that is ignored (``nohup``) stays so."""
+    """Signal handler: while entered, the first SIGTERM or SIGINT (Ctrl-C) sets ``asked``.
+
+    A second SIGTERM ends the process at once; for a second SIGINT the former handler runs. It has an effect in the main thread only. An
+    ignored SIGINT (``nohup``) stays ignored.
+    """
 
     def __init__(self) -> None:
         self.asked = False

@@ -34,7 +34,7 @@ def task_of(config: TrainConfig) -> Task | None:
     """The task that ``config`` names; none where a table of labels decides.
 
     Raises:
-        ConfigError: options that do not go together; all of them are named.
+        ConfigError: options that conflict; the text names all of them.
     """
     task: Task | None = config.task or (None if config.labels else "classification")
     wrong = {

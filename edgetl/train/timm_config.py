@@ -1,7 +1,7 @@
-"""``config.json`` of timm's saved models (``local-dir:`` folders, ``hf-hub:`` repositories), reduced to what describes a network.
+"""``config.json`` of timm's saved models (``local-dir:`` folders, ``hf-hub:`` repositories), reduced to the description of a network.
 
-timm passes everything in it on, places to load weights from included. Here its keys are an allow-list, and the place of the weights is
-the one that the user named.
+timm passes on every key, including sources of weights. Here the keys are an allow-list, and the weights come from the place that the user
+named.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Names = str | tuple[str, ...] | None
 
 
 class PublishedConfig(BaseModel):
-    """Of timm's ``pretrained_cfg`` the keys that say how images are prepared and where the layers are; others are left out."""
+    """Keys of timm's ``pretrained_cfg`` for preprocessing and for the names of layers; others are left out."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -48,7 +48,7 @@ class PublishedConfig(BaseModel):
 
 @dataclass(frozen=True)
 class TimmConfig:
-    """What a network is built from.
+    """Description of a network to build.
 
     Attributes:
         architecture: a name of timm's registry.
@@ -65,7 +65,7 @@ def folder_config(folder: Path) -> TimmConfig:
     """``config.json`` of a local folder.
 
     Raises:
-        BackboneError: it is missing, not timm's, or holds what edgetl does not pass on.
+        BackboneError: it is missing, not timm's, or holds arguments outside the allow-list.
     """
     found = local_dir_config(folder)
     args = found.get("model_args") or {}
@@ -83,7 +83,7 @@ def hub_config(name: str) -> TimmConfig:
     """``config.json`` of the repository ``name`` (``ORG/NAME`` or ``ORG/NAME@REVISION``), fetched or from the cache.
 
     Raises:
-        BackboneError: it is not timm's, or holds what edgetl does not pass on.
+        BackboneError: it is not timm's, or holds arguments outside the allow-list.
         OSError: it cannot be fetched.
     """
     try:
@@ -92,7 +92,7 @@ def hub_config(name: str) -> TimmConfig:
         raise BackboneError(f"config.json of {name} is not one of timm: {first_line(error)}") from error
 
 
-# Of a JSON document that has another form than timm expects.
+# Errors of a JSON document in another form than timm's.
 _SHAPE_ERRORS = (KeyError, TypeError, AttributeError, IndexError, ValueError)
 
 

@@ -33,7 +33,7 @@ COMPARED = ("probe", "partial", "full")
 
 
 def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Run:
-    """Scan and split ``data``, then ``fine_tune``, or ``compare`` where ``config.strategy`` says so; both tell what they raise.
+    """Scan and split ``data``, then ``fine_tune``, or ``compare`` by ``config.strategy``; their docstrings list the errors.
 
     ``out`` is checked and locked before the first image is read.
     """
@@ -83,8 +83,8 @@ def compare(
     """Train ``probe``, ``partial`` and ``full`` for the same number of steps and keep, by validation accuracy, the cheapest that lies
     within one standard error of the best (Breiman et al. 1984, the rule of one standard error).
 
-    Each is a run of its own in ``<out>.compare``, so that ``resume`` repeats none that was finished, and stays there unless ``config.keep``
-    is ``best``. ``seconds`` of the result are those of the whole call.
+    Each is a run in ``<out>.compare``, so that ``resume`` does not repeat finished ones. They stay there unless ``config.keep`` is
+    ``best``. ``seconds`` of the result are those of the whole call.
 
     Raises:
         ConfigError: ``out`` exists, or a comparison that was stopped is in the way.

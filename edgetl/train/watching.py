@@ -103,7 +103,7 @@ class Watch(Callback):
         self._saved = time.monotonic()
 
     def on_train_start(self, *_: Any) -> None:
-        """Begin to listen for SIGTERM and SIGINT."""
+        """Install the handlers of SIGTERM and SIGINT."""
         self.stop.install()
 
     def on_train_batch_end(self, trainer: L.Trainer, _module: L.LightningModule, outputs: Any, *_: Any) -> None:

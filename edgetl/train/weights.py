@@ -62,7 +62,7 @@ def _load_torch(path: Path) -> dict[str, torch.Tensor]:
 
 
 def state_problem(model: nn.Module, state: dict[str, torch.Tensor]) -> str | None:
-    """Why ``state`` does not hold the weights of ``model``, which may be on the meta device; none if it does."""
+    """Reason why ``state`` does not hold the weights of ``model``, which may be on the meta device; none if it does."""
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     wrong = sorted(name for name in own.keys() | state.keys() if name not in state or own.get(name) != tuple(state[name].shape))
     if wrong:

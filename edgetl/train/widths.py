@@ -30,7 +30,7 @@ def widths_of(model: nn.Module) -> Widths:
 
 
 def resize(model: nn.Module, widths: Widths) -> None:
-    """Give the named layers these widths, with empty weights, for a pruned network's own to be loaded into.
+    """Set the widths of the named layers, with empty weights, before the weights of a pruned network are loaded.
 
     Raises:
         BackboneError: a layer is not there, or is not of the kind or as wide as its widths say.
@@ -38,7 +38,7 @@ def resize(model: nn.Module, widths: Widths) -> None:
     modules, own = dict(model.named_modules()), widths_of(model)
     for name, width in widths.items():
         module, limits = modules.get(name), own.get(name, [])
-        # Pruning only takes channels out; the outputs of a linear layer, its first number, may follow the classes.
+        # Pruning only removes channels; the outputs of a linear layer, its first number, may follow the classes.
         wide = any(new > old for new, old in list(zip(width, limits, strict=False))[isinstance(module, nn.Linear) :])
         if len(width) != len(limits) or wide or (len(width) == 3 and width[1] % width[2]):
             raise BackboneError(f"a pruned network's record gives the layer {name[:80]!r} the widths {width}, which it cannot have.")
