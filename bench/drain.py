@@ -1,8 +1,8 @@
-"""``python -m bench.drain BUNDLE``: SIGTERM under load, again and again; requests that got no complete answer.
+"""``python -m bench.drain BUNDLE``: number of requests lost on SIGTERM under load, over repeated trials.
 
-A request is lost when it was sent on a connection that the server had accepted, and no complete answer came, unless the server had
-announced on that connection (``Connection: close``) that it ends. Four kinds of clients ask without a pause: on one connection, on a new
-one for each request, three requests at once (pipelined), and on a connection with pauses of up to 50 ms.
+A request is lost if it was sent on an accepted connection and got no complete response. Connections on which the server had announced
+their end (``Connection: close``) do not count. Four kinds of clients send requests without a pause: on one connection, on a new one for
+each request, three requests at once (pipelined), and on a connection with pauses of up to 50 ms.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 _THREADS = 8
-# One request in so many is a large one.
+# Requests for each large one.
 _LARGE_EVERY = 100
 
 
@@ -92,7 +92,7 @@ _ODD = [
 
 
 def broken(request: bytes, chance: random.Random) -> bytes:
-    """One to four changes: bytes flipped, cut out, doubled or put in, mostly in the head or the JSON."""
+    """Mutate ``request`` in one to four places: bytes flipped, removed, doubled or inserted, mostly in the head or the JSON."""
     data = bytearray(request)
     for _ in range(chance.randint(1, 4)):
         place = min(int(chance.expovariate(1 / 150)), max(0, len(data) - 1))
@@ -125,8 +125,11 @@ def ask(port: int, data: bytes, timeout: float = 0.25) -> bytes:
 
 
 def fuzz(port: int, sound: Sequence[bytes], large: Sequence[bytes], count: int) -> tuple[Counter[bytes], list[bytes]]:
-    """Send ``count`` requests from eight threads; their statuses, and the beginnings of those that got a 5xx which their text does not ask
-    for: a broken deadline may be one that passed (504), and a broken ``Transfer-Encoding`` is 501.
+    """Send ``count`` requests from eight threads.
+
+    Returns:
+        Their statuses, and the beginnings of requests with an unexplained 5xx. Explained are 504 for a mutated deadline, which may have
+        passed, and 501 for a mutated ``Transfer-Encoding``.
     """
     statuses: Counter[bytes] = Counter()
     unexplained: list[bytes] = []

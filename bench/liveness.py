@@ -1,8 +1,8 @@
-"""``python -m bench.liveness BUNDLE``: does a hostile client block the server's event loop, or take the places of others?
+"""``python -m bench.liveness BUNDLE``: blocking of the server's event loop, and of healthy clients, by hostile requests.
 
-First mutated and large requests, then 70 uploads at 2 bytes a second beside a healthy client. Meanwhile a process of its own asks
-``/v2/health/live`` every 5 ms on one connection; its longest wait is the longest time that the event loop was blocked, together with
-what the host's scheduler adds. Run it on an idle host.
+First mutated and large requests are sent, then 70 uploads at 2 bytes a second beside a healthy client. Meanwhile a separate process
+requests ``/v2/health/live`` every 5 ms on one connection. Its longest wait bounds the time that the event loop was blocked; delays of the
+host's scheduler are included. Run it on an idle host.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def probe(port: int, seconds: float) -> None:
 
 
 def _ended() -> bool:
-    """Whether the parent closed the standard input."""
+    """True if the parent closed the standard input."""
     return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
@@ -74,7 +74,7 @@ def _print_waits(waits: list[float]) -> None:
 
 
 def _healthy(url: str, photo: bytes, seconds: float) -> Counter[int]:
-    """Statuses of one client that asks again and again; 0 is no answer."""
+    """Statuses of a client that sends one request after another; 0 is no response."""
     statuses: Counter[int] = Counter()
     stop = time.monotonic() + seconds
     while time.monotonic() < stop:

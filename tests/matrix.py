@@ -41,7 +41,7 @@ class RowError(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One environment: a Python version, the lowest or newest direct versions, and the extras."""
+    """Environment: a Python version, the lowest or newest direct versions, and the extras."""
 
     python: str
     versions: Versions
@@ -152,7 +152,7 @@ def try_device(python: Path, bundle: Path) -> None:
 
 
 def _run(*command: object, cwd: Path | None = None) -> str:
-    """The standard output; runs in the temporary folder unless told otherwise, so that the installed package is imported."""
+    """Run a command and return its standard output. The default ``cwd`` is the temporary folder: the installed package is imported."""
     words = [str(item) for item in command]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd or tempfile.gettempdir())
     if done.returncode:

@@ -66,7 +66,7 @@ class Interrupted(BaseException):
 
     Attributes:
         number: of the signal.
-        saved: what was saved of the work and how to go on, where there is something.
+        saved: description of the saved state and the command that resumes it; none if nothing was saved.
     """
 
     def __init__(self, number: int, saved: str | None = None) -> None:
@@ -158,7 +158,7 @@ def print_error(error: EdgetlError, *, json_output: bool) -> None:
         print_json({"error": {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code, **rows}})
     elif error.rows:
         err.print(outcomes_table([Outcome.model_validate(row) for row in error.rows]))
-    prefix = "" if isinstance(error, StoppedError) else "[bold red]error:[/] "  # a stop that was asked for is no mistake
+    prefix = "" if isinstance(error, StoppedError) else "[bold red]error:[/] "  # a requested stop is not an error
     err.print(f"{prefix}{escape(str(error))}", soft_wrap=True)
 
 

@@ -115,7 +115,7 @@ def fit_other_head(
         views: the training images' features under other crops, each ``[n, width]``; knn looks at none of them.
         seed: of the mlp's first weights and batches.
         balanced: every class weighs the same.
-        progress: told after each fit.
+        progress: called after each fit.
     """
     adapter: nn.Module
     weights = torch.from_numpy(class_weights(train.labels)) if balanced else torch.ones(classes)

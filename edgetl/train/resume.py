@@ -95,7 +95,7 @@ def differences(before: Job, now: Job) -> list[str]:
     return options + [
         f"{name} {before.resolved.get(name)}, now {now.resolved.get(name)}"
         for name in sorted(before.resolved.keys() | now.resolved.keys())
-        # The plan only where no option says why it is another one.
+        # A different plan is reported only if no option explains it.
         if before.resolved.get(name) != now.resolved.get(name) and not (options and name.startswith(PLAN))
     ]
 

@@ -1,4 +1,4 @@
-"""Wrong paths end a command before torch is imported, and no command deletes what it did not write."""
+"""Wrong paths end a command before torch is imported, and commands delete only files that edgetl wrote."""
 
 from __future__ import annotations
 

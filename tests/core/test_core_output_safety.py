@@ -1,4 +1,4 @@
-"""Output folders never cost a user's file: what is replaced, what is refused, and two processes with one target."""
+"""Output folders never replace a user's file: replacement, refusal, and two processes with one target."""
 
 from __future__ import annotations
 
@@ -312,10 +312,10 @@ def test_a_side_folder_that_is_a_link_is_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path / "real")
 
 
-# --- pictures ------------------------------------------------------------------------------------------------------------------------
+# --- chart files ------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_replaces_only_a_picture_that_edgetl_drew(tmp_path: Path) -> None:
+def test_a_chart_replaces_only_a_chart_that_edgetl_drew(tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n a photo")
     with pytest.raises(ConfigError, match=r"--plot .*exists already, and edgetl did not draw it"):
         check_picture(tmp_path / "photo.png", "--plot")

@@ -1,4 +1,4 @@
-"""TIFF files: the first page, upright and within limits; what is not read is refused with the reason."""
+"""TIFF files: the first page, upright and within limits; unsupported files are refused with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layout of a data folder: which folders are splits, which are classes, and what is refused because it can be both."""
+"""Layout of a data folder: folders of splits, folders of classes, and refusal of ambiguous folders."""
 
 from __future__ import annotations
 

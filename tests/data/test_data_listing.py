@@ -1,4 +1,4 @@
-"""Listing image files: what is read, what is left out for which reason, links, and patterns."""
+"""Listing of image files: files that are read or left out by reason, links, and patterns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image folders as they are downloaded: each is read as its author meant it, or refused, and what is left out is reported."""
+"""Image folders as they are downloaded: each is read as its author meant it, or refused, and skipped files are reported."""
 
 from __future__ import annotations
 

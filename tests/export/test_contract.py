@@ -84,7 +84,7 @@ def test_each_attempted_variant_has_a_row_and_the_record_of_a_rejected_one_stays
     manifest = export_under_contract(run.path, config, Contract(max_latency_ms=1000), tmp_path / "fast", profile=profile).manifest
     (left_out,) = manifest.rejected
     assert (left_out.name, left_out.by) == ("onnx-int8", "contract") and "latency" in left_out.reason and "limit 1000 ms" in left_out.reason
-    assert left_out.ladder[-1].passed and left_out.sensitivities, "--explain has what it measured"
+    assert left_out.ladder[-1].passed and left_out.sensitivities, "--explain has the sensitivities"
     assert {row.variant: row.result for row in manifest.outcomes} == {"onnx-fp32": "kept", "onnx-int8": "contract"}
 
 

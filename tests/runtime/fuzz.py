@@ -36,7 +36,7 @@ from tests.runtime.seeds import convolutional, transformer
 
 CPU_S = 20
 WALL_S = 120
-# What engines leave behind adds up; a child is replaced after so many files.
+# Files after which a child is replaced, because memory leaks of engines add up.
 FILES_PER_CHILD = 1000
 _WITHOUT_MEMORY = re.compile(r"Failed to allocate memory|bad_alloc|bad allocation|[Cc]annot allocate|out of memory")
 
@@ -147,7 +147,7 @@ def _try(format_: Format, files: list[bytes], black: np.ndarray) -> str:
 
 
 def _allow(seconds: int) -> None:
-    """From now on so much of the processor's time; then the kernel ends the process (SIGXCPU)."""
+    """Limit the CPU time from now on; beyond it the kernel ends the process (SIGXCPU)."""
     _, most = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + seconds, most))
 

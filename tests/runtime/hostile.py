@@ -41,9 +41,9 @@ def as_ir(model: bytes, work: Path) -> list[bytes]:
 
 
 def hungry(gigabytes: float, *, above: float | None = None) -> bytes:
-    """Makes the image so much larger, to a size that it computes from the image itself, so that no file says how large it is.
+    """ONNX file that enlarges the image to ``gigabytes``. It computes the size from the image itself, so that no file contains it.
 
-    With ``above``, only images whose mean input exceeds that are made larger, by so much for each unit more.
+    With ``above``, only images whose mean input exceeds that are enlarged, by ``gigabytes`` for each unit more.
     """
     nodes = [
         helper.make_node("ReduceMean", ["input", "all"], ["mean"], keepdims=0),
@@ -88,7 +88,7 @@ def slow(products: int, *, side: int = 2048) -> bytes:
 
 
 def forge(bundle: Bundle, target: Path, name: str, files: Sequence[bytes], *, scores: Sequence[float] | None = None) -> Path:
-    """A copy of ``bundle`` at ``target`` with one variant, whose files are these and whose manifest says so.
+    """Copy ``bundle`` to ``target`` with a single variant of these files, which its manifest lists.
 
     Its golden images have the ``scores`` of a network that gives every image the same.
     """

@@ -85,7 +85,7 @@ class OnnxMutator:
         self._model, self._fields = model, _parse(model, _MESSAGES)
 
     def mutate(self, rng: random.Random) -> bytes:
-        """One to four changes of fields, or of plain bytes."""
+        """Change fields, or plain bytes, in one to four places."""
         if rng.random() < 0.25:
             return flip(self._model, rng)
         fields = self._fields

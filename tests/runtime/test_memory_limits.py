@@ -15,7 +15,7 @@ from edgetl.errors import EdgetlError, OutOfMemoryError
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits the address space of a process")
 
-# Leaves so many MB of address space beyond what the imports before took.
+# Limits the address space to its present size and ``megabytes`` more.
 LEAVE = """
 import resource
 def leave(megabytes):

@@ -1,4 +1,4 @@
-"""The first look at a network from elsewhere: whatever it asks for, only a child process dies of it (case A29)."""
+"""Trial of a network from elsewhere: its demands can end only a child process (case A29)."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Clients:
 
 @pytest.mark.parametrize(("trials", "least"), [(2, 100), pytest.param(30, 50_000, marks=pytest.mark.slow)])
 def test_no_request_is_lost_on_sigterm(bundle: Bundle, photo: bytes, trials: int, least: int) -> None:
-    """Clients that keep their connection, open one for each request, pipeline, or pause; ``bench.drain`` defines what is lost."""
+    """Clients that keep their connection, open one for each request, pipeline, or pause; ``bench.drain`` defines a lost request."""
     statuses: Counter[int] = Counter()
     lost: list[str] = []
     for _ in range(trials):

@@ -1,4 +1,4 @@
-"""Networks that ask for too much are refused before they are served, and their workers have limits (case A29)."""
+"""Networks that need too much memory are refused before they are served, and their workers have limits (case A29)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_reload_of_a_network_that_takes_gigabytes_is_refused(bundle: Bundle, p
 def test_a_network_that_passes_its_trial_and_then_takes_gigabytes_meets_the_workers_limit(
     bundle: Bundle, photo: bytes, tmp_path: Path, format_: str
 ) -> None:
-    """Black passes; white asks for gigabytes."""
+    """Black passes; white needs gigabytes."""
     forged = _forged(bundle, tmp_path, format_, hungry(100, above=0.5))
     white = io.BytesIO()
     Image.new("RGB", (48, 48), "white").save(white, "PNG")

@@ -59,9 +59,9 @@ def parent(root: Path, grandparent: Run) -> Run:
 
 @pytest.fixture(scope="module")
 def child(root: Path, parent: Run) -> Run:
-    """Of all images, with another seed than its ancestors had."""
+    """Run on all images, with another seed than its ancestors."""
     away = root / "away"
-    (root / "grandparent").rename(away)  # what it was trained on stands in the parent
+    (root / "grandparent").rename(away)  # its training images are recorded in the parent
     run = train(root / "both", config(parent.path, seed=7), root / "child")
     away.rename(root / "grandparent")
     return run

@@ -93,7 +93,7 @@ def _process(*arguments: object) -> subprocess.Popen[str]:
 
 
 def _signal_at(process: subprocess.Popen[str], line: str, number: signal.Signals) -> str:
-    """Signal the whole group of the process, as a terminal does, when it prints ``line``; what it printed."""
+    """Signal the whole group of the process, as a terminal does, when it prints ``line``; return its output."""
     assert process.stderr is not None
     seen = ""
     with process.stderr as stream:

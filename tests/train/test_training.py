@@ -41,7 +41,7 @@ def test_the_cheapest_within_one_standard_error_is_kept() -> None:
     assert choose((_row("probe", 87), _row("partial", 88), _row("full", 90)))[0] == 0
     assert choose((_row("probe", 86), _row("partial", 88), _row("full", 90)))[0] == 1
     assert choose((_row("probe", 80), _row("partial", 86), _row("full", 90)))[0] == 2
-    # What the rule gave up is said.
+    # The reason states the accuracy that the rule gave up.
     reason = choose((_row("probe", 87), _row("partial", 88), _row("full", 90)))[1]
     assert (
         "probe is the cheapest within one standard error (3.0 points) of the best; given up: partial +1.0 points, full +3.0 points"

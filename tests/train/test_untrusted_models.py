@@ -94,7 +94,7 @@ def test_what_timm_saves_for_its_own_networks_passes() -> None:
 
 @pytest.mark.parametrize("key", ["file", "url", "hf_hub_id", "state_dict", "source", "custom_load", "hf_hub_filename"])
 def test_a_saved_config_names_no_place_of_weights(tmp_path: Path, no_network: None, key: str) -> None:
-    """The weights are the folder's own safetensors file, whatever ``pretrained_cfg`` says."""
+    """The weights are the folder's own safetensors file, whatever ``pretrained_cfg`` contains."""
     mark, file = tmp_path / "ran", tmp_path / "payload.pth"
     file.write_bytes(pickle.dumps(_Payload(mark)))
     name = saved_network(tmp_path / "net", "test_resnet", {})
