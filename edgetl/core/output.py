@@ -292,7 +292,7 @@ def _check_writable(out: Path, place: Path) -> None:
         with suppress(FileNotFoundError, NotADirectoryError):
             place.lstat()  # a name that is too long
     except FileNotFoundError as error:
-        raise storage_error(out, OSError(None, f"{parent} takes no new folders (a virtual file system)")) from error
+        raise storage_error(out, OSError(None, f"new folders cannot be made in {parent} (a virtual file system)")) from error
     except OSError as error:
         raise storage_error(out, error) from error
 

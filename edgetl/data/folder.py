@@ -37,7 +37,7 @@ class Sample:
         content: SHA-256 (hex) of the upright RGB pixels, equal for copies of an image.
         part: the split that a ready-made ``train/ val/ test/`` folder puts it in.
         targets: from a table: 0 or 1 for each label, or the one number; empty for a class.
-        group: key of the images that stay in one split; empty for an image that stands alone.
+        group: key of the images that stay in one split; empty for an image without a group.
         levels: of more than 8 bits a channel the smallest and largest value; known after a scan.
     """
 
@@ -203,7 +203,7 @@ def _check_names(classes: Sequence[ClassFolder]) -> None:
 def _check_known(root: Path, found: set[str], known: Sequence[str]) -> None:
     if unknown := sorted(found - set(known)):
         raise DataError(
-            f"{root} has classes that the model does not know: {', '.join(unknown[:5])}. It knows {', '.join(known[:10])}. "
+            f"{root} has classes that the model does not have: {', '.join(unknown[:5])}. It has {', '.join(known[:10])}. "
             f"Give a folder with class folders of these names."
         )
 

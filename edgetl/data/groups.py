@@ -74,7 +74,7 @@ def _parts_of_groups(splits: Splits) -> dict[str, set[Part]]:
 
 
 def group_by_path(folder: ImageFolder, pattern: str) -> ImageFolder:
-    """Give each image the group that its path names; those that do not match stand alone.
+    """Assign to each image the group in its path; those that do not match get no group.
 
     Args:
         folder: scanned images.

@@ -55,7 +55,7 @@ _TEXTS: dict[Reason, tuple[str, str, str]] = {
     "no-val": ("validation split", "found: a share of the training images is used", ""),
     "no-test": ("test split", "found: no figures on test images", "Add a folder test/ to have them"),
     "table": ("row", "of the table", ""),
-    "no-group": ("image", "without a group: the pattern of --group does not match, and the image stands alone", ""),
+    "no-group": ("image", "without a group: the pattern of --group does not match; each is a group of its own", ""),
     "not-utf8": ("file name", "not in UTF-8: the files are used, and their names written with escapes such as \\xe9", ""),
 }
 _USED: frozenset[Reason] = frozenset(

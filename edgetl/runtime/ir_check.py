@@ -179,7 +179,7 @@ class _Check:
         if len(self.layers) > MAX_LAYERS:
             raise _MalformedError(f"more than {MAX_LAYERS} layers")
         if opset not in OPSETS or self.kind not in OPENVINO_OPERATIONS:
-            raise _MalformedError(f"the operation {opset[:40]}.{self.kind[:60]}, which no export of ours uses")
+            raise _MalformedError(f"the operation {opset[:40]}.{self.kind[:60]}, which edgetl does not export")
 
     def _begin_data(self, attributes: dict[str, str]) -> None:
         if self.kind == "Const":

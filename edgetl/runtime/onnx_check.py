@@ -38,7 +38,7 @@ _TYPED_DATA: dict[str, Kind] = {
 _ATTRIBUTE_TYPES = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints", 8: "strings"}
 _ATTRIBUTE_FIELDS = frozenset(_ATTRIBUTE_TYPES.values())
 
-# Fields of onnx.proto, without those that no export of ours has.
+# Fields of onnx.proto, without those that edgetl does not export.
 _PROPERTY = schema((1, "key", "text"), (2, "value", "text"))
 _OPERATOR_SET = schema((1, "domain", "text"), (2, "version", "number"))
 _MODEL = schema(
@@ -160,7 +160,7 @@ def _check_node(data: memoryview) -> str:
     node = _read(data, "NodeProto")
     operator, domain = node.text("op_type"), node.text("domain")
     if domain not in ("", "ai.onnx") or operator not in ONNX_OPERATORS:
-        raise _MalformedError(f"the operator {domain[:60]}{'.' if domain else ''}{operator[:60]!r}, which no export of ours uses")
+        raise _MalformedError(f"the operator {domain[:60]}{'.' if domain else ''}{operator[:60]!r}, which edgetl does not export")
     names = [_check_attribute(attribute) for attribute in node.messages("attribute")]
     if len(set(names)) != len(names):
         raise _MalformedError(f"two attributes of a node {operator} share a name")

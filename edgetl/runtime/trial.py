@@ -1,4 +1,4 @@
-"""The first look at a network from elsewhere: loaded and run once in a process of its own, which may die without harm.
+"""Trial of a network from elsewhere: it is loaded and run once in a separate process with limits, which may die without harm.
 
 The checks of ``onnx_check`` and ``ir_check`` see what stands in a file and not what it computes: a dozen operators can ask for any amount
 of memory or time, and an engine that parses a hostile file may crash. The child gets the bytes that were verified, not paths.

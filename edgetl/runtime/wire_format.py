@@ -173,4 +173,4 @@ def _describe(tag: int, fields: Schema) -> str:
     known = {key >> 3: field[0] for key, field in fields.items()}
     if number in known:
         return f"the field {known[number]} in the wire type {wire_type}"
-    return f"a field {number} of the wire type {wire_type}, which no export of ours has"
+    return f"a field {number} of the wire type {wire_type}, which edgetl does not export"

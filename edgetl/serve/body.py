@@ -54,7 +54,7 @@ class Bodies:
         except TimeoutError as error:
             raise RequestError(408, self._slow(limit, loop.time() - begun)) from error
         except ClientDisconnect as error:
-            raise RequestError(400, "the client went away.") from error
+            raise RequestError(400, "the client disconnected.") from error
         finally:
             self._held -= self._reading.pop(limit, 0)
 

@@ -101,7 +101,9 @@ def _known(config: TrainConfig, backbone: Backbone) -> tuple[nn.Module, tuple[Co
 def _at_size(old: nn.Module, backbone: Backbone) -> nn.Module:
     """Return ``old`` unchanged if it takes the image size of the new column."""
     if reason := refusal(old, backbone.spec.input_size):
-        raise ConfigError(f"{OPTION} keeps the old network as it is, and it does not take images of --input-size: {reason}. Leave it out.")
+        raise ConfigError(
+            f"{OPTION} keeps the old network as it is, and it does not take images of --input-size: {reason}. Leave --input-size out."
+        )
     return old
 
 

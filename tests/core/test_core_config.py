@@ -1,4 +1,4 @@
-"""Strict JSON: everything that is not exactly a file that edgetl wrote is refused by name (case A19)."""
+"""Strict JSON: everything that is not exactly a file that edgetl wrote is refused by name."""
 
 from __future__ import annotations
 

@@ -257,7 +257,7 @@ def test_known_classes_may_be_absent_and_small(tmp_path: Path) -> None:
 
 
 def test_a_class_that_the_model_does_not_know_is_refused(pets: Path) -> None:
-    with pytest.raises(DataError, match=r"/pets has classes that the model does not know: dog\. It knows cat, emu\. Give a folder"):
+    with pytest.raises(DataError, match=r"/pets has classes that the model does not have: dog\. It has cat, emu\. Give a folder"):
         scan(pets, known_labels=["cat", "emu"])
 
 

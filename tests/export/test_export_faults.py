@@ -1,4 +1,4 @@
-"""Exports that went wrong do not pass the gate, and right ones answer alike in both engines (cases E9 and E12)."""
+"""Exports that went wrong do not pass the gate, and right ones answer alike in both engines."""
 
 from __future__ import annotations
 

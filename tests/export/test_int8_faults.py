@@ -1,4 +1,4 @@
-"""What goes wrong in int8 files (reliability case E10), injected into real ones: the gate refuses each."""
+"""What goes wrong in int8 files, injected into real ones: the gate refuses each."""
 
 from __future__ import annotations
 

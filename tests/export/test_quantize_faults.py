@@ -1,4 +1,4 @@
-"""What quantization refuses, and what 8-bit weights cost on this CPU (cases E11 and E13)."""
+"""What quantization refuses, and what 8-bit weights cost on this CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""IRs that no export of ours could have written are refused before OpenVINO reads them (cases A22, A28)."""
+"""IRs that edgetl could not have exported are refused before OpenVINO reads them."""
 
 from __future__ import annotations
 

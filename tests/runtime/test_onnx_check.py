@@ -1,4 +1,4 @@
-"""Files that no export of ours could have written are refused before an engine reads them (cases A22, A24 to A27)."""
+"""Files that edgetl could not have exported are refused before an engine reads them."""
 
 from __future__ import annotations
 

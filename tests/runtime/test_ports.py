@@ -1,4 +1,4 @@
-"""A network that is not the one that its manifest describes is refused when it is loaded (case A30)."""
+"""A network that is not the one that its manifest describes is refused when it is loaded."""
 
 from __future__ import annotations
 

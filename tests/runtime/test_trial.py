@@ -1,4 +1,4 @@
-"""Trial of a network from elsewhere: its demands can end only a child process (case A29)."""
+"""Trial of a network from elsewhere: its demands can end only a child process."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_with_a_token_only_those_who_have_it_come_in(bundle: Bundle, photo: bytes, token_file: Path) -> None:
-    """C22. Health is open to whoever looks after the server; the page asks for the token itself."""
+    """Health is open to whoever looks after the server; the page asks for the token itself."""
     with serving(bundle.path, options=("--token-file", str(token_file))) as served, httpx.Client(base_url=served.url) as web:
         assert web.get("/v2/health/ready").status_code == web.get("/v2/health/live").status_code == web.get("/").status_code == 200
         wrong: list[bytes] = [b"", b"Bearer", b"Bearer " + TOKEN[:-1].encode(), b"Bearer " + TOKEN.encode() + b"x"]
@@ -152,7 +152,7 @@ def test_a_certificate_that_no_client_would_accept_is_refused_at_the_start(bundl
 
 
 def test_an_id_comes_back_and_the_log_holds_one_line_of_json_for_each_request(bundle: Bundle, photo: bytes, tmp_path: Path) -> None:
-    """C25: what a client writes cannot forge a line."""
+    """What a client writes cannot forge a line."""
     with (tmp_path / "log").open("wb") as log, serving(bundle.path, stdout=log) as served, httpx.Client(base_url=served.url) as web:
         name = bundle.manifest.name
         plain = str(uuid.uuid4())
@@ -180,7 +180,7 @@ def test_an_id_comes_back_and_the_log_holds_one_line_of_json_for_each_request(bu
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(bundle: Bundle, photo: bytes) -> None:
-    """C26: a full disk, and a pipe that nobody reads."""
+    """A full disk, and a pipe that nobody reads."""
     with open("/dev/full", "wb") as full, serving(bundle.path, stdout=full) as served:
         for _ in range(50):
             assert httpx.post(f"{served.url}/predict", content=photo).status_code == 200
@@ -213,7 +213,7 @@ def test_the_library_says_nothing_on_the_standard_output() -> None:
 
 
 def test_time_on_the_clock_decides_nothing(served: Served) -> None:
-    """C26: a clock that is set back moves no deadline, since every duration is taken from one that only goes forward."""
+    """A clock that is set back moves no deadline, since every duration is taken from one that only goes forward."""
     import edgetl.serve
 
     for path in Path(str(edgetl.serve.__file__)).parent.glob("*.py"):

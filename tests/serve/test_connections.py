@@ -193,7 +193,7 @@ def _few_descriptors() -> None:
 
 @pytest.mark.parametrize("limited", [False, True])
 def test_a_thousand_idle_connections_leave_room_for_a_healthy_client(bundle: Bundle, photo: bytes, limited: bool) -> None:
-    """C11, also where the system allows the server only 200 descriptors: those that wait longest go."""
+    """Also where the system allows the server only 200 descriptors: those that wait longest go."""
     with serving(bundle.path, prepare=_few_descriptors if limited else None) as served:
         idle: list[socket.socket] = []
         try:
@@ -207,7 +207,7 @@ def test_a_thousand_idle_connections_leave_room_for_a_healthy_client(bundle: Bun
 
 
 def test_clients_that_go_away_leave_nothing_behind(served: Served, photo: bytes) -> None:
-    """C13: before, during and after the work."""
+    """Before, during and after the work."""
     whole = _post(f"Content-Length: {len(photo)}", body=photo)
     for cut in (10, len(whole) // 2, len(whole)):
         for pause in (0.0, 0.005, 0.05):

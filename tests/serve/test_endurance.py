@@ -21,7 +21,7 @@ SOAK_S = float(os.environ.get("EDGETL_SOAK_S", "600"))
 
 @pytest.mark.parametrize("count", [600, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_invented_requests_crash_nothing_and_cause_no_5xx(bundle: Bundle, photo: bytes, count: int) -> None:
-    """C28. Large requests are among them; ``bench.liveness`` measures whether any blocks the event loop."""
+    """Large requests are among them; ``bench.liveness`` measures whether any blocks the event loop."""
     name, side = bundle.manifest.name, bundle.manifest.preprocess.input_size[0]
     sound = sound_requests(name, photo, side)
     with serving(bundle.path) as served:
@@ -45,7 +45,7 @@ def test_requests_that_cost_a_parser_much_are_answered_and_leave_the_server_read
 
 @pytest.mark.parametrize("seconds", [4.0, pytest.param(60.0, marks=pytest.mark.slow)])
 def test_far_more_than_it_can_do_is_turned_away_and_leaves_no_trace(bundle: Bundle, photo: bytes, seconds: float) -> None:
-    """C14: an open loop; the figures are those of ``bench/overload.py``."""
+    """An open loop; the figures are those of ``bench/overload.py``."""
     with serving(bundle.path, options=("--threads", "1", "--queue", "20")) as served:
         asyncio.run(open_loop(served.port, photo, 200.0, 1.0))
         memory = family_mb(served.process_id)
@@ -68,7 +68,7 @@ def _held(served: Served) -> tuple[int, int]:
 
 @pytest.mark.parametrize("seconds", [4.0, pytest.param(SOAK_S, marks=pytest.mark.slow)], ids=["short", "long"])
 def test_a_server_that_works_for_long_does_not_grow(bundle: Bundle, photo: bytes, seconds: float) -> None:
-    """C27, at about 70 % of what it can do: one of two threads busy all the time."""
+    """At about 70 % of what it can do: one of two threads busy all the time."""
     with serving(bundle.path, options=("--threads", "2")) as served:
         clients = Clients(served, photo, 2)
         time.sleep(min(60.0, seconds / 2))

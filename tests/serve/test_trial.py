@@ -1,4 +1,4 @@
-"""Networks that need too much memory are refused before they are served, and their workers have limits (case A29)."""
+"""Networks that need too much memory are refused before they are served, and their workers have limits."""
 
 from __future__ import annotations
 

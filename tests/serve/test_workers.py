@@ -26,7 +26,7 @@ def _send(served: Served, number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGSTOP], ids=["crash", "out of memory", "hang"])
 def test_a_worker_that_dies_or_hangs_is_replaced(bundle: Bundle, photo: bytes, number: signal.Signals) -> None:
-    """C17: what it held gets a clear error, whatever waited is answered."""
+    """What it held gets a clear error, whatever waited is answered."""
     with serving(bundle.path, options=("--hang-s", "1", "--threads", "2")) as served:
         old = served.workers()
         clients = Clients(served, photo, 8)
@@ -53,7 +53,7 @@ def test_of_several_workers_the_others_go_on(bundle: Bundle, photo: bytes) -> No
 
 
 def test_a_server_whose_workers_cannot_start_says_so_and_recovers(bundle: Bundle, photo: bytes, tmp_path: Path) -> None:
-    """C17: a crash loop is not ready, answers clearly, and ends when its cause does."""
+    """A crash loop is not ready, answers clearly, and ends when its cause does."""
     shutil.copytree(bundle.path, tmp_path / "served")
     with serving(tmp_path / "served") as served:
         (tmp_path / "served").rename(tmp_path / "away")
@@ -69,7 +69,7 @@ def test_a_server_whose_workers_cannot_start_says_so_and_recovers(bundle: Bundle
 
 
 def test_as_many_wait_as_may_and_the_rest_is_refused_at_once(bundle: Bundle, photo: bytes) -> None:
-    """C15: a burst; while nothing is computed the count is exact."""
+    """A burst; while nothing is computed the count is exact."""
     with serving(bundle.path, options=("--threads", "2", "--queue", "30")) as served:
         _send(served, signal.SIGSTOP)
         with ThreadPoolExecutor(100) as pool, httpx.Client(limits=httpx.Limits(max_connections=None), timeout=60) as web:
@@ -85,7 +85,7 @@ def test_as_many_wait_as_may_and_the_rest_is_refused_at_once(bundle: Bundle, pho
 
 
 def test_a_deadline_that_passes_is_told_and_nothing_is_computed(bundle: Bundle, photo: bytes) -> None:
-    """C16: whether the request waits in the server or in its worker."""
+    """Whether the request waits in the server or in its worker."""
     with serving(bundle.path, options=("--threads", "1", "--batch", "1")) as served:
         _send(served, signal.SIGSTOP)
         with ThreadPoolExecutor(6) as pool, httpx.Client(timeout=60) as web:

@@ -1,4 +1,4 @@
-"""Weight files: good ones, damaged ones, and those that want to run code (cases A21, A22, A23)."""
+"""Weight files: good ones, damaged ones, and those that want to run code."""
 
 from __future__ import annotations
 
