@@ -61,7 +61,7 @@ def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float 
     the seed and their content, so that the result depends on neither file names nor order. Every class keeps at least one group in
     train; one with three groups or more has images in all requested splits. Images from a table are dealt by stratum
     instead (see ``edgetl.data.table``). Where images have groups (``Sample.group``), all images of a group go into one split, and the
-    classes' shares are kept as well as the groups allow. Ready-made parts are kept even where a group stands in several.
+    classes' shares are kept as well as the groups allow. Ready-made parts are kept even if a group is in several.
 
     Args:
         folder: a scanned folder.

@@ -1,4 +1,4 @@
-"""What goes wrong in int8 files, injected into real ones: the gate refuses each."""
+"""Faults of int8 files, injected into real ones: the gate refuses each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What quantization refuses, and what 8-bit weights cost on this CPU."""
+"""Refusals of quantization, and the accuracy drop of 8-bit weights on this CPU."""
 
 from __future__ import annotations
 

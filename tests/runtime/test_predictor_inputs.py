@@ -126,7 +126,7 @@ def test_images_of_12_bits_follow_the_rule_of_the_model(engine: Brightness) -> N
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_predictor_with_an_engine_of_its_own_cannot_be_copied(predictor: edgetl.Predictor, duplicate: Any) -> None:
-    with pytest.raises(TypeError, match=r"load it from a bundle: edgetl\.load\(PATH\)"):
+    with pytest.raises(TypeError, match=r"load one from a bundle: edgetl\.load\(PATH\)"):
         duplicate(predictor)
 
 

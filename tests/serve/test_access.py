@@ -152,7 +152,7 @@ def test_a_certificate_that_no_client_would_accept_is_refused_at_the_start(bundl
 
 
 def test_an_id_comes_back_and_the_log_holds_one_line_of_json_for_each_request(bundle: Bundle, photo: bytes, tmp_path: Path) -> None:
-    """What a client writes cannot forge a line."""
+    """Input of a client cannot forge a line."""
     with (tmp_path / "log").open("wb") as log, serving(bundle.path, stdout=log) as served, httpx.Client(base_url=served.url) as web:
         name = bundle.manifest.name
         plain = str(uuid.uuid4())

@@ -68,7 +68,7 @@ def _held(served: Served) -> tuple[int, int]:
 
 @pytest.mark.parametrize("seconds", [4.0, pytest.param(SOAK_S, marks=pytest.mark.slow)], ids=["short", "long"])
 def test_a_server_that_works_for_long_does_not_grow(bundle: Bundle, photo: bytes, seconds: float) -> None:
-    """At about 70 % of what it can do: one of two threads busy all the time."""
+    """At about 70 % of the capacity: one of two threads busy all the time."""
     with serving(bundle.path, options=("--threads", "2")) as served:
         clients = Clients(served, photo, 2)
         time.sleep(min(60.0, seconds / 2))

@@ -26,7 +26,7 @@ def _send(served: Served, number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGSTOP], ids=["crash", "out of memory", "hang"])
 def test_a_worker_that_dies_or_hangs_is_replaced(bundle: Bundle, photo: bytes, number: signal.Signals) -> None:
-    """What it held gets a clear error, whatever waited is answered."""
+    """Its requests get a clear error; waiting requests are answered."""
     with serving(bundle.path, options=("--hang-s", "1", "--threads", "2")) as served:
         old = served.workers()
         clients = Clients(served, photo, 8)
@@ -85,7 +85,7 @@ def test_as_many_wait_as_may_and_the_rest_is_refused_at_once(bundle: Bundle, pho
 
 
 def test_a_deadline_that_passes_is_told_and_nothing_is_computed(bundle: Bundle, photo: bytes) -> None:
-    """Whether the request waits in the server or in its worker."""
+    """The same for a request that waits in the server and in its worker."""
     with serving(bundle.path, options=("--threads", "1", "--batch", "1")) as served:
         _send(served, signal.SIGSTOP)
         with ThreadPoolExecutor(6) as pool, httpx.Client(timeout=60) as web:

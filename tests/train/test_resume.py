@@ -137,7 +137,7 @@ def test_a_signal_before_the_first_step_ends_in_one_line(colours: Path, tmp_path
 
 def test_resume_without_data_or_state_says_what_is_missing(tmp_path: Path) -> None:
     done = edgetl("train", "--out", tmp_path / "run", "--resume")
-    assert done.returncode == ConfigError.exit_code and "Only --resume needs none, where a state was saved" in done.stderr
+    assert done.returncode == ConfigError.exit_code and "Only --resume with a saved state works without it" in done.stderr
 
 
 def test_the_command_of_a_run_in_a_comparison_is_that_of_the_comparison(tmp_path: Path) -> None:
