@@ -21,7 +21,7 @@ from tests.runtime.hostile import as_ir, forge, hungry, slow
 
 NOT_HERE = r"\(allowed: \d+ MB of memory, \d+ s of computing, [\d.]+ s in all\)\. It was not loaded here"
 # What the engines say without memory; OpenVINO may also be ended by the library that it computes with.
-WITHOUT_MEMORY = r"Failed to allocate memory|bad_alloc|bad allocation|without the memory|too little memory"
+WITHOUT_MEMORY = r"Failed to allocate memory|bad_alloc|bad allocation|for lack of memory|too little memory"
 GIGABYTE = 10**9
 
 

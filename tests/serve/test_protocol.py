@@ -60,7 +60,7 @@ def test_nested_and_flat_numbers_are_the_same() -> None:
         (_input(parameters={"binary_data_size": 48}), "either 'data' or"),
         (_input(parameters=[]), "must be an object"),
         (_input(datatype="BYTES", shape=[1], data=["%"]), "not base64"),
-        (_input(datatype="BYTES", shape=[2], data=["aaaa"]), "says 2 image"),
+        (_input(datatype="BYTES", shape=[2], data=["aaaa"]), "states 2 image"),
         ({**_input(), "id": 7}, "'id' must be a text"),
         ({**_input(), "id": "x" * 300}, "'id' must be a text"),
         ({**_input(), "outputs": []}, "1 to 8 outputs"),
