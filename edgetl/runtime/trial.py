@@ -145,7 +145,7 @@ def answer() -> None:
         black: Batch = np.zeros(job.shape, np.uint8) if job.pixels else np.zeros(job.shape, np.float32)
         found = load_engine(job.format, files, threads=1).run(black).shape
         # OpenVINO 2026.4 answers with no rows where it got no memory for a tensor, and says nothing.
-        wrong = f"it answers one image with the shape {list(found)} and not [1, {job.labels}], as without the memory it asks for"
+        wrong = f"it returns the shape {list(found)} for one image, not [1, {job.labels}], probably for lack of memory"
         error = "" if found == (1, job.labels) else wrong
     except (EdgetlError, MemoryError) as caught:
         error = str(caught)[:2000] or "there is not enough memory"
