@@ -96,6 +96,8 @@ def export_command(
     if (max_latency_ms, max_size_mb, memory_mb) == (None, None, None) and (profile or threads or latency_of != "whole"):
         raise ConfigError("--profile, --threads and --latency-of belong to a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
     inputs = {"the run": check_run_folder(run), **({"--data": check_folder(data, option="--data")} if data else {})}
+    if unlabeled is not None:
+        inputs["--unlabeled"] = check_folder(unlabeled, option="--unlabeled", holds="images, in any arrangement")
     check_file(profile, "--profile", ConfigError, "Give the output of `edgetl bench --json`.")
     check_output(out_, inputs=inputs, overwrite=overwrite)
     if explain_ is not None:

@@ -32,9 +32,14 @@ _log = logging.getLogger(__name__)
 # Paths that a command reads, by their names in messages: {"the images": data, "--teacher": run}.
 Inputs: TypeAlias = Mapping[str, Path]
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".svg", ".pdf")
-# Mark of files that matplotlib writes; ``write_picture`` adds it to a JPEG.
-_PICTURE_MARK = b"atplotlib"
+# In the metadata of every picture, so that figures which the user drew with matplotlib are not taken for edgetl's.
+_PICTURE_MARK = "drawn by edgetl"
+_MARKED: dict[str, dict[str, Any]] = {
+    ".png": {"metadata": {"Software": _PICTURE_MARK}},
+    ".jpg": {"pil_kwargs": {"comment": _PICTURE_MARK}},
+    ".svg": {"metadata": {"Creator": _PICTURE_MARK}},
+    ".pdf": {"metadata": {"Creator": _PICTURE_MARK}},
+}
 # Mark of a temporary folder that edgetl made and may remove.
 _OWNED = ".edgetl"
 _SHOWN = 3
@@ -56,7 +61,11 @@ def check_output(out: Path, *, inputs: Inputs | None = None, overwrite: bool = F
     _check_apart(out, place, inputs or {})
     _check_replaceable(out, place, overwrite=overwrite)
     _check_writable(out, place)
-    if is_locked(place):
+    try:
+        busy = is_locked(place)
+    except OSError as error:
+        raise storage_error(out, error) from error
+    if busy:
         raise _busy(out)
 
 
@@ -93,8 +102,8 @@ def new_folder(target: Path, *, inputs: Inputs | None = None, overwrite: bool = 
     accepts; the next call for the same target removes it.
 
     Raises:
-        ConfigError, StorageError: as ``check_output``; at the end also where another program made or changed ``target`` meanwhile.
-            The result is then kept beside it.
+        ConfigError, StorageError: as ``check_output``; at the end also where another program made or changed ``target`` meanwhile,
+            or it cannot be replaced. The result is then kept beside it.
     """
     with reserved(target, inputs=inputs, overwrite=overwrite) as place:
         before = _identity(place)
@@ -164,26 +173,27 @@ def check_picture(path: Path, option: str, *, inputs: Inputs | None = None) -> N
         ConfigError: naming the option: another suffix, a file that stands there, or a place inside an input.
         StorageError: its folder cannot be written.
     """
-    if path.suffix.lower() not in PICTURE_SUFFIXES:
-        raise ConfigError(f"{option} {path}: the name must end in {', '.join(PICTURE_SUFFIXES)}.")
+    if path.suffix.lower() not in _MARKED:
+        raise ConfigError(f"{option} {path}: the name must end in {', '.join(_MARKED)}.")
     place = _place(path, option)
     _check_apart(path, place, inputs or {}, option)
     if os.path.lexists(place) and not _is_own_picture(place):
-        raise ConfigError(f"{option} {path} exists already, and edgetl did not draw it. Choose another name, or move the file.")
+        raise ConfigError(
+            f"{option} {path} exists already, and its metadata do not name edgetl as its author. Choose another name, or move the file."
+        )
     _check_writable(path, place)
 
 
 def write_picture(figure: Any, path: Path, *, dpi: int) -> None:
-    """Write a matplotlib figure whole or not at all. A JPEG gets the mark that ``check_picture`` recognizes.
+    """Write a matplotlib figure whole or not at all, with the mark that ``check_picture`` recognizes.
 
     Raises:
         StorageError: the file cannot be written.
     """
     suffix, drawn = path.suffix.lower(), io.BytesIO()
-    options = {"pil_kwargs": {"comment": "Matplotlib, edgetl"}} if suffix == ".jpg" else {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # boxes, without a warning for each
-        figure.savefig(drawn, dpi=dpi, format=suffix[1:], **options)
+        figure.savefig(drawn, dpi=dpi, format=suffix[1:], **_MARKED[suffix])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -194,7 +204,7 @@ def write_picture(figure: Any, path: Path, *, dpi: int) -> None:
 def _is_own_picture(path: Path) -> bool:
     try:
         with open_plain(path, follow_links=False) as file:
-            return _PICTURE_MARK in file.read()
+            return _PICTURE_MARK.encode() in file.read()
     except OSError:
         return False
 
@@ -290,7 +300,7 @@ def _check_writable(out: Path, place: Path) -> None:
             raise NotADirectoryError(20, f"{parent} is not a folder")
         Path(tempfile.mkdtemp(prefix=STAGING_MARK, dir=parent)).rmdir()
         with suppress(FileNotFoundError, NotADirectoryError):
-            place.lstat()  # a name that is too long
+            place.with_name(_aside_name(place)).lstat()  # the longest temporary name: is it too long?
     except FileNotFoundError as error:
         raise storage_error(out, OSError(None, f"new folders cannot be made in {parent} (a virtual file system)")) from error
     except OSError as error:
@@ -309,37 +319,35 @@ def _identity(place: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def _aside_name(place: Path) -> str:
+    return f"{REPLACED_MARK}{os.getpid()}-{place.name}"
+
+
 def _publish(staging: Path, place: Path, before: tuple[int, int] | None) -> None:
     """Rename ``staging`` to ``place``. A replaced folder is set aside first, and removed only after the rename."""
-    if before is None:
-        try:
-            if os.path.lexists(place):
-                raise FileExistsError
-            os.rename(staging, place)
-        except OSError as error:
-            if not os.path.lexists(place):
-                raise
-            raise _kept(staging, place) from error
-        flush_folder(place.parent)
-        return
-    if _identity(place) != before or next(foreign_files(place), None) is not None:
-        raise _kept(staging, place)
-    aside = place.with_name(f"{REPLACED_MARK}{os.getpid()}-{place.name}")
-    os.rename(place, aside)
+    now = _identity(place)
+    if now is not None and (now != before or next(foreign_files(place), None) is not None):
+        raise _kept(staging, place, "was made or changed by another program during this work, and stays as it is")
+    aside = place.with_name(_aside_name(place))
     try:
+        if now is not None:
+            os.rename(place, aside)
         os.rename(staging, place)
-    except OSError:
-        os.rename(aside, place)
-        raise
+    except OSError as error:  # a race, a folder of another user in a folder such as /tmp, a layer of a container's image
+        if now is not None and not os.path.lexists(place):
+            os.rename(aside, place)
+        raise _kept(staging, place, f"cannot be made or replaced ({error.strerror})") from error
     flush_folder(place.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    if now is not None:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
-def _kept(staging: Path, place: Path) -> ConfigError:
+def _kept(staging: Path, place: Path, reason: str) -> ConfigError:
+    """Move a finished result beside its place."""
     kept = place.with_name(f"{place.name}-{secrets.token_hex(4)}")
     os.rename(staging, kept)
     flush_folder(place.parent)
-    return ConfigError(f"{place} was made or changed by another program during this work, and stays as it is. The new result is {kept}.")
+    return ConfigError(f"{place} {reason}. The new result is {kept}.")
 
 
 def _recover(place: Path) -> None:

@@ -118,13 +118,13 @@ def _raise(error: OSError) -> None:
 
 
 def _own(folder: Path) -> _Own:
+    for recognize in (_of_run, _of_bundle, _of_fit, _of_demo, _of_hub_folder):
+        if own := recognize(folder):
+            return own
     if folder.name.endswith(CHECKPOINTS_SUFFIX):
         return _Own(patterns=(_STATE,))
     if folder.name.endswith((COMPARE_SUFFIX, PILOT_SUFFIX)):
         return _runs(folder, STRATEGIES)
-    for recognize in (_of_run, _of_bundle, _of_fit, _of_demo, _of_hub_folder):
-        if own := recognize(folder):
-            return own
     return _Own()
 
 
@@ -162,7 +162,9 @@ def _of_fit(folder: Path) -> _Own | None:
 
 
 def _of_demo(folder: Path) -> _Own | None:
-    if not {"schema_version", "images"} <= _read(folder / DEMO_RECORD_NAME).keys():
+    recorded = {"schema_version", "images"} <= _read(folder / DEMO_RECORD_NAME).keys()
+    # The first versions wrote no record.
+    if not recorded and not ((folder / "demo.png").is_file() and _of_run(folder / "run") and _of_bundle(folder / "bundle")):
         return None
     return _Own(frozenset({DEMO_RECORD_NAME, "demo.png"}), (r"digits/\d/\d{4}\.png",)) | _runs(folder, ("run", "bundle"))
 

@@ -145,8 +145,8 @@ def scan(
     return found
 
 
-def check_folder(path: Path, *, option: str = "") -> Path:
-    """``path``, which must be a folder of images; ``option`` (``--data``) is named in the message.
+def check_folder(path: Path, *, option: str = "", holds: str = "one folder of images for each class") -> Path:
+    """``path``, which must be a folder; ``option`` (``--data``), and what the folder ``holds``, are named in the message.
 
     Raises:
         DataError: missing, a file, or in a folder that cannot be entered.
@@ -158,7 +158,7 @@ def check_folder(path: Path, *, option: str = "") -> Path:
     except OSError as error:
         what = f"cannot be read: {error.strerror}"
     named = f"{option} {printable(path)}".lstrip()
-    raise DataError(f"{named} {what}; give a folder that holds one folder of images for each class.")
+    raise DataError(f"{named} {what}; give a folder that holds {holds}.")
 
 
 def split_folders(root: Path) -> dict[str, Part]:

@@ -21,7 +21,7 @@ from edgetl.core.manifest import UnlabeledAgreement
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.scoring import softmax
 from edgetl.core.tasks import Reading
-from edgetl.data.folder import Sample
+from edgetl.data.folder import Sample, check_folder
 from edgetl.data.integrity import check_images
 from edgetl.data.listing import list_images
 from edgetl.data.loading import PixelSet, stratified
@@ -71,8 +71,7 @@ def read_unlabeled(folder: Path, training: Sequence[Sample]) -> list[Sample]:
     Raises:
         DataError: not a folder, or no image in it is left.
     """
-    if not folder.is_dir():
-        raise DataError(f"--unlabeled {folder} is not a folder; give one that holds images, in any arrangement.")
+    check_folder(folder, option="--unlabeled", holds="images, in any arrangement")
     notes = Notes()
     checked = check_images(list(list_images(folder, NO_SELECTION, notes).files()), folder)
     log_notes(notes.result())

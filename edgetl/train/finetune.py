@@ -118,8 +118,8 @@ def fine_tune(
         forgetting = _forgetting(backbone, splits, config, place, seen)
         outcome = Outcome(plan, taught, alarms, figures, forgetting, round(time.monotonic() - started, 1))
         _write(folder, out.name, splits, config, backbone, lessons, outcome)
-        if rank() == 0:
-            checkpoints.remove()
+    if rank() == 0:
+        checkpoints.remove()  # only now that the run stands
     return open_run(out)
 
 

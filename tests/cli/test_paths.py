@@ -52,7 +52,8 @@ MISSING = (
     "verify nope", "predict nope nope", "bench nope", "serve nope", "train images --out new --labels nope.csv",
     "train images --out new --recipe nope.toml", "train images --out new --weights nope.pth", "train images --out new --weights-dir nope",
     "train images --out new --replay nope", "train images --out new --backbone ./nope", "train images --out new --teacher local-dir:nope",
-    "export run --out new --data nope", "export run --out new --max-latency-ms 1 --profile nope.json",
+    "export run --out new --data nope", "export run --out new --unlabeled nope",
+    "export run --out new --max-latency-ms 1 --profile nope.json",
 )  # fmt: skip
 
 OUTPUTS = (

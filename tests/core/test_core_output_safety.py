@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from edgetl.core.atomic import STAGING_MARK
 from edgetl.core.locks import locked
-from edgetl.core.output import check_output, check_picture, new_folder, remove_side_folder, reserved
+from edgetl.core.output import check_output, check_picture, new_folder, remove_side_folder, reserved, write_picture
 from edgetl.core.recognition import LOCK_MARK, REPLACED_MARK, foreign_files
 from edgetl.errors import ConfigError, StorageError
 from tests.core.test_core_output import names, write_own
@@ -266,6 +268,25 @@ def test_a_folder_that_changed_during_the_work_is_not_replaced(tmp_path: Path, c
     assert any(names(path) == ["new.txt"] for path in tmp_path.iterdir())
 
 
+def test_a_result_is_kept_where_the_old_folder_cannot_be_set_aside(tmp_path: Path) -> None:
+    # Its temporary name is taken. The same happens to a folder of another user in /tmp, and on some layered file systems.
+    write_own(tmp_path / "out")
+    refused = pytest.raises(ConfigError, match=r"cannot be made or replaced \(Directory not empty\)\. The new result is .*out-")
+    with refused, new_folder(tmp_path / "out", overwrite=True) as staging:
+        (staging / "new.txt").touch()
+        (tmp_path / f"{REPLACED_MARK}{os.getpid()}-out" / "taken").mkdir(parents=True)
+    assert names(tmp_path / "out") == ["run.json"]
+    assert any(names(path) == ["new.txt"] for path in tmp_path.iterdir())
+
+
+def test_a_folder_that_was_removed_during_the_work_is_written_again(tmp_path: Path) -> None:
+    write_own(tmp_path / "out")
+    with new_folder(tmp_path / "out", overwrite=True) as staging:
+        (staging / "new.txt").touch()
+        (tmp_path / "out").rename(tmp_path / "moved")
+    assert (names(tmp_path), names(tmp_path / "out")) == (["moved", "out"], ["new.txt"])
+
+
 # --- leftovers -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -304,6 +325,25 @@ def test_compared_runs_are_removed_and_a_users_file_among_them_stays(tmp_path: P
     assert [path.name for path in side.rglob("*") if path.is_file()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize("suffix", [".compare", ".checkpoints"])
+def test_a_run_with_the_name_of_a_side_folder_is_replaced(tmp_path: Path, suffix: str) -> None:
+    run = write_own(tmp_path / f"out{suffix}", "weights.safetensors")
+    check_output(run, overwrite=True)
+
+
+def test_a_demo_without_a_record_is_replaced_and_other_folders_of_a_run_are_not(tmp_path: Path) -> None:
+    write_own(tmp_path / "demo" / "run")
+    (tmp_path / "demo" / "digits" / "3").mkdir(parents=True)
+    for name in ("digits/3/0001.png", "demo.png"):
+        (tmp_path / "demo" / name).touch()
+    with pytest.raises(ConfigError, match="did not write"):
+        check_output(tmp_path / "demo", overwrite=True)
+    manifest: dict[str, object] = {key: {} for key in ("variants", "golden", "lineage", "preprocess")}
+    (tmp_path / "demo" / "bundle").mkdir()
+    (tmp_path / "demo" / "bundle" / "manifest.json").write_text(json.dumps({"schema_version": 1, **manifest}))
+    check_output(tmp_path / "demo", overwrite=True)
+
+
 def test_a_side_folder_that_is_a_link_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / f"step-00000007-{'a' * 16}.safetensors").touch()
@@ -315,12 +355,15 @@ def test_a_side_folder_that_is_a_link_is_left_alone(tmp_path: Path) -> None:
 # --- chart files ------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_chart_replaces_only_a_chart_that_edgetl_drew(tmp_path: Path) -> None:
-    (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n a photo")
-    with pytest.raises(ConfigError, match=r"--plot .*exists already, and edgetl did not draw it"):
-        check_picture(tmp_path / "photo.png", "--plot")
-    (tmp_path / "plot.png").write_bytes(b"\x89PNG\r\n\x1a\n Software\0Matplotlib version3.10")
-    check_picture(tmp_path / "plot.png", "--plot")
+@pytest.mark.parametrize("suffix", ["png", "jpg", "svg", "pdf"])
+def test_a_chart_replaces_only_a_chart_that_edgetl_drew(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"photo.{suffix}").write_bytes(b"a photo")
+    Figure().savefig(tmp_path / f"figure.{suffix}")  # of the user, who draws with the same library
+    for name in ("photo", "figure"):
+        with pytest.raises(ConfigError, match=r"--plot .*its metadata do not name edgetl as its author"):
+            check_picture(tmp_path / f"{name}.{suffix}", "--plot")
+    write_picture(Figure(), tmp_path / f"plot.{suffix}", dpi=50)
+    check_picture(tmp_path / f"plot.{suffix}", "--plot")
 
 
 def test_a_picture_with_another_suffix_or_inside_an_input_is_refused(tmp_path: Path) -> None:
@@ -332,8 +375,16 @@ def test_a_picture_with_another_suffix_or_inside_an_input_is_refused(tmp_path: P
 
 
 def test_a_name_that_is_too_long_is_a_storage_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="shorter name"):
-        check_output(tmp_path / ("x" * 300))
+    for length in (300, 240):  # alone, and with the mark of a temporary folder
+        with pytest.raises(StorageError, match="shorter name"):
+            check_output(tmp_path / ("x" * length))
+
+
+def test_a_link_with_the_name_of_a_lock_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / f"{LOCK_MARK}out").symlink_to("file")
+    with pytest.raises(StorageError, match="symbolic links"):
+        check_output(tmp_path / "out")
 
 
 def test_a_mount_point_is_refused(small_disk: Path) -> None:
