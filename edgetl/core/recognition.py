@@ -78,7 +78,7 @@ def holds_own(folder: Path) -> bool:
 
 
 def remove_own(folder: Path) -> list[Path]:
-    """Remove edgetl's files from a side folder (checkpoints, compared runs), and the folder if it is then empty.
+    """Remove edgetl's files from a side folder (checkpoints, compared runs), and the folders that are then empty.
 
     Returns:
         the files that stay, because edgetl did not write them.
@@ -94,10 +94,9 @@ def remove_own(folder: Path) -> list[Path]:
             path.unlink(missing_ok=True)
         else:
             kept.append(path)
-    if not kept:
-        for parent, _, _ in os.walk(folder, topdown=False):
-            with suppress(OSError):  # what file managers left is in it
-                Path(parent).rmdir()
+    for parent, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):  # other files are in it, perhaps those of a file manager
+            Path(parent).rmdir()
     return kept
 
 

@@ -218,8 +218,9 @@ def check_broken(folder: ImageFolder) -> None:
     if len(folder.broken) > MAX_BROKEN_SHARE * total:
         names = ", ".join(printable(item.path.relative_to(folder.root)) for item in folder.broken[:5])
         raise DataError(
-            f"{printable(folder.root)}: {len(folder.broken)} of {total} images cannot be decoded ({names}…); the limit is "
-            f"{MAX_BROKEN_SHARE:.0%}. Copy the folder again, or remove the broken files."
+            f"{printable(folder.root)}: {len(folder.broken)} of {total} images cannot be decoded ({names}"
+            f"{', …' if len(folder.broken) > 5 else ''}); the limit is {MAX_BROKEN_SHARE:.0%}. The first: {folder.broken[0].reason} "
+            f"Copy the folder again, convert these files to JPEG or PNG, or remove them."
         )
 
 

@@ -43,7 +43,7 @@ class TableFiles:
         posix = name.replace("\\", "/")
         for base in (self.root, self.table.parent):
             for given in dict.fromkeys((name, posix)):
-                if given and (base / given).is_file():
+                if given and os.path.isfile(base / given):  # noqa: PTH113 (Path.is_file raises for a long name)
                     return self._inside(base / given, name)
         for prefix, wanted in self._wanted(posix):
             for difference, key in _keys(wanted):

@@ -64,7 +64,7 @@ def piloted(
     table: tuple[Compared, ...] = ()
     strategy: Strategy = "full"
     if gain < LEAST_GAIN:
-        trained = partial(_trained, resume=resume, progress=progress)
+        trained = partial(_trained, overwrite=overwrite, resume=resume, progress=progress)
         table, figures = run_pilot(splits, config, work, trained, _compared)
         told = f"{told}; {figures}"
         strategy = "scratch" if table[1].validation.value >= table[0].validation.value else "full"
@@ -95,10 +95,8 @@ def compare(
     started, work = time.monotonic(), out.with_name(f"{out.name}{COMPARE_SUFFIX}")
     with new_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
         _clear(work, out, overwrite=overwrite, resume=resume)
-        runs = [
-            _trained(splits, config.model_copy(update={"strategy": strategy}), work / strategy, resume=resume, progress=progress)
-            for strategy in COMPARED
-        ]
+        trained = partial(_trained, overwrite=overwrite, resume=resume, progress=progress)
+        runs = [trained(splits, config.model_copy(update={"strategy": strategy}), work / strategy) for strategy in COMPARED]
         table = tuple(_compared(run) for run in runs)
         best, reason = choose(table)
         _log.info("%s", reason)
@@ -123,11 +121,11 @@ def _clear(work: Path, out: Path, *, overwrite: bool, resume: bool) -> None:
         )
 
 
-def _trained(splits: Splits, config: TrainConfig, out: Path, *, resume: bool, progress: Progress) -> Run:
+def _trained(splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool, resume: bool, progress: Progress) -> Run:
     """The run of one strategy, new or found finished."""
     _log.info("comparing: strategy %s", config.strategy)
     if not (out / RUN_RECORD_NAME).is_file():
-        return fine_tune(splits, config, out, resume=resume, progress=progress)
+        return fine_tune(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)
     run = open_run(out)
     now = splits.folder.fingerprint()
     jobs = [

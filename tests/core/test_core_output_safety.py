@@ -322,7 +322,7 @@ def test_compared_runs_are_removed_and_a_users_file_among_them_stays(tmp_path: P
     (side / "mine").mkdir()
     (side / "mine" / "notes.txt").touch()
     remove_side_folder(side)
-    assert [path.name for path in side.rglob("*") if path.is_file()] == ["notes.txt"]
+    assert sorted(str(path.relative_to(side)) for path in side.rglob("*")) == ["mine", "mine/notes.txt"]
 
 
 @pytest.mark.parametrize("suffix", [".compare", ".checkpoints"])

@@ -187,7 +187,9 @@ def test_more_than_a_tenth_of_broken_files_is_refused(tmp_path: Path) -> None:
     for name in ("000.png", "001.png", "002.png"):
         (root / "b" / name).write_bytes(b"no picture")
     with pytest.raises(
-        DataError, match=r"/data: 3 of 20 images cannot be decoded \(b/000\.png, .*the limit is 10%\. Copy the folder again"
+        DataError,
+        match=r"/data: 3 of 20 images cannot be decoded \(b/000\.png, b/001\.png, b/002\.png\); the limit is 10%\. The first: "
+        r".*000\.png is not a JPEG, PNG, WebP, BMP or TIFF image\. Copy the folder again",
     ):
         scan(root)
 

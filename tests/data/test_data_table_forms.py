@@ -200,6 +200,7 @@ def test_absolute_names_of_another_machine_match_by_their_last_folders(tmp_path:
         (("x.png",), "x.jpg", r"line 2: there is no file 'x.jpg' below .* There is x.png"),
         (("y.png",), "", r"line 2: there is no file ''"),
         (("y.png",), "..", r"line 2: there is no file '..'"),
+        (("y.png",), "x" * 5000, r"line 2: there is no file 'xxx"),
     ],
 )
 def test_names_that_fit_several_files_or_none_are_refused(tmp_path: Path, files: tuple[str, ...], name: str, message: str) -> None:

@@ -63,8 +63,10 @@ def test_compare_trains_three_strategies_for_the_same_steps_and_keeps_one(colour
     assert sorted(path.name for path in kept.iterdir()) == ["full", "partial", "probe"]
     assert [open_run(kept / item.strategy).record.validation.accuracy for item in table] == [item.validation for item in table]
     assert run.record.seconds >= sum(item.seconds for item in table) - 0.3 and run.record.config.strategy == "compare"
+    for name in ("notes.txt", "probe/.DS_Store"):  # of the user, and of a file manager
+        (kept / name).touch()
     again = train(colours, _config(strategy="compare", keep="best"), tmp_path / "run", overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("run")) == ["run"]
+    assert [path.name for path in kept.rglob("*") if path.is_file() and path.name != ".DS_Store"] == ["notes.txt"]
     assert again.record.validation == run.record.validation
 
 
