@@ -126,17 +126,22 @@ def _try_bench(python: Path, work: Path) -> None:
     _run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *QUICK_TESTS, cwd=ROOT)
 
 
+_HELP = """
+import sys, typer.testing
+from edgetl.cli.app import app
+names = [item.callback.__name__.removesuffix("_command") for item in app.registered_commands]
+shown = {name: typer.testing.CliRunner().invoke(app, [name, "--help"]) for name in names}
+sys.exit("; ".join(f"{name} --help: {result.exception!r}" for name, result in shown.items() if result.exit_code))
+"""
+
+
 def try_help(python: Path) -> None:
-    """Every command's help: typer and click of two versions fail here first.
+    """Every command's help, in one process: typer and click of two versions fail here first.
 
     Raises:
         RowError: a help text is a traceback.
     """
-    listing = (
-        "from edgetl.cli.app import app; print(*(item.callback.__name__.removesuffix('_command') for item in app.registered_commands))"
-    )
-    for name in _run(python, "-c", listing).split():
-        _run(python, "-m", "edgetl.cli.app", name, "--help")
+    _run(python, "-c", _HELP)
 
 
 def try_device(python: Path, bundle: Path) -> None:

@@ -42,7 +42,6 @@ from edgetl.data.selection import Selection
 from edgetl.errors import ConfigError, DataError, MissingExtraError
 from edgetl.train.config import TrainConfig
 from edgetl.train.paths import check_file, check_training_paths, training_inputs
-from edgetl.train.resume import describe_saved, find_job
 
 if TYPE_CHECKING:
     from edgetl.core.results import Forgetting
@@ -74,6 +73,9 @@ def train_command(
     **options: Any,
 ) -> None:
     """Fine-tune a backbone on a folder of labelled images."""
+    need_extra("train")
+    from edgetl.train.resume import find_job
+
     values = {"pretrained": not random_weights, **given(TrainConfig, options)}
     if resume and out_ is not None and (job := find_job(out_)):
         data, values = data or Path(job.data), {**job.config.model_dump(), **_typed(context, values)}
@@ -114,6 +116,8 @@ def _typed(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def _saved_work(out_: Path) -> Iterator[None]:
     """Add the saved state to the error when a signal ends the block."""
+    from edgetl.train.resume import describe_saved
+
     try:
         yield
     except Interrupted as stopped:

@@ -1,0 +1,27 @@
+"""The command line starts with what a device installs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+# The base dependencies, and what they bring along.
+DEVICE = {
+    "PIL", "_cffi_backend", "annotated_doc", "annotated_types",
+    "click", "cryptography", "edgetl", "markdown_it", "mdurl", "numpy", "pydantic",
+    "pydantic_core", "pygments", "rich", "shellingham", "typer", "typing_extensions", "typing_inspection",
+}  # fmt: skip
+
+CODE = """
+import json, sys
+before = set(sys.modules)
+import edgetl.cli.app
+print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names))))
+"""
+
+
+def test_the_command_line_starts_without_any_extra() -> None:
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    loaded = {name for name in json.loads(done.stdout) if not name.startswith("_sysconfigdata")}
+    assert loaded <= DEVICE
