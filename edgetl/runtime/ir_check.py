@@ -5,7 +5,9 @@ The XML must follow the grammar that OpenVINO writes: known elements, in their p
 - document types and entities, comments and CDATA, which XML parsers join to the text around them in different ways;
 - layer types that are not in ``OPENVINO_OPERATIONS``;
 - layers that share an id (OpenVINO takes the last, other tools the first), and ports without an edge or with several;
-- constants outside the ``.bin`` or of another size than their shape, and shapes that no small device could hold.
+- constants outside the ``.bin`` or of another size than their shape, and shapes that no small device could hold;
+- steps, padding and resizing that no image network has (OpenVINO 2026.4 wrote outside its memory for a dilation of -1, and for
+  padding of the batch).
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from collections.abc import Callable
 from xml.parsers import expat
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgetl.errors import EngineError
-from edgetl.runtime.operators import OPENVINO_OPERATIONS
+from edgetl.runtime.operators import OPENVINO_OPERATIONS, has_index_out_of_range
 
 VERSION = "11"
 OPSETS = frozenset(f"opset{number}" for number in range(1, 17))
@@ -63,6 +66,10 @@ _CONSTANT_ATTRIBUTES = frozenset({"element_type", "shape", "offset", "size"})
 # The only layer type that has an attribute of such a name and does not read weights by it.
 _SIZED = frozenset({"LRN"})
 _MODEL_INFO = ("net", "rt_info")
+# Of strides, dilations, kernels and padding, along one axis.
+MAX_STEP = 2**10
+_SMALLEST_STEP = {"strides": 1, "dilations": 1, "kernel": 1, "pads_begin": 0, "pads_end": 0, "output_padding": 0}
+_NUMPY_TYPES = {"f32": "<f4", "f16": "<f2", "i64": "<i8", "i32": "<i4"}
 
 
 def check_ir(xml: bytes, weights: bytes) -> None:
@@ -99,7 +106,9 @@ class _Check:
         self.layer, self.kind = "", ""
         # Ids of the ports of each layer's input and output.
         self.ports: dict[tuple[str, str], set[str]] = {}
-        self.layers: set[str] = set()
+        # Kinds of the layers by id, and the values of constants that may be amounts of padding or resizing.
+        self.layers: dict[str, str] = {}
+        self.amounts: dict[str, NDArray[np.generic]] = {}
         self.edges: list[dict[str, str]] = []
         self.dims: list[int] = []
         self.text = ""
@@ -120,8 +129,8 @@ class _Check:
         parser.EndElementHandler = self._end
         parser.CharacterDataHandler = self._add_text
         parser.Parse(xml, True)
-        if not self.layers:
-            raise _MalformedError("it holds no layers")
+        if missing := {"Parameter", "Result"} - set(self.layers.values()):
+            raise _MalformedError(f"it holds no layer {min(missing)}")
         self._check_edges()
 
     def _declare(self, version: str, encoding: str | None, _standalone: int) -> None:
@@ -175,7 +184,7 @@ class _Check:
         _natural(self.layer, "the layer id")
         if self.layer in self.layers:
             raise _MalformedError(f"two layers have the id {self.layer}")
-        self.layers.add(self.layer)
+        self.layers[self.layer] = self.kind
         if len(self.layers) > MAX_LAYERS:
             raise _MalformedError(f"more than {MAX_LAYERS} layers")
         if opset not in OPSETS or self.kind not in OPENVINO_OPERATIONS:
@@ -192,6 +201,14 @@ class _Check:
         elif self.kind == "Parameter":
             sides = [side.strip(" ") for side in attributes.get("shape", "").split(",")]
             self._check_shape([1 if side in ("?", "-1") else _natural(side, "the side") for side in sides])
+        else:
+            for name in attributes.keys() & _SMALLEST_STEP.keys():
+                self._check_steps(name, [_natural(step.strip(" "), name) for step in attributes[name].split(",") if attributes[name]])
+
+    def _check_steps(self, name: str, steps: list[int]) -> None:
+        most = 0 if self.kind == "Interpolate" else MAX_STEP
+        if not all(_SMALLEST_STEP[name] <= step <= most for step in steps):
+            raise _MalformedError(f"a layer {self.kind} with {name} {steps[:8]}")
 
     def _check_constant(self, attributes: dict[str, str]) -> None:
         if attributes.keys() != _CONSTANT_ATTRIBUTES:
@@ -206,11 +223,11 @@ class _Check:
             raise _MalformedError(f"a constant of shape [{shape[:60]}] needs {wanted} bytes and names {size}")
         if offset + size > len(self.weights):
             raise _MalformedError(f"a constant reaches to byte {offset + size} of weights that have {len(self.weights)}")
-        if kind in ("i64", "u64") and size:
-            values = np.frombuffer(self.weights, "<i8", size // 8, offset)
-            # OpenVINO (2026.4) wrote outside its memory for a slice that begins at 2^36. Only "to the end" is above 2^62.
-            if bool((((values >= 2**31) & (values < 2**62)) | ((values < -(2**31)) & (values > -(2**62)))).any()):
-                raise _MalformedError("a constant of indices or sizes above 2^31")
+        # OpenVINO (2026.4) wrote outside its memory for a slice that begins at 2^36.
+        if kind in ("i64", "u64") and size and has_index_out_of_range(np.frombuffer(self.weights, "<i8", size // 8, offset)):
+            raise _MalformedError("a constant of indices or sizes above 2^31")
+        if kind in _NUMPY_TYPES and len(sides) == 1 and sides[0] <= MAX_RANK:
+            self.amounts[self.layer] = np.frombuffer(self.weights, _NUMPY_TYPES[kind], sides[0], offset)
 
     def _begin_port(self, number: str) -> None:
         self.dims = []
@@ -252,6 +269,21 @@ class _Check:
             if end in reached:
                 raise _MalformedError(f"two edges to the port {end[1]} of the layer {end[0]}")
             reached.add(end)
+            if source[0] in self.amounts:
+                self._check_amounts(self.layers[end[0]], end[1], self.amounts[source[0]])
         inputs = {(layer, port) for (layer, side), ports in self.ports.items() if side == "input" for port in ports}
         if missing := inputs - reached:
             raise _MalformedError(f"no edge to the port {min(missing)[1]} of the layer {min(missing)[0]}")
+
+    @staticmethod
+    def _check_amounts(kind: str, port: str, amounts: NDArray[np.generic]) -> None:
+        """Refuse padding or resizing of the batch, and by amounts that no export of ours has."""
+        if kind == "Pad" and port in ("1", "2"):
+            right = not amounts[:1].any() and bool((np.abs(amounts) <= MAX_STEP).all())
+        elif kind == "Interpolate" and amounts.dtype.kind == "f":
+            whole_batch = len(amounts) != 4 or amounts[0] == 1
+            right = whole_batch and bool(((amounts > 0) & (amounts <= MAX_STEP)).all())
+        else:
+            return
+        if not right:
+            raise _MalformedError(f"a layer {kind} by {amounts.tolist()}")

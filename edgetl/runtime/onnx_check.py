@@ -5,15 +5,22 @@ The file is read as messages of onnx.proto with ``wire_format``, without any lib
 - external files (CVE-2022-25882, CVE-2024-27318, CVE-2026-34445 and similar);
 - functions, graphs within graphs, sparse tensors, and operators that are not in ``ONNX_OPERATORS``;
 - tensors whose size is not that of their shape;
+- sizes and indices beyond 2^31;
 - bytes that two parsers could read in two ways.
+
+The check does not compute shapes: a small file may still ask for more memory than there is (padding of 2^20). Only the limits of a trial
+bound that.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgetl.errors import EngineError
-from edgetl.runtime.operators import ONNX_OPERATORS
+from edgetl.runtime.operators import ONNX_OPERATORS, has_index_out_of_range
 from edgetl.runtime.wire_format import Kind, Message, Schema, WireFormatError, count, read_message, schema
 
 MAX_NODES = 20_000
@@ -175,7 +182,8 @@ def _check_attribute(data: memoryview) -> str:
         raise _MalformedError(f"the attribute {name[:60]!r} is not of its type {kind}")
     for tensor in attribute.messages("t"):
         _check_tensor(tensor)
-    attribute.numbers("ints")
+    if has_index_out_of_range(np.array([*attribute.numbers("ints"), attribute.number("i", 0) or 0], np.int64)):
+        raise _MalformedError(f"the attribute {name[:60]!r} holds a size or an index beyond 2^31")
     count(attribute.get("floats", ()), "float")
     return name
 
@@ -221,5 +229,12 @@ def _check_tensor(data: memoryview) -> str:
         wanted, found, unit = math.ceil(elements * item_bytes), sum(map(len, tensor.messages("raw_data"))), "bytes"
     if found != wanted:
         raise _MalformedError(f"{title} of shape {dims} needs {wanted} {unit} and holds {found} {unit}")
+    if typed in ("int64_data", "uint64_data") and any(map(has_index_out_of_range, _whole_numbers(tensor, typed))):
+        raise _MalformedError(f"{title} holds a size or an index beyond 2^31")
     _properties(tensor)
     return name
+
+
+def _whole_numbers(tensor: Message, field: str) -> list[NDArray[np.int64]]:
+    """Values of 64 bits, in the pieces in which the file holds them."""
+    return [np.array(tensor.numbers(field), np.int64), *(np.frombuffer(data, "<i8") for data in tensor.messages("raw_data"))]

@@ -1,6 +1,15 @@
-"""Operators that an exported image network may use; a file with others is refused before an engine reads it."""
+"""Operators and whole numbers that an exported image network may hold; a file with others is refused before an engine reads it."""
 
 from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def has_index_out_of_range(values: NDArray[np.int64]) -> bool:
+    """Report a number that is no size, index or amount of padding: beyond 2^31, but not 2^62 or more, which means "to the end"."""
+    return bool((((values >= 2**31) & (values < 2**62)) | ((values < -(2**31)) & (values > -(2**62)))).any())
+
 
 # Those of ai.onnx without control flow, sequences, strings, randomness and detection.
 # fmt: off

@@ -47,6 +47,8 @@ class OvEngine:
             if is_out_of_memory(error):
                 raise out_of_memory("loading the model into OpenVINO") from error
             raise EngineError(f"OpenVINO {ov.__version__} refuses the model: {first_line(error)}") from error
+        if not self._model.inputs or not self._model.outputs:
+            raise EngineError("the model has no input or no output. Nothing was loaded.")
         self._local = threading.local()
 
     @property

@@ -18,10 +18,10 @@ FORMATS: tuple[Format, ...] = ("onnx", "openvino")
 
 @pytest.mark.parametrize("format_", FORMATS)
 def test_no_mutated_file_that_passes_the_check_harms_the_engine(format_: Format) -> None:
-    found = fuzz(format_, 300 if format_ == "onnx" else 120, seed=0)
+    found = fuzz(format_, 300, seed=0)
     assert [result for result, _ in found.harmful] == []
     # Otherwise the test covers too little.
-    assert found.seen["ran"] > 10 and found.seen["engine refused"] > 10 and found.seen["refused"] > 10
+    assert found.seen["ran"] > 10 and found.seen["engine refused"] > 3 and found.seen["refused"] > 10
 
 
 @pytest.mark.slow
@@ -29,6 +29,8 @@ def test_no_mutated_file_that_passes_the_check_harms_the_engine(format_: Format)
 def test_none_of_20000_mutated_files_that_passes_the_check_harms_the_engine(bundle: Bundle, format_: Format) -> None:
     found = fuzz(format_, 20_000, seed=1, bundle=bundle.path)
     assert [result for result, _ in found.harmful] == []
+    # Errors within the limits, not harm; more of them would mean that the check lets a kind of size through.
+    assert found.seen["out of memory"] <= 20
 
 
 def _operators(graph: onnx.GraphProto) -> list[str]:

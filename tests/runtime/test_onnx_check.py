@@ -289,3 +289,29 @@ def test_graphs_that_do_not_hang_together_are_the_engines_to_refuse(tmp_path: Pa
     dangling = _change(lambda model: model.graph.ClearField("initializer"))
     for model in (cyclic, dangling):
         _refused(model, "ONNX Runtime .* refuses the model")
+
+
+def _padded(*numbers: int, typed: bool) -> onnx.ModelProto:
+    """A padding by constant amounts."""
+    kind, values = TensorProto.INT64, np.array(numbers, np.int64)
+    amounts = helper.make_tensor("amounts", kind, [len(numbers)], numbers) if typed else numpy_helper.from_array(values, "amounts")
+    nodes = [helper.make_node("Pad", ["input", "amounts"], ["wide"]), helper.make_node("MatMul", ["wide", "weight"], ["logits"])]
+
+    def change(model: onnx.ModelProto) -> None:
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        model.graph.initializer.append(amounts)
+
+    return _change(change)
+
+
+@pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
+def test_sizes_and_indices_beyond_2_to_the_31_are_refused(typed: bool) -> None:
+    for number in (2**31, 858_993_459_200, -(2**31) - 1, 2**62 - 1):
+        _refused(_padded(0, 0, number, 0, typed=typed), "'amounts' holds a size or an index beyond 2")
+    for name, value in (("pads", [0, 2**40]), ("axis", -(2**33))):
+        attribute = helper.make_attribute(name, value)
+        _refused(_change(lambda model, it=attribute: model.graph.node[0].attribute.append(it)), f"'{name}' holds a size")  # type: ignore[misc]
+    # An end of a slice that means "to the end", in both directions.
+    check_onnx(_padded(2**63 - 1, -(2**63), 2**31 - 1, -1, typed=typed).SerializeToString())
+    check_onnx(_padded(typed=typed).SerializeToString())
