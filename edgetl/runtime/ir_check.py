@@ -281,8 +281,8 @@ class _Check:
         if kind == "Pad" and port in ("1", "2"):
             right = not amounts[:1].any() and bool((np.abs(amounts) <= MAX_STEP).all())
         elif kind == "Interpolate" and amounts.dtype.kind == "f":
-            whole_batch = len(amounts) != 4 or amounts[0] == 1
-            right = whole_batch and bool(((amounts > 0) & (amounts <= MAX_STEP)).all())
+            factors = amounts.astype(np.float64)
+            right = (len(factors) != 4 or factors[0] == 1) and bool(((factors > 0) & (factors <= MAX_STEP)).all())
         else:
             return
         if not right:

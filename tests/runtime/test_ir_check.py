@@ -5,13 +5,17 @@ from __future__ import annotations
 import random
 import re
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgetl.core.bundle import Bundle
 from edgetl.errors import EngineError
 from edgetl.runtime.engine import load_engine
 from edgetl.runtime.ir_check import check_ir
+from tests.runtime.hostile import as_ir
+from tests.runtime.seeds import convolutional
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +110,9 @@ def test_indices_that_no_tensor_has_are_refused(value: int, refused: bool) -> No
     """Found by mutation: OpenVINO wrote outside its memory for a slice that begins at 2^36, and crashed at a later file."""
     xml = (
         '<net version="11"><layers><layer id="0" name="c" type="Const" version="opset1">'
-        '<data element_type="i64" shape="1" offset="0" size="8"/></layer></layers><edges></edges></net>'
+        '<data element_type="i64" shape="1" offset="0" size="8"/></layer>'
+        '<layer id="1" name="p" type="Parameter" version="opset1"><data shape="1" element_type="f32"/></layer>'
+        '<layer id="2" name="r" type="Result" version="opset1"/></layers><edges></edges></net>'
     )
     if refused:
         _refused(xml, value.to_bytes(8, "little", signed=True), "a constant of indices or sizes above")
@@ -130,3 +136,32 @@ def test_files_of_other_kinds_and_damaged_ones_are_refused(files: tuple[str, byt
     for _ in range(100):
         with pytest.raises(EngineError):
             check_ir(rng.randbytes(500), weights)
+
+
+@pytest.mark.parametrize(
+    ("words", "change"),
+    [
+        ("dilations '-1' is not a whole number", ('dilations="1', 'dilations="-1')),
+        (r"Convolution with dilations \[0, 1\]", ('dilations="1', 'dilations="0')),
+        (r"Convolution with strides \[4096, ", ('strides="2', 'strides="4096')),
+        (r"Interpolate with pads_end \[25, 0, 0, 0\]", ('pads_end="0, 0, 0, 0"', 'pads_end="25, 0, 0, 0"')),
+        ("no layer Result", ('type="Result"', 'type="Identity"')),
+    ],
+)
+def test_steps_that_no_image_network_has_are_refused(tmp_path: Path, words: str, change: tuple[str, str]) -> None:
+    """Found by mutation: OpenVINO wrote outside its memory for a dilation of -1 and for padding in a resize."""
+    xml, weights = as_ir(convolutional(), tmp_path)
+    check_ir(xml, weights)
+    text = xml.decode()
+    assert change[0] in text
+    _refused(text.replace(*change, 1), weights, words)
+
+
+@pytest.mark.parametrize(("name", "values"), [("pads", [61696, 0, 1, 1]), ("pads", [0, 0, 2000, 1]), ("factors", [-2e-25, 1, 2, 2])])
+def test_padding_and_resizing_that_no_image_network_has_are_refused(tmp_path: Path, name: str, values: list[float]) -> None:
+    """OpenVINO crashed at a later file after padding of the batch, and after its resize to nothing."""
+    xml, weights = as_ir(convolutional(), tmp_path)
+    before, kind = ([0, 0, 1, 1], "<i8") if name == "pads" else ([1, 1, 2, 2], "<f4")
+    old, new = (np.array(numbers, kind).tobytes() for numbers in (before, values))
+    assert weights.count(old) == 1
+    _refused(xml, weights.replace(old, new), "a layer (Pad|Interpolate) by ")
