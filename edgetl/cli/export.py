@@ -56,7 +56,7 @@ def export_command(
     ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name (default: the run's).")] = None,
     max_drop: Annotated[float, typer.Option(help="Largest loss of validation accuracy of a quantized variant, 0..1.")] = 0.01,
-    strict: Annotated[bool, typer.Option("--strict", help="Ask --max-drop of the loss's one-sided 95 % bound.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Compare --max-drop with the one-sided 95 % bound of the loss.")] = False,
     num_samples: Annotated[int, typer.Option(help="Training images to calibrate int8 on.")] = 300,
     cpu: Annotated[str, typer.Option(help="here: quantize for this CPU. any: 7-bit weights, safe on x86 without VNNI.")] = "here",
     release: Annotated[int, typer.Option(help="The bundle's release counter; raise it with every shipment.")] = 1,

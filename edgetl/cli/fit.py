@@ -53,7 +53,7 @@ def fit_command(
         str | None, typer.Option(help="Backbones separated by commas (default: all of `edgetl models --offline`).")
     ] = None,
     tries: Annotated[int, typer.Option(help="Train so many of them at most.")] = 3,
-    strategy: Annotated[str, typer.Option(help="Of the training, as in `edgetl train`.")] = "auto",
+    strategy: Annotated[str, typer.Option(help="Fine-tuning strategy, as in `edgetl train`.")] = "auto",
     format_: Annotated[str, typer.Option("--format", help="onnx, openvino, or both.")] = "onnx,openvino",
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8, int8-weights, or several.")] = "fp32,int8",
     include: IncludeOption = None,

@@ -19,7 +19,7 @@ from edgetl.data.folder import check_folder
 def prune_command(
     run: Annotated[Path, typer.Argument(help="The folder that `edgetl train` wrote.")],
     out_: Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.")],
-    share: Annotated[float, typer.Option(help="Of the channels, what is taken out.")] = 0.3,
+    share: Annotated[float, typer.Option(help="Pruning ratio: share of the channels to remove.")] = 0.3,
     data: Annotated[Path | None, typer.Option(help="Where the run's images are now (default: where they were).")] = None,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,

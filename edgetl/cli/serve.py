@@ -22,7 +22,7 @@ def serve_command(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles; each is a model, its name and release as its manifest says.")],
     host: Annotated[str, typer.Option(help="Address to listen on; beyond this machine with a token and TLS, or --insecure.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    variant: Annotated[str | None, typer.Option(help="Of every bundle (default: the first whose engine is installed).")] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of every bundle (default: the first whose engine is installed).")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Worker processes; each loads every bundle.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Requests computed at once in each (default: cores / processes).")] = None,
     batch: Annotated[int, typer.Option(min=0, max=64, help="Images computed together under load; 0 measures whether it pays.")] = 0,

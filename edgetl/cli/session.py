@@ -34,8 +34,10 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the standard output.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Of one inference (default: what its contract says, or every core).")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Chooses splits, folds, batches and augmentation.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", help="Threads of an inference (default: that of the contract, or every core).")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Random seed of splits, folds, batches and augmentation.")]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace --out if it exists; the old one stays until the new one is whole.")
 ]
@@ -43,7 +45,8 @@ WeightsDirOption = Annotated[
     Path | None, typer.Option("--weights-dir", envvar="EDGETL_WEIGHTS", help="A local folder of weights, searched first.")
 ]
 LabelsOption = Annotated[
-    Path | None, typer.Option("--labels", help="A CSV with a column `file`, and one of class names, one for each label, or one of numbers.")
+    Path | None,
+    typer.Option("--labels", help="CSV of labels: a column `file`, and one of class names, one for each label, or one of numbers."),
 ]
 IncludeOption = Annotated[
     list[str] | None,
@@ -57,7 +60,9 @@ LatencyOption = Annotated[float | None, typer.Option("--max-latency-ms", help="L
 LatencyOfOption = Annotated[str, typer.Option("--latency-of", help="whole: from the encoded image to the scores. infer: the network.")]
 SizeOption = Annotated[float | None, typer.Option("--max-size-mb", help="Limit: a variant's files, 10^6 bytes.")]
 MemoryOption = Annotated[float | None, typer.Option("--memory-mb", help="Limit: peak memory of a fresh process at its first answer.")]
-ContractThreadsOption = Annotated[int | None, typer.Option("--threads", help="Of the limits: of one inference (default: one or all).")]
+ContractThreadsOption = Annotated[
+    int | None, typer.Option("--threads", help="Threads of an inference under the limits (default: one or all).")
+]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the libraries log.")]
 
 

@@ -154,7 +154,7 @@ def evaluate_command(
     model: Annotated[Path, typer.Argument(help="A run or a bundle.")],
     data: Annotated[Path, typer.Argument(help="Folder with class folders named like the model's labels, or the images of --labels.")],
     labels: LabelsOption = None,
-    variant: Annotated[str | None, typer.Option(help="Of a bundle, such as openvino-int8 (default: the fastest).")] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of a bundle, such as openvino-int8 (default: the fastest).")] = None,
     every_image: Annotated[bool, typer.Option("--all", help="Also score images that the model was trained or selected on.")] = False,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,

@@ -76,8 +76,10 @@ class TrainConfig(LeanModel):
     mean: Triple | None = _backbone(None, "Three numbers, RGB on 0..1 (default: the backbone's).")
     std: Triple | None = _backbone(None, "Three numbers, RGB on 0..1 (default: the backbone's).")
     crop_pct: float | None = _backbone(None, "Share of the resized image that the crop keeps (default: the backbone's).")
-    interpolation: Interpolation | None = _backbone(None, "bilinear or bicubic (default: the backbone's).")
-    resize: Literal["fused", "two-step"] | None = _backbone(None, "fused (default), or two-step (bit-identical to timm's transform).")
+    interpolation: Interpolation | None = _backbone(None, "Resize filter: bilinear or bicubic (default: the backbone's).")
+    resize: Literal["fused", "two-step"] | None = _backbone(
+        None, "Resize method: fused (default), or two-step (bit-identical to timm's transform)."
+    )
 
     labels: str | None = _images(
         None, "CSV of labels: a column `file`, and one column of class names, one of numbers, or one for each label (above 0: present)."
@@ -97,67 +99,93 @@ class TrainConfig(LeanModel):
     exclude: tuple[str, ...] = _images(
         (), "Glob pattern of files and folders to leave out, such as '*_mask.png' or 'train/old/*'. May be repeated."
     )
-    val: Share = _images(0.15, "Share for validation.")
-    test: Share = _images(0.15, "Share for the test.")
-    views: int = _images(4, "Pictures of each image that the head is fitted on; 1, the evaluation's alone, is the quickest.", ge=1, le=16)
-    augment: Augment = _images("auto", "auto, none, light, medium or strong.")
+    val: Share = _images(0.15, "Share of the images for validation.")
+    test: Share = _images(0.15, "Share of the images for the test.")
+    views: int = _images(
+        4, "Views (crops) of each image that the head is fitted on. 1, the evaluation's view alone, is the fastest.", ge=1, le=16
+    )
+    augment: Augment = _images("auto", "Augmentation: auto, none, light, medium or strong.")
     flip: bool | None = _images(None, "Mirror images (default: unless the classes' names look like digits, letters or sides).")
     intensity: Range = _images(
         "auto",
         "Intensity rule for images of more than 8 bits a channel: auto (bits in use), clip (values above 255 become 255), "
         "scale (their smallest to largest value), percentile (0.5 to 99.5 % of each image), or LOW,HIGH.",
     )
-    seed: int = _images(0, "Chooses splits, folds, batches and augmentation.", ge=0, lt=2**31)
+    seed: int = _images(0, "Random seed of splits, folds, batches and augmentation.", ge=0, lt=2**31)
 
-    recipe: str | None = _training(None, "fastai, or a file NAME.toml: figures instead of the table's; options that are given win.")
-    strategy: Strategy = _training("auto", "auto (by the number of images), probe, partial, full, progressive, scratch or compare.")
-    keep: Literal["all", "best"] = _training("all", "Runs of --strategy compare to keep: all (in OUT.compare), or best.")
-    head: HeadKind = _training("linear", "Of a probe: linear, knn (the nearest training images vote), cosine or mlp (one hidden layer).")
-    features: Features = _training("last", "Of a probe: last, or layers (those of every stage joined).")
-    unfreeze: str | None = _training(None, "What tunes: a share of the stages from the end (0.33), stage4 and all after it, or first.")
-    epochs: int | None = _training(None, "Passes over the images, or auto (default): steps by the number of images.", ge=1)
-    lr: Rate | Literal["auto"] | None = _training(
-        None, "The head's learning rate, or auto: a range test (default: by the number of images)."
+    recipe: str | None = _training(
+        None, "Recipe: fastai, or a file NAME.toml, in place of the default figures. Options on the command line override it."
     )
-    trunk_lr: float | None = _training(None, "The learning rate of the trunk's last stage (default: a share of --lr).", gt=0.0)
-    lr_ratio: float | None = _training(None, "The lowest tuned stage's learning rate relative to --trunk-lr.", gt=0.0, le=1.0)
-    weight_decay: float | None = _training(None, "Of kernels and matrices (AdamW).", ge=0.0)
-    label_smoothing: float | None = _training(None, "Share of the target that is spread over all classes.", ge=0.0, lt=1.0)
-    multilabel_loss: Literal["bce", "asymmetric"] = _training("bce", "bce, or asymmetric (few of many labels hold for an image).")
-    regression_loss: Literal["mse", "huber"] = _training("mse", "mse, or huber (single numbers are far off).")
-    tolerance: float | None = _training(None, "Of regression: an answer this near is right (default: a quarter of the spread).", gt=0.0)
+    strategy: Strategy = _training(
+        "auto", "Fine-tuning strategy: auto (by the number of images), probe, partial, full, progressive, scratch or compare."
+    )
+    keep: Literal["all", "best"] = _training("all", "Runs of --strategy compare to keep: all (in OUT.compare), or best.")
+    head: HeadKind = _training(
+        "linear", "Head of a probe: linear, knn (the nearest training images vote), cosine or mlp (one hidden layer)."
+    )
+    features: Features = _training("last", "Features of a probe: last, or layers (joined features of all stages).")
+    unfreeze: str | None = _training(
+        None, "Layers to fine-tune: a share of the stages from the end (0.33), stage4 (with all after it), or first."
+    )
+    epochs: int | None = _training(None, "Epochs, or auto (default): steps by the number of images.", ge=1)
+    lr: Rate | Literal["auto"] | None = _training(
+        None, "Learning rate of the head, or auto: a range test (default: by the number of images)."
+    )
+    trunk_lr: float | None = _training(None, "Learning rate of the backbone's last stage (default: a share of --lr).", gt=0.0)
+    lr_ratio: float | None = _training(None, "Learning rate of the lowest tuned stage relative to --trunk-lr.", gt=0.0, le=1.0)
+    weight_decay: float | None = _training(None, "Weight decay of kernels and matrices (AdamW).", ge=0.0)
+    label_smoothing: float | None = _training(None, "Label smoothing: share of the target that is spread over all classes.", ge=0.0, lt=1.0)
+    multilabel_loss: Literal["bce", "asymmetric"] = _training(
+        "bce", "Loss of multi-label tasks: bce, or asymmetric (for few of many labels an image)."
+    )
+    regression_loss: Literal["mse", "huber"] = _training("mse", "Loss of regression: mse, or huber (for outliers).")
+    tolerance: float | None = _training(
+        None, "Largest error of a correct prediction in regression (default: a quarter of the spread).", gt=0.0
+    )
     drop_path: float | None = _training(
         None,
-        "Share of residual branches that a step leaves out (default: 0.1 in transformers and ConvNeXt, from 1,000 images on).",
+        "Stochastic depth: share of dropped residual branches (default: 0.1 in transformers and ConvNeXt, from 1,000 images on).",
         ge=0.0,
         lt=1.0,
     )
-    mixup: float | None = _training(None, "Mix pairs of images, in shares from Beta(A, A) (default: only above 20,000 images).", ge=0.0)
+    mixup: float | None = _training(
+        None, "Mixup of pairs of images, in shares from Beta(A, A) (default: only above 20,000 images).", ge=0.0
+    )
     balance: Literal["none", "loss", "sampler"] = _training(
-        "none", "A class counts as much as any other, however few images it has: by its weight in the loss, or by drawing it as often."
+        "none", "Class balance: loss weights rare classes more, sampler draws all classes equally often."
     )
-    batch_size: int = _training(32, "Images a step, and a feature pass.", ge=1, le=4096)
-    patience: int = _training(5, "Validations without a lower loss before training stops; there are 20 in a training.", ge=1)
-    device: Literal["auto", "cpu", "cuda"] = _training("auto", "auto (a GPU where there is one), cpu or cuda.")
-    compile: bool = _training(False, "Compile the training step: minutes at first, quicker steps then; for long trainings.")
+    batch_size: int = _training(32, "Batch size: images of a step, and of a feature pass.", ge=1, le=4096)
+    patience: int = _training(5, "Early stopping: validations without a lower loss before training stops, of 20 in a training.", ge=1)
+    device: Literal["auto", "cpu", "cuda"] = _training("auto", "Device: auto (a GPU if there is one), cpu or cuda.")
+    compile: bool = _training(False, "Compile the training step (torch.compile). Takes minutes at first; for long trainings.")
     workers: int | None = _training(None, "Processes that load images (default: by cores).", ge=0)
-    cache_views: int = _training(4, "Views of each image for which the frozen layers run once, ahead; 0 runs them each step.", ge=0, le=64)
-    cache_gb: float = _training(8.0, "Most that those may take on the disk, GB.", ge=0.0)
-    forgetting: Literal["none", "progressive"] = _guard(
-        "none", "progressive: the old network stays whole, and a new one learns beside it and listens to it (columns; twice the size)."
+    cache_views: int = _training(
+        4, "Activation cache: views of each image for which the frozen layers run once. 0 runs them at each step.", ge=0, le=64
     )
-    l2sp: float = _guard(0.0, "Pull tuned weights towards where they started (0.01 is usual; 0 does not).", ge=0.0)
-    wise: bool = _guard(False, "Mix tuned and starting weights in the share that has the lowest validation loss.")
-    lwf: float = _guard(0.0, "Answer new images for the old classes as before (1 is usual; 0 does not ask).", ge=0.0)
-    ewc: float = _guard(0.0, "Hold weights that mattered to the old task (100 to 1000 is usual; 0 does not).", ge=0.0)
-    replay: str | None = _guard(None, "Mix in images of this run, or of this folder of class folders.")
-    replay_frac: float = _guard(0.25, "Their share of each batch.", gt=0.0, lt=1.0)
-    replay_images: int = _guard(20, "Images of each of their classes that are kept, the most typical ones.", ge=1)
+    cache_gb: float = _training(8.0, "Largest size of the activation cache on the disk, GB.", ge=0.0)
+    forgetting: Literal["none", "progressive"] = _guard(
+        "none", "progressive: keep the old network frozen, and train a new column beside it on its features too. Doubles the size."
+    )
+    l2sp: float = _guard(
+        0.0, "Weight of the L2-SP penalty, which pulls tuned weights towards their start. 0 is off; 0.01 is typical.", ge=0.0
+    )
+    wise: bool = _guard(False, "Interpolate tuned and starting weights (WiSE-FT), with the weight of the lowest validation loss.")
+    lwf: float = _guard(
+        0.0, "Weight of the Learning-without-Forgetting (LwF) loss. Keeps the outputs for the old classes. 0 is off; 1 is typical.", ge=0.0
+    )
+    ewc: float = _guard(
+        0.0, "Weight of the EWC penalty. Keeps weights that matter to the previous task. 0 is off; 100 to 1000 is typical.", ge=0.0
+    )
+    replay: str | None = _guard(None, "Replay: a run, or a folder of class folders, whose images are mixed into the batches.")
+    replay_frac: float = _guard(0.25, "Share of replayed images in each batch.", gt=0.0, lt=1.0)
+    replay_images: int = _guard(20, "Replayed images of each class, the most typical ones.", ge=1)
 
-    teacher: str | None = _training(None, "A run on the same classes, or a backbone, whose answers are learned too (distillation).")
-    teacher_share: float = _training(0.5, "Of the loss that is the teacher's.", gt=0.0, le=1.0)
-    log: Logged | None = _training(None, "csv, tensorboard, mlflow, or several: each validation's figures, written into the run's logs/.")
-    checkpoint_s: float = _training(60.0, "Seconds between two saved states, from which --resume goes on.", gt=0.0)
+    teacher: str | None = _training(
+        None, "Teacher of distillation: a run on the same classes, or a backbone, whose outputs are further targets."
+    )
+    teacher_share: float = _training(0.5, "Share of the distillation loss in the whole loss.", gt=0.0, le=1.0)
+    log: Logged | None = _training(None, "Loggers of the validation figures in the run's logs/: csv, tensorboard, mlflow, or several.")
+    checkpoint_s: float = _training(60.0, "Seconds between two saved states, from which --resume continues.", gt=0.0)
 
     @field_validator("epochs", mode="before")
     @classmethod
