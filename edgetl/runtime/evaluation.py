@@ -100,8 +100,8 @@ def unseen_samples(
     if labels is None and reading.task != "classification":
         wanted = ", ".join(("file", *reading.labels[:5]))
         raise ConfigError(f"this is a {reading.task} model: say what the images hold with --labels FILE.csv (columns {wanted}).")
-    if labels is not None and selection != NO_SELECTION:
-        raise ConfigError("--include and --exclude choose files of class folders, and --labels names its files; remove its rows.")
+    if labels is not None and selection.include:
+        raise ConfigError("--include adds files to class folders, and --labels names its files; add rows to the table.")
     if labels is None:
         folder = scan(data, known_labels=reading.labels, selection=selection, progress=progress)
     elif reading.task == "classification":

@@ -39,8 +39,8 @@ def task_of(config: TrainConfig) -> Task | None:
     task: Task | None = config.task or (None if config.labels else "classification")
     wrong = {
         f"--task {task} needs --labels FILE.csv": task != "classification" and config.labels is None,
-        "--include and --exclude choose files of class folders, and --labels names its files; remove its rows": (
-            config.labels is not None and bool(config.include or config.exclude)
+        "--include adds files to class folders, and --labels names its files; add rows to the table": (
+            config.labels is not None and bool(config.include)
         ),
         "--column needs --labels FILE.csv": config.column is not None and config.labels is None,
     }

@@ -15,7 +15,7 @@ from edgetl.export.package import export_bundle
 from edgetl.runtime.evaluation import evaluate_bundle
 from edgetl.train.config import TrainConfig
 from edgetl.train.evaluation import evaluate_run
-from edgetl.train.tasks import scan_images
+from edgetl.train.tasks import scan_images, task_of
 from edgetl.train.training import train
 from tests.conftest import write_colours
 
@@ -100,3 +100,9 @@ def test_a_run_and_its_card_state_the_groups_or_that_there_are_none(tmp_path: Pa
         line.startswith("- Groups: none were given")
         for line in run_lines(plain.record, plain.record.preprocess, plain.record.validation.score)
     )
+
+
+def test_a_table_takes_exclude_and_refuses_include() -> None:
+    assert task_of(TrainConfig(labels="labels.csv", exclude=("old/*",))) is None
+    with pytest.raises(ConfigError, match=r"--include adds files to class folders.*add rows to the table"):
+        task_of(TrainConfig(labels="labels.csv", include=("*_mask.png",)))
