@@ -146,12 +146,13 @@ class _Check:
 
     def _begin(self, name: str, attributes: dict[str, str]) -> None:
         self._check_place(name)
-        if unknown := attributes.keys() - _ATTRIBUTES.get(name, attributes.keys()):
-            raise _MalformedError(f"the attribute {min(unknown)[:40]!r} of an element {name}")
         self.path, self.text = (*self.path, name), ""
         self.seen.append(set())
         if self.path[:2] == _MODEL_INFO:
+            # Elements are named by the entries of the model's info, such as the converter's option ``input``.
             return
+        if unknown := attributes.keys() - _ATTRIBUTES.get(name, attributes.keys()):
+            raise _MalformedError(f"the attribute {min(unknown)[:40]!r} of an element {name}")
         match name:
             case "net":
                 if attributes.get("version") != VERSION:
