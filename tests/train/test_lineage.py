@@ -140,7 +140,6 @@ def test_forgetting_is_not_measured_on_replayed_or_validation_images(
 def test_a_run_of_an_earlier_release_names_its_own_images_and_reports_that_others_are_unknown(
     parent: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, "edgetl")
     old = tmp_path / "old"
     shutil.copytree(parent.path, old)
     record = json.loads((old / "run.json").read_text())
