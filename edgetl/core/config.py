@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
-from edgetl.core.plain import open_plain
+from edgetl.core.plain import open_plain, read_up_to
 from edgetl.errors import EdgetlError
 
 MAX_JSON_BYTES = 1_000_000
@@ -55,7 +55,7 @@ def read_bytes(path: Path, error: type[EdgetlError], *, max_bytes: int = MAX_JSO
     """
     try:
         with open_plain(path) as file:
-            data = file.read(max_bytes + 1)
+            data = read_up_to(file, max_bytes)
     except OSError as cause:
         raise error(f"cannot read {path}: {cause.strerror}.") from cause
     if len(data) > max_bytes:

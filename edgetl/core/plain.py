@@ -27,6 +27,11 @@ def open_plain(path: Path, *, follow_links: bool = True) -> io.BufferedReader:
     return open(descriptor, "rb")
 
 
+def read_up_to(file: BinaryIO, max_bytes: int) -> bytes:
+    """The bytes of an opened file, and one more than ``max_bytes`` where it has more. A read allocates the size that it is given."""
+    return file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
+
+
 def read_plain(path: Path, *, max_bytes: int | None = None) -> bytes:
     """The bytes of a regular file.
 
@@ -34,7 +39,7 @@ def read_plain(path: Path, *, max_bytes: int | None = None) -> bytes:
         OSError: as ``open_plain``, or it has more than ``max_bytes``.
     """
     with open_plain(path) as file:
-        data = file.read(-1 if max_bytes is None else max_bytes + 1)
+        data = file.read() if max_bytes is None else read_up_to(file, max_bytes)
     if max_bytes is not None and len(data) > max_bytes:
         raise OSError(None, f"larger than {max_bytes:,} bytes", str(path))
     return data

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from edgetl.core.plain import open_plain
+from edgetl.core.plain import open_plain, read_up_to
 from edgetl.errors import DataError
 
 MAX_CSV_BYTES = 200_000_000
@@ -56,7 +56,7 @@ def read_csv(path: Path) -> CsvFile:
     """
     try:
         with open_plain(path) as file:
-            data = file.read(MAX_CSV_BYTES + 1)
+            data = read_up_to(file, MAX_CSV_BYTES)
     except OSError as error:
         raise DataError(f"--labels {path} cannot be read: {error.strerror}. Give a CSV file with a column `file`.") from error
     if len(data) > MAX_CSV_BYTES:
