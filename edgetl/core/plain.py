@@ -27,7 +27,7 @@ def open_plain(path: Path, *, follow_links: bool = True) -> io.BufferedReader:
     return open(descriptor, "rb")
 
 
-def read_up_to(file: BinaryIO, max_bytes: int) -> bytes:
+def read_up_to(file: io.BufferedReader, max_bytes: int) -> bytes:
     """The bytes of an opened file, and one more than ``max_bytes`` where it has more. A read allocates the size that it is given."""
     return file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
 
