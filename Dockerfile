@@ -16,7 +16,7 @@ RUN useradd --create-home --uid 10001 edgetl
 COPY --from=build /wheels /wheels
 # Byte code only of what is used: that of whole libraries would be a sixth of the image. Nothing is written later.
 RUN pip install --no-cache-dir --no-compile "$(ls /wheels/edgetl-*.whl)[onnxruntime,serve]" && rm -rf /wheels \
-    && python -c "import edgetl.cli.app, edgetl.serve.run, edgetl.serve.worker_process, edgetl.runtime.predictor, onnxruntime"
+    && python -c "import edgetl.cli.app, edgetl.serve.run, edgetl.serve.workers.worker_process, edgetl.runtime.predictor, onnxruntime"
 # A number, so that Kubernetes can see that it is not root.
 USER 10001:10001
 WORKDIR /home/edgetl

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from bench import ecosystem, footprint, path, preprocess
 from bench.paths import SHARED
-from edgetl.core.host import fingerprint, load_average, versions
+from edgetl.core.system.host import fingerprint, load_average, versions
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
-from edgetl.train.config import TrainConfig
-from edgetl.train.training import train
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows.compare import train
 
 SUITES = {"preprocess": preprocess.main, "path": path.main, "footprint": footprint.main, "ecosystem": ecosystem.main}
 

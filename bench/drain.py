@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bench.serve import end, start
 from edgetl.core.bundle import open_bundle
-from edgetl.core.host import fingerprint, load_average
+from edgetl.core.system.host import fingerprint, load_average
 
 PORT = 8330
 _GET = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"

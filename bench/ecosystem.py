@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetl.core.images import load_image
+from edgetl.core.images.decode import load_image
 from edgetl.core.preprocess import to_pixels
 from edgetl.export.to_hub import share_run
 from edgetl.runtime.predictor import load

@@ -21,22 +21,22 @@ from numpy.typing import NDArray
 
 from bench.paths import SHARED
 from edgetl.core.bundle import Bundle
-from edgetl.core.host import available_cores, fingerprint, versions
 from edgetl.core.manifest import Variant
 from edgetl.core.progress import Progress
 from edgetl.core.scoring import paired_fall
+from edgetl.core.system.host import available_cores, fingerprint, versions
 from edgetl.data.folder import scan
 from edgetl.data.loading import PixelSet, labels_of, stratified
 from edgetl.errors import AccuracyGateError
 from edgetl.export import package
-from edgetl.export.agreement import answers
 from edgetl.export.config import ExportConfig
+from edgetl.export.context import Workbench, prepare
+from edgetl.export.gate.agreement import answers
 from edgetl.export.package import export_bundle
-from edgetl.export.workbench import Workbench, prepare
 from edgetl.runtime.engine import load_engine
-from edgetl.train.config import TrainConfig
-from edgetl.train.run import Run, open_run
-from edgetl.train.training import train
+from edgetl.train.artifacts.run import Run, open_run
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows.compare import train
 
 DATA_SETS, CLASSES, IMAGES, SEEDS = ("trashnet", "sign-digits"), 5, 10, (0, 1, 2)
 MOST_UNSEEN = 1000

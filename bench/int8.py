@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from edgetl.core.host import fingerprint, load_average, versions
 from edgetl.core.manifest import Manifest
+from edgetl.core.system.host import fingerprint, load_average, versions
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.measure.scenarios import measure_bundle

@@ -23,7 +23,7 @@ from bench.http_fuzz import fuzz, large_requests, slow_uploads, sound_requests
 from bench.memory import family_mb
 from bench.serve import end, start
 from edgetl.core.bundle import open_bundle
-from edgetl.core.host import fingerprint, load_average
+from edgetl.core.system.host import fingerprint, load_average
 
 PORT = 8320
 _EVERY_S = 0.005

@@ -23,14 +23,14 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 from bench.paths import SHARED
-from edgetl.core.host import available_cores, fingerprint
+from edgetl.core.system.host import available_cores, fingerprint
 from edgetl.data.folder import scan
 from edgetl.data.split import Splits, split
-from edgetl.train.activations import Workplace
-from edgetl.train.config import TrainConfig
-from edgetl.train.dataset import default_workers
-from edgetl.train.finetune import choose_device, prepare
-from edgetl.train.tuning import tune
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.inputs.activation_cache import Workplace
+from edgetl.train.inputs.dataset import default_workers
+from edgetl.train.loop.loop import tune
+from edgetl.train.workflows.finetune import choose_device, prepare
 
 BACKBONE = "mobilenetv2_100"
 WARM_SHARE = 0.2

@@ -15,8 +15,8 @@ import numpy as np
 
 from bench.paths import SHARED
 from edgetl.core.results import Evaluation
-from edgetl.train.config import TrainConfig
-from edgetl.train.training import train
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows.compare import train
 
 STRATEGIES = ("probe", "partial", "full")
 SEEDS = 3

@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.memory import family_mb
 from bench.serve import end, photo, press, scripts, start
-from edgetl.core.host import fingerprint, load_average, versions
+from edgetl.core.system.host import fingerprint, load_average, versions
 
 PORT = 8320
 

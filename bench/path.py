@@ -16,7 +16,7 @@ from bench.timing import in_turn
 from edgetl.core.bundle import open_bundle
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.runtime.predictor import load
-from edgetl.train.run import open_run
+from edgetl.train.artifacts.run import open_run
 
 ROUNDS = 500
 # One thread each: with more, the waiting threads of one engine take the cores of the next.

@@ -11,7 +11,7 @@ from bench.timing import in_turn
 from edgetl.core.preprocess import to_pixels
 from edgetl.runtime.evaluation import score
 from edgetl.runtime.predictor import load
-from edgetl.train.run import open_run
+from edgetl.train.artifacts.run import open_run
 
 
 def main(run_path: Path, bundle: Path, shared: Path) -> None:

@@ -16,10 +16,10 @@ import torch
 from bench.paths import SHARED
 from bench.transfer import SETS, probe
 from edgetl.data.folder import scan
-from edgetl.train.config import TrainConfig
-from edgetl.train.embedded import models_folder
-from edgetl.train.pretrain import Places, pretrain
-from edgetl.train.recipe import read_recipe
+from edgetl.pretrain.pretrain import Places, pretrain
+from edgetl.pretrain.recipe import read_recipe
+from edgetl.train.artifacts.sources.embedded import models_folder
+from edgetl.train.config.options import TrainConfig
 
 SEEDS = 2
 # The last is started from another's weights.

@@ -30,7 +30,7 @@ from PIL import Image
 
 from bench.memory import family, family_mb
 from bench.paths import SHARED
-from edgetl.core.host import available_cores, fingerprint, load_average, versions
+from edgetl.core.system.host import available_cores, fingerprint, load_average, versions
 from edgetl.runtime.predictor import load
 
 PHOTO_BYTES = 65_000

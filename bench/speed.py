@@ -21,13 +21,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench.paths import SHARED
 from bench.strategies import BACKBONE
-from edgetl.core.images import load_image
+from edgetl.core.images.decode import load_image
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import stratified
 from edgetl.data.split import Splits
-from edgetl.train.config import TrainConfig
-from edgetl.train.finetune import fine_tune
-from edgetl.train.stages import choose_stages, find_stages
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.networks.stages import choose_stages, find_stages
+from edgetl.train.workflows.finetune import fine_tune
 
 IMAGES, VALIDATION, EPOCHS, BATCH = 600, 300, 20, 32
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from bench.paths import SHARED
 from edgetl.core.preprocess import Side
-from edgetl.train.config import TrainConfig
-from edgetl.train.run import Run
-from edgetl.train.training import train
+from edgetl.train.artifacts.run import Run
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows.compare import train
 
 BACKBONE = f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet"
 OLD, NEW = "pacs/photo", "pacs/sketch"

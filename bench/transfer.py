@@ -24,15 +24,15 @@ from edgetl.core.preprocess import Side
 from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.loading import labels_of, stratified
 from edgetl.data.split import Splits
-from edgetl.train.activations import Workplace
-from edgetl.train.backbones import Backbone, make_trunk
-from edgetl.train.budget import make_plan
-from edgetl.train.config import TrainConfig
-from edgetl.train.embedded import DEFAULT_BACKBONE
-from edgetl.train.features import FeatureExtractor
-from edgetl.train.probe import fit_head
-from edgetl.train.sources import load_backbone
-from edgetl.train.tuning import tune
+from edgetl.train.artifacts.sources.embedded import DEFAULT_BACKBONE
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.plan import make_plan
+from edgetl.train.heads.linear import fit_head
+from edgetl.train.inputs.activation_cache import Workplace
+from edgetl.train.inputs.features import FeatureExtractor
+from edgetl.train.loop.loop import tune
+from edgetl.train.networks.backbone import Backbone, make_trunk
 
 SETS = {"trashnet": "trashnet", "sign-digits": "sign-digits", "pacs/photo": "pacs/photo"}
 SEEDS = range(5)

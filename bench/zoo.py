@@ -20,7 +20,7 @@ from bench.zoo_nets import Architecture, architectures, smallest_of_each_kind
 from bench.zoo_pool import Bounds, sweep
 from bench.zoo_table import Row, Sweep, libraries, read_rows, write_table
 from edgetl.errors import EdgetlError
-from edgetl.export.agreement import MAX_FP32_DIFFERENCE, STRICT_BATCHES
+from edgetl.export.gate.agreement import MAX_FP32_DIFFERENCE, STRICT_BATCHES
 
 TABLE = Path(__file__).parents[1] / "models"
 

@@ -19,12 +19,12 @@ from edgetl.core.manifest import Format
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.tasks import Reading
 from edgetl.errors import BackboneError
-from edgetl.export.agreement import MAX_FP32_DIFFERENCE, STRICT_BATCHES, compare
-from edgetl.export.metadata import model_info, own_info
-from edgetl.export.to_onnx import onnx_properties, to_onnx
-from edgetl.export.to_openvino import read_onnx, save
+from edgetl.export.convert.metadata import model_info, own_info
+from edgetl.export.convert.to_onnx import onnx_properties, to_onnx
+from edgetl.export.convert.to_openvino import read_onnx, save
+from edgetl.export.gate.agreement import MAX_FP32_DIFFERENCE, STRICT_BATCHES, compare
 from edgetl.runtime.engine import load_engine
-from edgetl.train.backbones import find_head, rebuild
+from edgetl.train.networks.backbone import find_head, rebuild
 
 Tell = Callable[[str, Row], None]
 CLASSES = 20

@@ -17,7 +17,7 @@ from timm.models._registry import model_entrypoint
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from edgetl.core.atomic import write_text
+from edgetl.core.files.atomic import write_text
 
 MAX_PARAMETERS = 12_000_000
 # Divisible by 64, so that networks of stride 32 and 64 still have a map at their end.

@@ -11,8 +11,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from edgetl.core.atomic import write_text
 from edgetl.core.config import StrictModel
+from edgetl.core.files.atomic import write_text
 from edgetl.errors import ConfigError
 
 Status = Literal["agrees", "differs", "failed", "not reached"]

@@ -17,10 +17,10 @@ from PIL import Image
 from edgetl.core.bundle import Bundle
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
-from edgetl.train.config import TrainConfig
-from edgetl.train.digits import write_digits
-from edgetl.train.run import Run
-from edgetl.train.training import train
+from edgetl.train.artifacts.run import Run
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.inputs.digits import write_digits
+from edgetl.train.workflows.compare import train
 
 SHARED = Path(os.environ.get("EDGETL_SHARED", Path(__file__).parents[2] / "shared"))
 

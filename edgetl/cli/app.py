@@ -12,9 +12,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from edgetl.cli import bench, demo, device, export, fit, prune, serve, share, soup, train, zoo
+from edgetl.cli.commands import bench, demo, export, fit, prune, serve, share, soup, train
+from edgetl.cli.commands import bundle as device
+from edgetl.cli.commands import models as zoo
 from edgetl.cli.session import Interrupted, err, escape_unencodable, print_error
-from edgetl.core.memory import is_out_of_memory, out_of_memory
+from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import EdgetlError
 from edgetl.runtime.engine import silence_makers
 

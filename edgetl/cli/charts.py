@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetl.core.manifest import Manifest, Rejected, Variant
-from edgetl.core.output import write_picture
+from edgetl.core.output.folders import write_picture
 from edgetl.core.results import Evaluation
 from edgetl.errors import MissingExtraError
 from edgetl.measure.scenarios import LatencyReport
@@ -15,7 +15,7 @@ from edgetl.measure.scenarios import LatencyReport
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from edgetl.train.ranking import Ranking
+    from edgetl.train.config.ranking import Ranking
 
 # Operations of a variant that a picture shows.
 MOST_BARS = 20
@@ -35,7 +35,7 @@ def draw_latency(report: LatencyReport, path: Path) -> None:
 
 def draw_demo(test: Evaluation, report: LatencyReport, accuracies: dict[str, float], path: Path) -> None:
     """The demo's picture: confusion matrix, accuracy of each variant, and time of each stage."""
-    from edgetl.train.report import confusion_axes
+    from edgetl.train.artifacts.plots import confusion_axes
 
     figure = _figure(14.0, 5.2)
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15])

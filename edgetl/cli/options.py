@@ -10,7 +10,7 @@ import typer
 
 from edgetl.cli.session import numbers
 from edgetl.core.config import StrictModel
-from edgetl.train.config import PANEL
+from edgetl.train.config.options import PANEL
 
 Command = TypeVar("Command", bound=Callable[..., None])
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.config import parse_json, read_bytes
+from edgetl.core.files.plain import open_plain
 from edgetl.core.manifest import MANIFEST_NAME, BundleFile, Manifest, Variant, parents_of
-from edgetl.core.plain import open_plain
 from edgetl.errors import BundleError, IntegrityError, RunError
 
 RUN_RECORD_NAME = "run.json"

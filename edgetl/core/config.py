@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
-from edgetl.core.plain import open_plain, read_up_to
+from edgetl.core.files.plain import open_plain, read_up_to
 from edgetl.errors import EdgetlError
 
 MAX_JSON_BYTES = 1_000_000

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from edgetl.core.config import LeanModel, StrictModel
-from edgetl.core.load import HostLoad
+from edgetl.core.system.load import HostLoad
 
 ClauseName = Literal["latency", "size", "memory", "drop"]
 _OPTIONS: dict[ClauseName, str] = {

@@ -13,11 +13,11 @@ from pydantic import AfterValidator, Field, model_validator
 
 from edgetl.core.config import LeanModel, StrictModel
 from edgetl.core.contract import ContractRecord, Outcome
-from edgetl.core.load import HostLoad
+from edgetl.core.files.text import label_problem
 from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.results import Proportion
+from edgetl.core.system.load import HostLoad
 from edgetl.core.tasks import Decision, Reading, Task
-from edgetl.core.text import label_problem
 
 MANIFEST_NAME = "manifest.json"
 

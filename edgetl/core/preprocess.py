@@ -19,8 +19,8 @@ from PIL import Image
 from pydantic import Field
 
 from edgetl.core.config import LeanModel
-from edgetl.core.images import MAX_PIXELS, ImageInput, load_image
-from edgetl.core.intensity import FULL_RANGE, Intensity
+from edgetl.core.images.decode import MAX_PIXELS, ImageInput, load_image
+from edgetl.core.images.intensity import FULL_RANGE, Intensity
 
 CropMode: TypeAlias = Literal["center", "squash", "border"]
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetl.core.answers import describe_truth
-from edgetl.core.intensity import Levels
+from edgetl.core.files.text import label_problem, printable
+from edgetl.core.images.intensity import Levels
+from edgetl.core.metrics import describe_truth
 from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import Reading, Task
-from edgetl.core.text import label_problem, printable
-from edgetl.data.integrity import check_images
+from edgetl.data.content.integrity import check_images
+from edgetl.data.content.masks import find_masks
 from edgetl.data.layout import ClassFolder, find_classes, parts_of
 from edgetl.data.layout import Part as Part
 from edgetl.data.listing import list_images
-from edgetl.data.masks import find_masks
 from edgetl.data.notes import Notes, ScanNote, log_notes
 from edgetl.data.selection import NO_SELECTION, Selection
 from edgetl.errors import DataError

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgetl.core.bundle import RUN_RECORD_NAME
-from edgetl.core.images import EXTENSIONS, FORMATS
+from edgetl.core.files.plain import open_plain
+from edgetl.core.files.text import printable
+from edgetl.core.images.decode import EXTENSIONS, FORMATS
+from edgetl.core.images.signatures import HEADER_BYTES, image_format
 from edgetl.core.manifest import MANIFEST_NAME
-from edgetl.core.plain import open_plain
-from edgetl.core.signatures import HEADER_BYTES, image_format
-from edgetl.core.text import printable
 from edgetl.data.notes import Notes, Reason, log_notes
 from edgetl.data.selection import NO_SELECTION, Selection
 from edgetl.errors import DataError

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.core.host import available_cores
-from edgetl.core.images import load_image
+from edgetl.core.images.decode import load_image
 from edgetl.core.preprocess import PreprocessSpec, normalise, preprocess, to_pixels
+from edgetl.core.system.host import available_cores
 from edgetl.data.folder import Sample
 from edgetl.errors import ConfigError
 

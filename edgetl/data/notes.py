@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, TypeAlias
 from pydantic import Field
 
 from edgetl.core.config import LeanModel
-from edgetl.core.text import printable
+from edgetl.core.files.text import printable
 
 Reason: TypeAlias = Literal[
     "hidden", "system", "edgetl", "excluded", "mask", "unsupported", "other", "unreadable", "loop", "linked", "content", "sibling",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.text import printable
+from edgetl.core.files.text import printable
 from edgetl.data.folder import ImageFolder, Part, Sample
 from edgetl.data.notes import EXAMPLES, ScanNote, log_notes
 from edgetl.errors import ConfigError
@@ -60,7 +60,7 @@ def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float 
     Copies of an image (equal pixels) form one group, which goes into one split. Within a class the groups are ordered by a hash of
     the seed and their content, so that the result depends on neither file names nor order. Every class keeps at least one group in
     train; one with three groups or more has images in all requested splits. Images from a table are dealt by stratum
-    instead (see ``edgetl.data.table``). Where images have groups (``Sample.group``), all images of a group go into one split, and the
+    instead (see ``edgetl.data.table.scan``). Where images have groups (``Sample.group``), all images of a group go into one split, and the
     classes' shares are kept as well as the groups allow. Ready-made parts are kept even if a group is in several.
 
     Args:

@@ -10,40 +10,40 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from edgetl.core.atomic import write_text
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.contract import Clause, Contract, Outcome
-from edgetl.core.images import load_image
-from edgetl.core.load import load_between, read_counters
+from edgetl.core.files.atomic import write_text
+from edgetl.core.images.decode import load_image
 from edgetl.core.manifest import Format, Precision
-from edgetl.core.output import new_folder
+from edgetl.core.output.folders import new_folder
+from edgetl.core.output.recognition import FIT_RECORD_NAME
 from edgetl.core.preprocess import normalise, to_pixels
 from edgetl.core.progress import Progress, silent
-from edgetl.core.recognition import FIT_RECORD_NAME
+from edgetl.core.system.load import load_between, read_counters
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import stratified
 from edgetl.data.notes import ScanNote
 from edgetl.data.selection import Selection
 from edgetl.errors import AccuracyGateError, ConfigError, ContractError, EdgetlError, ExportError
 from edgetl.export.config import ExportConfig
-from edgetl.export.contract import export_under_contract
+from edgetl.export.context import open_files
+from edgetl.export.convert.to_onnx import to_half, to_onnx
+from edgetl.export.convert.to_openvino import read_onnx, save
+from edgetl.export.convert.weights_only import pack_onnx, pack_openvino
 from edgetl.export.package import model_name
-from edgetl.export.quantize_onnx import OnnxQuantizer
-from edgetl.export.quantize_openvino import OpenVinoQuantizer
-from edgetl.export.steps import Step
-from edgetl.export.to_onnx import to_half, to_onnx
-from edgetl.export.to_openvino import read_onnx, save
-from edgetl.export.weights_only import pack_onnx, pack_openvino
-from edgetl.export.workbench import open_files
+from edgetl.export.quantize.attempts import Step
+from edgetl.export.quantize.nncf_quantizer import OpenVinoQuantizer
+from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
+from edgetl.export.under_contract import export_under_contract
 from edgetl.measure.latency import time_calls
-from edgetl.train.backbones import Backbone
-from edgetl.train.config import TrainConfig
-from edgetl.train.paths import training_inputs
-from edgetl.train.rank import RANDOM, rank
-from edgetl.train.ranking import RankConfig, Ranked
-from edgetl.train.sources import load_backbone
-from edgetl.train.training import train
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.paths import training_inputs
+from edgetl.train.config.ranking import RankConfig, Ranked
+from edgetl.train.networks.backbone import Backbone
+from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.rank import RANDOM, rank
 
 # A backbone is left out before training when it misses a limit by this factor even at this share of its input, the smallest that is
 # likely to keep its accuracy.

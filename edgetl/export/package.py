@@ -15,32 +15,32 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.answers import describe_truth, evaluate, scores_of
 from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_prefixes
 from edgetl.core.contract import ContractRecord, Outcome
-from edgetl.core.host import fingerprint, versions
-from edgetl.core.images import load_image
-from edgetl.core.load import HostLoad, load_between, read_counters
+from edgetl.core.images.decode import load_image
 from edgetl.core.manifest import GOLDEN_TOLERANCE, MANIFEST_NAME, Format, Golden, Lineage, Manifest, Precision, Rejected, Variant
-from edgetl.core.output import new_folder
+from edgetl.core.metrics import describe_truth, evaluate, scores_of
+from edgetl.core.output.folders import new_folder
 from edgetl.core.preprocess import preprocess, to_batch
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import images_that_may_change
+from edgetl.core.system.host import fingerprint, versions
+from edgetl.core.system.load import HostLoad, load_between, read_counters
 from edgetl.core.tasks import Reading
 from edgetl.data.folder import Sample
 from edgetl.data.loading import stratified, truth_of
 from edgetl.errors import AccuracyGateError, ExportError, StorageError
-from edgetl.export.agreement import answers
-from edgetl.export.card import write_card
 from edgetl.export.config import ExportConfig
-from edgetl.export.input_form import open_variant, take_pixels
-from edgetl.export.metadata import INPUT_NAME, OUTPUT_NAME
-from edgetl.export.to_onnx import onnx_properties, to_onnx
+from edgetl.export.context import PLAIN_NAME, Workbench, prepare
+from edgetl.export.convert.metadata import INPUT_NAME, OUTPUT_NAME
+from edgetl.export.convert.pixel_input import open_variant, take_pixels
+from edgetl.export.convert.to_onnx import onnx_properties, to_onnx
+from edgetl.export.gate.agreement import answers
+from edgetl.export.model_card import write_card
 from edgetl.export.variants import Made, make
-from edgetl.export.workbench import PLAIN_NAME, Workbench, prepare
 from edgetl.measure.latency import time_calls
 from edgetl.runtime.engine import load_engine
-from edgetl.train.run import Run, open_run, run_inputs
+from edgetl.train.artifacts.run import Run, open_run, run_inputs
 
 GOLDEN_IMAGES = 8
 MAX_GOLDEN_BYTES = 256_000

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from edgetl.core.output import new_folder
+from edgetl.core.output.folders import new_folder
 from edgetl.errors import RunError
-from edgetl.export.card import run_lines
-from edgetl.train.run import TIMM_CONFIG_NAME, WEIGHTS_NAME, Run, RunRecord, open_run
-from edgetl.train.widths import PRUNED
+from edgetl.export.model_card import run_lines
+from edgetl.train.artifacts.run import TIMM_CONFIG_NAME, WEIGHTS_NAME, Run, RunRecord, open_run
+from edgetl.train.networks.pruned import PRUNED
 
 HUB_WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"

@@ -21,8 +21,8 @@ from edgetl.core.manifest import UnlabeledAgreement
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.scoring import softmax
 from edgetl.core.tasks import Reading
+from edgetl.data.content.integrity import check_images
 from edgetl.data.folder import Sample, check_folder
-from edgetl.data.integrity import check_images
 from edgetl.data.listing import list_images
 from edgetl.data.loading import PixelSet, stratified
 from edgetl.data.notes import Notes, log_notes

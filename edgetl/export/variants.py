@@ -13,15 +13,15 @@ import onnx
 from torch import nn
 
 from edgetl.core.manifest import Format, Precision, Rung, Sensitivity
-from edgetl.export.agreement import Logits, Verdict, judge
-from edgetl.export.climb import Ground, climb
-from edgetl.export.quantize_onnx import OnnxQuantizer
-from edgetl.export.quantize_openvino import OpenVinoQuantizer
-from edgetl.export.steps import ladder
-from edgetl.export.to_onnx import to_half
-from edgetl.export.to_openvino import read_onnx, save
-from edgetl.export.weights_only import pack_onnx, pack_openvino
-from edgetl.export.workbench import WATCHED_IMAGES, Workbench, open_files
+from edgetl.export.context import WATCHED_IMAGES, Workbench, open_files
+from edgetl.export.convert.to_onnx import to_half
+from edgetl.export.convert.to_openvino import read_onnx, save
+from edgetl.export.convert.weights_only import pack_onnx, pack_openvino
+from edgetl.export.gate.agreement import Logits, Verdict, judge
+from edgetl.export.quantize.attempts import ladder
+from edgetl.export.quantize.nncf_quantizer import OpenVinoQuantizer
+from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
+from edgetl.export.quantize.search import Ground, climb
 
 # A record is a proof for people, not a log of every operation of a large network.
 MOST_SENSITIVITIES = 60

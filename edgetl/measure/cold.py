@@ -6,7 +6,7 @@ import json
 import sys
 import time
 
-from edgetl.core.portable import peak_memory_bytes
+from edgetl.core.files.portable import peak_memory_bytes
 from edgetl.runtime.predictor import load
 
 

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle, open_bundle
-from edgetl.core.child import child_command, child_environment
 from edgetl.core.config import StrictModel
-from edgetl.core.host import fingerprint, load_average, versions
-from edgetl.core.images import load_image, read_image_file
-from edgetl.core.load import HostLoad, load_between, read_counters
+from edgetl.core.images.decode import load_image, read_image_file
 from edgetl.core.manifest import Variant
 from edgetl.core.progress import Progress, silent
+from edgetl.core.system.child import child_command, child_environment
+from edgetl.core.system.host import fingerprint, load_average, versions
+from edgetl.core.system.load import HostLoad, load_between, read_counters
 from edgetl.errors import ConfigError, EngineError, MissingExtraError
 from edgetl.measure.latency import MIN_CALLS, Percentiles, percentiles
 from edgetl.runtime.engine import default_threads, installed

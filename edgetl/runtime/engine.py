@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle
-from edgetl.core.host import available_cores, versions
 from edgetl.core.manifest import Format, Manifest, Variant
-from edgetl.core.memory import is_out_of_memory, out_of_memory
 from edgetl.core.preprocess import Batch
+from edgetl.core.system.host import available_cores, versions
+from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import BundleError, ConfigError, EngineError, MissingExtraError
 from edgetl.runtime.ports import Ports, check_ports
 from edgetl.runtime.releases import differs

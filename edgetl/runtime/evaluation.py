@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.answers import evaluate
 from edgetl.core.bundle import hash_prefix, open_bundle
 from edgetl.core.config import StrictModel
+from edgetl.core.files.text import printable
+from edgetl.core.metrics import evaluate
 from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
 from edgetl.core.tasks import Reading
-from edgetl.core.text import printable
 from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.loading import batches, pixel_batches, truth_of
 from edgetl.data.notes import ScanNote
 from edgetl.data.selection import NO_SELECTION, Selection
-from edgetl.data.table import Table, scan_table
+from edgetl.data.table.scan import Table, scan_table
 from edgetl.errors import ConfigError, DataError
 from edgetl.runtime.predictor import load
 

@@ -7,8 +7,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
-from edgetl.core.memory import is_out_of_memory, out_of_memory
 from edgetl.core.preprocess import Batch
+from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import EngineError
 from edgetl.runtime.ports import FLOAT32, UINT8, Port, Ports
 from edgetl.runtime.releases import need

@@ -9,8 +9,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from edgetl.core.memory import is_out_of_memory, out_of_memory
 from edgetl.core.preprocess import Batch
+from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import EngineError
 from edgetl.runtime.ports import FLOAT32, UINT8, Port, Ports
 from edgetl.runtime.releases import need

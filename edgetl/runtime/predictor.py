@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.core.answers import predictions
 from edgetl.core.bundle import Bundle, open_bundle
-from edgetl.core.images import ImageInput, load_image
+from edgetl.core.images.decode import ImageInput, load_image
 from edgetl.core.manifest import Variant
+from edgetl.core.metrics import predictions
 from edgetl.core.preprocess import Batch, InputForm, PreprocessSpec, to_batch
 from edgetl.core.results import Prediction
 from edgetl.core.tasks import Decision, Reading, Task
@@ -99,7 +99,7 @@ class Predictor:
         return results
 
     def prepare(self, image: Image.Image) -> Batch:
-        """An upright RGB image (``edgetl.core.images.load_image``) as the network's input: float32 ``[1, 3, H, W]``, or pixels."""
+        """An upright RGB image (``edgetl.core.images.decode.load_image``) as the network's input: float32 ``[1, 3, H, W]``, or pixels."""
         return self._tensor([image])
 
     def logits(self, batch: Batch) -> NDArray[np.float32]:

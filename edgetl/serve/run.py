@@ -19,13 +19,13 @@ from typing import Any
 import uvicorn
 from prometheus_client import Counter
 
-from edgetl.serve.connection import Connection
-from edgetl.serve.gate import Gate, TurnedAway, log_refused
-from edgetl.serve.http import Limits, Server
-from edgetl.serve.listener import accept_last, bind
-from edgetl.serve.models import Models
+from edgetl.serve.connections.connection import Connection
+from edgetl.serve.connections.listener import accept_last, bind
+from edgetl.serve.connections.middleware import Gate, TurnedAway, log_refused
+from edgetl.serve.protocol.models import Models
+from edgetl.serve.routes import Limits, Server
 from edgetl.serve.service import Service, Staff
-from edgetl.serve.worker import Order
+from edgetl.serve.workers.worker import Order
 
 logger = logging.getLogger("edgetl.serve")
 

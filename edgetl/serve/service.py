@@ -15,9 +15,9 @@ from edgetl.errors import BundleError, EdgetlError
 from edgetl.runtime.engine import choose_variant
 from edgetl.runtime.trial import try_variant
 from edgetl.serve.background import spawn
-from edgetl.serve.models import Models
-from edgetl.serve.team import Team
-from edgetl.serve.worker import Order
+from edgetl.serve.protocol.models import Models
+from edgetl.serve.workers.pool import Team
+from edgetl.serve.workers.worker import Order
 
 logger = logging.getLogger("edgetl.serve")
 

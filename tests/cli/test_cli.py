@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from edgetl.core.bundle import Bundle
-from edgetl.train.run import Run
+from edgetl.train.artifacts.run import Run
 from tests.command import edgetl
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, average_precision_score, cohen_kappa_score, f1_score, mean_absolute_error, r2_score
 
-from edgetl.core.answers import describe_truth, evaluate, predictions, scores_of
+from edgetl.core.metrics import describe_truth, evaluate, predictions, scores_of
 from edgetl.core.results import Evaluation
 from edgetl.core.scoring import HOPELESS, average_precision, quadratic_kappa, sigmoid
 from edgetl.core.tasks import Decision, Reading

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.atomic import storage_error, write_bytes, write_text
+from edgetl.core.files.atomic import storage_error, write_bytes, write_text
 from edgetl.errors import StorageError
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.core.images import MAX_FILE_BYTES, load_image
+from edgetl.core.images.decode import MAX_FILE_BYTES, load_image
 from edgetl.errors import ImageError
 from tests.core.deadline import within
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.core.images import ImageInput, content_hash, load_image
+from edgetl.core.images.decode import ImageInput, content_hash, load_image
 from edgetl.errors import ImageError
 
 ORIENTATION = 0x0112

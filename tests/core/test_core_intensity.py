@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from edgetl.core.images import ImageInput, content_hash, examine, load_image
-from edgetl.core.intensity import FULL_RANGE, Intensity, check_choice, resolve_intensity, to_8_bits
+from edgetl.core.images.decode import ImageInput, content_hash, examine, load_image
+from edgetl.core.images.intensity import FULL_RANGE, Intensity, check_choice, resolve_intensity, to_8_bits
 from edgetl.core.preprocess import PreprocessSpec, preprocess
 from edgetl.errors import ConfigError
 from tests.core.test_core_image_files import encode

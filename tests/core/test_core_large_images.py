@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.core import images
-from edgetl.core.images import content_hash, load_image, scale_factor
-from edgetl.core.jpeg import has_several_scans
+from edgetl.core.images import decode as images
+from edgetl.core.images.decode import content_hash, load_image, scale_factor
+from edgetl.core.images.jpeg import has_several_scans
 from edgetl.errors import ImageError
 from tests.core.test_core_image_files import encode, png_header
 from tests.core.test_core_images import exif

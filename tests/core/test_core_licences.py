@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgetl.core.licences import check_policy, freedom, most_restrictive
+from edgetl.core.licenses import check_policy, freedom, most_restrictive
 from edgetl.errors import LicenceError
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.atomic import STAGING_MARK, write_bytes
-from edgetl.core.output import new_folder
-from edgetl.core.recognition import LOCK_MARK, REPLACED_MARK
+from edgetl.core.files.atomic import STAGING_MARK, write_bytes
+from edgetl.core.output.folders import new_folder
+from edgetl.core.output.recognition import LOCK_MARK, REPLACED_MARK
 from edgetl.errors import ConfigError, StorageError
 
 VICTIM = """
 import os, signal, sys
 from pathlib import Path
-from edgetl.core.output import new_folder
+from edgetl.core.output.folders import new_folder
 with new_folder(Path(sys.argv[1]), overwrite=True) as staging:
     (staging / "half.txt").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from edgetl.core.atomic import STAGING_MARK
-from edgetl.core.locks import locked
-from edgetl.core.output import check_output, check_picture, new_folder, remove_side_folder, reserved, write_picture
-from edgetl.core.recognition import LOCK_MARK, REPLACED_MARK, foreign_files
+from edgetl.core.files.atomic import STAGING_MARK
+from edgetl.core.output.folders import check_output, check_picture, new_folder, remove_side_folder, reserved, write_picture
+from edgetl.core.output.locks import locked
+from edgetl.core.output.recognition import LOCK_MARK, REPLACED_MARK, foreign_files
 from edgetl.errors import ConfigError, StorageError
 from tests.core.test_core_output import names, write_own
 
@@ -177,7 +177,7 @@ def test_a_fifo_is_no_place_for_a_folder(tmp_path: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from edgetl.core.output import new_folder
+from edgetl.core.output.folders import new_folder
 with new_folder(Path(sys.argv[1])) as staging:
     (staging / "whole.txt").touch()
     print("ready", flush=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core import portable
-from edgetl.core.atomic import write_bytes
-from edgetl.core.output import new_folder
-from edgetl.core.plain import open_plain, read_plain
+from edgetl.core.files import portable
+from edgetl.core.files.atomic import write_bytes
+from edgetl.core.files.plain import open_plain, read_plain
+from edgetl.core.output.folders import new_folder
 
 # What Windows lacks, removed before edgetl is imported; POSIX calls that mean something else there end the process.
 WITHOUT = """
@@ -36,8 +36,8 @@ def run_without(code: str, folder: Path) -> str:
 def test_folders_files_and_locks_work_without_the_names_of_linux(tmp_path: Path) -> None:
     run_without(
         "from pathlib import Path\n"
-        "from edgetl.core.output import new_folder\n"
-        "from edgetl.core.atomic import write_text\n"
+        "from edgetl.core.output.folders import new_folder\n"
+        "from edgetl.core.files.atomic import write_text\n"
         "with new_folder(Path('out')) as staging: write_text(staging / 'a.txt', 'whole')\n",
         tmp_path,
     )

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
-from edgetl.core import images
-from edgetl.core.images import SERVED_FORMATS, load_image
+from edgetl.core.images import decode as images
+from edgetl.core.images.decode import SERVED_FORMATS, load_image
 from edgetl.errors import ImageError
 from tests.core.test_core_image_files import encode
 from tests.core.test_core_images import ORIENTATION, PICTURE, stored_as

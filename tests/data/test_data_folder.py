@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edgetl.core.images import content_hash, load_image
+from edgetl.core.images.decode import content_hash, load_image
 from edgetl.data.folder import scan
 from edgetl.errors import DataError
 from tests.core.deadline import within

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgetl.data.colors import count_colors
+from edgetl.data.content.colors import count_colors
 from edgetl.data.folder import scan
 from tests.data.conftest import fill
 

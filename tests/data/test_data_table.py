@@ -11,7 +11,7 @@ import pytest
 from edgetl.core.tasks import Task
 from edgetl.data.folder import ImageFolder
 from edgetl.data.split import split
-from edgetl.data.table import LEAST_STRATUM, Table, scan_table
+from edgetl.data.table.scan import LEAST_STRATUM, Table, scan_table
 from edgetl.errors import ConfigError, DataError, EdgetlError
 from tests.data.conftest import put
 

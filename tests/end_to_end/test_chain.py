@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgetl.core.bundle import open_bundle
-from edgetl.train.run import open_run
+from edgetl.train.artifacts.run import open_run
 from tests.command import edgetl
 
 

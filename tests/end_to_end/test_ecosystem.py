@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from edgetl.core.bundle import Bundle
-from edgetl.core.images import load_image
+from edgetl.core.images.decode import load_image
 from edgetl.core.preprocess import to_pixels
 from edgetl.export.to_hub import share_run
 from edgetl.runtime.predictor import load
-from edgetl.train.run import Run
+from edgetl.train.artifacts.run import Run
 from tests.command import edgetl
 from tests.ecosystem import ANSWER, ONNXRUNTIME, OPENVINO, PREPARE, TIMM, TRANSFORMERS, agreement, answers, model_api, pictures
 

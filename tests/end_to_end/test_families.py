@@ -9,8 +9,8 @@ import pytest
 import edgetl
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
-from edgetl.train.config import TrainConfig
-from edgetl.train.training import train
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows.compare import train
 
 FAMILIES = {
     "resnet18": 64,

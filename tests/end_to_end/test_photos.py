@@ -14,7 +14,7 @@ import torch
 import edgetl as library
 from edgetl.core.bundle import Bundle
 from edgetl.core.preprocess import preprocess
-from edgetl.train.run import Run
+from edgetl.train.artifacts.run import Run
 from tests.command import edgetl
 
 pytestmark = pytest.mark.shared

@@ -12,10 +12,10 @@ from edgetl.core.tasks import Reading
 from edgetl.data.folder import scan
 from edgetl.data.loading import PixelSet, batches
 from edgetl.errors import ExportError
-from edgetl.export.agreement import GateSet, Logits, compare, judge
-from edgetl.export.climb import Ground, RefitData, climb, refit_head
 from edgetl.export.config import ExportConfig
-from edgetl.export.steps import FloatHead, Probe, Step, ladder
+from edgetl.export.gate.agreement import GateSet, Logits, compare, judge
+from edgetl.export.quantize.attempts import FloatHead, Probe, Step, ladder
+from edgetl.export.quantize.search import Ground, RefitData, climb, refit_head
 
 SPEC = PreprocessSpec(input_size=(16, 16))
 

@@ -8,23 +8,23 @@ import pytest
 from edgetl.cli.tables import busy_lines
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.contract import Clause, Contract, Outcome
-from edgetl.core.load import HostLoad
 from edgetl.core.manifest import Precision
+from edgetl.core.system.load import HostLoad
 from edgetl.data.folder import scan
 from edgetl.errors import ConfigError, ContractError
 from edgetl.export import package
 from edgetl.export.config import ExportConfig
-from edgetl.export.contract import export_under_contract, on_device
 from edgetl.export.fit import FitConfig, costs, fit
+from edgetl.export.under_contract import export_under_contract, on_device
 from edgetl.measure import scenarios
 from edgetl.measure.scenarios import measure_bundle
 from edgetl.runtime.engine import default_threads
 from edgetl.runtime.predictor import load
 from edgetl.runtime.verify import verify
-from edgetl.train.config import TrainConfig
-from edgetl.train.ranking import RankConfig
-from edgetl.train.run import Run
-from edgetl.train.sources import load_backbone
+from edgetl.train.artifacts.run import Run
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.ranking import RankConfig
 from tests.command import edgetl
 
 CONFIG = ExportConfig(max_drop=0.02, calibration_images=60, gate_images=200)

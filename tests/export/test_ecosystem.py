@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from edgetl.core.bundle import Bundle
-from edgetl.core.images import load_image
+from edgetl.core.images.decode import load_image
 from edgetl.core.preprocess import to_pixels
 from edgetl.runtime.predictor import load
-from edgetl.train.run import Run
+from edgetl.train.artifacts.run import Run
 from tests.ecosystem import ANSWER, ONNXRUNTIME, OPENVINO, PREPARE, TIMM, agreement, answers, model_api, pictures
 
 
@@ -60,7 +60,7 @@ def test_model_api_resizes_small_square_pictures_well_enough_itself(bundle: Bund
 def test_a_files_labels_keep_their_spaces_in_our_own_block() -> None:
     from edgetl.core.preprocess import PreprocessSpec
     from edgetl.core.tasks import Reading
-    from edgetl.export.metadata import model_info, own_info
+    from edgetl.export.convert.metadata import model_info, own_info
 
     reading, spec = Reading(labels=("a cat", "déjà vu")), PreprocessSpec(input_size=(32, 32))
     assert model_info(spec, reading)["labels"] == "a_cat déjà_vu"
@@ -78,7 +78,7 @@ def test_a_files_labels_keep_their_spaces_in_our_own_block() -> None:
 def test_labels_that_model_api_cannot_tell_apart_get_a_number(labels: tuple[str, ...], words: str) -> None:
     from edgetl.core.preprocess import PreprocessSpec
     from edgetl.core.tasks import Reading
-    from edgetl.export.metadata import model_info, own_info
+    from edgetl.export.convert.metadata import model_info, own_info
 
     reading, spec = Reading(labels=labels), PreprocessSpec(input_size=(32, 32))
     assert model_info(spec, reading)["labels"] == words

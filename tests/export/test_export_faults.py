@@ -19,12 +19,12 @@ from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.loading import PixelSet, batches, stratified
 from edgetl.errors import AccuracyGateError, ExportError
 from edgetl.export import package
-from edgetl.export.agreement import STRICT_BATCHES, GateSet, judge, trained_logits
 from edgetl.export.config import ExportConfig
+from edgetl.export.convert.to_onnx import to_onnx
+from edgetl.export.gate.agreement import STRICT_BATCHES, GateSet, judge, trained_logits
 from edgetl.export.package import export_bundle
-from edgetl.export.to_onnx import to_onnx
 from edgetl.runtime.engine import load_engine
-from edgetl.train.run import Run
+from edgetl.train.artifacts.run import Run
 
 IMAGES = 64
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgetl.core.bundle import Bundle
-from edgetl.core.images import load_image
+from edgetl.core.images.decode import load_image
 from edgetl.core.manifest import Manifest
 from edgetl.core.preprocess import PreprocessSpec, normalise, pixels_of, to_pixels
 from edgetl.export.config import ExportConfig
@@ -23,7 +23,7 @@ from edgetl.measure.scenarios import measure_bundle
 from edgetl.runtime.evaluation import evaluate_bundle
 from edgetl.runtime.predictor import load
 from edgetl.runtime.verify import verify
-from edgetl.train.run import Run
+from edgetl.train.artifacts.run import Run
 from tests.command import edgetl
 from tests.ecosystem import agreement, model_api
 

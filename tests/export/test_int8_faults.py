@@ -20,20 +20,20 @@ from edgetl.core.progress import silent
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet
 from edgetl.errors import AccuracyGateError
-from edgetl.export.agreement import judge
 from edgetl.export.config import ExportConfig
+from edgetl.export.context import PLAIN_NAME, Workbench, open_files, prepare
+from edgetl.export.convert.to_onnx import to_onnx
+from edgetl.export.convert.to_openvino import read_onnx, save
+from edgetl.export.gate.agreement import judge
 from edgetl.export.package import export_bundle
-from edgetl.export.quantize_onnx import OnnxQuantizer
-from edgetl.export.quantize_openvino import OpenVinoQuantizer
-from edgetl.export.steps import Step
-from edgetl.export.to_onnx import to_onnx
-from edgetl.export.to_openvino import read_onnx, save
+from edgetl.export.quantize.attempts import Step
+from edgetl.export.quantize.nncf_quantizer import OpenVinoQuantizer
+from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
 from edgetl.export.variants import quantize
-from edgetl.export.workbench import PLAIN_NAME, Workbench, open_files, prepare
 from edgetl.runtime.ov import core
-from edgetl.train.config import TrainConfig
-from edgetl.train.run import Run
-from edgetl.train.training import train
+from edgetl.train.artifacts.run import Run
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows.compare import train
 
 FORMATS: tuple[Format, ...] = ("onnx", "openvino")
 

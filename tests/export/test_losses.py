@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgetl.core.answers import evaluate
 from edgetl.core.bundle import Bundle
 from edgetl.core.manifest import Fall, Manifest
+from edgetl.core.metrics import evaluate
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.scoring import paired_fall
 from edgetl.core.tasks import Reading
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet
-from edgetl.export import agreement
-from edgetl.export.agreement import GateSet, Verdict, judge
 from edgetl.export.config import ExportConfig
-from edgetl.export.losses import answer_entropy, worst_class
+from edgetl.export.gate import agreement
+from edgetl.export.gate.agreement import GateSet, Verdict, judge
+from edgetl.export.gate.degradation import answer_entropy, worst_class
 
 READING = Reading(labels=("a", "b", "c"))
 

@@ -17,11 +17,11 @@ from edgetl.data.loading import PixelSet, stratified
 from edgetl.errors import AccuracyGateError, ConfigError, DataError
 from edgetl.export import package, variants
 from edgetl.export.config import ExportConfig
+from edgetl.export.context import Workbench, prepare
 from edgetl.export.package import export_bundle
-from edgetl.export.steps import Step
-from edgetl.export.workbench import Workbench, prepare
+from edgetl.export.quantize.attempts import Step
 from edgetl.runtime.predictor import load
-from edgetl.train.run import Run
+from edgetl.train.artifacts.run import Run
 
 NAMES = {f"{format_}-{precision}" for format_ in ("onnx", "openvino") for precision in ("fp32", "fp16", "int8")}
 

@@ -11,13 +11,13 @@ from torch import nn
 from edgetl.core.manifest import Format
 from edgetl.data.loading import PixelSet, stratified
 from edgetl.export import variants
-from edgetl.export.agreement import judge
 from edgetl.export.config import ExportConfig
+from edgetl.export.gate.agreement import judge
 from edgetl.export.package import export_bundle
-from edgetl.export.qat import simulate, tune_for_int8
-from edgetl.export.sensitivity import divergence
-from edgetl.export.steps import Step
-from edgetl.train.run import Run
+from edgetl.export.quantize.attempts import Step
+from edgetl.export.quantize.qat import simulate, tune_for_int8
+from edgetl.export.quantize.sensitivity import divergence
+from edgetl.train.artifacts.run import Run
 
 
 def _answers(model: nn.Module, images: PixelSet) -> np.ndarray:

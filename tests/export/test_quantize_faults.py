@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgetl.core.bundle import Bundle
-from edgetl.core.host import has_int8_dot_product
+from edgetl.core.system.host import has_int8_dot_product
 from edgetl.errors import ExportError
-from edgetl.export.quantize_onnx import OnnxQuantizer
-from edgetl.export.quantize_openvino import OpenVinoQuantizer
-from edgetl.export.steps import Step, ladder
-from edgetl.export.to_openvino import read_onnx
+from edgetl.export.convert.to_openvino import read_onnx
+from edgetl.export.quantize.attempts import Step, ladder
+from edgetl.export.quantize.nncf_quantizer import OpenVinoQuantizer
+from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
 from edgetl.runtime.engine import load_engine
 from tests.runtime.hostile import as_ir, end
 

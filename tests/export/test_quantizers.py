@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from edgetl.core.bundle import Bundle
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.loading import PixelSet, stratified
-from edgetl.export.agreement import median_cosine
 from edgetl.export.config import ExportConfig
+from edgetl.export.convert.to_onnx import to_onnx
+from edgetl.export.convert.to_openvino import read_onnx, save
+from edgetl.export.gate.agreement import median_cosine
 from edgetl.export.package import export_bundle
-from edgetl.export.quantize_onnx import OnnxQuantizer
-from edgetl.export.quantize_openvino import OpenVinoQuantizer
-from edgetl.export.steps import Quantizer, Step
-from edgetl.export.to_onnx import to_onnx
-from edgetl.export.to_openvino import read_onnx, save
+from edgetl.export.quantize.attempts import Quantizer, Step
+from edgetl.export.quantize.nncf_quantizer import OpenVinoQuantizer
+from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
 from edgetl.runtime.engine import load_engine
 from edgetl.runtime.predictor import load
-from edgetl.train.run import Run
+from edgetl.train.artifacts.run import Run
 
 
 def _calibration(run: Run, count: int = 60) -> list[NDArray[np.float32]]:
@@ -116,7 +116,7 @@ def test_a_vision_transformers_matrix_products_are_quantized_alone(tmp_path: Pat
 @pytest.mark.slow
 def test_the_accuracy_aware_search_ends_with_a_network_that_answers(bundle: Bundle, run: Run, tmp_path: Path) -> None:
     from edgetl.data.loading import truth_of
-    from edgetl.export.steps import Probe
+    from edgetl.export.quantize.attempts import Probe
 
     images = _unseen(run)
     samples = stratified(run.samples("val"), 64)

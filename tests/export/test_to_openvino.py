@@ -8,7 +8,7 @@ import onnx.helper
 import onnx.numpy_helper
 import pytest
 
-from edgetl.export.to_openvino import read_onnx, save
+from edgetl.export.convert.to_openvino import read_onnx, save
 from edgetl.runtime.engine import load_engine
 
 

@@ -18,11 +18,11 @@ from edgetl.core.tasks import Reading
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import PixelSet, batches
 from edgetl.errors import DataError
-from edgetl.export.agreement import GateSet, answers, judge
 from edgetl.export.config import ExportConfig
+from edgetl.export.gate.agreement import GateSet, answers, judge
 from edgetl.export.package import export_bundle
 from edgetl.export.unlabeled import LEAST_TENSORS, AgreementSet, changed_too_much, choose_images, compare_unlabeled, read_unlabeled
-from edgetl.train.run import Run
+from edgetl.train.artifacts.run import Run
 from tests.conftest import write_colours
 
 SPEC = PreprocessSpec(input_size=(16, 16))

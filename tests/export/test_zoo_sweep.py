@@ -15,7 +15,7 @@ from bench.zoo_nets import Architecture, describe, pictures, randomise, smallest
 from bench.zoo_pool import Bounds, sweep
 from bench.zoo_table import Row, libraries, read_rows, write_table
 from edgetl.errors import ConfigError
-from edgetl.train.backbones import rebuild
+from edgetl.train.networks.backbone import rebuild
 
 TINY = ("test_efficientnet", "test_convnext")
 FAMILIES = (

@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 
 from edgetl.core.bundle import open_bundle
-from edgetl.core.child import child_command, child_environment
 from edgetl.core.manifest import Format
+from edgetl.core.system.child import child_command, child_environment
 from edgetl.errors import EngineError
 from edgetl.runtime.engine import load_engine
 from edgetl.runtime.ir_check import check_ir

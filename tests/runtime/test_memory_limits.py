@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgetl.core.memory import is_out_of_memory, out_of_memory
+from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import EdgetlError, OutOfMemoryError
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits the address space of a process")
@@ -50,14 +50,16 @@ def test_a_command_that_finds_no_memory_for_torch_ends_with_the_code_of_the_erro
 
 def test_a_small_image_takes_no_more_memory_than_it_needs(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((50, 50, 3), np.uint8)).save(tmp_path / "a.png")
-    done = run("import sys; from edgetl.core.images import load_image\nleave(20)\nprint(load_image(sys.argv[1]).size)", tmp_path / "a.png")
+    done = run(
+        "import sys; from edgetl.core.images.decode import load_image\nleave(20)\nprint(load_image(sys.argv[1]).size)", tmp_path / "a.png"
+    )
     assert done.stdout.strip() == "(50, 50)", done.stderr
 
 
 def test_an_image_that_does_not_fit_into_memory_is_not_called_damaged(tmp_path: Path) -> None:
     Image.new("L", (6000, 6000)).save(tmp_path / "large.png")
     done = run(
-        "import sys; from edgetl.core.images import load_image; from edgetl.errors import OutOfMemoryError\nleave(30)\n"
+        "import sys; from edgetl.core.images.decode import load_image; from edgetl.errors import OutOfMemoryError\nleave(30)\n"
         "try: load_image(sys.argv[1])\nexcept OutOfMemoryError as error: print(error)",
         tmp_path / "large.png",
     )

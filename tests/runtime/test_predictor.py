@@ -11,7 +11,7 @@ from PIL import Image
 
 import edgetl
 from edgetl.core.bundle import Bundle
-from edgetl.core.images import ImageInput
+from edgetl.core.images.decode import ImageInput
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BundleError, ConfigError, EngineError, ImageError, IntegrityError
 from edgetl.runtime.engine import load_engine

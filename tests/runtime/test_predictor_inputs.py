@@ -17,7 +17,7 @@ from PIL import Image
 
 import edgetl
 from edgetl.core.bundle import Bundle
-from edgetl.core.intensity import Intensity
+from edgetl.core.images.intensity import Intensity
 from edgetl.core.preprocess import Batch, PreprocessSpec
 from edgetl.errors import BundleError, ImageError
 from edgetl.runtime.predictor import MAX_BATCH

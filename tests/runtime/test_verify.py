@@ -10,7 +10,7 @@ from edgetl.core.bundle import Bundle
 from edgetl.errors import AccuracyGateError, DataError, IntegrityError
 from edgetl.runtime.evaluation import evaluate_bundle
 from edgetl.runtime.verify import verify
-from edgetl.train.run import Run
+from edgetl.train.artifacts.run import Run
 from tests.command import edgetl
 
 

@@ -8,7 +8,7 @@ import pytest
 from edgetl.core.bundle import Bundle
 from edgetl.core.manifest import Rejected
 from edgetl.core.tasks import Decision
-from edgetl.serve.cards import card
+from edgetl.serve.model_cards import card
 
 
 def test_a_card_says_what_is_served_how_good_it_is_and_where_it_comes_from(bundle: Bundle) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from bench.drain import Load
 from edgetl.core.bundle import Bundle
-from edgetl.serve.listener import accept_last, bind
+from edgetl.serve.connections.listener import accept_last, bind
 from tests.command import edgetl
 from tests.serve.serving import Served, free_port, serving, until
 

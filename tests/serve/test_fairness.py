@@ -15,7 +15,7 @@ from starlette.requests import Request
 from bench.http_fuzz import slow_uploads
 from edgetl.core.bundle import Bundle
 from edgetl.errors import RequestError
-from edgetl.serve.body import GRACE_S, MIN_BYTES_PER_S, Bodies
+from edgetl.serve.protocol.body import GRACE_S, MIN_BYTES_PER_S, Bodies
 from tests.serve.serving import Served, serving
 from tests.serve.test_connections import talk
 

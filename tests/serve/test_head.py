@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from edgetl.serve.head import check_head, with_path
-from edgetl.serve.refusal import RefusedError
+from edgetl.serve.connections.head import check_head, with_path
+from edgetl.serve.connections.refusal import RefusedError
 from tests.serve.serving import Served
 from tests.serve.test_connections import GET, talk
 

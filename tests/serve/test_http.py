@@ -21,7 +21,7 @@ import tritonclient.http as triton
 from edgetl.core.bundle import Bundle
 from edgetl.core.preprocess import preprocess
 from edgetl.runtime.predictor import load
-from edgetl.train.run import Run
+from edgetl.train.artifacts.run import Run
 from tests.command import edgetl
 from tests.runtime.hostile import forge
 from tests.serve.serving import free_port, serving

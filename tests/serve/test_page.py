@@ -15,7 +15,7 @@ import pytest
 from edgetl.core.bundle import Bundle
 from edgetl.core.results import Prediction
 from edgetl.runtime.predictor import load
-from edgetl.train.run import Run
+from edgetl.train.artifacts.run import Run
 from tests.serve.serving import serving
 
 api = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright, which is not installed")

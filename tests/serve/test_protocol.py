@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetl.errors import RequestError
-from edgetl.serve.protocol import Answered, Port, read_request, write_answer
+from edgetl.serve.protocol.open_inference import Answered, Port, read_request, write_answer
 
 PORT = Port("input", "FP32", (3, 2, 2))
 LABELS = ("a", "b", "c")

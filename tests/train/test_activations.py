@@ -10,16 +10,16 @@ import torch
 
 from edgetl.data.folder import scan
 from edgetl.data.split import split
-from edgetl.train.activations import Workplace, cache_activations
-from edgetl.train.augment import make_augmentation
-from edgetl.train.backbones import Backbone, find_head, torchvision_model
-from edgetl.train.border import cut
-from edgetl.train.budget import make_plan
-from edgetl.train.config import TrainConfig
-from edgetl.train.sources import load_backbone
-from edgetl.train.stages import choose_stages, find_stages
-from edgetl.train.training import train
-from edgetl.train.tuning import tune
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.plan import make_plan
+from edgetl.train.inputs.activation_cache import Workplace, cache_activations
+from edgetl.train.inputs.augmentation import make_augmentation
+from edgetl.train.loop.loop import tune
+from edgetl.train.networks.backbone import Backbone, find_head, torchvision_model
+from edgetl.train.networks.partition import cut
+from edgetl.train.networks.stages import choose_stages, find_stages
+from edgetl.train.workflows.compare import train
 
 NETWORKS = ("test_resnet", "test_efficientnet", "mobilenetv2_035", "mobilenetv3_small_050", "mobilenetv4_conv_small_035", "test_convnext2")
 

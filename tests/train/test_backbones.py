@@ -10,10 +10,10 @@ import torch
 import torchvision
 
 from edgetl.errors import BackboneError, ConfigError
-from edgetl.train.backbones import find_head, make_trunk
-from edgetl.train.config import TrainConfig
-from edgetl.train.sources import load_backbone
-from edgetl.train.trunk_ov import compile_trunk
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.inputs.openvino_features import compile_trunk
+from edgetl.train.networks.backbone import find_head, make_trunk
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest() -> None:

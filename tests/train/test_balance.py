@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetl.train.config import TrainConfig
-from edgetl.train.dataset import BalancedSampler
-from edgetl.train.training import train
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.inputs.dataset import BalancedSampler
+from edgetl.train.workflows.compare import train
 
 LABELS = [0] * 50 + [1] * 3 + [2] * 17
 SMALL = {

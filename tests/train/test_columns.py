@@ -19,22 +19,22 @@ from edgetl.data.loading import batches
 from edgetl.data.split import Splits, split
 from edgetl.errors import ConfigError, RunError
 from edgetl.export.config import ExportConfig
+from edgetl.export.convert.to_onnx import to_onnx
 from edgetl.export.package import export_bundle
-from edgetl.export.to_onnx import to_onnx
 from edgetl.runtime.engine import load_engine
-from edgetl.train.backbones import find_head, make_trunk
-from edgetl.train.columns import Border, Column, Columns, ColumnsRecord, newest
-from edgetl.train.config import TrainConfig
-from edgetl.train.finetune import prepare
-from edgetl.train.growing import find_borders
-from edgetl.train.regularise import drop_places
-from edgetl.train.run import TIMM_CONFIG_NAME, Run, open_run
-from edgetl.train.soup import make_soup
-from edgetl.train.sources import load_backbone
-from edgetl.train.stages import choose_stages, find_stages
-from edgetl.train.training import train
-from edgetl.train.trunk_ov import compile_trunk
-from edgetl.train.tuning import Tuning
+from edgetl.train.artifacts.run import TIMM_CONFIG_NAME, Run, open_run
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.continual.progressive import find_borders
+from edgetl.train.inputs.openvino_features import compile_trunk
+from edgetl.train.loop.loop import Tuning
+from edgetl.train.networks.backbone import find_head, make_trunk
+from edgetl.train.networks.progressive import Border, Column, Columns, ColumnsRecord, newest
+from edgetl.train.networks.stages import choose_stages, find_stages
+from edgetl.train.networks.stochastic_depth import drop_places
+from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.finetune import prepare
+from edgetl.train.workflows.soup import make_soup
 from tests.command import edgetl
 from tests.conftest import write_colours
 

@@ -13,10 +13,10 @@ import timm
 import torch
 
 from edgetl.errors import BackboneError
-from edgetl.train.compression import compress, stage_maps
-from edgetl.train.pretrain import Places, pretrain
-from edgetl.train.recipe import Recipe
-from edgetl.train.teaching import Lesson, load_teacher
+from edgetl.pretrain.compression import compress, stage_maps
+from edgetl.pretrain.distillation import Lesson, load_teacher
+from edgetl.pretrain.pretrain import Places, pretrain
+from edgetl.pretrain.recipe import Recipe
 
 SIDE = 65
 

@@ -12,15 +12,15 @@ from torchvision.transforms import v2
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.folder import scan
 from edgetl.data.split import Splits, split
-from edgetl.train.augment import make_augmentation
-from edgetl.train.backbones import Backbone
-from edgetl.train.config import Augment, TrainConfig
-from edgetl.train.dataset import training_batches
-from edgetl.train.device_augment import batches_on, divide
-from edgetl.train.finetune import prepare
-from edgetl.train.fitting import fit
-from edgetl.train.stages import choose_stages, find_stages
-from edgetl.train.tuning import Tuning
+from edgetl.train.config.options import Augment, TrainConfig
+from edgetl.train.inputs.augmentation import make_augmentation
+from edgetl.train.inputs.dataset import training_batches
+from edgetl.train.inputs.gpu_augmentation import batches_on, divide
+from edgetl.train.loop.fitting import fit
+from edgetl.train.loop.loop import Tuning
+from edgetl.train.networks.backbone import Backbone
+from edgetl.train.networks.stages import choose_stages, find_stages
+from edgetl.train.workflows.finetune import prepare
 
 SPEC = PreprocessSpec(input_size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgetl.train.config import TrainConfig
-from edgetl.train.estimate import estimate
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows.estimate import estimate
 from tests.command import edgetl
 
 SMALL = ("--backbone", "edgetl_small", "--input-size", "64", "--views", 1)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from edgetl.train.head_fit import choose_votes
-from edgetl.train.probe import RIDGE_PENALTIES, fit_head, fit_value_head
+from edgetl.train.heads.fit import choose_votes
+from edgetl.train.heads.linear import RIDGE_PENALTIES, fit_head, fit_value_head
 
 
 def bursts(groups: int, size: int, *, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:

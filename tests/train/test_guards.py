@@ -16,19 +16,19 @@ from torch import nn
 from edgetl.data.folder import scan
 from edgetl.data.split import split
 from edgetl.errors import ConfigError
-from edgetl.train.activations import Workplace
-from edgetl.train.budget import make_plan
-from edgetl.train.config import TrainConfig
-from edgetl.train.dataset import StepSampler
-from edgetl.train.finetune import prepare
-from edgetl.train.fisher import measure_fisher
-from edgetl.train.guards import Elastic, OldAnswers
-from edgetl.train.old_task import OldTask, find_old_task
-from edgetl.train.protection import protect
-from edgetl.train.replay import UNLABELLED, herd, replayed
-from edgetl.train.run import FISHER_NAME, Run
-from edgetl.train.sources import load_backbone
-from edgetl.train.training import train
+from edgetl.train.artifacts.run import FISHER_NAME, Run
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.plan import make_plan
+from edgetl.train.continual.ewc import measure_fisher
+from edgetl.train.continual.lwf import Elastic, OldAnswers
+from edgetl.train.continual.prepare import protect
+from edgetl.train.continual.previous_task import OldTask, find_old_task
+from edgetl.train.continual.replay import UNLABELLED, herd, replayed
+from edgetl.train.inputs.activation_cache import Workplace
+from edgetl.train.inputs.dataset import StepSampler
+from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.finetune import prepare
 from tests.command import edgetl
 from tests.conftest import write_colours
 
@@ -208,7 +208,7 @@ def test_each_batch_holds_replayed_images_and_is_the_same_after_a_resumption() -
 
 
 def test_replayed_images_are_labelled_as_new_old_or_no_class(parent: Run, inverted: Path, shapes: Path, tmp_path: Path) -> None:
-    from edgetl.train.features import FeatureExtractor
+    from edgetl.train.inputs.features import FeatureExtractor
 
     config = _config(backbone=str(parent.path), replay=str(parent.path), replay_images=3)
     backbone = load_backbone(config, 2)

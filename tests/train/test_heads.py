@@ -20,20 +20,20 @@ from edgetl.errors import ConfigError, RunError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.runtime.predictor import load
-from edgetl.train.activations import Workplace
-from edgetl.train.backbones import make_trunk
-from edgetl.train.budget import make_plan
-from edgetl.train.config import TrainConfig
-from edgetl.train.head_fit import MAX_BANK, FittedHead, Rows, fit_other_head, give_head
-from edgetl.train.heads import LEAST_WEIGHT, HeadedNetwork, HeadSpec, Neighbours, plain_state
-from edgetl.train.layers import LayersTrunk
-from edgetl.train.probe import fit_head
-from edgetl.train.run import Run, open_run
-from edgetl.train.soup import make_soup
-from edgetl.train.sources import load_backbone
-from edgetl.train.tasks import scan_images
-from edgetl.train.training import train
-from edgetl.train.tutoring import find_tutor
+from edgetl.train.artifacts.run import Run, open_run
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.plan import make_plan
+from edgetl.train.config.tasks import scan_images
+from edgetl.train.continual.teacher import find_tutor
+from edgetl.train.heads.fit import MAX_BANK, FittedHead, Rows, fit_other_head, give_head
+from edgetl.train.heads.linear import fit_head
+from edgetl.train.heads.modules import LEAST_WEIGHT, HeadedNetwork, HeadSpec, Neighbours, plain_state
+from edgetl.train.heads.multi_stage import LayersTrunk
+from edgetl.train.inputs.activation_cache import Workplace
+from edgetl.train.networks.backbone import make_trunk
+from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.soup import make_soup
 from tests.conftest import write_colours, write_squares
 
 SMALL = {"input_size": (48, 48), "crop_pct": 1.0, "views": 1, "strategy": "probe", "workers": 0}

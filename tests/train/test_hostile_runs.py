@@ -21,13 +21,13 @@ from edgetl.errors import BackboneError, EdgetlError, RunError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.export.to_hub import share_run
-from edgetl.train.config import TrainConfig
-from edgetl.train.evaluation import evaluate_run
-from edgetl.train.pruning import prune_run
-from edgetl.train.run import open_run
-from edgetl.train.soup import make_soup
-from edgetl.train.sources import load_backbone
-from edgetl.train.training import train
+from edgetl.train.artifacts.run import open_run
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.evaluate import evaluate_run
+from edgetl.train.workflows.prune import prune_run
+from edgetl.train.workflows.soup import make_soup
 from tests.conftest import write_colours
 
 Json = dict[str, Any]

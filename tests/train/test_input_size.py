@@ -15,10 +15,10 @@ from edgetl.errors import ConfigError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.runtime.predictor import load
-from edgetl.train.config import TrainConfig
-from edgetl.train.run import Run, open_run
-from edgetl.train.sources import load_backbone
-from edgetl.train.training import train
+from edgetl.train.artifacts.run import Run, open_run
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows.compare import train
 from tests.conftest import write_colours
 
 SMALL_SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]}

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from edgetl.core.intensity import FULL_RANGE, Intensity
-from edgetl.train.config import TrainConfig
-from edgetl.train.training import train
+from edgetl.core.images.intensity import FULL_RANGE, Intensity
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows.compare import train
 
 
 def _twelve_bits(root: Path) -> Path:

@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from edgetl.cli.train import show_run
+from edgetl.cli.commands.train import show_run
 from edgetl.core.bundle import hash_prefix
 from edgetl.core.results import ClassForgetting, Forgetting
 from edgetl.data.folder import ImageFolder, Sample
 from edgetl.data.split import Splits
 from edgetl.errors import DataError
-from edgetl.train.config import TrainConfig
-from edgetl.train.evaluation import evaluate_run
-from edgetl.train.lineage import parent_runs, seen_by_ancestors, without_seen
-from edgetl.train.pruning import prune_run
-from edgetl.train.run import Run, open_run
-from edgetl.train.seen_images import SELECTED_NAME, TRAINED_NAME, SeenImages
-from edgetl.train.soup import make_soup
-from edgetl.train.training import train
+from edgetl.train.artifacts.run import Run, open_run
+from edgetl.train.artifacts.seen_images import SELECTED_NAME, TRAINED_NAME, SeenImages
+from edgetl.train.artifacts.sources.lineage import parent_runs, seen_by_ancestors, without_seen
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.evaluate import evaluate_run
+from edgetl.train.workflows.prune import prune_run
+from edgetl.train.workflows.soup import make_soup
 from tests.conftest import write_colours
 
 

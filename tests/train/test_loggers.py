@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from edgetl.cli.train import build_config
+from edgetl.cli.commands.train import build_config
 from edgetl.errors import ConfigError, MissingExtraError
-from edgetl.train.config import TrainConfig
-from edgetl.train.fitting import warm_cosine
-from edgetl.train.run import Run
-from edgetl.train.training import train
+from edgetl.train.artifacts.run import Run
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.loop.fitting import warm_cosine
+from edgetl.train.workflows.compare import train
 
 SMALL = {
     "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 8, "pretrained": False,

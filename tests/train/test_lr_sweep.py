@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from edgetl.cli.train import build_config
+from edgetl.cli.commands.train import build_config
 from edgetl.core.progress import silent
 from edgetl.data.folder import scan
 from edgetl.data.split import split
 from edgetl.errors import ConfigError
-from edgetl.train.budget import make_plan
-from edgetl.train.config import TrainConfig
-from edgetl.train.dataset import training_batches
-from edgetl.train.lr_sweep import HIGHEST, LOWEST, STEPS, choose_rate, sweep_rates, with_sweep
-from edgetl.train.sources import load_backbone
-from edgetl.train.stages import choose_stages, find_stages
-from edgetl.train.training import train
-from edgetl.train.tuning import Tuning
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.plan import make_plan
+from edgetl.train.inputs.dataset import training_batches
+from edgetl.train.loop.loop import Tuning
+from edgetl.train.loop.lr_finder import HIGHEST, LOWEST, STEPS, choose_rate, sweep_rates, with_sweep
+from edgetl.train.networks.stages import choose_stages, find_stages
+from edgetl.train.workflows.compare import train
 
 SMALL = {
     "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 8, "pretrained": False,

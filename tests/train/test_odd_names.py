@@ -15,12 +15,12 @@ from edgetl.core.config import parse_json
 from edgetl.errors import RunError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
-from edgetl.train.config import TrainConfig
-from edgetl.train.estimate import estimate
-from edgetl.train.evaluation import evaluate_run
-from edgetl.train.run import Run, open_run
-from edgetl.train.splits_record import SplitEntry, SplitsRecord
-from edgetl.train.training import train
+from edgetl.train.artifacts.run import Run, open_run
+from edgetl.train.artifacts.splits_record import SplitEntry, SplitsRecord
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.estimate import estimate
+from edgetl.train.workflows.evaluate import evaluate_run
 from tests.command import edgetl
 from tests.conftest import write_colours
 

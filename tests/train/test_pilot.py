@@ -12,10 +12,10 @@ from PIL import Image
 from edgetl.data.folder import scan
 from edgetl.data.split import split
 from edgetl.errors import ConfigError
-from edgetl.train import pilot
-from edgetl.train.config import TrainConfig
-from edgetl.train.pilot import LEAST_GAIN, gain_of_pretraining, wants_pilot
-from edgetl.train.training import train
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows import pilot
+from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.pilot import LEAST_GAIN, gain_of_pretraining, wants_pilot
 from tests.conftest import write_colours
 
 # The embedded backbone on tiny pictures.

@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 
 from edgetl.errors import BackboneError, ConfigError, DataError, StorageError
-from edgetl.train.embedded import Pretrained
-from edgetl.train.fractals import draw_fractals
-from edgetl.train.pictures import Views, count_labels, load_pools
-from edgetl.train.pretrain import CHECKPOINT_NAME, Places, pretrain
-from edgetl.train.recipe import Losses, Pictures, Recipe, read_recipe
+from edgetl.pretrain.fractals import draw_fractals
+from edgetl.pretrain.images import Views, count_labels, load_pools
+from edgetl.pretrain.pretrain import CHECKPOINT_NAME, Places, pretrain
+from edgetl.pretrain.recipe import Losses, Pictures, Recipe, read_recipe
+from edgetl.train.artifacts.sources.embedded import Pretrained
 from tests.conftest import write_colours
 
 RECIPE = """
@@ -82,8 +82,8 @@ def _pretrain(places: Path, out: Path, **changes: object) -> Pretrained:
 def test_a_killed_pretraining_goes_on_and_ends_with_the_same_weights(places: Path, tmp_path: Path) -> None:
     whole = _pretrain(places, tmp_path / "whole")
     child = (
-        "import sys; from pathlib import Path; from edgetl.train.pretrain import Places, pretrain; "
-        "from edgetl.train.recipe import read_recipe; root, out = map(Path, sys.argv[1:]); "
+        "import sys; from pathlib import Path; from edgetl.pretrain.pretrain import Places, pretrain; "
+        "from edgetl.pretrain.recipe import read_recipe; root, out = map(Path, sys.argv[1:]); "
         "pretrain(read_recipe(root / 'tiny.toml'), Places(out=out, data=root, weights=root), checkpoint_steps=7, "
         "progress=lambda stage, done, total: print(done, flush=True) if stage == 'pretraining' else None)"
     )
@@ -117,7 +117,7 @@ def test_the_weights_are_half_precision_and_fit_the_architecture(places: Path, t
 def test_training_lowers_the_loss(places: Path, tmp_path: Path) -> None:
     recipe = read_recipe(places / "tiny.toml").model_copy(update={"teacher": None, "losses": Losses(labels=1.0), "steps": 60})
     losses: list[float] = []
-    from edgetl.train.teaching import Distillation
+    from edgetl.pretrain.distillation import Distillation
 
     step = Distillation.training_step
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from edgetl.train.probe import PENALTIES, fit_head
+from edgetl.train.heads.linear import PENALTIES, fit_head
 
 
 def _clusters(n: int, classes: int, *, seed: int = 0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

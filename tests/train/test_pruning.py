@@ -8,12 +8,12 @@ import torch
 from edgetl.core.manifest import describe_parent
 from edgetl.errors import ConfigError, RunError
 from edgetl.export.to_hub import share_run
-from edgetl.train.backbones import rebuild
-from edgetl.train.config import TrainConfig
-from edgetl.train.pruning import prune_run
-from edgetl.train.run import Run, open_run
-from edgetl.train.training import train
-from edgetl.train.widths import PRUNED, widths_of
+from edgetl.train.artifacts.run import Run, open_run
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.networks.backbone import rebuild
+from edgetl.train.networks.pruned import PRUNED, widths_of
+from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.prune import prune_run
 
 
 def test_a_pruned_network_is_smaller_loads_again_and_learns_again(run: Run, digits: Path, tmp_path: Path) -> None:

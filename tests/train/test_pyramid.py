@@ -13,13 +13,13 @@ from edgetl.core.manifest import describe_parent
 from edgetl.errors import BackboneError, LicenceError, RunError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
-from edgetl.train.config import TrainConfig
-from edgetl.train.embedded import DEFAULT_BACKBONE, embedded_names, read_embedded
-from edgetl.train.mirror import sha256_of
-from edgetl.train.recipe import read_recipe
-from edgetl.train.run import Run
-from edgetl.train.sources import load_backbone
-from edgetl.train.training import train
+from edgetl.pretrain.recipe import read_recipe
+from edgetl.train.artifacts.run import Run
+from edgetl.train.artifacts.sources.embedded import DEFAULT_BACKBONE, embedded_names, read_embedded
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.artifacts.sources.weights_folder import sha256_of
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows.compare import train
 from tests.command import edgetl
 from tests.conftest import write_colours
 

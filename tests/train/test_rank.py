@@ -11,11 +11,11 @@ import torch
 from scipy.stats import weightedtau
 
 from edgetl.errors import ConfigError, DataError
-from edgetl.train.config import TrainConfig
-from edgetl.train.embedded import DEFAULT_BACKBONE
-from edgetl.train.rank import rank
-from edgetl.train.ranking import RankConfig, Ranking
-from edgetl.train.training import train
+from edgetl.train.artifacts.sources.embedded import DEFAULT_BACKBONE
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.ranking import RankConfig, Ranking
+from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.rank import rank
 from tests.command import edgetl
 from tests.conftest import write_colours
 

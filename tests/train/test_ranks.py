@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.train.run import open_run
+from edgetl.train.artifacts.run import open_run
 from tests.command import edgetl
 from tests.conftest import write_colours
 

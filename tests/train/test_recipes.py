@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from edgetl.errors import ConfigError
-from edgetl.train.backbones import Backbone
-from edgetl.train.budget import Plan, make_plan
-from edgetl.train.config import TrainConfig
-from edgetl.train.estimate import estimate
-from edgetl.train.schedules import one_cycle, rate_factor
-from edgetl.train.sources import load_backbone
-from edgetl.train.stages import choose_stages, find_stages
-from edgetl.train.training import train
-from edgetl.train.tuning import Tuning, parameter_groups
-from edgetl.train.tuning_recipe import builtin_recipes, read_tuning_recipe
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.plan import Plan, make_plan
+from edgetl.train.config.recipe import builtin_recipes, read_tuning_recipe
+from edgetl.train.loop.loop import Tuning, parameter_groups
+from edgetl.train.loop.optimizer import one_cycle, rate_factor
+from edgetl.train.networks.backbone import Backbone
+from edgetl.train.networks.stages import choose_stages, find_stages
+from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.estimate import estimate
 from tests.command import edgetl
 
 SMALL = {"backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 8}

@@ -12,13 +12,13 @@ from timm.layers import DropPath
 from torch import nn
 
 from edgetl.errors import ConfigError
-from edgetl.train.backbones import find_head, torchvision_model
-from edgetl.train.border import cut
-from edgetl.train.budget import make_plan
-from edgetl.train.config import TrainConfig
-from edgetl.train.regularise import drop_places, dropping_paths, mix
-from edgetl.train.stages import choose_stages, find_stages
-from edgetl.train.training import train
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.plan import make_plan
+from edgetl.train.networks.backbone import find_head, torchvision_model
+from edgetl.train.networks.partition import cut
+from edgetl.train.networks.stages import choose_stages, find_stages
+from edgetl.train.networks.stochastic_depth import drop_places, dropping_paths, mix
+from edgetl.train.workflows.compare import train
 
 SMALL = {
     "backbone": "test_convnext2", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 8, "pretrained": False,

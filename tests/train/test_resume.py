@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from edgetl.errors import CancelledError, ConfigError, StoppedError
-from edgetl.train.config import TrainConfig
-from edgetl.train.resume import describe_saved, find_job, resume_command
-from edgetl.train.run import open_run
-from edgetl.train.training import train
+from edgetl.train.artifacts.run import open_run
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.loop.resume import describe_saved, find_job, resume_command
+from edgetl.train.workflows.compare import train
 from tests.command import edgetl
 
 SMALL: dict[str, Any] = {

@@ -9,17 +9,17 @@ import pytest
 import timm
 import torch
 
-from edgetl.core.atomic import STAGING_MARK
 from edgetl.core.bundle import Bundle
+from edgetl.core.files.atomic import STAGING_MARK
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.folder import scan
 from edgetl.errors import ConfigError, DataError, RunError
-from edgetl.train.augment import make_augmentation, mirrors_well
-from edgetl.train.config import TrainConfig
-from edgetl.train.dataset import ImageDataset
-from edgetl.train.evaluation import evaluate_run
-from edgetl.train.run import Run, open_run
-from edgetl.train.training import train
+from edgetl.train.artifacts.run import Run, open_run
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
+from edgetl.train.inputs.dataset import ImageDataset
+from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.evaluate import evaluate_run
 
 
 def test_a_run_holds_what_it_promises(run: Run) -> None:

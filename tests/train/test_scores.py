@@ -8,7 +8,7 @@ from scipy.stats import multivariate_normal
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
-from edgetl.train import scores
+from edgetl.train.heads import transferability as scores
 
 
 def _example(n: int, d: int, *, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from edgetl.errors import ConfigError, DataError, StorageError, TrainingError
-from edgetl.train.config import TrainConfig
-from edgetl.train.training import train
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows.compare import train
 from tests.command import edgetl
 from tests.conftest import write_colours
 

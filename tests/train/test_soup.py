@@ -13,10 +13,10 @@ import torch
 from edgetl.core.bundle import open_bundle
 from edgetl.data.loading import batches, stratified
 from edgetl.errors import RunError
-from edgetl.train.config import TrainConfig
-from edgetl.train.run import Run, open_run
-from edgetl.train.soup import average, make_soup
-from edgetl.train.training import train
+from edgetl.train.artifacts.run import Run, open_run
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.soup import average, make_soup
 from tests.command import edgetl
 from tests.conftest import write_colours
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from edgetl.errors import ConfigError
-from edgetl.export.card import run_lines
 from edgetl.export.config import ExportConfig
+from edgetl.export.model_card import run_lines
 from edgetl.export.package import export_bundle
 from edgetl.runtime.evaluation import evaluate_bundle
-from edgetl.train.config import TrainConfig
-from edgetl.train.evaluation import evaluate_run
-from edgetl.train.tasks import scan_images, task_of
-from edgetl.train.training import train
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.tasks import scan_images, task_of
+from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.evaluate import evaluate_run
 from tests.conftest import write_colours
 
 COLORS = ("blue", "green", "red")

@@ -14,19 +14,19 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import f1_score
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
-from edgetl.core.answers import evaluate
+from edgetl.core.metrics import evaluate
 from edgetl.core.scoring import sigmoid
 from edgetl.data.folder import scan
 from edgetl.data.loading import PixelSet, truth_of
 from edgetl.data.split import split
 from edgetl.errors import ConfigError, DataError, StoppedError
-from edgetl.train.config import TrainConfig
-from edgetl.train.evaluation import evaluate_run
-from edgetl.train.finetune import fine_tune
-from edgetl.train.objectives import Labels, Numbers, asymmetric_loss, presence_weights
-from edgetl.train.probe import RIDGE_PENALTIES, fit_label_heads, fit_value_head
-from edgetl.train.tasks import choose_thresholds, fold_scale, scan_images, task_of
-from edgetl.train.training import train
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.tasks import choose_thresholds, fold_scale, scan_images, task_of
+from edgetl.train.heads.linear import RIDGE_PENALTIES, fit_label_heads, fit_value_head
+from edgetl.train.loop.losses import Labels, Numbers, asymmetric_loss, presence_weights
+from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.evaluate import evaluate_run
+from edgetl.train.workflows.finetune import fine_tune
 from tests.train.test_tuning import SMALL
 
 COLOURS = "red,green,blue"
@@ -154,7 +154,7 @@ def test_numbers_come_in_their_own_unit(squares: Path, tmp_path: Path) -> None:
     run = train(squares / "images", wanted, tmp_path / "run")
     record = run.record
     samples = run.samples("test")
-    from edgetl.export.agreement import trained_logits
+    from edgetl.export.gate.agreement import trained_logits
 
     outputs = trained_logits(run.load_model(), PixelSet(samples, record.preprocess))
     assert record.test is not None and record.test.regression is not None

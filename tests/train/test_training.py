@@ -15,10 +15,10 @@ from torch import nn
 from edgetl.core.preprocess import PreprocessSpec, preprocess
 from edgetl.core.results import wilson
 from edgetl.errors import ConfigError, LicenceError
-from edgetl.train.config import TrainConfig
-from edgetl.train.run import Compared, Run, open_run
-from edgetl.train.training import choose, train
-from edgetl.train.tutoring import TEMPERATURE, Tutor, distillation
+from edgetl.train.artifacts.run import Compared, Run, open_run
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.continual.teacher import TEMPERATURE, Tutor, distillation
+from edgetl.train.workflows.compare import choose, train
 from tests.command import edgetl
 from tests.conftest import write_colours
 

@@ -9,22 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.recognition import foreign_files
+from edgetl.core.output.recognition import foreign_files
 from edgetl.errors import BackboneError, ConfigError, DataError, EdgetlError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.export.to_hub import share_run
-from edgetl.train.checkpoints import Checkpoints
-from edgetl.train.config import TrainConfig
-from edgetl.train.mirror import sha256_of
-from edgetl.train.pretrain import Places, pretrain
-from edgetl.train.pruning import prune_run
-from edgetl.train.recipe import read_recipe
-from edgetl.train.resume import Job
-from edgetl.train.run import Run
-from edgetl.train.training import train
-from edgetl.train.tuning_recipe import read_tuning_recipe
-from edgetl.train.weights import load_tensors
+from edgetl.pretrain.pretrain import Places, pretrain
+from edgetl.pretrain.recipe import read_recipe
+from edgetl.train.artifacts.run import Run
+from edgetl.train.artifacts.sources.weights import load_tensors
+from edgetl.train.artifacts.sources.weights_folder import sha256_of
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.recipe import read_tuning_recipe
+from edgetl.train.loop.checkpoints import Checkpoints
+from edgetl.train.loop.resume import Job
+from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.prune import prune_run
 
 
 def tree(root: Path) -> dict[Path, bytes]:

@@ -21,20 +21,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgetl.data.folder import scan
 from edgetl.data.split import split
 from edgetl.errors import ConfigError, StoppedError, TrainingError
-from edgetl.train.activations import Workplace
-from edgetl.train.backbones import Backbone, find_head
-from edgetl.train.budget import Plan, choose_strategy, make_plan
-from edgetl.train.checkpoints import Checkpoints, State
-from edgetl.train.config import TrainConfig
-from edgetl.train.dataset import StepSampler, steps_an_epoch
-from edgetl.train.fitting import warm_cosine
-from edgetl.train.probe import class_weights, fit_head
-from edgetl.train.resume import Job
-from edgetl.train.sources import load_backbone
-from edgetl.train.stages import choose_stages, find_stages, set_trainable
-from edgetl.train.training import train
-from edgetl.train.tuning import Tuning, parameter_groups, tune
-from edgetl.train.watching import History
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.plan import Plan, choose_strategy, make_plan
+from edgetl.train.heads.linear import class_weights, fit_head
+from edgetl.train.inputs.activation_cache import Workplace
+from edgetl.train.inputs.dataset import StepSampler, steps_an_epoch
+from edgetl.train.loop.checkpoints import Checkpoints, State
+from edgetl.train.loop.fitting import warm_cosine
+from edgetl.train.loop.loop import Tuning, parameter_groups, tune
+from edgetl.train.loop.resume import Job
+from edgetl.train.loop.validation import History
+from edgetl.train.networks.backbone import Backbone, find_head
+from edgetl.train.networks.stages import choose_stages, find_stages, set_trainable
+from edgetl.train.workflows.compare import train
 
 SMALL = {
     "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 2, "batch_size": 8,
@@ -332,7 +332,7 @@ def test_sigterm_saves_and_ends_with_143_and_the_same_command_goes_on(colours: P
 def test_kills_at_random_moments_lose_nothing(colours: Path, tmp_path: Path) -> None:
     """20 kills, most of them while a state is being saved."""
     child = (
-        "import sys; from pathlib import Path; from edgetl.train.config import TrainConfig; from edgetl.train.training import train; "
+        "import sys; from pathlib import Path; from edgetl.train.config.options import TrainConfig; from edgetl.train.workflows.compare import train; "
         "config = TrainConfig.model_validate_json(sys.argv[3]); "
         "train(Path(sys.argv[1]), config, Path(sys.argv[2]), resume=True, "
         "progress=lambda stage, done, total: print(stage, done, flush=True))"

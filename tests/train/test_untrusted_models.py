@@ -16,10 +16,10 @@ import torch
 
 import edgetl
 from edgetl.errors import BackboneError
-from edgetl.train.backbones import rebuild
-from edgetl.train.config import TrainConfig
-from edgetl.train.model_args import architecture_problem, args_problem
-from edgetl.train.sources import load_backbone
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.networks.backbone import rebuild
+from edgetl.train.networks.model_args import architecture_problem, args_problem
 from tests.train.test_input_size import SMALL_SWIN, saved_network
 
 
@@ -175,4 +175,4 @@ def test_nothing_in_the_package_unpickles() -> None:
             assert not (called == "np.load" and any(item.arg == "allow_pickle" for item in node.keywords)), path
             if called == "timm.create_model":
                 makers.add(path.stem)
-    assert makers == {"backbones", "input_size", "sources", "pretrain"}
+    assert makers == {"backbone", "input_size", "load", "pretrain"}

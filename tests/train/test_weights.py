@@ -14,11 +14,11 @@ import torch
 import torchvision
 
 from edgetl.errors import BackboneError, ConfigError
-from edgetl.train.config import TrainConfig
-from edgetl.train.embedded import read_embedded
-from edgetl.train.mirror import find_in_mirror
-from edgetl.train.sources import load_backbone
-from edgetl.train.weights import load_tensors
+from edgetl.train.artifacts.sources.embedded import read_embedded
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.artifacts.sources.weights import load_tensors
+from edgetl.train.artifacts.sources.weights_folder import find_in_mirror
+from edgetl.train.config.options import TrainConfig
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 import timm
 import torchvision
 
-from edgetl.core.licences import freedom
+from edgetl.core.licenses import freedom
 from edgetl.errors import BackboneError
-from edgetl.train.backbones import TORCHVISION, count_macs, torchvision_model
-from edgetl.train.zoo import catalogue, list_backbones, show_backbone
+from edgetl.train.artifacts.sources.catalogue import catalogue, list_backbones, show_backbone
+from edgetl.train.networks.backbone import TORCHVISION, count_macs, torchvision_model
 from tests.command import edgetl
 
 

@@ -1,0 +1,67 @@
+"""``edgetl bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from edgetl.cli.charts import draw_latency, need_matplotlib
+from edgetl.cli.session import JsonOption, ThreadsOption, VerboseOption, out, print_json, working
+from edgetl.cli.tables import cold_table, latency_table
+from edgetl.core.output.folders import check_picture
+from edgetl.data.listing import find_images
+from edgetl.errors import ImageError
+from edgetl.measure.scenarios import LatencyReport, measure_bundle
+
+
+def bench_command(
+    bundle: Annotated[Path, typer.Argument(help="The folder that `edgetl export` wrote.")],
+    variant: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated (default: all).")] = None,
+    images: Annotated[Path | None, typer.Option(help="A folder of images to decode (default: the bundle's golden images).")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Timed images of each variant; a 99th percentile needs 662.")] = 662,
+    max_seconds: Annotated[float, typer.Option(help="A variant's timing ends after this.")] = 10.0,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the stages, as PNG.")] = None,
+    threads: ThreadsOption = None,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Latency of each stage, throughput, cold start and memory of every variant on this machine."""
+    if plot is not None:
+        need_matplotlib()
+        check_picture(plot, "--plot", inputs={"the bundle": bundle, **({"--images": images} if images else {})})
+    with working(json_output=json_output, verbose=verbose) as progress:
+        files = [] if images is None else find_images(images) if images.is_dir() else [images]
+        if images is not None and not files:
+            raise ImageError(f"{images} holds no JPEG, PNG, WebP, BMP or TIFF files.")
+        report = measure_bundle(
+            bundle, variants=variant or (), images=files, threads=threads, runs=runs, max_seconds=max_seconds, progress=progress
+        )
+    if plot is not None:
+        draw_latency(report, plot)
+    if json_output:
+        print_json(report)
+        return
+    show_report(report)
+    if plot is not None:
+        out.print(f"picture written to {escape(str(plot))}")
+
+
+def show_report(report: LatencyReport) -> None:
+    """The tables, the machine, and what was not measured."""
+    out.print(latency_table(report))
+    out.print(cold_table(report))
+    host = report.host
+    out.print(
+        f"{host['cpu']}, {host['cores']} cores, {host['flags']}, governor {host['governor']}, load {report.load_average:.2f}",
+        soft_wrap=True,
+    )
+    if report.load_average > int(host["cores"]) / 4:
+        out.print("[yellow]other programs were running: load above a quarter of the cores; repeat on an idle machine[/]", soft_wrap=True)
+    for row in report.variants:
+        if row.load is not None and row.load.busy:
+            out.print(f"[yellow]{row.variant}: busy host: {row.load.describe()}; repeat on an idle machine[/]", soft_wrap=True)
+    for name in report.skipped:
+        out.print(f"[yellow]{name}: not timed, its engine is not installed[/]")

@@ -1,0 +1,230 @@
+"""``edgetl predict``, ``verify`` and ``inspect``: what a device runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from edgetl.cli.session import JsonOption, LabelsOption, ThreadsOption, VerboseOption, err, out, print_json, working
+from edgetl.cli.tables import busy_lines, figures_line, ladder_lines, outcomes_table, variants_table
+from edgetl.core.bundle import RUN_RECORD_NAME, open_bundle
+from edgetl.core.files.text import printable
+from edgetl.core.images.intensity import FULL_RANGE
+from edgetl.core.manifest import Manifest, describe_parent
+from edgetl.core.metrics import describe
+from edgetl.data.listing import find_images
+from edgetl.errors import ImageError
+from edgetl.runtime.predictor import Predictor, load
+from edgetl.runtime.verify import verify
+
+if TYPE_CHECKING:
+    from edgetl.train.artifacts.run import RunRecord
+
+
+def predict_command(
+    bundle: Annotated[Path, typer.Argument(help="The folder that `edgetl export` wrote.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    variant: Annotated[str | None, typer.Option(help="Such as openvino-int8 (default: the fastest).")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 3,
+    threads: ThreadsOption = None,
+    trial: Annotated[
+        bool,
+        typer.Option(
+            "--trial", help="Trial of the bundle: first run one image in a process with memory and time limits. Takes about a second."
+        ),
+    ] = False,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Labels and scores of images. An unreadable image is reported and does not stop the others; the exit code is then 5."""
+    with working(json_output=True, verbose=verbose):
+        predictor = load(bundle, variant=variant, threads=threads, trial=trial)
+        failed, rows = 0, []
+        for path in _files(images):
+            row = _predict(predictor, path)
+            failed += "error" in row
+            if json_output:
+                rows.append(row)
+            else:
+                _show_prediction(row, top)
+    if json_output:
+        name = predictor.variant.name if predictor.variant else None
+        print_json({"bundle": str(bundle), "variant": name, "labels": list(predictor.labels), "predictions": rows})
+    if failed:
+        raise typer.Exit(ImageError.exit_code)
+
+
+def verify_command(
+    bundle: Annotated[Path, typer.Argument(help="The folder that `edgetl export` wrote.")],
+    data: Annotated[Path | None, typer.Option(help="Labelled images to measure accuracy on as well.")] = None,
+    labels: LabelsOption = None,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Check every file's hash, and that this machine answers the golden images like the bench."""
+    from edgetl.runtime.evaluation import evaluate_bundle
+
+    with working(json_output=json_output, verbose=verbose) as progress:
+        report = verify(bundle, progress=progress)
+        evaluations = []
+        if data is not None:
+            evaluations = [
+                evaluate_bundle(bundle, data, labels=labels, variant=check.variant, progress=progress) for check in report.checked
+            ]
+    if json_output:
+        print_json({**report.model_dump(mode="json"), "evaluations": [item.model_dump(mode="json") for item in evaluations]})
+        return
+    out.print(f"{report.files} files are those that the manifest names")
+    for check in report.checked:
+        out.print(
+            f"{check.variant}: {check.images} golden images, largest difference of a score {check.largest_difference:.1e} "
+            f"(tolerance {check.tolerance:g})",
+            soft_wrap=True,
+        )
+    for name in report.skipped:
+        out.print(f"[yellow]{name}: not checked, its engine is not installed[/]")
+    for evaluation in evaluations:
+        out.print(
+            f"{evaluation.variant}: {figures_line(evaluation.result)}, {evaluation.left_out} seen images left out",
+            soft_wrap=True,
+        )
+
+
+def inspect_command(
+    path: Annotated[Path, typer.Argument(help="A run or a bundle.")],
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """What is in a run or a bundle."""
+    with working(json_output=True, verbose=verbose):
+        if (path / RUN_RECORD_NAME).is_file():
+            from edgetl.cli.commands.train import need_extra, show_run
+
+            need_extra("train")
+            from edgetl.train.artifacts.run import open_run
+
+            run = open_run(path)
+            sizes = run.sizes()
+            if json_output:
+                print_json({**run.record.model_dump(mode="json"), "sizes": sizes})
+                return
+            show_run(run)
+            _show_run_facts(run.record, sizes)
+            return
+        manifest = open_bundle(path).manifest
+    print_json(manifest) if json_output else _show_manifest(manifest)
+
+
+def _show_run_facts(record: RunRecord, sizes: dict[str, int | None]) -> None:
+    """Print a run's strategy, numbers of images, and files."""
+    facts, spec = Table.grid(padding=(0, 2)), record.preprocess
+    files = [f"{name} {'is missing' if size is None else f'{size:,} bytes'}" for name, size in sizes.items()]
+    for title, value in (
+        ("task", record.task),
+        ("labels", ", ".join(record.labels)),
+        ("strategy", f"{record.plan.strategy} ({record.plan.reason}), {record.plan.steps} steps"),
+        ("images", ", ".join(f"{record.images[part]} {part}" for part in ("train", "val", "test"))),
+        ("input", f"{spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, {spec.interpolation}, {spec.resize} resize"),
+        ("backbone", f"{record.backbone.name} ({record.backbone.architecture})"),
+        ("made", record.created),
+        ("files", "\n".join(files)),
+    ):
+        facts.add_row(title, escape(value))
+    out.print(facts)
+
+
+def _show_manifest(manifest: Manifest) -> None:
+    out.print(variants_table(manifest))
+    for line in ladder_lines(manifest):
+        out.print(escape(line), soft_wrap=True)
+    facts = Table.grid(padding=(0, 2))
+    lineage, spec = manifest.lineage, manifest.preprocess
+    for title, value in (
+        ("task", manifest.task),
+        ("labels", _labels(manifest)),
+        ("input", f"{spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, {spec.interpolation}, {spec.resize} resize"),
+        *([] if spec.intensity == FULL_RANGE else [("more than 8 bits", spec.intensity.describe())]),
+        ("files take", _taken(manifest)),
+        ("backbone", f"{lineage.architecture}, {lineage.strategy}, {lineage.train_images} training images"),
+        ("licence", lineage.licence or "not stated"),
+        ("calibration", f"{manifest.calibration.n} training images" if manifest.calibration else "none"),
+        *_contract(manifest),
+        ("golden", f"{len(manifest.golden)} images"),
+        ("release", str(manifest.release)),
+        ("made", f"{manifest.created} on {manifest.host.get('cpu', 'an unknown machine')}"),
+    ):
+        facts.add_row(title, escape(value))
+    for parent in lineage.parents:
+        facts.add_row("made from", escape(describe_parent(parent)))
+    for item in manifest.rejected:
+        facts.add_row("left out", escape(f"{item.name}: {item.reason}"))
+    out.print(facts)
+    if manifest.outcomes:
+        out.print(outcomes_table(manifest.outcomes))
+    for line in busy_lines(manifest):
+        out.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
+
+
+def _contract(manifest: Manifest) -> list[tuple[str, str]]:
+    if manifest.contract is None:
+        return []
+    chosen = manifest.contract.chosen
+    return [("contract", f"{chosen.variant} on {chosen.threads} thread(s): {', '.join(clause.describe() for clause in chosen.clauses)}")]
+
+
+def _taken(manifest: Manifest) -> str:
+    forms = {"float": "float32 [batch, 3, H, W], normalised", "uint8": "uint8 [batch, H, W, 3], pixels, resized and cropped"}
+    return "; ".join(sorted({forms[variant.input_form] for variant in manifest.variants}))
+
+
+def _labels(manifest: Manifest) -> str:
+    """The labels, and what decides on them."""
+    decision = manifest.decision
+    if manifest.task == "multi-label":
+        return ", ".join(f"{label} (from {limit:.3f})" for label, limit in zip(manifest.labels, decision.thresholds, strict=True))
+    grades = f", grades {decision.grades[0]} to {decision.grades[1]}" if decision.grades else ""
+    return ", ".join(manifest.labels) + grades
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    """Files as given; a folder stands for the images below it."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = find_images(path)
+            if not inside:
+                raise ImageError(f"{path} holds no JPEG, PNG, WebP, BMP or TIFF files.")
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+def _predict(predictor: Predictor, path: Path) -> dict[str, object]:
+    try:
+        answer = predictor.predict(path)
+    except ImageError as error:
+        return {"image": str(path), "error": str(error)}
+    return {"image": str(path), **describe(predictor.reading, answer)}
+
+
+def _show_prediction(row: dict[str, object], top: int) -> None:
+    if "error" in row:
+        err.print(f"[bold red]error:[/] {escape(printable(str(row['error'])))}", soft_wrap=True)
+        return
+    scores = row["scores"]
+    assert isinstance(scores, dict)
+    best = sorted(scores.items(), key=lambda item: -item[1])[:top]
+    shown = ", ".join(f"{label} {score:.3f}" for label, score in best)
+    if "labels" in row:
+        held = row["labels"]
+        assert isinstance(held, list)
+        shown = f"{', '.join(held) or 'none of the labels'} ({shown})"
+    elif "value" in row:
+        ((column, output),) = scores.items()
+        shown = f"{column} {row['value']:g}" + ("" if output == row["value"] else f" ({output:.3f})")
+    out.print(f"{escape(printable(str(row['image'])))}: {escape(shown)}", soft_wrap=True)

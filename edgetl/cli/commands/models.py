@@ -1,0 +1,223 @@
+"""``edgetl models``, ``rank`` and ``pretrain``: finding a backbone, and making one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from edgetl.cli.commands.train import build, need_extra
+from edgetl.cli.session import (
+    ExcludeOption,
+    IncludeOption,
+    JsonOption,
+    PolicyOption,
+    SeedOption,
+    VerboseOption,
+    WeightsDirOption,
+    choices,
+    out,
+    print_json,
+    print_notes,
+    working,
+)  # fmt: skip
+from edgetl.cli.tables import plain_table
+from edgetl.core.licenses import Policy
+from edgetl.core.output.folders import check_picture
+from edgetl.data.folder import check_folder
+from edgetl.errors import ConfigError
+from edgetl.train.artifacts.sources.weights_folder import check_mirror
+from edgetl.train.config.paths import check_file
+
+if TYPE_CHECKING:
+    from edgetl.train.artifacts.sources.catalogue import Listed, Zoo
+    from edgetl.train.artifacts.sources.embedded import Pretrained
+    from edgetl.train.config.ranking import Ranking
+# What the list needs beside the names, in characters.
+FIGURES_WIDTH, RANKING_WIDTH = 50, 54
+
+
+def models_command(
+    name: Annotated[str | None, typer.Argument(help="Show this one alone.")] = None,
+    max_params: Annotated[float | None, typer.Option(help="Millions of parameters.")] = None,
+    max_macs: Annotated[float | None, typer.Option(help="Millions of multiply-accumulates for one image.")] = None,
+    licence: Annotated[str | None, typer.Option("--licence", "--license", help="Only licences that start like this.")] = None,
+    license_policy: PolicyOption = "any",
+    offline: Annotated[bool, typer.Option("--offline", help="Only what needs no network on this machine.")] = False,
+    weights_dir: WeightsDirOption = None,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """List the embedded and the curated backbones, or show one. Every other timm or torchvision name works in train as well."""
+    need_extra("train")
+    from edgetl.train.artifacts.sources.catalogue import list_backbones, show_backbone
+
+    with working(json_output=True, verbose=verbose):
+        if name is not None:
+            found = show_backbone(name, weights_dir=weights_dir)
+            print_json(found) if json_output else _show_one(found)
+            return
+        zoo = list_backbones(
+            weights_dir=weights_dir, max_params_m=max_params, max_mmacs=max_macs, policy=_policy(license_policy), licence=licence,
+            offline=offline,
+        )  # fmt: skip
+    print_json(zoo) if json_output else _show_zoo(zoo)
+
+
+def rank_command(
+    data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class.")],
+    candidates: Annotated[
+        str | None, typer.Option(help="Names separated by commas; random:NAME is a control (default: all of `edgetl models --offline`).")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Images to compare on.")] = 500,
+    max_params: Annotated[float | None, typer.Option(help="Leave out larger ones, millions of parameters.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Leave out slower ones, ms for one image on one thread in torch.")] = None,
+    confirm: Annotated[int, typer.Option(help="Fine-tune so many of the best for 100 steps and order them by validation.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Write a scatter plot, score against latency (PNG).")] = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    weights_dir: WeightsDirOption = None,
+    license_policy: PolicyOption = "any",
+    seed: SeedOption = 0,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Rank backbones for your images: scored without training, and with --confirm by a short fine-tuning."""
+    need_extra("train")
+    check_folder(data)
+    if weights_dir is not None:
+        check_mirror(weights_dir)
+    if plot is not None:
+        check_picture(plot, "--plot", inputs={"the folder of images": data})
+    from edgetl.train.config.ranking import RankConfig
+    from edgetl.train.workflows.rank import rank
+
+    config = build(
+        RankConfig, candidates=tuple(part.strip() for part in candidates.split(",") if part.strip()) if candidates else (),
+        images=images, max_params_m=max_params, max_latency_ms=max_latency_ms, confirm=confirm,
+        weights_dir=str(weights_dir) if weights_dir else None, license_policy=license_policy, seed=seed,
+        include=tuple(include or ()), exclude=tuple(exclude or ()),
+    )  # fmt: skip
+    with working(json_output=json_output, verbose=verbose) as progress:
+        ranking = rank(data, config, progress=progress)
+    print_json(ranking) if json_output else _show_ranking(ranking, plot)
+    if plot is not None:
+        from edgetl.cli.charts import draw_ranking
+
+        draw_ranking(ranking, plot)
+
+
+def pretrain_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as models/edgetl_small.toml.")],
+    out_: Annotated[Path, typer.Option("--out", "-o", help="Folder for the weights and the checkpoint.")],
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the recipe's pictures.")] = None,
+    weights_dir: WeightsDirOption = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Train a small backbone from a recipe. Stopped or killed, the same command goes on from the last checkpoint."""
+    need_extra("train")
+    check_file(recipe, "the recipe", ConfigError, "Give a recipe, such as models/edgetl_small.toml.")
+    if data is not None:
+        check_folder(data)
+    if weights_dir is not None:
+        check_mirror(weights_dir)
+    from edgetl.pretrain.pretrain import Places, pretrain
+    from edgetl.pretrain.recipe import read_recipe
+    from edgetl.train.workflows.finetune import choose_device
+
+    with working(json_output=json_output, verbose=verbose) as progress:
+        places = Places(out=out_, data=data, weights=weights_dir, recipes=recipe.parent)
+        record = pretrain(read_recipe(recipe), places, device=choose_device(device), progress=progress)
+    print_json(record) if json_output else _show_pretrained(record, out_)
+
+
+def _policy(text: str) -> Policy:
+    (given,) = choices(text, ("any", "commercial"), "--license-policy")
+    return "commercial" if given == "commercial" else "any"
+
+
+def _show_zoo(zoo: Zoo) -> None:
+    if not zoo.backbones:
+        raise ConfigError("no backbone of the list fits. Raise --max-params or --max-macs, or leave --licence or --offline out.")
+    table = plain_table("backbones", "name", "M par.", "MMACs", "px", "top-1", "int8", "licence")
+    table.padding = (0, 0, 0, 1)
+    for item in zoo.backbones:
+        entry = item.entry
+        name = f"{entry.name} *" if item.offline else entry.name
+        table.add_row(
+            _folded(name, FIGURES_WIDTH), f"{entry.params_m:.2f}", f"{entry.mmacs:.0f}", str(entry.input),
+            f"{entry.top1:.1f}" if entry.top1 else "", entry.quantizes.removeprefix("with "), _short(entry.licence),
+        )  # fmt: skip
+    out.print(table)
+    out.print("* is on this machine. top-1: ImageNet, percent. int8: how well it quantizes. More: edgetl models NAME, or --json")
+
+
+def _folded(name: str, others: int) -> str:
+    """A backbone's name; on 80 columns, of which the figures take ``others``, the longest take two lines."""
+    return escape(name.replace(".", "\n  .", 1) if len(name) > out.width - others else name)
+
+
+def _short(licence: str) -> str:
+    return licence.partition("-clause")[0].removesuffix("-license")
+
+
+def _show_one(item: Listed) -> None:
+    entry = item.entry
+    facts = Table.grid(padding=(0, 2))
+    for title, value in (
+        ("name", entry.name),
+        ("source", f"{item.source}, {entry.tag}"),
+        ("size", f"{entry.params_m:g} million parameters, {entry.mmacs:g} MMACs at {entry.input} x {entry.input}"),
+        ("ImageNet top-1", f"{entry.top1:g} %" if entry.top1 else "not trained on ImageNet's labels"),
+        ("licence", entry.licence),
+        ("int8", f"{entry.quantizes}: {entry.note}"),
+        ("weights", item.path or "not on this machine; fetched when first used"),
+        ("use", f"edgetl train DATA --out RUN --backbone {entry.name}"),
+    ):
+        facts.add_row(title, escape(value))
+    out.print(facts, soft_wrap=True)
+
+
+def _show_ranking(ranking: Ranking, plot: Path | None) -> None:
+    title = f"{ranking.images} images of {ranking.classes} classes, {ranking.seconds:.0f} s"
+    tuned = any(item.confirmed for item in ranking.ranked)
+    table = plain_table(title, "backbone", "#", "kNN", "ridge", "LogME", "top-1", *(["tuned"] if tuned else []), "ms", "M par.", "licence")
+    table.padding = (0, 0, 0, 1)
+    for item in ranking.ranked:
+        confirmed = [f"{item.confirmed.value:.3f}" if item.confirmed else ""] if tuned else []
+        table.add_row(
+            _folded(item.name, RANKING_WIDTH + 6 * tuned), str(item.place), f"{item.knn:.3f}", f"{item.ridge:.3f}", f"{item.logme:.3f}",
+            f"{item.top1:.1f}" if item.top1 else "", *confirmed, f"{item.latency_ms:.1f}", f"{item.params_m:.2f}",
+            escape(_short(item.licence or "?")),
+        )  # fmt: skip
+    out.print(table)
+    out.print(
+        "An equal place (#): these images cannot tell them apart (one bootstrap standard error). top-1: ImageNet, percent. "
+        "ms: torch, one thread, this machine."
+    )
+    print_notes(ranking.notes)
+    small = [item.name for item in ranking.ranked if item.stage == "small"]
+    if small:
+        out.print(f"compared on small images only: {escape(', '.join(small))}", soft_wrap=True)
+    missing = [item for item in ranking.left_out if item.reason.endswith("not on this machine")]
+    if missing:
+        out.print(f"left out, no weights on this machine: {len(missing)} of `edgetl models`", soft_wrap=True)
+    for left in ranking.left_out:
+        if left not in missing:
+            out.print(f"left out: {escape(left.name)}: {escape(left.reason)}", soft_wrap=True)
+    if plot is not None:
+        out.print(f"picture: {escape(str(plot))}")
+    out.print(f"next: edgetl train {escape(ranking.data)} --out RUN --backbone {escape(ranking.ranked[0].name)}", soft_wrap=True)
+
+
+def _show_pretrained(record: Pretrained, folder: Path) -> None:
+    out.print(
+        f"{record.name}: {record.architecture}, {record.params_m:g} million parameters, {record.mmacs:g} MMACs at "
+        f"{record.preprocess.input_size[0]} px, {record.steps} steps in {record.seconds / 60:.0f} min; written to {escape(str(folder))}",
+        soft_wrap=True,
+    )

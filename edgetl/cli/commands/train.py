@@ -1,0 +1,314 @@
+"""``edgetl train`` and ``edgetl evaluate``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.markup import escape
+
+from edgetl.cli.options import given, options_of
+from edgetl.cli.session import (
+    ExcludeOption,
+    IncludeOption,
+    Interrupted,
+    JsonOption,
+    LabelsOption,
+    OverwriteOption,
+    ThreadsOption,
+    VerboseOption,
+    out,
+    print_json,
+    print_notes,
+    speaks,
+    working,
+)
+from edgetl.cli.tables import classes_table, figures_line, plain_table, share
+from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.config import Model
+from edgetl.core.manifest import describe_parent
+from edgetl.core.output.folders import check_output, check_picture
+from edgetl.core.system.child import child_environment, trusted_path
+from edgetl.core.tasks import SCORE_NAMES
+from edgetl.data.folder import check_folder
+from edgetl.data.groups import describe_grouping
+from edgetl.data.selection import Selection
+from edgetl.errors import ConfigError, DataError, MissingExtraError
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.paths import check_file, check_training_paths, training_inputs
+
+if TYPE_CHECKING:
+    from edgetl.core.results import Forgetting
+    from edgetl.train.artifacts.run import Run
+    from edgetl.train.workflows.estimate import Estimates
+
+
+@options_of(TrainConfig, without=("pretrained",))
+def train_command(
+    context: typer.Context,
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder with one folder of images for each class, or train/, val/, test/ of those; or images that --labels names. "
+            "Optional with --resume."
+        ),
+    ] = None,
+    out_: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder to write.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="Draw a sheet of augmented images into this file, and stop.")] = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Start from random weights (a control).")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the stopped training of --out. Its options need not be repeated.")
+    ] = False,
+    devices: Annotated[int, typer.Option(min=1, help="Processes (GPUs, or parts of a CPU) on this machine, by torchrun.")] = 1,
+    num_nodes: Annotated[int, typer.Option(min=1, help="Machines; torchrun's own variables (PET_…) say where they meet.")] = 1,
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+    **options: Any,
+) -> None:
+    """Fine-tune a backbone on a folder of labelled images."""
+    need_extra("train")
+    from edgetl.train.loop.resume import find_job
+
+    values = {"pretrained": not random_weights, **given(TrainConfig, options)}
+    if resume and out_ is not None and (job := find_job(out_)):
+        data, values = data or Path(job.data), {**job.config.model_dump(), **_typed(context, values)}
+    config = build_config(**values)
+    if data is None:
+        raise ConfigError(
+            "the folder of images is missing: edgetl train DATA --out RUN. Only --resume with a saved state works without it."
+        )
+    inputs = training_inputs(data, config)
+    check_training_paths(data, config)
+    if preview is not None:
+        check_picture(preview, "--preview", inputs=inputs)
+        _preview(data, config, preview, json_output=json_output, verbose=verbose)
+        return
+    if out_ is None:
+        raise ConfigError("say where the run is to be written, with --out RUN.")
+    if speaks():
+        check_output(out_, inputs=inputs, overwrite=overwrite)
+    if devices * num_nodes > 1 and "RANK" not in os.environ:
+        _become_many(devices, num_nodes)
+    with working(json_output=json_output, verbose=verbose) as progress:
+        from edgetl.train.workflows.compare import train
+
+        with _saved_work(out_):
+            run = train(data, config, out_, overwrite=overwrite, resume=resume, progress=progress)
+    if speaks():
+        print_json(run.record) if json_output else show_run(run)
+
+
+def _typed(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
+    """Values that the user gave, on the command line or in the environment."""
+    spelled = {"pretrained": "random_weights"}
+    sources = {name: context.get_parameter_source(spelled.get(name, name)) for name in values}
+    # By name: typer brings click's enum in a module of its own, or takes click's.
+    return {name: values[name] for name, source in sources.items() if source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")}
+
+
+@contextmanager
+def _saved_work(out_: Path) -> Iterator[None]:
+    """Add the saved state to the error when a signal ends the block."""
+    from edgetl.train.loop.resume import describe_saved
+
+    try:
+        yield
+    except Interrupted as stopped:
+        stopped.saved = describe_saved(out_)
+        raise
+
+
+def _become_many(devices: int, num_nodes: int) -> NoReturn:
+    """Start the same command again under torchrun."""
+    place = ["--standalone"] if num_nodes == 1 else ["--nnodes", str(num_nodes)]
+    launch = ["-P", "-m", "torch.distributed.run", *place, "--nproc-per-node", str(devices), "-m", "edgetl.cli.app"]
+    environment = child_environment(PYTHONPATH=os.pathsep.join(trusted_path()))
+    os.execve(sys.executable, [sys.executable, *launch, *sys.argv[1:]], environment)
+
+
+@options_of(TrainConfig, without=("pretrained", "strategy", "head", "features", "unfreeze", "checkpoint_s"))
+def plan_command(
+    data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class, or images that --labels names.")],
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+    **options: Any,
+) -> None:
+    """Steps, time and memory that each strategy would take here, and which one auto chooses."""
+    config = build_config(**given(TrainConfig, options))
+    check_training_paths(data, config)
+    with working(json_output=json_output, verbose=verbose) as progress:
+        from edgetl.train.workflows.estimate import estimate
+
+        estimates = estimate(data, config, progress=progress)
+    print_json(estimates) if json_output else _show_estimates(estimates)
+
+
+def evaluate_command(
+    model: Annotated[Path, typer.Argument(help="A run or a bundle.")],
+    data: Annotated[Path, typer.Argument(help="Folder with class folders named like the model's labels, or the images of --labels.")],
+    labels: LabelsOption = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of a bundle, such as openvino-int8 (default: the fastest).")] = None,
+    every_image: Annotated[bool, typer.Option("--all", help="Also score images that the model was trained or selected on.")] = False,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    threads: ThreadsOption = None,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """The task's figures (accuracy, average precision, errors), on images that the model has not seen."""
+    selection = Selection(tuple(include or ()), tuple(exclude or ()))
+    check_folder(data)
+    check_file(labels, "--labels", DataError, "Give a table of labels.")
+    with working(json_output=json_output, verbose=verbose) as progress:
+        if (model / RUN_RECORD_NAME).is_file():
+            if variant is not None:
+                raise ConfigError(f"{model} is a run and has no variants; leave --variant out, or give a bundle.")
+            need_extra("train")
+            from edgetl.train.workflows.evaluate import evaluate_run
+
+            report = evaluate_run(model, data, labels=labels, every_image=every_image, selection=selection, progress=progress)
+        else:
+            from edgetl.runtime.evaluation import evaluate_bundle
+
+            report = evaluate_bundle(
+                model, data, labels=labels, variant=variant, every_image=every_image, selection=selection, threads=threads,
+                progress=progress,
+            )  # fmt: skip
+    if json_output:
+        print_json(report)
+        return
+    name = f"{report.model} {report.variant or '(trained model)'}"
+    if report.result.classes:
+        out.print(classes_table(report.result, escape(name)))
+    out.print(figures_line(report.result), soft_wrap=True)
+    if report.left_out:
+        out.print(f"{report.left_out} images were left out: the model was trained or selected on them (--all scores them too).")
+    if report.broken:
+        out.print(f"{report.broken} images were left out: they cannot be decoded.")
+    print_notes(report.notes)
+
+
+def _preview(data: Path, config: TrainConfig, path: Path, *, json_output: bool, verbose: bool) -> None:
+    with working(json_output=json_output, verbose=verbose) as progress:
+        from edgetl.data.split import split
+        from edgetl.train.config.tasks import scan_images
+        from edgetl.train.workflows.preview import draw_preview
+
+        draw_preview(split(scan_images(data, config, progress=progress), seed=config.seed, val=config.val, test=config.test), config, path)
+    print_json({"preview": str(path)}) if json_output else out.print(f"picture: {escape(str(path))}", soft_wrap=True)
+
+
+def _show_estimates(found: Estimates) -> None:
+    title = f"{found.images} distinct training images, {found.backbone}, {found.device}"
+    table = plain_table(escape(title), "strategy", "steps", "minutes", "memory MB", "trained M", "tunes")
+    for item in found.strategies:
+        name = f"{item.plan.strategy} *" if item.chosen else item.plan.strategy
+        tuned = item.plan.unfreeze if item.plan.steps else "head"
+        table.add_row(name, str(item.plan.steps), f"{item.minutes:.1f}", f"{item.memory_mb:.0f}", f"{item.trained_m:.2f}", tuned)
+    out.print(table)
+    print_notes(found.notes)
+    out.print("* is what auto takes. Times are estimates from a few batches; early stopping shortens them.")
+    out.print(f"next: edgetl train {escape(found.data)} --out RUN", soft_wrap=True)
+
+
+def build_config(**values: Any) -> TrainConfig:
+    """A ``TrainConfig``; see ``build``."""
+    need_extra("train")
+    return build(TrainConfig, **values)
+
+
+def build(model: type[Model], **values: Any) -> Model:
+    """A configuration; several mistakes are reported together.
+
+    Raises:
+        ConfigError: naming each option.
+        MissingExtraError: the train extra is not installed.
+    """
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from error
+
+
+def explain(error: ValidationError) -> str:
+    """Every mistake of a configuration, with the option that it belongs to."""
+    return (
+        "; ".join(f"--{'-'.join(str(part) for part in item['loc'][:1]).replace('_', '-')}: {item['msg']}" for item in error.errors()) + "."
+    )
+
+
+def need_extra(extra: str) -> None:
+    """Refuse early, with the pip command, when the libraries of ``extra`` are not installed."""
+    from importlib.util import find_spec
+
+    libraries = {
+        "train": ("torch", "torchvision", "timm", "lightning", "sklearn", "matplotlib"),
+        "export": ("torch", "onnx", "onnxscript", "nncf"),
+    }
+    for library in libraries[extra]:
+        if find_spec(library) is None:
+            raise MissingExtraError(library, extra)
+
+
+def show_run(run: Run) -> None:
+    """The run as a table, and what to do next."""
+    record = run.record
+    shown = record.test or record.validation
+    if shown.classes:
+        out.print(classes_table(shown, "test images" if record.test else "validation images"))
+    out.print(f"validation {SCORE_NAMES[record.task]} {share(record.validation.score)}")
+    if record.test:
+        out.print(f"test {figures_line(record.test)}", soft_wrap=True)
+    splits = run.splits()
+    for title, items in (
+        ("cannot be decoded and were left out", splits.broken),
+        ("show the same image under two labels", splits.conflicts),
+        ("of validation and test were left out, because a run that the weights come from has seen them", splits.excluded),
+    ):
+        if items:
+            names = ", ".join(item if isinstance(item, str) else " = ".join(item) for item in items[:3])
+            out.print(f"[yellow]{len(items)} images {title}[/]: {escape(names)}{' …' if len(items) > 3 else ''}")
+    print_notes(record.notes)
+    out.print(f"groups: {escape(describe_grouping(record.grouping))}", soft_wrap=True)
+    for tried in record.compared:
+        length = f"{tried.steps} steps" if tried.steps else "no steps"
+        out.print(f"compared: {tried.strategy:8} validation accuracy {share(tried.validation)}, {length}, {tried.seconds:.0f} s")
+    if record.compared:
+        out.print(escape(record.plan.reason), soft_wrap=True)
+        work = run.path.with_name(f"{run.path.name}.compare")
+        kept = f"; every run is kept in {escape(str(work))}" if work.is_dir() else ""
+        out.print(f"the whole comparison took {record.seconds:.0f} s{kept}", soft_wrap=True)
+    if record.forgetting:
+        _show_forgetting(record.forgetting, record.backbone.name)
+    if not record.head.plain:
+        out.print(f"head: {record.head.describe()}")
+    for alarm in record.alarms:
+        out.print(f"[yellow]look:[/] {escape(alarm)}", soft_wrap=True)
+    for parent in record.backbone.parents:
+        out.print(f"made from {escape(describe_parent(parent))}", soft_wrap=True)
+    licence = escape(record.backbone.licence or "not stated")
+    out.print(f"licence of the weights: {licence}; {record.seconds:.0f} s; written to {escape(str(run.path))}", soft_wrap=True)
+    out.print(f"next: edgetl export {escape(str(run.path))} --out BUNDLE", soft_wrap=True)
+
+
+def _show_forgetting(old: Forgetting, backbone: str) -> None:
+    """Print the accuracy drop of the parent's task, and the classes whose drop is larger than chance explains."""
+    interval = "" if old.low is None else f", drop {old.lost:.4f} ({old.low:.4f} to {old.high:.4f})"
+    out.print(
+        f"the task of {escape(old.parent)} ({old.through}): accuracy {old.before:.4f} before, {old.after:.4f} after{interval}, "
+        f"n = {old.images} unseen images",
+        soft_wrap=True,
+    )
+    if worst := old.most_forgotten()[:3]:
+        named = ", ".join(
+            f"{escape(item.label)} {item.before:.2f} to {item.after:.2f} (drop {item.low:.2f} to {item.high:.2f}, n = {item.n})"
+            for item in worst
+        )
+        out.print(f"most forgotten: {named}; --replay {escape(backbone)} --lwf 1 reduces it", soft_wrap=True)

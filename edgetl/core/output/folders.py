@@ -1,0 +1,374 @@
+"""Output folders and files: checked before any work, locked while the work lasts, replaced only where edgetl wrote them.
+
+A folder is written under a temporary name beside its place and renamed, so that it appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from edgetl.core.files.atomic import STAGING_MARK, storage_error, write_bytes
+from edgetl.core.files.plain import open_plain
+from edgetl.core.files.portable import flush_file, flush_folder, process_runs
+from edgetl.core.output.locks import is_locked, locked
+from edgetl.core.output.recognition import REPLACED_MARK, foreign_files, remove_own
+from edgetl.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+# Paths that a command reads, by their names in messages: {"the images": data, "--teacher": run}.
+Inputs: TypeAlias = Mapping[str, Path]
+
+# In the metadata of every picture, so that figures which the user drew with matplotlib are not taken for edgetl's.
+_PICTURE_MARK = "drawn by edgetl"
+_MARKED: dict[str, dict[str, Any]] = {
+    ".png": {"metadata": {"Software": _PICTURE_MARK}},
+    ".jpg": {"pil_kwargs": {"comment": _PICTURE_MARK}},
+    ".svg": {"metadata": {"Creator": _PICTURE_MARK}},
+    ".pdf": {"metadata": {"Creator": _PICTURE_MARK}},
+}
+# Mark of a temporary folder that edgetl made and may remove.
+_OWNED = ".edgetl"
+_SHOWN = 3
+
+
+def check_output(out: Path, *, inputs: Inputs | None = None, overwrite: bool = False) -> None:
+    """Refuse an output folder that cannot be written, or holds files that edgetl did not write. Nothing is changed.
+
+    Args:
+        out: the folder to write.
+        inputs: paths that are read; ``out`` may not equal, contain, or lie inside one of them.
+        overwrite: allow replacing an empty folder, or one that holds only files that edgetl wrote.
+
+    Raises:
+        ConfigError: ``out`` names no folder, exists, is a link or a file, touches an input, or another process writes it.
+        StorageError: its parent cannot be written.
+    """
+    place = _place(out)
+    _check_apart(out, place, inputs or {})
+    _check_replaceable(out, place, overwrite=overwrite)
+    _check_writable(out, place)
+    try:
+        busy = is_locked(place)
+    except OSError as error:
+        raise storage_error(out, error) from error
+    if busy:
+        raise _busy(out)
+
+
+@contextmanager
+def reserved(out: Path, *, inputs: Inputs | None = None, overwrite: bool = False) -> Iterator[Path]:
+    """Check ``out`` as ``check_output`` does, and hold its lock: no other process writes it while the block runs.
+
+    Yields:
+        the place of ``out``, with links in its parents resolved; the parent exists.
+
+    Raises:
+        ConfigError, StorageError: as ``check_output``.
+    """
+    place = _place(out)
+    _check_apart(out, place, inputs or {})
+    _check_writable(out, place)
+    with ExitStack() as stack:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if not stack.enter_context(locked(place)):
+                raise _busy(out)
+            _recover(place)
+        except OSError as error:
+            raise storage_error(out, error) from error
+        _check_replaceable(out, place, overwrite=overwrite)
+        yield place
+
+
+@contextmanager
+def new_folder(target: Path, *, inputs: Inputs | None = None, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary folder; it becomes ``target`` when the block ends without an error.
+
+    A process that is killed inside the block leaves only a folder whose name starts with ``.edgetl-partial-``, which no command
+    accepts; the next call for the same target removes it.
+
+    Raises:
+        ConfigError, StorageError: as ``check_output``; at the end also where another program made or changed ``target`` meanwhile,
+            or it cannot be replaced. The result is then kept beside it.
+    """
+    with reserved(target, inputs=inputs, overwrite=overwrite) as place:
+        before = _identity(place)
+        outer = place.with_name(f"{STAGING_MARK}{os.getpid()}-{place.name}")
+        try:
+            outer.mkdir()
+            (outer / _OWNED).touch()
+            staging = outer / place.name
+            staging.mkdir()
+            yield staging
+            _flush_tree(staging)
+            _publish(staging, place, before)
+        except OSError as error:
+            raise storage_error(target, error) from error
+        finally:
+            shutil.rmtree(outer, ignore_errors=True)
+
+
+@contextmanager
+def locked_folder(out: Path) -> Iterator[None]:
+    """Make ``out`` where it is missing, and hold its lock: for files that are added to a folder, which is never replaced.
+
+    Raises:
+        ConfigError: another process writes there, or the path leads nowhere.
+        StorageError: the folder cannot be made or written.
+    """
+    place = _place(out)
+    with ExitStack() as stack:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            if not stack.enter_context(locked(place)):
+                raise _busy(out)
+        except OSError as error:
+            raise storage_error(out, error) from error
+        _check_writable(out, place / "x")
+        yield
+
+
+def remove_side_folder(folder: Path) -> None:
+    """Remove a side folder of a finished training or comparison. Files that edgetl did not write stay and are reported.
+
+    Raises:
+        StorageError: a file cannot be removed.
+    """
+    try:
+        kept = remove_own(folder)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    if kept:
+        _log.warning("%s stays: edgetl did not write %s", folder, _shown(folder, kept))
+
+
+def check_side_folder(folder: Path) -> None:
+    """Refuse a name for a side folder that a file or a link already has.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+        raise ConfigError(f"{folder} is needed for a folder of saved states, but is not a folder. Move it, or choose another --out.")
+
+
+def check_picture(path: Path, option: str, *, inputs: Inputs | None = None) -> None:
+    """Refuse a chart file that cannot be written, or that would replace a file that edgetl did not draw.
+
+    Raises:
+        ConfigError: naming the option: another suffix, a file that stands there, or a place inside an input.
+        StorageError: its folder cannot be written.
+    """
+    if path.suffix.lower() not in _MARKED:
+        raise ConfigError(f"{option} {path}: the name must end in {', '.join(_MARKED)}.")
+    place = _place(path, option)
+    _check_apart(path, place, inputs or {}, option)
+    if os.path.lexists(place) and not _is_own_picture(place):
+        raise ConfigError(
+            f"{option} {path} exists already, and its metadata do not name edgetl as its author. Choose another name, or move the file."
+        )
+    _check_writable(path, place)
+
+
+def write_picture(figure: Any, path: Path, *, dpi: int) -> None:
+    """Write a matplotlib figure whole or not at all, with the mark that ``check_picture`` recognizes.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    suffix, drawn = path.suffix.lower(), io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # boxes, without a warning for each
+        figure.savefig(drawn, dpi=dpi, format=suffix[1:], **_MARKED[suffix])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    write_bytes(path, drawn.getvalue())
+
+
+def _is_own_picture(path: Path) -> bool:
+    try:
+        with open_plain(path, follow_links=False) as file:
+            return _PICTURE_MARK.encode() in file.read()
+    except OSError:
+        return False
+
+
+def _place(out: Path, option: str = "--out") -> Path:
+    """Path of ``out`` with links and ``..`` resolved, except in its last name.
+
+    Raises:
+        ConfigError: it names no folder of its own, or a part of it is a link that leads nowhere.
+    """
+    if out.name in ("", ".."):
+        raise ConfigError(f"{out} names no folder of its own. Choose another {option}.")
+    for parent in (out.parent, *out.parent.parents):
+        if parent.is_symlink() and not parent.exists():
+            raise ConfigError(
+                f"{out}: {parent} is a symbolic link to {parent.readlink()}, which does not exist. Repair the link, or choose another "
+                f"{option}."
+            )
+    try:
+        return out.parent.resolve() / out.name
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{option} {out}: the path cannot be resolved ({error}). Choose another {option}.") from error
+
+
+def _check_apart(out: Path, place: Path, inputs: Inputs, option: str = "--out") -> None:
+    """Refuse an output that touches an input. Folders are compared by identity, so links, ``..`` and bind mounts make no difference."""
+    for name, path in inputs.items():
+        given = path.resolve()
+        if _same(place, given):
+            relation = "is"
+        elif any(_same(place, parent) for parent in given.parents):
+            relation = "contains"
+        elif any(_same(given, parent) for parent in place.parents):
+            relation = "lies inside"
+        else:
+            continue
+        raise ConfigError(f"{option} {out} {relation} {name} ({path}), which would be changed or lost. Choose another {option}.")
+
+
+def _same(first: Path, second: Path) -> bool:
+    try:
+        return first == second or first.samefile(second)
+    except OSError:
+        return False
+
+
+def _check_replaceable(out: Path, place: Path, *, overwrite: bool) -> None:
+    if not os.path.lexists(place):
+        return
+    if place.is_symlink():
+        nowhere = "" if place.exists() else ", which does not exist"
+        raise ConfigError(
+            f"{out} is a symbolic link to {place.readlink()}{nowhere}. Name the folder itself, remove the link, or choose another --out."
+        )
+    if not place.is_dir():
+        what = "a file" if stat.S_ISREG(place.lstat().st_mode) else "no folder"
+        raise ConfigError(f"{out} is {what}; --out names a folder. Choose another name.")
+    for name, used in (("the working directory", Path.cwd()), ("the home directory", _home())):
+        if used is not None and any(_same(place, parent) for parent in (used, *used.parents)):
+            raise ConfigError(f"{out} is or contains {name}, which is never replaced. Choose another --out.")
+    if os.path.ismount(place):
+        raise ConfigError(f"{out} is a mount point, which cannot be replaced. Name a new folder below it.")
+    try:
+        foreign = list(islice(foreign_files(place), _SHOWN + 1))
+    except OSError as error:
+        raise ConfigError(f"{out} exists already and cannot be listed ({error.strerror}). Choose another --out.") from error
+    if foreign:
+        raise ConfigError(
+            f"{out} exists already and holds files that edgetl did not write: {_shown(place, foreign)}. Only an empty folder, or one that "
+            f"edgetl wrote, is replaced. Choose another --out, or move these files."
+        )
+    if not overwrite:
+        raise ConfigError(f"{out} exists already. Choose another --out, or replace it with --overwrite.")
+
+
+def _home() -> Path | None:
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def _shown(folder: Path, files: list[Path]) -> str:
+    names = ", ".join(path.relative_to(folder).as_posix() for path in files[:_SHOWN])
+    return f"{names}, …" if len(files) > _SHOWN else names
+
+
+def _check_writable(out: Path, place: Path) -> None:
+    """Create and remove a folder beside ``out``: permissions alone do not show quotas, read-only or virtual file systems."""
+    parent = next(path for path in place.parents if os.path.lexists(path))
+    try:
+        if not parent.is_dir():
+            raise NotADirectoryError(20, f"{parent} is not a folder")
+        Path(tempfile.mkdtemp(prefix=STAGING_MARK, dir=parent)).rmdir()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            place.with_name(_aside_name(place)).lstat()  # the longest temporary name: is it too long?
+    except FileNotFoundError as error:
+        raise storage_error(out, OSError(None, f"new folders cannot be made in {parent} (a virtual file system)")) from error
+    except OSError as error:
+        raise storage_error(out, error) from error
+
+
+def _busy(out: Path) -> ConfigError:
+    return ConfigError(f"another process writes {out} at this time. Wait until it has ended, or choose another --out.")
+
+
+def _identity(place: Path) -> tuple[int, int] | None:
+    try:
+        status = place.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _aside_name(place: Path) -> str:
+    return f"{REPLACED_MARK}{os.getpid()}-{place.name}"
+
+
+def _publish(staging: Path, place: Path, before: tuple[int, int] | None) -> None:
+    """Rename ``staging`` to ``place``. A replaced folder is set aside first, and removed only after the rename."""
+    now = _identity(place)
+    if now is not None and (now != before or next(foreign_files(place), None) is not None):
+        raise _kept(staging, place, "was made or changed by another program during this work, and stays as it is")
+    aside = place.with_name(_aside_name(place))
+    try:
+        if now is not None:
+            os.rename(place, aside)
+        os.rename(staging, place)
+    except OSError as error:  # a race, a folder of another user in a folder such as /tmp, a layer of a container's image
+        if now is not None and not os.path.lexists(place):
+            os.rename(aside, place)
+        raise _kept(staging, place, f"cannot be made or replaced ({error.strerror})") from error
+    flush_folder(place.parent)
+    if now is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _kept(staging: Path, place: Path, reason: str) -> ConfigError:
+    """Move a finished result beside its place."""
+    kept = place.with_name(f"{place.name}-{secrets.token_hex(4)}")
+    os.rename(staging, kept)
+    flush_folder(place.parent)
+    return ConfigError(f"{place} {reason}. The new result is {kept}.")
+
+
+def _recover(place: Path) -> None:
+    """Clean up after a killed process: put a replaced folder back, and remove half-written ones. Other folders stay."""
+    pattern = re.compile(rf"({re.escape(STAGING_MARK)}|{re.escape(REPLACED_MARK)})(\d+)-{re.escape(place.name)}")
+    for path in list(place.parent.iterdir()):
+        kind = pattern.fullmatch(path.name)
+        if kind is None or path.is_symlink() or not path.is_dir():
+            continue
+        if process_runs(int(kind[2])) and int(kind[2]) != os.getpid():
+            continue
+        if kind[1] == REPLACED_MARK and not os.path.lexists(place):
+            os.rename(path, place)
+        elif (path / _OWNED).is_file() or next(foreign_files(path), None) is None:
+            shutil.rmtree(path)
+        else:
+            _log.warning("%s stays: it looks like a temporary folder, but holds files that edgetl did not write", path)
+
+
+def _flush_tree(root: Path) -> None:
+    for folder, _, files in os.walk(root, topdown=False):
+        for name in files:
+            flush_file(Path(folder, name))
+        flush_folder(Path(folder))

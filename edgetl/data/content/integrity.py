@@ -1,0 +1,111 @@
+"""Decode every image of a folder once, in parallel, and remember the outcome by size and time of change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetl.core.files.atomic import write_text
+from edgetl.core.files.plain import read_plain
+from edgetl.core.images.decode import content_hash, examine
+from edgetl.core.images.intensity import Levels
+from edgetl.core.progress import Progress, silent
+from edgetl.core.system.host import available_cores
+from edgetl.data.content.colors import Colors, count_colors
+from edgetl.errors import ImageError, StorageError
+
+_log = logging.getLogger(__name__)
+
+# Raised when decoding or hashing changes: older outcomes are then not used.
+_CACHE_VERSION = 4
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Result of decoding one file: content hash and colors, or the reason of a failure; ``levels`` only for more than 8 bits."""
+
+    content: str | None
+    reason: str = ""
+    colors: Colors | None = None
+    levels: Levels | None = None
+
+
+def check_images(paths: Sequence[Path], root: Path, *, progress: Progress = silent) -> dict[Path, Checked]:
+    """Decode ``paths`` (below ``root``) and hash their pixels; outcomes of unchanged files come from the user's cache folder."""
+    cache_file = _cache_file(root)
+    known = _read_cache(cache_file)
+    stamps = {path: _stamp(path, root) for path in paths}
+    results = {path: known[stamp] for path, stamp in stamps.items() if stamp in known}
+    missing = [path for path in paths if path not in results]
+    with ThreadPoolExecutor(max_workers=available_cores()) as pool:
+        for done, (path, result) in enumerate(zip(missing, pool.map(_check, missing), strict=True), start=1):
+            results[path] = result
+            progress("checking images", done, len(missing))
+    if missing:
+        _write_cache(cache_file, {stamps[path]: result for path, result in results.items()})
+    return results
+
+
+def _check(path: Path) -> Checked:
+    try:
+        image, levels = examine(path)
+        return Checked(content_hash(image), colors=count_colors(image), levels=levels)
+    except ImageError as error:
+        return Checked(None, str(error))
+
+
+def _stamp(path: Path, root: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError:
+        return f"{path.relative_to(root).as_posix()}|missing"
+    return f"{path.relative_to(root).as_posix()}|{status.st_size}|{status.st_mtime_ns}"
+
+
+def _cache_file(root: Path) -> Path | None:
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(base) if base else Path.home() / ".cache"
+    except RuntimeError:  # no home directory: work without a memory
+        return None
+    key = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    return folder / "edgetl" / "scans" / f"{key}.json"
+
+
+def _read_cache(path: Path | None) -> dict[str, Checked]:
+    if path is None:
+        return {}
+    try:
+        data = json.loads(read_plain(path))
+        if data["version"] != _CACHE_VERSION:
+            return {}
+        return {str(stamp): _remembered(*row) for stamp, row in data["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        _log.debug("the scan's memory %s is not readable (%s); scanning again", path, error)
+        return {}
+
+
+def _remembered(content: str | None, reason: str, colors: list[Any] | None, levels: list[int] | None) -> Checked:
+    return Checked(content, str(reason), Colors(*colors) if colors else None, (int(levels[0]), int(levels[1])) if levels else None)
+
+
+def _write_cache(path: Path | None, results: dict[str, Checked]) -> None:
+    if path is None:
+        return
+    files = {
+        stamp: [result.content, result.reason, result.colors and list(astuple(result.colors)), result.levels]
+        for stamp, result in results.items()
+        if not stamp.endswith("|missing")
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({"version": _CACHE_VERSION, "files": files}))
+    except (OSError, StorageError, UnicodeEncodeError) as error:
+        _log.debug("the scan's memory %s cannot be written: %s", path, error)

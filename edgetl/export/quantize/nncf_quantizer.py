@@ -1,0 +1,213 @@
+"""Post-training int8 for OpenVINO, by NNCF on the IR."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nncf
+import numpy as np
+import openvino as ov
+from nncf.quantization.advanced_parameters import AdvancedAccuracyRestorerParameters, OverflowFix
+from numpy.typing import NDArray
+from openvino._offline_transformations import compress_quantize_weights_transformation
+
+from edgetl.errors import ExportError
+from edgetl.export.convert.to_openvino import annotate, save
+from edgetl.export.quantize.attempts import FloatHead, Probe, Step
+from edgetl.runtime.ov import core
+
+# NNCF's accuracy-aware search: operations that it may put back, and images that it ranks them with.
+MOST_REVERTED = 20
+RANKING_IMAGES = 100
+
+
+class OpenVinoQuantizer:
+    """Quantizes an IR; see ``steps.Quantizer``."""
+
+    def __init__(
+        self, source: Path, calibration: Sequence[NDArray[np.float32]], infos: tuple[dict[str, str], dict[str, str]], *,
+        float_end: bool = False, watched: Callable[[], Probe] | None = None, max_drop: float = 0.01,
+    ) -> None:  # fmt: skip
+        """Prepare to quantize ``source``.
+
+        Args:
+            source: the fp32 IR.
+            calibration: batches float32 ``[1, 3, H, W]``.
+            infos: the blocks of ``annotate``.
+            float_end: leave all that compares features with kept images in fp32.
+            watched: gives labelled images whose accuracy the accuracy-aware search watches.
+            max_drop: of that accuracy, 0..1.
+
+        Raises:
+            ExportError: the file is quantized already.
+        """
+        self._float_end = float_end
+        self._source = source
+        self._calibration = calibration
+        self._infos = infos
+        self._watched = watched
+        self._max_drop = max_drop
+        self._model: ov.Model | None = None
+        if any(op.get_type_name() == "FakeQuantize" for op in core().read_model(source).get_ops()):
+            raise ExportError(f"{source.name} is quantized already; quantize the fp32 export of the same run.")
+
+    def quantize(self, step: Step, folder: Path, spared: tuple[str, ...] = ()) -> list[Path]:
+        """Write ``model.xml`` and ``model.bin`` quantized as ``step`` says.
+
+        Raises:
+            ExportError: there is no calibration image, or NNCF cannot quantize the network.
+        """
+        if not self._calibration:
+            raise ExportError("int8 needs calibration images, and there is none.")
+        model = core().read_model(self._source)
+        names = [*spared, *([_head(model).get_friendly_name()] if step.refit else []), *(_end(model) if self._float_end else [])]
+        attention = any(op.get_type_name() in ("ScaledDotProductAttention", "Softmax") for op in model.get_ops())
+        settings: dict[str, Any] = {
+            "subset_size": len(self._calibration),
+            "fast_bias_correction": not step.full_bias,
+            "model_type": nncf.ModelType.TRANSFORMER if attention else None,
+            "ignored_scope": nncf.IgnoredScope(names=list(dict.fromkeys(names))) if names else None,
+        }
+        advanced = nncf.AdvancedQuantizationParameters(
+            overflow_fix=OverflowFix.ENABLE if step.seven_bit else OverflowFix.FIRST_LAYER,
+            # Weights are packed when the model is saved: until then an operation can be put back to fp32.
+            backend_params={"compress_weights": False},
+        )
+        try:
+            # NNCF makes cores of its own, whose signal stacks would stay with this thread (see ``runtime.ov.core``).
+            with _quiet(), ThreadPoolExecutor(max_workers=1) as thread:
+                self._model = thread.submit(self._by_nncf, step, model, settings, advanced).result()
+        except (nncf.ValidationError, nncf.UnsupportedModelError, nncf.InternalError, RuntimeError) as error:
+            raise ExportError(f"NNCF {nncf.__version__} cannot quantize {self._source.name}: {str(error).splitlines()[0]}") from error
+        return self._save(self._model, folder)
+
+    def _by_nncf(
+        self, step: Step, model: ov.Model, settings: dict[str, Any], advanced: nncf.AdvancedQuantizationParameters
+    ) -> ov.Model:  # fmt: skip
+        try:
+            if step.controlled:
+                return self._controlled(model, settings, advanced)
+            return nncf.quantize(model, nncf.Dataset(self._calibration), advanced_parameters=advanced, **settings)
+        finally:
+            gc.collect()  # what NNCF leaves in cycles dies in its own thread
+
+    def _controlled(self, model: ov.Model, settings: dict[str, Any], advanced: nncf.AdvancedQuantizationParameters) -> ov.Model:
+        assert self._watched is not None, "the accuracy-aware step needs labelled images"
+        watched = self._watched()
+        items = [(image[None], int(label)) for image, label in zip(watched.images, watched.right, strict=True)]
+
+        def accuracy(compiled: ov.CompiledModel, chosen: Iterable[tuple[NDArray[np.float32], int]]) -> tuple[float, list[float]]:
+            hits = [float(compiled(image)[0].argmax() == label) for image, label in chosen]
+            return float(np.mean(hits)), hits
+
+        return nncf.quantize_with_accuracy_control(
+            model,
+            nncf.Dataset(self._calibration),
+            nncf.Dataset(items, lambda item: item[0]),
+            accuracy,
+            max_drop=self._max_drop,
+            advanced_quantization_parameters=advanced,
+            advanced_accuracy_restorer_parameters=AdvancedAccuracyRestorerParameters(
+                max_num_iterations=MOST_REVERTED, ranking_subset_size=min(RANKING_IMAGES, len(items)), num_ranking_workers=1
+            ),
+            **settings,
+        )
+
+    def write_trunk(self, folder: Path) -> list[Path]:
+        """Write the quantized trunk: features ``[batch, width]`` are its output."""
+        model = self._quantized().clone()
+        trunk = ov.Model([_head(model).input_value(0)], model.get_parameters())
+        return self._save(trunk, folder)
+
+    def replace_head(self, head: FloatHead, folder: Path) -> list[Path]:
+        """Write the quantized model with ``head``, which ``quantize`` left in fp32."""
+        model = self._quantized()
+        matmul = _head(model)
+        transposed = bool(matmul.get_attributes()["transpose_b"])
+        _replace_constant(matmul, 1, head.weight if transposed else head.weight.T)
+        add = next(
+            (target.get_node() for target in matmul.output(0).get_target_inputs() if target.get_node().get_type_name() == "Add"), None
+        )
+        if add is None:
+            raise ExportError("the head has no bias to replace; the network does not end in one linear layer.")
+        _replace_constant(add, 1, head.bias.reshape(1, -1))
+        model.validate_nodes_and_infer_types()
+        return self._save(model, folder)
+
+    def operations(self) -> dict[str, str]:
+        """The operations of the last quantized model that read a quantized tensor."""
+        return {op.get_friendly_name(): op.get_type_name() for op in self._quantized().get_ordered_ops() if any(_fake_quantized(op))}
+
+    def write_restored(self, name: str, folder: Path) -> list[Path]:
+        """Write the last quantized model with the operation ``name`` on fp32 inputs; with an empty name, as it is."""
+        model = self._quantized().clone()
+        for op in model.get_ordered_ops():
+            if op.get_friendly_name() == name:
+                for port, fake in enumerate(_fake_quantized(op)):
+                    if fake is not None:
+                        reader = op.input_value(port).get_node()
+                        owner, at = (op, port) if reader.get_type_name() == "FakeQuantize" else (reader, 0)
+                        owner.input(at).replace_source_output(fake.input_value(0))
+        return self._save(model, folder)
+
+    def _quantized(self) -> ov.Model:
+        assert self._model is not None, "quantize comes first"
+        return self._model
+
+    def _save(self, model: ov.Model, folder: Path) -> list[Path]:
+        packed = model.clone()
+        compress_quantize_weights_transformation(packed)
+        annotate(packed, *self._infos)
+        save(packed, folder / "model.xml")
+        return [folder / "model.xml", folder / "model.bin"]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """NNCF logs its advice, and draws progress bars on the standard output, which belongs to the caller."""
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _fake_quantized(op: Any) -> list[Any]:
+    """For each input of an operation the ``FakeQuantize`` that makes it, also through the reshape of a grouped kernel; else none."""
+    if op.get_type_name() in ("FakeQuantize", "Reshape", "Result"):
+        return []
+    found = []
+    for port in range(op.get_input_size()):
+        node = op.input_value(port).get_node()
+        if node.get_type_name() == "Reshape":
+            node = node.input_value(0).get_node()
+        found.append(node if node.get_type_name() == "FakeQuantize" else None)
+    return found
+
+
+def _end(model: ov.Model) -> list[str]:
+    """The names of the operations from the one that takes the features' mean off, before their length is measured, to the output."""
+    ops = model.get_ordered_ops()
+    measured = [op for op in ops if op.get_type_name() == "ReduceL2"][-1]
+    inside = {measured.input_value(0).get_node().get_friendly_name()}
+    for op in ops:
+        if any(op.input_value(port).get_node().get_friendly_name() in inside for port in range(op.get_input_size())):
+            inside.add(op.get_friendly_name())
+    return [op.get_friendly_name() for op in ops if op.get_friendly_name() in inside and op.get_type_name() != "Result"]
+
+
+def _head(model: ov.Model) -> Any:
+    found = [op for op in model.get_ordered_ops() if op.get_type_name() == "MatMul"]
+    if not found:
+        raise ExportError("the network holds no matrix product; it does not end in one linear layer.")
+    return found[-1]
+
+
+def _replace_constant(node: Any, port: int, value: NDArray[np.float32]) -> None:
+    constant = ov.opset13.constant(np.ascontiguousarray(value), dtype=np.float32)
+    node.input(port).replace_source_output(constant.output(0))

@@ -1,0 +1,214 @@
+"""Post-training int8 for ONNX Runtime: static QDQ, per channel; for vision transformers also dynamic matrix products."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
+from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from edgetl.errors import ExportError
+from edgetl.export.convert.metadata import INPUT_NAME
+from edgetl.export.quantize.attempts import FloatHead, Step
+from edgetl.export.quantize.bias_correction import correct_biases
+
+_REFUSALS = (
+    RuntimeError, ValueError, KeyError, TypeError, Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException,
+)  # fmt: skip
+
+
+class OnnxQuantizer:
+    """Quantizes an ONNX file; see ``steps.Quantizer``."""
+
+    def __init__(self, source: Path, calibration: Sequence[NDArray[np.float32]], work: Path, *, float_end: bool = False) -> None:
+        """``calibration`` holds batches float32 ``[1, 3, H, W]``; ``work`` is an empty folder for intermediate files; ``float_end`` leaves
+        all that compares features with kept images in fp32.
+
+        Raises:
+            ExportError: the file is quantized already, or ONNX Runtime cannot read its shapes.
+        """
+        self._float_end = float_end
+        self._calibration = calibration
+        self._work = work
+        self._prepared = work / "prepared.onnx"
+        model = onnx.load(source)
+        if any(node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") for node in model.graph.node):
+            raise ExportError(f"{source.name} is quantized already; quantize the fp32 export of the same run.")
+        self._properties = {item.key: item.value for item in model.metadata_props}
+        # The exporter's shape annotations contradict those that the quantizer infers.
+        del model.graph.value_info[:]
+        onnx.save(model, work / "plain.onnx")
+        try:
+            quant_pre_process(work / "plain.onnx", self._prepared, skip_symbolic_shape=True)
+        except (RuntimeError, ValueError, onnx.shape_inference.InferenceError) as error:
+            raise ExportError(f"ONNX Runtime cannot prepare {source.name} for quantization: {str(error).splitlines()[0]}") from error
+
+    @property
+    def products(self) -> bool:
+        """Whether matrix products hold most of the weights, as in a vision transformer."""
+        graph = onnx.load(self._prepared).graph
+        sizes = {item.name: int(np.prod(item.dims)) for item in graph.initializer}
+        held = {kind: sum(sizes.get(name, 0) for node in graph.node if node.op_type == kind for name in node.input) for kind in _WEIGHTED}
+        return held["MatMul"] > 0.8 * sum(held.values())
+
+    def quantize(self, step: Step, folder: Path, spared: tuple[str, ...] = ()) -> list[Path]:
+        """Write ``model.onnx`` quantized as ``step`` says; the calibration images are run once for all steps.
+
+        Raises:
+            ExportError: there is no calibration image, or ONNX Runtime cannot quantize the network.
+        """
+        if not self._calibration:
+            raise ExportError("int8 needs calibration images, and there is none.")
+        graph = onnx.load(self._prepared).graph
+        excluded = [*spared, *([_head(graph).name] if step.refit else []), *(_end(graph) if self._float_end else [])]
+        target = folder / "model.onnx"
+        try:
+            with _quiet():
+                if step.dynamic:
+                    self._quantize_products(step, target, excluded)
+                else:
+                    self._quantize_all(step, target, excluded)
+        except (*_REFUSALS, onnx.shape_inference.InferenceError) as error:
+            raise ExportError(f"ONNX Runtime cannot quantize the network: {str(error).splitlines()[0]}") from error
+        model = onnx.load(target)
+        if step.full_bias:
+            correct_biases(model, onnx.load(self._prepared), self._calibration)
+        onnx.helper.set_model_props(model, self._properties)
+        onnx.save(model, target)
+        onnx.save(model, self._work / "quantized.onnx")
+        return [target]
+
+    def _quantize_all(self, step: Step, target: Path, excluded: list[str]) -> None:
+        quantize_static(
+            self._prepared,
+            target,
+            _Reader(self._calibration),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=step.seven_bit,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=excluded,
+            calibration_cache_path=self._work / "ranges.json",
+        )
+
+    def _quantize_products(self, step: Step, target: Path, excluded: list[str]) -> None:
+        plain = onnx.load(self._prepared)
+        del plain.graph.value_info[:]  # shapes inferred for the static path contradict those of the dynamic one
+        quantize_dynamic(
+            plain,
+            target,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            reduce_range=step.seven_bit,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=excluded,
+            extra_options={"MatMulConstBOnly": True},
+        )
+
+    def write_trunk(self, folder: Path) -> list[Path]:
+        """Write the quantized trunk: features ``[batch, width]`` are its output."""
+        model = onnx.load(self._work / "quantized.onnx")
+        features = onnx.helper.make_tensor_value_info(_head(model.graph).input[0], onnx.TensorProto.FLOAT, None)
+        model.graph.output[0].CopyFrom(features)
+        onnx.save(model, folder / "model.onnx")
+        return [folder / "model.onnx"]
+
+    def replace_head(self, head: FloatHead, folder: Path) -> list[Path]:
+        """Write the quantized model with ``head``, which ``quantize`` left in fp32."""
+        model = onnx.load(self._work / "quantized.onnx")
+        node = _head(model.graph)
+        if node.op_type != "Gemm" or len(node.input) != 3:
+            raise ExportError(f"the head is a {node.op_type} without a bias; the network does not end in one linear layer.")
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        values = {node.input[1]: head.weight if transposed else head.weight.T, node.input[2]: head.bias}
+        for initializer in model.graph.initializer:
+            if initializer.name in values:
+                value = np.ascontiguousarray(values[initializer.name], np.float32)
+                initializer.CopyFrom(onnx.numpy_helper.from_array(value, initializer.name))
+        onnx.save(model, folder / "model.onnx")
+        return [folder / "model.onnx"]
+
+    def operations(self) -> dict[str, str]:
+        """The nodes of the last quantized model that read a dequantized tensor."""
+        graph = onnx.load(self._work / "quantized.onnx").graph
+        dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+        return {
+            node.name: node.op_type
+            for node in graph.node
+            if node.op_type != "QuantizeLinear" and dequantized.intersection(node.input)
+        }  # fmt: skip
+
+    def write_restored(self, name: str, folder: Path) -> list[Path]:
+        """Write the last quantized model with the node ``name`` on fp32 inputs; with an empty name, as it is."""
+        model = onnx.load(self._work / "quantized.onnx")
+        before = onnx.load(self._prepared).graph
+        made = {output: node for node in model.graph.node for output in node.output}
+        constants = {item.name: item for item in before.initializer}
+        original = next((node for node in before.node if node.name == name and name), None)
+        for node in model.graph.node:
+            if original is None or node.name != name:
+                continue
+            for port, source in enumerate(original.input):
+                if source in constants:
+                    constants[source].name = f"{name}.{port}.fp32"  # the old name may be a dequantized tensor's by now
+                    model.graph.initializer.append(constants[source])
+                    node.input[port] = constants[source].name
+                elif port < len(node.input) and (quantized := made.get(node.input[port])) and quantized.op_type == "DequantizeLinear":
+                    node.input[port] = made[quantized.input[0]].input[0]
+        onnx.save(model, folder / "model.onnx")
+        return [folder / "model.onnx"]
+
+
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizer logs its advice on the root logger."""
+    root_log = logging.getLogger()
+    level = root_log.level
+    root_log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root_log.setLevel(level)
+
+
+class _Reader(CalibrationDataReader):
+    """Feeds the calibration images to ONNX Runtime, one at a time."""
+
+    def __init__(self, calibration: Sequence[NDArray[np.float32]]) -> None:
+        self._rows: Iterator[NDArray[np.float32]] = iter(calibration)
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        """The next image, or none at the end."""
+        batch = next(self._rows, None)
+        return None if batch is None else {INPUT_NAME: batch}
+
+
+def _end(graph: onnx.GraphProto) -> list[str]:
+    """The names of the nodes from the one that takes the features' mean off, before their length is measured, to the output."""
+    inside = {[node.input[0] for node in graph.node if node.op_type == "ReduceL2"][-1]}
+    names = []
+    for node in graph.node:
+        if inside.intersection([*node.input, *node.output]):
+            inside.update(node.output)
+            names.append(node.name)
+    return names
+
+
+def _head(graph: onnx.GraphProto) -> onnx.NodeProto:
+    found = [node for node in graph.node if node.op_type in ("Gemm", "MatMul")]
+    if not found:
+        raise ExportError("the network holds no matrix product; it does not end in one linear layer.")
+    return found[-1]

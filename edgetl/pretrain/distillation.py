@@ -1,0 +1,241 @@
+"""The networks of a pretraining: a frozen teacher, and the student with what is trained beside it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from edgetl.errors import BackboneError
+from edgetl.pretrain.compression import Coordinates, stage_maps
+from edgetl.pretrain.images import Views
+from edgetl.pretrain.recipe import Recipe
+from edgetl.train.artifacts.sources.load import saved_network
+from edgetl.train.artifacts.sources.weights_folder import LOCAL_DIR, local_dir_weights, sha256_of
+from edgetl.train.inputs.dataset import draw_seed
+from edgetl.train.inputs.features import choose_engine
+from edgetl.train.loop.fitting import scheduled
+from edgetl.train.networks.backbone import find_head, make_trunk
+
+WARM_UP_SHARE = 0.05
+# Steps whose batches give the mean and the principal components of the teacher's features.
+STATISTICS_STEPS = 24
+COMPONENTS = 256
+SMALLEST_SPREAD = 1e-2
+# Components are scaled by the root of their spread (half of a whitening), and none as if its spread were below this share of the first.
+SMALLEST_COMPONENT = 0.05
+LABEL_SMOOTHING = 0.1
+# More images than any recipe has steps: the teacher is always worth converting to a faster engine.
+MANY = 10**6
+
+
+@dataclass(frozen=True)
+class TeacherNet:
+    """A frozen network: logits are ``weight`` and ``bias`` on its pooled features.
+
+    Attributes:
+        model: the whole network, on the CPU, in evaluation mode.
+        head_name: its classifier's place in it.
+        weight: float32 ``[classes, width]``.
+        bias: float32 ``[classes]``.
+    """
+
+    name: str
+    architecture: str
+    licence: str | None
+    sha256: str
+    model: nn.Module
+    head_name: str
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+def load_teacher(name: str, weights: Path | None, *, pads_as_torch: bool) -> TeacherNet:
+    """Load the teacher from its folder in timm's form, with its own classes.
+
+    Args:
+        name: of the folder.
+        weights: the folder above it.
+        pads_as_torch: even where its own configuration pads as TensorFlow does: the maps of a network that is to be compressed must lie
+            where the student's do. (At odd input sizes the two ways are the same.)
+
+    Raises:
+        BackboneError: the folder is missing or cannot be used.
+    """
+    folder = weights / name if weights else None
+    if folder is None or not (folder / "config.json").is_file():
+        raise BackboneError(f"the recipe's teacher {name} is not below {weights or 'any folder'}; say where it is with --weights-dir.")
+    changes = {"pad_type": ""} if pads_as_torch else {}
+    model, saved = saved_network(f"{LOCAL_DIR}{folder}", pretrained=True, classes=None, **changes)
+    model.eval()
+    cfg = saved.pretrained_cfg
+    if tuple(cfg["mean"]) != (0.5, 0.5, 0.5) or tuple(cfg["std"]) != (0.5, 0.5, 0.5):
+        raise BackboneError(f"the teacher {name} wants mean {cfg['mean']} and std {cfg['std']}; recipes give images in -1..1 (0.5, 0.5).")
+    head_name = find_head(model)
+    head = model.get_submodule(head_name)
+    assert isinstance(head, nn.Linear)
+    return TeacherNet(
+        name=name,
+        architecture=saved.architecture,
+        licence=cfg.get("license"),
+        sha256=sha256_of(local_dir_weights(folder)),
+        model=model,
+        head_name=head_name,
+        weight=head.weight.detach(),
+        bias=head.bias.detach(),
+    )
+
+
+class Lesson:
+    """What a teacher says about images: pooled features, and its maps in a compressed student's coordinates where there are any."""
+
+    def __init__(self, teacher: TeacherNet, coordinates: list[Coordinates], side: int, device: str) -> None:
+        self.teacher = teacher
+        self._shapes = [] if not coordinates else _map_shapes(teacher.model, coordinates, side)
+        network = _FlatMaps(teacher.model, coordinates) if coordinates else make_trunk(teacher.model, teacher.head_name)
+        self._engine = choose_engine(network, np.zeros((2, 3, side, side), np.float32), MANY, device)
+
+    def look(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Pooled features float32 ``[batch, width]`` and maps ``[batch, channels, h, w]``, on the images' device."""
+        seen = torch.from_numpy(self._engine(images.detach().float().cpu().numpy())).to(images.device)
+        if not self._shapes:
+            return seen, []
+        parts = torch.split(seen, [math.prod(shape) for shape in self._shapes], dim=1)
+        maps = [part.view(-1, *shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return maps[-1].mean(dim=(2, 3)), maps
+
+
+class _FlatMaps(nn.Module):
+    """Every map of a network, those of the stages in a student's coordinates, as one row for each image."""
+
+    def __init__(self, network: nn.Module, coordinates: list[Coordinates]) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network)
+        for index, place in enumerate(coordinates):  # as buffers they move to a device with the network
+            self.register_buffer(f"mean_{index}", place.mean)
+            self.register_buffer(f"basis_{index}", place.basis)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        *stages, head = stage_maps(self.network, images)
+        places = [Coordinates(self.get_buffer(f"mean_{index}"), self.get_buffer(f"basis_{index}")) for index in range(len(stages))]
+        told = [place.of(maps) for place, maps in zip(places, stages, strict=True)]
+        return torch.cat([maps.flatten(1) for maps in (*told, head)], dim=1)
+
+
+def _map_shapes(network: nn.Module, coordinates: list[Coordinates], side: int) -> list[tuple[int, int, int]]:
+    with torch.no_grad():
+        *stages, head = stage_maps(network, torch.zeros(1, 3, side, side))
+    widths = [*(place.basis.shape[1] for place in coordinates), head.shape[1]]
+    return [(width, *maps.shape[2:]) for width, maps in zip(widths, (*stages, head), strict=True)]
+
+
+class Distillation(L.LightningModule):
+    """The student, a linear map to the teacher's features, a head for its classes, and a head for the pictures' labels."""
+
+    def __init__(self, recipe: Recipe, student: nn.Module, lesson: Lesson | None, views: Views, *, labels: int) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.first_step = 0
+        self.student = student.to(memory_format=torch.channels_last)
+        self.average = ModelEmaV3(self.student, decay=recipe.average, use_warmup=True)
+        self._lesson = (lesson,)  # in a tuple: its tensors are no part of what is trained or saved
+        with torch.no_grad():
+            width = self.student.eval()(torch.zeros(1, 3, recipe.side, recipe.side)).shape[1]
+        self.student.train()  # Lightning leaves each module in the mode that it finds
+        told = Statistics.of(lesson, views) if lesson else Statistics(torch.zeros(1), torch.ones(1), torch.ones(1, 1), torch.ones(0))
+        self.register_buffer("feature_mean", told.mean)
+        self.register_buffer("feature_spread", told.spread)
+        self.register_buffer("feature_components", told.components)
+        self.register_buffer("map_variances", told.map_variances)
+        self.feature_map = nn.Linear(width, told.components.shape[1])
+        self.logit_head = nn.Linear(width, len(lesson.teacher.weight) if lesson else 1)
+        if lesson and recipe.losses.maps:  # the student's features stand for the teacher's, one by one
+            self.logit_head.load_state_dict({"weight": lesson.teacher.weight, "bias": lesson.teacher.bias})
+        self.label_head = nn.Linear(width, max(1, labels))
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
+        """The weighted sum of the recipe's losses."""
+        images, labels = batch
+        torch.manual_seed(draw_seed(self.recipe.seed, self.first_step + self.global_step))  # for networks that drop paths
+        shown = images.contiguous(memory_format=torch.channels_last)
+        losses, maps = self.recipe.losses, []
+        if losses.maps:
+            maps = stage_maps(self.student, shown)
+            features = maps[-1].mean(dim=(2, 3))
+        else:
+            features = self.student(shown)
+        total = features.new_zeros(())
+        if (lesson := self._lesson[0]) is not None:
+            total = total + self._taught(lesson, images, features, maps)
+        labelled = labels >= 0
+        if losses.labels and bool(labelled.any()):
+            guess = self.label_head(features[labelled])
+            total = total + losses.labels * F.cross_entropy(guess, labels[labelled], label_smoothing=LABEL_SMOOTHING)
+        return total
+
+    def _taught(self, lesson: Lesson, images: torch.Tensor, features: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
+        """The losses that compare the student with the teacher."""
+        losses, total = self.recipe.losses, features.new_zeros(())
+        seen, wanted = lesson.look(images)
+        if losses.maps:
+            apart = torch.stack([F.mse_loss(ours, theirs) for ours, theirs in zip(maps, wanted, strict=True)]) / self.map_variances
+            pooled = F.mse_loss(features / self.feature_spread, seen / self.feature_spread)
+            total = total + losses.maps * (apart[:-1].mean() + apart[-1] + pooled)
+        if losses.features:
+            told = (seen - self.feature_mean) @ self.feature_components
+            total = total + losses.features * F.smooth_l1_loss(self.feature_map(features), told)
+        if losses.logits:
+            logits = F.linear(seen, lesson.teacher.weight.to(seen.device), lesson.teacher.bias.to(seen.device))
+            told, said = F.log_softmax(logits, dim=1), F.log_softmax(self.logit_head(features), dim=1)
+            total = total + losses.logits * F.kl_div(said, told, log_target=True, reduction="batchmean")
+        return total
+
+    def configure_optimizers(self) -> dict[str, object]:
+        """AdamW, no decay for norms and biases; the schedule goes on where a resumed run stands."""
+        trained = [parameter for name, parameter in self.named_parameters() if not name.startswith("average.")]
+        groups = [
+            {"params": [item for item in trained if item.ndim > 1], "weight_decay": self.recipe.weight_decay},
+            {"params": [item for item in trained if item.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return scheduled(torch.optim.AdamW(groups, lr=self.recipe.lr), self.recipe.steps, WARM_UP_SHARE, first=self.first_step)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of a teacher's answers over some batches.
+
+    Attributes:
+        mean, spread: float32 ``[width]``, of the pooled features.
+        components: float32 ``[width, components]``: from centred features to their scaled principal components.
+        map_variances: float32 ``[maps]``, mean variance of a map's channels.
+    """
+
+    mean: torch.Tensor
+    spread: torch.Tensor
+    components: torch.Tensor
+    map_variances: torch.Tensor
+
+    @classmethod
+    def of(cls, lesson: Lesson, views: Views) -> Statistics:
+        """Ask the teacher about the first batches of a training."""
+        features, variances = [], []
+        for step in range(min(STATISTICS_STEPS, len(views))):
+            pooled, maps = lesson.look(views[step][0])
+            features.append(pooled)
+            variances.append(torch.tensor([float(item.var(dim=(0, 2, 3)).mean()) for item in maps]))
+        seen = torch.cat(features).double()
+        mean, spread = seen.mean(dim=0), seen.std(dim=0) + SMALLEST_SPREAD
+        _, _, directions = torch.linalg.svd((seen - mean) / spread, full_matrices=False)
+        directions = directions[:COMPONENTS].T / spread[:, None]
+        size = ((seen - mean) @ directions).std(dim=0)
+        scale = size.clamp(min=float(size.max()) * SMALLEST_COMPONENT).sqrt()
+        components = directions / (scale * size.mean().sqrt())
+        return cls(mean.float(), spread.float(), components.float(), torch.stack(variances).mean(dim=0))

@@ -1,0 +1,156 @@
+"""The pictures of a pretraining: small images kept in memory, and one batch of random views for each step."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode, v2
+
+from edgetl.core.files.plain import open_plain
+from edgetl.core.images.decode import EXTENSIONS, load_image
+from edgetl.core.progress import Progress
+from edgetl.errors import DataError, ImageError
+from edgetl.pretrain.fractals import draw_fractals
+from edgetl.pretrain.recipe import Pictures, Recipe
+from edgetl.train.inputs.dataset import draw_seed
+
+# Pictures that share one draw of the crop and the colours: torchvision then works on whole blocks.
+BLOCK = 8
+NO_LABEL = -1
+WIDE = 1.2
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images of one kind: ``images`` uint8 ``[n, 3, side, side]``, ``labels`` int64 ``[n]`` (−1 for none), and their digest."""
+
+    kind: Pictures
+    images: torch.Tensor
+    labels: torch.Tensor
+    sha256: str
+
+
+def load_pools(recipe: Recipe, data: Path | None, progress: Progress) -> list[Pool]:
+    """Read or draw every kind of picture; label numbers of different sources do not overlap.
+
+    Raises:
+        DataError: a source is missing or holds no readable image.
+    """
+    pools: list[Pool] = []
+    read: dict[tuple[object, ...], tuple[NDArray[np.uint8], list[str]]] = {}
+    numbers: dict[str, int] = {}
+    for kind in recipe.pictures:
+        key = (kind.source, kind.part, kind.side, kind.formula, kind.classes, kind.per_class)
+        if key not in read:
+            read[key] = _draw(kind, recipe.seed) if kind.formula else _read(kind, data, progress)
+        images, names = read[key]
+        labels = [numbers.setdefault(name, len(numbers)) if kind.labelled else NO_LABEL for name in names]
+        pools.append(Pool(kind, torch.from_numpy(images), torch.tensor(labels), hashlib.sha256(images.tobytes()).hexdigest()))
+    return pools
+
+
+def count_labels(pools: list[Pool]) -> int:
+    """How many classes the labelled kinds have together."""
+    return 1 + max(int(pool.labels.max()) for pool in pools)
+
+
+class Views(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Item ``step``: that step's batch, float32 ``[batch, 3, side, side]`` in −1..1 and labels int64 ``[batch]``.
+
+    A batch depends on the recipe's seed and the step alone, so that a resumed run sees what an unbroken one would.
+    """
+
+    def __init__(self, recipe: Recipe, pools: list[Pool]) -> None:
+        self._recipe = recipe
+        self._pools = pools
+        blocks = recipe.batch_size // BLOCK
+        shares = np.cumsum([pool.kind.share for pool in pools]) / sum(pool.kind.share for pool in pools)
+        self._order = [int(np.searchsorted(shares, (block + 0.5) / blocks)) for block in range(blocks)]
+        self._change = v2.Compose(
+            [
+                v2.RandomResizedCrop(recipe.side, scale=(recipe.smallest_crop, 1.0), interpolation=InterpolationMode.BICUBIC),
+                v2.RandomHorizontalFlip(),
+                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.05)], 0.6),
+                v2.RandomGrayscale(0.05),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return self._recipe.steps
+
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(draw_seed(self._recipe.seed, step))
+            blocks = [self._block(self._pools[index]) for index in self._order]
+        images = torch.cat([images for images, _ in blocks]).float().div_(127.5).sub_(1.0)
+        return images, torch.cat([labels for _, labels in blocks])
+
+    def _block(self, pool: Pool) -> tuple[torch.Tensor, torch.Tensor]:
+        grid = pool.kind.grid
+        chosen = torch.randint(len(pool.images), (BLOCK * grid * grid,))
+        images = pool.images[chosen]
+        if grid > 1:
+            side = images.shape[-1]
+            tiles = images.view(BLOCK, grid, grid, 3, side, side).permute(0, 3, 1, 4, 2, 5)
+            images = tiles.reshape(BLOCK, 3, grid * side, grid * side)
+        return self._change(images), pool.labels[chosen][:: grid * grid]
+
+
+def _draw(kind: Pictures, seed: int) -> tuple[NDArray[np.uint8], list[str]]:
+    images = draw_fractals(kind.classes, kind.per_class, kind.side, seed=seed)
+    return images, [f"fractal {index // kind.per_class}" for index in range(len(images))]
+
+
+def _read(kind: Pictures, data: Path | None, progress: Progress) -> tuple[NDArray[np.uint8], list[str]]:
+    assert kind.source is not None
+    if data is None or not (path := data / kind.source).exists():
+        raise DataError(f"the recipe's pictures {kind.source} are not below {data or 'any folder'}; say where they are with --data.")
+    squares: list[NDArray[np.uint8]] = []
+    names: list[str] = []
+    for index, (name, source) in enumerate(_files(path)):
+        if kind.part not in f"/{name}" or Path(name).suffix.lower() not in EXTENSIONS:
+            continue
+        try:
+            found = _squares(load_image(source), kind.side)
+        except ImageError:
+            continue
+        squares += found
+        names += [f"{kind.source}/{Path(name).parent.name}"] * len(found)
+        if index % 500 == 0:
+            progress(f"reading {kind.source}", index, 0)
+    if not squares:
+        raise DataError(f"{path} holds no readable image{f' with {kind.part} in its path' if kind.part else ''}.")
+    return np.ascontiguousarray(np.stack(squares).transpose(0, 3, 1, 2)), names
+
+
+def _files(path: Path) -> Iterator[tuple[str, bytes | Path]]:
+    """Names and images of a tar, in its order, or of a folder, sorted."""
+    if path.is_dir():
+        yield from ((file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*")) if file.is_file())
+        return
+    try:
+        with open_plain(path) as opened, tarfile.open(fileobj=opened) as tar:
+            for member in tar:
+                if member.isfile() and (file := tar.extractfile(member)) is not None:
+                    yield member.name, file.read()
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"{path} cannot be read as a tar: {error}.") from error
+
+
+def _squares(image: Image.Image, side: int) -> list[NDArray[np.uint8]]:
+    """The image at ``side`` px of its shorter edge: one square, or its two ends where it is long."""
+    scale = side / min(image.size)
+    width, height = (max(side, round(length * scale)) for length in image.size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC) if image.size != (width, height) else image
+    right, bottom = width - side, height - side
+    corners = [(0, 0), (right, bottom)] if max(width, height) > WIDE * side else [(right // 2, bottom // 2)]
+    return [np.asarray(resized.crop((x, y, x + side, y + side))) for x, y in corners]

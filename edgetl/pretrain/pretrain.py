@@ -1,0 +1,269 @@
+"""Train a small backbone from a recipe: distillation from a larger one, labels, or both; resumable, and reproducible step by step."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import safetensors.torch
+import timm
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+from torch.utils.data import DataLoader
+
+from edgetl.core.config import read_json
+from edgetl.core.files.atomic import write_bytes, write_text
+from edgetl.core.licenses import most_restrictive
+from edgetl.core.output.folders import locked_folder
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.progress import Progress, silent
+from edgetl.core.system.host import fingerprint, versions
+from edgetl.errors import BackboneError, ConfigError, TrainingError
+from edgetl.pretrain.compression import Coordinates, compress
+from edgetl.pretrain.distillation import Distillation, Lesson, TeacherNet, load_teacher
+from edgetl.pretrain.images import Pool, Views, count_labels, load_pools
+from edgetl.pretrain.recipe import TEACHER, Recipe
+from edgetl.train.artifacts.sources.embedded import Pretrained, Source, Teacher
+from edgetl.train.artifacts.sources.load import fill
+from edgetl.train.artifacts.sources.weights_folder import first_line, sha256_of
+from edgetl.train.inputs.dataset import default_workers
+from edgetl.train.loop.fitting import fit, give_moments, moments
+from edgetl.train.networks.backbone import count_macs
+
+CHECKPOINT_NAME = "checkpoint.safetensors"
+CHECKPOINT_STEPS = 250
+CLIP_NORM = 5.0
+# Steps whose pictures a compression of the teacher sees.
+COMPRESSION_STEPS = 3
+# Running means and variances keep their range in half precision; the counter of batches means nothing to a finished network.
+_DROPPED = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders of a pretraining.
+
+    Attributes:
+        out: of the results and the checkpoint.
+        data: holds the recipe's pictures.
+        weights: holds the teacher.
+        recipes: what ``Recipe.start`` is relative to.
+    """
+
+    out: Path
+    data: Path | None = None
+    weights: Path | None = None
+    recipes: Path = Path()
+
+
+def pretrain(
+    recipe: Recipe, places: Places, *, device: str = "cpu", checkpoint_steps: int = CHECKPOINT_STEPS, progress: Progress = silent
+) -> Pretrained:
+    """Follow ``recipe`` and write ``<name>.safetensors`` (half precision) and ``<name>.json`` into ``places.out``.
+
+    A checkpoint is written there now and then; the same call continues from it, and ends with the same weights, bit for bit, as one
+    that was never stopped (on a CPU with the same libraries and number of threads).
+
+    Args:
+        recipe: what to do.
+        places: where things are.
+        device: ``cpu`` or ``cuda``.
+        checkpoint_steps: steps between two checkpoints.
+        progress: told after each step.
+
+    Raises:
+        ConfigError: the folder holds the checkpoint of another recipe.
+        DataError: pictures are missing.
+        BackboneError: the teacher or the starting weights cannot be used.
+        TrainingError: the loss became infinite or not a number.
+    """
+    with locked_folder(places.out):
+        _check_own(places.out, recipe.name)
+        return _pretrain(recipe, places, device, checkpoint_steps, progress)
+
+
+def _pretrain(recipe: Recipe, places: Places, device: str, checkpoint_steps: int, progress: Progress) -> Pretrained:
+    started = time.monotonic()
+    pools = load_pools(recipe, places.data, progress)
+    compressed = recipe.start == TEACHER
+    teacher = load_teacher(recipe.teacher, places.weights, pads_as_torch=compressed) if recipe.teacher else None
+    module = _build(recipe, pools, teacher, views := Views(recipe, pools), places.recipes, device)
+    start = places.recipes / recipe.start if recipe.start and recipe.start != TEACHER else None
+    origin = Origin(teacher, pools, sha256_of(start) if start else None)
+    checkpoint = _Checkpoint(places.out / CHECKPOINT_NAME, module, checkpoint_steps, identity=origin.identity(recipe))
+    first = checkpoint.restore()
+    batches = DataLoader(views, batch_size=None, sampler=range(first, recipe.steps), num_workers=_workers())
+    fit(module, batches, [checkpoint, _Report(progress, checkpoint)], device=device, clip_norm=CLIP_NORM)
+    result = _publish(recipe, module.average.module, places.out, origin, time.monotonic() - started + checkpoint.seconds_before)
+    checkpoint.path.unlink(missing_ok=True)
+    return result
+
+
+def _check_own(out: Path, name: str) -> None:
+    """Refuse to replace weights and a record that no earlier pretraining wrote. One that was stopped while it wrote has its checkpoint.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    weights, record = out / f"{name}.safetensors", out / f"{name}.json"
+    if (out / CHECKPOINT_NAME).is_file() or not (os.path.lexists(weights) or os.path.lexists(record)):
+        return
+    try:
+        own = read_json(record, Pretrained, ConfigError).weights_sha256 == sha256_of(weights)
+    except (ConfigError, OSError):
+        own = False
+    if not own:
+        raise ConfigError(f"{out} holds {name}.safetensors or {name}.json, and edgetl pretrain did not write them. Choose another --out.")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the weights come from, beside the recipe."""
+
+    teacher: TeacherNet | None
+    pools: list[Pool]
+    start_sha256: str | None
+
+    def pictures_sha256(self) -> str:
+        """SHA-256 (hex) of all pictures, as they are used."""
+        return hashlib.sha256("".join(pool.sha256 for pool in self.pools).encode()).hexdigest()
+
+    def identity(self, recipe: Recipe) -> str:
+        """SHA-256 (hex) that a checkpoint must share to be continued."""
+        teacher = self.teacher.sha256 if self.teacher else ""
+        return hashlib.sha256("\n".join((recipe.digest(), self.pictures_sha256(), teacher, self.start_sha256 or "")).encode()).hexdigest()
+
+
+def _build(recipe: Recipe, pools: list[Pool], teacher: TeacherNet | None, views: Views, recipes: Path, device: str) -> Distillation:
+    torch.manual_seed(recipe.seed)
+    try:
+        student = timm.create_model(recipe.architecture, num_classes=0)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise BackboneError(f"timm {timm.__version__} cannot build {recipe.architecture}: {error}") from error
+    coordinates: list[Coordinates] = []
+    if recipe.start == TEACHER and teacher is not None:
+        seen = torch.cat([views[step][0] for step in range(min(COMPRESSION_STEPS, len(views)))])
+        coordinates = compress(teacher.model, student, seen)
+    elif recipe.start:
+        fill(student, None, recipes / recipe.start, architecture=recipe.architecture)
+    lesson = Lesson(teacher, coordinates if recipe.losses.maps else [], recipe.side, device) if teacher else None
+    return Distillation(recipe, student, lesson, views, labels=count_labels(pools))
+
+
+def _workers() -> int:
+    return min(4, default_workers())
+
+
+class _Checkpoint(Callback):
+    """All that a later call needs to go on, as safetensors: networks, moving average, and the optimizer's moments."""
+
+    def __init__(self, path: Path, module: Distillation, every: int, *, identity: str) -> None:
+        self.path = path
+        self.recipe = module.recipe
+        self.identity = identity
+        self.module = module
+        self.every = every
+        self.first = 0
+        self.seconds_before = 0.0
+        self._moments: dict[str, torch.Tensor] = {}
+        self._started = time.monotonic()
+
+    def restore(self) -> int:
+        """Load the checkpoint, if there is one, and return the step to go on with.
+
+        Raises:
+            ConfigError: it belongs to another recipe.
+        """
+        if not self.path.is_file():
+            return 0
+        try:
+            with safetensors.safe_open(self.path, "pt") as file:
+                facts = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ConfigError(f"{self.path} cannot be read: {first_line(error)} Delete it to begin again.") from error
+        if facts.get("identity") != self.identity:
+            raise ConfigError(
+                f"{self.path} belongs to another recipe, teacher or pictures, or these changed. Choose another --out, or delete it."
+            )
+        self._moments = {key: value for key, value in tensors.items() if key.startswith("optimizer.")}
+        self.module.load_state_dict({key: value for key, value in tensors.items() if key not in self._moments})
+        self.first, self.seconds_before = int(facts["step"]), float(facts["seconds"])
+        self.module.first_step = self.first
+        return self.first
+
+    def on_train_start(self, trainer: L.Trainer, _: L.LightningModule) -> None:
+        """Give the optimizer its moments back, and the schedule its place."""
+        give_moments(trainer.optimizers[0], self._moments)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Average the weights, and save now and then."""
+        step = self.first + trainer.global_step
+        self.module.average.update(self.module.student, step=step)
+        if step % self.every == 0 and step < self.recipe.steps:
+            self._save(trainer.optimizers[0], step)
+
+    def _save(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        known = {**self.module.state_dict(), **moments(optimizer)}
+        tensors = {key: value.detach().cpu().contiguous() for key, value in known.items()}
+        seconds = self.seconds_before + time.monotonic() - self._started
+        facts = {"identity": self.identity, "step": str(step), "seconds": f"{seconds:.1f}"}
+        write_bytes(self.path, safetensors.torch.save(tensors, facts))
+
+
+class _Report(Callback):
+    """Tells the caller's progress, and stops a training that diverged."""
+
+    def __init__(self, progress: Progress, checkpoint: _Checkpoint) -> None:
+        self.progress = progress
+        self.checkpoint = checkpoint
+
+    def on_train_batch_end(self, trainer: L.Trainer, _module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        step, steps = self.checkpoint.first + trainer.global_step, self.checkpoint.recipe.steps
+        loss = float(outputs["loss"])
+        if not loss < float("inf"):
+            raise TrainingError(f"the loss became {loss} at step {step}: lower the recipe's lr (now {self.checkpoint.recipe.lr:g}).")
+        self.progress("pretraining", step, steps)
+
+
+def _publish(recipe: Recipe, student: nn.Module, out: Path, origin: Origin, seconds: float) -> Pretrained:
+    """Write the averaged weights in half precision and the record beside them."""
+    tensors = {key: value.half().cpu().contiguous() for key, value in student.state_dict().items() if not key.endswith(_DROPPED)}
+    data = safetensors.torch.save(tensors, {"format": "pt"})
+    path = out / f"{recipe.name}.safetensors"
+    write_bytes(path, data)
+    spec = PreprocessSpec(
+        input_size=(recipe.use_side, recipe.use_side), crop_pct=1.0, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+    )
+    teacher = origin.teacher
+    record = Pretrained(
+        name=recipe.name,
+        architecture=recipe.architecture,
+        params_m=round(sum(parameter.numel() for parameter in student.parameters()) / 1e6, 3),
+        mmacs=round(count_macs(student.cpu().eval(), recipe.use_side) / 1e6, 1),
+        preprocess=spec,
+        licence=most_restrictive([recipe.licence, *([teacher.licence] if teacher else [])]),
+        notes=recipe.notes,
+        weights_sha256=sha256_of(path),
+        recipe_sha256=recipe.digest(),
+        start_sha256=origin.start_sha256,
+        teacher=Teacher(name=teacher.name, architecture=teacher.architecture, licence=teacher.licence, weights_sha256=teacher.sha256)
+        if teacher
+        else None,
+        pictures=tuple(
+            Source(name=pool.kind.source or str(pool.kind.formula), images=len(pool.images), sha256=pool.sha256) for pool in origin.pools
+        ),
+        pictures_sha256=origin.pictures_sha256(),
+        steps=recipe.steps,
+        seconds=round(seconds, 1),
+        versions=versions(),
+        host=fingerprint(),
+    )
+    write_text(out / f"{recipe.name}.json", record.model_dump_json(indent=1) + "\n")
+    return record

@@ -1,0 +1,149 @@
+"""What a pretraining recipe (``models/<name>.toml``) may say."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from edgetl.core.config import StrictModel
+from edgetl.core.files.plain import read_plain
+from edgetl.core.preprocess import Side
+from edgetl.errors import ConfigError
+
+MAX_RECIPE_BYTES = 100_000
+# As ``Recipe.start``: the teacher itself, compressed into the student.
+TEACHER = "teacher"
+
+
+class Pictures(StrictModel):
+    """One kind of training picture.
+
+    Attributes:
+        source: a ``.tar`` of images or a folder of images below ``--data``; none for a formula.
+        part: only images whose path holds this, such as ``/train/``.
+        formula: ``fractals``: iterated function systems (Kataoka et al. 2020, arXiv:2101.08515), drawn by the recipe's seed.
+        classes: fractal systems.
+        per_class: pictures of each system.
+        side: images are kept at this height and width, px; a longer image gives two squares.
+        grid: a picture is ``grid`` x ``grid`` of these images side by side: small images then also show sharp edges.
+        share: pictures of this kind in a batch, relative to the other kinds.
+    """
+
+    source: str | None = None
+    part: str = ""
+    formula: Literal["fractals"] | None = None
+    classes: int = Field(default=200, ge=2)
+    per_class: int = Field(default=20, ge=1)
+    side: Side = 32
+    grid: int = Field(default=1, ge=1, le=8)
+    share: int = Field(ge=1)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether these pictures have labels: those of a ``.tar`` (its folders) and fractals do, a grid of several has not one."""
+        return self.grid == 1 and (self.formula is not None or str(self.source).endswith(".tar"))
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> Pictures:
+        if (self.source is None) == (self.formula is None):
+            raise ValueError("give either a source or a formula")
+        return self
+
+
+class Losses(StrictModel):
+    """Weights of the losses; 0 leaves one out.
+
+    Attributes:
+        maps: squared error of the student's maps after each stage and at its end against the teacher's, in the coordinates of its start
+            (``start = "teacher"``), and of the pooled features, each relative to its variance: a target at every position of an image.
+        features: smooth-L1 between a linear map of the student's pooled features and the teacher's leading principal components
+            (FitNets: Romero et al. 2015, arXiv:1412.6550).
+        logits: Kullback-Leibler divergence from the teacher's classes (Hinton et al. 2015, arXiv:1503.02531).
+        labels: cross-entropy with the pictures' own labels, for those kinds that have them.
+    """
+
+    maps: float = Field(default=0.0, ge=0.0)
+    features: float = Field(default=0.0, ge=0.0)
+    logits: float = Field(default=0.0, ge=0.0)
+    labels: float = Field(default=0.0, ge=0.0)
+
+
+class Recipe(StrictModel):
+    """One pretraining; the weights follow from it, the images and the teacher.
+
+    Attributes:
+        name: of the files that it writes.
+        architecture: a timm name.
+        teacher: a folder in timm's form below the weights folder; none where only labels teach.
+        start: ``teacher`` compresses the teacher into a narrower network of its family; else weights (``.safetensors``, relative to the
+            recipe); none starts at random.
+        side: height and width of a training picture, px.
+        use_side: input height and width that the published weights are meant for, px.
+        steps, batch_size, lr, weight_decay: AdamW with a linear warm-up over 5 % of the steps and a cosine to 0.
+        smallest_crop: least share of a picture's area that a random crop keeps.
+        average: decay of the exponential moving average of the weights, which is what is published.
+        licence: of the weights, SPDX.
+        notes: on the licences of images and teacher; shown with the licence.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{1,60}$")
+    architecture: str
+    teacher: str | None = None
+    start: str | None = None
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    side: Side = 96
+    use_side: Side = 128
+    steps: int = Field(ge=1)
+    batch_size: int = Field(default=128, ge=8, le=4096)
+    lr: float = Field(default=3e-3, gt=0.0)
+    weight_decay: float = Field(default=0.02, ge=0.0)
+    smallest_crop: float = Field(default=0.25, gt=0.0, le=1.0)
+    average: float = Field(default=0.998, ge=0.0, lt=1.0)
+    licence: str
+    notes: str = ""
+    losses: Losses
+    pictures: tuple[Pictures, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Recipe:
+        taught = self.losses.maps > 0 or self.losses.features > 0 or self.losses.logits > 0
+        if taught != (self.teacher is not None):
+            raise ValueError("losses of maps, features or logits need a teacher, and a teacher needs one of them")
+        if self.start == TEACHER and self.teacher is None:
+            raise ValueError("start = 'teacher' needs a teacher")
+        if self.losses.maps > 0 and self.start != TEACHER:
+            raise ValueError("a loss of maps needs start = 'teacher'")
+        if self.losses.labels > 0 and not any(kind.labelled for kind in self.pictures):
+            raise ValueError("a loss of labels needs pictures that have some: a .tar or fractals, with grid = 1")
+        if not taught and self.losses.labels == 0:
+            raise ValueError("every loss is 0")
+        return self
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of what the recipe says, comments aside."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        ConfigError: the file is missing, not TOML, or says something that no recipe may say; every mistake is named.
+    """
+    try:
+        text = read_plain(path, max_bytes=MAX_RECIPE_BYTES).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot read the recipe {path}: {reason}.") from error
+    try:
+        return Recipe.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}.") from error
+    except ValidationError as error:
+        mistakes = "; ".join(f"{'.'.join(str(part) for part in item['loc']) or 'recipe'}: {item['msg']}" for item in error.errors())
+        raise ConfigError(f"{path}: {mistakes}.") from error

@@ -1,0 +1,154 @@
+"""Pictures and tables of a run, for people."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from edgetl.core.results import Evaluation
+from edgetl.core.tasks import SCORE_NAMES, Reading
+from edgetl.train.loop.lr_finder import Choice
+
+
+def draw_answers(
+    reading: Reading, evaluation: Evaluation, truth: NDArray[Any], outputs: NDArray[np.float32], *, name: str, folder: Path
+) -> None:
+    """Write a picture of the answers on the ``name`` images into ``folder``.
+
+    ``confusion.png`` for classes and grades, ``labels.png`` (precision over recall) for labels, ``values.png`` (answers over truth) for
+    numbers; ``truth`` and ``outputs`` as in ``edgetl.core.metrics.evaluate``.
+    """
+    score = evaluation.score
+    title = f"{name}: {SCORE_NAMES[reading.task]} {score.value:.3f} ({score.low:.3f} to {score.high:.3f}), n = {score.n}"
+    if evaluation.confusion:
+        draw_confusion(evaluation, title, folder / "confusion.png")
+        return
+    figure = Figure(figsize=(5.5, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    if evaluation.multi_label is not None:
+        _label_axes(axes, evaluation, truth > 0, outputs)
+    else:
+        _value_axes(axes, truth[:, 0], outputs[:, 0], reading.labels[0])
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    save_figure(figure, folder / ("labels.png" if evaluation.multi_label else "values.png"))
+
+
+def _label_axes(axes: Axes, evaluation: Evaluation, truth: NDArray[np.bool_], outputs: NDArray[np.float32]) -> None:
+    """Precision over recall of each label, and where its threshold stands."""
+    for index, score in enumerate(evaluation.classes[:20]):
+        hits = np.cumsum(truth[np.argsort(-outputs[:, index], kind="stable"), index])
+        if not len(hits) or not hits[-1]:
+            continue
+        precision = hits / np.arange(1, len(hits) + 1)
+        (line,) = axes.plot(hits / hits[-1], precision, label=plain_text(score.label))
+        axes.scatter([score.recall], [score.precision], color=line.get_color(), zorder=3)
+    axes.set_xlabel("recall (dots: at the threshold)")
+    axes.set_ylabel("precision")
+    axes.set_ylim(0, 1.03)
+    axes.legend(fontsize=8)
+
+
+def _value_axes(axes: Axes, truth: NDArray[np.float64], values: NDArray[np.float32], column: str) -> None:
+    """Answers over truth, and the line where they are equal."""
+    ends = [min(truth.min(), values.min()), max(truth.max(), values.max())]
+    axes.plot(ends, ends, color="grey", linewidth=1)
+    axes.scatter(truth, values, s=12, alpha=0.6)
+    axes.set_xlabel(f"{plain_text(column)}, true")
+    axes.set_ylabel(f"{plain_text(column)}, predicted")
+
+
+def write_result(folder: Path, validation: Evaluation, test: Evaluation | None) -> None:
+    """Write ``confusion.png`` and ``classes.csv``: of the test images, or where there are none of the validation images."""
+    shown, name = (test, "test") if test else (validation, "validation")
+    accuracy = shown.accuracy
+    title = f"{name}: accuracy {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}), n = {accuracy.n}"
+    draw_confusion(shown, title, folder / "confusion.png")
+    (folder / "classes.csv").write_text(class_table(shown), "utf-8", newline="\n")
+
+
+def draw_confusion(evaluation: Evaluation, title: str, path: Path) -> None:
+    """Write the confusion matrix as a PNG."""
+    side = min(20.0, 2.5 + 0.45 * len(evaluation.classes))
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    confusion_axes(figure.add_subplot(), evaluation, title)
+    save_figure(figure, path)
+
+
+def confusion_axes(axes: Axes, evaluation: Evaluation, title: str) -> None:
+    """Draw the confusion matrix: rows are true classes, shades are shares of the row."""
+    labels = [plain_text(score.label) for score in evaluation.classes]
+    counts = np.array(evaluation.confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    long = max(map(len, labels)) > 2
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(labels)), labels, rotation=45 if long else 0, ha="right" if long else "center")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title, fontsize=10)
+    if len(labels) <= 30:
+        for row, column in np.argwhere(counts > 0).tolist():
+            dark = shares[row, column] > 0.5
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else "black")
+
+
+def plain_text(text: str) -> str:
+    """``text`` as matplotlib shows it: without its mathematical mode, which fails on a class name such as ``$a^$``."""
+    return text.replace("$", r"\$")
+
+
+def save_figure(figure: Figure, path: Path, *, dpi: int = 120) -> None:
+    """Write ``figure``; letters that no installed font has become boxes, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(path, dpi=dpi)
+
+
+def class_table(evaluation: Evaluation) -> str:
+    """The per-class figures as CSV text; of labels with their average precision."""
+    rows = ["label,n,precision,recall,f1"]
+    for score in evaluation.classes:
+        label = score.label.replace('"', '""')
+        rows.append(f'"{label}",{score.n},{score.precision:.4f},{score.recall:.4f},{score.f1:.4f}')
+    if evaluation.multi_label is not None:
+        precisions = ["" if value is None else f"{value:.4f}" for value in evaluation.multi_label.average_precision]
+        rows = [f"{row},{value}" for row, value in zip(rows, ["average_precision", *precisions], strict=True)]
+    return "\n".join(rows) + "\n"
+
+
+def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
+    """Write loss and accuracy over the steps, on training and validation images, as a PNG."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    steps = [row["step"] for row in rows]
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for part, label in (("train", "training (augmented)"), ("val", "validation")):
+            axes.plot(steps, [row[f"{part}_{name}"] for row in rows], marker=".", label=label)
+        axes.set_xlabel("step")
+        axes.set_title(name, fontsize=10)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_sweep(choice: Choice, path: Path) -> None:
+    """Write a learning-rate range test as a PNG: the smoothed loss over the head's rate, and the one that was chosen."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.semilogx(choice.rates, choice.smooth)
+    if choice.rate is not None:
+        axes.axvline(choice.rate, color="#cb181d", linestyle="--", label=f"chosen: {choice.rate:.1e}")
+        axes.legend(fontsize=8)
+    axes.set_xlabel("learning rate of the head")
+    axes.set_ylabel("training loss, smoothed")
+    axes.set_title(
+        "range test" if choice.rate is not None else "range test: the loss did not clearly fall, the plan's rate is kept", fontsize=10
+    )
+    axes.grid(alpha=0.3)
+    save_figure(figure, path)

@@ -1,0 +1,168 @@
+"""The backbones that edgetl knows facts about: the embedded ones, and a curated list of edge networks. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import huggingface_hub
+from pydantic import Field, ValidationError
+
+from edgetl.core.config import StrictModel
+from edgetl.core.licenses import Policy, freedom
+from edgetl.errors import BackboneError
+from edgetl.train.artifacts.sources.embedded import embedded_names, models_folder, read_embedded
+from edgetl.train.artifacts.sources.weights_folder import find_in_mirror
+
+CATALOGUE_NAME = "zoo.toml"
+TORCHVISION = "torchvision:"
+Quantizes = Literal["well", "with care", "badly"]
+
+
+class ZooEntry(StrictModel):
+    """One curated backbone; ``models/zoo.toml`` says where each figure comes from.
+
+    Attributes:
+        params_m: parameters with the ImageNet classifier, 10^6.
+        mmacs: multiply-accumulates of one image at ``input``, 10^6.
+        input: height and width, px.
+        top1: ImageNet-1k accuracy, percent; none for embedded backbones, which never saw it.
+        licence: of the weights.
+        quantizes: how int8 is expected to go, by the network's operations.
+    """
+
+    name: str
+    tag: str
+    params_m: float = Field(gt=0)
+    mmacs: float = Field(gt=0)
+    input: int = Field(gt=0)
+    top1: float | None = None
+    licence: str
+    quantizes: Quantizes
+    note: str
+
+
+class _Catalogue(StrictModel):
+    backbone: tuple[ZooEntry, ...]
+
+
+class Listed(StrictModel):
+    """An entry, and where its weights are on this machine.
+
+    Attributes:
+        source: ``embedded``, ``timm`` or ``torchvision``.
+        offline: whether it can be used without a network.
+        path: the weights' file or folder, where they are on this machine.
+    """
+
+    entry: ZooEntry
+    source: Literal["embedded", "timm", "torchvision"]
+    offline: bool
+    path: str | None
+
+
+class Zoo(StrictModel):
+    """A list of backbones, as ``edgetl models --json`` prints it."""
+
+    schema_version: Literal[1] = 1
+    backbones: tuple[Listed, ...]
+
+
+def catalogue() -> tuple[ZooEntry, ...]:
+    """The curated list, in the file's order.
+
+    Raises:
+        BackboneError: the installation's list is damaged.
+    """
+    path = models_folder() / CATALOGUE_NAME
+    try:
+        return _Catalogue.model_validate(tomllib.loads(path.read_text("utf-8"))).backbone
+    except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+        raise BackboneError(f"{path} cannot be read: {error}. Install edgetl again.") from error
+
+
+def list_backbones(
+    *,
+    weights_dir: Path | None = None,
+    max_params_m: float | None = None,
+    max_mmacs: float | None = None,
+    policy: Policy = "any",
+    licence: str | None = None,
+    offline: bool = False,
+) -> Zoo:
+    """The embedded backbones and the curated list, as far as they fit.
+
+    Args:
+        weights_dir: a local folder of weights, see ``find_in_mirror``.
+        max_params_m: millions of parameters.
+        max_mmacs: millions of multiply-accumulates.
+        policy: ``commercial`` keeps what is known to allow commercial use.
+        licence: keeps licences whose name starts like this.
+        offline: keeps what needs no network.
+    """
+    listed = [*_embedded(), *(_listed(entry, weights_dir) for entry in catalogue())]
+    kept = [
+        item
+        for item in listed
+        if (max_params_m is None or item.entry.params_m <= max_params_m)
+        and (max_mmacs is None or item.entry.mmacs <= max_mmacs)
+        and (policy == "any" or freedom(item.entry.licence) in ("permissive", "share-alike"))
+        and (licence is None or item.entry.licence.startswith(licence.lower()))
+        and (item.offline or not offline)
+    ]
+    return Zoo(backbones=tuple(kept))
+
+
+def show_backbone(name: str, *, weights_dir: Path | None = None) -> Listed:
+    """One backbone of the list; a curated one may be named without its tag, though timm's default tag can be another.
+
+    Raises:
+        BackboneError: it is not on the list.
+    """
+    everything = list_backbones(weights_dir=weights_dir).backbones
+    for item in everything:
+        if name in (item.entry.name, item.entry.name.split(".")[0]):
+            return item
+    raise BackboneError(
+        f"{name} is not on edgetl's list of {len(everything)} (see `edgetl models`). Any timm or torchvision name still works in "
+        f"`edgetl train --backbone`."
+    )
+
+
+def _embedded() -> list[Listed]:
+    found = []
+    for name in embedded_names():
+        path, record = read_embedded(name)
+        entry = ZooEntry(
+            name=name,
+            tag="embedded",
+            params_m=record.params_m,
+            mmacs=record.mmacs,
+            input=record.preprocess.input_size[0],
+            licence=record.licence or "not stated",
+            quantizes="well",
+            note=f"{record.architecture}, comes with edgetl",
+        )
+        found.append(Listed(entry=entry, source="embedded", offline=True, path=str(path)))
+    return found
+
+
+def _listed(entry: ZooEntry, weights_dir: Path | None) -> Listed:
+    found = (find_in_mirror(entry.name, weights_dir) if weights_dir else None) or _cached(entry)
+    source: Literal["timm", "torchvision"] = "torchvision" if entry.name.startswith(TORCHVISION) else "timm"
+    return Listed(entry=entry, source=source, offline=found is not None, path=str(found) if found else None)
+
+
+def _cached(entry: ZooEntry) -> Path | None:
+    """The file in the library's own cache."""
+    if entry.name.startswith(TORCHVISION):
+        home = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch")
+        files = sorted((home / "hub/checkpoints").glob(f"{entry.name.removeprefix(TORCHVISION)}-*.pth"))
+        return files[0] if files else None
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        found = huggingface_hub.try_to_load_from_cache(f"timm/{entry.name}", file)
+        if isinstance(found, str):
+            return Path(found)
+    return None

@@ -1,0 +1,75 @@
+"""Lineage of runs: images on which an ancestor was trained or selected cannot measure the new network."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from edgetl.core.bundle import RUN_RECORD_NAME, hash_prefix
+from edgetl.data.split import Splits
+from edgetl.errors import DataError
+from edgetl.train.artifacts.run import Run, open_run
+from edgetl.train.artifacts.seen_images import SeenImages
+from edgetl.train.artifacts.sources.embedded import embedded_names
+from edgetl.train.artifacts.sources.libraries import HUB
+from edgetl.train.artifacts.sources.weights_folder import LOCAL_DIR, find_in_mirror
+from edgetl.train.config.options import TrainConfig
+
+_log = logging.getLogger(__name__)
+
+
+def parent_runs(config: TrainConfig) -> list[Run]:
+    """The runs among ``config.backbone`` (where its weights are used), ``config.weights`` and ``config.teacher``.
+
+    Raises:
+        RunError: one of them is damaged.
+    """
+    folders = [_folder(config.teacher, config)] if config.teacher else []
+    if config.pretrained and config.strategy != "scratch":
+        folders.append(_folder(config.backbone, config) if config.weights is None else Path(config.weights).parent)
+    return [open_run(folder) for folder in dict.fromkeys(folders) if folder is not None and (folder / RUN_RECORD_NAME).is_file()]
+
+
+def _folder(name: str, config: TrainConfig) -> Path | None:
+    """Folder of a backbone's weights; none if they are not in a folder (see ``edgetl.train.artifacts.sources.load``)."""
+    if (Path(name) / RUN_RECORD_NAME).is_file() or name.startswith(LOCAL_DIR):
+        return Path(name.removeprefix(LOCAL_DIR))
+    searched = config.weights_dir is not None and name not in embedded_names() and not name.startswith(HUB)
+    return find_in_mirror(name, Path(str(config.weights_dir))) if searched else None
+
+
+def seen_by_ancestors(config: TrainConfig) -> SeenImages:
+    """Images that the parent runs of ``config``, or runs before them, were trained or selected on.
+
+    Raises:
+        RunError: a parent run is damaged.
+    """
+    seen = SeenImages()
+    for run in parent_runs(config):
+        seen |= run.seen_images()
+    return seen
+
+
+def without_seen(splits: Splits, seen: SeenImages) -> Splits:
+    """Leave out test images on which an ancestor was trained or selected, and validation images on which one was trained.
+
+    Figures on such images would measure memory. Validation images that only selected an ancestor stay: they select here too.
+
+    Raises:
+        DataError: no validation image is left.
+    """
+    val = tuple(sample for sample in splits.val if hash_prefix(sample.content) not in seen.trained)
+    test = tuple(sample for sample in splits.test if hash_prefix(sample.content) not in seen.all)
+    kept = {sample.path for sample in (*val, *test)}
+    excluded = [sample.path.relative_to(splits.folder.root).as_posix() for sample in (*splits.val, *splits.test) if sample.path not in kept]
+    if not excluded:
+        return splits
+    counts = f"{len(splits.test) - len(test)} of {len(splits.test)} test images and {len(splits.val) - len(val)} of {len(splits.val)}"
+    if not val:
+        raise DataError(
+            f"{splits.folder.root}: {counts} validation images were seen by a run that the weights come from, and none is left to validate "
+            f"on. Give the --seed, --val and --test of that run, or add images."
+        )
+    _log.warning("%s validation images are left out: a run that the weights come from was trained or selected on them.", counts)
+    return dataclasses.replace(splits, val=val, test=test, excluded=tuple(excluded))

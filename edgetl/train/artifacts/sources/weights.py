@@ -1,0 +1,71 @@
+"""Weight files, read without running code."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from edgetl.core.files.plain import open_plain
+from edgetl.errors import BackboneError
+from edgetl.train.artifacts.sources.weights_folder import SUFFIXES, TORCH_SUFFIXES, first_line
+
+# Where training scripts put the tensors inside a checkpoint.
+_NESTED = ("state_dict", "model_state_dict", "model", "model_ema", "state_dict_ema")
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a ``.safetensors`` file, or of a ``.pth``, ``.pt`` or ``.bin`` that holds nothing but tensors.
+
+    Raises:
+        BackboneError: the file is missing, damaged, not what its name says, or wants to run code.
+    """
+    try:
+        open_plain(path).close()  # the libraries open a FIFO too, and wait for its other end
+    except OSError as error:
+        raise BackboneError(f"{path} cannot be read: {error.strerror}. Give a file of weights.") from error
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return _load_torch(path)
+    raise BackboneError(f"{path} is no weights file; edgetl reads {', '.join(SUFFIXES)}.")
+
+
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return dict(safetensors.torch.load_file(path))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BackboneError(f"{path} cannot be read as safetensors: {first_line(error)} Fetch the file again.") from error
+
+
+def _load_torch(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise BackboneError(
+            f"{path} holds more than tensors, and edgetl runs nothing that a file brings. "
+            f"Load it where you trust it and save its state_dict with safetensors.torch.save_file."
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise BackboneError(f"{path} cannot be read as torch weights: {first_line(error)} Fetch the file again.") from error
+    for key in _NESTED:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise BackboneError(f"{path} is not a state_dict: tensors under the network's own names are needed.")
+    return {str(key).removeprefix("module."): value for key, value in found.items()}
+
+
+def state_problem(model: nn.Module, state: dict[str, torch.Tensor]) -> str | None:
+    """Reason why ``state`` does not hold the weights of ``model``, which may be on the meta device; none if it does."""
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    wrong = sorted(name for name in own.keys() | state.keys() if name not in state or own.get(name) != tuple(state[name].shape))
+    if wrong:
+        return f"{len(wrong)} tensors are missing, unknown or differ in shape ({wrong[0]}…)"
+    endless = sorted(name for name, value in state.items() if value.is_floating_point() and not bool(value.float().isfinite().all()))
+    return f"numbers are not finite ({endless[0]}…)" if endless else None

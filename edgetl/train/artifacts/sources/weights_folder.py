@@ -1,0 +1,113 @@
+"""Where weights lie on this machine, what stands beside them, and their hashes. Needs no torch."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from edgetl.core.config import MAX_JSON_BYTES
+from edgetl.core.files.plain import open_plain, read_plain
+from edgetl.errors import BackboneError
+
+LOCAL_DIR = "local-dir:"
+# Of torch's own format, read with ``weights_only=True``: tensors and plain containers, never code.
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with open_plain(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_in_mirror(name: str, mirror: Path) -> Path | None:
+    """A backbone's weights in a local folder: a folder in timm's form, or a file; none where there is nothing.
+
+    ``NAME`` itself is taken first, then the only ``NAME.TAG``; ``torchvision:NAME`` and ``hf-hub:ORG/NAME`` are looked up as ``NAME``.
+
+    Raises:
+        BackboneError: the folder is missing, or several tags fit.
+    """
+    check_mirror(mirror)
+    short = name.rpartition(":")[2].rpartition("/")[2].partition("@")[0]
+    for path in (mirror / short, *(mirror / f"{short}{suffix}" for suffix in SUFFIXES)):
+        if _is_weights(path):
+            return path
+    # torchvision's own files end in the beginning of their hash.
+    found = [*mirror.glob(f"{glob.escape(short)}.*"), *mirror.glob(f"{glob.escape(short)}-[0-9a-f]*.pth")]
+    tagged = sorted(path for path in found if _is_weights(path))
+    if len(tagged) > 1:
+        raise BackboneError(
+            f"{mirror} holds several weights for {name}: {', '.join(path.name for path in tagged)}. Give one of these names."
+        )
+    return tagged[0] if tagged else None
+
+
+def check_mirror(mirror: Path) -> Path:
+    """Check that the weights directory ``mirror`` exists, and return it.
+
+    Raises:
+        BackboneError: naming it.
+    """
+    if not mirror.is_dir():
+        raise BackboneError(f"the weights folder {mirror} does not exist. Name another with --weights-dir or EDGETL_WEIGHTS, or none.")
+    return mirror
+
+
+def sidecar(path: Path) -> dict[str, Any]:
+    """What ``NAME.json`` beside a weights file says, in the keys of timm's ``pretrained_cfg``; empty where there is none.
+
+    Raises:
+        BackboneError: it is not a JSON object.
+    """
+    beside = path.with_name(f"{path.name.removesuffix(path.suffix)}.json")
+    return _read_object(beside) if beside.is_file() else {}
+
+
+def local_dir_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a folder in timm's form.
+
+    Raises:
+        BackboneError: it is missing or not a JSON object.
+    """
+    if not (folder / "config.json").is_file():
+        raise BackboneError(f"{folder} has no config.json; local-dir: takes a folder in timm's form (config.json, model.safetensors).")
+    return _read_object(folder / "config.json")
+
+
+def local_dir_weights(folder: Path) -> Path:
+    """The weights file that timm reads in such a folder, which must be in safetensors form.
+
+    Raises:
+        BackboneError: there is none, or timm would take another file.
+    """
+    if (folder / "model.safetensors").is_file():
+        return folder / "model.safetensors"
+    others = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if len(others) != 1 or others[0].suffix != ".safetensors":
+        raise BackboneError(f"{folder} needs a model.safetensors. Convert its weights with safetensors.torch.save_file.")
+    return others[0]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, ending in a full stop."""
+    text = (str(error) or type(error).__name__).strip().splitlines()[0]
+    return text if text.endswith(".") else f"{text}."
+
+
+def _is_weights(path: Path) -> bool:
+    return (path / "config.json").is_file() if path.is_dir() else path.is_file() and path.suffix in SUFFIXES
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(read_plain(path, max_bytes=MAX_JSON_BYTES))
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{path} cannot be read as JSON: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise BackboneError(f"{path} does not hold a JSON object.")
+    return value

@@ -1,0 +1,167 @@
+"""``--forgetting progressive``: the network that is known already becomes a frozen column, and a copy of it learns beside it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.errors import ConfigError
+from edgetl.train.artifacts.run import open_run
+from edgetl.train.artifacts.sources.load import load_whole
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.plan import Plan
+from edgetl.train.networks.backbone import Backbone, find_head, rebuild
+from edgetl.train.networks.input_size import refusal
+from edgetl.train.networks.progressive import Border, Column, Columns, ColumnsRecord, newest
+from edgetl.train.networks.stages import Stage, choose_stages, find_stages
+
+_log = logging.getLogger(__name__)
+
+OPTION = "--forgetting progressive"
+
+
+def check_columns(config: TrainConfig) -> None:
+    """Refuse what cannot go with ``--forgetting progressive``.
+
+    Raises:
+        ConfigError: random weights, or another guard.
+    """
+    if config.forgetting != "progressive":
+        return
+    if config.strategy == "scratch" or not config.pretrained:
+        raise ConfigError(f"{OPTION}: random weights know nothing that could be kept. Leave it out.")
+    others = [f"--{name}" for name in ("lwf", "ewc", "l2sp", "replay", "wise", "teacher") if getattr(config, name)]
+    if others:
+        raise ConfigError(f"{OPTION} keeps the old network whole and cannot go with {' and '.join(others)}. Leave one out.")
+
+
+def grow(backbone: Backbone, plan: Plan, config: TrainConfig) -> Backbone:
+    """``backbone`` as a new column beside the network that its weights come from, if ``config`` asks for that; else itself.
+
+    The new column starts as a copy of the last one, what it hears of the columns before that one included, and its connections to that
+    one at zero: at first it gives the same features, bit for bit. It listens where its trained stages begin and end.
+
+    Raises:
+        ConfigError: the weights came without a head, so that there is no old network to keep; or the stages of this one give nothing that
+            could be listened to.
+    """
+    if config.forgetting != "progressive":
+        return backbone
+    if plan.strategy == "probe":
+        _log.info("%s: not needed, a probe leaves the trunk as it is", OPTION)
+        return backbone
+    known = _known(config, backbone)
+    if known is None:
+        raise ConfigError(f"{OPTION} keeps the old network with its head, and {config.backbone} came without one. Use --l2sp or --replay.")
+    old, earlier = known
+    prefix, new = newest(backbone.model)
+    head = backbone.head_name.removeprefix(prefix)
+    # What the copied column hears already comes first.
+    found = tuple(dict.fromkeys((*earlier[-1].borders, *find_borders(new, head, plan.unfreeze, backbone.spec.input_size))))
+    if not found:
+        raise ConfigError(f"{OPTION}: the stages of {backbone.architecture} give no maps or rows of features. Choose another backbone.")
+    record = ColumnsRecord(head=head, earlier=earlier, borders=found)
+    columns = list(old.columns) if isinstance(old, Columns) else [old]
+    model = Columns([*columns, new], record.all_borders, head).eval()
+    if isinstance(old, Columns):
+        _take_laterals(model, old)
+    names = " and ".join(column.name for column in earlier)
+    _log.info("%s: %s as before, and beside it a new column that listens at %d places", OPTION, names, len(found))
+    return dataclasses.replace(backbone, model=model, head_name=f"{newest(model)[0]}{head}", columns=record)
+
+
+def _known(config: TrainConfig, backbone: Backbone) -> tuple[nn.Module, tuple[Column, ...]] | None:
+    """The network that the weights come from, its own head included, and its columns; none where the weights came without a head."""
+    if (Path(config.backbone) / RUN_RECORD_NAME).is_file():
+        run = open_run(config.backbone)
+        if not run.record.head.plain:
+            raise ConfigError(f"{OPTION} keeps networks that end in a linear head, and {config.backbone} has another. Leave it out.")
+        before, labels = run.record.backbone.columns, run.record.labels
+        own = Column(name=run.record.name, classes=len(labels), labels=labels, borders=before.borders if before else ())
+        return _at_size(run.load_model(), backbone), (*before.earlier, own) if before else (own,)
+    whole = load_whole(config)
+    if whole is None:
+        return None
+    layer = _at_size(whole, backbone).get_submodule(find_head(whole))
+    assert isinstance(layer, nn.Linear)
+    # Built as a run is opened, so that what is written can be read.
+    old = rebuild(backbone.architecture, dict(backbone.model_args), layer.out_features)
+    old.load_state_dict(whole.state_dict())
+    return old, (Column(name=backbone.name, classes=layer.out_features),)
+
+
+def _at_size(old: nn.Module, backbone: Backbone) -> nn.Module:
+    """Return ``old`` unchanged if it takes the image size of the new column."""
+    if reason := refusal(old, backbone.spec.input_size):
+        raise ConfigError(
+            f"{OPTION} keeps the old network as it is, and it does not take images of --input-size: {reason}. Leave --input-size out."
+        )
+    return old
+
+
+def _take_laterals(model: Columns, old: Columns) -> None:
+    """Give the frozen columns their connections back, and the new one those of the column that it is a copy of."""
+    for place, laterals in enumerate(old.laterals):
+        model.laterals[place].load_state_dict(laterals.state_dict())
+    # By border and source, as in the old column; what lies beyond (the connections to that column itself) keeps its zeros.
+    model.laterals[-1].load_state_dict(old.laterals[-1].state_dict(), strict=False)
+
+
+def find_borders(model: nn.Module, head_name: str, unfreeze: str, size: tuple[int, int]) -> tuple[Border, ...]:
+    """Where a new column listens: the ends of the stages that train, and of the one before them.
+
+    A stage ends with the last module, run once, all of whose parameters are the stage's. Below the first trained stage the columns are the
+    same, and nothing has to be learned or to go back there.
+
+    Args:
+        model: one column.
+        head_name: its linear head.
+        unfreeze: what trains, as the plan says.
+        size: height and width of the input, px.
+    """
+    *trunk, _ = stages = find_stages(model, head_name)
+    first = max(0, stages.index(choose_stages(stages, unfreeze)[0]) - 1)
+    ended = _run(model, size)
+    found = (_border(model, stage, ended) for stage in trunk[first:])
+    return tuple(border for border in found if border is not None)
+
+
+def _run(model: nn.Module, size: tuple[int, int]) -> list[tuple[str, torch.Size]]:
+    """Modules in the order in which they end, with the shape of their output; those that run once and give one tensor."""
+    ended: list[tuple[str, torch.Size | None]] = []
+
+    def end(path: str) -> Any:
+        return lambda _module, _given, out: ended.append((path, out.shape if isinstance(out, torch.Tensor) else None))
+
+    watched = copy.deepcopy(model).eval()
+    for path, module in watched.named_modules():
+        if path:
+            module.register_forward_hook(end(path))
+    with torch.no_grad():
+        watched(torch.zeros(2, 3, *size))
+    paths = [path for path, _ in ended]
+    return [(path, shape) for path, shape in ended if shape is not None and paths.count(path) == 1]
+
+
+def _border(model: nn.Module, stage: Stage, ended: Sequence[tuple[str, torch.Size]]) -> Border | None:
+    own = set(stage.parameters)
+    for path, shape in reversed(ended):
+        module = model.get_submodule(path)
+        inside = {f"{path}.{name}" for name, _ in module.named_parameters()}
+        if not inside or inside - own:
+            continue
+        # Norms and biases are as long as there are channels; where height and channels are equal, timm's networks know which comes first.
+        widths = {parameter.shape[0] for parameter in module.parameters() if parameter.ndim == 1}
+        last = shape[-1] in widths and len(shape) > 1
+        if len(shape) == 4 and shape[1] in widths and not (last and getattr(model, "output_fmt", "NCHW") == "NHWC"):
+            return Border(port=path, channels=shape[1], layout="map")
+        return Border(port=path, channels=shape[-1], layout="rows") if last else None
+    return None

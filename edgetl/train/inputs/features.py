@@ -1,0 +1,72 @@
+"""The frozen trunk's features of many images, computed once."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.progress import Progress, silent
+from edgetl.data.folder import Sample
+from edgetl.data.loading import Prepare, batches
+
+FeatureFunction: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+# Converting costs seconds; below this many images torch is done sooner.
+MIN_IMAGES_FOR_OPENVINO = 200
+
+
+class FeatureExtractor:
+    """A frozen trunk, ready to compute features; converted once, when the first images come."""
+
+    def __init__(self, trunk: nn.Module, spec: PreprocessSpec, *, device: str = "cpu", batch_size: int = 32, images: int = 0) -> None:
+        """Remember what to run.
+
+        Args:
+            trunk: ``[batch, 3, H, W]`` → ``[batch, width]``, in evaluation mode.
+            spec: preprocessing.
+            device: ``cpu`` or ``cuda``; on a CPU the pass goes through OpenVINO where it is installed and agrees with torch.
+            batch_size: images at a time.
+            images: how many will come in all; a few are not worth a conversion.
+        """
+        self._trunk = trunk
+        self._spec = spec
+        self._device = device
+        self._batch_size = batch_size
+        self._images = images
+        self._compute: FeatureFunction | None = None
+
+    def __call__(self, samples: Sequence[Sample], *, prepare: Prepare | None = None, progress: Progress = silent) -> NDArray[np.float32]:
+        """Features float32 ``[n, width]`` of ``samples``, in their order; ``prepare`` replaces the evaluation view."""
+        rows: list[NDArray[np.float32]] = []
+        done = 0
+        for batch in batches(samples, self._spec, batch_size=self._batch_size, prepare=prepare):
+            if self._compute is None:
+                self._compute = choose_engine(self._trunk, batch, self._images or len(samples), self._device)
+            rows.append(self._compute(batch))
+            done += len(batch)
+            progress("computing features", done, len(samples))
+        return np.concatenate(rows)
+
+
+def choose_engine(trunk: nn.Module, batch: NDArray[np.float32], count: int, device: str) -> FeatureFunction:
+    """OpenVINO or torch, whichever is expected to finish ``count`` images sooner."""
+    if device == "cpu" and count >= MIN_IMAGES_FOR_OPENVINO and importlib.util.find_spec("openvino"):
+        from edgetl.train.inputs.openvino_features import compile_trunk  # noqa: PLC0415 (OpenVINO is not part of the train extra)
+
+        if (compiled := compile_trunk(trunk, batch)) is not None:
+            return compiled
+    trunk = trunk.to(device)
+
+    def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            features: NDArray[np.float32] = trunk(torch.from_numpy(images).to(device)).float().cpu().numpy()
+        return features
+
+    return run

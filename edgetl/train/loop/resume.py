@@ -1,0 +1,135 @@
+"""Resuming a stopped training (``--resume``): the job that its saved states describe, and what differs between two jobs. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import safetensors
+
+from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.config import StrictModel, load_json, parse_json
+from edgetl.core.output.recognition import CHECKPOINTS_SUFFIX, COMPARE_SUFFIX, PILOT_SUFFIX
+from edgetl.errors import ConfigError, EdgetlError
+from edgetl.train.config.options import Strategy, TrainConfig
+
+STATE_NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.safetensors")
+FACTS = "facts"
+JOB = "job"
+
+PLAN = "plan: "
+# Folders that hold the runs of one call, with the strategy of that call.
+_RUNS_OF: dict[str, Strategy] = {COMPARE_SUFFIX: "compare", PILOT_SUFFIX: "auto"}
+# Options that do not change the weights, or (paths) whose contents are compared by their hashes.
+FREE = frozenset({
+    "workers", "checkpoint_s", "license_policy", "licence", "log", "device", "compile", "cache_gb", "backbone", "weights", "weights_dir",
+    "labels", "keep",
+})  # fmt: skip
+
+
+class Job(StrictModel):
+    """Inputs of a training, kept in each of its saved states.
+
+    Attributes:
+        data: the folder of the images.
+        config: every option.
+        resolved: further inputs that determine the weights: images, starting weights, plan, versions; by name, as text.
+    """
+
+    data: str
+    config: TrainConfig
+    resolved: dict[str, str]
+
+
+def find_job(out: Path) -> Job | None:
+    """Job of the stopped training of ``out``; none where nothing was saved.
+
+    Raises:
+        ConfigError: a finished run of a comparison is damaged.
+    """
+    for states in (out.with_name(f"{out.name}{CHECKPOINTS_SUFFIX}"), *_side_folders(out, CHECKPOINTS_SUFFIX)):
+        for _, path in reversed(saved_states(states)):
+            if (job := read_job(path)) is not None:
+                return _of_call(job, states)
+    finished = [folder for folder in _side_folders(out, "") if (folder / RUN_RECORD_NAME).is_file()]
+    return _of_call(_job_of_run(finished[0]), finished[0]) if finished else None
+
+
+def _job_of_run(run: Path) -> Job:
+    try:
+        config, splits = (load_json((run / name).read_bytes()) for name in (RUN_RECORD_NAME, "splits.json"))
+        return Job(data=splits["root"], config=TrainConfig.model_validate(config["config"]), resolved={})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{run} is damaged and cannot be resumed. Begin again with --overwrite.") from error
+
+
+def read_job(state: Path) -> Job | None:
+    """The job in a saved state; none in a damaged one, or one of an older version."""
+    try:
+        with safetensors.safe_open(state, "numpy") as file:
+            facts = json.loads((file.metadata() or {}).get(FACTS, "{}"))
+        return parse_json(json.dumps(facts[JOB]).encode(), Job, ConfigError, name=str(state))
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, EdgetlError):
+        return None
+
+
+def saved_states(folder: Path) -> list[tuple[int, Path]]:
+    """Steps and files of the states in ``folder``, the oldest first."""
+    if not folder.is_dir():
+        return []
+    matches = [(match, path) for path in folder.iterdir() if (match := STATE_NAME.fullmatch(path.name))]
+    return sorted((int(match[1]), path) for match, path in matches)
+
+
+def differences(before: Job, now: Job) -> list[str]:
+    """Differences of two jobs that change the weights, with both values; options have their names on the command line."""
+    old, new = (job.config.model_dump(mode="json", exclude=set(FREE)) for job in (before, now))
+    options = [
+        f"--{name.replace('_', '-')} {_shown(old.get(name))}, now {_shown(new.get(name))}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    return options + [
+        f"{name} {before.resolved.get(name)}, now {now.resolved.get(name)}"
+        for name in sorted(before.resolved.keys() | now.resolved.keys())
+        # A different plan is reported only if no option explains it.
+        if before.resolved.get(name) != now.resolved.get(name) and not (options and name.startswith(PLAN))
+    ]
+
+
+def describe_saved(out: Path) -> str | None:
+    """Describe the saved state of a stopped training of ``out`` and the command that resumes it; none where nothing is saved."""
+    folders = (out.with_name(f"{out.name}{CHECKPOINTS_SUFFIX}"), *_side_folders(out, CHECKPOINTS_SUFFIX))
+    found = [f"the state after step {saved[-1][0]} is in {folder}" for folder in folders if (saved := saved_states(folder))]
+    found += [f"{folder} is finished" for folder in _side_folders(out, "") if (folder / RUN_RECORD_NAME).is_file()]
+    return f"Saved: {'; '.join(found)}. Go on with: {resume_command(out)}" if found else None
+
+
+def resume_command(out: Path) -> str:
+    """Command that resumes the training of ``out``, or the comparison that ``out`` belongs to."""
+    for suffix in _RUNS_OF:
+        if out.parent.name.endswith(suffix):
+            out = out.parent.with_name(out.parent.name.removesuffix(suffix))
+    return f"edgetl train --out {shlex.quote(str(out))} --resume"
+
+
+def _of_call(job: Job, folder: Path) -> Job:
+    """The job of the whole call, of which ``folder`` may belong to one of several runs."""
+    strategy = next((value for suffix, value in _RUNS_OF.items() if folder.parent.name.endswith(suffix)), None)
+    if folder.with_name(folder.name.replace(CHECKPOINTS_SUFFIX, PILOT_SUFFIX)).is_dir():
+        strategy = "auto"  # the pilot chose the strategy of this training
+    return job.model_copy(update={"config": job.config.model_copy(update={"strategy": strategy})}) if strategy else job
+
+
+def _side_folders(out: Path, suffix: str) -> list[Path]:
+    parents = [out.with_name(f"{out.name}{kind}") for kind in _RUNS_OF]
+    return [
+        path for parent in parents if parent.is_dir() for path in sorted(parent.iterdir()) if path.is_dir() and path.name.endswith(suffix)
+    ]
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,165 @@
+"""Arguments of an architecture that a file may give: an allow-list by name and JSON type.
+
+``timm.create_model`` also takes arguments that load files (``checkpoint_path``), reach the network (``pretrained_cfg``) or change the kind
+of module (``features_only``). Runs, folders in timm's form and repositories of the hub may come from others. Therefore only arguments that
+describe the shape of a network are passed on.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from edgetl.train.networks.pruned import PRUNED
+
+# Of the constructors of timm's models: numbers, and lists of numbers.
+NUMBERS = frozenset(
+    [
+        "always_partition",
+        "attn_drop_rate",
+        "avg_down",
+        "base_width",
+        "cardinality",
+        "channels",
+        "class_token",
+        "conv_bias",
+        "conv_mlp",
+        "depth",
+        "depth_mult",
+        "depths",
+        "dim",
+        "dims",
+        "drop_path_rate",
+        "drop_rate",
+        "dynamic_img_pad",
+        "dynamic_img_size",
+        "embed_dim",
+        "embed_dims",
+        "expand_ratio",
+        "final_norm",
+        "fix_stem",
+        "global_pos_size",
+        "groups",
+        "growth_rate",
+        "head_dim",
+        "head_hidden_size",
+        "head_init_scale",
+        "head_norm_first",
+        "img_size",
+        "in_chans",
+        "init_values",
+        "kernel_size",
+        "layers",
+        "layer_scale_init_value",
+        "ls_init_value",
+        "mlp_ratio",
+        "mlp_ratios",
+        "no_embed_class",
+        "norm_eps",
+        "num_classes",
+        "num_features",
+        "num_heads",
+        "num_kv_heads",
+        "num_reg_tokens",
+        "output_stride",
+        "patch_drop_rate",
+        "patch_size",
+        "pos_drop_rate",
+        "pre_norm",
+        "proj_drop_rate",
+        "qk_norm",
+        "qkv_bias",
+        "reg_tokens",
+        "scale_mlp",
+        "se_ratio",
+        "sr_ratios",
+        "stem_chs",
+        "stem_size",
+        "stem_width",
+        "strict_img_size",
+        "swiglu_mlp",
+        "use_abs_pos_emb",
+        "use_grn",
+        "use_post_norm",
+        "use_rel_pos_bias",
+        "width",
+        "width_factor",
+        "width_mult",
+        "widths",
+        "window_ratio",
+        "window_size",
+        "zero_init_last",
+        "drop_block_rate",
+        "block_reduce_first",
+        "dropout",
+        "distilled",
+        "distillation",
+        "head_bias",
+        "ref_feat_shape",
+        "use_rot_pos_emb",
+        "rope_grid_offset",
+        "fc_norm",
+        "use_fc_norm",
+        "scale_attn_inner",
+        "qkv_fused",
+        "patch_norm",
+    ]
+)
+# Those that are a word of timm's own tables.
+WORDS = frozenset(
+    [
+        "act_layer",
+        "aa_layer",
+        "global_pool",
+        "norm_layer",
+        "pad_type",
+        "pool_type",
+        "se_layer",
+        "stem_type",
+        "weight_init",
+        "pos_embed",
+        "rope_type",
+    ]
+)
+# Larger than those of any published network.
+LARGEST, MOST_LAYERS, MOST_NUMBERS = 16_384, 256, 64
+_DEPTHS = frozenset({"depth", "depths", "layers"})
+_WORD = re.compile(r"[A-Za-z0-9_]{0,40}")
+_ARCHITECTURE = re.compile(r"(torchvision:)?[A-Za-z0-9_.-]{1,120}")
+
+
+def architecture_problem(name: str) -> str | None:
+    """Reason why ``name`` in a file cannot be an architecture, such as a prefix that would load a folder or hub; none if it can."""
+    return None if _ARCHITECTURE.fullmatch(name) else f"{name[:80]!r} is not the name of an architecture of timm or torchvision"
+
+
+def args_problem(args: Mapping[str, object]) -> str | None:
+    """Reason why ``args`` are not passed on to an architecture's constructor; none if they are."""
+    for name, value in args.items():
+        if name == PRUNED:
+            if not _are_widths(value):
+                return f"{PRUNED} is not a table of layers' widths"
+        elif name in NUMBERS:
+            values = value if isinstance(value, list | tuple) else [value]
+            largest = MOST_LAYERS if name in _DEPTHS else LARGEST
+            if len(values) > MOST_NUMBERS or not all(_is_number(item, largest) for item in values):
+                return f"{name} is not a number, or a list of at most {MOST_NUMBERS}, up to {largest}"
+        elif name in WORDS:
+            if value is not None and not (isinstance(value, str) and _WORD.fullmatch(value)):
+                return f"{name} is not a word"
+        else:
+            return f"{str(name)[:80]!r} is not an argument that edgetl passes on to an architecture"
+    return "in_chans is not 3: edgetl's images are RGB" if args.get("in_chans") not in (None, 3) else None
+
+
+def _is_number(value: object, largest: int) -> bool:
+    """True for finite numbers up to ``largest``, booleans and none."""
+    return value is None or (isinstance(value, int | float) and math.isfinite(value) and abs(value) <= largest)
+
+
+def _are_widths(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(row, list | tuple) and 1 <= len(row) <= 3 and all(type(width) is int and 1 <= width <= 2**20 for width in row)
+        for row in value.values()
+    )

@@ -1,0 +1,139 @@
+"""What each strategy would take on this machine: steps, time and memory, from a few measured batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from edgetl.core.config import StrictModel
+from edgetl.core.files.text import printable
+from edgetl.core.progress import Progress, silent
+from edgetl.data.notes import ScanNote
+from edgetl.data.split import Splits, split
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.plan import Plan, choose_strategy
+from edgetl.train.config.recipe import with_recipe
+from edgetl.train.config.tasks import scan_images
+from edgetl.train.inputs.dataset import ImageDataset
+from edgetl.train.networks.backbone import Backbone
+from edgetl.train.networks.partition import cut
+from edgetl.train.networks.stages import choose_stages, find_stages, set_trainable
+from edgetl.train.workflows.finetune import choose_device, prepare
+
+MEASURED = ("probe", "partial", "full")
+# Images that are decoded to time the decoding, and repetitions of a step, of which the quickest counts.
+DECODED = 16
+REPEATS = 2
+# AdamW keeps two moments; with the weight and its gradient that makes four numbers, and the moving average one more.
+NUMBERS_PER_WEIGHT = 5
+
+
+class Estimate(StrictModel):
+    """One strategy.
+
+    Attributes:
+        chosen: whether ``auto`` takes it.
+        trained_m: weights that learn, 10^6.
+        minutes: without the final export; other work on the machine adds to it.
+        memory_mb: of weights, gradients, moments and one batch's activations, 10^6 bytes, beside what the libraries take.
+    """
+
+    plan: Plan
+    chosen: bool
+    trained_m: float
+    minutes: float
+    memory_mb: float
+
+
+class Estimates(StrictModel):
+    """``edgetl plan``; ``notes`` are those of the scan."""
+
+    data: str
+    backbone: str
+    images: int
+    device: str
+    strategies: tuple[Estimate, ...]
+    notes: tuple[ScanNote, ...] = ()
+
+
+def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) -> Estimates:
+    """Measure a few batches of each strategy on images of ``data``.
+
+    Raises:
+        DataError: the folder cannot be used.
+        BackboneError: the backbone cannot be found or used.
+    """
+    folder = scan_images(data, config, progress=progress)
+    splits = split(folder, seed=config.seed, val=config.val, test=config.test)
+    device = choose_device(config.device)
+    found = []
+    for index, strategy in enumerate(MEASURED):
+        progress("measuring", index, len(MEASURED))
+        backbone, plan = prepare(splits, config.model_copy(update={"strategy": strategy}))
+        found.append(_measure(backbone, plan, splits, config, device))
+    images = len({sample.content for sample in splits.train})
+    wanted = with_recipe(config)[0].strategy
+    best = choose_strategy(images)[0] if wanted == "auto" else wanted
+    chosen = tuple(item.model_copy(update={"chosen": item.plan.strategy == best}) for item in found)
+    return Estimates(data=printable(data), backbone=config.backbone, images=images, device=device, strategies=chosen, notes=splits.notes)
+
+
+def _measure(backbone: Backbone, plan: Plan, splits: Splits, config: TrainConfig, device: str) -> Estimate:
+    images = ImageDataset(splits.train, backbone.spec, augment=None, seed=config.seed)
+    load = _seconds(lambda: [images[index % len(splits.train)] for index in range(DECODED)], repeats=1) / DECODED
+    size = min(config.batch_size, len(splits.train))
+    batch = torch.randn(size, 3, *backbone.spec.input_size, device=device)
+    model = backbone.model.to(device).eval()
+    with torch.no_grad():
+        forward = _seconds(lambda: model(batch)) / size
+    counted = len(splits.train) * config.views + len(splits.val) + len(splits.test)
+    seconds, memory, trained = counted * (load + forward), 0.0, sum(parameter.numel() for parameter in backbone.head.parameters())
+    if plan.steps:
+        stages = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
+        halves = cut(model.cpu(), stages, batch[:2].cpu()) if plan.strategy == "partial" and config.cache_views and not plan.mixup else None
+        taught = halves.tail.to(device) if halves else model.to(device)
+        if halves:
+            with torch.no_grad():
+                batch = halves.front.to(device)(batch)
+            seconds += config.cache_views * len(splits.train) * (load + forward)
+        set_trainable(taught.train(), stages, freeze_batchnorm=plan.freeze_batchnorm)
+        trained = sum(parameter.numel() for parameter in taught.parameters() if parameter.requires_grad)
+        step, memory = _step(taught, batch)
+        seconds += plan.steps * (step + (0.0 if halves else load * size))
+    memory_mb = (memory + 4 * NUMBERS_PER_WEIGHT * trained) / 1e6
+    return Estimate(
+        plan=plan, chosen=False, trained_m=round(trained / 1e6, 3), minutes=round(seconds / 60, 2), memory_mb=round(memory_mb, 1)
+    )
+
+
+def _step(model: nn.Module, batch: torch.Tensor) -> tuple[float, float]:
+    """Seconds of one training step, and bytes of what it keeps for the way back."""
+    kept = 0
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    def step() -> None:
+        model(batch).square().mean().backward()
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    return _seconds(step), float(kept)
+
+
+def _seconds(work: Callable[[], object], *, repeats: int = REPEATS) -> float:
+    """The quickest of a few runs."""
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return min(times)

@@ -1,0 +1,318 @@
+"""From splits to a run: load the backbone, fit or tune, measure, write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.licenses import check_policy
+from edgetl.core.metrics import evaluate
+from edgetl.core.output.folders import check_side_folder
+from edgetl.core.output.recognition import CHECKPOINTS_SUFFIX
+from edgetl.core.progress import Progress, silent
+from edgetl.core.results import Evaluation, Forgetting
+from edgetl.core.system.host import fingerprint, versions
+from edgetl.core.tasks import Reading
+from edgetl.data.groups import count_groups, crossing_alarm
+from edgetl.data.loading import truth_of
+from edgetl.data.split import Splits
+from edgetl.errors import ConfigError, DataError
+from edgetl.train.artifacts.plots import class_table, draw_answers, draw_curves, draw_sweep
+from edgetl.train.artifacts.run import (
+    FISHER_NAME,
+    METRICS_NAME,
+    SPLITS_NAME,
+    BackboneRecord,
+    Run,
+    RunRecord,
+    hash_files,
+    open_run,
+)
+from edgetl.train.artifacts.seen_images import SeenImages, prefixes
+from edgetl.train.artifacts.sources.lineage import seen_by_ancestors, without_seen
+from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.artifacts.splits_record import record_splits
+from edgetl.train.artifacts.writer import write_model
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.paths import training_inputs
+from edgetl.train.config.plan import Plan, Tuned, describe_plan, make_plan
+from edgetl.train.config.recipe import with_recipe
+from edgetl.train.config.tasks import chance_alarm, check_options, check_taught, choose_reading, smooths
+from edgetl.train.continual.prepare import fisher_bytes, protect
+from edgetl.train.continual.previous_task import find_old_task, measure_forgetting
+from edgetl.train.continual.progressive import check_columns, grow
+from edgetl.train.continual.teacher import with_teacher
+from edgetl.train.heads.fit import give_head
+from edgetl.train.heads.modules import head_of
+from edgetl.train.inputs.activation_cache import Workplace
+from edgetl.train.loop.checkpoints import Checkpoints
+from edgetl.train.loop.loggers import check_loggers
+from edgetl.train.loop.loop import Lessons
+from edgetl.train.loop.lr_finder import choose_rate, with_sweep
+from edgetl.train.loop.ranks import join, rank, results_folder
+from edgetl.train.loop.resume import PLAN, Job, resume_command
+from edgetl.train.networks.backbone import Backbone, with_intensity
+from edgetl.train.workflows.learning import Taught, choose_tutor, make_extractor, teach
+
+_log = logging.getLogger(__name__)
+
+# Of the accuracy on training over that on validation images; good runs on small sets show up to 0.15.
+LARGEST_GAP = 0.25
+# Changes when a saved state means something else.
+STATE_FORMAT = "2"
+
+
+def fine_tune(
+    splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent
+) -> Run:
+    """Train on ``splits.train``, choose on ``splits.val``, report ``splits.test``, and write the run folder ``out``.
+
+    While it trains, its state is saved beside ``out``, in ``<out>.checkpoints``; with ``resume`` a stopped training goes on from there and
+    ends with the weights that it would have had, bit for bit on a CPU with the same libraries.
+
+    Raises:
+        BackboneError: the backbone cannot be found or used.
+        LicenceError: the licence of its weights does not fit ``config.license_policy``.
+        ConfigError: ``out`` exists, the device is not there, or a stopped training is in the way.
+        DataError: no image is left to train or to choose on.
+        TrainingError: training diverged.
+        StoppedError: the process was asked to end; the state is saved.
+        MissingExtraError: a logger's package is not installed.
+        StorageError: the run cannot be written.
+    """
+    ancestors = seen_by_ancestors(config)
+    splits = without_seen(splits, ancestors)
+    _check_parts(splits, config)
+    check_loggers(config)
+    started = time.monotonic()
+    device = choose_device(config.device)
+    join(device)
+    with results_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
+        backbone, plan = prepare(splits, config)
+        _log.info("backbone %s, licence of the weights: %s", backbone.name, backbone.licence or "not stated")
+        _log.info("%s", describe_plan(plan))
+        if wide := sum(sample.levels is not None for sample in splits.train):
+            _log.info("%d training images have more than 8 bits: %s (--intensity)", wide, backbone.spec.intensity.describe())
+        checkpoints = _checkpoints(out, splits, config, plan, backbone, resume=resume, overwrite=overwrite)
+        place = Workplace(device, folder, progress)
+        tutor = choose_tutor(config, plan, splits, place)
+        lessons = Lessons(protect(backbone, splits, plan, config, place), tutor)
+        taught = teach(backbone, splits, config, plan, place, checkpoints, lessons)
+        plan = with_sweep(plan, taught.sweep, config)
+        figures = _measure(backbone, splits, config, place)
+        alarms = find_alarms(taught.train_accuracy, figures.validation, splits, strategy=plan.strategy)
+        shown = (*splits.train, *lessons.protection.replay)
+        seen = ancestors | SeenImages(prefixes(shown), prefixes(splits.val))
+        seen.write(folder)
+        forgetting = _forgetting(backbone, splits, config, place, seen)
+        outcome = Outcome(plan, taught, alarms, figures, forgetting, round(time.monotonic() - started, 1))
+        _write(folder, out.name, splits, config, backbone, lessons, outcome)
+    if rank() == 0:
+        checkpoints.remove()  # only now that the run stands
+    return open_run(out)
+
+
+def _write(folder: Path, name: str, splits: Splits, config: TrainConfig, backbone: Backbone, lessons: Lessons, outcome: Outcome) -> None:
+    """Every file of the run, ``run.json`` last."""
+    validation = outcome.figures.validation
+    last = {"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1}
+    (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*outcome.taught.rows, last]), "utf-8", newline="\n")
+    write_model(folder, backbone, splits.folder.labels)
+    if lessons.protection.fisher:
+        (folder / FISHER_NAME).write_bytes(fisher_bytes(lessons.protection.fisher))
+    (folder / SPLITS_NAME).write_text(record_splits(splits).model_dump_json(indent=1), "utf-8", newline="\n")
+    _write_pictures(folder, outcome.figures, outcome.taught)
+    origin = with_teacher(backbone, lessons.tutor) if lessons.tutor else backbone
+    record = _record(name, splits, config, origin, outcome, hash_files(folder))
+    (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8", newline="\n")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the trained network answers on validation and test images, how its outputs are read, and the outputs shown in pictures."""
+
+    reading: Reading
+    validation: Evaluation
+    test: Evaluation | None
+    truth: NDArray[Any]
+    outputs: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to, for its record; ``seconds`` are of this call."""
+
+    plan: Plan
+    taught: Taught
+    alarms: tuple[str, ...]
+    figures: Figures
+    forgetting: Forgetting | None
+    seconds: float
+
+
+def _check_parts(splits: Splits, config: TrainConfig) -> None:
+    check_options(config, splits.folder.task)
+    if not splits.train or not splits.val:
+        raise DataError(
+            f"{splits.folder.root} leaves {len(splits.train)} training and {len(splits.val)} validation images; add images or raise --val."
+        )
+    check_taught(splits)
+
+
+def prepare(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
+    """Load the backbone, if its licence may be used, resolve the plan, and set a new column beside the old ones if that is asked."""
+    config, _ = with_recipe(config)
+    check_columns(config)
+    torch.manual_seed(config.seed)  # random weights, and the head before it is fitted
+    given = config.model_copy(update={"pretrained": False, "weights": None}) if config.strategy == "scratch" else config
+    if not smooths(config, splits.folder.task):
+        given = given.model_copy(update={"label_smoothing": 0.0})
+    backbone = load_backbone(given, len(splits.folder.labels))
+    backbone = with_intensity(backbone, config.intensity, splits.train)
+    if backbone.parents:  # random weights are nobody's
+        check_policy(backbone.licence, config.license_policy, name=backbone.name)
+    plan = make_plan(given, len({sample.content for sample in splits.train}), backbone.model)
+    return give_head(grow(backbone, plan, given), given, plan, len(splits.train)), plan
+
+
+def _checkpoints(
+    out: Path, splits: Splits, config: TrainConfig, plan: Plan, backbone: Backbone, *, resume: bool, overwrite: bool
+) -> Checkpoints:
+    """Where the state of this training is kept; another one's is not overwritten unless that was asked for."""
+    images = record_splits(splits).model_dump_json(exclude={"root"})
+    job = Job(
+        data=str(splits.folder.root.resolve()),
+        config=config,
+        resolved={
+            "edgetl": versions()["edgetl"],
+            "format of states": STATE_FORMAT,
+            "images": f"{len(splits.folder.samples)} ({hashlib.sha256(images.encode()).hexdigest()[:12]})",
+            "backbone": f"{backbone.architecture} {json.dumps(backbone.model_args)}",
+            "starting weights": (backbone.weights_sha256 or "random")[:12],
+            **{f"{PLAN}{name}": str(value) for name, value in plan.model_dump(mode="json").items()},
+        },
+    )
+    side = out.with_name(f"{out.name}{CHECKPOINTS_SUFFIX}")
+    check_side_folder(side)
+    checkpoints = Checkpoints(side, job)
+    if overwrite and not resume:
+        checkpoints.remove()
+    if checkpoints.newest() is not None and not resume:
+        raise ConfigError(
+            f"a training of {out} was stopped; its state is in {checkpoints.folder}. Go on with {resume_command(out)}, or begin again with "
+            f"--overwrite."
+        )
+    return checkpoints
+
+
+def _forgetting(backbone: Backbone, splits: Splits, config: TrainConfig, place: Workplace, seen: SeenImages) -> Forgetting | None:
+    """Where the training began with another run: what that run's task lost."""
+    starts_from_run = (Path(config.backbone) / RUN_RECORD_NAME).is_file() and splits.folder.task == "classification"
+    old = find_old_task(config, backbone, splits.folder.labels) if starts_from_run else None
+    return measure_forgetting(backbone, old, place, seen.all, batch_size=config.batch_size) if old else None
+
+
+def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits, *, strategy: Tuned) -> tuple[str, ...]:
+    """Sentences on what should be looked at before the run is used."""
+    alarms = []
+    gap = train_accuracy - validation.accuracy.value
+    if gap > LARGEST_GAP:
+        # A probe trains the head alone: less is not possible.
+        less = "or add images" if strategy == "probe" else "add images, or train less of the network (--strategy probe)"
+        alarms.append(
+            f"overfitting: {train_accuracy:.0%} of the training images are answered rightly and {validation.accuracy.value:.0%} of the "
+            f"validation images. Look for wrong labels, {less}."
+        )
+    if alarm := chance_alarm(validation, splits.val, splits.folder.task):
+        alarms.append(f"{alarm} Check the labels, or add images.")
+    if alarm := crossing_alarm(splits):
+        alarms.append(alarm)
+    return tuple(alarms)
+
+
+def choose_device(wanted: str) -> str:
+    """``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no GPU here. Use --device cpu, or auto.")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _measure(backbone: Backbone, splits: Splits, config: TrainConfig, place: Workplace) -> Figures:
+    extract = make_extractor(backbone, config, place.device, len(splits.val) + len(splits.test))
+    features = extract([*splits.val, *splits.test], progress=place.progress)
+    with torch.no_grad():
+        outputs = backbone.head.cpu()(torch.from_numpy(features)).numpy()
+    val, test = outputs[: len(splits.val)], outputs[len(splits.val) :]
+    reading = choose_reading(splits, config, val)
+    truth = truth_of(splits.val)
+    validation = evaluate(reading, truth, val)
+    if not splits.test:
+        return Figures(reading, validation, None, truth, val)
+    truth = truth_of(splits.test)
+    return Figures(reading, validation, evaluate(reading, truth, test), truth, test)
+
+
+def _write_pictures(folder: Path, figures: Figures, taught: Taught) -> None:
+    shown, name = (figures.test, "test") if figures.test else (figures.validation, "validation")
+    draw_answers(figures.reading, shown, figures.truth, figures.outputs, name=name, folder=folder)
+    if taught.rows:
+        draw_curves(taught.rows, folder / "curves.png")
+    if taught.sweep:
+        draw_sweep(choose_rate(taught.sweep), folder / "lr.png")
+    if shown.classes:
+        (folder / "classes.csv").write_text(class_table(shown), "utf-8", newline="\n")
+
+
+def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, outcome: Outcome, files: dict[str, str]) -> RunRecord:
+    return RunRecord(
+        name=name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        task=splits.folder.task,
+        decision=outcome.figures.reading.decision,
+        labels=splits.folder.labels,
+        config=config,
+        backbone=BackboneRecord(
+            name=backbone.name,
+            architecture=backbone.architecture,
+            head_name=backbone.head_name,
+            model_args=backbone.model_args,
+            weights_sha256=backbone.weights_sha256,
+            licence=backbone.licence,
+            pretrained=any(parent.kind != "teacher" for parent in backbone.parents),
+            parents=backbone.parents,
+            columns=backbone.columns,
+        ),
+        head=head_of(backbone.model),
+        preprocess=backbone.spec,
+        wide_images=sum(sample.levels is not None for sample in splits.train),
+        plan=outcome.plan,
+        alarms=outcome.alarms,
+        head_penalty=outcome.taught.head_penalty,
+        tuned_share=outcome.taught.tuned_share,
+        forgetting=outcome.forgetting,
+        images={"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
+        data_fingerprint=splits.folder.fingerprint(),
+        grouping=count_groups(splits),
+        notes=splits.notes,
+        validation=outcome.figures.validation,
+        test=outcome.figures.test,
+        seconds=outcome.seconds,
+        versions=versions(),
+        host=fingerprint(),
+        files=files,
+    )

@@ -1,0 +1,159 @@
+"""How a network learns what a plan says: a fitted head, then gradient steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgetl.core.licenses import check_policy, most_restrictive
+from edgetl.core.progress import Progress
+from edgetl.data.folder import Sample
+from edgetl.data.loading import groups_of, labels_of, truth_of
+from edgetl.data.split import Splits
+from edgetl.errors import ConfigError
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.plan import Plan
+from edgetl.train.config.tasks import fold_scale, value_scale
+from edgetl.train.continual.teacher import Tutor, find_tutor
+from edgetl.train.heads.fit import Rows, fit_other_head, set_head
+from edgetl.train.heads.linear import LinearHead, fit_head, fit_label_heads, fit_value_head
+from edgetl.train.heads.modules import HeadSpec
+from edgetl.train.inputs.activation_cache import Workplace
+from edgetl.train.inputs.dataset import random_crop
+from edgetl.train.inputs.features import FeatureExtractor
+from edgetl.train.loop.checkpoints import Checkpoints
+from edgetl.train.loop.loop import Lessons, tune
+from edgetl.train.loop.losses import make_objective
+from edgetl.train.networks.backbone import Backbone, make_trunk
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What happened while the network learned.
+
+    Attributes:
+        head_penalty: of the probe that fitted the head; none for random weights.
+        rows: figures of each validation.
+        train_accuracy: on training images, as they were shown last.
+        tuned_share: of the tuned weights in the result.
+        sweep: learning rates and losses of the range test (``--lr auto``).
+    """
+
+    head_penalty: float | None
+    rows: list[dict[str, float]]
+    train_accuracy: float
+    tuned_share: float = 1.0
+    sweep: list[tuple[float, float]] = field(default_factory=list)
+
+
+def teach(
+    backbone: Backbone, splits: Splits, config: TrainConfig, plan: Plan, place: Workplace, checkpoints: Checkpoints, lessons: Lessons
+) -> Taught:
+    """Fit the head, then tune as planned, and give its answers their unit."""
+    samples = [*splits.train, *(sample for sample in lessons.protection.replay if sample.label >= 0)]
+    # A head fitted on random features is large and wrong: training from random weights starts from a random head too.
+    starts = config.pretrained and plan.strategy != "scratch" and checkpoints.newest() is None
+    fits = plan.strategy == "probe" or (starts and plan.fit_head and not lessons.protection.keeps_head)
+    penalty, accuracy = None, 0.0
+    if fits:
+        extract = make_extractor(backbone, config, place.device, config.views * len(samples))
+        features = extract(samples, progress=place.progress)
+        if config.head != "linear":
+            return Taught(None, [], _fit_other(extract, features, backbone, splits, samples, config=config, progress=place.progress))
+        head = _fit_probe(extract, features, backbone, splits, samples, config=config, progress=place.progress)
+        outputs, truth = (torch.from_numpy(item) for item in (features @ head.weight.T + head.bias, truth_of(samples)))
+        penalty, accuracy = head.penalty, float(make_objective(splits, plan, config).right(outputs, truth)) / len(outputs)
+    elif not plan.fit_head:
+        _draw_head(backbone, config.seed)
+    if plan.strategy == "probe":
+        fold_scale(backbone.head, *value_scale(splits))
+        return Taught(penalty, [], accuracy)
+    history = tune(backbone, splits, plan, config, place, checkpoints=checkpoints, head_penalty=penalty, lessons=lessons)
+    fold_scale(backbone.head, *value_scale(splits))
+    return Taught(history.head_penalty, history.rows, history.rows[-1]["train_accuracy"], history.tuned_share, history.sweep)
+
+
+def _draw_head(backbone: Backbone, seed: int) -> None:
+    """A random head as fastai draws its own (He et al. 2015, arXiv:1502.01852): some architectures' own are ten times as large."""
+    torch.manual_seed(seed)
+    nn.init.kaiming_normal_(backbone.head.weight)
+    nn.init.zeros_(backbone.head.bias)
+
+
+def choose_tutor(config: TrainConfig, plan: Plan, splits: Splits, place: Workplace) -> Tutor | None:
+    """The teacher that was asked for, if its licence allows; none for a probe."""
+    if config.teacher and plan.strategy == "probe":
+        _log.info("--teacher: a probe is fitted in closed form and asks no teacher")
+        return None
+    if config.teacher and config.replay:
+        raise ConfigError("--teacher and --replay cannot go together: the teacher does not know the replayed classes. Leave one out.")
+    tutor = find_tutor(config, splits, place)
+    if tutor:
+        check_policy(most_restrictive(parent.licence for parent in tutor.parents), config.license_policy, name=str(config.teacher))
+    return tutor
+
+
+def make_extractor(backbone: Backbone, config: TrainConfig, device: str, images: int) -> FeatureExtractor:
+    """For the frozen part of ``backbone`` and about so many images."""
+    trunk = make_trunk(backbone.model, backbone.head_name)
+    return FeatureExtractor(trunk, backbone.spec, device=device, batch_size=config.batch_size, images=images)
+
+
+def _views(extract: FeatureExtractor, samples: Sequence[Sample], config: TrainConfig, progress: Progress) -> list[NDArray[np.float32]]:
+    """Features of other crops of the same images, each ``[n, width]``."""
+    return [extract(samples, prepare=random_crop(config.seed, view), progress=progress) for view in range(1, config.views)]
+
+
+def _fit_other(
+    extract: FeatureExtractor, features: NDArray[np.float32], backbone: Backbone, splits: Splits, samples: Sequence[Sample], *,
+    config: TrainConfig, progress: Progress,
+) -> float:  # fmt: skip
+    """Fit a head that is not the linear one; the accuracy on the training images."""
+    # A neighbour under another crop would vote a second time for the same picture.
+    views = [] if config.head == "knn" else _views(extract, samples, config, progress)
+    fitted = fit_other_head(
+        HeadSpec(kind=config.head, features=config.features),
+        Rows(features, labels_of(samples), groups_of(samples)),
+        Rows(extract(splits.val, progress=progress), labels_of(splits.val)),
+        len(splits.folder.labels),
+        views=views,
+        seed=config.seed,
+        balanced=config.balance != "none",
+        progress=progress,
+    )
+    set_head(backbone.model, fitted)
+    return fitted.train_accuracy
+
+
+def _fit_probe(
+    extract: FeatureExtractor, features: NDArray[np.float32], backbone: Backbone, splits: Splits, samples: Sequence[Sample], *,
+    config: TrainConfig, progress: Progress,
+) -> LinearHead:  # fmt: skip
+    """``samples`` are the training images, and replayed ones of the same classes."""
+    views, groups = _views(extract, samples, config, progress), groups_of(samples)
+    balanced = config.balance != "none"
+    match splits.folder.task:
+        case "classification":
+            labels, classes = labels_of(samples), len(splits.folder.labels)
+            head = fit_head(features, labels, classes, seed=config.seed, views=views, groups=groups, balanced=balanced, progress=progress)
+        case "multi-label":
+            truth = truth_of(samples)
+            head = fit_label_heads(features, truth, seed=config.seed, views=views, groups=groups, balanced=balanced, progress=progress)
+        case "regression" | "ordinal":
+            mean, spread = value_scale(splits)
+            head = fit_value_head(features, (truth_of(samples)[:, 0] - mean) / spread, views=views, groups=groups)
+        case _:
+            assert_never(splits.folder.task)
+    with torch.no_grad():
+        backbone.head.weight.copy_(torch.from_numpy(head.weight))
+        backbone.head.bias.copy_(torch.from_numpy(head.bias))
+    return head

@@ -1,0 +1,340 @@
+"""Which backbone suits a folder of images: frozen features scored without training, then a short fine-tuning of the best.
+
+No single scorer is trusted: on published benchmarks each of them is beaten somewhere by ImageNet accuracy alone, so the order is the
+mean rank of leave-one-out neighbours, leave-one-out ridge, LogME and the ImageNet prior. All candidates are compared on small images,
+the best 40 % again at their own input size (successive halving), and the best few may be confirmed by fine-tuning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgetl.core.files.text import printable
+from edgetl.core.images.decode import load_image
+from edgetl.core.images.intensity import FULL_RANGE, resolve_intensity
+from edgetl.core.licenses import check_policy
+from edgetl.core.preprocess import PreprocessSpec, normalise, to_pixels
+from edgetl.core.progress import Progress, silent
+from edgetl.core.results import Proportion
+from edgetl.core.system.host import available_cores
+from edgetl.data.folder import Sample, scan
+from edgetl.data.loading import labels_of, stratified
+from edgetl.data.selection import Selection
+from edgetl.data.split import Splits, split
+from edgetl.errors import BackboneError, ConfigError, DataError, LicenceError
+from edgetl.train.artifacts.sources.catalogue import Listed, list_backbones
+from edgetl.train.artifacts.sources.load import fixed_size, load_backbone
+from edgetl.train.artifacts.sources.weights_folder import SUFFIXES, first_line
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.ranking import MIN_IMAGES, LeftOut, RankConfig, Ranked, Ranking
+from edgetl.train.heads.transferability import Score, knn_score, logme_score, ridge_score
+from edgetl.train.networks.backbone import TORCHVISION, Backbone, make_trunk
+from edgetl.train.workflows.finetune import fine_tune
+
+RANDOM = "random:"
+FIRST_SIDE = 128
+KEPT_SHARE = 0.4
+MIN_KEPT = 3
+LATENCY_CALLS = 9
+BOOTSTRAPS = 500
+CONFIRM_STEPS = 100
+CONFIRM_IMAGES = 1600
+BATCH = 32
+
+
+@dataclass
+class _Candidate:
+    name: str
+    backbone: Backbone
+    top1: float | None
+    latency_ms: float
+    stage: Literal["small", "native", "confirmed"] = "small"
+    knn: Score | None = None
+    ridge: Score | None = None
+    logme: float = 0.0
+    rank: float = 0.0
+    place: int = 0
+    confirmed: Proportion | None = None
+
+    def rows(self) -> NDArray[np.float64]:
+        """What each image contributes to the two accuracies, float64 ``[N]``."""
+        assert self.knn is not None
+        assert self.ridge is not None
+        return (self.knn.rows + self.ridge.rows) / 2
+
+
+def rank(data: Path, config: RankConfig, *, progress: Progress = silent) -> Ranking:
+    """Rank backbones for the images below ``data``.
+
+    Raises:
+        DataError: too few images or classes.
+        ConfigError: no candidate is left.
+    """
+    started = time.monotonic()
+    folder = scan(data, selection=Selection(config.include, config.exclude), progress=progress)
+    splits = split(folder, seed=config.seed)
+    # The test images stay unseen: choosing a backbone is a choice.
+    samples = stratified([*splits.train, *splits.val], config.images)
+    if len(samples) < MIN_IMAGES or len({sample.label for sample in samples}) < 2:
+        raise DataError(f"{data} gives {len(samples)} images to compare on; at least {MIN_IMAGES} of two classes are needed.")
+    candidates, left_out = _load(config, len(folder.labels), progress)
+    pictures = _Pictures(samples)
+    candidates, failed = _score(candidates, pictures, FIRST_SIDE, progress)
+    best = candidates[: max(MIN_KEPT, round(len(candidates) * KEPT_SHARE))]
+    for item in best:
+        item.stage = "native"
+    best, failed_later = _score(best, pictures, None, progress)
+    left_out += [*failed, *failed_later]
+    if not best:
+        raise ConfigError(f"no candidate could be scored ({left_out[-1].name}: {left_out[-1].reason}).")
+    best[: config.confirm] = _confirm(best[: config.confirm], splits, config, progress)
+    ordered = [*best, *(item for item in candidates if item.stage == "small")]
+    _place(ordered, config.seed)
+    return Ranking(
+        data=printable(data),
+        images=len(samples),
+        classes=len(folder.labels),
+        ranked=tuple(_ranked(item) for item in ordered),
+        left_out=tuple(left_out),
+        seconds=round(time.monotonic() - started, 1),
+        notes=splits.notes,
+    )
+
+
+def _load(config: RankConfig, classes: int, progress: Progress) -> tuple[list[_Candidate], list[LeftOut]]:
+    """Build every candidate, measure its latency, and say why others are left out."""
+    folder = Path(config.weights_dir) if config.weights_dir else None
+    listed = {item.entry.name: item for item in list_backbones(weights_dir=folder).backbones}
+    names = config.candidates or tuple(listed)
+    found: list[_Candidate] = []
+    left_out: list[LeftOut] = []
+    for index, name in enumerate(names):
+        progress("loading candidates", index, len(names))
+        if not config.candidates and not listed[name].offline:
+            left_out.append(LeftOut(name=name, reason="its weights are not on this machine"))
+            continue
+        try:
+            candidate = _candidate(name, config, classes, listed.values())
+        except (BackboneError, LicenceError) as error:
+            left_out.append(LeftOut(name=name, reason=str(error)))
+            continue
+        if reason := _too_large(candidate, config):
+            left_out.append(LeftOut(name=name, reason=reason))
+        else:
+            found.append(candidate)
+    if not found:
+        reasons = "; ".join(f"{item.name}: {item.reason}" for item in left_out[:3])
+        raise ConfigError(f"no candidate is left to rank ({reasons}). Name others with --candidates, or weights with --weights-dir.")
+    return found, left_out
+
+
+def _candidate(name: str, config: RankConfig, classes: int, listed: Iterable[Listed]) -> _Candidate:
+    random = name.startswith(RANDOM)
+    torch.manual_seed(config.seed)
+    wanted = TrainConfig(backbone=name.removeprefix(RANDOM), pretrained=not random, weights_dir=config.weights_dir)
+    backbone = load_backbone(wanted, classes)
+    if not random:
+        check_policy(backbone.licence, config.license_policy, name=name)
+    return _Candidate(name, backbone, _prior(backbone, listed), _latency_ms(backbone))
+
+
+def _prior(backbone: Backbone, listed: Iterable[Listed]) -> float | None:
+    """ImageNet accuracy of a curated backbone, if these are the very weights that it was published for."""
+    if not backbone.parents or backbone.parents[-1].kind != "weights":
+        return None
+    loaded = Path(backbone.parents[-1].name)
+    name = loaded.stem if loaded.suffix in SUFFIXES else loaded.name
+    for item in listed:
+        entry = item.entry
+        if name in (entry.name, f"{entry.name.removeprefix(TORCHVISION)}.{entry.tag}"):
+            return entry.top1
+    return None
+
+
+def _too_large(candidate: _Candidate, config: RankConfig) -> str | None:
+    params_m = _params_m(candidate.backbone)
+    if config.max_params_m is not None and params_m > config.max_params_m:
+        return f"{params_m:.2f} million parameters, more than {config.max_params_m:g}"
+    if config.max_latency_ms is not None and candidate.latency_ms > config.max_latency_ms:
+        return f"{candidate.latency_ms:.1f} ms an image, more than {config.max_latency_ms:g}"
+    return None
+
+
+def _latency_ms(backbone: Backbone) -> float:
+    """Median time of one image at the backbone's own size on one thread."""
+    threads = torch.get_num_threads()
+    trunk = make_trunk(backbone.model, backbone.head_name)
+    image = torch.zeros(1, 3, *backbone.spec.input_size)
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            trunk(image)
+            times = []
+            for _ in range(LATENCY_CALLS):
+                begin = time.perf_counter()
+                trunk(image)
+                times.append((time.perf_counter() - begin) * 1e3)
+    finally:
+        torch.set_num_threads(threads)
+    return statistics.median(times)
+
+
+def _score(
+    candidates: list[_Candidate], pictures: _Pictures, side: int | None, progress: Progress
+) -> tuple[list[_Candidate], list[LeftOut]]:
+    """Score at ``side`` px, or at each candidate's own size; those that could be scored by their mean rank, and the others."""
+    labels = labels_of(pictures.samples)
+    scored: list[_Candidate] = []
+    left_out: list[LeftOut] = []
+    for index, item in enumerate(candidates):
+        progress(f"scoring at {side} px" if side else "scoring at full size", index, len(candidates))
+        try:
+            features = _features(item.backbone, pictures, side)
+        except (RuntimeError, AssertionError) as error:
+            left_out.append(LeftOut(name=item.name, reason=f"it fails on the images: {first_line(error)}"))
+            continue
+        if not np.isfinite(features).all() or not features.std(axis=0).any():
+            left_out.append(LeftOut(name=item.name, reason="its features are not finite, or the same for every image"))
+            continue
+        item.knn, item.ridge, item.logme = knn_score(features, labels), ridge_score(features, labels), logme_score(features, labels)
+        scored.append(item)
+    _rank_all(scored)
+    return sorted(scored, key=lambda item: item.rank), left_out
+
+
+def _rank_all(candidates: list[_Candidate]) -> None:
+    """Set each candidate's mean rank over the scorers."""
+    columns = [
+        [item.knn.value if item.knn else 0.0 for item in candidates],
+        [item.ridge.value if item.ridge else 0.0 for item in candidates],
+        [item.logme for item in candidates],
+    ]
+    for index, item in enumerate(candidates):
+        ranks = [_rank_in(column, column[index]) for column in columns]
+        if item.top1 is not None:
+            known = [other.top1 for other in candidates if other.top1 is not None]
+            # A rank among the few with a prior, stretched to the length of the others.
+            ranks.append(1 + (_rank_in(known, item.top1) - 1) * (len(candidates) - 1) / max(1, len(known) - 1))
+        item.rank = statistics.mean(ranks)
+
+
+def _rank_in(column: Sequence[float], value: float) -> float:
+    """From 1 for the largest; equals share the middle of their ranks."""
+    return 1 + sum(other > value for other in column) + (sum(other == value for other in column) - 1) / 2
+
+
+def _features(backbone: Backbone, pictures: _Pictures, side: int | None) -> NDArray[np.float32]:
+    """Pooled features float32 ``[N, width]``; converting to a faster engine would cost more than it saves here."""
+    spec = backbone.spec
+    if side is not None and min(spec.input_size) > side and not fixed_size(backbone.model):
+        spec = spec.model_copy(update={"input_size": (side, side)})
+    trunk = make_trunk(backbone.model, backbone.head_name).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        rows = [trunk(images.contiguous(memory_format=torch.channels_last)).float().numpy() for images in pictures.batches(spec)]
+    return np.concatenate(rows)
+
+
+class _Pictures:
+    """The images to compare on, decoded and resized once for all candidates that want the same size."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+        self._intensity = resolve_intensity("auto", FULL_RANGE, [item.levels for item in samples if item.levels])
+        self._pixels: dict[PreprocessSpec, list[Image.Image]] = {}
+
+    def batches(self, spec: PreprocessSpec) -> Iterator[torch.Tensor]:
+        """Normalised images, float32 ``[BATCH, 3, H, W]`` at a time."""
+        key = spec.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "intensity": self._intensity})
+        if key not in self._pixels:
+            with ThreadPoolExecutor(available_cores()) as pool:
+                self._pixels[key] = list(
+                    pool.map(lambda sample: to_pixels(load_image(sample.path, intensity=key.intensity), key), self.samples)
+                )
+        pixels = self._pixels[key]
+        for start in range(0, len(pixels), BATCH):
+            rows = pixels[start : start + BATCH]
+            out = np.empty((len(rows), 3, *spec.input_size), np.float32)
+            for row, target in zip(rows, out, strict=True):
+                normalise(row, spec, target)
+            yield torch.from_numpy(out)
+
+
+def _confirm(best: list[_Candidate], splits: Splits, config: RankConfig, progress: Progress) -> list[_Candidate]:
+    """Fine-tune each for about a hundred steps, and order them by validation accuracy."""
+    few = tuple(stratified(splits.train, CONFIRM_IMAGES))
+    epochs = math.ceil(CONFIRM_STEPS / math.ceil(len(few) / BATCH))
+    for item in best:
+        name = item.name.removeprefix(RANDOM)
+        wanted = TrainConfig(
+            backbone=name, pretrained=name == item.name, weights_dir=config.weights_dir, strategy="full", views=1, seed=config.seed,
+            epochs=epochs, patience=epochs, batch_size=BATCH,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as work:
+            run = fine_tune(dataclasses.replace(splits, train=few, test=()), wanted, Path(work) / "run", progress=progress)
+            item.confirmed = run.record.validation.accuracy
+        item.stage = "confirmed"
+    return sorted(best, key=lambda item: -(item.confirmed.value if item.confirmed else 0.0))
+
+
+def _place(ordered: list[_Candidate], seed: int) -> None:
+    """Number the candidates; one that cannot be told from the first of its place shares it."""
+    first = ordered[0]
+    for index, item in enumerate(ordered):
+        same_stage = item.stage == first.stage
+        if index == 0 or not same_stage or not _tied(first, item, seed):
+            first = item
+            item.place = index + 1
+        else:
+            item.place = first.place
+
+
+def _tied(one: _Candidate, other: _Candidate, seed: int) -> bool:
+    """Whether two differ by at most one standard error: of their confirmed accuracies, else (by bootstrap) of their difference over
+    the same images."""
+    if one.confirmed and other.confirmed:
+        shares = (one.confirmed.value, other.confirmed.value)
+        error = math.sqrt(sum(share * (1 - share) for share in shares) / one.confirmed.n)
+        return abs(shares[0] - shares[1]) <= error
+    difference = one.rows() - other.rows()
+    rng = np.random.default_rng(seed)
+    drawn = difference[rng.integers(0, len(difference), (BOOTSTRAPS, len(difference)))].mean(axis=1)
+    return bool(abs(difference.mean()) <= drawn.std())
+
+
+def _params_m(backbone: Backbone) -> float:
+    head = sum(parameter.numel() for parameter in backbone.head.parameters())
+    return round((sum(parameter.numel() for parameter in backbone.model.parameters()) - head) / 1e6, 3)
+
+
+def _ranked(item: _Candidate) -> Ranked:
+    assert item.knn is not None
+    assert item.ridge is not None
+    return Ranked(
+        name=item.name,
+        place=item.place,
+        rank=round(item.rank, 2),
+        stage=item.stage,
+        knn=item.knn.value,
+        ridge=item.ridge.value,
+        logme=item.logme,
+        top1=item.top1,
+        latency_ms=round(item.latency_ms, 2),
+        params_m=_params_m(item.backbone),
+        input=item.backbone.spec.input_size,
+        licence=item.backbone.licence,
+        confirmed=item.confirmed,
+    )
