@@ -18,8 +18,8 @@ from bench.transfer import SETS, probe
 from edgetl.data.folder import scan
 from edgetl.pretrain.pretrain import Places, pretrain
 from edgetl.pretrain.recipe import read_recipe
-from edgetl.train.artifacts.sources.embedded import models_folder
 from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.recipe import models_folder
 
 SEEDS = 2
 # The last is started from another's weights.

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from edgetl.core.config import StrictModel
 from edgetl.core.files.atomic import write_text
-from edgetl.errors import ConfigError
+from edgetl.errors import ConfigError, first_line
 
 Status = Literal["agrees", "differs", "failed", "not reached"]
 SCHEMA_VERSION = 1
@@ -83,9 +83,7 @@ def read_rows(path: Path) -> dict[str, Row]:
             for record in csv.DictReader(io.StringIO(path.read_text("utf-8")))
         ]
     except (ValidationError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{path} is not a table that this version of `bench.zoo` wrote ({str(error).splitlines()[0]}). Move it away."
-        ) from error
+        raise ConfigError(f"{path} is not a table that this version of `bench.zoo` wrote ({first_line(error)}). Move it away.") from error
     return {row.architecture: row for row in rows}
 
 

@@ -16,7 +16,7 @@
     ├── EngineError        13   the inference engine refuses a model or fails on it
     ├── MissingExtraError  14   a library of an optional extra is not installed
     ├── StorageError       15   a file cannot be written (disk full, no permission)
-    ├── LicenceError       16   the licence of the weights does not fit the policy
+    ├── LicenseError       16   the license of the weights does not fit the policy
     ├── ContractError      17   no variant keeps the limits of a deployment contract
     ├── RequestError       18   a request to the server cannot be answered; ends the request, never the process
     ├── OutOfMemoryError   19   memory could not be allocated; also a ``MemoryError``
@@ -123,8 +123,8 @@ class StorageError(EdgetlError):
     exit_code = 15
 
 
-class LicenceError(EdgetlError):
-    """The licence of the weights does not fit the policy that was asked for."""
+class LicenseError(EdgetlError):
+    """The license of the weights does not fit the policy that was asked for."""
 
     exit_code = 16
 
@@ -161,3 +161,17 @@ class CancelledError(StoppedError):
     """Ctrl-C (SIGINT) ended the process, after it saved its state."""
 
     exit_code = 130
+
+
+# OpenVINO begins its messages with places in its own source, and ends them with the operators that it cannot convert.
+_OPENVINO_PREFIXES = ("Exception from ", "Check 'false' failed ")
+_OPENVINO_UNKNOWN = "No conversion rule found"
+
+
+def first_line(error: BaseException) -> str:
+    """First informative line of a third-party exception, ending in a full stop; the exception's class where it has no text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    unknown = [line.removeprefix("-- ") for line in lines if _OPENVINO_UNKNOWN in line]
+    informative = [line for line in lines if not line.startswith(_OPENVINO_PREFIXES)]
+    line = (unknown or informative or [type(error).__name__])[0]
+    return line if line.endswith((".", "!", "?")) else f"{line}."

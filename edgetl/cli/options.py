@@ -14,7 +14,6 @@ from edgetl.train.config.options import PANEL
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
-SPELLINGS = {"licence": ("--licence", "--license")}
 # Numbers that may be the word auto.
 OR_AUTO = ("epochs",)
 ENVIRONMENT = {"weights_dir": "EDGETL_WEIGHTS"}
@@ -53,7 +52,7 @@ def given(model: type[StrictModel], options: dict[str, Any]) -> dict[str, Any]:
 
 def _parameter(name: str, field: Any) -> inspect.Parameter:
     panel = field.json_schema_extra[PANEL]
-    option = typer.Option(*SPELLINGS.get(name, ()), help=field.description, rich_help_panel=panel, envvar=ENVIRONMENT.get(name))
+    option = typer.Option(help=field.description, rich_help_panel=panel, envvar=ENVIRONMENT.get(name))
     kind: Any = Annotated[str | None if name in OR_AUTO else _kind(field.annotation), option]
     default = list(field.default) if isinstance(field.default, tuple) else field.default
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)

@@ -108,7 +108,7 @@ def working(*, json_output: bool, verbose: bool) -> Iterator[core.Progress]:
 
 @contextmanager
 def _said_by_edgetl() -> Iterator[None]:
-    """Print what the library reports while it works, such as the licence of the weights before they are trained."""
+    """Print what the library reports while it works, such as the license of the weights before they are trained."""
     logger, handler = logging.getLogger("edgetl"), _Console()
     before = logger.level, logger.propagate
     logger.setLevel(logging.INFO)

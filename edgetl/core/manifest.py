@@ -232,7 +232,7 @@ class Parent(LeanModel):
             and ``teacher`` a network whose answers were learned (its own parents too).
         sha256: of the weights file, or of the run's ``run.json``, which names its weights' hash; none for a network that started at
             random.
-        licence: of the weights, as their card or the user says.
+        license: of the weights, as their card or the user says.
         data_fingerprint: of the images that it was trained on, where they are known.
         validation: of a run: its figure on its own validation images.
     """
@@ -243,7 +243,7 @@ class Parent(LeanModel):
     name: str
     architecture: str
     sha256: Sha256 | None
-    licence: str | None
+    license: str | None
     data_fingerprint: Sha256 | None = None
     validation: float | None = None
 
@@ -254,21 +254,21 @@ def describe_parent(parent: Parent) -> str:
     digest = f"SHA-256 {parent.sha256[:12]}…" if parent.sha256 else "no hash"
     images = f", trained on images {parent.data_fingerprint[:12]}…" if parent.data_fingerprint else ""
     figure = "" if parent.validation is None else f", {parent.validation:.4f} on its validation images"
-    return f"{kind} {parent.name} ({parent.architecture}), licence {parent.licence or 'not stated'}, {digest}{images}{figure}"
+    return f"{kind} {parent.name} ({parent.architecture}), license {parent.license or 'not stated'}, {digest}{images}{figure}"
 
 
 class Lineage(StrictModel):
     """Where the weights come from.
 
     Attributes:
-        licence: the most restrictive of the parents' licences.
+        license: the most restrictive of the parents' licenses.
         parents: all that the weights were made from, the oldest first.
     """
 
     backbone: str
     architecture: str
     weights_sha256: Sha256 | None
-    licence: str | None
+    license: str | None
     parents: tuple[Parent, ...] = ()
     strategy: str
     run_sha256: Sha256

@@ -18,7 +18,7 @@ from edgetl.core.results import Proportion
 from edgetl.core.system.host import available_cores, versions
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, stratified, truth_of
-from edgetl.errors import AccuracyGateError, ConfigError
+from edgetl.errors import AccuracyGateError, ConfigError, first_line
 from edgetl.export.config import ExportConfig
 from edgetl.export.convert.metadata import model_info, own_info
 from edgetl.export.convert.to_onnx import onnx_properties, to_onnx
@@ -29,7 +29,6 @@ from edgetl.export.quantize.search import RefitData
 from edgetl.export.unlabeled import AgreementSet, choose_images, read_unlabeled
 from edgetl.runtime.engine import load_engine
 from edgetl.train.artifacts.run import Run
-from edgetl.train.artifacts.sources.weights_folder import first_line
 
 # Single operations are measured on so many of the gate's images, NNCF's accuracy-aware search on so many.
 PROBE_IMAGES = 64

@@ -74,7 +74,7 @@ def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion) -> l
     return [
         _asked(record),
         f"- Backbone: {backbone.architecture} ({'pretrained' if backbone.pretrained else 'random weights'}), "
-        f"licence of the weights: {backbone.licence or 'not stated'}",
+        f"license of the weights: {backbone.license or 'not stated'}",
         f"- Strategy: {record.plan.strategy}{_head(record)}, seed {record.config.seed}, trained in {record.seconds:.0f} s",
         f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
         f"- Groups: {describe_grouping(record.grouping)}",

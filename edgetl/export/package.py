@@ -321,7 +321,7 @@ def _lineage(run: Run) -> Lineage:
         backbone=record.backbone.name.rsplit("/", 1)[-1],
         architecture=record.backbone.architecture,
         weights_sha256=record.backbone.weights_sha256,
-        licence=record.backbone.licence,
+        license=record.backbone.license,
         parents=record.backbone.parents,
         strategy=record.plan.strategy,
         run_sha256=run.digest(),

@@ -19,7 +19,7 @@ from edgetl.pretrain.compression import Coordinates, stage_maps
 from edgetl.pretrain.images import Views
 from edgetl.pretrain.recipe import Recipe
 from edgetl.train.artifacts.sources.load import saved_network
-from edgetl.train.artifacts.sources.weights_folder import LOCAL_DIR, local_dir_weights, sha256_of
+from edgetl.train.config.weights_dir import LOCAL_DIR, local_dir_weights, sha256_of
 from edgetl.train.inputs.dataset import draw_seed
 from edgetl.train.inputs.features import choose_engine
 from edgetl.train.loop.fitting import scheduled
@@ -50,7 +50,7 @@ class TeacherNet:
 
     name: str
     architecture: str
-    licence: str | None
+    license: str | None
     sha256: str
     model: nn.Module
     head_name: str
@@ -85,7 +85,7 @@ def load_teacher(name: str, weights: Path | None, *, pads_as_torch: bool) -> Tea
     return TeacherNet(
         name=name,
         architecture=saved.architecture,
-        licence=cfg.get("license"),
+        license=cfg.get("license"),
         sha256=sha256_of(local_dir_weights(folder)),
         model=model,
         head_name=head_name,

@@ -24,14 +24,14 @@ from edgetl.core.output.folders import locked_folder
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.system.host import fingerprint, versions
-from edgetl.errors import BackboneError, ConfigError, TrainingError
+from edgetl.errors import BackboneError, ConfigError, TrainingError, first_line
 from edgetl.pretrain.compression import Coordinates, compress
 from edgetl.pretrain.distillation import Distillation, Lesson, TeacherNet, load_teacher
 from edgetl.pretrain.images import Pool, Views, count_labels, load_pools
 from edgetl.pretrain.recipe import TEACHER, Recipe
 from edgetl.train.artifacts.sources.embedded import Pretrained, Source, Teacher
 from edgetl.train.artifacts.sources.load import fill
-from edgetl.train.artifacts.sources.weights_folder import first_line, sha256_of
+from edgetl.train.config.weights_dir import sha256_of
 from edgetl.train.inputs.dataset import default_workers
 from edgetl.train.loop.fitting import fit, give_moments, moments
 from edgetl.train.networks.backbone import count_macs
@@ -248,12 +248,12 @@ def _publish(recipe: Recipe, student: nn.Module, out: Path, origin: Origin, seco
         params_m=round(sum(parameter.numel() for parameter in student.parameters()) / 1e6, 3),
         mmacs=round(count_macs(student.cpu().eval(), recipe.use_side) / 1e6, 1),
         preprocess=spec,
-        licence=most_restrictive([recipe.licence, *([teacher.licence] if teacher else [])]),
+        license=most_restrictive([recipe.license, *([teacher.license] if teacher else [])]),
         notes=recipe.notes,
         weights_sha256=sha256_of(path),
         recipe_sha256=recipe.digest(),
         start_sha256=origin.start_sha256,
-        teacher=Teacher(name=teacher.name, architecture=teacher.architecture, licence=teacher.licence, weights_sha256=teacher.sha256)
+        teacher=Teacher(name=teacher.name, architecture=teacher.architecture, license=teacher.license, weights_sha256=teacher.sha256)
         if teacher
         else None,
         pictures=tuple(

@@ -86,8 +86,8 @@ class Recipe(StrictModel):
         steps, batch_size, lr, weight_decay: AdamW with a linear warm-up over 5 % of the steps and a cosine to 0.
         smallest_crop: least share of a picture's area that a random crop keeps.
         average: decay of the exponential moving average of the weights, which is what is published.
-        licence: of the weights, SPDX.
-        notes: on the licences of images and teacher; shown with the licence.
+        license: of the weights, SPDX.
+        notes: on the licenses of images and teacher; shown with the license.
     """
 
     schema_version: Literal[1] = 1
@@ -104,7 +104,7 @@ class Recipe(StrictModel):
     weight_decay: float = Field(default=0.02, ge=0.0)
     smallest_crop: float = Field(default=0.25, gt=0.0, le=1.0)
     average: float = Field(default=0.998, ge=0.0, lt=1.0)
-    licence: str
+    license: str
     notes: str = ""
     losses: Losses
     pictures: tuple[Pictures, ...] = Field(min_length=1)

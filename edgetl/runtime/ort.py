@@ -9,7 +9,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from edgetl.core.preprocess import Batch
 from edgetl.core.system.memory import is_out_of_memory, out_of_memory
-from edgetl.errors import EngineError
+from edgetl.errors import EngineError, first_line
 from edgetl.runtime.ports import FLOAT32, UINT8, Port, Ports
 from edgetl.runtime.releases import need
 
@@ -35,7 +35,7 @@ class OrtEngine:
         except (*_ERRORS, MemoryError) as error:
             if is_out_of_memory(error):
                 raise out_of_memory("loading the model into ONNX Runtime") from error
-            raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses the model: {_first_line(error)}") from error
+            raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses the model: {first_line(error)}") from error
         if not self._session.get_inputs() or not self._session.get_outputs():
             raise EngineError("the model has no input or no output. Nothing was loaded.")
         self._input = self._session.get_inputs()[0].name
@@ -57,14 +57,10 @@ class OrtEngine:
         except (*_ERRORS, MemoryError) as error:
             if is_out_of_memory(error):
                 raise out_of_memory(f"running ONNX Runtime on a batch of shape {list(batch.shape)}") from error
-            raise EngineError(f"ONNX Runtime failed on a batch of shape {list(batch.shape)}: {_first_line(error)}") from error
+            raise EngineError(f"ONNX Runtime failed on a batch of shape {list(batch.shape)}: {first_line(error)}") from error
         return logits
 
 
 def _port(argument: onnxruntime.NodeArg) -> Port:
     kind = {"tensor(float)": FLOAT32, "tensor(uint8)": UINT8}.get(argument.type, str(argument.type))
     return Port(frozenset({argument.name}), kind, tuple(side if isinstance(side, int) else None for side in argument.shape))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

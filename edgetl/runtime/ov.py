@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgetl.core.preprocess import Batch
 from edgetl.core.system.memory import is_out_of_memory, out_of_memory
-from edgetl.errors import EngineError
+from edgetl.errors import EngineError, first_line
 from edgetl.runtime.ports import FLOAT32, UINT8, Port, Ports
 from edgetl.runtime.releases import need
 
@@ -89,11 +89,3 @@ def _port(output: ov.ConstOutput) -> Port:
     sides = output.get_partial_shape()
     shape = None if sides.rank.is_dynamic else tuple(None if side.is_dynamic else side.get_length() for side in sides)
     return Port(frozenset(output.get_names()), kind, shape)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line that says something: OpenVINO begins with places in its source, and ends with the operators that it does not know."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    unknown = [line.removeprefix("-- ") for line in lines if "No conversion rule found" in line]
-    said = [line for line in lines if not line.startswith(("Exception from ", "Check 'false' failed "))]
-    return (unknown or said or [type(error).__name__])[0]

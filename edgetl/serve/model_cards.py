@@ -51,7 +51,7 @@ def card(manifest: Manifest, variant: Variant, versions: Sequence[str]) -> dict[
         "backbone": lineage.backbone,
         "architecture": lineage.architecture,
         "strategy": lineage.strategy,
-        "licence": lineage.licence,
+        "license": lineage.license,
         "train_images": lineage.train_images,
         "rejected": [{"name": rejected.name, "reason": rejected.reason} for rejected in manifest.rejected],
     }

@@ -101,7 +101,8 @@ def real_group(request: pytest.FixtureRequest) -> Iterator[Path]:
 def test_a_real_quota_of_a_parent_leaves_one_core(real_group: Path) -> None:
     code = (
         "import os, sys, pathlib; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); "
-        "from edgetl.core.system.cgroup import cpu_quota; from edgetl.core.system.host import available_cores; print(cpu_quota(), available_cores())"
+        "from edgetl.core.system.cgroup import cpu_quota; from edgetl.core.system.host import available_cores; "
+        "print(cpu_quota(), available_cores())"
     )
     done = subprocess.run([sys.executable, "-c", code, str(real_group / "cgroup.procs")], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0.5", "1"]

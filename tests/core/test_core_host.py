@@ -15,7 +15,10 @@ from edgetl.core.system import host
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux limits a process to some cores")
 def test_only_cores_that_the_process_may_use_are_counted() -> None:
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from edgetl.core.system.host import available_cores as n; print(n())"
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+        "from edgetl.core.system.host import available_cores as n; print(n())"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "1"
 
 

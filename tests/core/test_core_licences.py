@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 
 from edgetl.core.licenses import check_policy, freedom, most_restrictive
-from edgetl.errors import LicenceError
+from edgetl.errors import LicenseError
 
 
 @pytest.mark.parametrize(
-    ("licence", "expected"),
+    ("license", "expected"),
     [
         ("apache-2.0", "permissive"),
         ("MIT", "permissive"),
@@ -24,11 +24,11 @@ from edgetl.errors import LicenceError
         ("", "unknown"),
     ],
 )
-def test_a_licence_is_known_by_its_name(licence: str | None, expected: str) -> None:
-    assert freedom(licence) == expected
+def test_a_license_is_known_by_its_name(license: str | None, expected: str) -> None:
+    assert freedom(license) == expected
 
 
-def test_the_most_restrictive_licence_wins() -> None:
+def test_the_most_restrictive_license_wins() -> None:
     assert most_restrictive(["apache-2.0", "cc-by-nc-4.0", None, "mit"]) == "cc-by-nc-4.0"
     assert most_restrictive(["apache-2.0", None, "gpl-3.0"]) is None
     assert most_restrictive(["apache-2.0", "gpl-3.0", "mit"]) == "gpl-3.0"
@@ -39,9 +39,9 @@ def test_the_most_restrictive_licence_wins() -> None:
 def test_the_commercial_policy_refuses_what_forbids_it_and_what_is_not_known() -> None:
     check_policy("cc-by-nc-4.0", "any", name="x")
     check_policy("apache-2.0", "commercial", name="x")
-    with pytest.raises(LicenceError, match=r"weights of x are under cc-by-nc-4\.0, which forbids commercial use"):
+    with pytest.raises(LicenseError, match=r"weights of x are under cc-by-nc-4\.0, which forbids commercial use"):
         check_policy("cc-by-nc-4.0", "commercial", name="x")
-    with pytest.raises(LicenceError, match=r"without a stated licence\. Read their card.*--licence NAME"):
+    with pytest.raises(LicenseError, match=r"without a stated license\. Read their card.*--license NAME"):
         check_policy(None, "commercial", name="x")
-    with pytest.raises(LicenceError, match="'house-licence', which edgetl does not know"):
-        check_policy("house-licence", "commercial", name="x")
+    with pytest.raises(LicenseError, match="'house-license', which edgetl does not know"):
+        check_policy("house-license", "commercial", name="x")

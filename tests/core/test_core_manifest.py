@@ -39,7 +39,7 @@ def variant(name: str) -> dict[str, Any]:
 def document() -> dict[str, Any]:
     """The JSON of a valid manifest with two variants."""
     lineage = {
-        "backbone": "none", "architecture": "mlp", "weights_sha256": None, "licence": None, "strategy": "full", "run_sha256": SHA,
+        "backbone": "none", "architecture": "mlp", "weights_sha256": None, "license": None, "strategy": "full", "run_sha256": SHA,
         "data_fingerprint": SHA, "train_images": 10,
     }  # fmt: skip
     scores = {"onnx-fp32": [0.9, 0.1], "onnx-int8": [0.8, 0.2]}

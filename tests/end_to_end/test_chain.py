@@ -29,7 +29,7 @@ def test_a_chain_of_three_runs_records_three_parents(shared: Path, tmp_path: Pat
     assert [parent.name for parent in parents] == ["edgetl_small", "photo", "sketch"]
     for parent in parents[1:]:
         run = open_run(tmp_path / parent.name)
-        assert (parent.sha256, parent.data_fingerprint, parent.licence) == (run.digest(), run.record.data_fingerprint, "apache-2.0")
+        assert (parent.sha256, parent.data_fingerprint, parent.license) == (run.digest(), run.record.data_fingerprint, "apache-2.0")
     shown = json.loads(edgetl("inspect", tmp_path / "bundle", "--json").stdout)
     assert len(shown["lineage"]["parents"]) == 3
     assert edgetl("inspect", tmp_path / "bundle").stdout.count("made from") == 3

@@ -46,7 +46,7 @@ def test_the_bundle_holds_four_variants_that_passed_the_gate(photo_bundle: Bundl
         assert variant.agreement.confident_top1 >= 0.97
         if variant.precision == "fp32":
             assert variant.agreement.max_relative <= 1e-4
-    assert manifest.lineage.licence == "apache-2.0" and manifest.lineage.weights_sha256
+    assert manifest.lineage.license == "apache-2.0" and manifest.lineage.weights_sha256
 
 
 def _torch_scores(run: Run, paths: list[Path]) -> np.ndarray:

@@ -43,7 +43,7 @@ def test_the_weights_are_a_copy_of_their_own(hub: Path, run: Run) -> None:
     assert open_run(run.path).read("weights.safetensors")
 
 
-def test_the_card_says_licence_library_task_and_figures(hub: Path, run: Run) -> None:
+def test_the_card_says_license_library_task_and_figures(hub: Path, run: Run) -> None:
     card = ModelCard.load(hub / "README.md")
     assert card.data.library_name == "timm" and card.data.pipeline_tag == "image-classification"
     assert card.data.license == "unknown" and {"image-classification", "timm", "edgetl"} <= set(card.data.tags or [])
@@ -51,16 +51,16 @@ def test_the_card_says_licence_library_task_and_figures(hub: Path, run: Run) -> 
 
 
 @pytest.mark.parametrize(
-    ("licence", "said"),
+    ("license", "said"),
     [
         ("apache-2.0", {"license": "apache-2.0"}),
         ("MIT", {"license": "mit"}),
-        ('my: "own" licence', {"license": "other", "license_name": 'my: "own" licence'}),
+        ('my: "own" license', {"license": "other", "license_name": 'my: "own" license'}),
         (None, {"license": "unknown"}),
     ],
 )
-def test_a_licence_that_the_hub_does_not_know_is_named_beside_other(run: Run, licence: str | None, said: dict[str, str]) -> None:
-    backbone = run.record.backbone.model_copy(update={"licence": licence})
+def test_a_license_that_the_hub_does_not_know_is_named_beside_other(run: Run, license: str | None, said: dict[str, str]) -> None:
+    backbone = run.record.backbone.model_copy(update={"license": license})
     front = ModelCard(hub_card(run.record.model_copy(update={"backbone": backbone}))).data.to_dict()  # type: ignore[no-untyped-call]
     assert {key: value for key, value in front.items() if key.startswith("license")} == said
 

@@ -22,7 +22,7 @@ def test_a_card_says_what_is_served_how_good_it_is_and_where_it_comes_from(bundl
     assert facts["drop"] == pytest.approx(manifest.trained.value - variant.validation.value)
     assert variant.test and facts["test"] == variant.test.model_dump()
     assert facts["rejected"] == [{"name": "onnx-int8", "reason": "it lost 3 points"}]
-    assert facts["architecture"] == "test_resnet" and facts["strategy"] == "full" and facts["licence"] == manifest.lineage.licence
+    assert facts["architecture"] == "test_resnet" and facts["strategy"] == "full" and facts["license"] == manifest.lineage.license
 
 
 def test_a_card_without_test_images_says_so_and_other_tasks_bring_what_their_answers_are_read_with(bundle: Bundle) -> None:

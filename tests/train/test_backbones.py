@@ -86,9 +86,9 @@ def test_openvino_computes_the_trunks_features() -> None:
 
 
 @pytest.mark.shared
-def test_real_weights_keep_their_arguments_and_licence(shared: Path) -> None:
+def test_real_weights_keep_their_arguments_and_license(shared: Path) -> None:
     backbone = load_backbone(TrainConfig(backbone=f"local-dir:{shared}/weights/mobilenetv2_100.imagenet"), 6)
-    assert (backbone.architecture, backbone.model_args, backbone.licence) == ("mobilenetv2_100", {"pad_type": "same"}, "apache-2.0")
+    assert (backbone.architecture, backbone.model_args, backbone.license) == ("mobilenetv2_100", {"pad_type": "same"}, "apache-2.0")
     assert backbone.spec.mean == (0.5, 0.5, 0.5) and backbone.spec.input_size == (224, 224)
 
 

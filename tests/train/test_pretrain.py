@@ -29,7 +29,7 @@ from tests.conftest import write_colours
 RECIPE = """
 name = "tiny"
 architecture = "test_resnet"
-licence = "apache-2.0"
+license = "apache-2.0"
 teacher = "teacher"
 side = 32
 use_side = 32
@@ -100,7 +100,7 @@ def test_a_killed_pretraining_goes_on_and_ends_with_the_same_weights(places: Pat
     resumed = _pretrain(places, tmp_path / "broken")
     assert resumed.weights_sha256 == whole.weights_sha256, f"killed at step {stop_at}"
     assert sorted(os.listdir(tmp_path / "broken")) == ["tiny.json", "tiny.safetensors"]
-    assert whole.teacher is not None and (whole.teacher.licence, whole.steps) == ("mit", 40)
+    assert whole.teacher is not None and (whole.teacher.license, whole.steps) == ("mit", 40)
 
 
 def test_the_weights_are_half_precision_and_fit_the_architecture(places: Path, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_long_picture_gives_its_two_ends(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "long/a.png")
     (tmp_path / "long/broken.png").write_bytes(b"not a picture")
     recipe = Recipe(
-        name="long", architecture="test_resnet", steps=1, licence="mit", losses=Losses(labels=1.0),
+        name="long", architecture="test_resnet", steps=1, license="mit", losses=Losses(labels=1.0),
         pictures=(Pictures(source="long", side=20, share=1), Pictures(formula="fractals", classes=2, per_class=1, share=1)),
     )  # fmt: skip
     pool, _ = load_pools(recipe, tmp_path, lambda *_: None)

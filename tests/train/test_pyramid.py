@@ -10,15 +10,15 @@ import timm
 import torch
 
 from edgetl.core.manifest import describe_parent
-from edgetl.errors import BackboneError, LicenceError, RunError
+from edgetl.errors import BackboneError, LicenseError, RunError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.pretrain.recipe import read_recipe
 from edgetl.train.artifacts.run import Run
-from edgetl.train.artifacts.sources.embedded import DEFAULT_BACKBONE, embedded_names, read_embedded
+from edgetl.train.artifacts.sources.embedded import embedded_names, read_embedded
 from edgetl.train.artifacts.sources.load import load_backbone
-from edgetl.train.artifacts.sources.weights_folder import sha256_of
-from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.options import DEFAULT_BACKBONE, TrainConfig
+from edgetl.train.config.weights_dir import sha256_of
 from edgetl.train.workflows.compare import train
 from tests.command import edgetl
 from tests.conftest import write_colours
@@ -37,7 +37,7 @@ def test_the_embedded_backbone_is_the_default_and_its_file_is_the_recorded_one(f
     assert read_recipe(path.with_suffix(".toml")).digest() == record.recipe_sha256, "the recipe beside the weights is what made them"
     (parent,) = first.record.backbone.parents
     assert (parent.kind, parent.name, parent.sha256) == ("embedded", DEFAULT_BACKBONE, record.weights_sha256)
-    assert first.record.backbone.licence == record.licence
+    assert first.record.backbone.license == record.license
     assert parent.data_fingerprint == record.pictures_sha256
 
 
@@ -62,31 +62,31 @@ def test_a_run_is_a_backbone_with_all_its_parents(first: Run, tmp_path: Path) ->
     assert shown.stdout.count("made from") == 3 and f"run {second.record.name}" in shown.stdout
 
 
-def test_the_most_restrictive_licence_of_the_parents_wins(colours: Path, tmp_path: Path) -> None:
+def test_the_most_restrictive_license_of_the_parents_wins(colours: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     path = tmp_path / "test_resnet.safetensors"
     safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), path)
-    config = TrainConfig(backbone="test_resnet", weights=str(path), licence="cc-by-nc-4.0", views=1, input_size=(64, 64))
+    config = TrainConfig(backbone="test_resnet", weights=str(path), license="cc-by-nc-4.0", views=1, input_size=(64, 64))
     run = train(colours, config, tmp_path / "research")
     as_timm_folder = load_backbone(TrainConfig(backbone=f"local-dir:{run.path}"), 3)
-    assert as_timm_folder.licence == "cc-by-nc-4.0" and [parent.kind for parent in as_timm_folder.parents] == ["weights", "run"]
+    assert as_timm_folder.license == "cc-by-nc-4.0" and [parent.kind for parent in as_timm_folder.parents] == ["weights", "run"]
     again = TrainConfig(backbone=str(run.path), views=1)
-    assert load_backbone(again, 3).licence == "cc-by-nc-4.0"
-    with pytest.raises(LicenceError, match=r"cc-by-nc-4\.0, which forbids commercial use"):
+    assert load_backbone(again, 3).license == "cc-by-nc-4.0"
+    with pytest.raises(LicenseError, match=r"cc-by-nc-4\.0, which forbids commercial use"):
         train(colours, again.model_copy(update={"license_policy": "commercial"}), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
 
 
-def test_the_command_shows_the_licence_before_it_trains_and_refuses_by_policy(colours: Path, tmp_path: Path) -> None:
+def test_the_command_shows_the_license_before_it_trains_and_refuses_by_policy(colours: Path, tmp_path: Path) -> None:
     path = tmp_path / "test_resnet.safetensors"
     safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), path)
     common = ("train", colours, "--backbone", "test_resnet", "--weights", path, "--views", 1, "--input-size", 64)
-    done = edgetl(*common, "--licence", "mit", "--license-policy", "commercial", "--out", tmp_path / "run")
+    done = edgetl(*common, "--license", "mit", "--license-policy", "commercial", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    said = done.stderr.index("backbone test_resnet, licence of the weights: mit")
+    said = done.stderr.index("backbone test_resnet, license of the weights: mit")
     assert said < done.stderr.index("fitting the head")
     refused = edgetl(*common, "--license-policy", "commercial", "--out", tmp_path / "no")
-    assert refused.returncode == 16 and "without a stated licence" in refused.stderr
+    assert refused.returncode == 16 and "without a stated license" in refused.stderr
     wrong = edgetl(*common, "--license-policy", "whatever", "--out", tmp_path / "no")
     assert wrong.returncode == 3 and "--license-policy" in wrong.stderr
 

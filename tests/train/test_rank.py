@@ -11,8 +11,7 @@ import torch
 from scipy.stats import weightedtau
 
 from edgetl.errors import ConfigError, DataError
-from edgetl.train.artifacts.sources.embedded import DEFAULT_BACKBONE
-from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.options import DEFAULT_BACKBONE, TrainConfig
 from edgetl.train.config.ranking import RankConfig, Ranking
 from edgetl.train.workflows.compare import train
 from edgetl.train.workflows.rank import rank
@@ -43,11 +42,11 @@ def test_candidates_are_scored_ordered_and_left_out_with_a_reason(digits: Path, 
     ranking = rank(digits, config)
     assert {item.name for item in ranking.ranked} == {DEFAULT_BACKBONE, f"random:{DEFAULT_BACKBONE}"}
     reasons = {item.name: item.reason for item in ranking.left_out}
-    assert "without a stated licence" in reasons["test_byobnet"] and "timm has no backbone" in reasons["no_such_net"]
+    assert "without a stated license" in reasons["test_byobnet"] and "timm has no backbone" in reasons["no_such_net"]
     assert len(reasons) == 3 and ranking.images == 120 and ranking.classes == 10
     first = ranking.ranked[0]
     assert first.name == DEFAULT_BACKBONE and first.place == 1 and first.latency_ms > 0 and first.stage == "native"
-    assert first.licence == "apache-2.0" and ranking.ranked[1].licence is None
+    assert first.license == "apache-2.0" and ranking.ranked[1].license is None
 
 
 def test_small_candidates_only_and_few_images(digits: Path, tmp_path: Path) -> None:

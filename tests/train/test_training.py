@@ -14,7 +14,7 @@ from torch import nn
 
 from edgetl.core.preprocess import PreprocessSpec, preprocess
 from edgetl.core.results import wilson
-from edgetl.errors import ConfigError, LicenceError
+from edgetl.errors import ConfigError, LicenseError
 from edgetl.train.artifacts.run import Compared, Run, open_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.continual.teacher import TEMPERATURE, Tutor, distillation
@@ -196,7 +196,7 @@ def test_a_backbone_teaches_through_a_head_fitted_on_the_images_and_a_tutored_tr
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
 
 
-def test_a_teacher_of_other_classes_or_of_a_licence_that_is_refused_does_not_teach(colours: Path, teacher: Run, tmp_path: Path) -> None:
+def test_a_teacher_of_other_classes_or_of_a_license_that_is_refused_does_not_teach(colours: Path, teacher: Run, tmp_path: Path) -> None:
     (colours / "red").rename(colours / "pink")
     with pytest.raises(ConfigError, match="the images are of other classes"):
         train(colours, _config(strategy="partial", teacher=str(teacher.path)), tmp_path / "a")
@@ -206,5 +206,5 @@ def test_a_teacher_of_other_classes_or_of_a_licence_that_is_refused_does_not_tea
     path.write_text(json.dumps({"license": "cc-by-nc-4.0"}))
     safetensors.torch.save_model(timm.create_model("test_resnet"), str(tmp_path / "test_resnet.safetensors"))
     config = _config(strategy="partial", teacher="test_resnet", weights_dir=str(tmp_path), license_policy="commercial")
-    with pytest.raises(LicenceError, match="test_resnet"):
+    with pytest.raises(LicenseError, match="test_resnet"):
         train(write_colours(tmp_path / "more", 8), config, tmp_path / "c")

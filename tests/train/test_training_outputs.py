@@ -18,9 +18,9 @@ from edgetl.pretrain.pretrain import Places, pretrain
 from edgetl.pretrain.recipe import read_recipe
 from edgetl.train.artifacts.run import Run
 from edgetl.train.artifacts.sources.weights import load_tensors
-from edgetl.train.artifacts.sources.weights_folder import sha256_of
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.recipe import read_tuning_recipe
+from edgetl.train.config.weights_dir import sha256_of
 from edgetl.train.loop.checkpoints import Checkpoints
 from edgetl.train.loop.resume import Job
 from edgetl.train.workflows.compare import train

@@ -332,7 +332,8 @@ def test_sigterm_saves_and_ends_with_143_and_the_same_command_goes_on(colours: P
 def test_kills_at_random_moments_lose_nothing(colours: Path, tmp_path: Path) -> None:
     """20 kills, most of them while a state is being saved."""
     child = (
-        "import sys; from pathlib import Path; from edgetl.train.config.options import TrainConfig; from edgetl.train.workflows.compare import train; "
+        "import sys; from pathlib import Path; from edgetl.train.config.options import TrainConfig; "
+        "from edgetl.train.workflows.compare import train; "
         "config = TrainConfig.model_validate_json(sys.argv[3]); "
         "train(Path(sys.argv[1]), config, Path(sys.argv[2]), resume=True, "
         "progress=lambda stage, done, total: print(stage, done, flush=True))"

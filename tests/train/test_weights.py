@@ -17,8 +17,8 @@ from edgetl.errors import BackboneError, ConfigError
 from edgetl.train.artifacts.sources.embedded import read_embedded
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.artifacts.sources.weights import load_tensors
-from edgetl.train.artifacts.sources.weights_folder import find_in_mirror
 from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.weights_dir import find_in_mirror
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_weights_of_a_mirror_come_with_what_stands_beside_them(tmp_path: Path, n
     facts = {"input_size": [3, 96, 160], "mean": [0.4, 0.5, 0.6], "std": [0.1, 0.1, 0.1], "license": "cc-by-nc-4.0"}
     (tmp_path / "test_resnet.mine.json").write_text(json.dumps(facts))
     backbone = load_backbone(TrainConfig(backbone="test_resnet", weights_dir=str(tmp_path)), 3)
-    assert (backbone.spec.input_size, backbone.spec.mean, backbone.licence) == ((96, 160), (0.4, 0.5, 0.6), "cc-by-nc-4.0")
+    assert (backbone.spec.input_size, backbone.spec.mean, backbone.license) == ((96, 160), (0.4, 0.5, 0.6), "cc-by-nc-4.0")
     assert backbone.parents[0].name == "test_resnet.mine.safetensors"
     (tmp_path / "test_resnet.mine.json").write_text("[")
     with pytest.raises(BackboneError, match=r"test_resnet\.mine\.json cannot be read as JSON"):
@@ -151,13 +151,13 @@ def test_a_backbone_for_grey_images_is_refused(tmp_path: Path, network: torch.nn
         load_backbone(TrainConfig(backbone="test_resnet", weights_dir=str(tmp_path)), 3)
 
 
-def test_a_licence_that_the_user_states_fills_the_gap_only(tmp_path: Path, network: torch.nn.Module) -> None:
+def test_a_license_that_the_user_states_fills_the_gap_only(tmp_path: Path, network: torch.nn.Module) -> None:
     path = tmp_path / "test_resnet.safetensors"
     safetensors.torch.save_file(network.state_dict(), path)
-    config = TrainConfig(backbone="test_resnet", weights=str(path), licence="mit")
-    assert load_backbone(config, 3).licence == "mit"
+    config = TrainConfig(backbone="test_resnet", weights=str(path), license="mit")
+    assert load_backbone(config, 3).license == "mit"
     (tmp_path / "test_resnet.json").write_text(json.dumps({"license": "cc-by-nc-4.0"}))
-    assert load_backbone(config, 3).licence == "cc-by-nc-4.0"
+    assert load_backbone(config, 3).license == "cc-by-nc-4.0"
 
 
 def test_random_weights_stay_random_beside_a_mirror(tmp_path: Path, network: torch.nn.Module) -> None:
@@ -194,7 +194,7 @@ def test_torchvisions_own_files_are_read_without_running_them(tmp_path: Path, mo
     assert not (tmp_path / "ran").exists()
     torch.save(torchvision.models.squeezenet1_1().state_dict(), path)
     backbone = load_backbone(TrainConfig(backbone="torchvision:squeezenet1_1"), 3)
-    assert (backbone.licence, backbone.parents[0].name) == ("bsd-3-clause", "squeezenet1_1.IMAGENET1K_V1")
+    assert (backbone.license, backbone.parents[0].name) == ("bsd-3-clause", "squeezenet1_1.IMAGENET1K_V1")
     assert find_in_mirror("torchvision:squeezenet1_1", path.parent) == path
 
 
@@ -203,7 +203,7 @@ def test_what_pretraining_wrote_is_used_with_its_own_preprocessing(tmp_path: Pat
     shutil.copy(weights, tmp_path / "mine.safetensors")
     shutil.copy(weights.with_suffix(".json"), tmp_path / "mine.json")
     backbone = load_backbone(TrainConfig(backbone=record.architecture, weights=str(tmp_path / "mine.safetensors")), 3)
-    assert backbone.spec == record.preprocess and backbone.licence == record.licence
+    assert backbone.spec == record.preprocess and backbone.license == record.license
     (tmp_path / "mine.json").write_text('{"input_size": 96}')
     with pytest.raises(BackboneError, match=r"beside .*mine\.safetensors is not in the keys of timm's pretrained_cfg"):
         load_backbone(TrainConfig(backbone=record.architecture, weights=str(tmp_path / "mine.safetensors")), 3)

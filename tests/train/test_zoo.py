@@ -43,8 +43,8 @@ def test_filters_keep_what_fits() -> None:
     assert 0 < len(small) < len(everything)
     assert all(item.entry.params_m <= 3.0 and item.entry.mmacs <= 100 for item in small)
     free = list_backbones(policy="commercial").backbones
-    assert {freedom(item.entry.licence) for item in free} <= {"permissive", "share-alike"} and len(free) < len(everything)
-    assert all(item.entry.licence == "apache-2.0" for item in list_backbones(licence="Apache").backbones)
+    assert {freedom(item.entry.license) for item in free} <= {"permissive", "share-alike"} and len(free) < len(everything)
+    assert all(item.entry.license == "apache-2.0" for item in list_backbones(license="Apache").backbones)
 
 
 def test_what_a_mirror_holds_is_offline(tmp_path: Path) -> None:

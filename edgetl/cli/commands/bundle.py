@@ -150,7 +150,7 @@ def _show_manifest(manifest: Manifest) -> None:
         *([] if spec.intensity == FULL_RANGE else [("more than 8 bits", spec.intensity.describe())]),
         ("files take", _taken(manifest)),
         ("backbone", f"{lineage.architecture}, {lineage.strategy}, {lineage.train_images} training images"),
-        ("licence", lineage.licence or "not stated"),
+        ("license", lineage.license or "not stated"),
         ("calibration", f"{manifest.calibration.n} training images" if manifest.calibration else "none"),
         *_contract(manifest),
         ("golden", f"{len(manifest.golden)} images"),

@@ -34,7 +34,7 @@ from edgetl.core.contract import Contract
 from edgetl.core.output.folders import check_output
 from edgetl.data.folder import check_folder
 from edgetl.export.convert.formats import check_formats
-from edgetl.train.artifacts.sources.weights_folder import check_mirror
+from edgetl.train.config.weights_dir import check_mirror
 
 if TYPE_CHECKING:
     from edgetl.export.fit import FitRecord

@@ -29,8 +29,8 @@ from edgetl.core.licenses import Policy
 from edgetl.core.output.folders import check_picture
 from edgetl.data.folder import check_folder
 from edgetl.errors import ConfigError
-from edgetl.train.artifacts.sources.weights_folder import check_mirror
 from edgetl.train.config.paths import check_file
+from edgetl.train.config.weights_dir import check_mirror
 
 if TYPE_CHECKING:
     from edgetl.train.artifacts.sources.catalogue import Listed, Zoo
@@ -44,7 +44,7 @@ def models_command(
     name: Annotated[str | None, typer.Argument(help="Show this one alone.")] = None,
     max_params: Annotated[float | None, typer.Option(help="Millions of parameters.")] = None,
     max_macs: Annotated[float | None, typer.Option(help="Millions of multiply-accumulates for one image.")] = None,
-    licence: Annotated[str | None, typer.Option("--licence", "--license", help="Only licences that start like this.")] = None,
+    license: Annotated[str | None, typer.Option(help="Only licenses that start like this.")] = None,
     license_policy: PolicyOption = "any",
     offline: Annotated[bool, typer.Option("--offline", help="Only what needs no network on this machine.")] = False,
     weights_dir: WeightsDirOption = None,
@@ -61,7 +61,7 @@ def models_command(
             print_json(found) if json_output else _show_one(found)
             return
         zoo = list_backbones(
-            weights_dir=weights_dir, max_params_m=max_params, max_mmacs=max_macs, policy=_policy(license_policy), licence=licence,
+            weights_dir=weights_dir, max_params_m=max_params, max_mmacs=max_macs, policy=_policy(license_policy), license=license,
             offline=offline,
         )  # fmt: skip
     print_json(zoo) if json_output else _show_zoo(zoo)
@@ -143,15 +143,15 @@ def _policy(text: str) -> Policy:
 
 def _show_zoo(zoo: Zoo) -> None:
     if not zoo.backbones:
-        raise ConfigError("no backbone of the list fits. Raise --max-params or --max-macs, or leave --licence or --offline out.")
-    table = plain_table("backbones", "name", "M par.", "MMACs", "px", "top-1", "int8", "licence")
+        raise ConfigError("no backbone of the list fits. Raise --max-params or --max-macs, or leave --license or --offline out.")
+    table = plain_table("backbones", "name", "M par.", "MMACs", "px", "top-1", "int8", "license")
     table.padding = (0, 0, 0, 1)
     for item in zoo.backbones:
         entry = item.entry
         name = f"{entry.name} *" if item.offline else entry.name
         table.add_row(
             _folded(name, FIGURES_WIDTH), f"{entry.params_m:.2f}", f"{entry.mmacs:.0f}", str(entry.input),
-            f"{entry.top1:.1f}" if entry.top1 else "", entry.quantizes.removeprefix("with "), _short(entry.licence),
+            f"{entry.top1:.1f}" if entry.top1 else "", entry.quantizes.removeprefix("with "), _short(entry.license),
         )  # fmt: skip
     out.print(table)
     out.print("* is on this machine. top-1: ImageNet, percent. int8: how well it quantizes. More: edgetl models NAME, or --json")
@@ -162,8 +162,8 @@ def _folded(name: str, others: int) -> str:
     return escape(name.replace(".", "\n  .", 1) if len(name) > out.width - others else name)
 
 
-def _short(licence: str) -> str:
-    return licence.partition("-clause")[0].removesuffix("-license")
+def _short(license: str) -> str:
+    return license.partition("-clause")[0].removesuffix("-license")
 
 
 def _show_one(item: Listed) -> None:
@@ -174,7 +174,7 @@ def _show_one(item: Listed) -> None:
         ("source", f"{item.source}, {entry.tag}"),
         ("size", f"{entry.params_m:g} million parameters, {entry.mmacs:g} MMACs at {entry.input} x {entry.input}"),
         ("ImageNet top-1", f"{entry.top1:g} %" if entry.top1 else "not trained on ImageNet's labels"),
-        ("licence", entry.licence),
+        ("license", entry.license),
         ("int8", f"{entry.quantizes}: {entry.note}"),
         ("weights", item.path or "not on this machine; fetched when first used"),
         ("use", f"edgetl train DATA --out RUN --backbone {entry.name}"),
@@ -186,14 +186,14 @@ def _show_one(item: Listed) -> None:
 def _show_ranking(ranking: Ranking, plot: Path | None) -> None:
     title = f"{ranking.images} images of {ranking.classes} classes, {ranking.seconds:.0f} s"
     tuned = any(item.confirmed for item in ranking.ranked)
-    table = plain_table(title, "backbone", "#", "kNN", "ridge", "LogME", "top-1", *(["tuned"] if tuned else []), "ms", "M par.", "licence")
+    table = plain_table(title, "backbone", "#", "kNN", "ridge", "LogME", "top-1", *(["tuned"] if tuned else []), "ms", "M par.", "license")
     table.padding = (0, 0, 0, 1)
     for item in ranking.ranked:
         confirmed = [f"{item.confirmed.value:.3f}" if item.confirmed else ""] if tuned else []
         table.add_row(
             _folded(item.name, RANKING_WIDTH + 6 * tuned), str(item.place), f"{item.knn:.3f}", f"{item.ridge:.3f}", f"{item.logme:.3f}",
             f"{item.top1:.1f}" if item.top1 else "", *confirmed, f"{item.latency_ms:.1f}", f"{item.params_m:.2f}",
-            escape(_short(item.licence or "?")),
+            escape(_short(item.license or "?")),
         )  # fmt: skip
     out.print(table)
     out.print(

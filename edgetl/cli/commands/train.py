@@ -293,8 +293,8 @@ def show_run(run: Run) -> None:
         out.print(f"[yellow]look:[/] {escape(alarm)}", soft_wrap=True)
     for parent in record.backbone.parents:
         out.print(f"made from {escape(describe_parent(parent))}", soft_wrap=True)
-    licence = escape(record.backbone.licence or "not stated")
-    out.print(f"licence of the weights: {licence}; {record.seconds:.0f} s; written to {escape(str(run.path))}", soft_wrap=True)
+    license = escape(record.backbone.license or "not stated")
+    out.print(f"license of the weights: {license}; {record.seconds:.0f} s; written to {escape(str(run.path))}", soft_wrap=True)
     out.print(f"next: edgetl export {escape(str(run.path))} --out BUNDLE", soft_wrap=True)
 
 

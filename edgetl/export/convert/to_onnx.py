@@ -15,7 +15,7 @@ from timm.utils.model import reparameterize_model
 from torch import nn
 
 from edgetl.core.preprocess import PreprocessSpec
-from edgetl.errors import ExportError
+from edgetl.errors import ExportError, first_line
 from edgetl.export.convert.metadata import INPUT_NAME, OUTPUT_NAME
 
 OPSET = 20
@@ -57,9 +57,7 @@ def to_onnx(model: nn.Module, spec: PreprocessSpec, path: Path, metadata: dict[s
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
-        raise ExportError(
-            f"torch {torch.__version__} cannot export {type(model).__name__} to ONNX: {str(error).splitlines()[0]}"
-        ) from error
+        raise ExportError(f"torch {torch.__version__} cannot export {type(model).__name__} to ONNX: {first_line(error)}") from error
     assert program is not None
     save(program.model_proto, path, metadata)
 

@@ -12,8 +12,8 @@ import onnx.numpy_helper
 import openvino as ov
 from openvino._offline_transformations import apply_moc_transformations
 
-from edgetl.errors import ExportError
-from edgetl.runtime.ov import core, first_line
+from edgetl.errors import ExportError, first_line
+from edgetl.runtime.ov import core
 
 
 def read_onnx(source: Path, model_info: dict[str, str], own: dict[str, str]) -> ov.Model:
@@ -88,4 +88,4 @@ def save(model: ov.Model, path: Path, *, half: bool = False) -> None:
     try:
         ov.save_model(model, path, compress_to_fp16=half)
     except RuntimeError as error:
-        raise ExportError(f"OpenVINO cannot write {path.name}: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"OpenVINO cannot write {path.name}: {first_line(error)}") from error

@@ -13,7 +13,7 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 
-from edgetl.errors import ExportError
+from edgetl.errors import ExportError, first_line
 from edgetl.export.convert.to_openvino import annotate, save
 from edgetl.runtime.ov import core
 
@@ -71,6 +71,6 @@ def pack_openvino(source: Path, path: Path, infos: tuple[dict[str, str], dict[st
         with contextlib.redirect_stdout(io.StringIO()):
             model = nncf.compress_weights(core().read_model(source), mode=nncf.CompressWeightsMode.INT8_SYM)
     except (nncf.ValidationError, nncf.UnsupportedModelError, nncf.InternalError, RuntimeError) as error:
-        raise ExportError(f"NNCF {nncf.__version__} cannot pack {source.name}: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"NNCF {nncf.__version__} cannot pack {source.name}: {first_line(error)}") from error
     annotate(model, *infos)
     save(model, path)

@@ -18,7 +18,7 @@ from nncf.quantization.advanced_parameters import AdvancedAccuracyRestorerParame
 from numpy.typing import NDArray
 from openvino._offline_transformations import compress_quantize_weights_transformation
 
-from edgetl.errors import ExportError
+from edgetl.errors import ExportError, first_line
 from edgetl.export.convert.to_openvino import annotate, save
 from edgetl.export.quantize.attempts import FloatHead, Probe, Step
 from edgetl.runtime.ov import core
@@ -85,7 +85,7 @@ class OpenVinoQuantizer:
             with _quiet(), ThreadPoolExecutor(max_workers=1) as thread:
                 self._model = thread.submit(self._by_nncf, step, model, settings, advanced).result()
         except (nncf.ValidationError, nncf.UnsupportedModelError, nncf.InternalError, RuntimeError) as error:
-            raise ExportError(f"NNCF {nncf.__version__} cannot quantize {self._source.name}: {str(error).splitlines()[0]}") from error
+            raise ExportError(f"NNCF {nncf.__version__} cannot quantize {self._source.name}: {first_line(error)}") from error
         return self._save(self._model, folder)
 
     def _by_nncf(

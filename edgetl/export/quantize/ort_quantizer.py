@@ -16,7 +16,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, I
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from edgetl.errors import ExportError
+from edgetl.errors import ExportError, first_line
 from edgetl.export.convert.metadata import INPUT_NAME
 from edgetl.export.quantize.attempts import FloatHead, Step
 from edgetl.export.quantize.bias_correction import correct_biases
@@ -50,7 +50,7 @@ class OnnxQuantizer:
         try:
             quant_pre_process(work / "plain.onnx", self._prepared, skip_symbolic_shape=True)
         except (RuntimeError, ValueError, onnx.shape_inference.InferenceError) as error:
-            raise ExportError(f"ONNX Runtime cannot prepare {source.name} for quantization: {str(error).splitlines()[0]}") from error
+            raise ExportError(f"ONNX Runtime cannot prepare {source.name} for quantization: {first_line(error)}") from error
 
     @property
     def products(self) -> bool:
@@ -78,7 +78,7 @@ class OnnxQuantizer:
                 else:
                     self._quantize_all(step, target, excluded)
         except (*_REFUSALS, onnx.shape_inference.InferenceError) as error:
-            raise ExportError(f"ONNX Runtime cannot quantize the network: {str(error).splitlines()[0]}") from error
+            raise ExportError(f"ONNX Runtime cannot quantize the network: {first_line(error)}") from error
         model = onnx.load(target)
         if step.full_bias:
             correct_biases(model, onnx.load(self._prepared), self._calibration)

@@ -37,7 +37,7 @@ export function showCard(card) {
     ["Backbone", card.architecture === card.backbone ? card.backbone : `${card.backbone} (${card.architecture})`],
     ["Strategy", card.strategy],
     ["Exported", when(card.created)],
-    ["Licence", card.licence ?? "not stated"],
+    ["License", card.license ?? "not stated"],
   ];
   const tables = [table("What is served", is), table(`How good it is: ${card.score_name}`, measured), table("Where it comes from", made)];
   if (card.rejected.length) tables.push(table("Left out at the export", card.rejected.map(({ name, reason }) => [name, reason])));

@@ -54,7 +54,7 @@ def document(models: Models, version: str) -> Json:
             "/metrics": {
                 "get": {"summary": "Prometheus metrics.", "responses": {"200": _content("text/plain", _TEXT, "Text."), **_errors("401")}}
             },
-            "/models": _get("Every model's figures, size and licence.", {"models": {"type": "array", "items": {"type": "object"}}}),
+            "/models": _get("Every model's figures, size and license.", {"models": {"type": "array", "items": {"type": "object"}}}),
             "/predict": {"post": _predict(models)},
             **_of_models(models),
         },

@@ -31,14 +31,13 @@ from edgetl.data.content.integrity import check_images
 from edgetl.data.folder import Part, Sample
 from edgetl.data.groups import Grouping
 from edgetl.data.notes import ScanNote
-from edgetl.errors import DataError, RunError
+from edgetl.errors import DataError, RunError, first_line
 from edgetl.train.artifacts.seen_images import SELECTED_NAME, TRAINED_NAME, SeenImages
-from edgetl.train.artifacts.sources.weights import state_problem
-from edgetl.train.artifacts.sources.weights_folder import first_line
 from edgetl.train.artifacts.splits_record import SplitsRecord
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.heads.modules import HeadSpec, rebuild_headed
+from edgetl.train.networks.backbone import state_problem
 from edgetl.train.networks.model_args import architecture_problem, args_problem
 from edgetl.train.networks.progressive import ColumnsRecord
 
@@ -62,7 +61,7 @@ class BackboneRecord(LeanModel):
     head_name: str
     model_args: dict[str, JsonValue]
     weights_sha256: Sha256 | None
-    licence: str | None
+    license: str | None
     pretrained: bool
     parents: tuple[Parent, ...] = ()
     columns: ColumnsRecord | None = None

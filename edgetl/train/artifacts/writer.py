@@ -28,8 +28,8 @@ def _timm_config(backbone: Backbone, labels: tuple[str, ...]) -> dict[str, Any]:
     spec = backbone.spec
     old = dict(getattr(backbone.model, "pretrained_cfg", {}))
     kept = {key: old[key] for key in ("pool_size", "first_conv", "classifier", "fixed_input_size") if key in old}
-    if backbone.licence:
-        kept["license"] = backbone.licence
+    if backbone.license:
+        kept["license"] = backbone.license
     return {
         "architecture": backbone.architecture,
         "num_classes": len(labels),

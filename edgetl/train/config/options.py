@@ -11,7 +11,6 @@ from edgetl.core.images.intensity import check_choice
 from edgetl.core.licenses import Policy
 from edgetl.core.preprocess import Interpolation, Side
 from edgetl.core.tasks import Task
-from edgetl.train.artifacts.sources.embedded import DEFAULT_BACKBONE
 
 Strategy: TypeAlias = Literal["auto", "probe", "partial", "full", "progressive", "scratch", "compare"]
 HeadKind: TypeAlias = Literal["linear", "knn", "cosine", "mlp"]
@@ -22,6 +21,7 @@ Share = Annotated[float, Field(ge=0.0, le=0.5)]
 Triple = tuple[float, float, float]
 LOGGERS = ("csv", "tensorboard", "mlflow")
 
+DEFAULT_BACKBONE = "edgetl_small"
 PANEL = "panel"
 
 
@@ -69,7 +69,7 @@ class TrainConfig(LeanModel):
     backbone: str = _backbone(DEFAULT_BACKBONE, "Embedded name, run, timm name, torchvision:NAME, local-dir:PATH or hf-hub:ORG/NAME.")
     weights: str | None = _backbone(None, "A .safetensors or .pth file (tensors only) for the architecture that --backbone names.")
     weights_dir: str | None = _backbone(None, "A local folder of weights, searched first.")
-    licence: str | None = _backbone(None, "Of the weights (SPDX), where they do not say it.")
+    license: str | None = _backbone(None, "Of the weights (SPDX), where they do not say it.")
     license_policy: Policy = _backbone("any", "any, or commercial: refuse weights that forbid it or do not say.")
     pretrained: bool = _backbone(True, "False starts from random weights: a control, and for architectures without weights.")
     input_size: tuple[Side, Side] | None = _backbone(None, "Height and width, such as 224,224 (default: the backbone's).")

@@ -8,9 +8,9 @@ from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.files.plain import open_plain
 from edgetl.data.folder import check_folder
 from edgetl.errors import BackboneError, DataError, EdgetlError
-from edgetl.train.artifacts.sources.weights_folder import LOCAL_DIR, check_mirror, find_in_mirror
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.recipe import with_recipe
+from edgetl.train.config.weights_dir import LOCAL_DIR, check_mirror, find_in_mirror
 
 # Beginnings of explicit paths; `hf-hub:ORG/NAME` and timm's names never begin so.
 _PATH_STARTS = ("/", "./", "../", "~")

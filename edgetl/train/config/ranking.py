@@ -63,7 +63,7 @@ class Ranked(StrictModel):
     latency_ms: float
     params_m: float
     input: tuple[int, int]
-    licence: str | None
+    license: str | None
     confirmed: Proportion | None = None
 
 

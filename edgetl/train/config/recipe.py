@@ -8,10 +8,10 @@ from typing import Literal, TypeAlias
 
 from pydantic import Field, ValidationError, model_validator
 
+import edgetl
 from edgetl.core.config import StrictModel
 from edgetl.core.files.plain import read_plain
 from edgetl.errors import ConfigError
-from edgetl.train.artifacts.sources.embedded import models_folder
 from edgetl.train.config.options import Augment, Strategy, TrainConfig
 
 Schedule: TypeAlias = Literal["cosine", "one-cycle"]
@@ -72,6 +72,13 @@ class TuningRecipe(StrictModel):
         if self.lr_spread is not None and (self.top_lr is not None or self.lr_ratio is not None):
             raise ValueError("lr_spread sets every rate below head_lr; leave top_lr and lr_ratio out")
         return self
+
+
+def models_folder() -> Path:
+    """Where recipes, cards and embedded weights are: inside an installed package, beside it in a checkout."""
+    package = Path(edgetl.__file__).parent
+    inside = package / "models"
+    return inside if inside.is_dir() else package.parent / "models"
 
 
 def builtin_recipes() -> list[str]:

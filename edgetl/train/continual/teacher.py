@@ -72,7 +72,7 @@ def find_tutor(config: TrainConfig, splits: Splits, place: Workplace) -> Tutor |
     if config.teacher is None:
         return None
     labels = splits.folder.labels
-    asked = TrainConfig(backbone=config.teacher, weights_dir=config.weights_dir, licence=config.licence)
+    asked = TrainConfig(backbone=config.teacher, weights_dir=config.weights_dir, license=config.license)
     backbone = load_backbone(asked, len(labels))
     if (Path(config.teacher) / RUN_RECORD_NAME).is_file():
         run = open_run(config.teacher)
@@ -96,7 +96,7 @@ def find_tutor(config: TrainConfig, splits: Splits, place: Workplace) -> Tutor |
 def with_teacher(backbone: Backbone, tutor: Tutor) -> Backbone:
     """``backbone`` with the teacher among its parents: what it learned, it learned from the teacher's weights too."""
     parents = (*tutor.parents, *backbone.parents)
-    return dataclasses.replace(backbone, parents=parents, licence=most_restrictive(parent.licence for parent in parents))
+    return dataclasses.replace(backbone, parents=parents, license=most_restrictive(parent.license for parent in parents))
 
 
 def distillation(

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from edgetl.train.artifacts.sources.embedded import DEFAULT_BACKBONE
+from edgetl.train.config.options import DEFAULT_BACKBONE
 
 SIDE = 32
 

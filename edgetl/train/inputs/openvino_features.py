@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgetl.core.system.host import available_cores
+from edgetl.errors import first_line
 from edgetl.runtime.ov import core
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def compile_trunk(trunk: nn.Module, batch: NDArray[np.float32]) -> Callable[[NDA
         model = ov.convert_model(trunk, example_input=example, input=[-1, *batch.shape[1:]])
         compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": available_cores()})
     except (RuntimeError, TypeError) as error:
-        _log.warning("OpenVINO cannot convert the trunk, torch computes the features: %s", str(error).splitlines()[0])
+        _log.warning("OpenVINO cannot convert the trunk, torch computes the features: %s", first_line(error))
         return None
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -25,7 +25,7 @@ PLAN = "plan: "
 _RUNS_OF: dict[str, Strategy] = {COMPARE_SUFFIX: "compare", PILOT_SUFFIX: "auto"}
 # Options that do not change the weights, or (paths) whose contents are compared by their hashes.
 FREE = frozenset({
-    "workers", "checkpoint_s", "license_policy", "licence", "log", "device", "compile", "cache_gb", "backbone", "weights", "weights_dir",
+    "workers", "checkpoint_s", "license_policy", "license", "log", "device", "compile", "cache_gb", "backbone", "weights", "weights_dir",
     "labels", "keep",
 })  # fmt: skip
 

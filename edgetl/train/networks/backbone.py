@@ -17,8 +17,7 @@ from edgetl.core.images.intensity import resolve_intensity
 from edgetl.core.manifest import Parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.folder import Sample
-from edgetl.errors import BackboneError
-from edgetl.train.artifacts.sources.weights_folder import first_line
+from edgetl.errors import BackboneError, first_line
 from edgetl.train.networks.model_args import architecture_problem, args_problem
 from edgetl.train.networks.progressive import Columns, ColumnsRecord, check_ports
 from edgetl.train.networks.pruned import PRUNED, Widths, resize
@@ -40,7 +39,7 @@ class Backbone:
         spec: the preprocessing that the weights were made for.
         model_args: arguments that rebuild the architecture.
         weights_sha256: of the file that was loaded, or of the run's; none for random weights.
-        licence: the most restrictive of its parents'; none where nobody says.
+        license: the most restrictive of its parents'; none where nobody says.
         parents: what the weights were made from, the oldest first; empty for random weights.
         columns: which networks stand beside each other in ``model``, if several do.
     """
@@ -52,7 +51,7 @@ class Backbone:
     spec: PreprocessSpec
     model_args: dict[str, Any] = field(default_factory=dict)
     weights_sha256: str | None = None
-    licence: str | None = None
+    license: str | None = None
     parents: tuple[Parent, ...] = ()
     columns: ColumnsRecord | None = None
 
@@ -163,3 +162,13 @@ def torchvision_model(name: str, weights: Any, classes: int) -> nn.Module:
     assert isinstance(old, nn.Linear)
     model.set_submodule(head_name, nn.Linear(old.in_features, classes))
     return model
+
+
+def state_problem(model: nn.Module, state: dict[str, torch.Tensor]) -> str | None:
+    """Reason why ``state`` does not hold the weights of ``model``, which may be on the meta device; none if it does."""
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    wrong = sorted(name for name in own.keys() | state.keys() if name not in state or own.get(name) != tuple(state[name].shape))
+    if wrong:
+        return f"{len(wrong)} tensors are missing, unknown or differ in shape ({wrong[0]}…)"
+    endless = sorted(name for name, value in state.items() if value.is_floating_point() and not bool(value.float().isfinite().all()))
+    return f"numbers are not finite ({endless[0]}…)" if endless else None

@@ -14,8 +14,7 @@ import torch
 from timm.layers import PatchEmbed
 from torch import nn
 
-from edgetl.errors import BackboneError, ConfigError
-from edgetl.train.artifacts.sources.weights_folder import first_line
+from edgetl.errors import BackboneError, ConfigError, first_line
 from edgetl.train.networks.backbone import BUILD_ERRORS, TORCHVISION, Backbone, rebuild
 
 # Sizes that are tried for the message, in steps of this many pixels: patches of 16 and windows of 7 and 8 divide some of them.

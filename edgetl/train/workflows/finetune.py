@@ -83,7 +83,7 @@ def fine_tune(
 
     Raises:
         BackboneError: the backbone cannot be found or used.
-        LicenceError: the licence of its weights does not fit ``config.license_policy``.
+        LicenseError: the license of its weights does not fit ``config.license_policy``.
         ConfigError: ``out`` exists, the device is not there, or a stopped training is in the way.
         DataError: no image is left to train or to choose on.
         TrainingError: training diverged.
@@ -100,7 +100,7 @@ def fine_tune(
     join(device)
     with results_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
         backbone, plan = prepare(splits, config)
-        _log.info("backbone %s, licence of the weights: %s", backbone.name, backbone.licence or "not stated")
+        _log.info("backbone %s, license of the weights: %s", backbone.name, backbone.license or "not stated")
         _log.info("%s", describe_plan(plan))
         if wide := sum(sample.levels is not None for sample in splits.train):
             _log.info("%d training images have more than 8 bits: %s (--intensity)", wide, backbone.spec.intensity.describe())
@@ -171,7 +171,7 @@ def _check_parts(splits: Splits, config: TrainConfig) -> None:
 
 
 def prepare(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
-    """Load the backbone, if its licence may be used, resolve the plan, and set a new column beside the old ones if that is asked."""
+    """Load the backbone, if its license may be used, resolve the plan, and set a new column beside the old ones if that is asked."""
     config, _ = with_recipe(config)
     check_columns(config)
     torch.manual_seed(config.seed)  # random weights, and the head before it is fitted
@@ -181,7 +181,7 @@ def prepare(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
     backbone = load_backbone(given, len(splits.folder.labels))
     backbone = with_intensity(backbone, config.intensity, splits.train)
     if backbone.parents:  # random weights are nobody's
-        check_policy(backbone.licence, config.license_policy, name=backbone.name)
+        check_policy(backbone.license, config.license_policy, name=backbone.name)
     plan = make_plan(given, len({sample.content for sample in splits.train}), backbone.model)
     return give_head(grow(backbone, plan, given), given, plan, len(splits.train)), plan
 
@@ -292,7 +292,7 @@ def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, 
             head_name=backbone.head_name,
             model_args=backbone.model_args,
             weights_sha256=backbone.weights_sha256,
-            licence=backbone.licence,
+            license=backbone.license,
             pretrained=any(parent.kind != "teacher" for parent in backbone.parents),
             parents=backbone.parents,
             columns=backbone.columns,

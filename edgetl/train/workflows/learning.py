@@ -90,7 +90,7 @@ def _draw_head(backbone: Backbone, seed: int) -> None:
 
 
 def choose_tutor(config: TrainConfig, plan: Plan, splits: Splits, place: Workplace) -> Tutor | None:
-    """The teacher that was asked for, if its licence allows; none for a probe."""
+    """The teacher that was asked for, if its license allows; none for a probe."""
     if config.teacher and plan.strategy == "probe":
         _log.info("--teacher: a probe is fitted in closed form and asks no teacher")
         return None
@@ -98,7 +98,7 @@ def choose_tutor(config: TrainConfig, plan: Plan, splits: Splits, place: Workpla
         raise ConfigError("--teacher and --replay cannot go together: the teacher does not know the replayed classes. Leave one out.")
     tutor = find_tutor(config, splits, place)
     if tutor:
-        check_policy(most_restrictive(parent.licence for parent in tutor.parents), config.license_policy, name=str(config.teacher))
+        check_policy(most_restrictive(parent.license for parent in tutor.parents), config.license_policy, name=str(config.teacher))
     return tutor
 
 

@@ -30,10 +30,9 @@ from edgetl.core.results import Evaluation
 from edgetl.core.system.host import fingerprint, versions
 from edgetl.data.folder import Part
 from edgetl.data.loading import PixelSet, truth_of
-from edgetl.errors import ConfigError, RunError
+from edgetl.errors import ConfigError, RunError, first_line
 from edgetl.train.artifacts.plots import write_result
 from edgetl.train.artifacts.run import METRICS_NAME, SPLITS_NAME, Run, hash_files, open_run, run_inputs
-from edgetl.train.artifacts.sources.weights_folder import first_line
 from edgetl.train.artifacts.writer import write_model
 from edgetl.train.networks.backbone import Backbone, rebuild
 from edgetl.train.networks.pruned import PRUNED, widths_of
@@ -132,7 +131,7 @@ def prune(model: nn.Module, head_name: str, example: torch.Tensor, share: float)
 def _backbone(run: Run, smaller: nn.Module) -> Backbone:
     old = run.record.backbone
     parent = Parent(
-        kind="run", name=run.record.name, architecture=old.architecture, sha256=run.digest(), licence=old.licence,
+        kind="run", name=run.record.name, architecture=old.architecture, sha256=run.digest(), license=old.license,
         data_fingerprint=run.record.data_fingerprint, validation=run.record.validation.score.value,
     )  # fmt: skip
     return Backbone(

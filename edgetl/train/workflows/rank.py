@@ -35,12 +35,12 @@ from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import labels_of, stratified
 from edgetl.data.selection import Selection
 from edgetl.data.split import Splits, split
-from edgetl.errors import BackboneError, ConfigError, DataError, LicenceError
+from edgetl.errors import BackboneError, ConfigError, DataError, LicenseError, first_line
 from edgetl.train.artifacts.sources.catalogue import Listed, list_backbones
 from edgetl.train.artifacts.sources.load import fixed_size, load_backbone
-from edgetl.train.artifacts.sources.weights_folder import SUFFIXES, first_line
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.ranking import MIN_IMAGES, LeftOut, RankConfig, Ranked, Ranking
+from edgetl.train.config.weights_dir import SUFFIXES
 from edgetl.train.heads.transferability import Score, knn_score, logme_score, ridge_score
 from edgetl.train.networks.backbone import TORCHVISION, Backbone, make_trunk
 from edgetl.train.workflows.finetune import fine_tune
@@ -129,7 +129,7 @@ def _load(config: RankConfig, classes: int, progress: Progress) -> tuple[list[_C
             continue
         try:
             candidate = _candidate(name, config, classes, listed.values())
-        except (BackboneError, LicenceError) as error:
+        except (BackboneError, LicenseError) as error:
             left_out.append(LeftOut(name=name, reason=str(error)))
             continue
         if reason := _too_large(candidate, config):
@@ -148,7 +148,7 @@ def _candidate(name: str, config: RankConfig, classes: int, listed: Iterable[Lis
     wanted = TrainConfig(backbone=name.removeprefix(RANDOM), pretrained=not random, weights_dir=config.weights_dir)
     backbone = load_backbone(wanted, classes)
     if not random:
-        check_policy(backbone.licence, config.license_policy, name=name)
+        check_policy(backbone.license, config.license_policy, name=name)
     return _Candidate(name, backbone, _prior(backbone, listed), _latency_ms(backbone))
 
 
@@ -335,6 +335,6 @@ def _ranked(item: _Candidate) -> Ranked:
         latency_ms=round(item.latency_ms, 2),
         params_m=_params_m(item.backbone),
         input=item.backbone.spec.input_size,
-        licence=item.backbone.licence,
+        license=item.backbone.license,
         confirmed=item.confirmed,
     )

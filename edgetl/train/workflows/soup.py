@@ -256,13 +256,13 @@ def _write(
     old = record.backbone
     parents = tuple(
         Parent(
-            kind="run", name=run.record.name, architecture=old.architecture, sha256=run.digest(), licence=run.record.backbone.licence,
+            kind="run", name=run.record.name, architecture=old.architecture, sha256=run.digest(), license=run.record.backbone.license,
             data_fingerprint=run.record.data_fingerprint,
         )
         for run in used
     )  # fmt: skip
     backbone = Backbone(
-        old.name, old.architecture, model, old.head_name, record.preprocess, dict(old.model_args), old.weights_sha256, old.licence
+        old.name, old.architecture, model, old.head_name, record.preprocess, dict(old.model_args), old.weights_sha256, old.license
     )
     validation = kitchen.evaluate(model, kitchen.val)
     test = kitchen.evaluate(model, kitchen.test) if kitchen.test else None

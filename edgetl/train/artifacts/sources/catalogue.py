@@ -13,8 +13,9 @@ from pydantic import Field, ValidationError
 from edgetl.core.config import StrictModel
 from edgetl.core.licenses import Policy, freedom
 from edgetl.errors import BackboneError
-from edgetl.train.artifacts.sources.embedded import embedded_names, models_folder, read_embedded
-from edgetl.train.artifacts.sources.weights_folder import find_in_mirror
+from edgetl.train.artifacts.sources.embedded import embedded_names, read_embedded
+from edgetl.train.config.recipe import models_folder
+from edgetl.train.config.weights_dir import find_in_mirror
 
 CATALOGUE_NAME = "zoo.toml"
 TORCHVISION = "torchvision:"
@@ -29,7 +30,7 @@ class ZooEntry(StrictModel):
         mmacs: multiply-accumulates of one image at ``input``, 10^6.
         input: height and width, px.
         top1: ImageNet-1k accuracy, percent; none for embedded backbones, which never saw it.
-        licence: of the weights.
+        license: of the weights.
         quantizes: how int8 is expected to go, by the network's operations.
     """
 
@@ -39,7 +40,7 @@ class ZooEntry(StrictModel):
     mmacs: float = Field(gt=0)
     input: int = Field(gt=0)
     top1: float | None = None
-    licence: str
+    license: str
     quantizes: Quantizes
     note: str
 
@@ -89,7 +90,7 @@ def list_backbones(
     max_params_m: float | None = None,
     max_mmacs: float | None = None,
     policy: Policy = "any",
-    licence: str | None = None,
+    license: str | None = None,
     offline: bool = False,
 ) -> Zoo:
     """The embedded backbones and the curated list, as far as they fit.
@@ -99,7 +100,7 @@ def list_backbones(
         max_params_m: millions of parameters.
         max_mmacs: millions of multiply-accumulates.
         policy: ``commercial`` keeps what is known to allow commercial use.
-        licence: keeps licences whose name starts like this.
+        license: keeps licenses whose name starts like this.
         offline: keeps what needs no network.
     """
     listed = [*_embedded(), *(_listed(entry, weights_dir) for entry in catalogue())]
@@ -108,8 +109,8 @@ def list_backbones(
         for item in listed
         if (max_params_m is None or item.entry.params_m <= max_params_m)
         and (max_mmacs is None or item.entry.mmacs <= max_mmacs)
-        and (policy == "any" or freedom(item.entry.licence) in ("permissive", "share-alike"))
-        and (licence is None or item.entry.licence.startswith(licence.lower()))
+        and (policy == "any" or freedom(item.entry.license) in ("permissive", "share-alike"))
+        and (license is None or item.entry.license.startswith(license.lower()))
         and (item.offline or not offline)
     ]
     return Zoo(backbones=tuple(kept))
@@ -141,7 +142,7 @@ def _embedded() -> list[Listed]:
             params_m=record.params_m,
             mmacs=record.mmacs,
             input=record.preprocess.input_size[0],
-            licence=record.licence or "not stated",
+            license=record.license or "not stated",
             quantizes="well",
             note=f"{record.architecture}, comes with edgetl",
         )

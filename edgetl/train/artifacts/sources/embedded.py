@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import edgetl
 from edgetl.core.config import StrictModel, read_json
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BackboneError
-
-DEFAULT_BACKBONE = "edgetl_small"
+from edgetl.train.config.recipe import models_folder
 
 
 class Teacher(StrictModel):
@@ -18,7 +16,7 @@ class Teacher(StrictModel):
 
     name: str
     architecture: str
-    licence: str | None
+    license: str | None
     weights_sha256: str
 
 
@@ -35,7 +33,7 @@ class Pretrained(StrictModel):
 
     Attributes:
         params_m: parameters without a head, 10^6.
-        licence: the most restrictive of the recipe's and the teacher's.
+        license: the most restrictive of the recipe's and the teacher's.
         start_sha256: of the weights that it started from, unless those were random or the teacher's.
         mmacs: multiply-accumulates of one image at the size of ``preprocess``, 10^6.
     """
@@ -46,7 +44,7 @@ class Pretrained(StrictModel):
     params_m: float
     mmacs: float
     preprocess: PreprocessSpec
-    licence: str | None
+    license: str | None
     notes: str
     weights_sha256: str
     recipe_sha256: str
@@ -58,13 +56,6 @@ class Pretrained(StrictModel):
     seconds: float
     versions: dict[str, str]
     host: dict[str, str]
-
-
-def models_folder() -> Path:
-    """Where recipes, cards and embedded weights are: inside an installed package, beside it in a checkout."""
-    package = Path(edgetl.__file__).parent
-    inside = package / "models"
-    return inside if inside.is_dir() else package.parent / "models"
 
 
 def embedded_names() -> list[str]:

@@ -16,9 +16,8 @@ import torch
 import torchvision
 from huggingface_hub import constants
 
-from edgetl.errors import BackboneError
-from edgetl.train.artifacts.sources.embedded import DEFAULT_BACKBONE
-from edgetl.train.artifacts.sources.weights_folder import first_line
+from edgetl.errors import BackboneError, first_line
+from edgetl.train.config.options import DEFAULT_BACKBONE
 from edgetl.train.networks.backbone import TORCHVISION
 
 HUB = "hf-hub:"

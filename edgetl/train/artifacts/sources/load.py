@@ -19,14 +19,14 @@ from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.licenses import freedom, most_restrictive
 from edgetl.core.manifest import Parent
 from edgetl.core.preprocess import PreprocessSpec
-from edgetl.errors import BackboneError, ConfigError
+from edgetl.errors import BackboneError, ConfigError, first_line
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.artifacts.sources.embedded import embedded_names, read_embedded
 from edgetl.train.artifacts.sources.libraries import HUB, check_reachable, downloaded_file, fetch_torchvision, unknown_name
 from edgetl.train.artifacts.sources.timm_config import TimmConfig, folder_config, hub_config
 from edgetl.train.artifacts.sources.weights import load_tensors
-from edgetl.train.artifacts.sources.weights_folder import LOCAL_DIR, find_in_mirror, first_line, local_dir_weights, sha256_of, sidecar
 from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.weights_dir import LOCAL_DIR, find_in_mirror, local_dir_weights, sha256_of, sidecar
 from edgetl.train.heads.modules import plain_state
 from edgetl.train.networks.backbone import BUILD_ERRORS, TORCHVISION, Backbone, find_head, rebuild, torchvision_model
 from edgetl.train.networks.input_size import with_input_size
@@ -42,14 +42,14 @@ def load_backbone(config: TrainConfig, classes: int) -> Backbone:
         BackboneError: unknown name (the nearest are named), weights not found or not fitting, or no linear head.
     """
     backbone = _find(config, classes)
-    if config.licence is not None:
-        parents = tuple(_with_licence(parent, config.licence) for parent in backbone.parents)
+    if config.license is not None:
+        parents = tuple(_with_license(parent, config.license) for parent in backbone.parents)
         backbone = dataclasses.replace(backbone, parents=parents)
-    licence = most_restrictive(parent.licence for parent in backbone.parents)
+    license = most_restrictive(parent.license for parent in backbone.parents)
     spec = _override(backbone.spec, config)
     if spec.input_size != backbone.spec.input_size:
         backbone = with_input_size(backbone, spec.input_size)
-    return dataclasses.replace(backbone, spec=spec, licence=licence)
+    return dataclasses.replace(backbone, spec=spec, license=license)
 
 
 def load_whole(config: TrainConfig) -> nn.Module | None:
@@ -66,9 +66,9 @@ def load_whole(config: TrainConfig) -> nn.Module | None:
     return model if timm_config(model).get("num_classes") else None
 
 
-def _with_licence(parent: Parent, licence: str) -> Parent:
-    """The parent with the licence that the user read on its card, where its own says nothing that edgetl knows."""
-    return parent.model_copy(update={"licence": licence}) if freedom(parent.licence) == "unknown" else parent
+def _with_license(parent: Parent, license: str) -> Parent:
+    """The parent with the license that the user read on its card, where its own says nothing that edgetl knows."""
+    return parent.model_copy(update={"license": license}) if freedom(parent.license) == "unknown" else parent
 
 
 def _find(config: TrainConfig, classes: int) -> Backbone:
@@ -104,7 +104,7 @@ def _from_run(path: Path, config: TrainConfig, classes: int) -> Backbone:
     if config.pretrained:
         fill(model, head_name, path, architecture=old.architecture, state=state)
     parent = Parent(
-        kind="run", name=run.record.name, architecture=old.architecture, sha256=run.digest(), licence=old.licence,
+        kind="run", name=run.record.name, architecture=old.architecture, sha256=run.digest(), license=old.license,
         data_fingerprint=run.record.data_fingerprint, validation=run.record.validation.score.value,
     )  # fmt: skip
     return Backbone(
@@ -132,7 +132,7 @@ def _from_embedded(config: TrainConfig, classes: int) -> Backbone:
         fill(model, head_name, path, architecture=record.architecture)
         parents = (
             Parent(
-                kind="embedded", name=record.name, architecture=record.architecture, sha256=digest, licence=record.licence,
+                kind="embedded", name=record.name, architecture=record.architecture, sha256=digest, license=record.license,
                 data_fingerprint=record.pictures_sha256,
             ),
         )  # fmt: skip
@@ -148,10 +148,10 @@ def _from_file(path: Path, config: TrainConfig, classes: int) -> Backbone:
     facts, digest = sidecar(path), sha256_of(path)
     try:
         # `edgetl pretrain` writes the same facts under its own keys.
-        own = {**facts["preprocess"], "license": facts.get("licence")} if "preprocess" in facts else facts
+        own = {**facts["preprocess"], "license": facts.get("license")} if "preprocess" in facts else facts
         spec = _spec({**backbone.spec.model_dump(), **own})
         parent = Parent(
-            kind="weights", name=path.name, architecture=backbone.architecture, sha256=digest, licence=own.get("license"),
+            kind="weights", name=path.name, architecture=backbone.architecture, sha256=digest, license=own.get("license"),
             data_fingerprint=facts.get("pictures_sha256"),
         )  # fmt: skip
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -166,8 +166,8 @@ def _from_folder(folder: Path, config: TrainConfig, classes: int) -> Backbone:
     model, saved = saved_network(f"{LOCAL_DIR}{folder}", pretrained=config.pretrained, classes=classes)
     parents: tuple[Parent, ...] = ()
     if config.pretrained:
-        digest, licence = sha256_of(local_dir_weights(folder)), saved.pretrained_cfg.get("license")
-        parents = (Parent(kind="weights", name=folder.name, architecture=saved.architecture, sha256=digest, licence=licence),)
+        digest, license = sha256_of(local_dir_weights(folder)), saved.pretrained_cfg.get("license")
+        parents = (Parent(kind="weights", name=folder.name, architecture=saved.architecture, sha256=digest, license=license),)
     return _timm_backbone(config.backbone, model, saved.model_args, parents)
 
 
@@ -192,7 +192,7 @@ def _from_timm(config: TrainConfig, classes: int) -> Backbone:
                 name=f"{cfg.get('architecture')}.{cfg.get('tag')}" if cfg.get("tag") else name,
                 architecture=str(cfg.get("architecture") or name),
                 sha256=sha256_of(file) if file else None,
-                licence=cfg.get("license"),
+                license=cfg.get("license"),
             ),
         )
     return _timm_backbone(name, model, args, parents)
@@ -207,8 +207,8 @@ def _from_torchvision(config: TrainConfig, classes: int) -> Backbone:
     path, weights = fetch_torchvision(config.backbone)
     fill(backbone.model, backbone.head_name, path, architecture=config.backbone)
     name = f"{config.backbone.removeprefix(TORCHVISION)}.{weights.name}"
-    licence = weights.meta.get("license", "bsd-3-clause")
-    parent = Parent(kind="weights", name=name, architecture=config.backbone, sha256=sha256_of(path), licence=licence)
+    license = weights.meta.get("license", "bsd-3-clause")
+    parent = Parent(kind="weights", name=name, architecture=config.backbone, sha256=sha256_of(path), license=license)
     return dataclasses.replace(backbone, weights_sha256=parent.sha256, parents=(parent,))
 
 
@@ -249,7 +249,7 @@ def _timm_backbone(name: str, model: nn.Module, args: dict[str, Any], parents: t
 
 
 def timm_config(model: nn.Module) -> dict[str, Any]:
-    """What timm knows of a model's weights: input, licence, tag."""
+    """What timm knows of a model's weights: input, license, tag."""
     cfg: Any = model.pretrained_cfg
     return dict(cfg)
 

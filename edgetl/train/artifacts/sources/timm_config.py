@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from timm.models import load_model_config_from_hf
 
 from edgetl.core.preprocess import Side
-from edgetl.errors import BackboneError
-from edgetl.train.artifacts.sources.weights_folder import first_line, local_dir_config
+from edgetl.errors import BackboneError, first_line
+from edgetl.train.config.weights_dir import local_dir_config
 from edgetl.train.networks.model_args import architecture_problem, args_problem
 
 Size = tuple[int, Side, Side]

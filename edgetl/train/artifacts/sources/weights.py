@@ -8,11 +8,10 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
 
 from edgetl.core.files.plain import open_plain
-from edgetl.errors import BackboneError
-from edgetl.train.artifacts.sources.weights_folder import SUFFIXES, TORCH_SUFFIXES, first_line
+from edgetl.errors import BackboneError, first_line
+from edgetl.train.config.weights_dir import SUFFIXES, TORCH_SUFFIXES
 
 # Where training scripts put the tensors inside a checkpoint.
 _NESTED = ("state_dict", "model_state_dict", "model", "model_ema", "state_dict_ema")
@@ -59,13 +58,3 @@ def _load_torch(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise BackboneError(f"{path} is not a state_dict: tensors under the network's own names are needed.")
     return {str(key).removeprefix("module."): value for key, value in found.items()}
-
-
-def state_problem(model: nn.Module, state: dict[str, torch.Tensor]) -> str | None:
-    """Reason why ``state`` does not hold the weights of ``model``, which may be on the meta device; none if it does."""
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    wrong = sorted(name for name in own.keys() | state.keys() if name not in state or own.get(name) != tuple(state[name].shape))
-    if wrong:
-        return f"{len(wrong)} tensors are missing, unknown or differ in shape ({wrong[0]}…)"
-    endless = sorted(name for name, value in state.items() if value.is_floating_point() and not bool(value.float().isfinite().all()))
-    return f"numbers are not finite ({endless[0]}…)" if endless else None

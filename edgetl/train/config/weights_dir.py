@@ -10,7 +10,7 @@ from typing import Any
 
 from edgetl.core.config import MAX_JSON_BYTES
 from edgetl.core.files.plain import open_plain, read_plain
-from edgetl.errors import BackboneError
+from edgetl.errors import BackboneError, first_line
 
 LOCAL_DIR = "local-dir:"
 # Of torch's own format, read with ``weights_only=True``: tensors and plain containers, never code.
@@ -91,12 +91,6 @@ def local_dir_weights(folder: Path) -> Path:
     if len(others) != 1 or others[0].suffix != ".safetensors":
         raise BackboneError(f"{folder} needs a model.safetensors. Convert its weights with safetensors.torch.save_file.")
     return others[0]
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, ending in a full stop."""
-    text = (str(error) or type(error).__name__).strip().splitlines()[0]
-    return text if text.endswith(".") else f"{text}."
 
 
 def _is_weights(path: Path) -> bool:
