@@ -1,0 +1,204 @@
+"""Limits on the structure of the package: lengths, parameters, modules per package, docstrings."""
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import edgetl
+
+ROOT = Path(edgetl.__file__).parent
+FUNCTION_LINES = 40
+LONGER = {"edgetl.train.loop.loop.run_loop": 60}  # the training loop, read from top to bottom
+MODULE_LINES = 400
+PARAMETERS = 6
+MODULES = 9
+WIDER = {"edgetl.core": 15, "edgetl.runtime": 15}
+KNOWN = frozenset(
+    """
+    edgetl.cli.commands.bench.bench_command:parameters
+    edgetl.cli.commands.bundle.predict_command:parameters
+    edgetl.cli.commands.export.export_command:lines
+    edgetl.cli.commands.export.export_command:parameters
+    edgetl.cli.commands.export:fmt-skip
+    edgetl.cli.commands.fit.fit_command:lines
+    edgetl.cli.commands.fit.fit_command:parameters
+    edgetl.cli.commands.fit:fmt-skip
+    edgetl.cli.commands.models.models_command:parameters
+    edgetl.cli.commands.models.pretrain_command:parameters
+    edgetl.cli.commands.models.rank_command:lines
+    edgetl.cli.commands.models.rank_command:parameters
+    edgetl.cli.commands.models:fmt-skip
+    edgetl.cli.commands.prune.prune_command:parameters
+    edgetl.cli.commands.serve.serve_command:lines
+    edgetl.cli.commands.serve.serve_command:parameters
+    edgetl.cli.commands.soup.soup_command:parameters
+    edgetl.cli.commands.train.evaluate_command:lines
+    edgetl.cli.commands.train.evaluate_command:parameters
+    edgetl.cli.commands.train.train_command:lines
+    edgetl.cli.commands.train.train_command:parameters
+    edgetl.cli.commands.train:fmt-skip
+    edgetl.cli.commands:modules
+    edgetl.core.contract:fmt-skip
+    edgetl.core.files.portable:fmt-skip
+    edgetl.core.images.decode:fmt-skip
+    edgetl.core.output.recognition:fmt-skip
+    edgetl.data.folder.scan:lines
+    edgetl.data.groups:fmt-skip
+    edgetl.data.listing:fmt-skip
+    edgetl.data.notes:fmt-skip
+    edgetl.data.table.columns:fmt-skip
+    edgetl.data.table.scan.scan_table:lines
+    edgetl.export.context:fmt-skip
+    edgetl.export.model_card.write_card:parameters
+    edgetl.export.package.export_bundle:lines
+    edgetl.export.package.export_bundle:parameters
+    edgetl.export.package:fmt-skip
+    edgetl.export.quantize.nncf_quantizer:fmt-skip
+    edgetl.export.quantize.ort_quantizer:fmt-skip
+    edgetl.export.quantize.qat.tune_for_int8:parameters
+    edgetl.export.quantize.qat:fmt-skip
+    edgetl.export.to_hub:fmt-skip
+    edgetl.export.under_contract.export_under_contract:lines
+    edgetl.export.under_contract.export_under_contract:parameters
+    edgetl.export.under_contract:fmt-skip
+    edgetl.export.unlabeled:fmt-skip
+    edgetl.measure.scenarios.measure_bundle:lines
+    edgetl.measure.scenarios.measure_bundle:parameters
+    edgetl.measure.scenarios:fmt-skip
+    edgetl.runtime.evaluation.evaluate_bundle:parameters
+    edgetl.runtime.ir_check:fmt-skip
+    edgetl.runtime.onnx_check:fmt-skip
+    edgetl.runtime.operators:fmt-skip
+    edgetl.runtime.ort:fmt-skip
+    edgetl.runtime.trial:fmt-skip
+    edgetl.serve.connections.listener:fmt-skip
+    edgetl.serve.connections.middleware._line:parameters
+    edgetl.serve.connections.middleware:fmt-skip
+    edgetl.serve.protocol.openapi:fmt-skip
+    edgetl.serve.routes:fmt-skip
+    edgetl.serve.run._serve:parameters
+    edgetl.serve.run:fmt-skip
+    edgetl.serve.workers.worker.Worker.start:lines
+    edgetl.serve.workers.worker:fmt-skip
+    edgetl.train.artifacts.sources.load:fmt-skip
+    edgetl.train.config.plan.make_plan:lines
+    edgetl.train.config.plan:fmt-skip
+    edgetl.train.config.recipe:fmt-skip
+    edgetl.train.heads.fit.fit_other_head:parameters
+    edgetl.train.heads.fit:fmt-skip
+    edgetl.train.heads.linear.fit_head:parameters
+    edgetl.train.heads.linear.fit_label_heads:parameters
+    edgetl.train.inputs.activation_cache.cache_activations:lines
+    edgetl.train.inputs.activation_cache.cache_activations:parameters
+    edgetl.train.inputs.activation_cache:fmt-skip
+    edgetl.train.inputs.dataset.StepSampler.__init__:parameters
+    edgetl.train.inputs.dataset.training_batches:parameters
+    edgetl.train.inputs.dataset:fmt-skip
+    edgetl.train.inputs.gpu_augmentation.batches_on:parameters
+    edgetl.train.inputs.gpu_augmentation:fmt-skip
+    edgetl.train.loop.loop._prepare:parameters
+    edgetl.train.loop.loop.tune:lines
+    edgetl.train.loop.loop.tune:parameters
+    edgetl.train.loop.loop:fmt-skip
+    edgetl.train.loop.losses.Classes.forward:docstring
+    edgetl.train.loop.losses.Classes.judge:docstring
+    edgetl.train.loop.losses.Classes.right:docstring
+    edgetl.train.loop.losses.Labels.forward:docstring
+    edgetl.train.loop.losses.Labels.judge:docstring
+    edgetl.train.loop.losses.Labels.right:docstring
+    edgetl.train.loop.losses.Numbers.forward:docstring
+    edgetl.train.loop.losses.Numbers.judge:docstring
+    edgetl.train.loop.losses.Numbers.right:docstring
+    edgetl.train.loop.resume:fmt-skip
+    edgetl.train.loop.validation.Watch.__init__:parameters
+    edgetl.train.loop.validation.Watch.on_train_batch_end:docstring
+    edgetl.train.loop.validation:fmt-skip
+    edgetl.train.loop:modules
+    edgetl.train.networks.input_size:fmt-skip
+    edgetl.train.workflows.finetune._checkpoints:parameters
+    edgetl.train.workflows.finetune._write:parameters
+    edgetl.train.workflows.finetune.fine_tune:lines
+    edgetl.train.workflows.learning._fit_other:parameters
+    edgetl.train.workflows.learning._fit_probe:parameters
+    edgetl.train.workflows.learning.teach:parameters
+    edgetl.train.workflows.learning:fmt-skip
+    edgetl.train.workflows.prune.prune_run:lines
+    edgetl.train.workflows.prune:fmt-skip
+    edgetl.train.workflows.rank:fmt-skip
+    edgetl.train.workflows.soup._write:parameters
+    edgetl.train.workflows.soup:fmt-skip
+    edgetl.train.workflows:modules
+    """.split()
+)
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _sources() -> Iterator[tuple[str, Path]]:
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def _functions(node: ast.AST, prefix: str, owner: type[ast.AST]) -> Iterator[tuple[str, Function, type[ast.AST]]]:
+    """Every function below `node` with its qualified name and the kind of node that holds it."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, Function):
+            yield f"{prefix}.{child.name}", child, owner
+        named = isinstance(child, Function | ast.ClassDef)
+        yield from _functions(child, f"{prefix}.{child.name}" if named else prefix, type(child) if named else owner)
+
+
+def _parameters(function: Function, owner: type[ast.AST]) -> int:
+    arguments = function.args
+    static = any(isinstance(decorator, ast.Name) and decorator.id == "staticmethod" for decorator in function.decorator_list)
+    bound = owner is ast.ClassDef and not static
+    return len(arguments.posonlyargs) + len(arguments.args) + len(arguments.kwonlyargs) - bound
+
+
+def _public(name: str, owner: type[ast.AST]) -> bool:
+    return not issubclass(owner, Function) and not any(part.startswith("_") for part in name.split("."))
+
+
+def _overload(function: Function) -> bool:
+    return any(isinstance(decorator, ast.Name) and decorator.id == "overload" for decorator in function.decorator_list)
+
+
+def _violations() -> Iterator[str]:
+    modules: Counter[str] = Counter()
+    for name, path in _sources():
+        text = path.read_text(encoding="utf-8")
+        if path.stem != "__init__":
+            modules[name.rpartition(".")[0]] += 1
+        if len(text.splitlines()) > MODULE_LINES:
+            yield f"{name}:module-lines"
+        if "fmt: skip" in text or "fmt: off" in text:
+            yield f"{name}:fmt-skip"
+        for qualified, function, owner in _functions(ast.parse(text), name, ast.Module):
+            if (function.end_lineno or 0) - function.lineno + 1 > LONGER.get(qualified, FUNCTION_LINES):
+                yield f"{qualified}:lines"
+            if _parameters(function, owner) > PARAMETERS:
+                yield f"{qualified}:parameters"
+            if _public(qualified, owner) and not _overload(function) and not ast.get_docstring(function):
+                yield f"{qualified}:docstring"
+    yield from (f"{package}:modules" for package, count in modules.items() if count > WIDER.get(package, MODULES))
+
+
+def test_lengths_parameters_and_packages_stay_within_the_limits() -> None:
+    assert sorted(set(_violations()) - KNOWN) == []
+
+
+def test_every_known_violation_still_exists() -> None:
+    assert sorted(KNOWN - set(_violations())) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [("def f(a, /, b, *, c): ...", 3), ("class C:\n def f(self, a): ...", 1), ("class C:\n @staticmethod\n def f(a, b): ...", 2)],
+)
+def test_parameters_leave_out_the_bound_object(source: str, count: int) -> None:
+    (found,) = _functions(ast.parse(source), "module", ast.Module)
+    assert _parameters(found[1], found[2]) == count
