@@ -14,6 +14,7 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.continual.prepare import Protection
 from edgetl.train.continual.previous_task import OldTask
 from edgetl.train.continual.replay import UNLABELLED
+from edgetl.train.networks.distillation import distillation_loss
 
 # Softens the old answers (Li and Hoiem 2016, arXiv:1606.09282).
 TEMPERATURE = 2.0
@@ -80,8 +81,7 @@ class OldAnswers(nn.Module):
         with torch.no_grad():
             told = self.teacher(images)
         said = self.old_head(features) if self.places is None else logits[:, list(self.places)]
-        wanted, given = F.log_softmax(told / TEMPERATURE, dim=1), F.log_softmax(said / TEMPERATURE, dim=1)
-        return self.strength * TEMPERATURE**2 * F.kl_div(given, wanted, log_target=True, reduction="batchmean")
+        return self.strength * distillation_loss(said, told, TEMPERATURE)
 
 
 class Elastic:
