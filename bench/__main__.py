@@ -42,7 +42,7 @@ def main() -> None:
 
 def _train(work: Path) -> Path:
     backbone = f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet"
-    return train(SHARED / "data/trashnet", TrainConfig(backbone=backbone), work / "run").path
+    return train(SHARED / "data/trashnet", TrainConfig.from_options(backbone=backbone), work / "run").path
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def _train(data: Path, folder: Path, seed: int) -> Run:
             for file in chosen:
                 shutil.copyfile(file, folder / part / label / file.name)
     backbone = f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet"
-    return train(folder / "images", TrainConfig(backbone=backbone, strategy="probe", seed=seed), folder / "run")
+    return train(folder / "images", TrainConfig.from_options(backbone=backbone, strategy="probe", seed=seed), folder / "run")
 
 
 def _unseen(run: Run, folder: Path) -> PixelSet:

@@ -63,7 +63,7 @@ def _cell(values: list[float]) -> str:
 def _edgetl(given: argparse.Namespace, device: str) -> float:
     splits = split(scan(given.data))
     epochs = -(-given.steps * given.batch_size // len(splits.train))
-    config = TrainConfig(
+    config = TrainConfig.from_options(
         backbone=given.backbone,
         pretrained=False,
         strategy="full",

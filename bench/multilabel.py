@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=224)
     parser.add_argument("--crop-pct", type=float, help="share of the resized image that is kept [default: the backbone's]")
     parser.add_argument("--loss", choices=("bce", "asymmetric"), default="bce")
-    parser.add_argument("--views", type=int, default=4, help="pictures of each image that the head is fitted on")
+    parser.add_argument("--augmented-views", type=int, default=4, help="pictures of each image that the head is fitted on")
     given = parser.parse_args()
     data = SHARED / "data/bccd"
     figures = {"input_size": (given.height, given.width), "crop_pct": given.crop_pct, "multilabel_loss": given.loss}

@@ -41,7 +41,9 @@ def main() -> None:
         weights = given.out / f"{name}.safetensors"
         places = Places(out=given.out, data=SHARED / "data", weights=SHARED / "weights", recipes=given.out)
         minutes = "kept" if weights.is_file() else f"{pretrain(recipe, places).seconds / 60:.1f}"
-        config = TrainConfig(backbone=recipe.architecture, weights=str(weights))  # its record stands beside it and says the rest
+        config = TrainConfig.from_options(
+            backbone=recipe.architecture, weights=str(weights)
+        )  # its record stands beside it and says the rest
         shown = " | ".join(f"{np.mean(probe(scan(SHARED / 'data' / path), config, SEEDS)):.3f}" for path in SETS.values())
         print(f"| {name} | {recipe.architecture} | {minutes} | {shown} |", flush=True)
 

@@ -63,7 +63,7 @@ def compare_guards(seeds: int, side: int, names: Sequence[str]) -> None:
 
 
 def _photographs(out: Path, side: int, seed: int) -> Run:
-    config = TrainConfig(backbone=BACKBONE, strategy="partial", seed=seed, input_size=(side, side))
+    config = TrainConfig.from_options(backbone=BACKBONE, strategy="partial", seed=seed, input_size=(side, side))
     return train(SHARED / "data" / OLD, config, out)
 
 

@@ -57,7 +57,7 @@ def main() -> None:
         compare_guards(given.seeds, given.side or 128, given.guards.split(","))
         return
     size: tuple[Side, Side] | None = (given.side, given.side) if given.side else None
-    config = TrainConfig(backbone=given.backbone, weights=given.weights, input_size=size)
+    config = TrainConfig.from_options(backbone=given.backbone, weights=given.weights, input_size=size)
     print(f"{given.backbone}, mean of {given.seeds} seeds (standard deviation), 75/25")
     probes, few = not given.few_only, not given.probe_only
     columns = [
@@ -74,7 +74,7 @@ def main() -> None:
         folder = scan(SHARED / "data" / path)
         cells = []
         if probes:
-            random = config.model_copy(update={"pretrained": False, "weights": None})
+            random = config.with_options(pretrained=False, weights=None)
             cells += [probe(folder, wanted, given.seeds) for wanted in (config, random)]
         if few:
             cells += [_few(folder, config, given.seeds, pretrained=pretrained) for pretrained in (True, False)]
@@ -90,7 +90,7 @@ def _divide(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], ND
 def probe(folder: ImageFolder, config: TrainConfig, seeds: int) -> list[float]:
     """Test accuracies of a linear probe on the frozen features, one for each seed."""
     torch.manual_seed(0)
-    backbone = load_backbone(config, len(folder.labels))
+    backbone = load_backbone(config.backbone, len(folder.labels))
     features, labels = _features(backbone, folder.samples), labels_of(folder.samples)
     found = []
     for seed in range(seeds):
@@ -117,9 +117,9 @@ def _few(folder: ImageFolder, config: TrainConfig, seeds: int, *, pretrained: bo
             "seed": seed,
             **({} if pretrained else {"weights": None}),
         }
-        wanted = config.model_copy(update=changes)
+        wanted = config.with_options(**changes)
         torch.manual_seed(seed)
-        backbone = load_backbone(wanted, len(folder.labels))
+        backbone = load_backbone(wanted.backbone, len(folder.labels))
         if pretrained:
             head = fit_head(_features(backbone, splits.train), labels_of(splits.train), len(folder.labels), seed=seed)
             with torch.no_grad():

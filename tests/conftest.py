@@ -79,7 +79,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A small network of ordinary convolutions, trained from random weights for a few epochs: quick to export and to quantize."""
-    config = TrainConfig(
+    config = TrainConfig.from_options(
         backbone="test_resnet",
         pretrained=False,
         strategy="full",

@@ -1,16 +1,19 @@
-"""Command-line options made from a configuration: one place says the name, the default, the bounds and the help."""
+"""Command-line options generated from configuration models: name, type, default, bounds and help stand in the model."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
+from pydantic import ValidationError
 
 from edgetl.cli.session import numbers
-from edgetl.core.config import StrictModel
-from edgetl.train.config.options import PANEL
+from edgetl.core.config import Model, StrictModel
+from edgetl.core.options import PANEL, Option, nested, options
+from edgetl.errors import ConfigError, MissingExtraError
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -20,14 +23,14 @@ ENVIRONMENT = {"weights_dir": "EDGETL_WEIGHTS"}
 
 
 def options_of(model: type[StrictModel], *, without: tuple[str, ...] = ()) -> Callable[[Command], Command]:
-    """Give a command whose last parameter is ``**options`` one option for each field of ``model``.
+    """Decorator: give a command whose last parameter is ``**values`` one option for each leaf of ``model`` (``edgetl.core.options``).
 
-    Words stay words and lists stay text here: the model checks them all together (``given``).
+    Words and lists stay text here: ``given`` converts them and the model checks all of them together.
     """
 
     def add(command: Command) -> Command:
         own = [item for item in inspect.signature(command, eval_str=True).parameters.values() if item.kind is not item.VAR_KEYWORD]
-        parameters = own + [_parameter(name, field) for name, field in model.model_fields.items() if name not in without]
+        parameters = own + [_parameter(option) for name, option in options(model).items() if name not in without]
         required = [item for item in parameters if item.default is item.empty]
         ordered = required + [item for item in parameters if item.default is not item.empty]
         command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
@@ -37,25 +40,71 @@ def options_of(model: type[StrictModel], *, without: tuple[str, ...] = ()) -> Ca
     return add
 
 
-def given(model: type[StrictModel], options: dict[str, Any]) -> dict[str, Any]:
-    """The options as ``model`` takes them: ``224,224`` becomes a pair."""
-    read = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    for name, value in read.items():
-        count = _length(model.model_fields[name].annotation)
-        if count and isinstance(value, str):
-            text = f"{value},{value}" if count == 2 and value.isdigit() else value
-            found = numbers(text, count, f"--{name.replace('_', '-')}")
-            whole = found is not None and count == 2
-            read[name] = tuple(int(number) for number in found) if whole and found else found
-    return read
+def given(model: type[StrictModel], context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
+    """The options that the user gave, on the command line or in the environment, as ``model`` takes them: ``224,224`` becomes a pair.
+
+    Defaults are left out: the model has its own, and a value that equals one but was given overrides a recipe.
+    """
+    known, found = options(model), {}
+    for name, value in values.items():
+        source = context.get_parameter_source(name)
+        # By name: typer brings click's enum in a module of its own, or takes click's.
+        if source is None or source.name not in ("COMMANDLINE", "ENVIRONMENT"):
+            continue
+        count = _length(known[name].field.annotation)
+        found[name] = (
+            _numbers(value, count, name) if count and isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+        )
+    return found
 
 
-def _parameter(name: str, field: Any) -> inspect.Parameter:
-    panel = field.json_schema_extra[PANEL]
-    option = typer.Option(help=field.description, rich_help_panel=panel, envvar=ENVIRONMENT.get(name))
-    kind: Any = Annotated[str | None if name in OR_AUTO else _kind(field.annotation), option]
+def _numbers(text: str, count: int, name: str) -> tuple[float, ...] | None:
+    """``count`` numbers; two of them are whole (height and width), and one stands for both."""
+    found = numbers(f"{text},{text}" if count == 2 and text.isdigit() else text, count, f"--{name.replace('_', '-')}")
+    return tuple(int(number) for number in found) if found and count == 2 else found
+
+
+def build(model: type[Model], **values: Any) -> Model:
+    """The configuration with these options, by their flat names; several mistakes are reported together.
+
+    Raises:
+        ConfigError: naming each option.
+    """
+    try:
+        return model.model_validate(nested(model, values))
+    except ValidationError as error:
+        raise ConfigError(explain(model, error)) from error
+
+
+def explain(model: type[StrictModel], error: ValidationError) -> str:
+    """Every mistake of a configuration, with the option that it belongs to."""
+    names = {f"{option.group}.{option.leaf}".strip("."): name for name, option in options(model).items()}
+    found = []
+    for item in error.errors():
+        loc = [str(part) for part in item["loc"]]
+        name = names.get(".".join(loc[:2])) or names.get(loc[0]) or ".".join(loc)
+        found.append(f"--{name.replace('_', '-')}: {item['msg']}")
+    return "; ".join(found) + "."
+
+
+def need_extra(extra: str) -> None:
+    """Refuse early, with the pip command, when the libraries of ``extra`` are not installed."""
+    libraries = {
+        "train": ("torch", "torchvision", "timm", "lightning", "sklearn", "matplotlib"),
+        "export": ("torch", "onnx", "onnxscript", "nncf"),
+    }
+    for library in libraries[extra]:
+        if find_spec(library) is None:
+            raise MissingExtraError(library, extra)
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    field, extra = option.field, option.field.json_schema_extra
+    panel = str(extra[PANEL]) if isinstance(extra, dict) and PANEL in extra else None
+    shown = typer.Option(help=field.description, rich_help_panel=panel, envvar=ENVIRONMENT.get(option.name))
+    kind: Any = Annotated[str | None if option.name in OR_AUTO else _kind(field.annotation), shown]
     default = list(field.default) if isinstance(field.default, tuple) else field.default
-    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
+    return inspect.Parameter(option.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
 
 
 def _kind(annotation: Any) -> Any:

@@ -124,7 +124,7 @@ def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, pr
     if not config.contract.asked:
         raise ConfigError("a contract needs a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
     with new_folder(out, inputs=training_inputs(data, config.train), overwrite=overwrite) as folder:
-        images = scan(data, selection=Selection(config.train.include, config.train.exclude), progress=progress)
+        images = scan(data, selection=Selection(config.train.data.include, config.train.data.exclude), progress=progress)
         ranking = rank(data, config.rank, progress=progress)
         named = config.export.model_copy(update={"name": config.export.name or model_name(data.resolve().name)})
         config = config.model_copy(update={"export": named})
@@ -151,7 +151,7 @@ def _could_keep(road: _Road, item: Ranked) -> bool:
     wanted = road.config.train.model_copy(update={"backbone": item.name})
     before = read_counters()
     try:
-        clauses = costs(load_backbone(wanted, road.labels), road.config, road.samples)
+        clauses = costs(load_backbone(wanted.backbone, road.labels), road.config, road.samples)
     except EdgetlError as error:
         road.tried.append(Tried(backbone=item.name, outcome="left out", reason=str(error)))
         return False

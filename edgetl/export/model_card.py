@@ -75,7 +75,7 @@ def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion) -> l
         _asked(record),
         f"- Backbone: {backbone.architecture} ({'pretrained' if backbone.pretrained else 'random weights'}), "
         f"license of the weights: {backbone.license or 'not stated'}",
-        f"- Strategy: {record.plan.strategy}{_head(record)}, seed {record.config.seed}, trained in {record.seconds:.0f} s",
+        f"- Strategy: {record.plan.strategy}{_head(record)}, seed {record.config.run.seed}, trained in {record.seconds:.0f} s",
         f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
         f"- Groups: {describe_grouping(record.grouping)}",
         f"- Input: {spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, "

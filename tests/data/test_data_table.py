@@ -89,7 +89,7 @@ def test_the_fingerprint_depends_on_labels_and_not_on_names(tmp_path: Path) -> N
         ("000.png\n", "file\n", "multi-label", (), DataError, r"no column beside `file`: no labels"),
         ("000.png,1,1\n", "file,a,a\n", "multi-label", (), DataError, r"column 'a' occurs twice"),
         ("000.png,1,1\n", HEADER, "multi-label", ("moss",), ConfigError, r"has no column 'moss'; it has n_cell, rust"),
-        ("000.png,1,1\n", HEADER, "regression", (), ConfigError, r"takes one column of numbers, and 2 are in .*--column NAME"),
+        ("000.png,1,1\n", HEADER, "regression", (), ConfigError, r"takes one column of numbers, and 2 are in .*--columns NAME"),
         ("000.png,1,x\n", HEADER, "regression", ("rust",), DataError, r"'x' in the column 'rust' is not a number. Write a number, or"),
         ("000.png,1,1\n001.png,1,2\n", HEADER, "regression", ("n_cell",), DataError, r"every image has the same number in 'n_cell'"),
         ("000.png,1,1.5\n", HEADER, "ordinal", ("rust",), DataError, r"1.5 in the column 'rust' is not a whole grade"),

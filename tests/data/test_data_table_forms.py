@@ -84,8 +84,8 @@ def test_columns_with_exactly_one_1_in_each_row_are_classes_and_this_is_reported
 @pytest.mark.parametrize(
     ("rows", "task", "kind", "message"),
     [
-        (CATS.replace("label", "label,width").replace(",cat", ",cat,3").replace(",dog", ",dog,4"), None, ConfigError, "--column label"),
-        ("file,a,b\n0.png,1,1\n1.png,0,1\n", "classification", ConfigError, r"2 columns may hold the class \(a, b\).*--column NAME"),
+        (CATS.replace("label", "label,width").replace(",cat", ",cat,3").replace(",dog", ",dog,4"), None, ConfigError, "--columns label"),
+        ("file,a,b\n0.png,1,1\n1.png,0,1\n", "classification", ConfigError, r"2 columns may hold the class \(a, b\).*--columns NAME"),
         ("file,mm\n0.png,1\n1.png,2\n2.png,x\n", None, DataError, r"line 4: 'x' in the column 'mm' is not a number, and most others are"),
         (CATS + "4.png,\n", None, DataError, r"line 6: '' in the column 'label' is empty"),
         (CATS.replace("cat\n3", '"a\nb"\n3'), None, DataError, r"line 5: 'a\\nb' in the column 'label' holds a line break"),

@@ -18,7 +18,7 @@ def test_a_chain_of_three_runs_records_three_parents(shared: Path, tmp_path: Pat
     backbone = "edgetl_small"
     for domain in ("photo", "sketch", "cartoon"):
         out = tmp_path / domain
-        arguments = ("train", shared / "data/pacs" / domain, "--backbone", backbone, "--views", 1, "--input-size", 96)
+        arguments = ("train", shared / "data/pacs" / domain, "--backbone", backbone, "--augmented-views", 1, "--input-size", 96)
         tuning = ("--strategy", "full", "--epochs", 2, "--out", out)
         done = edgetl(*arguments, *tuning, "--json", timeout=300)
         assert done.returncode == 0, done.stderr

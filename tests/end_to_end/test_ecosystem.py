@@ -63,7 +63,16 @@ def test_model_apis_own_resize_is_near_and_the_file_names_its_nearest(photo_bund
 
 def test_model_apis_own_resize_answers_like_edgetl_where_the_crop_keeps_all(shared: Path, photos: list[Path], tmp_path: Path) -> None:
     """``--crop-pct 1.0``: the same square is seen, and photographs little larger than the input need no antialiasing: 1.0."""
-    weights = ("--backbone", f"local-dir:{shared}/weights/mobilenetv2_100.imagenet", "--crop-pct", 1.0, "--strategy", "probe", "--views", 1)
+    weights = (
+        "--backbone",
+        f"local-dir:{shared}/weights/mobilenetv2_100.imagenet",
+        "--crop-pct",
+        1.0,
+        "--strategy",
+        "probe",
+        "--augmented-views",
+        1,
+    )
     done = edgetl("train", shared / "data/trashnet", *weights, "--out", tmp_path / "run", timeout=400)
     assert done.returncode == 0, done.stderr
     limits = ("--format", "openvino", "--precision", "fp32")

@@ -19,9 +19,9 @@ TINY = (
     "--epochs", 12, "--val", 0.25, "--test", 0.25,
 )  # fmt: skip
 TASKS = {
-    "multi-label": ("--column", "red,green,blue"),
-    "regression": ("--task", "regression", "--column", "mm", "--tolerance", 1),
-    "ordinal": ("--task", "ordinal", "--column", "grade"),
+    "multi-label": ("--columns", "red,green,blue"),
+    "regression": ("--task", "regression", "--columns", "mm", "--tolerance", 1),
+    "ordinal": ("--task", "ordinal", "--columns", "grade"),
 }
 
 
@@ -121,7 +121,7 @@ def test_thresholds_that_were_taken_away_are_noticed(made: tuple[str, Path, Path
 @pytest.mark.shared
 def test_a_probe_finds_blood_cells(shared: Path, tmp_path: Path) -> None:
     data = shared / "data/bccd"
-    weights = ("--backbone", "mobilenetv2_100.imagenet", "--weights-dir", shared / "weights", "--strategy", "probe", "--views", 1)
+    weights = ("--backbone", "mobilenetv2_100.imagenet", "--weights-dir", shared / "weights", "--strategy", "probe", "--augmented-views", 1)
     whole = ("--input-size", "240,320", "--crop-pct", 1.0)
     record = said("train", data / "images", "--labels", data / "multilabel.csv", *weights, *whole, "--out", tmp_path / "run")
     assert record["labels"] == ["n_RBC", "n_WBC", "n_Platelets"] and sum(record["images"].values()) == 364

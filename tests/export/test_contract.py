@@ -179,7 +179,7 @@ def test_a_profile_is_of_its_own_threads_and_engines(bundle: Bundle, run: Run, t
 @pytest.mark.parametrize(("precision", "share"), [("fp16", 0.6), ("int8-weights", 0.45), ("int8", 0.45)])
 def test_what_a_backbone_could_weigh_is_measured_in_the_precision_asked_for(colours: Path, precision: Precision, share: float) -> None:
     samples = list(scan(colours).samples[:4])
-    backbone = load_backbone(TrainConfig(backbone="edgetl_small"), 3)
+    backbone = load_backbone(TrainConfig.from_options(backbone="edgetl_small").backbone, 3)
 
     def size(wanted: Precision) -> float:
         config = _fit_config(Contract(max_size_mb=1))
@@ -199,7 +199,7 @@ def test_a_clause_says_by_how_much() -> None:
 def _fit_config(contract: Contract) -> FitConfig:
     return FitConfig(
         rank=RankConfig(candidates=("edgetl_small", "random:edgetl_small"), images=60),
-        train=TrainConfig(strategy="probe", views=1, input_size=(64, 64)),
+        train=TrainConfig.from_options(strategy="probe", augmented_views=1, input_size=(64, 64)),
         export=ExportConfig(formats=("onnx",), precisions=("fp32",), gate_images=60),
         contract=contract,
     )

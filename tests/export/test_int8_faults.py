@@ -41,7 +41,9 @@ FORMATS: tuple[Format, ...] = ("onnx", "openvino")
 @pytest.fixture(scope="module")
 def swish_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A head on a random MobileNetV3: depthwise convolutions, squeeze-and-excitation, hard swish."""
-    config = TrainConfig(backbone="mobilenetv3_small_050", pretrained=False, strategy="probe", input_size=(64, 64), views=1)
+    config = TrainConfig.from_options(
+        backbone="mobilenetv3_small_050", pretrained=False, strategy="probe", input_size=(64, 64), augmented_views=1
+    )
     return train(digits, config, tmp_path_factory.mktemp("swish") / "run")
 
 

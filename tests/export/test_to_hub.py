@@ -78,7 +78,9 @@ def test_timm_and_transformers_answer_the_same_from_the_folder(hub: Path, run: R
 
 
 def test_a_run_with_another_head_is_refused(colours: Path, tmp_path: Path) -> None:
-    config = TrainConfig(backbone="test_resnet", pretrained=False, strategy="probe", head="cosine", input_size=(32, 32), val=0.25, test=0.0)
+    config = TrainConfig.from_options(
+        backbone="test_resnet", pretrained=False, strategy="probe", head="cosine", input_size=(32, 32), val=0.25, test=0.0
+    )
     run = train(colours, config, tmp_path / "run")
     with pytest.raises(RunError, match=r"its head is cosine, and timm builds one linear layer\. Share its bundle instead: edgetl export"):
         share_run(run.path, tmp_path / "hub")
@@ -95,7 +97,9 @@ def test_a_run_of_numbers_is_refused(squares: Path, tmp_path: Path) -> None:
 
 
 def test_a_network_that_timm_does_not_build_is_refused(colours: Path, tmp_path: Path) -> None:
-    config = TrainConfig(backbone="torchvision:squeezenet1_1", pretrained=False, strategy="probe", input_size=(32, 32), val=0.25, test=0.0)
+    config = TrainConfig.from_options(
+        backbone="torchvision:squeezenet1_1", pretrained=False, strategy="probe", input_size=(32, 32), val=0.25, test=0.0
+    )
     run = train(colours, config, tmp_path / "run")
     with pytest.raises(RunError, match="its network is torchvision:squeezenet1_1, which timm does not build"):
         share_run(run.path, tmp_path / "hub")

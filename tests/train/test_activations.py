@@ -60,7 +60,7 @@ def test_a_network_that_is_no_chain_there_is_left_whole() -> None:
 
 def _backbone(config: TrainConfig) -> Backbone:
     torch.manual_seed(0)
-    return load_backbone(config.model_copy(update={"pretrained": False}), 3)
+    return load_backbone(config.with_options(pretrained=False).backbone, 3)
 
 
 def _config(**changes: object) -> TrainConfig:
@@ -95,7 +95,7 @@ def test_the_cache_keeps_its_bounds(colours: Path, tmp_path: Path) -> None:
         config = _config(augment="light", **changes)
         backbone = _backbone(config)
         trained = choose_stages(find_stages(backbone.model, backbone.head_name), "0.5")
-        augment = make_augmentation(config.augment, backbone.spec, flip=False)
+        augment = make_augmentation(config.data.augment, backbone.spec, flip=False)
         found = cache_activations(backbone, trained, splits, augment, config, steps=range(100), place=Workplace("cpu", work))
         return found.views if found else 0
 

@@ -18,20 +18,20 @@ from edgetl.train.networks.backbone import find_head, make_trunk
 
 def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(BackboneError, match=r"'mobilnetv3_small_100'.*mobilenetv3_small_100"):
-        load_backbone(TrainConfig(backbone="mobilnetv3_small_100"), 3)
+        load_backbone(TrainConfig.from_options(backbone="mobilnetv3_small_100").backbone, 3)
     with pytest.raises(BackboneError, match=r"'resnet19'.*resnet18"):
-        load_backbone(TrainConfig(backbone="torchvision:resnet19"), 3)
+        load_backbone(TrainConfig.from_options(backbone="torchvision:resnet19").backbone, 3)
 
 
 def test_a_folder_without_config_is_refused_with_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"has no config\.json.*model\.safetensors"):
-        load_backbone(TrainConfig(backbone=f"local-dir:{tmp_path}"), 3)
+        load_backbone(TrainConfig.from_options(backbone=f"local-dir:{tmp_path}").backbone, 3)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv3_small_050", "torchvision:resnet18", "torchvision:squeezenet1_0"])
 def test_trunk_and_head_make_the_whole_network(name: str) -> None:
     torch.manual_seed(0)
-    backbone = load_backbone(TrainConfig(backbone=name, pretrained=False), 7)
+    backbone = load_backbone(TrainConfig.from_options(backbone=name, pretrained=False).backbone, 7)
     backbone.model.eval()
     images = torch.rand(2, 3, *backbone.spec.input_size)
     with torch.inference_mode():
@@ -45,7 +45,7 @@ def test_weights_of_a_file_are_loaded_and_named_by_hash(tmp_path: Path) -> None:
     source = timm.create_model("test_resnet", num_classes=1000)
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(source.state_dict(), path)
-    backbone = load_backbone(TrainConfig(backbone="test_resnet", weights=str(path)), 3)
+    backbone = load_backbone(TrainConfig.from_options(backbone="test_resnet", weights=str(path)).backbone, 3)
     assert all(
         torch.equal(backbone.model.state_dict()[key], value) for key, value in source.state_dict().items() if not key.startswith("fc")
     )
@@ -56,17 +56,17 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file(torchvision.models.squeezenet1_0().state_dict(), path)
     with pytest.raises(BackboneError, match=r"other\.safetensors does not fit test_resnet: \d+ tensors"):
-        load_backbone(TrainConfig(backbone="test_resnet", weights=str(path)), 3)
+        load_backbone(TrainConfig.from_options(backbone="test_resnet", weights=str(path)).backbone, 3)
 
 
 def test_options_replace_the_backbones_preprocessing() -> None:
-    config = TrainConfig(
+    config = TrainConfig.from_options(
         backbone="test_resnet", pretrained=False, input_size=(64, 96), mean=(0.5, 0.5, 0.5), std=(0.1, 0.2, 0.3), crop_pct=1.0
     )
-    spec = load_backbone(config, 2).spec
+    spec = load_backbone(config.backbone, 2).spec
     assert (spec.input_size, spec.mean, spec.std, spec.crop_pct) == ((64, 96), (0.5, 0.5, 0.5), (0.1, 0.2, 0.3), 1.0)
     with pytest.raises(ConfigError, match="--std"):
-        load_backbone(config.model_copy(update={"std": (0.0, 1.0, 1.0)}), 2)
+        load_backbone(config.with_options(std=(0.0, 1.0, 1.0)).backbone, 2)
 
 
 def test_a_network_without_a_linear_end_is_refused() -> None:
@@ -76,7 +76,7 @@ def test_a_network_without_a_linear_end_is_refused() -> None:
 
 def test_openvino_computes_the_trunks_features() -> None:
     torch.manual_seed(0)
-    backbone = load_backbone(TrainConfig(backbone="test_resnet", pretrained=False), 3)
+    backbone = load_backbone(TrainConfig.from_options(backbone="test_resnet", pretrained=False).backbone, 3)
     trunk = make_trunk(backbone.model, backbone.head_name)
     images = np.random.default_rng(0).random((5, 3, 64, 64), dtype=np.float32)
     compiled = compile_trunk(trunk, images)
@@ -87,13 +87,13 @@ def test_openvino_computes_the_trunks_features() -> None:
 
 @pytest.mark.shared
 def test_real_weights_keep_their_arguments_and_license(shared: Path) -> None:
-    backbone = load_backbone(TrainConfig(backbone=f"local-dir:{shared}/weights/mobilenetv2_100.imagenet"), 6)
+    backbone = load_backbone(TrainConfig.from_options(backbone=f"local-dir:{shared}/weights/mobilenetv2_100.imagenet").backbone, 6)
     assert (backbone.architecture, backbone.model_args, backbone.license) == ("mobilenetv2_100", {"pad_type": "same"}, "apache-2.0")
     assert backbone.spec.mean == (0.5, 0.5, 0.5) and backbone.spec.input_size == (224, 224)
 
 
 @pytest.mark.shared
 def test_squeezenet_takes_real_torchvision_weights(shared: Path) -> None:
-    config = TrainConfig(backbone="torchvision:squeezenet1_0", weights=f"{shared}/weights/squeezenet1_0.dc_in1k.safetensors")
-    backbone = load_backbone(config, 6)
+    config = TrainConfig.from_options(backbone="torchvision:squeezenet1_0", weights=f"{shared}/weights/squeezenet1_0.dc_in1k.safetensors")
+    backbone = load_backbone(config.backbone, 6)
     assert backbone.head.in_features == 512

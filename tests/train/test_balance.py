@@ -67,8 +67,8 @@ def test_a_resumed_balanced_training_ends_with_the_same_weights(colours: Path, t
     whole = train(colours, config, tmp_path / "whole")
     with pytest.raises(_StopError):
         train(colours, config, tmp_path / "broken", progress=stop)
-    assert ("running the frozen layers" in stages) == (config.strategy == "partial"), "balanced with cached activations too"
+    assert ("running the frozen layers" in stages) == (config.optim.strategy == "partial"), "balanced with cached activations too"
     resumed = train(colours, config, tmp_path / "broken", resume=True)
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
-    plain = train(colours, config.model_copy(update={"balance": "none"}), tmp_path / "plain")
+    plain = train(colours, config.with_options(balance="none"), tmp_path / "plain")
     assert plain.record.files["weights.safetensors"] != whole.record.files["weights.safetensors"]

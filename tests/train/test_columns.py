@@ -203,7 +203,7 @@ def test_averaged_weights_hold_the_frozen_column_bit_for_bit(parent: Run, splits
 def test_stages_of_columns_are_chosen_as_those_of_one_network_and_borders_begin_before_them(
     parent: Run, splits: Splits, unfreeze: str, expected: int
 ) -> None:
-    plain = load_backbone(_config(backbone=str(parent.path)), 2)
+    plain = load_backbone(_config(backbone=str(parent.path)).backbone, 2)
     backbone, _ = prepare(splits, _beside(parent, unfreeze=unfreeze))
     chosen = [stage.name for stage in choose_stages(find_stages(backbone.model, backbone.head_name), unfreeze)]
     alone = [stage.name for stage in choose_stages(find_stages(plain.model, plain.head_name), unfreeze)]
@@ -332,7 +332,7 @@ def test_what_cannot_be_kept_or_combined_is_said(parent: Run, grown: Run, splits
     for config in (_beside(parent, strategy="scratch"), _config(forgetting="progressive", pretrained=False)):
         with pytest.raises(ConfigError, match="--forgetting progressive: random weights know nothing that could be kept"):
             prepare(splits, config)
-    with pytest.raises(ConfigError, match=r"cannot go with --lwf and --wise\. Leave one out"):
+    with pytest.raises(ConfigError, match=r"cannot go with --lwf and --wise-ft\. Leave one out"):
         prepare(splits, _beside(parent, lwf=1.0, wise=True))
     with pytest.raises(ConfigError, match=r"edgetl_small came without one\. Use --l2sp or --replay"):
         prepare(splits, _config(forgetting="progressive", backbone="edgetl_small"))
@@ -371,7 +371,18 @@ def test_a_bundle_of_a_run_with_columns_answers_the_new_task_in_every_variant(gr
 
 @pytest.mark.slow
 def test_the_command_keeps_the_old_network(parent: Run, shapes: Path, tmp_path: Path) -> None:
-    options = ["--backbone", str(parent.path), "--forgetting", "progressive", "--strategy", "full", "--epochs", "2", "--views", "1"]
+    options = [
+        "--backbone",
+        str(parent.path),
+        "--forgetting",
+        "progressive",
+        "--strategy",
+        "full",
+        "--epochs",
+        "2",
+        "--augmented-views",
+        "1",
+    ]
     done = edgetl("train", str(shapes), *options, "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())

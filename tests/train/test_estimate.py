@@ -13,11 +13,11 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.workflows.estimate import estimate
 from tests.command import edgetl
 
-SMALL = ("--backbone", "edgetl_small", "--input-size", "64", "--views", 1)
+SMALL = ("--backbone", "edgetl_small", "--input-size", "64", "--augmented-views", 1)
 
 
 def test_a_plan_says_what_each_strategy_takes(digits: Path) -> None:
-    found = estimate(digits, TrainConfig(input_size=(64, 64), views=1))
+    found = estimate(digits, TrainConfig.from_options(input_size=(64, 64), augmented_views=1))
     probe, partial, full = found.strategies
     assert [item.plan.strategy for item in found.strategies] == ["probe", "partial", "full"]
     assert [item.chosen for item in found.strategies] == [False, True, False], f"{found.images} images"

@@ -211,7 +211,7 @@ def test_replayed_images_are_labelled_as_new_old_or_no_class(parent: Run, invert
     from edgetl.train.inputs.features import FeatureExtractor
 
     config = _config(backbone=str(parent.path), replay=str(parent.path), replay_images=3)
-    backbone = load_backbone(config, 2)
+    backbone = load_backbone(config.backbone, 2)
     old = find_old_task(config, backbone, ("lying", "standing"))
     extract = FeatureExtractor(nn.Flatten(), backbone.spec)
 
@@ -221,8 +221,8 @@ def test_replayed_images_are_labelled_as_new_old_or_no_class(parent: Run, invert
 
     assert labels(config, ("lying", "standing")) == [-3, -2, -1]
     assert labels(config, ("blue", "red", "standing")) == [-2, 0, 1]
-    assert labels(config.model_copy(update={"replay": str(shapes)}), ("blue", "red")) == [UNLABELLED]
-    assert labels(config.model_copy(update={"replay": str(shapes)}), ("standing", "red")) == [UNLABELLED, 0]
+    assert labels(config.with_options(replay=str(shapes)), ("blue", "red")) == [UNLABELLED]
+    assert labels(config.with_options(replay=str(shapes)), ("standing", "red")) == [UNLABELLED, 0]
     contents = {sample.content for sample in parent.samples("train")}
     assert not replayed(config, ("red",), old, extract, contents, progress=lambda *_: None), "no image is both new and old"
 
@@ -271,7 +271,7 @@ def test_published_weights_are_protected_through_their_own_head(shared: Path, in
 
 @pytest.mark.slow
 def test_the_command_says_what_was_forgotten(parent: Run, inverted: Path, tmp_path: Path) -> None:
-    options = ["--backbone", str(parent.path), "--strategy", "full", "--epochs", "8", "--lr", "0.003", "--trunk-lr", "0.003"]
+    options = ["--backbone", str(parent.path), "--strategy", "full", "--epochs", "8", "--lr", "0.003", "--backbone-lr", "0.003"]
     done = edgetl("train", str(inverted), *options, "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())

@@ -43,7 +43,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run that nobody tampered with."""
-    config = TrainConfig(backbone="test_resnet", pretrained=False, strategy="probe", input_size=(32, 32), val=0.25, test=0.25, views=1)
+    config = TrainConfig.from_options(
+        backbone="test_resnet", pretrained=False, strategy="probe", input_size=(32, 32), val=0.25, test=0.25, augmented_views=1
+    )
     return train(data, config, tmp_path_factory.mktemp("runs") / "run").path
 
 
@@ -278,18 +280,20 @@ def test_a_file_that_would_never_end_is_refused(whole: Path, tmp_path: Path) -> 
 
 
 def _commands(run: Path, whole: Path, data: Path, out: Path) -> dict[str, Callable[[], object]]:
-    other = TrainConfig(backbone="test_resnet", pretrained=False, strategy="full", epochs=1, views=1, input_size=(32, 32))
-    start = other.model_copy(update={"backbone": str(run), "pretrained": True})
+    other = TrainConfig.from_options(
+        backbone="test_resnet", pretrained=False, strategy="full", epochs=1, augmented_views=1, input_size=(32, 32)
+    )
+    start = other.with_options(backbone=str(run), pretrained=True)
     return {
         "export": lambda: export_bundle(run, ExportConfig(), out),
         "evaluate": lambda: evaluate_run(run, data),
         "share": lambda: share_run(run, out),
         "soup": lambda: make_soup([whole, run], out),
         "prune": lambda: prune_run(run, out),
-        "--backbone": lambda: load_backbone(start, 3),
+        "--backbone": lambda: load_backbone(start.backbone, 3),
         "train --backbone": lambda: train(data, start, out),
-        "--teacher": lambda: train(data, other.model_copy(update={"teacher": str(run)}), out),
-        "--replay": lambda: train(data, start.model_copy(update={"replay": str(run)}), out),
+        "--teacher": lambda: train(data, other.with_options(teacher=str(run)), out),
+        "--replay": lambda: train(data, start.with_options(replay=str(run)), out),
     }
 
 

@@ -60,7 +60,7 @@ def test_a_transformer_trains_at_another_size_and_its_run_is_rebuilt_by_edgetl_a
     with torch.inference_mode():
         assert torch.equal(ours(images), theirs(images))
     # The next level of the pyramid may have a size of its own.
-    backbone = load_backbone(TrainConfig(backbone=str(run.path), input_size=(96, 96)), 3)
+    backbone = load_backbone(TrainConfig.from_options(backbone=str(run.path), input_size=(96, 96)).backbone, 3)
     assert backbone.model_args["img_size"] == [96, 96] and backbone.parents[-1].kind == "run"
     with torch.inference_mode():
         assert backbone.model(torch.rand(1, 3, 96, 96)).shape == (1, 3)
@@ -68,8 +68,8 @@ def test_a_transformer_trains_at_another_size_and_its_run_is_rebuilt_by_edgetl_a
 
 def test_position_embeddings_are_interpolated_and_all_other_weights_are_kept(tmp_path: Path) -> None:
     name = saved_network(tmp_path / "net", *NETWORKS["vit"])
-    own = load_backbone(TrainConfig(backbone=name), 5).model.state_dict()
-    sized = load_backbone(TrainConfig(backbone=name, input_size=(112, 112)), 5).model.state_dict()
+    own = load_backbone(TrainConfig.from_options(backbone=name).backbone, 5).model.state_dict()
+    sized = load_backbone(TrainConfig.from_options(backbone=name, input_size=(112, 112)).backbone, 5).model.state_dict()
     assert own["pos_embed"].shape[1] == 1 + 14 * 14 and sized["pos_embed"].shape[1] == 1 + 7 * 7
     torch.testing.assert_close(sized["pos_embed"][:, 1:].mean(dim=1), own["pos_embed"][:, 1:].mean(dim=1), atol=5e-3, rtol=0)
     for key, value in own.items():
@@ -79,17 +79,21 @@ def test_position_embeddings_are_interpolated_and_all_other_weights_are_kept(tmp
 def test_a_size_that_patches_do_not_divide_is_refused_with_the_nearest_that_they_do(tmp_path: Path) -> None:
     name = saved_network(tmp_path / "net", *NETWORKS["vit"])
     with pytest.raises(ConfigError, match=r"100,100.*16 x 16 pixels.*nearest sizes.* 96,96 and 112,112\."):
-        load_backbone(TrainConfig(backbone=name, input_size=(100, 100)), 3)
+        load_backbone(TrainConfig.from_options(backbone=name, input_size=(100, 100)).backbone, 3)
 
 
 def test_torchvisions_vit_is_refused_at_another_size_and_its_swin_is_not() -> None:
     with pytest.raises(ConfigError, match=r"does not take images of that size: .*\(224 x 224\), or take timm's"):
-        load_backbone(TrainConfig(backbone="torchvision:vit_b_32", pretrained=False, input_size=(128, 128)), 3)
-    assert load_backbone(TrainConfig(backbone="torchvision:swin_t", pretrained=False, input_size=(64, 64)), 3).spec.input_size == (64, 64)
+        load_backbone(TrainConfig.from_options(backbone="torchvision:vit_b_32", pretrained=False, input_size=(128, 128)).backbone, 3)
+    assert load_backbone(
+        TrainConfig.from_options(backbone="torchvision:swin_t", pretrained=False, input_size=(64, 64)).backbone, 3
+    ).spec.input_size == (64, 64)
 
 
 def test_convolutions_take_any_size_without_an_argument() -> None:
-    assert load_backbone(TrainConfig(backbone="test_resnet", pretrained=False, input_size=(72, 40)), 3).model_args == {}
+    assert (
+        load_backbone(TrainConfig.from_options(backbone="test_resnet", pretrained=False, input_size=(72, 40)).backbone, 3).model_args == {}
+    )
 
 
 def test_a_transformer_at_another_size_is_exported_and_export_names_a_command_that_works(tmp_path: Path) -> None:
@@ -101,7 +105,7 @@ def test_a_transformer_at_another_size_is_exported_and_export_names_a_command_th
     assert prediction.label in run.record.labels
     with pytest.raises(ConfigError, match=r"Export without --input-size, or train at that size: edgetl train DATA --input-size 96,96"):
         export_bundle(run.path, config.model_copy(update={"input_size": 96}), tmp_path / "other")
-    again = TrainConfig(backbone=str(run.path), strategy="probe", input_size=(96, 96), val=0.25, views=1, workers=0)
+    again = TrainConfig.from_options(backbone=str(run.path), strategy="probe", input_size=(96, 96), val=0.25, augmented_views=1, workers=0)
     assert open_run(train(tmp_path / "colours", again, tmp_path / "larger").path).record.preprocess.input_size == (96, 96)
 
 

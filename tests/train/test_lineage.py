@@ -28,7 +28,9 @@ from tests.conftest import write_colours
 
 
 def config(parent: Path | None = None, **changes: Any) -> TrainConfig:
-    return TrainConfig(views=1, input_size=(32, 32), val=0.25, test=0.25, backbone=str(parent or "edgetl_small"), **changes)
+    return TrainConfig.from_options(
+        augmented_views=1, input_size=(32, 32), val=0.25, test=0.25, backbone=str(parent or "edgetl_small"), **changes
+    )
 
 
 def contents(run: Run, *parts: str) -> set[str]:
@@ -95,15 +97,15 @@ def test_evaluation_leaves_out_what_any_ancestor_has_seen(root: Path, parent: Ru
 
 def test_pruned_runs_and_averages_keep_the_lineage(root: Path, parent: Run, tmp_path: Path) -> None:
     assert prune_run(parent.path, tmp_path / "pruned").run.seen_images() == parent.seen_images()
-    other = train(root / "second", config(Path(parent.record.config.backbone), balance="loss"), tmp_path / "other")
+    other = train(root / "second", config(Path(parent.record.config.backbone.name), balance="loss"), tmp_path / "other")
     soup = make_soup([parent.path, other.path], tmp_path / "soup", method="uniform")
     assert soup.seen_images() == parent.seen_images() == other.seen_images()
 
 
 def test_a_teacher_is_an_ancestor_and_random_weights_have_none(parent: Run) -> None:
-    assert seen_by_ancestors(TrainConfig(teacher=str(parent.path))) == parent.seen_images()
-    weights = TrainConfig(backbone="test_resnet", weights=str(parent.path / "weights.safetensors"))
-    for same in (config(parent.path), TrainConfig(backbone=f"local-dir:{parent.path}"), weights):
+    assert seen_by_ancestors(TrainConfig.from_options(teacher=str(parent.path))) == parent.seen_images()
+    weights = TrainConfig.from_options(backbone="test_resnet", weights=str(parent.path / "weights.safetensors"))
+    for same in (config(parent.path), TrainConfig.from_options(backbone=f"local-dir:{parent.path}"), weights):
         assert [run.path for run in parent_runs(same)] == [parent.path]
     for other in (TrainConfig(), config(parent.path, pretrained=False), config(parent.path, strategy="scratch")):
         assert seen_by_ancestors(other) == SeenImages()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgetl.cli.commands.train import build_config
+from edgetl.cli.options import build
 from edgetl.errors import ConfigError, MissingExtraError
 from edgetl.train.artifacts.run import Run
 from edgetl.train.config.options import TrainConfig
@@ -61,10 +61,10 @@ def test_nothing_is_logged_unless_it_is_asked_for(colours: Path, tmp_path: Path)
 
 
 def test_an_unknown_logger_is_refused_with_the_known_ones() -> None:
-    assert build_config(log="csv,tensorboard").log == "csv,tensorboard"
+    assert build(TrainConfig, loggers="csv,tensorboard").run.loggers == "csv,tensorboard"
     for wrong in ("wandb", "csv,wandb", ","):
-        with pytest.raises(ConfigError, match=r"--log: .*takes csv, tensorboard, mlflow"):
-            build_config(log=wrong)
+        with pytest.raises(ConfigError, match=r"--loggers: .*takes csv, tensorboard, mlflow"):
+            build(TrainConfig, loggers=wrong)
 
 
 @pytest.mark.parametrize(("name", "extra"), [("tensorboard", "log"), ("mlflow", "mlflow")])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgetl.cli.commands.train import build_config
+from edgetl.cli.options import build
 from edgetl.core.progress import silent
 from edgetl.data.folder import scan
 from edgetl.data.split import split
@@ -54,7 +54,7 @@ def test_a_loss_that_does_not_fall_chooses_nothing() -> None:
     assert choose_rate([(1e-6, 1.0)]).rate is None
     early = np.concatenate([np.linspace(1.3, 1.0, 4), np.linspace(1.0, 1.6, STEPS - 4)])
     assert choose_rate(_curve(early)).rate is None, "a fall at the lowest rates is the luck of the batches"
-    plan = make_plan(_config(), 80, load_backbone(_config(), 3).model)
+    plan = make_plan(_config(), 80, load_backbone(_config().backbone, 3).model)
     assert with_sweep(plan, _curve(noise), _config()) == plan
 
 
@@ -62,7 +62,7 @@ def test_the_sweep_leaves_weights_and_generators_alone_and_repeats_itself(colour
     config = _config()
     splits = split(scan(colours), val=0.25, test=0.25)
     torch.manual_seed(0)
-    backbone = load_backbone(config, 3)
+    backbone = load_backbone(config.backbone, 3)
     plan = make_plan(config, len(splits.train), backbone.model)
     module = Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, config)
     batches = training_batches(splits.train, backbone.spec, None, config, steps=range(plan.steps))
@@ -80,7 +80,7 @@ def test_the_sweep_leaves_weights_and_generators_alone_and_repeats_itself(colour
 def test_a_loss_that_begins_far_off_is_swept_too(colours: Path) -> None:
     config = _config()
     splits = split(scan(colours), val=0.25, test=0.25)
-    backbone = load_backbone(config, 3)
+    backbone = load_backbone(config.backbone, 3)
     with torch.no_grad():
         backbone.head.weight.mul_(1000)
     plan = make_plan(config, len(splits.train), backbone.model)
@@ -107,7 +107,7 @@ def test_auto_trains_as_the_number_it_found_would_and_a_resumed_one_too(colours:
     auto = train(colours, _config(checkpoint_s=0.001), tmp_path / "auto")
     found = auto.record.plan.lr_found
     assert found is not None and auto.record.plan.head_lr == found and (auto.path / "lr.png").stat().st_size > 5000
-    assert auto.record.config.lr == "auto" and "lr.png" in auto.record.files
+    assert auto.record.config.optim.lr == "auto" and "lr.png" in auto.record.files
     given = train(colours, _config(lr=found), tmp_path / "given")
     assert given.record.files["weights.safetensors"] == auto.record.files["weights.safetensors"]
     assert not (given.path / "lr.png").exists() and given.record.plan.lr_found is None
@@ -130,7 +130,7 @@ def test_auto_moves_every_group_and_a_trunk_rate_that_was_given_stays() -> None:
     falls = _curve(2.0 - 1.5 / (1 + np.exp(-4 * (np.log10(RATES) + 3.0))))
     for changes, moved in (({"recipe": "fastai"}, True), ({"trunk_lr": 7e-4}, False)):
         config = _config(pretrained=True, **changes)
-        plan = make_plan(config, 500, load_backbone(_config(), 3).model)
+        plan = make_plan(config, 500, load_backbone(_config().backbone, 3).model)
         after = with_sweep(plan, falls, config)
         assert after.head_lr != plan.head_lr and after.frozen_lr / after.head_lr == pytest.approx(plan.frozen_lr / plan.head_lr)
         ratio = after.top_lr / after.head_lr
@@ -138,7 +138,11 @@ def test_auto_moves_every_group_and_a_trunk_rate_that_was_given_stays() -> None:
 
 
 def test_the_command_line_takes_a_number_or_auto() -> None:
-    assert build_config(lr="auto").lr == "auto" and build_config(lr="3e-3").lr == 3e-3 and build_config(lr=None).lr is None
+    assert (
+        build(TrainConfig, lr="auto").optim.lr == "auto"
+        and build(TrainConfig, lr="3e-3").optim.lr == 3e-3
+        and build(TrainConfig, lr=None).optim.lr is None
+    )
     for wrong in ("fast", "-1"):
         with pytest.raises(ConfigError, match="--lr"):
-            build_config(lr=wrong)
+            build(TrainConfig, lr=wrong)

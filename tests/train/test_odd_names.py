@@ -26,7 +26,9 @@ from tests.conftest import write_colours
 
 NAMES = {"red": "café\u00a0noir", "green": "猫\u3000種", "blue": '$a^$ [red] "b", |c'}
 NOT_UTF8 = b"verre_cass\xe9 100%.png"
-CONFIG = TrainConfig(backbone="test_resnet", pretrained=False, input_size=(32, 32), views=1, strategy="probe", val=0.25, test=0.25)
+CONFIG = TrainConfig.from_options(
+    backbone="test_resnet", pretrained=False, input_size=(32, 32), augmented_views=1, strategy="probe", val=0.25, test=0.25
+)
 
 
 @pytest.fixture(scope="module")

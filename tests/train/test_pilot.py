@@ -42,15 +42,15 @@ def _noise(root: Path, count: int) -> Path:
 def test_only_auto_with_more_than_100_000_images_wants_a_pilot(colours: Path, many: None) -> None:
     splits = split(scan(colours))
     assert len(splits.train) > 20 and wants_pilot(splits, TrainConfig())
-    assert not wants_pilot(splits, TrainConfig(strategy="full"))
-    assert not wants_pilot(splits, TrainConfig(pretrained=False))
+    assert not wants_pilot(splits, TrainConfig.from_options(strategy="full"))
+    assert not wants_pilot(splits, TrainConfig.from_options(pretrained=False))
 
 
 @pytest.mark.slow
 def test_pretrained_features_gain_on_digits_and_not_on_noise(digits: Path, tmp_path: Path) -> None:
     config = TrainConfig.model_validate(SMALL)
     assert gain_of_pretraining(split(scan(_noise(tmp_path / "noise", 40))), config) < LEAST_GAIN
-    assert gain_of_pretraining(split(scan(digits)), config.model_copy(update={"input_size": (48, 48)})) > 0.02
+    assert gain_of_pretraining(split(scan(digits)), config.with_options(input_size=(48, 48))) > 0.02
 
 
 def test_far_pictures_get_a_pilot_and_the_better_start_and_the_record_says_so(tmp_path: Path, many: None) -> None:

@@ -27,7 +27,7 @@ def test_a_pruned_network_is_smaller_loads_again_and_learns_again(run: Run, digi
     assert widths == pruned.run.record.backbone.model_args[PRUNED]
     assert all(width[0] % 8 == 0 for name, width in widths.items() if name != pruned.run.record.backbone.head_name)
 
-    config = TrainConfig(backbone=str(tmp_path / "pruned"), strategy="full", epochs=4, views=1)
+    config = TrainConfig.from_options(backbone=str(tmp_path / "pruned"), strategy="full", epochs=4, augmented_views=1)
     tuned = train(digits, config, tmp_path / "tuned")
     assert tuned.record.validation.accuracy.value > fallen + 0.2
     assert widths_of(tuned.load_model()) == widths

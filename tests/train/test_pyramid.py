@@ -27,7 +27,7 @@ from tests.conftest import write_colours
 @pytest.fixture
 def first(colours: Path, tmp_path: Path) -> Run:
     """A probe on the embedded backbone."""
-    return train(colours, TrainConfig(views=1, input_size=(64, 64)), tmp_path / "first")
+    return train(colours, TrainConfig.from_options(augmented_views=1, input_size=(64, 64)), tmp_path / "first")
 
 
 def test_the_embedded_backbone_is_the_default_and_its_file_is_the_recorded_one(first: Run) -> None:
@@ -43,9 +43,9 @@ def test_the_embedded_backbone_is_the_default_and_its_file_is_the_recorded_one(f
 
 def test_a_run_is_a_backbone_with_all_its_parents(first: Run, tmp_path: Path) -> None:
     write_colours(tmp_path / "more", 12, seed=3)
-    config = TrainConfig(backbone=str(first.path), strategy="full", epochs=1, views=1)
+    config = TrainConfig.from_options(backbone=str(first.path), strategy="full", epochs=1, augmented_views=1)
     second = train(tmp_path / "more", config, tmp_path / "second")
-    third = train(tmp_path / "more", TrainConfig(backbone=str(second.path), views=1), tmp_path / "third")
+    third = train(tmp_path / "more", TrainConfig.from_options(backbone=str(second.path), augmented_views=1), tmp_path / "third")
     parents = third.record.backbone.parents
     assert [parent.kind for parent in parents] == ["embedded", "run", "run"]
     assert [parent.sha256 for parent in parents[1:]] == [first.digest(), second.digest()]
@@ -66,21 +66,23 @@ def test_the_most_restrictive_license_of_the_parents_wins(colours: Path, tmp_pat
     torch.manual_seed(0)
     path = tmp_path / "test_resnet.safetensors"
     safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), path)
-    config = TrainConfig(backbone="test_resnet", weights=str(path), license="cc-by-nc-4.0", views=1, input_size=(64, 64))
+    config = TrainConfig.from_options(
+        backbone="test_resnet", weights=str(path), license="cc-by-nc-4.0", augmented_views=1, input_size=(64, 64)
+    )
     run = train(colours, config, tmp_path / "research")
-    as_timm_folder = load_backbone(TrainConfig(backbone=f"local-dir:{run.path}"), 3)
+    as_timm_folder = load_backbone(TrainConfig.from_options(backbone=f"local-dir:{run.path}").backbone, 3)
     assert as_timm_folder.license == "cc-by-nc-4.0" and [parent.kind for parent in as_timm_folder.parents] == ["weights", "run"]
-    again = TrainConfig(backbone=str(run.path), views=1)
-    assert load_backbone(again, 3).license == "cc-by-nc-4.0"
+    again = TrainConfig.from_options(backbone=str(run.path), augmented_views=1)
+    assert load_backbone(again.backbone, 3).license == "cc-by-nc-4.0"
     with pytest.raises(LicenseError, match=r"cc-by-nc-4\.0, which forbids commercial use"):
-        train(colours, again.model_copy(update={"license_policy": "commercial"}), tmp_path / "refused")
+        train(colours, again.with_options(license_policy="commercial"), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
 
 
 def test_the_command_shows_the_license_before_it_trains_and_refuses_by_policy(colours: Path, tmp_path: Path) -> None:
     path = tmp_path / "test_resnet.safetensors"
     safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), path)
-    common = ("train", colours, "--backbone", "test_resnet", "--weights", path, "--views", 1, "--input-size", 64)
+    common = ("train", colours, "--backbone", "test_resnet", "--weights", path, "--augmented-views", 1, "--input-size", 64)
     done = edgetl(*common, "--license", "mit", "--license-policy", "commercial", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     said = done.stderr.index("backbone test_resnet, license of the weights: mit")
@@ -95,6 +97,6 @@ def test_a_damaged_run_or_an_unknown_embedded_name_is_refused(first: Run) -> Non
     weights = first.path / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(RunError, match="changed since the training"):
-        load_backbone(TrainConfig(backbone=str(first.path)), 3)
+        load_backbone(TrainConfig.from_options(backbone=str(first.path)).backbone, 3)
     with pytest.raises(BackboneError, match="edgetl_huge is not embedded in this installation; it holds edgetl_small"):
         read_embedded("edgetl_huge")

@@ -87,11 +87,11 @@ def test_real_weights_rank_above_random_ones_in_the_order_of_full_probes(shared:
     assert ranking.ranked[-1].name.startswith("random:") and len(ranking.ranked) == 4
     accuracies = {}
     for name in names:
-        config = TrainConfig(
+        config = TrainConfig.from_options(
             backbone=name.removeprefix("random:"),
             pretrained=not name.startswith("random:"),
             weights_dir=str(mirror),
-            views=1,
+            augmented_views=1,
             strategy="probe",
         )
         run = train(shared / "data/trashnet", config, tmp_path / name.replace(":", "-"))

@@ -31,7 +31,7 @@ def _config(**changes: object) -> TrainConfig:
 
 def _backbone() -> Backbone:
     torch.manual_seed(0)
-    return load_backbone(_config(pretrained=False), 3)
+    return load_backbone(_config(pretrained=False).backbone, 3)
 
 
 def _plan(images: int = 80, **changes: object) -> Plan:

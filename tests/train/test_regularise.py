@@ -114,7 +114,7 @@ def test_a_resumed_training_ends_with_the_same_weights_and_an_ordinary_network(
     assert "running the frozen layers" not in stages, "mixed pictures cannot be cached"
     resumed = train(colours, config, tmp_path / "broken", resume=True)
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
-    plain = train(colours, config.model_copy(update={"drop_path": None, "mixup": None}), tmp_path / "plain")
+    plain = train(colours, config.with_options(drop_path=None, mixup=None), tmp_path / "plain")
     assert plain.record.files["weights.safetensors"] != whole.record.files["weights.safetensors"]
     model = whole.load_model().train()  # even then: nothing is left to chance
     assert not any(isinstance(part, DropPath) for part in model.modules())

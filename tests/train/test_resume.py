@@ -75,7 +75,7 @@ def test_a_resumed_training_may_have_other_workers_and_paths_but_no_other_job(co
         train(moved, _config(), out, resume=True)
     (tmp_path / "gone.png").rename(moved / "red" / "000.png")
     run = train(moved, _config(workers=1, checkpoint_s=5.0, log="csv", license_policy="any"), out, resume=True)
-    assert run.record.config.workers == 1 and not find_job(out)
+    assert run.record.config.data.workers == 1 and not find_job(out)
     whole = train(moved, _config(), tmp_path / "whole")
     assert run.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
 
@@ -120,10 +120,10 @@ def test_ctrl_c_in_the_terminal_prints_the_command_that_goes_on_without_options(
     other = edgetl("train", "--out", out, "--resume", "--epochs", 3, timeout=300)
     assert other.returncode == ConfigError.exit_code and "--epochs 60, now 3" in other.stderr
     job = find_job(out)
-    assert job is not None and (job.config.seed, job.config.epochs, job.config.input_size) == (7, 60, (32, 32))
+    assert job is not None and (job.config.run.seed, job.config.optim.epochs, job.config.backbone.input_size) == (7, 60, (32, 32))
     done = edgetl("train", "--out", out, "--resume", "--json", timeout=300)
     assert done.returncode == 0 and "going on after step" in done.stderr, done.stderr
-    assert json.loads(done.stdout)["config"]["seed"] == 7 and open_run(out).record.config == job.config
+    assert json.loads(done.stdout)["config"]["run"]["seed"] == 7 and open_run(out).record.config == job.config
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

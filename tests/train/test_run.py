@@ -94,12 +94,12 @@ def test_moved_images_are_asked_for_and_changed_ones_named(run: Run, digits: Pat
 
 def test_an_existing_run_is_not_replaced_unless_asked(run: Run, colours: Path) -> None:
     with pytest.raises(ConfigError, match="--overwrite"):
-        train(colours, TrainConfig(backbone="test_resnet", pretrained=False), run.path)
+        train(colours, TrainConfig.from_options(backbone="test_resnet", pretrained=False), run.path)
 
 
 def test_a_failed_training_leaves_nothing(colours: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--std"):
-        train(colours, TrainConfig(backbone="test_resnet", pretrained=False, std=(0.0, 1.0, 1.0)), tmp_path / "out" / "run")
+        train(colours, TrainConfig.from_options(backbone="test_resnet", pretrained=False, std=(0.0, 1.0, 1.0)), tmp_path / "out" / "run")
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(STAGING_MARK) or path.name == "run"]
 
 

@@ -77,7 +77,22 @@ def test_batches_of_one_image_need_frozen_batchnorm(tmp_path: Path) -> None:
 
 
 def test_a_rate_a_hundred_times_too_high_ends_in_a_sentence(colours: Path, tmp_path: Path) -> None:
-    arguments = ("--strategy", "full", "--views", 1, "--input-size", 64, "--lr", 0.3, "--trunk-lr", 0.3, "--lr-ratio", 1, "--unfreeze", 1)
+    arguments = (
+        "--strategy",
+        "full",
+        "--augmented-views",
+        1,
+        "--input-size",
+        64,
+        "--lr",
+        0.3,
+        "--backbone-lr",
+        0.3,
+        "--lr-decay",
+        1,
+        "--unfreeze",
+        1,
+    )
     done = edgetl("train", colours, "--out", tmp_path / "run", *arguments)
     assert done.returncode == 10 and "diverged" in done.stderr and "Lower --lr" in done.stderr, done.stderr
     assert not (tmp_path / "run").exists()

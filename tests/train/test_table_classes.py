@@ -103,6 +103,6 @@ def test_a_run_and_its_card_state_the_groups_or_that_there_are_none(tmp_path: Pa
 
 
 def test_a_table_takes_exclude_and_refuses_include() -> None:
-    assert task_of(TrainConfig(labels="labels.csv", exclude=("old/*",))) is None
+    assert task_of(TrainConfig.from_options(labels="labels.csv", exclude=("old/*",))) is None
     with pytest.raises(ConfigError, match=r"--include adds files to class folders.*add rows to the table"):
-        task_of(TrainConfig(labels="labels.csv", include=("*_mask.png",)))
+        task_of(TrainConfig.from_options(labels="labels.csv", include=("*_mask.png",)))

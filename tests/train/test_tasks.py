@@ -192,7 +192,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(squares: Path, tmp_path:
     ("changes", "message"),
     [
         ({"labels": None, "task": "regression", "column": None}, "--task regression needs --labels FILE.csv"),
-        ({"labels": None}, "--column needs --labels"),
+        ({"labels": None}, "--columns needs --labels"),
         ({"task": "regression", "balance": "loss"}, "--balance loss weighs classes and labels; regression has none"),
         ({"task": "ordinal", "multilabel_loss": "asymmetric"}, "--multilabel-loss does not go with ordinal"),
         (

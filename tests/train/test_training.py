@@ -62,7 +62,7 @@ def test_compare_trains_three_strategies_for_the_same_steps_and_keeps_one(colour
     kept = tmp_path / "run.compare"
     assert sorted(path.name for path in kept.iterdir()) == ["full", "partial", "probe"]
     assert [open_run(kept / item.strategy).record.validation.accuracy for item in table] == [item.validation for item in table]
-    assert run.record.seconds >= sum(item.seconds for item in table) - 0.3 and run.record.config.strategy == "compare"
+    assert run.record.seconds >= sum(item.seconds for item in table) - 0.3 and run.record.config.optim.strategy == "compare"
     for name in ("notes.txt", "probe/.DS_Store"):  # of the user, and of a file manager
         (kept / name).touch()
     again = train(colours, _config(strategy="compare", keep="best"), tmp_path / "run", overwrite=True)
@@ -106,7 +106,7 @@ def test_the_command_shows_what_was_compared(colours: Path, tmp_path: Path) -> N
         "1",
         "--input-size",
         "32",
-        "--views",
+        "--augmented-views",
         "1",
         "--backbone",
         "test_resnet",
@@ -168,7 +168,7 @@ def test_a_student_answers_more_like_its_teacher_and_names_it(teacher: Run, tmp_
     data = Path(teacher.splits().root)
     config = _config(backbone="test_byobnet", strategy="scratch", epochs=10, augment="none")
     plain = train(data, config, tmp_path / "plain")
-    taught = train(data, config.model_copy(update={"teacher": str(teacher.path), "teacher_share": 1.0}), tmp_path / "taught")
+    taught = train(data, config.with_options(teacher=str(teacher.path), distillation_weight=1.0), tmp_path / "taught")
     images = torch.stack([torch.from_numpy(preprocess(sample.path, teacher.record.preprocess)) for sample in teacher.samples("train")])
     with torch.no_grad():
         told = teacher.load_model()(images).log_softmax(dim=1)

@@ -74,7 +74,7 @@ def test_states_are_removed_and_a_users_file_beside_them_stays(tmp_path: Path) -
     folder.mkdir()
     (folder / "notes.txt").touch()
     (folder / f"step-00000001-{'0' * 16}.safetensors").touch()
-    Checkpoints(folder, Job(data="", config=TrainConfig(), resolved={})).remove()
+    Checkpoints(folder, Job(data="", options={}, resolved={})).remove()
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
@@ -87,7 +87,7 @@ def test_a_fifo_is_refused_as_recipe_weights_table_and_folder(colours: Path, tmp
         (ConfigError, lambda: read_tuning_recipe(str(tmp_path / "pipe.toml"))),
         (BackboneError, lambda: load_tensors(tmp_path / "pipe.pth")),
         (BackboneError, lambda: load_tensors(tmp_path / "pipe.safetensors")),
-        (DataError, lambda: train(colours, TrainConfig(labels=str(tmp_path / "pipe.csv")), tmp_path / "run")),
+        (DataError, lambda: train(colours, TrainConfig.from_options(labels=str(tmp_path / "pipe.csv")), tmp_path / "run")),
     ]
     for error, attempt in attempts:
         with pytest.raises(error, match="not a regular file"):

@@ -48,7 +48,7 @@ def _config(**changes: object) -> TrainConfig:
 
 def _random_backbone(config: TrainConfig) -> Backbone:
     torch.manual_seed(0)
-    return load_backbone(config.model_copy(update={"pretrained": False}), 3)
+    return load_backbone(config.with_options(pretrained=False).backbone, 3)
 
 
 def _tune(colours: Path, config: TrainConfig, backbone: Backbone | None = None, **plan: object) -> tuple[Backbone, History]:
@@ -220,7 +220,7 @@ def test_no_pull_is_no_guard_and_a_strong_one_keeps_the_trunk_near(colours: Path
 def test_mixing_with_the_starting_weights_never_validates_worse(colours: Path) -> None:
     config = _config(epochs=12, lr=3e-3, trunk_lr=3e-3)
     _, tuned = _tune(colours, config)
-    mixed_backbone, mixed = _tune(colours, config.model_copy(update={"wise": True}))
+    mixed_backbone, mixed = _tune(colours, config.with_options(wise_ft=True))
     assert mixed.best_loss <= tuned.best_loss and 0 < mixed.tuned_share <= 1
     assert all(torch.equal(mixed.best[key], value) for key, value in mixed_backbone.model.state_dict().items())
     if mixed.tuned_share == 1.0:
@@ -287,7 +287,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(colours: Path, tmp_path:
 
 
 def test_a_damaged_state_is_passed_over(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "states", Job(data="", config=TrainConfig(), resolved={}))
+    checkpoints = Checkpoints(tmp_path / "states", Job(data="", options={}, resolved={}))
     for step in (1, 2, 3):
         checkpoints.save(State(step, {"x": torch.full((3,), float(step))}, {"rows": []}))
     files = sorted((tmp_path / "states").iterdir())

@@ -102,7 +102,7 @@ def test_a_saved_config_names_no_place_of_weights(tmp_path: Path, no_network: No
     config = json.loads(path.read_text())
     config["pretrained_cfg"][key] = {"source": "hf-hub", "custom_load": True, "url": f"file://{file}"}.get(key, str(file))
     path.write_text(json.dumps(config))
-    loaded = load_backbone(TrainConfig(backbone=name), 3)
+    loaded = load_backbone(TrainConfig.from_options(backbone=name).backbone, 3)
     saved = safetensors.torch.load_file(tmp_path / "net" / "model.safetensors")
     assert torch.equal(loaded.model.state_dict()["conv1.0.weight"], saved["conv1.0.weight"]) and not mark.exists()
 
@@ -128,7 +128,7 @@ def test_a_saved_config_names_no_place_of_weights(tmp_path: Path, no_network: No
 def test_a_hostile_config_json_ends_in_one_sentence(tmp_path: Path, no_network: None, changes: dict[str, object]) -> None:
     name = saved_network(tmp_path / "net", "test_resnet", {}, changes)
     try:
-        load_backbone(TrainConfig(backbone=name), 3)
+        load_backbone(TrainConfig.from_options(backbone=name).backbone, 3)
     except BackboneError as error:
         assert "\n" not in str(error)
     else:
@@ -141,7 +141,7 @@ def test_a_folder_with_a_pickle_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "net" / "model.safetensors").unlink()
     (tmp_path / "net" / "pytorch_model.bin").write_bytes(pickle.dumps(_Payload(mark)))
     with pytest.raises(BackboneError, match=r"needs a model\.safetensors"):
-        load_backbone(TrainConfig(backbone=name), 3)
+        load_backbone(TrainConfig.from_options(backbone=name).backbone, 3)
     assert not mark.exists()
 
 
@@ -150,7 +150,7 @@ def test_the_file_beside_weights_says_nothing_of_code(tmp_path: Path) -> None:
     safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "test_resnet.safetensors")
     for facts in ({"checkpoint_path": "x.pth", "custom_load": True, "url": "http://evil"}, {"model_args": {"checkpoint_path": "x"}}):
         (tmp_path / "test_resnet.json").write_text(json.dumps(facts))
-        assert load_backbone(TrainConfig(backbone="test_resnet", weights_dir=str(tmp_path)), 3).model_args == {}
+        assert load_backbone(TrainConfig.from_options(backbone="test_resnet", weights_dir=str(tmp_path)).backbone, 3).model_args == {}
 
 
 def test_nothing_in_the_package_unpickles() -> None:

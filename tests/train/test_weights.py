@@ -42,7 +42,7 @@ def test_a_truncated_safetensors_is_refused(tmp_path: Path, network: torch.nn.Mo
     safetensors.torch.save_file(network.state_dict(), path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(BackboneError, match=r"half\.safetensors cannot be read as safetensors: .* Fetch the file again"):
-        load_backbone(TrainConfig(backbone="test_resnet", weights=str(path)), 3)
+        load_backbone(TrainConfig.from_options(backbone="test_resnet", weights=str(path)).backbone, 3)
 
 
 def _header(entries: str, *, length: int | None = None, data: bytes = bytes(16)) -> bytes:
@@ -94,7 +94,7 @@ def test_a_pth_with_a_payload_does_not_run(tmp_path: Path, legacy: bool) -> None
 def test_a_checkpoint_of_tensors_is_read_whatever_wraps_it(tmp_path: Path, network: torch.nn.Module, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     torch.save({"epoch": 3, "state_dict": {f"module.{key}": value for key, value in network.state_dict().items()}}, path)
-    backbone = load_backbone(TrainConfig(backbone="test_resnet", weights=str(path)), 3)
+    backbone = load_backbone(TrainConfig.from_options(backbone="test_resnet", weights=str(path)).backbone, 3)
     assert torch.equal(backbone.model.state_dict()["conv1.0.weight"], network.state_dict()["conv1.0.weight"])
     assert backbone.weights_sha256 == backbone.parents[0].sha256 is not None
 
@@ -136,34 +136,34 @@ def test_weights_of_a_mirror_come_with_what_stands_beside_them(tmp_path: Path, n
     safetensors.torch.save_file(network.state_dict(), tmp_path / "test_resnet.mine.safetensors")
     facts = {"input_size": [3, 96, 160], "mean": [0.4, 0.5, 0.6], "std": [0.1, 0.1, 0.1], "license": "cc-by-nc-4.0"}
     (tmp_path / "test_resnet.mine.json").write_text(json.dumps(facts))
-    backbone = load_backbone(TrainConfig(backbone="test_resnet", weights_dir=str(tmp_path)), 3)
+    backbone = load_backbone(TrainConfig.from_options(backbone="test_resnet", weights_dir=str(tmp_path)).backbone, 3)
     assert (backbone.spec.input_size, backbone.spec.mean, backbone.license) == ((96, 160), (0.4, 0.5, 0.6), "cc-by-nc-4.0")
     assert backbone.parents[0].name == "test_resnet.mine.safetensors"
     (tmp_path / "test_resnet.mine.json").write_text("[")
     with pytest.raises(BackboneError, match=r"test_resnet\.mine\.json cannot be read as JSON"):
-        load_backbone(TrainConfig(backbone="test_resnet", weights_dir=str(tmp_path)), 3)
+        load_backbone(TrainConfig.from_options(backbone="test_resnet", weights_dir=str(tmp_path)).backbone, 3)
 
 
 def test_a_backbone_for_grey_images_is_refused(tmp_path: Path, network: torch.nn.Module) -> None:
     safetensors.torch.save_file(network.state_dict(), tmp_path / "test_resnet.safetensors")
     (tmp_path / "test_resnet.json").write_text(json.dumps({"input_size": [1, 96, 96]}))
     with pytest.raises(BackboneError, match=r"takes 1 channel\(s\); edgetl's images have 3"):
-        load_backbone(TrainConfig(backbone="test_resnet", weights_dir=str(tmp_path)), 3)
+        load_backbone(TrainConfig.from_options(backbone="test_resnet", weights_dir=str(tmp_path)).backbone, 3)
 
 
 def test_a_license_that_the_user_states_fills_the_gap_only(tmp_path: Path, network: torch.nn.Module) -> None:
     path = tmp_path / "test_resnet.safetensors"
     safetensors.torch.save_file(network.state_dict(), path)
-    config = TrainConfig(backbone="test_resnet", weights=str(path), license="mit")
-    assert load_backbone(config, 3).license == "mit"
+    config = TrainConfig.from_options(backbone="test_resnet", weights=str(path), license="mit")
+    assert load_backbone(config.backbone, 3).license == "mit"
     (tmp_path / "test_resnet.json").write_text(json.dumps({"license": "cc-by-nc-4.0"}))
-    assert load_backbone(config, 3).license == "cc-by-nc-4.0"
+    assert load_backbone(config.backbone, 3).license == "cc-by-nc-4.0"
 
 
 def test_random_weights_stay_random_beside_a_mirror(tmp_path: Path, network: torch.nn.Module) -> None:
     safetensors.torch.save_file(network.state_dict(), tmp_path / "test_resnet.safetensors")
     torch.manual_seed(0)
-    backbone = load_backbone(TrainConfig(backbone="test_resnet", weights_dir=str(tmp_path), pretrained=False), 3)
+    backbone = load_backbone(TrainConfig.from_options(backbone="test_resnet", weights_dir=str(tmp_path), pretrained=False).backbone, 3)
     assert not backbone.parents and backbone.weights_sha256 is None
     assert not torch.equal(backbone.model.state_dict()["conv1.0.weight"], network.state_dict()["conv1.0.weight"])
 
@@ -171,16 +171,16 @@ def test_random_weights_stay_random_beside_a_mirror(tmp_path: Path, network: tor
 @pytest.mark.parametrize("name", ["edgetl_small", "hf-hub:org/name", "local-dir:somewhere"])
 def test_weights_beside_a_name_that_has_its_own_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"cannot go with --backbone .*, which has weights of its own"):
-        load_backbone(TrainConfig(backbone=name, weights=str(tmp_path / "x.safetensors")), 3)
+        load_backbone(TrainConfig.from_options(backbone=name, weights=str(tmp_path / "x.safetensors")).backbone, 3)
     with pytest.raises(ConfigError, match="cannot go with --random-weights"):
-        load_backbone(TrainConfig(backbone="test_resnet", pretrained=False, weights="x.safetensors"), 3)
+        load_backbone(TrainConfig.from_options(backbone="test_resnet", pretrained=False, weights="x.safetensors").backbone, 3)
 
 
 def test_a_misspelt_tag_and_an_impossible_hub_name_are_answered(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"no weights called mobilenetv3_small_100\.lamb_in1\. It has: .*lamb_in1k"):
-        load_backbone(TrainConfig(backbone="mobilenetv3_small_100.lamb_in1"), 3)
+        load_backbone(TrainConfig.from_options(backbone="mobilenetv3_small_100.lamb_in1").backbone, 3)
     with pytest.raises(BackboneError, match="is no name on the hub"):
-        load_backbone(TrainConfig(backbone="hf-hub:not a name"), 3)
+        load_backbone(TrainConfig.from_options(backbone="hf-hub:not a name").backbone, 3)
 
 
 def test_torchvisions_own_files_are_read_without_running_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,10 +190,10 @@ def test_torchvisions_own_files_are_read_without_running_them(tmp_path: Path, mo
     path.parent.mkdir(parents=True)
     torch.save({"x": _Payload(tmp_path / "ran")}, path)
     with pytest.raises(BackboneError, match="edgetl runs nothing that a file brings"):
-        load_backbone(TrainConfig(backbone="torchvision:squeezenet1_1"), 3)
+        load_backbone(TrainConfig.from_options(backbone="torchvision:squeezenet1_1").backbone, 3)
     assert not (tmp_path / "ran").exists()
     torch.save(torchvision.models.squeezenet1_1().state_dict(), path)
-    backbone = load_backbone(TrainConfig(backbone="torchvision:squeezenet1_1"), 3)
+    backbone = load_backbone(TrainConfig.from_options(backbone="torchvision:squeezenet1_1").backbone, 3)
     assert (backbone.license, backbone.parents[0].name) == ("bsd-3-clause", "squeezenet1_1.IMAGENET1K_V1")
     assert find_in_mirror("torchvision:squeezenet1_1", path.parent) == path
 
@@ -202,8 +202,8 @@ def test_what_pretraining_wrote_is_used_with_its_own_preprocessing(tmp_path: Pat
     weights, record = read_embedded("edgetl_small")
     shutil.copy(weights, tmp_path / "mine.safetensors")
     shutil.copy(weights.with_suffix(".json"), tmp_path / "mine.json")
-    backbone = load_backbone(TrainConfig(backbone=record.architecture, weights=str(tmp_path / "mine.safetensors")), 3)
+    backbone = load_backbone(TrainConfig.from_options(backbone=record.architecture, weights=str(tmp_path / "mine.safetensors")).backbone, 3)
     assert backbone.spec == record.preprocess and backbone.license == record.license
     (tmp_path / "mine.json").write_text('{"input_size": 96}')
     with pytest.raises(BackboneError, match=r"beside .*mine\.safetensors is not in the keys of timm's pretrained_cfg"):
-        load_backbone(TrainConfig(backbone=record.architecture, weights=str(tmp_path / "mine.safetensors")), 3)
+        load_backbone(TrainConfig.from_options(backbone=record.architecture, weights=str(tmp_path / "mine.safetensors")).backbone, 3)

@@ -102,7 +102,8 @@ def inspect_command(
     """What is in a run or a bundle."""
     with working(json_output=True, verbose=verbose):
         if (path / RUN_RECORD_NAME).is_file():
-            from edgetl.cli.commands.train import need_extra, show_run
+            from edgetl.cli.commands.train import show_run
+            from edgetl.cli.options import need_extra
 
             need_extra("train")
             from edgetl.train.artifacts.run import open_run

@@ -10,7 +10,8 @@ from rich.markup import escape
 
 from edgetl.cli.commands.bench import show_report
 from edgetl.cli.commands.export import show_bundle
-from edgetl.cli.commands.train import need_extra, show_run
+from edgetl.cli.commands.train import show_run
+from edgetl.cli.options import need_extra
 from edgetl.cli.session import OverwriteOption, VerboseOption, out, working
 from edgetl.cli.tables import plain_table
 from edgetl.core.bundle import Bundle
@@ -55,7 +56,7 @@ def _train_and_export(root: Path, progress: Progress) -> tuple[Run, Bundle]:
 
     _step(f"1. {write_digits(root / 'digits')} images of handwritten digits, written to {root}/digits")
     _step(f"2. edgetl train {root}/digits --backbone {DEMO_CONFIG['backbone']} … --out {root}/run")
-    run = train(root / "digits", TrainConfig.model_validate(DEMO_CONFIG), root / "run", progress=progress)
+    run = train(root / "digits", TrainConfig.from_options(**DEMO_CONFIG), root / "run", progress=progress)
     show_run(run)
     _step(f"3. edgetl export {root}/run --out {root}/bundle --name digits --allow-missing")
     bundle = export_bundle(root / "run", ExportConfig(name="digits", allow_missing=True), root / "bundle", progress=progress)

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from edgetl.cli.charts import draw_sensitivities, need_matplotlib
-from edgetl.cli.commands.train import build, need_extra
+from edgetl.cli.options import build, need_extra
 from edgetl.cli.session import (
     ContractThreadsOption,
     JsonOption,

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from edgetl.cli.commands.export import show_bundle
-from edgetl.cli.commands.train import build, need_extra
+from edgetl.cli.options import build, need_extra
 from edgetl.cli.session import (
     ContractThreadsOption,
     ExcludeOption,

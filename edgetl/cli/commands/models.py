@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from edgetl.cli.commands.train import build, need_extra
+from edgetl.cli.options import build, need_extra
 from edgetl.cli.session import (
     ExcludeOption,
     IncludeOption,

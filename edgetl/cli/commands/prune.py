@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from edgetl.cli.commands.train import need_extra
+from edgetl.cli.options import need_extra
 from edgetl.cli.session import JsonOption, OverwriteOption, VerboseOption, out, print_json, working
 from edgetl.cli.tables import share as shown
 from edgetl.core.bundle import check_run_folder

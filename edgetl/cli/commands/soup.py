@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 from rich.markup import escape
 
-from edgetl.cli.commands.train import need_extra, show_run
+from edgetl.cli.commands.train import show_run
+from edgetl.cli.options import need_extra
 from edgetl.cli.session import JsonOption, OverwriteOption, VerboseOption, choices, out, print_json, working
 from edgetl.cli.tables import plain_table
 from edgetl.core.bundle import check_run_folder

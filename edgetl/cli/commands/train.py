@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 
-from edgetl.cli.options import given, options_of
+from edgetl.cli.options import build, given, need_extra, options_of
 from edgetl.cli.session import (
     ExcludeOption,
     IncludeOption,
@@ -31,7 +30,6 @@ from edgetl.cli.session import (
 )
 from edgetl.cli.tables import classes_table, figures_line, plain_table, share
 from edgetl.core.bundle import RUN_RECORD_NAME
-from edgetl.core.config import Model
 from edgetl.core.manifest import describe_parent
 from edgetl.core.output.folders import check_output, check_picture
 from edgetl.core.system.child import child_environment, trusted_path
@@ -39,7 +37,7 @@ from edgetl.core.tasks import SCORE_NAMES
 from edgetl.data.folder import check_folder
 from edgetl.data.groups import describe_grouping
 from edgetl.data.selection import Selection
-from edgetl.errors import ConfigError, DataError, MissingExtraError
+from edgetl.errors import ConfigError, DataError
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import check_file, check_training_paths, training_inputs
 
@@ -76,10 +74,10 @@ def train_command(
     need_extra("train")
     from edgetl.train.loop.resume import find_job
 
-    values = {"pretrained": not random_weights, **given(TrainConfig, options)}
+    values = {**given(TrainConfig, context, options), **({"pretrained": False} if random_weights else {})}
     if resume and out_ is not None and (job := find_job(out_)):
-        data, values = data or Path(job.data), {**job.config.model_dump(), **_typed(context, values)}
-    config = build_config(**values)
+        data, values = data or Path(job.data), {**job.options, **values}
+    config = build(TrainConfig, **values)
     if data is None:
         raise ConfigError(
             "the folder of images is missing: edgetl train DATA --out RUN. Only --resume with a saved state works without it."
@@ -105,14 +103,6 @@ def train_command(
         print_json(run.record) if json_output else show_run(run)
 
 
-def _typed(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
-    """Values that the user gave, on the command line or in the environment."""
-    spelled = {"pretrained": "random_weights"}
-    sources = {name: context.get_parameter_source(spelled.get(name, name)) for name in values}
-    # By name: typer brings click's enum in a module of its own, or takes click's.
-    return {name: values[name] for name, source in sources.items() if source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")}
-
-
 @contextmanager
 def _saved_work(out_: Path) -> Iterator[None]:
     """Add the saved state to the error when a signal ends the block."""
@@ -135,13 +125,15 @@ def _become_many(devices: int, num_nodes: int) -> NoReturn:
 
 @options_of(TrainConfig, without=("pretrained", "strategy", "head", "features", "unfreeze", "checkpoint_s"))
 def plan_command(
+    context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class, or images that --labels names.")],
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
     """Steps, time and memory that each strategy would take here, and which one auto chooses."""
-    config = build_config(**given(TrainConfig, options))
+    need_extra("train")
+    config = build(TrainConfig, **given(TrainConfig, context, options))
     check_training_paths(data, config)
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.train.workflows.estimate import estimate
@@ -201,7 +193,11 @@ def _preview(data: Path, config: TrainConfig, path: Path, *, json_output: bool, 
         from edgetl.train.config.tasks import scan_images
         from edgetl.train.workflows.preview import draw_preview
 
-        draw_preview(split(scan_images(data, config, progress=progress), seed=config.seed, val=config.val, test=config.test), config, path)
+        draw_preview(
+            split(scan_images(data, config, progress=progress), seed=config.run.seed, val=config.data.val, test=config.data.test),
+            config,
+            path,
+        )
     print_json({"preview": str(path)}) if json_output else out.print(f"picture: {escape(str(path))}", soft_wrap=True)
 
 
@@ -216,45 +212,6 @@ def _show_estimates(found: Estimates) -> None:
     print_notes(found.notes)
     out.print("* is what auto takes. Times are estimates from a few batches; early stopping shortens them.")
     out.print(f"next: edgetl train {escape(found.data)} --out RUN", soft_wrap=True)
-
-
-def build_config(**values: Any) -> TrainConfig:
-    """A ``TrainConfig``; see ``build``."""
-    need_extra("train")
-    return build(TrainConfig, **values)
-
-
-def build(model: type[Model], **values: Any) -> Model:
-    """A configuration; several mistakes are reported together.
-
-    Raises:
-        ConfigError: naming each option.
-        MissingExtraError: the train extra is not installed.
-    """
-    try:
-        return model(**values)
-    except ValidationError as error:
-        raise ConfigError(explain(error)) from error
-
-
-def explain(error: ValidationError) -> str:
-    """Every mistake of a configuration, with the option that it belongs to."""
-    return (
-        "; ".join(f"--{'-'.join(str(part) for part in item['loc'][:1]).replace('_', '-')}: {item['msg']}" for item in error.errors()) + "."
-    )
-
-
-def need_extra(extra: str) -> None:
-    """Refuse early, with the pip command, when the libraries of ``extra`` are not installed."""
-    from importlib.util import find_spec
-
-    libraries = {
-        "train": ("torch", "torchvision", "timm", "lightning", "sklearn", "matplotlib"),
-        "export": ("torch", "onnx", "onnxscript", "nncf"),
-    }
-    for library in libraries[extra]:
-        if find_spec(library) is None:
-            raise MissingExtraError(library, extra)
 
 
 def show_run(run: Run) -> None:

@@ -114,7 +114,7 @@ def choose_task(csv: CsvFile, places: Sequence[int]) -> tuple[Task, str]:
     if words:
         raise ConfigError(
             f"{csv.path}: {len(names)} columns may hold the labels ({', '.join(names[:10])}), and {words[0]!r} holds words. "
-            f"Choose the one of class names with --column {words[0]}, or those of numbers with --column NAME,NAME."
+            f"Choose the one of class names with --columns {words[0]}, or those of numbers with --columns NAME,NAME."
         )
     if one_hot(csv, places) is not None:
         return "classification", (

@@ -149,12 +149,12 @@ def _columns(csv: CsvFile, table: Table) -> Columns:
     if table.task == "classification" and len(names) > 1 and one_hot(csv, columns.labels) is None:
         raise ConfigError(
             f"{csv.path}: {len(names)} columns may hold the class ({', '.join(names[:10])}). Choose one of class names with "
-            f"--column NAME, or write one column for each class, with exactly one 1 in each row."
+            f"--columns NAME, or write one column for each class, with exactly one 1 in each row."
         )
     if table.task in ("regression", "ordinal") and len(names) != 1:
         raise ConfigError(
             f"--task {table.task} takes one column of numbers, and {len(names)} are in {csv.path}: {', '.join(names[:10])}. "
-            f"Choose one with --column NAME."
+            f"Choose one with --columns NAME."
         )
     return columns
 
@@ -254,7 +254,7 @@ def _number(csv: CsvFile, task: Task, line: int, column: str, text: str) -> floa
     if not math.isfinite(value):
         raise DataError(
             f"{csv.path}, line {line}: {text!r} in the column {column!r} is not a number. Write a number"
-            f"{', true or false' if words else ''}, or choose other columns with --column. Class names need --task classification."
+            f"{', true or false' if words else ''}, or choose other columns with --columns. Class names need --task classification."
         )
     if task == "ordinal" and value != int(value):
         raise DataError(f"{csv.path}, line {line}: {text} in the column {column!r} is not a whole grade. Use --task regression for it.")
@@ -350,7 +350,7 @@ def _check_targets(folder: ImageFolder, table: Table, *, known: bool) -> None:
     if folder.task == "multi-label":
         if absent := [label for label, count in folder.counts().items() if not count]:
             raise DataError(
-                f"{table.path}: no image has the label {', '.join(map(repr, absent[:5]))}. Remove the column, or name others with --column."
+                f"{table.path}: no image has the label {', '.join(map(repr, absent[:5]))}. Remove the column, or name others by --columns."
             )
         return
     if folder.task == "classification":
@@ -373,7 +373,7 @@ def _check_classes(folder: ImageFolder, table: Table) -> None:
         what = f"too few readable images of {', '.join(small[:5])}" if small else f"one class ({next(iter(counts))})"
         raise DataError(
             f"{table.path}: {what}; at least 2 classes of {MIN_IMAGES_PER_CLASS} images are needed. Add images or remove the class, or "
-            f"choose another column with --column."
+            f"choose another column with --columns."
         )
     alike = Counter(" ".join(label.casefold().split()) for label in counts)
     if similar := [label for label in counts if alike[" ".join(label.casefold().split())] > 1]:

@@ -105,10 +105,11 @@ class RunRecord(LeanModel):
     Attributes:
         task, decision: the task, and the decision rule for the network's outputs.
         head: the head on the backbone.
+        given: options of ``config`` that were given; the others are defaults.
         plan: the configuration with its data-dependent defaults.
         alarms: warnings to read before the run is used.
         head_penalty: the L2 strength of the probe that fitted (or, before tuning, started) the head; none if it started at random.
-        tuned_share: of the tuned weights; below 1 where they were mixed with the starting ones (``--wise``).
+        tuned_share: of the tuned weights; below 1 where they were mixed with the starting ones (``--wise-ft``).
         soup: ingredients of averaged weights; none for others. Configuration and plan are those of the best ingredient.
         seconds: of the last call; a training that was stopped took longer.
         compared: results of the compared strategies (``--strategy compare``).
@@ -129,6 +130,7 @@ class RunRecord(LeanModel):
     decision: Decision = Decision()
     labels: tuple[str, ...] = Field(min_length=1)
     config: TrainConfig
+    given: tuple[str, ...] = ()
     backbone: BackboneRecord
     head: HeadSpec = HeadSpec()
     preprocess: PreprocessSpec

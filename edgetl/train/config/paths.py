@@ -28,13 +28,13 @@ def training_inputs(data: Path, config: TrainConfig) -> dict[str, Path]:
 def config_inputs(config: TrainConfig) -> dict[str, Path]:
     """Paths in the options of a training: backbone and teacher (if they are folders), replay, labels, weights, recipe."""
     found: dict[str, Path] = {}
-    for option, name in (("--backbone", config.backbone), ("--teacher", config.teacher)):
-        if name is not None and (path := _folder_of(name) or _in_mirror(name, config.weights_dir)) is not None:
+    for option, name in (("--backbone", config.backbone.name), ("--teacher", config.distillation.teacher)):
+        if name is not None and (path := _folder_of(name) or _in_mirror(name, config.backbone.weights_dir)) is not None:
             found[option] = path
-    named = (("--replay", config.replay), ("--labels", config.labels), ("--weights", config.weights))
+    named = (("--replay", config.continual.replay), ("--labels", config.data.labels), ("--weights", config.backbone.weights))
     found |= {option: Path(value) for option, value in named if value is not None}
-    if config.recipe is not None and config.recipe.endswith(".toml"):
-        found["--recipe"] = Path(config.recipe)
+    if config.optim.recipe is not None and config.optim.recipe.endswith(".toml"):
+        found["--recipe"] = Path(config.optim.recipe)
     return found
 
 
@@ -47,13 +47,13 @@ def check_training_paths(data: Path, config: TrainConfig) -> None:
         ConfigError: ``--recipe`` cannot be read.
     """
     check_folder(data)
-    check_file(config.labels, "--labels", DataError, "Give a table of labels.")
-    check_file(config.weights, "--weights", BackboneError, "Give a .safetensors or .pth file.")
-    if config.weights_dir is not None:
-        check_mirror(Path(config.weights_dir))
-    if config.replay is not None and not Path(config.replay).is_dir():
-        raise DataError(f"--replay {config.replay} is not a folder. Give a run, or a folder of class folders.")
-    for option, name in (("--backbone", config.backbone), ("--teacher", config.teacher)):
+    check_file(config.data.labels, "--labels", DataError, "Give a table of labels.")
+    check_file(config.backbone.weights, "--weights", BackboneError, "Give a .safetensors or .pth file.")
+    if config.backbone.weights_dir is not None:
+        check_mirror(Path(config.backbone.weights_dir))
+    if config.continual.replay is not None and not Path(config.continual.replay).is_dir():
+        raise DataError(f"--replay {config.continual.replay} is not a folder. Give a run, or a folder of class folders.")
+    for option, name in (("--backbone", config.backbone.name), ("--teacher", config.distillation.teacher)):
         path = None if name is None else _folder_of(name)
         if path is not None and not path.is_dir():
             raise BackboneError(

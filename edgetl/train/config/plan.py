@@ -158,17 +158,21 @@ def make_plan(config: TrainConfig, images: int, model: nn.Module) -> Plan:
     strategy, reason = _resolve(config, images)
     row = next(item for item in TABLE if images <= item.images)
     family = family_of(model)
-    scratch = strategy == "scratch" or not config.pretrained
-    epoch = steps_an_epoch(images, config.batch_size)
+    scratch = strategy == "scratch" or not config.backbone.pretrained
+    epoch = steps_an_epoch(images, config.optim.batch_size)
     frozen = 0 if scratch or strategy == "probe" else recipe.frozen_epochs * epoch
-    steps = frozen + (config.epochs * epoch if config.epochs else recipe.steps or _table_steps(row, epoch)) if strategy != "probe" else 0
+    steps = (
+        frozen + (config.optim.epochs * epoch if config.optim.epochs else recipe.steps or _table_steps(row, epoch))
+        if strategy != "probe"
+        else 0
+    )
     # BatchNorm that starts to learn gives the fitted head other features than it was fitted on. A few hundred steps do not make that good:
     # on 1,444 hand signs the test accuracy was 0.955 with it and 0.997 without (ImageNet MobileNetV2, partial, 128 px).
-    few = images <= PARTIAL_UP_TO or config.batch_size < MIN_BATCH_FOR_BATCHNORM
+    few = images <= PARTIAL_UP_TO or config.optim.batch_size < MIN_BATCH_FOR_BATCHNORM
     still = _or(recipe.freeze_batchnorm, few) and not scratch
     if steps and family == "batchnorm" and not still:
         _check_batch(config, images)
-    unfreeze = config.unfreeze or _unfreeze(strategy, row, scratch=scratch)
+    unfreeze = config.optim.unfreeze or _unfreeze(strategy, row, scratch=scratch)
     tuned = len(choose_stages(find_stages(model, find_head(model)), unfreeze)) - 1 if recipe.lr_spread else 0
     rates = _plan_rates(config, recipe, row.rates[family], images=images, scratch=scratch, tuned=tuned)
     return Plan(
@@ -185,7 +189,7 @@ def make_plan(config: TrainConfig, images: int, model: nn.Module) -> Plan:
         label_smoothing=_smoothing(config, row),
         average=max(0.0, min(_or(recipe.average, row.average), 1 - 10 / steps)) if steps else 0.0,
         freeze_batchnorm=still,
-        augment=row.augment if config.augment == "auto" else config.augment,
+        augment=row.augment if config.data.augment == "auto" else config.data.augment,
         schedule=recipe.schedule,
         rise=recipe.rise,
         div=recipe.div,
@@ -193,29 +197,29 @@ def make_plan(config: TrainConfig, images: int, model: nn.Module) -> Plan:
         frozen_lr=rates.head * recipe.frozen_factor,
         fit_head=recipe.fit_head,
         drop_path=_drop_path(config, row, model),
-        mixup=_or(config.mixup, row.mixup if images > MIXUP_ABOVE else 0.0),
+        mixup=_or(config.data.mixup, row.mixup if images > MIXUP_ABOVE else 0.0),
     )
 
 
 def _smoothing(config: TrainConfig, row: Row) -> float:
-    if config.label_smoothing is not None:
-        return config.label_smoothing
-    return 0.0 if config.teacher else row.label_smoothing  # a teacher's answers are soft already
+    if config.optim.label_smoothing is not None:
+        return config.optim.label_smoothing
+    return 0.0 if config.distillation.teacher else row.label_smoothing  # a teacher's answers are soft already
 
 
 def _check_batch(config: TrainConfig, images: int) -> None:
-    if min(config.batch_size, images) < 2:
+    if min(config.optim.batch_size, images) < 2:
         raise ConfigError(
-            f"{images} training images in batches of {config.batch_size}: BatchNorm learns from two images at least. Raise --batch-size, "
-            f"or leave its layers as they are: pretrained weights, and no recipe that says otherwise."
+            f"{images} training images in batches of {config.optim.batch_size}: BatchNorm learns from two images at least. Raise "
+            f"--batch-size, or leave its layers as they are: pretrained weights, and no recipe that says otherwise."
         )
 
 
 def _drop_path(config: TrainConfig, row: Row, model: nn.Module) -> float:
     places = drop_places(model)
-    if config.drop_path and not places:
+    if config.optim.drop_path and not places:
         raise ConfigError("--drop-path: this network has no residual branches that could be left out by timm's names. Leave it out.")
-    return _or(config.drop_path, row.drop_path if places and family_of(model) == "layernorm" else 0.0)
+    return _or(config.optim.drop_path, row.drop_path if places and family_of(model) == "layernorm" else 0.0)
 
 
 def _or(given: Given | None, otherwise: Given) -> Given:
@@ -224,19 +228,19 @@ def _or(given: Given | None, otherwise: Given) -> Given:
 
 def _plan_rates(config: TrainConfig, recipe: TuningRecipe, table: Rates, *, images: int, scratch: bool, tuned: int) -> Rates:
     """The plan's learning rates and weight decay; ``tuned`` counts the trunk's stages over which a recipe spreads them."""
-    scale = math.sqrt(min(config.batch_size, images) / BATCH_OF_RATES)
-    given = recipe.head_lr if config.lr == "auto" else config.lr
+    scale = math.sqrt(min(config.optim.batch_size, images) / BATCH_OF_RATES)
+    given = recipe.head_lr if config.optim.lr == "auto" else config.optim.lr
     head = given or (SCRATCH_LR if scratch else table.head * scale)
     top, ratio = (head, 1.0) if scratch else (head * table.top / table.head, table.ratio)
     if recipe.lr_spread and tuned and not scratch:  # one geometric row, the head included
         top, ratio = head * recipe.lr_spread ** (-1 / tuned), recipe.lr_spread ** ((1 - tuned) / tuned)
-    return Rates(head, config.trunk_lr or top, config.lr_ratio or ratio, _or(config.weight_decay, table.weight_decay))
+    return Rates(head, config.optim.backbone_lr or top, config.optim.lr_decay or ratio, _or(config.optim.weight_decay, table.weight_decay))
 
 
 def _resolve(config: TrainConfig, images: int) -> tuple[Tuned, str]:
-    if config.strategy != "auto" and config.strategy != "compare":
-        return config.strategy, "as asked"
-    return choose_strategy(images) if config.pretrained else ("scratch", "random weights: every layer has to learn")
+    if config.optim.strategy != "auto" and config.optim.strategy != "compare":
+        return config.optim.strategy, "as asked"
+    return choose_strategy(images) if config.backbone.pretrained else ("scratch", "random weights: every layer has to learn")
 
 
 def _unfreeze(strategy: Tuned, row: Row, *, scratch: bool) -> str:

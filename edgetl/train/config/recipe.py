@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 import edgetl
 from edgetl.core.config import StrictModel
 from edgetl.core.files.plain import read_plain
+from edgetl.core.options import flat
 from edgetl.errors import ConfigError
 from edgetl.train.config.options import Augment, Strategy, TrainConfig
 
@@ -19,7 +20,7 @@ Schedule: TypeAlias = Literal["cosine", "one-cycle"]
 MAX_RECIPE_BYTES = 100_000
 # Fields of a recipe that are options of the command too, by the option's name; an option that was given wins.
 OPTIONS = {
-    "strategy": "strategy", "unfreeze": "unfreeze", "epochs": "epochs", "lr": "head_lr", "trunk_lr": "top_lr", "lr_ratio": "lr_ratio",
+    "strategy": "strategy", "unfreeze": "unfreeze", "epochs": "epochs", "lr": "head_lr", "backbone_lr": "top_lr", "lr_decay": "lr_ratio",
     "weight_decay": "weight_decay", "label_smoothing": "label_smoothing", "augment": "augment", "drop_path": "drop_path", "mixup": "mixup",
 }  # fmt: skip
 
@@ -30,7 +31,7 @@ class TuningRecipe(StrictModel):
     Attributes:
         strategy, unfreeze, epochs, weight_decay, label_smoothing, augment, drop_path, mixup: as the options of ``edgetl train``.
         steps: optimizer steps, instead of ``epochs``.
-        head_lr, top_lr, lr_ratio: as ``--lr``, ``--trunk-lr`` and ``--lr-ratio``; they do not scale with the batch.
+        head_lr, top_lr, lr_ratio: as ``--lr``, ``--backbone-lr`` and ``--lr-decay``; they do not scale with the batch.
         lr_spread: the head's rate over the lowest tuned stage's; all groups lie on one geometric row (instead of the two before).
         average: decay of the moving average of the weights; shorter in a short training, 0 for none.
         freeze_batchnorm: keep every BatchNorm as it is.
@@ -119,17 +120,18 @@ def _mistakes(error: ValidationError) -> str:
 
 
 def with_recipe(config: TrainConfig) -> tuple[TrainConfig, TuningRecipe]:
-    """``config`` with its recipe's figures wherever the user gave none, and the recipe; an empty one where none is named.
+    """The configuration with the recipe's values for every option that was not given, and the recipe; an empty one where none is named.
 
     A recipe's ``unfreeze`` belongs to its strategy, and is passed over where the user asks for another.
 
     Raises:
         ConfigError: as ``read_tuning_recipe``.
     """
-    recipe = read_tuning_recipe(config.recipe) if config.recipe is not None else TuningRecipe()
-    fields = TrainConfig.model_fields
-    said = {name: getattr(recipe, key) for name, key in OPTIONS.items()}
-    if recipe.strategy is not None and config.strategy not in ("auto", recipe.strategy):
-        said["unfreeze"] = None
-    filled = {name: value for name, value in said.items() if value is not None and getattr(config, name) == fields[name].default}
-    return config.model_copy(update=filled), recipe
+    if config.optim.recipe is None:
+        return config, TuningRecipe()
+    recipe = read_tuning_recipe(config.optim.recipe)
+    given = flat(config, only_given=True)
+    filled = {name: value for name, key in OPTIONS.items() if name not in given and (value := getattr(recipe, key)) is not None}
+    if given.get("strategy", recipe.strategy) != recipe.strategy:
+        filled.pop("unfreeze", None)
+    return config.with_options(**filled), recipe

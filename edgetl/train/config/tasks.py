@@ -36,13 +36,13 @@ def task_of(config: TrainConfig) -> Task | None:
     Raises:
         ConfigError: options that conflict; the text names all of them.
     """
-    task: Task | None = config.task or (None if config.labels else "classification")
+    task: Task | None = config.data.task or (None if config.data.labels else "classification")
     wrong = {
-        f"--task {task} needs --labels FILE.csv": task != "classification" and config.labels is None,
+        f"--task {task} needs --labels FILE.csv": task != "classification" and config.data.labels is None,
         "--include adds files to class folders, and --labels names its files; add rows to the table": (
-            config.labels is not None and bool(config.include)
+            config.data.labels is not None and bool(config.data.include)
         ),
-        "--column needs --labels FILE.csv": config.column is not None and config.labels is None,
+        "--columns needs --labels FILE.csv": config.data.columns is not None and config.data.labels is None,
     }
     _refuse(wrong)
     if task is not None:
@@ -56,27 +56,28 @@ def check_options(config: TrainConfig, task: Task) -> None:
     Raises:
         ConfigError: naming all of them.
     """
-    numbers, asked = task in ("regression", "ordinal"), config.model_fields_set
+    numbers, asked = task in ("regression", "ordinal"), config.optim.model_fields_set
     wrong = {
-        f"--multilabel-loss does not go with {task}": task != "multi-label" and config.multilabel_loss != "bce",
-        f"--regression-loss does not go with {task}": not numbers and config.regression_loss != "mse",
-        f"--tolerance is for --task regression, not {task}": task != "regression" and config.tolerance is not None,
-        f"--balance {config.balance} weighs classes and labels; {task} has none": numbers and config.balance != "none",
-        f"--balance sampler draws classes; use --balance loss for {task}": task == "multi-label" and config.balance == "sampler",
+        f"--multilabel-loss does not go with {task}": task != "multi-label" and config.optim.multilabel_loss != "bce",
+        f"--regression-loss does not go with {task}": not numbers and config.optim.regression_loss != "mse",
+        f"--tolerance is for --task regression, not {task}": task != "regression" and config.optim.tolerance is not None,
+        f"--balance {config.data.balance} weighs classes and labels; {task} has none": numbers and config.data.balance != "none",
+        f"--balance sampler draws classes; use --balance loss for {task}": task == "multi-label" and config.data.balance == "sampler",
         "--balance loss does not go with --multilabel-loss asymmetric, which weighs by itself": (
-            config.multilabel_loss == "asymmetric" and config.balance == "loss"
+            config.optim.multilabel_loss == "asymmetric" and config.data.balance == "loss"
         ),
         f"--lwf, --ewc, --replay and --teacher compare answers of classes; {task} has none": (
-            task != "classification" and bool(config.lwf or config.ewc or config.replay or config.teacher)
+            task != "classification"
+            and bool(config.continual.lwf or config.continual.ewc or config.continual.replay or config.distillation.teacher)
         ),
-        f"--head {config.head} answers with classes, and {task} has none; use --head linear": (
-            task != "classification" and config.head != "linear"
+        f"--head {config.head.kind} answers with classes, and {task} has none; use --head linear": (
+            task != "classification" and config.head.kind != "linear"
         ),
-        f"--head and --features are for --strategy probe, not {config.strategy}; name that, or leave them out": (
-            config.strategy not in ("auto", "probe") and (config.head != "linear" or config.features != "last")
+        f"--head and --features are for --strategy probe, not {config.optim.strategy}; name that, or leave them out": (
+            config.optim.strategy not in ("auto", "probe") and (config.head.kind != "linear" or config.head.features != "last")
         ),
         "--label-smoothing is for classes and for --multilabel-loss bce": (
-            bool(config.label_smoothing) and "label_smoothing" in asked and not smooths(config, task)
+            bool(config.optim.label_smoothing) and "label_smoothing" in asked and not smooths(config, task)
         ),
     }
     _refuse(wrong)
@@ -89,7 +90,7 @@ def _refuse(wrong: dict[str, bool]) -> None:
 
 def smooths(config: TrainConfig, task: Task) -> bool:
     """Whether the loss takes smoothed labels."""
-    return task == "classification" or (task == "multi-label" and config.multilabel_loss == "bce")
+    return task == "classification" or (task == "multi-label" and config.optim.multilabel_loss == "bce")
 
 
 def scan_images(data: Path, config: TrainConfig, *, progress: Progress = silent) -> ImageFolder:
@@ -100,12 +101,14 @@ def scan_images(data: Path, config: TrainConfig, *, progress: Progress = silent)
             ``edgetl.data.groups.group_by_path``.
     """
     task = task_of(config)
-    selection = Selection(config.include, config.exclude)
-    if config.labels is None:
+    selection = Selection(config.data.include, config.data.exclude)
+    if config.data.labels is None:
         folder = scan(data, selection=selection, progress=progress)
-        return folder if config.group is None else group_by_path(folder, config.group)
-    columns = tuple(part.strip() for part in (config.column or "").split(",") if part.strip())
-    folder = scan_table(data, Table(Path(config.labels), task, columns, group=config.group, selection=selection), progress=progress)
+        return folder if config.data.group is None else group_by_path(folder, config.data.group)
+    columns = tuple(part.strip() for part in (config.data.columns or "").split(",") if part.strip())
+    folder = scan_table(
+        data, Table(Path(config.data.labels), task, columns, group=config.data.group, selection=selection), progress=progress
+    )
     check_options(config, folder.task)
     return folder
 
@@ -153,7 +156,7 @@ def choose_reading(splits: Splits, config: TrainConfig, val_outputs: NDArray[np.
             decision = Decision(thresholds=choose_thresholds(truth_of(splits.val) > 0, sigmoid(val_outputs)))
         case "regression":
             spread = value_scale(splits)[1]
-            decision = Decision(spread=spread, tolerance=config.tolerance or TOLERANCE_SHARE * spread)
+            decision = Decision(spread=spread, tolerance=config.optim.tolerance or TOLERANCE_SHARE * spread)
         case "ordinal":
             grades = [int(sample.targets[0]) for sample in folder.samples]
             decision = Decision(spread=value_scale(splits)[1], tolerance=0.5, grades=(min(grades), max(grades)))

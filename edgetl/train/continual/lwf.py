@@ -28,9 +28,9 @@ class Guards(nn.Module):
         self.replays = bool(kept.replay)
         old = kept.old
         asks_old_head = old is not None and any(UNLABELLED < sample.label < 0 for sample in kept.replay)
-        self.answers = OldAnswers(model, head_name, old, config.lwf) if old and config.lwf else None
+        self.answers = OldAnswers(model, head_name, old, config.continual.lwf) if old and config.continual.lwf else None
         self.old_head = copy.deepcopy(old.head).requires_grad_(False) if old and asks_old_head else None
-        self.elastic = Elastic(model, kept.fisher, config.ewc) if kept.fisher else None
+        self.elastic = Elastic(model, kept.fisher, config.continual.ewc) if kept.fisher else None
         self._features = torch.empty(0)
         listens = self.answers is not None or self.old_head is not None
         self._hook = model.get_submodule(head_name).register_forward_pre_hook(self._listen) if listens else None

@@ -56,10 +56,10 @@ def protect(backbone: Backbone, splits: Splits, plan: Plan, config: TrainConfig,
         ConfigError: there is nothing to protect: random weights, or weights without a head.
         DataError: the images to replay cannot be used.
     """
-    asked = [f"--{name}" for name in ("lwf", "ewc", "replay") if getattr(config, name)]
+    asked = [f"--{name}" for name in ("lwf", "ewc", "replay") if getattr(config.continual, name)]
     if not asked:
         return Protection()
-    if config.replay and (config.balance == "sampler" or plan.mixup):
+    if config.continual.replay and (config.data.balance == "sampler" or plan.mixup):
         raise ConfigError("--replay cannot go with --balance sampler or --mixup, which make batches in their own ways. Leave one out.")
     if plan.strategy == "probe":
         _log.info("%s: not needed, a probe leaves the trunk as it is", " and ".join(asked))
@@ -67,20 +67,20 @@ def protect(backbone: Backbone, splits: Splits, plan: Plan, config: TrainConfig,
     if not backbone.parents:
         raise ConfigError(f"{' and '.join(asked)}: random weights know nothing that could be protected. Leave it out.")
     old = find_old_task(config, backbone, splits.folder.labels)
-    if old is None and (config.lwf or config.ewc):
+    if old is None and (config.continual.lwf or config.continual.ewc):
         raise ConfigError(
-            f"--lwf and --ewc ask what the old linear head answers, and {config.backbone} came without one. Use --l2sp or --replay."
+            f"--lwf and --ewc ask what the old linear head answers, and {config.backbone.name} came without one. Use --l2sp or --replay."
         )
     replay: Sequence[Sample] = ()
-    if config.replay:
+    if config.continual.replay:
         trunk = make_trunk(backbone.model, backbone.head_name)
-        extract = FeatureExtractor(trunk, backbone.spec, device=place.device, batch_size=config.batch_size)
+        extract = FeatureExtractor(trunk, backbone.spec, device=place.device, batch_size=config.optim.batch_size)
         known = {sample.content for sample in (*splits.train, *splits.val, *splits.test)}
         replay = replayed(config, splits.folder.labels, old, extract, known, progress=place.progress)
-        _log.info("%d images of %s are shown again", len(replay), config.replay)
+        _log.info("%d images of %s are shown again", len(replay), config.continual.replay)
     if old is not None:
         keep_old_answers(backbone, old)
-    fisher = _fisher(backbone, old, splits, plan, config, place) if old is not None and config.ewc else {}
+    fisher = _fisher(backbone, old, splits, plan, config, place) if old is not None and config.continual.ewc else {}
     keeps = old is not None and old.places is not None and not replay
     return Protection(old, fisher, tuple(replay), keeps)
 
@@ -97,7 +97,7 @@ def _fisher(backbone: Backbone, old: OldTask, splits: Splits, plan: Plan, config
     # Tables of positions have another shape at another input size.
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     earlier = {name: value for name, value in earlier.items() if shapes.get(name) == value.shape}
-    found = measure_fisher(model, _images(samples, backbone, place), names, seed=config.seed, earlier=earlier)
+    found = measure_fisher(model, _images(samples, backbone, place), names, seed=config.run.seed, earlier=earlier)
     return {name: _on_new_head(name, value.cpu(), backbone, old) for name, value in found.items()}
 
 

@@ -62,10 +62,10 @@ class OldTask:
 def find_old_task(config: TrainConfig, backbone: Backbone, labels: Sequence[str]) -> OldTask | None:
     """The task of the weights that ``backbone`` starts from; none for random weights, and for weights that came
     without a head, or with another one than a linear layer on the last features."""
-    if not backbone.parents or not config.pretrained:
+    if not backbone.parents or not config.backbone.pretrained:
         return None
-    if (Path(config.backbone) / RUN_RECORD_NAME).is_file():
-        run = open_run(config.backbone)
+    if (Path(config.backbone.name) / RUN_RECORD_NAME).is_file():
+        run = open_run(config.backbone.name)
         if run.record.task != "classification":
             return None
         if not run.record.head.plain:
@@ -78,7 +78,7 @@ def find_old_task(config: TrainConfig, backbone: Backbone, labels: Sequence[str]
         known = all(label in labels for label in run.record.labels)
         places = tuple(labels.index(label) for label in run.record.labels) if known else None
         return OldTask(run.record.name, old.eval(), places, run)
-    whole = load_whole(config)
+    whole = load_whole(config.backbone)
     if whole is None:
         return None
     head = whole.get_submodule(find_head(whole))

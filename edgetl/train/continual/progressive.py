@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.options import flat
 from edgetl.errors import ConfigError
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.artifacts.sources.load import load_whole
@@ -34,11 +35,11 @@ def check_columns(config: TrainConfig) -> None:
     Raises:
         ConfigError: random weights, or another guard.
     """
-    if config.forgetting != "progressive":
+    if config.continual.forgetting != "progressive":
         return
-    if config.strategy == "scratch" or not config.pretrained:
+    if config.optim.strategy == "scratch" or not config.backbone.pretrained:
         raise ConfigError(f"{OPTION}: random weights know nothing that could be kept. Leave it out.")
-    others = [f"--{name}" for name in ("lwf", "ewc", "l2sp", "replay", "wise", "teacher") if getattr(config, name)]
+    others = [f"--{name}" for name in ("lwf", "ewc", "l2sp", "replay", "wise_ft", "teacher") if flat(config)[name]]
     if others:
         raise ConfigError(f"{OPTION} keeps the old network whole and cannot go with {' and '.join(others)}. Leave one out.")
 
@@ -53,14 +54,16 @@ def grow(backbone: Backbone, plan: Plan, config: TrainConfig) -> Backbone:
         ConfigError: the weights came without a head, so that there is no old network to keep; or the stages of this one give nothing that
             could be listened to.
     """
-    if config.forgetting != "progressive":
+    if config.continual.forgetting != "progressive":
         return backbone
     if plan.strategy == "probe":
         _log.info("%s: not needed, a probe leaves the trunk as it is", OPTION)
         return backbone
     known = _known(config, backbone)
     if known is None:
-        raise ConfigError(f"{OPTION} keeps the old network with its head, and {config.backbone} came without one. Use --l2sp or --replay.")
+        raise ConfigError(
+            f"{OPTION} keeps the old network with its head, and {config.backbone.name} came without one. Use --l2sp or --replay."
+        )
     old, earlier = known
     prefix, new = newest(backbone.model)
     head = backbone.head_name.removeprefix(prefix)
@@ -80,14 +83,14 @@ def grow(backbone: Backbone, plan: Plan, config: TrainConfig) -> Backbone:
 
 def _known(config: TrainConfig, backbone: Backbone) -> tuple[nn.Module, tuple[Column, ...]] | None:
     """The network that the weights come from, its own head included, and its columns; none where the weights came without a head."""
-    if (Path(config.backbone) / RUN_RECORD_NAME).is_file():
-        run = open_run(config.backbone)
+    if (Path(config.backbone.name) / RUN_RECORD_NAME).is_file():
+        run = open_run(config.backbone.name)
         if not run.record.head.plain:
-            raise ConfigError(f"{OPTION} keeps networks that end in a linear head, and {config.backbone} has another. Leave it out.")
+            raise ConfigError(f"{OPTION} keeps networks that end in a linear head, and {config.backbone.name} has another. Leave it out.")
         before, labels = run.record.backbone.columns, run.record.labels
         own = Column(name=run.record.name, classes=len(labels), labels=labels, borders=before.borders if before else ())
         return _at_size(run.load_model(), backbone), (*before.earlier, own) if before else (own,)
-    whole = load_whole(config)
+    whole = load_whole(config.backbone)
     if whole is None:
         return None
     layer = _at_size(whole, backbone).get_submodule(find_head(whole))

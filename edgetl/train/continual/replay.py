@@ -39,7 +39,7 @@ def replayed(
         DataError: the folder, or the run's images, cannot be used.
         RunError: the run is damaged.
     """
-    source = Path(config.replay or "")
+    source = Path(config.continual.replay or "")
     if (source / RUN_RECORD_NAME).is_file():
         run = open_run(source)
         names, samples = run.record.labels, run.samples("train")
@@ -49,7 +49,7 @@ def replayed(
     samples = [sample for sample in samples if sample.content not in known]
     if not samples:
         return []
-    chosen = herd(extract(samples, progress=progress), labels_of(samples), config.replay_images)
+    chosen = herd(extract(samples, progress=progress), labels_of(samples), config.continual.replay_per_class)
     return [replace(samples[index], label=_label(names[samples[index].label], labels, old)) for index in chosen]
 
 

@@ -69,22 +69,26 @@ def find_tutor(config: TrainConfig, splits: Splits, place: Workplace) -> Tutor |
         BackboneError: the backbone cannot be found.
         RunError: the run is damaged.
     """
-    if config.teacher is None:
+    if config.distillation.teacher is None:
         return None
     labels = splits.folder.labels
-    asked = TrainConfig(backbone=config.teacher, weights_dir=config.weights_dir, license=config.license)
-    backbone = load_backbone(asked, len(labels))
-    if (Path(config.teacher) / RUN_RECORD_NAME).is_file():
-        run = open_run(config.teacher)
+    asked = TrainConfig.from_options(
+        backbone=config.distillation.teacher, weights_dir=config.backbone.weights_dir, license=config.backbone.license
+    )
+    backbone = load_backbone(asked.backbone, len(labels))
+    if (Path(config.distillation.teacher) / RUN_RECORD_NAME).is_file():
+        run = open_run(config.distillation.teacher)
         if set(run.record.labels) != set(labels):
-            raise ConfigError(f"--teacher {config.teacher} knows {', '.join(run.record.labels[:5])}…, and the images are of other classes.")
+            raise ConfigError(
+                f"--teacher {config.distillation.teacher} knows {', '.join(run.record.labels[:5])}…, and the images are of other classes."
+            )
         backbone = dataclasses.replace(backbone, model=run.load_model(), head_name=run.record.backbone.head_name)
         order = [run.record.labels.index(label) for label in labels]
         weight, bias = backbone.head.weight[order], backbone.head.bias[order]
     else:
         trunk = make_trunk(backbone.model, backbone.head_name)
-        extract = FeatureExtractor(trunk, backbone.spec, device=place.device, batch_size=config.batch_size, images=len(splits.train))
-        fitted = fit_head(extract(splits.train, progress=place.progress), labels_of(splits.train), len(labels), seed=config.seed)
+        extract = FeatureExtractor(trunk, backbone.spec, device=place.device, batch_size=config.optim.batch_size, images=len(splits.train))
+        fitted = fit_head(extract(splits.train, progress=place.progress), labels_of(splits.train), len(labels), seed=config.run.seed)
         weight, bias = torch.from_numpy(fitted.weight), torch.from_numpy(fitted.bias)
     with torch.no_grad():
         backbone.head.weight.copy_(weight)

@@ -74,20 +74,20 @@ def give_head(backbone: Backbone, config: TrainConfig, plan: Plan, images: int) 
     Raises:
         ConfigError: the plan is no probe, the backbone does not show its stages, or ``images`` are more than knn keeps.
     """
-    spec = HeadSpec(kind=config.head, features=config.features)
+    spec = HeadSpec(kind=config.head.kind, features=config.head.features)
     if spec.plain:
         return backbone
-    asked = f"--head {config.head}" if config.head != "linear" else f"--features {config.features}"
+    asked = f"--head {config.head.kind}" if config.head.kind != "linear" else f"--features {config.head.features}"
     if plan.strategy != "probe":
-        raise ConfigError(f"{asked} is for a probe, and --strategy {config.strategy} came to {plan.strategy}. Add --strategy probe.")
+        raise ConfigError(f"{asked} is for a probe, and --strategy {config.optim.strategy} came to {plan.strategy}. Add --strategy probe.")
     if backbone.columns:
-        raise ConfigError(f"{asked}: {config.backbone} has several columns, whose head is a linear one. Leave the option out.")
-    if config.head == "knn" and images > MAX_BANK:
+        raise ConfigError(f"{asked}: {config.backbone.name} has several columns, whose head is a linear one. Leave the option out.")
+    if config.head.kind == "knn" and images > MAX_BANK:
         raise ConfigError(
             f"--head knn keeps the features of every training image in the model, and {images:,} are more than {MAX_BANK:,}. Use --head "
             f"linear, cosine or mlp, which do not grow."
         )
-    if config.features == "layers":
+    if config.head.features == "layers":
         check_layers(make_trunk(backbone.model, backbone.head_name), backbone.name, backbone.spec.input_size)
     classes = backbone.head.out_features
     # What knn and mlp put before the linear layer has a size only when it is fitted; until then features pass through.

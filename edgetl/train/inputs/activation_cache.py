@@ -110,29 +110,29 @@ def cache_activations(
         return None
     with torch.no_grad():
         shape = tuple(halves.front(torch.from_numpy(example)).shape[1:])
-    epochs = math.ceil(steps.stop / steps_an_epoch(len(splits.train), config.batch_size))
-    views = min(config.cache_views if augment else 1, _count_views(config, shape, len(train), len(val), epochs))
+    epochs = math.ceil(steps.stop / steps_an_epoch(len(splits.train), config.optim.batch_size))
+    views = min(config.run.cache_views if augment else 1, _count_views(config, shape, len(train), len(val), epochs))
     if views < 1:
-        _log.info("the frozen layers run at each step: their outputs would take more than %g GB (--cache-gb)", config.cache_gb)
+        _log.info("the frozen layers run at each step: their outputs would take more than %g GB (--cache-gb)", config.run.cache_gb)
         return None
     run = choose_engine(halves.front, example, views * len(train) + len(val), place.device)
-    pictures = ImageDataset(train, spec, augment=augment, seed=config.seed, epochs=views)
+    pictures = ImageDataset(train, spec, augment=augment, seed=config.run.seed, epochs=views)
     rows = _fill(place.folder / "train.npy", pictures, shape, run, config, place.progress)
-    seen = ImageDataset(val, spec, augment=None, seed=config.seed)
+    seen = ImageDataset(val, spec, augment=None, seed=config.run.seed)
     val_rows = _fill(place.folder / "val.npy", seen, shape, run, config, place.progress)
     sampler = make_sampler([sample.label for sample in splits.train], config, steps, len(replay))
     return Cached(
         replace(backbone, model=halves.tail),
         DataLoader(_Activations(rows, [target_of(sample) for sample in train], views), batch_sampler=sampler),
-        DataLoader(_Activations(val_rows, [target_of(sample) for sample in val], 1), config.batch_size),
+        DataLoader(_Activations(val_rows, [target_of(sample) for sample in val], 1), config.optim.batch_size),
         views,
     )
 
 
 def _count_views(config: TrainConfig, shape: tuple[int, ...], train: int, val: int, epochs: int) -> int:
     """As many as the whole training has epochs (a resumed one must see the same), as were asked for, and as fit on the disk."""
-    room = int(config.cache_gb * 1e9 / (2 * math.prod(shape))) - val
-    return min(config.cache_views, epochs, room // max(1, train))
+    room = int(config.run.cache_gb * 1e9 / (2 * math.prod(shape))) - val
+    return min(config.run.cache_views, epochs, room // max(1, train))
 
 
 def _fill(

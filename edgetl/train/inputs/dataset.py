@@ -163,12 +163,12 @@ class BalancedSampler(Sampler[list[int]]):
 def make_sampler(labels: Sequence[int], config: TrainConfig, steps: range, replayed: int = 0) -> Sampler[list[int]]:
     """Which images each of ``steps`` sees: all of them equally often, or all classes (``--balance sampler``); ``config.replay_frac`` of
     each batch are of the ``replayed`` images, which come after those of ``labels``."""
-    if config.balance == "sampler":
-        return _dealt(BalancedSampler(labels, config.batch_size, steps.stop, seed=config.seed, first=steps.start))
-    share = config.replay_frac / (1 - config.replay_frac)
-    more = max(1, round(share * min(config.batch_size, len(labels)))) if replayed else 0
+    if config.data.balance == "sampler":
+        return _dealt(BalancedSampler(labels, config.optim.batch_size, steps.stop, seed=config.run.seed, first=steps.start))
+    share = config.continual.replay_fraction / (1 - config.continual.replay_fraction)
+    more = max(1, round(share * min(config.optim.batch_size, len(labels)))) if replayed else 0
     sampler = StepSampler(
-        len(labels), config.batch_size, steps.stop, seed=config.seed, first=steps.start, replayed=replayed, replay_batch=more
+        len(labels), config.optim.batch_size, steps.stop, seed=config.run.seed, first=steps.start, replayed=replayed, replay_batch=more
     )
     return _dealt(sampler)
 
@@ -198,18 +198,18 @@ def training_batches(
 ) -> DataLoader[tuple[torch.Tensor, Target]]:  # fmt: skip
     """The batches of ``steps`` (from the one to go on with, to the last): images float32, or uint8, ``[batch, 3, H, W]`` and labels."""
     sampler = make_sampler([sample.label for sample in samples], config, steps, len(replay))
-    images = ImageDataset([*samples, *replay], spec, augment=augment, seed=config.seed, as_bytes=as_bytes)
+    images = ImageDataset([*samples, *replay], spec, augment=augment, seed=config.run.seed, as_bytes=as_bytes)
     return DataLoader(images, batch_sampler=sampler, num_workers=_workers(config), pin_memory=_pin(config), worker_init_fn=leave_signals)
 
 
 def validation_batches(samples: Sequence[Sample], spec: PreprocessSpec, config: TrainConfig) -> DataLoader[tuple[torch.Tensor, Target]]:
     """The evaluation's view of ``samples``, in their order."""
-    return in_order(ImageDataset(samples, spec, augment=None, seed=config.seed), config)
+    return in_order(ImageDataset(samples, spec, augment=None, seed=config.run.seed), config)
 
 
 def in_order(images: ImageDataset, config: TrainConfig) -> DataLoader[tuple[torch.Tensor, Target]]:
     """Every picture of ``images`` once."""
-    return DataLoader(images, config.batch_size, num_workers=_workers(config), pin_memory=_pin(config), worker_init_fn=leave_signals)
+    return DataLoader(images, config.optim.batch_size, num_workers=_workers(config), pin_memory=_pin(config), worker_init_fn=leave_signals)
 
 
 def steps_an_epoch(images: int, batch_size: int) -> int:
@@ -230,11 +230,11 @@ def leave_signals(_worker: int) -> None:
 
 
 def _workers(config: TrainConfig) -> int:
-    return default_workers() if config.workers is None else config.workers
+    return default_workers() if config.data.workers is None else config.data.workers
 
 
 def _pin(config: TrainConfig) -> bool:
-    return torch.cuda.is_available() and config.device != "cpu"
+    return torch.cuda.is_available() and config.run.device != "cpu"
 
 
 def default_workers() -> int:

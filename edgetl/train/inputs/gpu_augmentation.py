@@ -58,4 +58,4 @@ def batches_on(
     """``training_batches`` whose colours and normalisation are made on ``device``."""
     shaping, colours = divide(augment)
     loaded = training_batches(samples, spec, shaping, config, steps=steps, replay=replay, as_bytes=True)
-    return DeviceBatches(loaded, colours, spec, device=device, seed=config.seed, first=steps.start)
+    return DeviceBatches(loaded, colours, spec, device=device, seed=config.run.seed, first=steps.start)

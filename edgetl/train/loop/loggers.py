@@ -1,4 +1,4 @@
-"""``--log``: the figures of each validation also go through Lightning's own loggers, into the run's folder."""
+"""``--loggers``: the figures of each validation also go through Lightning's own loggers, into the run's folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_loggers(config: TrainConfig) -> None:
     Raises:
         MissingExtraError: a logger's package is not installed.
     """
-    for name in logger_names(config.log):
+    for name in logger_names(config.run.loggers):
         for library in _NEEDS.get(name, ()):
             if find_spec(library) is None:
                 raise MissingExtraError(library, _EXTRAS[name])
@@ -42,7 +42,7 @@ class Logs(Callback):
 
     def __init__(self, config: TrainConfig, folder: Path, history: History) -> None:
         self.history = history
-        self.loggers = [_open(name, folder / FOLDER) for name in logger_names(config.log)]
+        self.loggers = [_open(name, folder / FOLDER) for name in logger_names(config.run.loggers)]
         self._written = 0
         for logger in self.loggers:
             logger.log_hyperparams({key: value for key, value in config.model_dump().items() if value is not None})

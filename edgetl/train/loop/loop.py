@@ -87,7 +87,7 @@ def tune(
         TrainingError: the loss became infinite, not a number, or much larger than that of answering at random.
         StoppedError: the process was asked to end; the state is saved.
     """
-    L.seed_everything(config.seed, verbose=False)
+    L.seed_everything(config.run.seed, verbose=False)
     more = lessons or Lessons()
     stages = find_stages(backbone.model, backbone.head_name)
     trained = choose_stages(stages, plan.unfreeze)
@@ -109,7 +109,7 @@ def tune(
 def _workshop(backbone: Backbone, plan: Plan, config: TrainConfig, place: Workplace) -> Iterator[tuple[StopRequest, Workplace]]:
     """While entered: SIGTERM is a request, residual branches drop out, and there is a folder for temporary files."""
     with (
-        explained(config.batch_size),
+        explained(config.optim.batch_size),
         StopRequest() as stop,
         dropping_paths(backbone.model, plan.drop_path),
         tempfile.TemporaryDirectory(dir=place.folder, prefix="activations-") as folder,
@@ -120,11 +120,11 @@ def _workshop(backbone: Backbone, plan: Plan, config: TrainConfig, place: Workpl
 def _learn(module: Tuning, train: Batches, watch: Watch, config: TrainConfig, place: Workplace) -> None:
     """Take the steps, at a rate that is looked for first where that was asked, and mix the result with the start where that was."""
     history = watch.history
-    if config.lr == "auto":
+    if config.optim.lr == "auto":
         _find_rate(module, history, train, config, place)
-    logs = [Logs(config, place.folder, history)] if config.log else []
+    logs = [Logs(config, place.folder, history)] if config.run.loggers else []
     fit(module, train, [watch, *logs], device=place.device, clip_norm=CLIP_NORM)
-    if config.wise and module.anchors and history.best:
+    if config.continual.wise_ft and module.anchors and history.best:
         _interpolate(module, history, watch.val)
 
 
@@ -149,11 +149,11 @@ def _prepare(
     steps: range, place: Workplace, lessons: Lessons,
 ) -> tuple[Backbone, Batches, Batches]:  # fmt: skip
     """What is trained, its training batches, and the validation batches: of activations where the frozen half can be run ahead."""
-    flip = mirrors_well(splits.folder.labels) if config.flip is None else config.flip
+    flip = mirrors_well(splits.folder.labels) if config.data.flip is None else config.data.flip
     augment = make_augmentation(plan.augment, backbone.spec, flip=flip)
     replay = lessons.protection.replay
     # A teacher looks at images, not at what the frozen half makes of them, and pictures are mixed before it sees them.
-    ahead = config.cache_views and not plan.mixup and not lessons.tutor
+    ahead = config.run.cache_views and not plan.mixup and not lessons.tutor
     if ahead and plan.strategy == "partial" and trained[0].name != STEM and steps:
         cached = cache_activations(backbone, trained, splits, augment, config, steps=steps, place=place, replay=replay)
         if cached:
@@ -211,19 +211,21 @@ class Tuning(L.LightningModule):
         # Lightning leaves each module in the mode that it finds. Channels last: a step takes two thirds of the time, on a CPU too.
         self.model = backbone.model.train().to(memory_format=torch.channels_last)
         self.plan = plan
-        self.seed = config.seed
+        self.seed = config.run.seed
         self.first = 0
         self.trained = trained
-        self.compiled = CompiledForward(self.model) if config.compile else None
+        self.compiled = CompiledForward(self.model) if config.run.compile else None
         self.average = ModelEmaV3(self.model, decay=plan.average) if plan.average else None
         self.objective = objective or Classes(backbone.head.out_features, smoothing=plan.label_smoothing)
-        self.l2sp = config.l2sp
-        self.anchors = self._trunk_weights() if config.l2sp or config.wise else {}
+        self.l2sp = config.continual.l2sp
+        self.anchors = self._trunk_weights() if config.continual.l2sp or config.continual.wise_ft else {}
         self.moments: dict[str, torch.Tensor] = {}
         more = lessons or Lessons()
         self.guards = Guards(self.model, backbone.head_name, more.protection, config)
         # In a tuple: the teacher is no part of what is trained or saved.
-        self.tutored = (distillation(self.model, backbone.spec, self.objective, more.tutor, config.teacher_share) if more.tutor else None,)
+        self.tutored = (
+            distillation(self.model, backbone.spec, self.objective, more.tutor, config.distillation.weight) if more.tutor else None,
+        )
         self.last = (0.0, 0.0, 0.0)  # of the last batch: images answered rightly, all of them, and the loss without guards
 
     def groups_of(self, model: nn.Module) -> list[dict[str, Any]]:

@@ -105,18 +105,18 @@ class Numbers(nn.Module):
 
 def make_objective(splits: Splits, plan: Plan, config: TrainConfig) -> Objective:
     """The objective of the task that ``splits`` have labels for."""
-    folder, balanced = splits.folder, config.balance == "loss"
+    folder, balanced = splits.folder, config.data.balance == "loss"
     match folder.task:
         case "classification":
             weights = class_weights(labels_of(splits.train)) if balanced else None
             return Classes(len(folder.labels), smoothing=plan.label_smoothing, weights=weights)
         case "multi-label":
             weights = presence_weights(truth_of(splits.train)) if balanced else None
-            return Labels(smoothing=plan.label_smoothing, weights=weights, asymmetric=config.multilabel_loss == "asymmetric")
+            return Labels(smoothing=plan.label_smoothing, weights=weights, asymmetric=config.optim.multilabel_loss == "asymmetric")
         case "regression" | "ordinal":
             mean, spread = value_scale(splits)
-            within = 0.5 if folder.task == "ordinal" else config.tolerance or TOLERANCE_SHARE * spread
-            return Numbers(mean, spread, tolerance=within / spread, huber=config.regression_loss == "huber")
+            within = 0.5 if folder.task == "ordinal" else config.optim.tolerance or TOLERANCE_SHARE * spread
+            return Numbers(mean, spread, tolerance=within / spread, huber=config.optim.regression_loss == "huber")
         case _:
             assert_never(folder.task)
 

@@ -131,11 +131,11 @@ def choose_rate(sweep: list[tuple[float, float]]) -> Choice:
 
 
 def with_sweep(plan: Plan, sweep: list[tuple[float, float]], config: TrainConfig) -> Plan:
-    """``plan`` at the rate that ``sweep`` says, all groups in the same proportions but for a ``--trunk-lr`` that was given."""
+    """``plan`` at the rate that ``sweep`` says, all groups in the same proportions but for a ``--backbone-lr`` that was given."""
     rate = choose_rate(sweep).rate if sweep else None
     if rate is None:
         return plan
-    top = plan.top_lr if config.trunk_lr else rate * (plan.top_lr / plan.head_lr)
+    top = plan.top_lr if config.optim.backbone_lr else rate * (plan.top_lr / plan.head_lr)
     frozen = rate * (plan.frozen_lr / plan.head_lr)
     return plan.model_copy(update={"head_lr": rate, "top_lr": top, "frozen_lr": frozen, "lr_found": rate})
 

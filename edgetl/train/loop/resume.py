@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+from pydantic import JsonValue
 
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.config import StrictModel, load_json, parse_json
+from edgetl.core.options import flat
 from edgetl.core.output.recognition import CHECKPOINTS_SUFFIX, COMPARE_SUFFIX, PILOT_SUFFIX
 from edgetl.errors import ConfigError, EdgetlError
 from edgetl.train.config.options import Strategy, TrainConfig
@@ -23,11 +25,9 @@ JOB = "job"
 PLAN = "plan: "
 # Folders that hold the runs of one call, with the strategy of that call.
 _RUNS_OF: dict[str, Strategy] = {COMPARE_SUFFIX: "compare", PILOT_SUFFIX: "auto"}
-# Options that do not change the weights, or (paths) whose contents are compared by their hashes.
-FREE = frozenset({
-    "workers", "checkpoint_s", "license_policy", "license", "log", "device", "compile", "cache_gb", "backbone", "weights", "weights_dir",
-    "labels", "keep",
-})  # fmt: skip
+# Options that do not change the weights, and paths whose contents are compared by their hashes.
+FREE = frozenset({"workers", "checkpoint_s", "license_policy", "license", "loggers", "device", "compile", "cache_gb", "keep"})
+HASHED = frozenset({"backbone", "weights", "weights_dir", "labels"})
 
 
 class Job(StrictModel):
@@ -35,13 +35,18 @@ class Job(StrictModel):
 
     Attributes:
         data: the folder of the images.
-        config: every option.
+        options: those that were given, by their flat names; the others are defaults.
         resolved: further inputs that determine the weights: images, starting weights, plan, versions; by name, as text.
     """
 
     data: str
-    config: TrainConfig
+    options: dict[str, JsonValue]
     resolved: dict[str, str]
+
+    @property
+    def config(self) -> TrainConfig:
+        """The configuration with these options."""
+        return TrainConfig.from_options(**self.options)
 
 
 def find_job(out: Path) -> Job | None:
@@ -60,8 +65,11 @@ def find_job(out: Path) -> Job | None:
 
 def _job_of_run(run: Path) -> Job:
     try:
-        config, splits = (load_json((run / name).read_bytes()) for name in (RUN_RECORD_NAME, "splits.json"))
-        return Job(data=splits["root"], config=TrainConfig.model_validate(config["config"]), resolved={})
+        record, splits = (load_json((run / name).read_bytes()) for name in (RUN_RECORD_NAME, "splits.json"))
+        config = TrainConfig.model_validate(record["config"])
+        return Job(
+            data=splits["root"], options={name: value for name, value in config.given().items() if name in record["given"]}, resolved={}
+        )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{run} is damaged and cannot be resumed. Begin again with --overwrite.") from error
 
@@ -86,11 +94,11 @@ def saved_states(folder: Path) -> list[tuple[int, Path]]:
 
 def differences(before: Job, now: Job) -> list[str]:
     """Differences of two jobs that change the weights, with both values; options have their names on the command line."""
-    old, new = (job.config.model_dump(mode="json", exclude=set(FREE)) for job in (before, now))
+    old, new = (flat(job.config) for job in (before, now))
     options = [
-        f"--{name.replace('_', '-')} {_shown(old.get(name))}, now {_shown(new.get(name))}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
+        f"--{name.replace('_', '-')} {_shown(old[name])}, now {_shown(new[name])}"
+        for name in sorted(old.keys() - FREE - HASHED)
+        if old[name] != new[name]
     ]
     return options + [
         f"{name} {before.resolved.get(name)}, now {now.resolved.get(name)}"
@@ -121,7 +129,7 @@ def _of_call(job: Job, folder: Path) -> Job:
     strategy = next((value for suffix, value in _RUNS_OF.items() if folder.parent.name.endswith(suffix)), None)
     if folder.with_name(folder.name.replace(CHECKPOINTS_SUFFIX, PILOT_SUFFIX)).is_dir():
         strategy = "auto"  # the pilot chose the strategy of this training
-    return job.model_copy(update={"config": job.config.model_copy(update={"strategy": strategy})}) if strategy else job
+    return job.model_copy(update={"options": {**job.options, "strategy": strategy}}) if strategy else job
 
 
 def _side_folders(out: Path, suffix: str) -> list[Path]:

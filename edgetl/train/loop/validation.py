@@ -117,9 +117,14 @@ class Watch(Callback):
         if due:
             self._validate(step)
         # A control from random weights gets all of its steps: its validation loss falls late.
-        ended = step == plan.steps or (self.history.waited >= self.config.patience and plan.strategy != "scratch")
+        ended = step == plan.steps or (self.history.waited >= self.config.optim.patience and plan.strategy != "scratch")
         asked = any_says(self.stop.asked, module.device)
-        if self.checkpoints and rank() == 0 and (due or asked or time.monotonic() - self._saved > self.config.checkpoint_s) and not ended:
+        if (
+            self.checkpoints
+            and rank() == 0
+            and (due or asked or time.monotonic() - self._saved > self.config.run.checkpoint_s)
+            and not ended
+        ):
             self._save()
         if asked and not ended:
             saved = self.checkpoints

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.files.atomic import write_text
+from edgetl.core.options import flat
 from edgetl.core.output.folders import check_side_folder, new_folder, remove_side_folder, reserved
 from edgetl.core.output.recognition import COMPARE_SUFFIX, PILOT_SUFFIX, holds_own
 from edgetl.core.progress import Progress, silent
@@ -40,8 +41,8 @@ def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False
     check_training_paths(data, config)
     with reserved(out, inputs=training_inputs(data, config), overwrite=overwrite) if rank() == 0 else nullcontext():
         folder = scan_images(data, config, progress=progress)
-        splits = split(folder, seed=config.seed, val=config.val, test=config.test)
-        teach = compare if config.strategy == "compare" else fine_tune
+        splits = split(folder, seed=config.run.seed, val=config.data.val, test=config.data.test)
+        teach = compare if config.optim.strategy == "compare" else fine_tune
         if wants_pilot(splits, config) and world() == 1:
             teach = piloted
         return teach(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)
@@ -69,7 +70,7 @@ def piloted(
         told = f"{told}; {figures}"
         strategy = "scratch" if table[1].validation.value >= table[0].validation.value else "full"
     _log.info("%s: %s", strategy, told)
-    chosen = config.model_copy(update={"strategy": strategy})
+    chosen = config.with_options(strategy=strategy)
     run = fine_tune(splits, chosen, out, overwrite=overwrite, resume=resume, progress=progress)
     plan = run.record.plan.model_copy(update={"reason": told})
     write_text(out / RUN_RECORD_NAME, run.record.model_copy(update={"plan": plan, "compared": table}).model_dump_json(indent=1))
@@ -96,16 +97,23 @@ def compare(
     with new_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
         _clear(work, out, overwrite=overwrite, resume=resume)
         trained = partial(_trained, overwrite=overwrite, resume=resume, progress=progress)
-        runs = [trained(splits, config.model_copy(update={"strategy": strategy}), work / strategy) for strategy in COMPARED]
+        runs = [trained(splits, config.with_options(strategy=strategy), work / strategy) for strategy in COMPARED]
         table = tuple(_compared(run) for run in runs)
         best, reason = choose(table)
         _log.info("%s", reason)
         shutil.copytree(runs[best].path, folder, dirs_exist_ok=True)
         plan = runs[best].record.plan.model_copy(update={"reason": reason})
-        changes = {"name": out.name, "config": config, "plan": plan, "compared": table, "seconds": round(time.monotonic() - started, 1)}
+        changes = {
+            "name": out.name,
+            "config": config,
+            "given": tuple(config.given()),
+            "plan": plan,
+            "compared": table,
+            "seconds": round(time.monotonic() - started, 1),
+        }
         record = runs[best].record.model_copy(update=changes)
         (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8", newline="\n")
-    if config.keep == "best":
+    if config.run.keep == "best":
         remove_side_folder(work)
     return open_run(out)
 
@@ -123,13 +131,13 @@ def _clear(work: Path, out: Path, *, overwrite: bool, resume: bool) -> None:
 
 def _trained(splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool, resume: bool, progress: Progress) -> Run:
     """The run of one strategy, new or found finished."""
-    _log.info("comparing: strategy %s", config.strategy)
+    _log.info("comparing: strategy %s", config.optim.strategy)
     if not (out / RUN_RECORD_NAME).is_file():
         return fine_tune(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)
     run = open_run(out)
     now = splits.folder.fingerprint()
     jobs = [
-        Job(data="", config=item, resolved={"images": images[:12]})
+        Job(data="", options=flat(item), resolved={"images": images[:12]})
         for item, images in ((run.record.config, run.record.data_fingerprint), (config, now))
     ]
     if apart := differences(*jobs):

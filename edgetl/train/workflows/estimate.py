@@ -68,38 +68,42 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
         BackboneError: the backbone cannot be found or used.
     """
     folder = scan_images(data, config, progress=progress)
-    splits = split(folder, seed=config.seed, val=config.val, test=config.test)
-    device = choose_device(config.device)
+    splits = split(folder, seed=config.run.seed, val=config.data.val, test=config.data.test)
+    device = choose_device(config.run.device)
     found = []
     for index, strategy in enumerate(MEASURED):
         progress("measuring", index, len(MEASURED))
-        backbone, plan = prepare(splits, config.model_copy(update={"strategy": strategy}))
+        backbone, plan = prepare(splits, config.with_options(strategy=strategy))
         found.append(_measure(backbone, plan, splits, config, device))
     images = len({sample.content for sample in splits.train})
-    wanted = with_recipe(config)[0].strategy
+    wanted = with_recipe(config)[0].optim.strategy
     best = choose_strategy(images)[0] if wanted == "auto" else wanted
     chosen = tuple(item.model_copy(update={"chosen": item.plan.strategy == best}) for item in found)
-    return Estimates(data=printable(data), backbone=config.backbone, images=images, device=device, strategies=chosen, notes=splits.notes)
+    return Estimates(
+        data=printable(data), backbone=config.backbone.name, images=images, device=device, strategies=chosen, notes=splits.notes
+    )
 
 
 def _measure(backbone: Backbone, plan: Plan, splits: Splits, config: TrainConfig, device: str) -> Estimate:
-    images = ImageDataset(splits.train, backbone.spec, augment=None, seed=config.seed)
+    images = ImageDataset(splits.train, backbone.spec, augment=None, seed=config.run.seed)
     load = _seconds(lambda: [images[index % len(splits.train)] for index in range(DECODED)], repeats=1) / DECODED
-    size = min(config.batch_size, len(splits.train))
+    size = min(config.optim.batch_size, len(splits.train))
     batch = torch.randn(size, 3, *backbone.spec.input_size, device=device)
     model = backbone.model.to(device).eval()
     with torch.no_grad():
         forward = _seconds(lambda: model(batch)) / size
-    counted = len(splits.train) * config.views + len(splits.val) + len(splits.test)
+    counted = len(splits.train) * config.head.augmented_views + len(splits.val) + len(splits.test)
     seconds, memory, trained = counted * (load + forward), 0.0, sum(parameter.numel() for parameter in backbone.head.parameters())
     if plan.steps:
         stages = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
-        halves = cut(model.cpu(), stages, batch[:2].cpu()) if plan.strategy == "partial" and config.cache_views and not plan.mixup else None
+        halves = (
+            cut(model.cpu(), stages, batch[:2].cpu()) if plan.strategy == "partial" and config.run.cache_views and not plan.mixup else None
+        )
         taught = halves.tail.to(device) if halves else model.to(device)
         if halves:
             with torch.no_grad():
                 batch = halves.front.to(device)(batch)
-            seconds += config.cache_views * len(splits.train) * (load + forward)
+            seconds += config.run.cache_views * len(splits.train) * (load + forward)
         set_trainable(taught.train(), stages, freeze_batchnorm=plan.freeze_batchnorm)
         trained = sum(parameter.numel() for parameter in taught.parameters() if parameter.requires_grad)
         step, memory = _step(taught, batch)

@@ -96,7 +96,7 @@ def fine_tune(
     _check_parts(splits, config)
     check_loggers(config)
     started = time.monotonic()
-    device = choose_device(config.device)
+    device = choose_device(config.run.device)
     join(device)
     with results_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
         backbone, plan = prepare(splits, config)
@@ -174,14 +174,14 @@ def prepare(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
     """Load the backbone, if its license may be used, resolve the plan, and set a new column beside the old ones if that is asked."""
     config, _ = with_recipe(config)
     check_columns(config)
-    torch.manual_seed(config.seed)  # random weights, and the head before it is fitted
-    given = config.model_copy(update={"pretrained": False, "weights": None}) if config.strategy == "scratch" else config
+    torch.manual_seed(config.run.seed)  # random weights, and the head before it is fitted
+    given = config.with_options(pretrained=False, weights=None) if config.optim.strategy == "scratch" else config
     if not smooths(config, splits.folder.task):
-        given = given.model_copy(update={"label_smoothing": 0.0})
-    backbone = load_backbone(given, len(splits.folder.labels))
-    backbone = with_intensity(backbone, config.intensity, splits.train)
+        given = given.with_options(label_smoothing=0.0)
+    backbone = load_backbone(given.backbone, len(splits.folder.labels))
+    backbone = with_intensity(backbone, config.data.intensity, splits.train)
     if backbone.parents:  # random weights are nobody's
-        check_policy(backbone.license, config.license_policy, name=backbone.name)
+        check_policy(backbone.license, config.backbone.license_policy, name=backbone.name)
     plan = make_plan(given, len({sample.content for sample in splits.train}), backbone.model)
     return give_head(grow(backbone, plan, given), given, plan, len(splits.train)), plan
 
@@ -193,7 +193,7 @@ def _checkpoints(
     images = record_splits(splits).model_dump_json(exclude={"root"})
     job = Job(
         data=str(splits.folder.root.resolve()),
-        config=config,
+        options=config.given(),
         resolved={
             "edgetl": versions()["edgetl"],
             "format of states": STATE_FORMAT,
@@ -218,9 +218,9 @@ def _checkpoints(
 
 def _forgetting(backbone: Backbone, splits: Splits, config: TrainConfig, place: Workplace, seen: SeenImages) -> Forgetting | None:
     """Where the training began with another run: what that run's task lost."""
-    starts_from_run = (Path(config.backbone) / RUN_RECORD_NAME).is_file() and splits.folder.task == "classification"
+    starts_from_run = (Path(config.backbone.name) / RUN_RECORD_NAME).is_file() and splits.folder.task == "classification"
     old = find_old_task(config, backbone, splits.folder.labels) if starts_from_run else None
-    return measure_forgetting(backbone, old, place, seen.all, batch_size=config.batch_size) if old else None
+    return measure_forgetting(backbone, old, place, seen.all, batch_size=config.optim.batch_size) if old else None
 
 
 def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits, *, strategy: Tuned) -> tuple[str, ...]:
@@ -286,6 +286,7 @@ def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, 
         decision=outcome.figures.reading.decision,
         labels=splits.folder.labels,
         config=config,
+        given=tuple(config.given()),
         backbone=BackboneRecord(
             name=backbone.name,
             architecture=backbone.architecture,

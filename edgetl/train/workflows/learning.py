@@ -61,19 +61,19 @@ def teach(
     """Fit the head, then tune as planned, and give its answers their unit."""
     samples = [*splits.train, *(sample for sample in lessons.protection.replay if sample.label >= 0)]
     # A head fitted on random features is large and wrong: training from random weights starts from a random head too.
-    starts = config.pretrained and plan.strategy != "scratch" and checkpoints.newest() is None
+    starts = config.backbone.pretrained and plan.strategy != "scratch" and checkpoints.newest() is None
     fits = plan.strategy == "probe" or (starts and plan.fit_head and not lessons.protection.keeps_head)
     penalty, accuracy = None, 0.0
     if fits:
-        extract = make_extractor(backbone, config, place.device, config.views * len(samples))
+        extract = make_extractor(backbone, config, place.device, config.head.augmented_views * len(samples))
         features = extract(samples, progress=place.progress)
-        if config.head != "linear":
+        if config.head.kind != "linear":
             return Taught(None, [], _fit_other(extract, features, backbone, splits, samples, config=config, progress=place.progress))
         head = _fit_probe(extract, features, backbone, splits, samples, config=config, progress=place.progress)
         outputs, truth = (torch.from_numpy(item) for item in (features @ head.weight.T + head.bias, truth_of(samples)))
         penalty, accuracy = head.penalty, float(make_objective(splits, plan, config).right(outputs, truth)) / len(outputs)
     elif not plan.fit_head:
-        _draw_head(backbone, config.seed)
+        _draw_head(backbone, config.run.seed)
     if plan.strategy == "probe":
         fold_scale(backbone.head, *value_scale(splits))
         return Taught(penalty, [], accuracy)
@@ -91,26 +91,32 @@ def _draw_head(backbone: Backbone, seed: int) -> None:
 
 def choose_tutor(config: TrainConfig, plan: Plan, splits: Splits, place: Workplace) -> Tutor | None:
     """The teacher that was asked for, if its license allows; none for a probe."""
-    if config.teacher and plan.strategy == "probe":
+    if config.distillation.teacher and plan.strategy == "probe":
         _log.info("--teacher: a probe is fitted in closed form and asks no teacher")
         return None
-    if config.teacher and config.replay:
+    if config.distillation.teacher and config.continual.replay:
         raise ConfigError("--teacher and --replay cannot go together: the teacher does not know the replayed classes. Leave one out.")
     tutor = find_tutor(config, splits, place)
     if tutor:
-        check_policy(most_restrictive(parent.license for parent in tutor.parents), config.license_policy, name=str(config.teacher))
+        check_policy(
+            most_restrictive(parent.license for parent in tutor.parents),
+            config.backbone.license_policy,
+            name=str(config.distillation.teacher),
+        )
     return tutor
 
 
 def make_extractor(backbone: Backbone, config: TrainConfig, device: str, images: int) -> FeatureExtractor:
     """For the frozen part of ``backbone`` and about so many images."""
     trunk = make_trunk(backbone.model, backbone.head_name)
-    return FeatureExtractor(trunk, backbone.spec, device=device, batch_size=config.batch_size, images=images)
+    return FeatureExtractor(trunk, backbone.spec, device=device, batch_size=config.optim.batch_size, images=images)
 
 
 def _views(extract: FeatureExtractor, samples: Sequence[Sample], config: TrainConfig, progress: Progress) -> list[NDArray[np.float32]]:
     """Features of other crops of the same images, each ``[n, width]``."""
-    return [extract(samples, prepare=random_crop(config.seed, view), progress=progress) for view in range(1, config.views)]
+    return [
+        extract(samples, prepare=random_crop(config.run.seed, view), progress=progress) for view in range(1, config.head.augmented_views)
+    ]
 
 
 def _fit_other(
@@ -119,15 +125,15 @@ def _fit_other(
 ) -> float:  # fmt: skip
     """Fit a head that is not the linear one; the accuracy on the training images."""
     # A neighbour under another crop would vote a second time for the same picture.
-    views = [] if config.head == "knn" else _views(extract, samples, config, progress)
+    views = [] if config.head.kind == "knn" else _views(extract, samples, config, progress)
     fitted = fit_other_head(
-        HeadSpec(kind=config.head, features=config.features),
+        HeadSpec(kind=config.head.kind, features=config.head.features),
         Rows(features, labels_of(samples), groups_of(samples)),
         Rows(extract(splits.val, progress=progress), labels_of(splits.val)),
         len(splits.folder.labels),
         views=views,
-        seed=config.seed,
-        balanced=config.balance != "none",
+        seed=config.run.seed,
+        balanced=config.data.balance != "none",
         progress=progress,
     )
     set_head(backbone.model, fitted)
@@ -140,14 +146,16 @@ def _fit_probe(
 ) -> LinearHead:  # fmt: skip
     """``samples`` are the training images, and replayed ones of the same classes."""
     views, groups = _views(extract, samples, config, progress), groups_of(samples)
-    balanced = config.balance != "none"
+    balanced = config.data.balance != "none"
     match splits.folder.task:
         case "classification":
             labels, classes = labels_of(samples), len(splits.folder.labels)
-            head = fit_head(features, labels, classes, seed=config.seed, views=views, groups=groups, balanced=balanced, progress=progress)
+            head = fit_head(
+                features, labels, classes, seed=config.run.seed, views=views, groups=groups, balanced=balanced, progress=progress
+            )
         case "multi-label":
             truth = truth_of(samples)
-            head = fit_label_heads(features, truth, seed=config.seed, views=views, groups=groups, balanced=balanced, progress=progress)
+            head = fit_label_heads(features, truth, seed=config.run.seed, views=views, groups=groups, balanced=balanced, progress=progress)
         case "regression" | "ordinal":
             mean, spread = value_scale(splits)
             head = fit_value_head(features, (truth_of(samples)[:, 0] - mean) / spread, views=views, groups=groups)

@@ -41,8 +41,8 @@ Train = Callable[[Splits, TrainConfig, Path], Run]
 def wants_pilot(splits: Splits, config: TrainConfig) -> bool:
     """Whether ``auto`` has so many images that training from random weights may be the better way."""
     many = len({sample.content for sample in splits.train}) > FULL_UP_TO
-    plain = splits.folder.task == "classification" and config.pretrained
-    return many and plain and with_recipe(config)[0].strategy == "auto"
+    plain = splits.folder.task == "classification" and config.backbone.pretrained
+    return many and plain and with_recipe(config)[0].optim.strategy == "auto"
 
 
 def gain_of_pretraining(splits: Splits, config: TrainConfig, *, progress: Progress = silent) -> float:
@@ -50,12 +50,12 @@ def gain_of_pretraining(splits: Splits, config: TrainConfig, *, progress: Progre
     samples = stratified(splits.train, PROBED)
     found = []
     for pretrained in (True, False):
-        torch.manual_seed(config.seed)
-        given = config if pretrained else config.model_copy(update={"pretrained": False, "weights": None})
-        backbone = with_intensity(load_backbone(given, len(splits.folder.labels)), config.intensity, splits.train)
-        extract = make_extractor(backbone, config, choose_device(config.device), len(samples))
+        torch.manual_seed(config.run.seed)
+        given = config if pretrained else config.with_options(pretrained=False, weights=None)
+        backbone = with_intensity(load_backbone(given.backbone, len(splits.folder.labels)), config.data.intensity, splits.train)
+        extract = make_extractor(backbone, config, choose_device(config.run.device), len(samples))
         features = extract(samples, progress=progress)
-        head = fit_head(features, labels_of(samples), len(splits.folder.labels), seed=config.seed, progress=progress)
+        head = fit_head(features, labels_of(samples), len(splits.folder.labels), seed=config.run.seed, progress=progress)
         found.append(max(head.folds, default=0.0))
     return found[0] - found[1]
 
@@ -77,7 +77,7 @@ def run_pilot(
     """
     few = stratified(splits.train, max(1, round(PILOT_SHARE * len(splits.train))))
     small = replace(splits, train=tuple(few))
-    runs = [train(small, config.model_copy(update={"strategy": name}), work / name) for name in ("full", "scratch")]
+    runs = [train(small, config.with_options(strategy=name), work / name) for name in ("full", "scratch")]
     full, scratch = (compared(run) for run in runs)
     told = (
         f"a pilot on {len(few):,} of {len(splits.train):,} training images: full {full.validation.value:.4f}, "

@@ -30,10 +30,10 @@ def draw_preview(splits: Splits, config: TrainConfig, path: Path) -> None:
     """
     check_picture(path, "--preview", inputs=training_inputs(splits.folder.root, config))
     backbone, plan = prepare(splits, config)
-    flip = mirrors_well(splits.folder.labels) if config.flip is None else config.flip
+    flip = mirrors_well(splits.folder.labels) if config.data.flip is None else config.data.flip
     samples = stratified(splits.train, ROWS)
-    plain = ImageDataset(samples, backbone.spec, augment=None, seed=config.seed)
-    changed = ImageDataset(samples, backbone.spec, augment=make_augmentation(plan.augment, backbone.spec, flip=flip), seed=config.seed)
+    plain = ImageDataset(samples, backbone.spec, augment=None, seed=config.run.seed)
+    changed = ImageDataset(samples, backbone.spec, augment=make_augmentation(plan.augment, backbone.spec, flip=flip), seed=config.run.seed)
     figure = Figure(figsize=(1.5 * (VIEWS + 1), 1.6 * len(samples) + 0.5), layout="constrained")
     for row, axes in enumerate(np.atleast_2d(figure.subplots(len(samples), VIEWS + 1))):
         for column, panel in enumerate(axes):

@@ -145,8 +145,8 @@ def _load(config: RankConfig, classes: int, progress: Progress) -> tuple[list[_C
 def _candidate(name: str, config: RankConfig, classes: int, listed: Iterable[Listed]) -> _Candidate:
     random = name.startswith(RANDOM)
     torch.manual_seed(config.seed)
-    wanted = TrainConfig(backbone=name.removeprefix(RANDOM), pretrained=not random, weights_dir=config.weights_dir)
-    backbone = load_backbone(wanted, classes)
+    wanted = TrainConfig.from_options(backbone=name.removeprefix(RANDOM), pretrained=not random, weights_dir=config.weights_dir)
+    backbone = load_backbone(wanted.backbone, classes)
     if not random:
         check_policy(backbone.license, config.license_policy, name=name)
     return _Candidate(name, backbone, _prior(backbone, listed), _latency_ms(backbone))
@@ -279,10 +279,17 @@ def _confirm(best: list[_Candidate], splits: Splits, config: RankConfig, progres
     epochs = math.ceil(CONFIRM_STEPS / math.ceil(len(few) / BATCH))
     for item in best:
         name = item.name.removeprefix(RANDOM)
-        wanted = TrainConfig(
-            backbone=name, pretrained=name == item.name, weights_dir=config.weights_dir, strategy="full", views=1, seed=config.seed,
-            epochs=epochs, patience=epochs, batch_size=BATCH,
-        )  # fmt: skip
+        wanted = TrainConfig.from_options(
+            backbone=name,
+            pretrained=name == item.name,
+            weights_dir=config.weights_dir,
+            strategy="full",
+            augmented_views=1,
+            seed=config.seed,
+            epochs=epochs,
+            patience=epochs,
+            batch_size=BATCH,
+        )
         with tempfile.TemporaryDirectory() as work:
             run = fine_tune(dataclasses.replace(splits, train=few, test=()), wanted, Path(work) / "run", progress=progress)
             item.confirmed = run.record.validation.accuracy

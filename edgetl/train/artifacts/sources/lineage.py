@@ -20,14 +20,14 @@ _log = logging.getLogger(__name__)
 
 
 def parent_runs(config: TrainConfig) -> list[Run]:
-    """The runs among ``config.backbone`` (where its weights are used), ``config.weights`` and ``config.teacher``.
+    """The runs among ``config.backbone.name`` (where its weights are used), ``config.weights`` and ``config.teacher``.
 
     Raises:
         RunError: one of them is damaged.
     """
-    folders = [_folder(config.teacher, config)] if config.teacher else []
-    if config.pretrained and config.strategy != "scratch":
-        folders.append(_folder(config.backbone, config) if config.weights is None else Path(config.weights).parent)
+    folders = [_folder(config.distillation.teacher, config)] if config.distillation.teacher else []
+    if config.backbone.pretrained and config.optim.strategy != "scratch":
+        folders.append(_folder(config.backbone.name, config) if config.backbone.weights is None else Path(config.backbone.weights).parent)
     return [open_run(folder) for folder in dict.fromkeys(folders) if folder is not None and (folder / RUN_RECORD_NAME).is_file()]
 
 
@@ -35,8 +35,8 @@ def _folder(name: str, config: TrainConfig) -> Path | None:
     """Folder of a backbone's weights; none if they are not in a folder (see ``edgetl.train.artifacts.sources.load``)."""
     if (Path(name) / RUN_RECORD_NAME).is_file() or name.startswith(LOCAL_DIR):
         return Path(name.removeprefix(LOCAL_DIR))
-    searched = config.weights_dir is not None and name not in embedded_names() and not name.startswith(HUB)
-    return find_in_mirror(name, Path(str(config.weights_dir))) if searched else None
+    searched = config.backbone.weights_dir is not None and name not in embedded_names() and not name.startswith(HUB)
+    return find_in_mirror(name, Path(str(config.backbone.weights_dir))) if searched else None
 
 
 def seen_by_ancestors(config: TrainConfig) -> SeenImages:

@@ -25,14 +25,14 @@ from edgetl.train.artifacts.sources.embedded import embedded_names, read_embedde
 from edgetl.train.artifacts.sources.libraries import HUB, check_reachable, downloaded_file, fetch_torchvision, unknown_name
 from edgetl.train.artifacts.sources.timm_config import TimmConfig, folder_config, hub_config
 from edgetl.train.artifacts.sources.weights import load_tensors
-from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.options import BackboneConfig
 from edgetl.train.config.weights_dir import LOCAL_DIR, find_in_mirror, local_dir_weights, sha256_of, sidecar
 from edgetl.train.heads.modules import plain_state
 from edgetl.train.networks.backbone import BUILD_ERRORS, TORCHVISION, Backbone, find_head, rebuild, torchvision_model
 from edgetl.train.networks.input_size import with_input_size
 
 
-def load_backbone(config: TrainConfig, classes: int) -> Backbone:
+def load_backbone(config: BackboneConfig, classes: int) -> Backbone:
     """Build the architecture that ``config`` names, load its weights, and give it a head for ``classes``.
 
     A run is taken with all that it learned but its head. Weights of other names are looked for in ``config.weights``, then in the
@@ -52,9 +52,9 @@ def load_backbone(config: TrainConfig, classes: int) -> Backbone:
     return dataclasses.replace(backbone, spec=spec, license=license)
 
 
-def load_whole(config: TrainConfig) -> nn.Module | None:
+def load_whole(config: BackboneConfig) -> nn.Module | None:
     """The published network that ``config`` names with the head that it was published with, or none where the weights have no head."""
-    name = config.backbone
+    name = config.name
     if config.weights is not None or name in embedded_names() or name.startswith(TORCHVISION):
         return None
     local = name.startswith((LOCAL_DIR, HUB)) or config.weights_dir is None
@@ -71,8 +71,8 @@ def _with_license(parent: Parent, license: str) -> Parent:
     return parent.model_copy(update={"license": license}) if freedom(parent.license) == "unknown" else parent
 
 
-def _find(config: TrainConfig, classes: int) -> Backbone:
-    name = config.backbone
+def _find(config: BackboneConfig, classes: int) -> Backbone:
+    name = config.name
     own = name in embedded_names() or (Path(name) / RUN_RECORD_NAME).is_file() or name.startswith((LOCAL_DIR, HUB))
     if config.weights is not None and (own or not config.pretrained):
         other = f"--backbone {name}, which has weights of its own" if own else "--random-weights"
@@ -90,7 +90,7 @@ def _find(config: TrainConfig, classes: int) -> Backbone:
     return _from_torchvision(config, classes) if name.startswith(TORCHVISION) else _from_timm(config, classes)
 
 
-def _from_run(path: Path, config: TrainConfig, classes: int) -> Backbone:
+def _from_run(path: Path, config: BackboneConfig, classes: int) -> Backbone:
     """A fine-tuned network as a backbone: the next level of the pyramid."""
     run = open_run(path)
     old = run.record.backbone
@@ -108,7 +108,7 @@ def _from_run(path: Path, config: TrainConfig, classes: int) -> Backbone:
         data_fingerprint=run.record.data_fingerprint, validation=run.record.validation.score.value,
     )  # fmt: skip
     return Backbone(
-        name=config.backbone,
+        name=config.name,
         architecture=old.architecture,
         model=model,
         head_name=head_name,
@@ -120,8 +120,8 @@ def _from_run(path: Path, config: TrainConfig, classes: int) -> Backbone:
     )
 
 
-def _from_embedded(config: TrainConfig, classes: int) -> Backbone:
-    path, record = read_embedded(config.backbone)
+def _from_embedded(config: BackboneConfig, classes: int) -> Backbone:
+    path, record = read_embedded(config.name)
     model = rebuild(record.architecture, {}, classes)
     head_name = find_head(model)
     parents: tuple[Parent, ...] = ()
@@ -137,12 +137,12 @@ def _from_embedded(config: TrainConfig, classes: int) -> Backbone:
             ),
         )  # fmt: skip
     digest_of = parents[0].sha256 if parents else None
-    return Backbone(config.backbone, record.architecture, model, head_name, record.preprocess, weights_sha256=digest_of, parents=parents)
+    return Backbone(config.name, record.architecture, model, head_name, record.preprocess, weights_sha256=digest_of, parents=parents)
 
 
-def _from_file(path: Path, config: TrainConfig, classes: int) -> Backbone:
+def _from_file(path: Path, config: BackboneConfig, classes: int) -> Backbone:
     """The named architecture with the tensors of a file; what stands beside it (``NAME.json``) says how its input is made."""
-    name = config.backbone.removeprefix(HUB).rpartition("/")[2].partition("@")[0]
+    name = config.name.removeprefix(HUB).rpartition("/")[2].partition("@")[0]
     backbone = _architecture(name, classes)
     fill(backbone.model, backbone.head_name, path, architecture=backbone.architecture)
     facts, digest = sidecar(path), sha256_of(path)
@@ -156,10 +156,10 @@ def _from_file(path: Path, config: TrainConfig, classes: int) -> Backbone:
         )  # fmt: skip
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise BackboneError(f"what stands beside {path} is not in the keys of timm's pretrained_cfg: {first_line(error)}") from error
-    return dataclasses.replace(backbone, name=config.backbone, spec=spec, weights_sha256=digest, parents=(parent,))
+    return dataclasses.replace(backbone, name=config.name, spec=spec, weights_sha256=digest, parents=(parent,))
 
 
-def _from_folder(folder: Path, config: TrainConfig, classes: int) -> Backbone:
+def _from_folder(folder: Path, config: BackboneConfig, classes: int) -> Backbone:
     """A folder in timm's form (``config.json``, ``model.safetensors``); a run, which is one too, keeps its lineage."""
     if (folder / RUN_RECORD_NAME).is_file():
         return _from_run(folder, config, classes)
@@ -168,11 +168,11 @@ def _from_folder(folder: Path, config: TrainConfig, classes: int) -> Backbone:
     if config.pretrained:
         digest, license = sha256_of(local_dir_weights(folder)), saved.pretrained_cfg.get("license")
         parents = (Parent(kind="weights", name=folder.name, architecture=saved.architecture, sha256=digest, license=license),)
-    return _timm_backbone(config.backbone, model, saved.model_args, parents)
+    return _timm_backbone(config.name, model, saved.model_args, parents)
 
 
-def _from_timm(config: TrainConfig, classes: int) -> Backbone:
-    name = config.backbone
+def _from_timm(config: BackboneConfig, classes: int) -> Backbone:
+    name = config.name
     if not name.startswith(HUB) and not timm.is_model(name.split(".")[0]):
         raise unknown_name(name)
     if config.pretrained:
@@ -198,17 +198,17 @@ def _from_timm(config: TrainConfig, classes: int) -> Backbone:
     return _timm_backbone(name, model, args, parents)
 
 
-def _from_torchvision(config: TrainConfig, classes: int) -> Backbone:
-    backbone = _architecture(config.backbone, classes)
+def _from_torchvision(config: BackboneConfig, classes: int) -> Backbone:
+    backbone = _architecture(config.name, classes)
     if not config.pretrained:
         return backbone
-    check_reachable(config.backbone, config.weights_dir)
+    check_reachable(config.name, config.weights_dir)
     # Fetched and read by ourselves: torchvision's own loading would run what a file brings.
-    path, weights = fetch_torchvision(config.backbone)
-    fill(backbone.model, backbone.head_name, path, architecture=config.backbone)
-    name = f"{config.backbone.removeprefix(TORCHVISION)}.{weights.name}"
+    path, weights = fetch_torchvision(config.name)
+    fill(backbone.model, backbone.head_name, path, architecture=config.name)
+    name = f"{config.name.removeprefix(TORCHVISION)}.{weights.name}"
     license = weights.meta.get("license", "bsd-3-clause")
-    parent = Parent(kind="weights", name=name, architecture=config.backbone, sha256=sha256_of(path), license=license)
+    parent = Parent(kind="weights", name=name, architecture=config.name, sha256=sha256_of(path), license=license)
     return dataclasses.replace(backbone, weights_sha256=parent.sha256, parents=(parent,))
 
 
@@ -334,7 +334,7 @@ def _spec(data: dict[str, Any]) -> PreprocessSpec:
     )
 
 
-def _override(spec: PreprocessSpec, config: TrainConfig) -> PreprocessSpec:
+def _override(spec: PreprocessSpec, config: BackboneConfig) -> PreprocessSpec:
     given = {name: getattr(config, name) for name in ("input_size", "mean", "std", "crop_pct", "interpolation", "resize")}
     changes = {name: value for name, value in given.items() if value is not None}
     if any(not math.isfinite(value) or value <= 0 for value in changes.get("std", ())):
