@@ -50,7 +50,7 @@ def main() -> None:
 def _test(data: Path, figures: dict[str, object]) -> Evaluation:
     """The test figures of one training."""
     backbone = {"backbone": "mobilenetv2_100.imagenet", "weights_dir": str(SHARED / "weights"), "labels": str(data / "multilabel.csv")}
-    config = TrainConfig.model_validate({**backbone, **figures})
+    config = TrainConfig.from_options(**{**backbone, **figures})
     with tempfile.TemporaryDirectory() as work:
         test = train(data / "images", config, Path(work) / "run").record.test
     assert test is not None

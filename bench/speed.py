@@ -59,10 +59,14 @@ def main() -> None:
     print(f"{len(splits.train)} training and {len(splits.val)} validation images, {given.epochs} epochs of the usual loop")
     print("| job | usual loop: s | accuracy | edgetl: s | accuracy | ratio |\n|---|---|---|---|---|---|")
     for job in given.job or ("probe", "partial"):
-        choices = [{"views": 1}, {"views": 4}] if job == "probe" else [{"epochs": given.epochs, "views": 1, "patience": 1000}]
+        choices = (
+            [{"augmented_views": 1}, {"augmented_views": 4}]
+            if job == "probe"
+            else [{"epochs": given.epochs, "augmented_views": 1, "patience": 1000}]
+        )
         slow, accuracy = _usual(splits, given.epochs, "0.5" if job == "partial" else None)
         for choice in choices:
-            config = TrainConfig.model_validate({"backbone": BACKBONE, "strategy": job, "unfreeze": "0.5", "batch_size": BATCH, **choice})
+            config = TrainConfig.from_options(**{"backbone": BACKBONE, "strategy": job, "unfreeze": "0.5", "batch_size": BATCH, **choice})
             with tempfile.TemporaryDirectory() as work:
                 begin = time.perf_counter()
                 record = fine_tune(splits, config, Path(work) / "run").record

@@ -21,7 +21,7 @@ OLD, NEW = "pacs/photo", "pacs/sketch"
 GUARDS: dict[str, dict[str, Any]] = {
     "none": {},
     "l2sp 0.01": {"l2sp": 0.01},
-    "wise": {"wise": True},
+    "wise": {"wise_ft": True},
     "lwf 1": {"lwf": 1.0},
     "ewc 100": {"ewc": 100.0},
     "replay": {"replay": True},
@@ -41,7 +41,7 @@ def compare_strategies(sets: Sequence[str], strategies: Sequence[str], seeds: in
             found, begin = [], time.monotonic()
             for seed in range(seeds):
                 with tempfile.TemporaryDirectory() as work:
-                    config = TrainConfig.model_validate({"backbone": BACKBONE, "strategy": strategy, "seed": seed, "input_size": size})
+                    config = TrainConfig.from_options(backbone=BACKBONE, strategy=strategy, seed=seed, input_size=size)
                     test = train(SHARED / "data" / name, config, Path(work) / "run").record.test
                 assert test is not None
                 found.append(test.accuracy.value)
@@ -69,7 +69,7 @@ def _photographs(out: Path, side: int, seed: int) -> Run:
 
 def _learn_sketches(parent: Run, guard: dict[str, Any], out: Path, seed: int) -> tuple[float, float, float, float, float]:
     given = {**guard, "replay": str(parent.path)} if "replay" in guard else guard
-    config = TrainConfig.model_validate({"backbone": str(parent.path), "strategy": "full", "seed": seed, **given})
+    config = TrainConfig.from_options(**{"backbone": str(parent.path), "strategy": "full", "seed": seed, **given})
     record = train(SHARED / "data" / NEW, config, out).record
     assert record.forgetting and record.test
     return record.forgetting.before, record.forgetting.after, record.forgetting.lost, record.test.accuracy.value, record.seconds

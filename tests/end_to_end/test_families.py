@@ -27,8 +27,8 @@ FAMILIES = {
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_trains_and_exports(colours: Path, tmp_path: Path, name: str, strategy: str) -> None:
     side = FAMILIES[name]
-    common = {"pretrained": False, "epochs": 1, "batch_size": 8, "views": 1, "workers": 0, "val": 0.25, "test": 0.25}
-    config = TrainConfig.model_validate({**common, "backbone": name, "strategy": strategy, "input_size": (side, side)})
+    common = {"pretrained": False, "epochs": 1, "batch_size": 8, "augmented_views": 1, "workers": 0, "val": 0.25, "test": 0.25}
+    config = TrainConfig.from_options(**{**common, "backbone": name, "strategy": strategy, "input_size": (side, side)})
     run = train(colours, config, tmp_path / "run")
     assert run.record.plan.strategy == strategy and run.record.plan.steps == (0 if strategy == "probe" else 3)
     bundle = export_bundle(run.path, ExportConfig(precisions=("fp32",)), tmp_path / "bundle")

@@ -89,8 +89,8 @@ def test_a_run_with_another_head_is_refused(colours: Path, tmp_path: Path) -> No
 
 def test_a_run_of_numbers_is_refused(squares: Path, tmp_path: Path) -> None:
     network = {"backbone": "test_resnet", "pretrained": False, "strategy": "probe", "input_size": (32, 32)}
-    asked = {"labels": str(squares / "labels.csv"), "task": "regression", "column": "mm", "tolerance": 1.0}
-    config = TrainConfig.model_validate({**network, **asked})
+    asked = {"labels": str(squares / "labels.csv"), "task": "regression", "columns": "mm", "tolerance": 1.0}
+    config = TrainConfig.from_options(**{**network, **asked})
     run = train(squares / "images", config, tmp_path / "run")
     with pytest.raises(RunError, match="its task is regression"):
         share_run(run.path, tmp_path / "hub")

@@ -65,7 +65,7 @@ def _backbone(config: TrainConfig) -> Backbone:
 
 def _config(**changes: object) -> TrainConfig:
     common = {"backbone": "test_resnet", "input_size": (32, 32), "strategy": "partial", "unfreeze": "0.5", "batch_size": 8, "workers": 0}
-    return TrainConfig.model_validate({**common, "epochs": 4, "augment": "none", "lr": 1e-2, **changes})
+    return TrainConfig.from_options(**{**common, "epochs": 4, "augment": "none", "lr": 1e-2, **changes})
 
 
 def test_cached_activations_teach_what_the_whole_network_would(colours: Path, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_the_cache_keeps_its_bounds(colours: Path, tmp_path: Path) -> None:
 
 
 def test_a_resumed_partial_training_sees_the_same_cached_views(colours: Path, tmp_path: Path) -> None:
-    config = _config(augment="light", pretrained=False, epochs=12, cache_views=8, checkpoint_s=0.001, views=1)
+    config = _config(augment="light", pretrained=False, epochs=12, cache_views=8, checkpoint_s=0.001, augmented_views=1)
 
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "fine-tuning" and done == total - 5:

@@ -52,11 +52,11 @@ class _StopError(Exception):
     """Ends a training from its progress."""
 
 
-@pytest.mark.parametrize("choice", [{"strategy": "full"}, {"strategy": "partial", "unfreeze": "0.5", "views": 1}])
+@pytest.mark.parametrize("choice", [{"strategy": "full"}, {"strategy": "partial", "unfreeze": "0.5", "augmented_views": 1}])
 def test_a_resumed_balanced_training_ends_with_the_same_weights(colours: Path, tmp_path: Path, choice: dict[str, object]) -> None:
     for image in sorted((colours / "red").iterdir())[4:]:
         image.unlink()
-    config = TrainConfig.model_validate({**SMALL, **choice, "checkpoint_s": 0.001})
+    config = TrainConfig.from_options(**{**SMALL, **choice, "checkpoint_s": 0.001})
     stages: set[str] = set()
 
     def stop(stage: str, done: int, total: int) -> None:

@@ -40,12 +40,13 @@ from tests.conftest import write_colours
 
 SMALL: dict[str, Any] = {
     "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 8, "batch_size": 8,
-    "strategy": "full", "augment": "none", "views": 1, "patience": 100, "lr": 3e-3, "trunk_lr": 1e-3, "lr_ratio": 1.0, "cache_views": 0,
+    "strategy": "full", "augment": "none", "augmented_views": 1, "patience": 100, "lr": 3e-3, "backbone_lr": 1e-3, "lr_decay": 1.0,
+    "cache_views": 0,
 }  # fmt: skip
 
 
 def _config(**changes: object) -> TrainConfig:
-    return TrainConfig.model_validate({**SMALL, **changes})
+    return TrainConfig.from_options(**{**SMALL, **changes})
 
 
 def _beside(parent: Run, **changes: object) -> TrainConfig:
@@ -170,7 +171,7 @@ def test_training_leaves_frozen_columns_in_evaluation_mode_and_without_gradients
 
 
 def test_laterals_learn_in_a_group_of_their_own_at_the_trunks_rate(parent: Run, splits: Splits) -> None:
-    config = _beside(parent, lr=0.004, trunk_lr=0.002, lr_ratio=0.1)
+    config = _beside(parent, lr=0.004, backbone_lr=0.002, lr_decay=0.1)
     backbone, plan = prepare(splits, config)
     stages = find_stages(backbone.model, backbone.head_name)
     assert [stage.name for stage in stages] == ["stem", "stage1", "stage2", "stage3", "stage4", "laterals", "head"]
@@ -333,7 +334,7 @@ def test_what_cannot_be_kept_or_combined_is_said(parent: Run, grown: Run, splits
         with pytest.raises(ConfigError, match="--forgetting progressive: random weights know nothing that could be kept"):
             prepare(splits, config)
     with pytest.raises(ConfigError, match=r"cannot go with --lwf and --wise-ft\. Leave one out"):
-        prepare(splits, _beside(parent, lwf=1.0, wise=True))
+        prepare(splits, _beside(parent, lwf=1.0, wise_ft=True))
     with pytest.raises(ConfigError, match=r"edgetl_small came without one\. Use --l2sp or --replay"):
         prepare(splits, _config(forgetting="progressive", backbone="edgetl_small"))
     with pytest.raises(ConfigError, match=r"has columns, which random weights would be frozen in\. Name its architecture"):

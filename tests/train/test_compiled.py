@@ -18,7 +18,7 @@ SMALL = {
 
 
 def _config(**changes: object) -> TrainConfig:
-    return TrainConfig.model_validate({**SMALL, **changes})
+    return TrainConfig.from_options(**{**SMALL, **changes})
 
 
 def test_without_a_compiler_the_training_goes_on_and_says_so(

@@ -32,7 +32,7 @@ def splits(colours: Path) -> Splits:
 
 
 def _config(**changes: Any) -> TrainConfig:
-    return TrainConfig.model_validate({"backbone": "test_resnet", "pretrained": False, "workers": 0, "batch_size": 8, **changes})
+    return TrainConfig.from_options(**{"backbone": "test_resnet", "pretrained": False, "workers": 0, "batch_size": 8, **changes})
 
 
 @pytest.mark.parametrize("level", ["light", "medium", "strong"])

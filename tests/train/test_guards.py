@@ -34,12 +34,13 @@ from tests.conftest import write_colours
 
 SMALL: dict[str, Any] = {
     "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 10, "batch_size": 8,
-    "strategy": "full", "augment": "none", "views": 1, "patience": 100, "lr": 3e-3, "trunk_lr": 3e-3, "lr_ratio": 1.0, "cache_views": 0,
+    "strategy": "full", "augment": "none", "augmented_views": 1, "patience": 100, "lr": 3e-3, "backbone_lr": 3e-3, "lr_decay": 1.0,
+    "cache_views": 0,
 }  # fmt: skip
 
 
 def _config(**changes: object) -> TrainConfig:
-    return TrainConfig.model_validate({**SMALL, **changes})
+    return TrainConfig.from_options(**{**SMALL, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +211,7 @@ def test_each_batch_holds_replayed_images_and_is_the_same_after_a_resumption() -
 def test_replayed_images_are_labelled_as_new_old_or_no_class(parent: Run, inverted: Path, shapes: Path, tmp_path: Path) -> None:
     from edgetl.train.inputs.features import FeatureExtractor
 
-    config = _config(backbone=str(parent.path), replay=str(parent.path), replay_images=3)
+    config = _config(backbone=str(parent.path), replay=str(parent.path), replay_per_class=3)
     backbone = load_backbone(config.backbone, 2)
     old = find_old_task(config, backbone, ("lying", "standing"))
     extract = FeatureExtractor(nn.Flatten(), backbone.spec)

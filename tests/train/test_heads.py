@@ -36,7 +36,7 @@ from edgetl.train.workflows.compare import train
 from edgetl.train.workflows.soup import make_soup
 from tests.conftest import write_colours, write_squares
 
-SMALL = {"input_size": (48, 48), "crop_pct": 1.0, "views": 1, "strategy": "probe", "workers": 0}
+SMALL = {"input_size": (48, 48), "crop_pct": 1.0, "augmented_views": 1, "strategy": "probe", "workers": 0}
 ASKED = {
     "cosine": {"head": "cosine"},
     "mlp": {"head": "mlp"},
@@ -46,7 +46,7 @@ ASKED = {
 
 
 def _config(**options: object) -> TrainConfig:
-    return TrainConfig.model_validate({**SMALL, **options})
+    return TrainConfig.from_options(**{**SMALL, **options})
 
 
 def _clusters(count: int, *, seed: int, classes: int = 4, width: int = 12) -> Rows:
@@ -277,7 +277,7 @@ def test_other_strategies_refuse_other_heads(images: Path, digits: Path, tmp_pat
 
 def test_other_tasks_refuse_other_heads(tmp_path: Path) -> None:
     root = write_squares(tmp_path / "squares", 30)
-    config = _config(head="cosine", labels=str(root / "labels.csv"), column="red,green,blue")
+    config = _config(head="cosine", labels=str(root / "labels.csv"), columns="red,green,blue")
     with pytest.raises(ConfigError, match="--head cosine answers with classes, and multi-label has none; use --head linear"):
         train(root / "images", config, tmp_path / "run")
 

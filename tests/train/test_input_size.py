@@ -46,8 +46,8 @@ def saved_network(folder: Path, architecture: str, model_args: dict[str, Any], m
 def _trained(tmp_path: Path, kind: str, **changes: object) -> Run:
     data = write_colours(tmp_path / "colours", 8)
     backbone = saved_network(tmp_path / "net", *NETWORKS[kind])
-    given = {"backbone": backbone, "strategy": "full", "input_size": (64, 96), "epochs": 1, "val": 0.25, "test": 0.0, "views": 1}
-    return train(data, TrainConfig.model_validate({**given, "workers": 0, **changes}), tmp_path / "run")
+    given = {"backbone": backbone, "strategy": "full", "input_size": (64, 96), "epochs": 1, "val": 0.25, "test": 0.0, "augmented_views": 1}
+    return train(data, TrainConfig.from_options(**{**given, "workers": 0, **changes}), tmp_path / "run")
 
 
 @pytest.mark.parametrize("kind", ["vit", "swin", "swinv2"])
@@ -111,9 +111,9 @@ def test_a_transformer_at_another_size_is_exported_and_export_names_a_command_th
 
 def test_columns_keep_the_size_of_the_old_network(tmp_path: Path) -> None:
     run = _trained(tmp_path, "vit", strategy="probe", input_size=(64, 64))
-    given = {"backbone": str(run.path), "forgetting": "progressive", "strategy": "full", "epochs": 1, "val": 0.25, "views": 1}
+    given = {"backbone": str(run.path), "forgetting": "progressive", "strategy": "full", "epochs": 1, "val": 0.25, "augmented_views": 1}
     for size, kept in (((64, 64), True), ((96, 96), False)):
-        config = TrainConfig.model_validate({**given, "input_size": size, "workers": 0})
+        config = TrainConfig.from_options(**{**given, "input_size": size, "workers": 0})
         if kept:
             assert train(tmp_path / "colours", config, tmp_path / "same").record.backbone.columns
         else:

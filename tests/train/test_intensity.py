@@ -26,8 +26,8 @@ def _twelve_bits(root: Path) -> Path:
 
 
 def _config(**changes: object) -> TrainConfig:
-    common = {"backbone": "test_resnet", "pretrained": False, "input_size": (32, 32), "views": 1, "strategy": "probe"}
-    return TrainConfig.model_validate({**common, **changes})
+    common = {"backbone": "test_resnet", "pretrained": False, "input_size": (32, 32), "augmented_views": 1, "strategy": "probe"}
+    return TrainConfig.from_options(**{**common, **changes})
 
 
 def test_auto_records_the_bits_that_the_training_images_use_and_a_child_run_keeps_them(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ KEYS = {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr/head", "
 
 
 def _config(**changes: object) -> TrainConfig:
-    return TrainConfig.model_validate({**SMALL, **changes})
+    return TrainConfig.from_options(**{**SMALL, **changes})
 
 
 def _metrics(run: Run) -> list[dict[str, Any]]:
@@ -43,7 +43,7 @@ def test_csv_holds_every_validation_with_the_rate_of_each_group_and_a_resumed_on
 
     with pytest.raises(_StopError):
         train(colours, _config(checkpoint_s=0.001), tmp_path / "run", progress=stop)
-    run = train(colours, _config(checkpoint_s=0.001, log="csv"), tmp_path / "run", resume=True)  # logs are no part of the training
+    run = train(colours, _config(checkpoint_s=0.001, loggers="csv"), tmp_path / "run", resume=True)  # logs are no part of the training
     with (run.path / "logs" / "csv" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     kept = _metrics(run)
@@ -74,7 +74,7 @@ def test_a_missing_package_is_said_with_the_pip_command_before_anything_is_train
     if find_spec(name) is not None:
         pytest.skip(f"{name} is installed")
     with pytest.raises(MissingExtraError, match=rf"{name} is not installed.*pip install 'edgetl\[{extra}\]'"):
-        train(colours, _config(log=name), tmp_path / "run")
+        train(colours, _config(loggers=name), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -82,7 +82,7 @@ def test_tensorboard_reads_what_was_logged(colours: Path, tmp_path: Path) -> Non
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = train(colours, _config(log="tensorboard"), tmp_path / "run")
+    run = train(colours, _config(loggers="tensorboard"), tmp_path / "run")
     events = EventAccumulator(str(run.path / "logs" / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) >= KEYS
     assert [event.step for event in events.Scalars("val_loss")] == [row["step"] for row in _metrics(run)]
@@ -93,7 +93,7 @@ def test_mlflow_reads_what_was_logged(colours: Path, tmp_path: Path) -> None:
     pytest.importorskip("sqlalchemy")
     from mlflow.tracking import MlflowClient
 
-    run = train(colours, _config(log="mlflow"), tmp_path / "run")
+    run = train(colours, _config(loggers="mlflow"), tmp_path / "run")
     client = MlflowClient(f"sqlite:///{run.path / 'logs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("edgetl")
     assert experiment is not None

@@ -30,7 +30,7 @@ RATES = np.geomspace(LOWEST, HIGHEST, STEPS)
 
 
 def _config(**changes: object) -> TrainConfig:
-    return TrainConfig.model_validate({**SMALL, **changes})
+    return TrainConfig.from_options(**{**SMALL, **changes})
 
 
 def _curve(losses: np.ndarray) -> list[tuple[float, float]]:
@@ -128,7 +128,7 @@ def test_auto_trains_as_the_number_it_found_would_and_a_resumed_one_too(colours:
 
 def test_auto_moves_every_group_and_a_trunk_rate_that_was_given_stays() -> None:
     falls = _curve(2.0 - 1.5 / (1 + np.exp(-4 * (np.log10(RATES) + 3.0))))
-    for changes, moved in (({"recipe": "fastai"}, True), ({"trunk_lr": 7e-4}, False)):
+    for changes, moved in (({"recipe": "fastai"}, True), ({"backbone_lr": 7e-4}, False)):
         config = _config(pretrained=True, **changes)
         plan = make_plan(config, 500, load_backbone(_config().backbone, 3).model)
         after = with_sweep(plan, falls, config)

@@ -19,7 +19,15 @@ from edgetl.train.workflows.pilot import LEAST_GAIN, gain_of_pretraining, wants_
 from tests.conftest import write_colours
 
 # The embedded backbone on tiny pictures.
-SMALL: dict[str, Any] = {"input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 2, "batch_size": 8, "views": 1}
+SMALL: dict[str, Any] = {
+    "input_size": (32, 32),
+    "val": 0.25,
+    "test": 0.25,
+    "workers": 0,
+    "epochs": 2,
+    "batch_size": 8,
+    "augmented_views": 1,
+}
 
 
 @pytest.fixture
@@ -48,14 +56,14 @@ def test_only_auto_with_more_than_100_000_images_wants_a_pilot(colours: Path, ma
 
 @pytest.mark.slow
 def test_pretrained_features_gain_on_digits_and_not_on_noise(digits: Path, tmp_path: Path) -> None:
-    config = TrainConfig.model_validate(SMALL)
+    config = TrainConfig.from_options(**SMALL)
     assert gain_of_pretraining(split(scan(_noise(tmp_path / "noise", 40))), config) < LEAST_GAIN
     assert gain_of_pretraining(split(scan(digits)), config.with_options(input_size=(48, 48))) > 0.02
 
 
 def test_far_pictures_get_a_pilot_and_the_better_start_and_the_record_says_so(tmp_path: Path, many: None) -> None:
     data = write_colours(tmp_path / "colours", 16)
-    run = train(data, TrainConfig.model_validate(SMALL), tmp_path / "run")
+    run = train(data, TrainConfig.from_options(**SMALL), tmp_path / "run")
     full, scratch = run.record.compared
     assert (full.strategy, scratch.strategy) == ("full", "scratch") and full.steps == scratch.steps > 0
     better = "scratch" if scratch.validation.value >= full.validation.value else "full"
@@ -71,4 +79,4 @@ def test_a_stopped_pilot_is_not_overwritten_unasked(tmp_path: Path, many: None) 
     states.mkdir(parents=True)
     (states / f"step-00000001-{'0' * 16}.safetensors").touch()
     with pytest.raises(ConfigError, match="--resume, or begin again with --overwrite"):
-        train(data, TrainConfig.model_validate(SMALL), tmp_path / "run")
+        train(data, TrainConfig.from_options(**SMALL), tmp_path / "run")

@@ -26,7 +26,7 @@ SMALL = {"backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test":
 
 
 def _config(**changes: object) -> TrainConfig:
-    return TrainConfig.model_validate({**SMALL, **changes})
+    return TrainConfig.from_options(**{**SMALL, **changes})
 
 
 def _backbone() -> Backbone:
@@ -55,7 +55,7 @@ def test_options_win_over_the_recipe(tmp_path: Path) -> None:
     file = _recipe(
         tmp_path / "mine.toml", 'strategy = "full"\nunfreeze = "1"\nepochs = 9\nhead_lr = 2e-3\nlr_spread = 10.0\naugment = "none"\n'
     )
-    plan = _plan(recipe=file, strategy="partial", epochs=2, lr=5e-3, trunk_lr=1e-4, lr_ratio=0.5, augment="medium")
+    plan = _plan(recipe=file, strategy="partial", epochs=2, lr=5e-3, backbone_lr=1e-4, lr_decay=0.5, augment="medium")
     assert (plan.strategy, plan.steps, plan.head_lr, plan.top_lr, plan.lr_ratio) == ("partial", 20, 5e-3, 1e-4, 0.5)
     assert plan.augment == "medium"
     assert plan.unfreeze == "0.33", "a recipe's stages belong to its strategy"
@@ -175,6 +175,6 @@ def test_batchnorm_that_a_recipe_lets_learn_needs_two_images_at_a_time() -> None
 
 
 def test_epochs_may_be_the_word_auto(colours: Path, tmp_path: Path) -> None:
-    assert TrainConfig.model_validate({"epochs": "auto"}) == TrainConfig()
+    assert TrainConfig.from_options(epochs="auto") == TrainConfig()
     done = edgetl("train", colours, "--out", tmp_path / "run", "--epochs", "soon")
     assert done.returncode == 3 and "--epochs" in done.stderr and "auto" in edgetl("train", "--help").stdout

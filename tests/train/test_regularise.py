@@ -27,7 +27,7 @@ SMALL = {
 
 
 def _config(**changes: object) -> TrainConfig:
-    return TrainConfig.model_validate({**SMALL, **changes})
+    return TrainConfig.from_options(**{**SMALL, **changes})
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext2"])

@@ -22,12 +22,12 @@ from tests.command import edgetl
 
 SMALL: dict[str, Any] = {
     "backbone": "test_resnet", "pretrained": False, "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 3,
-    "batch_size": 8, "views": 1, "patience": 100, "strategy": "full", "checkpoint_s": 0.001,
+    "batch_size": 8, "augmented_views": 1, "patience": 100, "strategy": "full", "checkpoint_s": 0.001,
 }  # fmt: skip
 
 
 def _config(**changes: object) -> TrainConfig:
-    return TrainConfig.model_validate({**SMALL, **changes})
+    return TrainConfig.from_options(**{**SMALL, **changes})
 
 
 def _stop_at(step: int, number: signal.Signals) -> Any:
@@ -74,7 +74,7 @@ def test_a_resumed_training_may_have_other_workers_and_paths_but_no_other_job(co
     with pytest.raises(ConfigError, match=r"images 36 \(.*\), now 35 \("):
         train(moved, _config(), out, resume=True)
     (tmp_path / "gone.png").rename(moved / "red" / "000.png")
-    run = train(moved, _config(workers=1, checkpoint_s=5.0, log="csv", license_policy="any"), out, resume=True)
+    run = train(moved, _config(workers=1, checkpoint_s=5.0, loggers="csv", license_policy="any"), out, resume=True)
     assert run.record.config.data.workers == 1 and not find_job(out)
     whole = train(moved, _config(), tmp_path / "whole")
     assert run.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]

@@ -56,8 +56,8 @@ def test_timm_loads_a_run_as_a_local_dir_with_the_same_logits(run: Run) -> None:
 
 @pytest.mark.parametrize("strategy", ["probe", "full"])
 def test_the_same_seed_gives_the_same_run_twice(colours: Path, tmp_path: Path, strategy: str) -> None:
-    config = TrainConfig.model_validate(
-        {"backbone": "test_resnet", "pretrained": False, "strategy": strategy, "input_size": (32, 32), "epochs": 2, "seed": 3, "val": 0.25}
+    config = TrainConfig.from_options(
+        backbone="test_resnet", pretrained=False, strategy=strategy, input_size=(32, 32), epochs=2, seed=3, val=0.25
     )
     one, two = (train(colours, config, tmp_path / name) for name in ("one", "two"))
     assert one.record.files["weights.safetensors"] == two.record.files["weights.safetensors"]

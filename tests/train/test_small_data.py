@@ -31,8 +31,8 @@ def _write(root: Path, classes: int, each: int, mode: str = "RGB") -> Path:
 
 
 def _config(**changes: object) -> TrainConfig:
-    common = {"backbone": "test_resnet", "pretrained": False, "input_size": (32, 32), "views": 1, "workers": 0, "epochs": 2}
-    return TrainConfig.model_validate({**common, "strategy": "full", **changes})
+    common = {"backbone": "test_resnet", "pretrained": False, "input_size": (32, 32), "augmented_views": 1, "workers": 0, "epochs": 2}
+    return TrainConfig.from_options(**{**common, "strategy": "full", **changes})
 
 
 @pytest.mark.parametrize("strategy", ["probe", "full", "partial"])

@@ -22,7 +22,7 @@ from tests.conftest import write_colours
 
 SMALL = {
     "backbone": "edgetl_small", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 8, "strategy": "full",
-    "epochs": 3, "views": 1,
+    "epochs": 3, "augmented_views": 1,
 }  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(images: Path) -> list[Run]:
     rates = {"low": 1e-4, "middle": 1e-3, "high": 3e-3}
-    return [train(images, TrainConfig.model_validate({**SMALL, "lr": lr}), images.parent / name) for name, lr in rates.items()]
+    return [train(images, TrainConfig.from_options(**{**SMALL, "lr": lr}), images.parent / name) for name, lr in rates.items()]
 
 
 def _paths(runs: list[Run]) -> list[Path]:
@@ -92,7 +92,7 @@ def test_a_greedy_soup_is_never_worse_on_validation_images_and_leaves_out_what_h
 
 def test_batchnorm_statistics_that_differ_are_those_of_the_average_on_training_images(images: Path, tmp_path: Path) -> None:
     free = [
-        train(images, TrainConfig.model_validate({**SMALL, "recipe": "fastai", "lr": lr, "epochs": 2}), tmp_path / f"{lr}")
+        train(images, TrainConfig.from_options(**{**SMALL, "recipe": "fastai", "lr": lr, "epochs": 2}), tmp_path / f"{lr}")
         for lr in (1e-3, 3e-3)
     ]
     assert not any(run.record.plan.freeze_batchnorm for run in free)
@@ -114,11 +114,11 @@ def test_batchnorm_statistics_that_differ_are_those_of_the_average_on_training_i
 def test_runs_that_do_not_fit_together_are_refused_with_every_reason(runs: list[Run], images: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="two different runs at least"):
         make_soup([runs[0].path, runs[0].path], tmp_path / "soup")
-    other = train(images, TrainConfig.model_validate({**SMALL, "seed": 1, "epochs": 1}), tmp_path / "other")
+    other = train(images, TrainConfig.from_options(**{**SMALL, "seed": 1, "epochs": 1}), tmp_path / "other")
     with pytest.raises(RunError, match=r"(?s)other has another split into train, val and test.*same --seed"):
         make_soup([runs[0].path, other.path], tmp_path / "soup")
     random = train(
-        images, TrainConfig.model_validate({**SMALL, "backbone": "test_resnet", "pretrained": False, "epochs": 1}), tmp_path / "random"
+        images, TrainConfig.from_options(**{**SMALL, "backbone": "test_resnet", "pretrained": False, "epochs": 1}), tmp_path / "random"
     )
     with pytest.raises(RunError, match=r"started from random weights.*another architecture.*another start"):
         make_soup([runs[0].path, random.path], tmp_path / "soup")
@@ -126,7 +126,7 @@ def test_runs_that_do_not_fit_together_are_refused_with_every_reason(runs: list[
     more = write_colours(images.parent / "elsewhere" / "colours", 12, seed=5)
     with pytest.raises(RunError, match="another data set"):
         make_soup(
-            [runs[0].path, train(more, TrainConfig.model_validate({**SMALL, "epochs": 1}), tmp_path / "more").path], tmp_path / "soup"
+            [runs[0].path, train(more, TrainConfig.from_options(**{**SMALL, "epochs": 1}), tmp_path / "more").path], tmp_path / "soup"
         )
     assert not (tmp_path / "soup").exists()
 

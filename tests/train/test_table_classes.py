@@ -36,7 +36,7 @@ def flat(tmp_path: Path) -> Path:
 
 
 def config(table: Path, **changes: object) -> TrainConfig:
-    return TrainConfig.model_validate({"labels": str(table), "views": 1, "input_size": (64, 64), **changes})
+    return TrainConfig.from_options(**{"labels": str(table), "augmented_views": 1, "input_size": (64, 64), **changes})
 
 
 def test_a_classifier_is_trained_exported_and_evaluated_from_a_table_of_words(flat: Path) -> None:
@@ -80,9 +80,9 @@ def test_options_of_another_task_are_refused_when_the_table_decides(flat: Path) 
 
 def test_a_run_and_its_card_state_the_groups_or_that_there_are_none(tmp_path: Path) -> None:
     images = write_colours(tmp_path / "images", 12)
-    settings = {"views": 1, "input_size": (32, 32)}
+    settings = {"augmented_views": 1, "input_size": (32, 32)}
     # Ten images of a color are one object, and the other two another one.
-    run = train(images, TrainConfig.model_validate({"group": r"^(\w+/\d\d)", **settings, "val": 0.25}), tmp_path / "run")
+    run = train(images, TrainConfig.from_options(**{"group": r"^(\w+/\d\d)", **settings, "val": 0.25}), tmp_path / "run")
     grouping = run.record.grouping
     assert grouping is not None and (grouping.groups, grouping.alone, grouping.crossing) == (6, 0, 0)
     parts: dict[str, set[str]] = {}
@@ -94,7 +94,7 @@ def test_a_run_and_its_card_state_the_groups_or_that_there_are_none(tmp_path: Pa
         "- Groups: 6 (pattern ^(\\w+/\\d\\d)), each in one split" in line
         for line in run_lines(run.record, run.record.preprocess, run.record.validation.score)
     )
-    plain = train(images, TrainConfig.model_validate(settings), tmp_path / "plain")
+    plain = train(images, TrainConfig.from_options(**settings), tmp_path / "plain")
     assert plain.record.grouping is None and "group" not in (plain.path / "splits.json").read_text()
     assert any(
         line.startswith("- Groups: none were given")

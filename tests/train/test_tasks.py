@@ -33,8 +33,8 @@ COLOURS = "red,green,blue"
 
 
 def config(squares: Path, **changes: Any) -> TrainConfig:
-    given = {**SMALL, "labels": str(squares / "labels.csv"), "column": COLOURS, "pretrained": False, "views": 1, **changes}
-    return TrainConfig.model_validate(given)
+    given = {**SMALL, "labels": str(squares / "labels.csv"), "columns": COLOURS, "pretrained": False, "augmented_views": 1, **changes}
+    return TrainConfig.from_options(**given)
 
 
 def test_thresholds_have_the_highest_f1_that_any_could() -> None:
@@ -149,7 +149,7 @@ def test_the_record_says_what_the_network_answers(squares: Path, tmp_path: Path)
 
 
 def test_numbers_come_in_their_own_unit(squares: Path, tmp_path: Path) -> None:
-    wanted = config(squares, task="regression", column="mm", strategy="partial", backbone="edgetl_small", pretrained=True, tolerance=1.5)
+    wanted = config(squares, task="regression", columns="mm", strategy="partial", backbone="edgetl_small", pretrained=True, tolerance=1.5)
     wanted = wanted.model_copy(update={"augment": "none"})  # the light one changes the brightness, which is the number
     run = train(squares / "images", wanted, tmp_path / "run")
     record = run.record
@@ -165,7 +165,7 @@ def test_numbers_come_in_their_own_unit(squares: Path, tmp_path: Path) -> None:
 
 
 def test_grades_are_judged_as_grades(squares: Path, tmp_path: Path) -> None:
-    wanted = config(squares, task="ordinal", column="grade", strategy="probe", backbone="edgetl_small", pretrained=True)
+    wanted = config(squares, task="ordinal", columns="grade", strategy="probe", backbone="edgetl_small", pretrained=True)
     record = train(squares / "images", wanted, tmp_path / "run").record
     assert record.decision.grades == (0, 3) and record.labels == ("grade",)
     assert record.test is not None and record.test.regression is not None and record.test.regression.kappa is not None
@@ -175,7 +175,7 @@ def test_grades_are_judged_as_grades(squares: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["multi-label", "regression"])
 def test_a_stopped_training_goes_on_to_the_same_weights(squares: Path, tmp_path: Path, task: str) -> None:
     column = {"multi-label": COLOURS, "regression": "mm"}[task]
-    wanted = config(squares, task=task, column=column, strategy="full", checkpoint_s=0.001)
+    wanted = config(squares, task=task, columns=column, strategy="full", checkpoint_s=0.001)
     whole = train(squares / "images", wanted, tmp_path / "whole")
 
     def stop(stage: str, done: int, total: int) -> None:
@@ -191,7 +191,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(squares: Path, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": None, "task": "regression", "column": None}, "--task regression needs --labels FILE.csv"),
+        ({"labels": None, "task": "regression", "columns": None}, "--task regression needs --labels FILE.csv"),
         ({"labels": None}, "--columns needs --labels"),
         ({"task": "regression", "balance": "loss"}, "--balance loss weighs classes and labels; regression has none"),
         ({"task": "ordinal", "multilabel_loss": "asymmetric"}, "--multilabel-loss does not go with ordinal"),
@@ -212,7 +212,7 @@ def test_options_that_mean_nothing_for_a_task_are_refused(squares: Path, changes
 
 
 def test_several_mistakes_are_told_together_and_before_a_training_of_given_splits_too(colours: Path, tmp_path: Path) -> None:
-    wanted = TrainConfig.model_validate({**SMALL, "multilabel_loss": "asymmetric", "tolerance": 2.0})
+    wanted = TrainConfig.from_options(**{**SMALL, "multilabel_loss": "asymmetric", "tolerance": 2.0})
     with pytest.raises(ConfigError, match="--multilabel-loss does not go with classification; --tolerance is for --task regression"):
         fine_tune(split(scan(colours)), wanted, tmp_path / "run")
 

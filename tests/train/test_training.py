@@ -24,12 +24,12 @@ from tests.conftest import write_colours
 
 SMALL: dict[str, Any] = {
     "backbone": "test_resnet", "pretrained": False, "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 2,
-    "batch_size": 8, "views": 1, "patience": 100,
+    "batch_size": 8, "augmented_views": 1, "patience": 100,
 }  # fmt: skip
 
 
 def _config(**changes: object) -> TrainConfig:
-    return TrainConfig.model_validate({**SMALL, **changes})
+    return TrainConfig.from_options(**{**SMALL, **changes})
 
 
 def _row(strategy: str, right: int, n: int = 100) -> Compared:

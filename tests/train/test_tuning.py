@@ -43,7 +43,7 @@ SMALL = {
 
 
 def _config(**changes: object) -> TrainConfig:
-    return TrainConfig.model_validate({**SMALL, **changes})
+    return TrainConfig.from_options(**{**SMALL, **changes})
 
 
 def _random_backbone(config: TrainConfig) -> Backbone:
@@ -73,7 +73,7 @@ def test_auto_chooses_by_the_number_of_images(images: int, strategy: str) -> Non
 
 
 def test_auto_counts_distinct_images(colours: Path, tmp_path: Path) -> None:
-    run = train(colours, _config(strategy="auto", pretrained=False, views=1), tmp_path / "run")
+    run = train(colours, _config(strategy="auto", pretrained=False, augmented_views=1), tmp_path / "run")
     assert run.record.plan.images == len({entry.content for entry in run.splits().entries if entry.part == "train"})
     assert run.record.plan.strategy == "scratch", "random weights have nothing to probe"
 
@@ -205,7 +205,7 @@ def test_batches_are_those_of_an_unbroken_training_and_each_epoch_sees_every_ima
 
 def test_no_pull_is_no_guard_and_a_strong_one_keeps_the_trunk_near(colours: Path) -> None:
     plain, zero, strong = (
-        _tune(colours, _config(epochs=12, lr=3e-3, trunk_lr=3e-3, **guard))[0].model.state_dict()
+        _tune(colours, _config(epochs=12, lr=3e-3, backbone_lr=3e-3, **guard))[0].model.state_dict()
         for guard in ({}, {"l2sp": 0.0}, {"l2sp": 100.0})
     )
     start = _random_backbone(_config()).model.state_dict()
@@ -218,7 +218,7 @@ def test_no_pull_is_no_guard_and_a_strong_one_keeps_the_trunk_near(colours: Path
 
 
 def test_mixing_with_the_starting_weights_never_validates_worse(colours: Path) -> None:
-    config = _config(epochs=12, lr=3e-3, trunk_lr=3e-3)
+    config = _config(epochs=12, lr=3e-3, backbone_lr=3e-3)
     _, tuned = _tune(colours, config)
     mixed_backbone, mixed = _tune(colours, config.with_options(wise_ft=True))
     assert mixed.best_loss <= tuned.best_loss and 0 < mixed.tuned_share <= 1

@@ -20,7 +20,7 @@ SIDE = 32
 DEMO_CONFIG: dict[str, Any] = {
     "backbone": DEFAULT_BACKBONE,
     "strategy": "full",
-    "views": 1,
+    "augmented_views": 1,
     "input_size": (64, 64),
     "crop_pct": 1.0,
     "epochs": 12,
@@ -28,8 +28,8 @@ DEMO_CONFIG: dict[str, Any] = {
     "unfreeze": "1",
     "augment": "light",
     "lr": 3e-3,
-    "trunk_lr": 3e-3,
-    "lr_ratio": 1.0,
+    "backbone_lr": 3e-3,
+    "lr_decay": 1.0,
     "val": 0.2,
     "test": 0.2,
 }
