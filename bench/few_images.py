@@ -23,7 +23,7 @@ from bench.paths import SHARED
 from edgetl.core.bundle import Bundle
 from edgetl.core.manifest import Variant
 from edgetl.core.progress import Progress
-from edgetl.core.scoring import paired_fall
+from edgetl.core.scoring import paired_drop
 from edgetl.core.system.host import available_cores, fingerprint, versions
 from edgetl.data.folder import scan
 from edgetl.data.loading import PixelSet, labels_of, stratified
@@ -108,9 +108,9 @@ def _export(run: Run, unseen: PixelSet, gate: str, cpu: str, name: str) -> list[
             return []
         seconds = time.perf_counter() - begin
         for item in bundle.manifest.rejected:
-            print(f"| {name} | {gate} | {item.name} refused | | {item.reason} | | {len(item.ladder)} | {seconds:.0f} s |", flush=True)
+            print(f"| {name} | {gate} | {item.name} refused | | {item.reason} | | {len(item.attempts)} | {seconds:.0f} s |", flush=True)
         trained = _predictions(bundle, "onnx-fp32", unseen)
-        passed = [variant for variant in bundle.manifest.variants if variant.ladder]
+        passed = [variant for variant in bundle.manifest.variants if variant.attempts]
         return [_row(bundle, variant, unseen, trained, f"{name} | {gate}", seconds) for variant in passed]
 
 
@@ -122,10 +122,10 @@ def _predictions(bundle: Bundle, name: str, images: PixelSet) -> NDArray[np.intp
 
 def _row(bundle: Bundle, variant: Variant, unseen: PixelSet, trained: NDArray[np.intp], prefix: str, seconds: float) -> float:
     labels, found = labels_of(unseen.samples), _predictions(bundle, variant.name, unseen)
-    loss = paired_fall(trained == labels, found == labels)
+    loss = paired_drop(trained == labels, found == labels)
     print(
         f"| {prefix} | {variant.name} | {(trained == labels).mean():.4f}, n = {loss.n} | {loss.value:+.4f} "
-        f"({loss.low:+.4f} to {loss.high:+.4f}) | {(found != trained).mean():.3f} | {len(variant.ladder)} | {seconds:.0f} s |",
+        f"({loss.low:+.4f} to {loss.high:+.4f}) | {(found != trained).mean():.3f} | {len(variant.attempts)} | {seconds:.0f} s |",
         flush=True,
     )
     return loss.value

@@ -43,7 +43,7 @@ def _rows(name: str, manifest: Manifest, times: dict[str, float]) -> None:
         ratio = f"{times[plain] / times[variant.name]:.2f}" if plain in times else ""
         drop = f"{manifest.trained.value - variant.validation.value:+.4f}"
         test = f"{variant.test.value:.4f}" if variant.test else ""
-        last = variant.ladder[-1].method if variant.ladder else ""
+        last = variant.attempts[-1].method if variant.attempts else ""
         print(
             f"| {name} | {variant.name} | {variant.size_bytes / 1e6:.2f} | {variant.validation.value:.4f} ({drop}) | {test} | "
             f"{times[variant.name]:.2f} ms | {ratio} | {last} |"

@@ -30,5 +30,5 @@ def main(run_path: Path, bundle: Path, shared: Path) -> None:
     predictor = load(bundle, variant="onnx-fp32")
     samples = run.samples("test")
     for name, spec in (("fused", fused), ("two-step", exact)):
-        accuracy = score(predictor.logits, samples, spec, predictor.reading).accuracy
+        accuracy = score(predictor.logits, samples, spec, predictor.decoding).accuracy
         print(f"{name}: accuracy {accuracy.value:.4f} on {accuracy.n} test images")

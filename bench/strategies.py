@@ -72,4 +72,4 @@ def _learn_sketches(parent: Run, guard: dict[str, Any], out: Path, seed: int) ->
     config = TrainConfig.from_options(**{"backbone": str(parent.path), "strategy": "full", "seed": seed, **given})
     record = train(SHARED / "data" / NEW, config, out).record
     assert record.forgetting and record.test
-    return record.forgetting.before, record.forgetting.after, record.forgetting.lost, record.test.accuracy.value, record.seconds
+    return record.forgetting.before, record.forgetting.after, record.forgetting.drop, record.test.accuracy.value, record.seconds

@@ -17,7 +17,7 @@ from bench.zoo_nets import pictures, randomise, seed_of
 from bench.zoo_table import Row, Status, libraries
 from edgetl.core.manifest import Format
 from edgetl.core.preprocess import PreprocessSpec
-from edgetl.core.tasks import Reading
+from edgetl.core.tasks import OutputDecoding
 from edgetl.errors import BackboneError
 from edgetl.export.convert.metadata import model_info, own_info
 from edgetl.export.convert.to_onnx import onnx_properties, to_onnx
@@ -69,7 +69,10 @@ def _try(name: str, sides: tuple[int, ...], now: Callable[..., None]) -> None:
     now("torch", variation=_variation(trained))
     insist(model, images, trained)
     spec = PreprocessSpec(input_size=(side, side))
-    infos = model_info(spec, Reading(labels=tuple(str(index) for index in range(CLASSES)))), own_info(spec, Reading(), "sweep")
+    infos = (
+        model_info(spec, OutputDecoding(labels=tuple(str(index) for index in range(CLASSES)))),
+        own_info(spec, OutputDecoding(), "sweep"),
+    )
     causes: list[str] = []
     with tempfile.TemporaryDirectory() as work:
         source, target = Path(work) / "model.onnx", Path(work) / "model.xml"

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgetl.core.contract import Outcome
-from edgetl.core.manifest import Manifest, Rejected, Rung, Variant
+from edgetl.core.manifest import Attempt, Manifest, Rejected, Variant
 from edgetl.core.results import Evaluation, Proportion
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.measure.latency import MIN_CALLS, Percentiles
@@ -103,21 +103,23 @@ def busy_lines(manifest: Manifest) -> list[str]:
     if not loads:
         return []
     worst = max(loads, key=lambda load: load.total)
-    order = "; the variants are in the order of their accuracy, not of their time" if manifest.order == "accuracy" else ""
+    order = "; the variants are in the order of their accuracy, not of their time" if manifest.sorted_by == "accuracy" else ""
     return [f"* the host was busy during the timing ({worst.describe()}){order}. Export on an idle host for reliable times."]
 
 
 def ladder_lines(manifest: Manifest) -> list[str]:
     """For each int8 variant, the quantization steps tried and what each measured."""
-    ladders = [*((item.name, item.ladder) for item in manifest.variants), *((item.name, item.ladder) for item in manifest.rejected)]
-    return [f"{name}: {rung.method}: {_measured(rung, SCORE_NAMES[manifest.task])}" for name, rungs in ladders for rung in rungs]
+    ladders = [*((item.name, item.attempts) for item in manifest.variants), *((item.name, item.attempts) for item in manifest.rejected)]
+    return [
+        f"{name}: {attempt.method}: {_measured(attempt, SCORE_NAMES[manifest.task])}" for name, attempts in ladders for attempt in attempts
+    ]
 
 
-def _measured(rung: Rung, figure: str) -> str:
-    if rung.accuracy is None or rung.drop is None or rung.confident_top1 is None:
-        return f"could not be made: {rung.reason}"
-    said = "passed" if rung.passed else f"not enough: {rung.reason}" if rung.reason else "not enough"
-    return f"{figure} {rung.accuracy:.4f} (drop {rung.drop:+.4f}), confident agreement {rung.confident_top1:.3f}: {said}"
+def _measured(attempt: Attempt, figure: str) -> str:
+    if attempt.accuracy is None or attempt.drop is None or attempt.confident_top1 is None:
+        return f"could not be made: {attempt.reason}"
+    said = "passed" if attempt.passed else f"not enough: {attempt.reason}" if attempt.reason else "not enough"
+    return f"{figure} {attempt.accuracy:.4f} (drop {attempt.drop:+.4f}), confident agreement {attempt.confident_top1:.3f}: {said}"
 
 
 def sensitive_lines(manifest: Manifest) -> list[str]:
@@ -166,16 +168,18 @@ def agreement_lines(manifest: Manifest) -> list[str]:
 def certainty_lines(manifest: Manifest) -> list[str]:
     """Number of validation images that may change, and a warning if they are too few to bound a variant's accuracy drop."""
     lines = []
-    n, allowed = manifest.trained.n, manifest.may_change
+    n, allowed = manifest.trained.n, manifest.max_changed
     if allowed is not None:
         lines.append(f"{allowed} of {n} validation images may change (--max-drop {manifest.max_drop:g}).")
         if 0 < n * manifest.max_drop < 1:
             lines[0] += f" One image is {1 / n:.4f}: {n} cannot resolve that limit; agreement on unlabeled images is checked instead."
-    unsure = [item for item in manifest.variants if item.precision != "fp32" and item.fall and item.fall.high > UNCERTAIN_FALL]
+    unsure = [
+        item for item in manifest.variants if item.precision != "fp32" and item.accuracy_drop and item.accuracy_drop.high > UNCERTAIN_FALL
+    ]
     if not unsure:
         return lines
-    shown = ", ".join(f"{item.name} {item.fall.high:.3f}" for item in unsure if item.fall)
-    n = max(item.fall.n for item in unsure if item.fall)
+    shown = ", ".join(f"{item.name} {item.accuracy_drop.high:.3f}" for item in unsure if item.accuracy_drop)
+    n = max(item.accuracy_drop.n for item in unsure if item.accuracy_drop)
     return [
         *lines,
         f"{n} validation images cannot exclude a loss of more than {UNCERTAIN_FALL:g} (95 %; at most: {shown}); more images would.",

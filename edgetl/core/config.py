@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgetl.core.files.plain import open_plain, read_up_to
 from edgetl.errors import EdgetlError
@@ -18,21 +18,6 @@ class StrictModel(BaseModel):
     """A frozen pydantic model that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class LeanModel(StrictModel):
-    """A model that writes the fields named in ``lean`` only where they differ from their defaults.
-
-    Fields that came later and say nothing for most files stand there, so that those files keep their bytes and older readers.
-    """
-
-    lean: ClassVar[frozenset[str]] = frozenset()
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields = type(self).model_fields
-        silent = {name for name in self.lean if getattr(self, name) == fields[name].default}
-        return {name: value for name, value in handler(self).items() if name not in silent}
 
 
 Model = TypeVar("Model", bound=StrictModel)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from edgetl.core.config import LeanModel, StrictModel
+from edgetl.core.config import StrictModel
 from edgetl.core.system.load import HostLoad
 
 ClauseName = Literal["latency", "size", "memory", "drop"]
@@ -68,7 +68,7 @@ class Clause(StrictModel):
         return f"{_OPTIONS[self.name]} {self.found * 1.02 + (0.0001 if self.name == 'drop' else 0.01):.3g}"
 
 
-class Offer(LeanModel):
+class Offer(StrictModel):
     """One variant at one thread count, measured.
 
     Attributes:
@@ -78,8 +78,6 @@ class Offer(LeanModel):
         clauses: every limit that the contract names.
         load: the host's during the timing; none where the system does not count it.
     """
-
-    lean: ClassVar[frozenset[str]] = frozenset({"load"})
 
     variant: str
     threads: int
@@ -111,7 +109,7 @@ class Offer(LeanModel):
         )
 
 
-class Outcome(LeanModel):
+class Outcome(StrictModel):
     """Outcome of an attempted variant at one input size and thread count: in the bundle, or rejected with the reason.
 
     Attributes:
@@ -123,8 +121,6 @@ class Outcome(LeanModel):
         offer: figures; none for a variant that was not timed.
         backbone: where several were tried (``edgetl fit``).
     """
-
-    lean: ClassVar[frozenset[str]] = frozenset({"offer", "backbone"})
 
     variant: str
     side: int

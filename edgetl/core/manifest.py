@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, model_validator
 
-from edgetl.core.config import LeanModel, StrictModel
+from edgetl.core.config import StrictModel
 from edgetl.core.contract import ContractRecord, Outcome
 from edgetl.core.files.text import label_problem
 from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.results import Proportion
 from edgetl.core.system.load import HostLoad
-from edgetl.core.tasks import Decision, Reading, Task
+from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 
 MANIFEST_NAME = "manifest.json"
 
@@ -58,7 +58,7 @@ class BundleFile(StrictModel):
     sha256: Sha256
 
 
-class Agreement(LeanModel):
+class Agreement(StrictModel):
     """How an exported file's answers compare with the trained model's on the same images.
 
     Attributes:
@@ -72,8 +72,6 @@ class Agreement(LeanModel):
             mean output.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"cosine"})
-
     n: int
     max_relative: float
     top1: float
@@ -82,7 +80,7 @@ class Agreement(LeanModel):
     cosine: float | None = None
 
 
-class UnlabeledAgreement(LeanModel):
+class UnlabeledAgreement(StrictModel):
     """Agreement of an exported file with the trained model on images whose labels are not used.
 
     Attributes:
@@ -95,8 +93,6 @@ class UnlabeledAgreement(LeanModel):
         relative_error: median error over median margin.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"expected_drop", "beyond_half_margin", "relative_error"})
-
     n: int
     top1: float
     expected_drop: float | None = None
@@ -104,7 +100,7 @@ class UnlabeledAgreement(LeanModel):
     relative_error: float | None = None
 
 
-class Fall(StrictModel):
+class AccuracyDrop(StrictModel):
     """How much accuracy fell between two models on the same ``n`` images, 0..1, negative where it rose.
 
     ``low`` and ``high`` are the 95 % interval of the fall, ``bound`` its one-sided 95 % bound from above (Agresti and Min 2005).
@@ -117,22 +113,20 @@ class Fall(StrictModel):
     n: int
 
 
-class Rung(LeanModel):
+class Attempt(StrictModel):
     """One step of the quantization ladder: what was tried and what it measured on the validation images.
 
-    ``accuracy`` is the task's figure as in ``Evaluation.score``; ``drop`` is what the gate judged, ``fall`` (of classes) the loss of
+    ``accuracy`` is the task's figure as in ``Evaluation.score``; ``drop`` is what the gate judged, ``accuracy_drop`` (of classes) the loss of
     accuracy with its interval, ``unlabeled`` the agreement on unlabeled images if the labeled ones passed, and ``reason`` why
     the step was not enough. A step that the tools could not make has no figures.
     """
-
-    lean: ClassVar[frozenset[str]] = frozenset({"fall", "unlabeled", "reason"})
 
     method: str
     accuracy: float | None
     drop: float | None
     confident_top1: float | None
     passed: bool
-    fall: Fall | None = None
+    accuracy_drop: AccuracyDrop | None = None
     unlabeled: UnlabeledAgreement | None = None
     reason: str = ""
 
@@ -155,7 +149,7 @@ class Sensitivity(StrictModel):
         return f"{self.layer or self.operation} ({self.kind})"
 
 
-class Variant(LeanModel):
+class Variant(StrictModel):
     """One file, or pair of files, that an engine can load.
 
     Attributes:
@@ -169,12 +163,10 @@ class Variant(LeanModel):
         unlabeled: of reduced precision: agreement on unlabeled images.
         median_ms: one image on one thread, on the machine that exported; orders the variants, nothing more.
         load: of that machine during this timing, where it was busy; the timing then orders nothing.
-        golden_tolerance: largest allowed difference of a score on the golden images; of a number, relative to ``Decision.spread``.
+        golden_tolerance: largest allowed difference of a score on the golden images; of a number, relative to ``DecisionRule.spread``.
         ladder: the quantization steps tried, in order; empty for fp32 and fp16.
         sensitivities: of the operations, the costliest first, where they were measured.
     """
-
-    lean: ClassVar[frozenset[str]] = frozenset({"fall", "sensitivities", "input_form", "load", "unlabeled"})
 
     name: str = Field(pattern=r"^(onnx|openvino)-(fp32|fp16|int8|int8-weights)$")
     format: Format
@@ -186,12 +178,12 @@ class Variant(LeanModel):
     agreement: Agreement
     validation: Proportion
     test: Proportion | None
-    fall: Fall | None = None
+    accuracy_drop: AccuracyDrop | None = None
     unlabeled: UnlabeledAgreement | None = None
     median_ms: float = Field(ge=0.0)
     load: HostLoad | None = None
     golden_tolerance: float = Field(gt=0.0, le=1.0)
-    ladder: tuple[Rung, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
     sensitivities: tuple[Sensitivity, ...] = ()
 
     @property
@@ -224,7 +216,7 @@ class Calibration(StrictModel):
     preprocess_sha256: Sha256
 
 
-class Parent(LeanModel):
+class Parent(StrictModel):
     """One thing that the weights were made from.
 
     Attributes:
@@ -236,8 +228,6 @@ class Parent(LeanModel):
         data_fingerprint: of the images that it was trained on, where they are known.
         validation: of a run: its figure on its own validation images.
     """
-
-    lean: ClassVar[frozenset[str]] = frozenset({"validation"})
 
     kind: Literal["embedded", "weights", "run", "teacher"]
     name: str
@@ -276,52 +266,48 @@ class Lineage(StrictModel):
     train_images: int
 
 
-class Rejected(LeanModel):
+class Rejected(StrictModel):
     """Rejected variant: requested, but not in the bundle, with the figures that kept it out.
 
     ``by`` names the rejecting rule: the accuracy ``gate``, a clause of the ``contract``, or ``export``: no file could be made.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"sensitivities", "by"})
-
     name: str
     reason: str
     by: Literal["gate", "contract", "export"] = "gate"
-    ladder: tuple[Rung, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
     sensitivities: tuple[Sensitivity, ...] = ()
 
 
-class Manifest(LeanModel):
+class Manifest(StrictModel):
     """The whole of ``manifest.json``.
 
-    ``trained`` is the task's figure (``Evaluation.score``) of the trained model at the bundle's input size, ``whole_size`` at that of
+    ``trained`` is the task's figure (``Evaluation.score``) of the trained model at the bundle's input size, ``trained_at_run_size`` at that of
     the training where it is another. A bundle that was exported under a ``contract`` holds only variants that keep it, the best first, and
-    ``outcomes`` has a row for each attempted variant, input size and thread count. ``order`` is what variants are sorted by: their time, or
+    ``outcomes`` has a row for each attempted variant, input size and thread count. ``sorted_by`` is what variants are sorted by: their time, or
     where the host was too busy to time them their accuracy. A contract sorts by accuracy first; ``time`` then orders equal ones.
-    ``may_change``, of classes: how many of the ``trained.n`` validation images a file of reduced precision may lose, on balance.
+    ``max_changed``, of classes: how many of the ``trained.n`` validation images a file of reduced precision may lose, on balance.
     """
-
-    lean: ClassVar[frozenset[str]] = frozenset({"decision", "whole_size", "contract", "outcomes", "order", "may_change"})
 
     schema_version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=100, pattern=r"^[\w][\w .-]*$")
     release: int = Field(default=1, ge=1, lt=2**53)
     created: str
     task: Task = "classification"
-    decision: Decision = Decision()
+    decision_rule: DecisionRule = DecisionRule()
     labels: tuple[str, ...] = Field(min_length=1)
     preprocess: PreprocessSpec
     variants: tuple[Variant, ...] = Field(min_length=1)
     rejected: tuple[Rejected, ...] = ()
     max_drop: float
-    may_change: int | None = None
+    max_changed: int | None = None
     trained: Proportion
-    whole_size: Proportion | None = None
+    trained_at_run_size: Proportion | None = None
     golden: tuple[Golden, ...] = Field(min_length=1)
     calibration: Calibration | None
     contract: ContractRecord | None = None
     outcomes: tuple[Outcome, ...] = ()
-    order: Literal["time", "accuracy"] = "time"
+    sorted_by: Literal["time", "accuracy"] = "time"
     lineage: Lineage
     seen_images: BundleFile
     card: BundleFile
@@ -339,7 +325,7 @@ class Manifest(LeanModel):
             raise ValueError("two labels are equal")
         if problems := [f"the label {label!r} {problem}" for label in self.labels if (problem := label_problem(label))]:
             raise ValueError(problems[0])
-        if problem := self.decision.problem(self.task, len(self.labels)):
+        if problem := self.decision_rule.problem(self.task, len(self.labels)):
             raise ValueError(problem)
         if self.task == "classification" and len(self.labels) < 2:
             raise ValueError("fewer than two labels")
@@ -351,8 +337,8 @@ class Manifest(LeanModel):
                     f"{variant.name} has the golden tolerance {variant.golden_tolerance:g}; "
                     f"{GOLDEN_TOLERANCE[variant.precision]:g} is the largest for {variant.precision}"
                 )
-        if self.task in ("classification", "multi-label") and self.decision.spread != 1.0:
-            raise ValueError(f"a spread of {self.decision.spread:g}, by which differences would be judged, in a {self.task} model")
+        if self.task in ("classification", "multi-label") and self.decision_rule.spread != 1.0:
+            raise ValueError(f"a spread of {self.decision_rule.spread:g}, by which differences would be judged, in a {self.task} model")
         names = {variant.name for variant in self.variants}
         if len(names) != len(self.variants):
             raise ValueError("two variants share a name")
@@ -366,9 +352,9 @@ class Manifest(LeanModel):
         return self
 
     @property
-    def reading(self) -> Reading:
+    def decoding(self) -> OutputDecoding:
         """How the variants' outputs are read."""
-        return Reading(self.task, self.labels, self.decision)
+        return OutputDecoding(self.task, self.labels, self.decision_rule)
 
     def all_files(self) -> tuple[BundleFile, ...]:
         """Every file that the bundle holds besides the manifest."""

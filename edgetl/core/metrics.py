@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from edgetl.core.results import Evaluation, Prediction
 from edgetl.core.scoring import evaluate_labels, evaluate_predictions, evaluate_values, quadratic_kappa, sigmoid, softmax
-from edgetl.core.tasks import Reading
+from edgetl.core.tasks import OutputDecoding
 
 
-def scores_of(reading: Reading, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+def scores_of(decoding: OutputDecoding, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scores float32 ``[n, labels]``: of classes they sum to 1, of a multi-label model each is 0..1, numbers stay as they are."""
-    match reading.task:
+    match decoding.task:
         case "classification":
             return softmax(outputs)
         case "multi-label":
@@ -23,54 +23,56 @@ def scores_of(reading: Reading, outputs: NDArray[np.float32]) -> NDArray[np.floa
         case "regression" | "ordinal":
             return outputs
         case _:
-            assert_never(reading.task)
+            assert_never(decoding.task)
 
 
-def predictions(reading: Reading, outputs: NDArray[np.float32]) -> list[Prediction]:
+def predictions(decoding: OutputDecoding, outputs: NDArray[np.float32]) -> list[Prediction]:
     """The answers to outputs ``[n, labels]``, one for each image."""
-    scores = scores_of(reading, outputs)
+    scores = scores_of(decoding, outputs)
     best = scores.argmax(axis=1).tolist()
     plain = [
-        (reading.labels[index], float(row[index]), tuple(float(value) for value in row)) for row, index in zip(scores, best, strict=True)
+        (decoding.labels[index], float(row[index]), tuple(float(value) for value in row)) for row, index in zip(scores, best, strict=True)
     ]
-    match reading.task:
+    match decoding.task:
         case "classification":
             return [Prediction(*answer) for answer in plain]
         case "multi-label":
-            named = [tuple(label for label, held in zip(reading.labels, row, strict=True) if held) for row in held_labels(reading, scores)]
+            named = [
+                tuple(label for label, held in zip(decoding.labels, row, strict=True) if held) for row in held_labels(decoding, scores)
+            ]
             return [Prediction(*answer, labels=labels) for answer, labels in zip(plain, named, strict=True)]
         case "regression":
             return [Prediction(*answer, value=answer[1]) for answer in plain]
         case "ordinal":
-            grades = nearest_grades(reading, outputs[:, 0])
+            grades = nearest_levels(decoding, outputs[:, 0])
             return [Prediction(*answer, value=float(grade)) for answer, grade in zip(plain, grades, strict=True)]
         case _:
-            assert_never(reading.task)
+            assert_never(decoding.task)
 
 
-def describe(reading: Reading, answer: Prediction) -> dict[str, object]:
+def describe(decoding: OutputDecoding, answer: Prediction) -> dict[str, object]:
     """An answer as JSON shows it: the class and its score, the labels that are held, or the number; and every score."""
     said: dict[str, object] = {"label": answer.label, "score": answer.score}
-    if reading.task == "multi-label":
+    if decoding.task == "multi-label":
         said = {"labels": list(answer.labels)}
     elif answer.value is not None:
         said = {"value": answer.value}
-    return {**said, "scores": dict(zip(reading.labels, answer.scores, strict=True))}
+    return {**said, "scores": dict(zip(decoding.labels, answer.scores, strict=True))}
 
 
-def held_labels(reading: Reading, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+def held_labels(decoding: OutputDecoding, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Bool ``[n, labels]``: where a score reaches its label's threshold."""
-    held: NDArray[np.bool_] = scores >= np.array(reading.decision.thresholds, np.float32)
+    held: NDArray[np.bool_] = scores >= np.array(decoding.decision_rule.thresholds, np.float32)
     return held
 
 
-def nearest_grades(reading: Reading, values: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+def nearest_levels(decoding: OutputDecoding, values: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
     """The grades int64 ``[n]`` nearest to ``values`` ``[n]``; half way goes up, and what is no number to the lowest."""
-    least, most = reading.decision.grades or (0, 0)
+    least, most = decoding.decision_rule.ordinal_levels or (0, 0)
     return np.floor(np.clip(np.nan_to_num(values.astype(np.float64), nan=least), least, most) + 0.5).astype(np.int64)
 
 
-def evaluate(reading: Reading, truth: NDArray[Any], outputs: NDArray[np.float32]) -> Evaluation:
+def evaluate(decoding: OutputDecoding, truth: NDArray[Any], outputs: NDArray[np.float32]) -> Evaluation:
     """The figures of ``outputs`` ``[n, labels]``.
 
     Args:
@@ -78,35 +80,39 @@ def evaluate(reading: Reading, truth: NDArray[Any], outputs: NDArray[np.float32]
         truth: class indices int64 ``[n]``, or float64 ``[n, labels]``: 0 or 1 for each label, or the number.
         outputs: the network's.
     """
-    decision = reading.decision
-    match reading.task:
+    decision_rule = decoding.decision_rule
+    match decoding.task:
         case "classification":
-            return evaluate_predictions(truth, outputs.argmax(axis=1), reading.labels)
+            return evaluate_predictions(truth, outputs.argmax(axis=1), decoding.labels)
         case "multi-label":
             scores = sigmoid(outputs)
-            return evaluate_labels(truth > 0, scores, held_labels(reading, scores), reading.labels, decision.thresholds)
+            return evaluate_labels(truth > 0, scores, held_labels(decoding, scores), decoding.labels, decision_rule.thresholds)
         case "regression":
-            return evaluate_values(truth[:, 0], outputs[:, 0], decision.tolerance)
+            return evaluate_values(truth[:, 0], outputs[:, 0], decision_rule.tolerance)
         case "ordinal":
-            grades, names, least = nearest_grades(reading, outputs[:, 0]), reading.grade_names, (decision.grades or (0, 0))[0]
+            grades, names, least = (
+                nearest_levels(decoding, outputs[:, 0]),
+                decoding.level_names,
+                (decision_rule.ordinal_levels or (0, 0))[0],
+            )
             known = np.clip(np.rint(truth[:, 0]), least, least + len(names) - 1).astype(np.int64)
             result = evaluate_predictions(known - least, grades - least, names)
-            figures = evaluate_values(truth[:, 0], outputs[:, 0], decision.tolerance).regression
+            figures = evaluate_values(truth[:, 0], outputs[:, 0], decision_rule.tolerance).regression
             assert figures is not None
             kappa = quadratic_kappa(np.array(result.confusion))
             return result.model_copy(update={"regression": figures.model_copy(update={"kappa": kappa})})
         case _:
-            assert_never(reading.task)
+            assert_never(decoding.task)
 
 
-def describe_truth(reading: Reading, label: int, targets: Sequence[float]) -> str:
+def describe_truth(decoding: OutputDecoding, label: int, targets: Sequence[float]) -> str:
     """A labelled image's truth for people: its class, its labels joined by a comma, or its number."""
-    match reading.task:
+    match decoding.task:
         case "classification":
-            return reading.labels[label]
+            return decoding.labels[label]
         case "multi-label":
-            return ", ".join(name for name, value in zip(reading.labels, targets, strict=True) if value > 0) or "none"
+            return ", ".join(name for name, value in zip(decoding.labels, targets, strict=True) if value > 0) or "none"
         case "regression" | "ordinal":
             return f"{targets[0]:.15g}"
         case _:
-            assert_never(reading.task)
+            assert_never(decoding.task)

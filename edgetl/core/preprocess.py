@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
-from edgetl.core.config import LeanModel
+from edgetl.core.config import StrictModel
 from edgetl.core.images.decode import MAX_PIXELS, ImageInput, load_image
 from edgetl.core.images.intensity import FULL_RANGE, Intensity
 
@@ -41,7 +41,7 @@ _RESAMPLING = {
 }
 
 
-class PreprocessSpec(LeanModel):
+class PreprocessSpec(StrictModel):
     """Preprocessing of an image to a tensor. Field names and meanings follow timm's data config.
 
     Attributes:
@@ -55,8 +55,6 @@ class PreprocessSpec(LeanModel):
         std: per channel (RGB), on a scale of 0..1.
         intensity: the rule for images of more than 8 bits a channel; it applies while they are decoded.
     """
-
-    lean: ClassVar[frozenset[str]] = frozenset({"intensity"})
 
     input_size: tuple[Side, Side]
     crop_mode: CropMode = "center"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
-from edgetl.core.config import LeanModel, StrictModel
+from edgetl.core.config import StrictModel
 from edgetl.core.tasks import Task
 
 
@@ -81,7 +80,7 @@ class RegressionFigures(StrictModel):
     kappa: float | None = None
 
 
-class Evaluation(LeanModel):
+class Evaluation(StrictModel):
     """A model's answers on labelled images.
 
     Attributes:
@@ -93,8 +92,6 @@ class Evaluation(LeanModel):
         multi_label: figures of a multi-label model.
         regression: figures of a regression or an ordinal model.
     """
-
-    lean: ClassVar[frozenset[str]] = frozenset({"multi_label", "regression"})
 
     accuracy: Proportion
     macro_f1: float
@@ -126,13 +123,11 @@ class Evaluation(LeanModel):
         return self.accuracy
 
 
-class ClassForgetting(LeanModel):
+class ClassForgetting(StrictModel):
     """Forgetting of one class of the previous task: ``n`` test images, and the accuracy before and after.
 
     ``low`` and ``high`` are the 95 % interval of the drop (Agresti and Min 2005, paired); older runs have none.
     """
-
-    lean: ClassVar[frozenset[str]] = frozenset({"low", "high"})
 
     label: str
     n: int
@@ -142,25 +137,23 @@ class ClassForgetting(LeanModel):
     high: float | None = None
 
 
-class Forgetting(LeanModel):
+class Forgetting(StrictModel):
     """Forgetting of the parent run's task, on its test images that neither of the two networks has seen.
 
     Attributes:
         through: ``own`` where the new network has the old classes, ``old head`` where they were read with the parent's head, and
             ``old column`` where the parent stands in the new network as a whole.
         before, after: accuracy of the parent, and of the new network.
-        lost: their difference; negative where the previous task gained.
-        low, high: the 95 % interval of ``lost``, paired; older runs have none.
+        drop: their difference; negative where the previous task gained.
+        low, high: the 95 % interval of ``drop``, paired; older runs have none.
     """
-
-    lean: ClassVar[frozenset[str]] = frozenset({"low", "high"})
 
     parent: str
     through: str
     images: int
     before: float
     after: float
-    lost: float
+    drop: float
     low: float | None = None
     high: float | None = None
     classes: tuple[ClassForgetting, ...]

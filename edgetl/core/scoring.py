@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.manifest import Fall
+from edgetl.core.manifest import AccuracyDrop
 from edgetl.core.results import ClassScore, Evaluation, MultiLabelFigures, Proportion, RegressionFigures, wilson
 
 RESAMPLES = 200
@@ -51,7 +51,7 @@ def evaluate_predictions(truth: NDArray[np.int64], predicted: NDArray[np.int64],
     )
 
 
-def paired_fall(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Fall:
+def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> AccuracyDrop:
     """The accuracy drop from one model to another on the same images, with its 95 % interval and its one-sided 95 % bound.
 
     Agresti and Min 2005 (doi:10.1002/sim.1781): half an image is added to each cell of the table of both models' hits, so that the
@@ -67,7 +67,9 @@ def paired_fall(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Fall:
     centre = (b - c) / more
     spread = math.sqrt(max(0.0, b + c - (b - c) ** 2 / more)) / more
     value = (lost - gained) / n if n else 0.0
-    return Fall(value=value, low=centre - _TWO_SIDED * spread, high=centre + _TWO_SIDED * spread, bound=centre + _ONE_SIDED * spread, n=n)
+    return AccuracyDrop(
+        value=value, low=centre - _TWO_SIDED * spread, high=centre + _TWO_SIDED * spread, bound=centre + _ONE_SIDED * spread, n=n
+    )
 
 
 def evaluate_labels(

@@ -11,7 +11,7 @@ from edgetl.core.config import StrictModel
 
 Task: TypeAlias = Literal["classification", "multi-label", "regression", "ordinal"]
 
-MOST_GRADES = 100
+MAX_LEVELS = 100
 # The one figure of each task that the export gate judges and a bundle carries (``Evaluation.score``).
 SCORE_NAMES: dict[Task, str] = {
     "classification": "accuracy",
@@ -21,7 +21,7 @@ SCORE_NAMES: dict[Task, str] = {
 }
 
 
-class Decision(StrictModel):
+class DecisionRule(StrictModel):
     """What a device needs beside the labels to answer; empty for classification.
 
     Attributes:
@@ -34,7 +34,7 @@ class Decision(StrictModel):
     thresholds: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = ()
     spread: float = Field(default=1.0, gt=0.0)
     tolerance: float = Field(default=0.0, ge=0.0)
-    grades: tuple[int, int] | None = None
+    ordinal_levels: tuple[int, int] | None = None
 
     def problem(self, task: Task, outputs: int) -> str | None:
         """Why this cannot decide ``task`` for a network with ``outputs`` outputs; none if it can."""
@@ -42,15 +42,15 @@ class Decision(StrictModel):
             return f"{len(self.thresholds)} thresholds for {outputs} labels of a {task} model"
         if task in ("regression", "ordinal") and outputs != 1:
             return f"a {task} model with {outputs} outputs, where one is possible"
-        if (self.grades is not None) != (task == "ordinal"):
-            return f"grades are for ordinal models, and this is {task}" if self.grades else "an ordinal model without grades"
-        if self.grades is not None and not 0 < self.grades[1] - self.grades[0] < MOST_GRADES:
-            return f"grades from {self.grades[0]} to {self.grades[1]}; 2 to {MOST_GRADES} grades are possible"
+        if (self.ordinal_levels is not None) != (task == "ordinal"):
+            return f"grades are for ordinal models, and this is {task}" if self.ordinal_levels else "an ordinal model without grades"
+        if self.ordinal_levels is not None and not 0 < self.ordinal_levels[1] - self.ordinal_levels[0] < MAX_LEVELS:
+            return f"grades from {self.ordinal_levels[0]} to {self.ordinal_levels[1]}; 2 to {MAX_LEVELS} grades are possible"
         return None
 
 
 @dataclass(frozen=True)
-class Reading:
+class OutputDecoding:
     """How a network's outputs ``[n, labels]`` are read.
 
     Attributes:
@@ -61,10 +61,10 @@ class Reading:
 
     task: Task = "classification"
     labels: tuple[str, ...] = ()
-    decision: Decision = field(default_factory=Decision)
+    decision_rule: DecisionRule = field(default_factory=DecisionRule)
 
     @property
-    def grade_names(self) -> tuple[str, ...]:
+    def level_names(self) -> tuple[str, ...]:
         """The grades of an ordinal model as labels, the lowest first."""
-        least, most = self.decision.grades or (0, -1)
+        least, most = self.decision_rule.ordinal_levels or (0, -1)
         return tuple(str(grade) for grade in range(least, most + 1))

@@ -13,7 +13,7 @@ from edgetl.core.files.text import label_problem, printable
 from edgetl.core.images.intensity import Levels
 from edgetl.core.metrics import describe_truth
 from edgetl.core.progress import Progress, silent
-from edgetl.core.tasks import Reading, Task
+from edgetl.core.tasks import OutputDecoding, Task
 from edgetl.data.content.integrity import check_images
 from edgetl.data.content.masks import find_masks
 from edgetl.data.layout import ClassFolder, find_classes, parts_of
@@ -83,7 +83,7 @@ class ImageFolder:
 
     def truth(self, sample: Sample) -> str:
         """What is known of ``sample``, for people: its class, its labels, or its number."""
-        return describe_truth(Reading(self.task, self.labels), sample.label, sample.targets)
+        return describe_truth(OutputDecoding(self.task, self.labels), sample.label, sample.targets)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the labelled contents: independent of paths and order."""

@@ -6,11 +6,11 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
-from typing import ClassVar, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from pydantic import Field
 
-from edgetl.core.config import LeanModel
+from edgetl.core.config import StrictModel
 from edgetl.core.files.text import printable
 
 Reason: TypeAlias = Literal[
@@ -63,7 +63,7 @@ _USED: frozenset[Reason] = frozenset(
 )
 
 
-class ScanNote(LeanModel):
+class ScanNote(StrictModel):
     """Scan note: a reason, and the files or folders that it holds for.
 
     Attributes:
@@ -74,8 +74,6 @@ class ScanNote(LeanModel):
         by: counts for each suffix, format or folder, the largest first, at most ``MOST_ROWS``.
         text: the note as a sentence, where it is not made of the other fields.
     """
-
-    lean: ClassVar[frozenset[str]] = frozenset({"by", "text"})
 
     reason: Reason
     used: bool

@@ -22,7 +22,7 @@ from edgetl.errors import AccuracyGateError, ConfigError, first_line
 from edgetl.export.config import ExportConfig
 from edgetl.export.convert.metadata import model_info, own_info
 from edgetl.export.convert.to_onnx import onnx_properties, to_onnx
-from edgetl.export.gate.agreement import GateSet, Logits, answers, fall, lost_too_much, trained_logits
+from edgetl.export.gate.agreement import GateSet, Logits, accuracy_drop, answers, lost_too_much, trained_logits
 from edgetl.export.quantize.attempts import FloatHead, Probe
 from edgetl.export.quantize.qat import tune_for_int8
 from edgetl.export.quantize.search import RefitData
@@ -79,9 +79,9 @@ class Workbench:
     @cached_property
     def infos(self) -> tuple[dict[str, str], dict[str, str]]:
         """The metadata blocks of the exported files."""
-        reading = self.run.record.reading
+        decoding = self.run.record.decoding
         form = self.config.input
-        return model_info(self.gate.spec, reading, form), own_info(self.gate.spec, reading, versions()["edgetl"], form)
+        return model_info(self.gate.spec, decoding, form), own_info(self.gate.spec, decoding, versions()["edgetl"], form)
 
     @cached_property
     def agreement_set(self) -> AgreementSet:
@@ -103,7 +103,7 @@ class Workbench:
         """The first of the gate's images, the classes in turn."""
         count = min(count, len(self.gate.images))
         images = np.concatenate([batch for _, batch in zip(range(0, count, 32), self.gate.images.batches(), strict=False)])[:count]
-        known = truth_of(self.gate.samples)[:count] if self.gate.reading.task == "classification" else np.empty(0, np.intp)
+        known = truth_of(self.gate.samples)[:count] if self.gate.decoding.task == "classification" else np.empty(0, np.intp)
         return Probe(images, self.gate.trained[:count], known)
 
     def trained_for_int8(self) -> tuple[Path, nn.Module]:
@@ -112,7 +112,7 @@ class Workbench:
             calibration = [batch for _, batch in zip(range(4), self.calibration.batches(), strict=False)]
             images = PixelSet(stratified(self.train, LEAST_REFIT_IMAGES), self.gate.spec)
             model = tune_for_int8(
-                self.run.load_model(), images, calibration, self.gate.reading.task, self.config.qat_steps,
+                self.run.load_model(), images, calibration, self.gate.decoding.task, self.config.qat_steps,
                 seed=self.config.seed, progress=self.progress,
             )  # fmt: skip
             source = self.work / "trained-for-int8.onnx"
@@ -153,7 +153,7 @@ def prepare(run: Run, config: ExportConfig, work: Path, data: Path | None, progr
     unlabeled = read_unlabeled(config.unlabeled, train) if config.unlabeled else []
     spec = resized(run.record.preprocess, config.input_size)
     chosen = stratified(val, config.gate_images)
-    gate = GateSet(PixelSet(chosen, spec), _ask(run, PixelSet(chosen, spec), progress), run.record.reading)
+    gate = GateSet(PixelSet(chosen, spec), _ask(run, PixelSet(chosen, spec), progress), run.record.decoding)
     bench = Workbench(
         run, config, gate, train,
         PixelSet(stratified(test, config.gate_images), spec),
@@ -186,13 +186,13 @@ def _allow_for_size(bench: Workbench) -> None:
     """What another input size costs comes off ``max_drop``."""
     record = bench.run.record
     images = PixelSet(bench.gate.samples, record.preprocess)
-    whole = GateSet(images, _ask(bench.run, images, bench.progress), record.reading)
+    whole = GateSet(images, _ask(bench.run, images, bench.progress), record.decoding)
     if reason := lost_too_much(whole, bench.gate.trained, bench.config):
         raise AccuracyGateError(
             f"at {bench.gate.spec.input_size[0]} pixels, before any export: {reason}. Nothing was written. "
             f"Train at that size, or allow more with --max-drop."
         )
-    lost = fall(whole.evaluation, bench.gate.evaluation)
+    lost = accuracy_drop(whole.evaluation, bench.gate.evaluation)
     bench.whole, bench.max_drop = whole.evaluation.score, min(bench.config.max_drop, bench.config.max_drop - lost)
 
 

@@ -40,7 +40,7 @@ def write_card(
         "|---|---|---|---|---|---|---|---|",
     ]
     for variant in variants:
-        how = variant.ladder[-1].method if variant.ladder else ""
+        how = variant.attempts[-1].method if variant.attempts else ""
         lines.append(
             f"| {variant.name} | {variant.size_bytes / 1e6:.2f} MB | {_share(variant.validation)} | "
             f"{_share(variant.test) if variant.test else 'none'} | {variant.agreement.top1:.3f} | {variant.agreement.confident_top1:.3f} | "
@@ -107,13 +107,13 @@ def _asked(record: RunRecord) -> str:
         case "classification":
             return f"Image classification, {len(record.labels)} classes: {labels}."
         case "multi-label":
-            pairs = zip(record.labels[:30], record.decision.thresholds, strict=False)
+            pairs = zip(record.labels[:30], record.decision_rule.thresholds, strict=False)
             limits = ", ".join(f"{label} {threshold:.3f}" for label, threshold in pairs)
             return f"Any of {len(record.labels)} labels: {labels}. Thresholds, chosen on validation images: {limits}."
         case "regression":
-            return f"One number: {labels}. An answer within {record.decision.tolerance:.4g} counts as right."
+            return f"One number: {labels}. An answer within {record.decision_rule.tolerance:.4g} counts as right."
         case "ordinal":
-            return f"A grade from {record.reading.grade_names[0]} to {record.reading.grade_names[-1]}: {labels}."
+            return f"A grade from {record.decoding.level_names[0]} to {record.decoding.level_names[-1]}: {labels}."
         case _:
             assert_never(record.task)
 

@@ -26,7 +26,7 @@ from edgetl.core.progress import Progress, silent
 from edgetl.core.results import images_that_may_change
 from edgetl.core.system.host import fingerprint, versions
 from edgetl.core.system.load import HostLoad, load_between, read_counters
-from edgetl.core.tasks import Reading
+from edgetl.core.tasks import OutputDecoding
 from edgetl.data.folder import Sample
 from edgetl.data.loading import stratified, truth_of
 from edgetl.errors import AccuracyGateError, ExportError, StorageError
@@ -60,7 +60,7 @@ class _Packed:
     golden_logits: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     contract: ContractRecord | None = None
     outcomes: tuple[Outcome, ...] = ()
-    order: Literal["time", "accuracy"] = "time"
+    sorted_by: Literal["time", "accuracy"] = "time"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Selection:
     names: tuple[str, ...]
     record: ContractRecord
     outcomes: tuple[Outcome, ...]
-    order: Literal["time", "accuracy"]
+    sorted_by: Literal["time", "accuracy"]
 
 
 # Examines the whole bundle before it is moved to its place.
@@ -124,7 +124,7 @@ def export_bundle(
 def _keep(packed: _Packed, folder: Path, selection: Selection) -> None:
     """Reduce the bundle to the selected variants, in their order; the records of the others stay."""
     names = selection.names
-    packed.contract, packed.outcomes, packed.order = selection.record, selection.outcomes, selection.order
+    packed.contract, packed.outcomes, packed.sorted_by = selection.record, selection.outcomes, selection.sorted_by
     for variant in packed.variants:
         if variant.name not in names:
             shutil.rmtree(folder / variant.name)
@@ -144,7 +144,7 @@ def _broke_contract(variant: Variant, selection: Selection) -> Rejected:
         name=variant.name,
         reason=f"by the contract: {'; '.join(reasons)}",
         by="contract",
-        ladder=variant.ladder,
+        attempts=variant.attempts,
         sensitivities=variant.sensitivities,
     )
 
@@ -170,9 +170,9 @@ def _export_variants(bench: Workbench, folder: Path, golden: list[Sample]) -> _P
             if not passed and precision == "int8" and bench.config.allow_missing and "fp16" not in bench.config.precisions:
                 wanted.append("fp16")  # the ladder's last step: half the size of fp32, and its accuracy
     if any(variant.load is not None for variant in packed.variants):
-        packed.order = "accuracy"
+        packed.sorted_by = "accuracy"
     packed.variants.sort(
-        key=lambda variant: (-variant.validation.value, variant.size_bytes) if packed.order == "accuracy" else (variant.median_ms, 0)
+        key=lambda variant: (-variant.validation.value, variant.size_bytes) if packed.sorted_by == "accuracy" else (variant.median_ms, 0)
     )
     return packed
 
@@ -193,7 +193,7 @@ def _export_variant(
         shutil.rmtree(target.parent)
         return False
     if made.verdict.reason:
-        packed.rejected.append(Rejected(name=name, reason=made.verdict.reason, ladder=made.rungs, sensitivities=made.sensitivities))
+        packed.rejected.append(Rejected(name=name, reason=made.verdict.reason, attempts=made.attempts, sensitivities=made.sensitivities))
         shutil.rmtree(target.parent)
         return False
     packed.variants.append(_accept(bench, folder, kind, made, golden))
@@ -217,13 +217,13 @@ def _accept(bench: Workbench, folder: Path, kind: tuple[Format, Precision], made
         output=OUTPUT_NAME,
         agreement=made.verdict.agreement,
         validation=made.verdict.validation,
-        fall=made.verdict.fall,
+        accuracy_drop=made.verdict.accuracy_drop,
         unlabeled=made.verdict.unlabeled,
-        test=None if tested is None else evaluate(bench.gate.reading, truth_of(bench.test.samples), tested).score,
+        test=None if tested is None else evaluate(bench.gate.decoding, truth_of(bench.test.samples), tested).score,
         median_ms=median_ms,
         load=load if load is not None and load.busy else None,
         golden_tolerance=GOLDEN_TOLERANCE[precision],
-        ladder=made.rungs,
+        attempts=made.attempts,
         sensitivities=made.sensitivities,
     )
 
@@ -261,15 +261,15 @@ def _choose_golden(samples: Sequence[Sample]) -> list[Sample]:
     return stratified(small or samples, GOLDEN_IMAGES)
 
 
-def _write_golden(packed: _Packed, reading: Reading, folder: Path, golden: list[Sample]) -> tuple[Golden, ...]:
+def _write_golden(packed: _Packed, decoding: OutputDecoding, folder: Path, golden: list[Sample]) -> tuple[Golden, ...]:
     (folder / "golden").mkdir(exist_ok=True)
-    scores = {name: scores_of(reading, logits) for name, logits in packed.golden_logits.items()}
+    scores = {name: scores_of(decoding, logits) for name, logits in packed.golden_logits.items()}
     entries = []
     for index, sample in enumerate(golden):
         copy = folder / "golden" / f"{index:02d}{sample.path.suffix.lower()}"
         shutil.copyfile(sample.path, copy)
         rows = {name: tuple(float(value) for value in rows[index]) for name, rows in scores.items()}
-        known = describe_truth(reading, sample.label, sample.targets)
+        known = describe_truth(decoding, sample.label, sample.targets)
         entries.append(Golden(image=describe_file(folder, copy), label=known, scores=rows))
     return tuple(entries)
 
@@ -292,20 +292,20 @@ def _write_manifest(bench: Workbench, packed: _Packed, folder: Path, golden: lis
         release=bench.config.release,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         task=record.task,
-        decision=record.decision,
+        decision_rule=record.decision_rule,
         labels=record.labels,
         preprocess=bench.gate.spec,
         variants=tuple(packed.variants),
         rejected=tuple(packed.rejected),
         max_drop=bench.config.max_drop,
-        may_change=images_that_may_change(trained.n, bench.max_drop) if reduced and record.task == "classification" else None,
+        max_changed=images_that_may_change(trained.n, bench.max_drop) if reduced and record.task == "classification" else None,
         trained=trained,
-        whole_size=bench.whole,
-        golden=_write_golden(packed, record.reading, folder, golden),
+        trained_at_run_size=bench.whole,
+        golden=_write_golden(packed, record.decoding, folder, golden),
         calibration=calibration,
         contract=packed.contract,
         outcomes=packed.outcomes,
-        order=packed.order,
+        sorted_by=packed.sorted_by,
         lineage=_lineage(bench.run),
         seen_images=describe_file(folder, seen),
         card=describe_file(folder, card),

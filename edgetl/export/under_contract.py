@@ -201,12 +201,12 @@ def _offer(bundle: Bundle, row: VariantReport, threads: int, terms: _Terms) -> O
     if device is not None:
         row = on_device(row, variant, device)
     latency = _p90(row.whole if contract.latency_of == "whole" else row.infer)
-    whole = bundle.manifest.whole_size or bundle.manifest.trained
+    whole = bundle.manifest.trained_at_run_size or bundle.manifest.trained
     drop = whole.value - variant.validation.value
     size, memory = row.size_bytes / 1e6, row.cold.peak_rss_mb
     limits = (
         ("latency", contract.max_latency_ms, latency), ("size", contract.max_size_mb, size), ("memory", contract.memory_mb, memory),
-        ("drop", terms.max_drop, drop if variant.precision != "fp32" or bundle.manifest.whole_size else 0.0),
+        ("drop", terms.max_drop, drop if variant.precision != "fp32" or bundle.manifest.trained_at_run_size else 0.0),
     )  # fmt: skip
     return Offer(
         variant=row.variant,

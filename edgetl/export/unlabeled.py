@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgetl.core.manifest import UnlabeledAgreement
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.scoring import softmax
-from edgetl.core.tasks import Reading
+from edgetl.core.tasks import OutputDecoding
 from edgetl.data.content.integrity import check_images
 from edgetl.data.folder import Sample, check_folder
 from edgetl.data.listing import list_images
@@ -90,7 +90,7 @@ def read_unlabeled(folder: Path, training: Sequence[Sample]) -> list[Sample]:
 
 
 def compare_unlabeled(
-    trained: NDArray[np.float32], exported: NDArray[np.float32], same: NDArray[np.bool_], reading: Reading
+    trained: NDArray[np.float32], exported: NDArray[np.float32], same: NDArray[np.bool_], decoding: OutputDecoding
 ) -> UnlabeledAgreement:
     """Agreement of two models' outputs ``[n, labels]`` for the same images.
 
@@ -101,7 +101,7 @@ def compare_unlabeled(
         reading: of the outputs; distances to the margin are measured for classes.
     """
     top1 = float(same.mean())
-    if reading.task != "classification":
+    if decoding.task != "classification":
         return UnlabeledAgreement(n=len(trained), top1=top1)
     rows, top = np.arange(len(trained)), trained.argmax(axis=1)
     ordered = np.sort(trained, axis=1)

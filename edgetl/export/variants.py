@@ -12,7 +12,7 @@ from typing import assert_never
 import onnx
 from torch import nn
 
-from edgetl.core.manifest import Format, Precision, Rung, Sensitivity
+from edgetl.core.manifest import Attempt, Format, Precision, Sensitivity
 from edgetl.export.context import WATCHED_IMAGES, Workbench, open_files
 from edgetl.export.convert.to_onnx import to_half
 from edgetl.export.convert.to_openvino import read_onnx, save
@@ -33,7 +33,7 @@ class Made:
 
     files: list[Path]
     verdict: Verdict
-    rungs: tuple[Rung, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
     sensitivities: tuple[Sensitivity, ...] = ()
 
 
@@ -72,8 +72,8 @@ def quantize(bench: Workbench, format_: Format, source: Path, target: Path) -> M
     trained, model = bench.trained_for_int8()
     again = _climb(bench, format_, trained, target, model=model)
     method = f"quantization-aware training ({bench.config.qat_steps} steps)"
-    rungs = tuple(rung.model_copy(update={"method": f"{method}, {rung.method}"}) for rung in again.rungs)
-    return replace(again, rungs=(*made.rungs, *rungs), sensitivities=again.sensitivities or made.sensitivities)
+    attempts = tuple(attempt.model_copy(update={"method": f"{method}, {attempt.method}"}) for attempt in again.attempts)
+    return replace(again, attempts=(*made.attempts, *attempts), sensitivities=again.sensitivities or made.sensitivities)
 
 
 def _climb(bench: Workbench, format_: Format, source: Path, target: Path, *, model: nn.Module | None = None) -> Made:
@@ -82,7 +82,7 @@ def _climb(bench: Workbench, format_: Format, source: Path, target: Path, *, mod
     work = Path(tempfile.mkdtemp(dir=bench.work))
     # Similarities in 8 bits choose other neighbours: on the digits that costs 1 to 6 points of accuracy.
     float_end = bench.run.record.head.kind == "knn"
-    classes = bench.gate.reading.task == "classification"
+    classes = bench.gate.decoding.task == "classification"
     quantizer: OnnxQuantizer | OpenVinoQuantizer
     products = False
     if format_ == "onnx":
@@ -99,13 +99,13 @@ def _climb(bench: Workbench, format_: Format, source: Path, target: Path, *, mod
         judge=lambda logits: _judge(bench, logits),
         refit=lambda: bench.refit(source, model),
         probe=bench.probe,
-        task=bench.gate.reading.task,
+        task=bench.gate.decoding.task,
         explain=bench.config.explain,
         progress=bench.progress,
     )
     climbed = climb(quantizer, ladder(bench.config.cpu, format_, products=products, classes=classes), target, ground)
     shutil.rmtree(work)
-    return Made(climbed.files, climbed.verdict, climbed.rungs, _with_layers(climbed.sensitivities[:MOST_SENSITIVITIES], source))
+    return Made(climbed.files, climbed.verdict, climbed.attempts, _with_layers(climbed.sensitivities[:MOST_SENSITIVITIES], source))
 
 
 def _with_layers(measured: tuple[Sensitivity, ...], source: Path) -> tuple[Sensitivity, ...]:

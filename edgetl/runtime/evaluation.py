@@ -16,7 +16,7 @@ from edgetl.core.metrics import evaluate
 from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
-from edgetl.core.tasks import Reading
+from edgetl.core.tasks import OutputDecoding
 from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.loading import batches, pixel_batches, truth_of
 from edgetl.data.notes import ScanNote
@@ -76,8 +76,8 @@ def evaluate_bundle(
     bundle = open_bundle(path)
     predictor = load(bundle, variant=variant, threads=threads)
     seen = frozenset() if every_image else bundle.seen_images()
-    samples, found = unseen_samples(data, labels, predictor.reading, seen, selection=selection, progress=progress)
-    result = score(predictor.logits, samples, predictor.spec, predictor.reading, form=predictor.input_form, progress=progress)
+    samples, found = unseen_samples(data, labels, predictor.decoding, seen, selection=selection, progress=progress)
+    result = score(predictor.logits, samples, predictor.spec, predictor.decoding, form=predictor.input_form, progress=progress)
     name = predictor.variant.name if predictor.variant else None
     return report(path, name, samples, found, result)
 
@@ -85,7 +85,7 @@ def evaluate_bundle(
 def unseen_samples(
     data: Path,
     labels: Path | None,
-    reading: Reading,
+    decoding: OutputDecoding,
     seen: frozenset[int],
     *,
     selection: Selection = NO_SELECTION,
@@ -97,17 +97,17 @@ def unseen_samples(
         ConfigError: ``labels``, a CSV file, is missing, or its columns do not fit.
         DataError: unknown classes, or nothing left.
     """
-    if labels is None and reading.task != "classification":
-        wanted = ", ".join(("file", *reading.labels[:5]))
-        raise ConfigError(f"this is a {reading.task} model: say what the images hold with --labels FILE.csv (columns {wanted}).")
+    if labels is None and decoding.task != "classification":
+        wanted = ", ".join(("file", *decoding.labels[:5]))
+        raise ConfigError(f"this is a {decoding.task} model: say what the images hold with --labels FILE.csv (columns {wanted}).")
     if labels is not None and selection.include:
         raise ConfigError("--include adds files to class folders, and --labels names its files; add rows to the table.")
     if labels is None:
-        folder = scan(data, known_labels=reading.labels, selection=selection, progress=progress)
-    elif reading.task == "classification":
-        folder = scan_table(data, Table(labels, reading.task, classes=reading.labels, selection=selection), known=True, progress=progress)
+        folder = scan(data, known_labels=decoding.labels, selection=selection, progress=progress)
+    elif decoding.task == "classification":
+        folder = scan_table(data, Table(labels, decoding.task, classes=decoding.labels, selection=selection), known=True, progress=progress)
     else:
-        folder = scan_table(data, Table(labels, reading.task, reading.labels, selection=selection), known=True, progress=progress)
+        folder = scan_table(data, Table(labels, decoding.task, decoding.labels, selection=selection), known=True, progress=progress)
     samples = [sample for sample in folder.samples if hash_prefix(sample.content) not in seen]
     if not samples:
         raise DataError(
@@ -128,7 +128,7 @@ def score(
     logits: Callable[[Any], NDArray[np.float32]],
     samples: Sequence[Sample],
     spec: PreprocessSpec,
-    reading: Reading,
+    decoding: OutputDecoding,
     *,
     form: InputForm = "float",
     progress: Progress = silent,
@@ -140,4 +140,4 @@ def score(
         outputs.append(logits(batch))
         done += len(batch)
         progress("evaluating", done, len(samples))
-    return evaluate(reading, truth_of(samples), np.concatenate(outputs))
+    return evaluate(decoding, truth_of(samples), np.concatenate(outputs))

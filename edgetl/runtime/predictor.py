@@ -18,7 +18,7 @@ from edgetl.core.manifest import Variant
 from edgetl.core.metrics import predictions
 from edgetl.core.preprocess import Batch, InputForm, PreprocessSpec, to_batch
 from edgetl.core.results import Prediction
-from edgetl.core.tasks import Decision, Reading, Task
+from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 from edgetl.errors import BundleError, ConfigError, EngineError
 from edgetl.runtime.engine import Engine, choose_variant, open_engine
 from edgetl.runtime.trial import try_variant
@@ -48,11 +48,11 @@ class Predictor:
         *,
         variant: Variant | None = None,
         task: Task = "classification",
-        decision: Decision | None = None,
+        decision_rule: DecisionRule | None = None,
     ) -> None:
         self.labels = tuple(labels)
-        self.reading = Reading(task, self.labels, decision or Decision())
-        if problem := self.reading.decision.problem(task, len(self.labels)):
+        self.decoding = OutputDecoding(task, self.labels, decision_rule or DecisionRule())
+        if problem := self.decoding.decision_rule.problem(task, len(self.labels)):
             raise ConfigError(f"the predictor cannot read the outputs: {problem}.")
         self.spec = spec
         self.variant = variant
@@ -119,7 +119,7 @@ class Predictor:
         return to_batch(images, self.spec, self.input_form)
 
     def _answers(self, batch: Batch) -> list[Prediction]:
-        return predictions(self.reading, self.logits(batch))
+        return predictions(self.decoding, self.logits(batch))
 
 
 def _is_one(images: ImageInput | Iterable[ImageInput]) -> bool:
@@ -165,6 +165,8 @@ def load(
         try_variant(opened, chosen)
     engine = open_engine(opened, chosen, threads=threads)
     manifest = opened.manifest
-    predictor = Predictor(engine, manifest.labels, manifest.preprocess, variant=chosen, task=manifest.task, decision=manifest.decision)
+    predictor = Predictor(
+        engine, manifest.labels, manifest.preprocess, variant=chosen, task=manifest.task, decision_rule=manifest.decision_rule
+    )
     predictor._origin = (opened.path.absolute(), threads)
     return predictor

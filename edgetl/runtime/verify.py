@@ -70,7 +70,7 @@ def check_golden(bundle: Bundle, variant: Variant, predictor: Predictor) -> Gold
         IntegrityError: a golden image was changed.
         AccuracyGateError: an answer is off; the text names the image and the variant.
     """
-    worst, unit = 0.0, bundle.manifest.decision.spread
+    worst, unit = 0.0, bundle.manifest.decision_rule.spread
     for golden in bundle.manifest.golden:
         answer = predictor.predict(bundle.read(golden.image))
         difference = float(np.abs(np.array(answer.scores) - np.array(golden.scores[variant.name])).max()) / unit

@@ -29,16 +29,16 @@ def card(manifest: Manifest, variant: Variant, versions: Sequence[str]) -> dict[
         variant: the file of it that is served.
         versions: every release of this name that the server has, the oldest first.
     """
-    lineage, decision = manifest.lineage, manifest.decision
+    lineage, decision_rule = manifest.lineage, manifest.decision_rule
     return {
         "name": manifest.name,
         "version": str(manifest.release),
         "versions": list(versions),
         "task": manifest.task,
         "labels": list(manifest.labels),
-        "thresholds": list(decision.thresholds) or None,
-        "tolerance": decision.tolerance if manifest.task == "regression" else None,
-        "grades": list(decision.grades) if decision.grades else None,
+        "thresholds": list(decision_rule.thresholds) or None,
+        "tolerance": decision_rule.tolerance if manifest.task == "regression" else None,
+        "ordinal_levels": list(decision_rule.ordinal_levels) if decision_rule.ordinal_levels else None,
         "variant": variant.name,
         "format": variant.format,
         "precision": variant.precision,

@@ -166,9 +166,9 @@ class Server:
         """One encoded image, as the body or as the only file of a form, for the model that ``?model=`` names or the first."""
         name = request.query_params.get("model") or self._service.team.models.names[0]
         found = await self._answer(request, "predict", name, request.query_params.get("version"))
-        reading = found.model.reading
-        (prediction,) = predictions(reading, found.logits)
-        answer = {"model": found.model.name, "version": found.model.version, **describe(reading, prediction)}
+        decoding = found.model.decoding
+        (prediction,) = predictions(decoding, found.logits)
+        answer = {"model": found.model.name, "version": found.model.version, **describe(decoding, prediction)}
         return JSONResponse(answer, headers=found.headers)
 
     async def _answer(self, request: Request, endpoint: str, name: str, version: str | None) -> _Outcome:

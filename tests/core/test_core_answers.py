@@ -13,11 +13,11 @@ from sklearn.metrics import accuracy_score, average_precision_score, cohen_kappa
 from edgetl.core.metrics import describe_truth, evaluate, predictions, scores_of
 from edgetl.core.results import Evaluation
 from edgetl.core.scoring import HOPELESS, average_precision, quadratic_kappa, sigmoid
-from edgetl.core.tasks import Decision, Reading
+from edgetl.core.tasks import DecisionRule, OutputDecoding
 
-LABELS = Reading("multi-label", ("a", "b", "c"), Decision(thresholds=(0.5, 0.3, 0.9)))
-NUMBER = Reading("regression", ("mm",), Decision(spread=2.0, tolerance=0.5))
-GRADE = Reading("ordinal", ("grade",), Decision(tolerance=0.5, grades=(1, 5)))
+LABELS = OutputDecoding("multi-label", ("a", "b", "c"), DecisionRule(thresholds=(0.5, 0.3, 0.9)))
+NUMBER = OutputDecoding("regression", ("mm",), DecisionRule(spread=2.0, tolerance=0.5))
+GRADE = OutputDecoding("ordinal", ("grade",), DecisionRule(tolerance=0.5, ordinal_levels=(1, 5)))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=40))
@@ -113,32 +113,34 @@ def test_a_number_is_answered_as_it_is_and_a_grade_as_the_nearest() -> None:
 
 def test_scores_of_classes_sum_to_one_and_those_of_labels_do_not() -> None:
     outputs = np.array([[100.0, -100.0, 0.0]], np.float32)
-    assert scores_of(Reading(labels=("a", "b", "c")), outputs).sum() == pytest.approx(1.0)
+    assert scores_of(OutputDecoding(labels=("a", "b", "c")), outputs).sum() == pytest.approx(1.0)
     assert scores_of(LABELS, outputs).tolist() == [[1.0, pytest.approx(0.0, abs=1e-30), 0.5]]
     assert scores_of(NUMBER, outputs) is outputs
 
 
 def test_the_truth_is_told_for_people() -> None:
-    assert describe_truth(Reading(labels=("cat", "dog")), 1, ()) == "dog"
+    assert describe_truth(OutputDecoding(labels=("cat", "dog")), 1, ()) == "dog"
     assert describe_truth(LABELS, 0, (1.0, 0.0, 1.0)) == "a, c" and describe_truth(LABELS, 0, (0.0, 0.0, 0.0)) == "none"
     assert describe_truth(NUMBER, 0, (1.25,)) == "1.25" and describe_truth(GRADE, 0, (3.0,)) == "3"
 
 
 @pytest.mark.parametrize(
-    ("reading", "outputs", "problem"),
+    ("decoding", "outputs", "problem"),
     [
         (LABELS, 2, "3 thresholds for 2 labels"),
         (NUMBER, 2, "2 outputs, where one is possible"),
-        (Reading("ordinal", ("x",)), 1, "without grades"),
-        (Reading("regression", ("x",), Decision(grades=(0, 3))), 1, "grades are for ordinal"),
-        (Reading("ordinal", ("x",), Decision(grades=(5, 5))), 1, "2 to 100 grades"),
-        (Reading("classification", ("a", "b"), Decision(thresholds=(0.5, 0.5))), 2, "2 thresholds for 2 labels"),
+        (OutputDecoding("ordinal", ("x",)), 1, "without grades"),
+        (OutputDecoding("regression", ("x",), DecisionRule(ordinal_levels=(0, 3))), 1, "grades are for ordinal"),
+        (OutputDecoding("ordinal", ("x",), DecisionRule(ordinal_levels=(5, 5))), 1, "2 to 100 grades"),
+        (OutputDecoding("classification", ("a", "b"), DecisionRule(thresholds=(0.5, 0.5))), 2, "2 thresholds for 2 labels"),
     ],
 )
-def test_what_cannot_be_read_is_said(reading: Reading, outputs: int, problem: str) -> None:
-    assert problem in (reading.decision.problem(reading.task, outputs) or "")
+def test_what_cannot_be_read_is_said(decoding: OutputDecoding, outputs: int, problem: str) -> None:
+    assert problem in (decoding.decision_rule.problem(decoding.task, outputs) or "")
 
 
 def test_figures_of_classes_are_written_as_before_other_tasks_existed() -> None:
-    written = json.loads(evaluate(Reading(labels=("a", "b")), np.array([0, 1]), np.array([[1, 0], [0, 1]], np.float32)).model_dump_json())
+    written = json.loads(
+        evaluate(OutputDecoding(labels=("a", "b")), np.array([0, 1]), np.array([[1, 0], [0, 1]], np.float32)).model_dump_json()
+    )
     assert set(written) == {"accuracy", "macro_f1", "classes", "confusion"}

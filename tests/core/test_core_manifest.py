@@ -109,19 +109,19 @@ def test_a_manifest_is_written_and_read_back_unchanged() -> None:
 
 def test_a_manifest_of_classes_is_written_as_before_other_tasks_existed() -> None:
     written = json.loads(read(document()).model_dump_json())
-    assert written["task"] == "classification" and "decision" not in written
+    assert written["task"] == "classification" and "decision_rule" not in written
 
 
 def test_several_labels_need_a_threshold_each_and_one_label_is_enough() -> None:
     value = changed("labels", ["rust"])
-    value |= {"task": "multi-label", "decision": {"thresholds": [0.4]}}
+    value |= {"task": "multi-label", "decision_rule": {"thresholds": [0.4]}}
     value["golden"][0] |= {"label": "none", "scores": {"onnx-fp32": [0.1], "onnx-int8": [0.2]}}
     manifest = read(value)
-    assert manifest.reading.decision.thresholds == (0.4,)
+    assert manifest.decoding.decision_rule.thresholds == (0.4,)
     assert read(json.loads(manifest.model_dump_json())) == manifest
     for thresholds in ([], [0.4, 0.5], [1.5]):
         with pytest.raises(BundleError, match=r"thresholds"):
-            read(value | {"decision": {"thresholds": thresholds}})
+            read(value | {"decision_rule": {"thresholds": thresholds}})
 
 
 def test_all_files_are_the_models_the_golden_images_the_seen_images_and_the_card() -> None:
@@ -266,7 +266,7 @@ def test_a_golden_tolerance_above_that_of_exports_is_refused(tolerance: float) -
 
 def test_a_spread_cannot_widen_the_tolerance_of_a_classification() -> None:
     with pytest.raises(BundleError, match=r"a spread of 1e\+09, by which differences would be judged, in a classification model"):
-        read({**document(), "decision": {"spread": 1e9}})
+        read({**document(), "decision_rule": {"spread": 1e9}})
 
 
 def test_folders_that_differ_in_case_only_are_refused() -> None:

@@ -41,7 +41,7 @@ def made(request: pytest.FixtureRequest, squares: Path, tmp_path_factory: pytest
     assert record["task"] == request.param and record["name"] == "run"
     limits = ("--precision", "fp32,int8", "--max-drop", 0.2, "--allow-missing")
     manifest = said("export", out / "run", "--out", out / "bundle", *limits)
-    assert manifest["task"] == request.param and manifest["decision"] == record["decision"]
+    assert manifest["task"] == request.param and manifest["decision_rule"] == record["decision_rule"]
     return request.param, out / "run", out / "bundle"
 
 
@@ -109,7 +109,7 @@ def test_a_wrong_table_is_a_clear_mistake(made: tuple[str, Path, Path], squares:
 def test_thresholds_that_were_taken_away_are_noticed(made: tuple[str, Path, Path]) -> None:
     task, _, bundle = made
     text = open_bundle(bundle).manifest.model_dump(mode="json")
-    text["decision"] = {}
+    text["decision_rule"] = {}
     if task == "regression":
         Manifest.model_validate_json(json.dumps(text))
     else:

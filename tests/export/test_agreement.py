@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgetl.core.preprocess import PreprocessSpec
-from edgetl.core.tasks import Reading
+from edgetl.core.tasks import OutputDecoding
 from edgetl.data.folder import scan
 from edgetl.data.loading import PixelSet, batches
 from edgetl.errors import ExportError
@@ -30,7 +30,7 @@ def _brightest(batch: NDArray[np.float32]) -> NDArray[np.float32]:
 def gate(colours: Path) -> GateSet:
     samples = scan(colours).samples
     trained = np.concatenate([_brightest(batch) for batch in batches(samples, SPEC)])
-    return GateSet(PixelSet(samples, SPEC), trained, Reading(labels=("blue", "green", "red")))
+    return GateSet(PixelSet(samples, SPEC), trained, OutputDecoding(labels=("blue", "green", "red")))
 
 
 def test_the_same_function_passes_the_exact_and_the_quantized_gate(gate: GateSet) -> None:
@@ -149,7 +149,7 @@ def test_the_ladder_stops_at_the_first_step_that_passes_and_records_all(gate: Ga
         return _brightest if files[0].name == "2" else lambda batch: _brightest(-batch)
 
     climbed = climb(_Recorder(), steps, tmp_path, _ground(gate, open_files))
-    assert [rung.passed for rung in climbed.rungs] == [False, True]
+    assert [attempt.passed for attempt in climbed.attempts] == [False, True]
     assert climbed.files == [tmp_path / "2"] and climbed.verdict.reason == "" and not climbed.sensitivities
 
 
@@ -176,8 +176,8 @@ def test_a_step_that_cannot_be_made_is_recorded_and_the_next_one_tried(gate: Gat
             return super().quantize(step, folder, spared)
 
     climbed = climb(_Refusing(), [Step(full_bias=True), Step()], tmp_path, _ground(gate, lambda files: _brightest))
-    assert [(rung.passed, rung.reason) for rung in climbed.rungs] == [(False, "the tool refuses."), (True, "")]
-    assert climbed.rungs[0].accuracy is None, "nothing was measured"
+    assert [(attempt.passed, attempt.reason) for attempt in climbed.attempts] == [(False, "the tool refuses."), (True, "")]
+    assert climbed.attempts[0].accuracy is None, "nothing was measured"
     with pytest.raises(ExportError, match="the tool refuses"):
         climb(_Refusing(), [Step(full_bias=True)], tmp_path, _ground(gate, lambda files: _brightest))
 

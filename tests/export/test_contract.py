@@ -84,7 +84,7 @@ def test_each_attempted_variant_has_a_row_and_the_record_of_a_rejected_one_stays
     manifest = export_under_contract(run.path, config, Contract(max_latency_ms=1000), tmp_path / "fast", profile=profile).manifest
     (left_out,) = manifest.rejected
     assert (left_out.name, left_out.by) == ("onnx-int8", "contract") and "latency" in left_out.reason and "limit 1000 ms" in left_out.reason
-    assert left_out.ladder[-1].passed and left_out.sensitivities, "--explain has the sensitivities"
+    assert left_out.attempts[-1].passed and left_out.sensitivities, "--explain has the sensitivities"
     assert {row.variant: row.result for row in manifest.outcomes} == {"onnx-fp32": "kept", "onnx-int8": "contract"}
 
 
@@ -94,7 +94,7 @@ def test_times_of_a_busy_host_are_marked_and_order_nothing(run: Run, tmp_path: P
     monkeypatch.setattr(package, "load_between", lambda *_: HostLoad(others=0.5, stolen=0.0, waiting=0.0))
     config = CONFIG.model_copy(update={"formats": ("onnx",), "precisions": ("fp16", "fp32")})
     manifest = export_under_contract(run.path, config, Contract(max_latency_ms=1000, threads=1), tmp_path / "bundle").manifest
-    assert manifest.order == "accuracy" and [item.name for item in manifest.variants] == ["onnx-fp16", "onnx-fp32"], "the smaller first"
+    assert manifest.sorted_by == "accuracy" and [item.name for item in manifest.variants] == ["onnx-fp16", "onnx-fp32"], "the smaller first"
     assert all(row.offer is not None and row.offer.busy for row in manifest.outcomes)
     assert [row.offer.load.waiting for row in manifest.outcomes if row.offer and row.offer.load] == [0.5, 0.4], "the last of three"
     assert "in the order of their accuracy, not of their time" in busy_lines(manifest)[0]
@@ -121,8 +121,8 @@ def test_another_input_size_stands_in_the_bundle_with_both_figures(run: Run, tmp
     from edgetl.export.package import export_bundle
 
     manifest = export_bundle(run.path, config, tmp_path / "bundle").manifest
-    assert manifest.preprocess.input_size == (32, 32) and manifest.whole_size is not None
-    assert manifest.trained.value < manifest.whole_size.value
+    assert manifest.preprocess.input_size == (32, 32) and manifest.trained_at_run_size is not None
+    assert manifest.trained.value < manifest.trained_at_run_size.value
     assert "(trained at 48 x 48)" in (tmp_path / "bundle/card.md").read_text()
 
 

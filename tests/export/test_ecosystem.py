@@ -59,12 +59,12 @@ def test_model_api_resizes_small_square_pictures_well_enough_itself(bundle: Bund
 
 def test_a_files_labels_keep_their_spaces_in_our_own_block() -> None:
     from edgetl.core.preprocess import PreprocessSpec
-    from edgetl.core.tasks import Reading
+    from edgetl.core.tasks import OutputDecoding
     from edgetl.export.convert.metadata import model_info, own_info
 
-    reading, spec = Reading(labels=("a cat", "déjà vu")), PreprocessSpec(input_size=(32, 32))
-    assert model_info(spec, reading)["labels"] == "a_cat déjà_vu"
-    assert json.loads(own_info(spec, reading, "0")["labels"]) == ["a cat", "déjà vu"]
+    decoding, spec = OutputDecoding(labels=("a cat", "déjà vu")), PreprocessSpec(input_size=(32, 32))
+    assert model_info(spec, decoding)["labels"] == "a_cat déjà_vu"
+    assert json.loads(own_info(spec, decoding, "0")["labels"]) == ["a cat", "déjà vu"]
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,12 @@ def test_a_files_labels_keep_their_spaces_in_our_own_block() -> None:
 )
 def test_labels_that_model_api_cannot_tell_apart_get_a_number(labels: tuple[str, ...], words: str) -> None:
     from edgetl.core.preprocess import PreprocessSpec
-    from edgetl.core.tasks import Reading
+    from edgetl.core.tasks import OutputDecoding
     from edgetl.export.convert.metadata import model_info, own_info
 
-    reading, spec = Reading(labels=labels), PreprocessSpec(input_size=(32, 32))
-    assert model_info(spec, reading)["labels"] == words
-    assert json.loads(own_info(spec, reading, "0")["labels"]) == list(labels)
+    decoding, spec = OutputDecoding(labels=labels), PreprocessSpec(input_size=(32, 32))
+    assert model_info(spec, decoding)["labels"] == words
+    assert json.loads(own_info(spec, decoding, "0")["labels"]) == list(labels)
 
 
 def test_a_variants_folder_is_a_model_repository_of_openvino_model_server_and_triton(bundle: Bundle) -> None:

@@ -33,7 +33,7 @@ IMAGES = 64
 def gate(run: Run) -> GateSet:
     samples = stratified(run.samples("val"), IMAGES)
     images = PixelSet(samples, run.record.preprocess)
-    return GateSet(images, trained_logits(run.load_model(), images), run.record.reading)
+    return GateSet(images, trained_logits(run.load_model(), images), run.record.decoding)
 
 
 def _reason(model: onnx.ModelProto, gate: GateSet) -> str:

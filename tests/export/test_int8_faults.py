@@ -63,7 +63,7 @@ def good(bench: Workbench) -> dict[Format, list[Path]]:
         target = bench.work / f"good-{format_}"
         target.mkdir()
         made = quantize(bench, format_, bench.work / PLAIN_NAME, target)
-        assert made.verdict.reason == "", made.rungs
+        assert made.verdict.reason == "", made.attempts
         files[format_] = made.files
     return files
 

@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle
-from edgetl.core.manifest import Fall, Manifest
+from edgetl.core.manifest import AccuracyDrop, Manifest
 from edgetl.core.metrics import evaluate
 from edgetl.core.preprocess import PreprocessSpec
-from edgetl.core.scoring import paired_fall
-from edgetl.core.tasks import Reading
+from edgetl.core.scoring import paired_drop
+from edgetl.core.tasks import OutputDecoding
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet
 from edgetl.export.config import ExportConfig
@@ -21,7 +21,7 @@ from edgetl.export.gate import agreement
 from edgetl.export.gate.agreement import GateSet, Verdict, judge
 from edgetl.export.gate.degradation import answer_entropy, worst_class
 
-READING = Reading(labels=("a", "b", "c"))
+READING = OutputDecoding(labels=("a", "b", "c"))
 
 
 def _rows(answers: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -29,11 +29,11 @@ def _rows(answers: NDArray[np.int64]) -> NDArray[np.float32]:
     return (6 * np.eye(3)[answers]).astype(np.float32)
 
 
-def _exact(n: int, lost: int, gained: int) -> Fall:
+def _exact(n: int, lost: int, gained: int) -> AccuracyDrop:
     before = np.arange(n) >= gained
     after = np.ones(n, np.bool_)
     after[n - lost :] = False
-    return paired_fall(before, after)
+    return paired_drop(before, after)
 
 
 def test_the_interval_holds_the_fall_and_narrows_with_more_images() -> None:
@@ -57,7 +57,7 @@ def test_the_interval_covers_the_true_fall_about_as_often_as_it_says() -> None:
         draw = rng.random(150)
         before = draw < 0.9  # right before: 90 %; lost of those 4 points, gained of the others 1 point: a fall of 3
         after = np.where(draw < 0.04, False, np.where(draw > 0.99, True, before))
-        found = paired_fall(before, after)
+        found = paired_drop(before, after)
         covered += found.low <= 0.03 <= found.high
     assert 0.93 <= covered / 2000 <= 0.99
 
@@ -117,9 +117,12 @@ def test_strict_asks_it_of_the_bound(verdict: Callable[..., Verdict]) -> None:
 
 def test_a_manifest_without_falls_is_read_and_written_as_before(bundle: Bundle) -> None:
     manifest = bundle.manifest
-    variants = tuple(item.model_copy(update={"fall": None, "ladder": ()}) for item in manifest.variants)
+    variants = tuple(item.model_copy(update={"accuracy_drop": None, "attempts": ()}) for item in manifest.variants)
     plain = manifest.model_copy(update={"variants": variants})
-    assert '"fall"' not in plain.variants[0].model_dump_json()
+    assert '"accuracy_drop"' not in plain.variants[0].model_dump_json()
     again = Manifest.model_validate_json(plain.model_dump_json(), strict=True)
-    assert again.variants[0].fall is None
-    assert all(item.fall is not None and item.fall.low <= item.fall.value <= item.fall.high for item in manifest.variants)
+    assert again.variants[0].accuracy_drop is None
+    assert all(
+        item.accuracy_drop is not None and item.accuracy_drop.low <= item.accuracy_drop.value <= item.accuracy_drop.high
+        for item in manifest.variants
+    )

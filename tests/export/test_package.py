@@ -36,7 +36,7 @@ def test_variants_are_ordered_by_their_measured_time_or_on_a_busy_host_by_their_
     times = [variant.median_ms for variant in manifest.variants]
     accuracies = [variant.validation.value for variant in manifest.variants]
     assert min(times) > 0
-    if manifest.order == "time":
+    if manifest.sorted_by == "time":
         assert times == sorted(times) and not any(variant.load for variant in manifest.variants)
     else:
         assert accuracies == sorted(accuracies, reverse=True) and any(variant.load for variant in manifest.variants)
@@ -138,7 +138,7 @@ def test_allow_missing_keeps_what_passed_and_records_what_did_not(run: Run, tmp_
     manifest = export_bundle(run.path, config, tmp_path / "bundle").manifest
     assert {variant.name for variant in manifest.variants} == {"onnx-fp32", "onnx-fp16"}, "fp16 stands in for int8"
     rejected = manifest.rejected[0]
-    assert rejected.name == "onnx-int8" and len(rejected.ladder) == 1 and not any(rung.passed for rung in rejected.ladder)
+    assert rejected.name == "onnx-int8" and len(rejected.attempts) == 1 and not any(attempt.passed for attempt in rejected.attempts)
 
 
 def test_int8_without_the_images_says_how_to_name_them(run: Run, tmp_path: Path) -> None:

@@ -66,9 +66,9 @@ def test_where_no_step_is_enough_the_network_is_trained_for_int8(
     config = ExportConfig(formats=(format_,), precisions=("fp32", "int8"), qat_steps=3, allow_missing=True, calibration_images=40)
     bundle = export_bundle(run.path, config, tmp_path / "bundle")
     (rejected,) = (item for item in bundle.manifest.rejected if item.name.endswith("-int8"))
-    assert [rung.method for rung in rejected.ladder] == [
+    assert [attempt.method for attempt in rejected.attempts] == [
         "7-bit weights",
         "quantization-aware training (3 steps), 7-bit weights",
     ]
-    before, after = (rung.accuracy for rung in rejected.ladder)
+    before, after = (attempt.accuracy for attempt in rejected.attempts)
     assert before is not None and after is not None and abs(after - before) < 0.05

@@ -14,7 +14,7 @@ from edgetl.core.manifest import Manifest, UnlabeledAgreement
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import images_that_may_change, wilson
 from edgetl.core.scoring import softmax
-from edgetl.core.tasks import Reading
+from edgetl.core.tasks import OutputDecoding
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import PixelSet, batches
 from edgetl.errors import DataError
@@ -26,12 +26,12 @@ from edgetl.train.artifacts.run import Run
 from tests.conftest import write_colours
 
 SPEC = PreprocessSpec(input_size=(16, 16))
-READING = Reading(labels=("blue", "green", "red"))
+READING = OutputDecoding(labels=("blue", "green", "red"))
 
 
-def _compare(trained: list[list[float]], exported: list[list[float]], reading: Reading = READING) -> UnlabeledAgreement:
+def _compare(trained: list[list[float]], exported: list[list[float]], decoding: OutputDecoding = READING) -> UnlabeledAgreement:
     before, after = np.array(trained, np.float32), np.array(exported, np.float32)
-    return compare_unlabeled(before, after, before.argmax(axis=1) == after.argmax(axis=1), reading)
+    return compare_unlabeled(before, after, before.argmax(axis=1) == after.argmax(axis=1), decoding)
 
 
 def test_a_change_costs_what_the_trained_models_scores_differ_by() -> None:
@@ -54,7 +54,7 @@ def test_errors_are_measured_in_margins() -> None:
 
 
 def test_other_tasks_have_the_share_of_equal_predictions_alone() -> None:
-    found = _compare([[1.0]], [[1.1]], Reading(task="regression", labels=("mm",)))
+    found = _compare([[1.0]], [[1.1]], OutputDecoding(task="regression", labels=("mm",)))
     assert found == UnlabeledAgreement(n=1, top1=1.0) and changed_too_much(found, 9, 0.0) == ""
 
 
@@ -137,10 +137,10 @@ def test_an_export_measures_it_on_further_images_and_records_it(run: Run, colour
     plain = export_bundle(run.path, config, tmp_path / "plain").manifest
     more = export_bundle(run.path, config.model_copy(update={"unlabeled": colours}), tmp_path / "more").manifest
     for manifest in (plain, more):
-        assert manifest.may_change == 2 and manifest.trained.n == 100
+        assert manifest.max_changed == 2 and manifest.trained.n == 100
         fp32, int8 = sorted(manifest.variants, key=lambda item: item.precision)
         assert fp32.unlabeled is None and int8.unlabeled is not None and int8.unlabeled.n >= LEAST_TENSORS
-        assert int8.ladder[-1].unlabeled == int8.unlabeled and int8.unlabeled.expected_drop is not None
+        assert int8.attempts[-1].unlabeled == int8.unlabeled and int8.unlabeled.expected_drop is not None
         assert f"{int8.unlabeled.n} predictions on unlabeled images change" in agreement_lines(manifest)[0]
     assert {item.unlabeled.n for item in (*plain.variants, *more.variants) if item.unlabeled} == {500, 536}
 
@@ -151,20 +151,20 @@ def test_the_limit_is_stated_in_images(n: int, limit: float, images: int) -> Non
 
 
 def test_too_few_validation_images_are_reported_with_the_limit_that_they_cannot_resolve(bundle: Bundle) -> None:
-    few = bundle.manifest.model_copy(update={"trained": wilson(80, 85), "max_drop": 0.01, "may_change": 0})
+    few = bundle.manifest.model_copy(update={"trained": wilson(80, 85), "max_drop": 0.01, "max_changed": 0})
     line = certainty_lines(few)[0]
     assert line.startswith("0 of 85 validation images may change (--max-drop 0.01). One image is 0.0118: 85 cannot resolve that limit")
-    many = bundle.manifest.model_copy(update={"trained": wilson(480, 500), "max_drop": 0.01, "may_change": 5})
+    many = bundle.manifest.model_copy(update={"trained": wilson(480, 500), "max_drop": 0.01, "max_changed": 5})
     assert certainty_lines(many)[0] == "5 of 500 validation images may change (--max-drop 0.01)."
 
 
 def test_manifests_from_before_are_read_and_written_unchanged(bundle: Bundle) -> None:
     variants = tuple(
         item.model_copy(
-            update={"unlabeled": None, "load": None, "ladder": tuple(r.model_copy(update={"unlabeled": None}) for r in item.ladder)}
+            update={"unlabeled": None, "load": None, "attempts": tuple(r.model_copy(update={"unlabeled": None}) for r in item.attempts)}
         )
         for item in bundle.manifest.variants
     )
-    text = bundle.manifest.model_copy(update={"variants": variants, "order": "time", "may_change": None}).model_dump_json()
-    assert not any(f'"{name}"' in text for name in ("unlabeled", "load", "outcomes", "order", "by", "may_change"))
+    text = bundle.manifest.model_copy(update={"variants": variants, "sorted_by": "time", "max_changed": None}).model_dump_json()
+    assert not any(f'"{name}"' in text for name in ("unlabeled", "load", "outcomes", "sorted_by", "by", "max_changed"))
     assert Manifest.model_validate_json(text, strict=True).variants == variants

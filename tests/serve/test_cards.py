@@ -7,7 +7,7 @@ import pytest
 
 from edgetl.core.bundle import Bundle
 from edgetl.core.manifest import Rejected
-from edgetl.core.tasks import Decision
+from edgetl.core.tasks import DecisionRule
 from edgetl.serve.model_cards import card
 
 
@@ -27,9 +27,9 @@ def test_a_card_says_what_is_served_how_good_it_is_and_where_it_comes_from(bundl
 
 def test_a_card_without_test_images_says_so_and_other_tasks_bring_what_their_answers_are_read_with(bundle: Bundle) -> None:
     variant = bundle.manifest.variants[0].model_copy(update={"test": None})
-    graded = {"task": "ordinal", "labels": ("grade",), "decision": Decision(grades=(0, 4))}
+    graded = {"task": "ordinal", "labels": ("grade",), "decision_rule": DecisionRule(ordinal_levels=(0, 4))}
     facts = card(bundle.manifest.model_copy(update=graded), variant, ["1"])
-    assert facts["test"] is None and facts["grades"] == [0, 4] and facts["thresholds"] is None
+    assert facts["test"] is None and facts["ordinal_levels"] == [0, 4] and facts["thresholds"] is None
 
 
 def test_the_server_lists_the_cards_of_its_models(server: str, bundle: Bundle) -> None:

@@ -143,7 +143,7 @@ def test_the_record_names_the_columns_and_nothing_is_lost(parent: Run, grown: Ru
     assert [border.port for border in columns.borders] == ["bn1", "layer1", "layer2", "layer3", "layer4"]
     assert record.backbone.head_name == "columns.1.fc" and record.labels == ("lying", "standing")
     assert forgetting is not None and parent.record.test is not None
-    assert (forgetting.through, forgetting.before, forgetting.lost) == ("old column", parent.record.test.accuracy.value, 0.0)
+    assert (forgetting.through, forgetting.before, forgetting.drop) == ("old column", parent.record.test.accuracy.value, 0.0)
     assert record.test is not None and record.test.accuracy.value >= 0.9
     assert not (grown.path / TIMM_CONFIG_NAME).exists(), "timm could not build it"
     plain = json.loads((parent.path / "run.json").read_text())["backbone"]
@@ -286,7 +286,7 @@ def test_a_chain_keeps_every_task_and_starts_where_the_last_one_ended(
     assert model(images).shape[1] == 3 and run.record.backbone.head_name == "columns.2.fc"
     columns, forgetting = run.record.backbone.columns, run.record.forgetting
     assert columns is not None and [column.name for column in columns.earlier] == ["parent", "grown"]
-    assert forgetting is not None and (forgetting.parent, forgetting.through, forgetting.lost) == ("grown", "old column", 0.0)
+    assert forgetting is not None and (forgetting.parent, forgetting.through, forgetting.drop) == ("grown", "old column", 0.0)
 
 
 @torch.no_grad()

@@ -93,7 +93,7 @@ def test_a_run_from_a_run_says_what_the_old_task_lost_and_replay_with_old_answer
     held = train(inverted, _config(backbone=str(parent.path), replay=str(parent.path), lwf=1.0), tmp_path / "held").record
     assert plain.forgetting and held.forgetting and parent.record.test and held.test
     assert plain.forgetting.before == parent.record.test.accuracy.value and plain.forgetting.through == "own"
-    assert plain.forgetting.lost > 0.3 and held.forgetting.lost <= plain.forgetting.lost / 3
+    assert plain.forgetting.drop > 0.3 and held.forgetting.drop <= plain.forgetting.drop / 3
     assert held.test.accuracy.value >= 0.9
     assert [item.label for item in plain.forgetting.classes] == ["blue", "green", "red"]
     mean = np.average([item.after for item in plain.forgetting.classes], weights=[item.n for item in plain.forgetting.classes])
@@ -130,7 +130,7 @@ def test_old_answers_cost_nothing_at_the_start_and_draw_a_changed_network_back(p
 def test_the_old_head_is_asked_where_the_classes_differ(parent: Run, shapes: Path, tmp_path: Path) -> None:
     config = _config(backbone=str(parent.path), replay=str(parent.path), lwf=1.0)
     found = train(shapes, config, tmp_path / "run").record.forgetting
-    assert found is not None and found.through == "old head" and found.lost <= 0.1
+    assert found is not None and found.through == "old head" and found.drop <= 0.1
 
 
 def test_elastic_weights_do_not_move_at_infinite_strength_and_move_less_the_stronger_they_are_held(

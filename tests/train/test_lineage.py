@@ -185,7 +185,7 @@ def test_a_class_counts_as_forgotten_where_its_interval_lies_above_0() -> None:
             ("gained", 40, 1.0, -0.3),
         )
     )
-    found = Forgetting(parent="p", through="own", images=121, before=1, after=0.5, lost=0.5, low=0.4, high=0.6, classes=classes)
+    found = Forgetting(parent="p", through="own", images=121, before=1, after=0.5, drop=0.5, low=0.4, high=0.6, classes=classes)
     assert [item.label for item in found.most_forgotten()] == ["surer", "sure"]
     old = ClassForgetting(label="old", n=9, before=1.0, after=0.0)
     assert found.model_copy(update={"classes": (old,)}).most_forgotten() == (), "a figure without an interval supports nothing"

@@ -124,7 +124,7 @@ def test_labels_train_by_every_strategy(squares: Path, tmp_path: Path, strategy:
         squares / "images", config(squares, strategy=strategy, balance="loss", backbone="edgetl_small", pretrained=True), tmp_path / "run"
     )
     record = run.record
-    assert (record.task, record.labels, len(record.decision.thresholds)) == ("multi-label", ("red", "green", "blue"), 3)
+    assert (record.task, record.labels, len(record.decision_rule.thresholds)) == ("multi-label", ("red", "green", "blue"), 3)
     assert record.test is not None and record.test.multi_label is not None and record.plan.strategy == strategy
     assert [entry.targets for entry in run.splits().entries] != [] and {len(entry.targets) for entry in run.splits().entries} == {3}
     names = {path.name for path in run.path.iterdir()}
@@ -158,16 +158,16 @@ def test_numbers_come_in_their_own_unit(squares: Path, tmp_path: Path) -> None:
 
     outputs = trained_logits(run.load_model(), PixelSet(samples, record.preprocess))
     assert record.test is not None and record.test.regression is not None
-    again = evaluate(record.reading, truth_of(samples), outputs)
+    again = evaluate(record.decoding, truth_of(samples), outputs)
     assert again.regression is not None and again.regression.mae == pytest.approx(record.test.regression.mae, rel=1e-3)
-    assert 2 < outputs.mean() < 8 and record.decision.tolerance == 1.5 and record.test.score.value > 0.3
+    assert 2 < outputs.mean() < 8 and record.decision_rule.tolerance == 1.5 and record.test.score.value > 0.3
     assert {"values.png"} <= {path.name for path in run.path.iterdir()}
 
 
 def test_grades_are_judged_as_grades(squares: Path, tmp_path: Path) -> None:
     wanted = config(squares, task="ordinal", columns="grade", strategy="probe", backbone="edgetl_small", pretrained=True)
     record = train(squares / "images", wanted, tmp_path / "run").record
-    assert record.decision.grades == (0, 3) and record.labels == ("grade",)
+    assert record.decision_rule.ordinal_levels == (0, 3) and record.labels == ("grade",)
     assert record.test is not None and record.test.regression is not None and record.test.regression.kappa is not None
     assert [score.label for score in record.test.classes] == ["0", "1", "2", "3"]
 

@@ -184,10 +184,10 @@ def _taken(manifest: Manifest) -> str:
 
 def _labels(manifest: Manifest) -> str:
     """The labels, and what decides on them."""
-    decision = manifest.decision
+    decision_rule = manifest.decision_rule
     if manifest.task == "multi-label":
-        return ", ".join(f"{label} (from {limit:.3f})" for label, limit in zip(manifest.labels, decision.thresholds, strict=True))
-    grades = f", grades {decision.grades[0]} to {decision.grades[1]}" if decision.grades else ""
+        return ", ".join(f"{label} (from {limit:.3f})" for label, limit in zip(manifest.labels, decision_rule.thresholds, strict=True))
+    grades = f", grades {decision_rule.ordinal_levels[0]} to {decision_rule.ordinal_levels[1]}" if decision_rule.ordinal_levels else ""
     return ", ".join(manifest.labels) + grades
 
 
@@ -210,7 +210,7 @@ def _predict(predictor: Predictor, path: Path) -> dict[str, object]:
         answer = predictor.predict(path)
     except ImageError as error:
         return {"image": str(path), "error": str(error)}
-    return {"image": str(path), **describe(predictor.reading, answer)}
+    return {"image": str(path), **describe(predictor.decoding, answer)}
 
 
 def _show_prediction(row: dict[str, object], top: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgetl.core.files.text import label_problem, printable
 from edgetl.core.progress import Progress, silent
-from edgetl.core.tasks import MOST_GRADES, Task
+from edgetl.core.tasks import MAX_LEVELS, Task
 from edgetl.data.content.integrity import Checked, check_images
 from edgetl.data.folder import MIN_IMAGES_PER_CLASS, BrokenImage, ImageFolder, Part, Sample, check_broken, split_folders
 from edgetl.data.groups import group_by_path
@@ -359,9 +359,9 @@ def _check_targets(folder: ImageFolder, table: Table, *, known: bool) -> None:
     values = {sample.targets[0] for sample in folder.samples}
     if len(values) < 2:
         raise DataError(f"{table.path}: every image has the same number in {folder.labels[0]!r}; there is nothing to learn.")
-    if folder.task == "ordinal" and max(values) - min(values) >= MOST_GRADES:
+    if folder.task == "ordinal" and max(values) - min(values) >= MAX_LEVELS:
         raise DataError(
-            f"{table.path}: grades from {min(values):g} to {max(values):g} in {folder.labels[0]!r}; up to {MOST_GRADES} grades are "
+            f"{table.path}: grades from {min(values):g} to {max(values):g} in {folder.labels[0]!r}; up to {MAX_LEVELS} grades are "
             f"possible. Use --task regression for such numbers."
         )
 

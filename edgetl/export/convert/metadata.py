@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from edgetl.core.preprocess import InputForm, PreprocessSpec
-from edgetl.core.tasks import Reading
+from edgetl.core.tasks import OutputDecoding
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
@@ -15,24 +15,24 @@ OUTPUT_NAME = "logits"
 _INTERPOLATIONS = {"bilinear": "LINEAR", "bicubic": "CUBIC", "nearest": "NEAREST"}
 
 
-def model_info(spec: PreprocessSpec, reading: Reading, form: InputForm = "float") -> dict[str, str]:
+def model_info(spec: PreprocessSpec, decoding: OutputDecoding, form: InputForm = "float") -> dict[str, str]:
     """Intel Model API's ``model_info``: strings, lists separated by spaces, means and scales for 0..255.
 
     Model API cannot express "resize the shorter side with antialiasing, then crop"; ``crop`` is its nearest resize, so its answers
     are close to ours and not equal. The exact preprocessing stands under ``edgetl``. It knows one threshold for all labels (the lowest
     is given) and no model of numbers, which get no block. A file that takes pixels (``form``) normalises them itself and names no mean.
     """
-    if reading.task in ("regression", "ordinal"):
+    if decoding.task in ("regression", "ordinal"):
         return {}
-    several = {"multilabel": "True", "confidence_threshold": f"{min(reading.decision.thresholds, default=0.5):g}"}
+    several = {"multilabel": "True", "confidence_threshold": f"{min(decoding.decision_rule.thresholds, default=0.5):g}"}
     normalisation = {
         "mean_values": " ".join(f"{value * 255:g}" for value in spec.mean),
         "scale_values": " ".join(f"{value * 255:g}" for value in spec.std),
     }
     return {
         "model_type": "Classification",
-        **(several if reading.task == "multi-label" else {}),
-        "labels": " ".join(_words(reading.labels)),
+        **(several if decoding.task == "multi-label" else {}),
+        "labels": " ".join(_words(decoding.labels)),
         **(normalisation if form == "float" else {}),
         "reverse_input_channels": "True",
         "resize_type": "standard" if spec.crop_mode == "squash" else "crop",
@@ -61,11 +61,11 @@ def _words(labels: Sequence[str]) -> list[str]:
     return words
 
 
-def own_info(spec: PreprocessSpec, reading: Reading, version: str, form: InputForm = "float") -> dict[str, str]:
+def own_info(spec: PreprocessSpec, decoding: OutputDecoding, version: str, form: InputForm = "float") -> dict[str, str]:
     """The ``edgetl`` block: the exact preprocessing, the labels as they are, what is asked if not a class, and who wrote the file."""
-    asked = {"task": reading.task, "decision": reading.decision.model_dump_json()} if reading.task != "classification" else {}
+    asked = {"task": decoding.task, "decision_rule": decoding.decision_rule.model_dump_json()} if decoding.task != "classification" else {}
     taken = {"input": "uint8 [batch, H, W, 3] RGB, resized and cropped; normalised by the network"} if form == "uint8" else {}
-    labels = json.dumps(reading.labels, ensure_ascii=False)
+    labels = json.dumps(decoding.labels, ensure_ascii=False)
     return {
         "preprocess": spec.model_dump_json(),
         "labels": labels,

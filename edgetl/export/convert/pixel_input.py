@@ -37,7 +37,7 @@ def take_pixels(bench: Workbench, format_: Format, precision: Precision, made: M
     else:
         front_openvino(made.files[0], bench.gate.spec, bench.infos)
     verdict = judge(open_variant(bench, format_, made.files), bench.gate, bench.limits, exact=precision == "fp32", progress=bench.progress)
-    return Made(made.files, verdict, made.rungs, made.sensitivities)
+    return Made(made.files, verdict, made.attempts, made.sensitivities)
 
 
 def open_variant(bench: Workbench, format_: Format, files: Sequence[Path]) -> Logits:

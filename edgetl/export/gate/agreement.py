@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgetl.core.manifest import Agreement, Fall, UnlabeledAgreement
-from edgetl.core.metrics import evaluate, held_labels, nearest_grades
+from edgetl.core.manifest import AccuracyDrop, Agreement, UnlabeledAgreement
+from edgetl.core.metrics import evaluate, held_labels, nearest_levels
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation, Proportion, images_that_may_change
-from edgetl.core.scoring import paired_fall, sigmoid, softmax
-from edgetl.core.tasks import SCORE_NAMES, Reading
+from edgetl.core.scoring import paired_drop, sigmoid, softmax
+from edgetl.core.tasks import SCORE_NAMES, OutputDecoding
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, truth_of
 from edgetl.export.config import ExportConfig
@@ -45,7 +45,7 @@ class GateSet:
 
     images: PixelSet
     trained: NDArray[np.float32]
-    reading: Reading
+    decoding: OutputDecoding
     more: Callable[[], AgreementSet] | None = None
 
     @property
@@ -65,21 +65,21 @@ class GateSet:
 
     def measure(self, outputs: NDArray[np.float32]) -> Evaluation:
         """The figures of other outputs for the same images."""
-        return evaluate(self.reading, truth_of(self.samples), outputs)
+        return evaluate(self.decoding, truth_of(self.samples), outputs)
 
 
 @dataclass(frozen=True)
 class Verdict:
     """Gate result of one file: the task's figure, and the reason of a failure; an empty ``reason`` is a pass.
 
-    ``fall`` is the loss of accuracy with its interval, where classes are answered; ``unlabeled`` the agreement on unlabeled images,
+    ``accuracy_drop`` is the loss of accuracy with its interval, where classes are answered; ``unlabeled`` the agreement on unlabeled images,
     where the labeled ones passed a file of reduced precision.
     """
 
     agreement: Agreement
     validation: Proportion
     drop: float
-    fall: Fall | None
+    accuracy_drop: AccuracyDrop | None
     reason: str
     unlabeled: UnlabeledAgreement | None = None
 
@@ -104,9 +104,9 @@ def answers(logits: Logits, images: PixelSet, *, stage: str = "comparing", progr
     return np.concatenate(rows)
 
 
-def compare(trained: NDArray[np.float32], exported: NDArray[np.float32], reading: Reading | None = None) -> Agreement:
-    """How two models' outputs ``[n, labels]`` of the same images agree; without ``reading`` they are logits of classes."""
-    same, confident = _same_answers(trained, exported, reading or Reading())
+def compare(trained: NDArray[np.float32], exported: NDArray[np.float32], decoding: OutputDecoding | None = None) -> Agreement:
+    """How two models' outputs ``[n, labels]`` of the same images agree; without ``decoding`` they are logits of classes."""
+    same, confident = _same_answers(trained, exported, decoding or OutputDecoding())
     difference = np.abs(trained - exported).max() / max(float(np.abs(trained).max()), 1e-12)
     return Agreement(
         n=len(trained),
@@ -132,29 +132,29 @@ def median_cosine(trained: NDArray[np.float32], exported: NDArray[np.float32]) -
 
 
 def _same_answers(
-    trained: NDArray[np.float32], exported: NDArray[np.float32], reading: Reading
+    trained: NDArray[np.float32], exported: NDArray[np.float32], decoding: OutputDecoding
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Where two models answer the same, and where the trained one is sure: for each image, or each decision on a label."""
-    match reading.task:
+    match decoding.task:
         case "classification":
             return trained.argmax(axis=1) == exported.argmax(axis=1), softmax(trained).max(axis=1) >= CONFIDENT_SCORE
         case "multi-label":
             # A score of 0.6 where the threshold is a half; as far in log-odds from every other threshold.
-            limits = np.clip(np.array(reading.decision.thresholds), 1e-7, 1 - 1e-7)
+            limits = np.clip(np.array(decoding.decision_rule.thresholds), 1e-7, 1 - 1e-7)
             distance = np.abs(trained - np.log(limits / (1 - limits)))
-            same = held_labels(reading, sigmoid(trained)) == held_labels(reading, sigmoid(exported))
+            same = held_labels(decoding, sigmoid(trained)) == held_labels(decoding, sigmoid(exported))
             return same, distance >= math.log(CONFIDENT_SCORE / (1 - CONFIDENT_SCORE))
         case "regression":
-            return np.abs(trained - exported)[:, 0] <= reading.decision.tolerance, np.ones(len(trained), np.bool_)
+            return np.abs(trained - exported)[:, 0] <= decoding.decision_rule.tolerance, np.ones(len(trained), np.bool_)
         case "ordinal":
             values = trained[:, 0].astype(np.float64)
-            same = nearest_grades(reading, values) == nearest_grades(reading, exported[:, 0])
+            same = nearest_levels(decoding, values) == nearest_levels(decoding, exported[:, 0])
             return same, np.abs(values - np.floor(values) - 0.5) >= CONFIDENT_SCORE - 0.5
         case _:
-            assert_never(reading.task)
+            assert_never(decoding.task)
 
 
-def fall(trained: Evaluation, exported: Evaluation) -> float:
+def accuracy_drop(trained: Evaluation, exported: Evaluation) -> float:
     """What a file lost, 0..1: of the task's figure; of a multi-label model also of the share of right decisions, whichever fell more.
 
     A shift of all scores leaves average precision as it was and changes the decisions.
@@ -177,8 +177,8 @@ def judge(logits: Logits, gate: GateSet, config: ExportConfig, *, exact: bool, p
         progress: told after each batch.
     """
     exported = answers(logits, gate.images, progress=progress)
-    agreement, measured = compare(gate.trained, exported, gate.reading), gate.measure(exported)
-    drop, lost = fall(gate.evaluation, measured), _paired(gate, exported)
+    agreement, measured = compare(gate.trained, exported, gate.decoding), gate.measure(exported)
+    drop, lost = accuracy_drop(gate.evaluation, measured), _paired(gate, exported)
     if exact:
         worst = max(agreement.max_relative, _strict_difference(logits, gate))
         agreement = agreement.model_copy(update={"max_relative": worst})
@@ -198,26 +198,26 @@ def _agreement_without_labels(
     """Agreement on the gate's images, whose outputs are ``exported``, and on ``more``."""
     trained = np.concatenate([gate.trained, more.trained])
     outputs = np.concatenate([exported, *(answers(logits, part, progress=progress) for part in more.images)])
-    same, _ = _same_answers(trained, outputs, gate.reading)
-    return compare_unlabeled(trained, outputs, same, gate.reading)
+    same, _ = _same_answers(trained, outputs, gate.decoding)
+    return compare_unlabeled(trained, outputs, same, gate.decoding)
 
 
-def _paired(gate: GateSet, exported: NDArray[np.float32]) -> Fall | None:
-    if gate.reading.task != "classification":
+def _paired(gate: GateSet, exported: NDArray[np.float32]) -> AccuracyDrop | None:
+    if gate.decoding.task != "classification":
         return None
     labels = truth_of(gate.samples)
-    return paired_fall(gate.trained.argmax(axis=1) == labels, exported.argmax(axis=1) == labels)
+    return paired_drop(gate.trained.argmax(axis=1) == labels, exported.argmax(axis=1) == labels)
 
 
 def lost_too_much(gate: GateSet, exported: NDArray[np.float32], config: ExportConfig) -> str:
     """Why the figures of a file's outputs are too far below the trained model's; empty where they are not."""
     measured = gate.measure(exported)
-    drop, lost = fall(gate.evaluation, measured), _paired(gate, exported)
+    drop, lost = accuracy_drop(gate.evaluation, measured), _paired(gate, exported)
     before, after = gate.evaluation.score.value, measured.score.value
     if not drop <= config.max_drop + 1e-9:
         decisions = " (or the share of right decisions)" if measured.multi_label else ""
         return (
-            f"{SCORE_NAMES[gate.reading.task]}{decisions} falls by {drop:.4f}, from {before:.4f} to {after:.4f} (limit {config.max_drop:g}"
+            f"{SCORE_NAMES[gate.decoding.task]}{decisions} falls by {drop:.4f}, from {before:.4f} to {after:.4f} (limit {config.max_drop:g}"
             f"{_in_images(lost, config)})"
         )
     if lost is None:
@@ -237,7 +237,7 @@ def lost_too_much(gate: GateSet, exported: NDArray[np.float32], config: ExportCo
     return ""
 
 
-def _in_images(lost: Fall | None, config: ExportConfig) -> str:
+def _in_images(lost: AccuracyDrop | None, config: ExportConfig) -> str:
     """The loss and its limit as numbers of images, with the loss's interval."""
     if lost is None:
         return ""

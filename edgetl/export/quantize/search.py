@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.manifest import Rung, Sensitivity
+from edgetl.core.manifest import Attempt, Sensitivity
 from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import Task
 from edgetl.data.loading import PixelSet
@@ -61,7 +61,7 @@ class Climbed:
 
     files: list[Path]
     verdict: Verdict
-    rungs: tuple[Rung, ...]
+    attempts: tuple[Attempt, ...]
     sensitivities: tuple[Sensitivity, ...] = ()
 
 
@@ -74,7 +74,7 @@ def climb(quantizer: Quantizer, steps: Sequence[Step], folder: Path, ground: Gro
         folder: receives the files; a later step overwrites an earlier one's.
         ground: the gate and all else.
     """
-    rungs: list[Rung] = []
+    attempts: list[Attempt] = []
     files: list[Path] = []
     verdict: Verdict | None = None
     ranked: tuple[Sensitivity, ...] = ()
@@ -90,17 +90,17 @@ def climb(quantizer: Quantizer, steps: Sequence[Step], folder: Path, ground: Gro
             made = _write(quantizer, step, folder, spared, ground)
         except ExportError as error:
             failure = error  # another step may do what this one cannot
-            rungs.append(Rung(method=step.method, accuracy=None, drop=None, confident_top1=None, passed=False, reason=str(error)))
+            attempts.append(Attempt(method=step.method, accuracy=None, drop=None, confident_top1=None, passed=False, reason=str(error)))
             continue
         files, verdict = made, ground.judge(ground.open_files(made))
-        rungs.append(_record(step, verdict))
+        attempts.append(_record(step, verdict))
         if not verdict.reason:
             break
     if verdict is None:
         raise failure or AssertionError("the ladder has no step")
     if ground.explain and not ranked:
         ranked = _ranked(quantizer, ground)
-    return Climbed(files, verdict, tuple(rungs), ranked)
+    return Climbed(files, verdict, tuple(attempts), ranked)
 
 
 def _write(quantizer: Quantizer, step: Step, folder: Path, spared: tuple[str, ...], ground: Ground) -> list[Path]:
@@ -116,14 +116,14 @@ def _ranked(quantizer: Quantizer, ground: Ground) -> tuple[Sensitivity, ...]:
         return rank_operations(quantizer, ground.probe(), ground.task, Path(work), open_files=ground.open_files, progress=ground.progress)
 
 
-def _record(step: Step, verdict: Verdict) -> Rung:
-    return Rung(
+def _record(step: Step, verdict: Verdict) -> Attempt:
+    return Attempt(
         method=step.method,
         accuracy=verdict.validation.value,
         drop=verdict.drop,
         confident_top1=verdict.agreement.confident_top1,
         passed=not verdict.reason,
-        fall=verdict.fall,
+        accuracy_drop=verdict.accuracy_drop,
         unlabeled=verdict.unlabeled,
         reason=verdict.reason,
     )

@@ -49,7 +49,7 @@ function value(card, { value: found }) {
 }
 
 function grade(card, { value: found, scores }) {
-  const [least, most] = card.grades;
+  const [least, most] = card.ordinal_levels;
   const raw = Object.values(scores)[0];
   return {
     verdict: [make("strong", {}, String(found)), make("span", { class: "share" }, `${card.labels[0]}, from ${least} to ${most}`)],

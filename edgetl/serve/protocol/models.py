@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgetl.core.manifest import Manifest, Variant
 from edgetl.core.metrics import scores_of
-from edgetl.core.tasks import Reading
+from edgetl.core.tasks import OutputDecoding
 from edgetl.errors import ConfigError, RequestError
 from edgetl.serve.protocol.open_inference import LOGITS, SCORES, Answered, Port
 
@@ -55,9 +55,9 @@ class Model:
         return port_of(self.manifest, self.variant)
 
     @cached_property
-    def reading(self) -> Reading:
+    def decoding(self) -> OutputDecoding:
         """How its outputs are read."""
-        return self.manifest.reading
+        return self.manifest.decoding
 
     def metadata(self, versions: list[str]) -> dict[str, Any]:
         """The protocol's model metadata."""
@@ -79,7 +79,7 @@ class Model:
 
     def answered(self, logits: NDArray[np.float32]) -> Answered:
         """What the network's logits ``[n, labels]`` say."""
-        return Answered(self.name, self.version, self.manifest.labels, scores_of(self.reading, logits), logits)
+        return Answered(self.name, self.version, self.manifest.labels, scores_of(self.decoding, logits), logits)
 
 
 class Models:

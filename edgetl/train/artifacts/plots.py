@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from edgetl.core.results import Evaluation
-from edgetl.core.tasks import SCORE_NAMES, Reading
+from edgetl.core.tasks import SCORE_NAMES, OutputDecoding
 from edgetl.train.loop.lr_finder import Choice
 
 
 def draw_answers(
-    reading: Reading, evaluation: Evaluation, truth: NDArray[Any], outputs: NDArray[np.float32], *, name: str, folder: Path
+    decoding: OutputDecoding, evaluation: Evaluation, truth: NDArray[Any], outputs: NDArray[np.float32], *, name: str, folder: Path
 ) -> None:
     """Write a picture of the answers on the ``name`` images into ``folder``.
 
@@ -25,7 +25,7 @@ def draw_answers(
     numbers; ``truth`` and ``outputs`` as in ``edgetl.core.metrics.evaluate``.
     """
     score = evaluation.score
-    title = f"{name}: {SCORE_NAMES[reading.task]} {score.value:.3f} ({score.low:.3f} to {score.high:.3f}), n = {score.n}"
+    title = f"{name}: {SCORE_NAMES[decoding.task]} {score.value:.3f} ({score.low:.3f} to {score.high:.3f}), n = {score.n}"
     if evaluation.confusion:
         draw_confusion(evaluation, title, folder / "confusion.png")
         return
@@ -34,7 +34,7 @@ def draw_answers(
     if evaluation.multi_label is not None:
         _label_axes(axes, evaluation, truth > 0, outputs)
     else:
-        _value_axes(axes, truth[:, 0], outputs[:, 0], reading.labels[0])
+        _value_axes(axes, truth[:, 0], outputs[:, 0], decoding.labels[0])
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     save_figure(figure, folder / ("labels.png" if evaluation.multi_label else "values.png"))

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -21,12 +21,12 @@ from pydantic import Field, JsonValue, model_validator
 from torch import nn
 
 from edgetl.core.bundle import RUN_RECORD_NAME, check_run_folder, hash_prefix, unpack_hashes
-from edgetl.core.config import LeanModel, StrictModel, parse_json, read_json
+from edgetl.core.config import StrictModel, parse_json, read_json
 from edgetl.core.files.plain import open_plain
 from edgetl.core.manifest import Parent, Sha256
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Evaluation, Forgetting, Proportion
-from edgetl.core.tasks import Decision, Reading, Task
+from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 from edgetl.data.content.integrity import check_images
 from edgetl.data.folder import Part, Sample
 from edgetl.data.groups import Grouping
@@ -51,10 +51,8 @@ TIMM_CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
 
 
-class BackboneRecord(LeanModel):
+class BackboneRecord(StrictModel):
     """Where a run's network comes from; fields as in ``Backbone``."""
-
-    lean: ClassVar[frozenset[str]] = frozenset({"columns"})
 
     name: str
     architecture: str
@@ -99,7 +97,7 @@ class SoupRecord(StrictModel):
     ingredients: tuple[Ingredient, ...]
 
 
-class RunRecord(LeanModel):
+class RunRecord(StrictModel):
     """``run.json``.
 
     Attributes:
@@ -121,13 +119,11 @@ class RunRecord(LeanModel):
         files: SHA-256 of every other file that a later stage reads.
     """
 
-    lean: ClassVar[frozenset[str]] = frozenset({"task", "decision", "head", "grouping", "notes", "wide_images"})
-
     schema_version: Literal[1] = 1
     name: str
     created: str
     task: Task = "classification"
-    decision: Decision = Decision()
+    decision_rule: DecisionRule = DecisionRule()
     labels: tuple[str, ...] = Field(min_length=1)
     config: TrainConfig
     given: tuple[str, ...] = ()
@@ -158,7 +154,7 @@ class RunRecord(LeanModel):
         outputs = len(self.labels)
         if len(set(self.labels)) != outputs or any(not label.strip() for label in self.labels):
             raise ValueError("two labels are equal, or one is empty")
-        if problem := self.decision.problem(self.task, outputs) or self.head.problem:
+        if problem := self.decision_rule.problem(self.task, outputs) or self.head.problem:
             raise ValueError(problem)
         if missing := {WEIGHTS_NAME, SPLITS_NAME} - set(self.files):
             raise ValueError(f"files: {min(missing)} is missing")
@@ -170,9 +166,9 @@ class RunRecord(LeanModel):
         return self
 
     @property
-    def reading(self) -> Reading:
+    def decoding(self) -> OutputDecoding:
         """How the network's outputs are read."""
-        return Reading(self.task, self.labels, self.decision)
+        return OutputDecoding(self.task, self.labels, self.decision_rule)
 
 
 @dataclass(frozen=True)

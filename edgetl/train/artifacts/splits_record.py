@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePath
-from typing import ClassVar, Literal
+from typing import Literal
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from pydantic import Field, model_validator
 
-from edgetl.core.config import LeanModel
+from edgetl.core.config import StrictModel
 from edgetl.core.files.text import printable
 from edgetl.core.manifest import Sha256
 from edgetl.core.tasks import Task
@@ -20,13 +20,11 @@ from edgetl.data.split import Splits
 MOST_BYTES, MOST_BYTES_OF_A_NAME = 4096, 255
 
 
-class SplitEntry(LeanModel):
+class SplitEntry(StrictModel):
     """Image of a run: its path below the root, label (or stratum) index, content hash, split, targets from a table, and group.
 
     ``raw`` holds the bytes of a path that is not UTF-8, percent-encoded; ``path`` has escapes such as ``\\xe9`` in their place then.
     """
-
-    lean: ClassVar[frozenset[str]] = frozenset({"targets", "group", "raw"})
 
     path: str
     label: int = Field(ge=0)
@@ -62,10 +60,8 @@ def path_fields(path: PurePath) -> dict[str, str]:
     return {"path": text}
 
 
-class SplitsRecord(LeanModel):
+class SplitsRecord(StrictModel):
     """``splits.json``; ``excluded`` images are in no split, because a run that the weights come from has seen them."""
-
-    lean: ClassVar[frozenset[str]] = frozenset({"excluded"})
 
     schema_version: Literal[1] = 1
     root: str

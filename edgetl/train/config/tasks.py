@@ -15,7 +15,7 @@ from torch import nn
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
 from edgetl.core.scoring import sigmoid
-from edgetl.core.tasks import Decision, Reading, Task
+from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.groups import group_by_path
 from edgetl.data.loading import truth_of
@@ -146,23 +146,23 @@ def fold_scale(head: nn.Linear, mean: float, spread: float) -> None:
         head.bias.mul_(spread).add_(mean)
 
 
-def choose_reading(splits: Splits, config: TrainConfig, val_outputs: NDArray[np.float32]) -> Reading:
+def choose_decoding(splits: Splits, config: TrainConfig, val_outputs: NDArray[np.float32]) -> OutputDecoding:
     """How the trained network's outputs ``[n, labels]`` are read: thresholds from the validation images, spread and grades from all."""
     folder = splits.folder
     match folder.task:
         case "classification":
-            decision = Decision()
+            decision_rule = DecisionRule()
         case "multi-label":
-            decision = Decision(thresholds=choose_thresholds(truth_of(splits.val) > 0, sigmoid(val_outputs)))
+            decision_rule = DecisionRule(thresholds=choose_thresholds(truth_of(splits.val) > 0, sigmoid(val_outputs)))
         case "regression":
             spread = value_scale(splits)[1]
-            decision = Decision(spread=spread, tolerance=config.optim.tolerance or TOLERANCE_SHARE * spread)
+            decision_rule = DecisionRule(spread=spread, tolerance=config.optim.tolerance or TOLERANCE_SHARE * spread)
         case "ordinal":
             grades = [int(sample.targets[0]) for sample in folder.samples]
-            decision = Decision(spread=value_scale(splits)[1], tolerance=0.5, grades=(min(grades), max(grades)))
+            decision_rule = DecisionRule(spread=value_scale(splits)[1], tolerance=0.5, ordinal_levels=(min(grades), max(grades)))
         case _:
             assert_never(folder.task)
-    return Reading(folder.task, folder.labels, decision)
+    return OutputDecoding(folder.task, folder.labels, decision_rule)
 
 
 def choose_thresholds(truth: NDArray[np.bool_], scores: NDArray[np.float32]) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from edgetl.core.bundle import RUN_RECORD_NAME, hash_prefix
 from edgetl.core.results import ClassForgetting, Forgetting
-from edgetl.core.scoring import paired_fall
+from edgetl.core.scoring import paired_drop
 from edgetl.data.folder import Part, Sample
 from edgetl.data.loading import labels_of
 from edgetl.errors import DataError
@@ -114,7 +114,7 @@ def measure_forgetting(backbone: Backbone, old: OldTask, place: Workplace, seen:
     trunk, head, through = _asked(backbone, old)
     after = _answers(trunk, head, backbone, samples, place, batch_size)
     truth = labels_of(samples)
-    drop = paired_fall(before == truth, after == truth)
+    drop = paired_drop(before == truth, after == truth)
     first, second = (float((found == truth).mean()) for found in (before, after))
     return Forgetting(
         parent=old.name,
@@ -122,7 +122,7 @@ def measure_forgetting(backbone: Backbone, old: OldTask, place: Workplace, seen:
         images=len(samples),
         before=first,
         after=second,
-        lost=first - second,
+        drop=first - second,
         low=drop.low,
         high=drop.high,
         classes=tuple(_of_class(label, truth == index, before == truth, after == truth) for index, label in enumerate(labels)),
@@ -164,6 +164,6 @@ def _answers(
 def _of_class(label: str, rows: NDArray[np.bool_], before: NDArray[np.bool_], after: NDArray[np.bool_]) -> ClassForgetting:
     """Forgetting of a previous class with the images ``rows``; ``before`` and ``after`` are true where each network is right."""
     n = int(rows.sum())
-    drop = paired_fall(before[rows], after[rows])
+    drop = paired_drop(before[rows], after[rows])
     first, second = (float(right[rows].mean()) if n else 0.0 for right in (before, after))
     return ClassForgetting(label=label, n=n, before=first, after=second, low=drop.low, high=drop.high)

@@ -34,8 +34,8 @@ def evaluate_run(
     run = open_run(path)
     record = run.record
     seen = frozenset() if every_image else run.seen_images().all
-    samples, found = unseen_samples(data, labels, record.reading, seen, selection=selection, progress=progress)
+    samples, found = unseen_samples(data, labels, record.decoding, seen, selection=selection, progress=progress)
     first = next(batches(samples, record.preprocess))
     logits = choose_engine(run.load_model(), first, len(samples), "cpu")
-    result = score(logits, samples, record.preprocess, record.reading, progress=progress)
+    result = score(logits, samples, record.preprocess, record.decoding, progress=progress)
     return report(path, None, samples, found, result)

@@ -23,7 +23,7 @@ from edgetl.core.output.recognition import CHECKPOINTS_SUFFIX
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation, Forgetting
 from edgetl.core.system.host import fingerprint, versions
-from edgetl.core.tasks import Reading
+from edgetl.core.tasks import OutputDecoding
 from edgetl.data.groups import count_groups, crossing_alarm
 from edgetl.data.loading import truth_of
 from edgetl.data.split import Splits
@@ -48,7 +48,7 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.plan import Plan, Tuned, describe_plan, make_plan
 from edgetl.train.config.recipe import with_recipe
-from edgetl.train.config.tasks import chance_alarm, check_options, check_taught, choose_reading, smooths
+from edgetl.train.config.tasks import chance_alarm, check_options, check_taught, choose_decoding, smooths
 from edgetl.train.continual.prepare import fisher_bytes, protect
 from edgetl.train.continual.previous_task import find_old_task, measure_forgetting
 from edgetl.train.continual.progressive import check_columns, grow
@@ -142,7 +142,7 @@ def _write(folder: Path, name: str, splits: Splits, config: TrainConfig, backbon
 class Figures:
     """What the trained network answers on validation and test images, how its outputs are read, and the outputs shown in pictures."""
 
-    reading: Reading
+    decoding: OutputDecoding
     validation: Evaluation
     test: Evaluation | None
     truth: NDArray[Any]
@@ -258,18 +258,18 @@ def _measure(backbone: Backbone, splits: Splits, config: TrainConfig, place: Wor
     with torch.no_grad():
         outputs = backbone.head.cpu()(torch.from_numpy(features)).numpy()
     val, test = outputs[: len(splits.val)], outputs[len(splits.val) :]
-    reading = choose_reading(splits, config, val)
+    decoding = choose_decoding(splits, config, val)
     truth = truth_of(splits.val)
-    validation = evaluate(reading, truth, val)
+    validation = evaluate(decoding, truth, val)
     if not splits.test:
-        return Figures(reading, validation, None, truth, val)
+        return Figures(decoding, validation, None, truth, val)
     truth = truth_of(splits.test)
-    return Figures(reading, validation, evaluate(reading, truth, test), truth, test)
+    return Figures(decoding, validation, evaluate(decoding, truth, test), truth, test)
 
 
 def _write_pictures(folder: Path, figures: Figures, taught: Taught) -> None:
     shown, name = (figures.test, "test") if figures.test else (figures.validation, "validation")
-    draw_answers(figures.reading, shown, figures.truth, figures.outputs, name=name, folder=folder)
+    draw_answers(figures.decoding, shown, figures.truth, figures.outputs, name=name, folder=folder)
     if taught.rows:
         draw_curves(taught.rows, folder / "curves.png")
     if taught.sweep:
@@ -283,7 +283,7 @@ def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, 
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         task=splits.folder.task,
-        decision=outcome.figures.reading.decision,
+        decision_rule=outcome.figures.decoding.decision_rule,
         labels=splits.folder.labels,
         config=config,
         given=tuple(config.given()),

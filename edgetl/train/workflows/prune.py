@@ -165,7 +165,7 @@ def _measure(run: Run, model: nn.Module, part: Part, data: Path | None, progress
         for batch in PixelSet(samples, run.record.preprocess).batches():
             rows.append(model(torch.from_numpy(batch)).numpy())
             progress("measuring", sum(map(len, rows)), len(samples))
-    return evaluate(run.record.reading, truth_of(samples), np.concatenate(rows))
+    return evaluate(run.record.decoding, truth_of(samples), np.concatenate(rows))
 
 
 def _cost(model: nn.Module, example: torch.Tensor) -> Cost:
