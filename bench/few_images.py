@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from bench.paths import SHARED
 from edgetl.core.bundle import Bundle
 from edgetl.core.manifest import Variant
+from edgetl.core.metrics import paired_drop
 from edgetl.core.progress import Progress
-from edgetl.core.scoring import paired_drop
 from edgetl.core.system.host import available_cores, fingerprint, versions
 from edgetl.data.folder import scan
 from edgetl.data.loading import PixelSet, labels_of, stratified

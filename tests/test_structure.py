@@ -111,7 +111,6 @@ KNOWN = {
     "edgetl.train.loop.losses.Numbers.forward:docstring",
     "edgetl.train.loop.losses.Numbers.judge:docstring",
     "edgetl.train.loop.losses.Numbers.right:docstring",
-    "edgetl.train.loop.resume:fmt-skip",
     "edgetl.train.loop.validation.Watch.__init__:parameters",
     "edgetl.train.loop.validation.Watch.on_train_batch_end:docstring",
     "edgetl.train.loop.validation:fmt-skip",
@@ -126,7 +125,6 @@ KNOWN = {
     "edgetl.train.workflows.learning:fmt-skip",
     "edgetl.train.workflows.prune.prune_run:lines",
     "edgetl.train.workflows.prune:fmt-skip",
-    "edgetl.train.workflows.rank:fmt-skip",
     "edgetl.train.workflows.soup._write:parameters",
     "edgetl.train.workflows.soup:fmt-skip",
     "edgetl.train.workflows:modules",
@@ -146,8 +144,11 @@ def _functions(node: ast.AST, prefix: str, owner: type[ast.AST]) -> Iterator[tup
     for child in ast.iter_child_nodes(node):
         if isinstance(child, Function):
             yield f"{prefix}.{child.name}", child, owner
-        named = isinstance(child, Function | ast.ClassDef)
-        yield from _functions(child, f"{prefix}.{child.name}" if named else prefix, type(child) if named else owner)
+            yield from _functions(child, f"{prefix}.{child.name}", type(child))
+        elif isinstance(child, ast.ClassDef):
+            yield from _functions(child, f"{prefix}.{child.name}", ast.ClassDef)
+        else:
+            yield from _functions(child, prefix, owner)
 
 
 def _parameters(function: Function, owner: type[ast.AST]) -> int:

@@ -15,7 +15,7 @@ from edgetl.core.config import StrictModel
 from edgetl.core.contract import ContractRecord, Outcome
 from edgetl.core.files.text import label_problem
 from edgetl.core.preprocess import InputForm, PreprocessSpec
-from edgetl.core.results import Proportion
+from edgetl.core.results import AccuracyDrop, Proportion
 from edgetl.core.system.load import HostLoad
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 
@@ -100,25 +100,12 @@ class UnlabeledAgreement(StrictModel):
     relative_error: float | None = None
 
 
-class AccuracyDrop(StrictModel):
-    """How much accuracy fell between two models on the same ``n`` images, 0..1, negative where it rose.
-
-    ``low`` and ``high`` are the 95 % interval of the fall, ``bound`` its one-sided 95 % bound from above (Agresti and Min 2005).
-    """
-
-    value: float
-    low: float
-    high: float
-    bound: float
-    n: int
-
-
 class Attempt(StrictModel):
-    """One step of the quantization ladder: what was tried and what it measured on the validation images.
+    """Attempt of the quantization search: its method, and its figures on the validation images.
 
-    ``accuracy`` is the task's figure as in ``Evaluation.score``; ``drop`` is what the gate judged, ``accuracy_drop`` (of classes) the loss of
-    accuracy with its interval, ``unlabeled`` the agreement on unlabeled images if the labeled ones passed, and ``reason`` why
-    the step was not enough. A step that the tools could not make has no figures.
+    ``accuracy`` is the task's figure as in ``Evaluation.score``, ``drop`` the accuracy drop that the gate limits, ``accuracy_drop`` (of
+    classes) its interval, ``unlabeled`` the agreement on unlabeled images if the labeled ones passed, and ``reason`` the reason of a
+    failure. An attempt for which the tools wrote no file has no figures.
     """
 
     method: str
@@ -159,12 +146,12 @@ class Variant(StrictModel):
         output: name of the tensor float32 ``[batch, labels]``: logits, or a regression's number.
         validation: accuracy (or the task's figure, see ``Evaluation.score``) on the validation images, which decided; ``test`` is
             reported and decided nothing.
-        fall: of classes: the accuracy drop on the validation images against the trained model, with its interval.
+        accuracy_drop: of classes: the drop on the validation images against the trained model, with its interval.
         unlabeled: of reduced precision: agreement on unlabeled images.
         median_ms: one image on one thread, on the machine that exported; orders the variants, nothing more.
         load: of that machine during this timing, where it was busy; the timing then orders nothing.
         golden_tolerance: largest allowed difference of a score on the golden images; of a number, relative to ``DecisionRule.spread``.
-        ladder: the quantization steps tried, in order; empty for fp32 and fp16.
+        attempts: of the quantization search, in order; empty for fp32 and fp16.
         sensitivities: of the operations, the costliest first, where they were measured.
     """
 
@@ -280,13 +267,17 @@ class Rejected(StrictModel):
 
 
 class Manifest(StrictModel):
-    """The whole of ``manifest.json``.
+    """Content of ``manifest.json``.
 
-    ``trained`` is the task's figure (``Evaluation.score``) of the trained model at the bundle's input size, ``trained_at_run_size`` at that of
-    the training where it is another. A bundle that was exported under a ``contract`` holds only variants that keep it, the best first, and
-    ``outcomes`` has a row for each attempted variant, input size and thread count. ``sorted_by`` is what variants are sorted by: their time, or
-    where the host was too busy to time them their accuracy. A contract sorts by accuracy first; ``time`` then orders equal ones.
-    ``max_changed``, of classes: how many of the ``trained.n`` validation images a file of reduced precision may lose, on balance.
+    Attributes:
+        max_drop: largest accuracy drop that the accuracy gate allowed, 0..1.
+        max_changed: of classes: number of the ``trained.n`` validation images that a file of reduced precision may lose, on balance.
+        trained: the task's figure (``Evaluation.score``) of the trained model at the bundle's input size.
+        trained_at_run_size: the same at the input size of the training, where it is another one.
+        contract: limits that every variant keeps; the best variant is the first.
+        outcomes: one row for each attempted variant, input size and thread count; empty without a contract.
+        sorted_by: order of the variants: latency, or accuracy where the host was too busy to measure latency. A contract sorts by
+            accuracy first; ``time`` then orders equal ones.
     """
 
     schema_version: Literal[1] = 1

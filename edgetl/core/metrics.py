@@ -1,118 +1,234 @@
-"""From a network's outputs to scores, answers and figures, task by task: NumPy only, so that bench and device answer alike."""
+"""Metrics: accuracy, F1, average precision, regression errors, and their intervals. NumPy only, for export and device alike."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, assert_never
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.results import Evaluation, Prediction
-from edgetl.core.scoring import evaluate_labels, evaluate_predictions, evaluate_values, quadratic_kappa, sigmoid, softmax
+from edgetl.core.decoding import nearest_levels, present_labels, sigmoid
+from edgetl.core.results import AccuracyDrop, ClassScore, Evaluation, MultiLabelFigures, Proportion, RegressionFigures, wilson
 from edgetl.core.tasks import OutputDecoding
 
+RESAMPLES = 200
+_TWO_SIDED, _ONE_SIDED = 1.959964, 1.644854
+# Value of an error that is NaN or infinite, which JSON does not have. The accuracy gate rejects it.
+HOPELESS = 1e9
 
-def scores_of(decoding: OutputDecoding, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores float32 ``[n, labels]``: of classes they sum to 1, of a multi-label model each is 0..1, numbers stay as they are."""
-    match decoding.task:
-        case "classification":
-            return softmax(outputs)
-        case "multi-label":
-            return sigmoid(outputs)
-        case "regression" | "ordinal":
-            return outputs
-        case _:
-            assert_never(decoding.task)
-
-
-def predictions(decoding: OutputDecoding, outputs: NDArray[np.float32]) -> list[Prediction]:
-    """The answers to outputs ``[n, labels]``, one for each image."""
-    scores = scores_of(decoding, outputs)
-    best = scores.argmax(axis=1).tolist()
-    plain = [
-        (decoding.labels[index], float(row[index]), tuple(float(value) for value in row)) for row, index in zip(scores, best, strict=True)
-    ]
-    match decoding.task:
-        case "classification":
-            return [Prediction(*answer) for answer in plain]
-        case "multi-label":
-            named = [
-                tuple(label for label, held in zip(decoding.labels, row, strict=True) if held) for row in held_labels(decoding, scores)
-            ]
-            return [Prediction(*answer, labels=labels) for answer, labels in zip(plain, named, strict=True)]
-        case "regression":
-            return [Prediction(*answer, value=answer[1]) for answer in plain]
-        case "ordinal":
-            grades = nearest_levels(decoding, outputs[:, 0])
-            return [Prediction(*answer, value=float(grade)) for answer, grade in zip(plain, grades, strict=True)]
-        case _:
-            assert_never(decoding.task)
-
-
-def describe(decoding: OutputDecoding, answer: Prediction) -> dict[str, object]:
-    """An answer as JSON shows it: the class and its score, the labels that are held, or the number; and every score."""
-    said: dict[str, object] = {"label": answer.label, "score": answer.score}
-    if decoding.task == "multi-label":
-        said = {"labels": list(answer.labels)}
-    elif answer.value is not None:
-        said = {"value": answer.value}
-    return {**said, "scores": dict(zip(decoding.labels, answer.scores, strict=True))}
-
-
-def held_labels(decoding: OutputDecoding, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Bool ``[n, labels]``: where a score reaches its label's threshold."""
-    held: NDArray[np.bool_] = scores >= np.array(decoding.decision_rule.thresholds, np.float32)
-    return held
-
-
-def nearest_levels(decoding: OutputDecoding, values: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """The grades int64 ``[n]`` nearest to ``values`` ``[n]``; half way goes up, and what is no number to the lowest."""
-    least, most = decoding.decision_rule.ordinal_levels or (0, 0)
-    return np.floor(np.clip(np.nan_to_num(values.astype(np.float64), nan=least), least, most) + 0.5).astype(np.int64)
+_Ranked: TypeAlias = tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]
 
 
 def evaluate(decoding: OutputDecoding, truth: NDArray[Any], outputs: NDArray[np.float32]) -> Evaluation:
-    """The figures of ``outputs`` ``[n, labels]``.
+    """Metrics of a network's ``outputs`` ``[n, labels]``.
 
     Args:
-        reading: what was asked, and how the outputs are read.
-        truth: class indices int64 ``[n]``, or float64 ``[n, labels]``: 0 or 1 for each label, or the number.
-        outputs: the network's.
+        decoding: task, labels and decision rule.
+        truth: class indices int64 ``[n]``; or float64 ``[n, labels]``: 0 or 1 for each label, or the number.
+        outputs: of the network.
     """
-    decision_rule = decoding.decision_rule
+    rule = decoding.decision_rule
     match decoding.task:
         case "classification":
             return evaluate_predictions(truth, outputs.argmax(axis=1), decoding.labels)
         case "multi-label":
             scores = sigmoid(outputs)
-            return evaluate_labels(truth > 0, scores, held_labels(decoding, scores), decoding.labels, decision_rule.thresholds)
+            return evaluate_labels(truth > 0, scores, present_labels(decoding, scores), decoding.labels, rule.thresholds)
         case "regression":
-            return evaluate_values(truth[:, 0], outputs[:, 0], decision_rule.tolerance)
+            return evaluate_values(truth[:, 0], outputs[:, 0], rule.tolerance)
         case "ordinal":
-            grades, names, least = (
-                nearest_levels(decoding, outputs[:, 0]),
-                decoding.level_names,
-                (decision_rule.ordinal_levels or (0, 0))[0],
-            )
-            known = np.clip(np.rint(truth[:, 0]), least, least + len(names) - 1).astype(np.int64)
-            result = evaluate_predictions(known - least, grades - least, names)
-            figures = evaluate_values(truth[:, 0], outputs[:, 0], decision_rule.tolerance).regression
-            assert figures is not None
-            kappa = quadratic_kappa(np.array(result.confusion))
-            return result.model_copy(update={"regression": figures.model_copy(update={"kappa": kappa})})
+            return _evaluate_levels(decoding, truth[:, 0], outputs[:, 0])
         case _:
             assert_never(decoding.task)
 
 
-def describe_truth(decoding: OutputDecoding, label: int, targets: Sequence[float]) -> str:
-    """A labelled image's truth for people: its class, its labels joined by a comma, or its number."""
-    match decoding.task:
-        case "classification":
-            return decoding.labels[label]
-        case "multi-label":
-            return ", ".join(name for name, value in zip(decoding.labels, targets, strict=True) if value > 0) or "none"
-        case "regression" | "ordinal":
-            return f"{targets[0]:.15g}"
-        case _:
-            assert_never(decoding.task)
+def _evaluate_levels(decoding: OutputDecoding, truth: NDArray[np.float64], values: NDArray[np.float32]) -> Evaluation:
+    names, lowest = decoding.level_names, (decoding.decision_rule.ordinal_levels or (0, 0))[0]
+    known = np.clip(np.rint(truth), lowest, lowest + len(names) - 1).astype(np.int64) - lowest
+    result = evaluate_predictions(known, nearest_levels(decoding, values) - lowest, names)
+    figures = evaluate_values(truth, values, decoding.decision_rule.tolerance).regression
+    assert figures is not None
+    kappa = quadratic_kappa(np.array(result.confusion))
+    return result.model_copy(update={"regression": figures.model_copy(update={"kappa": kappa})})
+
+
+def evaluate_predictions(truth: NDArray[np.int64], predicted: NDArray[np.int64], labels: Sequence[str]) -> Evaluation:
+    """Accuracy, macro F1, per-class figures and the confusion matrix of ``predicted`` class indices against ``truth``, both ``[n]``."""
+    size = len(labels)
+    matrix = np.zeros((size, size), np.int64)
+    np.add.at(matrix, (truth, predicted), 1)
+    right = matrix.diagonal()
+    classes = tuple(
+        _class_score(label, int(right[index]), int(matrix[index].sum()), int(matrix[:, index].sum())) for index, label in enumerate(labels)
+    )
+    return Evaluation(
+        accuracy=wilson(int(right.sum()), len(truth)),
+        macro_f1=_macro_f1(classes),
+        classes=classes,
+        confusion=tuple(tuple(int(count) for count in row) for row in matrix),
+    )
+
+
+def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> AccuracyDrop:
+    """The accuracy drop from one model to another on the same images, with its 95 % interval and its one-sided 95 % bound.
+
+    Agresti and Min 2005 (doi:10.1002/sim.1781): half an image is added to each cell of the table of both models' hits, so that the
+    interval is not empty where no prediction changed.
+
+    Args:
+        before: bool ``[n]``, where the first model is right.
+        after: bool ``[n]``, where the second is.
+    """
+    n = len(before)
+    lost, gained = int((before & ~after).sum()), int((~before & after).sum())
+    more, b, c = n + 2.0, lost + 0.5, gained + 0.5
+    centre = (b - c) / more
+    spread = math.sqrt(max(0.0, b + c - (b - c) ** 2 / more)) / more
+    value = (lost - gained) / n if n else 0.0
+    return AccuracyDrop(
+        value=value, low=centre - _TWO_SIDED * spread, high=centre + _TWO_SIDED * spread, bound=centre + _ONE_SIDED * spread, n=n
+    )
+
+
+def evaluate_labels(
+    truth: NDArray[np.bool_],
+    scores: NDArray[np.float32],
+    present: NDArray[np.bool_],
+    labels: Sequence[str],
+    thresholds: Sequence[float],
+) -> Evaluation:
+    """Figures of a multi-label model: precision, recall, F1 and average precision of each label, mAP, and wholly right images.
+
+    Args:
+        truth: bool ``[n, labels]``, which labels an image has.
+        scores: float32 ``[n, labels]``, 0..1.
+        present: bool ``[n, labels]``, the predicted labels.
+        labels: names of the labels.
+        thresholds: that ``present`` comes from, for the record.
+    """
+    # NaN ranks last, tied.
+    ranked = np.nan_to_num(scores.astype(np.float64), nan=-1.0)
+    classes = tuple(
+        _class_score(label, int((truth[:, index] & present[:, index]).sum()), int(truth[:, index].sum()), int(present[:, index].sum()))
+        for index, label in enumerate(labels)
+    )
+    ranks = [_rank(truth[:, index], ranked[:, index]) for index in range(len(labels))]
+    precisions = [_precision(item, np.ones(len(truth), np.int64)) for item in ranks]
+    figures = MultiLabelFigures(
+        mean_average_precision=_with_interval(lambda weights: _mean_precision(ranks, weights), len(truth)),
+        label_accuracy=float((truth == present).mean()) if truth.size else 0.0,
+        average_precision=tuple(None if np.isnan(value) else value for value in precisions),
+        thresholds=tuple(thresholds),
+    )
+    return Evaluation(
+        accuracy=wilson(int((truth == present).all(axis=1).sum()), len(truth)),
+        macro_f1=_macro_f1(classes),
+        classes=classes,
+        confusion=(),
+        multi_label=figures,
+    )
+
+
+def evaluate_values(truth: NDArray[np.floating[Any]], values: NDArray[np.floating[Any]], tolerance: float) -> Evaluation:
+    """Figures of numbers ``[n]``: MAE, RMSE, R², and the share within ``tolerance``, all in the numbers' unit."""
+    errors = values.astype(np.float64) - truth
+    distance = np.abs(errors)
+    figures = RegressionFigures(
+        mae=_finite(distance),
+        rmse=_finite(errors**2) ** 0.5,
+        r2=_with_interval(lambda weights: _explained(truth.astype(np.float64), errors, weights), len(errors)),
+        tolerance=tolerance,
+    )
+    within = int((distance <= tolerance).sum())
+    return Evaluation(accuracy=wilson(within, len(errors)), macro_f1=0.0, classes=(), confusion=(), regression=figures)
+
+
+def average_precision(truth: NDArray[np.bool_], scores: NDArray[np.floating[Any]]) -> float:
+    """Mean precision at the images that have the label, the best-scored first: ``sum((R_k - R_k-1) P_k)`` over distinct scores.
+
+    Without interpolation, as scikit-learn's ``average_precision_score``.
+
+    Args:
+        truth: bool ``[n]``.
+        scores: ``[n]``, without NaN.
+
+    Returns:
+        0..1, or NaN where no image has the label.
+    """
+    return _precision(_rank(truth, scores), np.ones(len(truth), np.int64))
+
+
+def _rank(truth: NDArray[np.bool_], scores: NDArray[np.floating[Any]]) -> _Ranked:
+    """Images from the best score down: their indices, whether each has the label, and whether the next one has another score."""
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    return order, truth[order], np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)]
+
+
+def _precision(ranked: _Ranked, weights: NDArray[np.int64]) -> float:
+    """Average precision of ranked images of which each stands there ``weights`` times; NaN where none has the label."""
+    order, truth, last = ranked
+    each = weights[order]
+    hits, seen = np.cumsum(each * truth)[last], np.cumsum(each)[last]  # equal scores cannot be told apart: they come together
+    if not len(hits) or hits[-1] == 0:
+        return float("nan")
+    gained = np.diff(hits, prepend=0)
+    return float((gained * hits / np.maximum(seen, 1)).sum() / hits[-1])
+
+
+def _mean_precision(ranked: Sequence[_Ranked], weights: NDArray[np.int64]) -> float:
+    """Mean over the labels that an image has; NaN if none does."""
+    found = [value for item in ranked if not np.isnan(value := _precision(item, weights))]
+    return float(np.mean(found)) if found else float("nan")
+
+
+def quadratic_kappa(confusion: NDArray[np.integer[Any]]) -> float:
+    """Quadratic-weighted kappa of a confusion matrix: 1 is agreement, 0 what chance gives (Cohen 1968, doi:10.1037/h0026256)."""
+    levels = np.arange(len(confusion))
+    cost = (levels[:, None] - levels[None]) ** 2
+    total = max(int(confusion.sum()), 1)
+    by_chance = float((cost * np.outer(confusion.sum(axis=1), confusion.sum(axis=0))).sum()) / total
+    return 1.0 - float((cost * confusion).sum()) / by_chance if by_chance else 1.0
+
+
+def _explained(truth: NDArray[np.float64], errors: NDArray[np.float64], weights: NDArray[np.int64]) -> float:
+    """R² of images of which each stands there ``weights`` times."""
+    spread = float((weights * (truth - np.average(truth, weights=weights)) ** 2).sum())
+    wrong = float((weights * errors**2).sum())
+    return 1.0 - wrong / spread if spread else (0.0 if wrong else 1.0)
+
+
+def _with_interval(figure: Callable[[NDArray[np.int64]], float], n: int) -> Proportion:
+    """A figure of ``n`` images with its percentile bootstrap interval (Efron 1979, doi:10.1214/aos/1176344552).
+
+    ``figure`` takes how often each image was drawn; the draws have a fixed seed.
+    """
+    if n == 0:
+        return Proportion(value=0.0, n=0, low=0.0, high=1.0)
+    rng = np.random.default_rng(0)
+    value = float(np.nan_to_num(figure(np.ones(n, np.int64)), neginf=-HOPELESS))
+    drawn = [figure(rng.multinomial(n, np.full(n, 1 / n))) for _ in range(RESAMPLES)]
+    known = [item for item in drawn if np.isfinite(item)]
+    low, high = np.percentile(known, [2.5, 97.5]) if known else (min(0.0, value), 1.0)
+    return Proportion(value=value, n=n, low=float(low), high=float(high))
+
+
+def _finite(values: NDArray[np.float64]) -> float:
+    """The mean, or ``HOPELESS`` where a value is NaN or infinite."""
+    mean = float(values.mean()) if len(values) else 0.0
+    return mean if np.isfinite(mean) else HOPELESS
+
+
+def _macro_f1(classes: Sequence[ClassScore]) -> float:
+    present = [score.f1 for score in classes if score.n]
+    return float(np.mean(present)) if present else 0.0
+
+
+def _class_score(label: str, right: int, n: int, predicted: int) -> ClassScore:
+    """Metrics of one class from its counts: true positives, images of the class, and images predicted as it."""
+    precision = right / predicted if predicted else 0.0
+    recall = right / n if n else 0.0
+    f1 = 2 * right / (n + predicted) if n + predicted else 0.0
+    return ClassScore(label=label, n=n, precision=precision, recall=recall, f1=f1)

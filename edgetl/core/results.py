@@ -37,6 +37,19 @@ class Proportion(StrictModel):
     high: float
 
 
+class AccuracyDrop(StrictModel):
+    """Accuracy drop between two models on the same ``n`` images, 0..1; negative where the accuracy rose.
+
+    ``low`` and ``high`` are the 95 % interval, ``bound`` the upper one-sided 95 % bound (Agresti and Min 2005, paired).
+    """
+
+    value: float
+    low: float
+    high: float
+    bound: float
+    n: int
+
+
 class ClassScore(StrictModel):
     """One class's figures; precision and recall are 0 where they are not defined."""
 
@@ -126,15 +139,15 @@ class Evaluation(StrictModel):
 class ClassForgetting(StrictModel):
     """Forgetting of one class of the previous task: ``n`` test images, and the accuracy before and after.
 
-    ``low`` and ``high`` are the 95 % interval of the drop (Agresti and Min 2005, paired); older runs have none.
+    ``low`` and ``high`` are the 95 % interval of the drop (Agresti and Min 2005, paired).
     """
 
     label: str
     n: int
     before: float
     after: float
-    low: float | None = None
-    high: float | None = None
+    low: float
+    high: float
 
 
 class Forgetting(StrictModel):
@@ -145,7 +158,7 @@ class Forgetting(StrictModel):
             ``old column`` where the parent stands in the new network as a whole.
         before, after: accuracy of the parent, and of the new network.
         drop: their difference; negative where the previous task gained.
-        low, high: the 95 % interval of ``drop``, paired; older runs have none.
+        low, high: the 95 % interval of ``drop``, paired.
     """
 
     parent: str
@@ -154,13 +167,13 @@ class Forgetting(StrictModel):
     before: float
     after: float
     drop: float
-    low: float | None = None
-    high: float | None = None
+    low: float
+    high: float
     classes: tuple[ClassForgetting, ...]
 
     def most_forgotten(self) -> tuple[ClassForgetting, ...]:
         """Classes whose drop is larger than chance explains (its interval lies above 0), the largest first."""
-        sure = [item for item in self.classes if item.low is not None and item.low > 0]
+        sure = [item for item in self.classes if item.low > 0]
         return tuple(sorted(sure, key=lambda item: item.after - item.before))
 
 

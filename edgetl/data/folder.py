@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgetl.core.decoding import describe_truth
 from edgetl.core.files.text import label_problem, printable
 from edgetl.core.images.intensity import Levels
-from edgetl.core.metrics import describe_truth
 from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import OutputDecoding, Task
 from edgetl.data.content.integrity import check_images

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.core.decoding import softmax
 from edgetl.core.manifest import UnlabeledAgreement
 from edgetl.core.preprocess import PreprocessSpec
-from edgetl.core.scoring import softmax
 from edgetl.core.tasks import OutputDecoding
 from edgetl.data.content.integrity import check_images
 from edgetl.data.folder import Sample, check_folder
@@ -98,7 +98,7 @@ def compare_unlabeled(
         trained: of the trained model.
         exported: of the exported file.
         same: bool, where the predictions are equal: for each image, or each decision on a label.
-        reading: of the outputs; distances to the margin are measured for classes.
+        decoding: of the outputs; distances to the margin are measured for classes.
     """
     top1 = float(same.mean())
     if decoding.task != "classification":

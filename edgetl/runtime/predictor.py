@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgetl.core.bundle import Bundle, open_bundle
+from edgetl.core.decoding import decode
 from edgetl.core.images.decode import ImageInput, load_image
 from edgetl.core.manifest import Variant
-from edgetl.core.metrics import predictions
 from edgetl.core.preprocess import Batch, InputForm, PreprocessSpec, to_batch
 from edgetl.core.results import Prediction
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
@@ -119,7 +119,7 @@ class Predictor:
         return to_batch(images, self.spec, self.input_form)
 
     def _answers(self, batch: Batch) -> list[Prediction]:
-        return predictions(self.decoding, self.logits(batch))
+        return decode(self.decoding, self.logits(batch))
 
 
 def _is_one(images: ImageInput | Iterable[ImageInput]) -> bool:

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from edgetl.core.metrics import describe, predictions
+from edgetl.core.decoding import decode, prediction_json
 from edgetl.errors import RequestError
 from edgetl.serve.connections.refusal import BUSY, RETRY_AFTER_S
 from edgetl.serve.metrics import Meters, resident_bytes
@@ -167,8 +167,8 @@ class Server:
         name = request.query_params.get("model") or self._service.team.models.names[0]
         found = await self._answer(request, "predict", name, request.query_params.get("version"))
         decoding = found.model.decoding
-        (prediction,) = predictions(decoding, found.logits)
-        answer = {"model": found.model.name, "version": found.model.version, **describe(decoding, prediction)}
+        (prediction,) = decode(decoding, found.logits)
+        answer = {"model": found.model.name, "version": found.model.version, **prediction_json(decoding, prediction)}
         return JSONResponse(answer, headers=found.headers)
 
     async def _answer(self, request: Request, endpoint: str, name: str, version: str | None) -> _Outcome:

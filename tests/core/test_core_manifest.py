@@ -107,11 +107,6 @@ def test_a_manifest_is_written_and_read_back_unchanged() -> None:
     assert parse_json(manifest.model_dump_json().encode(), Manifest, BundleError, name="manifest.json") == manifest
 
 
-def test_a_manifest_of_classes_is_written_as_before_other_tasks_existed() -> None:
-    written = json.loads(read(document()).model_dump_json())
-    assert written["task"] == "classification" and "decision_rule" not in written
-
-
 def test_several_labels_need_a_threshold_each_and_one_label_is_enough() -> None:
     value = changed("labels", ["rust"])
     value |= {"task": "multi-label", "decision_rule": {"thresholds": [0.4]}}

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from edgetl.cli.tables import agreement_lines, certainty_lines
 from edgetl.core.bundle import Bundle
-from edgetl.core.manifest import Manifest, UnlabeledAgreement
+from edgetl.core.decoding import softmax
+from edgetl.core.manifest import UnlabeledAgreement
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import images_that_may_change, wilson
-from edgetl.core.scoring import softmax
 from edgetl.core.tasks import OutputDecoding
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import PixelSet, batches
@@ -156,15 +156,3 @@ def test_too_few_validation_images_are_reported_with_the_limit_that_they_cannot_
     assert line.startswith("0 of 85 validation images may change (--max-drop 0.01). One image is 0.0118: 85 cannot resolve that limit")
     many = bundle.manifest.model_copy(update={"trained": wilson(480, 500), "max_drop": 0.01, "max_changed": 5})
     assert certainty_lines(many)[0] == "5 of 500 validation images may change (--max-drop 0.01)."
-
-
-def test_manifests_from_before_are_read_and_written_unchanged(bundle: Bundle) -> None:
-    variants = tuple(
-        item.model_copy(
-            update={"unlabeled": None, "load": None, "attempts": tuple(r.model_copy(update={"unlabeled": None}) for r in item.attempts)}
-        )
-        for item in bundle.manifest.variants
-    )
-    text = bundle.manifest.model_copy(update={"variants": variants, "sorted_by": "time", "max_changed": None}).model_dump_json()
-    assert not any(f'"{name}"' in text for name in ("unlabeled", "load", "outcomes", "sorted_by", "by", "max_changed"))
-    assert Manifest.model_validate_json(text, strict=True).variants == variants

@@ -187,8 +187,6 @@ def test_a_class_counts_as_forgotten_where_its_interval_lies_above_0() -> None:
     )
     found = Forgetting(parent="p", through="own", images=121, before=1, after=0.5, drop=0.5, low=0.4, high=0.6, classes=classes)
     assert [item.label for item in found.most_forgotten()] == ["surer", "sure"]
-    old = ClassForgetting(label="old", n=9, before=1.0, after=0.0)
-    assert found.model_copy(update={"classes": (old,)}).most_forgotten() == (), "a figure without an interval supports nothing"
 
 
 def test_a_run_is_shown_with_the_images_that_are_left_out(child: Run, capsys: pytest.CaptureFixture[str]) -> None:

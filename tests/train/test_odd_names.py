@@ -85,13 +85,6 @@ def test_evaluate_shows_and_returns_what_the_scan_left_out(odd: Path, odd_run: R
 # --- records -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_records_without_raw_names_and_notes_keep_their_bytes(odd_run: Run) -> None:
-    entry = SplitEntry(path="a/b.png", label=0, content="0" * 64, part="train")
-    assert "raw" not in entry.model_dump_json()
-    old = odd_run.record.model_copy(update={"notes": ()}).model_dump_json()
-    assert '"notes"' not in old and '"include"' not in old and '"exclude"' not in old
-
-
 @pytest.mark.parametrize("raw", ["..%2Fetc%2Fpasswd", "a%2Fb%00.png", "a%2Fc.png"])
 def test_the_bytes_of_a_name_must_be_those_of_its_path(raw: str) -> None:
     with pytest.raises(ValidationError, match="are those of another path"):

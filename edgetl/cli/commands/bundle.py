@@ -12,10 +12,10 @@ from rich.table import Table
 from edgetl.cli.session import JsonOption, LabelsOption, ThreadsOption, VerboseOption, err, out, print_json, working
 from edgetl.cli.tables import busy_lines, figures_line, ladder_lines, outcomes_table, variants_table
 from edgetl.core.bundle import RUN_RECORD_NAME, open_bundle
+from edgetl.core.decoding import prediction_json
 from edgetl.core.files.text import printable
 from edgetl.core.images.intensity import FULL_RANGE
 from edgetl.core.manifest import Manifest, describe_parent
-from edgetl.core.metrics import describe
 from edgetl.data.listing import find_images
 from edgetl.errors import ImageError
 from edgetl.runtime.predictor import Predictor, load
@@ -210,7 +210,7 @@ def _predict(predictor: Predictor, path: Path) -> dict[str, object]:
         answer = predictor.predict(path)
     except ImageError as error:
         return {"image": str(path), "error": str(error)}
-    return {"image": str(path), **describe(predictor.decoding, answer)}
+    return {"image": str(path), **prediction_json(predictor.decoding, answer)}
 
 
 def _show_prediction(row: dict[str, object], top: int) -> None:

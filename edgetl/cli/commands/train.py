@@ -257,10 +257,9 @@ def show_run(run: Run) -> None:
 
 def _show_forgetting(old: Forgetting, backbone: str) -> None:
     """Print the accuracy drop of the parent's task, and the classes whose drop is larger than chance explains."""
-    interval = "" if old.low is None else f", drop {old.drop:.4f} ({old.low:.4f} to {old.high:.4f})"
     out.print(
-        f"the task of {escape(old.parent)} ({old.through}): accuracy {old.before:.4f} before, {old.after:.4f} after{interval}, "
-        f"n = {old.images} unseen images",
+        f"the task of {escape(old.parent)} ({old.through}): accuracy {old.before:.4f} before, {old.after:.4f} after, "
+        f"drop {old.drop:.4f} ({old.low:.4f} to {old.high:.4f}), n = {old.images} unseen images",
         soft_wrap=True,
     )
     if worst := old.most_forgotten()[:3]:

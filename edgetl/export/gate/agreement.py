@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgetl.core.manifest import AccuracyDrop, Agreement, UnlabeledAgreement
-from edgetl.core.metrics import evaluate, held_labels, nearest_levels
+from edgetl.core.decoding import nearest_levels, present_labels, sigmoid, softmax
+from edgetl.core.manifest import Agreement, UnlabeledAgreement
+from edgetl.core.metrics import evaluate, paired_drop
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
-from edgetl.core.results import Evaluation, Proportion, images_that_may_change
-from edgetl.core.scoring import paired_drop, sigmoid, softmax
+from edgetl.core.results import AccuracyDrop, Evaluation, Proportion, images_that_may_change
 from edgetl.core.tasks import SCORE_NAMES, OutputDecoding
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, truth_of
@@ -72,7 +72,7 @@ class GateSet:
 class Verdict:
     """Gate result of one file: the task's figure, and the reason of a failure; an empty ``reason`` is a pass.
 
-    ``accuracy_drop`` is the loss of accuracy with its interval, where classes are answered; ``unlabeled`` the agreement on unlabeled images,
+    ``accuracy_drop`` (of classes) is the drop with its interval, ``unlabeled`` the agreement on unlabeled images,
     where the labeled ones passed a file of reduced precision.
     """
 
@@ -142,7 +142,7 @@ def _same_answers(
             # A score of 0.6 where the threshold is a half; as far in log-odds from every other threshold.
             limits = np.clip(np.array(decoding.decision_rule.thresholds), 1e-7, 1 - 1e-7)
             distance = np.abs(trained - np.log(limits / (1 - limits)))
-            same = held_labels(decoding, sigmoid(trained)) == held_labels(decoding, sigmoid(exported))
+            same = present_labels(decoding, sigmoid(trained)) == present_labels(decoding, sigmoid(exported))
             return same, distance >= math.log(CONFIDENT_SCORE / (1 - CONFIDENT_SCORE))
         case "regression":
             return np.abs(trained - exported)[:, 0] <= decoding.decision_rule.tolerance, np.ones(len(trained), np.bool_)

@@ -22,7 +22,7 @@ def draw_answers(
     """Write a picture of the answers on the ``name`` images into ``folder``.
 
     ``confusion.png`` for classes and grades, ``labels.png`` (precision over recall) for labels, ``values.png`` (answers over truth) for
-    numbers; ``truth`` and ``outputs`` as in ``edgetl.core.metrics.evaluate``.
+    numbers; ``truth`` and ``outputs`` as in ``edgetl.core.decoding.evaluate``.
     """
     score = evaluation.score
     title = f"{name}: {SCORE_NAMES[decoding.task]} {score.value:.3f} ({score.low:.3f} to {score.high:.3f}), n = {score.n}"

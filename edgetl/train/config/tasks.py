@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgetl.core.decoding import sigmoid
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
-from edgetl.core.scoring import sigmoid
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.groups import group_by_path

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgetl.core.bundle import RUN_RECORD_NAME, hash_prefix
+from edgetl.core.metrics import paired_drop
 from edgetl.core.results import ClassForgetting, Forgetting
-from edgetl.core.scoring import paired_drop
 from edgetl.data.folder import Part, Sample
 from edgetl.data.loading import labels_of
 from edgetl.errors import DataError

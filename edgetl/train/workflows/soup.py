@@ -19,11 +19,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.manifest import Parent
+from edgetl.core.metrics import evaluate_predictions
 from edgetl.core.output.folders import new_folder
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
-from edgetl.core.scoring import evaluate_predictions
 from edgetl.core.system.host import fingerprint, versions
 from edgetl.data.folder import Sample
 from edgetl.data.loading import batches, labels_of, stratified

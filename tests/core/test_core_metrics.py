@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
+from edgetl.core.decoding import softmax
+from edgetl.core.metrics import evaluate_predictions
 from edgetl.core.results import wilson
-from edgetl.core.scoring import evaluate_predictions, softmax
 
 
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=8))

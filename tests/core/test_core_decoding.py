@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, average_precision_score, cohen_kappa_score, f1_score, mean_absolute_error, r2_score
 
-from edgetl.core.metrics import describe_truth, evaluate, predictions, scores_of
+from edgetl.core.decoding import decode, describe_truth, scores_of, sigmoid
+from edgetl.core.metrics import HOPELESS, average_precision, evaluate, quadratic_kappa
 from edgetl.core.results import Evaluation
-from edgetl.core.scoring import HOPELESS, average_precision, quadratic_kappa, sigmoid
 from edgetl.core.tasks import DecisionRule, OutputDecoding
 
 LABELS = OutputDecoding("multi-label", ("a", "b", "c"), DecisionRule(thresholds=(0.5, 0.3, 0.9)))
@@ -99,15 +97,15 @@ def test_kappa_of_one_grade_alone_is_agreement() -> None:
 
 def test_labels_hold_from_their_own_threshold_on_and_there_may_be_none() -> None:
     logits = np.array([[1.0, -0.5, 2.0], [-3.0, -3.0, -3.0]], np.float32)
-    some, none = predictions(LABELS, logits)
+    some, none = decode(LABELS, logits)
     assert some.labels == ("a", "b") and some.label == "c" and some.score == pytest.approx(0.881, abs=1e-3)
     assert none.labels == () and none.scores == tuple(sigmoid(logits)[1].tolist())
 
 
 def test_a_number_is_answered_as_it_is_and_a_grade_as_the_nearest() -> None:
-    (number,) = predictions(NUMBER, np.array([[12.34]], np.float32))
+    (number,) = decode(NUMBER, np.array([[12.34]], np.float32))
     assert number.label == "mm" and number.value == number.score == number.scores[0] == pytest.approx(12.34)
-    values = [answer.value for answer in predictions(GRADE, np.array([[0.2], [2.5], [3.49], [9.0], [np.nan]], np.float32))]
+    values = [answer.value for answer in decode(GRADE, np.array([[0.2], [2.5], [3.49], [9.0], [np.nan]], np.float32))]
     assert values == [1.0, 3.0, 3.0, 5.0, 1.0]
 
 
@@ -137,10 +135,3 @@ def test_the_truth_is_told_for_people() -> None:
 )
 def test_what_cannot_be_read_is_said(decoding: OutputDecoding, outputs: int, problem: str) -> None:
     assert problem in (decoding.decision_rule.problem(decoding.task, outputs) or "")
-
-
-def test_figures_of_classes_are_written_as_before_other_tasks_existed() -> None:
-    written = json.loads(
-        evaluate(OutputDecoding(labels=("a", "b")), np.array([0, 1]), np.array([[1, 0], [0, 1]], np.float32)).model_dump_json()
-    )
-    assert set(written) == {"accuracy", "macro_f1", "classes", "confusion"}

@@ -1,0 +1,96 @@
+"""Output decoding: scores and predictions from a network's outputs, for each task. NumPy only, for export and device alike."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.core.results import Prediction
+from edgetl.core.tasks import OutputDecoding
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores that sum to 1 along the last axis, from logits ``[…, classes]``."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    result: NDArray[np.float32] = shifted / shifted.sum(axis=-1, keepdims=True)
+    return result
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores 0..1 of each logit alone, in the shape and type of ``logits``."""
+    small = np.exp(-np.abs(logits))
+    result: NDArray[np.float32] = np.where(logits >= 0, 1 / (1 + small), small / (1 + small)).astype(logits.dtype)
+    return result
+
+
+def scores_of(decoding: OutputDecoding, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores float32 ``[n, labels]``: of classes they sum to 1, of a multi-label model each is 0..1, numbers stay as they are."""
+    match decoding.task:
+        case "classification":
+            return softmax(outputs)
+        case "multi-label":
+            return sigmoid(outputs)
+        case "regression" | "ordinal":
+            return outputs
+        case _:
+            assert_never(decoding.task)
+
+
+def decode(decoding: OutputDecoding, outputs: NDArray[np.float32]) -> list[Prediction]:
+    """Predictions of outputs ``[n, labels]``, one for each image."""
+    scores = scores_of(decoding, outputs)
+    best = scores.argmax(axis=1)
+    plain = [Prediction(decoding.labels[index], float(row[index]), tuple(row.tolist())) for row, index in zip(scores, best, strict=True)]
+    match decoding.task:
+        case "classification":
+            return plain
+        case "multi-label":
+            present = [tuple(itertools.compress(decoding.labels, row)) for row in present_labels(decoding, scores)]
+            return [replace(item, labels=labels) for item, labels in zip(plain, present, strict=True)]
+        case "regression":
+            return [replace(item, value=item.score) for item in plain]
+        case "ordinal":
+            levels = nearest_levels(decoding, outputs[:, 0])
+            return [replace(item, value=float(level)) for item, level in zip(plain, levels, strict=True)]
+        case _:
+            assert_never(decoding.task)
+
+
+def prediction_json(decoding: OutputDecoding, prediction: Prediction) -> dict[str, object]:
+    """A prediction as JSON: the class and its score, the labels that are present, or the number; and every score."""
+    first: dict[str, object] = {"label": prediction.label, "score": prediction.score}
+    if decoding.task == "multi-label":
+        first = {"labels": list(prediction.labels)}
+    elif prediction.value is not None:
+        first = {"value": prediction.value}
+    return {**first, "scores": dict(zip(decoding.labels, prediction.scores, strict=True))}
+
+
+def present_labels(decoding: OutputDecoding, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Bool ``[n, labels]``: where a score reaches its label's threshold."""
+    present: NDArray[np.bool_] = scores >= np.array(decoding.decision_rule.thresholds, np.float32)
+    return present
+
+
+def nearest_levels(decoding: OutputDecoding, values: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """The ordinal levels int64 ``[n]`` nearest to ``values`` ``[n]``. Half way rounds up; NaN becomes the lowest level."""
+    low, high = decoding.decision_rule.ordinal_levels or (0, 0)
+    return np.floor(np.clip(np.nan_to_num(values.astype(np.float64), nan=low), low, high) + 0.5).astype(np.int64)
+
+
+def describe_truth(decoding: OutputDecoding, label: int, targets: Sequence[float]) -> str:
+    """The truth of a labelled image as text: its class, its labels joined by a comma, or its number."""
+    match decoding.task:
+        case "classification":
+            return decoding.labels[label]
+        case "multi-label":
+            return ", ".join(name for name, value in zip(decoding.labels, targets, strict=True) if value > 0) or "none"
+        case "regression" | "ordinal":
+            return f"{targets[0]:.15g}"
+        case _:
+            assert_never(decoding.task)
