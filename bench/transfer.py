@@ -29,9 +29,9 @@ from edgetl.train.config.options import DEFAULT_BACKBONE, TrainConfig
 from edgetl.train.config.plan import make_plan
 from edgetl.train.heads.linear import fit_head
 from edgetl.train.inputs.activation_cache import Workplace
-from edgetl.train.inputs.features import FeatureExtractor
+from edgetl.train.inputs.features import FrozenFeatures
 from edgetl.train.loop.loop import tune
-from edgetl.train.networks.backbone import Backbone, make_trunk
+from edgetl.train.networks.backbone import Backbone, feature_extractor
 
 SETS = {"trashnet": "trashnet", "sign-digits": "sign-digits", "pacs/photo": "pacs/photo"}
 SEEDS = range(5)
@@ -135,7 +135,7 @@ def _few(folder: ImageFolder, config: TrainConfig, seeds: int, *, pretrained: bo
 
 
 def _features(backbone: Backbone, samples: Sequence[Sample]) -> NDArray[np.float32]:
-    extract = FeatureExtractor(make_trunk(backbone.model, backbone.head_name), backbone.spec, images=len(samples))
+    extract = FrozenFeatures(feature_extractor(backbone.model, backbone.head_name), backbone.spec, images=len(samples))
     return extract(samples)
 
 

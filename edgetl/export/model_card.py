@@ -82,7 +82,7 @@ def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion) -> l
         f"{spec.interpolation}, {spec.resize} resize{_other_size(record, spec)}",
         *(
             [f"- Intensity: {spec.intensity.describe()}; {wide} training images have more than 8 bits"]
-            if (wide := record.wide_images)
+            if (wide := record.high_bit_images)
             else []
         ),
         f"- Trained model on the validation images: {_figure(trained, record)}",

@@ -1,1 +1,1 @@
-"""pretrain"""
+"""Pretraining of the embedded backbone: recipe, images, compression, distillation."""

@@ -18,12 +18,12 @@ from edgetl.errors import BackboneError
 from edgetl.pretrain.compression import Coordinates, stage_maps
 from edgetl.pretrain.images import Views
 from edgetl.pretrain.recipe import Recipe
-from edgetl.train.artifacts.sources.load import saved_network
+from edgetl.train.artifacts.sources.load import build_saved
 from edgetl.train.config.weights_dir import LOCAL_DIR, local_dir_weights, sha256_of
 from edgetl.train.inputs.dataset import draw_seed
 from edgetl.train.inputs.features import choose_engine
 from edgetl.train.loop.fitting import scheduled
-from edgetl.train.networks.backbone import find_head, make_trunk
+from edgetl.train.networks.backbone import feature_extractor, find_head
 
 WARM_UP_SHARE = 0.05
 # Steps whose batches give the mean and the principal components of the teacher's features.
@@ -74,7 +74,7 @@ def load_teacher(name: str, weights: Path | None, *, pads_as_torch: bool) -> Tea
     if folder is None or not (folder / "config.json").is_file():
         raise BackboneError(f"the recipe's teacher {name} is not below {weights or 'any folder'}; say where it is with --weights-dir.")
     changes = {"pad_type": ""} if pads_as_torch else {}
-    model, saved = saved_network(f"{LOCAL_DIR}{folder}", pretrained=True, classes=None, **changes)
+    model, saved = build_saved(f"{LOCAL_DIR}{folder}", pretrained=True, classes=None, **changes)
     model.eval()
     cfg = saved.pretrained_cfg
     if tuple(cfg["mean"]) != (0.5, 0.5, 0.5) or tuple(cfg["std"]) != (0.5, 0.5, 0.5):
@@ -100,7 +100,7 @@ class Lesson:
     def __init__(self, teacher: TeacherNet, coordinates: list[Coordinates], side: int, device: str) -> None:
         self.teacher = teacher
         self._shapes = [] if not coordinates else _map_shapes(teacher.model, coordinates, side)
-        network = _FlatMaps(teacher.model, coordinates) if coordinates else make_trunk(teacher.model, teacher.head_name)
+        network = _FlatMaps(teacher.model, coordinates) if coordinates else feature_extractor(teacher.model, teacher.head_name)
         self._engine = choose_engine(network, np.zeros((2, 3, side, side), np.float32), MANY, device)
 
     def look(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:

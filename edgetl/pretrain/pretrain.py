@@ -246,7 +246,7 @@ def _publish(recipe: Recipe, student: nn.Module, out: Path, origin: Origin, seco
         name=recipe.name,
         architecture=recipe.architecture,
         params_m=round(sum(parameter.numel() for parameter in student.parameters()) / 1e6, 3),
-        mmacs=round(count_macs(student.cpu().eval(), recipe.use_side) / 1e6, 1),
+        mmacs=round(count_macs(student.cpu().eval(), (recipe.use_side, recipe.use_side)) / 1e6, 1),
         preprocess=spec,
         license=most_restrictive([recipe.license, *([teacher.license] if teacher else [])]),
         notes=recipe.notes,

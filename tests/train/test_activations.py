@@ -1,4 +1,4 @@
-"""The frozen half runs once: the halves are the network, and training on cached activations is training of the upper half."""
+"""The frozen half runs once: the parts are the network, and training on cached activations is training of the upper half."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgetl.train.inputs.activation_cache import Workplace, cache_activations
 from edgetl.train.inputs.augmentation import make_augmentation
 from edgetl.train.loop.loop import tune
 from edgetl.train.networks.backbone import Backbone, find_head, torchvision_model
-from edgetl.train.networks.partition import cut
+from edgetl.train.networks.partition import split_frozen
 from edgetl.train.networks.stages import choose_stages, find_stages
 from edgetl.train.workflows.compare import train
 
@@ -33,29 +33,29 @@ def test_the_halves_of_a_network_are_the_network(name: str, unfreeze: str) -> No
     stages = find_stages(model.eval(), find_head(model))
     trained = choose_stages(stages, unfreeze)
     images = torch.randn(3, 3, 64, 64)
-    halves = cut(model, trained, images[:2])
-    assert halves is not None
+    parts = split_frozen(model, trained, images[:2])
+    assert parts is not None
     with torch.inference_mode():
-        assert torch.allclose(halves.tail(halves.front(images)), model(images), atol=1e-4)
+        assert torch.allclose(parts.trainable(parts.frozen(images)), model(images), atol=1e-4)
     learning = {parameter for stage in trained for parameter in stage.parameters}
-    assert {parameter for parameter, _ in halves.tail.named_parameters()} == learning
+    assert {parameter for parameter, _ in parts.trainable.named_parameters()} == learning
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_vit4"])
 def test_a_vision_transformer_is_cut_between_its_blocks(name: str) -> None:
     model = timm.create_model(name, num_classes=5).eval()
     images = torch.randn(3, 3, *model.pretrained_cfg["input_size"][1:])
-    halves = cut(model, choose_stages(find_stages(model, find_head(model)), "0.5"), images[:2])
-    assert halves is not None
+    parts = split_frozen(model, choose_stages(find_stages(model, find_head(model)), "0.5"), images[:2])
+    assert parts is not None
     with torch.inference_mode():
-        assert torch.allclose(halves.tail(halves.front(images)), model(images), atol=1e-4)
-        assert halves.front(images).shape[2] == model.num_features, "tokens"
+        assert torch.allclose(parts.trainable(parts.frozen(images)), model(images), atol=1e-4)
+        assert parts.frozen(images).shape[2] == model.num_features, "tokens"
 
 
 def test_a_network_that_is_no_chain_there_is_left_whole() -> None:
     model = timm.create_model("xcit_nano_12_p16_224", num_classes=5).eval()
     stages = find_stages(model, find_head(model))
-    assert cut(model, choose_stages(stages, "0.33"), torch.randn(2, 3, *model.pretrained_cfg["input_size"][1:])) is None
+    assert split_frozen(model, choose_stages(stages, "0.33"), torch.randn(2, 3, *model.pretrained_cfg["input_size"][1:])) is None
 
 
 def _backbone(config: TrainConfig) -> Backbone:

@@ -12,8 +12,8 @@ import torchvision
 from edgetl.errors import BackboneError, ConfigError
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.inputs.openvino_features import compile_trunk
-from edgetl.train.networks.backbone import find_head, make_trunk
+from edgetl.train.inputs.openvino_features import compile_with_openvino
+from edgetl.train.networks.backbone import feature_extractor, find_head
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
@@ -35,7 +35,7 @@ def test_trunk_and_head_make_the_whole_network(name: str) -> None:
     backbone.model.eval()
     images = torch.rand(2, 3, *backbone.spec.input_size)
     with torch.inference_mode():
-        features = make_trunk(backbone.model, backbone.head_name)(images)
+        features = feature_extractor(backbone.model, backbone.head_name)(images)
         assert torch.allclose(backbone.head(features), backbone.model(images), atol=1e-5)
     assert backbone.head.out_features == 7
 
@@ -77,9 +77,9 @@ def test_a_network_without_a_linear_end_is_refused() -> None:
 def test_openvino_computes_the_trunks_features() -> None:
     torch.manual_seed(0)
     backbone = load_backbone(TrainConfig.from_options(backbone="test_resnet", pretrained=False).backbone, 3)
-    trunk = make_trunk(backbone.model, backbone.head_name)
+    trunk = feature_extractor(backbone.model, backbone.head_name)
     images = np.random.default_rng(0).random((5, 3, 64, 64), dtype=np.float32)
-    compiled = compile_trunk(trunk, images)
+    compiled = compile_with_openvino(trunk, images)
     assert compiled is not None
     with torch.inference_mode():
         np.testing.assert_allclose(compiled(images), trunk(torch.from_numpy(images)).numpy(), rtol=1e-3, atol=1e-4)

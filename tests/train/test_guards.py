@@ -209,12 +209,12 @@ def test_each_batch_holds_replayed_images_and_is_the_same_after_a_resumption() -
 
 
 def test_replayed_images_are_labelled_as_new_old_or_no_class(parent: Run, inverted: Path, shapes: Path, tmp_path: Path) -> None:
-    from edgetl.train.inputs.features import FeatureExtractor
+    from edgetl.train.inputs.features import FrozenFeatures
 
     config = _config(backbone=str(parent.path), replay=str(parent.path), replay_per_class=3)
     backbone = load_backbone(config.backbone, 2)
     old = find_old_task(config, backbone, ("lying", "standing"))
-    extract = FeatureExtractor(nn.Flatten(), backbone.spec)
+    extract = FrozenFeatures(nn.Flatten(), backbone.spec)
 
     def labels(config: TrainConfig, names: tuple[str, ...]) -> list[int]:
         found = replayed(config, names, old, extract, set(), progress=lambda *_: None)

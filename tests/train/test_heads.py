@@ -27,10 +27,10 @@ from edgetl.train.config.tasks import scan_images
 from edgetl.train.continual.teacher import find_tutor
 from edgetl.train.heads.fit import MAX_BANK, FittedHead, Rows, fit_other_head, give_head
 from edgetl.train.heads.linear import fit_head
-from edgetl.train.heads.modules import LEAST_WEIGHT, HeadedNetwork, HeadSpec, Neighbours, plain_state
-from edgetl.train.heads.multi_stage import LayersTrunk
+from edgetl.train.heads.modules import LEAST_WEIGHT, HeadedNetwork, HeadSpec, NearestNeighbours, plain_state
+from edgetl.train.heads.multi_stage import MultiStageFeatures
 from edgetl.train.inputs.activation_cache import Workplace
-from edgetl.train.networks.backbone import make_trunk
+from edgetl.train.networks.backbone import feature_extractor
 from edgetl.train.workflows.compare import train
 from edgetl.train.workflows.soup import make_soup
 from tests.conftest import write_colours, write_squares
@@ -141,11 +141,11 @@ def test_neighbours_vote_as_in_scikit_learn() -> None:
 
 def test_two_neighbours_that_change_places_change_no_answer() -> None:
     spec = HeadSpec(kind="knn", bank=3, neighbours=1, temperature=0.1)
-    layer = Neighbours(2, 2, spec)
+    layer = NearestNeighbours(2, 2, spec)
     angles = torch.tensor([0.3, -0.3, 3.0])
     layer.bank.copy_(torch.stack([angles.cos(), angles.sin()], dim=1))
     layer.votes.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
-    two = Neighbours(2, 2, spec.model_copy(update={"neighbours": 2}))
+    two = NearestNeighbours(2, 2, spec.model_copy(update={"neighbours": 2}))
     two.load_state_dict(layer.state_dict())
     up, down = (two(torch.tensor([[1.0, turn]])) for turn in (1e-6, -1e-6))
     assert torch.allclose(up, down, atol=1e-4) and torch.allclose(up, torch.tensor([[0.5, 0.5]]), atol=1e-3)
@@ -210,10 +210,10 @@ def test_balance_lets_a_rare_class_be_answered_more_often(kind: str) -> None:
 def test_joined_features_are_as_wide_as_all_stages_and_end_with_the_networks_own(name: str) -> None:
     config = TrainConfig.from_options(backbone=name, pretrained=False, strategy="probe", features="layers")
     backbone = load_backbone(config.backbone, 3)
-    plain = make_trunk(backbone.model, backbone.head_name)
+    plain = feature_extractor(backbone.model, backbone.head_name)
     own = backbone.head.in_features
     joined = give_head(backbone, config, make_plan(config, 50, backbone.model), 50)
-    assert isinstance(joined.model, HeadedNetwork) and isinstance(joined.model.trunk, LayersTrunk)
+    assert isinstance(joined.model, HeadedNetwork) and isinstance(joined.model.trunk, MultiStageFeatures)
     images = torch.randn(2, 3, *backbone.spec.input_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         found, expected = joined.model.eval().trunk(images), plain(images)

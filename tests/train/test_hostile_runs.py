@@ -101,8 +101,8 @@ def _drop(*place: str) -> Change:
 
 
 def _column(**changes: object) -> Json:
-    port = {"port": "layer4", "channels": 8, "layout": "map"}
-    record = {"head": "fc", "earlier": [{"name": "old", "classes": 3}], "borders": [port]}
+    port = {"module": "layer4", "channels": 8, "layout": "map"}
+    record = {"head": "fc", "earlier": [{"name": "old", "classes": 3}], "laterals": [port]}
     return {**record, **changes}
 
 
@@ -149,7 +149,7 @@ RECORDS: dict[str, Change] = {
     "pruned layers without sense": _put("backbone", "model_args", value={"edgetl_pruned": {"conv1.0": [8, 3, 2]}}),
     "weights' hash is no hash": _put("backbone", "weights_sha256", value="x"),
     "parents are text": _put("backbone", "parents", value="me"),
-    "a column's port is not there": _put("backbone", "columns", value=_column(borders=[{"port": "no", "channels": 8, "layout": "map"}])),
+    "a column's port is not there": _put("backbone", "columns", value=_column(laterals=[{"module": "no", "channels": 8, "layout": "map"}])),
     "a column's head is not there": _put("backbone", "columns", value=_column(head="no")),
     "a column with too many classes": _put("backbone", "columns", value=_column(earlier=[{"name": "old", "classes": HUGE}])),
     "no earlier column": _put("backbone", "columns", value=_column(earlier=[])),

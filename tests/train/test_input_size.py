@@ -29,7 +29,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def saved_network(folder: Path, architecture: str, model_args: dict[str, Any], more: dict[str, object] | None = None) -> str:
+def build_saved(folder: Path, architecture: str, model_args: dict[str, Any], more: dict[str, object] | None = None) -> str:
     """A network with random weights, saved in timm's form, as ``--backbone`` takes it."""
     folder.mkdir()
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ def saved_network(folder: Path, architecture: str, model_args: dict[str, Any], m
 
 def _trained(tmp_path: Path, kind: str, **changes: object) -> Run:
     data = write_colours(tmp_path / "colours", 8)
-    backbone = saved_network(tmp_path / "net", *NETWORKS[kind])
+    backbone = build_saved(tmp_path / "net", *NETWORKS[kind])
     given = {"backbone": backbone, "strategy": "full", "input_size": (64, 96), "epochs": 1, "val": 0.25, "test": 0.0, "augmented_views": 1}
     return train(data, TrainConfig.from_options(**{**given, "workers": 0, **changes}), tmp_path / "run")
 
@@ -67,7 +67,7 @@ def test_a_transformer_trains_at_another_size_and_its_run_is_rebuilt_by_edgetl_a
 
 
 def test_position_embeddings_are_interpolated_and_all_other_weights_are_kept(tmp_path: Path) -> None:
-    name = saved_network(tmp_path / "net", *NETWORKS["vit"])
+    name = build_saved(tmp_path / "net", *NETWORKS["vit"])
     own = load_backbone(TrainConfig.from_options(backbone=name).backbone, 5).model.state_dict()
     sized = load_backbone(TrainConfig.from_options(backbone=name, input_size=(112, 112)).backbone, 5).model.state_dict()
     assert own["pos_embed"].shape[1] == 1 + 14 * 14 and sized["pos_embed"].shape[1] == 1 + 7 * 7
@@ -77,7 +77,7 @@ def test_position_embeddings_are_interpolated_and_all_other_weights_are_kept(tmp
 
 
 def test_a_size_that_patches_do_not_divide_is_refused_with_the_nearest_that_they_do(tmp_path: Path) -> None:
-    name = saved_network(tmp_path / "net", *NETWORKS["vit"])
+    name = build_saved(tmp_path / "net", *NETWORKS["vit"])
     with pytest.raises(ConfigError, match=r"100,100.*16 x 16 pixels.*nearest sizes.* 96,96 and 112,112\."):
         load_backbone(TrainConfig.from_options(backbone=name, input_size=(100, 100)).backbone, 3)
 

@@ -33,7 +33,7 @@ def _config(**changes: object) -> TrainConfig:
 def test_auto_records_the_bits_that_the_training_images_use_and_a_child_run_keeps_them(tmp_path: Path) -> None:
     data = _twelve_bits(tmp_path / "images")
     record = train(data, _config(), tmp_path / "run").record
-    assert (record.preprocess.intensity, record.wide_images) == (Intensity(high=4095), record.images["train"])
+    assert (record.preprocess.intensity, record.high_bit_images) == (Intensity(high=4095), record.images["train"])
     child = train(data, _config(backbone=str(tmp_path / "run"), pretrained=True), tmp_path / "child").record
     assert child.preprocess.intensity == Intensity(high=4095)
 
@@ -44,7 +44,7 @@ def test_a_given_range_is_recorded_and_images_of_8_bits_keep_the_full_range(tmp_
     for file in data.rglob("*.png"):
         Image.open(file).convert("L").save(file)
     record = train(data, _config(), tmp_path / "plain").record
-    assert (record.preprocess.intensity, record.wide_images) == (FULL_RANGE, 0)
+    assert (record.preprocess.intensity, record.high_bit_images) == (FULL_RANGE, 0)
 
 
 def test_an_unknown_rule_is_refused_before_any_work() -> None:

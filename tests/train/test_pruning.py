@@ -11,7 +11,7 @@ from edgetl.export.to_hub import share_run
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.networks.backbone import rebuild
-from edgetl.train.networks.pruned import PRUNED, widths_of
+from edgetl.train.networks.pruned import PRUNED, layer_sizes
 from edgetl.train.workflows.compare import train
 from edgetl.train.workflows.prune import prune_run
 
@@ -23,14 +23,14 @@ def test_a_pruned_network_is_smaller_loads_again_and_learns_again(run: Run, digi
     assert fallen < run.record.validation.accuracy.value - 0.05
 
     again = open_run(tmp_path / "pruned").load_model()
-    widths = widths_of(again)
+    widths = layer_sizes(again)
     assert widths == pruned.run.record.backbone.model_args[PRUNED]
     assert all(width[0] % 8 == 0 for name, width in widths.items() if name != pruned.run.record.backbone.head_name)
 
     config = TrainConfig.from_options(backbone=str(tmp_path / "pruned"), strategy="full", epochs=4, augmented_views=1)
     tuned = train(digits, config, tmp_path / "tuned")
     assert tuned.record.validation.accuracy.value > fallen + 0.2
-    assert widths_of(tuned.load_model()) == widths
+    assert layer_sizes(tuned.load_model()) == widths
     before, after = tuned.record.backbone.parents[-2:]
     assert f"{run.record.validation.accuracy.value:.4f} on its validation images" in describe_parent(before)
     assert f"{fallen:.4f} on its validation images" in describe_parent(after)

@@ -14,10 +14,11 @@ from torch import nn
 from edgetl.errors import ConfigError
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import make_plan
+from edgetl.train.inputs.augmentation import mixup
 from edgetl.train.networks.backbone import find_head, torchvision_model
-from edgetl.train.networks.partition import cut
+from edgetl.train.networks.partition import split_frozen
 from edgetl.train.networks.stages import choose_stages, find_stages
-from edgetl.train.networks.stochastic_depth import drop_places, dropping_paths, mix
+from edgetl.train.networks.stochastic_depth import drop_path_layers, stochastic_depth
 from edgetl.train.workflows.compare import train
 
 SMALL = {
@@ -35,7 +36,7 @@ def test_the_chances_are_timms_own_and_only_while_it_trains(name: str) -> None:
     model, theirs = timm.create_model(name, num_classes=3), timm.create_model(name, num_classes=3, drop_path_rate=0.2)
     wanted = {place: part.drop_prob for place, part in theirs.named_modules() if isinstance(part, DropPath)}
     keys, kinds = list(model.state_dict()), [type(part) for part in model.modules()]
-    with dropping_paths(model, 0.2):
+    with stochastic_depth(model, 0.2):
         found = {place: part.drop_prob for place, part in model.named_modules() if isinstance(part, DropPath)}
         assert found == pytest.approx(wanted) and list(model.state_dict()) == keys
     assert [type(part) for part in model.modules()] == kinds and not any(isinstance(part, DropPath) for part in model.modules())
@@ -43,8 +44,8 @@ def test_the_chances_are_timms_own_and_only_while_it_trains(name: str) -> None:
 
 def test_a_network_that_came_with_drop_path_gets_it_back() -> None:
     model = timm.create_model("test_convnext2", num_classes=3, drop_path_rate=0.3)
-    before = {place: model.get_submodule(place) for place in drop_places(model)}
-    with dropping_paths(model, 0.0):
+    before = {place: model.get_submodule(place) for place in drop_path_layers(model)}
+    with stochastic_depth(model, 0.0):
         assert all(isinstance(model.get_submodule(place), nn.Identity) for place in before)
     assert all(model.get_submodule(place) is part for place, part in before.items())
 
@@ -66,10 +67,10 @@ def test_the_table_drops_paths_in_networks_without_batchnorm_and_mixes_above_200
 def test_a_network_that_drops_paths_can_still_be_cut_and_its_upper_half_drops_them() -> None:
     model = timm.create_model("test_convnext2", num_classes=3).eval()
     stages = choose_stages(find_stages(model, find_head(model)), "0.5")
-    with dropping_paths(model, 0.2):
-        halves = cut(model, stages, torch.randn(2, 3, 64, 64))
-    assert halves is not None
-    assert [part.drop_prob for part in halves.tail.modules() if isinstance(part, DropPath)][-1] == pytest.approx(0.2)
+    with stochastic_depth(model, 0.2):
+        parts = split_frozen(model, stages, torch.randn(2, 3, 64, 64))
+    assert parts is not None
+    assert [part.drop_prob for part in parts.trainable.modules() if isinstance(part, DropPath)][-1] == pytest.approx(0.2)
 
 
 def test_drop_path_is_refused_where_there_is_nothing_to_drop() -> None:
@@ -84,7 +85,7 @@ def test_mixed_pictures_are_mostly_their_own_and_the_same_for_the_same_seed() ->
         found = []
         for _ in range(2):
             torch.manual_seed(seed)
-            found.append(mix(images, labels, 0.2))
+            found.append(mixup(images, labels, 0.2))
         (mixed, others, share), (again, _, _) = found
         assert torch.equal(mixed, again) and sorted(others.tolist()) == list(range(16))
         assert torch.allclose(mixed, share * images + (1 - share) * images[others], atol=1e-6)

@@ -221,9 +221,9 @@ def test_mixing_with_the_starting_weights_never_validates_worse(colours: Path) -
     config = _config(epochs=12, lr=3e-3, backbone_lr=3e-3)
     _, tuned = _tune(colours, config)
     mixed_backbone, mixed = _tune(colours, config.with_options(wise_ft=True))
-    assert mixed.best_loss <= tuned.best_loss and 0 < mixed.tuned_share <= 1
+    assert mixed.best_loss <= tuned.best_loss and 0 < mixed.interpolation_weight <= 1
     assert all(torch.equal(mixed.best[key], value) for key, value in mixed_backbone.model.state_dict().items())
-    if mixed.tuned_share == 1.0:
+    if mixed.interpolation_weight == 1.0:
         assert all(torch.equal(mixed.best[key], tuned.best[key]) for key in tuned.best)
 
 

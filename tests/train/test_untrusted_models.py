@@ -20,7 +20,7 @@ from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.networks.backbone import rebuild
 from edgetl.train.networks.model_args import architecture_problem, args_problem
-from tests.train.test_input_size import SMALL_SWIN, saved_network
+from tests.train.test_input_size import SMALL_SWIN, build_saved
 
 
 class _Payload:
@@ -97,7 +97,7 @@ def test_a_saved_config_names_no_place_of_weights(tmp_path: Path, no_network: No
     """The weights are the folder's own safetensors file, whatever ``pretrained_cfg`` contains."""
     mark, file = tmp_path / "ran", tmp_path / "payload.pth"
     file.write_bytes(pickle.dumps(_Payload(mark)))
-    name = saved_network(tmp_path / "net", "test_resnet", {})
+    name = build_saved(tmp_path / "net", "test_resnet", {})
     path = tmp_path / "net" / "config.json"
     config = json.loads(path.read_text())
     config["pretrained_cfg"][key] = {"source": "hf-hub", "custom_load": True, "url": f"file://{file}"}.get(key, str(file))
@@ -126,7 +126,7 @@ def test_a_saved_config_names_no_place_of_weights(tmp_path: Path, no_network: No
     ],
 )
 def test_a_hostile_config_json_ends_in_one_sentence(tmp_path: Path, no_network: None, changes: dict[str, object]) -> None:
-    name = saved_network(tmp_path / "net", "test_resnet", {}, changes)
+    name = build_saved(tmp_path / "net", "test_resnet", {}, changes)
     try:
         load_backbone(TrainConfig.from_options(backbone=name).backbone, 3)
     except BackboneError as error:
@@ -136,7 +136,7 @@ def test_a_hostile_config_json_ends_in_one_sentence(tmp_path: Path, no_network: 
 
 
 def test_a_folder_with_a_pickle_is_not_opened(tmp_path: Path) -> None:
-    name = saved_network(tmp_path / "net", "test_resnet", {})
+    name = build_saved(tmp_path / "net", "test_resnet", {})
     mark = tmp_path / "ran"
     (tmp_path / "net" / "model.safetensors").unlink()
     (tmp_path / "net" / "pytorch_model.bin").write_bytes(pickle.dumps(_Payload(mark)))

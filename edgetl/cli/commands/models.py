@@ -33,7 +33,7 @@ from edgetl.train.config.paths import check_file
 from edgetl.train.config.weights_dir import check_mirror
 
 if TYPE_CHECKING:
-    from edgetl.train.artifacts.sources.catalogue import Listed, Zoo
+    from edgetl.train.artifacts.sources.catalogue import Catalogue, Listed
     from edgetl.train.artifacts.sources.embedded import Pretrained
     from edgetl.train.config.ranking import Ranking
 # What the list needs beside the names, in characters.
@@ -141,7 +141,7 @@ def _policy(text: str) -> Policy:
     return "commercial" if given == "commercial" else "any"
 
 
-def _show_zoo(zoo: Zoo) -> None:
+def _show_zoo(zoo: Catalogue) -> None:
     if not zoo.backbones:
         raise ConfigError("no backbone of the list fits. Raise --max-params or --max-macs, or leave --license or --offline out.")
     table = plain_table("backbones", "name", "M par.", "MMACs", "px", "top-1", "int8", "license")

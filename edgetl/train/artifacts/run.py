@@ -39,7 +39,7 @@ from edgetl.train.config.plan import Plan
 from edgetl.train.heads.modules import HeadSpec, rebuild_headed
 from edgetl.train.networks.backbone import state_problem
 from edgetl.train.networks.model_args import architecture_problem, args_problem
-from edgetl.train.networks.progressive import ColumnsRecord
+from edgetl.train.networks.progressive import ProgressiveRecord
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class BackboneRecord(StrictModel):
     license: str | None
     pretrained: bool
     parents: tuple[Parent, ...] = ()
-    columns: ColumnsRecord | None = None
+    columns: ProgressiveRecord | None = None
 
     @model_validator(mode="after")
     def _can_be_built(self) -> BackboneRecord:
@@ -107,14 +107,14 @@ class RunRecord(StrictModel):
         plan: the configuration with its data-dependent defaults.
         alarms: warnings to read before the run is used.
         head_penalty: the L2 strength of the probe that fitted (or, before tuning, started) the head; none if it started at random.
-        tuned_share: of the tuned weights; below 1 where they were mixed with the starting ones (``--wise-ft``).
+        interpolation_weight: of the tuned weights; below 1 where they were mixed with the starting ones (``--wise-ft``).
         soup: ingredients of averaged weights; none for others. Configuration and plan are those of the best ingredient.
         seconds: of the last call; a training that was stopped took longer.
         compared: results of the compared strategies (``--strategy compare``).
         forgetting: accuracy drop of the parent run's task; none without a parent, or if its images are gone.
         grouping: groups of images that stay in one split; none where there are no groups.
         validation: figures on the images that select; ``test`` is computed once, at the end.
-        wide_images: training images with more than 8 bits a channel, which ``preprocess.intensity`` is for.
+        high_bit_images: training images with more than 8 bits a channel, which ``preprocess.intensity`` is for.
         notes: of the scan: files that were left out or read in an unusual way.
         files: SHA-256 of every other file that a later stage reads.
     """
@@ -133,12 +133,12 @@ class RunRecord(StrictModel):
     plan: Plan
     alarms: tuple[str, ...] = ()
     head_penalty: float | None
-    tuned_share: float = 1.0
+    interpolation_weight: float = 1.0
     soup: SoupRecord | None = None
     compared: tuple[Compared, ...] = ()
     forgetting: Forgetting | None = None
     images: dict[Part, Annotated[int, Field(ge=0)]]
-    wide_images: int = Field(default=0, ge=0)
+    high_bit_images: int = Field(default=0, ge=0)
     data_fingerprint: Sha256
     grouping: Grouping | None = None
     validation: Evaluation
@@ -179,7 +179,7 @@ class Run:
     record: RunRecord
 
     def load_model(self) -> nn.Module:
-        """The trained network in evaluation mode, on the CPU; ``edgetl.train.networks.progressive.Columns`` where it has several.
+        """The trained network in evaluation mode, on the CPU.
 
         Raises:
             RunError: the weights are damaged or do not fit.

@@ -22,7 +22,7 @@ from edgetl.train.config.recipe import Schedule, TuningRecipe, with_recipe
 from edgetl.train.inputs.dataset import steps_an_epoch
 from edgetl.train.networks.backbone import find_head
 from edgetl.train.networks.stages import choose_stages, find_stages
-from edgetl.train.networks.stochastic_depth import drop_places
+from edgetl.train.networks.stochastic_depth import drop_path_layers
 
 Family: TypeAlias = Literal["batchnorm", "layernorm"]
 Tuned: TypeAlias = Literal["probe", "partial", "full", "progressive", "scratch"]
@@ -216,7 +216,7 @@ def _check_batch(config: TrainConfig, images: int) -> None:
 
 
 def _drop_path(config: TrainConfig, row: Row, model: nn.Module) -> float:
-    places = drop_places(model)
+    places = drop_path_layers(model)
     if config.optim.drop_path and not places:
         raise ConfigError("--drop-path: this network has no residual branches that could be left out by timm's names. Leave it out.")
     return _or(config.optim.drop_path, row.drop_path if places and family_of(model) == "layernorm" else 0.0)

@@ -22,8 +22,8 @@ from edgetl.train.continual.ewc import measure_fisher
 from edgetl.train.continual.previous_task import OldTask, find_old_task, keep_old_answers
 from edgetl.train.continual.replay import replayed
 from edgetl.train.inputs.activation_cache import Workplace
-from edgetl.train.inputs.features import FeatureExtractor
-from edgetl.train.networks.backbone import Backbone, make_trunk
+from edgetl.train.inputs.features import FrozenFeatures
+from edgetl.train.networks.backbone import Backbone, feature_extractor
 from edgetl.train.networks.stages import HEAD, choose_stages, find_stages
 
 _log = logging.getLogger(__name__)
@@ -73,8 +73,8 @@ def protect(backbone: Backbone, splits: Splits, plan: Plan, config: TrainConfig,
         )
     replay: Sequence[Sample] = ()
     if config.continual.replay:
-        trunk = make_trunk(backbone.model, backbone.head_name)
-        extract = FeatureExtractor(trunk, backbone.spec, device=place.device, batch_size=config.optim.batch_size)
+        trunk = feature_extractor(backbone.model, backbone.head_name)
+        extract = FrozenFeatures(trunk, backbone.spec, device=place.device, batch_size=config.optim.batch_size)
         known = {sample.content for sample in (*splits.train, *splits.val, *splits.test)}
         replay = replayed(config, splits.folder.labels, old, extract, known, progress=place.progress)
         _log.info("%d images of %s are shown again", len(replay), config.continual.replay)

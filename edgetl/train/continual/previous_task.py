@@ -21,12 +21,12 @@ from edgetl.data.folder import Part, Sample
 from edgetl.data.loading import labels_of
 from edgetl.errors import DataError
 from edgetl.train.artifacts.run import Run, open_run
-from edgetl.train.artifacts.sources.load import load_whole
+from edgetl.train.artifacts.sources.load import load_published
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.inputs.activation_cache import Workplace
-from edgetl.train.inputs.features import FeatureExtractor
-from edgetl.train.networks.backbone import Backbone, find_head, make_trunk
-from edgetl.train.networks.progressive import Columns
+from edgetl.train.inputs.features import FrozenFeatures
+from edgetl.train.networks.backbone import Backbone, feature_extractor, find_head
+from edgetl.train.networks.progressive import ProgressiveNetwork
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def find_old_task(config: TrainConfig, backbone: Backbone, labels: Sequence[str]
         known = all(label in labels for label in run.record.labels)
         places = tuple(labels.index(label) for label in run.record.labels) if known else None
         return OldTask(run.record.name, old.eval(), places, run)
-    whole = load_whole(config.backbone)
+    whole = load_published(config.backbone)
     if whole is None:
         return None
     head = whole.get_submodule(find_head(whole))
@@ -110,7 +110,7 @@ def measure_forgetting(backbone: Backbone, old: OldTask, place: Workplace, seen:
     own = old.run.record.backbone
     # The parent runs at its own input size, which may be the only one that it takes.
     parent = dataclasses.replace(backbone, spec=old.run.record.preprocess)
-    before = _answers(make_trunk(old.run.load_model(), own.head_name), old.head, parent, samples, place, batch_size)
+    before = _answers(feature_extractor(old.run.load_model(), own.head_name), old.head, parent, samples, place, batch_size)
     trunk, head, through = _asked(backbone, old)
     after = _answers(trunk, head, backbone, samples, place, batch_size)
     truth = labels_of(samples)
@@ -133,12 +133,12 @@ def _asked(backbone: Backbone, old: OldTask) -> tuple[nn.Module, nn.Linear, str]
     """What answers the old questions in the trained network: trunk and head, and how the record calls them."""
     assert old.run is not None
     own, model = old.run.record.backbone, backbone.model
-    if isinstance(model, Columns) and len(model.columns) > len(own.columns.earlier if own.columns else ()) + 1:
-        column = model.earlier()
+    if isinstance(model, ProgressiveNetwork) and len(model.columns) > len(own.columns.earlier if own.columns else ()) + 1:
+        column = model.previous_network()
         head = column.get_submodule(own.head_name)
         assert isinstance(head, nn.Linear)
-        return make_trunk(column, own.head_name), head, "old column"
-    trunk = make_trunk(model, backbone.head_name)
+        return feature_extractor(column, own.head_name), head, "old column"
+    trunk = feature_extractor(model, backbone.head_name)
     return (trunk, old.head, "old head") if old.places is None else (trunk, _selected(backbone.head, old.places), "own")
 
 
@@ -154,7 +154,7 @@ def _selected(head: nn.Linear, places: tuple[int, ...]) -> nn.Linear:
 def _answers(
     trunk: nn.Module, head: nn.Linear, backbone: Backbone, samples: Sequence[Sample], place: Workplace, batch_size: int
 ) -> NDArray[np.int64]:
-    extract = FeatureExtractor(trunk, backbone.spec, device=place.device, batch_size=batch_size, images=len(samples))
+    extract = FrozenFeatures(trunk, backbone.spec, device=place.device, batch_size=batch_size, images=len(samples))
     features = extract(samples, progress=place.progress)
     with torch.no_grad():
         predicted: NDArray[np.int64] = head.cpu()(torch.from_numpy(features)).argmax(dim=1).numpy()

@@ -16,12 +16,12 @@ from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.options import flat
 from edgetl.errors import ConfigError
 from edgetl.train.artifacts.run import open_run
-from edgetl.train.artifacts.sources.load import load_whole
+from edgetl.train.artifacts.sources.load import load_published
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.networks.backbone import Backbone, find_head, rebuild
-from edgetl.train.networks.input_size import refusal
-from edgetl.train.networks.progressive import Border, Column, Columns, ColumnsRecord, newest
+from edgetl.train.networks.input_size import input_size_problem
+from edgetl.train.networks.progressive import Column, Lateral, ProgressiveNetwork, ProgressiveRecord, last_column
 from edgetl.train.networks.stages import Stage, choose_stages, find_stages
 
 _log = logging.getLogger(__name__)
@@ -65,20 +65,20 @@ def grow(backbone: Backbone, plan: Plan, config: TrainConfig) -> Backbone:
             f"{OPTION} keeps the old network with its head, and {config.backbone.name} came without one. Use --l2sp or --replay."
         )
     old, earlier = known
-    prefix, new = newest(backbone.model)
+    prefix, new = last_column(backbone.model)
     head = backbone.head_name.removeprefix(prefix)
     # What the copied column hears already comes first.
-    found = tuple(dict.fromkeys((*earlier[-1].borders, *find_borders(new, head, plan.unfreeze, backbone.spec.input_size))))
+    found = tuple(dict.fromkeys((*earlier[-1].laterals, *find_laterals(new, head, plan.unfreeze, backbone.spec.input_size))))
     if not found:
         raise ConfigError(f"{OPTION}: the stages of {backbone.architecture} give no maps or rows of features. Choose another backbone.")
-    record = ColumnsRecord(head=head, earlier=earlier, borders=found)
-    columns = list(old.columns) if isinstance(old, Columns) else [old]
-    model = Columns([*columns, new], record.all_borders, head).eval()
-    if isinstance(old, Columns):
+    record = ProgressiveRecord(head=head, earlier=earlier, laterals=found)
+    columns = list(old.columns) if isinstance(old, ProgressiveNetwork) else [old]
+    model = ProgressiveNetwork([*columns, new], record.all_laterals, head).eval()
+    if isinstance(old, ProgressiveNetwork):
         _take_laterals(model, old)
     names = " and ".join(column.name for column in earlier)
     _log.info("%s: %s as before, and beside it a new column that listens at %d places", OPTION, names, len(found))
-    return dataclasses.replace(backbone, model=model, head_name=f"{newest(model)[0]}{head}", columns=record)
+    return dataclasses.replace(backbone, model=model, head_name=f"{last_column(model)[0]}{head}", columns=record)
 
 
 def _known(config: TrainConfig, backbone: Backbone) -> tuple[nn.Module, tuple[Column, ...]] | None:
@@ -88,9 +88,9 @@ def _known(config: TrainConfig, backbone: Backbone) -> tuple[nn.Module, tuple[Co
         if not run.record.head.plain:
             raise ConfigError(f"{OPTION} keeps networks that end in a linear head, and {config.backbone.name} has another. Leave it out.")
         before, labels = run.record.backbone.columns, run.record.labels
-        own = Column(name=run.record.name, classes=len(labels), labels=labels, borders=before.borders if before else ())
+        own = Column(name=run.record.name, classes=len(labels), labels=labels, laterals=before.laterals if before else ())
         return _at_size(run.load_model(), backbone), (*before.earlier, own) if before else (own,)
-    whole = load_whole(config.backbone)
+    whole = load_published(config.backbone)
     if whole is None:
         return None
     layer = _at_size(whole, backbone).get_submodule(find_head(whole))
@@ -103,14 +103,14 @@ def _known(config: TrainConfig, backbone: Backbone) -> tuple[nn.Module, tuple[Co
 
 def _at_size(old: nn.Module, backbone: Backbone) -> nn.Module:
     """Return ``old`` unchanged if it takes the image size of the new column."""
-    if reason := refusal(old, backbone.spec.input_size):
+    if reason := input_size_problem(old, backbone.spec.input_size):
         raise ConfigError(
             f"{OPTION} keeps the old network as it is, and it does not take images of --input-size: {reason}. Leave --input-size out."
         )
     return old
 
 
-def _take_laterals(model: Columns, old: Columns) -> None:
+def _take_laterals(model: ProgressiveNetwork, old: ProgressiveNetwork) -> None:
     """Give the frozen columns their connections back, and the new one those of the column that it is a copy of."""
     for place, laterals in enumerate(old.laterals):
         model.laterals[place].load_state_dict(laterals.state_dict())
@@ -118,7 +118,7 @@ def _take_laterals(model: Columns, old: Columns) -> None:
     model.laterals[-1].load_state_dict(old.laterals[-1].state_dict(), strict=False)
 
 
-def find_borders(model: nn.Module, head_name: str, unfreeze: str, size: tuple[int, int]) -> tuple[Border, ...]:
+def find_laterals(model: nn.Module, head_name: str, unfreeze: str, size: tuple[int, int]) -> tuple[Lateral, ...]:
     """Where a new column listens: the ends of the stages that train, and of the one before them.
 
     A stage ends with the last module, run once, all of whose parameters are the stage's. Below the first trained stage the columns are the
@@ -133,8 +133,8 @@ def find_borders(model: nn.Module, head_name: str, unfreeze: str, size: tuple[in
     *trunk, _ = stages = find_stages(model, head_name)
     first = max(0, stages.index(choose_stages(stages, unfreeze)[0]) - 1)
     ended = _run(model, size)
-    found = (_border(model, stage, ended) for stage in trunk[first:])
-    return tuple(border for border in found if border is not None)
+    found = (_lateral(model, stage, ended) for stage in trunk[first:])
+    return tuple(place for place in found if place is not None)
 
 
 def _run(model: nn.Module, size: tuple[int, int]) -> list[tuple[str, torch.Size]]:
@@ -154,7 +154,7 @@ def _run(model: nn.Module, size: tuple[int, int]) -> list[tuple[str, torch.Size]
     return [(path, shape) for path, shape in ended if shape is not None and paths.count(path) == 1]
 
 
-def _border(model: nn.Module, stage: Stage, ended: Sequence[tuple[str, torch.Size]]) -> Border | None:
+def _lateral(model: nn.Module, stage: Stage, ended: Sequence[tuple[str, torch.Size]]) -> Lateral | None:
     own = set(stage.parameters)
     for path, shape in reversed(ended):
         module = model.get_submodule(path)
@@ -165,6 +165,6 @@ def _border(model: nn.Module, stage: Stage, ended: Sequence[tuple[str, torch.Siz
         widths = {parameter.shape[0] for parameter in module.parameters() if parameter.ndim == 1}
         last = shape[-1] in widths and len(shape) > 1
         if len(shape) == 4 and shape[1] in widths and not (last and getattr(model, "output_fmt", "NCHW") == "NHWC"):
-            return Border(port=path, channels=shape[1], layout="map")
-        return Border(port=path, channels=shape[-1], layout="rows") if last else None
+            return Lateral(module=path, channels=shape[1], layout="map")
+        return Lateral(module=path, channels=shape[-1], layout="rows") if last else None
     return None

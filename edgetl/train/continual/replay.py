@@ -16,14 +16,14 @@ from edgetl.data.loading import labels_of
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.continual.previous_task import OldTask
-from edgetl.train.inputs.features import FeatureExtractor
+from edgetl.train.inputs.features import FrozenFeatures
 
 # Labels of replayed images that are no new class: ``-1 - i`` is the old class ``i``, and this one none at all.
 UNLABELLED = -(10**9)
 
 
 def replayed(
-    config: TrainConfig, labels: Sequence[str], old: OldTask | None, extract: FeatureExtractor, known: set[str], *, progress: Progress
+    config: TrainConfig, labels: Sequence[str], old: OldTask | None, extract: FrozenFeatures, known: set[str], *, progress: Progress
 ) -> list[Sample]:
     """The images that ``config.replay`` names, the most typical of each class, labelled for training.
 

@@ -24,8 +24,8 @@ from edgetl.train.artifacts.sources.load import fixed_size, load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.heads.linear import fit_head
 from edgetl.train.inputs.activation_cache import Workplace
-from edgetl.train.inputs.features import FeatureExtractor
-from edgetl.train.networks.backbone import Backbone, make_trunk
+from edgetl.train.inputs.features import FrozenFeatures
+from edgetl.train.networks.backbone import Backbone, feature_extractor
 
 TEMPERATURE = 2.0
 
@@ -86,8 +86,8 @@ def find_tutor(config: TrainConfig, splits: Splits, place: Workplace) -> Tutor |
         order = [run.record.labels.index(label) for label in labels]
         weight, bias = backbone.head.weight[order], backbone.head.bias[order]
     else:
-        trunk = make_trunk(backbone.model, backbone.head_name)
-        extract = FeatureExtractor(trunk, backbone.spec, device=place.device, batch_size=config.optim.batch_size, images=len(splits.train))
+        trunk = feature_extractor(backbone.model, backbone.head_name)
+        extract = FrozenFeatures(trunk, backbone.spec, device=place.device, batch_size=config.optim.batch_size, images=len(splits.train))
         fitted = fit_head(extract(splits.train, progress=place.progress), labels_of(splits.train), len(labels), seed=config.run.seed)
         weight, bias = torch.from_numpy(fitted.weight), torch.from_numpy(fitted.bias)
     with torch.no_grad():

@@ -1,1 +1,1 @@
-"""heads"""
+"""Heads on frozen features: fits (linear, k-NN, cosine, MLP), head modules, transferability metrics."""

@@ -20,9 +20,9 @@ from edgetl.errors import ConfigError
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.heads.linear import class_weights, spread
-from edgetl.train.heads.modules import HEAD_NAME, Directions, HeadedNetwork, HeadSpec, Neighbours, make_adapter, shares, with_head
-from edgetl.train.heads.multi_stage import check_layers
-from edgetl.train.networks.backbone import Backbone, make_trunk
+from edgetl.train.heads.modules import HEAD_NAME, Directions, HeadedNetwork, HeadSpec, NearestNeighbours, make_adapter, shares, with_head
+from edgetl.train.heads.multi_stage import check_stage_features
+from edgetl.train.networks.backbone import Backbone, feature_extractor
 
 MAX_BANK = 10_000
 NEIGHBOURS = (100, 50, 20, 10, 5, 3, 1)
@@ -88,7 +88,7 @@ def give_head(backbone: Backbone, config: TrainConfig, plan: Plan, images: int) 
             f"linear, cosine or mlp, which do not grow."
         )
     if config.head.features == "layers":
-        check_layers(make_trunk(backbone.model, backbone.head_name), backbone.name, backbone.spec.input_size)
+        check_stage_features(feature_extractor(backbone.model, backbone.head_name), backbone.name, backbone.spec.input_size)
     classes = backbone.head.out_features
     # What knn and mlp put before the linear layer has a size only when it is fitted; until then features pass through.
     model = with_head(backbone.model, spec.model_copy(update={"kind": "linear"}), classes)
@@ -256,7 +256,7 @@ def _fit_knn(spec: HeadSpec, train: Rows, val: Rows, weights: torch.Tensor) -> F
     bank = directions(torch.from_numpy(train.features))
     neighbours, temperature, accuracy = choose_votes(bank, votes, groups=train.groups)
     spec = spec.model_copy(update={"bank": count, "neighbours": neighbours, "temperature": temperature})
-    adapter = Neighbours(width, len(weights), spec)
+    adapter = NearestNeighbours(width, len(weights), spec)
     adapter.directions.centre.copy_(directions.centre)
     adapter.bank.copy_(bank)
     adapter.votes.copy_(votes)

@@ -13,9 +13,9 @@ from torch import nn
 from edgetl.core.config import StrictModel
 from edgetl.errors import BackboneError
 from edgetl.train.config.options import Features, HeadKind
-from edgetl.train.heads.multi_stage import LayersTrunk, shows_stages
+from edgetl.train.heads.multi_stage import MultiStageFeatures, has_stage_features
 from edgetl.train.networks.backbone import find_head, rebuild
-from edgetl.train.networks.progressive import ColumnsRecord
+from edgetl.train.networks.progressive import ProgressiveRecord
 
 HEAD_NAME = "head"
 # Of a neighbour's weight relative to the nearest one's: keeps the vote where all neighbours are equally near.
@@ -76,7 +76,7 @@ class Directions(nn.Module):
         return F.normalize(features - self.centre, dim=1)
 
 
-class Neighbours(nn.Module):
+class NearestNeighbours(nn.Module):
     """Features ``[batch, width]`` → the classes' shares ``[batch, classes]`` of the votes of the nearest training images.
 
     By cosine similarity; a vote weighs ``exp(similarity / temperature)`` (Wu et al. 2018, arXiv:1805.01978) less the weight of the first
@@ -136,7 +136,7 @@ class HeadedNetwork(nn.Module):
     @property
     def network(self) -> nn.Module:
         """The backbone without its classifier."""
-        return self.trunk.network if isinstance(self.trunk, LayersTrunk) else self.trunk
+        return self.trunk.network if isinstance(self.trunk, MultiStageFeatures) else self.trunk
 
 
 def make_adapter(spec: HeadSpec, width: int, classes: int) -> tuple[nn.Module, nn.Linear]:
@@ -155,7 +155,7 @@ def make_adapter(spec: HeadSpec, width: int, classes: int) -> tuple[nn.Module, n
         case "mlp":
             return nn.Sequential(nn.Linear(width, spec.hidden), nn.GELU()), nn.Linear(spec.hidden, classes)
         case "knn":
-            return Neighbours(width, classes, spec), nn.Linear(classes, classes)
+            return NearestNeighbours(width, classes, spec), nn.Linear(classes, classes)
 
 
 def head_of(model: nn.Module) -> HeadSpec:
@@ -169,17 +169,17 @@ def with_head(model: nn.Module, spec: HeadSpec, classes: int) -> HeadedNetwork:
     classifier = model.get_submodule(head_name)
     assert isinstance(classifier, nn.Linear)
     model.set_submodule(head_name, nn.Identity())
-    trunk = LayersTrunk(model) if spec.features == "layers" else model
-    width = classifier.in_features + (sum(trunk.widths) if isinstance(trunk, LayersTrunk) else 0)
+    trunk = MultiStageFeatures(model) if spec.features == "layers" else model
+    width = classifier.in_features + (sum(trunk.widths) if isinstance(trunk, MultiStageFeatures) else 0)
     return HeadedNetwork(trunk, *make_adapter(spec, width, classes), spec)
 
 
 def rebuild_headed(
-    architecture: str, model_args: dict[str, object], spec: HeadSpec, classes: int, columns: ColumnsRecord | None = None
+    architecture: str, model_args: dict[str, object], spec: HeadSpec, classes: int, columns: ProgressiveRecord | None = None
 ) -> nn.Module:
     """As ``edgetl.train.networks.backbone.rebuild``, with the head that ``spec`` describes."""
     model = rebuild(architecture, model_args, classes, columns)
-    if spec.features == "layers" and not shows_stages(model):
+    if spec.features == "layers" and not has_stage_features(model):
         raise BackboneError(f"{architecture} does not return the feature maps of its stages, which the record's head needs.")
     return model if spec.plain else with_head(model, spec, classes)
 

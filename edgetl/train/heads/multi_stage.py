@@ -21,7 +21,7 @@ LAST_BLOCKS = 4
 MAX_RELATIVE_DIFFERENCE = 1e-4
 
 
-class LayersTrunk(nn.Module):
+class MultiStageFeatures(nn.Module):
     """A timm network without its classifier, as joined features.
 
     ``float32 [batch, 3, H, W]`` → ``[batch, widths]``: the mean over the area of each stage's map, the lowest first, then the features
@@ -31,7 +31,7 @@ class LayersTrunk(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        stages = len(network.feature_info)  # type: ignore[arg-type]  # timm's networks have it; check_layers has looked
+        stages = len(network.feature_info)  # type: ignore[arg-type]  # timm's networks have it; check_stage_features has looked
         self.indices = list(range(stages)) if stages <= MOST_STAGES else list(range(stages - LAST_BLOCKS, stages))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -47,14 +47,14 @@ class LayersTrunk(nn.Module):
         return tuple(int(info[index]["num_chs"]) for index in self.indices)  # type: ignore[index]
 
 
-def shows_stages(network: nn.Module) -> bool:
+def has_stage_features(network: nn.Module) -> bool:
     """True if a network has timm's ``forward_intermediates`` in the form that joined features need."""
     if not all(hasattr(network, item) for item in ("forward_intermediates", "forward_head", "feature_info")):
         return False
     return "indices" in inspect.signature(network.forward_intermediates).parameters  # type: ignore[arg-type]
 
 
-def check_layers(network: nn.Module, name: str, size: tuple[int, int]) -> None:
+def check_stage_features(network: nn.Module, name: str, size: tuple[int, int]) -> None:
     """Refuse a network that does not show its stages, or whose last features are not those of the plain trunk.
 
     Args:
@@ -69,9 +69,9 @@ def check_layers(network: nn.Module, name: str, size: tuple[int, int]) -> None:
         f"--features layers: {name} does not show the maps of its stages (timm's forward_intermediates). Use --features last, or another "
         f"backbone such as mobilenetv3_small_100."
     )
-    if not shows_stages(network):
+    if not has_stage_features(network):
         raise refusal
-    trunk = LayersTrunk(network).eval()
+    trunk = MultiStageFeatures(network).eval()
     example = torch.linspace(-1, 1, 3 * size[0] * size[1]).reshape(1, 3, *size)
     with torch.no_grad():
         try:

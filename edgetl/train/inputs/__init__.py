@@ -1,1 +1,1 @@
-"""inputs"""
+"""Inputs of a training: data set, resumable samplers, augmentation, frozen features, activation cache."""

@@ -24,7 +24,7 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.inputs.dataset import ImageDataset, in_order, make_sampler, steps_an_epoch
 from edgetl.train.inputs.features import FeatureFunction, choose_engine
 from edgetl.train.networks.backbone import Backbone
-from edgetl.train.networks.partition import cut
+from edgetl.train.networks.partition import split_frozen
 from edgetl.train.networks.stages import Stage
 
 _log = logging.getLogger(__name__)
@@ -104,25 +104,25 @@ def cache_activations(
     train, val = [*splits.train, *replay], splits.val or splits.train
     model, spec = backbone.model.eval(), backbone.spec
     example = next(batches(train[:EXAMPLES], spec))
-    halves = cut(model, trained, torch.from_numpy(example))
-    if halves is None:
+    parts = split_frozen(model, trained, torch.from_numpy(example))
+    if parts is None:
         _log.info("the frozen layers of %s run at each step: it cannot be cut there", backbone.architecture)
         return None
     with torch.no_grad():
-        shape = tuple(halves.front(torch.from_numpy(example)).shape[1:])
+        shape = tuple(parts.frozen(torch.from_numpy(example)).shape[1:])
     epochs = math.ceil(steps.stop / steps_an_epoch(len(splits.train), config.optim.batch_size))
     views = min(config.run.cache_views if augment else 1, _count_views(config, shape, len(train), len(val), epochs))
     if views < 1:
         _log.info("the frozen layers run at each step: their outputs would take more than %g GB (--cache-gb)", config.run.cache_gb)
         return None
-    run = choose_engine(halves.front, example, views * len(train) + len(val), place.device)
+    run = choose_engine(parts.frozen, example, views * len(train) + len(val), place.device)
     pictures = ImageDataset(train, spec, augment=augment, seed=config.run.seed, epochs=views)
     rows = _fill(place.folder / "train.npy", pictures, shape, run, config, place.progress)
     seen = ImageDataset(val, spec, augment=None, seed=config.run.seed)
     val_rows = _fill(place.folder / "val.npy", seen, shape, run, config, place.progress)
     sampler = make_sampler([sample.label for sample in splits.train], config, steps, len(replay))
     return Cached(
-        replace(backbone, model=halves.tail),
+        replace(backbone, model=parts.trainable),
         DataLoader(_Activations(rows, [target_of(sample) for sample in train], views), batch_sampler=sampler),
         DataLoader(_Activations(val_rows, [target_of(sample) for sample in val], 1), config.optim.batch_size),
         views,

@@ -1,10 +1,11 @@
-"""Random changes of training images, from none to strong."""
+"""Augmentation of training images, from none to strong, and mixup."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
@@ -44,3 +45,20 @@ def make_augmentation(level: Augment, spec: PreprocessSpec, *, flip: bool) -> v2
     else:
         steps.append(v2.TrivialAugmentWide())
     return v2.Compose(steps)
+
+
+def mixup(images: torch.Tensor, labels: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Mix each image with another one of the batch (mixup: Zhang et al. 2018, arXiv:1710.09412), by torch's CPU generator.
+
+    Args:
+        images: float32 ``[batch, 3, H, W]``.
+        labels: int64 ``[batch]``.
+        alpha: weights are drawn from Beta(alpha, alpha).
+
+    Returns:
+        The mixed images, the labels of the images with the lesser weight, and the greater weight, 0.5 to 1.
+    """
+    weight = float(torch.distributions.Beta(alpha, alpha).sample())
+    weight = max(weight, 1.0 - weight)
+    order = torch.randperm(len(labels)).to(labels.device)
+    return torch.lerp(images[order], images, weight), labels[order], weight

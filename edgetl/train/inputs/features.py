@@ -22,7 +22,7 @@ FeatureFunction: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]
 MIN_IMAGES_FOR_OPENVINO = 200
 
 
-class FeatureExtractor:
+class FrozenFeatures:
     """A frozen trunk, ready to compute features; converted once, when the first images come."""
 
     def __init__(self, trunk: nn.Module, spec: PreprocessSpec, *, device: str = "cpu", batch_size: int = 32, images: int = 0) -> None:
@@ -58,9 +58,9 @@ class FeatureExtractor:
 def choose_engine(trunk: nn.Module, batch: NDArray[np.float32], count: int, device: str) -> FeatureFunction:
     """OpenVINO or torch, whichever is expected to finish ``count`` images sooner."""
     if device == "cpu" and count >= MIN_IMAGES_FOR_OPENVINO and importlib.util.find_spec("openvino"):
-        from edgetl.train.inputs.openvino_features import compile_trunk  # noqa: PLC0415 (OpenVINO is not part of the train extra)
+        from edgetl.train.inputs.openvino_features import compile_with_openvino  # noqa: PLC0415 (OpenVINO is not part of the train extra)
 
-        if (compiled := compile_trunk(trunk, batch)) is not None:
+        if (compiled := compile_with_openvino(trunk, batch)) is not None:
             return compiled
     trunk = trunk.to(device)
 

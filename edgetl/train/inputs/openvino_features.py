@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 MAX_RELATIVE_DIFFERENCE = 1e-3
 
 
-def compile_trunk(trunk: nn.Module, batch: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]] | None:
+def compile_with_openvino(trunk: nn.Module, batch: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]] | None:
     """Convert ``trunk`` and compare it with torch on ``batch`` ``[n, 3, H, W]``.
 
     Returns:

@@ -23,7 +23,7 @@ from edgetl.train.continual.lwf import Guards
 from edgetl.train.continual.prepare import Protection
 from edgetl.train.continual.teacher import Tutor, distillation
 from edgetl.train.inputs.activation_cache import Workplace, cache_activations
-from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
+from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well, mixup
 from edgetl.train.inputs.dataset import draw_seed, training_batches, validation_batches
 from edgetl.train.inputs.gpu_augmentation import batches_on
 from edgetl.train.loop.checkpoints import Checkpoints, State
@@ -37,14 +37,14 @@ from edgetl.train.loop.processes import StopRequest
 from edgetl.train.loop.validation import Batches, History, Watch, measure
 from edgetl.train.networks.backbone import Backbone
 from edgetl.train.networks.stages import HEAD, LATERALS, STEM, Stage, choose_stages, find_stages, set_trainable
-from edgetl.train.networks.stochastic_depth import dropping_paths, mix
+from edgetl.train.networks.stochastic_depth import stochastic_depth
 
 _log = logging.getLogger(__name__)
 
 CLIP_NORM = 1.0
 # Validation images are decoded once where they take no more memory than this, and for each validation otherwise.
 MOST_HELD_BYTES = 400_000_000
-TUNED_SHARES = (0.2, 0.4, 0.6, 0.8)
+INTERPOLATION_WEIGHTS = (0.2, 0.4, 0.6, 0.8)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _workshop(backbone: Backbone, plan: Plan, config: TrainConfig, place: Workpl
     with (
         explained(config.optim.batch_size),
         StopRequest() as stop,
-        dropping_paths(backbone.model, plan.drop_path),
+        stochastic_depth(backbone.model, plan.drop_path),
         tempfile.TemporaryDirectory(dir=place.folder, prefix="activations-") as folder,
     ):
         yield stop, replace(place, folder=Path(folder))
@@ -292,7 +292,7 @@ class Tuning(L.LightningModule):
         """Logits, and the loss on the images that show new classes."""
         others, share = labels, 1.0
         if self.plan.mixup:
-            images, others, share = mix(images, labels, self.plan.mixup)
+            images, others, share = mixup(images, labels, self.plan.mixup)
         logits = (self.compiled or self.model)(images)
         new = self.new_rows(labels)
         loss: torch.Tensor = self.objective(logits[new], labels[new])
@@ -351,7 +351,7 @@ def _interpolate(module: Tuning, history: History, val: Batches) -> None:
     """Put the starting trunk and the tuned one together in the share that validates best (WiSE-FT: Wortsman et al. 2022,
     arXiv:2109.01903). The head is the tuned one: it was fitted on the starting trunk, so that both understand it."""
     chosen = history.best
-    for share in TUNED_SHARES:
+    for share in INTERPOLATION_WEIGHTS:
         mixed = {
             key: torch.lerp(module.anchors[key].cpu(), value, share) if key in module.anchors else value
             for key, value in history.best.items()
@@ -359,5 +359,5 @@ def _interpolate(module: Tuning, history: History, val: Batches) -> None:
         module.model.load_state_dict(mixed)
         loss, _ = measure(module.model, val, module.objective)
         if loss < history.best_loss:
-            history.best_loss, history.tuned_share, chosen = loss, share, mixed
+            history.best_loss, history.interpolation_weight, chosen = loss, share, mixed
     history.best = chosen

@@ -49,7 +49,7 @@ class History:
         recent: smoothed loss of the last steps.
         right, seen, lost: training images answered rightly, all of them, and the sum of losses since the last validation.
         head_penalty: of the probe that fitted the head.
-        tuned_share: of the tuned weights in the result; 1 unless they were mixed with the starting ones.
+        interpolation_weight: of the tuned weights in the result; 1 unless they were mixed with the starting ones.
         sweep: learning rates and losses of the range test (``--lr auto``).
     """
 
@@ -63,7 +63,7 @@ class History:
     seen: float = 0.0
     lost: float = 0.0
     head_penalty: float | None = None
-    tuned_share: float = 1.0
+    interpolation_weight: float = 1.0
     sweep: list[tuple[float, float]] = field(default_factory=list)
 
 

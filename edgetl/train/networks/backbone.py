@@ -1,4 +1,4 @@
-"""A backbone: a network with a linear head, and how to rebuild it."""
+"""Backbone: a network with a linear head, its origin, and the arguments that rebuild it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.folder import Sample
 from edgetl.errors import BackboneError, first_line
 from edgetl.train.networks.model_args import architecture_problem, args_problem
-from edgetl.train.networks.progressive import Columns, ColumnsRecord, check_ports
-from edgetl.train.networks.pruned import PRUNED, Widths, resize
+from edgetl.train.networks.progressive import ProgressiveNetwork, ProgressiveRecord, check_laterals
+from edgetl.train.networks.pruned import PRUNED, LayerSizes, set_layer_sizes
 
 TORCHVISION = "torchvision:"
 # Errors of timm and torch for arguments, and for inputs, that an architecture does not take.
@@ -39,9 +39,9 @@ class Backbone:
         spec: the preprocessing that the weights were made for.
         model_args: arguments that rebuild the architecture.
         weights_sha256: of the file that was loaded, or of the run's; none for random weights.
-        license: the most restrictive of its parents'; none where nobody says.
+        license: the most restrictive of its parents'; none where no parent states one.
         parents: what the weights were made from, the oldest first; empty for random weights.
-        columns: which networks stand beside each other in ``model``, if several do.
+        columns: structure of a progressive network; none for others.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Backbone:
     weights_sha256: str | None = None
     license: str | None = None
     parents: tuple[Parent, ...] = ()
-    columns: ColumnsRecord | None = None
+    columns: ProgressiveRecord | None = None
 
     @property
     def head(self) -> nn.Linear:
@@ -73,8 +73,8 @@ def with_intensity(backbone: Backbone, choice: str, samples: Sequence[Sample]) -
     return replace(backbone, spec=backbone.spec.model_copy(update={"intensity": rule}))
 
 
-def rebuild(architecture: str, model_args: dict[str, Any], classes: int, columns: ColumnsRecord | None = None) -> nn.Module:
-    """Build the architecture of a run with random weights, into which its own are loaded; ``Columns`` where it has several.
+def rebuild(architecture: str, model_args: dict[str, Any], classes: int, columns: ProgressiveRecord | None = None) -> nn.Module:
+    """Build the architecture of a run with random weights, into which its own are loaded.
 
     Raises:
         BackboneError: the installed library no longer has it, or the record is not that of a network.
@@ -83,13 +83,13 @@ def rebuild(architecture: str, model_args: dict[str, Any], classes: int, columns
         raise BackboneError(f"{architecture[:80]} is not built: {problem}.")
     if columns is not None:
         networks = [rebuild(architecture, model_args, count) for count in (*(column.classes for column in columns.earlier), classes)]
-        check_ports(networks[-1], columns)
-        return Columns(networks, columns.all_borders, columns.head)
+        check_laterals(networks[-1], columns)
+        return ProgressiveNetwork(networks, columns.all_laterals, columns.head)
     if PRUNED in model_args:
         model = rebuild(architecture, {key: value for key, value in model_args.items() if key != PRUNED}, classes)
-        widths: Widths = dict(model_args[PRUNED])
-        widths[find_head(model)] = [classes, *widths.get(find_head(model), [0, 1])[1:]]  # the run may have had other classes
-        resize(model, widths)
+        sizes: LayerSizes = dict(model_args[PRUNED])
+        sizes[find_head(model)] = [classes, *sizes.get(find_head(model), [0, 1])[1:]]  # the run may have had other classes
+        set_layer_sizes(model, sizes)
         return model
     if architecture.startswith(TORCHVISION):
         return torchvision_model(architecture.removeprefix(TORCHVISION), None, classes)
@@ -126,18 +126,18 @@ def find_head(model: nn.Module) -> str:
     return linear[-1]
 
 
-def make_trunk(model: nn.Module, head_name: str) -> nn.Module:
+def feature_extractor(model: nn.Module, head_name: str) -> nn.Module:
     """A copy of ``model`` in evaluation mode that ends before its head: ``[batch, 3, H, W]`` → features ``[batch, width]``."""
-    trunk = copy.deepcopy(model)
-    trunk.set_submodule(head_name, nn.Identity())
-    return trunk.eval()
+    network = copy.deepcopy(model)
+    network.set_submodule(head_name, nn.Identity())
+    return network.eval()
 
 
-def count_macs(model: nn.Module, side: int) -> int:
-    """Multiply-accumulates of one image of ``side`` x ``side`` px, by torch's own counter of convolutions and matrix products."""
+def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
+    """Multiply-accumulates of one image of ``size`` (height, width, px), by torch's own counter of convolutions and matrix products."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model(torch.zeros(1, 3, side, side))
+        model(torch.zeros(1, 3, *size))
     return int(counter.get_total_flops()) // 2
 
 

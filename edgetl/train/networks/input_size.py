@@ -24,13 +24,13 @@ STEP, FARTHEST = 16, 128
 def with_input_size(backbone: Backbone, size: tuple[int, int]) -> Backbone:
     """``backbone`` for images of ``size`` (height, width, px).
 
-    A network that takes images of that size stays as it is. Another one is built again for it, and timm fits its weights: position
-    embeddings and tables of relative positions are interpolated. ``model_args`` then hold ``img_size``.
+    A network that takes images of that size stays as it is. Another one is built again for it, and timm interpolates its position
+    embeddings and tables of relative positions. ``model_args`` then hold ``img_size``.
 
     Raises:
         ConfigError: the network does not take images of that size; the nearest that it takes are named.
     """
-    reason = refusal(backbone.model, size)
+    reason = input_size_problem(backbone.model, size)
     if reason is None:
         return backbone
     if not hasattr(backbone.model, "pretrained_cfg"):
@@ -42,7 +42,7 @@ def with_input_size(backbone: Backbone, size: tuple[int, int]) -> Backbone:
     return built
 
 
-def refusal(model: nn.Module, size: tuple[int, int]) -> str | None:
+def input_size_problem(model: nn.Module, size: tuple[int, int]) -> str | None:
     """Reason why ``model`` does not take images of ``size`` (height, width, px); none if it does."""
     if problem := _patch_problem(model, size):
         return problem
@@ -79,7 +79,7 @@ def _built(backbone: Backbone, size: tuple[int, int]) -> Backbone | str:
     except (BackboneError, *BUILD_ERRORS) as error:
         misfit = str(error).startswith("Error(s) in loading state_dict")
         return f"its weights are for {' x '.join(map(str, backbone.spec.input_size))}" if misfit else first_line(error).rstrip(".")
-    if reason := refusal(model, size):
+    if reason := input_size_problem(model, size):
         return reason
     own: Any = backbone.model.pretrained_cfg
     model.pretrained_cfg = {**own, "input_size": (3, *size)}  # type: ignore[assignment]
@@ -107,17 +107,16 @@ def _resized(backbone: Backbone, size: tuple[int, int], args: dict[str, Any]) ->
 def _filtered(backbone: Backbone, size: tuple[int, int], args: dict[str, Any]) -> nn.Module:
     """Resize by the filter with which timm loads published weights. They are given as a state_dict, so that timm opens no file."""
     classes = backbone.head.out_features
-    overlay = {
-        "state_dict": dict(backbone.model.state_dict()), "source": None, "file": None, "url": None, "hf_hub_id": None,
-        "custom_load": False, "num_classes": classes, "label_offset": None, "input_size": (3, *size),
-    }  # fmt: skip
+    no_source = dict.fromkeys(("source", "file", "url", "hf_hub_id", "label_offset"))
+    own = {"state_dict": dict(backbone.model.state_dict()), "custom_load": False, "num_classes": classes, "input_size": (3, *size)}
+    overlay = {**no_source, **own}
     model = timm.create_model(backbone.architecture, pretrained=True, pretrained_cfg_overlay=overlay, **{**args, "num_classes": classes})
     assert isinstance(model, nn.Module)
     return model
 
 
 def _fits(backbone: Backbone, size: tuple[int, int]) -> bool:
-    return refusal(backbone.model, size) is None or not isinstance(_built(backbone, size), str)
+    return input_size_problem(backbone.model, size) is None or not isinstance(_built(backbone, size), str)
 
 
 def _near(size: tuple[int, int]) -> Iterator[tuple[int, int]]:

@@ -15,112 +15,23 @@ from edgetl.train.networks.pruned import PRUNED
 
 # Of the constructors of timm's models: numbers, and lists of numbers.
 NUMBERS = frozenset(
-    [
-        "always_partition",
-        "attn_drop_rate",
-        "avg_down",
-        "base_width",
-        "cardinality",
-        "channels",
-        "class_token",
-        "conv_bias",
-        "conv_mlp",
-        "depth",
-        "depth_mult",
-        "depths",
-        "dim",
-        "dims",
-        "drop_path_rate",
-        "drop_rate",
-        "dynamic_img_pad",
-        "dynamic_img_size",
-        "embed_dim",
-        "embed_dims",
-        "expand_ratio",
-        "final_norm",
-        "fix_stem",
-        "global_pos_size",
-        "groups",
-        "growth_rate",
-        "head_dim",
-        "head_hidden_size",
-        "head_init_scale",
-        "head_norm_first",
-        "img_size",
-        "in_chans",
-        "init_values",
-        "kernel_size",
-        "layers",
-        "layer_scale_init_value",
-        "ls_init_value",
-        "mlp_ratio",
-        "mlp_ratios",
-        "no_embed_class",
-        "norm_eps",
-        "num_classes",
-        "num_features",
-        "num_heads",
-        "num_kv_heads",
-        "num_reg_tokens",
-        "output_stride",
-        "patch_drop_rate",
-        "patch_size",
-        "pos_drop_rate",
-        "pre_norm",
-        "proj_drop_rate",
-        "qk_norm",
-        "qkv_bias",
-        "reg_tokens",
-        "scale_mlp",
-        "se_ratio",
-        "sr_ratios",
-        "stem_chs",
-        "stem_size",
-        "stem_width",
-        "strict_img_size",
-        "swiglu_mlp",
-        "use_abs_pos_emb",
-        "use_grn",
-        "use_post_norm",
-        "use_rel_pos_bias",
-        "width",
-        "width_factor",
-        "width_mult",
-        "widths",
-        "window_ratio",
-        "window_size",
-        "zero_init_last",
-        "drop_block_rate",
-        "block_reduce_first",
-        "dropout",
-        "distilled",
-        "distillation",
-        "head_bias",
-        "ref_feat_shape",
-        "use_rot_pos_emb",
-        "rope_grid_offset",
-        "fc_norm",
-        "use_fc_norm",
-        "scale_attn_inner",
-        "qkv_fused",
-        "patch_norm",
-    ]
+    """
+    always_partition attn_drop_rate avg_down base_width block_reduce_first cardinality channels class_token conv_bias conv_mlp depth
+    depth_mult depths dim dims distillation distilled drop_block_rate drop_path_rate drop_rate dropout dynamic_img_pad
+    dynamic_img_size embed_dim embed_dims expand_ratio fc_norm final_norm fix_stem global_pos_size groups growth_rate head_bias
+    head_dim head_hidden_size head_init_scale head_norm_first img_size in_chans init_values kernel_size layer_scale_init_value layers
+    ls_init_value mlp_ratio mlp_ratios no_embed_class norm_eps num_classes num_features num_heads num_kv_heads num_reg_tokens
+    output_stride patch_drop_rate patch_norm patch_size pos_drop_rate pre_norm proj_drop_rate qk_norm qkv_bias qkv_fused
+    ref_feat_shape reg_tokens rope_grid_offset scale_attn_inner scale_mlp se_ratio sr_ratios stem_chs stem_size stem_width
+    strict_img_size swiglu_mlp use_abs_pos_emb use_fc_norm use_grn use_post_norm use_rel_pos_bias use_rot_pos_emb width width_factor
+    width_mult widths window_ratio window_size zero_init_last
+    """.split()  # noqa: SIM905 (a list would take a line for each name)
 )
 # Those that are a word of timm's own tables.
 WORDS = frozenset(
-    [
-        "act_layer",
-        "aa_layer",
-        "global_pool",
-        "norm_layer",
-        "pad_type",
-        "pool_type",
-        "se_layer",
-        "stem_type",
-        "weight_init",
-        "pos_embed",
-        "rope_type",
-    ]
+    """
+    aa_layer act_layer global_pool norm_layer pad_type pool_type pos_embed rope_type se_layer stem_type weight_init
+    """.split()  # noqa: SIM905 (a list would take a line for each name)
 )
 # Larger than those of any published network.
 LARGEST, MOST_LAYERS, MOST_NUMBERS = 16_384, 256, 64
@@ -138,8 +49,8 @@ def args_problem(args: Mapping[str, object]) -> str | None:
     """Reason why ``args`` are not passed on to an architecture's constructor; none if they are."""
     for name, value in args.items():
         if name == PRUNED:
-            if not _are_widths(value):
-                return f"{PRUNED} is not a table of layers' widths"
+            if not _are_sizes(value):
+                return f"{PRUNED} is not a table of layers' sizes"
         elif name in NUMBERS:
             values = value if isinstance(value, list | tuple) else [value]
             largest = MOST_LAYERS if name in _DEPTHS else LARGEST
@@ -158,8 +69,8 @@ def _is_number(value: object, largest: int) -> bool:
     return value is None or (isinstance(value, int | float) and math.isfinite(value) and abs(value) <= largest)
 
 
-def _are_widths(value: object) -> bool:
+def _are_sizes(value: object) -> bool:
     return isinstance(value, Mapping) and all(
-        isinstance(row, list | tuple) and 1 <= len(row) <= 3 and all(type(width) is int and 1 <= width <= 2**20 for width in row)
+        isinstance(row, list | tuple) and 1 <= len(row) <= 3 and all(type(size) is int and 1 <= size <= 2**20 for size in row)
         for row in value.values()
     )

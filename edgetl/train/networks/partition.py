@@ -1,4 +1,4 @@
-"""A network cut where its trained stages begin: what lies before the cut never changes and need run only once for each picture."""
+"""Partition of a network into frozen and trainable layers: the frozen ones run once for each image, and their outputs are stored."""
 
 from __future__ import annotations
 
@@ -10,64 +10,59 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgetl.train.networks.progressive import Columns
+from edgetl.train.networks.progressive import ProgressiveNetwork
 from edgetl.train.networks.stages import HEAD, Stage
 
-# Of the largest value; the halves are the same layers in the same order, so that only rounding may differ.
+# Of the largest value: both are the same layers in the same order, so that only rounding may differ.
 MAX_RELATIVE_DIFFERENCE = 1e-4
 # timm's names in vision transformers.
 PATCHES, POSITIONS = "patch_embed", "_pos_embed"
 
 
 @dataclass(frozen=True)
-class Halves:
-    """``tail(front(x))`` is the network; the tail's parameters keep their names.
+class Partition:
+    """``trainable(frozen(x))`` is the network; the parameters of ``trainable`` keep their names."""
 
-    Attributes:
-        front: the frozen layers.
-        tail: the network with those layers taken out.
-    """
-
-    front: nn.Module
-    tail: nn.Module
+    frozen: nn.Module
+    trainable: nn.Module
 
 
-def cut(model: nn.Module, trained: Sequence[Stage], example: torch.Tensor) -> Halves | None:
-    """Cut ``model`` before the first of ``trained``, which must be its last stages.
+def split_frozen(model: nn.Module, trained: Sequence[Stage], example: torch.Tensor) -> Partition | None:
+    """Split ``model`` before the first of ``trained``, which must be its last stages.
 
     Args:
         model: in evaluation mode.
-        trained: the stages that learn, the head last.
+        trained: the stages that train, the head last.
         example: a few images, float32 ``[n, 3, H, W]``.
 
     Returns:
-        The halves, compared with the whole on ``example``; none where the network is no chain at that place, and of several columns: what
-        they hear of each other crosses the border at other places too.
+        The partition, compared with the whole network on ``example``. None where the network is no chain of modules at that place, and for
+        progressive networks, whose lateral connections cross it.
     """
-    if isinstance(model, Columns):
+    if isinstance(model, ProgressiveNetwork):
         return None
-    learning = {name for stage in trained for name in stage.parameters}
-    order, inputs = _watch(model, example)
-    first = set(trained[0].parameters) if trained[0].name != HEAD else learning
-    border = next((path for path in order if _inside(model, path) & first and not _inside(model, path) - learning), None)
-    if border is None or border not in inputs:
+    trainable = {name for stage in trained for name in stage.parameters}
+    order, inputs = _trace(model, example)
+    first = set(trained[0].parameters) if trained[0].name != HEAD else trainable
+    start = next((path for path in order if _inside(model, path) & first and not _inside(model, path) - trainable), None)
+    if start is None:
         return None
-    before = [path for path in order[: order.index(border)] if not _above(path, border) and not _inside(model, path) & learning]
-    units = [path for path in before if not any(_above(other, path) for other in before)]
-    tail = copy.deepcopy(model)
+    before = [path for path in order[: order.index(start)] if not _contains(path, start) and not _inside(model, path) & trainable]
+    units = [path for path in before if not any(_contains(other, path) for other in before)]
+    rest = copy.deepcopy(model)
     for path in units:
-        tail.set_submodule(path, nn.Identity())
+        rest.set_submodule(path, nn.Identity())
     pieces = [copy.deepcopy(model.get_submodule(path)) for path in units]
     if hasattr(model, POSITIONS) and units[:1] == [PATCHES]:
         pieces.insert(1, _Positions(model))
         # Past the registry of modules: there, the class's own method would be found first.
-        tail.__dict__[POSITIONS] = nn.Identity()
-    halves = Halves(nn.Sequential(*pieces).eval(), tail)
-    return halves if units and _agree(model, halves, inputs[border], example) else None
+        rest.__dict__[POSITIONS] = nn.Identity()
+    parts = Partition(nn.Sequential(*pieces).eval(), rest)
+    return parts if units and _agrees(model, parts, inputs[start], example) else None
 
 
 class _Positions(nn.Module):
-    """The step of a vision transformer that is a method and no module: class tokens and position embeddings join the patches."""
+    """The step of a vision transformer that is a method and no module: add class tokens and position embeddings to the patches."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -80,12 +75,12 @@ class _Positions(nn.Module):
         return tokens
 
 
-def _watch(model: nn.Module, example: torch.Tensor) -> tuple[list[str], dict[str, torch.Tensor]]:
-    """Names of the modules in the order in which they begin, and each one's first input."""
+def _trace(model: nn.Module, example: torch.Tensor) -> tuple[list[str], dict[str, torch.Tensor]]:
+    """Names of the modules in the order in which they first run, and each one's first input."""
     order: list[str] = []
     inputs: dict[str, torch.Tensor] = {}
 
-    def begin(path: str) -> Any:
+    def hook_of(path: str) -> Any:
         def hook(_module: nn.Module, given: tuple[Any, ...]) -> None:
             if path not in inputs and given and isinstance(given[0], torch.Tensor):
                 order.append(path)
@@ -93,7 +88,7 @@ def _watch(model: nn.Module, example: torch.Tensor) -> tuple[list[str], dict[str
 
         return hook
 
-    handles = [module.register_forward_pre_hook(begin(path)) for path, module in model.named_modules() if path]
+    handles = [module.register_forward_pre_hook(hook_of(path)) for path, module in model.named_modules() if path]
     try:
         with torch.no_grad():
             model(example)
@@ -107,18 +102,18 @@ def _inside(model: nn.Module, path: str) -> set[str]:
     return {f"{path}.{name}" for name, _ in model.get_submodule(path).named_parameters()}
 
 
-def _above(path: str, other: str) -> bool:
+def _contains(path: str, other: str) -> bool:
     return other.startswith(f"{path}.")
 
 
-def _agree(model: nn.Module, halves: Halves, at_border: torch.Tensor, example: torch.Tensor) -> bool:
-    """Whether the front gives what the border saw, and the tail on that what the whole network gives."""
+def _agrees(model: nn.Module, parts: Partition, expected: torch.Tensor, example: torch.Tensor) -> bool:
+    """True if the frozen part gives ``expected`` and both parts together the output of the whole network."""
     with torch.no_grad():
         whole = model(example)
         try:
-            front = halves.front(example)
-            end = halves.tail(front)
+            middle = parts.frozen(example)
+            end = parts.trainable(middle)
         except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
             return False
-    pairs = ((front, at_border), (end, whole))
+    pairs = ((middle, expected), (end, whole))
     return all(a.shape == b.shape and float((a - b).abs().max()) <= MAX_RELATIVE_DIFFERENCE * float(b.abs().max()) for a, b in pairs)

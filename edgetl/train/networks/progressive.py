@@ -1,7 +1,7 @@
-"""Networks side by side, one for each task: those that came before are frozen whole, and the last one learns and listens to them.
+"""Progressive networks (Rusu et al. 2016, arXiv:1606.04671): frozen columns, one for each earlier task, and a column that trains.
 
-Progressive networks (Rusu et al. 2016, arXiv:1606.04671). Nothing of an earlier column ever changes, so that nothing is forgotten; the
-price is a network more for each task.
+Each column adds projections of the earlier columns' activations to its own (lateral connections). Earlier columns never change, so that
+their tasks are kept exactly. The model grows by one network for each task.
 """
 
 from __future__ import annotations
@@ -18,83 +18,83 @@ from edgetl.core.config import StrictModel
 from edgetl.errors import BackboneError
 
 
-class Border(StrictModel):
-    """A place where a column's stage ends and later columns listen.
+class Lateral(StrictModel):
+    """Place of a lateral connection: the end of a stage, by its module in every column.
 
     Attributes:
-        port: the module whose output it is, by its name in every column.
+        module: name of the module whose output is connected.
         channels: of that output.
         layout: ``map`` is ``[batch, channels, h, w]``; ``rows`` has the channels last: ``[batch, …, channels]``.
     """
 
-    port: str
+    module: str
     channels: int = Field(ge=1, le=65_536)
     layout: Literal["map", "rows"]
 
 
 class Column(StrictModel):
-    """An earlier column of a network.
+    """An earlier column.
 
     Attributes:
         name: of the run that trained it, or of the published weights.
         classes: outputs of its head.
         labels: of those, in their order; empty for published weights, which do not name them.
-        borders: where it listens to the columns before it; empty for the first one.
+        laterals: connections from the columns before it; empty for the first column.
     """
 
     name: str
     classes: int = Field(ge=1, le=100_000)
     labels: tuple[str, ...] = ()
-    borders: tuple[Border, ...] = ()
+    laterals: tuple[Lateral, ...] = ()
 
 
-class ColumnsRecord(StrictModel):
-    """How ``Columns`` is put together again.
+class ProgressiveRecord(StrictModel):
+    """Structure of a ``ProgressiveNetwork``.
 
     Attributes:
         head: the linear head's name in each column.
         earlier: the frozen columns, the oldest first.
-        borders: where the last column, the run's own, listens to them.
+        laterals: connections from them to the last column, the run's own.
     """
 
     head: str
     earlier: tuple[Column, ...] = Field(min_length=1, max_length=32)
-    borders: tuple[Border, ...]
+    laterals: tuple[Lateral, ...]
 
     @property
-    def all_borders(self) -> tuple[tuple[Border, ...], ...]:
+    def all_laterals(self) -> tuple[tuple[Lateral, ...], ...]:
         """Of each column but the first."""
-        return (*(column.borders for column in self.earlier[1:]), self.borders)
+        return (*(column.laterals for column in self.earlier[1:]), self.laterals)
 
 
-class Columns(nn.Module):
-    """Networks of one architecture; at each border a column adds to its own output what it makes of the earlier columns' outputs there.
+class ProgressiveNetwork(nn.Module):
+    """Columns of one architecture with lateral connections: ``float32 [batch, 3, H, W]`` → logits ``[batch, classes]`` of the last one.
 
-    Called, it answers for the last column: ``float32 [batch, 3, H, W]`` → logits ``[batch, classes]``. A lateral connection is a matrix
-    over the channels (a 1x1 convolution, or a linear layer) that starts at zero, so that a new column begins as what it is a copy of.
-    The borders are listened to by hooks that last as long as one call; two threads must not call one network at the same time.
+    A lateral connection is a matrix over the channels (a 1x1 convolution, or a linear layer). It starts at zero, so that a new column
+    starts as the network that it is a copy of. Hooks that exist during one call apply the connections: two threads must not call one
+    network at the same time.
 
     Args:
         columns: the oldest first; all but the last are frozen here, parameters and statistics.
-        borders: of each column but the first.
+        places: lateral connections of each column but the first.
         head_name: the linear head's name in each column.
     """
 
-    def __init__(self, columns: Sequence[nn.Module], borders: Sequence[Sequence[Border]], head_name: str) -> None:
+    def __init__(self, columns: Sequence[nn.Module], places: Sequence[Sequence[Lateral]], head_name: str) -> None:
         super().__init__()
         self.columns = nn.ModuleList(columns)
-        self.borders = tuple(tuple(found) for found in borders)
+        self.places = tuple(tuple(found) for found in places)
         self.head_name = head_name
-        # laterals.A.B.C: into column A + 1, at its B-th border, from column C.
+        # laterals.A.B.C: into column A + 1, at its B-th place, from column C.
         self.laterals = nn.ModuleList(
-            nn.ModuleList(nn.ModuleList(_lateral(border) for _ in range(place)) for border in found)
-            for place, found in enumerate(self.borders, start=1)
+            nn.ModuleList(nn.ModuleList(_projection(place) for _ in range(column)) for place in found)
+            for column, found in enumerate(self.places, start=1)
         )
         for frozen in (*self.columns[:-1], *self.laterals[:-1]):
             frozen.requires_grad_(False)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> Columns:
+    def train(self, mode: bool = True) -> ProgressiveNetwork:
         """As ``nn.Module.train``, but the frozen columns stay in evaluation mode: their statistics must not move."""
         super().train(mode)
         for frozen in self.columns[:-1]:
@@ -103,83 +103,75 @@ class Columns(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits ``[batch, classes]`` of the last column's task."""
-        return self.answers(images, len(self.columns) - 1)
+        return self.column_logits(images, len(self.columns) - 1)
 
-    def answers(self, images: torch.Tensor, place: int) -> torch.Tensor:
-        """What the column at ``place`` answers, bit for bit as before there were later ones.
+    def column_logits(self, images: torch.Tensor, index: int) -> torch.Tensor:
+        """Logits ``[batch, classes]`` of the column at ``index`` (0 is the oldest), bit for bit as before there were later columns."""
+        outputs: list[dict[str, torch.Tensor]] = []
+        for earlier in range(index):
+            own: dict[str, torch.Tensor] = {}
+            self._run_column(earlier, images, outputs, own)
+            outputs.append(own)
+        return self._run_column(index, images, outputs, None)
 
-        Args:
-            images: float32 ``[batch, 3, H, W]``.
-            place: 0 is the oldest column.
+    def previous_logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits of the task before the last column's, ``[batch, classes]``."""
+        return self.column_logits(images, len(self.columns) - 2)
 
-        Returns:
-            Logits ``[batch, classes]`` of that column's task.
-        """
-        seen: list[dict[str, torch.Tensor]] = []
-        for index in range(place):
-            heard: dict[str, torch.Tensor] = {}
-            self._ask(index, images, seen, heard)
-            seen.append(heard)
-        return self._ask(place, images, seen, None)
-
-    def old_answers(self, images: torch.Tensor) -> torch.Tensor:
-        """What the network answered before its last column came: logits ``[batch, classes]`` of that task."""
-        return self.answers(images, len(self.columns) - 2)
-
-    def earlier(self) -> nn.Module:
-        """The network as it was before its last column came; it shares the weights."""
+    def previous_network(self) -> nn.Module:
+        """The network without its last column; it shares the weights."""
         if len(self.columns) == 2:
             return self.columns[0]
-        shared = Columns([*self.columns[:-1]], self.borders[:-1], self.head_name)
+        shared = ProgressiveNetwork([*self.columns[:-1]], self.places[:-1], self.head_name)
         shared.laterals = nn.ModuleList(self.laterals[:-1])
         return shared.eval().requires_grad_(False)
 
     def get_classifier(self) -> nn.Module:
-        """The last column's head, as timm's networks tell theirs."""
+        """The last column's head, by the name of timm's method."""
         return self.columns[-1].get_submodule(self.head_name)
 
-    def _ask(
-        self, place: int, images: torch.Tensor, seen: list[dict[str, torch.Tensor]], heard: dict[str, torch.Tensor] | None
+    def _run_column(
+        self, index: int, images: torch.Tensor, outputs: list[dict[str, torch.Tensor]], own: dict[str, torch.Tensor] | None
     ) -> torch.Tensor:
-        """One column's answer, given the outputs of the columns before it at each port; its own go into ``heard`` where later ones ask."""
-        column, laterals = self.columns[place], self._into(place)
+        """Logits of one column, given the earlier columns' outputs by module; ``own`` takes its outputs for later columns."""
+        column, laterals = self.columns[index], self._laterals_into(index)
         handles: list[RemovableHandle] = []
 
-        def listener(port: str) -> Any:
-            def listen(_module: nn.Module, _given: Any, out: torch.Tensor) -> torch.Tensor:
-                for lateral, earlier in zip(laterals.get(port, ()), seen, strict=False):
-                    out = out + lateral(earlier[port])
-                if heard is not None:
-                    heard[port] = out.clone()  # the next layer may work in place
+        def hook_of(name: str) -> Any:
+            def hook(_module: nn.Module, _inputs: Any, out: torch.Tensor) -> torch.Tensor:
+                for lateral, earlier in zip(laterals.get(name, ()), outputs, strict=False):
+                    out = out + lateral(earlier[name])
+                if own is not None:
+                    own[name] = out.clone()  # the next layer may work in place
                 return out
 
-            return listen
+            return hook
 
         try:
-            ports = laterals if heard is None else dict.fromkeys(border.port for found in self.borders for border in found)
-            handles.extend(column.get_submodule(port).register_forward_hook(listener(port)) for port in ports)
+            names = laterals if own is None else dict.fromkeys(place.module for found in self.places for place in found)
+            handles.extend(column.get_submodule(name).register_forward_hook(hook_of(name)) for name in names)
             logits: torch.Tensor = column(images)
         finally:
             for handle in handles:
                 handle.remove()
         return logits
 
-    def _into(self, place: int) -> dict[str, list[nn.Module]]:
-        """The lateral connections into a column, by their port."""
-        if place == 0:
+    def _laterals_into(self, index: int) -> dict[str, list[nn.Module]]:
+        """The lateral connections into a column, by module."""
+        if index == 0:
             return {}
-        rows = [list(row.children()) for row in self.laterals[place - 1].children()]
-        return {border.port: row for border, row in zip(self.borders[place - 1], rows, strict=True)}
+        rows = [list(row.children()) for row in self.laterals[index - 1].children()]
+        return {place.module: row for place, row in zip(self.places[index - 1], rows, strict=True)}
 
 
-def check_ports(network: nn.Module, record: ColumnsRecord) -> None:
+def check_laterals(network: nn.Module, record: ProgressiveRecord) -> None:
     """Refuse a record that names modules which a column does not have.
 
     Raises:
         BackboneError: a module is missing; the text names it.
     """
     modules = dict(network.named_modules())
-    wanted = {border.port for found in (*(column.borders for column in record.earlier), record.borders) for border in found}
+    wanted = {place.module for found in (*(column.laterals for column in record.earlier), record.laterals) for place in found}
     missing = sorted(name for name in wanted if name not in modules)
     if missing or not isinstance(modules.get(record.head), nn.Linear):
         raise BackboneError(
@@ -187,18 +179,18 @@ def check_ports(network: nn.Module, record: ColumnsRecord) -> None:
         )
 
 
-def _lateral(border: Border) -> nn.Module:
+def _projection(place: Lateral) -> nn.Module:
     """A matrix over the channels, all zero."""
-    if border.layout == "map":
-        layer: nn.Conv2d | nn.Linear = nn.Conv2d(border.channels, border.channels, 1, bias=False)
+    if place.layout == "map":
+        layer: nn.Conv2d | nn.Linear = nn.Conv2d(place.channels, place.channels, 1, bias=False)
     else:
-        layer = nn.Linear(border.channels, border.channels, bias=False)
+        layer = nn.Linear(place.channels, place.channels, bias=False)
     nn.init.zeros_(layer.weight)
     return layer
 
 
-def newest(model: nn.Module) -> tuple[str, nn.Module]:
-    """The network that learns, and how its parameters' names begin in ``model``: the last column, or ``model`` itself."""
-    if isinstance(model, Columns):
+def last_column(model: nn.Module) -> tuple[str, nn.Module]:
+    """The network that trains, and the prefix of its parameters' names in ``model``: the last column, or ``model`` itself."""
+    if isinstance(model, ProgressiveNetwork):
         return f"columns.{len(model.columns) - 1}.", model.columns[-1]
     return "", model

@@ -1,4 +1,4 @@
-"""The layers of a pruned network: fewer channels than its architecture says, written down so that it can be built again."""
+"""Pruned networks: sizes of the layers, recorded so that the network can be built again."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgetl.errors import BackboneError
 
-# Among a backbone's arguments: what no library knows, and `rebuild` reads itself.
+# Key among a backbone's arguments; `rebuild` takes it out before it calls a library.
 PRUNED = "edgetl_pruned"
 # Output channels, input channels and groups of a convolution; outputs and inputs of a linear layer; features of a BatchNorm.
-Widths = dict[str, list[int]]
+LayerSizes = dict[str, list[int]]
 
 
-def widths_of(model: nn.Module) -> Widths:
-    """The width of every layer that has one."""
-    found: Widths = {}
+def layer_sizes(model: nn.Module) -> LayerSizes:
+    """Sizes of every convolution, linear layer and BatchNorm."""
+    found: LayerSizes = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             found[name] = [module.out_channels, module.in_channels, module.groups]
@@ -29,34 +29,34 @@ def widths_of(model: nn.Module) -> Widths:
     return found
 
 
-def resize(model: nn.Module, widths: Widths) -> None:
-    """Set the widths of the named layers, with empty weights, before the weights of a pruned network are loaded.
+def set_layer_sizes(model: nn.Module, sizes: LayerSizes) -> None:
+    """Set the sizes of the named layers, with zeros as weights, before the weights of a pruned network are loaded.
 
     Raises:
-        BackboneError: a layer is not there, or is not of the kind or as wide as its widths say.
+        BackboneError: a layer is not there, is of another kind, or is smaller than its sizes say.
     """
-    modules, own = dict(model.named_modules()), widths_of(model)
-    for name, width in widths.items():
+    modules, own = dict(model.named_modules()), layer_sizes(model)
+    for name, size in sizes.items():
         module, limits = modules.get(name), own.get(name, [])
         # Pruning only removes channels; the outputs of a linear layer, its first number, may follow the classes.
-        wide = any(new > old for new, old in list(zip(width, limits, strict=False))[isinstance(module, nn.Linear) :])
-        if len(width) != len(limits) or wide or (len(width) == 3 and width[1] % width[2]):
-            raise BackboneError(f"a pruned network's record gives the layer {name[:80]!r} the widths {width}, which it cannot have.")
+        larger = any(new > old for new, old in list(zip(size, limits, strict=False))[isinstance(module, nn.Linear) :])
+        if len(size) != len(limits) or larger or (len(size) == 3 and size[1] % size[2]):
+            raise BackboneError(f"a pruned network's record gives the layer {name[:80]!r} the sizes {size}, which it cannot have.")
         if isinstance(module, nn.Conv2d):
-            module.out_channels, module.in_channels, module.groups = width
-            _empty(module, "weight", width[0], width[1] // width[2], *module.kernel_size)
-            _empty(module, "bias", width[0])
+            module.out_channels, module.in_channels, module.groups = size
+            _zeros(module, "weight", size[0], size[1] // size[2], *module.kernel_size)
+            _zeros(module, "bias", size[0])
         elif isinstance(module, nn.Linear):
-            module.out_features, module.in_features = width
-            _empty(module, "weight", *width)
-            _empty(module, "bias", width[0])
+            module.out_features, module.in_features = size
+            _zeros(module, "weight", *size)
+            _zeros(module, "bias", size[0])
         elif isinstance(module, _BatchNorm):
-            (module.num_features,) = width
+            (module.num_features,) = size
             for key in ("weight", "bias", "running_mean", "running_var"):
-                _empty(module, key, *width)
+                _zeros(module, key, *size)
 
 
-def _empty(module: nn.Module, key: str, *shape: int) -> None:
+def _zeros(module: nn.Module, key: str, *shape: int) -> None:
     old: Any = getattr(module, key)
     if old is None:
         return

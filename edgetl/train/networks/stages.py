@@ -1,4 +1,4 @@
-"""A network as a row of stages, from the stem to the head, and which of them may change."""
+"""Stages of a network, from the stem to the head, and freezing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from timm.models import group_parameters
 from torch import nn
 
 from edgetl.errors import ConfigError
-from edgetl.train.networks.progressive import Columns, newest
+from edgetl.train.networks.progressive import ProgressiveNetwork, last_column
 
 STEM, HEAD = "stem", "head"
-# What the last of several columns makes of the earlier ones.
+# Lateral connections of a progressive network's last column.
 LATERALS = "laterals"
 
 
@@ -34,19 +34,19 @@ class Stage:
 def find_stages(model: nn.Module, head_name: str) -> tuple[Stage, ...]:
     """The stages of ``model``, the stem first and the linear head last.
 
-    timm's networks say themselves where a stage ends (``group_matcher(coarse=True)``); for others a stage is a numbered child
-    (``features.3``) or a named one (``layer2``). A cut never falls inside a block. Of several columns, the stages are the last one's,
-    and its lateral connections are a stage before the head.
+    timm's networks define their stages (``group_matcher(coarse=True)``); for others a stage is a numbered child (``features.3``) or a named
+    one (``layer2``). A stage never ends inside a block. The stages of a progressive network are those of its last column, with the lateral
+    connections as a stage before the head.
     """
-    if isinstance(model, Columns):
-        prefix, column = newest(model)
-        *trunk, head_stage = (
+    if isinstance(model, ProgressiveNetwork):
+        prefix, column = last_column(model)
+        *lower, head_stage = (
             Stage(stage.name, tuple(f"{prefix}{name}" for name in stage.parameters))
             for stage in find_stages(column, head_name.removeprefix(prefix))
         )
         into = f"laterals.{len(model.laterals) - 1}."
         laterals = tuple(name for name, _ in model.named_parameters() if name.startswith(into))
-        return (*trunk, Stage(LATERALS, laterals), head_stage)
+        return (*lower, Stage(LATERALS, laterals), head_stage)
     head = tuple(name for name, _ in model.named_parameters() if name.startswith(f"{head_name}."))
     groups: dict[Any, list[str]] = {}
     matcher = getattr(model, "group_matcher", None)
@@ -66,7 +66,7 @@ def _prefix(name: str) -> str:
 
 
 def choose_stages(stages: tuple[Stage, ...], unfreeze: str) -> tuple[Stage, ...]:
-    """The stages that train under ``unfreeze``: a share of the trunk's stages counted from its end, ``stage4`` (that one and all after
+    """The stages that train under ``unfreeze``: a share of the backbone's stages counted from its end, ``stage4`` (that one and all after
     it), ``first`` (the stem and the first stage alone, for images that differ in noise or blur: Lee et al. 2023, arXiv:2210.11466).
 
     The head and lateral connections always train; the stem only under ``first`` or a share of 1.
@@ -74,27 +74,27 @@ def choose_stages(stages: tuple[Stage, ...], unfreeze: str) -> tuple[Stage, ...]
     Raises:
         ConfigError: no such stage, or not a share.
     """
-    trunk = [stage for stage in stages if stage.name not in (LATERALS, HEAD)]
-    end = stages[len(trunk) :]
+    lower = [stage for stage in stages if stage.name not in (LATERALS, HEAD)]
+    end = stages[len(lower) :]
     if unfreeze == "first":
-        return (*trunk[:2], *end)
+        return (*lower[:2], *end)
     if re.fullmatch(r"stage\d+", unfreeze):
-        names = [stage.name for stage in trunk]
+        names = [stage.name for stage in lower]
         if unfreeze not in names:
             raise ConfigError(f"--unfreeze {unfreeze}: this network has {names[1]} to {names[-1]}.")
-        return (*trunk[names.index(unfreeze) :], *end)
+        return (*lower[names.index(unfreeze) :], *end)
     try:
         share = float(unfreeze)
     except ValueError:
         share = -1.0
     if not 0.0 < share <= 1.0:
         raise ConfigError(f"--unfreeze {unfreeze}: give a share of the stages such as 0.33, a stage such as stage4, or first.")
-    count = math.ceil(share * len(trunk)) if share == 1.0 else min(len(trunk) - 1, math.ceil(share * len(trunk)))
-    return (*trunk[len(trunk) - count :], *end)
+    count = math.ceil(share * len(lower)) if share == 1.0 else min(len(lower) - 1, math.ceil(share * len(lower)))
+    return (*lower[len(lower) - count :], *end)
 
 
 def set_trainable(model: nn.Module, trained: tuple[Stage, ...], *, freeze_batchnorm: bool) -> None:
-    """Let ``trained`` learn and nothing else.
+    """Train the stages ``trained`` and freeze the rest.
 
     Frozen modules go to evaluation mode: ``requires_grad`` alone does not stop BatchNorm's running statistics (Lightning issue 15062).
     Call it again after ``model.train()``.
@@ -104,12 +104,12 @@ def set_trainable(model: nn.Module, trained: tuple[Stage, ...], *, freeze_batchn
         trained: of its stages.
         freeze_batchnorm: also keep every BatchNorm's statistics, scales and offsets.
     """
-    learning = {name for stage in trained for name in stage.parameters}
+    trainable = {name for stage in trained for name in stage.parameters}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in learning)
+        parameter.requires_grad_(name in trainable)
     for path, module in model.named_modules():
         inside = [f"{path}.{name}" if path else name for name, _ in module.named_parameters()]
-        if inside and not learning.intersection(inside):
+        if inside and not trainable.intersection(inside):
             module.eval()
         elif freeze_batchnorm and isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval().requires_grad_(False)

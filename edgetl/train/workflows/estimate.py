@@ -20,7 +20,7 @@ from edgetl.train.config.recipe import with_recipe
 from edgetl.train.config.tasks import scan_images
 from edgetl.train.inputs.dataset import ImageDataset
 from edgetl.train.networks.backbone import Backbone
-from edgetl.train.networks.partition import cut
+from edgetl.train.networks.partition import split_frozen
 from edgetl.train.networks.stages import choose_stages, find_stages, set_trainable
 from edgetl.train.workflows.finetune import choose_device, prepare
 
@@ -96,18 +96,17 @@ def _measure(backbone: Backbone, plan: Plan, splits: Splits, config: TrainConfig
     seconds, memory, trained = counted * (load + forward), 0.0, sum(parameter.numel() for parameter in backbone.head.parameters())
     if plan.steps:
         stages = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
-        halves = (
-            cut(model.cpu(), stages, batch[:2].cpu()) if plan.strategy == "partial" and config.run.cache_views and not plan.mixup else None
-        )
-        taught = halves.tail.to(device) if halves else model.to(device)
-        if halves:
+        cached = plan.strategy == "partial" and config.run.cache_views and not plan.mixup
+        parts = split_frozen(model.cpu(), stages, batch[:2].cpu()) if cached else None
+        taught = parts.trainable.to(device) if parts else model.to(device)
+        if parts:
             with torch.no_grad():
-                batch = halves.front.to(device)(batch)
+                batch = parts.frozen.to(device)(batch)
             seconds += config.run.cache_views * len(splits.train) * (load + forward)
         set_trainable(taught.train(), stages, freeze_batchnorm=plan.freeze_batchnorm)
         trained = sum(parameter.numel() for parameter in taught.parameters() if parameter.requires_grad)
         step, memory = _step(taught, batch)
-        seconds += plan.steps * (step + (0.0 if halves else load * size))
+        seconds += plan.steps * (step + (0.0 if parts else load * size))
     memory_mb = (memory + 4 * NUMBERS_PER_WEIGHT * trained) / 1e6
     return Estimate(
         plan=plan, chosen=False, trained_m=round(trained / 1e6, 3), minutes=round(seconds / 60, 2), memory_mb=round(memory_mb, 1)

@@ -27,11 +27,11 @@ from edgetl.train.heads.linear import LinearHead, fit_head, fit_label_heads, fit
 from edgetl.train.heads.modules import HeadSpec
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.dataset import random_crop
-from edgetl.train.inputs.features import FeatureExtractor
+from edgetl.train.inputs.features import FrozenFeatures
 from edgetl.train.loop.checkpoints import Checkpoints
 from edgetl.train.loop.loop import Lessons, tune
 from edgetl.train.loop.losses import make_objective
-from edgetl.train.networks.backbone import Backbone, make_trunk
+from edgetl.train.networks.backbone import Backbone, feature_extractor
 
 _log = logging.getLogger(__name__)
 
@@ -44,14 +44,14 @@ class Taught:
         head_penalty: of the probe that fitted the head; none for random weights.
         rows: figures of each validation.
         train_accuracy: on training images, as they were shown last.
-        tuned_share: of the tuned weights in the result.
+        interpolation_weight: of the tuned weights in the result.
         sweep: learning rates and losses of the range test (``--lr auto``).
     """
 
     head_penalty: float | None
     rows: list[dict[str, float]]
     train_accuracy: float
-    tuned_share: float = 1.0
+    interpolation_weight: float = 1.0
     sweep: list[tuple[float, float]] = field(default_factory=list)
 
 
@@ -79,7 +79,7 @@ def teach(
         return Taught(penalty, [], accuracy)
     history = tune(backbone, splits, plan, config, place, checkpoints=checkpoints, head_penalty=penalty, lessons=lessons)
     fold_scale(backbone.head, *value_scale(splits))
-    return Taught(history.head_penalty, history.rows, history.rows[-1]["train_accuracy"], history.tuned_share, history.sweep)
+    return Taught(history.head_penalty, history.rows, history.rows[-1]["train_accuracy"], history.interpolation_weight, history.sweep)
 
 
 def _draw_head(backbone: Backbone, seed: int) -> None:
@@ -106,13 +106,13 @@ def choose_tutor(config: TrainConfig, plan: Plan, splits: Splits, place: Workpla
     return tutor
 
 
-def make_extractor(backbone: Backbone, config: TrainConfig, device: str, images: int) -> FeatureExtractor:
+def make_extractor(backbone: Backbone, config: TrainConfig, device: str, images: int) -> FrozenFeatures:
     """For the frozen part of ``backbone`` and about so many images."""
-    trunk = make_trunk(backbone.model, backbone.head_name)
-    return FeatureExtractor(trunk, backbone.spec, device=device, batch_size=config.optim.batch_size, images=images)
+    trunk = feature_extractor(backbone.model, backbone.head_name)
+    return FrozenFeatures(trunk, backbone.spec, device=device, batch_size=config.optim.batch_size, images=images)
 
 
-def _views(extract: FeatureExtractor, samples: Sequence[Sample], config: TrainConfig, progress: Progress) -> list[NDArray[np.float32]]:
+def _views(extract: FrozenFeatures, samples: Sequence[Sample], config: TrainConfig, progress: Progress) -> list[NDArray[np.float32]]:
     """Features of other crops of the same images, each ``[n, width]``."""
     return [
         extract(samples, prepare=random_crop(config.run.seed, view), progress=progress) for view in range(1, config.head.augmented_views)
@@ -120,7 +120,7 @@ def _views(extract: FeatureExtractor, samples: Sequence[Sample], config: TrainCo
 
 
 def _fit_other(
-    extract: FeatureExtractor, features: NDArray[np.float32], backbone: Backbone, splits: Splits, samples: Sequence[Sample], *,
+    extract: FrozenFeatures, features: NDArray[np.float32], backbone: Backbone, splits: Splits, samples: Sequence[Sample], *,
     config: TrainConfig, progress: Progress,
 ) -> float:  # fmt: skip
     """Fit a head that is not the linear one; the accuracy on the training images."""
@@ -141,7 +141,7 @@ def _fit_other(
 
 
 def _fit_probe(
-    extract: FeatureExtractor, features: NDArray[np.float32], backbone: Backbone, splits: Splits, samples: Sequence[Sample], *,
+    extract: FrozenFeatures, features: NDArray[np.float32], backbone: Backbone, splits: Splits, samples: Sequence[Sample], *,
     config: TrainConfig, progress: Progress,
 ) -> LinearHead:  # fmt: skip
     """``samples`` are the training images, and replayed ones of the same classes."""

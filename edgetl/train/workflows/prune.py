@@ -35,7 +35,7 @@ from edgetl.train.artifacts.plots import write_result
 from edgetl.train.artifacts.run import METRICS_NAME, SPLITS_NAME, Run, hash_files, open_run, run_inputs
 from edgetl.train.artifacts.writer import write_model
 from edgetl.train.networks.backbone import Backbone, rebuild
-from edgetl.train.networks.pruned import PRUNED, widths_of
+from edgetl.train.networks.pruned import PRUNED, layer_sizes
 
 _log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def _backbone(run: Run, smaller: nn.Module) -> Backbone:
         model=smaller,
         head_name=old.head_name,
         spec=run.record.preprocess,
-        model_args={**old.model_args, PRUNED: widths_of(smaller)},
+        model_args={**old.model_args, PRUNED: layer_sizes(smaller)},
         weights_sha256=old.weights_sha256,
         parents=(*old.parents, parent),
     )

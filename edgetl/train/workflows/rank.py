@@ -42,7 +42,7 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.ranking import MIN_IMAGES, LeftOut, RankConfig, Ranked, Ranking
 from edgetl.train.config.weights_dir import SUFFIXES
 from edgetl.train.heads.transferability import Score, knn_score, logme_score, ridge_score
-from edgetl.train.networks.backbone import TORCHVISION, Backbone, make_trunk
+from edgetl.train.networks.backbone import TORCHVISION, Backbone, feature_extractor
 from edgetl.train.workflows.finetune import fine_tune
 
 RANDOM = "random:"
@@ -177,7 +177,7 @@ def _too_large(candidate: _Candidate, config: RankConfig) -> str | None:
 def _latency_ms(backbone: Backbone) -> float:
     """Median time of one image at the backbone's own size on one thread."""
     threads = torch.get_num_threads()
-    trunk = make_trunk(backbone.model, backbone.head_name)
+    trunk = feature_extractor(backbone.model, backbone.head_name)
     image = torch.zeros(1, 3, *backbone.spec.input_size)
     torch.set_num_threads(1)
     try:
@@ -242,7 +242,7 @@ def _features(backbone: Backbone, pictures: _Pictures, side: int | None) -> NDAr
     spec = backbone.spec
     if side is not None and min(spec.input_size) > side and not fixed_size(backbone.model):
         spec = spec.model_copy(update={"input_size": (side, side)})
-    trunk = make_trunk(backbone.model, backbone.head_name).to(memory_format=torch.channels_last)
+    trunk = feature_extractor(backbone.model, backbone.head_name).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         rows = [trunk(images.contiguous(memory_format=torch.channels_last)).float().numpy() for images in pictures.batches(spec)]
     return np.concatenate(rows)

@@ -276,7 +276,7 @@ def _write(
     changes = {
         "name": name, "created": datetime.now(UTC).isoformat(timespec="seconds"), "soup": soup, "validation": validation, "test": test,
         "backbone": old.model_copy(update={"parents": (*old.parents, *parents)}), "alarms": _alarms(soup, validation),
-        "tuned_share": 1.0, "seconds": round(time.monotonic() - started, 1), "versions": versions(), "host": fingerprint(),
+        "interpolation_weight": 1.0, "seconds": round(time.monotonic() - started, 1), "versions": versions(), "host": fingerprint(),
         "files": hash_files(folder),
     }  # fmt: skip
     (folder / RUN_RECORD_NAME).write_text(record.model_copy(update=changes).model_dump_json(indent=1), "utf-8", newline="\n")

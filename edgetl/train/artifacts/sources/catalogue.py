@@ -22,7 +22,7 @@ TORCHVISION = "torchvision:"
 Quantizes = Literal["well", "with care", "badly"]
 
 
-class ZooEntry(StrictModel):
+class CatalogueEntry(StrictModel):
     """One curated backbone; ``models/zoo.toml`` says where each figure comes from.
 
     Attributes:
@@ -46,7 +46,7 @@ class ZooEntry(StrictModel):
 
 
 class _Catalogue(StrictModel):
-    backbone: tuple[ZooEntry, ...]
+    backbone: tuple[CatalogueEntry, ...]
 
 
 class Listed(StrictModel):
@@ -58,20 +58,20 @@ class Listed(StrictModel):
         path: the weights' file or folder, where they are on this machine.
     """
 
-    entry: ZooEntry
+    entry: CatalogueEntry
     source: Literal["embedded", "timm", "torchvision"]
     offline: bool
     path: str | None
 
 
-class Zoo(StrictModel):
+class Catalogue(StrictModel):
     """A list of backbones, as ``edgetl models --json`` prints it."""
 
     schema_version: Literal[1] = 1
     backbones: tuple[Listed, ...]
 
 
-def catalogue() -> tuple[ZooEntry, ...]:
+def catalogue() -> tuple[CatalogueEntry, ...]:
     """The curated list, in the file's order.
 
     Raises:
@@ -92,7 +92,7 @@ def list_backbones(
     policy: Policy = "any",
     license: str | None = None,
     offline: bool = False,
-) -> Zoo:
+) -> Catalogue:
     """The embedded backbones and the curated list, as far as they fit.
 
     Args:
@@ -113,7 +113,7 @@ def list_backbones(
         and (license is None or item.entry.license.startswith(license.lower()))
         and (item.offline or not offline)
     ]
-    return Zoo(backbones=tuple(kept))
+    return Catalogue(backbones=tuple(kept))
 
 
 def show_backbone(name: str, *, weights_dir: Path | None = None) -> Listed:
@@ -136,7 +136,7 @@ def _embedded() -> list[Listed]:
     found = []
     for name in embedded_names():
         path, record = read_embedded(name)
-        entry = ZooEntry(
+        entry = CatalogueEntry(
             name=name,
             tag="embedded",
             params_m=record.params_m,
@@ -150,13 +150,13 @@ def _embedded() -> list[Listed]:
     return found
 
 
-def _listed(entry: ZooEntry, weights_dir: Path | None) -> Listed:
+def _listed(entry: CatalogueEntry, weights_dir: Path | None) -> Listed:
     found = (find_in_mirror(entry.name, weights_dir) if weights_dir else None) or _cached(entry)
     source: Literal["timm", "torchvision"] = "torchvision" if entry.name.startswith(TORCHVISION) else "timm"
     return Listed(entry=entry, source=source, offline=found is not None, path=str(found) if found else None)
 
 
-def _cached(entry: ZooEntry) -> Path | None:
+def _cached(entry: CatalogueEntry) -> Path | None:
     """The file in the library's own cache."""
     if entry.name.startswith(TORCHVISION):
         home = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch")

@@ -52,7 +52,7 @@ def load_backbone(config: BackboneConfig, classes: int) -> Backbone:
     return dataclasses.replace(backbone, spec=spec, license=license)
 
 
-def load_whole(config: BackboneConfig) -> nn.Module | None:
+def load_published(config: BackboneConfig) -> nn.Module | None:
     """The published network that ``config`` names with the head that it was published with, or none where the weights have no head."""
     name = config.name
     if config.weights is not None or name in embedded_names() or name.startswith(TORCHVISION):
@@ -62,7 +62,7 @@ def load_whole(config: BackboneConfig) -> nn.Module | None:
         if not found.is_dir():
             return None
         name = f"{LOCAL_DIR}{found}"
-    model = saved_network(name, pretrained=True, classes=None)[0] if name.startswith((LOCAL_DIR, HUB)) else _create(name, True, None)
+    model = build_saved(name, pretrained=True, classes=None)[0] if name.startswith((LOCAL_DIR, HUB)) else _create(name, True, None)
     return model if timm_config(model).get("num_classes") else None
 
 
@@ -163,7 +163,7 @@ def _from_folder(folder: Path, config: BackboneConfig, classes: int) -> Backbone
     """A folder in timm's form (``config.json``, ``model.safetensors``); a run, which is one too, keeps its lineage."""
     if (folder / RUN_RECORD_NAME).is_file():
         return _from_run(folder, config, classes)
-    model, saved = saved_network(f"{LOCAL_DIR}{folder}", pretrained=config.pretrained, classes=classes)
+    model, saved = build_saved(f"{LOCAL_DIR}{folder}", pretrained=config.pretrained, classes=classes)
     parents: tuple[Parent, ...] = ()
     if config.pretrained:
         digest, license = sha256_of(local_dir_weights(folder)), saved.pretrained_cfg.get("license")
@@ -179,7 +179,7 @@ def _from_timm(config: BackboneConfig, classes: int) -> Backbone:
         check_reachable(name, config.weights_dir)
     args: dict[str, Any] = {}
     if name.startswith(HUB):
-        model, saved = saved_network(name, pretrained=config.pretrained, classes=classes)
+        model, saved = build_saved(name, pretrained=config.pretrained, classes=classes)
         args = saved.model_args
     else:
         model = _create(name, config.pretrained, classes)
@@ -254,7 +254,7 @@ def timm_config(model: nn.Module) -> dict[str, Any]:
     return dict(cfg)
 
 
-def saved_network(name: str, *, pretrained: bool, classes: int | None, **changes: Any) -> tuple[nn.Module, TimmConfig]:
+def build_saved(name: str, *, pretrained: bool, classes: int | None, **changes: Any) -> tuple[nn.Module, TimmConfig]:
     """Build the network of a ``local-dir:`` folder or an ``hf-hub:`` repository; also return its ``config.json``.
 
     Args:

@@ -1,4 +1,4 @@
-"""Columns: an old network that stays as it is, bit for bit, and a new one that learns beside it and listens to it."""
+"""ProgressiveNetwork: an old network that stays as it is, bit for bit, and a new one that learns beside it and listens to it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from edgetl.runtime.engine import load_engine
 from edgetl.train.artifacts.run import TIMM_CONFIG_NAME, Run, open_run
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.continual.progressive import find_borders
-from edgetl.train.inputs.openvino_features import compile_trunk
+from edgetl.train.continual.progressive import find_laterals
+from edgetl.train.inputs.openvino_features import compile_with_openvino
 from edgetl.train.loop.loop import Tuning
-from edgetl.train.networks.backbone import find_head, make_trunk
-from edgetl.train.networks.progressive import Border, Column, Columns, ColumnsRecord, newest
+from edgetl.train.networks.backbone import feature_extractor, find_head
+from edgetl.train.networks.progressive import Column, Lateral, ProgressiveNetwork, ProgressiveRecord, last_column
 from edgetl.train.networks.stages import choose_stages, find_stages
-from edgetl.train.networks.stochastic_depth import drop_places
+from edgetl.train.networks.stochastic_depth import drop_path_layers
 from edgetl.train.workflows.compare import train
 from edgetl.train.workflows.finetune import prepare
 from edgetl.train.workflows.soup import make_soup
@@ -90,9 +90,9 @@ def images(parent: Run) -> torch.Tensor:
     return torch.from_numpy(next(batches(parent.samples("test"), parent.record.preprocess)))
 
 
-def _columns(run: Run) -> Columns:
+def _columns(run: Run) -> ProgressiveNetwork:
     model = run.load_model()
-    assert isinstance(model, Columns)
+    assert isinstance(model, ProgressiveNetwork)
     return model
 
 
@@ -104,7 +104,7 @@ def _weights(run: Run) -> str:
     return run.record.files["weights.safetensors"]
 
 
-def _loud(model: Columns) -> Columns:
+def _loud(model: ProgressiveNetwork) -> ProgressiveNetwork:
     """Lateral connections that say something."""
     torch.manual_seed(0)
     for weight in model.laterals.parameters():
@@ -118,7 +118,7 @@ def test_the_old_network_is_untouched_by_training_its_statistics_and_answers_too
     kept, learned = model.columns[0].state_dict(), model.columns[1].state_dict()
     assert kept.keys() == old.state_dict().keys()
     assert all(_bytes(kept[key]) == _bytes(value) for key, value in old.state_dict().items()), "parameters and buffers"
-    assert _bytes(model.old_answers(images)) == _bytes(old(images)) == _bytes(model.earlier()(images))
+    assert _bytes(model.previous_logits(images)) == _bytes(old(images)) == _bytes(model.previous_network()(images))
     moved = [key for key, value in old.state_dict().items() if not key.startswith("fc.") and not torch.equal(value, learned[key])]
     assert {key.partition(".")[0] for key in moved} == {"layer1", "layer2", "layer3", "layer4"}, "the new column learned"
     assert all(bool(weight.any()) for weight in model.laterals.parameters()), "and listens at every border"
@@ -130,7 +130,7 @@ def test_a_reopened_run_answers_both_tasks_as_the_trained_network_did(parent: Ru
     first, second = _columns(run), _columns(open_run(run.path))
     pictures = torch.from_numpy(next(batches(splits.test, run.record.preprocess)))
     assert _bytes(first(pictures)) == _bytes(second(pictures)) and first(pictures).shape[1] == 2
-    assert _bytes(first.old_answers(pictures)) == _bytes(parent.load_model()(pictures)) == _bytes(second.old_answers(pictures))
+    assert _bytes(first.previous_logits(pictures)) == _bytes(parent.load_model()(pictures)) == _bytes(second.previous_logits(pictures))
     truth = torch.tensor([sample.label for sample in splits.test])
     assert run.record.test is not None
     assert float((second(pictures).argmax(dim=1) == truth).float().mean()) == pytest.approx(run.record.test.accuracy.value)
@@ -140,7 +140,7 @@ def test_the_record_names_the_columns_and_nothing_is_lost(parent: Run, grown: Ru
     record = grown.record
     columns, forgetting = record.backbone.columns, record.forgetting
     assert columns is not None and columns.earlier == (Column(name="parent", classes=3, labels=("blue", "green", "red")),)
-    assert [border.port for border in columns.borders] == ["bn1", "layer1", "layer2", "layer3", "layer4"]
+    assert [place.module for place in columns.laterals] == ["bn1", "layer1", "layer2", "layer3", "layer4"]
     assert record.backbone.head_name == "columns.1.fc" and record.labels == ("lying", "standing")
     assert forgetting is not None and parent.record.test is not None
     assert (forgetting.through, forgetting.before, forgetting.drop) == ("old column", parent.record.test.accuracy.value, 0.0)
@@ -153,21 +153,21 @@ def test_the_record_names_the_columns_and_nothing_is_lost(parent: Run, grown: Ru
 @torch.no_grad()
 def test_a_new_column_starts_as_the_network_that_it_is_a_copy_of(parent: Run, splits: Splits, images: torch.Tensor) -> None:
     backbone, _ = prepare(splits, _beside(parent))
-    features = make_trunk(backbone.model, backbone.head_name)(images)
-    assert torch.equal(features, make_trunk(parent.load_model(), "fc")(images))
-    assert isinstance(backbone.model, Columns)
-    assert not torch.equal(make_trunk(_loud(backbone.model), backbone.head_name)(images), features), "and hears the old one"
-    assert _bytes(backbone.model.old_answers(images)) == _bytes(parent.load_model()(images)), "which hears nothing"
+    features = feature_extractor(backbone.model, backbone.head_name)(images)
+    assert torch.equal(features, feature_extractor(parent.load_model(), "fc")(images))
+    assert isinstance(backbone.model, ProgressiveNetwork)
+    assert not torch.equal(feature_extractor(_loud(backbone.model), backbone.head_name)(images), features), "and hears the old one"
+    assert _bytes(backbone.model.previous_logits(images)) == _bytes(parent.load_model()(images)), "which hears nothing"
 
 
 def test_training_leaves_frozen_columns_in_evaluation_mode_and_without_gradients(parent: Run, splits: Splits) -> None:
     backbone, _ = prepare(splits, _beside(parent))
     model = backbone.model.train()
-    assert isinstance(model, Columns)
+    assert isinstance(model, ProgressiveNetwork)
     assert not any(module.training for module in model.columns[0].modules()) and model.columns[1].training
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert names and not any(name.startswith("columns.0.") for name in names)
-    assert find_head(model) == "columns.1.fc" and newest(model) == ("columns.1.", model.columns[1])
+    assert find_head(model) == "columns.1.fc" and last_column(model) == ("columns.1.", model.columns[1])
 
 
 def test_laterals_learn_in_a_group_of_their_own_at_the_trunks_rate(parent: Run, splits: Splits) -> None:
@@ -178,7 +178,7 @@ def test_laterals_learn_in_a_group_of_their_own_at_the_trunks_rate(parent: Run, 
     module = Tuning(backbone, choose_stages(stages, plan.unfreeze), plan, config)
     groups = {group["stage"]: group for group in module.groups_of(backbone.model)}
     assert (groups["laterals"]["lr"], groups["head"]["lr"], groups["stage4"]["lr"]) == (0.002, 0.004, 0.002)
-    assert isinstance(backbone.model, Columns)
+    assert isinstance(backbone.model, ProgressiveNetwork)
     laterals = {id(parameter) for parameter in backbone.model.laterals.parameters()}
     assert {id(parameter) for parameter in groups["laterals"]["params"]} == laterals
     learning = {id(parameter) for group in module.groups_of(backbone.model) for parameter in group["params"]}
@@ -210,7 +210,7 @@ def test_stages_of_columns_are_chosen_as_those_of_one_network_and_borders_begin_
     alone = [stage.name for stage in choose_stages(find_stages(plain.model, plain.head_name), unfreeze)]
     assert chosen == [*alone[:-1], "laterals", "head"]
     assert backbone.columns is not None
-    assert len(backbone.columns.borders) == {"first": 5}.get(unfreeze, expected)
+    assert len(backbone.columns.laterals) == {"first": 5}.get(unfreeze, expected)
 
 
 @pytest.mark.parametrize(
@@ -226,28 +226,28 @@ def test_stages_of_columns_are_chosen_as_those_of_one_network_and_borders_begin_
 def test_borders_are_found_in_maps_and_in_rows_of_tokens(name: str, side: int, layouts: list[str]) -> None:
     old, new = (timm.create_model(name, num_classes=3).eval() for _ in range(2))
     head = find_head(new)
-    borders = find_borders(new, head, "1", (side, side))
-    assert [border.layout for border in borders] == layouts
-    model, pictures = Columns([old, new], [borders], head).eval(), torch.randn(2, 3, side, side)
+    laterals = find_laterals(new, head, "1", (side, side))
+    assert [place.layout for place in laterals] == layouts
+    model, pictures = ProgressiveNetwork([old, new], [laterals], head).eval(), torch.randn(2, 3, side, side)
     assert torch.equal(model(pictures), new(pictures)), "zero connections say nothing"
     assert not torch.equal(_loud(model)(pictures), new(pictures))
-    assert torch.equal(model.old_answers(pictures), old(pictures))
+    assert torch.equal(model.previous_logits(pictures), old(pictures))
 
 
 def test_a_lateral_is_a_matrix_over_the_channels_of_the_old_output() -> None:
     torch.manual_seed(0)
     old, new = (nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 2)) for _ in range(2))
-    model = _loud(Columns([old, new], [[Border(port="0", channels=5, layout="rows")]], "2").eval())
+    model = _loud(ProgressiveNetwork([old, new], [[Lateral(module="0", channels=5, layout="rows")]], "2").eval())
     given = torch.randn(3, 4)
     matrix = next(model.laterals.parameters())
     torch.testing.assert_close(model(given), new[2]((new[0](given) + old[0](given) @ matrix.T).relu()))
-    torch.testing.assert_close(model.old_answers(given), old(given))
+    torch.testing.assert_close(model.previous_logits(given), old(given))
 
 
 def test_branches_are_left_out_in_the_new_column_alone() -> None:
     old, new = (timm.create_model("test_convnext", num_classes=3) for _ in range(2))
-    model = Columns([old, new], [find_borders(new, find_head(new), "1", (64, 64))], find_head(new))
-    assert drop_places(model) == [f"columns.1.{name}" for name in drop_places(new)] != []
+    model = ProgressiveNetwork([old, new], [find_laterals(new, find_head(new), "1", (64, 64))], find_head(new))
+    assert drop_path_layers(model) == [f"columns.1.{name}" for name in drop_path_layers(new)] != []
 
 
 @pytest.mark.parametrize("choice", [{"strategy": "full"}, {"strategy": "partial", "cache_views": 2}, {"strategy": "progressive"}])
@@ -277,12 +277,12 @@ def test_a_chain_keeps_every_task_and_starts_where_the_last_one_ended(
 ) -> None:
     root = write_colours(tmp_path / "again", 10, seed=5)
     third, _ = prepare(split(scan(root), seed=0, val=0.25, test=0.25), _beside(grown))
-    before = make_trunk(_columns(grown), grown.record.backbone.head_name)(images)
-    assert torch.equal(make_trunk(third.model, third.head_name)(images), before)
+    before = feature_extractor(_columns(grown), grown.record.backbone.head_name)(images)
+    assert torch.equal(feature_extractor(third.model, third.head_name)(images), before)
     run = train(root, _beside(grown, epochs=2, strategy="partial"), tmp_path / "third")
     model = _columns(open_run(run.path))
-    assert _bytes(model.answers(images, 0)) == _bytes(parent.load_model()(images))
-    assert _bytes(model.answers(images, 1)) == _bytes(_columns(grown)(images)) == _bytes(model.earlier()(images))
+    assert _bytes(model.column_logits(images, 0)) == _bytes(parent.load_model()(images))
+    assert _bytes(model.column_logits(images, 1)) == _bytes(_columns(grown)(images)) == _bytes(model.previous_network()(images))
     assert model(images).shape[1] == 3 and run.record.backbone.head_name == "columns.2.fc"
     columns, forgetting = run.record.backbone.columns, run.record.forgetting
     assert columns is not None and [column.name for column in columns.earlier] == ["parent", "grown"]
@@ -296,7 +296,7 @@ def test_without_the_option_the_last_column_goes_on_and_the_first_one_still_stay
     run = train(shapes, _config(backbone=str(grown.path), epochs=2, l2sp=0.01), tmp_path / "next")
     model = _columns(run)
     assert len(model.columns) == 2 and run.record.backbone.columns == grown.record.backbone.columns
-    assert _bytes(model.old_answers(images)) == _bytes(parent.load_model()(images))
+    assert _bytes(model.previous_logits(images)) == _bytes(parent.load_model()(images))
     assert run.record.forgetting is not None and run.record.forgetting.through == "own"
 
 
@@ -308,16 +308,16 @@ def test_published_weights_are_kept_with_their_own_head(splits: Splits, tmp_path
     config = _config(backbone=f"local-dir:{folder}", forgetting="progressive")
     backbone, _ = prepare(splits, config)
     assert backbone.columns is not None and backbone.columns.earlier == (Column(name=f"local-dir:{folder}", classes=7),)
-    assert isinstance(backbone.model, Columns)
+    assert isinstance(backbone.model, ProgressiveNetwork)
     pictures = torch.randn(2, 3, 32, 32)
-    assert _bytes(backbone.model.old_answers(pictures)) == _bytes(published.eval()(pictures))
+    assert _bytes(backbone.model.previous_logits(pictures)) == _bytes(published.eval()(pictures))
 
 
 def test_soups_of_runs_with_columns_keep_the_old_one(parent: Run, grown: Run, shapes: Path, images: torch.Tensor, tmp_path: Path) -> None:
     other = train(shapes, _beside(parent, epochs=4, lr=1e-3), tmp_path / "other")
     soup = make_soup([grown.path, other.path], tmp_path / "soup", method="uniform")
     with torch.no_grad():
-        assert _bytes(_columns(soup).old_answers(images)) == _bytes(parent.load_model()(images))
+        assert _bytes(_columns(soup).previous_logits(images)) == _bytes(parent.load_model()(images))
     alone = train(shapes, _config(backbone=str(parent.path), epochs=1), tmp_path / "alone")
     with pytest.raises(RunError, match="has another architecture"):
         make_soup([grown.path, alone.path], tmp_path / "wrong")
@@ -342,11 +342,11 @@ def test_what_cannot_be_kept_or_combined_is_said(parent: Run, grown: Run, splits
 
 
 def test_records_of_three_columns_list_the_borders_of_all_but_the_first() -> None:
-    one, two = (Border(port=name, channels=4, layout="map") for name in ("a", "b"))
-    record = ColumnsRecord(
-        head="fc", earlier=(Column(name="x", classes=2), Column(name="y", classes=3, borders=(one,))), borders=(one, two)
+    one, two = (Lateral(module=name, channels=4, layout="map") for name in ("a", "b"))
+    record = ProgressiveRecord(
+        head="fc", earlier=(Column(name="x", classes=2), Column(name="y", classes=3, laterals=(one,))), laterals=(one, two)
     )
-    assert record.all_borders == ((one,), (one, two))
+    assert record.all_laterals == ((one,), (one, two))
 
 
 @torch.no_grad()
@@ -356,8 +356,8 @@ def test_onnx_and_openvino_answer_like_torch(grown: Run, images: torch.Tensor, t
     to_onnx(model, spec, path, {})
     found = load_engine("onnx", [path.read_bytes()], threads=1).run(images.numpy())
     np.testing.assert_allclose(found, model(images).numpy(), atol=1e-4)
-    trunk = make_trunk(model, grown.record.backbone.head_name)
-    features = compile_trunk(trunk, images.numpy())
+    trunk = feature_extractor(model, grown.record.backbone.head_name)
+    features = compile_with_openvino(trunk, images.numpy())
     assert features is not None
     np.testing.assert_allclose(features(images.numpy()), trunk(images).numpy(), rtol=1e-3, atol=1e-4)
 
