@@ -108,7 +108,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     if not folder.is_dir():
         raise BundleError(f"{folder} is a file; give the folder that `edgetl export` wrote.")
     if not (folder / MANIFEST_NAME).exists():
-        if (folder / RUN_RECORD_NAME).exists():
+        if is_run(folder):
             raise BundleError(f"{folder} is a run, not a bundle. Make one with: edgetl export {folder} --out BUNDLE")
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}. Give the folder that `edgetl export` wrote.")
     if (folder / MANIFEST_NAME).is_symlink():
@@ -133,6 +133,11 @@ def _refuse_unreadable(error: OSError) -> NoReturn:
     raise IntegrityError(f"{error.filename}: {error.strerror}; a bundle's folders must be readable. Copy or install the bundle again.")
 
 
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """True if ``path`` is a run folder: it has a run record."""
+    return Path(path, RUN_RECORD_NAME).is_file()
+
+
 def check_run_folder(path: str | os.PathLike[str]) -> Path:
     """``path``, which must look like a run.
 
@@ -140,7 +145,7 @@ def check_run_folder(path: str | os.PathLike[str]) -> Path:
         RunError: it does not; a bundle is recognized and the text reports it.
     """
     folder = Path(path)
-    if not (folder / RUN_RECORD_NAME).is_file():
+    if not is_run(folder):
         if (folder / MANIFEST_NAME).is_file():
             raise RunError(f"{folder} is a bundle, not a run; this command needs the folder that `edgetl train` wrote.")
         what = "has no run.json" if folder.is_dir() else "does not exist"

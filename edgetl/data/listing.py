@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgetl.core.bundle import RUN_RECORD_NAME
-from edgetl.core.files.plain import open_plain
+from edgetl.core.bundle import is_run
+from edgetl.core.files.plain import file_id, open_plain
 from edgetl.core.files.text import printable
 from edgetl.core.images.decode import EXTENSIONS, FORMATS
 from edgetl.core.images.signatures import HEADER_BYTES, image_format
@@ -125,7 +125,7 @@ class _Walk:
         self.notes = notes
         real = Path(os.path.realpath(root))
         # A link to one of these would read the data folder again.
-        self.seen = {key for folder in real.parents if (key := _identity(folder))}
+        self.seen = {key for folder in real.parents if (key := file_id(folder))}
         self.links: list[tuple[Folder, str, int]] = []
 
     def read(self, path: Path, relative: str, *, depth: int) -> Folder:
@@ -138,7 +138,7 @@ class _Walk:
                 entries = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
             return self._unreadable(folder, relative, error.strerror or str(error))
-        if key := _identity(path):
+        if key := file_id(path):
             self.seen.add(key)
         for entry in entries:
             inside = f"{relative}/{entry.name}" if relative else entry.name
@@ -152,7 +152,7 @@ class _Walk:
         """Read the linked folders; links found in them follow."""
         for parent, relative, depth in self.links:  # grows while it is read
             path = parent.path / Path(relative).name
-            key = _identity(path)
+            key = file_id(path)
             if key is None or key in self.seen:
                 self.notes.add("loop", relative)
                 parent.others += 1
@@ -249,14 +249,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 def _omitted_folder(entry: os.DirEntry[str]) -> Reason | None:
     if entry.name.lower() in SYSTEM_FOLDERS:
         return "system"
@@ -264,7 +256,7 @@ def _omitted_folder(entry: os.DirEntry[str]) -> Reason | None:
         return "hidden"
     try:
         path = Path(entry.path)
-        return "edgetl" if (path / RUN_RECORD_NAME).is_file() or (path / MANIFEST_NAME).is_file() else None
+        return "edgetl" if is_run(path) or (path / MANIFEST_NAME).is_file() else None
     except OSError:  # reported where the folder is listed
         return None
 

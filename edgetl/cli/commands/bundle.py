@@ -11,7 +11,7 @@ from rich.table import Table
 
 from edgetl.cli.session import JsonOption, LabelsOption, ThreadsOption, VerboseOption, err, out, print_json, working
 from edgetl.cli.tables import busy_lines, figures_line, ladder_lines, outcomes_table, variants_table
-from edgetl.core.bundle import RUN_RECORD_NAME, open_bundle
+from edgetl.core.bundle import is_run, open_bundle
 from edgetl.core.decoding import prediction_json
 from edgetl.core.files.text import printable
 from edgetl.core.images.intensity import FULL_RANGE
@@ -101,7 +101,7 @@ def inspect_command(
 ) -> None:
     """What is in a run or a bundle."""
     with working(json_output=True, verbose=verbose):
-        if (path / RUN_RECORD_NAME).is_file():
+        if is_run(path):
             from edgetl.cli.commands.train import show_run
             from edgetl.cli.options import need_extra
 

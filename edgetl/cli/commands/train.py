@@ -29,7 +29,7 @@ from edgetl.cli.session import (
     working,
 )
 from edgetl.cli.tables import classes_table, figures_line, plain_table, share
-from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.bundle import is_run
 from edgetl.core.manifest import describe_parent
 from edgetl.core.output.folders import check_output, check_picture
 from edgetl.core.system.child import child_environment, trusted_path
@@ -159,7 +159,7 @@ def evaluate_command(
     check_folder(data)
     check_file(labels, "--labels", DataError, "Give a table of labels.")
     with working(json_output=json_output, verbose=verbose) as progress:
-        if (model / RUN_RECORD_NAME).is_file():
+        if is_run(model):
             if variant is not None:
                 raise ConfigError(f"{model} is a run and has no variants; leave --variant out, or give a bundle.")
             need_extra("train")

@@ -45,6 +45,15 @@ def read_plain(path: Path, *, max_bytes: int | None = None) -> bytes:
     return data
 
 
+def file_id(path: Path, *, follow_links: bool = True) -> tuple[int, int] | None:
+    """Device and inode number of a file or folder; none where it cannot be read."""
+    try:
+        status = path.stat(follow_symlinks=follow_links)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _check_regular(status: os.stat_result, path: Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(None, "not a regular file", str(path))

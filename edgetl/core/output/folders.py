@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from edgetl.core.files.atomic import STAGING_MARK, storage_error, write_bytes
-from edgetl.core.files.plain import open_plain
+from edgetl.core.files.plain import file_id, open_plain
 from edgetl.core.files.portable import flush_file, flush_folder, process_runs
 from edgetl.core.output.locks import is_locked, locked
 from edgetl.core.output.recognition import REPLACED_MARK, foreign_files, remove_own
@@ -106,7 +106,7 @@ def new_folder(target: Path, *, inputs: Inputs | None = None, overwrite: bool = 
             or it cannot be replaced. The result is then kept beside it.
     """
     with reserved(target, inputs=inputs, overwrite=overwrite) as place:
-        before = _identity(place)
+        before = file_id(place, follow_links=False)
         outer = place.with_name(f"{STAGING_MARK}{os.getpid()}-{place.name}")
         try:
             outer.mkdir()
@@ -311,21 +311,13 @@ def _busy(out: Path) -> ConfigError:
     return ConfigError(f"another process writes {out} at this time. Wait until it has ended, or choose another --out.")
 
 
-def _identity(place: Path) -> tuple[int, int] | None:
-    try:
-        status = place.lstat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 def _aside_name(place: Path) -> str:
     return f"{REPLACED_MARK}{os.getpid()}-{place.name}"
 
 
 def _publish(staging: Path, place: Path, before: tuple[int, int] | None) -> None:
     """Rename ``staging`` to ``place``. A replaced folder is set aside first, and removed only after the rename."""
-    now = _identity(place)
+    now = file_id(place, follow_links=False)
     if now is not None and (now != before or next(foreign_files(place), None) is not None):
         raise _kept(staging, place, "was made or changed by another program during this work, and stays as it is")
     aside = place.with_name(_aside_name(place))

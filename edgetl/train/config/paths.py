@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.bundle import is_run
 from edgetl.core.files.plain import open_plain
 from edgetl.data.folder import check_folder
 from edgetl.errors import BackboneError, DataError, EdgetlError
@@ -86,4 +86,4 @@ def _folder_of(name: str) -> Path | None:
     if name.startswith(LOCAL_DIR):
         return Path(name.removeprefix(LOCAL_DIR))
     path = Path(name)
-    return path if (path / RUN_RECORD_NAME).is_file() or name.startswith(_PATH_STARTS) else None
+    return path if is_run(path) or name.startswith(_PATH_STARTS) else None

@@ -7,14 +7,13 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgetl.core.bundle import RUN_RECORD_NAME, hash_prefix
+from edgetl.core.bundle import hash_prefix, is_run
 from edgetl.core.metrics import paired_drop
 from edgetl.core.results import ClassForgetting, Forgetting
 from edgetl.data.folder import Part, Sample
@@ -64,7 +63,7 @@ def find_old_task(config: TrainConfig, backbone: Backbone, labels: Sequence[str]
     without a head, or with another one than a linear layer on the last features."""
     if not backbone.parents or not config.backbone.pretrained:
         return None
-    if (Path(config.backbone.name) / RUN_RECORD_NAME).is_file():
+    if is_run(config.backbone.name):
         run = open_run(config.backbone.name)
         if run.record.task != "classification":
             return None

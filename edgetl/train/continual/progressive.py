@@ -6,13 +6,12 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.bundle import is_run
 from edgetl.core.options import flat
 from edgetl.errors import ConfigError
 from edgetl.train.artifacts.run import open_run
@@ -83,7 +82,7 @@ def grow(backbone: Backbone, plan: Plan, config: TrainConfig) -> Backbone:
 
 def _known(config: TrainConfig, backbone: Backbone) -> tuple[nn.Module, tuple[Column, ...]] | None:
     """The network that the weights come from, its own head included, and its columns; none where the weights came without a head."""
-    if (Path(config.backbone.name) / RUN_RECORD_NAME).is_file():
+    if is_run(config.backbone.name):
         run = open_run(config.backbone.name)
         if not run.record.head.plain:
             raise ConfigError(f"{OPTION} keeps networks that end in a linear head, and {config.backbone.name} has another. Leave it out.")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.bundle import is_run
 from edgetl.core.progress import Progress
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import labels_of
@@ -40,7 +40,7 @@ def replayed(
         RunError: the run is damaged.
     """
     source = Path(config.continual.replay or "")
-    if (source / RUN_RECORD_NAME).is_file():
+    if is_run(source):
         run = open_run(source)
         names, samples = run.record.labels, run.samples("train")
     else:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from timm.task import DistillationTeacher, LogitDistillationTask
 from torch import nn
 
-from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.bundle import is_run
 from edgetl.core.licenses import most_restrictive
 from edgetl.core.manifest import Parent
 from edgetl.core.preprocess import PreprocessSpec
@@ -76,7 +75,7 @@ def find_tutor(config: TrainConfig, splits: Splits, place: Workplace) -> Tutor |
         backbone=config.distillation.teacher, weights_dir=config.backbone.weights_dir, license=config.backbone.license
     )
     backbone = load_backbone(asked.backbone, len(labels))
-    if (Path(config.distillation.teacher) / RUN_RECORD_NAME).is_file():
+    if is_run(config.distillation.teacher):
         run = open_run(config.distillation.teacher)
         if set(run.record.labels) != set(labels):
             raise ConfigError(

@@ -11,7 +11,7 @@ from typing import Any
 import safetensors
 from pydantic import JsonValue
 
-from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.bundle import RUN_RECORD_NAME, is_run
 from edgetl.core.config import StrictModel, load_json, parse_json
 from edgetl.core.options import flat
 from edgetl.core.output.recognition import CHECKPOINTS_SUFFIX, COMPARE_SUFFIX, PILOT_SUFFIX
@@ -59,7 +59,7 @@ def find_job(out: Path) -> Job | None:
         for _, path in reversed(saved_states(states)):
             if (job := read_job(path)) is not None:
                 return _of_call(job, states)
-    finished = [folder for folder in _side_folders(out, "") if (folder / RUN_RECORD_NAME).is_file()]
+    finished = [folder for folder in _side_folders(out, "") if is_run(folder)]
     return _of_call(_job_of_run(finished[0]), finished[0]) if finished else None
 
 
@@ -112,7 +112,7 @@ def describe_saved(out: Path) -> str | None:
     """Describe the saved state of a stopped training of ``out`` and the command that resumes it; none where nothing is saved."""
     folders = (out.with_name(f"{out.name}{CHECKPOINTS_SUFFIX}"), *_side_folders(out, CHECKPOINTS_SUFFIX))
     found = [f"the state after step {saved[-1][0]} is in {folder}" for folder in folders if (saved := saved_states(folder))]
-    found += [f"{folder} is finished" for folder in _side_folders(out, "") if (folder / RUN_RECORD_NAME).is_file()]
+    found += [f"{folder} is finished" for folder in _side_folders(out, "") if is_run(folder)]
     return f"Saved: {'; '.join(found)}. Go on with: {resume_command(out)}" if found else None
 
 

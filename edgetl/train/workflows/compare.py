@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.bundle import RUN_RECORD_NAME, is_run
 from edgetl.core.files.atomic import write_text
 from edgetl.core.options import flat
 from edgetl.core.output.folders import check_side_folder, new_folder, remove_side_folder, reserved
@@ -132,7 +132,7 @@ def _clear(work: Path, out: Path, *, overwrite: bool, resume: bool) -> None:
 def _trained(splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool, resume: bool, progress: Progress) -> Run:
     """The run of one strategy, new or found finished."""
     _log.info("comparing: strategy %s", config.optim.strategy)
-    if not (out / RUN_RECORD_NAME).is_file():
+    if not is_run(out):
         return fine_tune(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)
     run = open_run(out)
     now = splits.folder.fingerprint()

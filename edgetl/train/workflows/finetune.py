@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.bundle import RUN_RECORD_NAME, is_run
 from edgetl.core.licenses import check_policy
 from edgetl.core.metrics import evaluate
 from edgetl.core.output.folders import check_side_folder
@@ -218,7 +218,7 @@ def _checkpoints(
 
 def _forgetting(backbone: Backbone, splits: Splits, config: TrainConfig, place: Workplace, seen: SeenImages) -> Forgetting | None:
     """Where the training began with another run: what that run's task lost."""
-    starts_from_run = (Path(config.backbone.name) / RUN_RECORD_NAME).is_file() and splits.folder.task == "classification"
+    starts_from_run = is_run(config.backbone.name) and splits.folder.task == "classification"
     old = find_old_task(config, backbone, splits.folder.labels) if starts_from_run else None
     return measure_forgetting(backbone, old, place, seen.all, batch_size=config.optim.batch_size) if old else None
 

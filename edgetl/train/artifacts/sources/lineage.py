@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from edgetl.core.bundle import RUN_RECORD_NAME, hash_prefix
+from edgetl.core.bundle import hash_prefix, is_run
 from edgetl.data.split import Splits
 from edgetl.errors import DataError
 from edgetl.train.artifacts.run import Run, open_run
@@ -28,12 +28,12 @@ def parent_runs(config: TrainConfig) -> list[Run]:
     folders = [_folder(config.distillation.teacher, config)] if config.distillation.teacher else []
     if config.backbone.pretrained and config.optim.strategy != "scratch":
         folders.append(_folder(config.backbone.name, config) if config.backbone.weights is None else Path(config.backbone.weights).parent)
-    return [open_run(folder) for folder in dict.fromkeys(folders) if folder is not None and (folder / RUN_RECORD_NAME).is_file()]
+    return [open_run(folder) for folder in dict.fromkeys(folders) if folder is not None and is_run(folder)]
 
 
 def _folder(name: str, config: TrainConfig) -> Path | None:
     """Folder of a backbone's weights; none if they are not in a folder (see ``edgetl.train.artifacts.sources.load``)."""
-    if (Path(name) / RUN_RECORD_NAME).is_file() or name.startswith(LOCAL_DIR):
+    if is_run(name) or name.startswith(LOCAL_DIR):
         return Path(name.removeprefix(LOCAL_DIR))
     searched = config.backbone.weights_dir is not None and name not in embedded_names() and not name.startswith(HUB)
     return find_in_mirror(name, Path(str(config.backbone.weights_dir))) if searched else None

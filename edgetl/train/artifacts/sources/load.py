@@ -15,7 +15,7 @@ import torchvision
 from timm.data import resolve_data_config
 from torch import nn
 
-from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.bundle import is_run
 from edgetl.core.licenses import freedom, most_restrictive
 from edgetl.core.manifest import Parent
 from edgetl.core.preprocess import PreprocessSpec
@@ -73,11 +73,11 @@ def _with_license(parent: Parent, license: str) -> Parent:
 
 def _find(config: BackboneConfig, classes: int) -> Backbone:
     name = config.name
-    own = name in embedded_names() or (Path(name) / RUN_RECORD_NAME).is_file() or name.startswith((LOCAL_DIR, HUB))
+    own = name in embedded_names() or is_run(name) or name.startswith((LOCAL_DIR, HUB))
     if config.weights is not None and (own or not config.pretrained):
         other = f"--backbone {name}, which has weights of its own" if own else "--random-weights"
         raise ConfigError(f"--weights {config.weights} cannot go with {other}. Name the architecture of the file with --backbone.")
-    if (Path(name) / RUN_RECORD_NAME).is_file():
+    if is_run(name):
         return _from_run(Path(name), config, classes)
     if name in embedded_names():
         return _from_embedded(config, classes)
@@ -161,7 +161,7 @@ def _from_file(path: Path, config: BackboneConfig, classes: int) -> Backbone:
 
 def _from_folder(folder: Path, config: BackboneConfig, classes: int) -> Backbone:
     """A folder in timm's form (``config.json``, ``model.safetensors``); a run, which is one too, keeps its lineage."""
-    if (folder / RUN_RECORD_NAME).is_file():
+    if is_run(folder):
         return _from_run(folder, config, classes)
     model, saved = build_saved(f"{LOCAL_DIR}{folder}", pretrained=config.pretrained, classes=classes)
     parents: tuple[Parent, ...] = ()
