@@ -1,4 +1,4 @@
-"""Scan a folder of labelled images: every file is really decoded, broken ones are named and left out."""
+"""Scan of a folder of labelled images. Every file is decoded; broken ones are reported and left out."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class ImageFolder:
         return {label: sum(numbers or sample.targets[index] > 0 for sample in self.samples) for index, label in enumerate(self.labels)}
 
     def truth(self, sample: Sample) -> str:
-        """What is known of ``sample``, for people: its class, its labels, or its number."""
+        """Truth of ``sample`` as text: its class, its labels, or its number."""
         return describe_truth(OutputDecoding(self.task, self.labels), sample.label, sample.targets)
 
     def fingerprint(self) -> str:
@@ -92,43 +92,28 @@ class ImageFolder:
 
 
 def scan(
-    root: str | os.PathLike[str],
-    *,
-    known_labels: Sequence[str] | None = None,
-    selection: Selection = NO_SELECTION,
-    progress: Progress = silent,
+    root: str | Path, *, known_labels: Sequence[str] | None = None, selection: Selection = NO_SELECTION, progress: Progress = silent
 ) -> ImageFolder:
-    """Scan class folders below ``root``, or class folders below the folders of ready-made splits there.
-
-    The name of a folder is the class. Images may be in nested and linked folders. They are decoded once and cached by size and time of
-    change. Scan notes (files that are left out or read in an unusual way) are logged and returned.
+    """Scan class folders below ``root``, or below the folders of ready-made splits there. Every image is decoded once, then cached.
 
     Args:
-        root: the folder.
-        known_labels: the labels of a trained model, to evaluate it: their order is kept, classes may be absent, others are refused.
+        root: the folder. Images may be in nested and linked folders.
+        known_labels: of a trained model, to evaluate it: their order is kept, classes may be absent, others are refused.
         selection: files to use, or to leave out, against the rules.
         progress: called after each decoded file.
 
     Raises:
-        DataError: not a folder, an ambiguous layout, unknown classes, a class name that cannot be exported, more than 10 % broken images,
-            or, without ``known_labels``, too few classes or images.
+        DataError: no folder, ambiguous layout, unknown classes, a class name that cannot be exported, more than 10 % broken images, or
+            without ``known_labels`` too few classes or images.
     """
-    folder = Path(root)
-    check_folder(folder)
-    notes = Notes()
+    folder, notes = check_folder(Path(root)), Notes()
     classes = find_classes(list_images(folder, selection, notes), notes, known_labels=known_labels)
-    if not any(item.folder.count for item in classes):
-        raise DataError(_explain_nothing(folder, notes))
-    found_labels = {item.label for item in classes}
-    if known_labels is not None:
-        _check_known(folder, found_labels, known_labels)
-    _check_names(classes)
-    labels = tuple(known_labels or sorted(found_labels))
-    entries = [(path, item) for item in classes for path in item.folder.files()]
+    labels = _labels(folder, classes, known_labels, notes)
+    entries = sorted(((path, item) for item in classes for path in item.folder.files()), key=lambda entry: entry[0])
     contents = check_images([path for path, _ in entries], folder, progress=progress)
     masks = find_masks({path: result for path, result in contents.items() if not _is_included(path, folder, selection)}, folder)
     samples, broken = [], []
-    for path, item in sorted(entries, key=lambda entry: entry[0]):
+    for path, item in entries:
         result = contents[path]
         if path in masks:
             notes.add("mask", path.relative_to(folder), by=f"*{path.suffix}")
@@ -182,30 +167,30 @@ def _note_name(path: Path, root: Path, notes: Notes) -> None:
         notes.add("not-utf8", path.relative_to(root))
 
 
-def _explain_nothing(root: Path, notes: Notes) -> str:
-    where = printable(root)
-    left_out = [note.describe() for note in notes.result() if not note.used]
-    return (
-        f"{where} holds no images in class folders. Put JPEG, PNG, WebP, BMP or TIFF files into one folder for each class: {where}/cat, "
-        f"{where}/dog.{' ' if left_out else ''}{' '.join(left_out)}"
-    )
+def _labels(root: Path, classes: Sequence[ClassFolder], known: Sequence[str] | None, notes: Notes) -> tuple[str, ...]:
+    """Labels of the class folders, or those of a trained model.
 
-
-def _check_names(classes: Sequence[ClassFolder]) -> None:
-    """Refuse class names that JSON, XML or a terminal cannot hold, before any work."""
+    Raises:
+        DataError: no image, a class that the model does not have, or a name that JSON, XML or a terminal cannot hold.
+    """
+    if not any(item.folder.count for item in classes):
+        where, left_out = printable(root), " ".join(["", *(note.describe() for note in notes.result() if not note.used)])
+        raise DataError(
+            f"{where} holds no images in class folders. Put JPEG, PNG, WebP, BMP or TIFF files into one folder for each class: "
+            f"{where}/cat, {where}/dog.{left_out}"
+        )
+    found = {item.label for item in classes}
+    if known is not None and (unknown := sorted(found - set(known))):
+        raise DataError(
+            f"{root} has classes that the model does not have: {', '.join(unknown[:5])}. It has {', '.join(known[:10])}. "
+            f"Give a folder with class folders of these names."
+        )
     for item in classes:
         if problem := label_problem(item.label):
             raise DataError(
                 f"{printable(item.folder.path)}: the name of this class folder {problem}, which exported files cannot hold. Rename it."
             )
-
-
-def _check_known(root: Path, found: set[str], known: Sequence[str]) -> None:
-    if unknown := sorted(found - set(known)):
-        raise DataError(
-            f"{root} has classes that the model does not have: {', '.join(unknown[:5])}. It has {', '.join(known[:10])}. "
-            f"Give a folder with class folders of these names."
-        )
+    return tuple(known or sorted(found))
 
 
 def check_broken(folder: ImageFolder) -> None:

@@ -55,10 +55,10 @@ def crossing_alarm(splits: Splits) -> str | None:
     crossing = {group: found for group, found in parts.items() if len(found) > 1}
     if not crossing:
         return None
-    shared = {name: sum(sample.group in crossing and "train" in crossing[sample.group] for sample in splits.part(name))
-              for name in ("val", "test")}  # fmt: skip
+    leaking = {group for group, found in crossing.items() if "train" in found}
+    shared = [sum(sample.group in leaking for sample in part) for part in (splits.val, splits.test)]
     return (
-        f"{len(crossing)} of {len(parts)} groups are in several ready-made splits: {shared['val']} validation and {shared['test']} test "
+        f"{len(crossing)} of {len(parts)} groups are in several ready-made splits: {shared[0]} validation and {shared[1]} test "
         f"images belong to a group of training images, so their figures are optimistic. Move each group into one split."
     )
 

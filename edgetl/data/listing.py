@@ -22,23 +22,25 @@ from edgetl.errors import DataError
 # Deeper folders are reported and not read: nothing but a mistake is nested like that.
 MAX_DEPTH = 64
 # Thumbnails, indexes and waste baskets: macOS, Windows, Synology, QNAP, Linux desktops, Python, Jupyter, version control.
-SYSTEM_FOLDERS = frozenset({
-    "__macosx", "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found", ".thumbnails",
-    ".thumbs", "@thumb", ".@__thumb", "__pycache__", ".ipynb_checkpoints", ".appledouble", ".spotlight-v100", ".trashes", ".fseventsd",
-    ".temporaryitems", ".documentrevisions-v100", ".trash", ".git", ".svn", ".hg", ".dvc", ".cache", "cvs",
-})  # fmt: skip
+SYSTEM_FOLDERS = frozenset({"system volume information"}).union(
+    (
+        "__macosx @eadir @recycle #recycle #snapshot $recycle.bin lost+found .thumbnails .thumbs @thumb .@__thumb __pycache__ .appledouble "
+        ".ipynb_checkpoints .spotlight-v100 .trashes .fseventsd .temporaryitems .documentrevisions-v100 .trash .git .svn .hg .dvc .cache "
+        "cvs"
+    ).split()
+)
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "icon\r", ".localized", ".gitkeep", ".gitignore"})
 # Raw camera files and whole-slide images carry TIFF's signature, and a TIFF decoder finds a thumbnail first.
-_OTHER_TIFF = frozenset({
-    ".3fr", ".arw", ".cr2", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".sr2",
-    ".srf", ".srw", ".svs", ".scn", ".bif", ".ndpi", ".vms", ".lsm",
-})  # fmt: skip
+_OTHER_TIFF = frozenset(
+    ".3fr .arw .cr2 .dcr .dng .erf .iiq .kdc .mef .mos .nef .nrw .orf .pef .raf .rw2 .sr2 .srf .srw .svs .scn .bif .ndpi .vms .lsm".split()
+)
 # Image formats that are not read, whatever their signature. A class of these must not vanish as "no images".
-_OTHER_IMAGES = frozenset({
-    ".heic", ".heif", ".avif", ".gif", ".jp2", ".j2k", ".jxl", ".psd", ".exr", ".hdr", ".dds", ".npy", ".npz", ".dcm", ".dicom", ".nii",
-    ".mha", ".fits", ".svg", ".pdf", ".ico", ".icns", ".tga", ".pcx", ".ppm", ".pgm", ".pbm", ".pnm", ".raw", ".cr3", ".czi", ".nd2",
-    ".mat", ".h5", ".hdf5", ".tfrecord", ".mp4", ".avi", ".mov", ".zip", ".tar", ".gz", ".7z", ".rar",
-})  # fmt: skip
+_OTHER_IMAGES = frozenset(
+    (
+        ".heic .heif .avif .gif .jp2 .j2k .jxl .psd .exr .hdr .dds .npy .npz .dcm .dicom .nii .mha .fits .svg .pdf .ico .icns .tga .pcx "
+        ".ppm .pgm .pbm .pnm .raw .cr3 .czi .nd2 .mat .h5 .hdf5 .tfrecord .mp4 .avi .mov .zip .tar .gz .7z .rar"
+    ).split()
+)
 
 
 @dataclass

@@ -6,18 +6,17 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from pydantic import Field
 
 from edgetl.core.config import StrictModel
 from edgetl.core.files.text import printable
 
-Reason: TypeAlias = Literal[
-    "hidden", "system", "edgetl", "excluded", "mask", "unsupported", "other", "unreadable", "loop", "linked", "content", "sibling",
-    "loose", "unlabeled", "no-images", "splits", "nested", "class-train", "no-val", "no-test", "not-utf8", "not-in-table", "table", "copy",
-    "no-group",
-]  # fmt: skip
+_Omitted: TypeAlias = Literal["hidden", "system", "edgetl", "excluded", "mask", "unsupported", "other", "unreadable", "loop", "sibling"]
+_Unlabeled: TypeAlias = Literal["loose", "unlabeled", "no-images", "not-in-table", "copy"]
+_Used: TypeAlias = Literal["linked", "content", "splits", "nested", "class-train", "no-val", "no-test", "table", "no-group", "not-utf8"]
+Reason: TypeAlias = Literal[_Omitted, _Unlabeled, _Used]
 
 _log = logging.getLogger(__name__)
 
@@ -58,9 +57,7 @@ _TEXTS: dict[Reason, tuple[str, str, str]] = {
     "no-group": ("image", "without a group: the pattern of --group does not match; each is a group of its own", ""),
     "not-utf8": ("file name", "not in UTF-8: the files are used, and their names written with escapes such as \\xe9", ""),
 }
-_USED: frozenset[Reason] = frozenset(
-    {"linked", "content", "splits", "nested", "class-train", "no-val", "no-test", "not-utf8", "table", "no-group"}
-)
+_USED = frozenset(get_args(_Used))
 
 
 class ScanNote(StrictModel):

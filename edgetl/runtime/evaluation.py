@@ -21,7 +21,8 @@ from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.loading import batches, pixel_batches, truth_of
 from edgetl.data.notes import ScanNote
 from edgetl.data.selection import NO_SELECTION, Selection
-from edgetl.data.table.scan import Table, scan_table
+from edgetl.data.table.rows import Table
+from edgetl.data.table.scan import scan_table
 from edgetl.errors import ConfigError, DataError
 from edgetl.runtime.predictor import load
 

@@ -16,7 +16,8 @@ from PIL import Image
 from edgetl.data.folder import ImageFolder, scan
 from edgetl.data.selection import Selection
 from edgetl.data.split import split
-from edgetl.data.table.scan import Table, scan_table
+from edgetl.data.table.rows import Table
+from edgetl.data.table.scan import scan_table
 from edgetl.errors import ConfigError, DataError
 
 CLASSES = ("glass", "metal", "paper")

@@ -11,7 +11,8 @@ import pytest
 from edgetl.core.tasks import Task
 from edgetl.data.folder import ImageFolder
 from edgetl.data.split import split
-from edgetl.data.table.scan import LEAST_STRATUM, Table, scan_table
+from edgetl.data.table.rows import Table
+from edgetl.data.table.scan import LEAST_STRATUM, scan_table
 from edgetl.errors import ConfigError, DataError, EdgetlError
 from tests.data.conftest import put
 
@@ -118,7 +119,7 @@ def test_a_missing_table_and_one_that_is_no_text_are_named(tmp_path: Path) -> No
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="is not text in UTF-8, UTF-16 or Windows-1252"):
         scan_table(tmp_path / "images", Table(binary))
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="does not exist; give a folder that holds the images"):
         scan_table(tmp_path / "nowhere", Table(binary))
 
 

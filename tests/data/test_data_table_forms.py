@@ -11,7 +11,8 @@ from edgetl.core.tasks import Task
 from edgetl.data.folder import ImageFolder
 from edgetl.data.selection import Selection
 from edgetl.data.split import split
-from edgetl.data.table.scan import Table, scan_table
+from edgetl.data.table.rows import Table
+from edgetl.data.table.scan import scan_table
 from edgetl.errors import ConfigError, DataError, EdgetlError
 from tests.data.conftest import put
 

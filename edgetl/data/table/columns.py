@@ -13,10 +13,11 @@ from edgetl.data.table.csv_file import CsvFile
 from edgetl.errors import ConfigError, DataError
 
 # The first of these that the table has names the images.
-FILE_COLUMNS = (
-    "file", "filename", "file_name", "filepath", "file_path", "image_path", "path", "image", "image_name", "image_file", "image_id",
-    "img", "img_path", "img_name", "img_id", "id",
-)  # fmt: skip
+FILE_COLUMNS = tuple(
+    (
+        "file filename file_name filepath file_path image_path path image image_name image_file image_id img img_path img_name img_id id"
+    ).split()
+)
 SPLIT_COLUMN, GROUP_COLUMN = "split", "group"
 WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 _BINARY = {"0": 0, "0.0": 0, "1": 1, "1.0": 1, **{word: int(value) for word, value in WORDS.items()}}

@@ -21,7 +21,8 @@ from edgetl.data.groups import group_by_path
 from edgetl.data.loading import truth_of
 from edgetl.data.selection import Selection
 from edgetl.data.split import Splits
-from edgetl.data.table.scan import Table, scan_table
+from edgetl.data.table.rows import Table
+from edgetl.data.table.scan import scan_table
 from edgetl.errors import ConfigError, DataError
 from edgetl.train.config.options import TrainConfig
 
