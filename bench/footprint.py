@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetl.measure.scenarios import measure_bundle
+from edgetl.measure.scenarios import BenchConfig, measure_bundle
 
 ROOT = Path(__file__).parents[1]
 REPEATS = 7
@@ -25,7 +25,7 @@ def main(_: Path, bundle: Path, __: Path) -> None:
         ("edgetl --help", ["-m", "edgetl.cli.app", "-h"]),
     ):
         print(f"{name}: {_seconds(arguments):.2f} s (median of {REPEATS} processes, interpreter included)")
-    report = measure_bundle(bundle, runs=50, max_seconds=2.0)
+    report = measure_bundle(bundle, BenchConfig(runs=50, max_seconds=2.0))
     for row in report.variants:
         cold = row.cold
         print(

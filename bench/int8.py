@@ -14,7 +14,7 @@ from edgetl.core.manifest import Manifest
 from edgetl.core.system.host import fingerprint, load_average, versions
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
-from edgetl.measure.scenarios import measure_bundle
+from edgetl.measure.scenarios import BenchConfig, measure_bundle
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
             begin = time.perf_counter()
             bundle = export_bundle(run, ExportConfig(allow_missing=True), Path(work) / "bundle")
             seconds = time.perf_counter() - begin
-            report = measure_bundle(bundle.path, threads=1, runs=200, max_seconds=10.0)
+            report = measure_bundle(bundle.path, BenchConfig(threads=1, runs=200, max_seconds=10.0))
             times = {row.variant: row.infer.p50_ms or row.infer.mean_ms for row in report.variants}
             _rows(run.name, bundle.manifest, times)
             print(f"| {run.name} | exported in {seconds:.0f} s | | | | | | |", flush=True)

@@ -35,7 +35,7 @@ for command in (
     zoo.rank_command,
     train.plan_command,
     train.train_command,
-    train.evaluate_command,
+    device.evaluate_command,
     soup.soup_command,
     prune.prune_command,
     export.export_command,

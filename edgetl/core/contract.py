@@ -1,4 +1,4 @@
-"""What a deployment must keep, and what a variant offers: time, size, memory, accuracy."""
+"""Deployment contract: limits on latency, size, memory and accuracy drop, and the measurements of a variant against them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from edgetl.core.config import StrictModel
 from edgetl.core.system.load import HostLoad
 
 ClauseName = Literal["latency", "size", "memory", "drop"]
-_OPTIONS: dict[ClauseName, str] = {
-    "latency": "--max-latency-ms", "size": "--max-size-mb", "memory": "--memory-mb", "drop": "--max-drop",
-}  # fmt: skip
+_OPTIONS: dict[ClauseName, str] = {"latency": "--max-latency-ms", "size": "--max-size-mb", "memory": "--memory-mb", "drop": "--max-drop"}
 OutcomeKind = Literal["kept", "gate", "contract", "threads", "export"]
 _RESULTS: dict[OutcomeKind, str] = {
-    "kept": "kept", "gate": "rejected by the gate", "contract": "rejected by the contract", "threads": "kept, with other threads",
+    "kept": "kept",
+    "gate": "rejected by the gate",
+    "contract": "rejected by the contract",
+    "threads": "kept, with other threads",
     "export": "not exported",
-}  # fmt: skip
+}
 _UNITS: dict[ClauseName, str] = {"latency": " ms", "size": " MB", "memory": " MB", "drop": ""}
 
 
 class Contract(StrictModel):
-    """The limits; none means no limit.
+    """Limits of a deployment; none is no limit.
 
     Attributes:
         max_latency_ms: 90th percentile of one image, one after the other.
@@ -39,13 +40,13 @@ class Contract(StrictModel):
     threads: int | None = Field(default=None, ge=1)
 
     @property
-    def asked(self) -> bool:
-        """Whether there is any limit."""
+    def limited(self) -> bool:
+        """True if there is a limit."""
         return (self.max_latency_ms, self.max_size_mb, self.memory_mb) != (None, None, None)
 
 
 class Clause(StrictModel):
-    """One limit and what was found."""
+    """Clause of a contract: a limit, and the figure that was measured."""
 
     name: ClauseName
     limit: float
@@ -53,7 +54,7 @@ class Clause(StrictModel):
 
     @property
     def kept(self) -> bool:
-        """Whether the limit holds."""
+        """True if the limit holds."""
         return self.found <= self.limit + 1e-9
 
     def describe(self) -> str:
@@ -64,12 +65,12 @@ class Clause(StrictModel):
         return f"{self.name} {found}{unit} (limit {self.limit:g}{unit}, {over})"
 
     def remedy(self) -> str:
-        """The option that would admit what was found."""
+        """The option that would allow the measured figure."""
         return f"{_OPTIONS[self.name]} {self.found * 1.02 + (0.0001 if self.name == 'drop' else 0.01):.3g}"
 
 
 class Offer(StrictModel):
-    """One variant at one thread count, measured.
+    """Measurement of one variant at one thread count.
 
     Attributes:
         latency_ms: 90th percentile of the latency that the contract limits.
@@ -98,12 +99,12 @@ class Offer(StrictModel):
 
     @property
     def kept(self) -> bool:
-        """Whether every clause holds."""
+        """True if every clause holds."""
         return all(clause.kept for clause in self.clauses)
 
     @property
     def excess(self) -> float:
-        """How far the worst clause is over its limit, as a ratio; at most 1 where all hold."""
+        """Largest ratio of a figure to its limit, the accuracy drop left out; at most 1 where all hold."""
         return max(
             (clause.found / clause.limit if clause.limit > 0 else 2.0 for clause in self.clauses if clause.name != "drop"), default=0.0
         )
@@ -131,14 +132,14 @@ class Outcome(StrictModel):
 
     @property
     def title(self) -> str:
-        """The result, for people."""
+        """The result as text."""
         return _RESULTS[self.result]
 
 
 class ContractRecord(StrictModel):
-    """A bundle's proof of its contract: the limits, and what its first variant measured on the machine that ``host`` names.
+    """Contract of a bundle, with the measurement of its first variant on the machine ``host``.
 
-    ``source`` says whether the times were taken there or come from a device's profile.
+    ``source``: latencies measured there, or estimated from the profile of a device.
     """
 
     contract: Contract

@@ -121,7 +121,7 @@ def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, pr
         ConfigError: the contract has no limit, or ``out`` exists.
         EdgetlError: what ``rank``, ``train`` and ``export_under_contract`` raise.
     """
-    if not config.contract.asked:
+    if not config.contract.limited:
         raise ConfigError("a contract needs a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
     with new_folder(out, inputs=training_inputs(data, config.train), overwrite=overwrite) as folder:
         images = scan(data, selection=Selection(config.train.data.include, config.train.data.exclude), progress=progress)

@@ -19,7 +19,7 @@ from edgetl.errors import AccuracyGateError, ConfigError, ContractError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import RETRIES, Selection, export_bundle, outcomes_of
 from edgetl.measure.latency import MIN_CALLS, Percentiles
-from edgetl.measure.scenarios import LatencyReport, VariantReport, measure_bundle
+from edgetl.measure.scenarios import BenchConfig, LatencyReport, VariantReport, measure_bundle
 from edgetl.train.artifacts.run import open_run, run_inputs
 
 # Shares of the run's input that are tried when it is too slow; steps of 32 pixels suit every backbone's strides.
@@ -61,7 +61,7 @@ def export_under_contract(
         ConfigError: the contract has no limit, or the profile does not fit.
         EdgetlError: what ``export_bundle`` raises.
     """
-    if not contract.asked:
+    if not contract.limited:
         raise ConfigError("a contract needs a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
     device = None if profile is None else _read_profile(profile, contract)
     search = Search()
@@ -167,9 +167,8 @@ def _timed(bundle: Bundle, terms: _Terms, threads: int, progress: Progress) -> l
     rows: dict[str, VariantReport] = {}
     names: list[str] = []
     for _ in range(1 + RETRIES):
-        report = measure_bundle(
-            bundle.path, variants=names, images=terms.images, threads=threads, runs=TIMED_RUNS, max_seconds=TIMED_SECONDS, progress=progress
-        )
+        config = BenchConfig(variants=tuple(names), threads=threads, runs=TIMED_RUNS, max_seconds=TIMED_SECONDS)
+        report = measure_bundle(bundle.path, config, images=terms.images, progress=progress)
         for row in report.variants:
             known = rows.get(row.variant)
             if known is None or known.load is None or (row.load is not None and row.load.total < known.load.total):

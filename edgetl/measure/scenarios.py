@@ -1,4 +1,4 @@
-"""Latency of a bundle on this machine: each stage apart, the whole path, and a cold start in a fresh process."""
+"""Latency scenarios of a bundle on this host: each stage, the whole path, and a cold start in a fresh process."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.images.decode import load_image, read_image_file
 from edgetl.core.manifest import Variant
+from edgetl.core.options import OPTION
 from edgetl.core.progress import Progress, silent
 from edgetl.core.system.child import child_command, child_environment
 from edgetl.core.system.host import fingerprint, load_average, versions
 from edgetl.core.system.load import HostLoad, load_between, read_counters
-from edgetl.errors import ConfigError, EngineError, MissingExtraError
+from edgetl.errors import EngineError, MissingExtraError
 from edgetl.measure.latency import MIN_CALLS, Percentiles, percentiles
 from edgetl.runtime.engine import default_threads, installed
 from edgetl.runtime.predictor import Predictor
@@ -31,12 +33,25 @@ WARM_UP_RUNS = 20
 COLD_START_TIMEOUT_S = 120
 
 
+class BenchConfig(StrictModel):
+    """Options of a latency measurement."""
+
+    variants: tuple[str, ...] = Field(
+        default=(),
+        description="Variant to measure, such as openvino-int8. May be repeated (default: all).",
+        json_schema_extra={OPTION: "variant"},
+    )
+    threads: int | None = Field(default=None, ge=1, description="CPU threads per inference (default: that of the contract, or all cores).")
+    runs: int = Field(default=MIN_CALLS[99], ge=1, description="Timed images per variant. A 99th percentile needs 662.")
+    max_seconds: float = Field(default=10.0, gt=0, description="Longest time for one variant, seconds.")
+
+
 class ColdStart(StrictModel):
-    """One fresh process from its start to its first answer.
+    """Cold start: a fresh process from its start to its first prediction.
 
     Attributes:
         load_ms: opening the bundle, checking the variant's files, loading the engine.
-        first_prediction_ms: from the start of the process to the first answer.
+        first_prediction_ms: from the start of the process to the first prediction.
         peak_rss_mb: largest resident memory until then, 10^6 bytes.
     """
 
@@ -69,7 +84,7 @@ class VariantReport(StrictModel):
 
 
 class LatencyReport(StrictModel):
-    """What ``edgetl bench`` measured, and where."""
+    """Report of ``edgetl bench``: latency of each variant, and the host."""
 
     schema_version: int = 1
     bundle: str
@@ -86,43 +101,31 @@ class LatencyReport(StrictModel):
 
 
 def measure_bundle(
-    path: Path,
-    *,
-    variants: Sequence[str] = (),
-    images: Sequence[Path] = (),
-    threads: int | None = None,
-    runs: int = MIN_CALLS[99],
-    max_seconds: float = 10.0,
-    progress: Progress = silent,
+    path: Path, config: BenchConfig | None = None, *, images: Sequence[Path] = (), progress: Progress = silent
 ) -> LatencyReport:
-    """Time every variant of the bundle at ``path`` whose engine is installed.
+    """Measure the latency of every variant of the bundle at ``path`` whose engine is installed.
 
     Args:
         path: the bundle.
-        variants: names; none means all.
+        config: variants, threads and number of runs; none is the default of each.
         images: files to decode in turn; none takes the bundle's golden images.
-        threads: for one inference; none means what the bundle's contract says, or every core that this process may use.
-        runs: timed images of each variant; 662 are needed for a 99th percentile.
-        max_seconds: a variant's timing ends after this, whatever ``runs`` says.
-        progress: told after each variant.
+        progress: called before each variant.
 
     Raises:
         MissingExtraError, ImageError: no engine is installed, or an image cannot be read.
     """
-    if runs < 1 or max_seconds <= 0:
-        raise ConfigError("--runs takes 1 or more, --max-seconds more than 0.")
-    bundle = open_bundle(path)
-    ready, skipped = _loadable(bundle, variants)
+    config, bundle = config or BenchConfig(), open_bundle(path)
+    ready, skipped = _loadable(bundle, config.variants)
     encoded = [read_image_file(image) for image in images] or [bundle.read(golden.image) for golden in bundle.manifest.golden]
-    count, before = threads or default_threads(bundle.manifest), load_average()
+    threads, before = config.threads or default_threads(bundle.manifest), load_average()
     reports = []
     for done, variant in enumerate(ready):
         progress(f"timing {variant.name}", done, len(ready))
-        reports.append(_measure_variant(bundle, variant, encoded, count, runs, max_seconds))
+        reports.append(_measure_variant(bundle, variant, encoded, threads, config))
     return LatencyReport(
         bundle=str(path),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        threads=count,
+        threads=threads,
         images=len(encoded),
         image_source="files" if images else "golden images",
         load_average=before,
@@ -143,30 +146,37 @@ def _loadable(bundle: Bundle, names: Sequence[str]) -> tuple[list[Variant], tupl
     return ready, tuple(variant.name for variant in chosen if variant not in ready)
 
 
-def _measure_variant(bundle: Bundle, variant: Variant, encoded: list[bytes], threads: int, runs: int, max_seconds: float) -> VariantReport:
+def _measure_variant(bundle: Bundle, variant: Variant, encoded: list[bytes], threads: int, config: BenchConfig) -> VariantReport:
     cold = _cold_start(bundle, variant, threads)
     predictor = load_bundle(bundle, variant=variant.name, threads=threads)
     for image, _ in zip(cycle(encoded), range(WARM_UP_RUNS), strict=False):
         predictor.predict(image)
     before = read_counters()
-    times = _time_stages(predictor, encoded, runs, max_seconds)
+    times = _time_stages(predictor, encoded, config)
     load = load_between(before, read_counters())
     decode, preprocess, infer, whole = (percentiles(column) for column in times.T)
     return VariantReport(
-        variant=variant.name, size_bytes=variant.size_bytes, cold=cold, decode=decode, preprocess=preprocess, infer=infer, whole=whole,
-        reference_ms=variant.median_ms, load=load,
-    )  # fmt: skip
+        variant=variant.name,
+        size_bytes=variant.size_bytes,
+        cold=cold,
+        decode=decode,
+        preprocess=preprocess,
+        infer=infer,
+        whole=whole,
+        reference_ms=variant.median_ms,
+        load=load,
+    )
 
 
-def _time_stages(predictor: Predictor, encoded: list[bytes], runs: int, max_seconds: float) -> NDArray[np.float64]:
+def _time_stages(predictor: Predictor, encoded: list[bytes], config: BenchConfig) -> NDArray[np.float64]:
     """Milliseconds ``[n, 4]``: decode, preprocess, infer, and the whole path of another call on the same image."""
     rows = []
-    end = time.perf_counter() + max_seconds
-    for image, _ in zip(cycle(encoded), range(runs), strict=False):
+    end = time.perf_counter() + config.max_seconds
+    for image, _ in zip(cycle(encoded), range(config.runs), strict=False):
         stamps = [time.perf_counter_ns()]
-        picture = load_image(image, intensity=predictor.spec.intensity)
+        pixels = load_image(image, intensity=predictor.spec.intensity)
         stamps.append(time.perf_counter_ns())
-        batch = predictor.prepare(picture)
+        batch = predictor.prepare(pixels)
         stamps.append(time.perf_counter_ns())
         predictor.logits(batch)
         stamps.append(time.perf_counter_ns())
@@ -179,7 +189,7 @@ def _time_stages(predictor: Predictor, encoded: list[bytes], runs: int, max_seco
 
 
 def _cold_start(bundle: Bundle, variant: Variant, threads: int) -> ColdStart:
-    """Start a fresh interpreter that loads the variant and answers once."""
+    """Start a fresh interpreter that loads the variant and predicts once."""
     image = bundle.path / bundle.manifest.golden[0].image.path
     command = child_command(
         "edgetl.measure.cold", "report_cold_start", str(bundle.path), variant.name, str(image), str(threads), str(time.time())
@@ -187,7 +197,7 @@ def _cold_start(bundle: Bundle, variant: Variant, threads: int) -> ColdStart:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COLD_START_TIMEOUT_S, check=True, env=child_environment())
     except subprocess.TimeoutExpired as error:
-        raise EngineError(f"{variant.name}: no first answer within {COLD_START_TIMEOUT_S} s.") from error
+        raise EngineError(f"{variant.name}: no first prediction within {COLD_START_TIMEOUT_S} s.") from error
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no message"])[-1]
         raise EngineError(f"{variant.name}: a fresh process ended with code {error.returncode}: {last}") from error

@@ -1,4 +1,4 @@
-"""Accuracy of a bundle's variant on labelled images it has not seen."""
+"""Evaluation of a bundle's variant on labelled images that it has not seen."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from edgetl.core.bundle import hash_prefix, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.files.text import printable
 from edgetl.core.metrics import evaluate
+from edgetl.core.options import OPTION
 from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
@@ -20,11 +22,28 @@ from edgetl.core.tasks import OutputDecoding
 from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.loading import batches, pixel_batches, truth_of
 from edgetl.data.notes import ScanNote
-from edgetl.data.selection import NO_SELECTION, Selection
+from edgetl.data.selection import Selection
 from edgetl.data.table.rows import Table
 from edgetl.data.table.scan import scan_table
 from edgetl.errors import ConfigError, DataError
 from edgetl.runtime.predictor import load
+
+
+class EvaluationConfig(StrictModel):
+    """Options of an evaluation."""
+
+    labels: Path | None = Field(
+        default=None, description="CSV of labels: a column `file`, and one of class names, one for each label, or one of numbers."
+    )
+    variant: str | None = Field(default=None, description="Variant of a bundle, such as openvino-int8 (default: the fastest).")
+    every_image: bool = Field(
+        default=False, description="Also score images that the model was trained or selected on.", json_schema_extra={OPTION: "all"}
+    )
+    include: tuple[str, ...] = Field(
+        default=(), description="Glob pattern of files to use although the scan leaves them out. May be repeated."
+    )
+    exclude: tuple[str, ...] = Field(default=(), description="Glob pattern of files and folders to leave out. May be repeated.")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads per inference (default: that of the contract, or all cores).")
 
 
 class EvaluationReport(StrictModel):
@@ -47,60 +66,40 @@ class EvaluationReport(StrictModel):
     notes: tuple[ScanNote, ...] = ()
 
 
-def evaluate_bundle(
-    path: Path,
-    data: Path,
-    *,
-    labels: Path | None = None,
-    variant: str | None = None,
-    every_image: bool = False,
-    selection: Selection = NO_SELECTION,
-    threads: int | None = None,
-    progress: Progress = silent,
-) -> EvaluationReport:
-    """Score one variant of the bundle at ``path`` on the labelled folder ``data``.
+def evaluate_bundle(path: Path, data: Path, config: EvaluationConfig | None = None, *, progress: Progress = silent) -> EvaluationReport:
+    """Evaluate one variant of the bundle at ``path`` on the labelled images of ``data``.
 
     Args:
         path: the bundle.
-        data: class folders named like the bundle's labels, or the images that ``labels`` names.
-        labels: a CSV file with the bundle's labels (or its number) as columns, or of a classifier with one column of class names.
-        variant: as in ``edgetl.load``.
-        every_image: also score images that the model was trained or selected on.
-        selection: patterns of files to use, or to leave out, that overrule the scan.
-        threads: as in ``edgetl.load``.
+        data: class folders named like the bundle's labels, or the images that ``config.labels`` names.
+        config: labels, variant, selection of images, and threads.
         progress: called after each batch.
 
     Raises:
-        ConfigError: ``labels`` is missing, or its columns do not fit.
+        ConfigError: ``config.labels`` is missing, or its columns do not fit.
         DataError: the folder has other classes, or no unseen image.
     """
-    bundle = open_bundle(path)
-    predictor = load(bundle, variant=variant, threads=threads)
-    seen = frozenset() if every_image else bundle.seen_images()
-    samples, found = unseen_samples(data, labels, predictor.decoding, seen, selection=selection, progress=progress)
+    config, bundle = config or EvaluationConfig(), open_bundle(path)
+    predictor = load(bundle, variant=config.variant, threads=config.threads)
+    samples, found = unseen_samples(data, config, predictor.decoding, bundle.seen_images(), progress=progress)
     result = score(predictor.logits, samples, predictor.spec, predictor.decoding, form=predictor.input_form, progress=progress)
     name = predictor.variant.name if predictor.variant else None
     return report(path, name, samples, found, result)
 
 
 def unseen_samples(
-    data: Path,
-    labels: Path | None,
-    decoding: OutputDecoding,
-    seen: frozenset[int],
-    *,
-    selection: Selection = NO_SELECTION,
-    progress: Progress = silent,
+    data: Path, config: EvaluationConfig, decoding: OutputDecoding, seen: frozenset[int], *, progress: Progress = silent
 ) -> tuple[list[Sample], ImageFolder]:
-    """The readable images of ``data`` that are not in ``seen``, and the scanned folder.
+    """The readable images of ``data`` that are not in ``seen`` (all with ``config.every_image``), and the scanned folder.
 
     Raises:
-        ConfigError: ``labels``, a CSV file, is missing, or its columns do not fit.
+        ConfigError: ``config.labels`` is missing, or its columns do not fit.
         DataError: unknown classes, or nothing left.
     """
+    labels, selection = config.labels, Selection(config.include, config.exclude)
     if labels is None and decoding.task != "classification":
         wanted = ", ".join(("file", *decoding.labels[:5]))
-        raise ConfigError(f"this is a {decoding.task} model: say what the images hold with --labels FILE.csv (columns {wanted}).")
+        raise ConfigError(f"this is a {decoding.task} model: give the labels of the images with --labels FILE.csv (columns {wanted}).")
     if labels is not None and selection.include:
         raise ConfigError("--include adds files to class folders, and --labels names its files; add rows to the table.")
     if labels is None:
@@ -109,7 +108,7 @@ def unseen_samples(
         folder = scan_table(data, Table(labels, decoding.task, classes=decoding.labels, selection=selection), known=True, progress=progress)
     else:
         folder = scan_table(data, Table(labels, decoding.task, decoding.labels, selection=selection), known=True, progress=progress)
-    samples = [sample for sample in folder.samples if hash_prefix(sample.content) not in seen]
+    samples = [sample for sample in folder.samples if config.every_image or hash_prefix(sample.content) not in seen]
     if not samples:
         raise DataError(
             f"the model was trained or selected on all {len(folder.samples)} images of {data}. Give other images, or score them with --all."

@@ -17,7 +17,7 @@ from edgetl.export.config import ExportConfig
 from edgetl.export.fit import FitConfig, costs, fit
 from edgetl.export.under_contract import export_under_contract, on_device
 from edgetl.measure import scenarios
-from edgetl.measure.scenarios import measure_bundle
+from edgetl.measure.scenarios import BenchConfig, measure_bundle
 from edgetl.runtime.engine import default_threads
 from edgetl.runtime.predictor import load
 from edgetl.runtime.verify import verify
@@ -74,7 +74,18 @@ def test_each_attempted_variant_has_a_row_and_the_record_of_a_rejected_one_stays
     assert "fp32 | 48 px | 1 |" in (tmp_path / "small/card.md").read_text()
 
     # A profile lets the int8 file, which passed the gate, break the clause.
-    report = measure_bundle(bundle.path, variants=["onnx-fp32", "onnx-int8"], runs=80, max_seconds=2.0, threads=1)
+    report = measure_bundle(
+        bundle.path,
+        BenchConfig(
+            variants=(
+                "onnx-fp32",
+                "onnx-int8",
+            ),
+            runs=80,
+            max_seconds=2.0,
+            threads=1,
+        ),
+    )
     slow = [
         row.model_copy(update={"reference_ms": (row.reference_ms or 0) / (1e6 if row.variant == "onnx-int8" else 1)})
         for row in report.variants
@@ -127,7 +138,7 @@ def test_another_input_size_stands_in_the_bundle_with_both_figures(run: Run, tmp
 
 
 def test_a_devices_profile_scales_the_times(bundle: Bundle, run: Run, tmp_path: Path) -> None:
-    report = measure_bundle(bundle.path, runs=100, max_seconds=3.0, threads=1)
+    report = measure_bundle(bundle.path, BenchConfig(runs=100, max_seconds=3.0, threads=1))
     slow = report.model_copy(
         update={"variants": tuple(row.model_copy(update={"reference_ms": (row.reference_ms or 0) / 10}) for row in report.variants)}
     )
@@ -160,12 +171,23 @@ def test_all_variants_of_a_bundle_keep_it_with_one_thread_count(run: Run, tmp_pa
     made = export_under_contract(run.path, CONFIG, Contract(max_latency_ms=1000), tmp_path / "bundle")
     record = made.manifest.contract
     assert record is not None and default_threads(made.manifest) == record.chosen.threads
-    report = measure_bundle(made.path, runs=10, max_seconds=1.0)
+    report = measure_bundle(made.path, BenchConfig(runs=10, max_seconds=1.0))
     assert report.threads == record.chosen.threads, "bench times what predict does"
 
 
 def test_a_profile_is_of_its_own_threads_and_engines(bundle: Bundle, run: Run, tmp_path: Path) -> None:
-    report = measure_bundle(bundle.path, variants=["onnx-fp32", "onnx-int8"], runs=80, max_seconds=2.0, threads=2)
+    report = measure_bundle(
+        bundle.path,
+        BenchConfig(
+            variants=(
+                "onnx-fp32",
+                "onnx-int8",
+            ),
+            runs=80,
+            max_seconds=2.0,
+            threads=2,
+        ),
+    )
     profile = tmp_path / "device.json"
     profile.write_text(report.model_dump_json())
     config = CONFIG.model_copy(update={"precisions": ("fp32",)})

@@ -19,8 +19,8 @@ from edgetl.core.manifest import Manifest
 from edgetl.core.preprocess import PreprocessSpec, normalise, pixels_of, to_pixels
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
-from edgetl.measure.scenarios import measure_bundle
-from edgetl.runtime.evaluation import evaluate_bundle
+from edgetl.measure.scenarios import BenchConfig, measure_bundle
+from edgetl.runtime.evaluation import EvaluationConfig, evaluate_bundle
 from edgetl.runtime.predictor import load
 from edgetl.runtime.verify import verify
 from edgetl.train.artifacts.run import Run
@@ -67,9 +67,11 @@ def test_quantizers_saw_the_float_input(taken: Bundle) -> None:
 
 def test_device_commands_work_on_such_a_bundle(taken: Bundle, digits: Path) -> None:
     assert len(verify(taken.path).checked) == 6
-    result = evaluate_bundle(taken.path, digits, variant="onnx-fp32", threads=1)
-    assert result.result.accuracy == evaluate_bundle(taken.path, digits, variant="openvino-fp32", threads=1).result.accuracy
-    (timed,) = measure_bundle(taken.path, variants=["onnx-fp32"], threads=1, runs=10).variants
+    result = evaluate_bundle(taken.path, digits, EvaluationConfig(variant="onnx-fp32", threads=1))
+    assert (
+        result.result.accuracy == evaluate_bundle(taken.path, digits, EvaluationConfig(variant="openvino-fp32", threads=1)).result.accuracy
+    )
+    (timed,) = measure_bundle(taken.path, BenchConfig(variants=("onnx-fp32",), threads=1, runs=10)).variants
     assert timed.infer.n == 10
     image = next(digits.rglob("*.png"))
     alone = load(taken, variant="onnx-fp32").predict(image)

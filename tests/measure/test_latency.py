@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from edgetl.core.bundle import Bundle
-from edgetl.errors import BundleError, ConfigError
+from edgetl.errors import BundleError
 from edgetl.measure.latency import percentiles, time_calls
-from edgetl.measure.scenarios import measure_bundle
+from edgetl.measure.scenarios import BenchConfig, measure_bundle
 
 
 def test_a_call_that_takes_ten_milliseconds_is_reported_so() -> None:
@@ -36,7 +37,18 @@ def test_a_percentile_is_given_only_with_enough_calls(n: int, known: set[int]) -
 
 
 def test_every_variant_is_timed_in_stages_and_from_cold(bundle: Bundle) -> None:
-    report = measure_bundle(bundle.path, variants=["onnx-int8", "openvino-fp32"], runs=20, max_seconds=2.0, threads=1)
+    report = measure_bundle(
+        bundle.path,
+        BenchConfig(
+            variants=(
+                "onnx-int8",
+                "openvino-fp32",
+            ),
+            runs=20,
+            max_seconds=2.0,
+            threads=1,
+        ),
+    )
     assert [row.variant for row in report.variants] == ["onnx-int8", "openvino-fp32"]
     for row in report.variants:
         stages = [row.decode.p50_ms, row.preprocess.p50_ms, row.infer.p50_ms]
@@ -48,7 +60,7 @@ def test_every_variant_is_timed_in_stages_and_from_cold(bundle: Bundle) -> None:
 
 
 def test_wrong_requests_are_refused(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--runs"):
-        measure_bundle(bundle.path, runs=0)
+    with pytest.raises(ValidationError, match="runs"):
+        BenchConfig(runs=0)
     with pytest.raises(BundleError, match="no variant 'x'"):
-        measure_bundle(bundle.path, variants=["x"])
+        measure_bundle(bundle.path, BenchConfig(variants=("x",)))

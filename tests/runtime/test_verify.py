@@ -8,7 +8,7 @@ import pytest
 
 from edgetl.core.bundle import Bundle
 from edgetl.errors import AccuracyGateError, DataError, IntegrityError
-from edgetl.runtime.evaluation import evaluate_bundle
+from edgetl.runtime.evaluation import EvaluationConfig, evaluate_bundle
 from edgetl.runtime.verify import verify
 from edgetl.train.artifacts.run import Run
 from tests.command import edgetl
@@ -47,11 +47,11 @@ def test_golden_answers_that_are_off_name_image_and_variant(copy: Path) -> None:
 
 
 def test_the_training_folder_given_back_is_scored_on_unseen_images_only(bundle: Bundle, run: Run, digits: Path) -> None:
-    report = evaluate_bundle(bundle.path, digits, variant="onnx-fp32")
+    report = evaluate_bundle(bundle.path, digits, EvaluationConfig(variant="onnx-fp32"))
     assert run.record.test is not None
     assert report.result == run.record.test
     assert report.left_out == run.record.images["train"] + run.record.images["val"]
-    everything = evaluate_bundle(bundle.path, digits, variant="onnx-fp32", every_image=True)
+    everything = evaluate_bundle(bundle.path, digits, EvaluationConfig(variant="onnx-fp32", every_image=True))
     assert everything.left_out == 0 and everything.result.accuracy.n == sum(run.record.images.values())
 
 

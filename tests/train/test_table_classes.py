@@ -12,7 +12,7 @@ from edgetl.errors import ConfigError
 from edgetl.export.config import ExportConfig
 from edgetl.export.model_card import run_lines
 from edgetl.export.package import export_bundle
-from edgetl.runtime.evaluation import evaluate_bundle
+from edgetl.runtime.evaluation import EvaluationConfig, evaluate_bundle
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.tasks import scan_images, task_of
 from edgetl.train.workflows.compare import train
@@ -43,7 +43,7 @@ def test_a_classifier_is_trained_exported_and_evaluated_from_a_table_of_words(fl
     run = train(flat / "images", config(flat / "words.csv"), flat / "run")
     assert run.record.task == "classification" and run.record.labels == COLORS
     assert run.record.test is not None and run.record.test.accuracy.value == 1.0
-    report = evaluate_run(run.path, flat / "images", labels=flat / "words.csv")
+    report = evaluate_run(run.path, flat / "images", EvaluationConfig(labels=flat / "words.csv"))
     assert report.result.accuracy.n == run.record.images["test"] == 36 - report.left_out
     bundle = export_bundle(run.path, ExportConfig(precisions=("fp32",), formats=("onnx",)), flat / "bundle")
     one_hot = flat / "one-hot.csv"
@@ -51,7 +51,7 @@ def test_a_classifier_is_trained_exported_and_evaluated_from_a_table_of_words(fl
     one_hot.write_text("image_id,red,green,blue\n" + "".join(
         f"{Path(name).stem},{','.join(str(int(label == color)) for color in ('red', 'green', 'blue'))}\n" for name, label in rows
     ))  # fmt: skip
-    assert evaluate_bundle(bundle.path, flat / "images", labels=one_hot).result == report.result
+    assert evaluate_bundle(bundle.path, flat / "images", EvaluationConfig(labels=one_hot)).result == report.result
 
 
 def test_a_table_of_class_numbers_never_trains_one_label(flat: Path) -> None:

@@ -20,6 +20,7 @@ from edgetl.data.folder import scan
 from edgetl.data.loading import PixelSet, truth_of
 from edgetl.data.split import split
 from edgetl.errors import ConfigError, DataError, StoppedError
+from edgetl.runtime.evaluation import EvaluationConfig
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.tasks import choose_thresholds, fold_scale, scan_images, task_of
 from edgetl.train.heads.linear import RIDGE_PENALTIES, fit_label_heads, fit_value_head
@@ -140,7 +141,7 @@ def test_the_squares_are_found(squares: Path, tmp_path: Path, changes: dict[str,
 
 def test_the_record_says_what_the_network_answers(squares: Path, tmp_path: Path) -> None:
     run = train(squares / "images", config(squares, strategy="probe"), tmp_path / "run")
-    report = evaluate_run(run.path, squares / "images", labels=squares / "labels.csv")
+    report = evaluate_run(run.path, squares / "images", EvaluationConfig(labels=squares / "labels.csv"))
     assert report.left_out == run.record.images["train"] + run.record.images["val"]
     assert run.record.test is not None and report.result.accuracy == run.record.test.accuracy
     assert report.result.score.value == pytest.approx(run.record.test.score.value)

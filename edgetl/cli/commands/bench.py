@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from edgetl.cli.charts import draw_latency, need_matplotlib
-from edgetl.cli.session import JsonOption, ThreadsOption, VerboseOption, out, print_json, working
+from edgetl.cli.options import build, given, options_of
+from edgetl.cli.session import JsonOption, VerboseOption, out, print_json, working
 from edgetl.cli.tables import cold_table, latency_table
 from edgetl.core.output.folders import check_picture
 from edgetl.data.listing import find_images
 from edgetl.errors import ImageError
-from edgetl.measure.scenarios import LatencyReport, measure_bundle
+from edgetl.measure.scenarios import BenchConfig, LatencyReport, measure_bundle
 
 
+@options_of(BenchConfig)
 def bench_command(
+    context: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="The folder that `edgetl export` wrote.")],
-    variant: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated (default: all).")] = None,
-    images: Annotated[Path | None, typer.Option(help="A folder of images to decode (default: the bundle's golden images).")] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Timed images of each variant; a 99th percentile needs 662.")] = 662,
-    max_seconds: Annotated[float, typer.Option(help="A variant's timing ends after this.")] = 10.0,
-    plot: Annotated[Path | None, typer.Option(help="Also draw the stages, as PNG.")] = None,
-    threads: ThreadsOption = None,
+    images: Annotated[Path | None, typer.Option(help="Image, or folder of images, to decode (default: the golden images).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Chart of the stages to write (PNG).")] = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
+    **options: Any,
 ) -> None:
     """Latency of each stage, throughput, cold start and memory of every variant on this machine."""
+    config = build(BenchConfig, **given(BenchConfig, context, options))
     if plot is not None:
         need_matplotlib()
         check_picture(plot, "--plot", inputs={"the bundle": bundle, **({"--images": images} if images else {})})
@@ -36,9 +37,7 @@ def bench_command(
         files = [] if images is None else find_images(images) if images.is_dir() else [images]
         if images is not None and not files:
             raise ImageError(f"{images} holds no JPEG, PNG, WebP, BMP or TIFF files.")
-        report = measure_bundle(
-            bundle, variants=variant or (), images=files, threads=threads, runs=runs, max_seconds=max_seconds, progress=progress
-        )
+        report = measure_bundle(bundle, config, images=files, progress=progress)
     if plot is not None:
         draw_latency(report, plot)
     if json_output:

@@ -1,48 +1,61 @@
-"""``edgetl predict``, ``verify`` and ``inspect``: what a device runs."""
+"""``edgetl predict``, ``evaluate``, ``verify`` and ``inspect``: commands on a bundle, or a run."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import Field
 from rich.markup import escape
 from rich.table import Table
 
-from edgetl.cli.session import JsonOption, LabelsOption, ThreadsOption, VerboseOption, err, out, print_json, working
-from edgetl.cli.tables import busy_lines, figures_line, ladder_lines, outcomes_table, variants_table
+from edgetl.cli.options import build, given, need_extra, options_of
+from edgetl.cli.session import JsonOption, LabelsOption, VerboseOption, err, out, print_json, print_notes, working
+from edgetl.cli.tables import busy_lines, classes_table, figures_line, ladder_lines, outcomes_table, variants_table
 from edgetl.core.bundle import is_run, open_bundle
+from edgetl.core.config import StrictModel
 from edgetl.core.decoding import prediction_json
 from edgetl.core.files.text import printable
 from edgetl.core.images.intensity import FULL_RANGE
 from edgetl.core.manifest import Manifest, describe_parent
+from edgetl.data.folder import check_folder
 from edgetl.data.listing import find_images
-from edgetl.errors import ImageError
+from edgetl.errors import DataError, ImageError
+from edgetl.runtime.evaluation import EvaluationConfig, EvaluationReport, evaluate_bundle
 from edgetl.runtime.predictor import Predictor, load
 from edgetl.runtime.verify import verify
+from edgetl.train.config.paths import check_file
 
 if TYPE_CHECKING:
     from edgetl.train.artifacts.run import RunRecord
 
 
+class PredictConfig(StrictModel):
+    """Options of ``edgetl predict``."""
+
+    variant: str | None = Field(default=None, description="Variant to run, such as openvino-int8 (default: the fastest).")
+    top: int = Field(default=3, ge=1, description="Number of classes to show for each image.")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads per inference (default: that of the contract, or all cores).")
+    trial: bool = Field(
+        default=False,
+        description="Trial of the bundle: first run one image in a process with memory and time limits. Takes about a second.",
+    )
+
+
+@options_of(PredictConfig)
 def predict_command(
+    context: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="The folder that `edgetl export` wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    variant: Annotated[str | None, typer.Option(help="Such as openvino-int8 (default: the fastest).")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 3,
-    threads: ThreadsOption = None,
-    trial: Annotated[
-        bool,
-        typer.Option(
-            "--trial", help="Trial of the bundle: first run one image in a process with memory and time limits. Takes about a second."
-        ),
-    ] = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
+    **options: Any,
 ) -> None:
     """Labels and scores of images. An unreadable image is reported and does not stop the others; the exit code is then 5."""
+    config = build(PredictConfig, **given(PredictConfig, context, options))
     with working(json_output=True, verbose=verbose):
-        predictor = load(bundle, variant=variant, threads=threads, trial=trial)
+        predictor = load(bundle, variant=config.variant, threads=config.threads, trial=config.trial)
         failed, rows = 0, []
         for path in _files(images):
             row = _predict(predictor, path)
@@ -50,12 +63,48 @@ def predict_command(
             if json_output:
                 rows.append(row)
             else:
-                _show_prediction(row, top)
+                _show_prediction(row, config.top)
     if json_output:
         name = predictor.variant.name if predictor.variant else None
         print_json({"bundle": str(bundle), "variant": name, "labels": list(predictor.labels), "predictions": rows})
     if failed:
         raise typer.Exit(ImageError.exit_code)
+
+
+@options_of(EvaluationConfig)
+def evaluate_command(
+    context: typer.Context,
+    model: Annotated[Path, typer.Argument(help="A run or a bundle.")],
+    data: Annotated[Path, typer.Argument(help="Folder with class folders named like the model's labels, or the images of --labels.")],
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+    **options: Any,
+) -> None:
+    """The task's figures (accuracy, average precision, errors), on images that the model has not seen."""
+    config = build(EvaluationConfig, **given(EvaluationConfig, context, options))
+    check_folder(data)
+    check_file(config.labels, "--labels", DataError, "Give a table of labels.")
+    with working(json_output=json_output, verbose=verbose) as progress:
+        if is_run(model):
+            need_extra("train")
+            from edgetl.train.workflows.evaluate import evaluate_run
+
+            report = evaluate_run(model, data, config, progress=progress)
+        else:
+            report = evaluate_bundle(model, data, config, progress=progress)
+    print_json(report) if json_output else _show_evaluation(report)
+
+
+def _show_evaluation(report: EvaluationReport) -> None:
+    name = f"{report.model} {report.variant or '(trained model)'}"
+    if report.result.classes:
+        out.print(classes_table(report.result, escape(name)))
+    out.print(figures_line(report.result), soft_wrap=True)
+    if report.left_out:
+        out.print(f"{report.left_out} images were left out: the model was trained or selected on them (--all scores them too).")
+    if report.broken:
+        out.print(f"{report.broken} images were left out: they cannot be decoded.")
+    print_notes(report.notes)
 
 
 def verify_command(
@@ -66,14 +115,13 @@ def verify_command(
     verbose: VerboseOption = False,
 ) -> None:
     """Check every file's hash, and that this machine answers the golden images like the bench."""
-    from edgetl.runtime.evaluation import evaluate_bundle
-
     with working(json_output=json_output, verbose=verbose) as progress:
         report = verify(bundle, progress=progress)
         evaluations = []
         if data is not None:
             evaluations = [
-                evaluate_bundle(bundle, data, labels=labels, variant=check.variant, progress=progress) for check in report.checked
+                evaluate_bundle(bundle, data, EvaluationConfig(labels=labels, variant=check.variant), progress=progress)
+                for check in report.checked
             ]
     if json_output:
         print_json({**report.model_dump(mode="json"), "evaluations": [item.model_dump(mode="json") for item in evaluations]})
@@ -103,7 +151,6 @@ def inspect_command(
     with working(json_output=True, verbose=verbose):
         if is_run(path):
             from edgetl.cli.commands.train import show_run
-            from edgetl.cli.options import need_extra
 
             need_extra("train")
             from edgetl.train.artifacts.run import open_run

@@ -19,7 +19,7 @@ from edgetl.core.files.atomic import write_text
 from edgetl.core.output.folders import check_output, remove_side_folder, reserved
 from edgetl.core.output.recognition import DEMO_RECORD_NAME
 from edgetl.core.progress import Progress
-from edgetl.measure.scenarios import LatencyReport, measure_bundle
+from edgetl.measure.scenarios import BenchConfig, LatencyReport, measure_bundle
 from edgetl.runtime.predictor import load
 from edgetl.runtime.verify import verify
 
@@ -74,7 +74,7 @@ def _try_out(root: Path, bundle: Bundle, progress: Progress) -> LatencyReport:
         answer = predictor.predict(path)
         out.print(f"{escape(path.name)}: {answer.label} ({answer.score:.3f})")
     _step(f"6. edgetl bench {root}/bundle --runs 200")
-    return measure_bundle(bundle.path, runs=200, max_seconds=4.0, progress=progress)
+    return measure_bundle(bundle.path, BenchConfig(runs=200, max_seconds=4.0), progress=progress)
 
 
 def _draw(run: Run, bundle: Bundle, report: LatencyReport, path: Path) -> None:

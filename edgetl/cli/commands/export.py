@@ -116,7 +116,7 @@ def export_command(
         contract = build(
             Contract, max_latency_ms=max_latency_ms, latency_of=latency_of, max_size_mb=max_size_mb, memory_mb=memory_mb, threads=threads
         )
-        if contract.asked:
+        if contract.limited:
             bundle = export_under_contract(run, config, contract, out_, data=data, profile=profile, overwrite=overwrite, progress=progress)
         else:
             bundle = export_bundle(run, config, out_, data=data, overwrite=overwrite, progress=progress)

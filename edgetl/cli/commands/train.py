@@ -14,13 +14,9 @@ from rich.markup import escape
 
 from edgetl.cli.options import build, given, need_extra, options_of
 from edgetl.cli.session import (
-    ExcludeOption,
-    IncludeOption,
     Interrupted,
     JsonOption,
-    LabelsOption,
     OverwriteOption,
-    ThreadsOption,
     VerboseOption,
     out,
     print_json,
@@ -29,17 +25,14 @@ from edgetl.cli.session import (
     working,
 )
 from edgetl.cli.tables import classes_table, figures_line, plain_table, share
-from edgetl.core.bundle import is_run
 from edgetl.core.manifest import describe_parent
 from edgetl.core.output.folders import check_output, check_picture
 from edgetl.core.system.child import child_environment, trusted_path
 from edgetl.core.tasks import SCORE_NAMES
-from edgetl.data.folder import check_folder
 from edgetl.data.groups import describe_grouping
-from edgetl.data.selection import Selection
-from edgetl.errors import ConfigError, DataError
+from edgetl.errors import ConfigError
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.paths import check_file, check_training_paths, training_inputs
+from edgetl.train.config.paths import check_training_paths, training_inputs
 
 if TYPE_CHECKING:
     from edgetl.core.results import Forgetting
@@ -140,51 +133,6 @@ def plan_command(
 
         estimates = estimate(data, config, progress=progress)
     print_json(estimates) if json_output else _show_estimates(estimates)
-
-
-def evaluate_command(
-    model: Annotated[Path, typer.Argument(help="A run or a bundle.")],
-    data: Annotated[Path, typer.Argument(help="Folder with class folders named like the model's labels, or the images of --labels.")],
-    labels: LabelsOption = None,
-    variant: Annotated[str | None, typer.Option(help="Variant of a bundle, such as openvino-int8 (default: the fastest).")] = None,
-    every_image: Annotated[bool, typer.Option("--all", help="Also score images that the model was trained or selected on.")] = False,
-    include: IncludeOption = None,
-    exclude: ExcludeOption = None,
-    threads: ThreadsOption = None,
-    json_output: JsonOption = False,
-    verbose: VerboseOption = False,
-) -> None:
-    """The task's figures (accuracy, average precision, errors), on images that the model has not seen."""
-    selection = Selection(tuple(include or ()), tuple(exclude or ()))
-    check_folder(data)
-    check_file(labels, "--labels", DataError, "Give a table of labels.")
-    with working(json_output=json_output, verbose=verbose) as progress:
-        if is_run(model):
-            if variant is not None:
-                raise ConfigError(f"{model} is a run and has no variants; leave --variant out, or give a bundle.")
-            need_extra("train")
-            from edgetl.train.workflows.evaluate import evaluate_run
-
-            report = evaluate_run(model, data, labels=labels, every_image=every_image, selection=selection, progress=progress)
-        else:
-            from edgetl.runtime.evaluation import evaluate_bundle
-
-            report = evaluate_bundle(
-                model, data, labels=labels, variant=variant, every_image=every_image, selection=selection, threads=threads,
-                progress=progress,
-            )  # fmt: skip
-    if json_output:
-        print_json(report)
-        return
-    name = f"{report.model} {report.variant or '(trained model)'}"
-    if report.result.classes:
-        out.print(classes_table(report.result, escape(name)))
-    out.print(figures_line(report.result), soft_wrap=True)
-    if report.left_out:
-        out.print(f"{report.left_out} images were left out: the model was trained or selected on them (--all scores them too).")
-    if report.broken:
-        out.print(f"{report.broken} images were left out: they cannot be decoded.")
-    print_notes(report.notes)
 
 
 def _preview(data: Path, config: TrainConfig, path: Path, *, json_output: bool, verbose: bool) -> None:

@@ -109,8 +109,8 @@ if sys.platform == "win32":
 
     def _windows_peak_bytes() -> int:
         """``PeakWorkingSetSize`` of the process status API (learn.microsoft.com, ``PROCESS_MEMORY_COUNTERS``)."""
-        sizes = ("PeakWorkingSetSize", "WorkingSetSize", "QuotaPeakPagedPoolUsage", "QuotaPagedPoolUsage", "QuotaPeakNonPagedPoolUsage",
-                 "QuotaNonPagedPoolUsage", "PagefileUsage", "PeakPagefileUsage")  # fmt: skip
+        quotas = ("QuotaPeakPagedPoolUsage", "QuotaPagedPoolUsage", "QuotaPeakNonPagedPoolUsage", "QuotaNonPagedPoolUsage")
+        sizes = ("PeakWorkingSetSize", "WorkingSetSize", *quotas, "PagefileUsage", "PeakPagefileUsage")
 
         class Counters(ctypes.Structure):
             _fields_ = [("cb", ctypes.c_uint32), ("PageFaultCount", ctypes.c_uint32), *((name, ctypes.c_size_t) for name in sizes)]

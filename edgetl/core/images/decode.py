@@ -104,10 +104,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 # What Pillow's decoders raise on damaged files, collected from its own test images and issue tracker.
-_DECODE_ERRORS = (
-    OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, EOFError, OverflowError, AttributeError,
-    NotImplementedError, RuntimeError, struct.error, zlib.error, UserWarning, Image.DecompressionBombError, Image.DecompressionBombWarning,
-)  # fmt: skip
+_LOGIC_ERRORS = (ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, UserWarning)
+_DECODE_ERRORS = (*_LOGIC_ERRORS, OSError, EOFError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class Examined(NamedTuple):

@@ -181,10 +181,8 @@ def _runs(folder: Path, names: tuple[str, ...]) -> _Own:
         if not (folder / name).is_symlink():
             own |= _own(folder / name).below(name)
         short = re.escape(name)
-        own |= _Own(patterns=(
-            rf"{short}{re.escape(CHECKPOINTS_SUFFIX)}/{_STATE}", rf"{re.escape(LOCK_MARK)}{short}",
-            rf"({re.escape(STAGING_MARK)}|{re.escape(REPLACED_MARK)})\d+-{short}/.+",
-        ))  # fmt: skip
+        unfinished = rf"({re.escape(STAGING_MARK)}|{re.escape(REPLACED_MARK)})\d+-{short}/.+"
+        own |= _Own(patterns=(rf"{short}{re.escape(CHECKPOINTS_SUFFIX)}/{_STATE}", rf"{re.escape(LOCK_MARK)}{short}", unfinished))
     return own
 
 

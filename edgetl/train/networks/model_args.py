@@ -25,13 +25,13 @@ NUMBERS = frozenset(
     ref_feat_shape reg_tokens rope_grid_offset scale_attn_inner scale_mlp se_ratio sr_ratios stem_chs stem_size stem_width
     strict_img_size swiglu_mlp use_abs_pos_emb use_fc_norm use_grn use_post_norm use_rel_pos_bias use_rot_pos_emb width width_factor
     width_mult widths window_ratio window_size zero_init_last
-    """.split()  # noqa: SIM905 (a list would take a line for each name)
+    """.split()
 )
 # Those that are a word of timm's own tables.
 WORDS = frozenset(
     """
     aa_layer act_layer global_pool norm_layer pad_type pool_type pos_embed rope_type se_layer stem_type weight_init
-    """.split()  # noqa: SIM905 (a list would take a line for each name)
+    """.split()
 )
 # Larger than those of any published network.
 LARGEST, MOST_LAYERS, MOST_NUMBERS = 16_384, 256, 64

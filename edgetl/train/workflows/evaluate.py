@@ -6,35 +6,28 @@ from pathlib import Path
 
 from edgetl.core.progress import Progress, silent
 from edgetl.data.loading import batches
-from edgetl.data.selection import NO_SELECTION, Selection
-from edgetl.runtime.evaluation import EvaluationReport, report, score, unseen_samples
+from edgetl.errors import ConfigError
+from edgetl.runtime.evaluation import EvaluationConfig, EvaluationReport, report, score, unseen_samples
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.inputs.features import choose_engine
 
 
-def evaluate_run(
-    path: Path,
-    data: Path,
-    *,
-    labels: Path | None = None,
-    every_image: bool = False,
-    selection: Selection = NO_SELECTION,
-    progress: Progress = silent,
-) -> EvaluationReport:
-    """Score the run at ``path`` on ``data``.
+def evaluate_run(path: Path, data: Path, config: EvaluationConfig | None = None, *, progress: Progress = silent) -> EvaluationReport:
+    """Evaluate the run at ``path`` on ``data``.
 
-    Images on which this run, or an ancestor, was trained or selected are left out unless ``every_image``. ``labels`` is a CSV file, which
-    all tasks but classification need.
+    Images on which this run, or an ancestor, was trained or selected are left out unless ``config.every_image``.
 
     Raises:
         RunError: not a run.
-        ConfigError: ``labels`` is missing, or its columns do not fit.
+        ConfigError: ``config.labels`` is missing, or its columns do not fit; a variant, which a run does not have.
         DataError: the folder has other classes, or no unseen image.
     """
+    config = config or EvaluationConfig()
+    if config.variant is not None:
+        raise ConfigError(f"{path} is a run and has no variants. Remove --variant, or give a bundle.")
     run = open_run(path)
     record = run.record
-    seen = frozenset() if every_image else run.seen_images().all
-    samples, found = unseen_samples(data, labels, record.decoding, seen, selection=selection, progress=progress)
+    samples, found = unseen_samples(data, config, record.decoding, run.seen_images().all, progress=progress)
     first = next(batches(samples, record.preprocess))
     logits = choose_engine(run.load_model(), first, len(samples), "cpu")
     result = score(logits, samples, record.preprocess, record.decoding, progress=progress)
