@@ -16,7 +16,7 @@ from edgetl.core.system.host import fingerprint, load_average, versions
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
 
 SUITES = {"preprocess": preprocess.main, "path": path.main, "footprint": footprint.main, "ecosystem": ecosystem.main}
 

@@ -36,7 +36,7 @@ from edgetl.export.package import export_bundle
 from edgetl.runtime.engine import load_engine
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
 
 DATA_SETS, CLASSES, IMAGES, SEEDS = ("trashnet", "sign-digits"), 5, 10, (0, 1, 2)
 MOST_UNSEEN = 1000

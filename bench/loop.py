@@ -27,6 +27,7 @@ from edgetl.core.system.host import available_cores, fingerprint
 from edgetl.data.folder import scan
 from edgetl.data.split import Splits, split
 from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.resolve import resolve
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.dataset import default_workers
 from edgetl.train.loop.loop import tune
@@ -72,7 +73,7 @@ def _edgetl(given: argparse.Namespace, device: str) -> float:
         workers=given.workers,
         patience=1000,
     )
-    backbone, plan = prepare(splits, config)
+    backbone, plan = prepare(splits, resolve(config, splits))
     times: list[float] = []
 
     def note(stage: str, done: int, total: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from bench.paths import SHARED
 from edgetl.core.results import Evaluation
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
 
 STRATEGIES = ("probe", "partial", "full")
 SEEDS = 3

@@ -14,7 +14,7 @@ from bench.paths import SHARED
 from edgetl.core.preprocess import Side
 from edgetl.train.artifacts.run import Run
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
 
 BACKBONE = f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet"
 OLD, NEW = "pacs/photo", "pacs/sketch"

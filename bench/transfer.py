@@ -27,11 +27,13 @@ from edgetl.data.split import Splits
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import DEFAULT_BACKBONE, TrainConfig
 from edgetl.train.config.plan import make_plan
+from edgetl.train.config.resolve import resolve
 from edgetl.train.heads.linear import fit_head
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.features import FrozenFeatures
 from edgetl.train.loop.loop import tune
 from edgetl.train.networks.backbone import Backbone, feature_extractor
+from edgetl.train.workflows.finetune import network_facts
 
 SETS = {"trashnet": "trashnet", "sign-digits": "sign-digits", "pacs/photo": "pacs/photo"}
 SEEDS = range(5)
@@ -125,7 +127,7 @@ def _few(folder: ImageFolder, config: TrainConfig, seeds: int, *, pretrained: bo
             with torch.no_grad():
                 backbone.head.weight.copy_(torch.from_numpy(head.weight))
                 backbone.head.bias.copy_(torch.from_numpy(head.bias))
-        plan = make_plan(wanted, len(splits.train), backbone.model)
+        plan = make_plan(resolve(wanted, splits), network_facts(backbone.model, backbone.head_name))
         with tempfile.TemporaryDirectory() as work:
             tune(backbone, splits, plan, wanted, Workplace("cpu", Path(work)))
         with torch.no_grad():

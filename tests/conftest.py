@@ -20,7 +20,7 @@ from edgetl.export.package import export_bundle
 from edgetl.train.artifacts.run import Run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.inputs.digits import write_digits
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
 
 SHARED = Path(os.environ.get("EDGETL_SHARED", Path(__file__).parents[2] / "shared"))
 

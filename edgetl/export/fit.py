@@ -42,8 +42,8 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.ranking import RankConfig, Ranked
 from edgetl.train.networks.backbone import Backbone
-from edgetl.train.workflows.compare import train
 from edgetl.train.workflows.rank import RANDOM, rank
+from edgetl.train.workflows.train import train
 
 # A backbone is left out before training when it misses a limit by this factor even at this share of its input, the smallest that is
 # likely to keep its accuracy.

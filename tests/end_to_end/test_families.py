@@ -10,7 +10,7 @@ import edgetl
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
 
 FAMILIES = {
     "resnet18": 64,

@@ -33,7 +33,7 @@ from edgetl.export.variants import quantize
 from edgetl.runtime.ov import core
 from edgetl.train.artifacts.run import Run
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
 
 FORMATS: tuple[Format, ...] = ("onnx", "openvino")
 

@@ -12,7 +12,7 @@ from edgetl.errors import ConfigError, RunError
 from edgetl.export.to_hub import hub_card, share_run
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.ecosystem import TIMM, TRANSFORMERS, answers
 

@@ -12,14 +12,14 @@ from edgetl.data.folder import scan
 from edgetl.data.split import split
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.plan import make_plan
 from edgetl.train.inputs.activation_cache import Workplace, cache_activations
 from edgetl.train.inputs.augmentation import make_augmentation
 from edgetl.train.loop.loop import tune
 from edgetl.train.networks.backbone import Backbone, find_head, torchvision_model
 from edgetl.train.networks.partition import split_frozen
 from edgetl.train.networks.stages import choose_stages, find_stages
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
+from tests.train.planning import plan_of
 
 NETWORKS = ("test_resnet", "test_efficientnet", "mobilenetv2_035", "mobilenetv3_small_050", "mobilenetv4_conv_small_035", "test_convnext2")
 
@@ -76,7 +76,7 @@ def test_cached_activations_teach_what_the_whole_network_would(colours: Path, tm
         config = _config(cache_views=views)
         backbone = _backbone(config)
         before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
-        history = tune(backbone, splits, make_plan(config, len(splits.train), backbone.model), config, Workplace("cpu", work))
+        history = tune(backbone, splits, plan_of(config, len(splits.train), backbone.model), config, Workplace("cpu", work))
         after = backbone.model.state_dict()
         assert torch.equal(before["layer1.0.conv1.weight"], after["layer1.0.conv1.weight"])
         assert torch.equal(before["layer1.0.bn1.running_mean"], after["layer1.0.bn1.running_mean"])

@@ -10,7 +10,7 @@ import pytest
 
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.inputs.dataset import BalancedSampler
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
 
 LABELS = [0] * 50 + [1] * 3 + [2] * 17
 SMALL = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
 
 SMALL = {
     "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 9, "pretrained": False,

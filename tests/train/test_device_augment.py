@@ -20,7 +20,7 @@ from edgetl.train.loop.fitting import fit
 from edgetl.train.loop.loop import Tuning
 from edgetl.train.networks.backbone import Backbone
 from edgetl.train.networks.stages import choose_stages, find_stages
-from edgetl.train.workflows.finetune import prepare
+from tests.train.planning import prepared
 
 SPEC = PreprocessSpec(input_size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def test_each_image_gets_colours_of_its_own_and_a_resumed_training_the_same_ones
 
 
 def _trained(backbone: Backbone, splits: Splits, config: TrainConfig) -> float:
-    _, plan = prepare(splits, config)
+    _, plan = prepared(splits, config)
     augment = make_augmentation("strong", backbone.spec, flip=True)
     assert augment is not None
     batches = batches_on(CPU, augment, splits.train, backbone.spec, config, steps=range(plan.steps))
@@ -79,7 +79,7 @@ def _trained(backbone: Backbone, splits: Splits, config: TrainConfig) -> float:
 
 def test_lightning_trains_on_them(splits: Splits) -> None:
     config = _config(strategy="full", epochs=3, input_size=(32, 32))
-    backbone, plan = prepare(splits, config)
+    backbone, plan = prepared(splits, config)
     before = backbone.head.weight.detach().clone()
     assert _trained(backbone, splits, config) < 5.0
     assert plan.steps > 0 and not torch.equal(before, backbone.head.weight)

@@ -19,7 +19,6 @@ from edgetl.errors import ConfigError
 from edgetl.train.artifacts.run import FISHER_NAME, Run
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.plan import make_plan
 from edgetl.train.continual.ewc import measure_fisher
 from edgetl.train.continual.lwf import Elastic, OldAnswers
 from edgetl.train.continual.prepare import protect
@@ -27,10 +26,10 @@ from edgetl.train.continual.previous_task import OldTask, find_old_task
 from edgetl.train.continual.replay import UNLABELLED, herd, replayed
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.dataset import StepSampler
-from edgetl.train.workflows.compare import train
-from edgetl.train.workflows.finetune import prepare
+from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colours
+from tests.train.planning import plan_of, prepared
 
 SMALL: dict[str, Any] = {
     "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 10, "batch_size": 8,
@@ -231,7 +230,7 @@ def test_replayed_images_are_labelled_as_new_old_or_no_class(parent: Run, invert
 def test_new_images_and_an_own_head_are_kept_where_the_old_classes_are_all_there(parent: Run, inverted: Path, tmp_path: Path) -> None:
     config = _config(backbone=str(parent.path), lwf=1.0)
     splits = split(scan(inverted), seed=0, val=0.25, test=0.25)
-    backbone, plan = prepare(splits, config)
+    backbone, plan = prepared(splits, config)
     kept = protect(backbone, splits, plan, config, Workplace("cpu", tmp_path))
     assert kept.keeps_head and torch.equal(backbone.head.weight, parent.load_model().get_parameter("fc.weight"))
 
@@ -265,8 +264,8 @@ def test_there_must_be_something_to_protect(parent: Run, inverted: Path, tmp_pat
 def test_published_weights_are_protected_through_their_own_head(shared: Path, inverted: Path, tmp_path: Path) -> None:
     config = _config(backbone=f"local-dir:{shared}/weights/mobilenetv2_100.imagenet", lwf=1.0, strategy="partial")
     splits = split(scan(inverted), seed=0, val=0.25, test=0.25)
-    backbone, plan = prepare(splits, config)
-    kept = protect(backbone, splits, make_plan(config, 30, backbone.model), config, Workplace("cpu", tmp_path))
+    backbone, plan = prepared(splits, config)
+    kept = protect(backbone, splits, plan_of(config, 30, backbone.model), config, Workplace("cpu", tmp_path))
     assert plan.steps and kept.old and kept.old.head.out_features >= 1000 and kept.old.places is None
 
 

@@ -13,8 +13,9 @@ from torch import nn
 
 from edgetl.core.bundle import Bundle
 from edgetl.core.preprocess import preprocess
+from edgetl.data.folder import ImageFolder, Sample
 from edgetl.data.loading import batches, labels_of
-from edgetl.data.split import split
+from edgetl.data.split import Splits, split
 from edgetl.errors import ConfigError, RunError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
@@ -22,17 +23,17 @@ from edgetl.runtime.predictor import load
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.plan import make_plan
+from edgetl.train.config.resolve import MAX_BANK, resolve
 from edgetl.train.config.tasks import scan_images
 from edgetl.train.continual.teacher import find_tutor
-from edgetl.train.heads.fit import MAX_BANK, FittedHead, Rows, fit_other_head, give_head
+from edgetl.train.heads.fit import FittedHead, Rows, fit_other_head, give_head
 from edgetl.train.heads.linear import fit_head
 from edgetl.train.heads.modules import LEAST_WEIGHT, HeadedNetwork, HeadSpec, NearestNeighbours, plain_state
 from edgetl.train.heads.multi_stage import MultiStageFeatures
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.networks.backbone import feature_extractor
-from edgetl.train.workflows.compare import train
 from edgetl.train.workflows.soup import make_soup
+from edgetl.train.workflows.train import train
 from tests.conftest import write_colours, write_squares
 
 SMALL = {"input_size": (48, 48), "crop_pct": 1.0, "augmented_views": 1, "strategy": "probe", "workers": 0}
@@ -212,7 +213,7 @@ def test_joined_features_are_as_wide_as_all_stages_and_end_with_the_networks_own
     backbone = load_backbone(config.backbone, 3)
     plain = feature_extractor(backbone.model, backbone.head_name)
     own = backbone.head.in_features
-    joined = give_head(backbone, config, make_plan(config, 50, backbone.model), 50)
+    joined = give_head(backbone, config.head)
     assert isinstance(joined.model, HeadedNetwork) and isinstance(joined.model.trunk, MultiStageFeatures)
     images = torch.randn(2, 3, *backbone.spec.input_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -255,7 +256,7 @@ def test_what_needs_an_old_linear_head_says_so(images: Path, small_knn: Run, tmp
 
 def test_a_run_with_another_head_teaches_with_it(images: Path, small_knn: Run, tmp_path: Path) -> None:
     config = _config(teacher=str(small_knn.path), strategy="partial")
-    splits = split(scan_images(images, config), seed=0, val=0.25, test=0.25)
+    splits = split(scan_images(images, config.data), seed=0, val=0.25, test=0.25)
     tutor = find_tutor(config, splits, Workplace("cpu", tmp_path))
     assert tutor is not None
     picture = torch.from_numpy(preprocess(splits.test[0].path, tutor.spec)[None])
@@ -275,12 +276,13 @@ def test_other_strategies_refuse_other_heads(images: Path, digits: Path, tmp_pat
 def test_other_tasks_refuse_other_heads(tmp_path: Path) -> None:
     root = write_squares(tmp_path / "squares", 30)
     config = _config(head="cosine", labels=str(root / "labels.csv"), columns="red,green,blue")
-    with pytest.raises(ConfigError, match="--head cosine answers with classes, and multi-label has none; use --head linear"):
+    with pytest.raises(ConfigError, match="--head cosine predicts classes, and multi-label has none; use --head linear"):
         train(root / "images", config, tmp_path / "run")
 
 
 def test_more_images_than_a_bank_keeps_are_refused() -> None:
-    config = TrainConfig.from_options(backbone="test_resnet", pretrained=False, strategy="probe", head="knn")
-    backbone = load_backbone(config.backbone, 3)
-    with pytest.raises(ConfigError, match=r"--head knn keeps .* 10,001 are more than 10,000\. Use --head linear, cosine or mlp"):
-        give_head(backbone, config, make_plan(config, 50, backbone.model), MAX_BANK + 1)
+    config = TrainConfig.from_options(strategy="probe", head="knn")
+    many = [Sample(Path(f"{index}.png"), index % 2, str(index)) for index in range(MAX_BANK + 1)]
+    splits = Splits(ImageFolder(Path(), ("a", "b"), tuple(many)), tuple(many), tuple(many[:2]), ())
+    with pytest.raises(ConfigError, match=r"--head knn keeps .* 10,001 are more than 10,000; use --head linear, cosine or mlp"):
+        resolve(config, splits)

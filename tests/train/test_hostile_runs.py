@@ -24,10 +24,10 @@ from edgetl.export.to_hub import share_run
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.workflows.compare import train
 from edgetl.train.workflows.evaluate import evaluate_run
 from edgetl.train.workflows.prune import prune_run
 from edgetl.train.workflows.soup import make_soup
+from edgetl.train.workflows.train import train
 from tests.conftest import write_colours
 
 Json = dict[str, Any]
@@ -164,7 +164,7 @@ RECORDS: dict[str, Change] = {
     "a negative spread of pixels": _put("preprocess", "std", value=[0.0, -1.0, 1.0]),
     "mean is not a number": _put("preprocess", "mean", value=[float("nan")] * 3),
     "a plan of negative steps": _put("plan", "steps", value=-1),
-    "a plan with an infinite rate": _put("plan", "head_lr", value=float("inf")),
+    "a plan with an infinite rate": _put("plan", "lr", value=float("inf")),
     "an unknown strategy": _put("plan", "strategy", value="magic"),
     "counts of other parts": _put("images", value={"train": 1}),
     "counts below 0": _put("images", "val", value=-1),

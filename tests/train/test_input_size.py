@@ -18,7 +18,7 @@ from edgetl.runtime.predictor import load
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
 from tests.conftest import write_colours
 
 SMALL_SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]}

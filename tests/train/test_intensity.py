@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from edgetl.core.images.intensity import FULL_RANGE, Intensity
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
 
 
 def _twelve_bits(root: Path) -> Path:

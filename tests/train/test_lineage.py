@@ -20,10 +20,10 @@ from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.seen_images import SELECTED_NAME, TRAINED_NAME, SeenImages
 from edgetl.train.artifacts.sources.lineage import parent_runs, seen_by_ancestors, without_seen
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.workflows.compare import train
 from edgetl.train.workflows.evaluate import evaluate_run
 from edgetl.train.workflows.prune import prune_run
 from edgetl.train.workflows.soup import make_soup
+from edgetl.train.workflows.train import train
 from tests.conftest import write_colours
 
 

@@ -15,7 +15,7 @@ from edgetl.errors import ConfigError, MissingExtraError
 from edgetl.train.artifacts.run import Run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.loop.fitting import warm_cosine
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
 
 SMALL = {
     "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 8, "pretrained": False,
@@ -52,7 +52,7 @@ def test_csv_holds_every_validation_with_the_rate_of_each_group_and_a_resumed_on
     plan = run.record.plan
     for row, same in zip(rows, kept, strict=True):
         assert all(float(row[key]) == pytest.approx(same[key]) for key in KEYS)
-        assert same["lr/head"] == pytest.approx(plan.head_lr * warm_cosine(same["step"] - 1, plan.steps, 0.1))
+        assert same["lr/head"] == pytest.approx(plan.lr * warm_cosine(same["step"] - 1, plan.steps, 0.1))
     assert not any(name.startswith("logs") for name in run.record.files)
 
 

@@ -15,12 +15,12 @@ from edgetl.data.split import split
 from edgetl.errors import ConfigError
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.plan import make_plan
 from edgetl.train.inputs.dataset import training_batches
 from edgetl.train.loop.loop import Tuning
 from edgetl.train.loop.lr_finder import HIGHEST, LOWEST, STEPS, choose_rate, sweep_rates, with_sweep
 from edgetl.train.networks.stages import choose_stages, find_stages
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
+from tests.train.planning import plan_of
 
 SMALL = {
     "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 8, "pretrained": False,
@@ -54,7 +54,7 @@ def test_a_loss_that_does_not_fall_chooses_nothing() -> None:
     assert choose_rate([(1e-6, 1.0)]).rate is None
     early = np.concatenate([np.linspace(1.3, 1.0, 4), np.linspace(1.0, 1.6, STEPS - 4)])
     assert choose_rate(_curve(early)).rate is None, "a fall at the lowest rates is the luck of the batches"
-    plan = make_plan(_config(), 80, load_backbone(_config().backbone, 3).model)
+    plan = plan_of(_config(), 80, load_backbone(_config().backbone, 3).model)
     assert with_sweep(plan, _curve(noise), _config()) == plan
 
 
@@ -63,7 +63,7 @@ def test_the_sweep_leaves_weights_and_generators_alone_and_repeats_itself(colour
     splits = split(scan(colours), val=0.25, test=0.25)
     torch.manual_seed(0)
     backbone = load_backbone(config.backbone, 3)
-    plan = make_plan(config, len(splits.train), backbone.model)
+    plan = plan_of(config, len(splits.train), backbone.model)
     module = Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, config)
     batches = training_batches(splits.train, backbone.spec, None, config, steps=range(plan.steps))
     before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
@@ -83,7 +83,7 @@ def test_a_loss_that_begins_far_off_is_swept_too(colours: Path) -> None:
     backbone = load_backbone(config.backbone, 3)
     with torch.no_grad():
         backbone.head.weight.mul_(1000)
-    plan = make_plan(config, len(splits.train), backbone.model)
+    plan = plan_of(config, len(splits.train), backbone.model)
     module = Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, config)
     batches = training_batches(splits.train, backbone.spec, None, config, steps=range(plan.steps))
     found = sweep_rates(module, batches, device="cpu", clip_norm=1.0, progress=silent)
@@ -106,7 +106,7 @@ def test_auto_trains_as_the_number_it_found_would_and_a_resumed_one_too(colours:
 
     auto = train(colours, _config(checkpoint_s=0.001), tmp_path / "auto")
     found = auto.record.plan.lr_found
-    assert found is not None and auto.record.plan.head_lr == found and (auto.path / "lr.png").stat().st_size > 5000
+    assert found is not None and auto.record.plan.lr == found and (auto.path / "lr.png").stat().st_size > 5000
     assert auto.record.config.optim.lr == "auto" and "lr.png" in auto.record.files
     given = train(colours, _config(lr=found), tmp_path / "given")
     assert given.record.files["weights.safetensors"] == auto.record.files["weights.safetensors"]
@@ -130,11 +130,11 @@ def test_auto_moves_every_group_and_a_trunk_rate_that_was_given_stays() -> None:
     falls = _curve(2.0 - 1.5 / (1 + np.exp(-4 * (np.log10(RATES) + 3.0))))
     for changes, moved in (({"recipe": "fastai"}, True), ({"backbone_lr": 7e-4}, False)):
         config = _config(pretrained=True, **changes)
-        plan = make_plan(config, 500, load_backbone(_config().backbone, 3).model)
+        plan = plan_of(config, 500, load_backbone(_config().backbone, 3).model)
         after = with_sweep(plan, falls, config)
-        assert after.head_lr != plan.head_lr and after.frozen_lr / after.head_lr == pytest.approx(plan.frozen_lr / plan.head_lr)
-        ratio = after.top_lr / after.head_lr
-        assert ratio == pytest.approx(plan.top_lr / plan.head_lr) if moved else after.top_lr == 7e-4
+        assert after.lr != plan.lr and after.frozen_lr / after.lr == pytest.approx(plan.frozen_lr / plan.lr)
+        ratio = after.backbone_lr / after.lr
+        assert ratio == pytest.approx(plan.backbone_lr / plan.lr) if moved else after.backbone_lr == 7e-4
 
 
 def test_the_command_line_takes_a_number_or_auto() -> None:

@@ -32,11 +32,11 @@ from edgetl.train.networks.backbone import feature_extractor, find_head
 from edgetl.train.networks.progressive import Column, Lateral, ProgressiveNetwork, ProgressiveRecord, last_column
 from edgetl.train.networks.stages import choose_stages, find_stages
 from edgetl.train.networks.stochastic_depth import drop_path_layers
-from edgetl.train.workflows.compare import train
-from edgetl.train.workflows.finetune import prepare
 from edgetl.train.workflows.soup import make_soup
+from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colours
+from tests.train.planning import prepared
 
 SMALL: dict[str, Any] = {
     "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 8, "batch_size": 8,
@@ -152,7 +152,7 @@ def test_the_record_names_the_columns_and_nothing_is_lost(parent: Run, grown: Ru
 
 @torch.no_grad()
 def test_a_new_column_starts_as_the_network_that_it_is_a_copy_of(parent: Run, splits: Splits, images: torch.Tensor) -> None:
-    backbone, _ = prepare(splits, _beside(parent))
+    backbone, _ = prepared(splits, _beside(parent))
     features = feature_extractor(backbone.model, backbone.head_name)(images)
     assert torch.equal(features, feature_extractor(parent.load_model(), "fc")(images))
     assert isinstance(backbone.model, ProgressiveNetwork)
@@ -161,7 +161,7 @@ def test_a_new_column_starts_as_the_network_that_it_is_a_copy_of(parent: Run, sp
 
 
 def test_training_leaves_frozen_columns_in_evaluation_mode_and_without_gradients(parent: Run, splits: Splits) -> None:
-    backbone, _ = prepare(splits, _beside(parent))
+    backbone, _ = prepared(splits, _beside(parent))
     model = backbone.model.train()
     assert isinstance(model, ProgressiveNetwork)
     assert not any(module.training for module in model.columns[0].modules()) and model.columns[1].training
@@ -172,7 +172,7 @@ def test_training_leaves_frozen_columns_in_evaluation_mode_and_without_gradients
 
 def test_laterals_learn_in_a_group_of_their_own_at_the_trunks_rate(parent: Run, splits: Splits) -> None:
     config = _beside(parent, lr=0.004, backbone_lr=0.002, lr_decay=0.1)
-    backbone, plan = prepare(splits, config)
+    backbone, plan = prepared(splits, config)
     stages = find_stages(backbone.model, backbone.head_name)
     assert [stage.name for stage in stages] == ["stem", "stage1", "stage2", "stage3", "stage4", "laterals", "head"]
     module = Tuning(backbone, choose_stages(stages, plan.unfreeze), plan, config)
@@ -188,7 +188,7 @@ def test_laterals_learn_in_a_group_of_their_own_at_the_trunks_rate(parent: Run, 
 
 @torch.no_grad()
 def test_averaged_weights_hold_the_frozen_column_bit_for_bit(parent: Run, splits: Splits) -> None:
-    backbone, plan = prepare(splits, _beside(parent))
+    backbone, plan = prepared(splits, _beside(parent))
     stages = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
     module = Tuning(backbone, stages, plan.model_copy(update={"average": 0.97}), _beside(parent))
     assert module.average is not None
@@ -205,7 +205,7 @@ def test_stages_of_columns_are_chosen_as_those_of_one_network_and_borders_begin_
     parent: Run, splits: Splits, unfreeze: str, expected: int
 ) -> None:
     plain = load_backbone(_config(backbone=str(parent.path)).backbone, 2)
-    backbone, _ = prepare(splits, _beside(parent, unfreeze=unfreeze))
+    backbone, _ = prepared(splits, _beside(parent, unfreeze=unfreeze))
     chosen = [stage.name for stage in choose_stages(find_stages(backbone.model, backbone.head_name), unfreeze)]
     alone = [stage.name for stage in choose_stages(find_stages(plain.model, plain.head_name), unfreeze)]
     assert chosen == [*alone[:-1], "laterals", "head"]
@@ -276,7 +276,7 @@ def test_a_chain_keeps_every_task_and_starts_where_the_last_one_ended(
     parent: Run, grown: Run, images: torch.Tensor, tmp_path: Path
 ) -> None:
     root = write_colours(tmp_path / "again", 10, seed=5)
-    third, _ = prepare(split(scan(root), seed=0, val=0.25, test=0.25), _beside(grown))
+    third, _ = prepared(split(scan(root), seed=0, val=0.25, test=0.25), _beside(grown))
     before = feature_extractor(_columns(grown), grown.record.backbone.head_name)(images)
     assert torch.equal(feature_extractor(third.model, third.head_name)(images), before)
     run = train(root, _beside(grown, epochs=2, strategy="partial"), tmp_path / "third")
@@ -306,7 +306,7 @@ def test_published_weights_are_kept_with_their_own_head(splits: Splits, tmp_path
     folder.mkdir()
     save_for_hf(published, str(folder), safe_serialization=True)
     config = _config(backbone=f"local-dir:{folder}", forgetting="progressive")
-    backbone, _ = prepare(splits, config)
+    backbone, _ = prepared(splits, config)
     assert backbone.columns is not None and backbone.columns.earlier == (Column(name=f"local-dir:{folder}", classes=7),)
     assert isinstance(backbone.model, ProgressiveNetwork)
     pictures = torch.randn(2, 3, 32, 32)
@@ -332,13 +332,13 @@ def test_a_probe_needs_no_column(parent: Run, shapes: Path, tmp_path: Path, capl
 def test_what_cannot_be_kept_or_combined_is_said(parent: Run, grown: Run, splits: Splits) -> None:
     for config in (_beside(parent, strategy="scratch"), _config(forgetting="progressive", pretrained=False)):
         with pytest.raises(ConfigError, match="--forgetting progressive: random weights know nothing that could be kept"):
-            prepare(splits, config)
+            prepared(splits, config)
     with pytest.raises(ConfigError, match=r"cannot go with --lwf and --wise-ft\. Leave one out"):
-        prepare(splits, _beside(parent, lwf=1.0, wise_ft=True))
+        prepared(splits, _beside(parent, lwf=1.0, wise_ft=True))
     with pytest.raises(ConfigError, match=r"edgetl_small came without one\. Use --l2sp or --replay"):
-        prepare(splits, _config(forgetting="progressive", backbone="edgetl_small"))
+        prepared(splits, _config(forgetting="progressive", backbone="edgetl_small"))
     with pytest.raises(ConfigError, match=r"has columns, which random weights would be frozen in\. Name its architecture"):
-        prepare(splits, _config(backbone=str(grown.path), strategy="scratch"))
+        prepared(splits, _config(backbone=str(grown.path), strategy="scratch"))
 
 
 def test_records_of_three_columns_list_the_borders_of_all_but_the_first() -> None:

@@ -12,8 +12,8 @@ from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.networks.backbone import rebuild
 from edgetl.train.networks.pruned import PRUNED, layer_sizes
-from edgetl.train.workflows.compare import train
 from edgetl.train.workflows.prune import prune_run
+from edgetl.train.workflows.train import train
 
 
 def test_a_pruned_network_is_smaller_loads_again_and_learns_again(run: Run, digits: Path, tmp_path: Path) -> None:

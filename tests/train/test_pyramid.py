@@ -19,7 +19,7 @@ from edgetl.train.artifacts.sources.embedded import embedded_names, read_embedde
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import DEFAULT_BACKBONE, TrainConfig
 from edgetl.train.config.weights_dir import sha256_of
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colours
 

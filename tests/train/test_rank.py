@@ -13,8 +13,8 @@ from scipy.stats import weightedtau
 from edgetl.errors import ConfigError, DataError
 from edgetl.train.config.options import DEFAULT_BACKBONE, TrainConfig
 from edgetl.train.config.ranking import RankConfig, Ranking
-from edgetl.train.workflows.compare import train
 from edgetl.train.workflows.rank import rank
+from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colours
 

@@ -12,15 +12,16 @@ import torch
 from edgetl.errors import ConfigError
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.plan import Plan, make_plan
-from edgetl.train.config.recipe import builtin_recipes, read_tuning_recipe
+from edgetl.train.config.plan import Plan
+from edgetl.train.config.recipe import builtin_recipes, read_recipe
 from edgetl.train.loop.loop import Tuning, parameter_groups
 from edgetl.train.loop.optimizer import one_cycle, rate_factor
 from edgetl.train.networks.backbone import Backbone
 from edgetl.train.networks.stages import choose_stages, find_stages
-from edgetl.train.workflows.compare import train
 from edgetl.train.workflows.estimate import estimate
+from edgetl.train.workflows.train import train
 from tests.command import edgetl
+from tests.train.planning import plan_of
 
 SMALL = {"backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 8}
 
@@ -35,7 +36,7 @@ def _backbone() -> Backbone:
 
 
 def _plan(images: int = 80, **changes: object) -> Plan:
-    return make_plan(_config(**changes), images, _backbone().model)
+    return plan_of(_config(**changes), images, _backbone().model)
 
 
 def _recipe(path: Path, text: str) -> str:
@@ -46,9 +47,9 @@ def _recipe(path: Path, text: str) -> str:
 def test_a_recipe_replaces_figures_of_the_table_and_leaves_the_rest(tmp_path: Path) -> None:
     file = _recipe(tmp_path / "mine.toml", 'strategy = "partial"\nsteps = 77\nhead_lr = 2e-3\nweight_decay = 0.0\naugment = "none"\n')
     plan, table = _plan(recipe=file), _plan(strategy="partial")
-    assert (plan.strategy, plan.steps, plan.head_lr, plan.weight_decay, plan.augment) == ("partial", 77, 2e-3, 0.0, "none")
-    assert (plan.unfreeze, plan.lr_ratio, plan.label_smoothing) == (table.unfreeze, table.lr_ratio, table.label_smoothing)
-    assert plan.average == pytest.approx(1 - 10 / 77), "the average of a short training is short"
+    assert (plan.strategy, plan.steps, plan.lr, plan.weight_decay, plan.augment) == ("partial", 77, 2e-3, 0.0, "none")
+    assert (plan.unfreeze, plan.lr_decay, plan.label_smoothing) == (table.unfreeze, table.lr_decay, table.label_smoothing)
+    assert plan.ema_decay == pytest.approx(1 - 10 / 77), "the average of a short training is short"
 
 
 def test_options_win_over_the_recipe(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_options_win_over_the_recipe(tmp_path: Path) -> None:
         tmp_path / "mine.toml", 'strategy = "full"\nunfreeze = "1"\nepochs = 9\nhead_lr = 2e-3\nlr_spread = 10.0\naugment = "none"\n'
     )
     plan = _plan(recipe=file, strategy="partial", epochs=2, lr=5e-3, backbone_lr=1e-4, lr_decay=0.5, augment="medium")
-    assert (plan.strategy, plan.steps, plan.head_lr, plan.top_lr, plan.lr_ratio) == ("partial", 20, 5e-3, 1e-4, 0.5)
+    assert (plan.strategy, plan.steps, plan.lr, plan.backbone_lr, plan.lr_decay) == ("partial", 20, 5e-3, 1e-4, 0.5)
     assert plan.augment == "medium"
     assert plan.unfreeze == "0.33", "a recipe's stages belong to its strategy"
 
@@ -64,10 +65,10 @@ def test_options_win_over_the_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("head_rate = 1", r"head_rate is not known \(known: strategy, unfreeze, .*head_lr"),
-        ('epochs = "3"\nlr_ratio = 2.0', "epochs: .*; lr_ratio: "),
+        ("head_rate = 1", r"head_rate is not known \(known: strategy, unfreeze, .*lr"),
+        ('epochs = "3"\nlr_ratio = 2.0', "epochs: .*; lr_decay: "),
         ("epochs = 3\nsteps = 4", "either epochs or steps"),
-        ("lr_spread = 10.0\ntop_lr = 1e-3", "leave top_lr and lr_ratio out"),
+        ("lr_spread = 10.0\ntop_lr = 1e-3", "leave backbone_lr and lr_decay out"),
         ("epochs 3", "is not TOML"),
     ],
 )
@@ -81,7 +82,7 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
         _plan(recipe="slowai")
     with pytest.raises(ConfigError, match=r"--recipe /nowhere/x\.toml cannot be read"):
         _plan(recipe="/nowhere/x.toml")
-    assert [read_tuning_recipe(name).schema_version for name in builtin_recipes()] == [1]
+    assert [read_recipe(name).schema_version for name in builtin_recipes()] == [1]
 
 
 def test_a_one_cycle_begins_peaks_and_ends_where_it_should() -> None:
@@ -98,7 +99,7 @@ def _module(plan: Plan) -> Tuning:
 
 def test_fastai_trains_a_random_head_for_one_epoch_then_everything() -> None:
     plan = _plan(recipe="fastai", epochs=3)
-    assert (plan.strategy, plan.unfreeze, plan.frozen_steps, plan.steps, plan.average) == ("full", "1", 10, 40, 0.0)
+    assert (plan.strategy, plan.unfreeze, plan.frozen_steps, plan.steps, plan.ema_decay) == ("full", "1", 10, 40, 0.0)
     assert not plan.fit_head and not plan.freeze_batchnorm
     module = _module(plan)
     assert [stage.name for stage in module.trained_at(9)] == ["head"]

@@ -13,13 +13,13 @@ from torch import nn
 
 from edgetl.errors import ConfigError
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.plan import make_plan
 from edgetl.train.inputs.augmentation import mixup
 from edgetl.train.networks.backbone import find_head, torchvision_model
 from edgetl.train.networks.partition import split_frozen
 from edgetl.train.networks.stages import choose_stages, find_stages
 from edgetl.train.networks.stochastic_depth import drop_path_layers, stochastic_depth
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
+from tests.train.planning import plan_of
 
 SMALL = {
     "backbone": "test_convnext2", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 8, "pretrained": False,
@@ -54,7 +54,7 @@ def test_the_table_drops_paths_in_networks_without_batchnorm_and_mixes_above_200
     convnext, resnet = timm.create_model("test_convnext2", num_classes=3), timm.create_model("test_efficientnet", num_classes=3)
 
     def figures(model: nn.Module, images: int, **changes: object) -> tuple[float, float]:
-        plan = make_plan(_config(epochs=None, lr=None, pretrained=True, **changes), images, model)
+        plan = plan_of(_config(epochs=None, lr=None, pretrained=True, **changes), images, model)
         return plan.drop_path, plan.mixup
 
     assert [figures(convnext, images) for images in (1_000, 1_001, 20_000, 20_001, 100_001)] == [
@@ -75,7 +75,7 @@ def test_a_network_that_drops_paths_can_still_be_cut_and_its_upper_half_drops_th
 
 def test_drop_path_is_refused_where_there_is_nothing_to_drop() -> None:
     with pytest.raises(ConfigError, match="--drop-path: this network has no residual branches"):
-        make_plan(_config(drop_path=0.1), 500, torchvision_model("squeezenet1_1", None, 3))
+        plan_of(_config(drop_path=0.1), 500, torchvision_model("squeezenet1_1", None, 3))
 
 
 def test_mixed_pictures_are_mostly_their_own_and_the_same_for_the_same_seed() -> None:

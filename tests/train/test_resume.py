@@ -17,7 +17,7 @@ from edgetl.errors import CancelledError, ConfigError, StoppedError
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.loop.resume import describe_saved, find_job, resume_command
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
 from tests.command import edgetl
 
 SMALL: dict[str, Any] = {

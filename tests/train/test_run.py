@@ -18,8 +18,8 @@ from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
 from edgetl.train.inputs.dataset import ImageDataset
-from edgetl.train.workflows.compare import train
 from edgetl.train.workflows.evaluate import evaluate_run
+from edgetl.train.workflows.train import train
 
 
 def test_a_run_holds_what_it_promises(run: Run) -> None:

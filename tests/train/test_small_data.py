@@ -14,7 +14,7 @@ from PIL import Image
 
 from edgetl.errors import ConfigError, DataError, StorageError, TrainingError
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colours
 

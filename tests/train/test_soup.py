@@ -15,8 +15,8 @@ from edgetl.data.loading import batches, stratified
 from edgetl.errors import RunError
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.workflows.compare import train
 from edgetl.train.workflows.soup import average, make_soup
+from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colours
 

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from edgetl.data.split import split
 from edgetl.errors import ConfigError
 from edgetl.export.config import ExportConfig
 from edgetl.export.model_card import run_lines
 from edgetl.export.package import export_bundle
 from edgetl.runtime.evaluation import EvaluationConfig, evaluate_bundle
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.tasks import scan_images, task_of
-from edgetl.train.workflows.compare import train
+from edgetl.train.config.resolve import check_early, resolve
+from edgetl.train.config.tasks import scan_images
 from edgetl.train.workflows.evaluate import evaluate_run
+from edgetl.train.workflows.train import train
 from tests.conftest import write_colours
 
 COLORS = ("blue", "green", "red")
@@ -56,8 +58,8 @@ def test_a_classifier_is_trained_exported_and_evaluated_from_a_table_of_words(fl
 
 def test_a_table_of_class_numbers_never_trains_one_label(flat: Path) -> None:
     with pytest.raises(ConfigError, match=r"3 different numbers \(0, 1, 2\).*--task: classification"):
-        scan_images(flat / "images", config(flat / "numbers.csv"))
-    found = scan_images(flat / "images", config(flat / "numbers.csv", task="classification"))
+        scan_images(flat / "images", config(flat / "numbers.csv").data)
+    found = scan_images(flat / "images", config(flat / "numbers.csv", task="classification").data)
     assert found.task == "classification" and found.counts() == {"0": 12, "1": 12, "2": 12}
 
 
@@ -69,13 +71,14 @@ def test_names_in_nfc_find_files_in_nfd(tmp_path: Path) -> None:
         shutil.move(path, tmp_path / "nfd" / unicodedata.normalize("NFD", name))
         lines.append(f"{name}," + ",".join(str(int(path.parent.name == color)) for color in COLORS))
     (tmp_path / "nfd.csv").write_text("\n".join(lines), "utf-8")
-    found = scan_images(tmp_path / "nfd", config(tmp_path / "nfd.csv"))
+    found = scan_images(tmp_path / "nfd", config(tmp_path / "nfd.csv").data)
     assert len(found.samples) == 9 and found.counts() == dict.fromkeys(COLORS, 3)
 
 
 def test_options_of_another_task_are_refused_when_the_table_decides(flat: Path) -> None:
     with pytest.raises(ConfigError, match="--multilabel-loss does not go with classification"):
-        scan_images(flat / "images", config(flat / "words.csv", multilabel_loss="asymmetric"))
+        wanted = config(flat / "words.csv", multilabel_loss="asymmetric")
+        resolve(wanted, split(scan_images(flat / "images", wanted.data)))
 
 
 def test_a_run_and_its_card_state_the_groups_or_that_there_are_none(tmp_path: Path) -> None:
@@ -103,6 +106,6 @@ def test_a_run_and_its_card_state_the_groups_or_that_there_are_none(tmp_path: Pa
 
 
 def test_a_table_takes_exclude_and_refuses_include() -> None:
-    assert task_of(TrainConfig.from_options(labels="labels.csv", exclude=("old/*",))) is None
+    check_early(TrainConfig.from_options(labels="labels.csv", exclude=("old/*",)))
     with pytest.raises(ConfigError, match=r"--include adds files to class folders.*add rows to the table"):
-        task_of(TrainConfig.from_options(labels="labels.csv", include=("*_mask.png",)))
+        check_early(TrainConfig.from_options(labels="labels.csv", include=("*_mask.png",)))

@@ -22,12 +22,13 @@ from edgetl.data.split import split
 from edgetl.errors import ConfigError, DataError, StoppedError
 from edgetl.runtime.evaluation import EvaluationConfig
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.tasks import choose_thresholds, fold_scale, scan_images, task_of
-from edgetl.train.heads.linear import RIDGE_PENALTIES, fit_label_heads, fit_value_head
+from edgetl.train.config.resolve import check_early
+from edgetl.train.config.tasks import choose_thresholds, scan_images
+from edgetl.train.heads.linear import RIDGE_PENALTIES, fit_label_heads, fit_value_head, fold_scale
 from edgetl.train.loop.losses import Labels, Numbers, asymmetric_loss, presence_weights
-from edgetl.train.workflows.compare import train
 from edgetl.train.workflows.evaluate import evaluate_run
 from edgetl.train.workflows.finetune import fine_tune
+from edgetl.train.workflows.train import train
 from tests.train.test_tuning import SMALL
 
 COLOURS = "red,green,blue"
@@ -209,7 +210,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(squares: Path, tmp_path:
 )
 def test_options_that_mean_nothing_for_a_task_are_refused(squares: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        task_of(config(squares, **changes))
+        check_early(config(squares, **changes))
 
 
 def test_several_mistakes_are_told_together_and_before_a_training_of_given_splits_too(colours: Path, tmp_path: Path) -> None:
@@ -219,7 +220,7 @@ def test_several_mistakes_are_told_together_and_before_a_training_of_given_split
 
 
 def test_a_label_without_a_training_image_is_named(tmp_path: Path, squares: Path) -> None:
-    folder = scan_images(squares / "images", config(squares))
+    folder = scan_images(squares / "images", config(squares).data)
     splits = split(folder)
     emptied = type(splits)(folder, tuple(item for item in splits.train if not item.targets[1]), splits.val, splits.test)
     with pytest.raises(DataError, match="no training image of green; add some, or remove the column"):

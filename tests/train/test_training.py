@@ -18,7 +18,8 @@ from edgetl.errors import ConfigError, LicenseError
 from edgetl.train.artifacts.run import Compared, Run, open_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.continual.teacher import TEMPERATURE, Tutor, distillation
-from edgetl.train.workflows.compare import choose, train
+from edgetl.train.workflows.compare import choose
+from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colours
 

@@ -19,12 +19,12 @@ from edgetl.pretrain.recipe import read_recipe
 from edgetl.train.artifacts.run import Run
 from edgetl.train.artifacts.sources.weights import load_tensors
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.recipe import read_tuning_recipe
+from edgetl.train.config.recipe import read_recipe as read_tuning_recipe
 from edgetl.train.config.weights_dir import sha256_of
 from edgetl.train.loop.checkpoints import Checkpoints
 from edgetl.train.loop.resume import Job
-from edgetl.train.workflows.compare import train
 from edgetl.train.workflows.prune import prune_run
+from edgetl.train.workflows.train import train
 
 
 def tree(root: Path) -> dict[Path, bytes]:

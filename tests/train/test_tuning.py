@@ -23,10 +23,10 @@ from edgetl.data.split import split
 from edgetl.errors import ConfigError, StoppedError, TrainingError
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.plan import Plan, choose_strategy, make_plan
+from edgetl.train.config.plan import Plan, choose_strategy, steps_per_epoch
 from edgetl.train.heads.linear import class_weights, fit_head
 from edgetl.train.inputs.activation_cache import Workplace
-from edgetl.train.inputs.dataset import StepSampler, steps_an_epoch
+from edgetl.train.inputs.dataset import StepSampler
 from edgetl.train.loop.checkpoints import Checkpoints, State
 from edgetl.train.loop.fitting import warm_cosine
 from edgetl.train.loop.loop import Tuning, parameter_groups, tune
@@ -34,7 +34,8 @@ from edgetl.train.loop.resume import Job
 from edgetl.train.loop.validation import History
 from edgetl.train.networks.backbone import Backbone, find_head
 from edgetl.train.networks.stages import choose_stages, find_stages, set_trainable
-from edgetl.train.workflows.compare import train
+from edgetl.train.workflows.train import train
+from tests.train.planning import plan_of
 
 SMALL = {
     "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 2, "batch_size": 8,
@@ -54,7 +55,7 @@ def _random_backbone(config: TrainConfig) -> Backbone:
 def _tune(colours: Path, config: TrainConfig, backbone: Backbone | None = None, **plan: object) -> tuple[Backbone, History]:
     splits = split(scan(colours))
     made = backbone or _random_backbone(config)
-    figures = make_plan(config, len(splits.train), made.model).model_copy(update=plan)
+    figures = plan_of(config, len(splits.train), made.model).model_copy(update=plan)
     with tempfile.TemporaryDirectory() as folder:
         return made, tune(made, splits, figures, config, Workplace("cpu", Path(folder)))
 
@@ -81,7 +82,7 @@ def test_auto_counts_distinct_images(colours: Path, tmp_path: Path) -> None:
 def test_learning_rates_stand_in_lr_and_fall_to_the_lowest_stage_by_the_ratio() -> None:
     model = timm.create_model("test_resnet", num_classes=3)
     stages = find_stages(model, find_head(model))
-    plan = _plan(top_lr=1e-3, head_lr=5e-3, lr_ratio=0.1)
+    plan = _plan(backbone_lr=1e-3, lr=5e-3, lr_decay=0.1)
     groups = parameter_groups(model, stages, plan)
     rates = {group["stage"]: group["lr"] for group in groups}
     assert rates["head"] == 5e-3 and rates["stage4"] == pytest.approx(1e-3) and rates["stem"] == pytest.approx(1e-4)
@@ -92,7 +93,7 @@ def test_learning_rates_stand_in_lr_and_fall_to_the_lowest_stage_by_the_ratio() 
 def test_the_optimizer_runs_at_the_rates_that_were_asked_for(colours: Path) -> None:
     config = _config(pretrained=True, epochs=4)
     backbone = _random_backbone(config)
-    plan = make_plan(config, 100, backbone.model)
+    plan = plan_of(config, 100, backbone.model)
     module = Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, config)
     made = module.configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
@@ -106,7 +107,7 @@ def test_the_optimizer_runs_at_the_rates_that_were_asked_for(colours: Path) -> N
 
 def _plan(**changes: object) -> Plan:
     model = timm.create_model("test_resnet", num_classes=3)
-    return make_plan(_config(), 500, model).model_copy(update=changes)
+    return plan_of(_config(), 500, model).model_copy(update=changes)
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group_and_vectors_do_not_decay() -> None:
@@ -154,7 +155,7 @@ def test_partial_leaves_frozen_parameters_and_statistics_as_they_were(colours: P
 def test_progressive_opens_one_stage_after_the_other_from_the_head(colours: Path) -> None:
     config = _config(strategy="progressive", epochs=10)
     backbone = _random_backbone(config)
-    plan = make_plan(config, 24, backbone.model)
+    plan = plan_of(config, 24, backbone.model)
     module = Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, config)
     opened = [module.trained_at(step) for step in range(plan.steps)]
     counts = []
@@ -199,8 +200,8 @@ def test_batches_are_those_of_an_unbroken_training_and_each_epoch_sees_every_ima
     assert list(StepSampler(21, 8, 9, seed=3, first=4)) == whole[4:]
     epoch = [index for batch in whole[:3] for index in batch]
     assert sorted(epoch) == list(range(21)) and sorted(index % 21 for batch in whole[3:6] for index in batch) == list(range(21))
-    assert steps_an_epoch(17, 8) == 2, "a last batch of one image is dropped"
-    assert steps_an_epoch(1, 8) == 1
+    assert steps_per_epoch(17, 8) == 2, "a last batch of one image is dropped"
+    assert steps_per_epoch(1, 8) == 1
 
 
 def test_no_pull_is_no_guard_and_a_strong_one_keeps_the_trunk_near(colours: Path) -> None:
@@ -333,7 +334,7 @@ def test_kills_at_random_moments_lose_nothing(colours: Path, tmp_path: Path) -> 
     """20 kills, most of them while a state is being saved."""
     child = (
         "import sys; from pathlib import Path; from edgetl.train.config.options import TrainConfig; "
-        "from edgetl.train.workflows.compare import train; "
+        "from edgetl.train.workflows.train import train; "
         "config = TrainConfig.model_validate_json(sys.argv[3]); "
         "train(Path(sys.argv[1]), config, Path(sys.argv[2]), resume=True, "
         "progress=lambda stage, done, total: print(stage, done, flush=True))"

@@ -52,7 +52,7 @@ def _train_and_export(root: Path, progress: Progress) -> tuple[Run, Bundle]:
     from edgetl.export.package import export_bundle
     from edgetl.train.config.options import TrainConfig
     from edgetl.train.inputs.digits import DEMO_CONFIG, write_digits
-    from edgetl.train.workflows.compare import train
+    from edgetl.train.workflows.train import train
 
     _step(f"1. {write_digits(root / 'digits')} images of handwritten digits, written to {root}/digits")
     _step(f"2. edgetl train {root}/digits --backbone {DEMO_CONFIG['backbone']} … --out {root}/run")

@@ -88,7 +88,7 @@ def train_command(
     if devices * num_nodes > 1 and "RANK" not in os.environ:
         _become_many(devices, num_nodes)
     with working(json_output=json_output, verbose=verbose) as progress:
-        from edgetl.train.workflows.compare import train
+        from edgetl.train.workflows.train import train
 
         with _saved_work(out_):
             run = train(data, config, out_, overwrite=overwrite, resume=resume, progress=progress)
@@ -142,7 +142,7 @@ def _preview(data: Path, config: TrainConfig, path: Path, *, json_output: bool, 
         from edgetl.train.workflows.preview import draw_preview
 
         draw_preview(
-            split(scan_images(data, config, progress=progress), seed=config.run.seed, val=config.data.val, test=config.data.test),
+            split(scan_images(data, config.data, progress=progress), seed=config.run.seed, val=config.data.val, test=config.data.test),
             config,
             path,
         )

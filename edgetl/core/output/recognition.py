@@ -22,7 +22,7 @@ from edgetl.core.manifest import MANIFEST_NAME
 
 FIT_RECORD_NAME = "fit.json"
 DEMO_RECORD_NAME = "demo.json"
-CHECKPOINTS_SUFFIX, COMPARE_SUFFIX, PILOT_SUFFIX = ".checkpoints", ".compare", ".pilot"
+CHECKPOINTS_SUFFIX, COMPARE_SUFFIX = ".checkpoints", ".compare"
 REPLACED_MARK = ".edgetl-replaced-"
 LOCK_MARK = ".edgetl-lock-"
 
@@ -122,7 +122,7 @@ def _own(folder: Path) -> _Own:
             return own
     if folder.name.endswith(CHECKPOINTS_SUFFIX):
         return _Own(patterns=(_STATE,))
-    if folder.name.endswith((COMPARE_SUFFIX, PILOT_SUFFIX)):
+    if folder.name.endswith(COMPARE_SUFFIX):
         return _runs(folder, STRATEGIES)
     return _Own()
 

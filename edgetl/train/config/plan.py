@@ -1,31 +1,28 @@
-"""Which strategy fits how many images, and with which figures: the data budget.
+"""Data-dependent defaults: strategy, steps, learning rates and regularization by the number of training images.
 
-The cuts of ``auto`` follow the usual advice by size of the data set; what stands behind the rows: a probe beats fine-tuning on very few
-images and loses to it as they grow (Kumar et al. 2022, arXiv:2202.10054); lengths in steps with floors, not in epochs (BiT: Kolesnikov et
-al. 2020, arXiv:1912.11370); learning rates that fall towards the stem (Howard and Ruder 2018, arXiv:1801.06146); the moving average's
-decay fits short runs; mixup only with many images (BiT), and stochastic depth where such networks are usually trained with it.
+Sources: a probe beats fine-tuning on very few images and loses to it as they grow (Kumar et al. 2022, arXiv:2202.10054); lengths in steps
+with floors, not in epochs, and mixup only with many images (BiT: Kolesnikov et al. 2020, arXiv:1912.11370); learning rates that decay
+towards the stem (Howard and Ruder 2018, arXiv:1801.06146); the decay of the EMA fits short trainings; stochastic depth where such networks
+are usually trained with it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
 from pydantic import Field
-from torch import nn
 
 from edgetl.core.config import StrictModel
+from edgetl.core.tasks import Task
 from edgetl.errors import ConfigError
 from edgetl.train.config.options import Augment, TrainConfig
-from edgetl.train.config.recipe import Schedule, TuningRecipe, with_recipe
-from edgetl.train.inputs.dataset import steps_an_epoch
-from edgetl.train.networks.backbone import find_head
-from edgetl.train.networks.stages import choose_stages, find_stages
-from edgetl.train.networks.stochastic_depth import drop_path_layers
+from edgetl.train.config.recipe import Recipe, Schedule
 
 Family: TypeAlias = Literal["batchnorm", "layernorm"]
-Tuned: TypeAlias = Literal["probe", "partial", "full", "progressive", "scratch"]
+PlannedStrategy: TypeAlias = Literal["probe", "partial", "full", "progressive", "scratch"]
 Given = TypeVar("Given", bool, float)
 
 # Learning rates of the table are for this batch size; others scale with the square root.
@@ -38,228 +35,302 @@ PROBE_BELOW, PARTIAL_UP_TO, FULL_UP_TO = 100, 10_000, 100_000
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates and regularisation that depend on the family of networks; ``ratio`` is the lowest trained stage's to the top's."""
+    """Learning rates of the head and of the last trained stage, decay towards the lowest trained stage, and weight decay."""
 
-    head: float
-    top: float
-    ratio: float
+    lr: float
+    backbone_lr: float
+    lr_decay: float
     weight_decay: float
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of the table: up to ``images`` training images; ``drop_path`` is for networks without BatchNorm."""
+class Defaults:
+    """One row of the table: for up to ``images`` training images; ``drop_path`` is for networks without BatchNorm."""
 
     images: float
     unfreeze: str
     epochs: int
     least_steps: int
     most_steps: int
-    rates: dict[Family, Rates]
     augment: Augment
     label_smoothing: float
-    average: float
-    drop_path: float = 0.0
+    ema_decay: float
+    rates: dict[Family, Rates]
+    drop_path: float = 0.1
     mixup: float = 0.0
 
 
-def _rates(batchnorm: tuple[float, float, float, float], layernorm: tuple[float, float, float, float]) -> dict[Family, Rates]:
-    names = ("head", "top", "ratio", "weight_decay")
-    return {
-        "batchnorm": Rates(**dict(zip(names, batchnorm, strict=True))),
-        "layernorm": Rates(**dict(zip(names, layernorm, strict=True))),
-    }
-
-
 TABLE = (
-    Row(images=1_000, unfreeze="0.33", epochs=20, least_steps=300, most_steps=500, augment="light", label_smoothing=0.05, average=0.999,
-        rates=_rates((1e-3, 2e-4, 0.3, 0.01), (1e-3, 5e-5, 0.3, 0.05))),
-    Row(images=10_000, unfreeze="0.5", epochs=15, least_steps=1_000, most_steps=2_500, augment="medium", label_smoothing=0.1, average=0.999,
-        rates=_rates((1e-3, 5e-4, 0.1, 0.02), (5e-4, 1e-4, 0.05, 0.05)), drop_path=0.1),
-    Row(images=100_000, unfreeze="stage1", epochs=7, least_steps=3_000, most_steps=22_000, augment="strong", label_smoothing=0.1,
-        average=0.9998, rates=_rates((1e-3, 1e-3, 0.1, 0.05), (1e-3, 2e-4, 0.03, 0.05)), drop_path=0.1, mixup=0.1),
-    Row(images=math.inf, unfreeze="stage1", epochs=7, least_steps=10_000, most_steps=20_000, augment="strong", label_smoothing=0.1,
-        average=0.9998, rates=_rates((1e-3, 1e-3, 0.1, 0.05), (1e-3, 2e-4, 0.03, 0.05)), drop_path=0.1, mixup=0.2),
-)  # fmt: skip
+    Defaults(
+        images=1_000,
+        unfreeze="0.33",
+        epochs=20,
+        least_steps=300,
+        most_steps=500,
+        augment="light",
+        label_smoothing=0.05,
+        ema_decay=0.999,
+        rates={"batchnorm": Rates(1e-3, 2e-4, 0.3, 0.01), "layernorm": Rates(1e-3, 5e-5, 0.3, 0.05)},
+        drop_path=0.0,
+    ),
+    Defaults(
+        images=10_000,
+        unfreeze="0.5",
+        epochs=15,
+        least_steps=1_000,
+        most_steps=2_500,
+        augment="medium",
+        label_smoothing=0.1,
+        ema_decay=0.999,
+        rates={"batchnorm": Rates(1e-3, 5e-4, 0.1, 0.02), "layernorm": Rates(5e-4, 1e-4, 0.05, 0.05)},
+    ),
+    Defaults(
+        images=100_000,
+        unfreeze="stage1",
+        epochs=7,
+        least_steps=3_000,
+        most_steps=22_000,
+        augment="strong",
+        label_smoothing=0.1,
+        ema_decay=0.9998,
+        rates={"batchnorm": Rates(1e-3, 1e-3, 0.1, 0.05), "layernorm": Rates(1e-3, 2e-4, 0.03, 0.05)},
+        mixup=0.1,
+    ),
+    Defaults(
+        images=math.inf,
+        unfreeze="stage1",
+        epochs=7,
+        least_steps=10_000,
+        most_steps=20_000,
+        augment="strong",
+        label_smoothing=0.1,
+        ema_decay=0.9998,
+        rates={"batchnorm": Rates(1e-3, 1e-3, 0.1, 0.05), "layernorm": Rates(1e-3, 2e-4, 0.03, 0.05)},
+        mixup=0.2,
+    ),
+)
+
+
+def defaults_for(images: int) -> Defaults:
+    """Row of the table for ``images`` distinct training images."""
+    return next(row for row in TABLE if images <= row.images)
 
 
 class Plan(StrictModel):
-    """What one fine-tuning will do.
+    """Resolved figures of one fine-tuning; ``run.json`` holds them.
 
     Attributes:
-        strategy: what ``auto`` came to, or what was asked for.
-        reason: the rule that chose it, as a sentence.
+        strategy, reason: the strategy, and the rule that chose it, as a sentence.
         images: distinct training images.
-        unfreeze: see ``edgetl.train.networks.stages.choose_stages``.
+        family: whether the network has BatchNorm.
+        unfreeze: layers that train; see ``edgetl.train.networks.stages.choose_stages``.
         steps: optimizer steps; 0 for a probe.
-        head_lr, top_lr: learning rates of the head and of the trunk's last stage.
-        lr_ratio: the lowest trained stage's rate relative to ``top_lr``; those between lie on a geometric row.
+        lr, backbone_lr: learning rates of the head and of the backbone's last stage.
+        lr_decay: rate of the lowest trained stage relative to ``backbone_lr``; the rates between are geometric.
+        label_smoothing, augment, drop_path, mixup, weight_decay: as the options of ``edgetl train``.
+        ema_decay: decay of the exponential moving average (EMA) of the weights; 0 for none.
         freeze_batchnorm: keep every BatchNorm as it is, statistics too.
-        average: decay of the moving average of the weights; 0 for none.
-        schedule, rise, div: of the learning rates; see ``TuningRecipe``.
-        frozen_steps: of ``steps``, the first ones, in which the head learns alone, at ``frozen_lr``.
+        schedule, warmup_fraction, div_factor: of the learning rates; see ``Recipe``.
+        frozen_steps: of ``steps``, the first ones, which train the head alone at ``frozen_lr``.
         fit_head: start from the closed-form head.
-        drop_path: chance that a step leaves out the last block's residual branch; those before it less, in proportion.
-        mixup: of pairs of images, in shares from Beta(mixup, mixup); 0 for none.
-        lr_found: ``head_lr``, where a range test found it (``--lr auto``).
+        lr_found: ``lr``, where a range test found it (``--lr auto``).
     """
 
-    strategy: Tuned
+    strategy: PlannedStrategy
     reason: str
     images: int = Field(ge=0)
     family: Family
     unfreeze: str
     steps: int = Field(ge=0, le=10**9)
-    head_lr: float = Field(ge=0.0)
-    top_lr: float = Field(ge=0.0)
-    lr_ratio: float = Field(ge=0.0)
+    lr: float = Field(ge=0.0)
+    backbone_lr: float = Field(ge=0.0)
+    lr_decay: float = Field(ge=0.0)
     weight_decay: float = Field(ge=0.0)
     label_smoothing: float = Field(ge=0.0, lt=1.0)
-    average: float = Field(ge=0.0, le=1.0)
+    ema_decay: float = Field(ge=0.0, le=1.0)
     freeze_batchnorm: bool
     augment: Augment
-    schedule: Schedule = "cosine"
-    rise: float = 0.1
-    div: float = 25.0
-    frozen_steps: int = 0
-    frozen_lr: float = 0.0
-    fit_head: bool = True
+    schedule: Schedule
+    warmup_fraction: float
+    div_factor: float
+    frozen_steps: int
+    frozen_lr: float
+    fit_head: bool
     lr_found: float | None = None
-    drop_path: float = 0.0
-    mixup: float = 0.0
+    drop_path: float
+    mixup: float
 
 
-def family_of(model: nn.Module) -> Family:
-    """``batchnorm`` for networks that have such layers, else ``layernorm`` (ViT, ConvNeXt)."""
-    return "batchnorm" if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()) else "layernorm"
+@dataclass(frozen=True)
+class NetworkFacts:
+    """Structure of a network, as far as a plan depends on it.
+
+    Attributes:
+        family: ``batchnorm`` for networks with such layers, else ``layernorm`` (ViT, ConvNeXt).
+        count_trained: number of backbone stages that train under an ``unfreeze``.
+        has_drop_path: whether residual branches can be dropped.
+    """
+
+    family: Family
+    count_trained: Callable[[str], int]
+    has_drop_path: bool
 
 
-def choose_strategy(images: int) -> tuple[Tuned, str]:
-    """The strategy for ``images`` distinct training images, and why."""
+@dataclass(frozen=True)
+class TrainingJob:
+    """One fine-tuning, resolved as far as the backbone is not needed; ``make_plan`` does the rest.
+
+    Attributes:
+        config: options, with the recipe's values where none was given.
+        recipe: the recipe's further values.
+        task: of the labels.
+        images: distinct training images.
+        strategy, reason: the strategy, and the rule that chose it.
+    """
+
+    config: TrainConfig
+    recipe: Recipe
+    task: Task
+    images: int
+    strategy: PlannedStrategy
+    reason: str
+
+    @property
+    def from_random_weights(self) -> bool:
+        """Whether every layer starts from random weights."""
+        return self.strategy == "scratch" or not self.config.backbone.pretrained
+
+
+def choose_strategy(images: int) -> tuple[PlannedStrategy, str]:
+    """Strategy for ``images`` distinct training images, and the reason."""
     if images < PROBE_BELOW:
-        return "probe", f"{images} training images, fewer than {PROBE_BELOW}: more than a head would overfit"
+        return "probe", (
+            f"{images} training images (fewer than {PROBE_BELOW}): only the head is trained, because fine-tuning the backbone would overfit"
+        )
     if images <= PARTIAL_UP_TO:
-        return "partial", f"{images:,} training images, {PROBE_BELOW} to {PARTIAL_UP_TO:,}: the upper stages adapt, the general ones stay"
+        return "partial", f"{images:,} training images ({PROBE_BELOW} to {PARTIAL_UP_TO:,}): the upper stages adapt, the general ones stay"
     if images <= FULL_UP_TO:
-        return "full", f"{images:,} training images, {PARTIAL_UP_TO + 1:,} to {FULL_UP_TO:,}: enough to adapt every stage"
-    return (
-        "full",
-        f"{images:,} training images, more than {FULL_UP_TO:,}: every stage adapts; a pilot may choose scratch instead",
+        return "full", f"{images:,} training images ({PARTIAL_UP_TO + 1:,} to {FULL_UP_TO:,}): enough to adapt every stage"
+    return "full", (
+        f"{images:,} training images (more than {FULL_UP_TO:,}): every stage adapts; --strategy compare also trains from random weights"
     )
 
 
-def make_plan(config: TrainConfig, images: int, model: nn.Module) -> Plan:
-    """Resolve ``config`` for ``images`` distinct training images: the recipe's figures wherever the user gave none, then the table's.
+def planned_strategy(config: TrainConfig, images: int) -> tuple[PlannedStrategy, str]:
+    """Strategy that was given, or ``choose_strategy`` for ``auto`` and ``compare``, and the reason."""
+    given = config.optim.strategy
+    if given != "auto" and given != "compare":
+        return given, "given by --strategy"
+    return choose_strategy(images) if config.backbone.pretrained else ("scratch", "random weights: every layer is trained")
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Batches of one pass; a last batch of one image, which BatchNorm cannot take, is dropped."""
+    rest = images % batch_size
+    return max(1, images // batch_size + (1 if rest > 1 or (rest and images < batch_size) else 0))
+
+
+def make_plan(job: TrainingJob, facts: NetworkFacts) -> Plan:
+    """Figures of ``job`` for a network: what was given, else the recipe's, else the table's.
 
     Raises:
-        ConfigError: BatchNorm cannot learn from so few images at a time, or the recipe cannot be used.
+        ConfigError: BatchNorm cannot learn from so few images at a time, or there is nothing for ``--drop-path``.
     """
-    config, recipe = with_recipe(config)
-    strategy, reason = _resolve(config, images)
-    row = next(item for item in TABLE if images <= item.images)
-    family = family_of(model)
-    scratch = strategy == "scratch" or not config.backbone.pretrained
-    epoch = steps_an_epoch(images, config.optim.batch_size)
-    frozen = 0 if scratch or strategy == "probe" else recipe.frozen_epochs * epoch
-    steps = (
-        frozen + (config.optim.epochs * epoch if config.optim.epochs else recipe.steps or _table_steps(row, epoch))
-        if strategy != "probe"
-        else 0
-    )
-    # BatchNorm that starts to learn gives the fitted head other features than it was fitted on. A few hundred steps do not make that good:
-    # on 1,444 hand signs the test accuracy was 0.955 with it and 0.997 without (ImageNet MobileNetV2, partial, 128 px).
-    few = images <= PARTIAL_UP_TO or config.optim.batch_size < MIN_BATCH_FOR_BATCHNORM
-    still = _or(recipe.freeze_batchnorm, few) and not scratch
-    if steps and family == "batchnorm" and not still:
-        _check_batch(config, images)
-    unfreeze = config.optim.unfreeze or _unfreeze(strategy, row, scratch=scratch)
-    tuned = len(choose_stages(find_stages(model, find_head(model)), unfreeze)) - 1 if recipe.lr_spread else 0
-    rates = _plan_rates(config, recipe, row.rates[family], images=images, scratch=scratch, tuned=tuned)
+    optim, data, recipe, row = job.config.optim, job.config.data, job.recipe, defaults_for(job.images)
+    probe, scratch = job.strategy == "probe", job.from_random_weights
+    epoch = steps_per_epoch(job.images, optim.batch_size)
+    frozen = 0 if scratch or probe else recipe.frozen_epochs * epoch
+    steps = 0 if probe else frozen + _steps(job, epoch)
+    unfreeze = optim.unfreeze or _unfreeze(job.strategy, row, scratch=scratch)
+    rates = _rates(job, row.rates[facts.family], facts.count_trained(unfreeze) if recipe.lr_spread else 0)
+    if optim.drop_path and not facts.has_drop_path:
+        raise ConfigError("--drop-path: this network has no residual branches that timm's names mark. Remove the option.")
     return Plan(
-        strategy=strategy,
-        reason=reason,
-        images=images,
-        family=family,
+        strategy=job.strategy,
+        reason=job.reason,
+        images=job.images,
+        family=facts.family,
         unfreeze=unfreeze,
         steps=steps,
-        head_lr=rates.head,
-        top_lr=rates.top,
-        lr_ratio=rates.ratio,
-        weight_decay=rates.weight_decay,
-        label_smoothing=_smoothing(config, row),
-        average=max(0.0, min(_or(recipe.average, row.average), 1 - 10 / steps)) if steps else 0.0,
-        freeze_batchnorm=still,
-        augment=row.augment if config.data.augment == "auto" else config.data.augment,
+        **vars(rates),
+        label_smoothing=_label_smoothing(job, row),
+        ema_decay=max(0.0, min(_or(recipe.ema_decay, row.ema_decay), 1 - 10 / steps)) if steps else 0.0,
+        freeze_batchnorm=_freeze_batchnorm(job, facts, trains=steps > 0),
+        augment=row.augment if data.augment == "auto" else data.augment,
         schedule=recipe.schedule,
-        rise=recipe.rise,
-        div=recipe.div,
+        warmup_fraction=recipe.warmup_fraction,
+        div_factor=recipe.div_factor,
         frozen_steps=frozen,
-        frozen_lr=rates.head * recipe.frozen_factor,
+        frozen_lr=rates.lr * recipe.frozen_factor,
         fit_head=recipe.fit_head,
-        drop_path=_drop_path(config, row, model),
-        mixup=_or(config.data.mixup, row.mixup if images > MIXUP_ABOVE else 0.0),
+        drop_path=_or(optim.drop_path, row.drop_path if facts.has_drop_path and facts.family == "layernorm" else 0.0),
+        mixup=_or(data.mixup, row.mixup if job.images > MIXUP_ABOVE and not job.config.continual.replay else 0.0),
     )
-
-
-def _smoothing(config: TrainConfig, row: Row) -> float:
-    if config.optim.label_smoothing is not None:
-        return config.optim.label_smoothing
-    return 0.0 if config.distillation.teacher else row.label_smoothing  # a teacher's answers are soft already
-
-
-def _check_batch(config: TrainConfig, images: int) -> None:
-    if min(config.optim.batch_size, images) < 2:
-        raise ConfigError(
-            f"{images} training images in batches of {config.optim.batch_size}: BatchNorm learns from two images at least. Raise "
-            f"--batch-size, or leave its layers as they are: pretrained weights, and no recipe that says otherwise."
-        )
-
-
-def _drop_path(config: TrainConfig, row: Row, model: nn.Module) -> float:
-    places = drop_path_layers(model)
-    if config.optim.drop_path and not places:
-        raise ConfigError("--drop-path: this network has no residual branches that could be left out by timm's names. Leave it out.")
-    return _or(config.optim.drop_path, row.drop_path if places and family_of(model) == "layernorm" else 0.0)
 
 
 def _or(given: Given | None, otherwise: Given) -> Given:
     return otherwise if given is None else given
 
 
-def _plan_rates(config: TrainConfig, recipe: TuningRecipe, table: Rates, *, images: int, scratch: bool, tuned: int) -> Rates:
-    """The plan's learning rates and weight decay; ``tuned`` counts the trunk's stages over which a recipe spreads them."""
-    scale = math.sqrt(min(config.optim.batch_size, images) / BATCH_OF_RATES)
-    given = recipe.head_lr if config.optim.lr == "auto" else config.optim.lr
-    head = given or (SCRATCH_LR if scratch else table.head * scale)
-    top, ratio = (head, 1.0) if scratch else (head * table.top / table.head, table.ratio)
-    if recipe.lr_spread and tuned and not scratch:  # one geometric row, the head included
-        top, ratio = head * recipe.lr_spread ** (-1 / tuned), recipe.lr_spread ** ((1 - tuned) / tuned)
-    return Rates(head, config.optim.backbone_lr or top, config.optim.lr_decay or ratio, _or(config.optim.weight_decay, table.weight_decay))
+def _steps(job: TrainingJob, epoch: int) -> int:
+    row = defaults_for(job.images)
+    if job.config.optim.epochs:
+        return job.config.optim.epochs * epoch
+    return job.recipe.steps or min(max(row.epochs * epoch, row.least_steps), row.most_steps)
 
 
-def _resolve(config: TrainConfig, images: int) -> tuple[Tuned, str]:
-    if config.optim.strategy != "auto" and config.optim.strategy != "compare":
-        return config.optim.strategy, "as asked"
-    return choose_strategy(images) if config.backbone.pretrained else ("scratch", "random weights: every layer has to learn")
-
-
-def _unfreeze(strategy: Tuned, row: Row, *, scratch: bool) -> str:
+def _unfreeze(strategy: PlannedStrategy, row: Defaults, *, scratch: bool) -> str:
     if strategy == "partial":
         return row.unfreeze
     return "1" if scratch and strategy != "progressive" else "stage1"
 
 
-def _table_steps(row: Row, epoch: int) -> int:
-    return min(max(row.epochs * epoch, row.least_steps), row.most_steps)
+def _label_smoothing(job: TrainingJob, row: Defaults) -> float:
+    if not smooths(job.config, job.task):
+        return 0.0
+    return _or(job.config.optim.label_smoothing, 0.0 if job.config.distillation.teacher else row.label_smoothing)
+
+
+def smooths(config: TrainConfig, task: Task) -> bool:
+    """Whether the loss takes smoothed labels; the outputs of a teacher are soft already."""
+    return task == "classification" or (task == "multi-label" and config.optim.multilabel_loss == "bce")
+
+
+def _freeze_batchnorm(job: TrainingJob, facts: NetworkFacts, *, trains: bool) -> bool:
+    """Frozen on few images, because a trained BatchNorm changes the features that the head was fitted on.
+
+    A few hundred steps do not mend that: on 1,444 hand signs the test accuracy was 0.955 with it and 0.997 without (ImageNet MobileNetV2,
+    partial, 128 px).
+    """
+    batch = job.config.optim.batch_size
+    few = job.images <= PARTIAL_UP_TO or batch < MIN_BATCH_FOR_BATCHNORM
+    frozen = _or(job.recipe.freeze_batchnorm, few) and not job.from_random_weights
+    if trains and facts.family == "batchnorm" and not frozen and min(batch, job.images) < 2:
+        raise ConfigError(
+            f"{job.images} training images in batches of {batch}: BatchNorm needs two images at least. Raise --batch-size, or keep its "
+            f"layers frozen: use pretrained weights, and no recipe that trains them."
+        )
+    return frozen
+
+
+def _rates(job: TrainingJob, table: Rates, spread_over: int) -> Rates:
+    """Learning rates and weight decay; a recipe's ``lr_spread`` covers ``spread_over`` stages of the backbone."""
+    optim, recipe, scratch = job.config.optim, job.recipe, job.from_random_weights
+    given = recipe.lr if optim.lr == "auto" else optim.lr
+    lr = given or (SCRATCH_LR if scratch else table.lr * math.sqrt(min(optim.batch_size, job.images) / BATCH_OF_RATES))
+    backbone_lr, lr_decay = (lr, 1.0) if scratch else (lr * table.backbone_lr / table.lr, table.lr_decay)
+    if recipe.lr_spread and spread_over and not scratch:  # one geometric sequence, the head included
+        backbone_lr, lr_decay = lr * recipe.lr_spread ** (-1 / spread_over), recipe.lr_spread ** ((1 - spread_over) / spread_over)
+    return Rates(lr, optim.backbone_lr or backbone_lr, optim.lr_decay or lr_decay, _or(optim.weight_decay, table.weight_decay))
 
 
 def describe_plan(plan: Plan) -> str:
-    """The plan in two sentences, with the alternatives."""
-    what = "a head on the frozen trunk's features"
+    """The plan in two sentences, with the alternative strategies."""
+    what = "a head on frozen features"
     if plan.steps:
         what = (
-            f"{plan.steps} steps, --unfreeze {plan.unfreeze}, learning rates {plan.head_lr:.1e} (head) and {plan.top_lr:.1e} to "
-            f"{plan.top_lr * plan.lr_ratio:.1e} (trunk), augmentation {plan.augment}"
+            f"{plan.steps} steps, --unfreeze {plan.unfreeze}, learning rates {plan.lr:.1e} (head) and {plan.backbone_lr:.1e} to "
+            f"{plan.backbone_lr * plan.lr_decay:.1e} (backbone), augmentation {plan.augment}"
         )
         if plan.frozen_steps:
             what += f"; the head alone for the first {plan.frozen_steps} steps, at {plan.frozen_lr:.1e}"

@@ -1,4 +1,4 @@
-"""What the task changes in a training: how images are found, what may be asked, what is chosen on validation images, and alarms."""
+"""Rules of each task: scanning of images, output decoding chosen on validation images, and warnings."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import assert_never
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from edgetl.core.decoding import sigmoid
 from edgetl.core.progress import Progress, silent
@@ -23,113 +21,27 @@ from edgetl.data.selection import Selection
 from edgetl.data.split import Splits
 from edgetl.data.table.rows import Table
 from edgetl.data.table.scan import scan_table
-from edgetl.errors import ConfigError, DataError
-from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.options import DataConfig
 
 # A regression's answer is right within this share of the training values' standard deviation, unless the user says within what.
 TOLERANCE_SHARE = 0.25
 PLAIN_THRESHOLD = 0.5
 
 
-def task_of(config: TrainConfig) -> Task | None:
-    """The task that ``config`` names; none where a table of labels decides.
-
-    Raises:
-        ConfigError: options that conflict; the text names all of them.
-    """
-    task: Task | None = config.data.task or (None if config.data.labels else "classification")
-    wrong = {
-        f"--task {task} needs --labels FILE.csv": task != "classification" and config.data.labels is None,
-        "--include adds files to class folders, and --labels names its files; add rows to the table": (
-            config.data.labels is not None and bool(config.data.include)
-        ),
-        "--columns needs --labels FILE.csv": config.data.columns is not None and config.data.labels is None,
-    }
-    _refuse(wrong)
-    if task is not None:
-        check_options(config, task)
-    return task
-
-
-def check_options(config: TrainConfig, task: Task) -> None:
-    """Refuse options that mean nothing for ``task``.
-
-    Raises:
-        ConfigError: naming all of them.
-    """
-    numbers, asked = task in ("regression", "ordinal"), config.optim.model_fields_set
-    wrong = {
-        f"--multilabel-loss does not go with {task}": task != "multi-label" and config.optim.multilabel_loss != "bce",
-        f"--regression-loss does not go with {task}": not numbers and config.optim.regression_loss != "mse",
-        f"--tolerance is for --task regression, not {task}": task != "regression" and config.optim.tolerance is not None,
-        f"--balance {config.data.balance} weighs classes and labels; {task} has none": numbers and config.data.balance != "none",
-        f"--balance sampler draws classes; use --balance loss for {task}": task == "multi-label" and config.data.balance == "sampler",
-        "--balance loss does not go with --multilabel-loss asymmetric, which weighs by itself": (
-            config.optim.multilabel_loss == "asymmetric" and config.data.balance == "loss"
-        ),
-        f"--lwf, --ewc, --replay and --teacher compare answers of classes; {task} has none": (
-            task != "classification"
-            and bool(config.continual.lwf or config.continual.ewc or config.continual.replay or config.distillation.teacher)
-        ),
-        f"--head {config.head.kind} answers with classes, and {task} has none; use --head linear": (
-            task != "classification" and config.head.kind != "linear"
-        ),
-        f"--head and --features are for --strategy probe, not {config.optim.strategy}; name that, or leave them out": (
-            config.optim.strategy not in ("auto", "probe") and (config.head.kind != "linear" or config.head.features != "last")
-        ),
-        "--label-smoothing is for classes and for --multilabel-loss bce": (
-            bool(config.optim.label_smoothing) and "label_smoothing" in asked and not smooths(config, task)
-        ),
-    }
-    _refuse(wrong)
-
-
-def _refuse(wrong: dict[str, bool]) -> None:
-    if any(wrong.values()):
-        raise ConfigError("; ".join(text for text, found in wrong.items() if found) + ".")
-
-
-def smooths(config: TrainConfig, task: Task) -> bool:
-    """Whether the loss takes smoothed labels."""
-    return task == "classification" or (task == "multi-label" and config.optim.multilabel_loss == "bce")
-
-
-def scan_images(data: Path, config: TrainConfig, *, progress: Progress = silent) -> ImageFolder:
+def scan_images(data: Path, config: DataConfig, *, progress: Progress = silent) -> ImageFolder:
     """The images of ``data`` with the labels that ``config`` names: class folders, or a table.
 
     Raises:
-        ConfigError, DataError: as ``task_of``, ``edgetl.data.folder.scan``, ``edgetl.data.table.scan.scan_table`` and
+        ConfigError, DataError: as ``edgetl.data.folder.scan``, ``edgetl.data.table.scan.scan_table`` and
             ``edgetl.data.groups.group_by_path``.
     """
-    task = task_of(config)
-    selection = Selection(config.data.include, config.data.exclude)
-    if config.data.labels is None:
+    selection = Selection(config.include, config.exclude)
+    if config.labels is None:
         folder = scan(data, selection=selection, progress=progress)
-        return folder if config.data.group is None else group_by_path(folder, config.data.group)
-    columns = tuple(part.strip() for part in (config.data.columns or "").split(",") if part.strip())
-    folder = scan_table(
-        data, Table(Path(config.data.labels), task, columns, group=config.data.group, selection=selection), progress=progress
-    )
-    check_options(config, folder.task)
-    return folder
-
-
-def check_taught(splits: Splits) -> None:
-    """Refuse a training that would never see a class or label.
-
-    Raises:
-        DataError: naming them.
-    """
-    folder = splits.folder
-    if folder.task in ("regression", "ordinal"):
-        return
-    if folder.task == "classification":
-        taught = {sample.label for sample in splits.train}
-    else:
-        taught = {index for sample in splits.train for index, value in enumerate(sample.targets) if value}
-    if untaught := [label for index, label in enumerate(folder.labels) if index not in taught]:
-        what = "class" if folder.task == "classification" else "column"
-        raise DataError(f"{folder.root} has no training image of {', '.join(untaught[:5])}; add some, or remove the {what}.")
+        return folder if config.group is None else group_by_path(folder, config.group)
+    columns = tuple(part.strip() for part in (config.columns or "").split(",") if part.strip())
+    table = Table(Path(config.labels), config.task, columns, group=config.group, selection=selection)
+    return scan_table(data, table, progress=progress)
 
 
 def value_scale(splits: Splits) -> tuple[float, float]:
@@ -140,14 +52,7 @@ def value_scale(splits: Splits) -> tuple[float, float]:
     return float(values.mean()), float(values.std()) or 1.0
 
 
-def fold_scale(head: nn.Linear, mean: float, spread: float) -> None:
-    """Let a head that learned ``(value - mean) / spread`` answer in the values' own unit."""
-    with torch.no_grad():
-        head.weight.mul_(spread)
-        head.bias.mul_(spread).add_(mean)
-
-
-def choose_decoding(splits: Splits, config: TrainConfig, val_outputs: NDArray[np.float32]) -> OutputDecoding:
+def choose_decoding(splits: Splits, val_outputs: NDArray[np.float32], *, tolerance: float | None) -> OutputDecoding:
     """How the trained network's outputs ``[n, labels]`` are read: thresholds from the validation images, spread and grades from all."""
     folder = splits.folder
     match folder.task:
@@ -157,7 +62,7 @@ def choose_decoding(splits: Splits, config: TrainConfig, val_outputs: NDArray[np
             decision_rule = DecisionRule(thresholds=choose_thresholds(truth_of(splits.val) > 0, sigmoid(val_outputs)))
         case "regression":
             spread = value_scale(splits)[1]
-            decision_rule = DecisionRule(spread=spread, tolerance=config.optim.tolerance or TOLERANCE_SHARE * spread)
+            decision_rule = DecisionRule(spread=spread, tolerance=tolerance or TOLERANCE_SHARE * spread)
         case "ordinal":
             grades = [int(sample.targets[0]) for sample in folder.samples]
             decision_rule = DecisionRule(spread=value_scale(splits)[1], tolerance=0.5, ordinal_levels=(min(grades), max(grades)))

@@ -59,13 +59,9 @@ def protect(backbone: Backbone, splits: Splits, plan: Plan, config: TrainConfig,
     asked = [f"--{name}" for name in ("lwf", "ewc", "replay") if getattr(config.continual, name)]
     if not asked:
         return Protection()
-    if config.continual.replay and (config.data.balance == "sampler" or plan.mixup):
-        raise ConfigError("--replay cannot go with --balance sampler or --mixup, which make batches in their own ways. Leave one out.")
     if plan.strategy == "probe":
         _log.info("%s: not needed, a probe leaves the trunk as it is", " and ".join(asked))
         return Protection()
-    if not backbone.parents:
-        raise ConfigError(f"{' and '.join(asked)}: random weights know nothing that could be protected. Leave it out.")
     old = find_old_task(config, backbone, splits.folder.labels)
     if old is None and (config.continual.lwf or config.continual.ewc):
         raise ConfigError(

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from edgetl.core.bundle import is_run
-from edgetl.core.options import flat
 from edgetl.errors import ConfigError
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.artifacts.sources.load import load_published
@@ -26,21 +25,6 @@ from edgetl.train.networks.stages import Stage, choose_stages, find_stages
 _log = logging.getLogger(__name__)
 
 OPTION = "--forgetting progressive"
-
-
-def check_columns(config: TrainConfig) -> None:
-    """Refuse what cannot go with ``--forgetting progressive``.
-
-    Raises:
-        ConfigError: random weights, or another guard.
-    """
-    if config.continual.forgetting != "progressive":
-        return
-    if config.optim.strategy == "scratch" or not config.backbone.pretrained:
-        raise ConfigError(f"{OPTION}: random weights know nothing that could be kept. Leave it out.")
-    others = [f"--{name}" for name in ("lwf", "ewc", "l2sp", "replay", "wise_ft", "teacher") if flat(config)[name]]
-    if others:
-        raise ConfigError(f"{OPTION} keeps the old network whole and cannot go with {' and '.join(others)}. Leave one out.")
 
 
 def grow(backbone: Backbone, plan: Plan, config: TrainConfig) -> Backbone:

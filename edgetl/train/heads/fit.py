@@ -17,14 +17,12 @@ from torch import nn
 
 from edgetl.core.progress import Progress, silent
 from edgetl.errors import ConfigError
-from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.plan import Plan
+from edgetl.train.config.options import HeadConfig
 from edgetl.train.heads.linear import class_weights, spread
 from edgetl.train.heads.modules import HEAD_NAME, Directions, HeadedNetwork, HeadSpec, NearestNeighbours, make_adapter, shares, with_head
 from edgetl.train.heads.multi_stage import check_stage_features
 from edgetl.train.networks.backbone import Backbone, feature_extractor
 
-MAX_BANK = 10_000
 NEIGHBOURS = (100, 50, 20, 10, 5, 3, 1)
 TEMPERATURES = (0.3, 0.1, 0.07, 0.03)
 # Where leaving one out can choose nothing: Wu et al.'s temperature.
@@ -68,26 +66,18 @@ class FittedHead:
     train_accuracy: float
 
 
-def give_head(backbone: Backbone, config: TrainConfig, plan: Plan, images: int) -> Backbone:
+def give_head(backbone: Backbone, config: HeadConfig) -> Backbone:
     """``backbone`` with the head and the features that ``config`` asks for, before it is fitted; as it is where that is the plain head.
 
     Raises:
-        ConfigError: the plan is no probe, the backbone does not show its stages, or ``images`` are more than knn keeps.
+        ConfigError: the backbone does not show its stages, or has several columns.
     """
-    spec = HeadSpec(kind=config.head.kind, features=config.head.features)
+    spec = HeadSpec(kind=config.kind, features=config.features)
     if spec.plain:
         return backbone
-    asked = f"--head {config.head.kind}" if config.head.kind != "linear" else f"--features {config.head.features}"
-    if plan.strategy != "probe":
-        raise ConfigError(f"{asked} is for a probe, and --strategy {config.optim.strategy} came to {plan.strategy}. Add --strategy probe.")
     if backbone.columns:
-        raise ConfigError(f"{asked}: {config.backbone.name} has several columns, whose head is a linear one. Leave the option out.")
-    if config.head.kind == "knn" and images > MAX_BANK:
-        raise ConfigError(
-            f"--head knn keeps the features of every training image in the model, and {images:,} are more than {MAX_BANK:,}. Use --head "
-            f"linear, cosine or mlp, which do not grow."
-        )
-    if config.head.features == "layers":
+        raise ConfigError(f"--head and --features: {backbone.name} has several columns, whose head is a linear one. Remove the options.")
+    if config.features == "layers":
         check_stage_features(feature_extractor(backbone.model, backbone.head_name), backbone.name, backbone.spec.input_size)
     classes = backbone.head.out_features
     # What knn and mlp put before the linear layer has a size only when it is fitted; until then features pass through.

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from torch import nn
 
 from edgetl.core.progress import Progress, silent
 
@@ -251,3 +253,10 @@ def _fit(
         warnings.filterwarnings("ignore", message="The number of unique classes is greater", category=UserWarning)
         model.fit(scaled, labels)
     return model
+
+
+def fold_scale(head: nn.Linear, mean: float, spread: float) -> None:
+    """Fold the scale of the targets into a head that was fitted to ``(value - mean) / spread``: it predicts values in their own unit."""
+    with torch.no_grad():
+        head.weight.mul_(spread)
+        head.bias.mul_(spread).add_(mean)

@@ -21,7 +21,8 @@ from edgetl.data.folder import Sample
 from edgetl.data.loading import Target, batches, target_of
 from edgetl.data.split import Splits
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.inputs.dataset import ImageDataset, in_order, make_sampler, steps_an_epoch
+from edgetl.train.config.plan import steps_per_epoch
+from edgetl.train.inputs.dataset import ImageDataset, in_order, make_sampler
 from edgetl.train.inputs.features import FeatureFunction, choose_engine
 from edgetl.train.networks.backbone import Backbone
 from edgetl.train.networks.partition import split_frozen
@@ -110,7 +111,7 @@ def cache_activations(
         return None
     with torch.no_grad():
         shape = tuple(parts.frozen(torch.from_numpy(example)).shape[1:])
-    epochs = math.ceil(steps.stop / steps_an_epoch(len(splits.train), config.optim.batch_size))
+    epochs = math.ceil(steps.stop / steps_per_epoch(len(splits.train), config.optim.batch_size))
     views = min(config.run.cache_views if augment else 1, _count_views(config, shape, len(train), len(val), epochs))
     if views < 1:
         _log.info("the frozen layers run at each step: their outputs would take more than %g GB (--cache-gb)", config.run.cache_gb)

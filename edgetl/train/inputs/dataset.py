@@ -19,6 +19,7 @@ from edgetl.core.system.host import available_cores
 from edgetl.data.folder import Sample
 from edgetl.data.loading import Prepare, Target, target_of
 from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.plan import steps_per_epoch
 from edgetl.train.loop.ranks import rank, world
 
 # Seconds that a loader process goes on after SIGTERM.
@@ -107,7 +108,7 @@ class StepSampler(Sampler[list[int]]):
         self.steps = steps
         self.seed = seed
         self.first = first
-        self.epoch_steps = steps_an_epoch(images, batch_size)
+        self.epoch_steps = steps_per_epoch(images, batch_size)
 
     def __len__(self) -> int:
         return self.steps - self.first
@@ -210,12 +211,6 @@ def validation_batches(samples: Sequence[Sample], spec: PreprocessSpec, config: 
 def in_order(images: ImageDataset, config: TrainConfig) -> DataLoader[tuple[torch.Tensor, Target]]:
     """Every picture of ``images`` once."""
     return DataLoader(images, config.optim.batch_size, num_workers=_workers(config), pin_memory=_pin(config), worker_init_fn=leave_signals)
-
-
-def steps_an_epoch(images: int, batch_size: int) -> int:
-    """Batches of one pass; a last batch of one image, which BatchNorm cannot take, is dropped."""
-    rest = images % batch_size
-    return max(1, images // batch_size + (1 if rest > 1 or (rest and images < batch_size) else 0))
 
 
 def leave_signals(_worker: int) -> None:

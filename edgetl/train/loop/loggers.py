@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import logging
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 
-from edgetl.errors import MissingExtraError
 from edgetl.train.config.options import TrainConfig, logger_names
 
 if TYPE_CHECKING:
     from edgetl.train.loop.validation import History
 
 FOLDER = "logs"
-# What each logger needs; MLflow keeps its figures in SQLite, because it refuses to begin new folders of plain files.
-_NEEDS = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
-_EXTRAS = {"tensorboard": "log", "mlflow": "mlflow"}
-
-
-def check_loggers(config: TrainConfig) -> None:
-    """Refuse before anything is trained what could not be written.
-
-    Raises:
-        MissingExtraError: a logger's package is not installed.
-    """
-    for name in logger_names(config.run.loggers):
-        for library in _NEEDS.get(name, ()):
-            if find_spec(library) is None:
-                raise MissingExtraError(library, _EXTRAS[name])
 
 
 class Logs(Callback):

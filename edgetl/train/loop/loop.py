@@ -173,9 +173,9 @@ def _prepare(
 def parameter_groups(model: nn.Module, stages: Sequence[Stage], plan: Plan) -> list[dict[str, Any]]:
     """Optimizer groups, two a stage, each with a learning rate of its own in ``lr``.
 
-    timm's ``lr_scale`` would be ignored by torch's optimizers. From the trunk's last stage (``top_lr``) the rate falls geometrically to
-    ``top_lr * lr_ratio`` at the lowest stage of ``stages``: a fixed factor a stage would mean another end for each depth. Lateral
-    connections of columns learn at ``top_lr``. One-dimensional parameters (norms, biases) get no weight decay.
+    timm's ``lr_scale`` would be ignored by torch's optimizers. From the backbone's last stage (``backbone_lr``) the rate falls to
+    ``backbone_lr * lr_decay`` at the lowest stage of ``stages``: a fixed factor a stage would mean another end for each depth. Lateral
+    connections of columns learn at ``backbone_lr``. One-dimensional parameters (norms, biases) get no weight decay.
 
     Args:
         model: the network.
@@ -187,11 +187,11 @@ def parameter_groups(model: nn.Module, stages: Sequence[Stage], plan: Plan) -> l
     groups = []
     for stage in stages:
         if stage.name == HEAD:
-            lr = plan.head_lr
+            lr = plan.lr
         elif stage.name == LATERALS:
-            lr = plan.top_lr
+            lr = plan.backbone_lr
         else:
-            lr = plan.top_lr * plan.lr_ratio ** ((len(trunk) - 1 - trunk.index(stage)) / max(1, len(trunk) - 1))
+            lr = plan.backbone_lr * plan.lr_decay ** ((len(trunk) - 1 - trunk.index(stage)) / max(1, len(trunk) - 1))
         for decays in (True, False):
             parameters = [named[name] for name in stage.parameters if (named[name].ndim > 1) == decays]
             if parameters:
@@ -215,7 +215,7 @@ class Tuning(L.LightningModule):
         self.first = 0
         self.trained = trained
         self.compiled = CompiledForward(self.model) if config.run.compile else None
-        self.average = ModelEmaV3(self.model, decay=plan.average) if plan.average else None
+        self.average = ModelEmaV3(self.model, decay=plan.ema_decay) if plan.ema_decay else None
         self.objective = objective or Classes(backbone.head.out_features, smoothing=plan.label_smoothing)
         self.l2sp = config.continual.l2sp
         self.anchors = self._trunk_weights() if config.continual.l2sp or config.continual.wise_ft else {}

@@ -66,7 +66,7 @@ def sweep_rates(module: Tuning, batches: Batches, *, device: str, clip_norm: flo
     loss_of: Any = copy.deepcopy(module.objective)
     loss_of.to(device)
     optimizer = torch.optim.AdamW(module.groups_of(learning))
-    shares = [group["lr"] / module.plan.head_lr for group in optimizer.param_groups]
+    shares = [group["lr"] / module.plan.lr for group in optimizer.param_groups]
     rates, losses, before = [], [], []
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
         for step, (images, labels) in zip(range(STEPS), _endless(batches), strict=False):
@@ -135,14 +135,14 @@ def with_sweep(plan: Plan, sweep: list[tuple[float, float]], config: TrainConfig
     rate = choose_rate(sweep).rate if sweep else None
     if rate is None:
         return plan
-    top = plan.top_lr if config.optim.backbone_lr else rate * (plan.top_lr / plan.head_lr)
-    frozen = rate * (plan.frozen_lr / plan.head_lr)
-    return plan.model_copy(update={"head_lr": rate, "top_lr": top, "frozen_lr": frozen, "lr_found": rate})
+    top = plan.backbone_lr if config.optim.backbone_lr else rate * (plan.backbone_lr / plan.lr)
+    frozen = rate * (plan.frozen_lr / plan.lr)
+    return plan.model_copy(update={"lr": rate, "backbone_lr": top, "frozen_lr": frozen, "lr_found": rate})
 
 
 def tell(plan: Plan) -> None:
     """Say which rate was chosen, and why."""
     if plan.lr_found is None:
-        _log.info("--lr auto: the loss did not clearly fall in the range test; the plan's %.1e is kept", plan.head_lr)
+        _log.info("--lr auto: the loss did not clearly fall in the range test; the plan's %.1e is kept", plan.lr)
     else:
         _log.info("--lr auto: %.2e (head), where the loss fell most steeply, a tenth of where it was lowest at most", plan.lr_found)

@@ -38,9 +38,13 @@ def rate_factor(plan: Plan, stage: str, step: int) -> float:
     if step < plan.frozen_steps:
         if stage != HEAD:
             return 0.0
-        return plan.frozen_lr / plan.head_lr * one_cycle(step, plan.frozen_steps, rise=FROZEN_RISE, div=FROZEN_DIV)
+        return plan.frozen_lr / plan.lr * one_cycle(step, plan.frozen_steps, rise=FROZEN_RISE, div=FROZEN_DIV)
     done, steps = step - plan.frozen_steps, plan.steps - plan.frozen_steps
-    return one_cycle(done, steps, rise=plan.rise, div=plan.div) if plan.schedule == "one-cycle" else warm_cosine(done, steps, plan.rise)
+    return (
+        one_cycle(done, steps, rise=plan.warmup_fraction, div=plan.div_factor)
+        if plan.schedule == "one-cycle"
+        else warm_cosine(done, steps, plan.warmup_fraction)
+    )
 
 
 def planned(optimizer: torch.optim.Optimizer, plan: Plan, *, first: int) -> dict[str, Any]:

@@ -14,17 +14,15 @@ from pydantic import JsonValue
 from edgetl.core.bundle import RUN_RECORD_NAME, is_run
 from edgetl.core.config import StrictModel, load_json, parse_json
 from edgetl.core.options import flat
-from edgetl.core.output.recognition import CHECKPOINTS_SUFFIX, COMPARE_SUFFIX, PILOT_SUFFIX
+from edgetl.core.output.recognition import CHECKPOINTS_SUFFIX, COMPARE_SUFFIX
 from edgetl.errors import ConfigError, EdgetlError
-from edgetl.train.config.options import Strategy, TrainConfig
+from edgetl.train.config.options import TrainConfig
 
 STATE_NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.safetensors")
 FACTS = "facts"
 JOB = "job"
 
 PLAN = "plan: "
-# Folders that hold the runs of one call, with the strategy of that call.
-_RUNS_OF: dict[str, Strategy] = {COMPARE_SUFFIX: "compare", PILOT_SUFFIX: "auto"}
 # Options that do not change the weights, and paths whose contents are compared by their hashes.
 FREE = frozenset({"workers", "checkpoint_s", "license_policy", "license", "loggers", "device", "compile", "cache_gb", "keep"})
 HASHED = frozenset({"backbone", "weights", "weights_dir", "labels"})
@@ -118,25 +116,20 @@ def describe_saved(out: Path) -> str | None:
 
 def resume_command(out: Path) -> str:
     """Command that resumes the training of ``out``, or the comparison that ``out`` belongs to."""
-    for suffix in _RUNS_OF:
-        if out.parent.name.endswith(suffix):
-            out = out.parent.with_name(out.parent.name.removesuffix(suffix))
+    if out.parent.name.endswith(COMPARE_SUFFIX):
+        out = out.parent.with_name(out.parent.name.removesuffix(COMPARE_SUFFIX))
     return f"edgetl train --out {shlex.quote(str(out))} --resume"
 
 
 def _of_call(job: Job, folder: Path) -> Job:
     """The job of the whole call, of which ``folder`` may belong to one of several runs."""
-    strategy = next((value for suffix, value in _RUNS_OF.items() if folder.parent.name.endswith(suffix)), None)
-    if folder.with_name(folder.name.replace(CHECKPOINTS_SUFFIX, PILOT_SUFFIX)).is_dir():
-        strategy = "auto"  # the pilot chose the strategy of this training
-    return job.model_copy(update={"options": {**job.options, "strategy": strategy}}) if strategy else job
+    compared = folder.parent.name.endswith(COMPARE_SUFFIX)
+    return job.model_copy(update={"options": {**job.options, "strategy": "compare"}}) if compared else job
 
 
 def _side_folders(out: Path, suffix: str) -> list[Path]:
-    parents = [out.with_name(f"{out.name}{kind}") for kind in _RUNS_OF]
-    return [
-        path for parent in parents if parent.is_dir() for path in sorted(parent.iterdir()) if path.is_dir() and path.name.endswith(suffix)
-    ]
+    parent = out.with_name(f"{out.name}{COMPARE_SUFFIX}")
+    return [path for path in sorted(parent.iterdir()) if path.is_dir() and path.name.endswith(suffix)] if parent.is_dir() else []
 
 
 def _shown(value: Any) -> str:

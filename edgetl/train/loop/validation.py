@@ -147,7 +147,7 @@ class Watch(Callback):
             kept = f" The last good state is in {folder}; --overwrite begins again." if saved else ""
             raise TrainingError(
                 f"training diverged: the loss was {said} at step {step}, and answering at random costs {chance:.2f}. "
-                f"Lower --lr (now {self.module.plan.head_lr:g}) or use --strategy probe.{kept}"
+                f"Lower --lr (now {self.module.plan.lr:g}) or use --strategy probe.{kept}"
             )
 
     def _validate(self, step: int) -> None:

@@ -1,4 +1,4 @@
-"""All of ``edgetl train`` in one call: scan, split, and one strategy, or several compared."""
+"""Comparison of strategies (``--strategy compare``): train each, and keep the cheapest that is as good as the best."""
 
 from __future__ import annotations
 
@@ -6,83 +6,44 @@ import logging
 import math
 import shutil
 import time
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 from edgetl.core.bundle import RUN_RECORD_NAME, is_run
-from edgetl.core.files.atomic import write_text
 from edgetl.core.options import flat
-from edgetl.core.output.folders import check_side_folder, new_folder, remove_side_folder, reserved
-from edgetl.core.output.recognition import COMPARE_SUFFIX, PILOT_SUFFIX, holds_own
+from edgetl.core.output.folders import check_side_folder, new_folder, remove_side_folder
+from edgetl.core.output.recognition import COMPARE_SUFFIX, holds_own
 from edgetl.core.progress import Progress, silent
-from edgetl.data.split import Splits, split
+from edgetl.data.split import Splits
 from edgetl.errors import ConfigError
 from edgetl.train.artifacts.run import Compared, Run, open_run
 from edgetl.train.config.options import Strategy, TrainConfig
-from edgetl.train.config.paths import check_training_paths, training_inputs
-from edgetl.train.config.tasks import scan_images
-from edgetl.train.loop.ranks import rank, world
+from edgetl.train.config.paths import training_inputs
+from edgetl.train.config.plan import FULL_UP_TO
+from edgetl.train.loop.ranks import world
 from edgetl.train.loop.resume import Job, differences, resume_command
 from edgetl.train.workflows.finetune import fine_tune
-from edgetl.train.workflows.pilot import LEAST_GAIN, gain_of_pretraining, run_pilot, wants_pilot
 
 _log = logging.getLogger(__name__)
 
 # The cheapest first: each trains more of the network than the one before.
-COMPARED = ("probe", "partial", "full")
+COMPARED: tuple[Strategy, ...] = ("probe", "partial", "full")
 
 
-def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Run:
-    """Scan and split ``data``, then ``fine_tune``, or ``compare`` by ``config.strategy``; their docstrings list the errors.
+def compared_strategies(splits: Splits, config: TrainConfig) -> tuple[Strategy, ...]:
+    """Strategies to compare; random weights too where the images are so many that pretrained ones may not help.
 
-    ``out`` is checked and locked before the first image is read.
+    On images unlike those of the pretraining they often do not (Raghu et al. 2019, arXiv:1902.07208, on medical images).
     """
-    check_training_paths(data, config)
-    with reserved(out, inputs=training_inputs(data, config), overwrite=overwrite) if rank() == 0 else nullcontext():
-        folder = scan_images(data, config, progress=progress)
-        splits = split(folder, seed=config.run.seed, val=config.data.val, test=config.data.test)
-        teach = compare if config.optim.strategy == "compare" else fine_tune
-        if wants_pilot(splits, config) and world() == 1:
-            teach = piloted
-        return teach(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)
-
-
-def piloted(
-    splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent
-) -> Run:
-    """``fine_tune`` on very many images: with ``full``, or with ``scratch`` where the pictures are far from those of the pretraining and
-    a pilot is at least as good from random weights. The pilot's runs stay in ``<out>.pilot`` until all is done.
-
-    Raises:
-        ConfigError: a pilot that was stopped is in the way.
-        EdgetlError: what ``fine_tune`` raises.
-    """
-    work = out.with_name(f"{out.name}{PILOT_SUFFIX}")
-    _clear(work, out, overwrite=overwrite, resume=resume)
-    gain = gain_of_pretraining(splits, config, progress=progress)
-    told = f"pretrained features are {100 * gain:+.0f} points better than random ones"
-    table: tuple[Compared, ...] = ()
-    strategy: Strategy = "full"
-    if gain < LEAST_GAIN:
-        trained = partial(_trained, overwrite=overwrite, resume=resume, progress=progress)
-        table, figures = run_pilot(splits, config, work, trained, _compared)
-        told = f"{told}; {figures}"
-        strategy = "scratch" if table[1].validation.value >= table[0].validation.value else "full"
-    _log.info("%s: %s", strategy, told)
-    chosen = config.with_options(strategy=strategy)
-    run = fine_tune(splits, chosen, out, overwrite=overwrite, resume=resume, progress=progress)
-    plan = run.record.plan.model_copy(update={"reason": told})
-    write_text(out / RUN_RECORD_NAME, run.record.model_copy(update={"plan": plan, "compared": table}).model_dump_json(indent=1))
-    remove_side_folder(work)
-    return open_run(out)
+    many = len({sample.content for sample in splits.train}) > FULL_UP_TO
+    return (*COMPARED, "scratch") if many and splits.folder.task == "classification" and config.backbone.pretrained else COMPARED
 
 
 def compare(
     splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent
 ) -> Run:
-    """Train ``probe``, ``partial`` and ``full`` for the same number of steps and keep, by validation accuracy, the cheapest that lies
-    within one standard error of the best (Breiman et al. 1984, the rule of one standard error).
+    """Train ``probe``, ``partial`` and ``full`` (above 100,000 images ``scratch`` too), and keep, by validation accuracy, the cheapest
+    that lies within one standard error of the best (Breiman et al. 1984, the rule of one standard error).
 
     Each is a run in ``<out>.compare``, so that ``resume`` does not repeat finished ones. They stay there unless ``config.keep`` is
     ``best``. ``seconds`` of the result are those of the whole call.
@@ -97,7 +58,8 @@ def compare(
     with new_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
         _clear(work, out, overwrite=overwrite, resume=resume)
         trained = partial(_trained, overwrite=overwrite, resume=resume, progress=progress)
-        runs = [trained(splits, config.with_options(strategy=strategy), work / strategy) for strategy in COMPARED]
+        strategies = compared_strategies(splits, config)
+        runs = [trained(splits, config.with_options(strategy=strategy), work / strategy) for strategy in strategies]
         table = tuple(_compared(run) for run in runs)
         best, reason = choose(table)
         _log.info("%s", reason)

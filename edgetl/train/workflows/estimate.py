@@ -15,8 +15,8 @@ from edgetl.core.progress import Progress, silent
 from edgetl.data.notes import ScanNote
 from edgetl.data.split import Splits, split
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.plan import Plan, choose_strategy
-from edgetl.train.config.recipe import with_recipe
+from edgetl.train.config.plan import Plan
+from edgetl.train.config.resolve import check_early, resolve
 from edgetl.train.config.tasks import scan_images
 from edgetl.train.inputs.dataset import ImageDataset
 from edgetl.train.networks.backbone import Backbone
@@ -67,20 +67,19 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
         DataError: the folder cannot be used.
         BackboneError: the backbone cannot be found or used.
     """
-    folder = scan_images(data, config, progress=progress)
+    check_early(config)
+    folder = scan_images(data, config.data, progress=progress)
     splits = split(folder, seed=config.run.seed, val=config.data.val, test=config.data.test)
     device = choose_device(config.run.device)
     found = []
     for index, strategy in enumerate(MEASURED):
         progress("measuring", index, len(MEASURED))
-        backbone, plan = prepare(splits, config.with_options(strategy=strategy))
+        backbone, plan = prepare(splits, resolve(config.with_options(strategy=strategy), splits))
         found.append(_measure(backbone, plan, splits, config, device))
-    images = len({sample.content for sample in splits.train})
-    wanted = with_recipe(config)[0].optim.strategy
-    best = choose_strategy(images)[0] if wanted == "auto" else wanted
-    chosen = tuple(item.model_copy(update={"chosen": item.plan.strategy == best}) for item in found)
+    job = resolve(config, splits)
+    chosen = tuple(item.model_copy(update={"chosen": item.plan.strategy == job.strategy}) for item in found)
     return Estimates(
-        data=printable(data), backbone=config.backbone.name, images=images, device=device, strategies=chosen, notes=splits.notes
+        data=printable(data), backbone=config.backbone.name, images=job.images, device=device, strategies=chosen, notes=splits.notes
     )
 
 

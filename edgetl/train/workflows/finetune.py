@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from edgetl.core.bundle import RUN_RECORD_NAME, is_run
 from edgetl.core.licenses import check_policy
@@ -27,7 +28,7 @@ from edgetl.core.tasks import OutputDecoding
 from edgetl.data.groups import count_groups, crossing_alarm
 from edgetl.data.loading import truth_of
 from edgetl.data.split import Splits
-from edgetl.errors import ConfigError, DataError
+from edgetl.errors import ConfigError
 from edgetl.train.artifacts.plots import class_table, draw_answers, draw_curves, draw_sweep
 from edgetl.train.artifacts.run import (
     FISHER_NAME,
@@ -46,23 +47,24 @@ from edgetl.train.artifacts.splits_record import record_splits
 from edgetl.train.artifacts.writer import write_model
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
-from edgetl.train.config.plan import Plan, Tuned, describe_plan, make_plan
-from edgetl.train.config.recipe import with_recipe
-from edgetl.train.config.tasks import chance_alarm, check_options, check_taught, choose_decoding, smooths
+from edgetl.train.config.plan import NetworkFacts, Plan, PlannedStrategy, TrainingJob, describe_plan, make_plan
+from edgetl.train.config.resolve import resolve
+from edgetl.train.config.tasks import chance_alarm, choose_decoding
 from edgetl.train.continual.prepare import fisher_bytes, protect
 from edgetl.train.continual.previous_task import find_old_task, measure_forgetting
-from edgetl.train.continual.progressive import check_columns, grow
+from edgetl.train.continual.progressive import grow
 from edgetl.train.continual.teacher import with_teacher
 from edgetl.train.heads.fit import give_head
 from edgetl.train.heads.modules import head_of
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.loop.checkpoints import Checkpoints
-from edgetl.train.loop.loggers import check_loggers
 from edgetl.train.loop.loop import Lessons
 from edgetl.train.loop.lr_finder import choose_rate, with_sweep
 from edgetl.train.loop.ranks import join, rank, results_folder
 from edgetl.train.loop.resume import PLAN, Job, resume_command
 from edgetl.train.networks.backbone import Backbone, with_intensity
+from edgetl.train.networks.stages import choose_stages, find_stages
+from edgetl.train.networks.stochastic_depth import drop_path_layers
 from edgetl.train.workflows.learning import Taught, choose_tutor, make_extractor, teach
 
 _log = logging.getLogger(__name__)
@@ -93,13 +95,12 @@ def fine_tune(
     """
     ancestors = seen_by_ancestors(config)
     splits = without_seen(splits, ancestors)
-    _check_parts(splits, config)
-    check_loggers(config)
+    job = resolve(config, splits)
     started = time.monotonic()
     device = choose_device(config.run.device)
     join(device)
     with results_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
-        backbone, plan = prepare(splits, config)
+        backbone, plan = prepare(splits, job)
         _log.info("backbone %s, license of the weights: %s", backbone.name, backbone.license or "not stated")
         _log.info("%s", describe_plan(plan))
         if wide := sum(sample.levels is not None for sample in splits.train):
@@ -161,29 +162,27 @@ class Outcome:
     seconds: float
 
 
-def _check_parts(splits: Splits, config: TrainConfig) -> None:
-    check_options(config, splits.folder.task)
-    if not splits.train or not splits.val:
-        raise DataError(
-            f"{splits.folder.root} leaves {len(splits.train)} training and {len(splits.val)} validation images; add images or raise --val."
-        )
-    check_taught(splits)
-
-
-def prepare(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
-    """Load the backbone, if its license may be used, resolve the plan, and set a new column beside the old ones if that is asked."""
-    config, _ = with_recipe(config)
-    check_columns(config)
+def prepare(splits: Splits, job: TrainingJob) -> tuple[Backbone, Plan]:
+    """Load the backbone, if its license may be used, complete the plan, and add the head or the column that the job asks for."""
+    config = job.config
     torch.manual_seed(config.run.seed)  # random weights, and the head before it is fitted
-    given = config.with_options(pretrained=False, weights=None) if config.optim.strategy == "scratch" else config
-    if not smooths(config, splits.folder.task):
-        given = given.with_options(label_smoothing=0.0)
-    backbone = load_backbone(given.backbone, len(splits.folder.labels))
+    backbone = load_backbone(config.backbone, len(splits.folder.labels))
     backbone = with_intensity(backbone, config.data.intensity, splits.train)
-    if backbone.parents:  # random weights are nobody's
+    if backbone.parents:  # random weights have no license
         check_policy(backbone.license, config.backbone.license_policy, name=backbone.name)
-    plan = make_plan(given, len({sample.content for sample in splits.train}), backbone.model)
-    return give_head(grow(backbone, plan, given), given, plan, len(splits.train)), plan
+    plan = make_plan(job, network_facts(backbone.model, backbone.head_name))
+    return give_head(grow(backbone, plan, config), config.head), plan
+
+
+def network_facts(model: nn.Module, head_name: str) -> NetworkFacts:
+    """What a plan depends on."""
+    stages = find_stages(model, head_name)
+    batchnorm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    return NetworkFacts(
+        family="batchnorm" if batchnorm else "layernorm",
+        count_trained=lambda unfreeze: len(choose_stages(stages, unfreeze)) - 1,
+        has_drop_path=bool(drop_path_layers(model)),
+    )
 
 
 def _checkpoints(
@@ -223,7 +222,7 @@ def _forgetting(backbone: Backbone, splits: Splits, config: TrainConfig, place: 
     return measure_forgetting(backbone, old, place, seen.all, batch_size=config.optim.batch_size) if old else None
 
 
-def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits, *, strategy: Tuned) -> tuple[str, ...]:
+def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits, *, strategy: PlannedStrategy) -> tuple[str, ...]:
     """Sentences on what should be looked at before the run is used."""
     alarms = []
     gap = train_accuracy - validation.accuracy.value
@@ -258,7 +257,7 @@ def _measure(backbone: Backbone, splits: Splits, config: TrainConfig, place: Wor
     with torch.no_grad():
         outputs = backbone.head.cpu()(torch.from_numpy(features)).numpy()
     val, test = outputs[: len(splits.val)], outputs[len(splits.val) :]
-    decoding = choose_decoding(splits, config, val)
+    decoding = choose_decoding(splits, val, tolerance=config.optim.tolerance)
     truth = truth_of(splits.val)
     validation = evaluate(decoding, truth, val)
     if not splits.test:

@@ -17,13 +17,12 @@ from edgetl.core.progress import Progress
 from edgetl.data.folder import Sample
 from edgetl.data.loading import groups_of, labels_of, truth_of
 from edgetl.data.split import Splits
-from edgetl.errors import ConfigError
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
-from edgetl.train.config.tasks import fold_scale, value_scale
+from edgetl.train.config.tasks import value_scale
 from edgetl.train.continual.teacher import Tutor, find_tutor
 from edgetl.train.heads.fit import Rows, fit_other_head, set_head
-from edgetl.train.heads.linear import LinearHead, fit_head, fit_label_heads, fit_value_head
+from edgetl.train.heads.linear import LinearHead, fit_head, fit_label_heads, fit_value_head, fold_scale
 from edgetl.train.heads.modules import HeadSpec
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.dataset import random_crop
@@ -94,8 +93,6 @@ def choose_tutor(config: TrainConfig, plan: Plan, splits: Splits, place: Workpla
     if config.distillation.teacher and plan.strategy == "probe":
         _log.info("--teacher: a probe is fitted in closed form and asks no teacher")
         return None
-    if config.distillation.teacher and config.continual.replay:
-        raise ConfigError("--teacher and --replay cannot go together: the teacher does not know the replayed classes. Leave one out.")
     tutor = find_tutor(config, splits, place)
     if tutor:
         check_policy(

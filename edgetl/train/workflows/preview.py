@@ -13,6 +13,7 @@ from edgetl.data.split import Splits
 from edgetl.train.artifacts.plots import plain_text
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
+from edgetl.train.config.resolve import resolve
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
 from edgetl.train.inputs.dataset import ImageDataset
 from edgetl.train.workflows.finetune import prepare
@@ -29,7 +30,7 @@ def draw_preview(splits: Splits, config: TrainConfig, path: Path) -> None:
         StorageError: the file cannot be written.
     """
     check_picture(path, "--preview", inputs=training_inputs(splits.folder.root, config))
-    backbone, plan = prepare(splits, config)
+    backbone, plan = prepare(splits, resolve(config, splits))
     flip = mirrors_well(splits.folder.labels) if config.data.flip is None else config.data.flip
     samples = stratified(splits.train, ROWS)
     plain = ImageDataset(samples, backbone.spec, augment=None, seed=config.run.seed)
