@@ -283,6 +283,6 @@ def test_other_tasks_refuse_other_heads(tmp_path: Path) -> None:
 def test_more_images_than_a_bank_keeps_are_refused() -> None:
     config = TrainConfig.from_options(strategy="probe", head="knn")
     many = [Sample(Path(f"{index}.png"), index % 2, str(index)) for index in range(MAX_BANK + 1)]
-    splits = Splits(ImageFolder(Path(), ("a", "b"), tuple(many)), tuple(many), tuple(many[:2]), ())
+    splits = Splits(ImageFolder(Path(), ("a", "b"), tuple(many), ()), tuple(many), tuple(many[:2]), ())
     with pytest.raises(ConfigError, match=r"--head knn keeps .* 10,001 are more than 10,000; use --head linear, cosine or mlp"):
         resolve(config, splits)

@@ -72,7 +72,7 @@ def test_class_names_with_spaces_of_all_kinds_reach_the_device(odd: Path, odd_ru
 
 def test_plan_reports_what_the_scan_left_out_and_takes_patterns(odd: Path) -> None:
     assert {note.reason for note in estimate(odd, CONFIG).notes} == {"system", "mask", "other", "not-utf8"}
-    chosen = CONFIG.model_copy(update={"include": ("*_mask.png",), "exclude": ("readme.txt", "@eaDir")})
+    chosen = CONFIG.with_options(include=("*_mask.png",), exclude=("readme.txt", "@eaDir"))
     assert {note.reason: note.count for note in estimate(odd, chosen).notes} == {"excluded": 2, "not-utf8": 1}
 
 

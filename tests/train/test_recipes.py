@@ -45,7 +45,7 @@ def _recipe(path: Path, text: str) -> str:
 
 
 def test_a_recipe_replaces_figures_of_the_table_and_leaves_the_rest(tmp_path: Path) -> None:
-    file = _recipe(tmp_path / "mine.toml", 'strategy = "partial"\nsteps = 77\nhead_lr = 2e-3\nweight_decay = 0.0\naugment = "none"\n')
+    file = _recipe(tmp_path / "mine.toml", 'strategy = "partial"\nsteps = 77\nlr = 2e-3\nweight_decay = 0.0\naugment = "none"\n')
     plan, table = _plan(recipe=file), _plan(strategy="partial")
     assert (plan.strategy, plan.steps, plan.lr, plan.weight_decay, plan.augment) == ("partial", 77, 2e-3, 0.0, "none")
     assert (plan.unfreeze, plan.lr_decay, plan.label_smoothing) == (table.unfreeze, table.lr_decay, table.label_smoothing)
@@ -53,9 +53,7 @@ def test_a_recipe_replaces_figures_of_the_table_and_leaves_the_rest(tmp_path: Pa
 
 
 def test_options_win_over_the_recipe(tmp_path: Path) -> None:
-    file = _recipe(
-        tmp_path / "mine.toml", 'strategy = "full"\nunfreeze = "1"\nepochs = 9\nhead_lr = 2e-3\nlr_spread = 10.0\naugment = "none"\n'
-    )
+    file = _recipe(tmp_path / "mine.toml", 'strategy = "full"\nunfreeze = "1"\nepochs = 9\nlr = 2e-3\nlr_spread = 10.0\naugment = "none"\n')
     plan = _plan(recipe=file, strategy="partial", epochs=2, lr=5e-3, backbone_lr=1e-4, lr_decay=0.5, augment="medium")
     assert (plan.strategy, plan.steps, plan.lr, plan.backbone_lr, plan.lr_decay) == ("partial", 20, 5e-3, 1e-4, 0.5)
     assert plan.augment == "medium"
@@ -66,9 +64,9 @@ def test_options_win_over_the_recipe(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("head_rate = 1", r"head_rate is not known \(known: strategy, unfreeze, .*lr"),
-        ('epochs = "3"\nlr_ratio = 2.0', "epochs: .*; lr_decay: "),
+        ('epochs = "3"\nlr_decay = 2.0', "epochs: .*; lr_decay: "),
         ("epochs = 3\nsteps = 4", "either epochs or steps"),
-        ("lr_spread = 10.0\ntop_lr = 1e-3", "leave backbone_lr and lr_decay out"),
+        ("lr_spread = 10.0\nbackbone_lr = 1e-3", "leave backbone_lr and lr_decay out"),
         ("epochs 3", "is not TOML"),
     ],
 )
@@ -170,7 +168,7 @@ def test_the_command_takes_a_recipe(colours: Path, tmp_path: Path) -> None:
 
 
 def test_batchnorm_that_a_recipe_lets_learn_needs_two_images_at_a_time() -> None:
-    with pytest.raises(ConfigError, match="BatchNorm learns from two images at least"):
+    with pytest.raises(ConfigError, match="BatchNorm needs two images at least"):
         _plan(recipe="fastai", batch_size=1)
     assert _plan(strategy="full", batch_size=1).freeze_batchnorm
 

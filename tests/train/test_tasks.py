@@ -152,7 +152,7 @@ def test_the_record_says_what_the_network_answers(squares: Path, tmp_path: Path)
 
 def test_numbers_come_in_their_own_unit(squares: Path, tmp_path: Path) -> None:
     wanted = config(squares, task="regression", columns="mm", strategy="partial", backbone="edgetl_small", pretrained=True, tolerance=1.5)
-    wanted = wanted.model_copy(update={"augment": "none"})  # the light one changes the brightness, which is the number
+    wanted = wanted.with_options(augment="none")  # the light one changes the brightness, which is the number
     run = train(squares / "images", wanted, tmp_path / "run")
     record = run.record
     samples = run.samples("test")
