@@ -148,7 +148,7 @@ def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, pr
 def _could_keep(road: _Road, item: Ranked) -> bool:
     """Whether the untrained network, whose size and time are those of the trained one, is near enough to the limits."""
     road.progress(f"measuring {item.name}", 0, 1)
-    wanted = road.config.train.model_copy(update={"backbone": item.name})
+    wanted = road.config.train.with_options(backbone=item.name)
     before = read_counters()
     try:
         clauses = costs(load_backbone(wanted.backbone, road.labels), road.config, road.samples)
@@ -249,7 +249,7 @@ def _image_ms(backbone: Backbone, samples: list[Sample]) -> float:
 
 def _try(road: _Road, item: Ranked) -> bool:
     """Train and export one backbone; whether it keeps the contract."""
-    wanted = road.config.train.model_copy(update={"backbone": item.name})
+    wanted = road.config.train.with_options(backbone=item.name)
     train(road.data, wanted, road.folder / "run", overwrite=True, progress=road.progress)
     try:
         bundle = export_under_contract(
