@@ -28,7 +28,8 @@ from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import DEFAULT_BACKBONE, TrainConfig
 from edgetl.train.config.plan import make_plan
 from edgetl.train.config.resolve import resolve
-from edgetl.train.heads.linear import fit_head
+from edgetl.train.heads.linear import fit_logistic
+from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.features import FrozenFeatures
 from edgetl.train.loop.loop import tune
@@ -97,7 +98,7 @@ def probe(folder: ImageFolder, config: TrainConfig, seeds: int) -> list[float]:
     found = []
     for seed in range(seeds):
         train, test = _divide(labels, seed)
-        head = fit_head(features[train], labels[train], len(folder.labels), seed=seed)
+        head = fit_logistic(LabeledFeatures(features[train], labels[train]), len(folder.labels), seed=seed)
         found.append(float(((features[test] @ head.weight.T + head.bias).argmax(axis=1) == labels[test]).mean()))
     return found
 
@@ -123,7 +124,7 @@ def _few(folder: ImageFolder, config: TrainConfig, seeds: int, *, pretrained: bo
         torch.manual_seed(seed)
         backbone = load_backbone(wanted.backbone, len(folder.labels))
         if pretrained:
-            head = fit_head(_features(backbone, splits.train), labels_of(splits.train), len(folder.labels), seed=seed)
+            head = fit_logistic(LabeledFeatures(_features(backbone, splits.train), labels_of(splits.train)), len(folder.labels), seed=seed)
             with torch.no_grad():
                 backbone.head.weight.copy_(torch.from_numpy(head.weight))
                 backbone.head.bias.copy_(torch.from_numpy(head.bias))

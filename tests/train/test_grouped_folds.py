@@ -7,8 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from edgetl.train.heads.fit import choose_votes
-from edgetl.train.heads.linear import RIDGE_PENALTIES, fit_head, fit_value_head
+from edgetl.train.heads.knn import choose_votes
+from edgetl.train.heads.linear import RIDGE_PENALTIES, fit_logistic, fit_ridge
+from edgetl.train.heads.modules import LabeledFeatures
 
 
 def bursts(groups: int, size: int, *, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
@@ -22,15 +23,15 @@ def bursts(groups: int, size: int, *, seed: int = 0) -> tuple[NDArray[np.float32
 
 def test_cross_validation_by_groups_sees_that_a_burst_cannot_be_generalized() -> None:
     features, labels, groups = bursts(20, 6)
-    plain, grouped = (fit_head(features, labels, 2, seed=0, groups=numbers) for numbers in (None, groups))
+    plain, grouped = (fit_logistic(LabeledFeatures(features, labels, numbers), 2, seed=0) for numbers in (None, groups))
     assert max(plain.folds) == 1.0 and max(grouped.folds) < 0.8
     assert grouped.penalty > plain.penalty
 
 
 def test_one_group_and_classes_of_one_group_still_fit() -> None:
     features, labels, groups = bursts(4, 6)
-    assert fit_head(features, labels, 2, seed=0, groups=np.zeros_like(groups)).folds == ()
-    head = fit_head(features, groups, 4, seed=0, groups=groups)
+    assert fit_logistic(LabeledFeatures(features, labels, np.zeros_like(groups)), 2, seed=0).folds == ()
+    head = fit_logistic(LabeledFeatures(features, groups, groups), 4, seed=0)
     assert ((features @ head.weight.T + head.bias).argmax(axis=1) == groups).all()
 
 
@@ -38,9 +39,9 @@ def test_leaving_a_group_out_of_a_ridge_is_a_fit_on_the_others() -> None:
     features, _, groups = bursts(8, 5)
     values = np.random.default_rng(1).normal(size=len(features))
     values -= values.mean()
-    found = fit_value_head(features, values, groups=groups)
-    assert fit_value_head(features, values, groups=np.arange(len(values))).folds == pytest.approx(
-        fit_value_head(features, values).folds, abs=1e-4
+    found = fit_ridge(LabeledFeatures(features, values, groups))
+    assert fit_ridge(LabeledFeatures(features, values, np.arange(len(values)))).folds == pytest.approx(
+        fit_ridge(LabeledFeatures(features, values)).folds, abs=1e-4
     )
     scaled = (features - features.mean(axis=0)) / features.std(axis=0)
     rows = np.hstack([scaled - scaled.mean(axis=0), np.ones((len(values), 1))]).astype(np.float64)

@@ -26,9 +26,9 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.resolve import MAX_BANK, resolve
 from edgetl.train.config.tasks import scan_images
 from edgetl.train.continual.teacher import find_tutor
-from edgetl.train.heads.fit import FittedHead, Rows, fit_other_head, give_head
-from edgetl.train.heads.linear import fit_head
-from edgetl.train.heads.modules import LEAST_WEIGHT, HeadedNetwork, HeadSpec, NearestNeighbours, plain_state
+from edgetl.train.heads.fit import fit_other_head, with_head_modules
+from edgetl.train.heads.linear import class_weights, fit_logistic
+from edgetl.train.heads.modules import LEAST_WEIGHT, FittedHead, HeadedNetwork, HeadSpec, KnnVotes, LabeledFeatures, plain_state
 from edgetl.train.heads.multi_stage import MultiStageFeatures
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.networks.backbone import feature_extractor
@@ -49,16 +49,16 @@ def _config(**options: object) -> TrainConfig:
     return TrainConfig.from_options(**{**SMALL, **options})
 
 
-def _clusters(count: int, *, seed: int, classes: int = 4, width: int = 12) -> Rows:
+def _clusters(count: int, *, seed: int, classes: int = 4, width: int = 12) -> LabeledFeatures:
     """Noisy points around a centre for each class, all on the positive side, as features behind a ReLU are."""
     centres = np.random.default_rng(0).uniform(1, 4, (classes, width))
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % classes
-    return Rows((centres[labels] + rng.normal(size=(count, width))).clip(0).astype(np.float32), labels.astype(np.int64))
+    return LabeledFeatures((centres[labels] + rng.normal(size=(count, width))).clip(0).astype(np.float32), labels.astype(np.int64))
 
 
-def _fit(kind: str, train: Rows, val: Rows, classes: int = 4) -> FittedHead:
-    return fit_other_head(HeadSpec.model_validate({"kind": kind}), train, val, classes)
+def _fit(kind: str, train: LabeledFeatures, val: LabeledFeatures, classes: int = 4) -> FittedHead:
+    return fit_other_head(HeadSpec.model_validate({"kind": kind}), train, val, torch.ones(classes))
 
 
 def _logits(fitted: FittedHead, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -121,7 +121,7 @@ def test_every_head_passes_the_gate_in_int8(headed: Run, tmp_path: Path) -> None
     assert {variant.name for variant in bundle.manifest.variants} == {"onnx-int8", "openvino-int8"}
 
 
-def test_neighbours_vote_as_in_scikit_learn() -> None:
+def test_neighbors_vote_as_in_scikit_learn() -> None:
     known, asked = _clusters(80, seed=1), _clusters(40, seed=2)
     fitted = _fit("knn", known, asked)
     spec, mean, heat = fitted.spec, known.features.mean(axis=0), fitted.spec.temperature
@@ -132,37 +132,37 @@ def test_neighbours_vote_as_in_scikit_learn() -> None:
         left[:, -1] = 0  # the first that has no vote
         return left
 
-    other = KNeighborsClassifier(spec.neighbours + 1, metric="cosine", algorithm="brute", weights=weights)
-    other.fit(known.features - mean, known.labels)
+    other = KNeighborsClassifier(spec.neighbors + 1, metric="cosine", algorithm="brute", weights=weights)
+    other.fit(known.features - mean, known.targets)
     with torch.no_grad():
         ours = fitted.adapter(torch.from_numpy(asked.features)).numpy()
     np.testing.assert_allclose(ours, other.predict_proba(asked.features - mean), atol=1e-4)
     assert (_logits(fitted, asked.features).argmax(axis=1) == other.predict(asked.features - mean)).all()
 
 
-def test_two_neighbours_that_change_places_change_no_answer() -> None:
-    spec = HeadSpec(kind="knn", bank=3, neighbours=1, temperature=0.1)
-    layer = NearestNeighbours(2, 2, spec)
+def test_two_neighbors_that_change_places_change_no_answer() -> None:
+    spec = HeadSpec(kind="knn", bank=3, neighbors=1, temperature=0.1)
+    layer = KnnVotes(2, 2, spec)
     angles = torch.tensor([0.3, -0.3, 3.0])
     layer.bank.copy_(torch.stack([angles.cos(), angles.sin()], dim=1))
     layer.votes.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
-    two = NearestNeighbours(2, 2, spec.model_copy(update={"neighbours": 2}))
+    two = KnnVotes(2, 2, spec.model_copy(update={"neighbors": 2}))
     two.load_state_dict(layer.state_dict())
     up, down = (two(torch.tensor([[1.0, turn]])) for turn in (1e-6, -1e-6))
     assert torch.allclose(up, down, atol=1e-4) and torch.allclose(up, torch.tensor([[0.5, 0.5]]), atol=1e-3)
 
 
 def test_a_very_small_bank_votes_too() -> None:
-    rows = Rows(np.array([[1, 0], [0, 1]], np.float32), np.array([0, 1]))
+    rows = LabeledFeatures(np.array([[1, 0], [0, 1]], np.float32), np.array([0, 1]))
     fitted = _fit("knn", rows, rows, classes=2)
-    assert fitted.spec.neighbours == 1 and (_logits(fitted, rows.features).argmax(axis=1) == rows.labels).all()
+    assert fitted.spec.neighbors == 1 and (_logits(fitted, rows.features).argmax(axis=1) == rows.targets).all()
 
 
 @pytest.mark.parametrize("kind", ["cosine", "knn"])
 def test_features_of_another_scale_give_the_same_answers(kind: str) -> None:
     known, val = _clusters(200, seed=1), _clusters(80, seed=2)
     plain = _fit(kind, known, val)
-    scaled = _fit(kind, Rows(known.features * 32, known.labels), Rows(val.features * 32, val.labels))
+    scaled = _fit(kind, LabeledFeatures(known.features * 32, known.targets), LabeledFeatures(val.features * 32, val.targets))
     np.testing.assert_allclose(_logits(plain, val.features), _logits(scaled, val.features * 32), atol=0.02)
 
 
@@ -174,14 +174,14 @@ def test_a_cosine_head_does_not_see_how_far_from_the_mean_an_image_lies() -> Non
     assert torch.allclose(lengths, lengths[0].expand(4)), "one scale for all classes"
 
 
-def _exclusive_or(count: int, seed: int) -> Rows:
+def _exclusive_or(count: int, seed: int) -> LabeledFeatures:
     points = np.random.default_rng(seed).uniform(-1, 1, (count, 2)).astype(np.float32)
-    return Rows(points, (points[:, 0] * points[:, 1] > 0).astype(np.int64))
+    return LabeledFeatures(points, (points[:, 0] * points[:, 1] > 0).astype(np.int64))
 
 
 def test_an_mlp_learns_what_a_linear_head_cannot() -> None:
     known, val, asked = (_exclusive_or(count, seed) for count, seed in ((600, 1), (200, 2), (400, 3)))
-    linear = fit_head(known.features, known.labels, 2, seed=0)
+    linear = fit_logistic(LabeledFeatures(known.features, known.targets), 2, seed=0)
     straight = ((asked.features @ linear.weight.T + linear.bias).argmax(axis=1) == asked.labels).mean()
     bent = (_logits(_fit("mlp", known, val, classes=2), asked.features).argmax(axis=1) == asked.labels).mean()
     assert straight < 0.65 and bent > 0.93
@@ -200,9 +200,9 @@ def test_the_same_seed_gives_the_same_mlp_and_leaves_torchs_own_numbers_alone() 
 def test_balance_lets_a_rare_class_be_answered_more_often(kind: str) -> None:
     rng = np.random.default_rng(0)
     labels = (np.arange(400) % 10 == 0).astype(np.int64)
-    rows, val = (Rows((rng.normal(size=(400, 6)) + labels[:, None] * 0.7).astype(np.float32), labels) for _ in range(2))
+    rows, val = (LabeledFeatures((rng.normal(size=(400, 6)) + labels[:, None] * 0.7).astype(np.float32), labels) for _ in range(2))
     spec = HeadSpec.model_validate({"kind": kind})
-    plain, even = (fit_other_head(spec, rows, val, 2, balanced=balanced) for balanced in (False, True))
+    plain, even = (fit_other_head(spec, rows, val, weights) for weights in (torch.ones(2), torch.from_numpy(class_weights(labels))))
     asked = rng.normal(size=(300, 6)).astype(np.float32) + 0.35
     assert _logits(even, asked).argmax(axis=1).mean() > _logits(plain, asked).argmax(axis=1).mean() + 0.1
 
@@ -213,12 +213,12 @@ def test_joined_features_are_as_wide_as_all_stages_and_end_with_the_networks_own
     backbone = load_backbone(config.backbone, 3)
     plain = feature_extractor(backbone.model, backbone.head_name)
     own = backbone.head.in_features
-    joined = give_head(backbone, config.head)
-    assert isinstance(joined.model, HeadedNetwork) and isinstance(joined.model.trunk, MultiStageFeatures)
+    joined = with_head_modules(backbone, HeadSpec(features="layers"))
+    assert isinstance(joined.model, HeadedNetwork) and isinstance(joined.model.backbone, MultiStageFeatures)
     images = torch.randn(2, 3, *backbone.spec.input_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found, expected = joined.model.eval().trunk(images), plain(images)
-    widths = joined.model.trunk.widths
+        found, expected = joined.model.eval().backbone(images), plain(images)
+    widths = joined.model.backbone.widths
     assert len(widths) > 1 and found.shape == (2, sum(widths) + own) and joined.head.in_features == sum(widths) + own
     assert torch.allclose(found[:, sum(widths) :], expected, atol=1e-5)
 

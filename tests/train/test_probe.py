@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from edgetl.train.heads.linear import PENALTIES, fit_head
+from edgetl.train.heads.linear import PENALTIES, fit_logistic
+from edgetl.train.heads.modules import LabeledFeatures
 
 
 def _clusters(n: int, classes: int, *, seed: int = 0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -16,7 +17,7 @@ def _clusters(n: int, classes: int, *, seed: int = 0, noise: float = 1.0) -> tup
 
 def test_head_separates_clusters_of_images_it_has_not_seen() -> None:
     features, labels = _clusters(300, 5)
-    head = fit_head(features, labels, 5, seed=0)
+    head = fit_logistic(LabeledFeatures(features, labels), 5, seed=0)
     unseen, truth = _clusters(500, 5, seed=1)
     assert ((unseen @ head.weight.T + head.bias).argmax(axis=1) == truth).mean() > 0.97
 
@@ -24,7 +25,7 @@ def test_head_separates_clusters_of_images_it_has_not_seen() -> None:
 def test_folding_the_standardisation_into_the_head_changes_no_score() -> None:
     features, labels = _clusters(200, 3)
     features = features * np.linspace(0.1, 50, 16, dtype=np.float32) + 7
-    head = fit_head(features, labels, 3, seed=0)
+    head = fit_logistic(LabeledFeatures(features, labels), 3, seed=0)
     scaled = (features - features.mean(0)) / (features.std(0) + 1e-6)
     reference = LogisticRegression(C=1 / (head.penalty * 200), max_iter=1000, tol=1e-8).fit(scaled, labels)
     logits = features @ head.weight.T + head.bias
@@ -34,26 +35,26 @@ def test_folding_the_standardisation_into_the_head_changes_no_score() -> None:
 
 def test_two_classes_give_two_rows_with_the_logistic_function() -> None:
     features, labels = _clusters(200, 2)
-    head = fit_head(features, labels, 2, seed=0)
+    head = fit_logistic(LabeledFeatures(features, labels), 2, seed=0)
     assert head.weight.shape == (2, 16)
     np.testing.assert_allclose(head.weight[0], -head.weight[1], rtol=1e-5)
 
 
 def test_a_class_without_an_image_is_never_the_answer() -> None:
     features, labels = _clusters(90, 3)
-    head = fit_head(features, np.where(labels == 2, 3, labels), 4, seed=0)
+    head = fit_logistic(LabeledFeatures(features, np.where(labels == 2, 3, labels)), 4, seed=0)
     assert 2 not in (features @ head.weight.T + head.bias).argmax(axis=1)
 
 
 @pytest.mark.parametrize("per_class", [1, 2, 3])
 def test_very_few_images_a_class_are_enough_to_fit(per_class: int) -> None:
     features, labels = _clusters(4 * per_class, 4, noise=0.1)
-    head = fit_head(features, labels, 4, seed=0)
+    head = fit_logistic(LabeledFeatures(features, labels), 4, seed=0)
     assert ((features @ head.weight.T + head.bias).argmax(axis=1) == labels).all()
 
 
 def test_noise_labels_choose_a_stronger_penalty_than_clean_ones() -> None:
     features, labels = _clusters(200, 4, noise=0.3)
-    clean = fit_head(features, labels, 4, seed=0).penalty
-    noisy = fit_head(features, np.random.default_rng(0).permutation(labels), 4, seed=0).penalty
+    clean = fit_logistic(LabeledFeatures(features, labels), 4, seed=0).penalty
+    noisy = fit_logistic(LabeledFeatures(features, np.random.default_rng(0).permutation(labels)), 4, seed=0).penalty
     assert noisy == PENALTIES[0] > clean

@@ -69,7 +69,7 @@ def test_ridge_leaves_one_out_as_refitting_would() -> None:
     assert scores.ridge_score(features, labels).value == pytest.approx(max(accuracies))
 
 
-def test_neighbours_are_those_of_scikit_learn() -> None:
+def test_neighbors_are_those_of_scikit_learn() -> None:
     features, labels = _example(90, 12)
     right = []
     for left_out in range(len(labels)):

@@ -24,7 +24,8 @@ from edgetl.runtime.evaluation import EvaluationConfig
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.resolve import check_early
 from edgetl.train.config.tasks import choose_thresholds, scan_images
-from edgetl.train.heads.linear import RIDGE_PENALTIES, fit_label_heads, fit_value_head, fold_scale
+from edgetl.train.heads.linear import RIDGE_PENALTIES, fit_multi_label, fit_ridge, fold_scale
+from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.loop.losses import Labels, Numbers, asymmetric_loss, presence_weights
 from edgetl.train.workflows.evaluate import evaluate_run
 from edgetl.train.workflows.finetune import fine_tune
@@ -86,7 +87,7 @@ def test_each_label_gets_a_head_of_its_own_and_a_constant_one_a_bias() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(120, 6)).astype(np.float32)
     truth = np.stack([features[:, 0] > 0, features[:, 1] > 0.5, np.ones(120), np.zeros(120)], axis=1).astype(np.float64)
-    head = fit_label_heads(features, truth, seed=0)
+    head = fit_multi_label(LabeledFeatures(features, truth), seed=0)
     outputs = features @ head.weight.T + head.bias
     assert ((outputs > 0) == (truth > 0)).mean(axis=0).min() > 0.95
     assert np.abs(head.weight[2:]).max() == 0 and head.bias[2] == -head.bias[3] == pytest.approx(math.log(121))
@@ -97,7 +98,7 @@ def test_the_ridge_head_is_the_one_with_the_lowest_left_out_error() -> None:
     features = rng.normal(size=(40, 60)).astype(np.float32) * rng.uniform(0.5, 2, 60).astype(np.float32)
     values = features[:, :3].sum(axis=1) + rng.normal(0, 1, 40)
     values = (values - values.mean()) / values.std()
-    head = fit_value_head(features, values)
+    head = fit_ridge(LabeledFeatures(features, values))
     scaled = (features - features.mean(axis=0)) / features.std(axis=0)
     errors = [
         ((cross_val_predict(Ridge(penalty * 40), scaled, values, cv=LeaveOneOut()) - values) ** 2).mean() for penalty in RIDGE_PENALTIES

@@ -24,7 +24,8 @@ from edgetl.errors import ConfigError, StoppedError, TrainingError
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan, choose_strategy, steps_per_epoch
-from edgetl.train.heads.linear import class_weights, fit_head
+from edgetl.train.heads.linear import class_weights, fit_logistic
+from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.dataset import StepSampler
 from edgetl.train.loop.checkpoints import Checkpoints, State
@@ -234,7 +235,7 @@ def test_balanced_classes_weigh_the_same() -> None:
     assert weights[1] == 0 and weights[0] * 90 == pytest.approx(weights[2] * 10) and weights[labels].mean() == pytest.approx(1)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(100, 3)).astype(np.float32) + (labels == 2)[:, None] * np.float32(0.8)
-    plain, balanced = (fit_head(features, labels, 3, seed=0, balanced=choice) for choice in (False, True))
+    plain, balanced = (fit_logistic(LabeledFeatures(features, labels), 3, seed=0, balanced=choice) for choice in (False, True))
     recall = [float(((features @ head.weight.T + head.bias).argmax(axis=1)[labels == 2] == 2).mean()) for head in (plain, balanced)]
     assert recall[1] > recall[0] + 0.2
 

@@ -21,7 +21,8 @@ from edgetl.errors import ConfigError
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.artifacts.sources.load import fixed_size, load_backbone
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.heads.linear import fit_head
+from edgetl.train.heads.linear import fit_logistic
+from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.features import FrozenFeatures
 from edgetl.train.networks.backbone import Backbone, feature_extractor
@@ -87,7 +88,8 @@ def find_tutor(config: TrainConfig, splits: Splits, place: Workplace) -> Tutor |
     else:
         trunk = feature_extractor(backbone.model, backbone.head_name)
         extract = FrozenFeatures(trunk, backbone.spec, device=place.device, batch_size=config.optim.batch_size, images=len(splits.train))
-        fitted = fit_head(extract(splits.train, progress=place.progress), labels_of(splits.train), len(labels), seed=config.run.seed)
+        known = LabeledFeatures(extract(splits.train, progress=place.progress), labels_of(splits.train))
+        fitted = fit_logistic(known, len(labels), seed=config.run.seed)
         weight, bias = torch.from_numpy(fitted.weight), torch.from_numpy(fitted.bias)
     with torch.no_grad():
         backbone.head.weight.copy_(weight)

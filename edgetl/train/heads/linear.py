@@ -1,27 +1,28 @@
-"""The linear probe: a regularised linear head on features that do not change."""
+"""Linear probe: a regularized linear head on frozen features (logistic regression, ridge regression)."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
 from edgetl.core.progress import Progress, silent
+from edgetl.train.heads.modules import LabeledFeatures
 
 # Strength of the L2 penalty per image, largest first; the range covers 10 to 100,000 images.
 PENALTIES = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 # A feature is scaled up as if it varied by at least this share of the typical one: a nearly constant feature would otherwise get a weight
 # that makes its rounding in int8 decide.
 SMALLEST_SPREAD = 0.1
-# Of a ridge regression on standardised features and numbers, per image.
+# Of a ridge regression on standardized features and numbers, per image.
 RIDGE_PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 MAX_FOLDS = 5
 MIN_FOLDS = 3
@@ -46,39 +47,27 @@ class LinearHead:
     folds: tuple[float, ...]
 
 
-def fit_head(
-    features: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    classes: int,
-    *,
-    seed: int,
-    views: Sequence[NDArray[np.float32]] = (),
-    groups: NDArray[np.int64] | None = None,
-    balanced: bool = False,
-    progress: Progress = silent,
-) -> LinearHead:
+def fit_logistic(train: LabeledFeatures, classes: int, *, seed: int, balanced: bool = False, progress: Progress = silent) -> LinearHead:
     """Fit multinomial logistic regression by L-BFGS on standardized features.
 
     The penalty is the one with the lowest log-loss on folds of the training images. A fold is scored on the first view only, as on the
     device.
 
     Args:
-        features: float32 ``[n, width]``.
-        labels: int64 ``[n]``, 0..classes-1; a class may be absent.
+        train: features and classes 0..classes-1; a class may be absent. Images of one group are in one fold.
         classes: number of outputs.
         seed: shuffles the folds.
-        views: the same images' features under other crops, each ``[n, width]``, to fit on as well.
-        groups: int64 ``[n]``: images of one number are in one fold.
-        balanced: every class weighs the same, however many images it has.
+        balanced: weight the classes inversely to their frequency.
         progress: called after each fit.
     """
+    features, labels = train.features, train.targets
     mean, std = features.mean(axis=0), spread(features)
-    scaled = [((view - mean) / std).astype(np.float64) for view in (features, *views)]
-    folds = _folds(labels, groups, len(scaled), seed=seed)
+    scaled = [((view - mean) / std).astype(np.float64) for view in (features, *train.views)]
+    folds = _folds(labels, train.groups, len(scaled), seed=seed)
     penalty, accuracies = _choose_penalty(scaled, labels, folds, progress, balanced=balanced)
     fitted = _fit(np.concatenate(scaled), np.tile(labels, len(scaled)), penalty, balanced=balanced)
     weight = np.zeros((classes, features.shape[1]))
-    bias = np.full(classes, -20.0)  # a class without a training image is never the answer
+    bias = np.full(classes, -20.0)  # a class without a training image is never predicted
     rows, offsets = (fitted.coef_, fitted.intercept_)
     if len(fitted.classes_) == 2:
         # scikit-learn gives one row for two classes; half of it on each side is the same function.
@@ -88,36 +77,25 @@ def fit_head(
     return LinearHead(weight.astype(np.float32), bias.astype(np.float32), penalty, accuracies)
 
 
-def fit_label_heads(
-    features: NDArray[np.float32],
-    truth: NDArray[np.float64],
-    *,
-    seed: int,
-    views: Sequence[NDArray[np.float32]] = (),
-    groups: NDArray[np.int64] | None = None,
-    balanced: bool = False,
-    progress: Progress = silent,
-) -> LinearHead:
-    """Fit one logistic regression for each label, each with a penalty of its own: ``sigmoid(logit)`` is the label's score.
+def fit_multi_label(train: LabeledFeatures, *, seed: int, balanced: bool = False, progress: Progress = silent) -> LinearHead:
+    """Fit one logistic regression for each label, each with its own penalty: ``sigmoid(logit)`` is the label's score.
 
     Args:
-        features: float32 ``[n, width]``.
-        truth: ``[n, labels]``, above 0 where an image has the label. One that all images have, or none, gets a bias alone.
-        seed: as in ``fit_head``.
-        views: as in ``fit_head``.
-        groups: as in ``fit_head``.
-        balanced: presence and absence weigh the same.
+        train: targets ``[n, labels]``, above 0 where an image has the label. A label that all images have, or none, gets a bias alone.
+        seed: as in ``fit_logistic``.
+        balanced: presence and absence of a label have the same weight.
         progress: called after each fit.
 
     Returns:
         The penalty is the median of the labels'; there are no folds.
     """
-    weight, bias = np.zeros((truth.shape[1], features.shape[1]), np.float32), np.zeros(truth.shape[1], np.float32)
+    truth = train.targets > 0
+    weight, bias = np.zeros((truth.shape[1], train.features.shape[1]), np.float32), np.zeros(truth.shape[1], np.float32)
     penalties = []
-    for index, column in enumerate((truth > 0).astype(np.int64).T):
+    for index, column in enumerate(truth.astype(np.int64).T):
         present = int(column.sum())
         if 0 < present < len(column):
-            pair = fit_head(features, column, 2, seed=seed, views=views, groups=groups, balanced=balanced, progress=progress)
+            pair = fit_logistic(replace(train, targets=column), 2, seed=seed, balanced=balanced, progress=progress)
             weight[index], bias[index] = pair.weight[1] - pair.weight[0], pair.bias[1] - pair.bias[0]
             penalties.append(pair.penalty)
         else:
@@ -125,44 +103,30 @@ def fit_label_heads(
     return LinearHead(weight, bias, float(np.median(penalties)) if penalties else 0.0, ())
 
 
-def fit_value_head(
-    features: NDArray[np.float32],
-    values: NDArray[np.float64],
-    *,
-    views: Sequence[NDArray[np.float32]] = (),
-    groups: NDArray[np.int64] | None = None,
-) -> LinearHead:
-    """Fit a ridge regression in closed form; the penalty is the one with the lowest leave-one-out error on the first view.
+def fit_ridge(train: LabeledFeatures) -> LinearHead:
+    """Fit a ridge regression to standardized values ``[n]``; leave-one-out error on the first view selects the penalty.
 
-    The leave-one-out residuals need no refits: ``residual / (1 - leverage)`` (Allen 1974, doi:10.1080/00401706.1974.10489157). Where
-    images have groups, a whole group is left out: ``(I - H) residuals`` with the group's block of the hat matrix.
-
-    Args:
-        features: float32 ``[n, width]``.
-        values: ``[n]``, standardized.
-        views: as in ``fit_head``.
-        groups: as in ``fit_head``.
+    The leave-one-out residuals need no refits: ``residual / (1 - leverage)`` (Allen 1974, doi:10.1080/00401706.1974.10489157). If images
+    have groups, a whole group is left out: ``(I - H) residuals`` with the group's block of the hat matrix.
 
     Returns:
-        ``weight`` float32 ``[1, width]``; ``folds`` are the R² of each of ``RIDGE_PENALTIES``, left-one-out.
+        ``weight`` float32 ``[1, width]``; ``folds`` are the leave-one-out R² of each of ``RIDGE_PENALTIES``.
     """
+    features, values = train.features, train.targets
     mean, std = features.mean(axis=0), spread(features)
-    scaled = [((view - mean) / std).astype(np.float64) for view in (features, *views)]
-    first, centre = scaled[0] - scaled[0].mean(axis=0), values.mean()
+    scaled = [((view - mean) / std).astype(np.float64) for view in (features, *train.views)]
+    first, center = scaled[0] - scaled[0].mean(axis=0), values.mean()
     left, sizes, _ = np.linalg.svd(first, full_matrices=False)
-    turned, errors = left.T @ (values - centre), []
+    turned, errors = left.T @ (values - center), []
     for penalty in RIDGE_PENALTIES:
         kept = sizes**2 / (sizes**2 + penalty * len(values))
-        residual = values - centre - left @ (kept * turned)
-        errors.append(float((_left_out(residual, left * np.sqrt(kept), groups) ** 2).mean()))
+        residual = values - center - left @ (kept * turned)
+        errors.append(float((_left_out(residual, left * np.sqrt(kept), train.groups) ** 2).mean()))
     chosen = RIDGE_PENALTIES[int(np.argmin(errors))]
-    rows, wanted = np.concatenate(scaled), np.tile(values, len(scaled))
-    centred = rows - rows.mean(axis=0)
-    gram = centred.T @ centred / len(rows)
-    gram[np.diag_indices_from(gram)] += chosen
-    row = np.linalg.solve(gram, centred.T @ (wanted - centre) / len(rows))
-    weight = (row / std)[None]
-    bias = centre - row @ rows.mean(axis=0) - weight @ mean
+    rows = np.concatenate(scaled)
+    fitted = Ridge(alpha=chosen * len(rows)).fit(rows, np.tile(values, len(scaled)))
+    weight = (fitted.coef_ / std)[None]
+    bias = fitted.intercept_ - weight @ mean
     explained = tuple(1 - error / max(float(values.var()), 1e-12) for error in errors)
     return LinearHead(weight.astype(np.float32), bias.astype(np.float32), chosen, explained)
 
@@ -181,17 +145,16 @@ def _left_out(residual: NDArray[np.float64], half: NDArray[np.float64], groups: 
 
 
 def spread(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What each feature is divided by, float32 ``[width]``."""
+    """Divisor of each feature, float32 ``[width]``: its standard deviation, with a lower bound."""
     std = features.std(axis=0)
     return np.maximum(std, SMALLEST_SPREAD * np.sqrt((std**2).mean()) + 1e-6)
 
 
-def class_weights(labels: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Float32 ``[classes]``: weights under which each class that has images counts the same, with a mean of 1 over the images."""
-    counts = np.bincount(labels)
-    present = counts > 0
-    weights = np.zeros(len(counts), np.float32)
-    weights[present] = len(labels) / (present.sum() * counts[present])
+def class_weights(labels: NDArray[np.int64], classes: int | None = None) -> NDArray[np.float32]:
+    """Weights float32 ``[classes]`` inversely to the class frequency, with a mean of 1 over the images; 0 for absent classes."""
+    present = np.unique(labels)
+    weights = np.zeros(classes or int(labels.max()) + 1, np.float32)
+    weights[present] = compute_class_weight("balanced", classes=present, y=labels)
     return weights
 
 
@@ -199,7 +162,7 @@ _Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def _folds(labels: NDArray[np.int64], groups: NDArray[np.int64] | None, views: int, *, seed: int) -> list[_Fold]:
-    """Rows to fit on and rows held out, of each fold; none where a class has one image, or all images are one group."""
+    """Training and held-out rows of each fold; no fold if a class has one image, or all images are one group."""
     smallest = int(np.bincount(labels)[np.unique(labels)].min())
     most = MAX_FOLDS if len(labels) * views <= FEW_ROWS else MIN_FOLDS
     if groups is None:
@@ -247,7 +210,7 @@ def _fit(
     model = start or LogisticRegression(max_iter=MAX_ITERATIONS, tol=1e-3, warm_start=True, class_weight=weights)
     model.set_params(C=1.0 / (penalty * len(labels)))
     with warnings.catch_warnings():
-        # Stopping after MAX_ITERATIONS is regularisation too; the folds judge the result.
+        # Stopping after MAX_ITERATIONS is regularization too; the folds evaluate the result.
         warnings.simplefilter("ignore", ConvergenceWarning)
         # Few images a class are still classes.
         warnings.filterwarnings("ignore", message="The number of unique classes is greater", category=UserWarning)

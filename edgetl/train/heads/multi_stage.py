@@ -1,8 +1,8 @@
-"""Features of several depths: the pooled map of every stage beside the network's own features.
+"""Multi-stage features: the pooled feature map of every stage, joined with the network's last features.
 
-A linear probe on the last features alone misses what lower stages still tell of edges and texture; joined features repair most of it
-where the new images are unlike the old ones (Head2Toe: Evci et al. 2022, arXiv:2201.03529). Of a transformer, whose stages are its many
-blocks, the last four are taken, as in DINO's linear evaluation (Caron et al. 2021, arXiv:2104.14294).
+Lower stages keep edges and texture that the last features lack. Joined features raise the accuracy of a linear probe most where the new
+images are unlike those of the pretraining (Head2Toe: Evci et al. 2022, arXiv:2201.03529). The stages of a transformer are its many blocks;
+the last four are used, as in DINO's linear evaluation (Caron et al. 2021, arXiv:2104.14294).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class MultiStageFeatures(nn.Module):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """How many features each stage gives, without the network's own."""
+        """Number of features of each stage, without the network's last ones."""
         info = self.network.feature_info
         return tuple(int(info[index]["num_chs"]) for index in self.indices)  # type: ignore[index]
 
@@ -55,11 +55,11 @@ def has_stage_features(network: nn.Module) -> bool:
 
 
 def check_stage_features(network: nn.Module, name: str, size: tuple[int, int]) -> None:
-    """Refuse a network that does not show its stages, or whose last features are not those of the plain trunk.
+    """Refuse a network that does not return the maps of its stages, or whose last features differ from those of the plain network.
 
     Args:
-        network: ``[batch, 3, H, W]`` → its features ``[batch, width]``: the classifier is taken out.
-        name: for the sentence.
+        network: ``[batch, 3, H, W]`` → its features ``[batch, width]``: without its classifier.
+        name: for the message.
         size: an input's height and width, px.
 
     Raises:
@@ -71,13 +71,13 @@ def check_stage_features(network: nn.Module, name: str, size: tuple[int, int]) -
     )
     if not has_stage_features(network):
         raise refusal
-    trunk = MultiStageFeatures(network).eval()
+    joined_network = MultiStageFeatures(network).eval()
     example = torch.linspace(-1, 1, 3 * size[0] * size[1]).reshape(1, 3, *size)
     with torch.no_grad():
         try:
-            joined, plain = trunk(example), network.eval()(example)
+            joined, plain = joined_network(example), network.eval()(example)
         except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
             raise refusal from error
-    own = joined[:, sum(trunk.widths) :]
+    own = joined[:, sum(joined_network.widths) :]
     if own.shape != plain.shape or float((own - plain).abs().max()) > MAX_RELATIVE_DIFFERENCE * float(plain.abs().max()):
         raise refusal

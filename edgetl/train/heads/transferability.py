@@ -1,4 +1,4 @@
-"""How well frozen features suit labels, without training a network: three scorers, each with what it gives for every image.
+"""Transferability metrics of frozen features: k-NN and ridge accuracy (leave-one-out) and LogME.
 
 All are computed in float64 and exactly (no sampling); N is the number of images, D the width of the features.
 """
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
 
-NEIGHBOURS = 5
+NEIGHBORS = 5
 PENALTIES = np.logspace(-1, 5, 13)
 LOGME_ITERATIONS = 200
 LOGME_TOLERANCE = 1e-10
@@ -18,11 +19,11 @@ LOGME_TOLERANCE = 1e-10
 
 @dataclass(frozen=True)
 class Score:
-    """One scorer's answer.
+    """Value of one metric.
 
     Attributes:
         value: higher is better: an accuracy 0..1, or log evidence per image.
-        rows: what each image contributes, float64 ``[N]``; their mean is ``value``.
+        rows: contribution of each image, float64 ``[N]``; their mean is ``value``.
     """
 
     value: float
@@ -30,27 +31,22 @@ class Score:
 
 
 def knn_score(features: NDArray[np.float32], labels: NDArray[np.int64]) -> Score:
-    """Leave-one-out accuracy of the 5 nearest neighbours by cosine similarity, votes weighted by it."""
-    scaled = features.astype(np.float64)
-    scaled /= np.linalg.norm(scaled, axis=1, keepdims=True) + 1e-12
-    similarity = scaled @ scaled.T
-    np.fill_diagonal(similarity, -np.inf)
-    count = min(NEIGHBOURS, len(labels) - 1)
-    nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+    """Leave-one-out accuracy of the 5 nearest neighbors by cosine similarity; the vote weight is 1 + similarity."""
+    index = NearestNeighbors(n_neighbors=min(NEIGHBORS, len(labels) - 1), metric="cosine").fit(features.astype(np.float64))
+    distances, nearest = index.kneighbors()  # without the image itself
     votes = np.zeros((len(labels), int(labels.max()) + 1))
-    rows = np.arange(len(labels))[:, None]
-    np.add.at(votes, (rows, labels[nearest]), 1.0 + similarity[rows, nearest])
-    right = (votes.argmax(axis=1) == labels).astype(np.float64)
-    return Score(float(right.mean()), right)
+    np.add.at(votes, (np.arange(len(labels))[:, None], labels[nearest]), 2.0 - distances)
+    correct = (votes.argmax(axis=1) == labels).astype(np.float64)
+    return Score(float(correct.mean()), correct)
 
 
 def ridge_score(features: NDArray[np.float32], labels: NDArray[np.int64]) -> Score:
-    """Leave-one-out accuracy of a ridge classifier on standardised features, at the best of 13 penalties.
+    """Leave-one-out accuracy of a ridge classifier on standardized features, at the best of 13 penalties.
 
     Exact for N and D of any size, from one eigendecomposition of the N x N Gram matrix: the residual of a left-out image is
     ``(G y)_i / G_ii`` with ``G = (K + λ I)⁻¹`` (Rifkin and Lippert 2007, Notes on Regularized Least Squares).
     """
-    scaled = _standardise(features)
+    scaled = _standardize(features)
     targets = np.where(labels[:, None] == np.arange(int(labels.max()) + 1), 1.0, -1.0)
     values, vectors = np.linalg.eigh(scaled @ scaled.T + 1.0)  # + 1: a constant feature, the intercept
     best: NDArray[np.float64] | None = None
@@ -118,7 +114,7 @@ def _fit(spectrum: NDArray[np.float64], projected: NDArray[np.float64], outside:
     return weights, errors
 
 
-def _standardise(features: NDArray[np.float32]) -> NDArray[np.float64]:
+def _standardize(features: NDArray[np.float32]) -> NDArray[np.float64]:
     data = features.astype(np.float64)
     scaled: NDArray[np.float64] = (data - data.mean(axis=0)) / (data.std(axis=0) + 1e-6)
     return scaled

@@ -1,4 +1,4 @@
-"""The frozen trunk's features of many images, computed once."""
+"""Frozen features: outputs of a network without its head, computed once for each image."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.data.folder import Sample
 from edgetl.data.loading import Prepare, batches
+from edgetl.train.inputs.dataset import random_crop
+from edgetl.train.networks.backbone import Backbone, feature_extractor
 
 FeatureFunction: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -23,19 +25,18 @@ MIN_IMAGES_FOR_OPENVINO = 200
 
 
 class FrozenFeatures:
-    """A frozen trunk, ready to compute features; converted once, when the first images come."""
+    """Feature extraction of a frozen network, which is converted once, at the first images.
 
-    def __init__(self, trunk: nn.Module, spec: PreprocessSpec, *, device: str = "cpu", batch_size: int = 32, images: int = 0) -> None:
-        """Remember what to run.
+    Args:
+        network: ``[batch, 3, H, W]`` → ``[batch, width]``, in evaluation mode.
+        spec: preprocessing.
+        device: ``cpu`` or ``cuda``. On a CPU, OpenVINO runs the network if it is installed and agrees with torch.
+        batch_size: images at a time.
+        images: expected number of images in all; a few are not worth a conversion.
+    """
 
-        Args:
-            trunk: ``[batch, 3, H, W]`` → ``[batch, width]``, in evaluation mode.
-            spec: preprocessing.
-            device: ``cpu`` or ``cuda``; on a CPU the pass goes through OpenVINO where it is installed and agrees with torch.
-            batch_size: images at a time.
-            images: how many will come in all; a few are not worth a conversion.
-        """
-        self._trunk = trunk
+    def __init__(self, network: nn.Module, spec: PreprocessSpec, *, device: str = "cpu", batch_size: int = 32, images: int = 0) -> None:
+        self._network = network
         self._spec = spec
         self._device = device
         self._batch_size = batch_size
@@ -48,25 +49,35 @@ class FrozenFeatures:
         done = 0
         for batch in batches(samples, self._spec, batch_size=self._batch_size, prepare=prepare):
             if self._compute is None:
-                self._compute = choose_engine(self._trunk, batch, self._images or len(samples), self._device)
+                self._compute = choose_engine(self._network, batch, self._images or len(samples), self._device)
             rows.append(self._compute(batch))
             done += len(batch)
             progress("computing features", done, len(samples))
         return np.concatenate(rows)
 
+    def views(self, samples: Sequence[Sample], count: int, *, seed: int, progress: Progress = silent) -> list[NDArray[np.float32]]:
+        """Features ``[n, width]`` of each of ``count - 1`` random crops; with the evaluation's view they make ``count`` views."""
+        return [self(samples, prepare=random_crop(seed, view), progress=progress) for view in range(1, count)]
 
-def choose_engine(trunk: nn.Module, batch: NDArray[np.float32], count: int, device: str) -> FeatureFunction:
+
+def features_of(backbone: Backbone, batch_size: int = 32, *, device: str, images: int) -> FrozenFeatures:
+    """Feature extraction by ``backbone`` without its head, for about ``images`` images."""
+    network = feature_extractor(backbone.model, backbone.head_name)
+    return FrozenFeatures(network, backbone.spec, device=device, batch_size=batch_size, images=images)
+
+
+def choose_engine(network: nn.Module, batch: NDArray[np.float32], count: int, device: str) -> FeatureFunction:
     """OpenVINO or torch, whichever is expected to finish ``count`` images sooner."""
     if device == "cpu" and count >= MIN_IMAGES_FOR_OPENVINO and importlib.util.find_spec("openvino"):
         from edgetl.train.inputs.openvino_features import compile_with_openvino  # noqa: PLC0415 (OpenVINO is not part of the train extra)
 
-        if (compiled := compile_with_openvino(trunk, batch)) is not None:
+        if (compiled := compile_with_openvino(network, batch)) is not None:
             return compiled
-    trunk = trunk.to(device)
+    network = network.to(device)
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            features: NDArray[np.float32] = trunk(torch.from_numpy(images).to(device)).float().cpu().numpy()
+            features: NDArray[np.float32] = network(torch.from_numpy(images).to(device)).float().cpu().numpy()
         return features
 
     return run

@@ -1,4 +1,4 @@
-"""The frozen trunk in OpenVINO: on a CPU one feature pass takes about a quarter of torch's time."""
+"""Frozen features by OpenVINO: on a CPU a feature pass takes about a quarter of torch's time."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _log = logging.getLogger(__name__)
 MAX_RELATIVE_DIFFERENCE = 1e-3
 
 
-def compile_with_openvino(trunk: nn.Module, batch: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]] | None:
-    """Convert ``trunk`` and compare it with torch on ``batch`` ``[n, 3, H, W]``.
+def compile_with_openvino(network: nn.Module, batch: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]] | None:
+    """Convert ``network`` and compare it with torch on ``batch`` ``[n, 3, H, W]``.
 
     Returns:
-        A function from ``[n, 3, H, W]`` to features ``[n, width]``; none when OpenVINO cannot convert the trunk or disagrees.
+        A function from ``[n, 3, H, W]`` to features ``[n, width]``; none when OpenVINO cannot convert the network or disagrees.
     """
     example = torch.from_numpy(batch[:2])
     try:
-        model = ov.convert_model(trunk, example_input=example, input=[-1, *batch.shape[1:]])
+        model = ov.convert_model(network, example_input=example, input=[-1, *batch.shape[1:]])
         compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": available_cores()})
     except (RuntimeError, TypeError) as error:
-        _log.warning("OpenVINO cannot convert the trunk, torch computes the features: %s", first_line(error))
+        _log.warning("OpenVINO cannot convert the network, torch computes the features: %s", first_line(error))
         return None
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -40,7 +40,7 @@ def compile_with_openvino(trunk: nn.Module, batch: NDArray[np.float32]) -> Calla
         return features
 
     with torch.inference_mode():
-        expected = trunk(torch.from_numpy(batch)).numpy()
+        expected = network(torch.from_numpy(batch)).numpy()
     difference = float(np.abs(run(batch) - expected).max() / max(np.abs(expected).max(), 1e-12))
     if difference > MAX_RELATIVE_DIFFERENCE:
         _log.warning("OpenVINO's features differ from torch's by %.1e of the largest; torch computes them", difference)

@@ -54,9 +54,10 @@ from edgetl.train.continual.prepare import fisher_bytes, protect
 from edgetl.train.continual.previous_task import find_old_task, measure_forgetting
 from edgetl.train.continual.progressive import grow
 from edgetl.train.continual.teacher import with_teacher
-from edgetl.train.heads.fit import give_head
-from edgetl.train.heads.modules import head_of
+from edgetl.train.heads.fit import with_head_modules
+from edgetl.train.heads.modules import HeadSpec, head_of
 from edgetl.train.inputs.activation_cache import Workplace
+from edgetl.train.inputs.features import features_of
 from edgetl.train.loop.checkpoints import Checkpoints
 from edgetl.train.loop.loop import Lessons
 from edgetl.train.loop.lr_finder import choose_rate, with_sweep
@@ -65,7 +66,7 @@ from edgetl.train.loop.resume import PLAN, Job, resume_command
 from edgetl.train.networks.backbone import Backbone, with_intensity
 from edgetl.train.networks.stages import choose_stages, find_stages
 from edgetl.train.networks.stochastic_depth import drop_path_layers
-from edgetl.train.workflows.learning import Taught, choose_tutor, make_extractor, teach
+from edgetl.train.workflows.learning import Taught, choose_tutor, teach
 
 _log = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ def prepare(splits: Splits, job: TrainingJob) -> tuple[Backbone, Plan]:
     if backbone.parents:  # random weights have no license
         check_policy(backbone.license, config.backbone.license_policy, name=backbone.name)
     plan = make_plan(job, network_facts(backbone.model, backbone.head_name))
-    return give_head(grow(backbone, plan, config), config.head), plan
+    return with_head_modules(grow(backbone, plan, config), HeadSpec(kind=config.head.kind, features=config.head.features)), plan
 
 
 def network_facts(model: nn.Module, head_name: str) -> NetworkFacts:
@@ -252,7 +253,7 @@ def choose_device(wanted: str) -> str:
 
 
 def _measure(backbone: Backbone, splits: Splits, config: TrainConfig, place: Workplace) -> Figures:
-    extract = make_extractor(backbone, config, place.device, len(splits.val) + len(splits.test))
+    extract = features_of(backbone, config.optim.batch_size, device=place.device, images=len(splits.val) + len(splits.test))
     features = extract([*splits.val, *splits.test], progress=place.progress)
     with torch.no_grad():
         outputs = backbone.head.cpu()(torch.from_numpy(features)).numpy()

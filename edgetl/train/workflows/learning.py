@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from edgetl.core.licenses import check_policy, most_restrictive
-from edgetl.core.progress import Progress
 from edgetl.data.folder import Sample
 from edgetl.data.loading import groups_of, labels_of, truth_of
 from edgetl.data.split import Splits
@@ -21,16 +19,15 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.config.tasks import value_scale
 from edgetl.train.continual.teacher import Tutor, find_tutor
-from edgetl.train.heads.fit import Rows, fit_other_head, set_head
-from edgetl.train.heads.linear import LinearHead, fit_head, fit_label_heads, fit_value_head, fold_scale
-from edgetl.train.heads.modules import HeadSpec
+from edgetl.train.heads.fit import draw_head, fit_linear_head, fit_other_head, set_head, set_linear_head
+from edgetl.train.heads.linear import class_weights, fold_scale
+from edgetl.train.heads.modules import HeadSpec, LabeledFeatures
 from edgetl.train.inputs.activation_cache import Workplace
-from edgetl.train.inputs.dataset import random_crop
-from edgetl.train.inputs.features import FrozenFeatures
+from edgetl.train.inputs.features import features_of
 from edgetl.train.loop.checkpoints import Checkpoints
 from edgetl.train.loop.loop import Lessons, tune
 from edgetl.train.loop.losses import make_objective
-from edgetl.train.networks.backbone import Backbone, feature_extractor
+from edgetl.train.networks.backbone import Backbone
 
 _log = logging.getLogger(__name__)
 
@@ -64,15 +61,28 @@ def teach(
     fits = plan.strategy == "probe" or (starts and plan.fit_head and not lessons.protection.keeps_head)
     penalty, accuracy = None, 0.0
     if fits:
-        extract = make_extractor(backbone, config, place.device, config.head.augmented_views * len(samples))
+        extract = features_of(backbone, config.optim.batch_size, device=place.device, images=config.head.augmented_views * len(samples))
         features = extract(samples, progress=place.progress)
+        # A neighbor under another crop would vote a second time for the same image.
+        count = 1 if config.head.kind == "knn" else config.head.augmented_views
+        views = extract.views(samples, count, seed=config.run.seed, progress=place.progress)
+        train = LabeledFeatures(features, head_targets(samples, splits), groups_of(samples), views)
+        balanced = config.data.balance != "none"
         if config.head.kind != "linear":
-            return Taught(None, [], _fit_other(extract, features, backbone, splits, samples, config=config, progress=place.progress))
-        head = _fit_probe(extract, features, backbone, splits, samples, config=config, progress=place.progress)
+            weights = class_weights(train.targets) if balanced else np.ones(len(splits.folder.labels), np.float32)
+            val = LabeledFeatures(extract(splits.val, progress=place.progress), labels_of(splits.val))
+            spec = HeadSpec(kind=config.head.kind, features=config.head.features)
+            fitted = fit_other_head(spec, train, val, torch.from_numpy(weights), seed=config.run.seed, progress=place.progress)
+            set_head(backbone.model, fitted)
+            return Taught(None, [], fitted.train_accuracy)
+        head = fit_linear_head(
+            train, splits.folder.task, len(splits.folder.labels), seed=config.run.seed, balanced=balanced, progress=place.progress
+        )
+        set_linear_head(backbone.head, head)
         outputs, truth = (torch.from_numpy(item) for item in (features @ head.weight.T + head.bias, truth_of(samples)))
         penalty, accuracy = head.penalty, float(make_objective(splits, plan, config).right(outputs, truth)) / len(outputs)
     elif not plan.fit_head:
-        _draw_head(backbone, config.run.seed)
+        draw_head(backbone.head, config.run.seed)
     if plan.strategy == "probe":
         fold_scale(backbone.head, *value_scale(splits))
         return Taught(penalty, [], accuracy)
@@ -81,11 +91,18 @@ def teach(
     return Taught(history.head_penalty, history.rows, history.rows[-1]["train_accuracy"], history.interpolation_weight, history.sweep)
 
 
-def _draw_head(backbone: Backbone, seed: int) -> None:
-    """A random head as fastai draws its own (He et al. 2015, arXiv:1502.01852): some architectures' own are ten times as large."""
-    torch.manual_seed(seed)
-    nn.init.kaiming_normal_(backbone.head.weight)
-    nn.init.zeros_(backbone.head.bias)
+def head_targets(samples: Sequence[Sample], splits: Splits) -> NDArray[Any]:
+    """Targets of a head's fit: classes, labels ``[n, labels]``, or standardized values ``[n]``."""
+    match splits.folder.task:
+        case "classification":
+            return labels_of(samples)
+        case "multi-label":
+            return truth_of(samples)
+        case "regression" | "ordinal":
+            mean, spread = value_scale(splits)
+            return (truth_of(samples)[:, 0] - mean) / spread
+        case _:
+            assert_never(splits.folder.task)
 
 
 def choose_tutor(config: TrainConfig, plan: Plan, splits: Splits, place: Workplace) -> Tutor | None:
@@ -101,64 +118,3 @@ def choose_tutor(config: TrainConfig, plan: Plan, splits: Splits, place: Workpla
             name=str(config.distillation.teacher),
         )
     return tutor
-
-
-def make_extractor(backbone: Backbone, config: TrainConfig, device: str, images: int) -> FrozenFeatures:
-    """For the frozen part of ``backbone`` and about so many images."""
-    trunk = feature_extractor(backbone.model, backbone.head_name)
-    return FrozenFeatures(trunk, backbone.spec, device=device, batch_size=config.optim.batch_size, images=images)
-
-
-def _views(extract: FrozenFeatures, samples: Sequence[Sample], config: TrainConfig, progress: Progress) -> list[NDArray[np.float32]]:
-    """Features of other crops of the same images, each ``[n, width]``."""
-    return [
-        extract(samples, prepare=random_crop(config.run.seed, view), progress=progress) for view in range(1, config.head.augmented_views)
-    ]
-
-
-def _fit_other(
-    extract: FrozenFeatures, features: NDArray[np.float32], backbone: Backbone, splits: Splits, samples: Sequence[Sample], *,
-    config: TrainConfig, progress: Progress,
-) -> float:  # fmt: skip
-    """Fit a head that is not the linear one; the accuracy on the training images."""
-    # A neighbour under another crop would vote a second time for the same picture.
-    views = [] if config.head.kind == "knn" else _views(extract, samples, config, progress)
-    fitted = fit_other_head(
-        HeadSpec(kind=config.head.kind, features=config.head.features),
-        Rows(features, labels_of(samples), groups_of(samples)),
-        Rows(extract(splits.val, progress=progress), labels_of(splits.val)),
-        len(splits.folder.labels),
-        views=views,
-        seed=config.run.seed,
-        balanced=config.data.balance != "none",
-        progress=progress,
-    )
-    set_head(backbone.model, fitted)
-    return fitted.train_accuracy
-
-
-def _fit_probe(
-    extract: FrozenFeatures, features: NDArray[np.float32], backbone: Backbone, splits: Splits, samples: Sequence[Sample], *,
-    config: TrainConfig, progress: Progress,
-) -> LinearHead:  # fmt: skip
-    """``samples`` are the training images, and replayed ones of the same classes."""
-    views, groups = _views(extract, samples, config, progress), groups_of(samples)
-    balanced = config.data.balance != "none"
-    match splits.folder.task:
-        case "classification":
-            labels, classes = labels_of(samples), len(splits.folder.labels)
-            head = fit_head(
-                features, labels, classes, seed=config.run.seed, views=views, groups=groups, balanced=balanced, progress=progress
-            )
-        case "multi-label":
-            truth = truth_of(samples)
-            head = fit_label_heads(features, truth, seed=config.run.seed, views=views, groups=groups, balanced=balanced, progress=progress)
-        case "regression" | "ordinal":
-            mean, spread = value_scale(splits)
-            head = fit_value_head(features, (truth_of(samples)[:, 0] - mean) / spread, views=views, groups=groups)
-        case _:
-            assert_never(splits.folder.task)
-    with torch.no_grad():
-        backbone.head.weight.copy_(torch.from_numpy(head.weight))
-        backbone.head.bias.copy_(torch.from_numpy(head.bias))
-    return head
