@@ -11,7 +11,7 @@ from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Evaluation, Proportion
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.data.groups import describe_grouping
-from edgetl.train.artifacts.run import RunRecord
+from edgetl.train.artifacts.record import RunRecord
 
 
 def write_card(

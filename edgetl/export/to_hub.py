@@ -8,7 +8,8 @@ from pathlib import Path
 from edgetl.core.output.folders import new_folder
 from edgetl.errors import RunError
 from edgetl.export.model_card import run_lines
-from edgetl.train.artifacts.run import TIMM_CONFIG_NAME, WEIGHTS_NAME, Run, RunRecord, open_run
+from edgetl.train.artifacts.record import TIMM_CONFIG_NAME, WEIGHTS_NAME, RunRecord
+from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.networks.pruned import PRUNED
 
 HUB_WEIGHTS_NAME = "model.safetensors"

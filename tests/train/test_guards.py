@@ -16,7 +16,8 @@ from torch import nn
 from edgetl.data.folder import scan
 from edgetl.data.split import split
 from edgetl.errors import ConfigError
-from edgetl.train.artifacts.run import FISHER_NAME, Run
+from edgetl.train.artifacts.record import FISHER_NAME
+from edgetl.train.artifacts.run import Run
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.continual.ewc import measure_fisher

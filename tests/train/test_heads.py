@@ -182,8 +182,8 @@ def _exclusive_or(count: int, seed: int) -> LabeledFeatures:
 def test_an_mlp_learns_what_a_linear_head_cannot() -> None:
     known, val, asked = (_exclusive_or(count, seed) for count, seed in ((600, 1), (200, 2), (400, 3)))
     linear = fit_logistic(LabeledFeatures(known.features, known.targets), 2, seed=0)
-    straight = ((asked.features @ linear.weight.T + linear.bias).argmax(axis=1) == asked.labels).mean()
-    bent = (_logits(_fit("mlp", known, val, classes=2), asked.features).argmax(axis=1) == asked.labels).mean()
+    straight = ((asked.features @ linear.weight.T + linear.bias).argmax(axis=1) == asked.targets).mean()
+    bent = (_logits(_fit("mlp", known, val, classes=2), asked.features).argmax(axis=1) == asked.targets).mean()
     assert straight < 0.65 and bent > 0.93
 
 

@@ -22,7 +22,8 @@ from edgetl.export.config import ExportConfig
 from edgetl.export.convert.to_onnx import to_onnx
 from edgetl.export.package import export_bundle
 from edgetl.runtime.engine import load_engine
-from edgetl.train.artifacts.run import TIMM_CONFIG_NAME, Run, open_run
+from edgetl.train.artifacts.record import TIMM_CONFIG_NAME
+from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.continual.progressive import find_laterals

@@ -17,8 +17,10 @@ from edgetl.train.workflows.train import train
 
 
 def test_a_pruned_network_is_smaller_loads_again_and_learns_again(run: Run, digits: Path, tmp_path: Path) -> None:
-    pruned = prune_run(run.path, tmp_path / "pruned", share=0.4)
+    pruned = prune_run(run.path, tmp_path / "pruned", ratio=0.4)
     assert pruned.after.params_m < 0.6 * pruned.before.params_m and pruned.after.mmacs < 0.6 * pruned.before.mmacs
+    files = {path.name for path in run.path.iterdir()}
+    assert {path.name for path in pruned.run.path.iterdir()} == files - {"config.json", "curves.png"}, "timm cannot build it; not trained"
     fallen = pruned.run.record.validation.accuracy.value
     assert fallen < run.record.validation.accuracy.value - 0.05
 
@@ -37,20 +39,20 @@ def test_a_pruned_network_is_smaller_loads_again_and_learns_again(run: Run, digi
 
 
 def test_a_pruned_network_takes_another_number_of_classes(run: Run, tmp_path: Path) -> None:
-    record = prune_run(run.path, tmp_path / "pruned", share=0.3).run.record
+    record = prune_run(run.path, tmp_path / "pruned", ratio=0.3).run.record
     model = rebuild(record.backbone.architecture, dict(record.backbone.model_args), 3).eval()
     with torch.inference_mode():
         assert model(torch.zeros(1, 3, *record.preprocess.input_size)).shape == (1, 3)
 
 
 def test_a_pruned_run_is_no_folder_of_timm(run: Run, tmp_path: Path) -> None:
-    prune_run(run.path, tmp_path / "pruned", share=0.3)
+    prune_run(run.path, tmp_path / "pruned", ratio=0.3)
     with pytest.raises(RunError, match="it is pruned, and timm builds the whole architecture"):
         share_run(tmp_path / "pruned", tmp_path / "shared")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.95, -1.0])
-def test_a_share_that_leaves_nothing_is_refused(run: Run, tmp_path: Path, share: float) -> None:
-    with pytest.raises(ConfigError, match="--share"):
-        prune_run(run.path, tmp_path / "pruned", share=share)
+@pytest.mark.parametrize("ratio", [0.0, 0.95, -1.0])
+def test_a_ratio_that_leaves_nothing_is_refused(run: Run, tmp_path: Path, ratio: float) -> None:
+    with pytest.raises(ConfigError, match="--ratio"):
+        prune_run(run.path, tmp_path / "pruned", ratio=ratio)
     assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -11,9 +12,11 @@ import torch
 
 from edgetl.core.bundle import Bundle
 from edgetl.core.files.atomic import STAGING_MARK
+from edgetl.core.metrics import evaluate_predictions
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.folder import scan
 from edgetl.errors import ConfigError, DataError, RunError
+from edgetl.train.artifacts.plots import class_table
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
@@ -123,3 +126,10 @@ def test_images_are_mirrored_unless_the_classes_names_forbid_it() -> None:
     assert mirrors_well(["cat", "dog", "cardboard"]) and mirrors_well(["a", "rusty", "clean"])
     for names in (["0", "1", "2"], ["A", "B", "none"], ["turn left", "turn right"], ["stop_sign", "car"], ["arrow-up", "x", "other"]):
         assert not mirrors_well(names), names
+
+
+def test_class_names_with_quotes_and_commas_are_read_back_from_the_class_table() -> None:
+    names = ('6" pipe', "red, large", "plain")
+    table = class_table(evaluate_predictions(np.array([0, 1, 2]), np.array([0, 1, 1]), names))
+    rows = list(csv.DictReader(table.splitlines()))
+    assert [row["label"] for row in rows] == list(names) and [row["recall"] for row in rows] == ["1.0000", "1.0000", "0.0000"]

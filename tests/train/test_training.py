@@ -15,7 +15,8 @@ from torch import nn
 from edgetl.core.preprocess import PreprocessSpec, preprocess
 from edgetl.core.results import wilson
 from edgetl.errors import ConfigError, LicenseError
-from edgetl.train.artifacts.run import Compared, Run, open_run
+from edgetl.train.artifacts.record import Compared
+from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.continual.teacher import TEMPERATURE, Tutor, distillation
 from edgetl.train.workflows.compare import choose

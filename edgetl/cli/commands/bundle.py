@@ -28,7 +28,7 @@ from edgetl.runtime.verify import verify
 from edgetl.train.config.paths import check_file
 
 if TYPE_CHECKING:
-    from edgetl.train.artifacts.run import RunRecord
+    from edgetl.train.artifacts.record import RunRecord
 
 
 class PredictConfig(StrictModel):

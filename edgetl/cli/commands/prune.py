@@ -19,7 +19,7 @@ from edgetl.data.folder import check_folder
 def prune_command(
     run: Annotated[Path, typer.Argument(help="The folder that `edgetl train` wrote.")],
     out_: Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.")],
-    share: Annotated[float, typer.Option(help="Pruning ratio: share of the channels to remove.")] = 0.3,
+    ratio: Annotated[float, typer.Option(help="Pruning ratio: share of the channels to remove.")] = 0.3,
     data: Annotated[Path | None, typer.Option(help="Where the run's images are now (default: where they were).")] = None,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
@@ -32,7 +32,7 @@ def prune_command(
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.train.workflows.prune import prune_run
 
-        pruned = prune_run(run, out_, share=share, data=data, overwrite=overwrite, progress=progress)
+        pruned = prune_run(run, out_, ratio=ratio, data=data, overwrite=overwrite, progress=progress)
     record = pruned.run.record
     if json_output:
         print_json({"before": pruned.before.model_dump(), "after": pruned.after.model_dump(), "run": record.model_dump(mode="json")})

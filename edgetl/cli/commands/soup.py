@@ -17,7 +17,7 @@ from edgetl.core.output.folders import check_output
 from edgetl.data.folder import check_folder
 
 if TYPE_CHECKING:
-    from edgetl.train.artifacts.run import SoupRecord
+    from edgetl.train.artifacts.record import SoupRecord
 
 
 def soup_command(

@@ -1,8 +1,11 @@
-"""Pictures and tables of a run, for people."""
+"""Plots and the class table of a run."""
 
 from __future__ import annotations
 
+import csv
+import io
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +16,15 @@ from numpy.typing import NDArray
 
 from edgetl.core.results import Evaluation
 from edgetl.core.tasks import SCORE_NAMES, OutputDecoding
-from edgetl.train.loop.lr_finder import Choice
 
 
-def draw_answers(
+def draw_predictions(
     decoding: OutputDecoding, evaluation: Evaluation, truth: NDArray[Any], outputs: NDArray[np.float32], *, name: str, folder: Path
 ) -> None:
-    """Write a picture of the answers on the ``name`` images into ``folder``.
+    """Write a plot of the predictions for the ``name`` images into ``folder``.
 
-    ``confusion.png`` for classes and grades, ``labels.png`` (precision over recall) for labels, ``values.png`` (answers over truth) for
-    numbers; ``truth`` and ``outputs`` as in ``edgetl.core.decoding.evaluate``.
+    ``confusion.png`` for classes and ordinal levels, ``labels.png`` (precision over recall) for labels, ``values.png`` (predicted over
+    true) for numbers; ``truth`` and ``outputs`` as in ``edgetl.core.metrics.evaluate``.
     """
     score = evaluation.score
     title = f"{name}: {SCORE_NAMES[decoding.task]} {score.value:.3f} ({score.low:.3f} to {score.high:.3f}), n = {score.n}"
@@ -41,7 +43,7 @@ def draw_answers(
 
 
 def _label_axes(axes: Axes, evaluation: Evaluation, truth: NDArray[np.bool_], outputs: NDArray[np.float32]) -> None:
-    """Precision over recall of each label, and where its threshold stands."""
+    """Precision over recall of each label, with the point of its threshold."""
     for index, score in enumerate(evaluation.classes[:20]):
         hits = np.cumsum(truth[np.argsort(-outputs[:, index], kind="stable"), index])
         if not len(hits) or not hits[-1]:
@@ -56,21 +58,12 @@ def _label_axes(axes: Axes, evaluation: Evaluation, truth: NDArray[np.bool_], ou
 
 
 def _value_axes(axes: Axes, truth: NDArray[np.float64], values: NDArray[np.float32], column: str) -> None:
-    """Answers over truth, and the line where they are equal."""
+    """Predicted over true values, and the line where they are equal."""
     ends = [min(truth.min(), values.min()), max(truth.max(), values.max())]
     axes.plot(ends, ends, color="grey", linewidth=1)
     axes.scatter(truth, values, s=12, alpha=0.6)
     axes.set_xlabel(f"{plain_text(column)}, true")
     axes.set_ylabel(f"{plain_text(column)}, predicted")
-
-
-def write_result(folder: Path, validation: Evaluation, test: Evaluation | None) -> None:
-    """Write ``confusion.png`` and ``classes.csv``: of the test images, or where there are none of the validation images."""
-    shown, name = (test, "test") if test else (validation, "validation")
-    accuracy = shown.accuracy
-    title = f"{name}: accuracy {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}), n = {accuracy.n}"
-    draw_confusion(shown, title, folder / "confusion.png")
-    (folder / "classes.csv").write_text(class_table(shown), "utf-8", newline="\n")
 
 
 def draw_confusion(evaluation: Evaluation, title: str, path: Path) -> None:
@@ -112,18 +105,22 @@ def save_figure(figure: Figure, path: Path, *, dpi: int = 120) -> None:
 
 
 def class_table(evaluation: Evaluation) -> str:
-    """The per-class figures as CSV text; of labels with their average precision."""
-    rows = ["label,n,precision,recall,f1"]
-    for score in evaluation.classes:
-        label = score.label.replace('"', '""')
-        rows.append(f'"{label}",{score.n},{score.precision:.4f},{score.recall:.4f},{score.f1:.4f}')
-    if evaluation.multi_label is not None:
+    """Figures of each class as CSV; those of labels with the average precision."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    rows = [
+        [score.label, score.n, *(f"{value:.4f}" for value in (score.precision, score.recall, score.f1))] for score in evaluation.classes
+    ]
+    if evaluation.multi_label is None:
+        table.writerows([["label", "n", "precision", "recall", "f1"], *rows])
+    else:
         precisions = ["" if value is None else f"{value:.4f}" for value in evaluation.multi_label.average_precision]
-        rows = [f"{row},{value}" for row, value in zip(rows, ["average_precision", *precisions], strict=True)]
-    return "\n".join(rows) + "\n"
+        table.writerow(["label", "n", "precision", "recall", "f1", "average_precision"])
+        table.writerows([*row, value] for row, value in zip(rows, precisions, strict=True))
+    return text.getvalue()
 
 
-def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
+def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """Write loss and accuracy over the steps, on training and validation images, as a PNG."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     steps = [row["step"] for row in rows]
@@ -134,21 +131,4 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
-    save_figure(figure, path)
-
-
-def draw_sweep(choice: Choice, path: Path) -> None:
-    """Write a learning-rate range test as a PNG: the smoothed loss over the head's rate, and the one that was chosen."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.semilogx(choice.rates, choice.smooth)
-    if choice.rate is not None:
-        axes.axvline(choice.rate, color="#cb181d", linestyle="--", label=f"chosen: {choice.rate:.1e}")
-        axes.legend(fontsize=8)
-    axes.set_xlabel("learning rate of the head")
-    axes.set_ylabel("training loss, smoothed")
-    axes.set_title(
-        "range test" if choice.rate is not None else "range test: the loss did not clearly fall, the plan's rate is kept", fontsize=10
-    )
-    axes.grid(alpha=0.3)
     save_figure(figure, path)

@@ -1,7 +1,7 @@
-"""A run on disk: what was trained, on what, and what it measured.
+"""Run folders: opening a run, its network, images and lineage.
 
-``run.json`` is written last into a staging folder that becomes the run in one rename, and names the hash of every other file, so
-that a half-written run cannot be mistaken for a whole one.
+``run.json`` is written last into a staging folder that becomes the run in one rename, and names the hash of every other file: a partly
+written folder is no run.
 """
 
 from __future__ import annotations
@@ -12,168 +12,35 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import Field, JsonValue, model_validator
 from torch import nn
 
 from edgetl.core.bundle import RUN_RECORD_NAME, check_run_folder, hash_prefix, unpack_hashes
-from edgetl.core.config import StrictModel, parse_json, read_json
+from edgetl.core.config import parse_json, read_json
 from edgetl.core.files.plain import open_plain
-from edgetl.core.manifest import Parent, Sha256
-from edgetl.core.preprocess import PreprocessSpec
-from edgetl.core.results import Evaluation, Forgetting, Proportion
-from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
+from edgetl.core.manifest import Parent
 from edgetl.data.content.integrity import check_images
 from edgetl.data.folder import Part, Sample
-from edgetl.data.groups import Grouping
-from edgetl.data.notes import ScanNote
 from edgetl.errors import DataError, RunError, first_line
+from edgetl.train.artifacts.record import SPLITS_NAME, WEIGHTS_NAME, RunRecord
 from edgetl.train.artifacts.seen_images import SELECTED_NAME, TRAINED_NAME, SeenImages
 from edgetl.train.artifacts.splits_record import SplitsRecord
-from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.plan import Plan
-from edgetl.train.heads.modules import HeadSpec, rebuild_headed
-from edgetl.train.networks.backbone import state_problem
-from edgetl.train.networks.model_args import architecture_problem, args_problem
-from edgetl.train.networks.progressive import ProgressiveRecord
+from edgetl.train.heads.modules import rebuild_headed
+from edgetl.train.networks.backbone import Backbone, state_problem
 
 _log = logging.getLogger(__name__)
-
-WEIGHTS_NAME = "weights.safetensors"
-SPLITS_NAME = "splits.json"
-# Of safetensors' format, but not of its ending: timm takes the first such file of a folder for the weights.
-FISHER_NAME = "fisher.tensors"
-TIMM_CONFIG_NAME = "config.json"
-METRICS_NAME = "metrics.jsonl"
-
-
-class BackboneRecord(StrictModel):
-    """Where a run's network comes from; fields as in ``Backbone``."""
-
-    name: str
-    architecture: str
-    head_name: str
-    model_args: dict[str, JsonValue]
-    weights_sha256: Sha256 | None
-    license: str | None
-    pretrained: bool
-    parents: tuple[Parent, ...] = ()
-    columns: ProgressiveRecord | None = None
-
-    @model_validator(mode="after")
-    def _can_be_built(self) -> BackboneRecord:
-        if problem := architecture_problem(self.architecture) or args_problem(self.model_args):
-            raise ValueError(problem)
-        return self
-
-
-class Compared(StrictModel):
-    """One strategy of ``--strategy compare``."""
-
-    strategy: str
-    steps: int
-    validation: Proportion
-    seconds: float
-
-
-class Ingredient(StrictModel):
-    """A run that ``edgetl soup`` tried: the hash of its ``run.json``, validation figures, and whether it is in the average."""
-
-    name: str
-    sha256: str
-    val_accuracy: float
-    val_loss: float
-    used: bool
-
-
-class SoupRecord(StrictModel):
-    """How a run was averaged from others, the best of which comes first."""
-
-    method: Literal["greedy", "uniform"]
-    ingredients: tuple[Ingredient, ...]
-
-
-class RunRecord(StrictModel):
-    """``run.json``.
-
-    Attributes:
-        task, decision: the task, and the decision rule for the network's outputs.
-        head: the head on the backbone.
-        given: options of ``config`` that were given; the others are defaults.
-        plan: the configuration with its data-dependent defaults.
-        alarms: warnings to read before the run is used.
-        head_penalty: the L2 strength of the probe that fitted (or, before tuning, started) the head; none if it started at random.
-        interpolation_weight: of the tuned weights; below 1 where they were mixed with the starting ones (``--wise-ft``).
-        soup: ingredients of averaged weights; none for others. Configuration and plan are those of the best ingredient.
-        seconds: of the last call; a training that was stopped took longer.
-        compared: results of the compared strategies (``--strategy compare``).
-        forgetting: accuracy drop of the parent run's task; none without a parent, or if its images are gone.
-        grouping: groups of images that stay in one split; none where there are no groups.
-        validation: figures on the images that select; ``test`` is computed once, at the end.
-        high_bit_images: training images with more than 8 bits a channel, which ``preprocess.intensity`` is for.
-        notes: of the scan: files that were left out or read in an unusual way.
-        files: SHA-256 of every other file that a later stage reads.
-    """
-
-    schema_version: Literal[1] = 1
-    name: str
-    created: str
-    task: Task = "classification"
-    decision_rule: DecisionRule = DecisionRule()
-    labels: tuple[str, ...] = Field(min_length=1)
-    config: TrainConfig
-    given: tuple[str, ...] = ()
-    backbone: BackboneRecord
-    head: HeadSpec = HeadSpec()
-    preprocess: PreprocessSpec
-    plan: Plan
-    alarms: tuple[str, ...] = ()
-    head_penalty: float | None
-    interpolation_weight: float = 1.0
-    soup: SoupRecord | None = None
-    compared: tuple[Compared, ...] = ()
-    forgetting: Forgetting | None = None
-    images: dict[Part, Annotated[int, Field(ge=0)]]
-    high_bit_images: int = Field(default=0, ge=0)
-    data_fingerprint: Sha256
-    grouping: Grouping | None = None
-    validation: Evaluation
-    test: Evaluation | None
-    seconds: float
-    notes: tuple[ScanNote, ...] = ()
-    versions: dict[str, str]
-    host: dict[str, str]
-    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")], Sha256]
-
-    @model_validator(mode="after")
-    def _is_consistent(self) -> RunRecord:
-        outputs = len(self.labels)
-        if len(set(self.labels)) != outputs or any(not label.strip() for label in self.labels):
-            raise ValueError("two labels are equal, or one is empty")
-        if problem := self.decision_rule.problem(self.task, outputs) or self.head.problem:
-            raise ValueError(problem)
-        if missing := {WEIGHTS_NAME, SPLITS_NAME} - set(self.files):
-            raise ValueError(f"files: {min(missing)} is missing")
-        if set(self.images) != {"train", "val", "test"}:
-            raise ValueError("images: not the counts of train, val and test")
-        for part, figures in (("validation", self.validation), ("test", self.test)):
-            if figures and (problem := figures.problem(self.task, outputs)):
-                raise ValueError(f"{part}: {problem}")
-        return self
-
-    @property
-    def decoding(self) -> OutputDecoding:
-        """How the network's outputs are read."""
-        return OutputDecoding(self.task, self.labels, self.decision_rule)
 
 
 @dataclass(frozen=True)
 class Run:
-    """An opened run folder."""
+    """Run folder, opened.
+
+    Every file is read with its hash checked against ``run.json``.
+    """
 
     path: Path
     record: RunRecord
@@ -211,6 +78,39 @@ class Run:
         record, backbone = self.record, self.record.backbone
         args: dict[str, Any] = dict(backbone.model_args)
         return rebuild_headed(backbone.architecture, args, record.head, len(record.labels), backbone.columns)
+
+    def backbone(self, model: nn.Module | None = None) -> Backbone:
+        """The trained network with its origin, or ``model`` in its place.
+
+        Raises:
+            RunError: as ``load_model``.
+        """
+        old = self.record.backbone
+        return Backbone(
+            name=old.name,
+            architecture=old.architecture,
+            model=self.load_model() if model is None else model,
+            head_name=old.head_name,
+            spec=self.record.preprocess,
+            model_args=dict(old.model_args),
+            weights_sha256=old.weights_sha256,
+            license=old.license,
+            parents=old.parents,
+            columns=old.columns,
+        )
+
+    def as_parent(self) -> Parent:
+        """This run in the lineage of a network that starts from its weights."""
+        record = self.record
+        return Parent(
+            kind="run",
+            name=record.name,
+            architecture=record.backbone.architecture,
+            sha256=self.digest(),
+            license=record.backbone.license,
+            data_fingerprint=record.data_fingerprint,
+            validation=record.validation.score.value,
+        )
 
     def read_tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Another safetensors file of the run.
@@ -317,8 +217,3 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 def run_inputs(runs: Sequence[Run], data: Path | None) -> dict[str, Path]:
     """Paths that a command on runs reads: the runs, and the images of the first; by their names in messages."""
     return {**{f"the run {run.path}": run.path for run in runs}, "the folder of images": data or Path(runs[0].splits().root)}
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of ``folder``."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.is_file()}

@@ -1,16 +1,114 @@
-"""A run's network as files: the weights, and timm's ``config.json`` beside them."""
+"""Writer of run folders: weights, record, splits, metrics, plots; the same files for every run."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
+import torch
+from numpy.typing import NDArray
 
-from edgetl.train.artifacts.run import TIMM_CONFIG_NAME, WEIGHTS_NAME
+from edgetl.core.bundle import RUN_RECORD_NAME
+from edgetl.core.metrics import evaluate
+from edgetl.core.results import Evaluation
+from edgetl.core.system.host import fingerprint, versions
+from edgetl.core.tasks import OutputDecoding
+from edgetl.train.artifacts.plots import class_table, draw_curves, draw_predictions
+from edgetl.train.artifacts.record import FISHER_NAME, METRICS_NAME, SPLITS_NAME, TIMM_CONFIG_NAME, WEIGHTS_NAME, RunRecord
+from edgetl.train.artifacts.seen_images import SeenImages
+from edgetl.train.artifacts.splits_record import SplitsRecord
 from edgetl.train.networks.backbone import Backbone
 from edgetl.train.networks.pruned import PRUNED
+
+
+@dataclass(frozen=True)
+class Results:
+    """Figures of a network on validation and test images; ``truth`` and ``outputs`` are of the images that the plots show."""
+
+    decoding: OutputDecoding
+    validation: Evaluation
+    test: Evaluation | None
+    truth: NDArray[Any]
+    outputs: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, decoding: OutputDecoding, truth: NDArray[Any], outputs: NDArray[np.float32], *, validation: int) -> Results:
+        """Evaluate the outputs on the first ``validation`` images, and on the test images after them."""
+        figures = evaluate(decoding, truth[:validation], outputs[:validation])
+        if len(truth) == validation:
+            return cls(decoding, figures, None, truth, outputs)
+        test = truth[validation:], outputs[validation:]
+        return cls(decoding, figures, evaluate(decoding, *test), *test)
+
+
+@dataclass(frozen=True)
+class RunContents:
+    """Contents of a run folder beside ``run.json``.
+
+    Attributes:
+        backbone: the trained network.
+        splits: its images.
+        seen: images that it or an ancestor was trained or selected on.
+        results: figures and outputs.
+        rows: metrics of each validation during the training.
+        fisher: Fisher information of each weight, for the next run of a chain (EWC).
+    """
+
+    backbone: Backbone
+    splits: SplitsRecord
+    seen: SeenImages
+    results: Results
+    rows: Sequence[Mapping[str, float]] = ()
+    fisher: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+def write_run(folder: Path, contents: RunContents, record: Callable[[dict[str, str]], RunRecord]) -> None:
+    """Write every file of a run into ``folder``, ``run.json`` last; ``record`` makes it from the SHA-256 of the others."""
+    results = contents.results
+    write_model(folder, contents.backbone, results.decoding.labels)
+    (folder / SPLITS_NAME).write_text(contents.splits.model_dump_json(indent=1), "utf-8", newline="\n")
+    contents.seen.write(folder)
+    if contents.fisher:
+        tensors = {name: value.contiguous() for name, value in contents.fisher.items()}
+        (folder / FISHER_NAME).write_bytes(safetensors.torch.save(tensors))
+    last = {"val_accuracy": results.validation.accuracy.value, "val_macro_f1": results.validation.macro_f1}
+    (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*contents.rows, last]), "utf-8", newline="\n")
+    if contents.rows:
+        draw_curves(contents.rows, folder / "curves.png")
+    shown, name = (results.test, "test") if results.test else (results.validation, "validation")
+    draw_predictions(results.decoding, shown, results.truth, results.outputs, name=name, folder=folder)
+    if shown.classes:
+        (folder / "classes.csv").write_text(class_table(shown), "utf-8", newline="\n")
+    write_record(folder, record(hash_files(folder)))
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Write ``run.json``."""
+    (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8", newline="\n")
+
+
+def provenance(name: str, started: float) -> dict[str, Any]:
+    """Fields of a record: name, time, seconds since ``started`` (``time.monotonic``), versions and host."""
+    return {
+        "name": name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 1),
+        "versions": versions(),
+        "host": fingerprint(),
+    }
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of ``folder``."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def write_model(folder: Path, backbone: Backbone, labels: tuple[str, ...]) -> None:

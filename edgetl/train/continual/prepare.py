@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import safetensors.torch
 import torch
 
 from edgetl.core.preprocess import preprocess
@@ -15,7 +14,7 @@ from edgetl.data.folder import Sample
 from edgetl.data.loading import stratified
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError
-from edgetl.train.artifacts.run import FISHER_NAME
+from edgetl.train.artifacts.record import FISHER_NAME
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.continual.ewc import measure_fisher
@@ -110,8 +109,3 @@ def _on_new_head(name: str, value: torch.Tensor, backbone: Backbone, old: OldTas
     whole = torch.zeros(backbone.model.get_parameter(name).shape)
     whole[list(old.places)] = value
     return whole
-
-
-def fisher_bytes(fisher: dict[str, torch.Tensor]) -> bytes:
-    """What a run keeps, for the next link of a chain."""
-    return safetensors.torch.save({name: value.contiguous() for name, value in fisher.items()})

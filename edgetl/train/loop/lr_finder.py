@@ -7,10 +7,12 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
@@ -146,3 +148,20 @@ def tell(plan: Plan) -> None:
         _log.info("--lr auto: the loss did not clearly fall in the range test; the plan's %.1e is kept", plan.lr)
     else:
         _log.info("--lr auto: %.2e (head), where the loss fell most steeply, a tenth of where it was lowest at most", plan.lr_found)
+
+
+def draw_sweep(choice: Choice, path: Path) -> None:
+    """Write a learning-rate range test as a PNG: the smoothed loss over the head's rate, and the one that was chosen."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.semilogx(choice.rates, choice.smooth)
+    if choice.rate is not None:
+        axes.axvline(choice.rate, color="#cb181d", linestyle="--", label=f"chosen: {choice.rate:.1e}")
+        axes.legend(fontsize=8)
+    axes.set_xlabel("learning rate of the head")
+    axes.set_ylabel("training loss, smoothed")
+    axes.set_title(
+        "range test" if choice.rate is not None else "range test: the loss did not clearly fall, the plan's rate is kept", fontsize=10
+    )
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

@@ -9,14 +9,16 @@ import time
 from functools import partial
 from pathlib import Path
 
-from edgetl.core.bundle import RUN_RECORD_NAME, is_run
+from edgetl.core.bundle import is_run
 from edgetl.core.options import flat
 from edgetl.core.output.folders import check_side_folder, new_folder, remove_side_folder
 from edgetl.core.output.recognition import COMPARE_SUFFIX, holds_own
 from edgetl.core.progress import Progress, silent
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError
-from edgetl.train.artifacts.run import Compared, Run, open_run
+from edgetl.train.artifacts.record import Compared
+from edgetl.train.artifacts.run import Run, open_run
+from edgetl.train.artifacts.writer import write_record
 from edgetl.train.config.options import Strategy, TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.plan import FULL_UP_TO
@@ -74,7 +76,7 @@ def compare(
             "seconds": round(time.monotonic() - started, 1),
         }
         record = runs[best].record.model_copy(update=changes)
-        (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8", newline="\n")
+        write_record(folder, record)
     if config.run.keep == "best":
         remove_side_folder(work)
     return open_run(out)

@@ -7,50 +7,36 @@ import json
 import logging
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from edgetl.core.bundle import RUN_RECORD_NAME, is_run
+from edgetl.core.bundle import is_run
 from edgetl.core.licenses import check_policy
-from edgetl.core.metrics import evaluate
 from edgetl.core.output.folders import check_side_folder
 from edgetl.core.output.recognition import CHECKPOINTS_SUFFIX
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation, Forgetting
-from edgetl.core.system.host import fingerprint, versions
-from edgetl.core.tasks import OutputDecoding
+from edgetl.core.system.host import versions
 from edgetl.data.groups import count_groups, crossing_alarm
 from edgetl.data.loading import truth_of
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError
-from edgetl.train.artifacts.plots import class_table, draw_answers, draw_curves, draw_sweep
-from edgetl.train.artifacts.run import (
-    FISHER_NAME,
-    METRICS_NAME,
-    SPLITS_NAME,
-    BackboneRecord,
-    Run,
-    RunRecord,
-    hash_files,
-    open_run,
-)
+from edgetl.train.artifacts.record import BackboneRecord, RunRecord
+from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.seen_images import SeenImages, prefixes
 from edgetl.train.artifacts.sources.lineage import seen_by_ancestors, without_seen
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.artifacts.splits_record import record_splits
-from edgetl.train.artifacts.writer import write_model
+from edgetl.train.artifacts.writer import Results, RunContents, provenance, write_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.plan import NetworkFacts, Plan, PlannedStrategy, TrainingJob, describe_plan, make_plan
 from edgetl.train.config.resolve import resolve
 from edgetl.train.config.tasks import chance_alarm, choose_decoding
-from edgetl.train.continual.prepare import fisher_bytes, protect
+from edgetl.train.continual.prepare import protect
 from edgetl.train.continual.previous_task import find_old_task, measure_forgetting
 from edgetl.train.continual.progressive import grow
 from edgetl.train.continual.teacher import with_teacher
@@ -60,7 +46,7 @@ from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.features import features_of
 from edgetl.train.loop.checkpoints import Checkpoints
 from edgetl.train.loop.loop import Lessons
-from edgetl.train.loop.lr_finder import choose_rate, with_sweep
+from edgetl.train.loop.lr_finder import choose_rate, draw_sweep, with_sweep
 from edgetl.train.loop.ranks import join, rank, results_folder
 from edgetl.train.loop.resume import PLAN, Job, resume_command
 from edgetl.train.networks.backbone import Backbone, with_intensity
@@ -116,51 +102,27 @@ def fine_tune(
         alarms = find_alarms(taught.train_accuracy, figures.validation, splits, strategy=plan.strategy)
         shown = (*splits.train, *lessons.protection.replay)
         seen = ancestors | SeenImages(prefixes(shown), prefixes(splits.val))
-        seen.write(folder)
         forgetting = _forgetting(backbone, splits, config, place, seen)
-        outcome = Outcome(plan, taught, alarms, figures, forgetting, round(time.monotonic() - started, 1))
-        _write(folder, out.name, splits, config, backbone, lessons, outcome)
+        outcome = Outcome(plan, taught, alarms, figures, forgetting)
+        if taught.sweep:
+            draw_sweep(choose_rate(taught.sweep), folder / "lr.png")
+        contents = RunContents(backbone, record_splits(splits), seen, figures, taught.rows, lessons.protection.fisher)
+        origin = with_teacher(backbone, lessons.tutor) if lessons.tutor else backbone
+        write_run(folder, contents, lambda files: _record(splits, config, origin, outcome, provenance(out.name, started), files))
     if rank() == 0:
         checkpoints.remove()  # only now that the run stands
     return open_run(out)
 
 
-def _write(folder: Path, name: str, splits: Splits, config: TrainConfig, backbone: Backbone, lessons: Lessons, outcome: Outcome) -> None:
-    """Every file of the run, ``run.json`` last."""
-    validation = outcome.figures.validation
-    last = {"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1}
-    (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*outcome.taught.rows, last]), "utf-8", newline="\n")
-    write_model(folder, backbone, splits.folder.labels)
-    if lessons.protection.fisher:
-        (folder / FISHER_NAME).write_bytes(fisher_bytes(lessons.protection.fisher))
-    (folder / SPLITS_NAME).write_text(record_splits(splits).model_dump_json(indent=1), "utf-8", newline="\n")
-    _write_pictures(folder, outcome.figures, outcome.taught)
-    origin = with_teacher(backbone, lessons.tutor) if lessons.tutor else backbone
-    record = _record(name, splits, config, origin, outcome, hash_files(folder))
-    (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8", newline="\n")
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What the trained network answers on validation and test images, how its outputs are read, and the outputs shown in pictures."""
-
-    decoding: OutputDecoding
-    validation: Evaluation
-    test: Evaluation | None
-    truth: NDArray[Any]
-    outputs: NDArray[np.float32]
-
-
 @dataclass(frozen=True)
 class Outcome:
-    """What a training came to, for its record; ``seconds`` are of this call."""
+    """Outcome of a training, for its record."""
 
     plan: Plan
     taught: Taught
     alarms: tuple[str, ...]
-    figures: Figures
+    figures: Results
     forgetting: Forgetting | None
-    seconds: float
 
 
 def prepare(splits: Splits, job: TrainingJob) -> tuple[Backbone, Plan]:
@@ -252,52 +214,26 @@ def choose_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _measure(backbone: Backbone, splits: Splits, config: TrainConfig, place: Workplace) -> Figures:
-    extract = features_of(backbone, config.optim.batch_size, device=place.device, images=len(splits.val) + len(splits.test))
-    features = extract([*splits.val, *splits.test], progress=place.progress)
+def _measure(backbone: Backbone, splits: Splits, config: TrainConfig, place: Workplace) -> Results:
+    samples = [*splits.val, *splits.test]
+    features = features_of(backbone, config.optim.batch_size, device=place.device, images=len(samples))(samples, progress=place.progress)
     with torch.no_grad():
         outputs = backbone.head.cpu()(torch.from_numpy(features)).numpy()
-    val, test = outputs[: len(splits.val)], outputs[len(splits.val) :]
-    decoding = choose_decoding(splits, val, tolerance=config.optim.tolerance)
-    truth = truth_of(splits.val)
-    validation = evaluate(decoding, truth, val)
-    if not splits.test:
-        return Figures(decoding, validation, None, truth, val)
-    truth = truth_of(splits.test)
-    return Figures(decoding, validation, evaluate(decoding, truth, test), truth, test)
+    decoding = choose_decoding(splits, outputs[: len(splits.val)], tolerance=config.optim.tolerance)
+    return Results.of(decoding, truth_of(samples), outputs, validation=len(splits.val))
 
 
-def _write_pictures(folder: Path, figures: Figures, taught: Taught) -> None:
-    shown, name = (figures.test, "test") if figures.test else (figures.validation, "validation")
-    draw_answers(figures.decoding, shown, figures.truth, figures.outputs, name=name, folder=folder)
-    if taught.rows:
-        draw_curves(taught.rows, folder / "curves.png")
-    if taught.sweep:
-        draw_sweep(choose_rate(taught.sweep), folder / "lr.png")
-    if shown.classes:
-        (folder / "classes.csv").write_text(class_table(shown), "utf-8", newline="\n")
-
-
-def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, outcome: Outcome, files: dict[str, str]) -> RunRecord:
+def _record(
+    splits: Splits, config: TrainConfig, backbone: Backbone, outcome: Outcome, origin: dict[str, Any], files: dict[str, str]
+) -> RunRecord:
     return RunRecord(
-        name=name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        **origin,
         task=splits.folder.task,
         decision_rule=outcome.figures.decoding.decision_rule,
         labels=splits.folder.labels,
         config=config,
         given=tuple(config.given()),
-        backbone=BackboneRecord(
-            name=backbone.name,
-            architecture=backbone.architecture,
-            head_name=backbone.head_name,
-            model_args=backbone.model_args,
-            weights_sha256=backbone.weights_sha256,
-            license=backbone.license,
-            pretrained=any(parent.kind != "teacher" for parent in backbone.parents),
-            parents=backbone.parents,
-            columns=backbone.columns,
-        ),
+        backbone=BackboneRecord.of(backbone),
         head=head_of(backbone.model),
         preprocess=backbone.spec,
         high_bit_images=sum(sample.levels is not None for sample in splits.train),
@@ -312,8 +248,5 @@ def _record(name: str, splits: Splits, config: TrainConfig, backbone: Backbone, 
         notes=splits.notes,
         validation=outcome.figures.validation,
         test=outcome.figures.test,
-        seconds=outcome.seconds,
-        versions=versions(),
-        host=fingerprint(),
         files=files,
     )

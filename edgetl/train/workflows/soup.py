@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import operator
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -17,31 +15,17 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgetl.core.bundle import RUN_RECORD_NAME
-from edgetl.core.manifest import Parent
-from edgetl.core.metrics import evaluate_predictions
 from edgetl.core.output.folders import new_folder
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
-from edgetl.core.system.host import fingerprint, versions
 from edgetl.data.folder import Sample
 from edgetl.data.loading import batches, labels_of, stratified
 from edgetl.errors import RunError
-from edgetl.train.artifacts.plots import write_result
-from edgetl.train.artifacts.run import (
-    METRICS_NAME,
-    SPLITS_NAME,
-    BackboneRecord,
-    Ingredient,
-    Run,
-    SoupRecord,
-    hash_files,
-    open_run,
-    run_inputs,
-)
-from edgetl.train.artifacts.writer import write_model
-from edgetl.train.networks.backbone import Backbone, rebuild
+from edgetl.train.artifacts.record import BackboneRecord, Ingredient, SoupRecord
+from edgetl.train.artifacts.run import Run, open_run, run_inputs
+from edgetl.train.artifacts.writer import Results, RunContents, provenance, write_run
+from edgetl.train.networks.backbone import rebuild
 
 _log = logging.getLogger(__name__)
 
@@ -176,11 +160,6 @@ class _Kitchen:
         accuracy = int((logits.argmax(dim=1) == truth).sum()) / len(truth)
         return Taste(accuracy, -float(nn.functional.cross_entropy(logits, truth)))
 
-    def evaluate(self, model: nn.Module, samples: Sequence[Sample]) -> Evaluation:
-        """All figures on ``samples``."""
-        predicted = self.logits(model, samples, "measuring").argmax(dim=1).numpy()
-        return evaluate_predictions(labels_of(samples), predicted, self.run.record.labels)
-
     def cook(self, ingredients: Sequence[Weights]) -> nn.Module:
         """The network whose weights are the mean of ``ingredients``, in evaluation mode."""
         backbone = self.run.record.backbone
@@ -252,34 +231,22 @@ def _write(
     folder: Path, name: str, used: Sequence[Run], model: nn.Module, soup: SoupRecord, *, kitchen: _Kitchen, started: float
 ) -> None:  # fmt: skip
     """Measure the soup, test images included, and write its run: the best ingredient's, but for what changed."""
-    record = used[0].record
-    old = record.backbone
-    parents = tuple(
-        Parent(
-            kind="run", name=run.record.name, architecture=old.architecture, sha256=run.digest(), license=run.record.backbone.license,
-            data_fingerprint=run.record.data_fingerprint,
-        )
-        for run in used
-    )  # fmt: skip
-    backbone = Backbone(
-        old.name, old.architecture, model, old.head_name, record.preprocess, dict(old.model_args), old.weights_sha256, old.license
-    )
-    validation = kitchen.evaluate(model, kitchen.val)
-    test = kitchen.evaluate(model, kitchen.test) if kitchen.test else None
-    rows = [{"val_loss": item.val_loss, "val_accuracy": item.val_accuracy} for item in soup.ingredients]
-    rows.append({"val_accuracy": validation.accuracy.value, "val_macro_f1": validation.macro_f1})
-    (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8", newline="\n")
-    write_model(folder, backbone, record.labels)
-    (folder / SPLITS_NAME).write_text(used[0].splits().model_dump_json(indent=1), "utf-8", newline="\n")
-    functools.reduce(operator.or_, (run.seen_images() for run in used)).write(folder)
-    write_result(folder, validation, test)
+    best = used[0]
+    backbone = best.backbone(model)
+    backbone = replace(backbone, parents=(*backbone.parents, *(run.as_parent() for run in used)))
+    samples = [*kitchen.val, *kitchen.test]
+    outputs = kitchen.logits(model, samples, "measuring").numpy()
+    results = Results.of(best.record.decoding, labels_of(samples), outputs, validation=len(kitchen.val))
+    seen = functools.reduce(operator.or_, (run.seen_images() for run in used))
     changes = {
-        "name": name, "created": datetime.now(UTC).isoformat(timespec="seconds"), "soup": soup, "validation": validation, "test": test,
-        "backbone": old.model_copy(update={"parents": (*old.parents, *parents)}), "alarms": _alarms(soup, validation),
-        "interpolation_weight": 1.0, "seconds": round(time.monotonic() - started, 1), "versions": versions(), "host": fingerprint(),
-        "files": hash_files(folder),
+        "soup": soup, "validation": results.validation, "test": results.test, "backbone": BackboneRecord.of(backbone),
+        "alarms": _alarms(soup, results.validation), "interpolation_weight": 1.0,
     }  # fmt: skip
-    (folder / RUN_RECORD_NAME).write_text(record.model_copy(update=changes).model_dump_json(indent=1), "utf-8", newline="\n")
+    write_run(
+        folder,
+        RunContents(backbone, best.splits(), seen, results),
+        lambda files: best.record.model_copy(update={**changes, **provenance(name, started), "files": files}),
+    )
 
 
 def _alarms(soup: SoupRecord, validation: Evaluation) -> tuple[str, ...]:

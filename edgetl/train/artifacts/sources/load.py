@@ -103,10 +103,6 @@ def _from_run(path: Path, config: BackboneConfig, classes: int) -> Backbone:
     head_name = find_head(model)  # not the run's: its head may be another one than the architecture's own
     if config.pretrained:
         fill(model, head_name, path, architecture=old.architecture, state=state)
-    parent = Parent(
-        kind="run", name=run.record.name, architecture=old.architecture, sha256=run.digest(), license=old.license,
-        data_fingerprint=run.record.data_fingerprint, validation=run.record.validation.score.value,
-    )  # fmt: skip
     return Backbone(
         name=config.name,
         architecture=old.architecture,
@@ -115,7 +111,7 @@ def _from_run(path: Path, config: BackboneConfig, classes: int) -> Backbone:
         spec=run.record.preprocess,
         model_args=dict(old.model_args),
         weights_sha256=run.record.files["weights.safetensors"] if config.pretrained else None,
-        parents=(*old.parents, parent) if config.pretrained else (),
+        parents=(*old.parents, run.as_parent()) if config.pretrained else (),
         columns=old.columns,
     )
 
