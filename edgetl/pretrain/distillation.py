@@ -18,7 +18,7 @@ from edgetl.errors import BackboneError
 from edgetl.pretrain.compression import Coordinates, stage_maps
 from edgetl.pretrain.images import Views
 from edgetl.pretrain.recipe import Recipe
-from edgetl.train.artifacts.sources.load import build_saved
+from edgetl.train.artifacts.sources.build import build_saved
 from edgetl.train.config.weights_dir import LOCAL_DIR, local_dir_weights, sha256_of
 from edgetl.train.inputs.dataset import draw_seed
 from edgetl.train.inputs.features import choose_engine

@@ -29,8 +29,8 @@ from edgetl.pretrain.compression import Coordinates, compress
 from edgetl.pretrain.distillation import Distillation, Lesson, TeacherNet, load_teacher
 from edgetl.pretrain.images import Pool, Views, count_labels, load_pools
 from edgetl.pretrain.recipe import TEACHER, Recipe
-from edgetl.train.artifacts.sources.embedded import Pretrained, Source, Teacher
-from edgetl.train.artifacts.sources.load import fill
+from edgetl.train.artifacts.sources.catalogue import Pretrained, Source, Teacher
+from edgetl.train.artifacts.sources.weights import load_weights
 from edgetl.train.config.weights_dir import sha256_of
 from edgetl.train.inputs.dataset import default_workers
 from edgetl.train.loop.fitting import fit, give_moments, moments
@@ -151,7 +151,7 @@ def _build(recipe: Recipe, pools: list[Pool], teacher: TeacherNet | None, views:
         seen = torch.cat([views[step][0] for step in range(min(COMPRESSION_STEPS, len(views)))])
         coordinates = compress(teacher.model, student, seen)
     elif recipe.start:
-        fill(student, None, recipes / recipe.start, architecture=recipe.architecture)
+        load_weights(student, None, recipes / recipe.start, architecture=recipe.architecture)
     lesson = Lesson(teacher, coordinates if recipe.losses.maps else [], recipe.side, device) if teacher else None
     return Distillation(recipe, student, lesson, views, labels=count_labels(pools))
 

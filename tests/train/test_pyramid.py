@@ -15,7 +15,7 @@ from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.pretrain.recipe import read_recipe
 from edgetl.train.artifacts.run import Run
-from edgetl.train.artifacts.sources.embedded import embedded_names, read_embedded
+from edgetl.train.artifacts.sources.catalogue import embedded_names, read_embedded
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import DEFAULT_BACKBONE, TrainConfig
 from edgetl.train.config.weights_dir import sha256_of

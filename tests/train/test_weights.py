@@ -14,7 +14,7 @@ import torch
 import torchvision
 
 from edgetl.errors import BackboneError, ConfigError
-from edgetl.train.artifacts.sources.embedded import read_embedded
+from edgetl.train.artifacts.sources.catalogue import read_embedded
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.artifacts.sources.weights import load_tensors
 from edgetl.train.config.options import TrainConfig

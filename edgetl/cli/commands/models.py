@@ -33,8 +33,7 @@ from edgetl.train.config.paths import check_file
 from edgetl.train.config.weights_dir import check_mirror
 
 if TYPE_CHECKING:
-    from edgetl.train.artifacts.sources.catalogue import Catalogue, Listed
-    from edgetl.train.artifacts.sources.embedded import Pretrained
+    from edgetl.train.artifacts.sources.catalogue import Catalogue, Listed, Pretrained
     from edgetl.train.config.ranking import Ranking
 # What the list needs beside the names, in characters.
 FIGURES_WIDTH, RANKING_WIDTH = 50, 54

@@ -19,7 +19,8 @@ from edgetl.data.loading import labels_of
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError
 from edgetl.train.artifacts.run import open_run
-from edgetl.train.artifacts.sources.load import fixed_size, load_backbone
+from edgetl.train.artifacts.sources.build import fixed_size
+from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.heads.linear import fit_logistic
 from edgetl.train.heads.modules import LabeledFeatures

@@ -1,4 +1,4 @@
-"""The backbones that edgetl knows facts about: the embedded ones, and a curated list of edge networks. Needs no torch."""
+"""Model catalogue: the embedded backbones, and a curated list of edge networks. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,63 @@ from typing import Literal
 import huggingface_hub
 from pydantic import Field, ValidationError
 
-from edgetl.core.config import StrictModel
+from edgetl.core.config import StrictModel, read_json
 from edgetl.core.licenses import Policy, freedom
+from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BackboneError
-from edgetl.train.artifacts.sources.embedded import embedded_names, read_embedded
 from edgetl.train.config.recipe import models_folder
 from edgetl.train.config.weights_dir import find_in_mirror
 
 CATALOGUE_NAME = "zoo.toml"
 TORCHVISION = "torchvision:"
 Quantizes = Literal["well", "with care", "badly"]
+
+
+class Teacher(StrictModel):
+    """Teacher of a pretraining."""
+
+    name: str
+    architecture: str
+    license: str | None
+    weights_sha256: str
+
+
+class Source(StrictModel):
+    """One kind of images of a pretraining; ``sha256`` is of their pixels as they were used."""
+
+    name: str
+    images: int
+    sha256: str
+
+
+class Pretrained(StrictModel):
+    """``<name>.json``: record of the weights that ``edgetl pretrain`` wrote.
+
+    Attributes:
+        params_m: parameters without a head, 10^6.
+        license: the most restrictive of the recipe's and the teacher's.
+        start_sha256: of the weights that it started from, unless those were random or the teacher's.
+        mmacs: multiply-accumulates of one image at the size of ``preprocess``, 10^6.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str
+    architecture: str
+    params_m: float
+    mmacs: float
+    preprocess: PreprocessSpec
+    license: str | None
+    notes: str
+    weights_sha256: str
+    recipe_sha256: str
+    start_sha256: str | None = None
+    teacher: Teacher | None
+    pictures: tuple[Source, ...]
+    pictures_sha256: str
+    steps: int
+    seconds: float
+    versions: dict[str, str]
+    host: dict[str, str]
 
 
 class CatalogueEntry(StrictModel):
@@ -69,6 +116,23 @@ class Catalogue(StrictModel):
 
     schema_version: Literal[1] = 1
     backbones: tuple[Listed, ...]
+
+
+def embedded_names() -> list[str]:
+    """Names of the embedded backbones."""
+    return sorted(path.stem for path in models_folder().glob("*.safetensors") if path.with_suffix(".json").is_file())
+
+
+def read_embedded(name: str) -> tuple[Path, Pretrained]:
+    """The weights file of an embedded backbone, and its record.
+
+    Raises:
+        BackboneError: the package does not hold it.
+    """
+    path = models_folder() / f"{name}.safetensors"
+    if not path.is_file():
+        raise BackboneError(f"{name} is not embedded in this installation; it holds {', '.join(embedded_names()) or 'none'}.")
+    return path, read_json(path.with_suffix(".json"), Pretrained, BackboneError)
 
 
 def catalogue() -> tuple[CatalogueEntry, ...]:

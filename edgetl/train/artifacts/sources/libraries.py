@@ -1,4 +1,4 @@
-"""Weights that a library fetches: whether they are on this machine, and whether they could come."""
+"""Weights that a library fetches: their place in its cache, and the reachability of their host."""
 
 from __future__ import annotations
 
@@ -49,20 +49,16 @@ def fetch_torchvision(name: str) -> tuple[Path, Any]:
         BackboneError: it cannot be fetched, or is not the file that torchvision names.
     """
     weights = torchvision.models.get_model_weights(name.removeprefix(TORCHVISION)).DEFAULT
-    path = downloaded_file(name)
-    if path is None:
-        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(weights.url).path).name
+    if downloaded_file(name) is None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # The end of the file's name is the beginning of its SHA-256.
-            torch.hub.download_url_to_file(weights.url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
+            weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:
             raise BackboneError(f"the weights of {name} cannot be fetched: {first_line(error)}") from error
-    return path, weights
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(weights.url).path).name, weights
 
 
 def check_reachable(name: str, mirror: str | None) -> None:
-    """Say at once that weights cannot come, where the hub's client would try for a minute.
+    """Refuse unreachable weights at once; the hub's client would try for a minute.
 
     Raises:
         BackboneError: they are not on this machine, and the library may not or cannot reach their host.
@@ -83,7 +79,7 @@ def check_reachable(name: str, mirror: str | None) -> None:
 
 
 def unknown_name(name: str) -> BackboneError:
-    """The mistake of a name that no library knows, with the nearest that are known."""
+    """Error for a name that no library has, with the nearest names that exist."""
     known = [*timm.list_models(), *(TORCHVISION + other for other in torchvision.models.list_models(module=torchvision.models))]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"The nearest: {', '.join(near)}." if near else "See `edgetl models` and timm.list_models()."
@@ -111,7 +107,7 @@ def _torchvision_url(name: str) -> str:
 
 
 def _unreachable(host: str) -> str | None:
-    """Why ``host`` cannot be reached, as far as a look-up of its address tells; a proxy looks it up by itself."""
+    """Reason why ``host`` cannot be reached, by a look-up of its address; behind a proxy there is no look-up."""
     if urllib.request.getproxies() or os.environ.get("HF_ENDPOINT"):
         return None
     try:

@@ -11,7 +11,7 @@ from edgetl.data.split import Splits
 from edgetl.errors import DataError
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.seen_images import SeenImages
-from edgetl.train.artifacts.sources.embedded import embedded_names
+from edgetl.train.artifacts.sources.catalogue import embedded_names
 from edgetl.train.artifacts.sources.libraries import HUB
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.weights_dir import LOCAL_DIR, find_in_mirror

@@ -1,4 +1,4 @@
-"""Weight files, read without running code."""
+"""Weight files: read tensors without running code, and load them into a network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
 from edgetl.core.files.plain import open_plain
 from edgetl.errors import BackboneError, first_line
@@ -58,3 +59,23 @@ def _load_torch(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise BackboneError(f"{path} is not a state_dict: tensors under the network's own names are needed.")
     return {str(key).removeprefix("module."): value for key, value in found.items()}
+
+
+def load_weights(
+    model: nn.Module, head_name: str | None, path: Path, *, architecture: str, state: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Load a file's tensors, or ``state``, into all layers but the head, whose size differs.
+
+    Raises:
+        BackboneError: the file cannot be read, or does not fit.
+    """
+    state = load_tensors(path) if state is None else state
+    own = model.state_dict()
+    wanted = {key: value for key, value in own.items() if head_name is None or not key.startswith(f"{head_name}.")}
+    # A trained network does not use the counter of batches, and many files leave it out.
+    wanted = {key: value for key, value in wanted.items() if key in state or not key.endswith("num_batches_tracked")}
+    missing = sorted(key for key, value in wanted.items() if key not in state or state[key].shape != value.shape)
+    if missing:
+        raise BackboneError(f"{path} does not fit {architecture}: {len(missing)} tensors are missing or differ in shape ({missing[0]}…).")
+    with torch.no_grad():
+        model.load_state_dict({key: state[key].to(value.dtype) for key, value in wanted.items()}, strict=False)
