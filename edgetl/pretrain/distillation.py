@@ -20,8 +20,8 @@ from edgetl.pretrain.images import Views
 from edgetl.pretrain.recipe import Recipe
 from edgetl.train.artifacts.sources.build import build_saved
 from edgetl.train.config.weights_dir import LOCAL_DIR, local_dir_weights, sha256_of
-from edgetl.train.inputs.dataset import draw_seed
 from edgetl.train.inputs.features import choose_engine
+from edgetl.train.inputs.samplers import draw_seed
 from edgetl.train.loop.fitting import scheduled
 from edgetl.train.networks.backbone import feature_extractor, find_head
 

@@ -21,7 +21,7 @@ from edgetl.core.progress import Progress
 from edgetl.errors import DataError, ImageError
 from edgetl.pretrain.fractals import draw_fractals
 from edgetl.pretrain.recipe import Pictures, Recipe
-from edgetl.train.inputs.dataset import draw_seed
+from edgetl.train.inputs.samplers import draw_seed
 
 # Pictures that share one draw of the crop and the colours: torchvision then works on whole blocks.
 BLOCK = 8

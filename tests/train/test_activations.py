@@ -12,9 +12,10 @@ from edgetl.data.folder import scan
 from edgetl.data.split import split
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.inputs.activation_cache import Workplace, cache_activations
+from edgetl.train.inputs.activation_cache import CacheOptions, Workplace, cache_activations
 from edgetl.train.inputs.augmentation import make_augmentation
-from edgetl.train.loop.loop import tune
+from edgetl.train.inputs.dataset import TrainingImages
+from edgetl.train.loop.loop import batch_options, tune
 from edgetl.train.networks.backbone import Backbone, find_head, torchvision_model
 from edgetl.train.networks.partition import split_frozen
 from edgetl.train.networks.stages import choose_stages, find_stages
@@ -96,7 +97,9 @@ def test_the_cache_keeps_its_bounds(colours: Path, tmp_path: Path) -> None:
         backbone = _backbone(config)
         trained = choose_stages(find_stages(backbone.model, backbone.head_name), "0.5")
         augment = make_augmentation(config.data.augment, backbone.spec, flip=False)
-        found = cache_activations(backbone, trained, splits, augment, config, steps=range(100), place=Workplace("cpu", work))
+        cache, images = CacheOptions(trained, config.run.cache_views, config.run.cache_gb, work), TrainingImages(splits.train, splits.val)
+        options = batch_options(config, "cpu")
+        found = cache_activations(backbone, images, augment, options, steps=range(100), cache=cache)
         return found.views if found else 0
 
     assert views(cache_views=5) == 5

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.inputs.dataset import BalancedSampler
+from edgetl.train.inputs.samplers import BalancedSampler
 from edgetl.train.workflows.train import train
 
 LABELS = [0] * 50 + [1] * 3 + [2] * 17
@@ -20,7 +20,7 @@ SMALL = {
 
 
 def test_every_class_is_drawn_equally_often_and_so_is_every_image_of_a_class() -> None:
-    batches = list(BalancedSampler(LABELS, 8, 75, seed=3))
+    batches = list(BalancedSampler(LABELS, 8, range(75), seed=3))
     assert {len(batch) for batch in batches} == {8}
     images = [index % len(LABELS) for batch in batches for index in batch]
     assert Counter(LABELS[image] for image in images) == {0: 200, 1: 200, 2: 200}
@@ -34,18 +34,18 @@ def test_every_class_is_drawn_equally_often_and_so_is_every_image_of_a_class() -
 
 
 def test_an_image_that_comes_again_has_an_index_and_so_a_view_of_its_own() -> None:
-    indices = [index for batch in BalancedSampler(LABELS, 8, 75, seed=3) for index in batch]
+    indices = [index for batch in BalancedSampler(LABELS, 8, range(75), seed=3) for index in batch]
     assert len(set(indices)) == len(indices)
     again = [index // len(LABELS) for index in indices if LABELS[index % len(LABELS)] == 1]
     assert again == sorted(again) and again[-1] == 66
 
 
 def test_a_steps_batch_depends_on_the_seed_and_the_step_alone() -> None:
-    whole = list(BalancedSampler(LABELS, 8, 30, seed=3))
-    assert list(BalancedSampler(LABELS, 8, 30, seed=3, first=11)) == whole[11:]
-    assert list(BalancedSampler(LABELS, 8, 90, seed=3))[:30] == whole
-    assert list(BalancedSampler(LABELS, 8, 30, seed=4)) != whole
-    assert np.ptp([len(batch) for batch in BalancedSampler(LABELS[48:52], 8, 3, seed=0)]) == 0, "fewer images than a batch holds"
+    whole = list(BalancedSampler(LABELS, 8, range(30), seed=3))
+    assert list(BalancedSampler(LABELS, 8, range(11, 30), seed=3)) == whole[11:]
+    assert list(BalancedSampler(LABELS, 8, range(90), seed=3))[:30] == whole
+    assert list(BalancedSampler(LABELS, 8, range(30), seed=4)) != whole
+    assert np.ptp([len(batch) for batch in BalancedSampler(LABELS[48:52], 8, range(3), seed=0)]) == 0, "fewer images than a batch holds"
 
 
 class _StopError(Exception):

@@ -14,8 +14,9 @@ from edgetl.data.folder import scan
 from edgetl.data.split import Splits, split
 from edgetl.train.config.options import Augment, TrainConfig
 from edgetl.train.inputs.augmentation import make_augmentation
-from edgetl.train.inputs.dataset import training_batches
-from edgetl.train.inputs.gpu_augmentation import batches_on, divide
+from edgetl.train.inputs.dataset import TrainingImages, training_batches
+from edgetl.train.inputs.gpu_augmentation import divide, gpu_batches
+from edgetl.train.inputs.samplers import BatchOptions
 from edgetl.train.loop.fitting import fit
 from edgetl.train.loop.loop import Tuning
 from edgetl.train.networks.backbone import Backbone
@@ -24,11 +25,16 @@ from tests.train.planning import prepared
 
 SPEC = PreprocessSpec(input_size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 CPU = torch.device("cpu")
+OPTIONS = BatchOptions(batch_size=8, workers=0)
 
 
 @pytest.fixture
 def splits(colours: Path) -> Splits:
     return split(scan(colours))
+
+
+def _images(splits: Splits) -> TrainingImages:
+    return TrainingImages(splits.train, splits.val)
 
 
 def _config(**changes: Any) -> TrainConfig:
@@ -47,8 +53,8 @@ def test_every_step_of_an_augmentation_is_made_once_here_or_there(level: Augment
 
 def test_without_colours_the_device_gives_the_loaders_pixels(splits: Splits) -> None:
     crop = v2.Compose([v2.RandomResizedCrop((32, 32), scale=(0.6, 1.0))])
-    there = list(batches_on(CPU, crop, splits.train, SPEC, _config(), steps=range(3)))
-    here = list(training_batches(splits.train, SPEC, crop, _config(), steps=range(3)))
+    there = list(gpu_batches(_images(splits), SPEC, crop, OPTIONS, steps=range(3), device=CPU))
+    here = list(training_batches(_images(splits), SPEC, crop, OPTIONS, steps=range(3)))
     for (images, labels), (wanted, known) in zip(there, here, strict=True):
         assert torch.equal(labels, known) and images.dtype == torch.float32
         assert torch.allclose(images, wanted, atol=2e-6)
@@ -57,12 +63,12 @@ def test_without_colours_the_device_gives_the_loaders_pixels(splits: Splits) -> 
 def test_each_image_gets_colours_of_its_own_and_a_resumed_training_the_same_ones(splits: Splits) -> None:
     augment = make_augmentation("light", SPEC, flip=False)
     assert augment is not None
-    whole = list(batches_on(CPU, augment, splits.train, SPEC, _config(), steps=range(4)))
-    later = list(batches_on(CPU, augment, splits.train, SPEC, _config(), steps=range(2, 4)))
+    whole = list(gpu_batches(_images(splits), SPEC, augment, OPTIONS, steps=range(4), device=CPU))
+    later = list(gpu_batches(_images(splits), SPEC, augment, OPTIONS, steps=range(2, 4), device=CPU))
     for (images, _), (again, _) in zip(whole[2:], later, strict=True):
         assert torch.equal(images, again)
     brightness = whole[0][0].mean(dim=(1, 2, 3))
-    plain = next(iter(batches_on(CPU, divide(augment)[0], splits.train, SPEC, _config(), steps=range(1))))[0].mean(dim=(1, 2, 3))
+    plain = next(iter(gpu_batches(_images(splits), SPEC, divide(augment)[0], OPTIONS, steps=range(1), device=CPU)))[0].mean(dim=(1, 2, 3))
     assert (brightness - plain).std() > 1e-3
 
 
@@ -70,7 +76,7 @@ def _trained(backbone: Backbone, splits: Splits, config: TrainConfig) -> float:
     _, plan = prepared(splits, config)
     augment = make_augmentation("strong", backbone.spec, flip=True)
     assert augment is not None
-    batches = batches_on(CPU, augment, splits.train, backbone.spec, config, steps=range(plan.steps))
+    batches = gpu_batches(_images(splits), backbone.spec, augment, OPTIONS, steps=range(plan.steps), device=CPU)
     stages = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
     module = Tuning(backbone, stages, plan, config)
     fit(module, batches, [], device="cpu", clip_norm=1.0)

@@ -26,7 +26,7 @@ from edgetl.train.continual.prepare import protect
 from edgetl.train.continual.previous_task import OldTask, find_old_task
 from edgetl.train.continual.replay import UNLABELLED, herd, replayed
 from edgetl.train.inputs.activation_cache import Workplace
-from edgetl.train.inputs.dataset import StepSampler
+from edgetl.train.inputs.samplers import StepSampler
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colours
@@ -200,12 +200,12 @@ def test_herding_follows_the_class_mean() -> None:
 
 
 def test_each_batch_holds_replayed_images_and_is_the_same_after_a_resumption() -> None:
-    whole = list(StepSampler(10, 4, 6, seed=1, replayed=5, replay_batch=2))
+    whole = list(StepSampler(10, 4, range(6), seed=1, replayed=5, replay_batch=2))
     assert all(len(batch) == len([index for index in batch if index % 15 < 10]) + 2 for batch in whole)
     assert [[index % 15 for index in batch if index % 15 < 10] for batch in whole] == [
-        [index % 10 for index in batch] for batch in StepSampler(10, 4, 6, seed=1)
+        [index % 10 for index in batch] for batch in StepSampler(10, 4, range(6), seed=1)
     ]
-    assert list(StepSampler(10, 4, 6, seed=1, first=3, replayed=5, replay_batch=2)) == whole[3:]
+    assert list(StepSampler(10, 4, range(3, 6), seed=1, replayed=5, replay_batch=2)) == whole[3:]
 
 
 def test_replayed_images_are_labelled_as_new_old_or_no_class(parent: Run, inverted: Path, shapes: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from edgetl.data.split import split
 from edgetl.errors import ConfigError
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.inputs.dataset import training_batches
+from edgetl.train.inputs.dataset import TrainingImages, training_batches
+from edgetl.train.inputs.samplers import BatchOptions
 from edgetl.train.loop.loop import Tuning
 from edgetl.train.loop.lr_finder import HIGHEST, LOWEST, STEPS, choose_rate, sweep_rates, with_sweep
 from edgetl.train.networks.stages import choose_stages, find_stages
@@ -65,7 +66,8 @@ def test_the_sweep_leaves_weights_and_generators_alone_and_repeats_itself(colour
     backbone = load_backbone(config.backbone, 3)
     plan = plan_of(config, len(splits.train), backbone.model)
     module = Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, config)
-    batches = training_batches(splits.train, backbone.spec, None, config, steps=range(plan.steps))
+    options = BatchOptions(config.optim.batch_size, config.run.seed, config.data.workers)
+    batches = training_batches(TrainingImages(splits.train, splits.val), backbone.spec, None, options, steps=range(plan.steps))
     before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
     generator, modes = torch.get_rng_state(), [part.training for part in backbone.model.modules()]
     one, two = (sweep_rates(module, batches, device="cpu", clip_norm=1.0, progress=silent) for _ in range(2))
@@ -85,7 +87,8 @@ def test_a_loss_that_begins_far_off_is_swept_too(colours: Path) -> None:
         backbone.head.weight.mul_(1000)
     plan = plan_of(config, len(splits.train), backbone.model)
     module = Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, config)
-    batches = training_batches(splits.train, backbone.spec, None, config, steps=range(plan.steps))
+    options = BatchOptions(config.optim.batch_size, config.run.seed, config.data.workers)
+    batches = training_batches(TrainingImages(splits.train, splits.val), backbone.spec, None, options, steps=range(plan.steps))
     found = sweep_rates(module, batches, device="cpu", clip_norm=1.0, progress=silent)
     assert found[0][1] > 10 and len(found) > 30
 

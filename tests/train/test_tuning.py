@@ -27,7 +27,7 @@ from edgetl.train.config.plan import Plan, choose_strategy, steps_per_epoch
 from edgetl.train.heads.linear import class_weights, fit_logistic
 from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.inputs.activation_cache import Workplace
-from edgetl.train.inputs.dataset import StepSampler
+from edgetl.train.inputs.samplers import StepSampler
 from edgetl.train.loop.checkpoints import Checkpoints, State
 from edgetl.train.loop.fitting import warm_cosine
 from edgetl.train.loop.loop import Tuning, parameter_groups, tune
@@ -197,8 +197,8 @@ def test_worker_processes_do_not_change_the_result(colours: Path) -> None:
 
 
 def test_batches_are_those_of_an_unbroken_training_and_each_epoch_sees_every_image_once() -> None:
-    whole = list(StepSampler(21, 8, 9, seed=3))
-    assert list(StepSampler(21, 8, 9, seed=3, first=4)) == whole[4:]
+    whole = list(StepSampler(21, 8, range(9), seed=3))
+    assert list(StepSampler(21, 8, range(4, 9), seed=3)) == whole[4:]
     epoch = [index for batch in whole[:3] for index in batch]
     assert sorted(epoch) == list(range(21)) and sorted(index % 21 for batch in whole[3:6] for index in batch) == list(range(21))
     assert steps_per_epoch(17, 8) == 2, "a last batch of one image is dropped"

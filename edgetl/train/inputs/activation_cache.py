@@ -1,4 +1,4 @@
-"""What the frozen half of a network says of each training picture, computed once and kept on the disk while the other half trains."""
+"""Activation cache: run the frozen layers once per image, store the outputs on disk, train only the rest."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ from torchvision.transforms import v2
 
 from edgetl.core.files.portable import reserve_space
 from edgetl.core.progress import Progress, silent
-from edgetl.data.folder import Sample
 from edgetl.data.loading import Target, batches, target_of
-from edgetl.data.split import Splits
-from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import steps_per_epoch
-from edgetl.train.inputs.dataset import ImageDataset, in_order, make_sampler
+from edgetl.train.inputs.dataset import ImageDataset, TrainingImages, in_order
 from edgetl.train.inputs.features import FeatureFunction, choose_engine
+from edgetl.train.inputs.samplers import BatchOptions, make_sampler
 from edgetl.train.networks.backbone import Backbone
 from edgetl.train.networks.partition import split_frozen
 from edgetl.train.networks.stages import Stage
@@ -31,7 +29,7 @@ from edgetl.train.networks.stages import Stage
 _log = logging.getLogger(__name__)
 
 EXAMPLES = 4
-LARGEST_HALF = float(np.finfo(np.float16).max)
+LARGEST = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -50,14 +48,33 @@ class Workplace:
 
 
 @dataclass(frozen=True)
-class Cached:
-    """The trainable half of a network, and its inputs.
+class CacheOptions:
+    """Limits and place of the activation cache.
 
     Attributes:
-        backbone: whose model begins at the border; its parameters keep their names.
+        trained: the stages that train.
+        views: most random views of each training image.
+        max_gb: largest size on the disk, GB.
+        folder: of the memory maps; the caller removes it.
+        progress: called after each batch.
+    """
+
+    trained: Sequence[Stage]
+    views: int
+    max_gb: float
+    folder: Path
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Cached:
+    """The trainable layers of a network, and their inputs.
+
+    Attributes:
+        backbone: with the trainable layers as its model; their parameters keep their names.
         train: batches of activations and labels, one for each step.
         val: the validation images' activations.
-        views: how many random pictures of each training image there are.
+        views: number of cached random views of each training image.
     """
 
     backbone: Backbone
@@ -67,7 +84,7 @@ class Cached:
 
 
 class _Activations(Dataset[tuple[torch.Tensor, Target]]):
-    """Rows of a memory map, float16 on the disk; an index counts images through all epochs, and an epoch shows one of the views."""
+    """Rows of a memory map, float16 on the disk. An index counts images through all epochs; an epoch shows one view."""
 
     def __init__(self, rows: NDArray[np.float16], labels: Sequence[Target], views: int) -> None:
         self.rows = rows
@@ -84,70 +101,62 @@ class _Activations(Dataset[tuple[torch.Tensor, Target]]):
 
 
 def cache_activations(
-    backbone: Backbone, trained: Sequence[Stage], splits: Splits, augment: v2.Transform | None, config: TrainConfig,
-    *, steps: range, place: Workplace, replay: Sequence[Sample] = (),
-) -> Cached | None:  # fmt: skip
-    """Run the frozen half of ``backbone`` on ``config.cache_views`` random views of each training image and on the validation images.
+    backbone: Backbone,
+    images: TrainingImages,
+    augment: v2.Transform | None,
+    options: BatchOptions,
+    *,
+    steps: range,
+    cache: CacheOptions,
+) -> Cached | None:
+    """Run the frozen layers of ``backbone`` on random views of each training image and on the validation images.
 
-    Args:
-        backbone: the whole network.
-        trained: the stages that learn.
-        splits: training and validation images.
-        augment: makes a random view; none means one view, the evaluation's.
-        config: seed, batch size, bounds.
-        steps: of the training.
-        place: its folder takes the memory maps, and the caller removes it.
-        replay: images that are shown again beside the training images.
+    ``augment`` makes a random view; without it there is one view, the evaluation's.
 
     Returns:
-        None where the network cannot be cut there, or its activations would take more than ``config.cache_gb`` on the disk.
+        None if the network cannot be split there, or the activations would take more than ``cache.max_gb``.
     """
-    train, val = [*splits.train, *replay], splits.val or splits.train
-    model, spec = backbone.model.eval(), backbone.spec
+    train, spec = [*images.train, *images.replay], backbone.spec
     example = next(batches(train[:EXAMPLES], spec))
-    parts = split_frozen(model, trained, torch.from_numpy(example))
+    parts = split_frozen(backbone.model.eval(), cache.trained, torch.from_numpy(example))
     if parts is None:
-        _log.info("the frozen layers of %s run at each step: it cannot be cut there", backbone.architecture)
+        _log.info("the frozen layers of %s run at each step: the network cannot be split there", backbone.architecture)
         return None
     with torch.no_grad():
         shape = tuple(parts.frozen(torch.from_numpy(example)).shape[1:])
-    epochs = math.ceil(steps.stop / steps_per_epoch(len(splits.train), config.optim.batch_size))
-    views = min(config.run.cache_views if augment else 1, _count_views(config, shape, len(train), len(val), epochs))
+    # A resumed training must see the views of an unbroken one: as many as the whole training has epochs.
+    epochs = math.ceil(steps.stop / steps_per_epoch(len(images.train), options.batch_size))
+    room = int(cache.max_gb * 1e9 / (2 * math.prod(shape))) - len(images.val)
+    views = min(cache.views if augment else 1, epochs, room // len(train))
     if views < 1:
-        _log.info("the frozen layers run at each step: their outputs would take more than %g GB (--cache-gb)", config.run.cache_gb)
+        _log.info("the frozen layers run at each step: their outputs would take more than %g GB (--cache-gb)", cache.max_gb)
         return None
-    run = choose_engine(parts.frozen, example, views * len(train) + len(val), place.device)
-    pictures = ImageDataset(train, spec, augment=augment, seed=config.run.seed, epochs=views)
-    rows = _fill(place.folder / "train.npy", pictures, shape, run, config, place.progress)
-    seen = ImageDataset(val, spec, augment=None, seed=config.run.seed)
-    val_rows = _fill(place.folder / "val.npy", seen, shape, run, config, place.progress)
-    sampler = make_sampler([sample.label for sample in splits.train], config, steps, len(replay))
+    run = choose_engine(parts.frozen, example, views * len(train) + len(images.val), options.device)
+    shown = ImageDataset(train, spec, augment=augment, seed=options.seed, epochs=views)
+    rows = _fill(cache.folder / "train.npy", shape, run, in_order(shown, options), cache.progress)
+    val_rows = _fill(cache.folder / "val.npy", shape, run, in_order(ImageDataset(images.val, spec), options), cache.progress)
+    sampler = make_sampler([sample.label for sample in images.train], options, steps, len(images.replay))
     return Cached(
         replace(backbone, model=parts.trainable),
         DataLoader(_Activations(rows, [target_of(sample) for sample in train], views), batch_sampler=sampler),
-        DataLoader(_Activations(val_rows, [target_of(sample) for sample in val], 1), config.optim.batch_size),
+        DataLoader(_Activations(val_rows, [target_of(sample) for sample in images.val], 1), options.batch_size),
         views,
     )
 
 
-def _count_views(config: TrainConfig, shape: tuple[int, ...], train: int, val: int, epochs: int) -> int:
-    """As many as the whole training has epochs (a resumed one must see the same), as were asked for, and as fit on the disk."""
-    room = int(config.run.cache_gb * 1e9 / (2 * math.prod(shape))) - val
-    return min(config.run.cache_views, epochs, room // max(1, train))
-
-
 def _fill(
-    path: Path, images: ImageDataset, shape: tuple[int, ...], run: FeatureFunction, config: TrainConfig, progress: Progress
+    path: Path, shape: tuple[int, ...], run: FeatureFunction, loader: DataLoader[tuple[torch.Tensor, Target]], progress: Progress
 ) -> NDArray[np.float16]:
-    """Float16 ``[len(images), *shape]`` in a memory map at ``path``."""
-    rows: np.memmap[Any, np.dtype[np.float16]] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(len(images), *shape))
+    """Activations float16 ``[images, *shape]`` in a memory map at ``path``."""
+    count = len(loader.dataset)  # type: ignore[arg-type]  # ImageDataset has a length
+    rows: np.memmap[Any, np.dtype[np.float16]] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(count, *shape))
     with path.open("r+b") as file:  # a full disk is an error now, and not a bus error when a page is written
         reserve_space(file, path.stat().st_size)
     done = 0
-    for batch, _ in in_order(images, config):
+    for batch, _ in loader:
         out = run(batch.numpy())
-        rows[done : done + len(out)] = np.clip(out, -LARGEST_HALF, LARGEST_HALF)
+        rows[done : done + len(out)] = np.clip(out, -LARGEST, LARGEST)
         done += len(out)
-        progress("running the frozen layers", done, len(images))
+        progress("running the frozen layers", done, count)
     rows.flush()
     return rows

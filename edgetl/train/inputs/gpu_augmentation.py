@@ -1,23 +1,22 @@
-"""Colours varied, and pixels normalised, on the GPU that trains: the loader processes decode and crop, and hand over bytes."""
+"""Augmentation on the GPU: colors and normalization; the loader processes decode and crop, and pass bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torchvision.transforms import v2
 
 from edgetl.core.preprocess import PreprocessSpec
-from edgetl.data.folder import Sample
-from edgetl.train.config.options import TrainConfig
-from edgetl.train.inputs.dataset import draw_seed, training_batches
+from edgetl.train.inputs.dataset import Batches, TrainingImages, training_batches
+from edgetl.train.inputs.samplers import BatchOptions, draw_seed
 
-# What must see the decoded image: cropping is cheap where it is, and a quarter of the bytes of float32 pixels travel.
+# Run in the loaders: cropping is cheap there, and bytes are a quarter of float32 pixels.
 _SHAPING = (v2.RandomResizedCrop, v2.RandomHorizontalFlip)
 
 
 def divide(augment: v2.Transform) -> tuple[v2.Transform, v2.Transform | None]:
-    """What an augmentation does to an image's shape, for the loaders, and what it does to its colours, for the device, if anything."""
+    """Split an augmentation into the changes of shape, for the loaders, and those of color, for the device; none if there are none."""
     steps = list(augment.transforms) if isinstance(augment, v2.Compose) else [augment]
     shaping = [step for step in steps if isinstance(step, _SHAPING)]
     rest = [step for step in steps if not isinstance(step, _SHAPING)]
@@ -27,15 +26,14 @@ def divide(augment: v2.Transform) -> tuple[v2.Transform, v2.Transform | None]:
 class DeviceBatches:
     """Batches of uint8 images ``[batch, 3, H, W]`` and targets, as float32 images on ``device`` and targets.
 
-    Each image gets colours of its own; a step's depend on the seed and the step alone, as its images do.
+    Colors are drawn for each image; those of a step depend on the seed and the step alone.
     """
 
     def __init__(
-        self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], colours: v2.Transform | None, spec: PreprocessSpec, *,
-        device: torch.device, seed: int, first: int,
-    ) -> None:  # fmt: skip
+        self, batches: Batches, colors: v2.Transform | None, spec: PreprocessSpec, *, device: torch.device, seed: int, first: int
+    ) -> None:
         self.batches = batches
-        self.colours = colours
+        self.colors = colors
         self.device = device
         self.seed = seed
         self.first = first
@@ -44,18 +42,24 @@ class DeviceBatches:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for step, (images, targets) in enumerate(self.batches, self.first):
             on_device = images.to(self.device, non_blocking=True)
-            if self.colours is not None:
+            if self.colors is not None:
                 with torch.random.fork_rng(devices=[]):  # the choices are drawn on the CPU, whatever the images are on
                     torch.manual_seed(draw_seed(self.seed, step))
-                    on_device = torch.stack([self.colours(image) for image in on_device])
+                    on_device = torch.stack([self.colors(image) for image in on_device])
             yield (on_device.float() / 255 - self.mean) / self.std, targets.to(self.device, non_blocking=True)
 
 
-def batches_on(
-    device: torch.device, augment: v2.Transform, samples: Sequence[Sample], spec: PreprocessSpec, config: TrainConfig, *,
-    steps: range, replay: Sequence[Sample] = (),
-) -> DeviceBatches:  # fmt: skip
-    """``training_batches`` whose colours and normalisation are made on ``device``."""
-    shaping, colours = divide(augment)
-    loaded = training_batches(samples, spec, shaping, config, steps=steps, replay=replay, as_bytes=True)
-    return DeviceBatches(loaded, colours, spec, device=device, seed=config.run.seed, first=steps.start)
+def gpu_batches(
+    images: TrainingImages,
+    spec: PreprocessSpec,
+    augment: v2.Transform,
+    options: BatchOptions,
+    *,
+    steps: range,
+    device: torch.device | None = None,
+) -> DeviceBatches:
+    """``training_batches`` with color augmentation and normalization on ``device`` (default: the current GPU)."""
+    shaping, colors = divide(augment)
+    loaded = training_batches(images, spec, shaping, options, steps=steps, as_bytes=True)
+    device = device or torch.device("cuda", torch.cuda.current_device())
+    return DeviceBatches(loaded, colors, spec, device=device, seed=options.seed, first=steps.start)

@@ -22,10 +22,11 @@ from edgetl.train.config.plan import Plan
 from edgetl.train.continual.lwf import Guards
 from edgetl.train.continual.prepare import Protection
 from edgetl.train.continual.teacher import Tutor, distillation
-from edgetl.train.inputs.activation_cache import Workplace, cache_activations
+from edgetl.train.inputs.activation_cache import CacheOptions, Workplace
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well, mixup
-from edgetl.train.inputs.dataset import draw_seed, training_batches, validation_batches
-from edgetl.train.inputs.gpu_augmentation import batches_on
+from edgetl.train.inputs.batches import TrainingBatches, make_batches
+from edgetl.train.inputs.dataset import Batches, TrainingImages
+from edgetl.train.inputs.samplers import BatchOptions, draw_seed
 from edgetl.train.loop.checkpoints import Checkpoints, State
 from edgetl.train.loop.compiled import CompiledForward
 from edgetl.train.loop.fitting import explained, fit, give_moments, moments
@@ -34,7 +35,8 @@ from edgetl.train.loop.losses import Classes, Objective, make_objective
 from edgetl.train.loop.lr_finder import sweep_rates, tell, with_sweep
 from edgetl.train.loop.optimizer import planned, rate_factor
 from edgetl.train.loop.processes import StopRequest
-from edgetl.train.loop.validation import Batches, History, Watch, measure
+from edgetl.train.loop.ranks import rank, world
+from edgetl.train.loop.validation import History, Watch, measure
 from edgetl.train.networks.backbone import Backbone
 from edgetl.train.networks.stages import HEAD, LATERALS, STEM, Stage, choose_stages, find_stages, set_trainable
 from edgetl.train.networks.stochastic_depth import stochastic_depth
@@ -42,8 +44,6 @@ from edgetl.train.networks.stochastic_depth import stochastic_depth
 _log = logging.getLogger(__name__)
 
 CLIP_NORM = 1.0
-# Validation images are decoded once where they take no more memory than this, and for each validation otherwise.
-MOST_HELD_BYTES = 400_000_000
 INTERPOLATION_WEIGHTS = (0.2, 0.4, 0.6, 0.8)
 
 
@@ -94,13 +94,13 @@ def tune(
     state = checkpoints.newest() if checkpoints else None
     steps = range(state.step if state else 0, plan.steps)
     with _workshop(backbone, plan, config, place) as (stop, inside):
-        taught, train, val = _prepare(backbone, trained, splits, plan, config, steps=steps, place=inside, lessons=more)
-        module = Tuning(taught, trained, plan, config, make_objective(splits, plan, config), more)
+        prepared = _prepare(backbone, trained, splits, plan, config, steps=steps, place=inside, lessons=more)
+        module = Tuning(prepared.backbone, trained, plan, config, make_objective(splits, plan, config), more)
         history = module.restore(state) if state else History(head_penalty=head_penalty)
         if state:
             _log.info("going on after step %d of %d", state.step, plan.steps)
-        watch = Watch(module, history, val, config, progress=place.progress, checkpoints=checkpoints, stop=stop)
-        _learn(module, train, watch, config, place)
+        watch = Watch(module, history, prepared.val, config, progress=place.progress, checkpoints=checkpoints, stop=stop)
+        _learn(module, prepared.train, watch, config, place)
     _keep_best(backbone, stages, history)
     return history
 
@@ -144,30 +144,31 @@ def _keep_best(backbone: Backbone, stages: tuple[Stage, ...], history: History) 
     backbone.model.to(memory_format=torch.contiguous_format).eval()
 
 
+def batch_options(config: TrainConfig, device: str) -> BatchOptions:
+    """Options of drawing and loading batches."""
+    return BatchOptions(
+        batch_size=config.optim.batch_size,
+        seed=config.run.seed,
+        workers=config.data.workers,
+        device=device,
+        balanced=config.data.balance == "sampler",
+        replay_fraction=config.continual.replay_fraction,
+        shard=(rank(), world()),
+    )
+
+
 def _prepare(
     backbone: Backbone, trained: tuple[Stage, ...], splits: Splits, plan: Plan, config: TrainConfig, *,
     steps: range, place: Workplace, lessons: Lessons,
-) -> tuple[Backbone, Batches, Batches]:  # fmt: skip
-    """What is trained, its training batches, and the validation batches: of activations where the frozen half can be run ahead."""
+) -> TrainingBatches:  # fmt: skip
+    """The trained network and its batches: of activations where the frozen layers can run ahead."""
     flip = mirrors_well(splits.folder.labels) if config.data.flip is None else config.data.flip
+    images = TrainingImages(splits.train, splits.val or splits.train, lessons.protection.replay)
+    # A teacher takes images, not activations, and mixup comes before it.
+    ahead = config.run.cache_views and not plan.mixup and not lessons.tutor and plan.strategy == "partial" and trained[0].name != STEM
+    cache = CacheOptions(trained, config.run.cache_views, config.run.cache_gb, place.folder, place.progress) if ahead and steps else None
     augment = make_augmentation(plan.augment, backbone.spec, flip=flip)
-    replay = lessons.protection.replay
-    # A teacher looks at images, not at what the frozen half makes of them, and pictures are mixed before it sees them.
-    ahead = config.run.cache_views and not plan.mixup and not lessons.tutor
-    if ahead and plan.strategy == "partial" and trained[0].name != STEM and steps:
-        cached = cache_activations(backbone, trained, splits, augment, config, steps=steps, place=place, replay=replay)
-        if cached:
-            return cached.backbone, cached.train, cached.val
-    train: Batches
-    if place.device == "cuda" and augment:
-        gpu = torch.device("cuda", torch.cuda.current_device())
-        train = batches_on(gpu, augment, splits.train, backbone.spec, config, steps=steps, replay=replay)
-    else:
-        train = training_batches(splits.train, backbone.spec, augment, config, steps=steps, replay=replay)
-    val = validation_batches(splits.val or splits.train, backbone.spec, config)
-    height, width = backbone.spec.input_size
-    small = len(splits.val or splits.train) * 3 * height * width * 4 <= MOST_HELD_BYTES
-    return backbone, train, list(val) if small else val
+    return make_batches(backbone, images, augment, batch_options(config, place.device), steps=steps, cache=cache)
 
 
 def parameter_groups(model: nn.Module, stages: Sequence[Stage], plan: Plan) -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ from torch import nn
 from edgetl.core.progress import Progress
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
-from edgetl.train.inputs.dataset import draw_seed
-from edgetl.train.loop.validation import Batches
+from edgetl.train.inputs.dataset import Batches
+from edgetl.train.inputs.samplers import draw_seed
 from edgetl.train.networks.stages import set_trainable
 
 if TYPE_CHECKING:

@@ -6,9 +6,8 @@ import copy
 import math
 import signal
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -18,6 +17,7 @@ from torch import nn
 from edgetl.core.progress import Progress
 from edgetl.errors import CancelledError, StoppedError, TrainingError
 from edgetl.train.config.options import TrainConfig
+from edgetl.train.inputs.dataset import Batches
 from edgetl.train.loop.checkpoints import Checkpoints
 from edgetl.train.loop.losses import Objective
 from edgetl.train.loop.processes import StopRequest
@@ -32,8 +32,6 @@ VALIDATIONS = 20
 LOSS_MEMORY = 20
 # A smoothed loss above this many times that of answering at random, and that of the first step, has diverged.
 DIVERGED = 5.0
-
-Batches: TypeAlias = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass

@@ -1,0 +1,39 @@
+"""Batches of a training: activations where the frozen layers can run ahead, else images, augmented on the GPU if there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torchvision.transforms import v2
+
+from edgetl.train.inputs.activation_cache import CacheOptions, cache_activations
+from edgetl.train.inputs.dataset import Batches, TrainingImages, training_batches, validation_batches
+from edgetl.train.inputs.gpu_augmentation import gpu_batches
+from edgetl.train.inputs.samplers import BatchOptions
+from edgetl.train.networks.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class TrainingBatches:
+    """Batches of a training, and the network that takes them: the whole one, or its trainable layers."""
+
+    backbone: Backbone
+    train: Batches
+    val: Batches
+
+
+def make_batches(
+    backbone: Backbone,
+    images: TrainingImages,
+    augment: v2.Transform | None,
+    options: BatchOptions,
+    *,
+    steps: range,
+    cache: CacheOptions | None = None,
+) -> TrainingBatches:
+    """Batches of ``steps``; of activations if ``cache`` is given, the network can be split and the cache fits on the disk."""
+    if cache and (cached := cache_activations(backbone, images, augment, options, steps=steps, cache=cache)):
+        return TrainingBatches(cached.backbone, cached.train, cached.val)
+    make = gpu_batches if options.device == "cuda" and augment else training_batches
+    train = make(images, backbone.spec, augment, options, steps=steps)
+    return TrainingBatches(backbone, train, validation_batches(images.val, backbone.spec, options))
