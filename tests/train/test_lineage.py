@@ -103,12 +103,13 @@ def test_pruned_runs_and_averages_keep_the_lineage(root: Path, parent: Run, tmp_
 
 
 def test_a_teacher_is_an_ancestor_and_random_weights_have_none(parent: Run) -> None:
-    assert seen_by_ancestors(TrainConfig.from_options(teacher=str(parent.path))) == parent.seen_images()
+    assert seen_by_ancestors(TrainConfig().backbone, str(parent.path)) == parent.seen_images()
     weights = TrainConfig.from_options(backbone="test_resnet", weights=str(parent.path / "weights.safetensors"))
     for same in (config(parent.path), TrainConfig.from_options(backbone=f"local-dir:{parent.path}"), weights):
-        assert [run.path for run in parent_runs(same)] == [parent.path]
-    for other in (TrainConfig(), config(parent.path, pretrained=False), config(parent.path, strategy="scratch")):
-        assert seen_by_ancestors(other) == SeenImages()
+        assert [run.path for run in parent_runs(same.backbone)] == [parent.path]
+    for other in (TrainConfig(), config(parent.path, pretrained=False)):
+        assert seen_by_ancestors(other.backbone) == SeenImages()
+    assert seen_by_ancestors(config(parent.path).backbone, scratch=True) == SeenImages()
 
 
 def test_forgetting_counts_images_that_neither_run_has_seen(root: Path, grandparent: Run, tmp_path: Path) -> None:

@@ -109,12 +109,9 @@ def cache_activations(
     steps: range,
     cache: CacheOptions,
 ) -> Cached | None:
-    """Run the frozen layers of ``backbone`` on random views of each training image and on the validation images.
+    """Run the frozen layers of ``backbone`` on views of each training image, made by ``augment``, and on the validation images.
 
-    ``augment`` makes a random view; without it there is one view, the evaluation's.
-
-    Returns:
-        None if the network cannot be split there, or the activations would take more than ``cache.max_gb``.
+    None if the network cannot be split there, or the activations would take more than ``cache.max_gb``.
     """
     train, spec = [*images.train, *images.replay], backbone.spec
     example = next(batches(train[:EXAMPLES], spec))

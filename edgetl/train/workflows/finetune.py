@@ -80,7 +80,8 @@ def fine_tune(
         MissingExtraError: a logger's package is not installed.
         StorageError: the run cannot be written.
     """
-    ancestors = seen_by_ancestors(config)
+    scratch = config.optim.strategy == "scratch"
+    ancestors = seen_by_ancestors(config.backbone, config.distillation.teacher, scratch=scratch)
     splits = without_seen(splits, ancestors)
     job = resolve(config, splits)
     started = time.monotonic()

@@ -13,40 +13,41 @@ from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.seen_images import SeenImages
 from edgetl.train.artifacts.sources.catalogue import embedded_names
 from edgetl.train.artifacts.sources.libraries import HUB
-from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.options import BackboneConfig
 from edgetl.train.config.weights_dir import LOCAL_DIR, find_in_mirror
 
 _log = logging.getLogger(__name__)
 
 
-def parent_runs(config: TrainConfig) -> list[Run]:
-    """The runs among ``config.backbone.name`` (where its weights are used), ``config.weights`` and ``config.teacher``.
+def parent_runs(backbone: BackboneConfig, teacher: str | None = None, *, scratch: bool = False) -> list[Run]:
+    """The runs among the backbone (unless it starts from ``scratch``), its weights file and the distillation ``teacher``.
 
     Raises:
         RunError: one of them is damaged.
     """
-    folders = [_folder(config.distillation.teacher, config)] if config.distillation.teacher else []
-    if config.backbone.pretrained and config.optim.strategy != "scratch":
-        folders.append(_folder(config.backbone.name, config) if config.backbone.weights is None else Path(config.backbone.weights).parent)
+    folders = [_folder(teacher, backbone.weights_dir)] if teacher else []
+    if backbone.pretrained and not scratch:
+        folders.append(Path(backbone.weights).parent if backbone.weights else _folder(backbone.name, backbone.weights_dir))
     return [open_run(folder) for folder in dict.fromkeys(folders) if folder is not None and is_run(folder)]
 
 
-def _folder(name: str, config: TrainConfig) -> Path | None:
+def _folder(name: str, weights_dir: str | None) -> Path | None:
     """Folder of a backbone's weights; none if they are not in a folder (see ``edgetl.train.artifacts.sources.load``)."""
     if is_run(name) or name.startswith(LOCAL_DIR):
         return Path(name.removeprefix(LOCAL_DIR))
-    searched = config.backbone.weights_dir is not None and name not in embedded_names() and not name.startswith(HUB)
-    return find_in_mirror(name, Path(str(config.backbone.weights_dir))) if searched else None
+    if weights_dir is None or name in embedded_names() or name.startswith(HUB):
+        return None
+    return find_in_mirror(name, Path(weights_dir))
 
 
-def seen_by_ancestors(config: TrainConfig) -> SeenImages:
-    """Images that the parent runs of ``config``, or runs before them, were trained or selected on.
+def seen_by_ancestors(backbone: BackboneConfig, teacher: str | None = None, *, scratch: bool = False) -> SeenImages:
+    """Images that the parent runs (see ``parent_runs``), or runs before them, were trained or selected on.
 
     Raises:
         RunError: a parent run is damaged.
     """
     seen = SeenImages()
-    for run in parent_runs(config):
+    for run in parent_runs(backbone, teacher, scratch=scratch):
         seen |= run.seen_images()
     return seen
 

@@ -128,18 +128,21 @@ def _from_embedded(config: BackboneConfig, classes: int) -> Backbone:
         if digest != record.weights_sha256:
             raise BackboneError(f"{path} is not the file that {path.stem}.json names (SHA-256 differs). Install edgetl again.")
         load_weights(model, head_name, path, architecture=record.architecture)
-        parents = (
-            Parent(
-                kind="embedded", name=record.name, architecture=record.architecture, sha256=digest, license=record.license,
-                data_fingerprint=record.pictures_sha256,
-            ),
-        )  # fmt: skip
-    digest_of = parents[0].sha256 if parents else None
-    return Backbone(config.name, record.architecture, model, head_name, record.preprocess, weights_sha256=digest_of, parents=parents)
+        parent = Parent(
+            kind="embedded",
+            name=record.name,
+            architecture=record.architecture,
+            sha256=digest,
+            license=record.license,
+            data_fingerprint=record.pictures_sha256,
+        )
+        parents = (parent,)
+    loaded = parents[0].sha256 if parents else None
+    return Backbone(config.name, record.architecture, model, head_name, record.preprocess, weights_sha256=loaded, parents=parents)
 
 
 def _from_file(path: Path, config: BackboneConfig, classes: int) -> Backbone:
-    """The named architecture with the tensors of a file; what stands beside it (``NAME.json``) says how its input is made."""
+    """The named architecture with the tensors of a file, and the preprocessing from ``NAME.json`` beside it."""
     name = config.name.removeprefix(HUB).rpartition("/")[2].partition("@")[0]
     backbone = random_network(name, classes)
     load_weights(backbone.model, backbone.head_name, path, architecture=backbone.architecture)
@@ -149,9 +152,13 @@ def _from_file(path: Path, config: BackboneConfig, classes: int) -> Backbone:
         own = {**facts["preprocess"], "license": facts.get("license")} if "preprocess" in facts else facts
         spec = preprocess_of({**backbone.spec.model_dump(), **own})
         parent = Parent(
-            kind="weights", name=path.name, architecture=backbone.architecture, sha256=digest, license=own.get("license"),
+            kind="weights",
+            name=path.name,
+            architecture=backbone.architecture,
+            sha256=digest,
+            license=own.get("license"),
             data_fingerprint=facts.get("pictures_sha256"),
-        )  # fmt: skip
+        )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise BackboneError(f"what stands beside {path} is not in the keys of timm's pretrained_cfg: {first_line(error)}") from error
     return dataclasses.replace(backbone, name=config.name, spec=spec, weights_sha256=digest, parents=(parent,))
