@@ -56,7 +56,7 @@ class BackboneRecord(StrictModel):
 
 
 class Compared(StrictModel):
-    """One strategy of ``--strategy compare``."""
+    """Result of a strategy in ``--strategy compare``."""
 
     strategy: str
     steps: int

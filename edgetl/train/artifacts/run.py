@@ -208,7 +208,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     """Open a run folder.
 
     Raises:
-        RunError: not a run; a bundle is recognised and the text says so.
+        RunError: not a run; the text names a bundle if it is one.
     """
     folder = check_run_folder(path)
     return Run(folder, read_json(folder / RUN_RECORD_NAME, RunRecord, RunError))

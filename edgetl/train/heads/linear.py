@@ -205,7 +205,7 @@ def _choose_penalty(
 def _fit(
     scaled: NDArray[np.float64], labels: NDArray[np.int64], penalty: float, *, balanced: bool, start: LogisticRegression | None = None
 ) -> LogisticRegression:
-    """One fit; ``start`` warm-starts it from a solution for a stronger penalty."""
+    """Fit a logistic regression; ``start`` warm-starts it from a solution for a stronger penalty."""
     weights = "balanced" if balanced else None
     model = start or LogisticRegression(max_iter=MAX_ITERATIONS, tol=1e-3, warm_start=True, class_weight=weights)
     model.set_params(C=1.0 / (penalty * len(labels)))

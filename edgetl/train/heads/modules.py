@@ -58,7 +58,7 @@ class HeadSpec(StrictModel):
 
     @property
     def plain(self) -> bool:
-        """Whether it is one linear layer on the last features, in the architecture's own place."""
+        """True for a linear layer on the last features, in the architecture's own place."""
         return self == HeadSpec()
 
     def describe(self) -> str:

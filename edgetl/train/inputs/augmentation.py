@@ -18,7 +18,7 @@ _SIDED = re.compile(r"(^|[^a-z])(left|right|clockwise|counterclockwise|letter|di
 
 
 def mirrors_well(labels: Sequence[str]) -> bool:
-    """Whether a mirror image keeps its class, by the names: not so for digits, single letters, signs, text and sides."""
+    """True if a mirror image keeps its class, by the class names; false for digits, single letters, signs, text and sides."""
     names = [label.lower() for label in labels]
     symbols = sum(bool(re.fullmatch(r"\d+|[a-z]", name)) for name in names)
     return symbols * 2 < len(names) and not any(_SIDED.search(name) for name in names)
@@ -27,7 +27,7 @@ def mirrors_well(labels: Sequence[str]) -> bool:
 def make_augmentation(level: Augment, spec: PreprocessSpec, *, flip: bool) -> v2.Transform | None:
     """From a decoded image to a changed one of the input size; none for ``none``.
 
-    ``light`` crops and varies colours a little, ``medium`` crops more and applies TrivialAugmentWide (Mueller and Hutter 2021,
+    ``light`` crops and varies colors a little, ``medium`` crops more and applies TrivialAugmentWide (Mueller and Hutter 2021,
     arXiv:2103.10158) to half of the images, ``strong`` to all of them.
     """
     if level == "none":

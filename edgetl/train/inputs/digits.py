@@ -16,7 +16,7 @@ from edgetl.train.config.options import DEFAULT_BACKBONE
 
 SIDE = 32
 
-# The embedded backbone at about twice the pictures' 32 px, tuned whole; digits must not be mirrored, which is the default.
+# The embedded backbone at about twice the images' 32 px, fine-tuned as a whole; digits are not mirrored by default.
 DEMO_CONFIG: dict[str, Any] = {
     "backbone": DEFAULT_BACKBONE,
     "strategy": "full",

@@ -15,7 +15,7 @@ from edgetl.train.config.plan import steps_per_epoch
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """How batches of training images are drawn and loaded.
+    """Options of drawing and loading batches of training images.
 
     Attributes:
         batch_size: images of a step.
@@ -106,7 +106,7 @@ class BalancedSampler(Sampler[list[int]]):
 
 
 class ShardSampler(Sampler[list[int]]):
-    """One process's shard of each batch. A batch that would leave one image to a process, which BatchNorm cannot take, is not split."""
+    """Shard of each batch for one process. A batch that would leave one image to a process, which BatchNorm cannot take, is not split."""
 
     def __init__(self, batches: StepSampler | BalancedSampler, rank: int, world: int) -> None:
         self.batches = batches

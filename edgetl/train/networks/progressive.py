@@ -63,7 +63,7 @@ class ProgressiveRecord(StrictModel):
 
     @property
     def all_laterals(self) -> tuple[tuple[Lateral, ...], ...]:
-        """Of each column but the first."""
+        """Lateral connections of each column but the first."""
         return (*(column.laterals for column in self.earlier[1:]), self.laterals)
 
 

@@ -33,7 +33,7 @@ def set_layer_sizes(model: nn.Module, sizes: LayerSizes) -> None:
     """Set the sizes of the named layers, with zeros as weights, before the weights of a pruned network are loaded.
 
     Raises:
-        BackboneError: a layer is not there, is of another kind, or is smaller than its sizes say.
+        BackboneError: a layer is not there, is of another kind, or is smaller than its recorded sizes.
     """
     modules, own = dict(model.named_modules()), layer_sizes(model)
     for name, size in sizes.items():

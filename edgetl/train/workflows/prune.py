@@ -34,7 +34,7 @@ ROUND_TO = 8
 
 
 class Cost(StrictModel):
-    """Of a network: parameters and multiply-accumulates of one image, in millions."""
+    """Size and cost of a network: parameters, and multiply-accumulates of one image, in millions."""
 
     params_m: float
     mmacs: float

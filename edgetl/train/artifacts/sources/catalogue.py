@@ -32,7 +32,7 @@ class Teacher(StrictModel):
 
 
 class Source(StrictModel):
-    """One kind of images of a pretraining; ``sha256`` is of their pixels as they were used."""
+    """Image source of a pretraining; ``sha256`` is of the pixels as they were used."""
 
     name: str
     images: int
@@ -70,7 +70,7 @@ class Pretrained(StrictModel):
 
 
 class CatalogueEntry(StrictModel):
-    """One curated backbone; ``models/zoo.toml`` says where each figure comes from.
+    """Curated backbone; ``models/zoo.toml`` names the source of each figure.
 
     Attributes:
         params_m: parameters with the ImageNet classifier, 10^6.
@@ -181,7 +181,7 @@ def list_backbones(
 
 
 def show_backbone(name: str, *, weights_dir: Path | None = None) -> Listed:
-    """One backbone of the list; a curated one may be named without its tag, though timm's default tag can be another.
+    """Entry of a backbone; a curated one may be named without its tag, though timm's default tag can be another.
 
     Raises:
         BackboneError: it is not on the list.

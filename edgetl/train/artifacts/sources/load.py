@@ -69,7 +69,7 @@ def load_published(config: BackboneConfig) -> nn.Module | None:
 
 
 def _with_license(parent: Parent, license: str) -> Parent:
-    """The parent with the license that the user read on its card, where its own says nothing that edgetl knows."""
+    """The parent with the license that the user gave, if its own license is not stated or unknown."""
     return parent.model_copy(update={"license": license}) if freedom(parent.license) == "unknown" else parent
 
 

@@ -22,7 +22,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a ``.safetensors`` file, or of a ``.pth``, ``.pt`` or ``.bin`` that holds nothing but tensors.
 
     Raises:
-        BackboneError: the file is missing, damaged, not what its name says, or wants to run code.
+        BackboneError: the file is missing, damaged, of another format than its name, or holds code.
     """
     try:
         open_plain(path).close()  # the libraries open a FIFO too, and wait for its other end
