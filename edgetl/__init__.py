@@ -5,7 +5,7 @@
 >>> predictor.predict("photo.jpg").label            # doctest: +SKIP
 'glass'
 
-Training (``edgetl.train.workflows.finetune``) and export (``edgetl.export.package``) need their extras and are not imported here.
+Training (``edgetl.train``) and export (``edgetl.export``) need their extras and are not imported here.
 """
 
 from edgetl.core.bundle import Bundle, open_bundle

@@ -1,0 +1,116 @@
+"""Configuration groups and options, and the resolution of a training."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+import edgetl.train as edgetl_train
+from edgetl.core.options import flat, nested, options
+from edgetl.data.folder import ImageFolder, Sample
+from edgetl.data.split import Splits
+from edgetl.errors import ConfigError, DataError
+from edgetl.train.artifacts.run import open_run
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.resolve import resolve
+from tests.command import edgetl
+
+
+def _splits(images: int, classes: int = 2) -> Splits:
+    samples = tuple(Sample(Path(f"{index}.png"), index % classes, str(index)) for index in range(images))
+    return Splits(ImageFolder(Path("images"), ("a", "b"), samples, ()), samples, samples[:4], ())
+
+
+def test_the_training_configuration_imports_no_training_library() -> None:
+    modules = [path.stem for path in Path("edgetl/train/config").glob("*.py") if path.stem != "__init__"]
+    code = f"import sys; {'; '.join(f'import edgetl.train.config.{name}' for name in modules)}; "
+    code += "sys.exit(bool({'torch', 'torchvision', 'timm', 'lightning', 'sklearn'} & set(sys.modules)))"
+    assert modules and subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_flat_options_and_groups_are_two_forms_of_one_configuration() -> None:
+    config = TrainConfig.from_options(backbone="resnet18", head="knn", lwf=1.0, distillation_weight=0.3)
+    assert (config.backbone.name, config.head.kind, config.continual.lwf, config.distillation.weight) == ("resnet18", "knn", 1.0, 0.3)
+    assert TrainConfig.from_options(**flat(config)) == config
+    assert config.given() == {"backbone": "resnet18", "head": "knn", "lwf": 1.0, "distillation_weight": 0.3}
+    assert TrainConfig.from_options(**config.given()).given() == config.given()
+    assert config.with_options(lwf=2.0).given() == {**config.given(), "lwf": 2.0}
+
+
+def test_two_options_of_one_name_are_refused() -> None:
+    class Group(BaseModel):
+        seed: int = 0
+
+    class Wrong(BaseModel):
+        seed: int = 1
+        group: Group = Group()
+
+    with pytest.raises(ValueError, match="Wrong has two options seed"):
+        options(Wrong)
+
+
+def test_an_unknown_option_is_passed_on_so_that_the_model_names_it() -> None:
+    assert nested(TrainConfig, {"speed": 3}) == {"speed": 3}
+
+
+@pytest.mark.parametrize(("given", "strategy"), [({}, "full"), ({"strategy": "auto"}, "partial"), ({"strategy": "probe"}, "probe")])
+def test_a_given_strategy_overrides_the_recipe_even_when_it_is_the_default(given: dict[str, Any], strategy: str) -> None:
+    job = resolve(TrainConfig.from_options(recipe="fastai", **given), _splits(500))
+    assert job.strategy == strategy and job.config.optim.unfreeze == ("1" if not given else None)
+
+
+def test_the_command_line_tells_given_options_from_defaults(colours: Path, tmp_path: Path) -> None:
+    options = ["--recipe", "fastai", "--strategy", "auto", "--input-size", 32, "--augmented-views", 1, "--test", 0.15]
+    done = edgetl("train", colours, "--out", tmp_path / "run", *options, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["plan"]["strategy"] == "probe", "auto on few images, and not the recipe's full"
+    assert record["given"] == ["input_size", "test", "augmented_views", "recipe", "strategy"]
+
+
+def test_the_public_names_of_training_are_those_of_the_modules() -> None:
+    assert edgetl_train.open_run is open_run and edgetl_train.TrainConfig is TrainConfig
+    assert all(getattr(edgetl_train, name) for name in edgetl_train.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'fit'"):
+        _ = edgetl_train.fit
+
+
+def test_conflicts_are_reported_together_and_before_any_weights_are_loaded() -> None:
+    wanted = TrainConfig.from_options(
+        backbone="no_such_backbone",
+        strategy="full",
+        head="knn",
+        multilabel_loss="asymmetric",
+        forgetting="progressive",
+        lwf=1.0,
+        teacher="resnet18",
+        replay="old",
+        balance="sampler",
+    )
+    with pytest.raises(ConfigError) as caught:
+        resolve(wanted, _splits(20_000))
+    for text in (
+        "--multilabel-loss does not go with classification",
+        "--replay does not go with --balance sampler",
+        "--teacher and --replay conflict",
+        "--forgetting progressive keeps the previous network frozen and does not go with --lwf and --replay and --teacher",
+        "--head knn is for a probe, and the strategy is full",
+        "20,000 are more than 10,000",
+    ):
+        assert text in str(caught.value)
+
+
+def test_a_class_without_a_training_image_is_named() -> None:
+    with pytest.raises(DataError, match="no training image of b; add some, or remove the class"):
+        resolve(TrainConfig(), _splits(500, classes=1))
+
+
+def test_many_images_with_replay_are_not_mixed_up() -> None:
+    config = TrainConfig.from_options(replay="old", mixup=0.2)
+    with pytest.raises(ConfigError, match="--replay does not go with"):
+        resolve(config, _splits(500))
+    assert resolve(TrainConfig.from_options(replay="old"), _splits(500)).config.data.mixup is None
