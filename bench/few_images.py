@@ -30,8 +30,8 @@ from edgetl.data.loading import PixelSet, labels_of, stratified
 from edgetl.errors import AccuracyGateError
 from edgetl.export import package
 from edgetl.export.config import ExportConfig
-from edgetl.export.context import Workbench, prepare
-from edgetl.export.gate.agreement import answers
+from edgetl.export.context import ExportContext, prepare
+from edgetl.export.gate.agreement import outputs_of
 from edgetl.export.package import export_bundle
 from edgetl.runtime.engine import load_engine
 from edgetl.train.artifacts.run import Run, open_run
@@ -89,11 +89,11 @@ def _unseen(run: Run, folder: Path) -> PixelSet:
     return PixelSet(stratified(scan(folder, known_labels=run.record.labels).samples, MOST_UNSEEN), run.record.preprocess)
 
 
-def _labels_only(run: Run, config: ExportConfig, work: Path, data: Path | None, progress: Progress) -> Workbench:
+def _labels_only(run: Run, config: ExportConfig, work: Path, progress: Progress) -> ExportContext:
     """Prepare an export whose gate has the labeled validation images alone."""
-    bench = prepare(run, config, work, data, progress)
-    bench.gate = replace(bench.gate, more=None)
-    return bench
+    context = prepare(run, config, work, progress)
+    context.gate = replace(context.gate, more=None)
+    return context
 
 
 def _export(run: Run, unseen: PixelSet, gate: str, cpu: str, name: str) -> list[float]:
@@ -117,7 +117,7 @@ def _export(run: Run, unseen: PixelSet, gate: str, cpu: str, name: str) -> list[
 def _predictions(bundle: Bundle, name: str, images: PixelSet) -> NDArray[np.intp]:
     variant = bundle.variant(name)
     engine = load_engine(variant.format, [bundle.read(file) for file in variant.files], threads=available_cores())
-    return answers(engine.run, images).argmax(axis=1)
+    return outputs_of(engine.run, images).argmax(axis=1)
 
 
 def _row(bundle: Bundle, variant: Variant, unseen: PixelSet, trained: NDArray[np.intp], prefix: str, seconds: float) -> float:

@@ -19,9 +19,9 @@ from edgetl.core.manifest import Format
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.tasks import OutputDecoding
 from edgetl.errors import BackboneError
-from edgetl.export.convert.metadata import model_info, own_info
-from edgetl.export.convert.to_onnx import onnx_properties, to_onnx
-from edgetl.export.convert.to_openvino import read_onnx, save
+from edgetl.export.convert.metadata import file_metadata
+from edgetl.export.convert.to_onnx import to_onnx
+from edgetl.export.convert.to_openvino import to_openvino
 from edgetl.export.gate.agreement import MAX_FP32_DIFFERENCE, STRICT_BATCHES, compare
 from edgetl.runtime.engine import load_engine
 from edgetl.train.networks.backbone import find_head, rebuild
@@ -69,19 +69,16 @@ def _try(name: str, sides: tuple[int, ...], now: Callable[..., None]) -> None:
     now("torch", variation=_variation(trained))
     insist(model, images, trained)
     spec = PreprocessSpec(input_size=(side, side))
-    infos = (
-        model_info(spec, OutputDecoding(labels=tuple(str(index) for index in range(CLASSES)))),
-        own_info(spec, OutputDecoding(), "sweep"),
-    )
+    metadata = file_metadata(spec, OutputDecoding(labels=tuple(str(index) for index in range(CLASSES))), "sweep")
     causes: list[str] = []
     with tempfile.TemporaryDirectory() as work:
         source, target = Path(work) / "model.onnx", Path(work) / "model.xml"
         now("ONNX export")
-        to_onnx(model, spec, source, onnx_properties(*infos))
+        to_onnx(model, spec, source, metadata)
         now("ONNX Runtime")
         status, worst = _compare("onnx", [source], images, trained, causes)
         now("OpenVINO conversion", onnx=status, onnx_difference=worst, cause=" ".join(causes))
-        save(read_onnx(source, *infos), target)
+        to_openvino(source, target)
         now("OpenVINO")
         status, worst = _compare("openvino", [target, target.with_suffix(".bin")], images, trained, causes)
     if causes:
@@ -135,7 +132,7 @@ def insist(model: nn.Module, images: torch.Tensor, trained: NDArray[np.float32])
     variation = _variation(trained)
     if variation < MIN_VARIATION:
         raise UselessError(f"torch's logits hardly vary with the picture ({variation:.1e} of the largest)")
-    again = compare(trained[:2], _run(model, images[:2])).max_relative
+    again = compare(trained[:2], _run(model, images[:2])).max_relative_error
     if again > MAX_FP32_DIFFERENCE / 2:
         raise UselessError(f"torch itself answers differently in another batch (by {again:.1e} of the largest logit)")
 
@@ -151,7 +148,7 @@ def _compare(
         if logits.shape != (size, CLASSES):
             causes.append(f"{format_} answers with the shape {list(logits.shape)} at batch {size}.")
             return "differs", 1e9
-        difference = compare(trained[:size], logits).max_relative
+        difference = compare(trained[:size], logits).max_relative_error
         if not difference <= worst:
             worst, at = difference, size
     if worst <= MAX_FP32_DIFFERENCE:
@@ -166,7 +163,7 @@ def _own_error(model: nn.Module, images: torch.Tensor, trained: NDArray[np.float
         exact = _run(copy.deepcopy(model).double(), images.double())
     except RuntimeError:
         return "torch cannot run it in float64."
-    return f"torch's own float32 differs from float64 by {compare(exact, trained).max_relative:.1e}."
+    return f"torch's own float32 differs from float64 by {compare(exact, trained).max_relative_error:.1e}."
 
 
 def _first_line(error: BaseException) -> str:

@@ -90,7 +90,9 @@ def draw_sensitivities(manifest: Manifest, path: Path) -> bool:
         shown = item.sensitivities[:MOST_BARS]
         names = [_short(found.title) for found in shown]
         places = range(len(shown))
-        axes.barh(places, [found.loss for found in shown], color=["#08306b" if found.loss > 0 else "#bdbdbd" for found in shown])
+        axes.barh(
+            places, [found.divergence for found in shown], color=["#08306b" if found.divergence > 0 else "#bdbdbd" for found in shown]
+        )
         axes.set_yticks(places, names, fontsize=8)
         axes.invert_yaxis()
         axes.set_xlabel("nearer to the trained model with this operation in fp32 (nats)")

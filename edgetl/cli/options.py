@@ -22,15 +22,18 @@ OR_AUTO = ("epochs",)
 ENVIRONMENT = {"weights_dir": "EDGETL_WEIGHTS"}
 
 
-def options_of(model: type[StrictModel], *, without: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+def options_of(model: type[StrictModel], *, only: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> Callable[[Command], Command]:
     """Decorator: give a command whose last parameter is ``**values`` one option for each leaf of ``model`` (``edgetl.core.options``).
+
+    ``only`` names those that the command offers; several decorators may follow each other.
 
     Words and lists stay text here: ``given`` converts them and the model checks all of them together.
     """
 
     def add(command: Command) -> Command:
         own = [item for item in inspect.signature(command, eval_str=True).parameters.values() if item.kind is not item.VAR_KEYWORD]
-        parameters = own + [_parameter(option) for name, option in options(model).items() if name not in without]
+        offered = [option for name, option in options(model).items() if name not in without and (not only or name in only)]
+        parameters = own + [_parameter(option) for option in offered]
         required = [item for item in parameters if item.default is item.empty]
         ordered = required + [item for item in parameters if item.default is not item.empty]
         command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
@@ -56,6 +59,11 @@ def given(model: type[StrictModel], context: typer.Context, values: dict[str, An
             _numbers(value, count, name) if count and isinstance(value, str) else tuple(value) if isinstance(value, list) else value
         )
     return found
+
+
+def part(model: type[StrictModel], values: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``values`` that are options of ``model``, where a command has the options of several models."""
+    return {name: value for name, value in values.items() if name in options(model)}
 
 
 def _numbers(text: str, count: int, name: str) -> tuple[float, ...] | None:

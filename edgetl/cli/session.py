@@ -56,13 +56,6 @@ ExcludeOption = Annotated[
     list[str] | None, typer.Option("--exclude", help="Glob pattern of files and folders to leave out. May be repeated.")
 ]
 PolicyOption = Annotated[str, typer.Option("--license-policy", help="any, or commercial: refuse weights that forbid it or do not say.")]
-LatencyOption = Annotated[float | None, typer.Option("--max-latency-ms", help="Limit: the 90th percentile of one image.")]
-LatencyOfOption = Annotated[str, typer.Option("--latency-of", help="whole: from the encoded image to the scores. infer: the network.")]
-SizeOption = Annotated[float | None, typer.Option("--max-size-mb", help="Limit: a variant's files, 10^6 bytes.")]
-MemoryOption = Annotated[float | None, typer.Option("--memory-mb", help="Limit: peak memory of a fresh process at its first answer.")]
-ContractThreadsOption = Annotated[
-    int | None, typer.Option("--threads", help="Threads of an inference under the limits (default: one or all).")
-]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the libraries log.")]
 
 

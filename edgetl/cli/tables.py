@@ -71,8 +71,8 @@ def variants_table(manifest: Manifest) -> Table:
             f"{variant.size_bytes / 1e6:.2f}",
             f"{variant.validation.value:.4f}",
             f"{variant.test.value:.4f}" if variant.test else "none",
-            f"{variant.agreement.top1:.3f}",
-            f"{variant.agreement.confident_top1:.3f}",
+            f"{variant.agreement.top1_agreement:.3f}",
+            f"{variant.agreement.confident_agreement:.3f}",
             f"{variant.median_ms:.2f}{'*' if variant.load else ''}",
         )
     return table
@@ -107,7 +107,7 @@ def busy_lines(manifest: Manifest) -> list[str]:
     return [f"* the host was busy during the timing ({worst.describe()}){order}. Export on an idle host for reliable times."]
 
 
-def ladder_lines(manifest: Manifest) -> list[str]:
+def attempt_lines(manifest: Manifest) -> list[str]:
     """For each int8 variant, the quantization steps tried and what each measured."""
     ladders = [*((item.name, item.attempts) for item in manifest.variants), *((item.name, item.attempts) for item in manifest.rejected)]
     return [
@@ -116,17 +116,17 @@ def ladder_lines(manifest: Manifest) -> list[str]:
 
 
 def _measured(attempt: Attempt, figure: str) -> str:
-    if attempt.accuracy is None or attempt.drop is None or attempt.confident_top1 is None:
+    if attempt.accuracy is None or attempt.drop is None or attempt.confident_agreement is None:
         return f"could not be made: {attempt.reason}"
     said = "passed" if attempt.passed else f"not enough: {attempt.reason}" if attempt.reason else "not enough"
-    return f"{figure} {attempt.accuracy:.4f} (drop {attempt.drop:+.4f}), confident agreement {attempt.confident_top1:.3f}: {said}"
+    return f"{figure} {attempt.accuracy:.4f} (drop {attempt.drop:+.4f}), confident agreement {attempt.confident_agreement:.3f}: {said}"
 
 
 def sensitive_lines(manifest: Manifest) -> list[str]:
     """For each variant whose operations were measured, the three that cost most."""
     items: list[Variant | Rejected] = [*manifest.variants, *manifest.rejected]
     return [
-        f"{item.name}: quantization costs most in " + ", ".join(f"{found.title} {found.loss:+.4f}" for found in worst)
+        f"{item.name}: quantization costs most in " + ", ".join(f"{found.title} {found.divergence:+.4f}" for found in worst)
         for item in items
         if (worst := item.sensitivities[:3])
     ]
@@ -153,9 +153,9 @@ def agreement_lines(manifest: Manifest) -> list[str]:
         found = item.unlabeled
         if found is None:
             continue
-        line = f"{item.name}: {round((1 - found.top1) * found.n)} of {found.n} predictions on unlabeled images change"
+        line = f"{item.name}: {round((1 - found.top1_agreement) * found.n)} of {found.n} predictions on unlabeled images change"
         if manifest.task == "multi-label":
-            line = f"{item.name}: {found.top1:.4f} of the decisions on {found.n} unlabeled images are the same"
+            line = f"{item.name}: {found.top1_agreement:.4f} of the decisions on {found.n} unlabeled images are the same"
         if found.expected_drop is not None and found.beyond_half_margin is not None and found.relative_error is not None:
             line += (
                 f", an expected loss of {found.expected_drop:.4f}; the logits' error is above half the margin on "

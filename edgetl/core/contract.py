@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from edgetl.core.config import StrictModel
+from edgetl.core.options import PANEL
 from edgetl.core.system.load import HostLoad
 
 ClauseName = Literal["latency", "size", "memory", "drop"]
@@ -22,22 +23,20 @@ _RESULTS: dict[OutcomeKind, str] = {
 _UNITS: dict[ClauseName, str] = {"latency": " ms", "size": " MB", "memory": " MB", "drop": ""}
 
 
+def _limit(default: Any, description: str, **bounds: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={PANEL: "Deployment contract"}, **bounds)
+
+
 class Contract(StrictModel):
-    """Limits of a deployment; none is no limit.
+    """Limits of a deployment; none means no limit. Percentiles are of one image after the other, megabytes are 10^6 bytes."""
 
-    Attributes:
-        max_latency_ms: 90th percentile of one image, one after the other.
-        latency_of: ``whole``: from the encoded image to the scores, as ``edgetl bench`` measures it; ``infer``: the network alone.
-        max_size_mb: of one variant's files, 10^6 bytes.
-        memory_mb: peak resident memory of a fresh process at its first answer, 10^6 bytes.
-        threads: of one inference; none tries one and all.
-    """
-
-    max_latency_ms: float | None = Field(default=None, gt=0)
-    latency_of: Literal["whole", "infer"] = "whole"
-    max_size_mb: float | None = Field(default=None, gt=0)
-    memory_mb: float | None = Field(default=None, gt=0)
-    threads: int | None = Field(default=None, ge=1)
+    max_latency_ms: float | None = _limit(None, "Limit of the latency of one image: 90th percentile, ms.", gt=0)
+    latency_of: Literal["whole", "infer"] = _limit(
+        "whole", "Latency that is limited. whole: from the encoded image to the scores. infer: the network alone."
+    )
+    max_size_mb: float | None = _limit(None, "Limit of the size of a variant's files, MB (10^6 bytes).", gt=0)
+    memory_mb: float | None = _limit(None, "Limit of the peak memory of a fresh process at its first prediction, MB (10^6 bytes).", gt=0)
+    threads: int | None = _limit(None, "Threads of an inference under the limits (default: one and all cores are tried).", ge=1)
 
     @property
     def limited(self) -> bool:

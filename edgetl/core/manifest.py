@@ -59,25 +59,25 @@ class BundleFile(StrictModel):
 
 
 class Agreement(StrictModel):
-    """How an exported file's answers compare with the trained model's on the same images.
+    """Agreement of an exported file with the trained model on the same images.
 
     Attributes:
         n: images compared.
-        max_relative: largest difference of a logit, relative to the largest logit.
-        top1: share of images with the same answer: top class, number within the tolerance, grade. Of a multi-label model the share of
-            the decisions (images times labels) that are the same.
+        max_relative_error: largest difference of a logit, relative to the largest logit.
+        top1_agreement: ratio of images with the same prediction: top class, number within the tolerance, grade. For a multi-label model
+            the ratio of equal decisions (images times labels).
         confident_n: images (decisions) of which the trained model is sure, for instance a top class scored at least 0.6.
-        confident_top1: share of those with the same answer; 1 when there is none.
-        cosine: of several labels: the median over the images of the cosine between both models' outputs, each less the trained model's
-            mean output.
+        confident_agreement: ratio of those with the same prediction; 1 when there is none.
+        median_cosine: of several labels: the median over the images of the cosine similarity of both models' outputs, each less the
+            trained model's mean output.
     """
 
     n: int
-    max_relative: float
-    top1: float
+    max_relative_error: float
+    top1_agreement: float
     confident_n: int
-    confident_top1: float
-    cosine: float | None = None
+    confident_agreement: float
+    median_cosine: float | None = None
 
 
 class UnlabeledAgreement(StrictModel):
@@ -85,7 +85,7 @@ class UnlabeledAgreement(StrictModel):
 
     Attributes:
         n: number of validation images, random crops of them, and unlabeled images together.
-        top1: share of equal predictions, as in ``Agreement``.
+        top1_agreement: share of equal predictions, as in ``Agreement``.
         expected_drop: of classes: the loss of accuracy that the trained model's own scores predict, 0..1: the mean of its score for its
             class less its score for the file's class. A change between two classes that it holds for equally likely costs nothing.
         beyond_half_margin: share of images whose logit error is above half the margin. The margin is the trained model's largest logit
@@ -94,7 +94,7 @@ class UnlabeledAgreement(StrictModel):
     """
 
     n: int
-    top1: float
+    top1_agreement: float
     expected_drop: float | None = None
     beyond_half_margin: float | None = None
     relative_error: float | None = None
@@ -109,25 +109,26 @@ class Attempt(StrictModel):
     """
 
     method: str
-    accuracy: float | None
-    drop: float | None
-    confident_top1: float | None
-    passed: bool
+    accuracy: float | None = None
+    drop: float | None = None
+    confident_agreement: float | None = None
+    passed: bool = False
     accuracy_drop: AccuracyDrop | None = None
     unlabeled: UnlabeledAgreement | None = None
     reason: str = ""
 
 
 class Sensitivity(StrictModel):
-    """What quantizing one operation costs: how much nearer a quantized model's answers come to the trained model's when this operation
-    alone computes in fp32 (nats of the scores; of numbers a share of their variance). Negative where its error undoes another's.
+    """Sensitivity of a network to the quantization of one operation.
 
-    ``layer`` is the trained model's module that the operation comes from, where its weights tell.
+    ``divergence`` is the divergence from the trained model's outputs that disappears when this operation alone computes in fp32: nats of
+    the scores; for numbers a ratio of their variance. Negative where its error compensates another's. ``layer`` is the trained model's
+    module that the operation comes from, if its weights name one.
     """
 
     operation: str
     kind: str
-    loss: float
+    divergence: float
     layer: str = ""
 
     @property

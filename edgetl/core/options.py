@@ -30,6 +30,14 @@ class Option:
     field: FieldInfo
 
 
+def words(value: object) -> object:
+    """Validator: ``a,b`` and repeated options become a tuple of words, each once."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        return value
+    return tuple(dict.fromkeys(word.strip() for item in items for word in str(item).split(",") if word.strip()))
+
+
 def options(model: type[BaseModel]) -> dict[str, Option]:
     """The options of ``model`` by name, in the order of the fields; groups are fields that are models themselves.
 

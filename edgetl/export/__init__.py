@@ -1,1 +1,1 @@
-"""From a trained run to checked, packaged files."""
+"""Export: a trained run becomes a bundle of verified, quantized and packaged files."""

@@ -1,56 +1,109 @@
-"""What a user may ask of an export, and the defaults."""
+"""Options of an export and of ``fit``: type, default, bounds and help."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from edgetl.core.config import StrictModel
+from edgetl.core.contract import Contract
 from edgetl.core.manifest import Format, Precision
+from edgetl.core.options import OPTION, words
 from edgetl.core.preprocess import InputForm
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.ranking import RankConfig
+
+# Formats that others write from an export. The names are reserved, so that a bundle with such a variant will never mean something else.
+RESERVED = {
+    "tflite": "export onnx, then `onnx2tf -i model.onnx`; or give the run's timm network to litert-torch (once ai-edge-torch)",
+    "executorch": "torch.export the run's timm network, then executorch.exir.to_edge_transform_and_lower",
+    "coreml": "torch.export or trace the run's timm network, then coremltools.convert (coremltools reads no ONNX)",
+    "ncnn": "export onnx, then `pnnx model.onnx inputshape=[1,3,H,W]`",
+}
+
+
+def _precisions(value: object) -> object:
+    return _check(words(value), get_args(Precision))
+
+
+def _formats(value: object) -> object:
+    names = words(value)
+    if isinstance(names, tuple) and not set(names) - set(get_args(Format)) - set(RESERVED) and (reserved := set(names) & set(RESERVED)):
+        lines = [f"{name}: edgetl does not write it yet; {RESERVED[name]}." for name in names if name in reserved]
+        loads = 'The network is timm.create_model("local-dir:RUN", pretrained=True)'
+        raise ValueError("\n".join([f"{','.join(names)} is not possible.", *lines, loads]))
+    return _check(names, get_args(Format))
+
+
+def _check(names: object, known: tuple[str, ...]) -> object:
+    if isinstance(names, tuple) and (unknown := [name for name in names if name not in known] or (not names and ["nothing given"])):
+        raise ValueError(f"{', '.join(unknown)} is not possible; it takes {', '.join(known)}")
+    return names
+
+
+def _field(default: Any, description: str, option: str | None = None, **bounds: Any) -> Any:
+    return Field(default, description=description, json_schema_extra=None if option is None else {OPTION: option}, **bounds)
 
 
 class ExportConfig(StrictModel):
-    """Options of an export.
+    """Options of an export."""
+
+    formats: Annotated[tuple[Format, ...], BeforeValidator(_formats)] = _field(
+        ("onnx", "openvino"), "File formats: onnx, openvino, or both, separated by commas.", "format"
+    )
+    precisions: Annotated[tuple[Precision, ...], BeforeValidator(_precisions)] = _field(
+        ("fp32", "int8"), "Precisions: fp32, fp16, int8 (weights and activations), int8-weights, or several.", "precision"
+    )
+    data: Path | None = _field(None, "Folder of the run's images (default: where they were).")
+    unlabeled: Path | None = _field(
+        None, "Folder of unlabeled images. The accuracy gate also measures agreement with the trained model on them."
+    )
+    name: str | None = _field(None, "Name of the model in the manifest and for servers (default: the run's).")
+    max_drop: float = _field(
+        0.01,
+        "Largest drop of a quantized variant on the validation images, 0..1: of accuracy; of mean average precision and of the ratio of "
+        "right decisions (multi-label); of R² (regression).",
+        ge=0.0,
+        le=1.0,
+    )
+    strict: bool = _field(False, "Compare --max-drop with the one-sided 95 % bound of the drop.")
+    min_agreement: float = _field(
+        0.97,
+        "Smallest ratio of predictions equal to the trained model's where that is confident: it scores the class at least 0.6; a label's "
+        "log-odds are as far from its threshold; a number always, within the tolerance; a grade is 0.1 from the next.",
+        ge=0.0,
+        le=1.0,
+    )
+    calibration_images: int = _field(300, "Training images for the calibration of int8.", "num_samples", ge=1)
+    gate_images: int = _field(1000, "Validation images for the accuracy gate, at most.", ge=1)
+    cpu: Literal["here", "any"] = _field("here", "here: quantize for this CPU. any: 7-bit weights, safe on x86 without VNNI.")
+    release: int = _field(1, "Release counter of the bundle; raise it with every shipment.", ge=1, lt=2**53)
+    allow_missing: bool = _field(
+        False, "Keep the variants that passed when another failed. fp16 takes the place of an int8 variant that failed."
+    )
+    input: InputForm = _field("float", "Input: float, or uint8: files take resized RGB pixels (batch, H, W, 3) and normalize them.")
+    input_size: int | None = _field(
+        None, "Height and width of the input, pixels (default: the run's). The drop of another size counts in --max-drop.", ge=32, le=1024
+    )
+    explain: bool = _field(False, "Measure the sensitivity of each operation to quantization, also if the gate passed.")
+    profile: Path | None = _field(None, "Output of `edgetl bench --json` on the device; --max-latency-ms then holds there.")
+
+
+class FitConfig(StrictModel):
+    """Options of ``fit``.
 
     Attributes:
-        formats: file formats, each for its own engine.
-        precisions: ``int8`` means weights and activations; ``int8-weights`` weights alone.
-        name: of the model, in the manifest and for servers; none takes the run's.
-        max_drop: largest loss of a quantized variant on the validation images, absolute, 0..1: of accuracy; of a multi-label model of mean
-            average precision and of the share of right decisions; of a regression of R².
-        strict: ask ``max_drop`` of the one-sided 95 % bound of the loss of accuracy, and not of the loss itself.
-        min_agreement: least share of equal answers where the trained model is sure: it scores the class at least 0.6; a label's log-odds
-            are as far from its threshold; a number is always sure, and equal within the tolerance; a grade is 0.1 from the next.
-        calibration_images: training images that int8 ranges are measured on.
-        gate_images: validation images that decide, at most.
-        unlabeled: folder of unlabeled images, on which agreement with the trained model is measured too.
-        cpu: ``here`` quantizes for this machine's instruction set; ``any`` keeps weights to 7 bits, which no x86 kernel saturates on.
-        allow_missing: keep the variants that passed when another failed; fp16 stands in for an int8 that failed.
-        qat_steps: where the ladder ends without an int8 that passes, so many steps of quantization-aware training; 0 is none.
-        explain: measure what quantizing each operation costs, also where the gate passed.
-        input: ``uint8``: files take pixels ``[batch, H, W, 3]``, RGB, and normalise them; for users without NumPy.
-        input_size: height and width of the input, pixels; none takes the run's. What another size costs counts in ``max_drop``.
-        seed: of NNCF's and the head's fits.
-        release: the bundle's release counter.
+        rank: comparison of the backbones.
+        train: training of each; its backbone is replaced.
+        export: formats, precisions and the accuracy gate.
+        contract: the limits.
+        tries: backbones that are trained, at most.
     """
 
-    formats: tuple[Format, ...] = Field(default=("onnx", "openvino"), min_length=1)
-    precisions: tuple[Precision, ...] = Field(default=("fp32", "int8"), min_length=1)
-    name: str | None = None
-    max_drop: float = Field(default=0.01, ge=0.0, le=1.0)
-    strict: bool = False
-    min_agreement: float = Field(default=0.97, ge=0.0, le=1.0)
-    calibration_images: int = Field(default=300, ge=1)
-    gate_images: int = Field(default=1000, ge=1)
-    unlabeled: Path | None = None
-    cpu: Literal["here", "any"] = "here"
-    allow_missing: bool = False
-    qat_steps: int = Field(default=0, ge=0, le=100_000)
-    explain: bool = False
-    input: InputForm = "float"
-    input_size: int | None = Field(default=None, ge=32, le=1024)
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    release: int = Field(default=1, ge=1, lt=2**53)
+    rank: RankConfig = RankConfig()
+    train: TrainConfig = TrainConfig()
+    export: ExportConfig = ExportConfig()
+    contract: Contract
+    tries: int = _field(3, "Backbones to train, at most.", ge=1, le=20)

@@ -1,18 +1,20 @@
-"""The whole road under a contract: rank backbones, leave out what could never keep it, train, export, and stop at the first that does."""
+"""Fit: rank backbones, train and export one after the other, until a bundle keeps a deployment contract."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.config import StrictModel
-from edgetl.core.contract import Clause, Contract, Outcome
+from edgetl.core.contract import Clause, ClauseName, Contract, Outcome
 from edgetl.core.files.atomic import write_text
 from edgetl.core.images.decode import load_image
 from edgetl.core.manifest import Format, Precision
@@ -26,48 +28,25 @@ from edgetl.data.loading import stratified
 from edgetl.data.notes import ScanNote
 from edgetl.data.selection import Selection
 from edgetl.errors import AccuracyGateError, ConfigError, ContractError, EdgetlError, ExportError
-from edgetl.export.config import ExportConfig
-from edgetl.export.context import open_files
-from edgetl.export.convert.to_onnx import to_half, to_onnx
-from edgetl.export.convert.to_openvino import read_onnx, save
-from edgetl.export.convert.weights_only import pack_onnx, pack_openvino
+from edgetl.export.config import FitConfig
+from edgetl.export.context import SOURCE_NAME, open_files
+from edgetl.export.convert.to_onnx import to_onnx
+from edgetl.export.formats import FORMATS
 from edgetl.export.package import model_name
-from edgetl.export.quantize.attempts import Step
-from edgetl.export.quantize.nncf_quantizer import OpenVinoQuantizer
-from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
+from edgetl.export.quantize.attempts import Int8Settings
 from edgetl.export.under_contract import export_under_contract
 from edgetl.measure.latency import time_calls
 from edgetl.train.artifacts.sources.load import load_backbone
-from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
-from edgetl.train.config.ranking import RankConfig, Ranked
 from edgetl.train.networks.backbone import Backbone
 from edgetl.train.workflows.rank import RANDOM, rank
 from edgetl.train.workflows.train import train
 
-# A backbone is left out before training when it misses a limit by this factor even at this share of its input, the smallest that is
+# A backbone is left out before training when it misses a limit by this factor even at this ratio to its input size, the smallest that is
 # likely to keep its accuracy.
 MARGIN = 1.1
-SMALLEST_SHARE = 0.75
+SMALLEST_RATIO = 0.75
 FEW_IMAGES = 8
-
-
-class FitConfig(StrictModel):
-    """What ``fit`` may do.
-
-    Attributes:
-        rank: which backbones are compared, and how.
-        train: how each is trained; its backbone is replaced.
-        export: formats, precisions and the accuracy gate.
-        contract: the limits.
-        tries: so many backbones are trained at most.
-    """
-
-    rank: RankConfig = RankConfig()
-    train: TrainConfig = TrainConfig()
-    export: ExportConfig = ExportConfig()
-    contract: Contract
-    tries: int = Field(default=3, ge=1, le=20)
 
 
 class Tried(StrictModel):
@@ -99,8 +78,8 @@ class Fitted:
 
 
 @dataclass
-class _Road:
-    """One ``fit`` in progress."""
+class _Search:
+    """Search for a backbone: its inputs, the folder to write, and the backbones that were tried."""
 
     data: Path
     config: FitConfig
@@ -125,35 +104,34 @@ def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, pr
         raise ConfigError("a contract needs a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
     with new_folder(out, inputs=training_inputs(data, config.train), overwrite=overwrite) as folder:
         images = scan(data, selection=Selection(config.train.data.include, config.train.data.exclude), progress=progress)
-        ranking = rank(data, config.rank, progress=progress)
+        names = [item.name for item in rank(data, config.rank, progress=progress).ranked if not item.name.startswith(RANDOM)]
         named = config.export.model_copy(update={"name": config.export.name or model_name(data.resolve().name)})
         config = config.model_copy(update={"export": named})
-        road = _Road(data, config, stratified(images.samples, FEW_IMAGES), len(images.labels), folder, progress)
+        search = _Search(data, config, stratified(images.samples, FEW_IMAGES), len(images.labels), folder, progress)
         trained = 0
-        for item in ranking.ranked:
-            if item.name.startswith(RANDOM) or trained == config.tries or not _could_keep(road, item):
+        for name in names:
+            if trained == config.tries or not _could_keep(search, name):
                 continue
             trained += 1
-            if _try(road, item):
+            if _try(search, name):
                 break
         else:
-            names = [item.name for item in ranking.ranked if not item.name.startswith(RANDOM)]
-            rows = [row.model_copy(update={"backbone": item.backbone}) for item in road.tried for row in item.outcomes]
-            raise ContractError(_explain(road, names), rows=[row.model_dump(mode="json") for row in rows])
-        record = FitRecord(contract=config.contract, tried=tuple(road.tried), notes=images.notes)
+            rows = [row.model_copy(update={"backbone": item.backbone}) for item in search.tried for row in item.outcomes]
+            raise ContractError(_explain(search, names), rows=[row.model_dump(mode="json") for row in rows])
+        record = FitRecord(contract=config.contract, tried=tuple(search.tried), notes=images.notes)
         write_text(folder / FIT_RECORD_NAME, record.model_dump_json(indent=1) + "\n")
     return Fitted(open_bundle(out / "bundle"), out / "run", record)
 
 
-def _could_keep(road: _Road, item: Ranked) -> bool:
-    """Whether the untrained network, whose size and time are those of the trained one, is near enough to the limits."""
-    road.progress(f"measuring {item.name}", 0, 1)
-    wanted = road.config.train.with_options(backbone=item.name)
+def _could_keep(search: _Search, name: str) -> bool:
+    """True if the untrained network, whose size and time are those of the trained one, is near enough to the limits."""
+    search.progress(f"measuring {name}", 0, 1)
+    wanted = search.config.train.with_options(backbone=name)
     before = read_counters()
     try:
-        clauses = costs(load_backbone(wanted.backbone, road.labels), road.config, road.samples)
+        clauses = costs(load_backbone(wanted.backbone, search.labels), search.config, search.samples)
     except EdgetlError as error:
-        road.tried.append(Tried(backbone=item.name, outcome="left out", reason=str(error)))
+        search.tried.append(Tried(backbone=name, outcome="left out", reason=str(error)))
         return False
     over = [clause for clause in clauses if clause.found > MARGIN * clause.limit]
     if over:
@@ -161,79 +139,54 @@ def _could_keep(road: _Road, item: Ranked) -> bool:
         load = load_between(before, read_counters())
         if load is not None and load.busy and any(clause.name == "latency" for clause in over):
             shown += f"; timed on a busy host ({load.describe()})"
-        road.tried.append(Tried(backbone=item.name, outcome="left out", reason=f"before training: {shown}", clauses=clauses))
+        search.tried.append(Tried(backbone=name, outcome="left out", reason=f"before training: {shown}", clauses=clauses))
     return not over
 
 
 def costs(backbone: Backbone, config: FitConfig, samples: list[Sample]) -> tuple[Clause, ...]:
-    """The least size and time that the backbone can have in the formats and precisions that are asked for, at a smaller input: of networks
-    and images, without a gate.
+    """Smallest size and time that the untrained backbone can have in the formats and precisions of ``config``, at a smaller input.
 
     Raises:
         ExportError: it cannot be exported.
     """
-    height, width = backbone.spec.input_size
-    spec = backbone.spec
-    calibration = [np.random.default_rng(0).normal(size=(1, 3, height, width)).astype(np.float32) for _ in range(2)]
+    contract = config.contract
+    image = np.random.default_rng(0).normal(size=(1, 3, *backbone.spec.input_size)).astype(np.float32)
     sizes, times = [], []
     with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        source = work / "model.onnx"
-        to_onnx(backbone.model.eval(), spec, source, {})
+        source = Path(name) / SOURCE_NAME
+        to_onnx(backbone.model.eval(), backbone.spec, source, {})
         for format_ in config.export.formats:
-            for files in _cheapest(config, format_, source, calibration, work):
+            for files in _untrained_files(format_, config.export.precisions, source, image):
                 sizes.append(sum(path.stat().st_size for path in files) / 1e6)
-                run = open_files(format_, files, threads=config.contract.threads)
-                times.append(float(np.median(time_calls(lambda: run(calibration[0]), runs=30, max_seconds=3.0))))  # noqa: B023
-    whole = min(times) * SMALLEST_SHARE**2
-    if config.contract.latency_of == "whole":
-        whole += _image_ms(backbone, samples)
-    found: list[Clause] = []
-    if config.contract.max_latency_ms is not None:
-        found.append(Clause(name="latency", limit=config.contract.max_latency_ms, found=whole))
-    if config.contract.max_size_mb is not None:
-        found.append(Clause(name="size", limit=config.contract.max_size_mb, found=min(sizes)))
-    return tuple(found)
+                calls = partial(open_files(format_, files, threads=contract.threads), image)
+                times.append(float(np.median(time_calls(calls, runs=30, max_seconds=3.0))))
+    latency = min(times) * SMALLEST_RATIO**2
+    if contract.latency_of == "whole":
+        latency += _image_ms(backbone, samples)
+    limits: tuple[tuple[ClauseName, float | None, float], ...] = (
+        ("latency", contract.max_latency_ms, latency),
+        ("size", contract.max_size_mb, min(sizes)),
+    )
+    return tuple(Clause(name=name, limit=limit, found=found) for name, limit, found in limits if limit is not None)
 
 
-def _cheapest(config: FitConfig, format_: Format, source: Path, calibration: list[np.ndarray], work: Path) -> list[list[Path]]:
-    """The fp32 files, and the int8 ones where they are asked for and can be made."""
-    folder = work / format_
-    (folder / "int8").mkdir(parents=True)
-    plain = [source]
-    if format_ == "openvino":
-        plain = [folder / "model.xml", folder / "model.bin"]
-        save(read_onnx(source, {}, {}), plain[0])
-    made = [plain] if "fp32" in config.export.precisions else []
-    made += [_packed(precision, format_, source, plain, folder) for precision in config.export.precisions if precision in _PACKED]
-    if "int8" in config.export.precisions:
-        (folder / "work").mkdir()
-        quantizer: OnnxQuantizer | OpenVinoQuantizer = (
-            OpenVinoQuantizer(plain[0], calibration, ({}, {}))
-            if format_ == "openvino"
-            else (OnnxQuantizer(source, calibration, folder / "work"))
-        )
+def _untrained_files(format_: Format, precisions: Sequence[Precision], source: Path, image: NDArray[np.float32]) -> list[list[Path]]:
+    """Files of each precision in one format, beside ``source``; fp32 if there is only int8 and it cannot be written."""
+    backend, written = FORMATS[format_], []
+    work = source.parent / format_
+    work.mkdir()
+    for precision in precisions:
+        folder = source.parent / f"{format_}-{precision}"
+        folder.mkdir()
         try:
-            made.append(quantizer.quantize(Step(), folder / "int8"))
+            if precision == "int8":
+                written.append(backend.quantizer(source, [image, -image], work).quantize(Int8Settings(), folder))
+            else:
+                written.append(backend.write(precision, source, folder))
         except ExportError:
-            made = made or [plain]
-    return made
-
-
-_PACKED = ("fp16", "int8-weights")
-
-
-def _packed(precision: Precision, format_: Format, source: Path, plain: list[Path], folder: Path) -> list[Path]:
-    """The files with smaller weights."""
-    (folder / precision).mkdir()
-    files = [folder / precision / "model.onnx"] if format_ == "onnx" else [folder / precision / name for name in ("model.xml", "model.bin")]
-    if format_ == "onnx":
-        to_half(source, files[0]) if precision == "fp16" else pack_onnx(source, files[0])
-    elif precision == "fp16":
-        save(read_onnx(source, {}, {}), files[0], half=True)
-    else:
-        pack_openvino(plain[0], files[0], ({}, {}))
-    return files
+            if precision != "int8":
+                raise
+    return written or [backend.write("fp32", source, work)]
 
 
 def _image_ms(backbone: Backbone, samples: list[Sample]) -> float:
@@ -247,36 +200,36 @@ def _image_ms(backbone: Backbone, samples: list[Sample]) -> float:
     return float(np.median(time_calls(one, runs=len(samples) * 3 - 5)))
 
 
-def _try(road: _Road, item: Ranked) -> bool:
+def _try(search: _Search, name: str) -> bool:
     """Train and export one backbone; whether it keeps the contract."""
-    wanted = road.config.train.with_options(backbone=item.name)
-    train(road.data, wanted, road.folder / "run", overwrite=True, progress=road.progress)
+    wanted = search.config.train.with_options(backbone=name)
+    train(search.data, wanted, search.folder / "run", overwrite=True, progress=search.progress)
     try:
         bundle = export_under_contract(
-            road.folder / "run", road.config.export, road.config.contract, road.folder / "bundle", progress=road.progress
+            search.folder / "run", search.config.export, search.config.contract, search.folder / "bundle", progress=search.progress
         )
     except (ContractError, AccuracyGateError, ExportError) as error:
         reason = str(error).split(" Nothing was written")[0]
         outcomes = tuple(Outcome.model_validate(row) for row in error.rows)
-        road.tried.append(Tried(backbone=item.name, outcome="refused", reason=reason, outcomes=outcomes))
+        search.tried.append(Tried(backbone=name, outcome="refused", reason=reason, outcomes=outcomes))
         return False
     record = bundle.manifest.contract
     assert record is not None
     shown = ", ".join(clause.describe() for clause in record.chosen.clauses)
     reason = f"{record.chosen.variant} at {record.chosen.side} px: {shown}"
-    road.tried.append(
-        Tried(backbone=item.name, outcome="chosen", reason=reason, clauses=record.chosen.clauses, outcomes=bundle.manifest.outcomes)
+    search.tried.append(
+        Tried(backbone=name, outcome="chosen", reason=reason, clauses=record.chosen.clauses, outcomes=bundle.manifest.outcomes)
     )
     return True
 
 
-def _explain(road: _Road, names: list[str]) -> str:
-    tried = "; ".join(f"{item.backbone}: {item.reason.rstrip('.')}" for item in road.tried)
-    skipped = len(names) - len(road.tried)
-    more = f" {skipped} more were not tried (--tries {road.config.tries})." if skipped > 0 else ""
-    failing = {clause.name: clause for item in road.tried for clause in item.clauses if not clause.kept}
+def _explain(search: _Search, names: list[str]) -> str:
+    tried = "; ".join(f"{item.backbone}: {item.reason.rstrip('.')}" for item in search.tried)
+    skipped = len(names) - len(search.tried)
+    more = f" {skipped} more were not tried (--tries {search.config.tries})." if skipped > 0 else ""
+    failing = {clause.name: clause for item in search.tried for clause in item.clauses if not clause.kept}
     nearest = [
-        min((clause for item in road.tried for clause in item.clauses if clause.name == name), key=lambda clause: clause.found)
+        min((clause for item in search.tried for clause in item.clauses if clause.name == name), key=lambda clause: clause.found)
         for name in failing
     ]
     fits = f" The least that was found: {', '.join(clause.describe() for clause in nearest)}." if nearest else ""

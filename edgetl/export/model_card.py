@@ -1,4 +1,4 @@
-"""The bundle's card, for people."""
+"""Model card of a bundle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from edgetl.core.contract import Outcome
-from edgetl.core.manifest import Calibration, Rejected, Variant, describe_parent
+from edgetl.core.manifest import Manifest, describe_parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Evaluation, Proportion
 from edgetl.core.tasks import SCORE_NAMES
@@ -14,43 +14,36 @@ from edgetl.data.groups import describe_grouping
 from edgetl.train.artifacts.record import RunRecord
 
 
-def write_card(
-    name: str,
-    record: RunRecord,
-    spec: PreprocessSpec,
-    variants: list[Variant],
-    rejected: list[Rejected],
-    trained: Proportion,
-    calibration: Calibration | None,
-    outcomes: Sequence[Outcome] = (),
-) -> str:
-    """The card as Markdown; ``spec`` is the bundle's, whose input may be smaller than the run's."""
-    asked, *facts = run_lines(record, spec, trained)
-    pixels = any(variant.input_form == "uint8" for variant in variants)
+def write_card(manifest: Manifest, record: RunRecord) -> str:
+    """Model card as Markdown."""
+    task, *facts = run_lines(record, manifest.preprocess, manifest.trained)
+    pixels = any(variant.input_form == "uint8" for variant in manifest.variants)
+    calibration = manifest.calibration
     lines = [
-        f"# {name}",
+        f"# {manifest.name}",
         "",
-        asked,
+        task,
         "",
         *facts,
-        *(["- Files take pixels: uint8 [batch, height, width, 3], RGB, resized and cropped, and normalise them"] if pixels else []),
+        *(["- Files take pixels: uint8 [batch, height, width, 3], RGB, resized and cropped, and normalize them"] if pixels else []),
         f"- Calibration: {f'{calibration.n} training images' if calibration else 'none (no int8 variant)'}",
         "",
         "| variant | size | validation | test | agreement | confident agreement | 1 image, 1 thread | how |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for variant in variants:
+    for variant in manifest.variants:
+        agreement = variant.agreement
         how = variant.attempts[-1].method if variant.attempts else ""
         lines.append(
             f"| {variant.name} | {variant.size_bytes / 1e6:.2f} MB | {_share(variant.validation)} | "
-            f"{_share(variant.test) if variant.test else 'none'} | {variant.agreement.top1:.3f} | {variant.agreement.confident_top1:.3f} | "
+            f"{_share(variant.test) if variant.test else 'none'} | {agreement.top1_agreement:.3f} | {agreement.confident_agreement:.3f} | "
             f"{variant.median_ms:.1f} ms{' (busy host)' if variant.load else ''} | {how} |"
         )
     if record.backbone.parents:
         lines += ["", "Made from, the oldest first:", ""]
         lines += [f"- {describe_parent(parent)}" for parent in record.backbone.parents]
-    lines += [f"\nNot in the bundle: {item.name}: {item.reason}." for item in rejected]
-    lines += _attempted(outcomes)
+    lines += [f"\nNot in the bundle: {item.name}: {item.reason}." for item in manifest.rejected]
+    lines += _attempted(manifest.outcomes)
     of = "Intervals are Wilson's, 95 %." if record.task in ("classification", "ordinal") else "Intervals are by bootstrap, 95 %."
     lines += ["", f"{of} Latency is of the machine that exported; measure yours with `edgetl bench`.", ""]
     return "\n".join(lines)
@@ -69,10 +62,10 @@ def _attempted(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion) -> list[str]:
-    """What the model answers, in a sentence, then a Markdown list of how it was made; ``trained`` is its figure with ``spec``."""
+    """Task and labels in a sentence, then a Markdown list about the training; ``trained`` is the figure of the model with ``spec``."""
     backbone = record.backbone
     return [
-        _asked(record),
+        _task(record),
         f"- Backbone: {backbone.architecture} ({'pretrained' if backbone.pretrained else 'random weights'}), "
         f"license of the weights: {backbone.license or 'not stated'}",
         f"- Strategy: {record.plan.strategy}{_head(record)}, seed {record.config.run.seed}, trained in {record.seconds:.0f} s",
@@ -100,8 +93,8 @@ def _head(record: RunRecord) -> str:
     return "" if record.head.plain else f" with head {record.head.describe()}"
 
 
-def _asked(record: RunRecord) -> str:
-    """What the model answers, in a sentence."""
+def _task(record: RunRecord) -> str:
+    """Task and labels, in a sentence."""
     labels = f"{', '.join(record.labels[:30])}{' …' if len(record.labels) > 30 else ''}"
     match record.task:
         case "classification":

@@ -1,4 +1,4 @@
-"""From a run to a bundle: export, quantize, pass every file through the gate, pack what passed."""
+"""Export of a run as a bundle: every variant passes the accuracy gate or is left out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_prefixes
 from edgetl.core.contract import ContractRecord, Outcome
 from edgetl.core.decoding import describe_truth, scores_of
 from edgetl.core.images.decode import load_image
-from edgetl.core.manifest import GOLDEN_TOLERANCE, MANIFEST_NAME, Format, Golden, Lineage, Manifest, Precision, Rejected, Variant
+from edgetl.core.manifest import (
+    GOLDEN_TOLERANCE,
+    MANIFEST_NAME,
+    BundleFile,
+    Format,
+    Golden,
+    Lineage,
+    Manifest,
+    Precision,
+    Rejected,
+    Variant,
+)
 from edgetl.core.metrics import evaluate
 from edgetl.core.output.folders import new_folder
 from edgetl.core.preprocess import preprocess, to_batch
@@ -32,13 +43,12 @@ from edgetl.data.folder import Sample
 from edgetl.data.loading import stratified, truth_of
 from edgetl.errors import AccuracyGateError, ExportError, StorageError
 from edgetl.export.config import ExportConfig
-from edgetl.export.context import PLAIN_NAME, Workbench, prepare
+from edgetl.export.context import ExportContext, prepare
 from edgetl.export.convert.metadata import INPUT_NAME, OUTPUT_NAME
-from edgetl.export.convert.pixel_input import open_variant, take_pixels
-from edgetl.export.convert.to_onnx import onnx_properties, to_onnx
-from edgetl.export.gate.agreement import answers
+from edgetl.export.gate.agreement import outputs_of
 from edgetl.export.model_card import write_card
-from edgetl.export.variants import Made, make
+from edgetl.export.quantize.search import ExportedVariant
+from edgetl.export.variants import export_variant
 from edgetl.measure.latency import time_calls
 from edgetl.runtime.engine import load_engine
 from edgetl.train.artifacts.run import Run, open_run, run_inputs
@@ -46,28 +56,22 @@ from edgetl.train.artifacts.run import Run, open_run, run_inputs
 GOLDEN_IMAGES = 8
 MAX_GOLDEN_BYTES = 256_000
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-weights", "int8")
-# The staged files, one more copy while quantizing, and room for the ladder's intermediate files.
+# The staged files, one more copy while quantizing, and room for intermediate files of the quantization search.
 SPACE_FACTOR = 6
 # Number of repetitions of a timing that a busy host disturbed.
 RETRIES = 2
 
 
-@dataclass
-class _Packed:
-    """What the bundle will hold."""
-
-    variants: list[Variant] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
-    golden_logits: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    contract: ContractRecord | None = None
-    outcomes: tuple[Outcome, ...] = ()
-    sorted_by: Literal["time", "accuracy"] = "time"
-
-
 @dataclass(frozen=True)
 class Selection:
-    """The variants of a whole bundle that stay, the best first, the contract's record, a row for each attempted variant, and ``order`` as
-    in ``Manifest``."""
+    """Selection among the variants of a whole bundle.
+
+    Attributes:
+        names: of the variants that stay, the best first.
+        record: of the contract.
+        outcomes: a row for each attempted variant.
+        sorted_by: as in ``Manifest``.
+    """
 
     names: tuple[str, ...]
     record: ContractRecord
@@ -75,14 +79,26 @@ class Selection:
     sorted_by: Literal["time", "accuracy"]
 
 
-# Examines the whole bundle before it is moved to its place.
+@dataclass
+class _Contents:
+    """Contents of a bundle that is being written; ``logits`` are each variant's outputs for the golden images."""
+
+    folder: Path
+    golden: list[Sample]
+    variants: list[Variant] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    logits: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    selection: Selection | None = None
+    sorted_by: Literal["time", "accuracy"] = "time"
+
+
+# Selects among the variants of a whole bundle before it is moved to its place.
 Select = Callable[[Bundle], Selection]
 
 
 def export_bundle(
-    run_path: Path, config: ExportConfig, out: Path, *,
-    data: Path | None = None, overwrite: bool = False, select: Select | None = None, progress: Progress = silent,
-) -> Bundle:  # fmt: skip
+    run_path: Path, config: ExportConfig, out: Path, *, overwrite: bool = False, select: Select | None = None, progress: Progress = silent
+) -> Bundle:
     """Export the run at ``run_path`` as a bundle at ``out``.
 
     Every variant is loaded from its saved file in the engine that the device uses and compared with the trained model on validation
@@ -90,48 +106,45 @@ def export_bundle(
 
     Args:
         run_path: a folder that ``edgetl train`` wrote.
-        config: what to export, and the limits.
+        config: formats, precisions and limits.
         out: the bundle's folder.
-        data: where the run's images are now, if not where they were.
         overwrite: replace an existing ``out``.
-        select: chooses among the variants that passed; what it raises ends the export, and nothing is written.
-        progress: told of each stage.
+        select: selects among the variants that passed; if it raises, nothing is written.
+        progress: called at each stage.
 
     Raises:
         RunError: not a run, or a damaged one.
-        DataError: the run's images are not there.
+        DataError: the run's images are missing.
         ExportError: a network cannot be converted.
         AccuracyGateError: a variant failed and ``allow_missing`` is false, or all failed; nothing is written.
         StorageError: the bundle cannot be written.
     """
     run = open_run(run_path)
-    name = config.name or model_name(run.record.name)
     with ExitStack() as stack:
-        folder = stack.enter_context(new_folder(out, inputs=run_inputs([run], data), overwrite=overwrite))
+        folder = stack.enter_context(new_folder(out, inputs=run_inputs([run], config.data), overwrite=overwrite))
         work = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True))
         _check_space(run, out, config)
-        bench = prepare(run, config, Path(work), data, progress)
-        golden = _choose_golden(bench.gate.samples)
-        packed = _export_variants(bench, folder, golden)
-        _report_rejected(config, packed, bench.gate.spec.input_size[0])
-        _write_manifest(bench, packed, folder, golden, name)
+        context = prepare(run, config, Path(work), progress)
+        contents = _Contents(folder, _choose_golden(context.gate.samples))
+        _export_variants(context, contents)
+        _write_manifest(context, contents)
         shutil.rmtree(work)
         if select is not None:
-            _keep(packed, folder, select(open_bundle(folder)))
-            _write_manifest(bench, packed, folder, golden, name)
+            _keep(contents, select(open_bundle(folder)))
+            _write_manifest(context, contents)
     return open_bundle(out)
 
 
-def _keep(packed: _Packed, folder: Path, selection: Selection) -> None:
+def _keep(contents: _Contents, selection: Selection) -> None:
     """Reduce the bundle to the selected variants, in their order; the records of the others stay."""
     names = selection.names
-    packed.contract, packed.outcomes, packed.sorted_by = selection.record, selection.outcomes, selection.sorted_by
-    for variant in packed.variants:
+    contents.selection, contents.sorted_by = selection, selection.sorted_by
+    for variant in contents.variants:
         if variant.name not in names:
-            shutil.rmtree(folder / variant.name)
-            del packed.golden_logits[variant.name]
-            packed.rejected.append(_broke_contract(variant, selection))
-    packed.variants = sorted((item for item in packed.variants if item.name in names), key=lambda item: names.index(item.name))
+            shutil.rmtree(contents.folder / variant.name)
+            del contents.logits[variant.name]
+            contents.rejected.append(_broke_contract(variant, selection))
+    contents.variants = sorted((item for item in contents.variants if item.name in names), key=lambda item: names.index(item.name))
 
 
 def _broke_contract(variant: Variant, selection: Selection) -> Rejected:
@@ -156,83 +169,93 @@ def outcomes_of(passed: Sequence[Variant], rejected: Sequence[Rejected], side: i
     return rows + [Outcome(variant=item.name, side=side, result=item.by, reason=item.reason) for item in rejected]
 
 
-def _export_variants(bench: Workbench, folder: Path, golden: list[Sample]) -> _Packed:
-    """fp32 ONNX first, since every other file is made from it."""
-    bench.progress("exporting to ONNX", 0, 1)
-    source = bench.work / PLAIN_NAME
-    to_onnx(bench.run.load_model(), bench.gate.spec, source, onnx_properties(*bench.infos))
-    bench.progress("exporting to ONNX", 1, 1)
-    packed = _Packed()
-    for format_ in bench.config.formats:
-        wanted = sorted(bench.config.precisions, key=PRECISIONS.index)
+def _export_variants(context: ExportContext, contents: _Contents) -> None:
+    """Export all variants, after the fp32 ONNX file that they are made from.
+
+    Raises:
+        AccuracyGateError: see ``export_bundle``.
+    """
+    context.write_source()
+    config = context.config
+    for format_ in config.formats:
+        wanted = sorted(config.precisions, key=PRECISIONS.index)
         while wanted:
             precision = wanted.pop(0)
-            passed = _export_variant(bench, packed, folder, golden, (format_, precision), source)
-            if not passed and precision == "int8" and bench.config.allow_missing and "fp16" not in bench.config.precisions:
-                wanted.append("fp16")  # the ladder's last step: half the size of fp32, and its accuracy
-    if any(variant.load is not None for variant in packed.variants):
-        packed.sorted_by = "accuracy"
-    packed.variants.sort(
-        key=lambda variant: (-variant.validation.value, variant.size_bytes) if packed.sorted_by == "accuracy" else (variant.median_ms, 0)
+            passed = _export_variant(context, contents, format_, precision)
+            if not passed and precision == "int8" and config.allow_missing and "fp16" not in config.precisions:
+                wanted.append("fp16")  # instead of int8: half the size of fp32, and its accuracy
+    if any(variant.load is not None for variant in contents.variants):
+        contents.sorted_by = "accuracy"
+    contents.variants.sort(
+        key=lambda variant: (-variant.validation.value, variant.size_bytes) if contents.sorted_by == "accuracy" else (variant.median_ms, 0)
     )
-    return packed
+    if not contents.rejected or (config.allow_missing and contents.variants):
+        return
+    shown = "; ".join(f"{item.name}: {item.reason}" for item in contents.rejected)
+    names = ", ".join(variant.name for variant in contents.variants) or "none"
+    side = context.gate.spec.input_size[0]
+    raise AccuracyGateError(
+        f"{len(contents.rejected)} variant(s) do not answer like the trained model. {shown}. Passed: {names}. Nothing was written. "
+        f"Keep those that passed with --allow-missing, or accept a larger loss with --max-drop.",
+        rows=[row.model_dump(mode="json") for row in outcomes_of(contents.variants, contents.rejected, side)],
+    )
 
 
-def _export_variant(
-    bench: Workbench, packed: _Packed, folder: Path, golden: list[Sample], kind: tuple[Format, Precision], source: Path
-) -> bool:
-    """Make and judge one variant; whether it passed."""
-    name = "-".join(kind)
-    target = folder / name / "1"
+def _export_variant(context: ExportContext, contents: _Contents, format_: Format, precision: Precision) -> bool:
+    """Export one variant; false if it is rejected."""
+    name = f"{format_}-{precision}"
+    target = contents.folder / name / "1"
     target.mkdir(parents=True)
     try:
-        made = take_pixels(bench, *kind, make(bench, *kind, source, target))
+        exported = export_variant(context, format_, precision, target)
     except ExportError as error:
-        if not bench.config.allow_missing or kind[1] == "fp32":
+        if not context.config.allow_missing or precision == "fp32":
             raise
-        packed.rejected.append(Rejected(name=name, reason=str(error), by="export"))
+        contents.rejected.append(Rejected(name=name, reason=str(error), by="export"))
         shutil.rmtree(target.parent)
         return False
-    if made.verdict.reason:
-        packed.rejected.append(Rejected(name=name, reason=made.verdict.reason, attempts=made.attempts, sensitivities=made.sensitivities))
+    if reason := exported.result.reason:
+        contents.rejected.append(Rejected(name=name, reason=reason, attempts=exported.attempts, sensitivities=exported.sensitivities))
         shutil.rmtree(target.parent)
         return False
-    packed.variants.append(_accept(bench, folder, kind, made, golden))
-    logits = open_variant(bench, kind[0], made.files)
-    packed.golden_logits[name] = np.concatenate([logits(preprocess(sample.path, bench.gate.spec)[None]) for sample in golden])
+    logits = context.open_variant(format_, exported.files)
+    contents.variants.append(_describe(context, contents, format_, precision, exported))
+    contents.logits[name] = np.concatenate([logits(preprocess(sample.path, context.gate.spec)[None]) for sample in contents.golden])
     return True
 
 
-def _accept(bench: Workbench, folder: Path, kind: tuple[Format, Precision], made: Made, golden: list[Sample]) -> Variant:
+def _describe(context: ExportContext, contents: _Contents, format_: Format, precision: Precision, exported: ExportedVariant) -> Variant:
     """The manifest's entry of a variant that passed: timed, and tested on the test images."""
-    format_, precision = kind
-    median_ms, load = _time_alone(bench, format_, made, golden)
-    tested = answers(open_variant(bench, format_, made.files), bench.test, progress=bench.progress) if len(bench.test) else None
+    median_ms, load = _time_alone(context, format_, exported, contents.golden[0])
+    tested = (
+        outputs_of(context.open_variant(format_, exported.files), context.test, progress=context.progress) if len(context.test) else None
+    )
+    result = exported.result
     return Variant(
-        name="-".join(kind),
+        name=f"{format_}-{precision}",
         format=format_,
         precision=precision,
-        files=tuple(describe_file(folder, path) for path in made.files),
+        files=tuple(describe_file(contents.folder, path) for path in exported.files),
         input=INPUT_NAME,
-        input_form=bench.config.input,
+        input_form=context.config.input,
         output=OUTPUT_NAME,
-        agreement=made.verdict.agreement,
-        validation=made.verdict.validation,
-        accuracy_drop=made.verdict.accuracy_drop,
-        unlabeled=made.verdict.unlabeled,
-        test=None if tested is None else evaluate(bench.gate.decoding, truth_of(bench.test.samples), tested).score,
+        agreement=result.agreement,
+        validation=result.validation,
+        accuracy_drop=result.accuracy_drop,
+        unlabeled=result.unlabeled,
+        test=None if tested is None else evaluate(context.gate.decoding, truth_of(context.test.samples), tested).score,
         median_ms=median_ms,
         load=load if load is not None and load.busy else None,
         golden_tolerance=GOLDEN_TOLERANCE[precision],
-        attempts=made.attempts,
-        sensitivities=made.sensitivities,
+        attempts=exported.attempts,
+        sensitivities=exported.sensitivities,
     )
 
 
-def _time_alone(bench: Workbench, format_: Format, made: Made, golden: list[Sample]) -> tuple[float, HostLoad | None]:
+def _time_alone(context: ExportContext, format_: Format, exported: ExportedVariant, sample: Sample) -> tuple[float, HostLoad | None]:
     """Median milliseconds of one image on one thread, and the host's load; on a busy host, the measurement with the least load."""
-    alone = load_engine(format_, [path.read_bytes() for path in made.files], threads=1).run
-    image = to_batch([load_image(golden[0].path, intensity=bench.gate.spec.intensity)], bench.gate.spec, bench.config.input)
+    alone = load_engine(format_, [path.read_bytes() for path in exported.files], threads=1).run
+    image = to_batch([load_image(sample.path, intensity=context.gate.spec.intensity)], context.gate.spec, context.config.input)
     found: list[tuple[float, HostLoad | None]] = []
     for _ in range(1 + RETRIES):
         before = read_counters()
@@ -244,75 +267,58 @@ def _time_alone(bench: Workbench, format_: Format, made: Made, golden: list[Samp
     return min(found, key=lambda item: item[1].total if item[1] else 0.0)
 
 
-def _report_rejected(config: ExportConfig, packed: _Packed, side: int) -> None:
-    if not packed.rejected or (config.allow_missing and packed.variants):
-        return
-    shown = "; ".join(f"{item.name}: {item.reason}" for item in packed.rejected)
-    passed = ", ".join(variant.name for variant in packed.variants) or "none"
-    raise AccuracyGateError(
-        f"{len(packed.rejected)} variant(s) do not answer like the trained model. {shown}. Passed: {passed}. Nothing was written. "
-        f"Keep those that passed with --allow-missing, or accept a larger loss with --max-drop.",
-        rows=[row.model_dump(mode="json") for row in outcomes_of(packed.variants, packed.rejected, side)],
-    )
-
-
 def _choose_golden(samples: Sequence[Sample]) -> list[Sample]:
     """A few validation images, the classes in turn; small files where there are enough, since they travel with every bundle."""
     small = [sample for sample in samples if sample.path.stat().st_size <= MAX_GOLDEN_BYTES]
     return stratified(small or samples, GOLDEN_IMAGES)
 
 
-def _write_golden(packed: _Packed, decoding: OutputDecoding, folder: Path, golden: list[Sample]) -> tuple[Golden, ...]:
-    (folder / "golden").mkdir(exist_ok=True)
-    scores = {name: scores_of(decoding, logits) for name, logits in packed.golden_logits.items()}
+def _write_golden(contents: _Contents, decoding: OutputDecoding) -> tuple[Golden, ...]:
+    (contents.folder / "golden").mkdir(exist_ok=True)
+    scores = {name: scores_of(decoding, logits) for name, logits in contents.logits.items()}
     entries = []
-    for index, sample in enumerate(golden):
-        copy = folder / "golden" / f"{index:02d}{sample.path.suffix.lower()}"
+    for index, sample in enumerate(contents.golden):
+        copy = contents.folder / "golden" / f"{index:02d}{sample.path.suffix.lower()}"
         shutil.copyfile(sample.path, copy)
         rows = {name: tuple(float(value) for value in rows[index]) for name, rows in scores.items()}
         known = describe_truth(decoding, sample.label, sample.targets)
-        entries.append(Golden(image=describe_file(folder, copy), label=known, scores=rows))
+        entries.append(Golden(image=describe_file(contents.folder, copy), label=known, scores=rows))
     return tuple(entries)
 
 
-def _write_manifest(bench: Workbench, packed: _Packed, folder: Path, golden: list[Sample], name: str) -> None:
-    record = bench.run.record
-    seen = folder / "seen-images.bin"
-    seen.write_bytes(pack_prefixes(bench.run.seen_images().all))
-    calibration = bench.calibration_record()
-    trained = bench.gate.evaluation.score
-    reduced = any(precision != "fp32" for precision in bench.config.precisions)
-    card = folder / "card.md"
-    card.write_text(
-        write_card(name, record, bench.gate.spec, packed.variants, packed.rejected, trained, calibration, packed.outcomes),
-        "utf-8",
-        newline="\n",
-    )
+def _write_manifest(context: ExportContext, contents: _Contents) -> None:
+    record, config, folder, selection = context.run.record, context.config, contents.folder, contents.selection
+    seen, card = folder / "seen-images.bin", folder / "card.md"
+    seen.write_bytes(pack_prefixes(context.run.seen_images().all))
+    trained = context.gate.evaluation.score
+    reduced = any(precision != "fp32" for precision in config.precisions)
     manifest = Manifest(
-        name=name,
-        release=bench.config.release,
+        name=config.name or model_name(record.name),
+        release=config.release,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         task=record.task,
         decision_rule=record.decision_rule,
         labels=record.labels,
-        preprocess=bench.gate.spec,
-        variants=tuple(packed.variants),
-        rejected=tuple(packed.rejected),
-        max_drop=bench.config.max_drop,
-        max_changed=images_that_may_change(trained.n, bench.max_drop) if reduced and record.task == "classification" else None,
+        preprocess=context.gate.spec,
+        variants=tuple(contents.variants),
+        rejected=tuple(contents.rejected),
+        max_drop=config.max_drop,
+        max_changed=images_that_may_change(trained.n, context.limits.max_drop) if reduced and record.task == "classification" else None,
         trained=trained,
-        trained_at_run_size=bench.whole,
-        golden=_write_golden(packed, record.decoding, folder, golden),
-        calibration=calibration,
-        contract=packed.contract,
-        outcomes=packed.outcomes,
-        sorted_by=packed.sorted_by,
-        lineage=_lineage(bench.run),
+        trained_at_run_size=context.full_size,
+        golden=_write_golden(contents, record.decoding),
+        calibration=context.calibration_record(),
+        contract=selection.record if selection else None,
+        outcomes=selection.outcomes if selection else (),
+        sorted_by=contents.sorted_by,
+        lineage=_lineage(context.run),
         seen_images=describe_file(folder, seen),
-        card=describe_file(folder, card),
+        card=BundleFile(path=card.name, size_bytes=0, sha256="0" * 64),  # replaced when the card, which shows the rest, is written
         versions=versions(),
         host=fingerprint(),
     )
+    card.write_text(write_card(manifest, record), "utf-8", newline="\n")
+    manifest = manifest.model_copy(update={"card": describe_file(folder, card)})
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", "utf-8", newline="\n")
 
 

@@ -1,4 +1,4 @@
-"""A run as a Hugging Face folder: what timm's ``push_to_hf_hub`` would upload, with a model card."""
+"""Hugging Face folder of a run: the files that timm's ``push_to_hf_hub`` would upload, with a model card."""
 
 from __future__ import annotations
 
@@ -16,12 +16,41 @@ HUB_WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
 # Of the licenses that a hub's card can name (hf.co/docs/hub/repositories-licenses) those that published image weights carry; another is
 # written as `other` with its name beside it.
-HUB_LICENSES = frozenset({
-    "apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "unlicense", "zlib", "cc0-1.0", "cc-by-3.0", "cc-by-4.0",
-    "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
-    "cc-by-nc-nd-4.0", "gpl-2.0", "gpl-3.0", "lgpl-2.1", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "epl-2.0", "eupl-1.2", "openrail",
-    "openrail++", "apple-ascl", "apple-amlr",
-})  # fmt: skip
+HUB_LICENSES = frozenset(
+    [
+        "apache-2.0",
+        "mit",
+        "bsd",
+        "bsd-2-clause",
+        "bsd-3-clause",
+        "isc",
+        "unlicense",
+        "zlib",
+        "cc0-1.0",
+        "cc-by-3.0",
+        "cc-by-4.0",
+        "cc-by-sa-3.0",
+        "cc-by-sa-4.0",
+        "cc-by-nc-2.0",
+        "cc-by-nc-3.0",
+        "cc-by-nc-4.0",
+        "cc-by-nc-sa-3.0",
+        "cc-by-nc-sa-4.0",
+        "cc-by-nc-nd-4.0",
+        "gpl-2.0",
+        "gpl-3.0",
+        "lgpl-2.1",
+        "lgpl-3.0",
+        "agpl-3.0",
+        "mpl-2.0",
+        "epl-2.0",
+        "eupl-1.2",
+        "openrail",
+        "openrail++",
+        "apple-ascl",
+        "apple-amlr",
+    ]
+)
 
 
 def share_run(run_path: Path, out: Path, *, overwrite: bool = False) -> list[Path]:
@@ -65,14 +94,14 @@ def _check_expressible(run: Run) -> None:
 
 def hub_card(record: RunRecord) -> str:
     """``README.md``: YAML for the hub, Markdown for people."""
-    asked, *facts = run_lines(record, record.preprocess, record.validation.score)
+    task, *facts = run_lines(record, record.preprocess, record.validation.score)
     return "\n".join(
         [
             *_front_matter(record),
             "",
             f"# {record.name}",
             "",
-            asked,
+            task,
             "",
             "```python",
             "import timm",

@@ -1,15 +1,14 @@
-"""Export under a contract: try variants, threads and input sizes until one keeps every limit, or say which limit fails and by how much."""
+"""Export under a deployment contract: variants, threads and input sizes are tried until one keeps every limit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from edgetl.core.bundle import Bundle
 from edgetl.core.config import read_json
-from edgetl.core.contract import Clause, Contract, ContractRecord, Offer, Outcome
+from edgetl.core.contract import Clause, ClauseName, Contract, ContractRecord, Offer, Outcome
 from edgetl.core.manifest import Format, Rejected, Variant
 from edgetl.core.output.folders import reserved
 from edgetl.core.progress import Progress, silent
@@ -20,10 +19,10 @@ from edgetl.export.config import ExportConfig
 from edgetl.export.package import RETRIES, Selection, export_bundle, outcomes_of
 from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.scenarios import BenchConfig, LatencyReport, VariantReport, measure_bundle
-from edgetl.train.artifacts.run import open_run, run_inputs
+from edgetl.train.artifacts.run import Run, open_run, run_inputs
 
-# Shares of the run's input that are tried when it is too slow; steps of 32 pixels suit every backbone's strides.
-SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2)
+# Ratios to the run's input size that are tried when it is too slow; steps of 32 pixels suit every backbone's strides.
+INPUT_RATIOS = (7 / 8, 3 / 4, 5 / 8, 1 / 2)
 SIDE_STEP = 32
 # A 90th percentile needs 64 calls; more of them make it steadier.
 TIMED_RUNS, TIMED_SECONDS = 200, 20.0
@@ -32,29 +31,69 @@ TIMED_IMAGES = 16
 
 
 @dataclass
-class Search:
-    """Attempts so far: every offer, a row for each attempted variant, and input sizes at which no variant was made."""
+class ContractSearch:
+    """Search for variants that keep a contract: its inputs, and the attempts so far.
 
+    Attributes:
+        contract: the limits.
+        max_drop: largest accuracy drop.
+        images: encoded images that variants are timed on.
+        device: measurements of the device; none measures here.
+        progress: called at each stage.
+        offers: every variant that was timed.
+        outcomes: a row for each attempted variant.
+        notes: input sizes at which no variant was made.
+    """
+
+    contract: Contract
+    max_drop: float
+    images: list[Path]
+    device: LatencyReport | None
+    progress: Progress
     offers: list[Offer] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def error(self) -> ContractError:
+        """The error of a search without a result, with a row for each attempt."""
+        return ContractError(explain(self), rows=[row.model_dump(mode="json") for row in self.outcomes])
+
+    def select(self, bundle: Bundle) -> Selection:
+        """Variants of a new bundle that keep the contract, the most accurate and then the fastest first.
+
+        All have one thread count, which the device then uses. Times of a busy host do not order variants: of two equally accurate
+        variants the smaller is then first.
+
+        Raises:
+            ContractError: there is none.
+        """
+        counts = (self.contract.threads,) if self.contract.threads else tuple(sorted({1, available_cores()}))
+        if self.device is not None:
+            counts = (self.device.threads,)
+        found = [_offer(self, bundle, row, threads) for threads in counts for row in _timed(self, bundle, threads)]
+        self.offers += found
+        busy = any(offer.busy for offer in found)
+        kept = sorted(
+            (offer for offer in found if offer.kept), key=lambda offer: (-offer.accuracy, offer.size_mb if busy else offer.latency_ms)
+        )
+        self.outcomes += _outcomes(found, kept, bundle.manifest.rejected)
+        if not kept:
+            raise self.error()
+        host, source = (fingerprint(), "measured") if self.device is None else (self.device.host, "profile")
+        record = ContractRecord.model_validate(
+            {"contract": self.contract, "chosen": kept[0], "host": host.get("cpu", "an unknown machine"), "source": source}
+        )
+        names = tuple(offer.variant for offer in kept if offer.threads == kept[0].threads)
+        return Selection(names, record, tuple(self.outcomes), "accuracy" if busy else "time")
+
 
 def export_under_contract(
-    run: Path, config: ExportConfig, contract: Contract, out: Path, *,
-    data: Path | None = None, profile: Path | None = None, overwrite: bool = False, progress: Progress = silent,
-) -> Bundle:  # fmt: skip
+    run: Path, config: ExportConfig, contract: Contract, out: Path, *, overwrite: bool = False, progress: Progress = silent
+) -> Bundle:
     """Export ``run`` as a bundle whose variants all keep ``contract``, the most accurate first.
 
-    Args:
-        run: a folder that ``edgetl train`` wrote.
-        config: formats, precisions and ``max_drop``; with an ``input_size`` no other is tried.
-        contract: the limits.
-        out: the bundle's folder.
-        data: where the run's images are now, if not where they were.
-        profile: ``edgetl bench --json`` of another bundle on the device; times are then estimated for the device.
-        overwrite: replace an existing ``out``.
-        progress: called at each stage.
+    The arguments are those of ``export_bundle``. With an ``input_size`` no other is tried; with a ``profile`` times are estimated for its
+    device.
 
     Raises:
         ContractError: no variant keeps every limit; nothing is written. Its ``rows`` are the ``Outcome`` of each attempted variant.
@@ -63,21 +102,18 @@ def export_under_contract(
     """
     if not contract.limited:
         raise ConfigError("a contract needs a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
-    device = None if profile is None else _read_profile(profile, contract)
-    search = Search()
+    device = None if config.profile is None else _read_profile(config.profile, contract)
     config = config.model_copy(update={"allow_missing": True, "formats": _formats(config, device)})
-    images = [sample.path for sample in stratified(open_run(run).samples("val", data), TIMED_IMAGES)]
-    terms = _Terms(contract, config.max_drop, images, device)
-    with reserved(out, inputs=run_inputs([open_run(run)], data), overwrite=overwrite):
-        for side in _sides(run, config):
-            if side is not None and not _may_help(search, contract, side):
+    opened = open_run(run)
+    images = [sample.path for sample in stratified(opened.samples("val", config.data), TIMED_IMAGES)]
+    search = ContractSearch(contract, config.max_drop, images, device, progress)
+    with reserved(out, inputs=run_inputs([opened], config.data), overwrite=overwrite):
+        for side in _sides(opened, config):
+            if side is not None and not _may_help(search, side):
                 continue
             sized = config.model_copy(update={"input_size": side or config.input_size})
             try:
-                return export_bundle(
-                    run, sized, out, data=data, overwrite=overwrite, progress=progress,
-                    select=partial(_select, terms, search, progress),
-                )  # fmt: skip
+                return export_bundle(run, sized, out, overwrite=overwrite, select=search.select, progress=progress)
             except ContractError:
                 continue
             except (AccuracyGateError, ConfigError) as error:
@@ -86,7 +122,7 @@ def export_under_contract(
                 search.outcomes += _refused(error, side)
                 search.notes.append(f"at {side} px: {str(error).split(' Nothing was written')[0].rstrip('.')}")
                 break  # smaller inputs lose more, or the network takes one size only
-    raise _contract_error(contract, search)
+    raise search.error()
 
 
 def _refused(error: AccuracyGateError | ConfigError, side: int) -> list[Outcome]:
@@ -97,21 +133,18 @@ def _refused(error: AccuracyGateError | ConfigError, side: int) -> list[Outcome]
     return [Outcome(variant="every variant", side=side, result=kind, reason=str(error).split(" Nothing was written")[0])]
 
 
-def _contract_error(contract: Contract, search: Search) -> ContractError:
-    return ContractError(explain(contract, search), rows=[row.model_dump(mode="json") for row in search.outcomes])
-
-
-def _sides(run: Path, config: ExportConfig) -> list[int | None]:
+def _sides(run: Run, config: ExportConfig) -> list[int | None]:
     """None, for the run's own input, and then smaller ones."""
-    height, width = open_run(run).record.preprocess.input_size
+    height, width = run.record.preprocess.input_size
     if config.input_size is not None or height != width:
         return [None]
-    smaller = {max(SIDE_STEP, round(height * share / SIDE_STEP) * SIDE_STEP) for share in SHARES}
+    smaller = {max(SIDE_STEP, round(height * ratio / SIDE_STEP) * SIDE_STEP) for ratio in INPUT_RATIOS}
     return [None, *sorted((side for side in smaller if side < height), reverse=True)]
 
 
-def _may_help(search: Search, contract: Contract, side: int) -> bool:
-    """Whether a smaller input could be fast enough, judged by its number of pixels; size and memory hardly depend on it."""
+def _may_help(search: ContractSearch, side: int) -> bool:
+    """True if a smaller input could be fast enough, estimated by its number of pixels; size and memory hardly depend on it."""
+    contract = search.contract
     if contract.max_latency_ms is None:
         return False
     for offer in search.offers:
@@ -123,58 +156,19 @@ def _may_help(search: Search, contract: Contract, side: int) -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class _Terms:
-    """What variants are judged by, and the images that they are timed on."""
-
-    contract: Contract
-    max_drop: float
-    images: list[Path]
-    device: LatencyReport | None
-
-
-def _select(terms: _Terms, search: Search, progress: Progress, bundle: Bundle) -> Selection:
-    """Variants of a new bundle that keep the contract, the most accurate and then the fastest first.
-
-    All have one thread count, which the device then uses. Times of a busy host do not order variants: of two equally accurate variants
-    the smaller is then first.
-    """
-    contract, device = terms.contract, terms.device
-    counts = (contract.threads,) if contract.threads else tuple(sorted({1, available_cores()}))
-    if device is not None:
-        counts = (device.threads,)
-    found: list[Offer] = []
-    for threads in counts:
-        found += [_offer(bundle, row, threads, terms) for row in _timed(bundle, terms, threads, progress)]
-    search.offers += found
-    busy = any(offer.busy for offer in found)
-    kept = sorted(
-        (offer for offer in found if offer.kept), key=lambda offer: (-offer.accuracy, offer.size_mb if busy else offer.latency_ms)
-    )
-    search.outcomes += _outcomes(found, kept, bundle.manifest.rejected)
-    if not kept:
-        raise _contract_error(contract, search)
-    record = ContractRecord(
-        contract=contract, chosen=kept[0], host=fingerprint()["cpu"] if device is None else device.host.get("cpu", "an unknown machine"),
-        source="measured" if device is None else "profile",
-    )  # fmt: skip
-    names = tuple(offer.variant for offer in kept if offer.threads == kept[0].threads)
-    return Selection(names, record, tuple(search.outcomes), "accuracy" if busy else "time")
-
-
-def _timed(bundle: Bundle, terms: _Terms, threads: int, progress: Progress) -> list[VariantReport]:
+def _timed(search: ContractSearch, bundle: Bundle, threads: int) -> list[VariantReport]:
     """Figures of each variant; on a busy host, those of the measurement with the least load."""
     rows: dict[str, VariantReport] = {}
     names: list[str] = []
     for _ in range(1 + RETRIES):
         config = BenchConfig(variants=tuple(names), threads=threads, runs=TIMED_RUNS, max_seconds=TIMED_SECONDS)
-        report = measure_bundle(bundle.path, config, images=terms.images, progress=progress)
+        report = measure_bundle(bundle.path, config, images=search.images, progress=search.progress)
         for row in report.variants:
             known = rows.get(row.variant)
             if known is None or known.load is None or (row.load is not None and row.load.total < known.load.total):
                 rows[row.variant] = row
         names = [name for name, row in rows.items() if row.busy]
-        if not names or terms.device is not None:
+        if not names or search.device is not None:
             break
     return list(rows.values())
 
@@ -194,23 +188,24 @@ def _outcomes(found: list[Offer], kept: list[Offer], rejected: tuple[Rejected, .
     return [*rows, *(outcomes_of((), rejected, found[0].side) if found else ())]
 
 
-def _offer(bundle: Bundle, row: VariantReport, threads: int, terms: _Terms) -> Offer:
-    contract, device = terms.contract, terms.device
+def _offer(search: ContractSearch, bundle: Bundle, row: VariantReport, threads: int) -> Offer:
+    contract, manifest = search.contract, bundle.manifest
     variant = bundle.variant(row.variant)
-    if device is not None:
-        row = on_device(row, variant, device)
+    if search.device is not None:
+        row = on_device(row, variant, search.device)
     latency = _p90(row.whole if contract.latency_of == "whole" else row.infer)
-    whole = bundle.manifest.trained_at_run_size or bundle.manifest.trained
-    drop = whole.value - variant.validation.value
+    drop = (manifest.trained_at_run_size or manifest.trained).value - variant.validation.value
     size, memory = row.size_bytes / 1e6, row.cold.peak_rss_mb
-    limits = (
-        ("latency", contract.max_latency_ms, latency), ("size", contract.max_size_mb, size), ("memory", contract.memory_mb, memory),
-        ("drop", terms.max_drop, drop if variant.precision != "fp32" or bundle.manifest.trained_at_run_size else 0.0),
-    )  # fmt: skip
+    limits: tuple[tuple[ClauseName, float | None, float], ...] = (
+        ("latency", contract.max_latency_ms, latency),
+        ("size", contract.max_size_mb, size),
+        ("memory", contract.memory_mb, memory),
+        ("drop", search.max_drop, drop if variant.precision != "fp32" or manifest.trained_at_run_size else 0.0),
+    )
     return Offer(
         variant=row.variant,
         threads=threads,
-        side=bundle.manifest.preprocess.input_size[0],
+        side=manifest.preprocess.input_size[0],
         latency_ms=latency,
         stages_ms=(row.decode.mean_ms, row.preprocess.mean_ms, row.infer.mean_ms),
         size_mb=size,
@@ -218,7 +213,7 @@ def _offer(bundle: Bundle, row: VariantReport, threads: int, terms: _Terms) -> O
         accuracy=variant.validation.value,
         drop=drop,
         load=row.load,
-        clauses=tuple(Clause(name=name, limit=limit, found=value) for name, limit, value in limits if limit is not None),  # type: ignore[arg-type]
+        clauses=tuple(Clause(name=name, limit=limit, found=value) for name, limit, value in limits if limit is not None),
     )
 
 
@@ -228,7 +223,7 @@ def _p90(times: Percentiles) -> float:
 
 
 def _formats(config: ExportConfig, device: LatencyReport | None) -> tuple[Format, ...]:
-    """Those that are asked for and, where there is a profile, that the device has an engine for."""
+    """The requested formats; with a profile, those that the device has an engine for."""
     if device is None:
         return config.formats
     there = tuple(item for item in config.formats if any(row.variant.startswith(item) for row in device.variants))
@@ -283,8 +278,8 @@ def _scaled(times: Percentiles, factor: float) -> Percentiles:
     return Percentiles(n=max(times.n, MIN_CALLS[90]) if times.p90_ms is not None else times.n, **values)  # type: ignore[arg-type]
 
 
-def explain(contract: Contract, search: Search) -> str:
-    """Which clause fails, by how much, and what would fit."""
+def explain(search: ContractSearch) -> str:
+    """The failing clauses, by how much they fail, and the limits that would fit."""
     if not search.offers:
         return f"no variant could be made. {' '.join(search.notes)}"
     near = min(search.offers, key=lambda offer: (sum(not clause.kept for clause in offer.clauses), offer.excess))
@@ -294,7 +289,7 @@ def explain(contract: Contract, search: Search) -> str:
         f"{', '.join(clause.describe() for clause in near.clauses)}. "
     )
     if any(clause.name == "latency" for clause in failing):
-        text += _where_time_goes(contract, near)
+        text += _where_time_goes(search.contract, near)
         if near.load is not None and near.busy:
             text += f"The host was busy ({near.load.describe()}): repeat on an idle one. "
     text += "".join(f"{note[0].upper()}{note[1:]}. " for note in search.notes)

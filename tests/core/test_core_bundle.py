@@ -42,7 +42,7 @@ def manifest_of(root: Path) -> Manifest:
         return describe_file(root, root / path)
 
     share = Proportion(value=0.9, n=10, low=0.6, high=1.0)
-    agreement = Agreement(n=10, max_relative=0.0, top1=1.0, confident_n=9, confident_top1=1.0)
+    agreement = Agreement(n=10, max_relative_error=0.0, top1_agreement=1.0, confident_n=9, confident_agreement=1.0)
 
     def variant(name: str, paths: list[str]) -> Variant:
         value = {"name": name, "format": name.split("-")[0], "precision": name.split("-")[1], "input": "x", "output": "y"}

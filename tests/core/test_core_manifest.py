@@ -29,7 +29,7 @@ def share(value: float) -> dict[str, Any]:
 
 def variant(name: str) -> dict[str, Any]:
     format_, precision = name.split("-")
-    agreement = {"n": 10, "max_relative": 0.0, "top1": 1.0, "confident_n": 9, "confident_top1": 1.0}
+    agreement = {"n": 10, "max_relative_error": 0.0, "top1_agreement": 1.0, "confident_n": 9, "confident_agreement": 1.0}
     return {
         "name": name, "format": format_, "precision": precision, "files": [entry(f"{name}/model.bin")], "input": "x", "output": "y",
         "agreement": agreement, "validation": share(0.9), "test": None, "median_ms": 1.5, "golden_tolerance": 0.001,

@@ -43,9 +43,9 @@ def test_the_bundle_holds_four_variants_that_passed_the_gate(photo_bundle: Bundl
     assert {variant.name for variant in manifest.variants} == {"onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-int8"}
     for variant in manifest.variants:
         assert manifest.trained.value - variant.validation.value <= manifest.max_drop + 1e-9
-        assert variant.agreement.confident_top1 >= 0.97
+        assert variant.agreement.confident_agreement >= 0.97
         if variant.precision == "fp32":
-            assert variant.agreement.max_relative <= 1e-4
+            assert variant.agreement.max_relative_error <= 1e-4
     assert manifest.lineage.license == "apache-2.0" and manifest.lineage.weights_sha256
 
 

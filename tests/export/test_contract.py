@@ -13,8 +13,8 @@ from edgetl.core.system.load import HostLoad
 from edgetl.data.folder import scan
 from edgetl.errors import ConfigError, ContractError
 from edgetl.export import package
-from edgetl.export.config import ExportConfig
-from edgetl.export.fit import FitConfig, costs, fit
+from edgetl.export.config import ExportConfig, FitConfig
+from edgetl.export.fit import costs, fit
 from edgetl.export.under_contract import export_under_contract, on_device
 from edgetl.measure import scenarios
 from edgetl.measure.scenarios import BenchConfig, measure_bundle
@@ -92,7 +92,9 @@ def test_each_attempted_variant_has_a_row_and_the_record_of_a_rejected_one_stays
     ]
     profile = tmp_path / "device.json"
     profile.write_text(report.model_copy(update={"variants": tuple(slow)}).model_dump_json())
-    manifest = export_under_contract(run.path, config, Contract(max_latency_ms=1000), tmp_path / "fast", profile=profile).manifest
+    manifest = export_under_contract(
+        run.path, config.model_copy(update={"profile": profile}), Contract(max_latency_ms=1000), tmp_path / "fast"
+    ).manifest
     (left_out,) = manifest.rejected
     assert (left_out.name, left_out.by) == ("onnx-int8", "contract") and "latency" in left_out.reason and "limit 1000 ms" in left_out.reason
     assert left_out.attempts[-1].passed and left_out.sensitivities, "--explain has the sensitivities"
@@ -149,12 +151,14 @@ def test_a_devices_profile_scales_the_times(bundle: Bundle, run: Run, tmp_path: 
 
     profile = tmp_path / "device.json"
     profile.write_text(report.model_dump_json())
-    made = export_under_contract(run.path, CONFIG, Contract(max_latency_ms=1000), tmp_path / "bundle", profile=profile)
+    made = export_under_contract(
+        run.path, CONFIG.model_copy(update={"profile": profile}), Contract(max_latency_ms=1000), tmp_path / "bundle"
+    )
     assert made.manifest.contract is not None and made.manifest.contract.source == "profile"
     elsewhere = json.loads(profile.read_text()) | {"reference_cpu": "Another 4000"}
     profile.write_text(json.dumps(elsewhere))
     with pytest.raises(ConfigError, match=r"compares the device with Another 4000, and this is .*Export a bundle here"):
-        export_under_contract(run.path, CONFIG, Contract(max_latency_ms=1000), tmp_path / "other", profile=profile)
+        export_under_contract(run.path, CONFIG.model_copy(update={"profile": profile}), Contract(max_latency_ms=1000), tmp_path / "other")
 
 
 def test_a_contract_without_a_limit_is_a_mistake(run: Run, colours: Path, tmp_path: Path) -> None:
@@ -191,11 +195,15 @@ def test_a_profile_is_of_its_own_threads_and_engines(bundle: Bundle, run: Run, t
     profile = tmp_path / "device.json"
     profile.write_text(report.model_dump_json())
     config = CONFIG.model_copy(update={"precisions": ("fp32",)})
-    made = export_under_contract(run.path, config, Contract(max_latency_ms=1000), tmp_path / "bundle", profile=profile)
+    made = export_under_contract(
+        run.path, config.model_copy(update={"profile": profile}), Contract(max_latency_ms=1000), tmp_path / "bundle"
+    )
     assert made.manifest.contract is not None and made.manifest.contract.chosen.threads == 2
     assert [item.name for item in made.manifest.variants] == ["onnx-fp32"], "the device has one engine"
     with pytest.raises(ConfigError, match=r"taken with 2 thread\(s\), and --threads says 1"):
-        export_under_contract(run.path, config, Contract(max_latency_ms=1000, threads=1), tmp_path / "other", profile=profile)
+        export_under_contract(
+            run.path, config.model_copy(update={"profile": profile}), Contract(max_latency_ms=1000, threads=1), tmp_path / "other"
+        )
 
 
 @pytest.mark.parametrize(("precision", "share"), [("fp16", 0.6), ("int8-weights", 0.45), ("int8", 0.45)])
@@ -227,7 +235,7 @@ def _fit_config(contract: Contract) -> FitConfig:
     )
 
 
-def test_fit_goes_the_whole_road(colours: Path, tmp_path: Path) -> None:
+def test_fit_trains_and_exports_a_backbone_that_keeps_the_contract(colours: Path, tmp_path: Path) -> None:
     fitted = fit(colours, _fit_config(Contract(max_size_mb=4, max_latency_ms=1000)), tmp_path / "fit")
     assert {path.name for path in (tmp_path / "fit").iterdir()} == {"run", "bundle", "fit.json"}
     assert [item.outcome for item in fitted.record.tried] == ["chosen"]

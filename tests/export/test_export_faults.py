@@ -21,7 +21,7 @@ from edgetl.errors import AccuracyGateError, ExportError
 from edgetl.export import package
 from edgetl.export.config import ExportConfig
 from edgetl.export.convert.to_onnx import to_onnx
-from edgetl.export.gate.agreement import STRICT_BATCHES, GateSet, judge, trained_logits
+from edgetl.export.gate.agreement import STRICT_BATCHES, GateSet, evaluate_file, trained_logits
 from edgetl.export.package import export_bundle
 from edgetl.runtime.engine import load_engine
 from edgetl.train.artifacts.run import Run
@@ -38,7 +38,7 @@ def gate(run: Run) -> GateSet:
 
 def _reason(model: onnx.ModelProto, gate: GateSet) -> str:
     engine = load_engine("onnx", [model.SerializeToString()], threads=1)
-    return judge(engine.run, gate, ExportConfig(), exact=True).reason
+    return evaluate_file(engine.run, gate, ExportConfig(), exact=True).reason
 
 
 @pytest.fixture

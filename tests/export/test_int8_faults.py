@@ -21,21 +21,17 @@ from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet
 from edgetl.errors import AccuracyGateError
 from edgetl.export.config import ExportConfig
-from edgetl.export.context import PLAIN_NAME, Workbench, open_files, prepare
-from edgetl.export.convert.to_onnx import to_onnx
-from edgetl.export.convert.to_openvino import read_onnx, save
-from edgetl.export.gate.agreement import judge
+from edgetl.export.context import ExportContext, open_files, prepare
+from edgetl.export.convert.to_openvino import save
+from edgetl.export.formats import FORMATS
+from edgetl.export.gate.agreement import evaluate_file
 from edgetl.export.package import export_bundle
-from edgetl.export.quantize.attempts import Step
-from edgetl.export.quantize.nncf_quantizer import OpenVinoQuantizer
-from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
+from edgetl.export.quantize.attempts import Int8Settings
 from edgetl.export.variants import quantize
 from edgetl.runtime.ov import core
 from edgetl.train.artifacts.run import Run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.workflows.train import train
-
-FORMATS: tuple[Format, ...] = ("onnx", "openvino")
 
 
 @pytest.fixture(scope="module")
@@ -48,28 +44,28 @@ def swish_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def bench(swish_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
-    work = tmp_path_factory.mktemp("bench")
-    bench = prepare(swish_run, ExportConfig(calibration_images=100), work, None, silent)
-    to_onnx(swish_run.load_model(), bench.gate.spec, work / PLAIN_NAME, {})
-    return bench
+def context(swish_run: Run, tmp_path_factory: pytest.TempPathFactory) -> ExportContext:
+    work = tmp_path_factory.mktemp("export")
+    context = prepare(swish_run, ExportConfig(calibration_images=100), work, silent)
+    context.write_source()
+    return context
 
 
 @pytest.fixture(scope="module")
-def good(bench: Workbench) -> dict[Format, list[Path]]:
+def good(context: ExportContext) -> dict[Format, list[Path]]:
     """Int8 files that pass."""
     files = {}
     for format_ in FORMATS:
-        target = bench.work / f"good-{format_}"
+        target = context.work / f"good-{format_}"
         target.mkdir()
-        made = quantize(bench, format_, bench.work / PLAIN_NAME, target)
-        assert made.verdict.reason == "", made.attempts
-        files[format_] = made.files
+        exported = quantize(context, format_, target)
+        assert exported.result.reason == "", exported.attempts
+        files[format_] = exported.files
     return files
 
 
-def _reason(bench: Workbench, format_: Format, files: list[Path]) -> str:
-    return judge(open_files(format_, files), bench.gate, bench.config, exact=False).reason
+def _reason(context: ExportContext, format_: Format, files: list[Path]) -> str:
+    return evaluate_file(open_files(format_, files), context.gate, context.limits, exact=False).reason
 
 
 Model = onnx.ModelProto
@@ -138,12 +134,12 @@ def _hard_swish_to_hard_sigmoid(model: Model) -> None:
     [_scales_times_ten, _weights_zero_points_off_by_one, _activations_zero_points_off_by_one, _hard_swish_to_hard_sigmoid],
 )
 def test_a_fault_in_an_onnx_file_is_refused(
-    bench: Workbench, good: dict[Format, list[Path]], fault: Callable[[Model], None], tmp_path: Path
+    context: ExportContext, good: dict[Format, list[Path]], fault: Callable[[Model], None], tmp_path: Path
 ) -> None:
     model = onnx.load(good["onnx"][0])
     fault(model)
     onnx.save(model, tmp_path / "model.onnx")
-    assert _reason(bench, "onnx", [tmp_path / "model.onnx"])
+    assert _reason(context, "onnx", [tmp_path / "model.onnx"])
 
 
 def _ir_scales_times_ten(model: ov.Model) -> None:
@@ -175,13 +171,13 @@ def _ir_hard_swish_to_hard_sigmoid(model: ov.Model) -> None:
 
 @pytest.mark.parametrize("fault", [_ir_scales_times_ten, _ir_zero_points_off_by_one, _ir_hard_swish_to_hard_sigmoid])
 def test_a_fault_in_an_ir_is_refused(
-    bench: Workbench, good: dict[Format, list[Path]], fault: Callable[[ov.Model], None], tmp_path: Path
+    context: ExportContext, good: dict[Format, list[Path]], fault: Callable[[ov.Model], None], tmp_path: Path
 ) -> None:
     model = core().read_model(good["openvino"][0])
     fault(model)
     model.validate_nodes_and_infer_types()
     save(model, tmp_path / "model.xml")
-    assert _reason(bench, "openvino", [tmp_path / "model.xml", tmp_path / "model.bin"])
+    assert _reason(context, "openvino", [tmp_path / "model.xml", tmp_path / "model.bin"])
 
 
 def _black(samples: list[Sample], folder: Path) -> list[Sample]:
@@ -191,22 +187,17 @@ def _black(samples: list[Sample], folder: Path) -> list[Sample]:
 
 @pytest.mark.parametrize("fault", ["black images", "pixels of 0..255", "not normalised"])
 @pytest.mark.parametrize("format_", FORMATS)
-def test_a_calibration_on_something_else_is_refused(bench: Workbench, format_: Format, fault: str, tmp_path: Path) -> None:
-    samples, spec = list(bench.calibration.samples), bench.calibration.spec
+def test_a_calibration_on_something_else_is_refused(context: ExportContext, format_: Format, fault: str, tmp_path: Path) -> None:
+    samples, spec = list(context.calibration.samples), context.calibration.spec
     wrong: dict[str, tuple[list[Sample], PreprocessSpec]] = {
         "black images": (_black(samples, tmp_path), spec),
         "pixels of 0..255": (samples, spec.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)})),
         "not normalised": (samples, spec.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (10.0, 10.0, 10.0)})),
     }
     calibration = [row[None] for batch in PixelSet(*wrong[fault]).batches() for row in batch]
-    source = bench.work / PLAIN_NAME
     (tmp_path / "work").mkdir()
-    if format_ == "onnx":
-        files = OnnxQuantizer(source, calibration, tmp_path / "work").quantize(Step(), tmp_path)
-    else:
-        save(read_onnx(source, {}, {}), tmp_path / "work" / "model.xml")
-        files = OpenVinoQuantizer(tmp_path / "work" / "model.xml", calibration, ({}, {})).quantize(Step(), tmp_path)
-    assert _reason(bench, format_, files)
+    files = FORMATS[format_].quantizer(context.source, calibration, tmp_path / "work").quantize(Int8Settings(), tmp_path)
+    assert _reason(context, format_, files)
 
 
 def test_a_calibration_on_one_image_is_refused(swish_run: Run, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet
 from edgetl.export.config import ExportConfig
 from edgetl.export.gate import agreement
-from edgetl.export.gate.agreement import GateSet, Verdict, judge
-from edgetl.export.gate.degradation import answer_entropy, worst_class
+from edgetl.export.gate.agreement import GateResult, GateSet, evaluate_file
+from edgetl.export.gate.degradation import prediction_entropy, worst_class
 
 READING = OutputDecoding(labels=("a", "b", "c"))
 
@@ -72,46 +72,46 @@ def test_a_class_with_few_images_is_not_judged_alone() -> None:
 
 
 def test_entropy_is_nothing_for_one_answer_and_log_of_the_classes_for_even_ones() -> None:
-    assert answer_entropy(_rows(np.zeros(9, np.int64))) == 0
-    assert answer_entropy(_rows(np.arange(9) % 3)) == pytest.approx(np.log(3))
+    assert prediction_entropy(_rows(np.zeros(9, np.int64))) == 0
+    assert prediction_entropy(_rows(np.arange(9) % 3)) == pytest.approx(np.log(3))
 
 
 @pytest.fixture
-def verdict(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
+def result(monkeypatch: pytest.MonkeyPatch) -> Callable[..., GateResult]:
     """Judge other answers on images whose truth is given; the images themselves are not read."""
 
-    def make(truth: NDArray[np.int64], exported: NDArray[np.int64], **changes: object) -> Verdict:
+    def make(truth: NDArray[np.int64], exported: NDArray[np.int64], **changes: object) -> GateResult:
         samples = [Sample.__new__(Sample) for _ in truth]
         for sample, label in zip(samples, truth, strict=True):
             object.__setattr__(sample, "label", int(label))
             object.__setattr__(sample, "targets", ())
         monkeypatch.setattr(agreement, "answers", lambda *_, **__: _rows(exported))
         gate = GateSet(PixelSet(samples, PreprocessSpec(input_size=(8, 8))), _rows(truth), READING)
-        return judge(_rows, gate, ExportConfig.model_validate({"min_agreement": 0.0, **changes}), exact=False)  # type: ignore[arg-type]
+        return evaluate_file(_rows, gate, ExportConfig.model_validate({"min_agreement": 0.0, **changes}), exact=False)  # type: ignore[arg-type]
 
     return make
 
 
-def test_a_file_that_gives_up_one_class_is_refused_although_the_mean_holds(verdict: Callable[..., Verdict]) -> None:
+def test_a_file_that_gives_up_one_class_is_refused_although_the_mean_holds(result: Callable[..., GateResult]) -> None:
     truth = np.repeat([0, 1, 2], [950, 950, 100])
     hurt = truth.copy()
     hurt[1900:1910] = 0  # ten of a hundred: half a point of all
-    assert "the recall of class c falls by 0.1000 (limit 0.05)" in verdict(truth, hurt).reason
+    assert "the recall of class c falls by 0.1000 (limit 0.05)" in result(truth, hurt).reason
     hurt[1905:1910] = 2
-    assert verdict(truth, hurt).reason == ""
+    assert result(truth, hurt).reason == ""
 
 
-def test_a_file_that_calls_nearly_everything_one_class_is_refused_whatever_the_accuracy_may_fall(verdict: Callable[..., Verdict]) -> None:
+def test_a_file_that_calls_nearly_everything_one_class_is_refused_whatever_the_accuracy_may_fall(result: Callable[..., GateResult]) -> None:
     truth = np.arange(60) % 3
-    assert "its answers' entropy is 0.00, the trained model's 1.10" in verdict(truth, np.zeros(60, np.int64), max_drop=1.0).reason
+    assert "its answers' entropy is 0.00, the trained model's 1.10" in result(truth, np.zeros(60, np.int64), max_drop=1.0).reason
 
 
-def test_strict_asks_it_of_the_bound(verdict: Callable[..., Verdict]) -> None:
+def test_strict_asks_it_of_the_bound(result: Callable[..., GateResult]) -> None:
     truth = np.arange(60) % 3
-    assert verdict(truth, truth).reason == ""
-    assert "on 60 images by up to 0.02" in verdict(truth, truth, strict=True).reason
+    assert result(truth, truth).reason == ""
+    assert "on 60 images by up to 0.02" in result(truth, truth, strict=True).reason
     many = np.arange(3000) % 3
-    assert verdict(many, many, strict=True).reason == ""
+    assert result(many, many, strict=True).reason == ""
 
 
 def test_every_variant_records_the_interval_of_its_drop(bundle: Bundle) -> None:

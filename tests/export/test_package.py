@@ -15,11 +15,12 @@ from edgetl.core.preprocess import preprocess
 from edgetl.core.progress import Progress
 from edgetl.data.loading import PixelSet, stratified
 from edgetl.errors import AccuracyGateError, ConfigError, DataError
-from edgetl.export import package, variants
+from edgetl.export import package
 from edgetl.export.config import ExportConfig
-from edgetl.export.context import Workbench, prepare
+from edgetl.export.context import ExportContext, prepare
 from edgetl.export.package import export_bundle
-from edgetl.export.quantize.attempts import Step
+from edgetl.export.quantize.attempts import Int8Settings
+from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
 from edgetl.runtime.predictor import load
 from edgetl.train.artifacts.run import Run
 
@@ -115,14 +116,14 @@ def test_exported_scores_equal_the_trained_models(bundle: Bundle, run: Run) -> N
 def wrong_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inject a fault: int8 ranges are measured on images of another scale (normalised twice)."""
 
-    def far_too_dark(run: Run, config: ExportConfig, work: Path, data: Path | None, progress: Progress) -> Workbench:
-        bench = prepare(run, config, work, data, progress)
-        pixels = bench.calibration.spec.model_copy(update={"std": (25.0, 25.0, 25.0)})
-        bench.calibration = PixelSet(bench.calibration.samples, pixels)
-        return bench
+    def far_too_dark(run: Run, config: ExportConfig, work: Path, progress: Progress) -> ExportContext:
+        context = prepare(run, config, work, progress)
+        pixels = context.calibration.spec.model_copy(update={"std": (25.0, 25.0, 25.0)})
+        context.calibration = PixelSet(context.calibration.samples, pixels)
+        return context
 
     monkeypatch.setattr(package, "prepare", far_too_dark)
-    monkeypatch.setattr(variants, "ladder", lambda *args, **kwargs: [Step()])  # later steps repair it
+    monkeypatch.setattr(OnnxQuantizer, "attempts", lambda *_: [Int8Settings()])  # later attempts repair it
 
 
 def test_a_gate_that_cannot_hold_writes_nothing_and_gives_the_figures(run: Run, tmp_path: Path, wrong_calibration: None) -> None:
@@ -143,14 +144,14 @@ def test_allow_missing_keeps_what_passed_and_records_what_did_not(run: Run, tmp_
 
 def test_int8_without_the_images_says_how_to_name_them(run: Run, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--data"):
-        export_bundle(run.path, ExportConfig(), tmp_path / "bundle", data=tmp_path / "gone")
+        export_bundle(run.path, ExportConfig(data=tmp_path / "gone"), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
 def test_moved_images_are_found_with_data(run: Run, digits: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(digits, moved)
-    bundle = export_bundle(run.path, ExportConfig(formats=("openvino",), precisions=("fp32",)), tmp_path / "bundle", data=moved)
+    bundle = export_bundle(run.path, ExportConfig(formats=("openvino",), precisions=("fp32",), data=moved), tmp_path / "bundle")
     assert [variant.name for variant in bundle.manifest.variants] == ["openvino-fp32"]
 
 

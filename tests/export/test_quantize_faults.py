@@ -15,7 +15,7 @@ from edgetl.core.bundle import Bundle
 from edgetl.core.system.host import has_int8_dot_product
 from edgetl.errors import ExportError
 from edgetl.export.convert.to_openvino import read_onnx
-from edgetl.export.quantize.attempts import Step, ladder
+from edgetl.export.quantize.attempts import Int8Settings, plan_attempts
 from edgetl.export.quantize.nncf_quantizer import OpenVinoQuantizer
 from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
 from edgetl.runtime.engine import load_engine
@@ -45,18 +45,20 @@ def test_an_onnx_file_that_is_quantized_already_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_ir_that_is_quantized_already_is_refused(bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"model\.xml is quantized already; quantize the fp32 export"):
-        OpenVinoQuantizer(_file(bundle, "openvino-int8"), calibration, ({}, {})).quantize(Step(), tmp_path)
+def test_openvino_refuses_an_onnx_file_that_is_quantized_already(
+    bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=r"model\.onnx is quantized already; quantize the fp32 export"):
+        OpenVinoQuantizer(_file(bundle, "onnx-int8"), calibration, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_calibration_images_are_an_error_of_one_line(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     with pytest.raises(ExportError, match=r"int8 needs calibration images, and there is none\.$"):
-        OnnxQuantizer(_file(bundle, "onnx-fp32"), [], tmp_path / "work").quantize(Step(), tmp_path)
+        OnnxQuantizer(_file(bundle, "onnx-fp32"), [], tmp_path / "work").quantize(Int8Settings(), tmp_path)
     with pytest.raises(ExportError, match=r"int8 needs calibration images, and there is none\.$"):
-        OpenVinoQuantizer(_file(bundle, "openvino-fp32"), [], ({}, {})).quantize(Step(), tmp_path)
+        OpenVinoQuantizer(_file(bundle, "onnx-fp32"), [], tmp_path / "work").quantize(Int8Settings(), tmp_path)
     assert not list(tmp_path.glob("model.*"))
 
 
@@ -73,10 +75,10 @@ def test_an_operator_that_no_engine_knows_is_named(
     (tmp_path / "work").mkdir()
     said = operator if operator == "Foreign" else "quantize the network"
     with pytest.raises(ExportError, match=rf"ONNX Runtime cannot .*{said}") as caught:
-        OnnxQuantizer(tmp_path / "odd.onnx", calibration, tmp_path / "work").quantize(Step(), tmp_path)
+        OnnxQuantizer(tmp_path / "odd.onnx", calibration, tmp_path / "work").quantize(Int8Settings(), tmp_path)
     assert "\n" not in str(caught.value)
     with pytest.raises(ExportError, match=rf"OpenVINO .* cannot convert odd\.onnx: .*{operator}") as caught:
-        read_onnx(tmp_path / "odd.onnx", {}, {})
+        read_onnx(tmp_path / "odd.onnx")
     assert "\n" not in str(caught.value)
 
 
@@ -124,7 +126,7 @@ def test_int8_sums_at_the_ends_of_the_range_are_exact_where_the_kernels_do_not_s
     tmp_path: Path, format_: str, largest: int
 ) -> None:  # fmt: skip
     """7-bit weights must be exact on every CPU. 8-bit ones are where int8 products are added in 32 bits, as on a CPU with VNNI; elsewhere
-    pairs are added in 16 bits, and the sums of ``255 * 127`` may end at 32767: that is why the ladder takes 7 bits there."""
+    pairs are added in 16 bits, and the sums of ``255 * 127`` may end at 32767: that is why the search uses 7 bits there."""
     weights = _weights(largest)
     rng = np.random.default_rng(1)
     pixels = rng.choice([0, 254, 255], (2, CHANNELS, SIDE, SIDE)).astype(np.float32)
@@ -154,10 +156,10 @@ def _text(value: object) -> str:
 def test_quantizing_for_any_cpu_keeps_weights_to_7_bits(
     bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path
 ) -> None:  # fmt: skip
-    assert all(step.seven_bit for step in ladder("any"))
-    assert all(step.seven_bit is not has_int8_dot_product() for step in ladder("here"))
+    assert all(settings.seven_bit for settings in plan_attempts("any"))
+    assert all(settings.seven_bit is not has_int8_dot_product() for settings in plan_attempts("here"))
     (tmp_path / "work").mkdir()
-    (path,) = OnnxQuantizer(_file(bundle, "onnx-fp32"), calibration, tmp_path / "work").quantize(ladder("any")[0], tmp_path)
+    (path,) = OnnxQuantizer(_file(bundle, "onnx-fp32"), calibration, tmp_path / "work").quantize(plan_attempts("any")[0], tmp_path)
     kept = [numpy_helper.to_array(item) for item in onnx.load(path).graph.initializer if item.data_type == TensorProto.INT8]
     largest = max(int(np.abs(item.astype(np.int32)).max()) for item in kept)
     assert 32 < largest <= 64

@@ -11,14 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle
+from edgetl.core.manifest import Format
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.loading import PixelSet, stratified
 from edgetl.export.config import ExportConfig
 from edgetl.export.convert.to_onnx import to_onnx
-from edgetl.export.convert.to_openvino import read_onnx, save
+from edgetl.export.formats import FORMATS
 from edgetl.export.gate.agreement import median_cosine
 from edgetl.export.package import export_bundle
-from edgetl.export.quantize.attempts import Quantizer, Step
+from edgetl.export.quantize.attempts import Int8Settings
 from edgetl.export.quantize.nncf_quantizer import OpenVinoQuantizer
 from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
 from edgetl.runtime.engine import load_engine
@@ -40,12 +41,6 @@ def _unseen(run: Run) -> NDArray[np.float32]:
     return next(PixelSet(stratified(run.samples("val"), 64), run.record.preprocess).batches(64))
 
 
-def _quantizer(format_: str, bundle: Bundle, calibration: list[NDArray[np.float32]], work: Path) -> Quantizer:
-    if format_ == "onnx":
-        return OnnxQuantizer(bundle.path / "onnx-fp32/1/model.onnx", calibration, work)
-    return OpenVinoQuantizer(bundle.path / "openvino-fp32/1/model.xml", calibration, ({}, {}))
-
-
 def test_bias_correction_brings_the_mean_outputs_back(bundle: Bundle, run: Run, tmp_path: Path) -> None:
     calibration, images = _calibration(run), _unseen(run)
     plain = _answers([bundle.path / "onnx-fp32/1/model.onnx"], images)
@@ -54,7 +49,7 @@ def test_bias_correction_brings_the_mean_outputs_back(bundle: Bundle, run: Run, 
         work = tmp_path / str(full)
         work.mkdir()
         quantizer = OnnxQuantizer(bundle.path / "onnx-fp32/1/model.onnx", calibration, work)
-        found = _answers(quantizer.quantize(Step(seven_bit=True, full_bias=full), work), images)
+        found = _answers(quantizer.quantize(Int8Settings(seven_bit=True, full_bias=full), work), images)
         shifts.append(float(np.abs((found - plain).mean(axis=0)).max()))
         turns.append(median_cosine(plain, found))
     assert shifts[1] < 0.7 * shifts[0]
@@ -62,21 +57,21 @@ def test_bias_correction_brings_the_mean_outputs_back(bundle: Bundle, run: Run, 
 
 
 @pytest.mark.parametrize("format_", ["onnx", "openvino"])
-def test_an_operation_that_is_put_back_computes_in_fp32(format_: str, bundle: Bundle, run: Run, tmp_path: Path) -> None:
+def test_an_operation_that_is_put_back_computes_in_fp32(format_: Format, bundle: Bundle, run: Run, tmp_path: Path) -> None:
     calibration, images = _calibration(run), _unseen(run)
     work, tried = tmp_path / "work", tmp_path / "tried"
     work.mkdir()
     tried.mkdir()
-    quantizer = _quantizer(format_, bundle, calibration, work)
-    quantized = _answers(quantizer.quantize(Step(seven_bit=True), tmp_path), images)
+    quantizer = FORMATS[format_].quantizer(bundle.path / "onnx-fp32/1/model.onnx", calibration, work)
+    quantized = _answers(quantizer.quantize(Int8Settings(seven_bit=True), tmp_path), images)
     operations = quantizer.operations()
     assert sum("Conv" in kind for kind in operations.values()) > 5 and any(kind in ("Gemm", "MatMul") for kind in operations.values())
     assert np.array_equal(_answers(quantizer.write_restored("", tried), images), quantized)
     changed = [name for name in operations if not np.array_equal(_answers(quantizer.write_restored(name, tried), images), quantized)]
     assert len(changed) > 0.8 * len(operations), "an operation that is put back answers otherwise"
     head = next(name for name, kind in operations.items() if kind in ("Gemm", "MatMul"))
-    spared = _answers(quantizer.quantize(Step(seven_bit=True), tmp_path, (head,)), images)
-    assert not np.array_equal(spared, quantized)
+    fp32 = _answers(quantizer.quantize(Int8Settings(seven_bit=True), tmp_path, (head,)), images)
+    assert not np.array_equal(fp32, quantized)
 
 
 def test_weights_alone_are_called_so_and_keep_the_accuracy(run: Run, tmp_path: Path) -> None:
@@ -85,7 +80,7 @@ def test_weights_alone_are_called_so_and_keep_the_accuracy(run: Run, tmp_path: P
     assert set(sizes) == {f"{format_}-{precision}" for format_ in ("onnx", "openvino") for precision in ("fp32", "int8-weights")}
     for format_ in ("onnx", "openvino"):
         assert sizes[f"{format_}-int8-weights"] < 0.45 * sizes[f"{format_}-fp32"]
-        assert bundle.variant(f"{format_}-int8-weights").agreement.top1 > 0.98
+        assert bundle.variant(f"{format_}-int8-weights").agreement.top1_agreement > 0.98
     assert bundle.manifest.calibration is None, "weights need no images"
     model = onnx.load(bundle.path / "onnx-int8-weights/1/model.onnx")
     assert not any(node.op_type == "QuantizeLinear" for node in model.graph.node), "activations stay float"
@@ -100,15 +95,16 @@ def test_a_vision_transformers_matrix_products_are_quantized_alone(tmp_path: Pat
     images = np.random.default_rng(0).normal(size=(12, 3, 160, 160)).astype(np.float32)
     (tmp_path / "work").mkdir()
     quantizer = OnnxQuantizer(tmp_path / "source.onnx", [image[None] for image in images], tmp_path / "work")
-    assert quantizer.products
-    (file,) = quantizer.quantize(Step(dynamic=True), tmp_path)
+    assert quantizer.attempts("any")[0].dynamic
+    (file,) = quantizer.quantize(Int8Settings(dynamic=True), tmp_path)
     kinds = {node.op_type for node in onnx.load(file).graph.node}
     assert "MatMulInteger" in kinds and "Conv" in kinds and "ConvInteger" not in kinds
     turned = median_cosine(_answers([tmp_path / "source.onnx"], images), _answers([file], images))
     assert turned is not None and turned > 0.95
 
-    save(read_onnx(tmp_path / "source.onnx", {}, {}), tmp_path / "work/model.xml")
-    files = OpenVinoQuantizer(tmp_path / "work/model.xml", [image[None] for image in images], ({}, {})).quantize(Step(), tmp_path)
+    openvino = OpenVinoQuantizer(tmp_path / "source.onnx", [image[None] for image in images], tmp_path / "work")
+    assert not openvino.attempts("any")[0].dynamic
+    files = openvino.quantize(Int8Settings(), tmp_path)
     turned = median_cosine(_answers([tmp_path / "source.onnx"], images), _answers(files, images))
     assert turned is not None and turned > 0.9
 
@@ -116,15 +112,17 @@ def test_a_vision_transformers_matrix_products_are_quantized_alone(tmp_path: Pat
 @pytest.mark.slow
 def test_the_accuracy_aware_search_ends_with_a_network_that_answers(bundle: Bundle, run: Run, tmp_path: Path) -> None:
     from edgetl.data.loading import truth_of
-    from edgetl.export.quantize.attempts import Probe
+    from edgetl.export.quantize.attempts import AccuracyControl, Probe
 
     images = _unseen(run)
     samples = stratified(run.samples("val"), 64)
     plain = _answers([bundle.path / "onnx-fp32/1/model.onnx"], images)
     quantizer = OpenVinoQuantizer(
-        bundle.path / "openvino-fp32/1/model.xml", _calibration(run), ({}, {}), watched=lambda: Probe(images, plain, truth_of(samples)),
-        max_drop=0.0,
-    )  # fmt: skip
-    found = _answers(quantizer.quantize(Step(controlled=True), tmp_path), images)
+        bundle.path / "onnx-fp32/1/model.onnx",
+        _calibration(run),
+        tmp_path,
+        control=AccuracyControl(lambda: Probe(images, plain, truth_of(samples)), max_drop=0.0),
+    )
+    found = _answers(quantizer.quantize(Int8Settings(controlled=True), tmp_path), images)
     truth = truth_of(samples)
     assert (found.argmax(axis=1) == truth).mean() >= (plain.argmax(axis=1) == truth).mean() - 0.02

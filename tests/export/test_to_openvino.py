@@ -8,7 +8,7 @@ import onnx.helper
 import onnx.numpy_helper
 import pytest
 
-from edgetl.export.convert.to_openvino import read_onnx, save
+from edgetl.export.convert.to_openvino import to_openvino
 from edgetl.runtime.engine import load_engine
 
 
@@ -43,7 +43,7 @@ def test_a_scale_before_a_convolution_survives_the_conversion(operator: str, sha
     source, target = tmp_path / "model.onnx", tmp_path / "model.xml"
     _write_scaled_convolution(source, operator, shape)
     before = source.read_bytes()
-    save(read_onnx(source, {}, {}), target)
+    to_openvino(source, target)
     images = np.random.default_rng(1).normal(size=(2, 3, 7, 7)).astype(np.float32)
     expected = load_engine("onnx", [before], threads=1).run(images)
     found = load_engine("openvino", [target.read_bytes(), target.with_suffix(".bin").read_bytes()], threads=1).run(images)

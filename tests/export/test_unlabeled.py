@@ -19,9 +19,9 @@ from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import PixelSet, batches
 from edgetl.errors import DataError
 from edgetl.export.config import ExportConfig
-from edgetl.export.gate.agreement import GateSet, answers, judge
+from edgetl.export.gate.agreement import GateSet, evaluate_file, outputs_of
+from edgetl.export.gate.unlabeled import LEAST_TENSORS, AgreementSet, changed_too_much, choose_images, compare_unlabeled, read_unlabeled
 from edgetl.export.package import export_bundle
-from edgetl.export.unlabeled import LEAST_TENSORS, AgreementSet, changed_too_much, choose_images, compare_unlabeled, read_unlabeled
 from edgetl.train.artifacts.run import Run
 from tests.conftest import write_colours
 
@@ -40,7 +40,7 @@ def test_a_change_costs_what_the_trained_models_scores_differ_by() -> None:
     assert _compare([doubtful, sure], [swapped, sure]).expected_drop == pytest.approx(0.0025, abs=1e-3)
     wrong = _compare([doubtful, sure], [doubtful, [0.0, 6.0, 0.0]])
     scores = softmax(np.array([sure], np.float32))[0]
-    assert wrong.top1 == 0.5 and wrong.expected_drop == pytest.approx((scores[0] - scores[1]) / 2)
+    assert wrong.top1_agreement == 0.5 and wrong.expected_drop == pytest.approx((scores[0] - scores[1]) / 2)
 
 
 def test_errors_are_measured_in_margins() -> None:
@@ -50,23 +50,23 @@ def test_errors_are_measured_in_margins() -> None:
     assert (found.relative_error, found.beyond_half_margin) == (0.0, 0.0), "the same shift of all logits changes nothing"
     nearer = [[first - 0.75, second, third] for first, second, third in trained]
     found = _compare(trained, nearer)
-    assert found.top1 == 1.0 and found.relative_error == pytest.approx(0.375) and found.beyond_half_margin == pytest.approx(1 / 3)
+    assert found.top1_agreement == 1.0 and found.relative_error == pytest.approx(0.375) and found.beyond_half_margin == pytest.approx(1 / 3)
 
 
 def test_other_tasks_have_the_share_of_equal_predictions_alone() -> None:
     found = _compare([[1.0]], [[1.1]], OutputDecoding(task="regression", labels=("mm",)))
-    assert found == UnlabeledAgreement(n=1, top1=1.0) and changed_too_much(found, 9, 0.0) == ""
+    assert found == UnlabeledAgreement(n=1, top1_agreement=1.0) and changed_too_much(found, 9, 0.0) == ""
 
 
 def test_the_limit_is_a_point_or_what_the_user_accepts() -> None:
-    found = UnlabeledAgreement(n=500, top1=0.95, expected_drop=0.0153)
+    found = UnlabeledAgreement(n=500, top1_agreement=0.95, expected_drop=0.0153)
     assert "25 of 500 predictions on unlabeled images change" in changed_too_much(found, 85, 0.0)
     assert "0.0153 by the trained model's own scores (limit 0.01)" in changed_too_much(found, 85, 0.01)
     assert changed_too_much(found, 40, 0.02) == ""
 
 
 def test_labeled_images_decide_alone_where_they_resolve_the_limit() -> None:
-    found = UnlabeledAgreement(n=500, top1=0.9, expected_drop=0.03)
+    found = UnlabeledAgreement(n=500, top1_agreement=0.9, expected_drop=0.03)
     assert changed_too_much(found, 99, 0.01) and changed_too_much(found, 100, 0.01) == ""
 
 
@@ -109,14 +109,14 @@ def test_a_file_that_passes_few_labeled_images_is_refused_by_its_predictions_on_
     right = [s for s in samples if _uneven(next(batches([s], SPEC))).argmax() == s.label][:9]
     images = PixelSet(right, SPEC)
     more = choose_images(right, [], [], SPEC)
-    extra = AgreementSet(more, np.concatenate([answers(_brightest, part) for part in more]))
-    gate = GateSet(images, answers(_brightest, images), READING)
-    assert judge(_uneven, gate, ExportConfig(), exact=False).reason == ""
+    extra = AgreementSet(more, np.concatenate([outputs_of(_brightest, part) for part in more]))
+    gate = GateSet(images, outputs_of(_brightest, images), READING)
+    assert evaluate_file(_uneven, gate, ExportConfig(), exact=False).reason == ""
     gate = GateSet(images, gate.trained, READING, lambda: extra)
-    verdict = judge(_uneven, gate, ExportConfig(), exact=False)
-    assert "predictions on unlabeled images change" in verdict.reason and verdict.drop == 0
-    assert verdict.unlabeled is not None and verdict.unlabeled.n == len(right) + len(extra.trained) >= LEAST_TENSORS
-    assert judge(_brightest, gate, ExportConfig(), exact=False).reason == ""
+    result = evaluate_file(_uneven, gate, ExportConfig(), exact=False)
+    assert "predictions on unlabeled images change" in result.reason and result.drop == 0
+    assert result.unlabeled is not None and result.unlabeled.n == len(right) + len(extra.trained) >= LEAST_TENSORS
+    assert evaluate_file(_brightest, gate, ExportConfig(), exact=False).reason == ""
 
 
 def test_unlabeled_images_are_read_from_any_folder_without_broken_and_training_images(colours: Path, tmp_path: Path) -> None:

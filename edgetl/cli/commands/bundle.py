@@ -12,7 +12,7 @@ from rich.table import Table
 
 from edgetl.cli.options import build, given, need_extra, options_of
 from edgetl.cli.session import JsonOption, LabelsOption, VerboseOption, err, out, print_json, print_notes, working
-from edgetl.cli.tables import busy_lines, classes_table, figures_line, ladder_lines, outcomes_table, variants_table
+from edgetl.cli.tables import attempt_lines, busy_lines, classes_table, figures_line, outcomes_table, variants_table
 from edgetl.core.bundle import is_run, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.decoding import prediction_json
@@ -187,7 +187,7 @@ def _show_run_facts(record: RunRecord, sizes: dict[str, int | None]) -> None:
 
 def _show_manifest(manifest: Manifest) -> None:
     out.print(variants_table(manifest))
-    for line in ladder_lines(manifest):
+    for line in attempt_lines(manifest):
         out.print(escape(line), soft_wrap=True)
     facts = Table.grid(padding=(0, 2))
     lineage, spec = manifest.lineage, manifest.preprocess

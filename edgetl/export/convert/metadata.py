@@ -1,4 +1,4 @@
-"""What exported files say about themselves, in the keys that other tools read."""
+"""Metadata of exported files, in the keys that other tools read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from edgetl.core.tasks import OutputDecoding
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
 
+# Blocks of the metadata; a key is its block and its name, joined by a space, as Intel Model API reads ``metadata_props`` of ONNX.
+_BLOCKS = ("model_info", "edgetl")
 _INTERPOLATIONS = {"bilinear": "LINEAR", "bicubic": "CUBIC", "nearest": "NEAREST"}
+
+
+def file_metadata(spec: PreprocessSpec, decoding: OutputDecoding, version: str, form: InputForm = "float") -> dict[str, str]:
+    """Metadata of an ONNX file: Intel Model API's block and our own."""
+    blocks = model_info(spec, decoding, form), own_info(spec, decoding, version, form)
+    return {f"{block} {key}": value for block, values in zip(_BLOCKS, blocks, strict=True) for key, value in values.items()}
 
 
 def model_info(spec: PreprocessSpec, decoding: OutputDecoding, form: InputForm = "float") -> dict[str, str]:

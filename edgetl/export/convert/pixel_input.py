@@ -1,11 +1,10 @@
-"""Normalisation inside the file: a network that takes pixels, for users of C++ or a model server who have no NumPy.
+"""Pixel input: normalization inside the file. A network that takes pixels, for users of C++ or a model server who have no NumPy.
 
 The front is put before a finished file, quantized or not, so that quantizers see the usual float input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,38 +14,16 @@ import onnx.numpy_helper
 import openvino as ov
 from openvino.preprocess import PrePostProcessor
 
-from edgetl.core.manifest import Format, Precision
-from edgetl.core.preprocess import PreprocessSpec, pixels_of
+from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import ExportError
-from edgetl.export.context import Workbench, open_files
 from edgetl.export.convert.metadata import INPUT_NAME
-from edgetl.export.convert.to_openvino import annotate, save
-from edgetl.export.gate.agreement import Logits, judge
-from edgetl.export.variants import Made
+from edgetl.export.convert.to_openvino import save
 from edgetl.runtime.ov import core
 
 _NORMALISED = "edgetl.normalised"
 
 
-def take_pixels(bench: Workbench, format_: Format, precision: Precision, made: Made) -> Made:
-    """``made`` as it is, or, where the export asks for it and it passed, with the front and judged again as the device will load it."""
-    if bench.config.input == "float" or made.verdict.reason:
-        return made
-    if format_ == "onnx":
-        front_onnx(made.files[0], bench.gate.spec)
-    else:
-        front_openvino(made.files[0], bench.gate.spec, bench.infos)
-    verdict = judge(open_variant(bench, format_, made.files), bench.gate, bench.limits, exact=precision == "fp32", progress=bench.progress)
-    return Made(made.files, verdict, made.attempts, made.sensitivities)
-
-
-def open_variant(bench: Workbench, format_: Format, files: Sequence[Path]) -> Logits:
-    """A variant's saved files, to be asked with float batches in either form: they are pixels again before they go in."""
-    run = open_files(format_, list(files))
-    return run if bench.config.input == "float" else lambda batch: run(pixels_of(batch, bench.gate.spec))  # type: ignore[arg-type]
-
-
-def front_onnx(path: Path, spec: PreprocessSpec) -> None:
+def add_normalization_onnx(path: Path, spec: PreprocessSpec) -> None:
     """Rewrite an ONNX file with ``input`` float32 ``[batch, 3, H, W]`` so that ``input`` is uint8 ``[batch, H, W, 3]``.
 
     Raises:
@@ -80,8 +57,8 @@ def front_onnx(path: Path, spec: PreprocessSpec) -> None:
     onnx.save(model, path)
 
 
-def front_openvino(path: Path, spec: PreprocessSpec, infos: tuple[dict[str, str], dict[str, str]]) -> None:
-    """Rewrite an IR (``.xml`` and its ``.bin``) in the same way; ``infos`` are the blocks of ``annotate``."""
+def add_normalization_openvino(path: Path, spec: PreprocessSpec) -> None:
+    """Rewrite an IR (``.xml`` and its ``.bin``) in the same way."""
     # From bytes: the .bin is written anew, and a mapped one must not change under its reader.
     model = core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
     front = PrePostProcessor(model)
@@ -89,6 +66,4 @@ def front_openvino(path: Path, spec: PreprocessSpec, infos: tuple[dict[str, str]
     front.input().model().set_layout(ov.Layout("NCHW"))
     steps = front.input().preprocess().convert_element_type(ov.Type.f32)
     steps.mean([value * 255 for value in spec.mean]).scale([value * 255 for value in spec.std])
-    fronted = front.build()
-    annotate(fronted, *infos)
-    save(fronted, path)
+    save(front.build(), path)

@@ -1,4 +1,4 @@
-"""torch → ONNX, and ONNX in half precision."""
+"""Conversion of torch to ONNX, and of ONNX to half precision."""
 
 from __future__ import annotations
 
@@ -79,8 +79,3 @@ def save(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
     """Write one file with its weights inside and ``metadata`` in ``metadata_props``."""
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, path)
-
-
-def onnx_properties(model_info: dict[str, str], own: dict[str, str]) -> dict[str, str]:
-    """``metadata_props`` as Intel Model API reads them: the path's parts joined by a space."""
-    return {**{f"model_info {key}": value for key, value in model_info.items()}, **{f"edgetl {key}": value for key, value in own.items()}}

@@ -1,4 +1,4 @@
-"""ONNX → OpenVINO IR."""
+"""Conversion of ONNX to OpenVINO IR."""
 
 from __future__ import annotations
 
@@ -16,32 +16,42 @@ from edgetl.errors import ExportError, first_line
 from edgetl.runtime.ov import core
 
 
-def read_onnx(source: Path, model_info: dict[str, str], own: dict[str, str]) -> ov.Model:
-    """Convert an ONNX file and attach ``rt_info``.
+def to_openvino(source: Path, path: Path, *, half: bool = False) -> None:
+    """Write the ONNX file ``source`` as ``path`` (.xml) and the .bin beside it; ``half`` stores the weights in half precision.
+
+    Raises:
+        ExportError: OpenVINO cannot convert or write the file.
+    """
+    save(read_onnx(source), path, half=half)
+
+
+def read_onnx(source: Path) -> ov.Model:
+    """Convert an ONNX file, and its metadata to ``rt_info``.
 
     Raises:
         ExportError: OpenVINO cannot convert the file.
     """
+    proto = onnx.load(source)
     try:
         with tempfile.TemporaryDirectory() as work:
             # What ov.convert_model does to an ONNX file (same operations, tested), without its telemetry and in a third of its time.
-            model = core().read_model(_without_wrong_fusion(source, Path(work)))
+            model = core().read_model(_without_wrong_fusion(proto, source, Path(work)))
             apply_moc_transformations(model, cf=False, smart_reshape=True)
     except (RuntimeError, TypeError) as error:
         raise ExportError(f"OpenVINO {ov.__version__} cannot convert {source.name}: {first_line(error)}") from error
-    annotate(model, model_info, own)
+    for item in proto.metadata_props:
+        model.set_rt_info(item.value, item.key.split(" ", 1))
     return model
 
 
-def _without_wrong_fusion(source: Path, work: Path) -> Path:
-    """``source``, or a copy in ``work`` that OpenVINO cannot convert wrongly.
+def _without_wrong_fusion(model: onnx.ModelProto, source: Path, work: Path) -> Path:
+    """``source``, the file of ``model``, or a copy in ``work`` that OpenVINO cannot convert wrongly.
 
     OpenVINO (2026.4, ``MultiplyConvolutionFusion``) multiplies a convolution's kernel by a constant that scales its input, also where
     the constant differs from place to place and its height and width only happen to fit those of the kernel: the 7 x 7 average pool
     before the 7 x 7 convolutions of timm's csatv2, whose logits were off by 4 % of the largest. A clip to all of float32 keeps the two
     apart and changes no number.
     """
-    model = onnx.load(source)
     graph = model.graph
     constants = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     into_convolutions = {node.input[0] for node in graph.node if node.op_type == "Conv"}
@@ -68,15 +78,8 @@ def _without_wrong_fusion(source: Path, work: Path) -> Path:
 
 
 def _by_place(shape: tuple[int, ...] | None) -> bool:
-    """Whether a constant of this shape differs along height or width of ``[batch, channels, height, width]``."""
+    """True if a constant of this shape differs along height or width of ``[batch, channels, height, width]``."""
     return shape is not None and any(size != 1 for size in shape[-2:])
-
-
-def annotate(model: ov.Model, model_info: dict[str, str], own: dict[str, str]) -> None:
-    """Write ``rt_info``: the keys that Intel Model API reads, and our own."""
-    for block, values in (("model_info", model_info), ("edgetl", own)):
-        for key, value in values.items():
-            model.set_rt_info(value, [block, key])
 
 
 def save(model: ov.Model, path: Path, *, half: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Weights in 8 bits, activations in float32: a quarter of the file, the time of fp32. Called ``int8-weights``, never ``int8``."""
+"""Weight-only quantization: 8-bit weights, float32 activations; a quarter of the file, the time of fp32. Called ``int8-weights``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import onnx.helper
 import onnx.numpy_helper
 
 from edgetl.errors import ExportError, first_line
-from edgetl.export.convert.to_openvino import annotate, save
-from edgetl.runtime.ov import core
+from edgetl.export.convert.to_openvino import read_onnx, save
 
 # Smaller tensors are left: their scales would weigh as much as what is saved.
 LEAST_ELEMENTS = 1024
@@ -59,8 +58,8 @@ def _output_axis(node: onnx.NodeProto, rank: int) -> int:
     return 0 if transposed else rank - 1
 
 
-def pack_openvino(source: Path, path: Path, infos: tuple[dict[str, str], dict[str, str]]) -> None:
-    """Write the IR ``source`` with its weights in 8 bits, symmetric, per output channel (NNCF).
+def pack_openvino(source: Path, path: Path) -> None:
+    """Write the ONNX file ``source`` as an IR with its weights in 8 bits, symmetric, per output channel (NNCF).
 
     Raises:
         ExportError: NNCF cannot pack the network.
@@ -69,8 +68,7 @@ def pack_openvino(source: Path, path: Path, infos: tuple[dict[str, str], dict[st
     try:
         # NNCF draws its progress bars on the standard output, which belongs to the caller.
         with contextlib.redirect_stdout(io.StringIO()):
-            model = nncf.compress_weights(core().read_model(source), mode=nncf.CompressWeightsMode.INT8_SYM)
+            model = nncf.compress_weights(read_onnx(source), mode=nncf.CompressWeightsMode.INT8_SYM)
     except (nncf.ValidationError, nncf.UnsupportedModelError, nncf.InternalError, RuntimeError) as error:
         raise ExportError(f"NNCF {nncf.__version__} cannot pack {source.name}: {first_line(error)}") from error
-    annotate(model, *infos)
     save(model, path)

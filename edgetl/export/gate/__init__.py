@@ -1,1 +1,1 @@
-"""gate"""
+"""Accuracy gate: agreement with the trained model, accuracy drop, unlabeled images."""

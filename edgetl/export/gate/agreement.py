@@ -1,4 +1,4 @@
-"""The gate: does an exported file, loaded in the device's engine, answer like the trained model?"""
+"""Accuracy gate: an exported file, loaded in the device's engine, must agree with the trained model."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from edgetl.core.tasks import SCORE_NAMES, OutputDecoding
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, truth_of
 from edgetl.export.config import ExportConfig
-from edgetl.export.gate.degradation import MAX_RECALL_DROP, MIN_ENTROPY_SHARE, answer_entropy, worst_class
-from edgetl.export.unlabeled import AgreementSet, changed_too_much, compare_unlabeled
+from edgetl.export.gate.degradation import MAX_RECALL_DROP, MIN_ENTROPY_SHARE, prediction_entropy, worst_class
+from edgetl.export.gate.unlabeled import AgreementSet, changed_too_much, compare_unlabeled
 
 # Two float32 engines differ by about 1e-6 of the largest logit; a wrong operator or preprocessing by far more.
 MAX_FP32_DIFFERENCE = 1e-4
@@ -55,7 +55,7 @@ class GateSet:
 
     @property
     def spec(self) -> PreprocessSpec:
-        """How the images become tensors."""
+        """Preprocessing of the images."""
         return self.images.spec
 
     @cached_property
@@ -69,7 +69,7 @@ class GateSet:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateResult:
     """Gate result of one file: the task's figure, and the reason of a failure; an empty ``reason`` is a pass.
 
     ``accuracy_drop`` (of classes) is the drop with its interval, ``unlabeled`` the agreement on unlabeled images,
@@ -92,10 +92,10 @@ def trained_logits(model: nn.Module, images: PixelSet, *, progress: Progress = s
             result: NDArray[np.float32] = model(torch.from_numpy(batch)).numpy()
         return result
 
-    return answers(run, images, stage="the trained model's answers", progress=progress)
+    return outputs_of(run, images, stage="the trained model's outputs", progress=progress)
 
 
-def answers(logits: Logits, images: PixelSet, *, stage: str = "comparing", progress: Progress = silent) -> NDArray[np.float32]:
+def outputs_of(logits: Logits, images: PixelSet, *, stage: str = "comparing", progress: Progress = silent) -> NDArray[np.float32]:
     """A network's outputs ``[n, …]`` for ``images``, in their order."""
     rows: list[NDArray[np.float32]] = []
     for batch in images.batches():
@@ -105,16 +105,16 @@ def answers(logits: Logits, images: PixelSet, *, stage: str = "comparing", progr
 
 
 def compare(trained: NDArray[np.float32], exported: NDArray[np.float32], decoding: OutputDecoding | None = None) -> Agreement:
-    """How two models' outputs ``[n, labels]`` of the same images agree; without ``decoding`` they are logits of classes."""
-    same, confident = _same_answers(trained, exported, decoding or OutputDecoding())
+    """Agreement of two models' outputs ``[n, labels]`` for the same images; without ``decoding`` they are logits of classes."""
+    same, confident = _same_predictions(trained, exported, decoding or OutputDecoding())
     difference = np.abs(trained - exported).max() / max(float(np.abs(trained).max()), 1e-12)
     return Agreement(
         n=len(trained),
-        max_relative=float(difference) if np.isfinite(difference) else 1e9,
-        top1=float(same.mean()),
+        max_relative_error=float(difference) if np.isfinite(difference) else 1e9,
+        top1_agreement=float(same.mean()),
         confident_n=int(confident.sum()),
-        confident_top1=float(same[confident].mean()) if confident.any() else 1.0,
-        cosine=median_cosine(trained, exported),
+        confident_agreement=float(same[confident].mean()) if confident.any() else 1.0,
+        median_cosine=median_cosine(trained, exported),
     )
 
 
@@ -131,10 +131,10 @@ def median_cosine(trained: NDArray[np.float32], exported: NDArray[np.float32]) -
     return float(np.median((one * other).sum(axis=1) / np.maximum(lengths, 1e-12)))
 
 
-def _same_answers(
+def _same_predictions(
     trained: NDArray[np.float32], exported: NDArray[np.float32], decoding: OutputDecoding
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Where two models answer the same, and where the trained one is sure: for each image, or each decision on a label."""
+    """Masks of equal predictions, and of those of which the trained model is confident: of images, or of decisions on labels."""
     match decoding.task:
         case "classification":
             return trained.argmax(axis=1) == exported.argmax(axis=1), softmax(trained).max(axis=1) >= CONFIDENT_SCORE
@@ -155,7 +155,7 @@ def _same_answers(
 
 
 def accuracy_drop(trained: Evaluation, exported: Evaluation) -> float:
-    """What a file lost, 0..1: of the task's figure; of a multi-label model also of the share of right decisions, whichever fell more.
+    """Accuracy drop of a file, 0..1: of the task's figure; of a multi-label model also of the ratio of right decisions, if that is larger.
 
     A shift of all scores leaves average precision as it was and changes the decisions.
     """
@@ -165,31 +165,31 @@ def accuracy_drop(trained: Evaluation, exported: Evaluation) -> float:
     return lost
 
 
-def judge(logits: Logits, gate: GateSet, config: ExportConfig, *, exact: bool, progress: Progress = silent) -> Verdict:
-    """Run a loaded file on the gate's images and decide.
+def evaluate_file(logits: Logits, gate: GateSet, config: ExportConfig, *, exact: bool, progress: Progress = silent) -> GateResult:
+    """Evaluate a loaded file on the gate's images.
 
     Args:
         logits: the file, loaded in the engine that the device uses.
-        gate: images and the trained model's answers.
+        gate: images and the trained model's outputs.
         config: the limits.
         exact: true for fp32, which must give the same numbers at several batch sizes; false for reduced precision, which must keep
             accuracy and agree where the trained model is confident.
-        progress: told after each batch.
+        progress: called after each batch.
     """
-    exported = answers(logits, gate.images, progress=progress)
+    exported = outputs_of(logits, gate.images, progress=progress)
     agreement, measured = compare(gate.trained, exported, gate.decoding), gate.measure(exported)
     drop, lost = accuracy_drop(gate.evaluation, measured), _paired(gate, exported)
     if exact:
-        worst = max(agreement.max_relative, _strict_difference(logits, gate))
-        agreement = agreement.model_copy(update={"max_relative": worst})
+        worst = max(agreement.max_relative_error, _strict_difference(logits, gate))
+        agreement = agreement.model_copy(update={"max_relative_error": worst})
         wrong = worst > MAX_FP32_DIFFERENCE
         reason = f"its logits differ by {worst:.1e} of the largest (limit {MAX_FP32_DIFFERENCE:g})" if wrong else ""
-        return Verdict(agreement, measured.score, drop, lost, reason)
-    reason = lost_too_much(gate, exported, config) or _answers_otherwise(agreement, measured, config)
+        return GateResult(agreement, measured.score, drop, lost, reason)
+    reason = drop_reason(gate, exported, config) or _disagreement(agreement, measured, config)
     if reason or gate.more is None:
-        return Verdict(agreement, measured.score, drop, lost, reason)
+        return GateResult(agreement, measured.score, drop, lost, reason)
     found = _agreement_without_labels(logits, gate, exported, gate.more(), progress)
-    return Verdict(agreement, measured.score, drop, lost, changed_too_much(found, len(gate.samples), config.max_drop), found)
+    return GateResult(agreement, measured.score, drop, lost, changed_too_much(found, len(gate.samples), config.max_drop), found)
 
 
 def _agreement_without_labels(
@@ -197,8 +197,8 @@ def _agreement_without_labels(
 ) -> UnlabeledAgreement:
     """Agreement on the gate's images, whose outputs are ``exported``, and on ``more``."""
     trained = np.concatenate([gate.trained, more.trained])
-    outputs = np.concatenate([exported, *(answers(logits, part, progress=progress) for part in more.images)])
-    same, _ = _same_answers(trained, outputs, gate.decoding)
+    outputs = np.concatenate([exported, *(outputs_of(logits, part, progress=progress) for part in more.images)])
+    same, _ = _same_predictions(trained, outputs, gate.decoding)
     return compare_unlabeled(trained, outputs, same, gate.decoding)
 
 
@@ -209,7 +209,7 @@ def _paired(gate: GateSet, exported: NDArray[np.float32]) -> AccuracyDrop | None
     return paired_drop(gate.trained.argmax(axis=1) == labels, exported.argmax(axis=1) == labels)
 
 
-def lost_too_much(gate: GateSet, exported: NDArray[np.float32], config: ExportConfig) -> str:
+def drop_reason(gate: GateSet, exported: NDArray[np.float32], config: ExportConfig) -> str:
     """Why the figures of a file's outputs are too far below the trained model's; empty where they are not."""
     measured = gate.measure(exported)
     drop, lost = accuracy_drop(gate.evaluation, measured), _paired(gate, exported)
@@ -231,7 +231,7 @@ def lost_too_much(gate: GateSet, exported: NDArray[np.float32], config: ExportCo
     limit = max(MAX_RECALL_DROP, config.max_drop)  # who accepts more on the whole accepts it of a class
     if recall > limit + 1e-9:
         return f"the recall of class {label} falls by {recall:.4f} (limit {limit:g})"
-    entropies = answer_entropy(gate.trained), answer_entropy(exported)
+    entropies = prediction_entropy(gate.trained), prediction_entropy(exported)
     if entropies[1] < MIN_ENTROPY_SHARE * entropies[0]:
         return f"it calls too many images one class: its answers' entropy is {entropies[1]:.2f}, the trained model's {entropies[0]:.2f}"
     return ""
@@ -245,13 +245,13 @@ def _in_images(lost: AccuracyDrop | None, config: ExportConfig) -> str:
     return f"; {round(lost.value * lost.n)} of {lost.n} images, {allowed} may change; 95 % interval {lost.low:+.4f} to {lost.high:+.4f}"
 
 
-def _answers_otherwise(agreement: Agreement, measured: Evaluation, config: ExportConfig) -> str:
-    if agreement.cosine is not None and agreement.cosine < MIN_COSINE:
-        return f"its outputs are turned away from the trained model's (median cosine {agreement.cosine:.3f}, limit {MIN_COSINE:g})"
-    if agreement.confident_top1 >= config.min_agreement:
+def _disagreement(agreement: Agreement, measured: Evaluation, config: ExportConfig) -> str:
+    if agreement.median_cosine is not None and agreement.median_cosine < MIN_COSINE:
+        return f"its outputs are turned away from the trained model's (median cosine {agreement.median_cosine:.3f}, limit {MIN_COSINE:g})"
+    if agreement.confident_agreement >= config.min_agreement:
         return ""
     what = "decisions" if measured.multi_label else "images"
-    return f"it agrees on {agreement.confident_top1:.3f} of the confident {what} (limit {config.min_agreement:g})"
+    return f"it agrees on {agreement.confident_agreement:.3f} of the confident {what} (limit {config.min_agreement:g})"
 
 
 def _strict_difference(logits: Logits, gate: GateSet) -> float:
@@ -260,5 +260,5 @@ def _strict_difference(logits: Logits, gate: GateSet) -> float:
     images = next(gate.images.batches(max(STRICT_BATCHES)))
     for size in STRICT_BATCHES:
         part = images[:size]
-        worst = max(worst, compare(gate.trained[: len(part)], logits(part)).max_relative)
+        worst = max(worst, compare(gate.trained[: len(part)], logits(part)).max_relative_error)
     return worst

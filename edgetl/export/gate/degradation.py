@@ -1,4 +1,4 @@
-"""What a reduced file lost against the trained model on the same images, beyond one mean: intervals, classes, and collapsed answers."""
+"""Degradation of a file of reduced precision that a mean does not show: of one class, and predictions that collapse to one class."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from edgetl.core.results import Evaluation
 # A class's recall is judged from this many images on: with fewer, one image is more than the limit.
 LEAST_OF_A_CLASS = 20
 MAX_RECALL_DROP = 0.05
-# Of the trained model's entropy of answers; a file that calls nearly everything one class may still keep the mean accuracy.
+# Ratio to the trained model's entropy of predictions; a file that predicts one class for nearly everything may keep the mean accuracy.
 MIN_ENTROPY_SHARE = 0.5
 
 
 def worst_class(before: Evaluation, after: Evaluation) -> tuple[str, float]:
-    """The class with at least ``LEAST_OF_A_CLASS`` images that lost most recall, and how much; an empty name where there is none."""
-    falls = [
+    """The class of at least ``LEAST_OF_A_CLASS`` images with the largest recall drop, and that drop; an empty name if there is none."""
+    drops = [
         (was.label, was.recall - now.recall) for was, now in zip(before.classes, after.classes, strict=True) if was.n >= LEAST_OF_A_CLASS
     ]
-    return max(falls, key=lambda item: item[1], default=("", 0.0))
+    return max(drops, key=lambda item: item[1], default=("", 0.0))
 
 
-def answer_entropy(outputs: NDArray[np.floating[Any]]) -> float:
-    """Entropy (nats) of how often each class is the answer to outputs ``[n, classes]``: 0 where one class is always called."""
-    shares = np.bincount(outputs.argmax(axis=1), minlength=outputs.shape[1]) / max(1, len(outputs))
-    used = shares[shares > 0]
+def prediction_entropy(outputs: NDArray[np.floating[Any]]) -> float:
+    """Entropy (nats) of the predicted classes of outputs ``[n, classes]``: 0 where one class is always predicted."""
+    frequencies = np.bincount(outputs.argmax(axis=1), minlength=outputs.shape[1]) / max(1, len(outputs))
+    used = frequencies[frequencies > 0]
     return abs(float((used * np.log(used)).sum()))

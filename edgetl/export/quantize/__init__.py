@@ -1,1 +1,1 @@
-"""quantize"""
+"""Int8 quantization: the search, its attempts, a quantizer for each engine, sensitivity of operations."""

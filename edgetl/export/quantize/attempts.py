@@ -1,7 +1,8 @@
-"""The quantization ladder's steps, and what a quantizer must be able to do to climb them."""
+"""Quantization attempts in the order of their cost, and the protocol of a quantizer."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -9,23 +10,22 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.manifest import Format
 from edgetl.core.system.host import has_int8_dot_product
 
-# How many of the most sensitive operations stay in fp32, one step after the other. Each costs a little time and size.
-SPARED_OPERATIONS = (2, 4, 8, 16)
+# Numbers of the most sensitive operations that stay in fp32, one attempt after the other. Each costs a little time and size.
+FP32_OPERATIONS = (2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
-class Step:
-    """One way to quantize.
+class Int8Settings:
+    """Settings of one quantization.
 
     Attributes:
         seven_bit: weights use 7 of 8 bits, so that x86 kernels without VNNI do not saturate.
         dynamic: only matrix products are quantized, and their inputs' ranges are measured anew for every image (ONNX Runtime).
         full_bias: each layer's mean error is taken off its bias in turn, with all before it quantized. NNCF takes it off at once
             otherwise, ONNX Runtime's quantizer not at all.
-        refit: the head stays in fp32 and is fitted again on the quantized trunk's features.
+        refit: the head stays in fp32 and is fitted again on the features of the quantized backbone.
         sensitive: so many of the operations whose quantization costs most stay in fp32.
         controlled: NNCF's accuracy-aware search for operations that must stay in fp32.
     """
@@ -72,14 +72,25 @@ class Probe:
     right: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
 
 
+@dataclass(frozen=True)
+class AccuracyControl:
+    """Limits of an accuracy-aware quantization: ``probe`` returns labeled images, whose accuracy may drop by ``max_drop``, 0..1."""
+
+    probe: Callable[[], Probe]
+    max_drop: float
+
+
 class Quantizer(Protocol):
-    """Quantizes one exported network for one engine."""
+    """Quantizer of one exported network for one engine."""
 
-    def quantize(self, step: Step, folder: Path, spared: tuple[str, ...] = ()) -> list[Path]:
-        """Write the quantized model into ``folder`` and return its files; operations called ``spared`` stay in fp32."""
+    def attempts(self, cpu: str) -> list[Int8Settings]:
+        """Settings to attempt for this network, cheapest first; ``cpu`` is as in ``ExportConfig``."""
 
-    def write_trunk(self, folder: Path) -> list[Path]:
-        """Write the last quantized model without its head: features ``[batch, width]`` are its output."""
+    def quantize(self, settings: Int8Settings, folder: Path, fp32: tuple[str, ...] = ()) -> list[Path]:
+        """Write the quantized model into ``folder`` and return its files; the operations named in ``fp32`` stay in fp32."""
+
+    def write_features(self, folder: Path) -> list[Path]:
+        """Write the last quantized model without its head: the features ``[batch, width]`` are its output."""
 
     def replace_head(self, head: FloatHead, folder: Path) -> list[Path]:
         """Write the last quantized model with another head."""
@@ -91,26 +102,25 @@ class Quantizer(Protocol):
         """Write the last quantized model with one operation back in fp32."""
 
 
-def ladder(cpu: str, format_: Format = "onnx", *, products: bool = False, refit: bool = True, classes: bool = True) -> list[Step]:
-    """The steps to climb, cheapest first.
+def plan_attempts(cpu: str, *, dynamic: bool = False, bias_corrected: bool = False, controlled: bool = False) -> list[Int8Settings]:
+    """Settings that a quantization search attempts, cheapest first.
 
-    Measured on a MobileNetV2 with real weights (trashnet), where plain quantization loses 2 to 5 points: 7-bit weights repair
-    saturation on CPUs without VNNI, fp32 for what is most sensitive the rest of it, a re-fitted head what a drift of features costs.
+    Measured on a MobileNetV2 with real weights (trashnet), where plain quantization loses 2 to 5 points: 7-bit weights avoid saturation on
+    CPUs without VNNI, fp32 for the most sensitive operations restores the rest, a re-fitted head the drift of the features.
 
     Args:
         cpu: as in ``ExportConfig``.
-        format_: whose engine.
-        products: most weights belong to matrix products, as in a vision transformer.
-        refit: the network ends in one linear layer, which can be fitted again.
-        classes: the network answers classes, whose accuracy NNCF can watch.
+        dynamic: begin with dynamic quantization.
+        bias_corrected: the quantizer corrects biases by itself, nearly as well as one by one, which costs a minute. Without it full bias
+            correction, which costs seconds, is part of every attempt: most networks lose points without.
+        controlled: end with an accuracy-aware quantization.
     """
-    seven = cpu == "any" or not has_int8_dot_product()
-    steps = [Step(seven_bit=seven, dynamic=True)] if products and format_ == "onnx" else []
-    # ONNX Runtime's quantizer corrects no biases by itself: ours costs seconds, and without it most networks lose points. NNCF corrects
-    # them at once, nearly as well as one by one, which costs a minute.
-    full = format_ == "onnx"
-    steps += [Step(seven_bit=seven, full_bias=full), *([] if full else [Step(seven_bit=seven, full_bias=True)])]
-    steps += [Step(seven_bit=seven, full_bias=full, refit=True)] if refit else []
-    steps += [Step(seven_bit=seven, full_bias=full, refit=refit, sensitive=count) for count in SPARED_OPERATIONS]
-    steps += [Step(seven_bit=seven, controlled=True)] if format_ == "openvino" and classes else []
-    return steps
+    seven, full = cpu == "any" or not has_int8_dot_product(), not bias_corrected
+    return [
+        *([Int8Settings(seven_bit=seven, dynamic=True)] if dynamic else []),
+        *([Int8Settings(seven_bit=seven)] if bias_corrected else []),
+        Int8Settings(seven_bit=seven, full_bias=True),
+        Int8Settings(seven_bit=seven, full_bias=full, refit=True),
+        *(Int8Settings(seven_bit=seven, full_bias=full, refit=True, sensitive=count) for count in FP32_OPERATIONS),
+        *([Int8Settings(seven_bit=seven, controlled=True)] if controlled else []),
+    ]

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from openvino._offline_transformations import compress_quantize_weights_transformation
 
 from edgetl.errors import ExportError, first_line
-from edgetl.export.convert.to_openvino import annotate, save
-from edgetl.export.quantize.attempts import FloatHead, Probe, Step
+from edgetl.export.convert.to_openvino import read_onnx, save
+from edgetl.export.quantize.attempts import AccuracyControl, FloatHead, Int8Settings, plan_attempts
 from edgetl.runtime.ov import core
 
 # NNCF's accuracy-aware search: operations that it may put back, and images that it ranks them with.
@@ -29,37 +29,38 @@ RANKING_IMAGES = 100
 
 
 class OpenVinoQuantizer:
-    """Quantizes an IR; see ``steps.Quantizer``."""
+    """Quantizer of an ONNX file as an IR (``attempts.Quantizer``)."""
 
     def __init__(
-        self, source: Path, calibration: Sequence[NDArray[np.float32]], infos: tuple[dict[str, str], dict[str, str]], *,
-        float_end: bool = False, watched: Callable[[], Probe] | None = None, max_drop: float = 0.01,
-    ) -> None:  # fmt: skip
-        """Prepare to quantize ``source``.
-
-        Args:
-            source: the fp32 IR.
-            calibration: batches float32 ``[1, 3, H, W]``.
-            infos: the blocks of ``annotate``.
-            float_end: leave all that compares features with kept images in fp32.
-            watched: gives labelled images whose accuracy the accuracy-aware search watches.
-            max_drop: of that accuracy, 0..1.
+        self,
+        source: Path,
+        calibration: Sequence[NDArray[np.float32]],
+        work: Path,
+        *,
+        fp32_end: bool = False,
+        control: AccuracyControl | None = None,
+    ) -> None:
+        """Prepare to quantize ``source``; the arguments are those of ``formats.MakeQuantizer``.
 
         Raises:
-            ExportError: the file is quantized already.
+            ExportError: the file is quantized already, or OpenVINO cannot convert it.
         """
-        self._float_end = float_end
-        self._source = source
+        self._fp32_end = fp32_end
+        self._source = work / "plain.xml"
         self._calibration = calibration
-        self._infos = infos
-        self._watched = watched
-        self._max_drop = max_drop
+        self._control = control
         self._model: ov.Model | None = None
-        if any(op.get_type_name() == "FakeQuantize" for op in core().read_model(source).get_ops()):
+        model = read_onnx(source)
+        if any(op.get_type_name() == "FakeQuantize" for op in model.get_ops()):
             raise ExportError(f"{source.name} is quantized already; quantize the fp32 export of the same run.")
+        save(model, self._source)
 
-    def quantize(self, step: Step, folder: Path, spared: tuple[str, ...] = ()) -> list[Path]:
-        """Write ``model.xml`` and ``model.bin`` quantized as ``step`` says.
+    def attempts(self, cpu: str) -> list[Int8Settings]:
+        """Attempts, cheapest first."""
+        return plan_attempts(cpu, bias_corrected=True, controlled=self._control is not None)
+
+    def quantize(self, settings: Int8Settings, folder: Path, fp32: tuple[str, ...] = ()) -> list[Path]:
+        """Write ``model.xml`` and ``model.bin`` quantized with ``settings``.
 
         Raises:
             ExportError: there is no calibration image, or NNCF cannot quantize the network.
@@ -67,40 +68,40 @@ class OpenVinoQuantizer:
         if not self._calibration:
             raise ExportError("int8 needs calibration images, and there is none.")
         model = core().read_model(self._source)
-        names = [*spared, *([_head(model).get_friendly_name()] if step.refit else []), *(_end(model) if self._float_end else [])]
+        names = [*fp32, *([_head(model).get_friendly_name()] if settings.refit else []), *(_end(model) if self._fp32_end else [])]
         attention = any(op.get_type_name() in ("ScaledDotProductAttention", "Softmax") for op in model.get_ops())
-        settings: dict[str, Any] = {
+        options: dict[str, Any] = {
             "subset_size": len(self._calibration),
-            "fast_bias_correction": not step.full_bias,
+            "fast_bias_correction": not settings.full_bias,
             "model_type": nncf.ModelType.TRANSFORMER if attention else None,
             "ignored_scope": nncf.IgnoredScope(names=list(dict.fromkeys(names))) if names else None,
         }
         advanced = nncf.AdvancedQuantizationParameters(
-            overflow_fix=OverflowFix.ENABLE if step.seven_bit else OverflowFix.FIRST_LAYER,
+            overflow_fix=OverflowFix.ENABLE if settings.seven_bit else OverflowFix.FIRST_LAYER,
             # Weights are packed when the model is saved: until then an operation can be put back to fp32.
             backend_params={"compress_weights": False},
         )
         try:
             # NNCF makes cores of its own, whose signal stacks would stay with this thread (see ``runtime.ov.core``).
             with _quiet(), ThreadPoolExecutor(max_workers=1) as thread:
-                self._model = thread.submit(self._by_nncf, step, model, settings, advanced).result()
+                self._model = thread.submit(self._by_nncf, settings, model, options, advanced).result()
         except (nncf.ValidationError, nncf.UnsupportedModelError, nncf.InternalError, RuntimeError) as error:
-            raise ExportError(f"NNCF {nncf.__version__} cannot quantize {self._source.name}: {first_line(error)}") from error
+            raise ExportError(f"NNCF {nncf.__version__} cannot quantize the network: {first_line(error)}") from error
         return self._save(self._model, folder)
 
     def _by_nncf(
-        self, step: Step, model: ov.Model, settings: dict[str, Any], advanced: nncf.AdvancedQuantizationParameters
-    ) -> ov.Model:  # fmt: skip
+        self, settings: Int8Settings, model: ov.Model, options: dict[str, Any], advanced: nncf.AdvancedQuantizationParameters
+    ) -> ov.Model:
         try:
-            if step.controlled:
-                return self._controlled(model, settings, advanced)
-            return nncf.quantize(model, nncf.Dataset(self._calibration), advanced_parameters=advanced, **settings)
+            if settings.controlled:
+                return self._controlled(model, options, advanced)
+            return nncf.quantize(model, nncf.Dataset(self._calibration), advanced_parameters=advanced, **options)
         finally:
             gc.collect()  # what NNCF leaves in cycles dies in its own thread
 
-    def _controlled(self, model: ov.Model, settings: dict[str, Any], advanced: nncf.AdvancedQuantizationParameters) -> ov.Model:
-        assert self._watched is not None, "the accuracy-aware step needs labelled images"
-        watched = self._watched()
+    def _controlled(self, model: ov.Model, options: dict[str, Any], advanced: nncf.AdvancedQuantizationParameters) -> ov.Model:
+        assert self._control is not None, "the accuracy-aware attempt needs labeled images"
+        watched = self._control.probe()
         items = [(image[None], int(label)) for image, label in zip(watched.images, watched.right, strict=True)]
 
         def accuracy(compiled: ov.CompiledModel, chosen: Iterable[tuple[NDArray[np.float32], int]]) -> tuple[float, list[float]]:
@@ -112,19 +113,18 @@ class OpenVinoQuantizer:
             nncf.Dataset(self._calibration),
             nncf.Dataset(items, lambda item: item[0]),
             accuracy,
-            max_drop=self._max_drop,
+            max_drop=self._control.max_drop,
             advanced_quantization_parameters=advanced,
             advanced_accuracy_restorer_parameters=AdvancedAccuracyRestorerParameters(
                 max_num_iterations=MOST_REVERTED, ranking_subset_size=min(RANKING_IMAGES, len(items)), num_ranking_workers=1
             ),
-            **settings,
+            **options,
         )
 
-    def write_trunk(self, folder: Path) -> list[Path]:
-        """Write the quantized trunk: features ``[batch, width]`` are its output."""
+    def write_features(self, folder: Path) -> list[Path]:
+        """Write the quantized backbone: the features ``[batch, width]`` are its output."""
         model = self._quantized().clone()
-        trunk = ov.Model([_head(model).input_value(0)], model.get_parameters())
-        return self._save(trunk, folder)
+        return self._save(ov.Model([_head(model).input_value(0)], model.get_parameters()), folder)
 
     def replace_head(self, head: FloatHead, folder: Path) -> list[Path]:
         """Write the quantized model with ``head``, which ``quantize`` left in fp32."""
@@ -164,7 +164,6 @@ class OpenVinoQuantizer:
     def _save(self, model: ov.Model, folder: Path) -> list[Path]:
         packed = model.clone()
         compress_quantize_weights_transformation(packed)
-        annotate(packed, *self._infos)
         save(packed, folder / "model.xml")
         return [folder / "model.xml", folder / "model.bin"]
 

@@ -18,25 +18,41 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgetl.errors import ExportError, first_line
 from edgetl.export.convert.metadata import INPUT_NAME
-from edgetl.export.quantize.attempts import FloatHead, Step
+from edgetl.export.quantize.attempts import AccuracyControl, FloatHead, Int8Settings, plan_attempts
 from edgetl.export.quantize.bias_correction import correct_biases
 
 _REFUSALS = (
-    RuntimeError, ValueError, KeyError, TypeError, Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException,
-)  # fmt: skip
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    NotImplemented,
+    RuntimeException,
+)
 
 
 class OnnxQuantizer:
-    """Quantizes an ONNX file; see ``steps.Quantizer``."""
+    """Quantizer of an ONNX file (``attempts.Quantizer``)."""
 
-    def __init__(self, source: Path, calibration: Sequence[NDArray[np.float32]], work: Path, *, float_end: bool = False) -> None:
-        """``calibration`` holds batches float32 ``[1, 3, H, W]``; ``work`` is an empty folder for intermediate files; ``float_end`` leaves
-        all that compares features with kept images in fp32.
+    def __init__(
+        self,
+        source: Path,
+        calibration: Sequence[NDArray[np.float32]],
+        work: Path,
+        *,
+        fp32_end: bool = False,
+        control: AccuracyControl | None = None,
+    ) -> None:
+        """Prepare to quantize ``source``; the arguments are those of ``formats.MakeQuantizer``.
 
         Raises:
             ExportError: the file is quantized already, or ONNX Runtime cannot read its shapes.
         """
-        self._float_end = float_end
+        del control  # ONNX Runtime has no accuracy-aware quantization
+        self._fp32_end = fp32_end
         self._calibration = calibration
         self._work = work
         self._prepared = work / "prepared.onnx"
@@ -52,16 +68,15 @@ class OnnxQuantizer:
         except (RuntimeError, ValueError, onnx.shape_inference.InferenceError) as error:
             raise ExportError(f"ONNX Runtime cannot prepare {source.name} for quantization: {first_line(error)}") from error
 
-    @property
-    def products(self) -> bool:
-        """Whether matrix products hold most of the weights, as in a vision transformer."""
+    def attempts(self, cpu: str) -> list[Int8Settings]:
+        """Attempts, cheapest first; dynamic matrix products come first where these hold most of the weights, as in a vision transformer."""
         graph = onnx.load(self._prepared).graph
         sizes = {item.name: int(np.prod(item.dims)) for item in graph.initializer}
         held = {kind: sum(sizes.get(name, 0) for node in graph.node if node.op_type == kind for name in node.input) for kind in _WEIGHTED}
-        return held["MatMul"] > 0.8 * sum(held.values())
+        return plan_attempts(cpu, dynamic=held["MatMul"] > 0.8 * sum(held.values()))
 
-    def quantize(self, step: Step, folder: Path, spared: tuple[str, ...] = ()) -> list[Path]:
-        """Write ``model.onnx`` quantized as ``step`` says; the calibration images are run once for all steps.
+    def quantize(self, settings: Int8Settings, folder: Path, fp32: tuple[str, ...] = ()) -> list[Path]:
+        """Write ``model.onnx`` quantized with ``settings``; the calibration images are run once for all attempts.
 
         Raises:
             ExportError: there is no calibration image, or ONNX Runtime cannot quantize the network.
@@ -69,39 +84,39 @@ class OnnxQuantizer:
         if not self._calibration:
             raise ExportError("int8 needs calibration images, and there is none.")
         graph = onnx.load(self._prepared).graph
-        excluded = [*spared, *([_head(graph).name] if step.refit else []), *(_end(graph) if self._float_end else [])]
+        excluded = [*fp32, *([_head(graph).name] if settings.refit else []), *(_end(graph) if self._fp32_end else [])]
         target = folder / "model.onnx"
         try:
             with _quiet():
-                if step.dynamic:
-                    self._quantize_products(step, target, excluded)
+                if settings.dynamic:
+                    self._quantize_products(settings, target, excluded)
                 else:
-                    self._quantize_all(step, target, excluded)
+                    self._quantize_all(settings, target, excluded)
         except (*_REFUSALS, onnx.shape_inference.InferenceError) as error:
             raise ExportError(f"ONNX Runtime cannot quantize the network: {first_line(error)}") from error
         model = onnx.load(target)
-        if step.full_bias:
+        if settings.full_bias:
             correct_biases(model, onnx.load(self._prepared), self._calibration)
         onnx.helper.set_model_props(model, self._properties)
         onnx.save(model, target)
         onnx.save(model, self._work / "quantized.onnx")
         return [target]
 
-    def _quantize_all(self, step: Step, target: Path, excluded: list[str]) -> None:
+    def _quantize_all(self, settings: Int8Settings, target: Path, excluded: list[str]) -> None:
         quantize_static(
             self._prepared,
             target,
             _Reader(self._calibration),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            reduce_range=step.seven_bit,
+            reduce_range=settings.seven_bit,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=excluded,
             calibration_cache_path=self._work / "ranges.json",
         )
 
-    def _quantize_products(self, step: Step, target: Path, excluded: list[str]) -> None:
+    def _quantize_products(self, settings: Int8Settings, target: Path, excluded: list[str]) -> None:
         plain = onnx.load(self._prepared)
         del plain.graph.value_info[:]  # shapes inferred for the static path contradict those of the dynamic one
         quantize_dynamic(
@@ -109,14 +124,14 @@ class OnnxQuantizer:
             target,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
-            reduce_range=step.seven_bit,
+            reduce_range=settings.seven_bit,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=excluded,
             extra_options={"MatMulConstBOnly": True},
         )
 
-    def write_trunk(self, folder: Path) -> list[Path]:
-        """Write the quantized trunk: features ``[batch, width]`` are its output."""
+    def write_features(self, folder: Path) -> list[Path]:
+        """Write the quantized backbone: the features ``[batch, width]`` are its output."""
         model = onnx.load(self._work / "quantized.onnx")
         features = onnx.helper.make_tensor_value_info(_head(model.graph).input[0], onnx.TensorProto.FLOAT, None)
         model.graph.output[0].CopyFrom(features)
@@ -142,11 +157,8 @@ class OnnxQuantizer:
         """The nodes of the last quantized model that read a dequantized tensor."""
         graph = onnx.load(self._work / "quantized.onnx").graph
         dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-        return {
-            node.name: node.op_type
-            for node in graph.node
-            if node.op_type != "QuantizeLinear" and dequantized.intersection(node.input)
-        }  # fmt: skip
+        readers = (node for node in graph.node if dequantized.intersection(node.input))
+        return {node.name: node.op_type for node in readers if node.op_type != "QuantizeLinear"}
 
     def write_restored(self, name: str, folder: Path) -> list[Path]:
         """Write the last quantized model with the node ``name`` on fp32 inputs; with an empty name, as it is."""

@@ -1,9 +1,9 @@
-"""Climb the quantization ladder until the gate holds, and keep the record of every step."""
+"""Quantization search: attempt settings until the accuracy gate passes a file, and keep the record of every attempt."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import Task
 from edgetl.data.loading import PixelSet
 from edgetl.errors import ExportError
-from edgetl.export.gate.agreement import Logits, Verdict, answers
-from edgetl.export.quantize.attempts import FloatHead, Probe, Quantizer, Step
+from edgetl.export.gate.agreement import GateResult, Logits, outputs_of
+from edgetl.export.quantize.attempts import FloatHead, Int8Settings, Probe, Quantizer
 from edgetl.export.quantize.sensitivity import rank_operations
 
 # Strength of the pull towards the trained head, relative to the mean variance of a feature.
@@ -25,7 +25,7 @@ REFIT_PENALTY = 1.0
 
 @dataclass(frozen=True)
 class RefitData:
-    """What a head is fitted on: training images, and the trained model's logits ``[n, classes]`` for them."""
+    """Data to fit a head on: training images, the trained model's logits ``[n, classes]`` for them, and its head."""
 
     images: PixelSet
     trained: NDArray[np.float32]
@@ -33,21 +33,21 @@ class RefitData:
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What a climb needs besides the quantizer and the steps.
+class SearchContext:
+    """Inputs of a quantization search beside the quantizer.
 
     Attributes:
         open_files: loads files into the engine.
-        judge: the gate.
-        refit: what steps that fit the head again need; called only for those.
-        probe: images that single operations are measured on; called only where that is asked.
+        evaluate: the accuracy gate.
+        refit: data for attempts that fit the head again; called only for those.
+        probe: images that single operations are measured on; called only if that is needed.
         task: of the network.
         explain: measure the operations of the last file even if the gate passed it.
-        progress: told after each step.
+        progress: called after each attempt.
     """
 
     open_files: Callable[[list[Path]], Logits]
-    judge: Callable[[Logits], Verdict]
+    evaluate: Callable[[Logits], GateResult]
     refit: Callable[[], RefitData]
     probe: Callable[[], Probe]
     task: Task = "classification"
@@ -56,97 +56,93 @@ class Ground:
 
 
 @dataclass(frozen=True)
-class Climbed:
-    """The last step's files and verdict, the record of all steps, and the operations' sensitivities where they were measured."""
+class ExportedVariant:
+    """Files of one variant, their gate result, the record of the attempts, and the operations' sensitivities if they were measured."""
 
     files: list[Path]
-    verdict: Verdict
-    attempts: tuple[Attempt, ...]
+    result: GateResult
+    attempts: tuple[Attempt, ...] = ()
     sensitivities: tuple[Sensitivity, ...] = ()
 
 
-def climb(quantizer: Quantizer, steps: Sequence[Step], folder: Path, ground: Ground) -> Climbed:
-    """Quantize step by step until the gate passes a file or no step is left.
+def search_quantization(quantizer: Quantizer, attempts: list[Int8Settings], folder: Path, context: SearchContext) -> ExportedVariant:
+    """Quantize with one setting after the other until the gate passes a file or none is left.
 
-    Args:
-        quantizer: of one engine.
-        steps: cheapest first.
-        folder: receives the files; a later step overwrites an earlier one's.
-        ground: the gate and all else.
+    ``attempts`` are cheapest first; a later one overwrites the files of an earlier one in ``folder``.
+
+    Raises:
+        ExportError: no attempt could write a file.
     """
-    attempts: list[Attempt] = []
+    records: list[Attempt] = []
     files: list[Path] = []
-    verdict: Verdict | None = None
+    result: GateResult | None = None
     ranked: tuple[Sensitivity, ...] = ()
     failure: ExportError | None = None
-    for number, step in enumerate(steps, start=1):
-        if step.sensitive and not ranked:
-            ranked = _ranked(quantizer, ground)
-        spared = tuple(item.operation for item in ranked[: step.sensitive] if item.loss > 0)
-        if step.sensitive and len(spared) < step.sensitive // 2:
-            continue  # fewer operations cost anything than the step before has spared
-        ground.progress(f"quantizing: {step.method}", number - 1, len(steps))
+    for number, settings in enumerate(attempts):
+        if settings.sensitive and not ranked:
+            ranked = _rank(quantizer, context)
+        fp32 = tuple(item.operation for item in ranked[: settings.sensitive] if item.divergence > 0)
+        if settings.sensitive and len(fp32) < settings.sensitive // 2:
+            continue  # fewer operations are sensitive than the attempt before kept in fp32
+        context.progress(f"quantizing: {settings.method}", number, len(attempts))
         try:
-            made = _write(quantizer, step, folder, spared, ground)
+            written = quantizer.quantize(settings, folder, fp32)
+            if settings.refit:
+                features = context.open_files(quantizer.write_features(folder))
+                written = quantizer.replace_head(refit_head(features, context.refit()), folder)
         except ExportError as error:
-            failure = error  # another step may do what this one cannot
-            attempts.append(Attempt(method=step.method, accuracy=None, drop=None, confident_top1=None, passed=False, reason=str(error)))
+            failure = error  # another attempt may do what this one cannot
+            records.append(Attempt(method=settings.method, reason=str(error)))
             continue
-        files, verdict = made, ground.judge(ground.open_files(made))
-        attempts.append(_record(step, verdict))
-        if not verdict.reason:
+        files, result = written, context.evaluate(context.open_files(written))
+        records.append(_record(settings, result))
+        if not result.reason:
             break
-    if verdict is None:
-        raise failure or AssertionError("the ladder has no step")
-    if ground.explain and not ranked:
-        ranked = _ranked(quantizer, ground)
-    return Climbed(files, verdict, tuple(attempts), ranked)
+    if result is None:
+        raise failure or AssertionError("no settings to attempt")
+    if context.explain and not ranked:
+        ranked = _rank(quantizer, context)
+    return ExportedVariant(files, result, tuple(records), ranked)
 
 
-def _write(quantizer: Quantizer, step: Step, folder: Path, spared: tuple[str, ...], ground: Ground) -> list[Path]:
-    files = quantizer.quantize(step, folder, spared)
-    if step.refit:
-        trunk = ground.open_files(quantizer.write_trunk(folder))
-        files = quantizer.replace_head(refit_head(trunk, ground.refit()), folder)
-    return files
-
-
-def _ranked(quantizer: Quantizer, ground: Ground) -> tuple[Sensitivity, ...]:
+def _rank(quantizer: Quantizer, context: SearchContext) -> tuple[Sensitivity, ...]:
     with tempfile.TemporaryDirectory() as work:
-        return rank_operations(quantizer, ground.probe(), ground.task, Path(work), open_files=ground.open_files, progress=ground.progress)
+        return rank_operations(
+            quantizer, context.probe(), context.task, Path(work), open_files=context.open_files, progress=context.progress
+        )
 
 
-def _record(step: Step, verdict: Verdict) -> Attempt:
+def _record(settings: Int8Settings, result: GateResult) -> Attempt:
     return Attempt(
-        method=step.method,
-        accuracy=verdict.validation.value,
-        drop=verdict.drop,
-        confident_top1=verdict.agreement.confident_top1,
-        passed=not verdict.reason,
-        accuracy_drop=verdict.accuracy_drop,
-        unlabeled=verdict.unlabeled,
-        reason=verdict.reason,
+        method=settings.method,
+        accuracy=result.validation.value,
+        drop=result.drop,
+        confident_agreement=result.agreement.confident_agreement,
+        passed=not result.reason,
+        accuracy_drop=result.accuracy_drop,
+        unlabeled=result.unlabeled,
+        reason=result.reason,
     )
 
 
-def refit_head(trunk: Logits, data: RefitData) -> FloatHead:
-    """The head that turns the quantized trunk's features into the trained model's logits, by ridge regression around the old head.
+def refit_head(features: Logits, data: RefitData) -> FloatHead:
+    """The head that turns the quantized backbone's features into the trained model's logits, by ridge regression around the old head.
 
-    Fitting the trained model's logits rather than the labels keeps its answers, right and wrong, and does not depend on how the head
-    was trained; the pull to the old head makes the correction small where the images say little.
+    Fitting the trained model's logits rather than the labels keeps its predictions, right and wrong, and does not depend on how the head
+    was trained; the pull to the old head makes the correction small where the images carry little information.
 
     Args:
-        trunk: images ``[batch, 3, H, W]`` → quantized features ``[batch, width]``.
+        features: images ``[batch, 3, H, W]`` → quantized features ``[batch, width]``.
         data: training images with the trained model's logits.
     """
-    features = answers(trunk, data.images).astype(np.float64)
-    mean = features.mean(axis=0)
-    centred = features - mean
-    residual = data.trained - (features @ data.head.weight.T + data.head.bias)
+    found = outputs_of(features, data.images).astype(np.float64)
+    mean = found.mean(axis=0)
+    centered = found - mean
+    residual = data.trained - (found @ data.head.weight.T + data.head.bias)
     offset = residual.mean(axis=0)
-    gram = centred.T @ centred / len(features)
-    gram[np.diag_indices_from(gram)] += REFIT_PENALTY * max(float((centred**2).mean()), 1e-12)
-    change = np.linalg.solve(gram, centred.T @ (residual - offset) / len(features)).T
+    gram = centered.T @ centered / len(found)
+    gram[np.diag_indices_from(gram)] += REFIT_PENALTY * max(float((centered**2).mean()), 1e-12)
+    change = np.linalg.solve(gram, centered.T @ (residual - offset) / len(found)).T
     weight = data.head.weight + change
     bias = data.head.bias + offset - change @ mean
     return FloatHead(weight.astype(np.float32), bias.astype(np.float32))

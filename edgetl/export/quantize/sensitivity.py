@@ -1,4 +1,4 @@
-"""Which operations of a quantized network cost the most: each is put back to fp32 alone, and the answers are compared."""
+"""Sensitivity of operations to quantization: each is put back to fp32 alone, and the outputs are compared."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from edgetl.export.gate.agreement import Logits
 from edgetl.export.quantize.attempts import Probe, Quantizer
 
 BATCH = 16
-# Logarithms of scores below this say nothing about the answer and everything about rounding.
+# Logarithms of scores below this depend on rounding only.
 _LEAST_SCORE = 1e-6
 
 
 def rank_operations(
     quantizer: Quantizer, probe: Probe, task: Task, folder: Path, *, open_files: Callable[[list[Path]], Logits], progress: Progress = silent
 ) -> tuple[Sensitivity, ...]:
-    """Measure every operation of the last quantized model, the costliest first.
+    """Measure every operation of the last quantized model, the most sensitive first.
 
     Args:
         quantizer: holds the model.
@@ -32,7 +32,7 @@ def rank_operations(
         task: how outputs are compared, see ``divergence``.
         folder: an empty folder for the models that are tried.
         open_files: loads files into the engine.
-        progress: told after each operation.
+        progress: called after each operation.
     """
 
     def distance(files: list[Path]) -> float:
@@ -45,15 +45,15 @@ def rank_operations(
     found = []
     for done, (name, kind) in enumerate(operations.items(), start=1):
         loss = whole - distance(quantizer.write_restored(name, folder))
-        found.append(Sensitivity(operation=name, kind=kind, loss=round(loss, 6)))
+        found.append(Sensitivity(operation=name, kind=kind, divergence=round(loss, 6)))
         progress("measuring operations", done, len(operations))
-    return tuple(sorted(found, key=lambda item: -item.loss))
+    return tuple(sorted(found, key=lambda item: -item.divergence))
 
 
 def divergence(trained: NDArray[np.float32], found: NDArray[np.float32], task: Task) -> float:
-    """How far outputs ``[n, labels]`` are from the trained model's, 0 where they are equal.
+    """Divergence of outputs ``[n, labels]`` from the trained model's, 0 where they are equal.
 
-    Of classes the mean Kullback-Leibler divergence of the scores, in nats; of labels its sum over them; of numbers the mean squared
+    For classes the mean Kullback-Leibler divergence of the scores, in nats; for labels its sum over them; for numbers the mean squared
     difference over their variance.
     """
     if task == "classification":

@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from edgetl.core.config import StrictModel
 from edgetl.core.licenses import Policy
+from edgetl.core.options import OPTION, words
 from edgetl.core.results import Proportion
 from edgetl.data.notes import ScanNote
 
 MIN_IMAGES = 20
 
 
+def _field(default: Any, description: str, option: str | None = None, **bounds: Any) -> Any:
+    return Field(default, description=description, json_schema_extra=None if option is None else {OPTION: option}, **bounds)
+
+
 class RankConfig(StrictModel):
-    """Options of ``rank``.
+    """Options of ``rank``."""
 
-    Attributes:
-        candidates: names as ``edgetl train --backbone`` takes them; ``random:NAME`` is a control with random weights. None means every
-            backbone of ``edgetl models`` whose weights are on this machine.
-        images: largest number of images, the classes in turn.
-        max_params_m, max_latency_ms: leave out larger or slower candidates.
-        include, exclude: patterns of files, as in ``edgetl.data.selection.Selection``.
-        confirm: number of the best that are fine-tuned for about 100 steps and ordered by their validation accuracy.
-    """
-
-    candidates: tuple[str, ...] = ()
-    weights_dir: str | None = None
-    license_policy: Policy = "any"
-    images: int = Field(default=500, ge=MIN_IMAGES, le=5000)
-    max_params_m: float | None = Field(default=None, gt=0)
-    max_latency_ms: float | None = Field(default=None, gt=0)
-    confirm: int = Field(default=0, ge=0, le=10)
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    candidates: Annotated[tuple[str, ...], BeforeValidator(words)] = _field(
+        (), "Backbones, separated by commas; random:NAME is a control with random weights (default: all of `edgetl models --offline`)."
+    )
+    images: int = _field(500, "Images to compare on, at most; the classes in turn.", ge=MIN_IMAGES, le=5000)
+    max_params_m: float | None = _field(None, "Leave out larger backbones, millions of parameters.", "max_params", gt=0)
+    max_latency_ms: float | None = _field(None, "Leave out slower backbones, ms for one image on one thread in torch.", gt=0)
+    confirm: int = _field(0, "Number of the best backbones that are fine-tuned for about 100 steps and ordered by accuracy.", ge=0, le=10)
+    include: tuple[str, ...] = _field((), "Glob pattern of files to use although the scan leaves them out. May be repeated.")
+    exclude: tuple[str, ...] = _field((), "Glob pattern of files and folders to leave out. May be repeated.")
+    weights_dir: str | None = _field(None, "A local folder of weights, searched first.")
+    license_policy: Policy = _field("any", "any, or commercial: refuse weights that forbid it or do not say.")
+    seed: int = _field(0, "Random seed of splits, folds, batches and augmentation.", ge=0, lt=2**31)
 
 
 class Ranked(StrictModel):

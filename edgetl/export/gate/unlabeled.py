@@ -82,8 +82,12 @@ def read_unlabeled(folder: Path, training: Sequence[Sample]) -> list[Sample]:
     if left_out := len(checked) - len(chosen):
         _log.info(
             "--unlabeled: %d of %d images are used; left out: %d that cannot be decoded, %d copies or training images, or beyond %d",
-            len(chosen), len(checked), broken, left_out - broken, MOST_UNLABELED,
-        )  # fmt: skip
+            len(chosen),
+            len(checked),
+            broken,
+            left_out - broken,
+            MOST_UNLABELED,
+        )
     if not chosen:
         raise DataError(f"--unlabeled {folder} holds no image that can be used: {len(checked)} found, {broken} of them cannot be decoded.")
     return chosen
@@ -100,9 +104,9 @@ def compare_unlabeled(
         same: bool, where the predictions are equal: for each image, or each decision on a label.
         decoding: of the outputs; distances to the margin are measured for classes.
     """
-    top1 = float(same.mean())
+    top1_agreement = float(same.mean())
     if decoding.task != "classification":
-        return UnlabeledAgreement(n=len(trained), top1=top1)
+        return UnlabeledAgreement(n=len(trained), top1_agreement=top1_agreement)
     rows, top = np.arange(len(trained)), trained.argmax(axis=1)
     ordered = np.sort(trained, axis=1)
     margin = np.maximum(ordered[:, -1] - ordered[:, -2], 1e-12)
@@ -112,7 +116,7 @@ def compare_unlabeled(
     scores = softmax(trained)
     return UnlabeledAgreement(
         n=len(trained),
-        top1=top1,
+        top1_agreement=top1_agreement,
         expected_drop=float((scores[rows, top] - scores[rows, exported.argmax(axis=1)]).mean()),
         beyond_half_margin=float((error > margin / 2).mean()),
         relative_error=float(np.median(error) / np.median(margin)),
@@ -129,6 +133,6 @@ def changed_too_much(found: UnlabeledAgreement, labeled: int, max_drop: float) -
     if labeled * limit >= 1 or found.expected_drop is None or found.expected_drop <= limit + 1e-9:
         return ""
     return (
-        f"{round((1 - found.top1) * found.n)} of {found.n} predictions on unlabeled images change, an expected loss of accuracy of "
-        f"{found.expected_drop:.4f} by the trained model's own scores (limit {limit:g})"
+        f"{round((1 - found.top1_agreement) * found.n)} of {found.n} predictions on unlabeled images change, an expected loss of accuracy "
+        f"of {found.expected_drop:.4f} by the trained model's own scores (limit {limit:g})"
     )

@@ -1,0 +1,88 @@
+"""Export formats: the registry of what edgetl writes, one backend for each file format."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.core.manifest import Format, Precision
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.export.convert.pixel_input import add_normalization_onnx, add_normalization_openvino
+from edgetl.export.convert.to_onnx import to_half
+from edgetl.export.convert.to_openvino import to_openvino
+from edgetl.export.convert.weights_only import pack_onnx, pack_openvino
+from edgetl.export.quantize.attempts import AccuracyControl, Quantizer
+from edgetl.export.quantize.nncf_quantizer import OpenVinoQuantizer
+from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
+
+# The format of the file that all others are made from.
+SOURCE_FORMAT: Format = "onnx"
+
+
+class MakeQuantizer(Protocol):
+    """Constructor of a quantizer.
+
+    ``source`` is the fp32 ONNX file, ``calibration`` holds batches float32 ``[1, 3, H, W]``, ``work`` is an empty folder for intermediate
+    files. ``fp32_end`` keeps all operations that compare features with stored images in fp32.
+    """
+
+    def __call__(
+        self,
+        source: Path,
+        calibration: Sequence[NDArray[np.float32]],
+        work: Path,
+        *,
+        fp32_end: bool = False,
+        control: AccuracyControl | None = None,
+    ) -> Quantizer: ...
+
+
+@dataclass(frozen=True)
+class FormatBackend:
+    """Writers of one file format.
+
+    Attributes:
+        files: names of a variant's files; the first is the one that a writer gets.
+        writers: by precision, a function that writes the fp32 ONNX file (first argument) in this format (second argument). Without int8,
+            which needs a quantization search.
+        quantizer: for int8.
+        add_normalization: rewrites a file so that it takes uint8 pixels.
+    """
+
+    files: tuple[str, ...]
+    writers: Mapping[Precision, Callable[[Path, Path], object]]
+    quantizer: MakeQuantizer
+    add_normalization: Callable[[Path, PreprocessSpec], None]
+
+    def write(self, precision: Precision, source: Path, folder: Path) -> list[Path]:
+        """Write the fp32 ONNX file ``source`` into ``folder``, and return the files.
+
+        Raises:
+            ExportError: a library cannot convert the network.
+        """
+        files = [folder / name for name in self.files]
+        self.writers[precision](source, files[0])
+        return files
+
+
+FORMATS: dict[Format, FormatBackend] = {
+    "onnx": FormatBackend(
+        files=("model.onnx",),
+        writers={"fp32": shutil.copyfile, "fp16": to_half, "int8-weights": pack_onnx},
+        quantizer=OnnxQuantizer,
+        add_normalization=add_normalization_onnx,
+    ),
+    "openvino": FormatBackend(
+        files=("model.xml", "model.bin"),
+        writers={"fp32": to_openvino, "fp16": partial(to_openvino, half=True), "int8-weights": pack_openvino},
+        quantizer=OpenVinoQuantizer,
+        add_normalization=add_normalization_openvino,
+    ),
+}
