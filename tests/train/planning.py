@@ -14,7 +14,7 @@ from edgetl.train.workflows.finetune import network_facts, prepare
 def plan_of(config: TrainConfig, images: int, model: nn.Module) -> Plan:
     """The plan of a classification with ``images`` distinct training images."""
     resolved, recipe = with_recipe(config)
-    strategy, reason = planned_strategy(resolved, images)
+    strategy, reason = planned_strategy(resolved.optim.strategy, images, pretrained=resolved.backbone.pretrained)
     return make_plan(TrainingJob(resolved, recipe, "classification", images, strategy, reason), network_facts(model, find_head(model)))
 
 

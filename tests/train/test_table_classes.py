@@ -15,7 +15,7 @@ from edgetl.export.model_card import run_lines
 from edgetl.export.package import export_bundle
 from edgetl.runtime.evaluation import EvaluationConfig, evaluate_bundle
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.resolve import check_early, resolve
+from edgetl.train.config.resolve import check_conflicts, resolve
 from edgetl.train.config.tasks import scan_images
 from edgetl.train.workflows.evaluate import evaluate_run
 from edgetl.train.workflows.train import train
@@ -106,6 +106,6 @@ def test_a_run_and_its_card_state_the_groups_or_that_there_are_none(tmp_path: Pa
 
 
 def test_a_table_takes_exclude_and_refuses_include() -> None:
-    check_early(TrainConfig.from_options(labels="labels.csv", exclude=("old/*",)))
+    check_conflicts(TrainConfig.from_options(labels="labels.csv", exclude=("old/*",)))
     with pytest.raises(ConfigError, match=r"--include adds files to class folders.*add rows to the table"):
-        check_early(TrainConfig.from_options(labels="labels.csv", include=("*_mask.png",)))
+        check_conflicts(TrainConfig.from_options(labels="labels.csv", include=("*_mask.png",)))

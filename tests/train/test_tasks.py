@@ -22,7 +22,7 @@ from edgetl.data.split import split
 from edgetl.errors import ConfigError, DataError, StoppedError
 from edgetl.runtime.evaluation import EvaluationConfig
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.resolve import check_early
+from edgetl.train.config.resolve import check_conflicts
 from edgetl.train.config.tasks import choose_thresholds, scan_images
 from edgetl.train.heads.linear import RIDGE_PENALTIES, fit_multi_label, fit_ridge, fold_scale
 from edgetl.train.heads.modules import LabeledFeatures
@@ -211,7 +211,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(squares: Path, tmp_path:
 )
 def test_options_that_mean_nothing_for_a_task_are_refused(squares: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_early(config(squares, **changes))
+        check_conflicts(config(squares, **changes))
 
 
 def test_several_mistakes_are_told_together_and_before_a_training_of_given_splits_too(colours: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from edgetl.core.tasks import SCORE_NAMES
 from edgetl.data.groups import describe_grouping
 from edgetl.errors import ConfigError
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.paths import check_training_paths, training_inputs
+from edgetl.train.config.paths import training_inputs
 
 if TYPE_CHECKING:
     from edgetl.core.results import Forgetting
@@ -76,7 +76,6 @@ def train_command(
             "the folder of images is missing: edgetl train DATA --out RUN. Only --resume with a saved state works without it."
         )
     inputs = training_inputs(data, config)
-    check_training_paths(data, config)
     if preview is not None:
         check_picture(preview, "--preview", inputs=inputs)
         _preview(data, config, preview, json_output=json_output, verbose=verbose)
@@ -127,7 +126,7 @@ def plan_command(
     """Steps, time and memory that each strategy would take here, and which one auto chooses."""
     need_extra("train")
     config = build(TrainConfig, **given(TrainConfig, context, options))
-    check_training_paths(data, config)
+    training_inputs(data, config)
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.train.workflows.estimate import estimate
 

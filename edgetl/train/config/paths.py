@@ -17,49 +17,32 @@ _PATH_STARTS = ("/", "./", "../", "~")
 
 
 def training_inputs(data: Path, config: TrainConfig) -> dict[str, Path]:
-    """Paths that a training reads, by their names in messages; without backbones and teachers that timm names.
+    """Check the paths that a training reads, and return them by their names in messages; without backbones and teachers that timm names.
 
-    Raises:
-        EdgetlError: as ``check_training_paths``.
-    """
-    return {"the folder of images": data, **config_inputs(config)}
-
-
-def config_inputs(config: TrainConfig) -> dict[str, Path]:
-    """Paths in the options of a training: backbone and teacher (if they are folders), replay, labels, weights, recipe."""
-    found: dict[str, Path] = {}
-    for option, name in (("--backbone", config.backbone.name), ("--teacher", config.distillation.teacher)):
-        if name is not None and (path := _folder_of(name) or _in_mirror(name, config.backbone.weights_dir)) is not None:
-            found[option] = path
-    named = (("--replay", config.continual.replay), ("--labels", config.data.labels), ("--weights", config.backbone.weights))
-    found |= {option: Path(value) for option, value in named if value is not None}
-    if config.optim.recipe is not None and config.optim.recipe.endswith(".toml"):
-        found["--recipe"] = Path(config.optim.recipe)
-    return found
-
-
-def check_training_paths(data: Path, config: TrainConfig) -> None:
-    """Refuse wrong paths at once: before seconds of imports, and before the images are decoded.
+    It needs no torch and decodes no image, so that a wrong path is reported at once.
 
     Raises:
         DataError: ``data``, ``--labels`` or ``--replay`` is not there.
         BackboneError: ``--backbone``, ``--teacher``, ``--weights`` or ``--weights-dir`` is a path that is not there.
         ConfigError: ``--recipe`` cannot be read.
     """
+    backbone, labels, replay, recipe = config.backbone, config.data.labels, config.continual.replay, config.optim.recipe
     check_folder(data)
-    check_file(config.data.labels, "--labels", DataError, "Give a table of labels.")
-    check_file(config.backbone.weights, "--weights", BackboneError, "Give a .safetensors or .pth file.")
-    if config.backbone.weights_dir is not None:
-        check_mirror(Path(config.backbone.weights_dir))
-    if config.continual.replay is not None and not Path(config.continual.replay).is_dir():
-        raise DataError(f"--replay {config.continual.replay} is not a folder. Give a run, or a folder of class folders.")
-    for option, name in (("--backbone", config.backbone.name), ("--teacher", config.distillation.teacher)):
-        path = None if name is None else _folder_of(name)
-        if path is not None and not path.is_dir():
-            raise BackboneError(
-                f"{option} {name}: there is no such folder. Give a run, a folder in timm's form, or the name of a backbone."
-            )
+    check_file(labels, "--labels", DataError, "Give a table of labels.")
+    check_file(backbone.weights, "--weights", BackboneError, "Give a .safetensors or .pth file.")
+    if backbone.weights_dir is not None:
+        check_mirror(Path(backbone.weights_dir))
+    if replay is not None and not Path(replay).is_dir():
+        raise DataError(f"--replay {replay} is not a folder. Give a run, or a folder of class folders.")
     with_recipe(config)
+    named = {"the folder of images": data, "--replay": replay, "--labels": labels, "--weights": backbone.weights}
+    found = {name: Path(path) for name, path in named.items() if path is not None}
+    if recipe is not None and recipe.endswith(".toml"):
+        found["--recipe"] = Path(recipe)
+    for option, name in (("--backbone", backbone.name), ("--teacher", config.distillation.teacher)):
+        if name is not None and (path := _network_folder(option, name, backbone.weights_dir)) is not None:
+            found[option] = path
+    return found
 
 
 def check_file(path: str | Path | None, option: str, error: type[EdgetlError], remedy: str) -> None:
@@ -76,14 +59,14 @@ def check_file(path: str | Path | None, option: str, error: type[EdgetlError], r
         raise error(f"{option} {path} cannot be read: {cause.strerror}. {remedy}") from cause
 
 
-def _in_mirror(name: str, weights_dir: str | None) -> Path | None:
-    """Weights of ``name`` in the weights directory. The directory itself is no input: a run may be written into it."""
-    return find_in_mirror(name, Path(weights_dir)) if weights_dir is not None and Path(weights_dir).is_dir() else None
-
-
-def _folder_of(name: str) -> Path | None:
-    """Folder of a backbone's name; none for a name of timm, torchvision or a hub."""
-    if name.startswith(LOCAL_DIR):
-        return Path(name.removeprefix(LOCAL_DIR))
-    path = Path(name)
-    return path if is_run(path) or name.startswith(_PATH_STARTS) else None
+def _network_folder(option: str, name: str, weights_dir: str | None) -> Path | None:
+    """Folder or file of a backbone's name; none for a name of timm, torchvision or a hub."""
+    path = Path(name.removeprefix(LOCAL_DIR))
+    if name.startswith(LOCAL_DIR) or is_run(path) or name.startswith(_PATH_STARTS):
+        if not path.is_dir():
+            raise BackboneError(
+                f"{option} {name}: there is no such folder. Give a run, a folder in timm's form, or the name of a backbone."
+            )
+        return path
+    # The weights directory itself is no input: a run may be written into it.
+    return find_in_mirror(name, Path(weights_dir)) if weights_dir is not None else None

@@ -18,7 +18,7 @@ from pydantic import Field
 from edgetl.core.config import StrictModel
 from edgetl.core.tasks import Task
 from edgetl.errors import ConfigError
-from edgetl.train.config.options import Augment, TrainConfig
+from edgetl.train.config.options import Augment, OptimConfig, Strategy, TrainConfig
 from edgetl.train.config.recipe import Recipe, Schedule
 
 Family: TypeAlias = Literal["batchnorm", "layernorm"]
@@ -216,12 +216,11 @@ def choose_strategy(images: int) -> tuple[PlannedStrategy, str]:
     )
 
 
-def planned_strategy(config: TrainConfig, images: int) -> tuple[PlannedStrategy, str]:
+def planned_strategy(given: Strategy, images: int, *, pretrained: bool) -> tuple[PlannedStrategy, str]:
     """Strategy that was given, or ``choose_strategy`` for ``auto`` and ``compare``, and the reason."""
-    given = config.optim.strategy
     if given != "auto" and given != "compare":
         return given, "given by --strategy"
-    return choose_strategy(images) if config.backbone.pretrained else ("scratch", "random weights: every layer is trained")
+    return choose_strategy(images) if pretrained else ("scratch", "random weights: every layer is trained")
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -286,14 +285,14 @@ def _unfreeze(strategy: PlannedStrategy, row: Defaults, *, scratch: bool) -> str
 
 
 def _label_smoothing(job: TrainingJob, row: Defaults) -> float:
-    if not smooths(job.config, job.task):
+    if not smooths_labels(job.config.optim, job.task):
         return 0.0
     return _or(job.config.optim.label_smoothing, 0.0 if job.config.distillation.teacher else row.label_smoothing)
 
 
-def smooths(config: TrainConfig, task: Task) -> bool:
+def smooths_labels(optim: OptimConfig, task: Task) -> bool:
     """Whether the loss takes smoothed labels; the outputs of a teacher are soft already."""
-    return task == "classification" or (task == "multi-label" and config.optim.multilabel_loss == "bce")
+    return task == "classification" or (task == "multi-label" and optim.multilabel_loss == "bce")
 
 
 def _freeze_batchnorm(job: TrainingJob, facts: NetworkFacts, *, trains: bool) -> bool:

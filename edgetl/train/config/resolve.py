@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from edgetl.core.tasks import Task
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError, DataError, MissingExtraError
-from edgetl.train.config.options import DataConfig, Strategy, TrainConfig, logger_names
-from edgetl.train.config.plan import TrainingJob, planned_strategy, smooths
+from edgetl.train.config.options import ContinualConfig, DataConfig, HeadConfig, OptimConfig, Strategy, TrainConfig, logger_names
+from edgetl.train.config.plan import TrainingJob, planned_strategy, smooths_labels
 from edgetl.train.config.recipe import with_recipe
 
 # Images whose features a k-NN head keeps in the model.
@@ -28,8 +28,8 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainingJob:
     """
     config, recipe = with_recipe(config)
     images = len({sample.content for sample in splits.train})
-    strategy, reason = planned_strategy(config, images)
-    refuse([*task_conflicts(config, splits.folder.task), *_strategy_conflicts(config, strategy, images=images)])
+    strategy, reason = planned_strategy(config.optim.strategy, images, pretrained=config.backbone.pretrained)
+    _refuse([*conflicts(config, splits.folder.task, strategy, images)])
     _check_loggers(config.run.loggers)
     _check_splits(splits)
     if strategy == "scratch":
@@ -37,28 +37,8 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainingJob:
     return TrainingJob(config, recipe, splits.folder.task, images, strategy, reason)
 
 
-def refuse(conflicts: list[str]) -> None:
-    """Report all conflicts together.
-
-    Raises:
-        ConfigError: there is one.
-    """
-    if conflicts:
-        raise ConfigError("; ".join(conflicts) + ".")
-
-
-def labels_conflicts(config: DataConfig) -> Iterator[str]:
-    """Options that need a table of labels, or conflict with one."""
-    if config.labels is None and config.task not in (None, "classification"):
-        yield f"--task {config.task} needs --labels FILE.csv"
-    if config.labels is not None and config.include:
-        yield "--include adds files to class folders, and --labels names its files; add rows to the table"
-    if config.labels is None and config.columns is not None:
-        yield "--columns needs --labels FILE.csv"
-
-
-def check_early(config: TrainConfig) -> None:
-    """Refuse conflicts that need no image, before images are scanned; those of the task where the options name it.
+def check_conflicts(config: TrainConfig) -> None:
+    """Refuse conflicts that need no image, before images are scanned; those with the task where the options name it.
 
     Raises:
         ConfigError: naming all of them.
@@ -66,13 +46,36 @@ def check_early(config: TrainConfig) -> None:
     config, _ = with_recipe(config)
     task: Task | None = config.data.task or (None if config.data.labels else "classification")
     strategy = config.optim.strategy
-    by_strategy = () if strategy == "auto" else _strategy_conflicts(config, strategy, images=0)
-    refuse([*labels_conflicts(config.data), *(task_conflicts(config, task) if task else ()), *by_strategy])
+    _refuse([*_label_conflicts(config.data), *conflicts(config, task, None if strategy == "auto" else strategy)])
 
 
-def task_conflicts(config: TrainConfig, task: Task) -> Iterator[str]:
-    """Options that conflict with each other or with ``task``, whatever the images are."""
-    optim, balance = config.optim, config.data.balance
+def _refuse(found: list[str]) -> None:
+    if found:
+        raise ConfigError("; ".join(found) + ".")
+
+
+def conflicts(config: TrainConfig, task: Task | None, strategy: Strategy | None, images: int = 0) -> Iterator[str]:
+    """Options that conflict with each other, the task, the strategy or the number of images, as far as these are known."""
+    random = not config.backbone.pretrained or config.optim.strategy == "scratch"
+    if task is not None:
+        yield from _loss_conflicts(config.optim, config.data.balance, task)
+        if task != "classification":
+            yield from _class_conflicts(config.head, config.continual, config.distillation.teacher, task)
+    yield from _head_conflicts(config.head, strategy, images)
+    yield from _replay_conflicts(config.continual, config.data, config.distillation.teacher)
+    yield from _previous_task_conflicts(config.continual, config.distillation.teacher, random=random)
+
+
+def _label_conflicts(data: DataConfig) -> Iterator[str]:
+    if data.labels is None and data.task not in (None, "classification"):
+        yield f"--task {data.task} needs --labels FILE.csv"
+    if data.labels is not None and data.include:
+        yield "--include adds files to class folders, and --labels names its files; add rows to the table"
+    if data.labels is None and data.columns is not None:
+        yield "--columns needs --labels FILE.csv"
+
+
+def _loss_conflicts(optim: OptimConfig, balance: str, task: Task) -> Iterator[str]:
     numbers = task in ("regression", "ordinal")
     if task != "multi-label" and optim.multilabel_loss != "bce":
         yield f"--multilabel-loss does not go with {task}"
@@ -86,44 +89,44 @@ def task_conflicts(config: TrainConfig, task: Task) -> Iterator[str]:
         yield f"--balance sampler draws classes; use --balance loss for {task}"
     if optim.multilabel_loss == "asymmetric" and balance == "loss":
         yield "--balance loss does not go with --multilabel-loss asymmetric, which weighs by itself"
-    if optim.label_smoothing and "label_smoothing" in optim.model_fields_set and not smooths(config, task):
+    if optim.label_smoothing and "label_smoothing" in optim.model_fields_set and not smooths_labels(optim, task):
         yield "--label-smoothing is for classes and for --multilabel-loss bce"
-    if task != "classification" and config.head.kind != "linear":
-        yield f"--head {config.head.kind} predicts classes, and {task} has none; use --head linear"
-    yield from _continual_conflicts(config, task)
 
 
-def _continual_conflicts(config: TrainConfig, task: Task) -> Iterator[str]:
-    continual, teacher = config.continual, config.distillation.teacher
-    needs_previous = [name for name in ("lwf", "ewc", "replay") if getattr(continual, name)]
-    random = not config.backbone.pretrained or config.optim.strategy == "scratch"
-    if task != "classification" and (needs_previous or teacher):
+def _class_conflicts(head: HeadConfig, continual: ContinualConfig, teacher: str | None, task: Task) -> Iterator[str]:
+    if head.kind != "linear":
+        yield f"--head {head.kind} predicts classes, and {task} has none; use --head linear"
+    if continual.lwf or continual.ewc or continual.replay or teacher:
         yield f"--lwf, --ewc, --replay and --teacher work for classification only; the task is {task}"
-    if needs_previous and random:
-        yield f"{' and '.join(f'--{name}' for name in needs_previous)} needs pretrained weights; remove it, or use pretrained weights"
-    if continual.replay and (config.data.balance == "sampler" or config.data.mixup):
-        yield "--replay does not go with --balance sampler or --mixup, which make batches in their own ways; remove one"
-    if continual.replay and teacher:
-        yield "--teacher and --replay conflict: the teacher does not know the replayed classes; remove one"
-    if continual.forgetting == "progressive":
-        if random:
-            yield "--forgetting progressive needs pretrained weights; remove it, or use pretrained weights"
-        others = [name for name in ("lwf", "ewc", "l2sp", "replay", "wise_ft") if getattr(continual, name)] + ["teacher"] * bool(teacher)
-        if others:
-            named = " and ".join(f"--{name.replace('_', '-')}" for name in others)
-            yield f"--forgetting progressive keeps the previous network frozen and does not go with {named}; remove one"
 
 
-def _strategy_conflicts(config: TrainConfig, strategy: Strategy, *, images: int) -> Iterator[str]:
-    head = config.head
+def _head_conflicts(head: HeadConfig, strategy: Strategy | None, images: int) -> Iterator[str]:
     options = [f"--head {head.kind}"] * (head.kind != "linear") + [f"--features {head.features}"] * (head.features != "last")
-    if options and strategy != "probe":
+    if options and strategy not in (None, "probe"):
         yield f"{' and '.join(options)} is for a probe, and the strategy is {strategy}; add --strategy probe"
     if head.kind == "knn" and images > MAX_BANK:
         yield (
             f"--head knn keeps the features of every training image in the model, and {images:,} are more than {MAX_BANK:,}; use --head "
             f"linear, cosine or mlp, which do not grow"
         )
+
+
+def _replay_conflicts(continual: ContinualConfig, data: DataConfig, teacher: str | None) -> Iterator[str]:
+    if continual.replay and (data.balance == "sampler" or data.mixup):
+        yield "--replay does not go with --balance sampler or --mixup, which make batches in their own ways; remove one"
+    if continual.replay and teacher:
+        yield "--teacher and --replay conflict: the teacher does not know the replayed classes; remove one"
+
+
+def _previous_task_conflicts(continual: ContinualConfig, teacher: str | None, *, random: bool) -> Iterator[str]:
+    """``random``: training starts from random weights."""
+    needed = [f"--{name}" for name in ("lwf", "ewc", "replay") if getattr(continual, name)]
+    progressive = continual.forgetting == "progressive"
+    if random and (needed or progressive):
+        yield f"{' and '.join(needed + ['--forgetting progressive'] * progressive)} needs pretrained weights; remove it, or use them"
+    others = needed + ["--l2sp"] * bool(continual.l2sp) + ["--wise-ft"] * continual.wise_ft + ["--teacher"] * bool(teacher)
+    if progressive and others:
+        yield f"--forgetting progressive keeps the previous network frozen and does not go with {' and '.join(others)}; remove one"
 
 
 def _check_loggers(loggers: str | None) -> None:

@@ -16,7 +16,7 @@ from edgetl.data.notes import ScanNote
 from edgetl.data.split import Splits, split
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
-from edgetl.train.config.resolve import check_early, resolve
+from edgetl.train.config.resolve import check_conflicts, resolve
 from edgetl.train.config.tasks import scan_images
 from edgetl.train.inputs.dataset import ImageDataset
 from edgetl.train.networks.backbone import Backbone
@@ -67,7 +67,7 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
         DataError: the folder cannot be used.
         BackboneError: the backbone cannot be found or used.
     """
-    check_early(config)
+    check_conflicts(config)
     folder = scan_images(data, config.data, progress=progress)
     splits = split(folder, seed=config.run.seed, val=config.data.val, test=config.data.test)
     device = choose_device(config.run.device)

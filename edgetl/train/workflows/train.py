@@ -10,8 +10,8 @@ from edgetl.core.progress import Progress, silent
 from edgetl.data.split import split
 from edgetl.train.artifacts.run import Run
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.paths import check_training_paths, training_inputs
-from edgetl.train.config.resolve import check_early
+from edgetl.train.config.paths import training_inputs
+from edgetl.train.config.resolve import check_conflicts
 from edgetl.train.config.tasks import scan_images
 from edgetl.train.loop.ranks import rank
 from edgetl.train.workflows.compare import compare
@@ -23,9 +23,9 @@ def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False
 
     ``out`` is checked and locked before the first image is read.
     """
-    check_training_paths(data, config)
-    check_early(config)
-    with reserved(out, inputs=training_inputs(data, config), overwrite=overwrite) if rank() == 0 else nullcontext():
+    inputs = training_inputs(data, config)
+    check_conflicts(config)
+    with reserved(out, inputs=inputs, overwrite=overwrite) if rank() == 0 else nullcontext():
         folder = scan_images(data, config.data, progress=progress)
         splits = split(folder, seed=config.run.seed, val=config.data.val, test=config.data.test)
         workflow = compare if config.optim.strategy == "compare" else fine_tune
