@@ -109,7 +109,8 @@ def need_extra(extra: str) -> None:
 def _parameter(option: Option) -> inspect.Parameter:
     field, extra = option.field, option.field.json_schema_extra
     panel = str(extra[PANEL]) if isinstance(extra, dict) and PANEL in extra else None
-    shown = typer.Option(help=field.description, rich_help_panel=panel, envvar=ENVIRONMENT.get(option.name))
+    flag = (f"--{option.name.replace('_', '-')}",) if field.default is False else ()  # without a --no- form
+    shown = typer.Option(*flag, help=field.description, rich_help_panel=panel, envvar=ENVIRONMENT.get(option.name))
     kind: Any = Annotated[str | None if option.name in OR_AUTO else _kind(field.annotation), shown]
     default = list(field.default) if isinstance(field.default, tuple) else field.default
     return inspect.Parameter(option.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)

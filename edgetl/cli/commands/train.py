@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from pydantic import Field
 from rich.markup import escape
 
-from edgetl.cli.options import build, given, need_extra, options_of
+from edgetl.cli.options import build, given, need_extra, options_of, part
 from edgetl.cli.session import (
     Interrupted,
     JsonOption,
@@ -25,6 +26,7 @@ from edgetl.cli.session import (
     working,
 )
 from edgetl.cli.tables import classes_table, figures_line, plain_table, share
+from edgetl.core.config import StrictModel
 from edgetl.core.manifest import describe_parent
 from edgetl.core.output.folders import check_output, check_picture
 from edgetl.core.system.child import child_environment, trusted_path
@@ -40,7 +42,18 @@ if TYPE_CHECKING:
     from edgetl.train.workflows.estimate import Estimates
 
 
+class Launch(StrictModel):
+    """Options of ``edgetl train`` that are no options of the training itself."""
+
+    preview: str | None = Field(None, description="Sheet of augmented images to draw (PNG). Nothing is trained.")
+    random_weights: bool = Field(False, description="Start from random weights (a control).")
+    resume: bool = Field(False, description="Resume the stopped training of --out. Its options need not be repeated.")
+    devices: int = Field(1, ge=1, description="Processes on this machine (GPUs, or parts of a CPU), started by torchrun.")
+    num_nodes: int = Field(1, ge=1, description="Machines. torchrun's variables (PET_…) say where they meet.")
+
+
 @options_of(TrainConfig, without=("pretrained",))
+@options_of(Launch)
 def train_command(
     context: typer.Context,
     data: Annotated[
@@ -51,13 +64,6 @@ def train_command(
         ),
     ] = None,
     out_: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder to write.")] = None,
-    preview: Annotated[Path | None, typer.Option(help="Draw a sheet of augmented images into this file, and stop.")] = None,
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="Start from random weights (a control).")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume the stopped training of --out. Its options need not be repeated.")
-    ] = False,
-    devices: Annotated[int, typer.Option(min=1, help="Processes (GPUs, or parts of a CPU) on this machine, by torchrun.")] = 1,
-    num_nodes: Annotated[int, typer.Option(min=1, help="Machines; torchrun's own variables (PET_…) say where they meet.")] = 1,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
@@ -65,34 +71,44 @@ def train_command(
 ) -> None:
     """Fine-tune a backbone on a folder of labelled images."""
     need_extra("train")
-    from edgetl.train.loop.resume import find_job
-
-    values = {**given(TrainConfig, context, options), **({"pretrained": False} if random_weights else {})}
-    if resume and out_ is not None and (job := find_job(out_)):
-        data, values = data or Path(job.data), {**job.options, **values}
-    config = build(TrainConfig, **values)
-    if data is None:
-        raise ConfigError(
-            "the folder of images is missing: edgetl train DATA --out RUN. Only --resume with a saved state works without it."
-        )
+    launch = build(Launch, **given(Launch, context, part(Launch, options)))
+    data, config = _requested(data, out_, launch, given(TrainConfig, context, part(TrainConfig, options)))
     inputs = training_inputs(data, config)
-    if preview is not None:
-        check_picture(preview, "--preview", inputs=inputs)
-        _preview(data, config, preview, json_output=json_output, verbose=verbose)
+    if launch.preview is not None:
+        check_picture(Path(launch.preview), "--preview", inputs=inputs)
+        with working(json_output=json_output, verbose=verbose) as progress:
+            from edgetl.train.workflows.preview import draw_preview
+
+            draw_preview(data, config, Path(launch.preview), progress=progress)
+        print_json({"preview": launch.preview}) if json_output else out.print(f"picture: {escape(launch.preview)}", soft_wrap=True)
         return
     if out_ is None:
         raise ConfigError("say where the run is to be written, with --out RUN.")
     if speaks():
         check_output(out_, inputs=inputs, overwrite=overwrite)
-    if devices * num_nodes > 1 and "RANK" not in os.environ:
-        _become_many(devices, num_nodes)
-    with working(json_output=json_output, verbose=verbose) as progress:
+    if launch.devices * launch.num_nodes > 1 and "RANK" not in os.environ:
+        _become_many(launch.devices, launch.num_nodes)
+    with working(json_output=json_output, verbose=verbose) as progress, _saved_work(out_):
         from edgetl.train.workflows.train import train
 
-        with _saved_work(out_):
-            run = train(data, config, out_, overwrite=overwrite, resume=resume, progress=progress)
+        run = train(data, config, out_, overwrite=overwrite, resume=launch.resume, progress=progress)
     if speaks():
         print_json(run.record) if json_output else show_run(run)
+
+
+def _requested(data: Path | None, out_: Path | None, launch: Launch, options: dict[str, Any]) -> tuple[Path, TrainConfig]:
+    """Folder and options of the training; a resumed one takes those that are not given from its saved state."""
+    from edgetl.train.loop.resume import find_job
+
+    if launch.random_weights:
+        options["pretrained"] = False
+    if launch.resume and out_ is not None and (job := find_job(out_)):
+        data, options = data or Path(job.data), {**job.options, **options}
+    if data is None:
+        raise ConfigError(
+            "the folder of images is missing: edgetl train DATA --out RUN. Only --resume with a saved state works without it."
+        )
+    return data, build(TrainConfig, **options)
 
 
 @contextmanager
@@ -132,20 +148,6 @@ def plan_command(
 
         estimates = estimate(data, config, progress=progress)
     print_json(estimates) if json_output else _show_estimates(estimates)
-
-
-def _preview(data: Path, config: TrainConfig, path: Path, *, json_output: bool, verbose: bool) -> None:
-    with working(json_output=json_output, verbose=verbose) as progress:
-        from edgetl.data.split import split
-        from edgetl.train.config.tasks import scan_images
-        from edgetl.train.workflows.preview import draw_preview
-
-        draw_preview(
-            split(scan_images(data, config.data, progress=progress), seed=config.run.seed, val=config.data.val, test=config.data.test),
-            config,
-            path,
-        )
-    print_json({"preview": str(path)}) if json_output else out.print(f"picture: {escape(str(path))}", soft_wrap=True)
 
 
 def _show_estimates(found: Estimates) -> None:

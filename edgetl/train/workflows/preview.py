@@ -8,12 +8,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from edgetl.core.output.folders import check_picture, write_picture
+from edgetl.core.progress import Progress, silent
 from edgetl.data.loading import stratified
-from edgetl.data.split import Splits
+from edgetl.data.split import split
 from edgetl.train.artifacts.plots import plain_text
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.resolve import resolve
+from edgetl.train.config.tasks import scan_images
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
 from edgetl.train.inputs.dataset import ImageDataset
 from edgetl.train.workflows.finetune import prepare
@@ -21,7 +23,7 @@ from edgetl.train.workflows.finetune import prepare
 ROWS, VIEWS = 6, 7
 
 
-def draw_preview(splits: Splits, config: TrainConfig, path: Path) -> None:
+def draw_preview(data: Path, config: TrainConfig, path: Path, *, progress: Progress = silent) -> None:
     """Write the preview as PNG (or the format of the suffix): a row for each of a few training images, the classes in turn.
 
     Raises:
@@ -29,7 +31,9 @@ def draw_preview(splits: Splits, config: TrainConfig, path: Path) -> None:
         BackboneError: the backbone, whose input size and normalization are used, cannot be loaded.
         StorageError: the file cannot be written.
     """
-    check_picture(path, "--preview", inputs=training_inputs(splits.folder.root, config))
+    check_picture(path, "--preview", inputs=training_inputs(data, config))
+    folder = scan_images(data, config.data, progress=progress)
+    splits = split(folder, seed=config.run.seed, val=config.data.val, test=config.data.test)
     backbone, plan = prepare(splits, resolve(config, splits))
     flip = mirrors_well(splits.folder.labels) if config.data.flip is None else config.data.flip
     samples = stratified(splits.train, ROWS)
