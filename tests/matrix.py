@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).parents[1]
-TEST_TOOLS = ("pytest", "hypothesis", "httpx", "pytest-benchmark")
+TEST_TOOLS = ("pytest", "hypothesis", "httpx")
 # Tests that take seconds and touch every library of which a lower bound could be wrong.
 QUICK_TESTS = (
     "tests/core",
