@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from pydantic import Field
+from functools import partial
+from typing import Literal
 
 from edgetl.core.config import StrictModel
-from edgetl.core.options import PANEL
+from edgetl.core.options import option_field
 from edgetl.core.system.load import HostLoad
 
 ClauseName = Literal["latency", "size", "memory", "drop"]
@@ -23,8 +22,7 @@ _RESULTS: dict[OutcomeKind, str] = {
 _UNITS: dict[ClauseName, str] = {"latency": " ms", "size": " MB", "memory": " MB", "drop": ""}
 
 
-def _limit(default: Any, description: str, **bounds: Any) -> Any:
-    return Field(default, description=description, json_schema_extra={PANEL: "Deployment contract"}, **bounds)
+_limit = partial(option_field, panel="Deployment contract")
 
 
 class Contract(StrictModel):

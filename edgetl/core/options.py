@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, JsonValue
 from pydantic.fields import FieldInfo
 
 # Keys of a field's ``json_schema_extra``: the panel of ``--help``, and the option's name where it is not the field's.
@@ -28,6 +28,12 @@ class Option:
     group: str
     leaf: str
     field: FieldInfo
+
+
+def option_field(default: Any, description: str, *, option: str | None = None, panel: str | None = None, **bounds: Any) -> Any:
+    """Field of a configuration model with its help, the name of its option if that differs, the panel of ``--help``, and bounds."""
+    extra: dict[str, JsonValue] = {key: value for key, value in ((OPTION, option), (PANEL, panel)) if value is not None}
+    return Field(default, description=description, json_schema_extra=extra or None, **bounds)
 
 
 def words(value: object) -> object:

@@ -71,7 +71,9 @@ def test_a_bundle_given_to_export_is_recognised(bundle: Bundle, tmp_path: Path) 
 def test_an_unknown_format_or_precision_lists_those_there_are(run: Run, tmp_path: Path) -> None:
     _fails(edgetl("export", run.path, "--out", tmp_path / "b", "--format", "onnx,trt"), 3, "trt is not possible; it takes onnx, openvino")
     _fails(edgetl("export", run.path, "--out", tmp_path / "b", "--format", " , "), 3, "nothing given")
-    _fails(edgetl("export", run.path, "--out", tmp_path / "b", "--precision", "int4"), 3, "--precision 'int4'", "fp32, fp16, int8")
+    _fails(
+        edgetl("export", run.path, "--out", tmp_path / "b", "--precision", "int4"), 3, "--precision:", "int4 is not possible; it takes fp32"
+    )
 
 
 def test_each_reserved_format_says_how_to_get_there(run: Run, tmp_path: Path) -> None:

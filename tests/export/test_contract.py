@@ -13,9 +13,9 @@ from edgetl.core.system.load import HostLoad
 from edgetl.data.folder import scan
 from edgetl.errors import ConfigError, ContractError
 from edgetl.export import package
+from edgetl.export.backbone_search import costs, fit
 from edgetl.export.config import ExportConfig, FitConfig
-from edgetl.export.fit import costs, fit
-from edgetl.export.under_contract import export_under_contract, on_device
+from edgetl.export.contract_search import export_under_contract, on_device
 from edgetl.measure import scenarios
 from edgetl.measure.scenarios import BenchConfig, measure_bundle
 from edgetl.runtime.engine import default_threads

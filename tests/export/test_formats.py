@@ -1,13 +1,18 @@
-"""One registry knows the export formats."""
+"""Export formats: one registry, and the options that name them."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
+import pytest
+
 import edgetl.export
 from edgetl.core.manifest import Format
+from edgetl.export.config import ExportConfig
 from edgetl.export.formats import FORMATS
 
 # The registry, and the defaults of the options.
@@ -27,3 +32,17 @@ def test_no_other_module_of_export_names_a_format() -> None:
         if path.name not in ALLOWED and isinstance(node, ast.Constant) and node.value in get_args(Format)
     }
     assert named == set()
+
+
+def test_the_options_of_an_export_need_no_torch() -> None:
+    code = "import sys; from edgetl.export import ExportConfig, FitConfig; ExportConfig(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_public_names_of_export_can_be_imported() -> None:
+    assert all(hasattr(edgetl.export, name) for name in edgetl.export.__all__)
+
+
+@pytest.mark.parametrize("value", ["onnx,openvino", "openvino, onnx,onnx", ["onnx,openvino"], ("onnx", "openvino")])
+def test_formats_are_words_separated_by_commas_or_a_sequence(value: object) -> None:
+    assert set(ExportConfig.model_validate({"formats": value}).formats) == {"onnx", "openvino"}

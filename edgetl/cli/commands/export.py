@@ -54,8 +54,8 @@ def export_command(
         raise ConfigError("--profile, --threads and --latency-of belong to a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
     _check_paths(run, config, out_, explain, overwrite=overwrite)
     with working(json_output=json_output, verbose=verbose) as progress:
+        from edgetl.export.contract_search import export_under_contract
         from edgetl.export.package import export_bundle
-        from edgetl.export.under_contract import export_under_contract
 
         if contract.limited:
             bundle = export_under_contract(run, config, contract, out_, overwrite=overwrite, progress=progress)

@@ -20,7 +20,7 @@ from edgetl.train.config.ranking import RankConfig
 from edgetl.train.config.weights_dir import check_mirror
 
 if TYPE_CHECKING:
-    from edgetl.export.fit import FitRecord
+    from edgetl.export.backbone_search import FitRecord
 
 # Options of the comparison that hold for the training too.
 SHARED = ("include", "exclude", "weights_dir", "license_policy", "seed")
@@ -54,7 +54,7 @@ def fit_command(
         check_mirror(Path(config.rank.weights_dir))
     check_output(out_, inputs={"the folder of images": check_folder(data)}, overwrite=overwrite)
     with working(json_output=json_output, verbose=verbose) as progress:
-        from edgetl.export.fit import fit
+        from edgetl.export.backbone_search import fit
 
         fitted = fit(data, config, out_, overwrite=overwrite, progress=progress)
     if json_output:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, Field, JsonValue, field_validator
+from pydantic import AfterValidator, Field, field_validator
 from pydantic_core import to_jsonable_python
 
 from edgetl.core.config import StrictModel
 from edgetl.core.images.intensity import check_choice
 from edgetl.core.licenses import Policy
-from edgetl.core.options import OPTION, PANEL, flat, nested
+from edgetl.core.options import flat, nested, option_field
 from edgetl.core.preprocess import Interpolation, Side
 from edgetl.core.tasks import Task
 
@@ -43,18 +43,13 @@ Range = Annotated[str, AfterValidator(check_choice)]
 Logged = Annotated[str, AfterValidator(_known_loggers)]
 
 
-def _field(panel: str, default: Any, description: str, *, option: str | None = None, **bounds: Any) -> Any:
-    extra: dict[str, JsonValue] = {PANEL: panel} if option is None else {PANEL: panel, OPTION: option}
-    return Field(default, description=description, json_schema_extra=extra, **bounds)
-
-
-_backbone = partial(_field, "Backbone")
-_data = partial(_field, "Data")
-_head = partial(_field, "Head")
-_optim = partial(_field, "Optimization")
-_continual = partial(_field, "Continual learning")
-_distillation = partial(_field, "Distillation")
-_run = partial(_field, "Execution")
+_backbone = partial(option_field, panel="Backbone")
+_data = partial(option_field, panel="Data")
+_head = partial(option_field, panel="Head")
+_optim = partial(option_field, panel="Optimization")
+_continual = partial(option_field, panel="Continual learning")
+_distillation = partial(option_field, panel="Distillation")
+_run = partial(option_field, panel="Execution")
 
 
 class BackboneConfig(StrictModel):

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from edgetl.core.config import StrictModel
 from edgetl.core.licenses import Policy
-from edgetl.core.options import OPTION, words
+from edgetl.core.options import option_field, words
 from edgetl.core.results import Proportion
 from edgetl.data.notes import ScanNote
 
 MIN_IMAGES = 20
 
 
-def _field(default: Any, description: str, option: str | None = None, **bounds: Any) -> Any:
-    return Field(default, description=description, json_schema_extra=None if option is None else {OPTION: option}, **bounds)
-
-
 class RankConfig(StrictModel):
     """Options of ``rank``."""
 
-    candidates: Annotated[tuple[str, ...], BeforeValidator(words)] = _field(
+    candidates: Annotated[tuple[str, ...], BeforeValidator(words)] = option_field(
         (), "Backbones, separated by commas; random:NAME is a control with random weights (default: all of `edgetl models --offline`)."
     )
-    images: int = _field(500, "Images to compare on, at most; the classes in turn.", ge=MIN_IMAGES, le=5000)
-    max_params_m: float | None = _field(None, "Leave out larger backbones, millions of parameters.", "max_params", gt=0)
-    max_latency_ms: float | None = _field(None, "Leave out slower backbones, ms for one image on one thread in torch.", gt=0)
-    confirm: int = _field(0, "Number of the best backbones that are fine-tuned for about 100 steps and ordered by accuracy.", ge=0, le=10)
-    include: tuple[str, ...] = _field((), "Glob pattern of files to use although the scan leaves them out. May be repeated.")
-    exclude: tuple[str, ...] = _field((), "Glob pattern of files and folders to leave out. May be repeated.")
-    weights_dir: str | None = _field(None, "A local folder of weights, searched first.")
-    license_policy: Policy = _field("any", "any, or commercial: refuse weights that forbid it or do not say.")
-    seed: int = _field(0, "Random seed of splits, folds, batches and augmentation.", ge=0, lt=2**31)
+    images: int = option_field(500, "Images to compare on, at most; the classes in turn.", ge=MIN_IMAGES, le=5000)
+    max_params_m: float | None = option_field(None, "Leave out larger backbones, millions of parameters.", option="max_params", gt=0)
+    max_latency_ms: float | None = option_field(None, "Leave out slower backbones, ms for one image on one thread in torch.", gt=0)
+    confirm: int = option_field(0, "Number of the best backbones to fine-tune for about 100 steps and to order by accuracy.", ge=0, le=10)
+    include: tuple[str, ...] = option_field((), "Glob pattern of files to use although the scan leaves them out. May be repeated.")
+    exclude: tuple[str, ...] = option_field((), "Glob pattern of files and folders to leave out. May be repeated.")
+    weights_dir: str | None = option_field(None, "A local folder of weights, searched first.")
+    license_policy: Policy = option_field("any", "any, or commercial: refuse weights that forbid it or do not say.")
+    seed: int = option_field(0, "Random seed of splits, folds, batches and augmentation.", ge=0, lt=2**31)
 
 
 class Ranked(StrictModel):

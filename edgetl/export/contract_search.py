@@ -1,4 +1,4 @@
-"""Export under a deployment contract: variants, threads and input sizes are tried until one keeps every limit."""
+"""Contract search: export variants, and try threads and input sizes, until one keeps every limit of a deployment contract."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fit: rank backbones, train and export one after the other, until a bundle keeps a deployment contract."""
+"""Backbone search (``edgetl fit``): rank, train and export one backbone after the other, until a bundle keeps a deployment contract."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from edgetl.data.selection import Selection
 from edgetl.errors import AccuracyGateError, ConfigError, ContractError, EdgetlError, ExportError
 from edgetl.export.config import FitConfig
 from edgetl.export.context import SOURCE_NAME, open_files
+from edgetl.export.contract_search import export_under_contract
 from edgetl.export.convert.to_onnx import to_onnx
 from edgetl.export.formats import FORMATS
 from edgetl.export.package import model_name
 from edgetl.export.quantize.attempts import Int8Settings
-from edgetl.export.under_contract import export_under_contract
 from edgetl.measure.latency import time_calls
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.paths import training_inputs
