@@ -1,4 +1,4 @@
-"""A narrower network of the same family that computes, as nearly as it can, what a wide one computes: a start for distillation.
+"""Compression of a wide network into a narrower one of the same family: the start of a distillation.
 
 For timm's MobileNetV2 family: a stem, stages of inverted residual blocks, a head convolution. Block outputs there are linear, so that a
 stage's channels may be expressed in any basis: the narrow network works in their leading principal components (as SliceGPT does for
@@ -29,7 +29,7 @@ LEAST_LEFT = 1e-6
 
 @dataclass(frozen=True)
 class Coordinates:
-    """How a narrow stage expresses a wide one's channels: ``(wide - mean) @ basis``.
+    """Basis of a narrow stage for a wide stage's channels: ``(wide - mean) @ basis``.
 
     Attributes:
         mean: float32 ``[wide channels]``.
@@ -129,7 +129,7 @@ def _first_stage(wide: Any, narrow: Any, images: torch.Tensor, stem: torch.Tenso
 def _inverted_residual(
     thick: Any, thin: Any, state: torch.Tensor, entering: Coordinates, wanted: torch.Tensor, rows: _Rows
 ) -> torch.Tensor:
-    """One block: expand, depthwise, project. Its output is added to its input where ``wanted`` has the same shape and place."""
+    """Inverted residual block: expand, depthwise, project. The residual connection is added where there is one."""
     expand = torch.einsum("hcxy,cd->hdxy", thick.conv_pw.weight, entering.basis)
     scale, shift = _affine(thick.bn1)
     shift = shift + scale * (thick.conv_pw.weight[:, :, 0, 0] @ entering.mean)

@@ -145,7 +145,7 @@ class Distillation(L.LightningModule):
         self.recipe = recipe
         self.first_step = 0
         self.student = student.to(memory_format=torch.channels_last)
-        self.average = ModelEmaV3(self.student, decay=recipe.average, use_warmup=True)
+        self.average = ModelEmaV3(self.student, decay=recipe.ema_decay, use_warmup=True)
         self._lesson = (lesson,)  # in a tuple: its tensors are no part of what is trained or saved
         with torch.no_grad():
             width = self.student.eval()(torch.zeros(1, 3, recipe.side, recipe.side)).shape[1]

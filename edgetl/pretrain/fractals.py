@@ -1,6 +1,6 @@
-"""Pictures from formulas: attractors of random iterated function systems, after FractalDB (Kataoka et al. 2020, arXiv:2101.08515).
+"""Fractal images: attractors of random iterated function systems, after FractalDB (Kataoka et al. 2020, arXiv:2101.08515).
 
-A system is a few affine maps of the plane; its attractor is drawn by the chaos game and coloured. One system is one class.
+A system is a few affine maps of the plane; the chaos game draws its attractor. Each system is a class.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 POINTS = 6000
 BURN_IN = 20
-# Singular values of every map lie below 1, so that the walk stays bounded; near 1 the attractor fills the picture.
+# Singular values of every map lie below 1, so that the walk stays bounded; near 1 the attractor fills the image.
 CONTRACTION = (0.3, 0.9)
 
 
 def draw_fractals(classes: int, per_class: int, side: int, *, seed: int) -> NDArray[np.uint8]:
-    """uint8 ``[classes * per_class, 3, side, side]``, the pictures of a class side by side in the order."""
+    """uint8 ``[classes * per_class, 3, side, side]``, the images of a class next to each other."""
     rng = np.random.default_rng([seed, 0xF2AC])
-    pictures = [_picture(system, side, rng) for system in (_system(rng) for _ in range(classes)) for _ in range(per_class)]
-    return np.stack(pictures)
+    images = [_draw(system, side, rng) for system in (_system(rng) for _ in range(classes)) for _ in range(per_class)]
+    return np.stack(images)
 
 
 def _system(rng: np.random.Generator) -> NDArray[np.float64]:
@@ -34,8 +34,8 @@ def _rotations(angles: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([np.stack([cos, -sin], axis=1), np.stack([sin, cos], axis=1)], axis=1)
 
 
-def _picture(system: NDArray[np.float64], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The attractor, slightly perturbed, in a random colour gradient over a plain or shaded ground."""
+def _draw(system: NDArray[np.float64], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The attractor, slightly perturbed, in a random color gradient over a plain or shaded ground."""
     maps = system * rng.uniform(0.9, 1.1, system.shape)
     weights = np.abs(np.linalg.det(maps[:, :, :2])) + 0.05
     walkers = 200
@@ -55,5 +55,5 @@ def _picture(system: NDArray[np.float64], side: int, rng: np.random.Generator) -
     ramp = np.linspace(0, 1, side)[None, :, None] * rng.uniform(-80, 80, 3) * rng.integers(0, 2)
     ground = rng.uniform(0, 255, 3) + ramp
     ink = rng.uniform(0, 255, 3) + np.linspace(-1, 1, side)[:, None, None] * rng.uniform(-80, 80, 3)
-    picture = ground + density[:, :, None] * (ink - ground)
-    return np.clip(picture, 0, 255).astype(np.uint8).transpose(2, 0, 1)
+    image = ground + density[:, :, None] * (ink - ground)
+    return np.clip(image, 0, 255).astype(np.uint8).transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""The pictures of a pretraining: small images kept in memory, and one batch of random views for each step."""
+"""Training images of a pretraining: small images in memory, and a batch of augmented views for each step."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from edgetl.core.images.decode import EXTENSIONS, load_image
 from edgetl.core.progress import Progress
 from edgetl.errors import DataError, ImageError
 from edgetl.pretrain.fractals import draw_fractals
-from edgetl.pretrain.recipe import Pictures, Recipe
+from edgetl.pretrain.recipe import ImageSource, Recipe
 from edgetl.train.inputs.samplers import draw_seed
 
-# Pictures that share one draw of the crop and the colours: torchvision then works on whole blocks.
+# Images that share a draw of the crop and the colors: torchvision then works on whole blocks.
 BLOCK = 8
 NO_LABEL = -1
 WIDE = 1.2
@@ -31,16 +31,16 @@ WIDE = 1.2
 
 @dataclass(frozen=True)
 class Pool:
-    """Images of one kind: ``images`` uint8 ``[n, 3, side, side]``, ``labels`` int64 ``[n]`` (−1 for none), and their digest."""
+    """Images of a source: ``images`` uint8 ``[n, 3, side, side]``, ``labels`` int64 ``[n]`` (−1 for none), and their digest."""
 
-    kind: Pictures
+    source: ImageSource
     images: torch.Tensor
     labels: torch.Tensor
     sha256: str
 
 
 def load_pools(recipe: Recipe, data: Path | None, progress: Progress) -> list[Pool]:
-    """Read or draw every kind of picture; label numbers of different sources do not overlap.
+    """Read or draw the images of every source; label numbers of different sources do not overlap.
 
     Raises:
         DataError: a source is missing or holds no readable image.
@@ -48,18 +48,18 @@ def load_pools(recipe: Recipe, data: Path | None, progress: Progress) -> list[Po
     pools: list[Pool] = []
     read: dict[tuple[object, ...], tuple[NDArray[np.uint8], list[str]]] = {}
     numbers: dict[str, int] = {}
-    for kind in recipe.pictures:
-        key = (kind.source, kind.part, kind.side, kind.formula, kind.classes, kind.per_class)
+    for source in recipe.images:
+        key = (source.source, source.part, source.side, source.formula, source.classes, source.per_class)
         if key not in read:
-            read[key] = _draw(kind, recipe.seed) if kind.formula else _read(kind, data, progress)
+            read[key] = _draw(source, recipe.seed) if source.formula else _read(source, data, progress)
         images, names = read[key]
-        labels = [numbers.setdefault(name, len(numbers)) if kind.labelled else NO_LABEL for name in names]
-        pools.append(Pool(kind, torch.from_numpy(images), torch.tensor(labels), hashlib.sha256(images.tobytes()).hexdigest()))
+        labels = [numbers.setdefault(name, len(numbers)) if source.labeled else NO_LABEL for name in names]
+        pools.append(Pool(source, torch.from_numpy(images), torch.tensor(labels), hashlib.sha256(images.tobytes()).hexdigest()))
     return pools
 
 
 def count_labels(pools: list[Pool]) -> int:
-    """How many classes the labelled kinds have together."""
+    """Number of classes of all labeled sources together."""
     return 1 + max(int(pool.labels.max()) for pool in pools)
 
 
@@ -73,9 +73,9 @@ class Views(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self._recipe = recipe
         self._pools = pools
         blocks = recipe.batch_size // BLOCK
-        shares = np.cumsum([pool.kind.share for pool in pools]) / sum(pool.kind.share for pool in pools)
-        self._order = [int(np.searchsorted(shares, (block + 0.5) / blocks)) for block in range(blocks)]
-        self._change = v2.Compose(
+        weights = np.cumsum([pool.source.weight for pool in pools])
+        self._order = [int(np.searchsorted(weights / weights[-1], (block + 0.5) / blocks)) for block in range(blocks)]
+        self._augment = v2.Compose(
             [
                 v2.RandomResizedCrop(recipe.side, scale=(recipe.smallest_crop, 1.0), interpolation=InterpolationMode.BICUBIC),
                 v2.RandomHorizontalFlip(),
@@ -95,40 +95,40 @@ class Views(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return images, torch.cat([labels for _, labels in blocks])
 
     def _block(self, pool: Pool) -> tuple[torch.Tensor, torch.Tensor]:
-        grid = pool.kind.grid
+        grid = pool.source.grid
         chosen = torch.randint(len(pool.images), (BLOCK * grid * grid,))
         images = pool.images[chosen]
         if grid > 1:
             side = images.shape[-1]
             tiles = images.view(BLOCK, grid, grid, 3, side, side).permute(0, 3, 1, 4, 2, 5)
             images = tiles.reshape(BLOCK, 3, grid * side, grid * side)
-        return self._change(images), pool.labels[chosen][:: grid * grid]
+        return self._augment(images), pool.labels[chosen][:: grid * grid]
 
 
-def _draw(kind: Pictures, seed: int) -> tuple[NDArray[np.uint8], list[str]]:
-    images = draw_fractals(kind.classes, kind.per_class, kind.side, seed=seed)
-    return images, [f"fractal {index // kind.per_class}" for index in range(len(images))]
+def _draw(source: ImageSource, seed: int) -> tuple[NDArray[np.uint8], list[str]]:
+    images = draw_fractals(source.classes, source.per_class, source.side, seed=seed)
+    return images, [f"fractal {index // source.per_class}" for index in range(len(images))]
 
 
-def _read(kind: Pictures, data: Path | None, progress: Progress) -> tuple[NDArray[np.uint8], list[str]]:
-    assert kind.source is not None
-    if data is None or not (path := data / kind.source).exists():
-        raise DataError(f"the recipe's pictures {kind.source} are not below {data or 'any folder'}; say where they are with --data.")
+def _read(source: ImageSource, data: Path | None, progress: Progress) -> tuple[NDArray[np.uint8], list[str]]:
+    assert source.source is not None
+    if data is None or not (path := data / source.source).exists():
+        raise DataError(f"the recipe's images {source.source} are not below {data or 'any folder'}; say where they are with --data.")
     squares: list[NDArray[np.uint8]] = []
     names: list[str] = []
-    for index, (name, source) in enumerate(_files(path)):
-        if kind.part not in f"/{name}" or Path(name).suffix.lower() not in EXTENSIONS:
+    for index, (name, file) in enumerate(_files(path)):
+        if source.part not in f"/{name}" or Path(name).suffix.lower() not in EXTENSIONS:
             continue
         try:
-            found = _squares(load_image(source), kind.side)
+            found = _squares(load_image(file), source.side)
         except ImageError:
             continue
         squares += found
-        names += [f"{kind.source}/{Path(name).parent.name}"] * len(found)
+        names += [f"{source.source}/{Path(name).parent.name}"] * len(found)
         if index % 500 == 0:
-            progress(f"reading {kind.source}", index, 0)
+            progress(f"reading {source.source}", index, 0)
     if not squares:
-        raise DataError(f"{path} holds no readable image{f' with {kind.part} in its path' if kind.part else ''}.")
+        raise DataError(f"{path} holds no readable image{f' with {source.part} in its path' if source.part else ''}.")
     return np.ascontiguousarray(np.stack(squares).transpose(0, 3, 1, 2)), names
 
 

@@ -29,7 +29,7 @@ from edgetl.pretrain.compression import Coordinates, compress
 from edgetl.pretrain.distillation import Distillation, Lesson, TeacherNet, load_teacher
 from edgetl.pretrain.images import Pool, Views, count_labels, load_pools
 from edgetl.pretrain.recipe import TEACHER, Recipe
-from edgetl.train.artifacts.sources.catalogue import Pretrained, Source, Teacher
+from edgetl.train.artifacts.sources.catalogue import Pretrained, Teacher, UsedImages
 from edgetl.train.artifacts.sources.weights import load_weights
 from edgetl.train.config.weights_dir import sha256_of
 from edgetl.train.inputs.dataset import default_workers
@@ -39,7 +39,7 @@ from edgetl.train.networks.backbone import count_macs
 CHECKPOINT_NAME = "checkpoint.safetensors"
 CHECKPOINT_STEPS = 250
 CLIP_NORM = 5.0
-# Steps whose pictures a compression of the teacher sees.
+# Steps whose images a compression of the teacher uses.
 COMPRESSION_STEPS = 3
 # Running means and variances keep their range in half precision; the counter of batches means nothing to a finished network.
 _DROPPED = "num_batches_tracked"
@@ -51,7 +51,7 @@ class Places:
 
     Attributes:
         out: of the results and the checkpoint.
-        data: holds the recipe's pictures.
+        data: holds the recipe's images.
         weights: holds the teacher.
         recipes: what ``Recipe.start`` is relative to.
     """
@@ -79,7 +79,7 @@ def pretrain(
 
     Raises:
         ConfigError: the folder holds the checkpoint of another recipe.
-        DataError: pictures are missing.
+        DataError: images are missing.
         BackboneError: the teacher or the starting weights cannot be used.
         TrainingError: the loss became infinite or not a number.
     """
@@ -130,14 +130,14 @@ class Origin:
     pools: list[Pool]
     start_sha256: str | None
 
-    def pictures_sha256(self) -> str:
-        """SHA-256 (hex) of all pictures, as they are used."""
+    def images_sha256(self) -> str:
+        """SHA-256 (hex) of all images, as they are used."""
         return hashlib.sha256("".join(pool.sha256 for pool in self.pools).encode()).hexdigest()
 
     def identity(self, recipe: Recipe) -> str:
         """SHA-256 (hex) that a checkpoint must share to be continued."""
         teacher = self.teacher.sha256 if self.teacher else ""
-        return hashlib.sha256("\n".join((recipe.digest(), self.pictures_sha256(), teacher, self.start_sha256 or "")).encode()).hexdigest()
+        return hashlib.sha256("\n".join((recipe.digest(), self.images_sha256(), teacher, self.start_sha256 or "")).encode()).hexdigest()
 
 
 def _build(recipe: Recipe, pools: list[Pool], teacher: TeacherNet | None, views: Views, recipes: Path, device: str) -> Distillation:
@@ -190,7 +190,7 @@ class _Checkpoint(Callback):
             raise ConfigError(f"{self.path} cannot be read: {first_line(error)} Delete it to begin again.") from error
         if facts.get("identity") != self.identity:
             raise ConfigError(
-                f"{self.path} belongs to another recipe, teacher or pictures, or these changed. Choose another --out, or delete it."
+                f"{self.path} belongs to another recipe, teacher or images, or these changed. Choose another --out, or delete it."
             )
         self._moments = {key: value for key, value in tensors.items() if key.startswith("optimizer.")}
         self.module.load_state_dict({key: value for key, value in tensors.items() if key not in self._moments})
@@ -232,6 +232,10 @@ class _Report(Callback):
         self.progress("pretraining", step, steps)
 
 
+def _used(pool: Pool) -> UsedImages:
+    return UsedImages(name=pool.source.source or str(pool.source.formula), count=len(pool.images), sha256=pool.sha256)
+
+
 def _publish(recipe: Recipe, student: nn.Module, out: Path, origin: Origin, seconds: float) -> Pretrained:
     """Write the averaged weights in half precision and the record beside them."""
     tensors = {key: value.half().cpu().contiguous() for key, value in student.state_dict().items() if not key.endswith(_DROPPED)}
@@ -256,10 +260,8 @@ def _publish(recipe: Recipe, student: nn.Module, out: Path, origin: Origin, seco
         teacher=Teacher(name=teacher.name, architecture=teacher.architecture, license=teacher.license, weights_sha256=teacher.sha256)
         if teacher
         else None,
-        pictures=tuple(
-            Source(name=pool.kind.source or str(pool.kind.formula), images=len(pool.images), sha256=pool.sha256) for pool in origin.pools
-        ),
-        pictures_sha256=origin.pictures_sha256(),
+        images=tuple(_used(pool) for pool in origin.pools),
+        images_sha256=origin.images_sha256(),
         steps=recipe.steps,
         seconds=round(seconds, 1),
         versions=versions(),

@@ -38,7 +38,7 @@ def test_the_embedded_backbone_is_the_default_and_its_file_is_the_recorded_one(f
     (parent,) = first.record.backbone.parents
     assert (parent.kind, parent.name, parent.sha256) == ("embedded", DEFAULT_BACKBONE, record.weights_sha256)
     assert first.record.backbone.license == record.license
-    assert parent.data_fingerprint == record.pictures_sha256
+    assert parent.data_fingerprint == record.images_sha256
 
 
 def test_a_run_is_a_backbone_with_all_its_parents(first: Run, tmp_path: Path) -> None:

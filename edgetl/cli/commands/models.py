@@ -112,7 +112,7 @@ def rank_command(
 def pretrain_command(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as models/edgetl_small.toml.")],
     out_: Annotated[Path, typer.Option("--out", "-o", help="Folder for the weights and the checkpoint.")],
-    data: Annotated[Path | None, typer.Option(help="Folder that holds the recipe's pictures.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the recipe's images.")] = None,
     weights_dir: WeightsDirOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json_output: JsonOption = False,

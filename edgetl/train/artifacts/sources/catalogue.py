@@ -31,11 +31,11 @@ class Teacher(StrictModel):
     weights_sha256: str
 
 
-class Source(StrictModel):
+class UsedImages(StrictModel):
     """Image source of a pretraining; ``sha256`` is of the pixels as they were used."""
 
     name: str
-    images: int
+    count: int
     sha256: str
 
 
@@ -61,8 +61,8 @@ class Pretrained(StrictModel):
     recipe_sha256: str
     start_sha256: str | None = None
     teacher: Teacher | None
-    pictures: tuple[Source, ...]
-    pictures_sha256: str
+    images: tuple[UsedImages, ...]
+    images_sha256: str
     steps: int
     seconds: float
     versions: dict[str, str]

@@ -134,7 +134,7 @@ def _from_embedded(config: BackboneConfig, classes: int) -> Backbone:
             architecture=record.architecture,
             sha256=digest,
             license=record.license,
-            data_fingerprint=record.pictures_sha256,
+            data_fingerprint=record.images_sha256,
         )
         parents = (parent,)
     loaded = parents[0].sha256 if parents else None
@@ -157,7 +157,7 @@ def _from_file(path: Path, config: BackboneConfig, classes: int) -> Backbone:
             architecture=backbone.architecture,
             sha256=digest,
             license=own.get("license"),
-            data_fingerprint=facts.get("pictures_sha256"),
+            data_fingerprint=facts.get("images_sha256"),
         )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise BackboneError(f"what stands beside {path} is not in the keys of timm's pretrained_cfg: {first_line(error)}") from error

@@ -112,7 +112,7 @@ def test_learning_maps_resumes_to_the_same_weights(teacher: Path, tmp_path: Path
             "batch_size": 16,
             "license": "mit",
             "losses": {"maps": 1.0, "logits": 0.1},
-            "pictures": [{"formula": "fractals", "classes": 4, "per_class": 8, "side": 40, "share": 1}],
+            "images": [{"formula": "fractals", "classes": 4, "per_class": 8, "side": 40, "weight": 1}],
         }
     )
 

@@ -22,7 +22,7 @@ from edgetl.errors import BackboneError, ConfigError, DataError, StorageError
 from edgetl.pretrain.fractals import draw_fractals
 from edgetl.pretrain.images import Views, count_labels, load_pools
 from edgetl.pretrain.pretrain import CHECKPOINT_NAME, Places, pretrain
-from edgetl.pretrain.recipe import Losses, Pictures, Recipe, read_recipe
+from edgetl.pretrain.recipe import ImageSource, Losses, Recipe, read_recipe
 from edgetl.train.artifacts.sources.catalogue import Pretrained
 from tests.conftest import write_colours
 
@@ -40,25 +40,25 @@ lr = 0.001
 features = 1.0
 logits = 0.5
 labels = 0.5
-[[pictures]]
+[[images]]
 source = "colours.tar"
 grid = 2
-share = 1
-[[pictures]]
+weight = 1
+[[images]]
 source = "colours.tar"
-share = 1
-[[pictures]]
+weight = 1
+[[images]]
 formula = "fractals"
 classes = 5
 per_class = 4
 side = 32
-share = 2
+weight = 2
 """
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe, a tar of small pictures, and a teacher in timm's form with random weights."""
+    """A recipe, a tar of small images, and a teacher in timm's form with random weights."""
     root = tmp_path_factory.mktemp("pretrain")
     (root / "tiny.toml").write_text(RECIPE)
     write_colours(root / "colours", 8)
@@ -141,24 +141,24 @@ def test_a_checkpoint_of_another_recipe_is_not_continued(places: Path, tmp_path:
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         pretrain(recipe, Places(out=tmp_path, data=places, weights=places), checkpoint_steps=7, progress=stop)
-    with pytest.raises(ConfigError, match="belongs to another recipe, teacher or pictures"):
+    with pytest.raises(ConfigError, match="belongs to another recipe, teacher or images"):
         _pretrain(places, tmp_path, seed=1)
 
 
 def test_a_recipes_mistakes_are_named_together(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(RECIPE.replace("steps = 40", "steps = 0").replace("share = 2", "share = 0").replace('"tiny"', '"No Name"'))
-    with pytest.raises(ConfigError, match=r"name: .*steps: .*pictures\.2\.share: "):
+    with pytest.raises(ConfigError, match=r"name: .*steps: .*images\.2\.weight: "):
         read_recipe(path)
     path.write_text(RECIPE.replace('teacher = "teacher"', ""))
     with pytest.raises(ConfigError, match="need a teacher"):
         read_recipe(path)
     path.write_text(
         RECIPE.replace('formula = "fractals"', 'source = "folder"').replace(
-            '[[pictures]]\nsource = "colours.tar"\nshare', '[[pictures]]\nsource = "x"\nshare'
+            '[[images]]\nsource = "colours.tar"\nweight', '[[images]]\nsource = "x"\nweight'
         )
     )
-    with pytest.raises(ConfigError, match="needs pictures that have some"):
+    with pytest.raises(ConfigError, match="needs images that have some"):
         read_recipe(path)
     path.write_text("name = ")
     with pytest.raises(ConfigError, match="is not TOML"):
@@ -205,7 +205,7 @@ def test_a_long_picture_gives_its_two_ends(tmp_path: Path) -> None:
     (tmp_path / "long/broken.png").write_bytes(b"not a picture")
     recipe = Recipe(
         name="long", architecture="test_resnet", steps=1, license="mit", losses=Losses(labels=1.0),
-        pictures=(Pictures(source="long", side=20, share=1), Pictures(formula="fractals", classes=2, per_class=1, share=1)),
+        images=(ImageSource(source="long", side=20, weight=1), ImageSource(formula="fractals", classes=2, per_class=1, weight=1)),
     )  # fmt: skip
     pool, _ = load_pools(recipe, tmp_path, lambda *_: None)
     assert [float(image.float().mean()) for image in pool.images] == [0.0, 255.0]
