@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from edgetl.core.results import ClassForgetting, Forgetting
 from edgetl.data.folder import ImageFolder, Sample
 from edgetl.data.split import Splits
 from edgetl.errors import DataError
-from edgetl.train.artifacts.run import Run, open_run
+from edgetl.train.artifacts.run import Run
 from edgetl.train.artifacts.seen_images import SELECTED_NAME, TRAINED_NAME, SeenImages
 from edgetl.train.artifacts.sources.lineage import parent_runs, seen_by_ancestors, without_seen
 from edgetl.train.config.options import TrainConfig
@@ -138,21 +137,6 @@ def test_forgetting_is_not_measured_on_replayed_or_validation_images(
     run = train(root / "second", config(grandparent.path, **steps), tmp_path / "run")
     assert run.record.forgetting is None
     assert "is not measured: none of its 9 test images is unseen" in caplog.text
-
-
-def test_a_run_of_an_earlier_release_names_its_own_images_and_reports_that_others_are_unknown(
-    parent: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    old = tmp_path / "old"
-    shutil.copytree(parent.path, old)
-    record = json.loads((old / "run.json").read_text())
-    for name in (TRAINED_NAME, SELECTED_NAME):
-        (old / name).unlink()
-        del record["files"][name]
-    (old / "run.json").write_text(json.dumps(record))
-    seen = open_run(old).seen_images()
-    assert seen.trained == {hash_prefix(content) for content in contents(parent, "train")}
-    assert "does not name the images that its parent runs were trained on" in caplog.text
 
 
 def _splits(train: int, val: int, test: int) -> Splits:

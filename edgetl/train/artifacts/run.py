@@ -7,7 +7,6 @@ written folder is no run.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from edgetl.core.bundle import RUN_RECORD_NAME, check_run_folder, hash_prefix, unpack_hashes
+from edgetl.core.bundle import RUN_RECORD_NAME, check_run_folder, unpack_hashes
 from edgetl.core.config import parse_json, read_json
 from edgetl.core.files.plain import open_plain
 from edgetl.core.manifest import Parent
@@ -31,8 +30,6 @@ from edgetl.train.artifacts.seen_images import SELECTED_NAME, TRAINED_NAME, Seen
 from edgetl.train.artifacts.splits_record import SplitsRecord
 from edgetl.train.heads.modules import rebuild_headed
 from edgetl.train.networks.backbone import Backbone, state_problem
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,17 +133,8 @@ class Run:
         return splits
 
     def seen_images(self) -> SeenImages:
-        """Images that this run, or one that its weights come from, was trained or selected on.
-
-        A run of an earlier release names its own images only; a log line reports that those of its parents are not known.
-        """
-        if TRAINED_NAME in self.record.files:
-            trained, selected = (frozenset(unpack_hashes(self.read(name)).tolist()) for name in (TRAINED_NAME, SELECTED_NAME))
-            return SeenImages(trained, selected)
-        if any(parent.kind == "run" for parent in self.record.backbone.parents):
-            _log.warning("%s does not name the images that its parent runs were trained on; they cannot be left out.", self.path)
-        entries = self.splits().entries
-        trained, selected = (frozenset(hash_prefix(entry.content) for entry in entries if entry.part == part) for part in ("train", "val"))
+        """Images that this run, or one that its weights come from, was trained or selected on."""
+        trained, selected = (frozenset(unpack_hashes(self.read(name)).tolist()) for name in (TRAINED_NAME, SELECTED_NAME))
         return SeenImages(trained, selected)
 
     def samples(self, part: Part, data: Path | None = None) -> list[Sample]:

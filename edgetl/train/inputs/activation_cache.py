@@ -19,7 +19,7 @@ from edgetl.core.files.portable import reserve_space
 from edgetl.core.progress import Progress, silent
 from edgetl.data.loading import Target, batches, target_of
 from edgetl.train.config.plan import steps_per_epoch
-from edgetl.train.inputs.dataset import ImageDataset, TrainingImages, in_order
+from edgetl.train.inputs.dataset import ImageDataset, TrainingBatches, TrainingImages, in_order
 from edgetl.train.inputs.features import FeatureFunction, choose_engine
 from edgetl.train.inputs.samplers import BatchOptions, make_sampler
 from edgetl.train.networks.backbone import Backbone
@@ -66,23 +66,6 @@ class CacheOptions:
     progress: Progress = silent
 
 
-@dataclass(frozen=True)
-class Cached:
-    """The trainable layers of a network, and their inputs.
-
-    Attributes:
-        backbone: with the trainable layers as its model; their parameters keep their names.
-        train: batches of activations and labels, one for each step.
-        val: the validation images' activations.
-        views: number of cached random views of each training image.
-    """
-
-    backbone: Backbone
-    train: DataLoader[tuple[torch.Tensor, Target]]
-    val: DataLoader[tuple[torch.Tensor, Target]]
-    views: int
-
-
 class _Activations(Dataset[tuple[torch.Tensor, Target]]):
     """Rows of a memory map, float16 on the disk. An index counts images through all epochs; an epoch shows one view."""
 
@@ -108,7 +91,7 @@ def cache_activations(
     *,
     steps: range,
     cache: CacheOptions,
-) -> Cached | None:
+) -> TrainingBatches | None:
     """Run the frozen layers of ``backbone`` on views of each training image, made by ``augment``, and on the validation images.
 
     None if the network cannot be split there, or the activations would take more than ``cache.max_gb``.
@@ -133,11 +116,10 @@ def cache_activations(
     rows = _fill(cache.folder / "train.npy", shape, run, in_order(shown, options), cache.progress)
     val_rows = _fill(cache.folder / "val.npy", shape, run, in_order(ImageDataset(images.val, spec), options), cache.progress)
     sampler = make_sampler([sample.label for sample in images.train], options, steps, len(images.replay))
-    return Cached(
+    return TrainingBatches(
         replace(backbone, model=parts.trainable),
         DataLoader(_Activations(rows, [target_of(sample) for sample in train], views), batch_sampler=sampler),
         DataLoader(_Activations(val_rows, [target_of(sample) for sample in images.val], 1), options.batch_size),
-        views,
     )
 
 

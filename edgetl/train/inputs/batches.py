@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torchvision.transforms import v2
 
 from edgetl.train.inputs.activation_cache import CacheOptions, cache_activations
-from edgetl.train.inputs.dataset import Batches, TrainingImages, training_batches, validation_batches
+from edgetl.train.inputs.dataset import TrainingBatches, TrainingImages, training_batches, validation_batches
 from edgetl.train.inputs.gpu_augmentation import gpu_batches
 from edgetl.train.inputs.samplers import BatchOptions
 from edgetl.train.networks.backbone import Backbone
-
-
-@dataclass(frozen=True)
-class TrainingBatches:
-    """Batches of a training, and the network that takes them: the whole one, or its trainable layers."""
-
-    backbone: Backbone
-    train: Batches
-    val: Batches
 
 
 def make_batches(
@@ -33,7 +22,7 @@ def make_batches(
 ) -> TrainingBatches:
     """Batches of ``steps``; of activations if ``cache`` is given, the network can be split and the cache fits on the disk."""
     if cache and (cached := cache_activations(backbone, images, augment, options, steps=steps, cache=cache)):
-        return TrainingBatches(cached.backbone, cached.train, cached.val)
+        return cached
     make = gpu_batches if options.device == "cuda" and augment else training_batches
     train = make(images, backbone.spec, augment, options, steps=steps)
     return TrainingBatches(backbone, train, validation_batches(images.val, backbone.spec, options))

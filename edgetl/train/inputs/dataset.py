@@ -21,6 +21,7 @@ from edgetl.core.system.host import available_cores
 from edgetl.data.folder import Sample
 from edgetl.data.loading import Prepare, Target, target_of
 from edgetl.train.inputs.samplers import BatchOptions, draw_seed, make_sampler
+from edgetl.train.networks.backbone import Backbone
 
 Batches: TypeAlias = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -103,6 +104,15 @@ class TrainingImages:
     train: Sequence[Sample]
     val: Sequence[Sample]
     replay: Sequence[Sample] = ()
+
+
+@dataclass(frozen=True)
+class TrainingBatches:
+    """Batches of a training, and the network that takes them: the whole one, or its trainable layers."""
+
+    backbone: Backbone
+    train: Batches
+    val: Batches
 
 
 def training_batches(

@@ -24,8 +24,8 @@ from edgetl.train.continual.prepare import Protection
 from edgetl.train.continual.teacher import Tutor, distillation
 from edgetl.train.inputs.activation_cache import CacheOptions, Workplace
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well, mixup
-from edgetl.train.inputs.batches import TrainingBatches, make_batches
-from edgetl.train.inputs.dataset import Batches, TrainingImages
+from edgetl.train.inputs.batches import make_batches
+from edgetl.train.inputs.dataset import Batches, TrainingBatches, TrainingImages
 from edgetl.train.inputs.samplers import BatchOptions, draw_seed
 from edgetl.train.loop.checkpoints import Checkpoints, State
 from edgetl.train.loop.compiled import CompiledForward
