@@ -20,9 +20,9 @@ from tests.conftest import write_colours
 
 
 @pytest.fixture(scope="module")
-def mirror(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights_dir(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The two real ImageNet networks under their names, with what the file that says nothing needs beside it."""
-    root = tmp_path_factory.mktemp("mirror")
+    root = tmp_path_factory.mktemp("weights_dir")
     (root / "mobilenetv2_100.imagenet").symlink_to(shared / "weights/mobilenetv2_100.imagenet")
     shutil.copy(shared / "weights/squeezenet1_0.dc_in1k.safetensors", root)
     facts = {
@@ -81,16 +81,16 @@ def test_the_command_shows_a_table_and_draws(digits: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_real_weights_rank_above_random_ones_in_the_order_of_full_probes(shared: Path, mirror: Path, tmp_path: Path) -> None:
+def test_real_weights_rank_above_random_ones_in_the_order_of_full_probes(shared: Path, weights_dir: Path, tmp_path: Path) -> None:
     names = ("mobilenetv2_100", "torchvision:squeezenet1_0", DEFAULT_BACKBONE, f"random:{DEFAULT_BACKBONE}")
-    ranking = rank(shared / "data/trashnet", RankConfig(candidates=names, weights_dir=str(mirror), images=300))
+    ranking = rank(shared / "data/trashnet", RankConfig(candidates=names, weights_dir=str(weights_dir), images=300))
     assert ranking.ranked[-1].name.startswith("random:") and len(ranking.ranked) == 4
     accuracies = {}
     for name in names:
         config = TrainConfig.from_options(
             backbone=name.removeprefix("random:"),
             pretrained=not name.startswith("random:"),
-            weights_dir=str(mirror),
+            weights_dir=str(weights_dir),
             augmented_views=1,
             strategy="probe",
         )

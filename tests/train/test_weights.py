@@ -18,7 +18,7 @@ from edgetl.train.artifacts.sources.catalogue import read_embedded
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.artifacts.sources.weights import load_tensors
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.weights_dir import find_in_mirror
+from edgetl.train.config.weights_dir import find_weights
 
 
 @pytest.fixture(scope="module")
@@ -116,23 +116,23 @@ def test_other_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
             load_tensors(path)
 
 
-def test_a_mirror_is_searched_by_name_then_by_its_only_tag(tmp_path: Path) -> None:
+def test_a_weights_directory_is_searched_by_name_then_by_its_only_tag(tmp_path: Path) -> None:
     for name in ("a.safetensors", "a.tag.safetensors", "b.tag.pth", "c.one.safetensors", "c.two.safetensors", "d.json"):
         (tmp_path / name).write_bytes(b"{}")
     (tmp_path / "e.tag").mkdir()
     (tmp_path / "e.tag/config.json").write_text("{}")
-    assert find_in_mirror("a", tmp_path) == tmp_path / "a.safetensors"
-    assert find_in_mirror("a.tag", tmp_path) == tmp_path / "a.tag.safetensors"
-    assert find_in_mirror("torchvision:b", tmp_path) == tmp_path / "b.tag.pth"
-    assert find_in_mirror("hf-hub:timm/e.tag", tmp_path) == find_in_mirror("e", tmp_path) == tmp_path / "e.tag"
-    assert find_in_mirror("d", tmp_path) is None and find_in_mirror("[ab]", tmp_path) is None
+    assert find_weights("a", tmp_path) == tmp_path / "a.safetensors"
+    assert find_weights("a.tag", tmp_path) == tmp_path / "a.tag.safetensors"
+    assert find_weights("torchvision:b", tmp_path) == tmp_path / "b.tag.pth"
+    assert find_weights("hf-hub:timm/e.tag", tmp_path) == find_weights("e", tmp_path) == tmp_path / "e.tag"
+    assert find_weights("d", tmp_path) is None and find_weights("[ab]", tmp_path) is None
     with pytest.raises(BackboneError, match=r"several weights for c: c\.one\.safetensors, c\.two\.safetensors"):
-        find_in_mirror("c", tmp_path)
+        find_weights("c", tmp_path)
     with pytest.raises(BackboneError, match=r"does not exist.*EDGETL_WEIGHTS"):
-        find_in_mirror("a", tmp_path / "absent")
+        find_weights("a", tmp_path / "absent")
 
 
-def test_weights_of_a_mirror_come_with_what_stands_beside_them(tmp_path: Path, network: torch.nn.Module) -> None:
+def test_weights_of_a_directory_come_with_what_stands_beside_them(tmp_path: Path, network: torch.nn.Module) -> None:
     safetensors.torch.save_file(network.state_dict(), tmp_path / "test_resnet.mine.safetensors")
     facts = {"input_size": [3, 96, 160], "mean": [0.4, 0.5, 0.6], "std": [0.1, 0.1, 0.1], "license": "cc-by-nc-4.0"}
     (tmp_path / "test_resnet.mine.json").write_text(json.dumps(facts))
@@ -160,7 +160,7 @@ def test_a_license_that_the_user_states_fills_the_gap_only(tmp_path: Path, netwo
     assert load_backbone(config.backbone, 3).license == "cc-by-nc-4.0"
 
 
-def test_random_weights_stay_random_beside_a_mirror(tmp_path: Path, network: torch.nn.Module) -> None:
+def test_random_weights_stay_random_beside_a_weights_directory(tmp_path: Path, network: torch.nn.Module) -> None:
     safetensors.torch.save_file(network.state_dict(), tmp_path / "test_resnet.safetensors")
     torch.manual_seed(0)
     backbone = load_backbone(TrainConfig.from_options(backbone="test_resnet", weights_dir=str(tmp_path), pretrained=False).backbone, 3)
@@ -195,7 +195,7 @@ def test_torchvisions_own_files_are_read_without_running_them(tmp_path: Path, mo
     torch.save(torchvision.models.squeezenet1_1().state_dict(), path)
     backbone = load_backbone(TrainConfig.from_options(backbone="torchvision:squeezenet1_1").backbone, 3)
     assert (backbone.license, backbone.parents[0].name) == ("bsd-3-clause", "squeezenet1_1.IMAGENET1K_V1")
-    assert find_in_mirror("torchvision:squeezenet1_1", path.parent) == path
+    assert find_weights("torchvision:squeezenet1_1", path.parent) == path
 
 
 def test_what_pretraining_wrote_is_used_with_its_own_preprocessing(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_filters_keep_what_fits() -> None:
     assert all(item.entry.license == "apache-2.0" for item in list_backbones(license="Apache").backbones)
 
 
-def test_what_a_mirror_holds_is_offline(tmp_path: Path) -> None:
+def test_a_weights_directory_is_offline(tmp_path: Path) -> None:
     (tmp_path / "lcnet_050.ra2_in1k.safetensors").write_bytes(b"")
     names = [item.entry.name for item in list_backbones(weights_dir=tmp_path, offline=True).backbones]
     assert "lcnet_050.ra2_in1k" in names

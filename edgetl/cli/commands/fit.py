@@ -17,7 +17,7 @@ from edgetl.data.folder import check_folder
 from edgetl.export.config import ExportConfig, FitConfig
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.ranking import RankConfig
-from edgetl.train.config.weights_dir import check_mirror
+from edgetl.train.config.weights_dir import check_weights_dir
 
 if TYPE_CHECKING:
     from edgetl.export.backbone_search import FitRecord
@@ -51,7 +51,7 @@ def fit_command(
         tries=tries,
     )
     if config.rank.weights_dir is not None:
-        check_mirror(Path(config.rank.weights_dir))
+        check_weights_dir(Path(config.rank.weights_dir))
     check_output(out_, inputs={"the folder of images": check_folder(data)}, overwrite=overwrite)
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.export.backbone_search import fit

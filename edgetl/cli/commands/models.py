@@ -30,7 +30,7 @@ from edgetl.core.output.folders import check_picture
 from edgetl.data.folder import check_folder
 from edgetl.errors import ConfigError
 from edgetl.train.config.paths import check_file
-from edgetl.train.config.weights_dir import check_mirror
+from edgetl.train.config.weights_dir import check_weights_dir
 
 if TYPE_CHECKING:
     from edgetl.train.artifacts.sources.catalogue import Catalogue, Listed, Pretrained
@@ -88,7 +88,7 @@ def rank_command(
     need_extra("train")
     check_folder(data)
     if weights_dir is not None:
-        check_mirror(weights_dir)
+        check_weights_dir(weights_dir)
     if plot is not None:
         check_picture(plot, "--plot", inputs={"the folder of images": data})
     from edgetl.train.config.ranking import RankConfig
@@ -124,7 +124,7 @@ def pretrain_command(
     if data is not None:
         check_folder(data)
     if weights_dir is not None:
-        check_mirror(weights_dir)
+        check_weights_dir(weights_dir)
     from edgetl.pretrain.pretrain import Places, pretrain
     from edgetl.pretrain.recipe import read_recipe
     from edgetl.train.workflows.finetune import choose_device

@@ -10,7 +10,7 @@ from edgetl.data.folder import check_folder
 from edgetl.errors import BackboneError, DataError, EdgetlError
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.recipe import with_recipe
-from edgetl.train.config.weights_dir import LOCAL_DIR, check_mirror, find_in_mirror
+from edgetl.train.config.weights_dir import LOCAL_DIR, check_weights_dir, find_weights
 
 # Beginnings of explicit paths; `hf-hub:ORG/NAME` and timm's names never begin so.
 _PATH_STARTS = ("/", "./", "../", "~")
@@ -31,7 +31,7 @@ def training_inputs(data: Path, config: TrainConfig) -> dict[str, Path]:
     check_file(labels, "--labels", DataError, "Give a table of labels.")
     check_file(backbone.weights, "--weights", BackboneError, "Give a .safetensors or .pth file.")
     if backbone.weights_dir is not None:
-        check_mirror(Path(backbone.weights_dir))
+        check_weights_dir(Path(backbone.weights_dir))
     if replay is not None and not Path(replay).is_dir():
         raise DataError(f"--replay {replay} is not a folder. Give a run, or a folder of class folders.")
     with_recipe(config)
@@ -69,4 +69,4 @@ def _network_folder(option: str, name: str, weights_dir: str | None) -> Path | N
             )
         return path
     # The weights directory itself is no input: a run may be written into it.
-    return find_in_mirror(name, Path(weights_dir)) if weights_dir is not None else None
+    return find_weights(name, Path(weights_dir)) if weights_dir is not None else None

@@ -24,7 +24,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find_in_mirror(name: str, mirror: Path) -> Path | None:
+def find_weights(name: str, weights_dir: Path) -> Path | None:
     """A backbone's weights in a local folder: a folder in timm's form, or a file; none where there is nothing.
 
     ``NAME`` itself is taken first, then the only ``NAME.TAG``; ``torchvision:NAME`` and ``hf-hub:ORG/NAME`` are looked up as ``NAME``.
@@ -32,30 +32,30 @@ def find_in_mirror(name: str, mirror: Path) -> Path | None:
     Raises:
         BackboneError: the folder is missing, or several tags fit.
     """
-    check_mirror(mirror)
+    check_weights_dir(weights_dir)
     short = name.rpartition(":")[2].rpartition("/")[2].partition("@")[0]
-    for path in (mirror / short, *(mirror / f"{short}{suffix}" for suffix in SUFFIXES)):
+    for path in (weights_dir / short, *(weights_dir / f"{short}{suffix}" for suffix in SUFFIXES)):
         if _is_weights(path):
             return path
     # torchvision's own files end in the beginning of their hash.
-    found = [*mirror.glob(f"{glob.escape(short)}.*"), *mirror.glob(f"{glob.escape(short)}-[0-9a-f]*.pth")]
+    found = [*weights_dir.glob(f"{glob.escape(short)}.*"), *weights_dir.glob(f"{glob.escape(short)}-[0-9a-f]*.pth")]
     tagged = sorted(path for path in found if _is_weights(path))
     if len(tagged) > 1:
         raise BackboneError(
-            f"{mirror} holds several weights for {name}: {', '.join(path.name for path in tagged)}. Give one of these names."
+            f"{weights_dir} holds several weights for {name}: {', '.join(path.name for path in tagged)}. Give one of these names."
         )
     return tagged[0] if tagged else None
 
 
-def check_mirror(mirror: Path) -> Path:
-    """Check that the weights directory ``mirror`` exists, and return it.
+def check_weights_dir(weights_dir: Path) -> Path:
+    """Check that the weights directory ``weights_dir`` exists, and return it.
 
     Raises:
         BackboneError: naming it.
     """
-    if not mirror.is_dir():
-        raise BackboneError(f"the weights folder {mirror} does not exist. Name another with --weights-dir or EDGETL_WEIGHTS, or none.")
-    return mirror
+    if not weights_dir.is_dir():
+        raise BackboneError(f"the weights folder {weights_dir} does not exist. Name another with --weights-dir or EDGETL_WEIGHTS, or none.")
+    return weights_dir
 
 
 def sidecar(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from edgetl.core.licenses import Policy, freedom
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BackboneError
 from edgetl.train.config.recipe import models_folder
-from edgetl.train.config.weights_dir import find_in_mirror
+from edgetl.train.config.weights_dir import find_weights
 
 CATALOGUE_NAME = "zoo.toml"
 TORCHVISION = "torchvision:"
@@ -160,7 +160,7 @@ def list_backbones(
     """The embedded backbones and the curated list, as far as they fit.
 
     Args:
-        weights_dir: a local folder of weights, see ``find_in_mirror``.
+        weights_dir: a local folder of weights, see ``find_weights``.
         max_params_m: millions of parameters.
         max_mmacs: millions of multiply-accumulates.
         policy: ``commercial`` keeps what is known to allow commercial use.
@@ -215,7 +215,7 @@ def _embedded() -> list[Listed]:
 
 
 def _listed(entry: CatalogueEntry, weights_dir: Path | None) -> Listed:
-    found = (find_in_mirror(entry.name, weights_dir) if weights_dir else None) or _cached(entry)
+    found = (find_weights(entry.name, weights_dir) if weights_dir else None) or _cached(entry)
     source: Literal["timm", "torchvision"] = "torchvision" if entry.name.startswith(TORCHVISION) else "timm"
     return Listed(entry=entry, source=source, offline=found is not None, path=str(found) if found else None)
 

@@ -57,7 +57,7 @@ def fetch_torchvision(name: str) -> tuple[Path, Any]:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(weights.url).path).name, weights
 
 
-def check_reachable(name: str, mirror: str | None) -> None:
+def check_reachable(name: str, weights_dir: str | None) -> None:
     """Refuse unreachable weights at once; the hub's client would try for a minute.
 
     Raises:
@@ -69,7 +69,7 @@ def check_reachable(name: str, mirror: str | None) -> None:
     reason = "HF_HUB_OFFLINE forbids the network" if constants.HF_HUB_OFFLINE and not name.startswith(TORCHVISION) else _unreachable(host)
     if reason is None:
         return
-    places = [f"the folder {mirror}"] if mirror else []
+    places = [f"the folder {weights_dir}"] if weights_dir else []
     places += [f"the cache {torch.hub.get_dir() if name.startswith(TORCHVISION) else constants.HF_HUB_CACHE}", host]
     raise BackboneError(
         f"the weights of {name} are not on this machine and cannot be fetched: {reason}. Looked in {', '.join(places)}. "

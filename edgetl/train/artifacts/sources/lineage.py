@@ -14,7 +14,7 @@ from edgetl.train.artifacts.seen_images import SeenImages
 from edgetl.train.artifacts.sources.catalogue import embedded_names
 from edgetl.train.artifacts.sources.libraries import HUB
 from edgetl.train.config.options import BackboneConfig
-from edgetl.train.config.weights_dir import LOCAL_DIR, find_in_mirror
+from edgetl.train.config.weights_dir import LOCAL_DIR, find_weights
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def _folder(name: str, weights_dir: str | None) -> Path | None:
         return Path(name.removeprefix(LOCAL_DIR))
     if weights_dir is None or name in embedded_names() or name.startswith(HUB):
         return None
-    return find_in_mirror(name, Path(weights_dir))
+    return find_weights(name, Path(weights_dir))
 
 
 def seen_by_ancestors(backbone: BackboneConfig, teacher: str | None = None, *, scratch: bool = False) -> SeenImages:

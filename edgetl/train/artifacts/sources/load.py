@@ -28,7 +28,7 @@ from edgetl.train.artifacts.sources.catalogue import embedded_names, read_embedd
 from edgetl.train.artifacts.sources.libraries import HUB
 from edgetl.train.artifacts.sources.weights import load_weights
 from edgetl.train.config.options import BackboneConfig
-from edgetl.train.config.weights_dir import LOCAL_DIR, find_in_mirror, local_dir_weights, sha256_of, sidecar
+from edgetl.train.config.weights_dir import LOCAL_DIR, find_weights, local_dir_weights, sha256_of, sidecar
 from edgetl.train.heads.modules import plain_state
 from edgetl.train.networks.backbone import TORCHVISION, Backbone, find_head, rebuild
 from edgetl.train.networks.input_size import with_input_size
@@ -60,7 +60,7 @@ def load_published(config: BackboneConfig) -> nn.Module | None:
     if config.weights is not None or name in embedded_names() or name.startswith(TORCHVISION):
         return None
     local = name.startswith((LOCAL_DIR, HUB)) or config.weights_dir is None
-    if not local and (found := find_in_mirror(name, Path(str(config.weights_dir)))):
+    if not local and (found := find_weights(name, Path(str(config.weights_dir)))):
         if not found.is_dir():
             return None
         name = f"{LOCAL_DIR}{found}"
@@ -87,7 +87,7 @@ def _find(config: BackboneConfig, classes: int) -> Backbone:
         return _from_file(Path(config.weights), config, classes)
     if name.startswith(LOCAL_DIR):
         return _from_folder(Path(name.removeprefix(LOCAL_DIR)), config, classes)
-    if config.pretrained and config.weights_dir is not None and (found := find_in_mirror(name, Path(config.weights_dir))):
+    if config.pretrained and config.weights_dir is not None and (found := find_weights(name, Path(config.weights_dir))):
         return _from_folder(found, config, classes) if found.is_dir() else _from_file(found, config, classes)
     return from_torchvision(config, classes) if name.startswith(TORCHVISION) else from_timm(config, classes)
 
