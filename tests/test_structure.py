@@ -25,7 +25,6 @@ KNOWN = {
     "edgetl.cli.commands.prune.prune_command:parameters",
     "edgetl.cli.commands.serve.serve_command:lines",
     "edgetl.cli.commands.serve.serve_command:parameters",
-    "edgetl.cli.commands.soup.soup_command:parameters",
     "edgetl.cli.commands.train.train_command:lines",
     "edgetl.cli.commands.train.train_command:parameters",
     "edgetl.cli.commands:modules",
@@ -63,9 +62,6 @@ KNOWN = {
     "edgetl.train.workflows.finetune._checkpoints:parameters",
     "edgetl.train.workflows.finetune.fine_tune:lines",
     "edgetl.train.workflows.learning.teach:parameters",
-    "edgetl.train.workflows.soup._write:parameters",
-    "edgetl.train.workflows.soup:fmt-skip",
-    "edgetl.train.workflows:modules",
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from edgetl.cli.commands import bench, demo, export, fit, prune, serve, share, soup, train
+from edgetl.cli.commands import bench, demo, export, fit, prune, serve, share, train
 from edgetl.cli.commands import bundle as device
 from edgetl.cli.commands import models as zoo
 from edgetl.cli.session import Interrupted, err, escape_unencodable, print_error
@@ -36,7 +36,6 @@ for command in (
     train.plan_command,
     train.train_command,
     device.evaluate_command,
-    soup.soup_command,
     prune.prune_command,
     export.export_command,
     share.share_command,

@@ -47,7 +47,6 @@ def place(tmp_path: Path) -> Path:
 
 MISSING = (
     "train nope --out new", "plan nope", "rank nope", "fit nope --out new --max-size-mb 1", "export nope --out new",
-    "soup nope nope2 --out new",
     "prune nope --out new", "share nope --out new", "pretrain nope --out new", "evaluate nope images", "evaluate run nope", "inspect nope",
     "verify nope", "predict nope nope", "bench nope", "serve nope", "train images --out new --labels nope.csv",
     "train images --out new --recipe nope.toml", "train images --out new --weights nope.pth", "train images --out new --weights-dir nope",
@@ -62,7 +61,6 @@ OUTPUTS = (
     "train images --labels labels.csv --out labels.csv --overwrite", "train images --replay run --out run --overwrite",
     "train images --backbone run --out run --overwrite", "train images --teacher run --out run --overwrite",
     "export run --out run --overwrite", "export run --out documents --overwrite", "export run --out run/bundle",
-    "soup run run --out run --overwrite",
     "prune run --out run --overwrite", "share run --out run --overwrite", "fit images --out images --overwrite --max-size-mb 1",
     "demo --out images --overwrite", "demo --out documents --overwrite", "train images --preview photo.png", "rank images --plot photo.png",
     "export run --out new --explain photo.png", "train images --preview images/sheet.png", "train images --out /proc/x",

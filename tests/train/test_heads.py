@@ -16,7 +16,7 @@ from edgetl.core.preprocess import preprocess
 from edgetl.data.folder import ImageFolder, Sample
 from edgetl.data.loading import batches, labels_of
 from edgetl.data.split import Splits, split
-from edgetl.errors import ConfigError, RunError
+from edgetl.errors import ConfigError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.runtime.predictor import load
@@ -32,7 +32,6 @@ from edgetl.train.heads.modules import LEAST_WEIGHT, FittedHead, HeadedNetwork, 
 from edgetl.train.heads.multi_stage import MultiStageFeatures
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.networks.backbone import feature_extractor
-from edgetl.train.workflows.soup import make_soup
 from edgetl.train.workflows.train import train
 from tests.conftest import write_colours, write_squares
 
@@ -249,9 +248,6 @@ def test_what_needs_an_old_linear_head_says_so(images: Path, small_knn: Run, tmp
     config = _config(backbone=str(small_knn.path), strategy="partial", epochs=1, lwf=1.0)
     with pytest.raises(ConfigError, match=r"ask what the old linear head answers, and .*knn came without one"):
         train(images, config, tmp_path / "run")
-    other = train(images, _config(head="knn", val=0.25, test=0.25, seed=0, augment="none"), tmp_path / "other")
-    with pytest.raises(RunError, match=r"has another head than the plain linear one \(knn \(\d+ of \d+ images vote\)\)"):
-        make_soup([small_knn.path, other.path], tmp_path / "soup")
 
 
 def test_a_run_with_another_head_teaches_with_it(images: Path, small_knn: Run, tmp_path: Path) -> None:

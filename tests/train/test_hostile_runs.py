@@ -26,7 +26,6 @@ from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.workflows.evaluate import evaluate_run
 from edgetl.train.workflows.prune import prune_run
-from edgetl.train.workflows.soup import make_soup
 from edgetl.train.workflows.train import train
 from tests.conftest import write_colours
 
@@ -288,7 +287,6 @@ def _commands(run: Path, whole: Path, data: Path, out: Path) -> dict[str, Callab
         "export": lambda: export_bundle(run, ExportConfig(), out),
         "evaluate": lambda: evaluate_run(run, data),
         "share": lambda: share_run(run, out),
-        "soup": lambda: make_soup([whole, run], out),
         "prune": lambda: prune_run(run, out),
         "--backbone": lambda: load_backbone(start.backbone, 3),
         "train --backbone": lambda: train(data, start, out),

@@ -17,7 +17,7 @@ from torch import nn
 from edgetl.data.folder import scan
 from edgetl.data.loading import batches
 from edgetl.data.split import Splits, split
-from edgetl.errors import ConfigError, RunError
+from edgetl.errors import ConfigError
 from edgetl.export.config import ExportConfig
 from edgetl.export.convert.to_onnx import to_onnx
 from edgetl.export.package import export_bundle
@@ -33,7 +33,6 @@ from edgetl.train.networks.backbone import feature_extractor, find_head
 from edgetl.train.networks.progressive import Column, Lateral, ProgressiveNetwork, ProgressiveRecord, last_column
 from edgetl.train.networks.stages import choose_stages, find_stages
 from edgetl.train.networks.stochastic_depth import drop_path_layers
-from edgetl.train.workflows.soup import make_soup
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colours
@@ -312,16 +311,6 @@ def test_published_weights_are_kept_with_their_own_head(splits: Splits, tmp_path
     assert isinstance(backbone.model, ProgressiveNetwork)
     pictures = torch.randn(2, 3, 32, 32)
     assert _bytes(backbone.model.previous_logits(pictures)) == _bytes(published.eval()(pictures))
-
-
-def test_soups_of_runs_with_columns_keep_the_old_one(parent: Run, grown: Run, shapes: Path, images: torch.Tensor, tmp_path: Path) -> None:
-    other = train(shapes, _beside(parent, epochs=4, lr=1e-3), tmp_path / "other")
-    soup = make_soup([grown.path, other.path], tmp_path / "soup", method="uniform")
-    with torch.no_grad():
-        assert _bytes(_columns(soup).previous_logits(images)) == _bytes(parent.load_model()(images))
-    alone = train(shapes, _config(backbone=str(parent.path), epochs=1), tmp_path / "alone")
-    with pytest.raises(RunError, match="has another architecture"):
-        make_soup([grown.path, alone.path], tmp_path / "wrong")
 
 
 def test_a_probe_needs_no_column(parent: Run, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

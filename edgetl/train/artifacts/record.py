@@ -64,23 +64,6 @@ class Compared(StrictModel):
     seconds: float
 
 
-class Ingredient(StrictModel):
-    """A run that ``edgetl soup`` tried: the hash of its ``run.json``, validation figures, and whether it is in the average."""
-
-    name: str
-    sha256: str
-    val_accuracy: float
-    val_loss: float
-    used: bool
-
-
-class SoupRecord(StrictModel):
-    """How a run was averaged from others, the best of which comes first."""
-
-    method: Literal["greedy", "uniform"]
-    ingredients: tuple[Ingredient, ...]
-
-
 class RunRecord(StrictModel):
     """``run.json``.
 
@@ -92,7 +75,6 @@ class RunRecord(StrictModel):
         alarms: warnings to read before the run is used.
         head_penalty: the L2 strength of the probe that fitted (or, before tuning, started) the head; none if it started at random.
         interpolation_weight: weight of the tuned weights; below 1 if WiSE-FT interpolated them with the starting ones (``--wise-ft``).
-        soup: ingredients of averaged weights; none for others. Configuration and plan are those of the best ingredient.
         seconds: of the last call; a training that was stopped took longer.
         compared: results of the compared strategies (``--strategy compare``).
         forgetting: accuracy drop of the parent run's task; none without a parent, or if its images are gone.
@@ -118,7 +100,6 @@ class RunRecord(StrictModel):
     alarms: tuple[str, ...] = ()
     head_penalty: float | None
     interpolation_weight: float = 1.0
-    soup: SoupRecord | None = None
     compared: tuple[Compared, ...] = ()
     forgetting: Forgetting | None = None
     images: dict[Part, Annotated[int, Field(ge=0)]]
