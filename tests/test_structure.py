@@ -25,8 +25,6 @@ KNOWN = {
     "edgetl.cli.commands.prune.prune_command:parameters",
     "edgetl.cli.commands.serve.serve_command:lines",
     "edgetl.cli.commands.serve.serve_command:parameters",
-    "edgetl.cli.commands.train.train_command:lines",
-    "edgetl.cli.commands.train.train_command:parameters",
     "edgetl.cli.commands:modules",
     "edgetl.runtime.ir_check:fmt-skip",
     "edgetl.runtime.onnx_check:fmt-skip",

@@ -147,7 +147,7 @@ def test_a_checkpoint_of_another_recipe_is_not_continued(places: Path, tmp_path:
 
 def test_a_recipes_mistakes_are_named_together(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
-    path.write_text(RECIPE.replace("steps = 40", "steps = 0").replace("share = 2", "share = 0").replace('"tiny"', '"No Name"'))
+    path.write_text(RECIPE.replace("steps = 40", "steps = 0").replace("weight = 2", "weight = 0").replace('"tiny"', '"No Name"'))
     with pytest.raises(ConfigError, match=r"name: .*steps: .*images\.2\.weight: "):
         read_recipe(path)
     path.write_text(RECIPE.replace('teacher = "teacher"', ""))
