@@ -31,10 +31,10 @@ MAX_RANK = 8
 MAX_XML_BYTES = 2**26
 # Of one tensor, for one image.
 MAX_ELEMENTS = 2**28
-_ITEM_BYTES = {
-    "f64": 8, "f32": 4, "f16": 2, "bf16": 2, "f8e4m3": 1, "f8e5m2": 1, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "i4": 0.5, "u64": 8,
-    "u32": 4, "u16": 2, "u8": 1, "u4": 0.5, "u1": 0.125, "nf4": 0.5, "boolean": 1,
-}  # fmt: skip
+# Bytes of an element by its type; the number in a type's name is that of its bits.
+_ITEM_BYTES = {"boolean": 1.0, "bf16": 2.0, "f8e4m3": 1.0, "f8e5m2": 1.0, "nf4": 0.5} | {
+    kind: int(kind[1:]) / 8 for kind in "f64 f32 f16 i64 i32 i16 i8 i4 u64 u32 u16 u8 u4 u1".split()
+}
 # Children that an element may have, by its place; true where they may be repeated.
 _CHILDREN: dict[tuple[str, ...], dict[str, bool]] = {
     (): {"net": False},

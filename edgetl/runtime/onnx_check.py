@@ -33,56 +33,63 @@ _ORT_FORMAT = slice(4, 8), b"ORTM"
 _REFUSED_PROPERTIES = frozenset({"ort_config"})
 
 # Bytes of one element by TensorProto.DataType, and the field that may hold the values in place of raw_data. Two 4-bit numbers share a byte.
-_DATA_TYPES: dict[int, tuple[float, str]] = {
-    1: (4, "float_data"), 2: (1, "int32_data"), 3: (1, "int32_data"), 4: (2, "int32_data"), 5: (2, "int32_data"), 6: (4, "int32_data"),
-    7: (8, "int64_data"), 9: (1, "int32_data"), 10: (2, "int32_data"), 11: (8, "double_data"), 12: (4, "uint64_data"),
-    13: (8, "uint64_data"), 16: (2, "int32_data"), 21: (0.5, "int32_data"), 22: (0.5, "int32_data"),
-}  # fmt: skip
-_TYPED_DATA: dict[str, Kind] = {
-    "float_data": "float", "int32_data": "number", "int64_data": "number", "double_data": "double", "uint64_data": "number"
-}  # fmt: skip
+_ELEMENT_BYTES: dict[str, dict[int, float]] = {
+    "float_data": {1: 4},
+    "int32_data": {2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 9: 1, 10: 2, 16: 2, 21: 0.5, 22: 0.5},
+    "int64_data": {7: 8},
+    "double_data": {11: 8},
+    "uint64_data": {12: 4, 13: 8},
+}
+_DATA_TYPES = {code: (size, field) for field, sizes in _ELEMENT_BYTES.items() for code, size in sizes.items()}
+_TYPED_DATA: dict[str, Kind] = {**dict.fromkeys(_ELEMENT_BYTES, "number"), "float_data": "float", "double_data": "double"}
 # By AttributeProto.AttributeType: the field that holds the value.
 _ATTRIBUTE_TYPES = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints", 8: "strings"}
 _ATTRIBUTE_FIELDS = frozenset(_ATTRIBUTE_TYPES.values())
 
-# Fields of onnx.proto, without those that edgetl does not export.
-_PROPERTY = schema((1, "key", "text"), (2, "value", "text"))
-_OPERATOR_SET = schema((1, "domain", "text"), (2, "version", "number"))
+# Fields of onnx.proto (number, name, kind, * if repeated), without those that edgetl does not export.
+_PROPERTY = schema("1 key text, 2 value text")
+_OPERATOR_SET = schema("1 domain text, 2 version number")
 _MODEL = schema(
-    (1, "ir_version", "number"), (2, "producer_name", "text"), (3, "producer_version", "text"), (4, "domain", "text"),
-    (5, "model_version", "number"), (6, "doc_string", "text"), (7, "graph", "bytes"), (8, "opset_import", "bytes", "repeated"),
-    (14, "metadata_props", "bytes", "repeated"),
-)  # fmt: skip
+    "1 ir_version number, 2 producer_name text, 3 producer_version text, 4 domain text, 5 model_version number, 6 doc_string text, 7 "
+    "graph bytes, 8 opset_import bytes*, 14 metadata_props bytes*"
+)
 _GRAPH = schema(
-    (1, "node", "bytes", "repeated"), (2, "name", "text"), (5, "initializer", "bytes", "repeated"), (10, "doc_string", "text"),
-    (11, "input", "bytes", "repeated"), (12, "output", "bytes", "repeated"), (13, "value_info", "bytes", "repeated"),
-    (16, "metadata_props", "bytes", "repeated"),
-)  # fmt: skip
+    "1 node bytes*, 2 name text, 5 initializer bytes*, 10 doc_string text, 11 input bytes*, 12 output bytes*, 13 value_info bytes*, "
+    "16 metadata_props bytes*"
+)
 _NODE = schema(
-    (1, "input", "text", "repeated"), (2, "output", "text", "repeated"), (3, "name", "text"), (4, "op_type", "text"),
-    (5, "attribute", "bytes", "repeated"), (6, "doc_string", "text"), (7, "domain", "text"), (9, "metadata_props", "bytes", "repeated"),
-)  # fmt: skip
+    "1 input text*, 2 output text*, 3 name text, 4 op_type text, 5 attribute bytes*, 6 doc_string text, 7 domain text, 9 "
+    "metadata_props bytes*"
+)
 _ATTRIBUTE = schema(
-    (1, "name", "text"), (2, "f", "float"), (3, "i", "number"), (4, "s", "bytes"), (5, "t", "bytes"), (7, "floats", "float", "repeated"),
-    (8, "ints", "number", "repeated"), (9, "strings", "bytes", "repeated"), (13, "doc_string", "text"), (20, "type", "number"),
-)  # fmt: skip
+    "1 name text, 2 f float, 3 i number, 4 s bytes, 5 t bytes, 7 floats float*, 8 ints number*, 9 strings bytes*, 13 doc_string text, "
+    "20 type number"
+)
 _TENSOR = schema(
-    (1, "dims", "number", "repeated"), (2, "data_type", "number"), (4, "float_data", "float", "repeated"),
-    (5, "int32_data", "number", "repeated"), (7, "int64_data", "number", "repeated"), (8, "name", "text"), (9, "raw_data", "bytes"),
-    (10, "double_data", "double", "repeated"), (11, "uint64_data", "number", "repeated"), (12, "doc_string", "text"),
-    (13, "external_data", "bytes", "repeated"), (14, "data_location", "number"), (16, "metadata_props", "bytes", "repeated"),
-)  # fmt: skip
-_VALUE = schema((1, "name", "text"), (2, "type", "bytes"), (3, "doc_string", "text"), (4, "metadata_props", "bytes", "repeated"))
-_TYPE = schema((1, "tensor_type", "bytes"), (6, "denotation", "text"))
-_TENSOR_TYPE = schema((1, "elem_type", "number"), (2, "shape", "bytes"))
-_SHAPE = schema((1, "dim", "bytes", "repeated"))
-_DIMENSION = schema((1, "dim_value", "number"), (2, "dim_param", "text"), (3, "denotation", "text"))
+    "1 dims number*, 2 data_type number, 4 float_data float*, 5 int32_data number*, 7 int64_data number*, 8 name text, 9 raw_data "
+    "bytes, 10 double_data double*, 11 uint64_data number*, 12 doc_string text, 13 external_data bytes*, 14 data_location number, 16 "
+    "metadata_props bytes*"
+)
+_VALUE = schema("1 name text, 2 type bytes, 3 doc_string text, 4 metadata_props bytes*")
+_TYPE = schema("1 tensor_type bytes, 6 denotation text")
+_TENSOR_TYPE = schema("1 elem_type number, 2 shape bytes")
+_SHAPE = schema("1 dim bytes*")
+_DIMENSION = schema("1 dim_value number, 2 dim_param text, 3 denotation text")
 # By the message's name in onnx.proto; compared with it by a test.
 SCHEMAS: dict[str, Schema] = {
-    "StringStringEntryProto": _PROPERTY, "OperatorSetIdProto": _OPERATOR_SET, "ModelProto": _MODEL, "GraphProto": _GRAPH,
-    "NodeProto": _NODE, "AttributeProto": _ATTRIBUTE, "TensorProto": _TENSOR, "ValueInfoProto": _VALUE, "TypeProto": _TYPE,
-    "Tensor": _TENSOR_TYPE, "TensorShapeProto": _SHAPE, "Dimension": _DIMENSION,
-}  # fmt: skip
+    "StringStringEntryProto": _PROPERTY,
+    "OperatorSetIdProto": _OPERATOR_SET,
+    "ModelProto": _MODEL,
+    "GraphProto": _GRAPH,
+    "NodeProto": _NODE,
+    "AttributeProto": _ATTRIBUTE,
+    "TensorProto": _TENSOR,
+    "ValueInfoProto": _VALUE,
+    "TypeProto": _TYPE,
+    "Tensor": _TENSOR_TYPE,
+    "TensorShapeProto": _SHAPE,
+    "Dimension": _DIMENSION,
+}
 
 
 def check_onnx(model: bytes) -> tuple[str, ...]:

@@ -13,10 +13,8 @@ from edgetl.errors import EngineError, first_line
 from edgetl.runtime.ports import FLOAT32, UINT8, Port, Ports
 from edgetl.runtime.releases import need
 
-_ERRORS = (
-    _state.Fail, _state.InvalidArgument, _state.InvalidGraph, _state.InvalidProtobuf, _state.NotImplemented, _state.RuntimeException,
-    _state.NoModel, _state.EPFail, RuntimeError, ValueError,
-)  # fmt: skip
+_MODEL_ERRORS = (_state.InvalidArgument, _state.InvalidGraph, _state.InvalidProtobuf, _state.NoModel, _state.NotImplemented)
+_ERRORS = (*_MODEL_ERRORS, _state.Fail, _state.RuntimeException, _state.EPFail, RuntimeError, ValueError)
 
 
 class OrtEngine:

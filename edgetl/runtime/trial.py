@@ -41,7 +41,7 @@ def memory_for(model_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a trial may use.
+    """Limits of a trial.
 
     Attributes:
         memory_bytes: private writable memory beyond the interpreter's own, where the system can limit it; mapped libraries do not count.
@@ -58,7 +58,7 @@ class Limits:
 
 
 class _Job(StrictModel):
-    """What the child is told, in one line before the files."""
+    """Job of the child process: one line of JSON before the files."""
 
     format: Format
     sizes: tuple[int, ...]
@@ -70,7 +70,7 @@ class _Job(StrictModel):
 
 
 class _Report(StrictModel):
-    """What the child answers."""
+    """Report of the child process."""
 
     error: str = ""
 
@@ -78,7 +78,7 @@ class _Report(StrictModel):
 def try_variant(bundle: Bundle, variant: Variant, *, limits: Limits | None = None) -> None:
     """Load one variant and run one black image in a process of its own, within ``limits``. Takes about a second.
 
-    Without the engine nothing is tried: ``load`` says what to install.
+    Without the engine nothing is tried; ``load`` then reports what to install.
 
     Raises:
         IntegrityError: a file is not the one that the manifest names.
@@ -92,9 +92,14 @@ def try_variant(bundle: Bundle, variant: Variant, *, limits: Limits | None = Non
     shape = (1, *variant.input_shape(bundle.manifest.preprocess))
     labels = len(bundle.manifest.labels)
     job = _Job(
-        format=variant.format, sizes=sizes, shape=shape, labels=labels, memory_bytes=allowed.memory_bytes, cpu_s=allowed.cpu_s,
+        format=variant.format,
+        sizes=sizes,
+        shape=shape,
         pixels=variant.input_form == "uint8",
-    )  # fmt: skip
+        labels=labels,
+        memory_bytes=allowed.memory_bytes,
+        cpu_s=allowed.cpu_s,
+    )
     problem = _run_child(job, files, allowed)
     if problem:
         raise EngineError(
@@ -104,26 +109,27 @@ def try_variant(bundle: Bundle, variant: Variant, *, limits: Limits | None = Non
 
 
 def _run_child(job: _Job, files: Sequence[bytes], limits: Limits) -> str:
-    """What went wrong; empty where nothing did."""
+    """Description of the failure; empty if there is none."""
     given = b"".join([job.model_dump_json().encode(), b"\n", *files])
     try:
+        command, nowhere = child_command(__name__, run_trial.__name__), subprocess.DEVNULL
+        environment = child_environment()
         done = subprocess.run(
-            child_command(__name__, answer.__name__), env=child_environment(), input=given, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, timeout=limits.wall_s, check=False,
-        )  # fmt: skip
+            command, env=environment, input=given, stdout=subprocess.PIPE, stderr=nowhere, timeout=limits.wall_s, check=False
+        )
     except subprocess.TimeoutExpired:
         return f"it did not end within {limits.wall_s:g} s"
     except OSError as error:
         return f"{sys.executable or 'no interpreter'} could not be started ({error.strerror})"
     if done.returncode < 0:
-        return _told_by_signal(-done.returncode)
+        return _describe_signal(-done.returncode)
     try:
-        return parse_json(done.stdout, _Report, EngineError, name="the answer").error
+        return parse_json(done.stdout, _Report, EngineError, name="the report").error
     except EngineError:
-        return f"it ended with code {done.returncode} and without an answer"
+        return f"it ended with code {done.returncode} and without a report"
 
 
-def _told_by_signal(number: int) -> str:
+def _describe_signal(number: int) -> str:
     known = {item.value: item.name for item in signal.Signals}
     name = known.get(number, str(number))
     if name == "SIGXCPU":
@@ -131,8 +137,8 @@ def _told_by_signal(number: int) -> str:
     return f"it was killed by {name}, as happens when an engine crashes on a file or has too little memory"
 
 
-def answer() -> None:
-    """The child: read a job and its files from the standard input, try them, and report on the standard output."""
+def run_trial() -> None:
+    """Run in the child process: read a job and its files from the standard input, try them, and report on the standard output."""
     # Engines may print; only the report may reach the parent.
     report = os.dup(1)
     with open(os.devnull, "wb") as nowhere:

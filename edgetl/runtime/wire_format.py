@@ -24,7 +24,7 @@ Schema: TypeAlias = dict[int, tuple[str, Kind, bool, bool]]
 
 
 class WireFormatError(Exception):
-    """Bytes that are not a message of the schema, or one with more than one reading."""
+    """Bytes that are not a message of the schema, or one that parsers read in more than one way."""
 
 
 class Message(dict[str, list[Value]]):
@@ -54,13 +54,18 @@ class Message(dict[str, list[Value]]):
         return [value for value in self.get(name, ()) if isinstance(value, memoryview)]
 
 
-def schema(*fields: tuple[int, str, Kind] | tuple[int, str, Kind, Literal["repeated"]]) -> Schema:
-    """The schema of a message from number, name and kind of each field; a repeated number may be packed."""
+def schema(fields: str) -> Schema:
+    """Schema of a message from number, name and kind of each field, such as ``1 dims number*, 2 data_type number``.
+
+    ``*`` marks a repeated field; a repeated number may be packed.
+    """
     found: Schema = {}
-    for number, name, kind, *repeated in fields:
-        found[number << 3 | _WIRE_TYPES[kind]] = name, kind, bool(repeated), False
+    kinds: dict[str, Kind] = {kind: kind for kind in _WIRE_TYPES}
+    for number, name, word in (field.split() for field in fields.split(", ")):
+        kind, repeated = kinds[word.removesuffix("*")], word.endswith("*")
+        found[int(number) << 3 | _WIRE_TYPES[kind]] = name, kind, repeated, False
         if repeated and kind in ("number", "float", "double"):
-            found[number << 3 | 2] = name, kind, True, True
+            found[int(number) << 3 | 2] = name, kind, True, True
     return found
 
 

@@ -15,7 +15,7 @@ from edgetl.serve.workers.messages import Stages
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-class Meters:
+class Metrics:
     """One server's registry."""
 
     def __init__(self) -> None:
@@ -59,10 +59,10 @@ class Meters:
             self.preprocess.labels(model).observe(stages.preprocess)
 
 
-def resident_bytes(pids: list[int]) -> int:
+def resident_bytes(process_ids: list[int]) -> int:
     """Memory of processes, where the system tells; what they share counts in each."""
     total = 0
-    for pid in pids:
+    for pid in process_ids:
         with suppress(OSError, ValueError, IndexError):
             total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
     return total

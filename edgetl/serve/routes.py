@@ -20,40 +20,26 @@ from starlette.routing import Route
 
 from edgetl.core.decoding import decode, prediction_json
 from edgetl.errors import RequestError
+from edgetl.serve.config import ServeConfig
 from edgetl.serve.connections.refusal import BUSY, RETRY_AFTER_S
-from edgetl.serve.metrics import Meters, resident_bytes
+from edgetl.serve.metrics import Metrics, resident_bytes
 from edgetl.serve.model_cards import cards
 from edgetl.serve.page import page_routes
 from edgetl.serve.protocol.body import Bodies, content_encoding
 from edgetl.serve.protocol.content import Upload
 from edgetl.serve.protocol.models import Model
-from edgetl.serve.protocol.open_inference import HEADER_LENGTH, Asked, is_count, write_answer
+from edgetl.serve.protocol.open_inference import HEADER_LENGTH, ResponseSpec, is_count, write_response
 from edgetl.serve.protocol.openapi import document
 from edgetl.serve.service import Service
-from edgetl.serve.workers.messages import Done, Job, Stages
-from edgetl.serve.workers.pool import DeadlineError, Team
+from edgetl.serve.workers.messages import Job, Result, Stages
+from edgetl.serve.workers.pool import DeadlineError, WorkerPool
 
 EXTENSIONS = ["binary_tensor_data", "classification"]
 _TIMEOUT_HEADER = "request-timeout-ms"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of requests.
-
-    Attributes:
-        max_body_bytes: also of a body once it is decompressed.
-        max_batch: images in one request.
-        requests: inside at once, those that wait included; a request whose body is still arriving is not inside.
-        deadline_s: a request's inference begins within this, or not at all; clients may lower it (header ``Request-Timeout-Ms``).
-        body_timeout_s: a body arrives within this, and at a minimum rate (``serve.body``).
-    """
-
-    max_body_bytes: int = 16_000_000
-    max_batch: int = 16
-    requests: int = 66
-    deadline_s: float = 10.0
-    body_timeout_s: float = 30.0
+# Images of one request.
+_MAX_BATCH = 16
+# A body arrives within this, and at a minimum rate (``protocol.body``).
+_BODY_TIMEOUT_S = 30.0
 
 
 class BusyError(RequestError):
@@ -64,42 +50,42 @@ class BusyError(RequestError):
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class _Inference:
     """One request's answer, and how long it took."""
 
-    asked: Asked
+    response: ResponseSpec
     model: Model
     logits: NDArray[np.float32]
     headers: dict[str, str]
 
 
 class Server:
-    """A service, and the routes to it."""
+    """Routes to a service, and the admission of requests."""
 
-    def __init__(self, service: Service, limits: Limits) -> None:
-        self._service, self._limits = service, limits
+    def __init__(self, service: Service, config: ServeConfig) -> None:
+        self._service, self._config = service, config
         self._inside = 0
         # As much memory as the requests that are inside may hold.
-        together = limits.requests * limits.max_body_bytes
-        self._bodies = Bodies(max_bytes=limits.max_body_bytes, together=together, timeout_s=limits.body_timeout_s)
-        self.meters = Meters()
-        self.meters.serve(service.team.models)
-        self.meters.inside.set_function(lambda: self._inside)
-        self.meters.waiting.set_function(lambda: service.team.waiting)
-        self.meters.workers_memory.set_function(lambda: resident_bytes(service.team.pids))
-        service.on_replaced = self.meters.replaced.inc
+        together = config.max_requests * config.max_body_bytes
+        self._bodies = Bodies(max_bytes=config.max_body_bytes, together=together, timeout_s=_BODY_TIMEOUT_S)
+        self.metrics = Metrics()
+        self.metrics.serve(service.pool.models)
+        self.metrics.inside.set_function(lambda: self._inside)
+        self.metrics.waiting.set_function(lambda: service.pool.waiting)
+        self.metrics.workers_memory.set_function(lambda: resident_bytes(service.pool.process_ids))
+        service.on_replaced = self.metrics.replaced.inc
         service.on_reload = self._reloaded
         self.draining = False
 
     @property
     def full(self) -> bool:
         """True if the limit of requests inside is reached."""
-        return self._inside >= self._limits.requests
+        return self._inside >= self._config.max_requests
 
     @property
     def ready(self) -> bool:
         """Whether to send requests here."""
-        return not self.draining and self._service.team.ready
+        return not self.draining and self._service.pool.ready
 
     def app(self) -> Starlette:
         """The routes."""
@@ -137,80 +123,78 @@ class Server:
 
     async def _model_metadata(self, request: Request) -> Response:
         model = self._named(request)
-        return JSONResponse(model.metadata(self._service.team.models.versions(model.name)))
+        return JSONResponse(model.metadata(self._service.pool.models.versions(model.name)))
 
     async def _model_ready(self, request: Request) -> Response:
         model = self._named(request)
         return JSONResponse({"name": model.name, "ready": self.ready}, 200 if self.ready else 503)
 
     def _named(self, request: Request) -> Model:
-        return self._service.team.models.find(request.path_params["model"], request.path_params.get("version"))
+        return self._service.pool.models.find(request.path_params["model"], request.path_params.get("version"))
 
     async def _metrics(self, _request: Request) -> Response:
-        return Response(generate_latest(self.meters.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _cards(self, _request: Request) -> Response:
-        return JSONResponse({"models": cards(self._service.team.models), "max_body_bytes": self._limits.max_body_bytes})
+        return JSONResponse({"models": cards(self._service.pool.models), "max_body_bytes": self._config.max_body_bytes})
 
     async def _openapi(self, _request: Request) -> Response:
-        return JSONResponse(document(self._service.team.models, package_version("edgetl")))
+        return JSONResponse(document(self._service.pool.models, package_version("edgetl")))
 
     async def _infer(self, request: Request) -> Response:
-        found = await self._answer(request, "infer", request.path_params["model"], request.path_params.get("version"))
-        body, header_length = write_answer(found.asked, found.model.answered(found.logits))
+        found = await self._respond_to(request, "infer", request.path_params["model"], request.path_params.get("version"))
+        body, header_length = write_response(found.response, found.model.outputs(found.logits))
         if header_length is None:
             return Response(body, media_type="application/json", headers=found.headers)
         return Response(body, media_type="application/octet-stream", headers={HEADER_LENGTH: str(header_length), **found.headers})
 
     async def _predict(self, request: Request) -> Response:
         """One encoded image, as the body or as the only file of a form, for the model that ``?model=`` names or the first."""
-        name = request.query_params.get("model") or self._service.team.models.names[0]
-        found = await self._answer(request, "predict", name, request.query_params.get("version"))
+        name = request.query_params.get("model") or self._service.pool.models.names[0]
+        found = await self._respond_to(request, "predict", name, request.query_params.get("version"))
         decoding = found.model.decoding
         (prediction,) = decode(decoding, found.logits)
         answer = {"model": found.model.name, "version": found.model.version, **prediction_json(decoding, prediction)}
         return JSONResponse(answer, headers=found.headers)
 
-    async def _answer(self, request: Request, endpoint: str, name: str, version: str | None) -> _Outcome:
+    async def _respond_to(self, request: Request, endpoint: str, name: str, version: str | None) -> _Inference:
         """Read, admit, wait, compute; whatever happens is counted."""
         begin, code = time.monotonic(), 500
-        with self._service.holding() as team:
-            model = team.models.find(name, version)
+        with self._service.acquire() as pool:
+            model = pool.models.find(name, version)
             try:
-                done, arrived = await self._computed(request, endpoint, team, model)
+                done, arrived = await self._computed(request, endpoint, pool, model)
                 if done.logits is None:
-                    raise DeadlineError if done.status == 504 else RequestError(done.status, done.said)
+                    raise DeadlineError if done.status == 504 else RequestError(done.status, done.message)
                 if not np.isfinite(done.logits).all():
-                    self.meters.nonfinite.labels(model.name).inc()
+                    self.metrics.nonfinite.labels(model.name).inc()
                     raise RequestError(
                         500, "the network's output has values that are not finite (NaN or infinite), so there is no prediction."
                     )
                 code, end = 200, time.monotonic()
                 stages = replace(done.stages, queue=max(0.0, end - arrived - done.stages.computing))
-                self.meters.computed(model.name, stages)
-                return _Outcome(done.asked, model, done.logits, self._headers(stages, end - begin))
+                self.metrics.computed(model.name, stages)
+                return _Inference(done.response, model, done.logits, self._headers(stages, end - begin))
             except RequestError as error:
                 code = error.status
                 if isinstance(error, BusyError | DeadlineError):
-                    self.meters.rejected.labels("queue full" if isinstance(error, BusyError) else "deadline").inc()
+                    self.metrics.rejected.labels("queue full" if isinstance(error, BusyError) else "deadline").inc()
                 raise
             finally:
-                self.meters.requests.labels(model.name, model.version, str(code)).inc()
-                self.meters.duration.labels(model.name).observe(time.monotonic() - begin)
+                self.metrics.requests.labels(model.name, model.version, str(code)).inc()
+                self.metrics.duration.labels(model.name).observe(time.monotonic() - begin)
 
-    async def _computed(self, request: Request, endpoint: str, team: Team, model: Model) -> tuple[Done, float]:
+    async def _computed(self, request: Request, endpoint: str, pool: WorkerPool, model: Model) -> tuple[Result, float]:
         """The worker's answer, and when the body was complete. The body is not parsed here: that would block every other request."""
         deadline = time.monotonic() + self._deadline_s(request)
         if self.full:
             raise BusyError
-        upload = Upload(
-            b"", endpoint, content_encoding(request), request.headers.get("content-type", ""), request.headers.get(HEADER_LENGTH),
-            self._limits.max_body_bytes, self._limits.max_batch,
-        )  # fmt: skip
-        upload = replace(upload, body=await self._bodies.read(request))
+        headers = content_encoding(request), request.headers.get("content-type", ""), request.headers.get(HEADER_LENGTH)
+        body = await self._bodies.read(request)
+        upload = Upload(body, endpoint, *headers, self._config.max_body_bytes, _MAX_BATCH)
         arrived = time.monotonic()
         with self._admitted():
-            return await team.run(Job(team.models.place(model), upload, deadline)), arrived
+            return await pool.run(Job(pool.models.place(model), upload, deadline)), arrived
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -233,14 +217,14 @@ class Server:
     def _deadline_s(self, request: Request) -> float:
         given = request.headers.get(_TIMEOUT_HEADER)
         if given is None:
-            return self._limits.deadline_s
+            return self._config.deadline_s
         if not is_count(given):
             raise RequestError(400, f"the header {_TIMEOUT_HEADER} takes whole milliseconds.")
-        return min(self._limits.deadline_s, int(given) / 1000)
+        return min(self._config.deadline_s, int(given) / 1000)
 
     def _reloaded(self, result: str) -> None:
-        self.meters.reloads.labels(result).inc()
-        self.meters.serve(self._service.team.models)
+        self.metrics.reloads.labels(result).inc()
+        self.metrics.serve(self._service.pool.models)
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""The process around the routes: uvicorn, signals, a drain, and clean errors for a port that is taken."""
+"""Server process: uvicorn, signals, reload, and draining."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -19,13 +18,14 @@ from typing import Any
 import uvicorn
 from prometheus_client import Counter
 
+from edgetl.serve.config import ServeConfig
 from edgetl.serve.connections.connection import Connection
 from edgetl.serve.connections.listener import accept_last, bind
-from edgetl.serve.connections.middleware import Gate, TurnedAway, log_refused
+from edgetl.serve.connections.middleware import AccessMiddleware, RejectionLog, log_refused, read_token
+from edgetl.serve.page import page_paths
 from edgetl.serve.protocol.models import Models
-from edgetl.serve.routes import Limits, Server
-from edgetl.serve.service import Service, Staff
-from edgetl.serve.workers.worker import Order
+from edgetl.serve.routes import Server
+from edgetl.serve.service import Service
 
 logger = logging.getLogger("edgetl.serve")
 
@@ -43,77 +43,48 @@ _HANDSHAKE_S = 5.0
 _OWN_DESCRIPTORS = 128
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where the server listens, and who may come in.
-
-    Attributes:
-        host: a name or an address.
-        port: TCP.
-        token: what clients must send; none lets everybody in.
-        certificate: with its key, PEM; none speaks plain HTTP.
-    """
-
-    host: str
-    port: int
-    token: bytes | None = None
-    certificate: tuple[Path, Path] | None = None
-
-    @property
-    def url(self) -> str:
-        """For people."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http{'s' if self.certificate else ''}://{host}:{self.port}"
+# Paths without a token: load balancers use them, and they return nothing about a model.
+_HEALTH_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 
 
-def serve(order: Order, staff: Staff, limits: Limits, address: Address, *, watch: bool = False, started: Callable[[Models], None]) -> None:
-    """Serve until SIGTERM or SIGINT; then readiness falls, a second later no new connection is taken, and what runs ends. A second signal
-    ends at once. SIGHUP loads the bundles anew.
+def serve(bundles: Sequence[Path], config: ServeConfig, *, started: Callable[[Models], None]) -> None:
+    """Serve until SIGTERM or SIGINT: readiness becomes false, a second later no new connection is accepted, and open requests finish.
+
+    A second signal ends at once. SIGHUP reloads the bundles.
 
     Args:
-        order: what to serve.
-        staff: by how many processes.
-        limits: of requests.
-        address: where.
-        watch: load a bundle anew also whenever its path leads to another manifest.
-        started: called once requests are answered.
+        bundles: each is a model.
+        config: address, workers, limits and access.
+        started: called when the server accepts requests.
 
     Raises:
         EdgetlError: a bundle cannot be served.
-        ConfigError: the address cannot be listened on.
+        ConfigError: the token cannot be read, or the address is not available.
     """
-    with bind(address.host, address.port) as listener, suppress(asyncio.CancelledError):
-        asyncio.run(_serve(order, staff, limits, address, listener, watch=watch, started=started))
+    token = read_token(config.token_file) if config.token_file else None
+    with bind(config.host, config.port) as listener, suppress(asyncio.CancelledError):
+        asyncio.run(_serve(bundles, config, token, listener, started))
 
 
 async def _serve(
-    order: Order, staff: Staff, limits: Limits, address: Address, listener: socket.socket, *, watch: bool, started: Callable[[Models], None]
+    bundles: Sequence[Path], config: ServeConfig, token: bytes | None, listener: socket.socket, started: Callable[[Models], None]
 ) -> None:
     # A signal that comes while bundles are loaded ends the process as it always would.
-    service = Service(order, staff)
+    service = Service(bundles, config)
     await service.start()
     try:
-        server = Server(service, limits)
-        certificate, key = address.certificate or (None, None)
-        Connection.most = _most_connections()
-        Connection.refused = staticmethod(partial(_refused, server))
-        Connection.full = staticmethod(lambda: server.full)
-        Connection.draining = False
-        Connection.turned_away = staticmethod(partial(_turned_away, server.meters.rejected.labels("queue full"), TurnedAway()))
-        config = uvicorn.Config(
-            Gate(server.app(), address.token), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
-            timeout_keep_alive=30, timeout_graceful_shutdown=DRAIN_S, server_header=False,
-            ssl_certfile=certificate, ssl_keyfile=key, proxy_headers=False,
-        )  # fmt: skip
-        draining = _Draining(config, server, lambda: started(service.team.models))
+        server = Server(service, config)
+        _prepare_connections(server)
+        app = AccessMiddleware(server.app(), token=token, open_paths=_HEALTH_PATHS | page_paths())
+        draining = _Draining(_uvicorn_config(app, config), server, lambda: started(service.pool.models))
         for number in (signal.SIGTERM, signal.SIGINT):
             # Until uvicorn handles signals itself; after its drain it raises them again for whoever did before, and that ends nothing.
-            signal.signal(number, draining.asked_early)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.ask_reload)
-        if watch:
+            signal.signal(number, draining.stop_early)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.request_reload)
+        if config.watch:
             service.watch()
         listener.setblocking(False)
-        asyncio.get_running_loop().set_exception_handler(_Troubles())
+        asyncio.get_running_loop().set_exception_handler(_LoopErrors())
         # What was loaded stays; the collector need not look through it again and again while requests wait.
         gc.collect()
         gc.freeze()
@@ -122,17 +93,43 @@ async def _serve(
         await service.close()
 
 
+def _prepare_connections(server: Server) -> None:
+    """Set the limits and callbacks of all connections of this process."""
+    Connection.most = _most_connections()
+    Connection.refused = staticmethod(partial(_refused, server))
+    Connection.full = staticmethod(lambda: server.full)
+    Connection.draining = False
+    Connection.rejected = staticmethod(partial(_count_rejected, server.metrics.rejected.labels("queue full"), RejectionLog()))
+
+
+def _uvicorn_config(app: AccessMiddleware, config: ServeConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=DRAIN_S,
+        server_header=False,
+        ssl_certfile=config.tls_cert,
+        ssl_keyfile=config.tls_key,
+        proxy_headers=False,
+    )
+
+
 def _refused(server: Server, client: str, status: int) -> None:
-    server.meters.malformed.labels(str(status)).inc()
+    server.metrics.malformed.labels(str(status)).inc()
     log_refused(client, status)
 
 
-def _turned_away(counter: Counter, log: TurnedAway, client: str) -> None:
+def _count_rejected(counter: Counter, log: RejectionLog, client: str) -> None:
     counter.inc()
     log.add(client)
 
 
-class _Troubles:
+class _LoopErrors:
     """What the event loop meets that is nobody's request, such as no descriptor left for a new connection: at most a line a second."""
 
     def __init__(self) -> None:
@@ -164,7 +161,7 @@ class _Draining(uvicorn.Server):
         self._server, self._started = server, started
         self.servers: list[asyncio.Server] = []
 
-    def asked_early(self, _sig: int, _frame: FrameType | None) -> None:
+    def stop_early(self, _sig: int, _frame: FrameType | None) -> None:
         """A signal before there is anything to drain."""
         self.should_exit = True
 

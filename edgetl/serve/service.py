@@ -1,12 +1,11 @@
-"""What is served now, and how something else takes its place: beside it, proven first, and whole."""
+"""Service: the worker pool that serves now, and its replacement by another after a reload."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgetl.core.bundle import open_bundle
@@ -15,39 +14,32 @@ from edgetl.errors import BundleError, EdgetlError
 from edgetl.runtime.engine import choose_variant
 from edgetl.runtime.trial import try_variant
 from edgetl.serve.background import spawn
+from edgetl.serve.config import ServeConfig
 from edgetl.serve.protocol.models import Models
-from edgetl.serve.workers.pool import Team
-from edgetl.serve.workers.worker import Order
+from edgetl.serve.workers.messages import WorkerConfig
+from edgetl.serve.workers.pool import WorkerPool
 
 logger = logging.getLogger("edgetl.serve")
 
 WATCH_S = 1.0
 
 
-@dataclass(frozen=True)
-class Staff:
-    """How many worker processes there are, and after how many seconds of silence one counts as hanging."""
-
-    processes: int = 1
-    hang_s: float = 30.0
-
-
 class Service:
-    """The team that answers now.
+    """Current worker pool.
 
     Attributes:
-        team: the one that new requests go to.
+        pool: of new requests.
         on_reload: called after each reload with ``done`` or ``refused``.
         on_replaced: called when a worker died or hung.
     """
 
-    def __init__(self, order: Order, staff: Staff) -> None:
-        self._order, self._staff = order, staff
-        self.team: Team
+    def __init__(self, bundles: Sequence[Path], config: ServeConfig) -> None:
+        self._bundles, self._config = tuple(bundles), config
+        self.pool: WorkerPool
         self.on_reload: Callable[[str], None] = lambda _result: None
         self.on_replaced: Callable[[], None] = lambda: None
         self._reloading = asyncio.Lock()
-        self._asked = False
+        self._requested = False
         self._seen: list[tuple[int, ...] | None] = []
         self._background: set[asyncio.Task[None]] = set()
 
@@ -58,21 +50,22 @@ class Service:
             EdgetlError: one cannot be served.
         """
         self._seen = self._marks()
-        self.team = await self._assemble()
+        self.pool = await self._assemble()
 
-    async def _assemble(self) -> Team:
+    async def _assemble(self) -> WorkerPool:
         """Start workers for the bundles that the paths lead to now, after a trial of each within limits.
 
         Raises:
             EdgetlError: a bundle cannot be served, or failed its trial.
         """
-        # Links are followed now: whoever replaces a worker later must load what this team serves, not what a link points to by then.
+        # Links are followed now: a worker that is replaced later must load what this pool serves, not what a link points to by then.
         try:
-            order = replace(self._order, bundles=tuple(path.resolve() for path in self._order.bundles))
+            bundles = tuple(path.resolve() for path in self._bundles)
         except (OSError, RuntimeError) as error:
             raise BundleError(f"a bundle's path leads nowhere: {error}.") from error
-        await asyncio.to_thread(_try_all, order)
-        return await Team.start(order, count=self._staff.processes, hang_s=self._staff.hang_s, events=self)
+        await asyncio.to_thread(_try_all, bundles, self._config.variant)
+        worker = WorkerConfig(bundles, self._config.variant, self._config.worker_threads, self._config.batch, self._config.max_body_bytes)
+        return await WorkerPool.start(worker, count=self._config.processes, hang_s=self._config.hang_s, events=self)
 
     def replaced(self) -> None:
         """As ``Events`` says."""
@@ -80,42 +73,42 @@ class Service:
 
     def changed(self) -> None:
         """As ``Events`` says."""
-        self.ask_reload()
+        self.request_reload()
 
     @contextmanager
-    def holding(self) -> Iterator[Team]:
-        """The team, which stays until this ends, whatever is loaded meanwhile."""
-        team = self.team
-        team.users += 1
+    def acquire(self) -> Iterator[WorkerPool]:
+        """The current pool, which is kept until the block ends, whatever is loaded meanwhile."""
+        pool = self.pool
+        pool.users += 1
         try:
-            yield team
+            yield pool
         finally:
-            team.leave()
+            pool.leave()
 
-    def ask_reload(self) -> None:
+    def request_reload(self) -> None:
         """Reload, in the background; whoever asks while another waits for its turn gets what that one loads."""
-        if not self._asked:
-            self._asked = True
+        if not self._requested:
+            self._requested = True
             self._spawn(self.reload(), "reload")
 
     async def reload(self) -> None:
         """Load what the paths lead to now, beside what is served; swap when it has proven itself, else leave everything as it is."""
         async with self._reloading:
-            self._asked = False
+            self._requested = False
             try:
-                team = await self._assemble()
+                pool = await self._assemble()
             except (EdgetlError, OSError, RuntimeError, ValueError) as error:
                 logger.error("not reloaded, the old one goes on: %s", error)
                 self.on_reload("refused")
                 return
-            if older := _step_back(team.models, self.team.models):
-                await team.retire()
+            if older := _step_back(pool.models, self.pool.models):
+                await pool.retire()
                 logger.error("not reloaded, the old one goes on: %s", older)
                 self.on_reload("refused")
                 return
-            old, self.team = self.team, team
+            old, self.pool = self.pool, pool
             self._spawn(old.retire(), "end of the old workers")
-            logger.info("reloaded: %s", ", ".join(f"{name} {' '.join(team.models.versions(name))}" for name in team.models.names))
+            logger.info("reloaded: %s", ", ".join(f"{name} {' '.join(pool.models.versions(name))}" for name in pool.models.names))
             self.on_reload("done")
 
     def _spawn(self, work: Coroutine[object, object, None], name: str, failed: Callable[[], None] = lambda: None) -> None:
@@ -138,22 +131,22 @@ class Service:
             await self.reload()
 
     def _marks(self) -> list[tuple[int, ...] | None]:
-        return [_mark(path / MANIFEST_NAME) for path in self._order.bundles]
+        return [_mark(path / MANIFEST_NAME) for path in self._bundles]
 
     async def close(self) -> None:
         """End every worker."""
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        self.team.users = 0
-        await self.team.retire()
+        self.pool.users = 0
+        await self.pool.retire()
 
 
-def _try_all(order: Order) -> None:
+def _try_all(bundles: Sequence[Path], variant: str | None) -> None:
     """Load each bundle's variant and run one image in a limited process, before a worker does."""
-    for path in order.bundles:
+    for path in bundles:
         bundle = open_bundle(path)
-        try_variant(bundle, choose_variant(bundle, order.variant))
+        try_variant(bundle, choose_variant(bundle, variant))
 
 
 def _mark(path: Path) -> tuple[int, ...] | None:

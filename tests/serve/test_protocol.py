@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetl.errors import RequestError
-from edgetl.serve.protocol.open_inference import Answered, Port, read_request, write_answer
+from edgetl.serve.protocol.open_inference import InputPort, ModelOutputs, read_request, write_response
 
-PORT = Port("input", "FP32", (3, 2, 2))
+PORT = InputPort("input", "FP32", (3, 2, 2))
 LABELS = ("a", "b", "c")
 
 
-def _read(value: object, binary: bytes = b"", port: Port = PORT) -> Any:
+def _read(value: object, binary: bytes = b"", port: InputPort = PORT) -> Any:
     header = json.dumps(value).encode()
     return read_request(header + binary, str(len(header)) if binary else None, port, max_batch=4)
 
@@ -152,7 +152,7 @@ def test_bytes_elements_must_end_where_the_body_ends() -> None:
 
 
 def test_pixels_are_whole_numbers_of_a_byte() -> None:
-    port = Port("input", "UINT8", (2, 2, 3))
+    port = InputPort("input", "UINT8", (2, 2, 3))
     request = _read(_input(datatype="UINT8", shape=[1, 2, 2, 3], data=[255] * 12), port=port)
     assert request.tensor.dtype == np.uint8
     for data in ([256] * 12, [-1] * 12, [0.5] * 12):
@@ -162,9 +162,9 @@ def test_pixels_are_whole_numbers_of_a_byte() -> None:
 
 def test_an_answer_is_numbers_labels_or_bytes() -> None:
     scores = np.array([[0.1, 0.7, 0.2]], np.float32)
-    answered = Answered("m", "3", LABELS, scores, scores)
+    answered = ModelOutputs("m", "3", LABELS, scores, scores)
     outputs = [{"name": "scores"}, {"name": "logits", "parameters": {"binary_data": True, "classification": 2}}]
-    body, length = write_answer(_read({**_input(), "id": "é", "outputs": outputs}).asked, answered)
+    body, length = write_response(_read({**_input(), "id": "é", "outputs": outputs}).response, answered)
     assert length is not None
     header = json.loads(body[:length])
     assert header["id"] == "é" and header["model_version"] == "3"

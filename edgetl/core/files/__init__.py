@@ -1,1 +1,1 @@
-"""files"""
+"""Files: atomic writing, safe opening, names as text, differences between platforms."""

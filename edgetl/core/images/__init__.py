@@ -1,1 +1,1 @@
-"""images"""
+"""Images: decoding, intensity rules, signatures and limits of formats."""

@@ -1,1 +1,1 @@
-"""output"""
+"""Output folders: checks, locks, atomic replacement, recognition of own files."""

@@ -1,1 +1,1 @@
-"""system"""
+"""System: host, CPU quota, load, memory, child interpreters."""

@@ -1,1 +1,1 @@
-"""content"""
+"""Content of image files: integrity, colors, segmentation masks."""

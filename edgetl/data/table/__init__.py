@@ -1,1 +1,1 @@
-"""table"""
+"""Tables of labels (CSV): columns, files, rows, scan."""

@@ -53,7 +53,7 @@ class Connection(HttpToolsProtocol):
     most: ClassVar[int] = 1024
     refused: ClassVar[Callable[[str, int], None]] = staticmethod(lambda _client, _status: None)
     full: ClassVar[Callable[[], bool]] = staticmethod(lambda: False)
-    turned_away: ClassVar[Callable[[str], None]] = staticmethod(lambda _client: None)
+    rejected: ClassVar[Callable[[str], None]] = staticmethod(lambda _client: None)
     draining: ClassVar[bool] = False
     # Connections that wait for their client (for a request, its head or its body), in the order in which they began to wait.
     _waiting: ClassVar[dict[Connection, None]] = {}
@@ -243,7 +243,7 @@ class Connection(HttpToolsProtocol):
         self._wait_for_client()
         self._within(BODY_S)
         if method == b"POST" and not self._answering() and type(self).full():
-            self._turn_away()
+            self._reject()
         else:
             self._admit()
 
@@ -258,12 +258,12 @@ class Connection(HttpToolsProtocol):
             if behind and not previous.response_started:
                 previous.keep_alive = True
 
-    def _turn_away(self) -> None:
+    def _reject(self) -> None:
         """Respond with 503 and discard the body."""
         self._last = self.draining or not self.parser.should_keep_alive()
         self.transport.write(busy(self.headers, last=self._last))
         self.cycle = ANSWERED
-        type(self).turned_away((self.client or ("", 0))[0])
+        type(self).rejected((self.client or ("", 0))[0])
 
     def on_chunk_header(self) -> None:
         """Another chunk of the body begins."""

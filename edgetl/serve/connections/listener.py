@@ -22,8 +22,12 @@ _SO_ATTACH_FILTER = 26
 _LOAD_BYTE, _AND, _JUMP_EQUAL, _RETURN = 0x30, 0x54, 0x15, 0x06
 _FLAGS_AT, _SYN, _ACK = 13, 0x02, 0x10
 _DROP_SYN = (
-    (_LOAD_BYTE, 0, 0, _FLAGS_AT), (_AND, 0, 0, _SYN | _ACK), (_JUMP_EQUAL, 0, 1, _SYN), (_RETURN, 0, 0, 0), (_RETURN, 0, 0, 0xFFFF_FFFF),
-)  # fmt: skip
+    (_LOAD_BYTE, 0, 0, _FLAGS_AT),
+    (_AND, 0, 0, _SYN | _ACK),
+    (_JUMP_EQUAL, 0, 1, _SYN),
+    (_RETURN, 0, 0, 0),
+    (_RETURN, 0, 0, 0xFFFF_FFFF),
+)
 # Seconds within which pending handshakes end.
 _HANDSHAKES_S = 0.1
 _MAX_FAILURES = 20

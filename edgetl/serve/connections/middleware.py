@@ -1,4 +1,4 @@
-"""What stands before every route: who may come in, under which id, and the line about it in the access log."""
+"""Access middleware: bearer token, request ids, and the access log."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,12 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgetl.core.files.plain import open_plain
 from edgetl.errors import ConfigError
-from edgetl.serve.page import page_paths
 
 access = logging.getLogger("edgetl.access")
 
-# Whoever looks after the server, and the page that asks for the token, come in without one: neither says anything about a model.
-OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 REQUEST_ID = b"x-request-id"
 SOUND_ID = re.compile(rb"[\x20-\x7e]{1,128}")
 _MIN_TOKEN = 16
@@ -48,11 +46,37 @@ def read_token(path: Path) -> bytes:
     return token
 
 
-class Gate:
-    """ASGI around ASGI."""
+@dataclass(frozen=True)
+class _Entry:
+    """Entry of the access log; ``status`` 0: the client closed the connection before a response."""
 
-    def __init__(self, app: ASGIApp, token: bytes | None = None) -> None:
-        self._app, self._token, self._open = app, token, OPEN_PATHS | page_paths()
+    client: str
+    status: int
+    id: str = ""
+    method: str = ""
+    path: str = ""
+    bytes: int = 0
+    seconds: float = 0.0
+    count: int = 1
+
+    def write(self) -> None:
+        """Log one line of JSON, whose escapes leave no control character in it."""
+        now = time.time()
+        values = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z",
+            **{name: getattr(self, name) for name in ("id", "client", "method")},
+            "path": quote(self.path, safe="/:.")[:_MAX_LOGGED_PATH],
+            **{name: getattr(self, name) for name in ("status", "count", "bytes")},
+            "ms": round(self.seconds * 1000, 3),
+        }
+        access.info(json.dumps(values))
+
+
+class AccessMiddleware:
+    """ASGI middleware: bearer token, request id, access log. ``open_paths`` need no token."""
+
+    def __init__(self, app: ASGIApp, *, token: bytes | None = None, open_paths: frozenset[str] = frozenset()) -> None:
+        self._app, self._token, self._open = app, token, open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -77,16 +101,15 @@ class Gate:
 
         try:
             if not sound:
-                await _say(counted, 400, "the header X-Request-Id takes 1 to 128 printable ASCII characters.")
+                await _respond(counted, 400, "the header X-Request-Id takes 1 to 128 printable ASCII characters.")
             elif self._token is not None and scope["path"] not in self._open and not self._allowed(headers.get(b"authorization", b"")):
-                await _say(counted, 401, "this needs the server's token: Authorization: Bearer TOKEN", (b"www-authenticate", b"Bearer"))
+                await _respond(counted, 401, "this needs the server's token: Authorization: Bearer TOKEN", (b"www-authenticate", b"Bearer"))
             else:
                 await self._app(scope, receive, counted)
         finally:
             if access.isEnabledFor(logging.INFO):
                 client, seconds = (scope["client"] or ("",))[0], time.monotonic() - begun
-                method, path = scope["method"], scope["path"]
-                access.info(_line(client=client, status=status, name=name.decode(), method=method, path=path, size=size, seconds=seconds))
+                _Entry(client, status, name.decode(), scope["method"], scope["path"], size, seconds).write()
 
     def _allowed(self, given: bytes) -> bool:
         kind, _, token = given.partition(b" ")
@@ -94,7 +117,7 @@ class Gate:
         return kind.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token or b"")
 
 
-async def _say(send: Send, status: int, text: str, *headers: tuple[bytes, bytes]) -> None:
+async def _respond(send: Send, status: int, text: str, *headers: tuple[bytes, bytes]) -> None:
     body = json.dumps({"error": text}, separators=(",", ":")).encode()
     plain = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": status, "headers": plain})
@@ -102,14 +125,15 @@ async def _say(send: Send, status: int, text: str, *headers: tuple[bytes, bytes]
 
 
 def log_refused(client: str, status: int) -> None:
-    """A line about what was cut off before it was a request."""
+    """Log a connection that was closed before it was a request."""
     if access.isEnabledFor(logging.INFO):
-        access.info(_line(client=client, status=status))
+        _Entry(client, status).write()
 
 
-class TurnedAway:
-    """Lines about requests that were refused because too many wait: one a second for each client, with their number. A line for each would
-    take a tenth of the time that answers need just then.
+class RejectionLog:
+    """Log of requests that are rejected because the queue is full: one line a second for each client, with their number.
+
+    A line for each request would take a tenth of the time that responses need just then.
     """
 
     _MOST_CLIENTS = 1000
@@ -118,7 +142,7 @@ class TurnedAway:
         self._counts: Counter[str] = Counter()
 
     def add(self, client: str) -> None:
-        """One more."""
+        """Count one rejected request."""
         if not access.isEnabledFor(logging.INFO):
             return
         if not self._counts:
@@ -127,19 +151,5 @@ class TurnedAway:
 
     def _write(self) -> None:
         for client, count in self._counts.items():
-            access.info(_line(client=client, status=503, count=count))
+            _Entry(client, 503, count=count).write()
         self._counts.clear()
-
-
-def _line(
-    *, client: str, status: int, name: str = "", method: str = "", path: str = "", size: int = 0, seconds: float = 0.0, count: int = 1
-) -> str:
-    """One line of JSON; JSON's escapes leave no control character in it. A status of 0: the client went before an answer."""
-    now = time.time()
-    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
-    return json.dumps(
-        {
-            "time": moment, "id": name, "client": client, "method": method, "path": quote(path, safe="/:.")[:_MAX_LOGGED_PATH],
-            "status": status, "count": count, "bytes": size, "ms": round(seconds * 1000, 3),
-        }
-    )  # fmt: skip

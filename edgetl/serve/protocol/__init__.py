@@ -1,1 +1,1 @@
-"""protocol"""
+"""Protocol: Open Inference Protocol v2, request bodies, OpenAPI document."""

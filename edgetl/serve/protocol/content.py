@@ -9,7 +9,7 @@ from python_multipart import multipart
 from python_multipart.exceptions import FormParserError
 
 from edgetl.errors import RequestError
-from edgetl.serve.protocol.open_inference import Asked, InferRequest, Port, read_request
+from edgetl.serve.protocol.open_inference import InferRequest, InputPort, ResponseSpec, read_request
 
 _FORM = "curl -F image=@photo.jpg …/predict"
 # zlib's window sizes: gzip's header, and zlib's own.
@@ -39,7 +39,7 @@ class Upload:
     max_batch: int = 16
 
 
-def read_upload(upload: Upload, port: Port) -> InferRequest:
+def read_upload(upload: Upload, port: InputPort) -> InferRequest:
     """Parse one request for the model whose input is ``port``.
 
     Raises:
@@ -50,7 +50,7 @@ def read_upload(upload: Upload, port: Port) -> InferRequest:
         body = _decompress(body, WINDOWS[upload.encoding], upload.max_bytes)
     if upload.endpoint == "infer":
         return read_request(body, upload.header_length, port, max_batch=upload.max_batch)
-    return InferRequest(Asked(), None, (_sent_image(body, upload.content_type),))
+    return InferRequest(ResponseSpec(), None, (_sent_image(body, upload.content_type),))
 
 
 def _decompress(data: bytes, window: int, max_bytes: int) -> bytes:

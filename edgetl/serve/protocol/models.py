@@ -13,14 +13,14 @@ from edgetl.core.decoding import scores_of
 from edgetl.core.manifest import Manifest, Variant
 from edgetl.core.tasks import OutputDecoding
 from edgetl.errors import ConfigError, RequestError
-from edgetl.serve.protocol.open_inference import LOGITS, SCORES, Answered, Port
+from edgetl.serve.protocol.open_inference import LOGITS, SCORES, InputPort, ModelOutputs
 
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "openvino": "openvino_ir"}
 
 
-def port_of(manifest: Manifest, variant: Variant) -> Port:
+def port_of(manifest: Manifest, variant: Variant) -> InputPort:
     """The input of a bundle's variant."""
-    return Port(variant.input, "UINT8" if variant.input_form == "uint8" else "FP32", variant.input_shape(manifest.preprocess))
+    return InputPort(variant.input, "UINT8" if variant.input_form == "uint8" else "FP32", variant.input_shape(manifest.preprocess))
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Model:
         return next(variant for variant in self.manifest.variants if variant.name == self.variant_name)
 
     @cached_property
-    def port(self) -> Port:
+    def port(self) -> InputPort:
         """The input."""
         return port_of(self.manifest, self.variant)
 
@@ -77,9 +77,9 @@ class Model:
             },
         }
 
-    def answered(self, logits: NDArray[np.float32]) -> Answered:
+    def outputs(self, logits: NDArray[np.float32]) -> ModelOutputs:
         """What the network's logits ``[n, labels]`` say."""
-        return Answered(self.name, self.version, self.manifest.labels, scores_of(self.decoding, logits), logits)
+        return ModelOutputs(self.name, self.version, self.manifest.labels, scores_of(self.decoding, logits), logits)
 
 
 class Models:

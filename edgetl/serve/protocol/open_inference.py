@@ -36,7 +36,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype(
 
 
 @dataclass(frozen=True)
-class Port:
+class InputPort:
     """The model's input: ``shape`` without the batch, ``datatype`` ``FP32`` or ``UINT8``."""
 
     name: str
@@ -45,8 +45,8 @@ class Port:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """An output that a request asks for; ``classes`` > 0 asks for so many labels in place of numbers."""
+class RequestedOutput:
+    """Requested output; with ``classes`` > 0, that many labels in place of numbers."""
 
     name: str
     binary: bool = False
@@ -54,18 +54,18 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ResponseSpec:
     """Requested response: the ``id`` to repeat, and the outputs."""
 
     id: str = ""
-    outputs: tuple[Wanted, ...] = (Wanted(SCORES),)
+    outputs: tuple[RequestedOutput, ...] = (RequestedOutput(SCORES),)
 
 
 @dataclass(frozen=True)
 class InferRequest:
     """A request: either a tensor as the model takes it, or encoded images."""
 
-    asked: Asked
+    response: ResponseSpec
     tensor: Batch | None
     images: tuple[bytes, ...]
 
@@ -76,8 +76,8 @@ class InferRequest:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What a model says to one request: ``scores`` and ``logits`` float32 ``[n, labels]``."""
+class ModelOutputs:
+    """Outputs of a model for one request: ``scores`` and ``logits`` float32 ``[n, labels]``."""
 
     model: str
     version: str
@@ -86,7 +86,7 @@ class Answered:
     logits: NDArray[np.float32]
 
 
-def read_request(body: bytes, header_length: str | None, port: Port, *, max_batch: int) -> InferRequest:
+def read_request(body: bytes, header_length: str | None, port: InputPort, *, max_batch: int) -> InferRequest:
     """Parse one request.
 
     Args:
@@ -112,7 +112,7 @@ def read_request(body: bytes, header_length: str | None, port: Port, *, max_batc
     if not isinstance(given, list) or len(given) != 1 or not isinstance(given[0], dict):
         raise RequestError(400, f"'inputs' takes exactly one input, called {port.name!r}.")
     tensor, images = _input(given[0], binary, port, max_batch)
-    return InferRequest(Asked(_id(value), _outputs(value, binary=parameters.get("binary_data_output") is True)), tensor, images)
+    return InferRequest(ResponseSpec(_id(value), _outputs(value, binary=parameters.get("binary_data_output") is True)), tensor, images)
 
 
 def _length(text: str, total: int) -> int:
@@ -126,15 +126,15 @@ def is_count(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 9
 
 
-def _raw(body: bytes, port: Port) -> InferRequest:
+def _raw(body: bytes, port: InputPort) -> InferRequest:
     """A body without JSON: the tensor of one image, or else one encoded image; its answer is binary."""
-    asked = Asked(outputs=(Wanted(SCORES, binary=True),))
+    response = ResponseSpec(outputs=(RequestedOutput(SCORES, binary=True),))
     dtype = _DTYPES[port.datatype]
     if len(body) == dtype.itemsize * math.prod(port.shape):
-        return InferRequest(asked, _tensor(None, body, (1, *port.shape), port.datatype), ())
+        return InferRequest(response, _tensor(None, body, (1, *port.shape), port.datatype), ())
     if not body:
         raise RequestError(400, "the body is empty; it takes one tensor or one encoded image.")
-    return InferRequest(asked, None, (body,))
+    return InferRequest(response, None, (body,))
 
 
 def _json_object(data: bytes, numbers: int) -> dict[str, Any]:
@@ -171,10 +171,10 @@ def _id(value: dict[str, Any]) -> str:
     return found
 
 
-def _outputs(value: dict[str, Any], *, binary: bool) -> tuple[Wanted, ...]:
+def _outputs(value: dict[str, Any], *, binary: bool) -> tuple[RequestedOutput, ...]:
     given = value.get("outputs")
     if given is None:
-        return (Wanted(SCORES, binary=binary),)
+        return (RequestedOutput(SCORES, binary=binary),)
     if not isinstance(given, list) or not 0 < len(given) <= MAX_OUTPUTS:
         raise RequestError(400, f"'outputs' must name 1 to {MAX_OUTPUTS} outputs.")
     wanted = tuple(_wanted(item, binary=binary) for item in given)
@@ -183,7 +183,7 @@ def _outputs(value: dict[str, Any], *, binary: bool) -> tuple[Wanted, ...]:
     return wanted
 
 
-def _wanted(item: Any, *, binary: bool) -> Wanted:
+def _wanted(item: Any, *, binary: bool) -> RequestedOutput:
     if not isinstance(item, dict) or item.get("name") not in (SCORES, LOGITS):
         raise RequestError(400, f"'outputs' may name {SCORES!r} and {LOGITS!r}.")
     parameters = _object(item, "parameters")
@@ -193,10 +193,10 @@ def _wanted(item: Any, *, binary: bool) -> Wanted:
     own = parameters.get("binary_data", binary)
     if not isinstance(own, bool):
         raise RequestError(400, "'binary_data' must be true or false.")
-    return Wanted(item["name"], own, classes)
+    return RequestedOutput(item["name"], own, classes)
 
 
-def _input(item: dict[str, Any], binary: bytes, port: Port, max_batch: int) -> tuple[Batch | None, tuple[bytes, ...]]:
+def _input(item: dict[str, Any], binary: bytes, port: InputPort, max_batch: int) -> tuple[Batch | None, tuple[bytes, ...]]:
     if item.get("name") != port.name:
         raise RequestError(400, f"the model's input is called {port.name!r}.")
     shape = _shape(item.get("shape"), max_batch)
@@ -302,15 +302,15 @@ def _base64_images(data: Any, count: int) -> tuple[bytes, ...]:
         raise RequestError(400, f"'data' of BYTES is not base64: {error}.") from error
 
 
-def write_answer(asked: Asked, answered: Answered) -> tuple[bytes, int | None]:
-    """The body of an answer, and the length of its JSON where binary data follows it."""
-    outputs: list[dict[str, Any]] = []
+def write_response(spec: ResponseSpec, outputs: ModelOutputs) -> tuple[bytes, int | None]:
+    """Body of a response, and the length of its JSON where binary data follows it."""
+    entries: list[dict[str, Any]] = []
     blobs: list[bytes] = []
-    for wanted in asked.outputs:
-        values = answered.scores if wanted.name == SCORES else answered.logits
+    for wanted in spec.outputs:
+        values = outputs.scores if wanted.name == SCORES else outputs.logits
         data: list[Any] = []
         if wanted.classes:
-            datatype, shape, data, blob = _top(values, answered.labels, wanted.classes)
+            datatype, shape, data, blob = _top(values, outputs.labels, wanted.classes)
         else:
             datatype, shape, blob = "FP32", list(values.shape), values.astype("<f4").tobytes()
             data = [] if wanted.binary else values.ravel().tolist()
@@ -320,9 +320,9 @@ def write_answer(asked: Asked, answered: Answered) -> tuple[bytes, int | None]:
             blobs.append(blob)
         else:
             entry["data"] = data
-        outputs.append(entry)
+        entries.append(entry)
     header = json.dumps(
-        {"model_name": answered.model, "model_version": answered.version, **({"id": asked.id} if asked.id else {}), "outputs": outputs},
+        {"model_name": outputs.model, "model_version": outputs.version, **({"id": spec.id} if spec.id else {}), "outputs": entries},
         ensure_ascii=False,
     ).encode()
     return (header + b"".join(blobs), len(header)) if blobs else (header, None)

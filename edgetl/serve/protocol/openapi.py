@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document of what is served now, with the models' own names, shapes and labels in it."""
+"""OpenAPI 3.1 document of the server, with the names, shapes and labels of its models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Json = dict[str, Any]
 
 _TEXT: Json = {"type": "string"}
 _ERROR: Json = {"type": "object", "properties": {"error": _TEXT}, "required": ["error"]}
-_SAID = {
+_DESCRIPTIONS = {
     "400": "The request cannot be understood; the text says why.",
     "401": "The server has a token, and the request has not.",
     "404": "There is no such model or version.",
@@ -23,17 +23,19 @@ _SAID = {
     "504": "The request waited longer than its deadline; nothing was computed.",
 }
 _OF_WORK = ("400", "401", "404", "408", "413", "415", "500", "503", "504")
+
+
+def _parameter(name: str, place: str, schema: Json, description: str) -> Json:
+    return {"name": name, "in": place, "required": False, "schema": schema, "description": description}
+
+
+_TIMEOUT_MS: Json = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
 _HEADERS = [
-    {
-        "name": "Request-Timeout-Ms", "in": "header", "required": False,
-        "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
-        "description": "Answer 504 instead of computing when the request waited longer than this.",
-    },
-    {
-        "name": "X-Request-Id", "in": "header", "required": False, "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
-        "description": "Comes back with the answer and stands in the access log.",
-    },
-]  # fmt: skip
+    _parameter("Request-Timeout-Ms", "header", _TIMEOUT_MS, "Longest wait. A request that waited longer gets 504 and is not computed."),
+    _parameter(
+        "X-Request-Id", "header", {"type": "string", "pattern": "^[!-~]{1,128}$"}, "Request id, in the response and the access log."
+    ),
+]
 
 
 def document(models: Models, version: str) -> Json:
@@ -48,8 +50,8 @@ def document(models: Models, version: str) -> Json:
         "security": [{}, {"token": []}],
         "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
         "paths": {
-            "/v2/health/live": _get("Is the process alive?", {"live": {"type": "boolean"}}, open_to_all=True),
-            "/v2/health/ready": _get("Should requests be sent here?", {"ready": {"type": "boolean"}}, "503", open_to_all=True),
+            "/v2/health/live": _get("Liveness: the process runs.", {"live": {"type": "boolean"}}, open_to_all=True),
+            "/v2/health/ready": _get("Readiness: requests can be sent.", {"ready": {"type": "boolean"}}, "503", open_to_all=True),
             "/v2": _get("The server.", {"name": _TEXT, "version": _TEXT, "extensions": {"type": "array", "items": _TEXT}}),
             "/metrics": {
                 "get": {"summary": "Prometheus metrics.", "responses": {"200": _content("text/plain", _TEXT, "Text."), **_errors("401")}}
@@ -58,7 +60,7 @@ def document(models: Models, version: str) -> Json:
             "/predict": {"post": _predict(models)},
             **_of_models(models),
         },
-    }  # fmt: skip
+    }
 
 
 def _get(summary: str, properties: Json, *also: str, open_to_all: bool = False) -> Json:
@@ -73,30 +75,21 @@ def _content(kind: str, schema: Json, description: str) -> Json:
 
 
 def _errors(*codes: str) -> Json:
-    return {code: _content("application/json", _ERROR, _SAID[code]) for code in codes}
+    return {code: _content("application/json", _ERROR, _DESCRIPTIONS[code]) for code in codes}
 
 
 def _predict(models: Models) -> Json:
     image: Json = {"type": "string", "contentMediaType": "image/jpeg"}
-    form: Json = {
-        "type": "object", "properties": {"image": {"type": "string", "contentMediaType": "application/octet-stream"}}, "required": ["image"]
-    }  # fmt: skip
+    upload: Json = {"image": {"type": "string", "contentMediaType": "application/octet-stream"}}
+    form: Json = {"type": "object", "properties": upload, "required": ["image"]}
     number: Json = {"type": "number"}
-    answer: Json = {
-        "type": "object",
-        "properties": {
-            "model": {"enum": models.names}, "version": _TEXT, "label": _TEXT, "score": number, "labels": {"type": "array", "items": _TEXT},
-            "value": number, "scores": {"type": "object", "additionalProperties": number},
-        },
-        "required": ["model", "version", "scores"],
-    }  # fmt: skip
+    names: Json = {"model": {"enum": models.names}, "version": _TEXT, "label": _TEXT, "labels": {"type": "array", "items": _TEXT}}
+    numbers: Json = {"score": number, "value": number, "scores": {"type": "object", "additionalProperties": number}}
+    answer: Json = {"type": "object", "properties": names | numbers, "required": ["model", "version", "scores"]}
     query = [
-        {"name": "model", "in": "query", "required": False, "schema": {"enum": models.names}, "description": "Default: the first."},
-        {
-            "name": "version", "in": "query", "required": False, "schema": {"enum": _versions(models)},
-            "description": "Default: the newest.",
-        },
-    ]  # fmt: skip
+        _parameter("model", "query", {"enum": models.names}, "Default: the first."),
+        _parameter("version", "query", {"enum": _versions(models)}, "Default: the newest."),
+    ]
     return {
         "summary": "The answer to one image: the body itself, or the only file of a form.",
         "parameters": [*query, *_HEADERS],

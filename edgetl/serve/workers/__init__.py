@@ -1,1 +1,1 @@
-"""workers"""
+"""Worker pool: processes, IPC messages, batching."""

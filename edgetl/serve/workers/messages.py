@@ -1,6 +1,6 @@
 """IPC messages between the server and its worker processes: a JSON header and bytes, over a socket. Nothing is ever unpickled.
 
-A frame is the header's length and the bytes' length (two little-endian numbers of 8 bytes), the header, the bytes. ``Job`` and ``Done``
+A message is the header's length and the bytes' length (two little-endian numbers of 8 bytes), the header, the bytes. ``Job`` and ``Result``
 have a line of JSON for a header; their bytes are the request's body as it was sent, and the logits.
 """
 
@@ -11,16 +11,36 @@ import json
 import socket
 import struct
 from dataclasses import asdict, astuple, dataclass, field, fields
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.serve.protocol.content import Upload
-from edgetl.serve.protocol.open_inference import Asked, Wanted
+from edgetl.serve.protocol.open_inference import RequestedOutput, ResponseSpec
 
 _LENGTHS = struct.Struct("<QQ")
 Header = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """Configuration of a worker process: bundles and inference settings.
+
+    Attributes:
+        bundles: as paths; links are followed once, so that a replaced worker loads the same bundles.
+        variant: of every bundle; none is the first whose engine is installed.
+        threads: jobs computed at once in a worker, each by one thread.
+        batch: images of different requests computed together, at most; 0 measures at the start whether that pays.
+        body_bytes: largest body of a request; each job may hold one.
+    """
+
+    bundles: tuple[Path, ...]
+    variant: str | None = None
+    threads: int = 1
+    batch: int = 0
+    body_bytes: int = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -46,57 +66,67 @@ class Stages:
 
     @property
     def computing(self) -> float:
-        """All but the waiting."""
+        """Seconds without the waiting."""
         return self.decode + self.preprocess + self.inference
 
 
 @dataclass(frozen=True)
-class Done:
+class Result:
     """Result of a worker: logits float32 ``[n, labels]`` and the requested response, or an HTTP status and its text."""
 
     logits: NDArray[np.float32] | None = None
     stages: Stages = field(default_factory=Stages)
     status: int = 200
-    said: str = ""
-    asked: Asked = field(default_factory=Asked)
+    message: str = ""
+    response: ResponseSpec = field(default_factory=ResponseSpec)
 
 
 def pack(header: Header, payload: bytes = b"") -> bytes:
-    """A frame's bytes."""
+    """Bytes of a message."""
     text = json.dumps(header, ensure_ascii=True, separators=(",", ":")).encode()
     return b"".join((_LENGTHS.pack(len(text), len(payload)), text, payload))
 
 
+def pack_config(config: WorkerConfig) -> bytes:
+    """Message with the configuration, the first that a worker gets."""
+    return pack({**asdict(config), "bundles": [str(path) for path in config.bundles]})
+
+
+def unpack_config(header: Header) -> WorkerConfig:
+    """The inverse of ``pack_config``."""
+    return WorkerConfig(**{**header, "bundles": tuple(map(Path, header["bundles"]))})
+
+
 def pack_job(number: int, job: Job) -> bytes:
-    """A frame that asks for ``job`` under ``number``."""
+    """Message with ``job`` under ``number``."""
     upload = {item.name: getattr(job.upload, item.name) for item in fields(Upload) if item.name != "body"}
     return pack({"job": number, "model": job.model, "deadline": job.deadline, "upload": upload}, job.upload.body)
 
 
 def unpack_job(header: Header, payload: bytes) -> Job:
-    """What ``pack_job`` packed."""
+    """The inverse of ``pack_job``."""
     return Job(header["model"], Upload(payload, **header["upload"]), header["deadline"])
 
 
-def pack_done(number: int, done: Done) -> bytes:
-    """A frame that answers job ``number``."""
-    header: Header = {"job": number, "status": done.status, "said": done.said, "stages": astuple(done.stages)}
+def pack_result(number: int, done: Result) -> bytes:
+    """Message with the result of job ``number``."""
+    header: Header = {"job": number, "status": done.status, "message": done.message, "stages": astuple(done.stages)}
     if done.logits is None:
         return pack(header)
-    return pack({**header, "shape": done.logits.shape, "asked": asdict(done.asked)}, done.logits.astype("<f4").tobytes())
+    return pack({**header, "shape": done.logits.shape, "response": asdict(done.response)}, done.logits.astype("<f4").tobytes())
 
 
-def unpack_done(header: Header, payload: bytes) -> Done:
-    """What ``pack_done`` packed."""
+def unpack_result(header: Header, payload: bytes) -> Result:
+    """The inverse of ``pack_result``."""
     stages = Stages(*header["stages"])
     if "shape" not in header:
-        return Done(None, stages, header["status"], header["said"])
-    asked = Asked(header["asked"]["id"], tuple(Wanted(**item) for item in header["asked"]["outputs"]))
-    return Done(np.frombuffer(payload, "<f4").reshape(header["shape"]), stages, header["status"], header["said"], asked)
+        return Result(None, stages, header["status"], header["message"])
+    response = ResponseSpec(header["response"]["id"], tuple(RequestedOutput(**item) for item in header["response"]["outputs"]))
+    return Result(np.frombuffer(payload, "<f4").reshape(header["shape"]), stages, header["status"], header["message"], response)
 
 
-async def read_frame(reader: asyncio.StreamReader) -> tuple[Header, bytes]:
-    """The next frame.
+async def read_message(reader: asyncio.StreamReader) -> tuple[Header, bytes]:
+    """The next message.
 
     Raises:
         asyncio.IncompleteReadError: the other side closed the connection, or died.
@@ -105,8 +135,8 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[Header, bytes]:
     return json.loads(await reader.readexactly(text)), await reader.readexactly(payload)
 
 
-def receive_frame(stream: BinaryIO) -> tuple[Header, bytes]:
-    """The next frame, as ``read_frame``, blocking.
+def receive_message(stream: BinaryIO) -> tuple[Header, bytes]:
+    """The next message, as ``read_message``, blocking.
 
     Raises:
         EOFError: the other side closed the connection, or died.

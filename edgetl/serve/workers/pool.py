@@ -1,4 +1,4 @@
-"""The workers of one set of bundles: who computes a job, who waits for whom, and who takes the place of a worker that died or hangs."""
+"""Worker pool: assignment of jobs, the queue of requests, and replacement of workers that died or hang."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Protocol
 from edgetl.errors import EdgetlError, RequestError
 from edgetl.serve.background import spawn
 from edgetl.serve.protocol.models import Models
-from edgetl.serve.workers.messages import Done, Job
-from edgetl.serve.workers.worker import Order, Worker
+from edgetl.serve.workers.messages import Job, Result, WorkerConfig
+from edgetl.serve.workers.worker import Worker
 
 logger = logging.getLogger("edgetl.serve")
 
 # Before a second, third, … worker in a row is started in the place of those that died at once.
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-# A worker that lived for so long was sound, and what ended it is a new misfortune.
+# A worker that ran for so long was sound; its end does not count as another failure in a row.
 _SOUND_S = 60.0
 _LOOK_S = 0.5
 
@@ -38,30 +38,30 @@ class _Place:
 
     worker: Worker | None
     since: float
-    misfortunes: int = 0
+    failures: int = 0
 
 
 class Events(Protocol):
-    """What a team tells of itself."""
+    """Receiver of the events of a pool."""
 
     def replaced(self) -> None:
-        """A worker died or hung; another takes its place."""
+        """A worker died or hung, and another is started."""
 
     def changed(self) -> None:
-        """Whoever takes a worker's place finds other bundles on the disk."""
+        """A new worker found other bundles on the disk."""
 
 
-class Team:
-    """Workers that all loaded the same bundles.
+class WorkerPool:
+    """Worker processes that loaded the same bundles.
 
     Attributes:
         models: what they serve.
         waiting: requests that no worker has taken yet.
-        users: requests that hold on to this team; ``retire`` waits for them.
+        users: requests that use this pool; ``retire`` waits for them.
     """
 
-    def __init__(self, order: Order, workers: list[Worker], *, hang_s: float, events: Events) -> None:
-        self._order, self._workers, self._hang_s, self._events = order, workers, hang_s, events
+    def __init__(self, config: WorkerConfig, workers: list[Worker], *, hang_s: float, events: Events) -> None:
+        self._config, self._workers, self._hang_s, self._events = config, workers, hang_s, events
         self.models = Models(list(workers[0].models))
         self._places: deque[asyncio.Future[Worker]] = deque()
         self.users = 0
@@ -72,33 +72,33 @@ class Team:
             self._supervise(_Place(worker, time.monotonic()))
 
     @classmethod
-    async def start(cls, order: Order, *, count: int, hang_s: float, events: Events) -> Team:
-        """A team of ``count`` workers, all ready.
+    async def start(cls, config: WorkerConfig, *, count: int, hang_s: float, events: Events) -> WorkerPool:
+        """Pool of ``count`` workers, all ready.
 
         Args:
-            order: what they load.
-            count: of processes.
-            hang_s: a job that takes longer counts as hanging.
-            events: whom to tell.
+            config: bundles and inference settings.
+            count: number of processes.
+            hang_s: a job that takes longer counts as hanging, seconds.
+            events: receiver of the pool's events.
 
         Raises:
             EdgetlError: a worker could not load the bundles.
             ConfigError: two bundles have the same name and release.
         """
-        found = await asyncio.gather(*(Worker.start(order) for _ in range(count)), return_exceptions=True)
+        found = await asyncio.gather(*(Worker.start(config) for _ in range(count)), return_exceptions=True)
         workers = [item for item in found if isinstance(item, Worker)]
         failed = [item for item in found if isinstance(item, BaseException)]
         try:
             if failed:
                 raise failed[0]
-            return cls(order, workers, hang_s=hang_s, events=events)
+            return cls(config, workers, hang_s=hang_s, events=events)
         except BaseException:
             await asyncio.gather(*(worker.close() for worker in workers))
             raise
 
     @property
     def ready(self) -> bool:
-        """Whether somebody is there to compute."""
+        """True if a worker can compute."""
         return any(not worker.ended.is_set() for worker in self._workers)
 
     @property
@@ -107,12 +107,12 @@ class Team:
         return len(self._places)
 
     @property
-    def pids(self) -> list[int]:
-        """Of the worker processes."""
+    def process_ids(self) -> list[int]:
+        """Ids of the worker processes."""
         return [worker.pid for worker in self._workers]
 
-    async def run(self, job: Job) -> Done:
-        """The answer to ``job``, as soon as a worker is free.
+    async def run(self, job: Job) -> Result:
+        """The result of ``job``, as soon as a worker is free.
 
         Raises:
             DeadlineError: none was until the job's deadline.
@@ -122,7 +122,7 @@ class Team:
         if worker is None:
             worker = await self._place(job.deadline)
         try:
-            return await worker.ask(job)
+            return await worker.submit(job)
         finally:
             self._release()
 
@@ -171,15 +171,15 @@ class Team:
         """Watch one worker, and start another each time that it ends."""
         while True:
             if place.worker is None:
-                place.worker, place.since = await self._next(place.misfortunes), time.monotonic()
-                place.misfortunes += 1
+                place.worker, place.since = await self._next(place.failures), time.monotonic()
+                place.failures += 1
                 self._workers.append(place.worker)
                 for _ in range(place.worker.slots):
                     self._release()
             await self._ended(place.worker)
             worker, place.worker = place.worker, None
             self._workers.remove(worker)
-            place.misfortunes = 0 if time.monotonic() - place.since > _SOUND_S else place.misfortunes
+            place.failures = 0 if time.monotonic() - place.since > _SOUND_S else place.failures
             code = await worker.close()
             logger.error("a worker ended with code %d; another takes its place", code)
             self._events.replaced()
@@ -195,13 +195,13 @@ class Team:
                 worker.kill()
                 await worker.ended.wait()
 
-    async def _next(self, misfortunes: int) -> Worker:
+    async def _next(self, failures: int) -> Worker:
         """A worker in the place of one that ended; tries until there is one."""
         while True:
-            await asyncio.sleep(_BACKOFF_S[min(misfortunes, len(_BACKOFF_S) - 1)])
-            misfortunes += 1
+            await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
+            failures += 1
             try:
-                worker = await Worker.start(self._order)
+                worker = await Worker.start(self._config)
             except (EdgetlError, OSError, RuntimeError, ValueError) as error:
                 logger.error("no worker could be started: %s", error)
                 continue

@@ -16,7 +16,6 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,9 +32,9 @@ from edgetl.runtime.trial import limit_process, memory_for
 from edgetl.runtime.verify import check_golden
 from edgetl.serve.protocol.content import read_upload
 from edgetl.serve.protocol.models import port_of
-from edgetl.serve.protocol.open_inference import InferRequest, Port
+from edgetl.serve.protocol.open_inference import InferRequest, InputPort
 from edgetl.serve.workers.batching import BATCH, best_batch
-from edgetl.serve.workers.messages import Done, Header, Job, Stages, pack, pack_done, receive_frame, unpack_job
+from edgetl.serve.workers.messages import Job, Result, Stages, WorkerConfig, pack, pack_result, receive_message, unpack_config, unpack_job
 
 logger = logging.getLogger("edgetl.serve")
 
@@ -61,7 +60,7 @@ class _Task:
     parse_s: float
 
 
-class _Waiting:
+class _TaskQueue:
     """Queue of tasks. A thread takes tasks of one model, up to the batch size, and never waits for more.
 
     There is no batching window: many requests fill batches without one, and few requests would only be delayed.
@@ -91,44 +90,44 @@ class _Waiting:
             return taken
 
 
-class _Process:
+class _WorkerProcess:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._stream = open(connection.fileno(), "rb", buffering=1 << 18, closefd=False)  # noqa: SIM115 - as long as the process
         self._sending = threading.Lock()
         self._models: list[Predictor] = []
-        self._ports: list[Port] = []
+        self._ports: list[InputPort] = []
 
     def run(self) -> None:
         """Until the server closes the connection."""
-        order, _ = receive_frame(self._stream)
+        config = unpack_config(receive_message(self._stream)[0])
         try:
-            opened = _open_all([Path(path) for path in order["bundles"]], order)
+            opened = _open_all(config)
             self._models = [predictor for _, predictor in opened]
             self._ports = [port_of(bundle.manifest, predictor.variant) for bundle, predictor in opened if predictor.variant]
-            batches = [order["batch"] or best_batch(predictor) for predictor in self._models]
+            batches = [config.batch or best_batch(predictor) for predictor in self._models]
         except EdgetlError as error:
-            self._send(pack({"error": type(error).__name__, "said": str(error)}))
+            self._send(pack({"error": type(error).__name__, "message": str(error)}))
             return
         except MemoryError:
-            self._send(pack({"error": "EngineError", "said": "there is not enough memory to load the bundles."}))
+            self._send(pack({"error": "EngineError", "message": "there is not enough memory to load the bundles."}))
             return
-        waiting = _Waiting(batches)
-        for number in range(order["threads"]):
+        waiting = _TaskQueue(batches)
+        for number in range(config.threads):
             threading.Thread(target=self._work, args=(waiting,), name=f"edgetl-infer-{number}", daemon=True).start()
-        self._send(pack({"models": [_facts(*pair, batch) for pair, batch in zip(opened, batches, strict=True)]}))
+        self._send(pack({"models": [_describe(*pair, batch) for pair, batch in zip(opened, batches, strict=True)]}))
         # What was loaded stays; the collector need not look through it again and again.
         gc.collect()
         gc.freeze()
         while True:
-            header, payload = receive_frame(self._stream)
+            header, payload = receive_message(self._stream)
             self._receive(header["job"], unpack_job(header, payload), waiting)
 
-    def _send(self, frame: bytes) -> None:
+    def _send(self, message: bytes) -> None:
         with self._sending, suppress(OSError):
-            self._connection.sendall(frame)
+            self._connection.sendall(message)
 
-    def _receive(self, number: int, job: Job, waiting: _Waiting) -> None:
+    def _receive(self, number: int, job: Job, waiting: _TaskQueue) -> None:
         """Parse a request; one that cannot be parsed gets its error at once."""
         came = time.monotonic()
         try:
@@ -136,9 +135,9 @@ class _Process:
                 raise RequestError(504, TOO_LATE)
             request = read_upload(job.upload, self._ports[job.model])
         except RequestError as error:
-            self._send(pack_done(number, Done(status=error.status, said=str(error))))
+            self._send(pack_result(number, Result(status=error.status, message=str(error))))
         except MemoryError:
-            self._send(pack_done(number, Done(status=503, said=NO_MEMORY)))
+            self._send(pack_result(number, Result(status=503, message=NO_MEMORY)))
         except Exception:
             # A defect of edgetl: the process continues, and the request gets a 500.
             logger.exception("a worker failed on a request")
@@ -146,44 +145,44 @@ class _Process:
         else:
             waiting.put(_Task(number, job.model, request, job.deadline, came, time.monotonic() - came))
 
-    def _work(self, waiting: _Waiting) -> None:
+    def _work(self, waiting: _TaskQueue) -> None:
         while True:
             tasks = waiting.take()
             try:
-                self._answer(tasks)
+                self._respond_to(tasks)
             except Exception:
                 logger.exception("a worker failed on a request")
                 self._failed([task.number for task in tasks])
 
     def _failed(self, numbers: list[int]) -> None:
         for number in numbers:
-            self._send(pack_done(number, Done(status=500, said="the server failed on this request.")))
+            self._send(pack_result(number, Result(status=500, message="the server failed on this request.")))
 
-    def _answer(self, tasks: list[_Task]) -> None:
+    def _respond_to(self, tasks: list[_Task]) -> None:
         prepared = []
         for task in tasks:
             ready = self._prepare(task)
-            if isinstance(ready, Done):
-                self._send(pack_done(task.number, ready))
+            if isinstance(ready, Result):
+                self._send(pack_result(task.number, ready))
             else:
                 prepared.append((task, *ready))
         if prepared:
             self._compute(self._models[tasks[0].model], prepared)
 
-    def _prepare(self, task: _Task) -> Done | tuple[Batch, Stages]:
+    def _prepare(self, task: _Task) -> Result | tuple[Batch, Stages]:
         """The network's input, or why there is none."""
         begun = time.monotonic()
         if begun > task.deadline:
-            return Done(status=504, said=TOO_LATE)
+            return Result(status=504, message=TOO_LATE)
         waited = begun - task.came - task.parse_s
         if task.request.tensor is not None:
             return task.request.tensor, Stages(waited, task.parse_s)
         try:
             batch, decoding = _decoded(task.request.images, self._models[task.model])
         except ImageError as error:
-            return Done(status=400, said=f"an image cannot be read: {error}")
+            return Result(status=400, message=f"an image cannot be read: {error}")
         except MemoryError:
-            return Done(status=503, said=NO_MEMORY)
+            return Result(status=503, message=NO_MEMORY)
         return batch, Stages(waited, task.parse_s + decoding, time.monotonic() - begun - decoding)
 
     def _compute(self, model: Predictor, prepared: list[tuple[_Task, Batch, Stages]]) -> None:
@@ -194,7 +193,7 @@ class _Process:
         except (EdgetlError, MemoryError):
             # Whatever is wrong with one batch, the others still go; what an engine says may hold paths, so it is not passed on.
             for task, _, stages in prepared:
-                self._send(pack_done(task.number, Done(None, stages, 500, "the engine failed on this request.")))
+                self._send(pack_result(task.number, Result(None, stages, 500, "the engine failed on this request.")))
             if not _works(model):
                 # OpenVINO (2026.4) computes nothing more after it once found no memory.
                 logger.error("an engine does not recover from a failure; its worker ends")
@@ -204,7 +203,7 @@ class _Process:
         for task, batch, stages in prepared:
             rows: NDArray[np.float32] = logits[start : start + len(batch)]
             start += len(batch)
-            self._send(pack_done(task.number, Done(rows, replace(stages, inference=took), asked=task.request.asked)))
+            self._send(pack_result(task.number, Result(rows, replace(stages, inference=took), response=task.request.response)))
 
 
 def _decoded(images: tuple[bytes, ...], model: Predictor) -> tuple[Batch, float]:
@@ -238,13 +237,13 @@ def _works(model: Predictor) -> bool:
     return True
 
 
-def _open_all(paths: list[Path], order: Header) -> list[tuple[Bundle, Predictor]]:
+def _open_all(config: WorkerConfig) -> list[tuple[Bundle, Predictor]]:
     """Open the bundles, limit the memory of this process by their sizes, and load them."""
-    bundles = [open_bundle(path) for path in paths]
-    variants = [choose_variant(bundle, order["variant"]) for bundle in bundles]
-    threads, batch = order["threads"], order["batch"] or BATCH
-    one_thread = batch * IMAGE_MEMORY_BYTES + DECODING_BYTES + PARSED_PER_BYTE * order["body_bytes"]
-    working = threads * one_thread + (threads * batch + 1) * order["body_bytes"]
+    bundles = [open_bundle(path) for path in config.bundles]
+    variants = [choose_variant(bundle, config.variant) for bundle in bundles]
+    threads, batch = config.threads, config.batch or BATCH
+    one_thread = batch * IMAGE_MEMORY_BYTES + DECODING_BYTES + PARSED_PER_BYTE * config.body_bytes
+    working = threads * one_thread + (threads * batch + 1) * config.body_bytes
     limit_process(memory_for(sum(variant.size_bytes for variant in variants)) + working, first_to_die=500)
     return [_open(bundle, variant) for bundle, variant in zip(bundles, variants, strict=True)]
 
@@ -258,7 +257,7 @@ def _open(bundle: Bundle, variant: Variant) -> tuple[Bundle, Predictor]:
     return bundle, predictor
 
 
-def _facts(bundle: Bundle, predictor: Predictor, batch: int) -> dict[str, object]:
+def _describe(bundle: Bundle, predictor: Predictor, batch: int) -> dict[str, object]:
     assert predictor.variant is not None
     return {"manifest": bundle.manifest.model_dump_json(), "variant": predictor.variant.name, "batch": batch}
 
@@ -269,6 +268,6 @@ def main(descriptor: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with suppress(EOFError, ConnectionError):
-        _Process(socket.socket(fileno=int(descriptor))).run()
+        _WorkerProcess(socket.socket(fileno=int(descriptor))).run()
     # Without waiting for a network that may hang.
     os._exit(0)
