@@ -1,1 +1,1 @@
-"""The command line: the only room that prints."""
+"""Command line: application, options generated from models, session, tables, charts. The only package that prints."""

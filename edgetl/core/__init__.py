@@ -1,1 +1,1 @@
-"""Vocabulary shared by every room: preprocessing, manifest, bundle, results, files."""
+"""Core: preprocessing, output decoding, metrics, manifest, bundle, results; images, files, output folders, system."""

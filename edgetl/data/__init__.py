@@ -1,1 +1,1 @@
-"""Image folders: scan, labels, split, loading. No torch."""
+"""Image folders and label tables: scan, layout, groups, split, loading. No torch."""

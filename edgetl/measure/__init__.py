@@ -1,1 +1,1 @@
-"""Latency scenarios, host fingerprint, reports."""
+"""Latency scenarios and cold start."""

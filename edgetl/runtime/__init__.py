@@ -1,1 +1,1 @@
-"""What runs on the device: engines, predictor, evaluation, verification."""
+"""Runtime: inference engines, predictor, evaluation, verification, checks of model files."""

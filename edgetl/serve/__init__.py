@@ -1,1 +1,1 @@
-"""HTTP on the device: the Open Inference Protocol, metrics."""
+"""HTTP server: configuration, routes, service, metrics, web page; protocol, connections, workers."""

@@ -1,1 +1,1 @@
-"""commands"""
+"""Commands: one function for each, grouped by topic."""
