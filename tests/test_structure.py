@@ -17,13 +17,6 @@ PARAMETERS = 6
 MODULES = 9
 WIDER = {"edgetl.core": 15, "edgetl.runtime": 15}
 KNOWN = {
-    "edgetl.cli.commands.models.models_command:parameters",
-    "edgetl.cli.commands.models.pretrain_command:parameters",
-    "edgetl.cli.commands.models.rank_command:lines",
-    "edgetl.cli.commands.models.rank_command:parameters",
-    "edgetl.cli.commands.models:fmt-skip",
-    "edgetl.cli.commands.prune.prune_command:parameters",
-    "edgetl.cli.commands:modules",
     "edgetl.train.loop.loop._prepare:parameters",
     "edgetl.train.loop.loop.tune:lines",
     "edgetl.train.loop.loop.tune:parameters",

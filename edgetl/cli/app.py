@@ -12,9 +12,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from edgetl.cli.commands import bench, demo, export, fit, prune, serve, share, train
-from edgetl.cli.commands import bundle as device
-from edgetl.cli.commands import models as zoo
+from edgetl.cli.commands import bench, bundle, demo, export, fit, models, runs, serve, train
 from edgetl.cli.session import Interrupted, err, escape_unencodable, print_error
 from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import EdgetlError
@@ -22,7 +20,7 @@ from edgetl.runtime.engine import silence_makers
 
 app = typer.Typer(
     name="edgetl",
-    help="From a folder of labelled images and a pretrained backbone to a small, checked bundle for a CPU or an edge device.",
+    help="From a folder of labelled images and a pretrained backbone to a small, checked bundle for a CPU or an edge bundle.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,21 +29,21 @@ app = typer.Typer(
 
 for command in (
     demo.demo_command,
-    zoo.models_command,
-    zoo.rank_command,
+    models.models_command,
+    models.rank_command,
     train.plan_command,
     train.train_command,
-    device.evaluate_command,
-    prune.prune_command,
+    bundle.evaluate_command,
+    runs.prune_command,
     export.export_command,
-    share.share_command,
+    runs.share_command,
     fit.fit_command,
-    device.verify_command,
-    device.inspect_command,
-    device.predict_command,
+    bundle.verify_command,
+    bundle.inspect_command,
+    bundle.predict_command,
     bench.bench_command,
     serve.serve_command,
-    zoo.pretrain_command,
+    models.pretrain_command,
 ):
     app.command(command.__name__.removesuffix("_command"))(command)
 

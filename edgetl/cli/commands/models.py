@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import Field
 from rich.markup import escape
 from rich.table import Table
 
-from edgetl.cli.options import build, need_extra
-from edgetl.cli.session import (
-    ExcludeOption,
-    IncludeOption,
-    JsonOption,
-    PolicyOption,
-    SeedOption,
-    VerboseOption,
-    WeightsDirOption,
-    choices,
-    out,
-    print_json,
-    print_notes,
-    working,
-)  # fmt: skip
+from edgetl.cli.options import build, given, need_extra, options_of
+from edgetl.cli.session import JsonOption, VerboseOption, out, print_json, print_notes, working
 from edgetl.cli.tables import plain_table
+from edgetl.core.config import StrictModel
 from edgetl.core.licenses import Policy
 from edgetl.core.output.folders import check_picture
 from edgetl.data.folder import check_folder
 from edgetl.errors import ConfigError
 from edgetl.train.config.paths import check_file
+from edgetl.train.config.ranking import RankConfig
 from edgetl.train.config.weights_dir import check_weights_dir
 
 if TYPE_CHECKING:
@@ -39,67 +29,73 @@ if TYPE_CHECKING:
 FIGURES_WIDTH, RANKING_WIDTH = 50, 54
 
 
+class ModelsConfig(StrictModel):
+    """Options of ``edgetl models``."""
+
+    max_params: float | None = Field(default=None, description="Largest number of parameters, millions.")
+    max_macs: float | None = Field(default=None, description="Largest number of multiply-accumulates for one image, millions.")
+    license: str | None = Field(default=None, description="Beginning of the license's name.")
+    license_policy: Policy = Field(default="any", description="any, or commercial: refuse weights that forbid it or do not say.")
+    offline: bool = Field(default=False, description="Only backbones that need no network on this machine.")
+    weights_dir: Path | None = Field(default=None, description="A local folder of weights, searched first.")
+
+
+class PretrainConfig(StrictModel):
+    """Options of ``edgetl pretrain``."""
+
+    data: Path | None = Field(default=None, description="Folder that holds the images of the recipe.")
+    weights_dir: Path | None = Field(default=None, description="A local folder of weights, searched first.")
+    device: str = Field(default="auto", description="auto, cpu or cuda.")
+
+
+@options_of(ModelsConfig)
 def models_command(
+    context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="Show this one alone.")] = None,
-    max_params: Annotated[float | None, typer.Option(help="Millions of parameters.")] = None,
-    max_macs: Annotated[float | None, typer.Option(help="Millions of multiply-accumulates for one image.")] = None,
-    license: Annotated[str | None, typer.Option(help="Only licenses that start like this.")] = None,
-    license_policy: PolicyOption = "any",
-    offline: Annotated[bool, typer.Option("--offline", help="Only what needs no network on this machine.")] = False,
-    weights_dir: WeightsDirOption = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
+    **options: Any,
 ) -> None:
     """List the embedded and the curated backbones, or show one. Every other timm or torchvision name works in train as well."""
     need_extra("train")
     from edgetl.train.artifacts.sources.catalogue import list_backbones, show_backbone
 
+    config = build(ModelsConfig, **given(ModelsConfig, context, options))
     with working(json_output=True, verbose=verbose):
         if name is not None:
-            found = show_backbone(name, weights_dir=weights_dir)
+            found = show_backbone(name, weights_dir=config.weights_dir)
             print_json(found) if json_output else _show_one(found)
             return
-        zoo = list_backbones(
-            weights_dir=weights_dir, max_params_m=max_params, max_mmacs=max_macs, policy=_policy(license_policy), license=license,
-            offline=offline,
-        )  # fmt: skip
-    print_json(zoo) if json_output else _show_zoo(zoo)
+        catalogue = list_backbones(
+            weights_dir=config.weights_dir,
+            max_params_m=config.max_params,
+            max_mmacs=config.max_macs,
+            policy=config.license_policy,
+            license=config.license,
+            offline=config.offline,
+        )
+    print_json(catalogue) if json_output else _show_catalogue(catalogue)
 
 
+@options_of(RankConfig)
 def rank_command(
+    context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class.")],
-    candidates: Annotated[
-        str | None, typer.Option(help="Names separated by commas; random:NAME is a control (default: all of `edgetl models --offline`).")
-    ] = None,
-    images: Annotated[int, typer.Option(help="Images to compare on.")] = 500,
-    max_params: Annotated[float | None, typer.Option(help="Leave out larger ones, millions of parameters.")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(help="Leave out slower ones, ms for one image on one thread in torch.")] = None,
-    confirm: Annotated[int, typer.Option(help="Fine-tune so many of the best for 100 steps and order them by validation.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Write a scatter plot, score against latency (PNG).")] = None,
-    include: IncludeOption = None,
-    exclude: ExcludeOption = None,
-    weights_dir: WeightsDirOption = None,
-    license_policy: PolicyOption = "any",
-    seed: SeedOption = 0,
+    plot: Annotated[Path | None, typer.Option(help="Scatter plot to write: score against latency (PNG).")] = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
+    **options: Any,
 ) -> None:
     """Rank backbones for your images: scored without training, and with --confirm by a short fine-tuning."""
     need_extra("train")
+    config = build(RankConfig, **given(RankConfig, context, options))
     check_folder(data)
-    if weights_dir is not None:
-        check_weights_dir(weights_dir)
+    if config.weights_dir:
+        check_weights_dir(Path(config.weights_dir))
     if plot is not None:
         check_picture(plot, "--plot", inputs={"the folder of images": data})
-    from edgetl.train.config.ranking import RankConfig
     from edgetl.train.workflows.rank import rank
 
-    config = build(
-        RankConfig, candidates=tuple(part.strip() for part in candidates.split(",") if part.strip()) if candidates else (),
-        images=images, max_params_m=max_params, max_latency_ms=max_latency_ms, confirm=confirm,
-        weights_dir=str(weights_dir) if weights_dir else None, license_policy=license_policy, seed=seed,
-        include=tuple(include or ()), exclude=tuple(exclude or ()),
-    )  # fmt: skip
     with working(json_output=json_output, verbose=verbose) as progress:
         ranking = rank(data, config, progress=progress)
     print_json(ranking) if json_output else _show_ranking(ranking, plot)
@@ -109,49 +105,44 @@ def rank_command(
         draw_ranking(ranking, plot)
 
 
+@options_of(PretrainConfig)
 def pretrain_command(
+    context: typer.Context,
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as models/edgetl_small.toml.")],
     out_: Annotated[Path, typer.Option("--out", "-o", help="Folder for the weights and the checkpoint.")],
-    data: Annotated[Path | None, typer.Option(help="Folder that holds the recipe's images.")] = None,
-    weights_dir: WeightsDirOption = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
+    **options: Any,
 ) -> None:
     """Train a small backbone from a recipe. Stopped or killed, the same command goes on from the last checkpoint."""
     need_extra("train")
+    config = build(PretrainConfig, **given(PretrainConfig, context, options))
     check_file(recipe, "the recipe", ConfigError, "Give a recipe, such as models/edgetl_small.toml.")
-    if data is not None:
-        check_folder(data)
-    if weights_dir is not None:
-        check_weights_dir(weights_dir)
+    if config.data is not None:
+        check_folder(config.data)
+    if config.weights_dir:
+        check_weights_dir(config.weights_dir)
     from edgetl.pretrain.pretrain import Places, pretrain
     from edgetl.pretrain.recipe import read_recipe
     from edgetl.train.workflows.finetune import choose_device
 
     with working(json_output=json_output, verbose=verbose) as progress:
-        places = Places(out=out_, data=data, weights=weights_dir, recipes=recipe.parent)
-        record = pretrain(read_recipe(recipe), places, device=choose_device(device), progress=progress)
+        places = Places(out=out_, data=config.data, weights=config.weights_dir, recipes=recipe.parent)
+        record = pretrain(read_recipe(recipe), places, device=choose_device(config.device), progress=progress)
     print_json(record) if json_output else _show_pretrained(record, out_)
 
 
-def _policy(text: str) -> Policy:
-    (given,) = choices(text, ("any", "commercial"), "--license-policy")
-    return "commercial" if given == "commercial" else "any"
-
-
-def _show_zoo(zoo: Catalogue) -> None:
-    if not zoo.backbones:
+def _show_catalogue(catalogue: Catalogue) -> None:
+    if not catalogue.backbones:
         raise ConfigError("no backbone of the list fits. Raise --max-params or --max-macs, or leave --license or --offline out.")
     table = plain_table("backbones", "name", "M par.", "MMACs", "px", "top-1", "int8", "license")
     table.padding = (0, 0, 0, 1)
-    for item in zoo.backbones:
+    for item in catalogue.backbones:
         entry = item.entry
         name = f"{entry.name} *" if item.offline else entry.name
-        table.add_row(
-            _folded(name, FIGURES_WIDTH), f"{entry.params_m:.2f}", f"{entry.mmacs:.0f}", str(entry.input),
-            f"{entry.top1:.1f}" if entry.top1 else "", entry.quantizes.removeprefix("with "), _short(entry.license),
-        )  # fmt: skip
+        cost = (f"{entry.params_m:.2f}", f"{entry.mmacs:.0f}", str(entry.input))
+        top1 = f"{entry.top1:.1f}" if entry.top1 else ""
+        table.add_row(_folded(name, FIGURES_WIDTH), *cost, top1, entry.quantizes.removeprefix("with "), _short(entry.license))
     out.print(table)
     out.print("* is on this machine. top-1: ImageNet, percent. int8: how well it quantizes. More: edgetl models NAME, or --json")
 
@@ -189,11 +180,10 @@ def _show_ranking(ranking: Ranking, plot: Path | None) -> None:
     table.padding = (0, 0, 0, 1)
     for item in ranking.ranked:
         confirmed = [f"{item.confirmed.value:.3f}" if item.confirmed else ""] if tuned else []
-        table.add_row(
-            _folded(item.name, RANKING_WIDTH + 6 * tuned), str(item.place), f"{item.knn:.3f}", f"{item.ridge:.3f}", f"{item.logme:.3f}",
-            f"{item.top1:.1f}" if item.top1 else "", *confirmed, f"{item.latency_ms:.1f}", f"{item.params_m:.2f}",
-            escape(_short(item.license or "?")),
-        )  # fmt: skip
+        name, top1 = _folded(item.name, RANKING_WIDTH + 6 * tuned), f"{item.top1:.1f}" if item.top1 else ""
+        scores = (f"{item.knn:.3f}", f"{item.ridge:.3f}", f"{item.logme:.3f}", top1, *confirmed)
+        cost = (f"{item.latency_ms:.1f}", f"{item.params_m:.2f}", escape(_short(item.license or "?")))
+        table.add_row(name, str(item.place), *scores, *cost)
     out.print(table)
     out.print(
         "An equal place (#): these images cannot tell them apart (one bootstrap standard error). top-1: ImageNet, percent. "

@@ -1,0 +1,89 @@
+"""``edgetl prune`` and ``edgetl share``: commands that write a run in another form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import Field
+from rich.markup import escape
+
+from edgetl.cli.options import build, given, need_extra, options_of
+from edgetl.cli.session import JsonOption, OverwriteOption, VerboseOption, out, print_json, working
+from edgetl.cli.tables import share as shown
+from edgetl.core.bundle import check_run_folder
+from edgetl.core.config import StrictModel
+from edgetl.core.output.folders import check_output
+from edgetl.data.folder import check_folder
+
+
+class PruneConfig(StrictModel):
+    """Options of ``edgetl prune``."""
+
+    ratio: float = Field(default=0.3, description="Pruning ratio: share of the channels to remove.")
+    data: Path | None = Field(default=None, description="Folder of the run's images (default: where they were).")
+
+
+@options_of(PruneConfig)
+def prune_command(
+    context: typer.Context,
+    run: Annotated[Path, typer.Argument(help="The folder that `edgetl train` wrote.")],
+    out_: Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.")],
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+    **options: Any,
+) -> None:
+    """Take whole channels out of a run's network: smaller and faster in every engine. It must be tuned afterwards."""
+    config = build(PruneConfig, **given(PruneConfig, context, options))
+    need_extra("train")
+    _check(out_, run, config.data, overwrite=overwrite)
+    with working(json_output=json_output, verbose=verbose) as progress:
+        from edgetl.train.workflows.prune import prune_run
+
+        pruned = prune_run(run, out_, ratio=config.ratio, data=config.data, overwrite=overwrite, progress=progress)
+    record = pruned.run.record
+    if json_output:
+        print_json({"before": pruned.before.model_dump(), "after": pruned.after.model_dump(), "run": record.model_dump(mode="json")})
+        return
+    before, after = pruned.before, pruned.after
+    out.print(
+        f"{before.params_m:g} million parameters to {after.params_m:g}, {before.mmacs:g} million multiply-accumulates to {after.mmacs:g}; "
+        f"validation, not tuned yet: {shown(record.validation.score)}",
+        soft_wrap=True,
+    )
+    out.print(f"written to {escape(str(out_))}; next, tune it with the unpruned run as its teacher:")
+    out.print(
+        f"edgetl train {escape(str(config.data or pruned.run.splits().root))} --out TUNED --backbone {escape(str(out_))} --strategy full "
+        f"--teacher {escape(str(run))}{'' if record.task == 'classification' else ' --labels … --task …, as that run was trained'}",
+        soft_wrap=True,
+    )
+
+
+def share_command(
+    run: Annotated[Path, typer.Argument(help="The folder that `edgetl train` wrote.")],
+    out_: Annotated[Path, typer.Option("--out", "-o", help="The Hugging Face folder to write.")],
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Write a run as a folder that timm, transformers and the Hugging Face hub take. Nothing is uploaded."""
+    need_extra("train")
+    _check(out_, run, None, overwrite=overwrite)
+    with working(json_output=json_output, verbose=verbose):
+        from edgetl.export.to_hub import share_run
+
+        files = share_run(run, out_, overwrite=overwrite)
+    if json_output:
+        print_json({"files": [str(path) for path in files]})
+        return
+    for path in files:
+        out.print(f"{escape(str(path))}  {path.stat().st_size / 1e6:.2f} MB", soft_wrap=True)
+    out.print(f"look at {escape(str(files[-1]))}; next: hf upload OWNER/NAME {escape(str(out_))}", soft_wrap=True)
+
+
+def _check(out: Path, run: Path, data: Path | None, *, overwrite: bool) -> None:
+    """Refuse a folder that is no run, missing images, and an output that cannot be written, before any work."""
+    inputs = {"the run": check_run_folder(run), **({"--data": check_folder(data, option="--data")} if data else {})}
+    check_output(out, inputs=inputs, overwrite=overwrite)
