@@ -30,8 +30,8 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.resolve import resolve
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.dataset import default_workers
-from edgetl.train.loop.loop import tune
 from edgetl.train.workflows.finetune import choose_device, prepare
+from edgetl.train.workflows.learning import optimize
 
 BACKBONE = "mobilenetv2_100"
 WARM_SHARE = 0.2
@@ -86,7 +86,7 @@ def _edgetl(given: argparse.Namespace, device: str) -> float:
     few = Splits(splits.folder, splits.train, splits.val[:2], ())
     plan = plan.model_copy(update={"steps": given.steps, "augment": "light"})
     with tempfile.TemporaryDirectory() as work:
-        tune(backbone, few, plan, config, Workplace(device, Path(work), note))
+        optimize(backbone, few, plan, config, Workplace(device, Path(work), note))
     return _rate(times, given)
 
 

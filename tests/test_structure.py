@@ -17,26 +17,14 @@ PARAMETERS = 6
 MODULES = 9
 WIDER = {"edgetl.core": 15, "edgetl.runtime": 15}
 KNOWN = {
-    "edgetl.train.loop.loop._prepare:parameters",
-    "edgetl.train.loop.loop.tune:lines",
-    "edgetl.train.loop.loop.tune:parameters",
-    "edgetl.train.loop.loop:fmt-skip",
-    "edgetl.train.loop.losses.Classes.forward:docstring",
-    "edgetl.train.loop.losses.Classes.judge:docstring",
-    "edgetl.train.loop.losses.Classes.right:docstring",
-    "edgetl.train.loop.losses.Labels.forward:docstring",
-    "edgetl.train.loop.losses.Labels.judge:docstring",
-    "edgetl.train.loop.losses.Labels.right:docstring",
-    "edgetl.train.loop.losses.Numbers.forward:docstring",
-    "edgetl.train.loop.losses.Numbers.judge:docstring",
-    "edgetl.train.loop.losses.Numbers.right:docstring",
-    "edgetl.train.loop.validation.Watch.__init__:parameters",
-    "edgetl.train.loop.validation.Watch.on_train_batch_end:docstring",
-    "edgetl.train.loop.validation:fmt-skip",
-    "edgetl.train.loop:modules",
     "edgetl.train.workflows.finetune._checkpoints:parameters",
     "edgetl.train.workflows.finetune.fine_tune:lines",
-    "edgetl.train.workflows.learning.teach:parameters",
+    "edgetl.train.workflows.learning._batches:parameters",
+    "edgetl.train.workflows.learning._objective:parameters",
+    "edgetl.train.workflows.learning.fit_network:parameters",
+    "edgetl.train.workflows.learning.optimize:lines",
+    "edgetl.train.workflows.learning.optimize:parameters",
+    "edgetl.train.workflows.learning:fmt-skip",
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

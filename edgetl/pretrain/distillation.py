@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,9 +20,8 @@ from edgetl.pretrain.recipe import Recipe
 from edgetl.train.artifacts.sources.build import build_saved
 from edgetl.train.config.weights_dir import LOCAL_DIR, local_dir_weights, sha256_of
 from edgetl.train.inputs.features import choose_engine
-from edgetl.train.inputs.samplers import draw_seed
-from edgetl.train.loop.fitting import scheduled
 from edgetl.train.networks.backbone import feature_extractor, find_head
+from edgetl.train.networks.distillation import distillation_loss
 
 WARM_UP_SHARE = 0.05
 # Steps whose batches give the mean and the principal components of the teacher's features.
@@ -137,19 +135,23 @@ def _map_shapes(network: nn.Module, coordinates: list[Coordinates], side: int) -
     return [(width, *maps.shape[2:]) for width, maps in zip(widths, (*stages, head), strict=True)]
 
 
-class Distillation(L.LightningModule):
+class Distillation(nn.Module):
     """The student, a linear map to the teacher's features, a head for its classes, and a head for the pictures' labels."""
+
+    feature_mean: torch.Tensor
+    feature_spread: torch.Tensor
+    feature_components: torch.Tensor
+    map_variances: torch.Tensor
 
     def __init__(self, recipe: Recipe, student: nn.Module, lesson: Lesson | None, views: Views, *, labels: int) -> None:
         super().__init__()
         self.recipe = recipe
-        self.first_step = 0
         self.student = student.to(memory_format=torch.channels_last)
         self.average = ModelEmaV3(self.student, decay=recipe.ema_decay, use_warmup=True)
         self._lesson = (lesson,)  # in a tuple: its tensors are no part of what is trained or saved
         with torch.no_grad():
             width = self.student.eval()(torch.zeros(1, 3, recipe.side, recipe.side)).shape[1]
-        self.student.train()  # Lightning leaves each module in the mode that it finds
+        self.student.train()
         told = Statistics.of(lesson, views) if lesson else Statistics(torch.zeros(1), torch.ones(1), torch.ones(1, 1), torch.ones(0))
         self.register_buffer("feature_mean", told.mean)
         self.register_buffer("feature_spread", told.spread)
@@ -161,10 +163,8 @@ class Distillation(L.LightningModule):
             self.logit_head.load_state_dict({"weight": lesson.teacher.weight, "bias": lesson.teacher.bias})
         self.label_head = nn.Linear(width, max(1, labels))
 
-    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The weighted sum of the recipe's losses."""
-        images, labels = batch
-        torch.manual_seed(draw_seed(self.recipe.seed, self.first_step + self.global_step))  # for networks that drop paths
         shown = images.contiguous(memory_format=torch.channels_last)
         losses, maps = self.recipe.losses, []
         if losses.maps:
@@ -194,18 +194,17 @@ class Distillation(L.LightningModule):
             total = total + losses.features * F.smooth_l1_loss(self.feature_map(features), told)
         if losses.logits:
             logits = F.linear(seen, lesson.teacher.weight.to(seen.device), lesson.teacher.bias.to(seen.device))
-            told, said = F.log_softmax(logits, dim=1), F.log_softmax(self.logit_head(features), dim=1)
-            total = total + losses.logits * F.kl_div(said, told, log_target=True, reduction="batchmean")
+            total = total + losses.logits * distillation_loss(self.logit_head(features), logits)
         return total
 
-    def configure_optimizers(self) -> dict[str, object]:
-        """AdamW, no decay for norms and biases; the schedule goes on where a resumed run stands."""
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW, no decay for norms and biases."""
         trained = [parameter for name, parameter in self.named_parameters() if not name.startswith("average.")]
         groups = [
             {"params": [item for item in trained if item.ndim > 1], "weight_decay": self.recipe.weight_decay},
             {"params": [item for item in trained if item.ndim <= 1], "weight_decay": 0.0},
         ]
-        return scheduled(torch.optim.AdamW(groups, lr=self.recipe.lr), self.recipe.steps, WARM_UP_SHARE, first=self.first_step)
+        return torch.optim.AdamW(groups, lr=self.recipe.lr)
 
 
 @dataclass(frozen=True)

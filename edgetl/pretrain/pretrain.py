@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import safetensors.torch
 import timm
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from edgetl.core.config import read_json
@@ -26,14 +26,17 @@ from edgetl.core.progress import Progress, silent
 from edgetl.core.system.host import fingerprint, versions
 from edgetl.errors import BackboneError, ConfigError, TrainingError, first_line
 from edgetl.pretrain.compression import Coordinates, compress
-from edgetl.pretrain.distillation import Distillation, Lesson, TeacherNet, load_teacher
+from edgetl.pretrain.distillation import WARM_UP_SHARE, Distillation, Lesson, TeacherNet, load_teacher
 from edgetl.pretrain.images import Pool, Views, count_labels, load_pools
 from edgetl.pretrain.recipe import TEACHER, Recipe
 from edgetl.train.artifacts.sources.catalogue import Pretrained, Teacher, UsedImages
 from edgetl.train.artifacts.sources.weights import load_weights
 from edgetl.train.config.weights_dir import sha256_of
 from edgetl.train.inputs.dataset import default_workers
-from edgetl.train.loop.fitting import fit, give_moments, moments
+from edgetl.train.inputs.samplers import draw_seed
+from edgetl.train.loop.checkpoints import optimizer_tensors, restore_optimizer
+from edgetl.train.loop.optimizer import warm_cosine
+from edgetl.train.loop.processes import launch
 from edgetl.train.networks.backbone import count_macs
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
@@ -99,10 +102,39 @@ def _pretrain(recipe: Recipe, places: Places, device: str, checkpoint_steps: int
     checkpoint = _Checkpoint(places.out / CHECKPOINT_NAME, module, checkpoint_steps, identity=origin.identity(recipe))
     first = checkpoint.restore()
     batches = DataLoader(views, batch_size=None, sampler=range(first, recipe.steps), num_workers=_workers())
-    fit(module, batches, [checkpoint, _Report(progress, checkpoint)], device=device, clip_norm=CLIP_NORM)
+    _train(module, batches, checkpoint, device, progress)
     result = _publish(recipe, module.average.module, places.out, origin, time.monotonic() - started + checkpoint.seconds_before)
     checkpoint.path.unlink(missing_ok=True)
     return result
+
+
+def _train(
+    module: Distillation, batches: Iterable[Sequence[torch.Tensor]], checkpoint: _Checkpoint, device: str, progress: Progress
+) -> None:
+    """Gradient descent from the checkpoint's step on.
+
+    Raises:
+        TrainingError: the loss became infinite or not a number.
+    """
+    recipe, fabric, first = module.recipe, launch(device), checkpoint.first
+    optimizer = module.make_optimizer()
+    schedule = LambdaLR(optimizer, lambda step: warm_cosine(first + step, recipe.steps, WARM_UP_SHARE))
+    model, optimizer = fabric.setup(module, optimizer)
+    restore_optimizer(optimizer, checkpoint.moments)
+    for step, batch in enumerate(batches, first + 1):
+        torch.manual_seed(draw_seed(recipe.seed, step - 1))  # for networks that drop paths
+        loss = model(*fabric.to_device(tuple(batch)))
+        fabric.backward(loss)
+        fabric.clip_gradients(model, optimizer, max_norm=CLIP_NORM, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        module.average.update(module.student, step=step)
+        if not math.isfinite(float(loss.detach())):
+            raise TrainingError(f"the loss became {float(loss.detach())} at step {step}: lower the recipe's lr (now {recipe.lr:g}).")
+        if step % checkpoint.every == 0 and step < recipe.steps:
+            checkpoint.save(optimizer, step)
+        progress("pretraining", step, recipe.steps)
 
 
 def _check_own(out: Path, name: str) -> None:
@@ -160,18 +192,17 @@ def _workers() -> int:
     return min(4, default_workers())
 
 
-class _Checkpoint(Callback):
+class _Checkpoint:
     """All that a later call needs to go on, as safetensors: networks, moving average, and the optimizer's moments."""
 
     def __init__(self, path: Path, module: Distillation, every: int, *, identity: str) -> None:
         self.path = path
-        self.recipe = module.recipe
         self.identity = identity
         self.module = module
         self.every = every
         self.first = 0
         self.seconds_before = 0.0
-        self._moments: dict[str, torch.Tensor] = {}
+        self.moments: dict[str, torch.Tensor] = {}
         self._started = time.monotonic()
 
     def restore(self) -> int:
@@ -192,44 +223,18 @@ class _Checkpoint(Callback):
             raise ConfigError(
                 f"{self.path} belongs to another recipe, teacher or images, or these changed. Choose another --out, or delete it."
             )
-        self._moments = {key: value for key, value in tensors.items() if key.startswith("optimizer.")}
-        self.module.load_state_dict({key: value for key, value in tensors.items() if key not in self._moments})
+        self.moments = {key: value for key, value in tensors.items() if key.startswith("optimizer.")}
+        self.module.load_state_dict({key: value for key, value in tensors.items() if key not in self.moments})
         self.first, self.seconds_before = int(facts["step"]), float(facts["seconds"])
-        self.module.first_step = self.first
         return self.first
 
-    def on_train_start(self, trainer: L.Trainer, _: L.LightningModule) -> None:
-        """Give the optimizer its moments back, and the schedule its place."""
-        give_moments(trainer.optimizers[0], self._moments)
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Average the weights, and save now and then."""
-        step = self.first + trainer.global_step
-        self.module.average.update(self.module.student, step=step)
-        if step % self.every == 0 and step < self.recipe.steps:
-            self._save(trainer.optimizers[0], step)
-
-    def _save(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        known = {**self.module.state_dict(), **moments(optimizer)}
+    def save(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Write the state after ``step`` steps."""
+        known = {**self.module.state_dict(), **optimizer_tensors(optimizer)}
         tensors = {key: value.detach().cpu().contiguous() for key, value in known.items()}
         seconds = self.seconds_before + time.monotonic() - self._started
         facts = {"identity": self.identity, "step": str(step), "seconds": f"{seconds:.1f}"}
         write_bytes(self.path, safetensors.torch.save(tensors, facts))
-
-
-class _Report(Callback):
-    """Tells the caller's progress, and stops a training that diverged."""
-
-    def __init__(self, progress: Progress, checkpoint: _Checkpoint) -> None:
-        self.progress = progress
-        self.checkpoint = checkpoint
-
-    def on_train_batch_end(self, trainer: L.Trainer, _module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        step, steps = self.checkpoint.first + trainer.global_step, self.checkpoint.recipe.steps
-        loss = float(outputs["loss"])
-        if not loss < float("inf"):
-            raise TrainingError(f"the loss became {loss} at step {step}: lower the recipe's lr (now {self.checkpoint.recipe.lr:g}).")
-        self.progress("pretraining", step, steps)
 
 
 def _used(pool: Pool) -> UsedImages:

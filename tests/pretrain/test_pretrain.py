@@ -119,15 +119,15 @@ def test_training_lowers_the_loss(places: Path, tmp_path: Path) -> None:
     losses: list[float] = []
     from edgetl.pretrain.distillation import Distillation
 
-    step = Distillation.training_step
+    step = Distillation.forward
 
-    def watched(self: Distillation, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> torch.Tensor:
-        loss = step(self, batch, index)
+    def watched(self: Distillation, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = step(self, images, labels)
         losses.append(loss.item())
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Distillation, "training_step", watched)
+        patch.setattr(Distillation, "forward", watched)
         pretrain(recipe, Places(out=tmp_path, data=places))
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 

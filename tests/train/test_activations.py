@@ -16,10 +16,10 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.inputs.activation_cache import CacheOptions, Workplace, cache_activations
 from edgetl.train.inputs.augmentation import make_augmentation
 from edgetl.train.inputs.dataset import TrainingImages
-from edgetl.train.loop.loop import batch_options, tune
 from edgetl.train.networks.backbone import Backbone, find_head, torchvision_model
 from edgetl.train.networks.partition import split_frozen
 from edgetl.train.networks.stages import choose_stages, find_stages
+from edgetl.train.workflows.learning import batch_options, optimize
 from edgetl.train.workflows.train import train
 from tests.train.planning import plan_of
 
@@ -78,12 +78,12 @@ def test_cached_activations_teach_what_the_whole_network_would(colours: Path, tm
         config = _config(cache_views=views)
         backbone = _backbone(config)
         before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
-        history = tune(backbone, splits, plan_of(config, len(splits.train), backbone.model), config, Workplace("cpu", work))
+        state = optimize(backbone, splits, plan_of(config, len(splits.train), backbone.model), config, Workplace("cpu", work))
         after = backbone.model.state_dict()
         assert torch.equal(before["layer1.0.conv1.weight"], after["layer1.0.conv1.weight"])
         assert torch.equal(before["layer1.0.bn1.running_mean"], after["layer1.0.bn1.running_mean"])
         assert not torch.equal(before["layer4.0.conv1.weight"], after["layer4.0.conv1.weight"])
-        found.append([row["val_loss"] for row in history.rows])
+        found.append([row["val_loss"] for row in state.rows])
     assert found[0] == pytest.approx(found[1], rel=0.02, abs=0.01), "float16 activations"
     assert list(work.iterdir()) == [], "the cache is removed"
 

@@ -14,11 +14,13 @@ from edgetl.data.folder import scan
 from edgetl.data.split import Splits, split
 from edgetl.train.config.options import Augment, TrainConfig
 from edgetl.train.inputs.augmentation import make_augmentation
-from edgetl.train.inputs.dataset import TrainingImages, training_batches
+from edgetl.train.inputs.dataset import TrainingImages, training_batches, validation_batches
 from edgetl.train.inputs.gpu_augmentation import divide, gpu_batches
 from edgetl.train.inputs.samplers import BatchOptions
-from edgetl.train.loop.fitting import fit
-from edgetl.train.loop.loop import Tuning
+from edgetl.train.loop.checkpoints import SavedState
+from edgetl.train.loop.loop import LoopSettings, Objective, Session, run_loop
+from edgetl.train.loop.losses import ClassLoss, TaskTerm
+from edgetl.train.loop.processes import launch
 from edgetl.train.networks.backbone import Backbone
 from edgetl.train.networks.stages import choose_stages, find_stages
 from tests.train.planning import prepared
@@ -78,12 +80,13 @@ def _trained(backbone: Backbone, splits: Splits, config: TrainConfig) -> float:
     assert augment is not None
     batches = gpu_batches(_images(splits), backbone.spec, augment, OPTIONS, steps=range(plan.steps), device=CPU)
     stages = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
-    module = Tuning(backbone, stages, plan, config)
-    fit(module, batches, [], device="cpu", clip_norm=1.0)
-    return module.last[2]
+    objective = Objective(TaskTerm(ClassLoss(len(splits.folder.labels))))
+    val = validation_batches(splits.val or splits.train, backbone.spec, OPTIONS)
+    state = run_loop(backbone.model, objective, (batches, val), LoopSettings(stages, plan), Session(launch("cpu")), SavedState())
+    return state.rows[-1]["train_loss"]
 
 
-def test_lightning_trains_on_them(splits: Splits) -> None:
+def test_the_loop_trains_on_them(splits: Splits) -> None:
     config = _config(strategy="full", epochs=3, input_size=(32, 32))
     backbone, plan = prepared(splits, config)
     before = backbone.head.weight.detach().clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,26 @@ import torch
 from PIL import Image
 from torch import nn
 
-from edgetl.data.folder import scan
-from edgetl.data.split import split
+from edgetl.core.progress import silent
+from edgetl.data.folder import ImageFolder, scan
+from edgetl.data.split import Splits, split
 from edgetl.errors import ConfigError
 from edgetl.train.artifacts.record import FISHER_NAME
 from edgetl.train.artifacts.run import Run
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.continual.ewc import measure_fisher
-from edgetl.train.continual.lwf import Elastic, OldAnswers
-from edgetl.train.continual.prepare import protect
-from edgetl.train.continual.previous_task import OldTask, find_old_task
-from edgetl.train.continual.replay import UNLABELLED, herd, replayed
+from edgetl.train.continual.ewc import EWC, measure_fisher
+from edgetl.train.continual.lwf import LwF
+from edgetl.train.continual.previous_task import HeadInput, PreviousTask, find_previous_task
+from edgetl.train.continual.replay import UNLABELED, choose_replayed, herd
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.samplers import StepSampler
+from edgetl.train.loop.losses import StepOutputs
+from edgetl.train.workflows.learning import prepare_inputs
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colours
-from tests.train.planning import plan_of, prepared
+from tests.train.planning import prepared
 
 SMALL: dict[str, Any] = {
     "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 10, "batch_size": 8,
@@ -108,11 +111,11 @@ def test_old_answers_cost_nothing_at_the_start_and_draw_a_changed_network_back(p
     if places:
         with torch.no_grad():
             network[2].weight[list(places)], network[2].bias[list(places)] = head.weight, head.bias
-    answers = OldAnswers(network, "2", OldTask("old", head, places, None), strength=1.0)
+    head_input = HeadInput(network, "2")
+    term = LwF(network, PreviousTask("old", head, places, None), head_input, "2", weight=1.0)
 
     def loss() -> torch.Tensor:
-        features = network[:2](images)
-        return answers.loss(images, features, network[2](features))
+        return term(StepOutputs(images, torch.zeros(64), network(images)))
 
     assert float(loss().detach()) == pytest.approx(0.0, abs=1e-7)
     with torch.no_grad():
@@ -124,13 +127,14 @@ def test_old_answers_cost_nothing_at_the_start_and_draw_a_changed_network_back(p
         loss().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert apart > 0.05 and float(loss().detach()) < apart / 20
-    assert not any(parameter.grad is not None for parameter in answers.parameters()), "the old network does not learn"
+    frozen = [*term.previous.parameters(), *term.previous_head.parameters()]
+    assert not any(parameter.grad is not None for parameter in frozen), "the previous network does not train"
 
 
 def test_the_old_head_is_asked_where_the_classes_differ(parent: Run, shapes: Path, tmp_path: Path) -> None:
     config = _config(backbone=str(parent.path), replay=str(parent.path), lwf=1.0)
     found = train(shapes, config, tmp_path / "run").record.forgetting
-    assert found is not None and found.through == "old head" and found.drop <= 0.1
+    assert found is not None and found.through == "previous head" and found.drop <= 0.1
 
 
 def test_elastic_weights_do_not_move_at_infinite_strength_and_move_less_the_stronger_they_are_held(
@@ -177,10 +181,10 @@ def test_elastic_holding_is_the_exact_minimum_of_step_and_pull() -> None:
     layer = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 1.0]]))
-    elastic = Elastic(layer, {"weight": torch.tensor([[4.0, 0.0]])}, 5.0)
+    pull = EWC(layer, {"weight": torch.tensor([[4.0, 0.0]])}, 5.0)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[2.0, 2.0]]))
-    elastic.hold(layer, [{"params": [layer.weight], "lr": 0.1}])
+    pull(layer, torch.optim.SGD([layer.weight], 0.1))
     # argmin over w of (w - 2)^2 / (2 lr) + 5 * 4 * (w - 1)^2 / 2 is (2 + 2 * 1) / (1 + 2)
     torch.testing.assert_close(layer.weight.detach(), torch.tensor([[4 / 3, 2.0]]))
 
@@ -213,27 +217,32 @@ def test_replayed_images_are_labelled_as_new_old_or_no_class(parent: Run, invert
 
     config = _config(backbone=str(parent.path), replay=str(parent.path), replay_per_class=3)
     backbone = load_backbone(config.backbone, 2)
-    old = find_old_task(config, backbone, ("lying", "standing"))
+    previous = find_previous_task(config.backbone, backbone, ("lying", "standing"))
     extract = FrozenFeatures(nn.Flatten(), backbone.spec)
 
     def labels(config: TrainConfig, names: tuple[str, ...]) -> list[int]:
-        found = replayed(config, names, old, extract, set(), progress=lambda *_: None)
+        found = choose_replayed(config.continual, _of_classes(names), previous, extract, progress=silent)
         return sorted({sample.label for sample in found})
 
     assert labels(config, ("lying", "standing")) == [-3, -2, -1]
     assert labels(config, ("blue", "red", "standing")) == [-2, 0, 1]
-    assert labels(config.with_options(replay=str(shapes)), ("blue", "red")) == [UNLABELLED]
-    assert labels(config.with_options(replay=str(shapes)), ("standing", "red")) == [UNLABELLED, 0]
-    contents = {sample.content for sample in parent.samples("train")}
-    assert not replayed(config, ("red",), old, extract, contents, progress=lambda *_: None), "no image is both new and old"
+    assert labels(config.with_options(replay=str(shapes)), ("blue", "red")) == [UNLABELED]
+    assert labels(config.with_options(replay=str(shapes)), ("standing", "red")) == [UNLABELED, 0]
+    seen = replace(_of_classes(("red",)), train=tuple(parent.samples("train")))
+    assert not choose_replayed(config.continual, seen, previous, extract, progress=silent), "no image is both new and replayed"
+
+
+def _of_classes(labels: tuple[str, ...]) -> Splits:
+    """Splits of these classes, without images."""
+    return Splits(ImageFolder(Path(), labels, (), ()), (), (), ())
 
 
 def test_new_images_and_an_own_head_are_kept_where_the_old_classes_are_all_there(parent: Run, inverted: Path, tmp_path: Path) -> None:
     config = _config(backbone=str(parent.path), lwf=1.0)
     splits = split(scan(inverted), seed=0, val=0.25, test=0.25)
     backbone, plan = prepared(splits, config)
-    kept = protect(backbone, splits, plan, config, Workplace("cpu", tmp_path))
-    assert kept.keeps_head and torch.equal(backbone.head.weight, parent.load_model().get_parameter("fc.weight"))
+    continual = prepare_inputs(backbone, splits, config, plan, Workplace("cpu", tmp_path)).continual
+    assert continual.keeps_head and torch.equal(backbone.head.weight, parent.load_model().get_parameter("fc.weight"))
 
 
 @pytest.mark.parametrize("choice", [{"strategy": "full"}, pytest.param({"strategy": "partial", "cache_views": 2}, marks=pytest.mark.slow)])
@@ -256,7 +265,7 @@ class _StopError(Exception):
 
 
 def test_there_must_be_something_to_protect(parent: Run, inverted: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="random weights know nothing"):
+    with pytest.raises(ConfigError, match="--lwf needs pretrained weights"):
         train(inverted, _config(pretrained=False, lwf=1.0), tmp_path / "a")
     with pytest.raises(ConfigError, match=r"came without one\. Use --l2sp or --replay"):
         train(inverted, _config(backbone="edgetl_small", ewc=1.0, input_size=None), tmp_path / "b")
@@ -266,8 +275,8 @@ def test_published_weights_are_protected_through_their_own_head(shared: Path, in
     config = _config(backbone=f"local-dir:{shared}/weights/mobilenetv2_100.imagenet", lwf=1.0, strategy="partial")
     splits = split(scan(inverted), seed=0, val=0.25, test=0.25)
     backbone, plan = prepared(splits, config)
-    kept = protect(backbone, splits, plan_of(config, 30, backbone.model), config, Workplace("cpu", tmp_path))
-    assert plan.steps and kept.old and kept.old.head.out_features >= 1000 and kept.old.places is None
+    previous = prepare_inputs(backbone, splits, config, plan, Workplace("cpu", tmp_path)).continual.previous
+    assert plan.steps and previous and previous.head.out_features >= 1000 and previous.places is None
 
 
 @pytest.mark.slow

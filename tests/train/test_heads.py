@@ -25,7 +25,7 @@ from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.resolve import MAX_BANK, resolve
 from edgetl.train.config.tasks import scan_images
-from edgetl.train.continual.teacher import find_tutor
+from edgetl.train.continual.teacher import find_teacher
 from edgetl.train.heads.fit import fit_other_head, with_head_modules
 from edgetl.train.heads.linear import class_weights, fit_logistic
 from edgetl.train.heads.modules import LEAST_WEIGHT, FittedHead, HeadedNetwork, HeadSpec, KnnVotes, LabeledFeatures, plain_state
@@ -253,11 +253,10 @@ def test_what_needs_an_old_linear_head_says_so(images: Path, small_knn: Run, tmp
 def test_a_run_with_another_head_teaches_with_it(images: Path, small_knn: Run, tmp_path: Path) -> None:
     config = _config(teacher=str(small_knn.path), strategy="partial")
     splits = split(scan_images(images, config.data), seed=0, val=0.25, test=0.25)
-    tutor = find_tutor(config, splits, Workplace("cpu", tmp_path))
-    assert tutor is not None
-    picture = torch.from_numpy(preprocess(splits.test[0].path, tutor.spec)[None])
+    teacher = find_teacher(str(small_knn.path), config.backbone, splits, Workplace("cpu", tmp_path))
+    picture = torch.from_numpy(preprocess(splits.test[0].path, teacher.spec)[None])
     with torch.no_grad():
-        assert torch.allclose(tutor.network(picture), small_knn.load_model()(picture), atol=1e-5)
+        assert torch.allclose(teacher.network(picture), small_knn.load_model()(picture), atol=1e-5)
 
 
 def test_other_strategies_refuse_other_heads(images: Path, digits: Path, tmp_path: Path) -> None:

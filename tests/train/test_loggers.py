@@ -14,7 +14,7 @@ from edgetl.cli.options import build
 from edgetl.errors import ConfigError, MissingExtraError
 from edgetl.train.artifacts.run import Run
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.loop.fitting import warm_cosine
+from edgetl.train.loop.optimizer import warm_cosine
 from edgetl.train.workflows.train import train
 
 SMALL = {

@@ -12,6 +12,7 @@ import timm
 import torch
 from PIL import Image
 from timm.models import save_for_hf
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from edgetl.data.folder import scan
@@ -28,7 +29,7 @@ from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.continual.progressive import find_laterals
 from edgetl.train.inputs.openvino_features import compile_with_openvino
-from edgetl.train.loop.loop import Tuning
+from edgetl.train.loop.optimizer import learning_rates, parameter_groups
 from edgetl.train.networks.backbone import feature_extractor, find_head
 from edgetl.train.networks.progressive import Column, Lateral, ProgressiveNetwork, ProgressiveRecord, last_column
 from edgetl.train.networks.stages import choose_stages, find_stages
@@ -143,7 +144,7 @@ def test_the_record_names_the_columns_and_nothing_is_lost(parent: Run, grown: Ru
     assert [place.module for place in columns.laterals] == ["bn1", "layer1", "layer2", "layer3", "layer4"]
     assert record.backbone.head_name == "columns.1.fc" and record.labels == ("lying", "standing")
     assert forgetting is not None and parent.record.test is not None
-    assert (forgetting.through, forgetting.before, forgetting.drop) == ("old column", parent.record.test.accuracy.value, 0.0)
+    assert (forgetting.through, forgetting.before, forgetting.drop) == ("previous column", parent.record.test.accuracy.value, 0.0)
     assert record.test is not None and record.test.accuracy.value >= 0.9
     assert not (grown.path / TIMM_CONFIG_NAME).exists(), "timm could not build it"
     plain = json.loads((parent.path / "run.json").read_text())["backbone"]
@@ -175,29 +176,28 @@ def test_laterals_learn_in_a_group_of_their_own_at_the_trunks_rate(parent: Run, 
     backbone, plan = prepared(splits, config)
     stages = find_stages(backbone.model, backbone.head_name)
     assert [stage.name for stage in stages] == ["stem", "stage1", "stage2", "stage3", "stage4", "laterals", "head"]
-    module = Tuning(backbone, choose_stages(stages, plan.unfreeze), plan, config)
-    groups = {group["stage"]: group for group in module.groups_of(backbone.model)}
+    all_groups = parameter_groups(backbone.model, choose_stages(stages, plan.unfreeze), plan)
+    groups = {group["stage"]: group for group in all_groups}
     assert (groups["laterals"]["lr"], groups["head"]["lr"], groups["stage4"]["lr"]) == (0.002, 0.004, 0.002)
     assert isinstance(backbone.model, ProgressiveNetwork)
     laterals = {id(parameter) for parameter in backbone.model.laterals.parameters()}
     assert {id(parameter) for parameter in groups["laterals"]["params"]} == laterals
-    learning = {id(parameter) for group in module.groups_of(backbone.model) for parameter in group["params"]}
+    learning = {id(parameter) for group in all_groups for parameter in group["params"]}
     assert learning.isdisjoint(id(parameter) for parameter in backbone.model.columns[0].parameters())
-    assert module.rates_of(1)["lr/laterals"] == pytest.approx(module.rates_of(1)["lr/stage4"])
+    rates = learning_rates(torch.optim.AdamW(all_groups), plan, 0)
+    assert rates["lr/laterals"] == pytest.approx(rates["lr/stage4"])
 
 
 @torch.no_grad()
 def test_averaged_weights_hold_the_frozen_column_bit_for_bit(parent: Run, splits: Splits) -> None:
-    backbone, plan = prepared(splits, _beside(parent))
-    stages = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
-    module = Tuning(backbone, stages, plan.model_copy(update={"average": 0.97}), _beside(parent))
-    assert module.average is not None
+    backbone, _ = prepared(splits, _beside(parent))
+    ema = ModelEmaV3(backbone.model.train().to(memory_format=torch.channels_last), decay=0.97)
     for _ in range(5):
         backbone.head.weight.add_(0.1)
-        module.average.update(module.model)
-    averaged = module.average.module.get_submodule("columns.0").state_dict()
+        ema.update(backbone.model)
+    averaged = ema.module.get_submodule("columns.0").state_dict()
     assert all(_bytes(averaged[key]) == _bytes(value) for key, value in parent.load_model().state_dict().items())
-    assert not torch.equal(module.average.module.get_parameter("columns.1.fc.weight"), backbone.head.weight)
+    assert not torch.equal(ema.module.get_parameter("columns.1.fc.weight"), backbone.head.weight)
 
 
 @pytest.mark.parametrize(("unfreeze", "expected"), [("0.3", 3), ("stage3", 3), ("stage1", 5), ("first", 2), ("1", 5)])
@@ -286,7 +286,7 @@ def test_a_chain_keeps_every_task_and_starts_where_the_last_one_ended(
     assert model(images).shape[1] == 3 and run.record.backbone.head_name == "columns.2.fc"
     columns, forgetting = run.record.backbone.columns, run.record.forgetting
     assert columns is not None and [column.name for column in columns.earlier] == ["parent", "grown"]
-    assert forgetting is not None and (forgetting.parent, forgetting.through, forgetting.drop) == ("grown", "old column", 0.0)
+    assert forgetting is not None and (forgetting.parent, forgetting.through, forgetting.drop) == ("grown", "previous column", 0.0)
 
 
 @torch.no_grad()

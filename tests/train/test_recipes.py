@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,7 @@ from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.config.recipe import builtin_recipes, read_recipe
-from edgetl.train.loop.loop import Tuning, parameter_groups
-from edgetl.train.loop.optimizer import one_cycle, rate_factor
+from edgetl.train.loop.optimizer import make_schedule, one_cycle, parameter_groups, rate_factor, trainable_stages
 from edgetl.train.networks.backbone import Backbone
 from edgetl.train.networks.stages import choose_stages, find_stages
 from edgetl.train.workflows.estimate import estimate
@@ -90,27 +90,28 @@ def test_a_one_cycle_begins_peaks_and_ends_where_it_should() -> None:
     assert factors[:31] == sorted(factors[:31]) and factors[30:] == sorted(factors[30:], reverse=True)
 
 
-def _module(plan: Plan) -> Tuning:
+def _groups(plan: Plan) -> list[dict[str, Any]]:
     backbone = _backbone()
-    return Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, _config(recipe="fastai"))
+    return parameter_groups(backbone.model, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan)
 
 
 def test_fastai_trains_a_random_head_for_one_epoch_then_everything() -> None:
     plan = _plan(recipe="fastai", epochs=3)
     assert (plan.strategy, plan.unfreeze, plan.frozen_steps, plan.steps, plan.ema_decay) == ("full", "1", 10, 40, 0.0)
     assert not plan.fit_head and not plan.freeze_batchnorm
-    module = _module(plan)
-    assert [stage.name for stage in module.trained_at(9)] == ["head"]
-    assert [stage.name for stage in module.trained_at(10)] == ["stem", "stage1", "stage2", "stage3", "stage4", "head"]
+    backbone = _backbone()
+    trained = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
+    assert [stage.name for stage in trainable_stages(trained, plan, 9)] == ["head"]
+    assert [stage.name for stage in trainable_stages(trained, plan, 10)] == ["stem", "stage1", "stage2", "stage3", "stage4", "head"]
 
 
 def test_the_rates_of_each_group_under_fastai_are_fine_tunes_at_every_step() -> None:
     plan = _plan(recipe="fastai", epochs=3)
-    module = _module(plan)
-    highest = {group["stage"]: group["lr"] for group in parameter_groups(module.model, module.trained, plan)}
+    groups = _groups(plan)
+    highest = {group["stage"]: group["lr"] for group in groups}
     assert list(highest.values()) == pytest.approx([1e-3 / 100 ** (1 - index / 5) for index in range(6)]), "slice(1e-5, 1e-3)"
-    made = module.configure_optimizers()
-    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    optimizer = torch.optim.AdamW(groups)
+    schedule = make_schedule(optimizer, plan, first=0)
     for step in range(plan.steps):
         rates = {group["stage"]: group["lr"] for group in optimizer.param_groups}
         if step < 10:  # fit_one_cycle(1, slice(2e-3), pct_start=0.99)
@@ -126,12 +127,12 @@ def test_the_rates_of_each_group_under_fastai_are_fine_tunes_at_every_step() -> 
 
 
 def test_a_resumed_schedule_goes_on_where_it_was() -> None:
-    module = _module(_plan(recipe="fastai", epochs=3))
-    module.first = 17
-    rates = [group["lr"] for group in module.configure_optimizers()["optimizer"].param_groups]
-    wanted = [
-        group["lr"] * rate_factor(module.plan, group["stage"], 17) for group in parameter_groups(module.model, module.trained, module.plan)
-    ]
+    plan = _plan(recipe="fastai", epochs=3)
+    groups = _groups(plan)
+    wanted = [group["lr"] * rate_factor(plan, group["stage"], 17) for group in groups]
+    optimizer = torch.optim.AdamW(groups)
+    make_schedule(optimizer, plan, first=17)
+    rates = [group["lr"] for group in optimizer.param_groups]
     assert rates == pytest.approx(wanted)
 
 

@@ -26,7 +26,7 @@ from edgetl.train.config.resolve import check_conflicts
 from edgetl.train.config.tasks import choose_thresholds, scan_images
 from edgetl.train.heads.linear import RIDGE_PENALTIES, fit_multi_label, fit_ridge, fold_scale
 from edgetl.train.heads.modules import LabeledFeatures
-from edgetl.train.loop.losses import Labels, Numbers, asymmetric_loss, presence_weights
+from edgetl.train.loop.losses import LabelLoss, ValueLoss, presence_weights
 from edgetl.train.workflows.evaluate import evaluate_run
 from edgetl.train.workflows.finetune import fine_tune
 from edgetl.train.workflows.train import train
@@ -60,14 +60,15 @@ def test_the_asymmetric_loss_is_the_papers() -> None:
     p = torch.sigmoid(logits)
     shifted = (p - 0.05).clamp(min=0)
     by_hand = -torch.where(truth > 0, torch.log(p), shifted**4 * torch.log(1 - shifted)).mean()
-    assert float(asymmetric_loss(logits, truth)) == pytest.approx(float(by_hand), rel=1e-6)
-    assert float(asymmetric_loss(torch.full((1, 1), -3.2), torch.zeros(1, 1))) == 0.0, "a sure absence costs nothing"
+    loss = LabelLoss(asymmetric=True)
+    assert float(loss(logits, truth)) == pytest.approx(float(by_hand), rel=1e-6)
+    assert float(loss(torch.full((1, 1), -3.2), torch.zeros(1, 1))) == 0.0, "a sure absence costs nothing"
 
 
 def test_balanced_presence_and_absence_weigh_the_same() -> None:
     truth = np.array([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
     assert presence_weights(truth).tolist() == [3.0, pytest.approx(1 / 3)]
-    plain, balanced = Labels(), Labels(weights=presence_weights(truth))
+    plain, balanced = LabelLoss(), LabelLoss(weights=presence_weights(truth))
     nothing = torch.zeros(4, 2)
     assert float(plain(nothing, torch.tensor(truth))) == pytest.approx(math.log(2))
     # A label that one of four images has: its presence costs as much as the three absences.
@@ -76,11 +77,11 @@ def test_balanced_presence_and_absence_weigh_the_same() -> None:
 
 
 def test_an_answer_is_right_when_all_labels_are_or_the_number_is_near() -> None:
-    assert int(Labels().right(torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))) == 1
-    numbers = Numbers(10.0, 2.0, tolerance=0.25)
-    assert int(numbers.right(torch.tensor([[0.0], [0.0]]), torch.tensor([[10.4], [11.0]]))) == 1
+    assert int(LabelLoss().correct(torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))) == 1
+    numbers = ValueLoss(10.0, 2.0, tolerance=0.25)
+    assert int(numbers.correct(torch.tensor([[0.0], [0.0]]), torch.tensor([[10.4], [11.0]]))) == 1
     assert float(numbers(torch.tensor([[1.0]]), torch.tensor([[10.0]]))) == 1.0
-    assert float(Numbers(10.0, 2.0, tolerance=0.25, huber=True)(torch.tensor([[3.0]]), torch.tensor([[10.0]]))) == 2.5
+    assert float(ValueLoss(10.0, 2.0, tolerance=0.25, huber=True)(torch.tensor([[3.0]]), torch.tensor([[10.0]]))) == 2.5
 
 
 def test_each_label_gets_a_head_of_its_own_and_a_constant_one_a_bias() -> None:

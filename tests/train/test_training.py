@@ -18,7 +18,8 @@ from edgetl.errors import ConfigError, LicenseError
 from edgetl.train.artifacts.record import Compared
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.continual.teacher import TEMPERATURE, Tutor, distillation
+from edgetl.train.continual.teacher import TEMPERATURE, Distillation, Teacher
+from edgetl.train.loop.losses import StepOutputs
 from edgetl.train.workflows.compare import choose
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
@@ -147,16 +148,16 @@ def test_the_teacher_sees_the_students_crops_in_its_own_normalisation() -> None:
     pixels = torch.rand(4, 3, 8, 8)
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (theirs.mean, theirs.std))
     teacher.pretrained_cfg = {"fixed_input_size": False}  # type: ignore[assignment]
-    task = distillation(student, ours, nn.CrossEntropyLoss(), Tutor(teacher, theirs, ()), 0.25)
-    labels = torch.tensor([0, 1, 0, 1])
+    term = Distillation(Teacher(teacher, theirs, ()), ours, weight=0.25)
+    images = (pixels - 0.5) / 0.5
     with torch.no_grad():
-        found = task((pixels - 0.5) / 0.5, labels)
-        answers = teacher(teacher.shown)
+        logits = student(images)
+        found = term(StepOutputs(images, torch.tensor([0, 1, 0, 1]), logits))
+        wanted = teacher(teacher.shown)
     torch.testing.assert_close(teacher.shown, (pixels - mean) / std)
-    said, told = (item.log_softmax(dim=1) for item in (found["output"] / TEMPERATURE, answers / TEMPERATURE))
-    apart = float((told.exp() * (told - said)).sum(dim=1).mean()) * TEMPERATURE**2
-    expected = 0.75 * float(nn.functional.cross_entropy(found["output"], labels)) + 0.25 * apart
-    assert float(found["loss"]) == pytest.approx(expected, rel=1e-5)
+    given, target = (item.log_softmax(dim=1) for item in (logits / TEMPERATURE, wanted / TEMPERATURE))
+    divergence = float((target.exp() * (target - given)).sum(dim=1).mean()) * TEMPERATURE**2
+    assert term.weight == 0.25 and float(found) == pytest.approx(divergence, rel=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -28,13 +28,13 @@ from edgetl.train.heads.linear import class_weights, fit_logistic
 from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.samplers import StepSampler
-from edgetl.train.loop.checkpoints import Checkpoints, State
-from edgetl.train.loop.fitting import warm_cosine
-from edgetl.train.loop.loop import Tuning, parameter_groups, tune
+from edgetl.train.loop.checkpoints import Checkpoints, SavedState
+from edgetl.train.loop.optimizer import make_schedule, parameter_groups, trainable_stages, warm_cosine
 from edgetl.train.loop.resume import Job
-from edgetl.train.loop.validation import History
+from edgetl.train.loop.validation import LoopState
 from edgetl.train.networks.backbone import Backbone, find_head
 from edgetl.train.networks.stages import choose_stages, find_stages, set_trainable
+from edgetl.train.workflows.learning import optimize
 from edgetl.train.workflows.train import train
 from tests.train.planning import plan_of
 
@@ -53,12 +53,12 @@ def _random_backbone(config: TrainConfig) -> Backbone:
     return load_backbone(config.with_options(pretrained=False).backbone, 3)
 
 
-def _tune(colours: Path, config: TrainConfig, backbone: Backbone | None = None, **plan: object) -> tuple[Backbone, History]:
+def _tune(colours: Path, config: TrainConfig, backbone: Backbone | None = None, **plan: object) -> tuple[Backbone, LoopState]:
     splits = split(scan(colours))
     made = backbone or _random_backbone(config)
     figures = plan_of(config, len(splits.train), made.model).model_copy(update=plan)
     with tempfile.TemporaryDirectory() as folder:
-        return made, tune(made, splits, figures, config, Workplace("cpu", Path(folder)))
+        return made, optimize(made, splits, figures, config, Workplace("cpu", Path(folder)))
 
 
 def _copy(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -95,10 +95,10 @@ def test_the_optimizer_runs_at_the_rates_that_were_asked_for(colours: Path) -> N
     config = _config(pretrained=True, epochs=4)
     backbone = _random_backbone(config)
     plan = plan_of(config, 100, backbone.model)
-    module = Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, config)
-    made = module.configure_optimizers()
-    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
-    wanted = [group["lr"] for group in parameter_groups(backbone.model, module.trained, plan)]
+    groups = parameter_groups(backbone.model, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan)
+    wanted = [group["lr"] for group in groups]
+    optimizer = torch.optim.AdamW(groups)
+    schedule = make_schedule(optimizer, plan, first=0)
     for step in range(5):
         rates = [group["lr"] for group in optimizer.param_groups]
         assert rates == pytest.approx([lr * warm_cosine(step, plan.steps, 0.1) for lr in wanted])
@@ -157,13 +157,13 @@ def test_progressive_opens_one_stage_after_the_other_from_the_head(colours: Path
     config = _config(strategy="progressive", epochs=10)
     backbone = _random_backbone(config)
     plan = plan_of(config, 24, backbone.model)
-    module = Tuning(backbone, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan, config)
-    opened = [module.trained_at(step) for step in range(plan.steps)]
+    trained = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
+    opened = [trainable_stages(trained, plan, step) for step in range(plan.steps)]
     counts = []
     for stages in opened:
         set_trainable(backbone.model, stages, freeze_batchnorm=False)
         counts.append(sum(parameter.numel() for parameter in backbone.model.parameters() if parameter.requires_grad))
-    assert counts == sorted(counts) and len(set(counts)) == len(module.trained)
+    assert counts == sorted(counts) and len(set(counts)) == len(trained)
     assert [stage.name for stage in opened[0]] == ["head"] and "stem" not in {stage.name for stage in opened[-1]}
     before = _copy(backbone.model)
     _tune(colours, config, backbone)
@@ -291,7 +291,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(colours: Path, tmp_path:
 def test_a_damaged_state_is_passed_over(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "states", Job(data="", options={}, resolved={}))
     for step in (1, 2, 3):
-        checkpoints.save(State(step, {"x": torch.full((3,), float(step))}, {"rows": []}))
+        checkpoints.save(SavedState(step, {"x": torch.full((3,), float(step))}, {"rows": []}))
     files = sorted((tmp_path / "states").iterdir())
     assert [path.name[:13] for path in files] == ["step-00000002", "step-00000003"]
     data = bytearray(files[1].read_bytes())

@@ -19,7 +19,6 @@ Strategy: TypeAlias = Literal["auto", "probe", "partial", "full", "progressive",
 HeadKind: TypeAlias = Literal["linear", "knn", "cosine", "mlp"]
 Features: TypeAlias = Literal["last", "layers"]
 Augment: TypeAlias = Literal["auto", "none", "light", "medium", "strong"]
-Rate = Annotated[float, Field(gt=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=0.5)]
 Triple = tuple[float, float, float]
 LOGGERS = ("csv", "tensorboard", "mlflow")
@@ -136,7 +135,7 @@ class OptimConfig(StrictModel):
     )
     epochs: int | None = _optim(None, "Epochs, or auto (default): steps by the number of images.", ge=1)
     batch_size: int = _optim(32, "Batch size: images of a step, and of a feature pass.", ge=1, le=4096)
-    lr: Rate | Literal["auto"] | None = _optim(None, "Learning rate of the head, or auto: a range test (default: by the number of images).")
+    lr: float | None = _optim(None, "Learning rate of the head (default: by the number of images).", gt=0.0)
     backbone_lr: float | None = _optim(None, "Learning rate of the backbone's last stage (default: a share of --lr).", gt=0.0)
     lr_decay: float | None = _optim(None, "Learning rate of the lowest tuned stage relative to --backbone-lr.", gt=0.0, le=1.0)
     weight_decay: float | None = _optim(None, "Weight decay of kernels and matrices (AdamW).", ge=0.0)

@@ -133,7 +133,6 @@ class Plan(StrictModel):
         schedule, warmup_fraction, div_factor: of the learning rates; see ``Recipe``.
         frozen_steps: of ``steps``, the first ones, which train the head alone at ``frozen_lr``.
         fit_head: start from the closed-form head.
-        lr_found: ``lr``, where a range test found it (``--lr auto``).
     """
 
     strategy: PlannedStrategy
@@ -156,7 +155,6 @@ class Plan(StrictModel):
     frozen_steps: int
     frozen_lr: float
     fit_head: bool
-    lr_found: float | None = None
     drop_path: float
     mixup: float
 
@@ -315,8 +313,7 @@ def _freeze_batchnorm(job: TrainingJob, facts: NetworkFacts, *, trains: bool) ->
 def _rates(job: TrainingJob, table: Rates, spread_over: int) -> Rates:
     """Learning rates and weight decay; a recipe's ``lr_spread`` covers ``spread_over`` stages of the backbone."""
     optim, recipe, scratch = job.config.optim, job.recipe, job.from_random_weights
-    given = recipe.lr if optim.lr == "auto" else optim.lr
-    lr = given or (SCRATCH_LR if scratch else table.lr * math.sqrt(min(optim.batch_size, job.images) / BATCH_OF_RATES))
+    lr = optim.lr or (SCRATCH_LR if scratch else table.lr * math.sqrt(min(optim.batch_size, job.images) / BATCH_OF_RATES))
     backbone_lr, lr_decay = (lr, 1.0) if scratch else (lr * table.backbone_lr / table.lr, table.lr_decay)
     if recipe.lr_spread and spread_over and not scratch:  # one geometric sequence, the head included
         backbone_lr, lr_decay = lr * recipe.lr_spread ** (-1 / spread_over), recipe.lr_spread ** ((1 - spread_over) / spread_over)

@@ -1,4 +1,4 @@
-"""How much each weight matters to what a network answers: the diagonal of the Fisher information."""
+"""Elastic weight consolidation (EWC): keep the weights that matter to the previous task, by the diagonal of the Fisher information."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# What earlier tasks of a chain still count (online EWC: Schwarz et al. 2018, arXiv:1805.06370).
-FISHER_MEMORY = 0.9
+# Weight of the earlier tasks of a chain (online EWC: Schwarz et al. 2018, arXiv:1805.06370).
+FISHER_DECAY = 0.9
 
 
 def measure_fisher(
     model: nn.Module, images: Iterable[torch.Tensor], names: set[str], *, seed: int, earlier: Mapping[str, torch.Tensor] | None = None
 ) -> dict[str, torch.Tensor]:
-    """Diagonal of the Fisher information: the mean square of the gradient of the log-likelihood of an answer that the network draws
-    itself, image by image (drawn, not true, answers: Kunstner et al. 2019, arXiv:1905.12558).
+    """Diagonal of the Fisher information: the mean square of the gradient of the log-likelihood, image by image, of a class that is drawn
+    from the network's own prediction (drawn, not true, classes: Kunstner et al. 2019, arXiv:1905.12558).
 
     Args:
-        model: with its old head, in evaluation mode.
+        model: with its previous head, in evaluation mode.
         images: float32 ``[3, H, W]`` each.
         names: of the parameters.
         seed: of the draws.
-        earlier: the same of the tasks before, which count for ``FISHER_MEMORY``.
+        earlier: the same of the tasks before, which count for ``FISHER_DECAY``.
 
     Returns:
         By name, scaled so that their mean over all these parameters is 1.
@@ -40,10 +40,37 @@ def measure_fisher(
                 total[name] += gradient.square()
     scaled = _mean_one(total)
     if earlier:
-        scaled = {name: value + FISHER_MEMORY * earlier[name] if name in earlier else value for name, value in scaled.items()}
+        scaled = {name: value + FISHER_DECAY * earlier[name] if name in earlier else value for name, value in scaled.items()}
     return scaled
 
 
 def _mean_one(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     mean = sum(float(value.sum()) for value in values.values()) / max(1, sum(value.numel() for value in values.values()))
     return {name: value / max(mean, 1e-30) for name, value in values.items()}
+
+
+class EWC:
+    """Proximal term: pull weights that mattered to the previous task back to their start (Kirkpatrick et al. 2017, arXiv:1612.00796).
+
+    The pull is applied after each step, exactly, and not as a loss: ``w = (w + lr*s*F*w0) / (1 + lr*s*F)``. As a loss term, a strong
+    penalty dominates the clipped gradient and oscillates under Adam. The proximal update is stable for any strength; at an infinite one
+    the weights do not move. AdamW treats weight decay in the same way (Loshchilov and Hutter 2019, arXiv:1711.05101).
+
+    Args:
+        network: with its starting weights, on its device.
+        fisher: diagonal of the Fisher information, by the parameters' names.
+        strength: of the pull.
+    """
+
+    def __init__(self, network: nn.Module, fisher: Mapping[str, torch.Tensor], strength: float) -> None:
+        self.start = {name: value.detach().clone() for name, value in network.named_parameters() if name in fisher}
+        self.fisher = {name: fisher[name].to(value.device) for name, value in self.start.items()}
+        self.strength = strength
+
+    @torch.no_grad()
+    def __call__(self, network: nn.Module, optimizer: torch.optim.Optimizer, /) -> None:
+        rates = {id(parameter): float(group["lr"]) for group in optimizer.param_groups for parameter in group["params"]}
+        for name, parameter in network.named_parameters():
+            if name in self.fisher and id(parameter) in rates:
+                kept = 1 / (1 + rates[id(parameter)] * self.strength * self.fisher[name])
+                parameter.copy_(torch.lerp(self.start[name], parameter, kept))

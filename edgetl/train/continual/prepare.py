@@ -1,13 +1,14 @@
-"""What a training is to protect, gathered before it begins: the old task, what mattered to it, and images to show again."""
+"""Continual learning of one training: previous task, Fisher information and replayed images, and the loss terms that follow from them."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from edgetl.core.preprocess import preprocess
 from edgetl.data.folder import Sample
@@ -15,15 +16,17 @@ from edgetl.data.loading import stratified
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError
 from edgetl.train.artifacts.record import FISHER_NAME
-from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.plan import Plan
-from edgetl.train.continual.ewc import measure_fisher
-from edgetl.train.continual.previous_task import OldTask, find_old_task, keep_old_answers
-from edgetl.train.continual.replay import replayed
+from edgetl.train.config.options import ContinualConfig
+from edgetl.train.continual.ewc import EWC, measure_fisher
+from edgetl.train.continual.l2sp import L2SP
+from edgetl.train.continual.lwf import LwF
+from edgetl.train.continual.previous_task import HeadInput, PreviousTask, copy_previous_head
+from edgetl.train.continual.replay import UNLABELED, ReplayTerm, choose_replayed
 from edgetl.train.inputs.activation_cache import Workplace
-from edgetl.train.inputs.features import FrozenFeatures
-from edgetl.train.networks.backbone import Backbone, feature_extractor
-from edgetl.train.networks.stages import HEAD, choose_stages, find_stages
+from edgetl.train.inputs.features import features_of
+from edgetl.train.loop.losses import LossTerm
+from edgetl.train.networks.backbone import Backbone
+from edgetl.train.networks.stages import HEAD, Stage
 
 _log = logging.getLogger(__name__)
 
@@ -32,80 +35,110 @@ FISHER_IMAGES = 200
 
 
 @dataclass(frozen=True)
-class Protection:
-    """For one training.
+class ContinualLearning:
+    """Prepared inputs of continual learning.
 
     Attributes:
-        old: the task of the starting weights, where a guard needs it.
-        fisher: how much each weight mattered to it (``--ewc``).
-        replay: images that are shown again, labelled as ``edgetl.train.continual.replay`` says.
-        keeps_head: the network starts with the old head and not with a fitted one.
+        config: weights of the terms.
+        previous: the task of the starting weights, where a term needs it.
+        fisher: weight by weight, the importance for it (EWC).
+        replay: images that are mixed into the batches, labeled as in ``edgetl.train.continual.replay``.
     """
 
-    old: OldTask | None = None
+    config: ContinualConfig = field(default_factory=ContinualConfig)
+    previous: PreviousTask | None = None
     fisher: dict[str, torch.Tensor] = field(default_factory=dict)
     replay: tuple[Sample, ...] = ()
-    keeps_head: bool = False
+
+    @property
+    def keeps_head(self) -> bool:
+        """True if the network starts with the previous head and not with a fitted one."""
+        return self.previous is not None and self.previous.places is not None and not self.replay
+
+    def loss_terms(
+        self, network: nn.Module, head_input: HeadInput, head_name: str, start: Mapping[str, torch.Tensor]
+    ) -> dict[str, LossTerm]:
+        """Loss terms by name: ``replay``, ``lwf`` and ``l2sp``, those that are on.
+
+        Args:
+            network: with its starting weights, on its device.
+            head_input: input of its head.
+            head_name: of its linear head.
+            start: starting weights of the layers that train, without the head's.
+        """
+        terms: dict[str, LossTerm] = {}
+        if self.previous is not None and any(UNLABELED < sample.label < 0 for sample in self.replay):
+            terms["replay"] = ReplayTerm(self.previous, head_input, device=next(network.parameters()).device)
+        if self.previous is not None and self.config.lwf:
+            terms["lwf"] = LwF(network, self.previous, head_input, head_name, weight=self.config.lwf)
+        if self.config.l2sp and start:
+            terms["l2sp"] = L2SP(network, start, weight=self.config.l2sp)
+        return terms
+
+    def proximal_terms(self, network: nn.Module) -> list[EWC]:
+        """EWC, if it is on; ``network`` has its starting weights, and is on its device."""
+        return [EWC(network, self.fisher, self.config.ewc)] if self.fisher else []
 
 
-def protect(backbone: Backbone, splits: Splits, plan: Plan, config: TrainConfig, place: Workplace) -> Protection:
-    """Gather what ``config.lwf``, ``config.ewc`` and ``config.replay`` need; nothing where none is asked for.
+def prepare_continual(
+    backbone: Backbone, splits: Splits, trained: Sequence[Stage], config: ContinualConfig, previous: PreviousTask | None, place: Workplace
+) -> ContinualLearning:
+    """Choose replayed images, copy the previous head, and measure the Fisher information, where ``config`` needs them.
+
+    Args:
+        backbone: with its starting weights; its head gets the previous classes' rows where it has all of them.
+        splits: new images.
+        trained: stages that train.
+        config: weights of LwF and EWC, and source of replay.
+        previous: the previous task, if there is one.
+        place: device, seed, batch size, progress.
 
     Raises:
-        ConfigError: there is nothing to protect: random weights, or weights without a head.
+        ConfigError: the weights came without a head.
         DataError: the images to replay cannot be used.
     """
-    asked = [f"--{name}" for name in ("lwf", "ewc", "replay") if getattr(config.continual, name)]
-    if not asked:
-        return Protection()
-    if plan.strategy == "probe":
-        _log.info("%s: not needed, a probe leaves the trunk as it is", " and ".join(asked))
-        return Protection()
-    old = find_old_task(config, backbone, splits.folder.labels)
-    if old is None and (config.continual.lwf or config.continual.ewc):
-        raise ConfigError(
-            f"--lwf and --ewc ask what the old linear head answers, and {config.backbone.name} came without one. Use --l2sp or --replay."
-        )
-    replay: Sequence[Sample] = ()
-    if config.continual.replay:
-        trunk = feature_extractor(backbone.model, backbone.head_name)
-        extract = FrozenFeatures(trunk, backbone.spec, device=place.device, batch_size=config.optim.batch_size)
-        known = {sample.content for sample in (*splits.train, *splits.val, *splits.test)}
-        replay = replayed(config, splits.folder.labels, old, extract, known, progress=place.progress)
-        _log.info("%d images of %s are shown again", len(replay), config.continual.replay)
-    if old is not None:
-        keep_old_answers(backbone, old)
-    fisher = _fisher(backbone, old, splits, plan, config, place) if old is not None and config.continual.ewc else {}
-    keeps = old is not None and old.places is not None and not replay
-    return Protection(old, fisher, tuple(replay), keeps)
+    if not (config.lwf or config.ewc or config.replay):
+        return ContinualLearning(config)
+    if previous is None and (config.lwf or config.ewc):
+        raise ConfigError(f"--lwf and --ewc need the previous linear head, and {backbone.name} came without one. Use --l2sp or --replay.")
+    replay: list[Sample] = []
+    if config.replay:
+        extract = features_of(backbone, place.batch_size, device=place.device, images=0)
+        replay = choose_replayed(config, splits, previous, extract, progress=place.progress)
+        _log.info("%d images of %s are replayed", len(replay), config.replay)
+    if previous is not None:
+        copy_previous_head(backbone, previous)
+    fisher = _fisher(backbone, previous, splits, trained, place) if previous is not None and config.ewc else {}
+    return ContinualLearning(config, previous, fisher, tuple(replay))
 
 
-def _fisher(backbone: Backbone, old: OldTask, splits: Splits, plan: Plan, config: TrainConfig, place: Workplace) -> dict[str, torch.Tensor]:
-    """Of the weights that will learn, on the old images, or on the new ones where the old are gone."""
+def _fisher(
+    backbone: Backbone, previous: PreviousTask, splits: Splits, trained: Sequence[Stage], place: Workplace
+) -> dict[str, torch.Tensor]:
+    """Of the weights that train, on the previous images, or on the new ones where the previous are missing."""
     model = copy.deepcopy(backbone.model)
-    model.set_submodule(backbone.head_name, copy.deepcopy(old.head))
+    model.set_submodule(backbone.head_name, copy.deepcopy(previous.head))
     model.to(place.device).eval().requires_grad_(True)
-    trained = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
-    names = {name for stage in trained for name in stage.parameters if stage.name != HEAD or old.places is not None}
-    samples = stratified(old.samples("train") or splits.train, FISHER_IMAGES)
-    earlier = old.run.read_tensors(FISHER_NAME) if old.run and FISHER_NAME in old.run.record.files else {}
+    names = {name for stage in trained for name in stage.parameters if stage.name != HEAD or previous.places is not None}
+    samples = stratified(previous.samples("train") or splits.train, FISHER_IMAGES)
+    earlier = previous.run.read_tensors(FISHER_NAME) if previous.run and FISHER_NAME in previous.run.record.files else {}
     # Tables of positions have another shape at another input size.
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     earlier = {name: value for name, value in earlier.items() if shapes.get(name) == value.shape}
-    found = measure_fisher(model, _images(samples, backbone, place), names, seed=config.run.seed, earlier=earlier)
-    return {name: _on_new_head(name, value.cpu(), backbone, old) for name, value in found.items()}
+    found = measure_fisher(model, _images(samples, backbone, place), names, seed=place.seed, earlier=earlier)
+    return {name: _on_new_head(name, value.cpu(), backbone, previous) for name, value in found.items()}
 
 
 def _images(samples: Sequence[Sample], backbone: Backbone, place: Workplace) -> Iterator[torch.Tensor]:
     for index, sample in enumerate(samples):
         yield torch.from_numpy(preprocess(sample.path, backbone.spec)).to(place.device)
-        place.progress("measuring what mattered", index + 1, len(samples))
+        place.progress("measuring the Fisher information", index + 1, len(samples))
 
 
-def _on_new_head(name: str, value: torch.Tensor, backbone: Backbone, old: OldTask) -> torch.Tensor:
-    """The old head's rows at the places that they have in the new one; new classes are free."""
-    if not name.startswith(f"{backbone.head_name}.") or old.places is None:
+def _on_new_head(name: str, value: torch.Tensor, backbone: Backbone, previous: PreviousTask) -> torch.Tensor:
+    """The previous head's rows at their places in the new one; new classes are free."""
+    if not name.startswith(f"{backbone.head_name}.") or previous.places is None:
         return value
     whole = torch.zeros(backbone.model.get_parameter(name).shape)
-    whole[list(old.places)] = value
+    whole[list(previous.places)] = value
     return whole

@@ -1,4 +1,4 @@
-"""What the starting weights could do before: the classes of a run, or of the weights as they were published."""
+"""Previous task: the classes that the starting weights predict, of a run or as they were published, and how much of them is forgotten."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from edgetl.data.loading import labels_of
 from edgetl.errors import DataError
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.sources.load import load_published
-from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.options import BackboneConfig
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.features import FrozenFeatures
 from edgetl.train.networks.backbone import Backbone, feature_extractor, find_head
@@ -31,14 +32,14 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class OldTask:
-    """A task that the starting weights know.
+class PreviousTask:
+    """The task of the starting weights.
 
     Attributes:
         name: of the run, or of the backbone.
         head: its linear layer, in evaluation mode.
-        places: where the new network has all of the old classes: the new index of each. Such a network answers the old task by itself;
-            any other answers it through ``head`` on its new trunk.
+        places: the new index of each previous class, where the new network has all of them. Such a network predicts the previous task
+            itself; for any other, its features go through ``head``.
         run: none for published weights.
     """
 
@@ -48,7 +49,7 @@ class OldTask:
     run: Run | None
 
     def samples(self, part: Part) -> list[Sample]:
-        """Images of the old task, with old labels; none where they are not at hand any more."""
+        """Images of the previous task, with its labels; none where they are missing."""
         if self.run is None:
             return []
         try:
@@ -58,65 +59,80 @@ class OldTask:
             return []
 
 
-def find_old_task(config: TrainConfig, backbone: Backbone, labels: Sequence[str]) -> OldTask | None:
+class HeadInput:
+    """Input of a network's head in the last forward pass, ``[batch, width]``, by a hook that lasts as long as a ``with`` block."""
+
+    def __init__(self, network: nn.Module, head_name: str) -> None:
+        self.features = torch.empty(0)
+        self._handle = network.get_submodule(head_name).register_forward_pre_hook(self._keep)
+
+    def _keep(self, _head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.features = inputs[0]
+
+    def __enter__(self) -> HeadInput:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._handle.remove()
+
+
+def find_previous_task(config: BackboneConfig, backbone: Backbone, labels: Sequence[str]) -> PreviousTask | None:
     """The task of the weights that ``backbone`` starts from; none for random weights, and for weights that came
     without a head, or with another one than a linear layer on the last features."""
-    if not backbone.parents or not config.backbone.pretrained:
+    if not backbone.parents or not config.pretrained:
         return None
-    if is_run(config.backbone.name):
-        run = open_run(config.backbone.name)
+    if is_run(config.name):
+        run = open_run(config.name)
         if run.record.task != "classification":
             return None
         if not run.record.head.plain:
-            _log.info(
-                "%s: its head (%s) does not fit a new trunk, and what its task loses is not known", run.path, run.record.head.describe()
-            )
+            _log.info("%s: its head (%s) does not fit new features; forgetting is not measured", run.path, run.record.head.describe())
             return None
-        old = run.load_model().get_submodule(run.record.backbone.head_name)
-        assert isinstance(old, nn.Linear)
-        known = all(label in labels for label in run.record.labels)
-        places = tuple(labels.index(label) for label in run.record.labels) if known else None
-        return OldTask(run.record.name, old.eval(), places, run)
-    whole = load_published(config.backbone)
+        head = run.load_model().get_submodule(run.record.backbone.head_name)
+        assert isinstance(head, nn.Linear)
+        contained = all(label in labels for label in run.record.labels)
+        places = tuple(labels.index(label) for label in run.record.labels) if contained else None
+        return PreviousTask(run.record.name, head.eval(), places, run)
+    whole = load_published(config)
     if whole is None:
         return None
-    head = whole.get_submodule(find_head(whole))
-    return OldTask(backbone.name, copy.deepcopy(head).eval(), None, None) if isinstance(head, nn.Linear) else None
+    layer = whole.get_submodule(find_head(whole))
+    return PreviousTask(backbone.name, copy.deepcopy(layer).eval(), None, None) if isinstance(layer, nn.Linear) else None
 
 
-def keep_old_answers(backbone: Backbone, old: OldTask) -> None:
-    """Start a network that has the old classes with the head that knows them, in place of a new one."""
-    if old.places is None:
+def copy_previous_head(backbone: Backbone, previous: PreviousTask) -> None:
+    """Copy the previous classes' rows into the head of a network that has all of them."""
+    if previous.places is None:
         return
     with torch.no_grad():
-        backbone.head.weight[list(old.places)] = old.head.weight
-        backbone.head.bias[list(old.places)] = old.head.bias
+        backbone.head.weight[list(previous.places)] = previous.head.weight
+        backbone.head.bias[list(previous.places)] = previous.head.bias
 
 
-def measure_forgetting(backbone: Backbone, old: OldTask, place: Workplace, seen: frozenset[int], *, batch_size: int) -> Forgetting | None:
+def measure_forgetting(backbone: Backbone, previous: PreviousTask, place: Workplace, seen: frozenset[int]) -> Forgetting | None:
     """Accuracy of the parent and of the trained network on test images of the previous task; none where no such image is left.
 
     ``seen`` are the images on which one of the two, or an ancestor, was trained or selected. They are left out, because they would measure
     memory.
     """
-    assert old.run is not None
-    whole = old.samples("test")
+    assert previous.run is not None
+    whole = previous.samples("test")
     samples = [sample for sample in whole if hash_prefix(sample.content) not in seen]
     if not samples:
-        _log.info("forgetting of the task of %s is not measured: none of its %d test images is unseen", old.name, len(whole))
+        _log.info("forgetting of the task of %s is not measured: none of its %d test images is unseen", previous.name, len(whole))
         return None
-    labels = old.run.record.labels
-    own = old.run.record.backbone
+    labels = previous.run.record.labels
+    own = previous.run.record.backbone
     # The parent runs at its own input size, which may be the only one that it takes.
-    parent = dataclasses.replace(backbone, spec=old.run.record.preprocess)
-    before = _answers(feature_extractor(old.run.load_model(), own.head_name), old.head, parent, samples, place, batch_size)
-    trunk, head, through = _asked(backbone, old)
-    after = _answers(trunk, head, backbone, samples, place, batch_size)
+    parent = dataclasses.replace(backbone, spec=previous.run.record.preprocess)
+    before = _predictions(feature_extractor(previous.run.load_model(), own.head_name), previous.head, parent, samples, place)
+    trunk, head, through = _previous_predictor(backbone, previous)
+    after = _predictions(trunk, head, backbone, samples, place)
     truth = labels_of(samples)
     drop = paired_drop(before == truth, after == truth)
     first, second = (float((found == truth).mean()) for found in (before, after))
     return Forgetting(
-        parent=old.name,
+        parent=previous.name,
         through=through,
         images=len(samples),
         before=first,
@@ -128,21 +144,21 @@ def measure_forgetting(backbone: Backbone, old: OldTask, place: Workplace, seen:
     )
 
 
-def _asked(backbone: Backbone, old: OldTask) -> tuple[nn.Module, nn.Linear, str]:
-    """What answers the old questions in the trained network: trunk and head, and how the record calls them."""
-    assert old.run is not None
-    own, model = old.run.record.backbone, backbone.model
+def _previous_predictor(backbone: Backbone, previous: PreviousTask) -> tuple[nn.Module, nn.Linear, str]:
+    """Features, head and name in the record of the part of the trained network that predicts the previous task."""
+    assert previous.run is not None
+    own, model = previous.run.record.backbone, backbone.model
     if isinstance(model, ProgressiveNetwork) and len(model.columns) > len(own.columns.earlier if own.columns else ()) + 1:
         column = model.previous_network()
         head = column.get_submodule(own.head_name)
         assert isinstance(head, nn.Linear)
-        return feature_extractor(column, own.head_name), head, "old column"
+        return feature_extractor(column, own.head_name), head, "previous column"
     trunk = feature_extractor(model, backbone.head_name)
-    return (trunk, old.head, "old head") if old.places is None else (trunk, _selected(backbone.head, old.places), "own")
+    return (trunk, previous.head, "previous head") if previous.places is None else (trunk, _selected(backbone.head, previous.places), "own")
 
 
 def _selected(head: nn.Linear, places: tuple[int, ...]) -> nn.Linear:
-    """The rows of ``head`` that stand for the old classes, in their old order: the question is asked among the old classes alone."""
+    """The rows of ``head`` for the previous classes, in their order: other classes are no possible prediction."""
     chosen = nn.Linear(head.in_features, len(places))
     with torch.no_grad():
         chosen.weight.copy_(head.weight[list(places)])
@@ -150,10 +166,8 @@ def _selected(head: nn.Linear, places: tuple[int, ...]) -> nn.Linear:
     return chosen
 
 
-def _answers(
-    trunk: nn.Module, head: nn.Linear, backbone: Backbone, samples: Sequence[Sample], place: Workplace, batch_size: int
-) -> NDArray[np.int64]:
-    extract = FrozenFeatures(trunk, backbone.spec, device=place.device, batch_size=batch_size, images=len(samples))
+def _predictions(trunk: nn.Module, head: nn.Linear, backbone: Backbone, samples: Sequence[Sample], place: Workplace) -> NDArray[np.int64]:
+    extract = FrozenFeatures(trunk, backbone.spec, device=place.device, batch_size=place.batch_size, images=len(samples))
     features = extract(samples, progress=place.progress)
     with torch.no_grad():
         predicted: NDArray[np.int64] = head.cpu()(torch.from_numpy(features)).argmax(dim=1).numpy()

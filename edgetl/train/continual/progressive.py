@@ -1,4 +1,4 @@
-"""``--forgetting progressive``: the network that is known already becomes a frozen column, and a copy of it learns beside it."""
+"""Progressive networks (``--forgetting progressive``): the previous network becomes a frozen column, and a copy of it trains beside it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from edgetl.core.bundle import is_run
 from edgetl.errors import ConfigError
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.artifacts.sources.load import load_published
-from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.plan import Plan
+from edgetl.train.config.options import BackboneConfig
 from edgetl.train.networks.backbone import Backbone, find_head, rebuild
 from edgetl.train.networks.input_size import input_size_problem
 from edgetl.train.networks.progressive import Column, Lateral, ProgressiveNetwork, ProgressiveRecord, last_column
@@ -27,53 +26,46 @@ _log = logging.getLogger(__name__)
 OPTION = "--forgetting progressive"
 
 
-def grow(backbone: Backbone, plan: Plan, config: TrainConfig) -> Backbone:
-    """``backbone`` as a new column beside the network that its weights come from, if ``config`` asks for that; else itself.
+def add_column(backbone: Backbone, unfreeze: str, config: BackboneConfig) -> Backbone:
+    """``backbone`` as a new column beside the network that its weights come from.
 
-    The new column starts as a copy of the last one, what it hears of the columns before that one included, and its connections to that
-    one at zero: at first it gives the same features, bit for bit. It listens where its trained stages begin and end.
+    The new column starts as a copy of the last one, its connections to the columns before that one included, and its connections to that
+    one at zero: at first it gives the same features, bit for bit. It is connected where its trained stages begin and end.
 
     Raises:
-        ConfigError: the weights came without a head, so that there is no old network to keep; or the stages of this one give nothing that
-            could be listened to.
+        ConfigError: the weights came without a head, so that there is no previous network to keep; or the stages of this one have no
+            outputs that could be connected.
     """
-    if config.continual.forgetting != "progressive":
-        return backbone
-    if plan.strategy == "probe":
-        _log.info("%s: not needed, a probe leaves the trunk as it is", OPTION)
-        return backbone
-    known = _known(config, backbone)
-    if known is None:
-        raise ConfigError(
-            f"{OPTION} keeps the old network with its head, and {config.backbone.name} came without one. Use --l2sp or --replay."
-        )
-    old, earlier = known
+    found = _previous_network(config, backbone)
+    if found is None:
+        raise ConfigError(f"{OPTION} keeps the previous network with its head, and {config.name} came without one. Use --l2sp or --replay.")
+    old, earlier = found
     prefix, new = last_column(backbone.model)
     head = backbone.head_name.removeprefix(prefix)
-    # What the copied column hears already comes first.
-    found = tuple(dict.fromkeys((*earlier[-1].laterals, *find_laterals(new, head, plan.unfreeze, backbone.spec.input_size))))
-    if not found:
+    # The connections of the copied column come first.
+    laterals = tuple(dict.fromkeys((*earlier[-1].laterals, *find_laterals(new, head, unfreeze, backbone.spec.input_size))))
+    if not laterals:
         raise ConfigError(f"{OPTION}: the stages of {backbone.architecture} give no maps or rows of features. Choose another backbone.")
-    record = ProgressiveRecord(head=head, earlier=earlier, laterals=found)
+    record = ProgressiveRecord(head=head, earlier=earlier, laterals=laterals)
     columns = list(old.columns) if isinstance(old, ProgressiveNetwork) else [old]
     model = ProgressiveNetwork([*columns, new], record.all_laterals, head).eval()
     if isinstance(old, ProgressiveNetwork):
         _take_laterals(model, old)
     names = " and ".join(column.name for column in earlier)
-    _log.info("%s: %s as before, and beside it a new column that listens at %d places", OPTION, names, len(found))
+    _log.info("%s: %s unchanged, and a new column with connections at %d places", OPTION, names, len(laterals))
     return dataclasses.replace(backbone, model=model, head_name=f"{last_column(model)[0]}{head}", columns=record)
 
 
-def _known(config: TrainConfig, backbone: Backbone) -> tuple[nn.Module, tuple[Column, ...]] | None:
+def _previous_network(config: BackboneConfig, backbone: Backbone) -> tuple[nn.Module, tuple[Column, ...]] | None:
     """The network that the weights come from, its own head included, and its columns; none where the weights came without a head."""
-    if is_run(config.backbone.name):
-        run = open_run(config.backbone.name)
+    if is_run(config.name):
+        run = open_run(config.name)
         if not run.record.head.plain:
-            raise ConfigError(f"{OPTION} keeps networks that end in a linear head, and {config.backbone.name} has another. Leave it out.")
+            raise ConfigError(f"{OPTION} keeps networks that end in a linear head, and {config.name} has another. Leave it out.")
         before, labels = run.record.backbone.columns, run.record.labels
         own = Column(name=run.record.name, classes=len(labels), labels=labels, laterals=before.laterals if before else ())
         return _at_size(run.load_model(), backbone), (*before.earlier, own) if before else (own,)
-    whole = load_published(config.backbone)
+    whole = load_published(config)
     if whole is None:
         return None
     layer = _at_size(whole, backbone).get_submodule(find_head(whole))

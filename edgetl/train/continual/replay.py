@@ -1,64 +1,87 @@
-"""Old or general images that are shown again among the new ones."""
+"""Replay: images of the previous task, or general ones, that are mixed into the batches."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from edgetl.core.bundle import is_run
 from edgetl.core.progress import Progress
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import labels_of
+from edgetl.data.split import Splits
 from edgetl.train.artifacts.run import open_run
-from edgetl.train.config.options import TrainConfig
-from edgetl.train.continual.previous_task import OldTask
+from edgetl.train.config.options import ContinualConfig
+from edgetl.train.continual.previous_task import HeadInput, PreviousTask
 from edgetl.train.inputs.features import FrozenFeatures
+from edgetl.train.loop.losses import StepOutputs
 
-# Labels of replayed images that are no new class: ``-1 - i`` is the old class ``i``, and this one none at all.
-UNLABELLED = -(10**9)
+# Labels of replayed images that are no new class: ``-1 - i`` is the previous class ``i``, and this one none at all.
+UNLABELED = -(10**9)
 
 
-def replayed(
-    config: TrainConfig, labels: Sequence[str], old: OldTask | None, extract: FrozenFeatures, known: set[str], *, progress: Progress
+class ReplayTerm:
+    """Loss term: cross-entropy of replayed images of previous classes that the new network lacks, through the previous head."""
+
+    weight = 1.0
+
+    def __init__(self, previous: PreviousTask, head_input: HeadInput, *, device: torch.device) -> None:
+        self.head = copy.deepcopy(previous.head).requires_grad_(False).to(device)
+        self.head_input = head_input
+
+    def __call__(self, step: StepOutputs, /) -> torch.Tensor:
+        rows = (step.targets < 0) & (step.targets > UNLABELED)
+        if not bool(rows.any()):
+            return step.logits.new_zeros(())
+        return F.cross_entropy(self.head(self.head_input.features[rows]), -1 - step.targets[rows])
+
+
+def choose_replayed(
+    config: ContinualConfig, splits: Splits, previous: PreviousTask | None, extract: FrozenFeatures, *, progress: Progress
 ) -> list[Sample]:
-    """The images that ``config.replay`` names, the most typical of each class, labelled for training.
+    """The images that ``config.replay`` names, the most typical of each class, labeled for training.
+
+    Images that are new images already, of any split, are left out.
 
     Args:
-        config: names a run or a folder, and how many images of each class.
-        labels: the new classes; a replayed class of the same name is the same class.
-        old: the old task; its classes are answered through its head where the new network has not all of them.
-        extract: features, of the starting trunk.
-        known: contents that are new images already, of any split, and are not shown twice.
-        progress: told of the features.
+        config: a run or a folder, and the number of images of each class.
+        splits: new images; a replayed class of the same name is the same class.
+        previous: the previous task; its classes are predicted through its head where the new network has not all of them.
+        extract: features, of the starting weights.
+        progress: called for the features.
 
     Raises:
         DataError: the folder, or the run's images, cannot be used.
         RunError: the run is damaged.
     """
-    source = Path(config.continual.replay or "")
+    source = Path(config.replay or "")
     if is_run(source):
         run = open_run(source)
         names, samples = run.record.labels, run.samples("train")
     else:
         folder = scan(source, progress=progress)
         names, samples = folder.labels, list(folder.samples)
-    samples = [sample for sample in samples if sample.content not in known]
+    new = {sample.content for sample in (*splits.train, *splits.val, *splits.test)}
+    samples = [sample for sample in samples if sample.content not in new]
     if not samples:
         return []
-    chosen = herd(extract(samples, progress=progress), labels_of(samples), config.continual.replay_per_class)
-    return [replace(samples[index], label=_label(names[samples[index].label], labels, old)) for index in chosen]
+    chosen = herd(extract(samples, progress=progress), labels_of(samples), config.replay_per_class)
+    return [replace(samples[index], label=_label(names[samples[index].label], splits.folder.labels, previous)) for index in chosen]
 
 
-def _label(name: str, labels: Sequence[str], old: OldTask | None) -> int:
+def _label(name: str, labels: Sequence[str], previous: PreviousTask | None) -> int:
     if name in labels:
         return labels.index(name)
-    if old is not None and old.run is not None and name in old.run.record.labels:
-        return -1 - old.run.record.labels.index(name)
-    return UNLABELLED
+    if previous is not None and previous.run is not None and name in previous.run.record.labels:
+        return -1 - previous.run.record.labels.index(name)
+    return UNLABELED
 
 
 def herd(features: NDArray[np.float32], labels: NDArray[np.int64], count: int) -> list[int]:

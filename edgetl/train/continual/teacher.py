@@ -1,14 +1,12 @@
-"""A larger network that teaches the one that is tuned (Hinton et al. 2015, arXiv:1503.02531), through timm's distillation task."""
+"""Distillation teacher: a larger network whose predictions are further targets (Hinton et al. 2015, arXiv:1503.02531)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.task import DistillationTeacher, LogitDistillationTask
 from torch import nn
 
 from edgetl.core.bundle import is_run
@@ -21,23 +19,25 @@ from edgetl.errors import ConfigError
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.artifacts.sources.build import fixed_size
 from edgetl.train.artifacts.sources.load import load_backbone
-from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.options import BackboneConfig
 from edgetl.train.heads.linear import fit_logistic
 from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.inputs.activation_cache import Workplace
-from edgetl.train.inputs.features import FrozenFeatures
-from edgetl.train.networks.backbone import Backbone, feature_extractor
+from edgetl.train.inputs.features import features_of
+from edgetl.train.loop.losses import StepOutputs
+from edgetl.train.networks.backbone import Backbone
+from edgetl.train.networks.distillation import distillation_loss
 
 TEMPERATURE = 2.0
 
 
 @dataclass(frozen=True)
-class Tutor:
-    """A network that knows the classes.
+class Teacher:
+    """A trained network for the same classes.
 
     Attributes:
-        network: ``float32 [batch, 3, H, W]`` in ``spec``'s normalisation → logits ``[batch, classes]``, in the order of the new classes.
-        spec: its preprocessing; it is shown the student's crops, at the student's size where it takes any.
+        network: ``float32 [batch, 3, H, W]`` in ``spec``'s normalization → logits ``[batch, classes]``, in the order of the new classes.
+        spec: its preprocessing; its inputs are the student's crops, at the student's size where it takes any.
         parents: for the lineage.
     """
 
@@ -46,76 +46,73 @@ class Tutor:
     parents: tuple[Parent, ...]
 
 
-class _Shown(nn.Module):
-    """A network with what timm's task asks of it: its normalisation. Images are brought to ``size`` where it takes one size only."""
+class Distillation(nn.Module):
+    """Loss term: divergence from the teacher's softened predictions for the same crops, in the teacher's own normalization.
 
-    def __init__(self, network: nn.Module, spec: PreprocessSpec, size: tuple[int, int] | None = None) -> None:
+    Args:
+        teacher: frozen here.
+        spec: of the student's images.
+        weight: share of the whole loss.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, teacher: Teacher, spec: PreprocessSpec, *, weight: float) -> None:
         super().__init__()
-        self.network = network
-        self.size = size
-        self.pretrained_cfg = {"mean": spec.mean, "std": spec.std}
+        self.weight = weight
+        self.network = teacher.network.eval().requires_grad_(False)
+        self.size = teacher.spec.input_size if fixed_size(teacher.network) else None
+        ours, theirs = ((torch.tensor(item.mean), torch.tensor(item.std)) for item in (spec, teacher.spec))
+        self.register_buffer("scale", (ours[1] / theirs[1]).view(3, 1, 1), persistent=False)
+        self.register_buffer("shift", ((ours[0] - theirs[0]) / theirs[1]).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, step: StepOutputs, /) -> torch.Tensor:
+        """Divergence of ``step.logits`` from the teacher's."""
+        images = step.images * self.scale + self.shift
         if self.size is not None and tuple(images.shape[-2:]) != self.size:
             images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
-        logits: torch.Tensor = self.network(images)
-        return logits
+        with torch.no_grad():
+            target = self.network(images)
+        return distillation_loss(step.logits, target, TEMPERATURE)
 
 
-def find_tutor(config: TrainConfig, splits: Splits, place: Workplace) -> Tutor | None:
-    """The teacher that ``config.teacher`` names: a run on the same classes, or a backbone, whose head is fitted on the training images.
+def find_teacher(name: str, config: BackboneConfig, splits: Splits, place: Workplace) -> Teacher:
+    """The teacher called ``name``: a run on the same classes, or a backbone, whose head is fitted on the training images.
+
+    Args:
+        name: of a run or a backbone.
+        config: of the student; its weights directory and license hold for the teacher too.
+        splits: training images and classes.
+        place: device, seed, batch size, progress.
 
     Raises:
-        ConfigError: the run knows other classes.
+        ConfigError: the run has other classes.
         BackboneError: the backbone cannot be found.
         RunError: the run is damaged.
     """
-    if config.distillation.teacher is None:
-        return None
     labels = splits.folder.labels
-    asked = TrainConfig.from_options(
-        backbone=config.distillation.teacher, weights_dir=config.backbone.weights_dir, license=config.backbone.license
-    )
-    backbone = load_backbone(asked.backbone, len(labels))
-    if is_run(config.distillation.teacher):
-        run = open_run(config.distillation.teacher)
+    backbone = load_backbone(BackboneConfig(name=name, weights_dir=config.weights_dir, license=config.license), len(labels))
+    if is_run(name):
+        run = open_run(name)
         if set(run.record.labels) != set(labels):
-            raise ConfigError(
-                f"--teacher {config.distillation.teacher} knows {', '.join(run.record.labels[:5])}…, and the images are of other classes."
-            )
+            raise ConfigError(f"--teacher {name} was trained on {', '.join(run.record.labels[:5])}…, and the images are of other classes.")
         backbone = dataclasses.replace(backbone, model=run.load_model(), head_name=run.record.backbone.head_name)
         order = [run.record.labels.index(label) for label in labels]
         weight, bias = backbone.head.weight[order], backbone.head.bias[order]
     else:
-        trunk = feature_extractor(backbone.model, backbone.head_name)
-        extract = FrozenFeatures(trunk, backbone.spec, device=place.device, batch_size=config.optim.batch_size, images=len(splits.train))
-        known = LabeledFeatures(extract(splits.train, progress=place.progress), labels_of(splits.train))
-        fitted = fit_logistic(known, len(labels), seed=config.run.seed)
+        extract = features_of(backbone, place.batch_size, device=place.device, images=len(splits.train))
+        features = LabeledFeatures(extract(splits.train, progress=place.progress), labels_of(splits.train))
+        fitted = fit_logistic(features, len(labels), seed=place.seed)
         weight, bias = torch.from_numpy(fitted.weight), torch.from_numpy(fitted.bias)
     with torch.no_grad():
         backbone.head.weight.copy_(weight)
         backbone.head.bias.copy_(bias)
     parents = tuple(parent.model_copy(update={"kind": "teacher"}) for parent in backbone.parents)
-    return Tutor(backbone.model.eval().requires_grad_(False), backbone.spec, parents)
+    return Teacher(backbone.model.eval().requires_grad_(False), backbone.spec, parents)
 
 
-def with_teacher(backbone: Backbone, tutor: Tutor) -> Backbone:
-    """``backbone`` with the teacher among its parents: what it learned, it learned from the teacher's weights too."""
-    parents = (*tutor.parents, *backbone.parents)
+def with_teacher(backbone: Backbone, teacher: Teacher) -> Backbone:
+    """``backbone`` with the teacher among its parents: its weights depend on the teacher's too."""
+    parents = (*teacher.parents, *backbone.parents)
     return dataclasses.replace(backbone, parents=parents, license=most_restrictive(parent.license for parent in parents))
-
-
-def distillation(
-    student: nn.Module, spec: PreprocessSpec, criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], tutor: Tutor, share: float
-) -> LogitDistillationTask:
-    """timm's task: ``share`` of the loss is the divergence from the teacher's softened answers to the same crops."""
-    size = tutor.spec.input_size if fixed_size(tutor.network) else None
-    return LogitDistillationTask(
-        student_model=_Shown(student, spec),
-        teacher_model=DistillationTeacher(_Shown(tutor.network, tutor.spec, size)),
-        criterion=criterion,
-        task_loss_weight=1 - share,
-        distill_loss_weight=share,
-        temperature=TEMPERATURE,
-        verbose=False,
-    )

@@ -40,11 +40,15 @@ class Workplace:
         device: ``cpu`` or ``cuda``.
         folder: for temporary files.
         progress: told after each piece of work.
+        seed: of everything random.
+        batch_size: images of a step, and of a feature pass.
     """
 
     device: str
     folder: Path
     progress: Progress = silent
+    seed: int = 0
+    batch_size: int = 32
 
 
 @dataclass(frozen=True)

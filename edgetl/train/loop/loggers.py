@@ -1,56 +1,64 @@
-"""``--loggers``: the figures of each validation also go through Lightning's own loggers, into the run's folder."""
+"""Loggers: write the figures of each validation to CSV, TensorBoard or MLflow (``--loggers``), in the run's folder."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any
 
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
-
-from edgetl.train.config.options import TrainConfig, logger_names
-
-if TYPE_CHECKING:
-    from edgetl.train.loop.validation import History
+from lightning.fabric.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger
 
 FOLDER = "logs"
 
 
-class Logs(Callback):
-    """Hands each row of the history to the loggers, those from before a resumption first.
+class MetricLoggers:
+    """Open loggers; closed at the end of a ``with`` block.
 
-    Rows hold losses, accuracies and the learning rate of each group (``lr/head``, ``lr/stage4`` …); the configuration goes along.
+    Args:
+        names: ``csv``, ``tensorboard`` and ``mlflow``; empty logs nothing.
+        folder: of the run.
+        options: of the training, which TensorBoard and MLflow show beside the figures.
+        rows: of a resumed training, from before it was stopped.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path, history: History) -> None:
-        self.history = history
-        self.loggers = [_open(name, folder / FOLDER) for name in logger_names(config.run.loggers)]
-        self._written = 0
+    def __init__(
+        self,
+        names: Sequence[str] = (),
+        folder: Path = Path(),
+        options: Mapping[str, Any] | None = None,
+        rows: Sequence[Mapping[str, float]] = (),
+    ) -> None:
+        self.loggers = [_open(name, folder / FOLDER) for name in names]
         for logger in self.loggers:
-            logger.log_hyperparams({key: value for key, value in config.model_dump().items() if value is not None})
+            if not isinstance(logger, CSVLogger):  # which does not take them
+                logger.log_hyperparams({key: value for key, value in (options or {}).items() if value is not None})
+        self.write(rows)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Write what is new."""
-        new = self.history.rows[self._written :]
-        self._written += len(new)
-        for row in new:
+    def write(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Write ``rows``: losses, accuracies and the learning rate of each group (``lr/head``, ``lr/stage4`` …)."""
+        for row in rows:
             for logger in self.loggers:
                 logger.log_metrics({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
                 logger.save()
 
-    def on_train_end(self, *_: Any) -> None:
-        """Close the files."""
+    def __enter__(self) -> MetricLoggers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for logger in self.loggers:
-            logger.finalize("success")
+            logger.finalize("success" if kind is None else "failed")
 
 
 def _open(name: str, folder: Path) -> Logger:
     for library in ("lightning.pytorch.loggers", "mlflow", "alembic"):
-        logging.getLogger(library).setLevel(logging.ERROR)  # that an experiment is new is no news
+        logging.getLogger(library).setLevel(logging.ERROR)  # a new experiment is no news
     if name == "csv":
         return CSVLogger(folder, name=name, version="", flush_logs_every_n_steps=1)
     if name == "tensorboard":
         return TensorBoardLogger(folder, name=name, version="", default_hp_metric=False)
     folder.mkdir(exist_ok=True)
+    # MLflow refuses to begin new folders of plain files, so that its figures are kept in SQLite.
     return MLFlowLogger("edgetl", tracking_uri=f"sqlite:///{(folder / 'mlflow.db').absolute()}")

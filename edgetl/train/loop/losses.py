@@ -1,45 +1,113 @@
-"""What gradient steps lower and validations judge, one objective for each task."""
+"""Loss terms of the training loop, and the task losses: classification, multi-label, regression and ordinal."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Protocol, assert_never
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from timm.loss import AsymmetricLossMultiLabel
 from torch import nn
 
 from edgetl.data.loading import labels_of, truth_of
 from edgetl.data.split import Splits
-from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.plan import Plan
+from edgetl.train.config.options import OptimConfig
 from edgetl.train.config.tasks import TOLERANCE_SHARE, value_scale
 from edgetl.train.heads.linear import class_weights
 
-# Of the asymmetric loss (Ridnik et al. 2021, arXiv:2009.14119): exponents for absent and present labels, and the score below which an
-# absent label costs nothing.
-GAMMA_ABSENT, GAMMA_PRESENT, MARGIN = 4.0, 0.0, 0.05
+TASK = "task"
 
 
-class Objective(Protocol):
-    """A loss that knows its task. ``truth`` is int64 ``[batch]`` of classes, else float32 ``[batch, labels]``."""
+@dataclass(frozen=True)
+class StepOutputs:
+    """Inputs and outputs of one training step.
+
+    Attributes:
+        images: float32 ``[batch, 3, H, W]``, or activations where the frozen layers were run ahead.
+        targets: int64 ``[batch]`` of classes, else float32 ``[batch, labels]``; negative classes are replayed images of no new class.
+        logits: float32 ``[batch, classes]``.
+        mixed_targets: targets of the images that were mixed in (mixup), if any.
+        mixup_weight: of ``targets``; 1 without mixup.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    logits: torch.Tensor
+    mixed_targets: torch.Tensor | None = None
+    mixup_weight: float = 1.0
+
+
+class LossTerm(Protocol):
+    """One named part of the loss; the loop adds ``weight`` times its value."""
+
+    weight: float
+
+    def __call__(self, step: StepOutputs, /) -> torch.Tensor:
+        """Scalar loss, a mean over the batch."""
+
+
+class ProximalTerm(Protocol):
+    """A pull that is applied to the weights after each step of the optimizer, and not through the gradient."""
+
+    def __call__(self, network: nn.Module, optimizer: torch.optim.Optimizer, /) -> None:
+        """Change the weights of ``network`` in place."""
+
+
+class TaskLoss(Protocol):
+    """Loss of one task. ``targets`` is int64 ``[batch]`` of classes, else float32 ``[batch, labels]``."""
 
     chance: float
-    """What answering at random costs."""
+    """Loss of a random prediction."""
 
-    def __call__(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss of a training step."""
 
-    def judge(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """The summed loss of validation images, without smoothing and weights."""
+    def validation(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The summed loss of validation images, without smoothing and class weights."""
 
-    def right(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """Number of images that are answered wholly right."""
+    def correct(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Number of images whose prediction is wholly correct."""
 
 
-class Classes(nn.Module):
+class TaskTerm:
+    """The task's loss as a term: of the images that show new classes, mixed images included.
+
+    Args:
+        loss: of the task.
+        weight: below 1 beside a teacher.
+        replay: the batches hold replayed images, of which those with a negative label show no new class.
+    """
+
+    def __init__(self, loss: TaskLoss, *, weight: float = 1.0, replay: bool = False) -> None:
+        self.loss = loss
+        self.weight = weight
+        self.replay = replay
+
+    def __call__(self, step: StepOutputs, /) -> torch.Tensor:
+        logits, targets = self.new_images(step)
+        loss = self.loss(logits, targets)
+        if step.mixed_targets is not None and step.mixup_weight < 1.0:
+            loss = step.mixup_weight * loss + (1 - step.mixup_weight) * self.loss(step.logits, step.mixed_targets)
+        return loss
+
+    def count_correct(self, step: StepOutputs) -> tuple[float, int]:
+        """Number of correct predictions among the images that show new classes, and of these images."""
+        logits, targets = self.new_images(step)
+        return float(self.loss.correct(logits, targets)), len(targets)
+
+    def new_images(self, step: StepOutputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and targets of the images that show new classes."""
+        if not self.replay:
+            return step.logits, step.targets
+        new = step.targets >= 0
+        return step.logits[new], step.targets[new]
+
+
+class ClassLoss(nn.Module):
     """Cross-entropy."""
 
     def __init__(self, classes: int, *, smoothing: float = 0.0, weights: NDArray[np.float32] | None = None) -> None:
@@ -47,19 +115,25 @@ class Classes(nn.Module):
         self.chance = math.log(max(2, classes))
         self.loss = nn.CrossEntropyLoss(None if weights is None else torch.from_numpy(weights), label_smoothing=smoothing)
 
-    def forward(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor = self.loss(logits, truth)
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss of a training step."""
+        loss: torch.Tensor = self.loss(logits, targets)
         return loss
 
-    def judge(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits, truth, reduction="sum")
+    def validation(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The summed loss of validation images."""
+        return F.cross_entropy(logits, targets, reduction="sum")
 
-    def right(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        return (logits.argmax(dim=1) == truth).sum()
+    def correct(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Number of wholly correct predictions."""
+        return (logits.argmax(dim=1) == targets).sum()
 
 
-class Labels(nn.Module):
-    """Binary cross-entropy of each label, or the asymmetric loss; an answer is right when all labels are, at a score of a half."""
+class LabelLoss(nn.Module):
+    """Binary cross-entropy of each label, or the asymmetric loss (Ridnik et al. 2021, arXiv:2009.14119) with the paper's constants.
+
+    A prediction is correct if it is for all labels, at a score of a half.
+    """
 
     weights: torch.Tensor | None
 
@@ -67,73 +141,75 @@ class Labels(nn.Module):
         super().__init__()
         self.chance = math.log(2)
         self.smoothing = smoothing
-        self.asymmetric = asymmetric
+        self.asymmetric = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=0, clip=0.05, reduction="mean") if asymmetric else None
         self.register_buffer("weights", None if weights is None else torch.from_numpy(weights), persistent=False)
 
-    def forward(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        if self.asymmetric:
-            return asymmetric_loss(logits, truth)
-        smoothed = truth * (1 - self.smoothing) + self.smoothing / 2
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss of a training step."""
+        if self.asymmetric is not None:
+            loss: torch.Tensor = self.asymmetric(logits, targets)
+            return loss
+        smoothed = targets * (1 - self.smoothing) + self.smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=self.weights)
 
-    def judge(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        mean = asymmetric_loss(logits, truth) if self.asymmetric else F.binary_cross_entropy_with_logits(logits, truth)
-        return mean * len(truth)
+    def validation(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The summed loss of validation images."""
+        mean = F.binary_cross_entropy_with_logits(logits, targets) if self.asymmetric is None else self.asymmetric(logits, targets)
+        return mean * len(targets)
 
-    def right(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        return ((logits > 0) == (truth > 0)).all(dim=1).sum()
+    def correct(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Number of wholly correct predictions."""
+        return ((logits > 0) == (targets > 0)).all(dim=1).sum()
 
 
-class Numbers(nn.Module):
-    """Squared or Huber's error of standardised numbers; ``tolerance`` is standardised too."""
+class ValueLoss(nn.Module):
+    """Squared or Huber error of standardized numbers; ``tolerance`` is standardized too."""
 
     def __init__(self, mean: float, spread: float, *, tolerance: float, huber: bool = False) -> None:
         super().__init__()
         self.chance = 1.0
         self.mean, self.spread, self.tolerance, self.huber = mean, spread, tolerance, huber
 
-    def forward(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        wanted = (truth - self.mean) / self.spread
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss of a training step."""
+        wanted = (targets - self.mean) / self.spread
         return F.huber_loss(logits, wanted) if self.huber else F.mse_loss(logits, wanted)
 
-    def judge(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        return self.forward(logits, truth) * len(truth)
+    def validation(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The summed loss of validation images."""
+        return self.forward(logits, targets) * len(targets)
 
-    def right(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        return ((logits - (truth - self.mean) / self.spread).abs() <= self.tolerance).sum()
+    def correct(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Number of wholly correct predictions."""
+        return ((logits - (targets - self.mean) / self.spread).abs() <= self.tolerance).sum()
 
 
-def make_objective(splits: Splits, plan: Plan, config: TrainConfig) -> Objective:
-    """The objective of the task that ``splits`` have labels for."""
-    folder, balanced = splits.folder, config.data.balance == "loss"
+def make_task_loss(splits: Splits, optim: OptimConfig, *, smoothing: float, balanced: bool) -> ClassLoss | LabelLoss | ValueLoss:
+    """The loss of the task that ``splits`` have labels for.
+
+    Args:
+        splits: training images, for class weights and the scale of values.
+        optim: kind of loss, and tolerance.
+        smoothing: of labels.
+        balanced: rare classes, or present labels, weigh more.
+    """
+    folder = splits.folder
     match folder.task:
         case "classification":
             weights = class_weights(labels_of(splits.train)) if balanced else None
-            return Classes(len(folder.labels), smoothing=plan.label_smoothing, weights=weights)
+            return ClassLoss(len(folder.labels), smoothing=smoothing, weights=weights)
         case "multi-label":
             weights = presence_weights(truth_of(splits.train)) if balanced else None
-            return Labels(smoothing=plan.label_smoothing, weights=weights, asymmetric=config.optim.multilabel_loss == "asymmetric")
+            return LabelLoss(smoothing=smoothing, weights=weights, asymmetric=optim.multilabel_loss == "asymmetric")
         case "regression" | "ordinal":
             mean, spread = value_scale(splits)
-            within = 0.5 if folder.task == "ordinal" else config.optim.tolerance or TOLERANCE_SHARE * spread
-            return Numbers(mean, spread, tolerance=within / spread, huber=config.optim.regression_loss == "huber")
+            within = 0.5 if folder.task == "ordinal" else optim.tolerance or TOLERANCE_SHARE * spread
+            return ValueLoss(mean, spread, tolerance=within / spread, huber=optim.regression_loss == "huber")
         case _:
             assert_never(folder.task)
 
 
 def presence_weights(truth: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Float32 ``[labels]``: what a present label weighs so that presence and absence count the same; ``truth`` ``[n, labels]``."""
+    """Float32 ``[labels]``: weight of a present label, so that presence and absence count the same; ``truth`` ``[n, labels]``."""
     present = (truth > 0).sum(axis=0)
     return np.where(present > 0, np.maximum(len(truth) - present, 1) / np.maximum(present, 1), 1.0).astype(np.float32)
-
-
-def asymmetric_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """The mean asymmetric loss of logits and labels ``[batch, labels]``: easy absent labels weigh little, sure ones nothing.
-
-    Ridnik et al. 2021 (arXiv:2009.14119), equations 5 to 7, with the paper's constants; the mean and not the sum over the labels.
-    """
-    present = torch.sigmoid(logits)
-    absent = (present - MARGIN).clamp(min=0)
-    of_present = truth * (1 - present) ** GAMMA_PRESENT * F.logsigmoid(logits)
-    of_absent = (1 - truth) * absent**GAMMA_ABSENT * torch.log((1 - absent).clamp(min=1e-8))
-    return -(of_present + of_absent).mean()

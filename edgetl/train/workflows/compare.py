@@ -22,7 +22,7 @@ from edgetl.train.artifacts.writer import write_record
 from edgetl.train.config.options import Strategy, TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.plan import FULL_UP_TO
-from edgetl.train.loop.ranks import world
+from edgetl.train.loop.processes import world_size
 from edgetl.train.loop.resume import Job, differences, resume_command
 from edgetl.train.workflows.finetune import fine_tune
 
@@ -54,7 +54,7 @@ def compare(
         ConfigError: ``out`` exists, or a comparison that was stopped is in the way.
         EdgetlError: what ``fine_tune`` raises.
     """
-    if world() > 1:
+    if world_size() > 1:
         raise ConfigError("--strategy compare runs in one process; leave --devices and torchrun out, or name one strategy.")
     started, work = time.monotonic(), out.with_name(f"{out.name}{COMPARE_SUFFIX}")
     with new_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:

@@ -36,30 +36,27 @@ from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.plan import NetworkFacts, Plan, PlannedStrategy, TrainingJob, describe_plan, make_plan
 from edgetl.train.config.resolve import resolve
 from edgetl.train.config.tasks import chance_alarm, choose_decoding
-from edgetl.train.continual.prepare import protect
-from edgetl.train.continual.previous_task import find_old_task, measure_forgetting
-from edgetl.train.continual.progressive import grow
+from edgetl.train.continual.previous_task import find_previous_task, measure_forgetting
+from edgetl.train.continual.progressive import OPTION, add_column
 from edgetl.train.continual.teacher import with_teacher
 from edgetl.train.heads.fit import with_head_modules
 from edgetl.train.heads.modules import HeadSpec, head_of
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.features import features_of
 from edgetl.train.loop.checkpoints import Checkpoints
-from edgetl.train.loop.loop import Lessons
-from edgetl.train.loop.lr_finder import choose_rate, draw_sweep, with_sweep
-from edgetl.train.loop.ranks import join, rank, results_folder
+from edgetl.train.loop.processes import launch, rank, results_folder
 from edgetl.train.loop.resume import PLAN, Job, resume_command
 from edgetl.train.networks.backbone import Backbone, with_intensity
 from edgetl.train.networks.stages import choose_stages, find_stages
 from edgetl.train.networks.stochastic_depth import drop_path_layers
-from edgetl.train.workflows.learning import Taught, choose_tutor, teach
+from edgetl.train.workflows.learning import FitResult, fit_network, prepare_inputs
 
 _log = logging.getLogger(__name__)
 
 # Of the accuracy on training over that on validation images; good runs on small sets show up to 0.15.
 LARGEST_GAP = 0.25
 # Changes when a saved state means something else.
-STATE_FORMAT = "2"
+STATE_FORMAT = "3"
 
 
 def fine_tune(
@@ -86,7 +83,7 @@ def fine_tune(
     job = resolve(config, splits)
     started = time.monotonic()
     device = choose_device(config.run.device)
-    join(device)
+    launch(device)
     with results_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
         backbone, plan = prepare(splits, job)
         _log.info("backbone %s, license of the weights: %s", backbone.name, backbone.license or "not stated")
@@ -94,21 +91,17 @@ def fine_tune(
         if wide := sum(sample.levels is not None for sample in splits.train):
             _log.info("%d training images have more than 8 bits: %s (--intensity)", wide, backbone.spec.intensity.describe())
         checkpoints = _checkpoints(out, splits, config, plan, backbone, resume=resume, overwrite=overwrite)
-        place = Workplace(device, folder, progress)
-        tutor = choose_tutor(config, plan, splits, place)
-        lessons = Lessons(protect(backbone, splits, plan, config, place), tutor)
-        taught = teach(backbone, splits, config, plan, place, checkpoints, lessons)
-        plan = with_sweep(plan, taught.sweep, config)
+        place = Workplace(device, folder, progress, config.run.seed, config.optim.batch_size)
+        prepared = prepare_inputs(backbone, splits, config, plan, place)
+        fitted = fit_network(backbone, splits, config, plan, place, checkpoints, prepared)
         figures = _measure(backbone, splits, config, place)
-        alarms = find_alarms(taught.train_accuracy, figures.validation, splits, strategy=plan.strategy)
-        shown = (*splits.train, *lessons.protection.replay)
+        alarms = find_alarms(fitted.train_accuracy, figures.validation, splits, strategy=plan.strategy)
+        shown = (*splits.train, *prepared.continual.replay)
         seen = ancestors | SeenImages(prefixes(shown), prefixes(splits.val))
         forgetting = _forgetting(backbone, splits, config, place, seen)
-        outcome = Outcome(plan, taught, alarms, figures, forgetting)
-        if taught.sweep:
-            draw_sweep(choose_rate(taught.sweep), folder / "lr.png")
-        contents = RunContents(backbone, record_splits(splits), seen, figures, taught.rows, lessons.protection.fisher)
-        origin = with_teacher(backbone, lessons.tutor) if lessons.tutor else backbone
+        outcome = Outcome(plan, fitted, alarms, figures, forgetting)
+        contents = RunContents(backbone, record_splits(splits), seen, figures, fitted.rows, prepared.continual.fisher)
+        origin = with_teacher(backbone, prepared.teacher) if prepared.teacher else backbone
         write_run(folder, contents, lambda files: _record(splits, config, origin, outcome, provenance(out.name, started), files))
     if rank() == 0:
         checkpoints.remove()  # only now that the run stands
@@ -120,7 +113,7 @@ class Outcome:
     """Outcome of a training, for its record."""
 
     plan: Plan
-    taught: Taught
+    fitted: FitResult
     alarms: tuple[str, ...]
     figures: Results
     forgetting: Forgetting | None
@@ -135,7 +128,12 @@ def prepare(splits: Splits, job: TrainingJob) -> tuple[Backbone, Plan]:
     if backbone.parents:  # random weights have no license
         check_policy(backbone.license, config.backbone.license_policy, name=backbone.name)
     plan = make_plan(job, network_facts(backbone.model, backbone.head_name))
-    return with_head_modules(grow(backbone, plan, config), HeadSpec(kind=config.head.kind, features=config.head.features)), plan
+    if config.continual.forgetting == "progressive":
+        if plan.strategy == "probe":
+            _log.info("%s: no effect, because a probe trains the head alone", OPTION)
+        else:
+            backbone = add_column(backbone, plan.unfreeze, config.backbone)
+    return with_head_modules(backbone, HeadSpec(kind=config.head.kind, features=config.head.features)), plan
 
 
 def network_facts(model: nn.Module, head_name: str) -> NetworkFacts:
@@ -168,7 +166,7 @@ def _checkpoints(
     )
     side = out.with_name(f"{out.name}{CHECKPOINTS_SUFFIX}")
     check_side_folder(side)
-    checkpoints = Checkpoints(side, job)
+    checkpoints = Checkpoints(side, job, interval_s=config.run.checkpoint_s)
     if overwrite and not resume:
         checkpoints.remove()
     if checkpoints.newest() is not None and not resume:
@@ -182,8 +180,8 @@ def _checkpoints(
 def _forgetting(backbone: Backbone, splits: Splits, config: TrainConfig, place: Workplace, seen: SeenImages) -> Forgetting | None:
     """Where the training began with another run: what that run's task lost."""
     starts_from_run = is_run(config.backbone.name) and splits.folder.task == "classification"
-    old = find_old_task(config, backbone, splits.folder.labels) if starts_from_run else None
-    return measure_forgetting(backbone, old, place, seen.all, batch_size=config.optim.batch_size) if old else None
+    previous = find_previous_task(config.backbone, backbone, splits.folder.labels) if starts_from_run else None
+    return measure_forgetting(backbone, previous, place, seen.all) if previous else None
 
 
 def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits, *, strategy: PlannedStrategy) -> tuple[str, ...]:
@@ -240,8 +238,8 @@ def _record(
         high_bit_images=sum(sample.levels is not None for sample in splits.train),
         plan=outcome.plan,
         alarms=outcome.alarms,
-        head_penalty=outcome.taught.head_penalty,
-        interpolation_weight=outcome.taught.interpolation_weight,
+        head_penalty=outcome.fitted.head_penalty,
+        interpolation_weight=outcome.fitted.interpolation_weight,
         forgetting=outcome.forgetting,
         images={"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
         data_fingerprint=splits.folder.fingerprint(),

@@ -13,7 +13,7 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.resolve import check_conflicts
 from edgetl.train.config.tasks import scan_images
-from edgetl.train.loop.ranks import rank
+from edgetl.train.loop.processes import rank
 from edgetl.train.workflows.compare import compare
 from edgetl.train.workflows.finetune import fine_tune
 
