@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from edgetl.core.config import StrictModel
 from edgetl.core.contract import Contract
@@ -105,4 +105,4 @@ class FitConfig(StrictModel):
     train: TrainConfig = TrainConfig()
     export: ExportConfig = ExportConfig()
     contract: Contract
-    tries: int = option_field(3, "Backbones to train, at most.", ge=1, le=20)
+    tries: int = Field(default=3, ge=1, le=20)

@@ -248,6 +248,14 @@ def test_fit_refuses_before_training_what_nothing_can_keep(colours: Path, tmp_pa
     assert not (tmp_path / "fit").exists()
 
 
+def test_fit_takes_its_options_from_the_command_line(colours: Path, tmp_path: Path) -> None:
+    options = ["--candidates", "edgetl_small,random:edgetl_small", "--max-size-mb", "0.1", "--format", "onnx", "--precision", "fp32"]
+    done = edgetl("fit", colours, "--out", tmp_path / "fit", *options, "--exclude", "*_mask.png", "--strategy", "probe", "--tries", "1")
+    assert done.returncode == 17 and "edgetl_small: before training: size" in done.stderr, done.stderr
+    done = edgetl("fit", colours, "--out", tmp_path / "fit", *options, "--max-drop", "2", "--strategy", "magic")
+    assert done.returncode == 3 and "--strategy: Input should be" in done.stderr, done.stderr
+
+
 @pytest.mark.slow
 def test_the_command_line_tells_of_the_contract(run: Run, tmp_path: Path) -> None:
     options = ["--format", "onnx", "--precision", "fp32", "--max-latency-ms", "1000"]

@@ -33,7 +33,7 @@ SHARED = ("include", "exclude", "weights_dir", "license_policy", "seed")
 def fit_command(
     data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class.")],
     out_: Annotated[Path, typer.Option("--out", "-o", help="The folder to write: run, bundle, fit.json.")],
-    tries: Annotated[int, typer.Option(help=FitConfig.model_fields["tries"].description)] = FitConfig.model_fields["tries"].default,
+    tries: Annotated[int, typer.Option(min=1, max=20, help="Backbones to train, at most.")] = 3,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
@@ -42,8 +42,7 @@ def fit_command(
     """Rank backbones, train and export the best that keeps every limit, or say which limit none keeps."""
     need_extra("export")
     shared = {name: values[name] for name in SHARED}
-    config = build(
-        FitConfig,
+    config = FitConfig(
         rank=build(RankConfig, candidates=values["candidates"], **shared),
         train=build(TrainConfig, strategy=values["strategy"], **shared),
         export=build(ExportConfig, **part(ExportConfig, values)),
