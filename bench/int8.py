@@ -24,7 +24,7 @@ def main() -> None:
     given = parser.parse_args()
     host = fingerprint()
     print(f"{host['cpu']}, {host['flags']}; load {load_average():.2f}; " + ", ".join(f"{k} {v}" for k, v in versions().items()))
-    print("| run | variant | MB | validation (drop) | test | inference, 1 thread | x fp32 | last step |")
+    print("| run | variant | MB | validation (drop) | test | inference, 1 thread | x fp32 | last attempt |")
     print("|---|---|---|---|---|---|---|---|")
     for run in given.runs:
         with tempfile.TemporaryDirectory() as work:

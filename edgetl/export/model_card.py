@@ -104,7 +104,7 @@ def _task(record: RunRecord) -> str:
             limits = ", ".join(f"{label} {threshold:.3f}" for label, threshold in pairs)
             return f"Any of {len(record.labels)} labels: {labels}. Thresholds, chosen on validation images: {limits}."
         case "regression":
-            return f"One number: {labels}. An answer within {record.decision_rule.tolerance:.4g} counts as right."
+            return f"One number: {labels}. A prediction within {record.decision_rule.tolerance:.4g} counts as right."
         case "ordinal":
             return f"A grade from {record.decoding.level_names[0]} to {record.decoding.level_names[-1]}: {labels}."
         case _:

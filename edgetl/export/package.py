@@ -195,7 +195,7 @@ def _export_variants(context: ExportContext, contents: _Contents) -> None:
     names = ", ".join(variant.name for variant in contents.variants) or "none"
     side = context.gate.spec.input_size[0]
     raise AccuracyGateError(
-        f"{len(contents.rejected)} variant(s) do not answer like the trained model. {shown}. Passed: {names}. Nothing was written. "
+        f"{len(contents.rejected)} variant(s) do not agree with the trained model. {shown}. Passed: {names}. Nothing was written. "
         f"Keep those that passed with --allow-missing, or accept a larger loss with --max-drop.",
         rows=[row.model_dump(mode="json") for row in outcomes_of(contents.variants, contents.rejected, side)],
     )

@@ -75,7 +75,7 @@ def share_run(run_path: Path, out: Path, *, overwrite: bool = False) -> list[Pat
 
 
 def _check_expressible(run: Run) -> None:
-    """Refuse what timm could not rebuild from a ``config.json``, or would answer otherwise than edgetl does."""
+    """Refuse what timm could not rebuild from a ``config.json``, or would predict otherwise than edgetl does."""
     record = run.record
     reason = ""
     if record.task != "classification":

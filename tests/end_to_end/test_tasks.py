@@ -89,7 +89,7 @@ def test_a_run_and_a_bundle_say_what_they_answer(made: tuple[str, Path, Path]) -
     card = (bundle / "card.md").read_text()
     wanted = {
         "multi-label": ("red (from ", "test mean average precision", "Any of 3 labels: red, green, blue. Thresholds"),
-        "regression": ("regression", "test MAE", "One number: mm. An answer within 1 counts as right."),
+        "regression": ("regression", "test MAE", "One number: mm. A prediction within 1 counts as right."),
         "ordinal": ("grades 0 to 3", "quadratic-weighted kappa", "A grade from 0 to 3: grade."),
     }[task]
     assert wanted[0] in shown and wanted[1] in of_run and wanted[2] in card

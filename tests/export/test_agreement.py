@@ -87,14 +87,14 @@ def test_a_re_fitted_head_undoes_a_drift_of_the_features(colours: Path) -> None:
     samples = scan(colours).samples
     mixing = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
 
-    def trunk(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def backbone(batch: NDArray[np.float32]) -> NDArray[np.float32]:
         return batch.mean(axis=(2, 3)) @ mixing
 
     def drifted(batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        return trunk(batch) * np.linspace(0.5, 1.5, 8, dtype=np.float32) + np.float32(0.7)
+        return backbone(batch) * np.linspace(0.5, 1.5, 8, dtype=np.float32) + np.float32(0.7)
 
     head = FloatHead(np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32), np.zeros(3, np.float32))
-    features = np.concatenate([trunk(batch) for batch in batches(samples, SPEC)])
+    features = np.concatenate([backbone(batch) for batch in batches(samples, SPEC)])
     trained = features @ head.weight.T
     fitted = refit_head(drifted, RefitData(PixelSet(samples, SPEC), trained, head))
     moved = np.concatenate([drifted(batch) for batch in batches(samples, SPEC)])

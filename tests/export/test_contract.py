@@ -248,11 +248,15 @@ def test_fit_refuses_before_training_what_nothing_can_keep(colours: Path, tmp_pa
     assert not (tmp_path / "fit").exists()
 
 
+@pytest.mark.slow
 def test_fit_takes_its_options_from_the_command_line(colours: Path, tmp_path: Path) -> None:
     options = ["--candidates", "edgetl_small,random:edgetl_small", "--max-size-mb", "0.1", "--format", "onnx", "--precision", "fp32"]
     done = edgetl("fit", colours, "--out", tmp_path / "fit", *options, "--exclude", "*_mask.png", "--strategy", "probe", "--tries", "1")
     assert done.returncode == 17 and "edgetl_small: before training: size" in done.stderr, done.stderr
-    done = edgetl("fit", colours, "--out", tmp_path / "fit", *options, "--max-drop", "2", "--strategy", "magic")
+
+
+def test_a_wrong_option_of_fit_is_named(colours: Path, tmp_path: Path) -> None:
+    done = edgetl("fit", colours, "--out", tmp_path / "fit", "--max-size-mb", "1", "--strategy", "magic")
     assert done.returncode == 3 and "--strategy: Input should be" in done.stderr, done.stderr
 
 

@@ -32,7 +32,7 @@ EXACT = ("onnx-fp32", "openvino-fp32")
 
 @pytest.fixture(scope="module")
 def taken(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The digits' bundle with files that take pixels; the gate is wide, since the ladder is not tested here."""
+    """The digits' bundle with files that take pixels; the gate is wide, since the quantization search is not tested here."""
     config = ExportConfig(precisions=("fp32", "fp16", "int8"), max_drop=0.1, calibration_images=100, input="uint8")
     return export_bundle(run.path, config, tmp_path_factory.mktemp("bundles") / "pixels")
 

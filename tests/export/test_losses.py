@@ -103,7 +103,7 @@ def test_a_file_that_gives_up_one_class_is_refused_although_the_mean_holds(resul
 
 def test_a_file_that_calls_nearly_everything_one_class_is_refused_whatever_the_accuracy_may_fall(result: Callable[..., GateResult]) -> None:
     truth = np.arange(60) % 3
-    assert "its answers' entropy is 0.00, the trained model's 1.10" in result(truth, np.zeros(60, np.int64), max_drop=1.0).reason
+    assert "their entropy is 0.00, the trained model's 1.10" in result(truth, np.zeros(60, np.int64), max_drop=1.0).reason
 
 
 def test_strict_asks_it_of_the_bound(result: Callable[..., GateResult]) -> None:

@@ -26,7 +26,7 @@ def file_metadata(spec: PreprocessSpec, decoding: OutputDecoding, version: str, 
 def model_info(spec: PreprocessSpec, decoding: OutputDecoding, form: InputForm = "float") -> dict[str, str]:
     """Intel Model API's ``model_info``: strings, lists separated by spaces, means and scales for 0..255.
 
-    Model API cannot express "resize the shorter side with antialiasing, then crop"; ``crop`` is its nearest resize, so its answers
+    Model API cannot express "resize the shorter side with antialiasing, then crop"; ``crop`` is its nearest resize, so its predictions
     are close to ours and not equal. The exact preprocessing stands under ``edgetl``. It knows one threshold for all labels (the lowest
     is given) and no model of numbers, which get no block. A file that takes pixels (``form``) normalises them itself and names no mean.
     """
@@ -70,8 +70,8 @@ def _words(labels: Sequence[str]) -> list[str]:
 
 
 def own_info(spec: PreprocessSpec, decoding: OutputDecoding, version: str, form: InputForm = "float") -> dict[str, str]:
-    """The ``edgetl`` block: the exact preprocessing, the labels as they are, what is asked if not a class, and who wrote the file."""
-    asked = {"task": decoding.task, "decision_rule": decoding.decision_rule.model_dump_json()} if decoding.task != "classification" else {}
+    """The ``edgetl`` block: the exact preprocessing, the labels as they are, the task if it is not classification, and the version."""
+    task = {"task": decoding.task, "decision_rule": decoding.decision_rule.model_dump_json()} if decoding.task != "classification" else {}
     taken = {"input": "uint8 [batch, H, W, 3] RGB, resized and cropped; normalised by the network"} if form == "uint8" else {}
     labels = json.dumps(decoding.labels, ensure_ascii=False)
     return {
@@ -80,5 +80,5 @@ def own_info(spec: PreprocessSpec, decoding: OutputDecoding, version: str, form:
         "version": version,
         "model_info_resize": "approximate",
         **taken,
-        **asked,
+        **task,
     }

@@ -233,7 +233,7 @@ def drop_reason(gate: GateSet, exported: NDArray[np.float32], config: ExportConf
         return f"the recall of class {label} falls by {recall:.4f} (limit {limit:g})"
     entropies = prediction_entropy(gate.trained), prediction_entropy(exported)
     if entropies[1] < MIN_ENTROPY_SHARE * entropies[0]:
-        return f"it calls too many images one class: its answers' entropy is {entropies[1]:.2f}, the trained model's {entropies[0]:.2f}"
+        return f"it predicts one class for too many images: their entropy is {entropies[1]:.2f}, the trained model's {entropies[0]:.2f}"
     return ""
 
 

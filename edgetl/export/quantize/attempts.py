@@ -59,7 +59,7 @@ class FloatHead:
 
 @dataclass(frozen=True)
 class Probe:
-    """A few validation images and the trained model's answers, to measure operations with.
+    """Validation images and the trained model's outputs for them, to measure operations with.
 
     Attributes:
         images: float32 ``[n, 3, H, W]``.
