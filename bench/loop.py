@@ -31,7 +31,7 @@ from edgetl.train.config.resolve import resolve
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.dataset import default_workers
 from edgetl.train.workflows.finetune import choose_device, prepare
-from edgetl.train.workflows.learning import optimize
+from edgetl.train.workflows.optimization import Training, optimize
 
 BACKBONE = "mobilenetv2_100"
 WARM_SHARE = 0.2
@@ -86,7 +86,7 @@ def _edgetl(given: argparse.Namespace, device: str) -> float:
     few = Splits(splits.folder, splits.train, splits.val[:2], ())
     plan = plan.model_copy(update={"steps": given.steps, "augment": "light"})
     with tempfile.TemporaryDirectory() as work:
-        optimize(backbone, few, plan, config, Workplace(device, Path(work), note))
+        optimize(Training(backbone, few, config, plan, Workplace(device, Path(work), note)))
     return _rate(times, given)
 
 

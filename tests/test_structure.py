@@ -19,12 +19,6 @@ WIDER = {"edgetl.core": 15, "edgetl.runtime": 15}
 KNOWN = {
     "edgetl.train.workflows.finetune._checkpoints:parameters",
     "edgetl.train.workflows.finetune.fine_tune:lines",
-    "edgetl.train.workflows.learning._batches:parameters",
-    "edgetl.train.workflows.learning._objective:parameters",
-    "edgetl.train.workflows.learning.fit_network:parameters",
-    "edgetl.train.workflows.learning.optimize:lines",
-    "edgetl.train.workflows.learning.optimize:parameters",
-    "edgetl.train.workflows.learning:fmt-skip",
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

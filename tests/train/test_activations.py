@@ -19,7 +19,7 @@ from edgetl.train.inputs.dataset import TrainingImages
 from edgetl.train.networks.backbone import Backbone, find_head, torchvision_model
 from edgetl.train.networks.partition import split_frozen
 from edgetl.train.networks.stages import choose_stages, find_stages
-from edgetl.train.workflows.learning import batch_options, optimize
+from edgetl.train.workflows.optimization import Training, batch_options, optimize
 from edgetl.train.workflows.train import train
 from tests.train.planning import plan_of
 
@@ -78,7 +78,7 @@ def test_cached_activations_teach_what_the_whole_network_would(colours: Path, tm
         config = _config(cache_views=views)
         backbone = _backbone(config)
         before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
-        state = optimize(backbone, splits, plan_of(config, len(splits.train), backbone.model), config, Workplace("cpu", work))
+        state = optimize(Training(backbone, splits, config, plan_of(config, len(splits.train), backbone.model), Workplace("cpu", work)))
         after = backbone.model.state_dict()
         assert torch.equal(before["layer1.0.conv1.weight"], after["layer1.0.conv1.weight"])
         assert torch.equal(before["layer1.0.bn1.running_mean"], after["layer1.0.bn1.running_mean"])

@@ -29,7 +29,7 @@ from edgetl.train.continual.replay import UNLABELED, choose_replayed, herd
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.samplers import StepSampler
 from edgetl.train.loop.losses import StepOutputs
-from edgetl.train.workflows.learning import prepare_inputs
+from edgetl.train.workflows.optimization import Training, prepare_training
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colours
@@ -112,7 +112,7 @@ def test_old_answers_cost_nothing_at_the_start_and_draw_a_changed_network_back(p
         with torch.no_grad():
             network[2].weight[list(places)], network[2].bias[list(places)] = head.weight, head.bias
     head_input = HeadInput(network, "2")
-    term = LwF(network, PreviousTask("old", head, places, None), head_input, "2", weight=1.0)
+    term = LwF(network, PreviousTask("old", head, places, None), head_input, weight=1.0)
 
     def loss() -> torch.Tensor:
         return term(StepOutputs(images, torch.zeros(64), network(images)))
@@ -241,7 +241,7 @@ def test_new_images_and_an_own_head_are_kept_where_the_old_classes_are_all_there
     config = _config(backbone=str(parent.path), lwf=1.0)
     splits = split(scan(inverted), seed=0, val=0.25, test=0.25)
     backbone, plan = prepared(splits, config)
-    continual = prepare_inputs(backbone, splits, config, plan, Workplace("cpu", tmp_path)).continual
+    continual = prepare_training(Training(backbone, splits, config, plan, Workplace("cpu", tmp_path))).continual
     assert continual.keeps_head and torch.equal(backbone.head.weight, parent.load_model().get_parameter("fc.weight"))
 
 
@@ -275,7 +275,7 @@ def test_published_weights_are_protected_through_their_own_head(shared: Path, in
     config = _config(backbone=f"local-dir:{shared}/weights/mobilenetv2_100.imagenet", lwf=1.0, strategy="partial")
     splits = split(scan(inverted), seed=0, val=0.25, test=0.25)
     backbone, plan = prepared(splits, config)
-    previous = prepare_inputs(backbone, splits, config, plan, Workplace("cpu", tmp_path)).continual.previous
+    previous = prepare_training(Training(backbone, splits, config, plan, Workplace("cpu", tmp_path))).continual.previous
     assert plan.steps and previous and previous.head.out_features >= 1000 and previous.places is None
 
 

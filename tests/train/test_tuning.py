@@ -34,7 +34,7 @@ from edgetl.train.loop.resume import Job
 from edgetl.train.loop.validation import LoopState
 from edgetl.train.networks.backbone import Backbone, find_head
 from edgetl.train.networks.stages import choose_stages, find_stages, set_trainable
-from edgetl.train.workflows.learning import optimize
+from edgetl.train.workflows.optimization import Training, optimize
 from edgetl.train.workflows.train import train
 from tests.train.planning import plan_of
 
@@ -58,7 +58,7 @@ def _tune(colours: Path, config: TrainConfig, backbone: Backbone | None = None, 
     made = backbone or _random_backbone(config)
     figures = plan_of(config, len(splits.train), made.model).model_copy(update=plan)
     with tempfile.TemporaryDirectory() as folder:
-        return made, optimize(made, splits, figures, config, Workplace("cpu", Path(folder)))
+        return made, optimize(Training(made, splits, config, figures, Workplace("cpu", Path(folder))))
 
 
 def _copy(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -24,18 +24,17 @@ class LwF:
         network: with its starting weights, which are copied; on its device.
         previous: the previous task.
         head_input: input of the network's head.
-        head_name: of the network's linear head.
         weight: of the term.
     """
 
-    def __init__(self, network: nn.Module, previous: PreviousTask, head_input: HeadInput, head_name: str, *, weight: float) -> None:
+    def __init__(self, network: nn.Module, previous: PreviousTask, head_input: HeadInput, *, weight: float) -> None:
         self.weight = weight
         self.classes = previous.places
         self.head_input = head_input
         device = next(network.parameters()).device
         self.previous_head = copy.deepcopy(previous.head).to(device)
         self.previous = copy.deepcopy(network)
-        self.previous.set_submodule(head_name, self.previous_head)
+        self.previous.set_submodule(head_input.head_name, self.previous_head)
         self.previous.eval().requires_grad_(False)
 
     def __call__(self, step: StepOutputs, /) -> torch.Tensor:

@@ -39,13 +39,11 @@ class ContinualLearning:
     """Prepared inputs of continual learning.
 
     Attributes:
-        config: weights of the terms.
         previous: the task of the starting weights, where a term needs it.
         fisher: weight by weight, the importance for it (EWC).
         replay: images that are mixed into the batches, labeled as in ``edgetl.train.continual.replay``.
     """
 
-    config: ContinualConfig = field(default_factory=ContinualConfig)
     previous: PreviousTask | None = None
     fisher: dict[str, torch.Tensor] = field(default_factory=dict)
     replay: tuple[Sample, ...] = ()
@@ -56,28 +54,28 @@ class ContinualLearning:
         return self.previous is not None and self.previous.places is not None and not self.replay
 
     def loss_terms(
-        self, network: nn.Module, head_input: HeadInput, head_name: str, start: Mapping[str, torch.Tensor]
+        self, network: nn.Module, head_input: HeadInput, config: ContinualConfig, start: Mapping[str, torch.Tensor]
     ) -> dict[str, LossTerm]:
         """Loss terms by name: ``replay``, ``lwf`` and ``l2sp``, those that are on.
 
         Args:
             network: with its starting weights, on its device.
             head_input: input of its head.
-            head_name: of its linear head.
+            config: weights of the terms.
             start: starting weights of the layers that train, without the head's.
         """
         terms: dict[str, LossTerm] = {}
         if self.previous is not None and any(UNLABELED < sample.label < 0 for sample in self.replay):
             terms["replay"] = ReplayTerm(self.previous, head_input, device=next(network.parameters()).device)
-        if self.previous is not None and self.config.lwf:
-            terms["lwf"] = LwF(network, self.previous, head_input, head_name, weight=self.config.lwf)
-        if self.config.l2sp and start:
-            terms["l2sp"] = L2SP(network, start, weight=self.config.l2sp)
+        if self.previous is not None and config.lwf:
+            terms["lwf"] = LwF(network, self.previous, head_input, weight=config.lwf)
+        if config.l2sp and start:
+            terms["l2sp"] = L2SP(network, start, weight=config.l2sp)
         return terms
 
-    def proximal_terms(self, network: nn.Module) -> list[EWC]:
+    def proximal_terms(self, network: nn.Module, strength: float) -> list[EWC]:
         """EWC, if it is on; ``network`` has its starting weights, and is on its device."""
-        return [EWC(network, self.fisher, self.config.ewc)] if self.fisher else []
+        return [EWC(network, self.fisher, strength)] if self.fisher else []
 
 
 def prepare_continual(
@@ -98,7 +96,7 @@ def prepare_continual(
         DataError: the images to replay cannot be used.
     """
     if not (config.lwf or config.ewc or config.replay):
-        return ContinualLearning(config)
+        return ContinualLearning()
     if previous is None and (config.lwf or config.ewc):
         raise ConfigError(f"--lwf and --ewc need the previous linear head, and {backbone.name} came without one. Use --l2sp or --replay.")
     replay: list[Sample] = []
@@ -109,7 +107,7 @@ def prepare_continual(
     if previous is not None:
         copy_previous_head(backbone, previous)
     fisher = _fisher(backbone, previous, splits, trained, place) if previous is not None and config.ewc else {}
-    return ContinualLearning(config, previous, fisher, tuple(replay))
+    return ContinualLearning(previous, fisher, tuple(replay))
 
 
 def _fisher(

@@ -63,6 +63,7 @@ class HeadInput:
     """Input of a network's head in the last forward pass, ``[batch, width]``, by a hook that lasts as long as a ``with`` block."""
 
     def __init__(self, network: nn.Module, head_name: str) -> None:
+        self.head_name = head_name
         self.features = torch.empty(0)
         self._handle = network.get_submodule(head_name).register_forward_pre_hook(self._keep)
 

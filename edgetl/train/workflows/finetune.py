@@ -49,7 +49,7 @@ from edgetl.train.loop.resume import PLAN, Job, resume_command
 from edgetl.train.networks.backbone import Backbone, with_intensity
 from edgetl.train.networks.stages import choose_stages, find_stages
 from edgetl.train.networks.stochastic_depth import drop_path_layers
-from edgetl.train.workflows.learning import FitResult, fit_network, prepare_inputs
+from edgetl.train.workflows.optimization import FitResult, Training, fit_network, prepare_training
 
 _log = logging.getLogger(__name__)
 
@@ -92,16 +92,16 @@ def fine_tune(
             _log.info("%d training images have more than 8 bits: %s (--intensity)", wide, backbone.spec.intensity.describe())
         checkpoints = _checkpoints(out, splits, config, plan, backbone, resume=resume, overwrite=overwrite)
         place = Workplace(device, folder, progress, config.run.seed, config.optim.batch_size)
-        prepared = prepare_inputs(backbone, splits, config, plan, place)
-        fitted = fit_network(backbone, splits, config, plan, place, checkpoints, prepared)
+        training = prepare_training(Training(backbone, splits, config, plan, place, checkpoints))
+        fitted = fit_network(training)
         figures = _measure(backbone, splits, config, place)
         alarms = find_alarms(fitted.train_accuracy, figures.validation, splits, strategy=plan.strategy)
-        shown = (*splits.train, *prepared.continual.replay)
+        shown = (*splits.train, *training.continual.replay)
         seen = ancestors | SeenImages(prefixes(shown), prefixes(splits.val))
         forgetting = _forgetting(backbone, splits, config, place, seen)
         outcome = Outcome(plan, fitted, alarms, figures, forgetting)
-        contents = RunContents(backbone, record_splits(splits), seen, figures, fitted.rows, prepared.continual.fisher)
-        origin = with_teacher(backbone, prepared.teacher) if prepared.teacher else backbone
+        contents = RunContents(backbone, record_splits(splits), seen, figures, fitted.rows, training.continual.fisher)
+        origin = with_teacher(backbone, training.teacher) if training.teacher else backbone
         write_run(folder, contents, lambda files: _record(splits, config, origin, outcome, provenance(out.name, started), files))
     if rank() == 0:
         checkpoints.remove()  # only now that the run stands

@@ -1,0 +1,269 @@
+"""Fit a network as planned: a head in closed form, then gradient descent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, assert_never
+
+import numpy as np
+import torch
+from lightning.fabric import seed_everything
+from numpy.typing import NDArray
+
+from edgetl.core.licenses import check_policy, most_restrictive
+from edgetl.core.options import flat
+from edgetl.data.folder import Sample
+from edgetl.data.loading import groups_of, labels_of, truth_of
+from edgetl.data.split import Splits
+from edgetl.errors import TrainingError
+from edgetl.train.config.options import TrainConfig, logger_names
+from edgetl.train.config.plan import Plan
+from edgetl.train.config.tasks import value_scale
+from edgetl.train.continual.prepare import ContinualLearning, prepare_continual
+from edgetl.train.continual.previous_task import HeadInput, find_previous_task
+from edgetl.train.continual.teacher import Distillation, Teacher, find_teacher
+from edgetl.train.heads.fit import draw_head, fit_linear_head, fit_other_head, set_head, set_linear_head
+from edgetl.train.heads.linear import class_weights, fold_scale
+from edgetl.train.heads.modules import HeadSpec, LabeledFeatures
+from edgetl.train.inputs.activation_cache import CacheOptions, Workplace
+from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
+from edgetl.train.inputs.batches import make_batches
+from edgetl.train.inputs.dataset import TrainingBatches, TrainingImages
+from edgetl.train.inputs.features import features_of
+from edgetl.train.inputs.samplers import BatchOptions
+from edgetl.train.loop.checkpoints import Checkpoints, SavedState
+from edgetl.train.loop.loggers import MetricLoggers
+from edgetl.train.loop.loop import LoopSettings, Objective, Session, run_loop
+from edgetl.train.loop.losses import TaskTerm, make_task_loss
+from edgetl.train.loop.processes import StopRequest, explain_out_of_memory, launch, rank, world_size
+from edgetl.train.loop.validation import LoopState, interpolate
+from edgetl.train.networks.backbone import Backbone
+from edgetl.train.networks.stages import STEM, Stage, choose_stages, find_stages, set_trainable
+from edgetl.train.networks.stochastic_depth import stochastic_depth
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Figures of a fitted network.
+
+    Attributes:
+        head_penalty: of the linear probe that fitted the head; none for random weights.
+        rows: figures of each validation.
+        train_accuracy: on training images, in their last augmentation.
+        interpolation_weight: of the tuned weights in the result.
+    """
+
+    head_penalty: float | None
+    rows: list[dict[str, float]]
+    train_accuracy: float
+    interpolation_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """A fine-tuning with everything that it needs.
+
+    Attributes:
+        backbone: with its starting weights.
+        splits: training and validation images.
+        config: options.
+        plan: strategy, steps, rates.
+        place: device, folder for temporary files, progress.
+        checkpoints: folder of saved states, from which a stopped training is resumed.
+        continual: replayed images, previous task, Fisher information.
+        teacher: of distillation.
+    """
+
+    backbone: Backbone
+    splits: Splits
+    config: TrainConfig
+    plan: Plan
+    place: Workplace
+    checkpoints: Checkpoints | None = None
+    continual: ContinualLearning = field(default_factory=ContinualLearning)
+    teacher: Teacher | None = None
+
+    @property
+    def trained(self) -> tuple[Stage, ...]:
+        """Stages that ever train."""
+        return choose_stages(find_stages(self.backbone.model, self.backbone.head_name), self.plan.unfreeze)
+
+    def saved_state(self) -> SavedState | None:
+        """Newest saved state of a training that was stopped."""
+        return self.checkpoints.newest() if self.checkpoints else None
+
+
+def prepare_training(training: Training) -> Training:
+    """Add the teacher, if its license allows, and what continual learning needs; nothing for a probe.
+
+    Raises:
+        ConfigError: the weights came without the head of a previous task.
+        DataError: the images to replay cannot be used.
+        LicenseError: of the teacher.
+    """
+    config, continual = training.config, training.config.continual
+    previous_task = [f"--{name}" for name in ("lwf", "ewc", "replay") if getattr(continual, name)]
+    if training.plan.strategy == "probe":
+        for name in [*previous_task, *(["--teacher"] if config.distillation.teacher else [])]:
+            _log.info("%s: no effect, because a probe trains the head alone", name)
+        return training
+    labels = training.splits.folder.labels
+    previous = find_previous_task(config.backbone, training.backbone, labels) if previous_task else None
+    prepared = prepare_continual(training.backbone, training.splits, training.trained, continual, previous, training.place)
+    return replace(training, continual=prepared, teacher=_teacher(training))
+
+
+def _teacher(training: Training) -> Teacher | None:
+    name = training.config.distillation.teacher
+    if name is None:
+        return None
+    teacher = find_teacher(name, training.config.backbone, training.splits, training.place)
+    licenses = most_restrictive(parent.license for parent in teacher.parents)
+    check_policy(licenses, training.config.backbone.license_policy, name=name)
+    return teacher
+
+
+def fit_network(training: Training) -> FitResult:
+    """Fit the head, then train by gradient descent as planned, and scale the outputs to the values' unit."""
+    backbone, splits, config, plan, place = training.backbone, training.splits, training.config, training.plan, training.place
+    samples = [*splits.train, *(sample for sample in training.continual.replay if sample.label >= 0)]
+    # A head fitted on random features is large and wrong: training from random weights starts from a random head too.
+    starts = config.backbone.pretrained and plan.strategy != "scratch" and training.saved_state() is None
+    fits = plan.strategy == "probe" or (starts and plan.fit_head and not training.continual.keeps_head)
+    penalty, accuracy = None, 0.0
+    if fits:
+        extract = features_of(backbone, config.optim.batch_size, device=place.device, images=config.head.augmented_views * len(samples))
+        features = extract(samples, progress=place.progress)
+        # A neighbor under another crop would vote a second time for the same image.
+        count = 1 if config.head.kind == "knn" else config.head.augmented_views
+        views = extract.views(samples, count, seed=config.run.seed, progress=place.progress)
+        train = LabeledFeatures(features, head_targets(samples, splits), groups_of(samples), views)
+        balanced = config.data.balance != "none"
+        if config.head.kind != "linear":
+            weights = class_weights(train.targets) if balanced else np.ones(len(splits.folder.labels), np.float32)
+            val = LabeledFeatures(extract(splits.val, progress=place.progress), labels_of(splits.val))
+            spec = HeadSpec(kind=config.head.kind, features=config.head.features)
+            fitted = fit_other_head(spec, train, val, torch.from_numpy(weights), seed=config.run.seed, progress=place.progress)
+            set_head(backbone.model, fitted)
+            return FitResult(None, [], fitted.train_accuracy)
+        head = fit_linear_head(
+            train, splits.folder.task, len(splits.folder.labels), seed=config.run.seed, balanced=balanced, progress=place.progress
+        )
+        set_linear_head(backbone.head, head)
+        outputs, truth = (torch.from_numpy(item) for item in (features @ head.weight.T + head.bias, truth_of(samples)))
+        loss = make_task_loss(splits, config.optim, smoothing=0.0, balanced=False)
+        penalty, accuracy = head.penalty, float(loss.correct(outputs, truth)) / len(outputs)
+    elif not plan.fit_head:
+        draw_head(backbone.head, config.run.seed)
+    if plan.strategy == "probe":
+        fold_scale(backbone.head, *value_scale(splits))
+        return FitResult(penalty, [], accuracy)
+    state = optimize(training, head_penalty=penalty)
+    fold_scale(backbone.head, *value_scale(splits))
+    return FitResult(state.head_penalty, state.rows, state.rows[-1]["train_accuracy"], state.interpolation_weight)
+
+
+def head_targets(samples: Sequence[Sample], splits: Splits) -> NDArray[Any]:
+    """Targets of a head's fit: classes, labels ``[n, labels]``, or standardized values ``[n]``."""
+    match splits.folder.task:
+        case "classification":
+            return labels_of(samples)
+        case "multi-label":
+            return truth_of(samples)
+        case "regression" | "ordinal":
+            mean, spread = value_scale(splits)
+            return (truth_of(samples)[:, 0] - mean) / spread
+        case _:
+            assert_never(splits.folder.task)
+
+
+def optimize(training: Training, *, head_penalty: float | None = None) -> LoopState:
+    """Train the network by gradient descent from a fitted head (LP-FT: Kumar et al. 2022, arXiv:2202.10054), resumable at any step.
+
+    The network is left with the weights that had the lowest validation loss. ``head_penalty`` is that of the fitted head, for the record.
+
+    Raises:
+        TrainingError: the loss became infinite, not a number, or much larger than that of a random prediction.
+        StoppedError: a signal came; the state is saved.
+    """
+    config, plan, place, model = training.config, training.plan, training.place, training.backbone.model
+    seed_everything(config.run.seed, verbose=False)
+    start = training.saved_state() or SavedState(facts={"head_penalty": head_penalty})
+    if start.step:
+        _log.info("going on after step %d of %d", start.step, plan.steps)
+    fabric, names = launch(place.device), logger_names(config.run.loggers) if rank() == 0 else ()
+    with (
+        explain_out_of_memory(config.optim.batch_size),
+        StopRequest() as stop,
+        stochastic_depth(model, plan.drop_path),
+        TemporaryDirectory(dir=place.folder, prefix="activations-") as folder,
+        MetricLoggers(names, place.folder, flat(config), start.facts.get("rows", ())) as loggers,
+    ):
+        batches = _make_batches(training, range(start.step, plan.steps), Path(folder))
+        session = Session(fabric, stop, training.checkpoints, loggers, place.progress)
+        state = _descend(training, batches, session, start)
+    if not state.best:
+        raise TrainingError("the validation loss was never finite; lower --lr, or check the images with `edgetl evaluate`.")
+    model.load_state_dict({**model.cpu().state_dict(), **state.best})
+    set_trainable(model, find_stages(model, training.backbone.head_name), freeze_batchnorm=False)
+    # In the usual memory layout, so that the same kernels give the same bits.
+    model.to(memory_format=torch.contiguous_format).eval()
+    return state
+
+
+def batch_options(config: TrainConfig, device: str) -> BatchOptions:
+    """Options of drawing and loading batches."""
+    return BatchOptions(
+        batch_size=config.optim.batch_size,
+        seed=config.run.seed,
+        workers=config.data.workers,
+        device=device,
+        balanced=config.data.balance == "sampler",
+        replay_fraction=config.continual.replay_fraction,
+        shard=(rank(), world_size()),
+    )
+
+
+def _make_batches(training: Training, steps: range, folder: Path) -> TrainingBatches:
+    """The trained network and its batches: of activations where the frozen layers can run ahead."""
+    splits, config, plan, place, trained = training.splits, training.config, training.plan, training.place, training.trained
+    flip = mirrors_well(splits.folder.labels) if config.data.flip is None else config.data.flip
+    images = TrainingImages(splits.train, splits.val or splits.train, training.continual.replay)
+    # A teacher takes images, not activations, and mixup comes before it.
+    ahead = config.run.cache_views and not plan.mixup and not training.teacher and plan.strategy == "partial" and trained[0].name != STEM
+    cache = CacheOptions(trained, config.run.cache_views, config.run.cache_gb, folder, place.progress) if ahead and steps else None
+    augment = make_augmentation(plan.augment, training.backbone.spec, flip=flip)
+    return make_batches(training.backbone, images, augment, batch_options(config, place.device), steps=steps, cache=cache)
+
+
+def _descend(training: Training, batches: TrainingBatches, session: Session, start: SavedState) -> LoopState:
+    """Gradient descent over the training's loss terms, then WiSE-FT if it is on."""
+    config, plan, continual, device = training.config, training.plan, training.continual, session.fabric.device
+    # Channels last: a step takes two thirds of the time, on a CPU too.
+    network = batches.backbone.model.train().to(device).to(memory_format=torch.channels_last)
+    needed = training.trained[:-1] if config.continual.l2sp or config.continual.wise_ft else ()
+    names = {name for stage in needed for name in stage.parameters}
+    starting = {name: value.detach().clone() for name, value in network.named_parameters() if name in names}
+    loss = make_task_loss(training.splits, config.optim, smoothing=plan.label_smoothing, balanced=config.data.balance == "loss").to(device)
+    with HeadInput(network, batches.backbone.head_name) as head_input:
+        others = continual.loss_terms(network, head_input, config.continual, starting)
+        weight = 1.0
+        if training.teacher:
+            weight = 1 - config.distillation.weight
+            distillation = Distillation(training.teacher, batches.backbone.spec, weight=config.distillation.weight)
+            others = {"distillation": distillation.to(device), **others}
+        task = TaskTerm(loss, weight=weight, replay=bool(continual.replay))
+        objective = Objective(task, others, continual.proximal_terms(network, config.continual.ewc))
+        # The validation loss of random weights falls late.
+        patience = plan.steps if plan.strategy == "scratch" else config.optim.patience
+        settings = LoopSettings(training.trained, plan, config.run.seed, patience, config.run.compile)
+        state = run_loop(network, objective, (batches.train, batches.val), settings, session, start)
+    if config.continual.wise_ft and starting and state.best:
+        interpolate(network, state, starting, batches.val, loss)
+    return state
