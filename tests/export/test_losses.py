@@ -78,14 +78,14 @@ def test_entropy_is_nothing_for_one_answer_and_log_of_the_classes_for_even_ones(
 
 @pytest.fixture
 def result(monkeypatch: pytest.MonkeyPatch) -> Callable[..., GateResult]:
-    """Judge other answers on images whose truth is given; the images themselves are not read."""
+    """Gate results of other outputs for images whose truth is given; the images themselves are not read."""
 
     def make(truth: NDArray[np.int64], exported: NDArray[np.int64], **changes: object) -> GateResult:
         samples = [Sample.__new__(Sample) for _ in truth]
         for sample, label in zip(samples, truth, strict=True):
             object.__setattr__(sample, "label", int(label))
             object.__setattr__(sample, "targets", ())
-        monkeypatch.setattr(agreement, "answers", lambda *_, **__: _rows(exported))
+        monkeypatch.setattr(agreement, "outputs_of", lambda *_, **__: _rows(exported))
         gate = GateSet(PixelSet(samples, PreprocessSpec(input_size=(8, 8))), _rows(truth), READING)
         return evaluate_file(_rows, gate, ExportConfig.model_validate({"min_agreement": 0.0, **changes}), exact=False)  # type: ignore[arg-type]
 
