@@ -18,7 +18,6 @@ from edgetl.core.bundle import Bundle
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.loading import PixelSet, batches, stratified
 from edgetl.errors import AccuracyGateError, ExportError
-from edgetl.export import package
 from edgetl.export.config import ExportConfig
 from edgetl.export.convert.to_onnx import to_onnx
 from edgetl.export.gate.agreement import STRICT_BATCHES, GateSet, evaluate_file, trained_logits
@@ -123,7 +122,7 @@ def test_an_export_that_went_wrong_writes_no_bundle(run: Run, tmp_path: Path, mo
         _scale_a_kernel(changed)
         onnx.save(changed, path)
 
-    monkeypatch.setattr(package, "to_onnx", faulty)
+    monkeypatch.setattr("edgetl.export.context.to_onnx", faulty)
     config = ExportConfig(formats=("onnx",), precisions=("fp32",))
     with pytest.raises(AccuracyGateError, match=r"onnx-fp32: its logits differ by .*Nothing was written"):
         export_bundle(run.path, config, tmp_path / "bundle")
