@@ -1,4 +1,4 @@
-"""``python -m bench.transfer --strategies`` and ``--guards``: fine-tuning with real ImageNet weights."""
+"""``python -m bench.transfer --strategies`` and ``--continual``: fine-tuning with real ImageNet weights."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.workflows.train import train
 
 BACKBONE = f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet"
-OLD, NEW = "pacs/photo", "pacs/sketch"
-GUARDS: dict[str, dict[str, Any]] = {
+PREVIOUS, NEW = "pacs/photo", "pacs/sketch"
+CONTINUAL: dict[str, dict[str, Any]] = {
     "none": {},
     "l2sp 0.01": {"l2sp": 0.01},
     "wise": {"wise_ft": True},
@@ -50,25 +50,25 @@ def compare_strategies(sets: Sequence[str], strategies: Sequence[str], seeds: in
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def compare_guards(seeds: int, side: int, names: Sequence[str]) -> None:
-    """A network that knows photographs learns sketches of the same classes, every stage tuned: what each guard keeps, and costs."""
-    print(f"{OLD} to {NEW}, strategy full, {side} px, ImageNet MobileNetV2, mean of {seeds} seeds (standard deviation)")
-    print("| guard | photographs before | after | lost | sketches | seconds |\n|---|---|---|---|---|---|")
+def compare_continual(seeds: int, side: int, names: Sequence[str]) -> None:
+    """Fine-tune a network for photographs on sketches of the same classes, every stage, with each method of continual learning."""
+    print(f"{PREVIOUS} to {NEW}, strategy full, {side} px, ImageNet MobileNetV2, mean of {seeds} seeds (standard deviation)")
+    print("| continual learning | photographs before | after | drop | sketches | seconds |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
         parents = [_photographs(Path(work) / f"photo-{seed}", side, seed) for seed in range(seeds)]
         for name in names:
-            rows = [_learn_sketches(parent, GUARDS[name], Path(work) / f"{seed}-{name}", seed) for seed, parent in enumerate(parents)]
+            rows = [_learn_sketches(parent, CONTINUAL[name], Path(work) / f"{seed}-{name}", seed) for seed, parent in enumerate(parents)]
             cells = " | ".join(f"{np.mean(column):.4f} ({np.std(column):.4f})" for column in list(zip(*rows, strict=True))[:4])
             print(f"| {name} | {cells} | {np.mean([row[4] for row in rows]):.0f} |", flush=True)
 
 
 def _photographs(out: Path, side: int, seed: int) -> Run:
     config = TrainConfig.from_options(backbone=BACKBONE, strategy="partial", seed=seed, input_size=(side, side))
-    return train(SHARED / "data" / OLD, config, out)
+    return train(SHARED / "data" / PREVIOUS, config, out)
 
 
-def _learn_sketches(parent: Run, guard: dict[str, Any], out: Path, seed: int) -> tuple[float, float, float, float, float]:
-    given = {**guard, "replay": str(parent.path)} if "replay" in guard else guard
+def _learn_sketches(parent: Run, options: dict[str, Any], out: Path, seed: int) -> tuple[float, float, float, float, float]:
+    given = {**options, "replay": str(parent.path)} if "replay" in options else options
     config = TrainConfig.from_options(**{"backbone": str(parent.path), "strategy": "full", "seed": seed, **given})
     record = train(SHARED / "data" / NEW, config, out).record
     assert record.forgetting and record.test

@@ -1,7 +1,7 @@
 """``python -m bench.transfer``: what the embedded backbone is worth on images it never saw.
 
 A linear probe on all images (mean of 5 seeds, 75/25) against the same network with random weights, and LP-FT on 200 images against the
-same training from random weights. ``--strategies`` and ``--guards`` measure fine-tuning with real ImageNet weights instead. The image
+same training from random weights. ``--strategies`` and ``--continual`` measure fine-tuning with real ImageNet weights instead. The image
 sets come from the reference folder (``EDGETL_SHARED``, default ``../shared``).
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedShuffleSplit
 
 from bench.paths import SHARED
-from bench.strategies import GUARDS, compare_guards, compare_strategies
+from bench.strategies import CONTINUAL, compare_continual, compare_strategies
 from edgetl.core.preprocess import Side
 from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.loading import labels_of, stratified
@@ -51,13 +51,13 @@ def main() -> None:
     parser.add_argument("--images", choices=list(SETS), action="append", help="only these sets (may be given several times)")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     parser.add_argument("--strategies", help="instead: test accuracy of these, such as probe,auto")
-    parser.add_argument("--guards", nargs="?", const=",".join(GUARDS), help="instead: what guards against forgetting keep [default: all]")
+    parser.add_argument("--continual", nargs="?", const=",".join(CONTINUAL), help="instead: forgetting with these methods [default: all]")
     given = parser.parse_args()
     if given.strategies:
         compare_strategies(given.images or ["trashnet", "sign-digits"], given.strategies.split(","), given.seeds, given.side)
         return
-    if given.guards:
-        compare_guards(given.seeds, given.side or 128, given.guards.split(","))
+    if given.continual:
+        compare_continual(given.seeds, given.side or 128, given.continual.split(","))
         return
     size: tuple[Side, Side] | None = (given.side, given.side) if given.side else None
     config = TrainConfig.from_options(backbone=given.backbone, weights=given.weights, input_size=size)

@@ -154,8 +154,8 @@ class Forgetting(StrictModel):
     """Forgetting of the parent run's task, on its test images that neither of the two networks has seen.
 
     Attributes:
-        through: ``own`` where the new network has the old classes, ``old head`` where they were read with the parent's head, and
-            ``old column`` where the parent stands in the new network as a whole.
+        through: ``own`` where the new network has the previous classes, ``previous head`` where they were read with the parent's head, and
+            ``previous column`` where the parent stands in the new network as a whole.
         before, after: accuracy of the parent, and of the new network.
         drop: their difference; negative where the previous task gained.
         low, high: the 95 % interval of ``drop``, paired.

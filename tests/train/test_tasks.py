@@ -30,7 +30,7 @@ from edgetl.train.loop.losses import LabelLoss, ValueLoss, presence_weights
 from edgetl.train.workflows.evaluate import evaluate_run
 from edgetl.train.workflows.finetune import fine_tune
 from edgetl.train.workflows.train import train
-from tests.train.test_tuning import SMALL
+from tests.train.test_loop import SMALL
 
 COLOURS = "red,green,blue"
 

@@ -1,1 +1,1 @@
-"""continual"""
+"""Continual learning: previous task, replay, LwF, EWC, L2-SP, progressive networks, distillation teacher."""

@@ -127,8 +127,8 @@ def measure_forgetting(backbone: Backbone, previous: PreviousTask, place: Workpl
     # The parent runs at its own input size, which may be the only one that it takes.
     parent = dataclasses.replace(backbone, spec=previous.run.record.preprocess)
     before = _predictions(feature_extractor(previous.run.load_model(), own.head_name), previous.head, parent, samples, place)
-    trunk, head, through = _previous_predictor(backbone, previous)
-    after = _predictions(trunk, head, backbone, samples, place)
+    network, head, through = _previous_predictor(backbone, previous)
+    after = _predictions(network, head, backbone, samples, place)
     truth = labels_of(samples)
     drop = paired_drop(before == truth, after == truth)
     first, second = (float((found == truth).mean()) for found in (before, after))
@@ -154,8 +154,12 @@ def _previous_predictor(backbone: Backbone, previous: PreviousTask) -> tuple[nn.
         head = column.get_submodule(own.head_name)
         assert isinstance(head, nn.Linear)
         return feature_extractor(column, own.head_name), head, "previous column"
-    trunk = feature_extractor(model, backbone.head_name)
-    return (trunk, previous.head, "previous head") if previous.places is None else (trunk, _selected(backbone.head, previous.places), "own")
+    network = feature_extractor(model, backbone.head_name)
+    return (
+        (network, previous.head, "previous head")
+        if previous.places is None
+        else (network, _selected(backbone.head, previous.places), "own")
+    )
 
 
 def _selected(head: nn.Linear, places: tuple[int, ...]) -> nn.Linear:
@@ -167,8 +171,8 @@ def _selected(head: nn.Linear, places: tuple[int, ...]) -> nn.Linear:
     return chosen
 
 
-def _predictions(trunk: nn.Module, head: nn.Linear, backbone: Backbone, samples: Sequence[Sample], place: Workplace) -> NDArray[np.int64]:
-    extract = FrozenFeatures(trunk, backbone.spec, device=place.device, batch_size=place.batch_size, images=len(samples))
+def _predictions(network: nn.Module, head: nn.Linear, backbone: Backbone, samples: Sequence[Sample], place: Workplace) -> NDArray[np.int64]:
+    extract = FrozenFeatures(network, backbone.spec, device=place.device, batch_size=place.batch_size, images=len(samples))
     features = extract(samples, progress=place.progress)
     with torch.no_grad():
         predicted: NDArray[np.int64] = head.cpu()(torch.from_numpy(features)).argmax(dim=1).numpy()

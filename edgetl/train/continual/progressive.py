@@ -39,7 +39,7 @@ def add_column(backbone: Backbone, unfreeze: str, config: BackboneConfig) -> Bac
     found = _previous_network(config, backbone)
     if found is None:
         raise ConfigError(f"{OPTION} keeps the previous network with its head, and {config.name} came without one. Use --l2sp or --replay.")
-    old, earlier = found
+    previous, earlier = found
     prefix, new = last_column(backbone.model)
     head = backbone.head_name.removeprefix(prefix)
     # The connections of the copied column come first.
@@ -47,10 +47,10 @@ def add_column(backbone: Backbone, unfreeze: str, config: BackboneConfig) -> Bac
     if not laterals:
         raise ConfigError(f"{OPTION}: the stages of {backbone.architecture} give no maps or rows of features. Choose another backbone.")
     record = ProgressiveRecord(head=head, earlier=earlier, laterals=laterals)
-    columns = list(old.columns) if isinstance(old, ProgressiveNetwork) else [old]
+    columns = list(previous.columns) if isinstance(previous, ProgressiveNetwork) else [previous]
     model = ProgressiveNetwork([*columns, new], record.all_laterals, head).eval()
-    if isinstance(old, ProgressiveNetwork):
-        _take_laterals(model, old)
+    if isinstance(previous, ProgressiveNetwork):
+        _take_laterals(model, previous)
     names = " and ".join(column.name for column in earlier)
     _log.info("%s: %s unchanged, and a new column with connections at %d places", OPTION, names, len(laterals))
     return dataclasses.replace(backbone, model=model, head_name=f"{last_column(model)[0]}{head}", columns=record)
@@ -71,30 +71,30 @@ def _previous_network(config: BackboneConfig, backbone: Backbone) -> tuple[nn.Mo
     layer = _at_size(whole, backbone).get_submodule(find_head(whole))
     assert isinstance(layer, nn.Linear)
     # Built as a run is opened, so that what is written can be read.
-    old = rebuild(backbone.architecture, dict(backbone.model_args), layer.out_features)
-    old.load_state_dict(whole.state_dict())
-    return old, (Column(name=backbone.name, classes=layer.out_features),)
+    previous = rebuild(backbone.architecture, dict(backbone.model_args), layer.out_features)
+    previous.load_state_dict(whole.state_dict())
+    return previous, (Column(name=backbone.name, classes=layer.out_features),)
 
 
-def _at_size(old: nn.Module, backbone: Backbone) -> nn.Module:
-    """Return ``old`` unchanged if it takes the image size of the new column."""
-    if reason := input_size_problem(old, backbone.spec.input_size):
+def _at_size(previous: nn.Module, backbone: Backbone) -> nn.Module:
+    """Return ``previous`` unchanged if it takes the image size of the new column."""
+    if reason := input_size_problem(previous, backbone.spec.input_size):
         raise ConfigError(
-            f"{OPTION} keeps the old network as it is, and it does not take images of --input-size: {reason}. Leave --input-size out."
+            f"{OPTION} keeps the previous network as it is, and it does not take images of --input-size: {reason}. Leave --input-size out."
         )
-    return old
+    return previous
 
 
-def _take_laterals(model: ProgressiveNetwork, old: ProgressiveNetwork) -> None:
+def _take_laterals(model: ProgressiveNetwork, previous: ProgressiveNetwork) -> None:
     """Give the frozen columns their connections back, and the new one those of the column that it is a copy of."""
-    for place, laterals in enumerate(old.laterals):
+    for place, laterals in enumerate(previous.laterals):
         model.laterals[place].load_state_dict(laterals.state_dict())
-    # By border and source, as in the old column; what lies beyond (the connections to that column itself) keeps its zeros.
-    model.laterals[-1].load_state_dict(old.laterals[-1].state_dict(), strict=False)
+    # The copied column's connections. Those to that column itself keep their zeros.
+    model.laterals[-1].load_state_dict(previous.laterals[-1].state_dict(), strict=False)
 
 
 def find_laterals(model: nn.Module, head_name: str, unfreeze: str, size: tuple[int, int]) -> tuple[Lateral, ...]:
-    """Where a new column listens: the ends of the stages that train, and of the one before them.
+    """Lateral connections of a new column: at the ends of the stages that train, and of the one before them.
 
     A stage ends with the last module, run once, all of whose parameters are the stage's. Below the first trained stage the columns are the
     same, and nothing has to be learned or to go back there.
@@ -102,13 +102,13 @@ def find_laterals(model: nn.Module, head_name: str, unfreeze: str, size: tuple[i
     Args:
         model: one column.
         head_name: its linear head.
-        unfreeze: what trains, as the plan says.
+        unfreeze: stages that train, as in the plan.
         size: height and width of the input, px.
     """
-    *trunk, _ = stages = find_stages(model, head_name)
+    *lower, _ = stages = find_stages(model, head_name)
     first = max(0, stages.index(choose_stages(stages, unfreeze)[0]) - 1)
     ended = _run(model, size)
-    found = (_lateral(model, stage, ended) for stage in trunk[first:])
+    found = (_lateral(model, stage, ended) for stage in lower[first:])
     return tuple(place for place in found if place is not None)
 
 
@@ -136,7 +136,7 @@ def _lateral(model: nn.Module, stage: Stage, ended: Sequence[tuple[str, torch.Si
         inside = {f"{path}.{name}" for name, _ in module.named_parameters()}
         if not inside or inside - own:
             continue
-        # Norms and biases are as long as there are channels; where height and channels are equal, timm's networks know which comes first.
+        # Norms and biases are as long as there are channels; where height and channels are equal, timm's networks state which comes first.
         widths = {parameter.shape[0] for parameter in module.parameters() if parameter.ndim == 1}
         last = shape[-1] in widths and len(shape) > 1
         if len(shape) == 4 and shape[1] in widths and not (last and getattr(model, "output_fmt", "NCHW") == "NHWC"):

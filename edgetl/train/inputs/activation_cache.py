@@ -39,7 +39,7 @@ class Workplace:
     Attributes:
         device: ``cpu`` or ``cuda``.
         folder: for temporary files.
-        progress: told after each piece of work.
+        progress: called after each piece of work.
         seed: of everything random.
         batch_size: images of a step, and of a feature pass.
     """

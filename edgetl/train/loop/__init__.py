@@ -1,1 +1,1 @@
-"""loop"""
+"""Training loop: loss terms, optimizer and schedule, validation, checkpoints, loggers, processes and signals."""

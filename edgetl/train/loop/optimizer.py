@@ -32,7 +32,7 @@ def parameter_groups(model: nn.Module, stages: Sequence[Stage], plan: Plan) -> l
         plan: the rates.
     """
     named = dict(model.named_parameters())
-    trunk = [stage for stage in stages if stage.name not in (LATERALS, HEAD)]
+    lower = [stage for stage in stages if stage.name not in (LATERALS, HEAD)]
     groups = []
     for stage in stages:
         if stage.name == HEAD:
@@ -40,7 +40,7 @@ def parameter_groups(model: nn.Module, stages: Sequence[Stage], plan: Plan) -> l
         elif stage.name == LATERALS:
             lr = plan.backbone_lr
         else:
-            lr = plan.backbone_lr * plan.lr_decay ** ((len(trunk) - 1 - trunk.index(stage)) / max(1, len(trunk) - 1))
+            lr = plan.backbone_lr * plan.lr_decay ** ((len(lower) - 1 - lower.index(stage)) / max(1, len(lower) - 1))
         for decays in (True, False):
             parameters = [named[name] for name in stage.parameters if (named[name].ndim > 1) == decays]
             if parameters:
@@ -55,9 +55,9 @@ def trainable_stages(stages: tuple[Stage, ...], plan: Plan, step: int) -> tuple[
         return stages[-1:]
     if plan.strategy != "progressive":
         return stages
-    trunk = len(stages) - 1
-    opened = min(trunk, step * (trunk + 1) // max(1, plan.steps))
-    return stages[trunk - opened :]
+    lower = len(stages) - 1
+    opened = min(lower, step * (lower + 1) // max(1, plan.steps))
+    return stages[lower - opened :]
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, plan: Plan, *, first: int) -> LambdaLR:
@@ -89,9 +89,9 @@ def rate_factor(plan: Plan, stage: str, step: int) -> float:
     return warm_cosine(done, steps, plan.warmup_fraction)
 
 
-def warm_cosine(step: int, steps: int, warm_share: float) -> float:
-    """Factor of the learning rate: linear over the first ``warm_share`` of the steps, times half a cosine to 0 over all of them."""
-    return min(1.0, (step + 1) / max(1.0, warm_share * steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+def warm_cosine(step: int, steps: int, warmup_fraction: float) -> float:
+    """Factor of the learning rate: linear over the first ``warmup_fraction`` of the steps, times half a cosine to 0 over all of them."""
+    return min(1.0, (step + 1) / max(1.0, warmup_fraction * steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
 
 
 def one_cycle(step: int, steps: int, *, rise: float, div: float) -> float:

@@ -1,4 +1,4 @@
-"""What pretrained weights know, and what holds it while they learn something new."""
+"""Continual learning: LwF, EWC, L2-SP and replay keep the previous task while a network trains on a new one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _config(**changes: object) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A network that tells red, green and blue apart."""
+    """A network that classifies red, green and blue."""
     root = tmp_path_factory.mktemp("old")
     write_colours(root / "colours", 20)
     return train(root / "colours", _config(strategy="scratch", pretrained=False, epochs=20), root / "run")
@@ -82,16 +82,14 @@ def _weights(run: Run) -> str:
     return run.record.files["weights.safetensors"]
 
 
-def test_a_guard_of_strength_0_is_no_guard_bit_for_bit(parent: Run, inverted: Path, tmp_path: Path) -> None:
+def test_a_weight_of_0_changes_nothing_bit_for_bit(parent: Run, inverted: Path, tmp_path: Path) -> None:
     plain = train(inverted, _config(backbone=str(parent.path), epochs=2), tmp_path / "plain")
     for name in ("lwf", "ewc", "l2sp"):
         zero = train(inverted, _config(backbone=str(parent.path), epochs=2, **{name: 0.0}), tmp_path / name)
         assert _weights(zero) == _weights(plain)
 
 
-def test_a_run_from_a_run_says_what_the_old_task_lost_and_replay_with_old_answers_holds_it(
-    parent: Run, inverted: Path, tmp_path: Path
-) -> None:
+def test_a_run_from_a_run_reports_forgetting_and_replay_with_lwf_lowers_it(parent: Run, inverted: Path, tmp_path: Path) -> None:
     plain = train(inverted, _config(backbone=str(parent.path)), tmp_path / "plain").record
     held = train(inverted, _config(backbone=str(parent.path), replay=str(parent.path), lwf=1.0), tmp_path / "held").record
     assert plain.forgetting and held.forgetting and parent.record.test and held.test
@@ -104,7 +102,7 @@ def test_a_run_from_a_run_says_what_the_old_task_lost_and_replay_with_old_answer
 
 
 @pytest.mark.parametrize("places", [None, (2, 0, 1)])
-def test_old_answers_cost_nothing_at_the_start_and_draw_a_changed_network_back(places: tuple[int, ...] | None) -> None:
+def test_lwf_is_zero_at_the_start_and_pulls_a_changed_network_back(places: tuple[int, ...] | None) -> None:
     torch.manual_seed(0)
     network: Any = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3 if places else 2))
     head, images = nn.Linear(8, 3), torch.randn(64, 6)
@@ -131,15 +129,21 @@ def test_old_answers_cost_nothing_at_the_start_and_draw_a_changed_network_back(p
     assert not any(parameter.grad is not None for parameter in frozen), "the previous network does not train"
 
 
-def test_the_old_head_is_asked_where_the_classes_differ(parent: Run, shapes: Path, tmp_path: Path) -> None:
+def test_each_loss_term_is_logged_by_its_name(parent: Run, shapes: Path, tmp_path: Path) -> None:
+    terms = {"lwf": 1.0, "l2sp": 0.01, "replay": str(parent.path)}
+    run = train(shapes, _config(backbone=str(parent.path), epochs=1, **terms), tmp_path / "run")
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()][:-1]
+    assert {key for row in rows for key in row if key.startswith("loss/")} == {"loss/lwf", "loss/l2sp", "loss/replay"}
+    assert all(row["loss/lwf"] >= 0 and row["loss/replay"] > 0 for row in rows)
+
+
+def test_the_previous_head_is_used_where_the_classes_differ(parent: Run, shapes: Path, tmp_path: Path) -> None:
     config = _config(backbone=str(parent.path), replay=str(parent.path), lwf=1.0)
     found = train(shapes, config, tmp_path / "run").record.forgetting
     assert found is not None and found.through == "previous head" and found.drop <= 0.1
 
 
-def test_elastic_weights_do_not_move_at_infinite_strength_and_move_less_the_stronger_they_are_held(
-    parent: Run, inverted: Path, tmp_path: Path
-) -> None:
+def test_weights_move_less_the_stronger_ewc_is_and_not_at_all_at_infinite_strength(parent: Run, inverted: Path, tmp_path: Path) -> None:
     start = parent.load_model().state_dict()
 
     def moved(strength: float) -> tuple[float, bool]:
@@ -177,7 +181,7 @@ def test_a_chain_remembers_what_mattered_before(parent: Run, inverted: Path, sha
         assert torch.equal(of_timm(images), last.load_model()(images)), "timm took what mattered for the weights"
 
 
-def test_elastic_holding_is_the_exact_minimum_of_step_and_pull() -> None:
+def test_the_ewc_update_is_the_exact_minimum_of_step_and_pull() -> None:
     layer = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 1.0]]))
@@ -246,7 +250,7 @@ def test_new_images_and_an_own_head_are_kept_where_the_old_classes_are_all_there
 
 
 @pytest.mark.parametrize("choice", [{"strategy": "full"}, pytest.param({"strategy": "partial", "cache_views": 2}, marks=pytest.mark.slow)])
-def test_a_guarded_training_resumes_to_the_same_weights(parent: Run, inverted: Path, tmp_path: Path, choice: dict[str, Any]) -> None:
+def test_a_training_with_all_terms_resumes_to_the_same_weights(parent: Run, inverted: Path, tmp_path: Path, choice: dict[str, Any]) -> None:
     guards = {"lwf": 1.0, "ewc": 100.0, "replay": str(parent.path), "l2sp": 0.01}
     config = _config(backbone=str(parent.path), epochs=4, checkpoint_s=0.001, **guards, **choice)
     whole = train(inverted, config, tmp_path / "whole")
@@ -264,14 +268,14 @@ class _StopError(Exception):
     """Ends a training from its progress."""
 
 
-def test_there_must_be_something_to_protect(parent: Run, inverted: Path, tmp_path: Path) -> None:
+def test_random_weights_and_weights_without_a_head_are_refused(parent: Run, inverted: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--lwf needs pretrained weights"):
         train(inverted, _config(pretrained=False, lwf=1.0), tmp_path / "a")
     with pytest.raises(ConfigError, match=r"came without one\. Use --l2sp or --replay"):
         train(inverted, _config(backbone="edgetl_small", ewc=1.0, input_size=None), tmp_path / "b")
 
 
-def test_published_weights_are_protected_through_their_own_head(shared: Path, inverted: Path, tmp_path: Path) -> None:
+def test_published_weights_keep_their_task_through_their_own_head(shared: Path, inverted: Path, tmp_path: Path) -> None:
     config = _config(backbone=f"local-dir:{shared}/weights/mobilenetv2_100.imagenet", lwf=1.0, strategy="partial")
     splits = split(scan(inverted), seed=0, val=0.25, test=0.25)
     backbone, plan = prepared(splits, config)
@@ -280,7 +284,7 @@ def test_published_weights_are_protected_through_their_own_head(shared: Path, in
 
 
 @pytest.mark.slow
-def test_the_command_says_what_was_forgotten(parent: Run, inverted: Path, tmp_path: Path) -> None:
+def test_the_command_reports_forgetting(parent: Run, inverted: Path, tmp_path: Path) -> None:
     options = ["--backbone", str(parent.path), "--strategy", "full", "--epochs", "8", "--lr", "0.003", "--backbone-lr", "0.003"]
     done = edgetl("train", str(inverted), *options, "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr

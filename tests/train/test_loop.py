@@ -1,4 +1,4 @@
-"""What each strategy trains and leaves alone, at which rate, and what happens when it is stopped or diverges."""
+"""The training loop: stages, rates and batches of each strategy, resumption, stops, and divergence."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.samplers import StepSampler
 from edgetl.train.loop.checkpoints import Checkpoints, SavedState
+from edgetl.train.loop.losses import ClassLoss, StepOutputs, TaskTerm
 from edgetl.train.loop.optimizer import make_schedule, parameter_groups, trainable_stages, warm_cosine
 from edgetl.train.loop.resume import Job
 from edgetl.train.loop.validation import LoopState
@@ -217,6 +218,22 @@ def test_no_pull_is_no_guard_and_a_strong_one_keeps_the_trunk_near(colours: Path
         return sum(float((state[key] - start[key]).square().sum()) for key in start if key.startswith("layer") and "conv" in key)
 
     assert 0 < moved(strong) < 0.75 * moved(plain)
+
+
+def test_mixed_images_cost_the_weighted_loss_of_both_targets() -> None:
+    logits, targets, others = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([1, 1, 0, 2, 0, 0])
+    term = TaskTerm(ClassLoss(3))
+    mixed = float(term(StepOutputs(torch.empty(6), targets, logits, others, 0.7)))
+    one, two = (float(torch.nn.functional.cross_entropy(logits, wanted)) for wanted in (targets, others))
+    assert mixed == pytest.approx(0.7 * one + 0.3 * two)
+
+
+def test_replayed_images_of_no_new_class_are_left_out_of_the_task_loss() -> None:
+    logits, targets = torch.randn(4, 3), torch.tensor([0, -1, 2, -2])
+    step = StepOutputs(torch.empty(4), targets, logits)
+    term = TaskTerm(ClassLoss(3), replay=True)
+    assert float(term(step)) == pytest.approx(float(torch.nn.functional.cross_entropy(logits[[0, 2]], targets[[0, 2]])))
+    assert term.count_correct(step)[1] == 2
 
 
 def test_mixing_with_the_starting_weights_never_validates_worse(colours: Path) -> None:
