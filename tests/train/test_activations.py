@@ -96,11 +96,14 @@ def test_the_cache_keeps_its_bounds(colours: Path, tmp_path: Path) -> None:
     def views(**changes: object) -> int:
         config = _config(augment="light", **changes)
         backbone = _backbone(config)
-        trained = choose_stages(find_stages(backbone.model, backbone.head_name), "0.5")
+        plan = plan_of(config.with_options(strategy="partial", unfreeze="0.5"), len(splits.train), backbone.model)
+        training = Training(backbone, splits, config, plan, Workplace("cpu", work))
         augment = make_augmentation(config.data.augment, backbone.spec, flip=False)
-        cache, images = CacheOptions(trained, config.run.cache_views, config.run.cache_gb, work), TrainingImages(splits.train, splits.val)
-        options = batch_options(config, "cpu")
-        found = cache_activations(backbone, images, augment, options, steps=range(100), cache=cache)
+        cache, images = (
+            CacheOptions(training.trained, config.run.cache_views, config.run.cache_gb, work),
+            TrainingImages(splits.train, splits.val),
+        )
+        found = cache_activations(backbone, images, augment, batch_options(training), steps=range(100), cache=cache)
         return len(np.load(work / "train.npy", mmap_mode="r")) // len(splits.train) if found else 0
 
     assert views(cache_views=5) == 5

@@ -32,13 +32,13 @@ _log = logging.getLogger(__name__)
 COMPARED: tuple[Strategy, ...] = ("probe", "partial", "full")
 
 
-def compared_strategies(splits: Splits, config: TrainConfig) -> tuple[Strategy, ...]:
+def compared_strategies(splits: Splits, *, pretrained: bool) -> tuple[Strategy, ...]:
     """Strategies to compare; random weights too where the images are so many that pretrained ones may not help.
 
     On images unlike those of the pretraining they often do not (Raghu et al. 2019, arXiv:1902.07208, on medical images).
     """
     many = len({sample.content for sample in splits.train}) > FULL_UP_TO
-    return (*COMPARED, "scratch") if many and splits.folder.task == "classification" and config.backbone.pretrained else COMPARED
+    return (*COMPARED, "scratch") if many and splits.folder.task == "classification" and pretrained else COMPARED
 
 
 def compare(
@@ -60,23 +60,16 @@ def compare(
     with new_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
         _clear(work, out, overwrite=overwrite, resume=resume)
         trained = partial(_trained, overwrite=overwrite, resume=resume, progress=progress)
-        strategies = compared_strategies(splits, config)
+        strategies = compared_strategies(splits, pretrained=config.backbone.pretrained)
         runs = [trained(splits, config.with_options(strategy=strategy), work / strategy) for strategy in strategies]
         table = tuple(_compared(run) for run in runs)
         best, reason = choose(table)
         _log.info("%s", reason)
         shutil.copytree(runs[best].path, folder, dirs_exist_ok=True)
-        plan = runs[best].record.plan.model_copy(update={"reason": reason})
-        changes = {
-            "name": out.name,
-            "config": config,
-            "given": tuple(config.given()),
-            "plan": plan,
-            "compared": table,
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        record = runs[best].record.model_copy(update=changes)
-        write_record(folder, record)
+        record, seconds = runs[best].record, round(time.monotonic() - started, 1)
+        plan = record.plan.model_copy(update={"reason": reason})
+        call = {"name": out.name, "config": config, "given": tuple(config.given()), "seconds": seconds}
+        write_record(folder, record.model_copy(update={**call, "plan": plan, "compared": table}))
     if config.run.keep == "best":
         remove_side_folder(work)
     return open_run(out)

@@ -13,16 +13,17 @@ from edgetl.core.config import StrictModel
 from edgetl.core.files.text import printable
 from edgetl.core.progress import Progress, silent
 from edgetl.data.notes import ScanNote
-from edgetl.data.split import Splits, split
+from edgetl.data.split import split
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.config.resolve import check_conflicts, resolve
 from edgetl.train.config.tasks import scan_images
+from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.dataset import ImageDataset
-from edgetl.train.networks.backbone import Backbone
 from edgetl.train.networks.partition import split_frozen
-from edgetl.train.networks.stages import choose_stages, find_stages, set_trainable
+from edgetl.train.networks.stages import set_trainable
 from edgetl.train.workflows.finetune import choose_device, prepare
+from edgetl.train.workflows.optimization import Training
 
 MEASURED = ("probe", "partial", "full")
 # Images that are decoded to time the decoding, and repetitions of a step, of which the quickest counts.
@@ -74,8 +75,9 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
     found = []
     for index, strategy in enumerate(MEASURED):
         progress("measuring", index, len(MEASURED))
-        backbone, plan = prepare(splits, resolve(config.with_options(strategy=strategy), splits))
-        found.append(_measure(backbone, plan, splits, config, device))
+        job = resolve(config.with_options(strategy=strategy), splits)
+        backbone, plan = prepare(splits, job)
+        found.append(_measure(Training(backbone, splits, job.config, plan, Workplace(device, Path()))))
     job = resolve(config, splits)
     chosen = tuple(item.model_copy(update={"chosen": item.plan.strategy == job.strategy}) for item in found)
     return Estimates(
@@ -83,7 +85,8 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
     )
 
 
-def _measure(backbone: Backbone, plan: Plan, splits: Splits, config: TrainConfig, device: str) -> Estimate:
+def _measure(training: Training) -> Estimate:
+    backbone, splits, config, plan, device = training.backbone, training.splits, training.config, training.plan, training.place.device
     images = ImageDataset(splits.train, backbone.spec, augment=None, seed=config.run.seed)
     load = _seconds(lambda: [images[index % len(splits.train)] for index in range(DECODED)], repeats=1) / DECODED
     size = min(config.optim.batch_size, len(splits.train))
@@ -94,17 +97,17 @@ def _measure(backbone: Backbone, plan: Plan, splits: Splits, config: TrainConfig
     counted = len(splits.train) * config.head.augmented_views + len(splits.val) + len(splits.test)
     seconds, memory, trained = counted * (load + forward), 0.0, sum(parameter.numel() for parameter in backbone.head.parameters())
     if plan.steps:
-        stages = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
+        stages = training.trained
         cached = plan.strategy == "partial" and config.run.cache_views and not plan.mixup
         parts = split_frozen(model.cpu(), stages, batch[:2].cpu()) if cached else None
-        taught = parts.trainable.to(device) if parts else model.to(device)
+        trainable = parts.trainable.to(device) if parts else model.to(device)
         if parts:
             with torch.no_grad():
                 batch = parts.frozen.to(device)(batch)
             seconds += config.run.cache_views * len(splits.train) * (load + forward)
-        set_trainable(taught.train(), stages, freeze_batchnorm=plan.freeze_batchnorm)
-        trained = sum(parameter.numel() for parameter in taught.parameters() if parameter.requires_grad)
-        step, memory = _step(taught, batch)
+        set_trainable(trainable.train(), stages, freeze_batchnorm=plan.freeze_batchnorm)
+        trained = sum(parameter.numel() for parameter in trainable.parameters() if parameter.requires_grad)
+        step, memory = _step(trainable, batch)
         seconds += plan.steps * (step + (0.0 if parts else load * size))
     memory_mb = (memory + 4 * NUMBERS_PER_WEIGHT * trained) / 1e6
     return Estimate(

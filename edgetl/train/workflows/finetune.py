@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,8 @@ def fine_tune(
         MissingExtraError: a logger's package is not installed.
         StorageError: the run cannot be written.
     """
-    scratch = config.optim.strategy == "scratch"
-    ancestors = seen_by_ancestors(config.backbone, config.distillation.teacher, scratch=scratch)
+    teacher, scratch = config.distillation.teacher, config.optim.strategy == "scratch"
+    ancestors = seen_by_ancestors(config.backbone, teacher, scratch=scratch)
     splits = without_seen(splits, ancestors)
     job = resolve(config, splits)
     started = time.monotonic()
@@ -86,37 +86,60 @@ def fine_tune(
     launch(device)
     with results_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
         backbone, plan = prepare(splits, job)
-        _log.info("backbone %s, license of the weights: %s", backbone.name, backbone.license or "not stated")
-        _log.info("%s", describe_plan(plan))
-        if wide := sum(sample.levels is not None for sample in splits.train):
-            _log.info("%d training images have more than 8 bits: %s (--intensity)", wide, backbone.spec.intensity.describe())
-        checkpoints = _checkpoints(out, splits, config, plan, backbone, resume=resume, overwrite=overwrite)
+        _log_start(backbone, plan, splits)
         place = Workplace(device, folder, progress, config.run.seed, config.optim.batch_size)
-        training = prepare_training(Training(backbone, splits, config, plan, place, checkpoints))
+        training = Training(backbone, splits, job.config, plan, place)
+        checkpoints = _open_checkpoints(out, training, config.given(), resume=resume, overwrite=overwrite)
+        training = prepare_training(replace(training, checkpoints=checkpoints))
         fitted = fit_network(training)
-        figures = _measure(backbone, splits, config, place)
-        alarms = find_alarms(fitted.train_accuracy, figures.validation, splits, strategy=plan.strategy)
-        shown = (*splits.train, *training.continual.replay)
-        seen = ancestors | SeenImages(prefixes(shown), prefixes(splits.val))
-        forgetting = _forgetting(backbone, splits, config, place, seen)
-        outcome = Outcome(plan, fitted, alarms, figures, forgetting)
-        contents = RunContents(backbone, record_splits(splits), seen, figures, fitted.rows, training.continual.fisher)
-        origin = with_teacher(backbone, training.teacher) if training.teacher else backbone
-        write_run(folder, contents, lambda files: _record(splits, config, origin, outcome, provenance(out.name, started), files))
+        call = {**provenance(out.name, started), "config": config, "given": tuple(config.given())}
+        _write(training, fitted, ancestors, call)
     if rank() == 0:
         checkpoints.remove()  # only now that the run stands
     return open_run(out)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Outcome of a training, for its record."""
+def _log_start(backbone: Backbone, plan: Plan, splits: Splits) -> None:
+    _log.info("backbone %s, license of the weights: %s", backbone.name, backbone.license or "not stated")
+    _log.info("%s", describe_plan(plan))
+    if high_bit := sum(sample.levels is not None for sample in splits.train):
+        _log.info("%d training images have more than 8 bits: %s (--intensity)", high_bit, backbone.spec.intensity.describe())
 
-    plan: Plan
-    fitted: FitResult
-    alarms: tuple[str, ...]
-    figures: Results
-    forgetting: Forgetting | None
+
+def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: dict[str, Any]) -> None:
+    """Measure the trained network and write its run; ``call`` holds the record's fields on this call."""
+    backbone, splits = training.backbone, training.splits
+    results = _measure(training)
+    seen = ancestors | SeenImages(prefixes((*splits.train, *training.continual.replay)), prefixes(splits.val))
+    forgetting = _forgetting(training, seen)
+    contents = RunContents(backbone, record_splits(splits), seen, results, fitted.rows, training.continual.fisher)
+    origin = with_teacher(backbone, training.teacher) if training.teacher else backbone
+
+    def record(files: dict[str, str]) -> RunRecord:
+        return RunRecord(
+            **call,
+            task=splits.folder.task,
+            decision_rule=results.decoding.decision_rule,
+            labels=splits.folder.labels,
+            backbone=BackboneRecord.of(origin),
+            head=head_of(backbone.model),
+            preprocess=backbone.spec,
+            high_bit_images=sum(sample.levels is not None for sample in splits.train),
+            plan=training.plan,
+            alarms=find_alarms(fitted.train_accuracy, results.validation, splits, strategy=training.plan.strategy),
+            head_penalty=fitted.head_penalty,
+            interpolation_weight=fitted.interpolation_weight,
+            forgetting=forgetting,
+            images={"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
+            data_fingerprint=splits.folder.fingerprint(),
+            grouping=count_groups(splits),
+            notes=splits.notes,
+            validation=results.validation,
+            test=results.test,
+            files=files,
+        )
+
+    write_run(training.place.folder, contents, record)
 
 
 def prepare(splits: Splits, job: TrainingJob) -> tuple[Backbone, Plan]:
@@ -147,26 +170,25 @@ def network_facts(model: nn.Module, head_name: str) -> NetworkFacts:
     )
 
 
-def _checkpoints(
-    out: Path, splits: Splits, config: TrainConfig, plan: Plan, backbone: Backbone, *, resume: bool, overwrite: bool
-) -> Checkpoints:
-    """Where the state of this training is kept; another one's is not overwritten unless that was asked for."""
+def _open_checkpoints(out: Path, training: Training, options: dict[str, Any], *, resume: bool, overwrite: bool) -> Checkpoints:
+    """Folder of the saved states; states of another training are not replaced unless ``overwrite`` is on."""
+    backbone, splits = training.backbone, training.splits
     images = record_splits(splits).model_dump_json(exclude={"root"})
     job = Job(
         data=str(splits.folder.root.resolve()),
-        options=config.given(),
+        options=options,
         resolved={
             "edgetl": versions()["edgetl"],
             "format of states": STATE_FORMAT,
             "images": f"{len(splits.folder.samples)} ({hashlib.sha256(images.encode()).hexdigest()[:12]})",
             "backbone": f"{backbone.architecture} {json.dumps(backbone.model_args)}",
             "starting weights": (backbone.weights_sha256 or "random")[:12],
-            **{f"{PLAN}{name}": str(value) for name, value in plan.model_dump(mode="json").items()},
+            **{f"{PLAN}{name}": str(value) for name, value in training.plan.model_dump(mode="json").items()},
         },
     )
     side = out.with_name(f"{out.name}{CHECKPOINTS_SUFFIX}")
     check_side_folder(side)
-    checkpoints = Checkpoints(side, job, interval_s=config.run.checkpoint_s)
+    checkpoints = Checkpoints(side, job, interval_s=training.config.run.checkpoint_s)
     if overwrite and not resume:
         checkpoints.remove()
     if checkpoints.newest() is not None and not resume:
@@ -177,11 +199,12 @@ def _checkpoints(
     return checkpoints
 
 
-def _forgetting(backbone: Backbone, splits: Splits, config: TrainConfig, place: Workplace, seen: SeenImages) -> Forgetting | None:
-    """Where the training began with another run: what that run's task lost."""
-    starts_from_run = is_run(config.backbone.name) and splits.folder.task == "classification"
-    previous = find_previous_task(config.backbone, backbone, splits.folder.labels) if starts_from_run else None
-    return measure_forgetting(backbone, previous, place, seen.all) if previous else None
+def _forgetting(training: Training, seen: SeenImages) -> Forgetting | None:
+    """Accuracy drop of the parent run's task; none where the training did not start from a run."""
+    config, splits = training.config.backbone, training.splits
+    starts_from_run = is_run(config.name) and splits.folder.task == "classification"
+    previous = find_previous_task(config, training.backbone, splits.folder.labels) if starts_from_run else None
+    return measure_forgetting(training.backbone, previous, training.place, seen.all) if previous else None
 
 
 def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits, *, strategy: PlannedStrategy) -> tuple[str, ...]:
@@ -213,39 +236,12 @@ def choose_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _measure(backbone: Backbone, splits: Splits, config: TrainConfig, place: Workplace) -> Results:
+def _measure(training: Training) -> Results:
+    splits, place, optim = training.splits, training.place, training.config.optim
     samples = [*splits.val, *splits.test]
-    features = features_of(backbone, config.optim.batch_size, device=place.device, images=len(samples))(samples, progress=place.progress)
+    extract = features_of(training.backbone, optim.batch_size, device=place.device, images=len(samples))
+    features = extract(samples, progress=place.progress)
     with torch.no_grad():
-        outputs = backbone.head.cpu()(torch.from_numpy(features)).numpy()
-    decoding = choose_decoding(splits, outputs[: len(splits.val)], tolerance=config.optim.tolerance)
+        outputs = training.backbone.head.cpu()(torch.from_numpy(features)).numpy()
+    decoding = choose_decoding(splits, outputs[: len(splits.val)], tolerance=optim.tolerance)
     return Results.of(decoding, truth_of(samples), outputs, validation=len(splits.val))
-
-
-def _record(
-    splits: Splits, config: TrainConfig, backbone: Backbone, outcome: Outcome, origin: dict[str, Any], files: dict[str, str]
-) -> RunRecord:
-    return RunRecord(
-        **origin,
-        task=splits.folder.task,
-        decision_rule=outcome.figures.decoding.decision_rule,
-        labels=splits.folder.labels,
-        config=config,
-        given=tuple(config.given()),
-        backbone=BackboneRecord.of(backbone),
-        head=head_of(backbone.model),
-        preprocess=backbone.spec,
-        high_bit_images=sum(sample.levels is not None for sample in splits.train),
-        plan=outcome.plan,
-        alarms=outcome.alarms,
-        head_penalty=outcome.fitted.head_penalty,
-        interpolation_weight=outcome.fitted.interpolation_weight,
-        forgetting=outcome.forgetting,
-        images={"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
-        data_fingerprint=splits.folder.fingerprint(),
-        grouping=count_groups(splits),
-        notes=splits.notes,
-        validation=outcome.figures.validation,
-        test=outcome.figures.test,
-        files=files,
-    )

@@ -217,13 +217,14 @@ def optimize(training: Training, *, head_penalty: float | None = None) -> LoopSt
     return state
 
 
-def batch_options(config: TrainConfig, device: str) -> BatchOptions:
+def batch_options(training: Training) -> BatchOptions:
     """Options of drawing and loading batches."""
+    config = training.config
     return BatchOptions(
         batch_size=config.optim.batch_size,
         seed=config.run.seed,
         workers=config.data.workers,
-        device=device,
+        device=training.place.device,
         balanced=config.data.balance == "sampler",
         replay_fraction=config.continual.replay_fraction,
         shard=(rank(), world_size()),
@@ -239,7 +240,7 @@ def _make_batches(training: Training, steps: range, folder: Path) -> TrainingBat
     ahead = config.run.cache_views and not plan.mixup and not training.teacher and plan.strategy == "partial" and trained[0].name != STEM
     cache = CacheOptions(trained, config.run.cache_views, config.run.cache_gb, folder, place.progress) if ahead and steps else None
     augment = make_augmentation(plan.augment, training.backbone.spec, flip=flip)
-    return make_batches(training.backbone, images, augment, batch_options(config, place.device), steps=steps, cache=cache)
+    return make_batches(training.backbone, images, augment, batch_options(training), steps=steps, cache=cache)
 
 
 def _descend(training: Training, batches: TrainingBatches, session: Session, start: SavedState) -> LoopState:
