@@ -16,10 +16,6 @@ MODULE_LINES = 400
 PARAMETERS = 6
 MODULES = 9
 WIDER = {"edgetl.core": 15, "edgetl.runtime": 15}
-KNOWN = {
-    "edgetl.train.workflows.finetune._checkpoints:parameters",
-    "edgetl.train.workflows.finetune.fine_tune:lines",
-}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -78,11 +74,7 @@ def _violations() -> Iterator[str]:
 
 
 def test_lengths_parameters_and_packages_stay_within_the_limits() -> None:
-    assert sorted(set(_violations()) - KNOWN) == []
-
-
-def test_every_known_violation_still_exists() -> None:
-    assert sorted(KNOWN - set(_violations())) == []
+    assert sorted(_violations()) == []
 
 
 @pytest.mark.parametrize(
