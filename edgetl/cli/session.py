@@ -1,4 +1,4 @@
-"""What every command shares: the consoles, the common options, and how results and mistakes are shown."""
+"""Session of a command: consoles, common options, logging, and output of results and errors."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ from edgetl.errors import ConfigError, EdgetlError, StoppedError
 
 # Bytes of file names that are not UTF-8 (PEP 383): in JSON text they occur inside strings alone, where a backslash is written twice.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+# Loggers with a level of their own, which that of the root logger does not reach.
+_NOISY = ("lightning", "lightning.pytorch", "torch.utils.cpp_extension", "torch.onnx", "onnxscript", "nncf", "huggingface_hub.utils._http")
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -73,35 +76,43 @@ class Interrupted(BaseException):
         self.saved = saved
 
 
-def speaks() -> bool:
-    """Whether this is the process that talks to the user: the first of those that ``torchrun`` started, or the only one."""
+def is_first_process() -> bool:
+    """True for the process that prints: the first of those that ``torchrun`` started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def working(*, json_output: bool, verbose: bool) -> Iterator[core.Progress]:
     """Set logging and warnings for one command and yield its progress, which ``--json`` leaves out."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
-    if not verbose:
-        warnings.simplefilter("ignore")
-        for name in (
-            "lightning",
-            "lightning.pytorch",
-            "torch.utils.cpp_extension",
-            "torch.onnx",
-            "onnxscript",
-            "nncf",
-            "root",
-            "huggingface_hub.utils._http",
-        ):
-            logging.getLogger(name).setLevel(logging.ERROR)
-    with shown_progress(err, quiet=json_output or not speaks()) as progress, _said_by_edgetl():
+    quiet = json_output or not is_first_process()
+    with _library_logs(verbose=verbose), shown_progress(err, quiet=quiet) as progress, _own_logs():
         yield progress
 
 
 @contextmanager
-def _said_by_edgetl() -> Iterator[None]:
-    """Print what the library reports while it works, such as the license of the weights before they are trained."""
+def _library_logs(*, verbose: bool) -> Iterator[None]:
+    """Show what libraries log, or only their errors, while the block runs."""
+    root, handler = logging.getLogger(), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    levels = {"root": logging.INFO} if verbose else dict.fromkeys(("root", *_NOISY), logging.ERROR)
+    before = {name: logging.getLogger(name).level for name in levels}
+    root.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            if not verbose:
+                warnings.simplefilter("ignore")
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+            yield
+    finally:
+        root.removeHandler(handler)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _own_logs() -> Iterator[None]:
+    """Print what edgetl logs while the block runs, such as the license of the weights before they are trained."""
     logger, handler = logging.getLogger("edgetl"), _Console()
     before = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
@@ -119,7 +130,7 @@ class _Console(logging.Handler):
     """Lines on the error stream, above a progress bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if speaks():
+        if is_first_process():
             err.print(escape(record.getMessage()), soft_wrap=True)
 
 

@@ -48,7 +48,7 @@ def test_the_unit_lets_a_drain_end_and_a_lost_worker_be_replaced() -> None:
     service = _unit()["Service"]
     assert int(service["TimeoutStopSec"]) > DRAIN_S + NOT_READY_S
     assert service["KillMode"] == "mixed" and service["OOMPolicy"] == "continue" and service["Restart"] == "always"
-    assert "AF_UNIX" in service["RestrictAddressFamilies"].split(), "the server speaks with its workers over socket pairs"
+    assert "AF_UNIX" in service["RestrictAddressFamilies"].split(), "the server is_first_process with its workers over socket pairs"
     assert "MemoryDenyWriteExecute" not in service, "engines write machine code"
 
 

@@ -64,7 +64,7 @@ def test_two_machines_train_together(tmp_path: Path) -> None:
     ]
     said = [machine.communicate(timeout=300) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said
-    assert json.loads(said[0][0])["name"] == "run" and not said[1][0], "the first machine alone speaks"
+    assert json.loads(said[0][0])["name"] == "run" and not said[1][0], "the first machine alone is_first_process"
     assert open_run(tmp_path / "run").record.validation.accuracy.value >= 0.8
 
 

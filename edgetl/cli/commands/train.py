@@ -19,10 +19,10 @@ from edgetl.cli.session import (
     JsonOption,
     OverwriteOption,
     VerboseOption,
+    is_first_process,
     out,
     print_json,
     print_notes,
-    speaks,
     working,
 )
 from edgetl.cli.tables import classes_table, figures_line, plain_table, share
@@ -84,7 +84,7 @@ def train_command(
         return
     if out_ is None:
         raise ConfigError("say where the run is to be written, with --out RUN.")
-    if speaks():
+    if is_first_process():
         check_output(out_, inputs=inputs, overwrite=overwrite)
     if launch.devices * launch.num_nodes > 1 and "RANK" not in os.environ:
         _become_many(launch.devices, launch.num_nodes)
@@ -92,7 +92,7 @@ def train_command(
         from edgetl.train.workflows.train import train
 
         run = train(data, config, out_, overwrite=overwrite, resume=launch.resume, progress=progress)
-    if speaks():
+    if is_first_process():
         print_json(run.record) if json_output else show_run(run)
 
 
