@@ -28,9 +28,7 @@ def main(_: Path, bundle: Path, __: Path) -> None:
     report = measure_bundle(bundle, BenchConfig(runs=50, max_seconds=2.0))
     for row in report.variants:
         cold = row.cold
-        print(
-            f"{row.variant}: first answer of a fresh process {cold.first_prediction_ms / 1000:.2f} s, peak memory {cold.peak_rss_mb:.0f} MB"
-        )
+        print(f"{row.variant}: first prediction {cold.first_prediction_ms / 1000:.2f} s, peak memory {cold.peak_rss_mb:.0f} MB")
     for extra in ("onnxruntime", "openvino", "onnxruntime,serve"):
         print(f"edgetl[{extra}] installed with --no-compile, after one use: {_installed_mb(extra, bundle):.0f} MB")
 

@@ -12,13 +12,13 @@
     │   └── IntegrityError  9   a file of a bundle is not the one that the manifest names
     ├── TrainingError      10   training diverged or cannot go on
     ├── ExportError        11   a model could not be converted
-    ├── AccuracyGateError  12   an exported variant does not answer like the trained model
+    ├── AccuracyGateError  12   an exported variant does not predict like the trained model
     ├── EngineError        13   the inference engine refuses a model or fails on it
     ├── MissingExtraError  14   a library of an optional extra is not installed
     ├── StorageError       15   a file cannot be written (disk full, no permission)
     ├── LicenseError       16   the license of the weights does not fit the policy
     ├── ContractError      17   no variant keeps the limits of a deployment contract
-    ├── RequestError       18   a request to the server cannot be answered; ends the request, never the process
+    ├── RequestError       18   a request to the server failed; ends the request, never the process
     ├── OutOfMemoryError   19   memory could not be allocated; also a ``MemoryError``
     └── StoppedError      143   SIGTERM came; the state was saved
         └── CancelledError 130  Ctrl-C came; the state was saved
@@ -97,7 +97,7 @@ class ExportError(EdgetlError):
 
 
 class AccuracyGateError(EdgetlError):
-    """An exported variant does not answer like the trained model."""
+    """An exported variant does not predict like the trained model."""
 
     exit_code = 12
 
@@ -124,7 +124,7 @@ class StorageError(EdgetlError):
 
 
 class LicenseError(EdgetlError):
-    """The license of the weights does not fit the policy that was asked for."""
+    """The license of the weights does not fit the policy of the training."""
 
     exit_code = 16
 
@@ -136,7 +136,7 @@ class ContractError(EdgetlError):
 
 
 class RequestError(EdgetlError):
-    """A request to the server cannot be answered; ``status`` is the HTTP status, the text goes to the client."""
+    """A request to the server failed; ``status`` is the HTTP status, the text goes to the client."""
 
     exit_code = 18
 
@@ -152,7 +152,7 @@ class OutOfMemoryError(EdgetlError, MemoryError):
 
 
 class StoppedError(EdgetlError):
-    """The process was asked to end (SIGTERM) and saved its state before it did."""
+    """SIGTERM ended the process, which saved its state before it did."""
 
     exit_code = 143
 

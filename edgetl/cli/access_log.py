@@ -1,4 +1,4 @@
-"""The access log on the standard output, in a thread of its own: a full disk, or a pipe that nobody reads, delays no answer."""
+"""The access log on the standard output, in a thread of its own: a full disk, or a pipe that nobody reads, delays no response."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-# Lines that wait to be written; whoever reads them too slowly loses lines, not answers.
+# Lines that wait to be written; a slow reader loses lines, not responses.
 _MOST_LINES = 10_000
 _LAST_S = 2.0
 

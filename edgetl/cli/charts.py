@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetl.core.manifest import Manifest, Rejected, Variant
-from edgetl.core.output.folders import write_picture
+from edgetl.core.output.folders import write_chart
 from edgetl.core.results import Evaluation
 from edgetl.errors import MissingExtraError
 from edgetl.measure.scenarios import LatencyReport
@@ -23,7 +23,7 @@ _STAGES = (("decode", "#9ecae1"), ("preprocess", "#4292c6"), ("infer", "#08306b"
 
 
 def draw_latency(report: LatencyReport, path: Path) -> None:
-    """Bars of the median time of each stage, one for each variant, as PNG (or what the suffix says).
+    """Bars of the median time of each stage, one for each variant, as PNG, or in the format of the suffix.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -136,4 +136,4 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    write_picture(figure, path, dpi=120)
+    write_chart(figure, path, dpi=120)

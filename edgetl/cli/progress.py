@@ -16,7 +16,7 @@ PLAIN_INTERVAL_S = 10.0
 
 @contextmanager
 def shown_progress(console: Console, *, quiet: bool) -> Iterator[core.Progress]:
-    """Yield a ``Progress`` that draws on ``console``, or says nothing when ``quiet``."""
+    """Yield a ``Progress`` that draws on ``console``, or nothing when ``quiet``."""
     if quiet:
         yield core.silent
     elif console.is_terminal:

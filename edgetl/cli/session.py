@@ -63,7 +63,7 @@ VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show what 
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM. Not a ``KeyboardInterrupt``, which typer and Lightning answer in their own ways.
+    """Ctrl-C or SIGTERM. Not a ``KeyboardInterrupt``, which typer and Lightning handle in their own ways.
 
     Attributes:
         number: of the signal.

@@ -1,4 +1,4 @@
-"""Results as tables for people."""
+"""Tables and lines of results."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.scenarios import LatencyReport
 
 # A loss that a gate ought to be able to exclude, 3 points of accuracy.
-UNCERTAIN_FALL = 0.03
+UNCERTAIN_DROP = 0.03
 
 
-def share(value: Proportion) -> str:
-    """A share with its interval and n."""
+def with_interval(value: Proportion) -> str:
+    """A figure with its 95 % interval and its number of images."""
     return f"{value.value:.4f} ({value.low:.3f} to {value.high:.3f}, n = {value.n})"
 
 
@@ -50,20 +50,21 @@ def figures_line(evaluation: Evaluation) -> str:
     """The figures of all images in one line."""
     if (labels := evaluation.multi_label) is not None:
         return (
-            f"mean average precision {share(labels.mean_average_precision)}, every label right {share(evaluation.accuracy)}, "
+            f"mean average precision {with_interval(labels.mean_average_precision)}, "
+            f"every label right {with_interval(evaluation.accuracy)}, "
             f"right decisions {labels.label_accuracy:.4f}, macro F1 {evaluation.macro_f1:.4f}"
         )
     if (values := evaluation.regression) is None:
-        return f"accuracy {share(evaluation.accuracy)}, macro F1 {evaluation.macro_f1:.4f}"
-    errors = f"MAE {values.mae:.4g}, RMSE {values.rmse:.4g}, R² {share(values.r2)}"
+        return f"accuracy {with_interval(evaluation.accuracy)}, macro F1 {evaluation.macro_f1:.4f}"
+    errors = f"MAE {values.mae:.4g}, RMSE {values.rmse:.4g}, R² {with_interval(values.r2)}"
     if values.kappa is None:
-        return f"{errors}, within {values.tolerance:.4g}: {share(evaluation.accuracy)}"
-    return f"accuracy {share(evaluation.accuracy)}, quadratic-weighted kappa {values.kappa:.4f}, {errors}"
+        return f"{errors}, within {values.tolerance:.4g}: {with_interval(evaluation.accuracy)}"
+    return f"accuracy {with_interval(evaluation.accuracy)}, quadratic-weighted kappa {values.kappa:.4f}, {errors}"
 
 
 def variants_table(manifest: Manifest) -> Table:
     """One row a variant, the fastest on the bench first."""
-    title = f"{manifest.name}: trained model {SCORE_NAMES[manifest.task]} {share(manifest.trained)} on validation"
+    title = f"{manifest.name}: trained model {SCORE_NAMES[manifest.task]} {with_interval(manifest.trained)} on validation"
     table = plain_table(title, "variant", "MB", "validation", "test", "agrees", "confident", "ms")
     for variant in manifest.variants:
         table.add_row(
@@ -108,22 +109,21 @@ def busy_lines(manifest: Manifest) -> list[str]:
 
 
 def attempt_lines(manifest: Manifest) -> list[str]:
-    """For each int8 variant, the quantization steps tried and what each measured."""
-    ladders = [*((item.name, item.attempts) for item in manifest.variants), *((item.name, item.attempts) for item in manifest.rejected)]
-    return [
-        f"{name}: {attempt.method}: {_measured(attempt, SCORE_NAMES[manifest.task])}" for name, attempts in ladders for attempt in attempts
-    ]
+    """Attempts of the quantization search of each int8 variant, with their figures."""
+    items: list[Variant | Rejected] = [*manifest.variants, *manifest.rejected]
+    figure = SCORE_NAMES[manifest.task]
+    return [f"{item.name}: {attempt.method}: {_measured(attempt, figure)}" for item in items for attempt in item.attempts]
 
 
 def _measured(attempt: Attempt, figure: str) -> str:
     if attempt.accuracy is None or attempt.drop is None or attempt.confident_agreement is None:
         return f"could not be made: {attempt.reason}"
-    said = "passed" if attempt.passed else f"not enough: {attempt.reason}" if attempt.reason else "not enough"
-    return f"{figure} {attempt.accuracy:.4f} (drop {attempt.drop:+.4f}), confident agreement {attempt.confident_agreement:.3f}: {said}"
+    result = "passed" if attempt.passed else f"not enough: {attempt.reason}" if attempt.reason else "not enough"
+    return f"{figure} {attempt.accuracy:.4f} (drop {attempt.drop:+.4f}), confident agreement {attempt.confident_agreement:.3f}: {result}"
 
 
 def sensitive_lines(manifest: Manifest) -> list[str]:
-    """For each variant whose operations were measured, the three that cost most."""
+    """The three operations whose quantization costs most, of each variant with sensitivities."""
     items: list[Variant | Rejected] = [*manifest.variants, *manifest.rejected]
     return [
         f"{item.name}: quantization costs most in " + ", ".join(f"{found.title} {found.divergence:+.4f}" for found in worst)
@@ -174,7 +174,7 @@ def certainty_lines(manifest: Manifest) -> list[str]:
         if 0 < n * manifest.max_drop < 1:
             lines[0] += f" One image is {1 / n:.4f}: {n} cannot resolve that limit; agreement on unlabeled images is checked instead."
     unsure = [
-        item for item in manifest.variants if item.precision != "fp32" and item.accuracy_drop and item.accuracy_drop.high > UNCERTAIN_FALL
+        item for item in manifest.variants if item.precision != "fp32" and item.accuracy_drop and item.accuracy_drop.high > UNCERTAIN_DROP
     ]
     if not unsure:
         return lines
@@ -182,7 +182,7 @@ def certainty_lines(manifest: Manifest) -> list[str]:
     n = max(item.accuracy_drop.n for item in unsure if item.accuracy_drop)
     return [
         *lines,
-        f"{n} validation images cannot exclude a loss of more than {UNCERTAIN_FALL:g} (95 %; at most: {shown}); more images would.",
+        f"{n} validation images cannot exclude a loss of more than {UNCERTAIN_DROP:g} (95 %; at most: {shown}); more images would.",
     ]
 
 
@@ -197,8 +197,8 @@ def latency_table(report: LatencyReport) -> Table:
 
 
 def cold_table(report: LatencyReport) -> Table:
-    """One row a variant; a fresh process from its start to its first answer."""
-    table = plain_table("fresh process", "variant", "file MB", "load ms", "first answer ms", "peak memory MB")
+    """Cold start of each variant: a fresh process from its start to its first prediction."""
+    table = plain_table("fresh process", "variant", "file MB", "load ms", "first prediction ms", "peak memory MB")
     for row in report.variants:
         cold = row.cold
         table.add_row(

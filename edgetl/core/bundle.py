@@ -1,4 +1,4 @@
-"""A bundle on disk: a folder with a manifest, and nothing that the manifest does not name.
+"""Bundle on disk: a folder with a manifest, and no file that the manifest does not list.
 
 Reading a file returns bytes that were hashed, so that what was verified is what the engine gets, whatever happens to the folder
 in between.
@@ -99,7 +99,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Open the bundle folder ``path`` and check its manifest and that no file is missing or added.
 
     Raises:
-        BundleError: not a bundle; a run folder is recognised and the text says what to do.
+        BundleError: not a bundle; for a run folder the text contains the command that exports it.
         IntegrityError: files are missing or added.
     """
     folder = Path(path)
@@ -160,7 +160,7 @@ def describe_file(root: Path, path: Path) -> BundleFile:
 
 
 def hash_prefix(sha256: str) -> int:
-    """The first 8 bytes of a hex digest: enough to tell whether an image was seen, at 8 bytes an image."""
+    """The first 8 bytes of a hex digest: enough to recognize an image, at 8 bytes each."""
     return int(sha256[:16], 16)
 
 

@@ -1,6 +1,6 @@
-"""What a license of weights allows, as far as its name says; and which of several is the most restrictive.
+"""Licenses of weights: freedom of use by the name of the license, and the most restrictive of several.
 
-A name says nothing about the images that the weights were trained on; the card of each backbone does.
+A name does not cover the images that the weights were trained on; the card of each backbone does.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def check_policy(license: str | None, policy: Policy, *, name: str) -> None:
         case "non-commercial":
             raise LicenseError(f"the weights of {name} are under {license}, which forbids commercial use. Choose another: `edgetl models`.")
         case "unknown":
-            said = f"under {license!r}, which edgetl does not know" if license else "without a stated license"
-            raise LicenseError(f"the weights of {name} are {said}. Read their card; if they may be used, say so with --license NAME.")
+            stated = f"under {license!r}, which is not on edgetl's list" if license else "without a stated license"
+            raise LicenseError(f"the weights of {name} are {stated}. Read their card; if they may be used, add --license NAME.")
         case _:
             return

@@ -1,4 +1,4 @@
-"""``manifest.json``: all that a device must know about a bundle, and the proof of what was measured.
+"""Manifest of a bundle (``manifest.json``): labels, preprocessing, variants with their files, metrics and lineage.
 
 The format is specified by these models; ``schema_version`` rises when a reader must change.
 """
@@ -133,7 +133,7 @@ class Sensitivity(StrictModel):
 
     @property
     def title(self) -> str:
-        """What people know it by."""
+        """Name and kind of the operation."""
         return f"{self.layer or self.operation} ({self.kind})"
 
 
@@ -142,7 +142,7 @@ class Variant(StrictModel):
 
     Attributes:
         name: ``<format>-<precision>``, also the folder's name.
-        input: name of the tensor float32 ``[batch, 3, H, W]``, or what ``input_form`` says.
+        input: name of the tensor float32 ``[batch, 3, H, W]``, or as ``input_form``.
         input_form: ``uint8``: the network takes pixels ``[batch, H, W, 3]``, RGB, resized and cropped, and normalises them itself.
         output: name of the tensor float32 ``[batch, labels]``: logits, or a regression's number.
         validation: accuracy (or the task's figure, see ``Evaluation.score``) on the validation images, which decided; ``test`` is
@@ -186,7 +186,7 @@ class Variant(StrictModel):
 
 
 class Golden(StrictModel):
-    """A real image and the scores that each variant gave for it on the bench.
+    """Golden image: a real image, and the scores of each variant on the exporting host.
 
     ``label`` is the image's class; its labels joined by a comma; or its number.
     """
@@ -209,10 +209,10 @@ class Parent(StrictModel):
 
     Attributes:
         kind: ``embedded`` and ``weights`` are weights files, ``run`` is an earlier fine-tuning,
-            and ``teacher`` a network whose answers were learned (its own parents too).
+            and ``teacher`` a network whose outputs were targets of the training (its own parents too).
         sha256: of the weights file, or of the run's ``run.json``, which names its weights' hash; none for a network that started at
             random.
-        license: of the weights, as their card or the user says.
+        license: of the weights, as their card or the user states it.
         data_fingerprint: of the images that it was trained on, where they are known.
         validation: of a run: its figure on its own validation images.
     """
@@ -227,8 +227,8 @@ class Parent(StrictModel):
 
 
 def describe_parent(parent: Parent) -> str:
-    """One line for people."""
-    kind = {"embedded": "embedded backbone", "weights": "weights", "run": "run", "teacher": "taught by"}[parent.kind]
+    """The parent in one line."""
+    kind = {"embedded": "embedded backbone", "weights": "weights", "run": "run", "teacher": "teacher"}[parent.kind]
     digest = f"SHA-256 {parent.sha256[:12]}…" if parent.sha256 else "no hash"
     images = f", trained on images {parent.data_fingerprint[:12]}…" if parent.data_fingerprint else ""
     figure = "" if parent.validation is None else f", {parent.validation:.4f} on its validation images"
@@ -322,7 +322,7 @@ class Manifest(StrictModel):
         if self.task == "classification" and len(self.labels) < 2:
             raise ValueError("fewer than two labels")
         if any(variant.name != f"{variant.format}-{variant.precision}" for variant in self.variants):
-            raise ValueError("a variant's name does not say its format and precision")
+            raise ValueError("a variant's name is not its format and precision")
         for variant in self.variants:
             if variant.golden_tolerance > GOLDEN_TOLERANCE[variant.precision]:
                 raise ValueError(
@@ -345,7 +345,7 @@ class Manifest(StrictModel):
 
     @property
     def decoding(self) -> OutputDecoding:
-        """How the variants' outputs are read."""
+        """Output decoding of the variants."""
         return OutputDecoding(self.task, self.labels, self.decision_rule)
 
     def all_files(self) -> tuple[BundleFile, ...]:

@@ -84,11 +84,11 @@ def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Accuracy
     n = len(before)
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     more, b, c = n + 2.0, lost + 0.5, gained + 0.5
-    centre = (b - c) / more
+    center = (b - c) / more
     spread = math.sqrt(max(0.0, b + c - (b - c) ** 2 / more)) / more
     value = (lost - gained) / n if n else 0.0
     return AccuracyDrop(
-        value=value, low=centre - _TWO_SIDED * spread, high=centre + _TWO_SIDED * spread, bound=centre + _ONE_SIDED * spread, n=n
+        value=value, low=center - _TWO_SIDED * spread, high=center + _TWO_SIDED * spread, bound=center + _ONE_SIDED * spread, n=n
     )
 
 

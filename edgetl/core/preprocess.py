@@ -89,7 +89,7 @@ def preprocess(source: ImageInput, spec: PreprocessSpec) -> NDArray[np.float32]:
         ImageError: the image cannot be read.
     """
     out = np.empty((3, *spec.input_size), np.float32)
-    normalise(to_pixels(load_image(source, intensity=spec.intensity), spec), spec, out)
+    normalize(to_pixels(load_image(source, intensity=spec.intensity), spec), spec, out)
     return out
 
 
@@ -99,7 +99,7 @@ def to_batch(images: Sequence[Image.Image], spec: PreprocessSpec, form: InputFor
         return np.stack([np.asarray(to_pixels(image, spec)) for image in images])
     batch = np.empty((len(images), 3, *spec.input_size), np.float32)
     for row, image in zip(batch, images, strict=True):
-        normalise(to_pixels(image, spec), spec, row)
+        normalize(to_pixels(image, spec), spec, row)
     return batch
 
 
@@ -117,7 +117,7 @@ def to_pixels(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
         return _resize_crop(image, place, spec)
     resized = image.resize((place.width, place.height), filter_)
     if not inside:
-        resized, place = _pad(resized, spec), _Placement(0, 0, *_centre(resized.size, spec, padded=True))
+        resized, place = _pad(resized, spec), _Placement(0, 0, *_center(resized.size, spec, padded=True))
     return resized.crop((place.left, place.top, place.left + width, place.top + height))
 
 
@@ -139,7 +139,7 @@ def _resize_crop(image: Image.Image, place: _Placement, spec: PreprocessSpec) ->
     return columns.resize((width, height), filter_, box=(0, top - first, width, min(bottom - first, float(rows.height))))
 
 
-def normalise(pixels: Image.Image | NDArray[np.uint8], spec: PreprocessSpec, out: NDArray[np.float32]) -> None:
+def normalize(pixels: Image.Image | NDArray[np.uint8], spec: PreprocessSpec, out: NDArray[np.float32]) -> None:
     """Write ``(pixels / 255 - mean) / std`` into ``out``, float32 ``[3, H, W]``, plane by plane.
 
     The operations and their order are those of torchvision's ``ToTensor`` and ``Normalize``, so that the result is bit-identical.
@@ -153,7 +153,7 @@ def normalise(pixels: Image.Image | NDArray[np.uint8], spec: PreprocessSpec, out
 
 
 def pixels_of(batch: NDArray[np.float32], spec: PreprocessSpec) -> NDArray[np.uint8]:
-    """The pixels uint8 ``[n, H, W, 3]`` that ``normalise`` was given: they are whole numbers, so that nothing is lost on the way back."""
+    """The pixels uint8 ``[n, H, W, 3]`` that ``normalize`` was given: they are whole numbers, so that nothing is lost on the way back."""
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
     pixels: NDArray[np.uint8] = np.rint((batch * std + mean) * np.float32(255)).astype(np.uint8).transpose(0, 2, 3, 1)
     return pixels
@@ -171,11 +171,11 @@ def _placement(width: int, height: int, spec: PreprocessSpec) -> _Placement:
         ratios = (height / target_h, width / target_w)
         ratio = max(ratios) if spec.crop_mode == "border" else min(ratios)
         new_w, new_h = max(1, round(width / ratio)), max(1, round(height / ratio))
-    left, top = _centre((new_w, new_h), spec)
+    left, top = _center((new_w, new_h), spec)
     return _Placement(new_w, new_h, left, top)
 
 
-def _centre(size: tuple[int, int], spec: PreprocessSpec, *, padded: bool = False) -> tuple[int, int]:
+def _center(size: tuple[int, int], spec: PreprocessSpec, *, padded: bool = False) -> tuple[int, int]:
     """Left and top of the centred crop, with the half-to-even rounding of torchvision's ``center_crop``."""
     height, width = spec.input_size
     if padded:

@@ -1,4 +1,4 @@
-"""How long work tells its caller where it stands: the library reports, the command line draws."""
+"""Progress of long work: the library calls a ``Progress``, and the command line draws it."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ class Progress(Protocol):
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """A ``Progress`` that says nothing."""
+    """A ``Progress`` without output."""

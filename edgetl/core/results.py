@@ -1,4 +1,4 @@
-"""What predictions and evaluations look like, and the interval that stands beside every accuracy."""
+"""Results: predictions, evaluations, accuracy drops, forgetting; each figure with its confidence interval."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from edgetl.core.tasks import Task
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's answer.
+    """Prediction of one image.
 
     Attributes:
         label: the class with the highest score; of a multi-label model the likeliest label, of a regression its column.
         score: that class's or label's score, 0..1; of a regression the network's output, in the values' unit.
         scores: every label's score in the order of the labels: of classes they sum to 1, of a multi-label model each is 0..1.
         labels: multi-label: those whose score reaches their threshold, in the order of the labels; there may be none.
-        value: regression: the number; ordinal: the nearest grade.
+        value: regression: the number; ordinal: the nearest level.
     """
 
     label: str
@@ -81,9 +81,9 @@ class RegressionFigures(StrictModel):
 
     Attributes:
         mae, rmse: mean absolute and root mean squared error, in the values' unit.
-        r2: share of the variance that is explained, with its bootstrap interval; below 0 the mean would answer better.
-        tolerance: within which an answer counts as right.
-        kappa: ordinal: quadratic-weighted kappa of the nearest grades (Cohen 1968, doi:10.1037/h0026256).
+        r2: share of the variance that is explained, with its bootstrap interval; below 0 the mean would predict better.
+        tolerance: largest error of a right prediction.
+        kappa: ordinal: quadratic-weighted kappa of the nearest levels (Cohen 1968, doi:10.1037/h0026256).
     """
 
     mae: float
@@ -94,14 +94,14 @@ class RegressionFigures(StrictModel):
 
 
 class Evaluation(StrictModel):
-    """A model's answers on labelled images.
+    """Metrics of a model on labelled images.
 
     Attributes:
-        accuracy: share of images that are answered rightly: the top class is the label, every label is decided rightly, the number is
-            within the tolerance, or the nearest grade is the grade.
-        macro_f1: mean F1 over the classes (labels, grades) that have images; 0 for numbers.
-        classes: figures of each class (label, grade), in their order; none for numbers.
-        confusion: ``confusion[i][j]`` images of class (grade) ``i`` were called ``j``; none for labels and numbers.
+        accuracy: share of right predictions: the top class is the label, every label is right, the number is within the tolerance, or
+            the nearest level is the level.
+        macro_f1: mean F1 over the classes (labels, levels) that have images; 0 for numbers.
+        classes: figures of each class (label, level), in their order; none for numbers.
+        confusion: ``confusion[i][j]`` images of class (level) ``i`` were called ``j``; none for labels and numbers.
         multi_label: figures of a multi-label model.
         regression: figures of a regression or an ordinal model.
     """
@@ -188,7 +188,7 @@ def wilson(successes: int, n: int) -> Proportion:
         return Proportion(value=0.0, n=0, low=0.0, high=1.0)
     z = 1.959964
     share = successes / n
-    centre = share + z * z / (2 * n)
+    center = share + z * z / (2 * n)
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return Proportion(value=share, n=n, low=max(0.0, (centre - spread) / scale), high=min(1.0, (centre + spread) / scale))
+    return Proportion(value=share, n=n, low=max(0.0, (center - spread) / scale), high=min(1.0, (center + spread) / scale))

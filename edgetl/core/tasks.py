@@ -1,4 +1,4 @@
-"""What a network is asked: one class, any number of labels, a number, or a grade; and what turns its outputs into answers."""
+"""Tasks (classification, multi-label, regression, ordinal), their decision rules, and output decoding."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SCORE_NAMES: dict[Task, str] = {
 
 
 class DecisionRule(StrictModel):
-    """What a device needs beside the labels to answer; empty for classification.
+    """Decision rule: parameters that turn scores into predictions; empty for classification.
 
     Attributes:
         thresholds: multi-label: the least score at which each label is present, 0..1, chosen on validation images.
         spread: regression, ordinal: standard deviation of the training images' values, in their unit; differences are judged by it.
-        tolerance: regression, ordinal: an answer this near to the truth counts as right, in the values' unit.
-        grades: ordinal: the lowest and the highest grade.
+        tolerance: regression, ordinal: largest error of a right prediction, in the values' unit.
+        ordinal_levels: ordinal: the lowest and the highest level.
     """
 
     thresholds: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = ()
@@ -37,26 +37,26 @@ class DecisionRule(StrictModel):
     ordinal_levels: tuple[int, int] | None = None
 
     def problem(self, task: Task, outputs: int) -> str | None:
-        """Why this cannot decide ``task`` for a network with ``outputs`` outputs; none if it can."""
+        """Reason why this is no rule of ``task`` for a network with ``outputs`` outputs; none if it can."""
         if len(self.thresholds) != (outputs if task == "multi-label" else 0):
             return f"{len(self.thresholds)} thresholds for {outputs} labels of a {task} model"
         if task in ("regression", "ordinal") and outputs != 1:
             return f"a {task} model with {outputs} outputs, where one is possible"
         if (self.ordinal_levels is not None) != (task == "ordinal"):
-            return f"grades are for ordinal models, and this is {task}" if self.ordinal_levels else "an ordinal model without grades"
+            return f"ordinal levels in a {task} model" if self.ordinal_levels else "an ordinal model without levels"
         if self.ordinal_levels is not None and not 0 < self.ordinal_levels[1] - self.ordinal_levels[0] < MAX_LEVELS:
-            return f"grades from {self.ordinal_levels[0]} to {self.ordinal_levels[1]}; 2 to {MAX_LEVELS} grades are possible"
+            return f"levels from {self.ordinal_levels[0]} to {self.ordinal_levels[1]}; 2 to {MAX_LEVELS} levels are possible"
         return None
 
 
 @dataclass(frozen=True)
 class OutputDecoding:
-    """How a network's outputs ``[n, labels]`` are read.
+    """Decoding of a network's outputs ``[n, labels]``.
 
     Attributes:
-        task: what was asked.
+        task: kind of the predictions.
         labels: names of the outputs: classes, labels, or the one column of values.
-        decision: see there.
+        decision_rule: thresholds, tolerance and levels.
     """
 
     task: Task = "classification"
@@ -65,6 +65,6 @@ class OutputDecoding:
 
     @property
     def level_names(self) -> tuple[str, ...]:
-        """The grades of an ordinal model as labels, the lowest first."""
+        """Levels of an ordinal model as labels, the lowest first."""
         least, most = self.decision_rule.ordinal_levels or (0, -1)
-        return tuple(str(grade) for grade in range(least, most + 1))
+        return tuple(str(level) for level in range(least, most + 1))

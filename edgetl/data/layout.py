@@ -142,8 +142,8 @@ def _refuse_mixed(root: Folder, splits: dict[Part, Folder], others: Sequence[Fol
         )
     if not training or "train" not in splits:
         return
-    taught = {item.name for item in splits["train"].folders}
-    same = [folder for folder in others if folder.name in taught]
+    trained = {item.name for item in splits["train"].folders}
+    same = [folder for folder in others if folder.name in trained]
     if same or (len(splits) == 1 and others):
         remedy = " ".join(f"--exclude {_quoted(folder.path.name)}" for folder in (same or others)[:3])
         raise DataError(

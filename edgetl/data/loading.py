@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgetl.core.images.decode import load_image
-from edgetl.core.preprocess import PreprocessSpec, normalise, preprocess, to_pixels
+from edgetl.core.preprocess import PreprocessSpec, normalize, preprocess, to_pixels
 from edgetl.core.system.host import available_cores
 from edgetl.data.folder import Sample
 from edgetl.errors import ConfigError
@@ -111,7 +111,7 @@ class PixelSet:
             chosen = [self._pixels[index] for index in indices]
         out = np.empty((len(chosen), 3, *self.spec.input_size), np.float32)
         for row, pixels in zip(out, chosen, strict=True):
-            normalise(pixels, self.spec, row)
+            normalize(pixels, self.spec, row)
         return out
 
     def _decode(self, sample: Sample) -> list[NDArray[np.uint8]]:

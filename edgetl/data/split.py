@@ -137,10 +137,10 @@ def _deal(groups: list[list[Sample]], shares: dict[Part, float], parts: dict[Par
     total = sum(len(group) for group in groups)
     queue = list(groups)
     # With two groups, val goes before test: choices need it, a report does not.
-    asked = [name for name in ("val", "test") if name in shares and shares[name] > 0]
-    for position, name in enumerate(asked):
+    held_out = [name for name in ("val", "test") if name in shares and shares[name] > 0]
+    for position, name in enumerate(held_out):
         wanted, taken = round(total * shares[name]), 0
-        reserved = len(asked) - position  # one group for train and for each part that is still to come
+        reserved = len(held_out) - position  # one group for train and for each part that is still to come
         while queue and ((taken == 0 and len(queue) > 1) or (taken > 0 and len(queue) > reserved and taken + len(queue[0]) <= wanted)):
             group = queue.pop(0)
             parts[name] += group

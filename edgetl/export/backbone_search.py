@@ -20,7 +20,7 @@ from edgetl.core.images.decode import load_image
 from edgetl.core.manifest import Format, Precision
 from edgetl.core.output.folders import new_folder
 from edgetl.core.output.recognition import FIT_RECORD_NAME
-from edgetl.core.preprocess import normalise, to_pixels
+from edgetl.core.preprocess import normalize, to_pixels
 from edgetl.core.progress import Progress, silent
 from edgetl.core.system.load import load_between, read_counters
 from edgetl.data.folder import Sample, scan
@@ -195,7 +195,7 @@ def _image_ms(backbone: Backbone, samples: list[Sample]) -> float:
     pending = iter(samples * 3)
 
     def one() -> None:
-        normalise(to_pixels(load_image(next(pending).path, intensity=backbone.spec.intensity), backbone.spec), backbone.spec, out)
+        normalize(to_pixels(load_image(next(pending).path, intensity=backbone.spec.intensity), backbone.spec), backbone.spec, out)
 
     return float(np.median(time_calls(one, runs=len(samples) * 3 - 5)))
 

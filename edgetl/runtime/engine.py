@@ -31,7 +31,7 @@ class Engine(Protocol):
 
 
 class LoadedEngine(Engine, Protocol):
-    """An engine that read a file, and can say what stands in it."""
+    """An engine that loaded a file, with the file's metadata."""
 
     @property
     def ports(self) -> Ports:

@@ -39,7 +39,7 @@ class OvEngine:
 
     def __init__(self, xml: bytes, weights: bytes, *, threads: int) -> None:
         need("openvino", ov.__version__)
-        # Without the precision hint OpenVINO computes in bfloat16 on CPUs that have it, and answers differ from the bench's.
+        # Without the precision hint OpenVINO computes in bfloat16 on CPUs that have it, and outputs differ from those at the export.
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
         try:
             self._model = core().compile_model(core().read_model(xml, weights), "CPU", hints)

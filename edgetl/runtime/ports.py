@@ -16,7 +16,7 @@ class Port:
     """One input or output.
 
     Attributes:
-        names: those that the engine knows it by.
+        names: of the tensor in the engine.
         kind: of its numbers, ``float32``, ``uint8`` or the engine's own word.
         shape: none for a side that is free; none for the whole where even the number of sides is.
     """
@@ -37,7 +37,7 @@ class Ports:
 def check_ports(ports: Ports, variant: Variant, spec: PreprocessSpec, labels: int) -> None:
     """Refuse a network that is not the one that the manifest describes.
 
-    Sides that the network leaves free can only be judged by an answer, as ``Predictor.logits`` does; the batch must be free.
+    Sides that the network leaves free can only be checked after a run, as ``Predictor.logits`` does; the batch must be free.
 
     Raises:
         EngineError: and every difference.

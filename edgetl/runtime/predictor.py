@@ -1,4 +1,4 @@
-"""From images to answers on the device: preprocess, run, read the outputs. No torch."""
+"""Predictor: preprocessing, inference and output decoding on the device. No torch."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Predictor:
 
     Attributes:
         labels: class (label, column) names, in the order of the scores.
-        reading: the task, those labels, and what turns outputs into answers.
+        decoding: task, labels and decision rule.
         spec: the preprocessing of the training.
         variant: the manifest's entry of the loaded file; none for an engine of your own.
-        input_form: what the engine takes: float32 tensors, or pixels if the variant says so.
+        input_form: what the engine takes: float32 tensors, or pixels, as the variant states.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class Predictor:
             EngineError: the engine failed.
         """
         if _is_one(images):
-            return self._answers(self._tensor([load_image(cast(ImageInput, images), intensity=self.spec.intensity)]))[0]
+            return self._decode(self._tensor([load_image(cast(ImageInput, images), intensity=self.spec.intensity)]))[0]
         results: list[Prediction] = []
         following = iter(cast(Iterable[ImageInput], images))
         while batch := [load_image(image, intensity=self.spec.intensity) for image in islice(following, MAX_BATCH)]:
-            results += self._answers(self._tensor(batch))
+            results += self._decode(self._tensor(batch))
         return results
 
     def prepare(self, image: Image.Image) -> Batch:
@@ -111,14 +111,14 @@ class Predictor:
         result = self._engine.run(batch)
         if result.shape != (len(batch), len(self.labels)):
             raise EngineError(
-                f"the model answers with shape {list(result.shape)}; {len(batch)} images and {len(self.labels)} labels were expected."
+                f"the model returns shape {list(result.shape)}; {len(batch)} images and {len(self.labels)} labels were expected."
             )
         return result
 
     def _tensor(self, images: Sequence[Image.Image]) -> Batch:
         return to_batch(images, self.spec, self.input_form)
 
-    def _answers(self, batch: Batch) -> list[Prediction]:
+    def _decode(self, batch: Batch) -> list[Prediction]:
         return decode(self.decoding, self.logits(batch))
 
 

@@ -1,4 +1,4 @@
-"""Releases of the engines: the oldest that works, and what to say when a file and a release do not fit."""
+"""Releases of the engines: the oldest that works, and the error where a file and a release do not fit."""
 
 from __future__ import annotations
 

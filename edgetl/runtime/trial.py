@@ -104,7 +104,7 @@ def try_variant(bundle: Bundle, variant: Variant, *, limits: Limits | None = Non
     if problem:
         raise EngineError(
             f"{bundle.path / variant.files[0].path}: loading it and running one image in a process of its own failed: {problem} "
-            f"(allowed: {allowed}). It was not loaded here. Use another variant, or ask who made the bundle."
+            f"(allowed: {allowed}). It was not loaded here. Use another variant, or contact the author of the bundle."
         )
 
 
@@ -150,7 +150,7 @@ def run_trial() -> None:
     try:
         black: Batch = np.zeros(job.shape, np.uint8) if job.pixels else np.zeros(job.shape, np.float32)
         found = load_engine(job.format, files, threads=1).run(black).shape
-        # OpenVINO 2026.4 answers with no rows where it got no memory for a tensor, and says nothing.
+        # OpenVINO 2026.4 answers with no rows where it got no memory for a tensor, and without an error.
         wrong = f"it returns the shape {list(found)} for one image, not [1, {job.labels}], probably for lack of memory"
         error = "" if found == (1, job.labels) else wrong
     except (EdgetlError, MemoryError) as caught:
@@ -187,7 +187,7 @@ def _lower(kind: int, value: int, *, spare: int) -> None:
 
 
 def _data_bytes() -> int:
-    """Private writable memory that this process has now; 0 where the system does not tell."""
+    """Private writable memory that this process has now; 0 where the system does not count it."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[5])
     except (OSError, IndexError, ValueError):

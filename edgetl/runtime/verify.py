@@ -1,4 +1,4 @@
-"""Does a bundle still hold what was packed, and does this machine answer like the bench?"""
+"""Verification of a bundle: hashes of its files, and predictions of its golden images on this host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from edgetl.runtime.trial import try_variant
 
 
 class GoldenCheck(StrictModel):
-    """One variant's answers on the golden images; ``largest_difference`` is of a score, 0..1, or of a number relative to its spread."""
+    """Check of one variant on the golden images.
+
+    ``largest_difference`` is that of a score, 0..1, or of a number relative to its spread.
+    """
 
     variant: str
     images: int
@@ -26,12 +29,12 @@ class GoldenCheck(StrictModel):
 
 
 class VerifyReport(StrictModel):
-    """What ``verify`` found.
+    """Result of ``verify``.
 
     Attributes:
         bundle: the folder.
         files: files whose size and SHA-256 agree with the manifest.
-        checked: variants whose golden answers agree.
+        checked: variants whose predictions agree.
         skipped: variants whose engine is not installed here.
     """
 
@@ -42,12 +45,12 @@ class VerifyReport(StrictModel):
 
 
 def verify(path: Path, *, progress: Progress = silent) -> VerifyReport:
-    """Check every file's hash, try each loadable variant in a process of its own, then compare its golden answers with the bench's.
+    """Check the hash of every file, run each loadable variant in a trial, and compare its golden scores with those of the manifest.
 
     Raises:
         IntegrityError: a file was changed, added or removed.
         EngineError: an engine refuses a variant, or its trial failed (``edgetl.runtime.trial``).
-        AccuracyGateError: a golden answer is off; the text names the image and the variant.
+        AccuracyGateError: a score is off; the text names the image and the variant.
     """
     bundle = open_bundle(path)
     files = bundle.manifest.all_files()
@@ -64,16 +67,16 @@ def verify(path: Path, *, progress: Progress = silent) -> VerifyReport:
 
 
 def check_golden(bundle: Bundle, variant: Variant, predictor: Predictor) -> GoldenCheck:
-    """Compare the answers of ``predictor``, which loaded ``variant``, to the golden images with the bench's.
+    """Compare the scores that ``predictor``, which loaded ``variant``, returns for the golden images with the manifest's.
 
     Raises:
         IntegrityError: a golden image was changed.
-        AccuracyGateError: an answer is off; the text names the image and the variant.
+        AccuracyGateError: a score is off; the text names the image and the variant.
     """
     worst, unit = 0.0, bundle.manifest.decision_rule.spread
     for golden in bundle.manifest.golden:
-        answer = predictor.predict(bundle.read(golden.image))
-        difference = float(np.abs(np.array(answer.scores) - np.array(golden.scores[variant.name])).max()) / unit
+        found = predictor.predict(bundle.read(golden.image))
+        difference = float(np.abs(np.array(found.scores) - np.array(golden.scores[variant.name])).max()) / unit
         worst = max(worst, difference)
         if not difference <= variant.golden_tolerance:
             raise AccuracyGateError(

@@ -127,9 +127,9 @@ def test_the_truth_is_told_for_people() -> None:
     [
         (LABELS, 2, "3 thresholds for 2 labels"),
         (NUMBER, 2, "2 outputs, where one is possible"),
-        (OutputDecoding("ordinal", ("x",)), 1, "without grades"),
-        (OutputDecoding("regression", ("x",), DecisionRule(ordinal_levels=(0, 3))), 1, "grades are for ordinal"),
-        (OutputDecoding("ordinal", ("x",), DecisionRule(ordinal_levels=(5, 5))), 1, "2 to 100 grades"),
+        (OutputDecoding("ordinal", ("x",)), 1, "without levels"),
+        (OutputDecoding("regression", ("x",), DecisionRule(ordinal_levels=(0, 3))), 1, "ordinal levels in a regression"),
+        (OutputDecoding("ordinal", ("x",), DecisionRule(ordinal_levels=(5, 5))), 1, "2 to 100 levels"),
         (OutputDecoding("classification", ("a", "b"), DecisionRule(thresholds=(0.5, 0.5))), 2, "2 thresholds for 2 labels"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from edgetl.core.files.atomic import STAGING_MARK
-from edgetl.core.output.folders import check_output, check_picture, new_folder, remove_side_folder, reserved, write_picture
+from edgetl.core.output.folders import check_chart, check_output, new_folder, remove_side_folder, reserved, write_chart
 from edgetl.core.output.locks import locked
 from edgetl.core.output.recognition import LOCK_MARK, REPLACED_MARK, foreign_files
 from edgetl.errors import ConfigError, StorageError
@@ -361,17 +361,17 @@ def test_a_chart_replaces_only_a_chart_that_edgetl_drew(tmp_path: Path, suffix: 
     Figure().savefig(tmp_path / f"figure.{suffix}")  # of the user, who draws with the same library
     for name in ("photo", "figure"):
         with pytest.raises(ConfigError, match=r"--plot .*its metadata do not name edgetl as its author"):
-            check_picture(tmp_path / f"{name}.{suffix}", "--plot")
-    write_picture(Figure(), tmp_path / f"plot.{suffix}", dpi=50)
-    check_picture(tmp_path / f"plot.{suffix}", "--plot")
+            check_chart(tmp_path / f"{name}.{suffix}", "--plot")
+    write_chart(Figure(), tmp_path / f"plot.{suffix}", dpi=50)
+    check_chart(tmp_path / f"plot.{suffix}", "--plot")
 
 
 def test_a_picture_with_another_suffix_or_inside_an_input_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(ConfigError, match="must end in"):
-        check_picture(tmp_path / "notes.txt", "--plot")
+        check_chart(tmp_path / "notes.txt", "--plot")
     with pytest.raises(ConfigError, match="lies inside the images"):
-        check_picture(tmp_path / "images" / "plot.png", "--plot", inputs={"the images": tmp_path / "images"})
+        check_chart(tmp_path / "images" / "plot.png", "--plot", inputs={"the images": tmp_path / "images"})
 
 
 def test_a_name_that_is_too_long_is_a_storage_error(tmp_path: Path) -> None:

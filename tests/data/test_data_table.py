@@ -93,8 +93,8 @@ def test_the_fingerprint_depends_on_labels_and_not_on_names(tmp_path: Path) -> N
         ("000.png,1,1\n", HEADER, "regression", (), ConfigError, r"takes one column of numbers, and 2 are in .*--columns NAME"),
         ("000.png,1,x\n", HEADER, "regression", ("rust",), DataError, r"'x' in the column 'rust' is not a number. Write a number, or"),
         ("000.png,1,1\n001.png,1,2\n", HEADER, "regression", ("n_cell",), DataError, r"every image has the same number in 'n_cell'"),
-        ("000.png,1,1.5\n", HEADER, "ordinal", ("rust",), DataError, r"1.5 in the column 'rust' is not a whole grade"),
-        ("000.png,0,1\n001.png,900,1\n", HEADER, "ordinal", ("n_cell",), DataError, r"grades from 0 to 900 in 'n_cell'"),
+        ("000.png,1,1.5\n", HEADER, "ordinal", ("rust",), DataError, r"1.5 in the column 'rust' is not a whole number"),
+        ("000.png,0,1\n001.png,900,1\n", HEADER, "ordinal", ("n_cell",), DataError, r"levels from 0 to 900 in 'n_cell'"),
     ],
 )
 def test_what_cannot_be_used_is_named_with_its_line(

@@ -90,7 +90,7 @@ def test_a_run_and_a_bundle_say_what_they_answer(made: tuple[str, Path, Path]) -
     wanted = {
         "multi-label": ("red (from ", "test mean average precision", "Any of 3 labels: red, green, blue. Thresholds"),
         "regression": ("regression", "test MAE", "One number: mm. A prediction within 1 counts as right."),
-        "ordinal": ("grades 0 to 3", "quadratic-weighted kappa", "A grade from 0 to 3: grade."),
+        "ordinal": ("levels 0 to 3", "quadratic-weighted kappa", "A grade from 0 to 3: grade."),
     }[task]
     assert wanted[0] in shown and wanted[1] in of_run and wanted[2] in card
 
@@ -113,7 +113,7 @@ def test_thresholds_that_were_taken_away_are_noticed(made: tuple[str, Path, Path
     if task == "regression":
         Manifest.model_validate_json(json.dumps(text))
     else:
-        with pytest.raises(ValueError, match=r"0 thresholds for 3 labels|an ordinal model without grades"):
+        with pytest.raises(ValueError, match=r"0 thresholds for 3 labels|an ordinal model without levels"):
             Manifest.model_validate_json(json.dumps(text))
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from edgetl.core.bundle import Bundle
 from edgetl.core.images.decode import load_image
 from edgetl.core.manifest import Manifest
-from edgetl.core.preprocess import PreprocessSpec, normalise, pixels_of, to_pixels
+from edgetl.core.preprocess import PreprocessSpec, normalize, pixels_of, to_pixels
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.measure.scenarios import BenchConfig, measure_bundle
@@ -103,5 +103,5 @@ def test_pixels_come_back_exactly_from_normalised_ones(mean: list[float], std: l
     spec = PreprocessSpec(input_size=(16, 16), mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
     pixels = np.stack([np.roll(np.arange(256, dtype=np.uint8), shift).reshape(16, 16) for shift in range(3)], axis=2)
     batch = np.empty((1, 3, 16, 16), np.float32)
-    normalise(Image.fromarray(pixels), spec, batch[0])
+    normalize(Image.fromarray(pixels), spec, batch[0])
     np.testing.assert_array_equal(pixels_of(batch, spec)[0], pixels)

@@ -76,7 +76,7 @@ def test_sides_that_are_free_are_judged_by_the_answer(bundle: Bundle, tmp_path: 
     ends = [end("input", ["n", "c", "h", "w"]), end("logits", ["n", "classes"])]
     model = onnx_bytes(nodes, {"zero": np.float32(0), "nine": np.array([1, 9], np.float32)}, ends=ends)
     predictor = edgetl.load(_forged(bundle, tmp_path, "onnx", model))
-    with pytest.raises(EngineError, match=r"answers with shape \[1, 9\]; 1 images and 10 labels were expected"):
+    with pytest.raises(EngineError, match=r"returns shape \[1, 9\]; 1 images and 10 labels were expected"):
         predictor.predict(np.zeros((SIDE, SIDE, 3), np.uint8))
 
 

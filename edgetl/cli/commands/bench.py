@@ -12,7 +12,7 @@ from edgetl.cli.charts import draw_latency, need_matplotlib
 from edgetl.cli.options import build, given, options_of
 from edgetl.cli.session import JsonOption, VerboseOption, out, print_json, working
 from edgetl.cli.tables import cold_table, latency_table
-from edgetl.core.output.folders import check_picture
+from edgetl.core.output.folders import check_chart
 from edgetl.data.listing import find_images
 from edgetl.errors import ImageError
 from edgetl.measure.scenarios import BenchConfig, LatencyReport, measure_bundle
@@ -32,7 +32,7 @@ def bench_command(
     config = build(BenchConfig, **given(BenchConfig, context, options))
     if plot is not None:
         need_matplotlib()
-        check_picture(plot, "--plot", inputs={"the bundle": bundle, **({"--images": images} if images else {})})
+        check_chart(plot, "--plot", inputs={"the bundle": bundle, **({"--images": images} if images else {})})
     with working(json_output=json_output, verbose=verbose) as progress:
         files = [] if images is None else find_images(images) if images.is_dir() else [images]
         if images is not None and not files:

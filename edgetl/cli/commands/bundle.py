@@ -114,7 +114,7 @@ def verify_command(
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Check every file's hash, and that this machine answers the golden images like the bench."""
+    """Check the hash of every file, and the predictions of the golden images on this machine."""
     with working(json_output=json_output, verbose=verbose) as progress:
         report = verify(bundle, progress=progress)
         evaluations = []
@@ -230,12 +230,12 @@ def _taken(manifest: Manifest) -> str:
 
 
 def _labels(manifest: Manifest) -> str:
-    """The labels, and what decides on them."""
+    """Labels with their thresholds, or with the ordinal levels."""
     decision_rule = manifest.decision_rule
     if manifest.task == "multi-label":
         return ", ".join(f"{label} (from {limit:.3f})" for label, limit in zip(manifest.labels, decision_rule.thresholds, strict=True))
-    grades = f", grades {decision_rule.ordinal_levels[0]} to {decision_rule.ordinal_levels[1]}" if decision_rule.ordinal_levels else ""
-    return ", ".join(manifest.labels) + grades
+    levels = f", levels {decision_rule.ordinal_levels[0]} to {decision_rule.ordinal_levels[1]}" if decision_rule.ordinal_levels else ""
+    return ", ".join(manifest.labels) + levels
 
 
 def _files(paths: list[Path]) -> list[Path]:
@@ -254,10 +254,10 @@ def _files(paths: list[Path]) -> list[Path]:
 
 def _predict(predictor: Predictor, path: Path) -> dict[str, object]:
     try:
-        answer = predictor.predict(path)
+        prediction = predictor.predict(path)
     except ImageError as error:
         return {"image": str(path), "error": str(error)}
-    return {"image": str(path), **prediction_json(predictor.decoding, answer)}
+    return {"image": str(path), **prediction_json(predictor.decoding, prediction)}
 
 
 def _show_prediction(row: dict[str, object], top: int) -> None:

@@ -1,4 +1,4 @@
-"""``edgetl demo``: the whole road on what comes with the package, without a network."""
+"""``edgetl demo``: the whole pipeline on data of the package, without a network."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def _train_and_export(root: Path, progress: Progress) -> tuple[Run, Bundle]:
 def _try_out(root: Path, bundle: Bundle, progress: Progress) -> LatencyReport:
     _step(f"4. edgetl verify {root}/bundle")
     checked = verify(bundle.path, progress=progress)
-    out.print(f"{checked.files} files are whole, and {len(checked.checked)} variants answer as on the bench")
+    out.print(f"{checked.files} files are whole, and {len(checked.checked)} variants predict as at the export")
     _step(f"5. edgetl predict {root}/bundle {root}/digits/3")
     predictor = load(bundle)
     for path in sorted((root / "digits" / "3").iterdir())[:3]:
-        answer = predictor.predict(path)
-        out.print(f"{escape(path.name)}: {answer.label} ({answer.score:.3f})")
+        found = predictor.predict(path)
+        out.print(f"{escape(path.name)}: {found.label} ({found.score:.3f})")
     _step(f"6. edgetl bench {root}/bundle --runs 200")
     return measure_bundle(bundle.path, BenchConfig(runs=200, max_seconds=4.0), progress=progress)
 
@@ -88,7 +88,7 @@ def _draw(run: Run, bundle: Bundle, report: LatencyReport, path: Path) -> None:
 
 def _show(bundle: Bundle, report: LatencyReport, shown: Path) -> None:
     show_report(report)
-    table = plain_table("the road's end", "variant", "MB", "test accuracy", "whole path ms")
+    table = plain_table("summary", "variant", "MB", "test accuracy", "whole path ms")
     times = {row.variant: row.whole.mean_ms for row in report.variants}
     for variant in bundle.manifest.variants:
         accuracy = f"{variant.test.value:.4f}" if variant.test else "none"

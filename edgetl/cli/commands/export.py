@@ -23,7 +23,7 @@ from edgetl.cli.tables import (
 )
 from edgetl.core.bundle import Bundle, check_run_folder
 from edgetl.core.contract import Contract, ContractRecord
-from edgetl.core.output.folders import check_output, check_picture
+from edgetl.core.output.folders import check_chart, check_output
 from edgetl.data.folder import check_folder
 from edgetl.errors import ConfigError
 from edgetl.export.config import ExportConfig
@@ -81,7 +81,7 @@ def _check_paths(run: Path, config: ExportConfig, out_: Path, explain: Path | No
         need_matplotlib()
         if "int8" not in config.precisions:
             raise ConfigError("--explain measures int8 variants; ask for one with --precision int8.")
-        check_picture(explain, "--explain", inputs={**inputs, "--out": out_})
+        check_chart(explain, "--explain", inputs={**inputs, "--out": out_})
 
 
 def show_contract(record: ContractRecord) -> None:

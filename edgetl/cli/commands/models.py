@@ -15,7 +15,7 @@ from edgetl.cli.session import JsonOption, VerboseOption, out, print_json, print
 from edgetl.cli.tables import plain_table
 from edgetl.core.config import StrictModel
 from edgetl.core.licenses import Policy
-from edgetl.core.output.folders import check_picture
+from edgetl.core.output.folders import check_chart
 from edgetl.data.folder import check_folder
 from edgetl.errors import ConfigError
 from edgetl.train.config.paths import check_file
@@ -93,7 +93,7 @@ def rank_command(
     if config.weights_dir:
         check_weights_dir(Path(config.weights_dir))
     if plot is not None:
-        check_picture(plot, "--plot", inputs={"the folder of images": data})
+        check_chart(plot, "--plot", inputs={"the folder of images": data})
     from edgetl.train.workflows.rank import rank
 
     with working(json_output=json_output, verbose=verbose) as progress:

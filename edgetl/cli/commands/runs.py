@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from edgetl.cli.options import build, given, need_extra, options_of
 from edgetl.cli.session import JsonOption, OverwriteOption, VerboseOption, out, print_json, working
-from edgetl.cli.tables import share as shown
+from edgetl.cli.tables import with_interval
 from edgetl.core.bundle import check_run_folder
 from edgetl.core.config import StrictModel
 from edgetl.core.output.folders import check_output
@@ -50,7 +50,7 @@ def prune_command(
     before, after = pruned.before, pruned.after
     out.print(
         f"{before.params_m:g} million parameters to {after.params_m:g}, {before.mmacs:g} million multiply-accumulates to {after.mmacs:g}; "
-        f"validation, not tuned yet: {shown(record.validation.score)}",
+        f"validation, not tuned yet: {with_interval(record.validation.score)}",
         soft_wrap=True,
     )
     out.print(f"written to {escape(str(out_))}; next, tune it with the unpruned run as its teacher:")

@@ -25,10 +25,10 @@ from edgetl.cli.session import (
     print_notes,
     working,
 )
-from edgetl.cli.tables import classes_table, figures_line, plain_table, share
+from edgetl.cli.tables import classes_table, figures_line, plain_table, with_interval
 from edgetl.core.config import StrictModel
 from edgetl.core.manifest import describe_parent
-from edgetl.core.output.folders import check_output, check_picture
+from edgetl.core.output.folders import check_chart, check_output
 from edgetl.core.system.child import child_environment, trusted_path
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.data.groups import describe_grouping
@@ -75,7 +75,7 @@ def train_command(
     data, config = _requested(data, out_, launch, given(TrainConfig, context, part(TrainConfig, options)))
     inputs = training_inputs(data, config)
     if launch.preview is not None:
-        check_picture(Path(launch.preview), "--preview", inputs=inputs)
+        check_chart(Path(launch.preview), "--preview", inputs=inputs)
         with working(json_output=json_output, verbose=verbose) as progress:
             from edgetl.train.workflows.preview import draw_preview
 
@@ -169,7 +169,7 @@ def show_run(run: Run) -> None:
     shown = record.test or record.validation
     if shown.classes:
         out.print(classes_table(shown, "test images" if record.test else "validation images"))
-    out.print(f"validation {SCORE_NAMES[record.task]} {share(record.validation.score)}")
+    out.print(f"validation {SCORE_NAMES[record.task]} {with_interval(record.validation.score)}")
     if record.test:
         out.print(f"test {figures_line(record.test)}", soft_wrap=True)
     splits = run.splits()
@@ -185,7 +185,7 @@ def show_run(run: Run) -> None:
     out.print(f"groups: {escape(describe_grouping(record.grouping))}", soft_wrap=True)
     for tried in record.compared:
         length = f"{tried.steps} steps" if tried.steps else "no steps"
-        out.print(f"compared: {tried.strategy:8} validation accuracy {share(tried.validation)}, {length}, {tried.seconds:.0f} s")
+        out.print(f"compared: {tried.strategy:8} validation accuracy {with_interval(tried.validation)}, {length}, {tried.seconds:.0f} s")
     if record.compared:
         out.print(escape(record.plan.reason), soft_wrap=True)
         work = run.path.with_name(f"{run.path.name}.compare")

@@ -33,12 +33,12 @@ _log = logging.getLogger(__name__)
 Inputs: TypeAlias = Mapping[str, Path]
 
 # In the metadata of every picture, so that figures which the user drew with matplotlib are not taken for edgetl's.
-_PICTURE_MARK = "drawn by edgetl"
+_CHART_MARK = "drawn by edgetl"
 _MARKED: dict[str, dict[str, Any]] = {
-    ".png": {"metadata": {"Software": _PICTURE_MARK}},
-    ".jpg": {"pil_kwargs": {"comment": _PICTURE_MARK}},
-    ".svg": {"metadata": {"Creator": _PICTURE_MARK}},
-    ".pdf": {"metadata": {"Creator": _PICTURE_MARK}},
+    ".png": {"metadata": {"Software": _CHART_MARK}},
+    ".jpg": {"pil_kwargs": {"comment": _CHART_MARK}},
+    ".svg": {"metadata": {"Creator": _CHART_MARK}},
+    ".pdf": {"metadata": {"Creator": _CHART_MARK}},
 }
 # Mark of a temporary folder that edgetl made and may remove.
 _OWNED = ".edgetl"
@@ -166,7 +166,7 @@ def check_side_folder(folder: Path) -> None:
         raise ConfigError(f"{folder} is needed for a folder of saved states, but is not a folder. Move it, or choose another --out.")
 
 
-def check_picture(path: Path, option: str, *, inputs: Inputs | None = None) -> None:
+def check_chart(path: Path, option: str, *, inputs: Inputs | None = None) -> None:
     """Refuse a chart file that cannot be written, or that would replace a file that edgetl did not draw.
 
     Raises:
@@ -177,15 +177,15 @@ def check_picture(path: Path, option: str, *, inputs: Inputs | None = None) -> N
         raise ConfigError(f"{option} {path}: the name must end in {', '.join(_MARKED)}.")
     place = _place(path, option)
     _check_apart(path, place, inputs or {}, option)
-    if os.path.lexists(place) and not _is_own_picture(place):
+    if os.path.lexists(place) and not _is_own_chart(place):
         raise ConfigError(
             f"{option} {path} exists already, and its metadata do not name edgetl as its author. Choose another name, or move the file."
         )
     _check_writable(path, place)
 
 
-def write_picture(figure: Any, path: Path, *, dpi: int) -> None:
-    """Write a matplotlib figure whole or not at all, with the mark that ``check_picture`` recognizes.
+def write_chart(figure: Any, path: Path, *, dpi: int) -> None:
+    """Write a matplotlib figure whole or not at all, with the mark that ``check_chart`` recognizes.
 
     Raises:
         StorageError: the file cannot be written.
@@ -201,10 +201,10 @@ def write_picture(figure: Any, path: Path, *, dpi: int) -> None:
     write_bytes(path, drawn.getvalue())
 
 
-def _is_own_picture(path: Path) -> bool:
+def _is_own_chart(path: Path) -> bool:
     try:
         with open_plain(path, follow_links=False) as file:
-            return _PICTURE_MARK.encode() in file.read()
+            return _CHART_MARK.encode() in file.read()
     except OSError:
         return False
 

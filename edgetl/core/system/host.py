@@ -35,7 +35,7 @@ def available_cores() -> int:
 
 
 def cpu_flags() -> tuple[str, ...]:
-    """The instruction sets of this CPU that matter for inference, as Linux names them; empty where Linux does not tell."""
+    """Instruction sets of this CPU that matter for inference, as Linux names them; empty on other systems."""
     found = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
     return tuple(flag for flag in _CPU_FLAGS if flag in found)
 
@@ -78,7 +78,7 @@ def versions() -> dict[str, str]:
 
 
 def load_average() -> float:
-    """Processes that wanted a core over the last minute; 0 where the system does not tell."""
+    """Processes that wanted a core over the last minute; 0 where the system does not count them."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 

@@ -22,7 +22,7 @@ SPLIT_COLUMN, GROUP_COLUMN = "split", "group"
 WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 _BINARY = {"0": 0, "0.0": 0, "1": 1, "1.0": 1, **{word: int(value) for word, value in WORDS.items()}}
 REMEDY = (
-    "Choose with --task: classification (each value is a class), ordinal (whole grades), regression (a number), or multi-label "
+    "Choose with --task: classification (each value is a class), ordinal (whole levels), regression (a number), or multi-label "
     "(above 0: the label is present)"
 )
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")

@@ -242,7 +242,7 @@ def _number(csv: CsvFile, task: Task, line: int, column: str, text: str) -> floa
             f"{', true or false' if words else ''}, or choose other columns with --columns. Class names need --task classification."
         )
     if task == "ordinal" and value != int(value):
-        raise DataError(f"{csv.path}, line {line}: {text} in the column {column!r} is not a whole grade. Use --task regression for it.")
+        raise DataError(f"{csv.path}, line {line}: {text} in the column {column!r} is not a whole number. Use --task regression for it.")
     return value
 
 

@@ -137,7 +137,7 @@ def _check_targets(folder: ImageFolder, table: Table, *, known: bool) -> None:
         raise DataError(f"{table.path}: every image has the same number in {folder.labels[0]!r}; there is nothing to learn.")
     if folder.task == "ordinal" and max(values) - min(values) >= MAX_LEVELS:
         raise DataError(
-            f"{table.path}: grades from {min(values):g} to {max(values):g} in {folder.labels[0]!r}; up to {MAX_LEVELS} grades are "
+            f"{table.path}: levels from {min(values):g} to {max(values):g} in {folder.labels[0]!r}; up to {MAX_LEVELS} levels are "
             f"possible. Use --task regression for such numbers."
         )
 

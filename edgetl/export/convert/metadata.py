@@ -33,7 +33,7 @@ def model_info(spec: PreprocessSpec, decoding: OutputDecoding, form: InputForm =
     if decoding.task in ("regression", "ordinal"):
         return {}
     several = {"multilabel": "True", "confidence_threshold": f"{min(decoding.decision_rule.thresholds, default=0.5):g}"}
-    normalisation = {
+    normalization = {
         "mean_values": " ".join(f"{value * 255:g}" for value in spec.mean),
         "scale_values": " ".join(f"{value * 255:g}" for value in spec.std),
     }
@@ -41,7 +41,7 @@ def model_info(spec: PreprocessSpec, decoding: OutputDecoding, form: InputForm =
         "model_type": "Classification",
         **(several if decoding.task == "multi-label" else {}),
         "labels": " ".join(_words(decoding.labels)),
-        **(normalisation if form == "float" else {}),
+        **(normalization if form == "float" else {}),
         "reverse_input_channels": "True",
         "resize_type": "standard" if spec.crop_mode == "squash" else "crop",
         "interpolation_mode": _INTERPOLATIONS.get(spec.interpolation, "CUBIC"),

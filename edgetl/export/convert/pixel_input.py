@@ -20,7 +20,7 @@ from edgetl.export.convert.metadata import INPUT_NAME
 from edgetl.export.convert.to_openvino import save
 from edgetl.runtime.ov import core
 
-_NORMALISED = "edgetl.normalised"
+_NORMALIZED = "edgetl.normalised"
 
 
 def add_normalization_onnx(path: Path, spec: PreprocessSpec) -> None:
@@ -34,7 +34,7 @@ def add_normalization_onnx(path: Path, spec: PreprocessSpec) -> None:
     if [value.name for value in graph.input] != [INPUT_NAME]:
         raise ExportError(f"{path.name} has the inputs {[value.name for value in graph.input]} and not one called {INPUT_NAME!r}.")
     for node in graph.node:
-        node.input[:] = [_NORMALISED if name == INPUT_NAME else name for name in node.input]
+        node.input[:] = [_NORMALIZED if name == INPUT_NAME else name for name in node.input]
     scale = np.array(spec.std, np.float64) * 255
     constants = {"edgetl.mean": np.array(spec.mean, np.float64) * 255, "edgetl.scale": 1 / scale}
     for name, values in constants.items():
@@ -44,7 +44,7 @@ def add_normalization_onnx(path: Path, spec: PreprocessSpec) -> None:
         make("Transpose", [INPUT_NAME], ["edgetl.planes"], "edgetl.transpose", perm=[0, 3, 1, 2]),
         make("Cast", ["edgetl.planes"], ["edgetl.pixels"], "edgetl.cast", to=onnx.TensorProto.FLOAT),
         make("Sub", ["edgetl.pixels", "edgetl.mean"], ["edgetl.centred"], "edgetl.subtract"),
-        make("Mul", ["edgetl.centred", "edgetl.scale"], [_NORMALISED], "edgetl.multiply"),
+        make("Mul", ["edgetl.centred", "edgetl.scale"], [_NORMALIZED], "edgetl.multiply"),
     ]
     rest = list(graph.node)
     del graph.node[:]

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from edgetl.core.images.decode import load_image
-from edgetl.core.preprocess import PreprocessSpec, normalise, to_pixels
+from edgetl.core.preprocess import PreprocessSpec, normalize, to_pixels
 from edgetl.core.system.host import available_cores
 from edgetl.data.folder import Sample
 from edgetl.data.loading import Prepare, Target, target_of
@@ -70,7 +70,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, Target]]):
         if self.as_bytes:
             return v2.functional.pil_to_tensor(pixels), target_of(sample)
         out = np.empty((3, *self.spec.input_size), np.float32)
-        normalise(pixels, self.spec, out)
+        normalize(pixels, self.spec, out)
         return torch.from_numpy(out), target_of(sample)
 
 
@@ -91,7 +91,7 @@ def random_crop(seed: int, view: int) -> Prepare:
         left, top = int(rng.integers(0, image.width - width + 1)), int(rng.integers(0, image.height - height + 1))
         whole = spec.model_copy(update={"crop_mode": "squash", "crop_pct": 1.0})
         out = np.empty((3, *spec.input_size), np.float32)
-        normalise(to_pixels(image.crop((left, top, left + width, top + height)), whole), spec, out)
+        normalize(to_pixels(image.crop((left, top, left + width, top + height)), whole), spec, out)
         return out
 
     return prepare

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from edgetl.core.output.folders import check_picture, write_picture
+from edgetl.core.output.folders import check_chart, write_chart
 from edgetl.core.progress import Progress, silent
 from edgetl.data.loading import stratified
 from edgetl.data.split import split
@@ -31,7 +31,7 @@ def draw_preview(data: Path, config: TrainConfig, path: Path, *, progress: Progr
         BackboneError: the backbone, whose input size and normalization are used, cannot be loaded.
         StorageError: the file cannot be written.
     """
-    check_picture(path, "--preview", inputs=training_inputs(data, config))
+    check_chart(path, "--preview", inputs=training_inputs(data, config))
     folder = scan_images(data, config.data, progress=progress)
     splits = split(folder, seed=config.run.seed, val=config.data.val, test=config.data.test)
     backbone, plan = prepare(splits, resolve(config, splits))
@@ -51,4 +51,4 @@ def draw_preview(data: Path, config: TrainConfig, path: Path, *, progress: Progr
     figure.suptitle(
         f"first column: as evaluated; others: augmentation {plan.augment}, {'mirrored too' if flip else 'not mirrored'}", fontsize=9
     )
-    write_picture(figure, path, dpi=110)
+    write_chart(figure, path, dpi=110)

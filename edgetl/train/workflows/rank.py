@@ -27,7 +27,7 @@ from edgetl.core.files.text import printable
 from edgetl.core.images.decode import load_image
 from edgetl.core.images.intensity import FULL_RANGE, resolve_intensity
 from edgetl.core.licenses import check_policy
-from edgetl.core.preprocess import PreprocessSpec, normalise, to_pixels
+from edgetl.core.preprocess import PreprocessSpec, normalize, to_pixels
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Proportion
 from edgetl.core.system.host import available_cores
@@ -270,7 +270,7 @@ class _Pictures:
             rows = pixels[start : start + BATCH]
             out = np.empty((len(rows), 3, *spec.input_size), np.float32)
             for row, target in zip(rows, out, strict=True):
-                normalise(row, spec, target)
+                normalize(row, spec, target)
             yield torch.from_numpy(out)
 
 

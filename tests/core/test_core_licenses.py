@@ -43,5 +43,5 @@ def test_the_commercial_policy_refuses_what_forbids_it_and_what_is_not_known() -
         check_policy("cc-by-nc-4.0", "commercial", name="x")
     with pytest.raises(LicenseError, match=r"without a stated license\. Read their card.*--license NAME"):
         check_policy(None, "commercial", name="x")
-    with pytest.raises(LicenseError, match="'house-license', which edgetl does not know"):
+    with pytest.raises(LicenseError, match="'house-license', which is not on edgetl's list"):
         check_policy("house-license", "commercial", name="x")
