@@ -34,7 +34,7 @@ def test_log_evidence_is_the_exact_one_for_any_n_and_d(n: int, d: int, alpha: fl
     left, singular, _ = np.linalg.svd(features.astype(np.float64), full_matrices=False)
     projected = (left.T @ target) ** 2
     outside = float(target @ target - projected.sum())
-    value = scores.log_evidence_at(singular**2, projected, outside, (n, d), (alpha, beta))
+    value = scores.log_evidence(singular**2, projected, outside, n=n, alpha=alpha, beta=beta)
     assert value == pytest.approx(_exact(features, target, alpha, beta), abs=1e-9)
 
 

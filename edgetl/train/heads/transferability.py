@@ -64,54 +64,39 @@ def logme_score(features: NDArray[np.float32], labels: NDArray[np.int64]) -> flo
     """Mean over the classes of the maximum log evidence per image of a Bayesian linear model (LogME: You et al. 2021, arXiv:2102.11005).
 
     ``y ~ N(0, XXᵀ/α + I/β)`` for each one-hot column ``y``, with α and β at MacKay's fixed point. The whole spectrum counts, zeros
-    included: leaving out the D − N of them when D > N, as the widely copied code does, favours wide features.
+    included: without the D − N of them when D > N, as in the widely copied code, wide features would have an advantage. (scikit-learn's
+    ``BayesianRidge`` gives the same values, with a decomposition for each class: 25 times slower for 50 classes.)
     """
-    data = features.astype(np.float64)
-    left, singular, _ = np.linalg.svd(data, full_matrices=False)
-    return float(np.mean([_log_evidence(left, singular**2, data.shape[1], labels == label) for label in np.unique(labels)]))
+    left, singular, _ = np.linalg.svd(features.astype(np.float64), full_matrices=False)
+    return float(np.mean([_largest_evidence(left, singular**2, (labels == label).astype(np.float64)) for label in np.unique(labels)]))
 
 
-def _log_evidence(left: NDArray[np.float64], spectrum: NDArray[np.float64], width: int, member: NDArray[np.bool_]) -> float:
+def _largest_evidence(left: NDArray[np.float64], spectrum: NDArray[np.float64], target: NDArray[np.float64]) -> float:
     """Log evidence per image at the fixed point of α (precision of the weights) and β (precision of the noise)."""
-    target = member.astype(np.float64)
-    n = len(target)
     projected = (left.T @ target) ** 2
     outside = max(0.0, float(target @ target - projected.sum()))
     alpha = beta = 1.0
     for _ in range(LOGME_ITERATIONS):
         ratio = alpha / beta
         effective = float((spectrum / (spectrum + ratio)).sum())
-        weights, errors = _fit(spectrum, projected, outside, ratio)
-        alpha, beta = effective / max(weights, 1e-12), (n - effective) / max(errors, 1e-12)
+        weights = float((spectrum * projected / (spectrum + ratio) ** 2).sum())  # squared length of the posterior mean
+        errors = float((projected * (ratio / (spectrum + ratio)) ** 2).sum()) + outside
+        alpha, beta = effective / max(weights, 1e-12), (len(target) - effective) / max(errors, 1e-12)
         if abs(alpha / beta - ratio) <= LOGME_TOLERANCE * ratio:
             break
-    return log_evidence_at(spectrum, projected, outside, (n, width), (alpha, beta))
+    return log_evidence(spectrum, projected, outside, n=len(target), alpha=alpha, beta=beta)
 
 
-def log_evidence_at(
-    spectrum: NDArray[np.float64], projected: NDArray[np.float64], outside: float, shape: tuple[int, int], precisions: tuple[float, float]
+def log_evidence(
+    spectrum: NDArray[np.float64], projected: NDArray[np.float64], outside: float, *, n: int, alpha: float, beta: float
 ) -> float:
-    """``log N(y; 0, XXᵀ/α + I/β) / N`` from the singular values of X.
+    """``log N(y; 0, XXᵀ/α + I/β) / N`` from the squared singular values of X, float64 ``[min(N, D)]``.
 
-    Args:
-        spectrum: squared singular values, float64 ``[min(N, D)]``.
-        projected: squared coordinates of y along the left singular vectors.
-        outside: squared length of what is left of y.
-        shape: N and D.
-        precisions: α and β.
+    ``projected`` are the squared coordinates of y along the left singular vectors, ``outside`` is the squared length of the rest of y.
     """
-    (n, width), (alpha, beta) = shape, precisions
-    weights, errors = _fit(spectrum, projected, outside, alpha / beta)
-    log_determinant = np.log(alpha + beta * spectrum).sum() + (width - len(spectrum)) * np.log(alpha)
-    total = width * np.log(alpha) + n * np.log(beta) - log_determinant - beta * errors - alpha * weights - n * np.log(2 * np.pi)
-    return float(total / 2 / n)
-
-
-def _fit(spectrum: NDArray[np.float64], projected: NDArray[np.float64], outside: float, ratio: float) -> tuple[float, float]:
-    """Squared lengths of the posterior mean and of the residual, for ``ratio`` = α / β."""
-    weights = float((spectrum * projected / (spectrum + ratio) ** 2).sum())
-    errors = float((projected * (ratio / (spectrum + ratio)) ** 2).sum()) + outside
-    return weights, errors
+    variances = spectrum / alpha + 1 / beta
+    determinant = np.log(variances).sum() - (n - len(spectrum)) * np.log(beta)
+    return float(-(determinant + (projected / variances).sum() + beta * outside + n * np.log(2 * np.pi)) / 2 / n)
 
 
 def _standardize(features: NDArray[np.float32]) -> NDArray[np.float64]:
