@@ -16,7 +16,7 @@ import torch
 from bench.paths import SHARED
 from bench.transfer import SETS, probe
 from edgetl.data.folder import scan
-from edgetl.pretrain.pretrain import Places, pretrain
+from edgetl.pretrain.pretrain import Folders, pretrain
 from edgetl.pretrain.recipe import read_recipe
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.recipe import models_folder
@@ -39,7 +39,7 @@ def main() -> None:
         shutil.copy(recipes[name], given.out)
         recipe = read_recipe(given.out / f"{name}.toml")
         weights = given.out / f"{name}.safetensors"
-        places = Places(out=given.out, data=SHARED / "data", weights=SHARED / "weights", recipes=given.out)
+        places = Folders(out=given.out, data=SHARED / "data", weights=SHARED / "weights", recipes=given.out)
         minutes = "kept" if weights.is_file() else f"{pretrain(recipe, places).seconds / 60:.1f}"
         config = TrainConfig.from_options(
             backbone=recipe.architecture, weights=str(weights)

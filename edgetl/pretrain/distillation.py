@@ -1,4 +1,4 @@
-"""The networks of a pretraining: a frozen teacher, and the student with what is trained beside it."""
+"""Distillation: the frozen teacher, and the student with the layers that are trained beside it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -18,6 +19,7 @@ from edgetl.pretrain.compression import Coordinates, stage_maps
 from edgetl.pretrain.images import Views
 from edgetl.pretrain.recipe import Recipe
 from edgetl.train.artifacts.sources.build import build_saved
+from edgetl.train.artifacts.sources.catalogue import Teacher
 from edgetl.train.config.weights_dir import LOCAL_DIR, local_dir_weights, sha256_of
 from edgetl.train.inputs.features import choose_engine
 from edgetl.train.networks.backbone import feature_extractor, find_head
@@ -36,27 +38,22 @@ MANY = 10**6
 
 
 @dataclass(frozen=True)
-class TeacherNet:
-    """A frozen network: logits are ``weight`` and ``bias`` on its pooled features.
+class TeacherNetwork:
+    """Frozen teacher: the whole network on the CPU, in evaluation mode, with its origin and its head's name."""
 
-    Attributes:
-        model: the whole network, on the CPU, in evaluation mode.
-        head_name: its classifier's place in it.
-        weight: float32 ``[classes, width]``.
-        bias: float32 ``[classes]``.
-    """
-
-    name: str
-    architecture: str
-    license: str | None
-    sha256: str
+    origin: Teacher
     model: nn.Module
     head_name: str
-    weight: torch.Tensor
-    bias: torch.Tensor
+
+    @property
+    def head(self) -> nn.Linear:
+        """Its classifier, on pooled features."""
+        head = self.model.get_submodule(self.head_name)
+        assert isinstance(head, nn.Linear)
+        return head
 
 
-def load_teacher(name: str, weights: Path | None, *, pads_as_torch: bool) -> TeacherNet:
+def load_teacher(name: str, weights: Path | None, *, pads_as_torch: bool) -> TeacherNetwork:
     """Load the teacher from its folder in timm's form, with its own classes.
 
     Args:
@@ -77,31 +74,21 @@ def load_teacher(name: str, weights: Path | None, *, pads_as_torch: bool) -> Tea
     cfg = saved.pretrained_cfg
     if tuple(cfg["mean"]) != (0.5, 0.5, 0.5) or tuple(cfg["std"]) != (0.5, 0.5, 0.5):
         raise BackboneError(f"the teacher {name} wants mean {cfg['mean']} and std {cfg['std']}; recipes give images in -1..1 (0.5, 0.5).")
-    head_name = find_head(model)
-    head = model.get_submodule(head_name)
-    assert isinstance(head, nn.Linear)
-    return TeacherNet(
-        name=name,
-        architecture=saved.architecture,
-        license=cfg.get("license"),
-        sha256=sha256_of(local_dir_weights(folder)),
-        model=model,
-        head_name=head_name,
-        weight=head.weight.detach(),
-        bias=head.bias.detach(),
-    )
+    facts = {"name": name, "architecture": saved.architecture, "license": cfg.get("license")}
+    origin = Teacher.model_validate({**facts, "weights_sha256": sha256_of(local_dir_weights(folder))})
+    return TeacherNetwork(origin, model.requires_grad_(False), find_head(model))
 
 
-class Lesson:
-    """What a teacher says about images: pooled features, and its maps in a compressed student's coordinates where there are any."""
+class TeacherFeatures:
+    """Features of a teacher: pooled, and the maps of its stages in a compressed student's coordinates if there are any."""
 
-    def __init__(self, teacher: TeacherNet, coordinates: list[Coordinates], side: int, device: str) -> None:
-        self.teacher = teacher
+    def __init__(self, teacher: TeacherNetwork, coordinates: list[Coordinates], side: int, device: str) -> None:
+        self.network = teacher
         self._shapes = [] if not coordinates else _map_shapes(teacher.model, coordinates, side)
         network = _FlatMaps(teacher.model, coordinates) if coordinates else feature_extractor(teacher.model, teacher.head_name)
         self._engine = choose_engine(network, np.zeros((2, 3, side, side), np.float32), MANY, device)
 
-    def look(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Pooled features float32 ``[batch, width]`` and maps ``[batch, channels, h, w]``, on the images' device."""
         seen = torch.from_numpy(self._engine(images.detach().float().cpu().numpy())).to(images.device)
         if not self._shapes:
@@ -112,7 +99,7 @@ class Lesson:
 
 
 class _FlatMaps(nn.Module):
-    """Every map of a network, those of the stages in a student's coordinates, as one row for each image."""
+    """All maps of a network as a row for each image; those of the stages in a student's coordinates."""
 
     def __init__(self, network: nn.Module, coordinates: list[Coordinates]) -> None:
         super().__init__()
@@ -124,8 +111,8 @@ class _FlatMaps(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         *stages, head = stage_maps(self.network, images)
         places = [Coordinates(self.get_buffer(f"mean_{index}"), self.get_buffer(f"basis_{index}")) for index in range(len(stages))]
-        told = [place.of(maps) for place, maps in zip(places, stages, strict=True)]
-        return torch.cat([maps.flatten(1) for maps in (*told, head)], dim=1)
+        projected = [place.of(maps) for place, maps in zip(places, stages, strict=True)]
+        return torch.cat([maps.flatten(1) for maps in (*projected, head)], dim=1)
 
 
 def _map_shapes(network: nn.Module, coordinates: list[Coordinates], side: int) -> list[tuple[int, int, int]]:
@@ -136,31 +123,33 @@ def _map_shapes(network: nn.Module, coordinates: list[Coordinates], side: int) -
 
 
 class Distillation(nn.Module):
-    """The student, a linear map to the teacher's features, a head for its classes, and a head for the pictures' labels."""
+    """The student, a linear map to the teacher's features, a head for its classes, and a head for the images' labels."""
 
     feature_mean: torch.Tensor
     feature_spread: torch.Tensor
     feature_components: torch.Tensor
     map_variances: torch.Tensor
 
-    def __init__(self, recipe: Recipe, student: nn.Module, lesson: Lesson | None, views: Views, *, labels: int) -> None:
+    def __init__(self, recipe: Recipe, student: nn.Module, teacher: TeacherFeatures | None, views: Views, *, labels: int) -> None:
         super().__init__()
         self.recipe = recipe
         self.student = student.to(memory_format=torch.channels_last)
-        self.average = ModelEmaV3(self.student, decay=recipe.ema_decay, use_warmup=True)
-        self._lesson = (lesson,)  # in a tuple: its tensors are no part of what is trained or saved
+        self.ema = ModelEmaV3(self.student, decay=recipe.ema_decay, use_warmup=True).requires_grad_(False)
+        self._teacher = (teacher,)  # in a tuple: its tensors are no part of what is trained or saved
         with torch.no_grad():
             width = self.student.eval()(torch.zeros(1, 3, recipe.side, recipe.side)).shape[1]
         self.student.train()
-        told = Statistics.of(lesson, views) if lesson else Statistics(torch.zeros(1), torch.ones(1), torch.ones(1, 1), torch.ones(0))
-        self.register_buffer("feature_mean", told.mean)
-        self.register_buffer("feature_spread", told.spread)
-        self.register_buffer("feature_components", told.components)
-        self.register_buffer("map_variances", told.map_variances)
-        self.feature_map = nn.Linear(width, told.components.shape[1])
-        self.logit_head = nn.Linear(width, len(lesson.teacher.weight) if lesson else 1)
-        if lesson and recipe.losses.maps:  # the student's features stand for the teacher's, one by one
-            self.logit_head.load_state_dict({"weight": lesson.teacher.weight, "bias": lesson.teacher.bias})
+        statistics = (
+            Statistics.of(teacher, views) if teacher else Statistics(torch.zeros(1), torch.ones(1), torch.ones(1, 1), torch.ones(0))
+        )
+        self.register_buffer("feature_mean", statistics.mean)
+        self.register_buffer("feature_spread", statistics.spread)
+        self.register_buffer("feature_components", statistics.components)
+        self.register_buffer("map_variances", statistics.map_variances)
+        self.feature_map = nn.Linear(width, statistics.components.shape[1])
+        self.logit_head = nn.Linear(width, teacher.network.head.out_features if teacher else 1)
+        if teacher and recipe.losses.maps:  # the student has the teacher's features, one by one
+            self.logit_head.load_state_dict(teacher.network.head.state_dict())
         self.label_head = nn.Linear(width, max(1, labels))
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -173,47 +162,45 @@ class Distillation(nn.Module):
         else:
             features = self.student(shown)
         total = features.new_zeros(())
-        if (lesson := self._lesson[0]) is not None:
-            total = total + self._taught(lesson, images, features, maps)
-        labelled = labels >= 0
-        if losses.labels and bool(labelled.any()):
-            guess = self.label_head(features[labelled])
-            total = total + losses.labels * F.cross_entropy(guess, labels[labelled], label_smoothing=LABEL_SMOOTHING)
+        if (teacher := self._teacher[0]) is not None:
+            total = total + self._distillation_losses(teacher, images, features, maps)
+        labeled = labels >= 0
+        if losses.labels and bool(labeled.any()):
+            logits = self.label_head(features[labeled])
+            total = total + losses.labels * F.cross_entropy(logits, labels[labeled], label_smoothing=LABEL_SMOOTHING)
         return total
 
-    def _taught(self, lesson: Lesson, images: torch.Tensor, features: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
+    def _distillation_losses(
+        self, teacher: TeacherFeatures, images: torch.Tensor, features: torch.Tensor, maps: list[torch.Tensor]
+    ) -> torch.Tensor:
         """The losses that compare the student with the teacher."""
         losses, total = self.recipe.losses, features.new_zeros(())
-        seen, wanted = lesson.look(images)
+        target, target_maps = teacher(images)
         if losses.maps:
-            apart = torch.stack([F.mse_loss(ours, theirs) for ours, theirs in zip(maps, wanted, strict=True)]) / self.map_variances
-            pooled = F.mse_loss(features / self.feature_spread, seen / self.feature_spread)
-            total = total + losses.maps * (apart[:-1].mean() + apart[-1] + pooled)
+            errors = torch.stack([F.mse_loss(own, other) for own, other in zip(maps, target_maps, strict=True)]) / self.map_variances
+            pooled = F.mse_loss(features / self.feature_spread, target / self.feature_spread)
+            total = total + losses.maps * (errors[:-1].mean() + errors[-1] + pooled)
         if losses.features:
-            told = (seen - self.feature_mean) @ self.feature_components
-            total = total + losses.features * F.smooth_l1_loss(self.feature_map(features), told)
+            components = (target - self.feature_mean) @ self.feature_components
+            total = total + losses.features * F.smooth_l1_loss(self.feature_map(features), components)
         if losses.logits:
-            logits = F.linear(seen, lesson.teacher.weight.to(seen.device), lesson.teacher.bias.to(seen.device))
+            head = teacher.network.head
+            logits = F.linear(target, head.weight.to(target.device), head.bias.to(target.device))
             total = total + losses.logits * distillation_loss(self.logit_head(features), logits)
         return total
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW, no decay for norms and biases."""
-        trained = [parameter for name, parameter in self.named_parameters() if not name.startswith("average.")]
-        groups = [
-            {"params": [item for item in trained if item.ndim > 1], "weight_decay": self.recipe.weight_decay},
-            {"params": [item for item in trained if item.ndim <= 1], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=self.recipe.lr)
+        """AdamW without weight decay for norms and biases."""
+        return torch.optim.AdamW(param_groups_weight_decay(self, self.recipe.weight_decay), lr=self.recipe.lr)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of a teacher's answers over some batches.
+    """Statistics of a teacher's features over some batches.
 
     Attributes:
         mean, spread: float32 ``[width]``, of the pooled features.
-        components: float32 ``[width, components]``: from centred features to their scaled principal components.
+        components: float32 ``[width, components]``: from centered features to their scaled principal components.
         map_variances: float32 ``[maps]``, mean variance of a map's channels.
     """
 
@@ -223,11 +210,11 @@ class Statistics:
     map_variances: torch.Tensor
 
     @classmethod
-    def of(cls, lesson: Lesson, views: Views) -> Statistics:
-        """Ask the teacher about the first batches of a training."""
+    def of(cls, teacher: TeacherFeatures, views: Views) -> Statistics:
+        """Statistics over the first batches of a training."""
         features, variances = [], []
         for step in range(min(STATISTICS_STEPS, len(views))):
-            pooled, maps = lesson.look(views[step][0])
+            pooled, maps = teacher(views[step][0])
             features.append(pooled)
             variances.append(torch.tensor([float(item.var(dim=(0, 2, 3)).mean()) for item in maps]))
         seen = torch.cat(features).double()

@@ -26,7 +26,7 @@ from edgetl.core.progress import Progress, silent
 from edgetl.core.system.host import fingerprint, versions
 from edgetl.errors import BackboneError, ConfigError, TrainingError, first_line
 from edgetl.pretrain.compression import Coordinates, compress
-from edgetl.pretrain.distillation import WARM_UP_SHARE, Distillation, Lesson, TeacherNet, load_teacher
+from edgetl.pretrain.distillation import WARM_UP_SHARE, Distillation, TeacherFeatures, TeacherNetwork, load_teacher
 from edgetl.pretrain.images import Pool, Views, count_labels, load_pools
 from edgetl.pretrain.recipe import TEACHER, Recipe
 from edgetl.train.artifacts.sources.catalogue import Pretrained, Teacher, UsedImages
@@ -44,19 +44,19 @@ CHECKPOINT_STEPS = 250
 CLIP_NORM = 5.0
 # Steps whose images a compression of the teacher uses.
 COMPRESSION_STEPS = 3
-# Running means and variances keep their range in half precision; the counter of batches means nothing to a finished network.
+# Running means and variances keep their range in half precision; a trained network does not use the counter of batches.
 _DROPPED = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
-class Places:
-    """The folders of a pretraining.
+class Folders:
+    """Folders of a pretraining.
 
     Attributes:
         out: of the results and the checkpoint.
         data: holds the recipe's images.
         weights: holds the teacher.
-        recipes: what ``Recipe.start`` is relative to.
+        recipes: base of the path ``Recipe.start``.
     """
 
     out: Path
@@ -66,19 +66,19 @@ class Places:
 
 
 def pretrain(
-    recipe: Recipe, places: Places, *, device: str = "cpu", checkpoint_steps: int = CHECKPOINT_STEPS, progress: Progress = silent
+    recipe: Recipe, folders: Folders, *, device: str = "cpu", checkpoint_steps: int = CHECKPOINT_STEPS, progress: Progress = silent
 ) -> Pretrained:
-    """Follow ``recipe`` and write ``<name>.safetensors`` (half precision) and ``<name>.json`` into ``places.out``.
+    """Follow ``recipe`` and write ``<name>.safetensors`` (half precision) and ``<name>.json`` into ``folders.out``.
 
     A checkpoint is written there now and then; the same call continues from it, and ends with the same weights, bit for bit, as one
     that was never stopped (on a CPU with the same libraries and number of threads).
 
     Args:
-        recipe: what to do.
-        places: where things are.
+        recipe: architecture, images, teacher, losses.
+        folders: of results and inputs.
         device: ``cpu`` or ``cuda``.
         checkpoint_steps: steps between two checkpoints.
-        progress: told after each step.
+        progress: called after each step.
 
     Raises:
         ConfigError: the folder holds the checkpoint of another recipe.
@@ -86,24 +86,24 @@ def pretrain(
         BackboneError: the teacher or the starting weights cannot be used.
         TrainingError: the loss became infinite or not a number.
     """
-    with locked_folder(places.out):
-        _check_own(places.out, recipe.name)
-        return _pretrain(recipe, places, device, checkpoint_steps, progress)
+    with locked_folder(folders.out):
+        _check_own(folders.out, recipe.name)
+        return _pretrain(recipe, folders, device, checkpoint_steps, progress)
 
 
-def _pretrain(recipe: Recipe, places: Places, device: str, checkpoint_steps: int, progress: Progress) -> Pretrained:
+def _pretrain(recipe: Recipe, folders: Folders, device: str, checkpoint_steps: int, progress: Progress) -> Pretrained:
     started = time.monotonic()
-    pools = load_pools(recipe, places.data, progress)
+    pools = load_pools(recipe, folders.data, progress)
     compressed = recipe.start == TEACHER
-    teacher = load_teacher(recipe.teacher, places.weights, pads_as_torch=compressed) if recipe.teacher else None
-    module = _build(recipe, pools, teacher, views := Views(recipe, pools), places.recipes, device)
-    start = places.recipes / recipe.start if recipe.start and recipe.start != TEACHER else None
-    origin = Origin(teacher, pools, sha256_of(start) if start else None)
-    checkpoint = _Checkpoint(places.out / CHECKPOINT_NAME, module, checkpoint_steps, identity=origin.identity(recipe))
+    teacher = load_teacher(recipe.teacher, folders.weights, pads_as_torch=compressed) if recipe.teacher else None
+    module = _build(recipe, pools, teacher, views := Views(recipe, pools), folders.recipes, device)
+    start = folders.recipes / recipe.start if recipe.start and recipe.start != TEACHER else None
+    origin = Origin(teacher.origin if teacher else None, pools, sha256_of(start) if start else None)
+    checkpoint = _Checkpoint(folders.out / CHECKPOINT_NAME, module, checkpoint_steps, identity=origin.identity(recipe))
     first = checkpoint.restore()
-    batches = DataLoader(views, batch_size=None, sampler=range(first, recipe.steps), num_workers=_workers())
+    batches = DataLoader(views, batch_size=None, sampler=range(first, recipe.steps), num_workers=min(4, default_workers()))
     _train(module, batches, checkpoint, device, progress)
-    result = _publish(recipe, module.average.module, places.out, origin, time.monotonic() - started + checkpoint.seconds_before)
+    result = _publish(recipe, module.ema.module, folders.out, origin, time.monotonic() - started + checkpoint.seconds_before)
     checkpoint.path.unlink(missing_ok=True)
     return result
 
@@ -129,7 +129,7 @@ def _train(
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        module.average.update(module.student, step=step)
+        module.ema.update(module.student, step=step)
         if not math.isfinite(float(loss.detach())):
             raise TrainingError(f"the loss became {float(loss.detach())} at step {step}: lower the recipe's lr (now {recipe.lr:g}).")
         if step % checkpoint.every == 0 and step < recipe.steps:
@@ -138,7 +138,7 @@ def _train(
 
 
 def _check_own(out: Path, name: str) -> None:
-    """Refuse to replace weights and a record that no earlier pretraining wrote. One that was stopped while it wrote has its checkpoint.
+    """Refuse to replace weights and a record that no earlier pretraining wrote. A stopped one has its checkpoint.
 
     Raises:
         ConfigError: naming the file.
@@ -156,9 +156,9 @@ def _check_own(out: Path, name: str) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """What the weights come from, beside the recipe."""
+    """Origin of the weights beside the recipe: teacher, images, starting weights."""
 
-    teacher: TeacherNet | None
+    teacher: Teacher | None
     pools: list[Pool]
     start_sha256: str | None
 
@@ -168,11 +168,11 @@ class Origin:
 
     def identity(self, recipe: Recipe) -> str:
         """SHA-256 (hex) that a checkpoint must share to be continued."""
-        teacher = self.teacher.sha256 if self.teacher else ""
+        teacher = self.teacher.weights_sha256 if self.teacher else ""
         return hashlib.sha256("\n".join((recipe.digest(), self.images_sha256(), teacher, self.start_sha256 or "")).encode()).hexdigest()
 
 
-def _build(recipe: Recipe, pools: list[Pool], teacher: TeacherNet | None, views: Views, recipes: Path, device: str) -> Distillation:
+def _build(recipe: Recipe, pools: list[Pool], teacher: TeacherNetwork | None, views: Views, recipes: Path, device: str) -> Distillation:
     torch.manual_seed(recipe.seed)
     try:
         student = timm.create_model(recipe.architecture, num_classes=0)
@@ -184,16 +184,12 @@ def _build(recipe: Recipe, pools: list[Pool], teacher: TeacherNet | None, views:
         coordinates = compress(teacher.model, student, seen)
     elif recipe.start:
         load_weights(student, None, recipes / recipe.start, architecture=recipe.architecture)
-    lesson = Lesson(teacher, coordinates if recipe.losses.maps else [], recipe.side, device) if teacher else None
-    return Distillation(recipe, student, lesson, views, labels=count_labels(pools))
-
-
-def _workers() -> int:
-    return min(4, default_workers())
+    features = TeacherFeatures(teacher, coordinates if recipe.losses.maps else [], recipe.side, device) if teacher else None
+    return Distillation(recipe, student, features, views, labels=count_labels(pools))
 
 
 class _Checkpoint:
-    """All that a later call needs to go on, as safetensors: networks, moving average, and the optimizer's moments."""
+    """Checkpoint as safetensors: networks, EMA, and the optimizer's moments."""
 
     def __init__(self, path: Path, module: Distillation, every: int, *, identity: str) -> None:
         self.path = path
@@ -262,9 +258,7 @@ def _publish(recipe: Recipe, student: nn.Module, out: Path, origin: Origin, seco
         weights_sha256=sha256_of(path),
         recipe_sha256=recipe.digest(),
         start_sha256=origin.start_sha256,
-        teacher=Teacher(name=teacher.name, architecture=teacher.architecture, license=teacher.license, weights_sha256=teacher.sha256)
-        if teacher
-        else None,
+        teacher=teacher,
         images=tuple(_used(pool) for pool in origin.pools),
         images_sha256=origin.images_sha256(),
         steps=recipe.steps,

@@ -14,8 +14,8 @@ import torch
 
 from edgetl.errors import BackboneError
 from edgetl.pretrain.compression import compress, stage_maps
-from edgetl.pretrain.distillation import Lesson, load_teacher
-from edgetl.pretrain.pretrain import Places, pretrain
+from edgetl.pretrain.distillation import TeacherFeatures, load_teacher
+from edgetl.pretrain.pretrain import Folders, pretrain
 from edgetl.pretrain.recipe import Recipe
 
 SIDE = 65
@@ -93,7 +93,7 @@ def test_a_teachers_maps_lie_where_a_students_do_and_pool_to_its_features(teache
         assert not torch.allclose(given.model(images[..., :-1, :-1]), torchs.model(images[..., :-1, :-1]), atol=1e-2)
         expected = plain.forward_head(plain.forward_features(images), pre_logits=True)
     places = compress(torchs.model, timm.create_model("mobilenetv2_035", num_classes=0), images)
-    pooled, maps = Lesson(torchs, places, SIDE, "cpu").look(images)
+    pooled, maps = TeacherFeatures(torchs, places, SIDE, "cpu")(images)
     assert torch.allclose(pooled, expected, atol=1e-3)
     assert [item.shape[1] for item in maps[:-1]] == [place.basis.shape[1] for place in places]
 
@@ -120,7 +120,7 @@ def test_learning_maps_resumes_to_the_same_weights(teacher: Path, tmp_path: Path
         if stage == "pretraining" and done == 6:
             raise KeyboardInterrupt
 
-    whole = pretrain(recipe, Places(out=tmp_path / "whole", weights=teacher))
+    whole = pretrain(recipe, Folders(out=tmp_path / "whole", weights=teacher))
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        pretrain(recipe, Places(out=tmp_path / "broken", weights=teacher), checkpoint_steps=5, progress=stop)
-    assert pretrain(recipe, Places(out=tmp_path / "broken", weights=teacher)).weights_sha256 == whole.weights_sha256
+        pretrain(recipe, Folders(out=tmp_path / "broken", weights=teacher), checkpoint_steps=5, progress=stop)
+    assert pretrain(recipe, Folders(out=tmp_path / "broken", weights=teacher)).weights_sha256 == whole.weights_sha256

@@ -21,7 +21,7 @@ from PIL import Image
 from edgetl.errors import BackboneError, ConfigError, DataError, StorageError
 from edgetl.pretrain.fractals import draw_fractals
 from edgetl.pretrain.images import Views, count_labels, load_pools
-from edgetl.pretrain.pretrain import CHECKPOINT_NAME, Places, pretrain
+from edgetl.pretrain.pretrain import CHECKPOINT_NAME, Folders, pretrain
 from edgetl.pretrain.recipe import ImageSource, Losses, Recipe, read_recipe
 from edgetl.train.artifacts.sources.catalogue import Pretrained
 from tests.conftest import write_colours
@@ -76,15 +76,15 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _pretrain(places: Path, out: Path, **changes: object) -> Pretrained:
     recipe = Recipe.model_validate({**read_recipe(places / "tiny.toml").model_dump(), **changes})
-    return pretrain(recipe, Places(out=out, data=places, weights=places), checkpoint_steps=7)
+    return pretrain(recipe, Folders(out=out, data=places, weights=places), checkpoint_steps=7)
 
 
 def test_a_killed_pretraining_goes_on_and_ends_with_the_same_weights(places: Path, tmp_path: Path) -> None:
     whole = _pretrain(places, tmp_path / "whole")
     child = (
-        "import sys; from pathlib import Path; from edgetl.pretrain.pretrain import Places, pretrain; "
+        "import sys; from pathlib import Path; from edgetl.pretrain.pretrain import Folders, pretrain; "
         "from edgetl.pretrain.recipe import read_recipe; root, out = map(Path, sys.argv[1:]); "
-        "pretrain(read_recipe(root / 'tiny.toml'), Places(out=out, data=root, weights=root), checkpoint_steps=7, "
+        "pretrain(read_recipe(root / 'tiny.toml'), Folders(out=out, data=root, weights=root), checkpoint_steps=7, "
         "progress=lambda stage, done, total: print(done, flush=True) if stage == 'pretraining' else None)"
     )
     stop_at = random.randint(8, 38)
@@ -128,7 +128,7 @@ def test_training_lowers_the_loss(places: Path, tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Distillation, "forward", watched)
-        pretrain(recipe, Places(out=tmp_path, data=places))
+        pretrain(recipe, Folders(out=tmp_path, data=places))
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_another_recipe_is_not_continued(places: Path, tmp_path:
             raise KeyboardInterrupt
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        pretrain(recipe, Places(out=tmp_path, data=places, weights=places), checkpoint_steps=7, progress=stop)
+        pretrain(recipe, Folders(out=tmp_path, data=places, weights=places), checkpoint_steps=7, progress=stop)
     with pytest.raises(ConfigError, match="belongs to another recipe, teacher or images"):
         _pretrain(places, tmp_path, seed=1)
 
@@ -170,16 +170,16 @@ def test_a_recipes_mistakes_are_named_together(tmp_path: Path) -> None:
 def test_what_is_missing_is_said_with_the_option(places: Path, tmp_path: Path) -> None:
     recipe = read_recipe(places / "tiny.toml")
     with pytest.raises(DataError, match=r"colours\.tar are not below .*--data"):
-        pretrain(recipe, Places(out=tmp_path, data=tmp_path, weights=places))
+        pretrain(recipe, Folders(out=tmp_path, data=tmp_path, weights=places))
     with pytest.raises(BackboneError, match=r"teacher is not below .*--weights-dir"):
-        pretrain(recipe, Places(out=tmp_path, data=places, weights=tmp_path))
+        pretrain(recipe, Folders(out=tmp_path, data=places, weights=tmp_path))
     other = recipe.model_copy(update={"start": "teacher/model.safetensors"})
     with pytest.raises(BackboneError, match="does not fit test_resnet"):
-        pretrain(other, Places(out=tmp_path, data=places, weights=places, recipes=places))
+        pretrain(other, Folders(out=tmp_path, data=places, weights=places, recipes=places))
     with pytest.raises(StorageError):
-        pretrain(recipe, Places(out=places / "tiny.toml", data=places, weights=places))
+        pretrain(recipe, Folders(out=places / "tiny.toml", data=places, weights=places))
     with pytest.raises(BackboneError, match="cannot build no_such_net"):
-        pretrain(recipe.model_copy(update={"architecture": "no_such_net"}), Places(out=tmp_path, data=places, weights=places))
+        pretrain(recipe.model_copy(update={"architecture": "no_such_net"}), Folders(out=tmp_path, data=places, weights=places))
 
 
 def test_a_batch_depends_on_the_seed_and_the_step_alone(places: Path) -> None:

@@ -14,7 +14,7 @@ from edgetl.errors import BackboneError, ConfigError, DataError, EdgetlError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.export.to_hub import share_run
-from edgetl.pretrain.pretrain import Places, pretrain
+from edgetl.pretrain.pretrain import Folders, pretrain
 from edgetl.pretrain.recipe import read_recipe
 from edgetl.train.artifacts.run import Run
 from edgetl.train.artifacts.sources.weights import load_tensors
@@ -101,7 +101,7 @@ def test_pretraining_does_not_replace_a_file_of_the_same_name(tmp_path: Path) ->
     weights = tmp_path / f"{recipe.name}.safetensors"
     weights.write_text("precious")
     with pytest.raises(ConfigError, match="edgetl pretrain did not write them"):
-        pretrain(recipe, Places(out=tmp_path))
+        pretrain(recipe, Folders(out=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [weights.name]
     assert weights.read_text() == "precious"
 

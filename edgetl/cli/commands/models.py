@@ -122,12 +122,12 @@ def pretrain_command(
         check_folder(config.data)
     if config.weights_dir:
         check_weights_dir(config.weights_dir)
-    from edgetl.pretrain.pretrain import Places, pretrain
+    from edgetl.pretrain.pretrain import Folders, pretrain
     from edgetl.pretrain.recipe import read_recipe
     from edgetl.train.workflows.finetune import choose_device
 
     with working(json_output=json_output, verbose=verbose) as progress:
-        places = Places(out=out_, data=config.data, weights=config.weights_dir, recipes=recipe.parent)
+        places = Folders(out=out_, data=config.data, weights=config.weights_dir, recipes=recipe.parent)
         record = pretrain(read_recipe(recipe), places, device=choose_device(config.device), progress=progress)
     print_json(record) if json_output else _show_pretrained(record, out_)
 
