@@ -316,7 +316,9 @@ def test_published_weights_are_kept_with_their_own_head(splits: Splits, tmp_path
 def test_a_probe_needs_no_column(parent: Run, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         run = train(shapes, _beside(parent, strategy="probe"), tmp_path / "run")
-    assert run.record.backbone.columns is None and "--forgetting progressive: not needed, a probe leaves the trunk as it is" in caplog.text
+    assert (
+        run.record.backbone.columns is None and "--forgetting progressive: no effect, because a probe trains the head alone" in caplog.text
+    )
 
 
 def test_what_cannot_be_kept_or_combined_is_said(parent: Run, grown: Run, splits: Splits) -> None:

@@ -75,6 +75,7 @@ class Session:
     progress: Progress = silent
 
 
+@torch.enable_grad()  # also where the caller computes without gradients
 def run_loop(
     network: nn.Module, objective: Objective, data: tuple[Batches, Batches], settings: LoopSettings, session: Session, start: SavedState
 ) -> LoopState:
