@@ -37,28 +37,13 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the standard output.")]
-ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", help="Threads of an inference (default: that of the contract, or every core).")
-]
-SeedOption = Annotated[int, typer.Option("--seed", help="Random seed of splits, folds, batches and augmentation.")]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace --out if it exists; the old one stays until the new one is whole.")
-]
-WeightsDirOption = Annotated[
-    Path | None, typer.Option("--weights-dir", envvar="EDGETL_WEIGHTS", help="A local folder of weights, searched first.")
 ]
 LabelsOption = Annotated[
     Path | None,
     typer.Option("--labels", help="CSV of labels: a column `file`, and one of class names, one for each label, or one of numbers."),
 ]
-IncludeOption = Annotated[
-    list[str] | None,
-    typer.Option("--include", help="Glob pattern of files to use although the scan leaves them out. May be repeated."),
-]
-ExcludeOption = Annotated[
-    list[str] | None, typer.Option("--exclude", help="Glob pattern of files and folders to leave out. May be repeated.")
-]
-PolicyOption = Annotated[str, typer.Option("--license-policy", help="any, or commercial: refuse weights that forbid it or do not say.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the libraries log.")]
 
 
