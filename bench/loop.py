@@ -28,8 +28,8 @@ from edgetl.data.folder import scan
 from edgetl.data.split import Splits, split
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.resolve import resolve
-from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.dataset import default_workers
+from edgetl.train.loop.processes import Execution
 from edgetl.train.workflows.finetune import choose_device, prepare
 from edgetl.train.workflows.optimization import Training, optimize
 
@@ -86,7 +86,7 @@ def _edgetl(given: argparse.Namespace, device: str) -> float:
     few = Splits(splits.folder, splits.train, splits.val[:2], ())
     plan = plan.model_copy(update={"steps": given.steps, "augment": "light"})
     with tempfile.TemporaryDirectory() as work:
-        optimize(Training(backbone, few, config, plan, Workplace(device, Path(work), note)))
+        optimize(Training(backbone, few, config, plan, Execution(device, Path(work), note)))
     return _rate(times, given)
 
 

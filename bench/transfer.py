@@ -30,8 +30,8 @@ from edgetl.train.config.plan import make_plan
 from edgetl.train.config.resolve import resolve
 from edgetl.train.heads.linear import fit_logistic
 from edgetl.train.heads.modules import LabeledFeatures
-from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.features import FrozenFeatures
+from edgetl.train.loop.processes import Execution
 from edgetl.train.networks.backbone import Backbone, feature_extractor
 from edgetl.train.workflows.finetune import network_facts
 from edgetl.train.workflows.optimization import Training, optimize
@@ -130,7 +130,7 @@ def _few(folder: ImageFolder, config: TrainConfig, seeds: int, *, pretrained: bo
                 backbone.head.bias.copy_(torch.from_numpy(head.bias))
         plan = make_plan(resolve(wanted, splits), network_facts(backbone.model, backbone.head_name))
         with tempfile.TemporaryDirectory() as work:
-            optimize(Training(backbone, splits, wanted, plan, Workplace("cpu", Path(work))))
+            optimize(Training(backbone, splits, wanted, plan, Execution("cpu", Path(work))))
         with torch.no_grad():
             logits = backbone.head(torch.from_numpy(_features(backbone, tested)))
         found.append(float((logits.argmax(dim=1).numpy() == labels[test]).mean()))

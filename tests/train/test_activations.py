@@ -13,9 +13,10 @@ from edgetl.data.folder import scan
 from edgetl.data.split import split
 from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.inputs.activation_cache import CacheOptions, Workplace, cache_activations
+from edgetl.train.inputs.activation_cache import CacheOptions, cache_activations
 from edgetl.train.inputs.augmentation import make_augmentation
 from edgetl.train.inputs.dataset import TrainingImages
+from edgetl.train.loop.processes import Execution
 from edgetl.train.networks.backbone import Backbone, find_head, torchvision_model
 from edgetl.train.networks.partition import split_frozen
 from edgetl.train.networks.stages import choose_stages, find_stages
@@ -78,7 +79,7 @@ def test_cached_activations_teach_what_the_whole_network_would(colours: Path, tm
         config = _config(cache_views=views)
         backbone = _backbone(config)
         before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
-        state = optimize(Training(backbone, splits, config, plan_of(config, len(splits.train), backbone.model), Workplace("cpu", work)))
+        state = optimize(Training(backbone, splits, config, plan_of(config, len(splits.train), backbone.model), Execution("cpu", work)))
         after = backbone.model.state_dict()
         assert torch.equal(before["layer1.0.conv1.weight"], after["layer1.0.conv1.weight"])
         assert torch.equal(before["layer1.0.bn1.running_mean"], after["layer1.0.bn1.running_mean"])
@@ -97,7 +98,7 @@ def test_the_cache_keeps_its_bounds(colours: Path, tmp_path: Path) -> None:
         config = _config(augment="light", **changes)
         backbone = _backbone(config)
         plan = plan_of(config.with_options(strategy="partial", unfreeze="0.5"), len(splits.train), backbone.model)
-        training = Training(backbone, splits, config, plan, Workplace("cpu", work))
+        training = Training(backbone, splits, config, plan, Execution("cpu", work))
         augment = make_augmentation(config.data.augment, backbone.spec, flip=False)
         cache, images = (
             CacheOptions(training.trained, config.run.cache_views, config.run.cache_gb, work),

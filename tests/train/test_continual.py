@@ -26,9 +26,9 @@ from edgetl.train.continual.ewc import EWC, measure_fisher
 from edgetl.train.continual.lwf import LwF
 from edgetl.train.continual.previous_task import HeadInput, PreviousTask, find_previous_task
 from edgetl.train.continual.replay import UNLABELED, choose_replayed, herd
-from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.samplers import StepSampler
 from edgetl.train.loop.losses import StepOutputs
+from edgetl.train.loop.processes import Execution
 from edgetl.train.workflows.optimization import Training, prepare_training
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
@@ -245,7 +245,7 @@ def test_new_images_and_an_own_head_are_kept_where_the_old_classes_are_all_there
     config = _config(backbone=str(parent.path), lwf=1.0)
     splits = split(scan(inverted), seed=0, val=0.25, test=0.25)
     backbone, plan = prepared(splits, config)
-    continual = prepare_training(Training(backbone, splits, config, plan, Workplace("cpu", tmp_path))).continual
+    continual = prepare_training(Training(backbone, splits, config, plan, Execution("cpu", tmp_path))).continual
     assert continual.keeps_head and torch.equal(backbone.head.weight, parent.load_model().get_parameter("fc.weight"))
 
 
@@ -279,7 +279,7 @@ def test_published_weights_keep_their_task_through_their_own_head(shared: Path, 
     config = _config(backbone=f"local-dir:{shared}/weights/mobilenetv2_100.imagenet", lwf=1.0, strategy="partial")
     splits = split(scan(inverted), seed=0, val=0.25, test=0.25)
     backbone, plan = prepared(splits, config)
-    previous = prepare_training(Training(backbone, splits, config, plan, Workplace("cpu", tmp_path))).continual.previous
+    previous = prepare_training(Training(backbone, splits, config, plan, Execution("cpu", tmp_path))).continual.previous
     assert plan.steps and previous and previous.head.out_features >= 1000 and previous.places is None
 
 

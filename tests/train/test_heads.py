@@ -30,7 +30,7 @@ from edgetl.train.heads.fit import fit_other_head, with_head_modules
 from edgetl.train.heads.linear import class_weights, fit_logistic
 from edgetl.train.heads.modules import LEAST_WEIGHT, FittedHead, HeadedNetwork, HeadSpec, KnnVotes, LabeledFeatures, plain_state
 from edgetl.train.heads.multi_stage import MultiStageFeatures
-from edgetl.train.inputs.activation_cache import Workplace
+from edgetl.train.loop.processes import Execution
 from edgetl.train.networks.backbone import feature_extractor
 from edgetl.train.workflows.train import train
 from tests.conftest import write_colours, write_squares
@@ -253,7 +253,7 @@ def test_what_needs_an_old_linear_head_says_so(images: Path, small_knn: Run, tmp
 def test_a_run_with_another_head_teaches_with_it(images: Path, small_knn: Run, tmp_path: Path) -> None:
     config = _config(teacher=str(small_knn.path), strategy="partial")
     splits = split(scan_images(images, config.data), seed=0, val=0.25, test=0.25)
-    teacher = find_teacher(str(small_knn.path), config.backbone, splits, Workplace("cpu", tmp_path))
+    teacher = find_teacher(str(small_knn.path), config.backbone, splits, Execution("cpu", tmp_path))
     picture = torch.from_numpy(preprocess(splits.test[0].path, teacher.spec)[None])
     with torch.no_grad():
         assert torch.allclose(teacher.network(picture), small_knn.load_model()(picture), atol=1e-5)

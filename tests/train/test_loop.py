@@ -26,11 +26,11 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan, choose_strategy, steps_per_epoch
 from edgetl.train.heads.linear import class_weights, fit_logistic
 from edgetl.train.heads.modules import LabeledFeatures
-from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.samplers import StepSampler
 from edgetl.train.loop.checkpoints import Checkpoints, SavedState
 from edgetl.train.loop.losses import ClassLoss, StepOutputs, TaskTerm
 from edgetl.train.loop.optimizer import make_schedule, parameter_groups, trainable_stages, warm_cosine
+from edgetl.train.loop.processes import Execution
 from edgetl.train.loop.resume import Job
 from edgetl.train.loop.validation import LoopState
 from edgetl.train.networks.backbone import Backbone, find_head
@@ -59,7 +59,7 @@ def _tune(colours: Path, config: TrainConfig, backbone: Backbone | None = None, 
     made = backbone or _random_backbone(config)
     figures = plan_of(config, len(splits.train), made.model).model_copy(update=plan)
     with tempfile.TemporaryDirectory() as folder:
-        return made, optimize(Training(made, splits, config, figures, Workplace("cpu", Path(folder))))
+        return made, optimize(Training(made, splits, config, figures, Execution("cpu", Path(folder))))
 
 
 def _copy(model: torch.nn.Module) -> dict[str, torch.Tensor]:

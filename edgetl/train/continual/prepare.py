@@ -22,9 +22,9 @@ from edgetl.train.continual.l2sp import L2SP
 from edgetl.train.continual.lwf import LwF
 from edgetl.train.continual.previous_task import HeadInput, PreviousTask, copy_previous_head
 from edgetl.train.continual.replay import UNLABELED, ReplayTerm, choose_replayed
-from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.features import features_of
 from edgetl.train.loop.losses import LossTerm
+from edgetl.train.loop.processes import Execution
 from edgetl.train.networks.backbone import Backbone
 from edgetl.train.networks.stages import HEAD, Stage
 
@@ -79,7 +79,12 @@ class ContinualLearning:
 
 
 def prepare_continual(
-    backbone: Backbone, splits: Splits, trained: Sequence[Stage], config: ContinualConfig, previous: PreviousTask | None, place: Workplace
+    backbone: Backbone,
+    splits: Splits,
+    trained: Sequence[Stage],
+    config: ContinualConfig,
+    previous: PreviousTask | None,
+    execution: Execution,
 ) -> ContinualLearning:
     """Choose replayed images, copy the previous head, and measure the Fisher information, where ``config`` needs them.
 
@@ -89,7 +94,7 @@ def prepare_continual(
         trained: stages that train.
         config: weights of LwF and EWC, and source of replay.
         previous: the previous task, if there is one.
-        place: device, seed, batch size, progress.
+        execution: device, seed, batch size, progress.
 
     Raises:
         ConfigError: the weights came without a head.
@@ -101,36 +106,36 @@ def prepare_continual(
         raise ConfigError(f"--lwf and --ewc need the previous linear head, and {backbone.name} came without one. Use --l2sp or --replay.")
     replay: list[Sample] = []
     if config.replay:
-        extract = features_of(backbone, place.batch_size, device=place.device, images=0)
-        replay = choose_replayed(config, splits, previous, extract, progress=place.progress)
+        extract = features_of(backbone, execution.batch_size, device=execution.device, images=0)
+        replay = choose_replayed(config, splits, previous, extract, progress=execution.progress)
         _log.info("%d images of %s are replayed", len(replay), config.replay)
     if previous is not None:
         copy_previous_head(backbone, previous)
-    fisher = _fisher(backbone, previous, splits, trained, place) if previous is not None and config.ewc else {}
+    fisher = _fisher(backbone, previous, splits, trained, execution) if previous is not None and config.ewc else {}
     return ContinualLearning(previous, fisher, tuple(replay))
 
 
 def _fisher(
-    backbone: Backbone, previous: PreviousTask, splits: Splits, trained: Sequence[Stage], place: Workplace
+    backbone: Backbone, previous: PreviousTask, splits: Splits, trained: Sequence[Stage], execution: Execution
 ) -> dict[str, torch.Tensor]:
     """Of the weights that train, on the previous images, or on the new ones where the previous are missing."""
     model = copy.deepcopy(backbone.model)
     model.set_submodule(backbone.head_name, copy.deepcopy(previous.head))
-    model.to(place.device).eval().requires_grad_(True)
+    model.to(execution.device).eval().requires_grad_(True)
     names = {name for stage in trained for name in stage.parameters if stage.name != HEAD or previous.places is not None}
     samples = stratified(previous.samples("train") or splits.train, FISHER_IMAGES)
     earlier = previous.run.read_tensors(FISHER_NAME) if previous.run and FISHER_NAME in previous.run.record.files else {}
     # Tables of positions have another shape at another input size.
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     earlier = {name: value for name, value in earlier.items() if shapes.get(name) == value.shape}
-    found = measure_fisher(model, _images(samples, backbone, place), names, seed=place.seed, earlier=earlier)
+    found = measure_fisher(model, _images(samples, backbone, execution), names, seed=execution.seed, earlier=earlier)
     return {name: _on_new_head(name, value.cpu(), backbone, previous) for name, value in found.items()}
 
 
-def _images(samples: Sequence[Sample], backbone: Backbone, place: Workplace) -> Iterator[torch.Tensor]:
+def _images(samples: Sequence[Sample], backbone: Backbone, execution: Execution) -> Iterator[torch.Tensor]:
     for index, sample in enumerate(samples):
-        yield torch.from_numpy(preprocess(sample.path, backbone.spec)).to(place.device)
-        place.progress("measuring the Fisher information", index + 1, len(samples))
+        yield torch.from_numpy(preprocess(sample.path, backbone.spec)).to(execution.device)
+        execution.progress("measuring the Fisher information", index + 1, len(samples))
 
 
 def _on_new_head(name: str, value: torch.Tensor, backbone: Backbone, previous: PreviousTask) -> torch.Tensor:

@@ -23,8 +23,8 @@ from edgetl.errors import DataError
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.sources.load import load_published
 from edgetl.train.config.options import BackboneConfig
-from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.features import FrozenFeatures
+from edgetl.train.loop.processes import Execution
 from edgetl.train.networks.backbone import Backbone, feature_extractor, find_head
 from edgetl.train.networks.progressive import ProgressiveNetwork
 
@@ -110,7 +110,7 @@ def copy_previous_head(backbone: Backbone, previous: PreviousTask) -> None:
         backbone.head.bias[list(previous.places)] = previous.head.bias
 
 
-def measure_forgetting(backbone: Backbone, previous: PreviousTask, place: Workplace, seen: frozenset[int]) -> Forgetting | None:
+def measure_forgetting(backbone: Backbone, previous: PreviousTask, execution: Execution, seen: frozenset[int]) -> Forgetting | None:
     """Accuracy of the parent and of the trained network on test images of the previous task; none where no such image is left.
 
     ``seen`` are the images on which one of the two, or an ancestor, was trained or selected. They are left out, because they would measure
@@ -126,9 +126,9 @@ def measure_forgetting(backbone: Backbone, previous: PreviousTask, place: Workpl
     own = previous.run.record.backbone
     # The parent runs at its own input size, which may be the only one that it takes.
     parent = dataclasses.replace(backbone, spec=previous.run.record.preprocess)
-    before = _predictions(feature_extractor(previous.run.load_model(), own.head_name), previous.head, parent, samples, place)
+    before = _predictions(feature_extractor(previous.run.load_model(), own.head_name), previous.head, parent, samples, execution)
     network, head, through = _previous_predictor(backbone, previous)
-    after = _predictions(network, head, backbone, samples, place)
+    after = _predictions(network, head, backbone, samples, execution)
     truth = labels_of(samples)
     drop = paired_drop(before == truth, after == truth)
     first, second = (float((found == truth).mean()) for found in (before, after))
@@ -171,9 +171,11 @@ def _selected(head: nn.Linear, places: tuple[int, ...]) -> nn.Linear:
     return chosen
 
 
-def _predictions(network: nn.Module, head: nn.Linear, backbone: Backbone, samples: Sequence[Sample], place: Workplace) -> NDArray[np.int64]:
-    extract = FrozenFeatures(network, backbone.spec, device=place.device, batch_size=place.batch_size, images=len(samples))
-    features = extract(samples, progress=place.progress)
+def _predictions(
+    network: nn.Module, head: nn.Linear, backbone: Backbone, samples: Sequence[Sample], execution: Execution
+) -> NDArray[np.int64]:
+    extract = FrozenFeatures(network, backbone.spec, device=execution.device, batch_size=execution.batch_size, images=len(samples))
+    features = extract(samples, progress=execution.progress)
     with torch.no_grad():
         predicted: NDArray[np.int64] = head.cpu()(torch.from_numpy(features)).argmax(dim=1).numpy()
     return predicted

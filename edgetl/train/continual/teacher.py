@@ -22,9 +22,9 @@ from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import BackboneConfig
 from edgetl.train.heads.linear import fit_logistic
 from edgetl.train.heads.modules import LabeledFeatures
-from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.features import features_of
 from edgetl.train.loop.losses import StepOutputs
+from edgetl.train.loop.processes import Execution
 from edgetl.train.networks.backbone import Backbone
 from edgetl.train.networks.distillation import distillation_loss
 
@@ -77,14 +77,14 @@ class Distillation(nn.Module):
         return distillation_loss(step.logits, target, TEMPERATURE)
 
 
-def find_teacher(name: str, config: BackboneConfig, splits: Splits, place: Workplace) -> Teacher:
+def find_teacher(name: str, config: BackboneConfig, splits: Splits, execution: Execution) -> Teacher:
     """The teacher called ``name``: a run on the same classes, or a backbone, whose head is fitted on the training images.
 
     Args:
         name: of a run or a backbone.
         config: of the student; its weights directory and license hold for the teacher too.
         splits: training images and classes.
-        place: device, seed, batch size, progress.
+        execution: device, seed, batch size, progress.
 
     Raises:
         ConfigError: the run has other classes.
@@ -101,9 +101,9 @@ def find_teacher(name: str, config: BackboneConfig, splits: Splits, place: Workp
         order = [run.record.labels.index(label) for label in labels]
         weight, bias = backbone.head.weight[order], backbone.head.bias[order]
     else:
-        extract = features_of(backbone, place.batch_size, device=place.device, images=len(splits.train))
-        features = LabeledFeatures(extract(splits.train, progress=place.progress), labels_of(splits.train))
-        fitted = fit_logistic(features, len(labels), seed=place.seed)
+        extract = features_of(backbone, execution.batch_size, device=execution.device, images=len(splits.train))
+        features = LabeledFeatures(extract(splits.train, progress=execution.progress), labels_of(splits.train))
+        fitted = fit_logistic(features, len(labels), seed=execution.seed)
         weight, bias = torch.from_numpy(fitted.weight), torch.from_numpy(fitted.bias)
     with torch.no_grad():
         backbone.head.weight.copy_(weight)

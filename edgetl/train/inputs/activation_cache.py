@@ -33,25 +33,6 @@ LARGEST = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
-class Workplace:
-    """Where a training runs.
-
-    Attributes:
-        device: ``cpu`` or ``cuda``.
-        folder: for temporary files.
-        progress: called after each piece of work.
-        seed: of everything random.
-        batch_size: images of a step, and of a feature pass.
-    """
-
-    device: str
-    folder: Path
-    progress: Progress = silent
-    seed: int = 0
-    batch_size: int = 32
-
-
-@dataclass(frozen=True)
 class CacheOptions:
     """Limits and place of the activation cache.
 

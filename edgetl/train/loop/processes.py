@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType, TracebackType
@@ -19,7 +20,27 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 
 from edgetl.core.output.folders import Inputs, new_folder
+from edgetl.core.progress import Progress, silent
 from edgetl.errors import CancelledError, StoppedError, TrainingError
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Execution of a training.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        folder: of the run; temporary files go below it.
+        progress: called after each piece of work.
+        seed: of everything random.
+        batch_size: images of a step, and of a feature pass.
+    """
+
+    device: str
+    folder: Path
+    progress: Progress = silent
+    seed: int = 0
+    batch_size: int = 32
 
 
 def world_size() -> int:

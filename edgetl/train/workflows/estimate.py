@@ -18,8 +18,8 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.config.resolve import check_conflicts, resolve
 from edgetl.train.config.tasks import scan_images
-from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.dataset import ImageDataset
+from edgetl.train.loop.processes import Execution
 from edgetl.train.networks.partition import split_frozen
 from edgetl.train.networks.stages import set_trainable
 from edgetl.train.workflows.finetune import choose_device, prepare
@@ -77,7 +77,7 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
         progress("measuring", index, len(MEASURED))
         job = resolve(config.with_options(strategy=strategy), splits)
         backbone, plan = prepare(splits, job)
-        found.append(_measure(Training(backbone, splits, job.config, plan, Workplace(device, Path()))))
+        found.append(_measure(Training(backbone, splits, job.config, plan, Execution(device, Path()))))
     job = resolve(config, splits)
     chosen = tuple(item.model_copy(update={"chosen": item.plan.strategy == job.strategy}) for item in found)
     return Estimates(
@@ -86,7 +86,7 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
 
 
 def _measure(training: Training) -> Estimate:
-    backbone, splits, config, plan, device = training.backbone, training.splits, training.config, training.plan, training.place.device
+    backbone, splits, config, plan, device = training.backbone, training.splits, training.config, training.plan, training.execution.device
     images = ImageDataset(splits.train, backbone.spec, augment=None, seed=config.run.seed)
     load = _seconds(lambda: [images[index % len(splits.train)] for index in range(DECODED)], repeats=1) / DECODED
     size = min(config.optim.batch_size, len(splits.train))

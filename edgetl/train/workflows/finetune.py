@@ -41,10 +41,9 @@ from edgetl.train.continual.progressive import OPTION, add_column
 from edgetl.train.continual.teacher import with_teacher
 from edgetl.train.heads.fit import with_head_modules
 from edgetl.train.heads.modules import HeadSpec, head_of
-from edgetl.train.inputs.activation_cache import Workplace
 from edgetl.train.inputs.features import features_of
 from edgetl.train.loop.checkpoints import Checkpoints
-from edgetl.train.loop.processes import launch, rank, results_folder
+from edgetl.train.loop.processes import Execution, launch, rank, results_folder
 from edgetl.train.loop.resume import PLAN, Job, resume_command
 from edgetl.train.networks.backbone import Backbone, with_intensity
 from edgetl.train.networks.stages import choose_stages, find_stages
@@ -87,8 +86,8 @@ def fine_tune(
     with results_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
         backbone, plan = prepare(splits, job)
         _log_start(backbone, plan, splits)
-        place = Workplace(device, folder, progress, config.run.seed, config.optim.batch_size)
-        training = Training(backbone, splits, job.config, plan, place)
+        execution = Execution(device, folder, progress, config.run.seed, config.optim.batch_size)
+        training = Training(backbone, splits, job.config, plan, execution)
         checkpoints = _open_checkpoints(out, training, config.given(), resume=resume, overwrite=overwrite)
         training = prepare_training(replace(training, checkpoints=checkpoints))
         fitted = fit_network(training)
@@ -139,7 +138,7 @@ def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: d
             files=files,
         )
 
-    write_run(training.place.folder, contents, record)
+    write_run(training.execution.folder, contents, record)
 
 
 def prepare(splits: Splits, job: TrainingJob) -> tuple[Backbone, Plan]:
@@ -204,7 +203,7 @@ def _forgetting(training: Training, seen: SeenImages) -> Forgetting | None:
     config, splits = training.config.backbone, training.splits
     starts_from_run = is_run(config.name) and splits.folder.task == "classification"
     previous = find_previous_task(config, training.backbone, splits.folder.labels) if starts_from_run else None
-    return measure_forgetting(training.backbone, previous, training.place, seen.all) if previous else None
+    return measure_forgetting(training.backbone, previous, training.execution, seen.all) if previous else None
 
 
 def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits, *, strategy: PlannedStrategy) -> tuple[str, ...]:
@@ -237,10 +236,10 @@ def choose_device(wanted: str) -> str:
 
 
 def _measure(training: Training) -> Results:
-    splits, place, optim = training.splits, training.place, training.config.optim
+    splits, execution, optim = training.splits, training.execution, training.config.optim
     samples = [*splits.val, *splits.test]
-    extract = features_of(training.backbone, optim.batch_size, device=place.device, images=len(samples))
-    features = extract(samples, progress=place.progress)
+    extract = features_of(training.backbone, optim.batch_size, device=execution.device, images=len(samples))
+    features = extract(samples, progress=execution.progress)
     with torch.no_grad():
         outputs = training.backbone.head.cpu()(torch.from_numpy(features)).numpy()
     decoding = choose_decoding(splits, outputs[: len(splits.val)], tolerance=optim.tolerance)

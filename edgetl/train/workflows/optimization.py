@@ -29,7 +29,7 @@ from edgetl.train.continual.teacher import Distillation, Teacher, find_teacher
 from edgetl.train.heads.fit import draw_head, fit_linear_head, fit_other_head, set_head, set_linear_head
 from edgetl.train.heads.linear import class_weights, fold_scale
 from edgetl.train.heads.modules import HeadSpec, LabeledFeatures
-from edgetl.train.inputs.activation_cache import CacheOptions, Workplace
+from edgetl.train.inputs.activation_cache import CacheOptions
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
 from edgetl.train.inputs.batches import make_batches
 from edgetl.train.inputs.dataset import TrainingBatches, TrainingImages
@@ -39,7 +39,7 @@ from edgetl.train.loop.checkpoints import Checkpoints, SavedState
 from edgetl.train.loop.loggers import MetricLoggers
 from edgetl.train.loop.loop import LoopSettings, Objective, Session, run_loop
 from edgetl.train.loop.losses import TaskTerm, make_task_loss
-from edgetl.train.loop.processes import StopRequest, explain_out_of_memory, launch, rank, world_size
+from edgetl.train.loop.processes import Execution, StopRequest, explain_out_of_memory, launch, rank, world_size
 from edgetl.train.loop.validation import LoopState, interpolate
 from edgetl.train.networks.backbone import Backbone
 from edgetl.train.networks.stages import STEM, Stage, choose_stages, find_stages, set_trainable
@@ -74,7 +74,7 @@ class Training:
         splits: training and validation images.
         config: options.
         plan: strategy, steps, rates.
-        place: device, folder for temporary files, progress.
+        execution: device, folder for temporary files, progress.
         checkpoints: folder of saved states, from which a stopped training is resumed.
         continual: replayed images, previous task, Fisher information.
         teacher: of distillation.
@@ -84,7 +84,7 @@ class Training:
     splits: Splits
     config: TrainConfig
     plan: Plan
-    place: Workplace
+    execution: Execution
     checkpoints: Checkpoints | None = None
     continual: ContinualLearning = field(default_factory=ContinualLearning)
     teacher: Teacher | None = None
@@ -115,7 +115,7 @@ def prepare_training(training: Training) -> Training:
         return training
     labels = training.splits.folder.labels
     previous = find_previous_task(config.backbone, training.backbone, labels) if previous_task else None
-    prepared = prepare_continual(training.backbone, training.splits, training.trained, continual, previous, training.place)
+    prepared = prepare_continual(training.backbone, training.splits, training.trained, continual, previous, training.execution)
     return replace(training, continual=prepared, teacher=_teacher(training))
 
 
@@ -123,7 +123,7 @@ def _teacher(training: Training) -> Teacher | None:
     name = training.config.distillation.teacher
     if name is None:
         return None
-    teacher = find_teacher(name, training.config.backbone, training.splits, training.place)
+    teacher = find_teacher(name, training.config.backbone, training.splits, training.execution)
     licenses = most_restrictive(parent.license for parent in teacher.parents)
     check_policy(licenses, training.config.backbone.license_policy, name=name)
     return teacher
@@ -131,29 +131,29 @@ def _teacher(training: Training) -> Teacher | None:
 
 def fit_network(training: Training) -> FitResult:
     """Fit the head, then train by gradient descent as planned, and scale the outputs to the values' unit."""
-    backbone, splits, config, plan, place = training.backbone, training.splits, training.config, training.plan, training.place
+    backbone, splits, config, plan, execution = training.backbone, training.splits, training.config, training.plan, training.execution
     samples = [*splits.train, *(sample for sample in training.continual.replay if sample.label >= 0)]
     # A head fitted on random features is large and wrong: training from random weights starts from a random head too.
     starts = config.backbone.pretrained and plan.strategy != "scratch" and training.saved_state() is None
     fits = plan.strategy == "probe" or (starts and plan.fit_head and not training.continual.keeps_head)
     penalty, accuracy = None, 0.0
     if fits:
-        extract = features_of(backbone, config.optim.batch_size, device=place.device, images=config.head.augmented_views * len(samples))
-        features = extract(samples, progress=place.progress)
+        extract = features_of(backbone, config.optim.batch_size, device=execution.device, images=config.head.augmented_views * len(samples))
+        features = extract(samples, progress=execution.progress)
         # A neighbor under another crop would vote a second time for the same image.
         count = 1 if config.head.kind == "knn" else config.head.augmented_views
-        views = extract.views(samples, count, seed=config.run.seed, progress=place.progress)
+        views = extract.views(samples, count, seed=config.run.seed, progress=execution.progress)
         train = LabeledFeatures(features, head_targets(samples, splits), groups_of(samples), views)
         balanced = config.data.balance != "none"
         if config.head.kind != "linear":
             weights = class_weights(train.targets) if balanced else np.ones(len(splits.folder.labels), np.float32)
-            val = LabeledFeatures(extract(splits.val, progress=place.progress), labels_of(splits.val))
+            val = LabeledFeatures(extract(splits.val, progress=execution.progress), labels_of(splits.val))
             spec = HeadSpec(kind=config.head.kind, features=config.head.features)
-            fitted = fit_other_head(spec, train, val, torch.from_numpy(weights), seed=config.run.seed, progress=place.progress)
+            fitted = fit_other_head(spec, train, val, torch.from_numpy(weights), seed=config.run.seed, progress=execution.progress)
             set_head(backbone.model, fitted)
             return FitResult(None, [], fitted.train_accuracy)
         head = fit_linear_head(
-            train, splits.folder.task, len(splits.folder.labels), seed=config.run.seed, balanced=balanced, progress=place.progress
+            train, splits.folder.task, len(splits.folder.labels), seed=config.run.seed, balanced=balanced, progress=execution.progress
         )
         set_linear_head(backbone.head, head)
         outputs, truth = (torch.from_numpy(item) for item in (features @ head.weight.T + head.bias, truth_of(samples)))
@@ -192,21 +192,21 @@ def optimize(training: Training, *, head_penalty: float | None = None) -> LoopSt
         TrainingError: the loss became infinite, not a number, or much larger than that of a random prediction.
         StoppedError: a signal came; the state is saved.
     """
-    config, plan, place, model = training.config, training.plan, training.place, training.backbone.model
+    config, plan, execution, model = training.config, training.plan, training.execution, training.backbone.model
     seed_everything(config.run.seed, verbose=False)
     start = training.saved_state() or SavedState(facts={"head_penalty": head_penalty})
     if start.step:
         _log.info("going on after step %d of %d", start.step, plan.steps)
-    fabric, names = launch(place.device), logger_names(config.run.loggers) if rank() == 0 else ()
+    fabric, names = launch(execution.device), logger_names(config.run.loggers) if rank() == 0 else ()
     with (
         explain_out_of_memory(config.optim.batch_size),
         StopRequest() as stop,
         stochastic_depth(model, plan.drop_path),
-        TemporaryDirectory(dir=place.folder, prefix="activations-") as folder,
-        MetricLoggers(names, place.folder, flat(config), start.facts.get("rows", ())) as loggers,
+        TemporaryDirectory(dir=execution.folder, prefix="activations-") as folder,
+        MetricLoggers(names, execution.folder, flat(config), start.facts.get("rows", ())) as loggers,
     ):
         batches = _make_batches(training, range(start.step, plan.steps), Path(folder))
-        session = Session(fabric, stop, training.checkpoints, loggers, place.progress)
+        session = Session(fabric, stop, training.checkpoints, loggers, execution.progress)
         state = _descend(training, batches, session, start)
     if not state.best:
         raise TrainingError("the validation loss was never finite; lower --lr, or check the images with `edgetl evaluate`.")
@@ -224,7 +224,7 @@ def batch_options(training: Training) -> BatchOptions:
         batch_size=config.optim.batch_size,
         seed=config.run.seed,
         workers=config.data.workers,
-        device=training.place.device,
+        device=training.execution.device,
         balanced=config.data.balance == "sampler",
         replay_fraction=config.continual.replay_fraction,
         shard=(rank(), world_size()),
@@ -233,12 +233,12 @@ def batch_options(training: Training) -> BatchOptions:
 
 def _make_batches(training: Training, steps: range, folder: Path) -> TrainingBatches:
     """The trained network and its batches: of activations where the frozen layers can run ahead."""
-    splits, config, plan, place, trained = training.splits, training.config, training.plan, training.place, training.trained
+    splits, config, plan, execution, trained = training.splits, training.config, training.plan, training.execution, training.trained
     flip = mirrors_well(splits.folder.labels) if config.data.flip is None else config.data.flip
     images = TrainingImages(splits.train, splits.val or splits.train, training.continual.replay)
     # A teacher takes images, not activations, and mixup comes before it.
     ahead = config.run.cache_views and not plan.mixup and not training.teacher and plan.strategy == "partial" and trained[0].name != STEM
-    cache = CacheOptions(trained, config.run.cache_views, config.run.cache_gb, folder, place.progress) if ahead and steps else None
+    cache = CacheOptions(trained, config.run.cache_views, config.run.cache_gb, folder, execution.progress) if ahead and steps else None
     augment = make_augmentation(plan.augment, training.backbone.spec, flip=flip)
     return make_batches(training.backbone, images, augment, batch_options(training), steps=steps, cache=cache)
 
