@@ -245,7 +245,7 @@ def _read_profile(path: Path, contract: Contract) -> LatencyReport:
             f"Export a bundle here, run `edgetl bench` with it on the device, and give that profile."
         )
     if contract.threads is not None and contract.threads != report.threads:
-        raise ConfigError(f"{path} was taken with {report.threads} thread(s), and --threads says {contract.threads}. Take it with those.")
+        raise ConfigError(f"{path} was taken with {report.threads} thread(s), and --threads is {contract.threads}. Take it with those.")
     return report
 
 
@@ -304,5 +304,5 @@ def _where_time_goes(contract: Contract, offer: Offer) -> str:
         return ""
     text = f"Of the time, decoding takes {decode:.2f} ms, resizing {prepare:.2f} ms, the network {infer:.2f} ms. "
     if decode + prepare > contract.max_latency_ms:
-        text += "The images alone take longer than the limit: give smaller ones, or judge the network alone with --latency-of infer. "
+        text += "The images alone take longer than the limit: give smaller ones, or limit the network alone with --latency-of infer. "
     return text

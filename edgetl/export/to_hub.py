@@ -98,15 +98,15 @@ def hub_card(record: RunRecord) -> str:
 def _front_matter(record: RunRecord) -> list[str]:
     license = (record.backbone.license or "").strip()
     if license.lower() in HUB_LICENSES:
-        said = [f"license: {license.lower()}"]
+        stated = [f"license: {license.lower()}"]
     elif license:
-        said = ["license: other", f"license_name: {_quoted(license)}"]
+        stated = ["license: other", f"license_name: {_quoted(license)}"]
     else:
-        said = ["license: unknown"]
+        stated = ["license: unknown"]
     source = record.backbone.name
     base = [f"base_model: {_quoted(source.removeprefix('hf-hub:').split('@')[0])}"] if source.startswith("hf-hub:") else []
     tags = ["tags:", "- image-classification", "- timm", "- edgetl"]
-    return ["---", *said, "library_name: timm", "pipeline_tag: image-classification", *base, *tags, "---"]
+    return ["---", *stated, "library_name: timm", "pipeline_tag: image-classification", *base, *tags, "---"]
 
 
 def _quoted(text: str) -> str:

@@ -200,7 +200,7 @@ def test_a_profile_is_of_its_own_threads_and_engines(bundle: Bundle, run: Run, t
     )
     assert made.manifest.contract is not None and made.manifest.contract.chosen.threads == 2
     assert [item.name for item in made.manifest.variants] == ["onnx-fp32"], "the device has one engine"
-    with pytest.raises(ConfigError, match=r"taken with 2 thread\(s\), and --threads says 1"):
+    with pytest.raises(ConfigError, match=r"taken with 2 thread\(s\), and --threads is 1"):
         export_under_contract(
             run.path, config.model_copy(update={"profile": profile}), Contract(max_latency_ms=1000, threads=1), tmp_path / "other"
         )

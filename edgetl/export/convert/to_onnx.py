@@ -43,7 +43,7 @@ def to_onnx(model: nn.Module, spec: PreprocessSpec, path: Path, metadata: dict[s
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            # The exporter warns about its own internals; the agreement gate judges the result.
+            # The exporter warns about its own internals; the accuracy gate checks the result.
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 merged,
@@ -66,7 +66,7 @@ def to_half(source: Path, path: Path) -> None:
     """Write the ONNX file ``source`` with half-precision weights; inputs and outputs stay float32."""
     model = onnx.load(source)
     with warnings.catch_warnings():
-        # Weights below the smallest half are rounded; the gate judges what that costs.
+        # Weights below the smallest half are rounded; the gate checks the accuracy.
         warnings.simplefilter("ignore")
         half = convert_float_to_float16(model, keep_io_types=True)
     # The converter appends its casts at the end; the standard asks for topological order, and strict loaders insist on it.

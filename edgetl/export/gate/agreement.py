@@ -159,10 +159,10 @@ def accuracy_drop(trained: Evaluation, exported: Evaluation) -> float:
 
     A shift of all scores leaves average precision as it was and changes the decisions.
     """
-    lost = trained.score.value - exported.score.value
+    drop = trained.score.value - exported.score.value
     if trained.multi_label is not None and exported.multi_label is not None:
-        return max(lost, trained.multi_label.label_accuracy - exported.multi_label.label_accuracy)
-    return lost
+        return max(drop, trained.multi_label.label_accuracy - exported.multi_label.label_accuracy)
+    return drop
 
 
 def evaluate_file(logits: Logits, gate: GateSet, config: ExportConfig, *, exact: bool, progress: Progress = silent) -> GateResult:
@@ -178,18 +178,18 @@ def evaluate_file(logits: Logits, gate: GateSet, config: ExportConfig, *, exact:
     """
     exported = outputs_of(logits, gate.images, progress=progress)
     agreement, measured = compare(gate.trained, exported, gate.decoding), gate.measure(exported)
-    drop, lost = accuracy_drop(gate.evaluation, measured), _paired(gate, exported)
+    drop, interval = accuracy_drop(gate.evaluation, measured), _paired(gate, exported)
     if exact:
         worst = max(agreement.max_relative_error, _strict_difference(logits, gate))
         agreement = agreement.model_copy(update={"max_relative_error": worst})
         wrong = worst > MAX_FP32_DIFFERENCE
         reason = f"its logits differ by {worst:.1e} of the largest (limit {MAX_FP32_DIFFERENCE:g})" if wrong else ""
-        return GateResult(agreement, measured.score, drop, lost, reason)
+        return GateResult(agreement, measured.score, drop, interval, reason)
     reason = drop_reason(gate, exported, config) or _disagreement(agreement, measured, config)
     if reason or gate.more is None:
-        return GateResult(agreement, measured.score, drop, lost, reason)
+        return GateResult(agreement, measured.score, drop, interval, reason)
     found = _agreement_without_labels(logits, gate, exported, gate.more(), progress)
-    return GateResult(agreement, measured.score, drop, lost, changed_too_much(found, len(gate.samples), config.max_drop), found)
+    return GateResult(agreement, measured.score, drop, interval, changed_too_much(found, len(gate.samples), config.max_drop), found)
 
 
 def _agreement_without_labels(
@@ -212,19 +212,19 @@ def _paired(gate: GateSet, exported: NDArray[np.float32]) -> AccuracyDrop | None
 def drop_reason(gate: GateSet, exported: NDArray[np.float32], config: ExportConfig) -> str:
     """Why the figures of a file's outputs are too far below the trained model's; empty where they are not."""
     measured = gate.measure(exported)
-    drop, lost = accuracy_drop(gate.evaluation, measured), _paired(gate, exported)
+    drop, interval = accuracy_drop(gate.evaluation, measured), _paired(gate, exported)
     before, after = gate.evaluation.score.value, measured.score.value
     if not drop <= config.max_drop + 1e-9:
         decisions = " (or the share of right decisions)" if measured.multi_label else ""
         return (
             f"{SCORE_NAMES[gate.decoding.task]}{decisions} falls by {drop:.4f}, from {before:.4f} to {after:.4f} (limit {config.max_drop:g}"
-            f"{_in_images(lost, config)})"
+            f"{_in_images(interval, config)})"
         )
-    if lost is None:
+    if interval is None:
         return ""
-    if config.strict and lost.bound > config.max_drop:
+    if config.strict and interval.bound > config.max_drop:
         return (
-            f"accuracy falls by {drop:.4f}, and on {lost.n} images by up to {lost.bound:.4f} cannot be excluded (--strict, limit "
+            f"accuracy falls by {drop:.4f}, and on {interval.n} images by up to {interval.bound:.4f} cannot be excluded (--strict, limit "
             f"{config.max_drop:g}); more validation images narrow it"
         )
     label, recall = worst_class(gate.evaluation, measured)
@@ -237,12 +237,12 @@ def drop_reason(gate: GateSet, exported: NDArray[np.float32], config: ExportConf
     return ""
 
 
-def _in_images(lost: AccuracyDrop | None, config: ExportConfig) -> str:
-    """The loss and its limit as numbers of images, with the loss's interval."""
-    if lost is None:
+def _in_images(drop: AccuracyDrop | None, config: ExportConfig) -> str:
+    """The loss and its limit as numbers of images, with the loss's drop."""
+    if drop is None:
         return ""
-    allowed = images_that_may_change(lost.n, config.max_drop)
-    return f"; {round(lost.value * lost.n)} of {lost.n} images, {allowed} may change; 95 % interval {lost.low:+.4f} to {lost.high:+.4f}"
+    allowed = images_that_may_change(drop.n, config.max_drop)
+    return f"; {round(drop.value * drop.n)} of {drop.n} images, {allowed} may change; 95 % interval {drop.low:+.4f} to {drop.high:+.4f}"
 
 
 def _disagreement(agreement: Agreement, measured: Evaluation, config: ExportConfig) -> str:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgetl.core.results import Evaluation
 
-# A class's recall is judged from this many images on: with fewer, one image is more than the limit.
+# A class's recall is compared from this many images on: with fewer, one image is more than the limit.
 LEAST_OF_A_CLASS = 20
 MAX_RECALL_DROP = 0.05
 # Ratio to the trained model's entropy of predictions; a file that predicts one class for nearly everything may keep the mean accuracy.
