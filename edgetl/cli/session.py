@@ -23,7 +23,7 @@ from edgetl.cli.tables import outcomes_table
 from edgetl.core import progress as core
 from edgetl.core.config import StrictModel
 from edgetl.core.contract import Outcome
-from edgetl.core.files.text import printable
+from edgetl.core.files.names import printable
 from edgetl.data.notes import ScanNote
 from edgetl.errors import ConfigError, EdgetlError, StoppedError
 

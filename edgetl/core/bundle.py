@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.config import parse_json, read_bytes
-from edgetl.core.files.plain import open_plain
+from edgetl.core.files.regular import open_plain
 from edgetl.core.manifest import MANIFEST_NAME, BundleFile, Manifest, Variant, parents_of
 from edgetl.errors import BundleError, IntegrityError, RunError
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from edgetl.core.files.plain import open_plain, read_up_to
+from edgetl.core.files.regular import open_plain, read_up_to
 from edgetl.errors import EdgetlError
 
 MAX_JSON_BYTES = 1_000_000

@@ -7,7 +7,7 @@ from typing import Literal
 
 from edgetl.core.config import StrictModel
 from edgetl.core.options import option_field
-from edgetl.core.system.load import HostLoad
+from edgetl.core.system.host_load import HostLoad
 
 ClauseName = Literal["latency", "size", "memory", "drop"]
 _OPTIONS: dict[ClauseName, str] = {"latency": "--max-latency-ms", "size": "--max-size-mb", "memory": "--memory-mb", "drop": "--max-drop"}

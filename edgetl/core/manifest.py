@@ -13,10 +13,10 @@ from pydantic import AfterValidator, Field, model_validator
 
 from edgetl.core.config import StrictModel
 from edgetl.core.contract import ContractRecord, Outcome
-from edgetl.core.files.text import label_problem
+from edgetl.core.files.names import label_problem
 from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.results import AccuracyDrop, Proportion
-from edgetl.core.system.load import HostLoad
+from edgetl.core.system.host_load import HostLoad
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 
 MANIFEST_NAME = "manifest.json"

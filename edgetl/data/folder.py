@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetl.core.decoding import describe_truth
-from edgetl.core.files.text import label_problem, printable
+from edgetl.core.files.names import label_problem, printable
 from edgetl.core.images.intensity import Levels
 from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import OutputDecoding, Task

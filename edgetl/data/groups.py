@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 
 from edgetl.core.config import StrictModel
-from edgetl.core.files.text import printable
+from edgetl.core.files.names import printable
 from edgetl.data.folder import ImageFolder, Part
 from edgetl.data.notes import EXAMPLES, ScanNote, log_notes
 from edgetl.data.split import Splits

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from edgetl.core.files.text import printable
+from edgetl.core.files.names import printable
 from edgetl.data.listing import Folder
 from edgetl.data.notes import Notes
 from edgetl.errors import DataError

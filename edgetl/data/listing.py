@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgetl.core.bundle import is_run
-from edgetl.core.files.plain import file_id, open_plain
-from edgetl.core.files.text import printable
+from edgetl.core.files.names import printable
+from edgetl.core.files.regular import file_id, open_plain
 from edgetl.core.images.decode import EXTENSIONS, FORMATS
 from edgetl.core.images.signatures import HEADER_BYTES, image_format
 from edgetl.core.manifest import MANIFEST_NAME

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, get_args
 from pydantic import Field
 
 from edgetl.core.config import StrictModel
-from edgetl.core.files.text import printable
+from edgetl.core.files.names import printable
 
 _Omitted: TypeAlias = Literal["hidden", "system", "edgetl", "excluded", "mask", "unsupported", "other", "unreadable", "loop", "sibling"]
 _Unlabeled: TypeAlias = Literal["loose", "unlabeled", "no-images", "not-in-table", "copy"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.files.text import printable
+from edgetl.core.files.names import printable
 from edgetl.data.folder import ImageFolder, Part, Sample
 from edgetl.data.notes import EXAMPLES, ScanNote, log_notes
 from edgetl.errors import ConfigError

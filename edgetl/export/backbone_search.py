@@ -22,7 +22,7 @@ from edgetl.core.output.folders import new_folder
 from edgetl.core.output.recognition import FIT_RECORD_NAME
 from edgetl.core.preprocess import normalize, to_pixels
 from edgetl.core.progress import Progress, silent
-from edgetl.core.system.load import load_between, read_counters
+from edgetl.core.system.host_load import load_between, read_counters
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import stratified
 from edgetl.data.notes import ScanNote

@@ -37,7 +37,7 @@ from edgetl.core.preprocess import preprocess, to_batch
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import images_that_may_change
 from edgetl.core.system.host import fingerprint, versions
-from edgetl.core.system.load import HostLoad, load_between, read_counters
+from edgetl.core.system.host_load import HostLoad, load_between, read_counters
 from edgetl.core.tasks import OutputDecoding
 from edgetl.data.folder import Sample
 from edgetl.data.loading import stratified, truth_of

@@ -20,9 +20,9 @@ from edgetl.core.images.decode import load_image, read_image_file
 from edgetl.core.manifest import Variant
 from edgetl.core.options import OPTION
 from edgetl.core.progress import Progress, silent
-from edgetl.core.system.child import child_command, child_environment
+from edgetl.core.system.child_process import child_command, child_environment
 from edgetl.core.system.host import fingerprint, load_average, versions
-from edgetl.core.system.load import HostLoad, load_between, read_counters
+from edgetl.core.system.host_load import HostLoad, load_between, read_counters
 from edgetl.errors import EngineError, MissingExtraError
 from edgetl.measure.latency import MIN_CALLS, Percentiles, percentiles
 from edgetl.runtime.engine import default_threads, installed
@@ -192,7 +192,7 @@ def _cold_start(bundle: Bundle, variant: Variant, threads: int) -> ColdStart:
     """Start a fresh interpreter that loads the variant and predicts once."""
     image = bundle.path / bundle.manifest.golden[0].image.path
     command = child_command(
-        "edgetl.measure.cold", "report_cold_start", str(bundle.path), variant.name, str(image), str(threads), str(time.time())
+        "edgetl.measure.cold_start", "report_cold_start", str(bundle.path), variant.name, str(image), str(threads), str(time.time())
     )
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COLD_START_TIMEOUT_S, check=True, env=child_environment())

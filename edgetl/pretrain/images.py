@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from edgetl.core.files.plain import open_plain
+from edgetl.core.files.regular import open_plain
 from edgetl.core.images.decode import EXTENSIONS, load_image
 from edgetl.core.progress import Progress
 from edgetl.errors import DataError, ImageError

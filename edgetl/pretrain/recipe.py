@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 
 from edgetl.core.config import StrictModel
-from edgetl.core.files.plain import read_plain
+from edgetl.core.files.regular import read_plain
 from edgetl.core.preprocess import Side
 from edgetl.errors import ConfigError
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from edgetl.core.bundle import hash_prefix, open_bundle
 from edgetl.core.config import StrictModel
-from edgetl.core.files.text import printable
+from edgetl.core.files.names import printable
 from edgetl.core.metrics import evaluate
 from edgetl.core.options import OPTION
 from edgetl.core.preprocess import InputForm, PreprocessSpec

@@ -21,7 +21,7 @@ from edgetl.core.bundle import Bundle
 from edgetl.core.config import StrictModel, parse_json
 from edgetl.core.manifest import Format, Variant
 from edgetl.core.preprocess import Batch
-from edgetl.core.system.child import child_command, child_environment
+from edgetl.core.system.child_process import child_command, child_environment
 from edgetl.errors import EdgetlError, EngineError
 from edgetl.runtime.engine import installed, load_engine, read_variant
 

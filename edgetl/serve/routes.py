@@ -21,7 +21,7 @@ from starlette.routing import Route
 from edgetl.core.decoding import decode, prediction_json
 from edgetl.errors import RequestError
 from edgetl.serve.config import ServeConfig
-from edgetl.serve.connections.refusal import BUSY, RETRY_AFTER_S
+from edgetl.serve.connections.rejection import BUSY, RETRY_AFTER_S
 from edgetl.serve.metrics import Metrics, resident_bytes
 from edgetl.serve.model_cards import cards
 from edgetl.serve.page import page_routes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from edgetl.core.files.plain import open_plain
+from edgetl.core.files.regular import open_plain
 from edgetl.errors import ConfigError
 
 _SOON = timedelta(days=14)

@@ -9,7 +9,7 @@ from edgetl.cli.tables import busy_lines
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.contract import Clause, Contract, Outcome
 from edgetl.core.manifest import Precision
-from edgetl.core.system.load import HostLoad
+from edgetl.core.system.host_load import HostLoad
 from edgetl.data.folder import scan
 from edgetl.errors import ConfigError, ContractError
 from edgetl.export import package

@@ -28,7 +28,7 @@ import numpy as np
 
 from edgetl.core.bundle import open_bundle
 from edgetl.core.manifest import Format
-from edgetl.core.system.child import child_command, child_environment
+from edgetl.core.system.child_process import child_command, child_environment
 from edgetl.errors import EngineError
 from edgetl.runtime.engine import load_engine
 from edgetl.runtime.ir_check import check_ir

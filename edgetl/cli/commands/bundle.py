@@ -16,7 +16,7 @@ from edgetl.cli.tables import attempt_lines, busy_lines, classes_table, figures_
 from edgetl.core.bundle import is_run, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.decoding import prediction_json
-from edgetl.core.files.text import printable
+from edgetl.core.files.names import printable
 from edgetl.core.images.intensity import FULL_RANGE
 from edgetl.core.manifest import Manifest, describe_parent
 from edgetl.data.folder import check_folder

@@ -29,7 +29,7 @@ from edgetl.cli.tables import classes_table, figures_line, plain_table, with_int
 from edgetl.core.config import StrictModel
 from edgetl.core.manifest import describe_parent
 from edgetl.core.output.folders import check_chart, check_output
-from edgetl.core.system.child import child_environment, trusted_path
+from edgetl.core.system.child_process import child_environment, trusted_path
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.data.groups import describe_grouping
 from edgetl.errors import ConfigError

@@ -12,7 +12,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from edgetl.core.files.portable import flush_folder
+from edgetl.core.files.platforms import flush_folder
 from edgetl.errors import StorageError
 
 STAGING_MARK = ".edgetl-partial-"

@@ -47,7 +47,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from edgetl.core.files.plain import open_plain
+from edgetl.core.files.regular import open_plain
 from edgetl.core.images.intensity import FULL_RANGE, Intensity, Levels, has_wide_color, read_low_bytes, to_8_bits
 from edgetl.core.images.jpeg import has_several_scans
 from edgetl.core.images.tiff import check_tiff

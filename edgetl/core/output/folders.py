@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from edgetl.core.files.atomic import STAGING_MARK, storage_error, write_bytes
-from edgetl.core.files.plain import file_id, open_plain
-from edgetl.core.files.portable import flush_file, flush_folder, process_runs
+from edgetl.core.files.platforms import flush_file, flush_folder, process_runs
+from edgetl.core.files.regular import file_id, open_plain
 from edgetl.core.output.locks import is_locked, locked
 from edgetl.core.output.recognition import REPLACED_MARK, foreign_files, remove_own
 from edgetl.errors import ConfigError

@@ -17,7 +17,7 @@ from typing import Any
 from edgetl.core.bundle import RUN_RECORD_NAME
 from edgetl.core.config import load_json
 from edgetl.core.files.atomic import STAGING_MARK
-from edgetl.core.files.plain import read_plain
+from edgetl.core.files.regular import read_plain
 from edgetl.core.manifest import MANIFEST_NAME
 
 FIT_RECORD_NAME = "fit.json"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.core.files.atomic import write_text
-from edgetl.core.files.plain import read_plain
+from edgetl.core.files.regular import read_plain
 from edgetl.core.images.decode import content_hash, examine
 from edgetl.core.images.intensity import Levels
 from edgetl.core.progress import Progress, silent

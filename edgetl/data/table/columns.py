@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgetl.core.files.text import label_problem, printable
+from edgetl.core.files.names import label_problem, printable
 from edgetl.core.tasks import Task
 from edgetl.data.table.csv_file import CsvFile
 from edgetl.errors import ConfigError, DataError

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from edgetl.core.files.plain import open_plain, read_up_to
+from edgetl.core.files.regular import open_plain, read_up_to
 from edgetl.errors import DataError
 
 MAX_CSV_BYTES = 200_000_000

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgetl.core.files.text import label_problem, printable
+from edgetl.core.files.names import label_problem, printable
 from edgetl.core.tasks import Task
 from edgetl.data.layout import Part, part_of
 from edgetl.data.notes import EXAMPLES, ScanNote

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from edgetl.serve.connections.flow import ANSWERED, Flow, Outlet
-from edgetl.serve.connections.head import check_head, with_path
-from edgetl.serve.connections.refusal import RefusedError, busy, refusal
+from edgetl.serve.connections.flow_control import ANSWERED, Flow, Outlet
+from edgetl.serve.connections.rejection import RefusedError, busy, refusal
+from edgetl.serve.connections.request_head import check_head, with_path
 
 MAX_HEAD_BYTES = 32_768
 MAX_URL_BYTES = 8_192

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgetl.core.files.plain import open_plain
+from edgetl.core.files.regular import open_plain
 from edgetl.errors import ConfigError
 
 access = logging.getLogger("edgetl.access")

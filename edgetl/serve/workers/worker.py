@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from edgetl import errors
 from edgetl.core.manifest import Manifest
-from edgetl.core.system.child import child_command, child_environment
+from edgetl.core.system.child_process import child_command, child_environment
 from edgetl.errors import EdgetlError, EngineError, RequestError
 from edgetl.serve.background import spawn
 from edgetl.serve.protocol.models import Model

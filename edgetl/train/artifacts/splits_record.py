@@ -10,7 +10,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from pydantic import Field, model_validator
 
 from edgetl.core.config import StrictModel
-from edgetl.core.files.text import printable
+from edgetl.core.files.names import printable
 from edgetl.core.manifest import Sha256
 from edgetl.core.tasks import Task
 from edgetl.data.folder import Part

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgetl.core.bundle import is_run
-from edgetl.core.files.plain import open_plain
+from edgetl.core.files.regular import open_plain
 from edgetl.data.folder import check_folder
 from edgetl.errors import BackboneError, DataError, EdgetlError
 from edgetl.train.config.options import TrainConfig

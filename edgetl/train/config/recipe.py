@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 import edgetl
 from edgetl.core.config import StrictModel
-from edgetl.core.files.plain import read_plain
+from edgetl.core.files.regular import read_plain
 from edgetl.core.options import options
 from edgetl.errors import ConfigError
 from edgetl.train.config.options import Augment, Strategy, TrainConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.core.config import MAX_JSON_BYTES
-from edgetl.core.files.plain import open_plain, read_plain
+from edgetl.core.files.regular import open_plain, read_plain
 from edgetl.errors import BackboneError, first_line
 
 LOCAL_DIR = "local-dir:"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from edgetl.core.files.portable import reserve_space
+from edgetl.core.files.platforms import reserve_space
 from edgetl.core.progress import Progress, silent
 from edgetl.data.loading import Target, batches, target_of
 from edgetl.train.config.plan import steps_per_epoch

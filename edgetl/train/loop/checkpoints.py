@@ -21,7 +21,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from edgetl.core.files.atomic import STAGING_MARK, storage_error, write_bytes
-from edgetl.core.files.plain import read_plain
+from edgetl.core.files.regular import read_plain
 from edgetl.core.output.folders import remove_side_folder
 from edgetl.core.output.recognition import CHECKPOINTS_SUFFIX
 from edgetl.errors import ConfigError

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from edgetl.core.config import StrictModel
-from edgetl.core.files.text import printable
+from edgetl.core.files.names import printable
 from edgetl.core.progress import Progress, silent
 from edgetl.data.notes import ScanNote
 from edgetl.data.split import split

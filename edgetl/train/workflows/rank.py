@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.core.files.text import printable
+from edgetl.core.files.names import printable
 from edgetl.core.images.decode import load_image
 from edgetl.core.images.intensity import FULL_RANGE, resolve_intensity
 from edgetl.core.licenses import check_policy

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from edgetl.core.files.plain import open_plain
+from edgetl.core.files.regular import open_plain
 from edgetl.errors import BackboneError, first_line
 from edgetl.train.config.weights_dir import SUFFIXES, TORCH_SUFFIXES
 

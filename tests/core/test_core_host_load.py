@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgetl.core.system.host import available_cores
-from edgetl.core.system.load import Counters, HostLoad, load_between, read_counters
+from edgetl.core.system.host_load import Counters, HostLoad, load_between, read_counters
 
 BEFORE = Counters(wall=10.0, used=100.0, stolen=1.0, own=50.0, waiting=2.0, cores=2)
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from edgetl.core.files.text import label_problem, printable
+from edgetl.core.files.names import label_problem, printable
 
 
 @pytest.mark.parametrize("label", ["cat", "hot dog", "café\u00a0noir", "猫\u3000種", "می\u200cخواهم", "👩\u200d🔬", " a ", "a/b", "<&>"])

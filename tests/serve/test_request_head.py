@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from edgetl.serve.connections.head import check_head, with_path
-from edgetl.serve.connections.refusal import RefusedError
+from edgetl.serve.connections.rejection import RefusedError
+from edgetl.serve.connections.request_head import check_head, with_path
 from tests.serve.serving import Served
 from tests.serve.test_connections import GET, talk
 

@@ -1,4 +1,4 @@
-"""Platform differences between Linux, macOS and Windows, in one place.
+"""Platforms: differences between Linux, macOS and Windows, in one place.
 
 Linux is tested. macOS and Windows are written for and not tested; the tests remove the names that they lack.
 """

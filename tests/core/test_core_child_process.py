@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.system.child import child_command, child_environment, trusted_path
+from edgetl.core.system.child_process import child_command, child_environment, trusted_path
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.files import portable
+from edgetl.core.files import platforms as portable
 from edgetl.core.files.atomic import write_bytes
-from edgetl.core.files.plain import open_plain, read_plain
+from edgetl.core.files.regular import open_plain, read_plain
 from edgetl.core.output.folders import new_folder
 
 # What Windows lacks, removed before edgetl is imported; POSIX calls that mean something else there end the process.
@@ -45,7 +45,9 @@ def test_folders_files_and_locks_work_without_the_names_of_linux(tmp_path: Path)
 
 
 def test_the_commands_are_imported_without_the_names_of_linux(tmp_path: Path) -> None:
-    out = run_without("from edgetl.cli.app import main\nimport edgetl.measure.cold, edgetl.runtime.trial\nmain(['--version'])\n", tmp_path)
+    out = run_without(
+        "from edgetl.cli.app import main\nimport edgetl.measure.cold_start, edgetl.runtime.trial\nmain(['--version'])\n", tmp_path
+    )
     assert out.startswith("edgetl ")
 
 

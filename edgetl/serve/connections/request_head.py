@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from edgetl.serve.connections.refusal import RefusedError
+from edgetl.serve.connections.rejection import RefusedError
 
 # RFC 3986, a host and a port; an empty value stands for a target without an authority.
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.v]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]{0,5})?")

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 
-from edgetl.core.files.portable import peak_memory_bytes
+from edgetl.core.files.platforms import peak_memory_bytes
 from edgetl.runtime.predictor import load
 
 

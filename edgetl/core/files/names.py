@@ -1,4 +1,4 @@
-"""Names of files, folders and labels as text that every terminal, JSON file and model format can hold."""
+"""Names: files, folders and labels as text that every terminal, JSON file and model format can hold."""
 
 from __future__ import annotations
 
