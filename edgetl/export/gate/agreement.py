@@ -238,7 +238,7 @@ def drop_reason(gate: GateSet, exported: NDArray[np.float32], config: ExportConf
 
 
 def _in_images(drop: AccuracyDrop | None, config: ExportConfig) -> str:
-    """The loss and its limit as numbers of images, with the loss's drop."""
+    """The drop and its limit as numbers of images, with the drop's interval."""
     if drop is None:
         return ""
     allowed = images_that_may_change(drop.n, config.max_drop)
