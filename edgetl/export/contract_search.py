@@ -79,9 +79,12 @@ class ContractSearch:
         self.outcomes += _outcomes(found, kept, bundle.manifest.rejected)
         if not kept:
             raise self.error()
-        host, source = (fingerprint(), "measured") if self.device is None else (self.device.host, "profile")
-        record = ContractRecord.model_validate(
-            {"contract": self.contract, "chosen": kept[0], "host": host.get("cpu", "an unknown machine"), "source": source}
+        host = fingerprint() if self.device is None else self.device.host
+        record = ContractRecord(
+            contract=self.contract,
+            chosen=kept[0],
+            host=host.get("cpu", "an unknown machine"),
+            source="measured" if self.device is None else "profile",
         )
         names = tuple(offer.variant for offer in kept if offer.threads == kept[0].threads)
         return Selection(names, record, tuple(self.outcomes), "accuracy" if busy else "time")
