@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import ecosystem, footprint, path, preprocess
 from bench.paths import SHARED
-from edgetl.core.system.host import fingerprint, load_average, versions
+from edgetl.core.system.host import describe_host, versions
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.train.config.options import TrainConfig
@@ -29,8 +29,7 @@ def main() -> None:
     given = parser.parse_args()
     if not (SHARED / "data").is_dir():
         parser.exit(0, f"nothing measured: the reference images are not at {SHARED} (EDGETL_SHARED)\n")
-    host = fingerprint()
-    print(f"{host['cpu']}, {host['cores']} cores, {host['flags']}; load {load_average():.2f}; {host['system']}, Python {host['python']}")
+    print(describe_host())
     print(", ".join(f"{name} {version}" for name, version in versions().items()))
     with tempfile.TemporaryDirectory() as work:
         run = given.run or _train(Path(work))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bench.serve import end, start
 from edgetl.core.bundle import open_bundle
-from edgetl.core.system.host import fingerprint, load_average
+from edgetl.core.system.host import describe_host
 
 PORT = 8330
 _GET = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -122,8 +122,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=4.0)
     given = parser.parse_args()
-    host = fingerprint()
-    print(f"{host['cpu']}, {host['cores']} cores; load {load_average():.2f}; {host['system']}, Python {host['python']}")
+    print(describe_host())
     drain(given.bundle, given.variant, given.trials, given.seconds)
 
 

@@ -23,7 +23,7 @@ from bench.http_fuzz import fuzz, large_requests, slow_uploads, sound_requests
 from bench.memory import family_mb
 from bench.serve import end, start
 from edgetl.core.bundle import open_bundle
-from edgetl.core.system.host import fingerprint, load_average
+from edgetl.core.system.host import describe_host
 
 PORT = 8320
 _EVERY_S = 0.005
@@ -130,8 +130,7 @@ def main() -> None:
     if given.probe:
         probe(given.probe, 3600.0)
         return
-    host = fingerprint()
-    print(f"{host['cpu']}, {host['cores']} cores; load {load_average():.2f}; {host['system']}, Python {host['python']}", flush=True)
+    print(describe_host(), flush=True)
     liveness(given.bundle, given.variant, given.requests, given.uploads, given.seconds)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.memory import family_mb
 from bench.serve import end, photo, press, scripts, start
-from edgetl.core.system.host import fingerprint, load_average, versions
+from edgetl.core.system.host import describe_host, versions
 
 PORT = 8320
 
@@ -142,8 +142,7 @@ def main() -> None:
     parser.add_argument("--times", type=float, default=10.0)
     parser.add_argument("--seconds", type=float, default=60.0)
     given, options = parser.parse_known_args()
-    host = fingerprint()
-    print(f"{host['cpu']}, {host['cores']} cores, {host['flags']}; load {load_average():.2f}; {host['system']}, Python {host['python']}")
+    print(describe_host())
     print(", ".join(f"{name} {version}" for name, version in versions().items()))
     overload(given.bundle, given.variant, given.times, given.seconds, options)
 

@@ -30,7 +30,7 @@ from PIL import Image
 
 from bench.memory import family, family_mb
 from bench.paths import SHARED
-from edgetl.core.system.host import available_cores, fingerprint, load_average, versions
+from edgetl.core.system.host import available_cores, describe_host, versions
 from edgetl.runtime.predictor import load
 
 PHOTO_BYTES = 65_000
@@ -226,8 +226,7 @@ def main() -> None:
         return
     if not shutil.which("wrk"):
         parser.exit(3, "wrk is not installed: apt install wrk\n")
-    host = fingerprint()
-    print(f"{host['cpu']}, {host['cores']} cores, {host['flags']}; load {load_average():.2f}; {host['system']}, Python {host['python']}")
+    print(describe_host())
     print(", ".join(f"{name} {version}" for name, version in versions().items()))
     closed_loop(given.bundle, given.variant, given.threads, given.rounds, given.seconds)
 

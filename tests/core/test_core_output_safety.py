@@ -331,16 +331,14 @@ def test_a_run_with_the_name_of_a_side_folder_is_replaced(tmp_path: Path, suffix
     check_output(run, overwrite=True)
 
 
-def test_a_demo_without_a_record_is_replaced_and_other_folders_of_a_run_are_not(tmp_path: Path) -> None:
+def test_a_demo_is_replaced_and_other_folders_of_a_run_are_not(tmp_path: Path) -> None:
     write_own(tmp_path / "demo" / "run")
     (tmp_path / "demo" / "digits" / "3").mkdir(parents=True)
     for name in ("digits/3/0001.png", "demo.png"):
         (tmp_path / "demo" / name).touch()
     with pytest.raises(ConfigError, match="did not write"):
         check_output(tmp_path / "demo", overwrite=True)
-    manifest: dict[str, object] = {key: {} for key in ("variants", "golden", "lineage", "preprocess")}
-    (tmp_path / "demo" / "bundle").mkdir()
-    (tmp_path / "demo" / "bundle" / "manifest.json").write_text(json.dumps({"schema_version": 1, **manifest}))
+    (tmp_path / "demo" / "demo.json").write_text(json.dumps({"schema_version": 1, "images": "digits"}))
     check_output(tmp_path / "demo", overwrite=True)
 
 

@@ -161,9 +161,7 @@ def _of_fit(folder: Path) -> _Own | None:
 
 
 def _of_demo(folder: Path) -> _Own | None:
-    recorded = {"schema_version", "images"} <= _read(folder / DEMO_RECORD_NAME).keys()
-    # The first versions wrote no record.
-    if not recorded and not ((folder / "demo.png").is_file() and _of_run(folder / "run") and _of_bundle(folder / "bundle")):
+    if not {"schema_version", "images"} <= _read(folder / DEMO_RECORD_NAME).keys():
         return None
     return _Own(frozenset({DEMO_RECORD_NAME, "demo.png"}), (r"digits/\d/\d{4}\.png",)) | _runs(folder, ("run", "bundle"))
 

@@ -66,6 +66,12 @@ def fingerprint() -> dict[str, str]:
     }
 
 
+def describe_host() -> str:
+    """CPU, cores, instruction sets, load average and system in one line, for figures."""
+    host = fingerprint()
+    return f"{host['cpu']}, {host['cores']} cores, {host['flags']}; load {load_average():.2f}; {host['system']}, Python {host['python']}"
+
+
 def versions() -> dict[str, str]:
     """Versions of edgetl and of the libraries it may use, as far as they are installed."""
     found = {}
