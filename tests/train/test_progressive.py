@@ -119,7 +119,7 @@ def test_the_old_network_is_untouched_by_training_its_statistics_and_answers_too
     kept, learned = model.columns[0].state_dict(), model.columns[1].state_dict()
     assert kept.keys() == old.state_dict().keys()
     assert all(_bytes(kept[key]) == _bytes(value) for key, value in old.state_dict().items()), "parameters and buffers"
-    assert _bytes(model.previous_logits(images)) == _bytes(old(images)) == _bytes(model.previous_network()(images))
+    assert _bytes(model.column_logits(images, 0)) == _bytes(old(images)) == _bytes(model.previous_network()(images))
     moved = [key for key, value in old.state_dict().items() if not key.startswith("fc.") and not torch.equal(value, learned[key])]
     assert {key.partition(".")[0] for key in moved} == {"layer1", "layer2", "layer3", "layer4"}, "the new column learned"
     assert all(bool(weight.any()) for weight in model.laterals.parameters()), "and listens at every border"
@@ -131,7 +131,9 @@ def test_a_reopened_run_answers_both_tasks_as_the_trained_network_did(parent: Ru
     first, second = _columns(run), _columns(open_run(run.path))
     pictures = torch.from_numpy(next(batches(splits.test, run.record.preprocess)))
     assert _bytes(first(pictures)) == _bytes(second(pictures)) and first(pictures).shape[1] == 2
-    assert _bytes(first.previous_logits(pictures)) == _bytes(parent.load_model()(pictures)) == _bytes(second.previous_logits(pictures))
+    assert (
+        _bytes(first.previous_network()(pictures)) == _bytes(parent.load_model()(pictures)) == _bytes(second.previous_network()(pictures))
+    )
     truth = torch.tensor([sample.label for sample in splits.test])
     assert run.record.test is not None
     assert float((second(pictures).argmax(dim=1) == truth).float().mean()) == pytest.approx(run.record.test.accuracy.value)
@@ -158,7 +160,7 @@ def test_a_new_column_starts_as_the_network_that_it_is_a_copy_of(parent: Run, sp
     assert torch.equal(features, feature_extractor(parent.load_model(), "fc")(images))
     assert isinstance(backbone.model, ProgressiveNetwork)
     assert not torch.equal(feature_extractor(_loud(backbone.model), backbone.head_name)(images), features), "and hears the old one"
-    assert _bytes(backbone.model.previous_logits(images)) == _bytes(parent.load_model()(images)), "which hears nothing"
+    assert _bytes(backbone.model.previous_network()(images)) == _bytes(parent.load_model()(images)), "which hears nothing"
 
 
 def test_training_leaves_frozen_columns_in_evaluation_mode_and_without_gradients(parent: Run, splits: Splits) -> None:
@@ -231,7 +233,7 @@ def test_borders_are_found_in_maps_and_in_rows_of_tokens(name: str, side: int, l
     model, pictures = ProgressiveNetwork([old, new], [laterals], head).eval(), torch.randn(2, 3, side, side)
     assert torch.equal(model(pictures), new(pictures)), "zero connections say nothing"
     assert not torch.equal(_loud(model)(pictures), new(pictures))
-    assert torch.equal(model.previous_logits(pictures), old(pictures))
+    assert torch.equal(model.previous_network()(pictures), old(pictures))
 
 
 def test_a_lateral_is_a_matrix_over_the_channels_of_the_old_output() -> None:
@@ -241,7 +243,7 @@ def test_a_lateral_is_a_matrix_over_the_channels_of_the_old_output() -> None:
     given = torch.randn(3, 4)
     matrix = next(model.laterals.parameters())
     torch.testing.assert_close(model(given), new[2]((new[0](given) + old[0](given) @ matrix.T).relu()))
-    torch.testing.assert_close(model.previous_logits(given), old(given))
+    torch.testing.assert_close(model.previous_network()(given), old(given))
 
 
 def test_branches_are_left_out_in_the_new_column_alone() -> None:
@@ -296,7 +298,7 @@ def test_without_the_option_the_last_column_goes_on_and_the_first_one_still_stay
     run = train(shapes, _config(backbone=str(grown.path), epochs=2, l2sp=0.01), tmp_path / "next")
     model = _columns(run)
     assert len(model.columns) == 2 and run.record.backbone.columns == grown.record.backbone.columns
-    assert _bytes(model.previous_logits(images)) == _bytes(parent.load_model()(images))
+    assert _bytes(model.previous_network()(images)) == _bytes(parent.load_model()(images))
     assert run.record.forgetting is not None and run.record.forgetting.through == "own"
 
 
@@ -310,7 +312,7 @@ def test_published_weights_are_kept_with_their_own_head(splits: Splits, tmp_path
     assert backbone.columns is not None and backbone.columns.earlier == (Column(name=f"local-dir:{folder}", classes=7),)
     assert isinstance(backbone.model, ProgressiveNetwork)
     pictures = torch.randn(2, 3, 32, 32)
-    assert _bytes(backbone.model.previous_logits(pictures)) == _bytes(published.eval()(pictures))
+    assert _bytes(backbone.model.previous_network()(pictures)) == _bytes(published.eval()(pictures))
 
 
 def test_a_probe_needs_no_column(parent: Run, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

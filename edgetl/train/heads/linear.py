@@ -150,10 +150,10 @@ def spread(features: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.maximum(std, SMALLEST_SPREAD * np.sqrt((std**2).mean()) + 1e-6)
 
 
-def class_weights(labels: NDArray[np.int64], classes: int | None = None) -> NDArray[np.float32]:
+def class_weights(labels: NDArray[np.int64]) -> NDArray[np.float32]:
     """Weights float32 ``[classes]`` inversely to the class frequency, with a mean of 1 over the images; 0 for absent classes."""
     present = np.unique(labels)
-    weights = np.zeros(classes or int(labels.max()) + 1, np.float32)
+    weights = np.zeros(int(labels.max()) + 1, np.float32)
     weights[present] = compute_class_weight("balanced", classes=present, y=labels)
     return weights
 

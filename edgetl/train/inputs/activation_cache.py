@@ -51,13 +51,13 @@ class CacheOptions:
     progress: Progress = silent
 
 
+@dataclass(eq=False)
 class _Activations(Dataset[tuple[torch.Tensor, Target]]):
     """Rows of a memory map, float16 on the disk. An index counts images through all epochs; an epoch shows one view."""
 
-    def __init__(self, rows: NDArray[np.float16], labels: Sequence[Target], views: int) -> None:
-        self.rows = rows
-        self.labels = labels
-        self.views = views
+    rows: NDArray[np.float16]
+    labels: Sequence[Target]
+    views: int
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,13 +69,7 @@ class _Activations(Dataset[tuple[torch.Tensor, Target]]):
 
 
 def cache_activations(
-    backbone: Backbone,
-    images: TrainingImages,
-    augment: v2.Transform | None,
-    options: BatchOptions,
-    *,
-    steps: range,
-    cache: CacheOptions,
+    backbone: Backbone, images: TrainingImages, augment: v2.Transform | None, options: BatchOptions, *, steps: range, cache: CacheOptions
 ) -> TrainingBatches | None:
     """Run the frozen layers of ``backbone`` on views of each training image, made by ``augment``, and on the validation images.
 

@@ -6,7 +6,7 @@ import math
 import os
 import signal
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -31,6 +31,7 @@ MAX_HELD_BYTES = 400_000_000
 WORKER_GRACE_S = 5
 
 
+@dataclass(eq=False)
 class ImageDataset(Dataset[tuple[torch.Tensor, Target]]):
     """Images as ``float32 [3, H, W]`` with their label or targets; with ``as_bytes`` ``uint8 [3, H, W]``, which a device normalizes.
 
@@ -38,22 +39,13 @@ class ImageDataset(Dataset[tuple[torch.Tensor, Target]]):
     whatever the number of worker processes.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        spec: PreprocessSpec,
-        *,
-        augment: v2.Transform | None = None,
-        seed: int = 0,
-        epochs: int = 1,
-        as_bytes: bool = False,
-    ) -> None:
-        self.as_bytes = as_bytes
-        self.samples = samples
-        self.spec = spec
-        self.augment = augment
-        self.seed = seed
-        self.epochs = epochs
+    samples: Sequence[Sample]
+    spec: PreprocessSpec
+    _: KW_ONLY
+    augment: v2.Transform | None = None
+    seed: int = 0
+    epochs: int = 1
+    as_bytes: bool = False
 
     def __len__(self) -> int:
         return self.epochs * len(self.samples)

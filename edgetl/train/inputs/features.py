@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -24,10 +25,11 @@ FeatureFunction: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]
 MIN_IMAGES_FOR_OPENVINO = 200
 
 
+@dataclass(eq=False)
 class FrozenFeatures:
     """Feature extraction of a frozen network, which is converted once, at the first images.
 
-    Args:
+    Attributes:
         network: ``[batch, 3, H, W]`` → ``[batch, width]``, in evaluation mode.
         spec: preprocessing.
         device: ``cpu`` or ``cuda``. On a CPU, OpenVINO runs the network if it is installed and agrees with torch.
@@ -35,21 +37,21 @@ class FrozenFeatures:
         images: expected number of images in all; a few are not worth a conversion.
     """
 
-    def __init__(self, network: nn.Module, spec: PreprocessSpec, *, device: str = "cpu", batch_size: int = 32, images: int = 0) -> None:
-        self._network = network
-        self._spec = spec
-        self._device = device
-        self._batch_size = batch_size
-        self._images = images
-        self._compute: FeatureFunction | None = None
+    network: nn.Module
+    spec: PreprocessSpec
+    _: KW_ONLY
+    device: str = "cpu"
+    batch_size: int = 32
+    images: int = 0
+    _compute: FeatureFunction | None = field(default=None, init=False)
 
     def __call__(self, samples: Sequence[Sample], *, prepare: Prepare | None = None, progress: Progress = silent) -> NDArray[np.float32]:
         """Features float32 ``[n, width]`` of ``samples``, in their order; ``prepare`` replaces the evaluation view."""
         rows: list[NDArray[np.float32]] = []
         done = 0
-        for batch in batches(samples, self._spec, batch_size=self._batch_size, prepare=prepare):
+        for batch in batches(samples, self.spec, batch_size=self.batch_size, prepare=prepare):
             if self._compute is None:
-                self._compute = choose_engine(self._network, batch, self._images or len(samples), self._device)
+                self._compute = choose_engine(self.network, batch, self.images or len(samples), self.device)
             rows.append(self._compute(batch))
             done += len(batch)
             progress("computing features", done, len(samples))

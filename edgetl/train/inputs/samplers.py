@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -41,19 +41,20 @@ def draw_seed(seed: int, index: int) -> int:
     return (seed * 1_000_003 + index) % 2**32
 
 
+@dataclass(eq=False)
 class StepSampler(Sampler[list[int]]):
     """Batches of ``steps``: a seeded permutation for each epoch. An index counts images through all epochs.
 
     Of ``replayed`` images, which come after the ``images`` new ones, ``replay_batch`` are drawn in addition.
     """
 
-    def __init__(self, images: int, batch_size: int, steps: range, *, seed: int, replayed: int = 0, replay_batch: int = 0) -> None:
-        self.images = images
-        self.replayed = replayed
-        self.replay_batch = min(replayed, replay_batch)
-        self.batch_size = batch_size
-        self.steps = steps
-        self.seed = seed
+    images: int
+    batch_size: int
+    steps: range
+    _: KW_ONLY
+    seed: int
+    replayed: int = 0
+    replay_batch: int = 0
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -67,8 +68,8 @@ class StepSampler(Sampler[list[int]]):
                 generator = torch.Generator().manual_seed(draw_seed(self.seed, epoch))
                 order = torch.randperm(self.images, generator=generator).tolist()
             batch = order[place * self.batch_size : (place + 1) * self.batch_size]
-            if self.replay_batch:
-                draws = np.random.default_rng([self.seed, step]).choice(self.replayed, self.replay_batch, replace=False)
+            if count := min(self.replayed, self.replay_batch):
+                draws = np.random.default_rng([self.seed, step]).choice(self.replayed, count, replace=False)
                 batch = [*batch, *(self.images + draws).tolist()]
             yield [epoch * every + index for index in batch]
 
@@ -105,13 +106,13 @@ class BalancedSampler(Sampler[list[int]]):
         return again * self.images + int(self._orders[kind][1][index])
 
 
+@dataclass(eq=False)
 class ShardSampler(Sampler[list[int]]):
     """Shard of each batch for one process. A batch that would leave one image to a process, which BatchNorm cannot take, is not split."""
 
-    def __init__(self, batches: StepSampler | BalancedSampler, rank: int, world: int) -> None:
-        self.batches = batches
-        self.rank = rank
-        self.world = world
+    batches: StepSampler | BalancedSampler
+    rank: int
+    world: int
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -114,10 +114,6 @@ class ProgressiveNetwork(nn.Module):
             outputs.append(own)
         return self._run_column(index, images, outputs, None)
 
-    def previous_logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits of the task before the last column's, ``[batch, classes]``."""
-        return self.column_logits(images, len(self.columns) - 2)
-
     def previous_network(self) -> nn.Module:
         """The network without its last column; it shares the weights."""
         if len(self.columns) == 2:

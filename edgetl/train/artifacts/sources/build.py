@@ -40,15 +40,9 @@ def from_timm(config: BackboneConfig, classes: int) -> Backbone:
     parents: tuple[Parent, ...] = ()
     if config.pretrained:
         cfg, file = timm_config(model), downloaded_file(name)
-        parents = (
-            Parent(
-                kind="weights",
-                name=f"{cfg.get('architecture')}.{cfg.get('tag')}" if cfg.get("tag") else name,
-                architecture=str(cfg.get("architecture") or name),
-                sha256=sha256_of(file) if file else None,
-                license=cfg.get("license"),
-            ),
-        )
+        architecture = str(cfg.get("architecture") or name)
+        tagged, digest = f"{architecture}.{cfg['tag']}" if cfg.get("tag") else name, sha256_of(file) if file else None
+        parents = (Parent(kind="weights", name=tagged, architecture=architecture, sha256=digest, license=cfg.get("license")),)
     return timm_backbone(name, model, args, parents)
 
 

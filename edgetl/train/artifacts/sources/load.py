@@ -13,6 +13,7 @@ from edgetl.core.licenses import freedom, most_restrictive
 from edgetl.core.manifest import Parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BackboneError, ConfigError, first_line
+from edgetl.train.artifacts.record import WEIGHTS_NAME
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.artifacts.sources.build import (
     build_saved,
@@ -105,17 +106,10 @@ def _from_run(path: Path, config: BackboneConfig, classes: int) -> Backbone:
     head_name = find_head(model)  # not the run's: its head may be another one than the architecture's own
     if config.pretrained:
         load_weights(model, head_name, path, architecture=old.architecture, state=state)
-    return Backbone(
-        name=config.name,
-        architecture=old.architecture,
-        model=model,
-        head_name=head_name,
-        spec=run.record.preprocess,
-        model_args=dict(old.model_args),
-        weights_sha256=run.record.files["weights.safetensors"] if config.pretrained else None,
-        parents=(*old.parents, run.as_parent()) if config.pretrained else (),
-        columns=old.columns,
-    )
+    found = dataclasses.replace(run.backbone(model), name=config.name, head_name=head_name, weights_sha256=None, parents=())
+    if not config.pretrained:
+        return found
+    return dataclasses.replace(found, weights_sha256=run.record.files[WEIGHTS_NAME], parents=(*old.parents, run.as_parent()))
 
 
 def _from_embedded(config: BackboneConfig, classes: int) -> Backbone:
