@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edgetl.train.config.ranking import Ranking
 
-# Operations of a variant that a picture shows.
+# Operations of a variant that a chart shows.
 MOST_BARS = 20
 _STAGES = (("decode", "#9ecae1"), ("preprocess", "#4292c6"), ("infer", "#08306b"))
 
@@ -34,7 +34,7 @@ def draw_latency(report: LatencyReport, path: Path) -> None:
 
 
 def draw_demo(test: Evaluation, report: LatencyReport, accuracies: dict[str, float], path: Path) -> None:
-    """The demo's picture: confusion matrix, accuracy of each variant, and time of each stage."""
+    """Chart of the demo: confusion matrix, accuracy of each variant, and time of each stage."""
     from edgetl.train.artifacts.plots import confusion_axes
 
     figure = _figure(14.0, 5.2)
@@ -79,7 +79,7 @@ def draw_ranking(ranking: Ranking, path: Path) -> None:
 
 def draw_sensitivities(manifest: Manifest, path: Path) -> bool:
     """For each int8 variant the operations whose quantization costs most, as bars; what undoes another's error in grey. False, and no
-    picture, where none was measured: all were left out, or only matrix products are quantized, with ranges of their own each time."""
+    chart, where none was measured: all were left out, or only matrix products are quantized, with ranges of their own each time."""
     items: list[Variant | Rejected] = [*manifest.variants, *manifest.rejected]
     measured = [item for item in items if item.sensitivities]
     if not measured:
@@ -123,7 +123,7 @@ def stages_axes(axes: Axes, report: LatencyReport) -> None:
 
 
 def need_matplotlib() -> None:
-    """Refuse before minutes of measuring, with the pip command, when no picture could be drawn."""
+    """Refuse before minutes of measuring, with the pip command, when no chart could be drawn."""
     if find_spec("matplotlib") is None:
         raise MissingExtraError("matplotlib", "plot")
 

@@ -63,7 +63,7 @@ def figures_line(evaluation: Evaluation) -> str:
 
 
 def variants_table(manifest: Manifest) -> Table:
-    """One row a variant, the fastest on the bench first."""
+    """One row a variant, the fastest at the export first."""
     title = f"{manifest.name}: trained model {SCORE_NAMES[manifest.task]} {with_interval(manifest.trained)} on validation"
     table = plain_table(title, "variant", "MB", "validation", "test", "agrees", "confident", "ms")
     for variant in manifest.variants:

@@ -3,7 +3,7 @@
 A ``PreprocessSpec`` is resolved once, at the start of training, and travels in the run and in the bundle. For the same settings the
 ``two-step`` resize equals timm's evaluation transform bit for bit (``timm.data.create_transform``, Apache-2.0, read for its rounding
 rules); ``fused``, the default, does not compute the margins that the crop drops. It differs by at most one grey level of 255, which
-no accuracy in ``bench/preprocess.py`` shows, and takes 65 to 85 % of the time of a resize of a camera picture.
+no accuracy in ``bench/preprocess.py`` shows, and takes 65 to 85 % of the time of a resize of a camera image.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Divide a folder into train, val and test: deterministic, stratified, and never one picture in two splits."""
+"""Divide a folder into train, val and test: deterministic, stratified, and never one image in two splits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgetl.errors import ConfigError
 
 @dataclass(frozen=True)
 class LabelConflict:
-    """Copies of one picture that are filed under different labels."""
+    """Copies of one image that are filed under different labels."""
 
     paths: tuple[str, ...]
     labels: tuple[str, ...]
@@ -82,13 +82,13 @@ def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float 
 
 
 def _split_ready_made(folder: ImageFolder, *, seed: int, val: float) -> Splits:
-    """Keep the given parts. A picture that stands in two of them stays in the last of train, val, test, where it does least harm."""
+    """Keep the given parts. An image that stands in two of them stays in the last of train, val, test, where it does least harm."""
     conflicts = _conflicts(folder)
     conflicting = {str(folder.root / path) for conflict in conflicts for path in conflict.paths}
     rank = {"train": 0, "val": 1, "test": 2, None: 0}
     last: dict[str, int] = defaultdict(int)
     for sample in folder.samples:
-        # A picture with two labels can measure nothing: its copies in val and test are dropped.
+        # An image with two labels can measure nothing: its copies in val and test are dropped.
         last[sample.content] = 0 if str(sample.path) in conflicting else max(last[sample.content], rank[sample.part])
     kept: dict[Part, list[Sample]] = {"train": [], "val": [], "test": []}
     moved = []
@@ -124,7 +124,7 @@ def _divide(samples: Sequence[Sample], *, seed: int, shares: dict[Part, float]) 
     for content in sorted(groups, key=lambda content: hashlib.sha256(f"edgetl split {seed} {content}".encode()).digest()):
         members = groups[content]
         if len({(member.label, member.targets) for member in members}) > 1:
-            parts["train"] += members  # a picture with two labels can measure nothing
+            parts["train"] += members  # an image with two labels can measure nothing
         else:
             by_label[members[0].label].append(members)
     for _, class_groups in sorted(by_label.items()):

@@ -44,7 +44,7 @@ def installed(format_: Format) -> bool:
 
 
 def choose_variant(bundle: Bundle, name: str | None) -> Variant:
-    """The variant called ``name``, or the first (the fastest on the bench) whose engine is installed.
+    """The variant called ``name``, or the first (the fastest at the export) whose engine is installed.
 
     Raises:
         BundleError: no variant has that name.

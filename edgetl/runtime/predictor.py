@@ -148,8 +148,8 @@ def load(
     Args:
         bundle: the folder that ``edgetl export`` wrote, or an opened bundle.
         variant: its name, such as ``openvino-int8``; none takes the first whose engine is installed: the fastest
-            on the bench, or what keeps the bundle's contract best.
-        threads: for one inference; none means what the bundle's contract says, or every core that this process may use.
+            at the export, or the one that keeps the bundle's contract best.
+        threads: for one inference; none takes that of the bundle's contract, or every core that this process may use.
         trial: first load it and run one image in a process of its own, with limits of memory and time; for bundles that others made. Takes
             about a second.
 

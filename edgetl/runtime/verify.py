@@ -80,7 +80,7 @@ def check_golden(bundle: Bundle, variant: Variant, predictor: Predictor) -> Gold
         worst = max(worst, difference)
         if not difference <= variant.golden_tolerance:
             raise AccuracyGateError(
-                f"{bundle.path}: {variant.name} answers {golden.image.path} with a score that is {difference:.3g} off the bench's "
+                f"{bundle.path}: {variant.name} scores {golden.image.path} {difference:.3g} off the manifest "
                 f"(tolerance {variant.golden_tolerance:g}). This machine computes differently; use another variant, or export for it."
             )
     return GoldenCheck(

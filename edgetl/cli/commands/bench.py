@@ -45,7 +45,7 @@ def bench_command(
         return
     show_report(report)
     if plot is not None:
-        out.print(f"picture written to {escape(str(plot))}")
+        out.print(f"chart written to {escape(str(plot))}")
 
 
 def show_report(report: LatencyReport) -> None:

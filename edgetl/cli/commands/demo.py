@@ -94,7 +94,7 @@ def _show(bundle: Bundle, report: LatencyReport, shown: Path) -> None:
         accuracy = f"{variant.test.value:.4f}" if variant.test else "none"
         table.add_row(variant.name, f"{variant.size_bytes / 1e6:.2f}", accuracy, f"{times[variant.name]:.2f}")
     out.print(table)
-    out.print(f"picture: {escape(str(shown / 'demo.png'))}")
+    out.print(f"chart: {escape(str(shown / 'demo.png'))}")
 
 
 def _step(text: str) -> None:

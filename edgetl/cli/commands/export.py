@@ -67,7 +67,7 @@ def export_command(
         return
     show_bundle(bundle)
     if explain is not None:
-        out.print(f"picture written to {escape(str(explain))}" if drawn else "no picture: no operation of an int8 variant was measured")
+        out.print(f"chart written to {escape(str(explain))}" if drawn else "no chart: no operation of an int8 variant was measured")
 
 
 def _check_paths(run: Path, config: ExportConfig, out_: Path, explain: Path | None, *, overwrite: bool) -> None:

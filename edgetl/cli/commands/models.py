@@ -200,7 +200,7 @@ def _show_ranking(ranking: Ranking, plot: Path | None) -> None:
         if left not in missing:
             out.print(f"left out: {escape(left.name)}: {escape(left.reason)}", soft_wrap=True)
     if plot is not None:
-        out.print(f"picture: {escape(str(plot))}")
+        out.print(f"chart: {escape(str(plot))}")
     out.print(f"next: edgetl train {escape(ranking.data)} --out RUN --backbone {escape(ranking.ranked[0].name)}", soft_wrap=True)
 
 

@@ -203,7 +203,7 @@ def _read_open(file: BinaryFile) -> bytes:
 
 
 def content_hash(image: Image.Image) -> str:
-    """SHA-256 (hex) of an upright RGB image's size and pixels: equal for the same picture in two files."""
+    """SHA-256 (hex) of an upright RGB image's size and pixels: equal for copies in other files."""
     digest = hashlib.sha256(struct.pack("<II", *image.size))
     digest.update(image.tobytes())
     return digest.hexdigest()

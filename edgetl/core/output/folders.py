@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 # Paths that a command reads, by their names in messages: {"the images": data, "--teacher": run}.
 Inputs: TypeAlias = Mapping[str, Path]
 
-# In the metadata of every picture, so that figures which the user drew with matplotlib are not taken for edgetl's.
+# In the metadata of every chart, so that figures which the user drew with matplotlib are not taken for edgetl's.
 _CHART_MARK = "drawn by edgetl"
 _MARKED: dict[str, dict[str, Any]] = {
     ".png": {"metadata": {"Software": _CHART_MARK}},

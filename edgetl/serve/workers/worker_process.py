@@ -249,7 +249,7 @@ def _open_all(config: WorkerConfig) -> list[tuple[Bundle, Predictor]]:
 
 
 def _open(bundle: Bundle, variant: Variant) -> tuple[Bundle, Predictor]:
-    """A bundle whose every file is what its manifest says, and the variant that answers its golden images as on the bench."""
+    """Open a bundle, verify every file, load the variant, and check its golden images."""
     for file in bundle.manifest.all_files():
         bundle.read(file)
     predictor = load(bundle, variant=variant.name, threads=1)
