@@ -50,20 +50,24 @@ def compare_strategies(sets: Sequence[str], strategies: Sequence[str], seeds: in
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def compare_continual(seeds: int, side: int, names: Sequence[str]) -> None:
+def compare_continual(seeds: int, side: int, names: Sequence[str], *, epochs: int | None = None) -> None:
     """Fine-tune a network for photographs on sketches of the same classes, every stage, with each method of continual learning."""
-    print(f"{PREVIOUS} to {NEW}, strategy full, {side} px, ImageNet MobileNetV2, mean of {seeds} seeds (standard deviation)")
+    steps = f"{epochs} epochs" if epochs else "epochs by the number of images"
+    print(f"{PREVIOUS} to {NEW}, strategy full, {steps}, {side} px, ImageNet MobileNetV2, mean of {seeds} seeds (standard deviation)")
     print("| continual learning | photographs before | after | drop | sketches | seconds |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
-        parents = [_photographs(Path(work) / f"photo-{seed}", side, seed) for seed in range(seeds)]
+        parents = [_photographs(Path(work) / f"photo-{seed}", side, seed, epochs) for seed in range(seeds)]
         for name in names:
-            rows = [_learn_sketches(parent, CONTINUAL[name], Path(work) / f"{seed}-{name}", seed) for seed, parent in enumerate(parents)]
+            rows = [
+                _learn_sketches(parent, {**CONTINUAL[name], "epochs": epochs}, Path(work) / f"{seed}-{name}", seed)
+                for seed, parent in enumerate(parents)
+            ]
             cells = " | ".join(f"{np.mean(column):.4f} ({np.std(column):.4f})" for column in list(zip(*rows, strict=True))[:4])
             print(f"| {name} | {cells} | {np.mean([row[4] for row in rows]):.0f} |", flush=True)
 
 
-def _photographs(out: Path, side: int, seed: int) -> Run:
-    config = TrainConfig.from_options(backbone=BACKBONE, strategy="partial", seed=seed, input_size=(side, side))
+def _photographs(out: Path, side: int, seed: int, epochs: int | None) -> Run:
+    config = TrainConfig.from_options(backbone=BACKBONE, strategy="partial", seed=seed, input_size=(side, side), epochs=epochs)
     return train(SHARED / "data" / PREVIOUS, config, out)
 
 

@@ -52,12 +52,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     parser.add_argument("--strategies", help="instead: test accuracy of these, such as probe,auto")
     parser.add_argument("--continual", nargs="?", const=",".join(CONTINUAL), help="instead: forgetting with these methods [default: all]")
+    parser.add_argument("--epochs", type=int, help="of --continual, for a quick comparison [default: by the number of images]")
     given = parser.parse_args()
     if given.strategies:
         compare_strategies(given.images or ["trashnet", "sign-digits"], given.strategies.split(","), given.seeds, given.side)
         return
     if given.continual:
-        compare_continual(given.seeds, given.side or 128, given.continual.split(","))
+        compare_continual(given.seeds, given.side or 128, given.continual.split(","), epochs=given.epochs)
         return
     size: tuple[Side, Side] | None = (given.side, given.side) if given.side else None
     config = TrainConfig.from_options(backbone=given.backbone, weights=given.weights, input_size=size)

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from edgetl.core.bundle import is_run
-from edgetl.core.options import flat
 from edgetl.core.output.folders import check_side_folder, new_folder, remove_side_folder
 from edgetl.core.output.recognition import COMPARE_SUFFIX, holds_own
 from edgetl.core.progress import Progress, silent
@@ -94,7 +93,7 @@ def _trained(splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool,
     run = open_run(out)
     now = splits.folder.fingerprint()
     jobs = [
-        Job(data="", options=flat(item), resolved={"images": images[:12]})
+        Job(data="", options=item.given(), resolved={"images": images[:12]})
         for item, images in ((run.record.config, run.record.data_fingerprint), (config, now))
     ]
     if apart := differences(*jobs):
