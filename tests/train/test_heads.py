@@ -246,7 +246,7 @@ def test_a_run_with_another_head_is_a_backbone_without_it(kind: str, images: Pat
 
 def test_what_needs_an_old_linear_head_says_so(images: Path, small_knn: Run, tmp_path: Path) -> None:
     config = _config(backbone=str(small_knn.path), strategy="partial", epochs=1, lwf=1.0)
-    with pytest.raises(ConfigError, match=r"ask what the old linear head answers, and .*knn came without one"):
+    with pytest.raises(ConfigError, match=r"need the previous linear head, and .*knn came without one"):
         train(images, config, tmp_path / "run")
 
 

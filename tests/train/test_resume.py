@@ -142,4 +142,3 @@ def test_resume_without_data_or_state_says_what_is_missing(tmp_path: Path) -> No
 
 def test_the_command_of_a_run_in_a_comparison_is_that_of_the_comparison(tmp_path: Path) -> None:
     assert resume_command(tmp_path / "a.compare" / "partial") == f"edgetl train --out {tmp_path / 'a'} --resume"
-    assert resume_command(tmp_path / "a.pilot" / "full") == f"edgetl train --out {tmp_path / 'a'} --resume"
