@@ -24,7 +24,7 @@ from edgetl.core.preprocess import Side
 from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.loading import labels_of, stratified
 from edgetl.data.split import Splits
-from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.options import DEFAULT_BACKBONE, TrainConfig
 from edgetl.train.config.plan import make_plan
 from edgetl.train.config.resolve import resolve

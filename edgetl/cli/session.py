@@ -24,7 +24,7 @@ from edgetl.core import progress as core
 from edgetl.core.config import StrictModel
 from edgetl.core.contract import Outcome
 from edgetl.core.files.names import printable
-from edgetl.data.notes import ScanNote
+from edgetl.data.scan_notes import ScanNote
 from edgetl.errors import ConfigError, EdgetlError, StoppedError
 
 # Bytes of file names that are not UTF-8 (PEP 383): in JSON text they occur inside strings alone, where a backslash is written twice.

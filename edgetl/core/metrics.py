@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.decoding import nearest_levels, present_labels, sigmoid
+from edgetl.core.output_decoding import nearest_levels, present_labels, sigmoid
 from edgetl.core.results import AccuracyDrop, ClassScore, Evaluation, MultiLabelFigures, Proportion, RegressionFigures, wilson
 from edgetl.core.tasks import OutputDecoding
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetl.core.decoding import describe_truth
 from edgetl.core.files.names import label_problem, printable
 from edgetl.core.images.intensity import Levels
+from edgetl.core.output_decoding import describe_truth
 from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import OutputDecoding, Task
 from edgetl.data.content.integrity import check_images
@@ -19,7 +19,7 @@ from edgetl.data.content.masks import find_masks
 from edgetl.data.layout import ClassFolder, find_classes, parts_of
 from edgetl.data.layout import Part as Part
 from edgetl.data.listing import list_images
-from edgetl.data.notes import Notes, ScanNote, log_notes
+from edgetl.data.scan_notes import Notes, ScanNote, log_notes
 from edgetl.data.selection import NO_SELECTION, Selection
 from edgetl.errors import DataError
 

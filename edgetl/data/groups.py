@@ -9,7 +9,7 @@ from dataclasses import replace
 from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
 from edgetl.data.folder import ImageFolder, Part
-from edgetl.data.notes import EXAMPLES, ScanNote, log_notes
+from edgetl.data.scan_notes import EXAMPLES, ScanNote, log_notes
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError
 

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from edgetl.core.files.names import printable
 from edgetl.data.listing import Folder
-from edgetl.data.notes import Notes
+from edgetl.data.scan_notes import Notes
 from edgetl.errors import DataError
 
 Part: TypeAlias = Literal["train", "val", "test"]

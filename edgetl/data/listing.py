@@ -1,4 +1,4 @@
-"""Tree of the image files below a folder. Other files are counted by reason (``edgetl.data.notes``)."""
+"""Tree of the image files below a folder. Other files are counted by reason (``edgetl.data.scan_notes``)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from edgetl.core.bundle import is_run
 from edgetl.core.files.names import printable
 from edgetl.core.files.regular import file_id, open_plain
 from edgetl.core.images.decode import EXTENSIONS, FORMATS
-from edgetl.core.images.signatures import HEADER_BYTES, image_format
+from edgetl.core.images.file_types import HEADER_BYTES, image_format
 from edgetl.core.manifest import MANIFEST_NAME
-from edgetl.data.notes import Notes, Reason, log_notes
+from edgetl.data.scan_notes import Notes, Reason, log_notes
 from edgetl.data.selection import NO_SELECTION, Selection
 from edgetl.errors import DataError
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgetl.core.files.names import printable
 from edgetl.data.folder import ImageFolder, Part, Sample
-from edgetl.data.notes import EXAMPLES, ScanNote, log_notes
+from edgetl.data.scan_notes import EXAMPLES, ScanNote, log_notes
 from edgetl.errors import ConfigError
 
 

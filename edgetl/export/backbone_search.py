@@ -19,13 +19,13 @@ from edgetl.core.files.atomic import write_text
 from edgetl.core.images.decode import load_image
 from edgetl.core.manifest import Format, Precision
 from edgetl.core.output.folders import new_folder
-from edgetl.core.output.recognition import FIT_RECORD_NAME
+from edgetl.core.output.ownership import FIT_RECORD_NAME
 from edgetl.core.preprocess import normalize, to_pixels
 from edgetl.core.progress import Progress, silent
 from edgetl.core.system.host_load import load_between, read_counters
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import stratified
-from edgetl.data.notes import ScanNote
+from edgetl.data.scan_notes import ScanNote
 from edgetl.data.selection import Selection
 from edgetl.errors import AccuracyGateError, ConfigError, ContractError, EdgetlError, ExportError
 from edgetl.export.config import FitConfig
@@ -36,7 +36,7 @@ from edgetl.export.formats import FORMATS
 from edgetl.export.package import model_name
 from edgetl.export.quantize.attempts import Int8Settings
 from edgetl.measure.latency import time_calls
-from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.networks.backbone import Backbone
 from edgetl.train.workflows.rank import RANDOM, rank

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_prefixes
 from edgetl.core.contract import ContractRecord, Outcome
-from edgetl.core.decoding import describe_truth, scores_of
 from edgetl.core.images.decode import load_image
 from edgetl.core.manifest import (
     GOLDEN_TOLERANCE,
@@ -33,6 +32,7 @@ from edgetl.core.manifest import (
 )
 from edgetl.core.metrics import evaluate
 from edgetl.core.output.folders import new_folder
+from edgetl.core.output_decoding import describe_truth, scores_of
 from edgetl.core.preprocess import preprocess, to_batch
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import images_that_may_change

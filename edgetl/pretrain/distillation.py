@@ -18,8 +18,8 @@ from edgetl.errors import BackboneError
 from edgetl.pretrain.compression import Coordinates, stage_maps
 from edgetl.pretrain.images import Views
 from edgetl.pretrain.recipe import Recipe
-from edgetl.train.artifacts.sources.build import build_saved
-from edgetl.train.artifacts.sources.catalogue import Teacher
+from edgetl.train.artifacts.loading.build import build_saved
+from edgetl.train.artifacts.loading.catalogue import Teacher
 from edgetl.train.config.weights_dir import LOCAL_DIR, local_dir_weights, sha256_of
 from edgetl.train.inputs.features import choose_engine
 from edgetl.train.networks.backbone import feature_extractor, find_head

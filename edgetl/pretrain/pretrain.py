@@ -29,8 +29,8 @@ from edgetl.pretrain.compression import Coordinates, compress
 from edgetl.pretrain.distillation import WARM_UP_SHARE, Distillation, TeacherFeatures, TeacherNetwork, load_teacher
 from edgetl.pretrain.images import Pool, Views, count_labels, load_pools
 from edgetl.pretrain.recipe import TEACHER, Recipe
-from edgetl.train.artifacts.sources.catalogue import Pretrained, Teacher, UsedImages
-from edgetl.train.artifacts.sources.weights import load_weights
+from edgetl.train.artifacts.loading.catalogue import Pretrained, Teacher, UsedImages
+from edgetl.train.artifacts.loading.weights import load_weights
 from edgetl.train.config.weights_dir import sha256_of
 from edgetl.train.inputs.dataset import default_workers
 from edgetl.train.inputs.samplers import draw_seed

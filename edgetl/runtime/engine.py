@@ -17,8 +17,8 @@ from edgetl.core.preprocess import Batch
 from edgetl.core.system.host import available_cores, versions
 from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import BundleError, ConfigError, EngineError, MissingExtraError
-from edgetl.runtime.ports import Ports, check_ports
-from edgetl.runtime.releases import differs
+from edgetl.runtime.engine_versions import differs
+from edgetl.runtime.model_io import Ports, check_ports
 
 _LIBRARIES: dict[Format, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 

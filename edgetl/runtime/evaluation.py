@@ -21,7 +21,7 @@ from edgetl.core.results import Evaluation
 from edgetl.core.tasks import OutputDecoding
 from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.loading import batches, pixel_batches, truth_of
-from edgetl.data.notes import ScanNote
+from edgetl.data.scan_notes import ScanNote
 from edgetl.data.selection import Selection
 from edgetl.data.table.rows import Table
 from edgetl.data.table.scan import scan_table

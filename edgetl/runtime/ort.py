@@ -10,8 +10,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 from edgetl.core.preprocess import Batch
 from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import EngineError, first_line
-from edgetl.runtime.ports import FLOAT32, UINT8, Port, Ports
-from edgetl.runtime.releases import need
+from edgetl.runtime.engine_versions import need
+from edgetl.runtime.model_io import FLOAT32, UINT8, Port, Ports
 
 _MODEL_ERRORS = (_state.InvalidArgument, _state.InvalidGraph, _state.InvalidProtobuf, _state.NoModel, _state.NotImplemented)
 _ERRORS = (*_MODEL_ERRORS, _state.Fail, _state.RuntimeException, _state.EPFail, RuntimeError, ValueError)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from edgetl.core.preprocess import Batch
 from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import EngineError, first_line
-from edgetl.runtime.ports import FLOAT32, UINT8, Port, Ports
-from edgetl.runtime.releases import need
+from edgetl.runtime.engine_versions import need
+from edgetl.runtime.model_io import FLOAT32, UINT8, Port, Ports
 
 _lock = threading.Lock()
 

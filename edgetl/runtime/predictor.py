@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgetl.core.bundle import Bundle, open_bundle
-from edgetl.core.decoding import decode
 from edgetl.core.images.decode import ImageInput, load_image
 from edgetl.core.manifest import Variant
+from edgetl.core.output_decoding import decode
 from edgetl.core.preprocess import Batch, InputForm, PreprocessSpec, to_batch
 from edgetl.core.results import Prediction
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from edgetl.core.decoding import decode, prediction_json
+from edgetl.core.output_decoding import decode, prediction_json
 from edgetl.errors import RequestError
 from edgetl.serve.config import ServeConfig
 from edgetl.serve.connections.rejection import BUSY, RETRY_AFTER_S

@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgetl.train.artifacts.loading.load import load_backbone
     from edgetl.train.artifacts.run import Run, open_run
-    from edgetl.train.artifacts.sources.load import load_backbone
     from edgetl.train.config.options import TrainConfig
     from edgetl.train.config.resolve import resolve
     from edgetl.train.workflows.rank import rank

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, average_precision_score, cohen_kappa_score, f1_score, mean_absolute_error, r2_score
 
-from edgetl.core.decoding import decode, describe_truth, scores_of, sigmoid
 from edgetl.core.metrics import HOPELESS, average_precision, evaluate, quadratic_kappa
+from edgetl.core.output_decoding import decode, describe_truth, scores_of, sigmoid
 from edgetl.core.results import Evaluation
 from edgetl.core.tasks import DecisionRule, OutputDecoding
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
-from edgetl.core.decoding import softmax
 from edgetl.core.metrics import evaluate_predictions
+from edgetl.core.output_decoding import softmax
 from edgetl.core.results import wilson
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from edgetl.core.files.atomic import STAGING_MARK, write_bytes
 from edgetl.core.output.folders import new_folder
-from edgetl.core.output.recognition import LOCK_MARK, REPLACED_MARK
+from edgetl.core.output.ownership import LOCK_MARK, REPLACED_MARK
 from edgetl.errors import ConfigError, StorageError
 
 VICTIM = """

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from edgetl.core.files.atomic import STAGING_MARK
 from edgetl.core.output.folders import check_chart, check_output, new_folder, remove_side_folder, reserved, write_chart
 from edgetl.core.output.locks import locked
-from edgetl.core.output.recognition import LOCK_MARK, REPLACED_MARK, foreign_files
+from edgetl.core.output.ownership import LOCK_MARK, REPLACED_MARK, foreign_files
 from edgetl.errors import ConfigError, StorageError
 from tests.core.test_core_output import names, write_own
 

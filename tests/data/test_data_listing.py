@@ -8,7 +8,7 @@ import pytest
 
 from edgetl.data.folder import scan
 from edgetl.data.listing import MAX_DEPTH, Folder, list_images
-from edgetl.data.notes import Notes
+from edgetl.data.scan_notes import Notes
 from edgetl.data.selection import NO_SELECTION, Selection
 from tests.data.conftest import fill, put
 

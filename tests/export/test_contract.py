@@ -21,8 +21,8 @@ from edgetl.measure.scenarios import BenchConfig, measure_bundle
 from edgetl.runtime.engine import default_threads
 from edgetl.runtime.predictor import load
 from edgetl.runtime.verify import verify
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.run import Run
-from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.ranking import RankConfig
 from tests.command import edgetl

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from edgetl.cli.tables import agreement_lines, certainty_lines
 from edgetl.core.bundle import Bundle
-from edgetl.core.decoding import softmax
 from edgetl.core.manifest import UnlabeledAgreement
+from edgetl.core.output_decoding import softmax
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import images_that_may_change, wilson
 from edgetl.core.tasks import OutputDecoding

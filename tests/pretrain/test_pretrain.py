@@ -23,7 +23,7 @@ from edgetl.pretrain.fractals import draw_fractals
 from edgetl.pretrain.images import Views, count_labels, load_pools
 from edgetl.pretrain.pretrain import CHECKPOINT_NAME, Folders, pretrain
 from edgetl.pretrain.recipe import ImageSource, Losses, Recipe, read_recipe
-from edgetl.train.artifacts.sources.catalogue import Pretrained
+from edgetl.train.artifacts.loading.catalogue import Pretrained
 from tests.conftest import write_colours
 
 RECIPE = """

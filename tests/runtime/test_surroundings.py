@@ -16,7 +16,7 @@ import pytest
 import edgetl
 from edgetl.core.bundle import Bundle
 from edgetl.errors import EngineError, MissingExtraError
-from edgetl.runtime.releases import OLDEST, differs, need
+from edgetl.runtime.engine_versions import OLDEST, differs, need
 from tests.runtime.hostile import forge
 
 FORMATS = ["onnx", "openvino"]

@@ -11,7 +11,7 @@ import torch
 
 from edgetl.data.folder import scan
 from edgetl.data.split import split
-from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.inputs.activation_cache import CacheOptions, cache_activations
 from edgetl.train.inputs.augmentation import make_augmentation

@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 from edgetl.errors import BackboneError, ConfigError
-from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.inputs.openvino_features import compile_with_openvino
 from edgetl.train.networks.backbone import feature_extractor, find_head

@@ -18,9 +18,9 @@ from edgetl.core.progress import silent
 from edgetl.data.folder import ImageFolder, scan
 from edgetl.data.split import Splits, split
 from edgetl.errors import ConfigError
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.record import FISHER_NAME
 from edgetl.train.artifacts.run import Run
-from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.continual.ewc import EWC, measure_fisher
 from edgetl.train.continual.lwf import LwF

@@ -20,8 +20,8 @@ from edgetl.errors import ConfigError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.runtime.predictor import load
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.run import Run, open_run
-from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.resolve import MAX_BANK, resolve
 from edgetl.train.config.tasks import scan_images

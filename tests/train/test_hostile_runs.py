@@ -21,8 +21,8 @@ from edgetl.errors import BackboneError, EdgetlError, RunError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.export.to_hub import share_run
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.run import open_run
-from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.workflows.evaluate import evaluate_run
 from edgetl.train.workflows.prune import prune_run

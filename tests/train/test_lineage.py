@@ -15,9 +15,9 @@ from edgetl.core.results import ClassForgetting, Forgetting
 from edgetl.data.folder import ImageFolder, Sample
 from edgetl.data.split import Splits
 from edgetl.errors import DataError
+from edgetl.train.artifacts.loading.lineage import parent_runs, seen_by_ancestors, without_seen
 from edgetl.train.artifacts.run import Run
 from edgetl.train.artifacts.seen_images import SELECTED_NAME, TRAINED_NAME, SeenImages
-from edgetl.train.artifacts.sources.lineage import parent_runs, seen_by_ancestors, without_seen
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.workflows.evaluate import evaluate_run
 from edgetl.train.workflows.prune import prune_run

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgetl.data.folder import scan
 from edgetl.data.split import split
 from edgetl.errors import ConfigError, StoppedError, TrainingError
-from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan, choose_strategy, steps_per_epoch
 from edgetl.train.heads.linear import class_weights, fit_logistic

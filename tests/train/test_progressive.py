@@ -23,9 +23,9 @@ from edgetl.export.config import ExportConfig
 from edgetl.export.convert.to_onnx import to_onnx
 from edgetl.export.package import export_bundle
 from edgetl.runtime.engine import load_engine
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.record import TIMM_CONFIG_NAME
 from edgetl.train.artifacts.run import Run, open_run
-from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.continual.progressive import find_laterals
 from edgetl.train.inputs.openvino_features import compile_with_openvino

@@ -14,9 +14,9 @@ from edgetl.errors import BackboneError, LicenseError, RunError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.pretrain.recipe import read_recipe
+from edgetl.train.artifacts.loading.catalogue import embedded_names, read_embedded
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.run import Run
-from edgetl.train.artifacts.sources.catalogue import embedded_names, read_embedded
-from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import DEFAULT_BACKBONE, TrainConfig
 from edgetl.train.config.weights_dir import sha256_of
 from edgetl.train.workflows.train import train

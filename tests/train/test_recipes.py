@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from edgetl.errors import ConfigError
-from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.config.recipe import builtin_recipes, read_recipe

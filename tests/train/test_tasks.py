@@ -14,8 +14,8 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import f1_score
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
-from edgetl.core.decoding import sigmoid
 from edgetl.core.metrics import evaluate
+from edgetl.core.output_decoding import sigmoid
 from edgetl.data.folder import scan
 from edgetl.data.loading import PixelSet, truth_of
 from edgetl.data.split import split

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.output.recognition import foreign_files
+from edgetl.core.output.ownership import foreign_files
 from edgetl.errors import BackboneError, ConfigError, DataError, EdgetlError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.export.to_hub import share_run
 from edgetl.pretrain.pretrain import Folders, pretrain
 from edgetl.pretrain.recipe import read_recipe
+from edgetl.train.artifacts.loading.weights import load_tensors
 from edgetl.train.artifacts.run import Run
-from edgetl.train.artifacts.sources.weights import load_tensors
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.recipe import read_recipe as read_tuning_recipe
 from edgetl.train.config.weights_dir import sha256_of

@@ -16,7 +16,7 @@ import torch
 
 import edgetl
 from edgetl.errors import BackboneError
-from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.networks.backbone import rebuild
 from edgetl.train.networks.model_args import architecture_problem, args_problem

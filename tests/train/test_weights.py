@@ -14,9 +14,9 @@ import torch
 import torchvision
 
 from edgetl.errors import BackboneError, ConfigError
-from edgetl.train.artifacts.sources.catalogue import read_embedded
-from edgetl.train.artifacts.sources.load import load_backbone
-from edgetl.train.artifacts.sources.weights import load_tensors
+from edgetl.train.artifacts.loading.catalogue import read_embedded
+from edgetl.train.artifacts.loading.load import load_backbone
+from edgetl.train.artifacts.loading.weights import load_tensors
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.weights_dir import find_weights
 

@@ -10,7 +10,7 @@ import torchvision
 
 from edgetl.core.licenses import freedom
 from edgetl.errors import BackboneError
-from edgetl.train.artifacts.sources.catalogue import catalogue, list_backbones, show_backbone
+from edgetl.train.artifacts.loading.catalogue import catalogue, list_backbones, show_backbone
 from edgetl.train.networks.backbone import TORCHVISION, count_macs, torchvision_model
 from tests.command import edgetl
 

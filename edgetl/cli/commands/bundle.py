@@ -15,10 +15,10 @@ from edgetl.cli.session import JsonOption, LabelsOption, VerboseOption, err, out
 from edgetl.cli.tables import attempt_lines, busy_lines, classes_table, figures_line, outcomes_table, variants_table
 from edgetl.core.bundle import is_run, open_bundle
 from edgetl.core.config import StrictModel
-from edgetl.core.decoding import prediction_json
 from edgetl.core.files.names import printable
 from edgetl.core.images.intensity import FULL_RANGE
 from edgetl.core.manifest import Manifest, describe_parent
+from edgetl.core.output_decoding import prediction_json
 from edgetl.data.folder import check_folder
 from edgetl.data.listing import find_images
 from edgetl.errors import DataError, ImageError

@@ -17,7 +17,7 @@ from edgetl.cli.tables import plain_table
 from edgetl.core.bundle import Bundle
 from edgetl.core.files.atomic import write_text
 from edgetl.core.output.folders import check_output, remove_side_folder, reserved
-from edgetl.core.output.recognition import DEMO_RECORD_NAME
+from edgetl.core.output.ownership import DEMO_RECORD_NAME
 from edgetl.core.progress import Progress
 from edgetl.measure.scenarios import BenchConfig, LatencyReport, measure_bundle
 from edgetl.runtime.predictor import load

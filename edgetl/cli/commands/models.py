@@ -23,7 +23,7 @@ from edgetl.train.config.ranking import RankConfig
 from edgetl.train.config.weights_dir import check_weights_dir
 
 if TYPE_CHECKING:
-    from edgetl.train.artifacts.sources.catalogue import Catalogue, Listed, Pretrained
+    from edgetl.train.artifacts.loading.catalogue import Catalogue, Listed, Pretrained
     from edgetl.train.config.ranking import Ranking
 # What the list needs beside the names, in characters.
 FIGURES_WIDTH, RANKING_WIDTH = 50, 54
@@ -58,7 +58,7 @@ def models_command(
 ) -> None:
     """List the embedded and the curated backbones, or show one. Every other timm or torchvision name works in train as well."""
     need_extra("train")
-    from edgetl.train.artifacts.sources.catalogue import list_backbones, show_backbone
+    from edgetl.train.artifacts.loading.catalogue import list_backbones, show_backbone
 
     config = build(ModelsConfig, **given(ModelsConfig, context, options))
     with working(json_output=True, verbose=verbose):

@@ -24,7 +24,7 @@ from edgetl.core.files.atomic import STAGING_MARK, storage_error, write_bytes
 from edgetl.core.files.platforms import flush_file, flush_folder, process_runs
 from edgetl.core.files.regular import file_id, open_plain
 from edgetl.core.output.locks import is_locked, locked
-from edgetl.core.output.recognition import REPLACED_MARK, foreign_files, remove_own
+from edgetl.core.output.ownership import REPLACED_MARK, foreign_files, remove_own
 from edgetl.errors import ConfigError
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgetl.core.files.platforms import WINDOWS, try_lock
-from edgetl.core.output.recognition import LOCK_MARK
+from edgetl.core.output.ownership import LOCK_MARK
 
 # Locks that this process holds, with their threads: a lock of the system belongs to the process, not to a thread.
 _held: dict[str, int] = {}

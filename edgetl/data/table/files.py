@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from edgetl.data.listing import list_images
-from edgetl.data.notes import Notes
+from edgetl.data.scan_notes import Notes
 from edgetl.data.selection import NO_SELECTION, Selection
 from edgetl.errors import DataError
 

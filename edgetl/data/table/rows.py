@@ -10,7 +10,7 @@ from pathlib import Path
 from edgetl.core.files.names import label_problem, printable
 from edgetl.core.tasks import Task
 from edgetl.data.layout import Part, part_of
-from edgetl.data.notes import EXAMPLES, ScanNote
+from edgetl.data.scan_notes import EXAMPLES, ScanNote
 from edgetl.data.selection import NO_SELECTION, Selection
 from edgetl.data.table.columns import WORDS, Columns, choose_task, class_names, class_order, find_columns, one_hot
 from edgetl.data.table.csv_file import CsvFile, read_csv

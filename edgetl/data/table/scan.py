@@ -15,7 +15,7 @@ from edgetl.core.tasks import MAX_LEVELS, Task
 from edgetl.data.content.integrity import Checked, check_images
 from edgetl.data.folder import MIN_IMAGES_PER_CLASS, BrokenImage, ImageFolder, Sample, check_broken, check_folder, split_folders
 from edgetl.data.groups import group_by_path
-from edgetl.data.notes import ScanNote, log_notes
+from edgetl.data.scan_notes import ScanNote, log_notes
 from edgetl.data.table.rows import Row, Table, read_rows
 from edgetl.errors import DataError
 

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgetl.core.decoding import nearest_levels, present_labels, sigmoid, softmax
 from edgetl.core.manifest import Agreement, UnlabeledAgreement
 from edgetl.core.metrics import evaluate, paired_drop
+from edgetl.core.output_decoding import nearest_levels, present_labels, sigmoid, softmax
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import AccuracyDrop, Evaluation, Proportion, images_that_may_change

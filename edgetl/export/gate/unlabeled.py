@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.decoding import softmax
 from edgetl.core.manifest import UnlabeledAgreement
+from edgetl.core.output_decoding import softmax
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.tasks import OutputDecoding
 from edgetl.data.content.integrity import check_images
 from edgetl.data.folder import Sample, check_folder
 from edgetl.data.listing import list_images
 from edgetl.data.loading import PixelSet, stratified
-from edgetl.data.notes import Notes, log_notes
+from edgetl.data.scan_notes import Notes, log_notes
 from edgetl.data.selection import NO_SELECTION
 from edgetl.errors import DataError
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.decoding import sigmoid, softmax
 from edgetl.core.manifest import Sensitivity
+from edgetl.core.output_decoding import sigmoid, softmax
 from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import Task
 from edgetl.export.gate.agreement import Logits

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.decoding import scores_of
 from edgetl.core.manifest import Manifest, Variant
+from edgetl.core.output_decoding import scores_of
 from edgetl.core.tasks import OutputDecoding
 from edgetl.errors import ConfigError, RequestError
 from edgetl.serve.protocol.open_inference import LOGITS, SCORES, InputPort, ModelOutputs

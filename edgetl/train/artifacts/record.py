@@ -13,7 +13,7 @@ from edgetl.core.results import Evaluation, Forgetting, Proportion
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 from edgetl.data.folder import Part
 from edgetl.data.groups import Grouping
-from edgetl.data.notes import ScanNote
+from edgetl.data.scan_notes import ScanNote
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.heads.modules import HeadSpec

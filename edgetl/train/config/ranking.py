@@ -10,7 +10,7 @@ from edgetl.core.config import StrictModel
 from edgetl.core.licenses import Policy
 from edgetl.core.options import option_field, words
 from edgetl.core.results import Proportion
-from edgetl.data.notes import ScanNote
+from edgetl.data.scan_notes import ScanNote
 
 MIN_IMAGES = 20
 

@@ -10,7 +10,7 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.decoding import sigmoid
+from edgetl.core.output_decoding import sigmoid
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task

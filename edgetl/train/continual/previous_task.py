@@ -20,8 +20,8 @@ from edgetl.core.results import ClassForgetting, Forgetting
 from edgetl.data.folder import Part, Sample
 from edgetl.data.loading import labels_of
 from edgetl.errors import DataError
+from edgetl.train.artifacts.loading.load import load_published
 from edgetl.train.artifacts.run import Run, open_run
-from edgetl.train.artifacts.sources.load import load_published
 from edgetl.train.config.options import BackboneConfig
 from edgetl.train.inputs.features import FrozenFeatures
 from edgetl.train.loop.processes import Execution

@@ -13,8 +13,8 @@ from torch import nn
 
 from edgetl.core.bundle import is_run
 from edgetl.errors import ConfigError
+from edgetl.train.artifacts.loading.load import load_published
 from edgetl.train.artifacts.run import open_run
-from edgetl.train.artifacts.sources.load import load_published
 from edgetl.train.config.options import BackboneConfig
 from edgetl.train.networks.backbone import Backbone, find_head, rebuild
 from edgetl.train.networks.input_size import input_size_problem

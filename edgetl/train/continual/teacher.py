@@ -16,9 +16,9 @@ from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.loading import labels_of
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError
+from edgetl.train.artifacts.loading.build import fixed_size
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.run import open_run
-from edgetl.train.artifacts.sources.build import fixed_size
-from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.config.options import BackboneConfig
 from edgetl.train.heads.linear import fit_logistic
 from edgetl.train.heads.modules import LabeledFeatures

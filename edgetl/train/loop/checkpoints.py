@@ -23,7 +23,7 @@ from torch import nn
 from edgetl.core.files.atomic import STAGING_MARK, storage_error, write_bytes
 from edgetl.core.files.regular import read_plain
 from edgetl.core.output.folders import remove_side_folder
-from edgetl.core.output.recognition import CHECKPOINTS_SUFFIX
+from edgetl.core.output.ownership import CHECKPOINTS_SUFFIX
 from edgetl.errors import ConfigError
 from edgetl.train.loop.resume import FACTS, JOB, Job, differences, read_job, resume_command, saved_states
 from edgetl.train.loop.validation import LoopState

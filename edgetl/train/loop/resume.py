@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from edgetl.core.bundle import RUN_RECORD_NAME, is_run
 from edgetl.core.config import StrictModel, load_json, parse_json
 from edgetl.core.options import flat
-from edgetl.core.output.recognition import CHECKPOINTS_SUFFIX, COMPARE_SUFFIX
+from edgetl.core.output.ownership import CHECKPOINTS_SUFFIX, COMPARE_SUFFIX
 from edgetl.errors import ConfigError, EdgetlError
 from edgetl.train.config.options import TrainConfig
 

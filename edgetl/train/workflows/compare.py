@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgetl.core.bundle import is_run
 from edgetl.core.output.folders import check_side_folder, new_folder, remove_side_folder
-from edgetl.core.output.recognition import COMPARE_SUFFIX, holds_own
+from edgetl.core.output.ownership import COMPARE_SUFFIX, holds_own
 from edgetl.core.progress import Progress, silent
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError

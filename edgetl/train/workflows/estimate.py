@@ -12,7 +12,7 @@ from torch import nn
 from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
 from edgetl.core.progress import Progress, silent
-from edgetl.data.notes import ScanNote
+from edgetl.data.scan_notes import ScanNote
 from edgetl.data.split import split
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan

@@ -16,7 +16,7 @@ from torch import nn
 from edgetl.core.bundle import is_run
 from edgetl.core.licenses import check_policy
 from edgetl.core.output.folders import check_side_folder
-from edgetl.core.output.recognition import CHECKPOINTS_SUFFIX
+from edgetl.core.output.ownership import CHECKPOINTS_SUFFIX
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation, Forgetting
 from edgetl.core.system.host import versions
@@ -24,11 +24,11 @@ from edgetl.data.groups import count_groups, crossing_alarm
 from edgetl.data.loading import truth_of
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError
+from edgetl.train.artifacts.loading.lineage import seen_by_ancestors, without_seen
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.record import BackboneRecord, RunRecord
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.seen_images import SeenImages, prefixes
-from edgetl.train.artifacts.sources.lineage import seen_by_ancestors, without_seen
-from edgetl.train.artifacts.sources.load import load_backbone
 from edgetl.train.artifacts.splits_record import record_splits
 from edgetl.train.artifacts.writer import Results, RunContents, provenance, write_run
 from edgetl.train.config.options import TrainConfig

@@ -36,9 +36,9 @@ from edgetl.data.loading import labels_of, stratified
 from edgetl.data.selection import Selection
 from edgetl.data.split import Splits, split
 from edgetl.errors import BackboneError, ConfigError, DataError, LicenseError, first_line
-from edgetl.train.artifacts.sources.build import fixed_size
-from edgetl.train.artifacts.sources.catalogue import Listed, list_backbones
-from edgetl.train.artifacts.sources.load import load_backbone
+from edgetl.train.artifacts.loading.build import fixed_size
+from edgetl.train.artifacts.loading.catalogue import Listed, list_backbones
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.ranking import MIN_IMAGES, LeftOut, RankConfig, Ranked, Ranking
 from edgetl.train.config.weights_dir import SUFFIXES

@@ -9,10 +9,10 @@ from pathlib import Path
 from edgetl.core.bundle import hash_prefix, is_run
 from edgetl.data.split import Splits
 from edgetl.errors import DataError
+from edgetl.train.artifacts.loading.catalogue import embedded_names
+from edgetl.train.artifacts.loading.libraries import HUB
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.seen_images import SeenImages
-from edgetl.train.artifacts.sources.catalogue import embedded_names
-from edgetl.train.artifacts.sources.libraries import HUB
 from edgetl.train.config.options import BackboneConfig
 from edgetl.train.config.weights_dir import LOCAL_DIR, find_weights
 
@@ -32,7 +32,7 @@ def parent_runs(backbone: BackboneConfig, teacher: str | None = None, *, scratch
 
 
 def _folder(name: str, weights_dir: str | None) -> Path | None:
-    """Folder of a backbone's weights; none if they are not in a folder (see ``edgetl.train.artifacts.sources.load``)."""
+    """Folder of a backbone's weights; none if they are not in a folder (see ``edgetl.train.artifacts.loading.load``)."""
     if is_run(name) or name.startswith(LOCAL_DIR):
         return Path(name.removeprefix(LOCAL_DIR))
     if weights_dir is None or name in embedded_names() or name.startswith(HUB):

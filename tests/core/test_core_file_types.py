@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from edgetl.core.images.decode import FORMATS
-from edgetl.core.images.signatures import HEADER_BYTES, image_format
+from edgetl.core.images.file_types import HEADER_BYTES, image_format
 
 
 @pytest.mark.parametrize("format_", [*FORMATS, "GIF", "AVIF", "DDS"])

@@ -16,9 +16,9 @@ from torch import nn
 from edgetl.core.manifest import Parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BackboneError, first_line
-from edgetl.train.artifacts.sources.libraries import HUB, check_reachable, downloaded_file, fetch_torchvision, unknown_name
-from edgetl.train.artifacts.sources.timm_config import TimmConfig, folder_config, hub_config
-from edgetl.train.artifacts.sources.weights import load_weights
+from edgetl.train.artifacts.loading.libraries import HUB, check_reachable, downloaded_file, fetch_torchvision, unknown_name
+from edgetl.train.artifacts.loading.timm_config import TimmConfig, folder_config, hub_config
+from edgetl.train.artifacts.loading.weights import load_weights
 from edgetl.train.config.options import BackboneConfig
 from edgetl.train.config.weights_dir import LOCAL_DIR, local_dir_weights, sha256_of
 from edgetl.train.networks.backbone import BUILD_ERRORS, TORCHVISION, Backbone, find_head, torchvision_model

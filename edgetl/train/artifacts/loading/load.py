@@ -13,9 +13,7 @@ from edgetl.core.licenses import freedom, most_restrictive
 from edgetl.core.manifest import Parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BackboneError, ConfigError, first_line
-from edgetl.train.artifacts.record import WEIGHTS_NAME
-from edgetl.train.artifacts.run import open_run
-from edgetl.train.artifacts.sources.build import (
+from edgetl.train.artifacts.loading.build import (
     build_saved,
     create,
     from_timm,
@@ -25,9 +23,11 @@ from edgetl.train.artifacts.sources.build import (
     timm_backbone,
     timm_config,
 )
-from edgetl.train.artifacts.sources.catalogue import embedded_names, read_embedded
-from edgetl.train.artifacts.sources.libraries import HUB
-from edgetl.train.artifacts.sources.weights import load_weights
+from edgetl.train.artifacts.loading.catalogue import embedded_names, read_embedded
+from edgetl.train.artifacts.loading.libraries import HUB
+from edgetl.train.artifacts.loading.weights import load_weights
+from edgetl.train.artifacts.record import WEIGHTS_NAME
+from edgetl.train.artifacts.run import open_run
 from edgetl.train.config.options import BackboneConfig
 from edgetl.train.config.weights_dir import LOCAL_DIR, find_weights, local_dir_weights, sha256_of, sidecar
 from edgetl.train.heads.modules import plain_state
