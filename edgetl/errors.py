@@ -37,130 +37,96 @@ class EdgetlError(Exception):
 
     exit_code: ClassVar[int] = 3
 
+    def __init_subclass__(cls, *, exit_code: int | None = None) -> None:
+        super().__init_subclass__()
+        cls.exit_code = cls.exit_code if exit_code is None else exit_code
+
     def __init__(self, message: str = "", *, rows: Iterable[Mapping[str, object]] = ()) -> None:
         super().__init__(message)
         self.rows = tuple(rows)
 
 
-class ConfigError(EdgetlError):
+class ConfigError(EdgetlError, exit_code=3):
     """An option or a configuration value cannot be used."""
 
-    exit_code = 3
 
-
-class DataError(EdgetlError):
+class DataError(EdgetlError, exit_code=4):
     """The image folder cannot be used."""
 
-    exit_code = 4
 
-
-class ImageError(EdgetlError):
+class ImageError(EdgetlError, exit_code=5):
     """One image cannot be read; the text names it."""
 
-    exit_code = 5
 
-
-class BackboneError(EdgetlError):
+class BackboneError(EdgetlError, exit_code=6):
     """The backbone or its weights cannot be found or used."""
 
-    exit_code = 6
 
-
-class RunError(EdgetlError):
+class RunError(EdgetlError, exit_code=7):
     """A run folder is missing, damaged or of the wrong kind."""
 
-    exit_code = 7
 
-
-class BundleError(EdgetlError):
+class BundleError(EdgetlError, exit_code=8):
     """A bundle is missing, malformed or of the wrong kind."""
 
-    exit_code = 8
 
-
-class IntegrityError(BundleError):
+class IntegrityError(BundleError, exit_code=9):
     """A file of a bundle is not the one that the manifest names."""
 
-    exit_code = 9
 
-
-class TrainingError(EdgetlError):
+class TrainingError(EdgetlError, exit_code=10):
     """Training diverged or cannot go on."""
 
-    exit_code = 10
 
-
-class ExportError(EdgetlError):
+class ExportError(EdgetlError, exit_code=11):
     """A model could not be converted."""
 
-    exit_code = 11
 
-
-class AccuracyGateError(EdgetlError):
+class AccuracyGateError(EdgetlError, exit_code=12):
     """An exported variant does not predict like the trained model."""
 
-    exit_code = 12
 
-
-class EngineError(EdgetlError):
+class EngineError(EdgetlError, exit_code=13):
     """The inference engine refuses a model or fails on it."""
 
-    exit_code = 13
 
-
-class MissingExtraError(EdgetlError):
+class MissingExtraError(EdgetlError, exit_code=14):
     """A library of an optional extra is not installed; the text is the pip command."""
-
-    exit_code = 14
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(f"{library} is not installed. Install it with: pip install 'edgetl[{extra}]'")
 
 
-class StorageError(EdgetlError):
+class StorageError(EdgetlError, exit_code=15):
     """A file cannot be written (disk full, no permission)."""
 
-    exit_code = 15
 
-
-class LicenseError(EdgetlError):
+class LicenseError(EdgetlError, exit_code=16):
     """The license of the weights does not fit the policy of the training."""
 
-    exit_code = 16
 
-
-class ContractError(EdgetlError):
+class ContractError(EdgetlError, exit_code=17):
     """No variant keeps the limits of a deployment contract; the text names the clause."""
 
-    exit_code = 17
 
-
-class RequestError(EdgetlError):
+class RequestError(EdgetlError, exit_code=18):
     """A request to the server failed; ``status`` is the HTTP status, the text goes to the client."""
-
-    exit_code = 18
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
 
 
-class OutOfMemoryError(EdgetlError, MemoryError):
+class OutOfMemoryError(EdgetlError, MemoryError, exit_code=19):
     """Memory could not be allocated; the text names the work, the limit and the remedy."""
 
-    exit_code = 19
 
-
-class StoppedError(EdgetlError):
+class StoppedError(EdgetlError, exit_code=143):
     """SIGTERM ended the process, which saved its state before it did."""
 
-    exit_code = 143
 
-
-class CancelledError(StoppedError):
+class CancelledError(StoppedError, exit_code=130):
     """Ctrl-C (SIGINT) ended the process, after it saved its state."""
-
-    exit_code = 130
 
 
 # OpenVINO begins its messages with places in its own source, and ends them with the operators that it cannot convert.

@@ -156,19 +156,6 @@ def print_error(error: EdgetlError, *, json_output: bool) -> None:
     err.print(f"{prefix}{escape(str(error))}", soft_wrap=True)
 
 
-def choices(text: str, allowed: Sequence[str], option: str) -> tuple[str, ...]:
-    """Split ``a,b`` and refuse what is not allowed.
-
-    Raises:
-        ConfigError: naming the option and what it takes.
-    """
-    given = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    unknown = [part for part in given if part not in allowed]
-    if unknown or not given:
-        raise ConfigError(f"{option} {text!r}: {', '.join(unknown) or 'nothing given'} is not possible; it takes {', '.join(allowed)}.")
-    return given
-
-
 def numbers(text: str | None, count: int, option: str) -> tuple[float, ...] | None:
     """Split ``0.5,0.5,0.5`` into ``count`` numbers.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from edgetl.core.files.regular import open_plain, read_up_to
+from edgetl.core.files.regular import open_plain, read_plain, read_up_to
 from edgetl.errors import EdgetlError
 
 MAX_JSON_BYTES = 1_000_000
@@ -68,7 +69,9 @@ def parse_json(data: bytes, model: type[Model], error: type[EdgetlError], *, nam
         # Strict and in JSON mode: lists become tuples, but "12" never becomes 12.
         return model.model_validate_json(data, strict=True)
     except (ValidationError, ValueError) as cause:
-        raise error(f"{name} does not fit its schema: {_first_problems(cause)}.") from cause
+        found = problems(cause, model) if isinstance(cause, ValidationError) else [str(cause)]
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        raise error(f"{name} does not fit its schema: {'; '.join(found[:3])}{more}.") from cause
 
 
 def load_json(data: bytes) -> Any:
@@ -92,9 +95,30 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"the number {name} is not allowed")
 
 
-def _first_problems(cause: ValueError) -> str:
-    if not isinstance(cause, ValidationError):
-        return str(cause)
-    problems = [f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}" for item in cause.errors()]
-    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-    return "; ".join(problems[:3]) + more
+def read_toml(path: Path, model: type[Model], error: type[EdgetlError], *, name: str, max_bytes: int = 100_000) -> Model:
+    """Read ``path`` as TOML into ``model``; ``name`` is used in messages.
+
+    Raises:
+        EdgetlError: as the class ``error``, when the file is missing, not TOML, or does not fit the model; it names every mistake.
+    """
+    try:
+        value = tomllib.loads(read_plain(path, max_bytes=max_bytes).decode("utf-8"))
+        # As JSON, so that strict validation takes arrays for tuples.
+        return model.model_validate_json(json.dumps(value), strict=True)
+    except OSError as cause:
+        raise error(f"{name} cannot be read: {cause.strerror}.") from cause
+    except ValidationError as cause:
+        raise error(f"{name}: {'; '.join(problems(cause, model))}.") from cause
+    except ValueError as cause:  # not TOML, or not UTF-8
+        raise error(f"{name} is not TOML: {cause}.") from cause
+
+
+def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Every mistake of ``error``, with the key that it belongs to; an unknown key with those that ``model`` has."""
+    found = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "file"
+        unknown = item["type"] == "extra_forbidden" and len(item["loc"]) == 1
+        known = ", ".join(name for name in model.model_fields if name != "schema_version")
+        found.append(f"{key} is not known (known: {known})" if unknown else f"{key}: {item['msg']}")
+    return found

@@ -93,11 +93,7 @@ def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Accuracy
 
 
 def evaluate_labels(
-    truth: NDArray[np.bool_],
-    scores: NDArray[np.float32],
-    present: NDArray[np.bool_],
-    labels: Sequence[str],
-    thresholds: Sequence[float],
+    truth: NDArray[np.bool_], scores: NDArray[np.float32], present: NDArray[np.bool_], labels: Sequence[str], thresholds: Sequence[float]
 ) -> Evaluation:
     """Figures of a multi-label model: precision, recall, F1 and average precision of each label, mAP, and wholly right images.
 

@@ -34,7 +34,7 @@ from edgetl.export.contract_search import export_under_contract
 from edgetl.export.convert.to_onnx import to_onnx
 from edgetl.export.formats import FORMATS
 from edgetl.export.package import model_name
-from edgetl.export.quantize.attempts import Int8Settings
+from edgetl.export.quantize.attempts import Int8Settings, QuantizerInput
 from edgetl.measure.latency import time_calls
 from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.paths import training_inputs
@@ -180,7 +180,7 @@ def _untrained_files(format_: Format, precisions: Sequence[Precision], source: P
         folder.mkdir()
         try:
             if precision == "int8":
-                written.append(backend.quantizer(source, [image, -image], work).quantize(Int8Settings(), folder))
+                written.append(backend.quantizer(QuantizerInput(source, [image, -image], work)).quantize(Int8Settings(), folder))
             else:
                 written.append(backend.write(precision, source, folder))
         except ExportError:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edgetl.core.manifest import Format, Precision
 from edgetl.core.preprocess import PreprocessSpec
@@ -18,30 +14,12 @@ from edgetl.export.convert.pixel_input import add_normalization_onnx, add_normal
 from edgetl.export.convert.to_onnx import to_half
 from edgetl.export.convert.to_openvino import to_openvino
 from edgetl.export.convert.weights_only import pack_onnx, pack_openvino
-from edgetl.export.quantize.attempts import AccuracyControl, Quantizer
+from edgetl.export.quantize.attempts import Quantizer, QuantizerInput
 from edgetl.export.quantize.nncf_quantizer import OpenVinoQuantizer
 from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
 
 # The format of the file that all others are made from.
 SOURCE_FORMAT: Format = "onnx"
-
-
-class MakeQuantizer(Protocol):
-    """Constructor of a quantizer.
-
-    ``source`` is the fp32 ONNX file, ``calibration`` holds batches float32 ``[1, 3, H, W]``, ``work`` is an empty folder for intermediate
-    files. ``fp32_end`` keeps all operations that compare features with stored images in fp32.
-    """
-
-    def __call__(
-        self,
-        source: Path,
-        calibration: Sequence[NDArray[np.float32]],
-        work: Path,
-        *,
-        fp32_end: bool = False,
-        control: AccuracyControl | None = None,
-    ) -> Quantizer: ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +36,7 @@ class FormatBackend:
 
     files: tuple[str, ...]
     writers: Mapping[Precision, Callable[[Path, Path], object]]
-    quantizer: MakeQuantizer
+    quantizer: Callable[[QuantizerInput], Quantizer]
     add_normalization: Callable[[Path, PreprocessSpec], None]
 
     def write(self, precision: Precision, source: Path, folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import onnx
 from edgetl.core.manifest import Format, Precision, Sensitivity
 from edgetl.export.context import ExportContext, open_files
 from edgetl.export.formats import FORMATS
-from edgetl.export.quantize.attempts import AccuracyControl
+from edgetl.export.quantize.attempts import AccuracyControl, QuantizerInput
 from edgetl.export.quantize.search import ExportedVariant, SearchContext, search_quantization
 
 # Images of the gate whose accuracy NNCF's accuracy-aware search observes.
@@ -51,7 +51,7 @@ def quantize(context: ExportContext, format_: Format, target: Path) -> ExportedV
     with tempfile.TemporaryDirectory(dir=context.work) as work:
         # Similarities in 8 bits choose other neighbors: on the digits that costs 1 to 6 points of accuracy.
         fp32_end = context.run.record.head.kind == "knn"
-        quantizer = FORMATS[format_].quantizer(context.source, calibration, Path(work), fp32_end=fp32_end, control=control)
+        quantizer = FORMATS[format_].quantizer(QuantizerInput(context.source, calibration, Path(work), fp32_end, control))
         search = SearchContext(
             open_files=partial(open_files, format_),
             evaluate=context.evaluate,

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from edgetl.core.config import StrictModel
-from edgetl.core.files.regular import read_plain
+from edgetl.core.config import StrictModel, read_toml
 from edgetl.core.preprocess import Side
 from edgetl.errors import ConfigError
 
-MAX_RECIPE_BYTES = 100_000
 # As ``Recipe.start``: the teacher itself, compressed into the student.
 TEACHER = "teacher"
 
@@ -135,15 +132,4 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         ConfigError: the file is missing, not TOML, or holds unknown or invalid values; every mistake is named.
     """
-    try:
-        text = read_plain(path, max_bytes=MAX_RECIPE_BYTES).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"cannot read the recipe {path}: {reason}.") from error
-    try:
-        return Recipe.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}.") from error
-    except ValidationError as error:
-        mistakes = "; ".join(f"{'.'.join(str(part) for part in item['loc']) or 'recipe'}: {item['msg']}" for item in error.errors())
-        raise ConfigError(f"{path}: {mistakes}.") from error
+    return read_toml(path, Recipe, ConfigError, name=f"the recipe {path}")

@@ -16,7 +16,7 @@ __all__ = ["Run", "TrainConfig", "load_backbone", "open_run", "rank", "resolve",
 _MODULES = {
     "Run": "artifacts.run",
     "TrainConfig": "config.options",
-    "load_backbone": "artifacts.sources.load",
+    "load_backbone": "artifacts.loading.load",
     "open_run": "artifacts.run",
     "rank": "workflows.rank",
     "resolve": "config.resolve",

@@ -99,7 +99,7 @@ def test_a_wrong_table_is_a_clear_mistake(made: tuple[str, Path, Path], squares:
     task, run, bundle = made
     for model in (run, bundle):
         done = edgetl("evaluate", model, squares / "images")
-        assert done.returncode == 3 and f"this is a {task} model: say what the images hold with --labels FILE.csv" in done.stderr
+        assert done.returncode == 3 and f"this is a {task} model: give the labels of the images with --labels FILE.csv" in done.stderr
     other = tmp_path / "other.csv"
     other.write_text("file,moss\n000.png,1\n", "utf-8")
     done = edgetl("evaluate", bundle, squares / "images", "--labels", other)

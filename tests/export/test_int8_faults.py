@@ -26,7 +26,7 @@ from edgetl.export.convert.to_openvino import save
 from edgetl.export.formats import FORMATS
 from edgetl.export.gate.agreement import evaluate_file
 from edgetl.export.package import export_bundle
-from edgetl.export.quantize.attempts import Int8Settings
+from edgetl.export.quantize.attempts import Int8Settings, QuantizerInput
 from edgetl.export.variants import quantize
 from edgetl.runtime.ov import core
 from edgetl.train.artifacts.run import Run
@@ -196,7 +196,7 @@ def test_a_calibration_on_something_else_is_refused(context: ExportContext, form
     }
     calibration = [row[None] for batch in PixelSet(*wrong[fault]).batches() for row in batch]
     (tmp_path / "work").mkdir()
-    files = FORMATS[format_].quantizer(context.source, calibration, tmp_path / "work").quantize(Int8Settings(), tmp_path)
+    files = FORMATS[format_].quantizer(QuantizerInput(context.source, calibration, tmp_path / "work")).quantize(Int8Settings(), tmp_path)
     assert _reason(context, format_, files)
 
 

@@ -15,7 +15,7 @@ from edgetl.core.bundle import Bundle
 from edgetl.core.system.host import has_int8_dot_product
 from edgetl.errors import ExportError
 from edgetl.export.convert.to_openvino import read_onnx
-from edgetl.export.quantize.attempts import Int8Settings, plan_attempts
+from edgetl.export.quantize.attempts import Int8Settings, QuantizerInput, plan_attempts
 from edgetl.export.quantize.nncf_quantizer import OpenVinoQuantizer
 from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
 from edgetl.runtime.engine import load_engine
@@ -41,7 +41,7 @@ def test_an_onnx_file_that_is_quantized_already_is_refused(
     bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path
 ) -> None:  # fmt: skip
     with pytest.raises(ExportError, match=r"model\.onnx is quantized already; quantize the fp32 export"):
-        OnnxQuantizer(_file(bundle, "onnx-int8"), calibration, tmp_path)
+        OnnxQuantizer(QuantizerInput(_file(bundle, "onnx-int8"), calibration, tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -49,16 +49,16 @@ def test_openvino_refuses_an_onnx_file_that_is_quantized_already(
     bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError, match=r"model\.onnx is quantized already; quantize the fp32 export"):
-        OpenVinoQuantizer(_file(bundle, "onnx-int8"), calibration, tmp_path)
+        OpenVinoQuantizer(QuantizerInput(_file(bundle, "onnx-int8"), calibration, tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_calibration_images_are_an_error_of_one_line(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     with pytest.raises(ExportError, match=r"int8 needs calibration images, and there is none\.$"):
-        OnnxQuantizer(_file(bundle, "onnx-fp32"), [], tmp_path / "work").quantize(Int8Settings(), tmp_path)
+        OnnxQuantizer(QuantizerInput(_file(bundle, "onnx-fp32"), [], tmp_path / "work")).quantize(Int8Settings(), tmp_path)
     with pytest.raises(ExportError, match=r"int8 needs calibration images, and there is none\.$"):
-        OpenVinoQuantizer(_file(bundle, "onnx-fp32"), [], tmp_path / "work").quantize(Int8Settings(), tmp_path)
+        OpenVinoQuantizer(QuantizerInput(_file(bundle, "onnx-fp32"), [], tmp_path / "work")).quantize(Int8Settings(), tmp_path)
     assert not list(tmp_path.glob("model.*"))
 
 
@@ -75,7 +75,7 @@ def test_an_operator_that_no_engine_knows_is_named(
     (tmp_path / "work").mkdir()
     said = operator if operator == "Foreign" else "quantize the network"
     with pytest.raises(ExportError, match=rf"ONNX Runtime cannot .*{said}") as caught:
-        OnnxQuantizer(tmp_path / "odd.onnx", calibration, tmp_path / "work").quantize(Int8Settings(), tmp_path)
+        OnnxQuantizer(QuantizerInput(tmp_path / "odd.onnx", calibration, tmp_path / "work")).quantize(Int8Settings(), tmp_path)
     assert "\n" not in str(caught.value)
     with pytest.raises(ExportError, match=rf"OpenVINO .* cannot convert odd\.onnx: .*{operator}") as caught:
         read_onnx(tmp_path / "odd.onnx")
@@ -159,7 +159,9 @@ def test_quantizing_for_any_cpu_keeps_weights_to_7_bits(
     assert all(settings.seven_bit for settings in plan_attempts("any"))
     assert all(settings.seven_bit is not has_int8_dot_product() for settings in plan_attempts("here"))
     (tmp_path / "work").mkdir()
-    (path,) = OnnxQuantizer(_file(bundle, "onnx-fp32"), calibration, tmp_path / "work").quantize(plan_attempts("any")[0], tmp_path)
+    (path,) = OnnxQuantizer(QuantizerInput(_file(bundle, "onnx-fp32"), calibration, tmp_path / "work")).quantize(
+        plan_attempts("any")[0], tmp_path
+    )
     kept = [numpy_helper.to_array(item) for item in onnx.load(path).graph.initializer if item.data_type == TensorProto.INT8]
     largest = max(int(np.abs(item.astype(np.int32)).max()) for item in kept)
     assert 32 < largest <= 64

@@ -19,7 +19,7 @@ from edgetl.export.convert.to_onnx import to_onnx
 from edgetl.export.formats import FORMATS
 from edgetl.export.gate.agreement import median_cosine
 from edgetl.export.package import export_bundle
-from edgetl.export.quantize.attempts import Int8Settings
+from edgetl.export.quantize.attempts import Int8Settings, QuantizerInput
 from edgetl.export.quantize.nncf_quantizer import OpenVinoQuantizer
 from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
 from edgetl.runtime.engine import load_engine
@@ -48,7 +48,7 @@ def test_bias_correction_brings_the_mean_outputs_back(bundle: Bundle, run: Run, 
     for full in (False, True):
         work = tmp_path / str(full)
         work.mkdir()
-        quantizer = OnnxQuantizer(bundle.path / "onnx-fp32/1/model.onnx", calibration, work)
+        quantizer = OnnxQuantizer(QuantizerInput(bundle.path / "onnx-fp32/1/model.onnx", calibration, work))
         found = _answers(quantizer.quantize(Int8Settings(seven_bit=True, full_bias=full), work), images)
         shifts.append(float(np.abs((found - plain).mean(axis=0)).max()))
         turns.append(median_cosine(plain, found))
@@ -62,7 +62,7 @@ def test_an_operation_that_is_put_back_computes_in_fp32(format_: Format, bundle:
     work, tried = tmp_path / "work", tmp_path / "tried"
     work.mkdir()
     tried.mkdir()
-    quantizer = FORMATS[format_].quantizer(bundle.path / "onnx-fp32/1/model.onnx", calibration, work)
+    quantizer = FORMATS[format_].quantizer(QuantizerInput(bundle.path / "onnx-fp32/1/model.onnx", calibration, work))
     quantized = _answers(quantizer.quantize(Int8Settings(seven_bit=True), tmp_path), images)
     operations = quantizer.operations()
     assert sum("Conv" in kind for kind in operations.values()) > 5 and any(kind in ("Gemm", "MatMul") for kind in operations.values())
@@ -94,7 +94,7 @@ def test_a_vision_transformers_matrix_products_are_quantized_alone(tmp_path: Pat
     to_onnx(model, spec, tmp_path / "source.onnx", {})
     images = np.random.default_rng(0).normal(size=(12, 3, 160, 160)).astype(np.float32)
     (tmp_path / "work").mkdir()
-    quantizer = OnnxQuantizer(tmp_path / "source.onnx", [image[None] for image in images], tmp_path / "work")
+    quantizer = OnnxQuantizer(QuantizerInput(tmp_path / "source.onnx", [image[None] for image in images], tmp_path / "work"))
     assert quantizer.attempts("any")[0].dynamic
     (file,) = quantizer.quantize(Int8Settings(dynamic=True), tmp_path)
     kinds = {node.op_type for node in onnx.load(file).graph.node}
@@ -102,7 +102,7 @@ def test_a_vision_transformers_matrix_products_are_quantized_alone(tmp_path: Pat
     turned = median_cosine(_answers([tmp_path / "source.onnx"], images), _answers([file], images))
     assert turned is not None and turned > 0.95
 
-    openvino = OpenVinoQuantizer(tmp_path / "source.onnx", [image[None] for image in images], tmp_path / "work")
+    openvino = OpenVinoQuantizer(QuantizerInput(tmp_path / "source.onnx", [image[None] for image in images], tmp_path / "work"))
     assert not openvino.attempts("any")[0].dynamic
     files = openvino.quantize(Int8Settings(), tmp_path)
     turned = median_cosine(_answers([tmp_path / "source.onnx"], images), _answers(files, images))
@@ -118,10 +118,12 @@ def test_the_accuracy_aware_search_ends_with_a_network_that_answers(bundle: Bund
     samples = stratified(run.samples("val"), 64)
     plain = _answers([bundle.path / "onnx-fp32/1/model.onnx"], images)
     quantizer = OpenVinoQuantizer(
-        bundle.path / "onnx-fp32/1/model.onnx",
-        _calibration(run),
-        tmp_path,
-        control=AccuracyControl(lambda: Probe(images, plain, truth_of(samples)), max_drop=0.0),
+        QuantizerInput(
+            bundle.path / "onnx-fp32/1/model.onnx",
+            _calibration(run),
+            tmp_path,
+            control=AccuracyControl(lambda: Probe(images, plain, truth_of(samples)), max_drop=0.0),
+        )
     )
     found = _answers(quantizer.quantize(Int8Settings(controlled=True), tmp_path), images)
     truth = truth_of(samples)

@@ -117,5 +117,5 @@ def test_columns_keep_the_size_of_the_old_network(tmp_path: Path) -> None:
         if kept:
             assert train(tmp_path / "colours", config, tmp_path / "same").record.backbone.columns
         else:
-            with pytest.raises(ConfigError, match="keeps the old network as it is, and it does not take images of --input-size"):
+            with pytest.raises(ConfigError, match="keeps the previous network as it is, and it does not take images of --input-size"):
                 train(tmp_path / "colours", config, tmp_path / "other")

@@ -72,7 +72,7 @@ def _copy(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_auto_chooses_by_the_number_of_images(images: int, strategy: str) -> None:
     chosen, reason = choose_strategy(images)
     assert chosen == strategy and f"{images:,}" in reason
-    assert ("scratch" in reason) == (images > 100_000)
+    assert ("random weights" in reason) == (images > 100_000)
 
 
 def test_auto_counts_distinct_images(colours: Path, tmp_path: Path) -> None:

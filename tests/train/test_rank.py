@@ -60,7 +60,7 @@ def test_small_candidates_only_and_few_images(digits: Path, tmp_path: Path) -> N
 
 
 def test_equal_candidates_share_a_place(digits: Path) -> None:
-    ranking = rank(digits, RankConfig(candidates=(DEFAULT_BACKBONE, DEFAULT_BACKBONE), images=60))
+    ranking = rank(digits, RankConfig(images=60).model_copy(update={"candidates": (DEFAULT_BACKBONE, DEFAULT_BACKBONE)}))
     assert [item.place for item in ranking.ranked] == [1, 1]
 
 

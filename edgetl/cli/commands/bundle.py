@@ -136,16 +136,11 @@ def verify_command(
     for name in report.skipped:
         out.print(f"[yellow]{name}: not checked, its engine is not installed[/]")
     for evaluation in evaluations:
-        out.print(
-            f"{evaluation.variant}: {figures_line(evaluation.result)}, {evaluation.left_out} seen images left out",
-            soft_wrap=True,
-        )
+        out.print(f"{evaluation.variant}: {figures_line(evaluation.result)}, {evaluation.left_out} seen images left out", soft_wrap=True)
 
 
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="A run or a bundle.")],
-    json_output: JsonOption = False,
-    verbose: VerboseOption = False,
+    path: Annotated[Path, typer.Argument(help="A run or a bundle.")], json_output: JsonOption = False, verbose: VerboseOption = False
 ) -> None:
     """What is in a run or a bundle."""
     with working(json_output=True, verbose=verbose):

@@ -46,10 +46,7 @@ def has_int8_dot_product() -> bool:
     Without it x86 kernels add pairs of products in 16 bits, which saturates unless weights keep to 7 bits (ONNX Runtime,
     "Quantize ONNX models", on ``reduce_range``).
     """
-    return bool({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(cpu_flags())) or platform.machine() in (
-        "arm64",
-        "aarch64",
-    )
+    return bool({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(cpu_flags())) or platform.machine() in ("arm64", "aarch64")
 
 
 def fingerprint() -> dict[str, str]:

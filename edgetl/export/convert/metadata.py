@@ -74,11 +74,4 @@ def own_info(spec: PreprocessSpec, decoding: OutputDecoding, version: str, form:
     task = {"task": decoding.task, "decision_rule": decoding.decision_rule.model_dump_json()} if decoding.task != "classification" else {}
     taken = {"input": "uint8 [batch, H, W, 3] RGB, resized and cropped; normalised by the network"} if form == "uint8" else {}
     labels = json.dumps(decoding.labels, ensure_ascii=False)
-    return {
-        "preprocess": spec.model_dump_json(),
-        "labels": labels,
-        "version": version,
-        "model_info_resize": "approximate",
-        **taken,
-        **task,
-    }
+    return {"preprocess": spec.model_dump_json(), "labels": labels, "version": version, "model_info_resize": "approximate", **taken, **task}

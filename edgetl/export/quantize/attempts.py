@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -78,6 +78,25 @@ class AccuracyControl:
 
     probe: Callable[[], Probe]
     max_drop: float
+
+
+@dataclass(frozen=True)
+class QuantizerInput:
+    """What a quantizer works on.
+
+    Attributes:
+        source: the fp32 ONNX file.
+        calibration: batches float32 ``[1, 3, H, W]``.
+        work: empty folder for intermediate files.
+        fp32_end: keep all operations that compare features with stored images in fp32.
+        control: for NNCF's accuracy-aware search; none turns it off.
+    """
+
+    source: Path
+    calibration: Sequence[NDArray[np.float32]]
+    work: Path
+    fp32_end: bool = False
+    control: AccuracyControl | None = None
 
 
 class Quantizer(Protocol):

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import io
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from openvino._offline_transformations import compress_quantize_weights_transfor
 
 from edgetl.errors import ExportError, first_line
 from edgetl.export.convert.to_openvino import read_onnx, save
-from edgetl.export.quantize.attempts import AccuracyControl, FloatHead, Int8Settings, plan_attempts
+from edgetl.export.quantize.attempts import FloatHead, Int8Settings, QuantizerInput, plan_attempts
 from edgetl.runtime.ov import core
 
 # NNCF's accuracy-aware search: operations that it may put back, and images that it ranks them with.
@@ -31,28 +31,20 @@ RANKING_IMAGES = 100
 class OpenVinoQuantizer:
     """Quantizer of an ONNX file as an IR (``attempts.Quantizer``)."""
 
-    def __init__(
-        self,
-        source: Path,
-        calibration: Sequence[NDArray[np.float32]],
-        work: Path,
-        *,
-        fp32_end: bool = False,
-        control: AccuracyControl | None = None,
-    ) -> None:
-        """Prepare to quantize ``source``; the arguments are those of ``formats.MakeQuantizer``.
+    def __init__(self, given: QuantizerInput) -> None:
+        """Read and prepare the file.
 
         Raises:
             ExportError: the file is quantized already, or OpenVINO cannot convert it.
         """
-        self._fp32_end = fp32_end
-        self._source = work / "plain.xml"
-        self._calibration = calibration
-        self._control = control
+        self._fp32_end = given.fp32_end
+        self._source = given.work / "plain.xml"
+        self._calibration = given.calibration
+        self._control = given.control
         self._model: ov.Model | None = None
-        model = read_onnx(source)
+        model = read_onnx(given.source)
         if any(op.get_type_name() == "FakeQuantize" for op in model.get_ops()):
-            raise ExportError(f"{source.name} is quantized already; quantize the fp32 export of the same run.")
+            raise ExportError(f"{given.source.name} is quantized already; quantize the fp32 export of the same run.")
         save(model, self._source)
 
     def attempts(self, cpu: str) -> list[Int8Settings]:

@@ -18,55 +18,36 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgetl.errors import ExportError, first_line
 from edgetl.export.convert.metadata import INPUT_NAME
-from edgetl.export.quantize.attempts import AccuracyControl, FloatHead, Int8Settings, plan_attempts
+from edgetl.export.quantize.attempts import FloatHead, Int8Settings, QuantizerInput, plan_attempts
 from edgetl.export.quantize.bias_correction import correct_biases
 
-_REFUSALS = (
-    RuntimeError,
-    ValueError,
-    KeyError,
-    TypeError,
-    Fail,
-    InvalidArgument,
-    InvalidGraph,
-    NotImplemented,
-    RuntimeException,
-)
+_REFUSALS = (RuntimeError, ValueError, KeyError, TypeError, Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException)
 
 
 class OnnxQuantizer:
     """Quantizer of an ONNX file (``attempts.Quantizer``)."""
 
-    def __init__(
-        self,
-        source: Path,
-        calibration: Sequence[NDArray[np.float32]],
-        work: Path,
-        *,
-        fp32_end: bool = False,
-        control: AccuracyControl | None = None,
-    ) -> None:
-        """Prepare to quantize ``source``; the arguments are those of ``formats.MakeQuantizer``.
+    def __init__(self, given: QuantizerInput) -> None:
+        """Read and prepare the file.
 
         Raises:
             ExportError: the file is quantized already, or ONNX Runtime cannot read its shapes.
         """
-        del control  # ONNX Runtime has no accuracy-aware quantization
-        self._fp32_end = fp32_end
-        self._calibration = calibration
-        self._work = work
-        self._prepared = work / "prepared.onnx"
-        model = onnx.load(source)
+        self._fp32_end = given.fp32_end
+        self._calibration = given.calibration
+        self._work = given.work
+        self._prepared = given.work / "prepared.onnx"
+        model = onnx.load(given.source)
         if any(node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") for node in model.graph.node):
-            raise ExportError(f"{source.name} is quantized already; quantize the fp32 export of the same run.")
+            raise ExportError(f"{given.source.name} is quantized already; quantize the fp32 export of the same run.")
         self._properties = {item.key: item.value for item in model.metadata_props}
         # The exporter's shape annotations contradict those that the quantizer infers.
         del model.graph.value_info[:]
-        onnx.save(model, work / "plain.onnx")
+        onnx.save(model, given.work / "plain.onnx")
         try:
-            quant_pre_process(work / "plain.onnx", self._prepared, skip_symbolic_shape=True)
+            quant_pre_process(given.work / "plain.onnx", self._prepared, skip_symbolic_shape=True)
         except (RuntimeError, ValueError, onnx.shape_inference.InferenceError) as error:
-            raise ExportError(f"ONNX Runtime cannot prepare {source.name} for quantization: {first_line(error)}") from error
+            raise ExportError(f"ONNX Runtime cannot prepare {given.source.name} for quantization: {first_line(error)}") from error
 
     def attempts(self, cpu: str) -> list[Int8Settings]:
         """Attempts, cheapest first; dynamic matrix products come first where these hold most of the weights, as in a vision transformer."""

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 import edgetl
-from edgetl.core.config import StrictModel
-from edgetl.core.files.regular import read_plain
+from edgetl.core.config import StrictModel, read_toml
 from edgetl.core.options import options
 from edgetl.errors import ConfigError
 from edgetl.train.config.options import Augment, Strategy, TrainConfig
 
 Schedule: TypeAlias = Literal["cosine", "one-cycle"]
-
-MAX_RECIPE_BYTES = 100_000
 
 
 class Recipe(StrictModel):
@@ -100,24 +96,7 @@ def read_recipe(name: str) -> Recipe:
         path = Path(name)
     else:
         raise ConfigError(f"--recipe {name}: there is no such recipe. Built in: {', '.join(builtin_recipes())}; or give a file NAME.toml.")
-    try:
-        data = read_plain(path, max_bytes=MAX_RECIPE_BYTES)
-        return Recipe.model_validate(tomllib.loads(data.decode("utf-8")), strict=True)
-    except OSError as error:
-        raise ConfigError(f"--recipe {path} cannot be read: {error.strerror}.") from error
-    except ValidationError as error:
-        raise ConfigError(f"--recipe {path}: {_mistakes(error)}.") from error
-    except ValueError as error:  # not TOML, or not UTF-8
-        raise ConfigError(f"--recipe {path} is not TOML: {error}.") from error
-
-
-def _mistakes(error: ValidationError) -> str:
-    found = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "recipe"
-        known = ", ".join(name for name in Recipe.model_fields if name != "schema_version")
-        found.append(f"{key} is not known (known: {known})" if item["type"] == "extra_forbidden" else f"{key}: {item['msg']}")
-    return "; ".join(found)
+    return read_toml(path, Recipe, ConfigError, name=f"--recipe {path}")
 
 
 def with_recipe(config: TrainConfig) -> tuple[TrainConfig, Recipe]:

@@ -1,4 +1,4 @@
-"""Which backbone suits a folder of images: frozen features scored without training, then a short fine-tuning of the best.
+"""Ranking of backbones for a folder of images: frozen features scored without training, then a short fine-tuning of the best.
 
 No single scorer is trusted: on published benchmarks each of them is beaten somewhere by ImageNet accuracy alone, so the order is the
 mean rank of leave-one-out neighbours, leave-one-out ridge, LogME and the ImageNet prior. All candidates are compared on small images,
@@ -39,7 +39,7 @@ from edgetl.errors import BackboneError, ConfigError, DataError, LicenseError, f
 from edgetl.train.artifacts.loading.build import fixed_size
 from edgetl.train.artifacts.loading.catalogue import Listed, list_backbones
 from edgetl.train.artifacts.loading.load import load_backbone
-from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.options import BackboneConfig, TrainConfig
 from edgetl.train.config.ranking import MIN_IMAGES, LeftOut, RankConfig, Ranked, Ranking
 from edgetl.train.config.weights_dir import SUFFIXES
 from edgetl.train.heads.transferability import Score, knn_score, logme_score, ridge_score
@@ -55,6 +55,7 @@ BOOTSTRAPS = 500
 CONFIRM_STEPS = 100
 CONFIRM_IMAGES = 1600
 BATCH = 32
+NO_SCORE = Score(0.0, np.zeros(0))
 
 
 @dataclass
@@ -64,17 +65,15 @@ class _Candidate:
     top1: float | None
     latency_ms: float
     stage: Literal["small", "native", "confirmed"] = "small"
-    knn: Score | None = None
-    ridge: Score | None = None
+    knn: Score = NO_SCORE
+    ridge: Score = NO_SCORE
     logme: float = 0.0
     rank: float = 0.0
     place: int = 0
     confirmed: Proportion | None = None
 
     def rows(self) -> NDArray[np.float64]:
-        """What each image contributes to the two accuracies, float64 ``[N]``."""
-        assert self.knn is not None
-        assert self.ridge is not None
+        """Contribution of each image to the two accuracies, float64 ``[N]``."""
         return (self.knn.rows + self.ridge.rows) / 2
 
 
@@ -93,12 +92,12 @@ def rank(data: Path, config: RankConfig, *, progress: Progress = silent) -> Rank
     if len(samples) < MIN_IMAGES or len({sample.label for sample in samples}) < 2:
         raise DataError(f"{data} gives {len(samples)} images to compare on; at least {MIN_IMAGES} of two classes are needed.")
     candidates, left_out = _load(config, len(folder.labels), progress)
-    pictures = _Pictures(samples)
-    candidates, failed = _score(candidates, pictures, FIRST_SIDE, progress)
+    images = _DecodedImages(samples)
+    candidates, failed = _score(candidates, images, FIRST_SIDE, progress)
     best = candidates[: max(MIN_KEPT, round(len(candidates) * KEPT_SHARE))]
     for item in best:
         item.stage = "native"
-    best, failed_later = _score(best, pictures, None, progress)
+    best, failed_later = _score(best, images, None, progress)
     left_out += [*failed, *failed_later]
     if not best:
         raise ConfigError(f"no candidate could be scored ({left_out[-1].name}: {left_out[-1].reason}).")
@@ -117,7 +116,7 @@ def rank(data: Path, config: RankConfig, *, progress: Progress = silent) -> Rank
 
 
 def _load(config: RankConfig, classes: int, progress: Progress) -> tuple[list[_Candidate], list[LeftOut]]:
-    """Build every candidate, measure its latency, and say why others are left out."""
+    """Build every candidate and measure its latency; the others come with the reason why they are left out."""
     folder = Path(config.weights_dir) if config.weights_dir else None
     listed = {item.entry.name: item for item in list_backbones(weights_dir=folder).backbones}
     names = config.candidates or tuple(listed)
@@ -125,18 +124,12 @@ def _load(config: RankConfig, classes: int, progress: Progress) -> tuple[list[_C
     left_out: list[LeftOut] = []
     for index, name in enumerate(names):
         progress("loading candidates", index, len(names))
-        if not config.candidates and not listed[name].offline:
-            left_out.append(LeftOut(name=name, reason="its weights are not on this machine"))
-            continue
         try:
-            candidate = _candidate(name, config, classes, listed.values())
+            if not config.candidates and not listed[name].offline:
+                raise BackboneError("its weights are not on this machine")
+            found.append(_candidate(name, config, classes, listed.values()))
         except (BackboneError, LicenseError) as error:
             left_out.append(LeftOut(name=name, reason=str(error)))
-            continue
-        if reason := _too_large(candidate, config):
-            left_out.append(LeftOut(name=name, reason=reason))
-        else:
-            found.append(candidate)
     if not found:
         reasons = "; ".join(f"{item.name}: {item.reason}" for item in left_out[:3])
         raise ConfigError(f"no candidate is left to rank ({reasons}). Name others with --candidates, or weights with --weights-dir.")
@@ -146,11 +139,16 @@ def _load(config: RankConfig, classes: int, progress: Progress) -> tuple[list[_C
 def _candidate(name: str, config: RankConfig, classes: int, listed: Iterable[Listed]) -> _Candidate:
     random = name.startswith(RANDOM)
     torch.manual_seed(config.seed)
-    wanted = TrainConfig.from_options(backbone=name.removeprefix(RANDOM), pretrained=not random, weights_dir=config.weights_dir)
-    backbone = load_backbone(wanted.backbone, classes)
+    wanted = BackboneConfig(name=name.removeprefix(RANDOM), pretrained=not random, weights_dir=config.weights_dir)
+    backbone = load_backbone(wanted, classes)
     if not random:
         check_policy(backbone.license, config.license_policy, name=name)
-    return _Candidate(name, backbone, _prior(backbone, listed), _latency_ms(backbone))
+    params_m, latency_ms = _params_m(backbone), _latency_ms(backbone)
+    if config.max_params_m is not None and params_m > config.max_params_m:
+        raise BackboneError(f"{params_m:.2f} million parameters, more than {config.max_params_m:g}")
+    if config.max_latency_ms is not None and latency_ms > config.max_latency_ms:
+        raise BackboneError(f"{latency_ms:.1f} ms an image, more than {config.max_latency_ms:g}")
+    return _Candidate(name, backbone, _prior(backbone, listed), latency_ms)
 
 
 def _prior(backbone: Backbone, listed: Iterable[Listed]) -> float | None:
@@ -166,28 +164,19 @@ def _prior(backbone: Backbone, listed: Iterable[Listed]) -> float | None:
     return None
 
 
-def _too_large(candidate: _Candidate, config: RankConfig) -> str | None:
-    params_m = _params_m(candidate.backbone)
-    if config.max_params_m is not None and params_m > config.max_params_m:
-        return f"{params_m:.2f} million parameters, more than {config.max_params_m:g}"
-    if config.max_latency_ms is not None and candidate.latency_ms > config.max_latency_ms:
-        return f"{candidate.latency_ms:.1f} ms an image, more than {config.max_latency_ms:g}"
-    return None
-
-
 def _latency_ms(backbone: Backbone) -> float:
     """Median time of one image at the backbone's own size on one thread."""
     threads = torch.get_num_threads()
-    trunk = feature_extractor(backbone.model, backbone.head_name)
+    extract = feature_extractor(backbone.model, backbone.head_name)
     image = torch.zeros(1, 3, *backbone.spec.input_size)
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
-            trunk(image)
+            extract(image)
             times = []
             for _ in range(LATENCY_CALLS):
                 begin = time.perf_counter()
-                trunk(image)
+                extract(image)
                 times.append((time.perf_counter() - begin) * 1e3)
     finally:
         torch.set_num_threads(threads)
@@ -195,16 +184,16 @@ def _latency_ms(backbone: Backbone) -> float:
 
 
 def _score(
-    candidates: list[_Candidate], pictures: _Pictures, side: int | None, progress: Progress
+    candidates: list[_Candidate], images: _DecodedImages, side: int | None, progress: Progress
 ) -> tuple[list[_Candidate], list[LeftOut]]:
     """Score at ``side`` px, or at each candidate's own size; those that could be scored by their mean rank, and the others."""
-    labels = labels_of(pictures.samples)
+    labels = labels_of(images.samples)
     scored: list[_Candidate] = []
     left_out: list[LeftOut] = []
     for index, item in enumerate(candidates):
         progress(f"scoring at {side} px" if side else "scoring at full size", index, len(candidates))
         try:
-            features = _features(item.backbone, pictures, side)
+            features = _features(item.backbone, images, side)
         except (RuntimeError, AssertionError) as error:
             left_out.append(LeftOut(name=item.name, reason=f"it fails on the images: {first_line(error)}"))
             continue
@@ -219,11 +208,7 @@ def _score(
 
 def _rank_all(candidates: list[_Candidate]) -> None:
     """Set each candidate's mean rank over the scorers."""
-    columns = [
-        [item.knn.value if item.knn else 0.0 for item in candidates],
-        [item.ridge.value if item.ridge else 0.0 for item in candidates],
-        [item.logme for item in candidates],
-    ]
+    columns = list(zip(*((item.knn.value, item.ridge.value, item.logme) for item in candidates), strict=True))
     for index, item in enumerate(candidates):
         ranks = [_rank_in(column, column[index]) for column in columns]
         if item.top1 is not None:
@@ -238,18 +223,18 @@ def _rank_in(column: Sequence[float], value: float) -> float:
     return 1 + sum(other > value for other in column) + (sum(other == value for other in column) - 1) / 2
 
 
-def _features(backbone: Backbone, pictures: _Pictures, side: int | None) -> NDArray[np.float32]:
+def _features(backbone: Backbone, images: _DecodedImages, side: int | None) -> NDArray[np.float32]:
     """Pooled features float32 ``[N, width]``; converting to a faster engine would cost more than it saves here."""
     spec = backbone.spec
     if side is not None and min(spec.input_size) > side and not fixed_size(backbone.model):
         spec = spec.model_copy(update={"input_size": (side, side)})
-    trunk = feature_extractor(backbone.model, backbone.head_name).to(memory_format=torch.channels_last)
+    extract = feature_extractor(backbone.model, backbone.head_name).to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        rows = [trunk(images.contiguous(memory_format=torch.channels_last)).float().numpy() for images in pictures.batches(spec)]
+        rows = [extract(batch.contiguous(memory_format=torch.channels_last)).float().numpy() for batch in images.batches(spec)]
     return np.concatenate(rows)
 
 
-class _Pictures:
+class _DecodedImages:
     """The images to compare on, decoded and resized once for all candidates that want the same size."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
@@ -329,8 +314,6 @@ def _params_m(backbone: Backbone) -> float:
 
 
 def _ranked(item: _Candidate) -> Ranked:
-    assert item.knn is not None
-    assert item.ridge is not None
     return Ranked(
         name=item.name,
         place=item.place,

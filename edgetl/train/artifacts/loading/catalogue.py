@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Literal
 
 import huggingface_hub
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from edgetl.core.config import StrictModel, read_json
+from edgetl.core.config import StrictModel, read_json, read_toml
 from edgetl.core.licenses import Policy, freedom
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BackboneError
@@ -142,10 +141,7 @@ def catalogue() -> tuple[CatalogueEntry, ...]:
         BackboneError: the installation's list is damaged.
     """
     path = models_folder() / CATALOGUE_NAME
-    try:
-        return _Catalogue.model_validate(tomllib.loads(path.read_text("utf-8"))).backbone
-    except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
-        raise BackboneError(f"{path} cannot be read: {error}. Install edgetl again.") from error
+    return read_toml(path, _Catalogue, BackboneError, name=str(path)).backbone
 
 
 def list_backbones(

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from timm.models import load_model_config_from_hf
 
+from edgetl.core.config import problems
 from edgetl.core.preprocess import Side
 from edgetl.errors import BackboneError, first_line
 from edgetl.train.config.weights_dir import local_dir_config
@@ -104,6 +105,6 @@ def _checked(loaded: tuple[dict[str, Any], str, dict[str, Any]], name: str) -> T
     try:
         cfg = PublishedConfig.model_validate(published)
     except ValidationError as error:
-        mistakes = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()[:3])
+        mistakes = "; ".join(problems(error, PublishedConfig)[:3])
         raise BackboneError(f"config.json of {name}: pretrained_cfg.{mistakes}.") from error
     return TimmConfig(str(architecture), args, cfg.model_dump(exclude_none=True))
