@@ -1,7 +1,7 @@
 """``python -m bench.structure``: how far the configuration and the splits travel through the code of a training.
 
-Prints the functions with a ``TrainConfig`` among their parameters, and the modules that a call with ``Splits`` enters between ``fine_tune``
-and the first optimizer step, in one probe and one partial fine-tuning of the demo's digits.
+Prints the functions with a ``TrainConfig`` among their parameters, and the modules that a call with ``Splits``, or a dataclass that has
+them, enters between ``fine_tune`` and the first optimizer step, in one probe and one partial fine-tuning of the demo's digits.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import sys
 import tempfile
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -65,7 +66,7 @@ def modules_given_splits(splits: Splits, config: TrainConfig, out: Path) -> set[
             sys.setprofile(None)
         elif module.startswith("edgetl."):
             given = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-            if any(isinstance(frame.f_locals.get(name), Splits) for name in given):
+            if any(_holds_splits(frame.f_locals.get(name)) for name in given):
                 entered.add(module.removeprefix("edgetl."))
 
     sys.setprofile(watch)
@@ -74,6 +75,10 @@ def modules_given_splits(splits: Splits, config: TrainConfig, out: Path) -> set[
     finally:
         sys.setprofile(None)
     return entered
+
+
+def _holds_splits(value: object) -> bool:
+    return isinstance(value, Splits) or (is_dataclass(value) and isinstance(getattr(value, "splits", None), Splits))
 
 
 if __name__ == "__main__":
