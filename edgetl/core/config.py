@@ -103,8 +103,8 @@ def read_toml(path: Path, model: type[Model], error: type[EdgetlError], *, name:
     """
     try:
         value = tomllib.loads(read_plain(path, max_bytes=max_bytes).decode("utf-8"))
-        # As JSON, so that strict validation takes arrays for tuples.
-        return model.model_validate_json(json.dumps(value), strict=True)
+        # As JSON, so that strict validation takes arrays for tuples; dates, which no key takes, become text.
+        return model.model_validate_json(json.dumps(value, default=str), strict=True)
     except OSError as cause:
         raise error(f"{name} cannot be read: {cause.strerror}.") from cause
     except ValidationError as cause:

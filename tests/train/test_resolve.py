@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import BaseModel
 
 import edgetl.train as edgetl_train
@@ -14,9 +15,15 @@ from edgetl.core.options import flat, nested, options
 from edgetl.data.folder import ImageFolder, Sample
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError, DataError
+from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.config.resolve import resolve
+from edgetl.train.config.recipe import read_recipe
+from edgetl.train.config.resolve import check_conflicts, resolve
+from edgetl.train.loop.checkpoints import Checkpoints, SavedState
+from edgetl.train.loop.resume import Job
+from edgetl.train.workflows.compare import compared_strategies
+from edgetl.train.workflows.preview import draw_preview
 from tests.command import edgetl
 
 
@@ -114,3 +121,49 @@ def test_many_images_with_replay_are_not_mixed_up() -> None:
     with pytest.raises(ConfigError, match="--replay does not go with"):
         resolve(config, _splits(500))
     assert resolve(TrainConfig.from_options(replay="old"), _splits(500)).config.data.mixup is None
+
+
+def _recipe(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_recipe_without_a_strategy_keeps_its_unfreeze(tmp_path: Path) -> None:
+    file = _recipe(tmp_path / "mine.toml", 'unfreeze = "0.5"\n')
+    assert resolve(TrainConfig.from_options(recipe=file, strategy="partial"), _splits(500)).config.optim.unfreeze == "0.5"
+
+
+def test_a_recipes_label_smoothing_has_no_effect_on_other_losses_and_a_given_one_conflicts(tmp_path: Path) -> None:
+    file = _recipe(tmp_path / "mine.toml", "label_smoothing = 0.1\n")
+    recipe = TrainConfig.from_options(recipe=file, multilabel_loss="asymmetric", task="multi-label", labels="x.csv")
+    check_conflicts(recipe)
+    with pytest.raises(ConfigError, match="--label-smoothing is for classes"):
+        check_conflicts(recipe.with_options(label_smoothing=0.1))
+
+
+def test_a_date_in_a_recipe_is_a_mistake_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="lr: Input should be a valid number"):
+        read_recipe(_recipe(tmp_path / "mine.toml", "lr = 2024-01-01\n"))
+
+
+def test_random_weights_refuse_a_file_of_weights() -> None:
+    job = resolve(TrainConfig.from_options(backbone="resnet18", pretrained=False, weights="w.safetensors"), _splits(500))
+    with pytest.raises(ConfigError, match=r"--weights .*--random-weights"):
+        load_backbone(job.config.backbone, 2)
+
+
+@pytest.mark.parametrize(("images", "scratch", "count"), [(100_000, True, 3), (100_001, True, 4), (100_001, False, 3)])
+def test_a_comparison_includes_random_weights_on_very_many_images_only(images: int, scratch: bool, count: int) -> None:
+    assert len(compared_strategies(_splits(images), scratch=scratch)) == count
+
+
+def test_a_preview_refuses_conflicting_options(colours: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--task regression needs --labels"):
+        draw_preview(colours, TrainConfig.from_options(task="regression"), tmp_path / "sheet.png")
+
+
+def test_a_saved_state_with_options_of_another_version_is_that_of_another_training(tmp_path: Path) -> None:
+    job = Job(data="", options={"no_such_option": 1}, resolved={})
+    Checkpoints(tmp_path / "run.checkpoints", job).save(SavedState(1, {"x": torch.zeros(1)}, {}))
+    with pytest.raises(ConfigError, match="holds another training: the version of edgetl"):
+        Checkpoints(tmp_path / "run.checkpoints", Job(data="", options={}, resolved={})).newest()

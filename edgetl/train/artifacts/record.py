@@ -68,7 +68,7 @@ class RunRecord(StrictModel):
     """``run.json``.
 
     Attributes:
-        task, decision: the task, and the decision rule for the network's outputs.
+        task, decision_rule: the task, and the decision rule for the network's outputs.
         head: the head on the backbone.
         given: options of ``config`` that were given; the others are defaults.
         plan: the configuration with its data-dependent defaults.

@@ -112,6 +112,6 @@ def with_recipe(config: TrainConfig) -> tuple[TrainConfig, Recipe]:
     recipe = read_recipe(config.optim.recipe)
     given = config.given()
     filled = {name: value for name, value in recipe.options().items() if name not in given}
-    if given.get("strategy", recipe.strategy) != recipe.strategy:
+    if recipe.strategy is not None and given.get("strategy", recipe.strategy) != recipe.strategy:
         filled.pop("unfreeze", None)
     return config.with_options(**filled), recipe

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from typing import Any
 
 from edgetl.core.tasks import Task
 from edgetl.data.split import Splits
@@ -26,13 +27,14 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainingJob:
         DataError: no image is left to train or to choose on, or a class or label has no training image.
         MissingExtraError: the package of a logger is not installed.
     """
+    given = config.given()
     config, recipe = with_recipe(config)
     images = len({sample.content for sample in splits.train})
     strategy, reason = planned_strategy(config.optim.strategy, images, pretrained=config.backbone.pretrained)
-    _refuse([*conflicts(config, splits.folder.task, strategy, images)])
+    _refuse([*conflicts(config, given, splits.folder.task, strategy, images)])
     _check_loggers(config.run.loggers)
     _check_splits(splits)
-    if strategy == "scratch":
+    if config.optim.strategy == "scratch":
         config = config.with_options(pretrained=False, weights=None)
     return TrainingJob(config, recipe, splits.folder.task, images, strategy, reason)
 
@@ -43,10 +45,11 @@ def check_conflicts(config: TrainConfig) -> None:
     Raises:
         ConfigError: naming all of them.
     """
+    given = config.given()
     config, _ = with_recipe(config)
     task: Task | None = config.data.task or (None if config.data.labels else "classification")
     strategy = config.optim.strategy
-    _refuse([*_label_conflicts(config.data), *conflicts(config, task, None if strategy == "auto" else strategy)])
+    _refuse([*_label_conflicts(config.data), *conflicts(config, given, task, None if strategy == "auto" else strategy)])
 
 
 def _refuse(found: list[str]) -> None:
@@ -54,11 +57,19 @@ def _refuse(found: list[str]) -> None:
         raise ConfigError("; ".join(found) + ".")
 
 
-def conflicts(config: TrainConfig, task: Task | None, strategy: Strategy | None, images: int = 0) -> Iterator[str]:
-    """Options that conflict with each other, the task, the strategy or the number of images, as far as these are known."""
+def conflicts(
+    config: TrainConfig, given: Mapping[str, Any], task: Task | None, strategy: Strategy | None, images: int = 0
+) -> Iterator[str]:
+    """Options that conflict with each other, the task, the strategy or the number of images, as far as these are known.
+
+    ``given`` are the options without the recipe's.
+    """
     random = not config.backbone.pretrained or config.optim.strategy == "scratch"
     if task is not None:
         yield from _loss_conflicts(config.optim, config.data.balance, task)
+        # A recipe's value has no effect on other losses; one that was given is a mistake.
+        if given.get("label_smoothing") and not smooths_labels(config.optim, task):
+            yield "--label-smoothing is for classes and for --multilabel-loss bce"
         if task != "classification":
             yield from _class_conflicts(config.head, config.continual, config.distillation.teacher, task)
     yield from _head_conflicts(config.head, strategy, images)
@@ -89,8 +100,6 @@ def _loss_conflicts(optim: OptimConfig, balance: str, task: Task) -> Iterator[st
         yield f"--balance sampler draws classes; use --balance loss for {task}"
     if optim.multilabel_loss == "asymmetric" and balance == "loss":
         yield "--balance loss does not go with --multilabel-loss asymmetric, which weighs by itself"
-    if optim.label_smoothing and "label_smoothing" in optim.model_fields_set and not smooths_labels(optim, task):
-        yield "--label-smoothing is for classes and for --multilabel-loss bce"
 
 
 def _class_conflicts(head: HeadConfig, continual: ContinualConfig, teacher: str | None, task: Task) -> Iterator[str]:

@@ -21,7 +21,7 @@ from lightning.fabric.strategies import DDPStrategy
 
 from edgetl.core.output.folders import Inputs, new_folder
 from edgetl.core.progress import Progress, silent
-from edgetl.errors import CancelledError, StoppedError, TrainingError
+from edgetl.errors import CancelledError, StoppedError, TrainingError, first_line
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,18 @@ def results_folder(out: Path, *, inputs: Inputs, overwrite: bool) -> Iterator[Pa
 
 
 @contextmanager
-def explain_out_of_memory(batch_size: int) -> Iterator[None]:
-    """Explain torch's errors of memory that runs out.
+def explain_torch_errors(batch_size: int) -> Iterator[None]:
+    """Explain torch's errors of memory and of its compiler.
 
     Raises:
-        TrainingError: of the GPU, or the shared memory through which loader processes pass images.
+        TrainingError: the GPU's memory is full, or the shared memory through which loader processes pass images; or torch cannot compile.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(f"the GPU's memory is full with batches of {batch_size}. Lower --batch-size or --input-size.") from error
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise TrainingError(f"--compile: torch cannot compile this network: {first_line(error)} Remove --compile.") from error
     except RuntimeError as error:
         if "shared memory" not in str(error) and "DataLoader worker" not in str(error):
             raise

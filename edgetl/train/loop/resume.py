@@ -77,7 +77,9 @@ def read_job(state: Path) -> Job | None:
     try:
         with safetensors.safe_open(state, "numpy") as file:
             facts = json.loads((file.metadata() or {}).get(FACTS, "{}"))
-        return parse_json(json.dumps(facts[JOB]).encode(), Job, ConfigError, name=str(state))
+        job = parse_json(json.dumps(facts[JOB]).encode(), Job, ConfigError, name=str(state))
+        TrainConfig.from_options(**job.options)  # an older version had other options
+        return job
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, EdgetlError):
         return None
 

@@ -15,12 +15,14 @@ from edgetl.core.output.ownership import COMPARE_SUFFIX, holds_own
 from edgetl.core.progress import Progress, silent
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError
+from edgetl.train.artifacts.loading.lineage import seen_by_ancestors
 from edgetl.train.artifacts.record import Compared
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.writer import write_record
 from edgetl.train.config.options import Strategy, TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.plan import FULL_UP_TO
+from edgetl.train.config.resolve import conflicts
 from edgetl.train.loop.processes import world_size
 from edgetl.train.loop.resume import Job, differences, resume_command
 from edgetl.train.workflows.finetune import fine_tune
@@ -31,13 +33,13 @@ _log = logging.getLogger(__name__)
 COMPARED: tuple[Strategy, ...] = ("probe", "partial", "full")
 
 
-def compared_strategies(splits: Splits, *, pretrained: bool) -> tuple[Strategy, ...]:
+def compared_strategies(splits: Splits, *, scratch: bool) -> tuple[Strategy, ...]:
     """Strategies to compare; random weights too where the images are so many that pretrained ones may not help.
 
     On images unlike those of the pretraining they often do not (Raghu et al. 2019, arXiv:1902.07208, on medical images).
     """
     many = len({sample.content for sample in splits.train}) > FULL_UP_TO
-    return (*COMPARED, "scratch") if many and splits.folder.task == "classification" and pretrained else COMPARED
+    return (*COMPARED, "scratch") if many and splits.folder.task == "classification" and scratch else COMPARED
 
 
 def compare(
@@ -59,7 +61,10 @@ def compare(
     with new_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
         _clear(work, out, overwrite=overwrite, resume=resume)
         trained = partial(_trained, overwrite=overwrite, resume=resume, progress=progress)
-        strategies = compared_strategies(splits, pretrained=config.backbone.pretrained)
+        # Random weights have no previous task, and an ancestor's images would be left out of the other trainings alone.
+        scratch = config.backbone.pretrained and not seen_by_ancestors(config.backbone, config.distillation.teacher, scratch=False).all
+        scratch = scratch and not list(conflicts(config.with_options(strategy="scratch"), {}, splits.folder.task, "scratch"))
+        strategies = compared_strategies(splits, scratch=scratch)
         runs = [trained(splits, config.with_options(strategy=strategy), work / strategy) for strategy in strategies]
         table = tuple(_compared(run) for run in runs)
         best, reason = choose(table)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,8 @@ def fine_tune(
         checkpoints = _open_checkpoints(out, training, config.given(), resume=resume, overwrite=overwrite)
         training = prepare_training(replace(training, checkpoints=checkpoints))
         fitted = fit_network(training)
-        call = {**provenance(out.name, started), "config": config, "given": tuple(config.given())}
-        _write(training, fitted, ancestors, call)
+        call = {"config": config, "given": tuple(config.given())}
+        _write(training, fitted, ancestors, lambda: {**provenance(out.name, started), **call})
     if rank() == 0:
         checkpoints.remove()  # only now that the run stands
     return open_run(out)
@@ -105,8 +106,8 @@ def _log_start(backbone: Backbone, plan: Plan, splits: Splits) -> None:
         _log.info("%d training images have more than 8 bits: %s (--intensity)", high_bit, backbone.spec.intensity.describe())
 
 
-def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: dict[str, Any]) -> None:
-    """Measure the trained network and write its run; ``call`` holds the record's fields on this call."""
+def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: Callable[[], dict[str, Any]]) -> None:
+    """Measure the trained network and write its run; ``call`` returns the record's fields on this call, its time included."""
     backbone, splits = training.backbone, training.splits
     results = _measure(training)
     seen = ancestors | SeenImages(prefixes((*splits.train, *training.continual.replay)), prefixes(splits.val))
@@ -116,7 +117,7 @@ def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: d
 
     def record(files: dict[str, str]) -> RunRecord:
         return RunRecord(
-            **call,
+            **call(),
             task=splits.folder.task,
             decision_rule=results.decoding.decision_rule,
             labels=splits.folder.labels,

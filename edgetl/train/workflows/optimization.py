@@ -39,7 +39,7 @@ from edgetl.train.loop.checkpoints import Checkpoints, SavedState
 from edgetl.train.loop.loggers import MetricLoggers
 from edgetl.train.loop.loop import LoopSettings, Objective, Session, run_loop
 from edgetl.train.loop.losses import TaskTerm, make_task_loss
-from edgetl.train.loop.processes import Execution, StopRequest, explain_out_of_memory, launch, rank, world_size
+from edgetl.train.loop.processes import Execution, StopRequest, explain_torch_errors, launch, rank, world_size
 from edgetl.train.loop.validation import LoopState, interpolate
 from edgetl.train.networks.backbone import Backbone
 from edgetl.train.networks.stages import STEM, Stage, choose_stages, find_stages, set_trainable
@@ -199,7 +199,7 @@ def optimize(training: Training, *, head_penalty: float | None = None) -> LoopSt
         _log.info("going on after step %d of %d", start.step, plan.steps)
     fabric, names = launch(execution.device), logger_names(config.run.loggers) if rank() == 0 else ()
     with (
-        explain_out_of_memory(config.optim.batch_size),
+        explain_torch_errors(config.optim.batch_size),
         StopRequest() as stop,
         stochastic_depth(model, plan.drop_path),
         TemporaryDirectory(dir=execution.folder, prefix="activations-") as folder,

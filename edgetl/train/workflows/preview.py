@@ -14,7 +14,7 @@ from edgetl.data.split import split
 from edgetl.train.artifacts.plots import plain_text
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
-from edgetl.train.config.resolve import resolve
+from edgetl.train.config.resolve import check_conflicts, resolve
 from edgetl.train.config.tasks import scan_images
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
 from edgetl.train.inputs.dataset import ImageDataset
@@ -32,6 +32,7 @@ def draw_preview(data: Path, config: TrainConfig, path: Path, *, progress: Progr
         StorageError: the file cannot be written.
     """
     check_chart(path, "--preview", inputs=training_inputs(data, config))
+    check_conflicts(config)
     folder = scan_images(data, config.data, progress=progress)
     splits = split(folder, seed=config.run.seed, val=config.data.val, test=config.data.test)
     backbone, plan = prepare(splits, resolve(config, splits))
