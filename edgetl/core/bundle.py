@@ -164,18 +164,13 @@ def hash_prefix(sha256: str) -> int:
     return int(sha256[:16], 16)
 
 
-def pack_hashes(digests: list[str]) -> bytes:
-    """Sorted, distinct 8-byte prefixes of hex digests, little-endian."""
-    return pack_prefixes({hash_prefix(digest) for digest in digests})
-
-
 def pack_prefixes(prefixes: Set[int]) -> bytes:
     """Sorted 8-byte prefixes, as ``hash_prefix`` gives them, little-endian."""
     return np.array(sorted(prefixes), dtype="<u8").tobytes()
 
 
 def unpack_hashes(data: bytes) -> NDArray[np.uint64]:
-    """The inverse of ``pack_hashes``.
+    """The inverse of ``pack_prefixes``.
 
     Raises:
         IntegrityError: the length is not a multiple of 8.

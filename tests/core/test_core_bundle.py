@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgetl.core.bundle import describe_file, hash_prefix, open_bundle, pack_hashes, unpack_hashes
+from edgetl.core.bundle import describe_file, hash_prefix, open_bundle, pack_prefixes, unpack_hashes
 from edgetl.core.manifest import MANIFEST_NAME, Agreement, BundleFile, Golden, Lineage, Manifest, Variant
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Proportion
@@ -26,6 +26,12 @@ from edgetl.errors import BundleError, IntegrityError
 from tests.core.deadline import within
 
 MODEL = "onnx-fp32/model.onnx"
+
+
+def pack_hashes(digests: list[str]) -> bytes:
+    return pack_prefixes({hash_prefix(digest) for digest in digests})
+
+
 DIGESTS = [hashlib.sha256(bytes([index])).hexdigest() for index in range(20)]
 FILES = {
     MODEL: b"the weights of a model",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, TypeVar
 
 from pydantic import Field
@@ -60,6 +60,18 @@ class Defaults:
     mixup: float = 0.0
 
 
+MANY_IMAGES = Defaults(
+    images=100_000,
+    unfreeze="stage1",
+    epochs=7,
+    least_steps=3_000,
+    most_steps=22_000,
+    augment="strong",
+    label_smoothing=0.1,
+    ema_decay=0.9998,
+    rates={"batchnorm": Rates(1e-3, 1e-3, 0.1, 0.05), "layernorm": Rates(1e-3, 2e-4, 0.03, 0.05)},
+    mixup=0.1,
+)
 TABLE = (
     Defaults(
         images=1_000,
@@ -84,30 +96,8 @@ TABLE = (
         ema_decay=0.999,
         rates={"batchnorm": Rates(1e-3, 5e-4, 0.1, 0.02), "layernorm": Rates(5e-4, 1e-4, 0.05, 0.05)},
     ),
-    Defaults(
-        images=100_000,
-        unfreeze="stage1",
-        epochs=7,
-        least_steps=3_000,
-        most_steps=22_000,
-        augment="strong",
-        label_smoothing=0.1,
-        ema_decay=0.9998,
-        rates={"batchnorm": Rates(1e-3, 1e-3, 0.1, 0.05), "layernorm": Rates(1e-3, 2e-4, 0.03, 0.05)},
-        mixup=0.1,
-    ),
-    Defaults(
-        images=math.inf,
-        unfreeze="stage1",
-        epochs=7,
-        least_steps=10_000,
-        most_steps=20_000,
-        augment="strong",
-        label_smoothing=0.1,
-        ema_decay=0.9998,
-        rates={"batchnorm": Rates(1e-3, 1e-3, 0.1, 0.05), "layernorm": Rates(1e-3, 2e-4, 0.03, 0.05)},
-        mixup=0.2,
-    ),
+    MANY_IMAGES,
+    replace(MANY_IMAGES, images=math.inf, least_steps=10_000, most_steps=20_000, mixup=0.2),
 )
 
 

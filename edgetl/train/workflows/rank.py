@@ -72,10 +72,6 @@ class _Candidate:
     place: int = 0
     confirmed: Proportion | None = None
 
-    def rows(self) -> NDArray[np.float64]:
-        """Contribution of each image to the two accuracies, float64 ``[N]``."""
-        return (self.knn.rows + self.ridge.rows) / 2
-
 
 def rank(data: Path, config: RankConfig, *, progress: Progress = silent) -> Ranking:
     """Rank backbones for the images below ``data``.
@@ -302,7 +298,7 @@ def _tied(one: _Candidate, other: _Candidate, seed: int) -> bool:
         shares = (one.confirmed.value, other.confirmed.value)
         error = math.sqrt(sum(share * (1 - share) for share in shares) / one.confirmed.n)
         return abs(shares[0] - shares[1]) <= error
-    difference = one.rows() - other.rows()
+    difference = (one.knn.rows - other.knn.rows + one.ridge.rows - other.ridge.rows) / 2  # of each image
     rng = np.random.default_rng(seed)
     drawn = difference[rng.integers(0, len(difference), (BOOTSTRAPS, len(difference)))].mean(axis=1)
     return bool(abs(difference.mean()) <= drawn.std())
