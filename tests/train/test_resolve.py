@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from pydantic import BaseModel
 
@@ -25,6 +26,7 @@ from edgetl.train.loop.resume import Job
 from edgetl.train.workflows.compare import compared_strategies
 from edgetl.train.workflows.preview import draw_preview
 from tests.command import edgetl
+from tests.train.planning import plan_of
 
 
 def _splits(images: int, classes: int = 2) -> Splits:
@@ -116,11 +118,12 @@ def test_a_class_without_a_training_image_is_named() -> None:
         resolve(TrainConfig(), _splits(500, classes=1))
 
 
-def test_many_images_with_replay_are_not_mixed_up() -> None:
-    config = TrainConfig.from_options(replay="old", mixup=0.2)
+def test_mixup_is_off_by_default_where_images_are_replayed() -> None:
+    model = timm.create_model("test_resnet", num_classes=2)
+    plain, replayed = (plan_of(TrainConfig.from_options(**given), 30_000, model) for given in ({}, {"replay": "old"}))
+    assert plain.mixup > 0 and replayed.mixup == 0
     with pytest.raises(ConfigError, match="--replay does not go with"):
-        resolve(config, _splits(500))
-    assert resolve(TrainConfig.from_options(replay="old"), _splits(500)).config.data.mixup is None
+        resolve(TrainConfig.from_options(replay="old", mixup=0.2), _splits(500))
 
 
 def _recipe(path: Path, text: str) -> str:

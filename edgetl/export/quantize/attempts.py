@@ -82,7 +82,7 @@ class AccuracyControl:
 
 @dataclass(frozen=True)
 class QuantizerInput:
-    """What a quantizer works on.
+    """Input of a quantizer.
 
     Attributes:
         source: the fp32 ONNX file.

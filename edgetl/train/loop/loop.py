@@ -14,7 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from edgetl.core.progress import Progress, silent
-from edgetl.errors import TrainingError
+from edgetl.errors import TrainingError, first_line
 from edgetl.train.config.plan import Plan
 from edgetl.train.inputs.augmentation import mixup
 from edgetl.train.inputs.dataset import Batches
@@ -157,8 +157,7 @@ def _compiled(network: nn.Module, device: torch.device) -> nn.Module:
     try:
         torch.compile(lambda value: value + 1)(torch.zeros(1, device=device))
     except torch._dynamo.exc.TorchDynamoException as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        _log.warning("--compile: torch's compiler cannot be used here (%s); the training goes on without it", lines[0].strip())
+        _log.warning("--compile: torch's compiler cannot be used here; the training goes on without it: %s", first_line(error))
         return network
     compiled: Any = torch.compile(network)
     assert isinstance(compiled, nn.Module)

@@ -48,8 +48,8 @@ def compare(
     """Train ``probe``, ``partial`` and ``full`` (above 100,000 images ``scratch`` too), and keep, by validation accuracy, the cheapest
     that lies within one standard error of the best (Breiman et al. 1984, the rule of one standard error).
 
-    Each is a run in ``<out>.compare``, so that ``resume`` does not repeat finished ones. They stay there unless ``config.keep`` is
-    ``best``. ``seconds`` of the result are those of the whole call.
+    Each is a run in ``<out>.compare``, so that ``resume`` does not repeat finished ones. They stay there unless ``config.run.keep``
+    is ``best``. ``seconds`` of the result are those of the whole call.
 
     Raises:
         ConfigError: ``out`` exists, or a comparison that was stopped is in the way.

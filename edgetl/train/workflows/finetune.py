@@ -1,4 +1,4 @@
-"""From splits to a run: load the backbone, fit or tune, measure, write."""
+"""Fine-tuning: load the backbone, fit the head, train, evaluate, and write the run."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def prepare(splits: Splits, job: TrainingJob) -> tuple[Backbone, Plan]:
 
 
 def network_facts(model: nn.Module, head_name: str) -> NetworkFacts:
-    """What a plan depends on."""
+    """Structure of ``model`` that its plan depends on; ``head_name`` is its linear head."""
     stages = find_stages(model, head_name)
     batchnorm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     return NetworkFacts(
@@ -208,7 +208,7 @@ def _forgetting(training: Training, seen: SeenImages) -> Forgetting | None:
 
 
 def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits, *, strategy: PlannedStrategy) -> tuple[str, ...]:
-    """Sentences on what should be looked at before the run is used."""
+    """Warnings to read before the run is used, as sentences; ``train_accuracy`` is 0..1."""
     alarms = []
     gap = train_accuracy - validation.accuracy.value
     if gap > LARGEST_GAP:
