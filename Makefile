@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-matrix check bench clean
+.PHONY: demo docs test test-all test-matrix check bench clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.ready: pyproject.toml
@@ -33,8 +33,12 @@ test-all: check
 test-matrix: $(VENV)/.ready
 	$(BIN)/python -m tests.matrix
 
+# The documentation site: docs/_build/html/index.html opens in a browser without a server.
+docs: $(VENV)/.ready
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
 bench: $(VENV)/.ready
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) demo runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo runs dist build docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -12,7 +12,7 @@ from edgetl.core.bundle import Bundle
 from tests.command import edgetl
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "serving.md"
+DOCUMENT = ROOT / "docs" / "how-to" / "serving.md"
 UNIT = ROOT / "packaging" / "edgetl.service"
 DOCKERFILE = ROOT / "Dockerfile"
 # Of other programs in the document's commands, by the word that begins such a command.
