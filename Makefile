@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo docs test test-all test-matrix check bench clean
+.PHONY: demo dist docs test test-all test-matrix check bench clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.ready: pyproject.toml
@@ -36,6 +36,10 @@ test-matrix: $(VENV)/.ready
 # The documentation site: docs/_build/html/index.html opens in a browser without a server.
 docs: $(VENV)/.ready
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+# dist/ gets the wheel and the sdist. Both are checked, and the wheel is installed into a fresh environment.
+dist: $(VENV)/.ready
+	$(BIN)/python packaging/build_dist.py
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m bench

@@ -77,9 +77,9 @@ def test_one_engine_is_enough_and_small(bundle: Bundle, digits: Path, tmp_path: 
         result: dict[str, object] = json.loads(done.stdout)
         return result
 
-    embedded = "from edgetl.train.artifacts.loading import embedded as e; print(e.read_embedded(e.embedded_names()[0])[1].name)"
+    embedded = "from edgetl.train.config.recipe import models_folder; print(*(path.name for path in models_folder().glob('*.safetensors')))"
     shown = subprocess.run([str(python), "-c", embedded], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert shown.stdout.strip() == "edgetl_small", "the wheel carries the embedded backbone"
+    assert shown.stdout.strip() == "edgetl_small.safetensors", "the wheel carries the embedded backbone"
     names = [variant.name for variant in bundle.manifest.variants if variant.name.startswith(extra.removesuffix("runtime"))]
     checked = run("verify", bundle.path)["checked"]
     assert isinstance(checked, list) and {item["variant"] for item in checked} == set(names)
