@@ -1,29 +1,30 @@
-"""Every exception that edgetl raises on purpose, and the exit code of each.
+"""Exception tree of edgetl, with the exit code of each class.
 
 ::
 
-    EdgetlError                 1 is a bug, 2 is usage (typer); ours start at 3
-    ├── ConfigError         3   an option or a configuration value cannot be used
-    ├── DataError           4   the image folder cannot be used
-    ├── ImageError          5   one image cannot be read
-    ├── BackboneError       6   the backbone or its weights cannot be found or used
-    ├── RunError            7   a run folder is missing, damaged or of the wrong kind
-    ├── BundleError         8   a bundle is missing, malformed or of the wrong kind
-    │   └── IntegrityError  9   a file of a bundle is not the one that the manifest names
-    ├── TrainingError      10   training diverged or cannot go on
+    EdgetlError                 base class
+    ├── ConfigError         3   invalid option or configuration value
+    ├── DataError           4   unusable image folder or label table
+    ├── ImageError          5   unreadable image
+    ├── BackboneError       6   missing or unusable backbone or weights
+    ├── RunError            7   missing or damaged run folder, or a folder of another kind
+    ├── BundleError         8   missing or malformed bundle, or a folder of another kind
+    │   └── IntegrityError  9   a file of a bundle differs from its hash in the manifest
+    ├── TrainingError      10   training diverged or cannot continue
     ├── ExportError        11   a model could not be converted
-    ├── AccuracyGateError  12   an exported variant does not predict like the trained model
-    ├── EngineError        13   the inference engine refuses a model or fails on it
+    ├── AccuracyGateError  12   an exported variant failed the accuracy gate
+    ├── EngineError        13   the inference engine rejects a model or fails to run it
     ├── MissingExtraError  14   a library of an optional extra is not installed
     ├── StorageError       15   a file cannot be written (disk full, no permission)
-    ├── LicenseError       16   the license of the weights does not fit the policy
-    ├── ContractError      17   no variant keeps the limits of a deployment contract
-    ├── RequestError       18   a request to the server failed; ends the request, never the process
+    ├── LicenseError       16   the license of the weights does not fit --license-policy
+    ├── ContractError      17   no variant keeps the limits of the deployment contract
+    ├── RequestError       18   failed HTTP request; ends the request, not the process
     ├── OutOfMemoryError   19   memory could not be allocated; also a ``MemoryError``
-    └── StoppedError      143   SIGTERM came; the state was saved
-        └── CancelledError 130  Ctrl-C came; the state was saved
+    └── StoppedError      143   stopped by SIGTERM, state saved
+        └── CancelledError 130  stopped by Ctrl-C, state saved
 
-A message states what happened, where, and what to do next.
+Other exit codes: 0 is success, 1 a bug (with a traceback), 2 a usage error.
+Each message states the failure, its place, and the next action.
 """
 
 from __future__ import annotations
@@ -31,9 +32,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
+from edgetl.installation import install_command
+
 
 class EdgetlError(Exception):
-    """Base of all errors that a user can cause and correct; ``rows`` are the attempts before it, each an ``Outcome`` as JSON."""
+    """Base class of all errors that a user can cause and correct.
+
+    Attributes:
+        rows: attempts before the error, each an ``Outcome`` as JSON.
+    """
 
     exit_code: ClassVar[int] = 3
 
@@ -47,35 +54,35 @@ class EdgetlError(Exception):
 
 
 class ConfigError(EdgetlError, exit_code=3):
-    """An option or a configuration value cannot be used."""
+    """Invalid option or configuration value."""
 
 
 class DataError(EdgetlError, exit_code=4):
-    """The image folder cannot be used."""
+    """Unusable image folder or label table."""
 
 
 class ImageError(EdgetlError, exit_code=5):
-    """One image cannot be read; the text names it."""
+    """Unreadable image, named in the message."""
 
 
 class BackboneError(EdgetlError, exit_code=6):
-    """The backbone or its weights cannot be found or used."""
+    """Missing or unusable backbone or weights."""
 
 
 class RunError(EdgetlError, exit_code=7):
-    """A run folder is missing, damaged or of the wrong kind."""
+    """Missing or damaged run folder, or a folder of another kind."""
 
 
 class BundleError(EdgetlError, exit_code=8):
-    """A bundle is missing, malformed or of the wrong kind."""
+    """Missing or malformed bundle, or a folder of another kind."""
 
 
 class IntegrityError(BundleError, exit_code=9):
-    """A file of a bundle is not the one that the manifest names."""
+    """A file of a bundle differs from its hash in the manifest."""
 
 
 class TrainingError(EdgetlError, exit_code=10):
-    """Training diverged or cannot go on."""
+    """Training diverged or cannot continue."""
 
 
 class ExportError(EdgetlError, exit_code=11):
@@ -83,18 +90,18 @@ class ExportError(EdgetlError, exit_code=11):
 
 
 class AccuracyGateError(EdgetlError, exit_code=12):
-    """An exported variant does not predict like the trained model."""
+    """An exported variant failed the accuracy gate: its predictions differ too much from the trained model."""
 
 
 class EngineError(EdgetlError, exit_code=13):
-    """The inference engine refuses a model or fails on it."""
+    """The inference engine rejects a model or fails to run it."""
 
 
 class MissingExtraError(EdgetlError, exit_code=14):
-    """A library of an optional extra is not installed; the text is the pip command."""
+    """A library of an optional extra is not installed. The message contains the pip command."""
 
     def __init__(self, library: str, extra: str) -> None:
-        super().__init__(f"{library} is not installed. Install it with: pip install 'edgetl[{extra}]'")
+        super().__init__(f"{library} is not installed. Install it with: {install_command(extra)}")
 
 
 class StorageError(EdgetlError, exit_code=15):
@@ -102,15 +109,19 @@ class StorageError(EdgetlError, exit_code=15):
 
 
 class LicenseError(EdgetlError, exit_code=16):
-    """The license of the weights does not fit the policy of the training."""
+    """The license of the weights does not fit ``license_policy``."""
 
 
 class ContractError(EdgetlError, exit_code=17):
-    """No variant keeps the limits of a deployment contract; the text names the clause."""
+    """No variant keeps the limits of the deployment contract. The message names the clause."""
 
 
 class RequestError(EdgetlError, exit_code=18):
-    """A request to the server failed; ``status`` is the HTTP status, the text goes to the client."""
+    """Failed HTTP request. The message is sent to the client.
+
+    Attributes:
+        status: HTTP status code.
+    """
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -118,24 +129,24 @@ class RequestError(EdgetlError, exit_code=18):
 
 
 class OutOfMemoryError(EdgetlError, MemoryError, exit_code=19):
-    """Memory could not be allocated; the text names the work, the limit and the remedy."""
+    """Memory could not be allocated. The message names the operation, the limit and the remedy."""
 
 
 class StoppedError(EdgetlError, exit_code=143):
-    """SIGTERM ended the process, which saved its state before it did."""
+    """SIGTERM stopped the process after it saved its state."""
 
 
 class CancelledError(StoppedError, exit_code=130):
-    """Ctrl-C (SIGINT) ended the process, after it saved its state."""
+    """Ctrl-C (SIGINT) stopped the process after it saved its state."""
 
 
-# OpenVINO begins its messages with places in its own source, and ends them with the operators that it cannot convert.
+# OpenVINO messages start with locations in its source code and end with the operators that it cannot convert.
 _OPENVINO_PREFIXES = ("Exception from ", "Check 'false' failed ")
 _OPENVINO_UNKNOWN = "No conversion rule found"
 
 
 def first_line(error: BaseException) -> str:
-    """First informative line of a third-party exception, ending in a full stop; the exception's class where it has no text."""
+    """Return the first informative line of a third-party exception, with a full stop. Without a message, return the class name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     unknown = [line.removeprefix("-- ") for line in lines if _OPENVINO_UNKNOWN in line]
     informative = [line for line in lines if not line.startswith(_OPENVINO_PREFIXES)]

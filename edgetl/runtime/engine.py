@@ -17,6 +17,7 @@ from edgetl.core.preprocess import Batch
 from edgetl.core.system.host import available_cores, versions
 from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import BundleError, ConfigError, EngineError, MissingExtraError
+from edgetl.installation import install_command
 from edgetl.runtime.engine_versions import differs
 from edgetl.runtime.model_io import Ports, check_ports
 
@@ -126,7 +127,7 @@ def load_engine(format_: Format, files: Sequence[bytes], *, threads: int) -> Loa
             raise out_of_memory(f"loading {library}") from error
         raise EngineError(
             f"{library} is installed and cannot be imported: {error}. Install it again with: "
-            f"pip install --force-reinstall 'edgetl[{library}]'"
+            f"{install_command(library, '--force-reinstall')}"
         ) from error
 
 

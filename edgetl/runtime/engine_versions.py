@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from edgetl.errors import EngineError
+from edgetl.installation import install_command
 
 # Those of pyproject.toml's extras, tested to be the same.
 OLDEST = {"onnxruntime": "1.22", "openvino": "2025.3"}
@@ -19,7 +20,7 @@ def need(library: str, found: str) -> None:
     if _numbers(found) < _numbers(OLDEST[library]):
         raise EngineError(
             f"{library} {found} is too old: edgetl needs {library} >= {OLDEST[library]}. "
-            f"Install it with: pip install --upgrade 'edgetl[{library}]'"
+            f"Install it with: {install_command(library, '--upgrade')}"
         )
 
 

@@ -16,6 +16,7 @@ import pytest
 import edgetl
 from edgetl.core.bundle import Bundle
 from edgetl.errors import EngineError, MissingExtraError
+from edgetl.installation import install_command
 from edgetl.runtime.engine_versions import OLDEST, differs, need
 from tests.runtime.hostile import forge
 
@@ -44,7 +45,7 @@ def test_a_missing_engine_is_named_with_its_pip_command(bundle: Bundle, digits: 
     library = LIBRARIES[format_]
     done = _edgetl(f"sys.modules[{library!r}] = None", "predict", _one_variant(bundle, tmp_path / "b", format_), digits / "1")
     assert (done.returncode, done.stdout) == (MissingExtraError.exit_code, ""), done.stderr
-    assert done.stderr.strip() == f"error: {library} is not installed. Install it with: pip install 'edgetl[{library}]'"
+    assert done.stderr.strip() == f"error: {library} is not installed. Install it with: {install_command(library)}"
 
 
 def test_without_one_engine_the_other_answers(bundle: Bundle, digits: Path) -> None:
@@ -61,7 +62,7 @@ def test_an_engine_that_cannot_be_imported_is_told_from_a_missing_one(bundle: Bu
     done = _edgetl(before, "predict", _one_variant(bundle, tmp_path / "b", "onnx"), digits / "1")
     assert (done.returncode, done.stdout) == (EngineError.exit_code, ""), done.stderr
     assert "onnxruntime is installed and cannot be imported: libgomp.so.1: cannot open shared object file" in done.stderr
-    assert "pip install --force-reinstall 'edgetl[onnxruntime]'" in done.stderr and "Traceback" not in done.stderr
+    assert install_command("onnxruntime", "--force-reinstall") in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("library", "found"), [("onnxruntime", "1.15.1"), ("openvino", "2024.6.0-17404-4c0f47d2335-releases/2024/6")])
