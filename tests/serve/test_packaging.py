@@ -12,11 +12,15 @@ from edgetl.core.bundle import Bundle
 from tests.command import edgetl
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "how-to" / "serving.md"
+DOCUMENTS = (ROOT / "docs" / "how-to" / "serving.md", ROOT / "docs" / "how-to" / "containers.md")
 UNIT = ROOT / "packaging" / "edgetl.service"
 DOCKERFILE = ROOT / "Dockerfile"
 # Of other programs in the document's commands, by the word that begins such a command.
 _FOREIGN = ("curl", "openssl", "docker run", "docker build", "pip ")
+
+
+def _documents() -> str:
+    return "\n".join(path.read_text("utf-8") for path in DOCUMENTS)
 
 
 def _options(command: str) -> set[str]:
@@ -63,15 +67,15 @@ def test_a_variants_folder_is_a_model_of_a_repository(bundle: Bundle) -> None:
         assert {child.name for child in (folder / "1").iterdir()} == files[variant.format]
 
 
-def test_every_yaml_block_of_the_document_parses() -> None:
+def test_every_yaml_block_of_the_documents_parses() -> None:
     yaml = pytest.importorskip("yaml")
-    blocks = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```yaml\n(.*?)^```", _documents(), re.DOTALL | re.MULTILINE)
     kinds = [value["kind"] for block in blocks for value in yaml.safe_load_all(block)]
     assert kinds == ["Deployment", "Service", "ServingRuntime", "InferenceService"]
 
 
-def test_every_option_of_edgetl_in_the_document_exists() -> None:
-    text = DOCUMENT.read_text("utf-8").replace("\\\n", " ")
+def test_every_option_of_edgetl_in_the_documents_exists() -> None:
+    text = _documents().replace("\\\n", " ").replace("\n$ ", "\n")
     # A command of another program ends where its line does; what it hands to `edgetl serve` in a container is an option of edgetl.
     lines = [
         re.split(r"\bserve\b", line)[-1] if line.strip().startswith(_FOREIGN) and " serve " in line else line for line in text.splitlines()
