@@ -1,4 +1,4 @@
-"""``edgetl``: the command line. A command builds a config, calls one library function, and shows the result."""
+"""Command line of edgetl. A command builds a configuration, calls one library function, and prints the result."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import typer
 from rich.markup import escape
 
 from edgetl.cli.commands import bench, bundle, demo, export, fit, models, runs, serve, train
+from edgetl.cli.examples import epilog
+from edgetl.cli.help import HelpCommand, HelpGroup
 from edgetl.cli.session import Interrupted, err, escape_unencodable, print_error
 from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import EdgetlError
@@ -20,32 +22,32 @@ from edgetl.runtime.engine import silence_makers
 
 app = typer.Typer(
     name="edgetl",
-    help="From a folder of labelled images and a pretrained backbone to a small, checked bundle for a CPU or an edge bundle.",
+    cls=HelpGroup,
+    help="Fine-tune an image backbone on a folder of images, export it with an accuracy check, and run it on an edge device.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (
-    demo.demo_command,
-    models.models_command,
-    models.rank_command,
-    train.plan_command,
-    train.train_command,
-    bundle.evaluate_command,
-    runs.prune_command,
-    export.export_command,
-    runs.share_command,
-    fit.fit_command,
-    bundle.verify_command,
-    bundle.inspect_command,
-    bundle.predict_command,
-    bench.bench_command,
-    serve.serve_command,
-    models.pretrain_command,
-):
-    app.command(command.__name__.removesuffix("_command"))(command)
+# Panels of `edgetl --help`.
+COMMANDS = {
+    "Train": (train.train_command, train.plan_command, models.rank_command, models.models_command, runs.prune_command),
+    "Export": (export.export_command, fit.fit_command, runs.share_command),
+    "Run": (
+        bundle.predict_command,
+        bundle.evaluate_command,
+        bundle.verify_command,
+        bundle.inspect_command,
+        bench.bench_command,
+        serve.serve_command,
+    ),
+    "Other": (demo.demo_command, models.pretrain_command),
+}
+
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        name = command.__name__.removesuffix("_command")
+        app.command(name, cls=HelpCommand, rich_help_panel=panel, epilog=epilog(name))(command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -73,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN and not (number == signal.SIGTERM and given[:1] == ["serve"]):
             signal.signal(number, _interrupt)
     try:
-        app(given)
+        app(given, prog_name="edgetl")
     except EdgetlError as error:
         print_error(error, json_output="--json" in given)
         sys.exit(error.exit_code)

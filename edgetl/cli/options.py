@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 from pydantic import ValidationError
 
 from edgetl.cli.session import numbers
 from edgetl.core.config import Model, StrictModel
-from edgetl.core.options import PANEL, Option, nested, options
+from edgetl.core.options import METAVAR, PANEL, Option, nested, options
 from edgetl.errors import ConfigError, MissingExtraError
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -107,22 +108,55 @@ def need_extra(extra: str) -> None:
 
 
 def _parameter(option: Option) -> inspect.Parameter:
-    field, extra = option.field, option.field.json_schema_extra
-    panel = str(extra[PANEL]) if isinstance(extra, dict) and PANEL in extra else None
+    field = option.field
+    extra: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     flag = (f"--{option.name.replace('_', '-')}",) if field.default is False else ()  # without a --no- form
-    shown = typer.Option(*flag, help=field.description, rich_help_panel=panel, envvar=ENVIRONMENT.get(option.name))
-    kind: Any = Annotated[str | None if option.name in OR_AUTO else _kind(field.annotation), shown]
+    kind = str | None if option.name in OR_AUTO else _kind(field.annotation)
+    shown = typer.Option(
+        *flag,
+        help=field.description,
+        rich_help_panel=extra.get(PANEL),
+        envvar=ENVIRONMENT.get(option.name),
+        metavar=extra.get(METAVAR) or _metavar(field.annotation),
+        autocompletion=_completion(field.annotation),
+    )
     default = list(field.default) if isinstance(field.default, tuple) else field.default
-    return inspect.Parameter(option.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
+    return inspect.Parameter(option.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=Annotated[kind, shown])
 
 
 def _kind(annotation: Any) -> Any:
-    """Type that typer parses: text for words and lists of numbers, a list for repeated options."""
+    """Type that typer parses: a choice for a ``Literal``, text for other words and lists of numbers, a list for repeated options."""
     plain = _without_none(annotation)
     if get_args(plain)[1:] == (...,):
         return list[str]
-    kind = plain if plain in (int, float, bool, str) else str
+    kind = plain if plain in (int, float, bool, str) or get_origin(plain) is Literal else str
     return kind | None if type(None) in get_args(annotation) else kind
+
+
+def _metavar(annotation: Any) -> str | None:
+    """Return the placeholder of the value in ``--help``; flags have none."""
+    plain = _without_none(annotation)
+    if plain is bool:
+        return None
+    if get_origin(plain) is Literal:
+        return "CHOICE"
+    if count := _length(annotation):
+        return ",".join(["N"] * count)
+    return {int: "INT", float: "FLOAT", Path: "PATH"}.get(plain, "TEXT")
+
+
+def _completion(annotation: Any) -> Callable[[str], list[str]] | None:
+    """Shell completion of a list of words with fixed values: it completes the word after the last comma."""
+    item = get_args(_without_none(annotation))[:1]
+    known = get_args(item[0]) if item and get_origin(item[0]) is Literal else ()
+    if not known or get_origin(_without_none(annotation)) is not tuple:
+        return None
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, _ = incomplete.rpartition(",")
+        return [f"{before}{comma}{value}" for value in known if value not in before.split(",")]
+
+    return complete
 
 
 def _without_none(annotation: Any) -> Any:

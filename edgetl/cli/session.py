@@ -36,15 +36,23 @@ _NOISY = ("lightning", "lightning.pytorch", "torch.utils.cpp_extension", "torch.
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the standard output.")]
+# Panel of the options that every command has.
+OUTPUT = "Output"
+
+JsonOption = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print the result as JSON on standard output.")]
 OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace --out if it exists; the old one stays until the new one is whole.")
+    bool,
+    typer.Option("--overwrite", help="Replace the output if it exists. The old one is deleted after the new one is complete."),
 ]
 LabelsOption = Annotated[
     Path | None,
-    typer.Option("--labels", help="CSV of labels: a column `file`, and one of class names, one for each label, or one of numbers."),
+    typer.Option(
+        "--labels",
+        metavar="PATH",
+        help="Label table (CSV) instead of class folders, with the column `file` and the label columns of the training.",
+    ),
 ]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the libraries log.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", rich_help_panel=OUTPUT, help="Show the log messages of libraries.")]
 
 
 class Interrupted(BaseException):

@@ -26,15 +26,17 @@ _limit = partial(option_field, panel="Deployment contract")
 
 
 class Contract(StrictModel):
-    """Limits of a deployment; none means no limit. Percentiles are of one image after the other, megabytes are 10^6 bytes."""
+    """Limits of a deployment. None means no limit. Latencies are of one image at a time; megabytes are 10^6 bytes."""
 
-    max_latency_ms: float | None = _limit(None, "Limit of the latency of one image: 90th percentile, ms.", gt=0)
+    max_latency_ms: float | None = _limit(None, "Limit on the latency of one image, ms (90th percentile).", gt=0)
     latency_of: Literal["whole", "infer"] = _limit(
-        "whole", "Latency that is limited. whole: from the encoded image to the scores. infer: the network alone."
+        "whole", "Latency that --max-latency-ms limits. whole: from the encoded image to the scores. infer: the network only."
     )
-    max_size_mb: float | None = _limit(None, "Limit of the size of a variant's files, MB (10^6 bytes).", gt=0)
-    memory_mb: float | None = _limit(None, "Limit of the peak memory of a fresh process at its first prediction, MB (10^6 bytes).", gt=0)
-    threads: int | None = _limit(None, "Threads of an inference under the limits (default: one and all cores are tried).", ge=1)
+    max_size_mb: float | None = _limit(None, "Limit on the size of the files of a variant, MB (10^6 bytes).", gt=0)
+    memory_mb: float | None = _limit(None, "Limit on the peak memory of a new process until its first prediction, MB (10^6 bytes).", gt=0)
+    threads: int | None = _limit(
+        None, "CPU threads per inference under the limits. Default: both one thread and all cores are tried.", ge=1
+    )
 
     @property
     def limited(self) -> bool:

@@ -10,7 +10,9 @@ from pydantic import BaseModel, Field, JsonValue
 from pydantic.fields import FieldInfo
 
 # Keys of a field's ``json_schema_extra``: the panel of ``--help``, and the option's name where it is not the field's.
-PANEL, OPTION = "panel", "option"
+PANEL, OPTION, METAVAR = "panel", "option", "metavar"
+# Panel of the options that most users set.
+COMMON = "Common options"
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,21 @@ class Option:
     field: FieldInfo
 
 
-def option_field(default: Any, description: str, *, option: str | None = None, panel: str | None = None, **bounds: Any) -> Any:
-    """Field of a configuration model with its help, the name of its option if that differs, the panel of ``--help``, and bounds."""
-    extra: dict[str, JsonValue] = {key: value for key, value in ((OPTION, option), (PANEL, panel)) if value is not None}
+def option_field(
+    default: Any, description: str, *, option: str | None = None, panel: str | None = None, metavar: str | None = None, **bounds: Any
+) -> Any:
+    """Field of a configuration model with the help of its option.
+
+    Args:
+        default: default value.
+        description: text of ``--help``.
+        option: name of the option, if it differs from the field's name.
+        panel: panel of ``--help``.
+        metavar: placeholder of the value in ``--help``, such as ``PATH``; by default it follows from the type.
+        bounds: arguments of ``pydantic.Field``, such as ``ge``.
+    """
+    named = ((OPTION, option), (PANEL, panel), (METAVAR, metavar))
+    extra: dict[str, JsonValue] = {key: value for key, value in named if value is not None}
     return Field(default, description=description, json_schema_extra=extra or None, **bounds)
 
 

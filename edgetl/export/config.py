@@ -1,7 +1,8 @@
-"""Options of an export and of ``fit``: type, default, bounds and help."""
+"""Options of an export and of ``fit``: types, defaults, bounds and help texts."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -10,12 +11,12 @@ from pydantic import BeforeValidator, Field
 from edgetl.core.config import StrictModel
 from edgetl.core.contract import Contract
 from edgetl.core.manifest import Format, Precision
-from edgetl.core.options import option_field, words
+from edgetl.core.options import COMMON, option_field, words
 from edgetl.core.preprocess import InputForm
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.ranking import RankConfig
 
-# Formats that others write from an export. The names are reserved, so that a bundle with such a variant will never mean something else.
+# Formats that other tools write from an export. The names are reserved for future variants of edgetl.
 RESERVED = {
     "tflite": "export onnx, then `onnx2tf -i model.onnx`; or give the run's timm network to litert-torch (once ai-edge-torch)",
     "executorch": "torch.export the run's timm network, then executorch.exir.to_edge_transform_and_lower",
@@ -46,59 +47,79 @@ def _check(names: object, known: tuple[str, ...]) -> object:
     return names
 
 
+_common = partial(option_field, panel=COMMON)
+_gate = partial(option_field, panel="Accuracy gate")
+_quantization = partial(option_field, panel="Quantization")
+_input = partial(option_field, panel="Model input")
+_bundle = partial(option_field, panel="Bundle")
+
+
 class ExportConfig(StrictModel):
     """Options of an export."""
 
-    formats: Annotated[tuple[Format, ...], BeforeValidator(_formats)] = option_field(
-        ("onnx", "openvino"), "File formats: onnx, openvino, or both, separated by commas.", option="format"
+    formats: Annotated[tuple[Format, ...], BeforeValidator(_formats)] = _common(
+        ("onnx", "openvino"), "File formats: onnx, openvino, or both, separated by commas.", option="format", metavar="LIST"
     )
-    precisions: Annotated[tuple[Precision, ...], BeforeValidator(_precisions)] = option_field(
-        ("fp32", "int8"), "Precisions: fp32, fp16, int8 (weights and activations), int8-weights, or several.", option="precision"
+    precisions: Annotated[tuple[Precision, ...], BeforeValidator(_precisions)] = _common(
+        ("fp32", "int8"),
+        "Precisions: fp32, fp16, int8 (weights and activations), int8-weights (weights only), or several, separated by commas.",
+        option="precision",
+        metavar="LIST",
     )
-    data: Path | None = option_field(None, "Folder of the run's images (default: where they were).")
-    unlabeled: Path | None = option_field(
+    data: Path | None = _common(None, "Folder of the images that the run was trained on. Default: its original path.")
+    max_drop: float = _gate(
+        0.01,
+        "Accuracy gate: largest accuracy drop of a variant on the validation images, 0..1. The metric is accuracy; for multi-label, mean "
+        "average precision and the ratio of correct decisions; for regression, R².",
+        ge=0.0,
+        le=1.0,
+    )
+    strict: bool = _gate(False, "Compare --max-drop with the upper 95 % confidence bound of the drop, not with its estimate.")
+    unlabeled: Path | None = _gate(
         None, "Folder of unlabeled images. The accuracy gate also measures agreement with the trained model on them."
     )
-    name: str | None = option_field(None, "Name of the model in the manifest and for servers (default: the run's).")
-    max_drop: float = option_field(
-        0.01,
-        "Largest drop of a quantized variant on the validation images, 0..1: of accuracy; of mean average precision and of the ratio of "
-        "right decisions (multi-label); of R² (regression).",
-        ge=0.0,
-        le=1.0,
-    )
-    strict: bool = option_field(False, "Compare --max-drop with the one-sided 95 % bound of the drop.")
-    min_agreement: float = option_field(
+    allow_missing: bool = _gate(False, "Write the bundle although a variant failed the gate. fp16 replaces an int8 variant that failed.")
+    min_agreement: float = _gate(
         0.97,
-        "Smallest ratio of predictions equal to the trained model's where that is confident: it scores the class at least 0.6; a label's "
-        "log-odds are as far from its threshold; a number always, within the tolerance; a grade is 0.1 from the next.",
+        "Smallest ratio of confident predictions that equal those of the trained model, 0..1. Confident: a class score of at least 0.6; "
+        "log-odds of a label as far from its threshold; a grade 0.1 from the next. In regression every prediction counts, within the "
+        "tolerance.",
         ge=0.0,
         le=1.0,
     )
-    calibration_images: int = option_field(300, "Training images for the calibration of int8.", option="num_samples", ge=1)
-    gate_images: int = option_field(1000, "Validation images for the accuracy gate, at most.", ge=1)
-    cpu: Literal["here", "any"] = option_field("here", "here: quantize for this CPU. any: 7-bit weights, safe on x86 without VNNI.")
-    release: int = option_field(1, "Release counter of the bundle; raise it with every shipment.", ge=1, lt=2**53)
-    allow_missing: bool = option_field(
-        False, "Keep the variants that passed when another failed. fp16 takes the place of an int8 variant that failed."
+    gate_images: int = _gate(1000, "Largest number of validation images for the accuracy gate.", ge=1)
+    calibration_images: int = _quantization(300, "Training images for the calibration of int8.", option="num_samples", ge=1)
+    cpu: Literal["here", "any"] = _quantization(
+        "here", "CPU of the device. here: like this host. any: 7-bit weights, which are also accurate on x86 CPUs without VNNI."
     )
-    input: InputForm = option_field("float", "Input: float, or uint8: files take resized RGB pixels (batch, H, W, 3) and normalize them.")
-    input_size: int | None = option_field(
-        None, "Height and width of the input, pixels (default: the run's). The drop of another size counts in --max-drop.", ge=32, le=1024
+    explain: bool = _quantization(False, "Measure the sensitivity of each operation to quantization, even if the gate passed.")
+    input: InputForm = _input(
+        "float", "Input of the exported models. float: normalized tensor. uint8: resized RGB pixels (batch, H, W, 3); the model normalizes."
     )
-    explain: bool = option_field(False, "Measure the sensitivity of each operation to quantization, also if the gate passed.")
-    profile: Path | None = option_field(None, "Output of `edgetl bench --json` on the device; --max-latency-ms then holds there.")
+    input_size: int | None = _input(
+        None,
+        "Height and width of the input, pixels, 32..1024. The accuracy drop of the new size counts in --max-drop. Default: the run's.",
+        ge=32,
+        le=1024,
+    )
+    name: str | None = _bundle(None, "Model name in the manifest and in the HTTP API. Default: the name of the run.", metavar="NAME")
+    release: int = _bundle(1, "Release number of the bundle. Increase it with every shipment.", ge=1, lt=2**53)
+    profile: Path | None = option_field(
+        None,
+        "Output of `edgetl bench --json` on the device. --max-latency-ms then applies to that device.",
+        panel="Deployment contract",
+    )
 
 
 class FitConfig(StrictModel):
     """Options of ``fit``.
 
     Attributes:
-        rank: comparison of the backbones.
-        train: training of each; its backbone is replaced.
+        rank: ranking of the backbones.
+        train: training of each backbone. Its ``backbone`` is replaced.
         export: formats, precisions and the accuracy gate.
-        contract: the limits.
-        tries: backbones that are trained, at most.
+        contract: limits of the deployment.
+        tries: largest number of backbones to train.
     """
 
     rank: RankConfig = RankConfig()

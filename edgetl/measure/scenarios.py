@@ -18,7 +18,7 @@ from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.images.decode import load_image, read_image_file
 from edgetl.core.manifest import Variant
-from edgetl.core.options import OPTION
+from edgetl.core.options import METAVAR, OPTION
 from edgetl.core.progress import Progress, silent
 from edgetl.core.system.child_process import child_command, child_environment
 from edgetl.core.system.host import fingerprint, load_average, versions
@@ -38,12 +38,14 @@ class BenchConfig(StrictModel):
 
     variants: tuple[str, ...] = Field(
         default=(),
-        description="Variant to measure, such as openvino-int8. May be repeated (default: all).",
-        json_schema_extra={OPTION: "variant"},
+        description="Variant to measure, such as openvino-int8. May be repeated. Default: all.",
+        json_schema_extra={OPTION: "variant", METAVAR: "NAME"},
     )
-    threads: int | None = Field(default=None, ge=1, description="CPU threads per inference (default: that of the contract, or all cores).")
-    runs: int = Field(default=MIN_CALLS[99], ge=1, description="Timed images per variant. A 99th percentile needs 662.")
-    max_seconds: float = Field(default=10.0, gt=0, description="Longest time for one variant, seconds.")
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads per inference. Default: as in the contract of the bundle, or all cores."
+    )
+    runs: int = Field(default=MIN_CALLS[99], ge=1, description="Timed images per variant. The 99th percentile needs at least 662.")
+    max_seconds: float = Field(default=10.0, gt=0, description="Longest measurement of one variant, seconds.")
 
 
 class ColdStart(StrictModel):

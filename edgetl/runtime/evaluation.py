@@ -14,7 +14,7 @@ from edgetl.core.bundle import hash_prefix, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
 from edgetl.core.metrics import evaluate
-from edgetl.core.options import OPTION
+from edgetl.core.options import METAVAR, OPTION
 from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
@@ -33,17 +33,28 @@ class EvaluationConfig(StrictModel):
     """Options of an evaluation."""
 
     labels: Path | None = Field(
-        default=None, description="CSV of labels: a column `file`, and one of class names, one for each label, or one of numbers."
+        default=None,
+        description="Label table (CSV) instead of class folders, with the column `file` and the label columns of the training.",
     )
-    variant: str | None = Field(default=None, description="Variant of a bundle, such as openvino-int8 (default: the fastest).")
+    variant: str | None = Field(
+        default=None, description="Variant of a bundle, such as openvino-int8. Default: the first of the bundle, the fastest."
+    )
     every_image: bool = Field(
-        default=False, description="Also score images that the model was trained or selected on.", json_schema_extra={OPTION: "all"}
+        default=False, description="Include images of the training and validation splits.", json_schema_extra={OPTION: "all"}
     )
     include: tuple[str, ...] = Field(
-        default=(), description="Glob pattern of files to use although the scan leaves them out. May be repeated."
+        default=(),
+        description="Glob pattern of files to use that the scan leaves out (masks, thumbnails, hidden files). May be repeated.",
+        json_schema_extra={METAVAR: "PATTERN"},
     )
-    exclude: tuple[str, ...] = Field(default=(), description="Glob pattern of files and folders to leave out. May be repeated.")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads per inference (default: that of the contract, or all cores).")
+    exclude: tuple[str, ...] = Field(
+        default=(),
+        description="Glob pattern of files or folders to leave out, such as '*_mask.png'. May be repeated.",
+        json_schema_extra={METAVAR: "PATTERN"},
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads per inference. Default: as in the contract of the bundle, or all cores."
+    )
 
 
 class EvaluationReport(StrictModel):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from edgetl.core.config import StrictModel
+from edgetl.core.options import COMMON, option_field
 from edgetl.core.system.host import available_cores
 from edgetl.errors import ConfigError
+
+_common = partial(option_field, panel=COMMON)
+_workers = partial(option_field, panel="Workers")
+_limits = partial(option_field, panel="Request limits")
+_security = partial(option_field, panel="Security")
+_operation = partial(option_field, panel="Operation")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -17,30 +25,40 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class ServeConfig(StrictModel):
     """Options of ``edgetl serve``."""
 
-    host: str = Field(
-        default="127.0.0.1", description="Address to listen on. Other hosts can connect with a token and TLS, or with --insecure."
+    host: str = _common(
+        "127.0.0.1",
+        "Address to listen on. 0.0.0.0 accepts other hosts and needs a token and TLS, or --insecure.",
+        metavar="ADDRESS",
     )
-    port: int = Field(default=8000, ge=1, le=65535, description="TCP port to listen on.")
-    variant: str | None = Field(default=None, description="Variant of every bundle (default: the first whose engine is installed).")
-    processes: int = Field(default=1, ge=1, description="Worker processes. Each loads every bundle.")
-    threads: int | None = Field(default=None, ge=1, description="Requests computed at once per worker (default: cores / processes).")
-    batch: int = Field(default=0, ge=0, le=64, description="Batch size under load. 0 measures at the start whether batches pay.")
-    queue: int = Field(default=64, ge=0, description="Requests that may wait for a worker. More are rejected with 503.")
-    deadline_s: float = Field(default=10.0, ge=0.001, description="Longest wait of a request, seconds, before it is rejected with 504.")
-    hang_s: float = Field(default=30.0, ge=0.1, description="Longest computation, seconds, before the worker is replaced.")
-    max_body_mb: float = Field(default=16.0, ge=0.001, le=1000, description="Largest body of a request, 10^6 bytes, also decompressed.")
-    watch: bool = Field(default=False, description="Reload a bundle when its path leads to another manifest. SIGHUP reloads once.")
-    token_file: Path | None = Field(default=None, description="File with the bearer token that clients must send.")
-    tls_cert: Path | None = Field(default=None, description="TLS certificate chain, PEM. Needs --tls-key.")
-    tls_key: Path | None = Field(default=None, description="Private key of --tls-cert, PEM.")
-    insecure: bool = Field(default=False, description="Accept connections of other hosts without a token or without TLS.")
-    access_log: bool = Field(default=True, description="Access log: one line of JSON per request on the standard output.")
+    port: int = _common(8000, "TCP port to listen on.", ge=1, le=65535)
+    variant: str | None = _common(
+        None, "Variant of each bundle to run, such as onnx-int8. Default: the first with an installed engine.", metavar="NAME"
+    )
+    processes: int = _workers(1, "Worker processes. Each one loads every bundle.", ge=1)
+    threads: int | None = _workers(None, "Requests that each worker computes at the same time. Default: CPU cores / --processes.", ge=1)
+    batch: int = _workers(
+        0,
+        "Largest batch of waiting images from different requests, 0..64. 1 is off; 0 measures at the start whether batches are faster.",
+        ge=0,
+        le=64,
+    )
+    queue: int = _limits(64, "Requests that can wait for a worker. Further requests are rejected with HTTP status 503.", ge=0)
+    deadline_s: float = _limits(10.0, "Longest wait of a request, seconds. Then it is rejected with HTTP status 504.", ge=0.001)
+    hang_s: float = _limits(30.0, "Longest computation of a request, seconds. Then the worker process is replaced.", ge=0.1)
+    max_body_mb: float = _limits(16.0, "Largest request body, MB (10^6 bytes), before and after decompression.", ge=0.001, le=1000)
+    token_file: Path | None = _security(None, "File with the bearer token that clients must send.")
+    tls_cert: Path | None = _security(None, "TLS certificate chain, PEM. Needs --tls-key.")
+    tls_key: Path | None = _security(None, "Private key of --tls-cert, PEM.")
+    insecure: bool = _security(False, "Accept other hosts without a token or without TLS, for instance behind a gateway.")
+    watch: bool = _operation(
+        False, "Reload a bundle when its path contains a new manifest. The signal SIGHUP reloads once without this option."
+    )
+    access_log: bool = _operation(True, "Access log on standard output: one line of JSON per request.")
 
     @model_validator(mode="after")
     def _is_safe(self) -> Self:
-        """Other hosts get access on purpose only."""
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise ConfigError("--tls-cert and --tls-key are given together.")
+            raise ConfigError("--tls-cert and --tls-key need each other. Add the missing one.")
         protection = {"--token-file": self.token_file, "--tls-cert with --tls-key": self.tls_cert}
         missing = " and ".join(option for option, value in protection.items() if value is None)
         if missing and self.host not in LOOPBACK and not self.insecure:
@@ -51,17 +69,17 @@ class ServeConfig(StrictModel):
 
     @property
     def worker_threads(self) -> int:
-        """Requests computed at once in each worker."""
+        """Requests that each worker computes at the same time."""
         return self.threads or max(1, available_cores() // self.processes)
 
     @property
     def max_requests(self) -> int:
-        """Requests admitted at once: those that are computed, and the queue."""
+        """Largest number of admitted requests: computed and waiting."""
         return self.processes * self.worker_threads + self.queue
 
     @property
     def max_body_bytes(self) -> int:
-        """Largest body, bytes."""
+        """Largest request body, bytes."""
         return int(self.max_body_mb * 1e6)
 
     @property

@@ -30,7 +30,7 @@ def test_help_names_every_command() -> None:
     done = edgetl("--help")
     assert done.returncode == 0
     for command in ("demo", "train", "evaluate", "export", "share", "verify", "inspect", "predict", "bench"):
-        assert command in done.stdout
+        assert f" {command} " in done.stdout
 
 
 def test_version_is_shown() -> None:
@@ -49,8 +49,8 @@ def test_a_misspelt_backbone_names_the_nearest(colours: Path, tmp_path: Path) ->
 
 
 def test_several_mistakes_are_reported_together(colours: Path, tmp_path: Path) -> None:
-    arguments = ("--backbone", "test_resnet", "--out", tmp_path / "run", "--strategy", "magic", "--epochs", 0, "--device", "tpu")
-    _fails(edgetl("train", colours, *arguments), 3, "--strategy:", "--epochs:", "--device:")
+    arguments = ("--backbone", "test_resnet", "--out", tmp_path / "run", "--val", 0.9, "--epochs", 0, "--cache-views", 99)
+    _fails(edgetl("train", colours, *arguments), 3, "--val:", "--epochs:", "--cache-views:")
 
 
 def test_a_missing_or_unusable_folder_is_a_data_error(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ FIRST_SOUND = {
     "starlette": ((0, 49, 1), "CVE-2025-62727"),
     "timm": ((1, 0, 31), "before: pickles through checkpoint_path, and another bicubic for sides that differ"),
     "torch": ((2, 10), "CVE-2026-24747 in the weights-only unpickler"),
-    "typer": ((0, 16), "every --help is a traceback with click 8.2 and later"),
+    "typer": ((0, 19), "0.18 does not accept Literal as the type of an option"),
 }
 
 

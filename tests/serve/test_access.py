@@ -148,7 +148,7 @@ def test_a_certificate_that_no_client_would_accept_is_refused_at_the_start(bundl
         done = edgetl("serve", bundle.path, "--tls-cert", cert, "--tls-key", its_key)
         assert done.returncode == 3 and said in done.stderr and "Traceback" not in done.stderr, (said, done.stderr)
     done = edgetl("serve", bundle.path, "--tls-cert", good)
-    assert done.returncode == 3 and "given together" in done.stderr
+    assert done.returncode == 3 and "need each other" in done.stderr
 
 
 def test_an_id_comes_back_and_the_log_holds_one_line_of_json_for_each_request(bundle: Bundle, photo: bytes, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``edgetl bench``."""
+"""Command ``edgetl bench``."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from edgetl.measure.scenarios import BenchConfig, LatencyReport, measure_bundle
 @options_of(BenchConfig)
 def bench_command(
     context: typer.Context,
-    bundle: Annotated[Path, typer.Argument(help="The folder that `edgetl export` wrote.")],
-    images: Annotated[Path | None, typer.Option(help="Image, or folder of images, to decode (default: the golden images).")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Chart of the stages to write (PNG).")] = None,
+    bundle: Annotated[Path, typer.Argument(help="Bundle: the folder that `edgetl export` wrote.")],
+    images: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Image or folder of images to predict. Default: the golden images of the bundle.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="PATH", help="Chart to write (PNG): time of each stage for each variant.")] = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
-    """Latency of each stage, throughput, cold start and memory of every variant on this machine."""
+    """Measure latency, throughput, cold start and memory of a bundle on this host."""
     config = build(BenchConfig, **given(BenchConfig, context, options))
     if plot is not None:
         need_matplotlib()
@@ -49,7 +51,7 @@ def bench_command(
 
 
 def show_report(report: LatencyReport) -> None:
-    """The tables, the machine, and what was not measured."""
+    """Print the tables, the host, and the variants without an installed engine."""
     out.print(latency_table(report))
     out.print(cold_table(report))
     host = report.host

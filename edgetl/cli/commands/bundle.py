@@ -1,4 +1,4 @@
-"""``edgetl predict``, ``evaluate``, ``verify`` and ``inspect``: commands on a bundle, or a run."""
+"""Commands on a bundle or a run: ``edgetl predict``, ``evaluate``, ``verify`` and ``inspect``."""
 
 from __future__ import annotations
 
@@ -34,25 +34,32 @@ if TYPE_CHECKING:
 class PredictConfig(StrictModel):
     """Options of ``edgetl predict``."""
 
-    variant: str | None = Field(default=None, description="Variant to run, such as openvino-int8 (default: the fastest).")
-    top: int = Field(default=3, ge=1, description="Number of classes to show for each image.")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads per inference (default: that of the contract, or all cores).")
+    variant: str | None = Field(
+        default=None, description="Variant to run, such as openvino-int8. Default: the first of the bundle, the fastest."
+    )
+    top: int = Field(default=3, ge=1, description="Number of classes to show for each image, the most probable first.")
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads per inference. Default: as in the contract of the bundle, or all cores."
+    )
     trial: bool = Field(
         default=False,
-        description="Trial of the bundle: first run one image in a process with memory and time limits. Takes about a second.",
+        description="Trial run: first predict one image in a separate process with memory and time limits. Takes about a second.",
     )
 
 
 @options_of(PredictConfig)
 def predict_command(
     context: typer.Context,
-    bundle: Annotated[Path, typer.Argument(help="The folder that `edgetl export` wrote.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle: the folder that `edgetl export` wrote.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders with images.")],
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
-    """Labels and scores of images. An unreadable image is reported and does not stop the others; the exit code is then 5."""
+    """Predict labels and scores of images.
+
+    An unreadable image is reported, and the other images are predicted. The exit code is then 5.
+    """
     config = build(PredictConfig, **given(PredictConfig, context, options))
     with working(json_output=True, verbose=verbose):
         predictor = load(bundle, variant=config.variant, threads=config.threads, trial=config.trial)
@@ -74,13 +81,16 @@ def predict_command(
 @options_of(EvaluationConfig)
 def evaluate_command(
     context: typer.Context,
-    model: Annotated[Path, typer.Argument(help="A run or a bundle.")],
-    data: Annotated[Path, typer.Argument(help="Folder with class folders named like the model's labels, or the images of --labels.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a run or a bundle.")],
+    data: Annotated[Path, typer.Argument(help="Folder with one folder per class, or the folder of the images in --labels.")],
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
-    """The task's figures (accuracy, average precision, errors), on images that the model has not seen."""
+    """Evaluate a run or a bundle on labeled images.
+
+    The metrics follow from the task: accuracy, average precision, or errors. Images of the training and validation splits are left out.
+    """
     config = build(EvaluationConfig, **given(EvaluationConfig, context, options))
     check_folder(data)
     check_file(config.labels, "--labels", DataError, "Give a table of labels.")
@@ -108,13 +118,15 @@ def _show_evaluation(report: EvaluationReport) -> None:
 
 
 def verify_command(
-    bundle: Annotated[Path, typer.Argument(help="The folder that `edgetl export` wrote.")],
-    data: Annotated[Path | None, typer.Option(help="Labelled images to measure accuracy on as well.")] = None,
+    bundle: Annotated[Path, typer.Argument(help="Bundle: the folder that `edgetl export` wrote.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Folder of labeled images. Also measures the metrics of each variant on them.")
+    ] = None,
     labels: LabelsOption = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Check the hash of every file, and the predictions of the golden images on this machine."""
+    """Check file hashes and golden predictions of a bundle on this host."""
     with working(json_output=json_output, verbose=verbose) as progress:
         report = verify(bundle, progress=progress)
         evaluations = []
@@ -140,9 +152,11 @@ def verify_command(
 
 
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="A run or a bundle.")], json_output: JsonOption = False, verbose: VerboseOption = False
+    path: Annotated[Path, typer.Argument(help="Folder of a run or a bundle.")],
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
-    """What is in a run or a bundle."""
+    """Show the contents of a run or a bundle."""
     with working(json_output=True, verbose=verbose):
         if is_run(path):
             from edgetl.cli.commands.train import show_run

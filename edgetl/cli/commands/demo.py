@@ -1,4 +1,4 @@
-"""``edgetl demo``: the whole pipeline on data of the package, without a network."""
+"""Command ``edgetl demo``: the whole pipeline on data of the package, without a network connection."""
 
 from __future__ import annotations
 
@@ -28,11 +28,16 @@ if TYPE_CHECKING:
 
 
 def demo_command(
-    out_: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("demo"),
+    out_: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Folder to write: images, run, bundle and chart.")] = Path(
+        "demo"
+    ),
     overwrite: OverwriteOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Train, export, verify, predict and measure on real handwritten digits that come with scikit-learn."""
+    """Run the whole pipeline on handwritten digits, without a download.
+
+    The images are those of scikit-learn. The demo trains, exports, verifies, predicts and measures. It takes about a minute.
+    """
     need_extra("train")
     need_extra("export")
     check_output(out_, overwrite=overwrite)

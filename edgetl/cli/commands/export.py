@@ -1,4 +1,4 @@
-"""``edgetl export``."""
+"""Command ``edgetl export``."""
 
 from __future__ import annotations
 
@@ -30,22 +30,32 @@ from edgetl.export.config import ExportConfig
 from edgetl.train.config.paths import check_file
 
 
-@options_of(Contract)
+ExplainOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        rich_help_panel="Quantization",
+        help="Chart to write (PNG): sensitivity of each operation to quantization. Takes minutes.",
+    ),
+]
+
+
 @options_of(ExportConfig, without=("explain", "min_agreement", "gate_images"))
+@options_of(Contract)
 def export_command(
-    run: Annotated[Path, typer.Argument(help="The folder that `edgetl train` wrote.")],
-    out_: Annotated[Path, typer.Option("--out", "-o", help="The bundle folder to write.")],
-    explain: Annotated[
-        Path | None, typer.Option(help="Measure the sensitivity of each operation to quantization, and draw it as PNG.")
-    ] = None,
+    run: Annotated[Path, typer.Argument(help="Run: the folder that `edgetl train` wrote.")],
+    out_: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Bundle folder to write.")],
+    explain: ExplainOption = None,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **values: Any,
 ) -> None:
-    """Export a run: every variant is checked against the trained model, in the engine that the device uses, or left out.
+    """Export a run to a bundle of verified ONNX and OpenVINO files.
 
-    With --max-latency-ms, --max-size-mb or --memory-mb only what keeps them is in the bundle, the most accurate first.
+    Each variant (format and precision) runs in the inference engine of the device and is compared with the trained model. A variant that
+    differs too much is left out. With --max-latency-ms, --max-size-mb or --memory-mb, the bundle contains only variants that keep these
+    limits, the most accurate first.
     """
     need_extra("export")
     contract = build(Contract, **part(Contract, values))

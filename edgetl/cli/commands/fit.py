@@ -1,4 +1,4 @@
-"""``edgetl fit``."""
+"""Command ``edgetl fit``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from edgetl.train.config.weights_dir import check_weights_dir
 if TYPE_CHECKING:
     from edgetl.export.backbone_search import FitRecord
 
-# Options of the comparison that hold for the training too.
+# Options of the ranking that the training has too.
 SHARED = ("include", "exclude", "weights_dir", "license_policy", "seed")
 
 
@@ -31,15 +31,18 @@ SHARED = ("include", "exclude", "weights_dir", "license_policy", "seed")
 @options_of(ExportConfig, only=("max_drop", "format", "precision"))
 @options_of(RankConfig, only=("candidates", *SHARED))
 def fit_command(
-    data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class.")],
-    out_: Annotated[Path, typer.Option("--out", "-o", help="The folder to write: run, bundle, fit.json.")],
-    tries: Annotated[int, typer.Option(min=1, max=20, help="Backbones to train, at most.")] = 3,
+    data: Annotated[Path, typer.Argument(help="Folder with one folder of images per class.")],
+    out_: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Folder to write: run, bundle and fit.json.")],
+    tries: Annotated[int, typer.Option(metavar="INT", min=1, max=20, help="Largest number of backbones to train, 1..20.")] = 3,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **values: Any,
 ) -> None:
-    """Rank backbones, train and export the best that keeps every limit, or say which limit none keeps."""
+    """Find, train and export a backbone that keeps latency, size and memory limits.
+
+    Backbones are ranked on the images and trained in this order. The first one with a bundle that keeps every limit is chosen.
+    """
     need_extra("export")
     shared = {name: values[name] for name in SHARED}
     config = FitConfig(
@@ -64,7 +67,7 @@ def fit_command(
 
 
 def show_tried(record: FitRecord) -> None:
-    """Print a line for each reason to leave out files, and for each examined backbone."""
+    """Print the scan notes, and the outcome of each backbone."""
     print_notes(record.notes)
     for item in record.tried:
         color = {"left out": "yellow", "refused": "yellow", "chosen": "green"}[item.outcome]

@@ -1,9 +1,9 @@
-"""``edgetl models``, ``rank`` and ``pretrain``: finding a backbone, and making one."""
+"""Commands for backbones: ``edgetl models``, ``rank`` and ``pretrain``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import Field
@@ -25,38 +25,43 @@ from edgetl.train.config.weights_dir import check_weights_dir
 if TYPE_CHECKING:
     from edgetl.train.artifacts.loading.catalogue import Catalogue, Listed, Pretrained
     from edgetl.train.config.ranking import Ranking
-# What the list needs beside the names, in characters.
+# Width of the columns beside the names, in characters.
 FIGURES_WIDTH, RANKING_WIDTH = 50, 54
 
 
 class ModelsConfig(StrictModel):
     """Options of ``edgetl models``."""
 
-    max_params: float | None = Field(default=None, description="Largest number of parameters, millions.")
-    max_macs: float | None = Field(default=None, description="Largest number of multiply-accumulates for one image, millions.")
-    license: str | None = Field(default=None, description="Beginning of the license's name.")
-    license_policy: Policy = Field(default="any", description="any, or commercial: refuse weights that forbid it or do not say.")
-    offline: bool = Field(default=False, description="Only backbones that need no network on this machine.")
-    weights_dir: Path | None = Field(default=None, description="A local folder of weights, searched first.")
+    max_params: float | None = Field(default=None, description="Largest number of parameters of a backbone, millions.")
+    max_macs: float | None = Field(default=None, description="Largest number of multiply-accumulates (MACs) for one image, millions.")
+    license: str | None = Field(default=None, description="License of the weights, such as apache. The start of its name is enough.")
+    license_policy: Policy = Field(
+        default="any", description="License policy. commercial leaves out weights that forbid commercial use or state no license."
+    )
+    offline: bool = Field(default=False, description="List only backbones with weights on this host.")
+    weights_dir: Path | None = Field(default=None, description="Local folder with weight files. It is searched before the network is used.")
 
 
 class PretrainConfig(StrictModel):
     """Options of ``edgetl pretrain``."""
 
-    data: Path | None = Field(default=None, description="Folder that holds the images of the recipe.")
-    weights_dir: Path | None = Field(default=None, description="A local folder of weights, searched first.")
-    device: str = Field(default="auto", description="auto, cpu or cuda.")
+    data: Path | None = Field(default=None, description="Folder with the images that the recipe names.")
+    weights_dir: Path | None = Field(default=None, description="Local folder with weight files. It is searched before the network is used.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Device for training. auto uses a GPU if there is one.")
 
 
 @options_of(ModelsConfig)
 def models_command(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="Show this one alone.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of a backbone to show. Without it, all are listed.")] = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
-    """List the embedded and the curated backbones, or show one. Every other timm or torchvision name works in train as well."""
+    """List the available backbones, or show one.
+
+    The list contains the embedded and the tested backbones. Every other timm or torchvision name works in `edgetl train` as well.
+    """
     need_extra("train")
     from edgetl.train.artifacts.loading.catalogue import list_backbones, show_backbone
 
@@ -80,13 +85,16 @@ def models_command(
 @options_of(RankConfig)
 def rank_command(
     context: typer.Context,
-    data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class.")],
-    plot: Annotated[Path | None, typer.Option(help="Scatter plot to write: score against latency (PNG).")] = None,
+    data: Annotated[Path, typer.Argument(help="Folder with one folder of images per class.")],
+    plot: Annotated[Path | None, typer.Option(metavar="PATH", help="Chart to write (PNG): score against latency.")] = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
-    """Rank backbones for your images: scored without training, and with --confirm by a short fine-tuning."""
+    """Rank backbones on your images by their frozen features, without training.
+
+    With --confirm, the best ones are also fine-tuned briefly.
+    """
     need_extra("train")
     config = build(RankConfig, **given(RankConfig, context, options))
     check_folder(data)
@@ -108,13 +116,16 @@ def rank_command(
 @options_of(PretrainConfig)
 def pretrain_command(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="A recipe, such as models/edgetl_small.toml.")],
-    out_: Annotated[Path, typer.Option("--out", "-o", help="Folder for the weights and the checkpoint.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe file, such as models/edgetl_small.toml.")],
+    out_: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Folder to write: weights and checkpoint.")],
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
-    """Train a small backbone from a recipe. Stopped or killed, the same command goes on from the last checkpoint."""
+    """Pretrain a small backbone from a recipe.
+
+    After an interruption, the same command resumes from the last checkpoint.
+    """
     need_extra("train")
     config = build(PretrainConfig, **given(PretrainConfig, context, options))
     check_file(recipe, "the recipe", ConfigError, "Give a recipe, such as models/edgetl_small.toml.")

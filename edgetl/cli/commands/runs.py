@@ -1,4 +1,4 @@
-"""``edgetl prune`` and ``edgetl share``: commands that write a run in another form."""
+"""Commands that convert a run: ``edgetl prune`` and ``edgetl share``."""
 
 from __future__ import annotations
 
@@ -21,21 +21,24 @@ from edgetl.data.folder import check_folder
 class PruneConfig(StrictModel):
     """Options of ``edgetl prune``."""
 
-    ratio: float = Field(default=0.3, description="Pruning ratio: share of the channels to remove.")
-    data: Path | None = Field(default=None, description="Folder of the run's images (default: where they were).")
+    ratio: float = Field(default=0.3, description="Pruning ratio: fraction of the channels to remove, 0..1.")
+    data: Path | None = Field(default=None, description="Folder of the images that the run was trained on. Default: its original path.")
 
 
 @options_of(PruneConfig)
 def prune_command(
     context: typer.Context,
-    run: Annotated[Path, typer.Argument(help="The folder that `edgetl train` wrote.")],
-    out_: Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.")],
+    run: Annotated[Path, typer.Argument(help="Run: the folder that `edgetl train` wrote.")],
+    out_: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Run folder to write.")],
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
-    """Take whole channels out of a run's network: smaller and faster in every engine. It must be tuned afterwards."""
+    """Remove channels from the network of a run (structured pruning).
+
+    The pruned network is smaller and faster in every inference engine. Fine-tune it afterwards to recover the accuracy.
+    """
     config = build(PruneConfig, **given(PruneConfig, context, options))
     need_extra("train")
     _check(out_, run, config.data, overwrite=overwrite)
@@ -62,13 +65,16 @@ def prune_command(
 
 
 def share_command(
-    run: Annotated[Path, typer.Argument(help="The folder that `edgetl train` wrote.")],
-    out_: Annotated[Path, typer.Option("--out", "-o", help="The Hugging Face folder to write.")],
+    run: Annotated[Path, typer.Argument(help="Run: the folder that `edgetl train` wrote.")],
+    out_: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Hugging Face folder to write.")],
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Write a run as a folder that timm, transformers and the Hugging Face hub take. Nothing is uploaded."""
+    """Write a run as a folder for timm, transformers and the Hugging Face hub.
+
+    Nothing is uploaded.
+    """
     need_extra("train")
     _check(out_, run, None, overwrite=overwrite)
     with working(json_output=json_output, verbose=verbose):

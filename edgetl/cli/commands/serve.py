@@ -1,4 +1,4 @@
-"""``edgetl serve``."""
+"""Command ``edgetl serve``."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 @options_of(ServeConfig)
 def serve_command(
     context: typer.Context,
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles; each is a model, its name and release as its manifest says.")],
+    bundles: Annotated[list[Path], typer.Argument(help="Bundle folders. Each one is a model with the name and release of its manifest.")],
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
-    """Answer HTTP requests in the Open Inference Protocol (KServe v2), and show a page to try it. Bundles are proven before the first."""
+    """Serve bundles over HTTP in the Open Inference Protocol (KServe v2).
+
+    The server also has a web page to try each model. Every bundle is verified before the server accepts requests.
+    """
     if os.name == "nt":
         raise ConfigError("edgetl serve needs Linux or macOS: it uses their signals and socket pairs. On Windows run it in a container.")
     for library in ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client"):

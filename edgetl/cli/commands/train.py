@@ -1,4 +1,4 @@
-"""``edgetl train`` and ``edgetl evaluate``."""
+"""Commands ``edgetl train`` and ``edgetl plan``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from pydantic import Field
 from rich.markup import escape
 
 from edgetl.cli.options import build, given, need_extra, options_of, part
@@ -28,6 +27,7 @@ from edgetl.cli.session import (
 from edgetl.cli.tables import classes_table, figures_line, plain_table, with_interval
 from edgetl.core.config import StrictModel
 from edgetl.core.manifest import describe_parent
+from edgetl.core.options import COMMON, option_field
 from edgetl.core.output.folders import check_chart, check_output
 from edgetl.core.system.child_process import child_environment, trusted_path
 from edgetl.core.tasks import SCORE_NAMES
@@ -43,33 +43,47 @@ if TYPE_CHECKING:
 
 
 class Launch(StrictModel):
-    """Options of ``edgetl train`` that are no options of the training itself."""
+    """Options of ``edgetl train`` that are not part of the training configuration."""
 
-    preview: str | None = Field(None, description="Sheet of augmented images to draw (PNG). Nothing is trained.")
-    random_weights: bool = Field(False, description="Start from random weights (a control).")
-    resume: bool = Field(False, description="Resume the stopped training of --out. Its options need not be repeated.")
-    devices: int = Field(1, ge=1, description="Processes on this machine (GPUs, or parts of a CPU), started by torchrun.")
-    num_nodes: int = Field(1, ge=1, description="Machines. torchrun's variables (PET_…) say where they meet.")
+    resume: bool = option_field(False, "Resume the interrupted training of --out. Its other options are restored.", panel=COMMON)
+    preview: str | None = option_field(
+        None,
+        "Chart to write (PNG): augmented training images. Nothing is trained.",
+        panel="Augmentation and class balance",
+        metavar="PATH",
+    )
+    random_weights: bool = option_field(
+        False, "Start from random instead of pretrained weights, for comparison.", panel="Backbone and preprocessing"
+    )
+    devices: int = option_field(
+        1, "Processes on this host, started with torchrun: one per GPU, or several on a CPU.", panel="Distributed training", ge=1
+    )
+    num_nodes: int = option_field(
+        1,
+        "Hosts of the training. The environment variables of torchrun (PET_RDZV_ENDPOINT and others) set the meeting point.",
+        panel="Distributed training",
+        ge=1,
+    )
 
 
-@options_of(TrainConfig, without=("pretrained",))
 @options_of(Launch)
+@options_of(TrainConfig, without=("pretrained",))
 def train_command(
     context: typer.Context,
     data: Annotated[
         Path | None,
         typer.Argument(
-            help="Folder with one folder of images for each class, or train/, val/, test/ of those; or images that --labels names. "
-            "Optional with --resume."
+            help="Folder with one folder of images per class, or with train/, val/ and test/ folders of them, or the folder of the images "
+            "in --labels. Optional with --resume."
         ),
     ] = None,
-    out_: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder to write.")] = None,
+    out_: Annotated[Path | None, typer.Option("--out", "-o", metavar="PATH", help="Run folder to write.")] = None,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
-    """Fine-tune a backbone on a folder of labelled images."""
+    """Fine-tune a backbone on a folder of labeled images."""
     need_extra("train")
     launch = build(Launch, **given(Launch, context, part(Launch, options)))
     data, config = _requested(data, out_, launch, given(TrainConfig, context, part(TrainConfig, options)))
@@ -134,12 +148,15 @@ def _become_many(devices: int, num_nodes: int) -> NoReturn:
 @options_of(TrainConfig, without=("pretrained", "strategy", "head", "features", "unfreeze", "checkpoint_s"))
 def plan_command(
     context: typer.Context,
-    data: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class, or images that --labels names.")],
+    data: Annotated[Path, typer.Argument(help="Folder with one folder of images per class, or the folder of the images in --labels.")],
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
-    """Steps, time and memory that each strategy would take here, and which one auto chooses."""
+    """Estimate steps, time and memory of each fine-tuning strategy on this host.
+
+    The strategy that `edgetl train` chooses by default is marked with *.
+    """
     need_extra("train")
     config = build(TrainConfig, **given(TrainConfig, context, options))
     training_inputs(data, config)

@@ -1,4 +1,4 @@
-"""Options of fine-tuning: names, types, bounds, defaults and help. The command line is generated from them."""
+"""Options of fine-tuning: names, types, bounds, defaults and help texts. The command line is generated from these models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic_core import to_jsonable_python
 from edgetl.core.config import StrictModel
 from edgetl.core.images.intensity import check_choice
 from edgetl.core.licenses import Policy
-from edgetl.core.options import flat, nested, option_field
+from edgetl.core.options import COMMON, flat, nested, option_field
 from edgetl.core.preprocess import Interpolation, Side
 from edgetl.core.tasks import Task
 
@@ -27,7 +27,7 @@ DEFAULT_BACKBONE = "edgetl_small"
 
 
 def logger_names(text: str | None) -> tuple[str, ...]:
-    """``csv,mlflow`` as words."""
+    """Return the words of ``csv,mlflow``."""
     return tuple(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
 
 
@@ -42,10 +42,13 @@ Range = Annotated[str, AfterValidator(check_choice)]
 Logged = Annotated[str, AfterValidator(_known_loggers)]
 
 
-_backbone = partial(option_field, panel="Backbone")
-_data = partial(option_field, panel="Data")
+_common = partial(option_field, panel=COMMON)
+_backbone = partial(option_field, panel="Backbone and preprocessing")
+_data = partial(option_field, panel="Images and labels")
+_augmentation = partial(option_field, panel="Augmentation and class balance")
 _head = partial(option_field, panel="Head")
 _optim = partial(option_field, panel="Optimization")
+_loss = partial(option_field, panel="Loss")
 _continual = partial(option_field, panel="Continual learning")
 _distillation = partial(option_field, panel="Distillation")
 _run = partial(option_field, panel="Execution")
@@ -54,106 +57,158 @@ _run = partial(option_field, panel="Execution")
 class BackboneConfig(StrictModel):
     """Backbone: its weights, their license, and its preprocessing."""
 
-    name: str = _backbone(
-        DEFAULT_BACKBONE, "Embedded name, run, timm name, torchvision:NAME, local-dir:PATH or hf-hub:ORG/NAME.", option="backbone"
+    name: str = _common(
+        DEFAULT_BACKBONE,
+        "Backbone: a name of `edgetl models`, any timm name, torchvision:NAME, local-dir:PATH, hf-hub:ORG/NAME, or the folder of a run.",
+        option="backbone",
+        metavar="NAME",
     )
-    weights: str | None = _backbone(None, "A .safetensors or .pth file (tensors only) for the architecture that --backbone names.")
-    weights_dir: str | None = _backbone(None, "A local folder of weights, searched first.")
-    license: str | None = _backbone(None, "Of the weights (SPDX), where they do not say it.")
-    license_policy: Policy = _backbone("any", "any, or commercial: refuse weights that forbid it or do not say.")
-    pretrained: bool = _backbone(True, "False starts from random weights: a control, and for architectures without weights.")
-    input_size: tuple[Side, Side] | None = _backbone(None, "Height and width, such as 224,224 (default: the backbone's).")
-    mean: Triple | None = _backbone(None, "Three numbers, RGB on 0..1 (default: the backbone's).")
-    std: Triple | None = _backbone(None, "Three numbers, RGB on 0..1 (default: the backbone's).")
-    crop_pct: float | None = _backbone(None, "Share of the resized image that the crop keeps (default: the backbone's).")
-    interpolation: Interpolation | None = _backbone(None, "Resize filter: bilinear or bicubic (default: the backbone's).")
+    weights: str | None = _backbone(
+        None, "File with weights for the architecture of --backbone: .safetensors, or .pth with tensors only.", metavar="PATH"
+    )
+    weights_dir: str | None = _backbone(None, "Local folder with weight files. It is searched before the network is used.", metavar="PATH")
+    license: str | None = _backbone(None, "License of the weights (SPDX name), for weights that state none.", metavar="NAME")
+    license_policy: Policy = _backbone(
+        "any", "License policy for the weights. commercial rejects weights that forbid commercial use or state no license."
+    )
+    pretrained: bool = _backbone(True, "Pretrained weights. False starts from random weights, for comparison.")
+    input_size: tuple[Side, Side] | None = _backbone(
+        None, "Input size: height and width in pixels, such as 224,224. Default: the backbone's.", metavar="H,W"
+    )
+    mean: Triple | None = _backbone(None, "Channel means for normalization, RGB, 0..1. Default: the backbone's.", metavar="R,G,B")
+    std: Triple | None = _backbone(
+        None, "Channel standard deviations for normalization, RGB, 0..1. Default: the backbone's.", metavar="R,G,B"
+    )
+    crop_pct: float | None = _backbone(
+        None, "Center crop: fraction of the resized image to keep, 0..1. 0.875 to 1 is typical. Default: the backbone's."
+    )
+    interpolation: Interpolation | None = _backbone(
+        None, "Interpolation of the resize. bilinear and bicubic are typical. Default: the backbone's."
+    )
     resize: Literal["fused", "two-step"] | None = _backbone(
-        None, "Resize method: fused (default), or two-step (bit-identical to timm's transform)."
+        None, "Resize method. fused is faster; two-step is bit-identical to timm's transform. Default: fused, or the backbone's."
     )
 
 
 class DataConfig(StrictModel):
     """Images, labels, splits, augmentation and sampling."""
 
-    labels: str | None = _data(
-        None, "CSV of labels: a column `file`, and one column of class names, one of numbers, or one for each label (above 0: present)."
+    labels: str | None = _common(
+        None,
+        "Label table (CSV) instead of class folders. It has a column `file`, and label columns: one of class names, one of numbers, or "
+        "one for each label (a value above 0 means present).",
+        metavar="PATH",
     )
     task: Task | None = _data(
-        None, "Task: classification, multi-label, regression or ordinal (whole grades). The default follows from the columns of --labels."
+        None, "Task. ordinal predicts integer grades. Default: from the label columns; classification for class folders."
     )
-    columns: str | None = _data(None, "Label columns of --labels, separated by commas (default: all but `file`, `split` and `group`).")
+    columns: str | None = _data(
+        None, "Label columns of --labels, separated by commas. Default: all except `file`, `split` and `group`.", metavar="NAMES"
+    )
     group: str | None = _data(
         None,
-        "Group key: a column of --labels (default: `group`), or a regular expression on the path, whose first group is the key. Images "
-        "of one group (object, patient, burst) stay in one split.",
+        "Group key: images of one group (object, patient, burst) stay in one split. The key is a column of --labels (default: `group`), or "
+        "a regular expression on the path with one capture group.",
+        metavar="KEY",
     )
+    val: Share = _data(0.15, "Fraction of the images for validation, 0..0.5.")
+    test: Share = _data(0.15, "Fraction of the images for the test, 0..0.5.")
     include: tuple[str, ...] = _data(
-        (), "Glob pattern of files to use although the scan leaves them out (masks, thumbnails, hidden files). May be repeated."
+        (), "Glob pattern of files to use that the scan leaves out (masks, thumbnails, hidden files). May be repeated.", metavar="PATTERN"
     )
     exclude: tuple[str, ...] = _data(
-        (), "Glob pattern of files and folders to leave out, such as '*_mask.png' or 'train/old/*'. May be repeated."
+        (), "Glob pattern of files or folders to leave out, such as '*_mask.png' or 'train/old/*'. May be repeated.", metavar="PATTERN"
     )
-    val: Share = _data(0.15, "Share of the images for validation.")
-    test: Share = _data(0.15, "Share of the images for the test.")
-    augment: Augment = _data("auto", "Augmentation: auto, none, light, medium or strong.")
-    flip: bool | None = _data(None, "Mirror images (default: unless the classes' names look like digits, letters or sides).")
-    mixup: float | None = _data(None, "Mixup of pairs of images, in shares from Beta(A, A) (default: only above 20,000 images).", ge=0.0)
-    balance: Literal["none", "loss", "sampler"] = _data(
-        "none", "Class balance: loss weights rare classes more, sampler draws all classes equally often."
+    augment: Augment = _augmentation("auto", "Augmentation strength. auto depends on the number of training images.")
+    flip: bool | None = _augmentation(
+        None, "Random horizontal flips. Default: on, unless the class names look like digits, letters or sides (left, right)."
+    )
+    mixup: float | None = _augmentation(
+        None, "Mixup: parameter alpha of its Beta distribution. 0 is off; 0.2 is typical. Default: 0 up to 20,000 images.", ge=0.0
+    )
+    balance: Literal["none", "loss", "sampler"] = _augmentation(
+        "none",
+        "Class balance for imbalanced data. loss gives rare classes a larger weight in the loss; sampler draws all classes equally often.",
     )
     intensity: Range = _data(
         "auto",
-        "Intensity rule for images of more than 8 bits a channel: auto (bits in use), clip (values above 255 become 255), "
-        "scale (their smallest to largest value), percentile (0.5 to 99.5 % of each image), or LOW,HIGH.",
+        "Intensity rule: conversion of images with more than 8 bits per channel to 8 bits. auto: range of the bits in use. clip: values "
+        "above 255 become 255. scale: from the smallest to the largest training value. percentile: 0.5 to 99.5 % of each image. "
+        "LOW,HIGH: a fixed range.",
+        metavar="RULE",
     )
-    workers: int | None = _data(None, "Processes that load images (default: by cores).", ge=0)
+    workers: int | None = _run(None, "Processes that load images. 0 loads in the main process. Default: by the number of cores.", ge=0)
 
 
 class HeadConfig(StrictModel):
     """Head that is fitted on frozen features."""
 
     kind: HeadKind = _head(
-        "linear", "Head of a probe: linear, knn (the nearest training images vote), cosine or mlp (one hidden layer).", option="head"
+        "linear", "Head of --strategy probe. knn: vote of the nearest training images. mlp: one hidden layer.", option="head"
     )
-    features: Features = _head("last", "Features of a probe: last, or layers (joined features of all stages).")
+    features: Features = _head("last", "Features of --strategy probe. last: output of the backbone. layers: joined features of all stages.")
     augmented_views: int = _head(
-        4, "Views (crops) of each image that the head is fitted on. 1, the evaluation's view alone, is the fastest.", ge=1, le=16
+        4,
+        "Views (random crops) of each image for fitting the head, 1..16. 1 uses the evaluation crop only and is the fastest.",
+        ge=1,
+        le=16,
     )
 
 
 class OptimConfig(StrictModel):
     """Strategy, optimizer and losses."""
 
-    recipe: str | None = _optim(
-        None, "Recipe: fastai, or a file NAME.toml, in place of the default figures. Options on the command line override it."
+    strategy: Strategy = _common(
+        "auto",
+        "Fine-tuning strategy. auto: by the number of images. probe: head only. partial: head and last stages. full: all layers except the "
+        "stem. progressive: unfreezes one stage after the other. scratch: all layers from random weights. compare: trains probe, partial "
+        "and full, and keeps the cheapest that is as accurate as the best.",
     )
-    strategy: Strategy = _optim(
-        "auto", "Fine-tuning strategy: auto (by the number of images), probe, partial, full, progressive, scratch or compare."
+    epochs: int | None = _common(
+        None, "Epochs: passes over the training images, or auto. Default: auto, by the number of images.", metavar="INT", ge=1
+    )
+    recipe: str | None = _optim(
+        None,
+        "Recipe in place of the default settings: fastai, or a file NAME.toml. Options on the command line override it.",
+        metavar="NAME",
     )
     unfreeze: str | None = _optim(
-        None, "Layers to fine-tune: a share of the stages from the end (0.33), stage4 (with all after it), or first."
+        None,
+        "Layers to fine-tune: a fraction of the stages from the end (0.33), a stage with all later ones (stage4), or first (stem and first "
+        "stage). Default: by the strategy.",
+        metavar="LAYERS",
     )
-    epochs: int | None = _optim(None, "Epochs, or auto (default): steps by the number of images.", ge=1)
-    batch_size: int = _optim(32, "Batch size: images of a step, and of a feature pass.", ge=1, le=4096)
-    lr: float | None = _optim(None, "Learning rate of the head (default: by the number of images).", gt=0.0)
-    backbone_lr: float | None = _optim(None, "Learning rate of the backbone's last stage (default: a share of --lr).", gt=0.0)
-    lr_decay: float | None = _optim(None, "Learning rate of the lowest tuned stage relative to --backbone-lr.", gt=0.0, le=1.0)
-    weight_decay: float | None = _optim(None, "Weight decay of kernels and matrices (AdamW).", ge=0.0)
-    label_smoothing: float | None = _optim(None, "Label smoothing: share of the target that is spread over all classes.", ge=0.0, lt=1.0)
+    batch_size: int = _optim(32, "Batch size: images per optimizer step, 1..4096.", ge=1, le=4096)
+    lr: float | None = _optim(None, "Learning rate of the head. 0.001 is typical. Default: by the number of images.", gt=0.0)
+    backbone_lr: float | None = _optim(
+        None, "Learning rate of the last stage of the backbone. Default: a fraction of --lr, by the number of images.", gt=0.0
+    )
+    lr_decay: float | None = _optim(
+        None, "Learning rate of the first trained stage, as a fraction of --backbone-lr. 0.1 is typical.", gt=0.0, le=1.0
+    )
+    weight_decay: float | None = _optim(None, "Weight decay of AdamW, for kernels and matrices. 0.01 to 0.05 is typical.", ge=0.0)
+    label_smoothing: float | None = _optim(
+        None, "Label smoothing: fraction of the target that is spread over all classes. 0 is off; 0.1 is typical.", ge=0.0, lt=1.0
+    )
     drop_path: float | None = _optim(
         None,
-        "Stochastic depth: share of dropped residual branches (default: 0.1 in transformers and ConvNeXt, from 1,000 images on).",
+        "Stochastic depth: fraction of residual branches to drop. 0 is off. Default: 0.1 for transformers and ConvNeXt with more than "
+        "1,000 images, otherwise 0.",
         ge=0.0,
         lt=1.0,
     )
-    multilabel_loss: Literal["bce", "asymmetric"] = _optim(
-        "bce", "Loss of multi-label tasks: bce, or asymmetric (for few of many labels an image)."
+    multilabel_loss: Literal["bce", "asymmetric"] = _loss(
+        "bce", "Loss of multi-label tasks. bce: binary cross-entropy. asymmetric: for images with few of many labels."
     )
-    regression_loss: Literal["mse", "huber"] = _optim("mse", "Loss of regression: mse, or huber (for outliers).")
-    tolerance: float | None = _optim(
-        None, "Largest error of a correct prediction in regression (default: a quarter of the spread).", gt=0.0
+    regression_loss: Literal["mse", "huber"] = _loss(
+        "mse", "Loss of regression and ordinal tasks. mse: mean squared error. huber: less sensitive to outliers."
     )
-    patience: int = _optim(5, "Early stopping: validations without a lower loss before training stops, of 20 in a training.", ge=1)
+    tolerance: float | None = _loss(
+        None, "Largest error of a correct prediction in regression. Default: a quarter of the standard deviation of the labels.", gt=0.0
+    )
+    patience: int = _optim(
+        5, "Early stopping: validations without a lower loss before training stops. A training has 20 validations.", ge=1
+    )
 
     @field_validator("epochs", mode="before")
     @classmethod
@@ -164,53 +219,68 @@ class OptimConfig(StrictModel):
 class ContinualConfig(StrictModel):
     """Continual learning: L2-SP, WiSE-FT, LwF, EWC, replay and progressive networks."""
 
-    forgetting: Literal["none", "progressive"] = _continual(
-        "none", "progressive: keep the old network frozen, and train a new column beside it on its features too. Doubles the size."
-    )
-    l2sp: float = _continual(
-        0.0, "Weight of the L2-SP penalty, which pulls tuned weights towards their start. 0 is off; 0.01 is typical.", ge=0.0
-    )
-    wise_ft: bool = _continual(False, "Interpolate tuned and starting weights (WiSE-FT), with the weight of the lowest validation loss.")
     lwf: float = _continual(
-        0.0, "Weight of the Learning-without-Forgetting (LwF) loss. Keeps the outputs for the old classes. 0 is off; 1 is typical.", ge=0.0
+        0.0,
+        "Weight of the Learning-without-Forgetting (LwF) loss. Keeps the outputs for the previous classes. 0 is off; 1 is typical.",
+        ge=0.0,
     )
     ewc: float = _continual(
-        0.0, "Weight of the EWC penalty. Keeps weights that matter to the previous task. 0 is off; 100 to 1000 is typical.", ge=0.0
+        0.0,
+        "Weight of the elastic weight consolidation (EWC) penalty. Keeps the weights that matter to the previous task. 0 is off; 100 to "
+        "1000 is typical.",
+        ge=0.0,
     )
-    replay: str | None = _continual(None, "Replay: a run, or a folder of class folders, whose images are mixed into the batches.")
-    replay_fraction: float = _continual(0.25, "Share of replayed images in each batch.", gt=0.0, lt=1.0)
-    replay_per_class: int = _continual(20, "Replayed images of each class, the most typical ones.", ge=1)
+    l2sp: float = _continual(
+        0.0, "Weight of the L2-SP penalty. Keeps the weights close to their initial values. 0 is off; 0.01 is typical.", ge=0.0
+    )
+    wise_ft: bool = _continual(
+        False, "WiSE-FT: interpolate between the initial and the fine-tuned weights, with the lowest validation loss."
+    )
+    replay: str | None = _continual(
+        None, "Replay: mix images of the previous task into the batches. A run, or a folder with one folder per class.", metavar="PATH"
+    )
+    replay_fraction: float = _continual(0.25, "Fraction of replayed images in each batch, 0..1.", gt=0.0, lt=1.0)
+    replay_per_class: int = _continual(20, "Replayed images per class. The most typical images are selected.", ge=1)
+    forgetting: Literal["none", "progressive"] = _continual(
+        "none",
+        "Protection of the previous task by structure. progressive (progressive networks): freeze the previous network and train a new "
+        "column beside it. Doubles the size.",
+    )
 
 
 class DistillationConfig(StrictModel):
     """Distillation from a teacher."""
 
     teacher: str | None = _distillation(
-        None, "Teacher of distillation: a run on the same classes, or a backbone, whose outputs are further targets."
+        None, "Teacher of the distillation: a run with the same classes, or a backbone. Its outputs are additional targets.", metavar="NAME"
     )
-    weight: float = _distillation(0.5, "Share of the distillation loss in the whole loss.", gt=0.0, le=1.0, option="distillation_weight")
+    weight: float = _distillation(
+        0.5, "Weight of the distillation loss in the total loss, 0..1.", gt=0.0, le=1.0, option="distillation_weight"
+    )
 
 
 class RunOptions(StrictModel):
     """Execution: seed, device, activation cache, loggers and checkpoints."""
 
-    seed: int = _run(0, "Random seed of splits, folds, batches and augmentation.", ge=0, lt=2**31)
-    device: Literal["auto", "cpu", "cuda"] = _run("auto", "Device: auto (a GPU if there is one), cpu or cuda.")
-    compile: bool = _run(False, "Compile the training step (torch.compile). Takes minutes at first; for long trainings.")
+    seed: int = _common(0, "Random seed of splits, batches and augmentation.", ge=0, lt=2**31)
+    device: Literal["auto", "cpu", "cuda"] = _common("auto", "Device for training. auto uses a GPU if there is one.")
+    compile: bool = _run(False, "Compile the training step with torch.compile. Takes minutes at the start; for long trainings.")
     cache_views: int = _run(
-        4, "Activation cache: views of each image for which the frozen layers run once. 0 runs them at each step.", ge=0, le=64
+        4, "Activation cache: augmented views per image for which the frozen layers run once, 0..64. 0 is off.", ge=0, le=64
     )
-    cache_gb: float = _run(8.0, "Largest size of the activation cache on the disk, GB.", ge=0.0)
-    loggers: Logged | None = _run(None, "Loggers of the validation figures in the run's logs/: csv, tensorboard, mlflow, or several.")
-    checkpoint_s: float = _run(60.0, "Seconds between two saved states, from which --resume continues.", gt=0.0)
-    keep: Literal["all", "best"] = _run("all", "Runs of --strategy compare to keep: all (in OUT.compare), or best.")
+    cache_gb: float = _run(8.0, "Largest size of the activation cache on disk, GB.", ge=0.0)
+    loggers: Logged | None = _run(
+        None, "Loggers of the validation metrics, in the folder logs/ of the run: csv, tensorboard, mlflow, or several.", metavar="NAMES"
+    )
+    checkpoint_s: float = _run(60.0, "Seconds between two checkpoints. --resume continues from the last one.", gt=0.0)
+    keep: Literal["all", "best"] = _run("all", "Runs of --strategy compare to keep. all keeps the others in OUT.compare.")
 
 
 class TrainConfig(StrictModel):
-    """Configuration of one fine-tuning, in groups. None means: by the number of images, or by the backbone.
+    """Configuration of a fine-tuning, in groups. None selects a default by the number of images or by the backbone.
 
-    The command line shows every leaf as an option (``edgetl.core.options``), and ``from_options`` takes these flat names. A value that was
-    given overrides the recipe, even if it equals the default (``model_fields_set`` of its group).
+    Each leaf is an option of the command line (``edgetl.core.options``). ``from_options`` takes the same flat names. A given value
+    overrides the recipe, even if it equals the default (``model_fields_set`` of its group).
     """
 
     backbone: BackboneConfig = BackboneConfig()
@@ -223,7 +293,7 @@ class TrainConfig(StrictModel):
 
     @classmethod
     def from_options(cls, **values: Any) -> Self:
-        """The configuration with these options, by their flat names.
+        """Return the configuration with these options, by their flat names.
 
         Raises:
             pydantic.ValidationError: naming every wrong value.
@@ -231,12 +301,12 @@ class TrainConfig(StrictModel):
         return cls.model_validate(nested(cls, values))
 
     def given(self) -> dict[str, Any]:
-        """The options that were given, by their flat names, as JSON; ``from_options`` makes the same configuration of them."""
+        """Return the given options by their flat names, as JSON. ``from_options`` restores the same configuration."""
         found: dict[str, Any] = to_jsonable_python(flat(self, only_given=True))
         return found
 
     def with_options(self, **values: Any) -> Self:
-        """A copy in which these options, by their flat names, are given too.
+        """Return a copy with these options, by their flat names, as given ones.
 
         Raises:
             pydantic.ValidationError: naming every wrong value.

@@ -1,0 +1,76 @@
+"""Examples at the end of each command's help page: a purpose, and a command line of at most 76 characters."""
+
+from __future__ import annotations
+
+EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
+    "train": (
+        ("Fine-tune the default backbone on a folder with one folder per class", "edgetl train photos --out run"),
+        ("Fine-tune every layer of a timm backbone", "edgetl train photos --out run --backbone resnet18.a1_in1k --strategy full"),
+    ),
+    "plan": (
+        ("Estimate time and memory of each strategy", "edgetl plan photos"),
+        ("Estimate them for another backbone", "edgetl plan photos --backbone mobilenetv3_small_100"),
+    ),
+    "rank": (
+        ("Compare the backbones that need no download", "edgetl rank photos"),
+        ("Compare two, and fine-tune the best one briefly", "edgetl rank photos --candidates edgetl_small,resnet18 --confirm 1"),
+    ),
+    "models": (
+        ("List backbones with at most 5 million parameters", "edgetl models --max-params 5"),
+        ("Show the details of one backbone", "edgetl models mobilenetv3_small_100"),
+    ),
+    "prune": (
+        ("Remove 30 % of the channels", "edgetl prune run --out pruned --ratio 0.3"),
+        ("Recover the accuracy with the original run as teacher", "edgetl train photos --out tuned --backbone pruned --teacher run"),
+    ),
+    "export": (
+        ("Export ONNX and OpenVINO files in fp32 and int8", "edgetl export run --out bundle"),
+        ("Export only variants that need at most 5 ms per image", "edgetl export run --out bundle --max-latency-ms 5"),
+    ),
+    "fit": (
+        ("Find a backbone that needs at most 5 ms per image", "edgetl fit photos --out fitted --max-latency-ms 5"),
+        ("Find one within 4 MB, with at most two trainings", "edgetl fit photos --out fitted --max-size-mb 4 --tries 2"),
+    ),
+    "share": (
+        ("Write a run as a Hugging Face folder", "edgetl share run --out hub"),
+        ("Replace the folder of an earlier call", "edgetl share run --out hub --overwrite"),
+    ),
+    "predict": (
+        ("Predict the images of a folder with the fastest variant", "edgetl predict bundle photos/cat"),
+        ("Print all scores of one image as JSON", "edgetl predict bundle cat.jpg --variant onnx-int8 --json"),
+    ),
+    "evaluate": (
+        ("Evaluate a bundle on new labeled images", "edgetl evaluate bundle new_photos"),
+        ("Evaluate the trained model of a run", "edgetl evaluate run new_photos"),
+    ),
+    "verify": (
+        ("Check the files and predictions of a bundle on this host", "edgetl verify bundle"),
+        ("Measure the accuracy of each variant as well", "edgetl verify bundle --data new_photos"),
+    ),
+    "inspect": (
+        ("Show the variants, labels and lineage of a bundle", "edgetl inspect bundle"),
+        ("Print the record of a run as JSON", "edgetl inspect run --json"),
+    ),
+    "bench": (
+        ("Measure every variant on this host", "edgetl bench bundle"),
+        ("Measure one variant on one thread", "edgetl bench bundle --variant openvino-int8 --threads 1"),
+    ),
+    "serve": (
+        ("Serve a bundle on http://127.0.0.1:8000", "edgetl serve bundle"),
+        ("Serve two bundles with two worker processes", "edgetl serve bundle other_bundle --processes 2 --port 9000"),
+    ),
+    "demo": (
+        ("Run every step on handwritten digits", "edgetl demo"),
+        ("Write the results to another folder", "edgetl demo --out digits_demo"),
+    ),
+    "pretrain": (
+        ("Reproduce the embedded backbone", "edgetl pretrain models/edgetl_small.toml --out pretrained"),
+        ("Use images of a local folder", "edgetl pretrain models/edgetl_small.toml --out pretrained --data images"),
+    ),
+}
+
+
+def epilog(command: str) -> str:
+    """Return the end of the help page of ``command``. Blank lines keep typer's own help page from joining the lines."""
+    lines = [line for purpose, example in EXAMPLES[command] for line in (f"  {purpose}:", f"    {example}")]
+    return "\n\n".join(["Examples:", *lines])
