@@ -29,7 +29,6 @@ from edgetl.errors import ConfigError
 from edgetl.export.config import ExportConfig
 from edgetl.train.config.paths import check_file
 
-
 ExplainOption = Annotated[
     Path | None,
     typer.Option(

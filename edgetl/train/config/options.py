@@ -158,6 +158,11 @@ class HeadConfig(StrictModel):
 class OptimConfig(StrictModel):
     """Strategy, optimizer and losses."""
 
+    recipe: str | None = _optim(
+        None,
+        "Recipe in place of the default settings: fastai, or a file NAME.toml. Options on the command line override it.",
+        metavar="NAME",
+    )
     strategy: Strategy = _common(
         "auto",
         "Fine-tuning strategy. auto: by the number of images. probe: head only. partial: head and last stages. full: all layers except the "
@@ -166,11 +171,6 @@ class OptimConfig(StrictModel):
     )
     epochs: int | None = _common(
         None, "Epochs: passes over the training images, or auto. Default: auto, by the number of images.", metavar="INT", ge=1
-    )
-    recipe: str | None = _optim(
-        None,
-        "Recipe in place of the default settings: fastai, or a file NAME.toml. Options on the command line override it.",
-        metavar="NAME",
     )
     unfreeze: str | None = _optim(
         None,
