@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
+from tables import attributes
 
 from edgetl.core.manifest import Manifest
-from tables import attributes
 
 PATH = Path(__file__).parents[1] / "reference" / "manifest.schema.json"
 
@@ -25,17 +25,18 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "manifest.json of an edgetl bundle", **document}
 
 
-def _models() -> dict[str, type]:
-    """Return the classes of the schema's definitions by name."""
-    found: dict[str, type] = {}
+def _models() -> dict[str, type[BaseModel]]:
+    """Return the models of the schema's definitions by name."""
+    found: dict[str, type[BaseModel]] = {}
     waiting: list[Any] = [Manifest]
     while waiting:
         kind = waiting.pop()
-        if isinstance(kind, type) and kind.__name__ not in found and (issubclass(kind, BaseModel) or hasattr(kind, "__dataclass_fields__")):
-            found[kind.__name__] = kind
-            waiting += list(getattr(kind, "model_fields", None) and [f.annotation for f in kind.model_fields.values()] or [])
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            if kind.__name__ not in found:
+                found[kind.__name__] = kind
+                waiting += [field.annotation for field in kind.model_fields.values()]
         else:
-            waiting += getattr(kind, "__args__", ())
+            waiting += get_args(kind)
     return found
 
 

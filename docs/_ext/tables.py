@@ -17,6 +17,9 @@ from pydantic.fields import FieldInfo
 
 from edgetl import errors
 from edgetl.core.options import Option, options
+from edgetl.serve.metrics import Metrics
+from edgetl.serve.protocol.models import Models
+from edgetl.serve.protocol.openapi import document
 
 _ATTRIBUTE = re.compile(r"^(?P<names>[\w, ]+?)(?: \([^)]*\))?: (?P<text>.*)$")
 
@@ -101,8 +104,6 @@ def _subclasses(kind: type[errors.EdgetlError]) -> Iterator[type[errors.EdgetlEr
 
 def metrics() -> str:
     """Return the Prometheus metrics of the server, from its registry."""
-    from edgetl.serve.metrics import Metrics
-
     rows, registry = [], Metrics().registry
     for family in registry.collect():
         if family.name.startswith("edgetl_"):
@@ -115,9 +116,6 @@ def metrics() -> str:
 
 def routes() -> str:
     """Return the routes of the OpenAPI document."""
-    from edgetl.serve.protocol.models import Models
-    from edgetl.serve.protocol.openapi import document
-
     rows = []
     for path, item in document(Models([]), "0")["paths"].items():
         for method in ("get", "post"):
