@@ -1,4 +1,4 @@
-"""Scan of a folder of labelled images. Every file is decoded; broken ones are reported and left out."""
+"""Scan of a folder of labeled images. Every file is decoded. Files that cannot be decoded are reported and left out."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ MIN_IMAGES_PER_CLASS = 2
 
 @dataclass(frozen=True)
 class Sample:
-    """One readable image.
+    """Readable image with its label.
 
     Attributes:
-        path: the file.
-        label: index into the folder's labels; of images from a table the stratum that splits keep in proportion.
-        content: SHA-256 (hex) of the upright RGB pixels, equal for copies of an image.
-        part: the split that a ready-made ``train/ val/ test/`` folder puts it in.
-        targets: from a table: 0 or 1 for each label, or the one number; empty for a class.
-        group: key of the images that stay in one split; empty for an image without a group.
-        levels: of more than 8 bits a channel the smallest and largest value; known after a scan.
+        path: image file.
+        label: index into the folder's labels. For images of a multi-label, regression or ordinal table: index of the stratum, which
+            splits keep in proportion.
+        content: SHA-256 (hex) of the upright RGB pixels. Copies of an image have equal values.
+        part: split of an image in a ready-made ``train/``, ``val/`` or ``test/`` folder; none without such folders.
+        targets: values of a table: 0 or 1 for each label, or one number. Empty for classification.
+        group: key of the group. All images of a group stay in one split. Empty for an image without a group.
+        levels: smallest and largest value of an image with more than 8 bits per channel; none for other images.
     """
 
     path: Path
@@ -52,7 +53,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class BrokenImage:
-    """One file that looks like an image and cannot be decoded."""
+    """Image file that cannot be decoded, with the reason."""
 
     path: Path
     reason: str
@@ -60,9 +61,16 @@ class BrokenImage:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Result of a scan: sorted labels, samples sorted by path, scan notes, and the task of the labels.
+    """Result of a scan.
 
-    ``grouping`` is the column or pattern that gave the groups, if the images have groups.
+    Attributes:
+        root: scanned folder.
+        labels: class names in sorted order, or names of the label columns of a table.
+        samples: readable images, sorted by path.
+        broken: images that cannot be decoded.
+        task: task of the labels.
+        notes: scan notes.
+        grouping: column or pattern that defines the groups; empty for images without groups.
     """
 
     root: Path
@@ -74,7 +82,7 @@ class ImageFolder:
     grouping: str = ""
 
     def counts(self) -> dict[str, int]:
-        """Readable images of each label; of a column of numbers, those that have one."""
+        """Count the readable images of each label. In a regression or ordinal data set each image counts."""
         if self.task == "classification":
             found = Counter(sample.label for sample in self.samples)
             return {label: found[index] for index, label in enumerate(self.labels)}
@@ -82,11 +90,11 @@ class ImageFolder:
         return {label: sum(numbers or sample.targets[index] > 0 for sample in self.samples) for index, label in enumerate(self.labels)}
 
     def truth(self, sample: Sample) -> str:
-        """Truth of ``sample`` as text: its class, its labels, or its number."""
+        """Return the true label of ``sample`` as text: its class, its labels, or its number."""
         return describe_truth(OutputDecoding(self.task, self.labels), sample.label, sample.targets)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the labelled contents: independent of paths and order."""
+        """Return the SHA-256 (hex) of all image contents and labels. It does not depend on paths or order."""
         lines = sorted(f"{sample.content} {self.truth(sample)}" for sample in self.samples)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -94,17 +102,20 @@ class ImageFolder:
 def scan(
     root: str | Path, *, known_labels: Sequence[str] | None = None, selection: Selection = NO_SELECTION, progress: Progress = silent
 ) -> ImageFolder:
-    """Scan class folders below ``root``, or below the folders of ready-made splits there. Every image is decoded once, then cached.
+    """Scan the class folders in ``root``, or in its ``train/``, ``val/`` and ``test/`` folders.
+
+    Every image is decoded once. The results are cached for later scans.
 
     Args:
-        root: the folder. Images may be in nested and linked folders.
-        known_labels: of a trained model, to evaluate it: their order is kept, classes may be absent, others are refused.
-        selection: files to use, or to leave out, against the rules.
+        root: data folder. Images may be in nested and linked folders.
+        known_labels: labels of a trained model, for its evaluation. Their order is kept. Classes may be absent; other classes are an
+            error.
+        selection: patterns of files to use or to leave out.
         progress: called after each decoded file.
 
     Raises:
-        DataError: no folder, ambiguous layout, unknown classes, a class name that cannot be exported, more than 10 % broken images, or
-            without ``known_labels`` too few classes or images.
+        DataError: ``root`` is not a folder, the layout is ambiguous, a class is unknown, a class name cannot be exported, or more than
+            10 % of the images cannot be decoded. Without ``known_labels`` also: too few classes or images.
     """
     folder, notes = check_folder(Path(root)), Notes()
     classes = find_classes(list_images(folder, selection, notes), notes, known_labels=known_labels)
@@ -131,23 +142,28 @@ def scan(
 
 
 def check_folder(path: Path, *, option: str = "", holds: str = "one folder of images for each class") -> Path:
-    """``path``, which must be a folder; ``option`` (``--data``), and what the folder ``holds``, are named in the message.
+    """Return ``path`` if it is a folder.
+
+    Args:
+        path: path to check.
+        option: command-line option for the error message, such as ``--data``.
+        holds: expected content of the folder, for the error message.
 
     Raises:
-        DataError: missing, a file, or in a folder that cannot be entered.
+        DataError: the path does not exist, is a file, or is not accessible.
     """
     try:
         if path.is_dir():
             return path
-        what = "is a file" if path.exists() else "does not exist"
+        problem = "is a file" if path.exists() else "does not exist"
     except OSError as error:
-        what = f"cannot be read: {error.strerror}"
+        problem = f"cannot be read: {error.strerror}"
     named = f"{option} {printable(path)}".lstrip()
-    raise DataError(f"{named} {what}; give a folder that holds {holds}.")
+    raise DataError(f"{named} {problem}. Give a folder that holds {holds}.")
 
 
 def split_folders(root: Path) -> dict[str, Part]:
-    """The folders of ready-made splits in ``root``, by name; none if there is none for training."""
+    """Return the split of each ready-made split folder in ``root``, by folder name. Empty without a training split."""
     try:
         names = [entry.name for entry in os.scandir(root) if entry.is_dir()]
     except OSError as error:
@@ -168,15 +184,15 @@ def _note_name(path: Path, root: Path, notes: Notes) -> None:
 
 
 def _labels(root: Path, classes: Sequence[ClassFolder], known: Sequence[str] | None, notes: Notes) -> tuple[str, ...]:
-    """Labels of the class folders, or those of a trained model.
+    """Return the names of the class folders, or the labels of a trained model.
 
     Raises:
-        DataError: no image, a class that the model does not have, or a name that JSON, XML or a terminal cannot hold.
+        DataError: there is no image, the model does not have a class, or JSON, XML or a terminal cannot represent a name.
     """
     if not any(item.folder.count for item in classes):
         where, left_out = printable(root), " ".join(["", *(note.describe() for note in notes.result() if not note.used)])
         raise DataError(
-            f"{where} holds no images in class folders. Put JPEG, PNG, WebP, BMP or TIFF files into one folder for each class: "
+            f"{where} has no images in class folders. Put JPEG, PNG, WebP, BMP or TIFF files into one folder for each class: "
             f"{where}/cat, {where}/dog.{left_out}"
         )
     found = {item.label for item in classes}
@@ -188,23 +204,23 @@ def _labels(root: Path, classes: Sequence[ClassFolder], known: Sequence[str] | N
     for item in classes:
         if problem := label_problem(item.label):
             raise DataError(
-                f"{printable(item.folder.path)}: the name of this class folder {problem}, which exported files cannot hold. Rename it."
+                f"{printable(item.folder.path)}: the name of this class folder {problem}. Exported files cannot have it. Rename it."
             )
     return tuple(known or sorted(found))
 
 
 def check_broken(folder: ImageFolder) -> None:
-    """Refuse a folder of which too much cannot be decoded.
+    """Check the ratio of images that cannot be decoded.
 
     Raises:
-        DataError: naming some of the files.
+        DataError: the ratio is above ``MAX_BROKEN_SHARE``. The message lists some of the files.
     """
     total = len(folder.samples) + len(folder.broken)
     if len(folder.broken) > MAX_BROKEN_SHARE * total:
         names = ", ".join(printable(item.path.relative_to(folder.root)) for item in folder.broken[:5])
         raise DataError(
             f"{printable(folder.root)}: {len(folder.broken)} of {total} images cannot be decoded ({names}"
-            f"{', …' if len(folder.broken) > 5 else ''}); the limit is {MAX_BROKEN_SHARE:.0%}. The first: {folder.broken[0].reason} "
+            f"{', …' if len(folder.broken) > 5 else ''}). The limit is {MAX_BROKEN_SHARE:.0%}. First reason: {folder.broken[0].reason} "
             f"Copy the folder again, convert these files to JPEG or PNG, or remove them."
         )
 
@@ -213,8 +229,8 @@ def _check_classes(folder: ImageFolder, classes: Sequence[ClassFolder]) -> None:
     where = printable(folder.root)
     if len(folder.labels) < 2:
         inside = f"{where}/{printable(classes[0].folder.path.relative_to(folder.root))}"
-        more = f" If its folders are the classes, give {inside}." if len(classes[0].folder.folders) > 1 else ""
-        raise DataError(f"{where} holds one class ({folder.labels[0]}); a classifier needs at least 2 class folders.{more}")
+        more = f" If its folders are the classes, use {inside}." if len(classes[0].folder.folders) > 1 else ""
+        raise DataError(f"{where} has one class ({folder.labels[0]}). A classifier needs at least 2 class folders.{more}")
     unread: Counter[str] = Counter()
     for item in classes:
         if suffixes := item.folder.all_unread():
@@ -222,8 +238,8 @@ def _check_classes(folder: ImageFolder, classes: Sequence[ClassFolder]) -> None:
     small = [label for label, count in folder.counts().items() if count < MIN_IMAGES_PER_CLASS]
     if small:
         named = [f"{label} ({folder.counts()[label]})" for label in small[:5]]
-        others = [f"{label} holds {unread[label]} files in formats that are not read" for label in small if unread[label]]
+        others = [f"{label} has {unread[label]} files in unsupported formats" for label in small if unread[label]]
         raise DataError(
-            f"{where}: too few readable images in {', '.join(named)}; each class folder needs at least {MIN_IMAGES_PER_CLASS}. "
+            f"{where}: too few readable images in {', '.join(named)}. Each class folder needs at least {MIN_IMAGES_PER_CLASS}. "
             f"{'; '.join(others)}{'. Convert them to JPEG or PNG. ' if others else ''}Add images, or leave the folder out with --exclude."
         )

@@ -1,4 +1,4 @@
-"""Groups: images of one object, patient, visit or burst, which stay in one split."""
+"""Groups: images of one object, patient, visit or burst. All images of a group stay in one split."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from edgetl.errors import ConfigError
 
 
 class Grouping(StrictModel):
-    """Groups of a run's images.
+    """Groups of the images of a run.
 
     Attributes:
-        source: the column or the pattern that gave them.
-        groups: their number.
-        alone: images without a group.
-        crossing: groups that ready-made splits have in two splits or more.
+        source: column or pattern that defines the groups.
+        groups: number of groups.
+        alone: number of images without a group.
+        crossing: number of groups with images in several ready-made splits.
     """
 
     source: str
@@ -31,7 +31,7 @@ class Grouping(StrictModel):
 
 
 def count_groups(splits: Splits) -> Grouping | None:
-    """The groups of ``splits``; none where no images are grouped."""
+    """Count the groups of ``splits``; none if the images have no groups."""
     if not splits.folder.grouping:
         return None
     counts = Counter(sample.group for sample in splits.folder.samples)
@@ -41,25 +41,25 @@ def count_groups(splits: Splits) -> Grouping | None:
 
 
 def describe_grouping(grouping: Grouping | None) -> str:
-    """Describe the groups in a line."""
+    """Describe the groups in one line."""
     if grouping is None:
-        return "none were given: images of one object, patient or burst may be in several splits, which makes the figures optimistic"
-    alone = f", {grouping.alone} images alone" if grouping.alone else ""
+        return "none: images of one object, patient or burst may be in several splits, which makes accuracy optimistic"
+    alone = f", {grouping.alone} images without a group" if grouping.alone else ""
     crossing = f"; {grouping.crossing} of them are in several ready-made splits" if grouping.crossing else ", each in one split"
     return f"{grouping.groups} ({grouping.source}){alone}{crossing}"
 
 
 def crossing_alarm(splits: Splits) -> str | None:
-    """A sentence on groups that ready-made splits have in two splits or more."""
+    """Return a warning about groups with images in several ready-made splits, or none."""
     parts = _parts_of_groups(splits)
     crossing = {group: found for group, found in parts.items() if len(found) > 1}
     if not crossing:
         return None
     leaking = {group for group, found in crossing.items() if "train" in found}
-    shared = [sum(sample.group in leaking for sample in part) for part in (splits.val, splits.test)]
+    affected = [sum(sample.group in leaking for sample in part) for part in (splits.val, splits.test)]
     return (
-        f"{len(crossing)} of {len(parts)} groups are in several ready-made splits: {shared[0]} validation and {shared[1]} test "
-        f"images belong to a group of training images, so their figures are optimistic. Move each group into one split."
+        f"{len(crossing)} of {len(parts)} groups are in several ready-made splits: {affected[0]} validation and {affected[1]} test "
+        f"images belong to a group of training images, so accuracy is optimistic. Move each group into one split."
     )
 
 
@@ -74,15 +74,15 @@ def _parts_of_groups(splits: Splits) -> dict[str, set[Part]]:
 
 
 def group_by_path(folder: ImageFolder, pattern: str) -> ImageFolder:
-    """Assign to each image the group in its path; those that do not match get no group.
+    """Assign each image to a group by a pattern in its path. Images that do not match get no group.
 
     Args:
         folder: scanned images.
-        pattern: a regular expression, searched in the path relative to the folder (with ``/``). Its first group, or without one the whole
-            match, is the key.
+        pattern: regular expression, searched in the path relative to the folder (with ``/``). The key of a group is the expression's
+            first capture group, or the whole match.
 
     Raises:
-        ConfigError: not a regular expression, or no image matches.
+        ConfigError: ``pattern`` is not a regular expression, or no image matches.
     """
     try:
         compiled = re.compile(pattern)
@@ -97,7 +97,7 @@ def group_by_path(folder: ImageFolder, pattern: str) -> ImageFolder:
         if not key:
             unmatched.append(name)
     if folder.samples and len(unmatched) == len(samples):
-        raise ConfigError(f"--group {pattern!r} matches no path, for instance not {unmatched[0]}. Change the pattern, or name a column.")
+        raise ConfigError(f"--group {pattern!r} matches no path, such as {unmatched[0]}. Change the pattern, or give the name of a column.")
     examples = tuple(map(printable, unmatched[:EXAMPLES]))
     notes = (ScanNote(reason="no-group", used=True, count=len(unmatched), examples=examples),) if unmatched else ()
     log_notes(notes)

@@ -34,7 +34,7 @@ _FOLD = re.compile(r"(?:fold|split|cv)[-_ ]?[0-9]+")
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """The images of one class in one split (none where there are no ready-made splits)."""
+    """Folder of the images of one class. ``part`` is its split, or none without ready-made splits."""
 
     label: str
     part: Part | None
@@ -42,13 +42,13 @@ class ClassFolder:
 
 
 def part_of(name: str) -> Part | None:
-    """The split that a folder's name means, such as ``Training``, ``valid_set`` or ``test-images``; none for other names."""
+    """Return the split of a folder name such as ``Training``, ``valid_set`` or ``test-images``; none for other names."""
     squeezed = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
     return next((part for part, pattern in _ALONE.items() if pattern.fullmatch(squeezed)), None)
 
 
 def parts_of(names: Iterable[str]) -> dict[str, Part]:
-    """The folder names that mean splits: those of ``part_of``, and names with a common rest, such as ``seg_train`` and ``seg_test``."""
+    """Map folder names to splits: by ``part_of``, and by a common stem, such as ``seg_train`` and ``seg_test``."""
     names = list(names)
     found = {name: part for name in names if (part := part_of(name))}
     related: dict[tuple[str, str], dict[str, Part]] = defaultdict(dict)
@@ -63,15 +63,15 @@ def parts_of(names: Iterable[str]) -> dict[str, Part]:
 
 
 def find_classes(root: Folder, notes: Notes, *, known_labels: Collection[str] | None = None) -> list[ClassFolder]:
-    """Find the class folders below ``root``, with their split where there are ready-made splits. Other folders go to ``notes``.
+    """Find the class folders below ``root``, and their splits where ready-made splits exist.
 
     Args:
-        root: the tree.
-        notes: collects folders and images that belong to no class.
-        known_labels: labels of a trained model: folders of these names are classes, and a split for training is not needed.
+        root: tree of the data folder.
+        notes: receives the folders and images that belong to no class.
+        known_labels: labels of a trained model. Folders with these names are classes, and a training split is not needed.
 
     Raises:
-        DataError: the folder can be read in two ways, or a folder of a class or split cannot be read.
+        DataError: the layout is ambiguous, or a class or split folder cannot be read.
     """
     _refuse_unreadable(root.folders)
     names = {folder.path.name for folder in root.folders}
@@ -92,7 +92,7 @@ def find_classes(root: Folder, notes: Notes, *, known_labels: Collection[str] | 
 
 
 def _splits(root: Folder, notes: Notes, *, training: bool) -> dict[Part, Folder]:
-    """The folders of splits; none where ``root`` holds class folders."""
+    """Return the split folders; empty if ``root`` has class folders."""
     parts = parts_of(folder.path.name for folder in root.folders)
     named = [folder for folder in root.folders if folder.path.name in parts]
     others = [folder for folder in root.folders if folder.path.name not in parts and folder.count]
@@ -108,8 +108,8 @@ def _splits(root: Folder, notes: Notes, *, training: bool) -> dict[Part, Folder]
         if part in found:
             one, other = (printable(item.path.name) for item in (found[part], folder))
             raise DataError(
-                f"{printable(root.path)}: {one}/ and {other}/ both look like the {part} split. Rename one of them to the split that it "
-                f"is (train, val or test), or leave one out with --exclude {_quoted(other)}."
+                f"{printable(root.path)}: {one}/ and {other}/ both look like the {part} split. Rename one of them "
+                f"(train, val or test), or leave one out with --exclude {_quoted(other)}."
             )
         found[part] = folder
     _refuse_mixed(root, found, others, training=training)
@@ -121,7 +121,7 @@ def _splits(root: Folder, notes: Notes, *, training: bool) -> dict[Part, Folder]
 
 
 def _is_class_called_train(folder: Folder, part: Part, others: Sequence[Folder]) -> bool:
-    """True if ``train/`` is a class (railway): a folder of images without class folders, beside others of that kind."""
+    """Return true if ``train/`` is a class (railway): it has images, no class folders, and siblings with images."""
     return part == "train" and bool(folder.images) and not any(item.count for item in folder.folders) and bool(others)
 
 
@@ -133,11 +133,11 @@ def _refuse_mixed(root: Folder, splits: dict[Part, Folder], others: Sequence[Fol
         if others:
             remedy = " ".join(f"--exclude {_quoted(folder.path.name)}" for folder in splits.values())
             raise DataError(
-                f"{where}: {names} looks like a split, and {shown} beside it like classes. Leave the split out with {remedy}, or move "
+                f"{where}: {names} looks like a split, and {shown} like classes. Leave the split out with {remedy}, or move "
                 f"the class folders into {where}/train/."
             )
         raise DataError(
-            f"{where} holds {names} and no split for training. Add a folder train/, or give a folder of class folders, such as "
+            f"{where} has {names} and no training split. Add a folder train/, or use a folder of class folders, such as "
             f"{where}/{printable(next(iter(splits.values())).path.name)}."
         )
     if not training or "train" not in splits:
@@ -147,7 +147,7 @@ def _refuse_mixed(root: Folder, splits: dict[Part, Folder], others: Sequence[Fol
     if same or (len(splits) == 1 and others):
         remedy = " ".join(f"--exclude {_quoted(folder.path.name)}" for folder in (same or others)[:3])
         raise DataError(
-            f"{where}: {printable(splits['train'].path.name)}/ looks like a split, and {shown} beside it can be classes. Leave them out "
+            f"{where}: {printable(splits['train'].path.name)}/ looks like a split, and {shown} like classes. Leave them out "
             f"with {remedy}, or move them into the split."
         )
 
@@ -163,13 +163,13 @@ def _classes_of_split(root: Folder, split: Folder, part: Part, known: Collection
         loose = len(group.images)
     if part == "train" and not labels:
         raise DataError(
-            f"{printable(root.path)}: {where} holds {group.count} images and no class folders. Put the images into one folder for each "
+            f"{printable(root.path)}: {where} has {group.count} images and no class folders. Put the images into one folder for each "
             f"class ({where}cat, {where}dog), or give a table of labels with --labels FILE.csv."
         )
     if loose and part == "val" and not found:
         raise DataError(
-            f"{printable(root.path)}: the {loose} images in {where} lie in no class folder of the training split and cannot be used for "
-            f"validation. Sort them into class folders, or take a share of the training images with --exclude {_quoted(split.path.name)}."
+            f"{printable(root.path)}: the {loose} images in {where} are in no class folder of the training split. They cannot be used for "
+            f"validation. Sort them into class folders, or use a part of the training images with --exclude {_quoted(split.path.name)}."
         )
     if loose:
         notes.add("unlabeled" if part == "test" and not found else "loose", where, count=loose, by=where)
@@ -177,7 +177,7 @@ def _classes_of_split(root: Folder, split: Folder, part: Part, known: Collection
 
 
 def _innermost(split: Folder, notes: Notes, root: Folder) -> Folder:
-    """The folder with the classes: ``train/train/cat`` is a common slip when archives are unpacked."""
+    """Return the folder that contains the class folders. ``train/train/cat`` often results from unpacking archives."""
     while len(split.folders) == 1 and not split.images and part_of(split.folders[0].path.name) == part_of(split.path.name):
         if part_of(split.path.name) is None and split.folders[0].path.name != split.path.name:
             break
@@ -187,15 +187,15 @@ def _innermost(split: Folder, notes: Notes, root: Folder) -> Folder:
 
 
 def _classes(group: Folder, part: Part | None, notes: Notes, *, root: Folder | None = None) -> list[ClassFolder]:
-    """The folders of ``group`` that hold images, would hold them in a format that is read, or hold nothing at all."""
+    """Return the folders of ``group`` that have images (also in unsupported formats) or are empty."""
     top = (root or group).path
     if part is not None:
         _refuse_unreadable(group.folders)
         inner = parts_of(folder.path.name for folder in group.folders)
         if len(inner) > 1 or (inner and "train" not in inner.values()):
             raise DataError(
-                f"{printable(group.path)} is a split and holds folders that look like splits ({', '.join(map(printable, inner))}). Give "
-                f"that folder itself, or rename them if they are classes."
+                f"{printable(group.path)} is a split and has folders that look like splits ({', '.join(map(printable, inner))}). Use "
+                f"that folder as data folder, or rename its folders if they are classes."
             )
     elif group.images:
         notes.add("loose", group.images[0].name, count=len(group.images))
@@ -219,17 +219,17 @@ def _note_splits(splits: dict[Part, Folder], notes: Notes, *, training: bool) ->
 
 
 def _refuse_splits_in_classes(root: Folder) -> None:
-    """Refuse ``cat/train``, ``cat/test``, ``dog/train`` …: images for the test would be used for training."""
+    """Refuse ``cat/train``, ``cat/test``, ``dog/train`` …, because test images would be used for training."""
     holding = [(folder, parts) for folder in root.folders if (parts := parts_of(item.path.name for item in folder.folders if item.count))]
     if len({part for _, parts in holding for part in parts.values()}) < 2:
         return
     folder, parts = holding[0]
     name, split = printable(folder.path.name), printable(next(iter(parts)))
     if len(root.folders) == 1:
-        raise DataError(f"{printable(root.path)} holds the splits one folder deeper. Give {printable(folder.path)}.")
+        raise DataError(f"{printable(root.path)} has the splits one level deeper. Use {printable(folder.path)}.")
     raise DataError(
-        f"{printable(root.path)}: the folder {name}/ holds splits ({', '.join(f'{printable(item)}/' for item in parts)}). Put the splits "
-        f"above the classes: {split}/{name} instead of {name}/{split}; or leave one out with --exclude {_quoted(f'*/{split}')}."
+        f"{printable(root.path)}: the folder {name}/ has splits ({', '.join(f'{printable(item)}/' for item in parts)}). Put the splits "
+        f"above the classes: {split}/{name} instead of {name}/{split}. Or leave one out with --exclude {_quoted(f'*/{split}')}."
     )
 
 
@@ -237,8 +237,8 @@ def _refuse_folds(root: Folder) -> None:
     names = [folder.path.name for folder in root.folders]
     if len(names) > 1 and all(_FOLD.fullmatch(name.casefold()) for name in names):
         raise DataError(
-            f"{printable(root.path)} holds folds for cross-validation ({', '.join(map(printable, names[:5]))}), not classes. "
-            f"Merge them into train/, val/ and test/, or name the images in a table (--labels FILE.csv)."
+            f"{printable(root.path)} has folds for cross-validation ({', '.join(map(printable, names[:5]))}), not classes. "
+            f"Merge them into train/, val/ and test/, or list the images in a table (--labels FILE.csv)."
         )
 
 

@@ -1,4 +1,4 @@
-"""Tree of the image files below a folder. Other files are counted by reason (``edgetl.data.scan_notes``)."""
+"""Tree of the image files in a folder. Other files are counted by reason (``edgetl.data.scan_notes``)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from edgetl.data.scan_notes import Notes, Reason, log_notes
 from edgetl.data.selection import NO_SELECTION, Selection
 from edgetl.errors import DataError
 
-# Deeper folders are reported and not read: nothing but a mistake is nested like that.
+# Deeper folders are reported and not read: such nesting is a mistake.
 MAX_DEPTH = 64
-# Thumbnails, indexes and waste baskets: macOS, Windows, Synology, QNAP, Linux desktops, Python, Jupyter, version control.
+# Thumbnails, indexes and trash folders: macOS, Windows, Synology, QNAP, Linux desktops, Python, Jupyter, version control.
 SYSTEM_FOLDERS = frozenset({"system volume information"}).union(
     (
         "__macosx @eadir @recycle #recycle #snapshot $recycle.bin lost+found .thumbnails .thumbs @thumb .@__thumb __pycache__ .appledouble "
@@ -30,11 +30,11 @@ SYSTEM_FOLDERS = frozenset({"system volume information"}).union(
     ).split()
 )
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "icon\r", ".localized", ".gitkeep", ".gitignore"})
-# Raw camera files and whole-slide images carry TIFF's signature, and a TIFF decoder finds a thumbnail first.
+# Raw camera files and whole-slide images have the signature of TIFF. A TIFF decoder would read their thumbnail.
 _OTHER_TIFF = frozenset(
     ".3fr .arw .cr2 .dcr .dng .erf .iiq .kdc .mef .mos .nef .nrw .orf .pef .raf .rw2 .sr2 .srf .srw .svs .scn .bif .ndpi .vms .lsm".split()
 )
-# Image formats that are not read, whatever their signature. A class of these must not vanish as "no images".
+# Unsupported formats with images, whatever their signature. A class with such files is reported, not ignored as "no images".
 _OTHER_IMAGES = frozenset(
     (
         ".heic .heif .avif .gif .jp2 .j2k .jxl .psd .exr .hdr .dds .npy .npz .dcm .dicom .nii .mha .fits .svg .pdf .ico .icns .tga .pcx "
@@ -48,12 +48,12 @@ class Folder:
     """Folder of the tree.
 
     Attributes:
-        path: as reached from the data folder, through links too.
-        images: image files in it.
-        folders: folders in it that may hold images, by name.
-        unread: image files below it in formats that are not read, by suffix.
-        others: other entries below it that were left out, apart from hidden and system files.
-        problem: the reason why the folder cannot be listed, or empty.
+        path: path from the data folder, through links.
+        images: image files in the folder.
+        folders: folders in it that may have images, sorted by name.
+        unread: number of files in unsupported image formats, by suffix.
+        others: number of other entries that were left out, without hidden and system files.
+        problem: reason why the folder cannot be listed; empty if it was listed.
     """
 
     path: Path
@@ -65,11 +65,11 @@ class Folder:
 
     @property
     def name(self) -> str:
-        """The name in Unicode normal form C."""
+        """Name of the folder in Unicode normal form C."""
         return unicodedata.normalize("NFC", self.path.name)
 
     def files(self) -> Iterator[Path]:
-        """Image files in the folder and in those below it, by their paths."""
+        """Yield the image files in the folder and below it."""
         yield from self.images
         for folder in self.folders:
             yield from folder.files()
@@ -80,20 +80,25 @@ class Folder:
         return len(self.images) + sum(folder.count for folder in self.folders)
 
     def all_unread(self) -> Counter[str]:
-        """Files in formats that are not read, in the folder and below it, by suffix."""
+        """Count files in unsupported formats in the folder and below it, by suffix."""
         return sum((folder.all_unread() for folder in self.folders), self.unread.copy())
 
     @property
     def is_empty(self) -> bool:
-        """No entry at all, apart from hidden and system files."""
+        """True if the folder has no entries, apart from hidden and system files."""
         return not (self.images or self.unread or self.others or self.problem) and all(folder.is_empty for folder in self.folders)
 
 
 def list_images(root: Path, selection: Selection, notes: Notes) -> Folder:
-    """List the image files below ``root``; files that are left out, and links, are counted in ``notes``.
+    """List the image files below ``root``.
 
-    Files are chosen by suffix, those with a missing or unknown suffix by their first bytes. Linked folders are read last. A link to a
-    folder above ``root``, or to one that is read already, is left out: it would lead in a circle, or list files twice.
+    Files are selected by suffix. Files with a missing or unknown suffix are selected by their first bytes. Linked folders are read last.
+    A link to a folder above ``root``, or to a folder that is already read, is left out: it would list files twice or without end.
+
+    Args:
+        root: data folder.
+        selection: patterns of files to use or to leave out.
+        notes: receives the files that are left out, and the links.
 
     Raises:
         DataError: ``root`` cannot be listed.
@@ -107,7 +112,7 @@ def list_images(root: Path, selection: Selection, notes: Notes) -> Folder:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Image files below ``folder``, sorted; files that are left out are logged.
+    """List the image files below ``folder``, sorted. Files that are left out are logged.
 
     Raises:
         DataError: ``folder`` cannot be listed.
@@ -119,7 +124,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 class _Walk:
-    """State of one listing."""
+    """State of a listing."""
 
     def __init__(self, root: Path, selection: Selection, notes: Notes) -> None:
         self.root = root
@@ -131,7 +136,13 @@ class _Walk:
         self.links: list[tuple[Folder, str, int]] = []
 
     def read(self, path: Path, relative: str, *, depth: int) -> Folder:
-        """The tree below ``path``, whose path relative to the data folder is ``relative``; links to folders are kept for later."""
+        """Return the tree below ``path``. Linked folders are read later, by ``read_links``.
+
+        Args:
+            path: folder to read.
+            relative: its path relative to the data folder.
+            depth: number of folders above it, up to the data folder.
+        """
         folder = Folder(path)
         if depth > MAX_DEPTH:
             return self._unreadable(folder, relative, f"deeper than {MAX_DEPTH} folders")
@@ -151,8 +162,8 @@ class _Walk:
         return folder
 
     def read_links(self) -> None:
-        """Read the linked folders; links found in them follow."""
-        for parent, relative, depth in self.links:  # grows while it is read
+        """Read the linked folders, then the links in them."""
+        for parent, relative, depth in self.links:  # the list grows during the loop
             path = parent.path / Path(relative).name
             key = file_id(path)
             if key is None or key in self.seen:
@@ -183,7 +194,7 @@ class _Walk:
             parent.folders.append(self.read(Path(entry.path), relative, depth=depth + 1))
 
     def _leave_out(self, reason: Reason, path: Path, relative: str) -> list[Folder]:
-        """Count the files below ``path``; the folder with those that ``--include`` names, if there are any."""
+        """Count the files below ``path`` as left out. Return a folder with the files that ``--include`` selects, if there are any."""
         if path.is_symlink():  # files behind a link are neither counted nor read
             self.notes.add(reason, relative, by=f"{relative}/")
             return []

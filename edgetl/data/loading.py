@@ -1,4 +1,4 @@
-"""Batches of preprocessed images, decoded ahead in threads: Pillow and NumPy release the interpreter while they work."""
+"""Batches of preprocessed images. Threads decode ahead: Pillow and NumPy release the interpreter lock."""
 
 from __future__ import annotations
 
@@ -19,29 +19,33 @@ from edgetl.data.folder import Sample
 from edgetl.errors import ConfigError
 
 Prepare: TypeAlias = Callable[[Sample, PreprocessSpec], NDArray[np.float32]]
-# Kept pixels of one set of images; beyond that they are decoded each time.
+# Largest size of the pixels that a set of images keeps in memory. Larger sets are decoded each time.
 MAX_KEPT_BYTES = 800_000_000
-# Share of an image's area that a random crop keeps at least.
+# Least ratio of an image's area that a random crop keeps.
 LEAST_CROP = 0.35
-# One image's truth: a class index, or float32 ``[labels]``.
+# True label of an image: class index, or float32 ``[labels]``.
 Target: TypeAlias = int | NDArray[np.float32]
 
 
 def batches(
     samples: Sequence[Sample], spec: PreprocessSpec, *, batch_size: int = 32, prepare: Prepare | None = None
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield float32 ``[batch, 3, H, W]`` in the order of ``samples``; the last batch may be smaller.
+    """Yield batches of normalized images, float32 ``[batch, 3, H, W]``, in the order of ``samples``. The last batch may be smaller.
 
-    ``prepare`` replaces the evaluation's preprocessing, for training views; it is called in threads.
+    Args:
+        samples: images to load.
+        spec: preprocessing settings.
+        batch_size: images per batch.
+        prepare: replaces the preprocessing of evaluation, for training views. It is called in several threads.
 
     Raises:
-        ImageError: an image became unreadable since the scan.
+        ImageError: an image cannot be read any more.
     """
     yield from _stacked(samples, spec, batch_size, prepare or _evaluation_view)
 
 
 def pixel_batches(samples: Sequence[Sample], spec: PreprocessSpec, *, batch_size: int = 32) -> Iterator[NDArray[np.uint8]]:
-    """As ``batches``, before the pixels are normalised: uint8 ``[batch, H, W, 3]``."""
+    """Yield batches of resized and cropped pixels, uint8 ``[batch, H, W, 3]``, RGB, as ``batches`` does."""
     yield from _stacked(samples, spec, batch_size, _evaluation_pixels)
 
 
@@ -49,7 +53,7 @@ def _stacked(
     samples: Sequence[Sample], spec: PreprocessSpec, batch_size: int, make: Callable[[Sample, PreprocessSpec], NDArray[Any]]
 ) -> Iterator[NDArray[Any]]:
     if batch_size < 1:
-        raise ConfigError(f"a batch of {batch_size} images is not possible; give 1 or more.")
+        raise ConfigError(f"the batch size {batch_size} is not possible. Use 1 or more.")
     ahead = 2 * batch_size
     with ThreadPoolExecutor(max_workers=available_cores()) as pool:
         pending: deque[Future[NDArray[Any]]] = deque(pool.submit(make, sample, spec) for sample in samples[:ahead])
@@ -72,9 +76,9 @@ def _evaluation_pixels(sample: Sample, spec: PreprocessSpec) -> NDArray[np.uint8
 
 
 class PixelSet:
-    """Images for several networks: decoded and resized once, normalized for every batch.
+    """Set of images that several networks read: decoded and resized once, normalized for every batch.
 
-    ``crops`` above 0 replaces each image by that number of random crops, the same in every process.
+    ``crops`` above 0 replaces each image by that number of random crops. They are the same in every process.
     """
 
     def __init__(self, samples: Sequence[Sample], spec: PreprocessSpec, *, crops: int = 0) -> None:
@@ -88,10 +92,10 @@ class PixelSet:
         return len(self.samples) * max(1, self.crops)
 
     def batches(self, batch_size: int = 32) -> Iterator[NDArray[np.float32]]:
-        """Yield float32 ``[batch, 3, H, W]`` in the order of the samples, as the function ``batches`` does.
+        """Yield batches of normalized images, float32 ``[batch, 3, H, W]``, in the order of the samples.
 
         Raises:
-            ImageError: an image became unreadable since the scan.
+            ImageError: an image cannot be read any more.
         """
         if not self._keep and not self.crops:
             yield from batches(self.samples, self.spec, batch_size=batch_size)
@@ -100,7 +104,7 @@ class PixelSet:
             yield self.rows(range(start, min(start + batch_size, len(self))))
 
     def rows(self, indices: Iterable[int]) -> NDArray[np.float32]:
-        """The images at ``indices``, float32 ``[n, 3, H, W]``."""
+        """Return the normalized images at ``indices``, float32 ``[n, 3, H, W]``."""
         if self._keep and self._pixels is None:
             with ThreadPoolExecutor(max_workers=available_cores()) as pool:
                 self._pixels = [pixels for views in pool.map(self._decode, self.samples) for pixels in views]
@@ -115,7 +119,7 @@ class PixelSet:
         return out
 
     def _decode(self, sample: Sample) -> list[NDArray[np.uint8]]:
-        """Pixels of an image as in evaluation, or of its crops."""
+        """Return the pixels of an image, or of its random crops."""
         if not self.crops:
             return [_evaluation_pixels(sample, self.spec)]
         image = load_image(sample.path, intensity=self.spec.intensity)
@@ -124,7 +128,7 @@ class PixelSet:
 
 
 def _random_crop(image: Image.Image, random: np.random.Generator) -> Image.Image:
-    """A part of ``image`` of its own shape and 35 to 100 % of its area."""
+    """Return a random crop with the aspect ratio of ``image`` and 35 to 100 % of its area."""
     side = math.sqrt(random.uniform(LEAST_CROP, 1.0))
     width, height = max(1, round(image.width * side)), max(1, round(image.height * side))
     left, top = (int(random.integers(0, free + 1)) for free in (image.width - width, image.height - height))
@@ -132,12 +136,15 @@ def _random_crop(image: Image.Image, random: np.random.Generator) -> Image.Image
 
 
 def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
-    """The label (or stratum) indices, int64 ``[n]``."""
+    """Return the label (or stratum) indices, int64 ``[n]``."""
     return np.array([sample.label for sample in samples], dtype=np.int64)
 
 
 def groups_of(samples: Sequence[Sample]) -> NDArray[np.int64] | None:
-    """Group numbers, int64 ``[n]``, equal for images of one group and for copies of an image; none where no image has a group."""
+    """Return group numbers, int64 ``[n]``; none if no image has a group.
+
+    Images of a group and copies of an image have equal numbers.
+    """
     if not any(sample.group for sample in samples):
         return None
     keys = [("group", sample.group) if sample.group else ("content", sample.content) for sample in samples]
@@ -146,19 +153,22 @@ def groups_of(samples: Sequence[Sample]) -> NDArray[np.int64] | None:
 
 
 def truth_of(samples: Sequence[Sample]) -> NDArray[Any]:
-    """The truth: class indices int64 ``[n]``, or from a table float64 ``[n, labels]``."""
+    """Return the true labels: class indices int64 ``[n]``, or the targets of a table float64 ``[n, labels]``."""
     if any(sample.targets for sample in samples):
         return np.array([sample.targets for sample in samples], dtype=np.float64)
     return labels_of(samples)
 
 
 def target_of(sample: Sample) -> Target:
-    """One image's truth, as batches of a training take it."""
+    """Return the true label of an image in the form that training batches use."""
     return np.array(sample.targets, np.float32) if sample.targets else sample.label
 
 
 def stratified(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """At most ``count`` samples, the classes taken in turn and each class in the order of its content hash: the same for every call."""
+    """Select at most ``count`` samples, balanced over the classes.
+
+    The selection is deterministic: classes take turns, and a class is taken in the order of the content hashes.
+    """
     queues: dict[int, deque[Sample]] = {}
     for sample in sorted(samples, key=lambda item: item.content):
         queues.setdefault(sample.label, deque()).append(sample)

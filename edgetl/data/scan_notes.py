@@ -27,49 +27,49 @@ _INCLUDE = "--include PATTERN uses them"
 _EXCLUDE = "--exclude PATTERN leaves them out"
 # Unit, event and remedy of each reason.
 _TEXTS: dict[Reason, tuple[str, str, str]] = {
-    "hidden": ("file", "left out: hidden, the name of the file or of its folder begins with a dot", _INCLUDE),
+    "hidden": ("file", "left out: hidden (the name of the file or its folder starts with a dot)", _INCLUDE),
     "system": ("file", "left out: thumbnails and index files of storage systems", _INCLUDE),
     "edgetl": ("file", "left out: files of a run or bundle", _INCLUDE),
     "excluded": ("file", "left out by --exclude", ""),
     "mask": (
         "image",
-        "left out: segmentation masks, with few gray levels and the name of a photo",
-        "--include PATTERN uses them as photos",
+        "left out: segmentation masks (few colors, and the name of another image)",
+        "--include PATTERN uses them as images",
     ),
-    "unsupported": ("file", "left out: image formats that are not read", "Convert them to JPEG or PNG"),
-    "other": ("file", "left out: no images", ""),
+    "unsupported": ("file", "left out: unsupported image format", "Convert them to JPEG or PNG"),
+    "other": ("file", "left out: not an image", ""),
     "unreadable": ("file or folder", "left out: cannot be read", "Check the permissions"),
-    "loop": ("linked folder", "left out: leads to a folder that is read already", ""),
-    "sibling": ("image", "left out: in a folder beside the splits that is not a split", ""),
-    "loose": ("image", "left out: beside the class folders, not in one", "Move them into a class folder to use them"),
-    "unlabeled": ("image", "of the test split left out: in no class folder of the training split, thus without a label", ""),
+    "loop": ("linked folder", "left out: the target is already read", ""),
+    "sibling": ("image", "left out: in a folder next to the splits that is not a split", ""),
+    "loose": ("image", "left out: not in a class folder", "Move them into a class folder to use them"),
+    "unlabeled": ("image", "of the test split left out: no label, because the training split has no class folder of this name", ""),
     "no-images": ("folder", "left out: no images", ""),
     "not-in-table": ("image", "left out: not named in the table", ""),
-    "copy": ("image", "left out: a copy of an image in another split", ""),
+    "copy": ("image", "left out: copy of an image in another split", ""),
     "linked": ("linked folder", "read", _EXCLUDE),
-    "content": ("image", "read by content: the suffix is missing or unusual", _EXCLUDE),
+    "content": ("image", "read by content: the file suffix is missing or unusual", _EXCLUDE),
     "splits": ("folder", "read as splits", ""),
-    "nested": ("split", "read one folder deeper, in a folder of the same name", ""),
-    "class-train": ("folder", "read as a class, although the name is that of a split", ""),
-    "no-val": ("validation split", "found: a share of the training images is used", ""),
-    "no-test": ("test split", "found: no figures on test images", "Add a folder test/ to have them"),
+    "nested": ("split", "read one level deeper, in a folder of the same name", ""),
+    "class-train": ("folder", "read as a class, although its name is that of a split", ""),
+    "no-val": ("validation split", "found: a part of the training images is used", ""),
+    "no-test": ("test split", "found: accuracy on test images is not measured", "Add a folder test/ to measure it"),
     "table": ("row", "of the table", ""),
-    "no-group": ("image", "without a group: the pattern of --group does not match; each is a group of its own", ""),
-    "not-utf8": ("file name", "not in UTF-8: the files are used, and their names written with escapes such as \\xe9", ""),
+    "no-group": ("image", "without a group: the pattern of --group does not match. Each of them is its own group", ""),
+    "not-utf8": ("file name", "not in UTF-8: the files are used, and their names are written with escapes such as \\xe9", ""),
 }
 _USED = frozenset(get_args(_Used))
 
 
 class ScanNote(StrictModel):
-    """Scan note: a reason, and the files or folders that it holds for.
+    """Scan note: files or folders that were left out or read in an unusual way, with the reason.
 
     Attributes:
-        reason: the kind; ``describe`` returns it as text.
-        used: the files are read; false where they were left out.
-        count: files, or folders where the words of ``describe`` name folders.
-        examples: a few of them, relative to the data folder; characters that cannot be printed are escaped.
-        by: counts for each suffix, format or folder, the largest first, at most ``MOST_ROWS``.
-        text: the note as a sentence, where it is not made of the other fields.
+        reason: reason. ``describe`` returns it as text.
+        used: true if the files are read, false if they were left out.
+        count: number of files or folders.
+        examples: up to ``EXAMPLES`` of their paths, relative to the data folder. Characters that cannot be printed are escaped.
+        by: counts per suffix, format or folder, in descending order, at most ``MOST_ROWS``.
+        text: complete text of the note, if ``describe`` does not build it from the other fields.
     """
 
     reason: Reason
@@ -80,20 +80,20 @@ class ScanNote(StrictModel):
     text: str = ""
 
     def describe(self) -> str:
-        """The note as one or two sentences."""
+        """Return the note as one or two sentences."""
         if self.text:
             return self.text
-        unit, what, remedy = _TEXTS[self.reason]
+        unit, event, remedy = _TEXTS[self.reason]
         rows = [f"{name} ({count:,})" for name, count in self.by.items()] or list(self.examples)
         complete = sum(self.by.values()) == self.count if self.by else len(rows) == self.count
         named = f": {', '.join(rows)}{'' if complete else ', …'}" if rows else ""
         plural = unit.replace(" or ", "s or ") + "s" if self.count > 1 else unit
         number = f"{self.count:,}" if self.count else "no"
-        return f"{number} {plural} {what}{named}.{f' {remedy}.' if remedy else ''}"
+        return f"{number} {plural} {event}{named}.{f' {remedy}.' if remedy else ''}"
 
 
 class Notes:
-    """Collects notes during a scan."""
+    """Collector of scan notes."""
 
     def __init__(self) -> None:
         self._counts: Counter[Reason] = Counter()
@@ -110,7 +110,7 @@ class Notes:
             self._by.setdefault(reason, Counter())[printable(by)] += count
 
     def result(self) -> tuple[ScanNote, ...]:
-        """All notes, those on files that were left out first."""
+        """Return all notes. Notes on files that were left out come first."""
         order = list(_TEXTS)
         return tuple(
             ScanNote(

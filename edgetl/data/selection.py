@@ -11,15 +11,15 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Selection:
-    """Patterns that overrule the choice of files.
+    """Glob patterns that select files, against the default rules of a scan.
 
-    A pattern such as ``*_mask.png`` is compared with the name of the file and of each folder above it; one with a slash, such as
-    ``train/old/*``, with the path relative to the data folder and with those of the folders above the file. ``*`` matches any
-    characters, slashes too; upper and lower case differ.
+    A pattern without a slash, such as ``*_mask.png``, matches the name of the file or of any folder above it. A pattern with a slash,
+    such as ``train/old/*``, matches the path relative to the data folder, or the path of a folder above the file. ``*`` also matches
+    slashes. Patterns are case-sensitive.
 
     Attributes:
-        include: use files that are left out by default: masks, hidden files, thumbnails, files of runs.
-        exclude: leave files out; overrules ``include``.
+        include: files to use that are left out by default: masks, hidden files, thumbnails, files of runs.
+        exclude: files to leave out. Takes precedence over ``include``.
     """
 
     include: tuple[str, ...] = ()
@@ -30,11 +30,11 @@ class Selection:
         return _compile(self.include), _compile(self.exclude)
 
     def includes(self, path: str) -> bool:
-        """True if a pattern of ``include`` matches ``path``, with slashes, relative to the data folder."""
+        """Return true if a pattern of ``include`` matches ``path`` (POSIX, relative to the data folder)."""
         return bool(self.include) and _matches(path, self._patterns[0])
 
     def excludes(self, path: str) -> bool:
-        """True if a pattern of ``exclude`` matches ``path``."""
+        """Return true if a pattern of ``exclude`` matches ``path`` (POSIX, relative to the data folder)."""
         return bool(self.exclude) and _matches(path, self._patterns[1])
 
 

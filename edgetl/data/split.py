@@ -1,4 +1,4 @@
-"""Divide a folder into train, val and test: deterministic, stratified, and never one image in two splits."""
+"""Train, validation and test splits: deterministic, stratified, with copies of an image in one split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgetl.errors import ConfigError
 
 @dataclass(frozen=True)
 class LabelConflict:
-    """Copies of one image that are filed under different labels."""
+    """Copies of an image that have different labels."""
 
     paths: tuple[str, ...]
     labels: tuple[str, ...]
@@ -26,14 +26,14 @@ class LabelConflict:
 
 @dataclass(frozen=True)
 class Splits:
-    """Three disjoint parts of one folder.
+    """Disjoint train, validation and test splits of a folder.
 
     Attributes:
-        folder: what was divided.
-        train, val, test: the samples; training sees ``train``, every choice is made on ``val``, ``test`` is only reported.
-        conflicts: images filed under several labels; their copies are only in ``train``.
-        moved: copies of an image that a ready-made folder had in another split; they were dropped there.
-        excluded: validation and test images that are in no split, because a run that the weights come from has seen them.
+        folder: scanned folder.
+        train, val, test: samples of each split. ``train`` is for training, ``val`` for every selection, ``test`` for reports only.
+        conflicts: images with several labels. Their copies are only in ``train``.
+        moved: copies of an image that were dropped from a ready-made split, because another split has the image.
+        excluded: validation and test images that are in no split, because a run that the weights come from used them.
     """
 
     folder: ImageFolder
@@ -46,34 +46,37 @@ class Splits:
 
     @property
     def notes(self) -> tuple[ScanNote, ...]:
-        """The notes of the scan, and one on copies of images that were dropped."""
+        """Notes of the scan, and a note on copies of images that were dropped."""
         return (*self.folder.notes, *_copies(self.moved))
 
     def part(self, name: Part) -> tuple[Sample, ...]:
-        """The samples of one split."""
+        """Return the samples of a split."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
 def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float = 0.15) -> Splits:
-    """Divide ``folder``; ready-made parts are kept, and a missing ``val`` is taken from their ``train``.
+    """Split ``folder`` into train, validation and test.
 
-    Copies of an image (equal pixels) form one group, which goes into one split. Within a class the groups are ordered by a hash of
-    the seed and their content, so that the result depends on neither file names nor order. Every class keeps at least one group in
-    train; one with three groups or more has images in all requested splits. Images from a table are dealt by stratum
-    instead (see ``edgetl.data.table.scan``). Where images have groups (``Sample.group``), all images of a group go into one split, and the
-    classes' shares are kept as well as the groups allow. Ready-made parts are kept even if a group is in several.
+    Ready-made splits are kept. A missing ``val`` is taken from their ``train``.
+
+    - Copies of an image (equal pixels) go into one split.
+    - Within a class, images are ordered by a hash of the seed and their content. The result does not depend on file names or order.
+    - Each class keeps at least one image in train. A class with three different images or more is in all requested splits.
+    - Images of a table are stratified by ``edgetl.data.table.scan`` instead of by class.
+    - All images of a group (``Sample.group``) go into one split. The ratios of the classes are kept as well as the groups allow.
+      Ready-made splits are kept even if a group is in several of them.
 
     Args:
-        folder: a scanned folder.
-        seed: chooses the division.
-        val: share for validation, 0..0.5.
-        test: share for the test, 0..0.5.
+        folder: scanned folder.
+        seed: seed of the order.
+        val: ratio of images for validation, above 0, at most 0.5.
+        test: ratio of images for the test, 0..0.5.
 
     Raises:
-        ConfigError: a share out of range.
+        ConfigError: a ratio is out of range.
     """
     if not (0.0 < val <= 0.5 and 0.0 <= test <= 0.5):
-        raise ConfigError(f"val {val} and test {test} are shares: val lies in 0..0.5 (not 0), test in 0..0.5.")
+        raise ConfigError(f"val {val} and test {test} are out of range: val must be above 0 and at most 0.5, test between 0 and 0.5.")
     if any(sample.part for sample in folder.samples):
         return _split_ready_made(folder, seed=seed, val=val)
     conflicts = _conflicts(folder)
@@ -82,13 +85,13 @@ def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float 
 
 
 def _split_ready_made(folder: ImageFolder, *, seed: int, val: float) -> Splits:
-    """Keep the given parts. An image that stands in two of them stays in the last of train, val, test, where it does least harm."""
+    """Keep ready-made splits. An image in several of them stays in the last of train, val, test."""
     conflicts = _conflicts(folder)
     conflicting = {str(folder.root / path) for conflict in conflicts for path in conflict.paths}
     rank = {"train": 0, "val": 1, "test": 2, None: 0}
     last: dict[str, int] = defaultdict(int)
     for sample in folder.samples:
-        # An image with two labels can measure nothing: its copies in val and test are dropped.
+        # An image with two labels cannot measure accuracy: its copies in val and test are dropped.
         last[sample.content] = 0 if str(sample.path) in conflicting else max(last[sample.content], rank[sample.part])
     kept: dict[Part, list[Sample]] = {"train": [], "val": [], "test": []}
     moved = []
@@ -124,7 +127,7 @@ def _divide(samples: Sequence[Sample], *, seed: int, shares: dict[Part, float]) 
     for content in sorted(groups, key=lambda content: hashlib.sha256(f"edgetl split {seed} {content}".encode()).digest()):
         members = groups[content]
         if len({(member.label, member.targets) for member in members}) > 1:
-            parts["train"] += members  # an image with two labels can measure nothing
+            parts["train"] += members  # an image with two labels cannot measure accuracy
         else:
             by_label[members[0].label].append(members)
     for _, class_groups in sorted(by_label.items()):
@@ -133,14 +136,17 @@ def _divide(samples: Sequence[Sample], *, seed: int, shares: dict[Part, float]) 
 
 
 def _deal(groups: list[list[Sample]], shares: dict[Part, float], parts: dict[Part, list[Sample]]) -> None:
-    """Deal one class's groups: whole shares first, at least one for each part while train keeps one."""
+    """Distribute the groups of a class over the splits.
+
+    Test and validation get their ratio of the images, and at least one group each while train keeps one.
+    """
     total = sum(len(group) for group in groups)
     queue = list(groups)
-    # With two groups, val goes before test: choices need it, a report does not.
+    # With two groups, val has priority over test, because selection needs it.
     held_out = [name for name in ("val", "test") if name in shares and shares[name] > 0]
     for position, name in enumerate(held_out):
         wanted, taken = round(total * shares[name]), 0
-        reserved = len(held_out) - position  # one group for train and for each part that is still to come
+        reserved = len(held_out) - position  # one group for train and for each following split
         while queue and ((taken == 0 and len(queue) > 1) or (taken > 0 and len(queue) > reserved and taken + len(queue[0]) <= wanted)):
             group = queue.pop(0)
             parts[name] += group
@@ -150,8 +156,11 @@ def _deal(groups: list[list[Sample]], shares: dict[Part, float], parts: dict[Par
 
 
 def _divide_groups(samples: Sequence[Sample], *, seed: int, shares: dict[Part, float]) -> dict[Part, list[Sample]]:
-    """Divide whole groups, the largest first, each into the part whose classes lack most of their share (as scikit-learn's
-    ``StratifiedGroupKFold``, for unequal shares); then parts without a class get its smallest group, where train can spare it."""
+    """Distribute whole groups, the largest first. Each goes into the split that lacks most of its classes.
+
+    The method is that of scikit-learn's ``StratifiedGroupKFold``, for unequal ratios. Then a split without a class gets the smallest group
+    with this class, if train keeps another one.
+    """
     units = sorted(_units(samples), key=lambda unit: (-len(unit), _order(seed, unit)))
     column = {label: index for index, label in enumerate(sorted({sample.label for sample in samples}))}
     counts = np.zeros((len(units), len(column)), np.int64)
@@ -174,18 +183,18 @@ def _divide_groups(samples: Sequence[Sample], *, seed: int, shares: dict[Part, f
 
 
 def _cover(where: NDArray[np.int64], have: NDArray[np.float64], counts: NDArray[np.int64], fixed: NDArray[np.bool_]) -> None:
-    """Move groups so that train (part 0) has every class, and the others each class that train can spare a group of.
+    """Move groups until train (split 0) has every class. Also cover the classes of the other splits where train keeps a group.
 
     Args:
-        where: each group's part; changed in place.
-        have: ``[parts, classes]`` images; changed in place.
-        counts: ``[groups, classes]`` images.
-        fixed: groups that stay in train.
+        where: split index of each group. Changed in place.
+        have: number of images, ``[splits, classes]``. Changed in place.
+        counts: number of images, ``[groups, classes]``.
+        fixed: true for groups that stay in train, ``[groups]``.
     """
     for part, label in np.ndindex(have.shape):
         if have[part, label]:
             continue
-        # The largest come first, so the last is the smallest.
+        # Groups are sorted by size: the last is the smallest.
         for index in np.flatnonzero(counts[:, label])[::-1]:
             held = counts[index] > 0
             if part == 0 or (where[index] == 0 and not fixed[index] and bool((have[0] > counts[index])[held].all())):
@@ -196,7 +205,7 @@ def _cover(where: NDArray[np.int64], have: NDArray[np.float64], counts: NDArray[
 
 
 def _units(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """Images that must stay together: those of a group, and copies of an image. Groups that share a copy become one."""
+    """Collect images that must stay together: images of a group, and copies of an image. Groups with a common image are merged."""
     parent: dict[tuple[str, str], tuple[str, str]] = {}
 
     def root(key: tuple[str, str]) -> tuple[str, str]:
@@ -219,7 +228,7 @@ def _order(seed: int, unit: Sequence[Sample]) -> bytes:
 
 
 def _is_unclear(unit: Sequence[Sample]) -> bool:
-    """True if an image is filed under two labels: it cannot measure accuracy."""
+    """Return true if an image has two labels. It cannot measure accuracy."""
     truth = {(sample.content, sample.label, sample.targets) for sample in unit}
     return len(truth) > len({sample.content for sample in unit})
 

@@ -57,7 +57,7 @@ def test_a_missing_or_unusable_folder_is_a_data_error(tmp_path: Path) -> None:
     arguments = ("--backbone", "test_resnet", "--out", tmp_path / "run")
     _fails(edgetl("train", tmp_path / "gone", *arguments), 4, "gone does not exist")
     (tmp_path / "empty").mkdir()
-    _fails(edgetl("train", tmp_path / "empty", *arguments), 4, "holds no images", "one folder for each class")
+    _fails(edgetl("train", tmp_path / "empty", *arguments), 4, "has no images", "one folder for each class")
 
 
 def test_a_run_given_to_predict_is_told_how_to_export(run: Run, digits: Path) -> None:

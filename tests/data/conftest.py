@@ -1,4 +1,4 @@
-"""Small folders of real images, and a cache folder for each test."""
+"""Fixtures: small folders of real images, and a cache folder for each test."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from edgetl.data.folder import ImageFolder
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of this test's own."""
+    """Cache folder of the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    """Two classes of three pictures."""
+    """Image folder with two classes of three images."""
     return fill(tmp_path / "pets", "dog", "cat")
 
 
-def picture(seed: int) -> Image.Image:
+def noise_image(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8))
 
 
 def put(path: Path, seed: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture(seed).save(path)
+    noise_image(seed).save(path)
     return path
 
 
 def fill(root: Path, *classes: str, count: int = 3, seed: int = 0) -> Path:
-    """Write ``count`` different pictures into each class folder."""
+    """Write ``count`` different images into each class folder."""
     for number, name in enumerate(classes):
         for index in range(count):
             put(root / name / f"{index:03d}.png", seed + 1000 * number + index)

@@ -1,4 +1,4 @@
-"""Scanning a folder: what counts as a class and an image, and what is left out or refused by name."""
+"""Scan of an image folder: classes, images, files that are left out, and errors."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from edgetl.core.images.decode import content_hash, load_image
 from edgetl.data.folder import scan
 from edgetl.errors import DataError
 from tests.core.deadline import within
-from tests.data.conftest import fill, paths, picture, put
+from tests.data.conftest import fill, noise_image, paths, put
 
-# --- what is found ---------------------------------------------------------------------------------------------------------------
+# --- classes and images --------------------------------------------------------------------------------------------------------------
 
 
-def test_classes_are_the_sorted_names_of_the_folders(pets: Path) -> None:
+def test_labels_are_the_sorted_folder_names(pets: Path) -> None:
     found = scan(pets)
     assert found.labels == ("cat", "dog")
     assert found.counts() == {"cat": 3, "dog": 3}
 
 
-def test_samples_are_sorted_by_path_and_carry_label_and_content(pets: Path) -> None:
+def test_samples_are_sorted_by_path_and_have_label_and_content_hash(pets: Path) -> None:
     found = scan(pets)
     assert paths(found) == ["cat/000.png", "cat/001.png", "cat/002.png", "dog/000.png", "dog/001.png", "dog/002.png"]
     assert [sample.label for sample in found.samples] == [0, 0, 0, 1, 1, 1]
     assert found.samples[4].content == content_hash(load_image(pets / "dog" / "001.png"))
 
 
-def test_a_folder_is_scanned_by_text_and_by_path(pets: Path) -> None:
+def test_scan_accepts_str_and_path(pets: Path) -> None:
     assert scan(str(pets)) == scan(pets)
 
 
 @pytest.mark.parametrize("name", ["a.PNG", "a.Jpg", "a.JPEG", "a.WebP", "a.BMP"])
-def test_an_extension_counts_in_any_case(pets: Path, name: str) -> None:
+def test_suffixes_match_in_any_case(pets: Path, name: str) -> None:
     put(pets / "cat" / name, 77)
     assert scan(pets).counts() == {"cat": 4, "dog": 3}
 
 
-def test_images_in_nested_folders_belong_to_the_class_at_the_top(pets: Path) -> None:
+def test_images_in_nested_folders_belong_to_the_top_class(pets: Path) -> None:
     put(pets / "cat" / "2024" / "may" / "a.png", 77)
     found = scan(pets)
     assert found.labels == ("cat", "dog") and found.counts()["cat"] == 4
@@ -69,7 +69,7 @@ def test_an_image_is_read_by_content_under_any_suffix(pets: Path, name: str) -> 
     assert [(note.reason, note.used, note.examples) for note in found.notes] == [("content", True, (f"cat/{name}",))]
 
 
-def test_hidden_folders_and_loose_files_are_no_classes(pets: Path) -> None:
+def test_hidden_folders_and_loose_files_are_not_classes(pets: Path) -> None:
     put(pets / ".git" / "a.png", 77)
     put(pets / "loose.png", 78)
     assert scan(pets).labels == ("cat", "dog")
@@ -91,13 +91,13 @@ def test_names_in_any_script_and_with_odd_characters_are_kept(tmp_path: Path) ->
     assert scan(root).counts() == {"chat noir": 3, "naïve (1)": 3, "犬": 4}
 
 
-def test_a_file_name_that_is_no_utf_8_is_read(pets: Path) -> None:
+def test_a_file_name_that_is_not_utf8_is_read(pets: Path) -> None:
     odd = os.fsencode(pets / "cat") + b"/caf\xe9.png"
     os.rename(pets / "cat" / "000.png", os.fsdecode(odd))
     assert scan(pets).counts()["cat"] == 3
 
 
-def test_two_spellings_of_one_name_in_unicode_are_one_class(tmp_path: Path) -> None:
+def test_class_names_are_compared_in_unicode_normal_form_c(tmp_path: Path) -> None:
     names = [unicodedata.normalize(form, "été") for form in ("NFC", "NFD")]
     root = fill(tmp_path / "data", *names, "hiver")
     found = scan(root)
@@ -105,12 +105,12 @@ def test_two_spellings_of_one_name_in_unicode_are_one_class(tmp_path: Path) -> N
     assert found.counts() == {"hiver": 3, unicodedata.normalize("NFC", "été"): 6}
 
 
-def test_an_image_is_recognised_by_its_content_not_by_its_extension(pets: Path) -> None:
-    picture(77).save(pets / "cat" / "really-a-png.jpg", "PNG")
+def test_an_image_with_a_wrong_suffix_is_read_by_content(pets: Path) -> None:
+    noise_image(77).save(pets / "cat" / "really-a-png.jpg", "PNG")
     assert scan(pets).counts()["cat"] == 4
 
 
-def test_copies_of_a_picture_have_one_content(pets: Path) -> None:
+def test_copies_of_an_image_have_equal_content_hashes(pets: Path) -> None:
     with Image.open(pets / "cat" / "000.png") as image:
         image.save(pets / "cat" / "copy.bmp")
     found = scan(pets)
@@ -118,7 +118,7 @@ def test_copies_of_a_picture_have_one_content(pets: Path) -> None:
     assert contents["cat/copy.bmp"] == contents["cat/000.png"] != contents["cat/001.png"]
 
 
-def test_progress_is_told_after_each_decoded_file(pets: Path) -> None:
+def test_progress_is_reported_after_each_decoded_file(pets: Path) -> None:
     calls: list[tuple[str, int, int]] = []
     scan(pets, progress=lambda stage, done, total: calls.append((stage, done, total)))
     assert calls == [("checking images", done, 6) for done in range(1, 7)]
@@ -127,20 +127,20 @@ def test_progress_is_told_after_each_decoded_file(pets: Path) -> None:
 # --- fingerprint -----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_fingerprint_depends_on_neither_paths_nor_order(pets: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_does_not_depend_on_paths_or_order(pets: Path, tmp_path: Path) -> None:
     before = scan(pets).fingerprint()
     (pets / "cat" / "000.png").rename(pets / "cat" / "zzz.png")
     moved = pets.rename(tmp_path / "elsewhere")
     assert scan(moved).fingerprint() == before
 
 
-def test_the_fingerprint_changes_when_a_picture_changes_its_label(pets: Path) -> None:
+def test_the_fingerprint_changes_with_the_label_of_an_image(pets: Path) -> None:
     before = scan(pets).fingerprint()
     (pets / "cat" / "000.png").rename(pets / "dog" / "moved.png")
     assert scan(pets).fingerprint() != before
 
 
-def test_the_fingerprint_changes_when_a_class_is_renamed(pets: Path) -> None:
+def test_the_fingerprint_changes_with_the_name_of_a_class(pets: Path) -> None:
     before = scan(pets).fingerprint()
     (pets / "cat").rename(pets / "puss")
     assert scan(pets).fingerprint() != before
@@ -149,9 +149,9 @@ def test_the_fingerprint_changes_when_a_class_is_renamed(pets: Path) -> None:
 # --- broken images ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_broken_file_is_named_with_its_reason_and_left_out(tmp_path: Path) -> None:
+def test_a_broken_file_is_left_out_and_reported_with_its_reason(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "a", "b", count=10)
-    (root / "a" / "000.png").write_bytes(b"no picture")
+    (root / "a" / "000.png").write_bytes(b"not an image")
     found = scan(root)
     assert [item.path for item in found.broken] == [root / "a" / "000.png"]
     assert "000.png is not a JPEG, PNG, WebP, BMP or TIFF image" in found.broken[0].reason
@@ -159,11 +159,11 @@ def test_a_broken_file_is_named_with_its_reason_and_left_out(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["empty", "truncated", "broken link", "FIFO", "link to itself"])
-def test_every_kind_of_unreadable_file_is_left_out(tmp_path: Path, kind: str) -> None:
+def test_unreadable_files_are_left_out(tmp_path: Path, kind: str) -> None:
     root = fill(tmp_path / "data", "a", "b", count=10)
     path = root / "a" / "bad.png"
     buffer = io.BytesIO()
-    picture(0).save(buffer, "PNG")
+    noise_image(0).save(buffer, "PNG")
     if kind == "FIFO":
         os.mkfifo(path)
     elif kind.endswith(("link", "itself")):
@@ -175,69 +175,67 @@ def test_every_kind_of_unreadable_file_is_left_out(tmp_path: Path, kind: str) ->
     assert [item.path.name for item in found.broken] == ["bad.png"]
 
 
-def test_a_tenth_of_broken_files_is_accepted(tmp_path: Path) -> None:
+def test_ten_percent_of_broken_files_are_accepted(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "a", "b", count=10)
     for name in ("000.png", "001.png"):
-        (root / "a" / name).write_bytes(b"no picture")
+        (root / "a" / name).write_bytes(b"not an image")
     assert len(scan(root).broken) == 2
 
 
-def test_more_than_a_tenth_of_broken_files_is_refused(tmp_path: Path) -> None:
+def test_more_than_ten_percent_of_broken_files_are_an_error(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "a", "b", count=10)
     for name in ("000.png", "001.png", "002.png"):
-        (root / "b" / name).write_bytes(b"no picture")
+        (root / "b" / name).write_bytes(b"not an image")
     with pytest.raises(
         DataError,
-        match=r"/data: 3 of 20 images cannot be decoded \(b/000\.png, b/001\.png, b/002\.png\); the limit is 10%\. The first: "
+        match=r"/data: 3 of 20 images cannot be decoded \(b/000\.png, b/001\.png, b/002\.png\)\. The limit is 10%\. First reason: "
         r".*000\.png is not a JPEG, PNG, WebP, BMP or TIFF image\. Copy the folder again",
     ):
         scan(root)
 
 
-# --- folders that cannot be used -------------------------------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"/nowhere does not exist; give a folder that holds one folder of images for each class"):
+def test_the_error_for_a_missing_folder_shows_its_path(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"/nowhere does not exist\. Give a folder that holds one folder of images for each class"):
         scan(tmp_path / "nowhere")
 
 
-def test_a_file_in_place_of_the_folder_is_named(pets: Path) -> None:
-    with pytest.raises(DataError, match=r"000\.png is a file; give a folder"):
+def test_a_file_instead_of_a_folder_is_an_error(pets: Path) -> None:
+    with pytest.raises(DataError, match=r"000\.png is a file\. Give a folder"):
         scan(pets / "cat" / "000.png")
 
 
-def test_an_empty_folder_is_refused_with_what_to_put_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no images in class folders\. Put JPEG, PNG, WebP, BMP or TIFF files into one"):
+def test_the_error_for_an_empty_folder_lists_the_image_formats(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no images in class folders\. Put JPEG, PNG, WebP, BMP or TIFF files into one"):
         scan(tmp_path)
 
 
-def test_a_folder_of_loose_images_is_refused_with_the_layout(tmp_path: Path) -> None:
+def test_the_error_for_loose_images_shows_the_layout(tmp_path: Path) -> None:
     put(tmp_path / "loose" / "a.png", 0)
-    with pytest.raises(
-        DataError, match=r"/loose holds no images in class folders\. .*/loose/cat.* 1 image left out: beside the class folders"
-    ):
+    with pytest.raises(DataError, match=r"/loose has no images in class folders\. .*/loose/cat.* 1 image left out: not in a class folder"):
         scan(tmp_path / "loose")
 
 
-def test_one_class_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"/data holds one class \(cat\); a classifier needs at least 2 class folders"):
+def test_a_single_class_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"/data has one class \(cat\)\. A classifier needs at least 2 class folders"):
         scan(fill(tmp_path / "data", "cat"))
 
 
-def test_a_class_with_one_image_is_refused_by_its_name(pets: Path) -> None:
+def test_a_class_with_one_image_is_an_error(pets: Path) -> None:
     put(pets / "emu" / "only.png", 77)
-    with pytest.raises(DataError, match=r"/pets: too few readable images in emu \(1\); each class folder needs at least 2\. Add images"):
+    with pytest.raises(DataError, match=r"/pets: too few readable images in emu \(1\)\. Each class folder needs at least 2\. Add images"):
         scan(pets)
 
 
-def test_an_empty_class_folder_is_refused_by_its_name(pets: Path) -> None:
+def test_an_empty_class_folder_is_an_error(pets: Path) -> None:
     (pets / "emu").mkdir()
     with pytest.raises(DataError, match=r"too few readable images in emu \(0\)"):
         scan(pets)
 
 
-def test_broken_images_do_not_count_for_the_least_number(tmp_path: Path) -> None:
+def test_broken_images_do_not_count_as_images_of_a_class(tmp_path: Path) -> None:
     root = fill(fill(tmp_path / "data", "a", count=20), "b", count=2, seed=5000)
     (root / "b" / "000.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"too few readable images in b \(1\)"):
@@ -253,27 +251,27 @@ def test_known_labels_keep_their_order(pets: Path) -> None:
     assert [sample.label for sample in found.samples] == [1, 1, 1, 0, 0, 0]
 
 
-def test_known_classes_may_be_absent_and_small(tmp_path: Path) -> None:
+def test_known_classes_may_be_absent_or_small(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "cat", count=1)
     assert scan(root, known_labels=["ant", "cat", "dog"]).counts() == {"ant": 0, "cat": 1, "dog": 0}
 
 
-def test_a_class_that_the_model_does_not_know_is_refused(pets: Path) -> None:
+def test_a_class_that_the_model_does_not_have_is_an_error(pets: Path) -> None:
     with pytest.raises(DataError, match=r"/pets has classes that the model does not have: dog\. It has cat, emu\. Give a folder"):
         scan(pets, known_labels=["cat", "emu"])
 
 
-def test_too_many_broken_files_are_refused_with_known_labels_too(pets: Path) -> None:
+def test_too_many_broken_files_are_an_error_with_known_labels(pets: Path) -> None:
     (pets / "cat" / "000.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"1 of 6 images cannot be decoded"):
         scan(pets, known_labels=["cat", "dog"])
 
 
-# --- ready-made parts ------------------------------------------------------------------------------------------------------------
+# --- ready-made splits -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "VALID", "Test"), ("train", "validation", "test")])
-def test_a_ready_made_data_set_is_recognised_by_its_folders(tmp_path: Path, names: tuple[str, str, str]) -> None:
+def test_ready_made_splits_are_detected_by_folder_names(tmp_path: Path, names: tuple[str, str, str]) -> None:
     for number, name in enumerate(names):
         fill(tmp_path / "data" / name, "cat", "dog", seed=100 * number)
     found = scan(tmp_path / "data")
@@ -282,12 +280,12 @@ def test_a_ready_made_data_set_is_recognised_by_its_folders(tmp_path: Path, name
     assert parts == dict(zip(names, ("train", "val", "test"), strict=True))
 
 
-def test_a_class_called_train_beside_others_is_a_class(tmp_path: Path) -> None:
+def test_a_folder_called_train_next_to_class_folders_is_a_class(tmp_path: Path) -> None:
     found = scan(fill(tmp_path / "data", "train", "plane"))
     assert found.labels == ("plane", "train") and {sample.part for sample in found.samples} == {None}
 
 
-def test_a_class_folder_that_is_empty_in_one_part_is_no_reason_to_stop(tmp_path: Path) -> None:
+def test_a_class_folder_may_be_empty_in_one_split(tmp_path: Path) -> None:
     root = tmp_path / "data"
     fill(root / "train", "cat", "dog")
     (root / "val" / "cat").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Groups of images: they stay in one split, the classes' shares are kept, and what crosses ready-made splits is reported."""
+"""Groups of images stay in one split, class ratios are kept, and groups in several ready-made splits are reported."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ GROUPED = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12), st.integers(
 
 @given(GROUPED, st.integers(0, 3))
 @settings(deadline=None, max_examples=80)
-def test_no_group_and_no_picture_stands_in_two_splits_and_train_has_every_class(data: ImageFolder, seed: int) -> None:
+def test_groups_and_copies_are_in_one_split_and_train_has_every_class(data: ImageFolder, seed: int) -> None:
     result = split(data, seed=seed)
     assert Counter((*result.train, *result.val, *result.test)) == Counter(data.samples)
     contents = [{item.content for item in result.part(part)} for part in PARTS]
@@ -56,7 +56,7 @@ def test_no_group_and_no_picture_stands_in_two_splits_and_train_has_every_class(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_shares_of_every_class_are_kept_as_well_as_whole_groups_allow(seed: int) -> None:
+def test_class_ratios_are_kept_with_groups(seed: int) -> None:
     rng = np.random.default_rng(seed)
     # Each patient has 1 to 8 images, mostly of one class.
     rows = [
@@ -69,7 +69,7 @@ def test_shares_of_every_class_are_kept_as_well_as_whole_groups_allow(seed: int)
         assert all(abs(found[label] / totals[label] - 0.15) < 0.03 for label in totals)
 
 
-def test_a_class_of_three_groups_is_in_every_split_and_the_seed_chooses() -> None:
+def test_a_class_with_three_groups_is_in_every_split_and_the_seed_changes_the_split() -> None:
     data = folder(
         [sample(label, (label, group, index), f"{label}-{group}") for label in (0, 1) for group in range(3) for index in range(4)]
     )
@@ -79,19 +79,19 @@ def test_a_class_of_three_groups_is_in_every_split_and_the_seed_chooses() -> Non
     assert split(data, seed=2) == results[2]
 
 
-def test_copies_of_a_picture_join_their_groups() -> None:
+def test_groups_with_copies_of_an_image_are_merged() -> None:
     data = folder([sample(0, f"{group}{index}", group) for group in "abcdefgh" for index in range(3)] + [sample(0, "a0", "b")])
     found = parts_of(split(data))
     assert found["a"] == found["b"]
 
 
-def test_images_without_a_group_are_divided_as_in_every_release() -> None:
+def test_images_without_a_group_have_no_group_numbers() -> None:
     samples = [sample(label, (label, index)) for label in (0, 1) for index in range(20)]
     assert groups_of(samples) is None
     assert count_groups(split(ImageFolder(ROOT, ("a", "b"), tuple(samples), ()))) is None
 
 
-def test_groups_that_cross_ready_made_splits_are_kept_and_counted() -> None:
+def test_groups_in_several_ready_made_splits_are_kept_and_counted() -> None:
     rows = [("train", "p1"), ("train", "p2"), ("val", "p2"), ("test", "p1"), ("test", "p1"), ("test", "p3")]
     data = folder([sample(index % 2, index, group, part=part) for index, (part, group) in enumerate(rows)])  # type: ignore[arg-type]
     result = split(data)
@@ -103,14 +103,14 @@ def test_groups_that_cross_ready_made_splits_are_kept_and_counted() -> None:
     assert "2 of them are in several ready-made splits" in describe_grouping(grouping)
 
 
-def test_a_missing_val_is_taken_from_train_by_whole_groups() -> None:
+def test_a_missing_val_split_takes_whole_groups_from_train() -> None:
     rows = [sample(index % 2, index, f"p{index // 4}", part="train") for index in range(80)]
     result = split(folder([*rows, sample(0, 0, "p0", part="train")]), val=0.2)
     assert len(result.val) == 16 and all(len(parts) == 1 for parts in parts_of(result).values())
     assert crossing_alarm(result) is None
 
 
-def test_a_pattern_on_the_path_gives_the_group_and_images_without_a_match_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_path_pattern_defines_groups_and_unmatched_images_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     samples = tuple(Sample(ROOT / name, 0, name) for name in ("cat/p1_a.png", "cat/p1_b.png", "dog/p2_a.png", "dog/other.png"))
     found = group_by_path(ImageFolder(ROOT, ("cat", "dog"), samples, ()), r"/(p\d+)_")
@@ -120,18 +120,16 @@ def test_a_pattern_on_the_path_gives_the_group_and_images_without_a_match_are_re
     assert [item.group for item in whole.samples] == ["cat", "cat", "dog", "dog"]
 
 
-@pytest.mark.parametrize(
-    ("pattern", "message"), [("(", "neither a column nor a regular expression"), ("bird", "matches no path, for instance")]
-)
-def test_a_pattern_that_cannot_be_used_is_refused(pattern: str, message: str) -> None:
+@pytest.mark.parametrize(("pattern", "message"), [("(", "neither a column nor a regular expression"), ("bird", "matches no path, such as")])
+def test_an_invalid_or_unmatched_pattern_is_an_error(pattern: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         group_by_path(folder([sample(0, 1), sample(1, 2)]), pattern)
 
 
-def test_groups_are_numbered_with_copies_of_a_picture_for_folds() -> None:
+def test_group_numbers_are_equal_for_copies_of_an_image() -> None:
     found = groups_of([sample(0, 1, "a"), sample(0, 2, "a"), sample(0, 3), sample(1, 3), sample(0, 4, "b")])
     assert found is not None and found.tolist() == [0, 0, 1, 1, 2]
 
 
-def test_the_absence_of_groups_is_part_of_the_description() -> None:
-    assert "none were given" in describe_grouping(None)
+def test_describe_grouping_warns_without_groups() -> None:
+    assert "none: images of one object" in describe_grouping(None)

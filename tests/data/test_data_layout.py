@@ -1,4 +1,4 @@
-"""Layout of a data folder: folders of splits, folders of classes, and refusal of ambiguous folders."""
+"""Layout of a data folder: split folders, class folders, and errors for ambiguous folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.data.conftest import fill
         (None, "trains trainer station test_tube testers value valve evil develop contest train_station images data set train1"),
     ],
 )
-def test_usual_names_of_splits_are_recognized_and_similar_words_are_not(part: str | None, names: str) -> None:
+def test_split_names_are_recognized_and_similar_words_are_not(part: str | None, names: str) -> None:
     assert {name: part_of(name) for name in names.split()} == dict.fromkeys(names.split(), part)
 
 
@@ -38,12 +38,12 @@ def test_usual_names_of_splits_are_recognized_and_similar_words_are_not(part: st
     ],
     ids=str,
 )
-def test_names_with_a_common_rest_are_splits_only_if_training_and_another_are_there(names: tuple[str, ...], expected: object) -> None:
+def test_names_with_a_common_stem_are_splits_only_with_a_training_split(names: tuple[str, ...], expected: object) -> None:
     assert parts_of(names) == expected
 
 
 def layout(root: Path, *folders: str) -> Path:
-    """Folders with three images each; ``name/`` is an empty folder."""
+    """Make folders with three images each. ``name/`` is an empty folder."""
     for number, folder in enumerate(folders):
         (root / folder).mkdir(parents=True, exist_ok=True)
         if not folder.endswith("/"):
@@ -53,43 +53,43 @@ def layout(root: Path, *folders: str) -> Path:
 
 
 AMBIGUOUS = {
-    "two folders mean one split": (
+    "two folders for one split": (
         ("train/a", "train/b", "val/a", "valid/b"),
         r"val/ and valid/ both look like the val split\. .*--exclude valid",
     ),
-    "evaluation beside validation": (
+    "evaluation and validation": (
         ("training/a", "training/b", "validation/a", "evaluation/a"),
         r"evaluation/ and validation/ both look like the val split",
     ),
-    "classes with the name of a split each": (
+    "class names with split names": (
         ("train_cat", "test_cat", "train_dog", "test_dog"),
         r"both look like the test split",
     ),
-    "a class of the training beside it": (("train/a", "train/b", "test/a", "a"), r"a/ beside it can be classes\. .*--exclude a,"),
-    "images beside a single split": (("train/a", "train/b", "c"), r"train/ looks like a split, and c/ beside it.*--exclude c,"),
-    "a test folder beside classes": (("a", "b", "test"), r"test/ looks like a split, and a/, b/ beside it like classes\. .*--exclude test"),
+    "training class next to the splits": (("train/a", "train/b", "test/a", "a"), r"a/ like classes\. .*--exclude a,"),
+    "class folder next to a single split": (("train/a", "train/b", "c"), r"train/ looks like a split, and c/ like classes.*--exclude c,"),
+    "test folder next to classes": (("a", "b", "test"), r"test/ looks like a split, and a/, b/ like classes\. .*--exclude test"),
     "splits without training": (
         ("val/a", "val/b", "test/a"),
-        r"holds val/ and test/ and no split for training|test/ and val/ and no split",
+        r"has val/ and test/ and no training split|test/ and val/ and no training split",
     ),
     "splits in classes": (
         ("cat/train", "cat/test", "dog/train"),
-        r"cat/ holds splits \(test/, train/\)\. Put the splits above the classes",
+        r"cat/ has splits \(test/, train/\)\. Put the splits above the classes",
     ),
     "one split in each class": (("cat/train", "dog/test"), r"train/cat instead of cat/train"),
-    "splits in a split": (("train/train/a", "train/test/a", "test/a"), r"train is a split and holds folders that look like splits"),
-    "folds": (("fold1", "fold2", "fold3"), r"holds folds for cross-validation \(fold1, fold2, fold3\), not classes"),
+    "splits in a split": (("train/train/a", "train/test/a", "test/a"), r"train is a split and has folders that look like splits"),
+    "folds": (("fold1", "fold2", "fold3"), r"has folds for cross-validation \(fold1, fold2, fold3\), not classes"),
 }
 
 
 @pytest.mark.parametrize("case", AMBIGUOUS)
-def test_a_folder_that_can_be_read_in_two_ways_is_refused_with_the_remedy(tmp_path: Path, case: str) -> None:
+def test_the_error_for_an_ambiguous_layout_shows_the_remedy(tmp_path: Path, case: str) -> None:
     folders, message = AMBIGUOUS[case]
     with pytest.raises(DataError, match=message):
         scan(layout(tmp_path / "data", *folders))
 
 
-def test_the_remedy_of_a_refusal_works(tmp_path: Path) -> None:
+def test_the_suggested_exclude_option_makes_the_layout_unambiguous(tmp_path: Path) -> None:
     root = layout(tmp_path / "data", "a", "b", "test")
     assert scan(root, selection=Selection(exclude=("test",))).labels == ("a", "b")
     root = layout(tmp_path / "nested", "cat/train", "cat/test", "dog/train", "dog/test")
@@ -97,28 +97,28 @@ def test_the_remedy_of_a_refusal_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sibling", ["logs", "unlabeled", "__pycache__", "annotations", "extra images"])
-def test_no_folder_beside_splits_turns_them_into_classes(tmp_path: Path, sibling: str) -> None:
+def test_folders_next_to_splits_do_not_turn_splits_into_classes(tmp_path: Path, sibling: str) -> None:
     found = scan(layout(tmp_path / "data", "train/a", "train/b", "val/a", "val/b", sibling))
     assert found.labels == ("a", "b") and {sample.part for sample in found.samples} == {"train", "val"}
     assert sum(note.count for note in found.notes if not note.used) == 3
 
 
-def test_a_class_called_train_is_reported(tmp_path: Path) -> None:
+def test_the_scan_reports_a_class_called_train(tmp_path: Path) -> None:
     (note,) = scan(layout(tmp_path / "data", "train", "plane")).notes
-    assert note.describe() == "1 folder read as a class, although the name is that of a split: train."
+    assert note.describe() == "1 folder read as a class, although its name is that of a split: train."
 
 
-def test_splits_without_training_are_read_to_evaluate_a_model(tmp_path: Path) -> None:
+def test_evaluation_reads_splits_without_a_training_split(tmp_path: Path) -> None:
     found = scan(layout(tmp_path / "data", "val/a", "test/b"), known_labels=("a", "b"))
     assert found.counts() == {"a": 3, "b": 3} and found.notes == ()
 
 
-def test_folders_named_like_a_models_labels_are_classes(tmp_path: Path) -> None:
+def test_folders_with_the_labels_of_a_model_are_classes(tmp_path: Path) -> None:
     found = scan(layout(tmp_path / "data", "train", "test"), known_labels=("train", "test"))
     assert found.counts() == {"train": 3, "test": 3}
 
 
-def test_a_folder_without_images_beside_classes_is_reported_and_no_class(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_reported_and_not_a_class(tmp_path: Path) -> None:
     root = layout(tmp_path / "data", "a", "b", "notes/")
     (root / "notes" / "readme.txt").write_text("collected in May")
     found = scan(root)
@@ -126,10 +126,10 @@ def test_a_folder_without_images_beside_classes_is_reported_and_no_class(tmp_pat
     assert [(note.reason, note.count) for note in found.notes] == [("other", 1), ("no-images", 1)]
 
 
-def test_a_class_of_images_in_formats_that_are_not_read_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_a_class_with_unsupported_formats_is_an_error(tmp_path: Path) -> None:
     root = layout(tmp_path / "data", "a", "b", "phone/")
     for index in range(4):
         (root / "phone" / f"{index}.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    with pytest.raises(DataError, match=r"too few readable images in phone \(0\).*phone holds 4 files in formats that are not read"):
+    with pytest.raises(DataError, match=r"too few readable images in phone \(0\).*phone has 4 files in unsupported formats"):
         scan(root)
     assert scan(root, selection=Selection(exclude=("phone",))).labels == ("a", "b")

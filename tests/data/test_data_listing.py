@@ -1,4 +1,4 @@
-"""Listing of image files: files that are read or left out by reason, links, and patterns."""
+"""Listing of image files: files that are read or left out, links, and patterns."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def listed(root: Path, selection: Selection = NO_SELECTION) -> tuple[list[str], 
         ("._a.jpg", b"\0\5\x16\7", "system"), (".a.jpg", b"\xff\xd8\xff", "hidden"),
     ],
 )  # fmt: skip
-def test_every_file_that_is_left_out_is_counted_under_its_reason(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
+def test_files_that_are_left_out_are_counted_by_reason(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
     fill(tmp_path, "cat", count=1)
     (tmp_path / "cat" / name).write_bytes(data)
     assert listed(tmp_path)[:2] == (["cat/000.png"], {reason: 1})
@@ -42,20 +42,20 @@ def test_every_file_that_is_left_out_is_counted_under_its_reason(tmp_path: Path,
 
 @pytest.mark.parametrize("name", ["@eaDir", ".thumbnails", "__MACOSX", ".ipynb_checkpoints", "#recycle", "$RECYCLE.BIN", "lost+found"])
 @pytest.mark.parametrize("parent", [".", "cat"])
-def test_index_and_thumbnail_folders_are_left_out_with_their_counts(tmp_path: Path, name: str, parent: str) -> None:
+def test_index_and_thumbnail_folders_are_left_out_and_counted(tmp_path: Path, name: str, parent: str) -> None:
     fill(tmp_path, "cat", count=1)
     for index in range(3):
         put(tmp_path / parent / name / "deep" / f"{index}.jpg", index)
     assert listed(tmp_path)[:2] == (["cat/000.png"], {"system": 3})
 
 
-def test_every_suffix_of_jpeg_and_tiff_is_read(tmp_path: Path) -> None:
+def test_all_suffixes_of_jpeg_and_tiff_are_read(tmp_path: Path) -> None:
     for name in ("a.jfif", "a.jpe", "a.JPEG", "a.tif", "a.TIFF"):
         (tmp_path / name).write_bytes(b"")
     assert len(listed(tmp_path)[0]) == 5 and listed(tmp_path)[1] == {}
 
 
-def test_a_link_that_leads_in_a_circle_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_a_circular_link_is_left_out_and_counted(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "cat", "dog", count=1)
     (root / "cat" / "up").symlink_to(root)
     (root / "cat" / "above").symlink_to(tmp_path)
@@ -64,13 +64,13 @@ def test_a_link_that_leads_in_a_circle_is_left_out_and_counted(tmp_path: Path) -
     assert listed(root)[:2] == (["cat/000.png", "dog/000.png"], {"loop": 4})
 
 
-def test_a_link_to_a_folder_that_is_read_anyway_gives_no_second_copy(tmp_path: Path) -> None:
+def test_a_link_to_a_listed_folder_is_left_out(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "zebra", count=1)
     (root / "alias").symlink_to("zebra")
     assert listed(root)[:2] == (["zebra/000.png"], {"loop": 1})
 
 
-def test_links_to_each_others_folders_are_read_once(tmp_path: Path) -> None:
+def test_folders_with_several_links_are_read_once(tmp_path: Path) -> None:
     root, store = fill(tmp_path / "data", "cat", count=1), tmp_path / "store"
     for number in range(12):  # paths double with each folder
         put(store / str(number) / "a.png", number)
@@ -82,7 +82,7 @@ def test_links_to_each_others_folders_are_read_once(tmp_path: Path) -> None:
     assert "cat/more/one/one/a.png" in files
 
 
-def test_a_link_to_nowhere_is_reported(tmp_path: Path) -> None:
+def test_a_broken_link_is_reported(tmp_path: Path) -> None:
     fill(tmp_path, "cat", count=1)
     (tmp_path / "cat" / "gone").symlink_to("nowhere")
     assert listed(tmp_path)[:2] == (["cat/000.png"], {"unreadable": 1})
@@ -120,20 +120,20 @@ def test_patterns_match_names_and_relative_paths(tmp_path: Path, include: tuple[
     assert len(files) + sum(notes.values()) == 6, "every file is read or counted"
 
 
-def test_notes_in_words_have_counts_suffixes_and_a_remedy(tmp_path: Path) -> None:
+def test_note_texts_have_counts_suffixes_and_a_remedy(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "cat", "dog")
     for index in range(3):
         (root / "cat" / f"{index}.heic").write_bytes(HEIC)
     (root / "dog" / "a.gif").write_bytes(b"GIF89a")
     (note,) = scan(root).notes
-    assert note.describe() == "4 files left out: image formats that are not read: .heic (3), .gif (1). Convert them to JPEG or PNG."
+    assert note.describe() == "4 files left out: unsupported image format: .heic (3), .gif (1). Convert them to JPEG or PNG."
 
 
-def test_notes_are_logged_in_one_line_each(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_note_is_logged_on_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = fill(tmp_path / "data", "cat", "dog")
     put(root / "dog" / ".hidden.png", 5)
     with caplog.at_level("INFO", "edgetl"):
         scan(root)
     assert [record.getMessage() for record in caplog.records if "left out" in record.getMessage()] == [
-        "1 file left out: hidden, the name of the file or of its folder begins with a dot: dog/.hidden.png. --include PATTERN uses them."
+        "1 file left out: hidden (the name of the file or its folder starts with a dot): dog/.hidden.png. --include PATTERN uses them."
     ]

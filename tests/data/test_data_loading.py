@@ -1,4 +1,4 @@
-"""Batches in the order of the samples, and choices that are the same for every call."""
+"""Batches of images, labels of samples, and stratified selection."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sample(label: int, number: int) -> Sample:
 
 @pytest.fixture
 def samples(tmp_path: Path) -> list[Sample]:
-    """Eleven pictures of different sizes, so that some take longer than others."""
+    """Eleven images of different sizes. Their decoding times differ."""
     rng = np.random.default_rng(0)
     found = []
     for index in range(11):
@@ -37,17 +37,17 @@ def samples(tmp_path: Path) -> list[Sample]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 11, 50])
-def test_batches_hold_the_preprocessed_images_in_the_order_of_the_samples(samples: list[Sample], batch_size: int) -> None:
+def test_batches_have_preprocessed_images_in_the_order_of_the_samples(samples: list[Sample], batch_size: int) -> None:
     expected = np.stack([preprocess(item.path, SPEC) for item in samples])
     assert np.array_equal(np.concatenate(list(batches(samples, SPEC, batch_size=batch_size))), expected)
 
 
-def test_the_last_batch_holds_what_is_left(samples: list[Sample]) -> None:
+def test_the_last_batch_has_the_remaining_images(samples: list[Sample]) -> None:
     shapes = [batch.shape for batch in batches(samples, SPEC, batch_size=4)]
     assert shapes == [(4, 3, 16, 16), (4, 3, 16, 16), (3, 3, 16, 16)]
 
 
-def test_a_whole_number_of_batches_ends_without_an_empty_one(samples: list[Sample]) -> None:
+def test_no_empty_batch_follows_a_full_last_batch(samples: list[Sample]) -> None:
     assert [len(batch) for batch in batches(samples[:8], SPEC, batch_size=4)] == [4, 4]
 
 
@@ -59,18 +59,18 @@ def test_no_samples_give_no_batches() -> None:
     assert list(batches([], SPEC)) == []
 
 
-def test_one_sample_may_stand_in_a_batch_many_times(samples: list[Sample]) -> None:
+def test_a_batch_may_repeat_a_sample(samples: list[Sample]) -> None:
     (batch,) = batches([samples[0]] * 5, SPEC, batch_size=5)
     assert all(np.array_equal(row, batch[0]) for row in batch)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_of_no_images_is_refused(samples: list[Sample], batch_size: int) -> None:
-    with pytest.raises(ConfigError, match=f"a batch of {batch_size} images is not possible; give 1 or more"):
+def test_a_batch_size_below_one_is_an_error(samples: list[Sample], batch_size: int) -> None:
+    with pytest.raises(ConfigError, match=f"the batch size {batch_size} is not possible. Use 1 or more"):
         next(batches(samples, SPEC, batch_size=batch_size))
 
 
-def test_an_image_that_became_unreadable_is_named_after_the_batches_before_it(samples: list[Sample]) -> None:
+def test_a_deleted_image_is_an_error_after_the_batches_before_it(samples: list[Sample]) -> None:
     samples[7].path.unlink()
     loading = batches(samples, SPEC, batch_size=4)
     assert len(next(loading)) == 4
@@ -87,17 +87,17 @@ def test_labels_of_no_samples_are_an_empty_int64_array() -> None:
     assert (labels_of([]).dtype.name, labels_of([]).shape) == ("int64", (0,))
 
 
-def test_stratified_takes_the_classes_in_turn() -> None:
+def test_stratified_alternates_between_classes() -> None:
     data = [sample(label, number) for label in (2, 0, 1) for number in range(5)]
     assert [item.label for item in stratified(data, 7)] == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_stratified_goes_on_with_the_larger_classes_when_the_small_ones_are_used_up() -> None:
+def test_stratified_continues_with_larger_classes_when_small_classes_are_exhausted() -> None:
     data = [sample(0, 0), *(sample(1, number) for number in range(4))]
     assert [item.label for item in stratified(data, 5)] == [0, 1, 1, 1, 1]
 
 
-def test_stratified_takes_each_class_in_the_order_of_the_content_hash() -> None:
+def test_stratified_orders_each_class_by_content_hash() -> None:
     data = [sample(0, number) for number in range(9)]
     assert stratified(data, 4) == sorted(data, key=lambda item: item.content)[:4]
 

@@ -1,4 +1,4 @@
-"""Segmentation masks: left out where they bear the name of a photo, and only there."""
+"""Detection of segmentation masks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def photo(path: Path, seed: int = 0) -> None:
 
 
 def mask(path: Path, *values: int, seed: int = 0, palette: bool = False) -> None:
-    """Blocks of a few gray levels, or of palette colors on black."""
+    """Write an image of blocks with a few gray levels, or with palette colors on black."""
     path.parent.mkdir(parents=True, exist_ok=True)
     chosen = np.random.default_rng(seed).choice(values or (0, 255), (8, 8)).astype(np.uint8)
     image = Image.fromarray(chosen.repeat(8, 0).repeat(8, 1))
@@ -46,7 +46,7 @@ MASKS = [
 
 
 @pytest.mark.parametrize(("image", "other"), MASKS, ids=str)
-def test_an_image_of_two_gray_levels_with_the_name_of_a_photo_is_a_mask(tmp_path: Path, image: str, other: str) -> None:
+def test_an_image_with_two_gray_levels_and_the_name_of_another_image_is_a_mask(tmp_path: Path, image: str, other: str) -> None:
     root = fill(tmp_path / "data", "cat", "dog")
     photo(root / image)
     mask(root / other)
@@ -56,21 +56,21 @@ def test_an_image_of_two_gray_levels_with_the_name_of_a_photo_is_a_mask(tmp_path
 
 
 @pytest.mark.parametrize("values", [(0, 1), (0, 1, 2), (38, 75), (0, 60, 120, 180, 240)], ids=str)
-def test_masks_of_several_objects_are_masks(tmp_path: Path, values: tuple[int, ...]) -> None:
+def test_masks_with_several_gray_levels_are_detected(tmp_path: Path, values: tuple[int, ...]) -> None:
     root = fill(tmp_path / "data", "cat", "dog")
     photo(root / "cat" / "a.jpg")
     mask(root / "cat" / "a.png", *values)
     assert [note.reason for note in scan(root).notes] == ["mask"]
 
 
-def test_a_palette_mask_of_colors_on_black_is_a_mask(tmp_path: Path) -> None:
+def test_a_palette_mask_is_detected(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "cat", "dog")
     photo(root / "cat" / "a.jpg")
     mask(root / "cat" / "a.png", palette=True)
     assert [note.reason for note in scan(root).notes] == ["mask"]
 
 
-def test_two_photos_of_one_name_are_no_masks(tmp_path: Path) -> None:
+def test_photos_with_equal_names_are_not_masks(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "cat", "dog")
     for name, seed in (("a.jpg", 1), ("a.png", 2), ("a_mask.png", 3), ("masks/a.png", 4)):
         photo(root / "cat" / name, seed)
@@ -78,7 +78,7 @@ def test_two_photos_of_one_name_are_no_masks(tmp_path: Path) -> None:
     assert found.counts()["cat"] == 7 and found.notes == ()
 
 
-def test_drawings_in_black_and_white_without_photos_are_images(tmp_path: Path) -> None:
+def test_black_and_white_drawings_without_photos_are_images(tmp_path: Path) -> None:
     root = tmp_path / "data"
     for index in range(6):
         mask(root / ("letters" if index % 2 else "masks") / f"{index}.png", seed=index)
@@ -86,13 +86,13 @@ def test_drawings_in_black_and_white_without_photos_are_images(tmp_path: Path) -
     assert found.counts() == {"letters": 3, "masks": 3} and found.notes == ()
 
 
-def test_a_mask_without_its_photo_is_an_image(tmp_path: Path) -> None:
+def test_a_mask_without_a_photo_is_an_image(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "cat", "dog")
     mask(root / "cat" / "alone_mask.png")
     assert scan(root).counts()["cat"] == 4
 
 
-def test_colors_of_a_mask_stored_as_jpeg_are_few_and_those_of_a_gray_photo_many(tmp_path: Path) -> None:
+def test_a_jpeg_mask_has_few_main_colors_and_a_gray_photo_has_many(tmp_path: Path) -> None:
     mask(tmp_path / "mask.jpg")
     photo(tmp_path / "photo.png")
     with Image.open(tmp_path / "mask.jpg") as stored, Image.open(tmp_path / "photo.png") as gray:
@@ -100,13 +100,13 @@ def test_colors_of_a_mask_stored_as_jpeg_are_few_and_those_of_a_gray_photo_many(
     assert few.main <= 8 < 100 < many.main and few.plain and many.plain
 
 
-def test_colors_are_counted_on_a_grid_and_not_on_every_pixel() -> None:
+def test_colors_are_counted_on_a_grid() -> None:
     assert count_colors(Image.new("RGB", (4000, 3000), "red")).distinct == 1
     narrow = count_colors(Image.new("RGB", (1, 5000)))
     assert (narrow.distinct, narrow.main, narrow.plain) == (1, 1, True)
 
 
-def test_drawings_named_like_masks_that_are_no_photos_masks_are_kept(tmp_path: Path) -> None:
+def test_drawings_with_mask_names_and_without_photos_are_kept(tmp_path: Path) -> None:
     root = tmp_path / "data"
     for index in range(3):
         for label in ("masks", "hats"):

@@ -1,4 +1,4 @@
-"""Image folders as they are downloaded: each is read as its author meant it, or refused, and skipped files are reported."""
+"""Scan of folders as they are downloaded: layouts, links, masks, odd names and permissions. Skipped files are reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLASSES = ("glass", "metal", "paper")
 
 
 def photo(path: Path, seed: int) -> Path:
-    """A JPEG file with many colors."""
+    """Write a JPEG file with many colors."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(path, format="JPEG")
     return path
@@ -66,7 +66,7 @@ def add_sibling(root: Path) -> Path:
     return root
 
 
-def test_a_folder_beside_the_splits_is_reported_with_its_count_and_turns_no_split_into_a_class(tmp_path: Path) -> None:
+def test_a_folder_next_to_the_splits_is_reported_with_its_count(tmp_path: Path) -> None:
     found = scan(add_sibling(tmp_path / "data"))
     assert found.labels == CLASSES and parts(found) == {"train": 12, "val": 12, "test": 12}
     assert [(note.reason, note.used, note.count, note.by) for note in found.notes] == [
@@ -118,19 +118,19 @@ def add_masks(root: Path) -> Path:
     return root
 
 
-def test_masks_beside_photos_are_reported_and_left_out(tmp_path: Path) -> None:
+def test_masks_next_to_photos_are_left_out_and_reported(tmp_path: Path) -> None:
     found = scan(add_masks(tmp_path / "data"))
     assert found.counts() == dict.fromkeys(CLASSES, 4)
     assert [(note.reason, note.used, note.count, note.by) for note in found.notes] == [("mask", False, 12, {"*.png": 12})]
 
 
-def test_masks_are_used_where_include_names_them(tmp_path: Path) -> None:
+def test_include_uses_masks(tmp_path: Path) -> None:
     found = scan(add_masks(tmp_path / "data"), selection=Selection(include=("*.png",)))
     assert found.counts() == dict.fromkeys(CLASSES, 8) and found.notes == ()
 
 
 @pytest.mark.parametrize("record", ["run.json", "manifest.json"])
-def test_a_run_or_bundle_below_the_data_folder_is_no_class(tmp_path: Path, record: str) -> None:
+def test_a_run_or_bundle_in_the_data_folder_is_not_a_class(tmp_path: Path, record: str) -> None:
     root = make(tmp_path / "data", 4)
     (root / "run").mkdir()
     (root / "run" / record).write_text("{}")
@@ -146,7 +146,7 @@ def test_spaces_of_all_kinds_are_allowed_in_class_names(tmp_path: Path) -> None:
     assert set(found.labels) == set(names) and found.notes == ()
 
 
-def test_a_file_name_that_is_not_utf_8_is_used_and_reported_with_escapes(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_is_used_and_reported_with_escapes(tmp_path: Path) -> None:
     root = make(tmp_path / "data", 4)
     os.rename(root / "glass" / "gl0.jpg", os.fsencode(root / "glass") + b"/verre_cass\xe9.jpg")
     found = scan(root)
@@ -154,7 +154,7 @@ def test_a_file_name_that_is_not_utf_8_is_used_and_reported_with_escapes(tmp_pat
     assert [(note.reason, note.examples) for note in found.notes] == [("not-utf8", ("glass/verre_cass\\xe9.jpg",))]
 
 
-def test_the_reference_script_makes_folders_that_are_read_as_it_prints(tmp_path: Path, shared: Path) -> None:
+def test_folders_of_the_reference_script_are_read_as_documented(tmp_path: Path, shared: Path) -> None:
     script, out = shared / "cases" / "odd_folders.py", tmp_path / "cases"
     subprocess.run([sys.executable, script, shared / "data" / "trashnet", out], check=True, capture_output=True)
     expected = {
@@ -180,10 +180,10 @@ def test_the_reference_script_makes_folders_that_are_read_as_it_prints(tmp_path:
         assert (found.task, found.counts()) == ("classification", {"glass": 20, "metal": 20, "paper": 20})
 
 
-# --- relatives: data sets of Kaggle and others -------------------------------------------------------------------------------------
+# --- other layouts: data sets of Kaggle and others -------------------------------------------------------------------------------------
 
 
-def test_a_flat_test_folder_of_kaggle_is_reported_as_unlabeled(tmp_path: Path) -> None:
+def test_a_flat_test_folder_is_reported_as_unlabeled(tmp_path: Path) -> None:
     root = make_splits(tmp_path / "data", "train")
     for index in range(5):
         photo(root / "test" / f"{index}.jpg", 7000 + index)
@@ -197,31 +197,31 @@ def test_a_flat_test_folder_of_kaggle_is_reported_as_unlabeled(tmp_path: Path) -
     ]
 
 
-def test_test_images_in_one_folder_that_is_no_class_of_the_training_are_unlabeled(tmp_path: Path) -> None:
+def test_test_images_outside_the_training_classes_are_unlabeled(tmp_path: Path) -> None:
     root = make_splits(tmp_path / "data", "train", "val")
     photo(root / "test" / "images" / "0.jpg", 7000)
     found = scan(root)
     assert found.labels == CLASSES and reasons(found) == {"unlabeled": 1}
 
 
-def test_unlabeled_validation_images_are_refused_and_not_replaced_in_silence(tmp_path: Path) -> None:
+def test_unlabeled_validation_images_are_an_error(tmp_path: Path) -> None:
     root = make_splits(tmp_path / "data", "train")
     photo(root / "val" / "images" / "0.jpg", 7000)
-    with pytest.raises(DataError, match=r"the 1 images in val/ lie in no class folder of the training split.*--exclude val"):
+    with pytest.raises(DataError, match=r"the 1 images in val/ are in no class folder of the training split.*--exclude val"):
         scan(root)
     assert reasons(scan(root, selection=Selection(exclude=("val",)))) == {"excluded": 1, "no-val": 0, "no-test": 0}
 
 
-def test_loose_training_images_without_class_folders_are_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_the_error_for_training_images_without_class_folders_shows_the_remedy(tmp_path: Path) -> None:
     for index in range(5):
         photo(tmp_path / "data" / "train" / f"cat.{index}.jpg", index)
         photo(tmp_path / "data" / "test" / f"{index}.jpg", 100 + index)
-    with pytest.raises(DataError, match=r"train/ holds 5 images and no class folders.*train/cat.*--labels FILE\.csv"):
+    with pytest.raises(DataError, match=r"train/ has 5 images and no class folders.*train/cat.*--labels FILE\.csv"):
         scan(tmp_path / "data")
 
 
 @pytest.mark.parametrize("outer", ["training_set", "seg_train"])
-def test_a_split_that_was_unpacked_into_a_folder_of_its_name_is_read_one_folder_deeper(tmp_path: Path, outer: str) -> None:
+def test_a_split_nested_in_a_folder_of_its_name_is_read(tmp_path: Path, outer: str) -> None:
     root, other = tmp_path / "data", outer.replace("training", "test").replace("train", "test")
     make(root / outer / outer, 4)
     make(root / other / other, 4, 10)
@@ -230,12 +230,12 @@ def test_a_split_that_was_unpacked_into_a_folder_of_its_name_is_read_one_folder_
     assert reasons(found) == {"nested": 2, "splits": 2, "no-val": 0}
 
 
-def test_a_data_set_in_a_folder_of_its_own_is_refused_with_that_folder(tmp_path: Path) -> None:
+def test_the_error_for_a_nested_data_set_shows_its_folder(tmp_path: Path) -> None:
     make(tmp_path / "archive" / "images", 4)
-    with pytest.raises(DataError, match=r"holds one class \(images\).*If its folders are the classes, give .*/archive/images"):
+    with pytest.raises(DataError, match=r"has one class \(images\).*If its folders are the classes, use .*/archive/images"):
         scan(tmp_path / "archive")
     make_splits(tmp_path / "zip" / "chest_xray", "train", "test")
-    with pytest.raises(DataError, match=r"holds the splits one folder deeper\. Give .*/zip/chest_xray"):
+    with pytest.raises(DataError, match=r"has the splits one level deeper\. Use .*/zip/chest_xray"):
         scan(tmp_path / "zip")
 
 
@@ -243,17 +243,17 @@ def test_a_data_set_in_a_folder_of_its_own_is_refused_with_that_folder(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("name", "what"),
+    ("name", "problem"),
     [
         (b"a\tb", "a tab"), (b"a\nb", "a line break"), (b"a\x07b", r"a control character \(\\x07\)"),
         (b"caf\xe9", r"a byte that is not UTF-8 \(\\xe9\)"), ("a\u200bb".encode(), r"an invisible character \(\\u200b\)"),
         (b" ", "is empty"),
     ],
 )  # fmt: skip
-def test_a_class_name_that_exported_files_cannot_hold_is_refused_in_the_scan(tmp_path: Path, name: bytes, what: str) -> None:
+def test_a_class_name_that_cannot_be_exported_is_an_error(tmp_path: Path, name: bytes, problem: str) -> None:
     root = make(tmp_path / "data", 2)
     os.rename(root / "paper", os.fsencode(root) + b"/" + name)
-    with pytest.raises(DataError, match=rf"the name of this class folder .*{what}.*Rename it") as caught:
+    with pytest.raises(DataError, match=rf"the name of this class folder .*{problem}.*Rename it") as caught:
         scan(root)
     str(caught.value).encode()
 
@@ -267,7 +267,7 @@ def test_a_class_name_that_exported_files_cannot_hold_is_refused_in_the_scan(tmp
         ("glass/more", "unreadable 1 glass/more (Permission denied)"),
     ],
 )
-def test_an_unreadable_folder_is_reported_and_that_of_a_class_refused(cache: Path, folder: str, expected: str) -> None:
+def test_an_unreadable_folder_is_reported_and_an_unreadable_class_is_an_error(cache: Path, folder: str, expected: str) -> None:
     child = (
         "import os, sys; from edgetl.data.folder import scan; from edgetl.errors import DataError\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
@@ -286,7 +286,7 @@ def test_an_unreadable_folder_is_reported_and_that_of_a_class_refused(cache: Pat
     assert all(word in done.stdout for word in expected.split()), done.stdout
 
 
-def test_a_data_folder_that_cannot_be_entered_is_refused_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_inaccessible_data_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 

@@ -1,4 +1,4 @@
-"""Pixels of a folder: photos of 48 megapixels are used, and the scan measures images of more than 8 bits."""
+"""Large and deep images in a scan: 48 megapixels, and more than 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from edgetl.data.folder import scan
 
 
-def test_a_48_megapixel_photo_of_a_folder_is_used(tmp_path: Path) -> None:
+def test_a_48_megapixel_photo_is_used(tmp_path: Path) -> None:
     for label in ("cat", "dog"):
         (tmp_path / label).mkdir()
         for number in range(2):
@@ -21,7 +21,7 @@ def test_a_48_megapixel_photo_of_a_folder_is_used(tmp_path: Path) -> None:
     assert (found.counts(), found.broken) == ({"cat": 2, "dog": 2}, ())
 
 
-def test_the_values_of_wide_images_are_measured_and_remembered(tmp_path: Path) -> None:
+def test_the_value_range_of_16_bit_images_is_measured_and_cached(tmp_path: Path) -> None:
     for index, label in enumerate(("cat", "dog")):
         (tmp_path / label).mkdir()
         for number in range(2):

@@ -1,4 +1,4 @@
-"""Labels from a CSV file: what is read, what is refused and how it says so, and how the images are divided."""
+"""Label tables (CSV): targets, errors, and splits."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def read(root: Path, rows: str, task: Task = "multi-label", *, header: str = HEA
 
 
 def many(tmp_path: Path, targets: list[str], *, header: str = HEADER, task: Task = "multi-label") -> ImageFolder:
-    """One image for each line of cells."""
+    """Scan a table with one image for each line of cells."""
     root = images(tmp_path / "images", len(targets))
     return read(root, "".join(f"{index:03d}.png,{cells}\n" for index, cells in enumerate(targets)), task, header=header)
 
 
-def test_counts_words_and_fractions_above_zero_are_presence(tmp_path: Path) -> None:
+def test_values_above_zero_and_true_mean_that_a_label_is_present(tmp_path: Path) -> None:
     found = read(images(tmp_path / "images"), "000.png,19,TRUE\n001.png,0,false\n\n002.png, 0.5 ,1\n003.png,-1,no\n")
     assert found.labels == ("n_cell", "rust") and found.task == "multi-label"
     assert [sample.targets for sample in found.samples] == [(1, 1), (0, 0), (1, 1), (0, 0)]
@@ -49,7 +49,7 @@ def test_counts_words_and_fractions_above_zero_are_presence(tmp_path: Path) -> N
     assert [found.truth(sample) for sample in found.samples[:2]] == ["n_cell, rust", "none"]
 
 
-def test_names_are_relative_to_the_images_or_to_the_table(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_image_folder_or_to_the_table(tmp_path: Path) -> None:
     images(tmp_path / "set" / "photos" / "deep")
     table = tmp_path / "set" / "labels.csv"
     table.write_text("file,a,b\nphotos/deep/000.png,1,0\ndeep/001.png,0,1\n", "utf-8-sig")
@@ -57,7 +57,7 @@ def test_names_are_relative_to_the_images_or_to_the_table(tmp_path: Path) -> Non
     assert [sample.path.relative_to(found.root).as_posix() for sample in found.samples] == ["deep/000.png", "deep/001.png"]
 
 
-def test_the_fingerprint_depends_on_labels_and_not_on_names(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_labels_and_not_on_file_names(tmp_path: Path) -> None:
     one = many(tmp_path / "one", ["1,0", "0,1"])
     for path in (tmp_path / "one" / "images").glob("*.png"):
         put(tmp_path / "two" / f"other-{path.name}", int(path.stem))
@@ -70,8 +70,8 @@ def test_the_fingerprint_depends_on_labels_and_not_on_names(tmp_path: Path) -> N
     ("rows", "header", "task", "columns", "kind", "message"),
     [
         ("000.png,1,1\ngone.png,1,0\n", HEADER, "multi-label", (), DataError, r"line 3: there is no file 'gone.png' below"),
-        ("000.png,1,1\n000.png,1,0\n", HEADER, "multi-label", (), DataError, r"line 3: 000.png is in line 2 too"),
-        ("000.png,1,1\n./000.png,1,0\n", HEADER, "multi-label", (), DataError, r"is in line 2 too"),
+        ("000.png,1,1\n000.png,1,0\n", HEADER, "multi-label", (), DataError, r"line 3: 000.png is also in line 2"),
+        ("000.png,1,1\n./000.png,1,0\n", HEADER, "multi-label", (), DataError, r"is also in line 2"),
         (
             "000.png,1,maybe\n",
             HEADER,
@@ -82,36 +82,43 @@ def test_the_fingerprint_depends_on_labels_and_not_on_names(tmp_path: Path) -> N
         ),
         ("000.png,1,\n", HEADER, "multi-label", (), DataError, r"line 2: '' in the column 'rust' is not a number"),
         ("000.png,1,nan\n", HEADER, "multi-label", (), DataError, r"'nan' in the column 'rust' is not a number"),
-        ("000.png,1\n", HEADER, "multi-label", (), DataError, r"line 2: 2 cells, and the header has 3"),
-        ("000.png,1,0\n001.png,1,0\n", HEADER, "multi-label", (), DataError, r"no image has the label 'rust'. Remove the column"),
+        ("000.png,1\n", HEADER, "multi-label", (), DataError, r"line 2: 2 cells, but the header has 3"),
+        ("000.png,1,0\n001.png,1,0\n", HEADER, "multi-label", (), DataError, r"no image has the label 'rust'. Remove it"),
         ("", HEADER, "multi-label", (), DataError, r"has a header and no rows"),
-        ("", "", "multi-label", (), DataError, r"no column `file` \(its first line: nothing\)"),
-        ("000.png,1\n", "name,a\n", "multi-label", (), DataError, r"no column `file` \(its first line: name, a\)"),
-        ("000.png\n", "file\n", "multi-label", (), DataError, r"no column beside `file`: no labels"),
+        ("", "", "multi-label", (), DataError, r"no column `file` \(first line: empty\)"),
+        ("000.png,1\n", "name,a\n", "multi-label", (), DataError, r"no column `file` \(first line: name, a\)"),
+        ("000.png\n", "file\n", "multi-label", (), DataError, r"has no label column, only `file`"),
         ("000.png,1,1\n", "file,a,a\n", "multi-label", (), DataError, r"column 'a' occurs twice"),
-        ("000.png,1,1\n", HEADER, "multi-label", ("moss",), ConfigError, r"has no column 'moss'; it has n_cell, rust"),
-        ("000.png,1,1\n", HEADER, "regression", (), ConfigError, r"takes one column of numbers, and 2 are in .*--columns NAME"),
+        ("000.png,1,1\n", HEADER, "multi-label", ("moss",), ConfigError, r"has no column 'moss'. Its columns: n_cell, rust"),
+        (
+            "000.png,1,1\n",
+            HEADER,
+            "regression",
+            (),
+            ConfigError,
+            r"needs one column of numbers, but .* has 2: n_cell, rust.*--columns NAME",
+        ),
         ("000.png,1,x\n", HEADER, "regression", ("rust",), DataError, r"'x' in the column 'rust' is not a number. Write a number, or"),
         ("000.png,1,1\n001.png,1,2\n", HEADER, "regression", ("n_cell",), DataError, r"every image has the same number in 'n_cell'"),
         ("000.png,1,1.5\n", HEADER, "ordinal", ("rust",), DataError, r"1.5 in the column 'rust' is not a whole number"),
         ("000.png,0,1\n001.png,900,1\n", HEADER, "ordinal", ("n_cell",), DataError, r"levels from 0 to 900 in 'n_cell'"),
     ],
 )
-def test_what_cannot_be_used_is_named_with_its_line(
+def test_errors_show_the_invalid_cell_and_its_line(
     tmp_path: Path, rows: str, header: str, task: Task, columns: tuple[str, ...], kind: type[EdgetlError], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
         read(images(tmp_path / "images"), rows, task, header=header, columns=columns)
 
 
-def test_files_outside_the_folder_are_refused(tmp_path: Path) -> None:
+def test_files_outside_the_image_folder_are_an_error(tmp_path: Path) -> None:
     images(tmp_path / "images")
     put(tmp_path / "elsewhere" / "x.png", 99)
-    with pytest.raises(DataError, match=r"line 2: \.\./elsewhere/x\.png lies outside .*images"):
+    with pytest.raises(DataError, match=r"line 2: \.\./elsewhere/x\.png is outside .*images"):
         read(tmp_path / "images", "../elsewhere/x.png,1,1\n")
 
 
-def test_a_missing_table_and_one_that_is_no_text_are_named(tmp_path: Path) -> None:
+def test_a_missing_or_binary_table_is_an_error(tmp_path: Path) -> None:
     images(tmp_path / "images")
     with pytest.raises(DataError, match=r"no\.csv cannot be read: No such file"):
         scan_table(tmp_path / "images", Table(tmp_path / "no.csv"))
@@ -119,22 +126,22 @@ def test_a_missing_table_and_one_that_is_no_text_are_named(tmp_path: Path) -> No
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="is not text in UTF-8, UTF-16 or Windows-1252"):
         scan_table(tmp_path / "images", Table(binary))
-    with pytest.raises(DataError, match="does not exist; give a folder that holds the images"):
+    with pytest.raises(DataError, match="does not exist\\. Give a folder that holds the images"):
         scan_table(tmp_path / "nowhere", Table(binary))
 
 
-def test_a_trained_models_labels_may_be_absent_when_it_is_evaluated(tmp_path: Path) -> None:
+def test_labels_of_a_trained_model_may_be_absent_in_an_evaluation(tmp_path: Path) -> None:
     table = Table(written(images(tmp_path / "images"), "000.png,1,0\n"), "multi-label", ("rust", "n_cell"))
     found = scan_table(tmp_path / "images", table, known=True)
     assert found.labels == ("rust", "n_cell") and found.samples[0].targets == (0.0, 1.0)
 
 
-def test_broken_images_are_left_out_up_to_a_tenth(tmp_path: Path) -> None:
+def test_up_to_ten_percent_broken_images_are_left_out(tmp_path: Path) -> None:
     root = images(tmp_path / "images", 12)
-    (root / "003.png").write_bytes(b"no picture")
+    (root / "003.png").write_bytes(b"not an image")
     rows = [f"{index:03d}.png,{index % 2},1\n" for index in range(12)]
     assert [item.path.name for item in read(root, "".join(rows)).broken] == ["003.png"]
-    (root / "004.png").write_bytes(b"no picture")
+    (root / "004.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match="2 of 12 images cannot be decoded"):
         read(root, "".join(rows))
 
@@ -145,17 +152,17 @@ def test_every_split_keeps_the_proportions_of_common_combinations(tmp_path: Path
     for part in ("train", "val", "test"):
         found = Counter(sample.targets for sample in splits.part(part))
         assert found[(1.0, 1.0)] == found[(1.0, 0.0)] == {"train": 28, "val": 6, "test": 6}[part]
-        assert found[(0.0, 1.0)] == 1, "a rare combination has an image in each split where it can"
+        assert found[(0.0, 1.0)] == 1, "a rare combination has an image in each split"
 
 
 def test_rare_combinations_are_grouped_by_their_rarest_label(tmp_path: Path) -> None:
     folder = many(tmp_path, ["1,0,0"] * 20 + ["1,1,1", "0,1,1", "1,0,1", "0,0,1"] + ["0,1,0"] * 5, header="file,a,b,c\n")
     strata = {folder.truth(sample): sample.label for sample in folder.samples}
-    assert len({strata[name] for name in ("a, b, c", "b, c", "a, c", "c")}) == 1, "each holds c, the rarest"
+    assert len({strata[name] for name in ("a, b, c", "b, c", "a, c", "c")}) == 1, "each has c, the rarest label"
     assert len(set(strata.values())) == 3 and LEAST_STRATUM > 5
 
 
-def test_copies_of_a_picture_stay_together_and_unlike_labels_only_teach(tmp_path: Path) -> None:
+def test_copies_are_in_one_split_and_copies_with_different_labels_are_in_train(tmp_path: Path) -> None:
     root = images(tmp_path / "images", 30)
     for index, twin in ((0, 20), (1, 21)):
         shutil.copyfile(root / f"{index:03d}.png", root / f"{twin:03d}.png")
@@ -167,7 +174,7 @@ def test_copies_of_a_picture_stay_together_and_unlike_labels_only_teach(tmp_path
     assert [conflict.labels for conflict in splits.conflicts] == [("n_cell, rust", "rust")]
 
 
-def test_numbers_are_dealt_by_range_and_grades_by_grade(tmp_path: Path) -> None:
+def test_splits_are_stratified_by_value_range_and_by_level(tmp_path: Path) -> None:
     numbers = many(tmp_path / "numbers", [str(index) for index in range(70)], header="file,mm\n", task="regression")
     for part in ("val", "test"):
         values = sorted(sample.targets[0] for sample in split(numbers).part(part))
@@ -177,7 +184,7 @@ def test_numbers_are_dealt_by_range_and_grades_by_grade(tmp_path: Path) -> None:
     assert grades.truth(grades.samples[2]) == "2" and grades.counts() == {"grade": 30}
 
 
-def test_ready_made_parts_are_kept(tmp_path: Path) -> None:
+def test_ready_made_split_folders_are_kept(tmp_path: Path) -> None:
     for number, part in enumerate(("train", "val", "test")):
         for index in range(4):
             put(tmp_path / "images" / part / f"{index}.png", 10 * number + index)

@@ -1,4 +1,4 @@
-"""Label tables as they are found: separators, encodings, names that differ from the files', splits, groups, and the task of the columns."""
+"""Forms of label tables: separators, encodings, file names, splits, groups, and the task of the columns."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def classes(folder: ImageFolder) -> dict[str, str]:
 # --- the task of the columns -------------------------------------------------------------------------------------------------------
 
 
-def test_a_column_of_words_is_classification(tmp_path: Path) -> None:
+def test_a_column_of_words_means_classification(tmp_path: Path) -> None:
     found = read(images(tmp_path / "images"), "file,label\n0.png, cat \n1.png,dog\n2.png,cat\n3.png,dog\n")
     assert found.task == "classification" and found.labels == ("cat", "dog") and found.counts() == {"cat": 2, "dog": 2}
     assert [sample.label for sample in found.samples] == [0, 1, 0, 1] and not any(sample.targets for sample in found.samples)
 
 
-def test_classes_from_a_table_and_from_folders_are_the_same_data(tmp_path: Path) -> None:
+def test_table_and_class_folders_give_the_same_fingerprint(tmp_path: Path) -> None:
     from edgetl.data.folder import scan
 
     folders = scan(images(tmp_path / "folders", "cat/0.png", "cat/1.png", "dog/2.png", "dog/3.png"))
@@ -54,25 +54,25 @@ def test_classes_from_a_table_and_from_folders_are_the_same_data(tmp_path: Path)
 
 
 @pytest.mark.parametrize("values", ["0121", "1221", "0330"])
-def test_one_column_of_whole_numbers_is_refused_with_the_remedy(tmp_path: Path, values: str) -> None:
+def test_the_error_for_one_column_of_whole_numbers_lists_the_tasks(tmp_path: Path, values: str) -> None:
     table = "file,label\n" + "".join(f"{index}.png,{value}\n" for index, value in enumerate(values))
-    remedy = r"column 'label' holds \d different numbers.*--task: classification .*ordinal .*regression .*multi-label"
+    remedy = r"column 'label' has \d different numbers.*--task: classification .*ordinal .*regression .*multi-label"
     with pytest.raises(ConfigError, match=remedy):
         read(images(tmp_path / "images"), table)
 
 
-def test_whole_numbers_are_classes_when_that_is_named_and_ordered_by_value(tmp_path: Path) -> None:
+def test_classification_of_whole_numbers_orders_classes_by_value(tmp_path: Path) -> None:
     table = "file,label\n" + "".join(f"{index}.png,{(10, 2, 2.0, 10)[index]}\n" for index in range(4))
     found = read(images(tmp_path / "images"), table, "classification")
     assert found.labels == ("2", "10") and [sample.label for sample in found.samples] == [1, 0, 0, 1]
 
 
-def test_zeros_and_ones_in_one_column_are_one_label_and_this_is_reported(tmp_path: Path) -> None:
+def test_one_column_of_zeros_and_ones_is_one_label_and_reported(tmp_path: Path) -> None:
     found = read(images(tmp_path / "images"), "file,rust\n0.png,0\n1.png,1\n2.png,1\n3.png,0\n")
     assert found.task == "multi-label" and any("--task classification for two classes" in note.text for note in found.notes)
 
 
-def test_columns_with_exactly_one_1_in_each_row_are_classes_and_this_is_reported(tmp_path: Path) -> None:
+def test_columns_with_one_1_in_each_row_are_classes_and_reported(tmp_path: Path) -> None:
     rows = "file,melanoma,nevus\n0.png,1.0,0.0\n1.png,0,1\n2.png,1,0\n3.png,0,1\n"
     found = read(images(tmp_path / "images"), rows)
     assert found.task == "classification" and found.labels == ("melanoma", "nevus")
@@ -86,17 +86,17 @@ def test_columns_with_exactly_one_1_in_each_row_are_classes_and_this_is_reported
     ("rows", "task", "kind", "message"),
     [
         (CATS.replace("label", "label,width").replace(",cat", ",cat,3").replace(",dog", ",dog,4"), None, ConfigError, "--columns label"),
-        ("file,a,b\n0.png,1,1\n1.png,0,1\n", "classification", ConfigError, r"2 columns may hold the class \(a, b\).*--columns NAME"),
-        ("file,mm\n0.png,1\n1.png,2\n2.png,x\n", None, DataError, r"line 4: 'x' in the column 'mm' is not a number, and most others are"),
+        ("file,a,b\n0.png,1,1\n1.png,0,1\n", "classification", ConfigError, r"2 columns may be the class \(a, b\).*--columns NAME"),
+        ("file,mm\n0.png,1\n1.png,2\n2.png,x\n", None, DataError, r"line 4: 'x' in the column 'mm' is not a number, but most others are"),
         (CATS + "4.png,\n", None, DataError, r"line 6: '' in the column 'label' is empty"),
         (CATS.replace("cat\n3", '"a\nb"\n3'), None, DataError, r"line 5: 'a\\nb' in the column 'label' holds a line break"),
-        (CATS.replace("cat\n3", "cat|dog\n3"), None, DataError, r"'cat\|dog' lists several of the classes.*--task multi-label"),
+        (CATS.replace("cat\n3", "cat|dog\n3"), None, DataError, r"'cat\|dog' lists several classes.*--task multi-label"),
         (CATS.replace("cat\n3", "bird\n3"), None, DataError, r"too few readable images of bird \(1\), cat \(1\)"),
         (CATS.replace("dog", "cat"), None, DataError, r"one class \(cat\)"),
         (CATS, "multi-label", DataError, r"'cat' in the column 'label' is not a number.*--task classification"),
     ],
 )
-def test_what_may_mean_several_things_is_refused_with_the_remedy(
+def test_errors_for_ambiguous_columns_show_the_remedy(
     tmp_path: Path, rows: str, task: Task | None, kind: type[EdgetlError], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
@@ -109,12 +109,12 @@ def test_classes_that_differ_in_case_only_are_reported(tmp_path: Path, caplog: p
     assert "'Cat', 'cat' differ only in case or spaces" in caplog.text
 
 
-# --- the file's form ---------------------------------------------------------------------------------------------------------------
+# --- form of the file ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-def test_separators_and_encodings_are_found(tmp_path: Path, encoding: str, separator: str) -> None:
+def test_separators_and_encodings_are_detected(tmp_path: Path, encoding: str, separator: str) -> None:
     root = images(tmp_path / "images", "käfer.png", "b.png", "c.png", "d.png")
     rows = [("file", "label"), ("käfer.png", "Käfer"), ("b.png", "Käfer"), ("c.png", "x"), ("d.png", "x")]
     found = read(root, "\r\n".join(separator.join(row) for row in rows).encode(encoding))
@@ -122,14 +122,14 @@ def test_separators_and_encodings_are_found(tmp_path: Path, encoding: str, separ
     assert any("Windows-1252" in note.text for note in found.notes) == (encoding == "cp1252")
 
 
-def test_a_first_line_of_excel_names_the_separator_and_lines_keep_their_numbers(tmp_path: Path) -> None:
+def test_the_sep_line_of_excel_defines_the_separator_and_line_numbers_count_it(tmp_path: Path) -> None:
     root = images(tmp_path / "images")
     assert read(root, "sep=;\r\n" + CATS.replace(",", ";")).labels == ("cat", "dog")
     with pytest.raises(DataError, match=r"line 6: there is no file 'gone.png'"):
         read(root, "sep=;\n" + CATS.replace(",", ";").replace("3.png", "gone.png"))
 
 
-def test_decimal_commas_are_numbers_where_cells_are_separated_otherwise(tmp_path: Path) -> None:
+def test_decimal_commas_are_numbers_with_another_separator(tmp_path: Path) -> None:
     root = images(tmp_path / "images")
     found = read(root, "file;mm\n0.png;1,5\n1.png;2,25\n2.png;-3\n3.png;0\n", "regression")
     assert [sample.targets for sample in found.samples] == [(1.5,), (2.25,), (-3.0,), (0.0,)]
@@ -139,19 +139,19 @@ def test_decimal_commas_are_numbers_where_cells_are_separated_otherwise(tmp_path
         read(root, 'file,mm\n0.png,"1,5"\n1.png,2\n', "regression")
 
 
-def test_separators_and_line_ends_within_quotes_belong_to_the_cell(tmp_path: Path) -> None:
+def test_separators_and_line_ends_in_quotes_are_part_of_the_cell(tmp_path: Path) -> None:
     root = images(tmp_path / "images")
     found = read(root, 'file,label,note\n0.png,"a, b","x\ny"\n1.png,c;d,\n2.png,"a, b",\n3.png,c;d,\n', columns=("label",))
     assert found.labels == ("a, b", "c;d") and any("columns note are not used" in note.text for note in found.notes)
 
 
 @pytest.mark.parametrize("data", [b"PK\x03\x04rest", b"file,label\n0.png,\0\n", b"\xff\xfe\x00", b"file,label\n\x81.png,x\n"])
-def test_spreadsheets_and_binary_files_are_refused_with_the_remedy(tmp_path: Path, data: bytes) -> None:
+def test_the_error_for_spreadsheets_and_binary_files_shows_the_remedy(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(DataError, match="CSV UTF-8"):
         read(images(tmp_path / "images"), data)
 
 
-def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_pipe_is_an_error(tmp_path: Path) -> None:
     import os
 
     os.mkfifo(tmp_path / "pipe.csv")
@@ -159,30 +159,30 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
         scan_table(images(tmp_path / "images"), Table(tmp_path / "pipe.csv"))
 
 
-# --- names of files ----------------------------------------------------------------------------------------------------------------
+# --- file names --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("column", ["filename", "File Name", "image", "image_id", "Path", "id"])
-def test_the_column_of_files_has_one_of_the_usual_names(tmp_path: Path, column: str) -> None:
+def test_common_names_of_the_file_column_are_accepted(tmp_path: Path, column: str) -> None:
     assert len(read(images(tmp_path / "images"), CATS.replace("file", column)).samples) == 4
 
 
-def test_the_index_of_pandas_is_no_column(tmp_path: Path) -> None:
+def test_the_index_column_of_pandas_is_ignored(tmp_path: Path) -> None:
     rows = ",file,label\n" + "".join(f"{index},{index}.png,{'ab'[index % 2]}\n" for index in range(4))
     assert read(images(tmp_path / "images"), rows).labels == ("a", "b")
 
 
-def test_names_match_in_any_unicode_form_and_case_without_suffix_and_with_backslashes(tmp_path: Path) -> None:
+def test_file_names_match_despite_unicode_form_case_suffix_and_backslashes(tmp_path: Path) -> None:
     on_disk = unicodedata.normalize("NFD", "büchse.png")
     root = images(tmp_path / "images", on_disk, "IMG_1.PNG", "ISIC_7.png", "deep/er/3.png")
     table = f"file,label\n{unicodedata.normalize('NFC', 'büchse.png')},a\nimg_1.png,a\nISIC_7,b\ndeep\\er\\3.png,b\n"
     found = read(root, table)
     assert classes(found) == {on_disk: "a", "IMG_1.PNG": "a", "ISIC_7.png": "b", "deep/er/3.png": "b"}
-    assert all(any(f"1 names differ from the files' names in {what}" in note.text for note in found.notes)
-               for what in ("Unicode form", "upper and lower case", "suffix"))  # fmt: skip
+    assert all(any(f"1 names differ from the file names in {difference}" in note.text for note in found.notes)
+               for difference in ("Unicode form", "upper and lower case", "suffix"))  # fmt: skip
 
 
-def test_absolute_names_of_another_machine_match_by_their_last_folders(tmp_path: Path) -> None:
+def test_absolute_paths_of_another_machine_match_by_their_last_folders(tmp_path: Path) -> None:
     root = images(tmp_path / "images", "a/0.png", "a/1.png", "b/0.png", "b/1.png")
     lines = [f"C:\\data\\set\\{folder}\\{index}.png,{folder}" for folder in "ab" for index in range(2)]
     found = read(root, "file,label\n" + "\n".join(lines))
@@ -195,51 +195,51 @@ def test_absolute_names_of_another_machine_match_by_their_last_folders(tmp_path:
 @pytest.mark.parametrize(
     ("files", "name", "message"),
     [
-        (("x.png", "x.jpg"), "x", r"line 2: 'x' fits 2 files: x.jpg and x.png. Write the path"),
-        (("p/x.png", "q/x.png"), "x.png", r"line 2: 'x.png' fits 2 files: p/x.png and q/x.png"),
-        (("X.png", "x.PNG"), "x.png", r"line 2: 'x.png' fits 2 files"),
-        (("x.png",), "x.jpg", r"line 2: there is no file 'x.jpg' below .* There is x.png"),
+        (("x.png", "x.jpg"), "x", r"line 2: 'x' matches 2 files: x.jpg and x.png. Write the path"),
+        (("p/x.png", "q/x.png"), "x.png", r"line 2: 'x.png' matches 2 files: p/x.png and q/x.png"),
+        (("X.png", "x.PNG"), "x.png", r"line 2: 'x.png' matches 2 files"),
+        (("x.png",), "x.jpg", r"line 2: there is no file 'x.jpg' below .* Did you mean x.png\?"),
         (("y.png",), "", r"line 2: there is no file ''"),
         (("y.png",), "..", r"line 2: there is no file '..'"),
         (("y.png",), "x" * 5000, r"line 2: there is no file 'xxx"),
     ],
 )
-def test_names_that_fit_several_files_or_none_are_refused(tmp_path: Path, files: tuple[str, ...], name: str, message: str) -> None:
+def test_names_that_match_several_files_or_none_are_an_error(tmp_path: Path, files: tuple[str, ...], name: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(images(tmp_path / "images", *files), f"file,label\n{name},a\n")
 
 
-def test_leading_folders_that_differ_are_refused(tmp_path: Path) -> None:
+def test_different_leading_folders_are_an_error(tmp_path: Path) -> None:
     rows = "file,label\n/one/0.png,a\n/two/1.png,b\n"
-    with pytest.raises(DataError, match=r"line 3: '/one/0.png' and '/two/1.png' lie in different folders"):
+    with pytest.raises(DataError, match=r"line 3: '/one/0.png' and '/two/1.png' are in different folders"):
         read(images(tmp_path / "images"), rows)
 
 
 # --- splits and groups of a table --------------------------------------------------------------------------------------------------
 
 
-def test_a_column_of_splits_decides_over_folders_and_this_is_reported(tmp_path: Path) -> None:
+def test_a_split_column_takes_precedence_over_folders_and_is_reported(tmp_path: Path) -> None:
     root = images(tmp_path / "images", *(f"{part}/{index}.png" for part in ("train", "test") for index in range(4)))
     words = {"train": ["Training", "validation", "train", "dev"], "test": ["test", "TEST", "train", "train"]}
     rows = [f"{part}/{index}.png,{'ab'[index % 2]},{words[part][index]}" for part in words for index in range(4)]
     found = read(root, "file,label,split\n" + "\n".join(rows))
     splits = split(found)
     assert [len(splits.part(part)) for part in ("train", "val", "test")] == [4, 2, 2]
-    assert found.labels == ("a", "b") and any("4 images are in a folder of another split" in note.text for note in found.notes)
+    assert found.labels == ("a", "b") and any("4 images are in the folder of another split" in note.text for note in found.notes)
 
 
-def test_an_unknown_split_is_refused_with_its_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"line 3: 'fold2' in the column 'split' is no split"):
+def test_the_error_for_an_unknown_split_shows_its_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"line 3: 'fold2' in the column 'split' is not a split"):
         read(images(tmp_path / "images"), "file,label,split\n0.png,a,train\n1.png,a,fold2\n2.png,b,train\n")
 
 
-def test_a_column_called_group_is_the_group_and_no_label(tmp_path: Path) -> None:
+def test_a_column_called_group_defines_groups_and_is_not_a_label(tmp_path: Path) -> None:
     found = read(images(tmp_path / "images"), "file,label,group\n0.png,a,p1\n1.png,a,p1\n2.png,b,p2\n3.png,b,\n")
     assert found.labels == ("a", "b") and found.grouping == "column group"
     assert [sample.group for sample in found.samples] == ["p1", "p1", "p2", ""]
 
 
-def test_another_column_or_a_pattern_gives_the_groups(tmp_path: Path) -> None:
+def test_another_column_or_a_pattern_defines_groups(tmp_path: Path) -> None:
     root = images(tmp_path / "images")
     path = tmp_path / "labels.csv"
     path.write_text("file,label,patient\n0.png,a,p1\n1.png,a,p1\n2.png,b,p2\n3.png,b,p3\n")
@@ -249,10 +249,10 @@ def test_another_column_or_a_pattern_gives_the_groups(tmp_path: Path) -> None:
     assert [sample.group for sample in by_pattern.samples] == ["0", "1", "2", ""] and by_pattern.grouping == "pattern ^([012])"
 
 
-# --- a trained classifier's table --------------------------------------------------------------------------------------------------
+# --- table of a trained classifier -------------------------------------------------------------------------------------------------
 
 
-def test_the_table_of_a_trained_classifier_keeps_its_classes_in_every_form(tmp_path: Path) -> None:
+def test_the_classes_of_a_trained_classifier_are_kept_in_every_form_of_table(tmp_path: Path) -> None:
     root, path = images(tmp_path / "images"), tmp_path / "labels.csv"
     for text in (
         "file,label\n0.png,dog\n1.png,cat\n",
@@ -267,7 +267,7 @@ def test_the_table_of_a_trained_classifier_keeps_its_classes_in_every_form(tmp_p
         scan_table(root, Table(path, "classification", classes=("dog", "cat")), known=True)
 
 
-def test_exclude_leaves_out_rows_and_their_files_and_is_reported(tmp_path: Path) -> None:
+def test_exclude_leaves_out_rows_and_is_reported(tmp_path: Path) -> None:
     root = tmp_path / "images"
     for index in range(8):
         put(root / ("old" if index < 2 else "new") / f"{index}.png", index)
@@ -277,10 +277,10 @@ def test_exclude_leaves_out_rows_and_their_files_and_is_reported(tmp_path: Path)
     found = scan_table(root, Table(path, selection=Selection(exclude=("old",))))
     assert len(found.samples) == 6
     assert {note.reason: note.count for note in found.notes if not note.used} == {"excluded": 2, "system": 1}
-    with pytest.raises(DataError, match=r"--exclude leaves out every image that the table names"):
+    with pytest.raises(DataError, match=r"--exclude leaves out all images of the table"):
         scan_table(root, Table(path, selection=Selection(exclude=("*.png",))))
 
 
-def test_a_column_that_exported_files_cannot_hold_as_a_label_is_refused_before_any_image_is_decoded(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"the label 'a\\tb' holds a tab, which exported files cannot hold\. Rename it"):
+def test_a_label_that_cannot_be_exported_is_an_error_before_images_are_decoded(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the label 'a\\tb' holds a tab\. Exported files cannot represent it\. Rename it"):
         read(images(tmp_path / "images"), 'file,"a\tb",c\n0.png,1,1\n1.png,0,1\n2.png,1,0\n')

@@ -174,4 +174,4 @@ def test_a_run_is_shown_with_the_images_that_are_left_out(child: Run, capsys: py
     show_run(child)
     printed = " ".join(capsys.readouterr().out.split())
     assert "of validation and test were left out, because a run that the weights come from has seen them" in printed
-    assert "unseen images" in printed and "groups: none were given" in printed
+    assert "unseen images" in printed and "groups: none: images of one object" in printed

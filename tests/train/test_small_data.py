@@ -47,7 +47,7 @@ def test_three_hundred_classes_with_two_images(tmp_path: Path) -> None:
 
 
 def test_one_image_in_each_class_leaves_nothing_to_choose_on(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="each class folder needs at least 2"):
+    with pytest.raises(DataError, match="Each class folder needs at least 2"):
         train(_write(tmp_path / "images", 3, 1), _config(), tmp_path / "run")
 
 

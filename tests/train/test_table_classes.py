@@ -100,7 +100,7 @@ def test_a_run_and_its_card_state_the_groups_or_that_there_are_none(tmp_path: Pa
     plain = train(images, TrainConfig.from_options(**settings), tmp_path / "plain")
     assert plain.record.grouping is None and not any(entry.group for entry in plain.splits().entries)
     assert any(
-        line.startswith("- Groups: none were given")
+        line.startswith("- Groups: none: images of one object")
         for line in run_lines(plain.record, plain.record.preprocess, plain.record.validation.score)
     )
 

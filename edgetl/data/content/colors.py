@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-# Pixels of the grid that is counted.
+# Number of pixels that are counted, on a regular grid.
 GRID_PIXELS = 16_384
 MAIN_SHARE = 0.95
 
@@ -18,8 +18,8 @@ class Colors:
 
     Attributes:
         distinct: number of different colors.
-        main: the fewest colors that ``MAIN_SHARE`` of the pixels have: low for masks that were resized or stored as JPEG.
-        plain: all pixels are gray, or the most frequent color is black.
+        main: smallest number of colors that cover ``MAIN_SHARE`` of the pixels. Low for masks that were resized or stored as JPEG.
+        plain: true if all pixels are gray, or if the most frequent color is black.
     """
 
     distinct: int

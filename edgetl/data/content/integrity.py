@@ -1,4 +1,4 @@
-"""Decode every image of a folder once, in parallel, and remember the outcome by size and time of change."""
+"""Integrity check: decode every image of a folder in parallel, and cache the result by file size and modification time."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ from edgetl.errors import ImageError, StorageError
 
 _log = logging.getLogger(__name__)
 
-# Raised when decoding or hashing changes: older outcomes are then not used.
+# Increase this number when decoding or hashing changes. Older caches are then ignored.
 _CACHE_VERSION = 4
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Result of decoding one file: content hash and colors, or the reason of a failure; ``levels`` only for more than 8 bits."""
+    """Result of decoding a file: content hash and colors, or the reason of the failure.
+
+    ``levels`` is the smallest and largest value of an image with more than 8 bits per channel.
+    """
 
     content: str | None
     reason: str = ""
@@ -38,7 +41,7 @@ class Checked:
 
 
 def check_images(paths: Sequence[Path], root: Path, *, progress: Progress = silent) -> dict[Path, Checked]:
-    """Decode ``paths`` (below ``root``) and hash their pixels; outcomes of unchanged files come from the user's cache folder."""
+    """Decode the images ``paths`` (below ``root``) and hash their pixels. Unchanged files are read from the user's cache folder."""
     cache_file = _cache_file(root)
     known = _read_cache(cache_file)
     stamps = {path: _stamp(path, root) for path in paths}
@@ -73,7 +76,7 @@ def _cache_file(root: Path) -> Path | None:
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         folder = Path(base) if base else Path.home() / ".cache"
-    except RuntimeError:  # no home directory: work without a memory
+    except RuntimeError:  # no home directory: work without a cache
         return None
     key = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return folder / "edgetl" / "scans" / f"{key}.json"
@@ -86,13 +89,13 @@ def _read_cache(path: Path | None) -> dict[str, Checked]:
         data = json.loads(read_plain(path))
         if data["version"] != _CACHE_VERSION:
             return {}
-        return {str(stamp): _remembered(*row) for stamp, row in data["files"].items()}
+        return {str(stamp): _from_cache(*row) for stamp, row in data["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        _log.debug("the scan's memory %s is not readable (%s); scanning again", path, error)
+        _log.debug("scan cache %s is not readable (%s); scanning again", path, error)
         return {}
 
 
-def _remembered(content: str | None, reason: str, colors: list[Any] | None, levels: list[int] | None) -> Checked:
+def _from_cache(content: str | None, reason: str, colors: list[Any] | None, levels: list[int] | None) -> Checked:
     return Checked(content, str(reason), Colors(*colors) if colors else None, (int(levels[0]), int(levels[1])) if levels else None)
 
 
@@ -108,4 +111,4 @@ def _write_cache(path: Path | None, results: dict[str, Checked]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({"version": _CACHE_VERSION, "files": files}))
     except (OSError, StorageError, UnicodeEncodeError) as error:
-        _log.debug("the scan's memory %s cannot be written: %s", path, error)
+        _log.debug("scan cache %s cannot be written: %s", path, error)

@@ -1,4 +1,4 @@
-"""Segmentation masks beside photos: few colors, and the name of a photo."""
+"""Segmentation masks in image folders: images with few colors and the name of another image."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from edgetl.data.content.colors import Colors
 from edgetl.data.content.integrity import Checked
 
-# Stored without loss, a mask has one color for each kind of object; resized, or stored as JPEG, it has a few main ones.
+# A lossless mask has one color for each kind of object. A mask that was resized or stored as JPEG has a few main colors.
 MOST_COLORS, MOST_MAIN = 32, 8
-# Least ratio of a photo's colors to those of its mask.
+# Least ratio of an image's number of colors to that of its mask.
 RICHER = 4
 _NAME = "masks?|segmentations?|seg|segm|annotations?|ground[-_ ]?truth|gt|trimaps?|mattes?|alpha|labels?|instances?|segmentation[-_ ]?class"
 _ENDING = re.compile(rf"(?P<photo>.+?)[-_ .]+(?:{_NAME})(?:[-_ .]?[0-9]+)?", re.IGNORECASE)
@@ -20,15 +20,17 @@ _FOLDER = re.compile(rf"(?:.+[-_ .])?(?:{_NAME})(?:[-_ .]?(?:images?|png|[0-9]+)
 
 
 def find_masks(checked: Mapping[Path, Checked], root: Path) -> set[Path]:
-    """The images that are masks of other images below ``root``.
+    """Find the images that are segmentation masks of other images.
 
-    An image of few colors is a mask if a photo, which has more colors, bears its name: beside it with another suffix (``a.jpg``,
-    ``a.png``), beside it without an ending such as ``_mask`` or ``_gt``, or in another folder if its own is called ``masks``,
-    ``ground_truth`` or similar.
+    An image with few colors is a mask if an image with more colors has the same name:
+
+    - in the same folder, with another suffix (``a.jpg`` and ``a.png``);
+    - in the same folder, without an ending such as ``_mask`` or ``_gt``;
+    - in another folder, if the folder of the mask is called ``masks``, ``ground_truth`` or similar.
 
     Args:
-        checked: images below ``root``, decoded.
-        root: the data folder, whose own name does not count.
+        checked: decoded images below ``root``.
+        root: data folder. Its own name is ignored.
     """
     few = {path: result.colors for path, result in checked.items() if result.colors and _is_flat(result.colors)}
     if not few:
@@ -58,7 +60,7 @@ def find_masks(checked: Mapping[Path, Checked], root: Path) -> set[Path]:
 
 
 def _mask_folder(path: Path, root: Path) -> Path | None:
-    """Folder of masks above ``path``; none where there is none."""
+    """Return the folder of masks that contains ``path``, or none."""
     return next(
         (parent for parent in path.parents if parent.is_relative_to(root) and parent != root and _FOLDER.fullmatch(parent.name)), None
     )

@@ -1,4 +1,4 @@
-"""CSV files as spreadsheets and data sets write them: encoding, separator, lines."""
+"""CSV files of spreadsheets and data sets: encoding, separator, lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgetl.errors import DataError
 
 MAX_CSV_BYTES = 200_000_000
 SEPARATORS = (",", ";", "\t", "|")
-# Rows that choose the separator.
+# Number of rows for the detection of the separator.
 _SAMPLE_ROWS = 50
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
@@ -25,14 +25,14 @@ _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 
 @dataclass(frozen=True)
 class CsvFile:
-    """A table of text; cells are in Unicode normal form C and have no outer spaces.
+    """Content of a CSV file. Cells are in Unicode normal form C, without outer spaces.
 
     Attributes:
-        path: the file.
+        path: CSV file.
         header: names of the columns.
-        rows: line number and cells of each row; every row has the header's number of cells.
+        rows: line number and cells of each row. Every row has as many cells as the header.
         separator: character between cells.
-        encoding: of the bytes; ``cp1252`` where they are not valid Unicode.
+        encoding: encoding of the file; ``cp1252`` if it is not valid Unicode.
     """
 
     path: Path
@@ -42,17 +42,18 @@ class CsvFile:
     encoding: str
 
     def column(self, index: int) -> list[str]:
-        """The cells of one column."""
+        """Return the cells of a column."""
         return [cells[index] for _, cells in self.rows]
 
 
 def read_csv(path: Path) -> CsvFile:
-    """Read a CSV file: UTF-8, UTF-16 with a byte order mark, or Windows-1252; commas, semicolons, tabs or bars between cells.
+    """Read a CSV file in UTF-8, UTF-16 with a byte order mark, or Windows-1252.
 
-    The separator is the one that gives the first rows as many cells as the header. A first line ``sep=;`` (Excel) decides.
+    Commas, semicolons, tabs or bars separate the cells. The chosen separator gives the first rows as many cells as the header. A first
+    line ``sep=;`` (Excel) takes precedence.
 
     Raises:
-        DataError: not a regular file, too large, not text, no rows, or a row with another number of cells than the header.
+        DataError: the file is not regular, too large or not text, or a row has another number of cells than the header.
     """
     try:
         with open_plain(path) as file:
@@ -60,7 +61,7 @@ def read_csv(path: Path) -> CsvFile:
     except OSError as error:
         raise DataError(f"--labels {path} cannot be read: {error.strerror}. Give a CSV file with a column `file`.") from error
     if len(data) > MAX_CSV_BYTES:
-        raise DataError(f"--labels {path} is larger than {MAX_CSV_BYTES:,} bytes; it is not a table of labels.")
+        raise DataError(f"--labels {path} has more than {MAX_CSV_BYTES:,} bytes. Give a smaller table of labels.")
     text, encoding = _decode(path, data)
     first, _, rest = text.partition("\n")
     named = re.fullmatch(r'"?sep=(.)"?\r?', first)
@@ -73,13 +74,13 @@ def read_csv(path: Path) -> CsvFile:
     header = tuple(lines[0][1]) if lines else ()
     for line, cells in lines[1:]:
         if len(cells) != len(header):
-            raise DataError(f"{path}, line {line}: {len(cells)} cells, and the header has {len(header)}. Correct the line.")
+            raise DataError(f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}. Correct the line.")
     return CsvFile(path, header, tuple((line, tuple(cells)) for line, cells in lines[1:]), separator, encoding)
 
 
 def _decode(path: Path, data: bytes) -> tuple[str, str]:
     if data.startswith(_WORKBOOKS):
-        raise DataError(f"--labels {path} is a spreadsheet, not a CSV file. Save it from there as CSV UTF-8.")
+        raise DataError(f"--labels {path} is a spreadsheet, not a CSV file. Save it as CSV UTF-8.")
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
         try:
@@ -91,12 +92,12 @@ def _decode(path: Path, data: bytes) -> tuple[str, str]:
     except UnicodeDecodeError as error:
         raise DataError(f"--labels {path} is not text in UTF-8, UTF-16 or Windows-1252: {error}. Save it as CSV UTF-8.") from error
     if "\0" in text:
-        raise DataError(f"--labels {path} is not text in UTF-8, UTF-16 or Windows-1252: it holds zero bytes. Save it as CSV UTF-8.")
+        raise DataError(f"--labels {path} is not text in UTF-8, UTF-16 or Windows-1252: it has zero bytes. Save it as CSV UTF-8.")
     return text, encoding
 
 
 def _parse(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and cells of the lines that are not empty."""
+    """Yield the line number and the cells of each line that is not empty."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     for row in reader:
         if any(cell.strip() for cell in row):
@@ -104,7 +105,10 @@ def _parse(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _separator(text: str) -> str:
-    """Separator under which most of the first rows have the header's number of cells, at least two; of equals the one with most cells."""
+    """Detect the separator.
+
+    It gives the largest ratio of the first rows as many cells as the header, at least two. Among equals, the one with most cells wins.
+    """
     best, highest = SEPARATORS[0], (0.0, 0)
     for separator in SEPARATORS:
         try:

@@ -1,4 +1,4 @@
-"""Match the file names of a table with the images of a folder: Unicode form, case, suffix, backslashes, leading folders."""
+"""File names of a table: match them with images, despite differences in Unicode form, case, suffix and leading folders."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _ABSOLUTE = re.compile(r"(/|[A-Za-z]:/)")
 
 
 class TableFiles:
-    """Images below ``root`` by the names that a table gives them.
+    """Lookup of images below ``root`` by the file names of a table.
 
-    A name is relative to ``root`` or to the table's folder. Where no such file exists, the name may differ from the file's in its Unicode
-    form, its case, a missing suffix, or leading folders. A name that fits two files is refused.
+    A name is relative to ``root`` or to the folder of the table. If no such file exists, the name may differ from the file name in Unicode
+    form, case, a missing suffix, or leading folders. A name that matches two files is an error.
     """
 
     def __init__(self, root: Path, table: Path, *, selection: Selection = NO_SELECTION) -> None:
@@ -35,10 +35,10 @@ class TableFiles:
         self._prefixes: dict[str, str] = {}
 
     def find(self, name: str) -> Path | None:
-        """The image called ``name``, as a path that begins with ``root``; none where there is none.
+        """Return the path of the image called ``name``, starting with ``root``, or none.
 
         Raises:
-            DataError: it lies outside ``root``, or several images fit.
+            DataError: the image is outside ``root``, or several images match.
         """
         posix = name.replace("\\", "/")
         for base in (self.root, self.table.parent):
@@ -50,34 +50,34 @@ class TableFiles:
                 if found := self._only((difference, key), name):
                     self._note(difference, prefix, name)
                     return found
-        # A bare name may stand for an image in any folder, if only one has it.
+        # A name without folders may mean an image in any folder, if only one image has it.
         if "/" not in posix and (found := self._only((_BELOW, _folded(posix)), name)):
             self._differences[_BELOW] += 1
             return found
         return None
 
     def notes(self) -> Iterator[str]:
-        """Sentences on the names that differ from the files' names."""
+        """Yield a sentence for each kind of difference between the table's names and the file names."""
         for difference, count in sorted(self._differences.items()):
-            yield f"{count} names differ from the files' names in {difference}."
+            yield f"{count} names differ from the file names in {difference}."
         for prefix in self._prefixes:
-            yield f"the leading folders {prefix!r} of the names are left out."
+            yield f"the leading folders {prefix!r} of the names are ignored."
 
     def suggestion(self, name: str) -> str:
-        """A file that ``name`` may mean, for a message; empty where there is none."""
+        """Return a sentence with a file that ``name`` may mean; empty if there is none."""
         stem = PurePosixPath(name.replace("\\", "/")).with_suffix("").name if name.strip("./\\") else ""
         found = self._images().get((_BELOW, _folded(stem)), [])
-        return f" There is {found[0].relative_to(self.root).as_posix()}." if found else ""
+        return f" Did you mean {found[0].relative_to(self.root).as_posix()}?" if found else ""
 
     def _inside(self, path: Path, name: str) -> Path:
         plain = Path(os.path.normpath(Path.cwd() / path))
         for root, candidate in ((Path(os.path.normpath(Path.cwd() / self.root)), plain), (self.root.resolve(), path.resolve())):
             if candidate.is_relative_to(root):
                 return self.root / candidate.relative_to(root)
-        raise DataError(f"{name} lies outside {self.root}. Give a folder that holds all images.")
+        raise DataError(f"{name} is outside {self.root}. Give a folder that contains all images.")
 
     def _wanted(self, posix: str) -> Iterator[tuple[str, str]]:
-        """Names relative to ``root``, the most leading folders first, with the folders that were left out."""
+        """Yield pairs: leading folders to ignore, and the rest of the name, relative to ``root``. The longest rest comes first."""
         whole = os.path.normpath(posix) if posix else ""
         if not _ABSOLUTE.match(posix):
             yield "", whole
@@ -93,11 +93,11 @@ class TableFiles:
         found = self._images().get(key, [])
         if len(found) > 1:
             names = " and ".join(path.relative_to(self.root).as_posix() for path in found[:2])
-            raise DataError(f"{name!r} fits {len(found)} files: {names}. Write the path from {self.root}, with its suffix.")
+            raise DataError(f"{name!r} matches {len(found)} files: {names}. Write the path relative to {self.root}, with its suffix.")
         return found[0] if found else None
 
     def _images(self) -> dict[tuple[str, str], list[Path]]:
-        """The images by every key under which a name may find them, made at the first name that needs it."""
+        """Index of the images by every key of their names. It is built at the first lookup."""
         if self._index is None:
             self._index = defaultdict(list)
             for path in self.images:
@@ -115,15 +115,13 @@ class TableFiles:
             self._prefixes.setdefault(prefix, name)
             if len(self._prefixes) > 1:
                 first, second = list(self._prefixes.values())[:2]
-                raise DataError(
-                    f"{first!r} and {second!r} lie in different folders that {self.root} does not have. Write the paths from {self.root}."
-                )
+                raise DataError(f"{first!r} and {second!r} are in different folders that {self.root} does not have. ")
         if difference != _FORM or not prefix:
             self._differences[difference] += 1
 
 
 def _keys(name: str) -> tuple[tuple[str, str], ...]:
-    """Lookup keys of a name, the nearest first."""
+    """Return the lookup keys of a name, the closest match first."""
     return (_FORM, _nfc(name)), (_CASE, _folded(name)), (_SUFFIX, _nfc(name)), (_SUFFIX, _folded(name))
 
 

@@ -1,4 +1,4 @@
-"""Rows of a table of labels: the file of each row, its class or targets, its split and its group. No image is decoded."""
+"""Rows of a label table: file, class or targets, split and group. No image is decoded."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from edgetl.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Table:
-    """Table of labels, and the options for reading it.
+    """Label table and the options for reading it.
 
     Attributes:
-        path: the CSV file; its column ``file`` (or ``filename``, ``image_id`` …) names images relative to the folder of images or to its
-            own. Its columns ``split`` (train, val, test) and ``group`` are no labels, unless ``columns`` names them.
-        task: of the label columns; none to derive it from their values.
+        path: CSV file. The column ``file`` (or ``filename``, ``image_id`` …) has image paths, relative to the image folder or to the
+            folder of the table. The columns ``split`` (train, val, test) and ``group`` are not labels, unless listed in ``columns``.
+        task: task of the label columns; none to derive it from their values.
         columns: label columns to read; empty for all.
-        classes: labels of a trained classifier, to evaluate it: their order is kept, and others are refused.
-        group: a column, or a pattern of paths, whose images stay in one split; none for the column ``group``, if there is one.
-        selection: files to leave out although the table names them.
+        classes: labels of a trained classifier, for its evaluation. Their order is kept; other classes are an error.
+        group: column or path pattern of the groups. All images of a group stay in one split. None for the column ``group``, if it exists.
+        selection: patterns of files to leave out, although the table has them.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Row:
-    """Row of the table: the image's class index or targets, its split and its group."""
+    """Row of the table: image, class index or targets, split, and group."""
 
     path: Path
     label: int
@@ -56,12 +56,12 @@ class TableRows:
     """Content of a table.
 
     Attributes:
-        task: the given one, or the one that its values suggest.
+        task: given task, or the task derived from the values.
         labels: class names, or the names of the label columns.
-        rows: one for each image.
-        group: name of the column of groups; empty without one.
-        has_splits: true if a column gives the splits.
-        assumptions: about the form of the table, as sentences.
+        rows: one row for each image.
+        group: name of the group column; empty without one.
+        has_splits: true if a column defines the splits.
+        assumptions: assumptions about the form of the table, as sentences.
         left_out: notes on files that the rows do not use.
     """
 
@@ -78,20 +78,20 @@ def read_rows(folder: Path, table: Table) -> TableRows:
     """Read the table, and find the file of each row below ``folder``.
 
     Raises:
-        ConfigError: a column that does not exist, not exactly one where one is wanted, or a task that must be named.
-        DataError: no table, a row that cannot be used, or a label that exported files cannot hold.
+        ConfigError: a column does not exist, several columns are possible, or the task is ambiguous.
+        DataError: the table cannot be read, a row is invalid, or exported files cannot represent a label.
     """
     csv = read_csv(table.path)
     columns = _columns(csv, table)
     if not csv.rows:
-        raise DataError(f"{table.path} has a header and no rows; add one row for each image.")
+        raise DataError(f"{table.path} has a header and no rows. Add one row for each image.")
     task, assumed = (table.task, "") if table.task else choose_task(csv, columns.labels)
     files = TableFiles(folder, table.path, selection=table.selection)
     csv, paths = _without_excluded(csv, _find_all(files, csv, columns), folder, table)
     labels, rows = _rows(csv, columns, task, table.classes, paths)
     if problems := [f"'{printable(label)}' {problem}" for label in labels if (problem := label_problem(label))]:
-        raise DataError(f"{table.path}: the label {problems[0]}, which exported files cannot hold. Rename it.")
-    # A table names the images: files of other kinds, such as the table itself, need no note.
+        raise DataError(f"{table.path}: the label {problems[0]}. Exported files cannot represent it. Rename it.")
+    # The table lists the images. Files of other kinds, such as the table itself, need no note.
     left_out = [note for note in files.left_out.result() if note.reason != "other"]
     if unnamed := sorted(set(files.images) - {row.path for row in rows}):
         examples = tuple(printable(path.relative_to(folder)) for path in unnamed[:EXAMPLES])
@@ -108,14 +108,14 @@ def read_rows(folder: Path, table: Table) -> TableRows:
 
 
 def _without_excluded(csv: CsvFile, paths: list[Path], root: Path, table: Table) -> tuple[CsvFile, list[Path]]:
-    """The rows, and their images, that ``--exclude`` does not name.
+    """Remove the rows of images that ``--exclude`` matches.
 
     Raises:
-        DataError: no row is left.
+        DataError: no row remains.
     """
     kept = [index for index, path in enumerate(paths) if not table.selection.excludes(path.relative_to(root).as_posix())]
     if not kept:
-        raise DataError(f"{table.path}: --exclude leaves out every image that the table names. Give fewer patterns.")
+        raise DataError(f"{table.path}: --exclude leaves out all images of the table. Use fewer patterns.")
     return replace(csv, rows=tuple(csv.rows[index] for index in kept)), [paths[index] for index in kept]
 
 
@@ -135,22 +135,22 @@ def _columns(csv: CsvFile, table: Table) -> Columns:
         return replace(columns, labels=tuple(fitting))
     if table.task == "classification" and len(names) > 1 and one_hot(csv, columns.labels) is None:
         raise ConfigError(
-            f"{csv.path}: {len(names)} columns may hold the class ({', '.join(names[:10])}). Choose one of class names with "
-            f"--columns NAME, or write one column for each class, with exactly one 1 in each row."
+            f"{csv.path}: {len(names)} columns may be the class ({', '.join(names[:10])}). Choose a column of class names with "
+            f"--columns NAME, or write one column for each class with exactly one 1 in each row."
         )
     if table.task in ("regression", "ordinal") and len(names) != 1:
         raise ConfigError(
-            f"--task {table.task} takes one column of numbers, and {len(names)} are in {csv.path}: {', '.join(names[:10])}. "
+            f"--task {table.task} needs one column of numbers, but {csv.path} has {len(names)}: {', '.join(names[:10])}. "
             f"Choose one with --columns NAME."
         )
     return columns
 
 
 def _find_all(files: TableFiles, csv: CsvFile, columns: Columns) -> list[Path]:
-    """The file of each row.
+    """Find the file of each row.
 
     Raises:
-        DataError: a row names no file, several, or that of another row.
+        DataError: a row matches no file, several files, or the file of another row.
     """
     paths: list[Path] = []
     lines: dict[Path, int] = {}
@@ -165,12 +165,12 @@ def _find_all(files: TableFiles, csv: CsvFile, columns: Columns) -> list[Path]:
             absent.append((line, name))
             continue
         if path in lines:
-            raise DataError(f"{csv.path}, line {line}: {name} is in line {lines[path]} too. Keep one row for each image.")
+            raise DataError(f"{csv.path}, line {line}: {name} is also in line {lines[path]}. Keep one row for each image.")
         lines[path] = line
         paths.append(path)
     if absent:
         line, name = absent[0]
-        more = f" {len(absent)} of {len(csv.rows)} rows name no file." if len(absent) > 1 else ""
+        more = f" {len(absent)} of {len(csv.rows)} rows match no file." if len(absent) > 1 else ""
         raise DataError(
             f"{csv.path}, line {line}: there is no file {name!r} below {files.root} or {csv.path.parent}.{files.suggestion(name)}{more} "
             f"Correct the path, or remove the line."
@@ -179,7 +179,7 @@ def _find_all(files: TableFiles, csv: CsvFile, columns: Columns) -> list[Path]:
 
 
 def _rows(csv: CsvFile, columns: Columns, task: Task, classes: tuple[str, ...], paths: Sequence[Path]) -> tuple[tuple[str, ...], list[Row]]:
-    """Labels and rows of the table."""
+    """Return the labels and the rows of the table."""
     names = tuple(csv.header[place] for place in columns.labels)
     values: list[tuple[int, tuple[float, ...]]]
     if task == "classification":
@@ -195,12 +195,12 @@ def _rows(csv: CsvFile, columns: Columns, task: Task, classes: tuple[str, ...], 
 
 
 def _classes(csv: CsvFile, columns: Columns, classes: tuple[str, ...]) -> tuple[tuple[str, ...], list[int]]:
-    """The class names, and each row's class index."""
+    """Return the class names, and the class index of each row."""
     if len(columns.labels) > 1:
         header = tuple(csv.header[place] for place in columns.labels)
         hot = one_hot(csv, columns.labels)
         if hot is None:
-            raise DataError(f"{csv.path}: the columns {', '.join(header[:5])} must hold exactly one 1 in each row, and otherwise 0.")
+            raise DataError(f"{csv.path}: the columns {', '.join(header[:5])} must have exactly one 1 in each row, and 0 elsewhere.")
         return header, hot
     names = class_names(csv, columns.labels[0])
     if classes and (unknown := sorted(set(names) - set(classes))):
@@ -214,7 +214,7 @@ def _classes(csv: CsvFile, columns: Columns, classes: tuple[str, ...]) -> tuple[
 
 
 def _numbers(csv: CsvFile, columns: Columns, task: Task) -> list[tuple[float, ...]]:
-    """Each row's targets: 0 or 1 for each label, or the one number."""
+    """Return the targets of each row: 0 or 1 for each label, or one number."""
     rows = []
     for line, cells in csv.rows:
         numbers = [_number(csv, task, line, csv.header[place], cells[place]) for place in columns.labels]
@@ -223,14 +223,14 @@ def _numbers(csv: CsvFile, columns: Columns, task: Task) -> list[tuple[float, ..
         cells_of = csv.column(place)
         if any("," in cell for cell in cells_of) and any("." in cell for cell in cells_of):
             raise DataError(
-                f"{csv.path}: the column {csv.header[place]!r} holds decimal commas and decimal points. Write all its numbers in one way."
+                f"{csv.path}: the column {csv.header[place]!r} has decimal commas and decimal points. Use one of them for all its numbers."
             )
     return rows
 
 
 def _number(csv: CsvFile, task: Task, line: int, column: str, text: str) -> float:
     words = WORDS if task == "multi-label" else {}
-    # In a table whose cells are not separated by commas, a comma is the decimal separator.
+    # If another character separates the cells, a comma is the decimal separator.
     plain = text.replace(",", ".") if csv.separator != "," and text.count(",") == 1 else text
     try:
         value = words[text.lower()] if text.lower() in words else float(plain)
@@ -252,17 +252,17 @@ def _part(csv: CsvFile, columns: Columns, line: int, cells: Sequence[str]) -> Pa
     part = part_of(cells[columns.split])
     if part is None:
         raise DataError(
-            f"{csv.path}, line {line}: {cells[columns.split]!r} in the column {csv.header[columns.split]!r} is no split. Write "
+            f"{csv.path}, line {line}: {cells[columns.split]!r} in the column {csv.header[columns.split]!r} is not a split. Write "
             f"train, val or test, or rename the column."
         )
     return part
 
 
 def _assumptions(csv: CsvFile, columns: Columns, assumed: str) -> list[str]:
-    """Assumptions about the table, as sentences."""
+    """Describe the assumptions about the table in sentences."""
     texts = [assumed] if assumed else []
     if csv.encoding == "cp1252":
-        texts.append("not UTF-8, so it is read as Windows-1252. Save it as CSV UTF-8 if names look wrong.")
+        texts.append("not UTF-8, so the table is read as Windows-1252. Save it as CSV UTF-8 if names look wrong.")
     used = {columns.file, columns.split, columns.group, *columns.labels}
     if unused := [name for place, name in enumerate(csv.header) if place not in used]:
         texts.append(f"the columns {', '.join(name or 'without a name' for name in unused[:10])} are not used.")

@@ -1,4 +1,4 @@
-"""Scan of a table of labels (CSV): a class of each image, any of several labels, a number, or an ordinal level."""
+"""Scan of a label table (CSV) for classification, multi-label classification, regression or ordinal regression."""
 
 from __future__ import annotations
 
@@ -21,28 +21,32 @@ from edgetl.errors import DataError
 
 _log = logging.getLogger(__name__)
 
-# A stratum of fewer images cannot give its 15 % to a split.
+# Least images of a stratum: 15 % of fewer images round to none.
 LEAST_STRATUM = 7
 BINS = 10
 
 
 def scan_table(root: str | os.PathLike[str], table: Table, *, known: bool = False, progress: Progress = silent) -> ImageFolder:
-    """Read the table and decode every image that it names; images that it does not name are left alone.
+    """Scan the images that a label table lists. Other images are ignored.
 
-    Without ``table.task``, one column of words is classification; columns of 0 and 1 are labels that may occur together, or classes
-    where each row has exactly one 1. One column of other numbers is refused, since it may be classes, ordinal levels or measurements.
+    Without ``table.task``, the task is derived from the values:
+
+    - One column of words: classification.
+    - Several columns of 0 and 1: classification if each row has exactly one 1, otherwise multi-label.
+    - One column of 0 and 1: multi-label with one label.
+    - One column of other numbers: an error, because they may be classes, ordinal levels or measurements.
 
     Args:
-        root: the folder that holds the images.
-        table: the labels.
-        known: the columns are those of a trained model, to evaluate it: labels may be absent.
+        root: folder with the images.
+        table: label table.
+        known: true for the evaluation of a trained model: labels may be absent.
         progress: called after each decoded file.
 
     Raises:
-        ConfigError: a column that does not exist, not exactly one where one is wanted, or a task that must be named.
-        DataError: no folder, no table, a row that cannot be used, too many broken images, a label that no image has.
+        ConfigError: a column does not exist, several columns are possible, or the task is ambiguous.
+        DataError: the folder or the table cannot be read, a row is invalid, too many images cannot be decoded, or no image has a label.
     """
-    folder = check_folder(Path(root), holds=f"the images which {table.path} names")
+    folder = check_folder(Path(root), holds=f"the images of {table.path}")
     read = read_rows(folder, table)
     contents = check_images([row.path for row in read.rows], folder, progress=progress)
     broken = tuple(BrokenImage(row.path, contents[row.path].reason) for row in read.rows if contents[row.path].content is None)
@@ -80,20 +84,20 @@ def _samples(root: Path, task: Task, rows: Sequence[Row], contents: Mapping[Path
 
 
 def _split_notes(root: Path, rows: Sequence[Row]) -> list[str]:
-    """Sentences on the table's column of splits, and on the number of images in a folder of another split."""
+    """Describe the split column of the table, and the number of images that are in the folder of another split."""
     parts = Counter(row.part for row in rows)
-    texts = [f"its column of splits is used: {parts['train']} train, {parts['val']} val, {parts['test']} test."]
+    texts = [f"the split column is used: {parts['train']} train, {parts['val']} val, {parts['test']} test."]
     folders = split_folders(root)
     if folders and (other := sum(row.part != folders.get(row.path.relative_to(root).parts[0]) for row in rows)):
-        texts.append(f"{other} images are in a folder of another split; the table decides.")
+        texts.append(f"{other} images are in the folder of another split. The table takes precedence.")
     return texts
 
 
 def _strata(task: Task, targets: Sequence[tuple[float, ...]], contents: Sequence[str]) -> list[int]:
-    """Index of the stratum of each image; copies of an image count once.
+    """Return the index of the stratum of each image. Splits keep the proportions of the strata.
 
-    Splits keep the proportions of the strata. Multi-label: the combinations of labels that at least ``LEAST_STRATUM`` images have, and
-    for the others the rarest label of an image. Regression: ten ranges with equally many images. Ordinal: the levels.
+    Multi-label: a stratum is a combination of labels that at least ``LEAST_STRATUM`` images have. Other images are in the stratum of their
+    rarest label. Regression: ten value ranges with equal numbers of images. Ordinal: the levels. Copies of an image count once.
     """
     distinct = dict(zip(contents, targets, strict=True))
     keys: list[tuple[object, ...]]
@@ -113,20 +117,20 @@ def _strata(task: Task, targets: Sequence[tuple[float, ...]], contents: Sequence
 
 
 def _rarest(targets: tuple[float, ...], totals: np.ndarray) -> tuple[float, ...]:
-    """The index of the label that fewest images have, of those that this one has."""
+    """Return the index of the rarest label of an image."""
     held = [(totals[index], index) for index, value in enumerate(targets) if value]
     return (float(min(held)[1]),) if held else ()
 
 
 def _check_targets(folder: ImageFolder, table: Table, *, known: bool) -> None:
     if not folder.samples:
-        raise DataError(f"none of the images that {table.path} names can be decoded.")
+        raise DataError(f"none of the images of {table.path} can be decoded. Check the files, or convert them to JPEG or PNG.")
     if known:
         return
     if folder.task == "multi-label":
         if absent := [label for label, count in folder.counts().items() if not count]:
             raise DataError(
-                f"{table.path}: no image has the label {', '.join(map(repr, absent[:5]))}. Remove the column, or name others by --columns."
+                f"{table.path}: no image has the label {', '.join(map(repr, absent[:5]))}. Remove it, or choose others with --columns."
             )
         return
     if folder.task == "classification":
@@ -134,10 +138,10 @@ def _check_targets(folder: ImageFolder, table: Table, *, known: bool) -> None:
         return
     values = {sample.targets[0] for sample in folder.samples}
     if len(values) < 2:
-        raise DataError(f"{table.path}: every image has the same number in {folder.labels[0]!r}; there is nothing to learn.")
+        raise DataError(f"{table.path}: every image has the same number in {folder.labels[0]!r}. Choose another column with --columns.")
     if folder.task == "ordinal" and max(values) - min(values) >= MAX_LEVELS:
         raise DataError(
-            f"{table.path}: levels from {min(values):g} to {max(values):g} in {folder.labels[0]!r}; up to {MAX_LEVELS} levels are "
+            f"{table.path}: levels from {min(values):g} to {max(values):g} in {folder.labels[0]!r}. At most {MAX_LEVELS} levels are "
             f"possible. Use --task regression for such numbers."
         )
 
@@ -146,11 +150,15 @@ def _check_classes(folder: ImageFolder, table: Table) -> None:
     counts = folder.counts()
     small = [f"{label} ({count})" for label, count in counts.items() if count < MIN_IMAGES_PER_CLASS]
     if len(counts) < 2 or small:
-        what = f"too few readable images of {', '.join(small[:5])}" if small else f"one class ({next(iter(counts))})"
+        problem = f"too few readable images of {', '.join(small[:5])}" if small else f"one class ({next(iter(counts))})"
         raise DataError(
-            f"{table.path}: {what}; at least 2 classes of {MIN_IMAGES_PER_CLASS} images are needed. Add images or remove the class, or "
+            f"{table.path}: {problem}. Use at least 2 classes with {MIN_IMAGES_PER_CLASS} images each. Add images, remove the class, or "
             f"choose another column with --columns."
         )
     alike = Counter(" ".join(label.casefold().split()) for label in counts)
     if similar := [label for label in counts if alike[" ".join(label.casefold().split())] > 1]:
-        _log.warning("%s: the classes %s differ only in case or spaces.", table.path, ", ".join(map(repr, similar[:6])))
+        _log.warning(
+            "%s: the classes %s differ only in case or spaces. Rename them if they are the same class.",
+            table.path,
+            ", ".join(map(repr, similar[:6])),
+        )
