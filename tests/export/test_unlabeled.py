@@ -125,7 +125,7 @@ def test_unlabeled_images_are_read_from_any_folder_without_broken_and_training_i
     (other / "copy.png").write_bytes(training[0].path.read_bytes())
     (other / "broken.png").write_bytes(b"no image")
     assert len(read_unlabeled(other, training)) == 6
-    with pytest.raises(DataError, match="is a file. Give a folder that holds images"):
+    with pytest.raises(DataError, match=r"is a file\. Give a folder that holds images"):
         read_unlabeled(other / "copy.png", training)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no image that can be used: 0 found"):
