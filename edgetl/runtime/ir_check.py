@@ -104,8 +104,9 @@ class _Check:
         # Names of the children that each open element had so far.
         self.seen: list[set[str]] = [set()]
         self.layer, self.kind = "", ""
-        # Ids of the ports of each layer's input and output.
-        self.ports: dict[tuple[str, str], set[str]] = {}
+        # Sides of each port by its id, for the inputs and the outputs of each layer; -1 is a free side.
+        self.ports: dict[tuple[str, str], dict[str, list[int]]] = {}
+        self.constant_sides: list[int] = []
         # Kinds of the layers by id, and the values of constants that may be amounts of padding or resizing.
         self.layers: dict[str, str] = {}
         self.amounts: dict[str, NDArray[np.generic]] = {}
@@ -215,7 +216,7 @@ class _Check:
         if attributes.keys() != _CONSTANT_ATTRIBUTES:
             raise _MalformedError(f"a constant with the attributes {', '.join(sorted(attributes))[:80]}")
         kind, shape = attributes["element_type"], attributes["shape"]
-        sides = [_natural(side.strip(" "), "the side") for side in shape.split(",")] if shape else []
+        self.constant_sides = sides = [_natural(side.strip(" "), "the side") for side in shape.split(",")] if shape else []
         offset, size = (_natural(attributes[key], f"the {key} of a constant") for key in ("offset", "size"))
         if kind not in _ITEM_BYTES or len(sides) > MAX_RANK:
             raise _MalformedError(f"a constant of type {kind[:20]!r} and shape [{shape[:60]}]")
@@ -233,10 +234,10 @@ class _Check:
     def _begin_port(self, number: str) -> None:
         self.dims = []
         _natural(number, "the port id")
-        ports = self.ports.setdefault((self.layer, self.path[-2]), set())
+        ports = self.ports.setdefault((self.layer, self.path[-2]), {})
         if number in ports:
             raise _MalformedError(f"two ports of the layer {self.layer} have the id {number}")
-        ports.add(number)
+        ports[number] = self.dims
 
     def _add_text(self, text: str) -> None:
         if self.path[-1:] == ("dim",):
@@ -247,9 +248,11 @@ class _Check:
     def _end(self, name: str) -> None:
         if self.path[:2] != _MODEL_INFO:
             if name == "dim":
-                self.dims.append(1 if self.text == "-1" else _natural(self.text, "the side"))
+                self.dims.append(-1 if self.text == "-1" else _natural(self.text, "the side"))
             elif name == "port":
                 self._check_shape(self.dims)
+                if self.kind == "Const" and self.dims != self.constant_sides:
+                    raise _MalformedError(f"a constant of shape {self.constant_sides[:8]} whose port has the shape {self.dims[:8]}")
             elif name == "layer" and self.kind in ("Const", "Parameter") and "data" not in self.seen[-1]:
                 raise _MalformedError(f"a layer {self.kind} without data")
         self.path = self.path[:-1]
@@ -260,12 +263,15 @@ class _Check:
             raise _MalformedError(f"a tensor of shape {sides[:8]}, more than {MAX_ELEMENTS} elements or {MAX_RANK} sides")
 
     def _check_edges(self) -> None:
-        """Refuse edges between ports that are not there, and input ports without exactly one edge."""
+        """Refuse edges between ports that are missing or of different shapes, and input ports without exactly one edge."""
         reached: set[tuple[str, str]] = set()
         for edge in self.edges:
             source, target = (edge.get("from-layer", ""), "output"), (edge.get("to-layer", ""), "input")
             if edge.get("from-port") not in self.ports.get(source, ()) or edge.get("to-port") not in self.ports.get(target, ()):
                 raise _MalformedError(f"an edge from {source[0][:20]!r} to {target[0][:20]!r} between ports that are not there")
+            # OpenVINO (2026.4) wrote outside its memory for a MatMul by a vector in place of a matrix.
+            if (given := self.ports[source][edge["from-port"]]) != (wanted := self.ports[target][edge["to-port"]]):
+                raise _MalformedError(f"an edge from {source[0]!r} to {target[0]!r} joins ports of the shapes {given[:8]} and {wanted[:8]}")
             end = target[0], edge["to-port"]
             if end in reached:
                 raise _MalformedError(f"two edges to the port {end[1]} of the layer {end[0]}")

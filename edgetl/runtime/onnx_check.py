@@ -6,10 +6,11 @@ The file is read as messages of onnx.proto with ``wire_format``, without any lib
 - functions, graphs within graphs, sparse tensors, and operators that are not in ``ONNX_OPERATORS``;
 - tensors whose size is not that of their shape;
 - sizes and indices beyond 2^31;
+- text attributes with bytes that are not printable ASCII (ONNX Runtime 1.32 never returned from an Einsum equation with such a byte);
 - bytes that two parsers could read in two ways.
 
-The check does not compute shapes: a small file may still ask for more memory than there is (padding of 2^20). Only the limits of a trial
-bound that.
+The check does not compute shapes. A small file may still ask for more memory than there is (padding of 2^20), or end the process by an
+assertion of ONNX Runtime (a pooling window that is larger than its input gives a negative size). Only a trial contains that.
 """
 
 from __future__ import annotations
@@ -189,10 +190,16 @@ def _check_attribute(data: memoryview) -> str:
         raise _MalformedError(f"the attribute {name[:60]!r} is not of its type {kind}")
     for tensor in attribute.messages("t"):
         _check_tensor(tensor)
+    if any(not _is_printable(bytes(text)) for field in ("s", "strings") for text in attribute.messages(field)):
+        raise _MalformedError(f"the attribute {name[:60]!r} holds text that is not printable ASCII")
     if has_index_out_of_range(np.array([*attribute.numbers("ints"), attribute.number("i", 0) or 0], np.int64)):
         raise _MalformedError(f"the attribute {name[:60]!r} holds a size or an index beyond 2^31")
     count(attribute.get("floats", ()), "float")
     return name
+
+
+def _is_printable(text: bytes) -> bool:
+    return text.isascii() and text.decode("ascii").isprintable()
 
 
 def _check_value(data: memoryview) -> None:

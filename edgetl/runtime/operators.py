@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+# Values of exporters for "to the end" of an axis, in either direction.
+_TO_THE_END = (2**63 - 1, -(2**63), -(2**63) + 1)
+
 
 def has_index_out_of_range(values: NDArray[np.int64]) -> bool:
-    """Report a number that is no size, index or amount of padding: beyond 2^31, but not 2^62 or more, which means "to the end"."""
-    return bool((((values >= 2**31) & (values < 2**62)) | ((values < -(2**31)) & (values > -(2**62)))).any())
+    """Report a number that is no size, index or amount of padding: beyond 2^31 in either direction, except "to the end" of an axis."""
+    return bool((((values >= 2**31) | (values < -(2**31))) & ~np.isin(values, _TO_THE_END)).any())
 
 
 # Those of ai.onnx without control flow, sequences, strings, randomness and detection.

@@ -307,7 +307,7 @@ def _padded(*numbers: int, typed: bool) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
 def test_sizes_and_indices_beyond_2_to_the_31_are_refused(typed: bool) -> None:
-    for number in (2**31, 858_993_459_200, -(2**31) - 1, 2**62 - 1):
+    for number in (2**31, 858_993_459_200, -(2**31) - 1, 2**62 - 1, 2**62, 2**63 - 2):
         _refused(_padded(0, 0, number, 0, typed=typed), "'amounts' holds a size or an index beyond 2")
     for name, value in (("pads", [0, 2**40]), ("axis", -(2**33))):
         attribute = helper.make_attribute(name, value)
@@ -315,3 +315,20 @@ def test_sizes_and_indices_beyond_2_to_the_31_are_refused(typed: bool) -> None:
     # An end of a slice that means "to the end", in both directions.
     check_onnx(_padded(2**63 - 1, -(2**63), 2**31 - 1, -1, typed=typed).SerializeToString())
     check_onnx(_padded(typed=typed).SerializeToString())
+
+
+@pytest.mark.parametrize("equation", [b"bc,kc\xe0\xcc->bk", b"bc,kc\x00->bk", b"bc,kc\n->bk", "bc,kcä->bk".encode()])
+def test_a_text_attribute_that_is_not_printable_ascii_is_refused(equation: bytes) -> None:
+    model = _model()
+    node = model.graph.node[0]
+    node.op_type = "Einsum"
+    node.attribute.append(helper.make_attribute("equation", equation))
+    _refused(model, "'equation' holds text that is not printable ASCII")
+
+
+def test_an_einsum_equation_in_ascii_runs() -> None:
+    model = _model()
+    node = model.graph.node[0]
+    node.op_type = "Einsum"
+    node.attribute.append(helper.make_attribute("equation", "bc,ck->bk"))
+    assert load_engine("onnx", [model.SerializeToString()], threads=1).run(np.ones((2, 3), np.float32)).tolist() == [[3, 3], [3, 3]]
