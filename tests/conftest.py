@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgetl.core.bundle import Bundle
+from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
-from edgetl.train.artifacts.run import Run
+from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.inputs.digits import write_digits
 from edgetl.train.workflows.train import train
+from tests.built import built
 
 SHARED = Path(os.environ.get("EDGETL_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -62,15 +63,13 @@ def registry() -> None:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits() -> Path:
     """The demo's digits as an image folder."""
-    root = tmp_path_factory.mktemp("digits") / "digits"
-    write_digits(root)
-    return root
+    return built("digits", write_digits)
 
 
 @pytest.fixture(scope="session")
-def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(digits: Path) -> Run:
     """A small network of ordinary convolutions, trained from random weights for a few epochs: quick to export and to quantize."""
     config = TrainConfig.from_options(
         backbone="test_resnet",
@@ -83,14 +82,14 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         val=0.2,
         test=0.2,
     )
-    return train(digits, config, tmp_path_factory.mktemp("runs") / "digits")
+    return open_run(built("run", lambda out: train(digits, config, out)))
 
 
 @pytest.fixture(scope="session")
-def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(run: Run) -> Bundle:
     """That run's bundle with six variants."""
     config = ExportConfig(precisions=("fp32", "fp16", "int8"), max_drop=0.02, calibration_images=100)
-    return export_bundle(run.path, config, tmp_path_factory.mktemp("bundles") / "digits")
+    return open_bundle(built("bundle", lambda out: export_bundle(run.path, config, out)))
 
 
 @pytest.fixture(scope="session")
@@ -141,6 +140,6 @@ def write_squares(root: Path, count: int, *, side: int = 40, seed: int = 0) -> P
 
 
 @pytest.fixture(scope="session")
-def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures with squares, and their table."""
-    return write_squares(tmp_path_factory.mktemp("squares") / "squares", 90)
+def squares() -> Path:
+    """Images with squares, and their table."""
+    return built("squares", lambda root: write_squares(root, 90))
