@@ -28,8 +28,6 @@ PARSED = {"toml", "json", "yaml"}
 SHOWN = {"text", "cpp", "cmake", "ini", "csv", "html", "http", "promql", "dockerfile", "mermaid"}
 NOTES = {"skip", "slow", "file", "background", "fails", "with"}
 IMAGES_PER_CLASS = 8
-# Pages that follow the rules only after they are rewritten.
-PENDING = {"README.md", "docs/how-to/serving.md"}
 _MARK = "--- next command ---"
 
 
@@ -37,8 +35,6 @@ def _cases(*, slow: bool) -> list[Path]:
     """Pages with blocks to run: the slow tests run whole pages that have slow blocks, the others leave such blocks out."""
     cases = []
     for page in PAGES:
-        if _title(page) in PENDING:
-            continue
         blocks = [block for block in blocks_of(page) if block.language in RUN and "skip" not in block.notes]
         if any(block.is_slow for block in blocks) if slow else any(not block.is_slow for block in blocks):
             cases.append(page)
@@ -51,8 +47,6 @@ def _title(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=_title)
 def test_page_uses_known_languages_and_notes(page: Path) -> None:
-    if _title(page) in PENDING:
-        pytest.skip("the page is not rewritten yet")
     for block in blocks_of(page):
         known = block.language in RUN | PARSED | SHOWN or block.language.startswith("{")
         assert known, f"{block.place}: the language {block.language!r} is not one of {sorted(RUN | PARSED | SHOWN)}"
