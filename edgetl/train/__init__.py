@@ -1,4 +1,7 @@
-"""Fine-tuning: options, networks, training and runs. The public names are imported on first use, so that options need no torch."""
+"""Fine-tuning API: configuration, training, runs, backbones and their ranking.
+
+The public names are imported on first use. A program that only reads or writes options therefore does not import torch.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -223,7 +223,9 @@ def test_joined_features_are_as_wide_as_all_stages_and_end_with_the_networks_own
 
 
 def test_a_backbone_that_hides_its_stages_is_named(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"torchvision:mobilenet_v2 does not show the maps of its stages .*Use --features last"):
+    with pytest.raises(
+        ConfigError, match=r"torchvision:mobilenet_v2 does not provide the feature maps of its stages .*Use --features last"
+    ):
         train(images, _config(backbone="torchvision:mobilenet_v2", pretrained=False, features="layers"), tmp_path / "run")
 
 
@@ -260,18 +262,18 @@ def test_a_run_with_another_head_teaches_with_it(images: Path, small_knn: Run, t
 
 
 def test_other_strategies_refuse_other_heads(images: Path, digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--head knn is for a probe, and the strategy is full; add --strategy probe"):
+    with pytest.raises(ConfigError, match=r"the strategy full cannot be combined with --head knn. Add --strategy probe"):
         train(images, _config(head="knn", strategy="full"), tmp_path / "run")
-    with pytest.raises(ConfigError, match="--features layers is for a probe, and the strategy is compare"):
+    with pytest.raises(ConfigError, match="the strategy compare cannot be combined with --features layers"):
         train(images, _config(features="layers", strategy="compare"), tmp_path / "run")
-    with pytest.raises(ConfigError, match="--head mlp is for a probe, and the strategy is partial; add --strategy probe"):
+    with pytest.raises(ConfigError, match=r"the strategy partial cannot be combined with --head mlp. Add --strategy probe"):
         train(digits, _config(head="mlp", strategy="auto"), tmp_path / "run")
 
 
 def test_other_tasks_refuse_other_heads(tmp_path: Path) -> None:
     root = write_squares(tmp_path / "squares", 30)
     config = _config(head="cosine", labels=str(root / "labels.csv"), columns="red,green,blue")
-    with pytest.raises(ConfigError, match="--head cosine predicts classes, and multi-label has none; use --head linear"):
+    with pytest.raises(ConfigError, match=r"--head cosine is only for classification, not multi-label. Use --head linear"):
         train(root / "images", config, tmp_path / "run")
 
 
@@ -279,5 +281,7 @@ def test_more_images_than_a_bank_keeps_are_refused() -> None:
     config = TrainConfig.from_options(strategy="probe", head="knn")
     many = [Sample(Path(f"{index}.png"), index % 2, str(index)) for index in range(MAX_BANK + 1)]
     splits = Splits(ImageFolder(Path(), ("a", "b"), tuple(many), ()), tuple(many), tuple(many[:2]), ())
-    with pytest.raises(ConfigError, match=r"--head knn keeps .* 10,001 are more than 10,000; use --head linear, cosine or mlp"):
+    with pytest.raises(
+        ConfigError, match=r"--head knn stores .* at most 10,000. There are 10,001 training images. Use --head linear, cosine or mlp"
+    ):
         resolve(config, splits)

@@ -335,7 +335,7 @@ def test_inspect_shows_how_a_run_was_trained_and_its_files(whole: Path, tmp_path
     text = " ".join(capsys.readouterr().out.split())
     counts = run.record.images
     for words in (
-        "strategy probe (given by --strategy), 0 steps", f"images {counts['train']} train, {counts['val']} val, {counts['test']} test",
+        "strategy probe (set by --strategy), 0 steps", f"images {counts['train']} train, {counts['val']} val, {counts['test']} test",
         "validation accuracy", "test accuracy", "weights.safetensors 1", "classes.csv is missing", "backbone test_resnet (test_resnet)",
     ):  # fmt: skip
         assert words in text, words

@@ -78,12 +78,12 @@ def test_position_embeddings_are_interpolated_and_all_other_weights_are_kept(tmp
 
 def test_a_size_that_patches_do_not_divide_is_refused_with_the_nearest_that_they_do(tmp_path: Path) -> None:
     name = build_saved(tmp_path / "net", *NETWORKS["vit"])
-    with pytest.raises(ConfigError, match=r"100,100.*16 x 16 pixels.*nearest sizes.* 96,96 and 112,112\."):
+    with pytest.raises(ConfigError, match=r"100,100.*16 x 16 pixels.*Nearest supported sizes: 96,96 and 112,112\."):
         load_backbone(TrainConfig.from_options(backbone=name, input_size=(100, 100)).backbone, 3)
 
 
 def test_torchvisions_vit_is_refused_at_another_size_and_its_swin_is_not() -> None:
-    with pytest.raises(ConfigError, match=r"does not take images of that size: .*\(224 x 224\), or take timm's"):
+    with pytest.raises(ConfigError, match=r"does not support this size: .* to use 224 x 224, or use timm's"):
         load_backbone(TrainConfig.from_options(backbone="torchvision:vit_b_32", pretrained=False, input_size=(128, 128)).backbone, 3)
     assert load_backbone(
         TrainConfig.from_options(backbone="torchvision:swin_t", pretrained=False, input_size=(64, 64)).backbone, 3

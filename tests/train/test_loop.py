@@ -298,7 +298,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(colours: Path, tmp_path:
     assert len(list((tmp_path / "broken.checkpoints").iterdir())) == 2
     with pytest.raises(ConfigError, match="--resume"):
         train(colours, config, tmp_path / "broken")
-    with pytest.raises(ConfigError, match="holds another training: --epochs 12, now 13"):
+    with pytest.raises(ConfigError, match="has the state of a different training: --epochs 12, now 13"):
         train(colours, _config(pretrained=False, epochs=13), tmp_path / "broken", resume=True)
     resumed = train(colours, config, tmp_path / "broken", resume=True)
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
@@ -341,7 +341,7 @@ def test_sigterm_saves_and_ends_with_143_and_the_same_command_goes_on(colours: P
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
         assert process.returncode == StoppedError.exit_code, said
-    assert "Go on with: edgetl train --out" in " ".join(said.split())
+    assert "Resume with: edgetl train --out" in " ".join(said.split())
     done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "going on after step" in done.stderr and json.loads(done.stdout)["plan"]["steps"] == 200
@@ -389,4 +389,4 @@ def test_random_labels_raise_an_alarm_and_clean_ones_do_not(colours: Path, tmp_p
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(image.read_bytes())
     alarms = train(tmp_path / "shuffled", _config(**config), tmp_path / "run").record.alarms
-    assert alarms and ("overfitting" in alarms[0] or "cannot be told from" in alarms[0])
+    assert alarms and ("overfitting" in alarms[0] or "not significantly better" in alarms[0])

@@ -65,8 +65,8 @@ def test_options_win_over_the_recipe(tmp_path: Path) -> None:
     [
         ("head_rate = 1", r"head_rate is not known \(known: strategy, unfreeze, .*lr"),
         ('epochs = "3"\nlr_decay = 2.0', "epochs: .*; lr_decay: "),
-        ("epochs = 3\nsteps = 4", "either epochs or steps"),
-        ("lr_spread = 10.0\nbackbone_lr = 1e-3", "leave backbone_lr and lr_decay out"),
+        ("epochs = 3\nsteps = 4", "epochs and steps exclude each other"),
+        ("lr_spread = 10.0\nbackbone_lr = 1e-3", "Remove backbone_lr and lr_decay"),
         ("epochs 3", "is not TOML"),
     ],
 )
@@ -76,7 +76,7 @@ def test_a_mistake_in_a_recipe_is_named(tmp_path: Path, text: str, said: str) ->
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"--recipe slowai: there is no such recipe. Built in: fastai; or give a file"):
+    with pytest.raises(ConfigError, match=r"--recipe slowai: there is no such recipe. Built-in recipes: fastai. Or give a file"):
         _plan(recipe="slowai")
     with pytest.raises(ConfigError, match=r"--recipe /nowhere/x\.toml cannot be read"):
         _plan(recipe="/nowhere/x.toml")
@@ -169,7 +169,7 @@ def test_the_command_takes_a_recipe(colours: Path, tmp_path: Path) -> None:
 
 
 def test_batchnorm_that_a_recipe_lets_learn_needs_two_images_at_a_time() -> None:
-    with pytest.raises(ConfigError, match="BatchNorm needs two images at least"):
+    with pytest.raises(ConfigError, match="each batch needs at least 2 images"):
         _plan(recipe="fastai", batch_size=1)
     assert _plan(strategy="full", batch_size=1).freeze_batchnorm
 

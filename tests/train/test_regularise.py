@@ -74,7 +74,7 @@ def test_a_network_that_drops_paths_can_still_be_cut_and_its_upper_half_drops_th
 
 
 def test_drop_path_is_refused_where_there_is_nothing_to_drop() -> None:
-    with pytest.raises(ConfigError, match="--drop-path: this network has no residual branches"):
+    with pytest.raises(ConfigError, match="--drop-path: this network has no drop_path layers"):
         plan_of(_config(drop_path=0.1), 500, torchvision_model("squeezenet1_1", None, 3))
 
 

@@ -45,7 +45,7 @@ def test_a_signal_ends_the_step_saves_the_state_and_names_the_command_that_goes_
     before = signal.getsignal(number)
     out = tmp_path / "my run"
     with pytest.raises(
-        kind, match=r"interrupted after step 3 of \d+\. Its state is in .*my run\.checkpoints.*edgetl train --out '.*my run' --resume"
+        kind, match=r"interrupted after step 3 of \d+\. The state is saved in .*my run\.checkpoints.*edgetl train --out '.*my run' --resume"
     ):
         train(colours, _config(), out, progress=_stop_at(3, number))
     assert signal.getsignal(number) is before

@@ -70,7 +70,7 @@ def test_a_class_missing_from_val_is_counted_as_none(tmp_path: Path) -> None:
 
 def test_batches_of_one_image_need_frozen_batchnorm(tmp_path: Path) -> None:
     images = _write(tmp_path / "images", 2, 8)
-    with pytest.raises(ConfigError, match="BatchNorm needs two images"):
+    with pytest.raises(ConfigError, match="each batch needs at least 2 images"):
         train(images, _config(batch_size=1), tmp_path / "run")
     done = edgetl("train", images, "--out", tmp_path / "run", "--strategy", "full", "--batch-size", 1, "--epochs", 1, "--input-size", 64)
     assert done.returncode == 0, done.stderr

@@ -76,7 +76,7 @@ def test_names_in_nfc_find_files_in_nfd(tmp_path: Path) -> None:
 
 
 def test_options_of_another_task_are_refused_when_the_table_decides(flat: Path) -> None:
-    with pytest.raises(ConfigError, match="--multilabel-loss does not go with classification"):
+    with pytest.raises(ConfigError, match="--multilabel-loss asymmetric is only for multi-label tasks, not classification"):
         wanted = config(flat / "words.csv", multilabel_loss="asymmetric")
         resolve(wanted, split(scan_images(flat / "images", wanted.data)))
 
@@ -107,5 +107,5 @@ def test_a_run_and_its_card_state_the_groups_or_that_there_are_none(tmp_path: Pa
 
 def test_a_table_takes_exclude_and_refuses_include() -> None:
     check_conflicts(TrainConfig.from_options(labels="labels.csv", exclude=("old/*",)))
-    with pytest.raises(ConfigError, match=r"--include adds files to class folders.*add rows to the table"):
+    with pytest.raises(ConfigError, match=r"--include is for class folders.*Add rows to the table"):
         check_conflicts(TrainConfig.from_options(labels="labels.csv", include=("*_mask.png",)))

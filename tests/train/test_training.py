@@ -203,7 +203,7 @@ def test_a_teacher_of_other_classes_or_of_a_license_that_is_refused_does_not_tea
     (colours / "red").rename(colours / "pink")
     with pytest.raises(ConfigError, match="the images are of other classes"):
         train(colours, _config(strategy="partial", teacher=str(teacher.path)), tmp_path / "a")
-    with pytest.raises(ConfigError, match="--teacher and --replay conflict"):
+    with pytest.raises(ConfigError, match="--teacher cannot be combined with --replay"):
         train(colours, _config(strategy="partial", teacher="edgetl_small", replay=str(colours)), tmp_path / "b")
     path = tmp_path / "test_resnet.json"
     path.write_text(json.dumps({"license": "cc-by-nc-4.0"}))

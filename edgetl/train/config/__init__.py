@@ -1,1 +1,1 @@
-"""config"""
+"""Training configuration: options, recipes, data-dependent defaults, and checks of conflicting options. Needs no torch."""

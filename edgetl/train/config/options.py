@@ -1,4 +1,4 @@
-"""Options of fine-tuning: names, types, bounds, defaults and help texts. The command line is generated from these models."""
+"""Training options: names, types, bounds, defaults and help texts. The command line is generated from these models."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ DEFAULT_BACKBONE = "edgetl_small"
 
 
 def logger_names(text: str | None) -> tuple[str, ...]:
-    """Return the words of ``csv,mlflow``."""
+    """Split a comma-separated list of loggers, such as ``csv,mlflow``. Duplicates are removed."""
     return tuple(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
 
 
 def _known_loggers(text: str) -> str:
     names = logger_names(text)
     if not names or set(names) - set(LOGGERS):
-        raise ValueError(f"{text!r} is not possible; it takes {', '.join(LOGGERS)}, separated by commas")
+        raise ValueError(f"{text!r} is not a list of loggers. Give one or more of {', '.join(LOGGERS)}, separated by commas")
     return text
 
 
@@ -55,7 +55,7 @@ _run = partial(option_field, panel="Execution")
 
 
 class BackboneConfig(StrictModel):
-    """Backbone: its weights, their license, and its preprocessing."""
+    """Backbone options: architecture, weights, license and preprocessing."""
 
     name: str = _common(
         DEFAULT_BACKBONE,
@@ -91,7 +91,7 @@ class BackboneConfig(StrictModel):
 
 
 class DataConfig(StrictModel):
-    """Images, labels, splits, augmentation and sampling."""
+    """Data options: images, labels, splits, augmentation and sampling."""
 
     labels: str | None = _common(
         None,
@@ -141,7 +141,7 @@ class DataConfig(StrictModel):
 
 
 class HeadConfig(StrictModel):
-    """Head that is fitted on frozen features."""
+    """Head options: kind, input features, and number of augmented views for the fit."""
 
     kind: HeadKind = _head(
         "linear", "Head of --strategy probe. knn: vote of the nearest training images. mlp: one hidden layer.", option="head"
@@ -156,7 +156,7 @@ class HeadConfig(StrictModel):
 
 
 class OptimConfig(StrictModel):
-    """Strategy, optimizer and losses."""
+    """Optimization options: recipe, strategy, learning rates, regularization and losses."""
 
     recipe: str | None = _optim(
         None,
@@ -217,7 +217,7 @@ class OptimConfig(StrictModel):
 
 
 class ContinualConfig(StrictModel):
-    """Continual learning: L2-SP, WiSE-FT, LwF, EWC, replay and progressive networks."""
+    """Continual-learning options: L2-SP, WiSE-FT, LwF, EWC, replay and progressive networks."""
 
     lwf: float = _continual(
         0.0,
@@ -249,7 +249,7 @@ class ContinualConfig(StrictModel):
 
 
 class DistillationConfig(StrictModel):
-    """Distillation from a teacher."""
+    """Distillation options: teacher and weight of its loss."""
 
     teacher: str | None = _distillation(
         None, "Teacher of the distillation: a run with the same classes, or a backbone. Its outputs are additional targets.", metavar="NAME"
@@ -260,7 +260,7 @@ class DistillationConfig(StrictModel):
 
 
 class RunOptions(StrictModel):
-    """Execution: seed, device, activation cache, loggers and checkpoints."""
+    """Execution options: seed, device, activation cache, loggers and checkpoints."""
 
     seed: int = _common(0, "Random seed of splits, batches and augmentation.", ge=0, lt=2**31)
     device: Literal["auto", "cpu", "cuda"] = _common("auto", "Device for training. auto uses a GPU if there is one.")
@@ -277,10 +277,28 @@ class RunOptions(StrictModel):
 
 
 class TrainConfig(StrictModel):
-    """Configuration of a fine-tuning, in groups. None selects a default by the number of images or by the backbone.
+    """Training configuration: all options of ``edgetl train``, in groups.
 
-    Each leaf is an option of the command line (``edgetl.core.options``). ``from_options`` takes the same flat names. A given value
-    overrides the recipe, even if it equals the default (``model_fields_set`` of its group).
+    The value ``None`` selects a default that depends on the number of training images or on the backbone. :func:`resolve` computes these
+    defaults.
+
+    Each option has a flat name, which is also its name on the command line: ``lr`` for ``optim.lr`` and ``--lr``. Use
+    :meth:`from_options` to build a configuration from flat names. An option that was given overrides the recipe, even if its value equals
+    the default.
+
+    Attributes:
+        backbone: Architecture, weights, license and preprocessing.
+        data: Images, labels, splits, augmentation and sampling.
+        head: Kind of head, its input features, and views for the fit.
+        optim: Recipe, strategy, learning rates, regularization and losses.
+        continual: L2-SP, WiSE-FT, LwF, EWC, replay and progressive networks.
+        distillation: Teacher and weight of its loss.
+        run: Seed, device, activation cache, loggers and checkpoints.
+
+    Example:
+        >>> config = TrainConfig.from_options(strategy="partial", epochs=10)
+        >>> config.optim.epochs
+        10
     """
 
     backbone: BackboneConfig = BackboneConfig()
@@ -293,22 +311,28 @@ class TrainConfig(StrictModel):
 
     @classmethod
     def from_options(cls, **values: Any) -> Self:
-        """Return the configuration with these options, by their flat names.
+        """Build a configuration from options by their flat names.
+
+        Args:
+            **values: Options, such as ``strategy="partial"`` or ``epochs=10``.
 
         Raises:
-            pydantic.ValidationError: naming every wrong value.
+            pydantic.ValidationError: If a name is unknown or a value is invalid. The message lists all mistakes.
         """
         return cls.model_validate(nested(cls, values))
 
     def given(self) -> dict[str, Any]:
-        """Return the given options by their flat names, as JSON. ``from_options`` restores the same configuration."""
+        """Return the options that were given, by flat name, as JSON values. :meth:`from_options` rebuilds the configuration from them."""
         found: dict[str, Any] = to_jsonable_python(flat(self, only_given=True))
         return found
 
     def with_options(self, **values: Any) -> Self:
-        """Return a copy with these options, by their flat names, as given ones.
+        """Return a copy with additional or changed options.
+
+        Args:
+            **values: Options by their flat names.
 
         Raises:
-            pydantic.ValidationError: naming every wrong value.
+            pydantic.ValidationError: If a name is unknown or a value is invalid. The message lists all mistakes.
         """
         return type(self).from_options(**{**flat(self, only_given=True), **values})

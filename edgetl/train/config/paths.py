@@ -1,4 +1,4 @@
-"""Paths that a training reads, checked before torch is imported."""
+"""Input paths of a training: checks that run before torch is imported."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.recipe import with_recipe
 from edgetl.train.config.weights_dir import LOCAL_DIR, check_weights_dir, find_weights
 
-# Beginnings of explicit paths; `hf-hub:ORG/NAME` and timm's names never begin so.
+# Prefixes of explicit paths. `hf-hub:ORG/NAME` and timm's names never start with one of them.
 _PATH_STARTS = ("/", "./", "../", "~")
 
 
 def training_inputs(data: Path, config: TrainConfig) -> dict[str, Path]:
-    """Check the paths that a training reads, and return them by their names in messages; without backbones and teachers that timm names.
+    """Check the input paths of a training, and return them by the names that messages use.
 
-    It needs no torch and decodes no image, so that a wrong path is reported at once.
+    The function imports no torch and decodes no image. A wrong path is therefore reported at once. Backbones and teachers that are named
+    by timm, torchvision or a hub have no path and are not in the result.
 
     Raises:
-        DataError: ``data``, ``--labels`` or ``--replay`` is not there.
-        BackboneError: ``--backbone``, ``--teacher``, ``--weights`` or ``--weights-dir`` is a path that is not there.
-        ConfigError: ``--recipe`` cannot be read.
+        DataError: If ``data``, ``--labels`` or ``--replay`` does not exist.
+        BackboneError: If ``--backbone``, ``--teacher``, ``--weights`` or ``--weights-dir`` is a path that does not exist.
+        ConfigError: If ``--recipe`` cannot be read.
     """
     backbone, labels, replay, recipe = config.backbone, config.data.labels, config.continual.replay, config.optim.recipe
     check_folder(data)
@@ -46,10 +47,16 @@ def training_inputs(data: Path, config: TrainConfig) -> dict[str, Path]:
 
 
 def check_file(path: str | Path | None, option: str, error: type[EdgetlError], remedy: str) -> None:
-    """Refuse a file that is not there or is no regular file.
+    """Check that the file of an option exists and is a regular file.
+
+    Args:
+        path: File to check. None is accepted.
+        option: Name of the option, for the message.
+        error: Class of the exception.
+        remedy: Last sentence of the message.
 
     Raises:
-        EdgetlError: as the class ``error``, naming the option.
+        EdgetlError: If the file cannot be opened, as an instance of ``error``.
     """
     if path is None:
         return
@@ -60,13 +67,13 @@ def check_file(path: str | Path | None, option: str, error: type[EdgetlError], r
 
 
 def _network_folder(option: str, name: str, weights_dir: str | None) -> Path | None:
-    """Folder or file of a backbone's name; none for a name of timm, torchvision or a hub."""
+    """Return the folder or file of a backbone, or None for a name of timm, torchvision or a hub."""
     path = Path(name.removeprefix(LOCAL_DIR))
     if name.startswith(LOCAL_DIR) or is_run(path) or name.startswith(_PATH_STARTS):
         if not path.is_dir():
             raise BackboneError(
-                f"{option} {name}: there is no such folder. Give a run, a folder in timm's form, or the name of a backbone."
+                f"{option} {name}: the folder does not exist. Give a run, a folder in timm's format, or the name of a backbone."
             )
         return path
-    # The weights directory itself is no input: a run may be written into it.
+    # The weights directory itself is not an input path, because a run may be written into it.
     return find_weights(name, Path(weights_dir)) if weights_dir is not None else None

@@ -1,9 +1,13 @@
 """Data-dependent defaults: strategy, steps, learning rates and regularization by the number of training images.
 
-Sources: a probe beats fine-tuning on very few images and loses to it as they grow (Kumar et al. 2022, arXiv:2202.10054); lengths in steps
-with floors, not in epochs, and mixup only with many images (BiT: Kolesnikov et al. 2020, arXiv:1912.11370); learning rates that decay
-towards the stem (Howard and Ruder 2018, arXiv:1801.06146); the decay of the EMA fits short trainings; stochastic depth where such networks
-are usually trained with it.
+Sources:
+
+- A linear probe is better than fine-tuning on very few images, and worse on many (Kumar et al. 2022, arXiv:2202.10054).
+- The training length is a number of steps with a lower limit, not a number of epochs. Mixup is for many images only (BiT: Kolesnikov et
+  al. 2020, arXiv:1912.11370).
+- Learning rates decrease towards the stem (Howard and Ruder 2018, arXiv:1801.06146).
+
+The EMA decay is chosen for short trainings. Stochastic depth is used for the architectures that are usually trained with it.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ Family: TypeAlias = Literal["batchnorm", "layernorm"]
 PlannedStrategy: TypeAlias = Literal["probe", "partial", "full", "progressive", "scratch"]
 Given = TypeVar("Given", bool, float)
 
-# Learning rates of the table are for this batch size; others scale with the square root.
+# Batch size for the learning rates in TABLE. For other batch sizes they scale with the square root.
 BATCH_OF_RATES = 64
 MIN_BATCH_FOR_BATCHNORM = 16
 SCRATCH_LR = 3e-3
@@ -35,7 +39,14 @@ PROBE_BELOW, PARTIAL_UP_TO, FULL_UP_TO = 100, 10_000, 100_000
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates of the head and of the last trained stage, decay towards the lowest trained stage, and weight decay."""
+    """Learning rates and weight decay.
+
+    Attributes:
+        lr: Learning rate of the head.
+        backbone_lr: Learning rate of the backbone's last stage.
+        lr_decay: Ratio of the first trained stage's learning rate to ``backbone_lr``.
+        weight_decay: Weight decay of AdamW.
+    """
 
     lr: float
     backbone_lr: float
@@ -45,7 +56,11 @@ class Rates:
 
 @dataclass(frozen=True)
 class Defaults:
-    """One row of the table: for up to ``images`` training images; ``drop_path`` is for networks without BatchNorm."""
+    """Defaults for up to ``images`` training images.
+
+    The number of steps is ``epochs`` passes over the images, limited to ``least_steps`` to ``most_steps``. ``drop_path`` applies to
+    networks without BatchNorm only.
+    """
 
     images: float
     unfreeze: str
@@ -102,27 +117,30 @@ TABLE = (
 
 
 def defaults_for(images: int) -> Defaults:
-    """Row of the table for ``images`` distinct training images."""
-    return next(row for row in TABLE if images <= row.images)
+    """Return the defaults for ``images`` distinct training images."""
+    return next(defaults for defaults in TABLE if images <= defaults.images)
 
 
 class Plan(StrictModel):
-    """Resolved figures of one fine-tuning; ``run.json`` holds them.
+    """Training plan: the resolved settings of one training, recorded in ``run.json``.
 
     Attributes:
-        strategy, reason: the strategy, and the rule that chose it, as a sentence.
-        images: distinct training images.
-        family: whether the network has BatchNorm.
-        unfreeze: layers that train; see ``edgetl.train.networks.stages.choose_stages``.
-        steps: optimizer steps; 0 for a probe.
-        lr, backbone_lr: learning rates of the head and of the backbone's last stage.
-        lr_decay: rate of the lowest trained stage relative to ``backbone_lr``; the rates between are geometric.
-        label_smoothing, augment, drop_path, mixup, weight_decay: as the options of ``edgetl train``.
-        ema_decay: decay of the exponential moving average (EMA) of the weights; 0 for none.
-        freeze_batchnorm: keep every BatchNorm as it is, statistics too.
-        schedule, warmup_fraction, div_factor: of the learning rates; see ``Recipe``.
-        frozen_steps: of ``steps``, the first ones, which train the head alone at ``frozen_lr``.
-        fit_head: start from the closed-form head.
+        strategy: Fine-tuning strategy.
+        reason: Rule that selected the strategy, without a final period.
+        images: Number of distinct training images.
+        family: ``batchnorm`` for a network with BatchNorm layers, else ``layernorm``.
+        unfreeze: Layers that are trained; see ``edgetl.train.networks.stages.choose_stages``.
+        steps: Optimizer steps. 0 for a probe.
+        lr: Learning rate of the head.
+        backbone_lr: Learning rate of the backbone's last stage.
+        lr_decay: Ratio of the first trained stage's learning rate to ``backbone_lr``. The rates between form a geometric sequence.
+        label_smoothing, augment, drop_path, mixup, weight_decay: Same as the options of ``edgetl train``.
+        ema_decay: Decay of the exponential moving average (EMA) of the weights. 0 is off.
+        freeze_batchnorm: Freeze the statistics and parameters of every BatchNorm.
+        schedule, warmup_fraction, div_factor: Learning-rate schedule; see ``Recipe``.
+        frozen_steps: Number of the first steps that train the head alone. They are part of ``steps``.
+        frozen_lr: Learning rate of the head in these steps.
+        fit_head: Start from the closed-form head.
     """
 
     strategy: PlannedStrategy
@@ -151,12 +169,12 @@ class Plan(StrictModel):
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """Structure of a network, as far as a plan depends on it.
+    """Properties of a network that its training plan depends on.
 
     Attributes:
-        family: ``batchnorm`` for networks with such layers, else ``layernorm`` (ViT, ConvNeXt).
-        count_trained: number of backbone stages that train under an ``unfreeze``.
-        has_drop_path: whether residual branches can be dropped.
+        family: ``batchnorm`` for a network with BatchNorm layers, else ``layernorm`` (ViT, ConvNeXt).
+        count_trained: Function from a value of ``unfreeze`` to the number of trained backbone stages.
+        has_drop_path: True if the network has layers for stochastic depth.
     """
 
     family: Family
@@ -166,14 +184,15 @@ class NetworkFacts:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One fine-tuning, resolved as far as the backbone is not needed; ``make_plan`` does the rest.
+    """Training job: resolved options of one training, before the backbone is loaded. ``make_plan`` adds the values that depend on it.
 
     Attributes:
-        config: options, with the recipe's values where none was given.
-        recipe: the recipe's further values.
-        task: of the labels.
-        images: distinct training images.
-        strategy, reason: the strategy, and the rule that chose it.
+        config: Options, with the recipe's value for every option that was not given.
+        recipe: Values of the recipe. The ones that are not options apply from here.
+        task: Task of the labels.
+        images: Number of distinct training images.
+        strategy: Fine-tuning strategy.
+        reason: Rule that selected the strategy, without a final period.
     """
 
     config: TrainConfig
@@ -185,53 +204,58 @@ class TrainingJob:
 
     @property
     def from_random_weights(self) -> bool:
-        """Whether every layer starts from random weights."""
+        """True if every layer starts from random weights."""
         return self.strategy == "scratch" or not self.config.backbone.pretrained
 
 
 def choose_strategy(images: int) -> tuple[PlannedStrategy, str]:
-    """Strategy for ``images`` distinct training images, and the reason."""
+    """Choose the strategy for ``images`` distinct training images, and return it with the reason."""
     if images < PROBE_BELOW:
         return "probe", (
             f"{images} training images (fewer than {PROBE_BELOW}): only the head is trained, because fine-tuning the backbone would overfit"
         )
     if images <= PARTIAL_UP_TO:
-        return "partial", f"{images:,} training images ({PROBE_BELOW} to {PARTIAL_UP_TO:,}): the upper stages adapt, the general ones stay"
+        return "partial", (
+            f"{images:,} training images ({PROBE_BELOW} to {PARTIAL_UP_TO:,}): the last stages are trained, and the first ones stay frozen"
+        )
     if images <= FULL_UP_TO:
-        return "full", f"{images:,} training images ({PARTIAL_UP_TO + 1:,} to {FULL_UP_TO:,}): enough to adapt every stage"
+        return "full", f"{images:,} training images ({PARTIAL_UP_TO + 1:,} to {FULL_UP_TO:,}): all stages are trained"
     return "full", (
-        f"{images:,} training images (more than {FULL_UP_TO:,}): every stage adapts; --strategy compare also trains from random weights"
+        f"{images:,} training images (more than {FULL_UP_TO:,}): all stages are trained. Training from random weights may be as good: "
+        f"use --strategy compare to test it"
     )
 
 
 def planned_strategy(given: Strategy, images: int, *, pretrained: bool) -> tuple[PlannedStrategy, str]:
-    """Strategy that was given, or ``choose_strategy`` for ``auto`` and ``compare``, and the reason."""
+    """Return the strategy ``given``, or the result of ``choose_strategy`` for ``auto`` and ``compare``, with the reason."""
     if given != "auto" and given != "compare":
-        return given, "given by --strategy"
-    return choose_strategy(images) if pretrained else ("scratch", "random weights: every layer is trained")
+        return given, "set by --strategy"
+    return choose_strategy(images) if pretrained else ("scratch", "random weights: all layers are trained")
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Batches of one pass; a last batch of one image, which BatchNorm cannot take, is dropped."""
+    """Return the number of batches per epoch. A last batch of one image is dropped, because BatchNorm cannot train on it."""
     rest = images % batch_size
     return max(1, images // batch_size + (1 if rest > 1 or (rest and images < batch_size) else 0))
 
 
 def make_plan(job: TrainingJob, facts: NetworkFacts) -> Plan:
-    """Figures of ``job`` for a network: what was given, else the recipe's, else the table's.
+    """Make the training plan of ``job`` for a network.
+
+    A given option has priority over the recipe, and the recipe over the data-dependent defaults.
 
     Raises:
-        ConfigError: BatchNorm cannot learn from so few images at a time, or there is nothing for ``--drop-path``.
+        ConfigError: If batches are too small to train BatchNorm, or ``--drop-path`` is given for a network without such layers.
     """
-    optim, data, recipe, row = job.config.optim, job.config.data, job.recipe, defaults_for(job.images)
+    optim, data, recipe, defaults = job.config.optim, job.config.data, job.recipe, defaults_for(job.images)
     probe, scratch = job.strategy == "probe", job.from_random_weights
     epoch = steps_per_epoch(job.images, optim.batch_size)
     frozen = 0 if scratch or probe else recipe.frozen_epochs * epoch
     steps = 0 if probe else frozen + _steps(job, epoch)
-    unfreeze = optim.unfreeze or _unfreeze(job.strategy, row, scratch=scratch)
-    rates = _rates(job, row.rates[facts.family], facts.count_trained(unfreeze) if recipe.lr_spread else 0)
+    unfreeze = optim.unfreeze or _unfreeze(job.strategy, defaults, scratch=scratch)
+    rates = _rates(job, defaults.rates[facts.family], facts.count_trained(unfreeze) if recipe.lr_spread else 0)
     if optim.drop_path and not facts.has_drop_path:
-        raise ConfigError("--drop-path: this network has no residual branches that timm's names mark. Remove the option.")
+        raise ConfigError("--drop-path: this network has no drop_path layers for stochastic depth. Remove the option.")
     return Plan(
         strategy=job.strategy,
         reason=job.reason,
@@ -240,85 +264,87 @@ def make_plan(job: TrainingJob, facts: NetworkFacts) -> Plan:
         unfreeze=unfreeze,
         steps=steps,
         **vars(rates),
-        label_smoothing=_label_smoothing(job, row),
-        ema_decay=max(0.0, min(_or(recipe.ema_decay, row.ema_decay), 1 - 10 / steps)) if steps else 0.0,
+        label_smoothing=_label_smoothing(job, defaults),
+        ema_decay=max(0.0, min(_given_or(recipe.ema_decay, defaults.ema_decay), 1 - 10 / steps)) if steps else 0.0,
         freeze_batchnorm=_freeze_batchnorm(job, facts, trains=steps > 0),
-        augment=row.augment if data.augment == "auto" else data.augment,
+        augment=defaults.augment if data.augment == "auto" else data.augment,
         schedule=recipe.schedule,
         warmup_fraction=recipe.warmup_fraction,
         div_factor=recipe.div_factor,
         frozen_steps=frozen,
         frozen_lr=rates.lr * recipe.frozen_factor,
         fit_head=recipe.fit_head,
-        drop_path=_or(optim.drop_path, row.drop_path if facts.has_drop_path and facts.family == "layernorm" else 0.0),
-        mixup=_or(data.mixup, row.mixup if job.images > MIXUP_ABOVE and not job.config.continual.replay else 0.0),
+        drop_path=_given_or(optim.drop_path, defaults.drop_path if facts.has_drop_path and facts.family == "layernorm" else 0.0),
+        mixup=_given_or(data.mixup, defaults.mixup if job.images > MIXUP_ABOVE and not job.config.continual.replay else 0.0),
     )
 
 
-def _or(given: Given | None, otherwise: Given) -> Given:
-    return otherwise if given is None else given
+def _given_or(given: Given | None, default: Given) -> Given:
+    return default if given is None else given
 
 
 def _steps(job: TrainingJob, epoch: int) -> int:
-    row = defaults_for(job.images)
+    defaults = defaults_for(job.images)
     if job.config.optim.epochs:
         return job.config.optim.epochs * epoch
-    return job.recipe.steps or min(max(row.epochs * epoch, row.least_steps), row.most_steps)
+    return job.recipe.steps or min(max(defaults.epochs * epoch, defaults.least_steps), defaults.most_steps)
 
 
-def _unfreeze(strategy: PlannedStrategy, row: Defaults, *, scratch: bool) -> str:
+def _unfreeze(strategy: PlannedStrategy, defaults: Defaults, *, scratch: bool) -> str:
     if strategy == "partial":
-        return row.unfreeze
+        return defaults.unfreeze
     return "1" if scratch and strategy != "progressive" else "stage1"
 
 
-def _label_smoothing(job: TrainingJob, row: Defaults) -> float:
+def _label_smoothing(job: TrainingJob, defaults: Defaults) -> float:
     if not smooths_labels(job.config.optim, job.task):
         return 0.0
-    return _or(job.config.optim.label_smoothing, 0.0 if job.config.distillation.teacher else row.label_smoothing)
+    # The outputs of a teacher are soft targets already.
+    return _given_or(job.config.optim.label_smoothing, 0.0 if job.config.distillation.teacher else defaults.label_smoothing)
 
 
 def smooths_labels(optim: OptimConfig, task: Task) -> bool:
-    """Whether the loss takes smoothed labels; the outputs of a teacher are soft already."""
+    """Return True if the loss supports label smoothing."""
     return task == "classification" or (task == "multi-label" and optim.multilabel_loss == "bce")
 
 
 def _freeze_batchnorm(job: TrainingJob, facts: NetworkFacts, *, trains: bool) -> bool:
-    """Frozen on few images, because a trained BatchNorm changes the features that the head was fitted on.
+    """Return True if BatchNorm layers are frozen.
 
-    A few hundred steps do not mend that: on 1,444 hand signs the test accuracy was 0.955 with it and 0.997 without (ImageNet MobileNetV2,
-    partial, 128 px).
+    They are frozen on few images, because training them changes the features that the head was fitted on. A few hundred steps do not
+    compensate for this change. On 1,444 images of hand signs, the test accuracy was 0.955 with trained and 0.997 with frozen BatchNorm
+    (ImageNet MobileNetV2, partial, 128 px).
     """
     batch = job.config.optim.batch_size
     few = job.images <= PARTIAL_UP_TO or batch < MIN_BATCH_FOR_BATCHNORM
-    frozen = _or(job.recipe.freeze_batchnorm, few) and not job.from_random_weights
+    frozen = _given_or(job.recipe.freeze_batchnorm, few) and not job.from_random_weights
     if trains and facts.family == "batchnorm" and not frozen and min(batch, job.images) < 2:
         raise ConfigError(
-            f"{job.images} training images in batches of {batch}: BatchNorm needs two images at least. Raise --batch-size, or keep its "
-            f"layers frozen: use pretrained weights, and no recipe that trains them."
+            f"BatchNorm cannot be trained on {job.images} training images in batches of {batch}: each batch needs at least 2 images. "
+            f"Raise --batch-size. Or freeze BatchNorm: use pretrained weights, and remove freeze_batchnorm = false from the recipe."
         )
     return frozen
 
 
 def _rates(job: TrainingJob, table: Rates, spread_over: int) -> Rates:
-    """Learning rates and weight decay; a recipe's ``lr_spread`` covers ``spread_over`` stages of the backbone."""
+    """Compute learning rates and weight decay. A recipe's ``lr_spread`` covers ``spread_over`` stages of the backbone."""
     optim, recipe, scratch = job.config.optim, job.recipe, job.from_random_weights
     lr = optim.lr or (SCRATCH_LR if scratch else table.lr * math.sqrt(min(optim.batch_size, job.images) / BATCH_OF_RATES))
     backbone_lr, lr_decay = (lr, 1.0) if scratch else (lr * table.backbone_lr / table.lr, table.lr_decay)
     if recipe.lr_spread and spread_over and not scratch:  # one geometric sequence, the head included
         backbone_lr, lr_decay = lr * recipe.lr_spread ** (-1 / spread_over), recipe.lr_spread ** ((1 - spread_over) / spread_over)
-    return Rates(lr, optim.backbone_lr or backbone_lr, optim.lr_decay or lr_decay, _or(optim.weight_decay, table.weight_decay))
+    return Rates(lr, optim.backbone_lr or backbone_lr, optim.lr_decay or lr_decay, _given_or(optim.weight_decay, table.weight_decay))
 
 
 def describe_plan(plan: Plan) -> str:
-    """The plan in two sentences, with the alternative strategies."""
-    what = "a head on frozen features"
+    """Describe ``plan`` for the log: strategy, reason, settings, and alternative strategies."""
+    details = "fit a head on frozen features."
     if plan.steps:
-        what = (
+        details = (
             f"{plan.steps} steps, --unfreeze {plan.unfreeze}, learning rates {plan.lr:.1e} (head) and {plan.backbone_lr:.1e} to "
-            f"{plan.backbone_lr * plan.lr_decay:.1e} (backbone), augmentation {plan.augment}"
+            f"{plan.backbone_lr * plan.lr_decay:.1e} (backbone), augmentation {plan.augment}."
         )
         if plan.frozen_steps:
-            what += f"; the head alone for the first {plan.frozen_steps} steps, at {plan.frozen_lr:.1e}"
+            details += f" The first {plan.frozen_steps} steps train the head alone, with a learning rate of {plan.frozen_lr:.1e}."
     others = " or ".join(name for name in ("probe", "partial", "full") if name != plan.strategy)
-    return f"strategy {plan.strategy} ({plan.reason}): {what}. Also possible: --strategy {others}."
+    return f"strategy {plan.strategy}. Reason: {plan.reason}. Plan: {details} Alternatives: --strategy {others}."

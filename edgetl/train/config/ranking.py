@@ -1,4 +1,4 @@
-"""Options and result of a ranking of backbones."""
+"""Backbone ranking (``edgetl rank``): its options and its result."""
 
 from __future__ import annotations
 
@@ -49,18 +49,24 @@ class RankConfig(StrictModel):
 
 
 class Ranked(StrictModel):
-    """Scores of a candidate.
+    """Scores of one ranked backbone.
 
     Attributes:
-        place: from 1. Candidates within one bootstrap standard error of each other share a place.
-        rank: mean rank over the scores among the candidates of the same stage, from 1.
-        stage: ``small``: compared on small images only. ``native``: also at its own input size. ``confirmed``: also fine-tuned.
-        knn, ridge: leave-one-out accuracies, 0..1.
-        logme: log evidence per image.
-        top1: published ImageNet accuracy, percent.
-        latency_ms: median of one image at its own input size, on one thread in torch on this CPU.
-        params_m: parameters without a head, millions.
-        confirmed: validation accuracy after the short fine-tuning.
+        name: Name of the backbone.
+        place: Place in the ranking, from 1. Backbones within one bootstrap standard error of each other share a place.
+        rank: Mean of the ranks by the single scores, among the backbones of the same stage, from 1.
+        stage: Last stage of the comparison. ``small`` used small images only, ``native`` used the backbone's own input size, and
+            ``confirmed`` fine-tuned the backbone.
+        knn: Leave-one-out accuracy of k-NN, 0..1.
+        ridge: Leave-one-out accuracy of ridge regression, 0..1.
+        logme: LogME score: log evidence per image.
+        top1: Published ImageNet accuracy, percent.
+        latency_ms: Median latency of one image at the backbone's own input size, in torch on one thread of this CPU. Use it to compare
+            backbones only: an exported model has another latency.
+        params_m: Parameters without the head, millions.
+        input: Input size (height, width), px.
+        license: SPDX identifier of the weights' license, or None if unknown.
+        confirmed: Validation accuracy after the short fine-tuning, or None.
     """
 
     name: str
@@ -79,14 +85,24 @@ class Ranked(StrictModel):
 
 
 class LeftOut(StrictModel):
-    """Candidate that was not ranked, and the reason."""
+    """Backbone that was not ranked, and the reason."""
 
     name: str
     reason: str
 
 
 class Ranking(StrictModel):
-    """Result of ``rank``, the best first. ``notes`` are those of the scan."""
+    """Result of ``rank``.
+
+    Attributes:
+        data: Folder of the images.
+        images: Number of images that were compared on.
+        classes: Number of classes.
+        ranked: Ranked backbones, the best first.
+        left_out: Backbones that were not ranked.
+        seconds: Duration, s.
+        notes: Notes of the scan of the image folder.
+    """
 
     schema_version: Literal[1] = 1
     data: str

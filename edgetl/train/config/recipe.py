@@ -1,4 +1,4 @@
-"""Recipes of fine-tuning (``--recipe``): a TOML file that replaces data-dependent defaults."""
+"""Training recipes (``--recipe``): TOML files whose values replace data-dependent defaults."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Schedule: TypeAlias = Literal["cosine", "one-cycle"]
 
 
 class Recipe(StrictModel):
-    """Values of a recipe; for those that are left out the table of defaults applies.
+    """Values of a recipe. A value that is left out takes its data-dependent default.
 
     Attributes:
-        strategy, unfreeze, epochs, lr, backbone_lr, lr_decay, weight_decay, label_smoothing, augment, drop_path, mixup: as the options of
-            ``edgetl train``, which override them; the rates do not scale with the batch.
-        steps: optimizer steps, instead of ``epochs``.
-        lr_spread: rate of the head over that of the lowest trained stage, in one geometric sequence, instead of ``backbone_lr`` and
-            ``lr_decay``.
-        ema_decay: decay of the exponential moving average of the weights; lower in a short training, 0 for none.
-        freeze_batchnorm: keep every BatchNorm as it is.
-        fit_head: start from the closed-form head; false starts from a random one.
-        frozen_epochs: epochs before the others that train the head alone.
-        frozen_factor: rate of the head in those, relative to ``lr``.
-        schedule: of the learning rates: ``cosine`` (linear warm-up) or ``one-cycle`` (Smith and Topin 2017, arXiv:1708.07120).
-        warmup_fraction: fraction of the steps with rising rates.
-        div_factor: of a one-cycle: the highest rate over the first.
+        strategy, unfreeze, epochs, lr, backbone_lr, lr_decay, weight_decay, label_smoothing, augment, drop_path, mixup: Same as the options
+            of ``edgetl train``, which override them. Learning rates of a recipe do not scale with the batch size.
+        steps: Optimizer steps. Replaces ``epochs``.
+        lr_spread: Ratio of the head's learning rate to that of the first trained stage. The rates between form a geometric sequence.
+            Replaces ``backbone_lr`` and ``lr_decay``.
+        ema_decay: Decay of the exponential moving average (EMA) of the weights. It is reduced in a short training; 0 is off.
+        freeze_batchnorm: Freeze the statistics and parameters of every BatchNorm.
+        fit_head: Start from the closed-form head. False starts from a random head.
+        frozen_epochs: Epochs at the start that train the head alone. They are added to ``epochs``.
+        frozen_factor: Learning rate of the head in ``frozen_epochs``, relative to ``lr``.
+        schedule: Learning-rate schedule: ``cosine`` (with linear warm-up) or ``one-cycle`` (Smith and Topin 2017, arXiv:1708.07120).
+        warmup_fraction: Fraction of the steps with rising learning rates.
+        div_factor: Ratio of the highest to the first learning rate of ``one-cycle``.
     """
 
     schema_version: Literal[1] = 1
@@ -61,51 +61,56 @@ class Recipe(StrictModel):
     @model_validator(mode="after")
     def _is_consistent(self) -> Recipe:
         if self.epochs is not None and self.steps is not None:
-            raise ValueError("give either epochs or steps")
+            raise ValueError("epochs and steps exclude each other. Remove one of them")
         if self.lr_spread is not None and (self.backbone_lr is not None or self.lr_decay is not None):
-            raise ValueError("lr_spread sets every rate below lr; leave backbone_lr and lr_decay out")
+            raise ValueError("lr_spread sets the learning rate of every stage. Remove backbone_lr and lr_decay")
         return self
 
     def options(self) -> dict[str, Any]:
-        """Values that are options of ``edgetl train`` too, by the option's name."""
+        """Return the values that are also options of ``edgetl train``, by the name of the option."""
         known = options(TrainConfig)
         return {name: value for name, value in self if name in known and value is not None}
 
 
 def models_folder() -> Path:
-    """Where recipes, cards and embedded weights are: inside an installed package, beside it in a checkout."""
+    """Return the folder of recipes, model cards and embedded weights: inside an installed package, or beside it in a checkout."""
     package = Path(edgetl.__file__).parent
     inside = package / "models"
     return inside if inside.is_dir() else package.parent / "models"
 
 
 def builtin_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Return the names of the recipes in the package."""
     return sorted(path.stem for path in (models_folder() / "recipes").glob("*.toml"))
 
 
 def read_recipe(name: str) -> Recipe:
-    """The built-in recipe ``name``, or that of a file whose name ends in ``.toml``.
+    """Read the built-in recipe ``name``, or the recipe file ``name`` if it ends in ``.toml``.
 
     Raises:
-        ConfigError: there is none, it is not TOML, or it says something that no recipe may say; every mistake is named.
+        ConfigError: If there is no such recipe, it is not TOML, or a value is invalid. The message lists all mistakes.
     """
     if name in builtin_recipes():
         path = models_folder() / "recipes" / f"{name}.toml"
     elif name.endswith(".toml"):
         path = Path(name)
     else:
-        raise ConfigError(f"--recipe {name}: there is no such recipe. Built in: {', '.join(builtin_recipes())}; or give a file NAME.toml.")
+        raise ConfigError(
+            f"--recipe {name}: there is no such recipe. Built-in recipes: {', '.join(builtin_recipes())}. Or give a file NAME.toml."
+        )
     return read_toml(path, Recipe, ConfigError, name=f"--recipe {path}")
 
 
 def with_recipe(config: TrainConfig) -> tuple[TrainConfig, Recipe]:
-    """The configuration with the recipe's values for every option that was not given, and the recipe; an empty one where none is named.
+    """Apply the recipe of ``config`` to every option that was not given.
 
-    The recipe's ``unfreeze`` belongs to its strategy; it is dropped where another strategy was given.
+    The recipe's ``unfreeze`` belongs to its strategy. It is ignored if another strategy was given.
+
+    Returns:
+        The new configuration, and the recipe. Without ``--recipe``, the recipe is empty.
 
     Raises:
-        ConfigError: as ``read_recipe``.
+        ConfigError: As for ``read_recipe``.
     """
     if config.optim.recipe is None:
         return config, Recipe()

@@ -1,4 +1,4 @@
-"""Resolution of a training: recipe, task, strategy, and every conflict between options, before weights are loaded."""
+"""Option resolution: apply the recipe, choose the strategy, and report all conflicting options before weights are loaded."""
 
 from __future__ import annotations
 
@@ -13,19 +13,28 @@ from edgetl.train.config.options import ContinualConfig, DataConfig, HeadConfig,
 from edgetl.train.config.plan import TrainingJob, planned_strategy, smooths_labels
 from edgetl.train.config.recipe import with_recipe
 
-# Images whose features a k-NN head keeps in the model.
+# Largest number of training images for a k-NN head, which stores their features in the model.
 MAX_BANK = 10_000
-# Libraries and extra of each logger; MLflow keeps its figures in SQLite, because it refuses to begin new folders of plain files.
+# Extra and libraries of each logger. MLflow needs the libraries of its SQLite store, because it no longer creates file stores.
 _LOGGERS = {"tensorboard": ("log", ("tensorboard",)), "mlflow": ("mlflow", ("mlflow", "sqlalchemy", "alembic"))}
 
 
 def resolve(config: TrainConfig, splits: Splits) -> TrainingJob:
-    """Apply the recipe, choose the strategy, and refuse what cannot be trained.
+    """Resolve a configuration for the images of ``splits``: apply the recipe, choose the strategy, and check all options.
+
+    No weights are loaded.
+
+    Args:
+        config: Training configuration.
+        splits: Training, validation and test images.
+
+    Returns:
+        The training job: options with the recipe's values, task, strategy, and the reason for the strategy.
 
     Raises:
-        ConfigError: options that conflict; the text names all of them.
-        DataError: no image is left to train or to choose on, or a class or label has no training image.
-        MissingExtraError: the package of a logger is not installed.
+        ConfigError: If options conflict. The message lists all conflicts.
+        DataError: If the training or the validation split is empty, or a class or label has no training image.
+        MissingExtraError: If the package of a logger is not installed.
     """
     given = config.given()
     config, recipe = with_recipe(config)
@@ -40,10 +49,10 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainingJob:
 
 
 def check_conflicts(config: TrainConfig) -> None:
-    """Refuse conflicts that need no image, before images are scanned; those with the task where the options name it.
+    """Check options for conflicts before images are scanned. Conflicts with the task are found only if the options determine the task.
 
     Raises:
-        ConfigError: naming all of them.
+        ConfigError: If options conflict. The message lists all conflicts.
     """
     given = config.given()
     config, _ = with_recipe(config)
@@ -54,22 +63,27 @@ def check_conflicts(config: TrainConfig) -> None:
 
 def _refuse(found: list[str]) -> None:
     if found:
-        raise ConfigError("; ".join(found) + ".")
+        raise ConfigError(". ".join(found) + ".")
 
 
 def conflicts(
     config: TrainConfig, given: Mapping[str, Any], task: Task | None, strategy: Strategy | None, images: int = 0
 ) -> Iterator[str]:
-    """Options that conflict with each other, the task, the strategy or the number of images, as far as these are known.
+    """Yield a message for each conflict of options with each other, the task, the strategy or the number of images.
 
-    ``given`` are the options without the recipe's.
+    Args:
+        config: Options, with the recipe's values.
+        given: Options without the recipe's values.
+        task: Task, or None if unknown.
+        strategy: Strategy, or None if unknown.
+        images: Number of distinct training images, or 0 if unknown.
     """
     random = not config.backbone.pretrained or config.optim.strategy == "scratch"
     if task is not None:
         yield from _loss_conflicts(config.optim, config.data.balance, task)
-        # A recipe's value has no effect on other losses; one that was given is a mistake.
+        # A recipe's value is ignored for other losses. A value that was given is a mistake.
         if given.get("label_smoothing") and not smooths_labels(config.optim, task):
-            yield "--label-smoothing is for classes and for --multilabel-loss bce"
+            yield "--label-smoothing is only for classification and for --multilabel-loss bce. Remove it"
         if task != "classification":
             yield from _class_conflicts(config.head, config.continual, config.distillation.teacher, task)
     yield from _head_conflicts(config.head, strategy, images)
@@ -81,7 +95,7 @@ def _label_conflicts(data: DataConfig) -> Iterator[str]:
     if data.labels is None and data.task not in (None, "classification"):
         yield f"--task {data.task} needs --labels FILE.csv"
     if data.labels is not None and data.include:
-        yield "--include adds files to class folders, and --labels names its files; add rows to the table"
+        yield "--include is for class folders and cannot be combined with --labels. Add rows to the table instead"
     if data.labels is None and data.columns is not None:
         yield "--columns needs --labels FILE.csv"
 
@@ -89,53 +103,63 @@ def _label_conflicts(data: DataConfig) -> Iterator[str]:
 def _loss_conflicts(optim: OptimConfig, balance: str, task: Task) -> Iterator[str]:
     numbers = task in ("regression", "ordinal")
     if task != "multi-label" and optim.multilabel_loss != "bce":
-        yield f"--multilabel-loss does not go with {task}"
+        yield f"--multilabel-loss {optim.multilabel_loss} is only for multi-label tasks, not {task}. Remove it"
     if not numbers and optim.regression_loss != "mse":
-        yield f"--regression-loss does not go with {task}"
+        yield f"--regression-loss {optim.regression_loss} is only for regression and ordinal tasks, not {task}. Remove it"
     if task != "regression" and optim.tolerance is not None:
-        yield f"--tolerance is for --task regression, not {task}"
+        yield f"--tolerance is only for regression, not {task}. Remove it"
     if numbers and balance != "none":
-        yield f"--balance {balance} weighs classes and labels; {task} has none"
+        yield f"--balance {balance} is only for classification and multi-label tasks, not {task}. Remove it"
     if task == "multi-label" and balance == "sampler":
-        yield f"--balance sampler draws classes; use --balance loss for {task}"
+        yield f"--balance sampler is only for classification, not {task}. Use --balance loss"
     if optim.multilabel_loss == "asymmetric" and balance == "loss":
-        yield "--balance loss does not go with --multilabel-loss asymmetric, which weighs by itself"
+        yield (
+            "--balance loss cannot be combined with --multilabel-loss asymmetric, which already weights positive and negative labels. "
+            "Remove one of them"
+        )
 
 
 def _class_conflicts(head: HeadConfig, continual: ContinualConfig, teacher: str | None, task: Task) -> Iterator[str]:
     if head.kind != "linear":
-        yield f"--head {head.kind} predicts classes, and {task} has none; use --head linear"
+        yield f"--head {head.kind} is only for classification, not {task}. Use --head linear"
     if continual.lwf or continual.ewc or continual.replay or teacher:
-        yield f"--lwf, --ewc, --replay and --teacher work for classification only; the task is {task}"
+        yield f"--lwf, --ewc, --replay and --teacher are only for classification, not {task}. Remove them"
 
 
 def _head_conflicts(head: HeadConfig, strategy: Strategy | None, images: int) -> Iterator[str]:
     options = [f"--head {head.kind}"] * (head.kind != "linear") + [f"--features {head.features}"] * (head.features != "last")
     if options and strategy not in (None, "probe"):
-        yield f"{' and '.join(options)} is for a probe, and the strategy is {strategy}; add --strategy probe"
+        yield f"the strategy {strategy} cannot be combined with {' and '.join(options)}. Add --strategy probe"
     if head.kind == "knn" and images > MAX_BANK:
         yield (
-            f"--head knn keeps the features of every training image in the model, and {images:,} are more than {MAX_BANK:,}; use --head "
-            f"linear, cosine or mlp, which do not grow"
+            f"--head knn stores the features of all training images in the model, at most {MAX_BANK:,}. There are {images:,} training "
+            f"images. Use --head linear, cosine or mlp"
         )
 
 
 def _replay_conflicts(continual: ContinualConfig, data: DataConfig, teacher: str | None) -> Iterator[str]:
     if continual.replay and (data.balance == "sampler" or data.mixup):
-        yield "--replay does not go with --balance sampler or --mixup, which make batches in their own ways; remove one"
+        yield (
+            "--replay cannot be combined with --balance sampler or --mixup, because each of them changes the content of the batches. "
+            "Remove one of them"
+        )
     if continual.replay and teacher:
-        yield "--teacher and --replay conflict: the teacher does not know the replayed classes; remove one"
+        yield "--teacher cannot be combined with --replay, because the teacher has no outputs for the replayed classes. Remove one of them"
 
 
 def _previous_task_conflicts(continual: ContinualConfig, teacher: str | None, *, random: bool) -> Iterator[str]:
-    """``random``: training starts from random weights."""
+    """Yield conflicts of continual learning. ``random`` is True if training starts from random weights."""
     needed = [f"--{name}" for name in ("lwf", "ewc", "replay") if getattr(continual, name)]
     progressive = continual.forgetting == "progressive"
     if random and (needed or progressive):
-        yield f"{' and '.join(needed + ['--forgetting progressive'] * progressive)} needs pretrained weights; remove it, or use them"
+        protected = " and ".join(needed + ["--forgetting progressive"] * progressive)
+        yield f"random weights cannot be combined with {protected}. Use pretrained weights, or remove {protected}"
     others = needed + ["--l2sp"] * bool(continual.l2sp) + ["--wise-ft"] * continual.wise_ft + ["--teacher"] * bool(teacher)
     if progressive and others:
-        yield f"--forgetting progressive keeps the previous network frozen and does not go with {' and '.join(others)}; remove one"
+        yield (
+            f"--forgetting progressive keeps the previous network frozen and cannot be combined with {' and '.join(others)}. "
+            f"Remove one of them"
+        )
 
 
 def _check_loggers(loggers: str | None) -> None:
@@ -150,7 +174,8 @@ def _check_splits(splits: Splits) -> None:
     folder = splits.folder
     if not splits.train or not splits.val:
         raise DataError(
-            f"{folder.root} leaves {len(splits.train)} training and {len(splits.val)} validation images; add images or raise --val."
+            f"{folder.root} has {len(splits.train)} training and {len(splits.val)} validation images. Each split needs at least one. Add "
+            f"images, or raise --val."
         )
     if folder.task in ("regression", "ordinal"):
         return
@@ -158,5 +183,5 @@ def _check_splits(splits: Splits) -> None:
     trained = {sample.label for sample in splits.train} if classes else set()
     trained |= {index for sample in splits.train for index, value in enumerate(sample.targets) if value and not classes}
     if missing := [label for index, label in enumerate(folder.labels) if index not in trained]:
-        what = "class" if classes else "column"
-        raise DataError(f"{folder.root} has no training image of {', '.join(missing[:5])}; add some, or remove the {what}.")
+        kind = "class" if classes else "column"
+        raise DataError(f"{folder.root} has no training image of {', '.join(missing[:5])}. Add images, or remove the {kind}.")

@@ -1,4 +1,4 @@
-"""Rules of each task: scanning of images, output decoding chosen on validation images, and warnings."""
+"""Task rules: scan images and labels, choose the output decoding on validation images, and warn of chance-level results."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from edgetl.data.table.rows import Table
 from edgetl.data.table.scan import scan_table
 from edgetl.train.config.options import DataConfig
 
-# A regression's answer is right within this share of the training values' standard deviation, unless the user says within what.
+# Default tolerance of a correct prediction in regression, relative to the standard deviation of the training values.
 TOLERANCE_SHARE = 0.25
-PLAIN_THRESHOLD = 0.5
+DEFAULT_THRESHOLD = 0.5
 
 
 def scan_images(data: Path, config: DataConfig, *, progress: Progress = silent) -> ImageFolder:
-    """The images of ``data`` with the labels that ``config`` names: class folders, or a table.
+    """Scan the images of ``data`` and their labels: class folders, or the table ``config.labels``.
 
     Raises:
-        ConfigError, DataError: as ``edgetl.data.folder.scan``, ``edgetl.data.table.scan.scan_table`` and
+        ConfigError, DataError: As for ``edgetl.data.folder.scan``, ``edgetl.data.table.scan.scan_table`` and
             ``edgetl.data.groups.group_by_path``.
     """
     selection = Selection(config.include, config.exclude)
@@ -45,7 +45,7 @@ def scan_images(data: Path, config: DataConfig, *, progress: Progress = silent) 
 
 
 def value_scale(splits: Splits) -> tuple[float, float]:
-    """Mean and standard deviation of the training images' numbers; 0 and 1 for other tasks."""
+    """Return the mean and standard deviation of the training targets of a regression or ordinal task. Other tasks: 0 and 1."""
     if splits.folder.task not in ("regression", "ordinal"):
         return 0.0, 1.0
     values = truth_of(splits.train)[:, 0]
@@ -53,7 +53,16 @@ def value_scale(splits: Splits) -> tuple[float, float]:
 
 
 def choose_decoding(splits: Splits, val_outputs: NDArray[np.float32], *, tolerance: float | None) -> OutputDecoding:
-    """How the trained network's outputs ``[n, labels]`` are read: thresholds from the validation images, spread and grades from all."""
+    """Choose the output decoding of a trained network.
+
+    Thresholds of a multi-label task come from the validation images, the spread of a regression from the training images, and ordinal
+    levels from all images.
+
+    Args:
+        splits: Images and labels.
+        val_outputs: float32 ``[n, labels]``, outputs for the validation images.
+        tolerance: Largest error of a correct prediction in regression. None: ``TOLERANCE_SHARE`` of the spread.
+    """
     folder = splits.folder
     match folder.task:
         case "classification":
@@ -64,58 +73,68 @@ def choose_decoding(splits: Splits, val_outputs: NDArray[np.float32], *, toleran
             spread = value_scale(splits)[1]
             decision_rule = DecisionRule(spread=spread, tolerance=tolerance or TOLERANCE_SHARE * spread)
         case "ordinal":
-            grades = [int(sample.targets[0]) for sample in folder.samples]
-            decision_rule = DecisionRule(spread=value_scale(splits)[1], tolerance=0.5, ordinal_levels=(min(grades), max(grades)))
+            levels = [int(sample.targets[0]) for sample in folder.samples]
+            decision_rule = DecisionRule(spread=value_scale(splits)[1], tolerance=0.5, ordinal_levels=(min(levels), max(levels)))
         case _:
             assert_never(folder.task)
     return OutputDecoding(folder.task, folder.labels, decision_rule)
 
 
 def choose_thresholds(truth: NDArray[np.bool_], scores: NDArray[np.float32]) -> tuple[float, ...]:
-    """The threshold of each label that has the highest F1, both ``[n, labels]``.
+    """Choose the threshold with the highest F1 for each label.
 
-    Where several are as good, the one nearest to a half; a half too where the images cannot tell: all of them have the label, or none.
+    Of several equally good thresholds, the one nearest to 0.5 is chosen. The threshold is 0.5 if all images or no images have the label.
+
+    Args:
+        truth: ``[n, labels]``, True if the image has the label.
+        scores: float32 ``[n, labels]``, 0..1.
     """
     return tuple(_threshold(truth[:, index], scores[:, index].astype(np.float64)) for index in range(truth.shape[1]))
 
 
 def _threshold(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
     if truth.all() or not truth.any():
-        return PLAIN_THRESHOLD
+        return DEFAULT_THRESHOLD
     values = np.unique(scores)
-    candidates = np.unique([PLAIN_THRESHOLD, values[0] / 2, *((values[1:] + values[:-1]) / 2)])
-    held = scores[None] >= candidates[:, None]
-    f1 = 2 * (held & truth).sum(axis=1) / (held.sum(axis=1) + truth.sum())
+    candidates = np.unique([DEFAULT_THRESHOLD, values[0] / 2, *((values[1:] + values[:-1]) / 2)])
+    predicted = scores[None] >= candidates[:, None]
+    f1 = 2 * (predicted & truth).sum(axis=1) / (predicted.sum(axis=1) + truth.sum())
     best = candidates[f1 >= f1.max() - 1e-12]
-    return float(best[np.abs(best - PLAIN_THRESHOLD).argmin()])
+    return float(best[np.abs(best - DEFAULT_THRESHOLD).argmin()])
 
 
 def chance_alarm(validation: Evaluation, samples: Sequence[Sample], task: Task) -> str | None:
-    """A sentence where the figures cannot be told from always giving one answer."""
+    """Return a warning if the validation result is not significantly better than chance, or None.
+
+    Chance is the prediction of the mean (regression), of the most common class or level, or a random ranking (multi-label).
+    """
     if task == "regression":
         assert validation.regression is not None
         if validation.regression.r2.low <= 0:
-            return f"on {len(samples)} validation images this cannot be told from always answering the mean (R² may be 0)."
+            return f"the R² on {len(samples)} validation images is not significantly better than 0, that of always predicting the mean."
         return None
-    answers = Counter(sample.targets or sample.label for sample in samples)
+    counts = Counter(sample.targets or sample.label for sample in samples)
     if task == "multi-label":
-        return _indifferent_labels(validation, samples)
-    common = max(answers.values()) / len(samples)
+        return _chance_level_labels(validation, samples)
+    common = max(counts.values()) / len(samples)
     if validation.accuracy.low <= common:
-        one = "grade" if task == "ordinal" else "class"
-        return f"on {len(samples)} validation images this cannot be told from always answering the most common {one} ({common:.0%})."
+        kind = "level" if task == "ordinal" else "class"
+        return (
+            f"the accuracy on {len(samples)} validation images is not significantly better than {common:.0%}, that of always predicting "
+            f"the most common {kind}."
+        )
     return None
 
 
-def _indifferent_labels(validation: Evaluation, samples: Sequence[Sample]) -> str | None:
-    """Labels whose average precision is no higher than their share of the images, which is what answering at random gives."""
+def _chance_level_labels(validation: Evaluation, samples: Sequence[Sample]) -> str | None:
+    """Return a warning that names the labels at chance level. A random ranking has an average precision equal to the label's frequency."""
     assert validation.multi_label is not None
-    shares = truth_of(samples).mean(axis=0)
+    frequencies = truth_of(samples).mean(axis=0)
     found = [
         score.label
-        for score, precision, share in zip(validation.classes, validation.multi_label.average_precision, shares, strict=True)
-        if precision is not None and share < 1 and precision <= share
+        for score, precision, frequency in zip(validation.classes, validation.multi_label.average_precision, frequencies, strict=True)
+        if precision is not None and frequency < 1 and precision <= frequency
     ]
     if not found:
         return None
-    return f"on {len(samples)} validation images the ranking for {', '.join(found[:5])} is no better than a random one."
+    return f"the ranking of {len(samples)} validation images by the label {', '.join(found[:5])} is no better than a random ranking."

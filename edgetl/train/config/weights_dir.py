@@ -1,4 +1,4 @@
-"""Where weights lie on this machine, what stands beside them, and their hashes. Needs no torch."""
+"""Local weights: search in a weights directory, read configuration files beside weights, and compute hashes. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,36 +13,39 @@ from edgetl.core.files.regular import open_plain, read_plain
 from edgetl.errors import BackboneError, first_line
 
 LOCAL_DIR = "local-dir:"
-# Of torch's own format, read with ``weights_only=True``: tensors and plain containers, never code.
+# Suffixes of torch's own format. Such files are read with ``weights_only=True``: tensors and plain containers, never code.
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
+    """Return the SHA-256 (hex) of a file."""
     with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_weights(name: str, weights_dir: Path) -> Path | None:
-    """A backbone's weights in a local folder: a folder in timm's form, or a file; none where there is nothing.
+    """Find the weights of a backbone in a weights directory.
 
-    ``NAME`` itself is taken first, then the only ``NAME.TAG``; ``torchvision:NAME`` and ``hf-hub:ORG/NAME`` are looked up as ``NAME``.
+    ``NAME`` is preferred, then a single match of ``NAME.TAG``. ``torchvision:NAME`` and ``hf-hub:ORG/NAME`` are searched as ``NAME``.
+
+    Returns:
+        A weights file, or a folder in timm's format. None if there is no match.
 
     Raises:
-        BackboneError: the folder is missing, or several tags fit.
+        BackboneError: If the directory is missing, or several tags match.
     """
     check_weights_dir(weights_dir)
     short = name.rpartition(":")[2].rpartition("/")[2].partition("@")[0]
     for path in (weights_dir / short, *(weights_dir / f"{short}{suffix}" for suffix in SUFFIXES)):
         if _is_weights(path):
             return path
-    # torchvision's own files end in the beginning of their hash.
+    # The names of torchvision's own files end with the first digits of their hash.
     found = [*weights_dir.glob(f"{glob.escape(short)}.*"), *weights_dir.glob(f"{glob.escape(short)}-[0-9a-f]*.pth")]
     tagged = sorted(path for path in found if _is_weights(path))
     if len(tagged) > 1:
         raise BackboneError(
-            f"{weights_dir} holds several weights for {name}: {', '.join(path.name for path in tagged)}. Give one of these names."
+            f"{weights_dir} has several weights for {name}: {', '.join(path.name for path in tagged)}. Give one of these names."
         )
     return tagged[0] if tagged else None
 
@@ -51,45 +54,45 @@ def check_weights_dir(weights_dir: Path) -> Path:
     """Check that the weights directory ``weights_dir`` exists, and return it.
 
     Raises:
-        BackboneError: naming it.
+        BackboneError: If it does not exist.
     """
     if not weights_dir.is_dir():
-        raise BackboneError(f"the weights folder {weights_dir} does not exist. Name another with --weights-dir or EDGETL_WEIGHTS, or none.")
+        raise BackboneError(f"the weights directory {weights_dir} does not exist. Correct or remove --weights-dir or EDGETL_WEIGHTS.")
     return weights_dir
 
 
 def sidecar(path: Path) -> dict[str, Any]:
-    """What ``NAME.json`` beside a weights file says, in the keys of timm's ``pretrained_cfg``; empty where there is none.
+    """Read ``NAME.json`` beside a weights file, with the keys of timm's ``pretrained_cfg``. Empty if there is no such file.
 
     Raises:
-        BackboneError: it is not a JSON object.
+        BackboneError: If the file is not a JSON object.
     """
     beside = path.with_name(f"{path.name.removesuffix(path.suffix)}.json")
     return _read_object(beside) if beside.is_file() else {}
 
 
 def local_dir_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a folder in timm's form.
+    """Read ``config.json`` of a folder in timm's format.
 
     Raises:
-        BackboneError: it is missing or not a JSON object.
+        BackboneError: If it is missing or not a JSON object.
     """
     if not (folder / "config.json").is_file():
-        raise BackboneError(f"{folder} has no config.json; local-dir: takes a folder in timm's form (config.json, model.safetensors).")
+        raise BackboneError(f"{folder} has no config.json. A folder in timm's format has config.json and model.safetensors.")
     return _read_object(folder / "config.json")
 
 
 def local_dir_weights(folder: Path) -> Path:
-    """The weights file that timm reads in such a folder, which must be in safetensors form.
+    """Return the weights file that timm reads in a folder of its format. It must be a safetensors file.
 
     Raises:
-        BackboneError: there is none, or timm would take another file.
+        BackboneError: If there is no such file, or timm would read another file.
     """
     if (folder / "model.safetensors").is_file():
         return folder / "model.safetensors"
     others = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
     if len(others) != 1 or others[0].suffix != ".safetensors":
-        raise BackboneError(f"{folder} needs a model.safetensors. Convert its weights with safetensors.torch.save_file.")
+        raise BackboneError(f"{folder} has no model.safetensors. Convert its weights with safetensors.torch.save_file.")
     return others[0]
 
 
@@ -103,5 +106,5 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise BackboneError(f"{path} cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(value, dict):
-        raise BackboneError(f"{path} does not hold a JSON object.")
+        raise BackboneError(f"{path} is not a JSON object.")
     return value

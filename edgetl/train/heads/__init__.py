@@ -1,1 +1,1 @@
-"""Heads on frozen features: fits (linear, k-NN, cosine, MLP), head modules, transferability metrics."""
+"""Heads on frozen features: fitting (linear, k-NN, cosine, MLP), head modules, and transferability metrics."""

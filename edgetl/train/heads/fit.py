@@ -1,4 +1,4 @@
-"""Fitting a head on frozen features: one function for all kinds of heads and tasks."""
+"""Head fitting on frozen features, for all kinds of heads and tasks."""
 
 from __future__ import annotations
 
@@ -22,39 +22,42 @@ from edgetl.train.networks.backbone import Backbone, feature_extractor
 
 
 def with_head_modules(backbone: Backbone, spec: HeadSpec) -> Backbone:
-    """``backbone`` with the features and the place of the head that ``spec`` describes; unchanged for the plain linear head.
+    """Return ``backbone`` with the features and the head modules of ``spec``. For the plain linear head, it is unchanged.
 
     Raises:
-        ConfigError: the backbone is a progressive network, or does not return the feature maps of its stages.
+        ConfigError: If the backbone is a progressive network, or does not provide the feature maps of its stages.
     """
     if spec.plain:
         return backbone
     if backbone.columns:
-        raise ConfigError(f"--head and --features: {backbone.name} has several columns, whose head is a linear one. Remove the options.")
+        raise ConfigError(f"--head and --features: {backbone.name} is a progressive network and needs a linear head. Remove the options.")
     if spec.features == "layers":
         network = feature_extractor(backbone.model, backbone.head_name)
         check_stage_features(network, backbone.name, backbone.spec.input_size)
     classes = backbone.head.out_features
-    # The adapters of knn and mlp get their sizes when they are fitted; until then features pass unchanged.
+    # The adapters of knn and mlp get their sizes during the fit. Before that, the features pass unchanged.
     model = with_head(backbone.model, spec.model_copy(update={"kind": "linear"}), classes)
     return dataclasses.replace(backbone, model=model, head_name=HEAD_NAME)
 
 
 def set_head(model: nn.Module, fitted: FittedHead) -> None:
-    """Put a fitted head into a network of ``with_head_modules``."""
+    """Set the fitted head of a network that was made by ``with_head_modules``."""
     assert isinstance(model, HeadedNetwork)
     model.spec, model.adapter, model.head = fitted.spec, fitted.adapter, fitted.head
 
 
 def set_linear_head(layer: nn.Linear, head: LinearHead) -> None:
-    """Copy a fitted linear head into a network's last layer."""
+    """Copy a fitted linear head into the last layer of a network."""
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(head.weight))
         layer.bias.copy_(torch.from_numpy(head.bias))
 
 
 def draw_head(layer: nn.Linear, seed: int) -> None:
-    """Initialize a head as fastai does (He et al. 2015, arXiv:1502.01852); some architectures' own weights are ten times as large."""
+    """Initialize a head with random weights, as fastai does (He et al. 2015, arXiv:1502.01852).
+
+    The initial head weights of some architectures are ten times as large.
+    """
     torch.manual_seed(seed)
     nn.init.kaiming_normal_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -63,7 +66,16 @@ def draw_head(layer: nn.Linear, seed: int) -> None:
 def fit_linear_head(
     train: LabeledFeatures, task: Task, classes: int, *, seed: int, balanced: bool = False, progress: Progress = silent
 ) -> LinearHead:
-    """Fit the linear probe of ``task``; targets of a regression or ordinal task are standardized, those of the others as recorded."""
+    """Fit the linear probe of ``task``.
+
+    Args:
+        train: Training data. The targets of a regression or ordinal task are standardized.
+        task: Task.
+        classes: Number of classes. Other tasks ignore it.
+        seed: Random seed of the folds.
+        balanced: Give rare classes, or positive labels, a higher weight.
+        progress: Callback, called after each fit.
+    """
     match task:
         case "classification":
             return fit_logistic(train, classes, seed=seed, balanced=balanced, progress=progress)
@@ -78,24 +90,24 @@ def fit_linear_head(
 def fit_other_head(
     spec: HeadSpec, train: LabeledFeatures, val: LabeledFeatures, weights: torch.Tensor, *, seed: int = 0, progress: Progress = silent
 ) -> FittedHead:
-    """Fit the cosine, k-NN or MLP head that ``spec`` names.
+    """Fit the cosine, k-NN or MLP head of ``spec``.
 
     Args:
-        spec: kind and features of the head.
-        train: data of the fit. k-NN ignores the views: a neighbor under another crop would vote twice for the same image.
-        val: data that selects scale and length of the fit, by log-loss.
+        spec: Kind and features of the head.
+        train: Training data. k-NN ignores the augmented views, because several views of an image would vote several times.
+        val: Validation data. Its log-loss selects the scale (cosine, k-NN) and the number of steps (MLP).
         weights: float32 ``[classes]``, class weights of the loss.
-        seed: of the MLP's initial weights and batches.
-        progress: called after each fit.
+        seed: Random seed of the MLP's initial weights and batches.
+        progress: Callback, called after each fit.
     """
     adapter: nn.Module
-    every = LabeledFeatures(np.concatenate([train.features, *train.views]), np.tile(train.targets, 1 + len(train.views)))
+    all_views = LabeledFeatures(np.concatenate([train.features, *train.views]), np.tile(train.targets, 1 + len(train.views)))
     match spec.kind:
         case "cosine":
-            adapter, head = fit_cosine(every, val, weights, progress=progress)
+            adapter, head = fit_cosine(all_views, val, weights, progress=progress)
         case "mlp":
             spec = spec.model_copy(update={"hidden": HIDDEN})
-            adapter, head = fit_mlp(spec, every, val, weights, seed=seed, progress=progress)
+            adapter, head = fit_mlp(spec, all_views, val, weights, seed=seed, progress=progress)
         case "knn":
             return fit_knn(spec, train, val, weights)
         case "linear":

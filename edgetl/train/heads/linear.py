@@ -17,12 +17,12 @@ from torch import nn
 from edgetl.core.progress import Progress, silent
 from edgetl.train.heads.modules import LabeledFeatures
 
-# Strength of the L2 penalty per image, largest first; the range covers 10 to 100,000 images.
+# L2 penalties of logistic regression, per image, largest first. The range covers 10 to 100,000 images.
 PENALTIES = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
-# A feature is scaled up as if it varied by at least this share of the typical one: a nearly constant feature would otherwise get a weight
-# that makes its rounding in int8 decide.
+# Smallest standard deviation for standardization, relative to the typical feature. Without this limit, a nearly constant feature gets a
+# large weight, and its rounding errors in int8 change predictions.
 SMALLEST_SPREAD = 0.1
-# Of a ridge regression on standardized features and numbers, per image.
+# L2 penalties of ridge regression on standardized features and values, per image.
 RIDGE_PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 MAX_FOLDS = 5
 MIN_FOLDS = 3
@@ -32,13 +32,13 @@ MAX_ITERATIONS = 300
 
 @dataclass(frozen=True)
 class LinearHead:
-    """``logits = features @ weight.T + bias``.
+    """Fitted linear head: ``logits = features @ weight.T + bias``.
 
     Attributes:
         weight: float32 ``[classes, width]``.
         bias: float32 ``[classes]``.
-        penalty: the L2 strength that cross-validation chose, per image.
-        folds: cross-validation accuracy (of numbers: R²) of each penalty tried; empty when a class has one image.
+        penalty: L2 penalty per image, selected by cross-validation.
+        folds: Cross-validation accuracy (regression: R²) of each penalty. Empty if a class has one image.
     """
 
     weight: NDArray[np.float32]
@@ -50,15 +50,15 @@ class LinearHead:
 def fit_logistic(train: LabeledFeatures, classes: int, *, seed: int, balanced: bool = False, progress: Progress = silent) -> LinearHead:
     """Fit multinomial logistic regression by L-BFGS on standardized features.
 
-    The penalty is the one with the lowest log-loss on folds of the training images. A fold is scored on the first view only, as on the
-    device.
+    Cross-validation on the training images selects the penalty with the lowest log-loss. Held-out images are scored on the first view
+    only, which is the view that the device uses.
 
     Args:
-        train: features and classes 0..classes-1; a class may be absent. Images of one group are in one fold.
-        classes: number of outputs.
-        seed: shuffles the folds.
-        balanced: weight the classes inversely to their frequency.
-        progress: called after each fit.
+        train: Features, and classes 0..classes-1. A class may be absent. Images of one group are in one fold.
+        classes: Number of outputs.
+        seed: Random seed of the folds.
+        balanced: Weight the classes inversely to their frequency.
+        progress: Callback, called after each fit.
     """
     features, labels = train.features, train.targets
     mean, std = features.mean(axis=0), spread(features)
@@ -70,7 +70,7 @@ def fit_logistic(train: LabeledFeatures, classes: int, *, seed: int, balanced: b
     bias = np.full(classes, -20.0)  # a class without a training image is never predicted
     rows, offsets = (fitted.coef_, fitted.intercept_)
     if len(fitted.classes_) == 2:
-        # scikit-learn gives one row for two classes; half of it on each side is the same function.
+        # scikit-learn has one row of coefficients for two classes. Two rows with half of it and opposite signs are the same function.
         rows, offsets = np.concatenate([-rows, rows]) / 2, np.concatenate([-offsets, offsets]) / 2
     weight[fitted.classes_] = rows / std
     bias[fitted.classes_] = offsets - (rows / std) @ mean
@@ -78,50 +78,51 @@ def fit_logistic(train: LabeledFeatures, classes: int, *, seed: int, balanced: b
 
 
 def fit_multi_label(train: LabeledFeatures, *, seed: int, balanced: bool = False, progress: Progress = silent) -> LinearHead:
-    """Fit one logistic regression for each label, each with its own penalty: ``sigmoid(logit)`` is the label's score.
+    """Fit one logistic regression for each label, each with its own penalty. The score of a label is ``sigmoid(logit)``.
 
     Args:
-        train: targets ``[n, labels]``, above 0 where an image has the label. A label that all images have, or none, gets a bias alone.
-        seed: as in ``fit_logistic``.
-        balanced: presence and absence of a label have the same weight.
-        progress: called after each fit.
+        train: Targets ``[n, labels]``, above 0 if the image has the label. A label of all images or of no image gets only a bias.
+        seed: Random seed of the folds.
+        balanced: Give positive and negative images of a label the same total weight.
+        progress: Callback, called after each fit.
 
     Returns:
-        The penalty is the median of the labels'; there are no folds.
+        The head. Its penalty is the median over the labels, and its folds are empty.
     """
     truth = train.targets > 0
     weight, bias = np.zeros((truth.shape[1], train.features.shape[1]), np.float32), np.zeros(truth.shape[1], np.float32)
     penalties = []
     for index, column in enumerate(truth.astype(np.int64).T):
-        present = int(column.sum())
-        if 0 < present < len(column):
+        positive = int(column.sum())
+        if 0 < positive < len(column):
             pair = fit_logistic(replace(train, targets=column), 2, seed=seed, balanced=balanced, progress=progress)
             weight[index], bias[index] = pair.weight[1] - pair.weight[0], pair.bias[1] - pair.bias[0]
             penalties.append(pair.penalty)
         else:
-            bias[index] = np.log((present + 1) / (len(column) - present + 1))
+            bias[index] = np.log((positive + 1) / (len(column) - positive + 1))
     return LinearHead(weight, bias, float(np.median(penalties)) if penalties else 0.0, ())
 
 
 def fit_ridge(train: LabeledFeatures) -> LinearHead:
-    """Fit a ridge regression to standardized values ``[n]``; leave-one-out error on the first view selects the penalty.
+    """Fit a ridge regression to standardized values ``[n]``. The leave-one-out error on the first view selects the penalty.
 
-    The leave-one-out residuals need no refits: ``residual / (1 - leverage)`` (Allen 1974, doi:10.1080/00401706.1974.10489157). If images
-    have groups, a whole group is left out: ``(I - H) residuals`` with the group's block of the hat matrix.
+    The leave-one-out residuals are computed without refits: ``residual / (1 - leverage)`` (Allen 1974,
+    doi:10.1080/00401706.1974.10489157). If images have groups, a whole group is left out. Its residuals solve ``(I - H) r = residuals``,
+    with the group's block ``H`` of the hat matrix.
 
     Returns:
-        ``weight`` float32 ``[1, width]``; ``folds`` are the leave-one-out R² of each of ``RIDGE_PENALTIES``.
+        The head, with ``weight`` float32 ``[1, width]``. ``folds`` has the leave-one-out R² for each of ``RIDGE_PENALTIES``.
     """
     features, values = train.features, train.targets
     mean, std = features.mean(axis=0), spread(features)
     scaled = [((view - mean) / std).astype(np.float64) for view in (features, *train.views)]
     first, center = scaled[0] - scaled[0].mean(axis=0), values.mean()
     left, sizes, _ = np.linalg.svd(first, full_matrices=False)
-    turned, errors = left.T @ (values - center), []
+    projected, errors = left.T @ (values - center), []
     for penalty in RIDGE_PENALTIES:
-        kept = sizes**2 / (sizes**2 + penalty * len(values))
-        residual = values - center - left @ (kept * turned)
-        errors.append(float((_left_out(residual, left * np.sqrt(kept), train.groups) ** 2).mean()))
+        shrinkage = sizes**2 / (sizes**2 + penalty * len(values))
+        residual = values - center - left @ (shrinkage * projected)
+        errors.append(float((_left_out(residual, left * np.sqrt(shrinkage), train.groups) ** 2).mean()))
     chosen = RIDGE_PENALTIES[int(np.argmin(errors))]
     rows = np.concatenate(scaled)
     fitted = Ridge(alpha=chosen * len(rows)).fit(rows, np.tile(values, len(scaled)))
@@ -132,7 +133,7 @@ def fit_ridge(train: LabeledFeatures) -> LinearHead:
 
 
 def _left_out(residual: NDArray[np.float64], half: NDArray[np.float64], groups: NDArray[np.int64] | None) -> NDArray[np.float64]:
-    """Residuals ``[n]`` of each image, or group, by a fit on the others; ``half @ half.T + 1 / n`` is the hat matrix."""
+    """Compute the residuals ``[n]`` of each image, or group, by a fit on the others. ``half @ half.T + 1 / n`` is the hat matrix."""
     if groups is None:
         leverage = (half**2).sum(axis=1) + 1 / len(half)
         return residual / np.maximum(1 - leverage, 1e-6)
@@ -145,13 +146,16 @@ def _left_out(residual: NDArray[np.float64], half: NDArray[np.float64], groups: 
 
 
 def spread(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Divisor of each feature, float32 ``[width]``: its standard deviation, with a lower bound."""
+    """Return the divisor of each feature for standardization, float32 ``[width]``: its standard deviation, with a lower bound."""
     std = features.std(axis=0)
     return np.maximum(std, SMALLEST_SPREAD * np.sqrt((std**2).mean()) + 1e-6)
 
 
 def class_weights(labels: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Weights float32 ``[classes]`` inversely to the class frequency, with a mean of 1 over the images; 0 for absent classes."""
+    """Compute class weights, float32 ``[classes]``: inverse to the class frequency, with a mean of 1 over the images.
+
+    The weight of an absent class is 0.
+    """
     present = np.unique(labels)
     weights = np.zeros(int(labels.max()) + 1, np.float32)
     weights[present] = compute_class_weight("balanced", classes=present, y=labels)
@@ -162,7 +166,7 @@ _Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def _folds(labels: NDArray[np.int64], groups: NDArray[np.int64] | None, views: int, *, seed: int) -> list[_Fold]:
-    """Training and held-out rows of each fold; no fold if a class has one image, or all images are one group."""
+    """Return training and held-out rows of each fold. There are no folds if a class has one image, or all images are in one group."""
     smallest = int(np.bincount(labels)[np.unique(labels)].min())
     most = MAX_FOLDS if len(labels) * views <= FEW_ROWS else MIN_FOLDS
     if groups is None:
@@ -174,7 +178,7 @@ def _folds(labels: NDArray[np.int64], groups: NDArray[np.int64] | None, views: i
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         found = list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, groups))
-    # A class with a single group cannot be both held out and fitted.
+    # A class with a single group is absent from the training rows if it is held out. Remove it from the held-out rows.
     known = [(train, held[np.isin(labels[held], labels[train])]) for train, held in found]
     return [(train, held) for train, held in known if len(held) and len(np.unique(labels[train])) > 1]
 
@@ -193,10 +197,10 @@ def _choose_penalty(
         for index, penalty in enumerate(PENALTIES):
             start = _fit(rows, truth, penalty, balanced=balanced, start=start)
             scores = start.predict_proba(scaled[0][held_out])
-            right = np.searchsorted(start.classes_, labels[held_out])
-            costs = -np.log(np.maximum(scores[np.arange(len(right)), right], 1e-12))
-            losses[index, fold] = np.average(costs, weights=class_weights(labels)[labels[held_out]] if balanced else None)
-            accuracies[index, fold] = (scores.argmax(axis=1) == right).mean()
+            columns = np.searchsorted(start.classes_, labels[held_out])
+            log_losses = -np.log(np.maximum(scores[np.arange(len(columns)), columns], 1e-12))
+            losses[index, fold] = np.average(log_losses, weights=class_weights(labels)[labels[held_out]] if balanced else None)
+            accuracies[index, fold] = (scores.argmax(axis=1) == columns).mean()
             progress("fitting the head", fold * len(PENALTIES) + index + 1, folds * len(PENALTIES))
     chosen = int(losses.mean(axis=1).argmin())
     return PENALTIES[chosen], tuple(float(value) for value in accuracies.mean(axis=1))
@@ -205,21 +209,24 @@ def _choose_penalty(
 def _fit(
     scaled: NDArray[np.float64], labels: NDArray[np.int64], penalty: float, *, balanced: bool, start: LogisticRegression | None = None
 ) -> LogisticRegression:
-    """Fit a logistic regression; ``start`` warm-starts it from a solution for a stronger penalty."""
+    """Fit a logistic regression. ``start`` is the solution for a stronger penalty, from which the fit starts."""
     weights = "balanced" if balanced else None
     model = start or LogisticRegression(max_iter=MAX_ITERATIONS, tol=1e-3, warm_start=True, class_weight=weights)
     model.set_params(C=1.0 / (penalty * len(labels)))
     with warnings.catch_warnings():
-        # Stopping after MAX_ITERATIONS is regularization too; the folds evaluate the result.
+        # A fit that stops at MAX_ITERATIONS is acceptable, because cross-validation evaluates the result.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        # Few images a class are still classes.
+        # With few images per class, scikit-learn suspects that the labels are continuous values.
         warnings.filterwarnings("ignore", message="The number of unique classes is greater", category=UserWarning)
         model.fit(scaled, labels)
     return model
 
 
 def fold_scale(head: nn.Linear, mean: float, spread: float) -> None:
-    """Fold the scale of the targets into a head that was fitted to ``(value - mean) / spread``: it predicts values in their own unit."""
+    """Fold mean and scale of the targets into a head that was fitted to ``(value - mean) / spread``.
+
+    The head then predicts values in their original unit.
+    """
     with torch.no_grad():
         head.weight.mul_(spread)
         head.bias.mul_(spread).add_(mean)

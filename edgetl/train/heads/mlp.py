@@ -29,26 +29,29 @@ _Data: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 def fit_mlp(
     spec: HeadSpec, train: LabeledFeatures, val: LabeledFeatures, weights: torch.Tensor, *, seed: int, progress: Progress = silent
 ) -> tuple[nn.Module, nn.Linear]:
-    """Fit one hidden layer on standardized features by AdamW with dropout and early stopping on the log-loss of ``val``.
+    """Fit an MLP head by AdamW on standardized features, with dropout and early stopping on the log-loss of ``val``.
 
     The standardization is folded into the first layer. The same seed gives the same weights on a CPU with the same libraries.
 
     Args:
-        spec: the head, with its hidden units.
-        train: data of the fit.
-        val: data that stops the fit.
+        spec: Head, with its number of hidden units.
+        train: Training data.
+        val: Validation data for early stopping.
         weights: float32 ``[classes]``, class weights of the loss.
-        seed: of the initial weights, the batches and the dropout.
-        progress: called after each validation.
+        seed: Random seed of the initial weights, the batches and the dropout.
+        progress: Callback, called after each validation.
+
+    Returns:
+        The hidden layer with its activation, and the last linear layer.
     """
     mean, width = torch.from_numpy(train.features.mean(axis=0)), train.features.shape[1]
     std = torch.from_numpy(spread(train.features))
     rows, labels = (torch.from_numpy(train.features) - mean) / std, torch.from_numpy(train.targets)
-    seen, truth = (torch.from_numpy(val.features) - mean) / std, torch.from_numpy(val.targets)
+    val_rows, val_labels = (torch.from_numpy(val.features) - mean) / std, torch.from_numpy(val.targets)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         hidden, head = make_adapter(spec, width, len(weights))
-        _train(nn.Sequential(hidden, nn.Dropout(DROPOUT), head), (rows, labels), (seen, truth), weights, progress)
+        _train(nn.Sequential(hidden, nn.Dropout(DROPOUT), head), (rows, labels), (val_rows, val_labels), weights, progress)
     first = hidden.get_submodule("0")
     assert isinstance(first, nn.Linear)
     with torch.no_grad():
@@ -58,23 +61,23 @@ def fit_mlp(
 
 
 def _train(model: nn.Sequential, train: _Data, val: _Data, weights: torch.Tensor, progress: Progress) -> None:
-    """Take steps until the log-loss on ``val`` stops falling; restore the weights that had the lowest."""
+    """Train until the log-loss on ``val`` no longer decreases, and restore the weights with the lowest log-loss."""
     rows, labels = train
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    best, least, waited = copy.deepcopy(model.state_dict()), math.inf, 0
+    best, lowest, waited = copy.deepcopy(model.state_dict()), math.inf, 0
     for step in range(MAX_STEPS):
         if step % VALIDATION_STEPS == 0:
             model.eval()
             with torch.no_grad():
                 loss = float(F.cross_entropy(model(val[0]), val[1], weights))
-            best, least, waited = (copy.deepcopy(model.state_dict()), loss, 0) if loss < least else (best, least, waited + 1)
+            best, lowest, waited = (copy.deepcopy(model.state_dict()), loss, 0) if loss < lowest else (best, lowest, waited + 1)
             if waited >= PATIENCE:
                 break
             model.train()
             progress("fitting the head", step, MAX_STEPS)
-        chosen = torch.randint(len(rows), (min(BATCH_SIZE, len(rows)),))
+        batch = torch.randint(len(rows), (min(BATCH_SIZE, len(rows)),))
         optimizer.zero_grad()
-        F.cross_entropy(model(rows[chosen]), labels[chosen], weights).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(model(rows[batch]), labels[batch], weights).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     progress("fitting the head", MAX_STEPS, MAX_STEPS)
     model.load_state_dict(best)

@@ -1,6 +1,6 @@
 """Head modules: layers between the backbone's features and the last linear layer, and their record.
 
-Every network ends in one ``nn.Linear``: head refitting and the partition into frozen and trainable layers rely on it.
+Every network ends in one ``nn.Linear``. Head refitting and the partition into frozen and trainable layers depend on it.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from edgetl.train.networks.backbone import find_head, rebuild
 from edgetl.train.networks.progressive import ProgressiveRecord
 
 HEAD_NAME = "head"
-# Relative to the vote weight of the nearest neighbor: keeps the vote where all neighbors are equally near.
+# Smallest vote weight, relative to the nearest neighbor. It avoids a division by zero if all neighbors are equally near.
 LEAST_WEIGHT = 1e-6
 
 
 class HeadSpec(StrictModel):
-    """Head of a run, in ``run.json``. The default is one linear layer on the last features.
+    """Head of a run, as recorded in ``run.json``. The default is a linear layer on the last features.
 
     Attributes:
         kind: ``linear``, ``cosine``, ``knn`` or ``mlp``.
-        features: ``last``, or ``layers``: every stage's.
-        hidden: units of the hidden layer (mlp).
-        bank: number of stored training images (knn).
-        neighbors: number of them that vote (knn).
-        temperature: of the votes (knn): the vote weight of a neighbor is ``exp(similarity / temperature)``.
+        features: ``last``, or ``layers`` for the features of all stages.
+        hidden: Number of hidden units (mlp).
+        bank: Number of stored training images (knn).
+        neighbors: Number of neighbors that vote (knn).
+        temperature: Temperature of the votes (knn). The vote weight of a neighbor is ``exp(similarity / temperature)``.
     """
 
     kind: HeadKind = "linear"
@@ -49,34 +49,34 @@ class HeadSpec(StrictModel):
 
     @property
     def problem(self) -> str | None:
-        """Reason why no head can be built from this record; none if one can."""
+        """Reason why the record is invalid, or None if it is valid."""
         if self.kind == "mlp" and not self.hidden:
             return "an mlp head without hidden units"
         if self.kind == "knn" and not (0 < self.neighbors < self.bank and self.temperature > 0):
-            return "a knn head needs a temperature above 0 and more images in its bank than neighbors"
+            return "a knn head needs a temperature above 0, and more images in its bank than neighbors"
         return None
 
     @property
     def plain(self) -> bool:
-        """True for a linear layer on the last features, in the architecture's own place."""
+        """True for the default head: a linear layer on the last features."""
         return self == HeadSpec()
 
     def describe(self) -> str:
-        """A few words for people."""
-        numbers = {"knn": f" ({self.neighbors} of {self.bank} images vote)", "mlp": f" ({self.hidden} hidden units)"}
-        where = ", features of every stage" if self.features == "layers" else ""
-        return f"{self.kind}{numbers.get(self.kind, '')}{where}"
+        """Describe the head in a few words, such as ``mlp (256 hidden units)``."""
+        sizes = {"knn": f" ({self.neighbors} neighbors, {self.bank} stored images)", "mlp": f" ({self.hidden} hidden units)"}
+        features = ", features of all stages" if self.features == "layers" else ""
+        return f"{self.kind}{sizes.get(self.kind, '')}{features}"
 
 
 @dataclass(frozen=True)
 class LabeledFeatures:
-    """Data for fitting a head.
+    """Features and targets for fitting a head.
 
     Attributes:
-        features: float32 ``[n, width]`` of the backbone.
-        targets: int64 ``[n]``: classes. Float64 ``[n, labels]`` of a multi-label task, ``[n]`` of a regression.
-        groups: int64 ``[n]``, equal for images of one group; none if images have no groups.
-        views: features of the same images under other crops, each ``[n, width]``, to fit on as well.
+        features: float32 ``[n, width]``, features of the backbone.
+        targets: int64 ``[n]`` (classification), float64 ``[n, labels]`` (multi-label) or float64 ``[n]`` (regression).
+        groups: int64 ``[n]``, equal for images of one group. None if images have no groups.
+        views: Features of augmented views of the same images, each float32 ``[n, width]``.
     """
 
     features: NDArray[np.float32]
@@ -87,7 +87,14 @@ class LabeledFeatures:
 
 @dataclass(frozen=True)
 class FittedHead:
-    """A fitted head, and its accuracy on the images of the fit (knn: leave-one-out)."""
+    """Fitted head.
+
+    Attributes:
+        spec: Record of the head.
+        adapter: Module between the features and the last linear layer.
+        head: Last linear layer.
+        train_accuracy: Accuracy on the training images, 0..1 (knn: leave-one-out).
+    """
 
     spec: HeadSpec
     adapter: nn.Module
@@ -96,7 +103,10 @@ class FittedHead:
 
 
 class Directions(nn.Module):
-    """Features ``[batch, width]`` → their directions from the training images' mean: ``[batch, width]`` of length 1."""
+    """Centered and normalized features: ``[batch, width]`` → ``[batch, width]`` of length 1.
+
+    The center is the mean of the training features.
+    """
 
     center: torch.Tensor
 
@@ -105,16 +115,16 @@ class Directions(nn.Module):
         self.register_buffer("center", torch.zeros(width))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+        """Subtract the center, and normalize."""
         return F.normalize(features - self.center, dim=1)
 
 
 class KnnVotes(nn.Module):
-    """k-nearest neighbors: features ``[batch, width]`` → fraction of the votes of each class ``[batch, classes]``.
+    """k-nearest neighbors by cosine similarity: features ``[batch, width]`` → fraction of the votes for each class ``[batch, classes]``.
 
-    By cosine similarity. A vote weight is ``exp(similarity / temperature)`` (Wu et al. 2018, arXiv:1805.01978) less the weight of the first
-    neighbor without a vote, so that a neighbor enters with weight 0 (as in Dudani 1976, doi:10.1109/TSMC.1976.5408784). Otherwise two
-    engines whose rounding swaps the last two neighbors would give different predictions.
+    The vote weight of a neighbor is ``exp(similarity / temperature)`` (Wu et al. 2018, arXiv:1805.01978). The weight of the first neighbor
+    without a vote is subtracted, as in Dudani 1976 (doi:10.1109/TSMC.1976.5408784). The weight of the last neighbors is therefore near 0.
+    Otherwise, rounding could swap the last two neighbors, and two engines would give different predictions.
     """
 
     bank: torch.Tensor
@@ -129,29 +139,29 @@ class KnnVotes(nn.Module):
         self.register_buffer("votes", torch.zeros(spec.bank, classes))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """See the class."""
-        near, places = F.linear(self.directions(features), self.bank).topk(self.neighbors + 1, dim=1)
-        return class_votes(near, self.votes[places[:, :-1]], self.temperature)
+        """Compute the fraction of the votes for each class."""
+        similarities, indices = F.linear(self.directions(features), self.bank).topk(self.neighbors + 1, dim=1)
+        return class_votes(similarities, self.votes[indices[:, :-1]], self.temperature)
 
 
-def class_votes(near: torch.Tensor, votes: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Fraction of the votes of each class, ``[batch, classes]``.
+def class_votes(similarities: torch.Tensor, votes: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Compute the fraction of the votes for each class, ``[batch, classes]``.
 
     Args:
-        near: similarities ``[batch, neighbors + 1]``, the largest first; the last has no vote.
-        votes: each neighbor's ``[batch, neighbors, classes]``.
-        temperature: of the vote weights.
+        similarities: ``[batch, neighbors + 1]``, the largest first. The last neighbor has no vote.
+        votes: ``[batch, neighbors, classes]``, votes of each neighbor.
+        temperature: Temperature of the vote weights.
     """
-    weights = torch.exp((near - near[:, :1]) / temperature)
+    weights = torch.exp((similarities - similarities[:, :1]) / temperature)
     weights = weights[:, :-1] - weights[:, -1:] + LEAST_WEIGHT
     summed = (weights.unsqueeze(2) * votes).sum(dim=1)
     return summed / summed.sum(dim=1, keepdim=True)
 
 
 class HeadedNetwork(nn.Module):
-    """A backbone without its classifier, an adapter and the linear layer: ``float32 [batch, 3, H, W]`` → logits ``[batch, classes]``.
+    """Backbone without its classifier, adapter, and linear layer: ``float32 [batch, 3, H, W]`` → logits ``[batch, classes]``.
 
-    It has no ``pretrained_cfg``: timm could not rebuild it from a folder, and none is written for it.
+    The network has no ``pretrained_cfg``, and its run has no ``config.json``, because timm cannot rebuild it.
     """
 
     def __init__(self, backbone: nn.Module, adapter: nn.Module, head: nn.Linear, spec: HeadSpec) -> None:
@@ -162,18 +172,18 @@ class HeadedNetwork(nn.Module):
         self.head = head
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+        """Compute the logits."""
         logits: torch.Tensor = self.head(self.adapter(self.backbone(images)))
         return logits
 
 
 def make_adapter(spec: HeadSpec, width: int, classes: int) -> tuple[nn.Module, nn.Linear]:
-    """The layers before the linear one, and the linear one, with zeros or random weights, to be fitted or loaded.
+    """Make the adapter and the last linear layer of a head. Their weights are zeros or random until they are fitted or loaded.
 
     Args:
-        spec: the head.
-        width: of the backbone's features.
-        classes: number of outputs.
+        spec: Head to make.
+        width: Number of the backbone's features.
+        classes: Number of outputs.
     """
     match spec.kind:
         case "linear":
@@ -187,12 +197,12 @@ def make_adapter(spec: HeadSpec, width: int, classes: int) -> tuple[nn.Module, n
 
 
 def head_of(model: nn.Module) -> HeadSpec:
-    """Head of ``model``."""
+    """Return the record of the head of ``model``."""
     return model.spec if isinstance(model, HeadedNetwork) else HeadSpec()
 
 
 def with_head(model: nn.Module, spec: HeadSpec, classes: int) -> HeadedNetwork:
-    """``model``, a plain network, with the head that ``spec`` describes in place of its own classifier."""
+    """Replace the classifier of ``model``, a plain network, by the head of ``spec``."""
     head_name = find_head(model)
     classifier = model.get_submodule(head_name)
     assert isinstance(classifier, nn.Linear)
@@ -205,22 +215,28 @@ def with_head(model: nn.Module, spec: HeadSpec, classes: int) -> HeadedNetwork:
 def rebuild_headed(
     architecture: str, model_args: dict[str, object], spec: HeadSpec, classes: int, columns: ProgressiveRecord | None = None
 ) -> nn.Module:
-    """As ``edgetl.train.networks.backbone.rebuild``, with the head that ``spec`` describes."""
+    """Build the network of a run, as ``edgetl.train.networks.backbone.rebuild`` does, with the head of ``spec``.
+
+    Raises:
+        BackboneError: If the network cannot be built, or does not provide the features that the head needs.
+    """
     model = rebuild(architecture, model_args, classes, columns)
     if spec.features == "layers" and not has_stage_features(model):
-        raise BackboneError(f"{architecture} does not return the feature maps of its stages, which the record's head needs.")
+        raise BackboneError(
+            f"{architecture} does not provide the feature maps of its stages, which the head in the run record needs. Train the run again."
+        )
     return model if spec.plain else with_head(model, spec, classes)
 
 
 def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights under the backbone's own names; those of another head than the plain one are left out."""
+    """Return the weights under the backbone's own names, without those of a head that is not the plain linear layer."""
     if isinstance(model, HeadedNetwork):
         model = model.backbone.network if isinstance(model.backbone, MultiStageFeatures) else model.backbone
     return dict(model.state_dict())
 
 
 def linear_layer(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
-    """A frozen linear layer with these weights, ``[outputs, inputs]`` and ``[outputs]``."""
+    """Make a frozen linear layer from ``weight`` ``[outputs, inputs]`` and ``bias`` ``[outputs]``."""
     head = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
         head.weight.copy_(weight)

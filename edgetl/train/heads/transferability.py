@@ -1,6 +1,6 @@
-"""Transferability metrics of frozen features: k-NN and ridge accuracy (leave-one-out) and LogME.
+"""Transferability metrics of frozen features: k-NN accuracy and ridge accuracy (leave-one-out), and LogME.
 
-All are computed in float64 and exactly (no sampling); N is the number of images, D the width of the features.
+All metrics are exact (no sampling) and computed in float64. N is the number of images, and D the number of features.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ LOGME_TOLERANCE = 1e-10
 
 @dataclass(frozen=True)
 class Score:
-    """Value of one metric.
+    """Value of a transferability metric.
 
     Attributes:
-        value: higher is better: an accuracy 0..1, or log evidence per image.
-        rows: contribution of each image, float64 ``[N]``; their mean is ``value``.
+        value: Accuracy, 0..1. Higher is better.
+        rows: float64 ``[N]``, value of each image. Their mean is ``value``.
     """
 
     value: float
@@ -31,7 +31,7 @@ class Score:
 
 
 def knn_score(features: NDArray[np.float32], labels: NDArray[np.int64]) -> Score:
-    """Leave-one-out accuracy of the 5 nearest neighbors by cosine similarity; the vote weight is 1 + similarity."""
+    """Compute the leave-one-out accuracy of 5 nearest neighbors by cosine similarity. The vote weight is 1 + similarity."""
     index = NearestNeighbors(n_neighbors=min(NEIGHBORS, len(labels) - 1), metric="cosine").fit(features.astype(np.float64))
     distances, nearest = index.kneighbors()  # without the image itself
     votes = np.zeros((len(labels), int(labels.max()) + 1))
@@ -41,38 +41,39 @@ def knn_score(features: NDArray[np.float32], labels: NDArray[np.int64]) -> Score
 
 
 def ridge_score(features: NDArray[np.float32], labels: NDArray[np.int64]) -> Score:
-    """Leave-one-out accuracy of a ridge classifier on standardized features, at the best of 13 penalties.
+    """Compute the leave-one-out accuracy of a ridge classifier on standardized features, for the best of 13 penalties.
 
-    Exact for N and D of any size, from one eigendecomposition of the N x N Gram matrix: the residual of a left-out image is
+    The result is exact for any N and D. It needs one eigendecomposition of the N x N Gram matrix ``K``. The residual of a left-out image is
     ``(G y)_i / G_ii`` with ``G = (K + λ I)⁻¹`` (Rifkin and Lippert 2007, Notes on Regularized Least Squares).
     """
     scaled = _standardize(features)
     targets = np.where(labels[:, None] == np.arange(int(labels.max()) + 1), 1.0, -1.0)
-    values, vectors = np.linalg.eigh(scaled @ scaled.T + 1.0)  # + 1: a constant feature, the intercept
+    values, vectors = np.linalg.eigh(scaled @ scaled.T + 1.0)  # + 1 is a constant feature for the intercept
     best: NDArray[np.float64] | None = None
     for penalty in PENALTIES:
         inverse = (vectors / (np.maximum(values, 0.0) + penalty)) @ vectors.T
         left_out = targets - (inverse @ targets) / np.diag(inverse)[:, None]
-        right = (left_out.argmax(axis=1) == labels).astype(np.float64)
-        if best is None or right.mean() > best.mean():
-            best = right
+        correct = (left_out.argmax(axis=1) == labels).astype(np.float64)
+        if best is None or correct.mean() > best.mean():
+            best = correct
     assert best is not None
     return Score(float(best.mean()), best)
 
 
 def logme_score(features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Mean over the classes of the maximum log evidence per image of a Bayesian linear model (LogME: You et al. 2021, arXiv:2102.11005).
+    """Compute LogME (You et al. 2021, arXiv:2102.11005): the maximum log evidence per image of a Bayesian linear model, mean over classes.
 
-    ``y ~ N(0, XXᵀ/α + I/β)`` for each one-hot column ``y``, with α and β at MacKay's fixed point. The whole spectrum counts, zeros
-    included: without the D − N of them when D > N, as in the widely copied code, wide features would have an advantage. (scikit-learn's
-    ``BayesianRidge`` gives the same values, with a decomposition for each class: 25 times slower for 50 classes.)
+    The model is ``y ~ N(0, XXᵀ/α + I/β)`` for each one-hot column ``y``, with α and β at MacKay's fixed point. The whole spectrum is used.
+    Commonly copied code omits the D − N zeros if D > N, which favors wide features.
+
+    scikit-learn's ``BayesianRidge`` gives the same values, but needs a decomposition for each class. It is 25 times slower for 50 classes.
     """
     left, singular, _ = np.linalg.svd(features.astype(np.float64), full_matrices=False)
     return float(np.mean([_largest_evidence(left, singular**2, (labels == label).astype(np.float64)) for label in np.unique(labels)]))
 
 
 def _largest_evidence(left: NDArray[np.float64], spectrum: NDArray[np.float64], target: NDArray[np.float64]) -> float:
-    """Log evidence per image at the fixed point of α (precision of the weights) and β (precision of the noise)."""
+    """Compute the log evidence per image at the fixed point of α (precision of the weights) and β (precision of the noise)."""
     projected = (left.T @ target) ** 2
     outside = max(0.0, float(target @ target - projected.sum()))
     alpha = beta = 1.0
@@ -90,9 +91,15 @@ def _largest_evidence(left: NDArray[np.float64], spectrum: NDArray[np.float64], 
 def log_evidence(
     spectrum: NDArray[np.float64], projected: NDArray[np.float64], outside: float, *, n: int, alpha: float, beta: float
 ) -> float:
-    """``log N(y; 0, XXᵀ/α + I/β) / N`` from the squared singular values of X, float64 ``[min(N, D)]``.
+    """Compute the log evidence per image: ``log N(y; 0, XXᵀ/α + I/β) / N``.
 
-    ``projected`` are the squared coordinates of y along the left singular vectors, ``outside`` is the squared length of the rest of y.
+    Args:
+        spectrum: float64 ``[min(N, D)]``, squared singular values of X.
+        projected: float64 ``[min(N, D)]``, squared coordinates of y along the left singular vectors.
+        outside: Squared length of the rest of y.
+        n: Number of images N.
+        alpha: Precision of the weights.
+        beta: Precision of the noise.
     """
     variances = spectrum / alpha + 1 / beta
     determinant = np.log(variances).sum() - (n - len(spectrum)) * np.log(beta)

@@ -1,1 +1,1 @@
-"""Inputs of a training: data set, resumable samplers, augmentation, frozen features, activation cache."""
+"""Training inputs: data set, resumable samplers, augmentation, frozen features, and activation cache."""

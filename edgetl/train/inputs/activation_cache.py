@@ -1,4 +1,4 @@
-"""Activation cache: run the frozen layers once per image, store the outputs on disk, train only the rest."""
+"""Activation cache: run the frozen layers once per image, store the outputs on disk, and train only the other layers."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ LARGEST = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Limits and place of the activation cache.
+    """Options of the activation cache.
 
     Attributes:
-        trained: the stages that train.
-        views: most random views of each training image.
-        max_gb: largest size on the disk, GB.
-        folder: of the memory maps; the caller removes it.
-        progress: called after each batch.
+        trained: Stages that are trained.
+        views: Largest number of random views per training image.
+        max_gb: Largest size on disk, GB.
+        folder: Folder of the memory maps. The caller removes it.
+        progress: Callback, called after each batch.
     """
 
     trained: Sequence[Stage]
@@ -53,7 +53,7 @@ class CacheOptions:
 
 @dataclass(eq=False)
 class _Activations(Dataset[tuple[torch.Tensor, Target]]):
-    """Rows of a memory map, float16 on the disk. An index counts images through all epochs; an epoch shows one view."""
+    """Cached activations in a memory map, float16. An index counts images over all epochs. Each epoch uses one view of each image."""
 
     rows: NDArray[np.float16]
     labels: Sequence[Target]
@@ -71,28 +71,30 @@ class _Activations(Dataset[tuple[torch.Tensor, Target]]):
 def cache_activations(
     backbone: Backbone, images: TrainingImages, augment: v2.Transform | None, options: BatchOptions, *, steps: range, cache: CacheOptions
 ) -> TrainingBatches | None:
-    """Run the frozen layers of ``backbone`` on views of each training image, made by ``augment``, and on the validation images.
+    """Run the frozen layers of ``backbone`` on the validation images and on views of the training images made by ``augment``.
 
-    None if the network cannot be split there, or the activations would take more than ``cache.max_gb``.
+    Returns:
+        Batches of the stored activations for ``steps``, and the trainable part of the network. None if the network cannot be split before
+        the first trained stage, or the activations would need more than ``cache.max_gb``.
     """
     train, spec = [*images.train, *images.replay], backbone.spec
     example = next(batches(train[:EXAMPLES], spec))
     parts = split_frozen(backbone.model.eval(), cache.trained, torch.from_numpy(example))
     if parts is None:
-        _log.info("the frozen layers of %s run at each step: the network cannot be split there", backbone.architecture)
+        _log.info("activation cache is off: %s cannot be split before its first trained stage", backbone.architecture)
         return None
     with torch.no_grad():
         shape = tuple(parts.frozen(torch.from_numpy(example)).shape[1:])
-    # A resumed training must see the views of an unbroken one: as many as the whole training has epochs.
+    # Count all epochs of the training, also those before a resume. A resumed training then uses the same views.
     epochs = math.ceil(steps.stop / steps_per_epoch(len(images.train), options.batch_size))
-    room = int(cache.max_gb * 1e9 / (2 * math.prod(shape))) - len(images.val)
-    views = min(cache.views if augment else 1, epochs, room // len(train))
+    capacity = int(cache.max_gb * 1e9 / (2 * math.prod(shape))) - len(images.val)
+    views = min(cache.views if augment else 1, epochs, capacity // len(train))
     if views < 1:
-        _log.info("the frozen layers run at each step: their outputs would take more than %g GB (--cache-gb)", cache.max_gb)
+        _log.info("activation cache is off: it would need more than %g GB. Raise --cache-gb to use it.", cache.max_gb)
         return None
     run = choose_engine(parts.frozen, example, views * len(train) + len(images.val), options.device)
-    shown = ImageDataset(train, spec, augment=augment, seed=options.seed, epochs=views)
-    rows = _fill(cache.folder / "train.npy", shape, run, in_order(shown, options), cache.progress)
+    augmented = ImageDataset(train, spec, augment=augment, seed=options.seed, epochs=views)
+    rows = _fill(cache.folder / "train.npy", shape, run, in_order(augmented, options), cache.progress)
     val_rows = _fill(cache.folder / "val.npy", shape, run, in_order(ImageDataset(images.val, spec), options), cache.progress)
     sampler = make_sampler([sample.label for sample in images.train], options, steps, len(images.replay))
     return TrainingBatches(
@@ -105,10 +107,10 @@ def cache_activations(
 def _fill(
     path: Path, shape: tuple[int, ...], run: FeatureFunction, loader: DataLoader[tuple[torch.Tensor, Target]], progress: Progress
 ) -> NDArray[np.float16]:
-    """Activations float16 ``[images, *shape]`` in a memory map at ``path``."""
+    """Compute activations, and write them to a memory map at ``path``, float16 ``[images, *shape]``."""
     count = len(loader.dataset)  # type: ignore[arg-type]  # ImageDataset has a length
     rows: np.memmap[Any, np.dtype[np.float16]] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(count, *shape))
-    with path.open("r+b") as file:  # a full disk is an error now, and not a bus error when a page is written
+    with path.open("r+b") as file:  # a full disk then raises an error here, instead of a bus error when a page is written
         reserve_space(file, path.stat().st_size)
     done = 0
     for batch, _ in loader:

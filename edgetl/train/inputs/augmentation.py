@@ -1,4 +1,4 @@
-"""Augmentation of training images, from none to strong, and mixup."""
+"""Augmentation of training images (none, light, medium, strong), and mixup."""
 
 from __future__ import annotations
 
@@ -13,22 +13,31 @@ from edgetl.core.preprocess import PreprocessSpec
 from edgetl.train.config.options import Augment
 
 SMALLEST_CROP = {"light": 0.6, "medium": 0.35, "strong": 0.2}
-# Names of classes that a mirror image may turn into another class, or into none.
+# Class names for which a flipped image may belong to another class or to no class.
 _SIDED = re.compile(r"(^|[^a-z])(left|right|clockwise|counterclockwise|letter|digit|number|sign|text|arrow)([^a-z]|$)")
 
 
 def mirrors_well(labels: Sequence[str]) -> bool:
-    """True if a mirror image keeps its class, by the class names; false for digits, single letters, signs, text and sides."""
+    """Return True if the class names suggest that a horizontal flip keeps the class.
+
+    It is False for digits, single letters, signs, text, and left and right sides.
+    """
     names = [label.lower() for label in labels]
     symbols = sum(bool(re.fullmatch(r"\d+|[a-z]", name)) for name in names)
     return symbols * 2 < len(names) and not any(_SIDED.search(name) for name in names)
 
 
 def make_augmentation(level: Augment, spec: PreprocessSpec, *, flip: bool) -> v2.Transform | None:
-    """From a decoded image to a changed one of the input size; none for ``none``.
+    """Make the augmentation of a level: a transform from a decoded image to an image of the input size. None for the level ``none``.
 
-    ``light`` crops and varies colors a little, ``medium`` crops more and applies TrivialAugmentWide (Mueller and Hutter 2021,
-    arXiv:2103.10158) to half of the images, ``strong`` to all of them.
+    - ``light``: large random crops, and small changes of colors.
+    - ``medium``: smaller crops, and TrivialAugmentWide (Mueller and Hutter 2021, arXiv:2103.10158) for half of the images.
+    - ``strong``: the smallest crops, and TrivialAugmentWide for all images.
+
+    Args:
+        level: Level. ``auto`` is the same as ``light``.
+        spec: Preprocessing, for the input size and the interpolation.
+        flip: Flip half of the images horizontally.
     """
     if level == "none":
         return None
@@ -48,15 +57,15 @@ def make_augmentation(level: Augment, spec: PreprocessSpec, *, flip: bool) -> v2
 
 
 def mixup(images: torch.Tensor, labels: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Mix each image with another one of the batch (mixup: Zhang et al. 2018, arXiv:1710.09412), by torch's CPU generator.
+    """Mix each image with another image of the batch (mixup: Zhang et al. 2018, arXiv:1710.09412). Uses torch's CPU generator.
 
     Args:
         images: float32 ``[batch, 3, H, W]``.
         labels: int64 ``[batch]``.
-        alpha: weights are drawn from Beta(alpha, alpha).
+        alpha: Parameter of the distribution Beta(alpha, alpha) of the weight.
 
     Returns:
-        The mixed images, the labels of the images with the lesser weight, and the greater weight, 0.5 to 1.
+        The mixed images, the labels of the images with the smaller weight, and the larger weight, 0.5..1.
     """
     weight = float(torch.distributions.Beta(alpha, alpha).sample())
     weight = max(weight, 1.0 - weight)

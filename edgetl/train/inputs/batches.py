@@ -1,4 +1,4 @@
-"""Batches of a training: activations where the frozen layers can run ahead, else images, augmented on the GPU if there is one."""
+"""Training batches: cached activations if possible, else images. Images are augmented on the GPU if one is used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def make_batches(
     steps: range,
     cache: CacheOptions | None = None,
 ) -> TrainingBatches:
-    """Batches of ``steps``; of activations if ``cache`` is given, the network can be split and the cache fits on the disk."""
+    """Make the batches of ``steps``.
+
+    The batches contain activations if ``cache`` is given, the network can be split, and the cache is within its size limit. Otherwise they
+    contain images.
+    """
     if cache and (cached := cache_activations(backbone, images, augment, options, steps=steps, cache=cache)):
         return cached
     make = gpu_batches if options.device == "cuda" and augment else training_batches

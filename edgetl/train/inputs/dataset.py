@@ -1,4 +1,4 @@
-"""Data set of images for torch: preprocessing of the evaluation, or augmentation, both normalized by the same code."""
+"""Image data set for torch: evaluation preprocessing or augmentation, normalized by the same code."""
 
 from __future__ import annotations
 
@@ -25,18 +25,20 @@ from edgetl.train.networks.backbone import Backbone
 
 Batches: TypeAlias = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
-# Validation images are decoded once where they take no more memory than this, and for each validation otherwise.
+# Validation images up to this size are decoded once and kept in memory. Larger sets are decoded for each validation.
 MAX_HELD_BYTES = 400_000_000
-# Seconds that a loader process goes on after SIGTERM.
+# Time that a loader process continues after SIGTERM, s.
 WORKER_GRACE_S = 5
 
 
 @dataclass(eq=False)
 class ImageDataset(Dataset[tuple[torch.Tensor, Target]]):
-    """Images as ``float32 [3, H, W]`` with their label or targets; with ``as_bytes`` ``uint8 [3, H, W]``, which a device normalizes.
+    """Image data set: pairs of an image and its label or targets.
 
-    An index counts images through all epochs (``epoch * n + i``) and seeds the augmentation: an image is the same in the same epoch
-    whatever the number of worker processes.
+    Images are ``float32 [3, H, W]``. With ``as_bytes`` they are ``uint8 [3, H, W]``, to be normalized on the device.
+
+    An index counts images over all epochs (``epoch * n + i``) and seeds the augmentation. The augmented image therefore does not depend on
+    the number of loader processes.
     """
 
     samples: Sequence[Sample]
@@ -67,10 +69,10 @@ class ImageDataset(Dataset[tuple[torch.Tensor, Target]]):
 
 
 def random_crop(seed: int, view: int) -> Prepare:
-    """Random crop of an image as a ``prepare`` function; the same for the same ``seed``, ``view`` and image, in any thread.
+    """Make a ``prepare`` function that crops an image at random. The crop depends on ``seed``, ``view`` and the image only.
 
-    60 to 100 % of the area at an aspect ratio of 6:7 to 7:6, as in torchvision's ``RandomResizedCrop``. The crops are large, because the
-    frozen features of a small detail represent the image badly.
+    Crops have 60 to 100 % of the area, and an aspect ratio of 6:7 to 7:6, as in torchvision's ``RandomResizedCrop``. They are large,
+    because frozen features of a small detail are a poor representation of the image.
     """
 
     def prepare(sample: Sample, spec: PreprocessSpec) -> NDArray[np.float32]:
@@ -91,7 +93,13 @@ def random_crop(seed: int, view: int) -> Prepare:
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Images of a training; ``replay`` are shown again beside the training images."""
+    """Images of a training.
+
+    Attributes:
+        train: Training images.
+        val: Validation images.
+        replay: Images of the previous task, which are added to the training batches.
+    """
 
     train: Sequence[Sample]
     val: Sequence[Sample]
@@ -100,7 +108,7 @@ class TrainingImages:
 
 @dataclass(frozen=True)
 class TrainingBatches:
-    """Batches of a training, and the network that takes them: the whole one, or its trainable layers."""
+    """Batches of a training, and the network for them: the whole network, or its trainable part for cached activations."""
 
     backbone: Backbone
     train: Batches
@@ -116,21 +124,24 @@ def training_batches(
     steps: range,
     as_bytes: bool = False,
 ) -> DataLoader[tuple[torch.Tensor, Target]]:
-    """Batches of ``steps`` (the next one to the last): images float32, or uint8, ``[batch, 3, H, W]`` and labels."""
+    """Load the training batches of ``steps``: images ``[batch, 3, H, W]`` and labels.
+
+    Images are normalized float32, or uint8 if ``as_bytes`` is True.
+    """
     sampler = make_sampler([sample.label for sample in images.train], options, steps, len(images.replay))
-    shown = ImageDataset([*images.train, *images.replay], spec, augment=augment, seed=options.seed, as_bytes=as_bytes)
-    return _load(shown, options, batch_sampler=sampler)
+    dataset = ImageDataset([*images.train, *images.replay], spec, augment=augment, seed=options.seed, as_bytes=as_bytes)
+    return _load(dataset, options, batch_sampler=sampler)
 
 
 def validation_batches(samples: Sequence[Sample], spec: PreprocessSpec, options: BatchOptions) -> Batches:
-    """Batches of ``samples`` in their order, preprocessed as in the evaluation; decoded once if they take little memory."""
+    """Load batches of ``samples`` in their order, with evaluation preprocessing. They are kept in memory if they are small."""
     batches = in_order(ImageDataset(samples, spec), options)
     height, width = spec.input_size
     return list(batches) if len(samples) * 3 * height * width * 4 <= MAX_HELD_BYTES else batches
 
 
 def in_order(images: ImageDataset, options: BatchOptions) -> DataLoader[tuple[torch.Tensor, Target]]:
-    """Every image of ``images`` once."""
+    """Load each image once, in order."""
     return _load(images, options, batch_size=options.batch_size)
 
 
@@ -141,20 +152,20 @@ def _load(images: ImageDataset, options: BatchOptions, **batching: Any) -> DataL
 
 
 def leave_signals(_worker: int) -> None:
-    """Signal handlers of a loader process: ignore SIGINT, end some seconds after SIGTERM.
+    """Set the signal handlers of a loader process: ignore SIGINT, and end ``WORKER_GRACE_S`` seconds after SIGTERM.
 
-    A scheduler sends SIGTERM to every process, and the parent may need its loaders until its state is saved. A loader that ignored SIGTERM
-    for good would block a parent that fails, which ends its loaders by SIGTERM and waits.
+    A scheduler sends SIGTERM to every process, but the parent may need its loaders until its state is saved. SIGTERM cannot be ignored
+    completely, because a parent that fails sends SIGTERM to its loaders and waits for their end.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not hasattr(signal, "SIGALRM"):  # Windows, where SIGTERM ends a process at once
+    if not hasattr(signal, "SIGALRM"):  # on Windows, SIGTERM always ends a process at once
         return
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_S))
-    # If the alarm killed a worker, the parent would raise an error wherever it is, also while it ends.
+    # Exit with status 0: if the alarm killed the loader, torch would raise an error in the parent at any point of its code.
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
 
 
 def default_workers() -> int:
-    """Number of loader processes; 0 if they would take the cores that train."""
+    """Return the default number of loader processes. It is 0 on at most 2 cores without a GPU, because training needs these cores."""
     cores = available_cores()
     return 0 if cores <= 2 and not torch.cuda.is_available() else min(8, cores - 1)

@@ -1,6 +1,6 @@
-"""scikit-learn's handwritten digits as an image folder: real data that every installation has.
+"""Digits data set: scikit-learn's handwritten digits as an image folder. It needs no download.
 
-E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1998 (CC BY 4.0): 1797 images of 8 x 8 pixels, 43 writers.
+Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1998 (CC BY 4.0). 1797 images of 8 x 8 px, 43 writers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edgetl.train.config.options import DEFAULT_BACKBONE
 
 SIDE = 32
 
-# The embedded backbone at about twice the images' 32 px, fine-tuned as a whole; digits are not mirrored by default.
+# Configuration of `edgetl demo`: the embedded backbone with all layers trained, at twice the images' size of 32 px.
 DEMO_CONFIG: dict[str, Any] = {
     "backbone": DEFAULT_BACKBONE,
     "strategy": "full",
@@ -24,7 +24,7 @@ DEMO_CONFIG: dict[str, Any] = {
     "input_size": (64, 64),
     "crop_pct": 1.0,
     "epochs": 12,
-    # Every layer at full rate: digits are far from the photographs that the backbone learned on.
+    # All layers have the full learning rate, because digits differ much from the photographs of the pretraining.
     "unfreeze": "1",
     "augment": "light",
     "lr": 3e-3,
@@ -36,11 +36,11 @@ DEMO_CONFIG: dict[str, Any] = {
 
 
 def write_digits(root: Path) -> int:
-    """Write the digits as PNG files into ``root/0`` … ``root/9`` and return how many there are."""
+    """Write the digits as PNG files into ``root/0`` … ``root/9``, and return their number."""
     images, labels = load_digits(return_X_y=True)
     for index, (pixels, label) in enumerate(zip(images, labels, strict=True)):
         folder = root / str(label)
         folder.mkdir(parents=True, exist_ok=True)
-        grey = Image.fromarray(np.round(pixels.reshape(8, 8) * 255 / 16).astype(np.uint8))
-        grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / f"{index:04d}.png")
+        image = Image.fromarray(np.round(pixels.reshape(8, 8) * 255 / 16).astype(np.uint8))
+        image.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / f"{index:04d}.png")
     return len(labels)

@@ -1,4 +1,4 @@
-"""Frozen features: outputs of a network without its head, computed once for each image."""
+"""Frozen features: outputs of a backbone without its head, computed once per image."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from edgetl.train.networks.backbone import Backbone, feature_extractor
 
 FeatureFunction: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
-# Converting costs seconds; below this many images torch is done sooner.
+# The conversion to OpenVINO takes seconds. With fewer images, torch finishes earlier.
 MIN_IMAGES_FOR_OPENVINO = 200
 
 
 @dataclass(eq=False)
 class FrozenFeatures:
-    """Feature extraction of a frozen network, which is converted once, at the first images.
+    """Feature extraction by a frozen network. The network is converted once, with the first batch.
 
     Attributes:
         network: ``[batch, 3, H, W]`` → ``[batch, width]``, in evaluation mode.
-        spec: preprocessing.
-        device: ``cpu`` or ``cuda``. On a CPU, OpenVINO runs the network if it is installed and agrees with torch.
-        batch_size: images at a time.
-        images: expected number of images in all; a few are not worth a conversion.
+        spec: Preprocessing.
+        device: ``cpu`` or ``cuda``. On a CPU, OpenVINO runs the network if it is installed and its results agree with torch.
+        batch_size: Batch size.
+        images: Expected total number of images. For a small number, the network is not converted. 0: the number of the first call.
     """
 
     network: nn.Module
@@ -46,7 +46,13 @@ class FrozenFeatures:
     _compute: FeatureFunction | None = field(default=None, init=False)
 
     def __call__(self, samples: Sequence[Sample], *, prepare: Prepare | None = None, progress: Progress = silent) -> NDArray[np.float32]:
-        """Features float32 ``[n, width]`` of ``samples``, in their order; ``prepare`` replaces the evaluation view."""
+        """Compute the features of ``samples``, float32 ``[n, width]``.
+
+        Args:
+            samples: Images.
+            prepare: Function that makes the input of an image. None: evaluation preprocessing.
+            progress: Callback, called after each batch.
+        """
         rows: list[NDArray[np.float32]] = []
         done = 0
         for batch in batches(samples, self.spec, batch_size=self.batch_size, prepare=prepare):
@@ -58,18 +64,25 @@ class FrozenFeatures:
         return np.concatenate(rows)
 
     def views(self, samples: Sequence[Sample], count: int, *, seed: int, progress: Progress = silent) -> list[NDArray[np.float32]]:
-        """Features ``[n, width]`` of each of ``count - 1`` random crops; with the evaluation's view they make ``count`` views."""
+        """Compute the features ``[n, width]`` of ``count - 1`` random crops. With the evaluation view there are ``count`` views."""
         return [self(samples, prepare=random_crop(seed, view), progress=progress) for view in range(1, count)]
 
 
 def features_of(backbone: Backbone, batch_size: int = 32, *, device: str, images: int) -> FrozenFeatures:
-    """Feature extraction by ``backbone`` without its head, for about ``images`` images."""
+    """Make the feature extraction of ``backbone`` for about ``images`` images."""
     network = feature_extractor(backbone.model, backbone.head_name)
     return FrozenFeatures(network, backbone.spec, device=device, batch_size=batch_size, images=images)
 
 
 def choose_engine(network: nn.Module, batch: NDArray[np.float32], count: int, device: str) -> FeatureFunction:
-    """OpenVINO or torch, whichever is expected to finish ``count`` images sooner."""
+    """Return a function that runs ``network`` with OpenVINO or torch, whichever is probably faster for ``count`` images.
+
+    Args:
+        network: ``[batch, 3, H, W]`` → any output.
+        batch: float32 ``[n, 3, H, W]``, example images.
+        count: Expected number of images.
+        device: ``cpu`` or ``cuda``.
+    """
     if device == "cpu" and count >= MIN_IMAGES_FOR_OPENVINO and importlib.util.find_spec("openvino"):
         from edgetl.train.inputs.openvino_features import compile_with_openvino  # noqa: PLC0415 (OpenVINO is not part of the train extra)
 

@@ -1,4 +1,4 @@
-"""Augmentation on the GPU: colors and normalization; the loader processes decode and crop, and pass bytes."""
+"""GPU augmentation: color changes and normalization on the GPU. Loader processes decode and crop, and pass uint8 images."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from edgetl.core.preprocess import PreprocessSpec
 from edgetl.train.inputs.dataset import Batches, TrainingImages, training_batches
 from edgetl.train.inputs.samplers import BatchOptions, draw_seed
 
-# Run in the loaders: cropping is cheap there, and bytes are a quarter of float32 pixels.
-_SHAPING = (v2.RandomResizedCrop, v2.RandomHorizontalFlip)
+# Geometric transforms run in the loader processes. They are cheap there, and uint8 images need a quarter of the memory of float32.
+_GEOMETRIC = (v2.RandomResizedCrop, v2.RandomHorizontalFlip)
 
 
 def divide(augment: v2.Transform) -> tuple[v2.Transform, v2.Transform | None]:
-    """Split an augmentation into the changes of shape, for the loaders, and those of color, for the device; none if there are none."""
+    """Split an augmentation into geometric transforms for the loader processes, and color transforms for the device.
+
+    The second one is None if there are no color transforms.
+    """
     steps = list(augment.transforms) if isinstance(augment, v2.Compose) else [augment]
-    shaping = [step for step in steps if isinstance(step, _SHAPING)]
-    rest = [step for step in steps if not isinstance(step, _SHAPING)]
-    return v2.Compose(shaping), v2.Compose(rest) if rest else None
+    geometric = [step for step in steps if isinstance(step, _GEOMETRIC)]
+    rest = [step for step in steps if not isinstance(step, _GEOMETRIC)]
+    return v2.Compose(geometric), v2.Compose(rest) if rest else None
 
 
 class DeviceBatches:
-    """Batches of uint8 images ``[batch, 3, H, W]`` and targets, as float32 images on ``device`` and targets.
+    """Batches of normalized float32 images ``[batch, 3, H, W]`` on ``device``, made from batches of uint8 images.
 
-    Colors are drawn for each image; those of a step depend on the seed and the step alone.
+    Color changes are drawn for each image. They depend on the seed and the step only.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class DeviceBatches:
         for step, (images, targets) in enumerate(self.batches, self.first):
             on_device = images.to(self.device, non_blocking=True)
             if self.colors is not None:
-                with torch.random.fork_rng(devices=[]):  # the choices are drawn on the CPU, whatever the images are on
+                with torch.random.fork_rng(devices=[]):  # torchvision draws the parameters on the CPU, for images on any device
                     torch.manual_seed(draw_seed(self.seed, step))
                     on_device = torch.stack([self.colors(image) for image in on_device])
             yield (on_device.float() / 255 - self.mean) / self.std, targets.to(self.device, non_blocking=True)
@@ -58,8 +61,8 @@ def gpu_batches(
     steps: range,
     device: torch.device | None = None,
 ) -> DeviceBatches:
-    """``training_batches`` with color augmentation and normalization on ``device`` (default: the current GPU)."""
-    shaping, colors = divide(augment)
-    loaded = training_batches(images, spec, shaping, options, steps=steps, as_bytes=True)
+    """Load training batches, with color augmentation and normalization on ``device`` (default: the current GPU)."""
+    geometric, colors = divide(augment)
+    loaded = training_batches(images, spec, geometric, options, steps=steps, as_bytes=True)
     device = device or torch.device("cuda", torch.cuda.current_device())
     return DeviceBatches(loaded, colors, spec, device=device, seed=options.seed, first=steps.start)

@@ -1,4 +1,4 @@
-"""Frozen features by OpenVINO: on a CPU a feature pass takes about a quarter of torch's time."""
+"""Frozen features with OpenVINO. On a CPU, feature extraction takes about a quarter of torch's time."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from edgetl.runtime.ov import core
 
 _log = logging.getLogger(__name__)
 
-# Of the largest feature. Two float32 engines differ by 1e-6 to 1e-5 here; a wrong conversion by far more.
+# Largest difference between OpenVINO and torch, relative to the largest feature. Rounding of float32 causes 1e-6 to 1e-5.
 MAX_RELATIVE_DIFFERENCE = 1e-3
 
 
 def compile_with_openvino(network: nn.Module, batch: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]] | None:
-    """Convert ``network`` and compare it with torch on ``batch`` ``[n, 3, H, W]``.
+    """Convert ``network`` to OpenVINO, and compare the results with torch on ``batch`` ``[n, 3, H, W]``.
 
     Returns:
-        A function from ``[n, 3, H, W]`` to features ``[n, width]``; none when OpenVINO cannot convert the network or disagrees.
+        A function from ``[n, 3, H, W]`` to features ``[n, width]``. None if OpenVINO cannot convert the network, or the results differ.
     """
     example = torch.from_numpy(batch[:2])
     try:
         model = ov.convert_model(network, example_input=example, input=[-1, *batch.shape[1:]])
         compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": available_cores()})
     except (RuntimeError, TypeError) as error:
-        _log.warning("OpenVINO cannot convert the network, torch computes the features: %s", first_line(error))
+        _log.warning("OpenVINO cannot convert the network. torch computes the features instead: %s", first_line(error))
         return None
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -43,6 +43,8 @@ def compile_with_openvino(network: nn.Module, batch: NDArray[np.float32]) -> Cal
         expected = network(torch.from_numpy(batch)).numpy()
     difference = float(np.abs(run(batch) - expected).max() / max(np.abs(expected).max(), 1e-12))
     if difference > MAX_RELATIVE_DIFFERENCE:
-        _log.warning("OpenVINO's features differ from torch's by %.1e of the largest; torch computes them", difference)
+        _log.warning(
+            "OpenVINO's features differ from torch's by %.1e of the largest feature. torch computes the features instead.", difference
+        )
         return None
     return run

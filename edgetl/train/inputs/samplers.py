@@ -1,4 +1,4 @@
-"""Resumable samplers: batches of indices that depend on the seed and the step alone."""
+"""Resumable samplers: batches of indices that depend only on the seed and the step."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from edgetl.train.config.plan import steps_per_epoch
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """Options of drawing and loading batches of training images.
+    """Options of sampling and loading training batches.
 
     Attributes:
-        batch_size: images of a step.
-        seed: of the order and the augmentation.
-        workers: processes that load images; none: by the number of cores.
-        device: ``cpu`` or ``cuda``, which trains.
-        balanced: draw all classes equally often.
-        replay_fraction: of each batch, replayed images.
-        shard: rank of this process, and number of processes that train one network.
+        batch_size: Number of new images per step.
+        seed: Random seed of the order and the augmentation.
+        workers: Number of loader processes. None: by the number of cores.
+        device: ``cpu`` or ``cuda``.
+        balanced: Draw all classes equally often.
+        replay_fraction: Fraction of replayed images in each batch.
+        shard: Rank of this process, and number of processes.
     """
 
     batch_size: int
@@ -37,15 +37,21 @@ class BatchOptions:
 
 
 def draw_seed(seed: int, index: int) -> int:
-    """Seed of one image or batch of a run; torch's CPU generator uses the lowest 32 bits alone."""
+    """Derive the seed of an image or a batch. It has 32 bits, because torch's CPU generator ignores higher ones."""
     return (seed * 1_000_003 + index) % 2**32
 
 
 @dataclass(eq=False)
 class StepSampler(Sampler[list[int]]):
-    """Batches of ``steps``: a seeded permutation for each epoch. An index counts images through all epochs.
+    """Sampler of batches for ``steps``, with a seeded permutation for each epoch. An index counts images over all epochs.
 
-    Of ``replayed`` images, which come after the ``images`` new ones, ``replay_batch`` are drawn in addition.
+    Attributes:
+        images: Number of new images.
+        batch_size: Number of new images per batch.
+        steps: Steps to sample.
+        seed: Random seed.
+        replayed: Number of replayed images. Their indices follow those of the new images.
+        replay_batch: Number of replayed images that are added to each batch.
     """
 
     images: int
@@ -61,24 +67,30 @@ class StepSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         order: list[int] = []
-        epoch_steps, every = steps_per_epoch(self.images, self.batch_size), self.images + self.replayed
+        epoch_steps, total = steps_per_epoch(self.images, self.batch_size), self.images + self.replayed
         for step in self.steps:
-            epoch, place = divmod(step, epoch_steps)
-            if not order or place == 0:
+            epoch, index_in_epoch = divmod(step, epoch_steps)
+            if not order or index_in_epoch == 0:
                 generator = torch.Generator().manual_seed(draw_seed(self.seed, epoch))
                 order = torch.randperm(self.images, generator=generator).tolist()
-            batch = order[place * self.batch_size : (place + 1) * self.batch_size]
+            batch = order[index_in_epoch * self.batch_size : (index_in_epoch + 1) * self.batch_size]
             if count := min(self.replayed, self.replay_batch):
                 draws = np.random.default_rng([self.seed, step]).choice(self.replayed, count, replace=False)
                 batch = [*batch, *(self.images + draws).tolist()]
-            yield [epoch * every + index for index in batch]
+            yield [epoch * total + index for index in batch]
 
 
 class BalancedSampler(Sampler[list[int]]):
-    """Batches of ``steps`` in which every class is drawn equally often, however few images it has.
+    """Sampler of batches for ``steps`` that draws all classes equally often.
 
-    Draws go in rounds that hold each class once, in a seeded order. Within a class its images take turns, in a new seeded order each time
-    all of them were drawn. An index counts images through those turns, so that a repeated image gets another augmentation.
+    Classes are drawn in rounds. Each round has each class once, in a seeded order. The images of a class are drawn in a seeded order, which
+    changes after all of them were drawn. An index counts these repetitions, and a repeated image therefore has another augmentation.
+
+    Args:
+        labels: Class of each image.
+        batch_size: Number of images per batch.
+        steps: Steps to sample.
+        seed: Random seed.
     """
 
     def __init__(self, labels: Sequence[int], batch_size: int, steps: range, *, seed: int) -> None:
@@ -86,8 +98,8 @@ class BalancedSampler(Sampler[list[int]]):
         self.steps = steps
         self.seed = seed
         self.images = len(labels)
-        self.places = [np.flatnonzero(np.asarray(labels) == label) for label in np.unique(labels)]
-        self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}  # of each class: number of the turn, and the order of its images
+        self.class_images = [np.flatnonzero(np.asarray(labels) == label) for label in np.unique(labels)]
+        self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}  # by class: number of the repetition, and order of its images
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -97,18 +109,21 @@ class BalancedSampler(Sampler[list[int]]):
             yield [self._draw(draw) for draw in range(step * self.batch_size, (step + 1) * self.batch_size)]
 
     def _draw(self, draw: int) -> int:
-        turn, place = divmod(draw, len(self.places))
-        kind = int(np.random.default_rng([self.seed, turn]).permutation(len(self.places))[place])
-        images = self.places[kind]
-        again, index = divmod(turn, len(images))
-        if self._orders.get(kind, (-1, images))[0] != again:
-            self._orders[kind] = again, np.random.default_rng([self.seed, kind, again, 1]).permutation(images)
-        return again * self.images + int(self._orders[kind][1][index])
+        turn, place = divmod(draw, len(self.class_images))
+        label = int(np.random.default_rng([self.seed, turn]).permutation(len(self.class_images))[place])
+        images = self.class_images[label]
+        repetition, index = divmod(turn, len(images))
+        if self._orders.get(label, (-1, images))[0] != repetition:
+            self._orders[label] = repetition, np.random.default_rng([self.seed, label, repetition, 1]).permutation(images)
+        return repetition * self.images + int(self._orders[label][1][index])
 
 
 @dataclass(eq=False)
 class ShardSampler(Sampler[list[int]]):
-    """Shard of each batch for one process. A batch that would leave one image to a process, which BatchNorm cannot take, is not split."""
+    """Sampler of one process in distributed training: its shard of each batch.
+
+    A small batch is not split if a process would get a single image, because BatchNorm cannot train on it.
+    """
 
     batches: StepSampler | BalancedSampler
     rank: int
@@ -123,12 +138,19 @@ class ShardSampler(Sampler[list[int]]):
 
 
 def make_sampler(labels: Sequence[int], options: BatchOptions, steps: range, replayed: int = 0) -> Sampler[list[int]]:
-    """Sampler of ``steps``: all images, or all classes, equally often. The ``replayed`` images come after those of ``labels``."""
+    """Make the sampler of ``steps``.
+
+    Args:
+        labels: Class of each new image.
+        options: Batch size, seed, balancing, replay and shard.
+        steps: Steps to sample.
+        replayed: Number of replayed images. Their indices follow those of the new images.
+    """
     sampler: StepSampler | BalancedSampler
     if options.balanced:
         sampler = BalancedSampler(labels, options.batch_size, steps, seed=options.seed)
     else:
         ratio = options.replay_fraction / (1 - options.replay_fraction)
-        more = max(1, round(ratio * min(options.batch_size, len(labels)))) if replayed else 0
-        sampler = StepSampler(len(labels), options.batch_size, steps, seed=options.seed, replayed=replayed, replay_batch=more)
+        added = max(1, round(ratio * min(options.batch_size, len(labels)))) if replayed else 0
+        sampler = StepSampler(len(labels), options.batch_size, steps, seed=options.seed, replayed=replayed, replay_batch=added)
     return sampler if options.shard[1] == 1 else ShardSampler(sampler, *options.shard)

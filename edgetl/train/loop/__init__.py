@@ -1,1 +1,1 @@
-"""Training loop: loss terms, optimizer and schedule, validation, checkpoints, loggers, processes and signals."""
+"""Training loop: loss terms, optimizer, learning-rate schedule, validation, checkpoints, loggers, processes and signals."""

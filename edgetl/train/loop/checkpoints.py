@@ -1,7 +1,7 @@
-"""Checkpoints: saved states of a training, from which it is resumed after a kill.
+"""Checkpoints: saved states from which a stopped or killed training is resumed.
 
-One file a state, written atomically, with the hash of its bytes in its name. The last two are kept, so that one damaged file costs a minute
-and not a training.
+Each state is one file. It is written atomically, and its name contains the hash of its bytes. The last two states are kept: if one file is
+damaged, the training resumes from the other.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
 
 @dataclass(frozen=True)
 class SavedState:
-    """State of a training after ``step`` steps: its tensors by name, and the rest as JSON. Without tensors, a new training."""
+    """State of a training after ``step`` steps.
+
+    Attributes:
+        step: Optimizer steps done.
+        tensors: Tensors by name. Empty for a new training.
+        facts: Other values, as JSON.
+    """
 
     step: int = 0
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -48,9 +54,9 @@ class Checkpoints:
     """Folder with the saved states of a training.
 
     Args:
-        folder: beside the future run.
-        job: of the training: options, images, starting weights.
-        interval_s: seconds after which a new state is due.
+        folder: Folder beside the future run.
+        job: Inputs of the training: options, images, starting weights.
+        interval_s: Time between two saved states, s.
     """
 
     def __init__(self, folder: Path, job: Job, *, interval_s: float = CHECKPOINT_S) -> None:
@@ -65,16 +71,16 @@ class Checkpoints:
         return time.monotonic() - self._saved_s > self.interval_s
 
     def save(self, state: SavedState) -> None:
-        """Write ``state`` and remove all but the last two.
+        """Write ``state``, and remove all but the last two states.
 
         Raises:
-            StorageError: the disk is full; what was there before is still there.
+            StorageError: If the file cannot be written, for example because the disk is full. Earlier states are unchanged.
         """
         data = safetensors.torch.save(state.tensors, {FACTS: json.dumps({**state.facts, JOB: self.job.model_dump(mode="json")})})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(f"{STAGING_MARK}????????-step-*.safetensors"):  # of a process that was killed while it saved
-                left.unlink(missing_ok=True)
+            for stale in self.folder.glob(f"{STAGING_MARK}????????-step-*.safetensors"):  # from a process that was killed while saving
+                stale.unlink(missing_ok=True)
             write_bytes(self.folder / f"step-{state.step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors", data)
             for _, path in self._found()[KEPT:]:
                 path.unlink(missing_ok=True)
@@ -83,10 +89,10 @@ class Checkpoints:
         self._saved_s = time.monotonic()
 
     def newest(self) -> SavedState | None:
-        """The newest state whose bytes are those that were written; none where there is none.
+        """Read the newest undamaged state, and remove newer damaged ones. None if there is no state.
 
         Raises:
-            ConfigError: it belongs to another training.
+            ConfigError: If the state belongs to a training with other inputs.
         """
         for step, path in self._found():
             data = read_plain(path)
@@ -94,14 +100,14 @@ class Checkpoints:
                 facts = _read_facts(path)
                 facts.pop(JOB, None)
                 job = read_job(path)
-                apart = ["the version of edgetl"] if job is None else differences(job, self.job)
-                if apart:
+                found = ["the version of edgetl"] if job is None else differences(job, self.job)
+                if found:
                     raise ConfigError(
-                        f"{self.folder} holds another training: {'; '.join(apart)}. Go on with its own options, which need not be "
-                        f"repeated: {resume_command(self.out)}. Or begin again with --overwrite."
+                        f"{self.folder} has the state of a different training: {'; '.join(found)}. Resume it with its own options: "
+                        f"{resume_command(self.out)}. Or start again with --overwrite."
                     )
                 return SavedState(step, safetensors.torch.load(data), facts)
-            _log.warning("%s is damaged; the state before it is used", path)
+            _log.warning("%s is damaged. The state before it is used.", path)
             path.unlink(missing_ok=True)
         return None
 
@@ -111,11 +117,11 @@ class Checkpoints:
         return self.folder.with_name(self.folder.name.removesuffix(CHECKPOINTS_SUFFIX))
 
     def remove(self) -> None:
-        """Remove the saved states. Files that edgetl did not write stay."""
+        """Remove the saved states. Files that edgetl did not write are kept."""
         remove_side_folder(self.folder)
 
     def _found(self) -> list[tuple[int, Path]]:
-        """Steps and files, the newest first."""
+        """Return steps and files, the newest first."""
         return saved_states(self.folder)[::-1]
 
 
@@ -126,7 +132,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
 
 
 def capture(state: LoopState, network: nn.Module, ema: ModelEmaV3 | None, optimizer: torch.optim.Optimizer) -> SavedState:
-    """Copy everything that a resumed training needs: weights, moving average, best weights, optimizer, figures."""
+    """Copy the state that a resumed training needs: weights, EMA, best weights, optimizer, metrics."""
     tensors = {f"model.{key}": value for key, value in network.state_dict().items()}
     if ema is not None:
         tensors |= {f"ema.{key}": value for key, value in ema.module.state_dict().items()}
@@ -136,7 +142,7 @@ def capture(state: LoopState, network: nn.Module, ema: ModelEmaV3 | None, optimi
 
 
 def restore(saved: SavedState, network: nn.Module, ema: ModelEmaV3 | None, optimizer: torch.optim.Optimizer) -> LoopState:
-    """Load ``saved`` into the network, its moving average and the optimizer; a new training leaves them as they are."""
+    """Load ``saved`` into the network, its EMA and the optimizer. Without tensors (a new training), they are unchanged."""
     parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "ema": {}, "best": {}, "optimizer": {}}
     for key, value in saved.tensors.items():
         kind, _, name = key.partition(".")
@@ -150,7 +156,7 @@ def restore(saved: SavedState, network: nn.Module, ema: ModelEmaV3 | None, optim
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Moments and step counts of ``optimizer``, named by the parameters' places: ``optimizer.PLACE.NAME``."""
+    """Return moments and step counts of ``optimizer``, named by the index of the parameter: ``optimizer.INDEX.NAME``."""
     return {
         f"optimizer.{index}.{name}": value
         for index, parameter in enumerate(_parameters(optimizer))
@@ -159,7 +165,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, torch.Tensor]) -> None:
-    """Give a resumed AdamW the tensors of ``optimizer_tensors``, in the memory layout of its parameters."""
+    """Load the tensors of ``optimizer_tensors`` into a resumed AdamW, in the memory layout of its parameters."""
     for index, parameter in enumerate(_parameters(optimizer)):
         for name in _MOMENTS:
             if (value := saved.get(f"optimizer.{index}.{name}")) is not None:

@@ -1,4 +1,4 @@
-"""Loggers: write the figures of each validation to CSV, TensorBoard or MLflow (``--loggers``), in the run's folder."""
+"""Metric loggers (``--loggers``): write the metrics of each validation to CSV, TensorBoard or MLflow in the run folder."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FOLDER = "logs"
 
 
 class MetricLoggers:
-    """Open loggers; closed at the end of a ``with`` block.
+    """Metric loggers of a training. They are closed at the end of a ``with`` block.
 
     Args:
-        names: ``csv``, ``tensorboard`` and ``mlflow``; empty logs nothing.
-        folder: of the run.
-        options: of the training, which TensorBoard and MLflow show beside the figures.
-        rows: of a resumed training, from before it was stopped.
+        names: ``csv``, ``tensorboard`` and ``mlflow``. Empty logs nothing.
+        folder: Run folder.
+        options: Options of the training. TensorBoard and MLflow show them beside the metrics.
+        rows: Earlier metrics of a resumed training.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class MetricLoggers:
     ) -> None:
         self.loggers = [_open(name, folder / FOLDER) for name in names]
         for logger in self.loggers:
-            if not isinstance(logger, CSVLogger):  # which does not take them
+            if not isinstance(logger, CSVLogger):  # CSVLogger does not accept hyperparameters
                 logger.log_hyperparams({key: value for key, value in (options or {}).items() if value is not None})
         self.write(rows)
 
@@ -54,11 +54,11 @@ class MetricLoggers:
 
 def _open(name: str, folder: Path) -> Logger:
     for library in ("lightning.pytorch.loggers", "mlflow", "alembic"):
-        logging.getLogger(library).setLevel(logging.ERROR)  # a new experiment is no news
+        logging.getLogger(library).setLevel(logging.ERROR)  # hide messages about a new experiment
     if name == "csv":
         return CSVLogger(folder, name=name, version="", flush_logs_every_n_steps=1)
     if name == "tensorboard":
         return TensorBoardLogger(folder, name=name, version="", default_hp_metric=False)
     folder.mkdir(exist_ok=True)
-    # MLflow refuses to begin new folders of plain files, so that its figures are kept in SQLite.
+    # MLflow no longer creates file stores. Its metrics are therefore stored in SQLite.
     return MLFlowLogger("edgetl", tracking_uri=f"sqlite:///{(folder / 'mlflow.db').absolute()}")

@@ -1,4 +1,4 @@
-"""Training loop: gradient descent with named loss terms, EMA, early stopping and checkpoints, on Lightning Fabric."""
+"""Training loop: gradient descent with named loss terms, EMA, early stopping and checkpoints. Uses Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ CLIP_NORM = 1.0
 
 @dataclass(frozen=True)
 class Objective:
-    """Function that the loop minimizes.
+    """Training objective: the sum of all loss terms, and the proximal terms.
 
     Attributes:
-        task: the task's loss term, which validation uses too.
-        others: further loss terms by name: ``distillation``, ``lwf``, ``l2sp``, ``replay``.
-        proximal: pulls on the weights after each step.
+        task: Loss term of the task. Validation also uses it.
+        others: Other loss terms by name: ``distillation``, ``lwf``, ``l2sp``, ``replay``.
+        proximal: Proximal terms, applied to the weights after each step.
     """
 
     task: TaskTerm
@@ -49,13 +49,21 @@ class Objective:
 
     @property
     def losses(self) -> dict[str, LossTerm]:
-        """All loss terms, the task's first."""
+        """All loss terms by name. The task's loss is the first."""
         return {TASK: self.task, **self.others}
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Values of one training: stages that ever train (the head last), steps and rates, seed, early stopping, compilation."""
+    """Settings of one training.
+
+    Attributes:
+        stages: Stages that are trained at any step. The head is the last.
+        plan: Steps, learning rates and regularization.
+        seed: Random seed.
+        patience: Early stopping: number of validations without a lower loss.
+        compile: Compile the network with ``torch.compile``.
+    """
 
     stages: tuple[Stage, ...]
     plan: Plan
@@ -66,7 +74,7 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class Session:
-    """Surroundings of a training: processes and device, stop requests, saved states, loggers and progress."""
+    """Runtime objects of a training: processes and device, stop requests, checkpoints, loggers and progress."""
 
     fabric: Fabric
     stop: StopRequest = field(default_factory=StopRequest)
@@ -75,35 +83,35 @@ class Session:
     progress: Progress = silent
 
 
-@torch.enable_grad()  # also where the caller computes without gradients
+@torch.enable_grad()  # the caller may have disabled gradients
 def run_loop(
     network: nn.Module, objective: Objective, data: tuple[Batches, Batches], settings: LoopSettings, session: Session, start: SavedState
 ) -> LoopState:
-    """Train ``network`` in place until the last step, or until the validation loss has not fallen for ``patience`` validations.
+    """Train ``network`` in place until the last step, or until the validation loss has not decreased for ``patience`` validations.
 
     Args:
-        network: on the device, in channels-last layout.
-        objective: loss terms and proximal terms.
-        data: training batches from the step of ``start`` on, and validation batches.
-        settings: stages, plan, seed.
-        session: device, checkpoints, loggers.
-        start: saved state of a stopped training; without tensors, a new one.
+        network: Network on the device, in channels-last layout.
+        objective: Loss terms and proximal terms.
+        data: Training batches, starting at the step of ``start``, and validation batches.
+        settings: Stages, plan, seed.
+        session: Device, checkpoints, loggers.
+        start: Saved state of a stopped training. Without tensors, a new training starts.
 
     Raises:
-        TrainingError: the loss diverged.
-        StoppedError: a signal came; the state is saved.
+        TrainingError: If the loss diverges.
+        StoppedError: After a signal. The state is saved.
     """
     plan, fabric, task, losses, checkpoints = settings.plan, session.fabric, objective.task.loss, objective.losses, session.checkpoints
     ema = ModelEmaV3(network, decay=plan.ema_decay) if plan.ema_decay else None
     optimizer = torch.optim.AdamW(parameter_groups(network, settings.stages, plan))
     state = restore(start, network, ema, optimizer)
     schedule = make_schedule(optimizer, plan, first=state.step)
-    # Before the first stage is frozen: DDP synchronizes the parameters that require gradients now.
+    # Call setup before any stage is frozen, because DDP synchronizes the parameters that require gradients at this moment.
     model, optimizer = fabric.setup(_compiled(network, fabric.device) if settings.compile else network, optimizer)
     for images, targets in data[0]:
         network.train()
         set_trainable(network, trainable_stages(settings.stages, plan, state.step), freeze_batchnorm=plan.freeze_batchnorm)
-        torch.manual_seed(draw_seed(settings.seed, state.step))  # dropout does not depend on where a training was resumed
+        torch.manual_seed(draw_seed(settings.seed, state.step))  # dropout is then the same in a resumed training
         with fabric.autocast():
             outputs = _forward(model, fabric.to_device((images, targets)), plan.mixup)
             values = {name: loss(outputs) for name, loss in losses.items()}
@@ -112,8 +120,8 @@ def run_loop(
         fabric.clip_gradients(model, optimizer, max_norm=CLIP_NORM, error_if_nonfinite=False)
         optimizer.step()
         optimizer.zero_grad()
-        for pull in objective.proximal:
-            pull(network, optimizer)
+        for apply_proximal in objective.proximal:
+            apply_proximal(network, optimizer)
         schedule.step()
         if ema:
             ema.update(network)
@@ -124,8 +132,8 @@ def run_loop(
         last = state.step == plan.steps
         if due := last or state.step % math.ceil(plan.steps / VALIDATIONS) == 0:
             evaluated = ema.module if ema else network
-            figures = fabric.broadcast(validate(evaluated, data[1], task))
-            state.add_validation(figures, evaluated, learning_rates(optimizer, plan, state.step - 1))
+            result = fabric.broadcast(validate(evaluated, data[1], task))
+            state.add_validation(result, evaluated, learning_rates(optimizer, plan, state.step - 1))
             session.loggers.write(state.rows[-1:])
         if last or state.waited >= settings.patience:
             break
@@ -133,14 +141,14 @@ def run_loop(
         if checkpoints and fabric.is_global_zero and (due or stop or checkpoints.due):
             checkpoints.save(capture(state, network, ema, optimizer))
         if stop:
-            raise session.stop.error(f"interrupted after step {state.step} of {plan.steps}.{_where(checkpoints)}")
+            raise session.stop.error(f"interrupted after step {state.step} of {plan.steps}.{_resume_hint(checkpoints)}")
     return state
 
 
 def _forward(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], alpha: float) -> StepOutputs:
-    """Outputs of ``model`` for images and targets, mixed where ``alpha`` (mixup) is above 0."""
+    """Run ``model`` on images and targets. Mixup is applied if ``alpha`` is above 0."""
     images, targets = batch
-    if images.ndim == 4:  # cached activations may be rows of tokens
+    if images.ndim == 4:  # cached activations may be tokens [batch, tokens, channels]
         images = images.contiguous(memory_format=torch.channels_last)
     if not alpha:
         return StepOutputs(images, targets, model(images))
@@ -148,16 +156,16 @@ def _forward(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], alpha: 
     return StepOutputs(images, targets, model(images), others, weight)
 
 
-def _where(checkpoints: Checkpoints | None) -> str:
-    return f" Its state is in {checkpoints.folder}. Go on with: {resume_command(checkpoints.out)}" if checkpoints else ""
+def _resume_hint(checkpoints: Checkpoints | None) -> str:
+    return f" The state is saved in {checkpoints.folder}. Resume with: {resume_command(checkpoints.out)}" if checkpoints else ""
 
 
 def _compiled(network: nn.Module, device: torch.device) -> nn.Module:
-    """``network`` behind torch's compiler, or itself where there is none. Weights keep their names."""
+    """Compile ``network`` with ``torch.compile``. If no compiler is available, return it unchanged. Weights keep their names."""
     try:
         torch.compile(lambda value: value + 1)(torch.zeros(1, device=device))
     except torch._dynamo.exc.TorchDynamoException as error:
-        _log.warning("--compile: torch's compiler cannot be used here; the training goes on without it: %s", first_line(error))
+        _log.warning("--compile: torch cannot compile on this machine. Training continues without it: %s", first_line(error))
         return network
     compiled: Any = torch.compile(network)
     assert isinstance(compiled, nn.Module)
@@ -166,8 +174,8 @@ def _compiled(network: nn.Module, device: torch.device) -> nn.Module:
 
 def _diverged(state: LoopState, loss: float, chance: float, plan: Plan, checkpoints: Checkpoints | None) -> TrainingError:
     shown = f"{loss:.3g}" if math.isfinite(loss) else str(loss)
-    kept = f" The last good state is in {checkpoints.folder}; --overwrite begins again." if checkpoints and state.best else ""
+    kept = f" The last good state is in {checkpoints.folder}. Start again with --overwrite." if checkpoints and state.best else ""
     return TrainingError(
-        f"training diverged: the loss was {shown} at step {state.step}, and a random prediction costs {chance:.2f}. "
-        f"Lower --lr (now {plan.lr:g}) or use --strategy probe.{kept}"
+        f"training diverged at step {state.step}: the loss is {shown}, and a random prediction has a loss of {chance:.2f}. "
+        f"Lower --lr (now {plan.lr:g}), or use --strategy probe.{kept}"
     )

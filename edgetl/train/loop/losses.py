@@ -1,4 +1,4 @@
-"""Loss terms of the training loop, and the task losses: classification, multi-label, regression and ordinal."""
+"""Loss functions: the interface of loss terms, and the losses of classification, multi-label, regression and ordinal tasks."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ class StepOutputs:
     """Inputs and outputs of one training step.
 
     Attributes:
-        images: float32 ``[batch, 3, H, W]``, or activations where the frozen layers were run ahead.
-        targets: int64 ``[batch]`` of classes, else float32 ``[batch, labels]``; negative classes are replayed images of no new class.
+        images: float32 ``[batch, 3, H, W]``, or cached activations of the frozen layers.
+        targets: int64 ``[batch]`` (classes) or float32 ``[batch, labels]``. A negative class marks a replayed image of a class that the
+            new task does not have.
         logits: float32 ``[batch, classes]``.
-        mixed_targets: targets of the images that were mixed in (mixup), if any.
-        mixup_weight: of ``targets``; 1 without mixup.
+        mixed_targets: Targets of the images that mixup added, or None without mixup.
+        mixup_weight: Weight of ``targets`` in the loss, 0..1. It is 1 without mixup.
     """
 
     images: torch.Tensor
@@ -42,44 +43,44 @@ class StepOutputs:
 
 
 class LossTerm(Protocol):
-    """One named part of the loss; the loop adds ``weight`` times its value."""
+    """Term of the loss. The training loop adds ``weight`` times its value."""
 
     weight: float
 
     def __call__(self, step: StepOutputs, /) -> torch.Tensor:
-        """Scalar loss, a mean over the batch."""
+        """Compute the loss: a scalar, mean over the batch."""
 
 
 class ProximalTerm(Protocol):
-    """A pull that is applied to the weights after each step of the optimizer, and not through the gradient."""
+    """Proximal term: changes the weights directly after each optimizer step, without a gradient."""
 
     def __call__(self, network: nn.Module, optimizer: torch.optim.Optimizer, /) -> None:
         """Change the weights of ``network`` in place."""
 
 
 class TaskLoss(Protocol):
-    """Loss of one task. ``targets`` is int64 ``[batch]`` of classes, else float32 ``[batch, labels]``."""
+    """Loss of a task. ``targets`` is int64 ``[batch]`` (classes) or float32 ``[batch, labels]``."""
 
     chance: float
     """Loss of a random prediction."""
 
     def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The mean loss of a training step."""
+        """Compute the mean loss of a training step."""
 
     def validation(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The summed loss of validation images, without smoothing and class weights."""
+        """Compute the summed loss of validation images, without label smoothing and class weights."""
 
     def correct(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Number of images whose prediction is wholly correct."""
+        """Count correct predictions. A multi-label prediction is correct if all its labels are."""
 
 
 class TaskTerm:
-    """The task's loss as a term: of the images that show new classes, mixed images included.
+    """Loss term of the task. It covers the images of new classes, with mixup.
 
     Args:
-        loss: of the task.
-        weight: below 1 beside a teacher.
-        replay: the batches hold replayed images, of which those with a negative label show no new class.
+        loss: Loss of the task.
+        weight: Weight of the term. It is below 1 if there is a teacher.
+        replay: True if batches contain replayed images. Those with a negative class are ignored.
     """
 
     def __init__(self, loss: TaskLoss, *, weight: float = 1.0, replay: bool = False) -> None:
@@ -95,12 +96,12 @@ class TaskTerm:
         return loss
 
     def count_correct(self, step: StepOutputs) -> tuple[float, int]:
-        """Number of correct predictions among the images that show new classes, and of these images."""
+        """Count the correct predictions for images of new classes, and these images."""
         logits, targets = self.new_images(step)
         return float(self.loss.correct(logits, targets)), len(targets)
 
     def new_images(self, step: StepOutputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and targets of the images that show new classes."""
+        """Return logits and targets of the images of new classes."""
         if not self.replay:
             return step.logits, step.targets
         new = step.targets >= 0
@@ -108,7 +109,7 @@ class TaskTerm:
 
 
 class ClassLoss(nn.Module):
-    """Cross-entropy."""
+    """Cross-entropy loss for classification."""
 
     def __init__(self, classes: int, *, smoothing: float = 0.0, weights: NDArray[np.float32] | None = None) -> None:
         super().__init__()
@@ -116,23 +117,23 @@ class ClassLoss(nn.Module):
         self.loss = nn.CrossEntropyLoss(None if weights is None else torch.from_numpy(weights), label_smoothing=smoothing)
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The mean loss of a training step."""
+        """Compute the mean loss of a training step."""
         loss: torch.Tensor = self.loss(logits, targets)
         return loss
 
     def validation(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The summed loss of validation images."""
+        """Compute the summed loss of validation images."""
         return F.cross_entropy(logits, targets, reduction="sum")
 
     def correct(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Number of wholly correct predictions."""
+        """Count correct predictions."""
         return (logits.argmax(dim=1) == targets).sum()
 
 
 class LabelLoss(nn.Module):
-    """Binary cross-entropy of each label, or the asymmetric loss (Ridnik et al. 2021, arXiv:2009.14119) with the paper's constants.
+    """Multi-label loss: binary cross-entropy, or the asymmetric loss (Ridnik et al. 2021, arXiv:2009.14119) with the paper's constants.
 
-    A prediction is correct if it is for all labels, at a score of a half.
+    A prediction is correct if it is correct for all labels at a threshold of 0.5.
     """
 
     weights: torch.Tensor | None
@@ -145,7 +146,7 @@ class LabelLoss(nn.Module):
         self.register_buffer("weights", None if weights is None else torch.from_numpy(weights), persistent=False)
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The mean loss of a training step."""
+        """Compute the mean loss of a training step."""
         if self.asymmetric is not None:
             loss: torch.Tensor = self.asymmetric(logits, targets)
             return loss
@@ -153,17 +154,17 @@ class LabelLoss(nn.Module):
         return F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=self.weights)
 
     def validation(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The summed loss of validation images."""
+        """Compute the summed loss of validation images."""
         mean = F.binary_cross_entropy_with_logits(logits, targets) if self.asymmetric is None else self.asymmetric(logits, targets)
         return mean * len(targets)
 
     def correct(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Number of wholly correct predictions."""
+        """Count correct predictions."""
         return ((logits > 0) == (targets > 0)).all(dim=1).sum()
 
 
 class ValueLoss(nn.Module):
-    """Squared or Huber error of standardized numbers; ``tolerance`` is standardized too."""
+    """Regression loss: mean squared error or Huber loss of standardized values. ``tolerance`` is also standardized."""
 
     def __init__(self, mean: float, spread: float, *, tolerance: float, huber: bool = False) -> None:
         super().__init__()
@@ -171,27 +172,27 @@ class ValueLoss(nn.Module):
         self.mean, self.spread, self.tolerance, self.huber = mean, spread, tolerance, huber
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The mean loss of a training step."""
-        wanted = (targets - self.mean) / self.spread
-        return F.huber_loss(logits, wanted) if self.huber else F.mse_loss(logits, wanted)
+        """Compute the mean loss of a training step."""
+        standardized = (targets - self.mean) / self.spread
+        return F.huber_loss(logits, standardized) if self.huber else F.mse_loss(logits, standardized)
 
     def validation(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The summed loss of validation images."""
+        """Compute the summed loss of validation images."""
         return self.forward(logits, targets) * len(targets)
 
     def correct(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Number of wholly correct predictions."""
+        """Count correct predictions."""
         return ((logits - (targets - self.mean) / self.spread).abs() <= self.tolerance).sum()
 
 
 def make_task_loss(splits: Splits, optim: OptimConfig, *, smoothing: float, balanced: bool) -> ClassLoss | LabelLoss | ValueLoss:
-    """The loss of the task that ``splits`` have labels for.
+    """Make the loss for the task of ``splits``.
 
     Args:
-        splits: training images, for class weights and the scale of values.
-        optim: kind of loss, and tolerance.
-        smoothing: of labels.
-        balanced: rare classes, or present labels, weigh more.
+        splits: Images and labels. The training images determine class weights and the scale of values.
+        optim: Kind of loss, and tolerance.
+        smoothing: Label smoothing, 0..1.
+        balanced: Give rare classes, or positive labels, a higher weight.
     """
     folder = splits.folder
     match folder.task:
@@ -203,13 +204,20 @@ def make_task_loss(splits: Splits, optim: OptimConfig, *, smoothing: float, bala
             return LabelLoss(smoothing=smoothing, weights=weights, asymmetric=optim.multilabel_loss == "asymmetric")
         case "regression" | "ordinal":
             mean, spread = value_scale(splits)
-            within = 0.5 if folder.task == "ordinal" else optim.tolerance or TOLERANCE_SHARE * spread
-            return ValueLoss(mean, spread, tolerance=within / spread, huber=optim.regression_loss == "huber")
+            tolerance = 0.5 if folder.task == "ordinal" else optim.tolerance or TOLERANCE_SHARE * spread
+            return ValueLoss(mean, spread, tolerance=tolerance / spread, huber=optim.regression_loss == "huber")
         case _:
             assert_never(folder.task)
 
 
 def presence_weights(truth: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Float32 ``[labels]``: weight of a present label, so that presence and absence count the same; ``truth`` ``[n, labels]``."""
+    """Compute the weight of each positive label that balances positive and negative images.
+
+    Args:
+        truth: float64 ``[n, labels]``. A value above 0 is positive.
+
+    Returns:
+        float32 ``[labels]``.
+    """
     present = (truth > 0).sum(axis=0)
     return np.where(present > 0, np.maximum(len(truth) - present, 1) / np.maximum(present, 1), 1.0).astype(np.float32)

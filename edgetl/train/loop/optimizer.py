@@ -1,4 +1,4 @@
-"""Optimizer: parameter groups, learning-rate schedules, and the stages that are trainable at each step."""
+"""Optimizer: parameter groups, learning-rate schedules, and the trainable stages at each step."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from torch.optim.lr_scheduler import LambdaLR
 from edgetl.train.config.plan import Plan
 from edgetl.train.networks.stages import HEAD, LATERALS, Stage
 
-# Of the head's own start (fastai's fine_tune: pct_start, and fit_one_cycle's div), and of the last rate of a cycle (div_final).
+# One-cycle schedule of the frozen steps, as in fastai's fine_tune: pct_start and div. FINAL_DIV is fastai's div_final.
 FROZEN_RISE, FROZEN_DIV = 0.99, 25.0
 FINAL_DIV = 1e5
 
 
 def parameter_groups(model: nn.Module, stages: Sequence[Stage], plan: Plan) -> list[dict[str, Any]]:
-    """Optimizer groups, two a stage, each with a learning rate of its own in ``lr``.
+    """Make the optimizer's parameter groups: two for each stage, with and without weight decay.
 
-    timm's ``lr_scale`` would be ignored by torch's optimizers. From the backbone's last stage (``backbone_lr``) the rate falls to
-    ``backbone_lr * lr_decay`` at the lowest stage of ``stages``: a fixed factor a stage would mean another end for each depth. Lateral
-    connections of columns learn at ``backbone_lr``. One-dimensional parameters (norms, biases) get no weight decay.
+    The learning rate decreases geometrically from ``backbone_lr`` in the backbone's last stage to ``backbone_lr * lr_decay`` in the first
+    stage of ``stages``. The rate of the first stage therefore does not depend on the number of stages. Lateral connections of progressive
+    networks have the rate ``backbone_lr``. One-dimensional parameters (norms, biases) have no weight decay.
+
+    Each group has its rate in ``lr``, because torch's optimizers ignore timm's ``lr_scale``.
 
     Args:
-        model: the network.
-        stages: those that ever train, the head last.
-        plan: the rates.
+        model: Network.
+        stages: Stages that are trained at any step. The head is the last.
+        plan: Learning rates and weight decay.
     """
     named = dict(model.named_parameters())
     lower = [stage for stage in stages if stage.name not in (LATERALS, HEAD)]
@@ -50,7 +52,10 @@ def parameter_groups(model: nn.Module, stages: Sequence[Stage], plan: Plan) -> l
 
 
 def trainable_stages(stages: tuple[Stage, ...], plan: Plan, step: int) -> tuple[Stage, ...]:
-    """The stages that train at ``step``: in ``progressive`` the head alone at first, then one more in each equal interval."""
+    """Return the stages that are trained at ``step``.
+
+    The strategy ``progressive`` trains the head alone at first, and adds one stage in each of equal intervals.
+    """
     if step < plan.frozen_steps:
         return stages[-1:]
     if plan.strategy != "progressive":
@@ -61,7 +66,7 @@ def trainable_stages(stages: tuple[Stage, ...], plan: Plan, step: int) -> tuple[
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, plan: Plan, *, first: int) -> LambdaLR:
-    """The plan's learning rates from step ``first`` on, for an optimizer whose groups name their ``stage``."""
+    """Make the learning-rate schedule of ``plan``, starting at step ``first``. Each parameter group has the name of its ``stage``."""
     return LambdaLR(optimizer, [partial(_factor_after, plan, str(group["stage"]), first) for group in optimizer.param_groups])
 
 
@@ -70,7 +75,7 @@ def _factor_after(plan: Plan, stage: str, first: int, step: int) -> float:
 
 
 def learning_rates(optimizer: torch.optim.Optimizer, plan: Plan, step: int) -> dict[str, float]:
-    """Learning rate of each stage at ``step``, counted from 0: ``lr/head``, ``lr/stage4`` …"""
+    """Return the learning rate of each stage at ``step``, counted from 0. The keys are ``lr/head``, ``lr/stage4`` …"""
     return {
         f"lr/{group['stage']}": group.get("initial_lr", group["lr"]) * rate_factor(plan, group["stage"], step)
         for group in optimizer.param_groups
@@ -78,7 +83,7 @@ def learning_rates(optimizer: torch.optim.Optimizer, plan: Plan, step: int) -> d
 
 
 def rate_factor(plan: Plan, stage: str, step: int) -> float:
-    """Factor of the learning rate of ``stage`` at ``step``."""
+    """Compute the factor of the learning rate of ``stage`` at ``step``."""
     if step < plan.frozen_steps:
         if stage != HEAD:
             return 0.0
@@ -90,20 +95,24 @@ def rate_factor(plan: Plan, stage: str, step: int) -> float:
 
 
 def warm_cosine(step: int, steps: int, warmup_fraction: float) -> float:
-    """Factor of the learning rate: linear over the first ``warmup_fraction`` of the steps, times half a cosine to 0 over all of them."""
+    """Compute the learning-rate factor of a cosine schedule with warm-up.
+
+    The factor is a linear warm-up over the first ``warmup_fraction`` of the steps, times half a cosine from 1 to 0 over all steps.
+    """
     return min(1.0, (step + 1) / max(1.0, warmup_fraction * steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
 
 
 def one_cycle(step: int, steps: int, *, rise: float, div: float) -> float:
-    """Factor of the learning rate: half a cosine from 1 / ``div`` to 1 over the first ``rise`` of the steps, then one down to 1e-5.
+    """Compute the learning-rate factor of a one-cycle schedule.
 
-    The shape is that of fastai's ``fit_one_cycle`` (Smith and Topin 2017, arXiv:1708.07120, with cosines instead of lines).
+    The factor increases from 1 / ``div`` to 1 over the first ``rise`` of the steps, and then decreases to 1e-5. Both parts are half
+    cosines, as in fastai's ``fit_one_cycle`` (Smith and Topin 2017, arXiv:1708.07120, with cosines instead of lines).
     """
     done = min(1.0, step / max(1, steps))
     if done < rise:
-        return _between(1 / div, 1.0, done / rise)
-    return _between(1.0, 1 / FINAL_DIV, (done - rise) / (1 - rise))
+        return _half_cosine(1 / div, 1.0, done / rise)
+    return _half_cosine(1.0, 1 / FINAL_DIV, (done - rise) / (1 - rise))
 
 
-def _between(start: float, end: float, done: float) -> float:
+def _half_cosine(start: float, end: float, done: float) -> float:
     return start + (end - start) * (1 - math.cos(math.pi * done)) / 2

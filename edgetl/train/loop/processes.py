@@ -1,4 +1,4 @@
-"""Processes of a training: ranks and devices (DDP), stop requests by signals, and memory that runs out."""
+"""Training processes: ranks and devices (DDP), stop requests by signals, and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from edgetl.errors import CancelledError, StoppedError, TrainingError, first_lin
 
 @dataclass(frozen=True)
 class Execution:
-    """Execution of a training.
+    """Execution settings of a training.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        folder: of the run; temporary files go below it.
-        progress: called after each piece of work.
-        seed: of everything random.
-        batch_size: images of a step, and of a feature pass.
+        folder: Run folder. Temporary files are also written there.
+        progress: Progress callback.
+        seed: Random seed.
+        batch_size: Number of images in a training step, and in a batch of feature extraction.
     """
 
     device: str
@@ -44,27 +44,27 @@ class Execution:
 
 
 def world_size() -> int:
-    """Number of processes, as ``torchrun`` states it before the first of them has met the others."""
+    """Return the number of processes, as set by ``torchrun``. It is available before the process group is initialized."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Number of this process; 0 alone writes and reports."""
+    """Return the rank of this process. Only rank 0 writes files and reports."""
     return int(os.environ.get("RANK", "0"))
 
 
 def launch(device: str) -> Fabric:
-    """Fabric for ``device`` (``cpu`` or ``cuda``) and the processes that ``torchrun`` started; waits until they have met.
+    """Launch Fabric on ``device`` (``cpu`` or ``cuda``) with the processes that ``torchrun`` started, and wait for all of them.
 
-    bf16 on a GPU only: it does not pay on a CPU.
+    The precision is bf16 on a GPU, and float32 on a CPU, where bf16 is not faster.
     """
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # its lines on processes and precision are not about the user's images
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # hide messages about processes and precision
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     fabric = Fabric(
         accelerator=device,
-        devices=here,
-        num_nodes=world_size() // here,
-        # Parameters that train may change from step to step (progressive).
+        devices=local_processes,
+        num_nodes=world_size() // local_processes,
+        # The trainable parameters change between steps with the strategy progressive.
         strategy=DDPStrategy(find_unused_parameters=True) if world_size() > 1 else "auto",
         precision="bf16-mixed" if device == "cuda" else "32-true",
     )
@@ -74,7 +74,7 @@ def launch(device: str) -> Fabric:
 
 @contextmanager
 def results_folder(out: Path, *, inputs: Inputs, overwrite: bool) -> Iterator[Path]:
-    """``new_folder`` for the first process, and a temporary folder for any other; all leave it together."""
+    """Create the run folder in rank 0, and a temporary folder in every other rank. All ranks leave the context together."""
     if rank() == 0:
         with new_folder(out, inputs=inputs, overwrite=overwrite) as folder:
             yield folder
@@ -87,31 +87,31 @@ def results_folder(out: Path, *, inputs: Inputs, overwrite: bool) -> Iterator[Pa
 
 @contextmanager
 def explain_torch_errors(batch_size: int) -> Iterator[None]:
-    """Explain torch's errors of memory and of its compiler.
+    """Convert torch's memory and compiler errors to errors with a remedy.
 
     Raises:
-        TrainingError: the GPU's memory is full, or the shared memory through which loader processes pass images; or torch cannot compile.
+        TrainingError: If the GPU memory or the shared memory of loader processes is full, or if torch cannot compile the network.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise TrainingError(f"the GPU's memory is full with batches of {batch_size}. Lower --batch-size or --input-size.") from error
+        raise TrainingError(f"the GPU memory is full with a batch size of {batch_size}. Lower --batch-size or --input-size.") from error
     except torch._dynamo.exc.TorchDynamoException as error:
         raise TrainingError(f"--compile: torch cannot compile this network: {first_line(error)} Remove --compile.") from error
     except RuntimeError as error:
         if "shared memory" not in str(error) and "DataLoader worker" not in str(error):
             raise
         raise TrainingError(
-            f"a process that loads images ended: {str(error).strip().splitlines()[-1]} Loaders need room in /dev/shm (in a container: "
-            f"--shm-size); use --workers 0 to load without them."
+            f"a loader process ended: {str(error).strip().splitlines()[-1]} Loader processes need space in /dev/shm (in a container: raise "
+            f"--shm-size). Or use --workers 0 to load images in the main process."
         ) from error
 
 
 class StopRequest:
-    """Signal handler: while entered, the first SIGTERM or SIGINT (Ctrl-C) sets ``requested``.
+    """Signal handler: inside the ``with`` block, the first SIGTERM or SIGINT (Ctrl-C) sets ``requested``.
 
-    A second SIGTERM ends the process at once; for a second SIGINT the former handler runs. It has an effect in the main thread only. An
-    ignored SIGINT (``nohup``) stays ignored.
+    A second SIGTERM ends the process at once. A second SIGINT calls the previous handler. Signals are handled in the main thread only. A
+    SIGINT that was ignored before (``nohup``) is still ignored.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class StopRequest:
         self._before: dict[signal.Signals, Any] = {}
 
     def error(self, text: str) -> StoppedError | CancelledError:
-        """The error that ends a training after the signal that came."""
+        """Return the error for the received signal: ``CancelledError`` for SIGINT, else ``StoppedError``."""
         return CancelledError(text) if self._number == signal.SIGINT else StoppedError(text)
 
     def __enter__(self) -> StopRequest:

@@ -1,4 +1,4 @@
-"""Resuming a stopped training (``--resume``): the job that its saved states describe, and what differs between two jobs. Needs no torch."""
+"""Resume (``--resume``): read the job of a stopped training from its saved states, and compare two jobs. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ FACTS = "facts"
 JOB = "job"
 
 PLAN = "plan: "
-# Options that do not change the weights, and paths whose contents are compared by their hashes.
+# FREE: options that do not change the weights. HASHED: options whose files are compared by their hashes.
 FREE = frozenset({"workers", "checkpoint_s", "license_policy", "license", "loggers", "device", "compile", "cache_gb", "keep"})
 HASHED = frozenset({"backbone", "weights", "weights_dir", "labels"})
 
 
 class Job(StrictModel):
-    """Inputs of a training, kept in each of its saved states.
+    """Inputs of a training. They are stored in each saved state.
 
     Attributes:
-        data: the folder of the images.
-        options: those that were given, by their flat names; the others are defaults.
-        resolved: further inputs that determine the weights: images, starting weights, plan, versions; by name, as text.
+        data: Folder of the images.
+        options: Options that were given, by their flat names. The others have their defaults.
+        resolved: Other inputs that determine the weights, by name, as text: images, starting weights, plan, versions.
     """
 
     data: str
@@ -43,15 +43,15 @@ class Job(StrictModel):
 
     @property
     def config(self) -> TrainConfig:
-        """The configuration with these options."""
+        """Configuration with these options."""
         return TrainConfig.from_options(**self.options)
 
 
 def find_job(out: Path) -> Job | None:
-    """Job of the stopped training of ``out``; none where nothing was saved.
+    """Find the job of the stopped training of ``out``. None if nothing was saved.
 
     Raises:
-        ConfigError: a finished run of a comparison is damaged.
+        ConfigError: If a finished run of a comparison is damaged.
     """
     for states in (out.with_name(f"{out.name}{CHECKPOINTS_SUFFIX}"), *_side_folders(out, CHECKPOINTS_SUFFIX)):
         for _, path in reversed(saved_states(states)):
@@ -69,23 +69,23 @@ def _job_of_run(run: Path) -> Job:
             data=splits["root"], options={name: value for name, value in config.given().items() if name in record["given"]}, resolved={}
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{run} is damaged and cannot be resumed. Begin again with --overwrite.") from error
+        raise ConfigError(f"{run} is damaged and cannot be resumed. Start again with --overwrite.") from error
 
 
 def read_job(state: Path) -> Job | None:
-    """The job in a saved state; none in a damaged one, or one of an older version."""
+    """Read the job of a saved state. None if the state is damaged or has the format of an older version."""
     try:
         with safetensors.safe_open(state, "numpy") as file:
             facts = json.loads((file.metadata() or {}).get(FACTS, "{}"))
         job = parse_json(json.dumps(facts[JOB]).encode(), Job, ConfigError, name=str(state))
-        TrainConfig.from_options(**job.options)  # an older version had other options
+        TrainConfig.from_options(**job.options)  # fails for options of an older version
         return job
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, EdgetlError):
         return None
 
 
 def saved_states(folder: Path) -> list[tuple[int, Path]]:
-    """Steps and files of the states in ``folder``, the oldest first."""
+    """Return the steps and files of the saved states in ``folder``, the oldest first."""
     if not folder.is_dir():
         return []
     matches = [(match, path) for path in folder.iterdir() if (match := STATE_NAME.fullmatch(path.name))]
@@ -93,38 +93,38 @@ def saved_states(folder: Path) -> list[tuple[int, Path]]:
 
 
 def differences(before: Job, now: Job) -> list[str]:
-    """Differences of two jobs that change the weights, with both values; options have their names on the command line."""
+    """List the differences of two jobs that change the weights, with both values. Options have their command-line names."""
     old, new = (flat(job.config) for job in (before, now))
     options = [
-        f"--{name.replace('_', '-')} {_shown(old[name])}, now {_shown(new[name])}"
+        f"--{name.replace('_', '-')} {_format(old[name])}, now {_format(new[name])}"
         for name in sorted(old.keys() - FREE - HASHED)
         if old[name] != new[name]
     ]
     return options + [
         f"{name} {before.resolved.get(name)}, now {now.resolved.get(name)}"
         for name in sorted(before.resolved.keys() | now.resolved.keys())
-        # A different plan is reported only if no option explains it.
+        # A different plan is reported only if no option differs.
         if before.resolved.get(name) != now.resolved.get(name) and not (options and name.startswith(PLAN))
     ]
 
 
 def describe_saved(out: Path) -> str | None:
-    """Describe the saved state of a stopped training of ``out`` and the command that resumes it; none where nothing is saved."""
+    """Describe the saved state of a stopped training of ``out``, and the command that resumes it. None if nothing is saved."""
     folders = (out.with_name(f"{out.name}{CHECKPOINTS_SUFFIX}"), *_side_folders(out, CHECKPOINTS_SUFFIX))
-    found = [f"the state after step {saved[-1][0]} is in {folder}" for folder in folders if (saved := saved_states(folder))]
-    found += [f"{folder} is finished" for folder in _side_folders(out, "") if is_run(folder)]
-    return f"Saved: {'; '.join(found)}. Go on with: {resume_command(out)}" if found else None
+    found = [f"the state after step {saved[-1][0]} in {folder}" for folder in folders if (saved := saved_states(folder))]
+    found += [f"the finished run {folder}" for folder in _side_folders(out, "") if is_run(folder)]
+    return f"Saved: {', '.join(found)}. Resume with: {resume_command(out)}" if found else None
 
 
 def resume_command(out: Path) -> str:
-    """Command that resumes the training of ``out``, or the comparison that ``out`` belongs to."""
+    """Return the command that resumes the training of ``out``, or the comparison that ``out`` belongs to."""
     if out.parent.name.endswith(COMPARE_SUFFIX):
         out = out.parent.with_name(out.parent.name.removesuffix(COMPARE_SUFFIX))
     return f"edgetl train --out {shlex.quote(str(out))} --resume"
 
 
 def _of_call(job: Job, folder: Path) -> Job:
-    """The job of the whole call, of which ``folder`` may belong to one of several runs."""
+    """Return the job of the command that started the run of ``folder``. For a run of a comparison, this is the whole comparison."""
     compared = folder.parent.name.endswith(COMPARE_SUFFIX)
     return job.model_copy(update={"options": {**job.options, "strategy": "compare"}}) if compared else job
 
@@ -134,5 +134,5 @@ def _side_folders(out: Path, suffix: str) -> list[Path]:
     return [path for path in sorted(parent.iterdir()) if path.is_dir() and path.name.endswith(suffix)] if parent.is_dir() else []
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     return "not given" if value is None else value if isinstance(value, str) else json.dumps(value)

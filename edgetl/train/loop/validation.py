@@ -1,4 +1,4 @@
-"""Validation: loss and accuracy on the validation images, early stopping, divergence, and interpolation of weights (WiSE-FT)."""
+"""Validation: loss and accuracy on validation images, early stopping, divergence check, and weight interpolation (WiSE-FT)."""
 
 from __future__ import annotations
 
@@ -14,29 +14,31 @@ from edgetl.train.inputs.dataset import Batches
 from edgetl.train.loop.losses import TASK, TaskLoss
 
 VALIDATIONS = 20
-# Steps over which the loss is averaged to detect divergence, and before it is checked at all.
+# Steps over which the loss is smoothed for the divergence check, and steps before the first check.
 LOSS_MEMORY = 20
-# A smoothed loss above this many times that of a random prediction, and that of the first step, has diverged.
+# Training has diverged if the smoothed loss exceeds this multiple of both the loss of a random prediction and the first step's loss.
 DIVERGED = 5.0
 INTERPOLATION_WEIGHTS = (0.2, 0.4, 0.6, 0.8)
 
 
 @dataclass
 class LoopState:
-    """State of a training: figures, best weights and early stopping.
+    """State of the training loop: metrics, best weights and early stopping.
 
     Attributes:
-        step: optimizer steps done.
-        rows: figures of each validation.
-        best_loss: the lowest validation loss.
-        best: the weights that had it.
-        waited: validations since.
-        first_loss: task loss of the first step; high where BatchNorm gets images unlike those it was trained on, but only briefly.
-        recent_loss: smoothed task loss of the last steps.
-        correct, seen: correct predictions and images since the last validation.
-        sums: of each loss term over those images.
-        head_penalty: of the linear probe that fitted the head, for the run's record.
-        interpolation_weight: of the tuned weights in the result; 1 unless they were interpolated with the starting ones.
+        step: Optimizer steps done.
+        rows: Metrics of each validation.
+        best_loss: Lowest validation loss.
+        best: Weights with this loss.
+        waited: Number of validations since then.
+        first_loss: Task loss of the first step. It can be high for a short time if the images differ from the pretraining images and
+            BatchNorm is trained.
+        recent_loss: Smoothed task loss of the last steps.
+        correct: Number of correct predictions since the last validation.
+        seen: Number of training images since the last validation.
+        sums: Sum of each loss term over these images.
+        head_penalty: L2 penalty of the linear probe that fitted the head, for the run record.
+        interpolation_weight: Weight of the fine-tuned weights in the result, 0..1. It is 1 without interpolation.
     """
 
     step: int = 0
@@ -53,7 +55,13 @@ class LoopState:
     interpolation_weight: float = 1.0
 
     def add_step(self, losses: Mapping[str, torch.Tensor], correct: float, seen: int) -> None:
-        """Count a step: ``losses`` are means over ``seen`` images, by name, and ``correct`` of these are predicted correctly."""
+        """Record one training step.
+
+        Args:
+            losses: Loss terms by name, means over the images of the step.
+            correct: Number of correct predictions.
+            seen: Number of images.
+        """
         means = {name: float(value.detach()) for name, value in losses.items()}
         self.step += 1
         self.correct, self.seen = self.correct + correct, self.seen + seen
@@ -63,18 +71,27 @@ class LoopState:
         self.recent_loss = loss if self.recent_loss is None else self.recent_loss + (loss - self.recent_loss) / LOSS_MEMORY
 
     def diverged(self, chance: float) -> bool:
-        """True if the smoothed task loss is far above ``chance``, the loss of a random prediction, and above that of the first step."""
+        """Return True if training has diverged.
+
+        The smoothed task loss is compared with ``chance``, the loss of a random prediction, and with the loss of the first step.
+        """
         assert self.recent_loss is not None and self.first_loss is not None
         return self.step > LOSS_MEMORY and self.recent_loss > DIVERGED * max(chance, self.first_loss)
 
     def add_validation(self, result: tuple[float, float], network: nn.Module, rates: Mapping[str, float]) -> None:
-        """Add a row with the loss and accuracy of ``network``, and keep its weights if they are the best so far."""
+        """Record a validation, and copy the weights of ``network`` if they are the best so far.
+
+        Args:
+            result: Loss and accuracy.
+            network: Network that was validated.
+            rates: Learning rates by name.
+        """
         loss, accuracy = result
         seen = max(1.0, self.seen)
         means = {name: value / seen for name, value in self.sums.items()}
-        figures = {"train_loss": means.pop(TASK), "train_accuracy": self.correct / seen}
+        metrics = {"train_loss": means.pop(TASK), "train_accuracy": self.correct / seen}
         terms = {f"loss/{name}": value for name, value in means.items()}
-        self.rows.append({"step": self.step, **figures, **terms, "val_loss": loss, "val_accuracy": accuracy, **rates})
+        self.rows.append({"step": self.step, **metrics, **terms, "val_loss": loss, "val_accuracy": accuracy, **rates})
         self.correct, self.seen, self.sums = 0.0, 0.0, {}
         if loss < self.best_loss:
             self.best_loss, self.waited = loss, 0
@@ -84,7 +101,7 @@ class LoopState:
 
 
 def validate(network: nn.Module, batches: Batches, loss: TaskLoss) -> tuple[float, float]:
-    """Mean loss (without smoothing) and accuracy; every module stays in the mode that it was in."""
+    """Compute the mean loss (without label smoothing) and the accuracy. The mode of every module (training or evaluation) is restored."""
     device = next(network.parameters()).device
     modes = [module.training for module in network.modules()]
     network.eval()
@@ -101,17 +118,17 @@ def validate(network: nn.Module, batches: Batches, loss: TaskLoss) -> tuple[floa
 
 
 def interpolate(network: nn.Module, state: LoopState, start: Mapping[str, torch.Tensor], batches: Batches, loss: TaskLoss) -> None:
-    """Interpolate between starting and tuned weights, with the weight of the lowest validation loss (WiSE-FT: Wortsman et al. 2022,
-    arXiv:2109.01903).
+    """Interpolate between starting and fine-tuned weights (WiSE-FT: Wortsman et al. 2022, arXiv:2109.01903).
 
-    The head stays the tuned one: it was fitted on the starting features, and fits both.
+    The interpolation weight with the lowest validation loss is chosen. The head is not interpolated: it was fitted on the starting
+    features before fine-tuning, and fits both.
 
     Args:
-        network: any weights; it is left with the last ones that were tried.
-        state: its best weights, loss and interpolation weight are updated.
-        start: starting weights by name, without the head's.
-        batches: of validation images.
-        loss: of the task.
+        network: Network with any weights. Its weights are overwritten.
+        state: Its best weights, loss and interpolation weight are updated.
+        start: Starting weights by name, without the head.
+        batches: Validation batches.
+        loss: Loss of the task.
     """
     tuned = state.best
     for weight in INTERPOLATION_WEIGHTS:

@@ -1,1 +1,1 @@
-"""Networks: torch modules and their structure (stages, partition, progressive columns, pruned layers, stochastic depth)."""
+"""Networks: torch modules and their structure (stages, partition, progressive networks, pruned networks, stochastic depth)."""

@@ -1,4 +1,4 @@
-"""Backbone: a network with a linear head, its origin, and the arguments that rebuild it."""
+"""Backbone: a network with a linear head, its origin, and the arguments to rebuild it."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from edgetl.train.networks.progressive import ProgressiveNetwork, ProgressiveRec
 from edgetl.train.networks.pruned import PRUNED, LayerSizes, set_layer_sizes
 
 TORCHVISION = "torchvision:"
-# Errors of timm and torch for arguments, and for inputs, that an architecture does not take.
+# Exceptions of timm and torch for invalid arguments and invalid input sizes.
 BUILD_ERRORS = (RuntimeError, TypeError, ValueError, AssertionError, KeyError, IndexError, AttributeError, ZeroDivisionError, MemoryError)
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network with a linear head of the right size, and where it comes from.
+    """Backbone with a linear head, its preprocessing and its origin.
 
     Attributes:
-        name: as the user gave it.
-        architecture: a timm name, or ``torchvision:NAME``.
-        model: ``float32 [batch, 3, H, W]`` → logits ``[batch, classes]``.
-        head_name: the linear head's name among the model's modules.
-        spec: the preprocessing that the weights were made for.
-        model_args: arguments that rebuild the architecture.
-        weights_sha256: of the file that was loaded, or of the run's; none for random weights.
-        license: the most restrictive of its parents'; none where no parent states one.
-        parents: what the weights were made from, the oldest first; empty for random weights.
-        columns: structure of a progressive network; none for others.
+        name: Name of the backbone, as given by the user.
+        architecture: timm name, or ``torchvision:NAME``.
+        model: Network: ``float32 [batch, 3, H, W]`` → logits ``[batch, classes]``.
+        head_name: Name of the linear head among the modules of the network.
+        spec: Preprocessing of the pretrained weights.
+        model_args: Arguments to rebuild the architecture.
+        weights_sha256: SHA-256 of the weights file, or None for random weights.
+        license: Most restrictive license of all parents, or None if unknown.
+        parents: Models that the weights were derived from, the oldest first. Empty for random weights.
+        columns: Structure of a progressive network, or None for other networks.
     """
 
     name: str
@@ -57,30 +57,36 @@ class Backbone:
 
     @property
     def head(self) -> nn.Linear:
-        """The last layer."""
+        """Linear head: the last layer of the network."""
         head = self.model.get_submodule(self.head_name)
         assert isinstance(head, nn.Linear)
         return head
 
 
 def with_intensity(backbone: Backbone, choice: str, samples: Sequence[Sample]) -> Backbone:
-    """Return ``backbone`` with the intensity rule that ``choice`` (``--intensity``) derives from the training images ``samples``.
+    """Return ``backbone`` with the intensity rule of ``choice`` (``--intensity``), derived from the training images ``samples``.
 
     Raises:
-        ConfigError: the images have no range that ``choice`` could take.
+        ConfigError: If ``choice`` needs a range of values that the images do not have.
     """
     rule = resolve_intensity(choice, backbone.spec.intensity, [sample.levels for sample in samples if sample.levels])
     return replace(backbone, spec=backbone.spec.model_copy(update={"intensity": rule}))
 
 
 def rebuild(architecture: str, model_args: dict[str, Any], classes: int, columns: ProgressiveRecord | None = None) -> nn.Module:
-    """Build the architecture of a run with random weights, into which its own are loaded.
+    """Build the network of a run with random weights, before its own weights are loaded.
+
+    Args:
+        architecture: timm name, or ``torchvision:NAME``.
+        model_args: Arguments of the architecture.
+        classes: Number of outputs.
+        columns: Structure of a progressive network.
 
     Raises:
-        BackboneError: the installed library no longer has it, or the record is not that of a network.
+        BackboneError: If the installed library does not have the architecture, or the arguments are invalid.
     """
     if problem := architecture_problem(architecture) or args_problem(model_args):
-        raise BackboneError(f"{architecture[:80]} is not built: {problem}.")
+        raise BackboneError(f"{architecture[:80]} cannot be built: {problem}.")
     if columns is not None:
         networks = [rebuild(architecture, model_args, count) for count in (*(column.classes for column in columns.earlier), classes)]
         check_laterals(networks[-1], columns)
@@ -88,19 +94,19 @@ def rebuild(architecture: str, model_args: dict[str, Any], classes: int, columns
     if PRUNED in model_args:
         model = rebuild(architecture, {key: value for key, value in model_args.items() if key != PRUNED}, classes)
         sizes: LayerSizes = dict(model_args[PRUNED])
-        sizes[find_head(model)] = [classes, *sizes.get(find_head(model), [0, 1])[1:]]  # the run may have had other classes
+        sizes[find_head(model)] = [classes, *sizes.get(find_head(model), [0, 1])[1:]]  # the new number of classes may differ
         set_layer_sizes(model, sizes)
         return model
     if architecture.startswith(TORCHVISION):
         return torchvision_model(architecture.removeprefix(TORCHVISION), None, classes)
-    # Checked here: `create_model` would also take the name of a folder or of a repository on the network.
+    # This check is necessary: `create_model` also accepts the name of a folder or of a repository on the network.
     if not timm.is_model(architecture.split(".")[0]):
         raise BackboneError(f"timm {timm.__version__} has no architecture called {architecture}. Install a version that has it.")
     try:
-        # Folders that timm's newer versions save name the published classes among the arguments.
+        # Override num_classes: newer versions of timm save the number of the published classes among the arguments.
         model = timm.create_model(architecture, pretrained=False, **{**model_args, "num_classes": classes})
     except NotImplementedError:
-        raise  # of the meta device, which is not the arguments' fault
+        raise  # raised by the meta device, and not caused by the arguments
     except BUILD_ERRORS as error:
         raise BackboneError(f"timm {timm.__version__} cannot build {architecture} with {model_args}: {first_line(error)}") from error
     assert isinstance(model, nn.Module)
@@ -108,10 +114,10 @@ def rebuild(architecture: str, model_args: dict[str, Any], classes: int, columns
 
 
 def find_head(model: nn.Module) -> str:
-    """The name of the linear layer that ends the network.
+    """Find the name of the linear head of a network.
 
     Raises:
-        BackboneError: the network does not end in one linear layer.
+        BackboneError: If the network does not end in one linear layer.
     """
     get_classifier = getattr(model, "get_classifier", None)
     if callable(get_classifier):
@@ -119,22 +125,25 @@ def find_head(model: nn.Module) -> str:
         for name, module in model.named_modules():
             if module is classifier and isinstance(module, nn.Linear):
                 return name
-        raise BackboneError(f"{type(model).__name__} does not end in one linear layer; choose a backbone with a plain classifier.")
+        raise BackboneError(f"{type(model).__name__} does not end in one linear layer. Use a backbone with a linear classifier.")
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise BackboneError(f"{type(model).__name__} has no linear layer to replace; choose another backbone.")
+        raise BackboneError(f"{type(model).__name__} has no linear layer to replace. Use another backbone.")
     return linear[-1]
 
 
 def feature_extractor(model: nn.Module, head_name: str) -> nn.Module:
-    """A copy of ``model`` in evaluation mode that ends before its head: ``[batch, 3, H, W]`` → features ``[batch, width]``."""
+    """Copy ``model`` without its head, in evaluation mode: ``[batch, 3, H, W]`` → features ``[batch, width]``."""
     network = copy.deepcopy(model)
     network.set_submodule(head_name, nn.Identity())
     return network.eval()
 
 
 def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
-    """Multiply-accumulates of one image of ``size`` (height, width, px), by torch's own counter of convolutions and matrix products."""
+    """Count the multiply-accumulate operations (MACs) for one image of ``size`` (height, width, px).
+
+    torch's ``FlopCounterMode`` counts convolutions and matrix products.
+    """
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         model(torch.zeros(1, 3, *size))
@@ -142,19 +151,24 @@ def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
 
 
 def torchvision_model(name: str, weights: Any, classes: int) -> nn.Module:
-    """A torchvision classifier with a linear head of ``classes`` outputs; ``weights`` as torchvision takes them.
+    """Build a torchvision classifier with a linear head of ``classes`` outputs.
+
+    Args:
+        name: torchvision's name of the model.
+        weights: Weights as torchvision's ``get_model`` accepts them. None: random weights.
+        classes: Number of outputs.
 
     Raises:
-        BackboneError: torchvision has no classifier of this name.
+        BackboneError: If torchvision has no classifier of this name.
     """
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise BackboneError(f"torchvision {torchvision.__version__} has no classifier called {name}.")
     model = torchvision.models.get_model(name, weights=weights)
     assert isinstance(model, nn.Module)
     if getattr(model, "aux_logits", False):
-        model.aux_logits = False  # type: ignore[assignment]  # the side outputs of Inception and GoogLeNet have classes of their own
+        model.aux_logits = False  # type: ignore[assignment]  # the auxiliary outputs of Inception and GoogLeNet have ImageNet's classes
     if name.startswith("squeezenet"):
-        # Its head is a convolution, a ReLU and a pool; pooled features with a linear head are the same size and can be fitted.
+        # Its head is a convolution, a ReLU and a pooling layer. A linear head on pooled features has the same size and can be fitted.
         model.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
         return model
     head_name = find_head(model)
@@ -165,10 +179,10 @@ def torchvision_model(name: str, weights: Any, classes: int) -> nn.Module:
 
 
 def state_problem(model: nn.Module, state: dict[str, torch.Tensor]) -> str | None:
-    """Reason why ``state`` does not hold the weights of ``model``, which may be on the meta device; none if it does."""
+    """Check that ``state`` has valid weights for ``model``, which may be on the meta device. Return the problem, or None."""
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     wrong = sorted(name for name in own.keys() | state.keys() if name not in state or own.get(name) != tuple(state[name].shape))
     if wrong:
         return f"{len(wrong)} tensors are missing, unknown or differ in shape ({wrong[0]}…)"
-    endless = sorted(name for name, value in state.items() if value.is_floating_point() and not bool(value.float().isfinite().all()))
-    return f"numbers are not finite ({endless[0]}…)" if endless else None
+    infinite = sorted(name for name, value in state.items() if value.is_floating_point() and not bool(value.float().isfinite().all()))
+    return f"values are not finite ({infinite[0]}…)" if infinite else None

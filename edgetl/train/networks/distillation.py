@@ -1,4 +1,4 @@
-"""Distillation loss: divergence of a network's predictions from those of another one (Hinton et al. 2015, arXiv:1503.02531)."""
+"""Distillation loss: divergence between the predictions of a network and of its teacher (Hinton et al. 2015, arXiv:1503.02531)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch.nn.functional as F
 
 
 def distillation_loss(logits: torch.Tensor, target: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Kullback-Leibler divergence of the softened class probabilities, times the square of the temperature; a mean over the batch.
+    """Compute the distillation loss: Kullback-Leibler divergence of softened class probabilities, mean over the batch.
 
-    The square keeps the size of the gradient independent of the temperature.
+    The divergence is multiplied by the square of the temperature. The size of the gradient then does not depend on the temperature.
 
     Args:
-        logits: float ``[batch, classes]``, of the network that is trained.
-        target: logits of the other network, of the same shape.
-        temperature: divides both; above 1 it softens the probabilities.
+        logits: float ``[batch, classes]``, outputs of the trained network.
+        target: float ``[batch, classes]``, outputs of the teacher.
+        temperature: Divisor of both logits. Values above 1 soften the probabilities.
     """
-    wanted, given = F.log_softmax(target / temperature, dim=1), F.log_softmax(logits / temperature, dim=1)
-    return temperature**2 * F.kl_div(given, wanted, log_target=True, reduction="batchmean")
+    teacher, student = F.log_softmax(target / temperature, dim=1), F.log_softmax(logits / temperature, dim=1)
+    return temperature**2 * F.kl_div(student, teacher, log_target=True, reduction="batchmean")

@@ -1,4 +1,4 @@
-"""Input size (``--input-size``, timm's ``img_size``): networks with a fixed input size, such as ViT and Swin, are built for another one."""
+"""Input size (``--input-size``, timm's ``img_size``): rebuild networks with a fixed input size, such as ViT and Swin, for another size."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from torch import nn
 from edgetl.errors import BackboneError, ConfigError, first_line
 from edgetl.train.networks.backbone import BUILD_ERRORS, TORCHVISION, Backbone, rebuild
 
-# Sizes that are tried for the message, in steps of this many pixels: patches of 16 and windows of 7 and 8 divide some of them.
+# Step and largest distance of the sizes that are tried for the error message, px. Patches of 16 px, and windows of 7 and 8 patches,
+# divide some of these sizes.
 STEP, FARTHEST = 16, 128
 
 
 def with_input_size(backbone: Backbone, size: tuple[int, int]) -> Backbone:
-    """``backbone`` for images of ``size`` (height, width, px).
+    """Return ``backbone`` for images of ``size`` (height, width, px).
 
-    A network that takes images of that size stays as it is. Another one is built again for it, and timm interpolates its position
-    embeddings and tables of relative positions. ``model_args`` then hold ``img_size``.
+    A network that already supports the size is unchanged. Other networks are rebuilt for it, and timm interpolates their position
+    embeddings and tables of relative positions. ``model_args`` then contains ``img_size``.
 
     Raises:
-        ConfigError: the network does not take images of that size; the nearest that it takes are named.
+        ConfigError: If the network cannot be rebuilt for the size. The message lists the nearest supported sizes.
     """
     reason = input_size_problem(backbone.model, size)
     if reason is None:
@@ -43,7 +44,7 @@ def with_input_size(backbone: Backbone, size: tuple[int, int]) -> Backbone:
 
 
 def input_size_problem(model: nn.Module, size: tuple[int, int]) -> str | None:
-    """Reason why ``model`` does not take images of ``size`` (height, width, px); none if it does."""
+    """Check that ``model`` supports images of ``size`` (height, width, px). Return the problem, or None."""
     if problem := _patch_problem(model, size):
         return problem
     modes = [module.training for module in model.modules()]
@@ -60,21 +61,21 @@ def input_size_problem(model: nn.Module, size: tuple[int, int]) -> str | None:
 
 
 def _patch_problem(model: nn.Module, size: tuple[int, int]) -> str | None:
-    """Refuse sizes that are not multiples of the patch size: a patch embedding silently drops the pixels beyond the last whole patch."""
+    """Return a problem if ``size`` is not a multiple of the patch size. A patch embedding would ignore the pixels after the last patch."""
     for embedding in model.modules():
         if isinstance(embedding, PatchEmbed) and not embedding.dynamic_img_pad:
             height, width = embedding.patch_size
             if size[0] % height or size[1] % width:
-                return f"its patches are {height} x {width} pixels, and both sides must be multiples of that"
+                return f"both sides must be multiples of the patch size, {height} x {width} pixels"
     return None
 
 
 def _built(backbone: Backbone, size: tuple[int, int]) -> Backbone | str:
-    """Backbone for ``size``, or the reason why there is none."""
+    """Rebuild ``backbone`` for ``size``. Return the new backbone, or the problem."""
     args = {**backbone.model_args, "img_size": list(size)}
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"timm\.layers\.interpolate")  # on how torch's next versions will index
+            warnings.filterwarnings("ignore", module=r"timm\.layers\.interpolate")  # deprecation warning of torch's meshgrid indexing
             model = _resized(backbone, size, args) or _filtered(backbone, size, args)
     except (BackboneError, *BUILD_ERRORS) as error:
         misfit = str(error).startswith("Error(s) in loading state_dict")
@@ -87,16 +88,16 @@ def _built(backbone: Backbone, size: tuple[int, int]) -> Backbone | str:
 
 
 def _resized(backbone: Backbone, size: tuple[int, int], args: dict[str, Any]) -> nn.Module | None:
-    """Resize by the network's own ``set_input_size``, which handles its grid and its windows.
+    """Resize with the network's own method ``set_input_size``, which handles grid and windows.
 
-    None if the network has no such method, or if it gives other shapes than a network that is built for ``size``.
+    None if the network does not have the method, or its result has other shapes than a network that was built for ``size``.
     """
     source: Any = copy.deepcopy(backbone.model)
     if not hasattr(source, "set_input_size"):
         return None
     model = rebuild(backbone.architecture, args, backbone.head.out_features)
     try:
-        windows = [tuple(stage.blocks[0].window_size) for stage in getattr(model, "layers", ())]  # of Swin, for each stage
+        windows = [tuple(stage.blocks[0].window_size) for stage in getattr(model, "layers", ())]  # window size of each stage of Swin
         source.set_input_size(img_size=size, **({"window_size": windows} if windows else {}))
         model.load_state_dict(source.state_dict())
     except BUILD_ERRORS:
@@ -105,7 +106,7 @@ def _resized(backbone: Backbone, size: tuple[int, int], args: dict[str, Any]) ->
 
 
 def _filtered(backbone: Backbone, size: tuple[int, int], args: dict[str, Any]) -> nn.Module:
-    """Resize by the filter with which timm loads published weights. They are given as a state_dict, so that timm opens no file."""
+    """Resize with timm's checkpoint filter for pretrained weights. The weights are passed as a state_dict, and timm opens no file."""
     classes = backbone.head.out_features
     no_source = dict.fromkeys(("source", "file", "url", "hf_hub_id", "label_offset"))
     own = {"state_dict": dict(backbone.model.state_dict()), "custom_load": False, "num_classes": classes, "input_size": (3, *size)}
@@ -120,19 +121,19 @@ def _fits(backbone: Backbone, size: tuple[int, int]) -> bool:
 
 
 def _near(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Sizes around ``size`` whose sides are multiples of ``STEP``, the nearest first."""
+    """Yield sizes around ``size`` with sides that are multiples of ``STEP``, the nearest first."""
     low = tuple(side // STEP * STEP for side in size)
-    for away in range(0, FARTHEST, STEP):
+    for distance in range(0, FARTHEST, STEP):
         for sign in (-1, 1):
-            height, width = (side + sign * away + (STEP if sign > 0 and away == 0 else 0) for side in low)
+            height, width = (side + sign * distance + (STEP if sign > 0 and distance == 0 else 0) for side in low)
             if min(height, width) >= STEP and (height, width) != size:
                 yield height, width
 
 
 def _refused(backbone: Backbone, size: tuple[int, int], reason: str, near: tuple[tuple[int, int], ...]) -> ConfigError:
-    advice = f"Leave --input-size out ({backbone.spec.input_size[0]} x {backbone.spec.input_size[1]})"
+    remedy = f"Remove --input-size to use {backbone.spec.input_size[0]} x {backbone.spec.input_size[1]}"
     if near:
-        advice = f"The nearest sizes that it takes: {' and '.join(f'{height},{width}' for height, width in near)}"
+        remedy = f"Nearest supported sizes: {' and '.join(f'{height},{width}' for height, width in near)}"
     elif backbone.architecture.startswith(TORCHVISION):
-        advice += ", or take timm's architecture of that name"
-    return ConfigError(f"--input-size {size[0]},{size[1]}: {backbone.architecture} does not take images of that size: {reason}. {advice}.")
+        remedy += ", or use timm's architecture of the same name"
+    return ConfigError(f"--input-size {size[0]},{size[1]}: {backbone.architecture} does not support this size: {reason}. {remedy}.")

@@ -1,8 +1,8 @@
-"""Arguments of an architecture that a file may give: an allow-list by name and JSON type.
+"""Allow-list of architecture arguments from files, by name and JSON type.
 
-``timm.create_model`` also takes arguments that load files (``checkpoint_path``), reach the network (``pretrained_cfg``) or change the kind
-of module (``features_only``). Runs, folders in timm's form and repositories of the hub may come from others. Therefore only arguments that
-describe the shape of a network are passed on.
+``timm.create_model`` also accepts arguments that load files (``checkpoint_path``), access the network (``pretrained_cfg``) or change the
+kind of module (``features_only``). Runs, folders in timm's format and hub repositories may come from untrusted sources. Only arguments
+that describe the shape of a network are therefore passed to timm.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from edgetl.train.networks.pruned import PRUNED
 
-# Of the constructors of timm's models: numbers, and lists of numbers.
+# Arguments of timm's models with a number or a list of numbers.
 NUMBERS = frozenset(
     """
     always_partition attn_drop_rate avg_down base_width block_reduce_first cardinality channels class_token conv_bias conv_mlp depth
@@ -27,13 +27,13 @@ NUMBERS = frozenset(
     width_mult widths window_ratio window_size zero_init_last
     """.split()
 )
-# Those that are a word of timm's own tables.
+# Arguments with a word from timm's own tables.
 WORDS = frozenset(
     """
     aa_layer act_layer global_pool norm_layer pad_type pool_type pos_embed rope_type se_layer stem_type weight_init
     """.split()
 )
-# Larger than those of any published network.
+# Limits above the values of all published networks.
 LARGEST, MOST_LAYERS, MOST_NUMBERS = 16_384, 256, 64
 _DEPTHS = frozenset({"depth", "depths", "layers"})
 _WORD = re.compile(r"[A-Za-z0-9_]{0,40}")
@@ -41,16 +41,20 @@ _ARCHITECTURE = re.compile(r"(torchvision:)?[A-Za-z0-9_.-]{1,120}")
 
 
 def architecture_problem(name: str) -> str | None:
-    """Reason why ``name`` in a file cannot be an architecture, such as a prefix that would load a folder or hub; none if it can."""
+    """Check that ``name`` from a file is the name of an architecture, without a prefix that loads a folder or accesses a hub.
+
+    Returns:
+        The problem, or None.
+    """
     return None if _ARCHITECTURE.fullmatch(name) else f"{name[:80]!r} is not the name of an architecture of timm or torchvision"
 
 
 def args_problem(args: Mapping[str, object]) -> str | None:
-    """Reason why ``args`` are not passed on to an architecture's constructor; none if they are."""
+    """Check that ``args`` may be passed to the constructor of an architecture. Return the problem, or None."""
     for name, value in args.items():
         if name == PRUNED:
             if not _are_sizes(value):
-                return f"{PRUNED} is not a table of layers' sizes"
+                return f"{PRUNED} is not a table of layer sizes"
         elif name in NUMBERS:
             values = value if isinstance(value, list | tuple) else [value]
             largest = MOST_LAYERS if name in _DEPTHS else LARGEST
@@ -60,12 +64,12 @@ def args_problem(args: Mapping[str, object]) -> str | None:
             if value is not None and not (isinstance(value, str) and _WORD.fullmatch(value)):
                 return f"{name} is not a word"
         else:
-            return f"{str(name)[:80]!r} is not an argument that edgetl passes on to an architecture"
-    return "in_chans is not 3: edgetl's images are RGB" if args.get("in_chans") not in (None, 3) else None
+            return f"{str(name)[:80]!r} is not an allowed argument of an architecture"
+    return "in_chans is not 3, but edgetl's images are RGB" if args.get("in_chans") not in (None, 3) else None
 
 
 def _is_number(value: object, largest: int) -> bool:
-    """True for finite numbers up to ``largest``, booleans and none."""
+    """Return True for finite numbers up to ``largest``, booleans and None."""
     return value is None or (isinstance(value, int | float) and math.isfinite(value) and abs(value) <= largest)
 
 

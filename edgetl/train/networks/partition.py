@@ -1,4 +1,4 @@
-"""Partition of a network into frozen and trainable layers: the frozen ones run once for each image, and their outputs are stored."""
+"""Partition of a network into frozen and trainable layers. The activation cache runs the frozen layers once per image."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from torch import nn
 from edgetl.train.networks.progressive import ProgressiveNetwork
 from edgetl.train.networks.stages import HEAD, Stage
 
-# Of the largest value: both are the same layers in the same order, so that only rounding may differ.
+# Largest difference to the whole network, relative to the largest value. The layers are the same, and only rounding may differ.
 MAX_RELATIVE_DIFFERENCE = 1e-4
-# timm's names in vision transformers.
+# timm's names of module and method in vision transformers.
 PATCHES, POSITIONS = "patch_embed", "_pos_embed"
 
 
 @dataclass(frozen=True)
 class Partition:
-    """``trainable(frozen(x))`` is the network; the parameters of ``trainable`` keep their names."""
+    """Two parts of a network: ``trainable(frozen(x))`` is its output. The parameters of ``trainable`` keep their names."""
 
     frozen: nn.Module
     trainable: nn.Module
 
 
 def split_frozen(model: nn.Module, trained: Sequence[Stage], example: torch.Tensor) -> Partition | None:
-    """Split ``model`` before the first of ``trained``, which must be its last stages.
+    """Split ``model`` before the first of the stages ``trained``, which must be its last stages.
+
+    The partition is compared with the whole network on ``example``.
 
     Args:
-        model: in evaluation mode.
-        trained: the stages that train, the head last.
-        example: a few images, float32 ``[n, 3, H, W]``.
+        model: Network in evaluation mode.
+        trained: Stages that are trained. The head is the last.
+        example: float32 ``[n, 3, H, W]``, a few images.
 
     Returns:
-        The partition, compared with the whole network on ``example``. None where the network is no chain of modules at that place, and for
-        progressive networks, whose lateral connections cross it.
+        The partition. None if the network is not a chain of modules at this stage. Also None for progressive networks, because their
+        lateral connections connect the two parts.
     """
     if isinstance(model, ProgressiveNetwork):
         return None
@@ -55,14 +57,14 @@ def split_frozen(model: nn.Module, trained: Sequence[Stage], example: torch.Tens
     pieces = [copy.deepcopy(model.get_submodule(path)) for path in units]
     if hasattr(model, POSITIONS) and units[:1] == [PATCHES]:
         pieces.insert(1, _Positions(model))
-        # Past the registry of modules: there, the class's own method would be found first.
+        # Set the attribute in __dict__, because a registered submodule would not override the method of the class.
         rest.__dict__[POSITIONS] = nn.Identity()
     parts = Partition(nn.Sequential(*pieces).eval(), rest)
     return parts if units and _agrees(model, parts, inputs[start], example) else None
 
 
 class _Positions(nn.Module):
-    """The step of a vision transformer that is a method and no module: add class tokens and position embeddings to the patches."""
+    """Position embedding of a vision transformer as a module. In timm it is a method, which adds class tokens and position embeddings."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -70,13 +72,13 @@ class _Positions(nn.Module):
         self.model.set_submodule("blocks", nn.Identity())
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """Patches ``[batch, ...]`` → tokens ``[batch, tokens, width]``."""
+        """Add class tokens and position embeddings: patches ``[batch, ...]`` → tokens ``[batch, tokens, width]``."""
         tokens: torch.Tensor = getattr(self.model, POSITIONS)(patches)
         return tokens
 
 
 def _trace(model: nn.Module, example: torch.Tensor) -> tuple[list[str], dict[str, torch.Tensor]]:
-    """Names of the modules in the order in which they first run, and each one's first input."""
+    """Return the names of all modules in the order of their first call, and the first input of each."""
     order: list[str] = []
     inputs: dict[str, torch.Tensor] = {}
 
@@ -84,7 +86,7 @@ def _trace(model: nn.Module, example: torch.Tensor) -> tuple[list[str], dict[str
         def hook(_module: nn.Module, given: tuple[Any, ...]) -> None:
             if path not in inputs and given and isinstance(given[0], torch.Tensor):
                 order.append(path)
-                inputs[path] = given[0].clone()  # activations work in place
+                inputs[path] = given[0].clone()  # in-place activations may change it later
 
         return hook
 
@@ -107,7 +109,7 @@ def _contains(path: str, other: str) -> bool:
 
 
 def _agrees(model: nn.Module, parts: Partition, expected: torch.Tensor, example: torch.Tensor) -> bool:
-    """True if the frozen part gives ``expected`` and both parts together the output of the whole network."""
+    """Return True if the output of the frozen part is ``expected``, and both parts together have the output of the whole network."""
     with torch.no_grad():
         whole = model(example)
         try:

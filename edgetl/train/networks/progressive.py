@@ -1,7 +1,7 @@
-"""Progressive networks (Rusu et al. 2016, arXiv:1606.04671): frozen columns, one for each earlier task, and a column that trains.
+"""Progressive networks (Rusu et al. 2016, arXiv:1606.04671): one frozen column for each previous task, and one trained column.
 
-Each column adds projections of the earlier columns' activations to its own (lateral connections). Earlier columns never change, so that
-their tasks are kept exactly. The model grows by one network for each task.
+Each column adds projections of the earlier columns' activations to its own activations (lateral connections). Earlier columns do not
+change, and their predictions are kept exactly. Each task adds a whole network to the model.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from edgetl.errors import BackboneError
 
 
 class Lateral(StrictModel):
-    """Place of a lateral connection: the end of a stage, by its module in every column.
+    """Position of a lateral connection: the end of a stage in every column.
 
     Attributes:
-        module: name of the module whose output is connected.
-        channels: of that output.
-        layout: ``map`` is ``[batch, channels, h, w]``; ``rows`` has the channels last: ``[batch, …, channels]``.
+        module: Name of the module with the connected output.
+        channels: Number of channels of this output.
+        layout: ``map`` is ``[batch, channels, h, w]``. ``rows`` has the channels last: ``[batch, …, channels]``.
     """
 
     module: str
@@ -33,13 +33,13 @@ class Lateral(StrictModel):
 
 
 class Column(StrictModel):
-    """An earlier column.
+    """Earlier column of a progressive network.
 
     Attributes:
-        name: of the run that trained it, or of the published weights.
-        classes: outputs of its head.
-        labels: of those, in their order; empty for published weights, which do not name them.
-        laterals: connections from the columns before it; empty for the first column.
+        name: Name of the run that trained it, or of the published weights.
+        classes: Number of outputs of its head.
+        labels: Labels of these outputs, in their order. Empty for published weights, which have no labels.
+        laterals: Lateral connections from the columns before it. Empty for the first column.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Column(StrictModel):
 
 
 class ProgressiveRecord(StrictModel):
-    """Structure of a ``ProgressiveNetwork``.
+    """Structure of a ``ProgressiveNetwork``, as recorded in ``run.json``.
 
     Attributes:
-        head: the linear head's name in each column.
-        earlier: the frozen columns, the oldest first.
-        laterals: connections from them to the last column, the run's own.
+        head: Name of the linear head in each column.
+        earlier: Frozen columns, the oldest first.
+        laterals: Lateral connections from the frozen columns to the last column.
     """
 
     head: str
@@ -63,21 +63,22 @@ class ProgressiveRecord(StrictModel):
 
     @property
     def all_laterals(self) -> tuple[tuple[Lateral, ...], ...]:
-        """Lateral connections of each column but the first."""
+        """Lateral connections of each column except the first."""
         return (*(column.laterals for column in self.earlier[1:]), self.laterals)
 
 
 class ProgressiveNetwork(nn.Module):
-    """Columns of one architecture with lateral connections: ``float32 [batch, 3, H, W]`` → logits ``[batch, classes]`` of the last one.
+    """Progressive network: columns with lateral connections. ``float32 [batch, 3, H, W]`` → logits ``[batch, classes]`` of the last column.
 
-    A lateral connection is a matrix over the channels (a 1x1 convolution, or a linear layer). It starts at zero, so that a new column
-    starts as the network that it is a copy of. Hooks that exist during one call apply the connections: two threads must not call one
-    network at the same time.
+    All columns have the same architecture. A lateral connection is a matrix over the channels (a 1x1 convolution or a linear layer). It
+    starts at zero, and a new column therefore starts with the predictions of the network that it was copied from.
+
+    Forward hooks apply the connections during a call. Two threads must not call the same network at the same time.
 
     Args:
-        columns: the oldest first; all but the last are frozen here, parameters and statistics.
-        places: lateral connections of each column but the first.
-        head_name: the linear head's name in each column.
+        columns: Columns, the oldest first. Parameters and statistics of all columns except the last are frozen.
+        places: Lateral connections of each column except the first.
+        head_name: Name of the linear head in each column.
     """
 
     def __init__(self, columns: Sequence[nn.Module], places: Sequence[Sequence[Lateral]], head_name: str) -> None:
@@ -85,7 +86,7 @@ class ProgressiveNetwork(nn.Module):
         self.columns = nn.ModuleList(columns)
         self.places = tuple(tuple(found) for found in places)
         self.head_name = head_name
-        # laterals.A.B.C: into column A + 1, at its B-th place, from column C.
+        # laterals.A.B.C is the connection from column C to column A + 1 at its position B.
         self.laterals = nn.ModuleList(
             nn.ModuleList(nn.ModuleList(_projection(place) for _ in range(column)) for place in found)
             for column, found in enumerate(self.places, start=1)
@@ -95,18 +96,21 @@ class ProgressiveNetwork(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> ProgressiveNetwork:
-        """As ``nn.Module.train``, but the frozen columns stay in evaluation mode: their statistics must not move."""
+        """Set the training mode, as ``nn.Module.train``. Frozen columns are kept in evaluation mode to keep their statistics."""
         super().train(mode)
         for frozen in self.columns[:-1]:
             frozen.eval()
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits ``[batch, classes]`` of the last column's task."""
+        """Compute the logits ``[batch, classes]`` of the last column."""
         return self.column_logits(images, len(self.columns) - 1)
 
     def column_logits(self, images: torch.Tensor, index: int) -> torch.Tensor:
-        """Logits ``[batch, classes]`` of the column at ``index`` (0 is the oldest), bit for bit as before there were later columns."""
+        """Compute the logits ``[batch, classes]`` of the column ``index`` (0 is the oldest).
+
+        They are bit-identical to the logits before later columns were added.
+        """
         outputs: list[dict[str, torch.Tensor]] = []
         for earlier in range(index):
             own: dict[str, torch.Tensor] = {}
@@ -115,7 +119,7 @@ class ProgressiveNetwork(nn.Module):
         return self._run_column(index, images, outputs, None)
 
     def previous_network(self) -> nn.Module:
-        """The network without its last column; it shares the weights."""
+        """Return the network without its last column. The weights are shared."""
         if len(self.columns) == 2:
             return self.columns[0]
         shared = ProgressiveNetwork([*self.columns[:-1]], self.places[:-1], self.head_name)
@@ -123,13 +127,20 @@ class ProgressiveNetwork(nn.Module):
         return shared.eval().requires_grad_(False)
 
     def get_classifier(self) -> nn.Module:
-        """The last column's head, by the name of timm's method."""
+        """Return the head of the last column. The method has the same name in timm."""
         return self.columns[-1].get_submodule(self.head_name)
 
     def _run_column(
         self, index: int, images: torch.Tensor, outputs: list[dict[str, torch.Tensor]], own: dict[str, torch.Tensor] | None
     ) -> torch.Tensor:
-        """Logits of one column, given the earlier columns' outputs by module; ``own`` takes its outputs for later columns."""
+        """Compute the logits of one column.
+
+        Args:
+            index: Index of the column.
+            images: float32 ``[batch, 3, H, W]``.
+            outputs: Outputs of the earlier columns by module.
+            own: Dictionary that receives the outputs of this column for later columns, or None.
+        """
         column, laterals = self.columns[index], self._laterals_into(index)
         handles: list[RemovableHandle] = []
 
@@ -138,7 +149,7 @@ class ProgressiveNetwork(nn.Module):
                 for lateral, earlier in zip(laterals.get(name, ()), outputs, strict=False):
                     out = out + lateral(earlier[name])
                 if own is not None:
-                    own[name] = out.clone()  # the next layer may work in place
+                    own[name] = out.clone()  # the next layer may change it in place
                 return out
 
             return hook
@@ -153,7 +164,7 @@ class ProgressiveNetwork(nn.Module):
         return logits
 
     def _laterals_into(self, index: int) -> dict[str, list[nn.Module]]:
-        """The lateral connections into a column, by module."""
+        """Return the lateral connections to a column, by module."""
         if index == 0:
             return {}
         rows = [list(row.children()) for row in self.laterals[index - 1].children()]
@@ -161,22 +172,23 @@ class ProgressiveNetwork(nn.Module):
 
 
 def check_laterals(network: nn.Module, record: ProgressiveRecord) -> None:
-    """Refuse a record that names modules which a column does not have.
+    """Check that a column has all modules of the record of a progressive network.
 
     Raises:
-        BackboneError: a module is missing; the text names it.
+        BackboneError: If a module is missing.
     """
     modules = dict(network.named_modules())
-    wanted = {place.module for found in (*(column.laterals for column in record.earlier), record.laterals) for place in found}
-    missing = sorted(name for name in wanted if name not in modules)
+    connected = {place.module for found in (*(column.laterals for column in record.earlier), record.laterals) for place in found}
+    missing = sorted(name for name in connected if name not in modules)
     if missing or not isinstance(modules.get(record.head), nn.Linear):
         raise BackboneError(
-            f"the columns' record names {missing[0] if missing else record.head!r}, which {type(network).__name__} does not have."
+            f"the record of the progressive network is invalid: {type(network).__name__} has no module "
+            f"{missing[0] if missing else record.head!r}."
         )
 
 
 def _projection(place: Lateral) -> nn.Module:
-    """A matrix over the channels, all zero."""
+    """Make a lateral connection with zero weights."""
     if place.layout == "map":
         layer: nn.Conv2d | nn.Linear = nn.Conv2d(place.channels, place.channels, 1, bias=False)
     else:
@@ -186,7 +198,7 @@ def _projection(place: Lateral) -> nn.Module:
 
 
 def last_column(model: nn.Module) -> tuple[str, nn.Module]:
-    """The network that trains, and the prefix of its parameters' names in ``model``: the last column, or ``model`` itself."""
+    """Return the prefix of parameter names and the module of the trained column. For other networks: ``""`` and ``model``."""
     if isinstance(model, ProgressiveNetwork):
         return f"columns.{len(model.columns) - 1}.", model.columns[-1]
     return "", model

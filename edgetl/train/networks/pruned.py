@@ -1,4 +1,4 @@
-"""Pruned networks: sizes of the layers, recorded so that the network can be built again."""
+"""Pruned networks: record the sizes of the layers, and rebuild the network from them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgetl.errors import BackboneError
 
-# Key among a backbone's arguments; `rebuild` takes it out before it calls a library.
+# Key among the arguments of a backbone. `rebuild` removes it before it calls timm or torchvision.
 PRUNED = "edgetl_pruned"
-# Output channels, input channels and groups of a convolution; outputs and inputs of a linear layer; features of a BatchNorm.
+# Sizes by layer name. Convolution: output channels, input channels, groups. Linear layer: outputs, inputs. BatchNorm: features.
 LayerSizes = dict[str, list[int]]
 
 
 def layer_sizes(model: nn.Module) -> LayerSizes:
-    """Sizes of every convolution, linear layer and BatchNorm."""
+    """Return the sizes of all convolutions, linear layers and BatchNorm layers."""
     found: LayerSizes = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -30,18 +30,18 @@ def layer_sizes(model: nn.Module) -> LayerSizes:
 
 
 def set_layer_sizes(model: nn.Module, sizes: LayerSizes) -> None:
-    """Set the sizes of the named layers, with zeros as weights, before the weights of a pruned network are loaded.
+    """Set the sizes of layers. Their weights are zeros until the weights of the pruned network are loaded.
 
     Raises:
-        BackboneError: a layer is not there, is of another kind, or is smaller than its recorded sizes.
+        BackboneError: If a layer does not exist, has another type, or is smaller than its recorded sizes.
     """
     modules, own = dict(model.named_modules()), layer_sizes(model)
     for name, size in sizes.items():
         module, limits = modules.get(name), own.get(name, [])
-        # Pruning only removes channels; the outputs of a linear layer, its first number, may follow the classes.
+        # Pruning only removes channels. The outputs of a linear layer (its first size) may change with the number of classes.
         larger = any(new > old for new, old in list(zip(size, limits, strict=False))[isinstance(module, nn.Linear) :])
         if len(size) != len(limits) or larger or (len(size) == 3 and size[1] % size[2]):
-            raise BackboneError(f"a pruned network's record gives the layer {name[:80]!r} the sizes {size}, which it cannot have.")
+            raise BackboneError(f"the record of the pruned network is invalid: the layer {name[:80]!r} cannot have the sizes {size}.")
         if isinstance(module, nn.Conv2d):
             module.out_channels, module.in_channels, module.groups = size
             _zeros(module, "weight", size[0], size[1] // size[2], *module.kernel_size)

@@ -1,4 +1,4 @@
-"""Stages of a network, from the stem to the head, and freezing."""
+"""Stages of a network, from the stem to the head, and freezing of stages."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LATERALS = "laterals"
 
 @dataclass(frozen=True)
 class Stage:
-    """Parameters that are frozen or trained together.
+    """Stage: parameters that are frozen or trained together.
 
     Attributes:
-        name: ``stem``, ``stage1``, ``stage2`` …, ``laterals`` where there are columns, and ``head``.
-        parameters: their names.
+        name: ``stem``, ``stage1``, ``stage2`` …, ``laterals`` (progressive networks) or ``head``.
+        parameters: Names of the parameters.
     """
 
     name: str
@@ -32,11 +32,11 @@ class Stage:
 
 
 def find_stages(model: nn.Module, head_name: str) -> tuple[Stage, ...]:
-    """The stages of ``model``, the stem first and the linear head last.
+    """Find the stages of ``model``, the stem first and the linear head last.
 
-    timm's networks define their stages (``group_matcher(coarse=True)``); for others a stage is a numbered child (``features.3``) or a named
-    one (``layer2``). A stage never ends inside a block. The stages of a progressive network are those of its last column, with the lateral
-    connections as a stage before the head.
+    timm's networks define their stages (``group_matcher(coarse=True)``). In other networks, a stage is a numbered child (``features.3``) or
+    a named child (``layer2``). A stage never ends inside a block. The stages of a progressive network are those of its last column, with
+    the lateral connections as an additional stage before the head.
     """
     if isinstance(model, ProgressiveNetwork):
         prefix, column = last_column(model)
@@ -60,19 +60,22 @@ def find_stages(model: nn.Module, head_name: str) -> tuple[Stage, ...]:
 
 
 def _prefix(name: str) -> str:
-    """The first two parts of a parameter's name where the second is a number (``features.3``), else the first."""
+    """Return the first two parts of a parameter's name if the second is a number (``features.3``), else the first part."""
     parts = name.split(".")
     return ".".join(parts[:2]) if len(parts) > 2 and parts[1].isdigit() else parts[0]
 
 
 def choose_stages(stages: tuple[Stage, ...], unfreeze: str) -> tuple[Stage, ...]:
-    """The stages that train under ``unfreeze``: a share of the backbone's stages counted from its end, ``stage4`` (that one and all after
-    it), ``first`` (the stem and the first stage alone, for images that differ in noise or blur: Lee et al. 2023, arXiv:2210.11466).
+    """Choose the stages that are trained with the value ``unfreeze``.
 
-    The head and lateral connections always train; the stem only under ``first`` or a share of 1.
+    - A fraction, such as ``0.33``: this fraction of the backbone's stages, counted from the end.
+    - A stage, such as ``stage4``: this stage and all after it.
+    - ``first``: the stem and the first stage, for images that differ in noise or blur (Lee et al. 2023, arXiv:2210.11466).
+
+    The head and lateral connections are always trained. The stem is trained with ``first`` or a fraction of 1 only.
 
     Raises:
-        ConfigError: no such stage, or not a share.
+        ConfigError: If there is no such stage, or the value is not a fraction.
     """
     lower = [stage for stage in stages if stage.name not in (LATERALS, HEAD)]
     end = stages[len(lower) :]
@@ -81,28 +84,28 @@ def choose_stages(stages: tuple[Stage, ...], unfreeze: str) -> tuple[Stage, ...]
     if re.fullmatch(r"stage\d+", unfreeze):
         names = [stage.name for stage in lower]
         if unfreeze not in names:
-            raise ConfigError(f"--unfreeze {unfreeze}: this network has {names[1]} to {names[-1]}.")
+            raise ConfigError(f"--unfreeze {unfreeze}: this network has the stages {names[1]} to {names[-1]}.")
         return (*lower[names.index(unfreeze) :], *end)
     try:
-        share = float(unfreeze)
+        fraction = float(unfreeze)
     except ValueError:
-        share = -1.0
-    if not 0.0 < share <= 1.0:
-        raise ConfigError(f"--unfreeze {unfreeze}: give a share of the stages such as 0.33, a stage such as stage4, or first.")
-    count = math.ceil(share * len(lower)) if share == 1.0 else min(len(lower) - 1, math.ceil(share * len(lower)))
+        fraction = -1.0
+    if not 0.0 < fraction <= 1.0:
+        raise ConfigError(f"--unfreeze {unfreeze}: give a fraction of the stages such as 0.33, a stage such as stage4, or first.")
+    count = math.ceil(fraction * len(lower)) if fraction == 1.0 else min(len(lower) - 1, math.ceil(fraction * len(lower)))
     return (*lower[len(lower) - count :], *end)
 
 
 def set_trainable(model: nn.Module, trained: tuple[Stage, ...], *, freeze_batchnorm: bool) -> None:
-    """Train the stages ``trained`` and freeze the rest.
+    """Make the stages ``trained`` trainable, and freeze all others.
 
-    Frozen modules go to evaluation mode: ``requires_grad`` alone does not stop BatchNorm's running statistics (Lightning issue 15062).
-    Call it again after ``model.train()``.
+    Frozen modules are set to evaluation mode, because ``requires_grad`` does not stop the running statistics of BatchNorm (Lightning issue
+    15062). Call this function again after ``model.train()``.
 
     Args:
-        model: the network, in training mode.
-        trained: of its stages.
-        freeze_batchnorm: also keep every BatchNorm's statistics, scales and offsets.
+        model: Network in training mode.
+        trained: Stages to train.
+        freeze_batchnorm: Also freeze statistics, scales and offsets of every BatchNorm.
     """
     trainable = {name for stage in trained for name in stage.parameters}
     for name, parameter in model.named_parameters():
