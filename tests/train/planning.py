@@ -1,4 +1,4 @@
-"""Plans and prepared networks of a configuration, for tests of the stages that use them."""
+"""Test helpers: training plans and prepared networks of a configuration."""
 
 from torch import nn
 
@@ -12,12 +12,12 @@ from edgetl.train.workflows.finetune import network_facts, prepare
 
 
 def plan_of(config: TrainConfig, images: int, model: nn.Module) -> Plan:
-    """The plan of a classification with ``images`` distinct training images."""
+    """Make the training plan of a classification task with ``images`` distinct training images."""
     resolved, recipe = with_recipe(config)
     strategy, reason = planned_strategy(resolved.optim.strategy, images, pretrained=resolved.backbone.pretrained)
     return make_plan(TrainingJob(resolved, recipe, "classification", images, strategy, reason), network_facts(model, find_head(model)))
 
 
 def prepared(splits: Splits, config: TrainConfig) -> tuple[Backbone, Plan]:
-    """The network before it is trained, and the plan."""
+    """Return the network before training, and the training plan."""
     return prepare(splits, resolve(config, splits))

@@ -1,4 +1,4 @@
-"""The frozen half runs once: the parts are the network, and training on cached activations is training of the upper half."""
+"""Activation cache: partition of networks, training on cached activations, size limit, and resume."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NETWORKS = ("test_resnet", "test_efficientnet", "mobilenetv2_035", "mobilenetv3_
 
 @pytest.mark.parametrize("name", [*NETWORKS, "torchvision:squeezenet1_1"])
 @pytest.mark.parametrize("unfreeze", ["0.33", "0.5"])
-def test_the_halves_of_a_network_are_the_network(name: str, unfreeze: str) -> None:
+def test_frozen_and_trainable_part_together_equal_the_network(name: str, unfreeze: str) -> None:
     torch.manual_seed(0)
     architecture = name.removeprefix("torchvision:")
     model = torchvision_model(architecture, None, 5) if architecture != name else timm.create_model(name, num_classes=5)
@@ -40,12 +40,12 @@ def test_the_halves_of_a_network_are_the_network(name: str, unfreeze: str) -> No
     assert parts is not None
     with torch.inference_mode():
         assert torch.allclose(parts.trainable(parts.frozen(images)), model(images), atol=1e-4)
-    learning = {parameter for stage in trained for parameter in stage.parameters}
-    assert {parameter for parameter, _ in parts.trainable.named_parameters()} == learning
+    expected = {parameter for stage in trained for parameter in stage.parameters}
+    assert {parameter for parameter, _ in parts.trainable.named_parameters()} == expected
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_vit4"])
-def test_a_vision_transformer_is_cut_between_its_blocks(name: str) -> None:
+def test_partition_splits_a_vision_transformer_between_blocks(name: str) -> None:
     model = timm.create_model(name, num_classes=5).eval()
     images = torch.randn(3, 3, *model.pretrained_cfg["input_size"][1:])
     parts = split_frozen(model, choose_stages(find_stages(model, find_head(model)), "0.5"), images[:2])
@@ -55,7 +55,7 @@ def test_a_vision_transformer_is_cut_between_its_blocks(name: str) -> None:
         assert parts.frozen(images).shape[2] == model.num_features, "tokens"
 
 
-def test_a_network_that_is_no_chain_there_is_left_whole() -> None:
+def test_partition_is_none_for_a_network_that_is_not_a_chain() -> None:
     model = timm.create_model("xcit_nano_12_p16_224", num_classes=5).eval()
     stages = find_stages(model, find_head(model))
     assert split_frozen(model, choose_stages(stages, "0.33"), torch.randn(2, 3, *model.pretrained_cfg["input_size"][1:])) is None
@@ -71,7 +71,7 @@ def _config(**changes: object) -> TrainConfig:
     return TrainConfig.from_options(**{**common, "epochs": 4, "augment": "none", "lr": 1e-2, **changes})
 
 
-def test_cached_activations_teach_what_the_whole_network_would(colours: Path, tmp_path: Path) -> None:
+def test_training_on_cached_activations_gives_the_losses_of_the_whole_network(colours: Path, tmp_path: Path) -> None:
     splits = split(scan(colours), val=0.25, test=0.25)
     (work := tmp_path / "work").mkdir()
     found = []
@@ -85,11 +85,11 @@ def test_cached_activations_teach_what_the_whole_network_would(colours: Path, tm
         assert torch.equal(before["layer1.0.bn1.running_mean"], after["layer1.0.bn1.running_mean"])
         assert not torch.equal(before["layer4.0.conv1.weight"], after["layer4.0.conv1.weight"])
         found.append([row["val_loss"] for row in state.rows])
-    assert found[0] == pytest.approx(found[1], rel=0.02, abs=0.01), "float16 activations"
+    assert found[0] == pytest.approx(found[1], rel=0.02, abs=0.01), "within the rounding of float16"
     assert list(work.iterdir()) == [], "the cache is removed"
 
 
-def test_the_cache_keeps_its_bounds(colours: Path, tmp_path: Path) -> None:
+def test_activation_cache_stays_within_its_limits(colours: Path, tmp_path: Path) -> None:
     splits = split(scan(colours), val=0.25, test=0.25)
 
     (work := tmp_path / "work").mkdir()
@@ -115,7 +115,7 @@ def test_the_cache_keeps_its_bounds(colours: Path, tmp_path: Path) -> None:
     assert views(cache_views=5, cache_gb=1e-9) == 0
 
 
-def test_a_resumed_partial_training_sees_the_same_cached_views(colours: Path, tmp_path: Path) -> None:
+def test_resumed_partial_training_uses_the_same_cached_views(colours: Path, tmp_path: Path) -> None:
     config = _config(augment="light", pretrained=False, epochs=12, cache_views=8, checkpoint_s=0.001, augmented_views=1)
 
     def stop(stage: str, done: int, total: int) -> None:

@@ -1,3 +1,5 @@
+"""Backbones: loading from names, folders and weights files, preprocessing options, and feature extraction."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -16,20 +18,20 @@ from edgetl.train.inputs.openvino_features import compile_with_openvino
 from edgetl.train.networks.backbone import feature_extractor, find_head
 
 
-def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
+def test_unknown_backbone_error_lists_the_nearest_name() -> None:
     with pytest.raises(BackboneError, match=r"'mobilnetv3_small_100'.*mobilenetv3_small_100"):
         load_backbone(TrainConfig.from_options(backbone="mobilnetv3_small_100").backbone, 3)
     with pytest.raises(BackboneError, match=r"'resnet19'.*resnet18"):
         load_backbone(TrainConfig.from_options(backbone="torchvision:resnet19").backbone, 3)
 
 
-def test_a_folder_without_config_is_refused_with_what_it_needs(tmp_path: Path) -> None:
+def test_folder_without_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"has no config\.json.*model\.safetensors"):
         load_backbone(TrainConfig.from_options(backbone=f"local-dir:{tmp_path}").backbone, 3)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv3_small_050", "torchvision:resnet18", "torchvision:squeezenet1_0"])
-def test_trunk_and_head_make_the_whole_network(name: str) -> None:
+def test_feature_extractor_and_head_equal_the_whole_network(name: str) -> None:
     torch.manual_seed(0)
     backbone = load_backbone(TrainConfig.from_options(backbone=name, pretrained=False).backbone, 7)
     backbone.model.eval()
@@ -40,7 +42,7 @@ def test_trunk_and_head_make_the_whole_network(name: str) -> None:
     assert backbone.head.out_features == 7
 
 
-def test_weights_of_a_file_are_loaded_and_named_by_hash(tmp_path: Path) -> None:
+def test_weights_file_is_loaded_and_its_hash_recorded(tmp_path: Path) -> None:
     torch.manual_seed(1)
     source = timm.create_model("test_resnet", num_classes=1000)
     path = tmp_path / "weights.safetensors"
@@ -59,7 +61,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         load_backbone(TrainConfig.from_options(backbone="test_resnet", weights=str(path)).backbone, 3)
 
 
-def test_options_replace_the_backbones_preprocessing() -> None:
+def test_preprocessing_options_override_the_backbone() -> None:
     config = TrainConfig.from_options(
         backbone="test_resnet", pretrained=False, input_size=(64, 96), mean=(0.5, 0.5, 0.5), std=(0.1, 0.2, 0.3), crop_pct=1.0
     )
@@ -69,31 +71,31 @@ def test_options_replace_the_backbones_preprocessing() -> None:
         load_backbone(config.with_options(std=(0.0, 1.0, 1.0)).backbone, 2)
 
 
-def test_a_network_without_a_linear_end_is_refused() -> None:
+def test_network_without_a_linear_layer_is_refused() -> None:
     with pytest.raises(BackboneError, match="no linear layer"):
         find_head(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Flatten()))
 
 
-def test_openvino_computes_the_trunks_features() -> None:
+def test_openvino_features_equal_torch_features() -> None:
     torch.manual_seed(0)
     backbone = load_backbone(TrainConfig.from_options(backbone="test_resnet", pretrained=False).backbone, 3)
-    trunk = feature_extractor(backbone.model, backbone.head_name)
+    extractor = feature_extractor(backbone.model, backbone.head_name)
     images = np.random.default_rng(0).random((5, 3, 64, 64), dtype=np.float32)
-    compiled = compile_with_openvino(trunk, images)
+    compiled = compile_with_openvino(extractor, images)
     assert compiled is not None
     with torch.inference_mode():
-        np.testing.assert_allclose(compiled(images), trunk(torch.from_numpy(images)).numpy(), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(compiled(images), extractor(torch.from_numpy(images)).numpy(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.shared
-def test_real_weights_keep_their_arguments_and_license(shared: Path) -> None:
+def test_published_weights_keep_their_arguments_and_license(shared: Path) -> None:
     backbone = load_backbone(TrainConfig.from_options(backbone=f"local-dir:{shared}/weights/mobilenetv2_100.imagenet").backbone, 6)
     assert (backbone.architecture, backbone.model_args, backbone.license) == ("mobilenetv2_100", {"pad_type": "same"}, "apache-2.0")
     assert backbone.spec.mean == (0.5, 0.5, 0.5) and backbone.spec.input_size == (224, 224)
 
 
 @pytest.mark.shared
-def test_squeezenet_takes_real_torchvision_weights(shared: Path) -> None:
+def test_squeezenet_loads_published_torchvision_weights(shared: Path) -> None:
     config = TrainConfig.from_options(backbone="torchvision:squeezenet1_0", weights=f"{shared}/weights/squeezenet1_0.dc_in1k.safetensors")
     backbone = load_backbone(config.backbone, 6)
     assert backbone.head.in_features == 512

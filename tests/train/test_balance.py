@@ -1,4 +1,4 @@
-"""--balance sampler: counted, repeated, resumed."""
+"""Balanced sampling (``--balance sampler``): frequency of classes and images, repetition, and resume."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ SMALL = {
 }  # fmt: skip
 
 
-def test_every_class_is_drawn_equally_often_and_so_is_every_image_of_a_class() -> None:
+def test_balanced_sampler_draws_classes_and_their_images_equally_often() -> None:
     batches = list(BalancedSampler(LABELS, 8, range(75), seed=3))
     assert {len(batch) for batch in batches} == {8}
     images = [index % len(LABELS) for batch in batches for index in batch]
     assert Counter(LABELS[image] for image in images) == {0: 200, 1: 200, 2: 200}
-    shown = Counter(images)
+    drawn = Counter(images)
     for label in range(3):
-        counts = [shown[image] for image, kind in enumerate(LABELS) if kind == label]
+        counts = [drawn[image] for image, other in enumerate(LABELS) if other == label]
         assert max(counts) - min(counts) <= 1, label
     for done in (1, 5, 20):
         part = Counter(LABELS[index % len(LABELS)] for batch in batches[:done] for index in batch)
         assert max(part.values()) - min(part.values()) <= 1, "after any step"
 
 
-def test_an_image_that_comes_again_has_an_index_and_so_a_view_of_its_own() -> None:
+def test_repeated_image_has_a_new_index_and_thus_a_new_augmentation() -> None:
     indices = [index for batch in BalancedSampler(LABELS, 8, range(75), seed=3) for index in batch]
     assert len(set(indices)) == len(indices)
-    again = [index // len(LABELS) for index in indices if LABELS[index % len(LABELS)] == 1]
-    assert again == sorted(again) and again[-1] == 66
+    repetitions = [index // len(LABELS) for index in indices if LABELS[index % len(LABELS)] == 1]
+    assert repetitions == sorted(repetitions) and repetitions[-1] == 66
 
 
-def test_a_steps_batch_depends_on_the_seed_and_the_step_alone() -> None:
+def test_balanced_batch_depends_only_on_seed_and_step() -> None:
     whole = list(BalancedSampler(LABELS, 8, range(30), seed=3))
     assert list(BalancedSampler(LABELS, 8, range(11, 30), seed=3)) == whole[11:]
     assert list(BalancedSampler(LABELS, 8, range(90), seed=3))[:30] == whole
     assert list(BalancedSampler(LABELS, 8, range(30), seed=4)) != whole
-    assert np.ptp([len(batch) for batch in BalancedSampler(LABELS[48:52], 8, range(3), seed=0)]) == 0, "fewer images than a batch holds"
+    assert np.ptp([len(batch) for batch in BalancedSampler(LABELS[48:52], 8, range(3), seed=0)]) == 0, "fewer images than the batch size"
 
 
 class _StopError(Exception):
-    """Ends a training from its progress."""
+    """Raised in the progress callback to stop a training."""
 
 
 @pytest.mark.parametrize("choice", [{"strategy": "full"}, {"strategy": "partial", "unfreeze": "0.5", "augmented_views": 1}])
-def test_a_resumed_balanced_training_ends_with_the_same_weights(colours: Path, tmp_path: Path, choice: dict[str, object]) -> None:
+def test_resumed_balanced_training_gives_the_same_weights(colours: Path, tmp_path: Path, choice: dict[str, object]) -> None:
     for image in sorted((colours / "red").iterdir())[4:]:
         image.unlink()
     config = TrainConfig.from_options(**{**SMALL, **choice, "checkpoint_s": 0.001})

@@ -1,4 +1,4 @@
-"""--compile changes how fast a step is and not what it learns, and gives way where there is no compiler."""
+"""Compilation (``--compile``): same results as without it, and fallback if there is no compiler."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def _config(**changes: object) -> TrainConfig:
     return TrainConfig.from_options(**{**SMALL, **changes})
 
 
-def test_without_a_compiler_the_training_goes_on_and_says_so(
+def test_training_continues_with_a_warning_without_a_compiler(
     colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     with torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++")}), caplog.at_level(logging.WARNING, "edgetl"):
         tried = train(colours, _config(compile=True, device="cpu"), tmp_path / "tried")
-    told = [record.message for record in caplog.records if "--compile" in record.message]
-    assert len(told) == 1 and "No working C++ compiler" in told[0] and "continues without it" in told[0]
+    messages = [record.message for record in caplog.records if "--compile" in record.message]
+    assert len(messages) == 1 and "No working C++ compiler" in messages[0] and "continues without it" in messages[0]
     plain = train(colours, _config(device="cpu"), tmp_path / "plain")
     assert tried.record.files["weights.safetensors"] == plain.record.files["weights.safetensors"]
 
 
 @pytest.mark.slow
-def test_compiled_steps_learn_what_plain_ones_do(
+def test_compiled_training_gives_the_weights_of_uncompiled_training(
     colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""Continual learning: LwF, EWC, L2-SP and replay keep the previous task while a network trains on a new one."""
+"""Continual learning: LwF, EWC, L2-SP and replay preserve the previous task during training on a new task."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _config(**changes: object) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A network that classifies red, green and blue."""
+    """Run that classifies red, green and blue images."""
     root = tmp_path_factory.mktemp("old")
     write_colours(root / "colours", 20)
     return train(root / "colours", _config(strategy="scratch", pretrained=False, epochs=20), root / "run")
@@ -56,7 +56,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def inverted(parent: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same classes in another domain: negatives."""
+    """Image folder with the same classes in another domain: negatives."""
     root = tmp_path_factory.mktemp("new") / "inverted"
     write_colours(root, 20, seed=1)
     for path in root.rglob("*.png"):
@@ -68,13 +68,14 @@ def inverted(parent: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Other classes: stripes that lie or stand."""
+    """Image folder with other classes: horizontal and vertical stripes."""
     root, rng = tmp_path_factory.mktemp("shapes"), np.random.default_rng(0)
-    for name in ("lying", "standing"):
+    for name in ("horizontal", "vertical"):
         (root / name).mkdir()
         for index in range(20):
             pixels = np.repeat(rng.integers(0, 255, (40, 1, 3)), 40, axis=1)
-            Image.fromarray((pixels if name == "lying" else pixels.transpose(1, 0, 2)).astype(np.uint8)).save(root / name / f"{index}.png")
+            striped = pixels if name == "horizontal" else pixels.transpose(1, 0, 2)
+            Image.fromarray(striped.astype(np.uint8)).save(root / name / f"{index}.png")
     return root
 
 
@@ -82,27 +83,27 @@ def _weights(run: Run) -> str:
     return run.record.files["weights.safetensors"]
 
 
-def test_a_weight_of_0_changes_nothing_bit_for_bit(parent: Run, inverted: Path, tmp_path: Path) -> None:
+def test_loss_weight_of_0_gives_bit_identical_weights(parent: Run, inverted: Path, tmp_path: Path) -> None:
     plain = train(inverted, _config(backbone=str(parent.path), epochs=2), tmp_path / "plain")
     for name in ("lwf", "ewc", "l2sp"):
         zero = train(inverted, _config(backbone=str(parent.path), epochs=2, **{name: 0.0}), tmp_path / name)
         assert _weights(zero) == _weights(plain)
 
 
-def test_a_run_from_a_run_reports_forgetting_and_replay_with_lwf_lowers_it(parent: Run, inverted: Path, tmp_path: Path) -> None:
+def test_forgetting_is_reported_and_reduced_by_replay_and_lwf(parent: Run, inverted: Path, tmp_path: Path) -> None:
     plain = train(inverted, _config(backbone=str(parent.path)), tmp_path / "plain").record
-    held = train(inverted, _config(backbone=str(parent.path), replay=str(parent.path), lwf=1.0), tmp_path / "held").record
-    assert plain.forgetting and held.forgetting and parent.record.test and held.test
+    protected = train(inverted, _config(backbone=str(parent.path), replay=str(parent.path), lwf=1.0), tmp_path / "protected").record
+    assert plain.forgetting and protected.forgetting and parent.record.test and protected.test
     assert plain.forgetting.before == parent.record.test.accuracy.value and plain.forgetting.through == "own"
-    assert plain.forgetting.drop > 0.3 and held.forgetting.drop <= plain.forgetting.drop / 3
-    assert held.test.accuracy.value >= 0.9
+    assert plain.forgetting.drop > 0.3 and protected.forgetting.drop <= plain.forgetting.drop / 3
+    assert protected.test.accuracy.value >= 0.9
     assert [item.label for item in plain.forgetting.classes] == ["blue", "green", "red"]
     mean = np.average([item.after for item in plain.forgetting.classes], weights=[item.n for item in plain.forgetting.classes])
     assert mean == pytest.approx(plain.forgetting.after)
 
 
 @pytest.mark.parametrize("places", [None, (2, 0, 1)])
-def test_lwf_is_zero_at_the_start_and_pulls_a_changed_network_back(places: tuple[int, ...] | None) -> None:
+def test_lwf_loss_is_zero_at_the_start_and_restores_a_changed_network(places: tuple[int, ...] | None) -> None:
     torch.manual_seed(0)
     network: Any = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3 if places else 2))
     head, images = nn.Linear(8, 3), torch.randn(64, 6)
@@ -118,15 +119,15 @@ def test_lwf_is_zero_at_the_start_and_pulls_a_changed_network_back(places: tuple
     assert float(loss().detach()) == pytest.approx(0.0, abs=1e-7)
     with torch.no_grad():
         network[0].weight.add_(0.5 * torch.randn(8, 6))
-    apart = float(loss().detach())
+    changed = float(loss().detach())
     optimizer = torch.optim.Adam(network.parameters(), 0.01)
     for _ in range(200):
         optimizer.zero_grad()
         loss().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert apart > 0.05 and float(loss().detach()) < apart / 20
+    assert changed > 0.05 and float(loss().detach()) < changed / 20
     frozen = [*term.previous.parameters(), *term.previous_head.parameters()]
-    assert not any(parameter.grad is not None for parameter in frozen), "the previous network does not train"
+    assert not any(parameter.grad is not None for parameter in frozen), "the previous network is not trained"
 
 
 def test_each_loss_term_is_logged_by_its_name(parent: Run, shapes: Path, tmp_path: Path) -> None:
@@ -137,40 +138,40 @@ def test_each_loss_term_is_logged_by_its_name(parent: Run, shapes: Path, tmp_pat
     assert all(row["loss/lwf"] >= 0 and row["loss/replay"] > 0 for row in rows)
 
 
-def test_the_previous_head_is_used_where_the_classes_differ(parent: Run, shapes: Path, tmp_path: Path) -> None:
+def test_forgetting_is_measured_with_the_previous_head_if_classes_differ(parent: Run, shapes: Path, tmp_path: Path) -> None:
     config = _config(backbone=str(parent.path), replay=str(parent.path), lwf=1.0)
     found = train(shapes, config, tmp_path / "run").record.forgetting
     assert found is not None and found.through == "previous head" and found.drop <= 0.1
 
 
-def test_weights_move_less_the_stronger_ewc_is_and_not_at_all_at_infinite_strength(parent: Run, inverted: Path, tmp_path: Path) -> None:
+def test_stronger_ewc_changes_weights_less_and_infinite_ewc_not_at_all(parent: Run, inverted: Path, tmp_path: Path) -> None:
     start = parent.load_model().state_dict()
 
     def moved(strength: float) -> tuple[float, bool]:
         run = train(inverted, _config(backbone=str(parent.path), ewc=strength, epochs=4), tmp_path / f"{strength:g}")
         after, fisher = run.load_model().state_dict(), run.read_tensors(FISHER_NAME)
-        mattered = {key: value > 0 for key, value in fisher.items()}
-        still = all(torch.equal(after[key][mask], start[key][mask]) for key, mask in mattered.items())
-        return sum(float((value * (after[key] - start[key]).square()).sum()) for key, value in fisher.items()), still
+        important = {key: value > 0 for key, value in fisher.items()}
+        unchanged = all(torch.equal(after[key][mask], start[key][mask]) for key, mask in important.items())
+        return sum(float((value * (after[key] - start[key]).square()).sum()) for key, value in fisher.items()), unchanged
 
     weak, strong, infinite = (moved(strength) for strength in (1.0, 1000.0, 1e30))
     assert infinite[1] and not strong[1] and strong[0] < weak[0]
 
 
-def test_fisher_of_a_softmax_layer_is_the_expected_square_of_its_gradient() -> None:
+def test_fisher_information_of_a_softmax_layer_is_the_expected_squared_gradient() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(3, 4, bias=False)
     image = torch.tensor([2.0, 0.0, -1.0])
     found = measure_fisher(layer, [image] * 4000, {"weight"}, seed=0)["weight"]
     chance = layer(image).softmax(dim=0).detach()
-    expected = (chance * (1 - chance))[:, None] * image.square()[None, :]  # E over drawn answers of ((p - y) x)^2
+    expected = (chance * (1 - chance))[:, None] * image.square()[None, :]  # expectation of ((p - y) x)^2 over sampled labels y
     torch.testing.assert_close(found, expected / expected.mean(), rtol=0.15, atol=0.02)
     assert found.mean() == pytest.approx(1.0)
     chained = measure_fisher(layer, [image] * 10, {"weight"}, seed=0, earlier={"weight": torch.full((4, 3), 10.0)})["weight"]
     assert float(chained.mean()) == pytest.approx(1.0 + 0.9 * 10.0)
 
 
-def test_a_chain_remembers_what_mattered_before(parent: Run, inverted: Path, shapes: Path, tmp_path: Path) -> None:
+def test_fisher_information_accumulates_over_a_chain_of_runs(parent: Run, inverted: Path, shapes: Path, tmp_path: Path) -> None:
     middle = train(inverted, _config(backbone=str(parent.path), ewc=10.0, epochs=1), tmp_path / "middle")
     last = train(shapes, _config(backbone=str(middle.path), ewc=10.0, epochs=1), tmp_path / "last")
     first, second = (run.read_tensors(FISHER_NAME)["layer1.0.conv1.weight"].mean() for run in (middle, last))
@@ -178,36 +179,36 @@ def test_a_chain_remembers_what_mattered_before(parent: Run, inverted: Path, sha
     images = torch.rand(2, 3, *last.record.preprocess.input_size)
     of_timm = timm.create_model(f"local-dir:{last.path}", pretrained=True).eval()
     with torch.inference_mode():
-        assert torch.equal(of_timm(images), last.load_model()(images)), "timm took what mattered for the weights"
+        assert torch.equal(of_timm(images), last.load_model()(images)), "timm loaded the Fisher information as weights"
 
 
-def test_the_ewc_update_is_the_exact_minimum_of_step_and_pull() -> None:
+def test_ewc_update_is_the_exact_proximal_minimum() -> None:
     layer = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 1.0]]))
-    pull = EWC(layer, {"weight": torch.tensor([[4.0, 0.0]])}, 5.0)
+    penalty = EWC(layer, {"weight": torch.tensor([[4.0, 0.0]])}, 5.0)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[2.0, 2.0]]))
-    pull(layer, torch.optim.SGD([layer.weight], 0.1))
+    penalty(layer, torch.optim.SGD([layer.weight], 0.1))
     # argmin over w of (w - 2)^2 / (2 lr) + 5 * 4 * (w - 1)^2 / 2 is (2 + 2 * 1) / (1 + 2)
     torch.testing.assert_close(layer.weight.detach(), torch.tensor([[4 / 3, 2.0]]))
 
 
-def test_herding_follows_the_class_mean() -> None:
+def test_herding_approximates_the_class_mean() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, 8)).astype(np.float32) + np.repeat(np.eye(8)[:2] * 4, 30, axis=0).astype(np.float32)
     labels = np.repeat([0, 1], 30)
     chosen = herd(features, labels, 5)
     assert [int(labels[row]) for row in chosen] == [0] * 5 + [1] * 5 and len(set(chosen)) == 10
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    goal = unit[:30].mean(axis=0)
-    apart = float(np.linalg.norm(unit[chosen[:5]].mean(axis=0) - goal))
-    random = [float(np.linalg.norm(unit[rng.choice(30, 5, replace=False)].mean(axis=0) - goal)) for _ in range(50)]
-    assert apart < np.quantile(random, 0.1)
+    mean = unit[:30].mean(axis=0)
+    distance = float(np.linalg.norm(unit[chosen[:5]].mean(axis=0) - mean))
+    random = [float(np.linalg.norm(unit[rng.choice(30, 5, replace=False)].mean(axis=0) - mean)) for _ in range(50)]
+    assert distance < np.quantile(random, 0.1)
     assert herd(features, labels, 100) != [] and len(herd(features, labels, 100)) == 60
 
 
-def test_each_batch_holds_replayed_images_and_is_the_same_after_a_resumption() -> None:
+def test_batches_contain_replayed_images_and_are_the_same_after_resume() -> None:
     whole = list(StepSampler(10, 4, range(6), seed=1, replayed=5, replay_batch=2))
     assert all(len(batch) == len([index for index in batch if index % 15 < 10]) + 2 for batch in whole)
     assert [[index % 15 for index in batch if index % 15 < 10] for batch in whole] == [
@@ -216,32 +217,32 @@ def test_each_batch_holds_replayed_images_and_is_the_same_after_a_resumption() -
     assert list(StepSampler(10, 4, range(3, 6), seed=1, replayed=5, replay_batch=2)) == whole[3:]
 
 
-def test_replayed_images_are_labelled_as_new_old_or_no_class(parent: Run, inverted: Path, shapes: Path, tmp_path: Path) -> None:
+def test_replayed_images_get_labels_of_new_previous_or_no_class(parent: Run, inverted: Path, shapes: Path, tmp_path: Path) -> None:
     from edgetl.train.inputs.features import FrozenFeatures
 
     config = _config(backbone=str(parent.path), replay=str(parent.path), replay_per_class=3)
     backbone = load_backbone(config.backbone, 2)
-    previous = find_previous_task(config.backbone, backbone, ("lying", "standing"))
+    previous = find_previous_task(config.backbone, backbone, ("horizontal", "vertical"))
     extract = FrozenFeatures(nn.Flatten(), backbone.spec)
 
     def labels(config: TrainConfig, names: tuple[str, ...]) -> list[int]:
         found = choose_replayed(config.continual, _of_classes(names), previous, extract, progress=silent)
         return sorted({sample.label for sample in found})
 
-    assert labels(config, ("lying", "standing")) == [-3, -2, -1]
-    assert labels(config, ("blue", "red", "standing")) == [-2, 0, 1]
+    assert labels(config, ("horizontal", "vertical")) == [-3, -2, -1]
+    assert labels(config, ("blue", "red", "vertical")) == [-2, 0, 1]
     assert labels(config.with_options(replay=str(shapes)), ("blue", "red")) == [UNLABELED]
-    assert labels(config.with_options(replay=str(shapes)), ("standing", "red")) == [UNLABELED, 0]
+    assert labels(config.with_options(replay=str(shapes)), ("vertical", "red")) == [UNLABELED, 0]
     seen = replace(_of_classes(("red",)), train=tuple(parent.samples("train")))
-    assert not choose_replayed(config.continual, seen, previous, extract, progress=silent), "no image is both new and replayed"
+    assert not choose_replayed(config.continual, seen, previous, extract, progress=silent), "an image is new and replayed"
 
 
 def _of_classes(labels: tuple[str, ...]) -> Splits:
-    """Splits of these classes, without images."""
+    """Make empty splits with these classes."""
     return Splits(ImageFolder(Path(), labels, (), ()), (), (), ())
 
 
-def test_new_images_and_an_own_head_are_kept_where_the_old_classes_are_all_there(parent: Run, inverted: Path, tmp_path: Path) -> None:
+def test_head_is_kept_if_the_new_data_has_all_previous_classes(parent: Run, inverted: Path, tmp_path: Path) -> None:
     config = _config(backbone=str(parent.path), lwf=1.0)
     splits = split(scan(inverted), seed=0, val=0.25, test=0.25)
     backbone, plan = prepared(splits, config)
@@ -250,9 +251,11 @@ def test_new_images_and_an_own_head_are_kept_where_the_old_classes_are_all_there
 
 
 @pytest.mark.parametrize("choice", [{"strategy": "full"}, pytest.param({"strategy": "partial", "cache_views": 2}, marks=pytest.mark.slow)])
-def test_a_training_with_all_terms_resumes_to_the_same_weights(parent: Run, inverted: Path, tmp_path: Path, choice: dict[str, Any]) -> None:
-    guards = {"lwf": 1.0, "ewc": 100.0, "replay": str(parent.path), "l2sp": 0.01}
-    config = _config(backbone=str(parent.path), epochs=4, checkpoint_s=0.001, **guards, **choice)
+def test_resumed_training_with_all_loss_terms_gives_the_same_weights(
+    parent: Run, inverted: Path, tmp_path: Path, choice: dict[str, Any]
+) -> None:
+    terms = {"lwf": 1.0, "ewc": 100.0, "replay": str(parent.path), "l2sp": 0.01}
+    config = _config(backbone=str(parent.path), epochs=4, checkpoint_s=0.001, **terms, **choice)
     whole = train(inverted, config, tmp_path / "whole")
 
     def stop(stage: str, done: int, total: int) -> None:
@@ -265,17 +268,17 @@ def test_a_training_with_all_terms_resumes_to_the_same_weights(parent: Run, inve
 
 
 class _StopError(Exception):
-    """Ends a training from its progress."""
+    """Raised in the progress callback to stop a training."""
 
 
-def test_random_weights_and_weights_without_a_head_are_refused(parent: Run, inverted: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--lwf needs pretrained weights"):
+def test_continual_learning_refuses_random_weights_and_weights_without_a_head(parent: Run, inverted: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"random weights \(--random-weights or --strategy scratch\) cannot be combined with --lwf\."):
         train(inverted, _config(pretrained=False, lwf=1.0), tmp_path / "a")
     with pytest.raises(ConfigError, match=r"came without one\. Use --l2sp or --replay"):
         train(inverted, _config(backbone="edgetl_small", ewc=1.0, input_size=None), tmp_path / "b")
 
 
-def test_published_weights_keep_their_task_through_their_own_head(shared: Path, inverted: Path, tmp_path: Path) -> None:
+def test_lwf_uses_the_head_of_published_weights(shared: Path, inverted: Path, tmp_path: Path) -> None:
     config = _config(backbone=f"local-dir:{shared}/weights/mobilenetv2_100.imagenet", lwf=1.0, strategy="partial")
     splits = split(scan(inverted), seed=0, val=0.25, test=0.25)
     backbone, plan = prepared(splits, config)
@@ -284,11 +287,11 @@ def test_published_weights_keep_their_task_through_their_own_head(shared: Path, 
 
 
 @pytest.mark.slow
-def test_the_command_reports_forgetting(parent: Run, inverted: Path, tmp_path: Path) -> None:
+def test_train_command_reports_forgetting(parent: Run, inverted: Path, tmp_path: Path) -> None:
     options = ["--backbone", str(parent.path), "--strategy", "full", "--epochs", "8", "--lr", "0.003", "--backbone-lr", "0.003"]
     done = edgetl("train", str(inverted), *options, "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
-    said = " ".join(done.stdout.split())
-    assert f"the task of {parent.record.name}" in said and "most forgotten:" in said and f"--replay {parent.path} --lwf 1" in said
+    output = " ".join(done.stdout.split())
+    assert f"the task of {parent.record.name}" in output and "most forgotten:" in output and f"--replay {parent.path} --lwf 1" in output
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["forgetting"]["parent"] == parent.record.name

@@ -1,4 +1,4 @@
-"""Augmentation where the network trains; a CPU stands for the GPU here, the code is the same."""
+"""GPU augmentation. The tests run the same code on a CPU."""
 
 from __future__ import annotations
 
@@ -44,31 +44,31 @@ def _config(**changes: Any) -> TrainConfig:
 
 
 @pytest.mark.parametrize("level", ["light", "medium", "strong"])
-def test_every_step_of_an_augmentation_is_made_once_here_or_there(level: Augment) -> None:
+def test_divide_assigns_each_transform_to_loader_or_device(level: Augment) -> None:
     whole = make_augmentation(level, SPEC, flip=True)
     assert isinstance(whole, v2.Compose)
-    shaping, colours = divide(whole)
-    assert isinstance(shaping, v2.Compose) and isinstance(colours, v2.Compose)
-    assert [type(step) for step in (*shaping.transforms, *colours.transforms)] == [type(step) for step in whole.transforms]
-    assert [type(step).__name__ for step in shaping.transforms] == ["RandomResizedCrop", "RandomHorizontalFlip"]
+    geometric, color = divide(whole)
+    assert isinstance(geometric, v2.Compose) and isinstance(color, v2.Compose)
+    assert [type(step) for step in (*geometric.transforms, *color.transforms)] == [type(step) for step in whole.transforms]
+    assert [type(step).__name__ for step in geometric.transforms] == ["RandomResizedCrop", "RandomHorizontalFlip"]
 
 
-def test_without_colours_the_device_gives_the_loaders_pixels(splits: Splits) -> None:
+def test_device_batches_equal_loader_batches_without_color_transforms(splits: Splits) -> None:
     crop = v2.Compose([v2.RandomResizedCrop((32, 32), scale=(0.6, 1.0))])
-    there = list(gpu_batches(_images(splits), SPEC, crop, OPTIONS, steps=range(3), device=CPU))
-    here = list(training_batches(_images(splits), SPEC, crop, OPTIONS, steps=range(3)))
-    for (images, labels), (wanted, known) in zip(there, here, strict=True):
-        assert torch.equal(labels, known) and images.dtype == torch.float32
-        assert torch.allclose(images, wanted, atol=2e-6)
+    device_batches = list(gpu_batches(_images(splits), SPEC, crop, OPTIONS, steps=range(3), device=CPU))
+    loader_batches = list(training_batches(_images(splits), SPEC, crop, OPTIONS, steps=range(3)))
+    for (images, labels), (expected, expected_labels) in zip(device_batches, loader_batches, strict=True):
+        assert torch.equal(labels, expected_labels) and images.dtype == torch.float32
+        assert torch.allclose(images, expected, atol=2e-6)
 
 
-def test_each_image_gets_colours_of_its_own_and_a_resumed_training_the_same_ones(splits: Splits) -> None:
+def test_color_transforms_differ_by_image_and_are_the_same_after_resume(splits: Splits) -> None:
     augment = make_augmentation("light", SPEC, flip=False)
     assert augment is not None
     whole = list(gpu_batches(_images(splits), SPEC, augment, OPTIONS, steps=range(4), device=CPU))
-    later = list(gpu_batches(_images(splits), SPEC, augment, OPTIONS, steps=range(2, 4), device=CPU))
-    for (images, _), (again, _) in zip(whole[2:], later, strict=True):
-        assert torch.equal(images, again)
+    resumed = list(gpu_batches(_images(splits), SPEC, augment, OPTIONS, steps=range(2, 4), device=CPU))
+    for (images, _), (same, _) in zip(whole[2:], resumed, strict=True):
+        assert torch.equal(images, same)
     brightness = whole[0][0].mean(dim=(1, 2, 3))
     plain = next(iter(gpu_batches(_images(splits), SPEC, divide(augment)[0], OPTIONS, steps=range(1), device=CPU)))[0].mean(dim=(1, 2, 3))
     assert (brightness - plain).std() > 1e-3
@@ -86,7 +86,7 @@ def _trained(backbone: Backbone, splits: Splits, config: TrainConfig) -> float:
     return state.rows[-1]["train_loss"]
 
 
-def test_the_loop_trains_on_them(splits: Splits) -> None:
+def test_training_loop_trains_on_device_batches(splits: Splits) -> None:
     config = _config(strategy="full", epochs=3, input_size=(32, 32))
     backbone, plan = prepared(splits, config)
     before = backbone.head.weight.detach().clone()

@@ -1,4 +1,4 @@
-"""``edgetl plan`` and the sheet of augmented images."""
+"""Training estimate (``edgetl plan``) and preview of augmented images (``--preview``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.command import edgetl
 SMALL = ("--backbone", "edgetl_small", "--input-size", "64", "--augmented-views", 1)
 
 
-def test_a_plan_says_what_each_strategy_takes(digits: Path) -> None:
+def test_estimate_reports_time_and_memory_of_each_strategy(digits: Path) -> None:
     found = estimate(digits, TrainConfig.from_options(input_size=(64, 64), augmented_views=1))
     probe, partial, full = found.strategies
     assert [item.plan.strategy for item in found.strategies] == ["probe", "partial", "full"]
@@ -26,7 +26,7 @@ def test_a_plan_says_what_each_strategy_takes(digits: Path) -> None:
     assert 0 < probe.minutes < full.minutes and 0 <= probe.memory_mb < partial.memory_mb < full.memory_mb
 
 
-def test_the_command_prints_it_as_a_table_and_as_json(colours: Path) -> None:
+def test_plan_command_prints_a_table_or_json(colours: Path) -> None:
     shown = edgetl("plan", colours, *SMALL)
     assert shown.returncode == 0, shown.stderr
     assert "probe *" in shown.stdout and "next: edgetl train" in shown.stdout
@@ -35,7 +35,7 @@ def test_the_command_prints_it_as_a_table_and_as_json(colours: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_preview_is_drawn_and_nothing_is_trained(colours: Path, tmp_path: Path) -> None:
+def test_preview_writes_an_image_without_training(colours: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     done = edgetl("train", colours, *SMALL, "--augment", "strong", "--preview", sheet)
     assert done.returncode == 0, done.stderr

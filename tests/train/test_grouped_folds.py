@@ -1,4 +1,4 @@
-"""Folds and leave-one-out of head fitting: images of one group are never on both sides."""
+"""Cross-validation and leave-one-out by groups: images of one group are never in training and held-out data at the same time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgetl.train.heads.modules import LabeledFeatures
 
 
 def bursts(groups: int, size: int, *, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """Features that tell the group and nothing else: classes are drawn for each group."""
+    """Make features that depend on the group only. Classes alternate between groups."""
     rng = np.random.default_rng(seed)
     centers = rng.normal(size=(groups, 32))
     labels = np.arange(groups) % 2
@@ -21,21 +21,21 @@ def bursts(groups: int, size: int, *, seed: int = 0) -> tuple[NDArray[np.float32
     return (centers[numbers] + 0.05 * rng.normal(size=(groups * size, 32))).astype(np.float32), labels[numbers], numbers
 
 
-def test_cross_validation_by_groups_sees_that_a_burst_cannot_be_generalized() -> None:
+def test_grouped_cross_validation_gives_a_lower_accuracy_on_bursts() -> None:
     features, labels, groups = bursts(20, 6)
     plain, grouped = (fit_logistic(LabeledFeatures(features, labels, numbers), 2, seed=0) for numbers in (None, groups))
     assert max(plain.folds) == 1.0 and max(grouped.folds) < 0.8
     assert grouped.penalty > plain.penalty
 
 
-def test_one_group_and_classes_of_one_group_still_fit() -> None:
+def test_fit_works_with_a_single_group_and_with_one_group_per_class() -> None:
     features, labels, groups = bursts(4, 6)
     assert fit_logistic(LabeledFeatures(features, labels, np.zeros_like(groups)), 2, seed=0).folds == ()
     head = fit_logistic(LabeledFeatures(features, groups, groups), 4, seed=0)
     assert ((features @ head.weight.T + head.bias).argmax(axis=1) == groups).all()
 
 
-def test_leaving_a_group_out_of_a_ridge_is_a_fit_on_the_others() -> None:
+def test_leave_one_group_out_of_ridge_equals_a_fit_on_the_other_groups() -> None:
     features, _, groups = bursts(8, 5)
     values = np.random.default_rng(1).normal(size=len(features))
     values -= values.mean()
@@ -55,7 +55,7 @@ def test_leaving_a_group_out_of_a_ridge_is_a_fit_on_the_others() -> None:
         assert found.folds[index] == pytest.approx(1 - (errors**2).mean() / values.var(), abs=0.02)
 
 
-def test_neighbors_of_the_same_group_do_not_vote_when_the_votes_are_chosen() -> None:
+def test_choose_votes_ignores_neighbors_of_the_same_group() -> None:
     features, labels, groups = bursts(20, 6)
     bank = torch.nn.functional.normalize(torch.from_numpy(features), dim=1)
     votes = torch.nn.functional.one_hot(torch.from_numpy(labels), 2).float()

@@ -1,4 +1,4 @@
-"""Heads of a probe: what each computes, that its run reopens and exports, and where other heads than the linear one are refused."""
+"""Heads of a probe: predictions of each kind, reopening and export of their runs, and refused combinations of options."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from edgetl.train.workflows.train import train
 from tests.conftest import write_colours, write_squares
 
 SMALL = {"input_size": (48, 48), "crop_pct": 1.0, "augmented_views": 1, "strategy": "probe", "workers": 0}
-ASKED = {
+OPTIONS = {
     "cosine": {"head": "cosine"},
     "mlp": {"head": "mlp"},
     "layers": {"features": "layers"},
@@ -49,11 +49,11 @@ def _config(**options: object) -> TrainConfig:
 
 
 def _clusters(count: int, *, seed: int, classes: int = 4, width: int = 12) -> LabeledFeatures:
-    """Noisy points around a centre for each class, all on the positive side, as features behind a ReLU are."""
-    centres = np.random.default_rng(0).uniform(1, 4, (classes, width))
+    """Make noisy points around one center per class. They are not negative, as features after a ReLU."""
+    centers = np.random.default_rng(0).uniform(1, 4, (classes, width))
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % classes
-    return LabeledFeatures((centres[labels] + rng.normal(size=(count, width))).clip(0).astype(np.float32), labels.astype(np.int64))
+    return LabeledFeatures((centers[labels] + rng.normal(size=(count, width))).clip(0).astype(np.float32), labels.astype(np.int64))
 
 
 def _fit(kind: str, train: LabeledFeatures, val: LabeledFeatures, classes: int = 4) -> FittedHead:
@@ -70,7 +70,7 @@ def _logits(fitted: FittedHead, features: NDArray[np.float32]) -> NDArray[np.flo
     scope="module", params=["knn on layers", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cosine", "mlp", "layers"))]
 )
 def headed(request: pytest.FixtureRequest, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(digits, _config(**ASKED[request.param]), tmp_path_factory.mktemp("heads") / "run")
+    return train(digits, _config(**OPTIONS[request.param]), tmp_path_factory.mktemp("heads") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def small_knn(images: Path) -> Run:
     return train(images, _config(head="knn", val=0.25, test=0.25), images.parent / "knn")
 
 
-def test_a_run_with_any_head_answers_better_than_chance_by_far_and_reopens_to_what_it_measured(headed: Run) -> None:
+def test_reopened_run_has_the_recorded_test_accuracy(headed: Run) -> None:
     record = open_run(headed.path).record
     assert record.test is not None and record.test.accuracy.value > 0.8 and not record.alarms
     model, samples = headed.load_model(), headed.samples("test")
@@ -93,11 +93,11 @@ def test_a_run_with_any_head_answers_better_than_chance_by_far_and_reopens_to_wh
     assert (found == labels_of(samples)).mean() == pytest.approx(record.test.accuracy.value, abs=1.5 / len(samples))
 
 
-def test_a_folder_that_timm_could_not_load_has_no_timm_configuration(headed: Run) -> None:
+def test_run_with_a_nonlinear_head_has_no_timm_configuration(headed: Run) -> None:
     assert not (headed.path / "config.json").exists()
 
 
-def test_exported_files_answer_like_the_trained_network(headed: Run, tmp_path: Path) -> None:
+def test_exported_variants_give_the_scores_of_the_trained_network(headed: Run, tmp_path: Path) -> None:
     bundle = export_bundle(headed.path, ExportConfig(precisions=("fp32",), gate_images=100), tmp_path / "bundle")
     assert {variant.name for variant in bundle.manifest.variants} == {"onnx-fp32", "openvino-fp32"}
     _same_scores(bundle, headed)
@@ -114,32 +114,32 @@ def _same_scores(bundle: Bundle, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_every_head_passes_the_gate_in_int8(headed: Run, tmp_path: Path) -> None:
+def test_every_head_passes_the_accuracy_gate_in_int8(headed: Run, tmp_path: Path) -> None:
     config = ExportConfig(precisions=("int8",), calibration_images=100, max_drop=0.02)
     bundle = export_bundle(headed.path, config, tmp_path / "bundle")
     assert {variant.name for variant in bundle.manifest.variants} == {"onnx-int8", "openvino-int8"}
 
 
-def test_neighbors_vote_as_in_scikit_learn() -> None:
-    known, asked = _clusters(80, seed=1), _clusters(40, seed=2)
-    fitted = _fit("knn", known, asked)
-    spec, mean, heat = fitted.spec, known.features.mean(axis=0), fitted.spec.temperature
+def test_knn_votes_equal_those_of_scikit_learn() -> None:
+    bank, queries = _clusters(80, seed=1), _clusters(40, seed=2)
+    fitted = _fit("knn", bank, queries)
+    spec, mean, temperature = fitted.spec, bank.features.mean(axis=0), fitted.spec.temperature
 
     def weights(distances: NDArray[np.float64]) -> NDArray[np.float64]:
-        raw = np.exp((distances[:, :1] - distances) / heat)
-        left: NDArray[np.float64] = raw - raw[:, -1:] + LEAST_WEIGHT
-        left[:, -1] = 0  # the first that has no vote
-        return left
+        raw = np.exp((distances[:, :1] - distances) / temperature)
+        reduced: NDArray[np.float64] = raw - raw[:, -1:] + LEAST_WEIGHT
+        reduced[:, -1] = 0  # the last neighbor has no vote
+        return reduced
 
-    other = KNeighborsClassifier(spec.neighbors + 1, metric="cosine", algorithm="brute", weights=weights)
-    other.fit(known.features - mean, known.targets)
+    reference = KNeighborsClassifier(spec.neighbors + 1, metric="cosine", algorithm="brute", weights=weights)
+    reference.fit(bank.features - mean, bank.targets)
     with torch.no_grad():
-        ours = fitted.adapter(torch.from_numpy(asked.features)).numpy()
-    np.testing.assert_allclose(ours, other.predict_proba(asked.features - mean), atol=1e-4)
-    assert (_logits(fitted, asked.features).argmax(axis=1) == other.predict(asked.features - mean)).all()
+        votes = fitted.adapter(torch.from_numpy(queries.features)).numpy()
+    np.testing.assert_allclose(votes, reference.predict_proba(queries.features - mean), atol=1e-4)
+    assert (_logits(fitted, queries.features).argmax(axis=1) == reference.predict(queries.features - mean)).all()
 
 
-def test_two_neighbors_that_change_places_change_no_answer() -> None:
+def test_swapping_two_equally_near_neighbors_keeps_the_prediction() -> None:
     spec = HeadSpec(kind="knn", bank=3, neighbors=1, temperature=0.1)
     layer = KnnVotes(2, 2, spec)
     angles = torch.tensor([0.3, -0.3, 3.0])
@@ -151,23 +151,23 @@ def test_two_neighbors_that_change_places_change_no_answer() -> None:
     assert torch.allclose(up, down, atol=1e-4) and torch.allclose(up, torch.tensor([[0.5, 0.5]]), atol=1e-3)
 
 
-def test_a_very_small_bank_votes_too() -> None:
+def test_knn_head_works_with_two_images() -> None:
     rows = LabeledFeatures(np.array([[1, 0], [0, 1]], np.float32), np.array([0, 1]))
     fitted = _fit("knn", rows, rows, classes=2)
     assert fitted.spec.neighbors == 1 and (_logits(fitted, rows.features).argmax(axis=1) == rows.targets).all()
 
 
 @pytest.mark.parametrize("kind", ["cosine", "knn"])
-def test_features_of_another_scale_give_the_same_answers(kind: str) -> None:
-    known, val = _clusters(200, seed=1), _clusters(80, seed=2)
-    plain = _fit(kind, known, val)
-    scaled = _fit(kind, LabeledFeatures(known.features * 32, known.targets), LabeledFeatures(val.features * 32, val.targets))
+def test_predictions_do_not_depend_on_the_scale_of_the_features(kind: str) -> None:
+    rows, val = _clusters(200, seed=1), _clusters(80, seed=2)
+    plain = _fit(kind, rows, val)
+    scaled = _fit(kind, LabeledFeatures(rows.features * 32, rows.targets), LabeledFeatures(val.features * 32, val.targets))
     np.testing.assert_allclose(_logits(plain, val.features), _logits(scaled, val.features * 32), atol=0.02)
 
 
-def test_a_cosine_head_does_not_see_how_far_from_the_mean_an_image_lies() -> None:
-    known, val = _clusters(200, seed=1), _clusters(80, seed=2)
-    fitted, mean = _fit("cosine", known, val), known.features.mean(axis=0)
+def test_cosine_head_ignores_the_distance_from_the_mean() -> None:
+    rows, val = _clusters(200, seed=1), _clusters(80, seed=2)
+    fitted, mean = _fit("cosine", rows, val), rows.features.mean(axis=0)
     np.testing.assert_allclose(_logits(fitted, val.features), _logits(fitted, mean + 3 * (val.features - mean)), atol=1e-3)
     lengths = fitted.head.weight.norm(dim=1)
     assert torch.allclose(lengths, lengths[0].expand(4)), "one scale for all classes"
@@ -178,36 +178,36 @@ def _exclusive_or(count: int, seed: int) -> LabeledFeatures:
     return LabeledFeatures(points, (points[:, 0] * points[:, 1] > 0).astype(np.int64))
 
 
-def test_an_mlp_learns_what_a_linear_head_cannot() -> None:
-    known, val, asked = (_exclusive_or(count, seed) for count, seed in ((600, 1), (200, 2), (400, 3)))
-    linear = fit_logistic(LabeledFeatures(known.features, known.targets), 2, seed=0)
-    straight = ((asked.features @ linear.weight.T + linear.bias).argmax(axis=1) == asked.targets).mean()
-    bent = (_logits(_fit("mlp", known, val, classes=2), asked.features).argmax(axis=1) == asked.targets).mean()
-    assert straight < 0.65 and bent > 0.93
+def test_mlp_head_learns_exclusive_or_and_a_linear_head_does_not() -> None:
+    rows, val, test = (_exclusive_or(count, seed) for count, seed in ((600, 1), (200, 2), (400, 3)))
+    linear = fit_logistic(LabeledFeatures(rows.features, rows.targets), 2, seed=0)
+    linear_accuracy = ((test.features @ linear.weight.T + linear.bias).argmax(axis=1) == test.targets).mean()
+    mlp_accuracy = (_logits(_fit("mlp", rows, val, classes=2), test.features).argmax(axis=1) == test.targets).mean()
+    assert linear_accuracy < 0.65 and mlp_accuracy > 0.93
 
 
-def test_the_same_seed_gives_the_same_mlp_and_leaves_torchs_own_numbers_alone() -> None:
-    known, val = _clusters(60, seed=1), _clusters(40, seed=2)
+def test_mlp_fit_is_reproducible_and_keeps_the_global_random_state() -> None:
+    rows, val = _clusters(60, seed=1), _clusters(40, seed=2)
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    first, second = _fit("mlp", known, val), _fit("mlp", known, val)
+    first, second = _fit("mlp", rows, val), _fit("mlp", rows, val)
     assert np.array_equal(_logits(first, val.features), _logits(second, val.features))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize("kind", ["cosine", "mlp", "knn"])
-def test_balance_lets_a_rare_class_be_answered_more_often(kind: str) -> None:
+def test_class_weights_increase_predictions_of_a_rare_class(kind: str) -> None:
     rng = np.random.default_rng(0)
     labels = (np.arange(400) % 10 == 0).astype(np.int64)
     rows, val = (LabeledFeatures((rng.normal(size=(400, 6)) + labels[:, None] * 0.7).astype(np.float32), labels) for _ in range(2))
     spec = HeadSpec.model_validate({"kind": kind})
-    plain, even = (fit_other_head(spec, rows, val, weights) for weights in (torch.ones(2), torch.from_numpy(class_weights(labels))))
-    asked = rng.normal(size=(300, 6)).astype(np.float32) + 0.35
-    assert _logits(even, asked).argmax(axis=1).mean() > _logits(plain, asked).argmax(axis=1).mean() + 0.1
+    plain, balanced = (fit_other_head(spec, rows, val, weights) for weights in (torch.ones(2), torch.from_numpy(class_weights(labels))))
+    queries = rng.normal(size=(300, 6)).astype(np.float32) + 0.35
+    assert _logits(balanced, queries).argmax(axis=1).mean() > _logits(plain, queries).argmax(axis=1).mean() + 0.1
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
-def test_joined_features_are_as_wide_as_all_stages_and_end_with_the_networks_own(name: str) -> None:
+def test_multi_stage_features_have_the_width_of_all_stages_and_end_with_the_last_features(name: str) -> None:
     config = TrainConfig.from_options(backbone=name, pretrained=False, strategy="probe", features="layers")
     backbone = load_backbone(config.backbone, 3)
     plain = feature_extractor(backbone.model, backbone.head_name)
@@ -222,21 +222,21 @@ def test_joined_features_are_as_wide_as_all_stages_and_end_with_the_networks_own
     assert torch.allclose(found[:, sum(widths) :], expected, atol=1e-5)
 
 
-def test_a_backbone_that_hides_its_stages_is_named(images: Path, tmp_path: Path) -> None:
+def test_backbone_without_stage_features_is_refused(images: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"torchvision:mobilenet_v2 does not provide the feature maps of its stages .*Use --features last"
     ):
         train(images, _config(backbone="torchvision:mobilenet_v2", pretrained=False, features="layers"), tmp_path / "run")
 
 
-def test_a_run_with_a_linear_head_is_timms_own_network(images: Path, tmp_path: Path) -> None:
+def test_run_with_a_linear_head_has_a_timm_configuration(images: Path, tmp_path: Path) -> None:
     run = train(images, _config(), tmp_path / "run")
     assert run.record.head == HeadSpec() and (run.path / "config.json").is_file()
     assert not isinstance(run.load_model(), HeadedNetwork)
 
 
 @pytest.mark.parametrize("kind", ["knn", "layers"])
-def test_a_run_with_another_head_is_a_backbone_without_it(kind: str, images: Path, small_knn: Run, tmp_path: Path) -> None:
+def test_run_with_another_head_is_loaded_as_a_backbone_without_it(kind: str, images: Path, small_knn: Run, tmp_path: Path) -> None:
     parent = small_knn if kind == "knn" else train(images, _config(features="layers"), tmp_path / "parent")
     backbone = load_backbone(_config(backbone=str(parent.path)).backbone, 3)
     state, kept = backbone.model.state_dict(), plain_state(parent.load_model())
@@ -246,22 +246,22 @@ def test_a_run_with_another_head_is_a_backbone_without_it(kind: str, images: Pat
     assert child.record.backbone.parents[-1].name == parent.record.name
 
 
-def test_what_needs_an_old_linear_head_says_so(images: Path, small_knn: Run, tmp_path: Path) -> None:
+def test_lwf_refuses_a_run_with_a_nonlinear_head(images: Path, small_knn: Run, tmp_path: Path) -> None:
     config = _config(backbone=str(small_knn.path), strategy="partial", epochs=1, lwf=1.0)
     with pytest.raises(ConfigError, match=r"need the previous linear head, and .*knn came without one"):
         train(images, config, tmp_path / "run")
 
 
-def test_a_run_with_another_head_teaches_with_it(images: Path, small_knn: Run, tmp_path: Path) -> None:
+def test_run_with_another_head_is_a_teacher_with_its_head(images: Path, small_knn: Run, tmp_path: Path) -> None:
     config = _config(teacher=str(small_knn.path), strategy="partial")
     splits = split(scan_images(images, config.data), seed=0, val=0.25, test=0.25)
     teacher = find_teacher(str(small_knn.path), config.backbone, splits, Execution("cpu", tmp_path))
-    picture = torch.from_numpy(preprocess(splits.test[0].path, teacher.spec)[None])
+    image = torch.from_numpy(preprocess(splits.test[0].path, teacher.spec)[None])
     with torch.no_grad():
-        assert torch.allclose(teacher.network(picture), small_knn.load_model()(picture), atol=1e-5)
+        assert torch.allclose(teacher.network(image), small_knn.load_model()(image), atol=1e-5)
 
 
-def test_other_strategies_refuse_other_heads(images: Path, digits: Path, tmp_path: Path) -> None:
+def test_strategies_other_than_probe_refuse_nonlinear_heads(images: Path, digits: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the strategy full cannot be combined with --head knn. Add --strategy probe"):
         train(images, _config(head="knn", strategy="full"), tmp_path / "run")
     with pytest.raises(ConfigError, match="the strategy compare cannot be combined with --features layers"):
@@ -270,14 +270,14 @@ def test_other_strategies_refuse_other_heads(images: Path, digits: Path, tmp_pat
         train(digits, _config(head="mlp", strategy="auto"), tmp_path / "run")
 
 
-def test_other_tasks_refuse_other_heads(tmp_path: Path) -> None:
+def test_tasks_other_than_classification_refuse_nonlinear_heads(tmp_path: Path) -> None:
     root = write_squares(tmp_path / "squares", 30)
     config = _config(head="cosine", labels=str(root / "labels.csv"), columns="red,green,blue")
     with pytest.raises(ConfigError, match=r"--head cosine is only for classification, not multi-label. Use --head linear"):
         train(root / "images", config, tmp_path / "run")
 
 
-def test_more_images_than_a_bank_keeps_are_refused() -> None:
+def test_knn_head_refuses_too_many_training_images() -> None:
     config = TrainConfig.from_options(strategy="probe", head="knn")
     many = [Sample(Path(f"{index}.png"), index % 2, str(index)) for index in range(MAX_BANK + 1)]
     splits = Splits(ImageFolder(Path(), ("a", "b"), tuple(many), ()), tuple(many), tuple(many[:2]), ())

@@ -1,4 +1,4 @@
-"""Networks with a fixed input size (ViT, Swin) at another ``--input-size``."""
+"""Input size (``--input-size``) of networks with a fixed input size (ViT, Swin)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def build_saved(folder: Path, architecture: str, model_args: dict[str, Any], more: dict[str, object] | None = None) -> str:
-    """A network with random weights, saved in timm's form, as ``--backbone`` takes it."""
+    """Save a network with random weights in timm's format, and return its name for ``--backbone``."""
     folder.mkdir()
     torch.manual_seed(0)
     model = timm.create_model(architecture, num_classes=5, **model_args)
@@ -51,7 +51,7 @@ def _trained(tmp_path: Path, kind: str, **changes: object) -> Run:
 
 
 @pytest.mark.parametrize("kind", ["vit", "swin", "swinv2"])
-def test_a_transformer_trains_at_another_size_and_its_run_is_rebuilt_by_edgetl_and_timm(tmp_path: Path, kind: str) -> None:
+def test_transformer_run_at_another_input_size_is_rebuilt_by_edgetl_and_timm(tmp_path: Path, kind: str) -> None:
     run = _trained(tmp_path, kind)
     assert run.record.preprocess.input_size == (64, 96)
     assert run.record.backbone.model_args["img_size"] == [64, 96]
@@ -59,14 +59,14 @@ def test_a_transformer_trains_at_another_size_and_its_run_is_rebuilt_by_edgetl_a
     images = torch.rand(2, 3, 64, 96)
     with torch.inference_mode():
         assert torch.equal(ours(images), theirs(images))
-    # The next level of the pyramid may have a size of its own.
+    # A run that starts from this run may have another input size.
     backbone = load_backbone(TrainConfig.from_options(backbone=str(run.path), input_size=(96, 96)).backbone, 3)
     assert backbone.model_args["img_size"] == [96, 96] and backbone.parents[-1].kind == "run"
     with torch.inference_mode():
         assert backbone.model(torch.rand(1, 3, 96, 96)).shape == (1, 3)
 
 
-def test_position_embeddings_are_interpolated_and_all_other_weights_are_kept(tmp_path: Path) -> None:
+def test_input_size_interpolates_position_embeddings_and_keeps_other_weights(tmp_path: Path) -> None:
     name = build_saved(tmp_path / "net", *NETWORKS["vit"])
     own = load_backbone(TrainConfig.from_options(backbone=name).backbone, 5).model.state_dict()
     sized = load_backbone(TrainConfig.from_options(backbone=name, input_size=(112, 112)).backbone, 5).model.state_dict()
@@ -76,13 +76,13 @@ def test_position_embeddings_are_interpolated_and_all_other_weights_are_kept(tmp
         assert key == "pos_embed" or torch.equal(sized[key], value), key
 
 
-def test_a_size_that_patches_do_not_divide_is_refused_with_the_nearest_that_they_do(tmp_path: Path) -> None:
+def test_input_size_error_lists_the_nearest_multiples_of_the_patch_size(tmp_path: Path) -> None:
     name = build_saved(tmp_path / "net", *NETWORKS["vit"])
     with pytest.raises(ConfigError, match=r"100,100.*16 x 16 pixels.*Nearest supported sizes: 96,96 and 112,112\."):
         load_backbone(TrainConfig.from_options(backbone=name, input_size=(100, 100)).backbone, 3)
 
 
-def test_torchvisions_vit_is_refused_at_another_size_and_its_swin_is_not() -> None:
+def test_torchvision_vit_refuses_another_input_size_and_swin_accepts_it() -> None:
     with pytest.raises(ConfigError, match=r"does not support this size: .* to use 224 x 224, or use timm's"):
         load_backbone(TrainConfig.from_options(backbone="torchvision:vit_b_32", pretrained=False, input_size=(128, 128)).backbone, 3)
     assert load_backbone(
@@ -90,13 +90,13 @@ def test_torchvisions_vit_is_refused_at_another_size_and_its_swin_is_not() -> No
     ).spec.input_size == (64, 64)
 
 
-def test_convolutions_take_any_size_without_an_argument() -> None:
+def test_convolutional_network_needs_no_argument_for_another_input_size() -> None:
     assert (
         load_backbone(TrainConfig.from_options(backbone="test_resnet", pretrained=False, input_size=(72, 40)).backbone, 3).model_args == {}
     )
 
 
-def test_a_transformer_at_another_size_is_exported_and_export_names_a_command_that_works(tmp_path: Path) -> None:
+def test_transformer_at_another_input_size_is_exported_and_export_error_names_a_working_command(tmp_path: Path) -> None:
     run = _trained(tmp_path, "vit", strategy="probe", input_size=(64, 64))
     config = ExportConfig(formats=("onnx",), precisions=("fp32",))
     bundle = export_bundle(run.path, config, tmp_path / "bundle")
@@ -109,7 +109,7 @@ def test_a_transformer_at_another_size_is_exported_and_export_names_a_command_th
     assert open_run(train(tmp_path / "colours", again, tmp_path / "larger").path).record.preprocess.input_size == (96, 96)
 
 
-def test_columns_keep_the_size_of_the_old_network(tmp_path: Path) -> None:
+def test_progressive_training_keeps_the_input_size_of_the_previous_network(tmp_path: Path) -> None:
     run = _trained(tmp_path, "vit", strategy="probe", input_size=(64, 64))
     given = {"backbone": str(run.path), "forgetting": "progressive", "strategy": "full", "epochs": 1, "val": 0.25, "augmented_views": 1}
     for size, kept in (((64, 64), True), ((96, 96), False)):

@@ -1,4 +1,4 @@
-"""The intensity rule of a training: measured on its images, recorded in the run, and kept by the runs that start from it."""
+"""Intensity rule (``--intensity``): derived from training images, recorded in the run, and inherited by child runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgetl.train.workflows.train import train
 
 
 def _twelve_bits(root: Path) -> Path:
-    """Two classes of eight gray 16-bit PNG files whose values need 12 bits."""
+    """Write two classes of eight gray 16-bit PNG files with 12-bit values."""
     rng = np.random.default_rng(0)
     for index, label in enumerate(("dark", "light")):
         (root / label).mkdir(parents=True)
@@ -30,7 +30,7 @@ def _config(**changes: object) -> TrainConfig:
     return TrainConfig.from_options(**{**common, **changes})
 
 
-def test_auto_records_the_bits_that_the_training_images_use_and_a_child_run_keeps_them(tmp_path: Path) -> None:
+def test_auto_intensity_records_the_bits_in_use_and_child_runs_inherit_them(tmp_path: Path) -> None:
     data = _twelve_bits(tmp_path / "images")
     record = train(data, _config(), tmp_path / "run").record
     assert (record.preprocess.intensity, record.high_bit_images) == (Intensity(high=4095), record.images["train"])
@@ -38,7 +38,7 @@ def test_auto_records_the_bits_that_the_training_images_use_and_a_child_run_keep
     assert child.preprocess.intensity == Intensity(high=4095)
 
 
-def test_a_given_range_is_recorded_and_images_of_8_bits_keep_the_full_range(tmp_path: Path) -> None:
+def test_intensity_range_is_recorded_and_8_bit_images_keep_the_full_range(tmp_path: Path) -> None:
     data = _twelve_bits(tmp_path / "images")
     assert train(data, _config(intensity="0,3000"), tmp_path / "run").record.preprocess.intensity == Intensity(high=3000)
     for file in data.rglob("*.png"):
@@ -47,6 +47,6 @@ def test_a_given_range_is_recorded_and_images_of_8_bits_keep_the_full_range(tmp_
     assert (record.preprocess.intensity, record.high_bit_images) == (FULL_RANGE, 0)
 
 
-def test_an_unknown_rule_is_refused_before_any_work() -> None:
+def test_unknown_intensity_rule_is_refused() -> None:
     with pytest.raises(ValidationError, match="LOW,HIGH"):
         _config(intensity="brighter")

@@ -1,4 +1,4 @@
-"""A run of a run: no figure counts an image that an ancestor, or the run itself, was trained or selected on."""
+"""Lineage: metrics never include an image that the run or one of its ancestors was trained or selected on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def contents(run: Run, *parts: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``first/``, and ``both/`` with the same images and as many others."""
+    """Image folders ``first/``, ``second/`` and ``both/``. ``both/`` has the images of the other two."""
     root = tmp_path_factory.mktemp("lineage")
     write_colours(root / "first", 12)
     write_colours(root / "second", 12, seed=1)
@@ -60,14 +60,14 @@ def parent(root: Path, grandparent: Run) -> Run:
 @pytest.fixture(scope="module")
 def child(root: Path, parent: Run) -> Run:
     """Run on all images, with another seed than its ancestors."""
-    away = root / "away"
-    (root / "grandparent").rename(away)  # its training images are recorded in the parent
+    moved = root / "moved"
+    (root / "grandparent").rename(moved)  # not needed, because the parent has the record of its training images
     run = train(root / "both", config(parent.path, seed=7), root / "child")
-    away.rename(root / "grandparent")
+    moved.rename(root / "grandparent")
     return run
 
 
-def test_a_child_measures_on_images_that_no_ancestor_was_trained_or_selected_on(child: Run, parent: Run, grandparent: Run) -> None:
+def test_child_run_is_tested_on_images_that_no_ancestor_was_trained_or_selected_on(child: Run, parent: Run, grandparent: Run) -> None:
     tested, validated = contents(child, "test"), contents(child, "val")
     assert tested and validated
     for ancestor in (parent, grandparent):
@@ -78,7 +78,7 @@ def test_a_child_measures_on_images_that_no_ancestor_was_trained_or_selected_on(
     assert child.record.test is not None and child.record.test.accuracy.n == len(tested)
 
 
-def test_a_run_names_the_images_of_its_whole_lineage(child: Run, parent: Run, grandparent: Run) -> None:
+def test_seen_images_cover_the_whole_lineage(child: Run, parent: Run, grandparent: Run) -> None:
     seen = child.seen_images()
     for run in (child, parent, grandparent):
         assert {hash_prefix(content) for content in contents(run, "train")} <= seen.trained
@@ -87,7 +87,7 @@ def test_a_run_names_the_images_of_its_whole_lineage(child: Run, parent: Run, gr
     assert {TRAINED_NAME, SELECTED_NAME} <= child.record.files.keys()
 
 
-def test_evaluation_leaves_out_what_any_ancestor_has_seen(root: Path, parent: Run, grandparent: Run) -> None:
+def test_evaluation_excludes_images_seen_by_any_ancestor(root: Path, parent: Run, grandparent: Run) -> None:
     report = evaluate_run(parent.path, root / "both")
     unseen = contents(parent, "test") | contents(grandparent, "test")
     assert report.result.accuracy.n == len(unseen) and report.left_out == 72 - len(unseen)
@@ -97,7 +97,7 @@ def test_pruned_runs_keep_the_lineage(parent: Run, tmp_path: Path) -> None:
     assert prune_run(parent.path, tmp_path / "pruned").run.seen_images() == parent.seen_images()
 
 
-def test_a_teacher_is_an_ancestor_and_random_weights_have_none(parent: Run) -> None:
+def test_teacher_is_an_ancestor_and_random_weights_have_no_ancestor(parent: Run) -> None:
     assert seen_by_ancestors(TrainConfig().backbone, str(parent.path)) == parent.seen_images()
     weights = TrainConfig.from_options(backbone="test_resnet", weights=str(parent.path / "weights.safetensors"))
     for same in (config(parent.path), TrainConfig.from_options(backbone=f"local-dir:{parent.path}"), weights):
@@ -107,8 +107,8 @@ def test_a_teacher_is_an_ancestor_and_random_weights_have_none(parent: Run) -> N
     assert seen_by_ancestors(config(parent.path).backbone, scratch=True) == SeenImages()
 
 
-def test_forgetting_counts_images_that_neither_run_has_seen(root: Path, grandparent: Run, tmp_path: Path) -> None:
-    # Half of the parent's test images are images of the child too.
+def test_forgetting_is_measured_on_images_that_neither_run_has_seen(root: Path, grandparent: Run, tmp_path: Path) -> None:
+    # Half of the parent's test images are also images of the child.
     shared = [entry for entry in grandparent.splits().entries if entry.part == "test"]
     data = tmp_path / "data"
     shutil.copytree(root / "second", data)
@@ -116,9 +116,9 @@ def test_forgetting_counts_images_that_neither_run_has_seen(root: Path, grandpar
         shutil.copyfile(root / "first" / entry.path, data / Path(entry.path).parent / f"shared-{Path(entry.path).name}")
     run = train(data, config(grandparent.path), tmp_path / "run")
     seen = contents(run, "train", "val")
-    wanted = [entry for entry in shared if entry.content not in seen]
+    unseen = [entry for entry in shared if entry.content not in seen]
     assert run.record.forgetting is not None
-    assert len(shared) > run.record.forgetting.images == len(wanted) >= len(shared) // 2
+    assert len(shared) > run.record.forgetting.images == len(unseen) >= len(shared) // 2
 
 
 def test_forgetting_is_not_measured_on_replayed_or_validation_images(
@@ -142,7 +142,7 @@ def _splits(train: int, val: int, test: int) -> Splits:
     return Splits(ImageFolder(Path("d"), ("a", "b"), (), ()), part(0, train), part(1, val), part(2, test))
 
 
-def test_validation_images_that_only_selected_an_ancestor_stay() -> None:
+def test_validation_images_of_an_ancestor_may_be_validation_images_again() -> None:
     splits = _splits(3, 2, 2)
     prefixes = [hash_prefix(sample.content) for sample in (*splits.val, *splits.test)]
     found = without_seen(splits, SeenImages(frozenset(prefixes[1:2]), frozenset(prefixes[:3])))
@@ -150,27 +150,27 @@ def test_validation_images_that_only_selected_an_ancestor_stay() -> None:
     assert without_seen(splits, SeenImages()) is splits
 
 
-def test_a_validation_set_of_training_images_of_an_ancestor_is_refused_with_the_remedy() -> None:
+def test_validation_set_of_training_images_of_an_ancestor_is_refused() -> None:
     splits = _splits(3, 2, 2)
     with pytest.raises(DataError, match=r"0 of 2 test images and 2 of 2 validation images .*--seed"):
         without_seen(splits, SeenImages(frozenset(hash_prefix(sample.content) for sample in splits.val)))
 
 
-def test_a_class_counts_as_forgotten_where_its_interval_lies_above_0() -> None:
+def test_class_counts_as_forgotten_if_its_interval_is_above_0() -> None:
     classes = tuple(
         ClassForgetting(label=label, n=n, before=1.0, after=after, low=low, high=0.9)
         for label, n, after, low in (
             ("one image", 1, 0.0, -0.1),
-            ("sure", 40, 0.5, 0.3),
-            ("surer", 40, 0.2, 0.6),
-            ("gained", 40, 1.0, -0.3),
+            ("forgotten", 40, 0.5, 0.3),
+            ("most forgotten", 40, 0.2, 0.6),
+            ("improved", 40, 1.0, -0.3),
         )
     )
     found = Forgetting(parent="p", through="own", images=121, before=1, after=0.5, drop=0.5, low=0.4, high=0.6, classes=classes)
-    assert [item.label for item in found.most_forgotten()] == ["surer", "sure"]
+    assert [item.label for item in found.most_forgotten()] == ["most forgotten", "forgotten"]
 
 
-def test_a_run_is_shown_with_the_images_that_are_left_out(child: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_summary_reports_excluded_images(child: Run, capsys: pytest.CaptureFixture[str]) -> None:
     show_run(child)
     printed = " ".join(capsys.readouterr().out.split())
     assert "of validation and test were left out, because a run that the weights come from has seen them" in printed

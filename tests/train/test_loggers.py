@@ -1,4 +1,4 @@
-"""Each validation's figures reach the loggers that were asked for, those from before a resumption too."""
+"""Metric loggers (``--loggers``): CSV, TensorBoard and MLflow get the metrics of each validation, also after a resume."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def _metrics(run: Run) -> list[dict[str, Any]]:
 
 
 class _StopError(Exception):
-    """Ends a training from its progress."""
+    """Raised in the progress callback to stop a training."""
 
 
-def test_csv_holds_every_validation_with_the_rate_of_each_group_and_a_resumed_one_all_of_them(colours: Path, tmp_path: Path) -> None:
+def test_csv_of_a_resumed_training_has_all_validations_and_learning_rates(colours: Path, tmp_path: Path) -> None:
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "fine-tuning" and done == 13:
             raise _StopError
 
     with pytest.raises(_StopError):
         train(colours, _config(checkpoint_s=0.001), tmp_path / "run", progress=stop)
-    run = train(colours, _config(checkpoint_s=0.001, loggers="csv"), tmp_path / "run", resume=True)  # logs are no part of the training
+    run = train(colours, _config(checkpoint_s=0.001, loggers="csv"), tmp_path / "run", resume=True)  # --loggers may change in a resume
     with (run.path / "logs" / "csv" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     kept = _metrics(run)
@@ -58,19 +58,19 @@ def test_csv_holds_every_validation_with_the_rate_of_each_group_and_a_resumed_on
     assert not any(name.startswith("logs") for name in run.record.files)
 
 
-def test_nothing_is_logged_unless_it_is_asked_for(colours: Path, tmp_path: Path) -> None:
+def test_training_writes_no_logs_by_default(colours: Path, tmp_path: Path) -> None:
     assert not (train(colours, _config(epochs=1), tmp_path / "run").path / "logs").exists()
 
 
-def test_an_unknown_logger_is_refused_with_the_known_ones() -> None:
+def test_unknown_logger_error_lists_the_known_loggers() -> None:
     assert build(TrainConfig, loggers="csv,tensorboard").run.loggers == "csv,tensorboard"
     for wrong in ("wandb", "csv,wandb", ","):
-        with pytest.raises(ConfigError, match=r"--loggers: .*takes csv, tensorboard, mlflow"):
+        with pytest.raises(ConfigError, match=r"--loggers: .*one or more of csv, tensorboard, mlflow"):
             build(TrainConfig, loggers=wrong)
 
 
 @pytest.mark.parametrize(("name", "extra"), [("tensorboard", "log"), ("mlflow", "mlflow")])
-def test_a_missing_package_is_said_with_the_pip_command_before_anything_is_trained(
+def test_missing_logger_package_is_reported_with_the_pip_command_before_training(
     colours: Path, tmp_path: Path, name: str, extra: str
 ) -> None:
     if find_spec(name) is not None:
@@ -80,7 +80,7 @@ def test_a_missing_package_is_said_with_the_pip_command_before_anything_is_train
     assert not (tmp_path / "run").exists()
 
 
-def test_tensorboard_reads_what_was_logged(colours: Path, tmp_path: Path) -> None:
+def test_tensorboard_reads_the_logged_metrics(colours: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -90,7 +90,7 @@ def test_tensorboard_reads_what_was_logged(colours: Path, tmp_path: Path) -> Non
     assert [event.step for event in events.Scalars("val_loss")] == [row["step"] for row in _metrics(run)]
 
 
-def test_mlflow_reads_what_was_logged(colours: Path, tmp_path: Path) -> None:
+def test_mlflow_reads_the_logged_metrics(colours: Path, tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     from mlflow.tracking import MlflowClient

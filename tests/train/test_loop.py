@@ -1,4 +1,4 @@
-"""The training loop: stages, rates and batches of each strategy, resumption, stops, and divergence."""
+"""Training loop: stages, learning rates and batches of each strategy, resume, stop by signals, and divergence."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def _random_backbone(config: TrainConfig) -> Backbone:
 
 def _tune(colours: Path, config: TrainConfig, backbone: Backbone | None = None, **plan: object) -> tuple[Backbone, LoopState]:
     splits = split(scan(colours))
-    made = backbone or _random_backbone(config)
-    figures = plan_of(config, len(splits.train), made.model).model_copy(update=plan)
+    network = backbone or _random_backbone(config)
+    resolved = plan_of(config, len(splits.train), network.model).model_copy(update=plan)
     with tempfile.TemporaryDirectory() as folder:
-        return made, optimize(Training(made, splits, config, figures, Execution("cpu", Path(folder))))
+        return network, optimize(Training(network, splits, config, resolved, Execution("cpu", Path(folder))))
 
 
 def _copy(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -69,19 +69,19 @@ def _copy(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("images", "strategy"), [(99, "probe"), (100, "partial"), (10_000, "partial"), (10_001, "full"), (100_000, "full"), (100_001, "full")]
 )
-def test_auto_chooses_by_the_number_of_images(images: int, strategy: str) -> None:
+def test_auto_strategy_depends_on_the_number_of_images(images: int, strategy: str) -> None:
     chosen, reason = choose_strategy(images)
     assert chosen == strategy and f"{images:,}" in reason
     assert ("random weights" in reason) == (images > 100_000)
 
 
-def test_auto_counts_distinct_images(colours: Path, tmp_path: Path) -> None:
+def test_auto_strategy_counts_distinct_images(colours: Path, tmp_path: Path) -> None:
     run = train(colours, _config(strategy="auto", pretrained=False, augmented_views=1), tmp_path / "run")
     assert run.record.plan.images == len({entry.content for entry in run.splits().entries if entry.part == "train"})
-    assert run.record.plan.strategy == "scratch", "random weights have nothing to probe"
+    assert run.record.plan.strategy == "scratch", "random weights need training of all layers"
 
 
-def test_learning_rates_stand_in_lr_and_fall_to_the_lowest_stage_by_the_ratio() -> None:
+def test_learning_rates_decrease_to_the_stem_by_lr_decay() -> None:
     model = timm.create_model("test_resnet", num_classes=3)
     stages = find_stages(model, find_head(model))
     plan = _plan(backbone_lr=1e-3, lr=5e-3, lr_decay=0.1)
@@ -92,17 +92,17 @@ def test_learning_rates_stand_in_lr_and_fall_to_the_lowest_stage_by_the_ratio() 
     assert not any("lr_scale" in group for group in groups)
 
 
-def test_the_optimizer_runs_at_the_rates_that_were_asked_for(colours: Path) -> None:
+def test_optimizer_uses_the_planned_learning_rates(colours: Path) -> None:
     config = _config(pretrained=True, epochs=4)
     backbone = _random_backbone(config)
     plan = plan_of(config, 100, backbone.model)
     groups = parameter_groups(backbone.model, choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze), plan)
-    wanted = [group["lr"] for group in groups]
+    planned = [group["lr"] for group in groups]
     optimizer = torch.optim.AdamW(groups)
     schedule = make_schedule(optimizer, plan, first=0)
     for step in range(5):
         rates = [group["lr"] for group in optimizer.param_groups]
-        assert rates == pytest.approx([lr * warm_cosine(step, plan.steps, 0.1) for lr in wanted])
+        assert rates == pytest.approx([lr * warm_cosine(step, plan.steps, 0.1) for lr in planned])
         optimizer.step()
         schedule.step()
 
@@ -112,7 +112,7 @@ def _plan(**changes: object) -> Plan:
     return plan_of(_config(), 500, model).model_copy(update=changes)
 
 
-def test_every_trainable_parameter_is_in_exactly_one_group_and_vectors_do_not_decay() -> None:
+def test_parameter_groups_cover_each_parameter_once_and_exclude_vectors_from_weight_decay() -> None:
     model = timm.create_model("test_vit", num_classes=3)
     groups = parameter_groups(model, find_stages(model, find_head(model)), _plan())
     listed = [parameter for group in groups for parameter in group["params"]]
@@ -120,18 +120,18 @@ def test_every_trainable_parameter_is_in_exactly_one_group_and_vectors_do_not_de
     assert all((group["weight_decay"] == 0) == all(p.ndim < 2 for p in group["params"]) for group in groups)
 
 
-def test_schedule_warms_up_then_falls_to_zero() -> None:
+def test_cosine_schedule_warms_up_and_decreases_to_zero() -> None:
     factors = [warm_cosine(step, 100, 0.1) for step in range(101)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == pytest.approx(0.98, abs=0.01)
     assert factors[100] == pytest.approx(0.0) and factors[10:] == sorted(factors[10:], reverse=True)
 
 
-def test_stages_end_where_the_network_says_and_are_chosen_from_the_end() -> None:
+def test_stages_follow_the_blocks_of_the_network_and_are_chosen_from_the_end() -> None:
     model = timm.create_model("mobilenetv2_050", num_classes=3)
     stages = find_stages(model, find_head(model))
     assert [stage.name for stage in stages] == ["stem", *(f"stage{number}" for number in range(1, 8)), "head"]
     assert all(len({name.split(".")[1] for name in stage.parameters if name.startswith("blocks.")}) <= 1 for stage in stages)
-    names = {how: [stage.name for stage in choose_stages(stages, how)] for how in ("0.33", "stage6", "first", "1", "0.99")}
+    names = {value: [stage.name for stage in choose_stages(stages, value)] for value in ("0.33", "stage6", "first", "1", "0.99")}
     assert names["0.33"] == ["stage5", "stage6", "stage7", "head"] and names["stage6"] == ["stage6", "stage7", "head"]
     assert names["first"] == ["stem", "stage1", "head"] and "stem" in names["1"] and "stem" not in names["0.99"]
     for wrong in ("stage9", "0", "1.5", "most"):
@@ -140,7 +140,7 @@ def test_stages_end_where_the_network_says_and_are_chosen_from_the_end() -> None
 
 
 @pytest.mark.parametrize("unfreeze", ["0.33", "stage4", "first"])
-def test_partial_leaves_frozen_parameters_and_statistics_as_they_were(colours: Path, unfreeze: str) -> None:
+def test_partial_training_keeps_frozen_parameters_and_statistics(colours: Path, unfreeze: str) -> None:
     config = _config(strategy="partial", unfreeze=unfreeze)
     backbone = _random_backbone(config)
     before = _copy(backbone.model)
@@ -154,25 +154,25 @@ def test_partial_leaves_frozen_parameters_and_statistics_as_they_were(colours: P
         assert not all(same) if stage in trained else all(same), stage.name
 
 
-def test_progressive_opens_one_stage_after_the_other_from_the_head(colours: Path) -> None:
+def test_progressive_strategy_unfreezes_stages_from_the_head(colours: Path) -> None:
     config = _config(strategy="progressive", epochs=10)
     backbone = _random_backbone(config)
     plan = plan_of(config, 24, backbone.model)
     trained = choose_stages(find_stages(backbone.model, backbone.head_name), plan.unfreeze)
-    opened = [trainable_stages(trained, plan, step) for step in range(plan.steps)]
+    trainable = [trainable_stages(trained, plan, step) for step in range(plan.steps)]
     counts = []
-    for stages in opened:
+    for stages in trainable:
         set_trainable(backbone.model, stages, freeze_batchnorm=False)
         counts.append(sum(parameter.numel() for parameter in backbone.model.parameters() if parameter.requires_grad))
     assert counts == sorted(counts) and len(set(counts)) == len(trained)
-    assert [stage.name for stage in opened[0]] == ["head"] and "stem" not in {stage.name for stage in opened[-1]}
+    assert [stage.name for stage in trainable[0]] == ["head"] and "stem" not in {stage.name for stage in trainable[-1]}
     before = _copy(backbone.model)
     _tune(colours, config, backbone)
     assert torch.equal(before["conv1.0.weight"], backbone.model.state_dict()["conv1.0.weight"])
     assert not torch.equal(before["layer4.0.conv1.weight"], backbone.model.state_dict()["layer4.0.conv1.weight"])
 
 
-def test_few_images_leave_batchnorm_and_its_statistics_untouched(colours: Path) -> None:
+def test_batchnorm_is_frozen_with_few_images(colours: Path) -> None:
     config = _config(pretrained=True)
     backbone = _random_backbone(config)
     norms = {name: module for name, module in backbone.model.named_modules() if isinstance(module, _BatchNorm)}
@@ -183,7 +183,7 @@ def test_few_images_leave_batchnorm_and_its_statistics_untouched(colours: Path) 
     assert not torch.equal(weight, backbone.model.state_dict()["layer4.0.conv1.weight"])
 
 
-def test_random_weights_train_every_layer_and_batchnorm(colours: Path) -> None:
+def test_random_weights_train_all_layers_and_batchnorm(colours: Path) -> None:
     config = _config(strategy="scratch", pretrained=False)
     backbone = _random_backbone(config)
     before = _copy(backbone.model)
@@ -192,12 +192,12 @@ def test_random_weights_train_every_layer_and_batchnorm(colours: Path) -> None:
     assert all(not torch.equal(before[key], after[key]) for key in before if not key.endswith("num_batches_tracked"))
 
 
-def test_worker_processes_do_not_change_the_result(colours: Path) -> None:
+def test_number_of_workers_does_not_change_the_weights(colours: Path) -> None:
     states = [_tune(colours, _config(pretrained=False, workers=workers, epochs=1))[0].model.state_dict() for workers in (0, 1)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_batches_are_those_of_an_unbroken_training_and_each_epoch_sees_every_image_once() -> None:
+def test_sampler_is_resumable_and_draws_each_image_once_per_epoch() -> None:
     whole = list(StepSampler(21, 8, range(9), seed=3))
     assert list(StepSampler(21, 8, range(4, 9), seed=3)) == whole[4:]
     epoch = [index for batch in whole[:3] for index in batch]
@@ -206,10 +206,10 @@ def test_batches_are_those_of_an_unbroken_training_and_each_epoch_sees_every_ima
     assert steps_per_epoch(1, 8) == 1
 
 
-def test_no_pull_is_no_guard_and_a_strong_one_keeps_the_trunk_near(colours: Path) -> None:
+def test_l2sp_of_0_changes_nothing_and_strong_l2sp_keeps_weights_near_the_start(colours: Path) -> None:
     plain, zero, strong = (
-        _tune(colours, _config(epochs=12, lr=3e-3, backbone_lr=3e-3, **guard))[0].model.state_dict()
-        for guard in ({}, {"l2sp": 0.0}, {"l2sp": 100.0})
+        _tune(colours, _config(epochs=12, lr=3e-3, backbone_lr=3e-3, **option))[0].model.state_dict()
+        for option in ({}, {"l2sp": 0.0}, {"l2sp": 100.0})
     )
     start = _random_backbone(_config()).model.state_dict()
     assert all(torch.equal(plain[key], zero[key]) for key in plain)
@@ -220,15 +220,15 @@ def test_no_pull_is_no_guard_and_a_strong_one_keeps_the_trunk_near(colours: Path
     assert 0 < moved(strong) < 0.75 * moved(plain)
 
 
-def test_mixed_images_cost_the_weighted_loss_of_both_targets() -> None:
+def test_mixup_loss_is_the_weighted_loss_of_both_targets() -> None:
     logits, targets, others = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([1, 1, 0, 2, 0, 0])
     term = TaskTerm(ClassLoss(3))
     mixed = float(term(StepOutputs(torch.empty(6), targets, logits, others, 0.7)))
-    one, two = (float(torch.nn.functional.cross_entropy(logits, wanted)) for wanted in (targets, others))
-    assert mixed == pytest.approx(0.7 * one + 0.3 * two)
+    first, second = (float(torch.nn.functional.cross_entropy(logits, labels)) for labels in (targets, others))
+    assert mixed == pytest.approx(0.7 * first + 0.3 * second)
 
 
-def test_replayed_images_of_no_new_class_are_left_out_of_the_task_loss() -> None:
+def test_task_loss_excludes_replayed_images_without_a_new_class() -> None:
     logits, targets = torch.randn(4, 3), torch.tensor([0, -1, 2, -2])
     step = StepOutputs(torch.empty(4), targets, logits)
     term = TaskTerm(ClassLoss(3), replay=True)
@@ -236,7 +236,7 @@ def test_replayed_images_of_no_new_class_are_left_out_of_the_task_loss() -> None
     assert term.count_correct(step)[1] == 2
 
 
-def test_mixing_with_the_starting_weights_never_validates_worse(colours: Path) -> None:
+def test_wise_ft_does_not_increase_the_validation_loss(colours: Path) -> None:
     config = _config(epochs=12, lr=3e-3, backbone_lr=3e-3)
     _, tuned = _tune(colours, config)
     mixed_backbone, mixed = _tune(colours, config.with_options(wise_ft=True))
@@ -246,7 +246,7 @@ def test_mixing_with_the_starting_weights_never_validates_worse(colours: Path) -
         assert all(torch.equal(mixed.best[key], tuned.best[key]) for key in tuned.best)
 
 
-def test_balanced_classes_weigh_the_same() -> None:
+def test_class_weights_balance_the_loss_of_rare_classes() -> None:
     labels = np.array([0] * 90 + [2] * 10)
     weights = class_weights(labels)
     assert weights[1] == 0 and weights[0] * 90 == pytest.approx(weights[2] * 10) and weights[labels].mean() == pytest.approx(1)
@@ -257,13 +257,13 @@ def test_balanced_classes_weigh_the_same() -> None:
     assert recall[1] > recall[0] + 0.2
 
 
-def test_divergence_stops_with_a_sentence_that_names_the_learning_rate(colours: Path) -> None:
+def test_divergence_error_names_the_learning_rate(colours: Path) -> None:
     with pytest.raises(TrainingError, match=r"diverged.*Lower --lr \(now 1e\+30\)"):
         _tune(colours, _config(pretrained=False, lr=1e30, epochs=3))
 
 
 @pytest.mark.parametrize("choice", [{"strategy": "progressive", "epochs": 20}, {"strategy": "partial", "cache_views": 0}])
-def test_stages_that_open_learn_their_statistics_and_a_resumed_training_too(colours: Path, tmp_path: Path, choice: dict[str, Any]) -> None:
+def test_unfrozen_stages_update_batchnorm_statistics_also_after_resume(colours: Path, tmp_path: Path, choice: dict[str, Any]) -> None:
     config = _config(pretrained=False, checkpoint_s=0.001, patience=100, **choice)
     whole = train(colours, config, tmp_path / "whole")
     assert not whole.record.plan.freeze_batchnorm
@@ -277,14 +277,14 @@ def test_stages_that_open_learn_their_statistics_and_a_resumed_training_too(colo
     resumed = train(colours, config, tmp_path / "broken", resume=True)
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
     statistics = whole.load_model().get_buffer("layer4.0.bn1.running_mean")
-    assert bool(statistics.any()), "the last stage's BatchNorm has seen the pictures"
+    assert bool(statistics.any()), "the BatchNorm statistics of the last stage are unchanged"
 
 
 class _StopError(Exception):
-    """Ends a training from its progress."""
+    """Raised in the progress callback to stop a training."""
 
 
-def test_a_stopped_training_goes_on_to_the_same_weights(colours: Path, tmp_path: Path) -> None:
+def test_resumed_training_gives_the_same_weights(colours: Path, tmp_path: Path) -> None:
     config = _config(pretrained=False, epochs=12, checkpoint_s=0.001)
     whole = train(colours, config, tmp_path / "whole")
 
@@ -305,7 +305,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(colours: Path, tmp_path:
     assert not (tmp_path / "broken.checkpoints").exists()
 
 
-def test_a_damaged_state_is_passed_over(tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_skipped(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "states", Job(data="", options={}, resolved={}))
     for step in (1, 2, 3):
         checkpoints.save(SavedState(step, {"x": torch.full((3,), float(step))}, {"rows": []}))
@@ -321,7 +321,7 @@ def test_a_damaged_state_is_passed_over(tmp_path: Path) -> None:
     assert checkpoints.newest() is None
 
 
-def test_sigterm_saves_and_ends_with_143_and_the_same_command_goes_on(colours: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_the_state_and_resume_continues(colours: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -339,17 +339,17 @@ def test_sigterm_saves_and_ends_with_143_and_the_same_command_goes_on(colours: P
         while process.poll() is None and not list(tmp_path.glob("run.checkpoints/step-*")):
             time.sleep(0.05)  # until it trains: the first of 20 states is saved
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == StoppedError.exit_code, said
-    assert "Resume with: edgetl train --out" in " ".join(said.split())
+        _, output = process.communicate(timeout=60)
+        assert process.returncode == StoppedError.exit_code, output
+    assert "Resume with: edgetl train --out" in " ".join(output.split())
     done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "going on after step" in done.stderr and json.loads(done.stdout)["plan"]["steps"] == 200
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_lose_nothing(colours: Path, tmp_path: Path) -> None:
-    """20 kills, most of them while a state is being saved."""
+def test_training_resumes_after_kills_at_random_moments(colours: Path, tmp_path: Path) -> None:
+    """Kill the process 20 times, mostly while it saves a state."""
     child = (
         "import sys; from pathlib import Path; from edgetl.train.config.options import TrainConfig; "
         "from edgetl.train.workflows.train import train; "
@@ -380,7 +380,7 @@ def test_kills_at_random_moments_lose_nothing(colours: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_random_labels_raise_an_alarm_and_clean_ones_do_not(colours: Path, tmp_path: Path) -> None:
+def test_random_labels_cause_a_warning_and_correct_labels_do_not(colours: Path, tmp_path: Path) -> None:
     config: dict[str, Any] = {"pretrained": False, "epochs": 20, "strategy": "scratch", "patience": 100}
     assert train(colours, _config(**config), tmp_path / "clean").record.alarms == ()
     rng = random.Random(0)

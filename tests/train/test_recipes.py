@@ -165,7 +165,7 @@ def test_plan_marks_the_strategy_of_the_recipe(colours: Path) -> None:
 
 def test_the_command_takes_a_recipe(colours: Path, tmp_path: Path) -> None:
     done = edgetl("train", colours, "--out", tmp_path / "run", "--recipe", "slowai")
-    assert done.returncode == 3 and "Built in: fastai" in " ".join(done.stderr.split())
+    assert done.returncode == 3 and "Built-in recipes: fastai" in " ".join(done.stderr.split())
 
 
 def test_batchnorm_that_a_recipe_lets_learn_needs_two_images_at_a_time() -> None:

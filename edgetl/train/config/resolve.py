@@ -153,7 +153,7 @@ def _previous_task_conflicts(continual: ContinualConfig, teacher: str | None, *,
     progressive = continual.forgetting == "progressive"
     if random and (needed or progressive):
         protected = " and ".join(needed + ["--forgetting progressive"] * progressive)
-        yield f"random weights cannot be combined with {protected}. Use pretrained weights, or remove {protected}"
+        yield f"random weights (--random-weights or --strategy scratch) cannot be combined with {protected}. Remove one of them"
     others = needed + ["--l2sp"] * bool(continual.l2sp) + ["--wise-ft"] * continual.wise_ft + ["--teacher"] * bool(teacher)
     if progressive and others:
         yield (
