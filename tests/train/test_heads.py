@@ -262,11 +262,11 @@ def test_run_with_another_head_is_a_teacher_with_its_head(images: Path, small_kn
 
 
 def test_strategies_other_than_probe_refuse_nonlinear_heads(images: Path, digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"the strategy full cannot be combined with --head knn. Add --strategy probe"):
+    with pytest.raises(ConfigError, match=r"--head knn cannot be combined with the strategy full. Add --strategy probe"):
         train(images, _config(head="knn", strategy="full"), tmp_path / "run")
-    with pytest.raises(ConfigError, match="the strategy compare cannot be combined with --features layers"):
+    with pytest.raises(ConfigError, match="--features layers cannot be combined with the strategy compare"):
         train(images, _config(features="layers", strategy="compare"), tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"the strategy partial cannot be combined with --head mlp. Add --strategy probe"):
+    with pytest.raises(ConfigError, match=r"--head mlp cannot be combined with the strategy partial. Add --strategy probe"):
         train(digits, _config(head="mlp", strategy="auto"), tmp_path / "run")
 
 

@@ -325,7 +325,7 @@ def test_a_probe_needs_no_column(parent: Run, shapes: Path, tmp_path: Path, capl
 
 def test_what_cannot_be_kept_or_combined_is_said(parent: Run, grown: Run, splits: Splits) -> None:
     for config in (_beside(parent, strategy="scratch"), _config(forgetting="progressive", pretrained=False)):
-        with pytest.raises(ConfigError, match="cannot be combined with --forgetting progressive"):
+        with pytest.raises(ConfigError, match="--forgetting progressive cannot be combined with random weights"):
             prepared(splits, config)
     with pytest.raises(ConfigError, match=r"cannot be combined with --lwf and --wise-ft. Remove one"):
         prepared(splits, _beside(parent, lwf=1.0, wise_ft=True))

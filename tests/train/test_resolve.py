@@ -107,7 +107,7 @@ def test_conflicts_are_reported_together_and_before_any_weights_are_loaded() -> 
         "--replay cannot be combined with --balance sampler",
         "--teacher cannot be combined with --replay",
         "--forgetting progressive keeps the previous network frozen and cannot be combined with --lwf and --replay and --teacher",
-        "the strategy full cannot be combined with --head knn",
+        "--head knn cannot be combined with the strategy full",
         "at most 10,000. There are 20,000 training images",
     ):
         assert text in str(caught.value)

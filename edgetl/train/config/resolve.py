@@ -129,7 +129,7 @@ def _class_conflicts(head: HeadConfig, continual: ContinualConfig, teacher: str 
 def _head_conflicts(head: HeadConfig, strategy: Strategy | None, images: int) -> Iterator[str]:
     options = [f"--head {head.kind}"] * (head.kind != "linear") + [f"--features {head.features}"] * (head.features != "last")
     if options and strategy not in (None, "probe"):
-        yield f"the strategy {strategy} cannot be combined with {' and '.join(options)}. Add --strategy probe"
+        yield f"{' and '.join(options)} cannot be combined with the strategy {strategy}. Add --strategy probe"
     if head.kind == "knn" and images > MAX_BANK:
         yield (
             f"--head knn stores the features of all training images in the model, at most {MAX_BANK:,}. There are {images:,} training "
@@ -153,7 +153,7 @@ def _previous_task_conflicts(continual: ContinualConfig, teacher: str | None, *,
     progressive = continual.forgetting == "progressive"
     if random and (needed or progressive):
         protected = " and ".join(needed + ["--forgetting progressive"] * progressive)
-        yield f"random weights (--random-weights or --strategy scratch) cannot be combined with {protected}. Remove one of them"
+        yield f"{protected} cannot be combined with random weights (--random-weights or --strategy scratch). Remove one of them"
     others = needed + ["--l2sp"] * bool(continual.l2sp) + ["--wise-ft"] * continual.wise_ft + ["--teacher"] * bool(teacher)
     if progressive and others:
         yield (

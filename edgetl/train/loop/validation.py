@@ -31,8 +31,8 @@ class LoopState:
         best_loss: Lowest validation loss.
         best: Weights with this loss.
         waited: Number of validations since then.
-        first_loss: Task loss of the first step. It can be high for a short time if the images differ from the pretraining images and
-            BatchNorm is trained.
+        first_loss: Task loss of the first step. It can be high for a few steps if BatchNorm is trained on images that differ from the
+            pretraining images.
         recent_loss: Smoothed task loss of the last steps.
         correct: Number of correct predictions since the last validation.
         seen: Number of training images since the last validation.
