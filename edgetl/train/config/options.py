@@ -19,7 +19,7 @@ Strategy: TypeAlias = Literal["auto", "probe", "partial", "full", "progressive",
 HeadKind: TypeAlias = Literal["linear", "knn", "cosine", "mlp"]
 Features: TypeAlias = Literal["last", "layers"]
 Augment: TypeAlias = Literal["auto", "none", "light", "medium", "strong"]
-Share = Annotated[float, Field(ge=0.0, le=0.5)]
+SplitFraction = Annotated[float, Field(ge=0.0, le=0.5)]
 Triple = tuple[float, float, float]
 LOGGERS = ("csv", "tensorboard", "mlflow")
 
@@ -111,8 +111,8 @@ class DataConfig(StrictModel):
         "a regular expression on the path with one capture group.",
         metavar="KEY",
     )
-    val: Share = _data(0.15, "Fraction of the images for validation, 0..0.5.")
-    test: Share = _data(0.15, "Fraction of the images for the test, 0..0.5.")
+    val: SplitFraction = _data(0.15, "Fraction of the images for validation, 0..0.5.")
+    test: SplitFraction = _data(0.15, "Fraction of the images for the test, 0..0.5.")
     include: tuple[str, ...] = _data(
         (), "Glob pattern of files to use that the scan leaves out (masks, thumbnails, hidden files). May be repeated.", metavar="PATTERN"
     )
