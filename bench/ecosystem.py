@@ -1,6 +1,6 @@
-"""How often other libraries answer like edgetl from the same files, as printed in the README.
+"""Agreement of other libraries with edgetl on the same files, as printed in the documentation.
 
-``python -m bench ecosystem``: of 200 photographs of trashnet, the share with the same top class.
+``python -m bench ecosystem``: ratio of 200 photographs of trashnet with the same top class.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from edgetl.core.images.decode import load_image
 from edgetl.core.preprocess import to_pixels
 from edgetl.export.to_hub import share_run
 from edgetl.runtime.predictor import load
-from tests.ecosystem import ANSWER, ONNXRUNTIME, OPENVINO, PREPARE, TIMM, TRANSFORMERS, agreement, answers, model_api, pictures
+from tests.ecosystem import ONNXRUNTIME, OPENVINO, PREDICT, PREPARE, TIMM, TRANSFORMERS, agreement, decoded, model_api, predicted_labels
 
 MODEL_API_RESIZES = ("crop", "standard", "fit_to_window", "fit_to_window_letterbox")
 
 
 def main(run: Path, bundle: Path, shared: Path) -> None:
-    """Print one line for each way."""
+    """Print one line for each library and file."""
     photos = sorted((shared / "data/trashnet").glob("*/*.jpg"))[::12][:200]
     predictor = load(bundle, variant="onnx-fp32")
-    ours = [answer.label or "" for answer in predictor.predict(photos)]
+    expected = [prediction.label or "" for prediction in predictor.predict(photos)]
     onnx, xml = bundle / "onnx-fp32/1/model.onnx", bundle / "openvino-fp32/1/model.xml"
-    whole, small = pictures(photos), [np.asarray(to_pixels(load_image(path), predictor.spec)) for path in photos]
+    originals, resized = decoded(photos), [np.asarray(to_pixels(load_image(path), predictor.spec)) for path in photos]
     with tempfile.TemporaryDirectory() as work:
         hub = Path(work) / "hub"
         share_run(run, hub)
         found = {
-            "NumPy, Pillow, ONNX Runtime": answers(PREPARE + ONNXRUNTIME + ANSWER, onnx, photos),
-            "NumPy, Pillow, OpenVINO": answers(PREPARE + OPENVINO + ANSWER, xml, photos),
-            "timm, the run": answers(TIMM, run, photos),
-            "timm, the Hugging Face folder": answers(TIMM, hub, photos),
-            "transformers, the Hugging Face folder": answers(TRANSFORMERS, hub, photos),
+            "NumPy, Pillow, ONNX Runtime": predicted_labels(PREPARE + ONNXRUNTIME + PREDICT, onnx, photos),
+            "NumPy, Pillow, OpenVINO": predicted_labels(PREPARE + OPENVINO + PREDICT, xml, photos),
+            "timm, run": predicted_labels(TIMM, run, photos),
+            "timm, Hugging Face folder": predicted_labels(TIMM, hub, photos),
+            "transformers, Hugging Face folder": predicted_labels(TRANSFORMERS, hub, photos),
         }
     for file in (xml, onnx):
-        found[f"Model API, {file.name}, pictures of the input's size"] = model_api(file)(small)
-        found[f"Model API, {file.name}, whole photographs, as the file says"] = model_api(file)(whole)
+        found[f"Model API, {file.name}, images resized by edgetl"] = model_api(file)(resized)
+        found[f"Model API, {file.name}, original photographs, resize of the metadata"] = model_api(file)(originals)
     for resize in MODEL_API_RESIZES:
         for filter_ in ("LINEAR", "CUBIC"):
             settings = {"resize_type": resize, "interpolation_mode": filter_}
-            found[f"Model API, {xml.name}, whole photographs, {resize} {filter_}"] = model_api(xml, **settings)(whole)
+            found[f"Model API, {xml.name}, original photographs, {resize} {filter_}"] = model_api(xml, **settings)(originals)
     for name, labels in found.items():
-        print(f"{agreement(labels, ours):.3f}  {name}")
+        print(f"{agreement(labels, expected):.3f}  {name}")

@@ -1,11 +1,12 @@
-"""edgetl on a device: load a bundle, predict.
+"""Device API of edgetl: load a bundle and predict labels for images.
 
 >>> import edgetl
 >>> predictor = edgetl.load("bundle")               # doctest: +SKIP
 >>> predictor.predict("photo.jpg").label            # doctest: +SKIP
 'glass'
 
-Training (``edgetl.train``) and export (``edgetl.export``) need their extras and are not imported here.
+This package needs NumPy, Pillow, pydantic and one inference engine. Training (``edgetl.train``) and export (``edgetl.export``) need
+the extras ``train`` and ``export``. They are not imported here.
 """
 
 from edgetl.core.bundle import Bundle, open_bundle

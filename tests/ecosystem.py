@@ -1,4 +1,4 @@
-"""Our files as others load them: each function answers photographs with another library, and nothing of edgetl."""
+"""Predictions of exported files by other libraries, without edgetl."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Pictures = Sequence[NDArray[np.uint8]]
+Images = Sequence[NDArray[np.uint8]]
 
-# What a stranger writes who has the file, NumPy, Pillow and one engine: all numbers come from the file's own metadata.
+# A script that needs only the file, NumPy, Pillow and one engine. All settings come from the metadata of the file.
 PREPARE = """
 import json, math, sys
 import numpy as np
@@ -45,7 +45,7 @@ spec, labels = (json.loads(str(model.get_rt_info(["edgetl", key]).astype(str))) 
 compiled = ov.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 run = lambda batch: compiled(batch)[0]
 """
-ANSWER = """
+PREDICT = """
 json.dump([labels[int(run(prepare(path, spec)).argmax())] for path in json.load(sys.stdin)], sys.stdout)
 """
 TIMM = """
@@ -73,8 +73,8 @@ json.dump([model.config.id2label[row.argmax().item()] for row in rows], sys.stdo
 """
 
 
-def answers(script: str, file: Path, photos: Sequence[Path]) -> list[str]:
-    """The labels that ``script`` prints in a process of its own, which may not reach a network."""
+def predicted_labels(script: str, file: Path, photos: Sequence[Path]) -> list[str]:
+    """Run ``script`` in a new process without network access, and return the labels that it prints."""
     done = subprocess.run(
         [sys.executable, "-I", "-c", script, str(file)], input=json.dumps([str(path) for path in photos]), capture_output=True, text=True,
         timeout=300, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
@@ -84,8 +84,8 @@ def answers(script: str, file: Path, photos: Sequence[Path]) -> list[str]:
     return found
 
 
-def model_api(file: Path, **settings: str) -> Callable[[Pictures], list[str]]:
-    """Intel Model API's classifier with the metadata of ``file``, which ``settings`` may replace; pictures are RGB."""
+def model_api(file: Path, **settings: str) -> Callable[[Images], list[str]]:
+    """Return a classifier of Intel Model API for RGB images. ``settings`` override the metadata of ``file``."""
     from model_api.adapters import ONNXRuntimeAdapter
     from model_api.models import ClassificationModel
 
@@ -93,15 +93,15 @@ def model_api(file: Path, **settings: str) -> Callable[[Pictures], list[str]]:
         model = ClassificationModel(ONNXRuntimeAdapter(str(file)), settings, preload=True)
     else:
         model = ClassificationModel.create_model(str(file), configuration=settings, device="CPU")
-    # Model API takes what OpenCV reads: BGR.
-    return lambda pictures: [model(np.ascontiguousarray(picture[:, :, ::-1])).top_labels[0].name for picture in pictures]
+    # Model API expects BGR, like OpenCV.
+    return lambda images: [model(np.ascontiguousarray(image[:, :, ::-1])).top_labels[0].name for image in images]
 
 
-def pictures(photos: Sequence[Path]) -> list[NDArray[np.uint8]]:
-    """The photographs whole, RGB."""
+def decoded(photos: Sequence[Path]) -> list[NDArray[np.uint8]]:
+    """Return the decoded photographs, RGB, at full size."""
     return [np.asarray(Image.open(path).convert("RGB")) for path in photos]
 
 
 def agreement(first: Sequence[str], second: Sequence[str]) -> float:
-    """The share of equal labels."""
+    """Return the ratio of equal labels."""
     return float(np.mean([one == other for one, other in zip(first, second, strict=True)]))

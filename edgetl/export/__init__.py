@@ -1,4 +1,4 @@
-"""Export: a trained run becomes a bundle of verified, quantized and packaged files. Public names are imported on first use."""
+"""Export of a run as a bundle: conversion, quantization, accuracy gate, packaging. Public names are imported on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Backbone search (``edgetl fit``): rank, train and export one backbone after the other, until a bundle keeps a deployment contract."""
+"""Backbone search (``edgetl fit``): rank, train and export backbones in turn until a bundle meets a deployment contract."""
 
 from __future__ import annotations
 
@@ -42,15 +42,23 @@ from edgetl.train.networks.backbone import Backbone
 from edgetl.train.workflows.rank import RANDOM, rank
 from edgetl.train.workflows.train import train
 
-# A backbone is left out before training when it misses a limit by this factor even at this ratio to its input size, the smallest that is
-# likely to keep its accuracy.
+# A backbone is skipped before training if it exceeds a limit by MARGIN even at SMALLEST_RATIO of its input size. An even smaller input is
+# unlikely to keep the accuracy.
 MARGIN = 1.1
 SMALLEST_RATIO = 0.75
 FEW_IMAGES = 8
 
 
 class Tried(StrictModel):
-    """Attempted backbone: left out before training, rejected after it, or chosen; ``outcomes`` are its attempted variants."""
+    """Attempted backbone of a backbone search.
+
+    Attributes:
+        backbone: name of the backbone.
+        outcome: ``left out``: skipped before training. ``refused``: trained, and then rejected. ``chosen``: in the bundle.
+        reason: reason of the outcome.
+        clauses: measured limits of the contract.
+        outcomes: attempted variants.
+    """
 
     backbone: str
     outcome: Literal["left out", "refused", "chosen"]
@@ -60,7 +68,13 @@ class Tried(StrictModel):
 
 
 class FitRecord(StrictModel):
-    """``fit.json``: the attempted backbones, in order; ``notes`` are those of the scan."""
+    """Content of ``fit.json``.
+
+    Attributes:
+        contract: limits of the deployment contract.
+        tried: attempted backbones, in order.
+        notes: notes of the image scan.
+    """
 
     schema_version: Literal[1] = 1
     contract: Contract
@@ -70,7 +84,13 @@ class FitRecord(StrictModel):
 
 @dataclass(frozen=True)
 class Fitted:
-    """The run and the bundle that keeps the contract, and what was tried before."""
+    """Result of ``fit``.
+
+    Attributes:
+        bundle: bundle that meets the contract.
+        run: folder of the run.
+        record: attempted backbones, as in ``fit.json``.
+    """
 
     bundle: Bundle
     run: Path
@@ -79,7 +99,7 @@ class Fitted:
 
 @dataclass
 class _Search:
-    """Search for a backbone: its inputs, the folder to write, and the backbones that were tried."""
+    """State of a backbone search: inputs, output folder, attempted backbones."""
 
     data: Path
     config: FitConfig
@@ -91,17 +111,28 @@ class _Search:
 
 
 def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, progress: Progress = silent) -> Fitted:
-    """Find a backbone for the images below ``data``, train and export it so that ``config.contract`` is kept.
+    """Rank, train and export backbones in turn until one meets a deployment contract.
 
-    Writes ``out/run``, ``out/bundle`` and ``out/fit.json``.
+    A backbone that cannot meet the contract is skipped before training, measured with untrained weights. The function writes ``out/run``,
+    ``out/bundle`` and ``out/fit.json``.
+
+    Args:
+        data: folder of labeled images.
+        config: ranking, training, export, and the limits of the contract.
+        out: output folder.
+        overwrite: replace an existing ``out``.
+        progress: called at each stage.
+
+    Returns:
+        the bundle, the folder of its run, and the record of the attempted backbones.
 
     Raises:
-        ContractError: no backbone keeps the contract; the text names the clause, and nothing is written.
+        ContractError: no backbone meets the contract. The message names the limits, and nothing is written.
         ConfigError: the contract has no limit, or ``out`` exists.
-        EdgetlError: what ``rank``, ``train`` and ``export_under_contract`` raise.
+        EdgetlError: see ``rank``, ``train`` and ``export_under_contract``.
     """
     if not config.contract.limited:
-        raise ConfigError("a contract needs a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
+        raise ConfigError("the deployment contract has no limit. Set --max-latency-ms, --max-size-mb or --memory-mb.")
     with new_folder(out, inputs=training_inputs(data, config.train), overwrite=overwrite) as folder:
         images = scan(data, selection=Selection(config.train.data.include, config.train.data.exclude), progress=progress)
         names = [item.name for item in rank(data, config.rank, progress=progress).ranked if not item.name.startswith(RANDOM)]
@@ -124,7 +155,7 @@ def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, pr
 
 
 def _could_keep(search: _Search, name: str) -> bool:
-    """True if the untrained network, whose size and time are those of the trained one, is near enough to the limits."""
+    """Return True if the untrained network is close enough to the limits. Training changes neither its size nor its latency."""
     search.progress(f"measuring {name}", 0, 1)
     wanted = search.config.train.with_options(backbone=name)
     before = read_counters()
@@ -138,16 +169,18 @@ def _could_keep(search: _Search, name: str) -> bool:
         shown = ", ".join(clause.describe() for clause in over)
         load = load_between(before, read_counters())
         if load is not None and load.busy and any(clause.name == "latency" for clause in over):
-            shown += f"; timed on a busy host ({load.describe()})"
+            shown += f"; the host was busy during the timing ({load.describe()})"
         search.tried.append(Tried(backbone=name, outcome="left out", reason=f"before training: {shown}", clauses=clauses))
     return not over
 
 
 def costs(backbone: Backbone, config: FitConfig, samples: list[Sample]) -> tuple[Clause, ...]:
-    """Smallest size and time that the untrained backbone can have in the formats and precisions of ``config``, at a smaller input.
+    """Measure the smallest size and latency of the untrained backbone over the formats and precisions of ``config``.
+
+    The latency is scaled to the smallest input size that is tried.
 
     Raises:
-        ExportError: it cannot be exported.
+        ExportError: the backbone cannot be exported.
     """
     contract = config.contract
     image = np.random.default_rng(0).normal(size=(1, 3, *backbone.spec.input_size)).astype(np.float32)
@@ -171,7 +204,7 @@ def costs(backbone: Backbone, config: FitConfig, samples: list[Sample]) -> tuple
 
 
 def _untrained_files(format_: Format, precisions: Sequence[Precision], source: Path, image: NDArray[np.float32]) -> list[list[Path]]:
-    """Files of each precision in one format, beside ``source``; fp32 if there is only int8 and it cannot be written."""
+    """Write the files of each precision in one format, next to ``source``. If only int8 is requested and fails, write fp32."""
     backend, written = FORMATS[format_], []
     work = source.parent / format_
     work.mkdir()
@@ -190,7 +223,7 @@ def _untrained_files(format_: Format, precisions: Sequence[Precision], source: P
 
 
 def _image_ms(backbone: Backbone, samples: list[Sample]) -> float:
-    """Median time of decoding and preparing one of the images."""
+    """Return the median time of decoding and preprocessing one image, ms."""
     out = np.empty((3, *backbone.spec.input_size), np.float32)
     pending = iter(samples * 3)
 
@@ -201,7 +234,7 @@ def _image_ms(backbone: Backbone, samples: list[Sample]) -> float:
 
 
 def _try(search: _Search, name: str) -> bool:
-    """Train and export one backbone; whether it keeps the contract."""
+    """Train and export one backbone. Return True if it meets the contract."""
     wanted = search.config.train.with_options(backbone=name)
     train(search.data, wanted, search.folder / "run", overwrite=True, progress=search.progress)
     try:
@@ -224,7 +257,7 @@ def _try(search: _Search, name: str) -> bool:
 
 
 def _explain(search: _Search, names: list[str]) -> str:
-    tried = "; ".join(f"{item.backbone}: {item.reason.rstrip('.')}" for item in search.tried)
+    tried = ". ".join(f"{item.backbone}: {item.reason.rstrip('.')}" for item in search.tried)
     skipped = len(names) - len(search.tried)
     more = f" {skipped} more were not tried (--tries {search.config.tries})." if skipped > 0 else ""
     failing = {clause.name: clause for item in search.tried for clause in item.clauses if not clause.kept}
@@ -232,5 +265,6 @@ def _explain(search: _Search, names: list[str]) -> str:
         min((clause for item in search.tried for clause in item.clauses if clause.name == name), key=lambda clause: clause.found)
         for name in failing
     ]
-    fits = f" The least that was found: {', '.join(clause.describe() for clause in nearest)}." if nearest else ""
-    return f"no backbone keeps the contract. {tried}.{more}{fits} Nothing was written. Raise that limit, or name others with --candidates."
+    fits = f" Smallest values found: {', '.join(clause.describe() for clause in nearest)}." if nearest else ""
+    advice = "Raise the limit, or choose other backbones with --candidates."
+    return f"no backbone meets the deployment contract. {tried}.{more}{fits} Nothing was written. {advice}"

@@ -1,4 +1,4 @@
-"""Options of an export and of ``fit``: types, defaults, bounds and help texts."""
+"""Configuration of ``export`` and ``fit``: types, defaults, bounds and help texts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from edgetl.train.config.ranking import RankConfig
 
 # Formats that other tools write from an export. The names are reserved for future variants of edgetl.
 RESERVED = {
-    "tflite": "export onnx, then `onnx2tf -i model.onnx`; or give the run's timm network to litert-torch (once ai-edge-torch)",
-    "executorch": "torch.export the run's timm network, then executorch.exir.to_edge_transform_and_lower",
-    "coreml": "torch.export or trace the run's timm network, then coremltools.convert (coremltools reads no ONNX)",
-    "ncnn": "export onnx, then `pnnx model.onnx inputshape=[1,3,H,W]`",
+    "tflite": "export onnx and run `onnx2tf -i model.onnx`, or convert the run's timm network with litert-torch (formerly ai-edge-torch)",
+    "executorch": "apply torch.export to the run's timm network, then executorch.exir.to_edge_transform_and_lower",
+    "coreml": "apply torch.export or torch.jit.trace to the run's timm network, then coremltools.convert (it does not read ONNX)",
+    "ncnn": "export onnx and run `pnnx model.onnx inputshape=[1,3,H,W]`",
 }
 
 
@@ -32,9 +32,9 @@ def _precisions(value: object) -> object:
 def _formats(value: object) -> object:
     names = words(value)
     if isinstance(names, tuple) and not set(names) - set(get_args(Format)) - set(RESERVED) and (reserved := set(names) & set(RESERVED)):
-        lines = [f"{name}: edgetl does not write it yet; {RESERVED[name]}." for name in names if name in reserved]
-        loads = 'The network is timm.create_model("local-dir:RUN", pretrained=True)'
-        raise ValueError("\n".join([f"{','.join(names)} is not possible.", *lines, loads]))
+        lines = [f"{name}: edgetl does not write this format. Instead, {RESERVED[name]}." for name in names if name in reserved]
+        loads = 'Load the run\'s timm network with timm.create_model("local-dir:RUN", pretrained=True)'
+        raise ValueError("\n".join([f"{','.join(names)} is not supported.", *lines, loads]))
     return _check(names, get_args(Format))
 
 
@@ -43,7 +43,7 @@ def _check(names: object, known: tuple[str, ...]) -> object:
         return names
     unknown = ", ".join(name for name in names if name not in known)
     if unknown or not names:
-        raise ValueError(f"{f'{unknown} is not possible' if unknown else 'nothing given'}; it takes {', '.join(known)}")
+        raise ValueError(f"{f'{unknown} is not supported' if unknown else 'no value was given'}. Choose from {', '.join(known)}")
     return names
 
 
@@ -55,7 +55,29 @@ _bundle = partial(option_field, panel="Bundle")
 
 
 class ExportConfig(StrictModel):
-    """Options of an export."""
+    """Configuration of an export: formats, precisions, accuracy gate, calibration.
+
+    ``export_bundle`` takes it. ``edgetl export`` has one option for each field; the option's help describes the field.
+
+    Attributes:
+        formats: file formats, ``onnx`` and ``openvino``.
+        precisions: ``fp32``, ``fp16``, ``int8`` (weights and activations), ``int8-weights`` (weights only).
+        data: folder of the run's images. None uses the folder of the training.
+        unlabeled: folder of unlabeled images for the accuracy gate.
+        name: name of the model in the manifest. None uses the name of the run.
+        max_drop: largest drop of a quantized variant on the validation images, 0..1.
+        strict: compare ``max_drop`` with the one-sided 95 % bound of the drop.
+        min_agreement: smallest ratio of confident predictions that equal the trained model's, 0..1.
+        calibration_images: number of training images for the calibration of int8.
+        gate_images: largest number of validation images for the accuracy gate.
+        cpu: ``here`` quantizes for this CPU. ``any`` uses 7-bit weights, which are safe on x86 CPUs without VNNI.
+        release: release number of the bundle. Raise it with every shipment.
+        allow_missing: keep the variants that passed when another variant was rejected.
+        input: input of the files. ``float`` is float32 ``[batch, 3, H, W]``; ``uint8`` is RGB pixels ``[batch, H, W, 3]``.
+        input_size: height and width of the input, pixels. None uses the run's size.
+        explain: measure the sensitivity of each operation to quantization.
+        profile: output of ``edgetl bench --json`` on the device. Latency limits then apply to that device.
+    """
 
     formats: Annotated[tuple[Format, ...], BeforeValidator(_formats)] = _common(
         ("onnx", "openvino"), "File formats: onnx, openvino, or both, separated by commas.", option="format", metavar="LIST"
@@ -112,14 +134,14 @@ class ExportConfig(StrictModel):
 
 
 class FitConfig(StrictModel):
-    """Options of ``fit``.
+    """Configuration of ``fit``.
 
     Attributes:
-        rank: ranking of the backbones.
+        rank: ranking of the candidate backbones.
         train: training of each backbone. Its ``backbone`` is replaced.
         export: formats, precisions and the accuracy gate.
-        contract: limits of the deployment.
-        tries: largest number of backbones to train.
+        contract: limits of the deployment contract.
+        tries: largest number of backbones that are trained.
     """
 
     rank: RankConfig = RankConfig()

@@ -1,4 +1,4 @@
-"""Export context: the run, its images, the trained model's outputs, and the gate, shared by all steps of one export."""
+"""Export context: the run, its images, the trained model's outputs and the accuracy gate, shared by all steps of one export."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from edgetl.export.quantize.search import RefitData
 from edgetl.runtime.engine import load_engine
 from edgetl.train.artifacts.run import Run
 
-# Images of the gate on which single operations are measured.
+# Number of gate images for measuring the sensitivity of single operations.
 PROBE_IMAGES = 64
 LEAST_REFIT_IMAGES = 2000
 LEAST_CALIBRATION = 10
-# The fp32 ONNX file that all others are made from.
+# The fp32 ONNX file. All other files are converted from it.
 SOURCE_NAME = "model.onnx"
 
 
@@ -46,16 +46,17 @@ class ExportContext:
 
     Attributes:
         run: the exported run.
-        config: options.
-        limits: options of the gate: their ``max_drop`` is what a smaller input leaves of that of ``config``.
-        gate: validation images that decide, at the bundle's input size.
-        train: samples to fit heads on again.
-        test: images that are reported.
-        calibration: images that int8 ranges are measured on.
-        work: a folder for intermediate files.
+        config: options of the export.
+        limits: options of the accuracy gate. If the input is smaller than the run's, the drop that this costs is subtracted from
+            ``max_drop``.
+        gate: validation images at the bundle's input size. They decide whether a variant passes.
+        train: training samples for re-fitting heads.
+        test: test images. They are reported only.
+        calibration: images for measuring the int8 ranges.
+        work: folder for intermediate files.
         progress: called at each stage.
-        unlabeled: further, unlabeled images on which agreement is measured.
-        full_size: the trained model's figure at the run's own input size, if the bundle's is another.
+        unlabeled: additional unlabeled images for measuring agreement.
+        full_size: the trained model's score at the run's input size, if the bundle's input size differs.
     """
 
     run: Run
@@ -72,11 +73,11 @@ class ExportContext:
 
     @property
     def source(self) -> Path:
-        """The fp32 ONNX file, once ``write_source`` has written it."""
+        """Path of the fp32 ONNX file that ``write_source`` writes."""
         return self.work / SOURCE_NAME
 
     def write_source(self) -> None:
-        """Export the trained model as the fp32 ONNX file that all variants are made from.
+        """Export the trained model as the fp32 ONNX file. All variants are converted from this file.
 
         Raises:
             ExportError: torch cannot export the network.
@@ -87,23 +88,23 @@ class ExportContext:
         self.progress("exporting to ONNX", 1, 1)
 
     def evaluate(self, logits: Logits, *, exact: bool = False) -> GateResult:
-        """Gate result of a loaded file; ``exact`` is true for fp32."""
+        """Return the gate result of a loaded file; ``exact`` is true for fp32."""
         return evaluate_file(logits, self.gate, self.limits, exact=exact, progress=self.progress)
 
     def open_variant(self, format_: Format, files: Sequence[Path]) -> Logits:
-        """A variant's files for float batches, also if the network takes pixels."""
+        """Load a variant's files as a function of normalized float32 batches, even if the network takes uint8 pixels."""
         run = open_files(format_, files)
         return run if self.config.input == "float" else lambda batch: run(pixels_of(batch, self.gate.spec))  # type: ignore[arg-type]
 
     @cached_property
     def agreement_set(self) -> AgreementSet:
-        """Images beside the gate's, and the trained model's outputs for them."""
+        """Unlabeled images and crops in addition to the gate's images, with the trained model's outputs for them."""
         images = choose_images(self.gate.samples, self.train, self.unlabeled, self.gate.spec)
         return AgreementSet(images, np.concatenate([self.gate.trained[:0], *(self._trained_outputs(part) for part in images)]))
 
     @cached_property
     def refit(self) -> RefitData:
-        """Training images, the trained model's outputs for them, and its head."""
+        """Data for re-fitting the head: training images, the trained model's outputs for them, and its head."""
         images = PixelSet(stratified(self.train, max(LEAST_REFIT_IMAGES, self.config.calibration_images)), self.gate.spec)
         head = self.run.load_model().get_submodule(self.run.record.backbone.head_name)
         assert isinstance(head, nn.Linear)
@@ -112,11 +113,11 @@ class ExportContext:
         return RefitData(images, self._trained_outputs(images), FloatHead(head.weight.detach().numpy(), bias.numpy()))
 
     def _trained_outputs(self, images: PixelSet) -> NDArray[np.float32]:
-        """Outputs of the fp32 ONNX file, which the gate compared with torch's."""
-        return outputs_of(open_files(SOURCE_FORMAT, [self.source]), images, stage="the trained model's outputs", progress=self.progress)
+        """Return the outputs of the fp32 ONNX file. The gate has compared this file with torch."""
+        return outputs_of(open_files(SOURCE_FORMAT, [self.source]), images, stage="running the trained model", progress=self.progress)
 
     def calibration_record(self) -> Calibration | None:
-        """Digest of the calibration images; none if there is no int8 variant."""
+        """Return the record of the calibration images; none if no int8 variant is requested."""
         if "int8" not in self.config.precisions:
             return None
         samples = self.calibration.samples
@@ -124,7 +125,7 @@ class ExportContext:
         return Calibration(n=len(samples), images_sha256=digest, preprocess_sha256=self.gate.spec.digest())
 
     def probe(self, count: int = PROBE_IMAGES) -> Probe:
-        """The first of the gate's images, the classes in turn."""
+        """Return ``count`` gate images for measuring operations. Classes alternate."""
         count = min(count, len(self.gate.images))
         images = np.concatenate([batch for _, batch in zip(range(0, count, 32), self.gate.images.batches(), strict=False)])[:count]
         known = truth_of(self.gate.samples)[:count] if self.gate.decoding.task == "classification" else np.empty(0, np.intp)
@@ -132,18 +133,18 @@ class ExportContext:
 
 
 def prepare(run: Run, config: ExportConfig, work: Path, progress: Progress) -> ExportContext:
-    """Find the images, and compute the trained model's outputs.
+    """Prepare the context of an export: find the images and compute the trained model's outputs.
 
     Raises:
-        DataError: the run's images are missing, or ``unlabeled`` holds none.
-        ConfigError: the network does not take another input size.
-        AccuracyGateError: a smaller input alone exceeds ``max_drop``, or there are too few images for the calibration of int8.
+        DataError: the run's images are missing, or ``unlabeled`` contains no usable image.
+        ConfigError: the network does not support the requested input size.
+        AccuracyGateError: a smaller input alone exceeds ``max_drop``, or there are too few calibration images for int8.
     """
     train, val, test = (run.samples(part, config.data) for part in ("train", "val", "test"))
     if "int8" in config.precisions and min(len(train), config.calibration_images) < LEAST_CALIBRATION:
         raise AccuracyGateError(
-            f"int8 ranges would be measured on {min(len(train), config.calibration_images)} image(s), and other images go beyond them; at "
-            f"least {LEAST_CALIBRATION} are needed. Nothing was written. Give more with --num-samples, or leave int8 out of --precision."
+            f"int8 calibration needs at least {LEAST_CALIBRATION} images, and {min(len(train), config.calibration_images)} would be used. "
+            f"Nothing was written. Raise --num-samples, add training images, or remove int8 from --precision."
         )
     unlabeled = read_unlabeled(config.unlabeled, train) if config.unlabeled else []
     spec = resized(run.record.preprocess, config.input_size)
@@ -161,7 +162,7 @@ def prepare(run: Run, config: ExportConfig, work: Path, progress: Progress) -> E
 
 
 def resized(spec: PreprocessSpec, side: int | None) -> PreprocessSpec:
-    """``spec`` with a square input of ``side`` pixels, or as it is."""
+    """Return ``spec`` with a square input of ``side`` pixels; none keeps the input size."""
     return spec if side is None else spec.model_copy(update={"input_size": (side, side)})
 
 
@@ -171,23 +172,28 @@ def _gate_set(run: Run, images: PixelSet, progress: Progress) -> GateSet:
     except (RuntimeError, AssertionError) as error:
         size = " x ".join(str(side) for side in images.spec.input_size)
         raise ConfigError(
-            f"{run.record.backbone.architecture} does not take images of {size}: {first_line(error)} Export without --input-size, or train "
-            f"at that size: edgetl train DATA --input-size {','.join(map(str, images.spec.input_size))} --backbone {run.path}."
+            f"{run.record.backbone.architecture} does not support an input of {size} pixels: {first_line(error)} Export without "
+            f"--input-size, or train at this size: "
+            f"edgetl train DATA --input-size {','.join(map(str, images.spec.input_size))} --backbone {run.path}."
         ) from error
 
 
 def _allow_for_size(run: Run, gate: GateSet, config: ExportConfig, progress: Progress) -> tuple[Proportion, float]:
-    """The trained model's figure at the run's own input size, and what the drop to that of ``gate`` leaves of ``max_drop``."""
+    """Return the trained model's score at the run's input size, and ``max_drop`` less the drop that the input size of ``gate`` costs.
+
+    Raises:
+        AccuracyGateError: the input size alone exceeds ``max_drop``.
+    """
     full = _gate_set(run, PixelSet(gate.samples, run.record.preprocess), progress)
     if reason := drop_reason(full, gate.trained, config):
         raise AccuracyGateError(
-            f"at {gate.spec.input_size[0]} pixels, before any export: {reason}. Nothing was written. "
-            f"Train at that size, or allow more with --max-drop."
+            f"the input size of {gate.spec.input_size[0]} pixels lowers the score of the trained model: {reason}. Nothing was written. "
+            f"Train at this size, or raise --max-drop."
         )
     drop = accuracy_drop(full.evaluation, gate.evaluation)
     return full.evaluation.score, min(config.max_drop, config.max_drop - drop)
 
 
 def open_files(format_: Format, files: Sequence[Path], *, threads: int | None = None) -> Logits:
-    """Load files as the device would: from bytes, in the device's engine."""
+    """Load files in the engine that the device uses, and return the function from a batch to logits."""
     return load_engine(format_, [path.read_bytes() for path in files], threads=threads or available_cores()).run

@@ -1,4 +1,4 @@
-"""Contract search: export variants, and try threads and input sizes, until one keeps every limit of a deployment contract."""
+"""Contract search: export variants and try thread counts and input sizes until one meets every limit of a deployment contract."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.scenarios import BenchConfig, LatencyReport, VariantReport, measure_bundle
 from edgetl.train.artifacts.run import Run, open_run, run_inputs
 
-# Ratios to the run's input size that are tried when it is too slow; steps of 32 pixels suit every backbone's strides.
+# Input sizes to try when the run's size is too slow, as ratios to it. Multiples of 32 pixels match the strides of every backbone.
 INPUT_RATIOS = (7 / 8, 3 / 4, 5 / 8, 1 / 2)
 SIDE_STEP = 32
-# A 90th percentile needs 64 calls; more of them make it steadier.
+# A 90th percentile needs 64 calls. More calls reduce its variance.
 TIMED_RUNS, TIMED_SECONDS = 200, 20.0
-# Validation images, whose size is that of the user's pictures; golden images are chosen small.
+# Validation images are timed because they have the size of the user's images. Golden images are chosen for their small files.
 TIMED_IMAGES = 16
 
 
 @dataclass
 class ContractSearch:
-    """Search for variants that keep a contract: its inputs, and the attempts so far.
+    """State of a search for variants that meet a contract.
 
     Attributes:
         contract: the limits.
-        max_drop: largest accuracy drop.
-        images: encoded images that variants are timed on.
-        device: measurements of the device; none measures here.
+        max_drop: largest accuracy drop, 0..1.
+        images: files of the images for timing.
+        device: profile of the device. None measures on this host.
         progress: called at each stage.
-        offers: every variant that was timed.
+        offers: measurements of every timed variant.
         outcomes: a row for each attempted variant.
-        notes: input sizes at which no variant was made.
+        notes: reasons why an input size has no variants.
     """
 
     contract: Contract
@@ -55,17 +55,17 @@ class ContractSearch:
     notes: list[str] = field(default_factory=list)
 
     def error(self) -> ContractError:
-        """The error of a search without a result, with a row for each attempt."""
+        """Return the error of a search without a result, with a row for each attempt."""
         return ContractError(explain(self), rows=[row.model_dump(mode="json") for row in self.outcomes])
 
     def select(self, bundle: Bundle) -> Selection:
-        """Variants of a new bundle that keep the contract, the most accurate and then the fastest first.
+        """Select the variants of a new bundle that meet the contract, the most accurate first, then the fastest.
 
-        All have one thread count, which the device then uses. Times of a busy host do not order variants: of two equally accurate
-        variants the smaller is then first.
+        All selected variants use the same thread count, which the device also uses. Times of a busy host do not order variants. In that
+        case the smaller of two equally accurate variants is first.
 
         Raises:
-            ContractError: there is none.
+            ContractError: no variant meets the contract.
         """
         counts = (self.contract.threads,) if self.contract.threads else tuple(sorted({1, available_cores()}))
         if self.device is not None:
@@ -93,18 +93,27 @@ class ContractSearch:
 def export_under_contract(
     run: Path, config: ExportConfig, contract: Contract, out: Path, *, overwrite: bool = False, progress: Progress = silent
 ) -> Bundle:
-    """Export ``run`` as a bundle whose variants all keep ``contract``, the most accurate first.
+    """Export a run as a bundle. All variants of the bundle meet ``contract``; the most accurate is first.
 
-    The arguments are those of ``export_bundle``. With an ``input_size`` no other is tried; with a ``profile`` times are estimated for its
-    device.
+    Args:
+        run: folder of the run.
+        config: configuration of the export. Set ``input_size`` to try only this size. Set ``profile`` to estimate latencies for the
+            device of the profile.
+        contract: limits on latency, size and memory.
+        out: folder of the bundle.
+        overwrite: replace an existing ``out``.
+        progress: called at each stage.
+
+    Returns:
+        the bundle.
 
     Raises:
-        ContractError: no variant keeps every limit; nothing is written. Its ``rows`` are the ``Outcome`` of each attempted variant.
-        ConfigError: the contract has no limit, or the profile does not fit.
-        EdgetlError: what ``export_bundle`` raises.
+        ContractError: no variant meets every limit. Nothing is written. ``rows`` has an ``Outcome`` for each attempted variant.
+        ConfigError: the contract has no limit, or the profile does not match this host or the contract.
+        EdgetlError: see ``export_bundle``.
     """
     if not contract.limited:
-        raise ConfigError("a contract needs a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
+        raise ConfigError("the deployment contract has no limit. Set --max-latency-ms, --max-size-mb or --memory-mb.")
     device = None if config.profile is None else _read_profile(config.profile, contract)
     config = config.model_copy(update={"allow_missing": True, "formats": _formats(config, device)})
     opened = open_run(run)
@@ -122,14 +131,14 @@ def export_under_contract(
             except (AccuracyGateError, ConfigError) as error:
                 if side is None:
                     raise
-                search.outcomes += _refused(error, side)
+                search.outcomes += _rejected_size(error, side)
                 search.notes.append(f"at {side} px: {str(error).split(' Nothing was written')[0].rstrip('.')}")
-                break  # smaller inputs lose more, or the network takes one size only
+                break  # smaller inputs lose more accuracy, or the network supports one size only
     raise search.error()
 
 
-def _refused(error: AccuracyGateError | ConfigError, side: int) -> list[Outcome]:
-    """Rows of an input size at which the gate refused all variants, or that the network does not take."""
+def _rejected_size(error: AccuracyGateError | ConfigError, side: int) -> list[Outcome]:
+    """Return the rows of an input size that the network does not support, or at which the gate rejected all variants."""
     if error.rows:
         return [Outcome.model_validate(row) for row in error.rows]
     kind: Literal["gate", "export"] = "gate" if isinstance(error, AccuracyGateError) else "export"
@@ -137,7 +146,7 @@ def _refused(error: AccuracyGateError | ConfigError, side: int) -> list[Outcome]
 
 
 def _sides(run: Run, config: ExportConfig) -> list[int | None]:
-    """None, for the run's own input, and then smaller ones."""
+    """Return the input sizes to try, pixels: None for the run's size, then smaller ones."""
     height, width = run.record.preprocess.input_size
     if config.input_size is not None or height != width:
         return [None]
@@ -146,7 +155,10 @@ def _sides(run: Run, config: ExportConfig) -> list[int | None]:
 
 
 def _may_help(search: ContractSearch, side: int) -> bool:
-    """True if a smaller input could be fast enough, estimated by its number of pixels; size and memory hardly depend on it."""
+    """Return True if an input of ``side`` pixels could be fast enough, estimated from the number of pixels.
+
+    File size and memory hardly depend on the input size.
+    """
     contract = search.contract
     if contract.max_latency_ms is None:
         return False
@@ -160,7 +172,7 @@ def _may_help(search: ContractSearch, side: int) -> bool:
 
 
 def _timed(search: ContractSearch, bundle: Bundle, threads: int) -> list[VariantReport]:
-    """Figures of each variant; on a busy host, those of the measurement with the least load."""
+    """Measure each variant. On a busy host, repeat and return the measurement with the lowest load."""
     rows: dict[str, VariantReport] = {}
     names: list[str] = []
     for _ in range(1 + RETRIES):
@@ -177,7 +189,7 @@ def _timed(search: ContractSearch, bundle: Bundle, threads: int) -> list[Variant
 
 
 def _outcomes(found: list[Offer], kept: list[Offer], rejected: tuple[Rejected, ...]) -> list[Outcome]:
-    """A row for each variant of one input size: those that were timed, at each thread count, and those that the gate rejected."""
+    """Return a row for each timed variant and thread count, and for each variant that the gate rejected, at one input size."""
     rows = []
     for offer in found:
         if not offer.kept:
@@ -186,7 +198,7 @@ def _outcomes(found: list[Offer], kept: list[Offer], rejected: tuple[Rejected, .
         elif offer.threads == kept[0].threads:
             result, reason = "kept", ""
         else:
-            result, reason = "threads", f"the bundle runs its variants on {kept[0].threads} thread(s)"
+            result, reason = "threads", f"the bundle uses {kept[0].threads} thread(s) for its variants"
         rows.append(Outcome(variant=offer.variant, side=offer.side, result=result, reason=reason, offer=offer))
     return [*rows, *(outcomes_of((), rejected, found[0].side) if found else ())]
 
@@ -221,17 +233,20 @@ def _offer(search: ContractSearch, bundle: Bundle, row: VariantReport, threads: 
 
 
 def _p90(times: Percentiles) -> float:
-    """The 90th percentile; of fewer than 64 calls, which only a variant of many milliseconds gets, the mean and a tenth."""
+    """Return the 90th percentile. A slow variant with fewer than 64 calls gets 1.1 times the mean instead."""
     return times.p90_ms if times.p90_ms is not None else 1.1 * times.mean_ms
 
 
 def _formats(config: ExportConfig, device: LatencyReport | None) -> tuple[Format, ...]:
-    """The requested formats; with a profile, those that the device has an engine for."""
+    """Return the requested formats. With a profile, only those that the device has an engine for."""
     if device is None:
         return config.formats
     there = tuple(item for item in config.formats if any(row.variant.startswith(item) for row in device.variants))
     if not there:
-        raise ConfigError(f"the device of the profile runs none of {', '.join(config.formats)}; ask for another --format.")
+        raise ConfigError(
+            f"the profile has no measurement of the format(s) {', '.join(config.formats)}. Choose another --format, or install the engine "
+            f"on the device and repeat `edgetl bench`."
+        )
     return there
 
 
@@ -240,21 +255,27 @@ def _read_profile(path: Path, contract: Contract) -> LatencyReport:
     here = fingerprint()["cpu"]
     if not report.variants or any(row.reference_ms is None for row in report.variants):
         raise ConfigError(
-            f"{path} does not say how fast its variants are on the bench; take it with this version: edgetl bench BUNDLE --json."
+            f"{path} has no reference latency of its variants. Create the profile on the device with this version of edgetl: "
+            f"edgetl bench BUNDLE --json."
         )
     if report.reference_cpu != here:
         raise ConfigError(
-            f"{path} compares the device with {report.reference_cpu or 'an unknown machine'}, and this is {here}. "
-            f"Export a bundle here, run `edgetl bench` with it on the device, and give that profile."
+            f"{path} compares the device with {report.reference_cpu or 'an unknown host'}, but this host is {here}. "
+            f"Export a bundle on this host, run `edgetl bench` with it on the device, and pass the new profile."
         )
     if contract.threads is not None and contract.threads != report.threads:
-        raise ConfigError(f"{path} was taken with {report.threads} thread(s), and --threads is {contract.threads}. Take it with those.")
+        raise ConfigError(
+            f"{path} was measured with {report.threads} thread(s), but --threads is {contract.threads}. Repeat `edgetl bench` on the "
+            f"device with --threads {contract.threads}."
+        )
     return report
 
 
 def on_device(row: VariantReport, variant: Variant, device: LatencyReport) -> VariantReport:
-    """A variant's figures on the device, estimated: decoding and preparing as they were there; inference by how much slower the device ran
-    the same kind of variant, else the first of the same format, than this machine did.
+    """Estimate a variant's latencies on the device of a profile.
+
+    Decoding and preprocessing are taken from the profile. Inference is scaled by the ratio of device to host for the same variant in the
+    profile, or for the first variant of the same format.
     """
     same = [item for item in device.variants if item.variant == row.variant] or [
         item for item in device.variants if item.variant.startswith(variant.format)
@@ -282,30 +303,30 @@ def _scaled(times: Percentiles, factor: float) -> Percentiles:
 
 
 def explain(search: ContractSearch) -> str:
-    """The failing clauses, by how much they fail, and the limits that would fit."""
+    """Return the message of a search without a result: the closest variant, its failing limits, and the limits that it would meet."""
     if not search.offers:
-        return f"no variant could be made. {' '.join(search.notes)}"
+        return f"no variant was exported. {' '.join(search.notes)}"
     near = min(search.offers, key=lambda offer: (sum(not clause.kept for clause in offer.clauses), offer.excess))
     failing = [clause for clause in near.clauses if not clause.kept]
     text = (
-        f"no variant keeps the contract. The nearest is {near.variant} at {near.side} px on {near.threads} thread(s): "
+        f"no variant meets the deployment contract. The closest is {near.variant} at {near.side} px with {near.threads} thread(s): "
         f"{', '.join(clause.describe() for clause in near.clauses)}. "
     )
     if any(clause.name == "latency" for clause in failing):
-        text += _where_time_goes(search.contract, near)
+        text += _describe_latency(search.contract, near)
         if near.load is not None and near.busy:
-            text += f"The host was busy ({near.load.describe()}): repeat on an idle one. "
+            text += f"The host was busy during the timing ({near.load.describe()}). Repeat on an idle host. "
     text += "".join(f"{note[0].upper()}{note[1:]}. " for note in search.notes)
     remedies = " ".join(clause.remedy() for clause in failing)
-    advice = f"What would fit: {remedies}, or a smaller backbone (`edgetl fit DATA` looks for one)."
+    advice = f"To accept this variant, set {remedies}. To find a smaller backbone, run `edgetl fit DATA` with the same limits."
     return f"{text}Nothing was written. {advice}"
 
 
-def _where_time_goes(contract: Contract, offer: Offer) -> str:
+def _describe_latency(contract: Contract, offer: Offer) -> str:
     decode, prepare, infer = offer.stages_ms
     if contract.latency_of == "infer" or contract.max_latency_ms is None:
         return ""
-    text = f"Of the time, decoding takes {decode:.2f} ms, resizing {prepare:.2f} ms, the network {infer:.2f} ms. "
+    text = f"Mean time: decoding {decode:.2f} ms, resizing {prepare:.2f} ms, network {infer:.2f} ms. "
     if decode + prepare > contract.max_latency_ms:
-        text += "The images alone take longer than the limit: give smaller ones, or limit the network alone with --latency-of infer. "
+        text += "Decoding and resizing alone exceed the limit. Use smaller image files, or limit only the network with --latency-of infer. "
     return text

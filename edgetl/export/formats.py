@@ -1,4 +1,4 @@
-"""Export formats: the registry of what edgetl writes, one backend for each file format."""
+"""Registry of export formats, with one backend for each file format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgetl.export.quantize.attempts import Quantizer, QuantizerInput
 from edgetl.export.quantize.nncf_quantizer import OpenVinoQuantizer
 from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
 
-# The format of the file that all others are made from.
+# Format of the fp32 file. All other files are converted from it.
 SOURCE_FORMAT: Format = "onnx"
 
 
@@ -27,11 +27,11 @@ class FormatBackend:
     """Writers of one file format.
 
     Attributes:
-        files: names of a variant's files; the first is the one that a writer gets.
-        writers: by precision, a function that writes the fp32 ONNX file (first argument) in this format (second argument). Without int8,
-            which needs a quantization search.
-        quantizer: for int8.
-        add_normalization: rewrites a file so that it takes uint8 pixels.
+        files: names of a variant's files. Writers receive the path of the first.
+        writers: for each precision, a function that converts the fp32 ONNX file (first argument) to this format (second argument). int8 is
+            not included, because it needs a quantization search.
+        quantizer: creates the quantizer for int8.
+        add_normalization: rewrites a file so that its input is uint8 pixels.
     """
 
     files: tuple[str, ...]
@@ -40,7 +40,7 @@ class FormatBackend:
     add_normalization: Callable[[Path, PreprocessSpec], None]
 
     def write(self, precision: Precision, source: Path, folder: Path) -> list[Path]:
-        """Write the fp32 ONNX file ``source`` into ``folder``, and return the files.
+        """Convert the fp32 ONNX file ``source``, write the result into ``folder``, and return its files.
 
         Raises:
             ExportError: a library cannot convert the network.

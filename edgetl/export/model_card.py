@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from edgetl.core.contract import Outcome
-from edgetl.core.manifest import Manifest, describe_parent
+from edgetl.core.manifest import Manifest, Precision, describe_parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Evaluation, Proportion
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.data.groups import describe_grouping
 from edgetl.train.artifacts.record import RunRecord
 
+# Quantization of a variant without a quantization search.
+_METHODS: dict[Precision, str] = {"fp32": "none", "fp16": "none (half precision)", "int8-weights": "8-bit weights only", "int8": ""}
+
 
 def write_card(manifest: Manifest, record: RunRecord) -> str:
-    """Model card as Markdown."""
+    """Return the model card of a bundle as Markdown."""
     task, *facts = run_lines(record, manifest.preprocess, manifest.trained)
     pixels = any(variant.input_form == "uint8" for variant in manifest.variants)
     calibration = manifest.calibration
@@ -25,35 +28,52 @@ def write_card(manifest: Manifest, record: RunRecord) -> str:
         task,
         "",
         *facts,
-        *(["- Files take pixels: uint8 [batch, height, width, 3], RGB, resized and cropped, and normalize them"] if pixels else []),
-        f"- Calibration: {f'{calibration.n} training images' if calibration else 'none (no int8 variant)'}",
+        *(["- Input of the files: uint8 [batch, height, width, 3], RGB, resized and cropped. The files normalize it."] if pixels else []),
+        f"- Calibration of int8: {f'{calibration.n} training images' if calibration else 'none, because no int8 variant was requested'}",
         "",
-        "| variant | size | validation | test | agreement | confident agreement | 1 image, 1 thread | how |",
+        "## Variants",
+        "",
+        "| variant | size | validation | test | agreement | confident agreement | latency | quantization |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for variant in manifest.variants:
         agreement = variant.agreement
-        how = variant.attempts[-1].method if variant.attempts else ""
+        method = variant.attempts[-1].method if variant.attempts else _METHODS[variant.precision]
         lines.append(
-            f"| {variant.name} | {variant.size_bytes / 1e6:.2f} MB | {_share(variant.validation)} | "
-            f"{_share(variant.test) if variant.test else 'none'} | {agreement.top1_agreement:.3f} | {agreement.confident_agreement:.3f} | "
-            f"{variant.median_ms:.1f} ms{' (busy host)' if variant.load else ''} | {how} |"
+            f"| {variant.name} | {variant.size_bytes / 1e6:.2f} MB | {_with_interval(variant.validation)} | "
+            f"{_with_interval(variant.test) if variant.test else 'none'} | {agreement.top1_agreement:.3f} | "
+            f"{agreement.confident_agreement:.3f} | {variant.median_ms:.1f} ms{' (busy host)' if variant.load else ''} | {method} |"
         )
-    if record.backbone.parents:
-        lines += ["", "Made from, the oldest first:", ""]
-        lines += [f"- {describe_parent(parent)}" for parent in record.backbone.parents]
-    lines += [f"\nNot in the bundle: {item.name}: {item.reason}." for item in manifest.rejected]
+    lines += ["", *_columns(manifest, record)]
+    if manifest.rejected:
+        lines += ["", "## Rejected variants", "", "These variants were requested and are not in the bundle:", ""]
+        lines += [f"- {item.name}: {item.reason.rstrip('.')}." for item in manifest.rejected]
     lines += _attempted(manifest.outcomes)
-    of = "Intervals are Wilson's, 95 %." if record.task in ("classification", "ordinal") else "Intervals are by bootstrap, 95 %."
-    lines += ["", f"{of} Latency is of the machine that exported; measure yours with `edgetl bench`.", ""]
-    return "\n".join(lines)
+    if record.backbone.parents:
+        lines += ["", "## Lineage", "", "Origin of the weights, the oldest first:", ""]
+        lines += [f"- {describe_parent(parent)}" for parent in record.backbone.parents]
+    return "\n".join([*lines, ""])
+
+
+def _columns(manifest: Manifest, record: RunRecord) -> list[str]:
+    """Return a Markdown list that explains the columns of the table of variants."""
+    interval = "Wilson interval" if record.task in ("classification", "ordinal") else "bootstrap interval"
+    unit = "decisions" if record.task == "multi-label" else "images"
+    return [
+        f"- validation, test: {SCORE_NAMES[record.task]} with its 95 % {interval}. Validation images selected the variants. Results on "
+        f"test images are reported only.",
+        f"- agreement: ratio of validation {unit} with the same prediction as the trained model.",
+        f"- confident agreement: the same ratio for the {unit} with a confident prediction of the trained model.",
+        f"- latency: median of one image on one thread of {manifest.host.get('cpu', 'the exporting host')}, without decoding and resizing. "
+        f"Measure your device with `edgetl bench`.",
+    ]
 
 
 def _attempted(outcomes: Sequence[Outcome]) -> list[str]:
-    """A Markdown table of all attempted variants of an export under a contract."""
+    """Return a section with a Markdown table of all attempted variants of an export under a contract."""
     if not outcomes:
         return []
-    lines = ["", "| attempted variant | input | threads | 90th percentile | result |", "|---|---|---|---|---|"]
+    lines = ["", "## Attempted variants", "", "| variant | input | threads | latency, 90th percentile | result |", "|---|---|---|---|---|"]
     for row in outcomes:
         offer = row.offer
         time = f"{offer.threads} | {offer.latency_ms:.2f} ms{' (busy host)' if offer.busy else ''}" if offer else "|"
@@ -62,24 +82,27 @@ def _attempted(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion) -> list[str]:
-    """Task and labels in a sentence, then a Markdown list about the training; ``trained`` is the figure of the model with ``spec``."""
+    """Return a sentence about task and labels, followed by a Markdown list about the training.
+
+    ``trained`` is the score of the trained model on the validation images, preprocessed by ``spec``.
+    """
     backbone = record.backbone
     return [
         _task(record),
         f"- Backbone: {backbone.architecture} ({'pretrained' if backbone.pretrained else 'random weights'}), "
         f"license of the weights: {backbone.license or 'not stated'}",
-        f"- Strategy: {record.plan.strategy}{_head(record)}, seed {record.config.run.seed}, trained in {record.seconds:.0f} s",
+        f"- Training: strategy {record.plan.strategy}{_head(record)}, seed {record.config.run.seed}, {record.seconds:.0f} s",
         f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
         f"- Groups: {describe_grouping(record.grouping)}",
         f"- Input: {spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, "
         f"{spec.interpolation}, {spec.resize} resize{_other_size(record, spec)}",
         *(
-            [f"- Intensity: {spec.intensity.describe()}; {wide} training images have more than 8 bits"]
+            [f"- Intensity: {spec.intensity.describe()}. {wide} training images have more than 8 bits per channel"]
             if (wide := record.high_bit_images)
             else []
         ),
-        f"- Trained model on the validation images: {_figure(trained, record)}",
-        f"- Trained model on the test images: {_figure(record.test.score, record) if record.test else 'no test images'}",
+        f"- Trained model on the validation images: {_score(trained, record)}",
+        f"- Trained model on the test images: {_score(record.test.score, record) if record.test else 'no test images'}",
         *(_details(record.test) if record.test else []),
     ]
 
@@ -94,7 +117,7 @@ def _head(record: RunRecord) -> str:
 
 
 def _task(record: RunRecord) -> str:
-    """Task and labels, in a sentence."""
+    """Return a sentence about task and labels."""
     labels = f"{', '.join(record.labels[:30])}{' …' if len(record.labels) > 30 else ''}"
     match record.task:
         case "classification":
@@ -102,25 +125,29 @@ def _task(record: RunRecord) -> str:
         case "multi-label":
             pairs = zip(record.labels[:30], record.decision_rule.thresholds, strict=False)
             limits = ", ".join(f"{label} {threshold:.3f}" for label, threshold in pairs)
-            return f"Any of {len(record.labels)} labels: {labels}. Thresholds, chosen on validation images: {limits}."
+            return (
+                f"Multi-label image classification, {len(record.labels)} labels: {labels}. "
+                f"Score thresholds, selected on validation images: {limits}."
+            )
         case "regression":
-            return f"One number: {labels}. A prediction within {record.decision_rule.tolerance:.4g} counts as right."
+            tolerance = record.decision_rule.tolerance
+            return f"Image regression of {labels}. A prediction counts as correct within {tolerance:.4g} of the true value."
         case "ordinal":
-            return f"A grade from {record.decoding.level_names[0]} to {record.decoding.level_names[-1]}: {labels}."
+            return f"Ordinal image regression of {labels}, levels {record.decoding.level_names[0]} to {record.decoding.level_names[-1]}."
         case _:
             assert_never(record.task)
 
 
-def _figure(value: Proportion, record: RunRecord) -> str:
-    name = "" if record.task == "classification" else f"{SCORE_NAMES[record.task]} "
-    return f"{name}{_share(value)}"
+def _score(value: Proportion, record: RunRecord) -> str:
+    return f"{SCORE_NAMES[record.task]} {_with_interval(value)}"
 
 
 def _details(test: Evaluation) -> list[str]:
-    """Further figures on the test images, where there are some."""
+    """Return lines with more metrics on the test images, for tasks that have them."""
     if test.multi_label is not None:
         return [
-            f"- Of the test images, every label is right on {_share(test.accuracy)}; right decisions {test.multi_label.label_accuracy:.3f}"
+            f"- On the test images: all labels correct on {_with_interval(test.accuracy)}, ratio of correct decisions "
+            f"{test.multi_label.label_accuracy:.3f}"
         ]
     if (values := test.regression) is not None:
         kappa = "" if values.kappa is None else f", quadratic-weighted kappa {values.kappa:.3f}"
@@ -128,5 +155,5 @@ def _details(test: Evaluation) -> list[str]:
     return []
 
 
-def _share(value: Proportion) -> str:
+def _with_interval(value: Proportion) -> str:
     return f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f}, n = {value.n})"

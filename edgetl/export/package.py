@@ -1,4 +1,4 @@
-"""Export of a run as a bundle: every variant passes the accuracy gate or is left out."""
+"""Bundle export: write, verify and package the variants of a run. Only variants that pass the accuracy gate are in the bundle."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ from edgetl.train.artifacts.run import Run, open_run, run_inputs
 GOLDEN_IMAGES = 8
 MAX_GOLDEN_BYTES = 256_000
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-weights", "int8")
-# The staged files, one more copy while quantizing, and room for intermediate files of the quantization search.
+# Disk space in multiples of the weights file: staged files, a copy while quantizing, intermediate files of the quantization search.
 SPACE_FACTOR = 6
-# Number of repetitions of a timing that a busy host disturbed.
+# Number of repetitions of a timing on a busy host.
 RETRIES = 2
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Selection among the variants of a whole bundle.
+    """Selection among the variants of a complete bundle.
 
     Attributes:
-        names: of the variants that stay, the best first.
-        record: of the contract.
+        names: names of the selected variants, the best first.
+        record: record of the contract.
         outcomes: a row for each attempted variant.
-        sorted_by: as in ``Manifest``.
+        sorted_by: order of the variants, see ``Manifest``.
     """
 
     names: tuple[str, ...]
@@ -81,7 +81,7 @@ class Selection:
 
 @dataclass
 class _Contents:
-    """Contents of a bundle that is being written; ``logits`` are each variant's outputs for the golden images."""
+    """Contents of a bundle in progress; ``logits`` are each variant's outputs for the golden images."""
 
     folder: Path
     golden: list[Sample]
@@ -92,31 +92,35 @@ class _Contents:
     sorted_by: Literal["time", "accuracy"] = "time"
 
 
-# Selects among the variants of a whole bundle before it is moved to its place.
+# Selects among the variants of a complete bundle before the bundle is moved to its final folder.
 Select = Callable[[Bundle], Selection]
 
 
 def export_bundle(
     run_path: Path, config: ExportConfig, out: Path, *, overwrite: bool = False, select: Select | None = None, progress: Progress = silent
 ) -> Bundle:
-    """Export the run at ``run_path`` as a bundle at ``out``.
+    """Export a run as a bundle of verified variants.
 
-    Every variant is loaded from its saved file in the engine that the device uses and compared with the trained model on validation
-    images; one that fails is not in the bundle. Test images are reported and decide nothing.
+    Each variant is loaded from its saved files in the engine that the device uses. The accuracy gate compares it with the trained model on
+    validation images. A variant that fails is not in the bundle. Results on test images are reported only.
 
     Args:
-        run_path: a folder that ``edgetl train`` wrote.
-        config: formats, precisions and limits.
-        out: the bundle's folder.
+        run_path: folder of the run, written by ``edgetl train``.
+        config: formats, precisions, and limits of the accuracy gate.
+        out: folder of the bundle.
         overwrite: replace an existing ``out``.
-        select: selects among the variants that passed; if it raises, nothing is written.
+        select: selects among the variants that passed. If it raises, nothing is written.
         progress: called at each stage.
 
+    Returns:
+        the bundle at ``out``.
+
     Raises:
-        RunError: not a run, or a damaged one.
+        RunError: ``run_path`` is not a run, or the run is damaged.
         DataError: the run's images are missing.
-        ExportError: a network cannot be converted.
-        AccuracyGateError: a variant failed and ``allow_missing`` is false, or all failed; nothing is written.
+        ConfigError: the network does not support ``config.input_size``.
+        ExportError: the network cannot be converted.
+        AccuracyGateError: a variant failed and ``allow_missing`` is false, or all variants failed. Nothing is written.
         StorageError: the bundle cannot be written.
     """
     run = open_run(run_path)
@@ -136,7 +140,7 @@ def export_bundle(
 
 
 def _keep(contents: _Contents, selection: Selection) -> None:
-    """Reduce the bundle to the selected variants, in their order; the records of the others stay."""
+    """Reduce the bundle to the selected variants, in their order. The others are recorded as rejected."""
     names = selection.names
     contents.selection, contents.sorted_by = selection, selection.sorted_by
     for variant in contents.variants:
@@ -156,7 +160,7 @@ def _broke_contract(variant: Variant, selection: Selection) -> Rejected:
     ]
     return Rejected(
         name=variant.name,
-        reason=f"by the contract: {'; '.join(reasons)}",
+        reason=f"it does not meet the deployment contract: {'; '.join(reasons)}",
         by="contract",
         attempts=variant.attempts,
         sensitivities=variant.sensitivities,
@@ -164,13 +168,13 @@ def _broke_contract(variant: Variant, selection: Selection) -> Rejected:
 
 
 def outcomes_of(passed: Sequence[Variant], rejected: Sequence[Rejected], side: int) -> list[Outcome]:
-    """A row for each variant that was made or attempted at one input size."""
+    """Return a row for each exported and each rejected variant at one input size."""
     rows = [Outcome(variant=item.name, side=side, result="kept", reason="") for item in passed]
     return rows + [Outcome(variant=item.name, side=side, result=item.by, reason=item.reason) for item in rejected]
 
 
 def _export_variants(context: ExportContext, contents: _Contents) -> None:
-    """Export all variants, after the fp32 ONNX file that they are made from.
+    """Export the fp32 ONNX file, and then all variants from it.
 
     Raises:
         AccuracyGateError: see ``export_bundle``.
@@ -183,7 +187,7 @@ def _export_variants(context: ExportContext, contents: _Contents) -> None:
             precision = wanted.pop(0)
             passed = _export_variant(context, contents, format_, precision)
             if not passed and precision == "int8" and config.allow_missing and "fp16" not in config.precisions:
-                wanted.append("fp16")  # instead of int8: half the size of fp32, and its accuracy
+                wanted.append("fp16")  # replaces int8: half the size of fp32 at the same accuracy
     if any(variant.load is not None for variant in contents.variants):
         contents.sorted_by = "accuracy"
     contents.variants.sort(
@@ -191,18 +195,18 @@ def _export_variants(context: ExportContext, contents: _Contents) -> None:
     )
     if not contents.rejected or (config.allow_missing and contents.variants):
         return
-    shown = "; ".join(f"{item.name}: {item.reason}" for item in contents.rejected)
+    shown = " ".join(f"{item.name}: {item.reason.rstrip('.')}." for item in contents.rejected)
     names = ", ".join(variant.name for variant in contents.variants) or "none"
     side = context.gate.spec.input_size[0]
     raise AccuracyGateError(
-        f"{len(contents.rejected)} variant(s) do not agree with the trained model. {shown}. Passed: {names}. Nothing was written. "
-        f"Keep those that passed with --allow-missing, or accept a larger loss with --max-drop.",
+        f"{len(contents.rejected)} variant(s) rejected. {shown} Passed: {names}. Nothing was written. Export the variants that passed with "
+        f"--allow-missing, accept a larger accuracy drop with --max-drop, or calibrate int8 on more images with --num-samples.",
         rows=[row.model_dump(mode="json") for row in outcomes_of(contents.variants, contents.rejected, side)],
     )
 
 
 def _export_variant(context: ExportContext, contents: _Contents, format_: Format, precision: Precision) -> bool:
-    """Export one variant; false if it is rejected."""
+    """Export one variant. Return False if it is rejected."""
     name = f"{format_}-{precision}"
     target = contents.folder / name / "1"
     target.mkdir(parents=True)
@@ -225,7 +229,7 @@ def _export_variant(context: ExportContext, contents: _Contents, format_: Format
 
 
 def _describe(context: ExportContext, contents: _Contents, format_: Format, precision: Precision, exported: ExportedVariant) -> Variant:
-    """The manifest's entry of a variant that passed: timed, and tested on the test images."""
+    """Return the manifest entry of a variant that passed, with its latency and its score on the test images."""
     median_ms, load = _time_alone(context, format_, exported, contents.golden[0])
     tested = (
         outputs_of(context.open_variant(format_, exported.files), context.test, progress=context.progress) if len(context.test) else None
@@ -253,7 +257,7 @@ def _describe(context: ExportContext, contents: _Contents, format_: Format, prec
 
 
 def _time_alone(context: ExportContext, format_: Format, exported: ExportedVariant, sample: Sample) -> tuple[float, HostLoad | None]:
-    """Median milliseconds of one image on one thread, and the host's load; on a busy host, the measurement with the least load."""
+    """Return the median latency of one image on one thread, ms, and the host's load. On a busy host, use the run with the lowest load."""
     alone = load_engine(format_, [path.read_bytes() for path in exported.files], threads=1).run
     image = to_batch([load_image(sample.path, intensity=context.gate.spec.intensity)], context.gate.spec, context.config.input)
     found: list[tuple[float, HostLoad | None]] = []
@@ -268,7 +272,7 @@ def _time_alone(context: ExportContext, format_: Format, exported: ExportedVaria
 
 
 def _choose_golden(samples: Sequence[Sample]) -> list[Sample]:
-    """A few validation images, the classes in turn; small files where there are enough, since they travel with every bundle."""
+    """Choose a few validation images with alternating classes. Small files are preferred, because every bundle contains them."""
     small = [sample for sample in samples if sample.path.stat().st_size <= MAX_GOLDEN_BYTES]
     return stratified(small or samples, GOLDEN_IMAGES)
 
@@ -313,7 +317,7 @@ def _write_manifest(context: ExportContext, contents: _Contents) -> None:
         sorted_by=contents.sorted_by,
         lineage=_lineage(context.run),
         seen_images=describe_file(folder, seen),
-        card=BundleFile(path=card.name, size_bytes=0, sha256="0" * 64),  # replaced when the card, which shows the rest, is written
+        card=BundleFile(path=card.name, size_bytes=0, sha256="0" * 64),  # replaced below: the card shows the rest of the manifest
         versions=versions(),
         host=fingerprint(),
     )
@@ -338,17 +342,21 @@ def _lineage(run: Run) -> Lineage:
 
 
 def model_name(run_name: str) -> str:
-    """The run's name without what a server's URL or a folder could not hold."""
+    """Return the run's name, with characters that are not valid in a URL or a folder name replaced by ``-``."""
     return re.sub(r"[^\w.-]+", "-", run_name).strip("-.") or "model"
 
 
 def _check_space(run: Run, out: Path, config: ExportConfig) -> None:
-    """Refuse before minutes of work when the disk cannot hold the result."""
+    """Check the free disk space before the export starts.
+
+    Raises:
+        StorageError: there is too little space.
+    """
     weights = (run.path / "weights.safetensors").stat().st_size
     needed = weights * (len(config.formats) * len(config.precisions) + SPACE_FACTOR)
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise StorageError(
-            f"{out.parent} has {free / 1e6:.0f} MB free; this export needs about {needed / 1e6:.0f} MB while it works. "
-            f"Nothing was written; free some space or choose another --out."
+            f"{out.parent} has {free / 1e6:.0f} MB of free space, and this export needs about {needed / 1e6:.0f} MB. "
+            f"Nothing was written. Free some space, or choose another --out."
         )

@@ -1,4 +1,4 @@
-"""Hugging Face folder of a run: the files that timm's ``push_to_hf_hub`` would upload, with a model card."""
+"""Hugging Face folder of a run: the files that timm's ``push_to_hf_hub`` uploads, with a model card."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from edgetl.train.networks.pruned import PRUNED
 
 HUB_WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
-# Of the licenses that a hub's card can name (hf.co/docs/hub/repositories-licenses) those that published image weights carry; another is
-# written as `other` with its name beside it.
+# License identifiers of the hub (hf.co/docs/hub/repositories-licenses) that published image weights use. Any other license is written as
+# `other`, with its name in `license_name`.
 HUB_LICENSES = frozenset(
     (
         *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "unlicense", "zlib"),
@@ -28,15 +28,20 @@ HUB_LICENSES = frozenset(
 
 
 def share_run(run_path: Path, out: Path, *, overwrite: bool = False) -> list[Path]:
-    """Write the run at ``run_path`` as the folder ``out`` that timm, transformers and ``huggingface_hub.upload_folder`` take.
+    """Write a run as a Hugging Face folder for timm, transformers and ``huggingface_hub.upload_folder``.
 
-    The weights are copied, byte for byte, after comparing their hash: a link would let a change of one folder damage the other.
+    The weights are copied after their hash is checked. A link is not used, because a change of one folder would damage the other.
+
+    Args:
+        run_path: folder of the run.
+        out: folder to write.
+        overwrite: replace an existing ``out``.
 
     Returns:
-        the files written.
+        the written files.
 
     Raises:
-        RunError: not a run, a damaged one, or one that the format cannot express.
+        RunError: ``run_path`` is not a run, the run is damaged, or the format does not support its network or task.
         StorageError: the folder cannot be written.
     """
     run = open_run(run_path)
@@ -49,25 +54,31 @@ def share_run(run_path: Path, out: Path, *, overwrite: bool = False) -> list[Pat
 
 
 def _check_expressible(run: Run) -> None:
-    """Refuse what timm could not rebuild from a ``config.json``, or would predict otherwise than edgetl does."""
+    """Check that timm can rebuild the network from a ``config.json`` and returns the same predictions.
+
+    Raises:
+        RunError: it cannot.
+    """
     record = run.record
     reason = ""
     if record.task != "classification":
-        reason = f"its task is {record.task}, and the hub's image-classification knows only one class an image"
+        reason = f"the task is {record.task}, and the hub's image-classification supports one class per image only"
     elif record.backbone.columns is not None:
-        reason = "it has several networks side by side, and timm builds one"
+        reason = "the network has several columns, and timm builds a single network"
     elif not record.head.plain:
-        reason = f"its head is {record.head.describe()}, and timm builds one linear layer"
+        reason = f"the head is {record.head.describe()}, and timm builds one linear layer"
     elif PRUNED in record.backbone.model_args:
-        reason = "it is pruned, and timm builds the whole architecture"
+        reason = "the network is pruned, and timm builds the complete architecture"
     elif TIMM_CONFIG_NAME not in record.files:
-        reason = f"its network is {record.backbone.architecture}, which timm does not build"
+        reason = f"the network is {record.backbone.architecture}, which timm does not build"
     if reason:
-        raise RunError(f"{run.path} cannot become a Hugging Face folder: {reason}. Share its bundle instead: edgetl export {run.path}")
+        raise RunError(
+            f"{run.path} cannot be written as a Hugging Face folder: {reason}. Share the bundle instead: edgetl export {run.path}"
+        )
 
 
 def hub_card(record: RunRecord) -> str:
-    """``README.md``: YAML for the hub, Markdown for people."""
+    """Return ``README.md`` of a Hugging Face folder: YAML front matter for the hub, and a model card in Markdown."""
     task, *facts = run_lines(record, record.preprocess, record.validation.score)
     return "\n".join(
         [
@@ -80,16 +91,16 @@ def hub_card(record: RunRecord) -> str:
             "```python",
             "import timm",
             "",
-            'model = timm.create_model("hf-hub:OWNER/NAME", pretrained=True).eval()  # of this folder on a disk: "local-dir:PATH"',
+            'model = timm.create_model("hf-hub:OWNER/NAME", pretrained=True).eval()  # for a local folder: "local-dir:PATH"',
             "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
             'label = model.pretrained_cfg["label_names"][model(transform(image)[None]).argmax(1).item()]',
             "```",
             "",
-            '`transformers.pipeline("image-classification", model=…)` takes it too, if timm is installed.',
+            '`transformers.pipeline("image-classification", model=…)` also loads this model if timm is installed.',
             "",
             *facts,
             "",
-            "Intervals are Wilson's, 95 %. Made by `edgetl share`.",
+            "Intervals are 95 % Wilson intervals. Created by `edgetl share`.",
             "",
         ]
     )
@@ -110,5 +121,5 @@ def _front_matter(record: RunRecord) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """A JSON string, which every YAML reader takes."""
+    """Return ``text`` as a JSON string, which is valid YAML."""
     return json.dumps(text, ensure_ascii=False)

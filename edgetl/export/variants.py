@@ -1,4 +1,4 @@
-"""Export of one variant: its files, written and evaluated in the device's engine; for int8 a quantization search."""
+"""Export of one variant: write its files and evaluate them in the device's engine. int8 uses a quantization search."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from edgetl.export.formats import FORMATS
 from edgetl.export.quantize.attempts import AccuracyControl, QuantizerInput
 from edgetl.export.quantize.search import ExportedVariant, SearchContext, search_quantization
 
-# Images of the gate whose accuracy NNCF's accuracy-aware search observes.
+# Number of gate images on which NNCF's accuracy-aware search measures accuracy.
 CONTROL_IMAGES = 300
-# A record is a proof for people, not a log of every operation of a large network.
+# Largest number of operations in the manifest. It keeps the manifest of a large network small.
 MOST_SENSITIVITIES = 60
 
 
 def export_variant(context: ExportContext, format_: Format, precision: Precision, target: Path) -> ExportedVariant:
-    """Write one variant into the folder ``target`` and evaluate it; an empty ``result.reason`` is a pass.
+    """Write one variant into the folder ``target`` and evaluate it. An empty ``result.reason`` means that it passed.
 
     Raises:
-        ExportError: no file could be written.
+        ExportError: the network cannot be converted.
     """
     backend, exact = FORMATS[format_], precision == "fp32"
     if precision == "int8":
@@ -40,16 +40,16 @@ def export_variant(context: ExportContext, format_: Format, precision: Precision
 
 
 def quantize(context: ExportContext, format_: Format, target: Path) -> ExportedVariant:
-    """Quantize the fp32 ONNX file for one engine, into the folder ``target``, until the gate passes a file.
+    """Quantize the fp32 ONNX file for one engine by a quantization search, into the folder ``target``.
 
     Raises:
-        ExportError: no file could be written.
+        ExportError: no attempt could write a file.
     """
     task = context.gate.decoding.task
     calibration = [row[None] for batch in context.calibration.batches() for row in batch]
     control = AccuracyControl(partial(context.probe, CONTROL_IMAGES), context.limits.max_drop) if task == "classification" else None
     with tempfile.TemporaryDirectory(dir=context.work) as work:
-        # Similarities in 8 bits choose other neighbors: on the digits that costs 1 to 6 points of accuracy.
+        # 8-bit similarities change the nearest neighbors, which costs 1 to 6 points of accuracy on the digits.
         fp32_end = context.run.record.head.kind == "knn"
         quantizer = FORMATS[format_].quantizer(QuantizerInput(context.source, calibration, Path(work), fp32_end, control))
         search = SearchContext(
@@ -66,7 +66,7 @@ def quantize(context: ExportContext, format_: Format, target: Path) -> ExportedV
 
 
 def _with_layers(measured: tuple[Sensitivity, ...], source: Path) -> tuple[Sensitivity, ...]:
-    """Name the trained model's modules: the exporter calls an operation's weights by theirs."""
+    """Add the names of the trained model's modules. The exporter names an operation's weights after its module."""
     graph = onnx.load(source).graph
     weights = {item.name for item in graph.initializer if item.name.endswith(".weight")}
     layers = {node.name: name.removesuffix(".weight") for node in graph.node for name in node.input if name in weights}

@@ -1,4 +1,4 @@
-"""The road on real photographs and real ImageNet weights, walked once for all tests here."""
+"""Fixtures with a run and a bundle from photographs and ImageNet weights, shared by all tests of this folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.command import edgetl
 
 @pytest.fixture(scope="session")
 def photo_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """``edgetl train`` on trashnet with the ImageNet MobileNetV2."""
+    """Run of ``edgetl train`` on trashnet with the ImageNet MobileNetV2."""
     out = tmp_path_factory.mktemp("photos") / "trash"
     backbone = f"local-dir:{shared}/weights/mobilenetv2_100.imagenet"
     done = edgetl("train", shared / "data/trashnet", "--backbone", backbone, "--strategy", "probe", "--out", out, "--json", timeout=400)
@@ -25,7 +25,7 @@ def photo_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def photo_bundle(photo_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """That run's bundle with four variants."""
+    """Bundle of that run with four variants."""
     out = tmp_path_factory.mktemp("photos") / "bundle"
     done = edgetl("export", photo_run.path, "--out", out, "--format", "onnx,openvino", "--precision", "fp32,int8", timeout=400)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Three levels of fine-tuning on real pictures, from the embedded backbone, and what the bundle says of them."""
+"""Lineage of three consecutive fine-tunings of the embedded backbone on photographs and drawings."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def test_a_chain_of_three_runs_records_three_parents(shared: Path, tmp_path: Pat
     for domain in ("photo", "sketch", "cartoon"):
         out = tmp_path / domain
         arguments = ("train", shared / "data/pacs" / domain, "--backbone", backbone, "--augmented-views", 1, "--input-size", 96)
-        tuning = ("--strategy", "full", "--epochs", 2, "--out", out)
-        done = edgetl(*arguments, *tuning, "--json", timeout=300)
+        training = ("--strategy", "full", "--epochs", 2, "--out", out)
+        done = edgetl(*arguments, *training, "--json", timeout=300)
         assert done.returncode == 0, done.stderr
         backbone = str(out)
     done = edgetl("export", tmp_path / "cartoon", "--out", tmp_path / "bundle", "--format", "onnx", "--precision", "fp32", timeout=300)

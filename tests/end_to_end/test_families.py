@@ -1,4 +1,4 @@
-"""Every family of networks goes through every strategy and through export."""
+"""Training and export of every family of networks with every strategy."""
 
 from __future__ import annotations
 

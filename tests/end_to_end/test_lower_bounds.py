@@ -1,4 +1,4 @@
-"""Lower bounds of ``pyproject.toml``: free of known holes, and a device with exactly those versions works."""
+"""Lower bounds of the dependencies in ``pyproject.toml``: no known defects, and a device with exactly these versions works."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ import pytest
 from edgetl.core.bundle import Bundle
 from tests.matrix import ROOT, install, try_device
 
-# The first version without the defect, and where the defect is described.
-FIRST_SOUND = {
+# First version without the defect, and a reference to the defect.
+FIRST_FIXED = {
     "cryptography": ((44, 0, 1), "CVE-2024-12797"),
     "onnx": ((1, 21), "CVE-2026-34445, CVE-2026-34446, CVE-2026-27489, CVE-2026-28500"),
     "onnx-ir": ((0, 1, 8), "fails on protobuf 7"),
-    "openvino": ((2025, 3), "2025.2 does not read the files that today's export writes"),
-    "pydantic": ((2, 10, 1), "2.9 and 2.10.0 refuse our models"),
+    "openvino": ((2025, 3), "2025.2 cannot read the exported files"),
+    "pydantic": ((2, 10, 1), "2.9 and 2.10.0 reject edgetl's models"),
     "python-multipart": ((0, 0, 27), "CVE-2026-42561, CVE-2026-40347"),
     "starlette": ((0, 49, 1), "CVE-2025-62727"),
-    "timm": ((1, 0, 31), "before: pickles through checkpoint_path, and another bicubic for sides that differ"),
+    "timm": (
+        (1, 0, 31),
+        "earlier versions load pickles from checkpoint_path, and use another bicubic filter for inputs that are not square",
+    ),
     "torch": ((2, 10), "CVE-2026-24747 in the weights-only unpickler"),
     "typer": ((0, 19), "0.18 does not accept Literal as the type of an option"),
 }
@@ -38,9 +41,9 @@ def _bounds() -> dict[str, tuple[int, ...]]:
     return found
 
 
-@pytest.mark.parametrize("package", FIRST_SOUND)
+@pytest.mark.parametrize("package", FIRST_FIXED)
 def test_no_lower_bound_allows_a_version_with_a_known_defect(package: str) -> None:
-    first, defect = FIRST_SOUND[package]
+    first, defect = FIRST_FIXED[package]
     assert _bounds()[package] >= first, f"{package}: {defect}"
 
 

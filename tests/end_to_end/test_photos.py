@@ -20,13 +20,13 @@ from tests.command import edgetl
 pytestmark = pytest.mark.shared
 
 
-def test_a_probe_on_trashnet_reaches_084(photo_run: Run) -> None:
+def test_a_linear_probe_on_trashnet_reaches_084(photo_run: Run) -> None:
     assert photo_run.record.test is not None
     assert photo_run.record.test.accuracy.value >= 0.84
 
 
 @pytest.mark.slow
-def test_a_probe_on_sign_digits_reaches_092(shared: Path, tmp_path: Path) -> None:
+def test_a_linear_probe_on_sign_digits_reaches_092(shared: Path, tmp_path: Path) -> None:
     backbone = f"local-dir:{shared}/weights/mobilenetv2_100.imagenet"
     arguments = ("--backbone", backbone, "--strategy", "probe", "--out", tmp_path / "signs", "--json")
     done = edgetl("train", shared / "data/sign-digits", *arguments, timeout=400)
@@ -34,11 +34,11 @@ def test_a_probe_on_sign_digits_reaches_092(shared: Path, tmp_path: Path) -> Non
     assert record["test"]["accuracy"]["value"] >= 0.92
 
 
-def test_pictures_filed_under_two_labels_are_reported(photo_run: Run) -> None:
+def test_images_with_two_labels_are_reported(photo_run: Run) -> None:
     assert ("glass/glass115.jpg", "metal/metal91.jpg") in photo_run.splits().conflicts
 
 
-def test_the_bundle_holds_four_variants_that_passed_the_gate(photo_bundle: Bundle) -> None:
+def test_all_four_variants_pass_the_gate(photo_bundle: Bundle) -> None:
     manifest = photo_bundle.manifest
     assert {variant.name for variant in manifest.variants} == {"onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-int8"}
     for variant in manifest.variants:
@@ -57,7 +57,9 @@ def _torch_scores(run: Run, paths: list[Path]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("source", ["photos", "orientations"])
-def test_python_command_line_both_engines_and_torch_agree(photo_run: Run, photo_bundle: Bundle, shared: Path, source: str) -> None:
+def test_the_python_api_the_command_line_both_engines_and_torch_agree(
+    photo_run: Run, photo_bundle: Bundle, shared: Path, source: str
+) -> None:
     if source == "photos":
         paths = sorted((shared / "data/trashnet").glob("*/*.jpg"))[::51][:50]
         assert len(paths) == 50
@@ -66,20 +68,20 @@ def test_python_command_line_both_engines_and_torch_agree(photo_run: Run, photo_
         assert len(paths) == 9
     expected = _torch_scores(photo_run, paths)
     for variant in ("onnx-fp32", "openvino-fp32"):
-        answers = library.load(photo_bundle, variant=variant).predict(list(paths))
+        predictions = library.load(photo_bundle, variant=variant).predict(list(paths))
         shown = json.loads(edgetl("predict", photo_bundle.path, *paths, "--variant", variant, "--json").stdout)["predictions"]
-        for row, answer, line in zip(expected, answers, shown, strict=True):
-            assert photo_bundle.manifest.labels[row.argmax()] == answer.label == line["label"]
-            np.testing.assert_allclose(answer.scores, row, atol=1e-3)
-            np.testing.assert_allclose(list(line["scores"].values()), answer.scores, atol=1e-6)
+        for row, prediction, line in zip(expected, predictions, shown, strict=True):
+            assert photo_bundle.manifest.labels[row.argmax()] == prediction.label == line["label"]
+            np.testing.assert_allclose(prediction.scores, row, atol=1e-3)
+            np.testing.assert_allclose(list(line["scores"].values()), prediction.scores, atol=1e-6)
 
 
-def test_all_eight_orientations_of_a_picture_get_one_answer(photo_bundle: Bundle, shared: Path) -> None:
+def test_all_eight_orientations_of_an_image_get_the_same_prediction(photo_bundle: Bundle, shared: Path) -> None:
     predictor = library.load(photo_bundle, variant="onnx-fp32")
-    answers = [predictor.predict(shared / f"data/exif-orientation/Landscape_{index}.jpg") for index in range(1, 9)]
-    assert len({answer.label for answer in answers}) == 1
-    scores = np.array([answer.scores for answer in answers])
-    assert np.abs(scores - scores[0]).max() < 0.25  # the eight files were scaled and compressed apart
+    predictions = [predictor.predict(shared / f"data/exif-orientation/Landscape_{index}.jpg") for index in range(1, 9)]
+    assert len({prediction.label for prediction in predictions}) == 1
+    scores = np.array([prediction.scores for prediction in predictions])
+    assert np.abs(scores - scores[0]).max() < 0.25  # the eight files were scaled and compressed separately
 
 
 LIMITED = """
@@ -104,7 +106,7 @@ for path in sys.stdin.read().splitlines():
 """
 
 
-def test_every_odd_image_predicts_or_is_named_within_two_seconds_and_200_mb(photo_bundle: Bundle, shared: Path) -> None:
+def test_odd_images_give_a_prediction_or_an_error_within_two_seconds_and_200_mb(photo_bundle: Bundle, shared: Path) -> None:
     folder = shared / "data/odd-images"
     with open(folder / "index.csv") as file:
         names = [row["file"] for row in csv.DictReader(file)]
@@ -127,7 +129,7 @@ def test_every_odd_image_predicts_or_is_named_within_two_seconds_and_200_mb(phot
     assert sum(text in photo_bundle.manifest.labels for _, text, _, _ in rows) > 100
 
 
-def test_the_training_folder_given_back_is_scored_on_its_test_split(photo_run: Run, photo_bundle: Bundle, shared: Path) -> None:
+def test_evaluating_the_training_folder_scores_its_test_split_only(photo_run: Run, photo_bundle: Bundle, shared: Path) -> None:
     done = edgetl("evaluate", photo_bundle.path, shared / "data/trashnet", "--variant", "onnx-fp32", "--json")
     report = json.loads(done.stdout)
     assert photo_run.record.test is not None

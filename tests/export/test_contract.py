@@ -30,34 +30,36 @@ from tests.command import edgetl
 CONFIG = ExportConfig(max_drop=0.02, calibration_images=60, gate_images=200)
 
 
-def test_only_what_keeps_the_contract_is_in_the_bundle(run: Run, bundle: Bundle, tmp_path: Path) -> None:
+def test_a_bundle_contains_only_variants_that_meet_the_contract(run: Run, bundle: Bundle, tmp_path: Path) -> None:
     sizes = {item.name: item.size_bytes / 1e6 for item in bundle.manifest.variants}
     limit = (sizes["openvino-int8"] + sizes["openvino-fp32"]) / 2
-    made = export_under_contract(run.path, CONFIG, Contract(max_size_mb=limit, max_latency_ms=1000, threads=1), tmp_path / "bundle")
-    assert {item.name for item in made.manifest.variants} <= {"onnx-int8", "openvino-int8"}
-    record = made.manifest.contract
-    assert record is not None and record.source == "measured" and record.chosen.variant == made.manifest.variants[0].name
+    exported = export_under_contract(run.path, CONFIG, Contract(max_size_mb=limit, max_latency_ms=1000, threads=1), tmp_path / "bundle")
+    assert {item.name for item in exported.manifest.variants} <= {"onnx-int8", "openvino-int8"}
+    record = exported.manifest.contract
+    assert record is not None and record.source == "measured" and record.chosen.variant == exported.manifest.variants[0].name
     assert {clause.name for clause in record.chosen.clauses} == {"latency", "size", "drop"}
     assert record.chosen.threads == 1 and all(clause.kept for clause in record.chosen.clauses)
-    assert {path.name for path in made.path.iterdir() if path.is_dir()} == {item.name for item in made.manifest.variants} | {"golden"}
-    assert verify(made.path).checked and load(made.path).predict(run.samples("test")[0].path).label in made.manifest.labels
-    assert open_bundle(made.path).manifest.contract == record
+    assert {path.name for path in exported.path.iterdir() if path.is_dir()} == {item.name for item in exported.manifest.variants} | {
+        "golden"
+    }
+    assert verify(exported.path).checked and load(exported.path).predict(run.samples("test")[0].path).label in exported.manifest.labels
+    assert open_bundle(exported.path).manifest.contract == record
 
 
 @pytest.mark.parametrize(
-    ("contract", "said"),
+    ("contract", "message"),
     [
-        (Contract(max_size_mb=0.01), r"size \d\.\d+ MB \(limit 0.01 MB, \d+ % over\).*What would fit: --max-size-mb"),
-        (Contract(memory_mb=5), r"memory \d+\.\d+ MB \(limit 5 MB.*What would fit: --memory-mb"),
+        (Contract(max_size_mb=0.01), r"size \d\.\d+ MB \(limit 0.01 MB, \d+ % over\).*To accept this variant, set --max-size-mb"),
+        (Contract(memory_mb=5), r"memory \d+\.\d+ MB \(limit 5 MB.*To accept this variant, set --memory-mb"),
         (
             Contract(max_latency_ms=0.001),
-            r"latency \d+\.\d+ ms \(limit 0.001 ms.*the network \d.*The images alone take longer than the limit.*--latency-of infer",
+            r"latency \d+\.\d+ ms \(limit 0.001 ms.*network \d.*Decoding and resizing alone exceed the limit.*--latency-of infer",
         ),
     ],
 )
-def test_a_contract_that_cannot_be_kept_names_its_clause(run: Run, tmp_path: Path, contract: Contract, said: str) -> None:
+def test_an_unmet_contract_is_an_error_that_names_the_limit(run: Run, tmp_path: Path, contract: Contract, message: str) -> None:
     config = CONFIG.model_copy(update={"formats": ("onnx",), "precisions": ("fp32",)})
-    with pytest.raises(ContractError, match=said) as caught:
+    with pytest.raises(ContractError, match=message) as caught:
         export_under_contract(run.path, config, contract, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
     rows = [Outcome.model_validate(row) for row in caught.value.rows]
@@ -65,7 +67,7 @@ def test_a_contract_that_cannot_be_kept_names_its_clause(run: Run, tmp_path: Pat
     assert all(row.offer is not None and "(limit" in row.reason for row in rows)
 
 
-def test_each_attempted_variant_has_a_row_and_the_record_of_a_rejected_one_stays(run: Run, bundle: Bundle, tmp_path: Path) -> None:
+def test_every_attempted_variant_has_a_row_and_rejected_ones_keep_their_record(run: Run, bundle: Bundle, tmp_path: Path) -> None:
     sizes = {item.name: item.size_bytes / 1e6 for item in bundle.manifest.variants}
     config = CONFIG.model_copy(update={"formats": ("onnx",), "explain": True})
     limit = sizes["onnx-int8"] / 2 + sizes["onnx-fp32"] / 2
@@ -73,7 +75,7 @@ def test_each_attempted_variant_has_a_row_and_the_record_of_a_rejected_one_stays
     assert {row.variant: row.result for row in manifest.outcomes} == {"onnx-int8": "kept", "onnx-fp32": "contract"}
     assert "fp32 | 48 px | 1 |" in (tmp_path / "small/card.md").read_text()
 
-    # A profile lets the int8 file, which passed the gate, break the clause.
+    # The int8 file passed the gate. This profile makes it exceed the latency limit.
     report = measure_bundle(
         bundle.path,
         BenchConfig(
@@ -95,41 +97,45 @@ def test_each_attempted_variant_has_a_row_and_the_record_of_a_rejected_one_stays
     manifest = export_under_contract(
         run.path, config.model_copy(update={"profile": profile}), Contract(max_latency_ms=1000), tmp_path / "fast"
     ).manifest
-    (left_out,) = manifest.rejected
-    assert (left_out.name, left_out.by) == ("onnx-int8", "contract") and "latency" in left_out.reason and "limit 1000 ms" in left_out.reason
-    assert left_out.attempts[-1].passed and left_out.sensitivities, "--explain has the sensitivities"
+    (rejected,) = manifest.rejected
+    assert (rejected.name, rejected.by) == ("onnx-int8", "contract") and "latency" in rejected.reason and "limit 1000 ms" in rejected.reason
+    assert rejected.attempts[-1].passed and rejected.sensitivities, "--explain records the sensitivities"
     assert {row.variant: row.result for row in manifest.outcomes} == {"onnx-fp32": "kept", "onnx-int8": "contract"}
 
 
-def test_times_of_a_busy_host_are_marked_and_order_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latencies_of_a_busy_host_are_marked_and_do_not_sort_variants(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = iter(HostLoad(others=0.5, stolen=0.0, waiting=amount / 10) for amount in range(9, 0, -1))
     monkeypatch.setattr(scenarios, "load_between", lambda *_: next(loads))
     monkeypatch.setattr(package, "load_between", lambda *_: HostLoad(others=0.5, stolen=0.0, waiting=0.0))
     config = CONFIG.model_copy(update={"formats": ("onnx",), "precisions": ("fp16", "fp32")})
     manifest = export_under_contract(run.path, config, Contract(max_latency_ms=1000, threads=1), tmp_path / "bundle").manifest
-    assert manifest.sorted_by == "accuracy" and [item.name for item in manifest.variants] == ["onnx-fp16", "onnx-fp32"], "the smaller first"
+    assert manifest.sorted_by == "accuracy" and [item.name for item in manifest.variants] == ["onnx-fp16", "onnx-fp32"], (
+        "the smaller variant is first"
+    )
     assert all(row.offer is not None and row.offer.busy for row in manifest.outcomes)
-    assert [row.offer.load.waiting for row in manifest.outcomes if row.offer and row.offer.load] == [0.5, 0.4], "the last of three"
+    assert [row.offer.load.waiting for row in manifest.outcomes if row.offer and row.offer.load] == [0.5, 0.4], (
+        "the third of three measurements"
+    )
     assert "in the order of their accuracy, not of their time" in busy_lines(manifest)[0]
     assert load(tmp_path / "bundle").variant is not None and open_bundle(tmp_path / "bundle").manifest == manifest
 
 
-def test_a_smaller_input_is_tried_with_what_it_costs(run: Run, tmp_path: Path) -> None:
-    """A limit between the two inputs' times: the smaller is fast enough, and loses more accuracy than allowed."""
+def test_a_smaller_input_that_costs_too_much_accuracy_is_rejected(run: Run, tmp_path: Path) -> None:
+    """Only the smaller input meets the latency limit, and its accuracy drop exceeds the limit."""
     config = CONFIG.model_copy(update={"formats": ("onnx",), "precisions": ("fp32",), "max_drop": 0.0})
-    with pytest.raises(ContractError, match=r"At 32 px: at 32 pixels, before any export: accuracy falls by 0\.\d+"):
+    with pytest.raises(ContractError, match=r"At 32 px: the input size of 32 pixels lowers .*: accuracy drops by 0\.\d+"):
         contract = Contract(max_latency_ms=_infer_ms(run, tmp_path) * 0.7, latency_of="infer", threads=1)
         export_under_contract(run.path, config, contract, tmp_path / "bundle")
 
 
 def _infer_ms(run: Run, folder: Path) -> float:
     config = CONFIG.model_copy(update={"formats": ("onnx",), "precisions": ("fp32",)})
-    made = export_under_contract(run.path, config, Contract(max_latency_ms=1000, latency_of="infer", threads=1), folder / "whole")
-    assert made.manifest.contract is not None
-    return made.manifest.contract.chosen.latency_ms
+    exported = export_under_contract(run.path, config, Contract(max_latency_ms=1000, latency_of="infer", threads=1), folder / "whole")
+    assert exported.manifest.contract is not None
+    return exported.manifest.contract.chosen.latency_ms
 
 
-def test_another_input_size_stands_in_the_bundle_with_both_figures(run: Run, tmp_path: Path) -> None:
+def test_another_input_size_is_recorded_with_both_scores(run: Run, tmp_path: Path) -> None:
     config = ExportConfig(formats=("onnx",), precisions=("fp32",), input_size=32, max_drop=1.0)
     from edgetl.export.package import export_bundle
 
@@ -139,7 +145,7 @@ def test_another_input_size_stands_in_the_bundle_with_both_figures(run: Run, tmp
     assert "(trained at 48 x 48)" in (tmp_path / "bundle/card.md").read_text()
 
 
-def test_a_devices_profile_scales_the_times(bundle: Bundle, run: Run, tmp_path: Path) -> None:
+def test_a_device_profile_scales_the_latencies(bundle: Bundle, run: Run, tmp_path: Path) -> None:
     report = measure_bundle(bundle.path, BenchConfig(runs=100, max_seconds=3.0, threads=1))
     slow = report.model_copy(
         update={"variants": tuple(row.model_copy(update={"reference_ms": (row.reference_ms or 0) / 10}) for row in report.variants)}
@@ -151,35 +157,35 @@ def test_a_devices_profile_scales_the_times(bundle: Bundle, run: Run, tmp_path: 
 
     profile = tmp_path / "device.json"
     profile.write_text(report.model_dump_json())
-    made = export_under_contract(
+    exported = export_under_contract(
         run.path, CONFIG.model_copy(update={"profile": profile}), Contract(max_latency_ms=1000), tmp_path / "bundle"
     )
-    assert made.manifest.contract is not None and made.manifest.contract.source == "profile"
-    elsewhere = json.loads(profile.read_text()) | {"reference_cpu": "Another 4000"}
-    profile.write_text(json.dumps(elsewhere))
-    with pytest.raises(ConfigError, match=r"compares the device with Another 4000, and this is .*Export a bundle here"):
+    assert exported.manifest.contract is not None and exported.manifest.contract.source == "profile"
+    changed = json.loads(profile.read_text()) | {"reference_cpu": "Another 4000"}
+    profile.write_text(json.dumps(changed))
+    with pytest.raises(ConfigError, match=r"compares the device with Another 4000, but this host is .*Export a bundle on this host"):
         export_under_contract(run.path, CONFIG.model_copy(update={"profile": profile}), Contract(max_latency_ms=1000), tmp_path / "other")
 
 
-def test_a_contract_without_a_limit_is_a_mistake(run: Run, colours: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="a contract needs a limit"):
+def test_a_contract_without_a_limit_is_an_error(run: Run, colours: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the deployment contract has no limit"):
         export_under_contract(run.path, CONFIG, Contract(threads=1), tmp_path / "bundle")
-    with pytest.raises(ConfigError, match="a contract needs a limit"):
+    with pytest.raises(ConfigError, match="the deployment contract has no limit"):
         fit(colours, _fit_config(Contract(threads=1)), tmp_path / "fit")
     for option in (("--threads", "1"), ("--latency-of", "infer"), ("--profile", "device.json")):
         done = edgetl("export", run.path, "--out", tmp_path / "bundle", *option)
         assert done.returncode == 3 and "belong to a limit" in done.stderr
 
 
-def test_all_variants_of_a_bundle_keep_it_with_one_thread_count(run: Run, tmp_path: Path) -> None:
-    made = export_under_contract(run.path, CONFIG, Contract(max_latency_ms=1000), tmp_path / "bundle")
-    record = made.manifest.contract
-    assert record is not None and default_threads(made.manifest) == record.chosen.threads
-    report = measure_bundle(made.path, BenchConfig(runs=10, max_seconds=1.0))
-    assert report.threads == record.chosen.threads, "bench times what predict does"
+def test_all_variants_meet_the_contract_with_the_same_thread_count(run: Run, tmp_path: Path) -> None:
+    exported = export_under_contract(run.path, CONFIG, Contract(max_latency_ms=1000), tmp_path / "bundle")
+    record = exported.manifest.contract
+    assert record is not None and default_threads(exported.manifest) == record.chosen.threads
+    report = measure_bundle(exported.path, BenchConfig(runs=10, max_seconds=1.0))
+    assert report.threads == record.chosen.threads, "bench uses the thread count of predict"
 
 
-def test_a_profile_is_of_its_own_threads_and_engines(bundle: Bundle, run: Run, tmp_path: Path) -> None:
+def test_a_profile_limits_the_thread_count_and_the_formats(bundle: Bundle, run: Run, tmp_path: Path) -> None:
     report = measure_bundle(
         bundle.path,
         BenchConfig(
@@ -195,31 +201,31 @@ def test_a_profile_is_of_its_own_threads_and_engines(bundle: Bundle, run: Run, t
     profile = tmp_path / "device.json"
     profile.write_text(report.model_dump_json())
     config = CONFIG.model_copy(update={"precisions": ("fp32",)})
-    made = export_under_contract(
+    exported = export_under_contract(
         run.path, config.model_copy(update={"profile": profile}), Contract(max_latency_ms=1000), tmp_path / "bundle"
     )
-    assert made.manifest.contract is not None and made.manifest.contract.chosen.threads == 2
-    assert [item.name for item in made.manifest.variants] == ["onnx-fp32"], "the device has one engine"
-    with pytest.raises(ConfigError, match=r"taken with 2 thread\(s\), and --threads is 1"):
+    assert exported.manifest.contract is not None and exported.manifest.contract.chosen.threads == 2
+    assert [item.name for item in exported.manifest.variants] == ["onnx-fp32"], "the device has one engine"
+    with pytest.raises(ConfigError, match=r"measured with 2 thread\(s\), but --threads is 1"):
         export_under_contract(
             run.path, config.model_copy(update={"profile": profile}), Contract(max_latency_ms=1000, threads=1), tmp_path / "other"
         )
 
 
-@pytest.mark.parametrize(("precision", "share"), [("fp16", 0.6), ("int8-weights", 0.45), ("int8", 0.45)])
-def test_what_a_backbone_could_weigh_is_measured_in_the_precision_asked_for(colours: Path, precision: Precision, share: float) -> None:
+@pytest.mark.parametrize(("precision", "ratio"), [("fp16", 0.6), ("int8-weights", 0.45), ("int8", 0.45)])
+def test_the_size_of_a_backbone_is_measured_in_the_requested_precision(colours: Path, precision: Precision, ratio: float) -> None:
     samples = list(scan(colours).samples[:4])
     backbone = load_backbone(TrainConfig.from_options(backbone="edgetl_small").backbone, 3)
 
-    def size(wanted: Precision) -> float:
+    def size(requested: Precision) -> float:
         config = _fit_config(Contract(max_size_mb=1))
-        export = config.export.model_copy(update={"precisions": (wanted,)})
+        export = config.export.model_copy(update={"precisions": (requested,)})
         return costs(backbone, config.model_copy(update={"export": export}), samples)[0].found
 
-    assert size(precision) < share * size("fp32")
+    assert size(precision) < ratio * size("fp32")
 
 
-def test_a_clause_says_by_how_much() -> None:
+def test_a_clause_describes_how_much_it_exceeds_the_limit() -> None:
     clause = Clause(name="latency", limit=8, found=9.1)
     assert clause.describe() == "latency 9.10 ms (limit 8 ms, 14 % over)" and not clause.kept
     assert clause.remedy() == "--max-latency-ms 9.29"
@@ -235,38 +241,40 @@ def _fit_config(contract: Contract) -> FitConfig:
     )
 
 
-def test_fit_trains_and_exports_a_backbone_that_keeps_the_contract(colours: Path, tmp_path: Path) -> None:
+def test_fit_trains_and_exports_a_backbone_that_meets_the_contract(colours: Path, tmp_path: Path) -> None:
     fitted = fit(colours, _fit_config(Contract(max_size_mb=4, max_latency_ms=1000)), tmp_path / "fit")
     assert {path.name for path in (tmp_path / "fit").iterdir()} == {"run", "bundle", "fit.json"}
     assert [item.outcome for item in fitted.record.tried] == ["chosen"]
     assert fitted.bundle.manifest.contract is not None and load(fitted.bundle).predict(next(colours.rglob("*.png"))).score > 0.3
 
 
-def test_fit_refuses_before_training_what_nothing_can_keep(colours: Path, tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match=r"edgetl_small: before training: size 2\.\d+ MB \(limit 0.1 MB, \d+ % over\).*The least"):
+def test_fit_fails_before_training_if_no_backbone_can_meet_the_contract(colours: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ContractError, match=r"edgetl_small: before training: size 2\.\d+ MB \(limit 0.1 MB, \d+ % over\).*Smallest values found"
+    ):
         fit(colours, _fit_config(Contract(max_size_mb=0.1)), tmp_path / "fit")
     assert not (tmp_path / "fit").exists()
 
 
 @pytest.mark.slow
-def test_fit_takes_its_options_from_the_command_line(colours: Path, tmp_path: Path) -> None:
+def test_fit_uses_the_options_of_the_command_line(colours: Path, tmp_path: Path) -> None:
     options = ["--candidates", "edgetl_small,random:edgetl_small", "--max-size-mb", "0.1", "--format", "onnx", "--precision", "fp32"]
     done = edgetl("fit", colours, "--out", tmp_path / "fit", *options, "--exclude", "*_mask.png", "--strategy", "probe", "--tries", "1")
     assert done.returncode == 17 and "edgetl_small: before training: size" in done.stderr, done.stderr
 
 
-def test_a_wrong_option_of_fit_is_named(colours: Path, tmp_path: Path) -> None:
+def test_an_invalid_option_of_fit_is_named(colours: Path, tmp_path: Path) -> None:
     done = edgetl("fit", colours, "--out", tmp_path / "fit", "--max-size-mb", "1", "--strategy", "magic")
     assert done.returncode == 3 and "--strategy: Input should be" in done.stderr, done.stderr
 
 
 @pytest.mark.slow
-def test_the_command_line_tells_of_the_contract(run: Run, tmp_path: Path) -> None:
+def test_export_reports_the_contract_on_the_command_line(run: Run, tmp_path: Path) -> None:
     options = ["--format", "onnx", "--precision", "fp32", "--max-latency-ms", "1000"]
     done = edgetl("export", run.path, "--out", tmp_path / "bundle", *options)
     assert done.returncode == 0 and "contract kept by onnx-fp32 at 48 px" in done.stdout, done.stderr
     done = edgetl("export", run.path, "--out", tmp_path / "other", *options, "--max-size-mb", "0.001")
-    assert done.returncode == 17 and "error: no variant keeps the contract" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 17 and "error: no variant meets the deployment contract" in done.stderr and "Traceback" not in done.stderr
     assert "attempted variants" in done.stderr and "rejected by the contract" in done.stderr
     done = edgetl("export", run.path, "--out", tmp_path / "other", *options, "--max-size-mb", "0.001", "--json")
     assert {row["result"] for row in json.loads(done.stdout)["error"]["variants"]} == {"contract"}

@@ -1,4 +1,4 @@
-"""Exported files and runs in the hands of other libraries; on real photographs in ``tests/end_to_end/test_ecosystem.py``."""
+"""Exported files and runs in other libraries. ``tests/end_to_end/test_ecosystem.py`` does the same with photographs."""
 
 from __future__ import annotations
 
@@ -13,51 +13,49 @@ from edgetl.core.images.decode import load_image
 from edgetl.core.preprocess import to_pixels
 from edgetl.runtime.predictor import load
 from edgetl.train.artifacts.run import Run
-from tests.ecosystem import ANSWER, ONNXRUNTIME, OPENVINO, PREPARE, TIMM, agreement, answers, model_api, pictures
+from tests.ecosystem import ONNXRUNTIME, OPENVINO, PREDICT, PREPARE, TIMM, agreement, decoded, model_api, predicted_labels
 
 
 @pytest.fixture(scope="module")
 def photos(run: Run) -> list[Path]:
-    """200 of the digits."""
+    """200 images of the digits."""
     paths = sorted(sample.path for part in ("val", "test", "train") for sample in run.samples(part))[::3][:200]
     assert len(paths) == 200
     return paths
 
 
 @pytest.fixture(scope="module")
-def ours(bundle: Bundle, photos: list[Path]) -> list[str]:
-    """What edgetl answers."""
-    return [answer.label or "" for answer in load(bundle, variant="onnx-fp32", threads=1).predict(photos)]
+def expected(bundle: Bundle, photos: list[Path]) -> list[str]:
+    """Labels that edgetl predicts."""
+    return [prediction.label or "" for prediction in load(bundle, variant="onnx-fp32", threads=1).predict(photos)]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_a_few_lines_with_numpy_and_an_engine_answer_like_edgetl(
-    bundle: Bundle, photos: list[Path], ours: list[str], precision: str
-) -> None:
-    onnx = answers(PREPARE + ONNXRUNTIME + ANSWER, bundle.path / f"onnx-{precision}/1/model.onnx", photos)
-    openvino = answers(PREPARE + OPENVINO + ANSWER, bundle.path / f"openvino-{precision}/1/model.xml", photos)
-    assert agreement(onnx, ours) >= 0.98 and agreement(openvino, ours) >= 0.98
+def test_numpy_and_an_engine_predict_like_edgetl(bundle: Bundle, photos: list[Path], expected: list[str], precision: str) -> None:
+    onnx = predicted_labels(PREPARE + ONNXRUNTIME + PREDICT, bundle.path / f"onnx-{precision}/1/model.onnx", photos)
+    openvino = predicted_labels(PREPARE + OPENVINO + PREDICT, bundle.path / f"openvino-{precision}/1/model.xml", photos)
+    assert agreement(onnx, expected) >= 0.98 and agreement(openvino, expected) >= 0.98
 
 
-def test_timm_loads_a_run_as_it_was_written(run: Run, photos: list[Path], ours: list[str]) -> None:
-    assert agreement(answers(TIMM, run.path, photos), ours) >= 0.98
+def test_timm_loads_an_unchanged_run(run: Run, photos: list[Path], expected: list[str]) -> None:
+    assert agreement(predicted_labels(TIMM, run.path, photos), expected) >= 0.98
 
 
 @pytest.mark.parametrize("file", ["openvino-fp32/1/model.xml", "openvino-int8/1/model.xml", "onnx-fp32/1/model.onnx"])
-def test_model_api_answers_like_edgetl_on_pictures_of_the_inputs_size(
-    bundle: Bundle, photos: list[Path], ours: list[str], file: str
+def test_model_api_predicts_like_edgetl_on_images_of_the_input_size(
+    bundle: Bundle, photos: list[Path], expected: list[str], file: str
 ) -> None:
     spec = bundle.manifest.preprocess
     pixels = [np.asarray(to_pixels(load_image(path), spec)) for path in photos]
-    assert agreement(model_api(bundle.path / file)(pixels), ours) >= 0.98
+    assert agreement(model_api(bundle.path / file)(pixels), expected) >= 0.98
 
 
-def test_model_api_resizes_small_square_pictures_well_enough_itself(bundle: Bundle, photos: list[Path], ours: list[str]) -> None:
+def test_model_api_predicts_like_edgetl_on_small_square_images(bundle: Bundle, photos: list[Path], expected: list[str]) -> None:
     model = model_api(bundle.path / "openvino-fp32/1/model.xml")
-    assert agreement(model(pictures(photos)), ours) >= 0.98
+    assert agreement(model(decoded(photos)), expected) >= 0.98
 
 
-def test_a_files_labels_keep_their_spaces_in_our_own_block() -> None:
+def test_labels_keep_their_spaces_in_the_edgetl_block() -> None:
     from edgetl.core.preprocess import PreprocessSpec
     from edgetl.core.tasks import OutputDecoding
     from edgetl.export.convert.metadata import model_info, own_info
@@ -75,7 +73,7 @@ def test_a_files_labels_keep_their_spaces_in_our_own_block() -> None:
         (("猫\u3000種", "Ёлка"), "猫_種 Ёлка"),
     ],
 )
-def test_labels_that_model_api_cannot_tell_apart_get_a_number(labels: tuple[str, ...], words: str) -> None:
+def test_labels_that_are_equal_without_spaces_get_a_number(labels: tuple[str, ...], words: str) -> None:
     from edgetl.core.preprocess import PreprocessSpec
     from edgetl.core.tasks import OutputDecoding
     from edgetl.export.convert.metadata import model_info, own_info
@@ -85,11 +83,11 @@ def test_labels_that_model_api_cannot_tell_apart_get_a_number(labels: tuple[str,
     assert json.loads(own_info(spec, decoding, "0")["labels"]) == list(labels)
 
 
-def test_a_variants_folder_is_a_model_repository_of_openvino_model_server_and_triton(bundle: Bundle) -> None:
-    """``<name>/<version>/model.onnx``, or ``model.xml`` and ``model.bin``: both servers' default names.
+def test_a_variant_folder_is_a_model_repository_of_openvino_model_server_and_triton(bundle: Bundle) -> None:
+    """Both servers expect ``<name>/<version>/model.onnx``, or ``model.xml`` and ``model.bin``.
 
-    docs.openvino.ai/canonical/ovms_docs_models_repository.html; Triton's docs/user_guide/model_repository.md, and model_configuration.md,
-    by which it derives all required settings of ONNX and OpenVINO models, so that there is no ``config.pbtxt``.
+    Sources: docs.openvino.ai/canonical/ovms_docs_models_repository.html and Triton's docs/user_guide/model_repository.md. Triton derives
+    the settings of ONNX and OpenVINO models (model_configuration.md), so a ``config.pbtxt`` is not needed.
     """
     for variant in bundle.manifest.variants:
         root = bundle.path / variant.name

@@ -1,4 +1,4 @@
-"""Export formats: one registry, and the options that name them."""
+"""Registry of export formats, and the options for formats."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_format_has_a_backend() -> None:
     assert all(set(backend.writers) == {"fp32", "fp16", "int8-weights"} for backend in FORMATS.values())
 
 
-def test_no_other_module_of_export_names_a_format() -> None:
+def test_only_the_registry_and_the_options_name_formats() -> None:
     named = {
         f"{path.name}:{node.lineno}"
         for path in Path(edgetl.export.__path__[0]).rglob("*.py")
@@ -34,15 +34,15 @@ def test_no_other_module_of_export_names_a_format() -> None:
     assert named == set()
 
 
-def test_the_options_of_an_export_need_no_torch() -> None:
+def test_export_options_do_not_import_torch() -> None:
     code = "import sys; from edgetl.export import ExportConfig, FitConfig; ExportConfig(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_public_names_of_export_can_be_imported() -> None:
+def test_public_names_of_export_can_be_imported() -> None:
     assert all(hasattr(edgetl.export, name) for name in edgetl.export.__all__)
 
 
 @pytest.mark.parametrize("value", ["onnx,openvino", "openvino, onnx,onnx", ["onnx,openvino"], ("onnx", "openvino")])
-def test_formats_are_words_separated_by_commas_or_a_sequence(value: object) -> None:
+def test_formats_are_a_comma_separated_list_or_a_sequence(value: object) -> None:
     assert set(ExportConfig.model_validate({"formats": value}).formats) == {"onnx", "openvino"}

@@ -1,4 +1,4 @@
-"""Faults of int8 files, injected into real ones: the gate refuses each."""
+"""Faults injected into int8 files: the accuracy gate rejects each."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from edgetl.train.workflows.train import train
 
 @pytest.fixture(scope="module")
 def swish_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A head on a random MobileNetV3: depthwise convolutions, squeeze-and-excitation, hard swish."""
+    """Run of a head on a random MobileNetV3, which has depthwise convolutions, squeeze-and-excitation and hard swish."""
     config = TrainConfig.from_options(
         backbone="mobilenetv3_small_050", pretrained=False, strategy="probe", input_size=(64, 64), augmented_views=1
     )
@@ -97,7 +97,7 @@ def _weights_zero_points_off_by_one(model: Model) -> None:
 
 
 def _activations_zero_points_off_by_one(model: Model) -> None:
-    """On one side only: the quantizer's and the dequantizer's disagree."""
+    """Change the dequantizers only: their zero points then differ from those of the quantizers."""
     tensors = _tensors(model)
     for node in list(model.graph.node):
         if node.op_type == "DequantizeLinear" and node.input[0] not in tensors:
@@ -110,7 +110,7 @@ def _activations_zero_points_off_by_one(model: Model) -> None:
 
 
 def _hard_swish_to_hard_sigmoid(model: Model) -> None:
-    """The exporter writes x * HardSigmoid(x): the factor x is lost."""
+    """Remove the factor x of x * HardSigmoid(x), the exporter's form of hard swish."""
     makers = {node.output[0]: node for node in model.graph.node}
     hit = 0
     for node in model.graph.node:
@@ -133,7 +133,7 @@ def _hard_swish_to_hard_sigmoid(model: Model) -> None:
     "fault",
     [_scales_times_ten, _weights_zero_points_off_by_one, _activations_zero_points_off_by_one, _hard_swish_to_hard_sigmoid],
 )
-def test_a_fault_in_an_onnx_file_is_refused(
+def test_the_gate_rejects_a_faulty_int8_onnx_file(
     context: ExportContext, good: dict[Format, list[Path]], fault: Callable[[Model], None], tmp_path: Path
 ) -> None:
     model = onnx.load(good["onnx"][0])
@@ -150,7 +150,7 @@ def _ir_scales_times_ten(model: ov.Model) -> None:
 
 
 def _ir_zero_points_off_by_one(model: ov.Model) -> None:
-    """Every quantized activation comes out one step too high."""
+    """Raise every quantized activation by one step."""
     for op in model.get_ordered_ops():
         if op.get_type_name() != "FakeQuantize":
             continue
@@ -170,7 +170,7 @@ def _ir_hard_swish_to_hard_sigmoid(model: ov.Model) -> None:
 
 
 @pytest.mark.parametrize("fault", [_ir_scales_times_ten, _ir_zero_points_off_by_one, _ir_hard_swish_to_hard_sigmoid])
-def test_a_fault_in_an_ir_is_refused(
+def test_the_gate_rejects_a_faulty_int8_ir(
     context: ExportContext, good: dict[Format, list[Path]], fault: Callable[[ov.Model], None], tmp_path: Path
 ) -> None:
     model = core().read_model(good["openvino"][0])
@@ -185,14 +185,14 @@ def _black(samples: list[Sample], folder: Path) -> list[Sample]:
     return [dataclasses.replace(sample, path=folder / "black.png") for sample in samples]
 
 
-@pytest.mark.parametrize("fault", ["black images", "pixels of 0..255", "not normalised"])
+@pytest.mark.parametrize("fault", ["black images", "pixels of 0..255", "not normalized"])
 @pytest.mark.parametrize("format_", FORMATS)
-def test_a_calibration_on_something_else_is_refused(context: ExportContext, format_: Format, fault: str, tmp_path: Path) -> None:
+def test_the_gate_rejects_a_file_with_wrong_calibration_images(context: ExportContext, format_: Format, fault: str, tmp_path: Path) -> None:
     samples, spec = list(context.calibration.samples), context.calibration.spec
     wrong: dict[str, tuple[list[Sample], PreprocessSpec]] = {
         "black images": (_black(samples, tmp_path), spec),
         "pixels of 0..255": (samples, spec.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)})),
-        "not normalised": (samples, spec.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (10.0, 10.0, 10.0)})),
+        "not normalized": (samples, spec.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (10.0, 10.0, 10.0)})),
     }
     calibration = [row[None] for batch in PixelSet(*wrong[fault]).batches() for row in batch]
     (tmp_path / "work").mkdir()
@@ -200,7 +200,7 @@ def test_a_calibration_on_something_else_is_refused(context: ExportContext, form
     assert _reason(context, format_, files)
 
 
-def test_a_calibration_on_one_image_is_refused(swish_run: Run, tmp_path: Path) -> None:
-    with pytest.raises(AccuracyGateError, match=r"measured on 1 image\(s\).*--num-samples"):
+def test_calibration_on_one_image_is_an_error(swish_run: Run, tmp_path: Path) -> None:
+    with pytest.raises(AccuracyGateError, match=r"at least 10 images, and 1 would be used.*--num-samples"):
         export_bundle(swish_run.path, ExportConfig(calibration_images=1, allow_missing=True), tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []

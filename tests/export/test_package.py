@@ -27,12 +27,12 @@ from edgetl.train.artifacts.run import Run
 NAMES = {f"{format_}-{precision}" for format_ in ("onnx", "openvino") for precision in ("fp32", "fp16", "int8")}
 
 
-def test_a_bundle_holds_every_variant_that_was_asked_for(bundle: Bundle) -> None:
+def test_a_bundle_contains_every_requested_variant(bundle: Bundle) -> None:
     assert {variant.name for variant in bundle.manifest.variants} == NAMES
     assert not bundle.manifest.rejected
 
 
-def test_variants_are_ordered_by_their_measured_time_or_on_a_busy_host_by_their_accuracy(bundle: Bundle) -> None:
+def test_variants_are_sorted_by_latency_or_by_accuracy_on_a_busy_host(bundle: Bundle) -> None:
     manifest = bundle.manifest
     times = [variant.median_ms for variant in manifest.variants]
     accuracies = [variant.validation.value for variant in manifest.variants]
@@ -43,7 +43,7 @@ def test_variants_are_ordered_by_their_measured_time_or_on_a_busy_host_by_their_
         assert accuracies == sorted(accuracies, reverse=True) and any(variant.load for variant in manifest.variants)
 
 
-def test_int8_files_are_smaller_and_hold_int8_weights(bundle: Bundle) -> None:
+def test_int8_files_are_smaller_and_contain_int8_weights(bundle: Bundle) -> None:
     sizes = {variant.name: variant.size_bytes for variant in bundle.manifest.variants}
     for format_ in ("onnx", "openvino"):
         assert sizes[f"{format_}-int8"] < 0.45 * sizes[f"{format_}-fp32"]
@@ -53,14 +53,14 @@ def test_int8_files_are_smaller_and_hold_int8_weights(bundle: Bundle) -> None:
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph.node}
 
 
-def test_fp16_files_keep_float32_at_their_borders(bundle: Bundle) -> None:
+def test_fp16_files_have_float32_inputs_and_outputs(bundle: Bundle) -> None:
     model = onnx.load(bundle.path / "onnx-fp16/1/model.onnx")
     kinds = [value.type.tensor_type.elem_type for value in (model.graph.input[0], model.graph.output[0])]
     assert kinds == [onnx.TensorProto.FLOAT] * 2
     assert any(item.data_type == onnx.TensorProto.FLOAT16 for item in model.graph.initializer)
 
 
-def test_onnx_files_are_whole_and_batch_is_dynamic(bundle: Bundle) -> None:
+def test_onnx_files_have_embedded_weights_and_a_dynamic_batch(bundle: Bundle) -> None:
     for precision in ("fp32", "fp16", "int8"):
         model = onnx.load(bundle.path / f"onnx-{precision}/1/model.onnx", load_external_data=False)
         onnx.checker.check_model(model)
@@ -69,7 +69,7 @@ def test_onnx_files_are_whole_and_batch_is_dynamic(bundle: Bundle) -> None:
         assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
 
 
-def test_files_say_what_they_are_to_intel_model_api(bundle: Bundle) -> None:
+def test_files_contain_metadata_for_intel_model_api(bundle: Bundle) -> None:
     spec = bundle.manifest.preprocess
     means = " ".join(f"{value * 255:g}" for value in spec.mean)
     for precision in ("fp32", "fp16", "int8"):
@@ -80,7 +80,7 @@ def test_files_say_what_they_are_to_intel_model_api(bundle: Bundle) -> None:
         assert json.loads(properties["edgetl preprocess"])["input_size"] == list(spec.input_size)
 
 
-def test_calibration_used_only_training_images_through_the_bundles_preprocessing(bundle: Bundle, run: Run) -> None:
+def test_calibration_uses_training_images_and_the_preprocessing_of_the_bundle(bundle: Bundle, run: Run) -> None:
     import hashlib
 
     chosen = stratified(run.samples("train"), 100)
@@ -91,13 +91,13 @@ def test_calibration_used_only_training_images_through_the_bundles_preprocessing
     assert calibration.preprocess_sha256 == bundle.manifest.preprocess.digest()
 
 
-def test_golden_images_are_validation_images_with_a_score_a_variant(bundle: Bundle, run: Run) -> None:
+def test_golden_images_are_validation_images_with_scores_of_every_variant(bundle: Bundle, run: Run) -> None:
     validation = {path.read_bytes() for path in (sample.path for sample in run.samples("val"))}
     for golden in bundle.manifest.golden:
         assert bundle.read(golden.image) in validation and set(golden.scores) == NAMES
 
 
-def test_seen_images_are_those_of_train_and_val(bundle: Bundle, run: Run) -> None:
+def test_seen_images_are_the_training_and_validation_images(bundle: Bundle, run: Run) -> None:
     seen = bundle.seen_images()
     kept = {int(entry.content[:16], 16): entry.part for entry in run.splits().entries}
     assert seen == {prefix for prefix, part in kept.items() if part != "test"}
@@ -114,19 +114,19 @@ def test_exported_scores_equal_the_trained_models(bundle: Bundle, run: Run) -> N
 
 @pytest.fixture
 def wrong_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inject a fault: int8 ranges are measured on images of another scale (normalised twice)."""
+    """Inject a fault: measure the int8 ranges on images of another scale."""
 
-    def far_too_dark(run: Run, config: ExportConfig, work: Path, progress: Progress) -> ExportContext:
+    def prepare_with_wrong_scale(run: Run, config: ExportConfig, work: Path, progress: Progress) -> ExportContext:
         context = prepare(run, config, work, progress)
         pixels = context.calibration.spec.model_copy(update={"std": (25.0, 25.0, 25.0)})
         context.calibration = PixelSet(context.calibration.samples, pixels)
         return context
 
-    monkeypatch.setattr(package, "prepare", far_too_dark)
-    monkeypatch.setattr(OnnxQuantizer, "attempts", lambda *_: [Int8Settings()])  # later attempts repair it
+    monkeypatch.setattr(package, "prepare", prepare_with_wrong_scale)
+    monkeypatch.setattr(OnnxQuantizer, "attempts", lambda *_: [Int8Settings()])  # later attempts would correct the fault
 
 
-def test_a_gate_that_cannot_hold_writes_nothing_and_gives_the_figures(run: Run, tmp_path: Path, wrong_calibration: None) -> None:
+def test_a_rejected_variant_is_an_error_with_its_figures_and_nothing_is_written(run: Run, tmp_path: Path, wrong_calibration: None) -> None:
     config = ExportConfig(formats=("onnx",), precisions=("int8",))
     with pytest.raises(AccuracyGateError, match=r"onnx-int8: .*--allow-missing") as caught:
         export_bundle(run.path, config, tmp_path / "bundle")
@@ -134,15 +134,15 @@ def test_a_gate_that_cannot_hold_writes_nothing_and_gives_the_figures(run: Run, 
     assert [(row["variant"], row["result"]) for row in caught.value.rows] == [("onnx-int8", "gate")] and caught.value.rows[0]["reason"]
 
 
-def test_allow_missing_keeps_what_passed_and_records_what_did_not(run: Run, tmp_path: Path, wrong_calibration: None) -> None:
+def test_allow_missing_keeps_passing_variants_and_records_rejected_ones(run: Run, tmp_path: Path, wrong_calibration: None) -> None:
     config = ExportConfig(formats=("onnx",), precisions=("fp32", "int8"), allow_missing=True)
     manifest = export_bundle(run.path, config, tmp_path / "bundle").manifest
-    assert {variant.name for variant in manifest.variants} == {"onnx-fp32", "onnx-fp16"}, "fp16 stands in for int8"
+    assert {variant.name for variant in manifest.variants} == {"onnx-fp32", "onnx-fp16"}, "fp16 replaces int8"
     rejected = manifest.rejected[0]
     assert rejected.name == "onnx-int8" and len(rejected.attempts) == 1 and not any(attempt.passed for attempt in rejected.attempts)
 
 
-def test_int8_without_the_images_says_how_to_name_them(run: Run, tmp_path: Path) -> None:
+def test_missing_images_are_an_error_that_names_the_data_option(run: Run, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--data"):
         export_bundle(run.path, ExportConfig(data=tmp_path / "gone"), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
@@ -155,12 +155,12 @@ def test_moved_images_are_found_with_data(run: Run, digits: Path, tmp_path: Path
     assert [variant.name for variant in bundle.manifest.variants] == ["openvino-fp32"]
 
 
-def test_an_existing_bundle_is_not_replaced_unless_asked(run: Run, bundle: Bundle) -> None:
+def test_an_existing_bundle_is_replaced_only_with_overwrite(run: Run, bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="--overwrite"):
         export_bundle(run.path, ExportConfig(), bundle.path)
 
 
-def test_the_card_lists_every_variant_with_interval_and_n(bundle: Bundle) -> None:
+def test_the_card_lists_every_variant_with_its_interval_and_n(bundle: Bundle) -> None:
     card = bundle.read(bundle.manifest.card).decode()
     for variant in bundle.manifest.variants:
         assert f"| {variant.name} |" in card and f"{variant.validation.value:.3f}" in card

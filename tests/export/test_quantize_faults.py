@@ -1,4 +1,4 @@
-"""Refusals of quantization, and the accuracy drop of 8-bit weights on this CPU."""
+"""Errors of the quantizers, and saturation of 8-bit weights on this CPU."""
 
 from __future__ import annotations
 
@@ -34,36 +34,31 @@ def _file(bundle: Bundle, name: str) -> Path:
     return bundle.path / bundle.variant(name).files[0].path
 
 
-# --- E13 -------------------------------------------------------------------------------------------------------------------------
-
-
-def test_an_onnx_file_that_is_quantized_already_is_refused(
+def test_onnx_runtime_rejects_a_file_that_is_already_quantized(
     bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path
 ) -> None:  # fmt: skip
-    with pytest.raises(ExportError, match=r"model\.onnx is quantized already; quantize the fp32 export"):
+    with pytest.raises(ExportError, match=r"model\.onnx is already quantized\. Quantize the fp32 export"):
         OnnxQuantizer(QuantizerInput(_file(bundle, "onnx-int8"), calibration, tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_openvino_refuses_an_onnx_file_that_is_quantized_already(
-    bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path
-) -> None:
-    with pytest.raises(ExportError, match=r"model\.onnx is quantized already; quantize the fp32 export"):
+def test_openvino_rejects_a_file_that_is_already_quantized(bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"model\.onnx is already quantized\. Quantize the fp32 export"):
         OpenVinoQuantizer(QuantizerInput(_file(bundle, "onnx-int8"), calibration, tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_calibration_images_are_an_error_of_one_line(bundle: Bundle, tmp_path: Path) -> None:
+def test_missing_calibration_images_are_an_error(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
-    with pytest.raises(ExportError, match=r"int8 needs calibration images, and there is none\.$"):
+    with pytest.raises(ExportError, match=r"int8 needs calibration images, and there are none\."):
         OnnxQuantizer(QuantizerInput(_file(bundle, "onnx-fp32"), [], tmp_path / "work")).quantize(Int8Settings(), tmp_path)
-    with pytest.raises(ExportError, match=r"int8 needs calibration images, and there is none\.$"):
+    with pytest.raises(ExportError, match=r"int8 needs calibration images, and there are none\."):
         OpenVinoQuantizer(QuantizerInput(_file(bundle, "onnx-fp32"), [], tmp_path / "work")).quantize(Int8Settings(), tmp_path)
     assert not list(tmp_path.glob("model.*"))
 
 
 @pytest.mark.parametrize(("operator", "domain"), [("Foreign", "org.example"), ("Foreign", ""), ("Det", "")])
-def test_an_operator_that_no_engine_knows_is_named(
+def test_an_unknown_operator_is_named(
     bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path, operator: str, domain: str
 ) -> None:
     model = onnx.load(_file(bundle, "onnx-fp32"))
@@ -73,8 +68,8 @@ def test_an_operator_that_no_engine_knows_is_named(
         model.opset_import.add(domain=domain, version=1)
     onnx.save(model, tmp_path / "odd.onnx")
     (tmp_path / "work").mkdir()
-    said = operator if operator == "Foreign" else "quantize the network"
-    with pytest.raises(ExportError, match=rf"ONNX Runtime cannot .*{said}") as caught:
+    expected = operator if operator == "Foreign" else "quantize the network"
+    with pytest.raises(ExportError, match=rf"ONNX Runtime cannot .*{expected}") as caught:
         OnnxQuantizer(QuantizerInput(tmp_path / "odd.onnx", calibration, tmp_path / "work")).quantize(Int8Settings(), tmp_path)
     assert "\n" not in str(caught.value)
     with pytest.raises(ExportError, match=rf"OpenVINO .* cannot convert odd\.onnx: .*{operator}") as caught:
@@ -82,11 +77,8 @@ def test_an_operator_that_no_engine_knows_is_named(
     assert "\n" not in str(caught.value)
 
 
-# --- E11 -------------------------------------------------------------------------------------------------------------------------
-
-
 def _weights(largest: int) -> NDArray[np.int8]:
-    """Kernels int8 ``[8, 64, 1, 1]`` at the ends of the range: one sign, the other, by turns, and at random."""
+    """Return kernels int8 ``[8, 64, 1, 1]`` at the ends of the range: positive, negative, alternating and random signs."""
     rng = np.random.default_rng(0)
     signs = rng.choice([-1, 1], (KERNELS, CHANNELS))
     signs[0], signs[1], signs[2] = 1, -1, np.resize([1, -1], CHANNELS)
@@ -98,8 +90,10 @@ def _expected(pixels: NDArray[np.float32], weights: NDArray[np.int8]) -> NDArray
 
 
 def _convolution(weights: NDArray[np.int8], *, integer: bool) -> bytes:
-    """A convolution of uint8 by int8: ``ConvInteger``, which ONNX Runtime computes as such, or float between (de)quantizers, which
-    OpenVINO turns into one of int8."""
+    """Return a convolution of uint8 by int8.
+
+    ``integer`` uses ``ConvInteger``, for ONNX Runtime. Otherwise a float convolution follows dequantizers. OpenVINO computes it in int8.
+    """
     constants = {"weights": weights, "unit": np.float32(1), "zero": np.uint8(0), "none": np.int8(0)}
     if integer:
         nodes = [
@@ -122,11 +116,13 @@ def _convolution(weights: NDArray[np.int8], *, integer: bool) -> bytes:
 
 @pytest.mark.parametrize("largest", [127, 63], ids=["8-bit", "7-bit"])
 @pytest.mark.parametrize("format_", ["onnx", "openvino"])
-def test_int8_sums_at_the_ends_of_the_range_are_exact_where_the_kernels_do_not_saturate(
+def test_int8_sums_at_the_ends_of_the_range_are_exact_unless_kernels_saturate(
     tmp_path: Path, format_: str, largest: int
 ) -> None:  # fmt: skip
-    """7-bit weights must be exact on every CPU. 8-bit ones are where int8 products are added in 32 bits, as on a CPU with VNNI; elsewhere
-    pairs are added in 16 bits, and the sums of ``255 * 127`` may end at 32767: that is why the search uses 7 bits there."""
+    """7-bit weights are exact on every CPU. 8-bit weights are exact if int8 products are added in 32 bits, as on a CPU with VNNI.
+
+    Other CPUs add pairs of products in 16 bits. Sums of ``255 * 127`` then saturate at 32767, so the quantization search uses 7 bits.
+    """
     weights = _weights(largest)
     rng = np.random.default_rng(1)
     pixels = rng.choice([0, 254, 255], (2, CHANNELS, SIDE, SIDE)).astype(np.float32)
@@ -141,7 +137,7 @@ def test_int8_sums_at_the_ends_of_the_range_are_exact_where_the_kernels_do_not_s
     assert not saturated or (largest > 64 and not has_int8_dot_product())
 
 
-def test_openvino_computes_that_convolution_in_int8(tmp_path: Path) -> None:
+def test_openvino_computes_the_convolution_in_int8(tmp_path: Path) -> None:
     xml, weights = as_ir(_convolution(_weights(127), integer=False), tmp_path)
     compiled = ov.Core().compile_model(ov.Core().read_model(xml, weights), "CPU")
     facts = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
@@ -153,7 +149,7 @@ def _text(value: object) -> str:
     return str(getattr(value, "value", value))
 
 
-def test_quantizing_for_any_cpu_keeps_weights_to_7_bits(
+def test_quantization_for_any_cpu_limits_weights_to_7_bits(
     bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path
 ) -> None:  # fmt: skip
     assert all(settings.seven_bit for settings in plan_attempts("any"))

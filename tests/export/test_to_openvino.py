@@ -13,7 +13,7 @@ from edgetl.runtime.engine import load_engine
 
 
 def _write_scaled_convolution(path: Path, operator: str, shape: tuple[int, ...]) -> None:
-    """A constant scales 7 x 7 maps, and a 7 x 7 convolution follows."""
+    """Write a network in which a constant scales 7 x 7 maps before a 7 x 7 convolution."""
     random = np.random.default_rng(0)
     constants = {
         "scale": 1 + random.random(shape, np.float32),
@@ -39,7 +39,7 @@ def _write_scaled_convolution(path: Path, operator: str, shape: tuple[int, ...])
 
 @pytest.mark.parametrize("operator", ["Mul", "Div"])
 @pytest.mark.parametrize("shape", [(7, 7), (7,), (1, 3, 7, 7), (1, 3, 1, 1)])
-def test_a_scale_before_a_convolution_survives_the_conversion(operator: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_conversion_keeps_a_scale_before_a_convolution(operator: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     source, target = tmp_path / "model.onnx", tmp_path / "model.xml"
     _write_scaled_convolution(source, operator, shape)
     before = source.read_bytes()

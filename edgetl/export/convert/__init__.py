@@ -1,1 +1,1 @@
-"""Conversion: torch to ONNX, ONNX to OpenVINO, weights in 8 bits, pixel input, metadata."""
+"""Model conversion: torch to ONNX, ONNX to OpenVINO, weight-only quantization, pixel input, metadata."""

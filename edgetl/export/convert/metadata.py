@@ -1,4 +1,4 @@
-"""Metadata of exported files, in the keys that other tools read."""
+"""Metadata of exported files, including the keys that Intel Model API reads."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from edgetl.core.tasks import OutputDecoding
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
 
-# Blocks of the metadata; a key is its block and its name, joined by a space, as Intel Model API reads ``metadata_props`` of ONNX.
+# Blocks of the metadata. In ``metadata_props`` of ONNX a key is its block and its name, joined by a space, as Intel Model API expects.
 _BLOCKS = ("model_info", "edgetl")
 _INTERPOLATIONS = {"bilinear": "LINEAR", "bicubic": "CUBIC", "nearest": "NEAREST"}
 
 
 def file_metadata(spec: PreprocessSpec, decoding: OutputDecoding, version: str, form: InputForm = "float") -> dict[str, str]:
-    """Metadata of an ONNX file: Intel Model API's block and our own."""
+    """Return the metadata of an ONNX file: the block ``model_info`` of Intel Model API and the block ``edgetl``."""
     blocks = model_info(spec, decoding, form), own_info(spec, decoding, version, form)
     return {f"{block} {key}": value for block, values in zip(_BLOCKS, blocks, strict=True) for key, value in values.items()}
 
 
 def model_info(spec: PreprocessSpec, decoding: OutputDecoding, form: InputForm = "float") -> dict[str, str]:
-    """Intel Model API's ``model_info``: strings, lists separated by spaces, means and scales for 0..255.
+    """Return the block ``model_info`` of Intel Model API: strings, lists separated by spaces, means and scales for 0..255.
 
-    Model API cannot express "resize the shorter side with antialiasing, then crop"; ``crop`` is its nearest resize, so its predictions
-    are close to ours and not equal. The exact preprocessing stands under ``edgetl``. It knows one threshold for all labels (the lowest
-    is given) and no model of numbers, which get no block. A file that takes pixels (``form``) normalises them itself and names no mean.
+    Model API has no equivalent of "resize the shorter side with antialiasing, then crop". ``crop`` is the closest resize type, and its
+    predictions are close to edgetl's, not equal. The block ``edgetl`` has the exact preprocessing. Model API has one threshold for all
+    labels; the lowest is written. It has no regression, so regression and ordinal models get no block. If ``form`` is ``uint8``, the file
+    normalizes the pixels, and the block has no mean and scale.
     """
     if decoding.task in ("regression", "ordinal"):
         return {}
@@ -51,9 +52,9 @@ def model_info(spec: PreprocessSpec, decoding: OutputDecoding, form: InputForm =
 
 
 def _words(labels: Sequence[str]) -> list[str]:
-    """Labels without white space, all different: Model API splits its list at any white space, so that ``hot dog`` becomes ``hot_dog``.
+    """Return the labels without white space and without duplicates, because Model API splits its list at white space.
 
-    Where that word is taken, a number is added to the label that had to change: ``hot_dog-2``.
+    ``hot dog`` becomes ``hot_dog``. If that label exists, the changed label gets a number: ``hot_dog-2``.
     """
     taken = {label for label in labels if not re.search(r"\s", label)}
     words = []
@@ -70,8 +71,15 @@ def _words(labels: Sequence[str]) -> list[str]:
 
 
 def own_info(spec: PreprocessSpec, decoding: OutputDecoding, version: str, form: InputForm = "float") -> dict[str, str]:
-    """The ``edgetl`` block: the exact preprocessing, the labels as they are, the task if it is not classification, and the version."""
+    """Return the block ``edgetl``: exact preprocessing, unchanged labels, edgetl's version, and the task unless it is classification."""
     task = {"task": decoding.task, "decision_rule": decoding.decision_rule.model_dump_json()} if decoding.task != "classification" else {}
-    taken = {"input": "uint8 [batch, H, W, 3] RGB, resized and cropped; normalised by the network"} if form == "uint8" else {}
+    pixels = {"input": "uint8 [batch, H, W, 3] RGB, resized and cropped; normalized by the network"} if form == "uint8" else {}
     labels = json.dumps(decoding.labels, ensure_ascii=False)
-    return {"preprocess": spec.model_dump_json(), "labels": labels, "version": version, "model_info_resize": "approximate", **taken, **task}
+    return {
+        "preprocess": spec.model_dump_json(),
+        "labels": labels,
+        "version": version,
+        "model_info_resize": "approximate",
+        **pixels,
+        **task,
+    }

@@ -1,6 +1,6 @@
-"""Pixel input: normalization inside the file. A network that takes pixels, for users of C++ or a model server who have no NumPy.
+"""Pixel input: add the normalization of uint8 pixels to an exported file, for C++ programs and model servers without NumPy.
 
-The front is put before a finished file, quantized or not, so that quantizers see the usual float input.
+The normalization is added after quantization, because quantizers expect the float input.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgetl.export.convert.metadata import INPUT_NAME
 from edgetl.export.convert.to_openvino import save
 from edgetl.runtime.ov import core
 
-_NORMALIZED = "edgetl.normalised"
+_NORMALIZED = "edgetl.normalized"
 
 
 def add_normalization_onnx(path: Path, spec: PreprocessSpec) -> None:
@@ -32,7 +32,9 @@ def add_normalization_onnx(path: Path, spec: PreprocessSpec) -> None:
     model = onnx.load(path)
     graph = model.graph
     if [value.name for value in graph.input] != [INPUT_NAME]:
-        raise ExportError(f"{path.name} has the inputs {[value.name for value in graph.input]} and not one called {INPUT_NAME!r}.")
+        raise ExportError(
+            f"{path.name} has the inputs {[value.name for value in graph.input]}. It must have one input named {INPUT_NAME!r}."
+        )
     for node in graph.node:
         node.input[:] = [_NORMALIZED if name == INPUT_NAME else name for name in node.input]
     scale = np.array(spec.std, np.float64) * 255
@@ -43,8 +45,8 @@ def add_normalization_onnx(path: Path, spec: PreprocessSpec) -> None:
     front = [
         make("Transpose", [INPUT_NAME], ["edgetl.planes"], "edgetl.transpose", perm=[0, 3, 1, 2]),
         make("Cast", ["edgetl.planes"], ["edgetl.pixels"], "edgetl.cast", to=onnx.TensorProto.FLOAT),
-        make("Sub", ["edgetl.pixels", "edgetl.mean"], ["edgetl.centred"], "edgetl.subtract"),
-        make("Mul", ["edgetl.centred", "edgetl.scale"], [_NORMALIZED], "edgetl.multiply"),
+        make("Sub", ["edgetl.pixels", "edgetl.mean"], ["edgetl.centered"], "edgetl.subtract"),
+        make("Mul", ["edgetl.centered", "edgetl.scale"], [_NORMALIZED], "edgetl.multiply"),
     ]
     rest = list(graph.node)
     del graph.node[:]
@@ -58,8 +60,8 @@ def add_normalization_onnx(path: Path, spec: PreprocessSpec) -> None:
 
 
 def add_normalization_openvino(path: Path, spec: PreprocessSpec) -> None:
-    """Rewrite an IR (``.xml`` and its ``.bin``) in the same way."""
-    # From bytes: the .bin is written anew, and a mapped one must not change under its reader.
+    """Rewrite an OpenVINO IR (``.xml`` and its ``.bin``) so that ``input`` is uint8 ``[batch, H, W, 3]``."""
+    # The files are read as bytes, because OpenVINO maps a .bin file that it opens itself, and this function overwrites that file.
     model = core().read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
     front = PrePostProcessor(model)
     front.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))

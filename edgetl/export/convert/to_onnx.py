@@ -1,4 +1,4 @@
-"""Conversion of torch to ONNX, and of ONNX to half precision."""
+"""Conversion of torch networks to ONNX, and of ONNX files to half precision."""
 
 from __future__ import annotations
 
@@ -22,28 +22,30 @@ OPSET = 20
 
 
 def to_onnx(model: nn.Module, spec: PreprocessSpec, path: Path, metadata: dict[str, str]) -> None:
-    """Write ``model`` as one ONNX file with a dynamic batch: ``input`` float32 ``[batch, 3, H, W]`` → ``logits`` ``[batch, classes]``.
+    """Export ``model`` as one ONNX file with a dynamic batch: ``input`` float32 ``[batch, 3, H, W]`` → ``logits`` ``[batch, classes]``.
 
-    Branches that timm can merge for inference (RepVGG and the like) are merged first.
+    Branches that timm can merge for inference (RepVGG and similar networks) are merged first.
 
     Args:
-        model: in evaluation mode, on the CPU.
-        spec: gives the input size.
-        path: the file to write.
-        metadata: written as ``metadata_props``.
+        model: network in evaluation mode, on the CPU.
+        spec: preprocessing; its input size is used.
+        path: file to write.
+        metadata: metadata, written as ``metadata_props``.
 
     Raises:
         ExportError: torch cannot export the network, or a weight is not finite.
     """
     broken = [name for name, value in model.state_dict().items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if broken:
-        raise ExportError(f"the weights {', '.join(broken[:3])} hold numbers that are not finite; nothing could be measured. Train again.")
+        raise ExportError(
+            f"the weights {', '.join(broken[:3])} contain values that are not finite (NaN or infinity). Train again with a lower --lr."
+        )
     merged = reparameterize_model(model).eval()
     example = torch.zeros(2, 3, *spec.input_size)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            # The exporter warns about its own internals; the accuracy gate checks the result.
+            # The exporter's warnings are about its internals. The accuracy gate checks the result.
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 merged,
@@ -63,19 +65,19 @@ def to_onnx(model: nn.Module, spec: PreprocessSpec, path: Path, metadata: dict[s
 
 
 def to_half(source: Path, path: Path) -> None:
-    """Write the ONNX file ``source`` with half-precision weights; inputs and outputs stay float32."""
+    """Convert the ONNX file ``source`` to half precision. Inputs and outputs stay float32."""
     model = onnx.load(source)
     with warnings.catch_warnings():
-        # Weights below the smallest half are rounded; the gate checks the accuracy.
+        # The converter warns about weights below the smallest float16, which it rounds. The gate checks the accuracy.
         warnings.simplefilter("ignore")
         half = convert_float_to_float16(model, keep_io_types=True)
-    # The converter appends its casts at the end; the standard asks for topological order, and strict loaders insist on it.
+    # The converter appends its casts at the end. The ONNX standard requires topological order, and strict loaders check it.
     sorted_model = onnx_ir.from_proto(half)
     sorted_model.graph.sort()
     onnx.save(onnx_ir.to_proto(sorted_model), path)
 
 
 def save(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
-    """Write one file with its weights inside and ``metadata`` in ``metadata_props``."""
+    """Write ``model`` as one file with embedded weights and ``metadata`` in ``metadata_props``."""
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, path)

@@ -1,4 +1,4 @@
-"""Conversion of ONNX to OpenVINO IR."""
+"""Conversion of ONNX files to OpenVINO IR."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgetl.runtime.ov import core
 
 
 def to_openvino(source: Path, path: Path, *, half: bool = False) -> None:
-    """Write the ONNX file ``source`` as ``path`` (.xml) and the .bin beside it; ``half`` stores the weights in half precision.
+    """Convert the ONNX file ``source`` to an IR: ``path`` (.xml) and the .bin next to it. ``half`` stores the weights in half precision.
 
     Raises:
         ExportError: OpenVINO cannot convert or write the file.
@@ -26,7 +26,7 @@ def to_openvino(source: Path, path: Path, *, half: bool = False) -> None:
 
 
 def read_onnx(source: Path) -> ov.Model:
-    """Convert an ONNX file, and its metadata to ``rt_info``.
+    """Convert an ONNX file to an OpenVINO model. The metadata becomes ``rt_info``.
 
     Raises:
         ExportError: OpenVINO cannot convert the file.
@@ -34,7 +34,7 @@ def read_onnx(source: Path) -> ov.Model:
     proto = onnx.load(source)
     try:
         with tempfile.TemporaryDirectory() as work:
-            # What ov.convert_model does to an ONNX file (same operations, tested), without its telemetry and in a third of its time.
+            # Equivalent to ov.convert_model for an ONNX file (tested: same operations), without telemetry and in a third of the time.
             model = core().read_model(_without_wrong_fusion(proto, source, Path(work)))
             apply_moc_transformations(model, cf=False, smart_reshape=True)
     except (RuntimeError, TypeError) as error:
@@ -45,12 +45,12 @@ def read_onnx(source: Path) -> ov.Model:
 
 
 def _without_wrong_fusion(model: onnx.ModelProto, source: Path, work: Path) -> Path:
-    """``source``, the file of ``model``, or a copy in ``work`` that OpenVINO cannot convert wrongly.
+    """Return ``source``, the file of ``model``, or a corrected copy in ``work`` that avoids a wrong fusion of OpenVINO.
 
-    OpenVINO (2026.4, ``MultiplyConvolutionFusion``) multiplies a convolution's kernel by a constant that scales its input, also where
-    the constant differs from place to place and its height and width only happen to fit those of the kernel: the 7 x 7 average pool
-    before the 7 x 7 convolutions of timm's csatv2, whose logits were off by 4 % of the largest. A clip to all of float32 keeps the two
-    apart and changes no number.
+    OpenVINO (2026.4, ``MultiplyConvolutionFusion``) multiplies a convolution's kernel by a constant that scales its input. It also does
+    this for a constant that varies over height and width, if its size equals that of the kernel. An example is the 7 x 7 average pool
+    before the 7 x 7 convolutions of timm's csatv2: the logits were off by 4 % of the largest. A clip to the range of float32 between the
+    two operations prevents the fusion and changes no value.
     """
     graph = model.graph
     constants = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
@@ -78,15 +78,15 @@ def _without_wrong_fusion(model: onnx.ModelProto, source: Path, work: Path) -> P
 
 
 def _by_place(shape: tuple[int, ...] | None) -> bool:
-    """True if a constant of this shape differs along height or width of ``[batch, channels, height, width]``."""
+    """Return True if a constant of this shape varies along height or width of ``[batch, channels, height, width]``."""
     return shape is not None and any(size != 1 for size in shape[-2:])
 
 
 def save(model: ov.Model, path: Path, *, half: bool = False) -> None:
-    """Write ``path`` (.xml) and the .bin beside it; ``half`` stores the weights in half precision.
+    """Write ``model`` as ``path`` (.xml) and the .bin next to it. ``half`` stores the weights in half precision.
 
     Raises:
-        ExportError: OpenVINO cannot write, for instance on a full disk.
+        ExportError: OpenVINO cannot write the files, for instance because the disk is full.
     """
     try:
         ov.save_model(model, path, compress_to_fp16=half)

@@ -1,4 +1,4 @@
-"""Weight-only quantization: 8-bit weights, float32 activations; a quarter of the file, the time of fp32. Called ``int8-weights``."""
+"""Weight-only quantization (``int8-weights``): 8-bit weights, float32 activations. A quarter of the size of fp32, the same latency."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import onnx.numpy_helper
 from edgetl.errors import ExportError, first_line
 from edgetl.export.convert.to_openvino import read_onnx, save
 
-# Smaller tensors are left: their scales would weigh as much as what is saved.
+# Smaller tensors stay in float32, because their scales would need as much space as the quantization saves.
 LEAST_ELEMENTS = 1024
 
 
 def pack_onnx(source: Path, path: Path) -> None:
-    """Write the ONNX file ``source`` with the weights of convolutions and matrix products in 8 bits, symmetric, per output channel.
+    """Quantize the weights of convolutions and matrix products of an ONNX file: 8 bits, symmetric, per output channel.
 
-    ONNX Runtime unpacks them when it loads the file.
+    ONNX Runtime converts them back to float32 when it loads the file.
     """
     model = onnx.load(source)
     graph = model.graph
@@ -59,16 +59,16 @@ def _output_axis(node: onnx.NodeProto, rank: int) -> int:
 
 
 def pack_openvino(source: Path, path: Path) -> None:
-    """Write the ONNX file ``source`` as an IR with its weights in 8 bits, symmetric, per output channel (NNCF).
+    """Convert the ONNX file ``source`` to an IR with quantized weights: 8 bits, symmetric, per output channel (NNCF).
 
     Raises:
-        ExportError: NNCF cannot pack the network.
+        ExportError: NNCF cannot quantize the network.
     """
     logging.getLogger("nncf").setLevel(logging.ERROR)
     try:
-        # NNCF draws its progress bars on the standard output, which belongs to the caller.
+        # NNCF prints progress bars to the standard output, which the caller may parse.
         with contextlib.redirect_stdout(io.StringIO()):
             model = nncf.compress_weights(read_onnx(source), mode=nncf.CompressWeightsMode.INT8_SYM)
     except (nncf.ValidationError, nncf.UnsupportedModelError, nncf.InternalError, RuntimeError) as error:
-        raise ExportError(f"NNCF {nncf.__version__} cannot pack {source.name}: {first_line(error)}") from error
+        raise ExportError(f"NNCF {nncf.__version__} cannot quantize the weights of {source.name}: {first_line(error)}") from error
     save(model, path)

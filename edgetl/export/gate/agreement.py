@@ -1,4 +1,4 @@
-"""Accuracy gate: an exported file, loaded in the device's engine, must agree with the trained model."""
+"""Accuracy gate: compare an exported file, loaded in the device's engine, with the trained model."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from edgetl.export.config import ExportConfig
 from edgetl.export.gate.degradation import MAX_RECALL_DROP, MIN_ENTROPY_SHARE, prediction_entropy, worst_class
 from edgetl.export.gate.unlabeled import AgreementSet, changed_too_much, compare_unlabeled
 
-# Two float32 engines differ by about 1e-6 of the largest logit; a wrong operator or preprocessing by far more.
+# Two float32 engines differ by about 1e-6 of the largest logit. A wrong operator or preprocessing causes a much larger difference.
 MAX_FP32_DIFFERENCE = 1e-4
 CONFIDENT_SCORE = 0.6
-# Six networks' good int8 files have 0.994 and more; one with a weight's zero point off by one has 0.969 and the same accuracy.
+# Correct int8 files of six networks reach at least 0.994. A file with weight zero points off by one reaches 0.969 at the same accuracy.
 MIN_COSINE = 0.98
 STRICT_BATCHES = (1, 2, 5)
 
@@ -38,9 +38,13 @@ Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class GateSet:
-    """Validation images that decide, the trained model's outputs for them, float32 ``[n, labels]``, and their decoding.
+    """Validation images of the accuracy gate, with the trained model's outputs.
 
-    ``more`` returns further, unlabeled images; it is called for files of reduced precision only.
+    Attributes:
+        images: the validation images.
+        trained: the trained model's outputs for them, float32 ``[n, labels]``.
+        decoding: decoding of the outputs.
+        more: returns unlabeled images; called for files of reduced precision only.
     """
 
     images: PixelSet
@@ -50,7 +54,7 @@ class GateSet:
 
     @property
     def samples(self) -> Sequence[Sample]:
-        """The images' samples."""
+        """Samples of the images."""
         return self.images.samples
 
     @property
@@ -60,20 +64,25 @@ class GateSet:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        """The trained model's figures."""
+        """Metrics of the trained model."""
         return self.measure(self.trained)
 
     def measure(self, outputs: NDArray[np.float32]) -> Evaluation:
-        """The figures of other outputs for the same images."""
+        """Return the metrics of other outputs for the same images."""
         return evaluate(self.decoding, truth_of(self.samples), outputs)
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """Gate result of one file: the task's figure, and the reason of a failure; an empty ``reason`` is a pass.
+    """Gate result of one file.
 
-    ``accuracy_drop`` (of classes) is the drop with its interval, ``unlabeled`` the agreement on unlabeled images,
-    where the labeled ones passed a file of reduced precision.
+    Attributes:
+        agreement: agreement with the trained model.
+        validation: the task's score (``Evaluation.score``) on the validation images.
+        drop: accuracy drop, 0..1.
+        accuracy_drop: classification: the drop with its confidence interval.
+        reason: reason of a rejection; empty if the file passed.
+        unlabeled: agreement on unlabeled images, for a file of reduced precision that passed on the labeled ones.
     """
 
     agreement: Agreement
@@ -85,18 +94,18 @@ class GateResult:
 
 
 def trained_logits(model: nn.Module, images: PixelSet, *, progress: Progress = silent) -> NDArray[np.float32]:
-    """The trained model's logits ``[n, classes]`` of ``images``, by torch on the CPU."""
+    """Return the trained model's logits for ``images``, float32 ``[n, classes]``, computed by torch on the CPU."""
 
     def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
             result: NDArray[np.float32] = model(torch.from_numpy(batch)).numpy()
         return result
 
-    return outputs_of(run, images, stage="the trained model's outputs", progress=progress)
+    return outputs_of(run, images, stage="running the trained model", progress=progress)
 
 
-def outputs_of(logits: Logits, images: PixelSet, *, stage: str = "comparing", progress: Progress = silent) -> NDArray[np.float32]:
-    """A network's outputs ``[n, …]`` for ``images``, in their order."""
+def outputs_of(logits: Logits, images: PixelSet, *, stage: str = "comparing outputs", progress: Progress = silent) -> NDArray[np.float32]:
+    """Return the outputs of a network for ``images``, float32 ``[n, …]``, in the order of the images."""
     rows: list[NDArray[np.float32]] = []
     for batch in images.batches():
         rows.append(logits(batch))
@@ -105,7 +114,7 @@ def outputs_of(logits: Logits, images: PixelSet, *, stage: str = "comparing", pr
 
 
 def compare(trained: NDArray[np.float32], exported: NDArray[np.float32], decoding: OutputDecoding | None = None) -> Agreement:
-    """Agreement of two models' outputs ``[n, labels]`` for the same images; without ``decoding`` they are logits of classes."""
+    """Return the agreement of two models' outputs ``[n, labels]`` for the same images. Without ``decoding`` they are logits of classes."""
     same, confident = _same_predictions(trained, exported, decoding or OutputDecoding())
     difference = np.abs(trained - exported).max() / max(float(np.abs(trained).max()), 1e-12)
     return Agreement(
@@ -119,9 +128,10 @@ def compare(trained: NDArray[np.float32], exported: NDArray[np.float32], decodin
 
 
 def median_cosine(trained: NDArray[np.float32], exported: NDArray[np.float32]) -> float | None:
-    """The median over the images of the cosine between two models' outputs ``[n, labels]``, each less the trained model's mean output.
+    """Return the median over the images of the cosine similarity between two models' outputs ``[n, labels]``.
 
-    The mean is what every image gets: beside it a wrong file looks right. None for one image or one output.
+    The trained model's mean output is subtracted from both. Every image shares this mean, and it would hide the errors of a wrong file.
+    Returns None for one image or one output.
     """
     if len(trained) < 2 or trained.shape[1] < 2:
         return None
@@ -134,12 +144,12 @@ def median_cosine(trained: NDArray[np.float32], exported: NDArray[np.float32]) -
 def _same_predictions(
     trained: NDArray[np.float32], exported: NDArray[np.float32], decoding: OutputDecoding
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Masks of equal predictions, and of those of which the trained model is confident: of images, or of decisions on labels."""
+    """Return two masks: equal predictions, and confident predictions of the trained model. Elements are images, or decisions on labels."""
     match decoding.task:
         case "classification":
             return trained.argmax(axis=1) == exported.argmax(axis=1), softmax(trained).max(axis=1) >= CONFIDENT_SCORE
         case "multi-label":
-            # A score of 0.6 where the threshold is a half; as far in log-odds from every other threshold.
+            # For a threshold of 0.5 a confident score is 0.6 or more. Other thresholds use the same distance in log-odds.
             limits = np.clip(np.array(decoding.decision_rule.thresholds), 1e-7, 1 - 1e-7)
             distance = np.abs(trained - np.log(limits / (1 - limits)))
             same = present_labels(decoding, sigmoid(trained)) == present_labels(decoding, sigmoid(exported))
@@ -155,9 +165,10 @@ def _same_predictions(
 
 
 def accuracy_drop(trained: Evaluation, exported: Evaluation) -> float:
-    """Accuracy drop of a file, 0..1: of the task's figure; of a multi-label model also of the ratio of right decisions, if that is larger.
+    """Return the accuracy drop of a file, 0..1: the drop of the task's score.
 
-    A shift of all scores leaves average precision as it was and changes the decisions.
+    For a multi-label model, the drop of the ratio of correct decisions is returned if it is larger. A shift of all scores changes the
+    decisions and leaves the average precision unchanged.
     """
     drop = trained.score.value - exported.score.value
     if trained.multi_label is not None and exported.multi_label is not None:
@@ -166,14 +177,14 @@ def accuracy_drop(trained: Evaluation, exported: Evaluation) -> float:
 
 
 def evaluate_file(logits: Logits, gate: GateSet, config: ExportConfig, *, exact: bool, progress: Progress = silent) -> GateResult:
-    """Evaluate a loaded file on the gate's images.
+    """Evaluate a loaded file with the accuracy gate.
 
     Args:
         logits: the file, loaded in the engine that the device uses.
-        gate: images and the trained model's outputs.
-        config: the limits.
-        exact: true for fp32, which must give the same numbers at several batch sizes; false for reduced precision, which must keep
-            accuracy and agree where the trained model is confident.
+        gate: validation images and the trained model's outputs.
+        config: limits of the gate.
+        exact: true for fp32: the logits must equal the trained model's at several batch sizes. False for reduced precision: the accuracy
+            and the confident predictions must be kept.
         progress: called after each batch.
     """
     exported = outputs_of(logits, gate.images, progress=progress)
@@ -183,7 +194,7 @@ def evaluate_file(logits: Logits, gate: GateSet, config: ExportConfig, *, exact:
         worst = max(agreement.max_relative_error, _strict_difference(logits, gate))
         agreement = agreement.model_copy(update={"max_relative_error": worst})
         wrong = worst > MAX_FP32_DIFFERENCE
-        reason = f"its logits differ by {worst:.1e} of the largest (limit {MAX_FP32_DIFFERENCE:g})" if wrong else ""
+        reason = f"logits differ from the trained model's by {worst:.1e} of the largest (limit {MAX_FP32_DIFFERENCE:g})" if wrong else ""
         return GateResult(agreement, measured.score, drop, interval, reason)
     reason = drop_reason(gate, exported, config) or _disagreement(agreement, measured, config)
     if reason or gate.more is None:
@@ -195,7 +206,7 @@ def evaluate_file(logits: Logits, gate: GateSet, config: ExportConfig, *, exact:
 def _agreement_without_labels(
     logits: Logits, gate: GateSet, exported: NDArray[np.float32], more: AgreementSet, progress: Progress
 ) -> UnlabeledAgreement:
-    """Agreement on the gate's images, whose outputs are ``exported``, and on ``more``."""
+    """Return the agreement on the gate's images and on ``more``; ``exported`` are the outputs for the gate's images."""
     trained = np.concatenate([gate.trained, more.trained])
     outputs = np.concatenate([exported, *(outputs_of(logits, part, progress=progress) for part in more.images)])
     same, _ = _same_predictions(trained, outputs, gate.decoding)
@@ -210,52 +221,61 @@ def _paired(gate: GateSet, exported: NDArray[np.float32]) -> AccuracyDrop | None
 
 
 def drop_reason(gate: GateSet, exported: NDArray[np.float32], config: ExportConfig) -> str:
-    """Why the figures of a file's outputs are too far below the trained model's; empty where they are not."""
+    """Return the reason why the metrics of a file's outputs drop too much; empty if they do not."""
     measured = gate.measure(exported)
     drop, interval = accuracy_drop(gate.evaluation, measured), _paired(gate, exported)
     before, after = gate.evaluation.score.value, measured.score.value
     if not drop <= config.max_drop + 1e-9:
-        decisions = " (or the share of right decisions)" if measured.multi_label else ""
+        decisions = " (or the ratio of correct decisions)" if measured.multi_label else ""
         return (
-            f"{SCORE_NAMES[gate.decoding.task]}{decisions} falls by {drop:.4f}, from {before:.4f} to {after:.4f} (limit {config.max_drop:g}"
-            f"{_in_images(interval, config)})"
+            f"{SCORE_NAMES[gate.decoding.task]}{decisions} drops by {drop:.4f}, from {before:.4f} to {after:.4f} "
+            f"(limit --max-drop {config.max_drop:g}{_in_images(interval, config)})"
         )
     if interval is None:
         return ""
     if config.strict and interval.bound > config.max_drop:
         return (
-            f"accuracy falls by {drop:.4f}, and on {interval.n} images by up to {interval.bound:.4f} cannot be excluded (--strict, limit "
-            f"{config.max_drop:g}); more validation images narrow it"
+            f"accuracy drops by {drop:.4f}, with a 95 % bound of {interval.bound:.4f} on {interval.n} images (limit --max-drop "
+            f"{config.max_drop:g} with --strict). More validation images lower the bound"
         )
     label, recall = worst_class(gate.evaluation, measured)
-    limit = max(MAX_RECALL_DROP, config.max_drop)  # who accepts more on the whole accepts it of a class
+    limit = max(MAX_RECALL_DROP, config.max_drop)  # a larger accepted drop of the accuracy also applies to each class
     if recall > limit + 1e-9:
-        return f"the recall of class {label} falls by {recall:.4f} (limit {limit:g})"
+        return f"recall of class {label} drops by {recall:.4f} (limit {limit:g}). A larger --max-drop raises this limit"
     entropies = prediction_entropy(gate.trained), prediction_entropy(exported)
     if entropies[1] < MIN_ENTROPY_SHARE * entropies[0]:
-        return f"it predicts one class for too many images: their entropy is {entropies[1]:.2f}, the trained model's {entropies[0]:.2f}"
+        return (
+            f"too many images get the same prediction: entropy of the predictions {entropies[1]:.2f} nats, trained model "
+            f"{entropies[0]:.2f} (limit: {MIN_ENTROPY_SHARE:.0%} of it). Use a higher precision"
+        )
     return ""
 
 
 def _in_images(drop: AccuracyDrop | None, config: ExportConfig) -> str:
-    """The drop and its limit as numbers of images, with the drop's interval."""
+    """Return the drop and its limit in numbers of images, with the interval of the drop."""
     if drop is None:
         return ""
     allowed = images_that_may_change(drop.n, config.max_drop)
-    return f"; {round(drop.value * drop.n)} of {drop.n} images, {allowed} may change; 95 % interval {drop.low:+.4f} to {drop.high:+.4f}"
+    return f"; {round(drop.value * drop.n)} of {drop.n} images, {allowed} allowed; 95 % interval {drop.low:+.4f} to {drop.high:+.4f}"
 
 
 def _disagreement(agreement: Agreement, measured: Evaluation, config: ExportConfig) -> str:
     if agreement.median_cosine is not None and agreement.median_cosine < MIN_COSINE:
-        return f"its outputs are turned away from the trained model's (median cosine {agreement.median_cosine:.3f}, limit {MIN_COSINE:g})"
+        return (
+            f"median cosine similarity to the trained model's outputs is {agreement.median_cosine:.3f} (limit {MIN_COSINE:g}). "
+            f"Use a higher precision"
+        )
     if agreement.confident_agreement >= config.min_agreement:
         return ""
-    what = "decisions" if measured.multi_label else "images"
-    return f"it agrees on {agreement.confident_agreement:.3f} of the confident {what} (limit {config.min_agreement:g})"
+    unit = "decisions" if measured.multi_label else "images"
+    return (
+        f"agreement with the trained model is {agreement.confident_agreement:.3f} of the confident {unit} "
+        f"(limit --min-agreement {config.min_agreement:g})"
+    )
 
 
 def _strict_difference(logits: Logits, gate: GateSet) -> float:
-    """The largest relative difference at each batch size of ``STRICT_BATCHES``: a batch baked into the graph shows here."""
+    """Return the largest relative difference at the batch sizes ``STRICT_BATCHES``. It reveals a batch size fixed in the graph."""
     worst = 0.0
     images = next(gate.images.batches(max(STRICT_BATCHES)))
     for size in STRICT_BATCHES:

@@ -1,4 +1,4 @@
-"""Degradation of a file of reduced precision that a mean does not show: of one class, and predictions that collapse to one class."""
+"""Degradation that the mean accuracy hides: recall drop of one class, and collapse of the predictions to one class."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from numpy.typing import NDArray
 
 from edgetl.core.results import Evaluation
 
-# A class's recall is compared from this many images on: with fewer, one image is more than the limit.
+# Fewest images of a class for comparing its recall. With fewer images, a single one exceeds the limit.
 LEAST_OF_A_CLASS = 20
 MAX_RECALL_DROP = 0.05
-# Ratio to the trained model's entropy of predictions; a file that predicts one class for nearly everything may keep the mean accuracy.
+# Smallest ratio to the trained model's entropy of predictions. A file that predicts one class for nearly every image may keep the mean
+# accuracy.
 MIN_ENTROPY_SHARE = 0.5
 
 
 def worst_class(before: Evaluation, after: Evaluation) -> tuple[str, float]:
-    """The class of at least ``LEAST_OF_A_CLASS`` images with the largest recall drop, and that drop; an empty name if there is none."""
+    """Return the class with the largest recall drop, and that drop.
+
+    Only classes with at least ``LEAST_OF_A_CLASS`` images count. Without such a class the name is empty and the drop 0.
+    """
     drops = [
         (was.label, was.recall - now.recall) for was, now in zip(before.classes, after.classes, strict=True) if was.n >= LEAST_OF_A_CLASS
     ]
@@ -25,7 +29,7 @@ def worst_class(before: Evaluation, after: Evaluation) -> tuple[str, float]:
 
 
 def prediction_entropy(outputs: NDArray[np.floating[Any]]) -> float:
-    """Entropy (nats) of the predicted classes of outputs ``[n, classes]``: 0 where one class is always predicted."""
+    """Return the entropy (nats) of the predicted classes of outputs ``[n, classes]``: 0 if all predictions are the same class."""
     frequencies = np.bincount(outputs.argmax(axis=1), minlength=outputs.shape[1]) / max(1, len(outputs))
     used = frequencies[frequencies > 0]
     return abs(float((used * np.log(used)).sum()))

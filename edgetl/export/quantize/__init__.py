@@ -1,1 +1,1 @@
-"""Int8 quantization: the search, its attempts, a quantizer for each engine, sensitivity of operations."""
+"""Int8 quantization: quantization search, attempts, a quantizer for each engine, sensitivity of operations."""

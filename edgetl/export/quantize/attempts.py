@@ -1,4 +1,4 @@
-"""Quantization attempts in the order of their cost, and the protocol of a quantizer."""
+"""Quantization attempts, ordered by cost, and the protocol of a quantizer."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 
 from edgetl.core.system.host import has_int8_dot_product
 
-# Numbers of the most sensitive operations that stay in fp32, one attempt after the other. Each costs a little time and size.
+# Numbers of operations kept in fp32, one for each attempt. Each operation in fp32 adds a little latency and size.
 FP32_OPERATIONS = (2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
 class Int8Settings:
-    """Settings of one quantization.
+    """Settings of one quantization attempt.
 
     Attributes:
-        seven_bit: weights use 7 of 8 bits, so that x86 kernels without VNNI do not saturate.
-        dynamic: only matrix products are quantized, and their inputs' ranges are measured anew for every image (ONNX Runtime).
-        full_bias: each layer's mean error is taken off its bias in turn, with all before it quantized. NNCF takes it off at once
-            otherwise, ONNX Runtime's quantizer not at all.
-        refit: the head stays in fp32 and is fitted again on the features of the quantized backbone.
-        sensitive: so many of the operations whose quantization costs most stay in fp32.
-        controlled: NNCF's accuracy-aware search for operations that must stay in fp32.
+        seven_bit: limit weights to 7 of 8 bits, because x86 kernels without VNNI saturate with 8.
+        dynamic: quantize matrix products only, and measure the ranges of their inputs for every image (ONNX Runtime).
+        full_bias: correct the bias of each layer in turn, with all preceding layers quantized. Otherwise NNCF corrects all biases at once,
+            and ONNX Runtime's quantizer corrects none.
+        refit: keep the head in fp32 and re-fit it on the features of the quantized backbone.
+        sensitive: number of the most sensitive operations kept in fp32.
+        controlled: use NNCF's accuracy-aware search for operations to keep in fp32.
     """
 
     seven_bit: bool = False
@@ -39,11 +39,11 @@ class Int8Settings:
 
     @property
     def method(self) -> str:
-        """A short description for people."""
+        """Short description of the settings, as recorded in the manifest."""
         parts = ["7-bit weights" if self.seven_bit else "8-bit weights"]
         parts += ["matrix products only, dynamic"] if self.dynamic else []
         parts += ["full bias correction"] if self.full_bias else []
-        parts += [f"{self.sensitive} most sensitive operations fp32"] if self.sensitive else []
+        parts += [f"{self.sensitive} most sensitive operations in fp32"] if self.sensitive else []
         parts += ["head re-fitted"] if self.refit else []
         parts += ["accuracy-aware (NNCF)"] if self.controlled else []
         return ", ".join(parts)
@@ -51,7 +51,7 @@ class Int8Settings:
 
 @dataclass(frozen=True)
 class FloatHead:
-    """A linear layer left in fp32: ``weight`` ``[classes, width]``, ``bias`` ``[classes]``."""
+    """Linear head kept in fp32: ``weight`` ``[classes, width]``, ``bias`` ``[classes]``."""
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
@@ -59,12 +59,12 @@ class FloatHead:
 
 @dataclass(frozen=True)
 class Probe:
-    """Validation images and the trained model's outputs for them, to measure operations with.
+    """Validation images for measuring operations, with the trained model's outputs.
 
     Attributes:
         images: float32 ``[n, 3, H, W]``.
         trained: the trained model's outputs ``[n, labels]``.
-        right: of classes: the images' labels, int ``[n]``; empty for other tasks.
+        right: classification: the true classes, int ``[n]``. Empty for other tasks.
     """
 
     images: NDArray[np.float32]
@@ -74,7 +74,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class AccuracyControl:
-    """Limits of an accuracy-aware quantization: ``probe`` returns labeled images, whose accuracy may drop by ``max_drop``, 0..1."""
+    """Limit of an accuracy-aware quantization: the accuracy on the labeled images of ``probe`` may drop by ``max_drop``, 0..1."""
 
     probe: Callable[[], Probe]
     max_drop: float
@@ -85,11 +85,11 @@ class QuantizerInput:
     """Input of a quantizer.
 
     Attributes:
-        source: the fp32 ONNX file.
-        calibration: batches float32 ``[1, 3, H, W]``.
+        source: fp32 ONNX file.
+        calibration: calibration batches, float32 ``[1, 3, H, W]``.
         work: empty folder for intermediate files.
-        fp32_end: keep all operations that compare features with stored images in fp32.
-        control: for NNCF's accuracy-aware search; none turns it off.
+        fp32_end: keep the operations of a k-NN head, which compare features with stored images, in fp32.
+        control: limit of NNCF's accuracy-aware search. None turns the search off.
     """
 
     source: Path
@@ -103,35 +103,36 @@ class Quantizer(Protocol):
     """Quantizer of one exported network for one engine."""
 
     def attempts(self, cpu: str) -> list[Int8Settings]:
-        """Settings to attempt for this network, cheapest first; ``cpu`` is as in ``ExportConfig``."""
+        """Return the settings to attempt for this network, cheapest first; ``cpu`` as in ``ExportConfig``."""
 
     def quantize(self, settings: Int8Settings, folder: Path, fp32: tuple[str, ...] = ()) -> list[Path]:
-        """Write the quantized model into ``folder`` and return its files; the operations named in ``fp32`` stay in fp32."""
+        """Write the quantized model into ``folder`` and return its files. The operations named in ``fp32`` are kept in fp32."""
 
     def write_features(self, folder: Path) -> list[Path]:
-        """Write the last quantized model without its head: the features ``[batch, width]`` are its output."""
+        """Write the last quantized model without its head; the output is the features ``[batch, width]``."""
 
     def replace_head(self, head: FloatHead, folder: Path) -> list[Path]:
-        """Write the last quantized model with another head."""
+        """Write the last quantized model with ``head``."""
 
     def operations(self) -> dict[str, str]:
-        """Names and kinds of the operations that the last quantized model computes on quantized inputs, in its order."""
+        """Return names and kinds of the operations with quantized inputs in the last quantized model, in its order."""
 
     def write_restored(self, name: str, folder: Path) -> list[Path]:
-        """Write the last quantized model with one operation back in fp32."""
+        """Write the last quantized model with one operation restored to fp32."""
 
 
 def plan_attempts(cpu: str, *, dynamic: bool = False, bias_corrected: bool = False, controlled: bool = False) -> list[Int8Settings]:
-    """Settings that a quantization search attempts, cheapest first.
+    """Return the settings of a quantization search, cheapest first.
 
-    Measured on a MobileNetV2 with real weights (trashnet), where plain quantization loses 2 to 5 points: 7-bit weights avoid saturation on
-    CPUs without VNNI, fp32 for the most sensitive operations restores the rest, a re-fitted head the drift of the features.
+    The order was measured on a MobileNetV2 with pretrained weights (trashnet), where plain quantization loses 2 to 5 points of accuracy.
+    7-bit weights avoid saturation on CPUs without VNNI. A re-fitted head corrects the shift of the features. The most sensitive operations
+    in fp32 restore the rest.
 
     Args:
         cpu: as in ``ExportConfig``.
-        dynamic: begin with dynamic quantization.
-        bias_corrected: the quantizer corrects biases by itself, nearly as well as one by one, which costs a minute. Without it full bias
-            correction, which costs seconds, is part of every attempt: most networks lose points without.
+        dynamic: start with dynamic quantization.
+        bias_corrected: the quantizer corrects biases (NNCF). Full bias correction, which takes a minute there and gains little, is then a
+            later attempt. Otherwise every attempt includes it: it takes seconds, and most networks lose accuracy without it.
         controlled: end with an accuracy-aware quantization.
     """
     seven, full = cpu == "any" or not has_int8_dot_product(), not bias_corrected

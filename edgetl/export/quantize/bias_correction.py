@@ -1,7 +1,7 @@
-"""Bias correction for ONNX Runtime's quantizer, which has none.
+"""Bias correction for int8 files of ONNX Runtime, which has none of its own.
 
-Rounding shifts the mean of each layer's outputs; layer after layer, with all before it corrected, the shift of each channel is taken off
-the bias (Nagel et al. 2019, arXiv:1906.04721, section 4.2, with measured instead of derived means).
+Rounding shifts the mean of each layer's outputs. The correction subtracts the shift of each channel from the bias, layer by layer, with all
+preceding layers corrected (Nagel et al. 2019, arXiv:1906.04721, section 4.2, with measured instead of derived means).
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ IMAGES = 32
 
 
 def correct_biases(quantized: onnx.ModelProto, plain: onnx.ModelProto, calibration: Sequence[NDArray[np.float32]]) -> None:
-    """Change the biases of ``quantized``, in place, so that each convolution's mean output is that of ``plain``; where there is one.
+    """Correct the biases of ``quantized``, in place, to match the mean output of each convolution of ``plain``.
+
+    Convolutions without a bias are not changed.
 
     Args:
-        quantized: a QDQ model, whose nodes are called like those of ``plain``.
-        plain: the fp32 model that it was made from.
-        calibration: batches float32 ``[1, 3, H, W]``; a few of them are used.
+        quantized: QDQ model with the node names of ``plain``.
+        plain: fp32 model.
+        calibration: batches float32 ``[1, 3, H, W]``. At most ``IMAGES`` of them are used.
     """
     images = calibration[:: max(1, len(calibration) // IMAGES)][:IMAGES]
     outputs = {node.name: node.output[0] for node in plain.graph.node if node.op_type == "Conv" and len(node.input) == 3}
@@ -43,15 +45,15 @@ def correct_biases(quantized: onnx.ModelProto, plain: onnx.ModelProto, calibrati
 
 
 def _means(model: onnx.ModelProto, names: list[str], images: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64]]:
-    """The mean of each channel of the tensors ``names`` ``[batch, channels, H, W]`` over ``images``."""
-    looked = onnx.ModelProto()
-    looked.CopyFrom(model)
-    del looked.graph.output[:]
-    looked.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    """Return the mean of each channel of the tensors ``names`` ``[batch, channels, H, W]`` over ``images``."""
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    del observed.graph.output[:]
+    observed.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = available_cores()
-    session = ort.InferenceSession(looked.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(observed.SerializeToString(), options, providers=["CPUExecutionProvider"])
     sums: list[NDArray[np.float64]] | None = None
     for image in images:
         rows = [np.asarray(value, np.float64).mean(axis=(0, 2, 3)) for value in session.run(None, {INPUT_NAME: image})]
@@ -61,7 +63,7 @@ def _means(model: onnx.ModelProto, names: list[str], images: Sequence[NDArray[np
 
 
 def _shift(graph: onnx.GraphProto, maker: onnx.NodeProto | None, name: str, change: NDArray[np.float64]) -> None:
-    """Add ``change`` to a bias that ``maker`` unpacks from 32-bit integers, or that is float."""
+    """Add ``change`` to a bias: float, or 32-bit integers that the node ``maker`` dequantizes."""
     tensors = {item.name: item for item in graph.initializer}
     if maker is None:
         if name in tensors:

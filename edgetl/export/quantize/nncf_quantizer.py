@@ -1,4 +1,4 @@
-"""Post-training int8 for OpenVINO, by NNCF on the IR."""
+"""Post-training int8 quantization for OpenVINO, by NNCF on the IR."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from edgetl.export.convert.to_openvino import read_onnx, save
 from edgetl.export.quantize.attempts import FloatHead, Int8Settings, QuantizerInput, plan_attempts
 from edgetl.runtime.ov import core
 
-# NNCF's accuracy-aware search: operations that it may put back, and images that it ranks them with.
+# NNCF's accuracy-aware search: largest number of operations restored to fp32, and number of images for ranking them.
 MOST_REVERTED = 20
 RANKING_IMAGES = 100
 
 
 class OpenVinoQuantizer:
-    """Quantizer of an ONNX file as an IR (``attempts.Quantizer``)."""
+    """Quantizer that writes OpenVINO IR (see ``attempts.Quantizer``)."""
 
     def __init__(self, given: QuantizerInput) -> None:
-        """Read and prepare the file.
+        """Convert the fp32 ONNX file to an IR.
 
         Raises:
-            ExportError: the file is quantized already, or OpenVINO cannot convert it.
+            ExportError: the file is already quantized, or OpenVINO cannot convert it.
         """
         self._fp32_end = given.fp32_end
         self._source = given.work / "plain.xml"
@@ -44,21 +44,21 @@ class OpenVinoQuantizer:
         self._model: ov.Model | None = None
         model = read_onnx(given.source)
         if any(op.get_type_name() == "FakeQuantize" for op in model.get_ops()):
-            raise ExportError(f"{given.source.name} is quantized already; quantize the fp32 export of the same run.")
+            raise ExportError(f"{given.source.name} is already quantized. Quantize the fp32 export of the same run.")
         save(model, self._source)
 
     def attempts(self, cpu: str) -> list[Int8Settings]:
-        """Attempts, cheapest first."""
+        """Return the settings to attempt, cheapest first."""
         return plan_attempts(cpu, bias_corrected=True, controlled=self._control is not None)
 
     def quantize(self, settings: Int8Settings, folder: Path, fp32: tuple[str, ...] = ()) -> list[Path]:
         """Write ``model.xml`` and ``model.bin`` quantized with ``settings``.
 
         Raises:
-            ExportError: there is no calibration image, or NNCF cannot quantize the network.
+            ExportError: there are no calibration images, or NNCF cannot quantize the network.
         """
         if not self._calibration:
-            raise ExportError("int8 needs calibration images, and there is none.")
+            raise ExportError("int8 needs calibration images, and there are none. Add training images, or raise --num-samples.")
         model = core().read_model(self._source)
         names = [*fp32, *([_head(model).get_friendly_name()] if settings.refit else []), *(_end(model) if self._fp32_end else [])]
         attention = any(op.get_type_name() in ("ScaledDotProductAttention", "Softmax") for op in model.get_ops())
@@ -70,11 +70,11 @@ class OpenVinoQuantizer:
         }
         advanced = nncf.AdvancedQuantizationParameters(
             overflow_fix=OverflowFix.ENABLE if settings.seven_bit else OverflowFix.FIRST_LAYER,
-            # Weights are packed when the model is saved: until then an operation can be put back to fp32.
+            # ``_save`` compresses the weights. Until then an operation can be restored to fp32.
             backend_params={"compress_weights": False},
         )
         try:
-            # NNCF makes cores of its own, whose signal stacks would stay with this thread (see ``runtime.ov.core``).
+            # NNCF creates OpenVINO cores, and their signal stacks would stay with this thread (see ``runtime.ov.core``).
             with _quiet(), ThreadPoolExecutor(max_workers=1) as thread:
                 self._model = thread.submit(self._by_nncf, settings, model, options, advanced).result()
         except (nncf.ValidationError, nncf.UnsupportedModelError, nncf.InternalError, RuntimeError) as error:
@@ -89,12 +89,12 @@ class OpenVinoQuantizer:
                 return self._controlled(model, options, advanced)
             return nncf.quantize(model, nncf.Dataset(self._calibration), advanced_parameters=advanced, **options)
         finally:
-            gc.collect()  # what NNCF leaves in cycles dies in its own thread
+            gc.collect()  # frees NNCF's reference cycles in the thread that created them
 
     def _controlled(self, model: ov.Model, options: dict[str, Any], advanced: nncf.AdvancedQuantizationParameters) -> ov.Model:
         assert self._control is not None, "the accuracy-aware attempt needs labeled images"
-        watched = self._control.probe()
-        items = [(image[None], int(label)) for image, label in zip(watched.images, watched.right, strict=True)]
+        probe = self._control.probe()
+        items = [(image[None], int(label)) for image, label in zip(probe.images, probe.right, strict=True)]
 
         def accuracy(compiled: ov.CompiledModel, chosen: Iterable[tuple[NDArray[np.float32], int]]) -> tuple[float, list[float]]:
             hits = [float(compiled(image)[0].argmax() == label) for image, label in chosen]
@@ -114,12 +114,16 @@ class OpenVinoQuantizer:
         )
 
     def write_features(self, folder: Path) -> list[Path]:
-        """Write the quantized backbone: the features ``[batch, width]`` are its output."""
+        """Write the quantized backbone; its output is the features ``[batch, width]``."""
         model = self._quantized().clone()
         return self._save(ov.Model([_head(model).input_value(0)], model.get_parameters()), folder)
 
     def replace_head(self, head: FloatHead, folder: Path) -> list[Path]:
-        """Write the quantized model with ``head``, which ``quantize`` left in fp32."""
+        """Write the quantized model with ``head`` in place of the fp32 head.
+
+        Raises:
+            ExportError: the network does not end in one linear layer.
+        """
         model = self._quantized()
         matmul = _head(model)
         transposed = bool(matmul.get_attributes()["transpose_b"])
@@ -128,17 +132,17 @@ class OpenVinoQuantizer:
             (target.get_node() for target in matmul.output(0).get_target_inputs() if target.get_node().get_type_name() == "Add"), None
         )
         if add is None:
-            raise ExportError("the head has no bias to replace; the network does not end in one linear layer.")
+            raise ExportError("the head has no bias, so it cannot be re-fitted: the network does not end in one linear layer.")
         _replace_constant(add, 1, head.bias.reshape(1, -1))
         model.validate_nodes_and_infer_types()
         return self._save(model, folder)
 
     def operations(self) -> dict[str, str]:
-        """The operations of the last quantized model that read a quantized tensor."""
+        """Return the operations of the last quantized model that read a quantized tensor, by name with their kind."""
         return {op.get_friendly_name(): op.get_type_name() for op in self._quantized().get_ordered_ops() if any(_fake_quantized(op))}
 
     def write_restored(self, name: str, folder: Path) -> list[Path]:
-        """Write the last quantized model with the operation ``name`` on fp32 inputs; with an empty name, as it is."""
+        """Write the last quantized model with the operation ``name`` on fp32 inputs. An empty name restores nothing."""
         model = self._quantized().clone()
         for op in model.get_ordered_ops():
             if op.get_friendly_name() == name:
@@ -150,7 +154,7 @@ class OpenVinoQuantizer:
         return self._save(model, folder)
 
     def _quantized(self) -> ov.Model:
-        assert self._model is not None, "quantize comes first"
+        assert self._model is not None, "call quantize first"
         return self._model
 
     def _save(self, model: ov.Model, folder: Path) -> list[Path]:
@@ -162,14 +166,14 @@ class OpenVinoQuantizer:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """NNCF logs its advice, and draws progress bars on the standard output, which belongs to the caller."""
+    """Suppress NNCF's log messages and its progress bars on the standard output."""
     logging.getLogger("nncf").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
 def _fake_quantized(op: Any) -> list[Any]:
-    """For each input of an operation the ``FakeQuantize`` that makes it, also through the reshape of a grouped kernel; else none."""
+    """Return for each input of an operation its ``FakeQuantize``, or None. The reshape of a grouped kernel between them is skipped."""
     if op.get_type_name() in ("FakeQuantize", "Reshape", "Result"):
         return []
     found = []
@@ -182,7 +186,10 @@ def _fake_quantized(op: Any) -> list[Any]:
 
 
 def _end(model: ov.Model) -> list[str]:
-    """The names of the operations from the one that takes the features' mean off, before their length is measured, to the output."""
+    """Return the names of the operations of a k-NN head: from the subtraction of the features' mean to the output.
+
+    The subtraction is the input of the last ``ReduceL2``, which computes the length of the features.
+    """
     ops = model.get_ordered_ops()
     measured = [op for op in ops if op.get_type_name() == "ReduceL2"][-1]
     inside = {measured.input_value(0).get_node().get_friendly_name()}
@@ -195,7 +202,7 @@ def _end(model: ov.Model) -> list[str]:
 def _head(model: ov.Model) -> Any:
     found = [op for op in model.get_ordered_ops() if op.get_type_name() == "MatMul"]
     if not found:
-        raise ExportError("the network holds no matrix product; it does not end in one linear layer.")
+        raise ExportError("the network has no matrix product, so its head cannot be re-fitted: it does not end in one linear layer.")
     return found[-1]
 
 

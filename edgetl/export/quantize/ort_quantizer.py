@@ -1,4 +1,4 @@
-"""Post-training int8 for ONNX Runtime: static QDQ, per channel; for vision transformers also dynamic matrix products."""
+"""Post-training int8 quantization for ONNX Runtime: static QDQ, per channel. Vision transformers also use dynamic matrix products."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from edgetl.export.convert.metadata import INPUT_NAME
 from edgetl.export.quantize.attempts import FloatHead, Int8Settings, QuantizerInput, plan_attempts
 from edgetl.export.quantize.bias_correction import correct_biases
 
-_REFUSALS = (RuntimeError, ValueError, KeyError, TypeError, Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException)
+_QUANTIZER_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException)
 
 
 class OnnxQuantizer:
-    """Quantizer of an ONNX file (``attempts.Quantizer``)."""
+    """Quantizer that writes ONNX files (see ``attempts.Quantizer``)."""
 
     def __init__(self, given: QuantizerInput) -> None:
-        """Read and prepare the file.
+        """Prepare the fp32 ONNX file for quantization.
 
         Raises:
-            ExportError: the file is quantized already, or ONNX Runtime cannot read its shapes.
+            ExportError: the file is already quantized, or ONNX Runtime cannot infer its shapes.
         """
         self._fp32_end = given.fp32_end
         self._calibration = given.calibration
@@ -39,7 +39,7 @@ class OnnxQuantizer:
         self._prepared = given.work / "prepared.onnx"
         model = onnx.load(given.source)
         if any(node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") for node in model.graph.node):
-            raise ExportError(f"{given.source.name} is quantized already; quantize the fp32 export of the same run.")
+            raise ExportError(f"{given.source.name} is already quantized. Quantize the fp32 export of the same run.")
         self._properties = {item.key: item.value for item in model.metadata_props}
         # The exporter's shape annotations contradict those that the quantizer infers.
         del model.graph.value_info[:]
@@ -50,20 +50,23 @@ class OnnxQuantizer:
             raise ExportError(f"ONNX Runtime cannot prepare {given.source.name} for quantization: {first_line(error)}") from error
 
     def attempts(self, cpu: str) -> list[Int8Settings]:
-        """Attempts, cheapest first; dynamic matrix products come first where these hold most of the weights, as in a vision transformer."""
+        """Return the settings to attempt, cheapest first.
+
+        Dynamic quantization is first if matrix products have most of the weights, as in a vision transformer.
+        """
         graph = onnx.load(self._prepared).graph
         sizes = {item.name: int(np.prod(item.dims)) for item in graph.initializer}
         held = {kind: sum(sizes.get(name, 0) for node in graph.node if node.op_type == kind for name in node.input) for kind in _WEIGHTED}
         return plan_attempts(cpu, dynamic=held["MatMul"] > 0.8 * sum(held.values()))
 
     def quantize(self, settings: Int8Settings, folder: Path, fp32: tuple[str, ...] = ()) -> list[Path]:
-        """Write ``model.onnx`` quantized with ``settings``; the calibration images are run once for all attempts.
+        """Write ``model.onnx`` quantized with ``settings``. All attempts share one run over the calibration images.
 
         Raises:
-            ExportError: there is no calibration image, or ONNX Runtime cannot quantize the network.
+            ExportError: there are no calibration images, or ONNX Runtime cannot quantize the network.
         """
         if not self._calibration:
-            raise ExportError("int8 needs calibration images, and there is none.")
+            raise ExportError("int8 needs calibration images, and there are none. Add training images, or raise --num-samples.")
         graph = onnx.load(self._prepared).graph
         excluded = [*fp32, *([_head(graph).name] if settings.refit else []), *(_end(graph) if self._fp32_end else [])]
         target = folder / "model.onnx"
@@ -73,7 +76,7 @@ class OnnxQuantizer:
                     self._quantize_products(settings, target, excluded)
                 else:
                     self._quantize_all(settings, target, excluded)
-        except (*_REFUSALS, onnx.shape_inference.InferenceError) as error:
+        except (*_QUANTIZER_ERRORS, onnx.shape_inference.InferenceError) as error:
             raise ExportError(f"ONNX Runtime cannot quantize the network: {first_line(error)}") from error
         model = onnx.load(target)
         if settings.full_bias:
@@ -99,7 +102,7 @@ class OnnxQuantizer:
 
     def _quantize_products(self, settings: Int8Settings, target: Path, excluded: list[str]) -> None:
         plain = onnx.load(self._prepared)
-        del plain.graph.value_info[:]  # shapes inferred for the static path contradict those of the dynamic one
+        del plain.graph.value_info[:]  # shapes inferred for static quantization contradict those of dynamic quantization
         quantize_dynamic(
             plain,
             target,
@@ -112,7 +115,7 @@ class OnnxQuantizer:
         )
 
     def write_features(self, folder: Path) -> list[Path]:
-        """Write the quantized backbone: the features ``[batch, width]`` are its output."""
+        """Write the quantized backbone; its output is the features ``[batch, width]``."""
         model = onnx.load(self._work / "quantized.onnx")
         features = onnx.helper.make_tensor_value_info(_head(model.graph).input[0], onnx.TensorProto.FLOAT, None)
         model.graph.output[0].CopyFrom(features)
@@ -120,11 +123,17 @@ class OnnxQuantizer:
         return [folder / "model.onnx"]
 
     def replace_head(self, head: FloatHead, folder: Path) -> list[Path]:
-        """Write the quantized model with ``head``, which ``quantize`` left in fp32."""
+        """Write the quantized model with ``head`` in place of the fp32 head.
+
+        Raises:
+            ExportError: the network does not end in one linear layer.
+        """
         model = onnx.load(self._work / "quantized.onnx")
         node = _head(model.graph)
         if node.op_type != "Gemm" or len(node.input) != 3:
-            raise ExportError(f"the head is a {node.op_type} without a bias; the network does not end in one linear layer.")
+            raise ExportError(
+                f"the head is a {node.op_type} without a bias, so it cannot be re-fitted: the network does not end in one linear layer."
+            )
         transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
         values = {node.input[1]: head.weight if transposed else head.weight.T, node.input[2]: head.bias}
         for initializer in model.graph.initializer:
@@ -135,14 +144,14 @@ class OnnxQuantizer:
         return [folder / "model.onnx"]
 
     def operations(self) -> dict[str, str]:
-        """The nodes of the last quantized model that read a dequantized tensor."""
+        """Return the nodes of the last quantized model that read a dequantized tensor, by name with their kind."""
         graph = onnx.load(self._work / "quantized.onnx").graph
         dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
         readers = (node for node in graph.node if dequantized.intersection(node.input))
         return {node.name: node.op_type for node in readers if node.op_type != "QuantizeLinear"}
 
     def write_restored(self, name: str, folder: Path) -> list[Path]:
-        """Write the last quantized model with the node ``name`` on fp32 inputs; with an empty name, as it is."""
+        """Write the last quantized model with the node ``name`` on fp32 inputs. An empty name restores nothing."""
         model = onnx.load(self._work / "quantized.onnx")
         before = onnx.load(self._prepared).graph
         made = {output: node for node in model.graph.node for output in node.output}
@@ -153,7 +162,7 @@ class OnnxQuantizer:
                 continue
             for port, source in enumerate(original.input):
                 if source in constants:
-                    constants[source].name = f"{name}.{port}.fp32"  # the old name may be a dequantized tensor's by now
+                    constants[source].name = f"{name}.{port}.fp32"  # the quantizer may have reused the original name
                     model.graph.initializer.append(constants[source])
                     node.input[port] = constants[source].name
                 elif port < len(node.input) and (quantized := made.get(node.input[port])) and quantized.op_type == "DequantizeLinear":
@@ -167,7 +176,7 @@ _WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantizer logs its advice on the root logger."""
+    """Suppress the quantizer's messages below ERROR, which use the root logger."""
     root_log = logging.getLogger()
     level = root_log.level
     root_log.setLevel(logging.ERROR)
@@ -178,19 +187,22 @@ def _quiet() -> Iterator[None]:
 
 
 class _Reader(CalibrationDataReader):
-    """Feeds the calibration images to ONNX Runtime, one at a time."""
+    """Calibration reader of ONNX Runtime; returns one image at a time."""
 
     def __init__(self, calibration: Sequence[NDArray[np.float32]]) -> None:
         self._rows: Iterator[NDArray[np.float32]] = iter(calibration)
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        """The next image, or none at the end."""
+        """Return the next image, or None at the end."""
         batch = next(self._rows, None)
         return None if batch is None else {INPUT_NAME: batch}
 
 
 def _end(graph: onnx.GraphProto) -> list[str]:
-    """The names of the nodes from the one that takes the features' mean off, before their length is measured, to the output."""
+    """Return the names of the nodes of a k-NN head: from the subtraction of the features' mean to the output.
+
+    The subtraction is the input of the last ``ReduceL2``, which computes the length of the features.
+    """
     inside = {[node.input[0] for node in graph.node if node.op_type == "ReduceL2"][-1]}
     names = []
     for node in graph.node:
@@ -203,5 +215,5 @@ def _end(graph: onnx.GraphProto) -> list[str]:
 def _head(graph: onnx.GraphProto) -> onnx.NodeProto:
     found = [node for node in graph.node if node.op_type in ("Gemm", "MatMul")]
     if not found:
-        raise ExportError("the network holds no matrix product; it does not end in one linear layer.")
+        raise ExportError("the network has no matrix product, so its head cannot be re-fitted: it does not end in one linear layer.")
     return found[-1]

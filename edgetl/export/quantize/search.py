@@ -1,4 +1,4 @@
-"""Quantization search: attempt settings until the accuracy gate passes a file, and keep the record of every attempt."""
+"""Quantization search: attempt settings in turn until a file passes the accuracy gate. Every attempt is recorded."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from edgetl.export.gate.agreement import GateResult, Logits, outputs_of
 from edgetl.export.quantize.attempts import FloatHead, Int8Settings, Probe, Quantizer
 from edgetl.export.quantize.sensitivity import rank_operations
 
-# Strength of the pull towards the trained head, relative to the mean variance of a feature.
+# Ridge penalty towards the trained head, relative to the mean variance of a feature.
 REFIT_PENALTY = 1.0
 
 
 @dataclass(frozen=True)
 class RefitData:
-    """Data to fit a head on: training images, the trained model's logits ``[n, classes]`` for them, and its head."""
+    """Data for re-fitting a head: training images, the trained model's logits ``[n, classes]`` for them, and its head."""
 
     images: PixelSet
     trained: NDArray[np.float32]
@@ -34,16 +34,16 @@ class RefitData:
 
 @dataclass(frozen=True)
 class SearchContext:
-    """Inputs of a quantization search beside the quantizer.
+    """Inputs of a quantization search, except the quantizer.
 
     Attributes:
-        open_files: loads files into the engine.
-        evaluate: the accuracy gate.
-        refit: data for attempts that fit the head again; called only for those.
-        probe: images that single operations are measured on; called only if that is needed.
-        task: of the network.
-        explain: measure the operations of the last file even if the gate passed it.
-        progress: called after each attempt.
+        open_files: loads files in the engine.
+        evaluate: accuracy gate.
+        refit: returns the data for re-fitting the head; called only if an attempt needs it.
+        probe: returns the images for measuring single operations; called only if an attempt needs them.
+        task: task of the network.
+        explain: measure the operations of the last file even if it passed the gate.
+        progress: called before each attempt.
     """
 
     open_files: Callable[[list[Path]], Logits]
@@ -57,7 +57,7 @@ class SearchContext:
 
 @dataclass(frozen=True)
 class ExportedVariant:
-    """Files of one variant, their gate result, the record of the attempts, and the operations' sensitivities if they were measured."""
+    """Files of one variant, their gate result, the attempts, and the sensitivities of the operations if they were measured."""
 
     files: list[Path]
     result: GateResult
@@ -66,9 +66,10 @@ class ExportedVariant:
 
 
 def search_quantization(quantizer: Quantizer, attempts: list[Int8Settings], folder: Path, context: SearchContext) -> ExportedVariant:
-    """Quantize with one setting after the other until the gate passes a file or none is left.
+    """Attempt the settings in turn until a file passes the accuracy gate.
 
-    ``attempts`` are cheapest first; a later one overwrites the files of an earlier one in ``folder``.
+    ``attempts`` are ordered by cost, cheapest first. Each attempt overwrites the files of the previous one in ``folder``. If no attempt
+    passes, the result of the last one is returned.
 
     Raises:
         ExportError: no attempt could write a file.
@@ -83,7 +84,7 @@ def search_quantization(quantizer: Quantizer, attempts: list[Int8Settings], fold
             ranked = _rank(quantizer, context)
         fp32 = tuple(item.operation for item in ranked[: settings.sensitive] if item.divergence > 0)
         if settings.sensitive and len(fp32) < settings.sensitive // 2:
-            continue  # fewer operations are sensitive than the attempt before kept in fp32
+            continue  # the previous attempt already kept all sensitive operations in fp32
         context.progress(f"quantizing: {settings.method}", number, len(attempts))
         try:
             written = quantizer.quantize(settings, folder, fp32)
@@ -91,7 +92,7 @@ def search_quantization(quantizer: Quantizer, attempts: list[Int8Settings], fold
                 features = context.open_files(quantizer.write_features(folder))
                 written = quantizer.replace_head(refit_head(features, context.refit()), folder)
         except ExportError as error:
-            failure = error  # another attempt may do what this one cannot
+            failure = error  # a later attempt may succeed
             records.append(Attempt(method=settings.method, reason=str(error)))
             continue
         files, result = written, context.evaluate(context.open_files(written))
@@ -126,14 +127,17 @@ def _record(settings: Int8Settings, result: GateResult) -> Attempt:
 
 
 def refit_head(features: Logits, data: RefitData) -> FloatHead:
-    """The head that turns the quantized backbone's features into the trained model's logits, by ridge regression around the old head.
+    """Re-fit the head to map the quantized backbone's features to the trained model's logits, by ridge regression around the trained head.
 
-    Fitting the trained model's logits rather than the labels keeps its predictions, right and wrong, and does not depend on how the head
-    was trained; the pull to the old head makes the correction small where the images carry little information.
+    The targets are the trained model's logits, not the labels. This preserves its predictions, correct or not, and is independent of how
+    the head was trained. The penalty keeps the correction small in directions for which the images have little information.
 
     Args:
-        features: images ``[batch, 3, H, W]`` → quantized features ``[batch, width]``.
-        data: training images with the trained model's logits.
+        features: function from images ``[batch, 3, H, W]`` to quantized features ``[batch, width]``.
+        data: training images, the trained model's logits, and its head.
+
+    Returns:
+        the re-fitted head.
     """
     found = outputs_of(features, data.images).astype(np.float64)
     mean = found.mean(axis=0)

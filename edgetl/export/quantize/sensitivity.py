@@ -1,4 +1,4 @@
-"""Sensitivity of operations to quantization: each is put back to fp32 alone, and the outputs are compared."""
+"""Sensitivity of operations to quantization: restore each one alone to fp32 and compare the outputs."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from edgetl.export.gate.agreement import Logits
 from edgetl.export.quantize.attempts import Probe, Quantizer
 
 BATCH = 16
-# Logarithms of scores below this depend on rounding only.
+# Smallest score in a logarithm. The logarithm of a smaller score depends on rounding only.
 _LEAST_SCORE = 1e-6
 
 
 def rank_operations(
     quantizer: Quantizer, probe: Probe, task: Task, folder: Path, *, open_files: Callable[[list[Path]], Logits], progress: Progress = silent
 ) -> tuple[Sensitivity, ...]:
-    """Measure every operation of the last quantized model, the most sensitive first.
+    """Rank the operations of the last quantized model by their sensitivity, the most sensitive first.
 
     Args:
-        quantizer: holds the model.
-        probe: images to measure with.
-        task: how outputs are compared, see ``divergence``.
-        folder: an empty folder for the models that are tried.
-        open_files: loads files into the engine.
+        quantizer: quantizer with the model.
+        probe: images for the measurement.
+        task: task of the network. It selects the comparison, see ``divergence``.
+        folder: empty folder for temporary models.
+        open_files: loads files in the engine.
         progress: called after each operation.
     """
 
@@ -46,15 +46,16 @@ def rank_operations(
     for done, (name, kind) in enumerate(operations.items(), start=1):
         loss = whole - distance(quantizer.write_restored(name, folder))
         found.append(Sensitivity(operation=name, kind=kind, divergence=round(loss, 6)))
-        progress("measuring operations", done, len(operations))
+        progress("measuring sensitivity", done, len(operations))
     return tuple(sorted(found, key=lambda item: -item.divergence))
 
 
 def divergence(trained: NDArray[np.float32], found: NDArray[np.float32], task: Task) -> float:
-    """Divergence of outputs ``[n, labels]`` from the trained model's, 0 where they are equal.
+    """Return the divergence of outputs ``[n, labels]`` from the trained model's. 0 means equal.
 
-    For classes the mean Kullback-Leibler divergence of the scores, in nats; for labels its sum over them; for numbers the mean squared
-    difference over their variance.
+    - Classification: mean Kullback-Leibler divergence of the scores, nats.
+    - Multi-label: the same, summed over the labels.
+    - Regression and ordinal: mean squared difference, relative to the variance.
     """
     if task == "classification":
         return _kullback_leibler(softmax(trained), softmax(found))
