@@ -1,1 +1,1 @@
-"""Latency scenarios and cold start."""
+"""Latency measurement: scenarios, percentiles, cold start."""

@@ -1,4 +1,4 @@
-"""Cold start of a bundle, measured in a child process of its own."""
+"""Cold start of a bundle, measured in a separate process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from edgetl.runtime.predictor import load
 
 
 def report_cold_start(bundle: str, variant: str, image: str, threads: str, started: str) -> None:
-    """Child process: load, predict once, and write the times as JSON; ``started`` is the parent's clock (seconds) when it started this."""
+    """Run in the child process: load the bundle, predict once, and write the times as JSON.
+
+    ``started`` is the time at which the parent started this process (``time.time``, seconds).
+    """
     begin = time.perf_counter()
     predictor = load(bundle, variant=variant, threads=int(threads))
     loaded = time.perf_counter()

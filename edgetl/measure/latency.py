@@ -1,4 +1,4 @@
-"""Timing of calls, and percentiles that are only given when enough calls were timed."""
+"""Timing of calls, and percentiles that require a minimum number of calls."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from edgetl.core.config import StrictModel
 
-# Calls that a percentile needs before it means something: with fewer, the largest of n calls decides. 64 and 662 are MLPerf's early
-# stopping counts for one call over the limit at 99 % confidence (mlcommons/inference, loadgen).
+# Smallest number of calls for each percentile. With fewer calls, the slowest call decides. 64 and 662 are the early-stopping counts of
+# MLPerf for one call over the limit at 99 % confidence (mlcommons/inference, loadgen).
 MIN_CALLS = {50: 10, 90: 64, 99: 662}
 
 
 class Percentiles(StrictModel):
-    """Milliseconds; a percentile is none when ``n`` is too small for it."""
+    """Percentiles of call times, ms. A percentile is None if ``n`` is too small for it (see ``MIN_CALLS``)."""
 
     n: int
     mean_ms: float
@@ -27,7 +27,7 @@ class Percentiles(StrictModel):
 
 
 def percentiles(times_ms: NDArray[np.float64]) -> Percentiles:
-    """Summarise call times, float64 ``[n]`` in milliseconds."""
+    """Return the percentiles of call times, float64 ``[n]``, ms."""
     values = {rank: float(np.percentile(times_ms, rank)) if len(times_ms) >= least else None for rank, least in MIN_CALLS.items()}
     return Percentiles(
         n=len(times_ms),
@@ -40,7 +40,17 @@ def percentiles(times_ms: NDArray[np.float64]) -> Percentiles:
 
 
 def time_calls(call: Callable[[], object], *, runs: int, warm_up: int = 5, max_seconds: float = 10.0) -> NDArray[np.float64]:
-    """Call ``call`` after ``warm_up`` calls, up to ``runs`` times or ``max_seconds``; the times in milliseconds, float64 ``[n]``."""
+    """Time calls of a function.
+
+    Args:
+        call: function to time.
+        runs: largest number of timed calls.
+        warm_up: number of calls before the first timed call.
+        max_seconds: no call is started after this time, except the first.
+
+    Returns:
+        times of the calls, float64 ``[n]``, ms.
+    """
     for _ in range(warm_up):
         call()
     times: list[float] = []

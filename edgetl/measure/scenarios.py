@@ -1,4 +1,4 @@
-"""Latency scenarios of a bundle on this host: each stage, the whole path, and a cold start in a fresh process."""
+"""Latency scenarios of a bundle on this host: single stages, the complete path, and a cold start in a fresh process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COLD_START_TIMEOUT_S = 120
 
 
 class BenchConfig(StrictModel):
-    """Options of a latency measurement."""
+    """Configuration of a latency measurement."""
 
     variants: tuple[str, ...] = Field(
         default=(),
@@ -49,12 +49,12 @@ class BenchConfig(StrictModel):
 
 
 class ColdStart(StrictModel):
-    """Cold start: a fresh process from its start to its first prediction.
+    """Cold start: a fresh process, from its start to its first prediction.
 
     Attributes:
-        load_ms: opening the bundle, checking the variant's files, loading the engine.
-        first_prediction_ms: from the start of the process to the first prediction.
-        peak_rss_mb: largest resident memory until then, 10^6 bytes.
+        load_ms: time for opening the bundle, checking the variant's files and loading the engine.
+        first_prediction_ms: time from the start of the process to the first prediction.
+        peak_rss_mb: peak resident memory up to the first prediction, MB (10^6 bytes).
     """
 
     load_ms: float
@@ -63,10 +63,18 @@ class ColdStart(StrictModel):
 
 
 class VariantReport(StrictModel):
-    """Figures of a variant; times are of one image at a time, closed loop, after warm-up.
+    """Latency of one variant. Images are predicted one after another, after a warm-up.
 
-    ``reference_ms`` is its ``median_ms`` on the machine that exported: one thread, inference alone. ``load`` is the host's during the
-    timing; none where the system does not count it.
+    Attributes:
+        variant: name of the variant.
+        size_bytes: size of the variant's files.
+        cold: cold start.
+        decode: time for decoding an image.
+        preprocess: time for preprocessing.
+        infer: time for inference.
+        whole: time from the encoded image to the prediction.
+        reference_ms: ``median_ms`` of the variant on the exporting host: inference on one thread.
+        load: load of the host during the timing. None if the system does not count it.
     """
 
     variant: str
@@ -86,7 +94,22 @@ class VariantReport(StrictModel):
 
 
 class LatencyReport(StrictModel):
-    """Report of ``edgetl bench``: latency of each variant, and the host."""
+    """Report of ``edgetl bench``: latency of each variant, and the host.
+
+    Attributes:
+        schema_version: version of this format.
+        bundle: folder of the bundle.
+        created: time of the measurement, ISO 8601.
+        threads: threads per inference.
+        images: number of different images.
+        image_source: ``files`` or ``golden images``.
+        load_average: load average of the host before the measurement.
+        host: CPU, system and cores of the host.
+        versions: versions of the libraries.
+        variants: measured variants.
+        skipped: names of variants without an installed engine.
+        reference_cpu: CPU of the host that exported the bundle.
+    """
 
     schema_version: int = 1
     bundle: str
@@ -105,16 +128,22 @@ class LatencyReport(StrictModel):
 def measure_bundle(
     path: Path, config: BenchConfig | None = None, *, images: Sequence[Path] = (), progress: Progress = silent
 ) -> LatencyReport:
-    """Measure the latency of every variant of the bundle at ``path`` whose engine is installed.
+    """Measure the latency of the variants of a bundle. Variants without an installed engine are skipped.
 
     Args:
-        path: the bundle.
-        config: variants, threads and number of runs; none is the default of each.
-        images: files to decode in turn; none takes the bundle's golden images.
+        path: folder of the bundle.
+        config: variants, threads and number of runs. None uses the defaults.
+        images: image files, predicted in turn. By default, the golden images of the bundle.
         progress: called before each variant.
 
+    Returns:
+        the report.
+
     Raises:
-        MissingExtraError, ImageError: no engine is installed, or an image cannot be read.
+        BundleError: the bundle has no such variant.
+        EngineError: a fresh process failed or did not predict in time.
+        ImageError: an image cannot be read.
+        MissingExtraError: no engine for the bundle is installed.
     """
     config, bundle = config or BenchConfig(), open_bundle(path)
     ready, skipped = _loadable(bundle, config.variants)
@@ -140,7 +169,7 @@ def measure_bundle(
 
 
 def _loadable(bundle: Bundle, names: Sequence[str]) -> tuple[list[Variant], tuple[str, ...]]:
-    """The variants called ``names`` (all, if none is) whose engine is installed, and the names of the others."""
+    """Return the variants ``names`` (all if empty) with an installed engine, and the names of the variants without one."""
     chosen = [bundle.variant(name) for name in names] if names else list(bundle.manifest.variants)
     ready = [variant for variant in chosen if installed(variant.format)]
     if not ready:
@@ -171,7 +200,7 @@ def _measure_variant(bundle: Bundle, variant: Variant, encoded: list[bytes], thr
 
 
 def _time_stages(predictor: Predictor, encoded: list[bytes], config: BenchConfig) -> NDArray[np.float64]:
-    """Milliseconds ``[n, 4]``: decode, preprocess, infer, and the whole path of another call on the same image."""
+    """Return times ``[n, 4]``, ms: decode, preprocess, infer, and the complete path of another call on the same image."""
     rows = []
     end = time.perf_counter() + config.max_seconds
     for image, _ in zip(cycle(encoded), range(config.runs), strict=False):
@@ -191,7 +220,7 @@ def _time_stages(predictor: Predictor, encoded: list[bytes], config: BenchConfig
 
 
 def _cold_start(bundle: Bundle, variant: Variant, threads: int) -> ColdStart:
-    """Start a fresh interpreter that loads the variant and predicts once."""
+    """Measure a fresh interpreter that loads the variant and predicts once."""
     image = bundle.path / bundle.manifest.golden[0].image.path
     command = child_command(
         "edgetl.measure.cold_start", "report_cold_start", str(bundle.path), variant.name, str(image), str(threads), str(time.time())
@@ -199,8 +228,11 @@ def _cold_start(bundle: Bundle, variant: Variant, threads: int) -> ColdStart:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COLD_START_TIMEOUT_S, check=True, env=child_environment())
     except subprocess.TimeoutExpired as error:
-        raise EngineError(f"{variant.name}: no first prediction within {COLD_START_TIMEOUT_S} s.") from error
+        raise EngineError(
+            f"{variant.name}: a fresh process did not predict within {COLD_START_TIMEOUT_S} s. "
+            f"Repeat on an idle host, or use another variant."
+        ) from error
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise EngineError(f"{variant.name}: a fresh process ended with code {error.returncode}: {last}") from error
+        raise EngineError(f"{variant.name}: a fresh process failed with exit code {error.returncode}: {last}") from error
     return ColdStart(**json.loads(done.stdout.splitlines()[-1]))

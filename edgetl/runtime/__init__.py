@@ -1,1 +1,1 @@
-"""Runtime: inference engines, predictor, evaluation, verification, checks of model files."""
+"""Runtime without torch: inference engines, predictor, evaluation, verification, checks of model files."""

@@ -1,4 +1,4 @@
-"""The one interface that runs a network, and the choice between its implementations."""
+"""Engine interface for running a network, and the selection of an engine."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from edgetl.core.system.host import available_cores, versions
 from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import BundleError, ConfigError, EngineError, MissingExtraError
 from edgetl.installation import install_command
-from edgetl.runtime.engine_versions import differs
+from edgetl.runtime.engine_versions import version_hint
 from edgetl.runtime.model_io import Ports, check_ports
 
 _LIBRARIES: dict[Format, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
 class Engine(Protocol):
-    """A loaded network. ``run`` may be called from several threads."""
+    """Engine with a loaded network. ``run`` may be called from several threads."""
 
     def run(self, batch: Batch, /) -> NDArray[np.float32]:
-        """Logits float32 ``[batch, classes]`` of images float32 ``[batch, 3, H, W]``, or of pixels (``Variant.input_form``)."""
+        """Return the logits float32 ``[batch, classes]`` of a batch: float32 ``[batch, 3, H, W]``, or pixels (``Variant.input_form``)."""
 
 
 class LoadedEngine(Engine, Protocol):
-    """An engine that loaded a file, with the file's metadata."""
+    """Engine with a network that was loaded from a file."""
 
     @property
     def ports(self) -> Ports:
-        """What the network takes and gives."""
+        """Inputs and outputs of the network."""
 
 
 def installed(format_: Format) -> bool:
-    """Whether the engine for ``format_`` is installed."""
+    """Return True if the engine for ``format_`` is installed."""
     return importlib.util.find_spec(_LIBRARIES[format_]) is not None
 
 
 def choose_variant(bundle: Bundle, name: str | None) -> Variant:
-    """The variant called ``name``, or the first (the fastest at the export) whose engine is installed.
+    """Return the variant ``name``. Without a name, return the first variant with an installed engine, which is usually the fastest.
 
     Raises:
-        BundleError: no variant has that name.
-        MissingExtraError: no engine for it is installed.
+        BundleError: no variant has this name.
+        MissingExtraError: no engine for the bundle is installed.
     """
     if name is not None:
         return bundle.variant(name)
@@ -61,39 +61,43 @@ def choose_variant(bundle: Bundle, name: str | None) -> Variant:
 
 
 def read_variant(bundle: Bundle, variant: Variant) -> list[bytes]:
-    """The checked bytes of a variant's files, in the order that ``load_engine`` takes.
+    """Read the files of a variant and check their hashes. The order is that of ``load_engine``.
 
     Raises:
-        BundleError: not the files that the variant's format has.
-        IntegrityError: a file is not the one that the manifest names.
+        BundleError: the manifest lists a wrong number of files for the variant.
+        IntegrityError: a file does not match the manifest.
     """
     wanted = 1 if variant.format == "onnx" else 2
     if len(variant.files) != wanted:
-        raise BundleError(f"{bundle.path}: {variant.name} names {len(variant.files)} file(s) and needs {wanted}. Export the bundle again.")
+        raise BundleError(f"{bundle.path}: {variant.name} has {len(variant.files)} file(s), expected {wanted}. Export the bundle again.")
     return [bundle.read(file) for file in variant.files]
 
 
 def default_threads(manifest: Manifest) -> int:
-    """As many as the bundle's contract was kept with, else every core that this process may use."""
+    """Return the thread count of the bundle's contract, or the number of cores available to this process."""
     cores = available_cores()
     return min(manifest.contract.chosen.threads, cores) if manifest.contract else cores
 
 
 def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None) -> Engine:
-    """Read and check the variant's files and load them into their engine.
+    """Check the files of a variant and load them in its engine.
 
     Args:
-        bundle: where the files are.
-        variant: which of its networks.
-        threads: for one inference; none means as many as the bundle's contract was kept with, or every core that this process may use.
+        bundle: opened bundle.
+        variant: variant to load.
+        threads: threads per inference. None uses the thread count of the bundle's contract, or all cores available to this process.
+
+    Returns:
+        the engine with the loaded network.
 
     Raises:
-        IntegrityError: a file is not the one that the manifest names.
-        EngineError: the engine refuses the file, or the network is not the one that the manifest describes; the text names the file.
+        ConfigError: ``threads`` is less than 1.
+        IntegrityError: a file does not match the manifest.
+        EngineError: the engine cannot load the file, or the network does not match the manifest. The message names the file.
         MissingExtraError: the engine is not installed.
     """
     if threads is not None and threads < 1:
-        raise ConfigError(f"--threads {threads}: give 1 or more.")
+        raise ConfigError(f"--threads {threads} is not valid. Set 1 or more.")
     files = read_variant(bundle, variant)
     manifest = bundle.manifest
     if threads is None:
@@ -103,17 +107,25 @@ def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None)
         check_ports(engine.ports, variant, manifest.preprocess, len(manifest.labels))
     except EngineError as error:
         library = _LIBRARIES[variant.format]
-        hint = differs(library, versions().get(library), manifest.versions.get(library))
+        hint = version_hint(library, versions().get(library), manifest.versions.get(library))
         raise EngineError(f"{bundle.path / variant.files[0].path}: {error}{hint}") from error
     return engine
 
 
 def load_engine(format_: Format, files: Sequence[bytes], *, threads: int) -> LoadedEngine:
-    """Load a network from its files' bytes: the ONNX file, or the IR's ``.xml`` and ``.bin``.
+    """Load a network from the bytes of its files.
+
+    Args:
+        format_: format of the files.
+        files: the ONNX file, or the ``.xml`` and ``.bin`` of the IR.
+        threads: threads per inference.
+
+    Returns:
+        the engine with the loaded network.
 
     Raises:
-        EngineError: the engine refuses the file, or cannot itself be imported.
-        OutOfMemoryError: there is not enough memory for it.
+        EngineError: the file is invalid, the engine cannot load it, or the engine cannot be imported.
+        OutOfMemoryError: there is too little memory.
         MissingExtraError: the engine is not installed.
     """
     if not installed(format_):
@@ -126,20 +138,20 @@ def load_engine(format_: Format, files: Sequence[bytes], *, threads: int) -> Loa
         if is_out_of_memory(error):
             raise out_of_memory(f"loading {library}") from error
         raise EngineError(
-            f"{library} is installed and cannot be imported: {error}. Install it again with: "
+            f"{library} is installed but cannot be imported: {error}. Install it again with: "
             f"{install_command(library, '--force-reinstall')}"
         ) from error
 
 
 def silence_makers() -> None:
-    """Keep the engines from telling their makers of this process and from writing files of their own; a user's own setting stays.
+    """Disable the telemetry of the engines. Settings of the user stay. Call this before an engine is imported.
 
-    The import of ONNX Runtime (1.31) writes ``~/.cache/Microsoft`` and ``.ses`` beside temporary files and names a collector's address;
-    that of OpenVINO (2026.4) writes ``~/intel`` and calls its telemetry client. A device may have no place to write and no network, and
-    did not agree. Only what is imported afterwards is silenced.
+    Importing ONNX Runtime (1.31) writes ``~/.cache/Microsoft`` and ``.ses`` next to temporary files, and contains the address of a
+    collector. Importing OpenVINO (2026.4) writes ``~/intel`` and calls its telemetry client. A device may have no writable folder and no
+    network, and its user did not consent.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    # OpenVINO and NNCF do without a package that cannot be imported; there is no setting for a process.
+    # OpenVINO and NNCF have no setting per process. They skip telemetry if this package cannot be imported.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Releases of the engines: the oldest that works, and the error where a file and a release do not fit."""
+"""Versions of the engines: the minimum version, and a hint when the bundle was exported with another version."""
 
 from __future__ import annotations
 
@@ -7,31 +7,34 @@ import re
 from edgetl.errors import EngineError
 from edgetl.installation import install_command
 
-# Those of pyproject.toml's extras, tested to be the same.
+# Lower bounds of the extras in pyproject.toml. A test compares them.
 OLDEST = {"onnxruntime": "1.22", "openvino": "2025.3"}
 
 
-def need(library: str, found: str) -> None:
-    """Refuse an engine that is older than the oldest that edgetl was tested with.
+def check_version(library: str, found: str) -> None:
+    """Check that an engine is not older than the minimum version.
 
     Raises:
-        EngineError: with the release that is needed and the command that installs it.
+        EngineError: it is too old. The message names the minimum version and the command that installs it.
     """
     if _numbers(found) < _numbers(OLDEST[library]):
         raise EngineError(
-            f"{library} {found} is too old: edgetl needs {library} >= {OLDEST[library]}. "
+            f"{library} {found} is too old. edgetl needs {library} >= {OLDEST[library]}. "
             f"Install it with: {install_command(library, '--upgrade')}"
         )
 
 
-def differs(library: str, found: str | None, bench: str | None) -> str:
-    """What may explain a refused file: the bundle was made with another release. Empty where that is not so."""
-    if found is None or bench is None or _numbers(found) == _numbers(bench):
+def version_hint(library: str, found: str | None, exported: str | None) -> str:
+    """Return a hint for a file that cannot be loaded: the bundle was exported with another version. Empty if the versions are equal."""
+    if found is None or exported is None or _numbers(found) == _numbers(exported):
         return ""
-    older = "which is older" if _numbers(found) < _numbers(bench) else "which is newer"
-    return f" The bundle was checked with {library} {bench}, and here is {found}, {older}: pip install {library}=={bench}"
+    age = "older" if _numbers(found) < _numbers(exported) else "newer"
+    return (
+        f" The bundle was verified with {library} {exported}; the installed {found} is {age}. "
+        f"Install the other version with: pip install {library}=={exported}"
+    )
 
 
 def _numbers(release: str) -> tuple[int, ...]:
-    """``2026.4.1-223-abc`` as (2026, 4)."""
+    """Return major and minor version: (2026, 4) for ``2026.4.1-223-abc``."""
     return tuple(int(part) for part in re.findall(r"\d+", release)[:2])

@@ -1,4 +1,4 @@
-"""Evaluation of a bundle's variant on labelled images that it has not seen."""
+"""Evaluation of a bundle's variant on labeled images that training and selection have not used."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from edgetl.runtime.predictor import load
 
 
 class EvaluationConfig(StrictModel):
-    """Options of an evaluation."""
+    """Configuration of an evaluation."""
 
     labels: Path | None = Field(
         default=None,
@@ -58,15 +58,15 @@ class EvaluationConfig(StrictModel):
 
 
 class EvaluationReport(StrictModel):
-    """Result of an evaluation, with the model and the images that were left out.
+    """Result of an evaluation.
 
     Attributes:
-        model: the run's or bundle's folder.
-        variant: the bundle's variant; none for a run.
-        left_out: images not scored because the model was trained or selected on them.
-        broken: images not scored because they cannot be decoded.
-        result: the figures.
-        notes: of the scan: files that were left out or read in an unusual way.
+        model: folder of the run or bundle.
+        variant: variant of the bundle. None for a run.
+        left_out: number of images left out because the model was trained or selected on them.
+        broken: number of images left out because they cannot be decoded.
+        result: metrics.
+        notes: notes of the scan about files that were left out or read in an unusual way.
     """
 
     model: str
@@ -78,17 +78,20 @@ class EvaluationReport(StrictModel):
 
 
 def evaluate_bundle(path: Path, data: Path, config: EvaluationConfig | None = None, *, progress: Progress = silent) -> EvaluationReport:
-    """Evaluate one variant of the bundle at ``path`` on the labelled images of ``data``.
+    """Evaluate one variant of a bundle on labeled images.
 
     Args:
-        path: the bundle.
-        data: class folders named like the bundle's labels, or the images that ``config.labels`` names.
-        config: labels, variant, selection of images, and threads.
+        path: folder of the bundle.
+        data: folder with a subfolder for each label of the bundle, or with the images that ``config.labels`` lists.
+        config: label table, variant, selection of images, and threads.
         progress: called after each batch.
 
+    Returns:
+        the metrics, and the numbers of images that were left out.
+
     Raises:
-        ConfigError: ``config.labels`` is missing, or its columns do not fit.
-        DataError: the folder has other classes, or no unseen image.
+        ConfigError: ``config.labels`` is missing, or its columns do not match the model.
+        DataError: the folder has other classes, or the model has seen all images.
     """
     config, bundle = config or EvaluationConfig(), open_bundle(path)
     predictor = load(bundle, variant=config.variant, threads=config.threads)
@@ -101,18 +104,18 @@ def evaluate_bundle(path: Path, data: Path, config: EvaluationConfig | None = No
 def unseen_samples(
     data: Path, config: EvaluationConfig, decoding: OutputDecoding, seen: frozenset[int], *, progress: Progress = silent
 ) -> tuple[list[Sample], ImageFolder]:
-    """The readable images of ``data`` that are not in ``seen`` (all with ``config.every_image``), and the scanned folder.
+    """Return the readable images of ``data`` that are not in ``seen``, and the scanned folder. ``config.every_image`` returns all images.
 
     Raises:
-        ConfigError: ``config.labels`` is missing, or its columns do not fit.
-        DataError: unknown classes, or nothing left.
+        ConfigError: ``config.labels`` is missing, or its columns do not match the model.
+        DataError: the folder has other classes, or the model has seen all images.
     """
     labels, selection = config.labels, Selection(config.include, config.exclude)
     if labels is None and decoding.task != "classification":
         wanted = ", ".join(("file", *decoding.labels[:5]))
-        raise ConfigError(f"this is a {decoding.task} model: give the labels of the images with --labels FILE.csv (columns {wanted}).")
+        raise ConfigError(f"this is a {decoding.task} model. Set the labels of the images with --labels FILE.csv (columns {wanted}).")
     if labels is not None and selection.include:
-        raise ConfigError("--include adds files to class folders, and --labels names its files; add rows to the table.")
+        raise ConfigError("--include cannot be combined with --labels: the table lists the files. Add rows to the table instead.")
     if labels is None:
         folder = scan(data, known_labels=decoding.labels, selection=selection, progress=progress)
     elif decoding.task == "classification":
@@ -122,13 +125,14 @@ def unseen_samples(
     samples = [sample for sample in folder.samples if config.every_image or hash_prefix(sample.content) not in seen]
     if not samples:
         raise DataError(
-            f"the model was trained or selected on all {len(folder.samples)} images of {data}. Give other images, or score them with --all."
+            f"the model was trained or selected on all {len(folder.samples)} images of {data}. "
+            f"Use other images, or include these with --all."
         )
     return samples, folder
 
 
 def report(model: Path, variant: str | None, samples: Sequence[Sample], folder: ImageFolder, result: Evaluation) -> EvaluationReport:
-    """Report on ``samples``, the scored images of ``folder``."""
+    """Return the report for ``samples``, the evaluated images of ``folder``."""
     left_out = len(folder.samples) - len(samples)
     return EvaluationReport(
         model=printable(model), variant=variant, left_out=left_out, broken=len(folder.broken), result=result, notes=folder.notes
@@ -144,7 +148,7 @@ def score(
     form: InputForm = "float",
     progress: Progress = silent,
 ) -> Evaluation:
-    """Evaluate a function from images (in the given form, see ``to_batch``) to outputs ``[batch, labels]`` on ``samples``."""
+    """Evaluate ``logits``, a function from batches (in the given form, see ``to_batch``) to outputs ``[batch, labels]``, on ``samples``."""
     outputs: list[NDArray[np.float32]] = []
     done = 0
     for batch in batches(samples, spec) if form == "float" else pixel_batches(samples, spec):

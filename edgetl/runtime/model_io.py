@@ -1,4 +1,4 @@
-"""What a loaded network takes and gives, compared with what its manifest promises."""
+"""Inputs and outputs of a loaded network, and their comparison with the manifest."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FLOAT32, UINT8 = "float32", "uint8"
 
 @dataclass(frozen=True)
 class Port:
-    """One input or output.
+    """Input or output of a network.
 
     Attributes:
-        names: of the tensor in the engine.
-        kind: of its numbers, ``float32``, ``uint8`` or the engine's own word.
-        shape: none for a side that is free; none for the whole where even the number of sides is.
+        names: names of the tensor in the engine.
+        kind: element type: ``float32``, ``uint8``, or the engine's name of another type.
+        shape: sizes of the dimensions; None for a dynamic dimension. None instead of the tuple if the number of dimensions is dynamic.
     """
 
     names: frozenset[str]
@@ -28,45 +28,47 @@ class Port:
 
 @dataclass(frozen=True)
 class Ports:
-    """All inputs and outputs."""
+    """All inputs and outputs of a network."""
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
 
 def check_ports(ports: Ports, variant: Variant, spec: PreprocessSpec, labels: int) -> None:
-    """Refuse a network that is not the one that the manifest describes.
+    """Check that the inputs and outputs of a network match the manifest.
 
-    Sides that the network leaves free can only be checked after a run, as ``Predictor.logits`` does; the batch must be free.
+    The batch dimension must be dynamic. Other dynamic dimensions are checked after a run, by ``Predictor.logits``.
 
     Raises:
-        EngineError: and every difference.
+        EngineError: they do not match. The message lists every difference.
     """
     kind = UINT8 if variant.input_form == "uint8" else FLOAT32
     problems = _problems("input", ports.inputs, (variant.input, kind, (None, *variant.input_shape(spec))))
     problems += _problems("output", ports.outputs, (variant.output, FLOAT32, (None, labels)))
     if problems:
-        raise EngineError(f"the model is not the one that the manifest describes: {'; '.join(problems)}. Nothing was loaded.")
+        raise EngineError(
+            f"the model does not match the manifest: {'; '.join(problems)}. The model was not loaded. Export the bundle again."
+        )
 
 
-def _problems(title: str, found: tuple[Port, ...], promised: tuple[str, str, tuple[int | None, ...]]) -> list[str]:
+def _problems(title: str, found: tuple[Port, ...], expected: tuple[str, str, tuple[int | None, ...]]) -> list[str]:
     if len(found) != 1:
-        return [f"it has {len(found)} {title}s and not one"]
+        return [f"{len(found)} {title}s, expected 1"]
     (port,) = found
-    name, kind, wanted = promised
+    name, kind, shape = expected
     problems = []
     if name not in port.names:
-        problems.append(f"its {title} is called {', '.join(sorted(port.names))[:60]!r} and not {name[:60]!r}")
+        problems.append(f"{title} name {', '.join(sorted(port.names))[:60]!r}, expected {name[:60]!r}")
     if port.kind != kind:
-        problems.append(f"its {title} holds {port.kind[:60]} and not {kind}")
-    if port.shape is not None and not _fits(port.shape, wanted):
-        problems.append(f"its {title} has the shape {_shown(port.shape)} and not {_shown(wanted)}")
+        problems.append(f"{title} type {port.kind[:60]}, expected {kind}")
+    if port.shape is not None and not _matches(port.shape, shape):
+        problems.append(f"{title} shape {_describe(port.shape)}, expected {_describe(shape)}")
     return problems
 
 
-def _fits(shape: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(wanted) and all(side is None or side == other for side, other in zip(shape, wanted, strict=True))
+def _matches(shape: tuple[int | None, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(side is None or side == other for side, other in zip(shape, expected, strict=True))
 
 
-def _shown(shape: tuple[int | None, ...]) -> str:
-    return f"[{', '.join('free' if side is None else str(side) for side in shape[:8])}]"
+def _describe(shape: tuple[int | None, ...]) -> str:
+    return f"[{', '.join('dynamic' if side is None else str(side) for side in shape[:8])}]"

@@ -1,16 +1,17 @@
-"""ONNX files, checked before an engine reads them: an engine that parses a hostile file may crash or read other files.
+"""Check of ONNX files before an engine reads them, because a malicious file may crash the engine or make it read other files.
 
-The file is read as messages of onnx.proto with ``wire_format``, without any library of ONNX. The check refuses:
+``wire_format`` parses the file as messages of onnx.proto, without an ONNX library. The check rejects:
 
 - external files (CVE-2022-25882, CVE-2024-27318, CVE-2026-34445 and similar);
-- functions, graphs within graphs, sparse tensors, and operators that are not in ``ONNX_OPERATORS``;
-- tensors whose size is not that of their shape;
+- functions, nested graphs, sparse tensors, and operators that are not in ``ONNX_OPERATORS``;
+- tensors with a size that does not match their shape;
 - sizes and indices beyond 2^31;
 - text attributes with bytes that are not printable ASCII (ONNX Runtime 1.32 never returned from an Einsum equation with such a byte);
-- bytes that two parsers could read in two ways.
+- ambiguous bytes, which two parsers could read differently.
 
-The check does not compute shapes. A small file may still ask for more memory than there is (padding of 2^20), or end the process by an
-assertion of ONNX Runtime (a pooling window that is larger than its input gives a negative size). Only a trial contains that.
+The check does not compute shapes. A small file may still need more memory than available, for instance by a padding of 2^20. It may also end
+the process by an assertion of ONNX Runtime: a pooling window that is larger than its input gives a negative size. Only a trial
+(``edgetl.runtime.trial``) protects against both.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ MAX_NODES = 20_000
 MAX_PROPERTY_BYTES = 1_000_000
 MAX_RANK = 8
 OLDEST_IR, NEWEST_IR, NEWEST_OPSET = 3, 14, 27
-# ONNX Runtime takes a file with these bytes at this place for one of its own format, whatever it is called.
+# ONNX Runtime reads a file with these bytes at this place in its own format, for every file name.
 _ORT_FORMAT = slice(4, 8), b"ORTM"
-# ONNX Runtime can be made to read its own settings from a model's metadata.
-_REFUSED_PROPERTIES = frozenset({"ort_config"})
+# ONNX Runtime can read settings of the engine from these metadata properties of a model.
+_FORBIDDEN_PROPERTIES = frozenset({"ort_config"})
 
-# Bytes of one element by TensorProto.DataType, and the field that may hold the values in place of raw_data. Two 4-bit numbers share a byte.
+# For each field that may hold the values instead of raw_data: bytes of an element by TensorProto.DataType. Two 4-bit numbers share a byte.
 _ELEMENT_BYTES: dict[str, dict[int, float]] = {
     "float_data": {1: 4},
     "int32_data": {2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 9: 1, 10: 2, 16: 2, 21: 0.5, 22: 0.5},
@@ -43,11 +44,11 @@ _ELEMENT_BYTES: dict[str, dict[int, float]] = {
 }
 _DATA_TYPES = {code: (size, field) for field, sizes in _ELEMENT_BYTES.items() for code, size in sizes.items()}
 _TYPED_DATA: dict[str, Kind] = {**dict.fromkeys(_ELEMENT_BYTES, "number"), "float_data": "float", "double_data": "double"}
-# By AttributeProto.AttributeType: the field that holds the value.
+# Field with the value of an attribute, by AttributeProto.AttributeType.
 _ATTRIBUTE_TYPES = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints", 8: "strings"}
 _ATTRIBUTE_FIELDS = frozenset(_ATTRIBUTE_TYPES.values())
 
-# Fields of onnx.proto (number, name, kind, * if repeated), without those that edgetl does not export.
+# Fields of onnx.proto that edgetl exports: number, name, kind, * if repeated.
 _PROPERTY = schema("1 key text, 2 value text")
 _OPERATOR_SET = schema("1 domain text, 2 version number")
 _MODEL = schema(
@@ -76,7 +77,7 @@ _TYPE = schema("1 tensor_type bytes, 6 denotation text")
 _TENSOR_TYPE = schema("1 elem_type number, 2 shape bytes")
 _SHAPE = schema("1 dim bytes*")
 _DIMENSION = schema("1 dim_value number, 2 dim_param text, 3 denotation text")
-# By the message's name in onnx.proto; compared with it by a test.
+# Schemas by the name of the message in onnx.proto. A test compares them with onnx.proto.
 SCHEMAS: dict[str, Schema] = {
     "StringStringEntryProto": _PROPERTY,
     "OperatorSetIdProto": _OPERATOR_SET,
@@ -94,18 +95,24 @@ SCHEMAS: dict[str, Schema] = {
 
 
 def check_onnx(model: bytes) -> tuple[str, ...]:
-    """Refuse a file that no export of edgetl could have written.
+    """Check that an ONNX file could be an export of edgetl.
+
+    Args:
+        model: content of the file.
 
     Returns:
-        The operator of each node.
+        the operator of each node.
 
     Raises:
-        EngineError: the file is refused; the text states the reason.
+        EngineError: the file is rejected. The message has the reason.
     """
     try:
         return _check_model(memoryview(model))
     except (_MalformedError, WireFormatError) as error:
-        raise EngineError(f"the ONNX file is damaged or hostile: {error}. Nothing was loaded.") from error
+        raise EngineError(
+            f"the ONNX file is damaged or malicious: {error}. The model was not loaded. "
+            f"Export the bundle again, or get it from a trusted source."
+        ) from error
 
 
 class _MalformedError(Exception):
@@ -117,18 +124,18 @@ def _read(data: memoryview, name: str) -> Message:
 
 
 def _check_model(data: memoryview) -> tuple[str, ...]:
-    place, word = _ORT_FORMAT
-    if data[place] == word:
-        raise _MalformedError("it is of ONNX Runtime's own format")
+    place, marker = _ORT_FORMAT
+    if data[place] == marker:
+        raise _MalformedError("it has ONNX Runtime's own format")
     model = _read(data, "ModelProto")
     graphs = model.messages("graph")
     if not graphs:
-        raise _MalformedError("it holds no graph")
+        raise _MalformedError("it has no graph")
     ir_version, opset = model.number("ir_version"), _operator_sets(model).get("")
     if ir_version is None or not OLDEST_IR <= ir_version <= NEWEST_IR or opset is None or not 1 <= opset <= NEWEST_OPSET:
-        raise _MalformedError(f"IR version {ir_version} with operator set {opset}, which this edgetl does not know")
-    if refused := _REFUSED_PROPERTIES & set(_properties(model)):
-        raise _MalformedError(f"the metadata property {min(refused)}, which changes the engine's settings")
+        raise _MalformedError(f"it has IR version {ir_version} and operator set {opset}, which this version of edgetl does not support")
+    if forbidden := _FORBIDDEN_PROPERTIES & set(_properties(model)):
+        raise _MalformedError(f"it has the metadata property {min(forbidden)}, which changes the engine's settings")
     return _check_graph(graphs[0])
 
 
@@ -139,20 +146,20 @@ def _operator_sets(model: Message) -> dict[str, int | None]:
         domain = entry.text("domain")
         domain = "" if domain == "ai.onnx" else domain
         if domain in found:
-            raise _MalformedError(f"two versions of the operator set {domain[:60] or 'ai.onnx'}")
+            raise _MalformedError(f"it has two versions of the operator set {domain[:60] or 'ai.onnx'}")
         found[domain] = entry.number("version")
     return found
 
 
 def _properties(message: Message) -> list[str]:
-    """The keys of ``metadata_props``."""
+    """Return the keys of ``metadata_props``."""
     keys = []
     for data in message.messages("metadata_props"):
         if len(data) > MAX_PROPERTY_BYTES:
-            raise _MalformedError("a metadata property of more than a megabyte")
+            raise _MalformedError("a metadata property has more than a megabyte")
         keys.append(_read(data, "StringStringEntryProto").text("key"))
     if len(set(keys)) != len(keys):
-        raise _MalformedError("two metadata properties share a key")
+        raise _MalformedError("two metadata properties have the same key")
     return keys
 
 
@@ -160,14 +167,14 @@ def _check_graph(data: memoryview) -> tuple[str, ...]:
     graph = _read(data, "GraphProto")
     nodes = graph.messages("node")
     if not 0 < len(nodes) <= MAX_NODES:
-        raise _MalformedError(f"a graph of {len(nodes)} nodes (at most {MAX_NODES})")
+        raise _MalformedError(f"the graph has {len(nodes)} nodes (limit 1 to {MAX_NODES})")
     _properties(graph)
     for title in ("input", "output", "value_info"):
         for value in graph.messages(title):
             _check_value(value)
     names = [_check_tensor(tensor) for tensor in graph.messages("initializer")]
     if len(set(names)) != len(names):
-        raise _MalformedError("two initializers share a name")
+        raise _MalformedError("two initializers have the same name")
     return tuple(_check_node(node) for node in nodes)
 
 
@@ -175,10 +182,11 @@ def _check_node(data: memoryview) -> str:
     node = _read(data, "NodeProto")
     operator, domain = node.text("op_type"), node.text("domain")
     if domain not in ("", "ai.onnx") or operator not in ONNX_OPERATORS:
-        raise _MalformedError(f"the operator {domain[:60]}{'.' if domain else ''}{operator[:60]!r}, which edgetl does not export")
+        title = f"{domain[:60]}{'.' if domain else ''}{operator[:60]!r}"
+        raise _MalformedError(f"the operator {title} is not allowed, because edgetl does not export it")
     names = [_check_attribute(attribute) for attribute in node.messages("attribute")]
     if len(set(names)) != len(names):
-        raise _MalformedError(f"two attributes of a node {operator} share a name")
+        raise _MalformedError(f"two attributes of a node {operator} have the same name")
     _properties(node)
     return operator
 
@@ -187,13 +195,13 @@ def _check_attribute(data: memoryview) -> str:
     attribute = _read(data, "AttributeProto")
     name, kind = attribute.text("name"), attribute.number("type")
     if kind not in _ATTRIBUTE_TYPES or _ATTRIBUTE_FIELDS & set(attribute) - {_ATTRIBUTE_TYPES[kind]}:
-        raise _MalformedError(f"the attribute {name[:60]!r} is not of its type {kind}")
+        raise _MalformedError(f"the attribute {name[:60]!r} has a value that does not match its type {kind}")
     for tensor in attribute.messages("t"):
         _check_tensor(tensor)
     if any(not _is_printable(bytes(text)) for field in ("s", "strings") for text in attribute.messages(field)):
-        raise _MalformedError(f"the attribute {name[:60]!r} holds text that is not printable ASCII")
+        raise _MalformedError(f"the attribute {name[:60]!r} has text that is not printable ASCII")
     if has_index_out_of_range(np.array([*attribute.numbers("ints"), attribute.number("i", 0) or 0], np.int64)):
-        raise _MalformedError(f"the attribute {name[:60]!r} holds a size or an index beyond 2^31")
+        raise _MalformedError(f"the attribute {name[:60]!r} has a size or an index beyond 2^31")
     count(attribute.get("floats", ()), "float")
     return name
 
@@ -218,11 +226,11 @@ def _check_tensor_type(data: memoryview, name: str) -> None:
         for side in _read(shape, "TensorShapeProto").messages("dim"):
             dimension = _read(side, "Dimension")
             if {"dim_value", "dim_param"} <= set(dimension) or not 0 <= (dimension.number("dim_value", 0) or 0) < 2**31:
-                raise _MalformedError(f"the tensor {name[:60]!r} has a side that is negative, above 2^31, or of two sizes")
+                raise _MalformedError(f"the tensor {name[:60]!r} has a dimension that is negative, above 2^31, or ambiguous")
 
 
 def _check_tensor(data: memoryview) -> str:
-    """Refuse a tensor that does not hold one value for each element of its shape; return its name."""
+    """Check that a tensor has one value for each element of its shape, and return its name."""
     tensor = _read(data, "TensorProto")
     name, dims, kind = tensor.text("name"), tensor.numbers("dims"), tensor.number("data_type")
     title = f"the tensor {name[:60]!r}"
@@ -231,24 +239,24 @@ def _check_tensor(data: memoryview) -> str:
     if kind not in _DATA_TYPES:
         raise _MalformedError(f"{title} has the unknown type {kind}")
     if len(dims) > MAX_RANK or any(side < 0 for side in dims):
-        raise _MalformedError(f"{title} has a negative side, or more than {MAX_RANK}")
+        raise _MalformedError(f"{title} has a negative dimension, or more than {MAX_RANK} dimensions")
     item_bytes, typed = _DATA_TYPES[kind]
-    held = [field for field in (*_TYPED_DATA, "raw_data") if field in tensor]
-    if len(held) > 1 or not set(held) <= {typed, "raw_data"}:
-        raise _MalformedError(f"{title} holds its values as {' and '.join(held)}")
+    fields = [field for field in (*_TYPED_DATA, "raw_data") if field in tensor]
+    if len(fields) > 1 or not set(fields) <= {typed, "raw_data"}:
+        raise _MalformedError(f"{title} has its values in {' and '.join(fields)}")
     elements = math.prod(dims)
-    if held == [typed]:
+    if fields == [typed]:
         wanted, found, unit = math.ceil(elements * min(item_bytes, 1)), count(tensor[typed], _TYPED_DATA[typed]), "numbers"
     else:
         wanted, found, unit = math.ceil(elements * item_bytes), sum(map(len, tensor.messages("raw_data"))), "bytes"
     if found != wanted:
-        raise _MalformedError(f"{title} of shape {dims} needs {wanted} {unit} and holds {found} {unit}")
+        raise _MalformedError(f"{title} of shape {dims} has {found} {unit}, expected {wanted}")
     if typed in ("int64_data", "uint64_data") and any(map(has_index_out_of_range, _whole_numbers(tensor, typed))):
-        raise _MalformedError(f"{title} holds a size or an index beyond 2^31")
+        raise _MalformedError(f"{title} has a size or an index beyond 2^31")
     _properties(tensor)
     return name
 
 
 def _whole_numbers(tensor: Message, field: str) -> list[NDArray[np.int64]]:
-    """Values of 64 bits, in the pieces in which the file holds them."""
+    """Return the 64-bit values, one array for each field of the file."""
     return [np.array(tensor.numbers(field), np.int64), *(np.frombuffer(data, "<i8") for data in tensor.messages("raw_data"))]

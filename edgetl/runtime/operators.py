@@ -1,20 +1,20 @@
-"""Operators and whole numbers that an exported image network may hold; a file with others is refused before an engine reads it."""
+"""Allowed operators and integers of exported image networks. A file with others is rejected before an engine reads it."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Values of exporters for "to the end" of an axis, in either direction.
+# Values that exporters write for "to the end" of an axis, in both directions.
 _TO_THE_END = (2**63 - 1, -(2**63), -(2**63) + 1)
 
 
 def has_index_out_of_range(values: NDArray[np.int64]) -> bool:
-    """Report a number that is no size, index or amount of padding: beyond 2^31 in either direction, except "to the end" of an axis."""
+    """Return True if a number is not a valid size, index or padding: beyond 2^31 in either direction, except "to the end" of an axis."""
     return bool((((values >= 2**31) | (values < -(2**31))) & ~np.isin(values, _TO_THE_END)).any())
 
 
-# Those of ai.onnx without control flow, sequences, strings, randomness and detection.
+# Operators of ai.onnx, without control flow, sequences, strings, randomness and detection.
 ONNX_OPERATORS = frozenset(
     (
         "Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BatchNormalization BitCast "
@@ -32,8 +32,8 @@ ONNX_OPERATORS = frozenset(
     ).split()
 )
 
-# Layer types of an OpenVINO IR, spelled as OpenVINO writes them: those that the operators above become, without control flow, memory,
-# sequences, randomness, detection and extensions. OpenVINO also takes other spellings, and treats some of them in another way.
+# Layer types of an OpenVINO IR that the conversion of these operators produces, without control flow, memory, sequences, randomness,
+# detection and extensions. The spelling must be that of OpenVINO, which also accepts other spellings and treats some of them differently.
 OPENVINO_OPERATIONS = frozenset(
     (
         "Abs Acos Acosh AdaptiveAvgPool AdaptiveMaxPool Add Asin Asinh Atan Atanh AvgPool BatchNormInference BatchToSpace Broadcast "

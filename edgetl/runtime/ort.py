@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""Engine for ONNX files: ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 from edgetl.core.preprocess import Batch
 from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import EngineError, first_line
-from edgetl.runtime.engine_versions import need
+from edgetl.runtime.engine_versions import check_version
 from edgetl.runtime.model_io import FLOAT32, UINT8, Port, Ports
 
 _MODEL_ERRORS = (_state.InvalidArgument, _state.InvalidGraph, _state.InvalidProtobuf, _state.NoModel, _state.NotImplemented)
@@ -18,37 +18,38 @@ _ERRORS = (*_MODEL_ERRORS, _state.Fail, _state.RuntimeException, _state.EPFail, 
 
 
 class OrtEngine:
-    """An ONNX file's bytes, loaded."""
+    """Engine with a loaded ONNX file (see ``engine.LoadedEngine``)."""
 
     def __init__(self, model: bytes, *, threads: int) -> None:
-        need("onnxruntime", onnxruntime.__version__)
+        check_version("onnxruntime", onnxruntime.__version__)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        # Otherwise the bytes decide the format: a file that was checked as ONNX could be read as an unchecked flatbuffer.
+        # Without this setting, the bytes of the file select the format. A file checked as ONNX could be read as an unchecked flatbuffer.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except (*_ERRORS, MemoryError) as error:
             if is_out_of_memory(error):
                 raise out_of_memory("loading the model into ONNX Runtime") from error
-            raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses the model: {first_line(error)}") from error
+            raise EngineError(f"ONNX Runtime {onnxruntime.__version__} cannot load the model: {first_line(error)}") from error
         if not self._session.get_inputs() or not self._session.get_outputs():
-            raise EngineError("the model has no input or no output. Nothing was loaded.")
+            raise EngineError("the model has no input or no output. It was not loaded. Export the bundle again.")
         self._input = self._session.get_inputs()[0].name
         self._outputs = [self._session.get_outputs()[0].name]
 
     @property
     def ports(self) -> Ports:
-        """What the network takes and gives."""
+        """Inputs and outputs of the network."""
         return Ports(tuple(map(_port, self._session.get_inputs())), tuple(map(_port, self._session.get_outputs())))
 
     def run(self, batch: Batch, /) -> NDArray[np.float32]:
-        """Logits float32 ``[batch, classes]`` of images, as ``Engine.run`` says.
+        """Return the logits float32 ``[batch, classes]`` of a batch (see ``Engine.run``).
 
         Raises:
-            EngineError: the batch does not fit the network.
+            EngineError: the batch does not match the input of the network.
+            OutOfMemoryError: there is too little memory.
         """
         try:
             logits: NDArray[np.float32] = self._session.run(self._outputs, {self._input: batch})[0]

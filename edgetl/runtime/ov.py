@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU."""
+"""Engine for OpenVINO IR: OpenVINO on the CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgetl.core.preprocess import Batch
 from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import EngineError, first_line
-from edgetl.runtime.engine_versions import need
+from edgetl.runtime.engine_versions import check_version
 from edgetl.runtime.model_io import FLOAT32, UINT8, Port, Ports
 
 _lock = threading.Lock()
@@ -24,54 +24,55 @@ def _one_core() -> ov.Core:
 
 
 def core() -> ov.Core:
-    """The process's only one.
+    """Return the only OpenVINO core of this process.
 
-    Each core's CPU plugin gives the thread that compiles first a signal stack of its own and frees it with itself; when several
-    go in another order than they came, the thread is left with one that is freed, and the next signal with a handler, such as a Ctrl-C,
-    kills the process (seen with OpenVINO 2026.4).
+    The CPU plugin of each core sets a signal stack for the thread that compiles first, and frees it with the core. If several cores are
+    freed in another order, the thread keeps a freed stack. The next handled signal, such as Ctrl-C, then kills the process (seen with
+    OpenVINO 2026.4).
     """
     with _lock:
         return _one_core()
 
 
 class OvEngine:
-    """An IR's ``.xml`` and ``.bin`` bytes, compiled."""
+    """Engine with a compiled IR (see ``engine.LoadedEngine``)."""
 
     def __init__(self, xml: bytes, weights: bytes, *, threads: int) -> None:
-        need("openvino", ov.__version__)
-        # Without the precision hint OpenVINO computes in bfloat16 on CPUs that have it, and outputs differ from those at the export.
+        check_version("openvino", ov.__version__)
+        # Without the precision hint, OpenVINO computes in bfloat16 on CPUs that support it. Outputs would differ from the export.
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
         try:
             self._model = core().compile_model(core().read_model(xml, weights), "CPU", hints)
         except (RuntimeError, TypeError, ValueError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise out_of_memory("loading the model into OpenVINO") from error
-            raise EngineError(f"OpenVINO {ov.__version__} refuses the model: {first_line(error)}") from error
+            raise EngineError(f"OpenVINO {ov.__version__} cannot load the model: {first_line(error)}") from error
         if not self._model.inputs or not self._model.outputs:
-            raise EngineError("the model has no input or no output. Nothing was loaded.")
+            raise EngineError("the model has no input or no output. It was not loaded. Export the bundle again.")
         self._local = threading.local()
 
     @property
     def ports(self) -> Ports:
-        """What the network takes and gives."""
+        """Inputs and outputs of the network."""
         return Ports(tuple(map(_port, self._model.inputs)), tuple(map(_port, self._model.outputs)))
 
     def run(self, batch: Batch, /) -> NDArray[np.float32]:
-        """Logits float32 ``[batch, classes]`` of images, as ``Engine.run`` defines.
+        """Return the logits float32 ``[batch, classes]`` of a batch (see ``Engine.run``).
 
         Raises:
-            EngineError: the batch does not fit the network, or there is not enough memory.
+            EngineError: the batch does not match the input of the network, or there is too little memory.
+            OutOfMemoryError: there is too little memory.
         """
         if not hasattr(self._local, "request"):
             self._local.request = self._model.create_infer_request()
         request = self._local.request
-        # OpenVINO (2026.4) does not report a failed allocation of a tensor: the output keeps its former values, those of the last image,
-        # or has no rows.
+        # OpenVINO (2026.4) does not report a failed allocation of a tensor. The output then has no rows, or keeps the values of the
+        # previous image.
         request.get_output_tensor().data[...] = np.nan
         try:
             request.infer([batch], share_inputs=True)
         except (RuntimeError, TypeError, ValueError) as error:
-            # A request that failed may keep tensors that it could not allocate.
+            # A failed request may keep tensors that were not allocated.
             del self._local.request
             if is_out_of_memory(error):
                 raise out_of_memory(f"running OpenVINO on a batch of shape {list(batch.shape)}") from error
@@ -79,7 +80,10 @@ class OvEngine:
         logits: NDArray[np.float32] = request.get_output_tensor().data.copy()
         if len(logits) != len(batch) or np.isnan(logits).all():
             del self._local.request
-            raise EngineError(f"OpenVINO returns no numbers for a batch of shape {list(batch.shape)}, probably for lack of memory.")
+            raise EngineError(
+                f"OpenVINO returned no output for a batch of shape {list(batch.shape)}, probably because of too little memory. "
+                f"Use smaller batches, or another variant."
+            )
         return logits
 
 

@@ -1,4 +1,4 @@
-"""Predictor: preprocessing, inference and output decoding on the device. No torch."""
+"""Predictor: preprocessing, inference and output decoding on a device, without torch."""
 
 from __future__ import annotations
 
@@ -30,14 +30,28 @@ Origin: TypeAlias = tuple[Path, int | None]
 
 
 class Predictor:
-    """A loaded network with its labels and its preprocessing.
+    """Loaded network with its labels, preprocessing and decision rule.
+
+    ``edgetl.load`` creates a predictor from a bundle. Methods may be called from several threads. A predictor from a bundle can be copied
+    and pickled; the copy loads the bundle again from its path.
+
+    Args:
+        engine: engine that runs the network. A custom engine needs a method ``run`` (see ``edgetl.runtime.engine.Engine``).
+        labels: names of the classes or labels, in the order of the network's outputs. For a regression, the name of the column.
+        spec: preprocessing of the training.
+        variant: manifest entry of the loaded variant. None for a custom engine.
+        task: task of the network.
+        decision_rule: thresholds, levels or tolerance of the task. None uses the defaults.
 
     Attributes:
-        labels: class (label, column) names, in the order of the scores.
+        labels: names of the classes or labels, in the order of the scores.
         decoding: task, labels and decision rule.
-        spec: the preprocessing of the training.
-        variant: the manifest's entry of the loaded file; none for an engine of your own.
-        input_form: what the engine takes: float32 tensors, or pixels, as the variant states.
+        spec: preprocessing of the training.
+        variant: manifest entry of the loaded variant. None for a custom engine.
+        input_form: input of the engine: ``float`` (normalized float32) or ``uint8`` (pixels).
+
+    Raises:
+        ConfigError: the decision rule does not match the task or the labels.
     """
 
     def __init__(
@@ -53,7 +67,7 @@ class Predictor:
         self.labels = tuple(labels)
         self.decoding = OutputDecoding(task, self.labels, decision_rule or DecisionRule())
         if problem := self.decoding.decision_rule.problem(task, len(self.labels)):
-            raise ConfigError(f"the predictor cannot read the outputs: {problem}.")
+            raise ConfigError(f"the decision rule does not match the {task} task: {problem}.")
         self.spec = spec
         self.variant = variant
         self.input_form: InputForm = variant.input_form if variant else "float"
@@ -61,13 +75,13 @@ class Predictor:
         self._origin: Origin | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles, for other processes, load the bundle again from its path.
+        """Support copy and pickle: the copy loads the bundle again from its path.
 
         Raises:
-            TypeError: the engine is one of your own, not of a bundle.
+            TypeError: the predictor has a custom engine.
         """
         if self._origin is None:
-            raise TypeError("a Predictor with your own engine cannot be copied or pickled; load one from a bundle: edgetl.load(PATH).")
+            raise TypeError("a Predictor with a custom engine cannot be copied or pickled. Load it from a bundle: edgetl.load(PATH).")
         return _load_again, (*self._origin, self.variant)
 
     @overload
@@ -76,19 +90,26 @@ class Predictor:
     def predict(self, images: Iterable[ImageInput]) -> list[Prediction]: ...
 
     def predict(self, images: ImageInput | Iterable[ImageInput]) -> Prediction | list[Prediction]:
-        """Predict one image, or each of several.
+        """Predict one image or several images.
+
+        An image is one of:
+
+        - a path (``str`` or ``os.PathLike``);
+        - encoded bytes (``bytes``, ``bytearray``, ``memoryview``) or a binary file object;
+        - a ``PIL.Image.Image``;
+        - an array ``[H, W]`` (gray), ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA), uint8 or uint16.
 
         Args:
-            images: a path, encoded bytes (also ``bytearray``, ``memoryview``), a binary file object, a PIL image, or an array
-                ``[H, W]``, ``[H, W, 3]`` (RGB) or ``[H, W, 4]``, uint8 or uint16; or an ordered iterable of those, such as a list
-                or a generator, of which ``MAX_BATCH`` images are in memory at once.
+            images: an image, or an ordered iterable of images such as a list or a generator. At most 16 images of an iterable are in
+                memory at the same time.
 
         Returns:
-            One prediction, or for an iterable a list in its order.
+            one prediction for an image; a list of predictions, in order, for an iterable.
 
         Raises:
-            ImageError: an image cannot be read, or something else was given; the text names it.
+            ImageError: an image cannot be read, or its type is not supported. The message names the image.
             EngineError: the engine failed.
+            OutOfMemoryError: there is too little memory.
         """
         if _is_one(images):
             return self._decode(self._tensor([load_image(cast(ImageInput, images), intensity=self.spec.intensity)]))[0]
@@ -99,19 +120,33 @@ class Predictor:
         return results
 
     def prepare(self, image: Image.Image) -> Batch:
-        """An upright RGB image (``edgetl.core.images.decode.load_image``) as the network's input: float32 ``[1, 3, H, W]``, or pixels."""
+        """Preprocess an image for ``logits``.
+
+        Args:
+            image: upright RGB image, as ``edgetl.core.images.decode.load_image`` returns it.
+
+        Returns:
+            batch of one image: normalized float32 ``[1, 3, H, W]``, or RGB pixels uint8 ``[1, H, W, 3]`` if ``input_form`` is ``uint8``.
+        """
         return self._tensor([image])
 
     def logits(self, batch: Batch) -> NDArray[np.float32]:
-        """Logits (of a regression: numbers) float32 ``[batch, labels]`` of images as ``prepare`` makes them.
+        """Run the network on a batch.
+
+        Args:
+            batch: batch in the form that ``prepare`` returns.
+
+        Returns:
+            logits, or the predicted numbers of a regression: float32 ``[batch, labels]``.
 
         Raises:
-            EngineError: the engine failed, or gives another number of classes than there are labels.
+            EngineError: the engine failed, or the number of outputs differs from the number of labels.
         """
         result = self._engine.run(batch)
         if result.shape != (len(batch), len(self.labels)):
             raise EngineError(
-                f"the model returns shape {list(result.shape)}; {len(batch)} images and {len(self.labels)} labels were expected."
+                f"the model returned the shape {list(result.shape)} for {len(batch)} image(s) and {len(self.labels)} labels. "
+                f"Export the bundle again."
             )
         return result
 
@@ -123,16 +158,16 @@ class Predictor:
 
 
 def _is_one(images: ImageInput | Iterable[ImageInput]) -> bool:
-    """True for a single image. File objects are iterable too, by lines; a set or mapping has no order of images."""
+    """Return True for a single image. File objects are iterable by lines, and sets and mappings have no order of images."""
     single = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | np.ndarray | Mapping | Set)
     return single or hasattr(images, "read") or not isinstance(images, Iterable)
 
 
 def _load_again(path: Path, threads: int | None, variant: Variant) -> Predictor:
-    """A copy of a predictor, in this or another process.
+    """Load a copied or pickled predictor, in this or another process.
 
     Raises:
-        BundleError: the bundle at its path is another one now.
+        BundleError: the bundle at ``path`` has changed.
     """
     predictor = load(path, variant=variant.name, threads=threads)
     if predictor.variant != variant:
@@ -143,21 +178,32 @@ def _load_again(path: Path, threads: int | None, variant: Variant) -> Predictor:
 def load(
     bundle: str | os.PathLike[str] | Bundle, *, variant: str | None = None, threads: int | None = None, trial: bool = False
 ) -> Predictor:
-    """Open a bundle, check the files of one variant, and load it.
+    """Load a variant of a bundle as a predictor.
+
+    The files are checked against the hashes of the manifest before they are loaded.
 
     Args:
-        bundle: the folder that ``edgetl export`` wrote, or an opened bundle.
-        variant: its name, such as ``openvino-int8``; none takes the first whose engine is installed: the fastest
-            at the export, or the one that keeps the bundle's contract best.
-        threads: for one inference; none takes that of the bundle's contract, or every core that this process may use.
-        trial: first load it and run one image in a process of its own, with limits of memory and time; for bundles that others made. Takes
-            about a second.
+        bundle: folder that ``edgetl export`` wrote, or an opened bundle (``edgetl.open_bundle``).
+        variant: name of a variant, such as ``openvino-int8``. None uses the first variant with an installed engine: the fastest at
+            export time, or the best of the deployment contract.
+        threads: threads per inference. None uses the thread count of the contract, or all cores available to this process.
+        trial: load the variant and run one image in a separate process first, with limits on memory and time. Use it for bundles from
+            other authors. It takes about a second.
+
+    Returns:
+        the predictor.
 
     Raises:
-        BundleError: not a bundle, or no such variant.
-        IntegrityError: a file is not the one that the manifest names.
-        MissingExtraError: the engine is not installed.
-        EngineError: the engine refuses the model, it is not the one that the manifest describes, or it failed its trial.
+        BundleError: the folder is not a bundle, or has no such variant.
+        ConfigError: ``threads`` is less than 1.
+        IntegrityError: a file does not match the manifest.
+        MissingExtraError: the engine is not installed. The message has the pip command.
+        EngineError: the engine cannot load the model, the model does not match the manifest, or the trial failed.
+        OutOfMemoryError: there is too little memory.
+
+    Example:
+        >>> predictor = edgetl.load("bundle", variant="onnx-int8")    # doctest: +SKIP
+        >>> predictor.predict(["a.jpg", "b.jpg"])                     # doctest: +SKIP
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     chosen = choose_variant(opened, variant)

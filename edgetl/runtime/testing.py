@@ -1,4 +1,4 @@
-"""An engine for tests, ours and those of applications: no model file, no inference library."""
+"""Engine for tests of edgetl and of applications. It needs no model file and no inference library."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from edgetl.core.preprocess import Batch
 
 
 class FixedEngine:
-    """Answers every image with the same logits."""
+    """Engine that returns the same logits for every image.
+
+    Args:
+        logits: one logit for each class.
+    """
 
     def __init__(self, logits: list[float]) -> None:
         self.logits = np.array(logits, np.float32)
 
     def run(self, batch: Batch, /) -> NDArray[np.float32]:
-        """The fixed logits, once for each image: float32 ``[batch, classes]``."""
+        """Return the fixed logits for each image, float32 ``[batch, classes]``."""
         return np.tile(self.logits, (len(batch), 1))

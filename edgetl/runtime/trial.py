@@ -1,7 +1,8 @@
-"""Trial of a network from elsewhere: it is loaded and run once in a separate process with limits, which may die without harm.
+"""Trial of a network: load it and run one image in a separate process with limits on memory and time.
 
-The checks of ``onnx_check`` and ``ir_check`` see what stands in a file and not what it computes: a dozen operators can ask for any amount
-of memory or time, and an engine that parses a hostile file may crash. The child gets the bytes that were verified, not paths.
+A trial protects against networks of unknown origin. The checks of ``onnx_check`` and ``ir_check`` read the file but do not compute it. A
+dozen operators can allocate any amount of memory or run for any time, and a malicious file may crash the engine. Only the child process
+fails in these cases. It receives the verified bytes, not paths.
 """
 
 from __future__ import annotations
@@ -28,14 +29,13 @@ from edgetl.runtime.engine import installed, load_engine, read_variant
 if sys.platform != "win32":
     import resource
 
-# An engine takes about 0.2 GB for itself; it holds weights as they came, converted, and packed for the kernels, one of each at a time
-# for every layer.
+# An engine needs about 0.2 GB. For each layer it keeps the weights as stored, converted, and packed for the kernels.
 BASE_MEMORY_BYTES = 2**30
 MEMORY_PER_BYTE_OF_MODEL = 8
 
 
 def memory_for(model_bytes: int) -> int:
-    """Memory limit of an engine, bytes: for itself, for models of ``model_bytes`` together, and for one image."""
+    """Return the memory limit of a process, bytes: for the engine, for models with a total of ``model_bytes``, and for one image."""
     return BASE_MEMORY_BYTES + MEMORY_PER_BYTE_OF_MODEL * model_bytes
 
 
@@ -44,9 +44,10 @@ class Limits:
     """Limits of a trial.
 
     Attributes:
-        memory_bytes: private writable memory beyond the interpreter's own, where the system can limit it; mapped libraries do not count.
-        cpu_s: computing time, of all threads together, where the system can limit it.
-        wall_s: time on the clock.
+        memory_bytes: private writable memory in addition to the interpreter's, if the system supports the limit. Mapped libraries do not
+            count.
+        cpu_s: CPU time of all threads, seconds, if the system supports the limit.
+        wall_s: wall time, seconds.
     """
 
     memory_bytes: int
@@ -54,11 +55,11 @@ class Limits:
     wall_s: float = 180.0
 
     def __str__(self) -> str:
-        return f"{self.memory_bytes / 1e6:.0f} MB of memory, {self.cpu_s} s of computing, {self.wall_s:g} s in all"
+        return f"{self.memory_bytes / 1e6:.0f} MB of memory, {self.cpu_s} s of CPU time, {self.wall_s:g} s of wall time"
 
 
 class _Job(StrictModel):
-    """Job of the child process: one line of JSON before the files."""
+    """Job of the child process: one line of JSON, followed by the files."""
 
     format: Format
     sizes: tuple[int, ...]
@@ -76,13 +77,13 @@ class _Report(StrictModel):
 
 
 def try_variant(bundle: Bundle, variant: Variant, *, limits: Limits | None = None) -> None:
-    """Load one variant and run one black image in a process of its own, within ``limits``. Takes about a second.
+    """Load one variant and run one black image in a separate process, within ``limits``. It takes about a second.
 
-    Without the engine nothing is tried; ``load`` then reports what to install.
+    If the engine is not installed, there is no trial; ``load`` reports the missing engine.
 
     Raises:
-        IntegrityError: a file is not the one that the manifest names.
-        EngineError: the engine refuses the file, or needs more than the limits, or the process died; the text names the file.
+        IntegrityError: a file does not match the manifest.
+        EngineError: the engine cannot load the file, exceeds a limit, or crashes. The message names the file.
     """
     if not installed(variant.format):
         return
@@ -103,13 +104,13 @@ def try_variant(bundle: Bundle, variant: Variant, *, limits: Limits | None = Non
     problem = _run_child(job, files, allowed)
     if problem:
         raise EngineError(
-            f"{bundle.path / variant.files[0].path}: loading it and running one image in a process of its own failed: {problem} "
-            f"(allowed: {allowed}). It was not loaded here. Use another variant, or contact the author of the bundle."
+            f"{bundle.path / variant.files[0].path}: the trial in a separate process failed: {problem} (limits: {allowed}). "
+            f"The model was not loaded. Use another variant, or contact the author of the bundle."
         )
 
 
 def _run_child(job: _Job, files: Sequence[bytes], limits: Limits) -> str:
-    """Description of the failure; empty if there is none."""
+    """Run a job in a child process. Return the description of its failure, or an empty text."""
     given = b"".join([job.model_dump_json().encode(), b"\n", *files])
     try:
         command, nowhere = child_command(__name__, run_trial.__name__), subprocess.DEVNULL
@@ -118,28 +119,28 @@ def _run_child(job: _Job, files: Sequence[bytes], limits: Limits) -> str:
             command, env=environment, input=given, stdout=subprocess.PIPE, stderr=nowhere, timeout=limits.wall_s, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"it did not end within {limits.wall_s:g} s"
+        return f"the process did not finish within {limits.wall_s:g} s"
     except OSError as error:
-        return f"{sys.executable or 'no interpreter'} could not be started ({error.strerror})"
+        return f"the interpreter {sys.executable} cannot be started ({error.strerror})"
     if done.returncode < 0:
         return _describe_signal(-done.returncode)
     try:
         return parse_json(done.stdout, _Report, EngineError, name="the report").error
     except EngineError:
-        return f"it ended with code {done.returncode} and without a report"
+        return f"the process ended with exit code {done.returncode} and without a report"
 
 
 def _describe_signal(number: int) -> str:
     known = {item.value: item.name for item in signal.Signals}
     name = known.get(number, str(number))
     if name == "SIGXCPU":
-        return "it computed for longer than it may"
-    return f"it was killed by {name}, as happens when an engine crashes on a file or has too little memory"
+        return "the limit of CPU time was exceeded"
+    return f"the process was killed by {name}. The engine crashed on the file, or had too little memory"
 
 
 def run_trial() -> None:
-    """Run in the child process: read a job and its files from the standard input, try them, and report on the standard output."""
-    # Engines may print; only the report may reach the parent.
+    """Run a trial in the child process: read a job and its files from the standard input, and write the report to the standard output."""
+    # Engines may print. Only the report must reach the parent.
     report = os.dup(1)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
@@ -150,11 +151,13 @@ def run_trial() -> None:
     try:
         black: Batch = np.zeros(job.shape, np.uint8) if job.pixels else np.zeros(job.shape, np.float32)
         found = load_engine(job.format, files, threads=1).run(black).shape
-        # OpenVINO 2026.4 answers with no rows where it got no memory for a tensor, and without an error.
-        wrong = f"it returns the shape {list(found)} for one image, not [1, {job.labels}], probably for lack of memory"
+        # If OpenVINO 2026.4 cannot allocate a tensor, it returns no rows and reports no error.
+        wrong = (
+            f"the model returned the shape {list(found)} for one image, expected [1, {job.labels}], probably because of too little memory"
+        )
         error = "" if found == (1, job.labels) else wrong
     except (EdgetlError, MemoryError) as caught:
-        error = str(caught)[:2000] or "there is not enough memory"
+        error = str(caught)[:2000] or "too little memory"
     os.write(report, _Report(error=error).model_dump_json().encode())
 
 
@@ -162,15 +165,15 @@ def limit_process(memory_bytes: int, *, cpu_s: int | None = None, first_to_die: 
     """Limit the private writable memory and the CPU time of this process, if the system supports it.
 
     Args:
-        memory_bytes: in addition to the present memory of the process; mapped libraries do not count.
-        cpu_s: of all threads together; none is unlimited.
-        first_to_die: 0..1000; where the whole machine runs out of memory, the system ends the process with the highest.
+        memory_bytes: limit in addition to the present memory of the process. Mapped libraries do not count.
+        cpu_s: CPU time of all threads, seconds. None is unlimited.
+        first_to_die: out-of-memory score, 0..1000. When the host runs out of memory, Linux ends the process with the highest score.
     """
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(first_to_die))
     if sys.platform == "win32":
         return
-    # Not RLIMIT_AS, which also counts what engines map or reserve and never write.
+    # RLIMIT_AS is not used, because it also counts memory that engines map or reserve and never write.
     _lower(resource.RLIMIT_DATA, _data_bytes() + memory_bytes, spare=0)
     _lower(resource.RLIMIT_CORE, 0, spare=0)
     if cpu_s is not None:
@@ -178,16 +181,16 @@ def limit_process(memory_bytes: int, *, cpu_s: int | None = None, first_to_die: 
 
 
 def _lower(kind: int, value: int, *, spare: int) -> None:
-    """Lower the soft limit to ``value``, and the hard one to ``spare`` more, or to what they are if that is less."""
+    """Lower the soft limit to ``value`` and the hard limit to ``value + spare``. Lower limits stay."""
     _, hard = resource.getrlimit(kind)
     highest = value + spare if hard == resource.RLIM_INFINITY else min(value + spare, hard)
-    # macOS refuses some limits below what is in use; the time on the clock still holds.
+    # macOS rejects some limits below the present use. The limit of wall time still applies.
     with suppress(OSError, ValueError):
         resource.setrlimit(kind, (min(value, highest), highest))
 
 
 def _data_bytes() -> int:
-    """Private writable memory that this process has now; 0 where the system does not count it."""
+    """Return the private writable memory of this process, bytes; 0 if the system does not count it."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[5])
     except (OSError, IndexError, ValueError):

@@ -1,4 +1,4 @@
-"""Verification of a bundle: hashes of its files, and predictions of its golden images on this host."""
+"""Verification of a bundle: hashes of its files, and scores of its golden images on this host."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from edgetl.runtime.trial import try_variant
 class GoldenCheck(StrictModel):
     """Check of one variant on the golden images.
 
-    ``largest_difference`` is that of a score, 0..1, or of a number relative to its spread.
+    Attributes:
+        variant: name of the variant.
+        images: number of golden images.
+        largest_difference: largest difference of a score from the manifest, 0..1. For a regression, relative to the spread of the values.
+        tolerance: largest allowed difference.
     """
 
     variant: str
@@ -32,10 +36,10 @@ class VerifyReport(StrictModel):
     """Result of ``verify``.
 
     Attributes:
-        bundle: the folder.
-        files: files whose size and SHA-256 agree with the manifest.
-        checked: variants whose predictions agree.
-        skipped: variants whose engine is not installed here.
+        bundle: folder of the bundle.
+        files: number of files with the size and SHA-256 of the manifest.
+        checked: variants with the scores of the manifest.
+        skipped: variants without an installed engine.
     """
 
     bundle: str
@@ -45,12 +49,19 @@ class VerifyReport(StrictModel):
 
 
 def verify(path: Path, *, progress: Progress = silent) -> VerifyReport:
-    """Check the hash of every file, run each loadable variant in a trial, and compare its golden scores with those of the manifest.
+    """Verify a bundle on this host: hashes of all files, a trial of each variant, and the scores of the golden images.
+
+    Args:
+        path: folder of the bundle.
+        progress: called after each variant.
+
+    Returns:
+        the checked and the skipped variants.
 
     Raises:
         IntegrityError: a file was changed, added or removed.
-        EngineError: an engine refuses a variant, or its trial failed (``edgetl.runtime.trial``).
-        AccuracyGateError: a score is off; the text names the image and the variant.
+        EngineError: an engine cannot load a variant, or its trial failed (``edgetl.runtime.trial``).
+        AccuracyGateError: a score differs from the manifest. The message names the image and the variant.
     """
     bundle = open_bundle(path)
     files = bundle.manifest.all_files()
@@ -67,11 +78,11 @@ def verify(path: Path, *, progress: Progress = silent) -> VerifyReport:
 
 
 def check_golden(bundle: Bundle, variant: Variant, predictor: Predictor) -> GoldenCheck:
-    """Compare the scores that ``predictor``, which loaded ``variant``, returns for the golden images with the manifest's.
+    """Compare the scores of ``predictor`` for the golden images with the manifest. ``predictor`` has loaded ``variant``.
 
     Raises:
         IntegrityError: a golden image was changed.
-        AccuracyGateError: a score is off; the text names the image and the variant.
+        AccuracyGateError: a score differs from the manifest. The message names the image and the variant.
     """
     worst, unit = 0.0, bundle.manifest.decision_rule.spread
     for golden in bundle.manifest.golden:
@@ -80,8 +91,9 @@ def check_golden(bundle: Bundle, variant: Variant, predictor: Predictor) -> Gold
         worst = max(worst, difference)
         if not difference <= variant.golden_tolerance:
             raise AccuracyGateError(
-                f"{bundle.path}: {variant.name} scores {golden.image.path} {difference:.3g} off the manifest "
-                f"(tolerance {variant.golden_tolerance:g}). This machine computes differently; use another variant, or export for it."
+                f"{bundle.path}: the scores of {variant.name} for {golden.image.path} differ from the manifest by {difference:.3g} "
+                f"(tolerance {variant.golden_tolerance:g}). This host computes the variant differently. Use another variant. "
+                f"For int8, export with --cpu any."
             )
     return GoldenCheck(
         variant=variant.name, images=len(bundle.manifest.golden), largest_difference=worst, tolerance=variant.golden_tolerance

@@ -99,7 +99,7 @@ def test_a_missing_or_wrong_label_table_is_an_error(exported: tuple[str, Path, P
     task, run, bundle = exported
     for model in (run, bundle):
         done = edgetl("evaluate", model, squares / "images")
-        assert done.returncode == 3 and f"this is a {task} model: give the labels of the images with --labels FILE.csv" in done.stderr
+        assert done.returncode == 3 and f"this is a {task} model. Set the labels of the images with --labels FILE.csv" in done.stderr
     other = tmp_path / "other.csv"
     other.write_text("file,moss\n000.png,1\n", "utf-8")
     done = edgetl("evaluate", bundle, squares / "images", "--labels", other)

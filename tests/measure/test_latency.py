@@ -13,7 +13,7 @@ from edgetl.measure.latency import percentiles, time_calls
 from edgetl.measure.scenarios import BenchConfig, measure_bundle
 
 
-def test_a_call_that_takes_ten_milliseconds_is_reported_so() -> None:
+def test_times_are_in_milliseconds() -> None:
     times = time_calls(lambda: time.sleep(0.01), runs=40, warm_up=2)
     assert len(times) == 40
     assert 10.0 <= np.median(times) < 11.5
@@ -25,18 +25,18 @@ def test_warm_up_calls_are_not_counted() -> None:
     assert len(calls) == 10
 
 
-def test_timing_ends_with_its_time() -> None:
+def test_timing_stops_after_the_maximum_time() -> None:
     assert 1 <= len(time_calls(lambda: time.sleep(0.02), runs=10_000, warm_up=0, max_seconds=0.1)) <= 6
 
 
 @pytest.mark.parametrize(("n", "known"), [(9, set()), (10, {50}), (64, {50, 90}), (661, {50, 90}), (662, {50, 90, 99})])
-def test_a_percentile_is_given_only_with_enough_calls(n: int, known: set[int]) -> None:
+def test_a_percentile_requires_enough_calls(n: int, known: set[int]) -> None:
     found = percentiles(np.linspace(1, 2, n))
-    given = {rank for rank, value in ((50, found.p50_ms), (90, found.p90_ms), (99, found.p99_ms)) if value is not None}
-    assert given == known and found.n == n
+    available = {rank for rank, value in ((50, found.p50_ms), (90, found.p90_ms), (99, found.p99_ms)) if value is not None}
+    assert available == known and found.n == n
 
 
-def test_every_variant_is_timed_in_stages_and_from_cold(bundle: Bundle) -> None:
+def test_every_variant_is_timed_by_stage_and_from_a_cold_start(bundle: Bundle) -> None:
     report = measure_bundle(
         bundle.path,
         BenchConfig(
@@ -59,7 +59,7 @@ def test_every_variant_is_timed_in_stages_and_from_cold(bundle: Bundle) -> None:
     assert report.host["cores"] and report.versions["edgetl"] and report.threads == 1
 
 
-def test_wrong_requests_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+def test_invalid_requests_are_errors(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="runs"):
         BenchConfig(runs=0)
     with pytest.raises(BundleError, match="no variant 'x'"):

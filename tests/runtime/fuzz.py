@@ -1,10 +1,10 @@
-"""Many mutated files through the check and the engine, in a limited child that takes one after another and is replaced when it dies.
+"""Fuzzer for model files: send mutated files through the check and the engine, in a child process with limits.
 
-A file does harm when it passes the check and ends the child: by a crash, by the limit of computing time, or by the time on the clock.
-``out of memory`` is counted apart: the file asked for more memory than the limit, the engine was given none and reported an error, and the
-same child went on with the next file. The check cannot exclude that, since it does not compute shapes (see ``onnx_check``).
+A file is harmful if it passes the check and ends the child, by a crash, the limit of CPU time, or the limit of wall time. The child is then
+replaced. ``out of memory`` is counted separately: the file needed more memory than the limit, the engine reported an error, and the child
+continued. The check cannot exclude this, because it does not compute shapes (see ``onnx_check``).
 
-``python -m tests.runtime.fuzz onnx 20000 BUNDLE`` also starts from the variants of a bundle, and prints what happened.
+``python -m tests.runtime.fuzz onnx 20000 BUNDLE`` also mutates the variants of a bundle, and prints the results.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from tests.runtime.seeds import convolutional, transformer
 
 CPU_S = 20
 WALL_S = 120
-# Files after which a child is replaced, because memory leaks of engines add up.
+# Number of files per child. The child is then replaced, because memory leaks of the engines add up.
 FILES_PER_CHILD = 1000
-_HARMLESS = frozenset({"refused", "engine refused", "ran", "out of memory"})
+_HARMLESS = frozenset({"rejected", "rejected by the engine", "ran", "out of memory"})
 
 
 def seeds(format_: Format, bundle: Path | None = None) -> list[list[bytes]]:
-    """Files to start from: small networks, and the variants of a bundle."""
+    """Return the files to mutate: small networks, and the variants of a bundle."""
     found = [[convolutional()], [transformer()]]
     if format_ == "openvino":
         with tempfile.TemporaryDirectory() as work:
             found = [as_ir(model, Path(work)) for (model,) in found]
-        # OpenVINO numbers layers over all files of a process; without that, a seed gives the same files again.
+        # OpenVINO numbers the layers of all files of a process. The numbers are removed to make a seed reproducible.
         found = [[re.sub(rb'(name="\w+?)_\d+"', rb'\1"', xml), weights] for xml, weights in found]
     if bundle is not None:
         opened = open_bundle(bundle)
@@ -60,10 +60,10 @@ def seeds(format_: Format, bundle: Path | None = None) -> list[list[bytes]]:
 
 
 def mutations(format_: Format, count: int, *, seed: int, bundle: Path | None = None) -> Iterator[list[bytes]]:
-    """``count`` mutated files, or pairs of files."""
+    """Generate ``count`` mutated files, or pairs of files."""
     rng = random.Random(seed)
     mutators = [OnnxMutator(files[0]) if format_ == "onnx" else IrMutator(files[0], files[1]) for files in seeds(format_, bundle)]
-    # Large files are slow to load and hold little else than numbers: they come one time in ten.
+    # Large files load slowly and contain mostly weights. They have a tenth of the probability of the small networks.
     weights = [10 if index < 2 else 1 for index in range(len(mutators))]
     for _ in range(count):
         changed = rng.choices(mutators, weights)[0].mutate(rng)
@@ -71,11 +71,11 @@ def mutations(format_: Format, count: int, *, seed: int, bundle: Path | None = N
 
 
 class Fuzzer:
-    """Sends files to the child.
+    """Fuzzer that sends files to a child process.
 
     Attributes:
-        seen: how many files ended how: ``refused`` by the check, ``engine refused``, ``ran``, ``out of memory``, or an exit code.
-        harmful: the files that passed the check and ended the child.
+        seen: number of files by result: ``rejected`` (by the check), ``rejected by the engine``, ``ran``, ``out of memory``, exit code.
+        harmful: files that passed the check and ended the child.
     """
 
     def __init__(self, format_: Format) -> None:
@@ -124,10 +124,10 @@ class Fuzzer:
 
 
 def serve_files(format_: Format) -> None:
-    """The child: one result a line for each network on the standard input, until that ends."""
+    """Run in the child process: write one line with the result of each network on the standard input."""
     results = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    # Once, so that what the engine takes for itself does not count.
+    # Loading a network first excludes the engine's own memory from the limit.
     black = np.zeros((1, 3, SIDE, SIDE), np.float32)
     start = seeds(format_)[0]
     load_engine(format_, start, threads=1).run(black)
@@ -142,24 +142,24 @@ def _try(format_: Format, files: list[bytes], black: np.ndarray) -> str:
     try:
         check_onnx(files[0]) if format_ == "onnx" else check_ir(files[0], files[1])
     except EngineError:
-        return "refused"
+        return "rejected"
     try:
         load_engine(format_, files, threads=1).run(black)
     except MemoryError:
         return "out of memory"
     except EngineError:
-        return "engine refused"
+        return "rejected by the engine"
     return "ran"
 
 
 def _allow(seconds: int) -> None:
-    """Limit the CPU time from now on; beyond it the kernel ends the process (SIGXCPU)."""
+    """Limit the CPU time from now on. Beyond the limit, the kernel ends the process (SIGXCPU)."""
     _, most = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + seconds, most))
 
 
 def fuzz(format_: Format, count: int, *, seed: int, bundle: Path | None = None) -> Fuzzer:
-    """``count`` mutations through check and engine."""
+    """Send ``count`` mutated files through the check and the engine, and return the fuzzer with the results."""
     fuzzer = Fuzzer(format_)
     try:
         for files in mutations(format_, count, seed=seed, bundle=bundle):
@@ -170,7 +170,7 @@ def fuzz(format_: Format, count: int, *, seed: int, bundle: Path | None = None) 
 
 
 def main() -> None:
-    """Print how many files ended how, after every thousand, and keep those that did harm."""
+    """Print the number of files by result, after every thousand files, and save the harmful files."""
     name, count, *rest = sys.argv[1:]
     format_: Format = "onnx" if name == "onnx" else "openvino"
     seen: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Networks that pass every static check and ask for too much, and bundles around networks that no export wrote."""
+"""Networks that pass every static check and need too much memory or time, and bundles with such networks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLASSES = 10
 
 
 def onnx_bytes(nodes: list[onnx.NodeProto], constants: dict[str, Any], *, ends: list[onnx.ValueInfoProto] | None = None) -> bytes:
-    """A network from ``input`` ``[n, 3, 48, 48]`` to ``logits`` ``[n, 10]``, or between other ``ends``."""
+    """Return an ONNX file from ``input`` ``[n, 3, 48, 48]`` to ``logits`` ``[n, 10]``, or with other inputs and outputs ``ends``."""
     ends = ends or [end("input", ["n", 3, SIDE, SIDE]), end("logits", ["n", CLASSES])]
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "graph", ends[:1], ends[1:], tensors)
@@ -29,21 +29,21 @@ def onnx_bytes(nodes: list[onnx.NodeProto], constants: dict[str, Any], *, ends: 
 
 
 def end(name: str, shape: list[int | str], kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
-    """An input or output."""
+    """Return an input or output."""
     return helper.make_tensor_value_info(name, kind, shape)
 
 
 def as_ir(model: bytes, work: Path) -> list[bytes]:
-    """The same network as ``.xml`` and ``.bin``."""
+    """Convert an ONNX file to ``.xml`` and ``.bin``."""
     xml, weights = work / "ir.xml", work / "ir.bin"
     ov.serialize(ov.Core().read_model(model), xml, weights)
     return [xml.read_bytes(), weights.read_bytes()]
 
 
 def hungry(gigabytes: float, *, above: float | None = None) -> bytes:
-    """ONNX file that enlarges the image to ``gigabytes``. It computes the size from the image itself, so that no file contains it.
+    """Return an ONNX file that enlarges the image to ``gigabytes``. It computes the size from the image, so the file does not contain it.
 
-    With ``above``, only images whose mean input exceeds that are enlarged, by ``gigabytes`` for each unit more.
+    With ``above``, only images with a mean input above this value are enlarged, by ``gigabytes`` for each unit above.
     """
     nodes = [
         helper.make_node("ReduceMean", ["input", "all"], ["mean"], keepdims=0),
@@ -52,22 +52,22 @@ def hungry(gigabytes: float, *, above: float | None = None) -> bytes:
         helper.make_node("Mul", ["positive", "growth"], ["grown"]),
         helper.make_node("Add", ["grown", "size"], ["real"]),
         helper.make_node("Cast", ["real"], ["sides"], to=TensorProto.INT64),
-        helper.make_node("Resize", ["input", "", "", "sides"], ["picture"], mode="nearest"),
-        helper.make_node("ReduceMean", ["picture", "pixels"], ["feature"], keepdims=0),
+        helper.make_node("Resize", ["input", "", "", "sides"], ["enlarged"], mode="nearest"),
+        helper.make_node("ReduceMean", ["enlarged", "pixels"], ["feature"], keepdims=0),
         helper.make_node("Unsqueeze", ["feature", "one"], ["column"]),
         helper.make_node("Mul", ["column", "row"], ["logits"]),
     ]
     side = int((gigabytes * 1e9 / 12) ** 0.5)
     size = np.array([1, 3, side, side] if above is None else [1, 3, SIDE, SIDE], np.float32)
     growth = np.array([0, 0, 0, 0] if above is None else [0, 0, side, side], np.float32)
-    whole = np.arange(4)
+    axes = np.arange(4)
     row = np.ones((1, CLASSES), np.float32)
     limits = {"threshold": np.float32(above or 0), "growth": growth, "size": size}
-    return onnx_bytes(nodes, {"all": whole, **limits, "pixels": whole[1:], "one": np.array([1]), "row": row})
+    return onnx_bytes(nodes, {"all": axes, **limits, "pixels": axes[1:], "one": np.array([1]), "row": row})
 
 
 def slow(products: int, *, side: int = 2048) -> bytes:
-    """``products`` products of square matrices, one after another, in a file of a few kilobytes."""
+    """Return an ONNX file of a few kilobytes that computes ``products`` products of square matrices."""
     nodes = [
         helper.make_node("ReduceMean", ["input", "pixels"], ["feature"], keepdims=0),
         helper.make_node("Unsqueeze", ["feature", "one"], ["column"]),
@@ -88,9 +88,9 @@ def slow(products: int, *, side: int = 2048) -> bytes:
 
 
 def forge(bundle: Bundle, target: Path, name: str, files: Sequence[bytes], *, scores: Sequence[float] | None = None) -> Path:
-    """Copy ``bundle`` to ``target`` with a single variant of these files, which its manifest lists.
+    """Copy ``bundle`` to ``target`` with ``name`` as its only variant, replace the files of the variant, and update the manifest.
 
-    Its golden images have the ``scores`` of a network that gives every image the same.
+    ``scores`` are the golden scores of a network that returns the same scores for every image.
     """
     shutil.copytree(bundle.path, target)
     manifest = json.loads((target / "manifest.json").read_text())

@@ -1,4 +1,4 @@
-"""Mutations of ONNX and IR files that know their structure, so that many of them get past a parser."""
+"""Mutations of ONNX and IR files that keep most of their structure. Many mutated files therefore pass a parser."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Numbers that parsers and engines take for sizes, indices and masks.
+# Numbers at the limits of sizes, indices and masks.
 NUMBERS = (
     0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32, 2**32 + 1, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1,
 )  # fmt: skip
@@ -15,7 +15,7 @@ NUMBERS = (
 
 @dataclass(frozen=True)
 class _Field:
-    """A protocol-buffer field as it lies: its number, wire type, and value (a varint, bytes, or the fields of a message)."""
+    """Protocol-buffer field: number, wire type, and value (a varint, bytes, or the fields of a message)."""
 
     number: int
     wire: int
@@ -57,7 +57,7 @@ def _read_varint(data: bytes, place: int) -> tuple[int, int]:
 
 
 def varint(value: int, *, extra: int = 0) -> bytes:
-    """A number as protocol buffers write it, with ``extra`` bytes more than it needs."""
+    """Encode a number as a varint, with ``extra`` unnecessary bytes."""
     parts = [value & 0x7F]
     while value := value >> 7:
         parts.append(value & 0x7F)
@@ -65,16 +65,16 @@ def varint(value: int, *, extra: int = 0) -> bytes:
     return bytes([part | 0x80 for part in parts[:-1]] + parts[-1:])
 
 
-def _write(fields: tuple[_Field, ...], odd: Callable[[], int]) -> bytes:
-    """The bytes; ``odd`` gives how many bytes too long the next number is written."""
+def _write(fields: tuple[_Field, ...], extra: Callable[[], int]) -> bytes:
+    """Encode the fields. ``extra`` returns the number of unnecessary bytes of the next number."""
     parts = []
     for field in fields:
-        parts.append(varint(field.number << 3 | field.wire, extra=odd()))
+        parts.append(varint(field.number << 3 | field.wire, extra=extra()))
         if isinstance(field.value, int):
-            parts.append(varint(field.value, extra=odd()))
+            parts.append(varint(field.value, extra=extra()))
             continue
-        value = field.value if isinstance(field.value, bytes) else _write(field.value, odd)
-        parts += [varint(len(value), extra=odd()), value] if field.wire == 2 else [value]
+        value = field.value if isinstance(field.value, bytes) else _write(field.value, extra)
+        parts += [varint(len(value), extra=extra()), value] if field.wire == 2 else [value]
     return b"".join(parts)
 
 
@@ -96,7 +96,7 @@ class OnnxMutator:
 
 
 def _change(fields: tuple[_Field, ...], rng: random.Random) -> tuple[_Field, ...]:
-    """Change one field somewhere below."""
+    """Change one field of the message or of a nested message."""
     if not fields:
         return fields
     index = rng.randrange(len(fields))
@@ -133,7 +133,7 @@ def _gone(_: _Field, __: tuple[_Field, ...], ___: random.Random) -> tuple[_Field
 
 
 def _swapped(field: _Field, fields: tuple[_Field, ...], rng: random.Random) -> tuple[_Field, ...]:
-    """Take the value of a field of the same number elsewhere in the message: an operator's other input, another tensor."""
+    """Replace the field with another one of the same number in the message, such as another input or tensor."""
     same = [other for other in fields if other.number == field.number]
     return (rng.choice(same),)
 
@@ -167,18 +167,18 @@ _WORDS = (
 
 
 class IrMutator:
-    """Mutations of one IR: its XML, its weights, or both."""
+    """Mutations of one IR: of its XML, its weights, or both."""
 
     def __init__(self, xml: bytes, weights: bytes) -> None:
         self._xml, self._weights = xml.decode(), weights
-        # Values of attributes, numbers of dims, names of elements and of attributes, whole elements.
+        # Places of attribute values, dimensions, names of elements and attributes, and complete elements.
         self._values = [match.span(1) for match in re.finditer(r'="([^"]*)"', self._xml)]
         self._dims = [match.span(1) for match in re.finditer(r"<dim>(-?\d+)</dim>", self._xml)]
         self._names = [match.span(1) for match in re.finditer(r"[< /](\w[\w-]*)(?==\"|>| )", self._xml)]
         self._elements = [match.span() for match in re.finditer(r"<(\w+)[^>]*/>|<(layer|port|dim|data)\b.*?</\2>", self._xml, re.DOTALL)]
 
     def mutate(self, rng: random.Random) -> tuple[bytes, bytes]:
-        """The XML and the weights after one to three changes."""
+        """Return the XML and the weights after one to three changes."""
         xml, weights = self._xml, self._weights
         kind = rng.random()
         if kind < 0.1:
@@ -186,7 +186,7 @@ class IrMutator:
         if kind < 0.05 or 0.1 <= kind < 0.2:
             return flip(xml.encode(), rng), weights
         if kind >= 0.1:
-            # From the end, so that earlier places stay where they are.
+            # Edits start at the end, because an edit moves all later places.
             for start, end, text in sorted((self._edit(rng) for _ in range(rng.choice((1, 1, 2, 3)))), reverse=True):
                 xml = xml[:start] + text + xml[end:]
         return xml.encode(), weights

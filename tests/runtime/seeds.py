@@ -1,4 +1,4 @@
-"""Small networks of many kinds of operators, from which mutations start."""
+"""Small networks with many kinds of operators, for mutations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.runtime.hostile import CLASSES, onnx_bytes
 
 
 def convolutional() -> bytes:
-    """Convolutions, quantization, pooling, resizing, padding, slices: what image networks hold."""
+    """Return a convolutional network: convolutions, quantization, pooling, resizing, padding, slices."""
     node, rng = helper.make_node, np.random.default_rng(0)
 
     def weights(*shape: int) -> NDArray[np.float32]:
@@ -47,7 +47,7 @@ def convolutional() -> bytes:
 
 
 def transformer() -> bytes:
-    """Patches, attention, gathering, reductions: what vision transformers hold."""
+    """Return a vision transformer: patches, attention, gathering, reductions."""
     node, rng = helper.make_node, np.random.default_rng(1)
 
     def weights(*shape: int) -> NDArray[np.float32]:

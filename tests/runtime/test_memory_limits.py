@@ -1,4 +1,4 @@
-"""Processes with little memory: the message states the shortage and the remedy, never a traceback or a new installation."""
+"""Processes with too little memory: the error names the shortage and a remedy, without a traceback or advice to reinstall."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgetl.errors import EdgetlError, OutOfMemoryError
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits the address space of a process")
 
-# Limits the address space to its present size and ``megabytes`` more.
+# Limit the address space to its present size plus ``megabytes``.
 LEAVE = """
 import resource
 def leave(megabytes):
@@ -31,7 +31,7 @@ def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("format_", "library"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
-def test_an_engine_that_finds_no_memory_is_not_called_broken(format_: str, library: str) -> None:
+def test_too_little_memory_for_an_engine_is_reported_as_such(format_: str, library: str) -> None:
     done = run(
         "import sys; from edgetl.errors import OutOfMemoryError; from edgetl.runtime.engine import load_engine\nleave(8)\n"
         "try: load_engine(sys.argv[1], [b'', b''], threads=1)\nexcept OutOfMemoryError as error: print(error)",
@@ -41,14 +41,14 @@ def test_an_engine_that_finds_no_memory_is_not_called_broken(format_: str, libra
     assert "its limit is" in done.stdout and "--threads 1" in done.stdout and "pip" not in done.stdout
 
 
-def test_a_command_that_finds_no_memory_for_torch_ends_with_the_code_of_the_error(tmp_path: Path) -> None:
+def test_too_little_memory_for_torch_ends_a_command_with_its_exit_code(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     done = run("import sys; from edgetl.cli.app import main\nleave(8)\nmain(['inspect', sys.argv[1]])", tmp_path)
     assert done.returncode == OutOfMemoryError.exit_code, done.stderr
     assert "Traceback" not in done.stderr and "edgetl inspect: this process has too little memory" in done.stderr
 
 
-def test_a_small_image_takes_no_more_memory_than_it_needs(tmp_path: Path) -> None:
+def test_a_small_image_is_decoded_with_little_memory(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((50, 50, 3), np.uint8)).save(tmp_path / "a.png")
     done = run(
         "import sys; from edgetl.core.images.decode import load_image\nleave(20)\nprint(load_image(sys.argv[1]).size)", tmp_path / "a.png"
@@ -56,7 +56,7 @@ def test_a_small_image_takes_no_more_memory_than_it_needs(tmp_path: Path) -> Non
     assert done.stdout.strip() == "(50, 50)", done.stderr
 
 
-def test_an_image_that_does_not_fit_into_memory_is_not_called_damaged(tmp_path: Path) -> None:
+def test_too_little_memory_for_an_image_is_reported_as_such(tmp_path: Path) -> None:
     Image.new("L", (6000, 6000)).save(tmp_path / "large.png")
     done = run(
         "import sys; from edgetl.core.images.decode import load_image; from edgetl.errors import OutOfMemoryError\nleave(30)\n"
@@ -78,10 +78,10 @@ def test_an_image_that_does_not_fit_into_memory_is_not_called_damaged(tmp_path: 
         (OSError(28, "No space left on device"), False),
     ],
 )
-def test_a_shortage_is_recognized_in_the_errors_of_libraries(error: BaseException, expected: bool) -> None:
+def test_errors_of_libraries_are_recognized_as_out_of_memory(error: BaseException, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
 
 
-def test_the_error_is_one_of_ours_and_a_memory_error() -> None:
+def test_the_error_is_an_edgetl_error_and_a_memory_error() -> None:
     assert issubclass(OutOfMemoryError, EdgetlError) and issubclass(OutOfMemoryError, MemoryError)
     assert "the container's memory" in str(out_of_memory("decoding a.png"))

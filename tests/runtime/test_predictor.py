@@ -21,34 +21,34 @@ VARIANTS = ["onnx-fp32", "openvino-fp32", "onnx-int8", "openvino-int8"]
 
 
 @pytest.fixture
-def picture(digits: Path) -> Path:
+def image_path(digits: Path) -> Path:
     return sorted((digits / "3").iterdir())[0]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_paths_bytes_pictures_and_arrays_give_the_same_answer(bundle: Bundle, picture: Path, variant: str) -> None:
+def test_paths_bytes_images_and_arrays_give_the_same_prediction(bundle: Bundle, image_path: Path, variant: str) -> None:
     predictor = edgetl.load(bundle.path, variant=variant)
-    with Image.open(picture) as image:
-        inputs: list[ImageInput] = [picture, str(picture), picture.read_bytes(), image.copy(), np.asarray(image)]
-    answers = [predictor.predict(item) for item in inputs]
-    assert all(answer == answers[0] for answer in answers)
-    assert answers[0].label == "3" and answers[0].score == max(answers[0].scores)
-    assert sum(answers[0].scores) == pytest.approx(1.0, abs=1e-5) and len(answers[0].scores) == 10
+    with Image.open(image_path) as image:
+        inputs: list[ImageInput] = [image_path, str(image_path), image_path.read_bytes(), image.copy(), np.asarray(image)]
+    first, *others = [predictor.predict(item) for item in inputs]
+    assert all(prediction == first for prediction in others)
+    assert first.label == "3" and first.score == max(first.scores)
+    assert sum(first.scores) == pytest.approx(1.0, abs=1e-5) and len(first.scores) == 10
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_list_gives_the_answers_of_single_calls(bundle: Bundle, digits: Path, variant: str) -> None:
+def test_a_list_gives_the_predictions_of_single_calls(bundle: Bundle, digits: Path, variant: str) -> None:
     predictor = edgetl.load(bundle, variant=variant)
     paths = [next((digits / str(digit)).iterdir()) for digit in range(10)] * 2
     together = predictor.predict(paths)
-    for path, answer in zip(paths, together, strict=True):
-        alone = predictor.predict(path)
-        assert alone.label == answer.label
-        np.testing.assert_allclose(alone.scores, answer.scores, atol=1e-5)
+    for path, prediction in zip(paths, together, strict=True):
+        single = predictor.predict(path)
+        assert single.label == prediction.label
+        np.testing.assert_allclose(single.scores, prediction.scores, atol=1e-5)
     assert predictor.predict([]) == []
 
 
-def test_several_threads_share_one_predictor(bundle: Bundle, digits: Path) -> None:
+def test_several_threads_can_use_the_same_predictor(bundle: Bundle, digits: Path) -> None:
     paths = [path for digit in range(10) for path in sorted((digits / str(digit)).iterdir())[:5]]
     for variant in VARIANTS[:2]:
         predictor = edgetl.load(bundle, variant=variant, threads=1)
@@ -62,12 +62,12 @@ def test_the_default_is_the_first_variant(bundle: Bundle) -> None:
     assert predictor.variant == bundle.manifest.variants[0]
 
 
-def test_an_unknown_variant_is_answered_with_those_there_are(bundle: Bundle) -> None:
+def test_an_unknown_variant_is_an_error_that_lists_the_variants(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match=r"no variant 'onnx-int4'; it has .*onnx-int8"):
         edgetl.load(bundle, variant="onnx-int4")
 
 
-def test_a_changed_model_file_is_never_loaded(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_changed_model_file_is_not_loaded(bundle: Bundle, tmp_path: Path) -> None:
     import shutil
 
     copy = tmp_path / "copy"
@@ -80,7 +80,7 @@ def test_a_changed_model_file_is_never_loaded(bundle: Bundle, tmp_path: Path) ->
             edgetl.load(copy, variant=file.split("/")[0])
 
 
-def test_a_run_given_to_load_is_told_how_to_export(tmp_path: Path) -> None:
+def test_loading_a_run_is_an_error_with_the_export_command(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(BundleError, match=r"is a run, not a bundle\. Make one with: edgetl export"):
         edgetl.load(tmp_path)
@@ -90,47 +90,47 @@ def test_a_run_given_to_load_is_told_how_to_export(tmp_path: Path) -> None:
     ("format_", "files"),
     [("onnx", [b"not a model"]), ("onnx", [b""]), ("openvino", [b"<html></html>", b""]), ("openvino", [b"", b"x"])],
 )
-def test_garbage_is_refused_with_one_line(format_: str, files: list[bytes]) -> None:
-    with pytest.raises(EngineError, match="damaged or hostile") as caught:
+def test_an_invalid_file_is_an_error_of_one_line(format_: str, files: list[bytes]) -> None:
+    with pytest.raises(EngineError, match="damaged or malicious") as caught:
         load_engine(format_, files, threads=1)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("variant", VARIANTS[:2])
-def test_a_batch_of_the_wrong_shape_is_refused(bundle: Bundle, variant: str) -> None:
+def test_a_batch_of_the_wrong_shape_is_an_error(bundle: Bundle, variant: str) -> None:
     predictor = edgetl.load(bundle, variant=variant)
     with pytest.raises(EngineError, match=r"batch of shape \[1, 4, 48, 48\]"):
         predictor.logits(np.zeros((1, 4, 48, 48), np.float32))
 
 
-def test_a_model_with_another_number_of_classes_is_refused() -> None:
+def test_a_model_with_another_number_of_classes_is_an_error() -> None:
     predictor = edgetl.Predictor(FixedEngine([1.0, 2.0]), ["a", "b", "c"], PreprocessSpec(input_size=(16, 16)))
     with pytest.raises(EngineError, match=r"shape \[1, 2\].*3 labels"):
         predictor.predict(np.zeros((16, 16, 3), np.uint8))
 
 
-def test_zero_threads_are_refused(bundle: Bundle) -> None:
+def test_zero_threads_are_an_error(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="--threads 0"):
         edgetl.load(bundle, threads=0)
 
 
-def test_the_fixed_engine_serves_applications_tests() -> None:
+def test_the_fixed_engine_works_in_a_predictor() -> None:
     predictor = edgetl.Predictor(FixedEngine([0.0, 9.0]), ["cat", "dog"], PreprocessSpec(input_size=(16, 16)))
     assert predictor.predict(np.zeros((16, 16, 3), np.uint8)).label == "dog"
 
 
-def test_one_bad_image_of_a_list_is_named(bundle: Bundle, picture: Path, tmp_path: Path) -> None:
+def test_an_invalid_image_of_a_list_is_named(bundle: Bundle, image_path: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_text("hello")
     with pytest.raises(ImageError, match=r"bad\.png"):
-        edgetl.load(bundle).predict([picture, bad])
+        edgetl.load(bundle).predict([image_path, bad])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_prediction_imports_nothing_of_the_bench(bundle: Bundle, picture: Path, variant: str) -> None:
+def test_a_prediction_imports_no_library_of_training_and_export(bundle: Bundle, image_path: Path, variant: str) -> None:
     code = f"""
 import sys, edgetl
-print(edgetl.load({str(bundle.path)!r}, variant={variant!r}).predict({str(picture)!r}).label)
+print(edgetl.load({str(bundle.path)!r}, variant={variant!r}).predict({str(image_path)!r}).label)
 heavy = {{"torch", "torchvision", "timm", "lightning", "onnx", "nncf", "sklearn", "matplotlib", "pickletools", "typer", "rich"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
@@ -139,16 +139,16 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 
 
 @pytest.mark.parametrize("variant", VARIANTS[:2])
-def test_signals_still_reach_the_process_after_predictors_came_and_went(bundle: Bundle, picture: Path, variant: str) -> None:
+def test_signals_are_handled_after_predictors_are_deleted(bundle: Bundle, image_path: Path, variant: str) -> None:
     code = f"""
 import os, signal, edgetl
 first, second = (edgetl.load({str(bundle.path)!r}, variant={variant!r}) for _ in range(2))
-first.predict({str(picture)!r}), second.predict({str(picture)!r})
+first.predict({str(image_path)!r}), second.predict({str(image_path)!r})
 del first
 third = edgetl.load({str(bundle.path)!r}, variant={variant!r})
 del second, third
-signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
 os.kill(os.getpid(), signal.SIGUSR1)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

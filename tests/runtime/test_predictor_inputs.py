@@ -1,4 +1,4 @@
-"""Inputs of a predictor: every form of one image, ordered iterables of them, and a plain sentence for the rest; copies and pickles."""
+"""Inputs of a predictor: every form of an image, iterables of images, errors for other inputs. Copies and pickles of a predictor."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from edgetl.core.preprocess import Batch, PreprocessSpec
 from edgetl.errors import BundleError, ImageError
 from edgetl.runtime.predictor import MAX_BATCH
 
-PICTURE: NDArray[np.uint8] = np.full((16, 16, 3), 200, np.uint8)
+IMAGE: NDArray[np.uint8] = np.full((16, 16, 3), 200, np.uint8)
 
 
 class Brightness:
-    """An engine whose second logit is the mean input; it remembers the sizes of its batches."""
+    """Engine with the mean input as its second logit. It records the sizes of its batches."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -50,7 +50,7 @@ def predictor(engine: Brightness) -> edgetl.Predictor:
 @pytest.fixture
 def encoded() -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(PICTURE).save(buffer, "PNG")
+    Image.fromarray(IMAGE).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -58,11 +58,11 @@ def test_every_form_of_one_image_gives_the_same_prediction(predictor: edgetl.Pre
     (tmp_path / "a.png").write_bytes(encoded)
     forms: list[Any] = [tmp_path / "a.png", str(tmp_path / "a.png"), encoded, bytearray(encoded), memoryview(encoded), io.BytesIO(encoded)]
     with open(tmp_path / "a.png", "rb") as file:
-        found = [predictor.predict(form) for form in [*forms, file, Image.fromarray(PICTURE), PICTURE]]
+        found = [predictor.predict(form) for form in [*forms, file, Image.fromarray(IMAGE), IMAGE]]
     assert found == [found[0]] * 9 and found[0].label == "light"
 
 
-def test_ordered_iterables_give_a_list_in_their_order(predictor: edgetl.Predictor) -> None:
+def test_iterables_give_a_list_in_their_order(predictor: edgetl.Predictor) -> None:
     arrays = [np.full((16, 16, 3), value, np.uint8) for value in (0, 255, 10)]
     expected = [predictor.predict(array) for array in arrays]
     for several in (
@@ -77,13 +77,13 @@ def test_ordered_iterables_give_a_list_in_their_order(predictor: edgetl.Predicto
     assert predictor.predict(iter([])) == []
 
 
-def test_a_generator_is_read_in_batches_and_never_as_a_whole(predictor: edgetl.Predictor, engine: Brightness) -> None:
+def test_a_generator_is_read_in_batches(predictor: edgetl.Predictor, engine: Brightness) -> None:
     ahead: list[int] = []
 
     def images() -> Iterator[NDArray[np.uint8]]:
         for _ in range(2 * MAX_BATCH + 3):
             ahead.append(len(ahead) - sum(engine.sizes))
-            yield PICTURE
+            yield IMAGE
 
     assert len(predictor.predict(images())) == 2 * MAX_BATCH + 3
     assert engine.sizes == [MAX_BATCH, MAX_BATCH, 3] and max(ahead) < MAX_BATCH
@@ -93,9 +93,9 @@ def test_a_generator_is_read_in_batches_and_never_as_a_whole(predictor: edgetl.P
     ("source", "message"),
     [
         (None, "cannot read an image from a NoneType; give a path, bytes, a binary file"),
-        ({"a": PICTURE}, "cannot read an image from a dict"),
+        ({"a": IMAGE}, "cannot read an image from a dict"),
         ({"a.png"}, "cannot read an image from a set"),
-        ([PICTURE, 7], "cannot read an image from a int"),
+        ([IMAGE, 7], "cannot read an image from a int"),
         ("no-such.png", r"no-such\.png: No such file"),
         (b"", "image of 0 bytes is not a JPEG"),
         (io.StringIO("text"), r"gives str, not bytes; open it in binary mode: open\(path, 'rb'\)"),
@@ -104,7 +104,7 @@ def test_a_generator_is_read_in_batches_and_never_as_a_whole(predictor: edgetl.P
         (np.zeros((16, 16, 3), np.float32), "an array of float32 is ambiguous"),
     ],
 )
-def test_other_inputs_are_refused_with_what_is_accepted(predictor: edgetl.Predictor, source: Any, message: str) -> None:
+def test_other_inputs_are_an_error_that_lists_the_supported_types(predictor: edgetl.Predictor, source: Any, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         predictor.predict(source)
 
@@ -117,7 +117,7 @@ def test_a_closed_file_is_an_image_error(predictor: edgetl.Predictor, tmp_path: 
         predictor.predict(file)
 
 
-def test_images_of_12_bits_follow_the_rule_of_the_model(engine: Brightness) -> None:
+def test_images_of_12_bits_use_the_intensity_rule_of_the_model(engine: Brightness) -> None:
     spec = PreprocessSpec(input_size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3, intensity=Intensity(high=4095))
     image = np.full((16, 16), 4000, np.uint16)
     assert edgetl.Predictor(engine, ["dark", "light"], spec).predict(image).label == "light"
@@ -125,22 +125,22 @@ def test_images_of_12_bits_follow_the_rule_of_the_model(engine: Brightness) -> N
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_a_predictor_with_an_engine_of_its_own_cannot_be_copied(predictor: edgetl.Predictor, duplicate: Any) -> None:
-    with pytest.raises(TypeError, match=r"load one from a bundle: edgetl\.load\(PATH\)"):
+def test_a_predictor_with_a_custom_engine_cannot_be_copied(predictor: edgetl.Predictor, duplicate: Any) -> None:
+    with pytest.raises(TypeError, match=r"Load it from a bundle: edgetl\.load\(PATH\)"):
         duplicate(predictor)
 
 
-def test_a_loaded_predictor_is_copied_and_works_in_another_process(bundle: Bundle) -> None:
+def test_a_loaded_predictor_can_be_copied_and_used_in_another_process(bundle: Bundle) -> None:
     predictor = edgetl.load(bundle.path, variant="onnx-fp32", threads=1)
-    expected = predictor.predict(PICTURE)
+    expected = predictor.predict(IMAGE)
     again = pickle.loads(pickle.dumps(predictor))
     assert again.variant == predictor.variant
-    assert [item.predict(PICTURE) for item in (again, copy.deepcopy(predictor))] == [expected, expected]
+    assert [item.predict(IMAGE) for item in (again, copy.deepcopy(predictor))] == [expected, expected]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.map(predictor.predict, [PICTURE]) == [expected]
+        assert pool.map(predictor.predict, [IMAGE]) == [expected]
 
 
-def test_a_copy_is_refused_where_the_bundle_became_another_one(bundle: Bundle) -> None:
+def test_a_copy_is_an_error_after_the_bundle_has_changed(bundle: Bundle) -> None:
     load_again, (path, threads, variant) = edgetl.load(bundle.path, variant="onnx-fp32").__reduce__()
     with pytest.raises(BundleError, match="has changed since the predictor was copied"):
         load_again(path, threads, variant.model_copy(update={"median_ms": 1e9}))

@@ -1,4 +1,4 @@
-"""Engines that are missing, old or broken (A32), bare machines (A33), and files that nobody asked for (A34)."""
+"""Environment of the runtime: missing, old and broken engines, hosts without writable folders, no unexpected files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import edgetl
 from edgetl.core.bundle import Bundle
 from edgetl.errors import EngineError, MissingExtraError
 from edgetl.installation import install_command
-from edgetl.runtime.engine_versions import OLDEST, differs, need
+from edgetl.runtime.engine_versions import OLDEST, check_version, version_hint
 from tests.runtime.hostile import forge
 
 FORMATS = ["onnx", "openvino"]
@@ -26,7 +26,7 @@ RUN = "from edgetl.cli.app import main; main(sys.argv[1:])"
 
 
 def _edgetl(before: str, *arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """The command line in a process that first runs the lines ``before``."""
+    """Run the command line in a process that runs the lines ``before`` first."""
     code = f"import json, os, sys\nsys.path[:] = json.loads(sys.argv.pop(1))\n{before}\n{RUN}"
     command = [sys.executable, "-c", code, json.dumps([path for path in sys.path if path]), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
@@ -37,74 +37,70 @@ def _one_variant(bundle: Bundle, target: Path, format_: str) -> Path:
     return forge(bundle, target, name, [bundle.read(file) for file in bundle.variant(name).files])
 
 
-# --- A32 -------------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("format_", FORMATS)
-def test_a_missing_engine_is_named_with_its_pip_command(bundle: Bundle, digits: Path, tmp_path: Path, format_: str) -> None:
+def test_a_missing_engine_is_an_error_with_the_pip_command(bundle: Bundle, digits: Path, tmp_path: Path, format_: str) -> None:
     library = LIBRARIES[format_]
     done = _edgetl(f"sys.modules[{library!r}] = None", "predict", _one_variant(bundle, tmp_path / "b", format_), digits / "1")
     assert (done.returncode, done.stdout) == (MissingExtraError.exit_code, ""), done.stderr
     assert done.stderr.strip() == f"error: {library} is not installed. Install it with: {install_command(library)}"
 
 
-def test_without_one_engine_the_other_answers(bundle: Bundle, digits: Path) -> None:
-    picture = next((digits / "3").iterdir())
-    done = _edgetl("sys.modules['onnxruntime'] = None", "predict", bundle.path, picture, "--json")
+def test_a_missing_engine_is_replaced_by_the_other_engine(bundle: Bundle, digits: Path) -> None:
+    image = next((digits / "3").iterdir())
+    done = _edgetl("sys.modules['onnxruntime'] = None", "predict", bundle.path, image, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["variant"].startswith("openvino-")
 
 
-def test_an_engine_that_cannot_be_imported_is_told_from_a_missing_one(bundle: Bundle, digits: Path, tmp_path: Path) -> None:
+def test_a_broken_engine_is_an_error_with_the_command_to_reinstall_it(bundle: Bundle, digits: Path, tmp_path: Path) -> None:
     (tmp_path / "broken/onnxruntime").mkdir(parents=True)
     (tmp_path / "broken/onnxruntime/__init__.py").write_text("raise ImportError('libgomp.so.1: cannot open shared object file')")
     before = f"sys.path.insert(0, {str(tmp_path / 'broken')!r})"
     done = _edgetl(before, "predict", _one_variant(bundle, tmp_path / "b", "onnx"), digits / "1")
     assert (done.returncode, done.stdout) == (EngineError.exit_code, ""), done.stderr
-    assert "onnxruntime is installed and cannot be imported: libgomp.so.1: cannot open shared object file" in done.stderr
+    assert "onnxruntime is installed but cannot be imported: libgomp.so.1: cannot open shared object file" in done.stderr
     assert install_command("onnxruntime", "--force-reinstall") in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("library", "found"), [("onnxruntime", "1.15.1"), ("openvino", "2024.6.0-17404-4c0f47d2335-releases/2024/6")])
-def test_an_engine_that_is_too_old_is_told_the_release_it_needs(library: str, found: str) -> None:
-    with pytest.raises(EngineError, match=rf"{library} {found} is too old: edgetl needs {library} >= .*pip install --upgrade"):
-        need(library, found)
-    need(library, OLDEST[library])
-    need(library, "9999.0.0")
+def test_an_old_engine_is_an_error_with_the_minimum_version(library: str, found: str) -> None:
+    with pytest.raises(EngineError, match=rf"{library} {found} is too old. edgetl needs {library} >= .*pip install --upgrade"):
+        check_version(library, found)
+    check_version(library, OLDEST[library])
+    check_version(library, "9999.0.0")
 
 
 def test_an_old_engine_loads_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", "1.15.1")
-    with pytest.raises(EngineError, match=r"model\.onnx: onnxruntime 1\.15\.1 is too old: edgetl needs onnxruntime >= 1\.22"):
+    with pytest.raises(EngineError, match=r"model\.onnx: onnxruntime 1\.15\.1 is too old\. edgetl needs onnxruntime >= 1\.22"):
         edgetl.load(bundle, variant="onnx-fp32")
 
 
-def test_the_oldest_releases_are_those_that_the_extras_install() -> None:
+def test_the_minimum_versions_equal_the_lower_bounds_of_the_extras() -> None:
     extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {name: extras[name] for name in OLDEST} == {name: [f"{name}>={oldest}"] for name, oldest in OLDEST.items()}
 
 
-def test_a_refused_file_of_another_release_is_told_which_one_fits() -> None:
-    assert differs("openvino", "2025.2.0", "2026.4.1") == (
-        " The bundle was checked with openvino 2026.4.1, and here is 2025.2.0, which is older: pip install openvino==2026.4.1"
+def test_the_version_hint_names_the_version_of_the_bundle() -> None:
+    assert version_hint("openvino", "2025.2.0", "2026.4.1") == (
+        " The bundle was verified with openvino 2026.4.1; the installed 2025.2.0 is older. "
+        "Install the other version with: pip install openvino==2026.4.1"
     )
-    assert "which is newer" in differs("onnxruntime", "1.31.1", "1.30.0")
-    assert differs("openvino", "2026.4.0", "2026.4.1-releases") == "" == differs("openvino", "2026.4.0", None)
+    assert "is newer" in version_hint("onnxruntime", "1.31.1", "1.30.0")
+    assert version_hint("openvino", "2026.4.0", "2026.4.1-releases") == "" == version_hint("openvino", "2026.4.0", None)
 
-
-# --- A33 -------------------------------------------------------------------------------------------------------------------------
 
 BARE = """
-os.chdir(sys.argv[1]); os.rmdir(sys.argv.pop(1))  # the current folder is gone
+os.chdir(sys.argv[1]); os.rmdir(sys.argv.pop(1))  # remove the current folder
 os.umask(0o077)
 import resource
-resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no file can be written, wherever it is
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no file can be written
 """
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_a_bare_machine_verifies_and_predicts(bundle: Bundle, digits: Path, tmp_path: Path, format_: str) -> None:
-    """No home, temporary or current folder, nothing to write to, and a read-only bundle in a folder with an odd name."""
+def test_verify_and_predict_work_without_writable_folders(bundle: Bundle, digits: Path, tmp_path: Path, format_: str) -> None:
+    """The host has no home, temporary or current folder. The bundle is read-only, in a folder with an unusual name."""
     root = tmp_path / " a b\n[é]*漢 "
     root.mkdir()
     path = _one_variant(bundle, root / "bundle", format_)
@@ -121,12 +117,9 @@ def test_a_bare_machine_verifies_and_predicts(bundle: Bundle, digits: Path, tmp_
         item.chmod(0o755)
 
 
-# --- A34 -------------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("format_", FORMATS)
-def test_the_device_writes_no_cache_and_nothing_else(bundle: Bundle, tmp_path: Path, format_: str) -> None:
-    """edgetl uses no cache of compiled networks, so none can be damaged or of another CPU; nor may engines leave files of their own."""
+def test_verify_writes_no_files(bundle: Bundle, tmp_path: Path, format_: str) -> None:
+    """edgetl has no cache of compiled networks, which could be damaged or belong to another CPU. Engines must not write files either."""
     path = _one_variant(bundle, tmp_path / "bundle", format_)
     before = sorted(path.rglob("*"))
     empty = {name: tmp_path / name.lower() for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "HERE")}

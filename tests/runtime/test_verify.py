@@ -20,14 +20,14 @@ def copy(bundle: Bundle, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def test_an_untouched_bundle_answers_as_on_the_bench(bundle: Bundle) -> None:
+def test_an_unchanged_bundle_reproduces_its_golden_scores(bundle: Bundle) -> None:
     report = verify(bundle.path)
     assert report.files == len(bundle.manifest.all_files()) and not report.skipped
     assert {check.variant for check in report.checked} == {variant.name for variant in bundle.manifest.variants}
     assert all(check.largest_difference <= check.tolerance / 10 for check in report.checked)
 
 
-def test_a_flipped_bit_anywhere_fails_and_names_the_file(bundle: Bundle, copy: Path) -> None:
+def test_a_flipped_bit_in_any_file_is_an_error_that_names_it(bundle: Bundle, copy: Path) -> None:
     for file in bundle.manifest.all_files():
         whole = (copy / file.path).read_bytes()
         (copy / file.path).write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
@@ -37,16 +37,16 @@ def test_a_flipped_bit_anywhere_fails_and_names_the_file(bundle: Bundle, copy: P
     assert verify(copy).files
 
 
-def test_golden_answers_that_are_off_name_image_and_variant(copy: Path) -> None:
+def test_a_wrong_golden_score_is_an_error_with_image_and_variant(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     scores = manifest["golden"][2]["scores"]["onnx-fp32"]
     scores.reverse()
     (copy / "manifest.json").write_text(json.dumps(manifest) + "\n")
-    with pytest.raises(AccuracyGateError, match=r"onnx-fp32 scores golden/02\.png"):
+    with pytest.raises(AccuracyGateError, match=r"scores of onnx-fp32 for golden/02\.png differ"):
         verify(copy)
 
 
-def test_the_training_folder_given_back_is_scored_on_unseen_images_only(bundle: Bundle, run: Run, digits: Path) -> None:
+def test_evaluating_the_training_folder_uses_unseen_images_only(bundle: Bundle, run: Run, digits: Path) -> None:
     report = evaluate_bundle(bundle.path, digits, EvaluationConfig(variant="onnx-fp32"))
     assert run.record.test is not None
     assert report.result == run.record.test
@@ -55,7 +55,7 @@ def test_the_training_folder_given_back_is_scored_on_unseen_images_only(bundle: 
     assert everything.left_out == 0 and everything.result.accuracy.n == sum(run.record.images.values())
 
 
-def test_a_folder_of_only_seen_images_is_refused(bundle: Bundle, run: Run, tmp_path: Path) -> None:
+def test_a_folder_with_seen_images_only_is_an_error(bundle: Bundle, run: Run, tmp_path: Path) -> None:
     for sample in run.samples("train")[:40]:
         target = tmp_path / "seen" / run.record.labels[sample.label] / sample.path.name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,11 +69,11 @@ def test_unknown_classes_are_named(bundle: Bundle, colours: Path) -> None:
         evaluate_bundle(bundle.path, colours)
 
 
-def test_the_command_line_names_the_golden_image_that_is_off(copy: Path) -> None:  # A31
+def test_the_command_line_names_the_golden_image_that_differs(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     for name in manifest["golden"][1]["scores"]:
         manifest["golden"][1]["scores"][name].reverse()
     (copy / "manifest.json").write_text(json.dumps(manifest) + "\n")
     done = edgetl("verify", copy)
     assert (done.returncode, done.stdout) == (AccuracyGateError.exit_code, "")
-    assert done.stderr.count("error:") == 1 and "scores golden/01.png" in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("error:") == 1 and "for golden/01.png differ" in done.stderr and "Traceback" not in done.stderr

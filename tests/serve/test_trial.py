@@ -29,7 +29,7 @@ def test_a_small_file_that_takes_gigabytes_is_not_served(bundle: Bundle, tmp_pat
     forged = _forged(bundle, tmp_path, format_, hungry(3.3))
     done = edgetl("serve", forged, "--port", "1", "--insecure", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (EngineError.exit_code, ""), done.stderr
-    assert "in a process of its own failed" in done.stderr and "Traceback" not in done.stderr
+    assert "in a separate process failed" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_reload_of_a_network_that_takes_gigabytes_is_refused(bundle: Bundle, photo: bytes, tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_reload_of_a_network_that_takes_gigabytes_is_refused(bundle: Bundle, p
         point(link, forged)
         served.process.send_signal(1)
         until(lambda: served.metric('edgetl_reload_total{result="refused"') == 1)
-        assert "in a process of its own failed" in served.said()
+        assert "in a separate process failed" in served.said()
         assert served.workers() == worker and httpx.post(f"{served.url}/predict", content=photo).status_code == 200
 
 

@@ -149,7 +149,7 @@ def test_the_record_says_what_the_network_answers(squares: Path, tmp_path: Path)
     assert run.record.test is not None and report.result.accuracy == run.record.test.accuracy
     assert report.result.score.value == pytest.approx(run.record.test.score.value)
     with pytest.raises(
-        ConfigError, match=r"multi-label model: give the labels of the images with --labels FILE.csv \(columns file, red, green"
+        ConfigError, match=r"multi-label model\. Set the labels of the images with --labels FILE.csv \(columns file, red, green"
     ):
         evaluate_run(run.path, squares / "images")
 
