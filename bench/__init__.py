@@ -1,1 +1,1 @@
-"""Measurements: every figure of the README is printed by something here, with the machine it came from."""
+"""Benchmarks that print every figure of the README and the documentation, with the host of the measurement."""

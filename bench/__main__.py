@@ -1,7 +1,8 @@
-"""``python -m bench [preprocess|path|footprint|ecosystem …]``: print figures for the README; all of them without an argument.
+"""Benchmark suites: ``python -m bench [preprocess|path|footprint|ecosystem …]``. Without an argument, all suites run.
 
-Ratios are taken in one run on one machine, the competitors in turn within each round. The photographs and weights come from the
-reference folder (``EDGETL_SHARED``, default ``../shared``); a run and a bundle are made first unless ``--run`` and ``--bundle`` name them.
+Ratios compare measurements of one run on one host, with the contenders in turn within each round. The photographs and weights are in the
+reference folder (``EDGETL_SHARED``, default ``../shared``). A run and a bundle are created first, unless ``--run`` and ``--bundle`` name
+them.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ SUITES = {"preprocess": preprocess.main, "path": path.main, "footprint": footpri
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("suites", nargs="*", choices=[[], *SUITES], default=[])
-    parser.add_argument("--run", type=Path, help="a run of MobileNetV2 on trashnet [default: train one]")
-    parser.add_argument("--bundle", type=Path, help="its bundle [default: export one]")
+    parser.add_argument("--run", type=Path, help="run of a MobileNetV2 on trashnet [default: train one]")
+    parser.add_argument("--bundle", type=Path, help="bundle of the run [default: export one]")
     given = parser.parse_args()
     if not (SHARED / "data").is_dir():
-        parser.exit(0, f"nothing measured: the reference images are not at {SHARED} (EDGETL_SHARED)\n")
+        parser.exit(0, f"nothing was measured: the reference images are not at {SHARED}. Set EDGETL_SHARED to their folder.\n")
     print(describe_host())
     print(", ".join(f"{name} {version}" for name, version in versions().items()))
     with tempfile.TemporaryDirectory() as work:

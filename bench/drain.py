@@ -1,8 +1,8 @@
-"""``python -m bench.drain BUNDLE``: number of requests lost on SIGTERM under load, over repeated trials.
+"""Graceful shutdown of the server: number of requests lost on SIGTERM under load, over repeated trials.
 
-A request is lost if it was sent on an accepted connection and got no complete response. Connections on which the server had announced
-their end (``Connection: close``) do not count. Four kinds of clients send requests without a pause: on one connection, on a new one for
-each request, three requests at once (pipelined), and on a connection with pauses of up to 50 ms.
+``python -m bench.drain BUNDLE``. A request is lost if it was sent on an accepted connection and got no complete response. Connections
+that the server has announced to close (``Connection: close``) do not count. There are four kinds of clients: one connection; a new
+connection for each request; three pipelined requests; one connection with pauses of up to 50 ms.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _GET = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Load:
-    """Clients in a thread of their own, from the construction until the server accepts no more connections or ``end``.
+    """Clients in a background thread. They start with the construction and stop with ``end`` or when the server accepts no connection.
 
     Attributes:
-        statuses: number of complete answers by status.
-        lost: what happened to each request that was lost.
+        statuses: number of complete responses by status.
+        lost: error of each lost request.
     """
 
     def __init__(self, port: int, photo: bytes, *, of_each: int) -> None:
@@ -43,7 +43,7 @@ class Load:
         self._thread.start()
 
     def end(self) -> None:
-        """Stop asking, and wait for the answers."""
+        """Stop sending requests, and wait for the pending responses."""
         self._stop = True
         self._thread.join()
 
@@ -56,13 +56,13 @@ class Load:
             try:
                 reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
             except OSError:
-                # Nobody accepts any more; nothing was sent.
+                # The server accepts no more connections. No request was sent.
                 return
             open_ = True
             while open_ and not self._stop:
                 await asyncio.sleep(random.uniform(0, pause_s))
                 if reader.at_eof():
-                    # Closed between two requests.
+                    # The server closed the connection between two requests.
                     break
                 open_ = await self._exchange(reader, writer, requests) and not fresh
             writer.close()
@@ -70,7 +70,7 @@ class Load:
                 await writer.wait_closed()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, requests: list[bytes]) -> bool:
-        """Send the requests at once, and read their answers; whether the connection stays open."""
+        """Send the requests at once and read their responses. Return True if the connection stays open."""
         try:
             writer.write(b"".join(requests))
             for _ in requests:
@@ -87,7 +87,7 @@ class Load:
 
 
 def drain(path: Path, variant: str, trials: int, seconds: float) -> None:
-    """Print the figures of each trial, and of all."""
+    """Print the results of each trial, and of all trials together."""
     bundle = open_bundle(path)
     photo = (bundle.path / bundle.manifest.golden[0].image.path).read_bytes()
     statuses: Counter[int] = Counter()
@@ -108,9 +108,10 @@ def drain(path: Path, variant: str, trials: int, seconds: float) -> None:
         statuses += load.statuses
         lost += load.lost
         print(
-            f"trial {trial + 1}: {load.statuses.total()} answers, {len(load.lost)} lost, ended with {code} after {took:.1f} s", flush=True
+            f"trial {trial + 1}: {load.statuses.total()} responses, {len(load.lost)} lost requests, exit code {code} after {took:.1f} s",
+            flush=True,
         )
-    print(f"{trials} SIGTERMs, {statuses.total()} answers, by status {dict(statuses)}, lost: {len(lost)}")
+    print(f"{trials} trials: {statuses.total()} responses, by status {dict(statuses)}; {len(lost)} lost requests")
     for text in lost[:10]:
         print(f"  {text}")
 

@@ -1,8 +1,8 @@
-"""``python -m bench.few_images``: what int8 files that pass the gate lose on unseen images, where there are 10 training images a class.
+"""Accuracy drop of int8 files that pass the accuracy gate, for runs with 10 labeled images per class.
 
-Six trainings (three draws of five classes of two data sets) of a linear probe on the ImageNet MobileNetV2; each is exported with the gate
-on its few labeled validation images alone (``labels``), and with the agreement on unlabeled images (``agreement``). Images of the
-classes that the training was not given are then predicted by the fp32 file and by each int8 file.
+``python -m bench.few_images``. Six runs (three samples of five classes from two data sets) train a linear probe on the ImageNet
+MobileNetV2. Each run is exported twice: with a gate that uses the few labeled validation images only (``labels``), and with agreement on
+unlabeled images (``agreement``). The drop is measured on unseen images, as the difference between the fp32 and the int8 files.
 """
 
 from __future__ import annotations
@@ -43,40 +43,39 @@ MOST_UNSEEN = 1000
 
 
 def main() -> None:
-    """Print the table."""
+    """Print one row for each exported int8 variant."""
     parser = argparse.ArgumentParser(prog="python -m bench.few_images", description=__doc__)
-    parser.add_argument("--cpu", choices=("here", "any"), default="any", help="as of `edgetl export`; any: 7-bit weights")
+    parser.add_argument("--cpu", choices=("here", "any"), default="any", help="option of `edgetl export`; any: 7-bit weights")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--data", default=",".join(DATA_SETS))
-    parser.add_argument("--keep", type=Path, help="a folder for the trainings, used again if they are there")
+    parser.add_argument("--keep", type=Path, help="folder for the runs; existing runs are reused")
     given = parser.parse_args()
     host = fingerprint()
     print(f"{host['cpu']}, {host['flags']}; --cpu {given.cpu}; " + ", ".join(f"{k} {v}" for k, v in versions().items()))
-    print("| images | gate | variant | trained model, unseen | loss on unseen (95 %) | changed | attempts | export |\n" + "|---" * 8 + "|")
-    losses: dict[str, list[float]] = {"labels": [], "agreement": []}
+    columns = "images", "gate", "variant", "accuracy of fp32", "drop (95 % interval)", "changed predictions", "attempts", "export time"
+    print(f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|")
+    drops: dict[str, list[float]] = {"labels": [], "agreement": []}
     with tempfile.TemporaryDirectory() as name:
         root = given.keep or Path(name)
         for data in given.data.split(","):
             for seed in map(int, given.seeds.split(",")):
                 run = _train(SHARED / "data" / data, root / f"{data}-{seed}", seed)
                 unseen = _unseen(run, root / f"{data}-{seed}" / "unseen")
-                for gate in losses:
-                    losses[gate] += _export(run, unseen, gate, given.cpu, f"{data} {seed}")
-    for gate, found in losses.items():
+                for gate in drops:
+                    drops[gate] += _export(run, unseen, gate, given.cpu, f"{data} {seed}")
+    for gate, found in drops.items():
         if found:
-            print(
-                f"gate on {gate}: {len(found)} int8 files passed; loss on unseen images: mean {np.mean(found):.4f}, worst {max(found):.4f}"
-            )
+            print(f"gate with {gate}: {len(found)} int8 files passed; accuracy drop: mean {np.mean(found):.4f}, worst {max(found):.4f}")
 
 
 def _train(data: Path, folder: Path, seed: int) -> Run:
-    """A probe on ``IMAGES`` of each of ``CLASSES`` classes; the other images of the classes are linked as ``unseen``."""
+    """Train a linear probe on ``IMAGES`` images of each of ``CLASSES`` classes. The other images are copied to the folder ``unseen``."""
     if (folder / "run").is_dir():
         return open_run(folder / "run")
-    draw = random.Random(seed)
-    for label in sorted(draw.sample(sorted(path.name for path in data.iterdir() if path.is_dir()), CLASSES)):
+    rng = random.Random(seed)
+    for label in sorted(rng.sample(sorted(path.name for path in data.iterdir() if path.is_dir()), CLASSES)):
         files = sorted((data / label).iterdir())
-        draw.shuffle(files)
+        rng.shuffle(files)
         for part, chosen in (("images", files[:IMAGES]), ("unseen", files[IMAGES:])):
             (folder / part / label).mkdir(parents=True)
             for file in chosen:
@@ -90,14 +89,14 @@ def _unseen(run: Run, folder: Path) -> PixelSet:
 
 
 def _labels_only(run: Run, config: ExportConfig, work: Path, progress: Progress) -> ExportContext:
-    """Prepare an export whose gate has the labeled validation images alone."""
+    """Prepare an export with a gate that uses the labeled validation images only."""
     context = prepare(run, config, work, progress)
     context.gate = replace(context.gate, more=None)
     return context
 
 
 def _export(run: Run, unseen: PixelSet, gate: str, cpu: str, name: str) -> list[float]:
-    """Export both int8 variants and print a row of each; the losses of those that passed."""
+    """Export both int8 variants and print a row for each. Return the accuracy drops of the variants that passed."""
     config = ExportConfig.model_validate({"precisions": ("fp32", "int8"), "allow_missing": True, "cpu": cpu})
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(package, "prepare", _labels_only if gate == "labels" else prepare):
         begin = time.perf_counter()
@@ -108,7 +107,7 @@ def _export(run: Run, unseen: PixelSet, gate: str, cpu: str, name: str) -> list[
             return []
         seconds = time.perf_counter() - begin
         for item in bundle.manifest.rejected:
-            print(f"| {name} | {gate} | {item.name} refused | | {item.reason} | | {len(item.attempts)} | {seconds:.0f} s |", flush=True)
+            print(f"| {name} | {gate} | {item.name} rejected | | {item.reason} | | {len(item.attempts)} | {seconds:.0f} s |", flush=True)
         trained = _predictions(bundle, "onnx-fp32", unseen)
         passed = [variant for variant in bundle.manifest.variants if variant.attempts]
         return [_row(bundle, variant, unseen, trained, f"{name} | {gate}", seconds) for variant in passed]
@@ -122,13 +121,13 @@ def _predictions(bundle: Bundle, name: str, images: PixelSet) -> NDArray[np.intp
 
 def _row(bundle: Bundle, variant: Variant, unseen: PixelSet, trained: NDArray[np.intp], prefix: str, seconds: float) -> float:
     labels, found = labels_of(unseen.samples), _predictions(bundle, variant.name, unseen)
-    loss = paired_drop(trained == labels, found == labels)
+    drop = paired_drop(trained == labels, found == labels)
     print(
-        f"| {prefix} | {variant.name} | {(trained == labels).mean():.4f}, n = {loss.n} | {loss.value:+.4f} "
-        f"({loss.low:+.4f} to {loss.high:+.4f}) | {(found != trained).mean():.3f} | {len(variant.attempts)} | {seconds:.0f} s |",
+        f"| {prefix} | {variant.name} | {(trained == labels).mean():.4f}, n = {drop.n} | {drop.value:+.4f} "
+        f"({drop.low:+.4f} to {drop.high:+.4f}) | {(found != trained).mean():.3f} | {len(variant.attempts)} | {seconds:.0f} s |",
         flush=True,
     )
-    return loss.value
+    return drop.value
 
 
 if __name__ == "__main__":

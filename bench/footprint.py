@@ -1,4 +1,4 @@
-"""What a device pays: start-up times, memory, and the size of an installation with one engine."""
+"""Footprint on a device: start-up times, memory, and size of an installation with one engine."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def main(_: Path, bundle: Path, __: Path) -> None:
         ("import edgetl", ["-c", "import edgetl"]),
         ("edgetl --help", ["-m", "edgetl.cli.app", "-h"]),
     ):
-        print(f"{name}: {_seconds(arguments):.2f} s (median of {REPEATS} processes, interpreter included)")
+        print(f"{name}: {_seconds(arguments):.2f} s (median of {REPEATS} processes, with interpreter start)")
     report = measure_bundle(bundle, BenchConfig(runs=50, max_seconds=2.0))
     for row in report.variants:
         cold = row.cold
         print(f"{row.variant}: first prediction {cold.first_prediction_ms / 1000:.2f} s, peak memory {cold.peak_rss_mb:.0f} MB")
     for extra in ("onnxruntime", "openvino", "onnxruntime,serve"):
-        print(f"edgetl[{extra}] installed with --no-compile, after one use: {_installed_mb(extra, bundle):.0f} MB")
+        print(f"edgetl[{extra}], installed with --no-compile, after one command: {_installed_mb(extra, bundle):.0f} MB")
 
 
 def _seconds(arguments: list[str]) -> float:
@@ -43,12 +43,12 @@ def _seconds(arguments: list[str]) -> float:
 
 
 def _installed_mb(extra: str, bundle: Path) -> float:
-    """Size of the files of a fresh environment without pip, 10^6 bytes, once a command has left the byte code of what it used."""
+    """Return the size of a fresh environment without pip, MB (10^6 bytes), including the byte code that one command writes."""
     with tempfile.TemporaryDirectory() as work:
         venv.create(work, with_pip=False)
         python = Path(work, "bin/python")
         install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-compile", f"{ROOT}[{extra}]"]
         subprocess.run(install, check=True, capture_output=True)
-        writing = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-        subprocess.run([python, "-m", "edgetl.cli.app", "verify", bundle], check=True, capture_output=True, env=writing)
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        subprocess.run([python, "-m", "edgetl.cli.app", "verify", bundle], check=True, capture_output=True, env=environment)
         return sum(path.stat().st_size for path in Path(work).rglob("*") if path.is_file() and not path.is_symlink()) / 1e6

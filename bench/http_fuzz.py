@@ -1,4 +1,4 @@
-"""Mutated HTTP requests, large hostile bodies, and slow uploads for a server of a bundle; ``bench.liveness`` and the tests send them."""
+"""HTTP fuzzing of a server: mutated requests, large malicious bodies, slow uploads. ``bench.liveness`` and the tests use them."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 _THREADS = 8
-# Requests for each large one.
+# One of this many requests is large.
 _LARGE_EVERY = 100
 
 
 def sound_requests(name: str, photo: bytes, side: int) -> list[bytes]:
-    """Valid requests for the model ``name`` with an input ``[n, 3, side, side]``, from which broken ones are made."""
+    """Return valid requests for the model ``name`` with the input ``[n, 3, side, side]``."""
     image = base64.b64encode(photo).decode()
     inputs = [{"name": "input", "shape": [1], "datatype": "BYTES", "data": [image]}]
     packed = len(photo).to_bytes(4, "little") + photo
     header = json.dumps({"inputs": [{"name": "input", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(packed)}}]})
     values = {"name": "input", "shape": [1, 3, side, side], "datatype": "FP32", "data": [0.5] * (3 * side * side)}
     tensor = json.dumps({"id": "a", "inputs": [values]})
-    wanted = [{"name": "scores", "parameters": {"classification": 2, "binary_data": True}}, {"name": "logits"}]
+    outputs = [{"name": "scores", "parameters": {"classification": 2, "binary_data": True}}, {"name": "logits"}]
     infer = f"/v2/models/{name}/infer"
     form = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + photo + b"\r\n--b--\r\n"
-    sent = [
+    requests = [
         ("GET", "/v2/health/ready", [], b""), ("GET", "/v2", [], b""), ("GET", f"/v2/models/{name}", [], b""),
         ("GET", "/metrics", [], b""), ("GET", "/openapi.json", [], b""), ("GET", "/models", [], b""), ("GET", "/", [], b""),
         ("POST", "/predict", [], photo), ("POST", "/predict?version=1", ["Content-Encoding: gzip"], gzip.compress(photo)),
         ("POST", "/predict", ["Content-Type: multipart/form-data; boundary=b"], form),
         ("POST", infer, [], json.dumps({"inputs": inputs}).encode()), ("POST", infer, [], tensor.encode()),
-        ("POST", infer, [], json.dumps({"inputs": inputs, "outputs": wanted}).encode()),
+        ("POST", infer, [], json.dumps({"inputs": inputs, "outputs": outputs}).encode()),
         ("POST", infer, [f"Inference-Header-Content-Length: {len(header)}"], header.encode() + packed),
         ("POST", infer, ["Inference-Header-Content-Length: 0"], photo),
         ("POST", infer, ["Request-Timeout-Ms: 500", "X-Request-Id: seven"], tensor.encode()),
     ]  # fmt: skip
-    return [_request(*parts) for parts in sent]
+    return [_request(*parts) for parts in requests]
 
 
 def _request(method: str, path: str, headers: Sequence[str], body: bytes) -> bytes:
@@ -48,7 +48,7 @@ def _request(method: str, path: str, headers: Sequence[str], body: bytes) -> byt
 
 
 def large_requests(name: str, side: int) -> list[bytes]:
-    """Requests that cost a parser much: bodies near the limit of 16 MB, and very many pipelined or chunked ones."""
+    """Return requests that are expensive to parse: bodies near the limit of 16 MB, and many pipelined requests or chunks."""
     infer = f"/v2/models/{name}/infer"
 
     def tensor(data: bytes, count: int = 1) -> bytes:
@@ -92,7 +92,7 @@ _ODD = [
 
 
 def broken(request: bytes, chance: random.Random) -> bytes:
-    """Mutate ``request`` in one to four places: bytes flipped, removed, doubled or inserted, mostly in the head or the JSON."""
+    """Mutate ``request`` in one to four places, mostly in the head or the JSON: change, remove, repeat or insert bytes."""
     data = bytearray(request)
     for _ in range(chance.randint(1, 4)):
         place = min(int(chance.expovariate(1 / 150)), max(0, len(data) - 1))
@@ -112,27 +112,27 @@ def broken(request: bytes, chance: random.Random) -> bytes:
 
 
 def ask(port: int, data: bytes, timeout: float = 0.25) -> bytes:
-    """The status of the first answer; empty where the connection was closed, ``late`` where nothing came."""
+    """Send ``data`` and return the status of the first response. Empty: the connection was closed. ``late``: no response in time."""
     with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
         try:
             connection.sendall(data)
             found = connection.recv(65536)
         except TimeoutError:
-            # A length that was made larger: the server waits for the rest, as it should.
+            # The mutation enlarged a length. The server waits for the rest of the body, which is correct.
             return b"late"
         return found[9:12]
     return b""
 
 
 def fuzz(port: int, sound: Sequence[bytes], large: Sequence[bytes], count: int) -> tuple[Counter[bytes], list[bytes]]:
-    """Send ``count`` requests from eight threads.
+    """Send ``count`` mutated and large requests from eight threads.
 
     Returns:
-        Their statuses, and the beginnings of requests with an unexplained 5xx. Explained are 504 for a mutated deadline, which may have
-        passed, and 501 for a mutated ``Transfer-Encoding``.
+        the statuses, and the beginnings of requests with an unexpected status 5xx. 504 is expected for a mutated deadline, and 501 for a
+        mutated ``Transfer-Encoding``.
     """
     statuses: Counter[bytes] = Counter()
-    unexplained: list[bytes] = []
+    unexpected: list[bytes] = []
     lock = threading.Lock()
 
     def work(seed: int) -> None:
@@ -144,17 +144,17 @@ def fuzz(port: int, sound: Sequence[bytes], large: Sequence[bytes], count: int) 
             else:
                 data = broken(chance.choice(sound), chance)
                 status = ask(port, data)
-            asked_for = (status == b"504" and b"imeout" in data) or (status == b"501" and b"ncoding" in data)
+            expected = (status == b"504" and b"imeout" in data) or (status == b"501" and b"ncoding" in data)
             with lock:
                 statuses[status] += 1
-                if status[:1] == b"5" and not asked_for:
-                    unexplained.append(status + b" " + data[:300])
+                if status[:1] == b"5" and not expected:
+                    unexpected.append(status + b" " + data[:300])
 
-    _together([lambda seed=seed: work(seed) for seed in range(_THREADS)])  # type: ignore[misc]
-    return statuses, unexplained
+    _run_threads([lambda seed=seed: work(seed) for seed in range(_THREADS)])  # type: ignore[misc]
+    return statuses, unexpected
 
 
-def _together(works: Sequence[Callable[[], None]]) -> None:
+def _run_threads(works: Sequence[Callable[[], None]]) -> None:
     threads = [threading.Thread(target=work) for work in works]
     for thread in threads:
         thread.start()
@@ -164,7 +164,7 @@ def _together(works: Sequence[Callable[[], None]]) -> None:
 
 @contextmanager
 def slow_uploads(port: int, count: int) -> Iterator[None]:
-    """``count`` clients that send a body at 2 bytes a second; each that is cut off begins anew."""
+    """Run ``count`` clients that send a body at 2 bytes per second. A client that is disconnected starts again."""
     stop = threading.Event()
 
     def drip() -> None:

@@ -1,6 +1,6 @@
-"""``python -m bench.int8 RUN…``: what int8 keeps and gains: each run exported to four variants, measured on one thread in one run.
+"""Accuracy, size and latency of int8 against fp32: export each run as four variants and measure them on one thread.
 
-``edgetl train`` makes the runs; the table names them by their folder.
+``python -m bench.int8 RUN…``. ``edgetl train`` creates the runs. The table names them by their folder.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from edgetl.measure.scenarios import BenchConfig, measure_bundle
 
 
 def main() -> None:
-    """Print the table."""
+    """Print one row for each variant of each run."""
     parser = argparse.ArgumentParser(prog="python -m bench.int8", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     given = parser.parse_args()
     host = fingerprint()
     print(f"{host['cpu']}, {host['flags']}; load {load_average():.2f}; " + ", ".join(f"{k} {v}" for k, v in versions().items()))
-    print("| run | variant | MB | validation (drop) | test | inference, 1 thread | x fp32 | last attempt |")
+    print("| run | variant | MB | validation (drop) | test | inference, 1 thread | speedup over fp32 | quantization |")
     print("|---|---|---|---|---|---|---|---|")
     for run in given.runs:
         with tempfile.TemporaryDirectory() as work:

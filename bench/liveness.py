@@ -1,8 +1,8 @@
-"""``python -m bench.liveness BUNDLE``: blocking of the server's event loop, and of healthy clients, by hostile requests.
+"""Liveness of the server under malicious requests: longest time that its event loop and normal clients are blocked.
 
-First mutated and large requests are sent, then 70 uploads at 2 bytes a second beside a healthy client. Meanwhile a separate process
-requests ``/v2/health/live`` every 5 ms on one connection. Its longest wait bounds the time that the event loop was blocked; delays of the
-host's scheduler are included. Run it on an idle host.
+``python -m bench.liveness BUNDLE``. The benchmark sends mutated and large requests, and then 70 uploads at 2 bytes per second together with
+a normal client. A separate process requests ``/v2/health/live`` every 5 ms on one connection. Its longest wait is an upper bound of the
+time that the event loop was blocked. It includes delays of the host's scheduler, so run the benchmark on an idle host.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from edgetl.core.system.host import describe_host
 
 PORT = 8320
 _EVERY_S = 0.005
-_ASK = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+_REQUEST = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def probe(port: int, seconds: float) -> None:
-    """Print the milliseconds of every answer as JSON."""
+    """Send requests for ``seconds``, and print the times of the responses as JSON, ms."""
     waits = []
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         stop = time.monotonic() + seconds
         while (begin := time.monotonic()) < stop and not _ended():
-            connection.sendall(_ASK)
+            connection.sendall(_REQUEST)
             found = b""
             while not found.endswith(b'{"live":true}'):
                 part = connection.recv(4096)
-                assert part, "the server closed the connection of the probe"
+                assert part, "the server closed the probe's connection"
                 found += part
             waits.append((time.monotonic() - begin) * 1000)
             time.sleep(_EVERY_S)
@@ -48,12 +48,12 @@ def probe(port: int, seconds: float) -> None:
 
 
 def _ended() -> bool:
-    """True if the parent closed the standard input."""
+    """Return True if the parent has closed the standard input."""
     return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
 class Probe:
-    """The probe's process, from its construction to ``end``."""
+    """Process of the liveness probe. It runs from the construction until ``end``."""
 
     def __init__(self, port: int) -> None:
         command = [sys.executable, "-m", "bench.liveness", ".", "--probe", str(port)]
@@ -61,26 +61,26 @@ class Probe:
         time.sleep(1.0)
 
     def end(self) -> list[float]:
-        """Milliseconds of every answer, sorted."""
+        """Stop the probe and return the times of the responses, ms, sorted."""
         output, _ = self._process.communicate()
         return sorted(json.loads(output))
 
 
 def _print_waits(waits: list[float]) -> None:
     print(
-        f"  liveness probe: {len(waits)} answers, p50 {waits[len(waits) // 2]:.1f} ms, p99 {waits[int(len(waits) * 0.99)]:.1f} ms, "
-        f"worst gap {waits[-1]:.1f} ms"
+        f"  liveness probe: {len(waits)} responses, p50 {waits[len(waits) // 2]:.1f} ms, p99 {waits[int(len(waits) * 0.99)]:.1f} ms, "
+        f"longest {waits[-1]:.1f} ms"
     )
 
 
 def _healthy(url: str, photo: bytes, seconds: float) -> Counter[int]:
-    """Statuses of a client that sends one request after another; 0 is no response."""
+    """Send one request after another for ``seconds``, and return the number of responses by status. 0 is no response."""
     statuses: Counter[int] = Counter()
     stop = time.monotonic() + seconds
     while time.monotonic() < stop:
         try:
-            with urllib.request.urlopen(urllib.request.Request(f"{url}/predict", photo), timeout=10) as answer:
-                statuses[answer.status] += 1
+            with urllib.request.urlopen(urllib.request.Request(f"{url}/predict", photo), timeout=10) as response:
+                statuses[response.status] += 1
         except urllib.error.HTTPError as error:
             statuses[error.code] += 1
             error.close()
@@ -90,7 +90,7 @@ def _healthy(url: str, photo: bytes, seconds: float) -> Counter[int]:
 
 
 def liveness(path: Path, variant: str, requests: int, uploads: int, seconds: float) -> None:
-    """Print what happens."""
+    """Print the statuses, the memory and the waits of the probe."""
     bundle = open_bundle(path)
     name, side = bundle.manifest.name, bundle.manifest.preprocess.input_size[0]
     photo = (bundle.path / bundle.manifest.golden[0].image.path).read_bytes()
@@ -99,20 +99,20 @@ def liveness(path: Path, variant: str, requests: int, uploads: int, seconds: flo
     try:
         memory = family_mb(server.pid)
         watch, begin = Probe(PORT), time.monotonic()
-        statuses, unexplained = fuzz(PORT, sound_requests(name, photo, side), large_requests(name, side), requests)
+        statuses, unexpected = fuzz(PORT, sound_requests(name, photo, side), large_requests(name, side), requests)
         took = time.monotonic() - begin
         waits = watch.end()
         shown = {(status or b"closed").decode("latin-1"): count for status, count in statuses.most_common()}
-        print(f"{statuses.total()} fuzzed requests in {took:.0f} s: {shown}")
-        print(f"  5xx caused by input: {len(unexplained)}; memory {memory:.0f} MB before, {family_mb(server.pid):.0f} MB after")
-        for text in unexplained[:5]:
+        print(f"{statuses.total()} fuzzed requests in {took:.0f} s, by status: {shown}")
+        print(f"  unexpected status 5xx: {len(unexpected)}; memory {memory:.0f} MB before, {family_mb(server.pid):.0f} MB after")
+        for text in unexpected[:5]:
             print(f"    {text[:200]!r}")
         _print_waits(waits)
         sys.stdout.flush()
         watch = Probe(PORT)
         with slow_uploads(PORT, uploads):
             healthy = _healthy(f"http://127.0.0.1:{PORT}", photo, seconds)
-        print(f"{uploads} slow uploads for {seconds:g} s: statuses of a healthy client {dict(healthy)}")
+        print(f"{uploads} slow uploads for {seconds:g} s: statuses of a normal client {dict(healthy)}")
         _print_waits(watch.end())
     finally:
         end(server)

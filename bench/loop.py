@@ -1,8 +1,8 @@
-"""``python -m bench.loop``: images a second while every stage learns, beside timm's own training loop with the same network.
+"""Throughput of training: images per second with all stages unfrozen, compared with timm's training loop and the same network.
 
-Both sides decode, augment and train on the same photographs (trashnet) with the same batch, precision (bf16 on a GPU) and optimizer, in
-turn, and the first fifth of the steps is not counted. timm's side is what its ``train.py`` does: ``create_loader`` with its prefetcher on
-a GPU, ``create_optimizer_v2``, autocast, clipping. On a GPU the table names it.
+``python -m bench.loop``. Both loops decode, augment and train on the same photographs (trashnet) with the same batch size, precision (bf16
+on a GPU) and optimizer, in turn. The first fifth of the steps is not counted. timm's loop is that of its ``train.py``: ``create_loader``
+(with prefetcher on a GPU), ``create_optimizer_v2``, autocast, clipping. The output names the GPU.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from edgetl.train.workflows.finetune import choose_device, prepare
 from edgetl.train.workflows.optimization import Training, optimize
 
 BACKBONE = "mobilenetv2_100"
-WARM_SHARE = 0.2
+WARM_UP_RATIO = 0.2
 ROUNDS = 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.loop", description=__doc__)
-    parser.add_argument("--backbone", default=BACKBONE, help="a timm name; the weights are random, which costs the same")
+    parser.add_argument("--backbone", default=BACKBONE, help="timm name; weights are random, which does not change the speed")
     parser.add_argument("--data", type=Path, default=SHARED / "data/trashnet")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--workers", type=int, help="loader processes of both sides [default: edgetl's own choice]")
+    parser.add_argument("--workers", type=int, help="loader processes of both loops [default: edgetl's default]")
     given = parser.parse_args()
     device = choose_device("auto")
     shown = torch.cuda.get_device_name() if device == "cuda" else f"{fingerprint()['cpu']}, {available_cores()} cores"
     print(f"{shown}; {given.backbone}, batch {given.batch_size}, {given.steps} steps, {ROUNDS} rounds in turn, torch {torch.__version__}")
-    ours, theirs = [], []
+    by_edgetl, by_timm = [], []
     for _ in range(ROUNDS):
-        theirs.append(_timm(given, device))
-        ours.append(_edgetl(given, device))
-    print(f"| timm's loop: images/s | edgetl: images/s | ratio |\n|---|---|---|\n| {_cell(theirs)} | {_cell(ours)} | ", end="")
-    print(f"{np.median(ours) / np.median(theirs):.2f} |")
+        by_timm.append(_timm(given, device))
+        by_edgetl.append(_edgetl(given, device))
+    print(f"| timm: images/s | edgetl: images/s | ratio |\n|---|---|---|\n| {_cell(by_timm)} | {_cell(by_edgetl)} | ", end="")
+    print(f"{np.median(by_edgetl) / np.median(by_timm):.2f} |")
 
 
 def _cell(values: list[float]) -> str:
@@ -82,7 +82,7 @@ def _edgetl(given: argparse.Namespace, device: str) -> float:
             times.append(time.perf_counter())
             assert done <= total
 
-    # Validation is no part of what is compared: two images take no time.
+    # Validation is not part of the comparison. Two images take almost no time.
     few = Splits(splits.folder, splits.train, splits.val[:2], ())
     plan = plan.model_copy(update={"steps": given.steps, "augment": "light"})
     with tempfile.TemporaryDirectory() as work:
@@ -94,7 +94,7 @@ def _timm(given: argparse.Namespace, device: str) -> float:
     model = timm.create_model(given.backbone, num_classes=6).to(device).to(memory_format=torch.channels_last).train()
     data = resolve_data_config({}, model=model)
     workers = default_workers() if given.workers is None else given.workers
-    # timm's loader keeps its processes from one epoch to the next, which needs one at least.
+    # timm's loader keeps its processes between epochs, which requires at least one process.
     loader = create_loader(
         ImageDataset(str(given.data)), data["input_size"], given.batch_size, is_training=True, use_prefetcher=device == "cuda",
         mean=data["mean"], std=data["std"], interpolation="bicubic", color_jitter=0.2, num_workers=workers,
@@ -128,7 +128,7 @@ def _wait(device: str) -> None:
 
 
 def _rate(times: list[float], given: argparse.Namespace) -> float:
-    first = max(1, round(WARM_SHARE * len(times)))
+    first = max(1, round(WARM_UP_RATIO * len(times)))
     return given.batch_size * (len(times) - first) / (times[-1] - times[first - 1])
 
 

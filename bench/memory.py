@@ -1,4 +1,4 @@
-"""Memory of a process and of all that it started."""
+"""Memory of a process and its descendants."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def family(pid: int) -> list[int]:
-    """A process and its descendants."""
+    """Return the ids of a process and its descendants."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in task.read_text().split():
@@ -15,7 +15,7 @@ def family(pid: int) -> list[int]:
 
 
 def family_mb(pid: int) -> float:
-    """Resident memory, 10^6 bytes, summed: what processes share counts in each."""
+    """Return the sum of the resident memory of a process and its descendants, MB (10^6 bytes). Shared memory counts in each process."""
     total = 0
     for member in family(pid):
         status = Path(f"/proc/{member}/status").read_text()

@@ -1,8 +1,8 @@
-"""``python -m bench.overload BUNDLE``: what `edgetl serve` does when ten times what it can do comes in, whether answers come or not.
+"""Overload of the server: responses of `edgetl serve` at ten times its capacity.
 
-Open loop: requests are sent at moments of a Poisson process, on a connection that waits or on a new one, and each time counts from the
-moment that was meant, so that a server that stalls is not spared (coordinated omission). Server and load each have a core of their own
-(taskset), else the load would take what the server's capacity was measured with.
+``python -m bench.overload BUNDLE``. The load is an open loop: requests are sent at the times of a Poisson process, on an idle or a new
+connection. Each latency starts at the planned time, so a stalled server does not improve its figures (coordinated omission). Server and
+load run on separate cores (taskset). Otherwise the load would reduce the measured capacity.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PORT = 8320
 
 @dataclass
 class Seen:
-    """What came of the requests: seconds by status; 0 is no answer."""
+    """Results of the requests: latencies by status, seconds. Status 0 is no response."""
 
     times: dict[int, list[float]] = field(default_factory=dict)
     without_retry_after: int = 0
@@ -37,16 +37,16 @@ class Seen:
         self.times.setdefault(status, []).append(seconds)
 
     def percentile(self, status: int, which: float) -> float:
-        """Milliseconds."""
+        """Return a percentile of the latencies with this status, ms."""
         return float(np.percentile(self.times.get(status) or [0.0], which)) * 1000
 
 
 class Client(asyncio.Protocol):
-    """One connection, one request at a time."""
+    """Connection that sends one request at a time."""
 
     def __init__(self, idle: list[Client], seen: Seen) -> None:
         self._idle, self._seen = idle, seen
-        self.meant = 0.0
+        self.planned = 0.0
         self.busy = False
         self._found = b""
         self.transport: asyncio.Transport
@@ -56,8 +56,8 @@ class Client(asyncio.Protocol):
         transport.set_write_buffer_limits(1 << 20)
         self.transport = transport
 
-    def ask(self, request: bytes, meant: float) -> None:
-        self.meant, self.busy, self._found = meant, True, b""
+    def send(self, request: bytes, planned: float) -> None:
+        self.planned, self.busy, self._found = planned, True, b""
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -69,7 +69,7 @@ class Client(asyncio.Protocol):
         if len(body) < length:
             return
         status = int(head[9:12])
-        self._seen.add(status, time.monotonic() - self.meant)
+        self._seen.add(status, time.monotonic() - self.planned)
         if status == 503 and b"retry-after: 1" not in head.lower():
             self._seen.without_retry_after += 1
         self.busy = False
@@ -77,36 +77,36 @@ class Client(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         if self.busy:
-            self._seen.add(0, time.monotonic() - self.meant)
+            self._seen.add(0, time.monotonic() - self.planned)
         elif self in self._idle:
             self._idle.remove(self)
 
 
 async def open_loop(port: int, image: bytes, rate: float, seconds: float) -> Seen:
-    """Send at ``rate`` for ``seconds``, and wait until every request has its answer."""
-    loop, seen, idle, everyone = asyncio.get_running_loop(), Seen(), list[Client](), list[Client]()
+    """Send ``rate`` requests per second for ``seconds``, and wait for all responses."""
+    loop, seen, idle, clients = asyncio.get_running_loop(), Seen(), list[Client](), list[Client]()
     request = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(image) + image
     chance, begin = random.Random(0), time.monotonic()
-    meant = begin
-    while (meant := meant + chance.expovariate(rate)) < begin + seconds:
-        if (early := meant - time.monotonic()) > 0:
+    planned = begin
+    while (planned := planned + chance.expovariate(rate)) < begin + seconds:
+        if (early := planned - time.monotonic()) > 0:
             await asyncio.sleep(early)
         if not idle:
             _, client = await loop.create_connection(lambda: Client(idle, seen), "127.0.0.1", port)
-            everyone.append(client)
+            clients.append(client)
             idle.append(client)
-        idle.pop().ask(request, meant)
+        idle.pop().send(request, planned)
     until = time.monotonic() + 30
-    while any(client.busy for client in everyone) and time.monotonic() < until:
+    while any(client.busy for client in clients) and time.monotonic() < until:
         await asyncio.sleep(0.05)
-    for client in everyone:
+    for client in clients:
         client.transport.abort()
     await asyncio.sleep(0.1)
     return seen
 
 
 def overload(bundle: Path, variant: str, times: float, seconds: float, options: list[str]) -> None:
-    """Print what happens."""
+    """Print the capacity before and after the overload, and the latencies during it."""
     image, cores = photo(), sorted(os.sched_getaffinity(0))
     command = ["taskset", "-c", str(cores[0]), sys.executable, "-m", "edgetl.cli.app", "serve", str(bundle), "--variant", variant]
     os.sched_setaffinity(0, {cores[-1]})
@@ -124,14 +124,14 @@ def overload(bundle: Path, variant: str, times: float, seconds: float, options: 
     finally:
         end(server)
     good = len(seen.times.get(200, [])) / seconds
-    for name, found in (("capacity, at 8 connections", before), ("2 s after", after)):
-        print(f"{name}: {found.rate:.1f}/s, p99 {found.p99_ms:.1f} ms")
-    print(f"{sum(map(len, seen.times.values())) / seconds:.0f}/s came for {seconds:g} s; by status:")
+    for name, found in (("capacity, 8 connections", before), ("capacity 2 s after the overload", after)):
+        print(f"{name}: {found.rate:.1f} requests/s, p99 {found.p99_ms:.1f} ms")
+    print(f"overload: {sum(map(len, seen.times.values())) / seconds:.0f} requests/s for {seconds:g} s, by status:")
     for status, taken in sorted(seen.times.items()):
         p50, p99, worst = (seen.percentile(status, which) for which in (50, 99, 100))
-        print(f"  {status or 'no answer'}: {len(taken)}, p50 {p50:.1f}, p99 {p99:.1f}, worst {worst:.1f} ms")
+        print(f"  {status or 'no response'}: {len(taken)}, p50 {p50:.1f}, p99 {p99:.1f}, worst {worst:.1f} ms")
     capacity = (before.rate + after.rate) / 2
-    print(f"goodput {good:.1f}/s = {good / capacity:.3f} of the capacity (the mean of before and after); memory {grown:+.1f} MB")
+    print(f"goodput {good:.1f}/s = {good / capacity:.3f} of the capacity (mean of before and after); memory {grown:+.1f} MB")
     print(f"503 without Retry-After: {seen.without_retry_after}")
 
 

@@ -1,4 +1,4 @@
-"""From JPEG bytes to a label: ``Predictor``, the same steps by hand around the raw engine, and PIL + torchvision + torch eager."""
+"""Latency from JPEG bytes to a label: ``Predictor``, handwritten code with the engine, and PIL + torchvision + eager torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgetl.runtime.predictor import load
 from edgetl.train.artifacts.run import open_run
 
 ROUNDS = 500
-# One thread each: with more, the waiting threads of one engine take the cores of the next.
+# One thread each. With more, the waiting threads of one engine would use the cores of the next.
 THREADS = 1
 
 
@@ -31,15 +31,16 @@ def main(run_path: Path, bundle_path: Path, shared: Path) -> None:
     calls = {"torch": _torch(run.load_model(), run.record.preprocess)}
     for variant in bundle.manifest.variants:
         calls[variant.name] = load(bundle, variant=variant.name, threads=THREADS).predict
-    calls["onnx-fp32 by hand"] = _ort_by_hand(bundle.path / "onnx-fp32/1/model.onnx", run.record.preprocess, THREADS)
-    calls["openvino-fp32 by hand"] = _ov_by_hand(bundle.path / "openvino-fp32/1/model.xml", run.record.preprocess, THREADS)
+    calls["onnx-fp32 handwritten"] = _ort_by_hand(bundle.path / "onnx-fp32/1/model.onnx", run.record.preprocess, THREADS)
+    calls["openvino-fp32 handwritten"] = _ov_by_hand(bundle.path / "openvino-fp32/1/model.xml", run.record.preprocess, THREADS)
     for name, images in (("trashnet, 341 x 256", trash), ("camera, 640 x 480", camera)):
         times = in_turn(calls, images, rounds=ROUNDS)
-        print(f"{name}, {THREADS} thread, median of {ROUNDS}:")
+        print(f"{name}, {THREADS} thread, median of {ROUNDS} images:")
         for call, milliseconds in times.items():
-            print(f"  {call:22} {milliseconds:6.2f} ms   {times['torch'] / milliseconds:5.2f} x torch")
+            print(f"  {call:26} {milliseconds:6.2f} ms   speedup over torch {times['torch'] / milliseconds:5.2f}")
         for engine in ("onnx-fp32", "openvino-fp32"):
-            print(f"  {engine}: Predictor takes {100 * (times[engine] / times[engine + ' by hand'] - 1):+.1f} % over the steps by hand")
+            overhead = 100 * (times[engine] / times[engine + " handwritten"] - 1)
+            print(f"  {engine}: overhead of Predictor over handwritten code {overhead:+.1f} %")
 
 
 def _torch(model: torch.nn.Module, spec: PreprocessSpec):  # type: ignore[no-untyped-def]
@@ -63,8 +64,10 @@ def _torch(model: torch.nn.Module, spec: PreprocessSpec):  # type: ignore[no-unt
 
 
 def _prepare(data: bytes, spec: PreprocessSpec) -> np.ndarray:
-    """The predictor's steps written straight down, for a square centre crop of an upright RGB photograph: rows that the crop needs,
-    columns resampled, rows resampled, planes normalised into a buffer."""
+    """Preprocess an upright RGB photograph with a square center crop, like the predictor, in straight-line code.
+
+    The steps are: cut the rows of the crop, resample columns, resample rows, normalize each channel into a buffer.
+    """
     image = Image.open(io.BytesIO(data)).convert("RGB")
     side, filter_ = spec.input_size[0], Image.Resampling.BICUBIC
     short = int(side / spec.crop_pct)
@@ -81,7 +84,7 @@ def _prepare(data: bytes, spec: PreprocessSpec) -> np.ndarray:
     return out
 
 
-def _softmax_best(logits: np.ndarray) -> int:
+def _top_class(logits: np.ndarray) -> int:
     scores = np.exp(logits - logits.max())
     return int((scores / scores.sum()).argmax())
 
@@ -90,10 +93,10 @@ def _ort_by_hand(path: Path, spec: PreprocessSpec, threads: int):  # type: ignor
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda data: _softmax_best(session.run(None, {"input": _prepare(data, spec)})[0])
+    return lambda data: _top_class(session.run(None, {"input": _prepare(data, spec)})[0])
 
 
 def _ov_by_hand(path: Path, spec: PreprocessSpec, threads: int):  # type: ignore[no-untyped-def]
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     request = ov.compile_model(path, "CPU", hints).create_infer_request()
-    return lambda data: _softmax_best(request.infer([_prepare(data, spec)], share_inputs=True)[0])
+    return lambda data: _top_class(request.infer([_prepare(data, spec)], share_inputs=True)[0])

@@ -1,4 +1,4 @@
-"""Where the reference images and weights are."""
+"""Folder of the reference images and weights."""
 
 from __future__ import annotations
 

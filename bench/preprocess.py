@@ -1,4 +1,4 @@
-"""Fused or two-step resize: time on camera pictures, largest difference, and the accuracy of one head under both."""
+"""Fused and two-step resize: time for camera images, largest difference, and accuracy of one head with both."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def main(run_path: Path, bundle: Path, shared: Path) -> None:
     exact = fused.model_copy(update={"resize": "two-step"})
     photos = [Image.open(path).convert("RGB") for path in sorted((shared / "data/bccd/images").glob("*.jpg"))[:40]]
     sideways = [photo.transpose(Image.Transpose.ROTATE_90) for photo in photos]
-    for name, pictures in (("640 x 480", photos), ("480 x 640", sideways)):
-        times = in_turn({"fused": lambda p: to_pixels(p, fused), "two-step": lambda p: to_pixels(p, exact)}, pictures, rounds=400)
-        pairs = [(np.asarray(to_pixels(p, fused)).astype(int), np.asarray(to_pixels(p, exact)).astype(int)) for p in pictures]
+    for name, images in (("640 x 480", photos), ("480 x 640", sideways)):
+        times = in_turn({"fused": lambda p: to_pixels(p, fused), "two-step": lambda p: to_pixels(p, exact)}, images, rounds=400)
+        pairs = [(np.asarray(to_pixels(p, fused)).astype(int), np.asarray(to_pixels(p, exact)).astype(int)) for p in images]
         worst = max(int(np.abs(one - two).max()) for one, two in pairs)
         ratio = times["fused"] / times["two-step"]
         shown = f"fused {times['fused']:.2f} ms, two-step {times['two-step']:.2f} ms"
-        print(f"{name}: {shown} ({ratio:.2f} of it), largest difference {worst} of 255")
+        print(f"{name}: {shown} (ratio {ratio:.2f}), largest difference {worst} gray levels of 255")
     predictor = load(bundle, variant="onnx-fp32")
     samples = run.samples("test")
     for name, spec in (("fused", fused), ("two-step", exact)):

@@ -1,7 +1,8 @@
-"""``python -m bench.routes --out DIR [NAME …]``: ways to pretrain a small backbone, compared by one protocol.
+"""Pretraining recipes of a small backbone, compared by linear probes.
 
-Every recipe of ``models/routes`` is followed (200 steps, 65 px) and its weights are probed on the acceptance sets at 128 px, 2 seeds.
-Finished routes are kept in the folder; the same command goes on where it was stopped.
+``python -m bench.routes --out DIR [NAME …]``. Each recipe of ``models/routes`` trains a backbone (200 steps, 65 px). Linear probes measure
+the backbone on the acceptance sets (128 px, 2 seeds). Finished weights stay in the folder, and the same command continues an interrupted
+comparison.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.recipe import models_folder
 
 SEEDS = 2
-# The last is started from another's weights.
+# This recipe starts from the weights of another one, so it is the last.
 LAST = "distil_after_fractals"
 
 
@@ -34,7 +35,7 @@ def main() -> None:
     recipes = {path.stem: path for path in sorted((models_folder() / "routes").glob("*.toml"))}
     names = given.names or sorted(recipes, key=lambda name: (name == LAST, name))
     given.out.mkdir(parents=True, exist_ok=True)
-    print(f"| route | architecture | minutes | {' | '.join(SETS)} |\n|---|---|---|{'---|' * len(SETS)}")
+    print(f"| recipe | architecture | minutes | {' | '.join(SETS)} |\n|---|---|---|{'---|' * len(SETS)}")
     for name in names:
         shutil.copy(recipes[name], given.out)
         recipe = read_recipe(given.out / f"{name}.toml")
@@ -43,7 +44,7 @@ def main() -> None:
         minutes = "kept" if weights.is_file() else f"{pretrain(recipe, places).seconds / 60:.1f}"
         config = TrainConfig.from_options(
             backbone=recipe.architecture, weights=str(weights)
-        )  # its record stands beside it and says the rest
+        )  # the record next to the weights has the other settings
         shown = " | ".join(f"{np.mean(probe(scan(SHARED / 'data' / path), config, SEEDS)):.3f}" for path in SETS.values())
         print(f"| {name} | {recipe.architecture} | {minutes} | {shown} |", flush=True)
 

@@ -1,8 +1,9 @@
-"""``python -m bench.serve BUNDLE``: `edgetl serve` under load, beside the plain loop that it must keep up with, and beside peers.
+"""Throughput and latency of `edgetl serve`, compared with a prediction loop without a server, FastAPI, and LitServe.
 
-Closed loop, by wrk, with one 65 KB photograph, at 1 and at 8 connections: edgetl, FastAPI around the same predictor in threads, and
-LitServe with the same predictor in as many processes. Each round takes all of them in turn; ratios are of one round, and their median
-counts. wrk is Debian's; ``pip install fastapi litserve`` for the peers, which are left out where they are missing.
+``python -m bench.serve BUNDLE``. wrk runs a closed loop with one 65 KB photograph, with 1 and with 8 connections. The FastAPI peer uses the
+same predictor in threads, the LitServe peer in the same number of processes. Each round measures all servers in turn. Ratios are computed
+per round; the table has their medians. wrk is a package of Debian. Peers are skipped if they are not installed: ``pip install fastapi
+litserve``.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ end
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk saw: answers a second, and milliseconds."""
+    """Result of wrk: responses per second, latencies in ms, and the number of errors."""
 
     rate: float
     p50_ms: float
@@ -59,7 +60,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Contender:
-    """A server: its command line for a port, and how it takes an image."""
+    """Server of the comparison: its command line for a port. ``form`` sends the image as a form."""
 
     name: str
     command: Callable[[int], list[str]]
@@ -67,7 +68,7 @@ class Contender:
 
 
 def photo() -> bytes:
-    """A real photograph as a JPEG of about 65 KB, 640 by 480; grain is added where it would be smaller."""
+    """Return a photograph as a JPEG of about 65 KB, 640 x 480 pixels. Noise is added to reach this size."""
     path = sorted((SHARED / "data/trashnet").rglob("*.jpg"))[0]
     image = Image.open(path).convert("RGB").resize((640, 480))
     grain = np.random.default_rng(0).integers(-8, 9, (480, 640, 1))
@@ -83,7 +84,7 @@ def photo() -> bytes:
 
 
 def plain_loop(bundle: Path, variant: str, image: bytes, threads: int, seconds: float) -> float:
-    """Images a second that threads of one process compute from the same bytes, without any server; in a process of its own."""
+    """Return the images per second of prediction threads without a server, in a separate process, for the same encoded image."""
     done = subprocess.run(
         [sys.executable, "-m", "bench.serve", "--loop", str(seconds), str(bundle), "--variant", variant, "--threads", str(threads)],
         input=image, capture_output=True, check=True,
@@ -112,7 +113,7 @@ def _loop(bundle: Path, variant: str, image: bytes, threads: int, seconds: float
 
 
 def press(address: str, script: Path, connections: int, seconds: float) -> Load:
-    """wrk, closed loop."""
+    """Run wrk as a closed loop and return its result."""
     done = subprocess.run(
         ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s", "-s", str(script), address],
         capture_output=True, text=True, check=True,
@@ -122,7 +123,7 @@ def press(address: str, script: Path, connections: int, seconds: float) -> Load:
 
 
 def contenders(bundle: Path, variant: str, threads: int) -> list[Contender]:
-    """edgetl, and the peers that are installed."""
+    """Return edgetl and the installed peers."""
     module, given = [sys.executable, "-m"], [str(bundle), variant, str(threads)]
 
     def edgetl(port: int) -> list[str]:
@@ -138,12 +139,12 @@ def contenders(bundle: Path, variant: str, threads: int) -> list[Contender]:
 
 
 def start(command: list[str], port: int, path: str = "/predict") -> subprocess.Popen[bytes]:
-    """A server, once something answers at its port."""
+    """Start a server and return it when it responds at its port."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     for _ in range(600):
         if process.poll() is not None:
-            raise RuntimeError(f"{command} ended with {process.returncode}")
+            raise RuntimeError(f"{command} ended with exit code {process.returncode}")
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=1)
             break
@@ -155,7 +156,7 @@ def start(command: list[str], port: int, path: str = "/predict") -> subprocess.P
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a server; LitServe leaves its workers behind, which would compute on."""
+    """Stop a server and its worker processes. LitServe does not stop its workers itself."""
     members = family(process.pid)
     process.terminate()
     process.wait(60)
@@ -165,7 +166,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def scripts(work: Path, image: bytes) -> dict[bool, Path]:
-    """wrk's scripts: False sends the image as the body, True as a form."""
+    """Write the scripts for wrk. False: the image is the body. True: the image is part of a form."""
     boundary = "edgetl-bench"
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="x.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
     bodies = {False: image, True: head.encode() + image + f"\r\n--{boundary}--\r\n".encode()}
@@ -179,7 +180,7 @@ def scripts(work: Path, image: bytes) -> dict[bool, Path]:
 
 
 def closed_loop(bundle: Path, variant: str, threads: int, rounds: int, seconds: float) -> None:
-    """Print a table of medians over the rounds."""
+    """Print the results of each round, and a table of medians over the rounds."""
     image, rows = photo(), list[tuple[str, Load, Load, float, float]]()
     with tempfile.TemporaryDirectory() as work:
         made = scripts(Path(work), image)
@@ -199,17 +200,17 @@ def closed_loop(bundle: Path, variant: str, threads: int, rounds: int, seconds: 
                     end(process)
                 rows.append((contender.name, one, many, many.rate / plain, memory))
                 print(
-                    f"  {contender.name}: {many.rate:.1f}/s = {many.rate / plain:.3f} of the loop, 8 connections p50 {many.p50_ms:.1f} "
-                    f"p99 {many.p99_ms:.1f} ms, 1 connection {one.rate:.1f}/s p50 {one.p50_ms:.1f} p99 {one.p99_ms:.1f} ms, "
-                    f"{memory:.0f} MB, {one.bad + many.bad} bad",
+                    f"  {contender.name}: 8 connections {many.rate:.1f}/s ({many.rate / plain:.3f} of the plain loop), "
+                    f"p50 {many.p50_ms:.1f} ms, p99 {many.p99_ms:.1f} ms; 1 connection {one.rate:.1f}/s, p50 {one.p50_ms:.1f} ms, "
+                    f"p99 {one.p99_ms:.1f} ms; {memory:.0f} MB; {one.bad + many.bad} errors",
                     flush=True,
                 )
-    print("\n| server | of the plain loop | p99 at 8 / p50 at 1 | RSS MB |\n|---|---|---|---|")
+    print("\n| server | throughput / plain loop | p99 at 8 connections / p50 at 1 | RSS MB |\n|---|---|---|---|")
     for name in dict.fromkeys(row[0] for row in rows):
         mine = [row for row in rows if row[0] == name]
-        share = np.median([row[3] for row in mine])
+        throughput = np.median([row[3] for row in mine])
         ratio = np.median([row[2].p99_ms / row[1].p50_ms for row in mine])
-        print(f"| {name} | {share:.3f} | {ratio:.1f} | {max(row[4] for row in mine):.0f} |")
+        print(f"| {name} | {throughput:.3f} | {ratio:.1f} | {max(row[4] for row in mine):.0f} |")
 
 
 def main() -> None:

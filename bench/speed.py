@@ -1,7 +1,7 @@
-"""``python -m bench.speed``: training time beside a plain torch and timm loop that does the same job, in one run.
+"""Training time compared with a plain torch and timm loop for the same task, in one run.
 
-600 photographs of trashnet, the ImageNet MobileNetV2 at 224 px, batch 32. The usual loop shows every image in every epoch to the whole
-network, frozen layers too. Each side tells its accuracy on the same validation images.
+``python -m bench.speed``. 600 photographs of trashnet, the ImageNet MobileNetV2 at 224 px, batch size 32. The plain loop runs every image
+through the complete network in every epoch, including the frozen layers. Both accuracies are on the same validation images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from edgetl.train.workflows.finetune import fine_tune
 IMAGES, VALIDATION, EPOCHS, BATCH = 600, 300, 20, 32
 
 
-class _Pictures(Dataset[tuple[torch.Tensor, int]]):
+class _Images(Dataset[tuple[torch.Tensor, int]]):
     def __init__(self, samples: Sequence[Sample], transform: nn.Module) -> None:
         self.samples = samples
         self.transform = transform
@@ -52,19 +52,19 @@ def main() -> None:
     given = parser.parse_args()
     folder = scan(SHARED / "data/trashnet")
     chosen = stratified(folder.samples, IMAGES + VALIDATION)
-    # Every third image validates: `stratified` takes the classes in turn, so that both parts hold all of them.
+    # Every third image is a validation image. `stratified` alternates the classes, so both parts contain all classes.
     val = tuple(item for index, item in enumerate(chosen) if index // len(folder.labels) % 3 == 2)[:VALIDATION]
     known = {id(item) for item in val}
     splits = Splits(folder, tuple(item for item in chosen if id(item) not in known)[:IMAGES], val, ())
-    print(f"{len(splits.train)} training and {len(splits.val)} validation images, {given.epochs} epochs of the usual loop")
-    print("| job | usual loop: s | accuracy | edgetl: s | accuracy | ratio |\n|---|---|---|---|---|---|")
+    print(f"{len(splits.train)} training and {len(splits.val)} validation images, {given.epochs} epochs of the plain loop")
+    print("| job | plain loop, s | accuracy | edgetl, s | accuracy | speedup |\n|---|---|---|---|---|---|")
     for job in given.job or ("probe", "partial"):
         choices = (
             [{"augmented_views": 1}, {"augmented_views": 4}]
             if job == "probe"
             else [{"epochs": given.epochs, "augmented_views": 1, "patience": 1000}]
         )
-        slow, accuracy = _usual(splits, given.epochs, "0.5" if job == "partial" else None)
+        slow, accuracy = _plain_loop(splits, given.epochs, "0.5" if job == "partial" else None)
         for choice in choices:
             config = TrainConfig.from_options(**{"backbone": BACKBONE, "strategy": job, "unfreeze": "0.5", "batch_size": BATCH, **choice})
             with tempfile.TemporaryDirectory() as work:
@@ -76,8 +76,8 @@ def main() -> None:
             print(f"| {name} | {slow:.1f} | {accuracy:.4f} | {seconds:.1f} | {found:.4f} | {slow / seconds:.1f} |", flush=True)
 
 
-def _usual(splits: Splits, epochs: int, unfreeze: str | None) -> tuple[float, float]:
-    """Seconds and final validation accuracy of the loop that every tutorial shows."""
+def _plain_loop(splits: Splits, epochs: int, unfreeze: str | None) -> tuple[float, float]:
+    """Train with a plain torch loop. Return the seconds and the final validation accuracy."""
     torch.manual_seed(0)
     begin = time.perf_counter()
     model = timm.create_model(BACKBONE, pretrained=True, num_classes=len(splits.folder.labels))
@@ -87,9 +87,9 @@ def _usual(splits: Splits, epochs: int, unfreeze: str | None) -> tuple[float, fl
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
     data = resolve_data_config({}, model=model)
-    shown = _Pictures(splits.train, create_transform(**data, is_training=True, no_aug=False, auto_augment=None))
+    shown = _Images(splits.train, create_transform(**data, is_training=True, no_aug=False, auto_augment=None))
     batches = DataLoader(shown, BATCH, shuffle=True, drop_last=True)
-    val = DataLoader(_Pictures(splits.val, create_transform(**data)), BATCH)
+    val = DataLoader(_Images(splits.val, create_transform(**data)), BATCH)
     optimizer = torch.optim.AdamW([item for item in model.parameters() if item.requires_grad], 1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))
     for _ in range(epochs):
@@ -101,8 +101,8 @@ def _usual(splits: Splits, epochs: int, unfreeze: str | None) -> tuple[float, fl
             schedule.step()
     model.eval()
     with torch.inference_mode():
-        right = [(model(images).argmax(dim=1) == labels).float().mean() * len(labels) for images, labels in val]
-    return time.perf_counter() - begin, float(np.sum([float(item) for item in right]) / len(splits.val))
+        correct = [(model(images).argmax(dim=1) == labels).float().mean() * len(labels) for images, labels in val]
+    return time.perf_counter() - begin, float(np.sum([float(item) for item in correct]) / len(splits.val))
 
 
 if __name__ == "__main__":

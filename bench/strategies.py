@@ -1,4 +1,4 @@
-"""``python -m bench.transfer --strategies`` and ``--continual``: fine-tuning with real ImageNet weights."""
+"""Strategies and continual learning with ImageNet weights: ``python -m bench.transfer --strategies`` and ``--continual``."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ CONTINUAL: dict[str, dict[str, Any]] = {
 
 
 def compare_strategies(sets: Sequence[str], strategies: Sequence[str], seeds: int, side: int | None) -> None:
-    """Test accuracy of each strategy on 70/15/15 splits: mean and standard deviation over seeds."""
+    """Print the test accuracy of each strategy on 70/15/15 splits: mean and standard deviation over seeds."""
     size: tuple[Side, Side] | None = (side, side) if side else None
-    print(f"ImageNet MobileNetV2, 70/15/15, test accuracy, mean of {seeds} seeds (standard deviation; seconds of a run)")
+    print(f"ImageNet MobileNetV2, 70/15/15, test accuracy, mean of {seeds} seeds (standard deviation; seconds per run)")
     print(f"| images | {' | '.join(strategies)} |\n|---|{'---|' * len(strategies)}")
     for name in sets:
         cells = []
@@ -51,15 +51,16 @@ def compare_strategies(sets: Sequence[str], strategies: Sequence[str], seeds: in
 
 
 def compare_continual(seeds: int, side: int, names: Sequence[str], *, epochs: int | None = None) -> None:
-    """Fine-tune a network for photographs on sketches of the same classes, every stage, with each method of continual learning."""
-    steps = f"{epochs} epochs" if epochs else "epochs by the number of images"
+    """Fine-tune all stages of a network for photographs on sketches of the same classes, with each method of continual learning."""
+    steps = f"{epochs} epochs" if epochs else "default number of epochs"
     print(f"{PREVIOUS} to {NEW}, strategy full, {steps}, {side} px, ImageNet MobileNetV2, mean of {seeds} seeds (standard deviation)")
-    print("| continual learning | photographs before | after | drop | sketches | seconds |\n|---|---|---|---|---|---|")
+    columns = "continual learning", "photographs before", "photographs after", "drop", "sketches", "seconds"
+    print(f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|")
     with tempfile.TemporaryDirectory() as work:
         parents = [_photographs(Path(work) / f"photo-{seed}", side, seed, epochs) for seed in range(seeds)]
         for name in names:
             rows = [
-                _learn_sketches(parent, {**CONTINUAL[name], "epochs": epochs}, Path(work) / f"{seed}-{name}", seed)
+                _train_sketches(parent, {**CONTINUAL[name], "epochs": epochs}, Path(work) / f"{seed}-{name}", seed)
                 for seed, parent in enumerate(parents)
             ]
             cells = " | ".join(f"{np.mean(column):.4f} ({np.std(column):.4f})" for column in list(zip(*rows, strict=True))[:4])
@@ -71,7 +72,7 @@ def _photographs(out: Path, side: int, seed: int, epochs: int | None) -> Run:
     return train(SHARED / "data" / PREVIOUS, config, out)
 
 
-def _learn_sketches(parent: Run, options: dict[str, Any], out: Path, seed: int) -> tuple[float, float, float, float, float]:
+def _train_sketches(parent: Run, options: dict[str, Any], out: Path, seed: int) -> tuple[float, float, float, float, float]:
     given = {**options, "replay": str(parent.path)} if "replay" in options else options
     config = TrainConfig.from_options(**{"backbone": str(parent.path), "strategy": "full", "seed": seed, **given})
     record = train(SHARED / "data" / NEW, config, out).record

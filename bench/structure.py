@@ -1,7 +1,8 @@
-"""``python -m bench.structure``: how far the configuration and the splits travel through the code of a training.
+"""Structure of the training code: functions that receive the configuration, and modules that receive the splits.
 
-Prints the functions with a ``TrainConfig`` among their parameters, and the modules that a call with ``Splits``, or a dataclass that has
-them, enters between ``fine_tune`` and the first optimizer step, in one probe and one partial fine-tuning of the demo's digits.
+``python -m bench.structure`` prints the functions with a ``TrainConfig`` parameter. It also prints the modules that are called with
+``Splits``, or with a dataclass that contains them, between ``fine_tune`` and the first optimizer step. It runs one linear probe and one
+partial fine-tuning of the demo's digits.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ def main() -> None:
         entered: dict[str, set[str]] = {}
         for strategy in ("probe", "partial"):
             config = TrainConfig.from_options(strategy=strategy, epochs=1, input_size=(32, 32), workers=0, cache_views=1)
-            entered[strategy] = modules_given_splits(splits, config, Path(work) / strategy)
-            print(f"{strategy}: a call with splits enters {len(entered[strategy])} modules: {', '.join(sorted(entered[strategy]))}")
-    print(f"both: {len(entered['probe'] | entered['partial'])} modules")
+            entered[strategy] = modules_with_splits(splits, config, Path(work) / strategy)
+            print(f"{strategy}: {len(entered[strategy])} modules receive splits: {', '.join(sorted(entered[strategy]))}")
+    print(f"both strategies: {len(entered['probe'] | entered['partial'])} modules")
 
 
 def signatures(name: str) -> list[str]:
-    """Functions of edgetl with a parameter that is annotated with ``name``."""
+    """Return the functions of edgetl with a parameter that has the annotation ``name``."""
     found = []
     for path in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -53,11 +54,11 @@ def signatures(name: str) -> list[str]:
     return found
 
 
-def modules_given_splits(splits: Splits, config: TrainConfig, out: Path) -> set[str]:
-    """Modules of edgetl that a call with ``Splits`` among its arguments enters, before the optimizer's first step."""
+def modules_with_splits(splits: Splits, config: TrainConfig, out: Path) -> set[str]:
+    """Return the modules of edgetl with functions that are called with ``Splits`` before the first optimizer step."""
     entered: set[str] = set()
 
-    def watch(frame: FrameType, event: str, _argument: Any) -> None:
+    def profile(frame: FrameType, event: str, _argument: Any) -> None:
         if event != "call":
             return
         module = str(frame.f_globals.get("__name__", ""))
@@ -65,11 +66,11 @@ def modules_given_splits(splits: Splits, config: TrainConfig, out: Path) -> set[
         if code.co_name == "step" and module.startswith("torch.optim.adamw"):
             sys.setprofile(None)
         elif module.startswith("edgetl."):
-            given = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-            if any(_holds_splits(frame.f_locals.get(name)) for name in given):
+            parameters = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+            if any(_contains_splits(frame.f_locals.get(name)) for name in parameters):
                 entered.add(module.removeprefix("edgetl."))
 
-    sys.setprofile(watch)
+    sys.setprofile(profile)
     try:
         fine_tune(splits, config, out)
     finally:
@@ -77,7 +78,7 @@ def modules_given_splits(splits: Splits, config: TrainConfig, out: Path) -> set[
     return entered
 
 
-def _holds_splits(value: object) -> bool:
+def _contains_splits(value: object) -> bool:
     return isinstance(value, Splits) or (is_dataclass(value) and isinstance(getattr(value, "splits", None), Splits))
 
 

@@ -1,4 +1,4 @@
-"""Competitors in turn: each round calls every one on the same image, in an order that alternates."""
+"""Timing of contenders in turn: each round calls all of them on the same image, in alternating order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 
 def in_turn(calls: Mapping[str, Callable[[Item], object]], items: Sequence[Item], *, rounds: int, warm_up: int = 20) -> dict[str, float]:
-    """Median milliseconds of each call over ``rounds`` items."""
+    """Return the median time of each call over ``rounds`` items, ms."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     for number, item in enumerate(islice(cycle(items), warm_up + rounds)):

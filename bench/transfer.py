@@ -1,8 +1,8 @@
-"""``python -m bench.transfer``: what the embedded backbone is worth on images it never saw.
+"""Transfer learning with the embedded backbone: accuracy on image sets that its pretraining has not used.
 
-A linear probe on all images (mean of 5 seeds, 75/25) against the same network with random weights, and LP-FT on 200 images against the
-same training from random weights. ``--strategies`` and ``--continual`` measure fine-tuning with real ImageNet weights instead. The image
-sets come from the reference folder (``EDGETL_SHARED``, default ``../shared``).
+``python -m bench.transfer`` compares pretrained with random weights, for a linear probe on all images (mean of 5 seeds, 75/25) and for
+LP-FT on 200 images. ``--strategies`` and ``--continual`` measure fine-tuning with ImageNet weights instead. The image sets are in the
+reference folder (``EDGETL_SHARED``, default ``../shared``).
 """
 
 from __future__ import annotations
@@ -44,15 +44,17 @@ FEW = 200
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.transfer", description=__doc__)
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE)
-    parser.add_argument("--weights", help="a file of other weights for --backbone, a timm name then")
+    parser.add_argument("--weights", help="weights file for --backbone, which must be a timm name")
     parser.add_argument("--side", type=int, help="input height and width [default: the backbone's]")
     parser.add_argument("--probe-only", action="store_true")
     parser.add_argument("--few-only", action="store_true")
-    parser.add_argument("--images", choices=list(SETS), action="append", help="only these sets (may be given several times)")
+    parser.add_argument("--images", choices=list(SETS), action="append", help="image set; may be repeated [default: all]")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
-    parser.add_argument("--strategies", help="instead: test accuracy of these, such as probe,auto")
-    parser.add_argument("--continual", nargs="?", const=",".join(CONTINUAL), help="instead: forgetting with these methods [default: all]")
-    parser.add_argument("--epochs", type=int, help="of --continual, for a quick comparison [default: by the number of images]")
+    parser.add_argument("--strategies", help="compare these strategies instead, such as probe,auto")
+    parser.add_argument(
+        "--continual", nargs="?", const=",".join(CONTINUAL), help="compare these methods of continual learning instead [default: all]"
+    )
+    parser.add_argument("--epochs", type=int, help="epochs of --continual [default: by the number of images]")
     given = parser.parse_args()
     if given.strategies:
         compare_strategies(given.images or ["trashnet", "sign-digits"], given.strategies.split(","), given.seeds, given.side)
@@ -67,7 +69,7 @@ def main() -> None:
     columns = [
         "images",
         "n",
-        *(["linear probe", "same, random weights"] if probes else []),
+        *(["linear probe", "linear probe, random weights"] if probes else []),
         *(["LP-FT on 200", "scratch on 200"] if few else []),
     ]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
@@ -92,7 +94,7 @@ def _divide(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], ND
 
 
 def probe(folder: ImageFolder, config: TrainConfig, seeds: int) -> list[float]:
-    """Test accuracies of a linear probe on the frozen features, one for each seed."""
+    """Return the test accuracies of a linear probe on frozen features, one for each seed."""
     torch.manual_seed(0)
     backbone = load_backbone(config.backbone, len(folder.labels))
     features, labels = _features(backbone, folder.samples), labels_of(folder.samples)
@@ -105,7 +107,7 @@ def probe(folder: ImageFolder, config: TrainConfig, seeds: int) -> list[float]:
 
 
 def _few(folder: ImageFolder, config: TrainConfig, seeds: int, *, pretrained: bool) -> list[float]:
-    """LP-FT, or training from random weights, on 200 labelled images of which 40 choose the epoch."""
+    """Return the test accuracies of LP-FT, or of training from random weights, on 200 labeled images. 40 of them select the epoch."""
     labels = labels_of(folder.samples)
     found = []
     for seed in range(seeds):

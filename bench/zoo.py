@@ -1,8 +1,9 @@
-"""``python -m bench.zoo``: which of timm's small architectures survive the export, as a table in ``models/``.
+"""Export sweep over the small architectures of timm, with a table in ``models/``.
 
-Every architecture of timm with at most 12 million parameters, of names that differ only in size the smallest, is built with random
-weights and drawn BatchNorm statistics, exported by the functions that ``edgetl export`` calls, and compared with torch in the device's
-engines at batch 1, 2 and 5. Rows that the table holds already are not repeated, so that a sweep which was stopped goes on.
+``python -m bench.zoo`` builds every architecture of timm with at most 12 million parameters. Of names that differ only in size, it uses the
+smallest. Weights and BatchNorm statistics are random. The functions of ``edgetl export`` convert each network. The device's engines run the
+files at batch sizes 1, 2 and 5, and the outputs are compared with torch. Rows of the table are not measured again, so the same command
+continues an interrupted sweep.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ TABLE = Path(__file__).parents[1] / "models"
 
 @dataclass(frozen=True)
 class Choice:
-    """What of the list is measured now.
+    """Selection of architectures to measure.
 
     Attributes:
-        only: a pattern of names, as a shell reads it.
-        limit: at most so many.
-        again: names that are repeated though the table holds them.
-        failed: repeat what did not pass.
+        only: glob pattern of names.
+        limit: largest number of architectures.
+        again: names to measure again although the table has their rows.
+        failed: measure architectures again that did not pass.
     """
 
     only: str = "*"
@@ -42,19 +43,19 @@ class Choice:
     failed: bool = False
 
     def todo(self, items: Sequence[Architecture], known: dict[str, Row]) -> list[Architecture]:
-        """The items to measure; a row that other versions of the libraries made does not count as known."""
+        """Return the architectures to measure. Rows of other library versions are measured again."""
         now = libraries()
-        wanted = [item for item in items if fnmatchcase(item.name, self.only) and self._open(known.get(item.name), now)]
-        return _one_of_each_family_first(wanted)[: self.limit]
+        selected = [item for item in items if fnmatchcase(item.name, self.only) and self._is_open(known.get(item.name), now)]
+        return _one_of_each_family_first(selected)[: self.limit]
 
-    def _open(self, row: Row | None, now: str) -> bool:
+    def _is_open(self, row: Row | None, now: str) -> bool:
         if row is None or row.made_with != now or row.architecture in self.again:
             return True
         return self.failed and not row.passed
 
 
 def _one_of_each_family_first(items: Sequence[Architecture]) -> list[Architecture]:
-    """A sweep that is stopped early has then seen the most."""
+    """Sort the architectures by their number within the family. An interrupted sweep then covers most families."""
     seen: Counter[str] = Counter()
     turns = []
     for item in items:
@@ -64,39 +65,38 @@ def _one_of_each_family_first(items: Sequence[Architecture]) -> list[Architectur
 
 
 def main() -> None:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.zoo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=TABLE, help="the folder of the table [default: models/]")
-    parser.add_argument("--only", default="*", metavar="GLOB", help="names like this, such as 'mobilenet*'")
-    parser.add_argument("--limit", type=int, help="at most so many of those that are not done")
-    parser.add_argument("--all", action="store_true", help="every size, not only the smallest")
-    parser.add_argument("--again", action="append", default=[], metavar="NAME", help="repeat this row (may be given several times)")
-    parser.add_argument("--failed", action="store_true", help="repeat the rows that did not pass")
-    parser.add_argument("--workers", type=int, default=1, help="processes at once; about 1.5 GB each")
-    parser.add_argument("--timeout", type=float, default=Bounds.cpu_seconds, help="processor seconds for one architecture")
-    parser.add_argument("--memory-gb", type=float, default=Bounds.memory_gb, help="for one process")
-    parser.add_argument("--json", action="store_true", help="print all rows as JSON at the end")
+    parser.add_argument("--out", type=Path, default=TABLE, help="folder of the table [default: models/]")
+    parser.add_argument("--only", default="*", metavar="GLOB", help="pattern of names, such as 'mobilenet*'")
+    parser.add_argument("--limit", type=int, help="largest number of architectures to measure")
+    parser.add_argument("--all", action="store_true", help="measure every size, not only the smallest")
+    parser.add_argument("--again", action="append", default=[], metavar="NAME", help="architecture to measure again; may be repeated")
+    parser.add_argument("--failed", action="store_true", help="measure architectures again that did not pass")
+    parser.add_argument("--workers", type=int, default=1, help="number of parallel processes; each needs about 1.5 GB")
+    parser.add_argument("--timeout", type=float, default=Bounds.cpu_seconds, help="limit of CPU time for one architecture, seconds")
+    parser.add_argument("--memory-gb", type=float, default=Bounds.memory_gb, help="limit of memory for one process, GB")
+    parser.add_argument("--json", action="store_true", help="print all rows as JSON")
     given = parser.parse_args()
     choice = Choice(given.only, given.limit, tuple(given.again), given.failed)
     try:
-        found = architectures(progress=lambda done, total: _say(f"listing {done} of {total}", done % 100 == 0))
+        found = architectures(progress=lambda done, total: _log(f"listing {done} of {total}", done % 100 == 0))
         items = found if given.all else smallest_of_each_kind(found)
         rows = run(items, choice, given.out, workers=given.workers, bounds=Bounds(given.timeout, 10 * given.timeout, given.memory_gb))
     except EdgetlError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"stopped; {given.out / 'export-sweep.csv'} holds what was done, and the same command goes on")
+        sys.exit(f"interrupted. {given.out / 'export-sweep.csv'} has the finished rows, and the same command continues the sweep.")
     passed = sum(row.passed for row in rows)
-    _say(f"{passed} of {len(rows)} export and agree; see {given.out / 'export-sweep.md'}")
+    _log(f"{passed} of {len(rows)} architectures export and agree. The table is {given.out / 'export-sweep.md'}.")
     if given.json:
         print(Sweep(passed=passed, rows=tuple(rows)).model_dump_json(indent=1))
 
 
 def run(items: Sequence[Architecture], choice: Choice, out: Path, *, workers: int, bounds: Bounds) -> list[Row]:
-    """Measure what ``choice`` asks for and write the table after every row; the rows of ``items`` that are known by then, by name.
+    """Measure the architectures that ``choice`` selects, and write the table after every row. Return all rows of the table, by name.
 
     Raises:
-        ConfigError: the folder holds a table that this version cannot read.
+        ConfigError: the folder contains a table that this version cannot read.
         StorageError: the table cannot be written.
     """
     known = read_rows(out / "export-sweep.csv")
@@ -107,7 +107,7 @@ def run(items: Sequence[Architecture], choice: Choice, out: Path, *, workers: in
         left = sum(item.name not in known for item in items)
         write_table(out, known.values(), limit=MAX_FP32_DIFFERENCE, batches=STRICT_BATCHES, left=left)
         minutes = (time.monotonic() - begin) / done * (len(todo) - done) / 60
-        _say(f"[{done}/{len(todo)}] {_short(row)}; {minutes:.0f} min left")
+        _log(f"[{done}/{len(todo)}] {_short(row)}; {minutes:.0f} min left")
     return sorted(known.values(), key=lambda row: row.architecture)
 
 
@@ -117,8 +117,8 @@ def _short(row: Row) -> str:
     return f"{row.architecture}: ONNX {row.onnx}, OpenVINO {row.openvino}, {row.seconds:.0f} s. {row.cause}"
 
 
-def _say(text: str, wanted: bool = True) -> None:
-    if wanted:
+def _log(text: str, enabled: bool = True) -> None:
+    if enabled:
         print(text, file=sys.stderr, flush=True)
 
 

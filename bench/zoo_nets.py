@@ -1,4 +1,4 @@
-"""timm's architectures for the sweep of ``bench.zoo``: which ones, with weights and pictures that make a comparison say something."""
+"""Architectures of timm for the export sweep, with random weights and images that make a comparison meaningful."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from edgetl.core.files.atomic import write_text
 
 MAX_PARAMETERS = 12_000_000
-# Divisible by 64, so that networks of stride 32 and 64 still have a map at their end.
+# Divisible by 64, because networks of stride 32 or 64 need at least one position in their last feature map.
 SMALL_SIDE = 128
 CALIBRATION_IMAGES = 16
-# Part of the cached list's name: raise it when what the list holds, or how a kind is told, changes.
+# Part of the name of the cached list. Raise it when the content of the list or the definition of a kind changes.
 _LIST_VERSION = 1
-# Words and numbers of a timm name that tell a size: width, depth, resolution, patch.
+# Words and numbers of a timm name that describe a size: width, depth, resolution, patch.
 _SIZE_WORDS = frozenset(
     [
         "zepto",
@@ -61,12 +61,14 @@ _SIZE_NUMBER = re.compile(r"(patch|[a-z])?\d+")
 
 @dataclass(frozen=True)
 class Architecture:
-    """One of timm's, as built for 1,000 classes.
+    """Architecture of timm with 1,000 classes.
 
     Attributes:
-        family: the module of timm that holds its builder.
-        kind: what it shares with its other sizes: the module, the name without sizes, and the kinds of its layers.
-        sides: the input's height and width to try, px, the quickest first.
+        name: name in timm.
+        family: module of timm with its builder.
+        kind: identifier shared by all sizes: module, name without sizes, kinds of layers.
+        parameters: number of parameters.
+        sides: heights and widths of the input to try, px, the fastest first.
     """
 
     name: str
@@ -81,7 +83,7 @@ class _TooLargeError(Exception):
 
 
 def smallest_of_each_kind(found: list[Architecture]) -> list[Architecture]:
-    """The smallest architecture of each kind, by name; of equals the one with the smaller input."""
+    """Return the smallest architecture of each kind, by name. Of equal sizes, the one with the smaller input is returned."""
     best: dict[str, Architecture] = {}
     for item in sorted(found, key=lambda item: (item.parameters, item.sides[-1], item.name)):
         best.setdefault(item.kind, item)
@@ -89,7 +91,10 @@ def smallest_of_each_kind(found: list[Architecture]) -> list[Architecture]:
 
 
 def architectures(*, progress: Callable[[int, int], None] = lambda _done, _total: None) -> list[Architecture]:
-    """timm's architectures of at most ``MAX_PARAMETERS``, by name. Takes a minute the first time; the user's cache keeps the answer."""
+    """Return the architectures of timm with at most ``MAX_PARAMETERS``, by name.
+
+    The first call takes a minute. Its result is stored in the user's cache folder.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
     cache = (Path(base) if base else Path.home() / ".cache") / "edgetl" / f"zoo-{_LIST_VERSION}-timm-{timm.__version__}.json"
     if cache.is_file():
@@ -107,7 +112,7 @@ def architectures(*, progress: Callable[[int, int], None] = lambda _done, _total
 
 
 def describe(name: str) -> Architecture | None:
-    """What ``name`` is, found without making its weights; none if it is too large."""
+    """Return the architecture ``name`` without allocating its weights; none if it is too large."""
     try:
         with _at_most(2 * MAX_PARAMETERS), torch.device("meta"):
             model = timm.create_model(name, pretrained=False)
@@ -123,7 +128,7 @@ def describe(name: str) -> Architecture | None:
 
 @contextmanager
 def _at_most(parameters: int) -> Iterator[None]:
-    """Stop the building of a network that grows beyond this: two thirds of timm's are larger than the sweep wants, some by gigabytes."""
+    """Abort building a network with more parameters. Two thirds of timm's networks are too large for the sweep, some by gigabytes."""
     seen = 0
 
     def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
@@ -152,7 +157,7 @@ def _layer(module: nn.Module) -> str:
 
 
 def _sides(model: nn.Module) -> tuple[int, ...]:
-    """Its own side last; before it a smaller one, if the network's own record does not forbid that."""
+    """Return the input sides to try: a smaller one, if the configuration of the network allows it, and then the default side."""
     cfg = dict(model.pretrained_cfg)  # type: ignore[arg-type]  # timm sets it on every model
     own = int(cfg["input_size"][-1])
     least = max(SMALL_SIDE, (cfg.get("min_input_size") or (3, 0, 0))[-1])
@@ -160,14 +165,14 @@ def _sides(model: nn.Module) -> tuple[int, ...]:
 
 
 def seed_of(name: str) -> int:
-    """A seed of its own for each architecture, so that the order of a sweep changes nothing."""
+    """Return a seed for each architecture. The results are then independent of the order of the sweep."""
     return zlib.crc32(name.encode())
 
 
-def pictures(count: int, side: int, seed: int) -> torch.Tensor:
-    """Random pictures float32 ``[count, 3, side, side]`` with a colour, coarse and fine structure and a contrast of their own.
+def random_images(count: int, side: int, seed: int) -> torch.Tensor:
+    """Return random images float32 ``[count, 3, side, side]`` with different colors, coarse and fine structures, and contrasts.
 
-    White noise alone would look the same to every network that averages over the map.
+    White noise is not sufficient: after the average over the feature map, all images would be equal.
     """
     random = torch.Generator().manual_seed(seed)
     total = torch.randn(count, 3, 1, 1, generator=random).repeat(1, 1, side, side)
@@ -178,15 +183,15 @@ def pictures(count: int, side: int, seed: int) -> torch.Tensor:
     return total
 
 
-def randomise(model: nn.Module, side: int, seed: int, *, strong: bool = False) -> None:
-    """Give a fresh network weights and statistics under which no branch is silent.
+def randomize(model: nn.Module, side: int, seed: int, *, strong: bool = False) -> None:
+    """Set random weights and BatchNorm statistics with which every branch of a new network affects the output.
 
-    timm starts many branches at zero (the last normalisation of a residual block, layer scale, skip gains) and all BatchNorm statistics
-    at zero and one, which would hide what an exporter does to them. Parameters that hold one value are drawn. BatchNorm statistics are
-    first measured on random pictures, so that activations neither vanish nor grow from layer to layer, and then drawn around that.
+    timm initializes many branches with zero (the last normalization of a residual block, layer scale, skip gains), and BatchNorm statistics
+    with zero and one. Export errors in these branches would be invisible. Constant parameters become random. BatchNorm statistics are first
+    measured on random images, which keeps the scale of the activations constant over the layers, and then perturbed.
 
-    ``strong`` gives every layer a gain of about one. Transformers start with less and have no statistics that are measured on pictures:
-    some (eva02) answer nearly the same to every picture without it.
+    ``strong`` scales every layer to a gain of about one. Transformers start with a smaller gain and have no measured statistics. Without
+    it, the outputs of some of them (eva02) hardly depend on the image.
     """
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -199,7 +204,7 @@ def randomise(model: nn.Module, side: int, seed: int, *, strong: bool = False) -
         for module in norms:
             module.train()
             module.momentum = 1.0
-        model(pictures(CALIBRATION_IMAGES, side, seed + 1))
+        model(random_images(CALIBRATION_IMAGES, side, seed + 1))
         for module, momentum in zip(norms, momenta, strict=True):
             module.eval()
             module.momentum = momentum
@@ -207,7 +212,7 @@ def randomise(model: nn.Module, side: int, seed: int, *, strong: bool = False) -
 
 
 def _draw(parameter: nn.Parameter, random: torch.Generator) -> None:
-    """Replace a parameter whose values are all the same."""
+    """Replace a parameter with equal values by random values."""
     value = float(parameter.flatten()[0])
     if parameter.numel() > 1 and not bool((parameter == value).all()):
         return
@@ -215,14 +220,14 @@ def _draw(parameter: nn.Parameter, random: torch.Generator) -> None:
     if abs(value) > 1e-3:
         parameter.copy_(value * (0.5 + uniform))
     elif parameter.dim() <= 1 or parameter.shape[0] == 1:
-        # Biases, layer scale, gains and positions: enough for the branch to be seen beside its shortcut.
+        # Biases, layer scale, gains and positions: large enough for the branch to affect the output next to its shortcut.
         parameter.copy_(0.4 * (uniform - 0.5) + (0.3 if value else 0.0))
     else:
         parameter.copy_((2 * uniform - 1) / parameter[0].numel() ** 0.5)
 
 
 def _strengthen(parameter: nn.Parameter) -> None:
-    """Scale weak weights ``[out, in, …]`` so that inputs of variance one give outputs of variance one."""
+    """Scale small weights ``[out, in, …]`` to a gain of one: inputs of variance 1 give outputs of variance 1."""
     if parameter.dim() < 2 or parameter.shape[0] == 1:
         return
     gain = float(parameter.std()) * parameter[0].numel() ** 0.5
@@ -234,7 +239,7 @@ def _perturb(module: nn.modules.batchnorm._BatchNorm, random: torch.Generator) -
     mean, var = module.running_mean, module.running_var
     if mean is None or var is None:
         return
-    # A channel without variance would be amplified by 1/sqrt(eps), and rounding errors with it.
+    # A channel without variance would be amplified by 1/sqrt(eps), with its rounding errors.
     var.clamp_(min=float(var.mean()) * 1e-2 + 1e-6)
     mean += 0.3 * var.sqrt() * torch.randn(mean.shape, generator=random)
     var *= 0.5 + 1.5 * torch.rand(var.shape, generator=random)

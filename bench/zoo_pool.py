@@ -1,4 +1,4 @@
-"""The parent's side of the sweep's children: a bound on each architecture's time, and another child when one dies."""
+"""Worker pool of the export sweep: child processes with limits on time and memory, which are replaced when they die."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from typing import Any
 from bench.zoo_nets import Architecture
 from bench.zoo_table import Row, libraries
 
-# Importing torch and OpenVINO on a busy machine; no architecture is charged for it.
+# Time for importing torch and OpenVINO on a busy host. It does not count for an architecture.
 START_SECONDS = 300.0
-# torch keeps what it traced: after so many exports a child is replaced before its memory becomes the next architecture's failure.
+# torch keeps traced networks in memory. A child is replaced after this number of exports, before its memory exceeds the limit.
 ARCHITECTURES_PER_CHILD = 40
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one architecture may take.
+    """Limits for one architecture.
 
     Attributes:
-        cpu_seconds: of the processor's time, so that a busy machine does not turn into failures.
-        wall_seconds: on the clock, for what waits and does not compute.
-        memory_gb: of one child, private and writable.
+        cpu_seconds: CPU time, seconds. It is independent of the load of the host.
+        wall_seconds: wall time, seconds, for a process that waits without computing.
+        memory_gb: private writable memory of one child, GB.
     """
 
     cpu_seconds: float = 180.0
@@ -41,7 +41,7 @@ class Bounds:
 
 
 class _Child:
-    """One process that checks architectures; its answers arrive through a thread, so that waiting for them can end."""
+    """Child process that checks architectures. A thread reads its messages, because waiting for a message needs a timeout."""
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
@@ -58,34 +58,34 @@ class _Child:
             cwd=Path(__file__).parents[1],
             start_new_session=True,
         )
-        self._answers: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._messages: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read_messages, daemon=True).start()
         self._ready = False
 
     def check(self, item: Architecture) -> tuple[Row, bool]:
-        """The row of one architecture, and whether the child can go on."""
+        """Check one architecture. Return its row, and True if the child can check another one."""
         row = Row(architecture=item.name, family=item.family, parameters=item.parameters, made_with=libraries())
         stage = "starting"
         begin = time.monotonic()
         if not self._ready:
-            if self._answer(START_SECONDS).get("kind") != "ready":
-                return row.model_copy(update={"cause": f"the child did not start: {self._why()}"}), False
+            if self._next_message(START_SECONDS).get("kind") != "ready":
+                return row.model_copy(update={"cause": f"the child did not start: {self._describe_end()}"}), False
             self._ready, begin = True, time.monotonic()
-        self._ask(item)
+        self._send(item)
         while True:
-            answer = self._answer(self.bounds.wall_seconds - (time.monotonic() - begin))
-            match answer.get("kind"):
+            message = self._next_message(self.bounds.wall_seconds - (time.monotonic() - begin))
+            match message.get("kind"):
                 case "row":
                     self.used += 1
-                    return Row.model_validate(answer["row"]), True
+                    return Row.model_validate(message["row"]), True
                 case "stage":
-                    stage, row = answer["stage"], Row.model_validate(answer["row"])
+                    stage, row = message["stage"], Row.model_validate(message["row"])
                 case kind:
-                    why = f"not done after {self.bounds.wall_seconds:g} s" if kind == "late" else self._why()
-                    return _cut_off(row, stage, why), False
+                    reason = f"not finished after {self.bounds.wall_seconds:g} s" if kind == "late" else self._describe_end()
+                    return _interrupted(row, stage, reason), False
 
     def end(self) -> None:
-        """Kill the process, whatever it does."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
@@ -93,48 +93,48 @@ class _Child:
                 with contextlib.suppress(OSError):
                     stream.close()
 
-    def _ask(self, item: Architecture) -> None:
+    def _send(self, item: Architecture) -> None:
         assert self._process.stdin is not None
-        asked = {"name": item.name, "family": item.family, "parameters": item.parameters, "sides": item.sides}
-        with contextlib.suppress(BrokenPipeError):  # a dead child is found when its answer does not come
-            self._process.stdin.write(json.dumps(asked) + "\n")
+        job = {"name": item.name, "family": item.family, "parameters": item.parameters, "sides": item.sides}
+        with contextlib.suppress(BrokenPipeError):  # a dead child is detected when its message is missing
+            self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
 
-    def _listen(self) -> None:
+    def _read_messages(self) -> None:
         assert self._process.stdout is not None
         with contextlib.suppress(ValueError):  # closed by `end`
             for line in self._process.stdout:
-                self._answers.put(line)
-        self._answers.put(json.dumps({"kind": "gone"}))
+                self._messages.put(line)
+        self._messages.put(json.dumps({"kind": "gone"}))
 
-    def _answer(self, seconds: float) -> dict[str, Any]:
+    def _next_message(self, seconds: float) -> dict[str, Any]:
         try:
-            return dict(json.loads(self._answers.get(timeout=max(seconds, 0.01))))
+            return dict(json.loads(self._messages.get(timeout=max(seconds, 0.01))))
         except queue.Empty:
             return {"kind": "late"}
 
-    def _why(self) -> str:
-        """How a child that is gone ended, with the last line of what it said."""
+    def _describe_end(self) -> str:
+        """Describe the end of the child: exit code or signal, and the last line of its error output."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
         code = self._process.returncode
         if code == -signal.SIGXCPU:
-            return f"more than {self.bounds.cpu_seconds:g} s of the processor's time"
+            return f"more than {self.bounds.cpu_seconds:g} s of CPU time"
         self._errors.seek(0)
-        said = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        ended = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with code {code}"
-        return f"the process {ended}" + (f" ({said[-1][:200]})" if said else "")
+        output = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        ended = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with exit code {code}"
+        return f"the process {ended}" + (f" ({output[-1][:200]})" if output else "")
 
 
-def _cut_off(row: Row, stage: str, why: str) -> Row:
-    """The row of an architecture whose check was ended, with what was known by then."""
+def _interrupted(row: Row, stage: str, reason: str) -> Row:
+    """Return the row of an architecture with an interrupted check, with the results so far."""
     engine = {"onnx": "failed"} if stage.startswith("ONNX") else {"openvino": "failed"} if stage.startswith("OpenVINO") else {}
-    return row.model_copy(update={**engine, "cause": f"{row.cause} {stage}: {why}".strip()})
+    return row.model_copy(update={**engine, "cause": f"{row.cause} {stage}: {reason}".strip()})
 
 
 @dataclass
 class _Pool:
-    """What the threads of one sweep share; each thread has a child of its own and puts none into ``done`` when nothing is left."""
+    """Shared state of the threads of one sweep. Each thread has its own child, and puts None into ``done`` when no work is left."""
 
     bounds: Bounds
     todo: queue.SimpleQueue[Architecture] = field(default_factory=queue.SimpleQueue)
@@ -143,7 +143,7 @@ class _Pool:
     children: set[_Child] = field(default_factory=set)
 
     def work(self) -> None:
-        """Check what is left, with another child after one that died, failed or is used up."""
+        """Check the remaining architectures. The child is replaced after it died, failed, or reached its number of architectures."""
         child: _Child | None = None
         try:
             while not self.ending.is_set():
@@ -161,12 +161,12 @@ class _Pool:
         except queue.Empty:
             pass
         finally:
-            # Whatever happened here, the others' rows must not be waited for in vain.
+            # Without this message, `sweep` would wait forever after an error in this thread.
             self.done.put(None)
 
 
 def sweep(items: Iterable[Architecture], *, workers: int, bounds: Bounds) -> Iterator[Row]:
-    """Check ``items`` in ``workers`` children at once and yield each row as it comes; ends its children however it is left."""
+    """Check ``items`` in ``workers`` parallel children and yield each row when it is ready. All children end with the generator."""
     pool = _Pool(bounds)
     for item in items:
         pool.todo.put(item)

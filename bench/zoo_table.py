@@ -1,4 +1,4 @@
-"""The table that ``bench.zoo`` writes: one row for each architecture, as CSV for machines and Markdown for people."""
+"""Table of the export sweep: one row for each architecture, as CSV and as Markdown."""
 
 from __future__ import annotations
 
@@ -21,21 +21,26 @@ LIBRARIES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
 
 
 class Row(StrictModel):
-    """What one architecture did.
+    """Result of one architecture.
 
     Attributes:
-        family: the module of timm that holds its builder.
-        parameters: with timm's own head of 1,000 classes.
-        side: height and width of the input that was used, px; 0 if the network was never run.
-        linear_head: whether it ends in one linear layer, which ``edgetl train`` needs.
-        variation: how far the torch logits of the pictures differ from their mean, of the largest logit: what a difference is seen against.
-        onnx_difference: the largest of torch's logits from ONNX Runtime's at batch 1, 2 and 5, of the largest logit.
-        seconds: of the processor's time, from building to the last comparison, with one thread.
-        cause: why a status is not ``agrees``.
-        made_with: versions of the libraries; a row of other versions is measured again.
+        architecture: name in timm.
+        family: module of timm with its builder.
+        parameters: number of parameters with a head for 1,000 classes.
+        side: height and width of the input, px; 0 if the network was not run.
+        linear_head: True if the network ends in one linear layer, which ``edgetl train`` requires.
+        variation: largest deviation of the torch logits from their mean over the images, relative to the largest logit. Differences of the
+            engines must be much smaller.
+        onnx: result of the export to ONNX.
+        onnx_difference: largest difference between the logits of torch and ONNX Runtime at batch 1, 2 and 5, relative to the largest logit.
+        openvino: result of the conversion to OpenVINO.
+        openvino_difference: the same difference for OpenVINO.
+        seconds: CPU time on one thread, from building to the last comparison.
+        cause: reason for a status other than ``agrees``.
+        made_with: versions of the libraries. A row of other versions is measured again.
     """
 
-    schema_version: int = Field(default=SCHEMA_VERSION, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)  # a CSV holds no literal 1
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)  # an int, because a CSV has no literals
     architecture: str
     family: str
     parameters: int
@@ -52,12 +57,12 @@ class Row(StrictModel):
 
     @property
     def passed(self) -> bool:
-        """Exports to both formats and agrees with torch in both engines."""
+        """True if the architecture exports to both formats and agrees with torch in both engines."""
         return self.onnx == self.openvino == "agrees"
 
 
 class Sweep(StrictModel):
-    """All rows, as ``--json`` prints them."""
+    """All rows of a sweep, for ``--json``."""
 
     schema_version: Literal[1] = 1
     passed: int
@@ -65,15 +70,15 @@ class Sweep(StrictModel):
 
 
 def libraries() -> str:
-    """The versions that a row depends on."""
+    """Return the library versions that the results depend on."""
     return ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
 
 
 def read_rows(path: Path) -> dict[str, Row]:
-    """The rows of a CSV that ``write_table`` wrote, by architecture; none where there is no file.
+    """Read the rows of a CSV that ``write_table`` wrote, by architecture. A missing file has no rows.
 
     Raises:
-        ConfigError: it is not such a file.
+        ConfigError: the file is not a table of this version.
     """
     if not path.is_file():
         return {}
@@ -83,12 +88,12 @@ def read_rows(path: Path) -> dict[str, Row]:
             for record in csv.DictReader(io.StringIO(path.read_text("utf-8")))
         ]
     except (ValidationError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is not a table that this version of `bench.zoo` wrote ({first_line(error)}). Move it away.") from error
+        raise ConfigError(f"{path} is not a table of this version of `bench.zoo` ({first_line(error)}). Move the file away.") from error
     return {row.architecture: row for row in rows}
 
 
 def write_table(folder: Path, rows: Iterable[Row], *, limit: float, batches: Sequence[int], left: int = 0) -> None:
-    """Write ``export-sweep.csv`` and ``export-sweep.md``, each whole or not at all; ``left`` architectures are not measured yet."""
+    """Write ``export-sweep.csv`` and ``export-sweep.md``, each atomically. ``left`` is the number of architectures not yet measured."""
     ordered = sorted(rows, key=lambda row: row.architecture)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(Row.model_fields), lineterminator="\n")
@@ -106,34 +111,37 @@ def _cell(value: object) -> object:
 
 
 def to_markdown(rows: Sequence[Row], *, limit: float, batches: Sequence[int], left: int = 0) -> str:
-    """The summary, the exceptions with their causes, and the table."""
+    """Return the sweep as Markdown: summary, exceptions with their causes, and the table."""
     passed = [row for row in rows if row.passed]
-    share = f"{100 * len(passed) / len(rows):.1f} %" if rows else "none"
+    ratio = f"{100 * len(passed) / len(rows):.1f} %" if rows else "none"
     worst = max((max(row.onnx_difference or 0, row.openvino_difference or 0) for row in passed), default=0)
     families = len({row.family for row in rows})
     sizes = ", ".join(str(size) for size in batches)
     lines = [
-        "# Which architectures export",
+        "# Export sweep over timm architectures",
         "",
-        f"{len(rows)} architectures of timm with at most 12 million parameters, from {families} of its modules; **{len(passed)} ({share})",
-        f"export to ONNX and OpenVINO and answer like torch in both engines**, at batch {sizes}: no logit differs by more than {limit:g}",
-        f"of the largest (worst of those that pass: {worst:.1e}).",
-        *([f"**{left} more are not measured yet**: the sweep was stopped, and the same command goes on."] if left else []),
+        f"The sweep covers {len(rows)} architectures of timm with at most 12 million parameters, from {families} modules.",
+        f"**{len(passed)} ({ratio}) export to ONNX and OpenVINO and agree with torch in both engines.** At batch sizes {sizes}, no logit",
+        f"differs by more than {limit:g} of the largest logit. The largest difference of those that pass is {worst:.1e}.",
+        *([f"**{left} architectures are not measured yet.** The same command continues the sweep."] if left else []),
         "",
-        "Written by `python -m bench.zoo`. Of timm's names that differ only in size the smallest is taken. Weights are random, BatchNorm",
-        "statistics drawn; the files are written by the functions that `edgetl export` calls and run in the engines that a device uses.",
-        "`varies` is how far the logits of different pictures lie apart, of the largest logit: what a difference is to be seen against.",
-        "`head` says whether the network ends in one linear layer, without which `edgetl train` refuses it; `s` is processor time.",
+        "`python -m bench.zoo` writes this file. Of names that differ only in size, the smallest architecture is measured. Weights and",
+        "BatchNorm statistics are random. The functions of `edgetl export` write the files, and the engines of a device run them.",
         "",
-        *sorted({f"Made with {row.made_with}." for row in rows if row.made_with}),
+        "- head: `linear` if the network ends in one linear layer, which `edgetl train` requires.",
+        "- variation: largest deviation of the logits from their mean over the images, relative to the largest logit.",
+        "- difference: largest difference from the logits of torch, relative to the largest logit.",
+        "- s: CPU time, seconds.",
+        "",
+        *sorted({f"Versions: {row.made_with}." for row in rows if row.made_with}),
         "",
         "## Exceptions",
         "",
         *([f"- `{row.architecture}` ({row.family}): {row.cause}" for row in rows if not row.passed] or ["None."]),
         "",
-        "## All",
+        "## All architectures",
         "",
-        "| architecture | module | parameters, M | input, px | head | varies | ONNX | difference | OpenVINO | difference | s |",
+        "| architecture | module | parameters, M | input, px | head | variation | ONNX | difference | OpenVINO | difference | s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in rows),
     ]
@@ -144,10 +152,10 @@ def _line(row: Row) -> str:
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.0e}"
 
-    varies = "" if row.variation is None else f"{row.variation:.2f}"
+    variation = "" if row.variation is None else f"{row.variation:.2f}"
     head = "linear" if row.linear_head else "other"
     cells = [
-        row.architecture, row.family, f"{row.parameters / 1e6:.2f}", row.side or "", head, varies, row.onnx, number(row.onnx_difference),
+        row.architecture, row.family, f"{row.parameters / 1e6:.2f}", row.side or "", head, variation, row.onnx, number(row.onnx_difference),
         row.openvino, number(row.openvino_difference), f"{row.seconds:.0f}",
     ]  # fmt: skip
     return "| " + " | ".join(str(cell) for cell in cells) + " |"

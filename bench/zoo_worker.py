@@ -1,7 +1,7 @@
-"""A child of ``bench.zoo``: takes names from its input, one a line, and answers with rows of the table, as JSON lines.
+"""Child process of the export sweep: read architectures from the standard input, one per line, and write rows as JSON lines.
 
-It imports torch once and checks many architectures. The kernel bounds its memory and the processor's time for each architecture; its
-parent bounds the time on the clock, and starts another when this one dies.
+The process imports torch once and checks many architectures. The kernel limits its memory, and its CPU time for each architecture. The
+parent limits the wall time, and starts another child when this one dies.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ def main() -> None:
     parser.add_argument("--cpu-seconds", type=float, required=True)
     given = parser.parse_args()
     limit = int(given.memory_gb * 1e9)
-    # Private writable memory: the address space would count torch's and OpenVINO's mapped libraries too.
+    # Limit private writable memory. A limit of the address space would also count the mapped libraries of torch and OpenVINO.
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    answers = _own_output()
+    messages = _open_messages()
     from bench.zoo_check import check
 
-    # The exporter makes millions of short-lived objects; looking through torch's own for garbage each time takes a fifth of an export.
+    # The exporter creates millions of short-lived objects. Garbage collection over torch's objects takes a fifth of an export.
     gc.freeze()
     gc.disable()
-    print(json.dumps({"kind": "ready"}), file=answers, flush=True)
+    print(json.dumps({"kind": "ready"}), file=messages, flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
-        _allow(given.cpu_seconds)
+        job = json.loads(line)
+        _limit_cpu(given.cpu_seconds)
 
-        def tell(stage: str, row: Row) -> None:
-            print(json.dumps({"kind": "stage", "stage": stage, "row": row.model_dump()}), file=answers, flush=True)
+        def report(stage: str, row: Row) -> None:
+            print(json.dumps({"kind": "stage", "stage": stage, "row": row.model_dump()}), file=messages, flush=True)
 
-        row = check(asked["name"], asked["family"], asked["parameters"], tuple(asked["sides"]), tell)
-        print(json.dumps({"kind": "row", "row": row.model_dump()}), file=answers, flush=True)
+        row = check(job["name"], job["family"], job["parameters"], tuple(job["sides"]), report)
+        print(json.dumps({"kind": "row", "row": row.model_dump()}), file=messages, flush=True)
         gc.collect()
 
 
-def _allow(seconds: float) -> None:
-    """From now on so much of the processor's time; then the kernel ends the process (SIGXCPU). It counts whole seconds."""
+def _limit_cpu(seconds: float) -> None:
+    """Limit the CPU time from now on, rounded up to whole seconds. Beyond it, the kernel ends the process (SIGXCPU)."""
     _, most = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds) + 1, most))
 
 
-def _own_output() -> TextIO:
-    """The parent's pipe; what libraries print goes to the error stream instead."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+def _open_messages() -> TextIO:
+    """Return the pipe to the parent, and redirect the standard output of libraries to the error stream."""
+    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    return answers
+    return messages
 
 
 if __name__ == "__main__":

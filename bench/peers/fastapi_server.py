@@ -1,4 +1,4 @@
-"""What people write themselves: FastAPI around a predictor, which computes in a few threads."""
+"""Peer of the server benchmark: a handwritten FastAPI server with a predictor in a few threads."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def main(bundle: str, variant: str, threads: str, port: str) -> None:
 
     async def predict(request: Request) -> dict[str, object]:
         image = await request.body()
-        answer = await asyncio.get_running_loop().run_in_executor(pool, predictor.predict, image)
-        return {"label": answer.label, "score": answer.score, "scores": list(answer.scores)}
+        prediction = await asyncio.get_running_loop().run_in_executor(pool, predictor.predict, image)
+        return {"label": prediction.label, "score": prediction.score, "scores": list(prediction.scores)}
 
-    # Annotations of a function in a function are not found by name.
+    # FastAPI cannot resolve the postponed annotations of a nested function.
     predict.__annotations__["request"] = Request
     app.add_api_route("/predict", predict, methods=["POST"])
     uvicorn.run(app, port=int(port), log_level="error", access_log=False)

@@ -1,6 +1,6 @@
-"""LitServe with the same predictor, in as many processes as others have threads, and its defaults otherwise."""
+"""Peer of the server benchmark: LitServe with the same predictor, one process per thread of the others, and its default settings."""
 
-# No lazy annotations here: LitServe looks at that of decode_request as it is.
+# This module has no postponed annotations, because LitServe does not resolve the annotation of decode_request.
 import sys
 
 import litserve
@@ -20,13 +20,13 @@ class Api(litserve.LitAPI):
         self.predictor = load(self.bundle, variant=self.variant, threads=1)
 
     def decode_request(self, request: Request) -> bytes:
-        # By then it is the form.
+        # LitServe passes the parsed form as the request.
         data: bytes = request["image"].file.read()
         return data
 
     def predict(self, x: bytes) -> dict[str, object]:
-        answer = self.predictor.predict(x)
-        return {"label": answer.label, "score": answer.score, "scores": list(answer.scores)}
+        prediction = self.predictor.predict(x)
+        return {"label": prediction.label, "score": prediction.score, "scores": list(prediction.scores)}
 
     def encode_response(self, output: dict[str, object]) -> dict[str, object]:
         return output

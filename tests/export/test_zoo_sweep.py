@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from bench.zoo import Choice, run
-from bench.zoo_check import MIN_VARIATION, UselessError, insist
-from bench.zoo_nets import Architecture, describe, pictures, randomise, smallest_of_each_kind
+from bench.zoo_check import MIN_VARIATION, UselessError, check_logits
+from bench.zoo_nets import Architecture, describe, random_images, randomize, smallest_of_each_kind
 from bench.zoo_pool import Bounds, sweep
 from bench.zoo_table import Row, libraries, read_rows, write_table
 from edgetl.errors import ConfigError
@@ -31,7 +31,7 @@ def _described(*names: str) -> list[Architecture]:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[Row]]]:
-    """Two tiny architectures' table."""
+    """Folder and rows of a sweep over two tiny architectures."""
     out = tmp_path_factory.mktemp("sweep")
     yield out, run(_described(*TINY), Choice(), out, workers=1, bounds=Bounds())
 
@@ -45,25 +45,25 @@ def test_tiny_architectures_export_and_agree_in_both_engines(swept: tuple[Path, 
         assert row.variation is not None and row.variation > 0.1
 
 
-def test_the_table_is_whole_and_read_back_as_it_was(swept: tuple[Path, list[Row]]) -> None:
+def test_the_table_is_complete_and_can_be_read_back(swept: tuple[Path, list[Row]]) -> None:
     out, rows = swept
     assert sorted(path.name for path in out.iterdir()) == ["export-sweep.csv", "export-sweep.md"]
     assert [row.passed for row in read_rows(out / "export-sweep.csv").values()] == [True, True]
     text = (out / "export-sweep.md").read_text("utf-8")
-    assert "2 architectures of timm" in text and "**2 (100.0 %)" in text and f"Made with {libraries()}." in text
+    assert "2 architectures of timm" in text and "**2 (100.0 %)" in text and f"Versions: {libraries()}." in text
     assert all(f"| {row.architecture} |" in text for row in rows)
 
 
-def test_a_sweep_that_goes_on_repeats_nothing(swept: tuple[Path, list[Row]]) -> None:
+def test_a_continued_sweep_does_not_repeat_rows(swept: tuple[Path, list[Row]]) -> None:
     out, _ = swept
     before = (out / "export-sweep.csv").stat().st_mtime_ns
-    # Nothing could be measured in this time: a row that is still good was not measured again.
+    # This limit is too short for a measurement, so a passing row was not measured again.
     again = run(_described(*TINY), Choice(), out, workers=1, bounds=Bounds(wall_seconds=0.01))
     assert [row.passed for row in again] == [True, True]
     assert (out / "export-sweep.csv").stat().st_mtime_ns == before
 
 
-def test_what_is_repeated_is_chosen_by_name_failure_and_versions() -> None:
+def test_rows_are_repeated_by_name_failure_and_library_versions() -> None:
     items = _described(*TINY, "test_resnet")
     good = Row(architecture=TINY[0], family="efficientnet", parameters=1, onnx="agrees", openvino="agrees", made_with=libraries())
     known = {TINY[0]: good, TINY[1]: good.model_copy(update={"architecture": TINY[1], "openvino": "differs"})}
@@ -80,22 +80,22 @@ def test_what_is_repeated_is_chosen_by_name_failure_and_versions() -> None:
 
 @pytest.mark.parametrize(
     ("bounds", "cause"),
-    [(Bounds(cpu_seconds=0.1), "more than 0.1 s of the processor's time"), (Bounds(wall_seconds=0.05), "not done after 0.05 s")],
+    [(Bounds(cpu_seconds=0.1), "more than 0.1 s of CPU time"), (Bounds(wall_seconds=0.05), "not finished after 0.05 s")],
 )
-def test_an_architecture_that_takes_too_long_is_killed_and_says_so(bounds: Bounds, cause: str) -> None:
+def test_an_architecture_that_exceeds_a_time_limit_is_recorded_with_the_limit(bounds: Bounds, cause: str) -> None:
     (row,) = sweep(_described("test_resnet"), workers=1, bounds=bounds)
     assert not row.passed and cause in row.cause
     assert not _children()
 
 
-def test_a_child_without_memory_is_a_row_and_not_a_hang() -> None:
+def test_a_child_without_memory_is_recorded_as_a_failure() -> None:
     (row,) = sweep(_described("test_resnet"), workers=1, bounds=Bounds(memory_gb=0.05))
     assert not row.passed and "the child did not start: the process" in row.cause
     assert not _children()
 
 
 def _children() -> list[str]:
-    """This process's children that check architectures."""
+    """Return the commands of the worker processes of this process."""
     found = []
     for name in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
         command = Path(f"/proc/{name}/cmdline").read_bytes().decode()
@@ -103,9 +103,9 @@ def _children() -> list[str]:
     return found
 
 
-def test_no_branch_of_a_randomised_network_is_silent() -> None:
+def test_every_parameter_of_a_randomized_network_varies() -> None:
     model = rebuild("test_resnet", {}, 5).eval()
-    randomise(model, 64, seed=0)
+    randomize(model, 64, seed=0)
     for name, parameter in model.named_parameters():
         assert float(parameter.detach().std()) > 0, name
     for module in model.modules():
@@ -114,27 +114,27 @@ def test_no_branch_of_a_randomised_network_is_silent() -> None:
             assert module.running_mean is not None and float(module.running_mean.std()) > 0
 
 
-def test_strong_weights_let_a_transformer_tell_pictures_apart() -> None:
-    model, images = rebuild("test_vit3", {}, 5).eval(), pictures(4, 160, seed=0)
-    randomise(model, 160, seed=0, strong=True)
+def test_strong_weights_make_the_logits_of_a_transformer_depend_on_the_image() -> None:
+    model, images = rebuild("test_vit3", {}, 5).eval(), random_images(4, 160, seed=0)
+    randomize(model, 160, seed=0, strong=True)
     with torch.no_grad():
         logits = model(images)
     assert float((logits - logits.mean(dim=0)).abs().max()) > 0.3 * float(logits.abs().max())
 
 
-def test_logits_that_do_not_depend_on_the_picture_are_refused() -> None:
+def test_logits_that_do_not_depend_on_the_image_are_an_error() -> None:
     class Constant(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.ones(len(images), 20) + 1e-4 * images.mean(dim=(1, 2, 3))[:, None]
 
-    images = pictures(5, 32, seed=0)
+    images = random_images(5, 32, seed=0)
     logits = Constant()(images).numpy()
     with pytest.raises(UselessError, match="hardly vary"):
-        insist(Constant(), images, logits)
+        check_logits(Constant(), images, logits)
     assert np.ptp(logits, axis=0).max() < MIN_VARIATION
 
 
-def test_only_the_smallest_of_names_that_differ_in_size_is_taken() -> None:
+def test_only_the_smallest_size_of_an_architecture_is_measured() -> None:
     found = _described(
         "mobilenetv2_100", "mobilenetv2_050", "starnet_s1", "starnet_s050", "mobilenetv4_conv_medium", "mobilenetv4_conv_small"
     )
@@ -142,27 +142,27 @@ def test_only_the_smallest_of_names_that_differ_in_size_is_taken() -> None:
     assert names == ["mobilenetv2_050", "mobilenetv4_conv_medium", "mobilenetv4_conv_small", "starnet_s050"]
 
 
-def test_a_large_architecture_is_left_out_without_being_built() -> None:
+def test_a_large_architecture_is_skipped_without_building_it() -> None:
     assert describe("vit_large_patch16_224") is None
 
 
-def test_a_file_that_is_no_table_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_table_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "export-sweep.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ConfigError, match=r"export-sweep\.csv is not a table .* Move it away"):
+    with pytest.raises(ConfigError, match=r"export-sweep\.csv is not a table .* Move the file away"):
         read_rows(tmp_path / "export-sweep.csv")
 
 
-def test_exceptions_stand_above_the_table_with_their_cause(tmp_path: Path) -> None:
+def test_exceptions_are_listed_before_the_table_with_their_cause(tmp_path: Path) -> None:
     row = Row(architecture="odd", family="odd", parameters=1, onnx="failed", cause="ExportError: no such operator")
     write_table(tmp_path, [row], limit=1e-4, batches=(1, 2, 5))
     text = (tmp_path / "export-sweep.md").read_text("utf-8")
-    assert "**0 (0.0 %)" in text and "- `odd` (odd): ExportError: no such operator" in text.split("## All")[0]
+    assert "**0 (0.0 %)" in text and "- `odd` (odd): ExportError: no such operator" in text.split("## All architectures")[0]
 
 
-def test_a_table_of_a_stopped_sweep_says_how_many_are_missing(tmp_path: Path) -> None:
+def test_the_table_of_an_interrupted_sweep_has_the_number_of_missing_architectures(tmp_path: Path) -> None:
     row = Row(architecture="some", family="some", parameters=1, onnx="agrees", openvino="agrees")
     write_table(tmp_path, [row], limit=1e-4, batches=(1, 2, 5), left=7)
-    assert "**7 more are not measured yet**" in (tmp_path / "export-sweep.md").read_text("utf-8")
+    assert "**7 architectures are not measured yet.**" in (tmp_path / "export-sweep.md").read_text("utf-8")
 
 
 @pytest.mark.slow
