@@ -18,7 +18,7 @@ _THREADS = 8
 _LARGE_EVERY = 100
 
 
-def sound_requests(name: str, photo: bytes, side: int) -> list[bytes]:
+def valid_requests(name: str, photo: bytes, side: int) -> list[bytes]:
     """Return valid requests for the model ``name`` with the input ``[n, 3, side, side]``."""
     image = base64.b64encode(photo).decode()
     inputs = [{"name": "input", "shape": [1], "datatype": "BYTES", "data": [image]}]
@@ -111,7 +111,7 @@ def broken(request: bytes, chance: random.Random) -> bytes:
     return bytes(data)
 
 
-def ask(port: int, data: bytes, timeout: float = 0.25) -> bytes:
+def send_request(port: int, data: bytes, timeout: float = 0.25) -> bytes:
     """Send ``data`` and return the status of the first response. Empty: the connection was closed. ``late``: no response in time."""
     with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
         try:
@@ -124,7 +124,7 @@ def ask(port: int, data: bytes, timeout: float = 0.25) -> bytes:
     return b""
 
 
-def fuzz(port: int, sound: Sequence[bytes], large: Sequence[bytes], count: int) -> tuple[Counter[bytes], list[bytes]]:
+def fuzz(port: int, valid: Sequence[bytes], large: Sequence[bytes], count: int) -> tuple[Counter[bytes], list[bytes]]:
     """Send ``count`` mutated and large requests from eight threads.
 
     Returns:
@@ -140,10 +140,10 @@ def fuzz(port: int, sound: Sequence[bytes], large: Sequence[bytes], count: int) 
         for index in range(count // _THREADS):
             if large and index % _LARGE_EVERY == seed:
                 data = chance.choice(large)
-                status = ask(port, data, 20.0)
+                status = send_request(port, data, 20.0)
             else:
-                data = broken(chance.choice(sound), chance)
-                status = ask(port, data)
+                data = broken(chance.choice(valid), chance)
+                status = send_request(port, data)
             expected = (status == b"504" and b"imeout" in data) or (status == b"501" and b"ncoding" in data)
             with lock:
                 statuses[status] += 1

@@ -19,7 +19,7 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
-from bench.http_fuzz import fuzz, large_requests, slow_uploads, sound_requests
+from bench.http_fuzz import fuzz, large_requests, slow_uploads, valid_requests
 from bench.memory import family_mb
 from bench.serve import end, start
 from edgetl.core.bundle import open_bundle
@@ -99,7 +99,7 @@ def liveness(path: Path, variant: str, requests: int, uploads: int, seconds: flo
     try:
         memory = family_mb(server.pid)
         watch, begin = Probe(PORT), time.monotonic()
-        statuses, unexpected = fuzz(PORT, sound_requests(name, photo, side), large_requests(name, side), requests)
+        statuses, unexpected = fuzz(PORT, valid_requests(name, photo, side), large_requests(name, side), requests)
         took = time.monotonic() - begin
         waits = watch.end()
         shown = {(status or b"closed").decode("latin-1"): count for status, count in statuses.most_common()}

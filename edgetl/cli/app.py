@@ -18,7 +18,7 @@ from edgetl.cli.help import HelpCommand, HelpGroup
 from edgetl.cli.session import Interrupted, err, escape_unencodable, print_error
 from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import EdgetlError
-from edgetl.runtime.engine import silence_makers
+from edgetl.runtime.engine import disable_telemetry
 
 app = typer.Typer(
     name="edgetl",
@@ -66,7 +66,7 @@ def _root(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a bug (traceback), 2 usage, or the code of the error's class."""
     given = sys.argv[1:] if arguments is None else arguments
-    silence_makers()
+    disable_telemetry()
     escape_unencodable()
     # Interpreters that libraries start (loaders of multiprocessing, compilers of torch) leave out the current folder, as this process does.
     os.environ["PYTHONSAFEPATH"] = "1"

@@ -130,7 +130,7 @@ def load_engine(format_: Format, files: Sequence[bytes], *, threads: int) -> Loa
     """
     if not installed(format_):
         raise MissingExtraError(_LIBRARIES[format_], _LIBRARIES[format_])
-    silence_makers()
+    disable_telemetry()
     try:
         return _load(format_, files, threads)
     except ImportError as error:
@@ -143,7 +143,7 @@ def load_engine(format_: Format, files: Sequence[bytes], *, threads: int) -> Loa
         ) from error
 
 
-def silence_makers() -> None:
+def disable_telemetry() -> None:
     """Disable the telemetry of the engines. Settings of the user stay. Call this before an engine is imported.
 
     Importing ONNX Runtime (1.31) writes ``~/.cache/Microsoft`` and ``.ses`` next to temporary files, and contains the address of a

@@ -147,7 +147,7 @@ def run_trial() -> None:
     stream = sys.stdin.buffer
     job = parse_json(stream.readline(), _Job, EngineError, name="the job")
     files = [stream.read(size) for size in job.sizes]
-    limit_process(job.memory_bytes, cpu_s=job.cpu_s, first_to_die=1000)
+    limit_process(job.memory_bytes, cpu_s=job.cpu_s, oom_score=1000)
     try:
         black: Batch = np.zeros(job.shape, np.uint8) if job.pixels else np.zeros(job.shape, np.float32)
         found = load_engine(job.format, files, threads=1).run(black).shape
@@ -161,16 +161,16 @@ def run_trial() -> None:
     os.write(report, _Report(error=error).model_dump_json().encode())
 
 
-def limit_process(memory_bytes: int, *, cpu_s: int | None = None, first_to_die: int) -> None:
+def limit_process(memory_bytes: int, *, cpu_s: int | None = None, oom_score: int) -> None:
     """Limit the private writable memory and the CPU time of this process, if the system supports it.
 
     Args:
         memory_bytes: limit in addition to the present memory of the process. Mapped libraries do not count.
         cpu_s: CPU time of all threads, seconds. None is unlimited.
-        first_to_die: out-of-memory score, 0..1000. When the host runs out of memory, Linux ends the process with the highest score.
+        oom_score: out-of-memory score, 0..1000. When the host runs out of memory, Linux ends the process with the highest score.
     """
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(first_to_die))
+        Path("/proc/self/oom_score_adj").write_text(str(oom_score))
     if sys.platform == "win32":
         return
     # RLIMIT_AS is not used, because it also counts memory that engines map or reserve and never write.

@@ -131,7 +131,7 @@ def serve_files(format_: Format) -> None:
     black = np.zeros((1, 3, SIDE, SIDE), np.float32)
     start = seeds(format_)[0]
     load_engine(format_, start, threads=1).run(black)
-    limit_process(memory_for(sum(map(len, start))), first_to_die=1000)
+    limit_process(memory_for(sum(map(len, start))), oom_score=1000)
     while line := sys.stdin.buffer.readline():
         files = [sys.stdin.buffer.read(size) for size in json.loads(line)]
         _allow(CPU_S)

@@ -161,7 +161,7 @@ from tests.runtime.hostile import as_ir, hungry
 engine = load_engine("openvino", as_ir(hungry(100, above=0.5), Path({work!r})), threads=1)
 image = np.zeros((1, 3, 48, 48), np.float32)
 print(engine.run(image + 0.25)[0, 0])
-limit_process(10**9, first_to_die=1000)
+limit_process(10**9, oom_score=1000)
 try:
     print(engine.run(image + 1)[0, 0])
 except EngineError as error:

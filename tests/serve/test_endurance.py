@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.http_fuzz import ask, fuzz, large_requests, sound_requests
+from bench.http_fuzz import fuzz, large_requests, send_request, valid_requests
 from bench.memory import family, family_mb
 from bench.overload import open_loop
 from edgetl.core.bundle import Bundle
@@ -23,14 +23,14 @@ SOAK_S = float(os.environ.get("EDGETL_SOAK_S", "600"))
 def test_invented_requests_crash_nothing_and_cause_no_5xx(bundle: Bundle, photo: bytes, count: int) -> None:
     """Large requests are among them; ``bench.liveness`` measures whether any blocks the event loop."""
     name, side = bundle.manifest.name, bundle.manifest.preprocess.input_size[0]
-    sound = sound_requests(name, photo, side)
+    valid = valid_requests(name, photo, side)
     with serving(bundle.path) as served:
-        assert {ask(served.port, data, 10.0) for data in sound} == {b"200"}
-        codes, unexplained = fuzz(served.port, sound, large_requests(name, side) if count > 1000 else [], count)
+        assert {send_request(served.port, data, 10.0) for data in valid} == {b"200"}
+        codes, unexplained = fuzz(served.port, valid, large_requests(name, side) if count > 1000 else [], count)
         print(dict(codes))
         assert codes.total() == count and not unexplained
         assert codes[b"200"] and codes[b"400"] and codes[b"404"]
-        assert {ask(served.port, data, 10.0) for data in sound} == {b"200"}
+        assert {send_request(served.port, data, 10.0) for data in valid} == {b"200"}
         assert served.metric("edgetl_workers_replaced_total") == 0 and "Traceback" not in served.said() and served.ready()
 
 
@@ -38,8 +38,8 @@ def test_requests_that_cost_a_parser_much_are_answered_and_leave_the_server_read
     name, side = bundle.manifest.name, bundle.manifest.preprocess.input_size[0]
     with serving(bundle.path) as served:
         for data in large_requests(name, side):
-            assert ask(served.port, data, 20.0) in (b"200", b"400"), data[:200]
-        assert ask(served.port, sound_requests(name, photo, side)[0], 10.0) == b"200"
+            assert send_request(served.port, data, 20.0) in (b"200", b"400"), data[:200]
+        assert send_request(served.port, valid_requests(name, photo, side)[0], 10.0) == b"200"
         assert served.metric("edgetl_workers_replaced_total") == 0 and "Traceback" not in served.said()
 
 

@@ -244,7 +244,7 @@ def _open_all(config: WorkerConfig) -> list[tuple[Bundle, Predictor]]:
     threads, batch = config.threads, config.batch or BATCH
     one_thread = batch * IMAGE_MEMORY_BYTES + DECODING_BYTES + PARSED_PER_BYTE * config.body_bytes
     working = threads * one_thread + (threads * batch + 1) * config.body_bytes
-    limit_process(memory_for(sum(variant.size_bytes for variant in variants)) + working, first_to_die=500)
+    limit_process(memory_for(sum(variant.size_bytes for variant in variants)) + working, oom_score=500)
     return [_open(bundle, variant) for bundle, variant in zip(bundles, variants, strict=True)]
 
 
