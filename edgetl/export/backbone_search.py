@@ -113,18 +113,14 @@ class _Search:
 def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, progress: Progress = silent) -> Fitted:
     """Rank, train and export backbones in turn until one meets a deployment contract.
 
-    A backbone that cannot meet the contract is skipped before training, measured with untrained weights. The function writes ``out/run``,
-    ``out/bundle`` and ``out/fit.json``.
+    A backbone that cannot meet the contract is skipped before training, measured with untrained weights.
 
     Args:
         data: folder of labeled images.
         config: ranking, training, export, and the limits of the contract.
-        out: output folder.
+        out: output folder. ``run``, ``bundle`` and ``fit.json`` are written into it.
         overwrite: replace an existing ``out``.
         progress: called at each stage.
-
-    Returns:
-        the bundle, the folder of its run, and the record of the attempted backbones.
 
     Raises:
         ContractError: no backbone meets the contract. The message names the limits, and nothing is written.

@@ -97,20 +97,15 @@ def export_under_contract(
 
     Args:
         run: folder of the run.
-        config: configuration of the export. Set ``input_size`` to try only this size. Set ``profile`` to estimate latencies for the
-            device of the profile.
+        config: configuration of the export. ``input_size`` tries only this size. ``profile`` estimates latencies for its device.
         contract: limits on latency, size and memory.
         out: folder of the bundle.
         overwrite: replace an existing ``out``.
         progress: called at each stage.
 
-    Returns:
-        the bundle.
-
     Raises:
         ContractError: no variant meets every limit. Nothing is written. ``rows`` has an ``Outcome`` for each attempted variant.
         ConfigError: the contract has no limit, or the profile does not match this host or the contract.
-        EdgetlError: see ``export_bundle``.
     """
     if not contract.limited:
         raise ConfigError("the deployment contract has no limit. Set --max-latency-ms, --max-size-mb or --memory-mb.")

@@ -112,9 +112,6 @@ def export_bundle(
         select: selects among the variants that passed. If it raises, nothing is written.
         progress: called at each stage.
 
-    Returns:
-        the bundle at ``out``.
-
     Raises:
         RunError: ``run_path`` is not a run, or the run is damaged.
         DataError: the run's images are missing.

@@ -136,9 +136,6 @@ def measure_bundle(
         images: image files, predicted in turn. By default, the golden images of the bundle.
         progress: called before each variant.
 
-    Returns:
-        the report.
-
     Raises:
         BundleError: the bundle has no such variant.
         EngineError: a fresh process failed or did not predict in time.

@@ -200,10 +200,6 @@ def load(
         MissingExtraError: the engine is not installed. The message has the pip command.
         EngineError: the engine cannot load the model, the model does not match the manifest, or the trial failed.
         OutOfMemoryError: there is too little memory.
-
-    Example:
-        >>> predictor = edgetl.load("bundle", variant="onnx-int8")    # doctest: +SKIP
-        >>> predictor.predict(["a.jpg", "b.jpg"])                     # doctest: +SKIP
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     chosen = choose_variant(opened, variant)

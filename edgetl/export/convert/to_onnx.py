@@ -24,10 +24,8 @@ OPSET = 20
 def to_onnx(model: nn.Module, spec: PreprocessSpec, path: Path, metadata: dict[str, str]) -> None:
     """Export ``model`` as one ONNX file with a dynamic batch: ``input`` float32 ``[batch, 3, H, W]`` → ``logits`` ``[batch, classes]``.
 
-    Branches that timm can merge for inference (RepVGG and similar networks) are merged first.
-
     Args:
-        model: network in evaluation mode, on the CPU.
+        model: network in evaluation mode, on the CPU. Branches that timm can merge for inference (RepVGG) are merged first.
         spec: preprocessing; its input size is used.
         path: file to write.
         metadata: metadata, written as ``metadata_props``.
