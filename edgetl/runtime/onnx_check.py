@@ -9,8 +9,8 @@
 - text attributes with bytes that are not printable ASCII (ONNX Runtime 1.32 never returned from an Einsum equation with such a byte);
 - ambiguous bytes, which two parsers could read differently.
 
-The check does not compute shapes. A small file may still need more memory than available, for instance by a padding of 2^20. It may also end
-the process by an assertion of ONNX Runtime: a pooling window that is larger than its input gives a negative size. Only a trial
+The check does not compute shapes. A small file may still need more memory than available, for instance by a padding of 2^20. It may also
+end the process by an assertion of ONNX Runtime: a pooling window that is larger than its input gives a negative size. Only a trial
 (``edgetl.runtime.trial``) protects against both.
 """
 
