@@ -45,6 +45,6 @@ html_theme = "furo"
 html_title = f"edgetl {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_extra_path = ["llms.txt"]
+html_extra_path = ["llms.txt", "reference/manifest.schema.json"]
 html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": True}
