@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import annotated_types
+from markup import plain_text, table
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -30,12 +31,6 @@ def find(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a table in Markdown; a bar in a cell is escaped."""
-    lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
 def config(path: str) -> str:
     """Return the options of a configuration model, one table for each group."""
     model = find(path)
@@ -51,7 +46,7 @@ def _option(option: Option) -> list[str]:
         f"`{option.name}`",
         type_name(option.field.annotation, option.field),
         _default(option.field),
-        _prose(option.field.description or ""),
+        plain_text(option.field.description or ""),
     ]
 
 
@@ -61,12 +56,14 @@ def fields(path: str) -> str:
     texts = attributes(model)
     if issubclass(model, BaseModel):
         rows = [
-            [f"`{name}`", type_name(field.annotation, field), _prose(texts.get(name) or field.description or "")]
+            [f"`{name}`", type_name(field.annotation, field), plain_text(texts.get(name) or field.description or "")]
             for name, field in model.model_fields.items()
         ]
     else:
         hints = get_type_hints(model, include_extras=True)
-        rows = [[f"`{field.name}`", type_name(hints[field.name]), _prose(texts.get(field.name, ""))] for field in dataclasses.fields(model)]
+        rows = [
+            [f"`{field.name}`", type_name(hints[field.name]), plain_text(texts.get(field.name, ""))] for field in dataclasses.fields(model)
+        ]
     return table(["Key", "Type", "Description"], rows)
 
 
@@ -91,7 +88,7 @@ def attributes(model: type) -> dict[str, str]:
 def exit_codes() -> str:
     """Return the exit codes of the exception classes."""
     kinds = sorted(_subclasses(errors.EdgetlError), key=lambda kind: kind.exit_code)
-    rows = [[f"`{kind.exit_code}`", f"`{kind.__name__}`", _prose((inspect.getdoc(kind) or "").split("\n\n")[0])] for kind in kinds]
+    rows = [[f"`{kind.exit_code}`", f"`{kind.__name__}`", plain_text((inspect.getdoc(kind) or "").split("\n\n")[0])] for kind in kinds]
     return table(["Code", "Exception", "Meaning"], rows)
 
 
@@ -110,7 +107,7 @@ def metrics() -> str:
             collector = registry._names_to_collectors[family.name]  # the labels of a metric without values are not public
             labels = ", ".join(f"`{label}`" for label in getattr(collector, "_labelnames", ()))
             name = f"{family.name}_total" if family.type == "counter" else family.name
-            rows.append([f"`{name}`", family.type, labels, _prose(family.documentation)])
+            rows.append([f"`{name}`", family.type, labels, plain_text(family.documentation)])
     return table(["Name", "Type", "Labels", "Meaning"], rows)
 
 
@@ -121,7 +118,7 @@ def routes() -> str:
         for method in ("get", "post"):
             if method in item:
                 statuses = ", ".join(sorted(item[method]["responses"]))
-                rows.append([f"`{method.upper()} {path}`", _prose(item[method]["summary"]), statuses])
+                rows.append([f"`{method.upper()} {path}`", plain_text(item[method]["summary"]), statuses])
     return table(["Route", "Purpose", "Status"], rows)
 
 
@@ -167,11 +164,3 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, tuple):
         return f"`{','.join(map(str, value))}`" if value else "none"
     return "none" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
-
-
-def _prose(text: str) -> str:
-    """Return docstring text as Markdown: code in single backticks, options as code."""
-    parts = re.split(r"(`[^`]+`)", " ".join(text.replace("``", "`").split()))
-    escape = re.compile(r"([\\*_<>\[\]])")
-    flag = re.compile(r"(?<![\w`-])(--[a-z][a-z0-9-]*)")
-    return "".join(part if part.startswith("`") else flag.sub(r"`\1`", escape.sub(r"\\\1", part)) for part in parts)

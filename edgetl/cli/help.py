@@ -74,7 +74,7 @@ def _print_page(command: Any, context: Any) -> None:
     for paragraph in (command.help or "").split("\n\n"):
         out.print(_highlighted(Text(f"{' '.join(paragraph.split())}\n")))
     _print_panels(_command_panels(command))
-    _print_panels({title: [_label_and_help(item) for item in items] for title, items in _option_panels(command, context).items()})
+    _print_panels({title: [label_and_help(item) for item in items] for title, items in option_panels(command, context).items()})
     if command.epilog:
         out.print(Text(f"\n{command.epilog.replace(_PARAGRAPH, _LINE)}\n"), soft_wrap=True)
 
@@ -87,7 +87,7 @@ def _command_panels(command: Any) -> dict[str, list[tuple[str, Text]]]:
     return found
 
 
-def _option_panels(command: Any, context: Any) -> dict[str, list[Any]]:
+def option_panels(command: Any, context: Any) -> dict[str, list[Any]]:
     """Return the arguments and options by panel, in the order of the page."""
     found: dict[str, list[Any]] = {}
     for item in command.get_params(context):
@@ -124,7 +124,7 @@ def _argument(item: Any) -> str:
     return name if item.required else f"[{name}]"
 
 
-def _label_and_help(item: Any) -> tuple[str, Text]:
+def label_and_help(item: Any) -> tuple[str, Text]:
     if item.param_type_name == "argument":
         return _argument(item), Text(item.help or "")
     flags = ", ".join([*sorted(item.opts, key=len), *item.secondary_opts])

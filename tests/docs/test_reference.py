@@ -46,7 +46,7 @@ def test_each_quoted_message_is_in_the_sources() -> None:
         parts = [re.escape(part.strip(" .:;,()'")) for part in message.split("…") if part.strip(" .:;,()'")]
         if not any(re.search(".*".join(parts), text) for text in texts):
             missing.append(message)
-    assert missing == []
+    assert not missing, "docs/reference/troubleshooting.md quotes messages that are not in the sources:\n" + "\n".join(missing)
 
 
 def test_committed_schema_equals_the_models() -> None:
