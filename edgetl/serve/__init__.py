@@ -1,1 +1,1 @@
-"""HTTP server: configuration, routes, service, metrics, web page; protocol, connections, workers."""
+"""HTTP server for bundles: routes, model reload, metrics, web page."""

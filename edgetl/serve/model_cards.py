@@ -1,4 +1,4 @@
-"""What is served, in facts: for people, and for the page."""
+"""Model cards: facts about the served models for ``GET /models`` and the web page."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from edgetl.serve.protocol.models import Models
 
 
 def cards(models: Models) -> list[dict[str, Any]]:
-    """The card of every version, the newest of each name first."""
+    """Return the card of every served version. The newest version of each name comes first."""
     every = [models.find(name, version) for name in models.names for version in reversed(models.versions(name))]
     return [card(model.manifest, model.variant, models.versions(model.name)) for model in every]
 
 
 def card(manifest: Manifest, variant: Variant, versions: Sequence[str]) -> dict[str, Any]:
-    """The facts of one served version of a model, as JSON shows them.
+    """Return the card of one served version of a model, as a JSON object.
 
-    ``trained``, ``validation`` and ``test`` are the task's figure ``score_name`` with its 95 % interval and its number of images;
-    ``drop`` is what the served file loses against the trained model on the validation images, negative where it gains; ``median_ms`` is
-    of the machine that exported; ``input_size`` is height and width, pixels.
+    ``trained``, ``validation`` and ``test`` hold the task's score ``score_name`` with its 95 % confidence interval and number of images.
+    ``drop`` is the accuracy drop of the variant against the trained model on the validation images. A negative drop is a gain.
+    ``median_ms`` was measured on the host of the export. ``input_size`` is height and width, pixels.
 
     Args:
-        manifest: the bundle's.
-        variant: the file of it that is served.
-        versions: every release of this name that the server has, the oldest first.
+        manifest: manifest of the bundle.
+        variant: the served variant.
+        versions: all served releases of this model, the oldest first.
     """
     lineage, decision_rule = manifest.lineage, manifest.decision_rule
     return {
@@ -47,7 +47,7 @@ def card(manifest: Manifest, variant: Variant, versions: Sequence[str]) -> dict[
         "created": manifest.created,
         "score_name": SCORE_NAMES[manifest.task],
         "trained": manifest.trained.model_dump(),
-        **_measured(manifest.trained, variant),
+        **_variant_scores(manifest.trained, variant),
         "backbone": lineage.backbone,
         "architecture": lineage.architecture,
         "strategy": lineage.strategy,
@@ -57,7 +57,7 @@ def card(manifest: Manifest, variant: Variant, versions: Sequence[str]) -> dict[
     }
 
 
-def _measured(trained: Proportion, variant: Variant) -> dict[str, Any]:
+def _variant_scores(trained: Proportion, variant: Variant) -> dict[str, Any]:
     return {
         "validation": variant.validation.model_dump(),
         "test": variant.test.model_dump() if variant.test else None,

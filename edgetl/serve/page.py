@@ -1,4 +1,4 @@
-"""The page for people at ``/``: plain files of this package, read once, under a policy that lets nothing else in."""
+"""Web page at ``/``: static files of this package. A content security policy allows only these files."""
 
 from __future__ import annotations
 
@@ -18,36 +18,38 @@ _POLICY = (
 _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "Referrer-Policy": "no-referrer",
-    # Kept, but asked about each time: after an upgrade of the server no old script meets a new page.
+    # The browser revalidates every file, so after an upgrade of the server a new page never loads an old script.
     "Cache-Control": "no-cache",
 }
 
 
 def page_paths() -> frozenset[str]:
-    """The addresses of the page and of what it loads, which ask for no token."""
+    """Return the paths of the page's files. They need no token."""
     return frozenset(route.path for route in page_routes())
 
 
 def page_routes() -> list[Route]:
-    """The page and what it loads. It holds no data of the server's, so that whoever may not ask the server still sees its question for the
-    token."""
+    """Return the routes of the page's files.
+
+    They hold no data of the server. A client without the token can therefore load the page, which then prompts for the token.
+    """
     folder = files("edgetl.serve") / "page_files"
-    kinds = {file.name: _TYPES.get(file.name.rpartition(".")[2]) for file in folder.iterdir()}
+    media_types = {file.name: _TYPES.get(file.name.rpartition(".")[2]) for file in folder.iterdir()}
     return [
-        Route("/" if name == "index.html" else f"/{name}", _sends((folder / name).read_bytes(), kind), methods=["GET"])
-        for name, kind in sorted(kinds.items())
-        if kind
+        Route("/" if name == "index.html" else f"/{name}", _file_endpoint((folder / name).read_bytes(), media_type), methods=["GET"])
+        for name, media_type in sorted(media_types.items())
+        if media_type
     ]
 
 
-def _sends(content: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
+def _file_endpoint(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = {**_HEADERS, "ETag": tag}
 
     async def send(request: Request) -> Response:
-        known = {part.strip().removeprefix("W/") for part in request.headers.get("if-none-match", "").split(",")}
-        if known & {tag, "*"}:
+        cached = {part.strip().removeprefix("W/") for part in request.headers.get("if-none-match", "").split(",")}
+        if cached & {tag, "*"}:
             return Response(status_code=304, headers=headers)
-        return Response(content, media_type=kind, headers=headers)
+        return Response(content, media_type=media_type, headers=headers)
 
     return send

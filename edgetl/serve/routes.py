@@ -1,4 +1,4 @@
-"""The server's routes: the Open Inference Protocol, ``POST /predict`` for people with curl, and metrics. Starlette."""
+"""Routes of the server (Starlette): Open Inference Protocol, ``POST /predict``, metrics, web page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edgetl.serve.connections.rejection import BUSY, RETRY_AFTER_S
 from edgetl.serve.metrics import Metrics, resident_bytes
 from edgetl.serve.model_cards import cards
 from edgetl.serve.page import page_routes
-from edgetl.serve.protocol.body import Bodies, content_encoding
+from edgetl.serve.protocol.body import BodyReader, content_encoding
 from edgetl.serve.protocol.content import Upload
 from edgetl.serve.protocol.models import Model
 from edgetl.serve.protocol.open_inference import HEADER_LENGTH, ResponseSpec, is_count, write_response
@@ -36,14 +36,14 @@ from edgetl.serve.workers.pool import DeadlineError, WorkerPool
 
 EXTENSIONS = ["binary_tensor_data", "classification"]
 _TIMEOUT_HEADER = "request-timeout-ms"
-# Images of one request.
+# Limit of images per request.
 _MAX_BATCH = 16
-# A body arrives within this, and at a minimum rate (``protocol.body``).
+# Time limit for a request body, seconds. ``protocol.body`` also requires a minimum rate.
 _BODY_TIMEOUT_S = 30.0
 
 
 class BusyError(RequestError):
-    """503: as many requests are inside as may be."""
+    """503: the request queue is full."""
 
     def __init__(self) -> None:
         super().__init__(503, BUSY)
@@ -51,7 +51,7 @@ class BusyError(RequestError):
 
 @dataclass(frozen=True)
 class _Inference:
-    """One request's answer, and how long it took."""
+    """Result of one inference request, with the ``Server-Timing`` header."""
 
     response: ResponseSpec
     model: Model
@@ -60,35 +60,35 @@ class _Inference:
 
 
 class Server:
-    """Routes to a service, and the admission of requests."""
+    """Routes of the server, and admission of requests."""
 
     def __init__(self, service: Service, config: ServeConfig) -> None:
         self._service, self._config = service, config
-        self._inside = 0
-        # As much memory as the requests that are inside may hold.
-        together = config.max_requests * config.max_body_bytes
-        self._bodies = Bodies(max_bytes=config.max_body_bytes, together=together, timeout_s=_BODY_TIMEOUT_S)
+        self._inflight = 0
+        # Arriving bodies may take as much memory as admitted requests.
+        max_total_bytes = config.max_requests * config.max_body_bytes
+        self._bodies = BodyReader(max_bytes=config.max_body_bytes, max_total_bytes=max_total_bytes, timeout_s=_BODY_TIMEOUT_S)
         self.metrics = Metrics()
-        self.metrics.serve(service.pool.models)
-        self.metrics.inside.set_function(lambda: self._inside)
-        self.metrics.waiting.set_function(lambda: service.pool.waiting)
+        self.metrics.set_models(service.pool.models)
+        self.metrics.inflight.set_function(lambda: self._inflight)
+        self.metrics.queue_depth.set_function(lambda: service.pool.waiting)
         self.metrics.workers_memory.set_function(lambda: resident_bytes(service.pool.process_ids))
-        service.on_replaced = self.metrics.replaced.inc
-        service.on_reload = self._reloaded
+        service.on_replaced = self.metrics.workers_replaced.inc
+        service.on_reload = self._count_reload
         self.draining = False
 
     @property
-    def full(self) -> bool:
-        """True if the limit of requests inside is reached."""
-        return self._inside >= self._config.max_requests
+    def is_full(self) -> bool:
+        """True if no further request can be admitted."""
+        return self._inflight >= self._config.max_requests
 
     @property
     def ready(self) -> bool:
-        """Whether to send requests here."""
+        """True if the server can compute requests and is not shutting down."""
         return not self.draining and self._service.pool.ready
 
     def app(self) -> Starlette:
-        """The routes."""
+        """Return the application with all routes."""
         get = partial(Route, methods=["GET"])
         model = "/v2/models/{model}"
         routes = [
@@ -107,8 +107,8 @@ class Server:
                 get(f"{prefix}/ready", self._model_ready),
                 Route(f"{prefix}/infer", self._infer, methods=["POST"]),
             ]
-        app = Starlette(routes=routes, exception_handlers={HTTPException: _not_found, RequestError: _refused})
-        # An address is what it is; a redirect would repeat the Host that a client invented.
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _not_found, RequestError: _error_response})
+        # A redirect would repeat the client's Host header, which may be forged.
         app.router.redirect_slashes = False
         return app
 
@@ -122,14 +122,14 @@ class Server:
         return JSONResponse({"name": "edgetl", "version": package_version("edgetl"), "extensions": EXTENSIONS})
 
     async def _model_metadata(self, request: Request) -> Response:
-        model = self._named(request)
+        model = self._requested_model(request)
         return JSONResponse(model.metadata(self._service.pool.models.versions(model.name)))
 
     async def _model_ready(self, request: Request) -> Response:
-        model = self._named(request)
+        model = self._requested_model(request)
         return JSONResponse({"name": model.name, "ready": self.ready}, 200 if self.ready else 503)
 
-    def _named(self, request: Request) -> Model:
+    def _requested_model(self, request: Request) -> Model:
         return self._service.pool.models.find(request.path_params["model"], request.path_params.get("version"))
 
     async def _metrics(self, _request: Request) -> Response:
@@ -142,39 +142,37 @@ class Server:
         return JSONResponse(document(self._service.pool.models, package_version("edgetl")))
 
     async def _infer(self, request: Request) -> Response:
-        found = await self._respond_to(request, "infer", request.path_params["model"], request.path_params.get("version"))
-        body, header_length = write_response(found.response, found.model.outputs(found.logits))
+        result = await self._respond_to(request, "infer", request.path_params["model"], request.path_params.get("version"))
+        body, header_length = write_response(result.response, result.model.outputs(result.logits))
         if header_length is None:
-            return Response(body, media_type="application/json", headers=found.headers)
-        return Response(body, media_type="application/octet-stream", headers={HEADER_LENGTH: str(header_length), **found.headers})
+            return Response(body, media_type="application/json", headers=result.headers)
+        return Response(body, media_type="application/octet-stream", headers={HEADER_LENGTH: str(header_length), **result.headers})
 
     async def _predict(self, request: Request) -> Response:
-        """One encoded image, as the body or as the only file of a form, for the model that ``?model=`` names or the first."""
+        """Predict one encoded image, which is the body or the only file of a form. ``?model=`` selects a model (default: the first)."""
         name = request.query_params.get("model") or self._service.pool.models.names[0]
-        found = await self._respond_to(request, "predict", name, request.query_params.get("version"))
-        decoding = found.model.decoding
-        (prediction,) = decode(decoding, found.logits)
-        answer = {"model": found.model.name, "version": found.model.version, **prediction_json(decoding, prediction)}
-        return JSONResponse(answer, headers=found.headers)
+        result = await self._respond_to(request, "predict", name, request.query_params.get("version"))
+        decoding = result.model.decoding
+        (prediction,) = decode(decoding, result.logits)
+        answer = {"model": result.model.name, "version": result.model.version, **prediction_json(decoding, prediction)}
+        return JSONResponse(answer, headers=result.headers)
 
     async def _respond_to(self, request: Request, endpoint: str, name: str, version: str | None) -> _Inference:
-        """Read, admit, wait, compute; whatever happens is counted."""
-        begin, code = time.monotonic(), 500
+        """Read a request, run it in a worker, and record its metrics."""
+        start, code = time.monotonic(), 500
         with self._service.acquire() as pool:
             model = pool.models.find(name, version)
             try:
-                done, arrived = await self._computed(request, endpoint, pool, model)
-                if done.logits is None:
-                    raise DeadlineError if done.status == 504 else RequestError(done.status, done.message)
-                if not np.isfinite(done.logits).all():
+                outcome, arrived_at = await self._compute(request, endpoint, pool, model)
+                if outcome.logits is None:
+                    raise DeadlineError if outcome.status == 504 else RequestError(outcome.status, outcome.message)
+                if not np.isfinite(outcome.logits).all():
                     self.metrics.nonfinite.labels(model.name).inc()
-                    raise RequestError(
-                        500, "the network's output has values that are not finite (NaN or infinite), so there is no prediction."
-                    )
+                    raise RequestError(500, "the model output is not finite (NaN or infinite), so there is no prediction.")
                 code, end = 200, time.monotonic()
-                stages = replace(done.stages, queue=max(0.0, end - arrived - done.stages.computing))
-                self.metrics.computed(model.name, stages)
-                return _Inference(done.response, model, done.logits, self._headers(stages, end - begin))
+                stages = replace(outcome.stages, queue=max(0.0, end - arrived_at - outcome.stages.computing))
+                self.metrics.observe_stages(model.name, stages)
+                return _Inference(outcome.response, model, outcome.logits, self._timing_headers(stages, end - start))
             except RequestError as error:
                 code = error.status
                 if isinstance(error, BusyError | DeadlineError):
@@ -182,61 +180,61 @@ class Server:
                 raise
             finally:
                 self.metrics.requests.labels(model.name, model.version, str(code)).inc()
-                self.metrics.duration.labels(model.name).observe(time.monotonic() - begin)
+                self.metrics.duration.labels(model.name).observe(time.monotonic() - start)
 
-    async def _computed(self, request: Request, endpoint: str, pool: WorkerPool, model: Model) -> tuple[Result, float]:
-        """The worker's answer, and when the body was complete. The body is not parsed here: that would block every other request."""
+    async def _compute(self, request: Request, endpoint: str, pool: WorkerPool, model: Model) -> tuple[Result, float]:
+        """Return the worker's result and the arrival time of the body. Parsing in the worker keeps the event loop responsive."""
         deadline = time.monotonic() + self._deadline_s(request)
-        if self.full:
+        if self.is_full:
             raise BusyError
         headers = content_encoding(request), request.headers.get("content-type", ""), request.headers.get(HEADER_LENGTH)
         body = await self._bodies.read(request)
         upload = Upload(body, endpoint, *headers, self._config.max_body_bytes, _MAX_BATCH)
-        arrived = time.monotonic()
+        arrived_at = time.monotonic()
         with self._admitted():
-            return await pool.run(Job(pool.models.place(model), upload, deadline)), arrived
+            return await pool.run(Job(pool.models.index(model), upload, deadline)), arrived_at
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
-        """A place, from when the body is complete until the answer is there."""
-        if self.full:
+        """Count a request as admitted, from its complete body to its result."""
+        if self.is_full:
             raise BusyError
-        self._inside += 1
+        self._inflight += 1
         try:
             yield
         finally:
-            self._inside -= 1
+            self._inflight -= 1
 
     @staticmethod
-    def _headers(stages: Stages, whole: float) -> dict[str, str]:
-        """Durations of the stages (W3C Server Timing)."""
+    def _timing_headers(stages: Stages, total: float) -> dict[str, str]:
+        """Return the ``Server-Timing`` header with the duration of each stage, milliseconds (W3C Server Timing)."""
         parts = {"queue": stages.queue, "decode": stages.decode, "preprocess": stages.preprocess, "inference": stages.inference}
-        timing = ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in {**parts, "total": whole}.items())
+        timing = ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in {**parts, "total": total}.items())
         return {"Server-Timing": timing}
 
     def _deadline_s(self, request: Request) -> float:
-        given = request.headers.get(_TIMEOUT_HEADER)
-        if given is None:
+        value = request.headers.get(_TIMEOUT_HEADER)
+        if value is None:
             return self._config.deadline_s
-        if not is_count(given):
-            raise RequestError(400, f"the header {_TIMEOUT_HEADER} takes whole milliseconds.")
-        return min(self._config.deadline_s, int(given) / 1000)
+        if not is_count(value):
+            raise RequestError(400, f"the header {_TIMEOUT_HEADER} must be a whole number of milliseconds.")
+        return min(self._config.deadline_s, int(value) / 1000)
 
-    def _reloaded(self, result: str) -> None:
+    def _count_reload(self, result: str) -> None:
         self.metrics.reloads.labels(result).inc()
-        self.metrics.serve(self._service.pool.models)
+        self.metrics.set_models(self._service.pool.models)
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
+async def _error_response(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else {}
     if error.status in (408, 413):
-        # The rest of the body is not read.
+        # The server does not read the rest of the body.
         headers["Connection"] = "close"
     return JSONResponse({"error": str(error)}, error.status, headers)
 
 
 async def _not_found(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    said = {404: "there is nothing at this address.", 405: "this address takes another method."}
-    return JSONResponse({"error": said.get(error.status_code, error.detail)}, error.status_code, error.headers)
+    messages = {404: "there is no such path. GET /openapi.json lists the paths.", 405: "this path does not support the method."}
+    return JSONResponse({"error": messages.get(error.status_code, error.detail)}, error.status_code, error.headers)

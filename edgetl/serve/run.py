@@ -1,4 +1,4 @@
-"""Server process: uvicorn, signals, reload, and draining."""
+"""Server process: uvicorn, signals, reload, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from prometheus_client import Counter
 
 from edgetl.serve.config import ServeConfig
 from edgetl.serve.connections.connection import Connection
-from edgetl.serve.connections.listener import accept_last, bind
-from edgetl.serve.connections.middleware import AccessMiddleware, RejectionLog, log_refused, read_token
+from edgetl.serve.connections.listener import accept_pending, bind
+from edgetl.serve.connections.middleware import AccessMiddleware, RejectionLog, log_malformed, read_token
 from edgetl.serve.page import page_paths
 from edgetl.serve.protocol.models import Models
 from edgetl.serve.routes import Server
@@ -29,37 +29,38 @@ from edgetl.serve.service import Service
 
 logger = logging.getLogger("edgetl.serve")
 
-# After SIGTERM the server says for so long that it is not ready, and still answers: whoever sends requests looks every second or so.
+# After SIGTERM, the server accepts requests for this time while readiness is false. Load balancers check readiness about once per second.
 NOT_READY_S = 1.0
-# Then requests in progress have this long to end.
+# Time limit for requests in progress after that, seconds.
 DRAIN_S = 20
-# Connections that the system keeps until they are accepted, and those accepted before others are looked at: by default asyncio would accept
-# the whole backlog at once, beyond the descriptors that there are.
+# Length of the system's accept queue, and connections accepted per turn of the event loop. By default, asyncio accepts the whole queue at
+# once, which may exceed the available descriptors.
 _BACKLOG = 1024
 _ACCEPTED_AT_ONCE = 32
-# A TLS handshake that takes longer is none.
+# Time limit for a TLS handshake, seconds.
 _HANDSHAKE_S = 5.0
-# Descriptors that are no client's, or a client's that is being let go.
+# Descriptors for files, workers, and connections that are closing.
 _OWN_DESCRIPTORS = 128
 
 
-# Paths without a token: load balancers use them, and they return nothing about a model.
+# Paths without a token. Load balancers use them, and their responses contain nothing about a model.
 _HEALTH_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 
 
 def serve(bundles: Sequence[Path], config: ServeConfig, *, started: Callable[[Models], None]) -> None:
-    """Serve until SIGTERM or SIGINT: readiness becomes false, a second later no new connection is accepted, and open requests finish.
+    """Serve bundles until SIGTERM or SIGINT, then shut down gracefully.
 
-    A second signal ends at once. SIGHUP reloads the bundles.
+    At shutdown, readiness becomes false. One second later the server accepts no new connections and finishes open requests. A second signal
+    ends the process immediately. SIGHUP reloads the bundles.
 
     Args:
-        bundles: each is a model.
-        config: address, workers, limits and access.
-        started: called when the server accepts requests.
+        bundles: bundle folders, one per model version.
+        config: address, workers, limits, access.
+        started: callback, called when the server accepts requests.
 
     Raises:
         EdgetlError: a bundle cannot be served.
-        ConfigError: the token cannot be read, or the address is not available.
+        ConfigError: the token file cannot be read, or the address is not available.
     """
     token = read_token(config.token_file) if config.token_file else None
     with bind(config.host, config.port) as listener, suppress(asyncio.CancelledError):
@@ -69,37 +70,37 @@ def serve(bundles: Sequence[Path], config: ServeConfig, *, started: Callable[[Mo
 async def _serve(
     bundles: Sequence[Path], config: ServeConfig, token: bytes | None, listener: socket.socket, started: Callable[[Models], None]
 ) -> None:
-    # A signal that comes while bundles are loaded ends the process as it always would.
+    # While the bundles are loaded, signals have their default handlers.
     service = Service(bundles, config)
     await service.start()
     try:
         server = Server(service, config)
-        _prepare_connections(server)
+        _configure_connections(server)
         app = AccessMiddleware(server.app(), token=token, open_paths=_HEALTH_PATHS | page_paths())
-        draining = _Draining(_uvicorn_config(app, config), server, lambda: started(service.pool.models))
+        web_server = _GracefulServer(_uvicorn_config(app, config), server, lambda: started(service.pool.models))
         for number in (signal.SIGTERM, signal.SIGINT):
-            # Until uvicorn handles signals itself; after its drain it raises them again for whoever did before, and that ends nothing.
-            signal.signal(number, draining.stop_early)
+            # Used until uvicorn installs its handlers. After the shutdown, uvicorn restores this handler and raises the signal again.
+            signal.signal(number, web_server.handle_early_signal)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.request_reload)
         if config.watch:
             service.watch()
         listener.setblocking(False)
-        asyncio.get_running_loop().set_exception_handler(_LoopErrors())
-        # What was loaded stays; the collector need not look through it again and again while requests wait.
+        asyncio.get_running_loop().set_exception_handler(_LoopErrorLog())
+        # Exclude permanent objects from garbage collection, which would delay requests.
         gc.collect()
         gc.freeze()
-        await draining.serve(sockets=[listener])
+        await web_server.serve(sockets=[listener])
     finally:
         await service.close()
 
 
-def _prepare_connections(server: Server) -> None:
-    """Set the limits and callbacks of all connections of this process."""
-    Connection.most = _most_connections()
-    Connection.refused = staticmethod(partial(_refused, server))
-    Connection.full = staticmethod(lambda: server.full)
+def _configure_connections(server: Server) -> None:
+    """Set the limits and callbacks of all connections."""
+    Connection.max_connections = _max_connections()
+    Connection.on_malformed = staticmethod(partial(_count_malformed, server))
+    Connection.is_full = staticmethod(lambda: server.is_full)
     Connection.draining = False
-    Connection.rejected = staticmethod(partial(_count_rejected, server.metrics.rejected.labels("queue full"), RejectionLog()))
+    Connection.on_rejected = staticmethod(partial(_count_rejected, server.metrics.rejected.labels("queue full"), RejectionLog()))
 
 
 def _uvicorn_config(app: AccessMiddleware, config: ServeConfig) -> uvicorn.Config:
@@ -119,9 +120,9 @@ def _uvicorn_config(app: AccessMiddleware, config: ServeConfig) -> uvicorn.Confi
     )
 
 
-def _refused(server: Server, client: str, status: int) -> None:
+def _count_malformed(server: Server, client: str, status: int) -> None:
     server.metrics.malformed.labels(str(status)).inc()
-    log_refused(client, status)
+    log_malformed(client, status)
 
 
 def _count_rejected(counter: Counter, log: RejectionLog, client: str) -> None:
@@ -129,8 +130,8 @@ def _count_rejected(counter: Counter, log: RejectionLog, client: str) -> None:
     log.add(client)
 
 
-class _LoopErrors:
-    """What the event loop meets that is nobody's request, such as no descriptor left for a new connection: at most a line a second."""
+class _LoopErrorLog:
+    """Exception handler of the event loop, for errors outside requests, such as missing descriptors. Logs at most one line per second."""
 
     def __init__(self) -> None:
         self._last = 0.0
@@ -141,8 +142,8 @@ class _LoopErrors:
             logger.error("%s: %s", context.get("message"), context.get("exception"))
 
 
-def _most_connections() -> int:
-    """As many connections as the system lets this process open, up to 4096."""
+def _max_connections() -> int:
+    """Raise the limit of descriptors, and return the limit of connections: at most 4096."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 4096 + _OWN_DESCRIPTORS
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -153,20 +154,23 @@ def _most_connections() -> int:
     return max(8, min(soft, wanted) - _OWN_DESCRIPTORS)
 
 
-class _Draining(uvicorn.Server):
-    """Readiness falls before connections are refused, and no connection that the system accepted is dropped."""
+class _GracefulServer(uvicorn.Server):
+    """uvicorn server with graceful shutdown.
+
+    Readiness becomes false before the server refuses connections. Connections in the accept queue are served.
+    """
 
     def __init__(self, config: uvicorn.Config, server: Server, started: Callable[[], None]) -> None:
         super().__init__(config)
         self._server, self._started = server, started
         self.servers: list[asyncio.Server] = []
 
-    def stop_early(self, _sig: int, _frame: FrameType | None) -> None:
-        """A signal before there is anything to drain."""
+    def handle_early_signal(self, _sig: int, _frame: FrameType | None) -> None:
+        """Handle a signal before the server accepts connections."""
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
+        """Listen on the sockets."""
         await self.lifespan.startup()
         loop = asyncio.get_running_loop()
         for listener in sockets or []:
@@ -180,7 +184,7 @@ class _Draining(uvicorn.Server):
         return {"ssl": self.config.ssl, "ssl_handshake_timeout": _HANDSHAKE_S} if self.config.is_ssl else {}
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal: the first begins the drain, the second ends it."""
+        """Handle a signal. The first begins the graceful shutdown, the second ends it."""
         if self._server.draining:
             self.should_exit = self.force_exit = True
             return
@@ -188,14 +192,14 @@ class _Draining(uvicorn.Server):
         asyncio.get_running_loop().call_later(NOT_READY_S, super().handle_exit, sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take what waits at the listening socket, close it, and end when everything is answered."""
+        """Accept the connections in the accept queue, close the listening socket, and finish all requests."""
         loop = asyncio.get_running_loop()
         for listener in sockets or []:
             handshakes = [
-                loop.create_task(loop.connect_accepted_socket(self._protocol, accepted, **self._tls()))
-                async for accepted in accept_last(listener)
+                loop.create_task(loop.connect_accepted_socket(self._protocol, connection, **self._tls()))
+                async for connection in accept_pending(listener)
             ]
-            # A TLS handshake may fail; the others go on.
+            # A failed TLS handshake does not affect other connections.
             await asyncio.gather(*handshakes, return_exceptions=True)
         await super().shutdown(sockets)
 

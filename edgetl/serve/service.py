@@ -1,4 +1,4 @@
-"""Service: the worker pool that serves now, and its replacement by another after a reload."""
+"""Service: the current worker pool, and its replacement at a reload."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ WATCH_S = 1.0
 
 
 class Service:
-    """Current worker pool.
+    """Current worker pool, with reload.
 
     Attributes:
-        pool: of new requests.
-        on_reload: called after each reload with ``done`` or ``refused``.
-        on_replaced: called when a worker died or hung.
+        pool: worker pool for new requests.
+        on_reload: callback after each reload, with ``done`` or ``refused``.
+        on_replaced: callback after a worker crashed or hung.
     """
 
     def __init__(self, bundles: Sequence[Path], config: ServeConfig) -> None:
@@ -40,131 +40,131 @@ class Service:
         self.on_replaced: Callable[[], None] = lambda: None
         self._reloading = asyncio.Lock()
         self._requested = False
-        self._seen: list[tuple[int, ...] | None] = []
+        self._fingerprints: list[tuple[int, ...] | None] = []
         self._background: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Load the bundles.
 
         Raises:
-            EdgetlError: one cannot be served.
+            EdgetlError: a bundle cannot be served.
         """
-        self._seen = self._marks()
-        self.pool = await self._assemble()
+        self._fingerprints = self._current_fingerprints()
+        self.pool = await self._start_pool()
 
-    async def _assemble(self) -> WorkerPool:
-        """Start workers for the bundles that the paths lead to now, after a trial of each within limits.
+    async def _start_pool(self) -> WorkerPool:
+        """Run a trial of each bundle, then start workers for the current targets of the paths.
 
         Raises:
             EdgetlError: a bundle cannot be served, or failed its trial.
         """
-        # Links are followed now: a worker that is replaced later must load what this pool serves, not what a link points to by then.
+        # Resolve links once. A replacement worker must load the same bundles, even if a link has changed since.
         try:
             bundles = tuple(path.resolve() for path in self._bundles)
         except (OSError, RuntimeError) as error:
-            raise BundleError(f"a bundle's path leads nowhere: {error}.") from error
-        await asyncio.to_thread(_try_all, bundles, self._config.variant)
+            raise BundleError(f"a bundle path cannot be resolved: {error}.") from error
+        await asyncio.to_thread(_run_trials, bundles, self._config.variant)
         worker = WorkerConfig(bundles, self._config.variant, self._config.worker_threads, self._config.batch, self._config.max_body_bytes)
         return await WorkerPool.start(worker, count=self._config.processes, hang_s=self._config.hang_s, events=self)
 
-    def replaced(self) -> None:
-        """As ``Events`` says."""
+    def worker_replaced(self) -> None:
+        """Call ``on_replaced``."""
         self.on_replaced()
 
-    def changed(self) -> None:
-        """As ``Events`` says."""
+    def bundles_changed(self) -> None:
+        """Reload the changed bundles."""
         self.request_reload()
 
     @contextmanager
     def acquire(self) -> Iterator[WorkerPool]:
-        """The current pool, which is kept until the block ends, whatever is loaded meanwhile."""
+        """Return the current pool, and keep its workers running until the block ends, even after a reload."""
         pool = self.pool
-        pool.users += 1
+        pool.active_requests += 1
         try:
             yield pool
         finally:
-            pool.leave()
+            pool.release()
 
     def request_reload(self) -> None:
-        """Reload, in the background; whoever asks while another waits for its turn gets what that one loads."""
+        """Start a reload in the background, unless one is already waiting."""
         if not self._requested:
             self._requested = True
             self._spawn(self.reload(), "reload")
 
     async def reload(self) -> None:
-        """Load what the paths lead to now, beside what is served; swap when it has proven itself, else leave everything as it is."""
+        """Start a new pool for the current bundles, then replace the old pool. If a check fails, keep the old pool."""
         async with self._reloading:
             self._requested = False
             try:
-                pool = await self._assemble()
+                pool = await self._start_pool()
             except (EdgetlError, OSError, RuntimeError, ValueError) as error:
-                logger.error("not reloaded, the old one goes on: %s", error)
+                logger.error("reload refused, the server keeps the current bundles: %s", error)
                 self.on_reload("refused")
                 return
-            if older := _step_back(pool.models, self.pool.models):
+            if downgrade := _find_downgrade(pool.models, self.pool.models):
                 await pool.retire()
-                logger.error("not reloaded, the old one goes on: %s", older)
+                logger.error("reload refused, the server keeps the current bundles: %s", downgrade)
                 self.on_reload("refused")
                 return
             old, self.pool = self.pool, pool
-            self._spawn(old.retire(), "end of the old workers")
+            self._spawn(old.retire(), "retire the old workers")
             logger.info("reloaded: %s", ", ".join(f"{name} {' '.join(pool.models.versions(name))}" for name in pool.models.names))
             self.on_reload("done")
 
-    def _spawn(self, work: Coroutine[object, object, None], name: str, failed: Callable[[], None] = lambda: None) -> None:
-        task = spawn(work, name, failed)
+    def _spawn(self, work: Coroutine[object, object, None], name: str, on_failure: Callable[[], None] = lambda: None) -> None:
+        task = spawn(work, name, on_failure)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
     def watch(self) -> None:
-        """From now on reload whenever a bundle's path leads to another manifest."""
+        """Watch the bundle paths, and reload when a manifest changes."""
         self._spawn(self._watch(), "watch", self.watch)
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
-            now = self._marks()
-            if now == self._seen or None in now:
-                # Also while a bundle is being swapped: there is none for a moment.
+            now = self._current_fingerprints()
+            if now == self._fingerprints or None in now:
+                # A missing manifest means that a bundle is being replaced.
                 continue
-            self._seen = now
+            self._fingerprints = now
             await self.reload()
 
-    def _marks(self) -> list[tuple[int, ...] | None]:
-        return [_mark(path / MANIFEST_NAME) for path in self._bundles]
+    def _current_fingerprints(self) -> list[tuple[int, ...] | None]:
+        return [_fingerprint(path / MANIFEST_NAME) for path in self._bundles]
 
     async def close(self) -> None:
-        """End every worker."""
+        """Stop all workers and background tasks."""
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        self.pool.users = 0
+        self.pool.active_requests = 0
         await self.pool.retire()
 
 
-def _try_all(bundles: Sequence[Path], variant: str | None) -> None:
-    """Load each bundle's variant and run one image in a limited process, before a worker does."""
+def _run_trials(bundles: Sequence[Path], variant: str | None) -> None:
+    """Load the variant of each bundle and run one image, in a separate process with limits."""
     for path in bundles:
         bundle = open_bundle(path)
         try_variant(bundle, choose_variant(bundle, variant))
 
 
-def _mark(path: Path) -> tuple[int, ...] | None:
+def _fingerprint(path: Path) -> tuple[int, ...] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _step_back(new: Models, old: Models) -> BundleError | None:
-    """Why ``new`` is a step back: a model's newest release is older than the one that is served, or a model is gone."""
+def _find_downgrade(new: Models, old: Models) -> BundleError | None:
+    """Return an error if ``new`` lacks a served model or has an older release of it."""
     for name in old.names:
         if name not in new.names:
-            return BundleError(
-                f"{name} would be gone, and its clients get 404. Restart the server to serve {', '.join(new.names)} on purpose."
-            )
+            return BundleError(f"model {name!r} is missing from the new bundles. To serve only {', '.join(new.names)}, restart the server.")
         was, now = old.find(name).version, new.find(name).version
         if int(now) < int(was):
-            return BundleError(f"{name} would go from release {was} back to {now}. Restart the server to go back on purpose.")
+            return BundleError(
+                f"model {name!r} would change from release {was} back to {now}. To serve the older release, restart the server."
+            )
     return None

@@ -58,7 +58,7 @@ def test_bundles_that_become_invalid_together_do_not_end_the_supervision(bundle:
         manifest.write_text(json.dumps({**json.loads(good), "release": 1}) + "\n")
         for worker in served.workers():
             os.kill(worker, signal.SIGKILL)
-        until(lambda: "the bundle was changed on the disk" in served.said())
+        until(lambda: "a served bundle was changed on disk" in served.said())
         manifest.write_bytes(good)
         until(served.ready, seconds=20)
         assert httpx.post(f"{served.url}/predict", content=photo).status_code == 200

@@ -135,7 +135,7 @@ def test_a_body_over_the_limit_is_not_read_to_its_end(served: Served, declared: 
 
 def test_413_arrives_before_the_body_is_sent(served: Served) -> None:
     answer = talk(served, _post("Content-Length: 99999999", "Expect: 100-continue"))
-    assert b" 413 " in answer.split(b"\r\n")[0] and b"100 Continue" not in answer and b"may have 16000000 bytes" in answer
+    assert b" 413 " in answer.split(b"\r\n")[0] and b"100 Continue" not in answer and b"is larger than 16000000 bytes" in answer
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +289,7 @@ def test_a_form_of_very_many_parts_is_refused_at_once(served: Served) -> None:
     body = b"--b\r\n\r\n\r\n" * 1_000_000 + b"--b--\r\n"
     begin = time.monotonic()
     answer = httpx.post(f"{served.url}/predict", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"}, timeout=30)
-    assert answer.status_code == 400 and "exactly one file" in answer.json()["error"] and time.monotonic() - begin < 2
+    assert answer.status_code == 400 and "Send exactly one file" in answer.json()["error"] and time.monotonic() - begin < 2
 
 
 def test_many_huge_images_in_one_request_are_refused_before_they_fill_the_memory(served: Served, bundle: Bundle) -> None:
@@ -304,7 +304,7 @@ def test_many_huge_images_in_one_request_are_refused_before_they_fill_the_memory
         headers={"Inference-Header-Content-Length": str(len(header))},
         timeout=60,
     )
-    assert answer.status_code == 400 and "pixels together" in answer.json()["error"]
+    assert answer.status_code == 400 and "pixels in total" in answer.json()["error"]
 
 
 @pytest.mark.parametrize("tls", [False, True])

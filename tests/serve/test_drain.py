@@ -17,7 +17,7 @@ import pytest
 
 from bench.drain import Load
 from edgetl.core.bundle import Bundle
-from edgetl.serve.connections.listener import accept_last, bind
+from edgetl.serve.connections.listener import accept_pending, bind
 from tests.command import edgetl
 from tests.serve.serving import Served, free_port, serving, until
 
@@ -99,7 +99,7 @@ def test_a_connection_that_waits_to_be_accepted_is_answered_on_sigterm(bundle: B
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere handshakes cannot be stopped")
 def test_a_client_that_comes_while_the_socket_closes_is_refused_and_not_reset() -> None:
     async def last(listener: socket.socket) -> int:
-        accepted = [connection async for connection in accept_last(listener)]
+        accepted = [connection async for connection in accept_pending(listener)]
         for connection in accepted:
             connection.close()
         return len(accepted)

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from bench.http_fuzz import slow_uploads
 from edgetl.core.bundle import Bundle
 from edgetl.errors import RequestError
-from edgetl.serve.protocol.body import GRACE_S, MIN_BYTES_PER_S, Bodies
+from edgetl.serve.protocol.body import GRACE_S, MIN_BYTES_PER_S, BodyReader
 from tests.serve.serving import Served, serving
 from tests.serve.test_connections import talk
 
@@ -70,7 +70,7 @@ def _request(chunks: list[tuple[float, bytes]]) -> Request:
 
 def test_bodies_that_hold_too_much_memory_together_cost_the_oldest() -> None:
     async def race() -> list[object]:
-        bodies = Bodies(max_bytes=100, together=150, timeout_s=30)
+        bodies = BodyReader(max_bytes=100, max_total_bytes=150, timeout_s=30)
         readers = [bodies.read(_request([(0.0, bytes(80))])), bodies.read(_request([(0.05, bytes(80)), (0.05, b"end")]))]
         return list(await asyncio.gather(*readers, return_exceptions=True))
 
@@ -84,7 +84,7 @@ def test_the_time_for_a_body_grows_with_what_arrived() -> None:
     assert GRACE_S >= 5 and MIN_BYTES_PER_S <= 1000
 
     async def read() -> bytes:
-        return await Bodies(max_bytes=10_000, together=10_000, timeout_s=0.5).read(_request([(0.1, b"a")] * 3 + [(0.0, b"end")]))
+        return await BodyReader(max_bytes=10_000, max_total_bytes=10_000, timeout_s=0.5).read(_request([(0.1, b"a")] * 3 + [(0.0, b"end")]))
 
     assert asyncio.run(read()) == b"aaaend"
 

@@ -41,7 +41,7 @@ def test_nested_and_flat_numbers_are_the_same() -> None:
         ([], "must be a JSON object"),
         ({}, "exactly one input"),
         ({"inputs": [{}, {}]}, "exactly one input"),
-        (_input(name="other"), "is called 'input'"),
+        (_input(name="other"), "has the name 'input'"),
         (_input(shape=[1, 3, 2]), "shape \\[-1, 3, 2, 2\\]"),
         (_input(shape=[5, 3, 2, 2]), "at most 4"),
         (_input(shape=[0, 3, 2, 2]), "positive whole numbers"),
@@ -49,22 +49,22 @@ def test_nested_and_flat_numbers_are_the_same() -> None:
         (_input(shape=[True, 3, 2, 2]), "positive whole numbers"),
         (_input(shape=[2**63, 3, 2, 2]), "positive whole numbers"),
         (_input(shape=[1] * 100), "positive whole numbers"),
-        (_input(data=[1, 2]), "needs 12 numbers, and 'data' has 2"),
+        (_input(data=[1, 2]), "needs 12 numbers, but 'data' has 2"),
         (_input(data=[True] * 12), "a list of numbers"),
         (_input(data=["1"] * 12), "a list of numbers"),
         (_input(data=[[1], [1, 2]]), "a list of numbers"),
         (_input(data=[10**400] * 12), "a list of numbers"),
         (_input(data=[1e39] * 12), "not finite"),
         (_input(data=None), "a list of numbers"),
-        (_input(datatype="FP16"), "takes FP32"),
+        (_input(datatype="FP16"), "must be FP32"),
         (_input(parameters={"binary_data_size": 48}), "either 'data' or"),
         (_input(parameters=[]), "must be an object"),
         (_input(datatype="BYTES", shape=[1], data=["%"]), "not base64"),
-        (_input(datatype="BYTES", shape=[2], data=["aaaa"]), "states 2 image"),
-        ({**_input(), "id": 7}, "'id' must be a text"),
-        ({**_input(), "id": "x" * 300}, "'id' must be a text"),
+        (_input(datatype="BYTES", shape=[2], data=["aaaa"]), "shape has 2 image"),
+        ({**_input(), "id": 7}, "'id' must be a string"),
+        ({**_input(), "id": "x" * 300}, "'id' must be a string"),
         ({**_input(), "outputs": []}, "1 to 8 outputs"),
-        ({**_input(), "outputs": [{"name": "other"}]}, "may name"),
+        ({**_input(), "outputs": [{"name": "other"}]}, "unknown name"),
         ({**_input(), "outputs": [{"name": "scores"}] * 2}, "twice"),
         ({**_input(), "outputs": [{"name": "scores", "parameters": {"classification": -1}}]}, "classification"),
         ({**_input(), "outputs": [{"name": "scores", "parameters": {"binary_data": 1}}]}, "binary_data"),
@@ -80,9 +80,9 @@ def test_a_mistake_is_named(value: object, said: str) -> None:
     ("parameters", "binary", "said"),
     [
         ({}, bytes(48), "no input has 'binary_data_size'"),
-        ({"binary_data_size": 40}, bytes(48), "must be the number of bytes that follow the JSON, 48"),
+        ({"binary_data_size": 40}, bytes(48), "must be the number of bytes after the JSON, 48"),
         ({"binary_data_size": -1}, bytes(48), "must be the number of bytes"),
-        ({"binary_data_size": 44}, bytes(44), "needs 48 bytes, and there are 44"),
+        ({"binary_data_size": 44}, bytes(44), "needs 48 bytes, but the request has 44"),
         ({"binary_data_size": 48}, np.full(12, np.nan, "<f4").tobytes(), "not finite"),
     ],
 )
@@ -135,7 +135,7 @@ def test_very_many_empty_elements_are_not_unpacked() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
 def test_a_raw_tensor_is_checked_like_any(value: float) -> None:
-    with pytest.raises(RequestError, match="not finite, or beyond"):
+    with pytest.raises(RequestError, match="not finite, or are beyond"):
         read_request(np.full(12, value, "<f4").tobytes(), "0", PORT, max_batch=4)
 
 
@@ -147,7 +147,7 @@ def test_bytes_elements_must_end_where_the_body_ends() -> None:
     one = (3).to_bytes(4, "little") + b"abc"
     whole = _read(_input(datatype="BYTES", shape=[2], data=None, parameters={"binary_data_size": 14}), one * 2)
     assert whole.images == (b"abc", b"abc") and whole.count == 2
-    with pytest.raises(RequestError, match="longer than what follows"):
+    with pytest.raises(RequestError, match="longer than the remaining body"):
         _read(_input(datatype="BYTES", shape=[2], data=None, parameters={"binary_data_size": 13}), (one * 2)[:-1])
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from edgetl.serve.connections.rejection import RefusedError
+from edgetl.serve.connections.rejection import MalformedRequestError
 from edgetl.serve.connections.request_head import check_head, with_path
 from tests.serve.serving import Served
 from tests.serve.test_connections import GET, talk
@@ -39,7 +39,7 @@ HOST = (b"host", b"camera-7.local:8000")
     ],
 )
 def test_a_head_against_the_rules_is_refused(version: str, method: bytes, headers: list[tuple[bytes, bytes]], status: int) -> None:
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(MalformedRequestError) as caught:
         check_head(version, method, headers)
     assert caught.value.status == status
 

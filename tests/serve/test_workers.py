@@ -39,7 +39,7 @@ def test_a_worker_that_dies_or_hangs_is_replaced(bundle: Bundle, photo: bytes, n
         clients.end()
         assert not clients.lost and set(clients.codes) <= {200, 500} and 1 <= clients.codes[500] <= 8
         assert served.workers() and not set(served.workers()) & set(old)
-        assert "another takes its place" in served.said() and "Traceback" not in served.said()
+        assert "starting a replacement" in served.said() and "Traceback" not in served.said()
 
 
 def test_of_several_workers_the_others_go_on(bundle: Bundle, photo: bytes) -> None:
@@ -58,7 +58,7 @@ def test_a_server_whose_workers_cannot_start_says_so_and_recovers(bundle: Bundle
     with serving(tmp_path / "served") as served:
         (tmp_path / "served").rename(tmp_path / "away")
         _send(served, signal.SIGKILL)
-        until(lambda: "no worker could be started" in served.said())
+        until(lambda: "a worker process failed to start" in served.said())
         assert not served.ready()
         answer = httpx.post(f"{served.url}/predict", content=photo, headers={"Request-Timeout-Ms": "200"})
         assert answer.status_code == 504
@@ -122,7 +122,7 @@ def test_a_bundle_changed_in_place_to_another_model_is_not_served_and_the_old_on
         old = manifest.read_text()
         manifest.write_text(json.dumps({**json.loads(old), "name": "other"}) + "\n")
         _send(served, signal.SIGKILL)
-        until(lambda: "would be gone" in served.said())
+        until(lambda: "is missing from the new bundles" in served.said())
         assert not served.ready()
         manifest.write_text(old)
         until(served.ready, seconds=60)

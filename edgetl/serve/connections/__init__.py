@@ -1,1 +1,1 @@
-"""Connections: listener, HTTP/1.1 with limits, access middleware."""
+"""HTTP connections: listening socket, HTTP/1.1 with limits, access middleware."""

@@ -1,6 +1,6 @@
-"""HTTP/1.1 connection: uvicorn's protocol on llhttp, with limits on heads, chunks, pipelining, and on slow and idle clients.
+"""HTTP/1.1 connection: uvicorn's httptools protocol with limits on request heads, chunks, pipelining, and slow or idle clients.
 
-llhttp is strict by default: it refuses a length together with chunks, a second length, or a bad chunk (compare CVE-2025-43859).
+The parser, llhttp, rejects Content-Length together with chunks, repeated lengths, and invalid chunks (compare CVE-2025-43859).
 """
 
 from __future__ import annotations
@@ -14,64 +14,63 @@ from typing import Any, ClassVar
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from edgetl.serve.connections.flow_control import ANSWERED, Flow, Outlet
-from edgetl.serve.connections.rejection import RefusedError, busy, refusal
+from edgetl.serve.connections.flow_control import COMPLETED, Flow, ResponseTransport
+from edgetl.serve.connections.rejection import MalformedRequestError, busy_response, error_response
 from edgetl.serve.connections.request_head import check_head, with_path
 
 MAX_HEAD_BYTES = 32_768
 MAX_URL_BYTES = 8_192
 MAX_CHUNKS = 16_384
-# Bytes of a chunked body that are not its content: sizes of chunks and their extensions.
+# Bytes of a chunked body besides its content: chunk sizes and chunk extensions.
 MAX_FRAMING_BYTES = 262_144
-# A request's head arrives within this after the connection, or after its first byte.
+# Time limit for a request head, seconds, from the connection or from the first byte of the request.
 HEAD_S = 10.0
-_LONG_HEAD = f"a request's head may have {MAX_HEAD_BYTES} bytes."
-# And its body within this; whoever reads the body has a shorter limit, and an answer for it.
+_HEAD_TOO_LARGE = f"the request head is larger than {MAX_HEAD_BYTES} bytes."
+# Time limit for a request body, seconds. The routes that read a body have a shorter limit and respond with 408.
 BODY_S = 60.0
-# And its answers are read within this.
+# Time limit for the client to read a response, seconds.
 WRITE_S = 30.0
-# Idle time, seconds, after which a draining server closes a connection without a request.
-LAST_S = 1.0
-# Limits of a lingering close: seconds, and bytes that are read. A reset before could destroy the response on its way.
+# Idle time, seconds, after which a draining server closes a connection.
+IDLE_CLOSE_S = 1.0
+# Limits of a lingering close: seconds and discarded bytes. An earlier reset could destroy a response in transit.
 LINGER_S = 2.0
 LINGER_BYTES = 16_000_000
-# Parsed at once; a read of the socket may hold ten thousand pipelined requests.
+# Bytes per call of the parser. One read of the socket can contain ten thousand pipelined requests.
 _SLICE_BYTES = 8_192
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's protocol, with limits.
+    """HTTP/1.1 connection with limits, on uvicorn's protocol.
 
     Attributes:
-        most: connections at once; beyond, the connection that has waited longest for its client is closed.
-        refused: called with the client's address and the status of requests that are refused here, before any route.
-        full: true while no request can be admitted; inference requests are then rejected (503) before their body is read.
-        turned_away: called with the client's address of each rejected request.
-        draining: the server ends: every response announces that its connection closes.
+        max_connections: limit of open connections. Above it, the connection that has waited longest for its client is closed.
+        on_malformed: callback for malformed requests, with the client's address and the status. No route handles these requests.
+        is_full: returns true while no request can be admitted. Inference requests then get 503 before their body is read.
+        on_rejected: callback for each 503, with the client's address.
+        draining: true while the server shuts down. Every response then has ``Connection: close``.
     """
 
-    most: ClassVar[int] = 1024
-    refused: ClassVar[Callable[[str, int], None]] = staticmethod(lambda _client, _status: None)
-    full: ClassVar[Callable[[], bool]] = staticmethod(lambda: False)
-    rejected: ClassVar[Callable[[str], None]] = staticmethod(lambda _client: None)
+    max_connections: ClassVar[int] = 1024
+    on_malformed: ClassVar[Callable[[str, int], None]] = staticmethod(lambda _client, _status: None)
+    is_full: ClassVar[Callable[[], bool]] = staticmethod(lambda: False)
+    on_rejected: ClassVar[Callable[[str], None]] = staticmethod(lambda _client: None)
     draining: ClassVar[bool] = False
-    # Connections that wait for their client (for a request, its head or its body), in the order in which they began to wait.
+    # Connections that wait for input from their client, in the order in which they began to wait.
     _waiting: ClassVar[dict[Connection, None]] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._timer: asyncio.TimerHandle | None = None
         self._head_bytes = self._chunks = self._framing_bytes = 0
-        # Between two requests it is complete; the head begins with a request's first byte.
+        # Between two requests, ``_complete`` is true. A head begins with the first byte of a request.
         self._in_head, self._complete = False, True
-        # Whether the connection ends with the request that is being read.
-        self._last = False
-        self._stuck: asyncio.TimerHandle | None = None
-        # Bytes that came and are not parsed yet: requests behind one that is being answered.
+        self._close_after_request = False
+        self._write_timer: asyncio.TimerHandle | None = None
+        # Received bytes that are not parsed yet: requests behind one without a response.
         self._unread = bytearray()
-        # The client sends nothing more; a request was refused, and the answers before it are not written yet.
-        self._ended = False
-        self._failed: RefusedError | None = None
+        self._input_ended = False
+        # Error of a malformed request whose response waits for the responses to earlier requests.
+        self._error: MalformedRequestError | None = None
         self._previous: RequestResponseCycle | None = None
         self._active_at = 0.0
         self._lingering, self._discarded = False, 0
@@ -82,29 +81,29 @@ class Connection(HttpToolsProtocol):
         return self._lingering or self.transport.is_closing()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client connected."""
+        """Start the time limit for the first request head."""
         super().connection_made(transport)
         self.flow = self._reading = Flow(transport)
         self._wait_for_client()
-        self._within(HEAD_S)
-        if len(self.connections) > self.most:
-            self._make_room()
+        self._set_timeout(HEAD_S)
+        if len(self.connections) > self.max_connections:
+            self._close_longest_waiting()
         if self.draining:
-            self._end_when_idle()
+            self._close_when_idle()
 
-    def _make_room(self) -> None:
-        """Close the connection that has waited longest for its client, which may be in the middle of a body."""
+    def _close_longest_waiting(self) -> None:
+        """Close the connection that has waited longest for its client. It may be in the middle of a body."""
         longest = next((connection for connection in self._waiting if connection is not self), self)
         if not (longest._complete or longest._in_head):
-            longest._refuse(RefusedError(408, "the body arrived slowly, and other clients need the connection."))
+            longest._refuse(MalformedRequestError(408, "the body arrived too slowly, and the server has no free connections. Try again."))
         longest.transport.abort()
         self._waiting.pop(longest, None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It went."""
+        """Cancel the timers and discard unparsed input."""
         self._waiting.pop(self, None)
-        self._within(None)
-        self._unstick()
+        self._set_timeout(None)
+        self._cancel_write_timer()
         self._unread.clear()
         super().connection_lost(exc)
 
@@ -113,252 +112,252 @@ class Connection(HttpToolsProtocol):
         self._waiting[self] = None
         self._active_at = self.loop.time()
 
-    def _within(self, seconds: float | None) -> None:
-        """Close the connection unless this is called again within ``seconds``."""
+    def _set_timeout(self, seconds: float | None) -> None:
+        """Set the time limit for the next input, seconds. None removes the limit."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if seconds is None else self.loop.call_later(seconds, self._late)
+        self._timer = None if seconds is None else self.loop.call_later(seconds, self._on_timeout)
 
-    def _late(self) -> None:
-        """Nothing is owed to whoever does not finish a request; the answer is for those who can still read one."""
+    def _on_timeout(self) -> None:
+        """Close a connection after its time limit. An incomplete request head gets 408."""
         self._timer = None
         if self._lingering and self.transport.get_write_buffer_size() and self.loop.time() < self._active_at + WRITE_S:
-            self._within(LINGER_S)
+            self._set_timeout(LINGER_S)
         elif self._lingering:
             self.transport.abort()
         elif self.flow.read_paused:
-            # The server reads nothing now; the client is not to blame.
-            self._within(HEAD_S)
+            # The server has paused reading, so the client cannot send more.
+            self._set_timeout(HEAD_S)
         elif self._in_head:
-            self._refuse(RefusedError(408, f"the request's head did not arrive within {HEAD_S:g} s."))
+            self._refuse(MalformedRequestError(408, f"the request head did not arrive within {HEAD_S:g} s."))
         else:
             self._abandon()
             self.linger()
 
     def pause_writing(self) -> None:
-        """The client does not read its answers."""
+        """Pause writing. Abort the connection if the client reads nothing for ``WRITE_S``."""
         super().pause_writing()
-        self._stuck = self.loop.call_later(WRITE_S, self.transport.abort)
+        self._write_timer = self.loop.call_later(WRITE_S, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It reads again."""
-        self._unstick()
+        """Resume writing, and parse the input received meanwhile."""
+        self._cancel_write_timer()
         super().resume_writing()
-        self._feed()
+        self._parse_received()
 
-    def _unstick(self) -> None:
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
+    def _cancel_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
-    # asyncio asks whether to leave the connection open; uvicorn's annotation leaves that out.
+    # asyncio keeps the connection open if this returns true. uvicorn's annotation omits the return value.
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends nothing more; over plain TCP it may still wait for its answer."""
-        self._ended = True
+        """Handle the end of the client's input. Over plain TCP the client may still wait for a response."""
+        self._input_ended = True
         if self.scheme == "https" or self.ending:
             return False
-        return bool(self._unread) or self._failed is not None or self._answers_last()
+        return bool(self._unread) or self._error is not None or self._closes_after_response()
 
-    def _answers_last(self) -> bool:
-        """True if the connection ends after a response that is not written yet."""
-        if not self._complete or not self._answering():
+    def _closes_after_response(self) -> bool:
+        """Return true if one response is still missing, and close the connection after it."""
+        if not self._complete or not self._has_pending_response():
             return False
         self.cycle.keep_alive = False
         return True
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came."""
+        """Store received bytes and parse them."""
         if self._lingering:
             self._discarded += len(data)
             if self._discarded > LINGER_BYTES:
                 self.transport.abort()
-        elif not self.transport.is_closing() and self._failed is None:
+        elif not self.transport.is_closing() and self._error is None:
             self._unread += data
-            self._feed()
+            self._parse_received()
 
-    def _feed(self) -> None:
-        """Parse the received bytes, up to a request that must wait for the response to another."""
-        while self._unread and not (self.ending or self._failed or self.pipeline or self.flow.write_paused):
+    def _parse_received(self) -> None:
+        """Parse received bytes until a request must wait for the response to an earlier one."""
+        while self._unread and not (self.ending or self._error or self.pipeline or self.flow.write_paused):
             part = bytes(self._unread[:_SLICE_BYTES])
             del self._unread[:_SLICE_BYTES]
             self._parse(part)
         if self.ending:
             return
-        if self._failed is not None:
+        if self._error is not None:
             self._unread.clear()
-        self._reading.hold(held=bool(self._unread) or self._failed is not None)
-        if self._ended and not self._unread and self._failed is None and not self._answers_last():
+        self._reading.hold(held=bool(self._unread) or self._error is not None)
+        if self._input_ended and not self._unread and self._error is None and not self._closes_after_response():
             self.transport.close()
 
     def _parse(self, data: bytes) -> None:
         begun, in_body = self._in_head, not self._in_head and not self._complete
         super().data_received(data)
-        if self.ending or self._failed is not None:
+        if self.ending or self._error is not None:
             return
         if in_body and not self._complete:
             self._framing_bytes += len(data)
             if self._framing_bytes > MAX_FRAMING_BYTES:
-                self._refuse(RefusedError(400, f"chunk sizes and extensions may have {MAX_FRAMING_BYTES} bytes."))
+                self._refuse(MalformedRequestError(400, f"the chunk sizes and extensions are larger than {MAX_FRAMING_BYTES} bytes."))
         if not self._in_head:
             return
         if not begun:
-            self._within(HEAD_S)
+            self._set_timeout(HEAD_S)
             return
-        # llhttp gives a header when it is whole, so one that never ends is only seen here.
+        # llhttp reports only complete headers. This check limits a header without an end.
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse(RefusedError(431, _LONG_HEAD))
+            self._refuse(MalformedRequestError(431, _HEAD_TOO_LARGE))
 
     def on_message_begin(self) -> None:
-        """A request's first byte."""
+        """Handle the first byte of a request."""
         super().on_message_begin()
         self._complete, self._in_head = False, True
         self._head_bytes = self._chunks = self._framing_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        """A part of the address."""
+        """Handle a part of the request target, and limit its length."""
         super().on_url(url)
         if len(self.url) > MAX_URL_BYTES:
-            raise RefusedError(414, f"an address may have {MAX_URL_BYTES} bytes.")
+            raise MalformedRequestError(414, f"the URL is longer than {MAX_URL_BYTES} bytes.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or behind a body in chunks a trailer."""
+        """Handle a header. Reject a trailer, which follows a chunked body."""
         if not self._in_head:
-            raise RefusedError(400, "trailers are not taken.")
+            raise MalformedRequestError(400, "trailers are not supported.")
         super().on_header(name, value)
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > MAX_HEAD_BYTES:
-            raise RefusedError(431, _LONG_HEAD)
+            raise MalformedRequestError(431, _HEAD_TOO_LARGE)
 
     def on_headers_complete(self) -> None:
-        """The head is whole."""
+        """Check the complete head. Admit the request, or reject it with 503 while the queue is full."""
         version, method = self.parser.get_http_version(), self.parser.get_method()
         check_head(version, method, self.headers)
         if self.parser.should_upgrade():
-            # llhttp takes what follows for another protocol, and so the body for the next request.
-            raise RefusedError(400, "this server supports HTTP/1.1 without upgrades: send no Upgrade header.")
+            # After an upgrade, llhttp would parse the body as the next request.
+            raise MalformedRequestError(400, "this server supports HTTP/1.1 without upgrades. Remove the Upgrade header.")
         self.url = with_path(self.url)
         self.expect_100_continue = self.expect_100_continue and version == "1.1"
         self._in_head = False
         self._wait_for_client()
-        self._within(BODY_S)
-        if method == b"POST" and not self._answering() and type(self).full():
+        self._set_timeout(BODY_S)
+        if method == b"POST" and not self._has_pending_response() and type(self).is_full():
             self._reject()
         else:
             self._admit()
 
     def _admit(self) -> None:
-        previous, behind = self.cycle, self._answering()
+        previous, behind = self.cycle, self._has_pending_response()
         super().on_headers_complete()
         self._previous = previous
-        self.cycle.transport = Outlet(self)  # type: ignore[assignment]
+        self.cycle.transport = ResponseTransport(self)  # type: ignore[assignment]
         if self.draining:
-            # The last answer on a connection announces its end.
+            # Only the last response on a connection has ``Connection: close``.
             self.cycle.keep_alive = False
             if behind and not previous.response_started:
                 previous.keep_alive = True
 
     def _reject(self) -> None:
         """Respond with 503 and discard the body."""
-        self._last = self.draining or not self.parser.should_keep_alive()
-        self.transport.write(busy(self.headers, last=self._last))
-        self.cycle = ANSWERED
-        type(self).rejected((self.client or ("", 0))[0])
+        self._close_after_request = self.draining or not self.parser.should_keep_alive()
+        self.transport.write(busy_response(self.headers, last=self._close_after_request))
+        self.cycle = COMPLETED
+        type(self).on_rejected((self.client or ("", 0))[0])
 
     def on_chunk_header(self) -> None:
-        """Another chunk of the body begins."""
+        """Limit the number of chunks."""
         self._chunks += 1
         if self._chunks > MAX_CHUNKS:
-            raise RefusedError(400, f"a body may come in {MAX_CHUNKS} chunks.")
+            raise MalformedRequestError(400, f"the body has more than {MAX_CHUNKS} chunks.")
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body."""
+        """Handle a part of the body."""
         self._framing_bytes -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
+        """Handle the end of a request."""
         self._complete = True
-        self._within(None)
+        self._set_timeout(None)
         self._waiting.pop(self, None)
         super().on_message_complete()
-        self._rest()
+        self._begin_idle()
 
     def on_response_complete(self) -> None:
-        """The answer is written."""
+        """Handle the end of a response, and parse the next pipelined request."""
         if self._lingering:
             self.server_state.total_requests += 1
             return
         super().on_response_complete()
-        if self._failed is not None and not self._answering():
-            self._answer_and_close(self._failed)
+        if self._error is not None and not self._has_pending_response():
+            self._respond_and_close(self._error)
             return
-        self._feed()
-        self._rest()
+        self._parse_received()
+        self._begin_idle()
 
-    def _rest(self) -> None:
-        """Where a request and its answer are whole, whichever came last, nothing is going on but the waiting for the next request."""
-        if not self._complete or self._answering() or self.ending:
+    def _begin_idle(self) -> None:
+        """Begin the wait for the next request if request and response are both complete."""
+        if not self._complete or self._has_pending_response() or self.ending:
             return
-        if self._last:
+        if self._close_after_request:
             self.linger()
             return
         self._wait_for_client()
         self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
         if self.draining:
-            self._end_when_idle()
+            self._close_when_idle()
 
     def timeout_keep_alive_handler(self) -> None:
-        """The connection was kept long enough."""
-        if not self._arriving():
+        """Close the connection after the keep-alive time, unless a request is arriving."""
+        if not self._has_unread_input():
             self.linger()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """What llhttp, or a limit above, refused."""
-        # httptools hides what a callback raised behind its own error.
+        """Respond to a request that llhttp or a limit of this class rejected."""
+        # httptools replaces the exception of a callback by its own. The original is its context.
         error = sys.exception()
         cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
-        self._refuse(cause if isinstance(cause, RefusedError) else RefusedError(400, "this is not a valid HTTP request."))
+        self._refuse(cause if isinstance(cause, MalformedRequestError) else MalformedRequestError(400, "this is not a valid HTTP request."))
 
-    def _refuse(self, error: RefusedError) -> None:
-        """Answer and close, after the answers to the requests before; where an answer to this one has begun, only close."""
+    def _refuse(self, error: MalformedRequestError) -> None:
+        """Write the error response after the responses to earlier requests, then close. If this response has begun, only close."""
         if self.pipeline and not self._in_head and not self._complete:
-            # The request whose body is wrong waits; those before it are valid.
+            # The request with the invalid body is still in the pipeline. The requests before it are valid.
             self.pipeline.popleft()
             self.cycle, self._complete = self._previous, True  # type: ignore[assignment]
-        if self._answering() and (self._in_head or self._complete):
-            self._failed = error
-            self._within(None)
+        if self._has_pending_response() and (self._in_head or self._complete):
+            self._error = error
+            self._set_timeout(None)
             return
-        if self._answering() and self.cycle.response_started:
+        if self._has_pending_response() and self.cycle.response_started:
             self._abandon()
             self.linger()
             return
         self._abandon()
-        self._answer_and_close(error)
+        self._respond_and_close(error)
 
     def _abandon(self) -> None:
-        """Discard the rest of the response: no client will read it."""
-        if self._answering():
+        """Discard the rest of the current response."""
+        if self._has_pending_response():
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
-    def _answer_and_close(self, error: RefusedError) -> None:
-        type(self).refused((self.client or ("", 0))[0], error.status)
-        self.transport.write(refusal(error))
+    def _respond_and_close(self, error: MalformedRequestError) -> None:
+        type(self).on_malformed((self.client or ("", 0))[0], error.status)
+        self.transport.write(error_response(error))
         self.linger()
 
     def linger(self) -> None:
-        """Lingering close (RFC 9112, 9.6): end the sending side, and discard input until the client closes or ``LINGER_S`` has passed."""
+        """Close the sending side, then discard input until the client closes or ``LINGER_S`` has passed (RFC 9112, 9.6)."""
         if self.ending:
             return
         self._lingering, self._active_at = True, self.loop.time()
         self._unread.clear()
         self._waiting.pop(self, None)
         self._unset_keepalive_if_required()
-        self._within(LINGER_S)
-        if self._ended or not self.transport.can_write_eof():
+        self._set_timeout(LINGER_S)
+        if self._input_ended or not self.transport.can_write_eof():
             self.transport.close()
             return
         try:
@@ -371,30 +370,31 @@ class Connection(HttpToolsProtocol):
         self._reading.resume_reading()
 
     def shutdown(self) -> None:
-        """The server ends: what is being answered is finished, and what is on its way may still arrive."""
-        if self._answering() and not self.cycle.response_started:
+        """Close the connection at shutdown, after the current response and after requests in transit."""
+        if self._has_pending_response() and not self.cycle.response_started:
             self.cycle.keep_alive = False
-        self._end_when_idle()
+        self._close_when_idle()
 
-    def _end_when_idle(self) -> None:
-        """Close the connection once it was idle for ``LAST_S``; a request that arrives until then is answered."""
-        if self._answering() or not self._complete or self.ending:
+    def _close_when_idle(self) -> None:
+        """Close the connection after it was idle for ``IDLE_CLOSE_S``."""
+        if self._has_pending_response() or not self._complete or self.ending:
             return
-        remaining = self._active_at + LAST_S - self.loop.time()
+        remaining = self._active_at + IDLE_CLOSE_S - self.loop.time()
         if remaining > 0:
-            self.loop.call_later(remaining, self._end_when_idle)
-        elif not self._arriving():
+            self.loop.call_later(remaining, self._close_when_idle)
+        elif not self._has_unread_input():
             self.linger()
 
-    def _arriving(self) -> bool:
-        """True if the system holds unread bytes of the client. Closing would then reset the connection and lose a request."""
+    def _has_unread_input(self) -> bool:
+        """Return true if the socket has unread bytes. Closing would then reset the connection and lose a request."""
         if self.ending:
             return False
         poll = select.poll()
         poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
         return bool(poll.poll(0))
 
-    def _answering(self) -> bool:
-        """Whether a request's answer is not written yet; uvicorn's annotation leaves out that there is no cycle at first."""
+    def _has_pending_response(self) -> bool:
+        """Return true if a response is not complete yet."""
+        # Before the first request there is no cycle, which uvicorn's annotation omits.
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is not None and not cycle.response_complete

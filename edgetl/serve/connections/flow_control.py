@@ -1,4 +1,4 @@
-"""Flow control of one connection: reading that stays paused, and a transport whose ``close`` lingers."""
+"""Flow control of one connection: paused reading and lingering close."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from uvicorn.protocols.http.flow_control import FlowControl
 
 
 class Flow(FlowControl):
-    """uvicorn's flow control; while ``held``, reading stays paused although a handler resumes it."""
+    """uvicorn's flow control with a hold. While ``held``, reading stays paused even if a handler resumes it."""
 
     held = False
 
     def resume_reading(self) -> None:
-        """Resume reading, unless it is held."""
+        """Resume reading, unless ``held``."""
         if not self.held:
             super().resume_reading()
 
     def hold(self, *, held: bool) -> None:
         """Pause or resume reading."""
-        was, self.held = self.held, held
+        was_held, self.held = self.held, held
         if held:
             self.pause_reading()
-        elif was:
+        elif was_held:
             self.resume_reading()
 
 
-class Lingering(Protocol):
-    """A connection that is not closed before the client has read the response."""
+class LingeringConnection(Protocol):
+    """Interface of a connection with lingering close."""
 
     transport: asyncio.Transport
 
@@ -37,13 +37,13 @@ class Lingering(Protocol):
         """True if nothing more will be written."""
 
     def linger(self) -> None:
-        """Close."""
+        """Close after the client has read the response."""
 
 
-class Outlet:
-    """The transport as a request's handler sees it: ``close`` waits until the client has read the response."""
+class ResponseTransport:
+    """Transport for the handler of a request. ``close`` is a lingering close."""
 
-    def __init__(self, connection: Lingering) -> None:
+    def __init__(self, connection: LingeringConnection) -> None:
         self._connection = connection
         self.write = connection.transport.write
 
@@ -52,16 +52,16 @@ class Outlet:
         return self._connection.ending
 
     def close(self) -> None:
-        """End the connection."""
+        """Close after the client has read the response."""
         self._connection.linger()
 
 
-class _Answered:
-    """Placeholder for the handling of an answered request, which uvicorn expects."""
+class _CompletedCycle:
+    """Placeholder for uvicorn's request cycle after a complete response."""
 
     response_complete = True
     disconnected = False
     message_event = asyncio.Event()
 
 
-ANSWERED: Any = _Answered()
+COMPLETED: Any = _CompletedCycle()

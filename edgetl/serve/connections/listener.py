@@ -1,7 +1,7 @@
-"""Listening socket: bound before anything is loaded, and closed without losing connections that clients consider open.
+"""Listening socket: bind before the bundles are loaded, and close without losing connections.
 
-Closing a listening socket resets every connection in its accept queue, although its client is connected and may have sent a request.
-So the server first stops new handshakes, then accepts the connections in the queue, and then closes the socket.
+Closing a listening socket resets every connection in its accept queue. The clients of these connections may have sent a request already.
+The server therefore stops new handshakes, accepts the queued connections, and then closes the socket.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from edgetl.errors import ConfigError
 
-# From linux/filter.h: a program that drops TCP segments with SYN and without ACK; a filter of a TCP socket sees them from the TCP header.
+# BPF program (linux/filter.h) that drops TCP segments with SYN and without ACK. Offsets count from the TCP header.
 _SO_ATTACH_FILTER = 26
 _LOAD_BYTE, _AND, _JUMP_EQUAL, _RETURN = 0x30, 0x54, 0x15, 0x06
 _FLAGS_AT, _SYN, _ACK = 13, 0x02, 0x10
@@ -28,36 +28,36 @@ _DROP_SYN = (
     (_RETURN, 0, 0, 0),
     (_RETURN, 0, 0, 0xFFFF_FFFF),
 )
-# Seconds within which pending handshakes end.
+# Time for pending handshakes to complete, seconds.
 _HANDSHAKES_S = 0.1
 _MAX_FAILURES = 20
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at the address, before anything is loaded.
+    """Return a socket that is bound to ``host`` and ``port``.
 
     Raises:
-        ConfigError: the port is taken, the host is not this machine's, or there is no permission.
+        ConfigError: the port is in use, the address does not belong to this host, or permission is denied.
     """
     try:
-        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another --host.") from error
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(where)
+        listener.bind(address)
     except OSError as error:
         listener.close()
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another --port or --host.") from error
     return listener
 
 
-async def accept_last(listener: socket.socket) -> AsyncIterator[socket.socket]:
-    """Stop new handshakes on a non-blocking listening socket, and yield the connections that clients believe to be open.
+async def accept_pending(listener: socket.socket) -> AsyncIterator[socket.socket]:
+    """Stop new handshakes on a non-blocking listening socket, and yield the queued connections.
 
-    On Linux a client that connects from now on is refused when the socket is closed. Elsewhere handshakes cannot be stopped, and a
-    connection that is made between the last accept and the close is reset.
+    On Linux, later clients are refused when the socket is closed. Other systems cannot stop handshakes. There, a connection that opens
+    between the last accept and the close is reset.
     """
     if sys.platform == "linux":
         with suppress(OSError):
@@ -66,22 +66,22 @@ async def accept_last(listener: socket.socket) -> AsyncIterator[socket.socket]:
     failures = 0
     while True:
         try:
-            accepted, _ = listener.accept()
+            connection, _ = listener.accept()
         except BlockingIOError:
             return
         except ConnectionAbortedError:
-            # This client disconnected; others wait behind it.
+            # This client disconnected. Other clients are behind it in the queue.
             continue
         except OSError as error:
             failures += 1
             if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM) or failures > _MAX_FAILURES:
                 return
-            # Closing connections frees descriptors.
+            # Connections that close meanwhile free descriptors.
             await asyncio.sleep(_HANDSHAKES_S)
             continue
-        yield accepted
+        yield connection
 
 
 def _stop_handshakes(listener: socket.socket) -> None:
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _DROP_SYN))
-    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(_DROP_SYN), ctypes.addressof(code)))
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _DROP_SYN))
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(_DROP_SYN), ctypes.addressof(program)))

@@ -1,1 +1,1 @@
-"""Protocol: Open Inference Protocol v2, request bodies, OpenAPI document."""
+"""Open Inference Protocol v2, request bodies, OpenAPI document."""

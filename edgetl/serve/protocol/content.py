@@ -1,4 +1,4 @@
-"""Parsing of a request's body: decompression, forms and protocol. It runs in worker processes, never in the event loop."""
+"""Request body parser: decompression, forms, inference protocol. It runs in worker processes, never in the event loop."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from python_multipart.exceptions import FormParserError
 from edgetl.errors import RequestError
 from edgetl.serve.protocol.open_inference import InferRequest, InputPort, ResponseSpec, read_request
 
-_FORM = "curl -F image=@photo.jpg …/predict"
-# zlib's window sizes: gzip's header, and zlib's own.
+_FORM_EXAMPLE = "curl -F image=@photo.jpg …/predict"
+# Values of zlib's ``wbits`` for the formats gzip and zlib.
 WINDOWS = {"gzip": 31, "deflate": 15}
 
 
 @dataclass(frozen=True)
 class Upload:
-    """Request for a model, not parsed yet.
+    """Request body that is not parsed yet, with the headers that describe it.
 
     Attributes:
-        body: at most ``max_bytes``, compressed as ``encoding`` states.
+        body: at most ``max_bytes``, compressed according to ``encoding``.
         endpoint: ``infer`` or ``predict``.
         encoding: ``identity``, ``gzip`` or ``deflate``.
-        content_type: value of the header; a form is recognized by it.
+        content_type: value of ``Content-Type``, which identifies a form.
         header_length: value of ``Inference-Header-Content-Length``.
-        max_bytes: of the decompressed body.
-        max_batch: images in one request.
+        max_bytes: limit of the decompressed body, bytes.
+        max_batch: limit of images per request.
     """
 
     body: bytes
@@ -40,57 +40,57 @@ class Upload:
 
 
 def read_upload(upload: Upload, port: InputPort) -> InferRequest:
-    """Parse one request for the model whose input is ``port``.
+    """Decompress and parse one request for a model with the input ``port``.
 
     Raises:
-        RequestError: 400 malformed; 413 larger than ``max_bytes`` once it is decompressed.
+        RequestError: 400 if the request is malformed. 413 if the decompressed body is larger than ``max_bytes``.
     """
     body = upload.body
     if upload.encoding != "identity":
         body = _decompress(body, WINDOWS[upload.encoding], upload.max_bytes)
     if upload.endpoint == "infer":
         return read_request(body, upload.header_length, port, max_batch=upload.max_batch)
-    return InferRequest(ResponseSpec(), None, (_sent_image(body, upload.content_type),))
+    return InferRequest(ResponseSpec(), None, (_encoded_image(body, upload.content_type),))
 
 
 def _decompress(data: bytes, window: int, max_bytes: int) -> bytes:
-    """Never more than ``max_bytes``, however little ``data`` is."""
-    machine = zlib.decompressobj(window)
+    """Decompress at most ``max_bytes``. A small compressed body can be very large when decompressed."""
+    decompressor = zlib.decompressobj(window)
     try:
-        result = machine.decompress(data, max_bytes + 1)
+        result = decompressor.decompress(data, max_bytes + 1)
     except zlib.error as error:
-        raise RequestError(400, f"the body is not in the stated Content-Encoding: {error}.") from error
+        raise RequestError(400, f"the body does not match its Content-Encoding: {error}.") from error
     if len(result) > max_bytes:
-        raise RequestError(413, f"the body may have {max_bytes} bytes when it is decompressed.")
-    if not machine.eof or machine.unused_data:
-        raise RequestError(400, "the compressed body is not whole, or something follows it.")
+        raise RequestError(413, f"the decompressed body is larger than {max_bytes} bytes (--max-body-mb).")
+    if not decompressor.eof or decompressor.unused_data:
+        raise RequestError(400, "the compressed body is truncated, or has extra bytes at its end.")
     return result
 
 
-def _sent_image(body: bytes, content_type: str) -> bytes:
-    """The encoded image that ``POST /predict`` was sent: the body itself, or the only file of a form.
+def _encoded_image(body: bytes, content_type: str) -> bytes:
+    """Return the encoded image of ``POST /predict``: the body itself, or the only file of a form.
 
     Raises:
-        RequestError: 400, it is empty, or not a form with one file.
+        RequestError: 400 if the image is empty, or the form does not have exactly one file.
     """
-    kind, options = multipart.parse_options_header(content_type)
-    image = _only_file(body, options.get(b"boundary", b"")) if kind == b"multipart/form-data" else body
+    media_type, options = multipart.parse_options_header(content_type)
+    image = _single_file(body, options.get(b"boundary", b"")) if media_type == b"multipart/form-data" else body
     if not image:
-        raise RequestError(400, "there is no image; send one: curl --data-binary @photo.jpg …/predict")
+        raise RequestError(400, "the request has no image. Example: curl --data-binary @photo.jpg …/predict")
     return image
 
 
-def _only_file(body: bytes, boundary: bytes) -> bytes:
-    """The bytes of the form's one part; whatever it is called."""
+def _single_file(body: bytes, boundary: bytes) -> bytes:
+    """Return the only part of a form. The name of the part does not matter."""
     parts: list[bytearray] = []
 
-    def begin() -> None:
+    def begin_part() -> None:
         parts.append(bytearray())
         if len(parts) > 1:
-            raise RequestError(400, f"a form takes exactly one file, and this one has more: {_FORM}")
+            raise RequestError(400, f"the form has more than one file. Send exactly one file: {_FORM_EXAMPLE}")
 
     callbacks: multipart.MultipartCallbacks = {
-        "on_part_begin": begin,
+        "on_part_begin": begin_part,
         "on_part_data": lambda data, start, end: parts[-1].extend(data[start:end]),
     }
     ended: list[bool] = []
@@ -100,7 +100,7 @@ def _only_file(body: bytes, boundary: bytes) -> bytes:
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise RequestError(400, "the body is not the form that Content-Type states.") from error
+        raise RequestError(400, "the body is not a valid form of the type in Content-Type.") from error
     if len(parts) != 1 or not ended:
-        raise RequestError(400, f"a form takes exactly one file, and this one has none that is whole: {_FORM}")
+        raise RequestError(400, f"the form has no complete file. Send exactly one file: {_FORM_EXAMPLE}")
     return bytes(parts[0])

@@ -1,4 +1,4 @@
-"""The models that a server answers for, by name and version, as their manifests describe them; nothing is loaded here."""
+"""Served models by name and version, described by the manifests of their bundles. This module does not load model files."""
 
 from __future__ import annotations
 
@@ -19,48 +19,52 @@ _PLATFORMS = {"onnx": "onnxruntime_onnx", "openvino": "openvino_ir"}
 
 
 def port_of(manifest: Manifest, variant: Variant) -> InputPort:
-    """The input of a bundle's variant."""
+    """Return the model input of a variant."""
     return InputPort(variant.input, "UINT8" if variant.input_form == "uint8" else "FP32", variant.input_shape(manifest.preprocess))
 
 
 @dataclass(frozen=True)
 class Model:
-    """One version of a model: its bundle's manifest, the name of the variant that is loaded, and how many images of waiting requests are
-    computed together at most.
+    """Version of a served model.
+
+    Attributes:
+        manifest: manifest of the bundle.
+        variant_name: the loaded variant.
+        batch: largest batch of images from several requests.
     """
 
     manifest: Manifest
     variant_name: str
-    # Measured at each start of a worker, so it says nothing about which model this is.
+    # Measured at each start of a worker, therefore not part of the model's identity.
     batch: int = field(default=1, compare=False)
 
     @property
     def name(self) -> str:
-        """As requests say it."""
+        """Model name in requests."""
         return self.manifest.name
 
     @property
     def version(self) -> str:
-        """The bundle's release counter."""
+        """Release number of the bundle."""
         return str(self.manifest.release)
 
     @cached_property
     def variant(self) -> Variant:
-        """What computes."""
+        """The loaded variant."""
         return next(variant for variant in self.manifest.variants if variant.name == self.variant_name)
 
     @cached_property
     def port(self) -> InputPort:
-        """The input."""
+        """Model input: name, datatype, shape."""
         return port_of(self.manifest, self.variant)
 
     @cached_property
     def decoding(self) -> OutputDecoding:
-        """How its outputs are read."""
+        """Output decoding of the task."""
         return self.manifest.decoding
 
     def metadata(self, versions: list[str]) -> dict[str, Any]:
-        """The protocol's model metadata."""
+        """Return the model metadata of the protocol."""
         port = self.port
         outputs = [{"name": name, "datatype": "FP32", "shape": [-1, len(self.manifest.labels)]} for name in (SCORES, LOGITS)]
         return {
@@ -78,56 +82,58 @@ class Model:
         }
 
     def outputs(self, logits: NDArray[np.float32]) -> ModelOutputs:
-        """What the network's logits ``[n, labels]`` say."""
+        """Return the outputs of the protocol for logits, float32 ``[n, labels]``."""
         return ModelOutputs(self.name, self.version, self.manifest.labels, scores_of(self.decoding, logits), logits)
 
 
 class Models:
-    """All models of a server, by name and version."""
+    """Collection of all served models, by name and version."""
 
     def __init__(self, models: list[Model]) -> None:
         """
         Raises:
-            ConfigError: two have the same name and version.
+            ConfigError: two bundles have the same name and release.
         """
         self._all = models
         self._by_name: dict[str, dict[str, Model]] = {}
         for model in models:
             versions = self._by_name.setdefault(model.name, {})
             if model.version in versions:
-                raise ConfigError(f"two bundles are called {model.name!r} with release {model.version}. Export one with another --release.")
+                raise ConfigError(
+                    f"two bundles have the name {model.name!r} and release {model.version}. Export one with another --release."
+                )
             versions[model.version] = model
 
     @property
     def names(self) -> list[str]:
-        """In the order that they were given."""
+        """Model names in the order of the bundles."""
         return list(self._by_name)
 
-    def place(self, model: Model) -> int:
-        """Which of the bundles it is, from 0."""
-        return next(index for index, one in enumerate(self._all) if one is model)
+    def index(self, model: Model) -> int:
+        """Return the index of the model's bundle."""
+        return next(index for index, candidate in enumerate(self._all) if candidate is model)
 
     def versions(self, name: str) -> list[str]:
-        """The releases of a model, the oldest first.
+        """Return the releases of a model, the oldest first.
 
         Raises:
-            RequestError: 404.
+            RequestError: 404 for an unknown model.
         """
         if name not in self._by_name:
-            raise RequestError(404, "there is no model of that name.")
+            raise RequestError(404, "no model has this name. GET /models lists the models.")
         return sorted(self._by_name[name], key=int)
 
     def find(self, name: str, version: str | None = None) -> Model:
-        """A model's version, or its newest.
+        """Return a version of a model. The default is the newest version.
 
         Raises:
-            RequestError: 404.
+            RequestError: 404 for an unknown model or version.
         """
         versions = self.versions(name)
         if version is not None and version not in versions:
-            raise RequestError(404, "the model has no such version.")
+            raise RequestError(404, "the model does not have this version. GET /models lists the versions.")
         return self._by_name[name][version or versions[-1]]
 
     def all(self) -> list[Model]:
-        """Every version of every model, in the order of the bundles."""
+        """Return all models, in the order of the bundles."""
         return list(self._all)

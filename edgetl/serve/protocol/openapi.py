@@ -1,4 +1,4 @@
-"""OpenAPI 3.1 document of the server, with the names, shapes and labels of its models."""
+"""OpenAPI 3.1 document of the server, with the names and input shapes of its models."""
 
 from __future__ import annotations
 
@@ -12,66 +12,77 @@ Json = dict[str, Any]
 _TEXT: Json = {"type": "string"}
 _ERROR: Json = {"type": "object", "properties": {"error": _TEXT}, "required": ["error"]}
 _DESCRIPTIONS = {
-    "400": "The request cannot be understood; the text says why.",
-    "401": "The server has a token, and the request has not.",
-    "404": "There is no such model or version.",
-    "408": "The body did not arrive in time.",
-    "413": "The body is too large, perhaps once it is decompressed.",
-    "415": "The body is compressed in a way that is not known.",
-    "500": "The engine failed on this request, or the process that computed it died.",
-    "503": "Too many requests wait, or the server is not ready; try again after Retry-After seconds.",
-    "504": "The request waited longer than its deadline; nothing was computed.",
+    "400": "The request is invalid. The message names the mistake.",
+    "401": "The server requires a token, and the request has no valid token.",
+    "404": "The model or version does not exist.",
+    "408": "The body arrived too slowly.",
+    "413": "The body is too large, before or after decompression.",
+    "415": "The Content-Encoding is not supported.",
+    "500": "The engine failed, the worker process crashed, or the model output is not finite.",
+    "503": "The request queue is full, or the server is not ready. Try again after Retry-After seconds.",
+    "504": "The deadline passed before the computation began.",
 }
-_OF_WORK = ("400", "401", "404", "408", "413", "415", "500", "503", "504")
+_INFERENCE_ERRORS = ("400", "401", "404", "408", "413", "415", "500", "503", "504")
 
 
-def _parameter(name: str, place: str, schema: Json, description: str) -> Json:
-    return {"name": name, "in": place, "required": False, "schema": schema, "description": description}
+def _parameter(name: str, location: str, schema: Json, description: str) -> Json:
+    return {"name": name, "in": location, "required": False, "schema": schema, "description": description}
 
 
 _TIMEOUT_MS: Json = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
 _HEADERS = [
-    _parameter("Request-Timeout-Ms", "header", _TIMEOUT_MS, "Longest wait. A request that waited longer gets 504 and is not computed."),
     _parameter(
-        "X-Request-Id", "header", {"type": "string", "pattern": "^[!-~]{1,128}$"}, "Request id, in the response and the access log."
+        "Request-Timeout-Ms",
+        "header",
+        _TIMEOUT_MS,
+        "Deadline of the computation, milliseconds after the request. A request that waits longer gets 504.",
+    ),
+    _parameter(
+        "X-Request-Id", "header", {"type": "string", "pattern": "^[!-~]{1,128}$"}, "Request id. The response and the access log contain it."
     ),
 ]
 
 
 def document(models: Models, version: str) -> Json:
-    """The whole document."""
+    """Return the OpenAPI document."""
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "edgetl",
             "version": version,
-            "description": "Image models over HTTP: the Open Inference Protocol (KServe v2), and one address for people with curl.",
+            "description": "Image models over HTTP: the Open Inference Protocol (KServe v2), and POST /predict for single images.",
         },
         "security": [{}, {"token": []}],
         "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
         "paths": {
-            "/v2/health/live": _get("Liveness: the process runs.", {"live": {"type": "boolean"}}, open_to_all=True),
-            "/v2/health/ready": _get("Readiness: requests can be sent.", {"ready": {"type": "boolean"}}, "503", open_to_all=True),
-            "/v2": _get("The server.", {"name": _TEXT, "version": _TEXT, "extensions": {"type": "array", "items": _TEXT}}),
+            "/v2/health/live": _get("Liveness: the server process runs.", {"live": {"type": "boolean"}}, is_public=True),
+            "/v2/health/ready": _get("Readiness: the server accepts requests.", {"ready": {"type": "boolean"}}, "503", is_public=True),
+            "/v2": _get(
+                "Server metadata: name, version, extensions.",
+                {"name": _TEXT, "version": _TEXT, "extensions": {"type": "array", "items": _TEXT}},
+            ),
             "/metrics": {
                 "get": {"summary": "Prometheus metrics.", "responses": {"200": _content("text/plain", _TEXT, "Text."), **_errors("401")}}
             },
-            "/models": _get("Every model's figures, size and license.", {"models": {"type": "array", "items": {"type": "object"}}}),
+            "/models": _get(
+                "Model cards: accuracy, latency, size and license of every model.",
+                {"models": {"type": "array", "items": {"type": "object"}}},
+            ),
             "/predict": {"post": _predict(models)},
-            **_of_models(models),
+            **_model_paths(models),
         },
     }
 
 
-def _get(summary: str, properties: Json, *also: str, open_to_all: bool = False) -> Json:
+def _get(summary: str, properties: Json, *error_codes: str, is_public: bool = False) -> Json:
     body = {"type": "object", "properties": properties, "required": sorted(properties)}
-    wrong = {code: _content("application/json", body, "The same, and false.") for code in also}
-    errors = {} if open_to_all else _errors("401")
-    return {"get": {"summary": summary, "responses": {"200": _content("application/json", body, "Yes."), **wrong, **errors}}}
+    failures = {code: _content("application/json", body, "Not ready. The value is false.") for code in error_codes}
+    errors = {} if is_public else _errors("401")
+    return {"get": {"summary": summary, "responses": {"200": _content("application/json", body, "OK."), **failures, **errors}}}
 
 
-def _content(kind: str, schema: Json, description: str) -> Json:
-    return {"description": description, "content": {kind: {"schema": schema}}}
+def _content(media_type: str, schema: Json, description: str) -> Json:
+    return {"description": description, "content": {media_type: {"schema": schema}}}
 
 
 def _errors(*codes: str) -> Json:
@@ -85,16 +96,19 @@ def _predict(models: Models) -> Json:
     number: Json = {"type": "number"}
     names: Json = {"model": {"enum": models.names}, "version": _TEXT, "label": _TEXT, "labels": {"type": "array", "items": _TEXT}}
     numbers: Json = {"score": number, "value": number, "scores": {"type": "object", "additionalProperties": number}}
-    answer: Json = {"type": "object", "properties": names | numbers, "required": ["model", "version", "scores"]}
+    prediction: Json = {"type": "object", "properties": names | numbers, "required": ["model", "version", "scores"]}
     query = [
-        _parameter("model", "query", {"enum": models.names}, "Default: the first."),
-        _parameter("version", "query", {"enum": _versions(models)}, "Default: the newest."),
+        _parameter("model", "query", {"enum": models.names}, "Model name. Default: the first bundle."),
+        _parameter("version", "query", {"enum": _versions(models)}, "Release. Default: the newest."),
     ]
     return {
-        "summary": "The answer to one image: the body itself, or the only file of a form.",
+        "summary": "Prediction for one image, which is the body or the only file of a form.",
         "parameters": [*query, *_HEADERS],
         "requestBody": {"required": True, "content": {"image/jpeg": {"schema": image}, "multipart/form-data": {"schema": form}}},
-        "responses": {"200": _content("application/json", answer, "The answer, and every score."), **_errors(*_OF_WORK)},
+        "responses": {
+            "200": _content("application/json", prediction, "The prediction and the scores of all labels."),
+            **_errors(*_INFERENCE_ERRORS),
+        },
     }
 
 
@@ -102,18 +116,18 @@ def _versions(models: Models) -> list[str]:
     return sorted({version for name in models.names for version in models.versions(name)}, key=int)
 
 
-def _of_models(models: Models) -> Json:
-    """The protocol's addresses, the models' names being the only ones that they take."""
+def _model_paths(models: Models) -> Json:
+    """Return the paths of the protocol. Their parameters list the served models and versions."""
     paths: Json = {}
     name = {"name": "model", "in": "path", "required": True, "schema": {"enum": models.names}}
-    number = {"name": "version", "in": "path", "required": True, "schema": {"enum": _versions(models)}}
+    version = {"name": "version", "in": "path", "required": True, "schema": {"enum": _versions(models)}}
     tensors: Json = {"type": "array", "items": {"type": "object"}}
     metadata = {"name": _TEXT, "versions": {"type": "array", "items": _TEXT}, "platform": _TEXT, "inputs": tensors, "outputs": tensors}
-    for path, parameters in (("/v2/models/{model}", [name]), ("/v2/models/{model}/versions/{version}", [name, number])):
-        said = _get("A model: its input, outputs and labels.", metadata)
-        said["get"]["responses"] |= _errors("404")
-        paths[path] = {**said, "parameters": parameters}
-        ready = _get("Should requests for this model be sent here?", {"name": _TEXT, "ready": {"type": "boolean"}}, "503")
+    for path, parameters in (("/v2/models/{model}", [name]), ("/v2/models/{model}/versions/{version}", [name, version])):
+        model = _get("Model metadata: inputs, outputs, labels.", metadata)
+        model["get"]["responses"] |= _errors("404")
+        paths[path] = {**model, "parameters": parameters}
+        ready = _get("Readiness of a model: the server accepts requests for it.", {"name": _TEXT, "ready": {"type": "boolean"}}, "503")
         ready["get"]["responses"] |= _errors("404")
         paths[f"{path}/ready"] = {**ready, "parameters": parameters}
         paths[f"{path}/infer"] = {"post": _infer(models), "parameters": parameters}
@@ -122,19 +136,19 @@ def _of_models(models: Models) -> Json:
 
 def _infer(models: Models) -> Json:
     outputs: Json = {"type": "array", "items": {"type": "object", "required": ["name", "datatype", "shape"]}}
-    answer: Json = {
+    prediction: Json = {
         "type": "object",
         "properties": {"model_name": _TEXT, "model_version": _TEXT, "id": _TEXT, "outputs": outputs},
         "required": ["model_name", "model_version", "outputs"],
     }
-    ok = _content("application/json", answer, "The outputs. Those that were asked for as binary data follow the JSON.")
+    ok = _content("application/json", prediction, "The outputs. Binary outputs follow the JSON.")
     ok["content"]["application/octet-stream"] = {"schema": _TEXT}
     return {
-        "summary": "Inference: a tensor, or encoded images as BYTES.",
-        "description": "With the header Inference-Header-Content-Length the JSON has that many bytes and binary tensors follow it.",
+        "summary": "Inference on a tensor, or on encoded images as BYTES.",
+        "description": "The header Inference-Header-Content-Length states the length of the JSON, bytes. Binary tensors follow the JSON.",
         "parameters": _HEADERS,
         "requestBody": {"required": True, "content": {"application/json": {"schema": _request(models)}}},
-        "responses": {"200": ok, **_errors(*_OF_WORK)},
+        "responses": {"200": ok, **_errors(*_INFERENCE_ERRORS)},
     }
 
 
@@ -148,12 +162,12 @@ def _request(models: Models) -> Json:
             "datatype": {"enum": datatypes},
             "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 8},
             "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer", "minimum": 0}}},
-            "data": {"type": "array", "description": "Numbers, flat or nested; of BYTES, images in base64."},
+            "data": {"type": "array", "description": "Numbers, flat or nested. For BYTES: images in base64."},
         },
         "required": ["name", "datatype", "shape"],
         "examples": [{"name": port.name, "datatype": port.datatype, "shape": [1, *port.shape], "data": []} for port in ports[:1]],
     }
-    wanted: Json = {
+    requested: Json = {
         "type": "object",
         "properties": {
             "name": {"enum": [SCORES, LOGITS]},
@@ -173,7 +187,7 @@ def _request(models: Models) -> Json:
             "id": {"type": "string", "maxLength": MAX_ID_CHARACTERS},
             "parameters": {"type": "object", "properties": {"binary_data_output": {"type": "boolean"}}},
             "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1},
-            "outputs": {"type": "array", "items": wanted, "minItems": 1, "maxItems": MAX_OUTPUTS},
+            "outputs": {"type": "array", "items": requested, "minItems": 1, "maxItems": MAX_OUTPUTS},
         },
         "required": ["inputs"],
     }

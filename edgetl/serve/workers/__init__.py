@@ -1,1 +1,1 @@
-"""Worker pool: processes, IPC messages, batching."""
+"""Worker pool: worker processes, IPC messages, batching."""

@@ -1,7 +1,7 @@
-"""IPC messages between the server and its worker processes: a JSON header and bytes, over a socket. Nothing is ever unpickled.
+"""IPC messages between the server and its worker processes. They contain JSON and bytes, never pickled objects.
 
-A message is the header's length and the bytes' length (two little-endian numbers of 8 bytes), the header, the bytes. ``Job`` and ``Result``
-have a line of JSON for a header; their bytes are the request's body as it was sent, and the logits.
+Format of a message: length of the header and of the payload (two little-endian integers of 8 bytes each), JSON header, payload. The payload
+of ``Job`` is the request body as received. The payload of ``Result`` is the logits.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edgetl.serve.protocol.content import Upload
 from edgetl.serve.protocol.open_inference import RequestedOutput, ResponseSpec
 
+DEADLINE_PASSED = "the deadline passed before the computation began. Send the request later, or raise its deadline."
 _LENGTHS = struct.Struct("<QQ")
 Header = dict[str, Any]
 
@@ -29,11 +30,11 @@ class WorkerConfig:
     """Configuration of a worker process: bundles and inference settings.
 
     Attributes:
-        bundles: as paths; links are followed once, so that a replaced worker loads the same bundles.
-        variant: of every bundle; none is the first whose engine is installed.
-        threads: jobs computed at once in a worker, each by one thread.
-        batch: images of different requests computed together, at most; 0 measures at the start whether that pays.
-        body_bytes: largest body of a request; each job may hold one.
+        bundles: resolved paths, so a replacement worker loads the same bundles.
+        variant: variant of every bundle. None selects the first variant with an installed engine.
+        threads: number of jobs computed at the same time, each by one thread.
+        batch: largest batch of images from several requests. 0 measures at the start whether batches are faster.
+        body_bytes: largest request body, bytes.
     """
 
     bundles: tuple[Path, ...]
@@ -45,9 +46,9 @@ class WorkerConfig:
 
 @dataclass(frozen=True)
 class Job:
-    """Request to a worker, for the model at index ``model`` of its list.
+    """Job of a worker: one request for the model at index ``model``.
 
-    ``deadline`` is on ``time.monotonic``'s clock, which all processes of a machine share.
+    ``deadline`` is a time of ``time.monotonic``, a clock that all processes of a host share.
     """
 
     model: int
@@ -57,7 +58,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Stages:
-    """Seconds that a job took: waiting, decoding, preparing, and in the network."""
+    """Durations of a job's stages, seconds: queue, decoding, preprocessing, inference."""
 
     queue: float = 0.0
     decode: float = 0.0
@@ -66,13 +67,13 @@ class Stages:
 
     @property
     def computing(self) -> float:
-        """Seconds without the waiting."""
+        """Duration without the queue, seconds."""
         return self.decode + self.preprocess + self.inference
 
 
 @dataclass(frozen=True)
 class Result:
-    """Result of a worker: logits float32 ``[n, labels]`` and the requested response, or an HTTP status and its text."""
+    """Result of a job: logits, float32 ``[n, labels]``, and the requested response, or an HTTP status and error message."""
 
     logits: NDArray[np.float32] | None = None
     stages: Stages = field(default_factory=Stages)
@@ -82,42 +83,42 @@ class Result:
 
 
 def pack(header: Header, payload: bytes = b"") -> bytes:
-    """Bytes of a message."""
+    """Pack a message into bytes."""
     text = json.dumps(header, ensure_ascii=True, separators=(",", ":")).encode()
     return b"".join((_LENGTHS.pack(len(text), len(payload)), text, payload))
 
 
 def pack_config(config: WorkerConfig) -> bytes:
-    """Message with the configuration, the first that a worker gets."""
+    """Pack the configuration. It is the first message to a worker."""
     return pack({**asdict(config), "bundles": [str(path) for path in config.bundles]})
 
 
 def unpack_config(header: Header) -> WorkerConfig:
-    """The inverse of ``pack_config``."""
+    """Unpack a message of ``pack_config``."""
     return WorkerConfig(**{**header, "bundles": tuple(map(Path, header["bundles"]))})
 
 
 def pack_job(number: int, job: Job) -> bytes:
-    """Message with ``job`` under ``number``."""
+    """Pack ``job`` with its number."""
     upload = {item.name: getattr(job.upload, item.name) for item in fields(Upload) if item.name != "body"}
     return pack({"job": number, "model": job.model, "deadline": job.deadline, "upload": upload}, job.upload.body)
 
 
 def unpack_job(header: Header, payload: bytes) -> Job:
-    """The inverse of ``pack_job``."""
+    """Unpack a message of ``pack_job``."""
     return Job(header["model"], Upload(payload, **header["upload"]), header["deadline"])
 
 
-def pack_result(number: int, done: Result) -> bytes:
-    """Message with the result of job ``number``."""
-    header: Header = {"job": number, "status": done.status, "message": done.message, "stages": astuple(done.stages)}
-    if done.logits is None:
+def pack_result(number: int, result: Result) -> bytes:
+    """Pack the result of job ``number``."""
+    header: Header = {"job": number, "status": result.status, "message": result.message, "stages": astuple(result.stages)}
+    if result.logits is None:
         return pack(header)
-    return pack({**header, "shape": done.logits.shape, "response": asdict(done.response)}, done.logits.astype("<f4").tobytes())
+    return pack({**header, "shape": result.logits.shape, "response": asdict(result.response)}, result.logits.astype("<f4").tobytes())
 
 
 def unpack_result(header: Header, payload: bytes) -> Result:
-    """The inverse of ``pack_result``."""
+    """Unpack a message of ``pack_result``."""
     stages = Stages(*header["stages"])
     if "shape" not in header:
         return Result(None, stages, header["status"], header["message"])
@@ -126,20 +127,20 @@ def unpack_result(header: Header, payload: bytes) -> Result:
 
 
 async def read_message(reader: asyncio.StreamReader) -> tuple[Header, bytes]:
-    """The next message.
+    """Read the next message.
 
     Raises:
-        asyncio.IncompleteReadError: the other side closed the connection, or died.
+        asyncio.IncompleteReadError: the peer closed the connection or crashed.
     """
     text, payload = _LENGTHS.unpack(await reader.readexactly(_LENGTHS.size))
     return json.loads(await reader.readexactly(text)), await reader.readexactly(payload)
 
 
 def receive_message(stream: BinaryIO) -> tuple[Header, bytes]:
-    """The next message, as ``read_message``, blocking.
+    """Read the next message, blocking.
 
     Raises:
-        EOFError: the other side closed the connection, or died.
+        EOFError: the peer closed the connection or crashed.
     """
     lengths = stream.read(_LENGTHS.size)
     if len(lengths) < _LENGTHS.size:
@@ -151,8 +152,8 @@ def receive_message(stream: BinaryIO) -> tuple[Header, bytes]:
     return json.loads(header), payload
 
 
-def channel() -> tuple[socket.socket, socket.socket]:
-    """Both ends of a connection between two processes of this machine, with room for a tensor on its way."""
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Return both ends of a socket pair, with buffers for one tensor."""
     ends = socket.socketpair()
     for end in ends:
         for side in (socket.SO_SNDBUF, socket.SO_RCVBUF):

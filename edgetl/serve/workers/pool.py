@@ -1,4 +1,4 @@
-"""Worker pool: assignment of jobs, the queue of requests, and replacement of workers that died or hang."""
+"""Worker pool: job assignment, request queue, replacement of crashed or hung workers."""
 
 from __future__ import annotations
 
@@ -13,81 +13,81 @@ from typing import Protocol
 from edgetl.errors import EdgetlError, RequestError
 from edgetl.serve.background import spawn
 from edgetl.serve.protocol.models import Models
-from edgetl.serve.workers.messages import Job, Result, WorkerConfig
+from edgetl.serve.workers.messages import DEADLINE_PASSED, Job, Result, WorkerConfig
 from edgetl.serve.workers.worker import Worker
 
 logger = logging.getLogger("edgetl.serve")
 
-# Before a second, third, … worker in a row is started in the place of those that died at once.
+# Delays before the first, second, … replacement in a row, seconds.
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-# A worker that ran for so long was sound; its end does not count as another failure in a row.
-_SOUND_S = 60.0
-_LOOK_S = 0.5
+# After this run time, seconds, the end of a worker does not count as a failure in a row.
+_STABLE_S = 60.0
+# Interval between checks for hung workers, seconds.
+_CHECK_S = 0.5
 
 
 class DeadlineError(RequestError):
-    """504: the deadline passed while the request waited."""
+    """504: the deadline of the request passed while it waited."""
 
     def __init__(self) -> None:
-        super().__init__(504, "the request waited longer than its deadline; nothing was computed.")
+        super().__init__(504, DEADLINE_PASSED)
 
 
 @dataclass
-class _Place:
-    """Place of a worker: the worker, its start, and the number of early deaths in a row."""
+class _Slot:
+    """Slot of a worker: the worker, its start time, and the number of failures in a row."""
 
     worker: Worker | None
-    since: float
+    started_at: float
     failures: int = 0
 
 
 class Events(Protocol):
-    """Receiver of the events of a pool."""
+    """Event receiver of a pool."""
 
-    def replaced(self) -> None:
-        """A worker died or hung, and another is started."""
+    def worker_replaced(self) -> None:
+        """Handle the start of a replacement for a worker that crashed or hung."""
 
-    def changed(self) -> None:
-        """A new worker found other bundles on the disk."""
+    def bundles_changed(self) -> None:
+        """Handle a new worker that loaded other bundles, because they changed on disk."""
 
 
 class WorkerPool:
-    """Worker processes that loaded the same bundles.
+    """Pool of worker processes with the same bundles.
 
     Attributes:
-        models: what they serve.
-        waiting: requests that no worker has taken yet.
-        users: requests that use this pool; ``retire`` waits for them.
+        models: the served models.
+        active_requests: number of requests that use this pool. ``retire`` waits for them.
     """
 
     def __init__(self, config: WorkerConfig, workers: list[Worker], *, hang_s: float, events: Events) -> None:
         self._config, self._workers, self._hang_s, self._events = config, workers, hang_s, events
         self.models = Models(list(workers[0].models))
-        self._places: deque[asyncio.Future[Worker]] = deque()
-        self.users = 0
+        self._queue: deque[asyncio.Future[Worker]] = deque()
+        self.active_requests = 0
         self._idle = asyncio.Event()
         self._supervisors: set[asyncio.Task[None]] = set()
         self._retired = False
         for worker in workers:
-            self._supervise(_Place(worker, time.monotonic()))
+            self._supervise(_Slot(worker, time.monotonic()))
 
     @classmethod
     async def start(cls, config: WorkerConfig, *, count: int, hang_s: float, events: Events) -> WorkerPool:
-        """Pool of ``count`` workers, all ready.
+        """Start ``count`` workers and wait until all are ready.
 
         Args:
             config: bundles and inference settings.
             count: number of processes.
-            hang_s: a job that takes longer counts as hanging, seconds.
-            events: receiver of the pool's events.
+            hang_s: time limit of a job, seconds. A worker with a longer job counts as hung.
+            events: event receiver.
 
         Raises:
-            EdgetlError: a worker could not load the bundles.
+            EdgetlError: a worker cannot load the bundles.
             ConfigError: two bundles have the same name and release.
         """
-        found = await asyncio.gather(*(Worker.start(config) for _ in range(count)), return_exceptions=True)
-        workers = [item for item in found if isinstance(item, Worker)]
-        failed = [item for item in found if isinstance(item, BaseException)]
+        started = await asyncio.gather(*(Worker.start(config) for _ in range(count)), return_exceptions=True)
+        workers = [item for item in started if isinstance(item, Worker)]
+        failed = [item for item in started if isinstance(item, BaseException)]
         try:
             if failed:
                 raise failed[0]
@@ -98,124 +98,124 @@ class WorkerPool:
 
     @property
     def ready(self) -> bool:
-        """True if a worker can compute."""
+        """True if at least one worker is running."""
         return any(not worker.ended.is_set() for worker in self._workers)
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a worker."""
-        return len(self._places)
+        """Number of requests that wait for a worker."""
+        return len(self._queue)
 
     @property
     def process_ids(self) -> list[int]:
-        """Ids of the worker processes."""
+        """Process ids of the workers."""
         return [worker.pid for worker in self._workers]
 
     async def run(self, job: Job) -> Result:
-        """The result of ``job``, as soon as a worker is free.
+        """Compute ``job`` in a worker, and return its result.
 
         Raises:
-            DeadlineError: none was until the job's deadline.
-            DiedError: the worker ended while it computed.
+            DeadlineError: no worker was free before the job's deadline.
+            WorkerDiedError: the worker process ended during the computation.
         """
-        worker = self._free() if not self._places else None
+        worker = self._free_worker() if not self._queue else None
         if worker is None:
-            worker = await self._place(job.deadline)
+            worker = await self._wait_for_worker(job.deadline)
         try:
             return await worker.submit(job)
         finally:
-            self._release()
+            self._assign_free_worker()
 
-    def _free(self) -> Worker | None:
-        """The least loaded worker that can take another job."""
-        free = [worker for worker in self._workers if worker.load < worker.slots and not worker.ended.is_set()]
+    def _free_worker(self) -> Worker | None:
+        """Return the worker with the fewest jobs, or None if all are full."""
+        free = [worker for worker in self._workers if worker.load < worker.capacity and not worker.ended.is_set()]
         return min(free, key=lambda worker: worker.load) if free else None
 
-    async def _place(self, deadline: float) -> Worker:
-        place: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
-        self._places.append(place)
+    async def _wait_for_worker(self, deadline: float) -> Worker:
+        waiter: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        self._queue.append(waiter)
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                return await place
+                return await waiter
         except BaseException as error:
-            if place in self._places:
-                self._places.remove(place)
+            if waiter in self._queue:
+                self._queue.remove(waiter)
             else:
-                # It was given a worker at the moment that it gave up: that worker is for the next.
-                self._release()
+                # A worker was assigned at the same moment. Assign it to the next request.
+                self._assign_free_worker()
             if isinstance(error, TimeoutError):
                 raise DeadlineError from error
             raise
 
-    def _release(self) -> None:
-        """Whoever waits longest gets what is free now."""
-        while self._places and (worker := self._free()) is not None:
-            place = self._places.popleft()
-            if not place.done():
-                place.set_result(worker)
+    def _assign_free_worker(self) -> None:
+        """Assign a free worker to the request that has waited longest."""
+        while self._queue and (worker := self._free_worker()) is not None:
+            waiter = self._queue.popleft()
+            if not waiter.done():
+                waiter.set_result(worker)
                 return
 
-    def _supervise(self, place: _Place) -> None:
-        """Keep a worker in ``place``; a supervisor that fails is replaced."""
+    def _supervise(self, slot: _Slot) -> None:
+        """Start the supervisor of a slot. If the supervisor fails, start another."""
         if self._retired:
             return
 
-        def failed() -> None:
-            asyncio.get_running_loop().call_later(_LOOK_S, self._supervise, place)
+        def restart() -> None:
+            asyncio.get_running_loop().call_later(_CHECK_S, self._supervise, slot)
 
-        task = spawn(self._care(place), "worker supervisor", failed)
+        task = spawn(self._keep_running(slot), "worker supervisor", restart)
         self._supervisors.add(task)
         task.add_done_callback(self._supervisors.discard)
 
-    async def _care(self, place: _Place) -> None:
-        """Watch one worker, and start another each time that it ends."""
+    async def _keep_running(self, slot: _Slot) -> None:
+        """Supervise one worker, and start a replacement each time that it ends."""
         while True:
-            if place.worker is None:
-                place.worker, place.since = await self._next(place.failures), time.monotonic()
-                place.failures += 1
-                self._workers.append(place.worker)
-                for _ in range(place.worker.slots):
-                    self._release()
-            await self._ended(place.worker)
-            worker, place.worker = place.worker, None
+            if slot.worker is None:
+                slot.worker, slot.started_at = await self._start_replacement(slot.failures), time.monotonic()
+                slot.failures += 1
+                self._workers.append(slot.worker)
+                for _ in range(slot.worker.capacity):
+                    self._assign_free_worker()
+            await self._wait_until_ended(slot.worker)
+            worker, slot.worker = slot.worker, None
             self._workers.remove(worker)
-            place.failures = 0 if time.monotonic() - place.since > _SOUND_S else place.failures
+            slot.failures = 0 if time.monotonic() - slot.started_at > _STABLE_S else slot.failures
             code = await worker.close()
-            logger.error("a worker ended with code %d; another takes its place", code)
-            self._events.replaced()
+            logger.error("a worker process ended with code %d, starting a replacement", code)
+            self._events.worker_replaced()
 
-    async def _ended(self, worker: Worker) -> None:
-        """Wait until the worker ends; a worker that hangs is killed."""
+    async def _wait_until_ended(self, worker: Worker) -> None:
+        """Wait until a worker ends. Kill a hung worker."""
         while not worker.ended.is_set():
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S):
+                async with asyncio.timeout(_CHECK_S):
                     await worker.ended.wait()
-            if worker.oldest_s() > self._hang_s:
-                logger.error("a worker did not answer for %g s and is replaced", self._hang_s)
+            if worker.oldest_job_s() > self._hang_s:
+                logger.error("a worker did not respond for %g s (--hang-s), stopping it", self._hang_s)
                 worker.kill()
                 await worker.ended.wait()
 
-    async def _next(self, failures: int) -> Worker:
-        """A worker in the place of one that ended; tries until there is one."""
+    async def _start_replacement(self, failures: int) -> Worker:
+        """Start a replacement for a worker that ended. Retry until one starts."""
         while True:
             await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
             failures += 1
             try:
                 worker = await Worker.start(self._config)
             except (EdgetlError, OSError, RuntimeError, ValueError) as error:
-                logger.error("no worker could be started: %s", error)
+                logger.error("a worker process failed to start: %s", error)
                 continue
-            # Compared before `Models`, which refuses bundles that became two of one name and release.
+            # Compare before creating `Models`, which rejects two bundles with the same name and release.
             if worker.models == tuple(self.models.all()):
                 return worker
             await worker.close()
-            logger.error("the bundle was changed on the disk while it was served")
-            # What is there now may be served in place of this; where it may not, the old one may come back.
-            self._events.changed()
+            logger.error("a served bundle was changed on disk")
+            # A reload may accept the changed bundles. Otherwise the next attempt may find the old ones again.
+            self._events.bundles_changed()
 
     async def retire(self) -> None:
-        """When the last request that holds on is answered, end the workers."""
-        while self.users:
+        """Wait for all active requests, then stop the workers."""
+        while self.active_requests:
             self._idle.clear()
             await self._idle.wait()
         self._retired = True
@@ -225,8 +225,8 @@ class WorkerPool:
         await asyncio.gather(*supervisors, return_exceptions=True)
         await asyncio.gather(*(worker.close() for worker in self._workers))
 
-    def leave(self) -> None:
-        """One request less holds on."""
-        self.users -= 1
-        if not self.users:
+    def release(self) -> None:
+        """Remove one active request."""
+        self.active_requests -= 1
+        if not self.active_requests:
             self._idle.set()

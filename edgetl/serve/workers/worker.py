@@ -1,4 +1,4 @@
-"""Worker: start, use and end of one worker process, on the server's side."""
+"""Worker handle in the server: start a worker process, submit jobs, stop it."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from edgetl.core.system.child_process import child_command, child_environment
 from edgetl.errors import EdgetlError, EngineError, RequestError
 from edgetl.serve.background import spawn
 from edgetl.serve.protocol.models import Model
-from edgetl.serve.workers.messages import Header, Job, Result, WorkerConfig, channel, pack_config, pack_job, read_message, unpack_result
+from edgetl.serve.workers.messages import Header, Job, Result, WorkerConfig, pack_config, pack_job, read_message, socket_pair, unpack_result
 
-# Loading and checking a bundle takes a second or two; a network that hangs there would hold up the start for ever.
+# Time limit for loading and checking the bundles, seconds. It typically takes one or two.
 START_S = 120.0
-# glibc gives each thread a heap of its own, and decoded photographs leave all of them large: 5 to 10 MB less at the same speed.
+# By default, glibc uses a heap per thread, and large decoded images keep all of them large. One heap saves 5 to 10 MB at the same speed.
 _MALLOC = {"MALLOC_ARENA_MAX": "1"}
 
 
-class DiedError(RequestError):
-    """500: the worker ended before it answered."""
+class WorkerDiedError(RequestError):
+    """500: the worker process ended during the computation."""
 
     def __init__(self) -> None:
-        super().__init__(500, "the worker that computed this request died or hung; another takes its place.")
+        super().__init__(500, "the worker process crashed or hung on this request, and is being replaced. Try again.")
 
 
 class Worker:
-    """A process that loaded every bundle and answers jobs.
+    """Handle of one worker process.
 
     Attributes:
-        models: what it serves, in the order of its bundles.
-        ended: set when the process is gone.
-        slots: jobs that it holds at most; one more than it computes, so that it never waits for the server.
+        models: the served models, in the order of the bundles.
+        ended: set after the process has ended.
+        capacity: largest number of submitted jobs. It is one more than the worker computes, which hides the latency of the server.
     """
 
     def __init__(
@@ -48,25 +48,26 @@ class Worker:
             Model(Manifest.model_validate_json(item["manifest"]), item["variant"], item["batch"]) for item in description["models"]
         )
         self.batch = max(item["batch"] for item in description["models"])
-        self.slots = 1
+        self.capacity = 1
         self.ended = asyncio.Event()
-        self._listening = spawn(self._listen(), "worker connection")
+        self._receiver = spawn(self._receive_results(), "worker connection")
 
     @classmethod
     async def start(cls, config: WorkerConfig) -> Worker:
-        """A worker that is ready, which takes a second or more.
+        """Start a worker process and wait until it is ready, typically one or two seconds.
 
         Raises:
-            EdgetlError: what opening the bundles raised in the process, or EngineError: it died or did not become ready.
+            EdgetlError: the worker cannot load a bundle. The class is that of the error in the process.
+            EngineError: the process crashed, or was not ready within ``START_S``.
         """
-        ours, theirs = channel()
-        with theirs:
+        server_end, worker_end = socket_pair()
+        with worker_end:
             try:
-                process = _start_process(theirs.fileno())
+                process = _start_process(worker_end.fileno())
             except OSError as error:
-                ours.close()
-                raise EngineError(f"a worker process could not be started: {error.strerror}.") from error
-        reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 22)
+                server_end.close()
+                raise EngineError(f"cannot start a worker process: {error.strerror}.") from error
+        reader, writer = await asyncio.open_connection(sock=server_end, limit=1 << 22)
         try:
             writer.write(pack_config(config))
             async with asyncio.timeout(START_S):
@@ -79,75 +80,77 @@ class Worker:
             writer.close()
             code = await asyncio.to_thread(process.wait)
             if isinstance(error, TimeoutError):
-                raise EngineError(f"a worker did not load the bundles within {START_S:g} s.") from error
+                raise EngineError(f"a worker process did not load the bundles within {START_S:g} s.") from error
             if isinstance(error, asyncio.IncompleteReadError | ConnectionError):
-                raise EngineError(f"a worker ended with code {code} while it loaded the bundles, as when an engine crashes.") from error
+                raise EngineError(
+                    f"a worker process ended with code {code} while loading the bundles. The engine may have crashed."
+                ) from error
             if isinstance(error, ValueError | KeyError):
-                raise EngineError(f"a worker described its bundles in a way that this version does not read: {error}.") from error
+                raise EngineError(f"a worker process sent an invalid description of the bundles: {error}.") from error
             raise
-        worker.slots = config.threads * worker.batch + 1
+        worker.capacity = config.threads * worker.batch + 1
         return worker
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Process id."""
         return self._process.pid
 
     @property
     def load(self) -> int:
-        """Jobs that it holds."""
+        """Number of submitted jobs without a result."""
         return len(self._jobs)
 
-    def oldest_s(self) -> float:
-        """For how many seconds it has not answered the job that it holds longest."""
+    def oldest_job_s(self) -> float:
+        """Return the age of the oldest job without a result, seconds."""
         return time.monotonic() - next(iter(self._jobs.values()))[1] if self._jobs else 0.0
 
     async def submit(self, job: Job) -> Result:
-        """The answer to ``job``.
+        """Send ``job`` to the process, and return its result.
 
         Raises:
-            DiedError: the process ended first.
+            WorkerDiedError: the process ended before it sent a result.
         """
         if self.ended.is_set():
-            raise DiedError
+            raise WorkerDiedError
         self._number += 1
         number = self._number
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._jobs[number] = answer, time.monotonic()
+        pending: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._jobs[number] = pending, time.monotonic()
         try:
             self._writer.write(pack_job(number, job))
-            return await answer
+            return await pending
         finally:
-            # A client that went away leaves its job to be computed; its answer finds nobody.
+            # If the client disconnected, the worker still computes the job, and the result is discarded.
             self._jobs.pop(number, None)
 
-    async def _listen(self) -> None:
+    async def _receive_results(self) -> None:
         try:
             while True:
                 header, payload = await read_message(self._reader)
-                answer, _ = self._jobs.get(header["job"], (None, 0.0))
-                if answer is not None and not answer.done():
-                    answer.set_result(unpack_result(header, payload))
+                pending, _ = self._jobs.get(header["job"], (None, 0.0))
+                if pending is not None and not pending.done():
+                    pending.set_result(unpack_result(header, payload))
         except (asyncio.IncompleteReadError, ConnectionError):
-            # It ended.
+            # The process ended.
             pass
         finally:
-            # A worker that sends something other than a result: the task fails, which is logged.
+            # Also runs after an invalid message, which makes this task fail. `spawn` logs the exception.
             self.kill()
             self.ended.set()
-            for answer, _ in self._jobs.values():
-                if not answer.done():
-                    answer.set_exception(DiedError())
+            for pending, _ in self._jobs.values():
+                if not pending.done():
+                    pending.set_exception(WorkerDiedError())
             self._writer.close()
 
     async def close(self) -> int:
-        """End the process, which answers nothing more; its exit code."""
+        """Kill the process, and return its exit code."""
         self.kill()
-        await asyncio.wait([self._listening])
+        await asyncio.wait([self._receiver])
         return await asyncio.to_thread(self._process.wait)
 
     def kill(self) -> None:
-        """End the process at once."""
+        """Kill the process without waiting."""
         with suppress(ProcessLookupError):
             os.kill(self._process.pid, 9) if self._process.poll() is None else None
 
@@ -155,12 +158,12 @@ class Worker:
 def _start_process(descriptor: int) -> subprocess.Popen[bytes]:
     command = child_command("edgetl.serve.workers.worker_process", "main", str(descriptor))
     environment = child_environment(**(_MALLOC | {name: os.environ[name] for name in _MALLOC if name in os.environ}))
-    nowhere = subprocess.DEVNULL  # engines may print on the standard output, which is for the access log
-    return subprocess.Popen(command, stdin=nowhere, stdout=nowhere, pass_fds=[descriptor], env=environment)
+    devnull = subprocess.DEVNULL  # engines may print to stdout, which is reserved for the access log
+    return subprocess.Popen(command, stdin=devnull, stdout=devnull, pass_fds=[descriptor], env=environment)
 
 
 def _error_of(description: Header) -> EdgetlError:
-    """The error of the process, of the same class here, so that its exit code is the same."""
+    """Rebuild the error of the process with its class, which determines the exit code."""
     kind = getattr(errors, description["error"], EngineError)
     error: EdgetlError = kind.__new__(kind)
     Exception.__init__(error, description["message"])

@@ -1,7 +1,7 @@
-"""Worker process: load bundles, verify their golden images, and compute requests until the server ends.
+"""Worker process: load bundles, verify their golden images, and compute requests until the server closes the connection.
 
-It is a separate process. A network that crashes, hangs or exhausts the memory ends this process and not the server, and parsing a large
-body does not block the server's event loop.
+A separate process protects the server from models that crash, hang or exhaust the memory. Parsing a large body here does not block the
+server's event loop.
 """
 
 from __future__ import annotations
@@ -34,36 +34,46 @@ from edgetl.serve.protocol.content import read_upload
 from edgetl.serve.protocol.models import port_of
 from edgetl.serve.protocol.open_inference import InferRequest, InputPort
 from edgetl.serve.workers.batching import BATCH, best_batch
-from edgetl.serve.workers.messages import Job, Result, Stages, WorkerConfig, pack, pack_result, receive_message, unpack_config, unpack_job
+from edgetl.serve.workers.messages import (
+    DEADLINE_PASSED,
+    Job,
+    Result,
+    Stages,
+    WorkerConfig,
+    pack,
+    pack_result,
+    receive_message,
+    unpack_config,
+    unpack_job,
+)
 
 logger = logging.getLogger("edgetl.serve")
 
-# Memory limits are generous: they stop a hostile network from exhausting the machine, and are no budget. For each image: a network's
-# intermediate results. For each thread: decoding at the largest size, or the values of a JSON body.
+# Memory limits. They are generous, because they only stop a hostile model from exhausting the host's memory. Per image: activations of the
+# model. Per thread: decoding of the largest image, or the values of a JSON body.
 IMAGE_MEMORY_BYTES = 2**28
 DECODING_BYTES = 12 * MAX_PIXELS
 PARSED_PER_BYTE = 20
 
-TOO_LATE = "the request waited longer than its deadline; nothing was computed."
-NO_MEMORY = "there is not enough memory for this request now; try again."
+NO_MEMORY = "the worker does not have enough memory for this request. Try again, or send a smaller image."
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A job whose request was parsed: when it came and the seconds that parsing took."""
+    """Job with a parsed request, its arrival time, and the duration of parsing, seconds."""
 
     number: int
     model: int
     request: InferRequest
     deadline: float
-    came: float
+    arrived_at: float
     parse_s: float
 
 
 class _TaskQueue:
-    """Queue of tasks. A thread takes tasks of one model, up to the batch size, and never waits for more.
+    """Task queue. A thread takes waiting tasks of one model, up to the batch size.
 
-    There is no batching window: many requests fill batches without one, and few requests would only be delayed.
+    There is no batching window. Many requests fill batches without one, and few requests would only be delayed.
     """
 
     def __init__(self, batches: list[int]) -> None:
@@ -99,66 +109,66 @@ class _WorkerProcess:
         self._ports: list[InputPort] = []
 
     def run(self) -> None:
-        """Until the server closes the connection."""
+        """Load the bundles, then compute jobs until the server closes the connection."""
         config = unpack_config(receive_message(self._stream)[0])
         try:
-            opened = _open_all(config)
-            self._models = [predictor for _, predictor in opened]
-            self._ports = [port_of(bundle.manifest, predictor.variant) for bundle, predictor in opened if predictor.variant]
+            loaded = _open_all(config)
+            self._models = [predictor for _, predictor in loaded]
+            self._ports = [port_of(bundle.manifest, predictor.variant) for bundle, predictor in loaded if predictor.variant]
             batches = [config.batch or best_batch(predictor) for predictor in self._models]
         except EdgetlError as error:
             self._send(pack({"error": type(error).__name__, "message": str(error)}))
             return
         except MemoryError:
-            self._send(pack({"error": "EngineError", "message": "there is not enough memory to load the bundles."}))
+            self._send(pack({"error": "EngineError", "message": "not enough memory for the bundles. Use fewer threads or processes."}))
             return
-        waiting = _TaskQueue(batches)
+        queue = _TaskQueue(batches)
         for number in range(config.threads):
-            threading.Thread(target=self._work, args=(waiting,), name=f"edgetl-infer-{number}", daemon=True).start()
-        self._send(pack({"models": [_describe(*pair, batch) for pair, batch in zip(opened, batches, strict=True)]}))
-        # What was loaded stays; the collector need not look through it again and again.
+            threading.Thread(target=self._work, args=(queue,), name=f"edgetl-infer-{number}", daemon=True).start()
+        self._send(pack({"models": [_describe(*pair, batch) for pair, batch in zip(loaded, batches, strict=True)]}))
+        # Exclude permanent objects from garbage collection.
         gc.collect()
         gc.freeze()
         while True:
             header, payload = receive_message(self._stream)
-            self._receive(header["job"], unpack_job(header, payload), waiting)
+            self._receive(header["job"], unpack_job(header, payload), queue)
 
     def _send(self, message: bytes) -> None:
         with self._sending, suppress(OSError):
             self._connection.sendall(message)
 
-    def _receive(self, number: int, job: Job, waiting: _TaskQueue) -> None:
-        """Parse a request; one that cannot be parsed gets its error at once."""
-        came = time.monotonic()
+    def _receive(self, number: int, job: Job, queue: _TaskQueue) -> None:
+        """Parse a request and put it into the queue. A request that cannot be parsed gets an error result."""
+        arrived_at = time.monotonic()
         try:
-            if came > job.deadline:
-                raise RequestError(504, TOO_LATE)
+            if arrived_at > job.deadline:
+                raise RequestError(504, DEADLINE_PASSED)
             request = read_upload(job.upload, self._ports[job.model])
         except RequestError as error:
             self._send(pack_result(number, Result(status=error.status, message=str(error))))
         except MemoryError:
             self._send(pack_result(number, Result(status=503, message=NO_MEMORY)))
         except Exception:
-            # A defect of edgetl: the process continues, and the request gets a 500.
-            logger.exception("a worker failed on a request")
-            self._failed([number])
+            # A bug in edgetl. The process continues, and the request gets status 500.
+            logger.exception("internal error in a worker")
+            self._send_internal_errors([number])
         else:
-            waiting.put(_Task(number, job.model, request, job.deadline, came, time.monotonic() - came))
+            queue.put(_Task(number, job.model, request, job.deadline, arrived_at, time.monotonic() - arrived_at))
 
-    def _work(self, waiting: _TaskQueue) -> None:
+    def _work(self, queue: _TaskQueue) -> None:
         while True:
-            tasks = waiting.take()
+            tasks = queue.take()
             try:
-                self._respond_to(tasks)
+                self._process(tasks)
             except Exception:
-                logger.exception("a worker failed on a request")
-                self._failed([task.number for task in tasks])
+                logger.exception("internal error in a worker")
+                self._send_internal_errors([task.number for task in tasks])
 
-    def _failed(self, numbers: list[int]) -> None:
+    def _send_internal_errors(self, numbers: list[int]) -> None:
         for number in numbers:
-            self._send(pack_result(number, Result(status=500, message="the server failed on this request.")))
+            self._send(pack_result(number, Result(status=500, message="internal error. See the log of the server.")))
 
-    def _respond_to(self, tasks: list[_Task]) -> None:
+    def _process(self, tasks: list[_Task]) -> None:
         prepared = []
         for task in tasks:
             ready = self._prepare(task)
@@ -170,65 +180,65 @@ class _WorkerProcess:
             self._compute(self._models[tasks[0].model], prepared)
 
     def _prepare(self, task: _Task) -> Result | tuple[Batch, Stages]:
-        """The network's input, or why there is none."""
-        begun = time.monotonic()
-        if begun > task.deadline:
-            return Result(status=504, message=TOO_LATE)
-        waited = begun - task.came - task.parse_s
+        """Return the model input with the durations so far, or an error result."""
+        start = time.monotonic()
+        if start > task.deadline:
+            return Result(status=504, message=DEADLINE_PASSED)
+        queue_s = start - task.arrived_at - task.parse_s
         if task.request.tensor is not None:
-            return task.request.tensor, Stages(waited, task.parse_s)
+            return task.request.tensor, Stages(queue_s, task.parse_s)
         try:
-            batch, decoding = _decoded(task.request.images, self._models[task.model])
+            batch, decode_s = _decoded(task.request.images, self._models[task.model])
         except ImageError as error:
-            return Result(status=400, message=f"an image cannot be read: {error}")
+            return Result(status=400, message=f"cannot read an image: {error}")
         except MemoryError:
             return Result(status=503, message=NO_MEMORY)
-        return batch, Stages(waited, task.parse_s + decoding, time.monotonic() - begun - decoding)
+        return batch, Stages(queue_s, task.parse_s + decode_s, time.monotonic() - start - decode_s)
 
     def _compute(self, model: Predictor, prepared: list[tuple[_Task, Batch, Stages]]) -> None:
-        begun = time.monotonic()
+        start = time.monotonic()
         try:
-            together = prepared[0][1] if len(prepared) == 1 else np.concatenate([batch for _, batch, _ in prepared])
-            logits = model.logits(together)
+            total_input = prepared[0][1] if len(prepared) == 1 else np.concatenate([batch for _, batch, _ in prepared])
+            logits = model.logits(total_input)
         except (EdgetlError, MemoryError):
-            # Whatever is wrong with one batch, the others still go; what an engine says may hold paths, so it is not passed on.
+            # The messages of engines may contain paths of this host, so the response omits them.
             for task, _, stages in prepared:
-                self._send(pack_result(task.number, Result(None, stages, 500, "the engine failed on this request.")))
-            if not _works(model):
-                # OpenVINO (2026.4) computes nothing more after it once found no memory.
-                logger.error("an engine does not recover from a failure; its worker ends")
+                self._send(pack_result(task.number, Result(None, stages, 500, "the inference engine failed on this request.")))
+            if not _engine_recovers(model):
+                # OpenVINO 2026.4 does not recover from a failed memory allocation.
+                logger.error("the inference engine does not recover from a failure, stopping the worker process")
                 os._exit(1)
             return
-        took, start = time.monotonic() - begun, 0
+        inference_s, first_row = time.monotonic() - start, 0
         for task, batch, stages in prepared:
-            rows: NDArray[np.float32] = logits[start : start + len(batch)]
-            start += len(batch)
-            self._send(pack_result(task.number, Result(rows, replace(stages, inference=took), response=task.request.response)))
+            rows: NDArray[np.float32] = logits[first_row : first_row + len(batch)]
+            first_row += len(batch)
+            self._send(pack_result(task.number, Result(rows, replace(stages, inference=inference_s), response=task.request.response)))
 
 
 def _decoded(images: tuple[bytes, ...], model: Predictor) -> tuple[Batch, float]:
-    """The network's input, and the seconds that decoding took; one image after the other, so that only one is in memory.
+    """Return the model input and the duration of decoding, seconds. Only one decoded image is in memory at a time.
 
     Raises:
-        ImageError: one cannot be read, or all together have too many pixels.
+        ImageError: an image cannot be read, or the images have too many pixels in total.
     """
     rows: list[Batch] = []
     seconds, pixels = 0.0, 0
     for data in images:
-        begun = time.monotonic()
+        start = time.monotonic()
         image = load_image(data, intensity=model.spec.intensity, formats=SERVED_FORMATS)
-        seconds += time.monotonic() - begun
+        seconds += time.monotonic() - start
         pixels += image.width * image.height
         if pixels > MAX_PIXELS:
-            raise ImageError(f"the images of one request may have {MAX_PIXELS} pixels together; send them one by one.")
+            raise ImageError(f"the images of one request have more than {MAX_PIXELS} pixels in total. Send them in separate requests.")
         rows.append(to_batch([image], model.spec, model.input_form))
-    together: Any = rows[0] if len(rows) == 1 else np.concatenate(rows)
-    return together, seconds
+    total_input: Any = rows[0] if len(rows) == 1 else np.concatenate(rows)
+    return total_input, seconds
 
 
-def _works(model: Predictor) -> bool:
-    """True if the engine still computes a black image."""
-    assert model.variant is not None, "a bundle's predictor has a variant"
+def _engine_recovers(model: Predictor) -> bool:
+    """Return true if the engine can still compute a black image."""
+    assert model.variant is not None, "the predictor of a bundle has a variant"
     shape = (1, *model.variant.input_shape(model.spec))
     try:
         model.logits(np.zeros(shape, np.uint8) if model.input_form == "uint8" else np.zeros(shape, np.float32))
@@ -238,18 +248,18 @@ def _works(model: Predictor) -> bool:
 
 
 def _open_all(config: WorkerConfig) -> list[tuple[Bundle, Predictor]]:
-    """Open the bundles, limit the memory of this process by their sizes, and load them."""
+    """Open the bundles, limit the memory of this process according to their sizes, and load them."""
     bundles = [open_bundle(path) for path in config.bundles]
     variants = [choose_variant(bundle, config.variant) for bundle in bundles]
     threads, batch = config.threads, config.batch or BATCH
-    one_thread = batch * IMAGE_MEMORY_BYTES + DECODING_BYTES + PARSED_PER_BYTE * config.body_bytes
-    working = threads * one_thread + (threads * batch + 1) * config.body_bytes
-    limit_process(memory_for(sum(variant.size_bytes for variant in variants)) + working, oom_score=500)
+    per_thread = batch * IMAGE_MEMORY_BYTES + DECODING_BYTES + PARSED_PER_BYTE * config.body_bytes
+    buffers = threads * per_thread + (threads * batch + 1) * config.body_bytes
+    limit_process(memory_for(sum(variant.size_bytes for variant in variants)) + buffers, oom_score=500)
     return [_open(bundle, variant) for bundle, variant in zip(bundles, variants, strict=True)]
 
 
 def _open(bundle: Bundle, variant: Variant) -> tuple[Bundle, Predictor]:
-    """Open a bundle, verify every file, load the variant, and check its golden images."""
+    """Verify every file of a bundle, load the variant, and check its golden images."""
     for file in bundle.manifest.all_files():
         bundle.read(file)
     predictor = load(bundle, variant=variant.name, threads=1)
@@ -263,11 +273,11 @@ def _describe(bundle: Bundle, predictor: Predictor, batch: int) -> dict[str, obj
 
 
 def main(descriptor: str) -> None:
-    """Run the worker; ``descriptor`` is the file descriptor of its end of the connection."""
-    # The server decides when this process ends: a Ctrl-C reaches the whole group, and what is being computed would be lost.
+    """Run the worker on a connected socket with this file descriptor."""
+    # The server ends this process. Ctrl-C reaches the whole process group and would otherwise abort jobs in progress.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with suppress(EOFError, ConnectionError):
         _WorkerProcess(socket.socket(fileno=int(descriptor))).run()
-    # Without waiting for a network that may hang.
+    # Do not wait for threads, because a model may hang.
     os._exit(0)
