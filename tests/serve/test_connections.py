@@ -1,16 +1,14 @@
-"""What a client can do to a connection: each ends in an answer or in a closed connection, and others are still served."""
+"""Connections with malformed, large, slow or interrupted requests. Other clients still get responses."""
 
 from __future__ import annotations
 
 import io
 import json
-import resource
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import httpx
 import pytest
@@ -19,25 +17,27 @@ from PIL import Image
 from bench.memory import family_mb
 from edgetl.core.bundle import Bundle
 from tests.serve.serving import Served, serving, until
-from tests.serve.test_access import certificate
 
 
-def talk(served: Served, *parts: bytes, timeout: float = 5.0, pause: float = 0.0) -> bytes:
-    """Send the parts, and read until the server closes or says nothing more."""
-    with socket.create_connection(("127.0.0.1", served.port), timeout=timeout) as connection:
+def exchange(served: Served, *parts: bytes, pause: float = 0.0, half_close: bool = False) -> bytes:
+    """Send the parts, and read until the server closes the connection. ``half_close`` closes the sending side first."""
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
         with suppress(ConnectionError):
             for part in parts:
                 connection.sendall(part)
                 time.sleep(pause)
-        return _rest(connection)
+            if half_close:
+                connection.shutdown(socket.SHUT_WR)
+        return read_all(connection)
 
 
-def _rest(connection: socket.socket) -> bytes:
-    found = b""
-    with suppress(TimeoutError, ConnectionError):
+def read_all(connection: socket.socket) -> bytes:
+    """Read until the server closes the connection."""
+    received = b""
+    with suppress(ConnectionError):
         while part := connection.recv(65536):
-            found += part
-    return found
+            received += part
+    return received
 
 
 def _post(*headers: str, body: bytes = b"", path: str = "/predict") -> bytes:
@@ -64,36 +64,39 @@ GET = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
         b"GET / HTTP/1.1\nHost: x\n\n" + b"\0" * 10,
     ],
     ids=[
-        "C8 negative length", "C8 length with letters", "C8 two lengths", "C8 length and chunks", "C8 chunk without its end",
-        "C8 chunk size no number", "C8 chunk size too long", "trailer", "TLS to plain", "version", "header name", "nothing after",
+        "negative length", "length with letters", "two lengths", "length and chunks", "chunk without its end",
+        "chunk size not a number", "chunk size too long", "trailer", "TLS to plain", "version", "header name", "bare LF",
     ],
 )  # fmt: skip
-def test_what_is_no_http_gets_400_and_is_cut_off(served: Served, request_bytes: bytes) -> None:
-    answer = talk(served, request_bytes + GET)
-    assert answer.count(b"HTTP/1.1 ") <= 2 and answer.count(b"HTTP/1.1 200") == 0, "no request hides in another"
-    head, _, body = answer.rpartition(b"\r\n\r\n")
+def test_malformed_request_gets_400_and_closes_the_connection(served: Served, request_bytes: bytes) -> None:
+    response = exchange(served, request_bytes + GET)
+    assert response.count(b"HTTP/1.1 ") <= 2 and response.count(b"HTTP/1.1 200") == 0, "the next request is not parsed"
+    head, _, body = response.rpartition(b"\r\n\r\n")
     assert b" 400 " in head and b"connection: close" in head and set(json.loads(body)) == {"error"}
     assert served.ready()
 
 
-def test_what_follows_a_short_body_is_a_request_of_its_own(served: Served) -> None:
-    answer = talk(served, _post("Content-Length: 2", body=b"{}") + b"xyz" + GET)
-    assert answer.count(b"HTTP/1.1 400") >= 1 and b"HTTP/1.1 200" not in answer
+def test_bytes_after_a_short_body_are_the_next_request(served: Served) -> None:
+    response = exchange(served, _post("Content-Length: 2", body=b"{}") + b"xyz" + GET)
+    assert response.count(b"HTTP/1.1 400") >= 1 and b"HTTP/1.1 200" not in response
 
 
-@pytest.mark.parametrize(("size", "status"), [(20_000, 431), (200_000, 431)], ids=["many headers", "one header that goes on"])
-def test_a_head_is_limited(served: Served, size: int, status: int) -> None:
-    lines = b"".join(b"X-%d: %s\r\n" % (number, b"v" * 90) for number in range(500)) if size < 100_000 else b"X: " + b"v" * size
-    answer = talk(served, b"GET / HTTP/1.1\r\nHost: x\r\n" + lines, timeout=3)
-    assert b" %d " % status in answer.split(b"\r\n")[0]
+@pytest.mark.parametrize(
+    "lines",
+    [b"".join(b"X-%d: %s\r\n" % (number, b"v" * 90) for number in range(500)), b"X: " + b"v" * 200_000],
+    ids=["many headers", "long header"],
+)
+def test_large_head_gets_431(served: Served, lines: bytes) -> None:
+    response = exchange(served, b"GET / HTTP/1.1\r\nHost: x\r\n" + lines)
+    assert b" 431 " in response.split(b"\r\n")[0]
 
 
-def test_an_address_is_limited(served: Served) -> None:
-    assert b" 414 " in talk(served, b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"a" * 65_536)).split(b"\r\n")[0]
+def test_long_url_gets_414(served: Served) -> None:
+    assert b" 414 " in exchange(served, b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"a" * 65_536)).split(b"\r\n")[0]
 
 
-def test_addresses_reach_no_file_and_are_told_in_json(served: Served) -> None:
-    with httpx.Client() as web:
+def test_unknown_path_gets_404_and_reaches_no_file(served: Served) -> None:
+    with httpx.Client(timeout=None) as web:
         for path in (
             "/%2e%2e/%2e%2e/etc/passwd",
             "//etc/passwd",
@@ -102,56 +105,56 @@ def test_addresses_reach_no_file_and_are_told_in_json(served: Served) -> None:
             "/..%2fmanifest.json",
             "/v2/models/a%0ab",
         ):
-            answer = web.send(httpx.Request("GET", httpx.URL(served.url, raw_path=path.encode())))
-            assert answer.status_code == 404 and set(answer.json()) == {"error"}, path
+            response = web.send(httpx.Request("GET", httpx.URL(served.url, raw_path=path.encode())))
+            assert response.status_code == 404 and set(response.json()) == {"error"}, path
 
 
-@pytest.mark.parametrize("times", [3, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_body_of_very_many_chunks_is_cut_off_and_costs_no_memory(served: Served, times: int) -> None:
+@pytest.mark.parametrize("times", [2, pytest.param(100, marks=pytest.mark.slow)])
+def test_body_of_many_chunks_is_rejected_without_using_memory(served: Served, times: int) -> None:
     body = b"1\r\na\r\n" * 1_000_000
-    talk(served, _post("Transfer-Encoding: chunked"), body)
+    exchange(served, _post("Transfer-Encoding: chunked"), body)
     before = family_mb(served.process_id)
     for _ in range(times):
-        answer = talk(served, _post("Transfer-Encoding: chunked"), body)
-        assert answer == b"" or b" 400 " in answer.split(b"\r\n")[0]
+        response = exchange(served, _post("Transfer-Encoding: chunked"), body)
+        assert response == b"" or b" 400 " in response.split(b"\r\n")[0]
     assert family_mb(served.process_id) - before <= 2**20 / 1e6
     assert served.ready()
 
 
-@pytest.mark.parametrize("declared", [True, False])
-def test_a_body_over_the_limit_is_not_read_to_its_end(served: Served, declared: bool) -> None:
+@pytest.mark.parametrize("declared", [True, False], ids=["Content-Length", "chunks"])
+def test_server_stops_reading_a_body_over_the_limit(served: Served, declared: bool) -> None:
     head = "Content-Length: 10000000000" if declared else "Transfer-Encoding: chunked"
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
         connection.sendall(_post(head))
         sent = 0
-        with suppress(ConnectionError, TimeoutError):
+        with suppress(ConnectionError):
             while sent < 200_000_000:
                 connection.sendall((b"" if declared else b"10000\r\n") + bytes(65_536) + (b"" if declared else b"\r\n"))
                 sent += 65_536
-        answer = _rest(connection)
-    assert sent < 60_000_000, "the server stopped reading"
-    assert answer == b"" or b" 413 " in answer.split(b"\r\n")[0]
+        response = read_all(connection)
+    assert sent < 60_000_000
+    assert response == b"" or b" 413 " in response.split(b"\r\n")[0]
 
 
-def test_413_arrives_before_the_body_is_sent(served: Served) -> None:
-    answer = talk(served, _post("Content-Length: 99999999", "Expect: 100-continue"))
-    assert b" 413 " in answer.split(b"\r\n")[0] and b"100 Continue" not in answer and b"is larger than 16000000 bytes" in answer
+def test_413_is_sent_before_the_body_is_read(served: Served) -> None:
+    response = exchange(served, _post("Content-Length: 99999999", "Expect: 100-continue"))
+    assert b" 413 " in response.split(b"\r\n")[0] and b"100 Continue" not in response and b"is larger than 16000000 bytes" in response
 
 
 @pytest.fixture(scope="module")
-def slow_client(served: Served) -> Iterator[None]:
-    """Somebody who sends a head byte by byte, all the time."""
+def slow_clients(served: Served) -> Iterator[None]:
+    """Twenty clients that send their request head byte by byte."""
     stop = threading.Event()
 
-    def drip() -> None:
+    def send_slowly() -> None:
         while not stop.is_set():
-            with suppress(OSError), socket.create_connection(("127.0.0.1", served.port), timeout=5) as connection:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", served.port)) as connection:
                 for byte in GET * 100:
                     connection.sendall(bytes([byte]))
                     if stop.wait(0.5):
                         return
 
-    threads = [threading.Thread(target=drip) for _ in range(20)]
+    threads = [threading.Thread(target=send_slowly) for _ in range(20)]
     for thread in threads:
         thread.start()
     yield
@@ -160,167 +163,152 @@ def slow_client(served: Served) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.usefixtures("slow_client")
-def test_a_head_that_comes_too_slowly_is_cut_off(served: Served, photo: bytes) -> None:
-    begin = time.monotonic()
-    with socket.create_connection(("127.0.0.1", served.port), timeout=30) as connection:
+@pytest.mark.usefixtures("slow_clients")
+def test_slow_head_gets_408(served: Served, photo: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nX: ")
-        with suppress(ConnectionError):
-            for _ in range(60):
-                connection.sendall(b"a")
-                time.sleep(0.25)
-        answer = _rest(connection)
-    assert b" 408 " in answer.split(b"\r\n")[0] and 9 < time.monotonic() - begin < 25
-    assert httpx.post(f"{served.url}/predict", content=photo).status_code == 200
+        response = read_all(connection)
+    assert b" 408 " in response.split(b"\r\n")[0] and b"did not arrive within 10 s" in response
+    assert httpx.post(f"{served.url}/predict", content=photo, timeout=None).status_code == 200
 
 
 @pytest.mark.slow
-def test_a_body_that_takes_too_long_is_cut_off_whatever_its_rate(served: Served) -> None:
-    begin = time.monotonic()
-    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
+def test_slow_body_gets_408_at_any_rate(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
         connection.sendall(_post("Content-Length: 1000000"))
         with suppress(ConnectionError):
             for _ in range(40):
                 connection.sendall(b"a" * 2000)
                 time.sleep(1.0)
-        answer = _rest(connection)
-    assert b" 408 " in answer.split(b"\r\n")[0] and b"within 30 s" in answer and 29 < time.monotonic() - begin < 60
+        response = read_all(connection)
+    assert b" 408 " in response.split(b"\r\n")[0] and b"within 30 s" in response
 
 
-def _few_descriptors() -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+@pytest.mark.parametrize("which", ["served", "small_server"])
+def test_idle_connections_leave_room_for_other_clients(request: pytest.FixtureRequest, photo: bytes, which: str) -> None:
+    """With at most 200 descriptors, the server closes the connections that have waited longest."""
+    served: Served = request.getfixturevalue(which)
+    idle: list[socket.socket] = []
+    try:
+        idle += [socket.create_connection(("127.0.0.1", served.port)) for _ in range(500)]
+        for _ in range(5):
+            assert httpx.post(f"{served.url}/predict", content=photo, timeout=None).status_code == 200
+    finally:
+        for connection in idle:
+            connection.close()
+    assert "Traceback" not in served.log()
 
 
-@pytest.mark.parametrize("limited", [False, True])
-def test_a_thousand_idle_connections_leave_room_for_a_healthy_client(bundle: Bundle, photo: bytes, limited: bool) -> None:
-    """Also where the system allows the server only 200 descriptors: those that wait longest go."""
-    with serving(bundle.path, prepare=_few_descriptors if limited else None) as served:
-        idle: list[socket.socket] = []
-        try:
-            idle += [socket.create_connection(("127.0.0.1", served.port), timeout=10) for _ in range(1000)]
-            for _ in range(5):
-                assert httpx.post(f"{served.url}/predict", content=photo, timeout=10).status_code == 200
-        finally:
-            for connection in idle:
-                connection.close()
-        assert "Traceback" not in served.said()
-
-
-def test_clients_that_go_away_leave_nothing_behind(served: Served, photo: bytes) -> None:
-    """Before, during and after the work."""
-    whole = _post(f"Content-Length: {len(photo)}", body=photo)
-    for cut in (10, len(whole) // 2, len(whole)):
+def test_disconnected_clients_leave_no_request_behind(served: Served, photo: bytes) -> None:
+    """The clients disconnect before, during and after the computation."""
+    request = _post(f"Content-Length: {len(photo)}", body=photo)
+    for cut in (10, len(request) // 2, len(request)):
         for pause in (0.0, 0.005, 0.05):
-            for _ in range(5):
-                with socket.create_connection(("127.0.0.1", served.port), timeout=5) as connection:
-                    connection.sendall(whole[:cut])
+            for _ in range(3):
+                with socket.create_connection(("127.0.0.1", served.port)) as connection:
+                    connection.sendall(request[:cut])
                     time.sleep(pause)
-    until(lambda: served.metric("edgetl_inflight") == 0, seconds=10)
-    assert served.metric("edgetl_queue_depth") == 0 and "Traceback" not in served.said()
-    assert httpx.post(f"{served.url}/predict", content=photo).status_code == 200
+    until(lambda: served.metric("edgetl_inflight") == 0 and served.metric("edgetl_queue_depth") == 0)
+    assert "Traceback" not in served.log()
+    assert httpx.post(f"{served.url}/predict", content=photo, timeout=None).status_code == 200
 
 
-def test_a_request_that_pipelines_is_answered_in_order(served: Served, photo: bytes) -> None:
+def test_pipelined_requests_get_their_responses_in_order(served: Served, photo: bytes) -> None:
     one = _post(f"Content-Length: {len(photo)}", body=photo)
-    answer = talk(served, one + GET + one, timeout=2)
-    assert answer.count(b"HTTP/1.1 200") == 3
-    assert answer.index(b'"label"') < answer.index(b'"live"') < answer.rindex(b'"label"')
+    response = exchange(served, one + GET + one, half_close=True)
+    assert response.count(b"HTTP/1.1 200") == 3
+    assert response.index(b'"label"') < response.index(b'"live"') < response.rindex(b'"label"')
 
 
 def _open(served: Served) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", served.port), timeout=45)
+    return socket.create_connection(("127.0.0.1", served.port))
 
 
-def test_a_request_that_would_upgrade_is_refused_whole(served: Served, photo: bytes) -> None:
-    """The parser would take its body for the next request."""
-    body = GET
-    answer = talk(served, _post("Connection: Upgrade", "Upgrade: h2c", f"Content-Length: {len(body)}"), body, timeout=2)
-    assert answer.count(b"HTTP/1.1 400") == 1 and b"HTTP/1.1 200" not in answer and b"without upgrades" in answer
+def test_upgrade_is_rejected_with_its_body(served: Served) -> None:
+    """The parser would treat the body as the next request."""
+    response = exchange(served, _post("Connection: Upgrade", "Upgrade: h2c", f"Content-Length: {len(GET)}"), GET)
+    assert response.count(b"HTTP/1.1 400") == 1 and b"HTTP/1.1 200" not in response and b"without upgrades" in response
 
 
-def test_a_client_that_only_stops_sending_still_gets_its_answer(served: Served, photo: bytes) -> None:
-    with _open(served) as connection:
-        connection.sendall(_post(f"Content-Length: {len(photo)}", body=photo))
-        connection.shutdown(socket.SHUT_WR)
-        assert _rest(connection).startswith(b"HTTP/1.1 200")
+def test_half_closed_connection_gets_its_response(served: Served, photo: bytes) -> None:
+    assert exchange(served, _post(f"Content-Length: {len(photo)}", body=photo), half_close=True).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.slow
-def test_a_connection_answered_before_its_body_came_is_closed_like_any(served: Served) -> None:
+def test_connection_with_a_response_before_its_body_is_closed_after_the_keep_alive_time(served: Served) -> None:
     with _open(served) as connection:
         connection.sendall(_post("Content-Length: 4", path="/nothing"))
-        answer = b""
-        while not answer.endswith(b"}"):
-            answer += connection.recv(65536)
-        assert answer.startswith(b"HTTP/1.1 404")
+        response = b""
+        while not response.endswith(b"}"):
+            response += connection.recv(65536)
+        assert response.startswith(b"HTTP/1.1 404")
         connection.sendall(b"abcd")
-        begin = time.monotonic()
-        assert connection.recv(10) == b"" and 25 < time.monotonic() - begin < 35
+        assert connection.recv(10) == b""
 
 
 @pytest.mark.slow
-def test_clients_that_do_not_read_hold_up_nobody_for_long(bundle: Bundle, photo: bytes) -> None:
+def test_clients_that_do_not_read_delay_no_other_client(bundle: Bundle, photo: bytes) -> None:
     with serving(bundle.path, options=("--threads", "1", "--queue", "2")) as served:
-        deaf = [_open(served) for _ in range(3)]
-        for connection in deaf:
+        blocked = [_open(served) for _ in range(3)]
+        for connection in blocked:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             with suppress(TimeoutError, ConnectionError):
                 connection.settimeout(2)
                 connection.sendall(b"GET /page.css HTTP/1.1\r\nHost: x\r\n\r\n" * 3000)
-        until(lambda: httpx.post(f"{served.url}/predict", content=photo).status_code == 200, seconds=45)
-        for connection in deaf:
+        until(lambda: httpx.post(f"{served.url}/predict", content=photo, timeout=None).status_code == 200)
+        for connection in blocked:
             connection.close()
 
 
-def test_an_id_of_half_a_character_is_refused(served: Served, bundle: Bundle) -> None:
-    body = b'{"id": "\\ud800", "inputs": []}'
-    answer = httpx.post(f"{served.url}/v2/models/{bundle.manifest.name}/infer", content=body)
-    assert answer.status_code == 400 and set(answer.json()) == {"error"}
+def _infer(served: Served, bundle: Bundle, content: bytes, headers: dict[str, str] | None = None) -> httpx.Response:
+    return httpx.post(f"{served.url}/v2/models/{bundle.manifest.name}/infer", content=content, headers=headers, timeout=None)
 
 
-@pytest.mark.parametrize("content", [b'{"inputs": [' + b"[]," * 5_000_000 + b"[]]}", b'{"inputs": [' + b"[0]," * 3_500_000 + b"0]}"])
-def test_very_many_small_lists_are_refused_at_once(served: Served, bundle: Bundle, content: bytes) -> None:
-    begin = time.monotonic()
-    answer = httpx.post(f"{served.url}/v2/models/{bundle.manifest.name}/infer", content=content, timeout=30)
-    assert answer.status_code == 400 and "more lists, objects or values" in answer.json()["error"] and time.monotonic() - begin < 2
+def test_id_with_an_unpaired_surrogate_is_rejected(served: Served, bundle: Bundle) -> None:
+    response = _infer(served, bundle, b'{"id": "\\ud800", "inputs": []}')
+    assert response.status_code == 400 and set(response.json()) == {"error"}
 
 
-def test_a_form_of_very_many_parts_is_refused_at_once(served: Served) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b'{"inputs": [' + b"[]," * 5_000_000 + b"[]]}", b'{"inputs": [' + b"[0]," * 3_500_000 + b"0]}"],
+    ids=["empty lists", "lists of one number"],
+)
+def test_many_small_lists_are_rejected_before_parsing(served: Served, bundle: Bundle, content: bytes) -> None:
+    response = _infer(served, bundle, content)
+    assert response.status_code == 400 and "more lists, objects or values" in response.json()["error"]
+
+
+def test_form_of_many_parts_is_rejected(served: Served) -> None:
     body = b"--b\r\n\r\n\r\n" * 1_000_000 + b"--b--\r\n"
-    begin = time.monotonic()
-    answer = httpx.post(f"{served.url}/predict", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"}, timeout=30)
-    assert answer.status_code == 400 and "Send exactly one file" in answer.json()["error"] and time.monotonic() - begin < 2
+    response = httpx.post(f"{served.url}/predict", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"}, timeout=None)
+    assert response.status_code == 400 and "more than one file" in response.json()["error"]
 
 
-def test_many_huge_images_in_one_request_are_refused_before_they_fill_the_memory(served: Served, bundle: Bundle) -> None:
+def test_many_large_images_in_a_request_are_rejected(served: Served, bundle: Bundle) -> None:
     buffer = io.BytesIO()
     Image.new("L", (6000, 6000)).save(buffer, "PNG")
     packed = (len(buffer.getvalue()).to_bytes(4, "little") + buffer.getvalue()) * 8
     item = {"name": "input", "shape": [8], "datatype": "BYTES", "parameters": {"binary_data_size": len(packed)}}
     header = json.dumps({"inputs": [item]}).encode()
-    answer = httpx.post(
-        f"{served.url}/v2/models/{bundle.manifest.name}/infer",
-        content=header + packed,
-        headers={"Inference-Header-Content-Length": str(len(header))},
-        timeout=60,
-    )
-    assert answer.status_code == 400 and "pixels in total" in answer.json()["error"]
+    response = _infer(served, bundle, header + packed, {"Inference-Header-Content-Length": str(len(header))})
+    assert response.status_code == 400 and "pixels in total" in response.json()["error"]
 
 
-@pytest.mark.parametrize("tls", [False, True])
-def test_connections_that_say_nothing_leave_descriptors_for_others(bundle: Bundle, tmp_path: Path, tls: bool) -> None:
-    """With TLS also those that never begin to speak it."""
-    options = [str(part) for pair in zip(("--tls-cert", "--tls-key"), certificate(tmp_path), strict=True) for part in pair] if tls else []
-    with serving(bundle.path, options=options, prepare=_few_descriptors, scheme="https" if tls else "http") as served:
-        silent = [_open(served) for _ in range(400)]
-        until(lambda: _lives(served), seconds=20)
-        for connection in silent:
-            connection.close()
-        assert len(served.said().splitlines()) < 40
+@pytest.mark.parametrize("which", ["small_server", "tls_server"])
+def test_silent_connections_leave_descriptors_for_other_clients(request: pytest.FixtureRequest, which: str) -> None:
+    """The TLS clients never begin their handshake."""
+    served: Served = request.getfixturevalue(which)
+    lines = len(served.log().splitlines())
+    silent = [_open(served) for _ in range(400)]
+    until(lambda: _is_live(served))
+    for connection in silent:
+        connection.close()
+    assert len(served.log().splitlines()) < lines + 40
 
 
-def _lives(served: Served) -> bool:
+def _is_live(served: Served) -> bool:
     try:
-        return httpx.get(f"{served.url}/v2/health/live", verify=False, timeout=5).status_code == 200
+        return httpx.get(f"{served.url}/v2/health/live", verify=False, timeout=20).status_code == 200
     except httpx.HTTPError:
         return False

@@ -1,4 +1,4 @@
-"""Requests as bytes: whatever a client writes is an answer or a refusal, never another exception."""
+"""Open Inference Protocol: parsing of requests and writing of responses."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def _input(**changes: object) -> dict[str, Any]:
     return {"inputs": [{key: value for key, value in merged.items() if value is not None}]}
 
 
-def test_nested_and_flat_numbers_are_the_same() -> None:
+def test_nested_and_flat_numbers_give_the_same_tensor() -> None:
     flat = _read(_input()).tensor
     nested = _read(_input(data=np.arange(12.0).reshape(1, 3, 2, 2).tolist())).tensor
     assert flat.shape == (1, 3, 2, 2) and np.array_equal(flat, nested) and flat.dtype == np.float32
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ([], "must be a JSON object"),
         ({}, "exactly one input"),
@@ -70,14 +70,14 @@ def test_nested_and_flat_numbers_are_the_same() -> None:
         ({**_input(), "outputs": [{"name": "scores", "parameters": {"binary_data": 1}}]}, "binary_data"),
     ],
 )
-def test_a_mistake_is_named(value: object, said: str) -> None:
-    with pytest.raises(RequestError, match=said) as caught:
+def test_invalid_request_is_rejected(value: object, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
         _read(value)
     assert caught.value.status == 400
 
 
 @pytest.mark.parametrize(
-    ("parameters", "binary", "said"),
+    ("parameters", "binary", "message"),
     [
         ({}, bytes(48), "no input has 'binary_data_size'"),
         ({"binary_data_size": 40}, bytes(48), "must be the number of bytes after the JSON, 48"),
@@ -86,13 +86,13 @@ def test_a_mistake_is_named(value: object, said: str) -> None:
         ({"binary_data_size": 48}, np.full(12, np.nan, "<f4").tobytes(), "not finite"),
     ],
 )
-def test_a_mistake_in_binary_data_is_named(parameters: dict[str, int], binary: bytes, said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+def test_invalid_binary_data_is_rejected(parameters: dict[str, int], binary: bytes, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         _read(_input(data=None, parameters=parameters), binary)
 
 
 def _peak_bytes(body: bytes, header_length: str | None = None) -> int:
-    """Memory that reading a request takes at most; the request must be refused."""
+    """Return the peak memory of reading a request, which must be rejected, bytes."""
     tracemalloc.start()
     try:
         with pytest.raises(RequestError):
@@ -115,35 +115,35 @@ def _peak_bytes(body: bytes, header_length: str | None = None) -> int:
         [[0.5]] * 11 + [0.5],
         [10**300] * 11 + [{}],
     ],
-    ids=["texts", "texts of the right count", "nested", "one text", "bool", "null", "list last", "number last", "object"],
+    ids=["strings", "strings of the right count", "nested", "one string", "bool", "null", "list last", "number last", "object"],
 )
-def test_data_of_other_types_is_refused_before_anything_is_converted(data: list[Any]) -> None:
+def test_data_of_other_types_is_rejected_before_conversion(data: list[Any]) -> None:
     body = json.dumps(_input(data=data)).encode()
     assert _peak_bytes(body) < 4_000_000
 
 
 @pytest.mark.parametrize("unit", [b"[],", b"0,", b"{},", b"[[0],0],", b'{"a":0},', b"["])
-def test_more_values_than_a_tensor_can_have_are_refused_before_they_are_parsed(unit: bytes) -> None:
+def test_too_many_values_are_rejected_before_parsing(unit: bytes) -> None:
     body = b'{"inputs": [{"name": "input", "data": [' + unit * 100_000 + b"0]}]}"
     assert _peak_bytes(body) < 100_000
 
 
-def test_very_many_empty_elements_are_not_unpacked() -> None:
+def test_many_empty_elements_are_not_unpacked() -> None:
     header = json.dumps(_input(datatype="BYTES", shape=[1], data=None, parameters={"binary_data_size": 4_000_000})).encode()
     assert _peak_bytes(header + bytes(4_000_000), str(len(header))) < 9_000_000
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
-def test_a_raw_tensor_is_checked_like_any(value: float) -> None:
+def test_raw_tensor_with_invalid_values_is_rejected(value: float) -> None:
     with pytest.raises(RequestError, match="not finite, or are beyond"):
         read_request(np.full(12, value, "<f4").tobytes(), "0", PORT, max_batch=4)
 
 
-def test_whole_numbers_and_fractions_may_be_mixed() -> None:
+def test_integers_and_floats_may_be_mixed() -> None:
     assert _read(_input(data=[1, 0.5] * 6)).tensor.ravel().tolist() == [1.0, 0.5] * 6
 
 
-def test_bytes_elements_must_end_where_the_body_ends() -> None:
+def test_bytes_elements_must_fill_the_body() -> None:
     one = (3).to_bytes(4, "little") + b"abc"
     whole = _read(_input(datatype="BYTES", shape=[2], data=None, parameters={"binary_data_size": 14}), one * 2)
     assert whole.images == (b"abc", b"abc") and whole.count == 2
@@ -151,7 +151,7 @@ def test_bytes_elements_must_end_where_the_body_ends() -> None:
         _read(_input(datatype="BYTES", shape=[2], data=None, parameters={"binary_data_size": 13}), (one * 2)[:-1])
 
 
-def test_pixels_are_whole_numbers_of_a_byte() -> None:
+def test_uint8_values_must_be_whole_numbers_up_to_255() -> None:
     port = InputPort("input", "UINT8", (2, 2, 3))
     request = _read(_input(datatype="UINT8", shape=[1, 2, 2, 3], data=[255] * 12), port=port)
     assert request.tensor.dtype == np.uint8
@@ -160,11 +160,11 @@ def test_pixels_are_whole_numbers_of_a_byte() -> None:
             _read(_input(datatype="UINT8", shape=[1, 2, 2, 3], data=data), port=port)
 
 
-def test_an_answer_is_numbers_labels_or_bytes() -> None:
+def test_response_contains_numbers_labels_or_bytes() -> None:
     scores = np.array([[0.1, 0.7, 0.2]], np.float32)
-    answered = ModelOutputs("m", "3", LABELS, scores, scores)
+    result = ModelOutputs("m", "3", LABELS, scores, scores)
     outputs = [{"name": "scores"}, {"name": "logits", "parameters": {"binary_data": True, "classification": 2}}]
-    body, length = write_response(_read({**_input(), "id": "é", "outputs": outputs}).response, answered)
+    body, length = write_response(_read({**_input(), "id": "é", "outputs": outputs}).response, result)
     assert length is not None
     header = json.loads(body[:length])
     assert header["id"] == "é" and header["model_version"] == "3"
@@ -174,9 +174,9 @@ def test_an_answer_is_numbers_labels_or_bytes() -> None:
     assert body[length + 4 :].startswith(b"0.700000:1:b")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.one_of(st.none(), st.text(max_size=6)))
-def test_any_bytes_are_a_request_or_a_refusal(body: bytes, header_length: str | None) -> None:
+def test_any_bytes_are_parsed_or_rejected(body: bytes, header_length: str | None) -> None:
     try:
         read_request(body, header_length, PORT, max_batch=4)
     except RequestError as error:
@@ -190,9 +190,9 @@ _VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(("name", "shape", "datatype", "data", "parameters"), _VALUES)), _VALUES, _VALUES)
-def test_any_json_is_a_request_or_a_refusal(item: dict[str, Any], outputs: object, parameters: object) -> None:
+def test_any_json_is_parsed_or_rejected(item: dict[str, Any], outputs: object, parameters: object) -> None:
     value = {"inputs": [{"name": "input", **item}], "outputs": outputs, "parameters": parameters}
     try:
         _read(value)

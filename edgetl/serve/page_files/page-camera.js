@@ -1,26 +1,27 @@
-// The camera: on only while its picture is shown.
+// Camera: open it, show its preview, capture an image, and close it.
 
 import { find } from "./page-dom.js";
 
-const REASONS = {
-  NotAllowedError: "The browser did not allow the camera. Its settings for this page can change that.",
-  NotFoundError: "This device has no camera that the browser can use.",
-  NotReadableError: "The camera does not answer; perhaps another program is using it.",
+const MESSAGES = {
+  NotAllowedError: "The browser blocked the camera. Allow the camera for this page in the settings of the browser.",
+  NotFoundError: "The browser found no camera on this device.",
+  NotReadableError: "The camera is not available. Another program may be using it.",
 };
 let stream = null;
 
-const note = (text) => { find("camera-note").textContent = text; };
+const showNote = (text) => { find("camera-note").textContent = text; };
 
-function why() {
+/** Return the reason why the page cannot use a camera, or an empty string. */
+function unavailableReason() {
   if (!window.isSecureContext) {
-    return `Browsers give the camera only to pages on https or on localhost, and this one is at ${location.origin}. Choosing a picture works here; on a phone that offers its camera, too.`;
+    return `Browsers allow the camera only to pages on https or on localhost. This page is at ${location.origin}. Choose an image instead. On a phone, the file dialog may offer the camera.`;
   }
-  return navigator.mediaDevices?.getUserMedia ? "" : "This browser offers no camera to pages. Choose a picture instead.";
+  return navigator.mediaDevices?.getUserMedia ? "" : "This browser does not support the camera in web pages. Choose an image instead.";
 }
 
-function show(open) {
-  find("stage").toggleAttribute("data-camera", open);
-  for (const id of ["viewfinder", "shoot", "stop"]) find(id).hidden = !open;
+function showViewfinder(open) {
+  find("image-area").toggleAttribute("data-camera", open);
+  for (const id of ["viewfinder", "capture", "stop"]) find(id).hidden = !open;
   for (const id of ["camera", "choose"]) find(id).hidden = open;
 }
 
@@ -28,28 +29,29 @@ export function stopCamera() {
   stream?.getTracks().forEach((track) => track.stop());
   stream = null;
   find("viewfinder").srcObject = null;
-  show(false);
+  showViewfinder(false);
 }
 
 async function start() {
-  note(why());
-  if (why()) return;
+  const reason = unavailableReason();
+  showNote(reason);
+  if (reason) return;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1280 } }, audio: false });
   } catch (error) {
-    note(REASONS[error.name] ?? `The camera could not be opened (${error.name}).`);
+    showNote(MESSAGES[error.name] ?? `The camera could not be opened (${error.name}).`);
     return;
   }
   find("viewfinder").srcObject = stream;
-  show(true);
-  find("shoot").focus();
+  showViewfinder(true);
+  find("capture").focus();
   await find("viewfinder").play();
 }
 
-function shoot(take) {
+function capture(onImage) {
   const video = find("viewfinder");
   if (!video.videoWidth) {
-    note("The camera has not sent a picture yet; please wait a moment.");
+    showNote("The camera has not sent an image yet. Try again in a moment.");
     return;
   }
   const canvas = document.createElement("canvas");
@@ -58,14 +60,14 @@ function shoot(take) {
   canvas.toBlob((blob) => {
     stopCamera();
     find("camera").focus();
-    take(new File([blob], "camera.jpg", { type: "image/jpeg" }));
+    onImage(new File([blob], "camera.jpg", { type: "image/jpeg" }));
   }, "image/jpeg", 0.95);
 }
 
-/** Wire the buttons; ``take`` gets each picture. */
-export function useCamera(take) {
+/** Connect the camera buttons. Call ``onImage`` with each captured image, a File. */
+export function connectCamera(onImage) {
   find("camera").onclick = start;
-  find("shoot").onclick = () => shoot(take);
+  find("capture").onclick = () => capture(onImage);
   find("stop").onclick = () => {
     stopCamera();
     find("camera").focus();

@@ -1,51 +1,53 @@
-// The facts of the chosen model, as a table.
+// Model card of the selected model, as tables.
 
 import { bytes, digits, find, make, milliseconds, percent, plural } from "./page-dom.js";
 
 const TASKS = {
-  classification: "One class of several",
-  "multi-label": "Any number of labels",
-  regression: "A number",
-  ordinal: "A grade",
+  classification: "One class per image",
+  "multi-label": "Any number of labels per image",
+  regression: "A number per image",
+  ordinal: "An ordinal level per image",
 };
-const SHARES = ["accuracy", "mean average precision"];
+// Scores that are shown as percentages.
+const PERCENTAGES = ["accuracy", "mean average precision"];
 
-/** One line under the model's name. */
+/** Return one line about the model: labels, release, variant, size, input size. */
 export function summary(card) {
-  const many = { classification: plural(card.labels.length, "class", "classes"), "multi-label": plural(card.labels.length, "label", "labels") };
+  const counts = { classification: plural(card.labels.length, "class", "classes"), "multi-label": plural(card.labels.length, "label", "labels") };
   const [height, width] = card.input_size;
-  return [many[card.task] ?? TASKS[card.task], `release ${card.version}`, card.variant, bytes(card.size_bytes), `${height} × ${width} pixels`].join(" · ");
+  return [counts[card.task] ?? TASKS[card.task], `release ${card.version}`, card.variant, bytes(card.size_bytes), `${height} × ${width} pixels`].join(" · ");
 }
 
 export function showCard(card) {
-  const is = [
+  const model = [
     ["Task", `${TASKS[card.task] ?? card.task} (${card.task})`],
-    [card.task === "classification" ? "Classes" : card.task === "multi-label" ? "Labels" : "Learned", names(card.labels)],
+    [card.task === "classification" ? "Classes" : card.task === "multi-label" ? "Labels" : "Target", names(card.labels)],
     ["Release", card.versions.length > 1 ? `${card.version} (served: ${card.versions.join(", ")})` : card.version],
-    ["File", `${card.variant}: ${card.format}, ${card.precision}, ${bytes(card.size_bytes)}`],
+    ["Variant", `${card.variant}: ${card.format}, ${card.precision}, ${bytes(card.size_bytes)}`],
     ["Input", `${card.input_size.join(" × ")} pixels (height × width), RGB`],
   ];
   const measured = [
-    ["As trained", figure(card, card.trained)],
-    ["Served, validation", figure(card, card.validation)],
-    ["Served, test", figure(card, card.test)],
-    ["Lost by the export", loss(card)],
-    ["Speed", `${milliseconds(card.median_ms)} an image on one thread of the machine that exported it (median)`],
+    ["Trained model", scoreText(card, card.trained)],
+    ["Served variant, validation", scoreText(card, card.validation)],
+    ["Served variant, test", scoreText(card, card.test)],
+    ["Drop by the export", dropText(card)],
+    ["Latency", `${milliseconds(card.median_ms)} per image (median, one thread, host of the export)`],
   ];
-  const made = [
-    ["Trained on", plural(card.train_images, "image", "images")],
+  const origin = [
+    ["Training images", plural(card.train_images, "image", "images")],
     ["Backbone", card.architecture === card.backbone ? card.backbone : `${card.backbone} (${card.architecture})`],
     ["Strategy", card.strategy],
-    ["Exported", when(card.created)],
+    ["Exported", dateText(card.created)],
     ["License", card.license ?? "not stated"],
   ];
-  const tables = [table("What is served", is), table(`How good it is: ${card.score_name}`, measured), table("Where it comes from", made)];
-  if (card.rejected.length) tables.push(table("Left out at the export", card.rejected.map(({ name, reason }) => [name, reason])));
+  const score = card.score_name[0].toUpperCase() + card.score_name.slice(1);
+  const tables = [table("Served model", model), table(`${score} and latency`, measured), table("Training and export", origin)];
+  if (card.rejected.length) tables.push(table("Rejected variants", card.rejected.map(({ name, reason }) => [name, reason])));
   find("card").replaceChildren(...tables);
 }
 
 function table(caption, rows) {
-  const body = rows.filter(([, fact]) => fact).map(([name, fact]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, fact)));
+  const body = rows.filter(([, value]) => value).map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value)));
   return make("table", { class: "facts" }, make("caption", {}, caption), make("tbody", {}, ...body));
 }
 
@@ -54,20 +56,20 @@ function names(labels) {
   return labels.length > 40 ? `${shown} and ${labels.length - 40} more` : shown;
 }
 
-function figure(card, score) {
-  if (!score) return "no images were set aside";
-  const written = SHARES.includes(card.score_name) ? percent : (value) => value.toFixed(3);
-  return `${written(score.value)} (${written(score.low)} to ${written(score.high)}; ${plural(score.n, "image", "images")})`;
+function scoreText(card, score) {
+  if (!score) return "not measured (no test images)";
+  const format = PERCENTAGES.includes(card.score_name) ? percent : (value) => value.toFixed(3);
+  return `${format(score.value)} (95${"\u202f"}% interval ${format(score.low)} to ${format(score.high)}, ${plural(score.n, "image", "images")})`;
 }
 
-function loss({ drop, score_name: name }) {
+function dropText({ drop, score_name: name }) {
   const size = Math.abs(drop);
-  const text = SHARES.includes(name) ? `${digits(100 * size)} percentage points` : size.toFixed(3);
+  const text = PERCENTAGES.includes(name) ? `${digits(100 * size)} percentage points` : size.toFixed(3);
   if (Number.parseFloat(text) === 0) return "none";
-  return drop > 0 ? text : `none; it gains ${text}`;
+  return drop > 0 ? text : `none (gain of ${text})`;
 }
 
-function when(text) {
+function dateText(text) {
   const date = new Date(text);
   return Number.isNaN(date.getTime()) ? text : date.toLocaleString("en-GB", { dateStyle: "long", timeStyle: "short" });
 }

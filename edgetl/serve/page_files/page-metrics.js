@@ -1,11 +1,12 @@
-// Prometheus' text format, and what changes between two readings of it. No elements here.
+// Prometheus text format: parser, and differences between two samples of the metrics.
 
+// Time range of the charts, seconds.
 export const WINDOW_S = 120;
 
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)/;
 const LABEL = /([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"/g;
 
-/** The samples of a text: ``{name, labels, value}`` each. */
+/** Parse the Prometheus text format into samples ``{name, labels, value}``. */
 export function parse(text) {
   const samples = [];
   for (const line of text.split("\n")) {
@@ -20,8 +21,8 @@ export function parse(text) {
 
 const number = (text) => (text === "+Inf" ? Infinity : text === "-Inf" ? -Infinity : Number(text));
 
-/** What the page follows, at ``time`` (seconds); gauges that the server does not have are undefined. */
-export function reading(text, time) {
+/** Return the metrics of the page at ``time`` (seconds). Gauges that the server does not have are undefined. */
+export function readMetrics(text, time) {
   const samples = parse(text);
   const counters = new Map();
   const add = (key, value) => counters.set(key, (counters.get(key) ?? 0) + value);
@@ -29,15 +30,15 @@ export function reading(text, time) {
   const served = [];
   for (const { name, labels, value } of samples) {
     if (name === "edgetl_model_info" && value) served.push(JSON.stringify(Object.entries(labels).sort()));
-    if (name === "edgetl_requests_total") add(/^2/.test(labels.code ?? "") ? "answered" : "unanswered", value);
+    if (name === "edgetl_requests_total") add(/^2/.test(labels.code ?? "") ? "successful" : "unsuccessful", value);
     if (name === "edgetl_rejected_total") add("rejected", value);
     if (name === "edgetl_request_duration_seconds_bucket") add(number(labels.le), value);
   }
   return { time, counters, inflight: gauge("edgetl_inflight"), waiting: gauge("edgetl_queue_depth"), served: served.sort().join() };
 }
 
-/** What was counted between two readings; a counter that went back began again at 0, since the server did. */
-export function between(before, after) {
+/** Return the difference of two results of ``readMetrics``. A smaller counter means that the server restarted and counts from 0. */
+export function difference(before, after) {
   const restarted = [...after.counters].some(([key, value]) => value < (before.counters.get(key) ?? 0));
   const grown = new Map([...after.counters].map(([key, value]) => [key, restarted ? value : value - (before.counters.get(key) ?? 0)]));
   const buckets = [...grown].filter(([key]) => typeof key === "number").sort(([one], [other]) => one - other);
@@ -46,26 +47,29 @@ export function between(before, after) {
     time: after.time,
     seconds: after.time - before.time,
     restarted,
-    answered: count("answered"),
+    successful: count("successful"),
     rejected: count("rejected"),
-    // A rejected request is also counted with its status.
-    failed: Math.max(0, count("unanswered") - count("rejected")),
+    // Rejected requests are also among the requests with an error status.
+    failed: Math.max(0, count("unsuccessful") - count("rejected")),
     buckets,
   };
 }
 
-/** The buckets of several steps together. */
-export function together(steps) {
+/** Add the histogram buckets of several steps. */
+export function mergeBuckets(steps) {
   const sums = new Map();
   for (const { buckets } of steps) for (const [bound, value] of buckets) sums.set(bound, (sums.get(bound) ?? 0) + value);
   return [...sums].sort(([one], [other]) => one - other);
 }
 
-/** As Prometheus' histogram_quantile: linear within a bucket; from the last bucket, its lower bound. Null where nothing was counted. */
-export function quantile(share, buckets) {
+/**
+ * Estimate a quantile (0..1) of a histogram, as Prometheus' histogram_quantile: linear within a bucket.
+ * In the last bucket the result is its lower bound. Without observations the result is null.
+ */
+export function quantile(level, buckets) {
   const total = buckets.at(-1)?.[1] ?? 0;
   if (!(total > 0) || buckets.at(-1)[0] !== Infinity) return null;
-  const rank = share * total;
+  const rank = level * total;
   const index = buckets.findIndex(([, value]) => value >= rank);
   if (index === buckets.length - 1) return index > 0 ? buckets[index - 1][0] : null;
   const [low, below] = index > 0 ? buckets[index - 1] : [0, 0];

@@ -1,22 +1,22 @@
-// Asking the server: the token where it wants one, and a kind sentence for whatever goes wrong.
+// Requests to the server: token dialog, predictions, and messages for errors.
 
 import { bytes, find } from "./page-dom.js";
 
-const KEPT = "edgetl-token";
-let asking = null;
+const TOKEN_KEY = "edgetl-token";
+let openPrompt = null;
 
-/** What went wrong, in words for people; ``again`` says whether the same request may succeed later. */
-export class Trouble extends Error {
-  constructor(title, detail = "", { again = false, locked = false } = {}) {
+/** Failed request. ``retryable``: the same request may succeed later. ``locked``: the server requires a token. */
+export class RequestError extends Error {
+  constructor(title, detail = "", { retryable = false, locked = false } = {}) {
     super(detail ? `${title} ${detail}` : title);
-    Object.assign(this, { title, detail, again, locked });
+    Object.assign(this, { title, detail, retryable, locked });
   }
 }
 
-export const token = () => sessionStorage.getItem(KEPT);
+export const token = () => sessionStorage.getItem(TOKEN_KEY);
 
-/** Fetch from this server; on 401 ask for the token and try once more, for as long as there are tokens to try. */
-export async function fetchFrom(path, options = {}) {
+/** Fetch a path of this server. After a 401, prompt for the token and try again, until the user cancels. */
+export async function fetchPath(path, options = {}) {
   for (;;) {
     const used = token();
     const headers = { ...options.headers, ...(used ? { Authorization: `Bearer ${used}` } : {}) };
@@ -25,24 +25,24 @@ export async function fetchFrom(path, options = {}) {
       response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Trouble("The server cannot be reached.", "Is it still running, and is this device still connected to it?", { again: true });
+      throw new RequestError("The server is unreachable.", "Check that it is running, and that this device is connected to it.", { retryable: true });
     }
     if (response.status !== 401) return response;
-    if (used === token()) await askToken(used !== null);
+    if (used === token()) await promptForToken(used !== null);
   }
 }
 
-/** One dialog at a time, however many requests were refused. */
-export function askToken(refused) {
-  asking ??= openDialog(refused).finally(() => { asking = null; });
-  return asking;
+/** Open the token dialog, unless it is open already. ``rejected``: the server did not accept the previous token. */
+export function promptForToken(rejected) {
+  openPrompt ??= openDialog(rejected).finally(() => { openPrompt = null; });
+  return openPrompt;
 }
 
-function openDialog(refused) {
-  const dialog = find("ask-token");
-  find("token-note").textContent = refused
-    ? "The server did not accept that token. Please look whether it is whole."
-    : "Whoever started it knows the token. This tab keeps it until it is closed.";
+function openDialog(rejected) {
+  const dialog = find("token-dialog");
+  find("token-note").textContent = rejected
+    ? "The server did not accept this token. Check that it is complete."
+    : "The operator of the server has the token. This browser tab keeps it until you close the tab.";
   find("token").value = "";
   dialog.returnValue = "";
   dialog.showModal();
@@ -50,69 +50,69 @@ function openDialog(refused) {
     find("token-cancel").onclick = () => dialog.close("cancel");
     find("token-form").onsubmit = (event) => {
       event.preventDefault();
-      dialog.close("given");
+      dialog.close("submit");
     };
     dialog.onclose = () => {
-      const given = find("token").value.trim();
+      const entered = find("token").value.trim();
       find("token").value = "";
-      if (dialog.returnValue === "given" && given) {
-        sessionStorage.setItem(KEPT, given);
+      if (dialog.returnValue === "submit" && entered) {
+        sessionStorage.setItem(TOKEN_KEY, entered);
         resolve();
       } else {
-        reject(new Trouble("This server answers only with its token.", "", { locked: true, again: true }));
+        reject(new RequestError("This server requires a token.", "", { locked: true, retryable: true }));
       }
     };
   });
 }
 
-/** A response's JSON, or the trouble that it tells of. */
-export async function answerOf(response) {
+/** Return the JSON of a response. Throw a RequestError for an error status. */
+export async function readJson(response) {
   if (response.ok) return response.json();
-  let said = "";
+  let message = "";
   try {
-    said = (await response.json()).error ?? "";
+    message = (await response.json()).error ?? "";
   } catch {
-    // A proxy in between may answer with a page of its own; the status alone must do.
+    // A proxy may respond with a body that is not JSON.
   }
-  throw new Trouble(titleFor(response.status), waitFor(response) || sentence(String(said)), { again: response.status >= 500 });
+  throw new RequestError(titleFor(response.status), retryText(response) || sentence(String(message)), { retryable: response.status >= 500 });
 }
 
 function titleFor(status) {
-  if (status === 400 || status === 415 || status === 422) return "The server could not use this picture.";
-  if (status === 404) return "The server does not know this model any more.";
-  if (status === 408 || status === 504) return "This took too long.";
+  if (status === 400 || status === 415 || status === 422) return "The server cannot use this image.";
+  if (status === 404) return "The server no longer has this model.";
+  if (status === 408 || status === 504) return "The request took too long.";
   if (status === 413) return "The file is too large for this server.";
-  if (status === 429 || status === 503) return "The server has more to do than it can.";
-  return `The server could not answer (${status}).`;
+  if (status === 429 || status === 503) return "The server is overloaded.";
+  return `The server failed on this request (status ${status}).`;
 }
 
-function waitFor(response) {
+function retryText(response) {
   const seconds = Number(response.headers.get("Retry-After"));
   if (!(seconds > 0)) return "";
-  return `It asks to try again in ${seconds === 1 ? "a second" : `${seconds} seconds`}.`;
+  return `Try again in ${seconds === 1 ? "a second" : `${seconds} seconds`}.`;
 }
 
 function sentence(text) {
-  const whole = text.trim();
-  if (!whole) return "";
-  return whole[0].toUpperCase() + whole.slice(1) + (/[.!?]$/.test(whole) ? "" : ".");
+  const trimmed = text.trim();
+  if (!trimmed) return "";
+  return trimmed[0].toUpperCase() + trimmed.slice(1) + (/[.!?]$/.test(trimmed) ? "" : ".");
 }
 
-/** Ask one model about a file, whose bytes are sent as they are. */
-export async function predict(model, file, { most, signal }) {
-  if (most && file.size > most) {
-    throw new Trouble("The file is too large for this server.", `It has ${bytes(file.size)}, and the server takes ${bytes(most)} at most.`);
+/** Predict the unchanged bytes of a file with one model. */
+export async function predict(model, file, { maxBytes, signal }) {
+  if (maxBytes && file.size > maxBytes) {
+    throw new RequestError("The file is too large for this server.", `The file has ${bytes(file.size)}, and the limit is ${bytes(maxBytes)}.`);
   }
   const query = new URLSearchParams({ model: model.name, version: model.version });
   const begin = performance.now();
   const headers = { "Content-Type": file.type || "application/octet-stream" };
-  const response = await fetchFrom(`predict?${query}`, { method: "POST", body: file, headers, signal });
-  const answer = await answerOf(response);
-  return { answer, roundTrip: performance.now() - begin, stages: stagesOf(response.headers.get("Server-Timing")) };
+  const response = await fetchPath(`predict?${query}`, { method: "POST", body: file, headers, signal });
+  const prediction = await readJson(response);
+  return { prediction, roundTrip: performance.now() - begin, stages: parseServerTiming(response.headers.get("Server-Timing")) };
 }
 
-/** ``queue;dur=0.12, decode;dur=2.3`` as ``[["queue", 0.12], ["decode", 2.3]]``, milliseconds. */
-export function stagesOf(header) {
+/** Parse ``queue;dur=0.12, decode;dur=2.3`` into ``[["queue", 0.12], ["decode", 2.3]]``, milliseconds. */
+export function parseServerTiming(header) {
   const stages = [];
   for (const part of (header ?? "").split(",")) {
     const [name, ...parameters] = part.split(";").map((piece) => piece.trim());

@@ -1,34 +1,35 @@
-// The page of `edgetl serve`: choose a model, give it a picture, read the answer, and watch the server.
+// Web page of `edgetl serve`: choose a model, send an image, show the prediction and the traffic of the server.
 
-import { showAnswer, showTiming } from "./page-answer.js";
-import { stopCamera, useCamera } from "./page-camera.js";
+import { connectCamera, stopCamera } from "./page-camera.js";
 import { showCard, summary } from "./page-card.js";
 import { buildCharts, drawCharts } from "./page-charts.js";
 import { bytes, find, make } from "./page-dom.js";
-import { WINDOW_S, between, reading } from "./page-metrics.js";
-import { Trouble, answerOf, askToken, fetchFrom, predict, token } from "./page-server.js";
+import { WINDOW_S, difference, readMetrics } from "./page-metrics.js";
+import { showPrediction, showTiming } from "./page-prediction.js";
+import { RequestError, fetchPath, predict, promptForToken, readJson, token } from "./page-server.js";
 
 const POLL_MS = 2000;
-const SLOW_MS = 200;
+// Delay before the old prediction is shown as outdated.
+const BUSY_AFTER_MS = 200;
 
-const state = { models: [], model: null, most: null, picture: null, address: null, asked: null, last: null, steps: [], locked: false };
+const state = { models: [], model: null, maxBytes: null, image: null, imageUrl: null, request: null, metrics: null, steps: [], locked: false };
 
-// ---- the models
+// ---- models
 
 async function loadModels() {
-  const { models, max_body_bytes: most } = await answerOf(await fetchFrom("models"));
-  Object.assign(state, { models, most });
+  const { models, max_body_bytes: maxBytes } = await readJson(await fetchPath("models"));
+  Object.assign(state, { models, maxBytes });
   const menu = find("model");
-  menu.replaceChildren(...models.map((card, index) => make("option", { value: index }, nameOf(card))));
+  menu.replaceChildren(...models.map((card, index) => make("option", { value: index }, optionText(card))));
   find("choice").hidden = models.length < 2;
-  // After the server loaded its bundles anew, the choice stays where it can.
+  // After a reload of the bundles, keep the selected model if it is still served.
   const same = (card) => card.name === state.model?.name && card.version === state.model.version;
   const index = Math.max(0, models.findIndex(same), models.findIndex((card) => card.name === state.model?.name && !models.some(same)));
   menu.value = String(index);
   chooseModel(models[index]);
 }
 
-function nameOf({ name, version, versions }) {
+function optionText({ name, version, versions }) {
   return versions.length > 1 ? `${name}, release ${version}` : name;
 }
 
@@ -37,169 +38,169 @@ function chooseModel(card) {
   document.title = `${card.name} · edgetl`;
   find("name").textContent = card.name;
   find("summary").textContent = summary(card);
-  find("curl").textContent = command(card);
+  find("curl").textContent = curlCommand(card);
   showCard(card);
-  if (state.picture) ask();
-  else invite();
+  if (state.image) predictImage();
+  else showPlaceholder();
 }
 
-function command({ name, version }) {
+function curlCommand({ name, version }) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const query = new URLSearchParams(state.models.length > 1 ? { model: name, version } : { model: name });
-  const secret = token() ? ' -H "Authorization: Bearer $TOKEN"' : "";
-  return `curl${secret} --data-binary @picture.jpg ${quoted(new URL(`predict?${query}`, location.href).href)}`;
+  const header = token() ? ' -H "Authorization: Bearer $TOKEN"' : "";
+  return `curl${header} --data-binary @photo.jpg ${quoted(new URL(`predict?${query}`, location.href).href)}`;
 }
 
-function invite() {
+function showPlaceholder() {
   const { labels, task } = state.model;
   const shown = labels.slice(0, 20).join(", ") + (labels.length > 20 ? " …" : "");
-  const known = { classification: `It tells ${labels.length} classes apart: ${shown}.`, "multi-label": `It looks for ${labels.length} labels: ${shown}.` };
+  const outputs = { classification: `Classes (${labels.length}): ${shown}`, "multi-label": `Labels (${labels.length}): ${shown}` };
   find("result").replaceChildren(
-    make("p", { class: "quiet-note" }, "No picture yet. The model's answer will stand here."),
-    make("p", { class: "quiet-note" }, known[task] ?? `It answers with a ${task === "ordinal" ? "grade" : "number"}: ${shown}.`),
+    make("p", { class: "hint" }, "The prediction appears here."),
+    make("p", { class: "hint" }, outputs[task] ?? `Target: ${shown} (${task === "ordinal" ? "ordinal level" : "number"})`),
   );
-  if (state.most) find("about-picture").textContent = `Up to ${bytes(state.most)}; sent as it is.`;
+  if (state.maxBytes) find("image-info").textContent = `At most ${bytes(state.maxBytes)}. The page sends images unchanged.`;
 }
 
-// ---- the picture and its answer
+// ---- image and prediction
 
-function take(file) {
+function selectImage(file) {
   if (!file) return;
   stopCamera();
   find("camera-note").textContent = "";
-  if (state.address) URL.revokeObjectURL(state.address);
-  Object.assign(state, { picture: file, address: URL.createObjectURL(file) });
-  const about = `${file.name || "Pasted picture"} · ${bytes(file.size)}`;
+  if (state.imageUrl) URL.revokeObjectURL(state.imageUrl);
+  Object.assign(state, { image: file, imageUrl: URL.createObjectURL(file) });
+  const info = `${file.name || "Pasted image"} · ${bytes(file.size)}`;
   const preview = find("preview");
-  const seen = (visible) => {
-    find("stage").dataset.shows = visible ? "picture" : "file";
+  const showPreview = (visible) => {
+    find("image-area").dataset.shows = visible ? "image" : "file";
     preview.hidden = !visible;
-    find("unseeable").hidden = visible;
+    find("no-preview").hidden = visible;
   };
   preview.onload = () => {
-    seen(true);
-    // Enlarged, a tiny picture is clearer as squares than as a blur.
+    showPreview(true);
+    // Enlarge small images without interpolation.
     preview.classList.toggle("tiny", Math.max(preview.naturalWidth, preview.naturalHeight) < 128);
-    find("about-picture").textContent = `${about} · ${preview.naturalWidth} × ${preview.naturalHeight} pixels`;
+    find("image-info").textContent = `${info} · ${preview.naturalWidth} × ${preview.naturalHeight} pixels`;
   };
-  preview.onerror = () => seen(false);
-  preview.src = state.address;
-  find("about-picture").textContent = about;
-  if (state.model) ask();
+  preview.onerror = () => showPreview(false);
+  preview.src = state.imageUrl;
+  find("image-info").textContent = info;
+  if (state.model) predictImage();
 }
 
-async function ask() {
-  state.asked?.abort();
-  const asked = new AbortController();
-  state.asked = asked;
-  const { model, picture } = state;
-  const waiting = setTimeout(() => find("result").setAttribute("aria-busy", "true"), SLOW_MS);
+async function predictImage() {
+  state.request?.abort();
+  const request = new AbortController();
+  state.request = request;
+  const { model, image } = state;
+  const busy = setTimeout(() => find("result").setAttribute("aria-busy", "true"), BUSY_AFTER_MS);
   try {
-    const found = await predict(model, picture, { most: state.most, signal: asked.signal });
-    if (state.asked !== asked) return;
-    find("trouble").replaceChildren();
-    find("spoken").textContent = showAnswer(model, found.answer);
-    showTiming(found);
-    // On a phone the picture fills the screen, and the answer would be missed below it.
+    const result = await predict(model, image, { maxBytes: state.maxBytes, signal: request.signal });
+    if (state.request !== request) return;
+    find("error").replaceChildren();
+    find("announcement").textContent = showPrediction(model, result.prediction);
+    showTiming(result);
+    // On a phone, the prediction is below the visible part of the page.
     find("result").scrollIntoView({ block: "nearest" });
-    find("curl").textContent = command(model);
+    find("curl").textContent = curlCommand(model);
   } catch (error) {
-    if (state.asked === asked && error.name !== "AbortError") showTrouble(error);
+    if (state.request === request && error.name !== "AbortError") showError(error);
   } finally {
-    clearTimeout(waiting);
-    if (state.asked === asked) find("result").setAttribute("aria-busy", "false");
+    clearTimeout(busy);
+    if (state.request === request) find("result").setAttribute("aria-busy", "false");
   }
 }
 
-function showTrouble(error) {
-  const known = error instanceof Trouble ? error : new Trouble("The page could not show the answer.", String(error.message));
+function showError(error) {
+  const known = error instanceof RequestError ? error : new RequestError("The page cannot show the prediction.", String(error.message));
   find("result").replaceChildren();
   find("timing").replaceChildren();
-  find("spoken").textContent = "";
-  const again = make("button", { type: "button" }, "Ask again");
-  again.onclick = ask;
-  find("trouble").replaceChildren(
-    make("p", { class: "trouble-title" }, known.title),
+  find("announcement").textContent = "";
+  const retry = make("button", { type: "button" }, "Try again");
+  retry.onclick = predictImage;
+  find("error").replaceChildren(
+    make("p", { class: "error-title" }, known.title),
     ...(known.detail ? [make("p", {}, known.detail)] : []),
-    ...(known.again ? [again] : []),
+    ...(known.retryable ? [retry] : []),
   );
-  find("trouble").scrollIntoView({ block: "nearest" });
+  find("error").scrollIntoView({ block: "nearest" });
 }
 
-function listenForPictures() {
+function connectImageInputs() {
   find("file").onchange = ({ target }) => {
-    take(target.files[0]);
-    // The same file may be chosen again after it changed on the disk.
+    selectImage(target.files[0]);
+    // Choosing the same file again is then a change event too.
     target.value = "";
   };
-  const holdsFiles = (event) => event.dataTransfer?.types.includes("Files");
-  let inside = 0;
-  const enter = (by) => (event) => {
-    if (!holdsFiles(event)) return;
+  const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
+  let depth = 0;
+  const trackDrag = (change) => (event) => {
+    if (!hasFiles(event)) return;
     event.preventDefault();
-    inside = Math.max(0, inside + by);
-    document.body.toggleAttribute("data-dropping", inside > 0);
+    depth = Math.max(0, depth + change);
+    document.body.toggleAttribute("data-dropping", depth > 0);
   };
-  window.addEventListener("dragenter", enter(1));
-  window.addEventListener("dragleave", enter(-1));
-  window.addEventListener("dragover", enter(0));
+  window.addEventListener("dragenter", trackDrag(1));
+  window.addEventListener("dragleave", trackDrag(-1));
+  window.addEventListener("dragover", trackDrag(0));
   window.addEventListener("drop", (event) => {
-    enter(-inside)(event);
-    if (holdsFiles(event)) take(event.dataTransfer.files[0]);
+    trackDrag(-depth)(event);
+    if (hasFiles(event)) selectImage(event.dataTransfer.files[0]);
   });
-  window.addEventListener("paste", (event) => take(event.clipboardData?.files[0]));
-  useCamera(take);
+  window.addEventListener("paste", (event) => selectImage(event.clipboardData?.files[0]));
+  connectCamera(selectImage);
 }
 
-// ---- the server
+// ---- server
 
 function showState(name, text) {
   find("state").dataset.state = name;
-  // Spoken only when it changes: this runs every two seconds.
+  // An unchanged text must not be announced again every two seconds.
   if (find("state").textContent !== text) find("state").textContent = text;
   find("unlock").hidden = name !== "locked";
 }
 
-async function look() {
+async function refresh() {
   if (!state.models.length) await loadModels();
-  const response = await fetchFrom("metrics");
-  if (!response.ok) await answerOf(response);
-  const now = reading(await response.text(), performance.now() / 1000);
-  if (state.last && state.last.served !== now.served) await loadModels();
-  if (state.last) state.steps.push(between(state.last, now));
-  state.last = now;
+  const response = await fetchPath("metrics");
+  if (!response.ok) await readJson(response);
+  const now = readMetrics(await response.text(), performance.now() / 1000);
+  if (state.metrics && state.metrics.served !== now.served) await loadModels();
+  if (state.metrics) state.steps.push(difference(state.metrics, now));
+  state.metrics = now;
   state.steps = state.steps.filter((step) => step.time > now.time - WINDOW_S);
   const { inflight, waiting } = now;
   const gauges = [inflight === undefined ? "" : `${inflight} in progress`, waiting === undefined ? "" : `${waiting} waiting`];
   find("gauges").textContent = gauges.filter(Boolean).join(" · ");
-  showState("ready", "answering");
+  showState("ready", "ready");
   redraw();
 }
 
-function redraw(silence = "") {
-  drawCharts(state.steps, performance.now() / 1000, silence);
+function redraw(message = "") {
+  drawCharts(state.steps, performance.now() / 1000, message);
 }
 
 async function poll() {
   if (!document.hidden && !state.locked) {
     try {
-      await look();
+      await refresh();
     } catch (error) {
       state.locked = error.locked === true;
-      showState(state.locked ? "locked" : "away", state.locked ? "needs a token" : "not reachable");
+      showState(state.locked ? "locked" : "away", state.locked ? "token required" : "unreachable");
       find("gauges").textContent = "";
-      if (!state.models.length) find("name").textContent = state.locked ? "Locked" : "The server does not answer";
-      redraw(state.locked ? "Figures need the token" : "The server does not answer");
+      if (!state.models.length) find("name").textContent = state.locked ? "Token required" : "Server unreachable";
+      redraw(state.locked ? "Metrics require the token" : "Server unreachable");
     }
   }
   setTimeout(poll, POLL_MS);
 }
 
 function unlock() {
-  askToken(false).then(() => { state.locked = false; }, () => {});
+  promptForToken(false).then(() => { state.locked = false; }, () => {});
 }
 
-function offerCopy() {
+function connectCopyButton() {
   const button = find("copy");
   button.hidden = !navigator.clipboard;
   button.onclick = async () => {
@@ -211,7 +212,7 @@ function offerCopy() {
 
 find("model").onchange = ({ target }) => chooseModel(state.models[Number(target.value)]);
 find("unlock").onclick = unlock;
-listenForPictures();
-offerCopy();
+connectImageInputs();
+connectCopyButton();
 buildCharts(() => redraw());
 poll();
