@@ -49,7 +49,7 @@ SMALLEST_RATIO = 0.75
 FEW_IMAGES = 8
 
 
-class Tried(StrictModel):
+class AttemptedBackbone(StrictModel):
     """Attempted backbone of a backbone search.
 
     Attributes:
@@ -78,12 +78,12 @@ class FitRecord(StrictModel):
 
     schema_version: Literal[1] = 1
     contract: Contract
-    tried: tuple[Tried, ...]
+    tried: tuple[AttemptedBackbone, ...]
     notes: tuple[ScanNote, ...] = ()
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """Result of ``fit``.
 
     Attributes:
@@ -107,10 +107,10 @@ class _Search:
     labels: int
     folder: Path
     progress: Progress
-    tried: list[Tried] = field(default_factory=list)
+    tried: list[AttemptedBackbone] = field(default_factory=list)
 
 
-def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, progress: Progress = silent) -> Fitted:
+def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, progress: Progress = silent) -> FitResult:
     """Rank, train and export backbones in turn until one meets a deployment contract.
 
     A backbone that cannot meet the contract is skipped before training, measured with untrained weights.
@@ -147,7 +147,7 @@ def fit(data: Path, config: FitConfig, out: Path, *, overwrite: bool = False, pr
             raise ContractError(_explain(search, names), rows=[row.model_dump(mode="json") for row in rows])
         record = FitRecord(contract=config.contract, tried=tuple(search.tried), notes=images.notes)
         write_text(folder / FIT_RECORD_NAME, record.model_dump_json(indent=1) + "\n")
-    return Fitted(open_bundle(out / "bundle"), out / "run", record)
+    return FitResult(open_bundle(out / "bundle"), out / "run", record)
 
 
 def _could_keep(search: _Search, name: str) -> bool:
@@ -158,7 +158,7 @@ def _could_keep(search: _Search, name: str) -> bool:
     try:
         clauses = costs(load_backbone(wanted.backbone, search.labels), search.config, search.samples)
     except EdgetlError as error:
-        search.tried.append(Tried(backbone=name, outcome="left out", reason=str(error)))
+        search.tried.append(AttemptedBackbone(backbone=name, outcome="left out", reason=str(error)))
         return False
     over = [clause for clause in clauses if clause.found > MARGIN * clause.limit]
     if over:
@@ -166,7 +166,7 @@ def _could_keep(search: _Search, name: str) -> bool:
         load = load_between(before, read_counters())
         if load is not None and load.busy and any(clause.name == "latency" for clause in over):
             shown += f"; the host was busy during the timing ({load.describe()})"
-        search.tried.append(Tried(backbone=name, outcome="left out", reason=f"before training: {shown}", clauses=clauses))
+        search.tried.append(AttemptedBackbone(backbone=name, outcome="left out", reason=f"before training: {shown}", clauses=clauses))
     return not over
 
 
@@ -240,14 +240,14 @@ def _try(search: _Search, name: str) -> bool:
     except (ContractError, AccuracyGateError, ExportError) as error:
         reason = str(error).split(" Nothing was written")[0]
         outcomes = tuple(Outcome.model_validate(row) for row in error.rows)
-        search.tried.append(Tried(backbone=name, outcome="refused", reason=reason, outcomes=outcomes))
+        search.tried.append(AttemptedBackbone(backbone=name, outcome="refused", reason=reason, outcomes=outcomes))
         return False
     record = bundle.manifest.contract
     assert record is not None
     shown = ", ".join(clause.describe() for clause in record.chosen.clauses)
     reason = f"{record.chosen.variant} at {record.chosen.side} px: {shown}"
     search.tried.append(
-        Tried(backbone=name, outcome="chosen", reason=reason, clauses=record.chosen.clauses, outcomes=bundle.manifest.outcomes)
+        AttemptedBackbone(backbone=name, outcome="chosen", reason=reason, clauses=record.chosen.clauses, outcomes=bundle.manifest.outcomes)
     )
     return True
 

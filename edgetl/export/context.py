@@ -27,13 +27,13 @@ from edgetl.export.convert.to_onnx import to_onnx
 from edgetl.export.formats import SOURCE_FORMAT
 from edgetl.export.gate.agreement import GateResult, GateSet, Logits, accuracy_drop, drop_reason, evaluate_file, outputs_of, trained_logits
 from edgetl.export.gate.unlabeled import AgreementSet, choose_images, read_unlabeled
-from edgetl.export.quantize.attempts import FloatHead, Probe
+from edgetl.export.quantize.attempts import FloatHead, MeasurementImages
 from edgetl.export.quantize.search import RefitData
 from edgetl.runtime.engine import load_engine
 from edgetl.train.artifacts.run import Run
 
 # Number of gate images for measuring the sensitivity of single operations.
-PROBE_IMAGES = 64
+MEASUREMENT_IMAGES = 64
 LEAST_REFIT_IMAGES = 2000
 LEAST_CALIBRATION = 10
 # The fp32 ONNX file. All other files are converted from it.
@@ -124,12 +124,12 @@ class ExportContext:
         digest = hashlib.sha256("\n".join(sorted(sample.content for sample in samples)).encode()).hexdigest()
         return Calibration(n=len(samples), images_sha256=digest, preprocess_sha256=self.gate.spec.digest())
 
-    def probe(self, count: int = PROBE_IMAGES) -> Probe:
+    def measurement_images(self, count: int = MEASUREMENT_IMAGES) -> MeasurementImages:
         """Return ``count`` gate images for measuring operations. Classes alternate."""
         count = min(count, len(self.gate.images))
         images = np.concatenate([batch for _, batch in zip(range(0, count, 32), self.gate.images.batches(), strict=False)])[:count]
         known = truth_of(self.gate.samples)[:count] if self.gate.decoding.task == "classification" else np.empty(0, np.intp)
-        return Probe(images, self.gate.trained[:count], known)
+        return MeasurementImages(images, self.gate.trained[:count], known)
 
 
 def prepare(run: Run, config: ExportConfig, work: Path, progress: Progress) -> ExportContext:

@@ -144,11 +144,11 @@ def _keep(contents: _Contents, selection: Selection) -> None:
         if variant.name not in names:
             shutil.rmtree(contents.folder / variant.name)
             del contents.logits[variant.name]
-            contents.rejected.append(_broke_contract(variant, selection))
+            contents.rejected.append(_rejected_by_contract(variant, selection))
     contents.variants = sorted((item for item in contents.variants if item.name in names), key=lambda item: names.index(item.name))
 
 
-def _broke_contract(variant: Variant, selection: Selection) -> Rejected:
+def _rejected_by_contract(variant: Variant, selection: Selection) -> Rejected:
     side = selection.record.chosen.side
     reasons = [
         f"{row.reason} on {row.offer.threads} thread(s)" if row.result == "contract" else row.reason

@@ -47,7 +47,9 @@ def quantize(context: ExportContext, format_: Format, target: Path) -> ExportedV
     """
     task = context.gate.decoding.task
     calibration = [row[None] for batch in context.calibration.batches() for row in batch]
-    control = AccuracyControl(partial(context.probe, CONTROL_IMAGES), context.limits.max_drop) if task == "classification" else None
+    control = (
+        AccuracyControl(partial(context.measurement_images, CONTROL_IMAGES), context.limits.max_drop) if task == "classification" else None
+    )
     with tempfile.TemporaryDirectory(dir=context.work) as work:
         # 8-bit similarities change the nearest neighbors, which costs 1 to 6 points of accuracy on the digits.
         fp32_end = context.run.record.head.kind == "knn"
@@ -56,7 +58,7 @@ def quantize(context: ExportContext, format_: Format, target: Path) -> ExportedV
             open_files=partial(open_files, format_),
             evaluate=context.evaluate,
             refit=lambda: context.refit,
-            probe=context.probe,
+            measurement_images=context.measurement_images,
             task=task,
             explain=context.config.explain,
             progress=context.progress,

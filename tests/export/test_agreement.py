@@ -14,7 +14,7 @@ from edgetl.data.loading import PixelSet, batches
 from edgetl.errors import ExportError
 from edgetl.export.config import ExportConfig
 from edgetl.export.gate.agreement import GateSet, Logits, compare, evaluate_file
-from edgetl.export.quantize.attempts import FloatHead, Int8Settings, Probe, plan_attempts
+from edgetl.export.quantize.attempts import FloatHead, Int8Settings, MeasurementImages, plan_attempts
 from edgetl.export.quantize.search import RefitData, SearchContext, refit_head, search_quantization
 
 SPEC = PreprocessSpec(input_size=(16, 16))
@@ -140,7 +140,7 @@ def _context(gate: GateSet, open_files: Callable[[list[Path]], Logits], explain:
         open_files=open_files,
         evaluate=lambda logits: evaluate_file(logits, gate, ExportConfig(), exact=False),
         refit=unused,
-        probe=lambda: Probe(images, _brightest(images)),
+        measurement_images=lambda: MeasurementImages(images, _brightest(images)),
         explain=explain,
     )
 

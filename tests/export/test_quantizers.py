@@ -112,7 +112,7 @@ def test_only_matrix_products_of_a_vision_transformer_are_quantized(tmp_path: Pa
 @pytest.mark.slow
 def test_the_accuracy_aware_search_keeps_the_accuracy(bundle: Bundle, run: Run, tmp_path: Path) -> None:
     from edgetl.data.loading import truth_of
-    from edgetl.export.quantize.attempts import AccuracyControl, Probe
+    from edgetl.export.quantize.attempts import AccuracyControl, MeasurementImages
 
     images = _unseen(run)
     samples = stratified(run.samples("val"), 64)
@@ -122,7 +122,7 @@ def test_the_accuracy_aware_search_keeps_the_accuracy(bundle: Bundle, run: Run, 
             bundle.path / "onnx-fp32/1/model.onnx",
             _calibration(run),
             tmp_path,
-            control=AccuracyControl(lambda: Probe(images, plain, truth_of(samples)), max_drop=0.0),
+            control=AccuracyControl(lambda: MeasurementImages(images, plain, truth_of(samples)), max_drop=0.0),
         )
     )
     found = _outputs(quantizer.quantize(Int8Settings(controlled=True), tmp_path), images)

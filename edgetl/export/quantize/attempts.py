@@ -58,25 +58,30 @@ class FloatHead:
 
 
 @dataclass(frozen=True)
-class Probe:
+class MeasurementImages:
     """Validation images for measuring operations, with the trained model's outputs.
 
     Attributes:
         images: float32 ``[n, 3, H, W]``.
         trained: the trained model's outputs ``[n, labels]``.
-        right: classification: the true classes, int ``[n]``. Empty for other tasks.
+        truth: classification: the true classes, int ``[n]``. Empty for other tasks.
     """
 
     images: NDArray[np.float32]
     trained: NDArray[np.float32]
-    right: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
+    truth: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
 
 
 @dataclass(frozen=True)
 class AccuracyControl:
-    """Limit of an accuracy-aware quantization: the accuracy on the labeled images of ``probe`` may drop by ``max_drop``, 0..1."""
+    """Limit of an accuracy-aware quantization.
 
-    probe: Callable[[], Probe]
+    Attributes:
+        measurement_images: returns the labeled images for measuring the accuracy.
+        max_drop: largest accuracy drop on these images, 0..1.
+    """
+
+    measurement_images: Callable[[], MeasurementImages]
     max_drop: float
 
 

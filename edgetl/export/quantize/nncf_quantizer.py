@@ -93,8 +93,8 @@ class OpenVinoQuantizer:
 
     def _controlled(self, model: ov.Model, options: dict[str, Any], advanced: nncf.AdvancedQuantizationParameters) -> ov.Model:
         assert self._control is not None, "the accuracy-aware attempt needs labeled images"
-        probe = self._control.probe()
-        items = [(image[None], int(label)) for image, label in zip(probe.images, probe.right, strict=True)]
+        labeled = self._control.measurement_images()
+        items = [(image[None], int(label)) for image, label in zip(labeled.images, labeled.truth, strict=True)]
 
         def accuracy(compiled: ov.CompiledModel, chosen: Iterable[tuple[NDArray[np.float32], int]]) -> tuple[float, list[float]]:
             hits = [float(compiled(image)[0].argmax() == label) for image, label in chosen]

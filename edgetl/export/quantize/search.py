@@ -16,7 +16,7 @@ from edgetl.core.tasks import Task
 from edgetl.data.loading import PixelSet
 from edgetl.errors import ExportError
 from edgetl.export.gate.agreement import GateResult, Logits, outputs_of
-from edgetl.export.quantize.attempts import FloatHead, Int8Settings, Probe, Quantizer
+from edgetl.export.quantize.attempts import FloatHead, Int8Settings, MeasurementImages, Quantizer
 from edgetl.export.quantize.sensitivity import rank_operations
 
 # Ridge penalty towards the trained head, relative to the mean variance of a feature.
@@ -40,7 +40,7 @@ class SearchContext:
         open_files: loads files in the engine.
         evaluate: accuracy gate.
         refit: returns the data for re-fitting the head; called only if an attempt needs it.
-        probe: returns the images for measuring single operations; called only if an attempt needs them.
+        measurement_images: returns the images for measuring single operations; called only if an attempt needs them.
         task: task of the network.
         explain: measure the operations of the last file even if it passed the gate.
         progress: called before each attempt.
@@ -49,7 +49,7 @@ class SearchContext:
     open_files: Callable[[list[Path]], Logits]
     evaluate: Callable[[Logits], GateResult]
     refit: Callable[[], RefitData]
-    probe: Callable[[], Probe]
+    measurement_images: Callable[[], MeasurementImages]
     task: Task = "classification"
     explain: bool = False
     progress: Progress = silent
@@ -109,7 +109,7 @@ def search_quantization(quantizer: Quantizer, attempts: list[Int8Settings], fold
 def _rank(quantizer: Quantizer, context: SearchContext) -> tuple[Sensitivity, ...]:
     with tempfile.TemporaryDirectory() as work:
         return rank_operations(
-            quantizer, context.probe(), context.task, Path(work), open_files=context.open_files, progress=context.progress
+            quantizer, context.measurement_images(), context.task, Path(work), open_files=context.open_files, progress=context.progress
         )
 
 

@@ -14,7 +14,7 @@ from edgetl.core.output_decoding import sigmoid, softmax
 from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import Task
 from edgetl.export.gate.agreement import Logits
-from edgetl.export.quantize.attempts import Probe, Quantizer
+from edgetl.export.quantize.attempts import MeasurementImages, Quantizer
 
 BATCH = 16
 # Smallest score in a logarithm. The logarithm of a smaller score depends on rounding only.
@@ -22,13 +22,19 @@ _LEAST_SCORE = 1e-6
 
 
 def rank_operations(
-    quantizer: Quantizer, probe: Probe, task: Task, folder: Path, *, open_files: Callable[[list[Path]], Logits], progress: Progress = silent
+    quantizer: Quantizer,
+    measured: MeasurementImages,
+    task: Task,
+    folder: Path,
+    *,
+    open_files: Callable[[list[Path]], Logits],
+    progress: Progress = silent,
 ) -> tuple[Sensitivity, ...]:
     """Rank the operations of the last quantized model by their sensitivity, the most sensitive first.
 
     Args:
         quantizer: quantizer with the model.
-        probe: images for the measurement.
+        measured: images for the measurement.
         task: task of the network. It selects the comparison, see ``divergence``.
         folder: empty folder for temporary models.
         open_files: loads files in the engine.
@@ -37,8 +43,8 @@ def rank_operations(
 
     def distance(files: list[Path]) -> float:
         logits = open_files(files)
-        rows = [logits(probe.images[start : start + BATCH]) for start in range(0, len(probe.images), BATCH)]
-        return divergence(probe.trained, np.concatenate(rows), task)
+        rows = [logits(measured.images[start : start + BATCH]) for start in range(0, len(measured.images), BATCH)]
+        return divergence(measured.trained, np.concatenate(rows), task)
 
     operations = quantizer.operations()
     whole = distance(quantizer.write_restored("", folder))
