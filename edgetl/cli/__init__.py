@@ -1,1 +1,1 @@
-"""Command line: application, options generated from models, session, tables, charts. The only package that prints."""
+"""Command line: application, options generated from models, help pages, session, tables and charts. Only this package prints."""

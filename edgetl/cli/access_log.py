@@ -1,4 +1,4 @@
-"""The access log on the standard output, in a thread of its own: a full disk, or a pipe that nobody reads, delays no response."""
+"""Access log of the server on standard output. A separate thread writes it, so that a full disk or a blocked pipe delays no response."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-# Lines that wait to be written; a slow reader loses lines, not responses.
+# Largest number of lines in the queue. With a slow reader, lines are dropped.
 _MOST_LINES = 10_000
 _LAST_S = 2.0
 
 
 @contextmanager
 def access_log(*, on: bool) -> Iterator[None]:
-    """Write what ``edgetl.access`` logs, a line each."""
+    """Write each record of the logger ``edgetl.access`` as one line while the block runs."""
     logger = logging.getLogger("edgetl.access")
     logger.propagate = False
     logger.setLevel(logging.INFO if on else logging.CRITICAL)
@@ -30,7 +30,7 @@ def access_log(*, on: bool) -> Iterator[None]:
 
 
 class _Queued(logging.Handler):
-    """Lines that a thread writes; where no more fit, the new one is lost."""
+    """Log handler with a queue of lines that a thread writes. If the queue is full, new lines are dropped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,12 +39,12 @@ class _Queued(logging.Handler):
         self._writer.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a line."""
+        """Add a line to the queue."""
         with suppress(queue.Full):
             self._lines.put_nowait(record.getMessage())
 
     def close(self) -> None:
-        """Write what waits, unless nobody takes it."""
+        """Write the remaining lines, for at most two seconds."""
         with suppress(queue.Full):
             self._lines.put_nowait(None)
             self._writer.join(_LAST_S)
@@ -52,7 +52,7 @@ class _Queued(logging.Handler):
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
-            # The disk is full, the reader went, or there is no standard output: the line is lost.
+            # The disk is full, the pipe is closed, or there is no standard output. The line is dropped.
             with suppress(OSError, ValueError, AttributeError):
                 sys.stdout.write(line + "\n")
                 if self._lines.empty():

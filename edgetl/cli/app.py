@@ -60,18 +60,18 @@ def _show_version(wanted: bool) -> None:
 def _root(
     _: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")] = False,
 ) -> None:
-    """Options before the command."""
+    """Handle the options before the command."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 a bug (traceback), 2 usage, or the code of the error's class."""
+    """Run the command line and exit: 0 for success, 1 for a bug (traceback), 2 for a usage error, otherwise the code of the error class."""
     given = sys.argv[1:] if arguments is None else arguments
     disable_telemetry()
     escape_unencodable()
-    # Interpreters that libraries start (loaders of multiprocessing, compilers of torch) leave out the current folder, as this process does.
+    # Child interpreters (multiprocessing loaders, the torch compiler) must not import modules from the current folder either.
     os.environ["PYTHONSAFEPATH"] = "1"
     for number in (signal.SIGINT, signal.SIGTERM):
-        # The server drains on a signal, and has handlers of its own.
+        # The server has its own handler of SIGTERM, which finishes the open requests.
         if signal.getsignal(number) is not signal.SIG_IGN and not (number == signal.SIGTERM and given[:1] == ["serve"]):
             signal.signal(number, _interrupt)
     try:
@@ -86,12 +86,12 @@ def main(arguments: list[str] | None = None) -> None:
         print_error(shortage, json_output="--json" in given)
         sys.exit(shortage.exit_code)
     except Interrupted as stopped:
-        err.print(f"interrupted; nothing half-written was kept.{f' {escape(stopped.saved)}' if stopped.saved else ''}", soft_wrap=True)
+        err.print(f"interrupted; no incomplete output was kept.{f' {escape(stopped.saved)}' if stopped.saved else ''}", soft_wrap=True)
         sys.exit(128 + stopped.number)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second signal ends at once
+    signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
     raise Interrupted(number)
 
 

@@ -1,4 +1,4 @@
-"""Pictures that the command line writes; matplotlib is needed only for them."""
+"""Charts of the command line. Only charts need matplotlib."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from edgetl.train.config.ranking import Ranking
 
-# Operations of a variant that a chart shows.
+# Largest number of operations of a variant in a chart.
 MOST_BARS = 20
 _STAGES = (("decode", "#9ecae1"), ("preprocess", "#4292c6"), ("infer", "#08306b"))
 
 
 def draw_latency(report: LatencyReport, path: Path) -> None:
-    """Bars of the median time of each stage, one for each variant, as PNG, or in the format of the suffix.
+    """Write a bar chart of the median time of each stage, with one bar per variant, in the format of the file name (PNG).
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -34,7 +34,7 @@ def draw_latency(report: LatencyReport, path: Path) -> None:
 
 
 def draw_demo(test: Evaluation, report: LatencyReport, accuracies: dict[str, float], path: Path) -> None:
-    """Chart of the demo: confusion matrix, accuracy of each variant, and time of each stage."""
+    """Write the chart of the demo: confusion matrix, accuracy of each variant, and time of each stage."""
     from edgetl.train.artifacts.plots import confusion_axes
 
     figure = _figure(14.0, 5.2)
@@ -47,13 +47,13 @@ def draw_demo(test: Evaluation, report: LatencyReport, accuracies: dict[str, flo
     upper.invert_yaxis()
     for index, name in enumerate(names):
         upper.text(accuracies[name], index, f"{accuracies[name]:.3f} ", va="center", ha="right", color="white", fontsize=9)
-    upper.set_title("accuracy on the test images", fontsize=10)
+    upper.set_title("accuracy on test images", fontsize=10)
     stages_axes(lower, report)
     _save(figure, path)
 
 
 def draw_ranking(ranking: Ranking, path: Path) -> None:
-    """Score against latency, with the Pareto front: what no other candidate beats in both."""
+    """Write a scatter plot of score against latency, with the Pareto front: candidates that no other one exceeds in both."""
     figure = _figure(9.0, 5.5)
     axes = figure.add_subplot()
     points = sorted(
@@ -67,19 +67,22 @@ def draw_ranking(ranking: Ranking, path: Path) -> None:
     for latency, score, name in points:
         best = (latency, score, name) in front
         axes.scatter(latency, score, color="#08306b" if best else "#9ecae1", zorder=2)
-        axes.annotate(name, (latency, score), xytext=(5, 4), textcoords="offset points", fontsize=8, color="black" if best else "grey")
+        axes.annotate(name, (latency, score), xytext=(5, 4), textcoords="offset points", fontsize=8, color="black" if best else "gray")
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.1)
-    axes.set_xlabel("ms for one image, torch, one thread")
-    axes.set_ylabel("leave-one-out accuracy (mean of kNN and ridge)")
+    axes.set_xlabel("latency of one image, ms (torch, one thread)")
+    axes.set_ylabel("leave-one-out accuracy (mean of k-NN and ridge)")
     axes.set_title(f"{Path(ranking.data).name}: {ranking.images} images, {ranking.classes} classes", fontsize=10)
     axes.legend(fontsize=8, frameon=False)
     _save(figure, path)
 
 
 def draw_sensitivities(manifest: Manifest, path: Path) -> bool:
-    """For each int8 variant the operations whose quantization costs most, as bars; what undoes another's error in grey. False, and no
-    chart, where none was measured: all were left out, or only matrix products are quantized, with ranges of their own each time."""
+    """Write a bar chart of the operations that are most sensitive to quantization, for each int8 variant.
+
+    Gray bars are operations that compensate the error of another. Returns False without a chart if no operation was measured: every int8
+    variant was left out before, or it quantizes only matrix products, with ranges computed at run time.
+    """
     items: list[Variant | Rejected] = [*manifest.variants, *manifest.rejected]
     measured = [item for item in items if item.sensitivities]
     if not measured:
@@ -95,7 +98,7 @@ def draw_sensitivities(manifest: Manifest, path: Path) -> bool:
         )
         axes.set_yticks(places, names, fontsize=8)
         axes.invert_yaxis()
-        axes.set_xlabel("nearer to the trained model with this operation in fp32 (nats)")
+        axes.set_xlabel("divergence from the trained model caused by this operation (nats)")
         axes.set_title(f"{manifest.name}, {item.name}", fontsize=10)
     _save(figure, path)
     return True
@@ -106,24 +109,28 @@ def _short(name: str) -> str:
 
 
 def stages_axes(axes: Axes, report: LatencyReport) -> None:
-    """Stacked bars of the median milliseconds of each stage."""
+    """Draw stacked bars of the median time of each stage, ms."""
     names = [row.variant for row in report.variants]
     start = [0.0] * len(names)
-    for stage, colour in _STAGES:
+    for stage, color in _STAGES:
         widths = [getattr(row, stage).p50_ms or getattr(row, stage).mean_ms for row in report.variants]
-        axes.barh(names, widths, left=start, color=colour, label=stage)
+        axes.barh(names, widths, left=start, color=color, label=stage)
         start = [left + width for left, width in zip(start, widths, strict=True)]
     for index, end in enumerate(start):
         axes.text(end, index, f" {end:.2f} ms", va="center", fontsize=9)
     axes.set_xlim(0, max(start) * 1.18)
     axes.invert_yaxis()
-    axes.set_xlabel("median milliseconds of one image")
+    axes.set_xlabel("median time of one image, ms")
     axes.set_title(f"{report.threads} thread(s), {report.host['cpu']}", fontsize=10)
     axes.figure.legend(fontsize=8, loc="outside lower center", ncols=3, frameon=False)
 
 
 def need_matplotlib() -> None:
-    """Refuse before minutes of measuring, with the pip command, when no chart could be drawn."""
+    """Raise an error before a long measurement if no chart can be drawn.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     if find_spec("matplotlib") is None:
         raise MissingExtraError("matplotlib", "plot")
 

@@ -25,6 +25,13 @@ _PARAGRAPH, _LINE = "\n\n", "\n"
 _LABEL_WIDTH = 28
 _NOT_ONE_OF = re.compile(r"(?:Value error, )?'(?P<given>.*)' is not one of (?P<known>.*?)\.?$", re.DOTALL)
 
+# Messages of pydantic, which newer versions of typer print.
+_PLAIN = {
+    "Input should be a valid integer, unable to parse string as an integer": "the value must be an integer",
+    "Input should be a valid number, unable to parse string as a number": "the value must be a number",
+    "Input should be": "the value must be",
+}
+
 
 class HelpCommand(TyperCommand):
     """Command with the help page of this module."""
@@ -44,7 +51,7 @@ class HelpCommand(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
-            error.message = _with_suggestion(error.message)
+            error.message = _plain_message(error.message)
             raise
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
@@ -60,9 +67,12 @@ class HelpGroup(TyperGroup):
         _print_page(self, ctx)
 
 
-def _with_suggestion(message: str) -> str:
+def _plain_message(message: str) -> str:
+    """Return the error of a wrong value in plain words, with the nearest value of a choice."""
     found = _NOT_ONE_OF.match(message)
     if found is None:
+        for original, plain in _PLAIN.items():
+            message = message.replace(original, plain)
         return message
     known = re.findall(r"'([^']*)'", found["known"])
     nearest = get_close_matches(found["given"], known, n=1)

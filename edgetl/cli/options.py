@@ -1,4 +1,4 @@
-"""Command-line options generated from configuration models: name, type, default, bounds and help stand in the model."""
+"""Command-line options, generated from configuration models: name, type, default, bounds and help text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from edgetl.cli.session import numbers
 from edgetl.core.config import Model, StrictModel
@@ -18,17 +19,21 @@ from edgetl.errors import ConfigError, MissingExtraError
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
-# Numbers that may be the word auto.
+# Numbers that also accept the word auto.
 OR_AUTO = ("epochs",)
 ENVIRONMENT = {"weights_dir": "EDGETL_WEIGHTS"}
 
 
 def options_of(model: type[StrictModel], *, only: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> Callable[[Command], Command]:
-    """Decorator: give a command whose last parameter is ``**values`` one option for each leaf of ``model`` (``edgetl.core.options``).
+    """Decorate a command with one option for each leaf of ``model`` (``edgetl.core.options``).
 
-    ``only`` names those that the command offers; several decorators may follow each other.
+    The last parameter of the command is ``**values``. Several decorators can follow each other. Lists stay text here; ``given`` converts
+    them, and the model validates all options together.
 
-    Words and lists stay text here: ``given`` converts them and the model checks all of them together.
+    Args:
+        model: configuration model.
+        only: names of the options of the command. Empty means all.
+        without: names of options to leave out.
     """
 
     def add(command: Command) -> Command:
@@ -45,14 +50,14 @@ def options_of(model: type[StrictModel], *, only: tuple[str, ...] = (), without:
 
 
 def given(model: type[StrictModel], context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
-    """The options that the user gave, on the command line or in the environment, as ``model`` takes them: ``224,224`` becomes a pair.
+    """Return the options that the user gave on the command line or in the environment, converted for ``model``: ``224,224`` to a pair.
 
-    Defaults are left out: the model has its own, and a value that equals one but was given overrides a recipe.
+    Defaults are left out, because the model has its own. A given value that equals the default must override a recipe.
     """
     known, found = options(model), {}
     for name, value in values.items():
         source = context.get_parameter_source(name)
-        # By name: typer brings click's enum in a module of its own, or takes click's.
+        # Compared by name: depending on its version, typer has its own copy of this enum of click.
         if source is None or source.name not in ("COMMANDLINE", "ENVIRONMENT"):
             continue
         count = _length(known[name].field.annotation)
@@ -63,21 +68,21 @@ def given(model: type[StrictModel], context: typer.Context, values: dict[str, An
 
 
 def part(model: type[StrictModel], values: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``values`` that are options of ``model``, where a command has the options of several models."""
+    """Return the values that are options of ``model``, for a command with the options of several models."""
     return {name: value for name, value in values.items() if name in options(model)}
 
 
 def _numbers(text: str, count: int, name: str) -> tuple[float, ...] | None:
-    """``count`` numbers; two of them are whole (height and width), and one stands for both."""
+    """Return ``count`` numbers. Two are integers (height and width), and a single one is used for both."""
     found = numbers(f"{text},{text}" if count == 2 and text.isdigit() else text, count, f"--{name.replace('_', '-')}")
     return tuple(int(number) for number in found) if found and count == 2 else found
 
 
 def build(model: type[Model], **values: Any) -> Model:
-    """The configuration with these options, by their flat names; several mistakes are reported together.
+    """Return the configuration with these options, by their flat names. All mistakes are reported together.
 
     Raises:
-        ConfigError: naming each option.
+        ConfigError: an option is invalid. The message names each one.
     """
     try:
         return model.model_validate(nested(model, values))
@@ -86,18 +91,37 @@ def build(model: type[Model], **values: Any) -> Model:
 
 
 def explain(model: type[StrictModel], error: ValidationError) -> str:
-    """Every mistake of a configuration, with the option that it belongs to."""
+    """Return all mistakes of a configuration as text, each with its option."""
     names = {f"{option.group}.{option.leaf}".strip("."): name for name, option in options(model).items()}
-    found = []
+    found: dict[str, None] = {}
     for item in error.errors():
         loc = [str(part) for part in item["loc"]]
         name = names.get(".".join(loc[:2])) or names.get(loc[0]) or ".".join(loc)
-        found.append(f"--{name.replace('_', '-')}: {item['msg']}")
+        found[f"--{name.replace('_', '-')}: {_mistake(name, item)}"] = None
     return "; ".join(found) + "."
 
 
+def _mistake(name: str, item: ErrorDetails) -> str:
+    """Return one mistake as text, such as ``must be at most 0.5, but is 0.9``."""
+    bounds = {"greater_than": "greater than", "greater_than_equal": "at least", "less_than": "less than", "less_than_equal": "at most"}
+    context = item.get("ctx", {})
+    if item["type"] == "value_error":
+        return str(context["error"])
+    if item["type"] in bounds:
+        (limit,) = context.values()
+        return f"must be {bounds[item['type']]} {limit:g}, but is {item['input']}"
+    if item["type"] in ("int_parsing", "int_type", "float_parsing", "float_type"):
+        kind = "an integer" if item["type"].startswith("int") else "a number"
+        return f"must be {kind}{' or auto' if name in OR_AUTO else ''}, but is {item['input']}"
+    return item["msg"]
+
+
 def need_extra(extra: str) -> None:
-    """Refuse early, with the pip command, when the libraries of ``extra`` are not installed."""
+    """Check that the libraries of ``extra`` are installed, before any work.
+
+    Raises:
+        MissingExtraError: a library is missing. The message contains the pip command.
+    """
     libraries = {
         "train": ("torch", "torchvision", "timm", "lightning", "sklearn", "matplotlib"),
         "export": ("torch", "onnx", "onnxscript", "nncf"),
@@ -125,7 +149,7 @@ def _parameter(option: Option) -> inspect.Parameter:
 
 
 def _kind(annotation: Any) -> Any:
-    """Type that typer parses: a choice for a ``Literal``, text for other words and lists of numbers, a list for repeated options."""
+    """Return the type that typer parses: a choice for a ``Literal``, text for words and lists of numbers, a list for repeated options."""
     plain = _without_none(annotation)
     if get_args(plain)[1:] == (...,):
         return list[str]
@@ -146,7 +170,7 @@ def _metavar(annotation: Any) -> str | None:
 
 
 def _completion(annotation: Any) -> Callable[[str], list[str]] | None:
-    """Shell completion of a list of words with fixed values: it completes the word after the last comma."""
+    """Return the shell completion of a list with fixed values. It completes the word after the last comma."""
     item = get_args(_without_none(annotation))[:1]
     known = get_args(item[0]) if item and get_origin(item[0]) is Literal else ()
     if not known or get_origin(_without_none(annotation)) is not tuple:
@@ -166,6 +190,6 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _length(annotation: Any) -> int:
-    """Number of values of an option such as ``224,224``; 0 for options of one value and for those that may be repeated."""
+    """Return the number of values of an option such as ``224,224``, or 0 for single values and repeated options."""
     plain = _without_none(annotation)
     return len(get_args(plain)) if get_origin(plain) is tuple and ... not in get_args(plain) else 0

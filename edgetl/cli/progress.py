@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with the time left on a terminal, plain lines elsewhere; always on the error stream."""
+"""Progress of long operations on the error stream: a bar with the time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLAIN_INTERVAL_S = 10.0
 
 @contextmanager
 def shown_progress(console: Console, *, quiet: bool) -> Iterator[core.Progress]:
-    """Yield a ``Progress`` that draws on ``console``, or nothing when ``quiet``."""
+    """Yield a ``Progress`` that prints on ``console``, or one that prints nothing if ``quiet``."""
     if quiet:
         yield core.silent
     elif console.is_terminal:
@@ -35,7 +35,7 @@ def shown_progress(console: Console, *, quiet: bool) -> Iterator[core.Progress]:
 
 
 class _Bars:
-    """One bar for the current stage."""
+    """Progress bar of the current stage."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
@@ -51,7 +51,7 @@ class _Bars:
 
 
 class _Lines:
-    """A line when a stage starts, and one every ten seconds with the time left."""
+    """Plain lines: one at the start of a stage, then one every ten seconds with the time left."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

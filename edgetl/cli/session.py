@@ -27,10 +27,10 @@ from edgetl.core.files.names import printable
 from edgetl.data.scan_notes import ScanNote
 from edgetl.errors import ConfigError, EdgetlError, StoppedError
 
-# Bytes of file names that are not UTF-8 (PEP 383): in JSON text they occur inside strings alone, where a backslash is written twice.
+# Bytes of file names that are not UTF-8 (PEP 383). In JSON they occur only inside strings, where a backslash is doubled.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
-# Loggers with a level of their own, which that of the root logger does not reach.
+# Loggers with their own level, which ignore the level of the root logger.
 _NOISY = ("lightning", "lightning.pytorch", "torch.utils.cpp_extension", "torch.onnx", "onnxscript", "nncf", "huggingface_hub.utils._http")
 
 out = Console(highlight=False)
@@ -56,11 +56,11 @@ VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", rich_help_panel=
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM. Not a ``KeyboardInterrupt``, which typer and Lightning handle in their own ways.
+    """Interruption by Ctrl-C or SIGTERM. It is no ``KeyboardInterrupt``, because typer and Lightning handle that one themselves.
 
     Attributes:
-        number: of the signal.
-        saved: description of the saved state and the command that resumes it; none if nothing was saved.
+        number: number of the signal.
+        saved: description of the saved state with the command that resumes it. None if nothing was saved.
     """
 
     def __init__(self, number: int, saved: str | None = None) -> None:
@@ -70,13 +70,13 @@ class Interrupted(BaseException):
 
 
 def is_first_process() -> bool:
-    """True for the process that prints: the first of those that ``torchrun`` started, or the only one."""
+    """Return True for the process that prints: the only one, or the first process of ``torchrun``."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def working(*, json_output: bool, verbose: bool) -> Iterator[core.Progress]:
-    """Set logging and warnings for one command and yield its progress, which ``--json`` leaves out."""
+    """Set up logging and warnings of a command, and yield its progress. With ``--json`` the progress prints nothing."""
     quiet = json_output or not is_first_process()
     with _library_logs(verbose=verbose), shown_progress(err, quiet=quiet) as progress, _own_logs():
         yield progress
@@ -84,7 +84,7 @@ def working(*, json_output: bool, verbose: bool) -> Iterator[core.Progress]:
 
 @contextmanager
 def _library_logs(*, verbose: bool) -> Iterator[None]:
-    """Show what libraries log, or only their errors, while the block runs."""
+    """Print the log messages of libraries while the block runs: all of them if ``verbose``, otherwise errors."""
     root, handler = logging.getLogger(), logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     levels = {"root": logging.INFO} if verbose else dict.fromkeys(("root", *_NOISY), logging.ERROR)
@@ -105,7 +105,7 @@ def _library_logs(*, verbose: bool) -> Iterator[None]:
 
 @contextmanager
 def _own_logs() -> Iterator[None]:
-    """Print what edgetl logs while the block runs, such as the license of the weights before they are trained."""
+    """Print the log messages of edgetl while the block runs, such as the license of the weights."""
     logger, handler = logging.getLogger("edgetl"), _Console()
     before = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
@@ -120,7 +120,7 @@ def _own_logs() -> Iterator[None]:
 
 
 class _Console(logging.Handler):
-    """Lines on the error stream, above a progress bar where there is one."""
+    """Log handler that prints lines on the error stream, above the progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if is_first_process():
@@ -128,7 +128,7 @@ class _Console(logging.Handler):
 
 
 def print_json(value: StrictModel | dict[str, object]) -> None:
-    """Print a JSON document on the standard output. It is UTF-8, also on terminals of another encoding."""
+    """Print a JSON document on standard output, in UTF-8 on every terminal."""
     plain = value.model_dump(mode="json") if isinstance(value, StrictModel) else value
     text = _LONE_SURROGATE.sub(lambda found: f"\\{printable(found[0])}", json.dumps(plain, indent=2, ensure_ascii=False)) + "\n"
     sys.stdout.flush()
@@ -137,21 +137,21 @@ def print_json(value: StrictModel | dict[str, object]) -> None:
 
 
 def escape_unencodable() -> None:
-    """Make both streams escape characters outside their encoding (ASCII, Latin-1, a Windows code page), as ``\\u732b``."""
+    """Escape characters that the encoding of a stream (ASCII, Latin-1, a Windows code page) lacks, such as ``\\u732b``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def print_notes(notes: Sequence[ScanNote]) -> None:
-    """Print the scan notes, one line for each reason."""
+    """Print the scan notes, one line per reason."""
     for note in notes:
         color = "cyan" if note.used else "yellow"
         out.print(f"[{color}]images:[/] {escape(note.describe())}", soft_wrap=True)
 
 
 def print_error(error: EdgetlError, *, json_output: bool) -> None:
-    """Print an error on the error stream, after its table of attempts if it has one.
+    """Print an error on the error stream, after the table of its attempts if there are any.
 
     With ``--json``, also print it as an object on the standard output.
     """
@@ -160,22 +160,22 @@ def print_error(error: EdgetlError, *, json_output: bool) -> None:
         print_json({"error": {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code, **rows}})
     elif error.rows:
         err.print(outcomes_table([Outcome.model_validate(row) for row in error.rows]))
-    prefix = "" if isinstance(error, StoppedError) else "[bold red]error:[/] "  # a requested stop is not an error
+    prefix = "" if isinstance(error, StoppedError) else "[bold red]error:[/] "  # a stop by the user is not an error
     err.print(f"{prefix}{escape(str(error))}", soft_wrap=True)
 
 
 def numbers(text: str | None, count: int, option: str) -> tuple[float, ...] | None:
-    """Split ``0.5,0.5,0.5`` into ``count`` numbers.
+    """Split a text such as ``0.5,0.5,0.5`` into ``count`` numbers.
 
     Raises:
-        ConfigError: not that many numbers.
+        ConfigError: the text is not ``count`` numbers.
     """
     if text is None:
         return None
     try:
         values = tuple(float(part) for part in text.replace("x", ",").split(","))
     except ValueError as error:
-        raise ConfigError(f"{option} {text!r} takes {count} numbers separated by commas.") from error
+        raise ConfigError(f"{option} takes {count} numbers separated by commas; it was {text!r}.") from error
     if len(values) != count:
-        raise ConfigError(f"{option} {text!r} takes {count} numbers separated by commas.")
+        raise ConfigError(f"{option} takes {count} numbers separated by commas; it was {text!r}.")
     return values

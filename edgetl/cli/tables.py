@@ -1,4 +1,4 @@
-"""Tables and lines of results."""
+"""Tables and summary lines of results."""
 
 from __future__ import annotations
 
@@ -15,26 +15,34 @@ from edgetl.core.tasks import SCORE_NAMES
 from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.scenarios import LatencyReport
 
-# A loss that a gate ought to be able to exclude, 3 points of accuracy.
+# Accuracy drop that a gate should be able to exclude: 3 points.
 UNCERTAIN_DROP = 0.03
 
 
 def with_interval(value: Proportion) -> str:
-    """A figure with its 95 % interval and its number of images."""
+    """Format a metric with its 95 % interval and its number of images."""
     return f"{value.value:.4f} ({value.low:.3f} to {value.high:.3f}, n = {value.n})"
 
 
 def plain_table(title: str, first: str, *others: str) -> Table:
-    """A table whose first column is text and never wrapped, and whose others are numbers; narrow enough for 80 columns."""
+    """Return a table with a text column and number columns. On a narrow terminal the text is folded; the numbers are not wrapped."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")
     for column in others:
         table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
+def facts_grid() -> Table:
+    """Return a grid for rows of a name and a value. Long paths and words are folded."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    return grid
+
+
 def classes_table(evaluation: Evaluation, title: str) -> Table:
-    """One row a class or label; of labels with average precision and threshold."""
+    """Return a table with one row per class. For multi-label tasks: per label, with average precision (AP) and threshold."""
     figures = evaluation.multi_label
     table = plain_table(title, "label" if figures else "class", "n", "precision", "recall", "F1", *(["AP", "threshold"] if figures else []))
     for index, score in enumerate(evaluation.classes):
@@ -47,12 +55,12 @@ def classes_table(evaluation: Evaluation, title: str) -> Table:
 
 
 def figures_line(evaluation: Evaluation) -> str:
-    """The figures of all images in one line."""
+    """Format the metrics of an evaluation in one line."""
     if (labels := evaluation.multi_label) is not None:
         return (
             f"mean average precision {with_interval(labels.mean_average_precision)}, "
-            f"every label right {with_interval(evaluation.accuracy)}, "
-            f"right decisions {labels.label_accuracy:.4f}, macro F1 {evaluation.macro_f1:.4f}"
+            f"exact match {with_interval(evaluation.accuracy)}, "
+            f"label accuracy {labels.label_accuracy:.4f}, macro F1 {evaluation.macro_f1:.4f}"
         )
     if (values := evaluation.regression) is None:
         return f"accuracy {with_interval(evaluation.accuracy)}, macro F1 {evaluation.macro_f1:.4f}"
@@ -63,9 +71,9 @@ def figures_line(evaluation: Evaluation) -> str:
 
 
 def variants_table(manifest: Manifest) -> Table:
-    """One row a variant, the fastest at the export first."""
+    """Return a table with one row per variant, in the order of the bundle."""
     title = f"{manifest.name}: trained model {SCORE_NAMES[manifest.task]} {with_interval(manifest.trained)} on validation"
-    table = plain_table(title, "variant", "MB", "validation", "test", "agrees", "confident", "ms")
+    table = plain_table(title, "variant", "MB", "validation", "test", "agreement", "confident", "ms")
     for variant in manifest.variants:
         table.add_row(
             variant.name,
@@ -80,9 +88,9 @@ def variants_table(manifest: Manifest) -> Table:
 
 
 def outcomes_table(rows: Sequence[Outcome]) -> Table:
-    """Table of attempted variants, input sizes and thread counts, each kept or with the rule that rejected it."""
+    """Return a table of attempted variants, input sizes and thread counts, each with its result."""
     table = plain_table("attempted variants", "variant", "px", "threads", "p90 ms", "MB")
-    table.add_column("result")
+    table.add_column("result", overflow="fold")
     for row in rows:
         offer = row.offer
         figures = ["", "", ""]
@@ -98,18 +106,18 @@ def outcomes_table(rows: Sequence[Outcome]) -> Table:
 
 
 def busy_lines(manifest: Manifest) -> list[str]:
-    """Warning if the host was busy while the variants were timed."""
+    """Return a warning if the host was busy while the variants were timed."""
     loads = [variant.load for variant in manifest.variants if variant.load]
     loads += [row.offer.load for row in manifest.outcomes if row.offer and row.offer.load and row.offer.busy]
     if not loads:
         return []
     worst = max(loads, key=lambda load: load.total)
-    order = "; the variants are in the order of their accuracy, not of their time" if manifest.sorted_by == "accuracy" else ""
-    return [f"* the host was busy during the timing ({worst.describe()}){order}. Export on an idle host for reliable times."]
+    order = " The variants are sorted by accuracy, not by latency." if manifest.sorted_by == "accuracy" else ""
+    return [f"* the host was busy during the timing ({worst.describe()}).{order} Export on an idle host for reliable times."]
 
 
 def attempt_lines(manifest: Manifest) -> list[str]:
-    """Attempts of the quantization search of each int8 variant, with their figures."""
+    """Return a line for each attempt of the quantization search, with its metrics and result."""
     items: list[Variant | Rejected] = [*manifest.variants, *manifest.rejected]
     figure = SCORE_NAMES[manifest.task]
     return [f"{item.name}: {attempt.method}: {_measured(attempt, figure)}" for item in items for attempt in item.attempts]
@@ -117,27 +125,28 @@ def attempt_lines(manifest: Manifest) -> list[str]:
 
 def _measured(attempt: Attempt, figure: str) -> str:
     if attempt.accuracy is None or attempt.drop is None or attempt.confident_agreement is None:
-        return f"could not be made: {attempt.reason}"
-    result = "passed" if attempt.passed else f"not enough: {attempt.reason}" if attempt.reason else "not enough"
+        return f"failed: {attempt.reason}"
+    result = "passed" if attempt.passed else f"rejected: {attempt.reason}" if attempt.reason else "rejected"
     return f"{figure} {attempt.accuracy:.4f} (drop {attempt.drop:+.4f}), confident agreement {attempt.confident_agreement:.3f}: {result}"
 
 
 def sensitive_lines(manifest: Manifest) -> list[str]:
-    """The three operations whose quantization costs most, of each variant with sensitivities."""
+    """Return a line for each variant with sensitivities: the three operations that are most sensitive to quantization."""
     items: list[Variant | Rejected] = [*manifest.variants, *manifest.rejected]
     return [
-        f"{item.name}: quantization costs most in " + ", ".join(f"{found.title} {found.divergence:+.4f}" for found in worst)
+        f"{item.name}: most sensitive operations (divergence in nats): "
+        + ", ".join(f"{found.title} {found.divergence:+.4f}" for found in worst)
         for item in items
         if (worst := item.sensitivities[:3])
     ]
 
 
 def slower_lines(manifest: Manifest) -> list[str]:
-    """Said aloud where a reduced variant takes longer than fp32 in the same engine, on the machine that exported."""
+    """Return a line for each variant that is slower than the fp32 variant of the same format."""
     plain = {item.format: item for item in manifest.variants if item.precision == "fp32"}
     return [
-        f"{item.name} is slower than {plain[item.format].name} here ({item.median_ms:.2f} against {plain[item.format].median_ms:.2f} ms): "
-        f"it saves {plain[item.format].size_bytes / item.size_bytes:.1f} times the size, not time."
+        f"{item.name} is slower than {plain[item.format].name} on this host ({item.median_ms:.2f} and "
+        f"{plain[item.format].median_ms:.2f} ms), but {plain[item.format].size_bytes / item.size_bytes:.1f} times smaller."
         for item in manifest.variants
         if item.precision != "fp32"
         and item.format in plain
@@ -147,7 +156,7 @@ def slower_lines(manifest: Manifest) -> list[str]:
 
 
 def agreement_lines(manifest: Manifest) -> list[str]:
-    """Agreement of each reduced-precision variant with the trained model on unlabeled images, a line each."""
+    """Return a line for each reduced-precision variant: its agreement with the trained model on unlabeled images."""
     lines = []
     for item in manifest.variants:
         found = item.unlabeled
@@ -155,24 +164,27 @@ def agreement_lines(manifest: Manifest) -> list[str]:
             continue
         line = f"{item.name}: {round((1 - found.top1_agreement) * found.n)} of {found.n} predictions on unlabeled images change"
         if manifest.task == "multi-label":
-            line = f"{item.name}: {found.top1_agreement:.4f} of the decisions on {found.n} unlabeled images are the same"
+            line = f"{item.name}: label agreement {found.top1_agreement:.4f} on {found.n} unlabeled images"
         if found.expected_drop is not None and found.beyond_half_margin is not None and found.relative_error is not None:
             line += (
-                f", an expected loss of {found.expected_drop:.4f}; the logits' error is above half the margin on "
-                f"{found.beyond_half_margin:.0%} of them, its median {found.relative_error:.2f} of the median margin"
+                f" (expected accuracy drop {found.expected_drop:.4f}). The logit error exceeds half the margin on "
+                f"{found.beyond_half_margin:.0%} of the images; its median is {found.relative_error:.2f} of the median margin"
             )
         lines.append(f"{line}.")
     return lines
 
 
 def certainty_lines(manifest: Manifest) -> list[str]:
-    """Number of validation images that may change, and a warning if they are too few to bound a variant's accuracy drop."""
+    """Return the number of validation images that may change, and a warning if they are too few to bound the accuracy drop."""
     lines = []
     n, allowed = manifest.trained.n, manifest.max_changed
     if allowed is not None:
         lines.append(f"{allowed} of {n} validation images may change (--max-drop {manifest.max_drop:g}).")
         if 0 < n * manifest.max_drop < 1:
-            lines[0] += f" One image is {1 / n:.4f}: {n} cannot resolve that limit; agreement on unlabeled images is checked instead."
+            lines[0] += (
+                f" One image changes the accuracy by {1 / n:.4f}, so {n} images cannot resolve this limit. Agreement on unlabeled images "
+                f"is checked instead."
+            )
     unsure = [
         item for item in manifest.variants if item.precision != "fp32" and item.accuracy_drop and item.accuracy_drop.high > UNCERTAIN_DROP
     ]
@@ -182,13 +194,14 @@ def certainty_lines(manifest: Manifest) -> list[str]:
     n = max(item.accuracy_drop.n for item in unsure if item.accuracy_drop)
     return [
         *lines,
-        f"{n} validation images cannot exclude a loss of more than {UNCERTAIN_DROP:g} (95 %; at most: {shown}); more images would.",
+        f"{n} validation images are too few to exclude an accuracy drop above {UNCERTAIN_DROP:g}. Upper 95 % bounds: {shown}. Add "
+        f"validation images for narrower bounds.",
     ]
 
 
 def latency_table(report: LatencyReport) -> Table:
-    """One row a variant; milliseconds of one image, after warm-up."""
-    title = f"{report.bundle}: one image, {report.threads} thread(s), p50 in ms"
+    """Return a table with one row per variant: latency of one image, ms, after warm-up."""
+    title = f"{report.bundle}: latency of one image, ms (median), {report.threads} thread(s)"
     table = plain_table(title, "variant", "decode", "prepare", "infer", "whole", "p90", "p99", "images/s")
     for row in report.variants:
         stages = [percentile(values, 50) for values in (row.decode, row.preprocess, row.infer, row.whole)]
@@ -197,8 +210,8 @@ def latency_table(report: LatencyReport) -> Table:
 
 
 def cold_table(report: LatencyReport) -> Table:
-    """Cold start of each variant: a fresh process from its start to its first prediction."""
-    table = plain_table("fresh process", "variant", "file MB", "load ms", "first prediction ms", "peak memory MB")
+    """Return a table of cold starts: a new process for each variant, from its start to its first prediction."""
+    table = plain_table("cold start (new process)", "variant", "file MB", "load ms", "first prediction ms", "peak memory MB")
     for row in report.variants:
         cold = row.cold
         table.add_row(
@@ -208,6 +221,6 @@ def cold_table(report: LatencyReport) -> Table:
 
 
 def percentile(values: Percentiles, rank: int) -> str:
-    """One percentile, or how many calls it would need."""
+    """Format a percentile, or the number of calls that it needs: ``n<662``."""
     found = {50: values.p50_ms, 90: values.p90_ms, 99: values.p99_ms}[rank]
     return f"{found:.2f}" if found is not None else f"n<{MIN_CALLS[rank]}"

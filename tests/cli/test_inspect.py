@@ -14,4 +14,4 @@ def test_a_bundle_that_names_no_host_is_shown(tmp_path: Path) -> None:
     assert manifest.host == {}
     (tmp_path / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", "utf-8")
     done = edgetl("inspect", tmp_path)
-    assert done.returncode == 0 and "on an unknown machine" in done.stdout, done.stderr
+    assert done.returncode == 0 and "on an unknown host" in done.stdout, done.stderr

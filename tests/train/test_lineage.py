@@ -173,5 +173,5 @@ def test_class_counts_as_forgotten_if_its_interval_is_above_0() -> None:
 def test_run_summary_reports_excluded_images(child: Run, capsys: pytest.CaptureFixture[str]) -> None:
     show_run(child)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "of validation and test were left out, because a run that the weights come from has seen them" in printed
+    assert "of validation and test were left out, because the backbone was trained on them" in printed
     assert "unseen images" in printed and "groups: none: images of one object" in printed

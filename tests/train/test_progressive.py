@@ -381,4 +381,4 @@ def test_the_command_keeps_the_old_network(parent: Run, shapes: Path, tmp_path: 
     done = edgetl("train", str(shapes), *options, "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
-    assert "the task of parent (previous column): accuracy" in said and "most forgotten" not in said
+    assert "previous task, of parent (previous column): accuracy" in said and "largest drops" not in said

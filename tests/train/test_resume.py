@@ -131,7 +131,7 @@ def test_a_signal_before_the_first_step_ends_in_one_line(colours: Path, tmp_path
     process = _process("train", colours, "--out", tmp_path / "run", "--strategy", "probe")
     text = _signal_at(process, "strategy probe", number)
     assert process.wait(60) == code, text
-    assert "Traceback" not in text and text.rstrip().splitlines()[-1] == "interrupted; nothing half-written was kept."
+    assert "Traceback" not in text and text.rstrip().splitlines()[-1] == "interrupted; no incomplete output was kept."
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("run")] == []
 
 

@@ -123,7 +123,7 @@ def test_the_command_shows_what_was_compared(colours: Path, tmp_path: Path) -> N
         assert f"compared: {strategy}" in done.stdout
     said = " ".join(done.stdout.split())
     assert "is the cheapest within one standard error" in said and "the whole comparison took" in said
-    assert f"every run is kept in {tmp_path / 'run.compare'}" in said
+    assert f"all runs are in {tmp_path / 'run.compare'}" in said
 
 
 class _Watched(nn.Module):

@@ -1,1 +1,1 @@
-"""Commands: one function for each, grouped by topic."""
+"""Commands of the command line: one function per command, grouped by topic."""

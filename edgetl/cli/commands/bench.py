@@ -38,7 +38,7 @@ def bench_command(
     with working(json_output=json_output, verbose=verbose) as progress:
         files = [] if images is None else find_images(images) if images.is_dir() else [images]
         if images is not None and not files:
-            raise ImageError(f"{images} holds no JPEG, PNG, WebP, BMP or TIFF files.")
+            raise ImageError(f"--images {images} contains no JPEG, PNG, WebP, BMP or TIFF file.")
         report = measure_bundle(bundle, config, images=files, progress=progress)
     if plot is not None:
         draw_latency(report, plot)
@@ -47,7 +47,7 @@ def bench_command(
         return
     show_report(report)
     if plot is not None:
-        out.print(f"chart written to {escape(str(plot))}")
+        out.print(f"chart written to {escape(str(plot))}", soft_wrap=True)
 
 
 def show_report(report: LatencyReport) -> None:
@@ -60,9 +60,9 @@ def show_report(report: LatencyReport) -> None:
         soft_wrap=True,
     )
     if report.load_average > int(host["cores"]) / 4:
-        out.print("[yellow]other programs were running: load above a quarter of the cores; repeat on an idle machine[/]", soft_wrap=True)
+        out.print("[yellow]the host was busy: its load is above a quarter of the cores. Repeat on an idle host.[/]", soft_wrap=True)
     for row in report.variants:
         if row.load is not None and row.load.busy:
-            out.print(f"[yellow]{row.variant}: busy host: {row.load.describe()}; repeat on an idle machine[/]", soft_wrap=True)
+            out.print(f"[yellow]{row.variant}: the host was busy ({row.load.describe()}). Repeat on an idle host.[/]", soft_wrap=True)
     for name in report.skipped:
-        out.print(f"[yellow]{name}: not timed, its engine is not installed[/]")
+        out.print(f"[yellow]{name}: not measured, because its inference engine is not installed[/]", soft_wrap=True)

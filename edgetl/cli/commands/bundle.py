@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import Field
 from rich.markup import escape
-from rich.table import Table
 
 from edgetl.cli.options import build, given, need_extra, options_of
 from edgetl.cli.session import JsonOption, LabelsOption, VerboseOption, err, out, print_json, print_notes, working
-from edgetl.cli.tables import attempt_lines, busy_lines, classes_table, figures_line, outcomes_table, variants_table
+from edgetl.cli.tables import attempt_lines, busy_lines, classes_table, facts_grid, figures_line, outcomes_table, variants_table
 from edgetl.core.bundle import is_run, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
@@ -111,9 +110,9 @@ def _show_evaluation(report: EvaluationReport) -> None:
         out.print(classes_table(report.result, escape(name)))
     out.print(figures_line(report.result), soft_wrap=True)
     if report.left_out:
-        out.print(f"{report.left_out} images were left out: the model was trained or selected on them (--all scores them too).")
+        out.print(f"{report.left_out} images left out: the model was trained or selected on them. --all includes them.", soft_wrap=True)
     if report.broken:
-        out.print(f"{report.broken} images were left out: they cannot be decoded.")
+        out.print(f"{report.broken} images left out: they cannot be decoded.", soft_wrap=True)
     print_notes(report.notes)
 
 
@@ -138,17 +137,20 @@ def verify_command(
     if json_output:
         print_json({**report.model_dump(mode="json"), "evaluations": [item.model_dump(mode="json") for item in evaluations]})
         return
-    out.print(f"{report.files} files are those that the manifest names")
+    out.print(f"{report.files} files match the hashes of the manifest")
     for check in report.checked:
         out.print(
-            f"{check.variant}: {check.images} golden images, largest difference of a score {check.largest_difference:.1e} "
+            f"{check.variant}: {check.images} golden images, largest score difference {check.largest_difference:.1e} "
             f"(tolerance {check.tolerance:g})",
             soft_wrap=True,
         )
     for name in report.skipped:
-        out.print(f"[yellow]{name}: not checked, its engine is not installed[/]")
+        out.print(f"[yellow]{name}: not checked, because its inference engine is not installed[/]", soft_wrap=True)
     for evaluation in evaluations:
-        out.print(f"{evaluation.variant}: {figures_line(evaluation.result)}, {evaluation.left_out} seen images left out", soft_wrap=True)
+        out.print(
+            f"{evaluation.variant}: {figures_line(evaluation.result)}; {evaluation.left_out} images of training and validation left out",
+            soft_wrap=True,
+        )
 
 
 def inspect_command(
@@ -177,8 +179,8 @@ def inspect_command(
 
 
 def _show_run_facts(record: RunRecord, sizes: dict[str, int | None]) -> None:
-    """Print a run's strategy, numbers of images, and files."""
-    facts, spec = Table.grid(padding=(0, 2)), record.preprocess
+    """Print the strategy, numbers of images and files of a run."""
+    facts, spec = facts_grid(), record.preprocess
     files = [f"{name} {'is missing' if size is None else f'{size:,} bytes'}" for name, size in sizes.items()]
     for title, value in (
         ("task", record.task),
@@ -187,7 +189,7 @@ def _show_run_facts(record: RunRecord, sizes: dict[str, int | None]) -> None:
         ("images", ", ".join(f"{record.images[part]} {part}" for part in ("train", "val", "test"))),
         ("input", f"{spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, {spec.interpolation}, {spec.resize} resize"),
         ("backbone", f"{record.backbone.name} ({record.backbone.architecture})"),
-        ("made", record.created),
+        ("created", record.created),
         ("files", "\n".join(files)),
     ):
         facts.add_row(title, escape(value))
@@ -198,21 +200,21 @@ def _show_manifest(manifest: Manifest) -> None:
     out.print(variants_table(manifest))
     for line in attempt_lines(manifest):
         out.print(escape(line), soft_wrap=True)
-    facts = Table.grid(padding=(0, 2))
+    facts = facts_grid()
     lineage, spec = manifest.lineage, manifest.preprocess
     for title, value in (
         ("task", manifest.task),
         ("labels", _labels(manifest)),
         ("input", f"{spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, {spec.interpolation}, {spec.resize} resize"),
-        *([] if spec.intensity == FULL_RANGE else [("more than 8 bits", spec.intensity.describe())]),
-        ("files take", _taken(manifest)),
+        *([] if spec.intensity == FULL_RANGE else [("intensity rule", spec.intensity.describe())]),
+        ("model input", _input_forms(manifest)),
         ("backbone", f"{lineage.architecture}, {lineage.strategy}, {lineage.train_images} training images"),
         ("license", lineage.license or "not stated"),
         ("calibration", f"{manifest.calibration.n} training images" if manifest.calibration else "none"),
         *_contract(manifest),
-        ("golden", f"{len(manifest.golden)} images"),
+        ("golden images", str(len(manifest.golden))),
         ("release", str(manifest.release)),
-        ("made", f"{manifest.created} on {manifest.host.get('cpu', 'an unknown machine')}"),
+        ("created", f"{manifest.created} on {manifest.host.get('cpu', 'an unknown host')}"),
     ):
         facts.add_row(title, escape(value))
     for parent in lineage.parents:
@@ -233,28 +235,28 @@ def _contract(manifest: Manifest) -> list[tuple[str, str]]:
     return [("contract", f"{chosen.variant} on {chosen.threads} thread(s): {', '.join(clause.describe() for clause in chosen.clauses)}")]
 
 
-def _taken(manifest: Manifest) -> str:
-    forms = {"float": "float32 [batch, 3, H, W], normalised", "uint8": "uint8 [batch, H, W, 3], pixels, resized and cropped"}
+def _input_forms(manifest: Manifest) -> str:
+    forms = {"float": "float32 [batch, 3, H, W], normalized", "uint8": "uint8 [batch, H, W, 3], resized and cropped RGB pixels"}
     return "; ".join(sorted({forms[variant.input_form] for variant in manifest.variants}))
 
 
 def _labels(manifest: Manifest) -> str:
-    """Labels with their thresholds, or with the ordinal levels."""
+    """Format the labels with their thresholds, or with the ordinal levels."""
     decision_rule = manifest.decision_rule
     if manifest.task == "multi-label":
-        return ", ".join(f"{label} (from {limit:.3f})" for label, limit in zip(manifest.labels, decision_rule.thresholds, strict=True))
+        return ", ".join(f"{label} (threshold {limit:.3f})" for label, limit in zip(manifest.labels, decision_rule.thresholds, strict=True))
     levels = f", levels {decision_rule.ordinal_levels[0]} to {decision_rule.ordinal_levels[1]}" if decision_rule.ordinal_levels else ""
     return ", ".join(manifest.labels) + levels
 
 
 def _files(paths: list[Path]) -> list[Path]:
-    """Files as given; a folder stands for the images below it."""
+    """Return the files. A folder is replaced by the images in it."""
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
             inside = find_images(path)
             if not inside:
-                raise ImageError(f"{path} holds no JPEG, PNG, WebP, BMP or TIFF files.")
+                raise ImageError(f"{path} contains no JPEG, PNG, WebP, BMP or TIFF file.")
             found += inside
         else:
             found.append(path)
@@ -278,9 +280,9 @@ def _show_prediction(row: dict[str, object], top: int) -> None:
     best = sorted(scores.items(), key=lambda item: -item[1])[:top]
     shown = ", ".join(f"{label} {score:.3f}" for label, score in best)
     if "labels" in row:
-        held = row["labels"]
-        assert isinstance(held, list)
-        shown = f"{', '.join(held) or 'none of the labels'} ({shown})"
+        present = row["labels"]
+        assert isinstance(present, list)
+        shown = f"{', '.join(present) or 'no label'} ({shown})"
     elif "value" in row:
         ((column, output),) = scores.items()
         shown = f"{column} {row['value']:g}" + ("" if output == row["value"] else f" ({output:.3f})")

@@ -41,7 +41,7 @@ def demo_command(
     need_extra("train")
     need_extra("export")
     check_output(out_, overwrite=overwrite)
-    # Not a temporary folder that is renamed: the run records where its images are.
+    # The folder is not written under a temporary name, because the run records the path of its images.
     with working(json_output=False, verbose=verbose) as progress, reserved(out_, overwrite=overwrite):
         remove_side_folder(out_)
         out_.mkdir(exist_ok=True)
@@ -59,7 +59,7 @@ def _train_and_export(root: Path, progress: Progress) -> tuple[Run, Bundle]:
     from edgetl.train.inputs.digits import DEMO_CONFIG, write_digits
     from edgetl.train.workflows.train import train
 
-    _step(f"1. {write_digits(root / 'digits')} images of handwritten digits, written to {root}/digits")
+    _step(f"1. {write_digits(root / 'digits')} images of handwritten digits written to {root}/digits")
     _step(f"2. edgetl train {root}/digits --backbone {DEMO_CONFIG['backbone']} … --out {root}/run")
     run = train(root / "digits", TrainConfig.from_options(**DEMO_CONFIG), root / "run", progress=progress)
     show_run(run)
@@ -72,7 +72,7 @@ def _train_and_export(root: Path, progress: Progress) -> tuple[Run, Bundle]:
 def _try_out(root: Path, bundle: Bundle, progress: Progress) -> LatencyReport:
     _step(f"4. edgetl verify {root}/bundle")
     checked = verify(bundle.path, progress=progress)
-    out.print(f"{checked.files} files are whole, and {len(checked.checked)} variants predict as at the export")
+    out.print(f"{checked.files} files match their hashes, and {len(checked.checked)} variants predict the golden images as expected")
     _step(f"5. edgetl predict {root}/bundle {root}/digits/3")
     predictor = load(bundle)
     for path in sorted((root / "digits" / "3").iterdir())[:3]:
@@ -93,13 +93,13 @@ def _draw(run: Run, bundle: Bundle, report: LatencyReport, path: Path) -> None:
 
 def _show(bundle: Bundle, report: LatencyReport, shown: Path) -> None:
     show_report(report)
-    table = plain_table("summary", "variant", "MB", "test accuracy", "whole path ms")
+    table = plain_table("summary", "variant", "MB", "test accuracy", "latency ms")
     times = {row.variant: row.whole.mean_ms for row in report.variants}
     for variant in bundle.manifest.variants:
         accuracy = f"{variant.test.value:.4f}" if variant.test else "none"
         table.add_row(variant.name, f"{variant.size_bytes / 1e6:.2f}", accuracy, f"{times[variant.name]:.2f}")
     out.print(table)
-    out.print(f"chart: {escape(str(shown / 'demo.png'))}")
+    out.print(f"chart written to {escape(str(shown / 'demo.png'))}", soft_wrap=True)
 
 
 def _step(text: str) -> None:

@@ -60,7 +60,7 @@ def export_command(
     contract = build(Contract, **part(Contract, values))
     config = build(ExportConfig, explain=explain is not None, **part(ExportConfig, values))
     if not contract.limited and (config.profile or contract.threads or contract.latency_of != "whole"):
-        raise ConfigError("--profile, --threads and --latency-of belong to a limit: --max-latency-ms, --max-size-mb or --memory-mb.")
+        raise ConfigError("--profile, --threads and --latency-of belong to a limit. Add --max-latency-ms, --max-size-mb or --memory-mb.")
     _check_paths(run, config, out_, explain, overwrite=overwrite)
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.export.contract_search import export_under_contract
@@ -76,11 +76,16 @@ def export_command(
         return
     show_bundle(bundle)
     if explain is not None:
-        out.print(f"chart written to {escape(str(explain))}" if drawn else "no chart: no operation of an int8 variant was measured")
+        written = f"chart written to {escape(str(explain))}" if drawn else "no chart, because no operation of an int8 variant was measured"
+        out.print(written, soft_wrap=True)
 
 
 def _check_paths(run: Path, config: ExportConfig, out_: Path, explain: Path | None, *, overwrite: bool) -> None:
-    """Refuse wrong paths before anything is loaded."""
+    """Check all paths before anything is loaded.
+
+    Raises:
+        EdgetlError: a path is missing or of the wrong kind.
+    """
     inputs = {"the run": check_run_folder(run), **({"--data": check_folder(config.data, option="--data")} if config.data else {})}
     if config.unlabeled is not None:
         inputs["--unlabeled"] = check_folder(config.unlabeled, option="--unlabeled", holds="images, in any arrangement")
@@ -89,14 +94,14 @@ def _check_paths(run: Path, config: ExportConfig, out_: Path, explain: Path | No
     if explain is not None:
         need_matplotlib()
         if "int8" not in config.precisions:
-            raise ConfigError("--explain measures int8 variants; ask for one with --precision int8.")
+            raise ConfigError("--explain measures int8 variants. Add int8 to --precision.")
         check_chart(explain, "--explain", inputs={**inputs, "--out": out_})
 
 
 def show_contract(record: ContractRecord) -> None:
-    """Print the limits, and what was measured."""
+    """Print the limits of a contract and the measurements of the chosen variant."""
     chosen = record.chosen
-    where = f"estimated for {record.host} from its profile" if record.source == "profile" else f"measured on {record.host}"
+    where = f"estimated for {record.host} with its profile" if record.source == "profile" else f"measured on {record.host}"
     clauses = ", ".join(clause.describe() for clause in chosen.clauses)
     out.print(
         f"[green]contract kept[/] by {chosen.variant} at {chosen.side} px on {chosen.threads} thread(s), {escape(where)}: {clauses}",
@@ -105,18 +110,23 @@ def show_contract(record: ContractRecord) -> None:
 
 
 def show_bundle(bundle: Bundle) -> None:
-    """Print the variants, what was left out, and the next command."""
+    """Print the variants, the reasons for rejected ones, and the next command."""
     manifest = bundle.manifest
     out.print(variants_table(manifest))
     for lines in (attempt_lines, sensitive_lines, slower_lines, agreement_lines, certainty_lines):
         for line in lines(manifest):
             out.print(escape(line), soft_wrap=True)
     for item in manifest.rejected:
-        out.print(f"[yellow]left out[/] {item.name}: {escape(item.reason)}")
+        out.print(f"[yellow]left out[/] {item.name}: {escape(item.reason)}", soft_wrap=True)
     if manifest.contract is not None:
         out.print(outcomes_table(manifest.outcomes))
         show_contract(manifest.contract)
     for line in busy_lines(manifest):
         out.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
-    out.print("ms: one image, one thread, this machine; `edgetl predict` loads the first.", soft_wrap=True)
-    out.print(f"written to {escape(str(bundle.path))}; next: edgetl verify {escape(str(bundle.path))}", soft_wrap=True)
+    out.print(
+        "agreement: ratio of predictions equal to those of the trained model; confident: only where that model is confident.",
+        soft_wrap=True,
+    )
+    out.print("ms: latency of one image on one thread of this host. `edgetl predict` uses the first variant.", soft_wrap=True)
+    out.print(f"bundle written to {escape(str(bundle.path))}", soft_wrap=True)
+    out.print(f"next: edgetl verify {escape(str(bundle.path))}", soft_wrap=True)

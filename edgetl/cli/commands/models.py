@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import Field
 from rich.markup import escape
-from rich.table import Table
 
 from edgetl.cli.options import build, given, need_extra, options_of
 from edgetl.cli.session import JsonOption, VerboseOption, out, print_json, print_notes, working
-from edgetl.cli.tables import plain_table
+from edgetl.cli.tables import facts_grid, plain_table
 from edgetl.core.config import StrictModel
 from edgetl.core.licenses import Policy
 from edgetl.core.output.folders import check_chart
@@ -145,7 +144,7 @@ def pretrain_command(
 
 def _show_catalogue(catalogue: Catalogue) -> None:
     if not catalogue.backbones:
-        raise ConfigError("no backbone of the list fits. Raise --max-params or --max-macs, or leave --license or --offline out.")
+        raise ConfigError("no backbone fits these options. Raise --max-params or --max-macs, or remove --license or --offline.")
     table = plain_table("backbones", "name", "M par.", "MMACs", "px", "top-1", "int8", "license")
     table.padding = (0, 0, 0, 1)
     for item in catalogue.backbones:
@@ -155,11 +154,12 @@ def _show_catalogue(catalogue: Catalogue) -> None:
         top1 = f"{entry.top1:.1f}" if entry.top1 else ""
         table.add_row(_folded(name, FIGURES_WIDTH), *cost, top1, entry.quantizes.removeprefix("with "), _short(entry.license))
     out.print(table)
-    out.print("* is on this machine. top-1: ImageNet, percent. int8: how well it quantizes. More: edgetl models NAME, or --json")
+    out.print("* weights are on this host. M par.: million parameters. MMACs: million multiply-accumulates. px: input size.")
+    out.print("top-1: ImageNet accuracy, %. int8: suitability for quantization. Details: edgetl models NAME")
 
 
 def _folded(name: str, others: int) -> str:
-    """A backbone's name; on 80 columns, of which the figures take ``others``, the longest take two lines."""
+    """Return the name of a backbone, on two lines if the other columns (``others`` characters) leave too little space."""
     return escape(name.replace(".", "\n  .", 1) if len(name) > out.width - others else name)
 
 
@@ -169,19 +169,19 @@ def _short(license: str) -> str:
 
 def _show_one(item: Listed) -> None:
     entry = item.entry
-    facts = Table.grid(padding=(0, 2))
+    facts = facts_grid()
     for title, value in (
         ("name", entry.name),
         ("source", f"{item.source}, {entry.tag}"),
         ("size", f"{entry.params_m:g} million parameters, {entry.mmacs:g} MMACs at {entry.input} x {entry.input}"),
-        ("ImageNet top-1", f"{entry.top1:g} %" if entry.top1 else "not trained on ImageNet's labels"),
+        ("ImageNet top-1", f"{entry.top1:g} %" if entry.top1 else "not trained on ImageNet labels"),
         ("license", entry.license),
         ("int8", f"{entry.quantizes}: {entry.note}"),
-        ("weights", item.path or "not on this machine; fetched when first used"),
+        ("weights", item.path or "not on this host; downloaded at the first use"),
         ("use", f"edgetl train DATA --out RUN --backbone {entry.name}"),
     ):
         facts.add_row(title, escape(value))
-    out.print(facts, soft_wrap=True)
+    out.print(facts)
 
 
 def _show_ranking(ranking: Ranking, plot: Path | None) -> None:
@@ -197,21 +197,21 @@ def _show_ranking(ranking: Ranking, plot: Path | None) -> None:
         table.add_row(name, str(item.place), *scores, *cost)
     out.print(table)
     out.print(
-        "An equal place (#): these images cannot tell them apart (one bootstrap standard error). top-1: ImageNet, percent. "
-        "ms: torch, one thread, this machine."
+        "#: place; equal places differ by less than one bootstrap standard error. top-1: ImageNet accuracy, %. "
+        "ms: one image in torch on one thread of this host."
     )
     print_notes(ranking.notes)
     small = [item.name for item in ranking.ranked if item.stage == "small"]
     if small:
-        out.print(f"compared on small images only: {escape(', '.join(small))}", soft_wrap=True)
+        out.print(f"compared only on small images: {escape(', '.join(small))}", soft_wrap=True)
     missing = [item for item in ranking.left_out if item.reason.endswith("not on this machine")]
     if missing:
-        out.print(f"left out, no weights on this machine: {len(missing)} of `edgetl models`", soft_wrap=True)
+        out.print(f"left out: {len(missing)} backbones of `edgetl models` without weights on this host", soft_wrap=True)
     for left in ranking.left_out:
         if left not in missing:
             out.print(f"left out: {escape(left.name)}: {escape(left.reason)}", soft_wrap=True)
     if plot is not None:
-        out.print(f"chart: {escape(str(plot))}")
+        out.print(f"chart written to {escape(str(plot))}", soft_wrap=True)
     out.print(f"next: edgetl train {escape(ranking.data)} --out RUN --backbone {escape(ranking.ranked[0].name)}", soft_wrap=True)
 
 

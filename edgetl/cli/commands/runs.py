@@ -53,13 +53,14 @@ def prune_command(
     before, after = pruned.before, pruned.after
     out.print(
         f"{before.params_m:g} million parameters to {after.params_m:g}, {before.mmacs:g} million multiply-accumulates to {after.mmacs:g}; "
-        f"validation, not tuned yet: {with_interval(record.validation.score)}",
+        f"validation before fine-tuning: {with_interval(record.validation.score)}",
         soft_wrap=True,
     )
-    out.print(f"written to {escape(str(out_))}; next, tune it with the unpruned run as its teacher:")
+    out.print(f"run written to {escape(str(out_))}", soft_wrap=True)
+    out.print("next: fine-tune it with the original run as teacher:")
     out.print(
         f"edgetl train {escape(str(config.data or pruned.run.splits().root))} --out TUNED --backbone {escape(str(out_))} --strategy full "
-        f"--teacher {escape(str(run))}{'' if record.task == 'classification' else ' --labels … --task …, as that run was trained'}",
+        f"--teacher {escape(str(run))}{'' if record.task == 'classification' else ' with the --labels and --task of the original run'}",
         soft_wrap=True,
     )
 
@@ -86,10 +87,14 @@ def share_command(
         return
     for path in files:
         out.print(f"{escape(str(path))}  {path.stat().st_size / 1e6:.2f} MB", soft_wrap=True)
-    out.print(f"look at {escape(str(files[-1]))}; next: hf upload OWNER/NAME {escape(str(out_))}", soft_wrap=True)
+    out.print(f"next: read {escape(str(files[-1]))}, then: hf upload OWNER/NAME {escape(str(out_))}", soft_wrap=True)
 
 
 def _check(out: Path, run: Path, data: Path | None, *, overwrite: bool) -> None:
-    """Refuse a folder that is no run, missing images, and an output that cannot be written, before any work."""
+    """Check the run, the images and the output before any work.
+
+    Raises:
+        EdgetlError: a path is missing or of the wrong kind.
+    """
     inputs = {"the run": check_run_folder(run), **({"--data": check_folder(data, option="--data")} if data else {})}
     check_output(out, inputs=inputs, overwrite=overwrite)

@@ -32,7 +32,9 @@ def serve_command(
     The server also has a web page to try each model. Every bundle is verified before the server accepts requests.
     """
     if os.name == "nt":
-        raise ConfigError("edgetl serve needs Linux or macOS: it uses their signals and socket pairs. On Windows run it in a container.")
+        raise ConfigError(
+            "edgetl serve needs Linux or macOS, because it uses their signals and sockets. On Windows, run it in a container."
+        )
     for library in ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
         if find_spec(library) is None:
             raise MissingExtraError(library, "serve")
@@ -41,7 +43,7 @@ def serve_command(
         from edgetl.serve.run import serve
 
         if config.tls_cert and config.tls_key:
-            # Here and not above: it takes 8 MB that a server without TLS does without.
+            # Imported here, because it takes 8 MB of memory that a server without TLS does not need.
             from edgetl.serve.tls import check_certificate
 
             if warning := check_certificate(config.tls_cert, config.tls_key):
@@ -49,7 +51,7 @@ def serve_command(
 
         def started(models: Models) -> None:
             for model in models.all():
-                joined = f", waiting images computed {model.batch} at a time" if model.batch > 1 else ""
+                joined = f", batches of up to {model.batch}" if model.batch > 1 else ""
                 err.print(f"serving {escape(model.name)} {model.version} ({model.variant_name}{joined})", soft_wrap=True)
             err.print(f"listening on {config.url}", soft_wrap=True)
 

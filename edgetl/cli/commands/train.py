@@ -94,10 +94,10 @@ def train_command(
             from edgetl.train.workflows.preview import draw_preview
 
             draw_preview(data, config, Path(launch.preview), progress=progress)
-        print_json({"preview": launch.preview}) if json_output else out.print(f"picture: {escape(launch.preview)}", soft_wrap=True)
+        print_json({"preview": launch.preview}) if json_output else out.print(f"chart written to {escape(launch.preview)}", soft_wrap=True)
         return
     if out_ is None:
-        raise ConfigError("say where the run is to be written, with --out RUN.")
+        raise ConfigError("--out is missing. Add the folder for the run: --out RUN.")
     if is_first_process():
         check_output(out_, inputs=inputs, overwrite=overwrite)
     if launch.devices * launch.num_nodes > 1 and "RANK" not in os.environ:
@@ -111,7 +111,7 @@ def train_command(
 
 
 def _requested(data: Path | None, out_: Path | None, launch: Launch, options: dict[str, Any]) -> tuple[Path, TrainConfig]:
-    """Folder and options of the training; a resumed one takes those that are not given from its saved state."""
+    """Return the folder and the options of the training. With ``--resume``, missing ones are those of the saved state."""
     from edgetl.train.loop.resume import find_job
 
     if launch.random_weights:
@@ -120,14 +120,14 @@ def _requested(data: Path | None, out_: Path | None, launch: Launch, options: di
         data, options = data or Path(job.data), {**job.options, **options}
     if data is None:
         raise ConfigError(
-            "the folder of images is missing: edgetl train DATA --out RUN. Only --resume with a saved state works without it."
+            "the folder of images is missing. Use: edgetl train DATA --out RUN. Only --resume with a saved state works without DATA."
         )
     return data, build(TrainConfig, **options)
 
 
 @contextmanager
 def _saved_work(out_: Path) -> Iterator[None]:
-    """Add the saved state to the error when a signal ends the block."""
+    """Add the saved state to the message if a signal interrupts the block."""
     from edgetl.train.loop.resume import describe_saved
 
     try:
@@ -138,7 +138,7 @@ def _saved_work(out_: Path) -> Iterator[None]:
 
 
 def _become_many(devices: int, num_nodes: int) -> NoReturn:
-    """Start the same command again under torchrun."""
+    """Replace this process by ``torchrun`` with the same command."""
     place = ["--standalone"] if num_nodes == 1 else ["--nnodes", str(num_nodes)]
     launch = ["-P", "-m", "torch.distributed.run", *place, "--nproc-per-node", str(devices), "-m", "edgetl.cli.app"]
     environment = child_environment(PYTHONPATH=os.pathsep.join(trusted_path()))
@@ -169,19 +169,20 @@ def plan_command(
 
 def _show_estimates(found: Estimates) -> None:
     title = f"{found.images} distinct training images, {found.backbone}, {found.device}"
-    table = plain_table(escape(title), "strategy", "steps", "minutes", "memory MB", "trained M", "tunes")
+    table = plain_table(escape(title), "strategy", "steps", "minutes", "memory MB", "trained M", "layers")
     for item in found.strategies:
         name = f"{item.plan.strategy} *" if item.chosen else item.plan.strategy
         tuned = item.plan.unfreeze if item.plan.steps else "head"
         table.add_row(name, str(item.plan.steps), f"{item.minutes:.1f}", f"{item.memory_mb:.0f}", f"{item.trained_m:.2f}", tuned)
     out.print(table)
     print_notes(found.notes)
-    out.print("* is what auto takes. Times are estimates from a few batches; early stopping shortens them.")
+    out.print("* default strategy (auto). trained M: million trained parameters. layers: see --unfreeze.")
+    out.print("Times are estimates from a few batches. Early stopping shortens them.")
     out.print(f"next: edgetl train {escape(found.data)} --out RUN", soft_wrap=True)
 
 
 def show_run(run: Run) -> None:
-    """The run as a table, and what to do next."""
+    """Print the metrics of a run, and the next command."""
     record = run.record
     shown = record.test or record.validation
     if shown.classes:
@@ -192,12 +193,12 @@ def show_run(run: Run) -> None:
     splits = run.splits()
     for title, items in (
         ("cannot be decoded and were left out", splits.broken),
-        ("show the same image under two labels", splits.conflicts),
-        ("of validation and test were left out, because a run that the weights come from has seen them", splits.excluded),
+        ("have a copy under another label and are used for training only", splits.conflicts),
+        ("of validation and test were left out, because the backbone was trained on them", splits.excluded),
     ):
         if items:
             names = ", ".join(item if isinstance(item, str) else " = ".join(item) for item in items[:3])
-            out.print(f"[yellow]{len(items)} images {title}[/]: {escape(names)}{' …' if len(items) > 3 else ''}")
+            out.print(f"[yellow]{len(items)} images {title}[/]: {escape(names)}{' …' if len(items) > 3 else ''}", soft_wrap=True)
     print_notes(record.notes)
     out.print(f"groups: {escape(describe_grouping(record.grouping))}", soft_wrap=True)
     for tried in record.compared:
@@ -206,25 +207,26 @@ def show_run(run: Run) -> None:
     if record.compared:
         out.print(escape(record.plan.reason), soft_wrap=True)
         work = run.path.with_name(f"{run.path.name}.compare")
-        kept = f"; every run is kept in {escape(str(work))}" if work.is_dir() else ""
+        kept = f"; all runs are in {escape(str(work))}" if work.is_dir() else ""
         out.print(f"the whole comparison took {record.seconds:.0f} s{kept}", soft_wrap=True)
     if record.forgetting:
         _show_forgetting(record.forgetting, record.backbone.name)
     if not record.head.plain:
         out.print(f"head: {record.head.describe()}")
     for alarm in record.alarms:
-        out.print(f"[yellow]look:[/] {escape(alarm)}", soft_wrap=True)
+        out.print(f"[yellow]warning:[/] {escape(alarm)}", soft_wrap=True)
     for parent in record.backbone.parents:
         out.print(f"made from {escape(describe_parent(parent))}", soft_wrap=True)
     license = escape(record.backbone.license or "not stated")
-    out.print(f"license of the weights: {license}; {record.seconds:.0f} s; written to {escape(str(run.path))}", soft_wrap=True)
+    out.print(f"license of the weights: {license}", soft_wrap=True)
+    out.print(f"run written to {escape(str(run.path))} in {record.seconds:.0f} s", soft_wrap=True)
     out.print(f"next: edgetl export {escape(str(run.path))} --out BUNDLE", soft_wrap=True)
 
 
 def _show_forgetting(old: Forgetting, backbone: str) -> None:
-    """Print the accuracy drop of the parent's task, and the classes whose drop is larger than chance explains."""
+    """Print the accuracy drop on the previous task, and the classes with a drop beyond chance."""
     out.print(
-        f"the task of {escape(old.parent)} ({old.through}): accuracy {old.before:.4f} before, {old.after:.4f} after, "
+        f"previous task, of {escape(old.parent)} ({old.through}): accuracy {old.before:.4f} before, {old.after:.4f} after, "
         f"drop {old.drop:.4f} ({old.low:.4f} to {old.high:.4f}), n = {old.images} unseen images",
         soft_wrap=True,
     )
@@ -233,4 +235,4 @@ def _show_forgetting(old: Forgetting, backbone: str) -> None:
             f"{escape(item.label)} {item.before:.2f} to {item.after:.2f} (drop {item.low:.2f} to {item.high:.2f}, n = {item.n})"
             for item in worst
         )
-        out.print(f"most forgotten: {named}; --replay {escape(backbone)} --lwf 1 reduces it", soft_wrap=True)
+        out.print(f"largest drops: {named}. Reduce them with --replay {escape(backbone)} --lwf 1.", soft_wrap=True)
