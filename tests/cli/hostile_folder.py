@@ -1,4 +1,4 @@
-"""A current folder with modules that nobody must import, and the installed command in it."""
+"""Current folder with modules that no command may import."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Of the standard library, of the libraries that commands and their children import, and what Python imports at its start.
+# Modules of the standard library and of the libraries that commands import, and modules that Python imports at its start.
 MODULES = (
     "json", "random", "os", "sys", "site", "sitecustomize", "usercustomize", "typing", "socket", "struct", "signal", "logging",
     "subprocess", "multiprocessing", "resource", "runpy", "tempfile", "pickle", "numpy", "PIL", "pydantic", "pydantic_core",
@@ -16,7 +16,7 @@ MODULES = (
 
 
 class HostileFolder:
-    """A folder of such modules; each writes its name into a file where it is imported."""
+    """Folder with hostile modules. Each one writes its name into a file if it is imported."""
 
     def __init__(self, root: Path) -> None:
         self.path, self._marker = root / "here", root / "imported"
@@ -25,19 +25,19 @@ class HostileFolder:
             self.path.joinpath(f"{name}.py").write_text(f"open({str(self._marker)!r}, 'a').write('{name}\\n')\nraise SystemExit(99)\n")
         script = root / "bin/edgetl"
         script.parent.mkdir()
-        # As an installer writes it.
+        # The script that an installer writes.
         script.write_text("import sys\nfrom edgetl.cli.app import main\nsys.exit(main())\n")
         self._command = [sys.executable, str(script)]
 
     def command(self, *arguments: object) -> list[str]:
-        """The installed command with ``arguments``."""
+        """Return the installed command with ``arguments``."""
         return [*self._command, *map(str, arguments)]
 
     def run(self, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """Run the command here."""
+        """Run the command in this folder."""
         return subprocess.run(self.command(*arguments), cwd=self.path, capture_output=True, text=True, timeout=timeout, check=False)
 
     @property
     def imported(self) -> list[str]:
-        """The modules that something imported."""
+        """Names of the hostile modules that were imported."""
         return self._marker.read_text().splitlines() if self._marker.exists() else []

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: a real process, its two streams, and its exit code."""
+"""Command line in a real process: output streams and exit codes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def _fails(done: subprocess.CompletedProcess[str], code: int, *phrases: str) -> 
         assert phrase in flat
 
 
-def test_help_names_every_command() -> None:
+def test_help_lists_every_command() -> None:
     done = edgetl("--help")
     assert done.returncode == 0
     for command in ("demo", "train", "evaluate", "export", "share", "verify", "inspect", "predict", "bench"):
         assert f" {command} " in done.stdout
 
 
-def test_version_is_shown() -> None:
+def test_version_option_prints_the_version() -> None:
     assert edgetl("--version").stdout.startswith("edgetl 0.")
 
 
@@ -42,7 +42,7 @@ def test_an_unknown_command_or_option_is_a_usage_error() -> None:
     _fails(edgetl("predict", "--frobnicate"), 2, "No such option")
 
 
-def test_a_misspelt_backbone_names_the_nearest(colours: Path, tmp_path: Path) -> None:
+def test_a_misspelled_backbone_name_suggests_the_nearest(colours: Path, tmp_path: Path) -> None:
     done = edgetl("train", colours, "--backbone", "mobilenetv3_smal_100", "--out", tmp_path / "run")
     _fails(done, 6, "mobilenetv3_smal_100", "mobilenetv3_small_100")
     assert not (tmp_path / "run").exists()
@@ -60,15 +60,15 @@ def test_a_missing_or_unusable_folder_is_a_data_error(tmp_path: Path) -> None:
     _fails(edgetl("train", tmp_path / "empty", *arguments), 4, "has no images", "one folder for each class")
 
 
-def test_a_run_given_to_predict_is_told_how_to_export(run: Run, digits: Path) -> None:
+def test_predict_with_a_run_prints_the_export_command(run: Run, digits: Path) -> None:
     _fails(edgetl("predict", run.path, digits / "3"), 8, "is a run, not a bundle", f"edgetl export {run.path} --out BUNDLE")
 
 
-def test_a_bundle_given_to_export_is_recognised(bundle: Bundle, tmp_path: Path) -> None:
+def test_export_with_a_bundle_is_a_run_error(bundle: Bundle, tmp_path: Path) -> None:
     _fails(edgetl("export", bundle.path, "--out", tmp_path / "out"), 7, "is a bundle, not a run")
 
 
-def test_an_unknown_format_or_precision_lists_those_there_are(run: Run, tmp_path: Path) -> None:
+def test_an_unknown_format_or_precision_lists_the_known_ones(run: Run, tmp_path: Path) -> None:
     _fails(
         edgetl("export", run.path, "--out", tmp_path / "b", "--format", "onnx,trt"), 3, "trt is not supported. Choose from onnx, openvino"
     )
@@ -81,7 +81,7 @@ def test_an_unknown_format_or_precision_lists_those_there_are(run: Run, tmp_path
     )
 
 
-def test_each_reserved_format_says_how_to_get_there(run: Run, tmp_path: Path) -> None:
+def test_each_reserved_format_prints_the_conversion_tool(run: Run, tmp_path: Path) -> None:
     done = edgetl("export", run.path, "--out", tmp_path / "b", "--format", "onnx,tflite,executorch,coreml,ncnn")
     ways = {"tflite": "onnx2tf", "executorch": "torch.export", "coreml": "coremltools.convert", "ncnn": "pnnx model.onnx"}
     lines = {line.split(":")[0]: line for line in done.stderr.splitlines()}
@@ -90,11 +90,11 @@ def test_each_reserved_format_says_how_to_get_there(run: Run, tmp_path: Path) ->
         assert "edgetl does not write this format" in lines[name] and way in lines[name]
 
 
-def test_int8_without_data_at_hand_says_how_to_name_it(run: Run, tmp_path: Path) -> None:
+def test_int8_export_without_images_names_the_data_option(run: Run, tmp_path: Path) -> None:
     _fails(edgetl("export", run.path, "--out", tmp_path / "b", "--data", tmp_path / "gone"), 4, "--data")
 
 
-def test_a_flipped_byte_fails_verify_with_its_own_code(bundle: Bundle, tmp_path: Path) -> None:
+def test_verify_of_a_damaged_file_is_an_integrity_error(bundle: Bundle, tmp_path: Path) -> None:
     shutil.copytree(bundle.path, tmp_path / "copy")
     file = tmp_path / "copy/openvino-int8/1/model.bin"
     data = bytearray(file.read_bytes())
@@ -103,14 +103,14 @@ def test_a_flipped_byte_fails_verify_with_its_own_code(bundle: Bundle, tmp_path:
     _fails(edgetl("verify", tmp_path / "copy"), 9, "model.bin", "SHA-256 differs")
 
 
-def test_errors_are_json_too_when_json_is_asked(tmp_path: Path) -> None:
+def test_errors_are_json_with_the_json_option(tmp_path: Path) -> None:
     done = edgetl("verify", tmp_path / "gone", "--json")
     error = json.loads(done.stdout)["error"]
     assert (done.returncode, error["class"], error["exit_code"]) == (8, "BundleError", 8)
     assert "gone does not exist" in error["message"]
 
 
-def test_predict_answers_good_images_and_reports_bad_ones(bundle: Bundle, digits: Path, tmp_path: Path) -> None:
+def test_predict_reports_unreadable_images_and_predicts_the_others(bundle: Bundle, digits: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"\xff\xd8\xff nothing")
     good = sorted((digits / "7").iterdir())[0]
@@ -121,7 +121,7 @@ def test_predict_answers_good_images_and_reports_bad_ones(bundle: Bundle, digits
     assert list(rows[1]["scores"]) == list(bundle.manifest.labels)
 
 
-def test_predict_takes_folders_and_shows_the_top_classes(bundle: Bundle, digits: Path) -> None:
+def test_predict_of_a_folder_prints_the_top_classes(bundle: Bundle, digits: Path) -> None:
     done = edgetl("predict", bundle.path, digits / "5", "--top", 1)
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) == len(list((digits / "5").iterdir()))
@@ -136,9 +136,9 @@ def test_inspect_evaluate_verify_and_bench_print_json(bundle: Bundle, run: Run, 
     assert report["left_out"] > 0 and report["result"]["accuracy"]["value"] > 0.9
     checked = json.loads(edgetl("verify", bundle.path, "--data", digits, "--json").stdout)
     assert len(checked["checked"]) == len(checked["evaluations"]) == 6
-    picture = tmp_path / "latency.png"
-    timed = edgetl("bench", bundle.path, "--runs", 12, "--variant", "onnx-fp32", "--plot", picture, "--json")
-    assert json.loads(timed.stdout)["variants"][0]["whole"]["n"] == 12 and picture.stat().st_size > 10_000
+    chart = tmp_path / "latency.png"
+    timed = edgetl("bench", bundle.path, "--runs", 12, "--variant", "onnx-fp32", "--plot", chart, "--json")
+    assert json.loads(timed.stdout)["variants"][0]["whole"]["n"] == 12 and chart.stat().st_size > 10_000
 
 
 def test_tables_fit_eighty_columns(bundle: Bundle, run: Run) -> None:
@@ -146,62 +146,62 @@ def test_tables_fit_eighty_columns(bundle: Bundle, run: Run) -> None:
         done = edgetl("inspect", path)
         assert done.returncode == 0
         rows = [line for line in done.stdout.splitlines() if line.startswith(" ") and "…" in line]
-        assert not rows, "a column was cut"
+        assert not rows, "a column was truncated"
 
 
 def _interrupt(process: subprocess.Popen[str], signal_: int, *, when: str) -> tuple[str, int]:
-    """Send a signal as soon as the process prints a line that holds ``when``."""
+    """Send a signal after the process printed a line with ``when``. Return its error output and exit code."""
     assert process.stderr is not None
-    seen = ""
+    output = ""
     with process.stderr as stream:
         for line in stream:
-            seen += line
+            output += line
             if when in line:
                 time.sleep(0.3)
                 process.send_signal(signal_)
                 break
-        seen += stream.read()
-    return seen, process.wait(60)
+        output += stream.read()
+    return output, process.wait(60)
 
 
-def _beside_states(folder: Path) -> list[Path]:
-    """What is in ``folder``, without the saved states of a training, which are whole and from which it goes on."""
+def _without_checkpoints(folder: Path) -> list[Path]:
+    """Return the paths in ``folder`` except the checkpoints of a training, which are complete."""
     return [path for path in folder.iterdir() if not path.name.endswith(".checkpoints")]
 
 
 @pytest.mark.parametrize("stage", ["computing features", "fine-tuning"])
-def test_ctrl_c_ends_with_one_line_and_keeps_nothing_half_written(digits: Path, tmp_path: Path, stage: str) -> None:
+def test_ctrl_c_prints_one_line_and_leaves_no_incomplete_output(digits: Path, tmp_path: Path, stage: str) -> None:
     command = [sys.executable, "-m", "edgetl.cli.app", "train", str(digits), "--backbone", "test_resnet", "--random-weights"]
     command += ["--strategy", "full" if stage == "fine-tuning" else "probe", "--epochs", "50", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     text, code = _interrupt(process, signal.SIGINT, when=stage)
     assert code == 130, text
     assert "Traceback" not in text and text.rstrip().splitlines()[-1].startswith("interrupted")
-    assert _beside_states(tmp_path) == []
+    assert _without_checkpoints(tmp_path) == []
 
 
 @pytest.mark.parametrize("command", ["train", "export"])
-def test_sigkill_leaves_nothing_that_a_command_accepts(run: Run, digits: Path, tmp_path: Path, command: str) -> None:
+def test_output_of_a_killed_process_is_rejected_by_other_commands(run: Run, digits: Path, tmp_path: Path, command: str) -> None:
     target = tmp_path / "out"
     arguments: dict[str, list[object]] = {
         "train": ["train", digits, "--backbone", "test_resnet", "--random-weights", "--strategy", "full", "--epochs", 50, "--out", target],
         "export": ["export", run.path, "--out", target],
     }
-    whole = [sys.executable, "-m", "edgetl.cli.app", *map(str, arguments[command])]
-    process = subprocess.Popen(whole, stderr=subprocess.PIPE, text=True)
+    full_command = [sys.executable, "-m", "edgetl.cli.app", *map(str, arguments[command])]
+    process = subprocess.Popen(full_command, stderr=subprocess.PIPE, text=True)
     _interrupt(process, signal.SIGKILL, when="fine-tuning" if command == "train" else "comparing")
     assert not target.exists()
-    left = _beside_states(tmp_path)
-    assert left, "the kill came too late to test anything"
+    left = _without_checkpoints(tmp_path)
+    assert left, "the process ended before the signal"
     for path in left:
         assert edgetl("inspect", path).returncode == 8
         assert edgetl("export", path, "--out", tmp_path / "again").returncode == 7
     again = edgetl("export", run.path, "--out", target, "--format", "onnx", "--precision", "fp32")
     assert again.returncode == 0, again.stderr
-    assert [path.name for path in _beside_states(tmp_path)] == ["out"], "leftovers of a killed process are removed by the next one"
+    assert [path.name for path in _without_checkpoints(tmp_path)] == ["out"], "the next process removes the incomplete output"
 
 
-def test_a_full_disk_while_exporting_is_a_clear_error_and_loses_nothing(run: Run, tmp_path: Path) -> None:
+def test_export_to_a_full_disk_is_a_storage_error_and_leaves_no_file(run: Run, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if (
@@ -216,7 +216,7 @@ def test_a_full_disk_while_exporting_is_a_clear_error_and_loses_nothing(run: Run
         subprocess.run(["umount", disk], check=True)
 
 
-def test_files_appear_nowhere_else(bundle: Bundle, digits: Path, tmp_path: Path) -> None:
+def test_predict_and_evaluate_write_no_files(bundle: Bundle, digits: Path, tmp_path: Path) -> None:
     edgetl("predict", bundle.path, digits / "1", cwd=tmp_path)
     edgetl("evaluate", bundle.path, digits, cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The command line starts with what a device installs."""
+"""Imports of the command line: only the base dependencies of a device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-# The base dependencies, and what they bring along.
+# Base dependencies, and their own dependencies.
 DEVICE = {
     "PIL", "_cffi_backend", "annotated_doc", "annotated_types",
     "click", "cryptography", "edgetl", "markdown_it", "mdurl", "numpy", "pydantic",
@@ -21,7 +21,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
 """
 
 
-def test_the_command_line_starts_without_any_extra() -> None:
+def test_the_command_line_imports_no_library_of_an_extra() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     loaded = {name for name in json.loads(done.stdout) if not name.startswith("_sysconfigdata")}
     assert loaded <= DEVICE

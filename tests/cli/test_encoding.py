@@ -1,4 +1,4 @@
-"""Streams of other encodings than UTF-8: no command fails on a character, and JSON is UTF-8 everywhere."""
+"""Output streams with other encodings than UTF-8: no command fails on a character, and JSON is always UTF-8."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from edgetl.core.bundle import Bundle
 
 ENCODINGS = ["ascii", "latin-1", "cp1252", "utf-8"]
-# Bytes that are not UTF-8, and characters that the other encodings do not have.
+# Bytes that are not UTF-8, and a character that the other encodings lack.
 NAME = b"caf\xe9 " + "\u732b".encode()
 
 
@@ -25,24 +25,24 @@ def run(encoding: str, *arguments: str | bytes | Path) -> subprocess.CompletedPr
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_a_message_escapes_what_the_encoding_does_not_have(encoding: str, tmp_path: Path) -> None:
+def test_a_message_escapes_characters_that_the_encoding_lacks(encoding: str, tmp_path: Path) -> None:
     done = run(encoding, "inspect", bytes(tmp_path) + b"/" + NAME)
     assert done.returncode == 8 and b"Traceback" not in done.stderr
     assert b"caf\\udce9" in done.stderr and (b"\\u732b" in done.stderr or encoding == "utf-8")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_json_is_utf_8_and_escapes_bytes_of_names_that_are_not(encoding: str, tmp_path: Path) -> None:
+def test_json_is_utf_8_and_escapes_other_bytes_of_file_names(encoding: str, tmp_path: Path) -> None:
     done = run(encoding, "inspect", bytes(tmp_path) + b"/" + NAME, "--json")
     assert "caf\\xe9 \u732b" in json.loads(done.stdout.decode("utf-8"))["error"]["message"]
 
 
-def test_help_is_shown_in_ascii() -> None:
+def test_help_is_printed_in_ascii() -> None:
     done = run("ascii", "train", "--help")
     assert done.returncode == 0 and done.stdout.decode("ascii")
 
 
-def test_predictions_and_tables_are_shown_in_ascii(bundle: Bundle, digits: Path, tmp_path: Path) -> None:
+def test_predictions_and_tables_are_printed_in_ascii(bundle: Bundle, digits: Path, tmp_path: Path) -> None:
     shutil.copy(bytes(sorted((digits / "3").iterdir())[0]), bytes(tmp_path) + b"/" + NAME + b".png")
     shown = run("ascii", "predict", bundle.path, tmp_path)
     assert (shown.returncode, shown.stderr) == (0, b"") and b"caf\\xe9 \\u732b.png: 3" in shown.stdout

@@ -1,4 +1,4 @@
-"""``edgetl inspect`` of records that lack what this version writes."""
+"""``edgetl inspect`` of manifests without the optional fields."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.command import edgetl
 from tests.core.test_core_bundle import write_files
 
 
-def test_a_bundle_that_names_no_host_is_shown(tmp_path: Path) -> None:
+def test_a_bundle_without_a_host_is_shown(tmp_path: Path) -> None:
     manifest = write_files(tmp_path)
     assert manifest.host == {}
     (tmp_path / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", "utf-8")

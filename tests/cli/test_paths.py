@@ -1,4 +1,4 @@
-"""Wrong paths end a command before torch is imported, and commands delete only files that edgetl wrote."""
+"""Path errors of commands: they are found before torch is imported, and only files of edgetl are deleted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Outcome = tuple[list[str], int, list[str]]
 
 
 def run_all(commands: list[list[str]], cwd: Path) -> tuple[list[Outcome], str]:
-    """The commands one after the other in one fresh process: exit codes, heavy libraries that were loaded, and the error stream."""
+    """Run the commands in one new process. Return their exit codes and imported heavy libraries, and the error stream."""
     done = subprocess.run(
         [sys.executable, "-c", RUNNER], input=json.dumps(commands), capture_output=True, text=True, cwd=cwd, check=False, timeout=120
     )
@@ -35,7 +35,7 @@ def run_all(commands: list[list[str]], cwd: Path) -> tuple[list[Outcome], str]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Images, a run (its record alone), a document, and a table of labels."""
+    """Folder with images, a run (only its record), a document, and a label table."""
     for name in ("images/cat/1.png", "images/dog/1.png", "documents/thesis.tex", "labels.csv", "photo.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -67,7 +67,7 @@ OUTPUTS = (
 )  # fmt: skip
 
 
-def test_a_wrong_path_is_refused_before_heavy_libraries_are_loaded(place: Path) -> None:
+def test_a_wrong_path_is_an_error_before_heavy_libraries_are_imported(place: Path) -> None:
     before = sorted(place.rglob("*"))
     outcomes, _ = run_all([line.split() for line in MISSING], place)
     assert [(arguments, code) for arguments, code, _ in outcomes if code in (0, 1, 2)] == []
@@ -75,7 +75,7 @@ def test_a_wrong_path_is_refused_before_heavy_libraries_are_loaded(place: Path) 
     assert sorted(place.rglob("*")) == before
 
 
-def test_an_output_that_is_not_edgetls_is_refused_before_heavy_libraries_are_loaded_and_stays(place: Path) -> None:
+def test_an_output_of_another_program_is_kept_and_is_an_error_before_heavy_imports(place: Path) -> None:
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
     outcomes, errors = run_all([line.format(name=place.name).split() for line in OUTPUTS], place)
     assert [(arguments, code) for arguments, code, _ in outcomes if code not in (3, 15)] == []

@@ -1,4 +1,4 @@
-"""The session of a command leaves logging and warnings as they were."""
+"""Session of a command: logging and warnings are restored at its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that start children, run in a folder of hostile modules (CWE-427, untrusted search path)."""
+"""Commands that start child processes in a folder with hostile modules (CWE-427, untrusted search path)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> HostileFolder:
     return HostileFolder(tmp_path)
 
 
-def test_the_folder_is_hostile(folder: HostileFolder) -> None:
+def test_the_fixture_folder_shadows_the_standard_library(folder: HostileFolder) -> None:
     assert subprocess.run([sys.executable, "-c", "import json"], cwd=folder.path, check=False).returncode == 99
     assert folder.imported == ["json"]
 
