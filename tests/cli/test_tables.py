@@ -1,0 +1,107 @@
+"""Tables at 80 columns: long paths, class names and reasons are folded, not truncated."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console, RenderableType
+from rich.markup import escape
+
+from edgetl.cli.tables import classes_table, cold_table, facts_grid, latency_table, outcomes_table, plain_table, variants_table
+from edgetl.core.contract import Clause, Offer, Outcome
+from edgetl.core.results import ClassScore, Evaluation, Proportion
+from edgetl.measure.latency import Percentiles
+from edgetl.measure.scenarios import ColdStart, LatencyReport, VariantReport
+from tests.core.test_core_bundle import write_files
+
+LONG_NAME = "scratch deeper than one tenth of a millimeter across_the_weld_seam_of_the_left_door_of_the_car"
+LONG_PATH = "/data/production_line_in_hall_number_seven/photographs_of_components/first_quarter/run_with_all_images"
+
+
+def _printed(table: RenderableType) -> str:
+    """Return the lines of a table on a terminal of 80 columns; none is longer or truncated."""
+    stream = io.StringIO()
+    Console(file=stream, width=80, highlight=False).print(table)
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80 and "…" not in stream.getvalue()
+    return "\n".join(lines)
+
+
+def _first_column(printed: str) -> str:
+    """Return the text of the first column, without line breaks and spaces."""
+    return "".join(line.strip().split("  ")[0] for line in printed.splitlines()).replace(" ", "")
+
+
+def _evaluation() -> Evaluation:
+    classes = (
+        ClassScore(label=LONG_NAME, n=1200, precision=0.912, recall=0.834, f1=0.871),
+        ClassScore(label="ok", n=7, precision=1.0, recall=1.0, f1=1.0),
+    )
+    accuracy = Proportion(value=0.9, n=1207, low=0.88, high=0.92)
+    return Evaluation(accuracy=accuracy, macro_f1=0.9, classes=classes, confusion=((1000, 200), (0, 7)))
+
+
+def test_a_long_class_name_is_folded_beside_its_numbers() -> None:
+    printed = _printed(classes_table(_evaluation(), "test images"))
+    assert LONG_NAME.replace(" ", "") in _first_column(printed)
+    assert all(number in printed for number in ("1200", "0.912", "0.834", "0.871"))
+
+
+def test_a_long_path_in_a_title_or_a_grid_is_folded() -> None:
+    table = plain_table(escape(f"{LONG_PATH}: latency of one image"), "variant", "decode", "infer")
+    table.add_row("onnx-fp32", "1.00", "2.00")
+    assert LONG_PATH in _first_column(_printed(table))
+    grid = facts_grid()
+    grid.add_row("path", LONG_PATH)
+    assert LONG_PATH in _printed(grid).replace("\n", "").replace(" ", "")
+
+
+def test_a_long_reason_of_a_rejected_variant_is_folded() -> None:
+    clause = Clause(name="latency", limit=8.0, found=9.1)
+    offer = Offer(
+        variant="openvino-int8", threads=16, side=224, latency_ms=1234.5, stages_ms=(1.0, 1.0, 1.0), size_mb=123.45, memory_mb=200.0,
+        accuracy=0.9, drop=0.0, clauses=(clause,),
+    )  # fmt: skip
+    outcome = Outcome(
+        variant="openvino-int8-weights", side=1024, result="contract", reason=clause.describe(), offer=offer,
+        backbone="tf_efficientnetv2_b0.in1k_with_a_long_tag",
+    )  # fmt: skip
+    printed = _printed(outcomes_table([outcome]))
+    assert all(value in printed for value in ("1024", "1234.50", "123.45"))
+    assert "tf_efficientnetv2_b0.in1k_with_a_long_tag" in _first_column(printed)
+
+
+def test_the_numbers_of_variants_and_latencies_stay_on_one_line(tmp_path: Path) -> None:
+    manifest = write_files(tmp_path)
+    printed = _printed(variants_table(manifest.model_copy(update={"name": LONG_NAME})))
+    assert "onnx-fp32" in printed and "openvino-int8" in printed and "agreement" in printed
+    times = Percentiles(n=700, mean_ms=1234.5, min_ms=1.0, p50_ms=1234.56, p90_ms=2345.67, p99_ms=3456.78)
+    cold = ColdStart(load_ms=12345.0, first_prediction_ms=23456.0, peak_rss_mb=1234.0)
+    row = VariantReport(
+        variant="openvino-int8-weights", size_bytes=10**9, cold=cold, decode=times, preprocess=times, infer=times, whole=times
+    )
+    report = LatencyReport(
+        bundle="bundle",
+        created="",
+        threads=16,
+        images=1,
+        image_source="",
+        load_average=0.0,
+        host={},
+        versions={},
+        variants=(row,),
+        skipped=(),
+    )
+    for table in (latency_table(report), cold_table(report)):
+        assert "openvino-int8-weights" in _first_column(_printed(table))
+    assert _printed(latency_table(report)).count("1234.56") == 4 and "3456.78" in _printed(latency_table(report))
+
+
+@pytest.mark.parametrize("name", ["[bold]", "[/]", "a [red] b"])
+def test_brackets_in_a_class_name_are_printed(name: str) -> None:
+    evaluation = _evaluation()
+    first = evaluation.classes[0].model_copy(update={"label": name})
+    printed = _printed(classes_table(evaluation.model_copy(update={"classes": (first, evaluation.classes[1])}), "test images"))
+    assert name in printed
