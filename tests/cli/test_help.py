@@ -135,4 +135,4 @@ def test_a_list_of_fixed_values_is_named_in_help_and_errors() -> None:
         "onnx, openvino, or both, separated by commas" in options and "fp32, fp16, int8 (weights and activations), int8-weights" in options
     )
     (done,) = edgetl_in_one_process([["export", "run", "--out", "bundle", "--format", "onnx,trt"]])
-    assert done.code == 3 and "trt is not possible; it takes onnx, openvino" in done.stderr
+    assert done.code == 3 and "trt is not supported. Choose from onnx, openvino" in done.stderr

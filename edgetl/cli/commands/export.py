@@ -128,5 +128,5 @@ def show_bundle(bundle: Bundle) -> None:
         soft_wrap=True,
     )
     out.print("ms: latency of one image on one thread of this host. `edgetl predict` uses the first variant.", soft_wrap=True)
-    out.print(f"bundle written to {escape(str(bundle.path))}", soft_wrap=True)
+    out.print(f"written to {escape(str(bundle.path))}", soft_wrap=True)
     out.print(f"next: edgetl verify {escape(str(bundle.path))}", soft_wrap=True)

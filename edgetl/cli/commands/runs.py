@@ -56,7 +56,7 @@ def prune_command(
         f"validation before fine-tuning: {with_interval(record.validation.score)}",
         soft_wrap=True,
     )
-    out.print(f"run written to {escape(str(out_))}", soft_wrap=True)
+    out.print(f"written to {escape(str(out_))}", soft_wrap=True)
     out.print("next: fine-tune it with the original run as teacher:")
     out.print(
         f"edgetl train {escape(str(config.data or pruned.run.splits().root))} --out TUNED --backbone {escape(str(out_))} --strategy full "

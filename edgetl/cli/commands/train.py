@@ -219,7 +219,7 @@ def show_run(run: Run) -> None:
         out.print(f"made from {escape(describe_parent(parent))}", soft_wrap=True)
     license = escape(record.backbone.license or "not stated")
     out.print(f"license of the weights: {license}", soft_wrap=True)
-    out.print(f"run written to {escape(str(run.path))} in {record.seconds:.0f} s", soft_wrap=True)
+    out.print(f"written to {escape(str(run.path))} in {record.seconds:.0f} s", soft_wrap=True)
     out.print(f"next: edgetl export {escape(str(run.path))} --out BUNDLE", soft_wrap=True)
 
 
