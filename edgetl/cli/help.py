@@ -135,6 +135,7 @@ def _argument(item: Any) -> str:
 
 
 def label_and_help(item: Any) -> tuple[str, Text]:
+    """Return the label and the help of an argument or option, with its values and default."""
     if item.param_type_name == "argument":
         return _argument(item), Text(item.help or "")
     flags = ", ".join([*sorted(item.opts, key=len), *item.secondary_opts])

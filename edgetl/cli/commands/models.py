@@ -172,7 +172,7 @@ def _show_one(item: Listed) -> None:
     facts = facts_grid()
     for title, value in (
         ("name", entry.name),
-        ("source", f"{item.source}, {entry.tag}"),
+        ("source", ", ".join(dict.fromkeys((item.source, entry.tag)))),
         ("size", f"{entry.params_m:g} million parameters, {entry.mmacs:g} MMACs at {entry.input} x {entry.input}"),
         ("ImageNet top-1", f"{entry.top1:g} %" if entry.top1 else "not trained on ImageNet labels"),
         ("license", entry.license),
