@@ -23,7 +23,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_ext"]
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
 myst_heading_anchors = 4
 # Two hyphens are the start of an option, not a dash.
 smartquotes = False

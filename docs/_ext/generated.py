@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import cli_reference
 import manifest_schema
 import tables
+from docutils import nodes
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -40,9 +41,17 @@ def _outdated(_app: Sphinx, env: BuildEnvironment, *_changes: set[str]) -> list[
     return [page for page in env.found_docs if "<!-- generated:" in Path(env.doc2path(page)).read_text("utf-8")]
 
 
+def _draw_dashes(_app: Sphinx, tree: nodes.document) -> None:
+    """Replace the two hyphens between a parameter and its description by a dash."""
+    for text in list(tree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the extension."""
     manifest_schema.write()
     app.connect("source-read", _read)
     app.connect("env-get-outdated", _outdated)
+    app.connect("doctree-read", _draw_dashes)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

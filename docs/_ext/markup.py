@@ -15,7 +15,7 @@ def plain_text(text: str) -> str:
     return "".join(part if part.startswith("`") else _OPTION.sub(r"`\1`", _SPECIAL.sub(r"\\\1", part)) for part in parts)
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a table. A bar in a cell is escaped."""
+def table(header: list[str], rows: list[list[str]], classes: str = ".stacked") -> str:
+    """Return a table, which on a phone becomes one block per row (site.css). A bar in a cell is escaped."""
     lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return "\n".join([f"{{{classes}}}", *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"

@@ -36,8 +36,10 @@ def config(path: str) -> str:
     model = find(path)
     parts = []
     for group, members in groupby(options(model).values(), key=lambda option: option.group):
-        title = f"```{{rubric}} {group}\n```\n\n" if group else ""
-        parts.append(title + table(["Option", "Type", "Default", "Description"], [_option(option) for option in members]))
+        title = f"### {group}\n\n" if group else ""
+        parts.append(
+            title + table(["Option", "Type", "Default", "Description"], [_option(option) for option in members], ".stacked .options")
+        )
     return "\n".join(parts)
 
 
