@@ -1,1 +1,1 @@
-"""Pretraining of the embedded backbone: recipe, images, compression, distillation."""
+"""Pretraining of the embedded backbone: recipe, images, compression and distillation."""

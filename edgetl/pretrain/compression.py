@@ -1,11 +1,13 @@
-"""Compression of a wide network into a narrower one of the same family: the start of a distillation.
+"""Compression of a wide network into a narrower network of the same family, as the start of a distillation.
 
-For timm's MobileNetV2 family: a stem, stages of inverted residual blocks, a head convolution. Block outputs there are linear, so that a
-stage's channels may be expressed in any basis: the narrow network works in their leading principal components (as SliceGPT does for
-transformers: Ashkboos et al. 2024, arXiv:2401.15024). Inside a block those hidden channels stay that together explain most of its output
-(forward selection by orthogonal least squares: Chen, Billings and Luo 1989), and the projection after them is fitted by least squares to
-the wide network's output (channel pruning: He et al. 2017, arXiv:1707.06168) from what the narrow network has computed so far, so that
-each block mends part of the error of those before it.
+Supports timm's MobileNetV2 family: a stem, stages of inverted residual blocks, and a head convolution.
+
+1. Block outputs are linear, so the channels of a stage can be expressed in any basis. The narrow network uses their leading principal
+   components (as in SliceGPT for transformers: Ashkboos et al. 2024, arXiv:2401.15024).
+2. Inside a block, the hidden channels that together explain most of the output are kept (forward selection by orthogonal least squares:
+   Chen, Billings and Luo 1989).
+3. The projection after them is fitted by least squares to the wide network's output (channel pruning: He et al. 2017,
+   arXiv:1707.06168). Its inputs are those of the narrow network, so each block corrects part of the error of the previous blocks.
 """
 
 from __future__ import annotations
@@ -19,33 +21,33 @@ from torch import nn
 
 from edgetl.errors import BackboneError
 
-# Positions of the maps that one fit sees.
+# Number of positions of the feature maps in one fit.
 ROWS = 40_000
-# Of the mean square of the inputs: keeps nearly constant channels from getting large weights.
+# Ridge strength relative to the mean square of the inputs. It prevents large weights on nearly constant channels.
 RIDGE = 1e-3
-# A channel of which less than this share is left, once those chosen are taken away, is never chosen.
+# A channel is not selected if the selected channels already explain all but this fraction of its variance.
 LEAST_LEFT = 1e-6
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Basis of a narrow stage for a wide stage's channels: ``(wide - mean) @ basis``.
+    """Basis of a narrow stage: its channels are ``(wide - mean) @ basis`` of the wide stage's channels.
 
     Attributes:
-        mean: float32 ``[wide channels]``.
-        basis: float32 ``[wide channels, narrow channels]``, orthonormal columns.
+        mean: mean of the wide stage's channels, float32 ``[wide channels]``.
+        basis: float32 ``[wide channels, narrow channels]``, with orthonormal columns.
     """
 
     mean: torch.Tensor
     basis: torch.Tensor
 
     def of(self, maps: torch.Tensor) -> torch.Tensor:
-        """``[n, wide, h, w]`` → ``[n, narrow, h, w]``."""
+        """Convert feature maps from ``[n, wide, h, w]`` to ``[n, narrow, h, w]``."""
         return torch.einsum("nchw,cd->ndhw", maps - self.mean[:, None, None], self.basis)
 
 
 def stage_maps(network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
-    """Outputs ``[n, channels, h, w]`` of each stage of a MobileNetV2, and of its head convolution, last."""
+    """Return the feature maps ``[n, channels, h, w]`` of each stage of a MobileNetV2, and those of its head convolution as the last."""
     net: Any = network
     maps = [net.bn1(net.conv_stem(images))]
     for stage in net.blocks:
@@ -55,20 +57,25 @@ def stage_maps(network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def compress(wide: nn.Module, narrow: nn.Module, images: torch.Tensor) -> list[Coordinates]:
-    """Fill ``narrow`` in place so that it computes about what ``wide`` does, and return each stage's coordinates.
+    """Set the weights of ``narrow`` in place to approximate ``wide``.
 
     Args:
-        wide: in evaluation mode, padding as ``narrow`` does.
-        narrow: of the same family and depth.
-        images: float32 ``[n, 3, H, W]``, prepared as both want them; some hundreds.
+        wide: network in evaluation mode, with the same padding as ``narrow``.
+        narrow: network of the same family and depth.
+        images: some hundred preprocessed images, float32 ``[n, 3, H, W]``.
+
+    Returns:
+        Coordinates of each stage.
 
     Raises:
-        BackboneError: the two are not of the same family and depth.
+        BackboneError: the networks do not have the same family and depth.
     """
     try:
         return _compress(wide, narrow.eval(), images)
     except (KeyError, AttributeError, RuntimeError, IndexError, TypeError, ValueError) as error:
-        raise BackboneError(f"{type(narrow).__name__} cannot be made from a compressed {type(wide).__name__}: {error}.") from error
+        raise BackboneError(
+            f"{type(wide).__name__} cannot be compressed into {type(narrow).__name__}: {error}. Both must be MobileNetV2 of the same depth."
+        ) from error
 
 
 def _compress(wide: Any, narrow: Any, images: torch.Tensor) -> list[Coordinates]:
@@ -101,21 +108,24 @@ def _block_outputs(wide: Any, state: torch.Tensor) -> list[list[torch.Tensor]]:
 
 
 def _principal(outputs: list[torch.Tensor], thin: Any, rows: _Rows) -> Coordinates:
-    """Leading principal components of a stage's channels, over the outputs of all its blocks, which residual connections join."""
-    seen = torch.cat([rows.of(output)[0] for output in outputs])
-    mean = seen.mean(dim=0)
-    _, directions = torch.linalg.eigh((seen - mean).T @ (seen - mean))
+    """Return the leading principal components of a stage's channels over the outputs of all its blocks.
+
+    The blocks share a basis, because residual connections join them.
+    """
+    values = torch.cat([rows.of(output)[0] for output in outputs])
+    mean = values.mean(dim=0)
+    _, directions = torch.linalg.eigh((values - mean).T @ (values - mean))
     width = _projection(thin)[0].weight.shape[0]
     return Coordinates(mean.float(), directions[:, -width:].flip(1).float())
 
 
 def _projection(block: Any) -> tuple[Any, Any]:
-    """A block's last convolution and its BatchNorm."""
+    """Return the last convolution of a block and its BatchNorm."""
     return (block.conv_pwl, block.bn3) if hasattr(block, "conv_pwl") else (block.conv_pw, block.bn2)
 
 
 def _first_stage(wide: Any, narrow: Any, images: torch.Tensor, stem: torch.Tensor, wanted: torch.Tensor, rows: _Rows) -> torch.Tensor:
-    """Stem and first stage (depthwise, then pointwise), which share their hidden channels."""
+    """Compress the stem and the first stage (depthwise, then pointwise), which share their hidden channels."""
     thick, thin = wide.blocks[0][0], narrow.blocks[0][0]
     hidden, target = rows.of(thick.bn1(thick.conv_dw(stem)), wanted)
     kept = _select(hidden, target, thin.conv_dw.weight.shape[0])
@@ -129,7 +139,7 @@ def _first_stage(wide: Any, narrow: Any, images: torch.Tensor, stem: torch.Tenso
 def _inverted_residual(
     thick: Any, thin: Any, state: torch.Tensor, entering: Coordinates, wanted: torch.Tensor, rows: _Rows
 ) -> torch.Tensor:
-    """Inverted residual block: expand, depthwise, project. The residual connection is added where there is one."""
+    """Compress an inverted residual block (expand, depthwise, project), and return its output with the residual connection, if any."""
     expand = torch.einsum("hcxy,cd->hdxy", thick.conv_pw.weight, entering.basis)
     scale, shift = _affine(thick.bn1)
     shift = shift + scale * (thick.conv_pw.weight[:, :, 0, 0] @ entering.mean)
@@ -156,26 +166,28 @@ def _project(thin: Any, hidden: torch.Tensor, kernel: torch.Tensor, bias: torch.
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """A BatchNorm in evaluation mode as ``scale * x + shift``."""
+    """Return ``scale`` and ``shift`` of a BatchNorm, which computes ``scale * x + shift`` in evaluation mode."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     return scale, norm.bias - norm.running_mean * scale
 
 
 def _set_norm(norm: Any, inputs: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Make ``norm`` compute ``scale * x + shift`` in evaluation mode, with the statistics of ``inputs``: training then starts from the same
-    function. Returns its output."""
+    """Make ``norm`` compute ``scale * x + shift`` in evaluation mode, and return its output.
+
+    Its statistics are those of ``inputs``. The network therefore computes the same function in training mode.
+    """
     mean, variance = inputs.mean(dim=(0, 2, 3)), inputs.var(dim=(0, 2, 3))
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)
     norm.weight.copy_(scale * torch.sqrt(variance + norm.eps))
     norm.bias.copy_(shift + scale * mean)
-    output: torch.Tensor = norm(inputs.clone())  # its activation works in place
+    output: torch.Tensor = norm(inputs.clone())  # cloned, because its activation is in place
     return output
 
 
 def _select(inputs: torch.Tensor, targets: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices, ascending, of the ``count`` columns that explain ``targets`` best, chosen one after the other."""
+    """Return the ascending indices of ``count`` columns that explain ``targets`` best, by greedy forward selection."""
     inputs, targets = inputs - inputs.mean(dim=0), targets - targets.mean(dim=0)
     gram, cross = inputs.T @ inputs, inputs.T @ targets
     first = gram.diagonal().clone()
@@ -196,7 +208,7 @@ def _select(inputs: torch.Tensor, targets: torch.Tensor, count: int) -> torch.Te
 
 
 def _fit(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ridge regression with an intercept: kernel float32 ``[outputs, inputs]`` and bias ``[outputs]``."""
+    """Fit a ridge regression with an intercept, and return its kernel, float32 ``[outputs, inputs]``, and bias ``[outputs]``."""
     mean, wanted = inputs.mean(dim=0), targets.mean(dim=0)
     gram = (inputs - mean).T @ (inputs - mean)
     gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
@@ -205,13 +217,13 @@ def _fit(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 class _Rows:
-    """Draws the positions that a fit sees, the same ones on each run."""
+    """Sampler of the positions in a fit, with a fixed seed."""
 
     def __init__(self) -> None:
         self._generator = torch.Generator().manual_seed(0)
 
     def of(self, *maps: torch.Tensor) -> list[torch.Tensor]:
-        """Float64 ``[rows, channels]`` of each ``[n, channels, h, w]``, at the same positions."""
+        """Return float64 ``[rows, channels]`` for each tensor ``[n, channels, h, w]``, at the same sampled positions."""
         count = maps[0].shape[0] * maps[0].shape[2] * maps[0].shape[3]
         chosen = torch.randperm(count, generator=self._generator)[:ROWS]
         return [item.permute(0, 2, 3, 1).reshape(count, -1)[chosen].double() for item in maps]

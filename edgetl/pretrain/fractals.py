@@ -1,6 +1,6 @@
 """Fractal images: attractors of random iterated function systems, after FractalDB (Kataoka et al. 2020, arXiv:2101.08515).
 
-A system is a few affine maps of the plane; the chaos game draws its attractor. Each system is a class.
+A system consists of a few affine maps of the plane. The chaos game draws its attractor. Each system is a class.
 """
 
 from __future__ import annotations
@@ -10,19 +10,29 @@ from numpy.typing import NDArray
 
 POINTS = 6000
 BURN_IN = 20
-# Singular values of every map lie below 1, so that the walk stays bounded; near 1 the attractor fills the image.
+# Range of the singular values of every map. Below 1 the walk stays bounded. Near 1 the attractor fills the image.
 CONTRACTION = (0.3, 0.9)
 
 
 def draw_fractals(classes: int, per_class: int, side: int, *, seed: int) -> NDArray[np.uint8]:
-    """uint8 ``[classes * per_class, 3, side, side]``, the images of a class next to each other."""
+    """Draw fractal images.
+
+    Args:
+        classes: number of iterated function systems.
+        per_class: images per system.
+        side: height and width of an image, px.
+        seed: seed of systems and images.
+
+    Returns:
+        uint8 ``[classes * per_class, 3, side, side]``, sorted by class.
+    """
     rng = np.random.default_rng([seed, 0xF2AC])
     images = [_draw(system, side, rng) for system in (_system(rng) for _ in range(classes)) for _ in range(per_class)]
     return np.stack(images)
 
 
 def _system(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Affine maps float64 ``[maps, 2, 3]`` from rotations, scales and shifts."""
+    """Draw 2 to 6 affine maps, float64 ``[maps, 2, 3]``, composed of rotations, scales and shifts."""
     maps = int(rng.integers(2, 7))
     left, right = (_rotations(rng.uniform(0, 2 * np.pi, maps)) for _ in range(2))
     scales = rng.uniform(*CONTRACTION, (maps, 2)) * rng.choice([-1.0, 1.0], (maps, 2))
@@ -35,7 +45,7 @@ def _rotations(angles: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _draw(system: NDArray[np.float64], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The attractor, slightly perturbed, in a random color gradient over a plain or shaded ground."""
+    """Draw the slightly perturbed attractor with a random color gradient on a plain or shaded background."""
     maps = system * rng.uniform(0.9, 1.1, system.shape)
     weights = np.abs(np.linalg.det(maps[:, :, :2])) + 0.05
     walkers = 200
@@ -53,7 +63,7 @@ def _draw(system: NDArray[np.float64], side: int, rng: np.random.Generator) -> N
     np.add.at(density, (cells[:, 1], cells[:, 0]), 1.0)
     density = np.minimum(1.0, np.log1p(density) / np.log(4))
     ramp = np.linspace(0, 1, side)[None, :, None] * rng.uniform(-80, 80, 3) * rng.integers(0, 2)
-    ground = rng.uniform(0, 255, 3) + ramp
+    background = rng.uniform(0, 255, 3) + ramp
     ink = rng.uniform(0, 255, 3) + np.linspace(-1, 1, side)[:, None, None] * rng.uniform(-80, 80, 3)
-    image = ground + density[:, :, None] * (ink - ground)
+    image = background + density[:, :, None] * (ink - background)
     return np.clip(image, 0, 255).astype(np.uint8).transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Training images of a pretraining: small images in memory, and a batch of augmented views for each step."""
+"""Training images of a pretraining: small images in memory, and one batch of augmented views per step."""
 
 from __future__ import annotations
 
@@ -23,15 +23,23 @@ from edgetl.pretrain.fractals import draw_fractals
 from edgetl.pretrain.recipe import ImageSource, Recipe
 from edgetl.train.inputs.samplers import draw_seed
 
-# Images that share a draw of the crop and the colors: torchvision then works on whole blocks.
+# Number of images with the same random crop and colors, because torchvision augments whole blocks at once.
 BLOCK = 8
 NO_LABEL = -1
+# Ratio of the longer to the shorter edge above which two squares are cut from an image.
 WIDE = 1.2
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Images of a source: ``images`` uint8 ``[n, 3, side, side]``, ``labels`` int64 ``[n]`` (−1 for none), and their digest."""
+    """Images of one source in memory.
+
+    Attributes:
+        source: image source of the recipe.
+        images: uint8 ``[n, 3, side, side]``.
+        labels: int64 ``[n]``, -1 for an image without a label.
+        sha256: SHA-256 (hex) of the pixels.
+    """
 
     source: ImageSource
     images: torch.Tensor
@@ -40,10 +48,15 @@ class Pool:
 
 
 def load_pools(recipe: Recipe, data: Path | None, progress: Progress) -> list[Pool]:
-    """Read or draw the images of every source; label numbers of different sources do not overlap.
+    """Read or generate the images of every source. Different sources have different label numbers.
+
+    Args:
+        recipe: pretraining recipe.
+        data: folder that contains the image files.
+        progress: called while images are read.
 
     Raises:
-        DataError: a source is missing or holds no readable image.
+        DataError: a source is missing or has no readable image.
     """
     pools: list[Pool] = []
     read: dict[tuple[object, ...], tuple[NDArray[np.uint8], list[str]]] = {}
@@ -59,14 +72,14 @@ def load_pools(recipe: Recipe, data: Path | None, progress: Progress) -> list[Po
 
 
 def count_labels(pools: list[Pool]) -> int:
-    """Number of classes of all labeled sources together."""
+    """Return the number of classes of all labeled sources together."""
     return 1 + max(int(pool.labels.max()) for pool in pools)
 
 
 class Views(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Item ``step``: that step's batch, float32 ``[batch, 3, side, side]`` in −1..1 and labels int64 ``[batch]``.
+    """Training batches by step: item ``step`` has images, float32 ``[batch, 3, side, side]`` in -1..1, and labels, int64 ``[batch]``.
 
-    A batch depends on the recipe's seed and the step alone, so that a resumed run sees what an unbroken one would.
+    A batch depends only on the recipe's seed and the step. A resumed pretraining therefore uses the same batches.
     """
 
     def __init__(self, recipe: Recipe, pools: list[Pool]) -> None:
@@ -113,7 +126,7 @@ def _draw(source: ImageSource, seed: int) -> tuple[NDArray[np.uint8], list[str]]
 def _read(source: ImageSource, data: Path | None, progress: Progress) -> tuple[NDArray[np.uint8], list[str]]:
     assert source.source is not None
     if data is None or not (path := data / source.source).exists():
-        raise DataError(f"the recipe's images {source.source} are not below {data or 'any folder'}; say where they are with --data.")
+        raise DataError(f"the recipe's images {source.source} are not in {data or 'any folder'}. Give their parent folder with --data.")
     squares: list[NDArray[np.uint8]] = []
     names: list[str] = []
     for index, (name, file) in enumerate(_files(path)):
@@ -128,12 +141,14 @@ def _read(source: ImageSource, data: Path | None, progress: Progress) -> tuple[N
         if index % 500 == 0:
             progress(f"reading {source.source}", index, 0)
     if not squares:
-        raise DataError(f"{path} holds no readable image{f' with {source.part} in its path' if source.part else ''}.")
+        raise DataError(
+            f"{path} contains no readable image{f' with {source.part} in its path' if source.part else ''}. Check the recipe's images."
+        )
     return np.ascontiguousarray(np.stack(squares).transpose(0, 3, 1, 2)), names
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes | Path]]:
-    """Names and images of a tar, in its order, or of a folder, sorted."""
+    """Yield names and contents of the files in a tar file, in its order, or in a folder, sorted by path."""
     if path.is_dir():
         yield from ((file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*")) if file.is_file())
         return
@@ -143,11 +158,11 @@ def _files(path: Path) -> Iterator[tuple[str, bytes | Path]]:
                 if member.isfile() and (file := tar.extractfile(member)) is not None:
                     yield member.name, file.read()
     except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{path} cannot be read as a tar: {error}.") from error
+        raise DataError(f"{path} cannot be read as a tar file: {error}. Download the file again.") from error
 
 
 def _squares(image: Image.Image, side: int) -> list[NDArray[np.uint8]]:
-    """The image at ``side`` px of its shorter edge: one square, or its two ends where it is long."""
+    """Resize the shorter edge of an image to ``side`` px, and cut one central square, or a square at each end of a long image."""
     scale = side / min(image.size)
     width, height = (max(side, round(length * scale)) for length in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC) if image.size != (width, height) else image

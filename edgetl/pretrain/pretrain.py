@@ -1,4 +1,4 @@
-"""Train a small backbone from a recipe: distillation from a larger one, labels, or both; resumable, and reproducible step by step."""
+"""Pretraining of a small backbone from a recipe, by distillation from a larger network, labels, or both. Resumable and reproducible."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from edgetl.train.networks.backbone import count_macs
 CHECKPOINT_NAME = "checkpoint.safetensors"
 CHECKPOINT_STEPS = 250
 CLIP_NORM = 5.0
-# Steps whose images a compression of the teacher uses.
+# Number of batches for the compression of the teacher.
 COMPRESSION_STEPS = 3
-# Running means and variances keep their range in half precision; a trained network does not use the counter of batches.
+# Running means and variances fit the range of half precision. The batch counter is dropped, because a trained network does not use it.
 _DROPPED = "num_batches_tracked"
 
 
@@ -53,10 +53,10 @@ class Folders:
     """Folders of a pretraining.
 
     Attributes:
-        out: of the results and the checkpoint.
-        data: holds the recipe's images.
-        weights: holds the teacher.
-        recipes: base of the path ``Recipe.start``.
+        out: folder of the results and the checkpoint.
+        data: folder that contains the recipe's images.
+        weights: folder that contains the teacher.
+        recipes: folder to which the path ``Recipe.start`` is relative.
     """
 
     out: Path
@@ -68,22 +68,26 @@ class Folders:
 def pretrain(
     recipe: Recipe, folders: Folders, *, device: str = "cpu", checkpoint_steps: int = CHECKPOINT_STEPS, progress: Progress = silent
 ) -> Pretrained:
-    """Follow ``recipe`` and write ``<name>.safetensors`` (half precision) and ``<name>.json`` into ``folders.out``.
+    """Pretrain a backbone, and write ``<name>.safetensors`` (half precision) and ``<name>.json`` into ``folders.out``.
 
-    A checkpoint is written there now and then; the same call continues from it, and ends with the same weights, bit for bit, as one
-    that was never stopped (on a CPU with the same libraries and number of threads).
+    A checkpoint is written there at regular intervals. After an interruption, the same call continues from it. The result is the same
+    as without interruption, bit for bit, on a CPU with the same libraries and number of threads.
 
     Args:
-        recipe: architecture, images, teacher, losses.
-        folders: of results and inputs.
+        recipe: architecture, images, teacher and losses.
+        folders: folders of results and inputs.
         device: ``cpu`` or ``cuda``.
         checkpoint_steps: steps between two checkpoints.
         progress: called after each step.
 
+    Returns:
+        The record in ``<name>.json``.
+
     Raises:
-        ConfigError: the folder holds the checkpoint of another recipe.
+        ConfigError: the folder contains the checkpoint of another recipe, or files that edgetl did not write.
         DataError: images are missing.
         BackboneError: the teacher or the starting weights cannot be used.
+        StorageError: the folder cannot be written.
         TrainingError: the loss became infinite or not a number.
     """
     with locked_folder(folders.out):
@@ -111,7 +115,7 @@ def _pretrain(recipe: Recipe, folders: Folders, device: str, checkpoint_steps: i
 def _train(
     module: Distillation, batches: Iterable[Sequence[torch.Tensor]], checkpoint: _Checkpoint, device: str, progress: Progress
 ) -> None:
-    """Gradient descent from the checkpoint's step on.
+    """Train by gradient descent from the step of the checkpoint.
 
     Raises:
         TrainingError: the loss became infinite or not a number.
@@ -122,7 +126,7 @@ def _train(
     model, optimizer = fabric.setup(module, optimizer)
     restore_optimizer(optimizer, checkpoint.moments)
     for step, batch in enumerate(batches, first + 1):
-        torch.manual_seed(draw_seed(recipe.seed, step - 1))  # for networks that drop paths
+        torch.manual_seed(draw_seed(recipe.seed, step - 1))  # for networks with stochastic depth
         loss = model(*fabric.to_device(tuple(batch)))
         fabric.backward(loss)
         fabric.clip_gradients(model, optimizer, max_norm=CLIP_NORM, error_if_nonfinite=False)
@@ -131,17 +135,17 @@ def _train(
         schedule.step()
         module.ema.update(module.student, step=step)
         if not math.isfinite(float(loss.detach())):
-            raise TrainingError(f"the loss became {float(loss.detach())} at step {step}: lower the recipe's lr (now {recipe.lr:g}).")
+            raise TrainingError(f"the loss became {float(loss.detach())} at step {step}. Lower the recipe's lr (now {recipe.lr:g}).")
         if step % checkpoint.every == 0 and step < recipe.steps:
             checkpoint.save(optimizer, step)
         progress("pretraining", step, recipe.steps)
 
 
 def _check_own(out: Path, name: str) -> None:
-    """Refuse to replace weights and a record that no earlier pretraining wrote. A stopped one has its checkpoint.
+    """Check that existing weights and record were written by a pretraining. A checkpoint marks a stopped pretraining.
 
     Raises:
-        ConfigError: naming the file.
+        ConfigError: another program wrote the files, or they changed.
     """
     weights, record = out / f"{name}.safetensors", out / f"{name}.json"
     if (out / CHECKPOINT_NAME).is_file() or not (os.path.lexists(weights) or os.path.lexists(record)):
@@ -151,23 +155,29 @@ def _check_own(out: Path, name: str) -> None:
     except (ConfigError, OSError):
         own = False
     if not own:
-        raise ConfigError(f"{out} holds {name}.safetensors or {name}.json, and edgetl pretrain did not write them. Choose another --out.")
+        raise ConfigError(f"{out} contains {name}.safetensors or {name}.json, which edgetl pretrain did not write. Choose another --out.")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Origin of the weights beside the recipe: teacher, images, starting weights."""
+    """Inputs of a pretraining other than the recipe.
+
+    Attributes:
+        teacher: distillation teacher.
+        pools: images of each source.
+        start_sha256: SHA-256 of the starting weights. ``None`` if these are random or the teacher's.
+    """
 
     teacher: Teacher | None
     pools: list[Pool]
     start_sha256: str | None
 
     def images_sha256(self) -> str:
-        """SHA-256 (hex) of all images, as they are used."""
+        """Return the SHA-256 (hex) over the pixels of all sources."""
         return hashlib.sha256("".join(pool.sha256 for pool in self.pools).encode()).hexdigest()
 
     def identity(self, recipe: Recipe) -> str:
-        """SHA-256 (hex) that a checkpoint must share to be continued."""
+        """Return the SHA-256 (hex) over recipe and inputs. A checkpoint with another identity is not resumed."""
         teacher = self.teacher.weights_sha256 if self.teacher else ""
         return hashlib.sha256("\n".join((recipe.digest(), self.images_sha256(), teacher, self.start_sha256 or "")).encode()).hexdigest()
 
@@ -177,11 +187,13 @@ def _build(recipe: Recipe, pools: list[Pool], teacher: TeacherNetwork | None, vi
     try:
         student = timm.create_model(recipe.architecture, num_classes=0)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise BackboneError(f"timm {timm.__version__} cannot build {recipe.architecture}: {error}") from error
+        raise BackboneError(
+            f"timm {timm.__version__} cannot build {recipe.architecture}: {first_line(error)} Correct the recipe's architecture."
+        ) from error
     coordinates: list[Coordinates] = []
     if recipe.start == TEACHER and teacher is not None:
-        seen = torch.cat([views[step][0] for step in range(min(COMPRESSION_STEPS, len(views)))])
-        coordinates = compress(teacher.model, student, seen)
+        images = torch.cat([views[step][0] for step in range(min(COMPRESSION_STEPS, len(views)))])
+        coordinates = compress(teacher.model, student, images)
     elif recipe.start:
         load_weights(student, None, recipes / recipe.start, architecture=recipe.architecture)
     features = TeacherFeatures(teacher, coordinates if recipe.losses.maps else [], recipe.side, device) if teacher else None
@@ -189,7 +201,7 @@ def _build(recipe: Recipe, pools: list[Pool], teacher: TeacherNetwork | None, vi
 
 
 class _Checkpoint:
-    """Checkpoint as safetensors: networks, EMA, and the optimizer's moments."""
+    """Checkpoint in safetensors format: networks, EMA, and moments of the optimizer."""
 
     def __init__(self, path: Path, module: Distillation, every: int, *, identity: str) -> None:
         self.path = path
@@ -202,10 +214,10 @@ class _Checkpoint:
         self._started = time.monotonic()
 
     def restore(self) -> int:
-        """Load the checkpoint, if there is one, and return the step to go on with.
+        """Load the checkpoint, if it exists, and return the step to continue with.
 
         Raises:
-            ConfigError: it belongs to another recipe.
+            ConfigError: the checkpoint cannot be read, or belongs to another recipe.
         """
         if not self.path.is_file():
             return 0
@@ -214,10 +226,10 @@ class _Checkpoint:
                 facts = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
         except (OSError, safetensors.SafetensorError) as error:
-            raise ConfigError(f"{self.path} cannot be read: {first_line(error)} Delete it to begin again.") from error
+            raise ConfigError(f"{self.path} cannot be read: {first_line(error)} Delete it to start again.") from error
         if facts.get("identity") != self.identity:
             raise ConfigError(
-                f"{self.path} belongs to another recipe, teacher or images, or these changed. Choose another --out, or delete it."
+                f"{self.path} belongs to another recipe, teacher or images, or these changed. Choose another --out, or delete the file."
             )
         self.moments = {key: value for key, value in tensors.items() if key.startswith("optimizer.")}
         self.module.load_state_dict({key: value for key, value in tensors.items() if key not in self.moments})
@@ -225,7 +237,7 @@ class _Checkpoint:
         return self.first
 
     def save(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Write the state after ``step`` steps."""
+        """Write the state after step ``step``."""
         known = {**self.module.state_dict(), **optimizer_tensors(optimizer)}
         tensors = {key: value.detach().cpu().contiguous() for key, value in known.items()}
         seconds = self.seconds_before + time.monotonic() - self._started
@@ -238,7 +250,7 @@ def _used(pool: Pool) -> UsedImages:
 
 
 def _publish(recipe: Recipe, student: nn.Module, out: Path, origin: Origin, seconds: float) -> Pretrained:
-    """Write the averaged weights in half precision and the record beside them."""
+    """Write the averaged weights in half precision, and the record."""
     tensors = {key: value.half().cpu().contiguous() for key, value in student.state_dict().items() if not key.endswith(_DROPPED)}
     data = safetensors.torch.save(tensors, {"format": "pt"})
     path = out / f"{recipe.name}.safetensors"

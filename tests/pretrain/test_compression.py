@@ -1,4 +1,4 @@
-"""A compressed network computes about what the wide one does, starts training from the same function, and learns its maps."""
+"""Compression of a wide network into a narrow one: same function, same function in training mode, distillation of feature maps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIDE = 65
 
 
 def _wide() -> Any:
-    """A MobileNetV2 with norms that have scales and statistics of their own, as a trained one has."""
+    """Return a MobileNetV2 with random scales and statistics in its normalization layers, like those of a trained network."""
     torch.manual_seed(0)
     model: Any = timm.create_model("mobilenetv2_050", num_classes=7)
     for module in model.modules():
@@ -39,42 +39,42 @@ def _images(count: int) -> torch.Tensor:
     return torch.nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bicubic")
 
 
-def _apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+def _relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).square().mean() / theirs.var(dim=(0, 2, 3)).mean())
 
 
-def test_compressed_to_its_own_width_it_computes_the_same() -> None:
+def test_compression_to_the_same_width_keeps_the_function() -> None:
     wide, same, images = _wide(), timm.create_model("mobilenetv2_050", num_classes=0), _images(64)
-    places = compress(wide, same, images)
+    bases = compress(wide, same, images)
     with torch.inference_mode():
         ours, theirs = stage_maps(same, images), stage_maps(wide, images)
-    assert all(_apart(a, place.of(b)) < 0.02 for a, b, place in zip(ours[:-1], theirs[:-1], places, strict=True))
-    assert _apart(ours[-1], theirs[-1]) < 0.02
-    for place in places:
-        assert torch.allclose(place.basis.T @ place.basis, torch.eye(place.basis.shape[1]), atol=1e-4)
+    assert all(_relative_error(a, basis.of(b)) < 0.02 for a, b, basis in zip(ours[:-1], theirs[:-1], bases, strict=True))
+    assert _relative_error(ours[-1], theirs[-1]) < 0.02
+    for basis in bases:
+        assert torch.allclose(basis.basis.T @ basis.basis, torch.eye(basis.basis.shape[1]), atol=1e-4)
 
 
-def test_a_narrower_one_is_near_and_training_begins_from_the_same_function() -> None:
+def test_compression_to_a_narrower_width_approximates_the_function_in_both_modes() -> None:
     wide, thin, images = _wide(), timm.create_model("mobilenetv2_035", num_classes=0), _images(96)
     untouched = copy.deepcopy(wide.state_dict())
-    places = compress(wide, thin, images)
+    bases = compress(wide, thin, images)
     assert all(torch.equal(value, untouched[key]) for key, value in wide.state_dict().items())
     with torch.inference_mode():
         theirs = stage_maps(wide, images)
         frozen = stage_maps(thin.eval(), images)
         training = stage_maps(thin.train(), images)
-    assert _apart(frozen[0], places[0].of(theirs[0])) < 0.25
-    assert _apart(training[-1], frozen[-1]) < 1e-3, "statistics of the batch are those that were set"
+    assert _relative_error(frozen[0], bases[0].of(theirs[0])) < 0.25
+    assert _relative_error(training[-1], frozen[-1]) < 1e-3, "the batch statistics equal the stored statistics"
 
 
-def test_other_families_are_refused() -> None:
-    with pytest.raises(BackboneError, match="ResNet cannot be made from a compressed EfficientNet"):
+def test_compress_rejects_other_network_families() -> None:
+    with pytest.raises(BackboneError, match="EfficientNet cannot be compressed into ResNet"):
         compress(_wide(), timm.create_model("test_resnet", num_classes=0), _images(4))
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in timm's form whose network pads as TensorFlow does."""
+    """Folder in timm's format with a network that uses TensorFlow's padding."""
     root = tmp_path_factory.mktemp("weights")
     (root / "wide").mkdir()
     safetensors.torch.save_file(_wide().state_dict(), root / "wide/model.safetensors")
@@ -84,22 +84,24 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_teachers_maps_lie_where_a_students_do_and_pool_to_its_features(teacher: Path) -> None:
+def test_teacher_feature_maps_align_with_the_student_and_pool_to_its_features(teacher: Path) -> None:
     images = _images(6)
-    given, torchs = (load_teacher("wide", teacher, pads_as_torch=choice) for choice in (False, True))
-    plain: Any = torchs.model
+    with_own_padding, with_torch_padding = (load_teacher("wide", teacher, pads_as_torch=choice) for choice in (False, True))
+    plain: Any = with_torch_padding.model
     with torch.inference_mode():
-        assert torch.allclose(given.model(images), torchs.model(images), atol=1e-4), "at odd sizes both paddings are the same"
-        assert not torch.allclose(given.model(images[..., :-1, :-1]), torchs.model(images[..., :-1, :-1]), atol=1e-2)
+        assert torch.allclose(with_own_padding.model(images), with_torch_padding.model(images), atol=1e-4), (
+            "both paddings are equal at odd sizes"
+        )
+        assert not torch.allclose(with_own_padding.model(images[..., :-1, :-1]), with_torch_padding.model(images[..., :-1, :-1]), atol=1e-2)
         expected = plain.forward_head(plain.forward_features(images), pre_logits=True)
-    places = compress(torchs.model, timm.create_model("mobilenetv2_035", num_classes=0), images)
-    pooled, maps = TeacherFeatures(torchs, places, SIDE, "cpu")(images)
+    bases = compress(with_torch_padding.model, timm.create_model("mobilenetv2_035", num_classes=0), images)
+    pooled, maps = TeacherFeatures(with_torch_padding, bases, SIDE, "cpu")(images)
     assert torch.allclose(pooled, expected, atol=1e-3)
-    assert [item.shape[1] for item in maps[:-1]] == [place.basis.shape[1] for place in places]
+    assert [item.shape[1] for item in maps[:-1]] == [basis.basis.shape[1] for basis in bases]
 
 
 @pytest.mark.slow
-def test_learning_maps_resumes_to_the_same_weights(teacher: Path, tmp_path: Path) -> None:
+def test_resumed_feature_map_distillation_gives_the_same_weights(teacher: Path, tmp_path: Path) -> None:
     recipe = Recipe.model_validate(
         {
             "name": "thin",

@@ -1,4 +1,4 @@
-"""Pretraining from a recipe: what a batch holds, and that a killed run ends with the same weights as an unbroken one."""
+"""Pretraining from a recipe: batches, published weights, resuming after an interruption, and errors."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ weight = 2
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe, a tar of small images, and a teacher in timm's form with random weights."""
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a recipe, a tar file of small images, and a teacher in timm's format with random weights."""
     root = tmp_path_factory.mktemp("pretrain")
     (root / "tiny.toml").write_text(RECIPE)
     write_colours(root / "colours", 8)
@@ -74,13 +74,13 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _pretrain(places: Path, out: Path, **changes: object) -> Pretrained:
-    recipe = Recipe.model_validate({**read_recipe(places / "tiny.toml").model_dump(), **changes})
-    return pretrain(recipe, Folders(out=out, data=places, weights=places), checkpoint_steps=7)
+def _pretrain(inputs: Path, out: Path, **changes: object) -> Pretrained:
+    recipe = Recipe.model_validate({**read_recipe(inputs / "tiny.toml").model_dump(), **changes})
+    return pretrain(recipe, Folders(out=out, data=inputs, weights=inputs), checkpoint_steps=7)
 
 
-def test_a_killed_pretraining_goes_on_and_ends_with_the_same_weights(places: Path, tmp_path: Path) -> None:
-    whole = _pretrain(places, tmp_path / "whole")
+def test_resumed_pretraining_after_a_kill_gives_the_same_weights(inputs: Path, tmp_path: Path) -> None:
+    whole = _pretrain(inputs, tmp_path / "whole")
     child = (
         "import sys; from pathlib import Path; from edgetl.pretrain.pretrain import Folders, pretrain; "
         "from edgetl.pretrain.recipe import read_recipe; root, out = map(Path, sys.argv[1:]); "
@@ -88,64 +88,64 @@ def test_a_killed_pretraining_goes_on_and_ends_with_the_same_weights(places: Pat
         "progress=lambda stage, done, total: print(done, flush=True) if stage == 'pretraining' else None)"
     )
     stop_at = random.randint(8, 38)
-    command = [sys.executable, "-c", child, str(places), str(tmp_path / "broken")]
+    command = [sys.executable, "-c", child, str(inputs), str(tmp_path / "broken")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if int(line) >= stop_at:
                 process.send_signal(signal.SIGKILL)
                 break
-    assert (tmp_path / "broken" / CHECKPOINT_NAME).is_file(), f"no checkpoint when it was killed at step {stop_at}"
+    assert (tmp_path / "broken" / CHECKPOINT_NAME).is_file(), f"no checkpoint after a kill at step {stop_at}"
     assert not (tmp_path / "broken/tiny.safetensors").exists()
-    resumed = _pretrain(places, tmp_path / "broken")
+    resumed = _pretrain(inputs, tmp_path / "broken")
     assert resumed.weights_sha256 == whole.weights_sha256, f"killed at step {stop_at}"
     assert sorted(os.listdir(tmp_path / "broken")) == ["tiny.json", "tiny.safetensors"]
     assert whole.teacher is not None and (whole.teacher.license, whole.steps) == ("mit", 40)
 
 
-def test_the_weights_are_half_precision_and_fit_the_architecture(places: Path, tmp_path: Path) -> None:
-    record = _pretrain(places, tmp_path, steps=3)
+def test_published_weights_are_half_precision_and_fit_the_architecture(inputs: Path, tmp_path: Path) -> None:
+    record = _pretrain(inputs, tmp_path, steps=3)
     tensors = safetensors.torch.load_file(tmp_path / "tiny.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     loaded = timm.create_model("test_resnet", num_classes=0).load_state_dict(tensors, strict=False)
     assert not loaded.unexpected_keys and all(key.endswith("num_batches_tracked") for key in loaded.missing_keys)
     statistics = [tensors[key] for key in tensors if key.endswith("running_mean")]
-    assert statistics and all(bool(value.any()) for value in statistics), "BatchNorm has seen the pictures"
+    assert statistics and all(bool(value.any()) for value in statistics), "BatchNorm has measured statistics"
     assert record.params_m == pytest.approx(0.373, abs=0.001) and record.mmacs > 0
 
 
-def test_training_lowers_the_loss(places: Path, tmp_path: Path) -> None:
-    recipe = read_recipe(places / "tiny.toml").model_copy(update={"teacher": None, "losses": Losses(labels=1.0), "steps": 60})
+def test_training_lowers_the_loss(inputs: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(inputs / "tiny.toml").model_copy(update={"teacher": None, "losses": Losses(labels=1.0), "steps": 60})
     losses: list[float] = []
     from edgetl.pretrain.distillation import Distillation
 
     step = Distillation.forward
 
-    def watched(self: Distillation, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def recorded(self: Distillation, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         loss = step(self, images, labels)
         losses.append(loss.item())
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Distillation, "forward", watched)
-        pretrain(recipe, Folders(out=tmp_path, data=places))
+        patch.setattr(Distillation, "forward", recorded)
+        pretrain(recipe, Folders(out=tmp_path, data=inputs))
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
-def test_a_checkpoint_of_another_recipe_is_not_continued(places: Path, tmp_path: Path) -> None:
-    recipe = read_recipe(places / "tiny.toml")
+def test_pretrain_rejects_the_checkpoint_of_another_recipe(inputs: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(inputs / "tiny.toml")
 
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "pretraining" and done == 10:
             raise KeyboardInterrupt
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        pretrain(recipe, Folders(out=tmp_path, data=places, weights=places), checkpoint_steps=7, progress=stop)
+        pretrain(recipe, Folders(out=tmp_path, data=inputs, weights=inputs), checkpoint_steps=7, progress=stop)
     with pytest.raises(ConfigError, match="belongs to another recipe, teacher or images"):
-        _pretrain(places, tmp_path, seed=1)
+        _pretrain(inputs, tmp_path, seed=1)
 
 
-def test_a_recipes_mistakes_are_named_together(tmp_path: Path) -> None:
+def test_read_recipe_reports_all_mistakes_together(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(RECIPE.replace("steps = 40", "steps = 0").replace("weight = 2", "weight = 0").replace('"tiny"', '"No Name"'))
     with pytest.raises(ConfigError, match=r"name: .*steps: .*images\.2\.weight: "):
@@ -158,7 +158,7 @@ def test_a_recipes_mistakes_are_named_together(tmp_path: Path) -> None:
             '[[images]]\nsource = "colours.tar"\nweight', '[[images]]\nsource = "x"\nweight'
         )
     )
-    with pytest.raises(ConfigError, match="needs images that have some"):
+    with pytest.raises(ConfigError, match="needs labeled images"):
         read_recipe(path)
     path.write_text("name = ")
     with pytest.raises(ConfigError, match="is not TOML"):
@@ -167,24 +167,24 @@ def test_a_recipes_mistakes_are_named_together(tmp_path: Path) -> None:
         read_recipe(tmp_path / "absent.toml")
 
 
-def test_what_is_missing_is_said_with_the_option(places: Path, tmp_path: Path) -> None:
-    recipe = read_recipe(places / "tiny.toml")
-    with pytest.raises(DataError, match=r"colours\.tar are not below .*--data"):
-        pretrain(recipe, Folders(out=tmp_path, data=tmp_path, weights=places))
-    with pytest.raises(BackboneError, match=r"teacher is not below .*--weights-dir"):
-        pretrain(recipe, Folders(out=tmp_path, data=places, weights=tmp_path))
+def test_missing_input_error_names_the_option(inputs: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(inputs / "tiny.toml")
+    with pytest.raises(DataError, match=r"colours\.tar are not in .*--data"):
+        pretrain(recipe, Folders(out=tmp_path, data=tmp_path, weights=inputs))
+    with pytest.raises(BackboneError, match=r"teacher is not in .*--weights-dir"):
+        pretrain(recipe, Folders(out=tmp_path, data=inputs, weights=tmp_path))
     other = recipe.model_copy(update={"start": "teacher/model.safetensors"})
     with pytest.raises(BackboneError, match="does not fit test_resnet"):
-        pretrain(other, Folders(out=tmp_path, data=places, weights=places, recipes=places))
+        pretrain(other, Folders(out=tmp_path, data=inputs, weights=inputs, recipes=inputs))
     with pytest.raises(StorageError):
-        pretrain(recipe, Folders(out=places / "tiny.toml", data=places, weights=places))
+        pretrain(recipe, Folders(out=inputs / "tiny.toml", data=inputs, weights=inputs))
     with pytest.raises(BackboneError, match="cannot build no_such_net"):
-        pretrain(recipe.model_copy(update={"architecture": "no_such_net"}), Folders(out=tmp_path, data=places, weights=places))
+        pretrain(recipe.model_copy(update={"architecture": "no_such_net"}), Folders(out=tmp_path, data=inputs, weights=inputs))
 
 
-def test_a_batch_depends_on_the_seed_and_the_step_alone(places: Path) -> None:
-    recipe = read_recipe(places / "tiny.toml")
-    pools = load_pools(recipe, places, lambda *_: None)
+def test_batch_depends_only_on_seed_and_step(inputs: Path) -> None:
+    recipe = read_recipe(inputs / "tiny.toml")
+    pools = load_pools(recipe, inputs, lambda *_: None)
     assert [len(pool.images) for pool in pools] == [24, 24, 20] and count_labels(pools) == 3 + 5
     views = Views(recipe, pools)
     images, labels = views[3]
@@ -192,17 +192,17 @@ def test_a_batch_depends_on_the_seed_and_the_step_alone(places: Path) -> None:
     again, _ = Views(recipe, pools)[3]
     assert torch.equal(images, again) and not torch.equal(images, views[4][0])
     assert images.shape == (16, 3, 32, 32) and images.min() >= -1 and images.max() <= 1
-    assert set(labels[8:].tolist()) <= set(range(3, 8)), "the second block holds fractals"
+    assert set(labels[8:].tolist()) <= set(range(3, 8)), "the second block contains fractals"
     other = recipe.model_copy(update={"seed": 1})
     assert not torch.equal(images, Views(other, pools)[3][0])
 
 
-def test_a_long_picture_gives_its_two_ends(tmp_path: Path) -> None:
+def test_long_image_gives_a_square_at_each_end(tmp_path: Path) -> None:
     (tmp_path / "long").mkdir()
     pixels = np.zeros((20, 60, 3), np.uint8)
     pixels[:, 30:] = 255
     Image.fromarray(pixels).save(tmp_path / "long/a.png")
-    (tmp_path / "long/broken.png").write_bytes(b"not a picture")
+    (tmp_path / "long/broken.png").write_bytes(b"not an image")
     recipe = Recipe(
         name="long", architecture="test_resnet", steps=1, license="mit", losses=Losses(labels=1.0),
         images=(ImageSource(source="long", side=20, weight=1), ImageSource(formula="fractals", classes=2, per_class=1, weight=1)),
@@ -211,8 +211,8 @@ def test_a_long_picture_gives_its_two_ends(tmp_path: Path) -> None:
     assert [float(image.float().mean()) for image in pool.images] == [0.0, 255.0]
 
 
-def test_fractals_are_the_same_for_a_seed_and_differ_between_systems() -> None:
-    pictures = draw_fractals(6, 2, 48, seed=1)
-    assert pictures.shape == (12, 3, 48, 48) and np.array_equal(pictures, draw_fractals(6, 2, 48, seed=1))
-    assert not np.array_equal(pictures, draw_fractals(6, 2, 48, seed=2))
-    assert pictures.std(axis=(1, 2, 3)).min() > 3, "an empty picture teaches nothing"
+def test_fractals_are_reproducible_and_differ_between_seeds() -> None:
+    fractals = draw_fractals(6, 2, 48, seed=1)
+    assert fractals.shape == (12, 3, 48, 48) and np.array_equal(fractals, draw_fractals(6, 2, 48, seed=1))
+    assert not np.array_equal(fractals, draw_fractals(6, 2, 48, seed=2))
+    assert fractals.std(axis=(1, 2, 3)).min() > 3, "no image is empty"

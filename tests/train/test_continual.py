@@ -274,7 +274,7 @@ class _StopError(Exception):
 def test_continual_learning_refuses_random_weights_and_weights_without_a_head(parent: Run, inverted: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--lwf cannot be combined with random weights \(--random-weights"):
         train(inverted, _config(pretrained=False, lwf=1.0), tmp_path / "a")
-    with pytest.raises(ConfigError, match=r"came without one\. Use --l2sp or --replay"):
+    with pytest.raises(ConfigError, match=r"the weights of edgetl_small have none\. Use --l2sp or --replay"):
         train(inverted, _config(backbone="edgetl_small", ewc=1.0, input_size=None), tmp_path / "b")
 
 

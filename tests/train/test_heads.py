@@ -248,7 +248,7 @@ def test_run_with_another_head_is_loaded_as_a_backbone_without_it(kind: str, ima
 
 def test_lwf_refuses_a_run_with_a_nonlinear_head(images: Path, small_knn: Run, tmp_path: Path) -> None:
     config = _config(backbone=str(small_knn.path), strategy="partial", epochs=1, lwf=1.0)
-    with pytest.raises(ConfigError, match=r"need the previous linear head, and .*knn came without one"):
+    with pytest.raises(ConfigError, match=r"need the linear head of the previous task, but the weights of .*knn have none"):
         train(images, config, tmp_path / "run")
 
 

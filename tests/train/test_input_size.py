@@ -117,5 +117,7 @@ def test_progressive_training_keeps_the_input_size_of_the_previous_network(tmp_p
         if kept:
             assert train(tmp_path / "colours", config, tmp_path / "same").record.backbone.columns
         else:
-            with pytest.raises(ConfigError, match="keeps the previous network as it is, and it does not take images of --input-size"):
+            with pytest.raises(
+                ConfigError, match="keeps the previous network unchanged, but this network does not accept images of --input-size"
+            ):
                 train(tmp_path / "colours", config, tmp_path / "other")

@@ -344,7 +344,7 @@ def test_sigterm_saves_the_state_and_resume_continues(colours: Path, tmp_path: P
     assert "Resume with: edgetl train --out" in " ".join(output.split())
     done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert "going on after step" in done.stderr and json.loads(done.stdout)["plan"]["steps"] == 200
+    assert "resuming after step" in done.stderr and json.loads(done.stdout)["plan"]["steps"] == 200
 
 
 @pytest.mark.slow

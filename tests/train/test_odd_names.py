@@ -87,7 +87,7 @@ def test_evaluate_shows_and_returns_what_the_scan_left_out(odd: Path, odd_run: R
 
 @pytest.mark.parametrize("raw", ["..%2Fetc%2Fpasswd", "a%2Fb%00.png", "a%2Fc.png"])
 def test_the_bytes_of_a_name_must_be_those_of_its_path(raw: str) -> None:
-    with pytest.raises(ValidationError, match="are those of another path"):
+    with pytest.raises(ValidationError, match="and its bytes in 'raw' differ"):
         SplitEntry(path="a/b.png", label=0, content="0" * 64, part="train", raw=raw)
 
 

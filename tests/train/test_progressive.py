@@ -318,9 +318,8 @@ def test_published_weights_are_kept_with_their_own_head(splits: Splits, tmp_path
 def test_a_probe_needs_no_column(parent: Run, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         run = train(shapes, _beside(parent, strategy="probe"), tmp_path / "run")
-    assert (
-        run.record.backbone.columns is None and "--forgetting progressive: no effect, because a probe trains the head alone" in caplog.text
-    )
+    assert run.record.backbone.columns is None
+    assert "--forgetting progressive has no effect, because the strategy probe trains only the head" in caplog.text
 
 
 def test_what_cannot_be_kept_or_combined_is_said(parent: Run, grown: Run, splits: Splits) -> None:
@@ -329,9 +328,9 @@ def test_what_cannot_be_kept_or_combined_is_said(parent: Run, grown: Run, splits
             prepared(splits, config)
     with pytest.raises(ConfigError, match=r"cannot be combined with --lwf and --wise-ft. Remove one"):
         prepared(splits, _beside(parent, lwf=1.0, wise_ft=True))
-    with pytest.raises(ConfigError, match=r"edgetl_small came without one\. Use --l2sp or --replay"):
+    with pytest.raises(ConfigError, match=r"the weights of edgetl_small have none\. Use --l2sp or --replay"):
         prepared(splits, _config(forgetting="progressive", backbone="edgetl_small"))
-    with pytest.raises(ConfigError, match=r"has columns, which random weights would be frozen in\. Name its architecture"):
+    with pytest.raises(ConfigError, match="is a progressive network, which --random-weights would freeze with random weights"):
         prepared(splits, _config(backbone=str(grown.path), strategy="scratch"))
 
 

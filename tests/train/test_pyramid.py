@@ -98,5 +98,5 @@ def test_a_damaged_run_or_an_unknown_embedded_name_is_refused(first: Run) -> Non
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(RunError, match="changed since the training"):
         load_backbone(TrainConfig.from_options(backbone=str(first.path)).backbone, 3)
-    with pytest.raises(BackboneError, match="edgetl_huge is not embedded in this installation; it holds edgetl_small"):
+    with pytest.raises(BackboneError, match=r"edgetl_huge is not an embedded backbone\. This installation contains: edgetl_small"):
         read_embedded("edgetl_huge")

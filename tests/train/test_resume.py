@@ -122,7 +122,7 @@ def test_ctrl_c_in_the_terminal_prints_the_command_that_goes_on_without_options(
     job = find_job(out)
     assert job is not None and (job.config.run.seed, job.config.optim.epochs, job.config.backbone.input_size) == (7, 60, (32, 32))
     done = edgetl("train", "--out", out, "--resume", "--json", timeout=300)
-    assert done.returncode == 0 and "going on after step" in done.stderr, done.stderr
+    assert done.returncode == 0 and "resuming after step" in done.stderr, done.stderr
     assert json.loads(done.stdout)["config"]["run"]["seed"] == 7 and open_run(out).record.config == job.config
 
 

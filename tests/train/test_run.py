@@ -85,7 +85,7 @@ def test_a_bundle_given_as_a_run_is_recognised(bundle: Bundle) -> None:
 
 
 def test_moved_images_are_asked_for_and_changed_ones_named(run: Run, digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="say where they are with --data"):
+    with pytest.raises(DataError, match="Give their folder with --data"):
         run.samples("train", tmp_path / "gone")
     copy = tmp_path / "copy"
     shutil.copytree(digits, copy)

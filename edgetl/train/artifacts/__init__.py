@@ -1,1 +1,1 @@
-"""Networks on disk: run record, run folders and their writer, plots, sources of weights."""
+"""Networks on disk: run record, run folders and their writer, plots, and loading of weights."""

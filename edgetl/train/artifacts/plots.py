@@ -1,4 +1,4 @@
-"""Plots and the class table of a run."""
+"""Plots and per-class table of a run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,18 @@ from edgetl.core.tasks import SCORE_NAMES, OutputDecoding
 def draw_predictions(
     decoding: OutputDecoding, evaluation: Evaluation, truth: NDArray[Any], outputs: NDArray[np.float32], *, name: str, folder: Path
 ) -> None:
-    """Write a plot of the predictions for the ``name`` images into ``folder``.
+    """Write a plot of the predictions into ``folder``.
 
-    ``confusion.png`` for classes and ordinal levels, ``labels.png`` (precision over recall) for labels, ``values.png`` (predicted over
-    true) for numbers; ``truth`` and ``outputs`` as in ``edgetl.core.metrics.evaluate``.
+    The task decides the file: ``confusion.png`` for classification and ordinal levels, ``labels.png`` (precision over recall) for
+    multi-label, ``values.png`` (predicted over true values) for regression.
+
+    Args:
+        decoding: task and labels.
+        evaluation: scores to print in the title and to draw.
+        truth: true classes, labels or values, as in ``edgetl.core.metrics.evaluate``.
+        outputs: float32 ``[n, outputs]``, as in ``edgetl.core.metrics.evaluate``.
+        name: name of the split in the title, such as ``test``.
+        folder: folder to write to.
     """
     score = evaluation.score
     title = f"{name}: {SCORE_NAMES[decoding.task]} {score.value:.3f} ({score.low:.3f} to {score.high:.3f}), n = {score.n}"
@@ -43,7 +51,7 @@ def draw_predictions(
 
 
 def _label_axes(axes: Axes, evaluation: Evaluation, truth: NDArray[np.bool_], outputs: NDArray[np.float32]) -> None:
-    """Precision over recall of each label, with the point of its threshold."""
+    """Draw precision over recall for each label, with a dot at the label's threshold."""
     for index, score in enumerate(evaluation.classes[:20]):
         hits = np.cumsum(truth[np.argsort(-outputs[:, index], kind="stable"), index])
         if not len(hits) or not hits[-1]:
@@ -58,9 +66,9 @@ def _label_axes(axes: Axes, evaluation: Evaluation, truth: NDArray[np.bool_], ou
 
 
 def _value_axes(axes: Axes, truth: NDArray[np.float64], values: NDArray[np.float32], column: str) -> None:
-    """Predicted over true values, and the line where they are equal."""
+    """Draw predicted over true values, and the line on which they are equal."""
     ends = [min(truth.min(), values.min()), max(truth.max(), values.max())]
-    axes.plot(ends, ends, color="grey", linewidth=1)
+    axes.plot(ends, ends, color="gray", linewidth=1)
     axes.scatter(truth, values, s=12, alpha=0.6)
     axes.set_xlabel(f"{plain_text(column)}, true")
     axes.set_ylabel(f"{plain_text(column)}, predicted")
@@ -75,7 +83,7 @@ def draw_confusion(evaluation: Evaluation, title: str, path: Path) -> None:
 
 
 def confusion_axes(axes: Axes, evaluation: Evaluation, title: str) -> None:
-    """Draw the confusion matrix: rows are true classes, shades are shares of the row."""
+    """Draw the confusion matrix. A row is a true class; the shade of a cell is its fraction of the row."""
     labels = [plain_text(score.label) for score in evaluation.classes]
     counts = np.array(evaluation.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -93,19 +101,19 @@ def confusion_axes(axes: Axes, evaluation: Evaluation, title: str) -> None:
 
 
 def plain_text(text: str) -> str:
-    """``text`` as matplotlib shows it: without its mathematical mode, which fails on a class name such as ``$a^$``."""
+    """Escape ``$`` in ``text``, because matplotlib's math mode fails on a class name such as ``$a^$``."""
     return text.replace("$", r"\$")
 
 
 def save_figure(figure: Figure, path: Path, *, dpi: int = 120) -> None:
-    """Write ``figure``; letters that no installed font has become boxes, without a warning for each."""
+    """Write ``figure`` to ``path``. Letters missing from the installed fonts appear as boxes, without a warning for each."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(path, dpi=dpi)
 
 
 def class_table(evaluation: Evaluation) -> str:
-    """Figures of each class as CSV; those of labels with the average precision."""
+    """Return the scores of each class as CSV text. Multi-label rows also have the average precision."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     rows = [
@@ -121,7 +129,7 @@ def class_table(evaluation: Evaluation) -> str:
 
 
 def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Write loss and accuracy over the steps, on training and validation images, as a PNG."""
+    """Write loss and accuracy curves of the training and validation images over the steps as a PNG."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     steps = [row["step"] for row in rows]
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):

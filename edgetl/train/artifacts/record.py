@@ -1,4 +1,4 @@
-"""Run record: ``run.json`` and the names of a run's files."""
+"""Run record: ``run.json``, and the file names of a run."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from edgetl.train.networks.progressive import ProgressiveRecord
 
 WEIGHTS_NAME = "weights.safetensors"
 SPLITS_NAME = "splits.json"
-# Of safetensors' format, but not of its ending: timm takes the first such file of a folder for the weights.
+# A safetensors file with another suffix, because timm loads the first .safetensors file of a folder as the weights.
 FISHER_NAME = "fisher.tensors"
 TIMM_CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
 
 
 class BackboneRecord(StrictModel):
-    """Origin and structure of a run's network; fields as in ``Backbone``."""
+    """Origin and structure of a run's network. The fields are those of ``edgetl.train.networks.backbone.Backbone``."""
 
     name: str
     architecture: str
@@ -44,7 +44,7 @@ class BackboneRecord(StrictModel):
 
     @classmethod
     def of(cls, backbone: Backbone) -> BackboneRecord:
-        """Record of ``backbone``. A distillation teacher among its parents does not count as pretrained weights."""
+        """Return the record of ``backbone``. A distillation teacher among the parents does not count as pretrained weights."""
         fields = {name: getattr(backbone, name) for name in cls.model_fields if name != "pretrained"}
         return cls(**fields, pretrained=any(parent.kind != "teacher" for parent in backbone.parents))
 
@@ -56,7 +56,7 @@ class BackboneRecord(StrictModel):
 
 
 class Compared(StrictModel):
-    """Result of a strategy in ``--strategy compare``."""
+    """Result of one strategy in ``--strategy compare``."""
 
     strategy: str
     steps: int
@@ -65,23 +65,35 @@ class Compared(StrictModel):
 
 
 class RunRecord(StrictModel):
-    """``run.json``.
+    """Run record: the content of ``run.json``.
 
     Attributes:
-        task, decision_rule: the task, and the decision rule for the network's outputs.
-        head: the head on the backbone.
-        given: options of ``config`` that were given; the others are defaults.
-        plan: the configuration with its data-dependent defaults.
-        alarms: warnings to read before the run is used.
-        head_penalty: the L2 strength of the probe that fitted (or, before tuning, started) the head; none if it started at random.
-        interpolation_weight: weight of the tuned weights; below 1 if WiSE-FT interpolated them with the starting ones (``--wise-ft``).
-        seconds: of the last call; a training that was stopped took longer.
+        name: name of the run folder.
+        created: end of the training, ISO 8601, UTC.
+        task: task of the network.
+        decision_rule: rule that turns the network's outputs into labels.
+        labels: names of the classes, labels or the value, in the order of the outputs.
+        config: training options.
+        given: names of the options that the user set. All other options have their defaults.
+        backbone: origin and structure of the network.
+        head: kind of the head.
+        preprocess: preprocessing of the images.
+        plan: strategy, steps and rates after the data-dependent defaults.
+        alarms: warnings to read before you use the run.
+        head_penalty: L2 strength of the linear probe that fitted or initialized the head. ``None`` if the head started at random.
+        interpolation_weight: weight of the fine-tuned weights. Below 1 if WiSE-FT (``--wise-ft``) mixed them with the starting weights.
         compared: results of the compared strategies (``--strategy compare``).
-        forgetting: accuracy drop of the parent run's task; none without a parent, or if its images are gone.
-        grouping: groups of images that stay in one split; none where there are no groups.
-        validation: figures on the images that select; ``test`` is computed once, at the end.
-        high_bit_images: number of training images with more than 8 bits a channel (see ``preprocess.intensity``).
-        notes: of the scan: files that were left out or read in an unusual way.
+        forgetting: accuracy drop on the parent run's task. ``None`` without a parent run, or if its images are missing.
+        images: number of images in each split.
+        high_bit_images: number of training images with more than 8 bits per channel (see ``preprocess.intensity``).
+        data_fingerprint: SHA-256 over the content and labels of all images.
+        grouping: number of image groups. A group stays in one split. ``None`` without groups.
+        validation: scores on the validation images, which select the weights.
+        test: scores on the test images, computed once at the end. ``None`` without test images.
+        seconds: duration of the last call, s. A resumed training took longer in total.
+        notes: files that the scan left out or read in an unusual way.
+        versions: versions of Python and the libraries.
+        host: description of the machine.
         files: SHA-256 of every other file that a later stage reads.
     """
 
@@ -118,13 +130,13 @@ class RunRecord(StrictModel):
     def _is_consistent(self) -> RunRecord:
         outputs = len(self.labels)
         if len(set(self.labels)) != outputs or any(not label.strip() for label in self.labels):
-            raise ValueError("two labels are equal, or one is empty")
+            raise ValueError("labels: two labels are equal, or a label is empty")
         if problem := self.decision_rule.problem(self.task, outputs) or self.head.problem:
             raise ValueError(problem)
         if missing := {WEIGHTS_NAME, SPLITS_NAME} - set(self.files):
             raise ValueError(f"files: {min(missing)} is missing")
         if set(self.images) != {"train", "val", "test"}:
-            raise ValueError("images: not the counts of train, val and test")
+            raise ValueError("images: the counts of train, val and test are required, and no others")
         for part, figures in (("validation", self.validation), ("test", self.test)):
             if figures and (problem := figures.problem(self.task, outputs)):
                 raise ValueError(f"{part}: {problem}")
@@ -132,5 +144,5 @@ class RunRecord(StrictModel):
 
     @property
     def decoding(self) -> OutputDecoding:
-        """Decoding of the network's outputs."""
+        """Task, labels and decision rule that decode the network's outputs."""
         return OutputDecoding(self.task, self.labels, self.decision_rule)

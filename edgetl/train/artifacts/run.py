@@ -1,7 +1,7 @@
-"""Run folders: opening a run, its network, images and lineage.
+"""Run folders: open a run, and read its network, images and lineage.
 
-``run.json`` is written last into a staging folder that becomes the run in one rename, and names the hash of every other file: a partly
-written folder is no run.
+``run.json`` contains the hash of every other file. It is written last, into a staging folder that is renamed to the run in one step. A
+partly written folder is therefore never a valid run.
 """
 
 from __future__ import annotations
@@ -34,28 +34,34 @@ from edgetl.train.networks.backbone import Backbone, state_problem
 
 @dataclass(frozen=True)
 class Run:
-    """Run folder, opened.
+    """Opened run folder.
 
-    Every file is read with its hash checked against ``run.json``.
+    Every file is compared with its hash in ``run.json`` when it is read. Use ``open_run`` to open a folder.
+
+    Attributes:
+        path: the run folder.
+        record: content of ``run.json``.
     """
 
     path: Path
     record: RunRecord
 
     def load_model(self) -> nn.Module:
-        """The trained network in evaluation mode, on the CPU.
+        """Return the trained network in evaluation mode on the CPU.
+
+        The network maps float32 ``[batch, 3, H, W]`` images, preprocessed with ``record.preprocess``, to logits ``[batch, outputs]``.
 
         Raises:
-            RunError: the weights are damaged or do not fit.
+            RunError: the weights are damaged or do not fit the architecture.
             BackboneError: the installed library does not have the architecture.
         """
         state = self.read_tensors(WEIGHTS_NAME)
         backbone, path = self.record.backbone, self.path / WEIGHTS_NAME
         try:
-            # First without memory for the weights: a record may describe a network of any size.
+            # The meta device allocates no memory: a damaged record may describe a network of any size.
             with torch.device("meta"):
                 problem = state_problem(self._network(), state)
-        except NotImplementedError:  # some of torchvision's, which take no arguments, cannot be built so
+        except NotImplementedError:  # some torchvision networks cannot be built on the meta device
             problem = None
         if problem:
             raise RunError(f"{path} does not fit {backbone.architecture}: {problem}. The run is damaged; train again.")
@@ -63,7 +69,7 @@ class Run:
         try:
             model.load_state_dict(state)
         except (RuntimeError, TypeError) as error:
-            raise RunError(f"{path} does not fit {backbone.architecture}: {first_line(error)} Train again.") from error
+            raise RunError(f"{path} does not fit {backbone.architecture}: {first_line(error)} The run is damaged; train again.") from error
         head = dict(model.named_modules()).get(backbone.head_name)
         if not isinstance(head, nn.Linear) or head.out_features != len(self.record.labels):
             raise RunError(
@@ -77,10 +83,13 @@ class Run:
         return rebuild_headed(backbone.architecture, args, record.head, len(record.labels), backbone.columns)
 
     def backbone(self, model: nn.Module | None = None) -> Backbone:
-        """The trained network with its origin, or ``model`` in its place.
+        """Return the trained network together with its origin, preprocessing and license.
+
+        Args:
+            model: network to use in place of the run's own, which is loaded by default.
 
         Raises:
-            RunError: as ``load_model``.
+            RunError: the weights are damaged or do not fit the architecture.
         """
         old = self.record.backbone
         return Backbone(
@@ -97,7 +106,7 @@ class Run:
         )
 
     def as_parent(self) -> Parent:
-        """This run in the lineage of a network that starts from its weights."""
+        """Return the lineage entry for a network that starts from this run's weights."""
         record = self.record
         return Parent(
             kind="run",
@@ -110,21 +119,23 @@ class Run:
         )
 
     def read_tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """Another safetensors file of the run.
+        """Return the tensors of the run's safetensors file ``name``.
 
         Raises:
-            RunError: it is damaged.
+            RunError: the file is missing, changed or damaged.
         """
         try:
             return safetensors.torch.load(self.read(name))
         except (safetensors.SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{self.path / name} cannot be read as safetensors: {first_line(error)} Train again.") from error
+            raise RunError(
+                f"{self.path / name} cannot be read as safetensors: {first_line(error)} The run is damaged; train again."
+            ) from error
 
     def splits(self) -> SplitsRecord:
-        """The images of the run.
+        """Return the images of the run and the split of each.
 
         Raises:
-            RunError: they do not fit the run, or the file changed.
+            RunError: ``splits.json`` is missing, changed, or does not fit the run.
         """
         name = str(self.path / SPLITS_NAME)
         splits = parse_json(self.read(SPLITS_NAME), SplitsRecord, RunError, name=name)
@@ -133,26 +144,30 @@ class Run:
         return splits
 
     def seen_images(self) -> SeenImages:
-        """Images that this run, or one that its weights come from, was trained or selected on."""
+        """Return the images that trained or selected this run or one of its ancestors."""
         trained, selected = (frozenset(unpack_hashes(self.read(name)).tolist()) for name in (TRAINED_NAME, SELECTED_NAME))
         return SeenImages(trained, selected)
 
     def samples(self, part: Part, data: Path | None = None) -> list[Sample]:
-        """The images of one split, found below ``data`` or the folder that the run was trained on, and checked to be the same.
+        """Return the images of one split, and check that their content did not change since the training.
+
+        Args:
+            part: the split.
+            data: folder that contains the images. The default is the folder that the run was trained on.
 
         Raises:
-            DataError: images are missing, or are not those of the training.
+            DataError: images are missing, or their content changed.
         """
         splits = self.splits()
         root = data or Path(splits.root)
         try:
             there = root.is_dir()
-        except OSError:  # a name that no file system takes
+        except OSError:  # the name is too long for the file system
             there = False
         if not there:
             raise DataError(
-                f"the images of {self.path} are not at {root}. They are needed to calibrate and to check accuracy; "
-                f"say where they are with --data."
+                f"the images of {self.path} are not at {root}. They are needed to calibrate and to check the accuracy. "
+                f"Give their folder with --data."
             )
         entries = [entry for entry in splits.entries if entry.part == part]
         samples = [Sample(root / entry.file, entry.label, entry.content, part, entry.targets, entry.group) for entry in entries]
@@ -160,26 +175,26 @@ class Run:
         wrong = [sample.path for sample in samples if found[sample.path].content != sample.content]
         if wrong:
             raise DataError(
-                f"{len(wrong)} of {len(samples)} {part} images below {root} are missing or not those of the training, "
-                f"for instance {wrong[0]}. Restore them, or name the right folder with --data."
+                f"{len(wrong)} of {len(samples)} {part} images in {root} are missing or changed since the training, "
+                f"for example {wrong[0]}. Restore them, or give the right folder with --data."
             )
         return samples
 
     def sizes(self) -> dict[str, int | None]:
-        """Bytes of ``run.json`` and of every file that it names; none for one that is missing."""
+        """Return the size in bytes of ``run.json`` and of each file that it lists. ``None`` marks a missing file."""
         paths = [self.path / name for name in (RUN_RECORD_NAME, *sorted(self.record.files))]
         return {path.name: path.stat().st_size if path.is_file() else None for path in paths}
 
     def digest(self) -> str:
-        """SHA-256 (hex) of ``run.json``, which names the hashes of the other files."""
+        """Return the SHA-256 (hex) of ``run.json``. It covers the whole run, because ``run.json`` contains all other hashes."""
         with open_plain(self.path / RUN_RECORD_NAME) as file:
             return hashlib.sha256(file.read()).hexdigest()
 
     def read(self, name: str) -> bytes:
-        """The bytes of one of the run's files, compared with the hash that ``run.json`` names.
+        """Return the bytes of the run's file ``name`` after a comparison with its hash in ``run.json``.
 
         Raises:
-            RunError: it is missing, or changed.
+            RunError: the file is missing, or its hash differs.
         """
         path = self.path / name
         try:
@@ -188,20 +203,23 @@ class Run:
         except OSError as error:
             raise RunError(f"{path}: {error.strerror}. The run is damaged; train again.") from error
         if hashlib.sha256(data).hexdigest() != self.record.files.get(name):
-            raise RunError(f"{path} changed since the training (SHA-256 differs). The run is damaged; train again.")
+            raise RunError(f"{path} changed since the training: its SHA-256 differs. The run is damaged; train again.")
         return data
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
     """Open a run folder.
 
+    Args:
+        path: folder that ``edgetl train`` wrote.
+
     Raises:
-        RunError: not a run; the text names a bundle if it is one.
+        RunError: the folder is missing or is not a run, for example because it is a bundle.
     """
     folder = check_run_folder(path)
     return Run(folder, read_json(folder / RUN_RECORD_NAME, RunRecord, RunError))
 
 
 def run_inputs(runs: Sequence[Run], data: Path | None) -> dict[str, Path]:
-    """Paths that a command on runs reads: the runs, and the images of the first; by their names in messages."""
+    """Return the paths that a command on runs reads, by their names in error messages: each run, and the images of the first run."""
     return {**{f"the run {run.path}": run.path for run in runs}, "the folder of images": data or Path(runs[0].splits().root)}

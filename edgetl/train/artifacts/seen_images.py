@@ -1,4 +1,4 @@
-"""Images that a network was trained or selected on, by the first 8 bytes of their content hash."""
+"""Seen images: images that trained or selected a network, as the first 8 bytes of their content hash."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ SELECTED_NAME = "selected-images.bin"
 
 @dataclass(frozen=True)
 class SeenImages:
-    """Images that a run and its ancestors were trained or selected on.
+    """Images that trained or selected a run and its ancestors.
+
+    Such images cannot measure the accuracy of the network on new images.
 
     Attributes:
-        trained: images that a gradient step or a fit used, replayed ones too.
-        selected: validation images, which chose among networks.
+        trained: hash prefixes of images that a gradient step or a fit used, replayed images included.
+        selected: hash prefixes of validation images, which chose among networks.
     """
 
     trained: frozenset[int] = frozenset()
@@ -27,18 +29,18 @@ class SeenImages:
 
     @property
     def all(self) -> frozenset[int]:
-        """Both."""
+        """Hash prefixes of both kinds."""
         return self.trained | self.selected
 
     def __or__(self, other: SeenImages) -> SeenImages:
         return SeenImages(self.trained | other.trained, self.selected | other.selected)
 
     def write(self, folder: Path) -> None:
-        """Write the two files of a run that name them (see ``edgetl.core.bundle.unpack_hashes``)."""
+        """Write the run's two files of hash prefixes into ``folder``. ``edgetl.core.bundle.unpack_hashes`` reads them."""
         (folder / TRAINED_NAME).write_bytes(pack_prefixes(self.trained))
         (folder / SELECTED_NAME).write_bytes(pack_prefixes(self.selected))
 
 
 def prefixes(samples: Iterable[Sample]) -> frozenset[int]:
-    """The images of ``samples``."""
+    """Return the hash prefixes of ``samples``."""
     return frozenset(hash_prefix(sample.content) for sample in samples)

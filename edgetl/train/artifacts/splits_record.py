@@ -1,4 +1,4 @@
-"""``splits.json``: the images of a run, and the split of each."""
+"""Splits record: ``splits.json``, with the images of a run and the split of each."""
 
 from __future__ import annotations
 
@@ -16,14 +16,21 @@ from edgetl.core.tasks import Task
 from edgetl.data.folder import Part
 from edgetl.data.split import Splits
 
-# Of a path, and of one name in it, on the usual file systems.
-MOST_BYTES, MOST_BYTES_OF_A_NAME = 4096, 255
+# Limits of common file systems, in bytes: for a path, and for one name in it.
+MAX_PATH_BYTES, MAX_NAME_BYTES = 4096, 255
 
 
 class SplitEntry(StrictModel):
-    """Image of a run: its path below the root, label (or stratum) index, content hash, split, targets from a table, and group.
+    """Image of a run.
 
-    ``raw`` holds the bytes of a path that is not UTF-8, percent-encoded; ``path`` has escapes such as ``\\xe9`` in their place then.
+    Attributes:
+        path: path relative to the root. Bytes that are not UTF-8 appear as escapes such as ``\\xe9``.
+        label: index of the label. For tasks other than classification, index of the stratum.
+        content: SHA-256 of the content.
+        part: split of the image.
+        targets: targets from a label table. Empty for classification.
+        group: group of the image. Empty without groups.
+        raw: percent-encoded bytes of a path that is not UTF-8. Empty for other paths.
     """
 
     path: str
@@ -38,20 +45,20 @@ class SplitEntry(StrictModel):
     def _is_below_the_root(self) -> SplitEntry:
         found = Path(self.file)
         if self.raw and printable(self.file) != self.path:
-            raise ValueError(f"the bytes of {self.path[:80]!r} are those of another path")
-        long = len(self.file) > MOST_BYTES or any(len(os.fsencode(part)) > MOST_BYTES_OF_A_NAME for part in found.parts)
+            raise ValueError(f"path {self.path[:80]!r} and its bytes in 'raw' differ")
+        long = len(self.file) > MAX_PATH_BYTES or any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in found.parts)
         if not self.file or long or "\0" in self.file or found.is_absolute() or found.drive or ".." in found.parts:
-            raise ValueError(f"{self.path[:80]!r} is not a path below the images' folder")
+            raise ValueError(f"{self.path[:80]!r} is not a relative path inside the image folder")
         return self
 
     @property
     def file(self) -> str:
-        """The path as this system's functions take it."""
+        """Path relative to the root, as the functions of the operating system accept it."""
         return os.fsdecode(unquote_to_bytes(self.raw)) if self.raw else self.path
 
 
 def path_fields(path: PurePath) -> dict[str, str]:
-    """The fields ``path`` and ``raw`` of an image at the relative ``path``."""
+    """Return the fields ``path`` and ``raw`` of a ``SplitEntry`` for the relative ``path``."""
     text = path.as_posix()
     try:
         text.encode()
@@ -61,7 +68,16 @@ def path_fields(path: PurePath) -> dict[str, str]:
 
 
 class SplitsRecord(StrictModel):
-    """``splits.json``; ``excluded`` images are in no split, because a run that the weights come from has seen them."""
+    """Splits record: the content of ``splits.json``.
+
+    Attributes:
+        root: folder of the images.
+        fingerprint: SHA-256 over the content and labels of all images.
+        entries: images of the run.
+        broken: images that cannot be decoded.
+        conflicts: paths of equal images with different labels.
+        excluded: images left out of every split, because an ancestor run was trained or selected on them.
+    """
 
     schema_version: Literal[1] = 1
     root: str
@@ -74,21 +90,21 @@ class SplitsRecord(StrictModel):
     @model_validator(mode="after")
     def _names_each_image_once(self) -> SplitsRecord:
         if len({entry.file for entry in self.entries}) != len(self.entries):
-            raise ValueError("an image is there twice")
+            raise ValueError("entries: an image is listed twice")
         return self
 
     def problem(self, task: Task, labels: int) -> str | None:
-        """Reason why these are not the images of a run for ``task`` with ``labels`` labels; none if they are."""
+        """Return the reason why the entries do not fit a run for ``task`` with ``labels`` labels, or ``None`` if they fit."""
         for entry in self.entries:
             if task == "classification" and entry.label >= labels:
-                return f"{entry.path} has label {entry.label}, and the run has {labels} labels"
+                return f"{entry.path} has label index {entry.label}, but the run has {labels} labels"
             if len(entry.targets) != (0 if task == "classification" else labels):
-                return f"{entry.path} has {len(entry.targets)} targets, and the run is for {task} with {labels} labels"
+                return f"{entry.path} has {len(entry.targets)} targets, but the run is for {task} with {labels} labels"
         return None
 
 
 def record_splits(splits: Splits) -> SplitsRecord:
-    """Convert ``splits`` to the record that ``splits.json`` holds."""
+    """Convert ``splits`` to the content of ``splits.json``."""
     root = splits.folder.root.resolve()
     parts: tuple[Part, ...] = ("train", "val", "test")
     entries = tuple(

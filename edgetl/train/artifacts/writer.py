@@ -1,4 +1,4 @@
-"""Writer of run folders: weights, record, splits, metrics, plots; the same files for every run."""
+"""Writer of run folders: weights, record, splits, metrics and plots, with the same files for every run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,15 @@ from edgetl.train.networks.pruned import PRUNED
 
 @dataclass(frozen=True)
 class Results:
-    """Figures of a network on validation and test images; ``truth`` and ``outputs`` are of the images that the plots show."""
+    """Scores of a network on validation and test images.
+
+    Attributes:
+        decoding: decoding of the outputs.
+        validation: scores on the validation images.
+        test: scores on the test images. ``None`` without test images.
+        truth: true classes, labels or values of the images that the plots show: the test images, or else the validation images.
+        outputs: float32 ``[n, outputs]`` for the same images.
+    """
 
     decoding: OutputDecoding
     validation: Evaluation
@@ -41,7 +49,7 @@ class Results:
 
     @classmethod
     def of(cls, decoding: OutputDecoding, truth: NDArray[Any], outputs: NDArray[np.float32], *, validation: int) -> Results:
-        """Evaluate the outputs on the first ``validation`` images, and on the test images after them."""
+        """Evaluate ``outputs``. The first ``validation`` rows belong to validation images, the others to test images."""
         figures = evaluate(decoding, truth[:validation], outputs[:validation])
         if len(truth) == validation:
             return cls(decoding, figures, None, truth, outputs)
@@ -51,15 +59,15 @@ class Results:
 
 @dataclass(frozen=True)
 class RunContents:
-    """Contents of a run folder beside ``run.json``.
+    """Contents of a run folder, without ``run.json``.
 
     Attributes:
         backbone: the trained network.
-        splits: its images.
-        seen: images that it or an ancestor was trained or selected on.
-        results: figures and outputs.
+        splits: images of the run.
+        seen: images that trained or selected the network or an ancestor.
+        results: scores and outputs.
         rows: metrics of each validation during the training.
-        fisher: Fisher information of each weight, for the next run of a chain (EWC).
+        fisher: Fisher information by weight name, for elastic weight consolidation (EWC) in the next run of a chain.
     """
 
     backbone: Backbone
@@ -71,7 +79,13 @@ class RunContents:
 
 
 def write_run(folder: Path, contents: RunContents, record: Callable[[dict[str, str]], RunRecord]) -> None:
-    """Write every file of a run into ``folder``, ``run.json`` last; ``record`` makes it from the SHA-256 of the others."""
+    """Write all files of a run into ``folder``, ``run.json`` last.
+
+    Args:
+        folder: existing folder.
+        contents: network, images and results to write.
+        record: function that returns the run record for the SHA-256 of each other file, by name.
+    """
     results = contents.results
     write_model(folder, contents.backbone, results.decoding.labels)
     (folder / SPLITS_NAME).write_text(contents.splits.model_dump_json(indent=1), "utf-8", newline="\n")
@@ -91,12 +105,12 @@ def write_run(folder: Path, contents: RunContents, record: Callable[[dict[str, s
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
-    """Write ``run.json``."""
+    """Write ``record`` to ``run.json`` in ``folder``."""
     (folder / RUN_RECORD_NAME).write_text(record.model_dump_json(indent=1), "utf-8", newline="\n")
 
 
 def provenance(name: str, started: float) -> dict[str, Any]:
-    """Fields of a record: name, time, seconds since ``started`` (``time.monotonic``), versions and host."""
+    """Return record fields that describe the call: name, time, seconds since ``started`` (``time.monotonic``), versions and host."""
     return {
         "name": name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -107,14 +121,15 @@ def provenance(name: str, started: float) -> dict[str, Any]:
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of ``folder``."""
+    """Return the SHA-256 (hex) of every file in ``folder``, by name."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def write_model(folder: Path, backbone: Backbone, labels: tuple[str, ...]) -> None:
-    """Write the weights, and for timm architectures the ``config.json`` that makes the folder a ``local-dir:`` of timm.
+    """Write the weights, and for timm architectures ``config.json``, with which timm loads the folder as ``local-dir:``.
 
-    timm cannot build several columns, a head other than the architecture's own, or a pruned network: these get no ``config.json``.
+    Progressive columns, heads other than the architecture's own, and pruned networks get no ``config.json``, because timm cannot build
+    them.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
     (folder / WEIGHTS_NAME).write_bytes(safetensors.torch.save(state, {"format": "pt"}))

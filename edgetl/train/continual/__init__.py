@@ -1,1 +1,1 @@
-"""Continual learning: previous task, replay, LwF, EWC, L2-SP, progressive networks, distillation teacher."""
+"""Continual learning: previous task, replay, LwF, EWC, L2-SP, progressive networks, and distillation teacher."""

@@ -1,4 +1,7 @@
-"""Elastic weight consolidation (EWC): keep the weights that matter to the previous task, by the diagonal of the Fisher information."""
+"""Elastic weight consolidation (EWC): keep the weights that are important for the previous task.
+
+The diagonal of the Fisher information measures the importance of each weight.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# Weight of the earlier tasks of a chain (online EWC: Schwarz et al. 2018, arXiv:1805.06370).
+# Weight of earlier tasks in a chain of runs (online EWC: Schwarz et al. 2018, arXiv:1805.06370).
 FISHER_DECAY = 0.9
 
 
 def measure_fisher(
     model: nn.Module, images: Iterable[torch.Tensor], names: set[str], *, seed: int, earlier: Mapping[str, torch.Tensor] | None = None
 ) -> dict[str, torch.Tensor]:
-    """Diagonal of the Fisher information: the mean square of the gradient of the log-likelihood, image by image, of a class that is drawn
-    from the network's own prediction (drawn, not true, classes: Kunstner et al. 2019, arXiv:1905.12558).
+    """Measure the diagonal of the Fisher information.
+
+    The diagonal is the mean square, over single images, of the gradient of the log-likelihood of a class. The class is drawn from the
+    network's own prediction. The true class would give the empirical Fisher, which is another quantity (Kunstner et al. 2019,
+    arXiv:1905.12558).
 
     Args:
-        model: with its previous head, in evaluation mode.
-        images: float32 ``[3, H, W]`` each.
-        names: of the parameters.
-        seed: of the draws.
-        earlier: the same of the tasks before, which count for ``FISHER_DECAY``.
+        model: network with the previous head, in evaluation mode.
+        images: preprocessed images, float32 ``[3, H, W]`` each.
+        names: names of the parameters to measure.
+        seed: seed of the draws.
+        earlier: result for the earlier tasks. It is added with the weight ``FISHER_DECAY``.
 
     Returns:
-        By name, scaled so that their mean over all these parameters is 1.
+        One tensor per parameter, in its shape, by name. Without ``earlier`` the mean over all values is 1.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if name in names}
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
@@ -50,16 +56,17 @@ def _mean_one(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class EWC:
-    """Proximal term: pull weights that mattered to the previous task back to their start (Kirkpatrick et al. 2017, arXiv:1612.00796).
+    """Proximal term of elastic weight consolidation (EWC), after Kirkpatrick et al. 2017, arXiv:1612.00796.
 
-    The pull is applied after each step, exactly, and not as a loss: ``w = (w + lr*s*F*w0) / (1 + lr*s*F)``. As a loss term, a strong
-    penalty dominates the clipped gradient and oscillates under Adam. The proximal update is stable for any strength; at an infinite one
-    the weights do not move. AdamW treats weight decay in the same way (Loshchilov and Hutter 2019, arXiv:1711.05101).
+    After each optimizer step, each weight ``w`` moves toward its starting value ``w0`` in proportion to its importance ``F``:
+    ``w = (w + lr*s*F*w0) / (1 + lr*s*F)`` with the strength ``s``. As a loss term, a strong penalty would dominate the clipped gradient
+    and oscillate under Adam. The proximal update is stable for any strength. With infinite strength the weights do not move. AdamW
+    applies weight decay in the same way (Loshchilov and Hutter 2019, arXiv:1711.05101).
 
     Args:
-        network: with its starting weights, on its device.
-        fisher: diagonal of the Fisher information, by the parameters' names.
-        strength: of the pull.
+        network: network with its starting weights, on its device.
+        fisher: diagonal of the Fisher information, by parameter name.
+        strength: strength ``s`` of the term.
     """
 
     def __init__(self, network: nn.Module, fisher: Mapping[str, torch.Tensor], strength: float) -> None:

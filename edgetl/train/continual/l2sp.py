@@ -1,4 +1,4 @@
-"""L2-SP: pull tuned weights towards their start."""
+"""L2-SP: penalize the distance of the fine-tuned weights from the starting weights."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from edgetl.train.loop.losses import StepOutputs
 
 
 class L2SP:
-    """Loss term: half the squared distance of the backbone from its starting weights (Li et al. 2018, arXiv:1802.01483).
+    """L2-SP loss term: half the squared distance of the backbone from its starting weights (Li et al. 2018, arXiv:1802.01483).
 
     Args:
-        network: that is trained.
+        network: network to train.
         start: starting weights by name, on the network's device.
-        weight: of the term.
+        weight: weight of the term in the loss.
     """
 
     def __init__(self, network: nn.Module, start: Mapping[str, torch.Tensor], *, weight: float) -> None:

@@ -11,20 +11,21 @@ from edgetl.train.continual.previous_task import HeadInput, PreviousTask
 from edgetl.train.loop.losses import StepOutputs
 from edgetl.train.networks.distillation import distillation_loss
 
-# Softens the previous outputs (Li and Hoiem 2016, arXiv:1606.09282).
+# Softens the outputs of the starting network (Li and Hoiem 2016, arXiv:1606.09282).
 TEMPERATURE = 2.0
 
 
 class LwF:
-    """Loss term: distance of the outputs for the previous classes from those of the starting network (Li and Hoiem 2016, arXiv:1606.09282).
+    """Learning-without-Forgetting loss term: distillation from the starting network (Li and Hoiem 2016, arXiv:1606.09282).
 
-    A network that has all previous classes is compared by its own logits for them; of any other, the features go through the previous head.
+    The term compares the outputs for the previous classes with those of the starting network. If the new network has all previous
+    classes, its own logits are compared. Otherwise its features are passed through the previous head.
 
     Args:
-        network: with its starting weights, which are copied; on its device.
+        network: network with its starting weights, on its device. The weights are copied.
         previous: the previous task.
         head_input: input of the network's head.
-        weight: of the term.
+        weight: weight of the term in the loss.
     """
 
     def __init__(self, network: nn.Module, previous: PreviousTask, head_input: HeadInput, *, weight: float) -> None:

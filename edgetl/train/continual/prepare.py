@@ -1,4 +1,4 @@
-"""Continual learning of one training: previous task, Fisher information and replayed images, and the loss terms that follow from them."""
+"""Continual learning in one training: previous task, Fisher information, replayed images, and their loss terms."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from edgetl.train.networks.stages import HEAD, Stage
 
 _log = logging.getLogger(__name__)
 
-# Enough for a stable diagonal; each takes one pass forward and one back.
+# Enough for a stable diagonal. Each image costs one forward and one backward pass.
 FISHER_IMAGES = 200
 
 
@@ -39,8 +39,8 @@ class ContinualLearning:
     """Prepared inputs of continual learning.
 
     Attributes:
-        previous: the task of the starting weights, where a term needs it.
-        fisher: weight by weight, the importance for it (EWC).
+        previous: task of the starting weights. ``None`` if no term needs it.
+        fisher: importance of each weight for the previous task, by parameter name (EWC).
         replay: images that are mixed into the batches, labeled as in ``edgetl.train.continual.replay``.
     """
 
@@ -50,19 +50,19 @@ class ContinualLearning:
 
     @property
     def keeps_head(self) -> bool:
-        """True if the network starts with the previous head and not with a fitted one."""
+        """True if the training starts with the previous head. Otherwise a new head is fitted first."""
         return self.previous is not None and self.previous.places is not None and not self.replay
 
     def loss_terms(
         self, network: nn.Module, head_input: HeadInput, config: ContinualConfig, start: Mapping[str, torch.Tensor]
     ) -> dict[str, LossTerm]:
-        """Loss terms by name: ``replay``, ``lwf`` and ``l2sp``, those that are on.
+        """Return the active loss terms by name: ``replay``, ``lwf`` and ``l2sp``.
 
         Args:
-            network: with its starting weights, on its device.
-            head_input: input of its head.
+            network: network with its starting weights, on its device.
+            head_input: input of the network's head.
             config: weights of the terms.
-            start: starting weights of the layers that train, without the head's.
+            start: starting weights of the trained layers, without the head.
         """
         terms: dict[str, LossTerm] = {}
         if self.previous is not None and any(UNLABELED < sample.label < 0 for sample in self.replay):
@@ -74,7 +74,7 @@ class ContinualLearning:
         return terms
 
     def proximal_terms(self, network: nn.Module, strength: float) -> list[EWC]:
-        """EWC, if it is on; ``network`` has its starting weights, and is on its device."""
+        """Return the EWC term, or an empty list if EWC is off. ``network`` has its starting weights and is on its device."""
         return [EWC(network, self.fisher, strength)] if self.fisher else []
 
 
@@ -86,29 +86,32 @@ def prepare_continual(
     previous: PreviousTask | None,
     execution: Execution,
 ) -> ContinualLearning:
-    """Choose replayed images, copy the previous head, and measure the Fisher information, where ``config`` needs them.
+    """Choose the replayed images, copy the previous head, and measure the Fisher information, as far as ``config`` needs them.
 
     Args:
-        backbone: with its starting weights; its head gets the previous classes' rows where it has all of them.
+        backbone: backbone with its starting weights. If its head has all previous classes, their rows are copied into it.
         splits: new images.
         trained: stages that train.
-        config: weights of LwF and EWC, and source of replay.
-        previous: the previous task, if there is one.
-        execution: device, seed, batch size, progress.
+        config: weights of LwF and EWC, and source of the replayed images.
+        previous: previous task. ``None`` if the starting weights have no head.
+        execution: device, seed, batch size and progress.
 
     Raises:
-        ConfigError: the weights came without a head.
+        ConfigError: LwF or EWC is on, and the starting weights have no head.
         DataError: the images to replay cannot be used.
     """
     if not (config.lwf or config.ewc or config.replay):
         return ContinualLearning()
     if previous is None and (config.lwf or config.ewc):
-        raise ConfigError(f"--lwf and --ewc need the previous linear head, and {backbone.name} came without one. Use --l2sp or --replay.")
+        raise ConfigError(
+            f"--lwf and --ewc need the linear head of the previous task, but the weights of {backbone.name} have none. "
+            f"Use --l2sp or --replay."
+        )
     replay: list[Sample] = []
     if config.replay:
         extract = features_of(backbone, execution.batch_size, device=execution.device, images=0)
         replay = choose_replayed(config, splits, previous, extract, progress=execution.progress)
-        _log.info("%d images of %s are replayed", len(replay), config.replay)
+        _log.info("replaying %d images of %s", len(replay), config.replay)
     if previous is not None:
         copy_previous_head(backbone, previous)
     fisher = _fisher(backbone, previous, splits, trained, execution) if previous is not None and config.ewc else {}
@@ -118,14 +121,14 @@ def prepare_continual(
 def _fisher(
     backbone: Backbone, previous: PreviousTask, splits: Splits, trained: Sequence[Stage], execution: Execution
 ) -> dict[str, torch.Tensor]:
-    """Of the weights that train, on the previous images, or on the new ones where the previous are missing."""
+    """Measure the Fisher information of the trained weights on previous images, or on new images if the previous ones are missing."""
     model = copy.deepcopy(backbone.model)
     model.set_submodule(backbone.head_name, copy.deepcopy(previous.head))
     model.to(execution.device).eval().requires_grad_(True)
     names = {name for stage in trained for name in stage.parameters if stage.name != HEAD or previous.places is not None}
     samples = stratified(previous.samples("train") or splits.train, FISHER_IMAGES)
     earlier = previous.run.read_tensors(FISHER_NAME) if previous.run and FISHER_NAME in previous.run.record.files else {}
-    # Tables of positions have another shape at another input size.
+    # Position embeddings have another shape at another input size.
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     earlier = {name: value for name, value in earlier.items() if shapes.get(name) == value.shape}
     found = measure_fisher(model, _images(samples, backbone, execution), names, seed=execution.seed, earlier=earlier)
@@ -139,7 +142,7 @@ def _images(samples: Sequence[Sample], backbone: Backbone, execution: Execution)
 
 
 def _on_new_head(name: str, value: torch.Tensor, backbone: Backbone, previous: PreviousTask) -> torch.Tensor:
-    """The previous head's rows at their places in the new one; new classes are free."""
+    """Move the values of the previous head to their rows in the new head. The rows of new classes are 0, so EWC does not hold them."""
     if not name.startswith(f"{backbone.head_name}.") or previous.places is None:
         return value
     whole = torch.zeros(backbone.model.get_parameter(name).shape)

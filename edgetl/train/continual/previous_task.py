@@ -1,4 +1,4 @@
-"""Previous task: the classes that the starting weights predict, of a run or as they were published, and how much of them is forgotten."""
+"""Previous task: the classes that the starting weights predict, and the measurement of forgetting."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreviousTask:
-    """The task of the starting weights.
+    """Task of the starting weights.
 
     Attributes:
-        name: of the run, or of the backbone.
-        head: its linear layer, in evaluation mode.
-        places: the new index of each previous class, where the new network has all of them. Such a network predicts the previous task
-            itself; for any other, its features go through ``head``.
-        run: none for published weights.
+        name: name of the run or the backbone.
+        head: linear head of the previous task, in evaluation mode.
+        places: new index of each previous class, if the new network has all previous classes. The new network's own outputs then predict
+            the previous task. ``None`` if classes are missing: the features are then passed through ``head``.
+        run: run that the weights come from. ``None`` for published weights.
     """
 
     name: str
@@ -49,7 +49,7 @@ class PreviousTask:
     run: Run | None
 
     def samples(self, part: Part) -> list[Sample]:
-        """Images of the previous task, with its labels; none where they are missing."""
+        """Return the images of one split of the previous task, with its labels. Empty if the images are missing."""
         if self.run is None:
             return []
         try:
@@ -60,7 +60,11 @@ class PreviousTask:
 
 
 class HeadInput:
-    """Input of a network's head in the last forward pass, ``[batch, width]``, by a hook that lasts as long as a ``with`` block."""
+    """Input of a network's head in the last forward pass, recorded by a hook. Use it in a ``with`` block, which removes the hook.
+
+    Attributes:
+        features: float ``[batch, width]``.
+    """
 
     def __init__(self, network: nn.Module, head_name: str) -> None:
         self.head_name = head_name
@@ -78,8 +82,12 @@ class HeadInput:
 
 
 def find_previous_task(config: BackboneConfig, backbone: Backbone, labels: Sequence[str]) -> PreviousTask | None:
-    """The task of the weights that ``backbone`` starts from; none for random weights, and for weights that came
-    without a head, or with another one than a linear layer on the last features."""
+    """Return the task of the weights that ``backbone`` starts from.
+
+    Returns:
+        The previous task. ``None`` for random weights, for a run on another task than classification, and for weights without a linear
+        head on the last features.
+    """
     if not backbone.parents or not config.pretrained:
         return None
     if is_run(config.name):
@@ -87,7 +95,7 @@ def find_previous_task(config: BackboneConfig, backbone: Backbone, labels: Seque
         if run.record.task != "classification":
             return None
         if not run.record.head.plain:
-            _log.info("%s: its head (%s) does not fit new features; forgetting is not measured", run.path, run.record.head.describe())
+            _log.info("%s: forgetting is not measured, because its head (%s) is not linear", run.path, run.record.head.describe())
             return None
         head = run.load_model().get_submodule(run.record.backbone.head_name)
         assert isinstance(head, nn.Linear)
@@ -102,7 +110,7 @@ def find_previous_task(config: BackboneConfig, backbone: Backbone, labels: Seque
 
 
 def copy_previous_head(backbone: Backbone, previous: PreviousTask) -> None:
-    """Copy the previous classes' rows into the head of a network that has all of them."""
+    """Copy the rows of the previous classes into the head of ``backbone``, if it has all previous classes."""
     if previous.places is None:
         return
     with torch.no_grad():
@@ -111,20 +119,27 @@ def copy_previous_head(backbone: Backbone, previous: PreviousTask) -> None:
 
 
 def measure_forgetting(backbone: Backbone, previous: PreviousTask, execution: Execution, seen: frozenset[int]) -> Forgetting | None:
-    """Accuracy of the parent and of the trained network on test images of the previous task; none where no such image is left.
+    """Measure forgetting: the accuracy of the parent and of the trained network on test images of the previous task.
 
-    ``seen`` are the images on which one of the two, or an ancestor, was trained or selected. They are left out, because they would measure
-    memory.
+    Args:
+        backbone: the trained network.
+        previous: the previous task, with its run.
+        execution: device, batch size and progress.
+        seen: hash prefixes of images that trained or selected one of the two networks or an ancestor. They are excluded, because they
+            would measure memorization.
+
+    Returns:
+        Both accuracies and their difference. ``None`` if no unseen test image is left.
     """
     assert previous.run is not None
     whole = previous.samples("test")
     samples = [sample for sample in whole if hash_prefix(sample.content) not in seen]
     if not samples:
-        _log.info("forgetting of the task of %s is not measured: none of its %d test images is unseen", previous.name, len(whole))
+        _log.info("forgetting of the task of %s is not measured: all of its %d test images were seen", previous.name, len(whole))
         return None
     labels = previous.run.record.labels
     own = previous.run.record.backbone
-    # The parent runs at its own input size, which may be the only one that it takes.
+    # The parent may accept only its own input size.
     parent = dataclasses.replace(backbone, spec=previous.run.record.preprocess)
     before = _predictions(feature_extractor(previous.run.load_model(), own.head_name), previous.head, parent, samples, execution)
     network, head, through = _previous_predictor(backbone, previous)
@@ -141,12 +156,12 @@ def measure_forgetting(backbone: Backbone, previous: PreviousTask, execution: Ex
         drop=first - second,
         low=drop.low,
         high=drop.high,
-        classes=tuple(_of_class(label, truth == index, before == truth, after == truth) for index, label in enumerate(labels)),
+        classes=tuple(_class_forgetting(label, truth == index, before == truth, after == truth) for index, label in enumerate(labels)),
     )
 
 
 def _previous_predictor(backbone: Backbone, previous: PreviousTask) -> tuple[nn.Module, nn.Linear, str]:
-    """Features, head and name in the record of the part of the trained network that predicts the previous task."""
+    """Return the part of the trained network that predicts the previous task: feature extractor, head, and name in the record."""
     assert previous.run is not None
     own, model = previous.run.record.backbone, backbone.model
     if isinstance(model, ProgressiveNetwork) and len(model.columns) > len(own.columns.earlier if own.columns else ()) + 1:
@@ -163,7 +178,7 @@ def _previous_predictor(backbone: Backbone, previous: PreviousTask) -> tuple[nn.
 
 
 def _selected(head: nn.Linear, places: tuple[int, ...]) -> nn.Linear:
-    """The rows of ``head`` for the previous classes, in their order: other classes are no possible prediction."""
+    """Return a head with only the rows of the previous classes, so that no other class can be predicted."""
     chosen = nn.Linear(head.in_features, len(places))
     with torch.no_grad():
         chosen.weight.copy_(head.weight[list(places)])
@@ -181,8 +196,8 @@ def _predictions(
     return predicted
 
 
-def _of_class(label: str, rows: NDArray[np.bool_], before: NDArray[np.bool_], after: NDArray[np.bool_]) -> ClassForgetting:
-    """Forgetting of a previous class with the images ``rows``; ``before`` and ``after`` are true where each network is right."""
+def _class_forgetting(label: str, rows: NDArray[np.bool_], before: NDArray[np.bool_], after: NDArray[np.bool_]) -> ClassForgetting:
+    """Return the forgetting of one class. ``rows`` selects its images; ``before`` and ``after`` mark correct predictions."""
     n = int(rows.sum())
     drop = paired_drop(before[rows], after[rows])
     first, second = (float(right[rows].mean()) if n else 0.0 for right in (before, after))

@@ -1,4 +1,4 @@
-"""Replay: images of the previous task, or general ones, that are mixed into the batches."""
+"""Replay: mix images of the previous task, or of a folder, into the batches."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from edgetl.train.continual.previous_task import HeadInput, PreviousTask
 from edgetl.train.inputs.features import FrozenFeatures
 from edgetl.train.loop.losses import StepOutputs
 
-# Labels of replayed images that are no new class: ``-1 - i`` is the previous class ``i``, and this one none at all.
+# Labels of replayed images outside the new classes: ``-1 - i`` is the previous class ``i``; ``UNLABELED`` is no class of either task.
 UNLABELED = -(10**9)
 
 
 class ReplayTerm:
-    """Loss term: cross-entropy of replayed images of previous classes that the new network lacks, through the previous head."""
+    """Replay loss term: cross-entropy, through the previous head, of replayed images with previous classes that the new network lacks."""
 
     weight = 1.0
 
@@ -46,19 +46,19 @@ class ReplayTerm:
 def choose_replayed(
     config: ContinualConfig, splits: Splits, previous: PreviousTask | None, extract: FrozenFeatures, *, progress: Progress
 ) -> list[Sample]:
-    """The images that ``config.replay`` names, the most typical of each class, labeled for training.
+    """Choose the most typical images of each class from the source in ``config.replay``, and label them for training.
 
-    Images that are new images already, of any split, are left out.
+    Images that are also in a split of the new images are excluded.
 
     Args:
-        config: a run or a folder, and the number of images of each class.
-        splits: new images; a replayed class of the same name is the same class.
-        previous: the previous task; its classes are predicted through its head where the new network has not all of them.
-        extract: features, of the starting weights.
-        progress: called for the features.
+        config: source (a run or a folder), and number of images per class.
+        splits: new images. A replayed class with the name of a new class is that class.
+        previous: previous task. Its head predicts the previous classes that the new network lacks.
+        extract: feature extractor with the starting weights.
+        progress: called for each batch of features.
 
     Raises:
-        DataError: the folder, or the run's images, cannot be used.
+        DataError: the folder or the images of the run cannot be used.
         RunError: the run is damaged.
     """
     source = Path(config.replay or "")
@@ -85,13 +85,17 @@ def _label(name: str, labels: Sequence[str], previous: PreviousTask | None) -> i
 
 
 def herd(features: NDArray[np.float32], labels: NDArray[np.int64], count: int) -> list[int]:
-    """Rows of the ``count`` images of each class whose mean follows the class's mean most closely (iCaRL: Rebuffi et al. 2017,
-    arXiv:1611.07725).
+    """Choose typical images by herding: the mean of the chosen features approximates the class mean.
+
+    Source: iCaRL, Rebuffi et al. 2017, arXiv:1611.07725.
 
     Args:
         features: float32 ``[n, width]``.
         labels: int64 ``[n]``.
-        count: of each class.
+        count: number of images per class.
+
+    Returns:
+        Row numbers, class by class, the most typical image first.
     """
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     chosen: list[int] = []
@@ -100,8 +104,8 @@ def herd(features: NDArray[np.float32], labels: NDArray[np.int64], count: int) -
         mean, total = unit[rows].mean(axis=0), np.zeros(unit.shape[1])
         left = list(rows)
         for taken in range(min(count, len(rows))):
-            apart = np.linalg.norm(mean - (total + unit[left]) / (taken + 1), axis=1)
-            row = left.pop(int(apart.argmin()))
+            distances = np.linalg.norm(mean - (total + unit[left]) / (taken + 1), axis=1)
+            row = left.pop(int(distances.argmin()))
             total += unit[row]
             chosen.append(int(row))
     return chosen

@@ -1,4 +1,4 @@
-"""Distillation teacher: a larger network whose predictions are further targets (Hinton et al. 2015, arXiv:1503.02531)."""
+"""Distillation teacher: a larger network with predictions that serve as additional targets (Hinton et al. 2015, arXiv:1503.02531)."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ TEMPERATURE = 2.0
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network for the same classes.
+    """Distillation teacher: a trained network for the same classes.
 
     Attributes:
-        network: ``float32 [batch, 3, H, W]`` in ``spec``'s normalization → logits ``[batch, classes]``, in the order of the new classes.
-        spec: its preprocessing; its inputs are the student's crops, at the student's size where it takes any.
-        parents: for the lineage.
+        network: network that maps float32 ``[batch, 3, H, W]``, normalized as in ``spec``, to logits ``[batch, classes]``. The classes are
+            in the student's order.
+        spec: preprocessing of the teacher. Its inputs are the student's crops, resized only if the teacher accepts one size.
+        parents: lineage of the teacher.
     """
 
     network: nn.Module
@@ -47,12 +48,14 @@ class Teacher:
 
 
 class Distillation(nn.Module):
-    """Loss term: divergence from the teacher's softened predictions for the same crops, in the teacher's own normalization.
+    """Distillation loss term: divergence from the teacher's softened predictions for the same crops.
+
+    The crops are normalized as the teacher requires.
 
     Args:
-        teacher: frozen here.
-        spec: of the student's images.
-        weight: share of the whole loss.
+        teacher: distillation teacher. Its weights are frozen.
+        spec: preprocessing of the student's images.
+        weight: fraction of the whole loss, 0..1.
     """
 
     scale: torch.Tensor
@@ -68,7 +71,7 @@ class Distillation(nn.Module):
         self.register_buffer("shift", ((ours[0] - theirs[0]) / theirs[1]).view(3, 1, 1), persistent=False)
 
     def forward(self, step: StepOutputs, /) -> torch.Tensor:
-        """Divergence of ``step.logits`` from the teacher's."""
+        """Return the divergence of ``step.logits`` from the teacher's logits for ``step.images``."""
         images = step.images * self.scale + self.shift
         if self.size is not None and tuple(images.shape[-2:]) != self.size:
             images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
@@ -78,17 +81,17 @@ class Distillation(nn.Module):
 
 
 def find_teacher(name: str, config: BackboneConfig, splits: Splits, execution: Execution) -> Teacher:
-    """The teacher called ``name``: a run on the same classes, or a backbone, whose head is fitted on the training images.
+    """Load the distillation teacher: a run with the same classes, or a backbone with a head fitted on the training images.
 
     Args:
-        name: of a run or a backbone.
-        config: of the student; its weights directory and license hold for the teacher too.
+        name: run folder or backbone name.
+        config: backbone options of the student. ``weights_dir`` and ``license`` also apply to the teacher.
         splits: training images and classes.
-        execution: device, seed, batch size, progress.
+        execution: device, seed, batch size and progress.
 
     Raises:
         ConfigError: the run has other classes.
-        BackboneError: the backbone cannot be found.
+        BackboneError: the backbone cannot be found or loaded.
         RunError: the run is damaged.
     """
     labels = splits.folder.labels
@@ -96,7 +99,10 @@ def find_teacher(name: str, config: BackboneConfig, splits: Splits, execution: E
     if is_run(name):
         run = open_run(name)
         if set(run.record.labels) != set(labels):
-            raise ConfigError(f"--teacher {name} was trained on {', '.join(run.record.labels[:5])}…, and the images are of other classes.")
+            raise ConfigError(
+                f"--teacher {name} has other classes ({', '.join(run.record.labels[:5])}…) than the images ({', '.join(labels[:5])}…). "
+                f"Give a run that was trained on the same classes, or the name of a backbone."
+            )
         backbone = dataclasses.replace(backbone, model=run.load_model(), head_name=run.record.backbone.head_name)
         order = [run.record.labels.index(label) for label in labels]
         weight, bias = backbone.head.weight[order], backbone.head.bias[order]
@@ -113,6 +119,6 @@ def find_teacher(name: str, config: BackboneConfig, splits: Splits, execution: E
 
 
 def with_teacher(backbone: Backbone, teacher: Teacher) -> Backbone:
-    """``backbone`` with the teacher among its parents: its weights depend on the teacher's too."""
+    """Return ``backbone`` with the teacher among its parents, and with the most restrictive license of all parents."""
     parents = (*teacher.parents, *backbone.parents)
     return dataclasses.replace(backbone, parents=parents, license=most_restrictive(parent.license for parent in parents))

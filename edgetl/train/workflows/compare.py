@@ -1,4 +1,4 @@
-"""Comparison of strategies (``--strategy compare``): train each, and keep the cheapest that is as good as the best."""
+"""Strategy comparison (``--strategy compare``): train with each strategy, and keep the cheapest that is as accurate as the best."""
 
 from __future__ import annotations
 
@@ -29,14 +29,19 @@ from edgetl.train.workflows.finetune import fine_tune
 
 _log = logging.getLogger(__name__)
 
-# The cheapest first: each trains more of the network than the one before.
+# In the order of cost: each strategy trains more of the network than the previous one.
 COMPARED: tuple[Strategy, ...] = ("probe", "partial", "full")
 
 
 def compared_strategies(splits: Splits, *, scratch: bool) -> tuple[Strategy, ...]:
-    """Strategies to compare; random weights too where the images are so many that pretrained ones may not help.
+    """Return the strategies to compare. With many images this includes ``scratch``, because pretrained weights may not help then.
 
-    On images unlike those of the pretraining they often do not (Raghu et al. 2019, arXiv:1902.07208, on medical images).
+    Pretrained weights often do not help for images unlike those of the pretraining, such as medical images (Raghu et al. 2019,
+    arXiv:1902.07208).
+
+    Args:
+        splits: images of the training.
+        scratch: False if a training from random weights is not comparable.
     """
     many = len({sample.content for sample in splits.train}) > FULL_UP_TO
     return (*COMPARED, "scratch") if many and splits.folder.task == "classification" and scratch else COMPARED
@@ -45,23 +50,34 @@ def compared_strategies(splits: Splits, *, scratch: bool) -> tuple[Strategy, ...
 def compare(
     splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent
 ) -> Run:
-    """Train ``probe``, ``partial`` and ``full`` (above 100,000 images ``scratch`` too), and keep, by validation accuracy, the cheapest
-    that lies within one standard error of the best (Breiman et al. 1984, the rule of one standard error).
+    """Train with several strategies, and keep the cheapest within one standard error of the best validation accuracy.
 
-    Each is a run in ``<out>.compare``, so that ``resume`` does not repeat finished ones. They stay there unless ``config.run.keep``
-    is ``best``. ``seconds`` of the result are those of the whole call.
+    The strategies are ``probe``, ``partial`` and ``full``, and ``scratch`` above 100,000 images. The selection is the one-standard-error
+    rule (Breiman et al. 1984). Each training is a run in ``<out>.compare``. With ``resume``, finished runs there are not repeated. They
+    are kept unless ``config.run.keep`` is ``best``.
+
+    Args:
+        splits: images of the training.
+        config: training options. The strategy is replaced.
+        out: run folder to write.
+        overwrite: replace ``out`` and an earlier comparison.
+        resume: continue a stopped comparison.
+        progress: called for each step of long operations.
+
+    Returns:
+        The selected run. Its ``seconds`` cover the whole call.
 
     Raises:
-        ConfigError: ``out`` exists, or a comparison that was stopped is in the way.
-        EdgetlError: what ``fine_tune`` raises.
+        ConfigError: ``out`` exists, or the runs of another or stopped comparison exist.
+        EdgetlError: an error of ``fine_tune``.
     """
     if world_size() > 1:
-        raise ConfigError("--strategy compare runs in one process; leave --devices and torchrun out, or name one strategy.")
+        raise ConfigError("--strategy compare runs in one process. Remove --devices and torchrun, or give one strategy.")
     started, work = time.monotonic(), out.with_name(f"{out.name}{COMPARE_SUFFIX}")
     with new_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
-        _clear(work, out, overwrite=overwrite, resume=resume)
-        trained = partial(_trained, overwrite=overwrite, resume=resume, progress=progress)
-        # Random weights have no previous task, and an ancestor's images would be left out of the other trainings alone.
+        _check_work_folder(work, out, overwrite=overwrite, resume=resume)
+        trained = partial(_train_one, overwrite=overwrite, resume=resume, progress=progress)
+        # Random weights have no previous task. An ancestor's images would be excluded from the other trainings only.
         scratch = config.backbone.pretrained and not seen_by_ancestors(config.backbone, config.distillation.teacher, scratch=False).all
         scratch = scratch and not list(conflicts(config.with_options(strategy="scratch"), {}, splits.folder.task, "scratch"))
         strategies = compared_strategies(splits, scratch=scratch)
@@ -79,19 +95,20 @@ def compare(
     return open_run(out)
 
 
-def _clear(work: Path, out: Path, *, overwrite: bool, resume: bool) -> None:
-    """Make room for a comparison's runs, unless those of another one are there to go on with."""
+def _check_work_folder(work: Path, out: Path, *, overwrite: bool, resume: bool) -> None:
+    """Remove the runs of an earlier comparison if ``overwrite`` is on, or refuse them if they could be resumed."""
     check_side_folder(work)
     if overwrite and not resume:
         remove_side_folder(work)
     elif not resume and holds_own(work):
         raise ConfigError(
-            f"{work} holds the runs of a comparison for {out}. Go on with {resume_command(out)}, or begin again with --overwrite."
+            f"{work} contains the runs of a stopped comparison for {out}. Continue with {resume_command(out)}, or start again with "
+            f"--overwrite."
         )
 
 
-def _trained(splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool, resume: bool, progress: Progress) -> Run:
-    """The run of one strategy, new or found finished."""
+def _train_one(splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool, resume: bool, progress: Progress) -> Run:
+    """Train with one strategy, or return its finished run."""
     _log.info("comparing: strategy %s", config.optim.strategy)
     if not is_run(out):
         return fine_tune(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)
@@ -101,10 +118,10 @@ def _trained(splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool,
         Job(data="", options=item.given(), resolved={"images": images[:12]})
         for item, images in ((run.record.config, run.record.data_fingerprint), (config, now))
     ]
-    if apart := differences(*jobs):
+    if changed := differences(*jobs):
         raise ConfigError(
-            f"{out.parent} holds another comparison: {'; '.join(apart)}. Go on with its own options, which need not be repeated: "
-            f"{resume_command(out)}. Or begin again with --overwrite."
+            f"{out.parent} contains a comparison with other options or images: {'; '.join(changed)}. Continue it with its saved options: "
+            f"{resume_command(out)}. Or start again with --overwrite."
         )
     return run
 
@@ -115,7 +132,14 @@ def _compared(run: Run) -> Compared:
 
 
 def choose(table: tuple[Compared, ...]) -> tuple[int, str]:
-    """Index of the strategy to keep, of those listed from the cheapest to the dearest, and why."""
+    """Select a strategy by the one-standard-error rule.
+
+    Args:
+        table: results from the cheapest to the most expensive strategy.
+
+    Returns:
+        Index of the selected strategy, and the reason as a sentence.
+    """
     top = max(table, key=lambda item: item.validation.value).validation
     error = math.sqrt(top.value * (1 - top.value) / max(1, top.n))
     best = next(index for index, item in enumerate(table) if item.validation.value >= top.value - error)
@@ -125,5 +149,5 @@ def choose(table: tuple[Compared, ...]) -> tuple[int, str]:
         f"({100 * error:.1f} points) of the best"
     )
     better = [item for item in table if item.validation.value > table[best].validation.value]
-    given_up = ", ".join(f"{item.strategy} {100 * (item.validation.value - table[best].validation.value):+.1f} points" for item in better)
-    return best, f"{reason}; given up: {given_up}" if better else reason
+    gains = ", ".join(f"{item.strategy} {100 * (item.validation.value - table[best].validation.value):+.1f} points" for item in better)
+    return best, f"{reason}; not selected: {gains}" if better else reason

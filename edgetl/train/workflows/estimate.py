@@ -1,4 +1,4 @@
-"""What each strategy would take on this machine: steps, time and memory, from a few measured batches."""
+"""Training estimate (``edgetl plan``): steps, time and memory of each strategy on this machine, from a few measured batches."""
 
 from __future__ import annotations
 
@@ -26,21 +26,23 @@ from edgetl.train.workflows.finetune import choose_device, prepare
 from edgetl.train.workflows.optimization import Training
 
 MEASURED = ("probe", "partial", "full")
-# Images that are decoded to time the decoding, and repetitions of a step, of which the quickest counts.
+# Number of images that are decoded to time the decoding, and number of repetitions of a step, of which the fastest counts.
 DECODED = 16
 REPEATS = 2
-# AdamW keeps two moments; with the weight and its gradient that makes four numbers, and the moving average one more.
+# The weight, its gradient, AdamW's two moments, and the moving average (EMA).
 NUMBERS_PER_WEIGHT = 5
 
 
 class Estimate(StrictModel):
-    """One strategy.
+    """Estimated cost of one strategy.
 
     Attributes:
-        chosen: whether ``auto`` takes it.
-        trained_m: weights that learn, 10^6.
-        minutes: without the final export; other work on the machine adds to it.
-        memory_mb: of weights, gradients, moments and one batch's activations, 10^6 bytes, beside what the libraries take.
+        plan: strategy, steps and rates after the data-dependent defaults.
+        chosen: True if the given options select this strategy.
+        trained_m: trained weights, millions.
+        minutes: duration of the training, min. Other load on the machine increases it.
+        memory_mb: memory for trained weights, gradients, optimizer moments and the activations of one batch, 10^6 bytes. The memory of
+            the libraries is not included.
     """
 
     plan: Plan
@@ -51,7 +53,16 @@ class Estimate(StrictModel):
 
 
 class Estimates(StrictModel):
-    """``edgetl plan``; ``notes`` are those of the scan."""
+    """Estimates of all strategies, as printed by ``edgetl plan --json``.
+
+    Attributes:
+        data: folder of the images.
+        backbone: name of the backbone.
+        images: number of training images.
+        device: ``cpu`` or ``cuda``.
+        strategies: estimate of each strategy.
+        notes: files that the scan left out or read in an unusual way.
+    """
 
     data: str
     backbone: str
@@ -62,11 +73,17 @@ class Estimates(StrictModel):
 
 
 def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) -> Estimates:
-    """Measure a few batches of each strategy on images of ``data``.
+    """Estimate steps, time and memory of each strategy from a few measured batches. No network is trained.
+
+    Args:
+        data: image folder.
+        config: training options.
+        progress: called for each measured strategy.
 
     Raises:
+        ConfigError: options conflict.
         DataError: the folder cannot be used.
-        BackboneError: the backbone cannot be found or used.
+        BackboneError: the backbone cannot be found or loaded.
     """
     check_conflicts(config)
     folder = scan_images(data, config.data, progress=progress)
@@ -116,7 +133,7 @@ def _measure(training: Training) -> Estimate:
 
 
 def _step(model: nn.Module, batch: torch.Tensor) -> tuple[float, float]:
-    """Seconds of one training step, and bytes of what it keeps for the way back."""
+    """Return the duration of one training step, s, and the size of the activations that it saves for the backward pass, bytes."""
     kept = 0
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -133,7 +150,7 @@ def _step(model: nn.Module, batch: torch.Tensor) -> tuple[float, float]:
 
 
 def _seconds(work: Callable[[], object], *, repeats: int = REPEATS) -> float:
-    """The quickest of a few runs."""
+    """Return the duration of the fastest of ``repeats`` calls, s."""
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Accuracy of a run on labelled images, by the trained network itself."""
+"""Evaluation of a run on labeled images with the trained network."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from edgetl.train.inputs.features import choose_engine
 
 
 def evaluate_run(path: Path, data: Path, config: EvaluationConfig | None = None, *, progress: Progress = silent) -> EvaluationReport:
-    """Evaluate the run at ``path`` on ``data``.
+    """Evaluate the run at ``path`` on the labeled images in ``data``.
 
-    Images on which this run, or an ancestor, was trained or selected are left out unless ``config.every_image``.
+    Images that trained or selected this run or an ancestor are excluded unless ``config.every_image`` is on.
+
+    Args:
+        path: run folder.
+        data: image folder.
+        config: evaluation options.
+        progress: called for each batch.
 
     Raises:
-        RunError: not a run.
-        ConfigError: ``config.labels`` is missing, or its columns do not fit; a variant, which a run does not have.
-        DataError: the folder has other classes, or no unseen image.
+        RunError: ``path`` is not a run.
+        ConfigError: the label table is missing or its columns do not fit, or a variant is given, which a run does not have.
+        DataError: the folder has other classes or no unseen image.
     """
     config = config or EvaluationConfig()
     if config.variant is not None:

@@ -1,4 +1,4 @@
-"""Fine-tuning: load the backbone, fit the head, train, evaluate, and write the run."""
+"""Fine-tuning: load the backbone, fit the head, train, evaluate and write the run."""
 
 from __future__ import annotations
 
@@ -53,28 +53,37 @@ from edgetl.train.workflows.optimization import FitResult, Training, fit_network
 
 _log = logging.getLogger(__name__)
 
-# Of the accuracy on training over that on validation images; good runs on small sets show up to 0.15.
+# Training accuracy minus validation accuracy, above which overfitting is reported. Good runs on small data sets reach 0.15.
 LARGEST_GAP = 0.25
-# Changes when a saved state means something else.
+# Version of the saved states. Increase it when their meaning changes.
 STATE_FORMAT = "3"
 
 
 def fine_tune(
     splits: Splits, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent
 ) -> Run:
-    """Train on ``splits.train``, choose on ``splits.val``, report ``splits.test``, and write the run folder ``out``.
+    """Fine-tune a backbone and write the run folder ``out``.
 
-    While it trains, its state is saved beside ``out``, in ``<out>.checkpoints``; with ``resume`` a stopped training goes on from there and
-    ends with the weights that it would have had, bit for bit on a CPU with the same libraries.
+    ``splits.train`` trains, ``splits.val`` selects the weights, ``splits.test`` is only reported. During the training the state is saved
+    in ``<out>.checkpoints``. With ``resume`` a stopped training continues from there. It ends with the same weights as an uninterrupted
+    training, bit for bit on a CPU with the same libraries.
+
+    Args:
+        splits: images of the training.
+        config: training options.
+        out: run folder to write.
+        overwrite: replace ``out`` and the state of a stopped training.
+        resume: continue a stopped training.
+        progress: called for each step of long operations.
 
     Raises:
-        BackboneError: the backbone cannot be found or used.
-        LicenseError: the license of its weights does not fit ``config.license_policy``.
-        ConfigError: ``out`` exists, the device is not there, or a stopped training is in the way.
-        DataError: no image is left to train or to choose on.
-        TrainingError: training diverged.
-        StoppedError: the process was asked to end; the state is saved.
-        MissingExtraError: a logger's package is not installed.
+        BackboneError: the backbone cannot be found or loaded.
+        LicenseError: the license of its weights does not fit ``config.backbone.license_policy``.
+        ConfigError: options conflict, ``out`` exists, the device is missing, or the state of a stopped training exists.
+        DataError: no training or validation image is left.
+        TrainingError: the training diverged.
+        StoppedError: a signal stopped the training after its state was saved.
+        MissingExtraError: the package of a logger is not installed.
         StorageError: the run cannot be written.
     """
     teacher, scratch = config.distillation.teacher, config.optim.strategy == "scratch"
@@ -95,7 +104,7 @@ def fine_tune(
         call = {"config": config, "given": tuple(config.given())}
         _write(training, fitted, ancestors, lambda: {**provenance(out.name, started), **call})
     if rank() == 0:
-        checkpoints.remove()  # only now that the run stands
+        checkpoints.remove()  # not before the run is complete
     return open_run(out)
 
 
@@ -107,7 +116,7 @@ def _log_start(backbone: Backbone, plan: Plan, splits: Splits) -> None:
 
 
 def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: Callable[[], dict[str, Any]]) -> None:
-    """Measure the trained network and write its run; ``call`` returns the record's fields on this call, its time included."""
+    """Evaluate the trained network and write its run. ``call`` returns the record's fields about this call, including its duration."""
     backbone, splits = training.backbone, training.splits
     results = _measure(training)
     seen = ancestors | SeenImages(prefixes((*splits.train, *training.continual.replay)), prefixes(splits.val))
@@ -143,9 +152,15 @@ def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: C
 
 
 def prepare(splits: Splits, job: TrainingJob) -> tuple[Backbone, Plan]:
-    """Load the backbone, if its license may be used, complete the plan, and add the head or the column that the job asks for."""
+    """Load the backbone, check its license, complete the plan, and add the head or progressive column of the job.
+
+    Raises:
+        BackboneError: the backbone cannot be found or loaded.
+        ConfigError: the progressive column cannot be added.
+        LicenseError: the license of the weights does not fit ``license_policy``.
+    """
     config = job.config
-    torch.manual_seed(config.run.seed)  # random weights, and the head before it is fitted
+    torch.manual_seed(config.run.seed)  # for random weights, and for the head before it is fitted
     backbone = load_backbone(config.backbone, len(splits.folder.labels))
     backbone = with_intensity(backbone, config.data.intensity, splits.train)
     if backbone.parents:  # random weights have no license
@@ -153,14 +168,14 @@ def prepare(splits: Splits, job: TrainingJob) -> tuple[Backbone, Plan]:
     plan = make_plan(job, network_facts(backbone.model, backbone.head_name))
     if config.continual.forgetting == "progressive":
         if plan.strategy == "probe":
-            _log.info("%s: no effect, because a probe trains the head alone", OPTION)
+            _log.info("%s has no effect, because the strategy probe trains only the head", OPTION)
         else:
             backbone = add_column(backbone, plan.unfreeze, config.backbone)
     return with_head_modules(backbone, HeadSpec(kind=config.head.kind, features=config.head.features)), plan
 
 
 def network_facts(model: nn.Module, head_name: str) -> NetworkFacts:
-    """Structure of ``model`` that its plan depends on; ``head_name`` is its linear head."""
+    """Return the structure of ``model`` that its plan depends on. ``head_name`` is its linear head."""
     stages = find_stages(model, head_name)
     batchnorm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     return NetworkFacts(
@@ -171,7 +186,7 @@ def network_facts(model: nn.Module, head_name: str) -> NetworkFacts:
 
 
 def _open_checkpoints(out: Path, training: Training, options: dict[str, Any], *, resume: bool, overwrite: bool) -> Checkpoints:
-    """Folder of the saved states; states of another training are not replaced unless ``overwrite`` is on."""
+    """Open the folder of saved states, or refuse the states of a stopped training unless ``resume`` or ``overwrite`` is on."""
     backbone, splits = training.backbone, training.splits
     images = record_splits(splits).model_dump_json(exclude={"root"})
     job = Job(
@@ -193,14 +208,14 @@ def _open_checkpoints(out: Path, training: Training, options: dict[str, Any], *,
         checkpoints.remove()
     if checkpoints.newest() is not None and not resume:
         raise ConfigError(
-            f"a training of {out} was stopped; its state is in {checkpoints.folder}. Go on with {resume_command(out)}, or begin again with "
-            f"--overwrite."
+            f"a training of {out} was stopped. Its state is in {checkpoints.folder}. Continue with {resume_command(out)}, or start again "
+            f"with --overwrite."
         )
     return checkpoints
 
 
 def _forgetting(training: Training, seen: SeenImages) -> Forgetting | None:
-    """Accuracy drop of the parent run's task; none where the training did not start from a run."""
+    """Measure the accuracy drop on the parent run's task. Return ``None`` if the training did not start from a run."""
     config, splits = training.config.backbone, training.splits
     starts_from_run = is_run(config.name) and splits.folder.task == "classification"
     previous = find_previous_task(config, training.backbone, splits.folder.labels) if starts_from_run else None
@@ -208,15 +223,15 @@ def _forgetting(training: Training, seen: SeenImages) -> Forgetting | None:
 
 
 def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits, *, strategy: PlannedStrategy) -> tuple[str, ...]:
-    """Warnings to read before the run is used, as sentences; ``train_accuracy`` is 0..1."""
+    """Return warnings to read before you use the run, as sentences. ``train_accuracy`` is 0..1."""
     alarms = []
     gap = train_accuracy - validation.accuracy.value
     if gap > LARGEST_GAP:
-        # A probe trains the head alone: less is not possible.
-        less = "or add images" if strategy == "probe" else "add images, or train less of the network (--strategy probe)"
+        # The strategy probe already trains as little as possible.
+        remedy = "or add images" if strategy == "probe" else "add images, or train less of the network (--strategy probe)"
         alarms.append(
-            f"overfitting: {train_accuracy:.0%} of the training images are answered rightly and {validation.accuracy.value:.0%} of the "
-            f"validation images. Look for wrong labels, {less}."
+            f"overfitting: the accuracy is {train_accuracy:.0%} on training images and {validation.accuracy.value:.0%} on validation "
+            f"images. Look for wrong labels, {remedy}."
         )
     if alarm := chance_alarm(validation, splits.val, splits.folder.task):
         alarms.append(f"{alarm} Check the labels, or add images.")
@@ -226,13 +241,13 @@ def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits, *
 
 
 def choose_device(wanted: str) -> str:
-    """``cpu`` or ``cuda``.
+    """Return the device to train on: ``cpu`` or ``cuda``.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none.
+        ConfigError: ``wanted`` is ``cuda``, and torch finds no GPU.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no GPU here. Use --device cpu, or auto.")
+        raise ConfigError("--device cuda: torch finds no GPU. Use --device cpu or --device auto.")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 

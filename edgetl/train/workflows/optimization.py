@@ -1,4 +1,4 @@
-"""Fit a network as planned: a head in closed form, then gradient descent."""
+"""Optimization of a network as planned: fit the head on frozen features, then train by gradient descent."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FitResult:
-    """Figures of a fitted network.
+    """Result of a training.
 
     Attributes:
-        head_penalty: of the linear probe that fitted the head; none for random weights.
-        rows: figures of each validation.
-        train_accuracy: on training images, in their last augmentation.
-        interpolation_weight: of the tuned weights in the result.
+        head_penalty: L2 strength of the linear probe that fitted the head. ``None`` if no probe was fitted.
+        rows: metrics of each validation.
+        train_accuracy: accuracy on training images with their last augmentation, 0..1.
+        interpolation_weight: weight of the fine-tuned weights in the result, 0..1. The rest is the starting weights (WiSE-FT).
     """
 
     head_penalty: float | None
@@ -67,17 +67,17 @@ class FitResult:
 
 @dataclass(frozen=True)
 class Training:
-    """A fine-tuning with everything that it needs.
+    """Inputs of a fine-tuning.
 
     Attributes:
-        backbone: with its starting weights.
+        backbone: backbone with its starting weights.
         splits: training and validation images.
-        config: options.
-        plan: strategy, steps, rates.
-        execution: device, folder for temporary files, progress.
+        config: training options.
+        plan: strategy, steps and rates after the data-dependent defaults.
+        execution: device, folder for temporary files, and progress.
         checkpoints: folder of saved states, from which a stopped training is resumed.
-        continual: replayed images, previous task, Fisher information.
-        teacher: of distillation.
+        continual: replayed images, previous task and Fisher information.
+        teacher: distillation teacher.
     """
 
     backbone: Backbone
@@ -91,27 +91,27 @@ class Training:
 
     @property
     def trained(self) -> tuple[Stage, ...]:
-        """Stages that ever train."""
+        """Stages that train at any time of the training."""
         return choose_stages(find_stages(self.backbone.model, self.backbone.head_name), self.plan.unfreeze)
 
     def saved_state(self) -> SavedState | None:
-        """Newest saved state of a training that was stopped."""
+        """Return the newest saved state of a stopped training, or ``None``."""
         return self.checkpoints.newest() if self.checkpoints else None
 
 
 def prepare_training(training: Training) -> Training:
-    """Add the teacher, if its license allows, and what continual learning needs; nothing for a probe.
+    """Return ``training`` with the distillation teacher and the inputs of continual learning. A probe is returned unchanged.
 
     Raises:
-        ConfigError: the weights came without the head of a previous task.
+        ConfigError: LwF or EWC is on, and the starting weights have no head; or the teacher has other classes.
         DataError: the images to replay cannot be used.
-        LicenseError: of the teacher.
+        LicenseError: the license of the teacher's weights does not fit ``license_policy``.
     """
     config, continual = training.config, training.config.continual
     previous_task = [f"--{name}" for name in ("lwf", "ewc", "replay") if getattr(continual, name)]
     if training.plan.strategy == "probe":
         for name in [*previous_task, *(["--teacher"] if config.distillation.teacher else [])]:
-            _log.info("%s: no effect, because a probe trains the head alone", name)
+            _log.info("%s has no effect, because the strategy probe trains only the head", name)
         return training
     labels = training.splits.folder.labels
     previous = find_previous_task(config.backbone, training.backbone, labels) if previous_task else None
@@ -130,17 +130,17 @@ def _teacher(training: Training) -> Teacher | None:
 
 
 def fit_network(training: Training) -> FitResult:
-    """Fit the head, then train by gradient descent as planned, and scale the outputs to the values' unit."""
+    """Fit the head, train by gradient descent as planned, and scale regression outputs to the unit of the values."""
     backbone, splits, config, plan, execution = training.backbone, training.splits, training.config, training.plan, training.execution
     samples = [*splits.train, *(sample for sample in training.continual.replay if sample.label >= 0)]
-    # A head fitted on random features is large and wrong: training from random weights starts from a random head too.
+    # With random features, a fitted head has large weights and little accuracy. Training from scratch uses a random head instead.
     starts = config.backbone.pretrained and plan.strategy != "scratch" and training.saved_state() is None
     fits = plan.strategy == "probe" or (starts and plan.fit_head and not training.continual.keeps_head)
     penalty, accuracy = None, 0.0
     if fits:
         extract = features_of(backbone, config.optim.batch_size, device=execution.device, images=config.head.augmented_views * len(samples))
         features = extract(samples, progress=execution.progress)
-        # A neighbor under another crop would vote a second time for the same image.
+        # Several views of an image would be several neighbors, each with its own vote.
         count = 1 if config.head.kind == "knn" else config.head.augmented_views
         views = extract.views(samples, count, seed=config.run.seed, progress=execution.progress)
         train = LabeledFeatures(features, head_targets(samples, splits), groups_of(samples), views)
@@ -170,7 +170,7 @@ def fit_network(training: Training) -> FitResult:
 
 
 def head_targets(samples: Sequence[Sample], splits: Splits) -> NDArray[Any]:
-    """Targets of a head's fit: classes, labels ``[n, labels]``, or standardized values ``[n]``."""
+    """Return the targets for fitting a head: classes ``[n]``, labels ``[n, labels]``, or standardized values ``[n]``."""
     match splits.folder.task:
         case "classification":
             return labels_of(samples)
@@ -184,19 +184,23 @@ def head_targets(samples: Sequence[Sample], splits: Splits) -> NDArray[Any]:
 
 
 def optimize(training: Training, *, head_penalty: float | None = None) -> LoopState:
-    """Train the network by gradient descent from a fitted head (LP-FT: Kumar et al. 2022, arXiv:2202.10054), resumable at any step.
+    """Train the network by gradient descent from a fitted head (LP-FT: Kumar et al. 2022, arXiv:2202.10054).
 
-    The network is left with the weights that had the lowest validation loss. ``head_penalty`` is that of the fitted head, for the record.
+    The training can be resumed at any step. At the end the network has the weights with the lowest validation loss.
+
+    Args:
+        training: inputs of the training.
+        head_penalty: L2 strength of the fitted head, for the run record.
 
     Raises:
         TrainingError: the loss became infinite, not a number, or much larger than that of a random prediction.
-        StoppedError: a signal came; the state is saved.
+        StoppedError: a signal stopped the training after its state was saved.
     """
     config, plan, execution, model = training.config, training.plan, training.execution, training.backbone.model
     seed_everything(config.run.seed, verbose=False)
     start = training.saved_state() or SavedState(facts={"head_penalty": head_penalty})
     if start.step:
-        _log.info("going on after step %d of %d", start.step, plan.steps)
+        _log.info("resuming after step %d of %d", start.step, plan.steps)
     fabric, names = launch(execution.device), logger_names(config.run.loggers) if rank() == 0 else ()
     with (
         explain_torch_errors(config.optim.batch_size),
@@ -209,16 +213,16 @@ def optimize(training: Training, *, head_penalty: float | None = None) -> LoopSt
         session = Session(fabric, stop, training.checkpoints, loggers, execution.progress)
         state = _descend(training, batches, session, start)
     if not state.best:
-        raise TrainingError("the validation loss was never finite; lower --lr, or check the images with `edgetl evaluate`.")
+        raise TrainingError("the validation loss was never finite. Lower --lr, or check the images with `edgetl check`.")
     model.load_state_dict({**model.cpu().state_dict(), **state.best})
     set_trainable(model, find_stages(model, training.backbone.head_name), freeze_batchnorm=False)
-    # In the usual memory layout, so that the same kernels give the same bits.
+    # The contiguous layout selects the same kernels as before the training, which give the same bits.
     model.to(memory_format=torch.contiguous_format).eval()
     return state
 
 
 def batch_options(training: Training) -> BatchOptions:
-    """Options of drawing and loading batches."""
+    """Return the options for sampling and loading batches."""
     config = training.config
     return BatchOptions(
         batch_size=config.optim.batch_size,
@@ -232,21 +236,21 @@ def batch_options(training: Training) -> BatchOptions:
 
 
 def _make_batches(training: Training, steps: range, folder: Path) -> TrainingBatches:
-    """The trained network and its batches: of activations where the frozen layers can run ahead."""
+    """Build the network to train and its batches. The batches contain activations if the frozen layers can run in advance."""
     splits, config, plan, execution, trained = training.splits, training.config, training.plan, training.execution, training.trained
     flip = mirrors_well(splits.folder.labels) if config.data.flip is None else config.data.flip
     images = TrainingImages(splits.train, splits.val or splits.train, training.continual.replay)
-    # A teacher takes images, not activations, and mixup comes before it.
-    ahead = config.run.cache_views and not plan.mixup and not training.teacher and plan.strategy == "partial" and trained[0].name != STEM
-    cache = CacheOptions(trained, config.run.cache_views, config.run.cache_gb, folder, execution.progress) if ahead and steps else None
+    # A teacher and mixup need images, not activations.
+    cached = config.run.cache_views and not plan.mixup and not training.teacher and plan.strategy == "partial" and trained[0].name != STEM
+    cache = CacheOptions(trained, config.run.cache_views, config.run.cache_gb, folder, execution.progress) if cached and steps else None
     augment = make_augmentation(plan.augment, training.backbone.spec, flip=flip)
     return make_batches(training.backbone, images, augment, batch_options(training), steps=steps, cache=cache)
 
 
 def _descend(training: Training, batches: TrainingBatches, session: Session, start: SavedState) -> LoopState:
-    """Gradient descent over the training's loss terms, then WiSE-FT if it is on."""
+    """Train by gradient descent with all loss terms, then interpolate with the starting weights if WiSE-FT is on."""
     config, plan, continual, device = training.config, training.plan, training.continual, session.fabric.device
-    # Channels last: a step takes two thirds of the time, on a CPU too.
+    # In the channels-last layout a step takes two thirds of the time, also on a CPU.
     network = batches.backbone.model.train().to(device).to(memory_format=torch.channels_last)
     needed = training.trained[:-1] if config.continual.l2sp or config.continual.wise_ft else ()
     names = {name for stage in needed for name in stage.parameters}
@@ -261,7 +265,7 @@ def _descend(training: Training, batches: TrainingBatches, session: Session, sta
             others = {"distillation": distillation.to(device), **others}
         task = TaskTerm(loss, weight=weight, replay=bool(continual.replay))
         objective = Objective(task, others, continual.proximal_terms(network, config.continual.ewc))
-        # The validation loss of random weights falls late.
+        # From random weights the validation loss decreases late.
         patience = plan.steps if plan.strategy == "scratch" else config.optim.patience
         settings = LoopSettings(training.trained, plan, config.run.seed, patience, config.run.compile)
         state = run_loop(network, objective, (batches.train, batches.val), settings, session, start)

@@ -1,4 +1,4 @@
-"""A sheet of what training will see: each picture's evaluation view, then random ones."""
+"""Augmentation preview: a chart of training images as evaluated, and with random augmentation."""
 
 from __future__ import annotations
 
@@ -24,11 +24,18 @@ ROWS, VIEWS = 6, 7
 
 
 def draw_preview(data: Path, config: TrainConfig, path: Path, *, progress: Progress = silent) -> None:
-    """Write the preview as PNG (or the format of the suffix): a row for each of a few training images, the classes in turn.
+    """Draw an augmentation preview: one row per image, first as evaluated, then with random augmentation.
+
+    Args:
+        data: image folder. A few training images of all classes are drawn.
+        config: training options.
+        path: chart to write. Its suffix selects the format, such as ``.png``.
+        progress: called during the scan.
 
     Raises:
-        ConfigError: the file's suffix is not that of an image, or edgetl did not draw the file that is there.
-        BackboneError: the backbone, whose input size and normalization are used, cannot be loaded.
+        ConfigError: the suffix is not an image format, or the existing file is not a chart of edgetl.
+        DataError: the folder cannot be used.
+        BackboneError: the backbone, which defines input size and normalization, cannot be loaded.
         StorageError: the file cannot be written.
     """
     check_chart(path, "--preview", inputs=training_inputs(data, config))
@@ -43,13 +50,13 @@ def draw_preview(data: Path, config: TrainConfig, path: Path, *, progress: Progr
     figure = Figure(figsize=(1.5 * (VIEWS + 1), 1.6 * len(samples) + 0.5), layout="constrained")
     for row, axes in enumerate(np.atleast_2d(figure.subplots(len(samples), VIEWS + 1))):
         for column, panel in enumerate(axes):
-            # An index counts images through all epochs: one view an epoch.
+            # The index counts images over all epochs, and each epoch has one view of an image.
             image, _ = plain[row] if column == 0 else changed[(column - 1) * len(samples) + row]
             pixels = image.numpy().transpose(1, 2, 0) * np.array(backbone.spec.std) + np.array(backbone.spec.mean)
             panel.imshow(pixels.clip(0, 1))
             panel.set_axis_off()
             panel.set_title(plain_text(splits.folder.truth(samples[row])) if column == 0 else "", fontsize=8)
     figure.suptitle(
-        f"first column: as evaluated; others: augmentation {plan.augment}, {'mirrored too' if flip else 'not mirrored'}", fontsize=9
+        f"first column: as evaluated; others: augmentation {plan.augment}, {'with' if flip else 'without'} horizontal flips", fontsize=9
     )
     write_chart(figure, path, dpi=110)

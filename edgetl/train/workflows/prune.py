@@ -1,7 +1,7 @@
-"""Structured pruning: remove whole channels from a trained network, which is then fine-tuned; smaller and faster in every engine.
+"""Structured pruning: remove whole channels from a trained network, which is smaller and faster in every engine.
 
-torch-pruning finds the channels that depend on each other (DepGraph: Fang et al. 2023, arXiv:2301.12900); those with the smallest weights
-are removed (Li et al. 2017, arXiv:1608.08710).
+torch-pruning finds groups of dependent channels (DepGraph: Fang et al. 2023, arXiv:2301.12900). The channels with the smallest weights
+are removed (Li et al. 2017, arXiv:1608.08710). The pruned network needs fine-tuning.
 """
 
 from __future__ import annotations
@@ -29,12 +29,17 @@ from edgetl.train.inputs.features import features_of
 from edgetl.train.networks.backbone import Backbone, count_macs, rebuild
 from edgetl.train.networks.pruned import PRUNED, layer_sizes
 
-# Engines' kernels work on 8 or 16 channels at a time: odd numbers of them are not faster.
+# Kernels of the engines process 8 or 16 channels at a time, so other channel counts are not faster.
 ROUND_TO = 8
 
 
 class Cost(StrictModel):
-    """Size and cost of a network: parameters, and multiply-accumulates of one image, in millions."""
+    """Size and cost of a network.
+
+    Attributes:
+        params_m: parameters, millions.
+        mmacs: multiply-accumulates for one image, millions.
+    """
 
     params_m: float
     mmacs: float
@@ -42,7 +47,13 @@ class Cost(StrictModel):
 
 @dataclass(frozen=True)
 class Pruned:
-    """The run of the pruned, not yet fine-tuned network, and both networks' costs."""
+    """Result of a pruning.
+
+    Attributes:
+        run: run of the pruned network, not yet fine-tuned.
+        before: cost of the original network.
+        after: cost of the pruned network.
+    """
 
     run: Run
     before: Cost
@@ -52,21 +63,32 @@ class Pruned:
 def prune_run(
     path: Path, out: Path, *, ratio: float = 0.3, data: Path | None = None, overwrite: bool = False, progress: Progress = silent
 ) -> Pruned:
-    """Remove the share ``ratio`` of the channels from every group of layers of a run's network and write the rest as a run.
+    """Prune the network of a run, and write the smaller network as a new run.
 
-    Its accuracy is lower: fine-tune it with ``edgetl train DATA --backbone OUT --strategy full --teacher RUN``.
+    Pruning lowers the accuracy. Fine-tune the result with ``edgetl train DATA --backbone OUT --strategy full --teacher RUN``.
+
+    Args:
+        path: run folder.
+        out: run folder to write.
+        ratio: pruning ratio: fraction of the channels to remove from every group of layers, above 0 and at most 0.9.
+        data: folder of the run's images. The default is the folder that the run was trained on.
+        overwrite: replace ``out``.
+        progress: called for each batch of the evaluation.
 
     Raises:
-        RunError: not a run, or one whose network cannot be pruned.
-        ConfigError: ``ratio`` is not between 0 and 0.9, or ``out`` exists.
-        DataError: the run's images are not there.
+        RunError: ``path`` is not a run, or its network cannot be pruned.
+        ConfigError: ``ratio`` is out of range, or ``out`` exists.
+        DataError: the run's images are missing.
     """
     if not 0 < ratio <= 0.9:
-        raise ConfigError(f"--ratio {ratio:g}: give a share of the channels, more than 0 and at most 0.9.")
+        raise ConfigError(f"--ratio {ratio:g} is out of range. Give a fraction of the channels above 0 and at most 0.9.")
     run, started = open_run(path), time.monotonic()
     record = run.record
     if record.backbone.columns is not None or not record.head.plain:
-        raise RunError(f"{path} has several networks, or another head than one linear layer; only a plain network can be pruned.")
+        raise RunError(
+            f"{path} cannot be pruned, because it has progressive columns or a head other than one linear layer. "
+            f"Give a run with one network and a linear head."
+        )
     whole = run.backbone()
     with new_folder(out, inputs=run_inputs([run], data), overwrite=overwrite) as folder:
         smaller = prune(whole.model, whole.head_name, whole.spec.input_size, ratio)
@@ -91,21 +113,21 @@ def prune_run(
 
 
 def prune(model: nn.Module, head_name: str, size: tuple[int, int], ratio: float) -> nn.Module:
-    """A copy of ``model`` without the share ``ratio`` of its channels; the outputs of the layer ``head_name`` stay.
+    """Return a copy of ``model`` without the fraction ``ratio`` of its channels. The outputs of the head are kept.
 
     Args:
-        model: in evaluation mode.
-        head_name: of its last layer.
+        model: network in evaluation mode.
+        head_name: name of its last layer.
         size: height and width of an image, px.
-        ratio: above 0, below 1.
+        ratio: pruning ratio, above 0 and below 1.
 
     Raises:
-        RunError: the dependence of its layers cannot be found.
+        RunError: the network cannot be pruned, because the dependencies of its layers cannot be resolved.
     """
     smaller, example = copy.deepcopy(model).eval().requires_grad_(True), torch.zeros(1, 3, *size)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # parameters that belong to no layer it knows; the check of the shapes decides
+            warnings.simplefilter("ignore")  # torch-pruning warns about parameters outside its known layers; a forward pass checks them
             torch_pruning.pruner.BasePruner(
                 smaller,
                 example,
@@ -117,18 +139,22 @@ def prune(model: nn.Module, head_name: str, size: tuple[int, int], ratio: float)
             with torch.no_grad():
                 smaller(example)
     except (RuntimeError, ValueError, KeyError, AttributeError, IndexError, TypeError, AssertionError) as error:
-        raise RunError(f"{type(model).__name__} cannot be pruned: {first_line(error)} Plain convolutional networks can.") from error
+        raise RunError(
+            f"{type(model).__name__} cannot be pruned: {first_line(error)} Use a run with a plain convolutional network."
+        ) from error
     return smaller.requires_grad_(False)
 
 
 def _check_rebuilds(backbone: Backbone, classes: int) -> None:
-    """Refuse a network that could not be loaded again, such as one with a pruned tensor that no layer's size describes."""
+    """Check that the pruned network can be rebuilt from its layer sizes, which the run record contains."""
     built = rebuild(backbone.architecture, backbone.model_args, classes)
     try:
         built.load_state_dict(backbone.model.state_dict())
         built.eval()(torch.zeros(1, 3, *backbone.spec.input_size))
     except (RuntimeError, AssertionError) as error:
-        raise RunError(f"{backbone.architecture} cannot be pruned: {first_line(error)} Plain convolutional networks can.") from error
+        raise RunError(
+            f"{backbone.architecture} cannot be pruned: {first_line(error)} Use a run with a plain convolutional network."
+        ) from error
 
 
 def _evaluate(run: Run, backbone: Backbone, data: Path | None, progress: Progress) -> Results:

@@ -1,8 +1,9 @@
-"""Ranking of backbones for a folder of images: frozen features scored without training, then a short fine-tuning of the best.
+"""Backbone ranking: score frozen features for a folder of images without training, then confirm the best by short fine-tuning.
 
-No single scorer is trusted: on published benchmarks each of them is beaten somewhere by ImageNet accuracy alone, so the order is the
-mean rank of leave-one-out neighbours, leave-one-out ridge, LogME and the ImageNet prior. All candidates are compared on small images,
-the best 40 % again at their own input size (successive halving), and the best few may be confirmed by fine-tuning.
+Candidates are ordered by their mean rank over four scores: leave-one-out k-NN accuracy, leave-one-out ridge accuracy, LogME, and
+published ImageNet accuracy. No single score is reliable: on published benchmarks, ImageNet accuracy alone sometimes beats each of the
+others. All candidates are compared on small images, and the best 40 % again at their own input size (successive halving). The best few
+can be confirmed by fine-tuning.
 """
 
 from __future__ import annotations
@@ -74,19 +75,29 @@ class _Candidate:
 
 
 def rank(data: Path, config: RankConfig, *, progress: Progress = silent) -> Ranking:
-    """Rank backbones for the images below ``data``.
+    """Rank backbones for the images in ``data``.
+
+    Args:
+        data: image folder.
+        config: candidates, limits and number of fine-tuned candidates.
+        progress: called for each candidate.
+
+    Returns:
+        All candidates in the order of the ranking, and the reason for each candidate that is left out.
 
     Raises:
-        DataError: too few images or classes.
+        DataError: the folder has too few images or classes.
         ConfigError: no candidate is left.
     """
     started = time.monotonic()
     folder = scan(data, selection=Selection(config.include, config.exclude), progress=progress)
     splits = split(folder, seed=config.seed)
-    # The test images stay unseen: choosing a backbone is a choice.
+    # Without the test images, because choosing a backbone is a selection.
     samples = stratified([*splits.train, *splits.val], config.images)
     if len(samples) < MIN_IMAGES or len({sample.label for sample in samples}) < 2:
-        raise DataError(f"{data} gives {len(samples)} images to compare on; at least {MIN_IMAGES} of two classes are needed.")
+        raise DataError(
+            f"{data} has {len(samples)} images for the comparison. At least {MIN_IMAGES} images of two classes are needed. Add images."
+        )
     candidates, left_out = _load(config, len(folder.labels), progress)
     images = _DecodedImages(samples)
     candidates, failed = _score(candidates, images, FIRST_SIDE, progress)
@@ -96,10 +107,12 @@ def rank(data: Path, config: RankConfig, *, progress: Progress = silent) -> Rank
     best, failed_later = _score(best, images, None, progress)
     left_out += [*failed, *failed_later]
     if not best:
-        raise ConfigError(f"no candidate could be scored ({left_out[-1].name}: {left_out[-1].reason}).")
+        raise ConfigError(
+            f"no candidate could be scored ({left_out[-1].name}: {left_out[-1].reason}). Give other candidates with --candidates."
+        )
     best[: config.confirm] = _confirm(best[: config.confirm], splits, config, progress)
     ordered = [*best, *(item for item in candidates if item.stage == "small")]
-    _place(ordered, config.seed)
+    _number(ordered, config.seed)
     return Ranking(
         data=printable(data),
         images=len(samples),
@@ -112,7 +125,7 @@ def rank(data: Path, config: RankConfig, *, progress: Progress = silent) -> Rank
 
 
 def _load(config: RankConfig, classes: int, progress: Progress) -> tuple[list[_Candidate], list[LeftOut]]:
-    """Build every candidate and measure its latency; the others come with the reason why they are left out."""
+    """Build every candidate and measure its latency. Also return the candidates that are left out, with the reason."""
     folder = Path(config.weights_dir) if config.weights_dir else None
     listed = {item.entry.name: item for item in list_backbones(weights_dir=folder).backbones}
     names = config.candidates or tuple(listed)
@@ -128,7 +141,9 @@ def _load(config: RankConfig, classes: int, progress: Progress) -> tuple[list[_C
             left_out.append(LeftOut(name=name, reason=str(error)))
     if not found:
         reasons = "; ".join(f"{item.name}: {item.reason}" for item in left_out[:3])
-        raise ConfigError(f"no candidate is left to rank ({reasons}). Name others with --candidates, or weights with --weights-dir.")
+        raise ConfigError(
+            f"no candidate is left to rank ({reasons}). Give other candidates with --candidates, or local weights with --weights-dir."
+        )
     return found, left_out
 
 
@@ -141,14 +156,14 @@ def _candidate(name: str, config: RankConfig, classes: int, listed: Iterable[Lis
         check_policy(backbone.license, config.license_policy, name=name)
     params_m, latency_ms = _params_m(backbone), _latency_ms(backbone)
     if config.max_params_m is not None and params_m > config.max_params_m:
-        raise BackboneError(f"{params_m:.2f} million parameters, more than {config.max_params_m:g}")
+        raise BackboneError(f"{params_m:.2f} million parameters, above the limit of {config.max_params_m:g}")
     if config.max_latency_ms is not None and latency_ms > config.max_latency_ms:
-        raise BackboneError(f"{latency_ms:.1f} ms an image, more than {config.max_latency_ms:g}")
+        raise BackboneError(f"{latency_ms:.1f} ms per image, above the limit of {config.max_latency_ms:g}")
     return _Candidate(name, backbone, _prior(backbone, listed), latency_ms)
 
 
 def _prior(backbone: Backbone, listed: Iterable[Listed]) -> float | None:
-    """ImageNet accuracy of a curated backbone, if these are the very weights that it was published for."""
+    """Return the published ImageNet accuracy, percent, if the loaded weights are those of a catalogue entry."""
     if not backbone.parents or backbone.parents[-1].kind != "weights":
         return None
     loaded = Path(backbone.parents[-1].name)
@@ -161,7 +176,7 @@ def _prior(backbone: Backbone, listed: Iterable[Listed]) -> float | None:
 
 
 def _latency_ms(backbone: Backbone) -> float:
-    """Median time of one image at the backbone's own size on one thread."""
+    """Return the median latency for one image at the backbone's own input size on one thread, ms."""
     threads = torch.get_num_threads()
     extract = feature_extractor(backbone.model, backbone.head_name)
     image = torch.zeros(1, 3, *backbone.spec.input_size)
@@ -182,7 +197,11 @@ def _latency_ms(backbone: Backbone) -> float:
 def _score(
     candidates: list[_Candidate], images: _DecodedImages, side: int | None, progress: Progress
 ) -> tuple[list[_Candidate], list[LeftOut]]:
-    """Score at ``side`` px, or at each candidate's own size; those that could be scored by their mean rank, and the others."""
+    """Score the candidates at ``side`` px, or at their own input size if ``side`` is ``None``.
+
+    Returns:
+        The scored candidates in the order of their mean rank, and the candidates that could not be scored.
+    """
     labels = labels_of(images.samples)
     scored: list[_Candidate] = []
     left_out: list[LeftOut] = []
@@ -191,10 +210,10 @@ def _score(
         try:
             features = _features(item.backbone, images, side)
         except (RuntimeError, AssertionError) as error:
-            left_out.append(LeftOut(name=item.name, reason=f"it fails on the images: {first_line(error)}"))
+            left_out.append(LeftOut(name=item.name, reason=f"the network fails on the images: {first_line(error)}"))
             continue
         if not np.isfinite(features).all() or not features.std(axis=0).any():
-            left_out.append(LeftOut(name=item.name, reason="its features are not finite, or the same for every image"))
+            left_out.append(LeftOut(name=item.name, reason="its features are not finite, or equal for all images"))
             continue
         item.knn, item.ridge, item.logme = knn_score(features, labels), ridge_score(features, labels), logme_score(features, labels)
         scored.append(item)
@@ -203,24 +222,24 @@ def _score(
 
 
 def _rank_all(candidates: list[_Candidate]) -> None:
-    """Set each candidate's mean rank over the scorers."""
+    """Set the mean rank of each candidate over the scores."""
     columns = list(zip(*((item.knn.value, item.ridge.value, item.logme) for item in candidates), strict=True))
     for index, item in enumerate(candidates):
         ranks = [_rank_in(column, column[index]) for column in columns]
         if item.top1 is not None:
             known = [other.top1 for other in candidates if other.top1 is not None]
-            # A rank among the few with a prior, stretched to the length of the others.
+            # Only some candidates have a published accuracy. Their ranks are scaled to the range of the other ranks.
             ranks.append(1 + (_rank_in(known, item.top1) - 1) * (len(candidates) - 1) / max(1, len(known) - 1))
         item.rank = statistics.mean(ranks)
 
 
 def _rank_in(column: Sequence[float], value: float) -> float:
-    """From 1 for the largest; equals share the middle of their ranks."""
+    """Return the rank of ``value``: 1 for the largest. Equal values share the mean of their ranks."""
     return 1 + sum(other > value for other in column) + (sum(other == value for other in column) - 1) / 2
 
 
 def _features(backbone: Backbone, images: _DecodedImages, side: int | None) -> NDArray[np.float32]:
-    """Pooled features float32 ``[N, width]``; converting to a faster engine would cost more than it saves here."""
+    """Return the pooled features, float32 ``[n, width]``. Conversion to a faster engine would take longer than it saves here."""
     spec = backbone.spec
     if side is not None and min(spec.input_size) > side and not fixed_size(backbone.model):
         spec = spec.model_copy(update={"input_size": (side, side)})
@@ -231,7 +250,7 @@ def _features(backbone: Backbone, images: _DecodedImages, side: int | None) -> N
 
 
 class _DecodedImages:
-    """The images to compare on, decoded and resized once for all candidates that want the same size."""
+    """Images of the comparison, decoded and resized once for all candidates with the same preprocessing."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
@@ -239,7 +258,7 @@ class _DecodedImages:
         self._pixels: dict[PreprocessSpec, list[Image.Image]] = {}
 
     def batches(self, spec: PreprocessSpec) -> Iterator[torch.Tensor]:
-        """Normalised images, float32 ``[BATCH, 3, H, W]`` at a time."""
+        """Yield batches of normalized images, float32 ``[BATCH, 3, H, W]``."""
         key = spec.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "intensity": self._intensity})
         if key not in self._pixels:
             with ThreadPoolExecutor(available_cores()) as pool:
@@ -256,7 +275,7 @@ class _DecodedImages:
 
 
 def _confirm(best: list[_Candidate], splits: Splits, config: RankConfig, progress: Progress) -> list[_Candidate]:
-    """Fine-tune each for about a hundred steps, and order them by validation accuracy."""
+    """Fine-tune each candidate for about 100 steps, and order the candidates by validation accuracy."""
     few = tuple(stratified(splits.train, CONFIRM_IMAGES))
     epochs = math.ceil(CONFIRM_STEPS / math.ceil(len(few) / BATCH))
     for item in best:
@@ -279,8 +298,8 @@ def _confirm(best: list[_Candidate], splits: Splits, config: RankConfig, progres
     return sorted(best, key=lambda item: -(item.confirmed.value if item.confirmed else 0.0))
 
 
-def _place(ordered: list[_Candidate], seed: int) -> None:
-    """Number the candidates; one that cannot be told from the first of its place shares it."""
+def _number(ordered: list[_Candidate], seed: int) -> None:
+    """Number the candidates. A candidate that is tied with the first one of a place has the same place."""
     first = ordered[0]
     for index, item in enumerate(ordered):
         same_stage = item.stage == first.stage
@@ -292,13 +311,15 @@ def _place(ordered: list[_Candidate], seed: int) -> None:
 
 
 def _tied(one: _Candidate, other: _Candidate, seed: int) -> bool:
-    """Whether two differ by at most one standard error: of their confirmed accuracies, else (by bootstrap) of their difference over
-    the same images."""
+    """Return True if two candidates differ by at most one standard error.
+
+    The standard error is that of the confirmed accuracies if both exist. Otherwise it is a bootstrap estimate over the same images.
+    """
     if one.confirmed and other.confirmed:
         shares = (one.confirmed.value, other.confirmed.value)
         error = math.sqrt(sum(share * (1 - share) for share in shares) / one.confirmed.n)
         return abs(shares[0] - shares[1]) <= error
-    difference = (one.knn.rows - other.knn.rows + one.ridge.rows - other.ridge.rows) / 2  # of each image
+    difference = (one.knn.rows - other.knn.rows + one.ridge.rows - other.ridge.rows) / 2  # per image
     rng = np.random.default_rng(seed)
     drawn = difference[rng.integers(0, len(difference), (BOOTSTRAPS, len(difference)))].mean(axis=1)
     return bool(abs(difference.mean()) <= drawn.std())

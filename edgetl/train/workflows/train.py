@@ -1,4 +1,4 @@
-"""``edgetl train`` in one call: check paths and options, scan, split, and fine-tune or compare."""
+"""Training workflow (``edgetl train``): check paths and options, scan, split, and fine-tune or compare strategies."""
 
 from __future__ import annotations
 
@@ -19,9 +19,31 @@ from edgetl.train.workflows.finetune import fine_tune
 
 
 def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Run:
-    """Scan and split ``data``, then ``fine_tune``, or ``compare`` by ``config.optim.strategy``; their docstrings list the errors.
+    """Fine-tune a backbone on the images in ``data``, and write a run folder.
 
-    ``out`` is checked and locked before the first image is read.
+    The images are scanned and split into training, validation and test images. Then ``config.optim.strategy`` selects a training with
+    one strategy or a comparison of strategies. ``out`` is checked and locked before the first image is read.
+
+    Args:
+        data: image folder, with one subfolder per class, or with a label table that ``config.data.labels`` names.
+        config: training options.
+        out: run folder to write.
+        overwrite: replace ``out`` and the state of a stopped training.
+        resume: continue a stopped training from its last saved state.
+        progress: called for each step of long operations.
+
+    Returns:
+        The run. ``Run.record`` contains the scores, and ``Run.path`` is ``out``.
+
+    Raises:
+        ConfigError: options conflict, ``out`` exists, the device is missing, or the state of a stopped training exists.
+        DataError: the folder cannot be used, or no training or validation image is left.
+        BackboneError: the backbone cannot be found or loaded.
+        LicenseError: the license of its weights does not fit ``config.backbone.license_policy``.
+        TrainingError: the training diverged.
+        StoppedError: a signal stopped the training after its state was saved.
+        MissingExtraError: the package of a logger is not installed.
+        StorageError: the run cannot be written.
     """
     inputs = training_inputs(data, config)
     check_conflicts(config)

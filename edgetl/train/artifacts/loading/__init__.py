@@ -1,1 +1,1 @@
-"""Sources of weights: catalogue, weight files, embedded backbones, timm, torchvision and hubs, lineage."""
+"""Loading of weights: model catalogue, weight files, embedded backbones, timm, torchvision, hubs, and lineage."""

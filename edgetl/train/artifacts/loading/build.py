@@ -25,7 +25,15 @@ from edgetl.train.networks.backbone import BUILD_ERRORS, TORCHVISION, Backbone, 
 
 
 def from_timm(config: BackboneConfig, classes: int) -> Backbone:
-    """Network of timm or of a hub, with the weights that the library fetches."""
+    """Build a network of timm or of a hub. timm downloads the weights.
+
+    Args:
+        config: name of the backbone (a timm name, or ``hf-hub:ORG/NAME``), and options for its weights.
+        classes: number of outputs of the new head.
+
+    Raises:
+        BackboneError: the name is unknown, or its weights cannot be downloaded or loaded.
+    """
     name = config.name
     if not name.startswith(HUB) and not timm.is_model(name.split(".")[0]):
         raise unknown_name(name)
@@ -47,7 +55,15 @@ def from_timm(config: BackboneConfig, classes: int) -> Backbone:
 
 
 def from_torchvision(config: BackboneConfig, classes: int) -> Backbone:
-    """Network of torchvision, with the weights that the library fetches."""
+    """Build a network of torchvision. torchvision downloads the weights.
+
+    Args:
+        config: name of the backbone (``torchvision:NAME``), and options for its weights.
+        classes: number of outputs of the new head.
+
+    Raises:
+        BackboneError: the name is unknown, or its weights cannot be downloaded or loaded.
+    """
     backbone = random_network(config.name, classes)
     if not config.pretrained:
         return backbone
@@ -61,7 +77,11 @@ def from_torchvision(config: BackboneConfig, classes: int) -> Backbone:
 
 
 def random_network(name: str, classes: int) -> Backbone:
-    """The named architecture with random weights."""
+    """Build the timm or torchvision architecture ``name`` with random weights and ``classes`` outputs.
+
+    Raises:
+        BackboneError: the name is unknown.
+    """
     if not name.startswith(TORCHVISION):
         if not timm.is_model(name.split(".")[0]):
             raise unknown_name(name)
@@ -83,7 +103,14 @@ def random_network(name: str, classes: int) -> Backbone:
 
 
 def timm_backbone(name: str, model: nn.Module, args: dict[str, Any], parents: tuple[Parent, ...]) -> Backbone:
-    """Backbone of a timm network with the preprocessing of its weights."""
+    """Return the ``Backbone`` of a timm network, with the preprocessing of its weights.
+
+    Args:
+        name: name that the user gave.
+        model: the network.
+        args: arguments of its constructor.
+        parents: origin of the weights. Empty for random weights.
+    """
     cfg = timm_config(model)
     return Backbone(
         name=name,
@@ -98,63 +125,77 @@ def timm_backbone(name: str, model: nn.Module, args: dict[str, Any], parents: tu
 
 
 def timm_config(model: nn.Module) -> dict[str, Any]:
-    """timm's description of a model's weights: input, license, tag."""
+    """Return timm's ``pretrained_cfg`` of ``model``: input, license and tag of the weights."""
     cfg: Any = model.pretrained_cfg
     return dict(cfg)
 
 
 def build_saved(name: str, *, pretrained: bool, classes: int | None, **changes: Any) -> tuple[nn.Module, TimmConfig]:
-    """Build the network of a ``local-dir:`` folder or an ``hf-hub:`` repository; also return its ``config.json``.
+    """Build the network of a ``local-dir:`` folder or an ``hf-hub:`` repository, and return it with its ``config.json``.
 
     Args:
-        name: with its prefix.
-        pretrained: load the weights, a safetensors file in a folder.
-        classes: of the new head; none keeps the one that the weights were published with.
-        changes: of the saved arguments.
+        name: name with its prefix.
+        pretrained: load the weights. In a folder they must be a safetensors file.
+        classes: number of outputs of the new head. ``None`` keeps the published head.
+        changes: constructor arguments that replace the saved ones.
 
     Raises:
-        BackboneError: it is not in timm's form, holds arguments outside the allow-list, or cannot be loaded.
+        BackboneError: ``config.json`` is not timm's or has arguments outside the allow-list, or the weights cannot be loaded.
     """
     if name.startswith(LOCAL_DIR):
         folder = Path(name.removeprefix(LOCAL_DIR))
         saved = folder_config(folder)
-        # The file, and not the folder, in which timm would take a pickle too.
-        place = {"file": str(local_dir_weights(folder))} if pretrained else {}
+        # The file instead of the folder, because timm would also load a pickle from a folder.
+        source = {"file": str(local_dir_weights(folder))} if pretrained else {}
     else:
         repository = name.removeprefix(HUB)
         try:
             saved = hub_config(repository)
         except OSError as error:
-            raise BackboneError(f"config.json of {name} cannot be fetched: {first_line(error)}") from error
-        place = {"source": "hf-hub", "hf_hub_id": repository}
-    cfg, args = {**saved.pretrained_cfg, **place}, {**saved.model_args, **changes}
+            raise BackboneError(f"config.json of {name} cannot be downloaded: {first_line(error)}") from error
+        source = {"source": "hf-hub", "hf_hub_id": repository}
+    cfg, args = {**saved.pretrained_cfg, **source}, {**saved.model_args, **changes}
     return create(saved.architecture, pretrained, classes, shown=name, pretrained_cfg=cfg, **args), saved
 
 
 def create(architecture: str, pretrained: bool, classes: int | None, *, shown: str | None = None, **args: Any) -> nn.Module:
-    """Call ``timm.create_model``. ``classes`` none keeps the published head; ``shown`` is the name in messages."""
+    """Build a network with ``timm.create_model``.
+
+    Args:
+        architecture: timm name.
+        pretrained: load the weights.
+        classes: number of outputs. ``None`` keeps the published head.
+        shown: name in error messages. The default is ``architecture``.
+        args: arguments of ``timm.create_model``.
+
+    Raises:
+        BackboneError: the network cannot be built, or its weights cannot be loaded.
+    """
     if classes is not None:
         args["num_classes"] = classes
     try:
         model = timm.create_model(architecture, pretrained=pretrained, **args)
     except (OSError, safetensors.SafetensorError, *BUILD_ERRORS) as error:
         raise BackboneError(
-            f"the weights of {shown or architecture} cannot be loaded: {first_line(error)} Weights come from a cache, a hub (network) or a "
-            f"folder: use local-dir:PATH, --weights FILE, --weights-dir FOLDER, or --random-weights."
+            f"the weights of {shown or architecture} cannot be loaded: {first_line(error)} Check the network connection, or use local "
+            f"weights with local-dir:PATH, --weights FILE or --weights-dir FOLDER. --random-weights needs none."
         ) from error
     assert isinstance(model, nn.Module)
     return model
 
 
 def preprocess_of(data: dict[str, Any]) -> PreprocessSpec:
-    """Preprocessing from timm's keys; a size of three numbers is channels, height, width.
+    """Convert timm's preprocessing settings to a ``PreprocessSpec``.
+
+    Args:
+        data: settings by timm's keys. ``input_size`` is (channels, height, width) or (height, width), px.
 
     Raises:
-        BackboneError: not three channels.
+        BackboneError: the network's input does not have three channels.
     """
     size = [int(value) for value in data["input_size"]]
     if len(size) == 3 and size[0] != 3:
-        raise BackboneError(f"the backbone takes {size[0]} channel(s); edgetl's images have 3 (RGB). Choose another backbone.")
+        raise BackboneError(f"the backbone needs images with {size[0]} channel(s), but edgetl uses 3 (RGB). Choose another backbone.")
     return PreprocessSpec(
         input_size=(size[-2], size[-1]),
         crop_mode=data["crop_mode"],
@@ -166,17 +207,15 @@ def preprocess_of(data: dict[str, Any]) -> PreprocessSpec:
 
 
 def _triple(values: Sequence[float]) -> tuple[float, float, float]:
-    """Three channel values; a backbone for another number of channels is refused.
-
-    Raises:
-        BackboneError: not three values.
-    """
     if len(values) != 3:
-        raise BackboneError(f"the backbone takes {len(values)} channel(s); edgetl's images have 3 (RGB). Choose another backbone.")
+        raise BackboneError(f"the backbone needs images with {len(values)} channel(s), but edgetl uses 3 (RGB). Choose another backbone.")
     red, green, blue = (float(value) for value in values)
     return red, green, blue
 
 
 def fixed_size(model: nn.Module) -> bool:
-    """True if the network takes images of one size only, as most transformers do; also for torchvision, which states nothing."""
+    """Return True if the network accepts only one image size, as most transformers do.
+
+    Also True for torchvision networks, because torchvision does not specify it.
+    """
     return not hasattr(model, "pretrained_cfg") or bool(timm_config(model).get("fixed_input_size"))

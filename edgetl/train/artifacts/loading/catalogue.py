@@ -1,4 +1,4 @@
-"""Model catalogue: the embedded backbones, and a curated list of edge networks. Imports no torch."""
+"""Model catalogue: the embedded backbones and a curated list of networks for edge devices. Does not import torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ Quantizes = Literal["well", "with care", "badly"]
 
 
 class Teacher(StrictModel):
-    """Teacher of a pretraining."""
+    """Distillation teacher of a pretraining.
+
+    Attributes:
+        name: timm name with tag.
+        architecture: timm architecture.
+        license: license of the weights. ``None`` if it is not stated.
+        weights_sha256: SHA-256 of the weights file.
+    """
 
     name: str
     architecture: str
@@ -31,7 +38,13 @@ class Teacher(StrictModel):
 
 
 class UsedImages(StrictModel):
-    """Image source of a pretraining; ``sha256`` is of the pixels as they were used."""
+    """Image source of a pretraining.
+
+    Attributes:
+        name: name of the source.
+        count: number of images.
+        sha256: SHA-256 of the pixels as the training used them.
+    """
 
     name: str
     count: int
@@ -39,13 +52,26 @@ class UsedImages(StrictModel):
 
 
 class Pretrained(StrictModel):
-    """``<name>.json``: record of the weights that ``edgetl pretrain`` wrote.
+    """Pretraining record: ``<name>.json`` beside the weights that ``edgetl pretrain`` wrote.
 
     Attributes:
-        params_m: parameters without a head, 10^6.
-        license: the most restrictive of the recipe's and the teacher's.
-        start_sha256: of the weights that it started from, unless those were random or the teacher's.
-        mmacs: multiply-accumulates of one image at the size of ``preprocess``, 10^6.
+        name: name of the backbone.
+        architecture: timm architecture.
+        params_m: parameters without a head, millions.
+        mmacs: multiply-accumulates for one image at the input size of ``preprocess``, millions.
+        preprocess: preprocessing of the images.
+        license: the more restrictive of the recipe's license and the teacher's license.
+        notes: notes from the recipe.
+        weights_sha256: SHA-256 of the weights file.
+        recipe_sha256: SHA-256 of the recipe file.
+        start_sha256: SHA-256 of the starting weights. ``None`` if these were random or the teacher's.
+        teacher: distillation teacher.
+        images: image sources.
+        images_sha256: SHA-256 over all image sources.
+        steps: optimizer steps.
+        seconds: duration, s.
+        versions: versions of Python and the libraries.
+        host: description of the machine.
     """
 
     schema_version: Literal[1] = 1
@@ -69,15 +95,18 @@ class Pretrained(StrictModel):
 
 
 class CatalogueEntry(StrictModel):
-    """Curated backbone; ``models/zoo.toml`` names the source of each figure.
+    """Backbone of the model catalogue. ``models/zoo.toml`` lists the source of each figure.
 
     Attributes:
-        params_m: parameters with the ImageNet classifier, 10^6.
-        mmacs: multiply-accumulates of one image at ``input``, 10^6.
-        input: height and width, px.
-        top1: ImageNet-1k accuracy, percent; none for embedded backbones, which never saw it.
-        license: of the weights.
-        quantizes: how int8 is expected to go, by the network's operations.
+        name: name for ``--backbone``.
+        tag: tag of the weights.
+        params_m: parameters with the ImageNet classifier, millions. Embedded backbones: without a head.
+        mmacs: multiply-accumulates for one image of ``input`` px, millions.
+        input: height and width of the input, px.
+        top1: ImageNet-1k top-1 accuracy, percent. ``None`` for embedded backbones, which were not trained on ImageNet.
+        license: license of the weights.
+        quantizes: expected accuracy after int8 quantization, by the network's operations.
+        note: short description.
     """
 
     name: str
@@ -96,12 +125,13 @@ class _Catalogue(StrictModel):
 
 
 class Listed(StrictModel):
-    """An entry, and where its weights are on this machine.
+    """Catalogue entry with the location of its weights on this machine.
 
     Attributes:
+        entry: the backbone.
         source: ``embedded``, ``timm`` or ``torchvision``.
-        offline: whether it can be used without a network.
-        path: the weights' file or folder, where they are on this machine.
+        offline: True if the weights are on this machine.
+        path: file or folder of the weights on this machine. ``None`` if they are not there.
     """
 
     entry: CatalogueEntry
@@ -111,34 +141,34 @@ class Listed(StrictModel):
 
 
 class Catalogue(StrictModel):
-    """A list of backbones, as ``edgetl models --json`` prints it."""
+    """List of backbones, as printed by ``edgetl models --json``."""
 
     schema_version: Literal[1] = 1
     backbones: tuple[Listed, ...]
 
 
 def embedded_names() -> list[str]:
-    """Names of the embedded backbones."""
+    """Return the names of the embedded backbones."""
     return sorted(path.stem for path in models_folder().glob("*.safetensors") if path.with_suffix(".json").is_file())
 
 
 def read_embedded(name: str) -> tuple[Path, Pretrained]:
-    """The weights file of an embedded backbone, and its record.
+    """Return the weights file of an embedded backbone, and its pretraining record.
 
     Raises:
-        BackboneError: the package does not hold it.
+        BackboneError: the installed package does not contain the backbone.
     """
     path = models_folder() / f"{name}.safetensors"
     if not path.is_file():
-        raise BackboneError(f"{name} is not embedded in this installation; it holds {', '.join(embedded_names()) or 'none'}.")
+        raise BackboneError(f"{name} is not an embedded backbone. This installation contains: {', '.join(embedded_names()) or 'none'}.")
     return path, read_json(path.with_suffix(".json"), Pretrained, BackboneError)
 
 
 def catalogue() -> tuple[CatalogueEntry, ...]:
-    """The curated list, in the file's order.
+    """Return the curated backbones in the order of ``models/zoo.toml``.
 
     Raises:
-        BackboneError: the installation's list is damaged.
+        BackboneError: the file is damaged.
     """
     path = models_folder() / CATALOGUE_NAME
     return read_toml(path, _Catalogue, BackboneError, name=str(path)).backbone
@@ -153,15 +183,18 @@ def list_backbones(
     license: str | None = None,
     offline: bool = False,
 ) -> Catalogue:
-    """The embedded backbones and the curated list, as far as they fit.
+    """Return the backbones of the model catalogue that match all filters: first the embedded ones, then the curated ones.
 
     Args:
-        weights_dir: a local folder of weights, see ``find_weights``.
-        max_params_m: millions of parameters.
-        max_mmacs: millions of multiply-accumulates.
-        policy: ``commercial`` keeps what is known to allow commercial use.
-        license: keeps licenses whose name starts like this.
-        offline: keeps what needs no network.
+        weights_dir: local folder of weights (see ``find_weights``).
+        max_params_m: most parameters, millions.
+        max_mmacs: most multiply-accumulates, millions.
+        policy: ``commercial`` keeps only weights whose license is known to allow commercial use.
+        license: start of the license name, such as ``apache``.
+        offline: keep only backbones that have their weights on this machine.
+
+    Raises:
+        BackboneError: the installed catalogue is damaged.
     """
     listed = [*_embedded(), *(_listed(entry, weights_dir) for entry in catalogue())]
     kept = [
@@ -177,18 +210,20 @@ def list_backbones(
 
 
 def show_backbone(name: str, *, weights_dir: Path | None = None) -> Listed:
-    """Entry of a backbone; a curated one may be named without its tag, though timm's default tag can be another.
+    """Return the catalogue entry of the backbone ``name``.
+
+    A curated backbone can be named without its tag. Its tag can differ from timm's default tag.
 
     Raises:
-        BackboneError: it is not on the list.
+        BackboneError: the catalogue does not contain the backbone.
     """
     everything = list_backbones(weights_dir=weights_dir).backbones
     for item in everything:
         if name in (item.entry.name, item.entry.name.split(".")[0]):
             return item
     raise BackboneError(
-        f"{name} is not on edgetl's list of {len(everything)} (see `edgetl models`). Any timm or torchvision name still works in "
-        f"`edgetl train --backbone`."
+        f"{name} is not one of the {len(everything)} backbones in the model catalogue (see `edgetl models`). "
+        f"`edgetl train --backbone` also accepts any timm or torchvision name."
     )
 
 
@@ -204,7 +239,7 @@ def _embedded() -> list[Listed]:
             input=record.preprocess.input_size[0],
             license=record.license or "not stated",
             quantizes="well",
-            note=f"{record.architecture}, comes with edgetl",
+            note=f"{record.architecture}, included in edgetl",
         )
         found.append(Listed(entry=entry, source="embedded", offline=True, path=str(path)))
     return found
@@ -217,7 +252,7 @@ def _listed(entry: CatalogueEntry, weights_dir: Path | None) -> Listed:
 
 
 def _cached(entry: CatalogueEntry) -> Path | None:
-    """The file in the library's own cache."""
+    """Return the weights file in the library's own cache, or ``None``."""
     if entry.name.startswith(TORCHVISION):
         home = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch")
         files = sorted((home / "hub/checkpoints").glob(f"{entry.name.removeprefix(TORCHVISION)}-*.pth"))

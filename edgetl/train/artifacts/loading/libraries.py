@@ -1,4 +1,4 @@
-"""Weights that a library fetches: their place in its cache, and the reachability of their host."""
+"""Weights that timm or torchvision downloads: their path in the library's cache, and a check that their host is reachable."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ from edgetl.train.config.options import DEFAULT_BACKBONE
 from edgetl.train.networks.backbone import TORCHVISION
 
 HUB = "hf-hub:"
-# What timm looks for in a repository of the hub, in its order.
+# Weight files that timm looks for in a hub repository, in timm's order.
 HUB_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 
 
 def downloaded_file(name: str) -> Path | None:
-    """The file in the library's own cache that holds the weights of ``name``; none where it was not fetched yet."""
+    """Return the weights file of the backbone ``name`` in the library's own cache, or ``None`` if it was not downloaded yet.
+
+    Raises:
+        BackboneError: the name is unknown, or is not valid on the hub.
+    """
     if name.startswith(TORCHVISION):
         path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(_torchvision_url(name)).path).name
         return path if path.is_file() else None
@@ -37,31 +41,35 @@ def downloaded_file(name: str) -> Path | None:
         found = [huggingface_hub.try_to_load_from_cache(repository[0], file, revision=repository[1]) for file in HUB_FILES]
     except ValueError as error:
         raise BackboneError(
-            f"{name} is no name on the hub: {first_line(error)} Give hf-hub:ORG/NAME, or hf-hub:ORG/NAME@REVISION."
+            f"{name} is not a valid hub name: {first_line(error)} Give hf-hub:ORG/NAME or hf-hub:ORG/NAME@REVISION."
         ) from error
     return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
 def fetch_torchvision(name: str) -> tuple[Path, Any]:
-    """The default weights' file of a torchvision classifier, fetched if it is not in torch's cache, and their enum's entry.
+    """Return the file of a torchvision classifier's default weights, and their torchvision enum entry.
+
+    The file is downloaded if it is not in torch's cache.
 
     Raises:
-        BackboneError: it cannot be fetched, or is not the file that torchvision names.
+        BackboneError: the file cannot be downloaded, or its hash is wrong.
     """
     weights = torchvision.models.get_model_weights(name.removeprefix(TORCHVISION)).DEFAULT
     if downloaded_file(name) is None:
         try:
             weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:
-            raise BackboneError(f"the weights of {name} cannot be fetched: {first_line(error)}") from error
+            raise BackboneError(f"the weights of {name} cannot be downloaded: {first_line(error)}") from error
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(weights.url).path).name, weights
 
 
 def check_reachable(name: str, weights_dir: str | None) -> None:
-    """Refuse unreachable weights at once; the hub's client would try for a minute.
+    """Check that the weights of ``name`` are on this machine or that their host is reachable.
+
+    The hub's own client would retry for a minute before it fails.
 
     Raises:
-        BackboneError: they are not on this machine, and the library may not or cannot reach their host.
+        BackboneError: the weights are not on this machine, and their host is unreachable or the network is forbidden.
     """
     if downloaded_file(name) is not None:
         return
@@ -72,19 +80,19 @@ def check_reachable(name: str, weights_dir: str | None) -> None:
     places = [f"the folder {weights_dir}"] if weights_dir else []
     places += [f"the cache {torch.hub.get_dir() if name.startswith(TORCHVISION) else constants.HF_HUB_CACHE}", host]
     raise BackboneError(
-        f"the weights of {name} are not on this machine and cannot be fetched: {reason}. Looked in {', '.join(places)}. "
-        f"Fetch them where there is a network and name their folder with --weights-dir, or take --backbone {DEFAULT_BACKBONE}, "
-        f"which comes with edgetl."
+        f"the weights of {name} are not on this machine and cannot be downloaded: {reason}. Searched: {', '.join(places)}. "
+        f"Download them on a machine with a network connection and give their folder with --weights-dir. Or use "
+        f"--backbone {DEFAULT_BACKBONE}, which is included in edgetl."
     )
 
 
 def unknown_name(name: str) -> BackboneError:
-    """Error for a name that no library has, with the nearest names that exist."""
+    """Return the error for an unknown backbone name, with the most similar known names."""
     known = [*timm.list_models(), *(TORCHVISION + other for other in torchvision.models.list_models(module=torchvision.models))]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"The nearest: {', '.join(near)}." if near else "See `edgetl models` and timm.list_models()."
+    hint = f"Similar names: {', '.join(near)}." if near else "See `edgetl models` and timm.list_models()."
     library = "torchvision has no classifier" if name.startswith(TORCHVISION) else "timm has no backbone"
-    return BackboneError(f"{library} called {name.removeprefix(TORCHVISION)!r}. {hint}")
+    return BackboneError(f"{library} named {name.removeprefix(TORCHVISION)!r}. {hint}")
 
 
 def _repository(name: str) -> tuple[str, str | None] | None:
@@ -95,7 +103,9 @@ def _repository(name: str) -> tuple[str, str | None] | None:
         cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
     except RuntimeError as error:
         tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "none"
-        raise BackboneError(f"timm has no weights called {name}. It has: {tags}. A file of your own: --weights, --weights-dir.") from error
+        raise BackboneError(
+            f"timm has no weights named {name}. Available: {tags}. Use --weights or --weights-dir for a local file."
+        ) from error
     return (cfg.hf_hub_id, None) if cfg is not None and cfg.hf_hub_id else None
 
 
@@ -107,7 +117,7 @@ def _torchvision_url(name: str) -> str:
 
 
 def _unreachable(host: str) -> str | None:
-    """Reason why ``host`` cannot be reached, by a look-up of its address; behind a proxy there is no look-up."""
+    """Return the reason why ``host`` is unreachable, or ``None``. Only its address is resolved; behind a proxy nothing is checked."""
     if urllib.request.getproxies() or os.environ.get("HF_ENDPOINT"):
         return None
     try:

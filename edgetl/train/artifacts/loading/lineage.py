@@ -1,4 +1,4 @@
-"""Lineage of runs: images on which an ancestor was trained or selected cannot measure the new network."""
+"""Lineage of runs: exclude images that trained or selected an ancestor, because they cannot measure the new network."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ _log = logging.getLogger(__name__)
 
 
 def parent_runs(backbone: BackboneConfig, teacher: str | None = None, *, scratch: bool = False) -> list[Run]:
-    """The runs among the backbone (unless it starts from ``scratch``), its weights file and the distillation ``teacher``.
+    """Return the runs that a training starts from: its backbone or weights file, and its distillation teacher.
+
+    Args:
+        backbone: backbone options.
+        teacher: name of the distillation teacher.
+        scratch: True if the training starts from random weights. The backbone does not count then.
 
     Raises:
-        RunError: one of them is damaged.
+        RunError: a run is damaged.
     """
     folders = [_folder(teacher, backbone.weights_dir)] if teacher else []
     if backbone.pretrained and not scratch:
@@ -32,7 +37,7 @@ def parent_runs(backbone: BackboneConfig, teacher: str | None = None, *, scratch
 
 
 def _folder(name: str, weights_dir: str | None) -> Path | None:
-    """Folder of a backbone's weights; none if they are not in a folder (see ``edgetl.train.artifacts.loading.load``)."""
+    """Return the folder of a backbone's weights, or ``None`` if they are not in a folder."""
     if is_run(name) or name.startswith(LOCAL_DIR):
         return Path(name.removeprefix(LOCAL_DIR))
     if weights_dir is None or name in embedded_names() or name.startswith(HUB):
@@ -41,7 +46,7 @@ def _folder(name: str, weights_dir: str | None) -> Path | None:
 
 
 def seen_by_ancestors(backbone: BackboneConfig, teacher: str | None = None, *, scratch: bool = False) -> SeenImages:
-    """Images that the parent runs (see ``parent_runs``), or runs before them, were trained or selected on.
+    """Return the images that trained or selected a parent run (see ``parent_runs``) or one of its ancestors.
 
     Raises:
         RunError: a parent run is damaged.
@@ -53,9 +58,10 @@ def seen_by_ancestors(backbone: BackboneConfig, teacher: str | None = None, *, s
 
 
 def without_seen(splits: Splits, seen: SeenImages) -> Splits:
-    """Leave out test images on which an ancestor was trained or selected, and validation images on which one was trained.
+    """Exclude test images that trained or selected an ancestor, and validation images that trained one.
 
-    Figures on such images would measure memory. Validation images that only selected an ancestor stay: they select here too.
+    The accuracy on such images would measure memorization. Validation images that only selected an ancestor stay, because they also
+    only select here.
 
     Raises:
         DataError: no validation image is left.
@@ -69,8 +75,8 @@ def without_seen(splits: Splits, seen: SeenImages) -> Splits:
     counts = f"{len(splits.test) - len(test)} of {len(splits.test)} test images and {len(splits.val) - len(val)} of {len(splits.val)}"
     if not val:
         raise DataError(
-            f"{splits.folder.root}: {counts} validation images were seen by a run that the weights come from, and none is left to validate "
-            f"on. Give the --seed, --val and --test of that run, or add images."
+            f"{splits.folder.root}: {counts} validation images were used by a run that the weights come from. No validation image is left. "
+            f"Give the --seed, --val and --test of that run, or add images."
         )
-    _log.warning("%s validation images are left out: a run that the weights come from was trained or selected on them.", counts)
+    _log.warning("%s validation images are excluded, because a run that the weights come from was trained or selected on them.", counts)
     return dataclasses.replace(splits, val=val, test=test, excluded=tuple(excluded))

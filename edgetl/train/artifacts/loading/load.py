@@ -1,4 +1,4 @@
-"""From a backbone's name to the network: embedded, a run, a folder, a file, or a library's own weights."""
+"""Backbone loading: an embedded backbone, a run, a folder, a weights file, or the weights of timm, torchvision or a hub."""
 
 from __future__ import annotations
 
@@ -36,13 +36,24 @@ from edgetl.train.networks.input_size import with_input_size
 
 
 def load_backbone(config: BackboneConfig, classes: int) -> Backbone:
-    """Build the architecture that ``config`` names, load its weights, and give it a head for ``classes``.
+    """Load a backbone with its pretrained weights and a new linear head.
 
-    A run is taken with all that it learned but its head. Weights of other names are looked for in ``config.weights``, then in the
-    folder ``config.weights_dir``, then where the library keeps or fetches them.
+    ``config.name`` is an embedded backbone, a run folder, ``local-dir:FOLDER``, a timm name, ``torchvision:NAME`` or
+    ``hf-hub:ORG/NAME``. A run provides all its weights except the head. The weights of a timm, torchvision or hub name are searched in
+    ``config.weights``, then in the folder ``config.weights_dir``, then in the library's cache, and are downloaded last.
+
+    Args:
+        config: name and options of the backbone.
+        classes: number of outputs of the new head.
+
+    Returns:
+        The backbone with its preprocessing, license and lineage. Its network maps float32 ``[batch, 3, H, W]`` to logits
+        ``[batch, classes]``.
 
     Raises:
-        BackboneError: unknown name (the nearest are named), weights not found or not fitting, or no linear head.
+        BackboneError: the name is unknown, the weights are missing or do not fit, or the network has no linear head.
+        ConfigError: options conflict, for example ``weights`` together with a run.
+        RunError: the run is damaged.
     """
     backbone = _find(config, classes)
     if config.license is not None:
@@ -56,7 +67,11 @@ def load_backbone(config: BackboneConfig, classes: int) -> Backbone:
 
 
 def load_published(config: BackboneConfig) -> nn.Module | None:
-    """The published network that ``config`` names with the head that it was published with, or none where the weights have no head."""
+    """Return the network that ``config`` names with its published head, or ``None`` if the weights have no head.
+
+    Raises:
+        BackboneError: the network cannot be built, or its weights cannot be loaded.
+    """
     name = config.name
     if config.weights is not None or name in embedded_names() or name.startswith(TORCHVISION):
         return None
@@ -70,7 +85,7 @@ def load_published(config: BackboneConfig) -> nn.Module | None:
 
 
 def _with_license(parent: Parent, license: str) -> Parent:
-    """The parent with the license that the user gave, if its own license is not stated or unknown."""
+    """Return ``parent`` with ``license`` if its own license is not stated or unknown."""
     return parent.model_copy(update={"license": license}) if freedom(parent.license) == "unknown" else parent
 
 
@@ -78,8 +93,8 @@ def _find(config: BackboneConfig, classes: int) -> Backbone:
     name = config.name
     own = name in embedded_names() or is_run(name) or name.startswith((LOCAL_DIR, HUB))
     if config.weights is not None and (own or not config.pretrained):
-        other = f"--backbone {name}, which has weights of its own" if own else "--random-weights"
-        raise ConfigError(f"--weights {config.weights} cannot go with {other}. Name the architecture of the file with --backbone.")
+        other = f"--backbone {name}, which has its own weights" if own else "--random-weights"
+        raise ConfigError(f"--weights {config.weights} conflicts with {other}. Give the architecture of the file with --backbone.")
     if is_run(name):
         return _from_run(Path(name), config, classes)
     if name in embedded_names():
@@ -94,16 +109,17 @@ def _find(config: BackboneConfig, classes: int) -> Backbone:
 
 
 def _from_run(path: Path, config: BackboneConfig, classes: int) -> Backbone:
-    """A fine-tuned network as a backbone: the next level of the pyramid."""
+    """Load the network of a run as a backbone, with a new head."""
     run = open_run(path)
     old = run.record.backbone
     if old.columns and not config.pretrained:
         raise ConfigError(
-            f"{path} has columns, which random weights would be frozen in. Name its architecture: --backbone {old.architecture}."
+            f"{path} is a progressive network, which --random-weights would freeze with random weights. "
+            f"Use --backbone {old.architecture} instead."
         )
-    state = plain_state(run.load_model())  # first: it checks the record of the network
+    state = plain_state(run.load_model())  # before the next line, because it checks the record of the network
     model = rebuild(old.architecture, dict(old.model_args), classes, old.columns)
-    head_name = find_head(model)  # not the run's: its head may be another one than the architecture's own
+    head_name = find_head(model)  # the run's head may differ from the architecture's own
     if config.pretrained:
         load_weights(model, head_name, path, architecture=old.architecture, state=state)
     found = dataclasses.replace(run.backbone(model), name=config.name, head_name=head_name, weights_sha256=None, parents=())
@@ -120,7 +136,7 @@ def _from_embedded(config: BackboneConfig, classes: int) -> Backbone:
     if config.pretrained:
         digest = sha256_of(path)
         if digest != record.weights_sha256:
-            raise BackboneError(f"{path} is not the file that {path.stem}.json names (SHA-256 differs). Install edgetl again.")
+            raise BackboneError(f"{path} is damaged: its SHA-256 differs from the one in {path.stem}.json. Install edgetl again.")
         load_weights(model, head_name, path, architecture=record.architecture)
         parent = Parent(
             kind="embedded",
@@ -136,7 +152,7 @@ def _from_embedded(config: BackboneConfig, classes: int) -> Backbone:
 
 
 def _from_file(path: Path, config: BackboneConfig, classes: int) -> Backbone:
-    """The named architecture with the tensors of a file, and the preprocessing from ``NAME.json`` beside it."""
+    """Build the architecture, load a weights file, and read the preprocessing from ``NAME.json`` beside it."""
     name = config.name.removeprefix(HUB).rpartition("/")[2].partition("@")[0]
     backbone = random_network(name, classes)
     load_weights(backbone.model, backbone.head_name, path, architecture=backbone.architecture)
@@ -154,12 +170,14 @@ def _from_file(path: Path, config: BackboneConfig, classes: int) -> Backbone:
             data_fingerprint=facts.get("images_sha256"),
         )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise BackboneError(f"what stands beside {path} is not in the keys of timm's pretrained_cfg: {first_line(error)}") from error
+        raise BackboneError(
+            f"{path.with_suffix('.json')} does not have the keys of timm's pretrained_cfg: {first_line(error)} Correct or remove the file."
+        ) from error
     return dataclasses.replace(backbone, name=config.name, spec=spec, weights_sha256=digest, parents=(parent,))
 
 
 def _from_folder(folder: Path, config: BackboneConfig, classes: int) -> Backbone:
-    """A folder in timm's form (``config.json``, ``model.safetensors``); a run, which is one too, keeps its lineage."""
+    """Load a folder in timm's format (``config.json``, ``model.safetensors``). A run has the same files and keeps its lineage."""
     if is_run(folder):
         return _from_run(folder, config, classes)
     model, saved = build_saved(f"{LOCAL_DIR}{folder}", pretrained=config.pretrained, classes=classes)
@@ -174,5 +192,5 @@ def _override(spec: PreprocessSpec, config: BackboneConfig) -> PreprocessSpec:
     given = {name: getattr(config, name) for name in ("input_size", "mean", "std", "crop_pct", "interpolation", "resize")}
     changes = {name: value for name, value in given.items() if value is not None}
     if any(not math.isfinite(value) or value <= 0 for value in changes.get("std", ())):
-        raise ConfigError(f"--std {changes['std']} must be three numbers above 0.")
+        raise ConfigError(f"--std is {changes['std']}. Give three numbers above 0.")
     return spec.model_copy(update=changes)

@@ -1,7 +1,7 @@
-"""``config.json`` of timm's saved models (``local-dir:`` folders, ``hf-hub:`` repositories), reduced to the description of a network.
+"""timm configuration: ``config.json`` of ``local-dir:`` folders and ``hf-hub:`` repositories, checked against an allow-list.
 
-timm passes on every key, including sources of weights. Here the keys are an allow-list, and the weights come from the place that the user
-named.
+timm itself accepts every key, including locations of weights. Here only keys that describe the network are accepted. The weights are
+loaded only from the source that the user named.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Names = str | tuple[str, ...] | None
 
 
 class PublishedConfig(BaseModel):
-    """Keys of timm's ``pretrained_cfg`` for preprocessing and for the names of layers; others are left out."""
+    """Allowed keys of timm's ``pretrained_cfg``: preprocessing and names of layers. Other keys are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -49,12 +49,12 @@ class PublishedConfig(BaseModel):
 
 @dataclass(frozen=True)
 class TimmConfig:
-    """Description of a network to build.
+    """Description of a timm network to build.
 
     Attributes:
-        architecture: a name of timm's registry.
-        model_args: for its constructor; only those of the allow-list.
-        pretrained_cfg: without any place to load weights from.
+        architecture: name in timm's registry.
+        model_args: constructor arguments from the allow-list.
+        pretrained_cfg: preprocessing and layer names, without any location of weights.
     """
 
     architecture: str
@@ -63,14 +63,14 @@ class TimmConfig:
 
 
 def folder_config(folder: Path) -> TimmConfig:
-    """``config.json`` of a local folder.
+    """Read ``config.json`` of a local folder.
 
     Raises:
-        BackboneError: it is missing, not timm's, or holds arguments outside the allow-list.
+        BackboneError: the file is missing, is not timm's, or has arguments outside the allow-list.
     """
     found = local_dir_config(folder)
     args = found.get("model_args") or {}
-    published = found.get("pretrained_cfg", found)  # older folders have all in one
+    published = found.get("pretrained_cfg", found)  # older folders have all keys at the top level
     try:
         published = {**published, **{key: found[key] for key in ("num_classes",) if key in found}}
         if (side := args.get("img_size")) is not None and published.get("fixed_input_size"):
@@ -81,19 +81,22 @@ def folder_config(folder: Path) -> TimmConfig:
 
 
 def hub_config(name: str) -> TimmConfig:
-    """``config.json`` of the repository ``name`` (``ORG/NAME`` or ``ORG/NAME@REVISION``), fetched or from the cache.
+    """Read ``config.json`` of the hub repository ``name``, from the cache or by download.
+
+    Args:
+        name: ``ORG/NAME`` or ``ORG/NAME@REVISION``.
 
     Raises:
-        BackboneError: it is not timm's, or holds arguments outside the allow-list.
-        OSError: it cannot be fetched.
+        BackboneError: the file is not timm's, or has arguments outside the allow-list.
+        OSError: the file cannot be downloaded.
     """
     try:
         return _checked(load_model_config_from_hf(name), name)
     except _SHAPE_ERRORS as error:
-        raise BackboneError(f"config.json of {name} is not one of timm: {first_line(error)}") from error
+        raise BackboneError(f"config.json of {name} is not a config.json of timm: {first_line(error)}") from error
 
 
-# Errors of a JSON document in another form than timm's.
+# Errors raised by a JSON document with another structure than timm's.
 _SHAPE_ERRORS = (KeyError, TypeError, AttributeError, IndexError, ValueError)
 
 
