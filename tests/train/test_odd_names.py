@@ -1,4 +1,4 @@
-"""Odd names of classes and files, from training to the device; and notes of the scan in the run's record."""
+"""Unusual names of classes and files from training to prediction, and scan notes in the run record."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONFIG = TrainConfig.from_options(
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Classes with odd spaces; a file that is not UTF-8, a mask, a thumbnail, a text."""
+    """Image folder with Unicode spaces in class names, a name that is not UTF-8, a mask, a thumbnail and a text file."""
     root = write_colours(tmp_path_factory.mktemp("odd") / "data", 12)
     for old, new in NAMES.items():
         (root / old).rename(root / new)
@@ -50,48 +50,45 @@ def odd_run(odd: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(odd, CONFIG, tmp_path_factory.mktemp("runs") / "odd")
 
 
-def test_a_run_records_what_the_scan_left_out(odd_run: Run) -> None:
+def test_run_records_the_files_that_the_scan_left_out(odd_run: Run) -> None:
     notes = {note.reason: (note.used, note.count) for note in open_run(odd_run.path).record.notes}
     assert notes == {"system": (False, 1), "mask": (False, 1), "other": (False, 1), "not-utf8": (True, 1)}
 
 
-def test_a_run_finds_its_files_whose_names_are_not_utf_8(odd_run: Run) -> None:
+def test_run_finds_files_with_names_that_are_not_utf_8(odd_run: Run) -> None:
     splits = open_run(odd_run.path).splits()
     (entry,) = (entry for entry in splits.entries if entry.raw)
     assert entry.path.endswith(r"/verre_cass\xe9 100%.png") and os.fsencode(entry.file).endswith(b"/" + NOT_UTF8)
     assert len(odd_run.samples(entry.part)) == sum(item.part == entry.part for item in splits.entries)
 
 
-def test_class_names_with_spaces_of_all_kinds_reach_the_device(odd: Path, odd_run: Run, tmp_path: Path) -> None:
+def test_class_names_with_unicode_spaces_are_kept_in_predictions(odd: Path, odd_run: Run, tmp_path: Path) -> None:
     bundle = export_bundle(odd_run.path, ExportConfig(formats=("onnx", "openvino"), precisions=("fp32",)), tmp_path / "bundle")
     assert set(bundle.manifest.labels) == set(NAMES.values())
     for variant in bundle.manifest.variants:
-        answer = load(bundle.path, variant=variant.name).predict(odd / NAMES["green"] / "000.png")
-        assert answer.label in NAMES.values()
+        prediction = load(bundle.path, variant=variant.name).predict(odd / NAMES["green"] / "000.png")
+        assert prediction.label in NAMES.values()
 
 
-def test_plan_reports_what_the_scan_left_out_and_takes_patterns(odd: Path) -> None:
+def test_estimate_reports_files_left_out_and_applies_patterns(odd: Path) -> None:
     assert {note.reason for note in estimate(odd, CONFIG).notes} == {"system", "mask", "other", "not-utf8"}
     chosen = CONFIG.with_options(include=("*_mask.png",), exclude=("readme.txt", "@eaDir"))
     assert {note.reason: note.count for note in estimate(odd, chosen).notes} == {"excluded": 2, "not-utf8": 1}
 
 
-def test_evaluate_shows_and_returns_what_the_scan_left_out(odd: Path, odd_run: Run) -> None:
+def test_evaluate_prints_and_returns_files_left_out(odd: Path, odd_run: Run) -> None:
     shown = edgetl("evaluate", odd_run.path, odd, "--exclude", "readme.txt")
     assert "1 image left out: segmentation masks" in shown.stdout and "1 file left out by --exclude: *.txt (1)." in shown.stdout
     assert "mask" in {note.reason for note in evaluate_run(odd_run.path, odd).notes}
 
 
-# --- records -----------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("raw", ["..%2Fetc%2Fpasswd", "a%2Fb%00.png", "a%2Fc.png"])
-def test_the_bytes_of_a_name_must_be_those_of_its_path(raw: str) -> None:
+def test_split_entry_rejects_bytes_that_differ_from_its_path(raw: str) -> None:
     with pytest.raises(ValidationError, match="and its bytes in 'raw' differ"):
         SplitEntry(path="a/b.png", label=0, content="0" * 64, part="train", raw=raw)
 
 
-def test_a_record_with_the_bytes_of_another_path_is_refused() -> None:
+def test_splits_record_rejects_an_entry_with_bytes_of_another_path() -> None:
     text = (
         '{"root": "/data", "fingerprint": "0", "broken": [], "conflicts": [], "entries": '
         '[{"path": "a/b.png", "label": 0, "content": "0", "part": "train", "raw": "..%2Fb.png"}]}'

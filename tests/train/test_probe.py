@@ -9,51 +9,51 @@ from edgetl.train.heads.modules import LabeledFeatures
 
 
 def _clusters(n: int, classes: int, *, seed: int = 0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    centres = np.random.default_rng(0).normal(size=(classes, 16)) * 2
+    centers = np.random.default_rng(0).normal(size=(classes, 16)) * 2
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % classes
-    return (centres[labels] + noise * rng.normal(size=(n, 16))).astype(np.float32), labels.astype(np.int64)
+    return (centers[labels] + noise * rng.normal(size=(n, 16))).astype(np.float32), labels.astype(np.int64)
 
 
-def test_head_separates_clusters_of_images_it_has_not_seen() -> None:
+def test_fitted_head_classifies_unseen_images_of_separate_clusters() -> None:
     features, labels = _clusters(300, 5)
     head = fit_logistic(LabeledFeatures(features, labels), 5, seed=0)
     unseen, truth = _clusters(500, 5, seed=1)
     assert ((unseen @ head.weight.T + head.bias).argmax(axis=1) == truth).mean() > 0.97
 
 
-def test_folding_the_standardisation_into_the_head_changes_no_score() -> None:
+def test_folding_the_standardization_into_the_head_keeps_scores() -> None:
     features, labels = _clusters(200, 3)
     features = features * np.linspace(0.1, 50, 16, dtype=np.float32) + 7
     head = fit_logistic(LabeledFeatures(features, labels), 3, seed=0)
     scaled = (features - features.mean(0)) / (features.std(0) + 1e-6)
     reference = LogisticRegression(C=1 / (head.penalty * 200), max_iter=1000, tol=1e-8).fit(scaled, labels)
     logits = features @ head.weight.T + head.bias
-    ours = np.exp(logits - logits.max(1, keepdims=True))
-    np.testing.assert_allclose(ours / ours.sum(1, keepdims=True), reference.predict_proba(scaled), atol=0.02)
+    scores = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(scores / scores.sum(1, keepdims=True), reference.predict_proba(scaled), atol=0.02)
 
 
-def test_two_classes_give_two_rows_with_the_logistic_function() -> None:
+def test_two_classes_give_two_opposite_rows() -> None:
     features, labels = _clusters(200, 2)
     head = fit_logistic(LabeledFeatures(features, labels), 2, seed=0)
     assert head.weight.shape == (2, 16)
     np.testing.assert_allclose(head.weight[0], -head.weight[1], rtol=1e-5)
 
 
-def test_a_class_without_an_image_is_never_the_answer() -> None:
+def test_class_without_images_is_never_predicted() -> None:
     features, labels = _clusters(90, 3)
     head = fit_logistic(LabeledFeatures(features, np.where(labels == 2, 3, labels)), 4, seed=0)
     assert 2 not in (features @ head.weight.T + head.bias).argmax(axis=1)
 
 
 @pytest.mark.parametrize("per_class", [1, 2, 3])
-def test_very_few_images_a_class_are_enough_to_fit(per_class: int) -> None:
+def test_head_fits_very_few_images_per_class(per_class: int) -> None:
     features, labels = _clusters(4 * per_class, 4, noise=0.1)
     head = fit_logistic(LabeledFeatures(features, labels), 4, seed=0)
     assert ((features @ head.weight.T + head.bias).argmax(axis=1) == labels).all()
 
 
-def test_noise_labels_choose_a_stronger_penalty_than_clean_ones() -> None:
+def test_noisy_labels_select_a_stronger_penalty_than_clean_labels() -> None:
     features, labels = _clusters(200, 4, noise=0.3)
     clean = fit_logistic(LabeledFeatures(features, labels), 4, seed=0).penalty
     noisy = fit_logistic(LabeledFeatures(features, np.random.default_rng(0).permutation(labels)), 4, seed=0).penalty

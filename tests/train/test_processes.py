@@ -1,4 +1,4 @@
-"""Several processes that train one network."""
+"""Distributed training of one network with several processes."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ def _record(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_as_much_as_one_and_the_first_alone_writes_and_speaks(tmp_path: Path) -> None:
+def test_two_processes_reach_the_accuracy_of_one_and_only_the_first_writes(tmp_path: Path) -> None:
     data = write_colours(tmp_path / "colours", 30)
     alone = _record(edgetl("train", str(data), *OPTIONS, "--out", str(tmp_path / "alone"), "--json"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "edgetl.cli.app"]
     command = [*launch, "train", str(data), *OPTIONS, "--out", str(tmp_path / "both"), "--json"]
     both = _record(subprocess.run(command, capture_output=True, text=True, check=False, timeout=300))
     accuracy = [open_run(tmp_path / name).record.validation.accuracy for name in ("alone", "both")]
-    assert abs(accuracy[0].value - accuracy[1].value) <= 2 / accuracy[0].n, "two images of those that validate"
+    assert abs(accuracy[0].value - accuracy[1].value) <= 2 / accuracy[0].n, "at most two validation images differ"
     assert accuracy[1].value >= 0.8
     assert both["plan"] == alone["plan"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "both", "colours"]
 
 
 @pytest.mark.slow
-def test_two_machines_train_together(tmp_path: Path) -> None:
+def test_two_machines_train_one_network(tmp_path: Path) -> None:
     data = write_colours(tmp_path / "colours", 30)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    meeting = {**os.environ, "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
+    rendezvous = {**os.environ, "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
     command = [
         sys.executable,
         "-m",
@@ -59,17 +59,17 @@ def test_two_machines_train_together(tmp_path: Path) -> None:
         "--json",
     ]
     machines = [
-        subprocess.Popen(command, env={**meeting, "PET_NODE_RANK": str(node)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(command, env={**rendezvous, "PET_NODE_RANK": str(node)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for node in range(2)
     ]
-    said = [machine.communicate(timeout=300) for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], said
-    assert json.loads(said[0][0])["name"] == "run" and not said[1][0], "the first machine alone is_first_process"
+    outputs = [machine.communicate(timeout=300) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    assert json.loads(outputs[0][0])["name"] == "run" and not outputs[1][0], "only the first machine prints"
     assert open_run(tmp_path / "run").record.validation.accuracy.value >= 0.8
 
 
 @pytest.mark.slow
-def test_devices_starts_the_processes_and_a_mistake_ends_all_of_them(tmp_path: Path) -> None:
+def test_devices_option_starts_processes_and_an_error_stops_all_of_them(tmp_path: Path) -> None:
     data = write_colours(tmp_path / "colours", 12)
     (tmp_path / "run").mkdir()
     done = edgetl("train", str(data), *OPTIONS, "--out", str(tmp_path / "run"), "--devices", "2", timeout=200)

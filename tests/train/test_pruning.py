@@ -16,13 +16,15 @@ from edgetl.train.workflows.prune import prune_run
 from edgetl.train.workflows.train import train
 
 
-def test_a_pruned_network_is_smaller_loads_again_and_learns_again(run: Run, digits: Path, tmp_path: Path) -> None:
+def test_pruned_network_is_smaller_reloads_and_recovers_accuracy_by_fine_tuning(run: Run, digits: Path, tmp_path: Path) -> None:
     pruned = prune_run(run.path, tmp_path / "pruned", ratio=0.4)
     assert pruned.after.params_m < 0.6 * pruned.before.params_m and pruned.after.mmacs < 0.6 * pruned.before.mmacs
     files = {path.name for path in run.path.iterdir()}
-    assert {path.name for path in pruned.run.path.iterdir()} == files - {"config.json", "curves.png"}, "timm cannot build it; not trained"
-    fallen = pruned.run.record.validation.accuracy.value
-    assert fallen < run.record.validation.accuracy.value - 0.05
+    assert {path.name for path in pruned.run.path.iterdir()} == files - {"config.json", "curves.png"}, (
+        "timm cannot build it, and it is not trained"
+    )
+    pruned_accuracy = pruned.run.record.validation.accuracy.value
+    assert pruned_accuracy < run.record.validation.accuracy.value - 0.05
 
     again = open_run(tmp_path / "pruned").load_model()
     widths = layer_sizes(again)
@@ -31,28 +33,28 @@ def test_a_pruned_network_is_smaller_loads_again_and_learns_again(run: Run, digi
 
     config = TrainConfig.from_options(backbone=str(tmp_path / "pruned"), strategy="full", epochs=4, augmented_views=1)
     tuned = train(digits, config, tmp_path / "tuned")
-    assert tuned.record.validation.accuracy.value > fallen + 0.2
+    assert tuned.record.validation.accuracy.value > pruned_accuracy + 0.2
     assert layer_sizes(tuned.load_model()) == widths
     before, after = tuned.record.backbone.parents[-2:]
     assert f"{run.record.validation.accuracy.value:.4f} on its validation images" in describe_parent(before)
-    assert f"{fallen:.4f} on its validation images" in describe_parent(after)
+    assert f"{pruned_accuracy:.4f} on its validation images" in describe_parent(after)
 
 
-def test_a_pruned_network_takes_another_number_of_classes(run: Run, tmp_path: Path) -> None:
+def test_pruned_network_can_be_rebuilt_with_another_number_of_classes(run: Run, tmp_path: Path) -> None:
     record = prune_run(run.path, tmp_path / "pruned", ratio=0.3).run.record
     model = rebuild(record.backbone.architecture, dict(record.backbone.model_args), 3).eval()
     with torch.inference_mode():
         assert model(torch.zeros(1, 3, *record.preprocess.input_size)).shape == (1, 3)
 
 
-def test_a_pruned_run_is_no_folder_of_timm(run: Run, tmp_path: Path) -> None:
+def test_share_rejects_a_pruned_run(run: Run, tmp_path: Path) -> None:
     prune_run(run.path, tmp_path / "pruned", ratio=0.3)
     with pytest.raises(RunError, match="it is pruned, and timm builds the whole architecture"):
         share_run(tmp_path / "pruned", tmp_path / "shared")
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.95, -1.0])
-def test_a_ratio_that_leaves_nothing_is_refused(run: Run, tmp_path: Path, ratio: float) -> None:
+def test_prune_rejects_a_ratio_out_of_range(run: Run, tmp_path: Path, ratio: float) -> None:
     with pytest.raises(ConfigError, match="--ratio"):
         prune_run(run.path, tmp_path / "pruned", ratio=ratio)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""A run is a backbone: each level records all that it was made from."""
+"""Chains of runs: a run is the backbone of the next run, which records all parents and licenses."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from tests.conftest import write_colours
 
 @pytest.fixture
 def first(colours: Path, tmp_path: Path) -> Run:
-    """A probe on the embedded backbone."""
+    """Linear probe on the embedded backbone."""
     return train(colours, TrainConfig.from_options(augmented_views=1, input_size=(64, 64)), tmp_path / "first")
 
 
-def test_the_embedded_backbone_is_the_default_and_its_file_is_the_recorded_one(first: Run) -> None:
+def test_embedded_backbone_is_the_default_and_matches_its_record(first: Run) -> None:
     assert DEFAULT_BACKBONE in embedded_names()
     path, record = read_embedded(DEFAULT_BACKBONE)
     assert path.stat().st_size <= 2_000_000 and sha256_of(path) == record.weights_sha256
-    assert read_recipe(path.with_suffix(".toml")).digest() == record.recipe_sha256, "the recipe beside the weights is what made them"
+    assert read_recipe(path.with_suffix(".toml")).digest() == record.recipe_sha256, "the recipe beside the weights is the recorded one"
     (parent,) = first.record.backbone.parents
     assert (parent.kind, parent.name, parent.sha256) == ("embedded", DEFAULT_BACKBONE, record.weights_sha256)
     assert first.record.backbone.license == record.license
     assert parent.data_fingerprint == record.images_sha256
 
 
-def test_a_run_is_a_backbone_with_all_its_parents(first: Run, tmp_path: Path) -> None:
+def test_chain_of_runs_records_all_parents(first: Run, tmp_path: Path) -> None:
     write_colours(tmp_path / "more", 12, seed=3)
     config = TrainConfig.from_options(backbone=str(first.path), strategy="full", epochs=1, augmented_views=1)
     second = train(tmp_path / "more", config, tmp_path / "second")
@@ -50,10 +50,10 @@ def test_a_run_is_a_backbone_with_all_its_parents(first: Run, tmp_path: Path) ->
     assert [parent.kind for parent in parents] == ["embedded", "run", "run"]
     assert [parent.sha256 for parent in parents[1:]] == [first.digest(), second.digest()]
     assert [parent.data_fingerprint for parent in parents[1:]] == [first.record.data_fingerprint, second.record.data_fingerprint]
-    assert third.record.preprocess.input_size == (64, 64), "the preprocessing goes on with the weights"
+    assert third.record.preprocess.input_size == (64, 64), "the preprocessing is inherited with the weights"
     trained, kept = second.load_model().state_dict(), third.load_model().state_dict()
     body = [key for key in trained if not key.startswith(second.record.backbone.head_name)]
-    assert all(torch.equal(trained[key], kept[key]) for key in body), "a probe leaves the trunk as the parent trained it"
+    assert all(torch.equal(trained[key], kept[key]) for key in body), "a probe does not change the backbone"
     bundle = export_bundle(third.path, ExportConfig(precisions=("fp32",), formats=("onnx",)), tmp_path / "bundle")
     assert bundle.manifest.lineage.parents == parents
     card = (bundle.path / "card.md").read_text()
@@ -62,7 +62,7 @@ def test_a_run_is_a_backbone_with_all_its_parents(first: Run, tmp_path: Path) ->
     assert shown.stdout.count("made from") == 3 and f"run {second.record.name}" in shown.stdout
 
 
-def test_the_most_restrictive_license_of_the_parents_wins(colours: Path, tmp_path: Path) -> None:
+def test_run_has_the_most_restrictive_license_of_its_parents(colours: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     path = tmp_path / "test_resnet.safetensors"
     safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), path)
@@ -79,21 +79,21 @@ def test_the_most_restrictive_license_of_the_parents_wins(colours: Path, tmp_pat
     assert not (tmp_path / "refused").exists()
 
 
-def test_the_command_shows_the_license_before_it_trains_and_refuses_by_policy(colours: Path, tmp_path: Path) -> None:
+def test_train_command_logs_the_license_before_training_and_applies_the_policy(colours: Path, tmp_path: Path) -> None:
     path = tmp_path / "test_resnet.safetensors"
     safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), path)
     common = ("train", colours, "--backbone", "test_resnet", "--weights", path, "--augmented-views", 1, "--input-size", 64)
     done = edgetl(*common, "--license", "mit", "--license-policy", "commercial", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    said = done.stderr.index("backbone test_resnet, license of the weights: mit")
-    assert said < done.stderr.index("fitting the head")
+    license_logged = done.stderr.index("backbone test_resnet, license of the weights: mit")
+    assert license_logged < done.stderr.index("fitting the head")
     refused = edgetl(*common, "--license-policy", "commercial", "--out", tmp_path / "no")
     assert refused.returncode == 16 and "without a stated license" in refused.stderr
     wrong = edgetl(*common, "--license-policy", "whatever", "--out", tmp_path / "no")
     assert wrong.returncode == 3 and "--license-policy" in wrong.stderr
 
 
-def test_a_damaged_run_or_an_unknown_embedded_name_is_refused(first: Run) -> None:
+def test_load_backbone_rejects_a_damaged_run_and_an_unknown_embedded_name(first: Run) -> None:
     weights = first.path / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(RunError, match="changed since the training"):

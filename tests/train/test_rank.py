@@ -21,7 +21,7 @@ from tests.conftest import write_colours
 
 @pytest.fixture(scope="module")
 def weights_dir(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The two real ImageNet networks under their names, with what the file that says nothing needs beside it."""
+    """Weights directory with two ImageNet networks, and a JSON file with the preprocessing of the second."""
     root = tmp_path_factory.mktemp("weights_dir")
     (root / "mobilenetv2_100.imagenet").symlink_to(shared / "weights/mobilenetv2_100.imagenet")
     shutil.copy(shared / "weights/squeezenet1_0.dc_in1k.safetensors", root)
@@ -32,7 +32,7 @@ def weights_dir(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_candidates_are_scored_ordered_and_left_out_with_a_reason(digits: Path, tmp_path: Path) -> None:
+def test_rank_orders_candidates_and_reports_reasons_for_those_left_out(digits: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     safetensors.torch.save_file(timm.create_model("test_byobnet").state_dict(), tmp_path / "test_byobnet.safetensors")
     config = RankConfig(
@@ -49,23 +49,23 @@ def test_candidates_are_scored_ordered_and_left_out_with_a_reason(digits: Path, 
     assert first.license == "apache-2.0" and ranking.ranked[1].license is None
 
 
-def test_small_candidates_only_and_few_images(digits: Path, tmp_path: Path) -> None:
+def test_rank_rejects_candidates_above_the_limits_and_too_few_images(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no candidate is left to rank \(edgetl_small: .* above the limit of 0.1\)"):
         rank(digits, RankConfig(candidates=(DEFAULT_BACKBONE,), max_params_m=0.1, images=30))
     with pytest.raises(ConfigError, match="ms per image, above the limit of"):
         rank(digits, RankConfig(candidates=(DEFAULT_BACKBONE,), max_latency_ms=1e-6, images=30))
     write_colours(tmp_path / "few", 3)
-    with pytest.raises(DataError, match="at least 20 of two classes"):
+    with pytest.raises(DataError, match="At least 20 images of two classes"):
         rank(tmp_path / "few", RankConfig(candidates=(DEFAULT_BACKBONE,)))
 
 
-def test_equal_candidates_share_a_place(digits: Path) -> None:
+def test_tied_candidates_share_a_place(digits: Path) -> None:
     ranking = rank(digits, RankConfig(images=60).model_copy(update={"candidates": (DEFAULT_BACKBONE, DEFAULT_BACKBONE)}))
     assert [item.place for item in ranking.ranked] == [1, 1]
 
 
 @pytest.mark.slow
-def test_the_command_shows_a_table_and_draws(digits: Path, tmp_path: Path) -> None:
+def test_rank_command_prints_a_table_and_writes_a_plot(digits: Path, tmp_path: Path) -> None:
     names = f"{DEFAULT_BACKBONE},random:{DEFAULT_BACKBONE}"
     done = edgetl("rank", digits, "--candidates", names, "--images", 60, "--plot", tmp_path / "rank.png")
     assert done.returncode == 0, done.stderr
@@ -81,7 +81,7 @@ def test_the_command_shows_a_table_and_draws(digits: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_real_weights_rank_above_random_ones_in_the_order_of_full_probes(shared: Path, weights_dir: Path, tmp_path: Path) -> None:
+def test_ranking_of_pretrained_weights_agrees_with_full_probes(shared: Path, weights_dir: Path, tmp_path: Path) -> None:
     names = ("mobilenetv2_100", "torchvision:squeezenet1_0", DEFAULT_BACKBONE, f"random:{DEFAULT_BACKBONE}")
     ranking = rank(shared / "data/trashnet", RankConfig(candidates=names, weights_dir=str(weights_dir), images=300))
     assert ranking.ranked[-1].name.startswith("random:") and len(ranking.ranked) == 4

@@ -1,4 +1,4 @@
-"""Configuration groups and options, and the resolution of a training."""
+"""Resolution of a training configuration: option groups, recipes, and conflicts."""
 
 import json
 import subprocess
@@ -34,14 +34,14 @@ def _splits(images: int, classes: int = 2) -> Splits:
     return Splits(ImageFolder(Path("images"), ("a", "b"), samples, ()), samples, samples[:4], ())
 
 
-def test_the_training_configuration_imports_no_training_library() -> None:
+def test_training_configuration_imports_no_training_library() -> None:
     modules = [path.stem for path in Path("edgetl/train/config").glob("*.py") if path.stem != "__init__"]
     code = f"import sys; {'; '.join(f'import edgetl.train.config.{name}' for name in modules)}; "
     code += "sys.exit(bool({'torch', 'torchvision', 'timm', 'lightning', 'sklearn'} & set(sys.modules)))"
     assert modules and subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_flat_options_and_groups_are_two_forms_of_one_configuration() -> None:
+def test_flat_options_and_groups_give_the_same_configuration() -> None:
     config = TrainConfig.from_options(backbone="resnet18", head="knn", lwf=1.0, distillation_weight=0.3)
     assert (config.backbone.name, config.head.kind, config.continual.lwf, config.distillation.weight) == ("resnet18", "knn", 1.0, 0.3)
     assert TrainConfig.from_options(**flat(config)) == config
@@ -50,7 +50,7 @@ def test_flat_options_and_groups_are_two_forms_of_one_configuration() -> None:
     assert config.with_options(lwf=2.0).given() == {**config.given(), "lwf": 2.0}
 
 
-def test_two_options_of_one_name_are_refused() -> None:
+def test_options_rejects_duplicate_option_names() -> None:
     class Group(BaseModel):
         seed: int = 0
 
@@ -62,34 +62,34 @@ def test_two_options_of_one_name_are_refused() -> None:
         options(Wrong)
 
 
-def test_an_unknown_option_is_passed_on_so_that_the_model_names_it() -> None:
+def test_nested_keeps_unknown_options_for_the_error_of_the_model() -> None:
     assert nested(TrainConfig, {"speed": 3}) == {"speed": 3}
 
 
 @pytest.mark.parametrize(("given", "strategy"), [({}, "full"), ({"strategy": "auto"}, "partial"), ({"strategy": "probe"}, "probe")])
-def test_a_given_strategy_overrides_the_recipe_even_when_it_is_the_default(given: dict[str, Any], strategy: str) -> None:
+def test_given_strategy_overrides_the_recipe_even_if_it_is_the_default(given: dict[str, Any], strategy: str) -> None:
     job = resolve(TrainConfig.from_options(recipe="fastai", **given), _splits(500))
     assert job.strategy == strategy and job.config.optim.unfreeze == ("1" if not given else None)
 
 
-def test_the_command_line_tells_given_options_from_defaults(colours: Path, tmp_path: Path) -> None:
+def test_train_command_records_given_options_apart_from_defaults(colours: Path, tmp_path: Path) -> None:
     options = ["--recipe", "fastai", "--strategy", "auto", "--input-size", 32, "--augmented-views", 1, "--test", 0.15]
     done = edgetl("train", colours, "--out", tmp_path / "run", *options, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
-    assert record["plan"]["strategy"] == "probe", "auto on few images, and not the recipe's full"
+    assert record["plan"]["strategy"] == "probe", "auto with few images selects probe, and the recipe's strategy is full"
     assert record["given"] == ["input_size", "test", "augmented_views", "recipe", "strategy"]
 
 
-def test_the_public_names_of_training_are_those_of_the_modules() -> None:
+def test_train_package_exports_the_names_of_its_modules() -> None:
     assert edgetl_train.open_run is open_run and edgetl_train.TrainConfig is TrainConfig
     assert all(getattr(edgetl_train, name) for name in edgetl_train.__all__)
     with pytest.raises(AttributeError, match="no attribute 'fit'"):
         _ = edgetl_train.fit
 
 
-def test_conflicts_are_reported_together_and_before_any_weights_are_loaded() -> None:
-    wanted = TrainConfig.from_options(
+def test_resolve_reports_all_conflicts_together_before_loading_weights() -> None:
+    config = TrainConfig.from_options(
         backbone="no_such_backbone",
         strategy="full",
         head="knn",
@@ -101,7 +101,7 @@ def test_conflicts_are_reported_together_and_before_any_weights_are_loaded() -> 
         balance="sampler",
     )
     with pytest.raises(ConfigError) as caught:
-        resolve(wanted, _splits(20_000))
+        resolve(config, _splits(20_000))
     for text in (
         "--multilabel-loss asymmetric is only for multi-label tasks, not classification",
         "--replay cannot be combined with --balance sampler",
@@ -113,12 +113,12 @@ def test_conflicts_are_reported_together_and_before_any_weights_are_loaded() -> 
         assert text in str(caught.value)
 
 
-def test_a_class_without_a_training_image_is_named() -> None:
+def test_resolve_names_a_class_without_training_images() -> None:
     with pytest.raises(DataError, match=r"no training image of b. Add images, or remove the class"):
         resolve(TrainConfig(), _splits(500, classes=1))
 
 
-def test_mixup_is_off_by_default_where_images_are_replayed() -> None:
+def test_mixup_is_off_by_default_with_replay() -> None:
     model = timm.create_model("test_resnet", num_classes=2)
     plain, replayed = (plan_of(TrainConfig.from_options(**given), 30_000, model) for given in ({}, {"replay": "old"}))
     assert plain.mixup > 0 and replayed.mixup == 0
@@ -131,12 +131,12 @@ def _recipe(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_a_recipe_without_a_strategy_keeps_its_unfreeze(tmp_path: Path) -> None:
+def test_recipe_without_a_strategy_keeps_its_unfreeze_value(tmp_path: Path) -> None:
     file = _recipe(tmp_path / "mine.toml", 'unfreeze = "0.5"\n')
     assert resolve(TrainConfig.from_options(recipe=file, strategy="partial"), _splits(500)).config.optim.unfreeze == "0.5"
 
 
-def test_a_recipes_label_smoothing_has_no_effect_on_other_losses_and_a_given_one_conflicts(tmp_path: Path) -> None:
+def test_label_smoothing_of_a_recipe_is_ignored_for_other_losses_but_the_option_conflicts(tmp_path: Path) -> None:
     file = _recipe(tmp_path / "mine.toml", "label_smoothing = 0.1\n")
     recipe = TrainConfig.from_options(recipe=file, multilabel_loss="asymmetric", task="multi-label", labels="x.csv")
     check_conflicts(recipe)
@@ -144,28 +144,28 @@ def test_a_recipes_label_smoothing_has_no_effect_on_other_losses_and_a_given_one
         check_conflicts(recipe.with_options(label_smoothing=0.1))
 
 
-def test_a_date_in_a_recipe_is_a_mistake_with_its_key(tmp_path: Path) -> None:
+def test_date_in_a_recipe_gives_an_error_with_its_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lr: Input should be a valid number"):
         read_recipe(_recipe(tmp_path / "mine.toml", "lr = 2024-01-01\n"))
 
 
-def test_random_weights_refuse_a_file_of_weights() -> None:
+def test_random_weights_conflict_with_a_weights_file() -> None:
     job = resolve(TrainConfig.from_options(backbone="resnet18", pretrained=False, weights="w.safetensors"), _splits(500))
     with pytest.raises(ConfigError, match=r"--weights .*--random-weights"):
         load_backbone(job.config.backbone, 2)
 
 
 @pytest.mark.parametrize(("images", "scratch", "count"), [(100_000, True, 3), (100_001, True, 4), (100_001, False, 3)])
-def test_a_comparison_includes_random_weights_on_very_many_images_only(images: int, scratch: bool, count: int) -> None:
+def test_comparison_includes_scratch_only_with_very_many_images(images: int, scratch: bool, count: int) -> None:
     assert len(compared_strategies(_splits(images), scratch=scratch)) == count
 
 
-def test_a_preview_refuses_conflicting_options(colours: Path, tmp_path: Path) -> None:
+def test_preview_rejects_conflicting_options(colours: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--task regression needs --labels"):
         draw_preview(colours, TrainConfig.from_options(task="regression"), tmp_path / "sheet.png")
 
 
-def test_a_saved_state_with_options_of_another_version_is_that_of_another_training(tmp_path: Path) -> None:
+def test_saved_state_of_another_version_is_not_resumed(tmp_path: Path) -> None:
     job = Job(data="", options={"no_such_option": 1}, resolved={})
     Checkpoints(tmp_path / "run.checkpoints", job).save(SavedState(1, {"x": torch.zeros(1)}, {}))
     with pytest.raises(ConfigError, match="has the state of a different training: the version of edgetl"):

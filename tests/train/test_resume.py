@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and ``--resume``."""
+"""Stopped trainings: Ctrl-C, SIGTERM and ``--resume``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _stop_at(step: int, number: signal.Signals) -> Any:
 
 
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, CancelledError), (signal.SIGTERM, StoppedError)])
-def test_a_signal_ends_the_step_saves_the_state_and_names_the_command_that_goes_on(
+def test_signal_saves_the_state_after_the_step_and_reports_the_resume_command(
     colours: Path, tmp_path: Path, number: signal.Signals, kind: type[StoppedError]
 ) -> None:
     before = signal.getsignal(number)
@@ -54,20 +54,20 @@ def test_a_signal_ends_the_step_saves_the_state_and_names_the_command_that_goes_
     assert job is not None and job.config == _config() and Path(job.data) == colours.resolve()
 
 
-def test_exit_codes_are_those_of_the_signals() -> None:
+def test_exit_codes_match_the_signals() -> None:
     assert (CancelledError.exit_code, StoppedError.exit_code) == (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
-def test_a_resumed_training_may_have_other_workers_and_paths_but_no_other_job(colours: Path, tmp_path: Path) -> None:
+def test_resume_accepts_other_workers_and_paths_and_rejects_another_job(colours: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(StoppedError):
         train(colours, _config(), out, progress=_stop_at(3, signal.SIGTERM))
-    for changes, said in (
+    for changes, message in (
         ({"lr": 0.01}, "--lr not given, now 0.01"),
         ({"epochs": 4, "batch_size": 4}, "--batch-size 8, now 4; --epochs 3, now 4"),
         ({"backbone": "test_byobnet"}, "backbone test_resnet .*now test_byobnet"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             train(colours, _config(**changes), out, resume=True)
     moved = colours.rename(tmp_path / "moved")
     (moved / "red" / "000.png").rename(tmp_path / "gone.png")
@@ -80,10 +80,10 @@ def test_a_resumed_training_may_have_other_workers_and_paths_but_no_other_job(co
     assert run.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
 
 
-def test_a_second_run_in_the_way_of_a_stopped_one_names_what_to_do(colours: Path, tmp_path: Path) -> None:
+def test_training_over_a_stopped_run_reports_the_resume_command(colours: Path, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         train(colours, _config(), tmp_path / "run", progress=_stop_at(2, signal.SIGTERM))
-    with pytest.raises(ConfigError, match=r"Go on with edgetl train --out .*/run --resume, or begin again with --overwrite"):
+    with pytest.raises(ConfigError, match=r"Continue with edgetl train --out .*/run --resume, or start again with --overwrite"):
         train(colours, _config(), tmp_path / "run")
 
 
@@ -93,20 +93,20 @@ def _process(*arguments: object) -> subprocess.Popen[str]:
 
 
 def _signal_at(process: subprocess.Popen[str], line: str, number: signal.Signals) -> str:
-    """Signal the whole group of the process, as a terminal does, when it prints ``line``; return its output."""
+    """Send a signal to the process group, as a terminal does, when the process prints ``line``. Return its stderr."""
     assert process.stderr is not None
-    seen = ""
+    output = ""
     with process.stderr as stream:
         for text in stream:
-            seen += text
+            output += text
             if line in text:
                 os.killpg(process.pid, number)
                 break
-        seen += stream.read()
-    return seen
+        output += stream.read()
+    return output
 
 
-def test_ctrl_c_in_the_terminal_prints_the_command_that_goes_on_without_options(colours: Path, tmp_path: Path) -> None:
+def test_ctrl_c_prints_a_resume_command_without_options(colours: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--backbone", "test_resnet", "--random-weights", "--input-size", 32, "--strategy", "full", "--epochs", 60, "--workers", 2]
     process = _process("train", colours, "--out", out, *options, "--seed", 7)
@@ -127,7 +127,9 @@ def test_ctrl_c_in_the_terminal_prints_the_command_that_goes_on_without_options(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_before_the_first_step_ends_in_one_line(colours: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_signal_before_the_first_step_prints_one_line_and_leaves_no_files(
+    colours: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     process = _process("train", colours, "--out", tmp_path / "run", "--strategy", "probe")
     text = _signal_at(process, "strategy probe", number)
     assert process.wait(60) == code, text
@@ -135,10 +137,10 @@ def test_a_signal_before_the_first_step_ends_in_one_line(colours: Path, tmp_path
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("run")] == []
 
 
-def test_resume_without_data_or_state_says_what_is_missing(tmp_path: Path) -> None:
+def test_resume_without_data_or_state_reports_what_is_missing(tmp_path: Path) -> None:
     done = edgetl("train", "--out", tmp_path / "run", "--resume")
     assert done.returncode == ConfigError.exit_code and "Only --resume with a saved state works without it" in done.stderr
 
 
-def test_the_command_of_a_run_in_a_comparison_is_that_of_the_comparison(tmp_path: Path) -> None:
+def test_resume_command_of_a_run_in_a_comparison_is_that_of_the_comparison(tmp_path: Path) -> None:
     assert resume_command(tmp_path / "a.compare" / "partial") == f"edgetl train --out {tmp_path / 'a'} --resume"

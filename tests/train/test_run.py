@@ -25,9 +25,9 @@ from edgetl.train.workflows.evaluate import evaluate_run
 from edgetl.train.workflows.train import train
 
 
-def test_a_run_holds_what_it_promises(run: Run) -> None:
+def test_run_folder_contains_the_documented_files(run: Run) -> None:
     names = {path.name for path in run.path.iterdir()}
-    promised = {
+    expected = {
         "run.json",
         "weights.safetensors",
         "config.json",
@@ -39,13 +39,13 @@ def test_a_run_holds_what_it_promises(run: Run) -> None:
         "classes.csv",
         "curves.png",
     }
-    assert names == promised
+    assert names == expected
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert {"step", "train_loss", "train_accuracy", "val_loss", "val_accuracy"} <= set(rows[0])
     assert run.record.test is not None and run.record.test.accuracy.value > 0.9
 
 
-def test_timm_loads_a_run_as_a_local_dir_with_the_same_logits(run: Run) -> None:
+def test_timm_loads_a_run_as_local_dir_with_the_same_logits(run: Run) -> None:
     ours = run.load_model()
     theirs = timm.create_model(f"local-dir:{run.path}", pretrained=True).eval()
     images = torch.rand(3, 3, *run.record.preprocess.input_size)
@@ -58,7 +58,7 @@ def test_timm_loads_a_run_as_a_local_dir_with_the_same_logits(run: Run) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["probe", "full"])
-def test_the_same_seed_gives_the_same_run_twice(colours: Path, tmp_path: Path, strategy: str) -> None:
+def test_same_seed_gives_the_same_run(colours: Path, tmp_path: Path, strategy: str) -> None:
     config = TrainConfig.from_options(
         backbone="test_resnet", pretrained=False, strategy=strategy, input_size=(32, 32), epochs=2, seed=3, val=0.25
     )
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_run_twice(colours: Path, tmp_path: Path, s
     assert one.record.validation == two.record.validation
 
 
-def test_changed_weights_are_noticed(run: Run, tmp_path: Path) -> None:
+def test_load_model_rejects_changed_weights(run: Run, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run.path, copy)
     data = bytearray((copy / "weights.safetensors").read_bytes())
@@ -77,14 +77,14 @@ def test_changed_weights_are_noticed(run: Run, tmp_path: Path) -> None:
         open_run(copy).load_model()
 
 
-def test_a_bundle_given_as_a_run_is_recognised(bundle: Bundle) -> None:
+def test_open_run_reports_a_bundle_and_a_missing_folder(bundle: Bundle) -> None:
     with pytest.raises(RunError, match="is a bundle, not a run"):
         open_run(bundle.path)
     with pytest.raises(RunError, match="does not exist"):
         open_run(bundle.path / "nothing")
 
 
-def test_moved_images_are_asked_for_and_changed_ones_named(run: Run, digits: Path, tmp_path: Path) -> None:
+def test_samples_reports_missing_and_changed_images(run: Run, digits: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Give their folder with --data"):
         run.samples("train", tmp_path / "gone")
     copy = tmp_path / "copy"
@@ -95,18 +95,18 @@ def test_moved_images_are_asked_for_and_changed_ones_named(run: Run, digits: Pat
         run.samples("val", copy)
 
 
-def test_an_existing_run_is_not_replaced_unless_asked(run: Run, colours: Path) -> None:
+def test_train_does_not_replace_an_existing_run_without_overwrite(run: Run, colours: Path) -> None:
     with pytest.raises(ConfigError, match="--overwrite"):
         train(colours, TrainConfig.from_options(backbone="test_resnet", pretrained=False), run.path)
 
 
-def test_a_failed_training_leaves_nothing(colours: Path, tmp_path: Path) -> None:
+def test_failed_training_leaves_no_files(colours: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--std"):
         train(colours, TrainConfig.from_options(backbone="test_resnet", pretrained=False, std=(0.0, 1.0, 1.0)), tmp_path / "out" / "run")
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(STAGING_MARK) or path.name == "run"]
 
 
-def test_the_training_folder_given_back_is_scored_on_its_test_split(run: Run, digits: Path) -> None:
+def test_evaluate_run_on_its_training_folder_uses_only_the_test_split(run: Run, digits: Path) -> None:
     report = evaluate_run(run.path, digits)
     assert run.record.test is not None
     assert report.result.accuracy.n == run.record.images["test"]
@@ -114,7 +114,7 @@ def test_the_training_folder_given_back_is_scored_on_its_test_split(run: Run, di
     np.testing.assert_allclose(report.result.accuracy.value, run.record.test.accuracy.value, atol=1e-9)
 
 
-def test_another_seed_draws_other_crops(colours: Path) -> None:
+def test_augmentation_depends_on_the_seed(colours: Path) -> None:
     spec = PreprocessSpec(input_size=(16, 16))
     samples = scan(colours).samples
     augment = make_augmentation("light", spec, flip=False)
@@ -122,13 +122,13 @@ def test_another_seed_draws_other_crops(colours: Path) -> None:
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_images_are_mirrored_unless_the_classes_names_forbid_it() -> None:
+def test_images_are_flipped_unless_class_names_depend_on_direction() -> None:
     assert mirrors_well(["cat", "dog", "cardboard"]) and mirrors_well(["a", "rusty", "clean"])
     for names in (["0", "1", "2"], ["A", "B", "none"], ["turn left", "turn right"], ["stop_sign", "car"], ["arrow-up", "x", "other"]):
         assert not mirrors_well(names), names
 
 
-def test_class_names_with_quotes_and_commas_are_read_back_from_the_class_table() -> None:
+def test_class_table_keeps_class_names_with_quotes_and_commas() -> None:
     names = ('6" pipe', "red, large", "plain")
     table = class_table(evaluate_predictions(np.array([0, 1, 2]), np.array([0, 1, 1]), names))
     rows = list(csv.DictReader(table.splitlines()))

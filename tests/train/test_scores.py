@@ -12,15 +12,15 @@ from edgetl.train.heads import transferability as scores
 
 
 def _example(n: int, d: int, *, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Three classes whose means differ a little."""
+    """Return features and labels of three classes with slightly different means."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 3
-    centres = rng.normal(size=(3, d)) * 0.7
-    return (centres[labels] + rng.normal(size=(n, d))).astype(np.float32), labels.astype(np.int64)
+    centers = rng.normal(size=(3, d)) * 0.7
+    return (centers[labels] + rng.normal(size=(n, d))).astype(np.float32), labels.astype(np.int64)
 
 
 def _exact(features: NDArray[np.float32], target: NDArray[np.float64], alpha: float, beta: float) -> float:
-    """The definition: the density of N(0, XXᵀ/α + I/β) at the target, by a Cholesky factor of the whole N x N matrix."""
+    """Return the log evidence by its definition: the density of N(0, XXᵀ/α + I/β) at the target, from the whole N x N matrix."""
     data = features.astype(np.float64)
     covariance = data @ data.T / alpha + np.eye(len(data)) / beta
     return float(multivariate_normal(np.zeros(len(data)), covariance).logpdf(target)) / len(data)
@@ -28,7 +28,7 @@ def _exact(features: NDArray[np.float32], target: NDArray[np.float64], alpha: fl
 
 @pytest.mark.parametrize(("n", "d"), [(60, 20), (30, 100), (40, 40)])
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.05, 30.0), (50.0, 0.2)])
-def test_log_evidence_is_the_exact_one_for_any_n_and_d(n: int, d: int, alpha: float, beta: float) -> None:
+def test_log_evidence_equals_the_exact_value_for_any_n_and_d(n: int, d: int, alpha: float, beta: float) -> None:
     features, labels = _example(n, d)
     target = (labels == 1).astype(np.float64)
     left, singular, _ = np.linalg.svd(features.astype(np.float64), full_matrices=False)
@@ -39,7 +39,7 @@ def test_log_evidence_is_the_exact_one_for_any_n_and_d(n: int, d: int, alpha: fl
 
 
 @pytest.mark.parametrize(("n", "d"), [(90, 20), (45, 150)])
-def test_logme_is_the_largest_log_evidence(n: int, d: int) -> None:
+def test_logme_score_is_the_largest_log_evidence(n: int, d: int) -> None:
     features, labels = _example(n, d)
     best = []
     for label in range(3):
@@ -53,7 +53,7 @@ def test_logme_is_the_largest_log_evidence(n: int, d: int) -> None:
     assert scores.logme_score(features, labels) == pytest.approx(np.mean(best), abs=1e-6)
 
 
-def test_ridge_leaves_one_out_as_refitting_would() -> None:
+def test_ridge_score_equals_leave_one_out_refitting() -> None:
     features, labels = _example(24, 40)
     scaled = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
     extended = np.concatenate([scaled, np.ones((len(scaled), 1))], axis=1)
@@ -69,7 +69,7 @@ def test_ridge_leaves_one_out_as_refitting_would() -> None:
     assert scores.ridge_score(features, labels).value == pytest.approx(max(accuracies))
 
 
-def test_neighbors_are_those_of_scikit_learn() -> None:
+def test_knn_score_equals_leave_one_out_with_scikit_learn() -> None:
     features, labels = _example(90, 12)
     right = []
     for left_out in range(len(labels)):
@@ -80,7 +80,7 @@ def test_neighbors_are_those_of_scikit_learn() -> None:
     assert score.value == pytest.approx(np.mean(right)) and score.rows.shape == (90,)
 
 
-def test_scores_of_noise_are_near_chance_and_of_clear_classes_near_one() -> None:
+def test_scores_are_near_chance_for_noise_and_near_one_for_separable_classes() -> None:
     features, labels = _example(300, 16)
     clear = features + 20 * np.eye(16, dtype=np.float32)[labels]
     noise = np.random.default_rng(1).normal(size=(300, 16)).astype(np.float32)

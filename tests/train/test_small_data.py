@@ -1,4 +1,4 @@
-"""Image sets at the edge of what can be learned from: each trains, or ends in a sentence."""
+"""Very small or unusual image sets: the training works, or ends with a clear error."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.command import edgetl
 from tests.conftest import write_colours
 
 
-def _write(root: Path, classes: int, each: int, mode: str = "RGB") -> Path:
+def _write(root: Path, classes: int, per_class: int, mode: str = "RGB") -> Path:
     rng = np.random.default_rng(0)
     for index in range(classes):
         folder = root / f"class {index:03d}"
         folder.mkdir(parents=True)
-        for number in range(each):
+        for number in range(per_class):
             noise = rng.integers(0, 60, (20, 20, 3), dtype=np.uint8) + np.uint8(index * 150 // classes)
             Image.fromarray(noise).convert(mode).save(folder / f"{number}.png")
     return root
@@ -36,27 +36,27 @@ def _config(**changes: object) -> TrainConfig:
 
 
 @pytest.mark.parametrize("strategy", ["probe", "full", "partial"])
-def test_three_images_a_class(tmp_path: Path, strategy: str) -> None:
+def test_training_works_with_three_images_per_class(tmp_path: Path, strategy: str) -> None:
     run = train(_write(tmp_path / "images", 4, 3), _config(strategy=strategy), tmp_path / "run")
     assert run.record.images == {"train": 4, "val": 4, "test": 4}
 
 
-def test_three_hundred_classes_with_two_images(tmp_path: Path) -> None:
+def test_training_works_with_300_classes_of_two_images(tmp_path: Path) -> None:
     run = train(_write(tmp_path / "images", 300, 2), _config(strategy="probe"), tmp_path / "run")
     assert len(run.record.labels) == 300 and sum(run.record.images.values()) == 600
 
 
-def test_one_image_in_each_class_leaves_nothing_to_choose_on(tmp_path: Path) -> None:
+def test_training_rejects_one_image_per_class(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Each class folder needs at least 2"):
         train(_write(tmp_path / "images", 3, 1), _config(), tmp_path / "run")
 
 
-def test_grey_images(tmp_path: Path) -> None:
+def test_training_works_with_gray_images(tmp_path: Path) -> None:
     run = train(_write(tmp_path / "images", 2, 12, "L"), _config(epochs=30), tmp_path / "run")
     assert run.record.validation.accuracy.n > 0
 
 
-def test_a_class_missing_from_val_is_counted_as_none(tmp_path: Path) -> None:
+def test_class_without_validation_images_is_counted_as_zero(tmp_path: Path) -> None:
     _write(tmp_path / "all", 3, 8)
     for index in range(3):
         for number, path in enumerate(sorted((tmp_path / "all" / f"class {index:03d}").iterdir())):
@@ -68,7 +68,7 @@ def test_a_class_missing_from_val_is_counted_as_none(tmp_path: Path) -> None:
     assert [score.n for score in run.record.validation.classes] == [0, 2, 2]
 
 
-def test_batches_of_one_image_need_frozen_batchnorm(tmp_path: Path) -> None:
+def test_batches_of_one_image_require_frozen_batchnorm(tmp_path: Path) -> None:
     images = _write(tmp_path / "images", 2, 8)
     with pytest.raises(ConfigError, match="each batch needs at least 2 images"):
         train(images, _config(batch_size=1), tmp_path / "run")
@@ -76,7 +76,7 @@ def test_batches_of_one_image_need_frozen_batchnorm(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_rate_a_hundred_times_too_high_ends_in_a_sentence(colours: Path, tmp_path: Path) -> None:
+def test_diverged_training_reports_the_remedy_and_leaves_no_run(colours: Path, tmp_path: Path) -> None:
     arguments = (
         "--strategy",
         "full",
@@ -98,7 +98,7 @@ def test_a_rate_a_hundred_times_too_high_ends_in_a_sentence(colours: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_loaders_without_shared_memory_end_in_a_sentence_and_nothing_hangs(tmp_path: Path) -> None:
+def test_missing_shared_memory_ends_with_an_error_that_names_the_remedy(tmp_path: Path) -> None:
     write_colours(tmp_path / "colours", 30, side=100)
     command = [sys.executable, "-m", "edgetl.cli.app", "train", str(tmp_path / "colours"), "--backbone", "test_resnet", "--random-weights"]
     command += ["--input-size", "224", "--workers", "2", "--epochs", "1", "--out", str(tmp_path / "run")]
@@ -111,7 +111,7 @@ def test_loaders_without_shared_memory_end_in_a_sentence_and_nothing_hangs(tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_a_full_disk_during_a_save_keeps_the_last_state_and_says_so(colours: Path, tmp_path: Path) -> None:
+def test_full_disk_during_a_save_keeps_the_last_state(colours: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(disk)], capture_output=True, check=False).returncode:

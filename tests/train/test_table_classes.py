@@ -1,4 +1,4 @@
-"""A classifier from a table: trained, exported and evaluated with the table in place of class folders."""
+"""Classification from a label table in place of class folders: training, export and evaluation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLORS = ("blue", "green", "red")
 
 @pytest.fixture
 def flat(tmp_path: Path) -> Path:
-    """Color patches in one folder ``images``, and beside it the tables ``words.csv`` and ``numbers.csv``."""
+    """Folder with color patches in ``images``, and the label tables ``words.csv`` and ``numbers.csv``."""
     (tmp_path / "images").mkdir()
     names = []
     for path in sorted(write_colours(tmp_path / "folders", 12).rglob("*.png")):
@@ -41,7 +41,7 @@ def config(table: Path, **changes: object) -> TrainConfig:
     return TrainConfig.from_options(**{"labels": str(table), "augmented_views": 1, "input_size": (64, 64), **changes})
 
 
-def test_a_classifier_is_trained_exported_and_evaluated_from_a_table_of_words(flat: Path) -> None:
+def test_classifier_is_trained_exported_and_evaluated_from_a_table_of_class_names(flat: Path) -> None:
     run = train(flat / "images", config(flat / "words.csv"), flat / "run")
     assert run.record.task == "classification" and run.record.labels == COLORS
     assert run.record.test is not None and run.record.test.accuracy.value == 1.0
@@ -56,14 +56,14 @@ def test_a_classifier_is_trained_exported_and_evaluated_from_a_table_of_words(fl
     assert evaluate_bundle(bundle.path, flat / "images", EvaluationConfig(labels=one_hot)).result == report.result
 
 
-def test_a_table_of_class_numbers_never_trains_one_label(flat: Path) -> None:
+def test_table_of_class_numbers_requires_a_task(flat: Path) -> None:
     with pytest.raises(ConfigError, match=r"3 different numbers \(0, 1, 2\).*--task: classification"):
         scan_images(flat / "images", config(flat / "numbers.csv").data)
     found = scan_images(flat / "images", config(flat / "numbers.csv", task="classification").data)
     assert found.task == "classification" and found.counts() == {"0": 12, "1": 12, "2": 12}
 
 
-def test_names_in_nfc_find_files_in_nfd(tmp_path: Path) -> None:
+def test_table_names_in_nfc_match_files_in_nfd(tmp_path: Path) -> None:
     lines = ["file,blue,green,red"]
     (tmp_path / "nfd").mkdir()
     for index, path in enumerate(sorted(write_colours(tmp_path / "folders", 3).rglob("*.png"))):
@@ -75,16 +75,16 @@ def test_names_in_nfc_find_files_in_nfd(tmp_path: Path) -> None:
     assert len(found.samples) == 9 and found.counts() == dict.fromkeys(COLORS, 3)
 
 
-def test_options_of_another_task_are_refused_when_the_table_decides(flat: Path) -> None:
+def test_resolve_rejects_options_of_another_task_than_the_table(flat: Path) -> None:
     with pytest.raises(ConfigError, match="--multilabel-loss asymmetric is only for multi-label tasks, not classification"):
-        wanted = config(flat / "words.csv", multilabel_loss="asymmetric")
-        resolve(wanted, split(scan_images(flat / "images", wanted.data)))
+        wrong = config(flat / "words.csv", multilabel_loss="asymmetric")
+        resolve(wrong, split(scan_images(flat / "images", wrong.data)))
 
 
-def test_a_run_and_its_card_state_the_groups_or_that_there_are_none(tmp_path: Path) -> None:
+def test_run_and_card_report_groups(tmp_path: Path) -> None:
     images = write_colours(tmp_path / "images", 12)
     settings = {"augmented_views": 1, "input_size": (32, 32)}
-    # Ten images of a color are one object, and the other two another one.
+    # The pattern puts ten images of a color into one group, and the other two into another.
     run = train(images, TrainConfig.from_options(**{"group": r"^(\w+/\d\d)", **settings, "val": 0.25}), tmp_path / "run")
     grouping = run.record.grouping
     assert grouping is not None and (grouping.groups, grouping.alone, grouping.crossing) == (6, 0, 0)
@@ -105,7 +105,7 @@ def test_a_run_and_its_card_state_the_groups_or_that_there_are_none(tmp_path: Pa
     )
 
 
-def test_a_table_takes_exclude_and_refuses_include() -> None:
+def test_label_table_accepts_exclude_and_rejects_include() -> None:
     check_conflicts(TrainConfig.from_options(labels="labels.csv", exclude=("old/*",)))
     with pytest.raises(ConfigError, match=r"--include is for class folders.*Add rows to the table"):
         check_conflicts(TrainConfig.from_options(labels="labels.csv", include=("*_mask.png",)))

@@ -1,4 +1,4 @@
-"""Labels, numbers and grades in training: losses, heads, thresholds, every strategy, and what is refused."""
+"""Multi-label, regression and ordinal training: losses, heads, thresholds, strategies, and rejected options."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from edgetl.train.workflows.finetune import fine_tune
 from edgetl.train.workflows.train import train
 from tests.train.test_loop import SMALL
 
-COLOURS = "red,green,blue"
+COLOR_COLUMNS = "red,green,blue"
 
 
 def config(squares: Path, **changes: Any) -> TrainConfig:
-    given = {**SMALL, "labels": str(squares / "labels.csv"), "columns": COLOURS, "pretrained": False, "augmented_views": 1, **changes}
+    given = {**SMALL, "labels": str(squares / "labels.csv"), "columns": COLOR_COLUMNS, "pretrained": False, "augmented_views": 1, **changes}
     return TrainConfig.from_options(**given)
 
 
-def test_thresholds_have_the_highest_f1_that_any_could() -> None:
+def test_chosen_thresholds_give_the_highest_f1() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         truth, scores = rng.random((25, 2)) < 0.4, rng.random((25, 2)).astype(np.float32)
@@ -49,34 +49,34 @@ def test_thresholds_have_the_highest_f1_that_any_could() -> None:
             assert f1_score(truth[:, column], scores[:, column] >= np.float32(threshold)) == pytest.approx(best)
 
 
-def test_a_threshold_is_a_half_where_the_images_cannot_tell_or_it_is_as_good() -> None:
+def test_threshold_is_one_half_if_no_other_value_is_better() -> None:
     truth = np.array([[1, 0, 1], [1, 0, 1], [1, 0, 0]], bool)
     scores = np.array([[0.2, 0.9, 0.6], [0.3, 0.1, 0.9], [0.4, 0.2, 0.4]], np.float32)
     assert choose_thresholds(truth, scores) == (0.5, 0.5, 0.5)
 
 
-def test_the_asymmetric_loss_is_the_papers() -> None:
+def test_asymmetric_loss_follows_its_definition() -> None:
     logits, truth = torch.tensor([[1.5, -2.0], [0.3, -4.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     p = torch.sigmoid(logits)
     shifted = (p - 0.05).clamp(min=0)
-    by_hand = -torch.where(truth > 0, torch.log(p), shifted**4 * torch.log(1 - shifted)).mean()
+    expected = -torch.where(truth > 0, torch.log(p), shifted**4 * torch.log(1 - shifted)).mean()
     loss = LabelLoss(asymmetric=True)
-    assert float(loss(logits, truth)) == pytest.approx(float(by_hand), rel=1e-6)
-    assert float(loss(torch.full((1, 1), -3.2), torch.zeros(1, 1))) == 0.0, "a sure absence costs nothing"
+    assert float(loss(logits, truth)) == pytest.approx(float(expected), rel=1e-6)
+    assert float(loss(torch.full((1, 1), -3.2), torch.zeros(1, 1))) == 0.0, "a confident absence has no loss"
 
 
-def test_balanced_presence_and_absence_weigh_the_same() -> None:
+def test_presence_weights_balance_presence_and_absence() -> None:
     truth = np.array([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
     assert presence_weights(truth).tolist() == [3.0, pytest.approx(1 / 3)]
     plain, balanced = LabelLoss(), LabelLoss(weights=presence_weights(truth))
     nothing = torch.zeros(4, 2)
     assert float(plain(nothing, torch.tensor(truth))) == pytest.approx(math.log(2))
-    # A label that one of four images has: its presence costs as much as the three absences.
+    # One of four images has the label, so its presence has the weight of three absences.
     cost = torch.nn.functional.binary_cross_entropy_with_logits(nothing[:1, :1], torch.ones(1, 1), pos_weight=balanced.weights[:1])  # type: ignore[index]
     assert float(cost) == pytest.approx(3 * math.log(2))
 
 
-def test_an_answer_is_right_when_all_labels_are_or_the_number_is_near() -> None:
+def test_prediction_is_correct_if_all_labels_match_or_the_value_is_within_tolerance() -> None:
     assert int(LabelLoss().correct(torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))) == 1
     numbers = ValueLoss(10.0, 2.0, tolerance=0.25)
     assert int(numbers.correct(torch.tensor([[0.0], [0.0]]), torch.tensor([[10.4], [11.0]]))) == 1
@@ -84,7 +84,7 @@ def test_an_answer_is_right_when_all_labels_are_or_the_number_is_near() -> None:
     assert float(ValueLoss(10.0, 2.0, tolerance=0.25, huber=True)(torch.tensor([[3.0]]), torch.tensor([[10.0]]))) == 2.5
 
 
-def test_each_label_gets_a_head_of_its_own_and_a_constant_one_a_bias() -> None:
+def test_multi_label_fit_gives_each_label_a_row_and_a_constant_label_only_a_bias() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(120, 6)).astype(np.float32)
     truth = np.stack([features[:, 0] > 0, features[:, 1] > 0.5, np.ones(120), np.zeros(120)], axis=1).astype(np.float64)
@@ -94,7 +94,7 @@ def test_each_label_gets_a_head_of_its_own_and_a_constant_one_a_bias() -> None:
     assert np.abs(head.weight[2:]).max() == 0 and head.bias[2] == -head.bias[3] == pytest.approx(math.log(121))
 
 
-def test_the_ridge_head_is_the_one_with_the_lowest_left_out_error() -> None:
+def test_ridge_fit_selects_the_penalty_with_the_lowest_leave_one_out_error() -> None:
     rng = np.random.default_rng(1)
     features = rng.normal(size=(40, 60)).astype(np.float32) * rng.uniform(0.5, 2, 60).astype(np.float32)
     values = features[:, :3].sum(axis=1) + rng.normal(0, 1, 40)
@@ -104,14 +104,14 @@ def test_the_ridge_head_is_the_one_with_the_lowest_left_out_error() -> None:
     errors = [
         ((cross_val_predict(Ridge(penalty * 40), scaled, values, cv=LeaveOneOut()) - values) ** 2).mean() for penalty in RIDGE_PENALTIES
     ]
-    # Each left-out fit of scikit-learn's has one image fewer, and so a mean of its own: a hair's difference.
+    # Each fit of scikit-learn has one image fewer and therefore a slightly different mean.
     assert head.penalty == RIDGE_PENALTIES[int(np.argmin(errors))]
     assert np.allclose([1 - value for value in head.folds], errors, rtol=0.02)
-    wanted = Ridge(head.penalty * 40).fit(scaled, values).predict(scaled)
-    assert np.allclose((features @ head.weight.T + head.bias)[:, 0], wanted, atol=1e-3)
+    expected = Ridge(head.penalty * 40).fit(scaled, values).predict(scaled)
+    assert np.allclose((features @ head.weight.T + head.bias)[:, 0], expected, atol=1e-3)
 
 
-def test_a_head_with_its_scale_folded_in_answers_in_the_values_unit() -> None:
+def test_folding_the_scale_into_the_head_gives_outputs_in_the_unit_of_the_values() -> None:
     head = torch.nn.Linear(4, 1)
     features = torch.randn(5, 4)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_a_head_with_its_scale_folded_in_answers_in_the_values_unit() -> None:
 @pytest.mark.parametrize(
     "strategy", ["probe", "partial", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "progressive", "scratch"))]
 )
-def test_labels_train_by_every_strategy(squares: Path, tmp_path: Path, strategy: str) -> None:
+def test_multi_label_training_works_with_every_strategy(squares: Path, tmp_path: Path, strategy: str) -> None:
     run = train(
         squares / "images", config(squares, strategy=strategy, balance="loss", backbone="edgetl_small", pretrained=True), tmp_path / "run"
     )
@@ -137,12 +137,12 @@ def test_labels_train_by_every_strategy(squares: Path, tmp_path: Path, strategy:
 
 
 @pytest.mark.parametrize("changes", [{}, {"multilabel_loss": "asymmetric"}])
-def test_the_squares_are_found(squares: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_multi_label_training_detects_the_squares(squares: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     found = train(squares / "images", config(squares, strategy="scratch", epochs=25, patience=50, **changes), tmp_path / "run").record
     assert found.test is not None and found.test.score.value > 0.9
 
 
-def test_the_record_says_what_the_network_answers(squares: Path, tmp_path: Path) -> None:
+def test_evaluate_run_gives_the_scores_of_the_run_record(squares: Path, tmp_path: Path) -> None:
     run = train(squares / "images", config(squares, strategy="probe"), tmp_path / "run")
     report = evaluate_run(run.path, squares / "images", EvaluationConfig(labels=squares / "labels.csv"))
     assert report.left_out == run.record.images["train"] + run.record.images["val"]
@@ -154,10 +154,10 @@ def test_the_record_says_what_the_network_answers(squares: Path, tmp_path: Path)
         evaluate_run(run.path, squares / "images")
 
 
-def test_numbers_come_in_their_own_unit(squares: Path, tmp_path: Path) -> None:
-    wanted = config(squares, task="regression", columns="mm", strategy="partial", backbone="edgetl_small", pretrained=True, tolerance=1.5)
-    wanted = wanted.with_options(augment="none")  # the light one changes the brightness, which is the number
-    run = train(squares / "images", wanted, tmp_path / "run")
+def test_regression_outputs_have_the_unit_of_the_values(squares: Path, tmp_path: Path) -> None:
+    options = {"columns": "mm", "strategy": "partial", "backbone": "edgetl_small", "pretrained": True, "tolerance": 1.5}
+    # The default augmentation changes the brightness, which is the value.
+    run = train(squares / "images", config(squares, task="regression", augment="none", **options), tmp_path / "run")
     record = run.record
     samples = run.samples("test")
     from edgetl.export.gate.agreement import trained_logits
@@ -170,27 +170,27 @@ def test_numbers_come_in_their_own_unit(squares: Path, tmp_path: Path) -> None:
     assert {"values.png"} <= {path.name for path in run.path.iterdir()}
 
 
-def test_grades_are_judged_as_grades(squares: Path, tmp_path: Path) -> None:
-    wanted = config(squares, task="ordinal", columns="grade", strategy="probe", backbone="edgetl_small", pretrained=True)
-    record = train(squares / "images", wanted, tmp_path / "run").record
+def test_ordinal_training_reports_levels_and_kappa(squares: Path, tmp_path: Path) -> None:
+    settings = config(squares, task="ordinal", columns="grade", strategy="probe", backbone="edgetl_small", pretrained=True)
+    record = train(squares / "images", settings, tmp_path / "run").record
     assert record.decision_rule.ordinal_levels == (0, 3) and record.labels == ("grade",)
     assert record.test is not None and record.test.regression is not None and record.test.regression.kappa is not None
     assert [score.label for score in record.test.classes] == ["0", "1", "2", "3"]
 
 
 @pytest.mark.parametrize("task", ["multi-label", "regression"])
-def test_a_stopped_training_goes_on_to_the_same_weights(squares: Path, tmp_path: Path, task: str) -> None:
-    column = {"multi-label": COLOURS, "regression": "mm"}[task]
-    wanted = config(squares, task=task, columns=column, strategy="full", checkpoint_s=0.001)
-    whole = train(squares / "images", wanted, tmp_path / "whole")
+def test_resumed_training_of_a_table_task_gives_the_same_weights(squares: Path, tmp_path: Path, task: str) -> None:
+    column = {"multi-label": COLOR_COLUMNS, "regression": "mm"}[task]
+    settings = config(squares, task=task, columns=column, strategy="full", checkpoint_s=0.001)
+    whole = train(squares / "images", settings, tmp_path / "whole")
 
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "fine-tuning" and done == 5:
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(StoppedError):
-        train(squares / "images", wanted, tmp_path / "run", progress=stop)
-    resumed = train(squares / "images", wanted, tmp_path / "run", resume=True)
+        train(squares / "images", settings, tmp_path / "run", progress=stop)
+    resumed = train(squares / "images", settings, tmp_path / "run", resume=True)
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
 
 
@@ -212,20 +212,20 @@ def test_a_stopped_training_goes_on_to_the_same_weights(squares: Path, tmp_path:
         ),
     ],
 )
-def test_options_that_mean_nothing_for_a_task_are_refused(squares: Path, changes: dict[str, Any], message: str) -> None:
+def test_check_conflicts_rejects_options_of_another_task(squares: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_conflicts(config(squares, **changes))
 
 
-def test_several_mistakes_are_told_together_and_before_a_training_of_given_splits_too(colours: Path, tmp_path: Path) -> None:
-    wanted = TrainConfig.from_options(**{**SMALL, "multilabel_loss": "asymmetric", "tolerance": 2.0})
+def test_fine_tune_reports_several_mistakes_together(colours: Path, tmp_path: Path) -> None:
+    settings = TrainConfig.from_options(**{**SMALL, "multilabel_loss": "asymmetric", "tolerance": 2.0})
     with pytest.raises(
         ConfigError, match=r"--multilabel-loss asymmetric is only for multi-label tasks, not classification. Remove it. --tolerance is only"
     ):
-        fine_tune(split(scan(colours)), wanted, tmp_path / "run")
+        fine_tune(split(scan(colours)), settings, tmp_path / "run")
 
 
-def test_a_label_without_a_training_image_is_named(tmp_path: Path, squares: Path) -> None:
+def test_fine_tune_names_a_label_without_training_images(tmp_path: Path, squares: Path) -> None:
     folder = scan_images(squares / "images", config(squares).data)
     splits = split(folder)
     emptied = type(splits)(folder, tuple(item for item in splits.train if not item.targets[1]), splits.val, splits.test)
@@ -233,5 +233,5 @@ def test_a_label_without_a_training_image_is_named(tmp_path: Path, squares: Path
         fine_tune(emptied, config(squares), tmp_path / "run")
 
 
-def test_scores_of_labels_are_sigmoids() -> None:
+def test_label_scores_are_sigmoids() -> None:
     assert sigmoid(np.array([0.0, 200.0, -200.0], np.float32)).tolist() == [0.5, 1.0, 0.0]

@@ -1,4 +1,4 @@
-"""Several strategies compared, and a teacher that is asked while a network is tuned."""
+"""Strategy comparison, and distillation from a teacher."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def _row(strategy: str, right: int, n: int = 100) -> Compared:
     return Compared(strategy=strategy, steps=10, validation=wilson(right, n), seconds=1.0)
 
 
-def test_the_cheapest_within_one_standard_error_is_kept() -> None:
+def test_choose_selects_the_cheapest_strategy_within_one_standard_error() -> None:
     # One standard error of 90 of 100 is 3 points.
     assert choose((_row("probe", 87), _row("partial", 88), _row("full", 90)))[0] == 0
     assert choose((_row("probe", 86), _row("partial", 88), _row("full", 90)))[0] == 1
     assert choose((_row("probe", 80), _row("partial", 86), _row("full", 90)))[0] == 2
-    # The reason states the accuracy that the rule gave up.
+    # The reason contains the accuracy of better strategies that were not selected.
     reason = choose((_row("probe", 87), _row("partial", 88), _row("full", 90)))[1]
     assert (
         "probe is the cheapest within one standard error (3.0 points) of the best; not selected: partial +1.0 points, full +3.0 points"
@@ -55,7 +55,7 @@ def test_the_cheapest_within_one_standard_error_is_kept() -> None:
     assert best == 0 and "probe 0.9000, partial 0.8900, full 0.7000" in reason and "100 validation images" in reason
 
 
-def test_compare_trains_three_strategies_for_the_same_steps_and_keeps_one(colours: Path, tmp_path: Path) -> None:
+def test_compare_trains_three_strategies_for_the_same_steps_and_selects_one(colours: Path, tmp_path: Path) -> None:
     run = train(colours, _config(strategy="compare"), tmp_path / "run")
     table = run.record.compared
     assert [item.strategy for item in table] == ["probe", "partial", "full"] and table[1].steps == table[2].steps > 0
@@ -66,14 +66,14 @@ def test_compare_trains_three_strategies_for_the_same_steps_and_keeps_one(colour
     assert sorted(path.name for path in kept.iterdir()) == ["full", "partial", "probe"]
     assert [open_run(kept / item.strategy).record.validation.accuracy for item in table] == [item.validation for item in table]
     assert run.record.seconds >= sum(item.seconds for item in table) - 0.3 and run.record.config.optim.strategy == "compare"
-    for name in ("notes.txt", "probe/.DS_Store"):  # of the user, and of a file manager
+    for name in ("notes.txt", "probe/.DS_Store"):  # a user's file, and a file manager's
         (kept / name).touch()
     again = train(colours, _config(strategy="compare", keep="best"), tmp_path / "run", overwrite=True)
     assert [path.name for path in kept.rglob("*") if path.is_file() and path.name != ".DS_Store"] == ["notes.txt"]
     assert again.record.validation == run.record.validation
 
 
-def test_a_stopped_comparison_goes_on_without_repeating_what_was_finished(colours: Path, tmp_path: Path) -> None:
+def test_resumed_comparison_does_not_repeat_finished_strategies(colours: Path, tmp_path: Path) -> None:
     config = _config(strategy="compare", checkpoint_s=0.001)
 
     def stop(stage: str, done: int, total: int) -> None:
@@ -95,13 +95,13 @@ def test_a_stopped_comparison_goes_on_without_repeating_what_was_finished(colour
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
 
 
-def test_several_processes_do_not_compare(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_rejects_several_processes(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="runs in one process"):
         train(colours, _config(strategy="compare"), tmp_path / "run")
 
 
-def test_the_command_shows_what_was_compared(colours: Path, tmp_path: Path) -> None:
+def test_train_command_prints_the_compared_strategies(colours: Path, tmp_path: Path) -> None:
     options = [
         "--strategy",
         "compare",
@@ -121,67 +121,67 @@ def test_the_command_shows_what_was_compared(colours: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     for strategy in ("probe", "partial", "full"):
         assert f"compared: {strategy}" in done.stdout
-    said = " ".join(done.stdout.split())
-    assert "is the cheapest within one standard error" in said and "the whole comparison took" in said
-    assert f"all runs are in {tmp_path / 'run.compare'}" in said
+    output = " ".join(done.stdout.split())
+    assert "is the cheapest within one standard error" in output and "the whole comparison took" in output
+    assert f"all runs are in {tmp_path / 'run.compare'}" in output
 
 
-class _Watched(nn.Module):
-    """Remembers what it was shown."""
+class _RecordingNetwork(nn.Module):
+    """Network that records its input."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(3, 2)
-        self.shown = torch.empty(0)
+        self.input = torch.empty(0)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.shown = images
+        self.input = images
         logits: torch.Tensor = self.layer(images.mean(dim=(2, 3)))
         return logits
 
 
-def test_the_teacher_sees_the_students_crops_in_its_own_normalisation() -> None:
+def test_teacher_receives_the_students_crops_in_its_own_normalization() -> None:
     torch.manual_seed(0)
-    student, teacher = _Watched(), _Watched()
-    ours = PreprocessSpec(input_size=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    theirs = PreprocessSpec(input_size=(8, 8), mean=(0.1, 0.2, 0.3), std=(0.2, 0.3, 0.4))
+    student, teacher = _RecordingNetwork(), _RecordingNetwork()
+    student_spec = PreprocessSpec(input_size=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    teacher_spec = PreprocessSpec(input_size=(8, 8), mean=(0.1, 0.2, 0.3), std=(0.2, 0.3, 0.4))
     pixels = torch.rand(4, 3, 8, 8)
-    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (theirs.mean, theirs.std))
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (teacher_spec.mean, teacher_spec.std))
     teacher.pretrained_cfg = {"fixed_input_size": False}  # type: ignore[assignment]
-    term = Distillation(Teacher(teacher, theirs, ()), ours, weight=0.25)
+    term = Distillation(Teacher(teacher, teacher_spec, ()), student_spec, weight=0.25)
     images = (pixels - 0.5) / 0.5
     with torch.no_grad():
         logits = student(images)
         found = term(StepOutputs(images, torch.tensor([0, 1, 0, 1]), logits))
-        wanted = teacher(teacher.shown)
-    torch.testing.assert_close(teacher.shown, (pixels - mean) / std)
-    given, target = (item.log_softmax(dim=1) for item in (logits / TEMPERATURE, wanted / TEMPERATURE))
+        expected = teacher(teacher.input)
+    torch.testing.assert_close(teacher.input, (pixels - mean) / std)
+    given, target = (item.log_softmax(dim=1) for item in (logits / TEMPERATURE, expected / TEMPERATURE))
     divergence = float((target.exp() * (target - given)).sum(dim=1).mean()) * TEMPERATURE**2
     assert term.weight == 0.25 and float(found) == pytest.approx(divergence, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A network that tells three colours apart."""
+    """Run that classifies three colors."""
     root = tmp_path_factory.mktemp("teacher")
     return train(write_colours(root / "colours", 20), _config(strategy="scratch", epochs=15), root / "teacher")
 
 
-def test_a_student_answers_more_like_its_teacher_and_names_it(teacher: Run, tmp_path: Path) -> None:
+def test_distilled_student_is_closer_to_its_teacher_and_records_it(teacher: Run, tmp_path: Path) -> None:
     data = Path(teacher.splits().root)
     config = _config(backbone="test_byobnet", strategy="scratch", epochs=10, augment="none")
     plain = train(data, config, tmp_path / "plain")
-    taught = train(data, config.with_options(teacher=str(teacher.path), distillation_weight=1.0), tmp_path / "taught")
+    distilled = train(data, config.with_options(teacher=str(teacher.path), distillation_weight=1.0), tmp_path / "distilled")
     images = torch.stack([torch.from_numpy(preprocess(sample.path, teacher.record.preprocess)) for sample in teacher.samples("train")])
     with torch.no_grad():
-        told = teacher.load_model()(images).log_softmax(dim=1)
-        said = [item.load_model()(images).log_softmax(dim=1) for item in (plain, taught)]
-    apart = [float((told.exp() * (told - item)).sum(dim=1).mean()) for item in said]
-    assert apart[1] < apart[0]
-    assert taught.record.plan.label_smoothing == 0.0 < plain.record.plan.label_smoothing, "not softened twice"
-    assert not taught.record.backbone.pretrained
-    assert [parent.kind for parent in taught.record.backbone.parents] == ["teacher"]
-    assert taught.record.backbone.parents[-1].name == teacher.record.name
+        target = teacher.load_model()(images).log_softmax(dim=1)
+        outputs = [item.load_model()(images).log_softmax(dim=1) for item in (plain, distilled)]
+    divergences = [float((target.exp() * (target - item)).sum(dim=1).mean()) for item in outputs]
+    assert divergences[1] < divergences[0]
+    assert distilled.record.plan.label_smoothing == 0.0 < plain.record.plan.label_smoothing, "targets are not softened twice"
+    assert not distilled.record.backbone.pretrained
+    assert [parent.kind for parent in distilled.record.backbone.parents] == ["teacher"]
+    assert distilled.record.backbone.parents[-1].name == teacher.record.name
 
 
 def test_a_backbone_teaches_through_a_head_fitted_on_the_images_and_a_tutored_training_resumes(colours: Path, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_backbone_teaches_through_a_head_fitted_on_the_images_and_a_tutored_tr
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
 
 
-def test_a_teacher_of_other_classes_or_of_a_license_that_is_refused_does_not_teach(colours: Path, teacher: Run, tmp_path: Path) -> None:
+def test_find_teacher_rejects_other_classes_and_forbidden_licenses(colours: Path, teacher: Run, tmp_path: Path) -> None:
     (colours / "red").rename(colours / "pink")
     with pytest.raises(ConfigError, match=r"has other classes \(blue, green, red…\) than the images"):
         train(colours, _config(strategy="partial", teacher=str(teacher.path)), tmp_path / "a")

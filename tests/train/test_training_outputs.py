@@ -1,4 +1,4 @@
-"""The Python API of training and its side folders: inputs are never replaced, FIFOs are never waited for."""
+"""Output folders of training: inputs are never overwritten, and FIFOs never block."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tree(root: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def test_training_replaces_neither_its_images_nor_a_folder_of_documents(colours: Path) -> None:
+def test_train_overwrites_neither_its_images_nor_unrelated_files(colours: Path) -> None:
     documents = colours.parent / "documents"
     documents.mkdir()
     (documents / "thesis.tex").touch()
@@ -51,7 +51,7 @@ def test_training_replaces_neither_its_images_nor_a_folder_of_documents(colours:
     ],
     ids=["export", "share", "prune"],
 )
-def test_a_run_is_never_replaced_by_what_is_made_from_it(run: Run, work: Callable[[Path, Path], object]) -> None:
+def test_commands_on_a_run_never_overwrite_it(run: Run, work: Callable[[Path, Path], object]) -> None:
     before = tree(run.path)
     for out in (run.path, run.path / "below"):
         with pytest.raises(ConfigError, match="the run"):
@@ -59,17 +59,17 @@ def test_a_run_is_never_replaced_by_what_is_made_from_it(run: Run, work: Callabl
     assert tree(run.path) == before
 
 
-def test_a_bundle_is_not_written_into_the_images_of_its_run(run: Run, digits: Path) -> None:
+def test_export_does_not_write_into_the_image_folder_of_the_run(run: Run, digits: Path) -> None:
     with pytest.raises(ConfigError, match="lies inside the folder of images"):
         export_bundle(run.path, ExportConfig(), digits / "bundle")
     assert not (digits / "bundle").exists()
 
 
-def test_every_file_of_a_run_is_recognized(run: Run) -> None:
+def test_foreign_files_recognizes_all_files_of_a_run(run: Run) -> None:
     assert list(foreign_files(run.path)) == []
 
 
-def test_states_are_removed_and_a_users_file_beside_them_stays(tmp_path: Path) -> None:
+def test_removing_saved_states_keeps_user_files(tmp_path: Path) -> None:
     folder = tmp_path / "run.checkpoints"
     folder.mkdir()
     (folder / "notes.txt").touch()
@@ -79,7 +79,7 @@ def test_states_are_removed_and_a_users_file_beside_them_stays(tmp_path: Path) -
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
-def test_a_fifo_is_refused_as_recipe_weights_table_and_folder(colours: Path, tmp_path: Path) -> None:
+def test_fifo_is_rejected_as_recipe_weights_and_label_table(colours: Path, tmp_path: Path) -> None:
     for name in ("pipe.toml", "pipe.pth", "pipe.safetensors", "pipe.csv"):
         os.mkfifo(tmp_path / name)
     attempts: list[tuple[type[EdgetlError], Callable[[], object]]] = [
@@ -96,22 +96,22 @@ def test_a_fifo_is_refused_as_recipe_weights_table_and_folder(colours: Path, tmp
         sha256_of(tmp_path / "pipe.pth")
 
 
-def test_pretraining_does_not_replace_a_file_of_the_same_name(tmp_path: Path) -> None:
+def test_pretrain_does_not_overwrite_a_foreign_file(tmp_path: Path) -> None:
     recipe = read_recipe(Path(__file__).parents[2] / "models" / "routes" / "fractals.toml")
     weights = tmp_path / f"{recipe.name}.safetensors"
     weights.write_text("precious")
-    with pytest.raises(ConfigError, match="edgetl pretrain did not write them"):
+    with pytest.raises(ConfigError, match="which edgetl pretrain did not write"):
         pretrain(recipe, Folders(out=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [weights.name]
     assert weights.read_text() == "precious"
 
 
-def test_a_training_holds_its_output_from_the_first_image_on(colours: Path, tmp_path: Path) -> None:
-    started, go_on = threading.Event(), threading.Event()
+def test_train_locks_its_output_folder_before_reading_images(colours: Path, tmp_path: Path) -> None:
+    started, resume = threading.Event(), threading.Event()
 
     def pause(stage: str, done: int, total: int) -> None:
         started.set()
-        go_on.wait(60)
+        resume.wait(60)
         raise ConfigError("stop")
 
     def first() -> None:
@@ -125,6 +125,6 @@ def test_a_training_holds_its_output_from_the_first_image_on(colours: Path, tmp_
         with pytest.raises(ConfigError, match="another process writes"):
             train(colours, TrainConfig(), tmp_path / "run", overwrite=True)
     finally:
-        go_on.set()
+        resume.set()
         thread.join()
     assert [path.name for path in tmp_path.iterdir()] == ["colours"]

@@ -1,4 +1,4 @@
-"""Files of others that describe a network never run code, read other files or reach the network."""
+"""Untrusted model files: they never run code, read other files or open a network connection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.train.test_input_size import SMALL_SWIN, build_saved
 
 
 class _Payload:
-    """Creates a file when it is unpickled."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -36,7 +36,7 @@ class _Payload:
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a connection was tried")
+        raise AssertionError("the code opened a network connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
@@ -47,7 +47,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     ["checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only", "scriptable", "exportable",
      "pruned", "device", "block_args", "hybrid_backbone", "pretrained_model_args", "kwargs_filter", "feature_cfg", "out_indices"],
 )  # fmt: skip
-def test_arguments_that_load_or_change_what_is_built_are_not_passed_on(tmp_path: Path, name: str) -> None:
+def test_rebuild_rejects_arguments_that_load_files_or_change_the_network(tmp_path: Path, name: str) -> None:
     mark, file = tmp_path / "ran", tmp_path / "payload.pth"
     file.write_bytes(pickle.dumps(_Payload(mark)))
     with pytest.raises(BackboneError, match=f"'{name}' is not an allowed argument"):
@@ -69,32 +69,32 @@ def test_arguments_that_load_or_change_what_is_built_are_not_passed_on(tmp_path:
         ({"edgetl_pruned": {"conv1": [0, 3, 1]}}, "edgetl_pruned is not a table"),
     ],
 )
-def test_arguments_of_another_type_or_size_are_not_passed_on(args: dict[str, object], reason: str) -> None:
+def test_rebuild_rejects_arguments_of_wrong_type_or_size(args: dict[str, object], reason: str) -> None:
     with pytest.raises(BackboneError, match=reason):
         rebuild("test_vit", args, 3)
 
 
 @pytest.mark.parametrize("name", ["hf-hub:evil/net", "local-dir:/tmp", "evil/net", "../net", "hf_hub:a", "torchvision:../x", ""])
-def test_an_architecture_is_never_a_place(no_network: None, name: str) -> None:
+def test_architecture_name_cannot_be_a_location(no_network: None, name: str) -> None:
     assert architecture_problem(name)
     with pytest.raises(BackboneError):
         rebuild(name, {}, 3)
 
 
-def test_unknown_architectures_are_refused_by_both_libraries() -> None:
+def test_rebuild_rejects_unknown_architectures_of_both_libraries() -> None:
     for name in ("nothing_like_it", "torchvision:nothing_like_it"):
         with pytest.raises(BackboneError, match="nothing_like_it"):
             rebuild(name, {}, 3)
 
 
-def test_what_timm_saves_for_its_own_networks_passes() -> None:
+def test_args_problem_accepts_arguments_that_timm_saves() -> None:
     for args in ({"pad_type": "same"}, {"img_size": 224, "dynamic_img_size": True}, SMALL_SWIN, {"global_pool": "", "class_token": False}):
         assert args_problem(args) is None
 
 
 @pytest.mark.parametrize("key", ["file", "url", "hf_hub_id", "state_dict", "source", "custom_load", "hf_hub_filename"])
-def test_a_saved_config_names_no_place_of_weights(tmp_path: Path, no_network: None, key: str) -> None:
-    """The weights are the folder's own safetensors file, whatever ``pretrained_cfg`` contains."""
+def test_config_json_cannot_set_the_location_of_weights(tmp_path: Path, no_network: None, key: str) -> None:
+    """The weights are always the safetensors file of the folder."""
     mark, file = tmp_path / "ran", tmp_path / "payload.pth"
     file.write_bytes(pickle.dumps(_Payload(mark)))
     name = build_saved(tmp_path / "net", "test_resnet", {})
@@ -125,17 +125,17 @@ def test_a_saved_config_names_no_place_of_weights(tmp_path: Path, no_network: No
         {"num_classes": 10**12},
     ],
 )
-def test_a_hostile_config_json_ends_in_one_sentence(tmp_path: Path, no_network: None, changes: dict[str, object]) -> None:
+def test_hostile_config_json_gives_a_one_line_error(tmp_path: Path, no_network: None, changes: dict[str, object]) -> None:
     name = build_saved(tmp_path / "net", "test_resnet", {}, changes)
     try:
         load_backbone(TrainConfig.from_options(backbone=name).backbone, 3)
     except BackboneError as error:
         assert "\n" not in str(error)
     else:
-        assert "pretrained_cfg" in changes, "only where the layers are may be ignored"
+        assert "pretrained_cfg" in changes, "only the names of layers may be ignored"
 
 
-def test_a_folder_with_a_pickle_is_not_opened(tmp_path: Path) -> None:
+def test_folder_with_only_a_pickle_is_rejected(tmp_path: Path) -> None:
     name = build_saved(tmp_path / "net", "test_resnet", {})
     mark = tmp_path / "ran"
     (tmp_path / "net" / "model.safetensors").unlink()
@@ -145,7 +145,7 @@ def test_a_folder_with_a_pickle_is_not_opened(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-def test_the_file_beside_weights_says_nothing_of_code(tmp_path: Path) -> None:
+def test_json_beside_weights_cannot_add_model_arguments(tmp_path: Path) -> None:
     torch.manual_seed(0)
     safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "test_resnet.safetensors")
     for facts in ({"checkpoint_path": "x.pth", "custom_load": True, "url": "http://evil"}, {"model_args": {"checkpoint_path": "x"}}):
@@ -153,8 +153,8 @@ def test_the_file_beside_weights_says_nothing_of_code(tmp_path: Path) -> None:
         assert load_backbone(TrainConfig.from_options(backbone="test_resnet", weights_dir=str(tmp_path)).backbone, 3).model_args == {}
 
 
-def test_nothing_in_the_package_unpickles() -> None:
-    """``torch.load`` only with ``weights_only=True``; no ``pickle.load``, ``eval`` or ``exec``; models are made in four modules."""
+def test_package_does_not_unpickle() -> None:
+    """``torch.load`` has ``weights_only=True``, nothing calls ``pickle.load``, ``eval`` or ``exec``, and four modules build timm models."""
     makers = set()
     for path in Path(edgetl.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):

@@ -1,4 +1,4 @@
-"""Weight files: good ones, damaged ones, and those that want to run code."""
+"""Weight files: valid files, damaged files, and files that contain code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def network() -> torch.nn.Module:
 
 
 class _Payload:
-    """Unpickled, it makes a folder."""
+    """Object that creates a folder when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -37,7 +37,7 @@ class _Payload:
         return os.mkdir, (str(self.trace),)
 
 
-def test_a_truncated_safetensors_is_refused(tmp_path: Path, network: torch.nn.Module) -> None:
+def test_load_backbone_rejects_a_truncated_safetensors_file(tmp_path: Path, network: torch.nn.Module) -> None:
     path = tmp_path / "half.safetensors"
     safetensors.torch.save_file(network.state_dict(), path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -66,14 +66,14 @@ def _header(entries: str, *, length: int | None = None, data: bytes = bytes(16))
     ],
     ids=["no header", "longer than allowed", "longer than any", "overlapping", "hole", "overflow", "twice", "beyond the file"],
 )
-def test_a_malformed_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_load_tensors_rejects_a_malformed_safetensors_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "odd.safetensors"
     path.write_bytes(content)
     with pytest.raises(BackboneError, match=r"odd\.safetensors cannot be read as safetensors"):
         load_tensors(path)
 
 
-def test_a_pickle_renamed_to_safetensors_is_refused_and_does_not_run(tmp_path: Path) -> None:
+def test_load_tensors_rejects_a_pickle_named_safetensors_without_running_it(tmp_path: Path) -> None:
     path = tmp_path / "fake.safetensors"
     torch.save({"a": _Payload(tmp_path / "ran")}, path)
     with pytest.raises(BackboneError, match="cannot be read as safetensors"):
@@ -82,7 +82,7 @@ def test_a_pickle_renamed_to_safetensors_is_refused_and_does_not_run(tmp_path: P
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_pth_with_a_payload_does_not_run(tmp_path: Path, legacy: bool) -> None:
+def test_load_tensors_rejects_a_pth_with_code_without_running_it(tmp_path: Path, legacy: bool) -> None:
     path = tmp_path / "evil.pth"
     torch.save({"state_dict": {"a": torch.zeros(2)}, "x": _Payload(tmp_path / "ran")}, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(BackboneError, match=r"evil\.pth contains Python objects other than tensors"):
@@ -91,7 +91,7 @@ def test_a_pth_with_a_payload_does_not_run(tmp_path: Path, legacy: bool) -> None
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
-def test_a_checkpoint_of_tensors_is_read_whatever_wraps_it(tmp_path: Path, network: torch.nn.Module, suffix: str) -> None:
+def test_load_backbone_reads_nested_checkpoints_of_tensors(tmp_path: Path, network: torch.nn.Module, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     torch.save({"epoch": 3, "state_dict": {f"module.{key}": value for key, value in network.state_dict().items()}}, path)
     backbone = load_backbone(TrainConfig.from_options(backbone="test_resnet", weights=str(path)).backbone, 3)
@@ -99,8 +99,8 @@ def test_a_checkpoint_of_tensors_is_read_whatever_wraps_it(tmp_path: Path, netwo
     assert backbone.weights_sha256 == backbone.parents[0].sha256 is not None
 
 
-def test_other_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
-    for name, content, said in (
+def test_load_tensors_reports_why_a_file_cannot_be_read(tmp_path: Path) -> None:
+    for name, content, message in (
         ("list.pth", None, "is not a state_dict"),
         ("empty.pth", b"", "cannot be read as torch weights"),
         ("noise.pt", b"\x00\x01noise" * 50, "cannot be read as torch weights|contains Python objects other than tensors"),
@@ -112,11 +112,11 @@ def test_other_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
             path.write_bytes(content)
         elif name == "list.pth":
             torch.save([torch.zeros(2)], path)
-        with pytest.raises(BackboneError, match=said):
+        with pytest.raises(BackboneError, match=message):
             load_tensors(path)
 
 
-def test_a_weights_directory_is_searched_by_name_then_by_its_only_tag(tmp_path: Path) -> None:
+def test_find_weights_searches_by_name_then_by_its_only_tag(tmp_path: Path) -> None:
     for name in ("a.safetensors", "a.tag.safetensors", "b.tag.pth", "c.one.safetensors", "c.two.safetensors", "d.json"):
         (tmp_path / name).write_bytes(b"{}")
     (tmp_path / "e.tag").mkdir()
@@ -132,7 +132,7 @@ def test_a_weights_directory_is_searched_by_name_then_by_its_only_tag(tmp_path: 
         find_weights("a", tmp_path / "absent")
 
 
-def test_weights_of_a_directory_come_with_what_stands_beside_them(tmp_path: Path, network: torch.nn.Module) -> None:
+def test_weights_directory_uses_the_settings_in_the_json_beside_the_weights(tmp_path: Path, network: torch.nn.Module) -> None:
     safetensors.torch.save_file(network.state_dict(), tmp_path / "test_resnet.mine.safetensors")
     facts = {"input_size": [3, 96, 160], "mean": [0.4, 0.5, 0.6], "std": [0.1, 0.1, 0.1], "license": "cc-by-nc-4.0"}
     (tmp_path / "test_resnet.mine.json").write_text(json.dumps(facts))
@@ -144,14 +144,14 @@ def test_weights_of_a_directory_come_with_what_stands_beside_them(tmp_path: Path
         load_backbone(TrainConfig.from_options(backbone="test_resnet", weights_dir=str(tmp_path)).backbone, 3)
 
 
-def test_a_backbone_for_grey_images_is_refused(tmp_path: Path, network: torch.nn.Module) -> None:
+def test_load_backbone_rejects_a_backbone_for_gray_images(tmp_path: Path, network: torch.nn.Module) -> None:
     safetensors.torch.save_file(network.state_dict(), tmp_path / "test_resnet.safetensors")
     (tmp_path / "test_resnet.json").write_text(json.dumps({"input_size": [1, 96, 96]}))
     with pytest.raises(BackboneError, match=r"needs images with 1 channel\(s\), but edgetl uses 3"):
         load_backbone(TrainConfig.from_options(backbone="test_resnet", weights_dir=str(tmp_path)).backbone, 3)
 
 
-def test_a_license_that_the_user_states_fills_the_gap_only(tmp_path: Path, network: torch.nn.Module) -> None:
+def test_license_option_applies_only_if_the_weights_state_no_license(tmp_path: Path, network: torch.nn.Module) -> None:
     path = tmp_path / "test_resnet.safetensors"
     safetensors.torch.save_file(network.state_dict(), path)
     config = TrainConfig.from_options(backbone="test_resnet", weights=str(path), license="mit")
@@ -160,7 +160,7 @@ def test_a_license_that_the_user_states_fills_the_gap_only(tmp_path: Path, netwo
     assert load_backbone(config.backbone, 3).license == "cc-by-nc-4.0"
 
 
-def test_random_weights_stay_random_beside_a_weights_directory(tmp_path: Path, network: torch.nn.Module) -> None:
+def test_random_weights_ignore_the_weights_directory(tmp_path: Path, network: torch.nn.Module) -> None:
     safetensors.torch.save_file(network.state_dict(), tmp_path / "test_resnet.safetensors")
     torch.manual_seed(0)
     backbone = load_backbone(TrainConfig.from_options(backbone="test_resnet", weights_dir=str(tmp_path), pretrained=False).backbone, 3)
@@ -169,21 +169,21 @@ def test_random_weights_stay_random_beside_a_weights_directory(tmp_path: Path, n
 
 
 @pytest.mark.parametrize("name", ["edgetl_small", "hf-hub:org/name", "local-dir:somewhere"])
-def test_weights_beside_a_name_that_has_its_own_are_refused(tmp_path: Path, name: str) -> None:
+def test_weights_option_conflicts_with_a_name_that_has_its_own_weights(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"conflicts with --backbone .*, which has its own weights"):
         load_backbone(TrainConfig.from_options(backbone=name, weights=str(tmp_path / "x.safetensors")).backbone, 3)
     with pytest.raises(ConfigError, match="conflicts with --random-weights"):
         load_backbone(TrainConfig.from_options(backbone="test_resnet", pretrained=False, weights="x.safetensors").backbone, 3)
 
 
-def test_a_misspelt_tag_and_an_impossible_hub_name_are_answered(tmp_path: Path) -> None:
+def test_unknown_tag_and_invalid_hub_name_give_an_error_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"no weights named mobilenetv3_small_100\.lamb_in1\. Available: .*lamb_in1k"):
         load_backbone(TrainConfig.from_options(backbone="mobilenetv3_small_100.lamb_in1").backbone, 3)
     with pytest.raises(BackboneError, match="is not a valid hub name"):
         load_backbone(TrainConfig.from_options(backbone="hf-hub:not a name").backbone, 3)
 
 
-def test_torchvisions_own_files_are_read_without_running_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvision_files_are_read_without_running_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     name = Path(torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url).name
     path = tmp_path / "hub/checkpoints" / name
@@ -198,7 +198,7 @@ def test_torchvisions_own_files_are_read_without_running_them(tmp_path: Path, mo
     assert find_weights("torchvision:squeezenet1_1", path.parent) == path
 
 
-def test_what_pretraining_wrote_is_used_with_its_own_preprocessing(tmp_path: Path) -> None:
+def test_pretraining_record_beside_weights_sets_preprocessing_and_license(tmp_path: Path) -> None:
     weights, record = read_embedded("edgetl_small")
     shutil.copy(weights, tmp_path / "mine.safetensors")
     shutil.copy(weights.with_suffix(".json"), tmp_path / "mine.json")

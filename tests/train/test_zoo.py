@@ -15,7 +15,7 @@ from edgetl.train.networks.backbone import TORCHVISION, count_macs, torchvision_
 from tests.command import edgetl
 
 
-def test_the_list_names_real_networks_with_plausible_figures() -> None:
+def test_catalogue_lists_existing_networks_with_plausible_figures() -> None:
     entries = catalogue()
     assert 20 <= len(entries) <= 35 and len({entry.name for entry in entries}) == len(entries)
     known = set(timm.list_pretrained())
@@ -28,7 +28,7 @@ def test_the_list_names_real_networks_with_plausible_figures() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["mobilenetv3_small_050", "lcnet_050", "torchvision:squeezenet1_1"])
-def test_parameters_and_macs_of_the_list_are_those_of_the_network(architecture: str) -> None:
+def test_catalogue_parameters_and_macs_match_the_network(architecture: str) -> None:
     entry = show_backbone(architecture).entry
     short = architecture.removeprefix(TORCHVISION)
     model = (torchvision.models.get_model(short) if architecture != short else timm.create_model(short)).eval()
@@ -37,7 +37,7 @@ def test_parameters_and_macs_of_the_list_are_those_of_the_network(architecture: 
     assert torchvision_model("squeezenet1_1", None, 3) is not None
 
 
-def test_filters_keep_what_fits() -> None:
+def test_list_backbones_applies_filters() -> None:
     everything = list_backbones().backbones
     small = list_backbones(max_params_m=3.0, max_mmacs=100).backbones
     assert 0 < len(small) < len(everything)
@@ -47,7 +47,7 @@ def test_filters_keep_what_fits() -> None:
     assert all(item.entry.license == "apache-2.0" for item in list_backbones(license="Apache").backbones)
 
 
-def test_a_weights_directory_is_offline(tmp_path: Path) -> None:
+def test_weights_directory_makes_a_backbone_available_offline(tmp_path: Path) -> None:
     (tmp_path / "lcnet_050.ra2_in1k.safetensors").write_bytes(b"")
     names = [item.entry.name for item in list_backbones(weights_dir=tmp_path, offline=True).backbones]
     assert "lcnet_050.ra2_in1k" in names
@@ -58,7 +58,7 @@ def test_a_weights_directory_is_offline(tmp_path: Path) -> None:
         show_backbone("resnet5")
 
 
-def test_the_command_lists_filters_and_shows_one() -> None:
+def test_models_command_lists_filters_and_shows_one_backbone() -> None:
     done = edgetl("models", "--max-params", "3", "--json")
     assert done.returncode == 0, done.stderr
     listed = json.loads(done.stdout)["backbones"]
@@ -70,7 +70,7 @@ def test_the_command_lists_filters_and_shows_one() -> None:
     assert wrong.returncode == 3 and "'any' or 'commercial'" in wrong.stderr
 
 
-def test_a_hub_name_without_a_network_is_answered_at_once_with_the_embedded_alternative(tmp_path: Path, colours: Path) -> None:
+def test_missing_network_error_names_the_embedded_backbone(tmp_path: Path, colours: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "EDGETL_WEIGHTS": str(tmp_path)}
     done = edgetl("train", colours, "--backbone", "mobilenetv3_small_100", "--out", tmp_path / "run", environment=environment)
     assert done.returncode == 6, done.stderr

@@ -1,4 +1,4 @@
-"""Drop-path and mixup: where the table wants them, the same in every repetition, and nothing of them in what is exported."""
+"""Stochastic depth (drop path) and mixup: defaults, reproducibility, and a plain network after the training."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def _config(**changes: object) -> TrainConfig:
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext2"])
-def test_the_chances_are_timms_own_and_only_while_it_trains(name: str) -> None:
+def test_stochastic_depth_uses_timm_rates_only_inside_its_context(name: str) -> None:
     model, theirs = timm.create_model(name, num_classes=3), timm.create_model(name, num_classes=3, drop_path_rate=0.2)
-    wanted = {place: part.drop_prob for place, part in theirs.named_modules() if isinstance(part, DropPath)}
+    expected = {place: part.drop_prob for place, part in theirs.named_modules() if isinstance(part, DropPath)}
     keys, kinds = list(model.state_dict()), [type(part) for part in model.modules()]
     with stochastic_depth(model, 0.2):
         found = {place: part.drop_prob for place, part in model.named_modules() if isinstance(part, DropPath)}
-        assert found == pytest.approx(wanted) and list(model.state_dict()) == keys
+        assert found == pytest.approx(expected) and list(model.state_dict()) == keys
     assert [type(part) for part in model.modules()] == kinds and not any(isinstance(part, DropPath) for part in model.modules())
 
 
-def test_a_network_that_came_with_drop_path_gets_it_back() -> None:
+def test_stochastic_depth_restores_existing_drop_path_layers() -> None:
     model = timm.create_model("test_convnext2", num_classes=3, drop_path_rate=0.3)
     before = {place: model.get_submodule(place) for place in drop_path_layers(model)}
     with stochastic_depth(model, 0.0):
@@ -50,21 +50,21 @@ def test_a_network_that_came_with_drop_path_gets_it_back() -> None:
     assert all(model.get_submodule(place) is part for place, part in before.items())
 
 
-def test_the_table_drops_paths_in_networks_without_batchnorm_and_mixes_above_20000_images() -> None:
+def test_defaults_enable_drop_path_without_batchnorm_and_mixup_above_20000_images() -> None:
     convnext, resnet = timm.create_model("test_convnext2", num_classes=3), timm.create_model("test_efficientnet", num_classes=3)
 
-    def figures(model: nn.Module, images: int, **changes: object) -> tuple[float, float]:
+    def rates(model: nn.Module, images: int, **changes: object) -> tuple[float, float]:
         plan = plan_of(_config(epochs=None, lr=None, pretrained=True, **changes), images, model)
         return plan.drop_path, plan.mixup
 
-    assert [figures(convnext, images) for images in (1_000, 1_001, 20_000, 20_001, 100_001)] == [
+    assert [rates(convnext, images) for images in (1_000, 1_001, 20_000, 20_001, 100_001)] == [
         (0.0, 0.0), (0.1, 0.0), (0.1, 0.0), (0.1, 0.1), (0.1, 0.2),
     ]  # fmt: skip
-    assert figures(resnet, 5_000) == (0.0, 0.0) and figures(resnet, 5_000, drop_path=0.2, mixup=0.4) == (0.2, 0.4)
-    assert figures(convnext, 50_000, drop_path=0.0, mixup=0.0) == (0.0, 0.0), "none is a choice too"
+    assert rates(resnet, 5_000) == (0.0, 0.0) and rates(resnet, 5_000, drop_path=0.2, mixup=0.4) == (0.2, 0.4)
+    assert rates(convnext, 50_000, drop_path=0.0, mixup=0.0) == (0.0, 0.0), "0 overrides the default"
 
 
-def test_a_network_that_drops_paths_can_still_be_cut_and_its_upper_half_drops_them() -> None:
+def test_network_with_stochastic_depth_can_be_partitioned() -> None:
     model = timm.create_model("test_convnext2", num_classes=3).eval()
     stages = choose_stages(find_stages(model, find_head(model)), "0.5")
     with stochastic_depth(model, 0.2):
@@ -73,32 +73,32 @@ def test_a_network_that_drops_paths_can_still_be_cut_and_its_upper_half_drops_th
     assert [part.drop_prob for part in parts.trainable.modules() if isinstance(part, DropPath)][-1] == pytest.approx(0.2)
 
 
-def test_drop_path_is_refused_where_there_is_nothing_to_drop() -> None:
+def test_drop_path_rejects_a_network_without_residual_branches() -> None:
     with pytest.raises(ConfigError, match="--drop-path: this network has no drop_path layers"):
         plan_of(_config(drop_path=0.1), 500, torchvision_model("squeezenet1_1", None, 3))
 
 
-def test_mixed_pictures_are_mostly_their_own_and_the_same_for_the_same_seed() -> None:
+def test_mixup_keeps_at_least_half_of_each_image_and_is_reproducible() -> None:
     images, labels = torch.rand(16, 3, 4, 4), torch.arange(16)
-    shares = []
+    weights = []
     for seed in range(50):
         found = []
         for _ in range(2):
             torch.manual_seed(seed)
             found.append(mixup(images, labels, 0.2))
-        (mixed, others, share), (again, _, _) = found
+        (mixed, others, weight), (again, _, _) = found
         assert torch.equal(mixed, again) and sorted(others.tolist()) == list(range(16))
-        assert torch.allclose(mixed, share * images + (1 - share) * images[others], atol=1e-6)
-        shares.append(share)
-    assert 0.5 <= min(shares) < 0.7 and max(shares) > 0.99 and math.isclose(sum(shares) / 50, 0.9, abs_tol=0.08)
+        assert torch.allclose(mixed, weight * images + (1 - weight) * images[others], atol=1e-6)
+        weights.append(weight)
+    assert 0.5 <= min(weights) < 0.7 and max(weights) > 0.99 and math.isclose(sum(weights) / 50, 0.9, abs_tol=0.08)
 
 
 class _StopError(Exception):
-    """Ends a training from its progress."""
+    """Error that stops a training from its progress callback."""
 
 
 @pytest.mark.parametrize("choice", [{"drop_path": 0.3}, {"mixup": 0.4, "strategy": "partial", "unfreeze": "0.5"}])
-def test_a_resumed_training_ends_with_the_same_weights_and_an_ordinary_network(
+def test_resumed_regularized_training_gives_the_same_weights_and_a_plain_network(
     colours: Path, tmp_path: Path, choice: dict[str, object]
 ) -> None:
     config = _config(checkpoint_s=0.001, **choice)
@@ -112,11 +112,11 @@ def test_a_resumed_training_ends_with_the_same_weights_and_an_ordinary_network(
     whole = train(colours, config, tmp_path / "whole")
     with pytest.raises(_StopError):
         train(colours, config, tmp_path / "broken", progress=stop)
-    assert "running the frozen layers" not in stages, "mixed pictures cannot be cached"
+    assert "running the frozen layers" not in stages, "activations of mixed images cannot be cached"
     resumed = train(colours, config, tmp_path / "broken", resume=True)
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
     plain = train(colours, config.with_options(drop_path=None, mixup=None), tmp_path / "plain")
     assert plain.record.files["weights.safetensors"] != whole.record.files["weights.safetensors"]
-    model = whole.load_model().train()  # even then: nothing is left to chance
+    model = whole.load_model().train()
     assert not any(isinstance(part, DropPath) for part in model.modules())
     assert whole.record.backbone.model_args == {}
