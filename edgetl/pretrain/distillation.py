@@ -25,7 +25,7 @@ from edgetl.train.inputs.features import choose_engine
 from edgetl.train.networks.backbone import feature_extractor, find_head
 from edgetl.train.networks.distillation import distillation_loss
 
-WARM_UP_SHARE = 0.05
+WARM_UP_FRACTION = 0.05
 # Number of batches over which the mean and the principal components of the teacher's features are measured.
 STATISTICS_STEPS = 24
 COMPONENTS = 256

@@ -26,7 +26,7 @@ from edgetl.core.progress import Progress, silent
 from edgetl.core.system.host import fingerprint, versions
 from edgetl.errors import BackboneError, ConfigError, TrainingError, first_line
 from edgetl.pretrain.compression import Coordinates, compress
-from edgetl.pretrain.distillation import WARM_UP_SHARE, Distillation, TeacherFeatures, TeacherNetwork, load_teacher
+from edgetl.pretrain.distillation import WARM_UP_FRACTION, Distillation, TeacherFeatures, TeacherNetwork, load_teacher
 from edgetl.pretrain.images import Pool, Views, count_labels, load_pools
 from edgetl.pretrain.recipe import TEACHER, Recipe
 from edgetl.train.artifacts.loading.catalogue import Pretrained, Teacher, UsedImages
@@ -122,7 +122,7 @@ def _train(
     """
     recipe, fabric, first = module.recipe, launch(device), checkpoint.first
     optimizer = module.make_optimizer()
-    schedule = LambdaLR(optimizer, lambda step: warm_cosine(first + step, recipe.steps, WARM_UP_SHARE))
+    schedule = LambdaLR(optimizer, lambda step: warm_cosine(first + step, recipe.steps, WARM_UP_FRACTION))
     model, optimizer = fabric.setup(module, optimizer)
     restore_optimizer(optimizer, checkpoint.moments)
     for step, batch in enumerate(batches, first + 1):

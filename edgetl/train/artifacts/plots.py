@@ -86,9 +86,9 @@ def confusion_axes(axes: Axes, evaluation: Evaluation, title: str) -> None:
     """Draw the confusion matrix. A row is a true class; the shade of a cell is its fraction of the row."""
     labels = [plain_text(score.label) for score in evaluation.classes]
     counts = np.array(evaluation.confusion)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     long = max(map(len, labels)) > 2
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(labels)), labels, rotation=45 if long else 0, ha="right" if long else "center")
     axes.set_yticks(range(len(labels)), labels)
     axes.set_xlabel("predicted")
@@ -96,7 +96,7 @@ def confusion_axes(axes: Axes, evaluation: Evaluation, title: str) -> None:
     axes.set_title(title, fontsize=10)
     if len(labels) <= 30:
         for row, column in np.argwhere(counts > 0).tolist():
-            dark = shares[row, column] > 0.5
+            dark = fractions[row, column] > 0.5
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else "black")
 
 

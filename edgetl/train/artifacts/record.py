@@ -56,7 +56,14 @@ class BackboneRecord(StrictModel):
 
 
 class Compared(StrictModel):
-    """Result of one strategy in ``--strategy compare``."""
+    """Result of one strategy in ``--strategy compare``.
+
+    Attributes:
+        strategy: name of the strategy.
+        steps: optimizer steps. 0 for a probe.
+        validation: accuracy on the validation images, with interval.
+        seconds: duration of the training, s.
+    """
 
     strategy: str
     steps: int

@@ -97,7 +97,7 @@ def _check_input_size(previous: nn.Module, backbone: Backbone) -> nn.Module:
 
 
 def _copy_laterals(model: ProgressiveNetwork, previous: ProgressiveNetwork) -> None:
-    """Copy the lateral connections of the frozen columns, and those of the last column also into the new column."""
+    """Copy the lateral connections of the frozen columns. The new column gets a copy of the last column's connections."""
     for place, laterals in enumerate(previous.laterals):
         model.laterals[place].load_state_dict(laterals.state_dict())
     # strict=False, because the new column also has connections to the copied column, which keep their zeros.

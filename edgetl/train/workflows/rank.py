@@ -47,12 +47,16 @@ from edgetl.train.heads.transferability import Score, knn_score, logme_score, ri
 from edgetl.train.networks.backbone import TORCHVISION, Backbone, feature_extractor
 from edgetl.train.workflows.finetune import fine_tune
 
+# Prefix of a candidate with random weights.
 RANDOM = "random:"
+# Height and width of the images in the first round, px.
 FIRST_SIDE = 128
-KEPT_SHARE = 0.4
+# Fraction and smallest number of candidates in the second round, at their own input size.
+KEPT_FRACTION = 0.4
 MIN_KEPT = 3
 LATENCY_CALLS = 9
 BOOTSTRAPS = 500
+# Approximate number of steps, and largest number of training images, of the fine-tuning that confirms a candidate.
 CONFIRM_STEPS = 100
 CONFIRM_IMAGES = 1600
 BATCH = 32
@@ -101,7 +105,7 @@ def rank(data: Path, config: RankConfig, *, progress: Progress = silent) -> Rank
     candidates, left_out = _load(config, len(folder.labels), progress)
     images = _DecodedImages(samples)
     candidates, failed = _score(candidates, images, FIRST_SIDE, progress)
-    best = candidates[: max(MIN_KEPT, round(len(candidates) * KEPT_SHARE))]
+    best = candidates[: max(MIN_KEPT, round(len(candidates) * KEPT_FRACTION))]
     for item in best:
         item.stage = "native"
     best, failed_later = _score(best, images, None, progress)
@@ -316,9 +320,9 @@ def _tied(one: _Candidate, other: _Candidate, seed: int) -> bool:
     The standard error is that of the confirmed accuracies if both exist. Otherwise it is a bootstrap estimate over the same images.
     """
     if one.confirmed and other.confirmed:
-        shares = (one.confirmed.value, other.confirmed.value)
-        error = math.sqrt(sum(share * (1 - share) for share in shares) / one.confirmed.n)
-        return abs(shares[0] - shares[1]) <= error
+        accuracies = (one.confirmed.value, other.confirmed.value)
+        error = math.sqrt(sum(accuracy * (1 - accuracy) for accuracy in accuracies) / one.confirmed.n)
+        return abs(accuracies[0] - accuracies[1]) <= error
     difference = (one.knn.rows - other.knn.rows + one.ridge.rows - other.ridge.rows) / 2  # per image
     rng = np.random.default_rng(seed)
     drawn = difference[rng.integers(0, len(difference), (BOOTSTRAPS, len(difference)))].mean(axis=1)

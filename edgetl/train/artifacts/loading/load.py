@@ -136,7 +136,7 @@ def _from_embedded(config: BackboneConfig, classes: int) -> Backbone:
     if config.pretrained:
         digest = sha256_of(path)
         if digest != record.weights_sha256:
-            raise BackboneError(f"{path} is damaged: its SHA-256 differs from the one in {path.stem}.json. Install edgetl again.")
+            raise BackboneError(f"{path} is damaged: its SHA-256 differs from the hash in {path.stem}.json. Install edgetl again.")
         load_weights(model, head_name, path, architecture=record.architecture)
         parent = Parent(
             kind="embedded",
