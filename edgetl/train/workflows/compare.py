@@ -54,15 +54,7 @@ def compare(
 
     The strategies are ``probe``, ``partial`` and ``full``, and ``scratch`` above 100,000 images. The selection is the one-standard-error
     rule (Breiman et al. 1984). Each training is a run in ``<out>.compare``. With ``resume``, finished runs there are not repeated. They
-    are kept unless ``config.run.keep`` is ``best``.
-
-    Args:
-        splits: images of the training.
-        config: training options. The strategy is replaced.
-        out: run folder to write.
-        overwrite: replace ``out`` and an earlier comparison.
-        resume: continue a stopped comparison.
-        progress: called for each step of long operations.
+    are kept unless ``config.run.keep`` is ``best``. The arguments are those of ``fine_tune``.
 
     Returns:
         The selected run. Its ``seconds`` cover the whole call.
@@ -77,10 +69,7 @@ def compare(
     with new_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
         _check_work_folder(work, out, overwrite=overwrite, resume=resume)
         trained = partial(_train_one, overwrite=overwrite, resume=resume, progress=progress)
-        # Random weights have no previous task. An ancestor's images would be excluded from the other trainings only.
-        scratch = config.backbone.pretrained and not seen_by_ancestors(config.backbone, config.distillation.teacher, scratch=False).all
-        scratch = scratch and not list(conflicts(config.with_options(strategy="scratch"), {}, splits.folder.task, "scratch"))
-        strategies = compared_strategies(splits, scratch=scratch)
+        strategies = compared_strategies(splits, scratch=_scratch_is_comparable(splits, config))
         runs = [trained(splits, config.with_options(strategy=strategy), work / strategy) for strategy in strategies]
         table = tuple(_compared(run) for run in runs)
         best, reason = choose(table)
@@ -93,6 +82,14 @@ def compare(
     if config.run.keep == "best":
         remove_side_folder(work)
     return open_run(out)
+
+
+def _scratch_is_comparable(splits: Splits, config: TrainConfig) -> bool:
+    """Return True if training from random weights uses the same images and options as the other strategies."""
+    # Random weights have no previous task. An ancestor's images would be excluded from the other trainings only.
+    if not config.backbone.pretrained or seen_by_ancestors(config.backbone, config.distillation.teacher, scratch=False).all:
+        return False
+    return not list(conflicts(config.with_options(strategy="scratch"), {}, splits.folder.task, "scratch"))
 
 
 def _check_work_folder(work: Path, out: Path, *, overwrite: bool, resume: bool) -> None:

@@ -77,14 +77,7 @@ def fine_tune(
         progress: called for each step of long operations.
 
     Raises:
-        BackboneError: the backbone cannot be found or loaded.
-        LicenseError: the license of its weights does not fit ``config.backbone.license_policy``.
-        ConfigError: options conflict, ``out`` exists, the device is missing, or the state of a stopped training exists.
-        DataError: no training or validation image is left.
-        TrainingError: the training diverged.
-        StoppedError: a signal stopped the training after its state was saved.
-        MissingExtraError: the package of a logger is not installed.
-        StorageError: the run cannot be written.
+        EdgetlError: an error that ``edgetl.train.train`` lists.
     """
     teacher, scratch = config.distillation.teacher, config.optim.strategy == "scratch"
     ancestors = seen_by_ancestors(config.backbone, teacher, scratch=scratch)

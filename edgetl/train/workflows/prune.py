@@ -10,8 +10,10 @@ import copy
 import dataclasses
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch_pruning
@@ -96,20 +98,25 @@ def prune_run(
         pruned = dataclasses.replace(whole, model=smaller, model_args=args, parents=(*whole.parents, run.as_parent()))
         _check_rebuilds(pruned, len(record.labels))
         results = _evaluate(run, pruned, data, progress)
-        changes = {
-            "backbone": BackboneRecord.of(pruned),
-            "validation": results.validation,
-            "test": results.test,
-            "alarms": (),
-            "compared": (),
-            "forgetting": None,
-        }
-        write_run(
-            folder,
-            RunContents(pruned, run.splits(), run.seen_images(), results),
-            lambda files: record.model_copy(update={**changes, **provenance(out.name, started), "files": files}),
-        )
+        _write(folder, run, pruned, results, lambda: provenance(out.name, started))
     return Pruned(open_run(out), _cost(whole), _cost(pruned))
+
+
+def _write(folder: Path, run: Run, pruned: Backbone, results: Results, call: Callable[[], dict[str, Any]]) -> None:
+    """Write the run of the pruned network. ``call`` returns the record's fields about this call, including its duration."""
+    changes = {
+        "backbone": BackboneRecord.of(pruned),
+        "validation": results.validation,
+        "test": results.test,
+        "alarms": (),
+        "compared": (),
+        "forgetting": None,
+    }
+    write_run(
+        folder,
+        RunContents(pruned, run.splits(), run.seen_images(), results),
+        lambda files: run.record.model_copy(update={**changes, **call(), "files": files}),
+    )
 
 
 def prune(model: nn.Module, head_name: str, size: tuple[int, int], ratio: float) -> nn.Module:

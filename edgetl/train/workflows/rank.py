@@ -94,15 +94,9 @@ def rank(data: Path, config: RankConfig, *, progress: Progress = silent) -> Rank
         ConfigError: no candidate is left.
     """
     started = time.monotonic()
-    folder = scan(data, selection=Selection(config.include, config.exclude), progress=progress)
-    splits = split(folder, seed=config.seed)
-    # Without the test images, because choosing a backbone is a selection.
-    samples = stratified([*splits.train, *splits.val], config.images)
-    if len(samples) < MIN_IMAGES or len({sample.label for sample in samples}) < 2:
-        raise DataError(
-            f"{data} has {len(samples)} images for the comparison. At least {MIN_IMAGES} images of two classes are needed. Add images."
-        )
-    candidates, left_out = _load(config, len(folder.labels), progress)
+    splits, samples = _draw(data, config, progress)
+    classes = len(splits.folder.labels)
+    candidates, left_out = _load(config, classes, progress)
     images = _DecodedImages(samples)
     candidates, failed = _score(candidates, images, FIRST_SIDE, progress)
     best = candidates[: max(MIN_KEPT, round(len(candidates) * KEPT_FRACTION))]
@@ -111,21 +105,31 @@ def rank(data: Path, config: RankConfig, *, progress: Progress = silent) -> Rank
     best, failed_later = _score(best, images, None, progress)
     left_out += [*failed, *failed_later]
     if not best:
-        raise ConfigError(
-            f"no candidate could be scored ({left_out[-1].name}: {left_out[-1].reason}). Give other candidates with --candidates."
-        )
+        raise ConfigError(f"no candidate could be scored ({left_out[-1].name}: {left_out[-1].reason}). Give others with --candidates.")
     best[: config.confirm] = _confirm(best[: config.confirm], splits, config, progress)
     ordered = [*best, *(item for item in candidates if item.stage == "small")]
     _number(ordered, config.seed)
     return Ranking(
         data=printable(data),
         images=len(samples),
-        classes=len(folder.labels),
+        classes=classes,
         ranked=tuple(_ranked(item) for item in ordered),
         left_out=tuple(left_out),
         seconds=round(time.monotonic() - started, 1),
         notes=splits.notes,
     )
+
+
+def _draw(data: Path, config: RankConfig, progress: Progress) -> tuple[Splits, list[Sample]]:
+    """Scan and split the images, and draw the sample on which candidates are compared."""
+    splits = split(scan(data, selection=Selection(config.include, config.exclude), progress=progress), seed=config.seed)
+    # Without the test images, because choosing a backbone is a selection.
+    samples = stratified([*splits.train, *splits.val], config.images)
+    if len(samples) < MIN_IMAGES or len({sample.label for sample in samples}) < 2:
+        raise DataError(
+            f"{data} has {len(samples)} images for the comparison. At least {MIN_IMAGES} images of two classes are needed. Add images."
+        )
+    return splits, samples
 
 
 def _load(config: RankConfig, classes: int, progress: Progress) -> tuple[list[_Candidate], list[LeftOut]]:
