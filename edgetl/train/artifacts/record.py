@@ -30,7 +30,19 @@ METRICS_NAME = "metrics.jsonl"
 
 
 class BackboneRecord(StrictModel):
-    """Origin and structure of a run's network. The fields are those of ``edgetl.train.networks.backbone.Backbone``."""
+    """Origin and structure of a run's network.
+
+    Attributes:
+        name: name that the user gave, such as a timm name or a run folder.
+        architecture: timm or ``torchvision:`` name of the architecture.
+        head_name: module name of the linear head.
+        model_args: arguments of the network's constructor.
+        weights_sha256: SHA-256 of the starting weights. ``None`` for random weights.
+        license: most restrictive license of the parents' weights. ``None`` if it is not stated.
+        pretrained: True if the training started from pretrained weights.
+        parents: networks that the weights come from, from the oldest to the newest.
+        columns: columns of a progressive network. ``None`` for a plain network.
+    """
 
     name: str
     architecture: str
