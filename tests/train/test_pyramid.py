@@ -90,7 +90,7 @@ def test_train_command_logs_the_license_before_training_and_applies_the_policy(c
     refused = edgetl(*common, "--license-policy", "commercial", "--out", tmp_path / "no")
     assert refused.returncode == 16 and "without a stated license" in refused.stderr
     wrong = edgetl(*common, "--license-policy", "whatever", "--out", tmp_path / "no")
-    assert wrong.returncode == 3 and "--license-policy" in wrong.stderr
+    assert wrong.returncode == 2 and "--license-policy" in wrong.stderr
 
 
 def test_load_backbone_rejects_a_damaged_run_and_an_unknown_embedded_name(first: Run) -> None:
