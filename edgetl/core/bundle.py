@@ -1,7 +1,6 @@
-"""Bundle on disk: a folder with a manifest, and no file that the manifest does not list.
+"""Bundle on disk: a folder with a manifest and the files that the manifest lists.
 
-Reading a file returns bytes that were hashed, so that what was verified is what the engine gets, whatever happens to the folder
-in between.
+``Bundle.read`` returns the bytes that it verified. A later change of the file on disk does not reach the inference engine.
 """
 
 from __future__ import annotations
@@ -26,59 +25,62 @@ RUN_RECORD_NAME = "run.json"
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its folder and its manifest. Files are read and checked on demand."""
+    """Opened bundle: its folder and its manifest. Files are read and verified on demand."""
 
     path: Path
     manifest: Manifest
 
     def variant(self, name: str) -> Variant:
-        """The variant called ``name``.
+        """Return the variant called ``name``.
 
         Raises:
-            BundleError: there is none; the text lists those there are.
+            BundleError: the bundle has no such variant. The message lists its variants.
         """
         for variant in self.manifest.variants:
             if variant.name == name:
                 return variant
         known = ", ".join(variant.name for variant in self.manifest.variants)
-        raise BundleError(f"{self.path} has no variant {name!r}; it has {known}.")
+        raise BundleError(f"{self.path} has no variant {name!r}. Its variants: {known}.")
 
     def read(self, file: BundleFile) -> bytes:
-        """The bytes of one file, after comparing size and SHA-256 with the manifest.
+        """Return the bytes of a file after a check of its size and SHA-256.
 
         Raises:
-            IntegrityError: missing, not a plain file, or not the file that the manifest names.
+            IntegrityError: the file is missing, is not a regular file, or differs from the manifest.
         """
         path = self.path / file.path
         for parent in list(path.relative_to(self.path).parents)[:-1]:
             if (self.path / parent).is_symlink():
-                raise IntegrityError(f"{self.path / parent} is a symbolic link; a bundle holds plain files only. Install it again.")
+                raise IntegrityError(f"{self.path / parent} is a symbolic link. A bundle has only regular files. Install it again.")
         try:
             stream = open_plain(path, follow_links=False)
         except OSError as error:
-            raise IntegrityError(f"{path}: {error.strerror}, though the manifest names it. Copy or install the bundle again.") from error
+            raise IntegrityError(f"{path}: {error.strerror}, but the manifest lists it. Copy or install the bundle again.") from error
         with stream:
             status = os.fstat(stream.fileno())
             if status.st_nlink > 1:
-                raise IntegrityError(f"{path} is not a plain file of its own (hard link); copy or install the bundle again.")
+                raise IntegrityError(f"{path} is a hard link. A bundle has only regular files. Copy or install it again.")
             if status.st_size != file.size_bytes:
                 raise IntegrityError(
-                    f"{path} has {status.st_size} bytes, the manifest says {file.size_bytes}. Copy or install the bundle again."
+                    f"{path} has {status.st_size} bytes, but the manifest lists {file.size_bytes}. Copy or install the bundle again."
                 )
             data = stream.read(file.size_bytes + 1)
         if hashlib.sha256(data).hexdigest() != file.sha256:
-            raise IntegrityError(f"{path} is not the file that the manifest names (SHA-256 differs). Install the bundle again.")
+            raise IntegrityError(f"{path} differs from the manifest (SHA-256). Install the bundle again.")
         return data
 
     def seen_images(self) -> frozenset[int]:
-        """The first 8 bytes of the content hash of every image that the model was trained or selected on, as integers."""
+        """Return the hash prefixes of the images used for training or model selection.
+
+        A prefix is the first 8 bytes of the image's content hash, as an integer.
+        """
         return frozenset(unpack_hashes(self.read(self.manifest.seen_images)).tolist())
 
     def check_closed(self) -> None:
-        """Refuse a bundle with a file or folder that the manifest does not name, or without one that it names.
+        """Check that the folder has exactly the files that the manifest lists.
 
         Raises:
-            IntegrityError: naming the files.
+            IntegrityError: files are missing or unlisted. The message lists some of them.
         """
         named = {file.path for file in self.manifest.all_files()} | {MANIFEST_NAME}
         folders = {f"{folder}/" for path in named for folder in parents_of(path)}
@@ -87,7 +89,7 @@ class Bundle:
             names = [name if Path(folder, name).is_symlink() else f"{name}/" for name in subfolders] + files
             place = Path(folder).relative_to(self.path).as_posix()
             found |= {name if place == "." else f"{place}/{name}" for name in names}
-        # A folder in the place of a file is a missing file.
+        # A folder with the name of a listed file counts as a missing file.
         unlisted = {name for name in found - folders if name.removesuffix("/") not in named}
         for title, paths in (("unlisted", unlisted), ("missing", named - found)):
             if paths:
@@ -96,25 +98,25 @@ class Bundle:
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Open the bundle folder ``path`` and check its manifest and that no file is missing or added.
+    """Open a bundle folder. Check its manifest, and that no file is missing or unlisted.
 
     Raises:
-        BundleError: not a bundle; for a run folder the text contains the command that exports it.
-        IntegrityError: files are missing or added.
+        BundleError: ``path`` is not a bundle. For a run folder the message has the command that exports it.
+        IntegrityError: files are missing or unlisted, or the manifest was changed.
     """
     folder = Path(path)
     if not folder.exists():
-        raise BundleError(f"{folder} does not exist; give the folder that `edgetl export` wrote.")
+        raise BundleError(f"{folder} does not exist. Give the folder that `edgetl export` wrote.")
     if not folder.is_dir():
-        raise BundleError(f"{folder} is a file; give the folder that `edgetl export` wrote.")
+        raise BundleError(f"{folder} is a file. Give the folder that `edgetl export` wrote.")
     if not (folder / MANIFEST_NAME).exists():
         if is_run(folder):
-            raise BundleError(f"{folder} is a run, not a bundle. Make one with: edgetl export {folder} --out BUNDLE")
+            raise BundleError(f"{folder} is a run, not a bundle. Export it: edgetl export {folder} --out BUNDLE")
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}. Give the folder that `edgetl export` wrote.")
     if (folder / MANIFEST_NAME).is_symlink():
-        raise IntegrityError(f"{folder / MANIFEST_NAME} is a symbolic link; a bundle holds plain files only. Install it again.")
+        raise IntegrityError(f"{folder / MANIFEST_NAME} is a symbolic link. A bundle has only regular files. Install it again.")
     if (folder / MANIFEST_NAME).is_file() and (folder / MANIFEST_NAME).stat().st_nlink > 1:
-        raise IntegrityError(f"{folder / MANIFEST_NAME} is not a plain file of its own (hard link); copy or install the bundle again.")
+        raise IntegrityError(f"{folder / MANIFEST_NAME} is a hard link. A bundle has only regular files. Copy or install it again.")
     bundle = Bundle(folder, _read_manifest(folder / MANIFEST_NAME))
     bundle.check_closed()
     return bundle
@@ -123,54 +125,56 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
 def _read_manifest(path: Path) -> Manifest:
     data = read_bytes(path, BundleError)
     manifest = parse_json(data, Manifest, BundleError, name=str(path))
-    # JSON parsers ignore white space at both ends, so a file without its last byte would be the same manifest.
+    # JSON parsers ignore outer white space: a file without its last byte would pass as the same manifest.
     if not (data.startswith(b"{") and data.endswith(b"}\n")):
-        raise IntegrityError(f"{path} was changed: it must begin with a brace, and end with a brace and a newline. Install it again.")
+        raise IntegrityError(
+            f"{path} was changed: it must start with a brace and end with a brace and a newline. Install the bundle again."
+        )
     return manifest
 
 
 def _refuse_unreadable(error: OSError) -> NoReturn:
-    raise IntegrityError(f"{error.filename}: {error.strerror}; a bundle's folders must be readable. Copy or install the bundle again.")
+    raise IntegrityError(f"{error.filename}: {error.strerror}. All folders of a bundle must be readable. Copy or install the bundle again.")
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
-    """True if ``path`` is a run folder: it has a run record."""
+    """Return true if ``path`` is a run folder, that is, it has a ``run.json``."""
     return Path(path, RUN_RECORD_NAME).is_file()
 
 
 def check_run_folder(path: str | os.PathLike[str]) -> Path:
-    """``path``, which must look like a run.
+    """Return ``path`` if it is a run folder.
 
     Raises:
-        RunError: it does not; a bundle is recognized and the text reports it.
+        RunError: it is not a run folder. The message reports whether it is a bundle.
     """
     folder = Path(path)
     if not is_run(folder):
         if (folder / MANIFEST_NAME).is_file():
-            raise RunError(f"{folder} is a bundle, not a run; this command needs the folder that `edgetl train` wrote.")
-        what = "has no run.json" if folder.is_dir() else "does not exist"
-        raise RunError(f"{folder} is not a run: it {what}. Give the folder that `edgetl train` wrote.")
+            raise RunError(f"{folder} is a bundle, not a run. This command needs the folder that `edgetl train` wrote.")
+        problem = "has no run.json" if folder.is_dir() else "does not exist"
+        raise RunError(f"{folder} is not a run: it {problem}. Give the folder that `edgetl train` wrote.")
     return folder
 
 
 def describe_file(root: Path, path: Path) -> BundleFile:
-    """The manifest's entry for a file below ``root``."""
+    """Return the manifest entry (path, size, SHA-256) of a file below ``root``."""
     data = path.read_bytes()
     return BundleFile(path=path.relative_to(root).as_posix(), size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def hash_prefix(sha256: str) -> int:
-    """The first 8 bytes of a hex digest: enough to recognize an image, at 8 bytes each."""
+    """Return the first 8 bytes of a hex digest as an integer. They are enough to recognize an image."""
     return int(sha256[:16], 16)
 
 
 def pack_prefixes(prefixes: Set[int]) -> bytes:
-    """Sorted 8-byte prefixes, as ``hash_prefix`` gives them, little-endian."""
+    """Encode hash prefixes (see ``hash_prefix``) as sorted little-endian 64-bit integers."""
     return np.array(sorted(prefixes), dtype="<u8").tobytes()
 
 
 def unpack_hashes(data: bytes) -> NDArray[np.uint64]:
-    """The inverse of ``pack_prefixes``.
+    """Decode the bytes of ``pack_prefixes`` to uint64 ``[n]``.
 
     Raises:
         IntegrityError: the length is not a multiple of 8.

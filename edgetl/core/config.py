@@ -1,4 +1,4 @@
-"""The base of every model that stands where bytes enter, and strict reading of JSON files."""
+"""Base class of models that validate files and options, and strict parsing of JSON and TOML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_JSON_BYTES = 1_000_000
 
 
 class StrictModel(BaseModel):
-    """A frozen pydantic model that refuses unknown keys."""
+    """Frozen pydantic model that rejects unknown keys, NaN and infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -25,19 +25,19 @@ Model = TypeVar("Model", bound=StrictModel)
 
 
 def read_json(path: Path, model: type[Model], error: type[EdgetlError], *, max_bytes: int = MAX_JSON_BYTES) -> Model:
-    """Read ``path`` as strict JSON into ``model``.
+    """Read a strict JSON file and validate it by ``model``.
 
     Raises:
-        EdgetlError: as the class ``error``, when the file is missing, too large, not JSON, or does not fit the model.
+        EdgetlError: of class ``error``: the file is missing, too large, not JSON, or invalid for the model.
     """
     return parse_json(read_bytes(path, error, max_bytes=max_bytes), model, error, name=str(path))
 
 
 def read_bytes(path: Path, error: type[EdgetlError], *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """The bytes of a regular file of at most ``max_bytes``.
+    """Return the bytes of a regular file with at most ``max_bytes`` bytes.
 
     Raises:
-        EdgetlError: as the class ``error``, when the file is missing or too large.
+        EdgetlError: of class ``error``: the file is missing or too large.
     """
     try:
         with open_plain(path) as file:
@@ -45,15 +45,15 @@ def read_bytes(path: Path, error: type[EdgetlError], *, max_bytes: int = MAX_JSO
     except OSError as cause:
         raise error(f"cannot read {path}: {cause.strerror}.") from cause
     if len(data) > max_bytes:
-        raise error(f"{path} is larger than {max_bytes} bytes; it is not a file that edgetl wrote.")
+        raise error(f"{path} has more than {max_bytes} bytes. It is not a file that edgetl wrote.")
     return data
 
 
 def parse_json(data: bytes, model: type[Model], error: type[EdgetlError], *, name: str) -> Model:
-    """Parse ``data`` as strict JSON (no duplicate keys, no NaN, UTF-8 only) into ``model``; ``name`` is used in messages.
+    """Parse strict JSON (UTF-8, no duplicate keys, no NaN) and validate it by ``model``. ``name`` is the file name in messages.
 
     Raises:
-        EdgetlError: as the class ``error``.
+        EdgetlError: of class ``error``: ``data`` is not JSON, has a newer schema version, or is invalid for the model.
     """
     try:
         value = load_json(data)
@@ -64,9 +64,9 @@ def parse_json(data: bytes, model: type[Model], error: type[EdgetlError], *, nam
     if isinstance(value, dict) and "schema_version" in value and type(version) is not int:  # true and 1.0 are equal to 1 in Python
         raise error(f"{name} does not fit its schema: schema_version: {json.dumps(version)[:80]} is not a whole number.")
     if isinstance(version, int) and isinstance(known, int) and version > known:
-        raise error(f"{name} has schema version {version}; this edgetl reads up to {known}. Upgrade edgetl.")
+        raise error(f"{name} has schema version {version}. This version of edgetl reads up to {known}. Upgrade edgetl.")
     try:
-        # Strict and in JSON mode: lists become tuples, but "12" never becomes 12.
+        # Strict JSON mode converts lists to tuples, but does not convert "12" to 12.
         return model.model_validate_json(data, strict=True)
     except (ValidationError, ValueError) as cause:
         found = problems(cause, model) if isinstance(cause, ValidationError) else [str(cause)]
@@ -75,11 +75,11 @@ def parse_json(data: bytes, model: type[Model], error: type[EdgetlError], *, nam
 
 
 def load_json(data: bytes) -> Any:
-    """The value of ``data``: UTF-8, no key twice in one object, no NaN or infinity.
+    """Parse strict JSON: UTF-8, no duplicate keys, no NaN or infinity.
 
     Raises:
-        ValueError: it is not that.
-        RecursionError: it is nested too deeply.
+        ValueError: ``data`` is not strict JSON.
+        RecursionError: ``data`` is nested too deeply.
     """
     return json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
 
@@ -87,7 +87,7 @@ def load_json(data: bytes) -> Any:
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a key stands twice in one object")
+        raise ValueError("an object has a duplicate key")
     return result
 
 
@@ -96,14 +96,14 @@ def _no_constant(name: str) -> float:
 
 
 def read_toml(path: Path, model: type[Model], error: type[EdgetlError], *, name: str, max_bytes: int = 100_000) -> Model:
-    """Read ``path`` as TOML into ``model``; ``name`` is used in messages.
+    """Read a TOML file and validate it by ``model``. ``name`` is the file name in messages.
 
     Raises:
-        EdgetlError: as the class ``error``, when the file is missing, not TOML, or does not fit the model; it names every mistake.
+        EdgetlError: of class ``error``: the file is missing, not TOML, or invalid for the model. The message lists every mistake.
     """
     try:
         value = tomllib.loads(read_plain(path, max_bytes=max_bytes).decode("utf-8"))
-        # As JSON, so that strict validation takes arrays for tuples; dates, which no key takes, become text.
+        # Strict JSON mode accepts arrays for tuples. Dates become text, which no key accepts.
         return model.model_validate_json(json.dumps(value, default=str), strict=True)
     except OSError as cause:
         raise error(f"{name} cannot be read: {cause.strerror}.") from cause
@@ -114,7 +114,7 @@ def read_toml(path: Path, model: type[Model], error: type[EdgetlError], *, name:
 
 
 def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Every mistake of ``error``, with the key that it belongs to; an unknown key with those that ``model`` has."""
+    """List the mistakes of a validation error, each with its key. For an unknown key the text lists the known keys."""
     found = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "file"

@@ -45,7 +45,13 @@ class Contract(StrictModel):
 
 
 class Clause(StrictModel):
-    """Clause of a contract: a limit, and the figure that was measured."""
+    """Clause of a contract: a limit and the measured value.
+
+    Attributes:
+        name: ``latency`` (ms), ``size`` (MB), ``memory`` (MB) or ``drop`` (accuracy drop, 0..1).
+        limit: limit of the contract.
+        found: measured value, in the same unit.
+    """
 
     name: ClauseName
     limit: float
@@ -53,30 +59,36 @@ class Clause(StrictModel):
 
     @property
     def kept(self) -> bool:
-        """True if the limit holds."""
+        """True if the value is within the limit."""
         return self.found <= self.limit + 1e-9
 
     def describe(self) -> str:
-        """For instance ``latency 9.10 ms (limit 8 ms, 14 % over)``."""
+        """Format the clause, such as ``latency 9.10 ms (limit 8 ms, 14 % over)``."""
         unit = _UNITS[self.name]
         found = f"{self.found:.4f}" if self.name == "drop" else f"{self.found:.2f}"
         over = "kept" if self.kept else f"{100 * (self.found / self.limit - 1):.0f} % over" if self.limit > 0 else "over"
         return f"{self.name} {found}{unit} (limit {self.limit:g}{unit}, {over})"
 
     def remedy(self) -> str:
-        """The option that would allow the measured figure."""
+        """Return the command-line option that would allow the measured value."""
         return f"{_OPTIONS[self.name]} {self.found * 1.02 + (0.0001 if self.name == 'drop' else 0.01):.3g}"
 
 
 class Offer(StrictModel):
-    """Measurement of one variant at one thread count.
+    """Measurement of a variant at a thread count.
 
     Attributes:
-        latency_ms: 90th percentile of the latency that the contract limits.
-        stages_ms: mean time of decoding, preparing, and inference.
-        accuracy: the task's figure on the validation images; ``drop`` is its difference to the trained model's at the run's own input size.
-        clauses: every limit that the contract names.
-        load: the host's during the timing; none where the system does not count it.
+        variant: name of the variant, ``<format>-<precision>``.
+        threads: threads of an inference.
+        side: height of the network's input, pixels.
+        latency_ms: 90th percentile of the latency that the contract limits, ms.
+        stages_ms: mean time of decoding, preprocessing and inference, ms.
+        size_mb: size of the variant's files, MB (10^6 bytes).
+        memory_mb: peak memory of a fresh process at its first prediction, MB (10^6 bytes).
+        accuracy: task metric on the validation images (``Evaluation.score``).
+        drop: difference between the trained model's task metric, at the input size of the run, and ``accuracy``.
+        clauses: limits of the contract with the measured values.
+        load: load of the host during the measurement; none if the system does not report it.
     """
 
     variant: str
@@ -93,33 +105,33 @@ class Offer(StrictModel):
 
     @property
     def busy(self) -> bool:
-        """True if the host was busy during the timing."""
+        """True if the host was busy during the measurement."""
         return self.load is not None and self.load.busy
 
     @property
     def kept(self) -> bool:
-        """True if every clause holds."""
+        """True if every clause is kept."""
         return all(clause.kept for clause in self.clauses)
 
     @property
     def excess(self) -> float:
-        """Largest ratio of a figure to its limit, the accuracy drop left out; at most 1 where all hold."""
+        """Largest ratio of a value to its limit, without the accuracy drop. At most 1 if all limits are kept."""
         return max(
             (clause.found / clause.limit if clause.limit > 0 else 2.0 for clause in self.clauses if clause.name != "drop"), default=0.0
         )
 
 
 class Outcome(StrictModel):
-    """Outcome of an attempted variant at one input size and thread count: in the bundle, or rejected with the reason.
+    """Outcome of an attempted variant at an input size and a thread count.
 
     Attributes:
-        variant: ``<format>-<precision>``; ``every variant`` where the input size alone exceeds the allowed accuracy drop.
-        side: height of the input, pixels.
-        result: ``kept``; rejected by the accuracy gate (``gate``) or by a clause (``contract``); ``threads``: it keeps the contract, and
-            the bundle runs its variants with another number of threads; ``export``: no file could be made.
-        reason: each clause that fails, with figure and limit, or the gate's reason; empty for ``kept``.
-        offer: figures; none for a variant that was not timed.
-        backbone: where several were tried (``edgetl fit``).
+        variant: ``<format>-<precision>``; ``every variant`` if the input size alone exceeds the allowed accuracy drop.
+        side: height of the network's input, pixels.
+        result: ``kept``: in the bundle. ``gate``: rejected by the accuracy gate. ``contract``: rejected by a clause. ``threads``: keeps
+            the contract, but the bundle uses another thread count. ``export``: no file could be made.
+        reason: clauses that failed, with values and limits, or the reason of the accuracy gate; empty for ``kept``.
+        offer: measurement; none for a variant that was not measured.
+        backbone: name of the backbone, if several were tried (``edgetl fit``).
     """
 
     variant: str
@@ -131,14 +143,18 @@ class Outcome(StrictModel):
 
     @property
     def title(self) -> str:
-        """The result as text."""
+        """Result as text."""
         return _RESULTS[self.result]
 
 
 class ContractRecord(StrictModel):
-    """Contract of a bundle, with the measurement of its first variant on the machine ``host``.
+    """Contract of a bundle, with the measurement of its first variant.
 
-    ``source``: latencies measured there, or estimated from the profile of a device.
+    Attributes:
+        contract: limits.
+        chosen: measurement of the first variant.
+        host: machine of the measurement.
+        source: ``measured``: latencies were measured on ``host``. ``profile``: they were estimated from the profile of a device.
     """
 
     contract: Contract

@@ -1,6 +1,6 @@
-"""Licenses of weights: freedom of use by the name of the license, and the most restrictive of several.
+"""Licenses of weights: permissions by the name of the license, and the most restrictive of several licenses.
 
-A name does not cover the images that the weights were trained on; the card of each backbone does.
+A license name does not cover the training images of the weights. The model card of each backbone describes them.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from edgetl.errors import LicenseError
 Policy: TypeAlias = Literal["any", "commercial"]
 Freedom: TypeAlias = Literal["permissive", "share-alike", "unknown", "non-commercial"]
 
-# From the least to the most restrictive; an unknown license may forbid anything but is not known to.
+# From the least to the most restrictive. An unknown license may forbid commercial use.
 ORDER: tuple[Freedom, ...] = ("permissive", "share-alike", "unknown", "non-commercial")
 
-# SPDX names (spdx.org/licenses), and the names that model hubs use beside them.
+# SPDX names (spdx.org/licenses), and names of model hubs.
 _PERMISSIVE = ("apache-2.0", "mit", "bsd", "isc", "unlicense", "cc0", "cc-by-4.0", "cc-by-3.0", "zlib", "openrail++")
-# Apple's sample code license, and the names by which timm calls it: use, change and redistribution, no patent grant.
+# Apple's sample code license and its names in timm: permits use, changes and redistribution, grants no patents.
 _APPLE_SAMPLE = ("apple-ascl", "fastvit-license", "cvnets-license")
 _SHARE_ALIKE = ("gpl", "lgpl", "agpl", "mpl", "cc-by-sa", "epl", "eupl")
 _NON_COMMERCIAL = ("-nc", "non-commercial", "noncommercial", "research", "apple-amlr", "fair-", "llama", "swag")
 
 
 def freedom(license: str | None) -> Freedom:
-    """How free a license is, by its name."""
+    """Classify a license by its name: permissive, share-alike, unknown or non-commercial."""
     name = (license or "").strip().lower()
     if any(mark in name for mark in _NON_COMMERCIAL):
         return "non-commercial"
@@ -35,23 +35,27 @@ def freedom(license: str | None) -> Freedom:
 
 
 def most_restrictive(licenses: Iterable[str | None]) -> str | None:
-    """The license that binds what was made from several; the first of equals."""
+    """Return the most restrictive license, the first among equals. It applies to a model made from all of them."""
     return max(licenses, key=lambda license: ORDER.index(freedom(license)), default=None)
 
 
 def check_policy(license: str | None, policy: Policy, *, name: str) -> None:
-    """Refuse weights that ``policy`` does not allow.
+    """Check the license of weights against ``--license-policy``.
 
     Raises:
-        LicenseError: ``commercial``, and the license forbids commercial use or is not known.
+        LicenseError: the policy is ``commercial``, and the license forbids commercial use or is unknown.
     """
     if policy == "any":
         return
     match freedom(license):
         case "non-commercial":
-            raise LicenseError(f"the weights of {name} are under {license}, which forbids commercial use. Choose another: `edgetl models`.")
+            raise LicenseError(
+                f"the weights of {name} are under {license}, which forbids commercial use. Choose other weights: `edgetl models`."
+            )
         case "unknown":
             stated = f"under {license!r}, which is not on edgetl's list" if license else "without a stated license"
-            raise LicenseError(f"the weights of {name} are {stated}. Read their card; if they may be used, add --license NAME.")
+            raise LicenseError(
+                f"the weights of {name} are {stated}. Read their model card. If commercial use is allowed, add --license NAME."
+            )
         case _:
             return

@@ -1,6 +1,6 @@
 """Manifest of a bundle (``manifest.json``): labels, preprocessing, variants with their files, metrics and lineage.
 
-The format is specified by these models; ``schema_version`` rises when a reader must change.
+These models specify the format. ``schema_version`` increases when readers must change.
 """
 
 from __future__ import annotations
@@ -23,35 +23,41 @@ MANIFEST_NAME = "manifest.json"
 
 Format: TypeAlias = Literal["onnx", "openvino"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int8-weights"]
-# Largest difference of a golden score that a variant may claim, and the one that exports write. fp32 differs between CPUs by rounding;
-# int8 kernels may also round ranges differently, but a wrong kernel, a saturating one or other weights are off by more.
+# Largest allowed difference of a golden score, which exports also write. fp32 scores differ between CPUs by rounding. int8 kernels may
+# also round ranges differently. A wrong kernel, a saturating kernel or other weights differ by more.
 GOLDEN_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 5e-2, "int8-weights": 1e-2}
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def _plain_relative_path(path: str) -> str:
-    """Refuse every path that could leave the bundle or name the same file twice on some file system."""
+    """Reject paths that could leave the bundle, or could mean the same file on some file systems."""
     parts = path.split("/")
     reason = None
     if not path or len(path) > 255 or path != unicodedata.normalize("NFC", path):
         reason = "is empty, longer than 255 characters, or not in Unicode normal form C"
     elif any(part in ("", ".", "..") or part != part.strip(" ") or part.endswith(".") for part in parts):
-        reason = "is absolute or holds an empty part, '.', '..', or an outer space or dot"
+        reason = "is absolute or has an empty part, '.', '..', or an outer space or dot"
     elif re.search(r'[\\:\x00-\x1f<>"|?*]', path):
-        reason = "holds a character that some file system forbids"
+        reason = "has a character that some file systems forbid"
     if reason:
         raise ValueError(f"the path {path[:80]!r} {reason}")
     return path
 
 
 def parents_of(path: str) -> list[str]:
-    """The folders that a file's relative POSIX path names."""
+    """Return the parent folders of a relative POSIX path, the outermost first."""
     parts = path.split("/")
     return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 class BundleFile(StrictModel):
-    """One file of the bundle; ``path`` is relative, POSIX, and stays inside."""
+    """Entry of a file in the bundle.
+
+    Attributes:
+        path: path relative to the bundle folder, with ``/``, in Unicode normal form C. It cannot leave the folder.
+        size_bytes: size, bytes; less than 2 GiB.
+        sha256: SHA-256 of the content, 64 hex digits.
+    """
 
     path: Annotated[str, AfterValidator(_plain_relative_path)]
     size_bytes: int = Field(ge=0, lt=2**31)
@@ -62,14 +68,14 @@ class Agreement(StrictModel):
     """Agreement of an exported file with the trained model on the same images.
 
     Attributes:
-        n: images compared.
+        n: number of compared images.
         max_relative_error: largest difference of a logit, relative to the largest logit.
-        top1_agreement: ratio of images with the same prediction: top class, number within the tolerance, grade. For a multi-label model
-            the ratio of equal decisions (images times labels).
-        confident_n: images (decisions) of which the trained model is sure, for instance a top class scored at least 0.6.
-        confident_agreement: ratio of those with the same prediction; 1 when there is none.
-        median_cosine: of several labels: the median over the images of the cosine similarity of both models' outputs, each less the
-            trained model's mean output.
+        top1_agreement: ratio of images with the same prediction: top class, number within the tolerance, or ordinal level. Multi-label:
+            ratio of equal decisions (images times labels).
+        confident_n: number of images (decisions) with a confident prediction of the trained model, such as a top score of at least 0.6.
+        confident_agreement: ratio of these images with the same prediction; 1 if there are none.
+        median_cosine: median over the images of the cosine similarity between the outputs of both models. The trained model's mean output
+            is subtracted from both. Only for several labels.
     """
 
     n: int
@@ -85,12 +91,12 @@ class UnlabeledAgreement(StrictModel):
 
     Attributes:
         n: number of validation images, random crops of them, and unlabeled images together.
-        top1_agreement: share of equal predictions, as in ``Agreement``.
-        expected_drop: of classes: the loss of accuracy that the trained model's own scores predict, 0..1: the mean of its score for its
-            class less its score for the file's class. A change between two classes that it holds for equally likely costs nothing.
-        beyond_half_margin: share of images whose logit error is above half the margin. The margin is the trained model's largest logit
-            less its second; the error is the largest change of the difference between the top class's logit and another's.
-        relative_error: median error over median margin.
+        top1_agreement: ratio of equal predictions, as in ``Agreement``.
+        expected_drop: accuracy drop that the scores of the trained model predict, 0..1. Mean of its score for its own class minus its
+            score for the class that the file predicts. A change between two equally likely classes costs nothing. Classification only.
+        beyond_half_margin: ratio of images with a logit error above half the margin. The margin is the difference of the trained model's
+            two largest logits. The error is the largest change of a difference between the top class's logit and another logit.
+        relative_error: median error divided by the median margin.
     """
 
     n: int
@@ -101,11 +107,19 @@ class UnlabeledAgreement(StrictModel):
 
 
 class Attempt(StrictModel):
-    """Attempt of the quantization search: its method, and its figures on the validation images.
+    """Attempt of the quantization search, with its results on the validation images.
 
-    ``accuracy`` is the task's figure as in ``Evaluation.score``, ``drop`` the accuracy drop that the gate limits, ``accuracy_drop`` (of
-    classes) its interval, ``unlabeled`` the agreement on unlabeled images if the labeled ones passed, and ``reason`` the reason of a
-    failure. An attempt for which the tools wrote no file has no figures.
+    An attempt for which the tools wrote no file has no results.
+
+    Attributes:
+        method: quantization method.
+        accuracy: task metric (``Evaluation.score``).
+        drop: accuracy drop that the accuracy gate limits, 0..1.
+        confident_agreement: as in ``Agreement``.
+        passed: true if the accuracy gate accepted the attempt.
+        accuracy_drop: accuracy drop with its interval. Classification only.
+        unlabeled: agreement on unlabeled images; none if the labeled images were rejected.
+        reason: reason of the rejection; empty if accepted.
     """
 
     method: str
@@ -119,11 +133,14 @@ class Attempt(StrictModel):
 
 
 class Sensitivity(StrictModel):
-    """Sensitivity of a network to the quantization of one operation.
+    """Sensitivity of a network to the quantization of an operation.
 
-    ``divergence`` is the divergence from the trained model's outputs that disappears when this operation alone computes in fp32: nats of
-    the scores; for numbers a ratio of their variance. Negative where its error compensates another's. ``layer`` is the trained model's
-    module that the operation comes from, if its weights name one.
+    Attributes:
+        operation: name of the operation in the exported file.
+        kind: operation type.
+        divergence: decrease of the divergence from the trained model's outputs when only this operation computes in fp32. Unit: nats of the
+            scores; for regression a ratio of the variance. Negative if its error compensates another error.
+        layer: module of the trained model that the operation comes from; empty if unknown.
     """
 
     operation: str
@@ -138,22 +155,27 @@ class Sensitivity(StrictModel):
 
 
 class Variant(StrictModel):
-    """One file, or pair of files, that an engine can load.
+    """Variant of the model: one ONNX file, or an OpenVINO pair of ``.xml`` and ``.bin``.
 
     Attributes:
-        name: ``<format>-<precision>``, also the folder's name.
-        input: name of the tensor float32 ``[batch, 3, H, W]``, or as ``input_form``.
-        input_form: ``uint8``: the network takes pixels ``[batch, H, W, 3]``, RGB, resized and cropped, and normalises them itself.
-        output: name of the tensor float32 ``[batch, labels]``: logits, or a regression's number.
-        validation: accuracy (or the task's figure, see ``Evaluation.score``) on the validation images, which decided; ``test`` is
-            reported and decided nothing.
-        accuracy_drop: of classes: the drop on the validation images against the trained model, with its interval.
-        unlabeled: of reduced precision: agreement on unlabeled images.
-        median_ms: one image on one thread, on the machine that exported; orders the variants, nothing more.
-        load: of that machine during this timing, where it was busy; the timing then orders nothing.
-        golden_tolerance: largest allowed difference of a score on the golden images; of a number, relative to ``DecisionRule.spread``.
-        attempts: of the quantization search, in order; empty for fp32 and fp16.
-        sensitivities: of the operations, the costliest first, where they were measured.
+        name: ``<format>-<precision>``, also the name of the variant's folder.
+        format: file format.
+        precision: precision of the computation. ``int8``: weights and activations. ``int8-weights``: weights only.
+        files: one ``.onnx`` file; or ``.xml`` and ``.bin``.
+        input: name of the input tensor.
+        input_form: ``float``: the input is float32 ``[batch, 3, H, W]``, RGB, normalized. ``uint8``: the input is uint8
+            ``[batch, H, W, 3]``, RGB pixels after resize and crop, and the file normalizes them.
+        output: name of the output tensor, float32 ``[batch, labels]``: logits, or the numbers of a regression.
+        agreement: agreement with the trained model on validation images.
+        validation: accuracy, or the task metric (``Evaluation.score``), on the validation images. The accuracy gate uses it.
+        test: the same on the test images, for information; none without test images.
+        accuracy_drop: accuracy drop against the trained model on the validation images, with its interval. Classification only.
+        unlabeled: agreement on unlabeled images; none for fp32.
+        median_ms: median latency of one image on one thread of the exporting host, ms. It only sorts the variants.
+        load: load of the host during this measurement, if it was busy. ``median_ms`` then does not sort the variants.
+        golden_tolerance: largest allowed difference of a score on the golden images. For numbers: relative to ``DecisionRule.spread``.
+        attempts: attempts of the quantization search, in order; empty for fp32 and fp16.
+        sensitivities: sensitivities of the operations, in descending order, if they were measured.
     """
 
     name: str = Field(pattern=r"^(onnx|openvino)-(fp32|fp16|int8|int8-weights)$")
@@ -176,19 +198,22 @@ class Variant(StrictModel):
 
     @property
     def size_bytes(self) -> int:
-        """Size of the model's files."""
+        """Total size of the variant's files, bytes."""
         return sum(file.size_bytes for file in self.files)
 
     def input_shape(self, spec: PreprocessSpec) -> tuple[int, int, int]:
-        """The input's sides after the batch."""
+        """Return the input shape without the batch axis: ``(3, H, W)``, or ``(H, W, 3)`` for ``uint8``."""
         height, width = spec.input_size
         return (height, width, 3) if self.input_form == "uint8" else (3, height, width)
 
 
 class Golden(StrictModel):
-    """Golden image: a real image, and the scores of each variant on the exporting host.
+    """Golden image: an image with the scores of each variant on the exporting host.
 
-    ``label`` is the image's class; its labels joined by a comma; or its number.
+    Attributes:
+        image: encoded image file.
+        label: true label as text: the class, the labels joined by commas, or the number.
+        scores: scores of each variant, by its name, in the order of ``Manifest.labels``.
     """
 
     image: BundleFile
@@ -197,7 +222,13 @@ class Golden(StrictModel):
 
 
 class Calibration(StrictModel):
-    """What int8 ranges were measured on: images of the training split, through the bundle's own preprocessing."""
+    """Calibration of int8 ranges: training images, preprocessed as ``Manifest.preprocess``.
+
+    Attributes:
+        n: number of images.
+        images_sha256: SHA-256 over the content hashes of the images.
+        preprocess_sha256: SHA-256 of the preprocessing settings (``PreprocessSpec.digest``).
+    """
 
     n: int
     images_sha256: Sha256
@@ -205,16 +236,17 @@ class Calibration(StrictModel):
 
 
 class Parent(StrictModel):
-    """One thing that the weights were made from.
+    """Parent: weights, a run or a teacher from which the model's weights derive.
 
     Attributes:
-        kind: ``embedded`` and ``weights`` are weights files, ``run`` is an earlier fine-tuning,
-            and ``teacher`` a network whose outputs were targets of the training (its own parents too).
-        sha256: of the weights file, or of the run's ``run.json``, which names its weights' hash; none for a network that started at
-            random.
-        license: of the weights, as their card or the user states it.
-        data_fingerprint: of the images that it was trained on, where they are known.
-        validation: of a run: its figure on its own validation images.
+        kind: ``embedded``: embedded backbone. ``weights``: weights file. ``run``: earlier fine-tuning. ``teacher``: network with outputs
+            used as training targets, or one of its parents.
+        name: name of the backbone, file or run.
+        architecture: timm or torchvision architecture.
+        sha256: SHA-256 of the weights file, or of the run's ``run.json``; none for random weights.
+        license: license of the weights, from their card or the user; none if unknown.
+        data_fingerprint: fingerprint of the training images; none if unknown.
+        validation: task metric of a run on its own validation images.
     """
 
     kind: Literal["embedded", "weights", "run", "teacher"]
@@ -227,7 +259,7 @@ class Parent(StrictModel):
 
 
 def describe_parent(parent: Parent) -> str:
-    """The parent in one line."""
+    """Describe a parent in one line."""
     kind = {"embedded": "embedded backbone", "weights": "weights", "run": "run", "teacher": "teacher"}[parent.kind]
     digest = f"SHA-256 {parent.sha256[:12]}…" if parent.sha256 else "no hash"
     images = f", trained on images {parent.data_fingerprint[:12]}…" if parent.data_fingerprint else ""
@@ -236,11 +268,18 @@ def describe_parent(parent: Parent) -> str:
 
 
 class Lineage(StrictModel):
-    """Where the weights come from.
+    """Lineage: origin of the weights and the training data.
 
     Attributes:
-        license: the most restrictive of the parents' licenses.
-        parents: all that the weights were made from, the oldest first.
+        backbone: name of the backbone, as given to ``--backbone``.
+        architecture: timm or torchvision architecture.
+        weights_sha256: SHA-256 of the backbone's weights file; none for random weights.
+        license: the most restrictive license of the parents; none if unknown.
+        parents: all parents of the weights, the oldest first.
+        strategy: fine-tuning strategy.
+        run_sha256: SHA-256 of the exported run's ``run.json``.
+        data_fingerprint: fingerprint of the labeled images.
+        train_images: number of training images.
     """
 
     backbone: str
@@ -255,9 +294,14 @@ class Lineage(StrictModel):
 
 
 class Rejected(StrictModel):
-    """Rejected variant: requested, but not in the bundle, with the figures that kept it out.
+    """Rejected variant: requested, but not in the bundle.
 
-    ``by`` names the rejecting rule: the accuracy ``gate``, a clause of the ``contract``, or ``export``: no file could be made.
+    Attributes:
+        name: ``<format>-<precision>``.
+        reason: reason of the rejection, with the measured values.
+        by: ``gate``: rejected by the accuracy gate. ``contract``: by a clause of the contract. ``export``: no file could be made.
+        attempts: attempts of the quantization search, in order.
+        sensitivities: sensitivities of the operations, in descending order, if they were measured.
     """
 
     name: str
@@ -271,14 +315,32 @@ class Manifest(StrictModel):
     """Content of ``manifest.json``.
 
     Attributes:
-        max_drop: largest accuracy drop that the accuracy gate allowed, 0..1.
-        max_changed: of classes: number of the ``trained.n`` validation images that a file of reduced precision may lose, on balance.
-        trained: the task's figure (``Evaluation.score``) of the trained model at the bundle's input size.
-        trained_at_run_size: the same at the input size of the training, where it is another one.
-        contract: limits that every variant keeps; the best variant is the first.
-        outcomes: one row for each attempted variant, input size and thread count; empty without a contract.
-        sorted_by: order of the variants: latency, or accuracy where the host was too busy to measure latency. A contract sorts by
-            accuracy first; ``time`` then orders equal ones.
+        schema_version: version of this format.
+        name: name of the bundle.
+        release: release number. It increases with each release, and a device does not install an older one.
+        created: time of the export, ISO 8601, UTC.
+        task: ``classification``, ``multi-label``, ``regression`` or ``ordinal``.
+        decision_rule: parameters that turn scores into predictions.
+        labels: names of the outputs, in the order of the output tensor.
+        preprocess: preprocessing settings of all variants.
+        variants: model files. The first is the default.
+        rejected: requested variants that are not in the bundle.
+        max_drop: largest accuracy drop that the accuracy gate allows, 0..1.
+        max_changed: number of validation images (of ``trained.n``) that a file of reduced precision may lose on balance. Classification
+            only.
+        trained: task metric (``Evaluation.score``) of the trained model on the validation images, at the bundle's input size.
+        trained_at_run_size: the same at the input size of the training, if it differs.
+        golden: golden images.
+        calibration: images for the calibration of int8; none without int8 variants.
+        contract: limits that every variant keeps; none without a contract.
+        outcomes: outcomes of all attempted variants, input sizes and thread counts; empty without a contract.
+        sorted_by: order of the variants: ``time`` (latency), or ``accuracy`` if the host was too busy to measure latency. With a contract
+            the variants are sorted by accuracy first.
+        lineage: origin of the weights.
+        seen_images: file with the hash prefixes of all images used for training or model selection (``Bundle.seen_images``).
+        card: model card (Markdown).
+        versions: versions of edgetl and its libraries at the export.
+        host: CPU, cores and system of the exporting host.
     """
 
     schema_version: Literal[1] = 1
@@ -312,7 +374,7 @@ class Manifest(StrictModel):
         folders = {parent for path in files for parent in parents_of(path)}
         paths = [MANIFEST_NAME, *files, *folders]
         if len({path.casefold() for path in paths}) != len(paths):
-            raise ValueError("two files share a path, or their folders one but for upper and lower case")
+            raise ValueError("two paths are equal, or differ only in upper and lower case")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("two labels are equal")
         if problems := [f"the label {label!r} {problem}" for label in self.labels if (problem := label_problem(label))]:
@@ -322,25 +384,25 @@ class Manifest(StrictModel):
         if self.task == "classification" and len(self.labels) < 2:
             raise ValueError("fewer than two labels")
         if any(variant.name != f"{variant.format}-{variant.precision}" for variant in self.variants):
-            raise ValueError("a variant's name is not its format and precision")
+            raise ValueError("the name of a variant is not <format>-<precision>")
         for variant in self.variants:
             if variant.golden_tolerance > GOLDEN_TOLERANCE[variant.precision]:
                 raise ValueError(
-                    f"{variant.name} has the golden tolerance {variant.golden_tolerance:g}; "
-                    f"{GOLDEN_TOLERANCE[variant.precision]:g} is the largest for {variant.precision}"
+                    f"{variant.name} has the golden tolerance {variant.golden_tolerance:g}, "
+                    f"but the largest for {variant.precision} is {GOLDEN_TOLERANCE[variant.precision]:g}"
                 )
         if self.task in ("classification", "multi-label") and self.decision_rule.spread != 1.0:
-            raise ValueError(f"a spread of {self.decision_rule.spread:g}, by which differences would be judged, in a {self.task} model")
+            raise ValueError(f"a {self.task} model has the spread {self.decision_rule.spread:g}, but only numbers have one")
         names = {variant.name for variant in self.variants}
         if len(names) != len(self.variants):
-            raise ValueError("two variants share a name")
+            raise ValueError("two variants have the same name")
         for golden in self.golden:
             if (
                 (self.task == "classification" and golden.label not in self.labels)
                 or set(golden.scores) != names
                 or any(len(row) != len(self.labels) for row in golden.scores.values())
             ):
-                raise ValueError(f"golden image {golden.image.path} has an unknown label, or not one score a label for each variant")
+                raise ValueError(f"golden image {golden.image.path} has an unknown label, or not one score per label for each variant")
         return self
 
     @property
@@ -349,6 +411,6 @@ class Manifest(StrictModel):
         return OutputDecoding(self.task, self.labels, self.decision_rule)
 
     def all_files(self) -> tuple[BundleFile, ...]:
-        """Every file that the bundle holds besides the manifest."""
+        """Return the entries of all files of the bundle, without the manifest."""
         models = [file for variant in self.variants for file in variant.files]
         return (*models, *(golden.image for golden in self.golden), self.seen_images, self.card)

@@ -1,4 +1,4 @@
-"""Metrics: accuracy, F1, average precision, regression errors, and their intervals. NumPy only, for export and device alike."""
+"""Metrics: accuracy, F1, average precision, regression errors, and their intervals. NumPy only, for export and device."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from edgetl.core.tasks import OutputDecoding
 
 RESAMPLES = 200
 _TWO_SIDED, _ONE_SIDED = 1.959964, 1.644854
-# Value of an error that is NaN or infinite, which JSON does not have. The accuracy gate rejects it.
+# Value of a NaN or infinite error, which JSON cannot represent. The accuracy gate rejects it.
 HOPELESS = 1e9
 
 _Ranked: TypeAlias = tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]
 
 
 def evaluate(decoding: OutputDecoding, truth: NDArray[Any], outputs: NDArray[np.float32]) -> Evaluation:
-    """Metrics of a network's ``outputs`` ``[n, labels]``.
+    """Compute the metrics of a network's ``outputs`` ``[n, labels]``.
 
     Args:
         decoding: task, labels and decision rule.
-        truth: class indices int64 ``[n]``; or float64 ``[n, labels]``: 0 or 1 for each label, or the number.
-        outputs: of the network.
+        truth: true labels: class indices int64 ``[n]``; or float64 ``[n, labels]`` with 0 or 1 for each label, or the number.
+        outputs: outputs of the network.
     """
     rule = decoding.decision_rule
     match decoding.task:
@@ -55,7 +55,13 @@ def _evaluate_levels(decoding: OutputDecoding, truth: NDArray[np.float64], value
 
 
 def evaluate_predictions(truth: NDArray[np.int64], predicted: NDArray[np.int64], labels: Sequence[str]) -> Evaluation:
-    """Accuracy, macro F1, per-class figures and the confusion matrix of ``predicted`` class indices against ``truth``, both ``[n]``."""
+    """Compute accuracy, macro F1, per-class metrics and the confusion matrix.
+
+    Args:
+        truth: true class indices ``[n]``.
+        predicted: predicted class indices ``[n]``.
+        labels: class names.
+    """
     size = len(labels)
     matrix = np.zeros((size, size), np.int64)
     np.add.at(matrix, (truth, predicted), 1)
@@ -72,14 +78,14 @@ def evaluate_predictions(truth: NDArray[np.int64], predicted: NDArray[np.int64],
 
 
 def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> AccuracyDrop:
-    """The accuracy drop from one model to another on the same images, with its 95 % interval and its one-sided 95 % bound.
+    """Compute the paired accuracy drop between two models, with its 95 % interval and its one-sided 95 % limit.
 
-    Agresti and Min 2005 (doi:10.1002/sim.1781): half an image is added to each cell of the table of both models' hits, so that the
-    interval is not empty where no prediction changed.
+    Method: Agresti and Min 2005 (doi:10.1002/sim.1781). Half an image is added to each cell of the 2 x 2 table of correct predictions. The
+    interval is therefore not empty if no prediction changed.
 
     Args:
-        before: bool ``[n]``, where the first model is right.
-        after: bool ``[n]``, where the second is.
+        before: bool ``[n]``, true where the first model is correct.
+        after: bool ``[n]``, true where the second model is correct.
     """
     n = len(before)
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
@@ -95,14 +101,14 @@ def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Accuracy
 def evaluate_labels(
     truth: NDArray[np.bool_], scores: NDArray[np.float32], present: NDArray[np.bool_], labels: Sequence[str], thresholds: Sequence[float]
 ) -> Evaluation:
-    """Figures of a multi-label model: precision, recall, F1 and average precision of each label, mAP, and wholly right images.
+    """Compute multi-label metrics: precision, recall, F1 and average precision of each label, mAP, and accuracy over all labels.
 
     Args:
-        truth: bool ``[n, labels]``, which labels an image has.
+        truth: bool ``[n, labels]``, true labels.
         scores: float32 ``[n, labels]``, 0..1.
-        present: bool ``[n, labels]``, the predicted labels.
+        present: bool ``[n, labels]``, predicted labels.
         labels: names of the labels.
-        thresholds: that ``present`` comes from, for the record.
+        thresholds: thresholds of ``present``, which the result records.
     """
     # NaN ranks last, tied.
     ranked = np.nan_to_num(scores.astype(np.float64), nan=-1.0)
@@ -128,7 +134,7 @@ def evaluate_labels(
 
 
 def evaluate_values(truth: NDArray[np.floating[Any]], values: NDArray[np.floating[Any]], tolerance: float) -> Evaluation:
-    """Figures of numbers ``[n]``: MAE, RMSE, R², and the share within ``tolerance``, all in the numbers' unit."""
+    """Compute regression metrics of ``values`` ``[n]``: MAE and RMSE (in their unit), R², and the ratio within ``tolerance``."""
     errors = values.astype(np.float64) - truth
     distance = np.abs(errors)
     figures = RegressionFigures(
@@ -142,32 +148,33 @@ def evaluate_values(truth: NDArray[np.floating[Any]], values: NDArray[np.floatin
 
 
 def average_precision(truth: NDArray[np.bool_], scores: NDArray[np.floating[Any]]) -> float:
-    """Mean precision at the images that have the label, the best-scored first: ``sum((R_k - R_k-1) P_k)`` over distinct scores.
+    """Compute the average precision of a label: ``sum((R_k - R_k-1) P_k)`` over distinct scores, in descending order.
 
-    Without interpolation, as scikit-learn's ``average_precision_score``.
+    There is no interpolation, as in scikit-learn's ``average_precision_score``.
 
     Args:
-        truth: bool ``[n]``.
-        scores: ``[n]``, without NaN.
+        truth: bool ``[n]``, true where an image has the label.
+        scores: scores ``[n]``, without NaN.
 
     Returns:
-        0..1, or NaN where no image has the label.
+        Average precision, 0..1; NaN if no image has the label.
     """
     return _precision(_rank(truth, scores), np.ones(len(truth), np.int64))
 
 
 def _rank(truth: NDArray[np.bool_], scores: NDArray[np.floating[Any]]) -> _Ranked:
-    """Images from the best score down: their indices, whether each has the label, and whether the next one has another score."""
+    """Sort images by descending score. Return their indices, their true labels, and true where the next image has another score."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     return order, truth[order], np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)]
 
 
 def _precision(ranked: _Ranked, weights: NDArray[np.int64]) -> float:
-    """Average precision of ranked images of which each stands there ``weights`` times; NaN where none has the label."""
+    """Compute the average precision of ranked images with repetition counts ``weights``; NaN if no image has the label."""
     order, truth, last = ranked
     each = weights[order]
-    hits, seen = np.cumsum(each * truth)[last], np.cumsum(each)[last]  # equal scores cannot be told apart: they come together
+    # Images with equal scores have no order: they are counted together.
+    hits, seen = np.cumsum(each * truth)[last], np.cumsum(each)[last]
     if not len(hits) or hits[-1] == 0:
         return float("nan")
     gained = np.diff(hits, prepend=0)
@@ -175,13 +182,13 @@ def _precision(ranked: _Ranked, weights: NDArray[np.int64]) -> float:
 
 
 def _mean_precision(ranked: Sequence[_Ranked], weights: NDArray[np.int64]) -> float:
-    """Mean over the labels that an image has; NaN if none does."""
+    """Compute the mean average precision over the labels that at least one image has; NaN if there are none."""
     found = [value for item in ranked if not np.isnan(value := _precision(item, weights))]
     return float(np.mean(found)) if found else float("nan")
 
 
 def quadratic_kappa(confusion: NDArray[np.integer[Any]]) -> float:
-    """Quadratic-weighted kappa of a confusion matrix: 1 is agreement, 0 what chance gives (Cohen 1968, doi:10.1037/h0026256)."""
+    """Compute the quadratic-weighted kappa of a confusion matrix: 1 is agreement, 0 is chance (Cohen 1968, doi:10.1037/h0026256)."""
     levels = np.arange(len(confusion))
     cost = (levels[:, None] - levels[None]) ** 2
     total = max(int(confusion.sum()), 1)
@@ -190,16 +197,16 @@ def quadratic_kappa(confusion: NDArray[np.integer[Any]]) -> float:
 
 
 def _explained(truth: NDArray[np.float64], errors: NDArray[np.float64], weights: NDArray[np.int64]) -> float:
-    """R² of images of which each stands there ``weights`` times."""
+    """Compute R² of images with repetition counts ``weights``."""
     spread = float((weights * (truth - np.average(truth, weights=weights)) ** 2).sum())
     wrong = float((weights * errors**2).sum())
     return 1.0 - wrong / spread if spread else (0.0 if wrong else 1.0)
 
 
 def _with_interval(figure: Callable[[NDArray[np.int64]], float], n: int) -> Proportion:
-    """A figure of ``n`` images with its percentile bootstrap interval (Efron 1979, doi:10.1214/aos/1176344552).
+    """Compute a metric of ``n`` images with its percentile bootstrap interval (Efron 1979, doi:10.1214/aos/1176344552).
 
-    ``figure`` takes how often each image was drawn; the draws have a fixed seed.
+    ``figure`` maps repetition counts ``[n]`` of the images to the metric. The draws have a fixed seed.
     """
     if n == 0:
         return Proportion(value=0.0, n=0, low=0.0, high=1.0)
@@ -212,7 +219,7 @@ def _with_interval(figure: Callable[[NDArray[np.int64]], float], n: int) -> Prop
 
 
 def _finite(values: NDArray[np.float64]) -> float:
-    """The mean, or ``HOPELESS`` where a value is NaN or infinite."""
+    """Return the mean, or ``HOPELESS`` if a value is NaN or infinite."""
     mean = float(values.mean()) if len(values) else 0.0
     return mean if np.isfinite(mean) else HOPELESS
 
@@ -223,7 +230,7 @@ def _macro_f1(classes: Sequence[ClassScore]) -> float:
 
 
 def _class_score(label: str, right: int, n: int, predicted: int) -> ClassScore:
-    """Metrics of one class from its counts: true positives, images of the class, and images predicted as it."""
+    """Compute the metrics of a class from the true positives, its images, and the images predicted as this class."""
     precision = right / predicted if predicted else 0.0
     recall = right / n if n else 0.0
     f1 = 2 * right / (n + predicted) if n + predicted else 0.0

@@ -1,4 +1,4 @@
-"""Options of a configuration: the leaves of nested pydantic models under flat names, as the command line shows them."""
+"""Options of a configuration: flat names for the fields of nested pydantic models. The command line uses them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from pydantic import BaseModel, Field, JsonValue
 from pydantic.fields import FieldInfo
 
-# Keys of a field's ``json_schema_extra``: the panel of ``--help``, and the option's name where it is not the field's.
+# Keys of a field's ``json_schema_extra``: panel in ``--help``, name of the option if it differs from the field, placeholder.
 PANEL, OPTION, METAVAR = "panel", "option", "metavar"
-# Panel of the options that most users set.
+# Panel of the most common options.
 COMMON = "Common options"
 
 
 @dataclass(frozen=True)
 class Option:
-    """A leaf of a configuration model.
+    """Option of a configuration model.
 
     Attributes:
-        name: flat and unique in the model, such as ``backbone_lr``.
-        group: field of the model that holds the leaf's group; empty for a leaf of the model itself.
-        leaf: field of the group.
+        name: flat name, unique in the model, such as ``backbone_lr``.
+        group: field of the nested model that has the option; empty for an option of the model itself.
+        leaf: field of the option in its model.
         field: type, default, bounds and help.
     """
 
@@ -35,14 +35,14 @@ class Option:
 def option_field(
     default: Any, description: str, *, option: str | None = None, panel: str | None = None, metavar: str | None = None, **bounds: Any
 ) -> Any:
-    """Field of a configuration model with the help of its option.
+    """Make a field of a configuration model with the help text of its option.
 
     Args:
         default: default value.
         description: text of ``--help``.
         option: name of the option, if it differs from the field's name.
         panel: panel of ``--help``.
-        metavar: placeholder of the value in ``--help``, such as ``PATH``; by default it follows from the type.
+        metavar: placeholder of the value in ``--help``, such as ``PATH``. The default depends on the type.
         bounds: arguments of ``pydantic.Field``, such as ``ge``.
     """
     named = ((OPTION, option), (PANEL, panel), (METAVAR, metavar))
@@ -51,7 +51,7 @@ def option_field(
 
 
 def words(value: object) -> object:
-    """Validator: ``a,b`` and repeated options become a tuple of words, each once."""
+    """Split ``a,b`` and repeated options into a tuple of distinct words (pydantic validator)."""
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
         return value
@@ -59,10 +59,10 @@ def words(value: object) -> object:
 
 
 def options(model: type[BaseModel]) -> dict[str, Option]:
-    """The options of ``model`` by name, in the order of the fields; groups are fields that are models themselves.
+    """Return the options of ``model`` by name, in the order of the fields. Fields that are models form groups.
 
     Raises:
-        ValueError: two leaves have one name.
+        ValueError: two options have the same name.
     """
     found: dict[str, Option] = {}
     for option in _leaves(model):
@@ -87,7 +87,7 @@ def _name(leaf: str, field: FieldInfo) -> str:
 
 
 def nested(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by option name as ``model`` takes them; unknown names are passed on, so that the model reports them."""
+    """Convert values by option name to the nested form of ``model``. Unknown names are kept: the model's validation reports them."""
     known = options(model)
     found: dict[str, Any] = {}
     for name, value in values.items():
@@ -100,7 +100,7 @@ def nested(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(config: BaseModel, *, only_given: bool = False) -> dict[str, Any]:
-    """Values of ``config`` by option name; ``only_given`` leaves out those that are defaults because nobody gave them."""
+    """Return the values of ``config`` by option name. ``only_given`` leaves out values that were not set explicitly."""
     found = {}
     for name, option in options(type(config)).items():
         holder = getattr(config, option.group) if option.group else config

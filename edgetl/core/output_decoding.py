@@ -1,4 +1,4 @@
-"""Output decoding: scores and predictions from a network's outputs, for each task. NumPy only, for export and device alike."""
+"""Output decoding: scores and predictions from a network's outputs, for each task. NumPy only, for export and device."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from edgetl.core.tasks import OutputDecoding
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores that sum to 1 along the last axis, from logits ``[…, classes]``."""
+    """Return the softmax of logits ``[…, classes]``: scores that sum to 1 along the last axis."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     result: NDArray[np.float32] = shifted / shifted.sum(axis=-1, keepdims=True)
     return result
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores 0..1 of each logit alone, in the shape and type of ``logits``."""
+    """Return the sigmoid of each logit, 0..1, in the shape and type of ``logits``."""
     small = np.exp(-np.abs(logits))
     result: NDArray[np.float32] = np.where(logits >= 0, 1 / (1 + small), small / (1 + small)).astype(logits.dtype)
     return result
 
 
 def scores_of(decoding: OutputDecoding, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores float32 ``[n, labels]``: of classes they sum to 1, of a multi-label model each is 0..1, numbers stay as they are."""
+    """Convert outputs ``[n, labels]`` to scores float32 ``[n, labels]``.
+
+    Classification: softmax. Multi-label: sigmoid. Regression and ordinal: the outputs, unchanged.
+    """
     match decoding.task:
         case "classification":
             return softmax(outputs)
@@ -42,7 +45,7 @@ def scores_of(decoding: OutputDecoding, outputs: NDArray[np.float32]) -> NDArray
 
 
 def decode(decoding: OutputDecoding, outputs: NDArray[np.float32]) -> list[Prediction]:
-    """Predictions of outputs ``[n, labels]``, one for each image."""
+    """Decode outputs ``[n, labels]`` to one prediction per image."""
     scores = scores_of(decoding, outputs)
     best = scores.argmax(axis=1)
     plain = [Prediction(decoding.labels[index], float(row[index]), tuple(row.tolist())) for row, index in zip(scores, best, strict=True)]
@@ -62,7 +65,7 @@ def decode(decoding: OutputDecoding, outputs: NDArray[np.float32]) -> list[Predi
 
 
 def prediction_json(decoding: OutputDecoding, prediction: Prediction) -> dict[str, object]:
-    """A prediction as JSON: the class and its score, the labels that are present, or the number; and every score."""
+    """Convert a prediction to a JSON object: the class with its score, the present labels, or the number; and all scores."""
     first: dict[str, object] = {"label": prediction.label, "score": prediction.score}
     if decoding.task == "multi-label":
         first = {"labels": list(prediction.labels)}
@@ -72,19 +75,19 @@ def prediction_json(decoding: OutputDecoding, prediction: Prediction) -> dict[st
 
 
 def present_labels(decoding: OutputDecoding, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Bool ``[n, labels]``: where a score reaches its label's threshold."""
+    """Return bool ``[n, labels]``: true where a score reaches the threshold of its label."""
     present: NDArray[np.bool_] = scores >= np.array(decoding.decision_rule.thresholds, np.float32)
     return present
 
 
 def nearest_levels(decoding: OutputDecoding, values: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """The ordinal levels int64 ``[n]`` nearest to ``values`` ``[n]``. Half way rounds up; NaN becomes the lowest level."""
+    """Return the nearest ordinal levels, int64 ``[n]``, of ``values`` ``[n]``. Halves round up. NaN becomes the lowest level."""
     low, high = decoding.decision_rule.ordinal_levels or (0, 0)
     return np.floor(np.clip(np.nan_to_num(values.astype(np.float64), nan=low), low, high) + 0.5).astype(np.int64)
 
 
 def describe_truth(decoding: OutputDecoding, label: int, targets: Sequence[float]) -> str:
-    """The truth of a labelled image as text: its class, its labels joined by a comma, or its number."""
+    """Return the true label of an image as text: its class, its labels joined by commas, or its number."""
     match decoding.task:
         case "classification":
             return decoding.labels[label]

@@ -1,9 +1,13 @@
-"""The only code that turns an image into a tensor: resize, crop, scale, normalise.
+"""Preprocessing: resize, crop and normalize an image to a tensor. No other code does this.
 
-A ``PreprocessSpec`` is resolved once, at the start of training, and travels in the run and in the bundle. For the same settings the
-``two-step`` resize equals timm's evaluation transform bit for bit (``timm.data.create_transform``, Apache-2.0, read for its rounding
-rules); ``fused``, the default, does not compute the margins that the crop drops. It differs by at most one grey level of 255, which
-no accuracy in ``bench/preprocess.py`` shows, and takes 65 to 85 % of the time of a resize of a camera image.
+Training resolves a ``PreprocessSpec`` once and stores it in the run. The bundle has the same spec.
+
+Resize methods:
+
+- ``two-step``: resize, then crop. Bit-identical to timm's evaluation transform with the same settings (``timm.data.create_transform``,
+  Apache-2.0; its rounding rules were read there).
+- ``fused`` (default): does not compute the margins that the crop removes. The pixels differ by at most 1 gray level of 255. No accuracy in
+  ``bench/preprocess.py`` changes. It takes 65 to 85 % of the time for a camera image.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ CropMode: TypeAlias = Literal["center", "squash", "border"]
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 Side = Annotated[int, Field(ge=8, le=4096)]
 Triple: TypeAlias = tuple[float, float, float]
-# What a network takes: what ``preprocess`` gives, or pixels that it normalises itself.
+# Input of a network: normalized float32 (``preprocess``), or uint8 pixels that the file normalizes.
 InputForm: TypeAlias = Literal["float", "uint8"]
 Batch: TypeAlias = NDArray[np.float32] | NDArray[np.uint8]
 Scale = Annotated[float, Field(gt=0.0)]
@@ -42,18 +46,21 @@ _RESAMPLING = {
 
 
 class PreprocessSpec(StrictModel):
-    """Preprocessing of an image to a tensor. Field names and meanings follow timm's data config.
+    """Preprocessing settings. Field names and meanings follow timm's data config.
+
+    The target size is ``floor(input_size / crop_pct)`` for each side.
 
     Attributes:
         input_size: height and width of the network's input, pixels.
-        crop_mode: ``center`` resizes the shorter side to ``input / crop_pct`` and crops; ``squash`` ignores the aspect ratio;
-            ``border`` fits the longer side and pads with the mean color.
-        crop_pct: share of the resized image that the crop keeps, 0..1.
-        interpolation: Pillow's antialiased filter.
-        resize: ``fused`` or ``two-step`` (see the module).
-        mean: per channel (RGB), on a scale of 0..1.
-        std: per channel (RGB), on a scale of 0..1.
-        intensity: the rule for images of more than 8 bits a channel; it applies while they are decoded.
+        crop_mode: ``center``: resize the image to cover the target size, keeping the aspect ratio, then crop the center. ``squash``:
+            resize to the target size, ignoring the aspect ratio, then crop the center. ``border``: resize the image to fit into the target
+            size, keeping the aspect ratio, then pad with the mean color and crop the center.
+        crop_pct: ratio of the input side to the target side. Above 1 the image is padded (black for ``center`` and ``squash``).
+        interpolation: Pillow's antialiased resampling filter.
+        resize: resize method, ``fused`` or ``two-step`` (see the module).
+        mean: mean of each channel (RGB), on a scale of 0..1.
+        std: standard deviation of each channel (RGB), on a scale of 0..1.
+        intensity: intensity rule for images with more than 8 bits per channel. It applies during decoding.
     """
 
     input_size: tuple[Side, Side]
@@ -66,12 +73,12 @@ class PreprocessSpec(StrictModel):
     intensity: Intensity = FULL_RANGE
 
     def digest(self) -> str:
-        """SHA-256 (hex) of the spec's JSON."""
+        """Return the SHA-256 (hex) of the settings as JSON."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 class _Placement(NamedTuple):
-    """Where the crop lies in the resized image, pixels; negative offsets mean padding."""
+    """Size of the resized image and offset of the crop in it, pixels. Negative offsets mean padding."""
 
     width: int
     height: int
@@ -80,10 +87,14 @@ class _Placement(NamedTuple):
 
 
 def preprocess(source: ImageInput, spec: PreprocessSpec) -> NDArray[np.float32]:
-    """One image to the network's input.
+    """Decode, resize, crop and normalize an image.
+
+    Args:
+        source: path, encoded bytes, file object, PIL image or array (see ``load_image``).
+        spec: preprocessing settings.
 
     Returns:
-        float32 ``[3, H, W]``, RGB, normalised.
+        float32 ``[3, H, W]``, RGB, normalized.
 
     Raises:
         ImageError: the image cannot be read.
@@ -94,7 +105,11 @@ def preprocess(source: ImageInput, spec: PreprocessSpec) -> NDArray[np.float32]:
 
 
 def to_batch(images: Sequence[Image.Image], spec: PreprocessSpec, form: InputForm) -> Batch:
-    """Upright RGB images as one batch: float32 ``[n, 3, H, W]``, normalised, or uint8 ``[n, H, W, 3]``, resized and cropped."""
+    """Preprocess upright RGB images to a batch.
+
+    Returns:
+        ``float``: normalized float32 ``[n, 3, H, W]``. ``uint8``: resized and cropped pixels, ``[n, H, W, 3]``.
+    """
     if form == "uint8":
         return np.stack([np.asarray(to_pixels(image, spec)) for image in images])
     batch = np.empty((len(images), 3, *spec.input_size), np.float32)
@@ -104,13 +119,13 @@ def to_batch(images: Sequence[Image.Image], spec: PreprocessSpec, form: InputFor
 
 
 def to_pixels(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
-    """Resize and crop an upright RGB image to the input size; the result has 8 bits a channel."""
+    """Resize and crop an upright RGB image to the input size. The result has 8 bits per channel."""
     height, width = spec.input_size
     place = _placement(image.width, image.height, spec)
     filter_ = _RESAMPLING[spec.interpolation]
     inside = place.left >= 0 and place.top >= 0 and place.left + width <= place.width and place.top + height <= place.height
-    # Pillow 13 resamples tall images, and those squeezed out of shape, rows first: there the two orders differ where bicubic overshoots.
-    # Nearest and box filters jump at pixel borders, so that rounding shows. A huge resized image is never made whole.
+    # Pillow 13 resamples the rows first if the image loses far more rows than columns. Where bicubic overshoots, the order matters.
+    # Nearest and box filters jump at pixel borders, where rounding matters. A huge resized image is never computed as a whole.
     huge = place.width * place.height > MAX_PIXELS
     plain = spec.crop_mode != "squash" and image.height <= 2 * image.width and spec.interpolation not in ("nearest", "box")
     if inside and (huge or (plain and spec.resize == "fused")):
@@ -122,27 +137,27 @@ def to_pixels(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
 
 
 def _resize_crop(image: Image.Image, place: _Placement, spec: PreprocessSpec) -> Image.Image:
-    """Resample only what the crop keeps, columns first and then rows, as Pillow does for the whole image.
+    """Resample only the pixels that the crop keeps: columns first, then rows, as Pillow does for the whole image.
 
-    One call with ``Image.resize(box=…)`` trims both passes but may be two levels off: its box is float32, so both passes round, and
-    Pillow may swap them. Here the first pass is exact and only the second rounds, so that one level is the bound.
+    A single call of ``Image.resize(box=…)`` may differ by two gray levels: its box is float32, both passes round, and Pillow may swap them.
+    Here only the second pass rounds, and the difference is at most one gray level.
     """
     height, width = spec.input_size
     filter_ = _RESAMPLING[spec.interpolation]
     y = image.height / place.height
     top, bottom = place.top * y, (place.top + height) * y
-    margin = 3 * max(1.0, y) + 1  # the widest kernel, Lanczos, reaches 3 pixels of the coarser grid
+    margin = 3 * max(1.0, y) + 1  # the widest kernel, Lanczos, has a radius of 3 pixels of the coarser grid
     first, last = max(0, math.floor(top - margin)), min(image.height, math.ceil(bottom + margin))
     rows = image.crop((0, first, image.width, last)) if last - first < image.height else image
     columns = rows.resize((place.width, rows.height), filter_).crop((place.left, 0, place.left + width, rows.height))
-    # Rounding may put the far edge a hair outside the image, which Pillow refuses.
+    # Rounding may move the far edge slightly outside the image, which Pillow rejects.
     return columns.resize((width, height), filter_, box=(0, top - first, width, min(bottom - first, float(rows.height))))
 
 
 def normalize(pixels: Image.Image | NDArray[np.uint8], spec: PreprocessSpec, out: NDArray[np.float32]) -> None:
     """Write ``(pixels / 255 - mean) / std`` into ``out``, float32 ``[3, H, W]``, plane by plane.
 
-    The operations and their order are those of torchvision's ``ToTensor`` and ``Normalize``, so that the result is bit-identical.
+    The operations and their order are those of torchvision's ``ToTensor`` and ``Normalize``. The result is bit-identical.
     """
     array = np.asarray(pixels)
     for channel in range(3):
@@ -153,7 +168,7 @@ def normalize(pixels: Image.Image | NDArray[np.uint8], spec: PreprocessSpec, out
 
 
 def pixels_of(batch: NDArray[np.float32], spec: PreprocessSpec) -> NDArray[np.uint8]:
-    """The pixels uint8 ``[n, H, W, 3]`` that ``normalize`` was given: they are whole numbers, so that nothing is lost on the way back."""
+    """Invert ``normalize``: return the pixels, uint8 ``[n, H, W, 3]``, of normalized images ``[n, 3, H, W]``. The result is exact."""
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
     pixels: NDArray[np.uint8] = np.rint((batch * std + mean) * np.float32(255)).astype(np.uint8).transpose(0, 2, 3, 1)
     return pixels
@@ -176,7 +191,7 @@ def _placement(width: int, height: int, spec: PreprocessSpec) -> _Placement:
 
 
 def _center(size: tuple[int, int], spec: PreprocessSpec, *, padded: bool = False) -> tuple[int, int]:
-    """Left and top of the centred crop, with the half-to-even rounding of torchvision's ``center_crop``."""
+    """Return left and top of the centered crop, with the half-to-even rounding of torchvision's ``center_crop``."""
     height, width = spec.input_size
     if padded:
         size = (max(size[0], width), max(size[1], height))
@@ -184,7 +199,7 @@ def _center(size: tuple[int, int], spec: PreprocessSpec, *, padded: bool = False
 
 
 def _pad(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
-    """Centre the image on a canvas at least as large as the crop: mean colour for ``border``, else black (as torchvision)."""
+    """Center the image on a canvas at least as large as the crop: mean color for ``border``, else black (as torchvision)."""
     height, width = spec.input_size
     fill = tuple(round(255 * value) for value in spec.mean) if spec.crop_mode == "border" else (0, 0, 0)
     canvas = Image.new("RGB", (max(image.width, width), max(image.height, height)), fill)

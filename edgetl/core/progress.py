@@ -1,4 +1,4 @@
-"""Progress of long work: the library calls a ``Progress``, and the command line draws it."""
+"""Progress callback of long operations. The command line shows it as a progress bar."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called often by long work, from the thread that does the work."""
+    """Progress callback. Long operations call it often, from the working thread."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """``done`` of ``total`` steps of ``stage`` are finished; ``total`` 0 means that the length is not known."""
+        """Report that ``done`` of ``total`` steps of ``stage`` are finished. ``total`` is 0 if the number of steps is unknown."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """A ``Progress`` without output."""
+    """Ignore the progress."""

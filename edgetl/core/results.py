@@ -1,4 +1,4 @@
-"""Results: predictions, evaluations, accuracy drops, forgetting; each figure with its confidence interval."""
+"""Results: predictions, evaluation metrics, accuracy drops and forgetting, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from edgetl.core.tasks import Task
 
 @dataclass(frozen=True)
 class Prediction:
-    """Prediction of one image.
+    """Prediction of an image.
 
     Attributes:
-        label: the class with the highest score; of a multi-label model the likeliest label, of a regression its column.
-        score: that class's or label's score, 0..1; of a regression the network's output, in the values' unit.
-        scores: every label's score in the order of the labels: of classes they sum to 1, of a multi-label model each is 0..1.
-        labels: multi-label: those whose score reaches their threshold, in the order of the labels; there may be none.
-        value: regression: the number; ordinal: the nearest level.
+        label: class (or label) with the highest score. Regression and ordinal: name of the value column.
+        score: score of ``label``, 0..1. Regression and ordinal: output of the network, in the unit of the values.
+        scores: score of each label, in the order of the labels. Classification: they sum to 1. Multi-label: each is 0..1.
+        labels: labels with a score of at least their threshold, in the order of the labels; may be empty. Multi-label only.
+        value: predicted number (regression) or nearest level (ordinal); none for other tasks.
     """
 
     label: str
@@ -29,7 +29,14 @@ class Prediction:
 
 
 class Proportion(StrictModel):
-    """A figure of ``n`` images with its 95 % interval: a share (0..1, Wilson's), average precision, or R² (at most 1; by bootstrap)."""
+    """Metric on ``n`` images with its 95 % confidence interval.
+
+    Attributes:
+        value: ratio of images (0..1), mean average precision (0..1), or R² (at most 1).
+        n: number of images.
+        low: lower limit of the 95 % interval: Wilson's for ratios, bootstrap for the others.
+        high: upper limit of the 95 % interval.
+    """
 
     value: float
     n: int
@@ -38,9 +45,14 @@ class Proportion(StrictModel):
 
 
 class AccuracyDrop(StrictModel):
-    """Accuracy drop between two models on the same ``n`` images, 0..1; negative where the accuracy rose.
+    """Accuracy drop between two models on the same images (paired; Agresti and Min 2005).
 
-    ``low`` and ``high`` are the 95 % interval, ``bound`` the upper one-sided 95 % bound (Agresti and Min 2005, paired).
+    Attributes:
+        value: accuracy drop, -1..1; negative if the accuracy increased.
+        low: lower limit of the 95 % interval.
+        high: upper limit of the 95 % interval.
+        bound: upper one-sided 95 % limit.
+        n: number of images.
     """
 
     value: float
@@ -51,7 +63,15 @@ class AccuracyDrop(StrictModel):
 
 
 class ClassScore(StrictModel):
-    """One class's figures; precision and recall are 0 where they are not defined."""
+    """Metrics of a class or label.
+
+    Attributes:
+        label: name of the class.
+        n: number of images of the class.
+        precision: 0..1; 0 if undefined.
+        recall: 0..1; 0 if undefined.
+        f1: 0..1; 0 if undefined.
+    """
 
     label: str
     n: int
@@ -61,13 +81,14 @@ class ClassScore(StrictModel):
 
 
 class MultiLabelFigures(StrictModel):
-    """Figures of labels that stand beside each other.
+    """Metrics of multi-label classification.
 
     Attributes:
-        mean_average_precision: mean of ``average_precision`` over the labels that an image has, with its bootstrap interval.
-        label_accuracy: share of the decisions (images times labels) that are right.
-        average_precision: of each label, independent of thresholds; none where no image has it. 1 where all have it.
-        thresholds: that the decisions were made with.
+        mean_average_precision: mean of ``average_precision`` over the labels that at least one image has, with its bootstrap interval.
+        label_accuracy: ratio of correct decisions (images times labels).
+        average_precision: average precision of each label. It does not depend on thresholds. None if no image has the label, 1 if all
+            images have it.
+        thresholds: score from which each label is present.
     """
 
     mean_average_precision: Proportion
@@ -77,13 +98,13 @@ class MultiLabelFigures(StrictModel):
 
 
 class RegressionFigures(StrictModel):
-    """Figures of numbers.
+    """Metrics of regression and ordinal predictions.
 
     Attributes:
-        mae, rmse: mean absolute and root mean squared error, in the values' unit.
-        r2: share of the variance that is explained, with its bootstrap interval; below 0 the mean would predict better.
-        tolerance: largest error of a right prediction.
-        kappa: ordinal: quadratic-weighted kappa of the nearest levels (Cohen 1968, doi:10.1037/h0026256).
+        mae, rmse: mean absolute error and root mean squared error, in the unit of the values.
+        r2: coefficient of determination, with its bootstrap interval. Below 0 the mean value predicts better.
+        tolerance: largest error of a correct prediction, in the unit of the values.
+        kappa: quadratic-weighted kappa of the nearest levels (Cohen 1968, doi:10.1037/h0026256). Ordinal only.
     """
 
     mae: float
@@ -94,16 +115,17 @@ class RegressionFigures(StrictModel):
 
 
 class Evaluation(StrictModel):
-    """Metrics of a model on labelled images.
+    """Metrics of a model on labeled images.
 
     Attributes:
-        accuracy: share of right predictions: the top class is the label, every label is right, the number is within the tolerance, or
-            the nearest level is the level.
-        macro_f1: mean F1 over the classes (labels, levels) that have images; 0 for numbers.
-        classes: figures of each class (label, level), in their order; none for numbers.
-        confusion: ``confusion[i][j]`` images of class (level) ``i`` were called ``j``; none for labels and numbers.
-        multi_label: figures of a multi-label model.
-        regression: figures of a regression or an ordinal model.
+        accuracy: ratio of correct predictions. Classification: the top class is correct. Multi-label: all labels are correct. Regression:
+            the number is within the tolerance. Ordinal: the nearest level is correct.
+        macro_f1: mean F1 over the classes (labels, levels) with images; 0 for regression.
+        classes: metrics of each class (label, level), in order; empty for regression.
+        confusion: confusion matrix: ``confusion[i][j]`` images of class (level) ``i`` were predicted as ``j``. Empty for multi-label and
+            regression.
+        multi_label: metrics of multi-label classification; none for other tasks.
+        regression: metrics of regression and ordinal predictions; none for other tasks.
     """
 
     accuracy: Proportion
@@ -114,21 +136,21 @@ class Evaluation(StrictModel):
     regression: RegressionFigures | None = None
 
     def problem(self, task: Task, outputs: int) -> str | None:
-        """Reason why these cannot be the figures of ``task`` for a network with ``outputs`` outputs; none if they can."""
+        """Return the reason why the metrics are invalid for ``task`` and a network with ``outputs`` outputs, or none."""
         labels, sizes = self.multi_label, {len(self.confusion), *map(len, self.confusion)}
         if (labels is not None) != (task == "multi-label") or (self.regression is not None) != (task in ("regression", "ordinal")):
-            return f"figures of another task than {task}"
+            return f"the metrics are not those of the task {task}"
         if task in ("classification", "multi-label") and len(self.classes) != outputs:
-            return f"figures of {len(self.classes)} classes, and there are {outputs} labels"
+            return f"there are metrics of {len(self.classes)} classes, but {outputs} labels"
         if labels and {len(labels.average_precision), len(labels.thresholds)} != {outputs}:
-            return f"not one average precision and one threshold for each of {outputs} labels"
+            return f"there is not one average precision and one threshold for each of {outputs} labels"
         if sizes not in ({0}, {len(self.classes)}):
-            return "a confusion matrix of other classes"
+            return "the size of the confusion matrix is not the number of classes"
         return None
 
     @property
     def score(self) -> Proportion:
-        """The one figure that the export gate judges and a bundle carries: accuracy, mean average precision of labels, R² of numbers."""
+        """Task metric, which the accuracy gate limits: accuracy, mean average precision (multi-label) or R² (regression)."""
         if self.multi_label is not None:
             return self.multi_label.mean_average_precision
         if self.regression is not None and self.regression.kappa is None:
@@ -137,9 +159,14 @@ class Evaluation(StrictModel):
 
 
 class ClassForgetting(StrictModel):
-    """Forgetting of one class of the previous task: ``n`` test images, and the accuracy before and after.
+    """Forgetting of a class of the previous task.
 
-    ``low`` and ``high`` are the 95 % interval of the drop (Agresti and Min 2005, paired).
+    Attributes:
+        label: name of the class.
+        n: number of test images of the class.
+        before: accuracy of the parent run, 0..1.
+        after: accuracy of the new network, 0..1.
+        low, high: limits of the 95 % interval of the accuracy drop (paired; Agresti and Min 2005).
     """
 
     label: str
@@ -151,14 +178,18 @@ class ClassForgetting(StrictModel):
 
 
 class Forgetting(StrictModel):
-    """Forgetting of the parent run's task, on its test images that neither of the two networks has seen.
+    """Forgetting of the previous task, on test images of the parent run that neither network used for training or selection.
 
     Attributes:
-        through: ``own`` where the new network has the previous classes, ``previous head`` where they were read with the parent's head, and
-            ``previous column`` where the parent stands in the new network as a whole.
-        before, after: accuracy of the parent, and of the new network.
-        drop: their difference; negative where the previous task gained.
-        low, high: the 95 % interval of ``drop``, paired.
+        parent: name of the parent run.
+        through: output of the new network that predicts the previous classes. ``own``: its own head. ``previous head``: the parent's head.
+            ``previous column``: the parent network, which is a column of the new network.
+        images: number of test images.
+        before: accuracy of the parent run, 0..1.
+        after: accuracy of the new network, 0..1.
+        drop: accuracy drop; negative if the accuracy increased.
+        low, high: limits of the paired 95 % interval of ``drop``.
+        classes: forgetting of each class.
     """
 
     parent: str
@@ -172,18 +203,18 @@ class Forgetting(StrictModel):
     classes: tuple[ClassForgetting, ...]
 
     def most_forgotten(self) -> tuple[ClassForgetting, ...]:
-        """Classes whose drop is larger than chance explains (its interval lies above 0), the largest first."""
+        """Return the classes with a significant accuracy drop (the interval is above 0), in descending order."""
         sure = [item for item in self.classes if item.low > 0]
         return tuple(sorted(sure, key=lambda item: item.after - item.before))
 
 
 def images_that_may_change(n: int, max_drop: float) -> int:
-    """Number of ``n`` validation images that a file may lose, on balance, before its accuracy drops by more than ``max_drop``."""
+    """Return the number of ``n`` validation images that a file may lose on balance without exceeding ``max_drop``."""
     return math.floor(n * max_drop + 1e-9)
 
 
 def wilson(successes: int, n: int) -> Proportion:
-    """The share ``successes / n`` with its 95 % interval (Wilson 1927, doi:10.1080/01621459.1927.10502953)."""
+    """Return the ratio ``successes / n`` with its 95 % interval (Wilson 1927, doi:10.1080/01621459.1927.10502953)."""
     if n == 0:
         return Proportion(value=0.0, n=0, low=0.0, high=1.0)
     z = 1.959964

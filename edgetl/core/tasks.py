@@ -12,7 +12,7 @@ from edgetl.core.config import StrictModel
 Task: TypeAlias = Literal["classification", "multi-label", "regression", "ordinal"]
 
 MAX_LEVELS = 100
-# The one figure of each task that the export gate judges and a bundle carries (``Evaluation.score``).
+# Task metric: the accuracy gate limits it, and a bundle records it (``Evaluation.score``).
 SCORE_NAMES: dict[Task, str] = {
     "classification": "accuracy",
     "multi-label": "mean average precision",
@@ -22,13 +22,14 @@ SCORE_NAMES: dict[Task, str] = {
 
 
 class DecisionRule(StrictModel):
-    """Decision rule: parameters that turn scores into predictions; empty for classification.
+    """Decision rule: parameters that turn scores into predictions. Classification has none: the class with the highest score wins.
 
     Attributes:
-        thresholds: multi-label: the least score at which each label is present, 0..1, chosen on validation images.
-        spread: regression, ordinal: standard deviation of the training images' values, in their unit; differences are judged by it.
-        tolerance: regression, ordinal: largest error of a right prediction, in the values' unit.
-        ordinal_levels: ordinal: the lowest and the highest level.
+        thresholds: score from which each label is present, 0..1. They are chosen on validation images. Multi-label only.
+        spread: standard deviation of the training images' values, in their unit. Tolerances for numbers are relative to it. Regression and
+            ordinal only.
+        tolerance: largest error of a correct prediction, in the unit of the values. Regression and ordinal only.
+        ordinal_levels: lowest and highest level. Ordinal only.
     """
 
     thresholds: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = ()
@@ -37,25 +38,25 @@ class DecisionRule(StrictModel):
     ordinal_levels: tuple[int, int] | None = None
 
     def problem(self, task: Task, outputs: int) -> str | None:
-        """Reason why this is no rule of ``task`` for a network with ``outputs`` outputs; none if it can."""
+        """Return the reason why the rule is invalid for ``task`` and a network with ``outputs`` outputs, or none."""
         if len(self.thresholds) != (outputs if task == "multi-label" else 0):
             return f"{len(self.thresholds)} thresholds for {outputs} labels of a {task} model"
         if task in ("regression", "ordinal") and outputs != 1:
-            return f"a {task} model with {outputs} outputs, where one is possible"
+            return f"a {task} model has {outputs} outputs, but needs one"
         if (self.ordinal_levels is not None) != (task == "ordinal"):
-            return f"ordinal levels in a {task} model" if self.ordinal_levels else "an ordinal model without levels"
+            return f"a {task} model has ordinal levels" if self.ordinal_levels else "an ordinal model has no levels"
         if self.ordinal_levels is not None and not 0 < self.ordinal_levels[1] - self.ordinal_levels[0] < MAX_LEVELS:
-            return f"levels from {self.ordinal_levels[0]} to {self.ordinal_levels[1]}; 2 to {MAX_LEVELS} levels are possible"
+            return f"levels from {self.ordinal_levels[0]} to {self.ordinal_levels[1]} are not possible (2 to {MAX_LEVELS} levels)"
         return None
 
 
 @dataclass(frozen=True)
 class OutputDecoding:
-    """Decoding of a network's outputs ``[n, labels]``.
+    """Output decoding: parameters that turn a network's outputs ``[n, labels]`` into predictions.
 
     Attributes:
-        task: kind of the predictions.
-        labels: names of the outputs: classes, labels, or the one column of values.
+        task: task of the model.
+        labels: names of the outputs: classes, labels, or one column of values.
         decision_rule: thresholds, tolerance and levels.
     """
 
@@ -65,6 +66,6 @@ class OutputDecoding:
 
     @property
     def level_names(self) -> tuple[str, ...]:
-        """Levels of an ordinal model as labels, the lowest first."""
+        """Levels of an ordinal model as text, the lowest first."""
         least, most = self.decision_rule.ordinal_levels or (0, -1)
         return tuple(str(level) for level in range(least, most + 1))

@@ -81,4 +81,4 @@ def test_an_output_of_another_program_is_kept_and_is_an_error_before_heavy_impor
     assert [(arguments, code) for arguments, code, _ in outcomes if code not in (3, 15)] == []
     assert [(arguments, loaded) for arguments, _, loaded in outcomes if loaded] == []
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
-    assert "free some space" not in errors
+    assert "ree some space" not in errors

@@ -1,4 +1,4 @@
-"""A time limit for code that might wait for ever, as on a FIFO."""
+"""Time limit for code that may hang, such as on a FIFO."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FrameType
 
 
 class HangError(Exception):
-    """The code under test waits for something that never comes."""
+    """The code under test hangs."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A bundle on disk: every file is the one that the manifest names, and there is no other."""
+"""Bundle on disk: files that differ from the manifest, and missing or unlisted files, are errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FILES = {
     MODEL: b"the weights of a model",
     "openvino-int8/model.xml": b"<the graph/>",
     "openvino-int8/model.bin": b"its weights.",
-    "golden/0.png": b"a picture",
+    "golden/0.png": b"an image!",
     "seen.bin": pack_hashes(DIGESTS),
     "README.md": b"# A card\n",
 }
@@ -85,14 +85,14 @@ def write_files(root: Path) -> Manifest:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A bundle with two variants, whose model files are not models: no engine is opened here."""
+    """Bundle with two variants. Its model files are not models, because no engine opens them."""
     root = tmp_path / "bundle"
     (root / MANIFEST_NAME).write_text(write_files(root).model_dump_json() + "\n")
     return root
 
 
 def read_all(folder: Path) -> dict[str, bytes]:
-    """What a device does: open the bundle and read every file."""
+    """Open a bundle and read every file, as a device does."""
     opened = open_bundle(folder)
     return {file.path: opened.read(file) for file in opened.manifest.all_files()}
 
@@ -110,7 +110,7 @@ def swap(folder: Path, one: str, other: str) -> None:
 
 
 def socket_at(path: Path) -> None:
-    """A socket; its address must be short, so that it is named from within its folder."""
+    """Create a socket. Its address must be short: it is created with a relative path."""
     with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as made:
         made.bind(path.name)
 
@@ -121,22 +121,22 @@ def replace(path: Path, make: Callable[[Path], None]) -> None:
 
 
 def move_away(path: Path) -> Path:
-    """Move a file or folder out of the bundle, to be linked to."""
+    """Move a file or folder out of the bundle, as the target of a link."""
     return path.rename(path.parents[1] / "outside" if path.parent.name == "bundle" else path.parents[2] / "outside")
 
 
-# --- whole bundles ---------------------------------------------------------------------------------------------------------------
+# --- valid bundles ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_whole_bundle_gives_the_bytes_of_every_file(folder: Path) -> None:
+def test_a_valid_bundle_returns_the_bytes_of_every_file(folder: Path) -> None:
     assert read_all(folder) == FILES
 
 
-def test_a_bundle_is_opened_by_text_and_by_path(folder: Path) -> None:
+def test_open_bundle_accepts_str_and_path(folder: Path) -> None:
     assert open_bundle(str(folder)) == open_bundle(folder)
 
 
-def test_a_bundle_in_a_folder_with_an_odd_name_is_read(folder: Path) -> None:
+def test_a_bundle_folder_may_have_an_odd_name(folder: Path) -> None:
     odd = folder.rename(folder.with_name(" a b\n[é]*漢 "))
     assert read_all(odd) == FILES
 
@@ -149,52 +149,56 @@ def test_a_read_only_bundle_is_read(folder: Path) -> None:
         path.chmod(0o755)
 
 
-def test_a_variant_is_found_by_its_name(folder: Path) -> None:
+def test_variant_returns_the_variant_of_a_name(folder: Path) -> None:
     assert open_bundle(folder).variant("openvino-int8").files[0].path == "openvino-int8/model.xml"
 
 
-def test_an_unknown_variant_is_refused_with_those_that_there_are(folder: Path) -> None:
-    with pytest.raises(BundleError, match=r"/bundle has no variant 'onnx-int8'; it has onnx-fp32, openvino-int8\."):
+def test_the_error_for_an_unknown_variant_lists_the_variants(folder: Path) -> None:
+    with pytest.raises(BundleError, match=r"/bundle has no variant 'onnx-int8'\. Its variants: onnx-fp32, openvino-int8\."):
         open_bundle(folder).variant("onnx-int8")
 
 
-def test_the_seen_images_are_the_hashes_that_were_packed(folder: Path) -> None:
+def test_seen_images_returns_the_packed_hashes(folder: Path) -> None:
     seen = open_bundle(folder).seen_images()
     assert seen == {int(digest[:16], 16) for digest in DIGESTS}
     assert hash_prefix("f" * 64) not in seen
 
 
-# --- damaged files (A1 to A8, A11 to A15): what is done, which file is named, what it says; archives (A17) and signatures (A18) come later
+# --- damaged files (A1 to A8, A11 to A15): damage, path in the message, text of the message
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "flipped byte": (lambda root: flip(root / MODEL), MODEL, "is not the file that the manifest names"),
-    "truncated by a byte": (lambda root: (root / MODEL).write_bytes(FILES[MODEL][:-1]), MODEL, "has 21 bytes, the manifest says 22"),
-    "appended byte": (lambda root: (root / MODEL).write_bytes(FILES[MODEL] + b"\0"), MODEL, "has 23 bytes, the manifest says 22"),
-    "zero length": (lambda root: (root / MODEL).write_bytes(b""), MODEL, "has 0 bytes, the manifest says 22"),
+    "flipped byte": (lambda root: flip(root / MODEL), MODEL, "differs from the manifest"),
+    "truncated by a byte": (lambda root: (root / MODEL).write_bytes(FILES[MODEL][:-1]), MODEL, "has 21 bytes, but the manifest lists 22"),
+    "appended byte": (lambda root: (root / MODEL).write_bytes(FILES[MODEL] + b"\0"), MODEL, "has 23 bytes, but the manifest lists 22"),
+    "zero length": (lambda root: (root / MODEL).write_bytes(b""), MODEL, "has 0 bytes, but the manifest lists 22"),
     "swapped with a file of the same size": (
         lambda root: swap(root, "openvino-int8/model.xml", "openvino-int8/model.bin"),
         "openvino-int8/model.xml",
-        "is not the file that the manifest names",
+        "differs from the manifest",
     ),
-    "swapped with a file of another size": (lambda root: swap(root, MODEL, "golden/0.png"), MODEL, "has 9 bytes, the manifest says 22"),
+    "swapped with a file of another size": (
+        lambda root: swap(root, MODEL, "golden/0.png"),
+        MODEL,
+        "has 9 bytes, but the manifest lists 22",
+    ),
     "deleted": (lambda root: (root / MODEL).unlink(), MODEL, "1 missing file"),
     "renamed": (lambda root: (root / MODEL).rename(root / "model.onnx"), "model.onnx", "1 unlisted file"),
     "extra file": (lambda root: (root / "extra.so").touch(), "extra.so", "1 unlisted file"),
     "extra hidden file in a folder": (lambda root: (root / "golden" / ".x").touch(), "golden/.x", "1 unlisted file"),
     "extra link to a folder": (lambda root: (root / "link").symlink_to(root.parent), "link", "1 unlisted file"),
-    "symbolic link": (lambda root: (root / MODEL).symlink_to(move_away(root / MODEL)), MODEL, "though the manifest names it"),
-    "broken symbolic link": (lambda root: replace(root / MODEL, lambda path: path.symlink_to("x")), MODEL, "though the manifest names it"),
+    "symbolic link": (lambda root: (root / MODEL).symlink_to(move_away(root / MODEL)), MODEL, "but the manifest lists it"),
+    "broken symbolic link": (lambda root: replace(root / MODEL, lambda path: path.symlink_to("x")), MODEL, "but the manifest lists it"),
     "symbolic link as parent": (
         lambda root: (root / "golden").symlink_to(move_away(root / "golden"), target_is_directory=True),
         "golden",
         "1 unlisted file",
     ),
-    "hard link": (lambda root: (root.parent / "outside").hardlink_to(root / MODEL), MODEL, "is not a plain file of its own"),
-    "socket": (lambda root: replace(root / MODEL, socket_at), MODEL, "though the manifest names it"),
+    "hard link": (lambda root: (root.parent / "outside").hardlink_to(root / MODEL), MODEL, "is a hard link"),
+    "socket": (lambda root: replace(root / MODEL, socket_at), MODEL, "but the manifest lists it"),
     "hard link to the manifest": (
         lambda root: (root.parent / "outside").hardlink_to(root / MANIFEST_NAME),
         MANIFEST_NAME,
-        "is not a plain file of its own",
+        "is a hard link",
     ),
     "symbolic link as manifest": (
         lambda root: (root / MANIFEST_NAME).symlink_to(move_away(root / MANIFEST_NAME)),
@@ -202,60 +206,60 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "is a symbolic link",
     ),
     "FIFO": (lambda root: replace(root / MODEL, os.mkfifo), MODEL, "not a regular file"),
-    "empty folder in its place": (lambda root: replace(root / MODEL, Path.mkdir), MODEL, "1 missing file"),
+    "empty folder instead of a file": (lambda root: replace(root / MODEL, Path.mkdir), MODEL, "1 missing file"),
     "empty folder": (lambda root: (root / "golden/more").mkdir(), "golden/more/", "1 unlisted file"),
     "link to an empty folder": (lambda root: (root / "more").symlink_to(root / "golden"), "more", "1 unlisted file"),
     "manifest without its last newline": (
         lambda root: (root / MANIFEST_NAME).write_bytes((root / MANIFEST_NAME).read_bytes()[:-1]),
         MANIFEST_NAME,
-        "was changed: it must begin",
+        "was changed: it must start",
     ),
     "manifest with another newline": (
         lambda root: (root / MANIFEST_NAME).write_bytes((root / MANIFEST_NAME).read_bytes() + b"\n"),
         MANIFEST_NAME,
-        "was changed: it must begin",
+        "was changed: it must start",
     ),
     "manifest after a space": (
         lambda root: (root / MANIFEST_NAME).write_bytes(b" " + (root / MANIFEST_NAME).read_bytes()),
         MANIFEST_NAME,
-        "was changed: it must begin",
+        "was changed: it must start",
     ),
-    "flipped byte in the card": (lambda root: flip(root / "README.md"), "README.md", "is not the file that the manifest names"),
-    "flipped byte in the seen images": (lambda root: flip(root / "seen.bin"), "seen.bin", "is not the file that the manifest names"),
+    "flipped byte in the card": (lambda root: flip(root / "README.md"), "README.md", "differs from the manifest"),
+    "flipped byte in the seen images": (lambda root: flip(root / "seen.bin"), "seen.bin", "differs from the manifest"),
 }
 
 
 # A1 to A8, A11 to A15
 @pytest.mark.parametrize(("damage", "path", "text"), DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_bundle_is_refused_by_the_path_of_the_file(folder: Path, damage: Callable[[Path], object], path: str, text: str) -> None:
+def test_the_error_for_a_damaged_bundle_shows_the_file(folder: Path, damage: Callable[[Path], object], path: str, text: str) -> None:
     damage(folder)
     with within(5), pytest.raises(IntegrityError, match=rf"(?s)^(?=.*{re.escape(path)})(?=.*{re.escape(text)}).*nstall") as caught:
         read_all(folder)
     assert caught.value.exit_code == 9
 
 
-def test_a_parent_that_becomes_a_symbolic_link_after_opening_is_refused(folder: Path) -> None:
+def test_a_folder_replaced_by_a_link_after_opening_is_an_error(folder: Path) -> None:
     opened = open_bundle(folder)
     (folder / "golden").symlink_to(move_away(folder / "golden"), target_is_directory=True)
-    with pytest.raises(IntegrityError, match=r"bundle/golden is a symbolic link; a bundle holds plain files only"):
+    with pytest.raises(IntegrityError, match=r"bundle/golden is a symbolic link\. A bundle has only regular files"):
         opened.read(opened.manifest.golden[0].image)
 
 
-def test_a_file_that_is_deleted_after_opening_is_named(folder: Path) -> None:
+def test_a_file_deleted_after_opening_is_an_error(folder: Path) -> None:
     opened = open_bundle(folder)
     (folder / MODEL).unlink()
-    with pytest.raises(IntegrityError, match=r"model\.onnx: No such file or directory, though the manifest names it"):
+    with pytest.raises(IntegrityError, match=r"model\.onnx: No such file or directory, but the manifest lists it"):
         opened.read(opened.variant("onnx-fp32").files[0])
 
 
-def test_a_file_that_is_swapped_after_opening_is_never_returned(folder: Path) -> None:
+def test_a_file_replaced_after_opening_is_an_error(folder: Path) -> None:
     opened = open_bundle(folder)
     (folder / MODEL).write_bytes(b"x" * len(FILES[MODEL]))
-    with pytest.raises(IntegrityError, match=r"model\.onnx is not the file that the manifest names"):
+    with pytest.raises(IntegrityError, match=r"model\.onnx differs from the manifest"):
         opened.read(opened.variant("onnx-fp32").files[0])
 
 
-def test_a_device_in_place_of_a_file_is_refused(folder: Path) -> None:  # A15
+def test_a_device_instead_of_a_file_is_an_error(folder: Path) -> None:  # A15
     (folder / MODEL).unlink()
     try:
         os.mknod(folder / MODEL, stat.S_IFCHR | 0o600, os.makedev(1, 5))
@@ -263,7 +267,7 @@ def test_a_device_in_place_of_a_file_is_refused(folder: Path) -> None:  # A15
         pytest.skip("making a device file needs root")
     with (
         within(5),
-        pytest.raises(IntegrityError, match=r"model\.onnx: (not a regular file|Permission denied), though the manifest names it"),
+        pytest.raises(IntegrityError, match=r"model\.onnx: (not a regular file|Permission denied), but the manifest lists it"),
     ):
         read_all(folder)
 
@@ -275,7 +279,7 @@ def test_a_manifest_that_is_a_fifo_does_not_hang(folder: Path) -> None:  # A14
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_a_file_that_is_swapped_again_and_again_is_read_as_verified_or_not_at_all(folder: Path, in_place: bool) -> None:  # A16
+def test_a_file_that_changes_repeatedly_is_read_verified_or_is_an_error(folder: Path, in_place: bool) -> None:  # A16
     opened, path, other = open_bundle(folder), folder / MODEL, folder.parent / "other"
     done = threading.Event()
 
@@ -306,8 +310,8 @@ def test_a_file_that_is_swapped_again_and_again_is_read_as_verified_or_not_at_al
 
 @given(st.integers(0, 2**31), st.integers(0, 7))
 @settings(deadline=None, max_examples=100)
-def test_a_flipped_bit_of_the_manifest_is_refused_or_read_as_another_manifest_and_nothing_else(place: int, bit: int) -> None:  # A1
-    """Where the bit stands in a label or a figure the manifest is another valid one, which only a signature can tell."""
+def test_a_flipped_bit_in_the_manifest_is_an_error_or_gives_another_manifest(place: int, bit: int) -> None:  # A1
+    """A flipped bit in a label or a number can give another valid manifest. Only a signature detects it."""
     with tempfile.TemporaryDirectory() as work:
         root = Path(work)
         whole = write_files(root)
@@ -323,61 +327,61 @@ def test_a_flipped_bit_of_the_manifest_is_refused_or_read_as_another_manifest_an
         assert read != whole
 
 
-def test_more_than_five_unlisted_files_are_counted_and_the_first_five_named(folder: Path) -> None:
+def test_the_error_for_unlisted_files_shows_the_first_five(folder: Path) -> None:
     for index in range(7):
         (folder / f"extra-{index}").touch()
     with pytest.raises(IntegrityError, match=r"7 unlisted file\(s\): extra-0, extra-1, extra-2, extra-3, extra-4\. "):
         open_bundle(folder)
 
 
-# --- folders that are no bundles; A9, A10, A19 (more in test_core_config.py and test_core_manifest.py, A20 there) -------------------
+# --- folders that are not bundles (A9, A10, A19; A20 is in test_core_manifest.py) -------------------
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"/nowhere does not exist; give the folder that `edgetl export` wrote"):
+def test_the_error_for_a_missing_folder_shows_its_path(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"/nowhere does not exist\. Give the folder that `edgetl export` wrote"):
         open_bundle(tmp_path / "nowhere")
 
 
-def test_a_file_is_no_bundle(folder: Path) -> None:
-    with pytest.raises(BundleError, match=r"model\.onnx is a file; give the folder that `edgetl export` wrote"):
+def test_a_file_is_not_a_bundle(folder: Path) -> None:
+    with pytest.raises(BundleError, match=r"model\.onnx is a file\. Give the folder that `edgetl export` wrote"):
         open_bundle(folder / MODEL)
 
 
-def test_a_run_is_recognised_and_the_command_that_makes_a_bundle_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_run_shows_the_export_command(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(BundleError, match=rf"is a run, not a bundle\. Make one with: edgetl export {re.escape(str(tmp_path))} --out"):
+    with pytest.raises(BundleError, match=rf"is a run, not a bundle\. Export it: edgetl export {re.escape(str(tmp_path))} --out"):
         open_bundle(tmp_path)
 
 
-def test_a_folder_without_a_manifest_is_no_bundle(folder: Path) -> None:
+def test_a_folder_without_a_manifest_is_not_a_bundle(folder: Path) -> None:
     (folder / MANIFEST_NAME).unlink()
     with pytest.raises(BundleError, match=r"/bundle is not a bundle: it has no manifest\.json"):
         open_bundle(folder)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe{\0}\0", b'{"name": "a", "name": "b"}'], ids=["empty", "cut", "UTF-16", "twice"])
-def test_a_damaged_manifest_is_named(folder: Path, data: bytes) -> None:
+def test_the_error_for_a_damaged_manifest_shows_its_path(folder: Path, data: bytes) -> None:
     (folder / MANIFEST_NAME).write_bytes(data)
     with pytest.raises(BundleError, match=r"/bundle/manifest\.json is not valid JSON"):
         open_bundle(folder)
 
 
-def test_a_manifest_of_more_than_a_megabyte_is_refused(folder: Path) -> None:
+def test_a_manifest_of_more_than_a_megabyte_is_an_error(folder: Path) -> None:
     with open(folder / MANIFEST_NAME, "ab") as file:
         file.write(b" " * 1_000_001)
-    with pytest.raises(BundleError, match=r"manifest\.json is larger than 1000000 bytes"):
+    with pytest.raises(BundleError, match=r"manifest\.json has more than 1000000 bytes"):
         open_bundle(folder)
 
 
-def test_a_manifest_of_a_future_version_says_upgrade(folder: Path) -> None:
+def test_the_error_for_a_newer_manifest_is_to_upgrade(folder: Path) -> None:
     text = (folder / MANIFEST_NAME).read_text()
     (folder / MANIFEST_NAME).write_text(text.replace('"schema_version":1', '"schema_version":7'))
-    with pytest.raises(BundleError, match=r"manifest\.json has schema version 7; .*Upgrade edgetl"):
+    with pytest.raises(BundleError, match=r"manifest\.json has schema version 7\. .*Upgrade edgetl"):
         open_bundle(folder)
 
 
 @pytest.mark.parametrize("path", ["../outside.onnx", "/etc/hostname", "../bundle_evil/x", "a/../../b", "C:\\\\x", "", "."])
-def test_a_manifest_that_names_a_file_outside_is_refused_before_any_file_is_read(folder: Path, path: str) -> None:
+def test_a_manifest_with_a_path_outside_the_bundle_is_an_error(folder: Path, path: str) -> None:
     (folder.parent / "outside.onnx").write_bytes(FILES[MODEL])
     text = (folder / MANIFEST_NAME).read_text()
     (folder / MANIFEST_NAME).write_text(text.replace(f'"{MODEL}"', f'"{path}"'))
@@ -390,33 +394,33 @@ def test_a_manifest_that_names_a_file_outside_is_refused_before_any_file_is_read
 
 @given(st.lists(st.binary(min_size=32, max_size=32), max_size=30))
 @settings(deadline=None, max_examples=60)
-def test_packed_hashes_are_read_back_sorted_and_distinct(digests: list[bytes]) -> None:
+def test_unpacked_hashes_are_sorted_and_distinct(digests: list[bytes]) -> None:
     expected = sorted({int.from_bytes(digest[:8], "big") for digest in digests})
     assert unpack_hashes(pack_hashes([digest.hex() for digest in digests])).tolist() == expected
 
 
 @given(st.permutations(DIGESTS))
 @settings(deadline=None, max_examples=30)
-def test_neither_order_nor_copies_of_the_images_change_the_packed_bytes(digests: list[str]) -> None:
+def test_packed_hashes_do_not_depend_on_order_and_copies(digests: list[str]) -> None:
     assert pack_hashes([*digests, *digests[:5]]) == pack_hashes(DIGESTS)
 
 
-def test_packed_hashes_are_little_endian_numbers_of_eight_bytes() -> None:
+def test_packed_hashes_are_little_endian_64_bit_integers() -> None:
     digests = ["00000000000000ff" + "0" * 48, "0102030405060708" + "f" * 48]
     assert pack_hashes(digests) == struct.pack("<QQ", 0xFF, 0x0102030405060708)
 
 
-def test_no_hashes_are_packed_as_no_bytes() -> None:
+def test_an_empty_list_of_hashes_has_no_bytes() -> None:
     assert pack_hashes([]) == b"" and unpack_hashes(b"").tolist() == []
 
 
 @pytest.mark.parametrize("length", [1, 7, 9, 15])
-def test_a_list_of_hashes_of_another_length_is_damaged(length: int) -> None:
+def test_a_damaged_list_of_hashes_is_an_error(length: int) -> None:
     with pytest.raises(IntegrityError, match="seen images is damaged: its length is not a multiple of 8"):
         unpack_hashes(b"\0" * length)
 
 
-def test_a_described_file_has_a_relative_posix_path_its_size_and_its_hash(tmp_path: Path) -> None:
+def test_describe_file_returns_relative_path_size_and_hash(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b.bin").write_bytes(b"abc")
     expected = BundleFile(path="a/b.bin", size_bytes=3, sha256="ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")

@@ -1,4 +1,4 @@
-"""CPU quotas of control groups: written files of both versions, and real groups where the system lets a test make them."""
+"""CPU quota of control groups: simulated files of both versions, and real groups where the system allows it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ V1 = "31 23 0:28 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\
 
 
 def machine(root: Path, groups: str, mounts: str, files: dict[str, str]) -> Path:
-    """A root folder with ``/proc/self`` and the files of control groups below ``/sys/fs/cgroup``."""
+    """Write a root folder with ``/proc/self`` and the files of control groups in ``/sys/fs/cgroup``."""
     contents = {"proc/self/cgroup": groups, "proc/self/mountinfo": mounts} | {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
     for name, text in contents.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -44,14 +44,14 @@ def machine(root: Path, groups: str, mounts: str, files: dict[str, str]) -> Path
         ),
         ("4:cpu,cpuacct:/box\n", V1, {"cpu,cpuacct/box/cpu.cfs_quota_us": "-1", "cpu,cpuacct/box/cpu.cfs_period_us": "100000"}, None),
         ("4:cpu,cpuacct:/a/b\n", V1, {"cpu,cpuacct/a/cpu.cfs_quota_us": "100000", "cpu,cpuacct/a/cpu.cfs_period_us": "50000"}, 2.0),
-        # Docker, version 1: the path is the host's, and the mount shows the container's own group.
+        # Docker, version 1: the path is that of the host, and the mount point is the container's group.
         (
             "4:cpu:/docker/abc\n",
             "31 23 0:28 /docker/abc /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n",
             {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"},
             1.0,
         ),
-        # Both versions: the CPU controller is in version 1, and its quota counts.
+        # Both versions are mounted. The CPU controller and its quota are in version 1.
         (
             "4:cpu:/x\n0::/x\n",
             V1.replace("/cpu,cpuacct rw", "/cpu rw") + V2.replace("/cgroup rw", "/cgroup/unified rw"),
@@ -68,7 +68,7 @@ def machine(root: Path, groups: str, mounts: str, files: dict[str, str]) -> Path
         ("0::/\n", V2, {"cpu.max": "100000 0\n"}, None),
     ],
 )
-def test_the_smallest_quota_of_the_group_and_its_parents_counts(
+def test_cpu_quota_is_the_smallest_of_the_group_and_its_parents(
     tmp_path: Path, groups: str, mounts: str, files: dict[str, str], expected: float | None
 ) -> None:
     assert cpu_quota(machine(tmp_path, groups, mounts, files)) == expected
@@ -80,7 +80,7 @@ def test_a_system_without_control_groups_has_no_quota(tmp_path: Path) -> None:
 
 @pytest.fixture(params=["version 1", "version 2"])
 def real_group(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A group with a quota of half a core around a group without one: folders of the system, removed afterwards."""
+    """Real control group without a quota, inside a group with a quota of half a core."""
     first = request.param == "version 1"
     top = Path("/sys/fs/cgroup/cpu" if first else "/sys/fs/cgroup")
     outer = top / f"edgetl-test-{os.getpid()}"
@@ -91,14 +91,14 @@ def real_group(request: pytest.FixtureRequest) -> Iterator[Path]:
         (outer / ("cpu.cfs_quota_us" if first else "cpu.max")).write_text("50000" if first else "50000 100000")
         yield outer / "inner"
     except OSError as error:
-        pytest.skip(f"a control group cannot be made here: {error}")
+        pytest.skip(f"a control group cannot be created: {error}")
     finally:
         for folder in (outer / "inner", outer):
             if folder.exists():
                 folder.rmdir()
 
 
-def test_a_real_quota_of_a_parent_leaves_one_core(real_group: Path) -> None:
+def test_a_quota_of_half_a_core_gives_one_available_core(real_group: Path) -> None:
     code = (
         "import os, sys, pathlib; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); "
         "from edgetl.core.system.cgroup import cpu_quota; from edgetl.core.system.host import available_cores; "

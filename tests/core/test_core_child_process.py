@@ -1,4 +1,4 @@
-"""Child interpreters import nothing from the current folder (CWE-427)."""
+"""Child interpreters do not import from the current folder (CWE-427)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgetl.core.system.child_process import child_command, child_environment, t
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_search_path_has_no_relative_entry_and_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trusted_path_has_no_relative_entries_and_no_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path)
     kept = [str(ROOT), *(entry for entry in sys.path if entry and entry != str(ROOT))]
@@ -22,20 +22,20 @@ def test_the_search_path_has_no_relative_entry_and_not_the_current_folder(tmp_pa
     assert trusted_path() == kept
 
 
-def test_the_package_is_found_where_it_lies_even_in_the_current_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trusted_path_keeps_the_folder_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "path", ["", *(entry for entry in sys.path if entry not in ("", str(ROOT)))])
     assert trusted_path() == [str(ROOT), *sys.path[1:]]
 
 
-def test_a_current_folder_that_is_gone_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trusted_path_works_in_a_deleted_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert str(ROOT) in trusted_path()
 
 
-def test_variables_that_put_code_on_the_search_path_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_environment_drops_variables_that_change_the_search_path(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE", "PYTHONWARNINGS", "PYTHONHASHSEED"):
         monkeypatch.setenv(name, "7")
     found = child_environment(OTHER="1")
@@ -45,7 +45,7 @@ def test_variables_that_put_code_on_the_search_path_are_left_out(monkeypatch: py
     }  # fmt: skip
 
 
-def test_a_child_gets_its_arguments_and_imports_nothing_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_receives_arguments_and_ignores_modules_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("json", "edgetl", "sitecustomize", "usercustomize", "encodings", "os", "site", "typing"):
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Figures of labels, numbers and grades against scikit-learn, and what outputs mean for each task."""
+"""Multi-label, regression and ordinal metrics compared with scikit-learn, and output decoding for each task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GRADE = OutputDecoding("ordinal", ("grade",), DecisionRule(tolerance=0.5, ordina
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=40))
 @settings(deadline=None, max_examples=150)
-def test_average_precision_is_scikit_learns_with_ties_too(rows: list[tuple[bool, int]]) -> None:
+def test_average_precision_equals_scikit_learn_with_ties(rows: list[tuple[bool, int]]) -> None:
     truth, scores = np.array([row[0] for row in rows]), np.array([row[1] / 6 for row in rows])
     found = average_precision(truth, scores)
     if truth.any():
@@ -30,7 +30,7 @@ def test_average_precision_is_scikit_learns_with_ties_too(rows: list[tuple[bool,
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_figures_of_labels_are_those_of_scikit_learn(seed: int) -> None:
+def test_multi_label_metrics_equal_scikit_learn(seed: int) -> None:
     rng = np.random.default_rng(seed)
     truth, outputs = rng.integers(0, 2, (80, 3)).astype(np.float64), rng.normal(size=(80, 3)).astype(np.float32)
     held = sigmoid(outputs) >= np.array([0.5, 0.3, 0.9], np.float32)
@@ -44,14 +44,14 @@ def test_the_figures_of_labels_are_those_of_scikit_learn(seed: int) -> None:
     assert found.score.low < found.score.value < found.score.high and found.score.n == 80
 
 
-def test_a_label_that_no_image_has_does_not_count_and_one_that_all_have_is_one() -> None:
+def test_average_precision_of_a_label_without_images_is_none_and_of_all_images_one() -> None:
     truth = np.array([[1, 0, 1], [1, 0, 0], [1, 0, 1]], np.float64)
     found = evaluate(LABELS, truth, np.array([[1, 2, 9], [0, 1, -9], [2, 3, 3]], np.float32))
     assert found.multi_label is not None and found.multi_label.average_precision == (1.0, None, 1.0)
     assert found.score.value == 1.0
 
 
-def test_outputs_that_are_no_numbers_rank_last_and_hold_no_label() -> None:
+def test_nan_outputs_rank_last_and_give_no_labels() -> None:
     truth = np.array([[1, 1, 1], [0, 0, 1]], np.float64)
     found = evaluate(LABELS, truth, np.full((2, 3), np.nan, np.float32))
     assert found.multi_label is not None and found.multi_label.average_precision == (0.5, 0.5, 1.0)
@@ -59,7 +59,7 @@ def test_outputs_that_are_no_numbers_rank_last_and_hold_no_label() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_figures_of_numbers_are_those_of_scikit_learn(seed: int) -> None:
+def test_regression_metrics_equal_scikit_learn(seed: int) -> None:
     rng = np.random.default_rng(seed)
     truth = rng.normal(10, 2, (60, 1))
     outputs = (truth + rng.normal(0, 0.7, (60, 1))).astype(np.float32)
@@ -71,14 +71,14 @@ def test_the_figures_of_numbers_are_those_of_scikit_learn(seed: int) -> None:
     assert found.accuracy.value == pytest.approx((np.abs(truth - outputs) <= 0.5).mean())
 
 
-def test_numbers_that_are_none_are_hopeless_and_still_json() -> None:
+def test_nan_predictions_give_finite_errors_that_json_can_represent() -> None:
     found = evaluate(NUMBER, np.array([[1.0], [2.0]]), np.full((2, 1), np.nan, np.float32))
     assert found.regression is not None and found.regression.mae == HOPELESS and found.accuracy.value == 0.0
     assert Evaluation.model_validate_json(found.model_dump_json()) == found
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_kappa_is_scikit_learns_and_grades_are_the_nearest_within_their_range(seed: int) -> None:
+def test_ordinal_metrics_equal_scikit_learn(seed: int) -> None:
     rng = np.random.default_rng(seed)
     truth = rng.integers(1, 6, (90, 1)).astype(np.float64)
     outputs = (truth + rng.normal(0, 0.8, (90, 1))).astype(np.float32)
@@ -90,33 +90,33 @@ def test_kappa_is_scikit_learns_and_grades_are_the_nearest_within_their_range(se
     assert [item.label for item in found.classes] == ["1", "2", "3", "4", "5"] and len(found.confusion) == 5
 
 
-def test_kappa_of_one_grade_alone_is_agreement() -> None:
+def test_kappa_of_a_single_level_is_one() -> None:
     assert quadratic_kappa(np.array([[7, 0], [0, 0]])) == 1.0
     assert quadratic_kappa(np.array([[0, 5], [5, 0]])) == -1.0
 
 
-def test_labels_hold_from_their_own_threshold_on_and_there_may_be_none() -> None:
+def test_labels_are_present_from_their_threshold() -> None:
     logits = np.array([[1.0, -0.5, 2.0], [-3.0, -3.0, -3.0]], np.float32)
     some, none = decode(LABELS, logits)
     assert some.labels == ("a", "b") and some.label == "c" and some.score == pytest.approx(0.881, abs=1e-3)
     assert none.labels == () and none.scores == tuple(sigmoid(logits)[1].tolist())
 
 
-def test_a_number_is_answered_as_it_is_and_a_grade_as_the_nearest() -> None:
+def test_regression_returns_the_number_and_ordinal_the_nearest_level() -> None:
     (number,) = decode(NUMBER, np.array([[12.34]], np.float32))
     assert number.label == "mm" and number.value == number.score == number.scores[0] == pytest.approx(12.34)
-    values = [answer.value for answer in decode(GRADE, np.array([[0.2], [2.5], [3.49], [9.0], [np.nan]], np.float32))]
+    values = [prediction.value for prediction in decode(GRADE, np.array([[0.2], [2.5], [3.49], [9.0], [np.nan]], np.float32))]
     assert values == [1.0, 3.0, 3.0, 5.0, 1.0]
 
 
-def test_scores_of_classes_sum_to_one_and_those_of_labels_do_not() -> None:
+def test_only_classification_scores_sum_to_one() -> None:
     outputs = np.array([[100.0, -100.0, 0.0]], np.float32)
     assert scores_of(OutputDecoding(labels=("a", "b", "c")), outputs).sum() == pytest.approx(1.0)
     assert scores_of(LABELS, outputs).tolist() == [[1.0, pytest.approx(0.0, abs=1e-30), 0.5]]
     assert scores_of(NUMBER, outputs) is outputs
 
 
-def test_the_truth_is_told_for_people() -> None:
+def test_describe_truth_returns_text_for_each_task() -> None:
     assert describe_truth(OutputDecoding(labels=("cat", "dog")), 1, ()) == "dog"
     assert describe_truth(LABELS, 0, (1.0, 0.0, 1.0)) == "a, c" and describe_truth(LABELS, 0, (0.0, 0.0, 0.0)) == "none"
     assert describe_truth(NUMBER, 0, (1.25,)) == "1.25" and describe_truth(GRADE, 0, (3.0,)) == "3"
@@ -126,12 +126,12 @@ def test_the_truth_is_told_for_people() -> None:
     ("decoding", "outputs", "problem"),
     [
         (LABELS, 2, "3 thresholds for 2 labels"),
-        (NUMBER, 2, "2 outputs, where one is possible"),
-        (OutputDecoding("ordinal", ("x",)), 1, "without levels"),
-        (OutputDecoding("regression", ("x",), DecisionRule(ordinal_levels=(0, 3))), 1, "ordinal levels in a regression"),
+        (NUMBER, 2, "has 2 outputs, but needs one"),
+        (OutputDecoding("ordinal", ("x",)), 1, "has no levels"),
+        (OutputDecoding("regression", ("x",), DecisionRule(ordinal_levels=(0, 3))), 1, "a regression model has ordinal levels"),
         (OutputDecoding("ordinal", ("x",), DecisionRule(ordinal_levels=(5, 5))), 1, "2 to 100 levels"),
         (OutputDecoding("classification", ("a", "b"), DecisionRule(thresholds=(0.5, 0.5))), 2, "2 thresholds for 2 labels"),
     ],
 )
-def test_what_cannot_be_read_is_said(decoding: OutputDecoding, outputs: int, problem: str) -> None:
+def test_problem_returns_the_reason_of_an_invalid_decision_rule(decoding: OutputDecoding, outputs: int, problem: str) -> None:
     assert problem in (decoding.decision_rule.problem(decoding.task, outputs) or "")

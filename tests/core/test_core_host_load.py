@@ -1,4 +1,4 @@
-"""Load of the host during a measurement."""
+"""Host load during a measurement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _after(seconds: float = 2.0, *, used: float = 0.0, stolen: float = 0.0, own:
     return Counters(BEFORE.wall + seconds, BEFORE.used + used, BEFORE.stolen + stolen, BEFORE.own + own, BEFORE.waiting + waiting, 2)
 
 
-def test_own_computing_time_is_no_load() -> None:
+def test_cpu_time_of_the_process_is_not_load() -> None:
     load = load_between(BEFORE, _after(used=2.0, own=2.0))
     assert load == HostLoad(others=0.0, stolen=0.0, waiting=0.0) and not load.busy
 
@@ -32,17 +32,17 @@ def test_own_computing_time_is_no_load() -> None:
         (_after(used=2.0, own=1.8, waiting=0.2), "waiting", 0.1),
     ],
 )
-def test_other_programs_a_hypervisor_and_a_quota_make_the_host_busy(after: Counters, name: str, figure: float) -> None:
+def test_other_programs_stolen_time_and_waiting_make_the_host_busy(after: Counters, name: str, figure: float) -> None:
     load = load_between(BEFORE, after)
     assert load is not None and load.busy and getattr(load, name) == pytest.approx(figure)
 
 
-def test_a_system_that_does_not_count_has_no_load() -> None:
+def test_there_is_no_load_without_counters() -> None:
     assert load_between(None, BEFORE) is None and load_between(BEFORE, None) is None
 
 
-@pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="the system does not count")
-def test_programs_that_take_every_core_are_seen() -> None:
+@pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="the system has no /proc/stat")
+def test_programs_on_every_core_are_measured() -> None:
     spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * available_cores())]
     try:
         before = read_counters()

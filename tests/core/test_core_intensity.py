@@ -1,4 +1,4 @@
-"""Intensity rules: 12-bit data keep their gray levels, the default equals the rule of older files, and every source follows it."""
+"""Intensity rules for images with more than 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLOR: NDArray[np.uint16] = np.dstack((GRAY, GRAY[::-1], GRAY.T))
 
 
 def raw_png(values: NDArray[np.uint16]) -> bytes:
-    """A 16-bit RGB PNG, which Pillow reads and does not write."""
+    """Write a 16-bit RGB PNG, which Pillow can read but not write."""
     height, width, _ = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
@@ -38,27 +38,27 @@ def levels_of(image: Image.Image) -> int:
     return len(np.unique(np.asarray(image)[:, :, 0]))
 
 
-def test_twelve_bit_gray_keeps_its_levels_by_its_rule_and_loses_them_without() -> None:
+def test_12_bit_gray_keeps_its_levels_with_a_12_bit_rule() -> None:
     data = encode(Image.fromarray(GRAY))
     assert levels_of(load_image(data)) <= 17
     assert levels_of(load_image(data, intensity=TWELVE)) >= 255
 
 
-def test_twelve_bit_color_keeps_its_levels_in_png_and_in_an_array() -> None:
+def test_12_bit_color_keeps_its_levels_with_a_12_bit_rule() -> None:
     expected = to_8_bits(COLOR, TWELVE)
     assert levels_of(load_image(raw_png(COLOR))) <= 17
     assert np.array_equal(np.asarray(load_image(raw_png(COLOR), intensity=TWELVE)), expected)
     assert np.array_equal(np.asarray(load_image(COLOR, intensity=TWELVE)), expected)
 
 
-def test_twelve_bit_color_of_a_tiff_file_is_read_by_the_rule(shared: Path) -> None:
+def test_16_bit_color_of_a_tiff_file_is_read_by_the_rule(shared: Path) -> None:
     path = shared / "data" / "odd-images" / "tiff_16bit_RGB.tiff"
     assert np.array_equal(
         np.asarray(load_image(path))[0, :3, 0] >> 4, np.asarray(load_image(path, intensity=Intensity(high=65280)))[0, :3, 0] >> 4
     )
 
 
-def test_a_path_bytes_an_image_and_an_array_agree(tmp_path: Path) -> None:
+def test_all_kinds_of_input_follow_the_rule(tmp_path: Path) -> None:
     (tmp_path / "gray.png").write_bytes(encode(Image.fromarray(GRAY)))
     sources: list[ImageInput] = [
         tmp_path / "gray.png",
@@ -70,33 +70,33 @@ def test_a_path_bytes_an_image_and_an_array_agree(tmp_path: Path) -> None:
     assert len({content_hash(load_image(source, intensity=TWELVE)) for source in sources}) == 1
 
 
-def test_the_default_equals_the_rule_of_older_files_for_every_value() -> None:
+def test_the_default_rule_equals_the_rule_of_older_runs() -> None:
     values = np.arange(65536, dtype=np.uint16)
     older = ((values.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8)
     assert np.array_equal(to_8_bits(values, FULL_RANGE), older)
     assert np.array_equal(to_8_bits(values.astype(np.int32), FULL_RANGE), older)
 
 
-def test_values_outside_the_range_are_clipped_and_a_flat_image_is_black() -> None:
+def test_values_outside_the_range_are_clipped_and_a_constant_image_is_black() -> None:
     values = np.array([-5, 0, 128, 255, 4000], np.int32)
     assert to_8_bits(values, Intensity(high=255)).tolist() == [0, 0, 128, 255, 255]
     assert to_8_bits(np.full(9, 7, np.uint16), Intensity(rule="percentile", low=0.5, high=99.5)).tolist() == [0] * 9
 
 
-def test_percentiles_are_of_each_image() -> None:
+def test_percentiles_are_computed_for_each_image() -> None:
     rule = resolve_intensity("percentile", FULL_RANGE, [])
     dark, bright = (np.asarray(load_image(GRAY * factor, intensity=rule)) for factor in (1, 8))
     assert np.array_equal(dark, bright) and (dark.min(), dark.max()) == (0, 255)
 
 
-def test_the_orientation_of_a_wide_image_is_applied() -> None:
+def test_the_orientation_of_a_16_bit_image_is_applied() -> None:
     turned = load_image(encode(Image.fromarray(GRAY), exif=exif(6)), intensity=TWELVE)
     assert np.array_equal(np.asarray(turned)[:, :, 0], np.rot90(to_8_bits(GRAY, TWELVE), -1))
 
 
-def test_images_of_8_bits_are_never_changed() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    assert np.array_equal(np.asarray(load_image(encode(Image.fromarray(picture)), intensity=TWELVE)), picture)
+def test_8_bit_images_are_not_changed() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(load_image(encode(Image.fromarray(pixels)), intensity=TWELVE)), pixels)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_images_of_8_bits_are_never_changed() -> None:
         ("10,1000", [(0, 4080)], Intensity(low=10, high=1000)),
     ],
 )
-def test_a_choice_becomes_a_recorded_rule(choice: str, levels: list[tuple[int, int]], expected: Intensity) -> None:
+def test_resolve_intensity_returns_the_rule_of_a_choice(choice: str, levels: list[tuple[int, int]], expected: Intensity) -> None:
     assert resolve_intensity(choice, FULL_RANGE, levels) == expected
 
 
@@ -122,31 +122,31 @@ def test_auto_keeps_the_rule_of_the_backbone() -> None:
     assert resolve_intensity("auto", TWELVE, [(0, 65535)]) == TWELVE
 
 
-def test_a_range_that_cannot_be_measured_is_refused_with_the_remedy() -> None:
+def test_the_error_for_a_range_without_images_shows_the_remedy() -> None:
     with pytest.raises(ConfigError, match=r"--intensity 0,4095"):
         resolve_intensity("scale", FULL_RANGE, [])
 
 
 @pytest.mark.parametrize("text", ["", "auto,", "5", "5,5", "9,1", "nan,1", "0,inf", "1,2,3", "scale,3"])
-def test_another_choice_is_refused(text: str) -> None:
+def test_an_invalid_choice_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="LOW,HIGH"):
         check_choice(text)
 
 
 @pytest.mark.parametrize("fields", [{"low": 9.0, "high": 9.0}, {"rule": "percentile", "low": 0.0, "high": 101.0}, {"high": 1e12}])
-def test_an_impossible_rule_in_a_file_is_refused(fields: dict[str, object]) -> None:
+def test_an_invalid_rule_is_an_error(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Intensity.model_validate(fields)
 
 
-def test_a_scan_measures_the_values_of_wide_images_only(tmp_path: Path) -> None:
+def test_examine_measures_the_value_range_of_16_bit_images_only(tmp_path: Path) -> None:
     files = {"gray.png": encode(Image.fromarray(GRAY)), "color.png": raw_png(COLOR), "plain.png": encode(Image.new("RGB", (9, 6)))}
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     assert [examine(tmp_path / name).levels for name in files] == [(5, 4085), (5, 4085), None]
 
 
-def test_the_spec_carries_the_rule_to_the_tensor() -> None:
+def test_preprocess_applies_the_rule_of_the_spec() -> None:
     spec = PreprocessSpec(input_size=(16, 16), crop_pct=1.0)
     assert PreprocessSpec.model_validate_json(spec.model_dump_json()).intensity == FULL_RANGE
     wide = spec.model_copy(update={"intensity": TWELVE})

@@ -1,4 +1,4 @@
-"""Large images: a JPEG is decoded at a scale that its size alone decides, other files are refused by size, and never as damaged."""
+"""Large images: JPEG files are decoded at a reduced scale, other files are an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgetl.errors import ImageError
 from tests.core.test_core_image_files import encode, png_header
 from tests.core.test_core_images import exif
 
-# Smooth, so that averaging and DCT scaling give nearly the same pixels.
+# A smooth image: averaging and DCT scaling give nearly the same pixels.
 SMOOTH: NDArray[np.uint8] = np.stack(np.meshgrid(np.linspace(0, 255, 96), np.linspace(0, 255, 64), indexing="xy") * 2, -1)[..., :3].astype(
     np.uint8
 )
@@ -26,7 +26,7 @@ SMOOTH: NDArray[np.uint8] = np.stack(np.meshgrid(np.linspace(0, 255, 96), np.lin
 
 @pytest.fixture
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits a few thousand times lower, so that small images are large ones: of 96 x 64 pixels, 48 x 32 are decoded."""
+    """Lower the limits. An image of 96 x 64 pixels is then decoded to 48 x 32."""
     monkeypatch.setattr(images, "MAX_PIXELS", 2_000)
     monkeypatch.setattr(images, "MAX_PROGRESSIVE_PIXELS", 4_000)
     monkeypatch.setattr(images, "MAX_SCALED_PIXELS", 10_000)
@@ -40,7 +40,7 @@ def jpeg(**options: Any) -> bytes:
     ("width", "height", "factor"),
     [(8000, 5000, 1), (8001, 5000, 2), (8064, 6048, 2), (12000, 9000, 2), (16320, 12240, 4), (65500, 3816, 4), (16382, 16382, 4)],
 )
-def test_the_first_factor_that_leaves_40_million_pixels_is_chosen(width: int, height: int, factor: int) -> None:
+def test_scale_factor_leaves_at_most_40_million_pixels(width: int, height: int, factor: int) -> None:
     assert scale_factor(width, height) == factor
 
 
@@ -51,7 +51,7 @@ def test_a_48_megapixel_photo_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_limits")
-def test_a_large_jpeg_is_the_same_picture_at_half_the_size() -> None:
+def test_a_large_jpeg_is_decoded_at_half_the_size() -> None:
     half = np.asarray(Image.fromarray(SMOOTH).reduce(2)).astype(int)
     assert np.abs(np.asarray(load_image(jpeg())) - half).max() <= 4
 
@@ -64,7 +64,7 @@ def test_the_orientation_of_a_large_jpeg_is_applied() -> None:
 
 
 @pytest.mark.usefixtures("small_limits")
-def test_a_path_bytes_and_an_opened_file_give_the_same_pixels_of_a_large_jpeg(tmp_path: Path) -> None:
+def test_a_large_jpeg_has_equal_pixels_from_path_bytes_and_opened_file(tmp_path: Path) -> None:
     (tmp_path / "large.jpg").write_bytes(jpeg())
     with Image.open(tmp_path / "large.jpg") as opened:
         hashes = {content_hash(load_image(source)) for source in (tmp_path / "large.jpg", jpeg(), opened)}
@@ -79,37 +79,37 @@ def test_an_image_or_array_in_memory_is_averaged() -> None:
     assert np.array_equal(np.asarray(load_image(SMOOTH)), expected)
 
 
-def test_a_large_png_is_refused_by_its_size_and_not_as_damaged(tmp_path: Path) -> None:
+def test_the_error_for_a_large_png_shows_its_size(tmp_path: Path) -> None:
     (tmp_path / "scan.png").write_bytes(png_header(9000, 22000))
     with pytest.raises(ImageError) as error:
         load_image(tmp_path / "scan.png")
-    assert "scan.png has 9000 x 22000 pixels, 198 million; the limit of PNG is 40 million" in str(error.value)
+    assert "scan.png has 9000 x 22000 pixels, 198 million. The limit of PNG is 40 million" in str(error.value)
     assert "decode" not in str(error.value) and "attack" not in str(error.value)
 
 
 @pytest.mark.usefixtures("small_limits")
 @pytest.mark.parametrize("format_", ["PNG", "WEBP", "BMP", "TIFF"])
-def test_other_large_files_are_refused_by_their_size_also_when_only_opened(format_: str) -> None:
+def test_other_large_files_are_an_error(format_: str) -> None:
     data = encode(Image.fromarray(SMOOTH), format_)
     sources: list[bytes | Image.Image] = [data] + ([Image.open(io.BytesIO(data))] if format_ != "WEBP" else [])
     for source in sources:
-        with pytest.raises(ImageError, match=f"96 x 64 pixels, 0 million; the limit of {format_}"):
+        with pytest.raises(ImageError, match=rf"96 x 64 pixels, 0 million\. The limit of {format_}"):
             load_image(source)
 
 
 @pytest.mark.usefixtures("small_limits")
-def test_a_large_progressive_jpeg_is_refused_because_its_decoder_holds_the_whole_image() -> None:
-    with pytest.raises(ImageError, match="the limit of progressive JPEG is 0 million"):
+def test_a_large_progressive_jpeg_is_an_error() -> None:
+    with pytest.raises(ImageError, match="The limit of progressive JPEG is 0 million"):
         load_image(jpeg(progressive=True))
 
 
 @pytest.mark.usefixtures("small_limits")
-def test_a_jpeg_above_the_largest_size_is_refused() -> None:
-    with pytest.raises(ImageError, match="the limit of JPEG"):
+def test_a_jpeg_above_the_largest_size_is_an_error() -> None:
+    with pytest.raises(ImageError, match="The limit of JPEG"):
         load_image(encode(Image.new("L", (200, 100)), "JPEG"))
 
 
-def test_scans_are_counted_from_the_header() -> None:
+def test_has_several_scans_reads_the_header() -> None:
     assert not has_several_scans(jpeg())
     assert not has_several_scans(encode(Image.new("L", (9, 6)), "JPEG"))
     assert has_several_scans(jpeg(progressive=True))

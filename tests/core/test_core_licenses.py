@@ -24,11 +24,11 @@ from edgetl.errors import LicenseError
         ("", "unknown"),
     ],
 )
-def test_a_license_is_known_by_its_name(license: str | None, expected: str) -> None:
+def test_freedom_classifies_license_names(license: str | None, expected: str) -> None:
     assert freedom(license) == expected
 
 
-def test_the_most_restrictive_license_wins() -> None:
+def test_most_restrictive_returns_the_strictest_license() -> None:
     assert most_restrictive(["apache-2.0", "cc-by-nc-4.0", None, "mit"]) == "cc-by-nc-4.0"
     assert most_restrictive(["apache-2.0", None, "gpl-3.0"]) is None
     assert most_restrictive(["apache-2.0", "gpl-3.0", "mit"]) == "gpl-3.0"
@@ -36,12 +36,12 @@ def test_the_most_restrictive_license_wins() -> None:
     assert most_restrictive([]) is None
 
 
-def test_the_commercial_policy_refuses_what_forbids_it_and_what_is_not_known() -> None:
+def test_the_commercial_policy_rejects_non_commercial_and_unknown_licenses() -> None:
     check_policy("cc-by-nc-4.0", "any", name="x")
     check_policy("apache-2.0", "commercial", name="x")
     with pytest.raises(LicenseError, match=r"weights of x are under cc-by-nc-4\.0, which forbids commercial use"):
         check_policy("cc-by-nc-4.0", "commercial", name="x")
-    with pytest.raises(LicenseError, match=r"without a stated license\. Read their card.*--license NAME"):
+    with pytest.raises(LicenseError, match=r"without a stated license\. Read their model card.*--license NAME"):
         check_policy(None, "commercial", name="x")
     with pytest.raises(LicenseError, match="'house-license', which is not on edgetl's list"):
         check_policy("house-license", "commercial", name="x")

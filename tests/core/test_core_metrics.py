@@ -1,4 +1,4 @@
-"""Scores, figures and intervals, against scikit-learn and published values."""
+"""Scores, metrics and intervals compared with scikit-learn and published values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_softmax_of_huge_logits_does_not_overflow() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_figures_are_those_of_scikit_learn(seed: int) -> None:
+def test_classification_metrics_equal_scikit_learn(seed: int) -> None:
     rng = np.random.default_rng(seed)
     truth, predicted = rng.integers(0, 4, 60), rng.integers(0, 4, 60)
     result = evaluate_predictions(truth, predicted, ["a", "b", "c", "d"])
@@ -48,19 +48,19 @@ def test_the_figures_are_those_of_scikit_learn(seed: int) -> None:
     assert np.isclose(result.accuracy.value, np.mean(truth == predicted))
 
 
-def test_confusion_counts_the_true_class_in_rows() -> None:
+def test_rows_of_the_confusion_matrix_are_true_classes() -> None:
     result = evaluate_predictions(np.array([0, 0, 1]), np.array([0, 1, 1]), ["a", "b"])
     assert result.confusion == ((1, 1), (0, 1))
 
 
-def test_a_class_without_images_counts_nothing_and_not_in_macro_f1() -> None:
+def test_a_class_without_images_is_not_part_of_macro_f1() -> None:
     result = evaluate_predictions(np.array([0, 1]), np.array([0, 1]), ["a", "b", "absent"])
     absent = result.classes[2]
     assert (absent.label, absent.n, absent.precision, absent.recall, absent.f1) == ("absent", 0, 0.0, 0.0, 0.0)
     assert result.macro_f1 == 1.0
 
 
-def test_no_images_give_an_accuracy_that_knows_nothing() -> None:
+def test_accuracy_without_images_has_the_interval_0_to_1() -> None:
     result = evaluate_predictions(np.array([], np.int64), np.array([], np.int64), ["a", "b"])
     assert (result.accuracy.n, result.accuracy.low, result.accuracy.high, result.macro_f1) == (0, 0.0, 1.0, 0.0)
 
@@ -75,14 +75,14 @@ def test_no_images_give_an_accuracy_that_knows_nothing() -> None:
         (1, 29, 0.0061, 0.1718),
     ],
 )
-def test_the_interval_is_wilsons_as_newcombe_printed_it(successes: int, n: int, low: float, high: float) -> None:
+def test_wilson_intervals_equal_published_values(successes: int, n: int, low: float, high: float) -> None:
     found = wilson(successes, n)
     assert (round(found.low, 4), round(found.high, 4)) == (low, high)
 
 
 @given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 @settings(deadline=None, max_examples=60)
-def test_the_interval_holds_the_share_and_is_symmetric_in_right_and_wrong(case: tuple[int, int]) -> None:
+def test_wilson_intervals_contain_the_ratio_and_are_symmetric(case: tuple[int, int]) -> None:
     successes, n = case
     found, mirrored = wilson(successes, n), wilson(n - successes, n)
     assert 0.0 <= found.low <= found.value + 1e-12 and found.value - 1e-12 <= found.high <= 1.0

@@ -1,4 +1,4 @@
-"""Output folders that appear whole or not at all: after errors, after SIGKILL, and on a full disk."""
+"""Atomic output folders: errors, SIGKILL, and a full disk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def names(folder: Path) -> list[str]:
 
 
 def write_own(folder: Path, *files: str) -> Path:
-    """A folder that edgetl wrote: a run record that names ``files``."""
+    """Write a folder of edgetl: ``files``, and a run record that lists them."""
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, object] = {key: {} for key in ("labels", "config", "backbone", "preprocess")}
     for name in files:
@@ -48,7 +48,7 @@ def kill_inside_new_folder(target: Path) -> None:
 # --- folders ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_appears_only_when_the_block_ends(tmp_path: Path) -> None:
+def test_the_folder_exists_only_after_the_block(tmp_path: Path) -> None:
     with new_folder(tmp_path / "out") as staging:
         (staging / "sub").mkdir()
         (staging / "sub" / "a.txt").write_text("a")
@@ -57,26 +57,26 @@ def test_a_folder_appears_only_when_the_block_ends(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-def test_the_staging_folder_lies_beside_the_target_so_that_a_rename_suffices(tmp_path: Path) -> None:
+def test_the_staging_folder_is_next_to_the_target(tmp_path: Path) -> None:
     with new_folder(tmp_path / "out") as staging:
         assert staging.parent.parent == tmp_path and staging.parent.name.startswith(STAGING_MARK)
 
 
-def test_parents_of_the_target_are_made(tmp_path: Path) -> None:
+def test_parents_of_the_target_are_created(tmp_path: Path) -> None:
     with new_folder(tmp_path / "a" / "b" / "c") as staging:
         (staging / "x").touch()
     assert names(tmp_path / "a" / "b") == ["c"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, ConfigError])
-def test_an_error_in_the_block_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_error_in_the_block_leaves_no_files(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error, match="stop"), new_folder(tmp_path / "out") as staging:
         (staging / "a.txt").write_text("half")
         raise error("stop")
     assert names(tmp_path) == []
 
 
-def test_an_existing_folder_is_refused_without_overwrite_and_stays(tmp_path: Path) -> None:
+def test_an_existing_folder_is_an_error_without_overwrite(tmp_path: Path) -> None:
     write_own(tmp_path / "out", "old.txt")
     with pytest.raises(ConfigError, match=r"/out exists already.*--overwrite"), new_folder(tmp_path / "out"):
         pytest.fail("the block ran")
@@ -84,7 +84,7 @@ def test_an_existing_folder_is_refused_without_overwrite_and_stays(tmp_path: Pat
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_in_place_of_the_folder_is_refused_and_stays(tmp_path: Path, overwrite: bool) -> None:
+def test_a_file_at_the_path_is_an_error_and_is_kept(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "out").write_text("precious")
     with pytest.raises(ConfigError, match=r"/out (is a file|exists already)"), new_folder(tmp_path / "out", overwrite=overwrite):
         pytest.fail("the block ran")
@@ -108,7 +108,7 @@ def test_overwrite_keeps_the_old_folder_when_the_block_raises(tmp_path: Path) ->
     assert names(tmp_path) == ["out"]
 
 
-def test_overwrite_puts_the_old_folder_back_when_the_new_one_cannot_take_its_place(tmp_path: Path) -> None:
+def test_overwrite_restores_the_old_folder_if_the_rename_fails(tmp_path: Path) -> None:
     write_own(tmp_path / "out", "old.txt")
     with pytest.raises(StorageError, match=r"cannot write .*/out: No such file"), new_folder(tmp_path / "out", overwrite=True) as staging:
         staging.rmdir()
@@ -116,7 +116,7 @@ def test_overwrite_puts_the_old_folder_back_when_the_new_one_cannot_take_its_pla
     assert names(tmp_path / "out") == ["old.txt", "run.json"]
 
 
-def test_a_failed_write_in_the_block_is_a_storage_error_that_names_the_target(tmp_path: Path) -> None:
+def test_a_failed_write_in_the_block_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"cannot write .*/out: No such file"), new_folder(tmp_path / "out") as staging:
         (staging / "missing" / "a.txt").write_text("x")
     assert names(tmp_path) == []
@@ -128,14 +128,14 @@ def test_a_parent_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
         pytest.fail("the block ran")
 
 
-def test_a_full_disk_leaves_no_part_of_the_folder(small_disk: Path) -> None:
+def test_a_full_disk_leaves_no_files(small_disk: Path) -> None:
     with pytest.raises(StorageError, match=r"cannot write .*/out: No space left on device"), new_folder(small_disk / "out") as staging:
         (staging / "first.bin").write_bytes(b"1" * 400_000)
         (staging / "second.bin").write_bytes(b"2" * 3_000_000)
     assert names(small_disk) == []
 
 
-def test_a_full_disk_keeps_the_folder_that_was_to_be_replaced(small_disk: Path) -> None:
+def test_a_full_disk_keeps_the_old_folder(small_disk: Path) -> None:
     write_own(small_disk / "out", "old.bin")
     (small_disk / "out" / "old.bin").write_bytes(b"0" * 400_000)
     with pytest.raises(StorageError, match="No space left on device"), new_folder(small_disk / "out", overwrite=True) as staging:
@@ -153,7 +153,7 @@ def test_a_process_killed_inside_the_block_leaves_no_target(tmp_path: Path) -> N
     assert [name.startswith((STAGING_MARK, LOCK_MARK)) for name in names(tmp_path)] == [True, True]
 
 
-def test_the_next_call_for_the_same_target_removes_what_a_killed_process_left(tmp_path: Path) -> None:
+def test_the_next_call_removes_the_files_of_a_killed_process(tmp_path: Path) -> None:
     kill_inside_new_folder(tmp_path / "out")
     with new_folder(tmp_path / "out") as staging:
         assert names(staging) == []
@@ -162,13 +162,13 @@ def test_the_next_call_for_the_same_target_removes_what_a_killed_process_left(tm
     assert names(tmp_path / "out") == ["whole.txt"]
 
 
-def test_a_process_killed_while_replacing_a_folder_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_process_killed_while_replacing_a_folder_keeps_the_old_folder(tmp_path: Path) -> None:
     write_own(tmp_path / "out", "old.txt")
     kill_inside_new_folder(tmp_path / "out")
     assert names(tmp_path / "out") == ["old.txt", "run.json"]
 
 
-def test_what_a_running_process_writes_is_not_removed(tmp_path: Path) -> None:
+def test_files_of_a_running_process_are_kept(tmp_path: Path) -> None:
     other = tmp_path / f"{STAGING_MARK}{os.getppid()}-out"
     other.mkdir()
     with new_folder(tmp_path / "out"):
@@ -176,7 +176,7 @@ def test_what_a_running_process_writes_is_not_removed(tmp_path: Path) -> None:
     assert other.is_dir()
 
 
-def test_what_a_killed_process_left_for_another_target_is_not_touched(tmp_path: Path) -> None:
+def test_files_of_a_killed_process_for_another_target_are_kept(tmp_path: Path) -> None:
     kill_inside_new_folder(tmp_path / "first")
     left = names(tmp_path)
     with new_folder(tmp_path / "second"):
@@ -184,7 +184,7 @@ def test_what_a_killed_process_left_for_another_target_is_not_touched(tmp_path: 
     assert names(tmp_path) == [*left, "second"]
 
 
-def test_an_old_folder_set_aside_by_a_killed_process_is_put_back_when_no_new_one_stands(tmp_path: Path) -> None:
+def test_a_replaced_folder_of_a_killed_process_is_restored(tmp_path: Path) -> None:
     # The state between the two renames of a replacement; process 2**22 cannot run (Linux: pid_max is at most 2**22).
     aside = tmp_path / f"{REPLACED_MARK}{2**22}-out"
     write_own(aside, "old.txt")
@@ -194,7 +194,7 @@ def test_an_old_folder_set_aside_by_a_killed_process_is_put_back_when_no_new_one
     assert names(tmp_path) == ["out"]
 
 
-def test_an_old_folder_set_aside_by_a_killed_process_is_removed_when_the_new_one_stands(tmp_path: Path) -> None:
+def test_a_replaced_folder_of_a_killed_process_is_removed_if_the_new_one_exists(tmp_path: Path) -> None:
     (tmp_path / f"{REPLACED_MARK}{2**22}-out").mkdir()
     (tmp_path / "out").mkdir()
     with new_folder(tmp_path / "out", overwrite=True) as staging:
@@ -202,7 +202,7 @@ def test_an_old_folder_set_aside_by_a_killed_process_is_removed_when_the_new_one
     assert names(tmp_path) == ["out"]
 
 
-def test_the_leftovers_of_another_target_are_left_alone(tmp_path: Path) -> None:
+def test_temporary_folders_of_another_target_are_kept(tmp_path: Path) -> None:
     for name in (f"{REPLACED_MARK}{2**22}-a-b", f"{STAGING_MARK}{2**22}-my-old-b"):
         (tmp_path / name).mkdir()
     with new_folder(tmp_path / "b") as staging:
@@ -210,21 +210,21 @@ def test_the_leftovers_of_another_target_are_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path) == sorted([f"{REPLACED_MARK}{2**22}-a-b", f"{STAGING_MARK}{2**22}-my-old-b", "b"])
 
 
-def test_a_recovered_folder_is_not_replaced_without_permission(tmp_path: Path) -> None:
+def test_a_restored_folder_is_not_replaced_without_overwrite(tmp_path: Path) -> None:
     (tmp_path / f"{REPLACED_MARK}{2**22}-z").mkdir()
     with pytest.raises(ConfigError, match="--overwrite"), new_folder(tmp_path / "z"):
         pass
     assert names(tmp_path) == ["z"]
 
 
-def test_a_name_of_old_half_written_work_never_becomes_the_target(tmp_path: Path) -> None:
+def test_an_incomplete_folder_never_becomes_the_target(tmp_path: Path) -> None:
     (tmp_path / f"{STAGING_MARK}{2**22}-my-old-run").mkdir()
     with pytest.raises(ConfigError, match="stop"), new_folder(tmp_path / "my-old-run"):
         raise ConfigError("stop")
     assert names(tmp_path) == []
 
 
-def test_the_current_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="names no folder"), new_folder(Path(), overwrite=True):
+    with pytest.raises(ConfigError, match="has no folder name"), new_folder(Path(), overwrite=True):
         pass

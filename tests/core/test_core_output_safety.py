@@ -1,4 +1,4 @@
-"""Output folders never replace a user's file: replacement, refusal, and two processes with one target."""
+"""Output folders never replace files of the user: replacement, errors, and two processes with the same target."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A user's folder: images, a run, documents, and a link to the images."""
+    """Folder of a user: images, a run, documents, and a link to the images."""
     for name in ("images/cat/1.png", "images/dog/1.png", "documents/thesis.tex"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -44,20 +44,20 @@ COMBINATIONS: dict[str, tuple[str, str, str]] = {
     "the data set itself": ("images", "images", "is the input"),
     "the data set by another spelling": ("images/cat/../../images", "images", "is the input"),
     "the data set through a link": ("link", "images", "is a symbolic link|is the input"),
-    "below a link to the data set": ("link/run", "images", "lies inside the input"),
-    "the parent of the data set": (".", "images", "names no folder|contains the input"),
+    "below a link to the data set": ("link/run", "images", "is inside the input"),
+    "the parent of the data set": (".", "images", "has no folder name|contains the input"),
     "the data set, given through a link": ("images", "link", "is the input"),
-    "a new folder inside the data set": ("images/run", "images", "lies inside the input"),
-    "a class folder": ("images/cat", "images", "lies inside the input"),
+    "a new folder inside the data set": ("images/run", "images", "is inside the input"),
+    "a class folder": ("images/cat", "images", "is inside the input"),
     "the source run": ("run", "run", "is the input"),
-    "inside the source run": ("run/bundle", "run", "lies inside the input"),
+    "inside the source run": ("run/bundle", "run", "is inside the input"),
     "a folder of documents": ("documents", "images", "did not write: thesis.tex"),
     "a document": ("documents/thesis.tex", "images", "is a file"),
 }
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_overwrite_deletes_no_file_that_edgetl_did_not_write(place: Path, name: str) -> None:
+def test_overwrite_deletes_no_files_of_the_user(place: Path, name: str) -> None:
     out, given, reason = COMBINATIONS[name]
     before = tree(place)
     target = place if out == "." else place / out
@@ -81,7 +81,7 @@ def test_the_home_directory_is_never_replaced(tmp_path: Path, monkeypatch: pytes
         check_output(tmp_path, overwrite=True)
 
 
-def test_a_users_file_in_a_run_stays_and_is_named(tmp_path: Path) -> None:
+def test_a_file_of_the_user_in_a_run_is_kept_and_reported(tmp_path: Path) -> None:
     run = write_own(tmp_path / "run", "weights.safetensors")
     (run / "notes.txt").write_text("precious")
     with pytest.raises(ConfigError, match=r"edgetl did not write: notes\.txt"), new_folder(run, overwrite=True):
@@ -89,7 +89,7 @@ def test_a_users_file_in_a_run_stays_and_is_named(tmp_path: Path) -> None:
     assert (run / "notes.txt").read_text() == "precious"
 
 
-def test_a_record_that_does_not_parse_makes_no_folder_replaceable(tmp_path: Path) -> None:
+def test_a_folder_with_an_invalid_record_is_not_replaced(tmp_path: Path) -> None:
     for text in ("", "{}", "[]", '{"files": {}}', "[" * 100_000):
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / "run.json").write_text(text)
@@ -97,7 +97,7 @@ def test_a_record_that_does_not_parse_makes_no_folder_replaceable(tmp_path: Path
             check_output(tmp_path / "run", overwrite=True)
 
 
-def test_an_empty_folder_and_a_folder_with_a_file_managers_files_are_replaced(tmp_path: Path) -> None:
+def test_empty_folders_and_files_of_file_managers_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".DS_Store").touch()
     with new_folder(tmp_path / "out", overwrite=True) as staging:
@@ -105,7 +105,7 @@ def test_an_empty_folder_and_a_folder_with_a_file_managers_files_are_replaced(tm
     assert names(tmp_path / "out") == ["new.txt"]
 
 
-def test_a_link_in_a_run_is_foreign_and_its_target_stays(tmp_path: Path) -> None:
+def test_a_link_in_a_run_is_a_foreign_file(tmp_path: Path) -> None:
     run = write_own(tmp_path / "run", "weights.safetensors")
     (tmp_path / "data").mkdir()
     (run / "weights.safetensors").unlink()
@@ -113,7 +113,7 @@ def test_a_link_in_a_run_is_foreign_and_its_target_stays(tmp_path: Path) -> None
     assert [path.name for path in foreign_files(run)] == ["weights.safetensors"]
 
 
-def test_logs_of_a_run_are_its_own_and_other_files_beside_them_are_not(tmp_path: Path) -> None:
+def test_logs_of_a_run_are_not_foreign_files(tmp_path: Path) -> None:
     run = write_own(tmp_path / "run")
     for name in ("csv/metrics.csv", "tensorboard/events.out.tfevents.1.host", "mlflow.db", "csv/mine.txt"):
         (run / "logs" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -121,10 +121,10 @@ def test_logs_of_a_run_are_its_own_and_other_files_beside_them_are_not(tmp_path:
     assert [path.name for path in foreign_files(run)] == ["mine.txt"]
 
 
-# --- places that cannot be written --------------------------------------------------------------------------------------------------
+# --- paths that cannot be written --------------------------------------------------------------------------------------------------
 
 
-def test_a_dangling_link_is_named_with_its_target(tmp_path: Path) -> None:
+def test_the_error_for_a_broken_link_shows_its_target(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to("nowhere")
     with pytest.raises(ConfigError, match="is a symbolic link to nowhere, which does not exist"):
         check_output(tmp_path / "out", overwrite=True)
@@ -133,13 +133,13 @@ def test_a_dangling_link_is_named_with_its_target(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
-def test_a_virtual_file_system_is_not_answered_with_free_some_space() -> None:
+def test_the_error_for_a_virtual_file_system_does_not_mention_free_space() -> None:
     with pytest.raises(StorageError, match="virtual file system") as caught:
         check_output(Path("/proc/run"))
-    assert "free some space" not in str(caught.value)
+    assert "ree some space" not in str(caught.value)
 
 
-def test_a_read_only_file_system_is_named(small_disk: Path) -> None:
+def test_the_error_for_a_read_only_file_system_shows_the_remedy(small_disk: Path) -> None:
     if subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=False, capture_output=True).returncode:
         pytest.skip("remounting needs root")
     with pytest.raises(StorageError, match=r"Read-only file system.*not read-only"):
@@ -147,28 +147,28 @@ def test_a_read_only_file_system_is_named(small_disk: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+def test_the_error_for_missing_permissions_shows_the_remedy(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(StorageError, match="change the permissions"):
+    with pytest.raises(StorageError, match="Change the permissions"):
         check_output(tmp_path / "run")
     tmp_path.chmod(0o700)
 
 
-def test_a_file_as_parent_is_named(tmp_path: Path) -> None:
+def test_a_file_as_parent_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"file is not a folder"):
         check_output(tmp_path / "file" / "sub" / "run")
 
 
-def test_a_check_changes_nothing(tmp_path: Path) -> None:
+def test_check_output_changes_nothing(tmp_path: Path) -> None:
     check_output(tmp_path / "a" / "b" / "run", inputs={"the input": tmp_path / "nowhere"})
     assert names(tmp_path) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
-def test_a_fifo_is_no_place_for_a_folder(tmp_path: Path) -> None:
+def test_a_fifo_at_the_path_is_an_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "out")
-    with pytest.raises(ConfigError, match="no folder"):
+    with pytest.raises(ConfigError, match="not a folder"):
         check_output(tmp_path / "out", overwrite=True)
 
 
@@ -187,7 +187,7 @@ with new_folder(Path(sys.argv[1])) as staging:
 
 @pytest.fixture
 def holder(tmp_path: Path) -> subprocess.Popen[str]:
-    """Another process that writes ``out`` and waits for a line."""
+    """Process that writes ``out`` and waits for a line on its standard input."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )  # fmt: skip
@@ -196,9 +196,9 @@ def holder(tmp_path: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_second_process_is_refused_before_any_work_and_the_first_one_finishes(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+def test_a_second_process_with_the_same_target_is_an_error(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     for attempt in (check_output, lambda out: new_folder(out, overwrite=True).__enter__()):
-        with pytest.raises(ConfigError, match="another process writes"):
+        with pytest.raises(ConfigError, match="another process is writing"):
             attempt(tmp_path / "out")
     holder.communicate("\n")
     assert holder.returncode == 0
@@ -206,7 +206,7 @@ def test_a_second_process_is_refused_before_any_work_and_the_first_one_finishes(
     assert names(tmp_path / "out") == ["whole.txt"]
 
 
-def test_a_killed_process_holds_no_lock(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+def test_the_lock_of_a_killed_process_is_released(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     holder.kill()
     holder.communicate()
     with new_folder(tmp_path / "out") as staging:
@@ -215,7 +215,7 @@ def test_a_killed_process_holds_no_lock(tmp_path: Path, holder: subprocess.Popen
     assert names(tmp_path / "out") == ["new.txt"]
 
 
-def test_another_thread_is_refused_and_the_same_thread_may_nest(tmp_path: Path) -> None:
+def test_a_lock_excludes_other_threads_and_allows_nesting(tmp_path: Path) -> None:
     with reserved(tmp_path / "out"), new_folder(tmp_path / "out") as staging:
         found: list[bool] = []
 
@@ -231,15 +231,15 @@ def test_another_thread_is_refused_and_the_same_thread_may_nest(tmp_path: Path) 
     assert names(tmp_path) == ["out"]
 
 
-def test_a_users_file_with_the_name_of_a_lock_stays(tmp_path: Path) -> None:
+def test_a_file_of_the_user_with_the_name_of_a_lock_is_kept(tmp_path: Path) -> None:
     (tmp_path / f"{LOCK_MARK}out").write_text("precious")
     with new_folder(tmp_path / "out"):
         pass
     assert (tmp_path / f"{LOCK_MARK}out").read_text() == "precious"
 
 
-def test_what_another_program_made_meanwhile_stays_and_the_result_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"stays as it is\. The new result is .*out-"), new_folder(tmp_path / "out") as staging:
+def test_a_folder_created_by_another_program_is_kept_and_the_result_is_saved_next_to_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is not replaced\. The new result is in .*out-"), new_folder(tmp_path / "out") as staging:
         (staging / "mine.txt").touch()
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "theirs.txt").touch()
@@ -248,30 +248,30 @@ def test_what_another_program_made_meanwhile_stays_and_the_result_is_kept(tmp_pa
     assert names(kept) == ["mine.txt"]
 
 
-def _put_a_file(out: Path) -> None:
+def _add_file(out: Path) -> None:
     (out / "notes.txt").touch()
 
 
 def _replace(out: Path) -> None:
-    # Moved and not removed: a file system may give the inode of a removed folder to the next one.
+    # The folder is moved, not removed: a file system may reuse the inode of a removed folder.
     out.rename(out.with_name("moved"))
     write_own(out)
 
 
-@pytest.mark.parametrize("change", [_put_a_file, _replace])
-def test_a_folder_that_changed_during_the_work_is_not_replaced(tmp_path: Path, change: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("change", [_add_file, _replace])
+def test_a_folder_that_changes_during_the_block_is_not_replaced(tmp_path: Path, change: Callable[[Path], None]) -> None:
     write_own(tmp_path / "out")
-    with pytest.raises(ConfigError, match="stays as it is"), new_folder(tmp_path / "out", overwrite=True) as staging:
+    with pytest.raises(ConfigError, match="is not replaced"), new_folder(tmp_path / "out", overwrite=True) as staging:
         (staging / "new.txt").touch()
         change(tmp_path / "out")
     assert "run.json" in names(tmp_path / "out")
     assert any(names(path) == ["new.txt"] for path in tmp_path.iterdir())
 
 
-def test_a_result_is_kept_where_the_old_folder_cannot_be_set_aside(tmp_path: Path) -> None:
-    # Its temporary name is taken. The same happens to a folder of another user in /tmp, and on some layered file systems.
+def test_the_result_is_saved_if_the_old_folder_cannot_be_renamed(tmp_path: Path) -> None:
+    # Its temporary name exists. A folder of another user in /tmp and some layered file systems have the same effect.
     write_own(tmp_path / "out")
-    refused = pytest.raises(ConfigError, match=r"cannot be made or replaced \(Directory not empty\)\. The new result is .*out-")
+    refused = pytest.raises(ConfigError, match=r"cannot be created or replaced \(Directory not empty\)\. The new result is in .*out-")
     with refused, new_folder(tmp_path / "out", overwrite=True) as staging:
         (staging / "new.txt").touch()
         (tmp_path / f"{REPLACED_MARK}{os.getpid()}-out" / "taken").mkdir(parents=True)
@@ -279,7 +279,7 @@ def test_a_result_is_kept_where_the_old_folder_cannot_be_set_aside(tmp_path: Pat
     assert any(names(path) == ["new.txt"] for path in tmp_path.iterdir())
 
 
-def test_a_folder_that_was_removed_during_the_work_is_written_again(tmp_path: Path) -> None:
+def test_a_folder_removed_during_the_block_is_written(tmp_path: Path) -> None:
     write_own(tmp_path / "out")
     with new_folder(tmp_path / "out", overwrite=True) as staging:
         (staging / "new.txt").touch()
@@ -287,11 +287,11 @@ def test_a_folder_that_was_removed_during_the_work_is_written_again(tmp_path: Pa
     assert (names(tmp_path), names(tmp_path / "out")) == (["moved", "out"], ["new.txt"])
 
 
-# --- leftovers -----------------------------------------------------------------------------------------------------------------------
+# --- temporary folders --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mark", [STAGING_MARK, REPLACED_MARK])
-def test_a_users_folder_that_looks_like_a_leftover_stays(tmp_path: Path, mark: str) -> None:
+def test_a_folder_of_the_user_with_the_name_of_a_temporary_folder_is_kept(tmp_path: Path, mark: str) -> None:
     write_own(tmp_path / "out")
     looks = tmp_path / f"{mark}{DEAD}-out"
     looks.mkdir()
@@ -301,7 +301,7 @@ def test_a_users_folder_that_looks_like_a_leftover_stays(tmp_path: Path, mark: s
     assert names(looks) == ["thesis.tex"]
 
 
-def test_a_side_folder_loses_its_states_and_keeps_a_users_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_remove_side_folder_keeps_files_of_the_user(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     side = tmp_path / "out.checkpoints"
     side.mkdir()
     (side / f"step-00000007-{'a' * 16}.safetensors").touch()
@@ -314,7 +314,7 @@ def test_a_side_folder_loses_its_states_and_keeps_a_users_file(tmp_path: Path, c
     assert names(tmp_path) == []
 
 
-def test_compared_runs_are_removed_and_a_users_file_among_them_stays(tmp_path: Path) -> None:
+def test_compared_runs_are_removed_and_files_of_the_user_are_kept(tmp_path: Path) -> None:
     side = tmp_path / "out.compare"
     write_own(side / "probe", "weights.safetensors")
     (side / "full.checkpoints").mkdir()
@@ -331,7 +331,7 @@ def test_a_run_with_the_name_of_a_side_folder_is_replaced(tmp_path: Path, suffix
     check_output(run, overwrite=True)
 
 
-def test_a_demo_is_replaced_and_other_folders_of_a_run_are_not(tmp_path: Path) -> None:
+def test_a_demo_folder_is_replaced_only_with_its_record(tmp_path: Path) -> None:
     write_own(tmp_path / "demo" / "run")
     (tmp_path / "demo" / "digits" / "3").mkdir(parents=True)
     for name in ("digits/3/0001.png", "demo.png"):
@@ -342,7 +342,7 @@ def test_a_demo_is_replaced_and_other_folders_of_a_run_are_not(tmp_path: Path) -
     check_output(tmp_path / "demo", overwrite=True)
 
 
-def test_a_side_folder_that_is_a_link_is_left_alone(tmp_path: Path) -> None:
+def test_a_side_folder_that_is_a_link_is_kept(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / f"step-00000007-{'a' * 16}.safetensors").touch()
     (tmp_path / "out.checkpoints").symlink_to("real")
@@ -354,26 +354,26 @@ def test_a_side_folder_that_is_a_link_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "svg", "pdf"])
-def test_a_chart_replaces_only_a_chart_that_edgetl_drew(tmp_path: Path, suffix: str) -> None:
+def test_a_chart_replaces_only_charts_of_edgetl(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"photo.{suffix}").write_bytes(b"a photo")
-    Figure().savefig(tmp_path / f"figure.{suffix}")  # of the user, who draws with the same library
+    Figure().savefig(tmp_path / f"figure.{suffix}")  # a chart that the user drew with matplotlib
     for name in ("photo", "figure"):
-        with pytest.raises(ConfigError, match=r"--plot .*its metadata do not name edgetl as its author"):
+        with pytest.raises(ConfigError, match=r"--plot .*exists already, and edgetl did not write it"):
             check_chart(tmp_path / f"{name}.{suffix}", "--plot")
     write_chart(Figure(), tmp_path / f"plot.{suffix}", dpi=50)
     check_chart(tmp_path / f"plot.{suffix}", "--plot")
 
 
-def test_a_picture_with_another_suffix_or_inside_an_input_is_refused(tmp_path: Path) -> None:
+def test_a_chart_with_another_suffix_or_inside_an_input_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(ConfigError, match="must end in"):
         check_chart(tmp_path / "notes.txt", "--plot")
-    with pytest.raises(ConfigError, match="lies inside the images"):
+    with pytest.raises(ConfigError, match="is inside the images"):
         check_chart(tmp_path / "images" / "plot.png", "--plot", inputs={"the images": tmp_path / "images"})
 
 
 def test_a_name_that_is_too_long_is_a_storage_error(tmp_path: Path) -> None:
-    for length in (300, 240):  # alone, and with the mark of a temporary folder
+    for length in (300, 240):  # by itself, and with the prefix of a temporary folder
         with pytest.raises(StorageError, match="shorter name"):
             check_output(tmp_path / ("x" * length))
 
@@ -385,6 +385,6 @@ def test_a_link_with_the_name_of_a_lock_is_a_storage_error(tmp_path: Path) -> No
         check_output(tmp_path / "out")
 
 
-def test_a_mount_point_is_refused(small_disk: Path) -> None:
+def test_a_mount_point_is_an_error(small_disk: Path) -> None:
     with pytest.raises(ConfigError, match="mount point"):
         check_output(small_disk, overwrite=True)

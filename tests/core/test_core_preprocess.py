@@ -1,4 +1,4 @@
-"""One definition of preprocessing: timm's transform bit for bit, and a faster resize within one grey level."""
+"""Preprocessing compared with timm: bit-identical with two-step resize, within one gray level with fused resize."""
 
 from __future__ import annotations
 
@@ -45,14 +45,16 @@ def timm_tensor(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.float32]
 
 
 def levels_apart(image: Image.Image, spec: PreprocessSpec) -> int:
-    """The largest difference of a grey level between the two resizes."""
+    """Return the largest difference between the two resize methods, gray levels."""
     two_step = spec.model_copy(update={"resize": "two-step"})
     fused, reference = (np.asarray(to_pixels(image, each)).astype(int) for each in (spec, two_step))
     return int(abs(fused - reference).max())
 
 
 @pytest.mark.parametrize(("crop_mode", "crop_pct", "filter_"), list(itertools.product(CROP_MODES, CROP_PCTS, FILTERS)))
-def test_two_step_equals_timms_evaluation_transform_bit_for_bit(crop_mode: CropMode, crop_pct: float, filter_: Interpolation) -> None:
+def test_two_step_is_bit_identical_to_the_evaluation_transform_of_timm(
+    crop_mode: CropMode, crop_pct: float, filter_: Interpolation
+) -> None:
     rng = np.random.default_rng([CROP_MODES.index(crop_mode), CROP_PCTS.index(crop_pct), FILTERS.index(filter_)])
     for index in range(SIZES_PER_CASE):
         width, height = (int(side) for side in rng.integers(1, 400, 2))
@@ -64,7 +66,7 @@ def test_two_step_equals_timms_evaluation_transform_bit_for_bit(crop_mode: CropM
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 60), (60, 1), (2, 3), (31, 64), (256, 256), (257, 255)])
 @pytest.mark.parametrize("crop_mode", CROP_MODES)
-def test_two_step_equals_timm_at_sizes_where_rounding_decides(size: tuple[int, int], crop_mode: CropMode) -> None:
+def test_two_step_equals_timm_at_sizes_where_rounding_matters(size: tuple[int, int], crop_mode: CropMode) -> None:
     image = noise(np.random.default_rng(3), *size)
     spec = PreprocessSpec(input_size=(64, 64), crop_mode=crop_mode, resize="two-step")
     assert np.array_equal(preprocess(image, spec), timm_tensor(image, spec))
@@ -78,7 +80,7 @@ def test_two_step_equals_timm_with_another_mean_and_std() -> None:
 
 @pytest.mark.parametrize("filter_", ["bilinear", "bicubic", "lanczos", "hamming"])
 @pytest.mark.parametrize("crop_mode", CROP_MODES)
-def test_fused_stays_within_one_grey_level_of_two_step_on_noise(crop_mode: CropMode, filter_: Interpolation) -> None:
+def test_fused_is_within_one_gray_level_of_two_step_on_noise(crop_mode: CropMode, filter_: Interpolation) -> None:
     rng = np.random.default_rng([7, CROP_MODES.index(crop_mode), len(filter_)])
     worst = 0
     for index in range(15):
@@ -89,14 +91,14 @@ def test_fused_stays_within_one_grey_level_of_two_step_on_noise(crop_mode: CropM
     assert worst <= 1
 
 
-def test_fused_stays_within_one_grey_level_on_a_camera_sized_picture() -> None:
+def test_fused_is_within_one_gray_level_on_a_camera_image() -> None:
     image = noise(np.random.default_rng(8), 2016, 1512)
     assert levels_apart(image, PreprocessSpec(input_size=(224, 224))) <= 1
 
 
 @pytest.mark.parametrize("resize", ["fused", "two-step"])
 @pytest.mark.parametrize("size", [(40, 40), (24, 56)])
-def test_the_result_is_a_contiguous_float32_array_of_three_planes(size: tuple[int, int], resize: str) -> None:
+def test_the_result_is_a_contiguous_float32_array_with_three_planes(size: tuple[int, int], resize: str) -> None:
     spec = PreprocessSpec.model_validate({"input_size": size, "resize": resize})
     tensor = preprocess(noise(np.random.default_rng(0), 77, 53), spec)
     assert (tensor.dtype.name, tensor.shape, tensor.flags.c_contiguous) == ("float32", (3, *size), True)
@@ -104,34 +106,34 @@ def test_the_result_is_a_contiguous_float32_array_of_three_planes(size: tuple[in
 
 @pytest.mark.parametrize("crop_mode", CROP_MODES)
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1)])
-def test_a_picture_one_pixel_wide_gives_finite_numbers(size: tuple[int, int], crop_mode: CropMode) -> None:
+def test_an_image_one_pixel_wide_gives_finite_values(size: tuple[int, int], crop_mode: CropMode) -> None:
     image = noise(np.random.default_rng(0), *size)
     tensor = preprocess(image, PreprocessSpec(input_size=(32, 32), crop_mode=crop_mode))
     assert tensor.shape == (3, 32, 32) and bool(np.isfinite(tensor).all())
 
 
-def test_a_plain_colour_becomes_that_colour_normalised_channel_by_channel() -> None:
+def test_channels_are_normalized_separately() -> None:
     spec = PreprocessSpec(input_size=(8, 8), mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
     tensor = preprocess(Image.new("RGB", (20, 30), (255, 0, 51)), spec)
     expected = [np.full((8, 8), value, np.float32) for value in (1.0, -1.0, 0.2)]
     assert np.array_equal(tensor, np.stack(expected))
 
 
-def test_border_pads_with_the_mean_colour_so_that_padding_is_about_zero() -> None:
+def test_border_pads_with_the_mean_color() -> None:
     spec = PreprocessSpec(input_size=(64, 64), crop_mode="border", crop_pct=1.0)
     tensor = preprocess(Image.new("RGB", (200, 50), (255, 255, 255)), spec)
     assert float(abs(tensor[:, :20]).max()) < 0.01
     assert float(tensor[:, 26:38].min()) > 1.0
 
 
-def test_centre_pads_with_black_where_the_crop_is_larger_than_the_resized_picture() -> None:
+def test_center_pads_with_black_if_the_crop_is_larger_than_the_image() -> None:
     spec = PreprocessSpec(input_size=(60, 60), crop_pct=1.2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     tensor = preprocess(Image.new("RGB", (80, 80), (255, 255, 255)), spec)
     assert float(tensor[:, :5].max()) == 0.0
     assert float(tensor[:, 5:55, 5:55].min()) == 1.0
 
 
-def test_a_path_and_the_picture_in_memory_give_the_same_tensor(tmp_path: Path) -> None:
+def test_a_path_and_an_image_in_memory_give_the_same_tensor(tmp_path: Path) -> None:
     image = noise(np.random.default_rng(0), 50, 40)
     image.save(tmp_path / "a.png")
     spec = PreprocessSpec(input_size=(32, 32))
@@ -162,7 +164,7 @@ def test_the_digest_of_equal_specs_is_equal() -> None:
     assert one.digest() == other.digest()
 
 
-def test_no_field_of_the_spec_is_left_out_of_the_digest_test() -> None:
+def test_the_digest_test_covers_every_field() -> None:
     assert set(PreprocessSpec.model_fields) == {
         "input_size",
         "crop_mode",
@@ -189,10 +191,10 @@ def test_no_field_of_the_spec_is_left_out_of_the_digest_test() -> None:
         {"mean": (0.5, 0.5, float("inf"))},
         {"interpolation": "cubic"},
         {"crop_mode": "centre"},
-        {"colour": "RGB"},
+        {"color": "RGB"},
     ],
     ids=str,
 )
-def test_a_value_out_of_range_is_refused_by_the_name_of_its_field(wrong: dict[str, Any]) -> None:
+def test_the_error_for_an_invalid_value_shows_its_field(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         PreprocessSpec.model_validate({"input_size": (32, 32), **wrong})

@@ -113,7 +113,7 @@ def test_a_manifest_without_its_decision_rule_is_invalid(exported: tuple[str, Pa
     if task == "regression":
         Manifest.model_validate_json(json.dumps(text))
     else:
-        with pytest.raises(ValueError, match=r"0 thresholds for 3 labels|an ordinal model without levels"):
+        with pytest.raises(ValueError, match=r"0 thresholds for 3 labels|an ordinal model has no levels"):
             Manifest.model_validate_json(json.dumps(text))
 
 

@@ -37,7 +37,7 @@ def test_too_little_memory_for_an_engine_is_reported_as_such(format_: str, libra
         "try: load_engine(sys.argv[1], [b'', b''], threads=1)\nexcept OutOfMemoryError as error: print(error)",
         format_,
     )
-    assert done.stdout.startswith(f"loading {library}: this process has too little memory. It takes "), done.stderr
+    assert done.stdout.startswith(f"loading {library}: this process has too little memory. It uses "), done.stderr
     assert "its limit is" in done.stdout and "--threads 1" in done.stdout and "pip" not in done.stdout
 
 

@@ -82,7 +82,7 @@ def test_a_changed_model_file_is_not_loaded(bundle: Bundle, tmp_path: Path) -> N
 
 def test_loading_a_run_is_an_error_with_the_export_command(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(BundleError, match=r"is a run, not a bundle\. Make one with: edgetl export"):
+    with pytest.raises(BundleError, match=r"is a run, not a bundle\. Export it: edgetl export"):
         edgetl.load(tmp_path)
 
 

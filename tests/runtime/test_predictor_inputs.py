@@ -92,15 +92,15 @@ def test_a_generator_is_read_in_batches(predictor: edgetl.Predictor, engine: Bri
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (None, "cannot read an image from a NoneType; give a path, bytes, a binary file"),
+        (None, r"cannot read an image from a NoneType\. Give a path, bytes, a binary file"),
         ({"a": IMAGE}, "cannot read an image from a dict"),
         ({"a.png"}, "cannot read an image from a set"),
         ([IMAGE, 7], "cannot read an image from a int"),
         ("no-such.png", r"no-such\.png: No such file"),
         (b"", "image of 0 bytes is not a JPEG"),
-        (io.StringIO("text"), r"gives str, not bytes; open it in binary mode: open\(path, 'rb'\)"),
+        (io.StringIO("text"), r"returns str, not bytes\. Open it in binary mode: open\(path, 'rb'\)"),
         (io.BytesIO(b""), "the open file has 0 bytes"),
-        (np.zeros((5, 16, 16, 3), np.uint8), r"shape \[5, 16, 16, 3\] is not an image.*of several images a list"),
+        (np.zeros((5, 16, 16, 3), np.uint8), r"shape \[5, 16, 16, 3\] is not an image.*for several images give a list"),
         (np.zeros((16, 16, 3), np.float32), "an array of float32 is ambiguous"),
     ],
 )

@@ -131,7 +131,7 @@ def _infer(web: httpx.Client, bundle: Bundle, content: bytes | dict[str, Any], *
         (b"{}", {"request_timeout_ms": "soon"}, 400, "whole number of milliseconds"),
         (b"{}", {"request_timeout_ms": "9" * 5000}, 400, "whole number of milliseconds"),
         (b"{}", {"inference_header_content_length": "9" * 5000}, 400, "at most the length of the body"),
-        (b'{"inputs": [], "inputs": []}', {}, 400, "a key stands twice"),
+        (b'{"inputs": [], "inputs": []}', {}, 400, "an object has a duplicate key"),
         (b"[" * 250_000, {}, 400, "more lists, objects or values"),
     ],
     ids=[

@@ -123,7 +123,7 @@ def test_full_disk_during_a_save_keeps_the_last_state(colours: Path, tmp_path: P
             if stage == "fine-tuning" and done == total // 2:
                 (disk / "filler").write_bytes(b"x" * (shutil.disk_usage(disk).free - 1000))
 
-        with pytest.raises(StorageError, match="free some space"):
+        with pytest.raises(StorageError, match="ree some space"):
             train(colours, config, disk / "run", progress=fill)
         assert not (disk / "run").exists()
         (disk / "filler").unlink()

@@ -60,7 +60,7 @@ def test_commands_on_a_run_never_overwrite_it(run: Run, work: Callable[[Path, Pa
 
 
 def test_export_does_not_write_into_the_image_folder_of_the_run(run: Run, digits: Path) -> None:
-    with pytest.raises(ConfigError, match="lies inside the folder of images"):
+    with pytest.raises(ConfigError, match="is inside the folder of images"):
         export_bundle(run.path, ExportConfig(), digits / "bundle")
     assert not (digits / "bundle").exists()
 
@@ -122,7 +122,7 @@ def test_train_locks_its_output_folder_before_reading_images(colours: Path, tmp_
     thread.start()
     assert started.wait(60)
     try:
-        with pytest.raises(ConfigError, match="another process writes"):
+        with pytest.raises(ConfigError, match="another process is writing"):
             train(colours, TrainConfig(), tmp_path / "run", overwrite=True)
     finally:
         resume.set()

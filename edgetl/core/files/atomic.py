@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all; ``core.output`` does the same for folders.
+"""Atomic writing of files. ``core.output`` does the same for folders.
 
-A sibling with a temporary name is written, flushed to the disk, and renamed over the target; then the parent folder is flushed,
-because a rename alone does not survive a power cut (POSIX promises atomicity, not durability).
+A temporary sibling is written, flushed to the disk, and renamed to the target. Then the parent folder is flushed, because a rename alone
+may be lost in a power failure (POSIX guarantees atomicity, not durability).
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from edgetl.core.files.platforms import flush_folder
 from edgetl.errors import StorageError
 
 STAGING_MARK = ".edgetl-partial-"
-_ELSEWHERE = "choose another place"
+_ELSEWHERE = "Choose another path"
 _REMEDIES = {
-    errno.ENOSPC: "free some space or choose another place",
-    errno.EDQUOT: "free some space (a quota is used up) or choose another place",
-    errno.EACCES: "change the permissions of its folder or choose another place",
-    errno.EPERM: "change the permissions of its folder or choose another place",
-    errno.EROFS: "choose a place on a file system that is not read-only",
-    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOSPC: "Free some space, or choose another path",
+    errno.EDQUOT: "The disk quota is exhausted: free some space, or choose another path",
+    errno.EACCES: "Change the permissions of its folder, or choose another path",
+    errno.EPERM: "Change the permissions of its folder, or choose another path",
+    errno.EROFS: "Choose a path on a file system that is not read-only",
+    errno.ENAMETOOLONG: "Choose a shorter name",
 }
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` whole or not at all.
+    """Write ``data`` to ``path`` atomically.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
@@ -49,11 +49,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path`` whole or not at all."""
+    """Write ``text`` as UTF-8 to ``path`` atomically."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    """Return a ``StorageError`` for ``path`` with the reason and the remedy."""
+    """Make a ``StorageError`` for ``path`` with the reason and the remedy."""
     reason = error.strerror or str(error)
-    return StorageError(f"cannot write {path}: {reason}. Nothing was kept of it; {_REMEDIES.get(error.errno or 0, _ELSEWHERE)}.")
+    return StorageError(f"cannot write {path}: {reason}. Nothing was written. {_REMEDIES.get(error.errno or 0, _ELSEWHERE)}.")

@@ -1,4 +1,4 @@
-"""Names: files, folders and labels as text that every terminal, JSON file and model format can hold."""
+"""Names of files, folders and labels as text that terminals, JSON files and model formats can represent."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import re
 import unicodedata
 from pathlib import PurePath
 
-# Undecodable bytes of a file name, as Python keeps them (PEP 383).
+# Python's representation of undecodable bytes in file names (PEP 383).
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # Format characters that scripts and emoji need: zero-width non-joiner and joiner.
 _JOINERS = "\u200c\u200d"
 
 
 def printable(text: str | os.PathLike[str]) -> str:
-    """``text`` with control characters and undecodable bytes escaped, as ``\\n`` or ``\\xe9``; it can be encoded as UTF-8."""
-    # Slashes in names of files, so that records are the same on Windows.
+    """Escape control characters and undecodable bytes of ``text``, such as ``\\n`` or ``\\xe9``. The result can be encoded as UTF-8."""
+    # POSIX paths: records are the same on Windows.
     name = text.as_posix() if isinstance(text, PurePath) else os.fspath(text)
     if name.isprintable():
         return name
@@ -23,15 +23,15 @@ def printable(text: str | os.PathLike[str]) -> str:
 
 
 def label_problem(label: str) -> str | None:
-    """Reason why ``label`` cannot name a class in every exported format (JSON, XML, protobuf), or none.
+    """Return the reason why ``label`` is invalid in an exported format (JSON, XML, protobuf), or none.
 
-    Spaces of all kinds are allowed. Tabs, line breaks, control characters, invisible format characters (which make two names look
-    equal) and bytes that are not UTF-8 are refused.
+    All kinds of spaces are allowed. Tabs, line breaks, control characters, invisible format characters (with which different names look
+    equal) and bytes that are not UTF-8 are not allowed.
     """
     if not label.strip():
         return "is empty"
     found = [problem for character in label if (problem := _problem_of(character))]
-    return f"holds {found[0]}" if found else None
+    return f"has {found[0]}" if found else None
 
 
 def _problem_of(character: str) -> str | None:

@@ -1,6 +1,6 @@
-"""Platforms: differences between Linux, macOS and Windows, in one place.
+"""Differences between Linux, macOS and Windows.
 
-Linux is tested. macOS and Windows are written for and not tested; the tests remove the names that they lack.
+Linux is tested. macOS and Windows are supported but not tested; tests remove the functions that they do not have.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BLOCK = bytes(1 << 20)
 
 
 def flush_file(path: Path) -> None:
-    """Force the content of ``path`` to the disk. Windows flushes through writable descriptors only."""
+    """Flush the content of ``path`` to the disk. Windows needs a writable descriptor."""
     descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,7 +35,7 @@ def flush_file(path: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Force the names in ``folder`` to the disk. Windows opens no folder; some network file systems flush none."""
+    """Flush the entries of ``folder`` to the disk. Windows and some network file systems do not support it."""
     if WINDOWS:
         return
     descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
@@ -49,9 +49,9 @@ def flush_folder(folder: Path) -> None:
 
 
 def reserve_space(file: BinaryIO, size_bytes: int) -> None:
-    """Allocate ``size_bytes`` on the disk for ``file``, so that a full disk is an error now and not when a mapped page is written.
+    """Allocate ``size_bytes`` on the disk for ``file``. A full disk is then an error here, not when a mapped page is written.
 
-    macOS and Windows have no ``posix_fallocate``: zeros overwrite the content of the file.
+    macOS and Windows have no ``posix_fallocate``. There the function overwrites the file with zeros.
 
     Raises:
         OSError: the disk is full.
@@ -66,7 +66,7 @@ def reserve_space(file: BinaryIO, size_bytes: int) -> None:
 
 
 def process_runs(pid: int) -> bool:
-    """True if a process ``pid`` exists. Always false on Windows, where signal 0 would end the process; locks decide there."""
+    """Return true if a process ``pid`` exists. Always false on Windows, where signal 0 would end the process."""
     if WINDOWS:
         return False
     try:
@@ -79,10 +79,10 @@ def process_runs(pid: int) -> bool:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take an exclusive lock on an open, writable file, without waiting; false where another process holds it.
+    """Try to lock an open, writable file exclusively, without waiting. Return false if another process holds the lock.
 
-    The system releases it when the process ends, however that happens. POSIX record locks are used: a forked child does not hold them.
-    File systems without locks count as unlocked.
+    The system releases the lock when the process ends. POSIX record locks are used: a forked child does not inherit them. On a file system
+    without locks the result is always true.
     """
     try:
         if sys.platform == "win32":
@@ -95,10 +95,10 @@ def try_lock(descriptor: int) -> bool:
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident memory of this process so far, bytes; 0 where the system does not report it."""
+    """Return the peak resident memory of this process, bytes; 0 if the system does not report it."""
     if sys.platform == "win32":
         return _windows_peak_bytes()
-    # Linux keeps VmHWM for each address space; ``ru_maxrss`` also counts the parent that this process was forked from.
+    # VmHWM of Linux belongs to the address space. ``ru_maxrss`` includes the parent that this process was forked from.
     with suppress(OSError, StopIteration), open("/proc/self/status") as status:
         line = next(line for line in status if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
@@ -108,7 +108,7 @@ def peak_memory_bytes() -> int:
 if sys.platform == "win32":
 
     def _windows_peak_bytes() -> int:
-        """``PeakWorkingSetSize`` of the process status API (learn.microsoft.com, ``PROCESS_MEMORY_COUNTERS``)."""
+        """Return ``PeakWorkingSetSize`` of the process status API (learn.microsoft.com, ``PROCESS_MEMORY_COUNTERS``)."""
         quotas = ("QuotaPeakPagedPoolUsage", "QuotaPagedPoolUsage", "QuotaPeakNonPagedPoolUsage", "QuotaNonPagedPoolUsage")
         sizes = ("PeakWorkingSetSize", "WorkingSetSize", *quotas, "PagefileUsage", "PeakPagefileUsage")
 

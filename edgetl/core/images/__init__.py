@@ -1,1 +1,1 @@
-"""Images: decoding, intensity rules, signatures and limits of formats."""
+"""Images: decoding, intensity rules, file signatures and format limits."""

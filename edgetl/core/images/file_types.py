@@ -1,10 +1,10 @@
-"""Image formats by file signature (magic number), never by suffix."""
+"""Image formats by file signature (magic number)."""
 
 from __future__ import annotations
 
 import struct
 
-# Bytes of a file that ``image_format`` needs.
+# Number of bytes at the start of a file that ``image_format`` needs.
 HEADER_BYTES = 132
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -31,9 +31,9 @@ _STARTS = (
 
 
 def image_format(header: bytes) -> str | None:
-    """The image format whose signature ``header`` (the first ``HEADER_BYTES`` of a file) carries, or none.
+    """Detect the image format by the first ``HEADER_BYTES`` bytes of a file, or none.
 
-    Names of formats that are decoded are those of ``edgetl.core.images.decode.FORMATS``.
+    Supported formats have the names of ``edgetl.core.images.decode.FORMATS``.
     """
     for start, name in _STARTS:
         if header.startswith(start):

@@ -1,8 +1,8 @@
-"""Intensity rule: how values of more than 8 bits a channel become 8 bits, the same in training, export and on the device.
+"""Intensity rule: conversion of more than 8 bits per channel to 8 bits. Training, export and device use the same rule.
 
-``scale`` maps ``low`` to 0 and ``high`` to 255, rounds, and clips values outside. ``percentile`` takes ``low`` and ``high`` from the
-values of each image. The default is the full range of 16 bits, 0 to 65535. Files without a recorded rule have it too. Images of 8 bits
-are never changed.
+``scale`` maps ``low`` to 0 and ``high`` to 255, rounds, and clips values outside. ``percentile`` computes ``low`` and ``high`` from the
+values of each image. The default is ``scale`` with the full range of 16 bits, 0 to 65535. Runs and bundles without a recorded rule use the
+default. Images with 8 bits are never changed.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ Levels: TypeAlias = tuple[int, int]
 CHOICES = ("auto", "clip", "scale", "percentile")
 PERCENTILES = (0.5, 99.5)
 
-# Pillow reads 16-bit color by its high bytes; the other byte order reads the low ones. N is the byte order of the machine.
+# Pillow decodes the high bytes of 16-bit color. The other byte order decodes the low bytes. N is the byte order of the machine.
 _NATIVE = "L" if sys.byteorder == "little" else "B"
 _SWAPPED = {"B": "L", "L": "B", "N": "B" if _NATIVE == "L" else "L"}
 _WIDE_COLOR = ("RGB;16", "RGBA;16")
 
 
 class Intensity(StrictModel):
-    """The recorded rule.
+    """Intensity rule for images with more than 8 bits per channel.
 
     Attributes:
         rule: ``scale`` or ``percentile`` (see the module).
-        low: a value, or of ``percentile`` a percentage 0..100.
-        high: the same, and larger.
+        low: pixel value that becomes 0. With ``percentile``: percentile of the image's values, 0..100.
+        high: pixel value that becomes 255. With ``percentile``: percentile of the image's values, 0..100. Greater than ``low``.
     """
 
     rule: Literal["scale", "percentile"] = "scale"
@@ -54,7 +54,7 @@ class Intensity(StrictModel):
         return self
 
     def describe(self) -> str:
-        """The rule in words."""
+        """Describe the rule in one phrase."""
         unit = "% of each image's values" if self.rule == "percentile" else ""
         return f"{self.low:g} to {self.high:g}{unit} become 0 to 255"
 
@@ -63,14 +63,14 @@ FULL_RANGE = Intensity()
 
 
 def to_8_bits(values: NDArray[Any], intensity: Intensity) -> NDArray[np.uint8]:
-    """Whole numbers of any shape as uint8, by ``intensity``."""
+    """Convert integers of any shape to uint8 by ``intensity``."""
     low, high = intensity.low, intensity.high
     if intensity.rule == "percentile":
         low, high = (float(value) for value in np.percentile(values, (low, high)))
     if high <= low:  # one value everywhere
         return np.zeros(values.shape, np.uint8)
     if values.dtype.itemsize == 2 and values.dtype.kind == "u":
-        # A table is as exact as the formula and takes a fraction of its memory.
+        # A lookup table is exact, and needs a fraction of the memory.
         table = _scaled(np.arange(65536), low, high)
         found: NDArray[np.uint8] = table[values]
         return found
@@ -83,15 +83,16 @@ def _scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
 
 
 def resolve_intensity(choice: str, kept: Intensity, levels: Sequence[Levels]) -> Intensity:
-    """The rule that a training records.
+    """Resolve the intensity rule of a training from ``--intensity``.
 
     Args:
-        choice: ``auto``, ``clip``, ``scale``, ``percentile`` or ``LOW,HIGH``, as ``check_choice`` accepts.
-        kept: the rule of the backbone; ``auto`` keeps it unless it is the default.
-        levels: of each training image with more than 8 bits. ``auto`` takes the bits that the largest value needs: 4095 of 12-bit data.
+        choice: ``auto``, ``clip``, ``scale``, ``percentile`` or ``LOW,HIGH`` (see ``check_choice``).
+        kept: rule of the backbone. ``auto`` keeps it unless it is the default.
+        levels: smallest and largest value of each training image with more than 8 bits. ``auto`` uses the number of bits of the largest
+            value, such as 4095 for 12-bit data.
 
     Raises:
-        ConfigError: ``scale``, and no training image has more than 8 bits or two different values.
+        ConfigError: ``choice`` is ``scale``, but no training image has more than 8 bits, or all values are equal.
     """
     if choice == "percentile":
         return Intensity(rule="percentile", low=PERCENTILES[0], high=PERCENTILES[1])
@@ -104,7 +105,7 @@ def resolve_intensity(choice: str, kept: Intensity, levels: Sequence[Levels]) ->
     if choice == "scale":
         if lowest == highest:
             raise ConfigError(
-                f"--intensity scale: {len(levels)} training images have more than 8 bits, and their values do not differ. "
+                f"--intensity scale: {len(levels)} training images have more than 8 bits, and all their values are equal. "
                 f"Leave the option out, or give the range: --intensity 0,4095."
             )
         return Intensity(low=float(lowest), high=float(highest))
@@ -116,7 +117,7 @@ def resolve_intensity(choice: str, kept: Intensity, levels: Sequence[Levels]) ->
 
 
 def check_choice(text: str) -> str:
-    """``text`` if it is a word of ``CHOICES`` or two finite numbers, the first smaller.
+    """Return ``text`` if it is one of ``CHOICES``, or two finite numbers ``LOW,HIGH`` in ascending order.
 
     Raises:
         ValueError: it is neither.
@@ -128,12 +129,12 @@ def check_choice(text: str) -> str:
     except ValueError:
         low = high = math.nan
     if not -(2.0**31) <= low < high <= 2.0**32:
-        raise ValueError(f"{text!r} is not possible; it takes {', '.join(CHOICES)}, or two numbers LOW,HIGH")
+        raise ValueError(f"{text!r} is not possible. Use {', '.join(CHOICES)}, or two numbers LOW,HIGH")
     return text
 
 
 def has_wide_color(image: ImageFile.ImageFile) -> bool:
-    """True if an opened image, not yet decoded, has 16-bit color. Pillow decodes only its high bytes."""
+    """Return true if an opened, not yet decoded image has 16-bit color. Pillow decodes only its high bytes."""
     return bool(image.tile) and _raw_mode(image.tile[0].args).startswith(_WIDE_COLOR) and "transparency" not in image.info
 
 

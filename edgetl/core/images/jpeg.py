@@ -1,4 +1,4 @@
-"""JPEG scans: find from the header whether a decoder has to hold the coefficients of the whole image."""
+"""JPEG scans: detect from the header whether the decoder keeps the coefficients of the whole image in memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _WITHOUT_LENGTH = frozenset({0x01, 0xFF, *range(0xD0, 0xD9)})
 
 
 def has_several_scans(data: bytes) -> bool:
-    """Return true for a JPEG file that is progressive, or that stores each component by itself.
+    """Return true for a JPEG file that is progressive, or that stores each component in its own scan.
 
-    libjpeg decodes other files row by row; of these it keeps two bytes for each coefficient of the image (libjpeg-turbo,
-    ``jdmaster.c``: ``has_multiple_scans``), which scaling does not reduce. A header that ends early counts as several.
+    libjpeg decodes other files row by row. For these files it keeps two bytes for each coefficient of the image, which scaling does not
+    reduce (libjpeg-turbo, ``jdmaster.c``: ``has_multiple_scans``). The result is also true for a truncated header.
     """
     place, components = 2, 0
     while place + 4 <= len(data):

@@ -1,6 +1,6 @@
-"""Output folders and files: checked before any work, locked while the work lasts, replaced only where edgetl wrote them.
+"""Output folders and files: checked before the work, locked during the work, replaced only if edgetl wrote them.
 
-A folder is written under a temporary name beside its place and renamed, so that it appears whole or not at all.
+A folder is written under a temporary name next to its final path, and then renamed. It is complete as soon as it exists.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from edgetl.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
-# Paths that a command reads, by their names in messages: {"the images": data, "--teacher": run}.
+# Paths that a command reads, by their name in messages: {"the images": data, "--teacher": run}.
 Inputs: TypeAlias = Mapping[str, Path]
 
-# In the metadata of every chart, so that figures which the user drew with matplotlib are not taken for edgetl's.
+# Metadata of every chart of edgetl. Charts that users draw with matplotlib do not have it.
 _CHART_MARK = "drawn by edgetl"
 _MARKED: dict[str, dict[str, Any]] = {
     ".png": {"metadata": {"Software": _CHART_MARK}},
@@ -40,22 +40,22 @@ _MARKED: dict[str, dict[str, Any]] = {
     ".svg": {"metadata": {"Creator": _CHART_MARK}},
     ".pdf": {"metadata": {"Creator": _CHART_MARK}},
 }
-# Mark of a temporary folder that edgetl made and may remove.
+# File that marks a temporary folder of edgetl, which may be removed.
 _OWNED = ".edgetl"
 _SHOWN = 3
 
 
 def check_output(out: Path, *, inputs: Inputs | None = None, overwrite: bool = False) -> None:
-    """Refuse an output folder that cannot be written, or holds files that edgetl did not write. Nothing is changed.
+    """Check that an output folder can be written or replaced. Nothing is changed.
 
     Args:
-        out: the folder to write.
-        inputs: paths that are read; ``out`` may not equal, contain, or lie inside one of them.
-        overwrite: allow replacing an empty folder, or one that holds only files that edgetl wrote.
+        out: output folder.
+        inputs: paths that the command reads. ``out`` must not equal, contain or be inside one of them.
+        overwrite: allow replacing an empty folder, or a folder with files of edgetl only.
 
     Raises:
-        ConfigError: ``out`` names no folder, exists, is a link or a file, touches an input, or another process writes it.
-        StorageError: its parent cannot be written.
+        ConfigError: ``out`` is not a valid folder name, exists, is a link or a file, overlaps an input, or is written by another process.
+        StorageError: the parent folder cannot be written.
     """
     place = _place(out)
     _check_apart(out, place, inputs or {})
@@ -71,10 +71,10 @@ def check_output(out: Path, *, inputs: Inputs | None = None, overwrite: bool = F
 
 @contextmanager
 def reserved(out: Path, *, inputs: Inputs | None = None, overwrite: bool = False) -> Iterator[Path]:
-    """Check ``out`` as ``check_output`` does, and hold its lock: no other process writes it while the block runs.
+    """Check ``out`` as ``check_output`` does, and hold its lock. No other process writes it during the block.
 
     Yields:
-        the place of ``out``, with links in its parents resolved; the parent exists.
+        The path of ``out`` with links in its parents resolved. The parent exists.
 
     Raises:
         ConfigError, StorageError: as ``check_output``.
@@ -96,14 +96,14 @@ def reserved(out: Path, *, inputs: Inputs | None = None, overwrite: bool = False
 
 @contextmanager
 def new_folder(target: Path, *, inputs: Inputs | None = None, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty temporary folder; it becomes ``target`` when the block ends without an error.
+    """Yield an empty temporary folder, which becomes ``target`` when the block ends without an error.
 
-    A process that is killed inside the block leaves only a folder whose name starts with ``.edgetl-partial-``, which no command
-    accepts; the next call for the same target removes it.
+    A killed process leaves only a folder with the prefix ``.edgetl-partial-``. No command accepts it, and the next call for the same target
+    removes it.
 
     Raises:
-        ConfigError, StorageError: as ``check_output``; at the end also where another program made or changed ``target`` meanwhile,
-            or it cannot be replaced. The result is then kept beside it.
+        ConfigError, StorageError: as ``check_output``. Also at the end, if another program made or changed ``target`` in the meantime, or
+            ``target`` cannot be replaced. The result is then kept next to it.
     """
     with reserved(target, inputs=inputs, overwrite=overwrite) as place:
         before = file_id(place, follow_links=False)
@@ -124,11 +124,11 @@ def new_folder(target: Path, *, inputs: Inputs | None = None, overwrite: bool = 
 
 @contextmanager
 def locked_folder(out: Path) -> Iterator[None]:
-    """Make ``out`` where it is missing, and hold its lock: for files that are added to a folder, which is never replaced.
+    """Create ``out`` if it is missing, and hold its lock. Use it to add files to a folder that is never replaced.
 
     Raises:
-        ConfigError: another process writes there, or the path leads nowhere.
-        StorageError: the folder cannot be made or written.
+        ConfigError: another process writes the folder, or a part of the path is a broken link.
+        StorageError: the folder cannot be created or written.
     """
     place = _place(out)
     with ExitStack() as stack:
@@ -143,7 +143,7 @@ def locked_folder(out: Path) -> Iterator[None]:
 
 
 def remove_side_folder(folder: Path) -> None:
-    """Remove a side folder of a finished training or comparison. Files that edgetl did not write stay and are reported.
+    """Remove a side folder (checkpoints, compared runs) of a finished run. Files that edgetl did not write are kept and reported.
 
     Raises:
         StorageError: a file cannot be removed.
@@ -153,46 +153,44 @@ def remove_side_folder(folder: Path) -> None:
     except OSError as error:
         raise storage_error(folder, error) from error
     if kept:
-        _log.warning("%s stays: edgetl did not write %s", folder, _shown(folder, kept))
+        _log.warning("%s is kept: edgetl did not write %s", folder, _shown(folder, kept))
 
 
 def check_side_folder(folder: Path) -> None:
-    """Refuse a name for a side folder that a file or a link already has.
+    """Check that a side folder can be created: the path is not a file or a link.
 
     Raises:
-        ConfigError: naming it.
+        ConfigError: the path is a file or a link.
     """
     if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
-        raise ConfigError(f"{folder} is needed for a folder of saved states, but is not a folder. Move it, or choose another --out.")
+        raise ConfigError(f"{folder} is not a folder, but checkpoints are saved at this path. Move it, or choose another --out.")
 
 
 def check_chart(path: Path, option: str, *, inputs: Inputs | None = None) -> None:
-    """Refuse a chart file that cannot be written, or that would replace a file that edgetl did not draw.
+    """Check that a chart file can be written, and replaces no file of the user.
 
     Raises:
-        ConfigError: naming the option: another suffix, a file that stands there, or a place inside an input.
-        StorageError: its folder cannot be written.
+        ConfigError: the suffix is not supported, a file that edgetl did not write exists, or the path is inside an input.
+        StorageError: the folder cannot be written.
     """
     if path.suffix.lower() not in _MARKED:
         raise ConfigError(f"{option} {path}: the name must end in {', '.join(_MARKED)}.")
     place = _place(path, option)
     _check_apart(path, place, inputs or {}, option)
     if os.path.lexists(place) and not _is_own_chart(place):
-        raise ConfigError(
-            f"{option} {path} exists already, and its metadata do not name edgetl as its author. Choose another name, or move the file."
-        )
+        raise ConfigError(f"{option} {path} exists already, and edgetl did not write it. Choose another name, or move the file.")
     _check_writable(path, place)
 
 
 def write_chart(figure: Any, path: Path, *, dpi: int) -> None:
-    """Write a matplotlib figure whole or not at all, with the mark that ``check_chart`` recognizes.
+    """Write a matplotlib figure atomically, with the metadata that ``check_chart`` recognizes.
 
     Raises:
         StorageError: the file cannot be written.
     """
     suffix, drawn = path.suffix.lower(), io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # boxes, without a warning for each
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # missing glyphs become boxes
         figure.savefig(drawn, dpi=dpi, format=suffix[1:], **_MARKED[suffix])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,13 +208,13 @@ def _is_own_chart(path: Path) -> bool:
 
 
 def _place(out: Path, option: str = "--out") -> Path:
-    """Path of ``out`` with links and ``..`` resolved, except in its last name.
+    """Return the path of ``out`` with links and ``..`` resolved, except in its last name.
 
     Raises:
-        ConfigError: it names no folder of its own, or a part of it is a link that leads nowhere.
+        ConfigError: the path has no last name, or a part of it is a broken link.
     """
     if out.name in ("", ".."):
-        raise ConfigError(f"{out} names no folder of its own. Choose another {option}.")
+        raise ConfigError(f"{out} has no folder name. Choose another {option}.")
     for parent in (out.parent, *out.parent.parents):
         if parent.is_symlink() and not parent.exists():
             raise ConfigError(
@@ -230,7 +228,7 @@ def _place(out: Path, option: str = "--out") -> Path:
 
 
 def _check_apart(out: Path, place: Path, inputs: Inputs, option: str = "--out") -> None:
-    """Refuse an output that touches an input. Folders are compared by identity, so links, ``..`` and bind mounts make no difference."""
+    """Check that an output does not overlap an input. Folders are compared by identity, through links, ``..`` and bind mounts."""
     for name, path in inputs.items():
         given = path.resolve()
         if _same(place, given):
@@ -238,7 +236,7 @@ def _check_apart(out: Path, place: Path, inputs: Inputs, option: str = "--out") 
         elif any(_same(place, parent) for parent in given.parents):
             relation = "contains"
         elif any(_same(given, parent) for parent in place.parents):
-            relation = "lies inside"
+            relation = "is inside"
         else:
             continue
         raise ConfigError(f"{option} {out} {relation} {name} ({path}), which would be changed or lost. Choose another {option}.")
@@ -257,24 +255,24 @@ def _check_replaceable(out: Path, place: Path, *, overwrite: bool) -> None:
     if place.is_symlink():
         nowhere = "" if place.exists() else ", which does not exist"
         raise ConfigError(
-            f"{out} is a symbolic link to {place.readlink()}{nowhere}. Name the folder itself, remove the link, or choose another --out."
+            f"{out} is a symbolic link to {place.readlink()}{nowhere}. Use the folder itself, remove the link, or choose another --out."
         )
     if not place.is_dir():
-        what = "a file" if stat.S_ISREG(place.lstat().st_mode) else "no folder"
-        raise ConfigError(f"{out} is {what}; --out names a folder. Choose another name.")
+        kind = "a file" if stat.S_ISREG(place.lstat().st_mode) else "not a folder"
+        raise ConfigError(f"{out} is {kind}. --out must be a folder. Choose another name.")
     for name, used in (("the working directory", Path.cwd()), ("the home directory", _home())):
         if used is not None and any(_same(place, parent) for parent in (used, *used.parents)):
             raise ConfigError(f"{out} is or contains {name}, which is never replaced. Choose another --out.")
     if os.path.ismount(place):
-        raise ConfigError(f"{out} is a mount point, which cannot be replaced. Name a new folder below it.")
+        raise ConfigError(f"{out} is a mount point, which cannot be replaced. Use a new folder below it.")
     try:
         foreign = list(islice(foreign_files(place), _SHOWN + 1))
     except OSError as error:
         raise ConfigError(f"{out} exists already and cannot be listed ({error.strerror}). Choose another --out.") from error
     if foreign:
         raise ConfigError(
-            f"{out} exists already and holds files that edgetl did not write: {_shown(place, foreign)}. Only an empty folder, or one that "
-            f"edgetl wrote, is replaced. Choose another --out, or move these files."
+            f"{out} exists already and has files that edgetl did not write: {_shown(place, foreign)}. Only empty folders and folders of "
+            f"edgetl are replaced. Choose another --out, or move these files."
         )
     if not overwrite:
         raise ConfigError(f"{out} exists already. Choose another --out, or replace it with --overwrite.")
@@ -293,22 +291,22 @@ def _shown(folder: Path, files: list[Path]) -> str:
 
 
 def _check_writable(out: Path, place: Path) -> None:
-    """Create and remove a folder beside ``out``: permissions alone do not show quotas, read-only or virtual file systems."""
+    """Create and remove a folder next to ``out``. Permissions do not reveal quotas and read-only or virtual file systems."""
     parent = next(path for path in place.parents if os.path.lexists(path))
     try:
         if not parent.is_dir():
             raise NotADirectoryError(20, f"{parent} is not a folder")
         Path(tempfile.mkdtemp(prefix=STAGING_MARK, dir=parent)).rmdir()
         with suppress(FileNotFoundError, NotADirectoryError):
-            place.with_name(_aside_name(place)).lstat()  # the longest temporary name: is it too long?
+            place.with_name(_aside_name(place)).lstat()  # check the length of the longest temporary name
     except FileNotFoundError as error:
-        raise storage_error(out, OSError(None, f"new folders cannot be made in {parent} (a virtual file system)")) from error
+        raise storage_error(out, OSError(None, f"new folders cannot be created in {parent} (a virtual file system)")) from error
     except OSError as error:
         raise storage_error(out, error) from error
 
 
 def _busy(out: Path) -> ConfigError:
-    return ConfigError(f"another process writes {out} at this time. Wait until it has ended, or choose another --out.")
+    return ConfigError(f"another process is writing {out}. Wait until it ends, or choose another --out.")
 
 
 def _aside_name(place: Path) -> str:
@@ -316,34 +314,34 @@ def _aside_name(place: Path) -> str:
 
 
 def _publish(staging: Path, place: Path, before: tuple[int, int] | None) -> None:
-    """Rename ``staging`` to ``place``. A replaced folder is set aside first, and removed only after the rename."""
+    """Rename ``staging`` to ``place``. A replaced folder is renamed first, and removed after the rename."""
     now = file_id(place, follow_links=False)
     if now is not None and (now != before or next(foreign_files(place), None) is not None):
-        raise _kept(staging, place, "was made or changed by another program during this work, and stays as it is")
+        raise _kept(staging, place, "was created or changed by another program in the meantime, and is not replaced")
     aside = place.with_name(_aside_name(place))
     try:
         if now is not None:
             os.rename(place, aside)
         os.rename(staging, place)
-    except OSError as error:  # a race, a folder of another user in a folder such as /tmp, a layer of a container's image
+    except OSError as error:  # a race, a folder of another user in /tmp, or a layer of a container image
         if now is not None and not os.path.lexists(place):
             os.rename(aside, place)
-        raise _kept(staging, place, f"cannot be made or replaced ({error.strerror})") from error
+        raise _kept(staging, place, f"cannot be created or replaced ({error.strerror})") from error
     flush_folder(place.parent)
     if now is not None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def _kept(staging: Path, place: Path, reason: str) -> ConfigError:
-    """Move a finished result beside its place."""
+    """Move a finished result next to its final path, and return the error that reports it."""
     kept = place.with_name(f"{place.name}-{secrets.token_hex(4)}")
     os.rename(staging, kept)
     flush_folder(place.parent)
-    return ConfigError(f"{place} {reason}. The new result is {kept}.")
+    return ConfigError(f"{place} {reason}. The new result is in {kept}.")
 
 
 def _recover(place: Path) -> None:
-    """Clean up after a killed process: put a replaced folder back, and remove half-written ones. Other folders stay."""
+    """Clean up after a killed process: restore a replaced folder, and remove incomplete folders. Other folders are kept."""
     pattern = re.compile(rf"({re.escape(STAGING_MARK)}|{re.escape(REPLACED_MARK)})(\d+)-{re.escape(place.name)}")
     for path in list(place.parent.iterdir()):
         kind = pattern.fullmatch(path.name)
@@ -356,7 +354,7 @@ def _recover(place: Path) -> None:
         elif (path / _OWNED).is_file() or next(foreign_files(path), None) is None:
             shutil.rmtree(path)
         else:
-            _log.warning("%s stays: it looks like a temporary folder, but holds files that edgetl did not write", path)
+            _log.warning("%s is kept: it looks like a temporary folder, but has files that edgetl did not write", path)
 
 
 def _flush_tree(root: Path) -> None:

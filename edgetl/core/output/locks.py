@@ -1,4 +1,4 @@
-"""Locks on output folders: one process, and one thread of it, writes a folder at a time."""
+"""Locks of output folders: one thread of one process writes a folder at a time."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from pathlib import Path
 from edgetl.core.files.platforms import WINDOWS, try_lock
 from edgetl.core.output.ownership import LOCK_MARK
 
-# Locks that this process holds, with their threads: a lock of the system belongs to the process, not to a thread.
+# Locks of this process, with their threads. A lock of the system belongs to a process, not to a thread.
 _held: dict[str, int] = {}
 _guard = threading.Lock()
 
 
 @contextmanager
 def locked(target: Path) -> Iterator[bool]:
-    """Hold the lock of ``target`` while the block runs: a lock on an empty file beside it, which is removed at the end.
+    """Hold the lock of ``target`` during the block: a lock on an empty file next to it, which is removed at the end.
 
-    The lock of a killed process is free at once, and the file that it leaves is taken over. A thread may lock the same target again
-    inside the block.
+    The system releases the lock of a killed process. Its lock file is reused. A thread may lock the same target again inside the block.
 
     Yields:
-        false where another process or thread holds it.
+        True if the lock is held; false if another process or thread holds it.
 
     Raises:
-        OSError: the lock file cannot be made.
+        OSError: the lock file cannot be created.
     """
     key, thread = os.path.normcase(target), threading.get_ident()
     if _held.get(key) == thread:
@@ -49,7 +48,7 @@ def locked(target: Path) -> Iterator[bool]:
 
 
 def is_locked(target: Path) -> bool:
-    """True if another process or thread holds the lock of ``target`` now.
+    """Return true if another process or thread holds the lock of ``target``.
 
     Raises:
         OSError: the lock file cannot be opened.
@@ -74,12 +73,12 @@ def _acquire(path: Path) -> int | None:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
-        os.close(descriptor)  # of a file that its holder removed between the two calls
+        os.close(descriptor)  # its holder removed the file between the two calls
 
 
 def _release(descriptor: int, path: Path) -> None:
     removable = os.fstat(descriptor).st_size == 0
-    if WINDOWS:  # an open file cannot be removed there
+    if WINDOWS:  # Windows cannot remove an open file
         os.close(descriptor)
     if removable:
         with suppress(OSError):

@@ -1,6 +1,6 @@
-"""Recognition of files that edgetl wrote, by its records, so that no other file is replaced or removed.
+"""Recognition of files that edgetl wrote, by its records. Other files are never replaced or removed.
 
-A folder counts as written by edgetl where a record in it parses and names every file; a file that no record names is the user's.
+edgetl wrote a folder if a record in it is valid and lists every file. A file that no record lists belongs to the user.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REPLACED_MARK = ".edgetl-replaced-"
 LOCK_MARK = ".edgetl-lock-"
 
 MAX_RECORD_BYTES = 50_000_000
-# Written by file managers into every folder that they show.
+# Files that file managers write into folders.
 _NOISE = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _LOGS = r"logs/(csv/(metrics\.csv|hparams\.yaml)|tensorboard/(events\.out\.tfevents\.[^/]+|hparams\.yaml)|mlflow\.db(-journal|-wal|-shm)?)"
 _STATE = r"step-\d{8}-[0-9a-f]{16}\.safetensors"
@@ -40,7 +40,7 @@ STRATEGIES = ("probe", "partial", "full", "progressive", "scratch")
 
 @dataclass(frozen=True)
 class _Own:
-    """Files that belong to edgetl, as paths relative to a folder with slashes: by name, and by pattern."""
+    """Files of edgetl in a folder: relative POSIX paths, and patterns of them."""
 
     names: frozenset[str] = frozenset()
     patterns: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class _Own:
         return name in self.names or any(re.fullmatch(pattern, name) for pattern in (*self.patterns, _UNFINISHED_FILE))
 
     def below(self, folder: str) -> _Own:
-        """The same files, seen from the parent of ``folder``."""
+        """Return the same files with paths relative to the parent of ``folder``."""
         names = frozenset(f"{folder}/{name}" for name in self.names)
         return _Own(names, tuple(rf"{re.escape(folder)}/({pattern})" for pattern in self.patterns))
 
@@ -58,7 +58,7 @@ class _Own:
 
 
 def foreign_files(folder: Path) -> Iterator[Path]:
-    """Files below ``folder`` that edgetl did not write, including links and special files; none in an empty folder.
+    """Yield the files below ``folder`` that edgetl did not write, including links and special files.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -68,7 +68,7 @@ def foreign_files(folder: Path) -> Iterator[Path]:
 
 
 def holds_own(folder: Path) -> bool:
-    """True if edgetl wrote a file of ``folder``.
+    """Return true if edgetl wrote at least one file of ``folder``.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -78,10 +78,10 @@ def holds_own(folder: Path) -> bool:
 
 
 def remove_own(folder: Path) -> list[Path]:
-    """Remove edgetl's files from a side folder (checkpoints, compared runs), and the folders that are then empty.
+    """Remove the files of edgetl from a side folder (checkpoints, compared runs), and the empty folders.
 
     Returns:
-        the files that stay, because edgetl did not write them.
+        The remaining files, which edgetl did not write.
 
     Raises:
         OSError: a file cannot be removed.
@@ -95,13 +95,13 @@ def remove_own(folder: Path) -> list[Path]:
         else:
             kept.append(path)
     for parent, _, _ in os.walk(folder, topdown=False):
-        with suppress(OSError):  # other files are in it, perhaps those of a file manager
+        with suppress(OSError):  # not empty, for instance with files of a file manager
             Path(parent).rmdir()
     return kept
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Everything below ``folder`` that is no folder, with its relative path; links are not followed."""
+    """Yield all files, links and special files below ``folder``, with their relative path (empty for links and special files)."""
     for parent, folders, files in os.walk(folder, onerror=_raise):
         links = [name for name in folders if Path(parent, name).is_symlink()]
         for name in sorted((*files, *links)):
@@ -143,7 +143,7 @@ def _of_bundle(folder: Path) -> _Own | None:
 
 
 def _listed(value: Any) -> Iterator[str]:
-    """The paths of all files that a manifest lists, of any schema version."""
+    """Yield the paths of all files that a manifest of any schema version lists."""
     if isinstance(value, dict):
         if {"path", "size_bytes", "sha256"} <= value.keys():
             yield str(value["path"])
@@ -173,7 +173,7 @@ def _of_hub_folder(folder: Path) -> _Own | None:
 
 
 def _runs(folder: Path, names: tuple[str, ...]) -> _Own:
-    """Runs and bundles of these names in ``folder``, with what an unfinished one left beside them."""
+    """Return the files of the runs and bundles ``names`` in ``folder``, including the files of unfinished ones."""
     own = _Own()
     for name in names:
         if not (folder / name).is_symlink():
@@ -185,7 +185,7 @@ def _runs(folder: Path, names: tuple[str, ...]) -> _Own:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The JSON object at ``path``; empty where there is none."""
+    """Read a JSON object; empty if the file is missing or invalid."""
     try:
         value = load_json(read_plain(path, max_bytes=MAX_RECORD_BYTES))
     except (OSError, ValueError, RecursionError):

@@ -1,1 +1,1 @@
-"""System: host, CPU quota, load, memory, child interpreters."""
+"""System: host, CPU quota, host load, memory, child interpreters."""

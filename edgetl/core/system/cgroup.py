@@ -1,4 +1,4 @@
-"""CPU quota of Linux control groups (cgroups, versions 1 and 2): the smallest of the process's own group and all its parents.
+"""CPU quota of Linux control groups (cgroups, versions 1 and 2): the smallest quota of the process's group and its parents.
 
 Formats: ``cgroups(7)``, ``proc(5)`` (``/proc/PID/cgroup``, ``/proc/PID/mountinfo``) and the kernel's ``cgroup-v2.rst`` (``cpu.max``).
 """
@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """CPU quota of this process, in cores (1.5: one and a half); none without a limit, or outside Linux.
+    """Return the CPU quota of this process in cores, such as 1.5; none without a limit, or outside Linux.
 
     Args:
-        root: folder of ``/proc`` and the control groups; tests give another one.
+        root: root folder of ``/proc`` and the control groups. Tests use another folder.
     """
     groups = dict(_own_groups(root))
     in_v1 = next((path for names, path in groups.items() if "cpu" in names.split(",")), None)
@@ -27,7 +27,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 
 def _own_groups(root: Path) -> Iterator[tuple[str, PurePosixPath]]:
-    """The controllers (none: version 2) and the path of each group of this process."""
+    """Yield the controllers (empty for version 2) and the path of each group of this process."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -36,7 +36,7 @@ def _own_groups(root: Path) -> Iterator[tuple[str, PurePosixPath]]:
 
 
 def _mounts(root: Path) -> Iterator[tuple[frozenset[str] | None, PurePosixPath, PurePosixPath]]:
-    """Mounted hierarchies: the controllers (none: version 2), the group at the top, and the mount point of each."""
+    """Yield the mounted hierarchies: controllers (none for version 2), top group and mount point of each."""
     for line in _read(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         fields, kind = before.split(" "), after.split(" ")
@@ -48,8 +48,8 @@ def _mounts(root: Path) -> Iterator[tuple[frozenset[str] | None, PurePosixPath, 
 
 
 def _folders(point: Path, group: PurePosixPath, top: PurePosixPath) -> Iterator[Path]:
-    """The folder of ``group`` below the mount, and those of its parents up to the mount's own."""
-    # In a container the path may be that of the host, or begin with ``..``; its own group is then the mount's top.
+    """Yield the folder of ``group`` below the mount point, and the folders of its parents up to the mount point."""
+    # In a container the path may be that of the host, or start with ``..``. The group of the process is then the top of the mount.
     inside = group.relative_to(top).parts if group.is_relative_to(top) and ".." not in group.parts else ()
     for length in range(len(inside), -1, -1):
         yield point.joinpath(*inside[:length])
@@ -65,7 +65,7 @@ def _limit_v1(folder: Path) -> float | None:
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """Microseconds of computing in each period; ``max`` and -1 are no limit."""
+    """Return quota per period, both in microseconds; none for ``max`` and -1 (no limit)."""
     if not (quota.isdecimal() and period.isdecimal() and int(period)):
         return None
     return int(quota) / int(period)

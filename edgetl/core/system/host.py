@@ -1,4 +1,4 @@
-"""What machine this is: cores that may be used, instruction sets, versions."""
+"""Host: available cores, instruction sets, memory, versions."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ _PACKAGES = (
 
 
 def available_cores() -> int:
-    """Cores that this process may use: those of its affinity and CPU set, limited by the CPU quota of its control groups."""
+    """Return the number of cores that this process may use, by affinity, CPU set and the CPU quota of its control groups."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
     return cores if quota is None else min(cores, max(1, math.ceil(quota)))
 
 
 def cpu_flags() -> tuple[str, ...]:
-    """Instruction sets of this CPU that matter for inference, as Linux names them; empty on other systems."""
+    """Return the instruction sets of this CPU that matter for inference, by their names in Linux; empty on other systems."""
     found = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
     return tuple(flag for flag in _CPU_FLAGS if flag in found)
 
 
 def has_int8_dot_product() -> bool:
-    """Whether the CPU adds int8 products in 32 bits (VNNI, AMX, Arm dot product).
+    """Return true if the CPU accumulates int8 products in 32 bits (VNNI, AMX, Arm dot product).
 
-    Without it x86 kernels add pairs of products in 16 bits, which saturates unless weights keep to 7 bits (ONNX Runtime,
-    "Quantize ONNX models", on ``reduce_range``).
+    Other x86 kernels add pairs of products in 16 bits, which saturates unless weights have at most 7 bits (ONNX Runtime, "Quantize ONNX
+    models", ``reduce_range``).
     """
     return bool({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(cpu_flags())) or platform.machine() in ("arm64", "aarch64")
 
 
 def fingerprint() -> dict[str, str]:
-    """CPU, cores, instruction sets, memory and system, for reports and manifests."""
+    """Return CPU, cores, instruction sets, memory (MB) and system, for reports and manifests."""
     return {
         "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "machine": platform.machine(),
@@ -64,13 +64,13 @@ def fingerprint() -> dict[str, str]:
 
 
 def describe_host() -> str:
-    """CPU, cores, instruction sets, load average and system in one line, for figures."""
+    """Describe CPU, cores, instruction sets, load average and system in one line."""
     host = fingerprint()
     return f"{host['cpu']}, {host['cores']} cores, {host['flags']}; load {load_average():.2f}; {host['system']}, Python {host['python']}"
 
 
 def versions() -> dict[str, str]:
-    """Versions of edgetl and of the libraries it may use, as far as they are installed."""
+    """Return the versions of edgetl and of its installed libraries."""
     found = {}
     for package in _PACKAGES:
         try:
@@ -81,7 +81,7 @@ def versions() -> dict[str, str]:
 
 
 def load_average() -> float:
-    """Processes that wanted a core over the last minute; 0 where the system does not count them."""
+    """Return the load average of the last minute; 0 if the system does not report it."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 

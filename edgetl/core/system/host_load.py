@@ -1,4 +1,4 @@
-"""Load of the host during a measurement: CPU time of other programs, time stolen by the hypervisor, and waiting for a core."""
+"""Host load during a measurement: CPU time of other programs, time stolen by the hypervisor, and time without a core."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from pathlib import Path
 
 from edgetl.core.config import StrictModel
 
-# MLPerf and SPEC require an idle host; `edgetl bench` has the same limit, a quarter of the cores, for the load average.
+# MLPerf and SPEC require an idle host. `edgetl bench` has the same limit for the load average: a quarter of the cores.
 MAX_OTHERS = 0.25
 # Two runs of one file on an idle host differ by less than this.
 MAX_LOST = 0.05
 
 
 class HostLoad(StrictModel):
-    """Load while something was timed, each figure 0 on an idle host.
+    """Load of the host during a measurement. All values are 0 on an idle host.
 
     Attributes:
-        others: CPU time of other programs, as a share of the cores that this process may use, 0..1.
-        stolen: time that the hypervisor gave to other machines, as a share of those cores, 0..1.
-        waiting: time that threads of this process were ready and had no core (other programs, or a container's quota), per second.
+        others: CPU time of other programs, as a ratio of the cores that this process may use, 0..1.
+        stolen: time that the hypervisor gave to other machines, as a ratio of these cores, 0..1.
+        waiting: seconds per second that threads of this process were ready but had no core, because of other programs or a container's
+            CPU quota.
     """
 
     others: float
@@ -30,22 +31,22 @@ class HostLoad(StrictModel):
 
     @property
     def busy(self) -> bool:
-        """True if the host was too busy to rank variants by this timing."""
+        """True if the host was too busy to compare latencies."""
         return self.others > MAX_OTHERS or self.stolen > MAX_LOST or self.waiting > MAX_LOST
 
     @property
     def total(self) -> float:
-        """Sum of the figures; it orders measurements by load."""
+        """Sum of the values, to sort measurements by load."""
         return self.others + self.stolen + self.waiting
 
     def describe(self) -> str:
-        """For instance ``other programs used 40 % of the cores, 0 % was stolen, 12 % waited for a core``."""
+        """Format the load, such as ``other programs used 40 % of the cores, 0 % was stolen, 12 % waited for a core``."""
         return f"other programs used {self.others:.0%} of the cores, {self.stolen:.0%} was stolen, {self.waiting:.0%} waited for a core"
 
 
 @dataclass(frozen=True)
 class Counters:
-    """The system's counters, seconds: wall time, all CPU time and stolen time of the cores, CPU time and waiting time of this process."""
+    """Counters of the system, seconds: wall time, CPU time and stolen time of the cores, CPU time and waiting time of this process."""
 
     wall: float
     used: float
@@ -56,7 +57,7 @@ class Counters:
 
 
 def read_counters() -> Counters | None:
-    """The counters now; None where the system does not count (no ``/proc/stat``)."""
+    """Read the counters; None if the system does not provide them (no ``/proc/stat``)."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     try:
         rows = [line.split() for line in Path("/proc/stat").read_text("ascii").splitlines()]
@@ -66,7 +67,7 @@ def read_counters() -> Counters | None:
     used = stolen = 0.0
     for name, *values in rows:
         if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in allowed and len(values) >= 8:
-            # proc(5): user, nice, system, idle, iowait, irq, softirq, steal; guests are in user already.
+            # proc(5): user, nice, system, idle, iowait, irq, softirq, steal. User includes guests.
             user, nice, system, _, _, irq, softirq, steal = (int(value) for value in values[:8])
             used += (user + nice + system + irq + softirq) / hertz
             stolen += steal / hertz
@@ -75,28 +76,28 @@ def read_counters() -> Counters | None:
 
 
 def _waited() -> float:
-    """Seconds that the threads of this process were runnable and did not run (``schedstat``, nanoseconds)."""
+    """Return the seconds that threads of this process were runnable but did not run (``schedstat``, nanoseconds)."""
     total = 0
     for path in Path("/proc/self/task").glob("*/schedstat"):
         try:
             total += int(path.read_text("ascii").split()[1])
         except (OSError, ValueError, IndexError):
-            continue  # the thread ended, or the kernel does not count
+            continue  # the thread ended, or the kernel has no such counter
     return total / 1e9
 
 
 def load_between(before: Counters | None, after: Counters | None) -> HostLoad | None:
-    """The load from one reading of the counters to another; None where the system does not count."""
+    """Compute the load between two readings of the counters; None if the system does not provide them."""
     if before is None or after is None:
         return None
     wall = max(after.wall - before.wall, 1e-9)
     cores = wall * after.cores
 
-    def share(value: float) -> float:
+    def ratio(value: float) -> float:
         return round(min(1.0, max(0.0, value / cores)), 4)
 
     return HostLoad(
-        others=share((after.used - before.used) - (after.own - before.own)),
-        stolen=share(after.stolen - before.stolen),
+        others=ratio((after.used - before.used) - (after.own - before.own)),
+        stolen=ratio(after.stolen - before.stolen),
         waiting=round(max(0.0, (after.waiting - before.waiting) / wall), 4),
     )

@@ -1,4 +1,4 @@
-"""Memory shortage: recognize it in the errors of all libraries, and state the limit of this process and the remedy."""
+"""Out-of-memory errors: recognize them in the errors of all libraries, and report the memory limit and the remedy."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from edgetl.errors import OutOfMemoryError
 if sys.platform != "win32":
     import resource
 
-# What the dynamic linker, C++ libraries, ONNX Runtime and torch write when an allocation fails.
+# Texts of the dynamic linker, C++ libraries, ONNX Runtime and torch for a failed allocation.
 _TEXTS = ("failed to map segment", "cannot allocate memory", "bad_alloc", "failed to allocate memory", "can't allocate memory", "errno 12")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True if ``error``, of any library, is a failed memory allocation."""
+    """Return true if ``error`` of any library is a failed memory allocation."""
     return isinstance(error, MemoryError) or any(text in str(error).lower() for text in _TEXTS)
 
 
 def out_of_memory(work: str) -> OutOfMemoryError:
-    """The error for ``work`` that failed, such as ``loading onnxruntime``: what the process takes, its limit, and the remedy."""
+    """Make the error for ``work`` that failed, such as ``loading onnxruntime``, with memory use, limit and remedy."""
     taken, limit = _taken_mb(), _limit_mb()
-    has = f" It takes {taken} MB of address space" if taken else ""
+    has = f" It uses {taken} MB of address space" if taken else ""
     of = f"; its limit is {limit} MB" if limit and taken else f" The limit is {limit} MB of address space" if limit else ""
     return OutOfMemoryError(
         f"{work}: this process has too little memory.{has}{of}{'.' if has or of else ''} Raise the limit (ulimit -v, LimitAS= and "
-        f"MemoryMax= of systemd, the container's memory), or take less: --threads 1, a smaller variant, smaller batches or images."
+        f"MemoryMax= of systemd, the container's memory), or use less memory: --threads 1, a smaller variant, smaller batches or images."
     )
 
 
