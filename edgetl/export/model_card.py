@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from edgetl.core.contract import Outcome
-from edgetl.core.manifest import Manifest, Precision, describe_parent
+from edgetl.core.lineage import describe_parent
+from edgetl.core.manifest import Manifest, Precision
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Evaluation, Proportion
 from edgetl.core.tasks import SCORE_NAMES

@@ -18,18 +18,8 @@ from numpy.typing import NDArray
 from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_prefixes
 from edgetl.core.contract import ContractRecord, Outcome
 from edgetl.core.images.decode import load_image
-from edgetl.core.manifest import (
-    GOLDEN_TOLERANCE,
-    MANIFEST_NAME,
-    BundleFile,
-    Format,
-    Golden,
-    Lineage,
-    Manifest,
-    Precision,
-    Rejected,
-    Variant,
-)
+from edgetl.core.lineage import Lineage
+from edgetl.core.manifest import GOLDEN_TOLERANCE, MANIFEST_NAME, BundleFile, Format, Golden, Manifest, Precision, Rejected, Variant
 from edgetl.core.metrics import evaluate
 from edgetl.core.output.folders import new_folder
 from edgetl.core.output_decoding import describe_truth, scores_of

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetl.core.bundle import describe_file, hash_prefix, open_bundle, pack_prefixes, unpack_hashes
-from edgetl.core.manifest import MANIFEST_NAME, Agreement, BundleFile, Golden, Lineage, Manifest, Variant
+from edgetl.core.lineage import Lineage
+from edgetl.core.manifest import MANIFEST_NAME, Agreement, BundleFile, Golden, Manifest, Variant
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Proportion
 from edgetl.errors import BundleError, IntegrityError

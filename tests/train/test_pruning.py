@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgetl.core.manifest import describe_parent
+from edgetl.core.lineage import describe_parent
 from edgetl.errors import ConfigError, RunError
 from edgetl.export.to_hub import share_run
 from edgetl.train.artifacts.run import Run, open_run

@@ -9,7 +9,7 @@ import safetensors.torch
 import timm
 import torch
 
-from edgetl.core.manifest import describe_parent
+from edgetl.core.lineage import describe_parent
 from edgetl.errors import BackboneError, LicenseError, RunError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle

@@ -16,7 +16,8 @@ from edgetl.core.bundle import is_run, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
 from edgetl.core.images.intensity import FULL_RANGE
-from edgetl.core.manifest import Manifest, describe_parent
+from edgetl.core.lineage import describe_parent
+from edgetl.core.manifest import Manifest
 from edgetl.core.output_decoding import prediction_json
 from edgetl.data.folder import check_folder
 from edgetl.data.listing import find_images

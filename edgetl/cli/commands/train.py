@@ -26,7 +26,7 @@ from edgetl.cli.session import (
 )
 from edgetl.cli.tables import classes_table, figures_line, plain_table, with_interval
 from edgetl.core.config import StrictModel
-from edgetl.core.manifest import describe_parent
+from edgetl.core.lineage import describe_parent
 from edgetl.core.options import COMMON, option_field
 from edgetl.core.output.folders import check_chart, check_output
 from edgetl.core.system.child_process import child_environment, trusted_path

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from edgetl.core.config import StrictModel
-from edgetl.core.manifest import Parent, Sha256
+from edgetl.core.lineage import Parent, Sha256
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Evaluation, Forgetting, Proportion
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task

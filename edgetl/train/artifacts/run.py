@@ -21,7 +21,7 @@ from torch import nn
 from edgetl.core.bundle import RUN_RECORD_NAME, check_run_folder, unpack_hashes
 from edgetl.core.config import parse_json, read_json
 from edgetl.core.files.regular import open_plain
-from edgetl.core.manifest import Parent
+from edgetl.core.lineage import Parent
 from edgetl.data.content.integrity import check_images
 from edgetl.data.folder import Part, Sample
 from edgetl.errors import DataError, RunError, first_line

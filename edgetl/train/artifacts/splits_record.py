@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
-from edgetl.core.manifest import Sha256
+from edgetl.core.lineage import Sha256
 from edgetl.core.tasks import Task
 from edgetl.data.folder import Part
 from edgetl.data.split import Splits

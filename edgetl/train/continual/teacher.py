@@ -11,7 +11,7 @@ from torch import nn
 
 from edgetl.core.bundle import is_run
 from edgetl.core.licenses import most_restrictive
-from edgetl.core.manifest import Parent
+from edgetl.core.lineage import Parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.loading import labels_of
 from edgetl.data.split import Splits

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgetl.core.images.intensity import resolve_intensity
-from edgetl.core.manifest import Parent
+from edgetl.core.lineage import Parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.folder import Sample
 from edgetl.errors import BackboneError, first_line

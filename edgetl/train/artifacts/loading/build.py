@@ -13,7 +13,7 @@ import torchvision
 from timm.data import resolve_data_config
 from torch import nn
 
-from edgetl.core.manifest import Parent
+from edgetl.core.lineage import Parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BackboneError, first_line
 from edgetl.train.artifacts.loading.libraries import HUB, check_reachable, downloaded_file, fetch_torchvision, unknown_name

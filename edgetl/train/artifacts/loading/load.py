@@ -10,7 +10,7 @@ from torch import nn
 
 from edgetl.core.bundle import is_run
 from edgetl.core.licenses import freedom, most_restrictive
-from edgetl.core.manifest import Parent
+from edgetl.core.lineage import Parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BackboneError, ConfigError, first_line
 from edgetl.train.artifacts.loading.build import (
