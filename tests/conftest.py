@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share: small real images, one trained run and one bundle."""
+"""Fixtures of several packages: small real images, a trained run and its bundle."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHARED = Path(os.environ.get("EDGETL_SHARED", Path(__file__).parents[2] / "share
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what scans remember out of the user's cache folder."""
+    """Keep scan caches out of the user's cache folder."""
     old = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     yield
@@ -46,7 +46,7 @@ def _interruptible() -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The reference images and weights; the test is skipped where they are absent."""
+    """Folder of the reference images and weights. Tests are skipped without it."""
     if not (SHARED / "data").is_dir():
         pytest.skip(f"the reference data is not at {SHARED} (EDGETL_SHARED)")
     return SHARED
@@ -54,23 +54,23 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def registry() -> None:
-    """A package registry; the test is skipped where none can be reached."""
+    """Require a package registry. Tests are skipped if none is reachable."""
     resolved = subprocess.run(
         [sys.executable, "-m", "uv", "pip", "compile", "-q", "-"], input="typer", capture_output=True, text=True, check=False
     )
     if resolved.returncode:
-        pytest.skip(f"no package registry can be reached: {resolved.stderr.strip()[-200:]}")
+        pytest.skip(f"no package registry is reachable: {resolved.stderr.strip()[-200:]}")
 
 
 @pytest.fixture(scope="session")
 def digits() -> Path:
-    """The demo's digits as an image folder."""
+    """Image folder with the digits of the demo."""
     return built("digits", write_digits)
 
 
 @pytest.fixture(scope="session")
 def run(digits: Path) -> Run:
-    """A small network of ordinary convolutions, trained from random weights for a few epochs: quick to export and to quantize."""
+    """Run of a small convolutional network, trained on the digits for a few epochs. It is quick to export and to quantize."""
     config = TrainConfig.from_options(
         backbone="test_resnet",
         pretrained=False,
@@ -87,25 +87,25 @@ def run(digits: Path) -> Run:
 
 @pytest.fixture(scope="session")
 def bundle(run: Run) -> Bundle:
-    """That run's bundle with six variants."""
+    """Bundle of the run with six variants."""
     config = ExportConfig(precisions=("fp32", "fp16", "int8"), max_drop=0.02, calibration_images=100)
     return open_bundle(built("bundle", lambda out: export_bundle(run.path, config, out)))
 
 
 @pytest.fixture(scope="session")
 def photo(run: Run) -> bytes:
-    """An encoded image that training did not see."""
+    """Encoded test image of the digits."""
     return run.samples("test")[0].path.read_bytes()
 
 
 @pytest.fixture
 def colours(tmp_path: Path) -> Path:
-    """Three classes of plain, slightly noisy colour patches: 12 images each."""
+    """Image folder with three classes of noisy color patches, 12 images each."""
     return write_colours(tmp_path / "colours", 12)
 
 
 def write_colours(root: Path, count: int, *, side: int = 40, seed: int = 0) -> Path:
-    """Write ``count`` noisy patches of red, green and blue each, as PNG."""
+    """Write ``count`` noisy PNG images for each of the classes red, green and blue."""
     rng = np.random.default_rng(seed)
     for channel, name in enumerate(("red", "green", "blue")):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -117,10 +117,10 @@ def write_colours(root: Path, count: int, *, side: int = 40, seed: int = 0) -> P
 
 
 def write_squares(root: Path, count: int, *, side: int = 40, seed: int = 0) -> Path:
-    """Write ``count`` grey pictures with any of a red, a green and a blue square, and ``labels.csv`` beside them.
+    """Write ``count`` gray images, each with up to three squares (red, green, blue), and a label table ``labels.csv``.
 
-    Its columns are ``file``, the number of squares of each colour (0 or 1), ``mm`` (ten times the brightness of the ground, 0..10) and
-    ``grade`` (how many squares there are).
+    Columns of the table: ``file``; number of squares of each color (0 or 1); ``mm`` (ten times the brightness of the background, 0..10);
+    ``grade`` (number of squares).
     """
     rng = np.random.default_rng(seed)
     (root / "images").mkdir(parents=True)

@@ -1,7 +1,7 @@
-"""Version matrix: ``python -m tests.matrix [ROW …]`` (``make test-matrix``) installs and tries what ``pyproject.toml`` promises.
+"""Version matrix: ``python -m tests.matrix [ROW …]`` (``make test-matrix``) tests the versions that ``pyproject.toml`` allows.
 
 Rows: the lowest direct versions on Python 3.11, the newest on 3.12 and 3.13, and each device extra, lowest and newest, on each Python.
-A full row runs every command's ``--help``, ``edgetl demo`` and the quick tests. A device row verifies, predicts, evaluates and times
+A full row runs ``--help`` of every command, ``edgetl demo`` and the quick tests. A device row verifies, inspects, predicts and measures
 the bundle of the first demo. Needs uv, a package registry, the interpreters ``python3.11`` to ``python3.13`` on ``PATH`` and 20 GB.
 """
 
@@ -20,7 +20,7 @@ from typing import Literal
 
 ROOT = Path(__file__).parents[1]
 TEST_TOOLS = ("pytest", "hypothesis", "httpx")
-# Tests that take seconds and touch every library of which a lower bound could be wrong.
+# Quick tests that use every library with a lower bound.
 QUICK_TESTS = (
     "tests/core",
     "tests/data",
@@ -36,7 +36,7 @@ Versions = Literal["lowest", "newest"]
 
 
 class RowError(Exception):
-    """A command of a row failed; the text is the command and the end of its output."""
+    """A command of a row failed. The message is the command and the end of its output."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ DEVICE_ROWS = tuple(
 
 
 def main() -> int:
-    """Exit code 1 where a row failed or its interpreter is missing."""
+    """Run the rows and return the exit code: 1 if a row failed or its interpreter is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"default: all of {', '.join(map(str, FULL_ROWS + DEVICE_ROWS))}")
-    parser.add_argument("--bundle", type=Path, help="a bundle for device rows, where no full row runs")
+    parser.add_argument("--bundle", type=Path, help="bundle for device rows, if no full row runs")
     chosen = parser.parse_args()
     rows = [row for row in FULL_ROWS + DEVICE_ROWS if not chosen.rows or str(row) in chosen.rows]
     if not rows:
-        parser.error("no row has one of these names")
+        parser.error("no row has any of these names")
     failed = []
     with tempfile.TemporaryDirectory() as work:
         bundle = chosen.bundle or Path(work, "demo", "bundle")
@@ -99,7 +99,7 @@ def _run_row(row: Row, work: Path, bundle: Path) -> None:
 
 
 def _interpreter(version: str) -> Path:
-    """The interpreter of ``python3.X``; a version manager's shim has the name and may have no interpreter behind it."""
+    """Return the interpreter of ``python3.X``. The file on ``PATH`` may be a shim of a version manager without an interpreter."""
     found = shutil.which(f"python{version}")
     if found is None:
         raise RowError(f"python{version} is not on PATH")
@@ -107,10 +107,13 @@ def _interpreter(version: str) -> Path:
 
 
 def install(interpreter: Path, versions: Versions, extras: str, folder: Path) -> Path:
-    """The interpreter of a new environment in ``folder`` with this checkout and ``extras``, in their lowest or newest direct versions.
+    """Create an environment in ``folder`` with this checkout and ``extras``, in their lowest or newest direct versions.
+
+    Returns:
+        The interpreter of the environment.
 
     Raises:
-        RowError: the versions do not fit together, or there is no package registry.
+        RowError: the versions are incompatible, or no package registry is reachable.
     """
     _run(sys.executable, "-m", "uv", "venv", "--quiet", "--python", interpreter, folder)
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -120,7 +123,7 @@ def install(interpreter: Path, versions: Versions, extras: str, folder: Path) ->
 
 
 def _try_bench(python: Path, work: Path) -> None:
-    """A full row: help, the demo, and the quick tests."""
+    """Run a full row: help, the demo, and the quick tests."""
     try_help(python)
     _run(python, "-m", "edgetl.cli.app", "demo", "--out", work / "demo", "--overwrite")
     _run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *QUICK_TESTS, cwd=ROOT)
@@ -136,7 +139,7 @@ sys.exit("; ".join(f"{name} --help: {result.exception!r}" for name, result in sh
 
 
 def try_help(python: Path) -> None:
-    """Every command's help, in one process: typer and click of two versions fail here first.
+    """Run ``--help`` of every command in one process. Incompatible versions of typer and click fail here first.
 
     Raises:
         RowError: a help text is a traceback.
@@ -145,7 +148,7 @@ def try_help(python: Path) -> None:
 
 
 def try_device(python: Path, bundle: Path) -> None:
-    """Verify ``bundle``, predict, and time it, in an environment with one engine.
+    """Verify, inspect, predict and measure ``bundle`` in an environment with one engine.
 
     Raises:
         RowError: a command failed.

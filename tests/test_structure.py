@@ -27,7 +27,7 @@ def _sources() -> Iterator[tuple[str, Path]]:
 
 
 def _functions(node: ast.AST, prefix: str, owner: type[ast.AST]) -> Iterator[tuple[str, Function, type[ast.AST]]]:
-    """Every function below `node` with its qualified name and the kind of node that holds it."""
+    """Yield every function below `node` with its qualified name and the kind of its parent node."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, Function):
             yield f"{prefix}.{child.name}", child, owner
@@ -73,7 +73,7 @@ def _violations() -> Iterator[str]:
     yield from (f"{package}:modules" for package, count in modules.items() if count > WIDER.get(package, MODULES))
 
 
-def test_lengths_parameters_and_packages_stay_within_the_limits() -> None:
+def test_lengths_parameters_and_packages_are_within_the_limits() -> None:
     assert sorted(_violations()) == []
 
 
@@ -81,6 +81,6 @@ def test_lengths_parameters_and_packages_stay_within_the_limits() -> None:
     ("source", "count"),
     [("def f(a, /, b, *, c): ...", 3), ("class C:\n def f(self, a): ...", 1), ("class C:\n @staticmethod\n def f(a, b): ...", 2)],
 )
-def test_parameters_leave_out_the_bound_object(source: str, count: int) -> None:
+def test_parameter_counts_exclude_the_bound_object(source: str, count: int) -> None:
     (found,) = _functions(ast.parse(source), "module", ast.Module)
     assert _parameters(found[1], found[2]) == count

@@ -87,7 +87,7 @@ class Agreement(StrictModel):
 
 
 class UnlabeledAgreement(StrictModel):
-    """Agreement of an exported file with the trained model on images whose labels are not used.
+    """Agreement of an exported file with the trained model on unlabeled images, or on images with unused labels.
 
     Attributes:
         n: number of validation images, random crops of them, and unlabeled images together.

@@ -16,7 +16,7 @@ from edgetl.core.tasks import OutputDecoding
 RESAMPLES = 200
 _TWO_SIDED, _ONE_SIDED = 1.959964, 1.644854
 # Value of a NaN or infinite error, which JSON cannot represent. The accuracy gate rejects it.
-HOPELESS = 1e9
+NOT_FINITE = 1e9
 
 _Ranked: TypeAlias = tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]
 
@@ -211,7 +211,7 @@ def _with_interval(figure: Callable[[NDArray[np.int64]], float], n: int) -> Prop
     if n == 0:
         return Proportion(value=0.0, n=0, low=0.0, high=1.0)
     rng = np.random.default_rng(0)
-    value = float(np.nan_to_num(figure(np.ones(n, np.int64)), neginf=-HOPELESS))
+    value = float(np.nan_to_num(figure(np.ones(n, np.int64)), neginf=-NOT_FINITE))
     drawn = [figure(rng.multinomial(n, np.full(n, 1 / n))) for _ in range(RESAMPLES)]
     known = [item for item in drawn if np.isfinite(item)]
     low, high = np.percentile(known, [2.5, 97.5]) if known else (min(0.0, value), 1.0)
@@ -219,9 +219,9 @@ def _with_interval(figure: Callable[[NDArray[np.int64]], float], n: int) -> Prop
 
 
 def _finite(values: NDArray[np.float64]) -> float:
-    """Return the mean, or ``HOPELESS`` if a value is NaN or infinite."""
+    """Return the mean, or ``NOT_FINITE`` if a value is NaN or infinite."""
     mean = float(values.mean()) if len(values) else 0.0
-    return mean if np.isfinite(mean) else HOPELESS
+    return mean if np.isfinite(mean) else NOT_FINITE
 
 
 def _macro_f1(classes: Sequence[ClassScore]) -> float:

@@ -23,7 +23,7 @@ from edgetl.data.scan_notes import Notes, ScanNote, log_notes
 from edgetl.data.selection import NO_SELECTION, Selection
 from edgetl.errors import DataError
 
-MAX_BROKEN_SHARE = 0.10
+MAX_BROKEN_RATIO = 0.10
 MIN_IMAGES_PER_CLASS = 2
 
 
@@ -159,7 +159,7 @@ def check_folder(path: Path, *, option: str = "", holds: str = "one folder of im
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
     named = f"{option} {printable(path)}".lstrip()
-    raise DataError(f"{named} {problem}. Give a folder that holds {holds}.")
+    raise DataError(f"{named} {problem}. Give a folder with {holds}.")
 
 
 def split_folders(root: Path) -> dict[str, Part]:
@@ -213,14 +213,14 @@ def check_broken(folder: ImageFolder) -> None:
     """Check the ratio of images that cannot be decoded.
 
     Raises:
-        DataError: the ratio is above ``MAX_BROKEN_SHARE``. The message lists some of the files.
+        DataError: the ratio is above ``MAX_BROKEN_RATIO``. The message lists some of the files.
     """
     total = len(folder.samples) + len(folder.broken)
-    if len(folder.broken) > MAX_BROKEN_SHARE * total:
+    if len(folder.broken) > MAX_BROKEN_RATIO * total:
         names = ", ".join(printable(item.path.relative_to(folder.root)) for item in folder.broken[:5])
         raise DataError(
             f"{printable(folder.root)}: {len(folder.broken)} of {total} images cannot be decoded ({names}"
-            f"{', …' if len(folder.broken) > 5 else ''}). The limit is {MAX_BROKEN_SHARE:.0%}. First reason: {folder.broken[0].reason} "
+            f"{', …' if len(folder.broken) > 5 else ''}). The limit is {MAX_BROKEN_RATIO:.0%}. First reason: {folder.broken[0].reason} "
             f"Copy the folder again, convert these files to JPEG or PNG, or remove them."
         )
 

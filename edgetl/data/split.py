@@ -80,7 +80,7 @@ def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float 
     if any(sample.part for sample in folder.samples):
         return _split_ready_made(folder, seed=seed, val=val)
     conflicts = _conflicts(folder)
-    parts = _divide(folder.samples, seed=seed, shares={"test": test, "val": val})
+    parts = _divide(folder.samples, seed=seed, ratios={"test": test, "val": val})
     return Splits(folder, tuple(parts["train"]), tuple(parts["val"]), tuple(parts["test"]), conflicts)
 
 
@@ -105,7 +105,7 @@ def _split_ready_made(folder: ImageFolder, *, seed: int, val: float) -> Splits:
         unclear = [sample for sample in kept["train"] if str(sample.path) in conflicting]
         bound = {sample.group for sample in unclear if sample.group}
         unclear += [sample for sample in plain if sample.group in bound]
-        again = _divide([sample for sample in plain if sample.group not in bound], seed=seed, shares={"val": val})
+        again = _divide([sample for sample in plain if sample.group not in bound], seed=seed, ratios={"val": val})
         kept["train"], kept["val"] = sorted([*again["train"], *unclear], key=lambda sample: sample.path), again["val"]
     log_notes(_copies(moved))
     return Splits(folder, tuple(kept["train"]), tuple(kept["val"]), tuple(kept["test"]), conflicts, tuple(moved))
@@ -116,9 +116,9 @@ def _copies(moved: Sequence[str]) -> tuple[ScanNote, ...]:
     return (ScanNote(reason="copy", used=False, count=len(moved), examples=examples),) if moved else ()
 
 
-def _divide(samples: Sequence[Sample], *, seed: int, shares: dict[Part, float]) -> dict[Part, list[Sample]]:
+def _divide(samples: Sequence[Sample], *, seed: int, ratios: dict[Part, float]) -> dict[Part, list[Sample]]:
     if any(sample.group for sample in samples):
-        return _divide_groups(samples, seed=seed, shares=shares)
+        return _divide_groups(samples, seed=seed, ratios=ratios)
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         groups[sample.content].append(sample)
@@ -131,11 +131,11 @@ def _divide(samples: Sequence[Sample], *, seed: int, shares: dict[Part, float]) 
         else:
             by_label[members[0].label].append(members)
     for _, class_groups in sorted(by_label.items()):
-        _deal(class_groups, shares, parts)
+        _deal(class_groups, ratios, parts)
     return {name: sorted(members, key=lambda sample: sample.path) for name, members in parts.items()}
 
 
-def _deal(groups: list[list[Sample]], shares: dict[Part, float], parts: dict[Part, list[Sample]]) -> None:
+def _deal(groups: list[list[Sample]], ratios: dict[Part, float], parts: dict[Part, list[Sample]]) -> None:
     """Distribute the groups of a class over the splits.
 
     Test and validation get their ratio of the images, and at least one group each while train keeps one.
@@ -143,9 +143,9 @@ def _deal(groups: list[list[Sample]], shares: dict[Part, float], parts: dict[Par
     total = sum(len(group) for group in groups)
     queue = list(groups)
     # With two groups, val has priority over test, because selection needs it.
-    held_out = [name for name in ("val", "test") if name in shares and shares[name] > 0]
+    held_out = [name for name in ("val", "test") if name in ratios and ratios[name] > 0]
     for position, name in enumerate(held_out):
-        wanted, taken = round(total * shares[name]), 0
+        wanted, taken = round(total * ratios[name]), 0
         reserved = len(held_out) - position  # one group for train and for each following split
         while queue and ((taken == 0 and len(queue) > 1) or (taken > 0 and len(queue) > reserved and taken + len(queue[0]) <= wanted)):
             group = queue.pop(0)
@@ -155,7 +155,7 @@ def _deal(groups: list[list[Sample]], shares: dict[Part, float], parts: dict[Par
         parts["train"] += group
 
 
-def _divide_groups(samples: Sequence[Sample], *, seed: int, shares: dict[Part, float]) -> dict[Part, list[Sample]]:
+def _divide_groups(samples: Sequence[Sample], *, seed: int, ratios: dict[Part, float]) -> dict[Part, list[Sample]]:
     """Distribute whole groups, the largest first. Each goes into the split that lacks most of its classes.
 
     The method is that of scikit-learn's ``StratifiedGroupKFold``, for unequal ratios. Then a split without a class gets the smallest group
@@ -167,8 +167,8 @@ def _divide_groups(samples: Sequence[Sample], *, seed: int, shares: dict[Part, f
     for row, unit in zip(counts, units, strict=True):
         for sample in unit:
             row[column[sample.label]] += 1
-    parts: list[Part] = ["train", *(name for name in ("val", "test") if shares.get(name, 0) > 0)]
-    wanted = np.array([1 - sum(shares.values()), *(shares[name] for name in parts[1:])])[:, None] * counts.sum(axis=0)
+    parts: list[Part] = ["train", *(name for name in ("val", "test") if ratios.get(name, 0) > 0)]
+    wanted = np.array([1 - sum(ratios.values()), *(ratios[name] for name in parts[1:])])[:, None] * counts.sum(axis=0)
     have, where = np.zeros(wanted.shape), np.zeros(len(units), np.int64)
     unclear = np.array([_is_unclear(unit) for unit in units])
     for index in np.argsort(~unclear, kind="stable"):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, average_precision_score, cohen_kappa_score, f1_score, mean_absolute_error, r2_score
 
-from edgetl.core.metrics import HOPELESS, average_precision, evaluate, quadratic_kappa
+from edgetl.core.metrics import NOT_FINITE, average_precision, evaluate, quadratic_kappa
 from edgetl.core.output_decoding import decode, describe_truth, scores_of, sigmoid
 from edgetl.core.results import Evaluation
 from edgetl.core.tasks import DecisionRule, OutputDecoding
@@ -73,7 +73,7 @@ def test_regression_metrics_equal_scikit_learn(seed: int) -> None:
 
 def test_nan_predictions_give_finite_errors_that_json_can_represent() -> None:
     found = evaluate(NUMBER, np.array([[1.0], [2.0]]), np.full((2, 1), np.nan, np.float32))
-    assert found.regression is not None and found.regression.mae == HOPELESS and found.accuracy.value == 0.0
+    assert found.regression is not None and found.regression.mae == NOT_FINITE and found.accuracy.value == 0.0
     assert Evaluation.model_validate_json(found.model_dump_json()) == found
 
 

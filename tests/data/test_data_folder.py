@@ -198,7 +198,7 @@ def test_more_than_ten_percent_of_broken_files_are_an_error(tmp_path: Path) -> N
 
 
 def test_the_error_for_a_missing_folder_shows_its_path(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"/nowhere does not exist\. Give a folder that holds one folder of images for each class"):
+    with pytest.raises(DataError, match=r"/nowhere does not exist\. Give a folder with one folder of images for each class"):
         scan(tmp_path / "nowhere")
 
 

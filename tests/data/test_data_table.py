@@ -126,7 +126,7 @@ def test_a_missing_or_binary_table_is_an_error(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="is not text in UTF-8, UTF-16 or Windows-1252"):
         scan_table(tmp_path / "images", Table(binary))
-    with pytest.raises(DataError, match="does not exist\\. Give a folder that holds the images"):
+    with pytest.raises(DataError, match="does not exist\\. Give a folder with the images"):
         scan_table(tmp_path / "nowhere", Table(binary))
 
 

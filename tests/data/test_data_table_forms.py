@@ -89,7 +89,7 @@ def test_columns_with_one_1_in_each_row_are_classes_and_reported(tmp_path: Path)
         ("file,a,b\n0.png,1,1\n1.png,0,1\n", "classification", ConfigError, r"2 columns may be the class \(a, b\).*--columns NAME"),
         ("file,mm\n0.png,1\n1.png,2\n2.png,x\n", None, DataError, r"line 4: 'x' in the column 'mm' is not a number, but most others are"),
         (CATS + "4.png,\n", None, DataError, r"line 6: '' in the column 'label' is empty"),
-        (CATS.replace("cat\n3", '"a\nb"\n3'), None, DataError, r"line 5: 'a\\nb' in the column 'label' holds a line break"),
+        (CATS.replace("cat\n3", '"a\nb"\n3'), None, DataError, r"line 5: 'a\\nb' in the column 'label' has a line break"),
         (CATS.replace("cat\n3", "cat|dog\n3"), None, DataError, r"'cat\|dog' lists several classes.*--task multi-label"),
         (CATS.replace("cat\n3", "bird\n3"), None, DataError, r"too few readable images of bird \(1\), cat \(1\)"),
         (CATS.replace("dog", "cat"), None, DataError, r"one class \(cat\)"),
@@ -282,5 +282,5 @@ def test_exclude_leaves_out_rows_and_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_label_that_cannot_be_exported_is_an_error_before_images_are_decoded(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"the label 'a\\tb' holds a tab\. Exported files cannot represent it\. Rename it"):
+    with pytest.raises(DataError, match=r"the label 'a\\tb' has a tab\. Exported files cannot represent it\. Rename it"):
         read(images(tmp_path / "images"), 'file,"a\tb",c\n0.png,1,1\n1.png,0,1\n2.png,1,0\n')

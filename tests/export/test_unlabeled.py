@@ -126,7 +126,7 @@ def test_unlabeled_images_exclude_broken_and_training_images(colours: Path, tmp_
     (other / "copy.png").write_bytes(training[0].path.read_bytes())
     (other / "broken.png").write_bytes(b"no image")
     assert len(read_unlabeled(other, training)) == 6
-    with pytest.raises(DataError, match=r"is a file\. Give a folder that holds images"):
+    with pytest.raises(DataError, match=r"is a file\. Give a folder with images"):
         read_unlabeled(other / "copy.png", training)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="contains no usable image: 0 found"):

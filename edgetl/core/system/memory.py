@@ -21,9 +21,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def out_of_memory(work: str) -> OutOfMemoryError:
     """Make the error for ``work`` that failed, such as ``loading onnxruntime``, with memory use, limit and remedy."""
-    taken, limit = _taken_mb(), _limit_mb()
-    has = f" It uses {taken} MB of address space" if taken else ""
-    of = f"; its limit is {limit} MB" if limit and taken else f" The limit is {limit} MB of address space" if limit else ""
+    used, limit = _used_mb(), _limit_mb()
+    has = f" It uses {used} MB of address space" if used else ""
+    of = f". Its limit is {limit} MB" if limit and used else f" The limit is {limit} MB of address space" if limit else ""
     return OutOfMemoryError(
         f"{work}: this process has too little memory.{has}{of}{'.' if has or of else ''} Raise the limit (ulimit -v, LimitAS= and "
         f"MemoryMax= of systemd, the container's memory), or use less memory: --threads 1, a smaller variant, smaller batches or images."
@@ -37,7 +37,7 @@ def _limit_mb() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit // 1_000_000
 
 
-def _taken_mb() -> int | None:
+def _used_mb() -> int | None:
     try:
         lines = Path("/proc/self/status").read_text("utf-8", "replace").splitlines()
     except (OSError, MemoryError):

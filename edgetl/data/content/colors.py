@@ -9,7 +9,7 @@ from PIL import Image
 
 # Number of pixels that are counted, on a regular grid.
 GRID_PIXELS = 16_384
-MAIN_SHARE = 0.95
+MAIN_RATIO = 0.95
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Colors:
 
     Attributes:
         distinct: number of different colors.
-        main: smallest number of colors that cover ``MAIN_SHARE`` of the pixels. Low for masks that were resized or stored as JPEG.
+        main: smallest number of colors that cover ``MAIN_RATIO`` of the pixels. Low for masks that were resized or stored as JPEG.
         plain: true if all pixels are gray, or if the most frequent color is black.
     """
 
@@ -38,6 +38,6 @@ def count_colors(image: Image.Image) -> Colors:
     gray = bool((values >> 16 == (values >> 8 & 255)).all() and (values >> 16 == (values & 255)).all())
     return Colors(
         distinct=len(values),
-        main=int(np.searchsorted(covered, MAIN_SHARE * covered[-1])) + 1,
+        main=int(np.searchsorted(covered, MAIN_RATIO * covered[-1])) + 1,
         plain=gray or bool(values[counts.argmax()] == 0),
     )
