@@ -38,7 +38,7 @@ def test_too_little_memory_for_an_engine_is_reported_as_such(format_: str, libra
         format_,
     )
     assert done.stdout.startswith(f"loading {library}: this process has too little memory. It uses "), done.stderr
-    assert "its limit is" in done.stdout and "--threads 1" in done.stdout and "pip" not in done.stdout
+    assert "Its limit is" in done.stdout and "--threads 1" in done.stdout and "pip" not in done.stdout
 
 
 def test_too_little_memory_for_torch_ends_a_command_with_its_exit_code(tmp_path: Path) -> None:
