@@ -259,7 +259,7 @@ class Manifest(StrictModel):
     Attributes:
         schema_version: version of this format.
         name: name of the bundle.
-        release: release number. It increases with each release, and a device does not install an older one.
+        release: release number, set with ``--release``. Servers report it as the version of the model.
         created: time of the export, ISO 8601, UTC.
         task: ``classification``, ``multi-label``, ``regression`` or ``ordinal``.
         decision_rule: parameters that turn scores into predictions.
