@@ -103,7 +103,7 @@ def test_a_missing_or_wrong_label_table_is_an_error(exported: tuple[str, Path, P
     other = tmp_path / "other.csv"
     other.write_text("file,moss\n000.png,1\n", "utf-8")
     done = edgetl("evaluate", bundle, squares / "images", "--labels", other)
-    assert done.returncode == 3 and "has no column" in done.stderr and "it has moss" in done.stderr
+    assert done.returncode == 3 and "has no column" in done.stderr and "Its columns: moss" in done.stderr
 
 
 def test_a_manifest_without_its_decision_rule_is_invalid(exported: tuple[str, Path, Path]) -> None:
