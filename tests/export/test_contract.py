@@ -119,7 +119,7 @@ def test_latencies_of_a_busy_host_are_marked_and_do_not_sort_variants(run: Run, 
     assert [row.offer.load.waiting for row in manifest.outcomes if row.offer and row.offer.load] == [0.5, 0.4], (
         "the third of three measurements"
     )
-    assert "in the order of their accuracy, not of their time" in busy_lines(manifest)[0]
+    assert "sorted by accuracy, not by latency" in busy_lines(manifest)[0]
     assert load(tmp_path / "bundle").variant is not None and open_bundle(tmp_path / "bundle").manifest == manifest
 
 
