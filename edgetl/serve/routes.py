@@ -154,8 +154,8 @@ class Server:
         result = await self._respond_to(request, "predict", name, request.query_params.get("version"))
         decoding = result.model.decoding
         (prediction,) = decode(decoding, result.logits)
-        answer = {"model": result.model.name, "version": result.model.version, **prediction_json(decoding, prediction)}
-        return JSONResponse(answer, headers=result.headers)
+        body = {"model": result.model.name, "version": result.model.version, **prediction_json(decoding, prediction)}
+        return JSONResponse(body, headers=result.headers)
 
     async def _respond_to(self, request: Request, endpoint: str, name: str, version: str | None) -> _Inference:
         """Read a request, run it in a worker, and record its metrics."""

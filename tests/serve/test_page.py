@@ -277,9 +277,9 @@ def test_stages_add_up_to_the_round_trip(visit: Visit, image: Path) -> None:
     page = visit.open()
 
     def timed(route: Any) -> None:
-        answer = route.fetch()
+        response = route.fetch()
         stages = "queue;dur=0.12, decode;dur=2.3, preprocess;dur=1.1, inference;dur=4.2, total;dur=8.0"
-        route.fulfill(response=answer, headers={**answer.headers, "server-timing": stages})
+        route.fulfill(response=response, headers={**response.headers, "server-timing": stages})
 
     page.route("**/predict?*", timed)
     page.set_input_files("#file", image)
@@ -295,8 +295,8 @@ def test_round_trip_is_shown_without_server_timing(visit: Visit, image: Path) ->
     page = visit.open()
 
     def bare(route: Any) -> None:
-        answer = route.fetch()
-        route.fulfill(response=answer, headers={name: value for name, value in answer.headers.items() if name != "server-timing"})
+        response = route.fetch()
+        route.fulfill(response=response, headers={name: value for name, value in response.headers.items() if name != "server-timing"})
 
     page.route("**/predict?*", bare)
     page.set_input_files("#file", image)

@@ -69,7 +69,7 @@ class Connection(HttpToolsProtocol):
         # Received bytes that are not parsed yet: requests behind one without a response.
         self._unread = bytearray()
         self._input_ended = False
-        # Error of a malformed request whose response waits for the responses to earlier requests.
+        # Error of a malformed request. Its response follows the responses to earlier requests.
         self._error: MalformedRequestError | None = None
         self._previous: RequestResponseCycle | None = None
         self._active_at = 0.0
