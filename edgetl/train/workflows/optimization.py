@@ -213,7 +213,7 @@ def optimize(training: Training, *, head_penalty: float | None = None) -> LoopSt
         session = Session(fabric, stop, training.checkpoints, loggers, execution.progress)
         state = _descend(training, batches, session, start)
     if not state.best:
-        raise TrainingError("the validation loss was never finite. Lower --lr, or check the images with `edgetl check`.")
+        raise TrainingError("the validation loss was never finite. Lower --lr. The option --preview shows the images that training sees.")
     model.load_state_dict({**model.cpu().state_dict(), **state.best})
     set_trainable(model, find_stages(model, training.backbone.head_name), freeze_batchnorm=False)
     # The contiguous layout selects the same kernels as before the training, which give the same bits.
