@@ -29,10 +29,13 @@ def built(name: str, build: Callable[[Path], object]) -> Path:
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
+            # A folder of its own also holds what a builder writes beside its output, such as the checkpoints of a training.
             scratch = folder.with_suffix(".part")
             shutil.rmtree(scratch, ignore_errors=True)
-            build(scratch)
-            scratch.rename(folder)
+            scratch.mkdir()
+            build(scratch / folder.name)
+            (scratch / folder.name).rename(folder)
+            shutil.rmtree(scratch)
     return folder
 
 

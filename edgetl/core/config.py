@@ -120,5 +120,6 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
         key = ".".join(str(part) for part in item["loc"]) or "file"
         unknown = item["type"] == "extra_forbidden" and len(item["loc"]) == 1
         known = ", ".join(name for name in model.model_fields if name != "schema_version")
-        found.append(f"{key} is not known (known: {known})" if unknown else f"{key}: {item['msg']}")
+        mistake = str(item["ctx"]["error"]) if item["type"] == "value_error" else item["msg"]
+        found.append(f"{key} is not known (known: {known})" if unknown else f"{key}: {mistake}")
     return found

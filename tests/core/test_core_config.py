@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import AfterValidator
 
 from edgetl.core.config import MAX_JSON_BYTES, StrictModel, parse_json, read_json
 from edgetl.errors import BundleError, ConfigError, RunError
@@ -240,3 +241,16 @@ def test_a_file_above_the_largest_size_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_bytes(b"{}".ljust(MAX_JSON_BYTES + 1))
     with pytest.raises(BundleError, match=r"record\.json has more than 1000000 bytes\. It is not a file that edgetl wrote"):
         read_json(tmp_path / "record.json", Record, BundleError)
+
+
+class Even(StrictModel):
+    count: Annotated[int, AfterValidator(lambda count: count if count % 2 == 0 else _refuse(count))]
+
+
+def _refuse(count: int) -> int:
+    raise ValueError(f"{count} is odd")
+
+
+def test_error_of_a_validator_is_shown_without_the_prefix_of_pydantic() -> None:
+    with pytest.raises(ConfigError, match=r"count: 3 is odd\.$"):
+        parse_json(b'{"count": 3}', Even, ConfigError, name="record.json")
