@@ -132,4 +132,4 @@ def test_group_numbers_are_equal_for_copies_of_an_image() -> None:
 
 
 def test_describe_grouping_warns_without_groups() -> None:
-    assert "none: images of one object" in describe_grouping(None)
+    assert "none given. Images of one object" in describe_grouping(None)

@@ -100,7 +100,7 @@ def test_a_generator_is_read_in_batches(predictor: edgetl.Predictor, engine: Bri
         (b"", "image of 0 bytes is not a JPEG"),
         (io.StringIO("text"), r"returns str, not bytes\. Open it in binary mode: open\(path, 'rb'\)"),
         (io.BytesIO(b""), "the open file has 0 bytes"),
-        (np.zeros((5, 16, 16, 3), np.uint8), r"shape \[5, 16, 16, 3\] is not an image.*for several images give a list"),
+        (np.zeros((5, 16, 16, 3), np.uint8), r"shape \[5, 16, 16, 3\] is not an image.*For several images give a list"),
         (np.zeros((16, 16, 3), np.float32), "an array of float32 is ambiguous"),
     ],
 )

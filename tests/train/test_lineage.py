@@ -174,4 +174,4 @@ def test_run_summary_reports_excluded_images(child: Run, capsys: pytest.CaptureF
     show_run(child)
     printed = " ".join(capsys.readouterr().out.split())
     assert "of validation and test were left out, because the backbone was trained on them" in printed
-    assert "unseen images" in printed and "groups: none: images of one object" in printed
+    assert "unseen images" in printed and "groups: none given. Images of one object" in printed

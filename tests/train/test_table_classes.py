@@ -100,7 +100,7 @@ def test_run_and_card_report_groups(tmp_path: Path) -> None:
     plain = train(images, TrainConfig.from_options(**settings), tmp_path / "plain")
     assert plain.record.grouping is None and not any(entry.group for entry in plain.splits().entries)
     assert any(
-        line.startswith("- Groups: none: images of one object")
+        line.startswith("- Groups: none given. Images of one object")
         for line in run_lines(plain.record, plain.record.preprocess, plain.record.validation.score)
     )
 

@@ -329,7 +329,7 @@ def _from_array(array: NDArray[np.uint8] | NDArray[np.uint16], intensity: Intens
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or 0 in array.shape:
         raise ImageError(
-            f"an array of shape {list(array.shape)} is not an image. Give [H, W], [H, W, 3] or [H, W, 4]; for several images give a list."
+            f"an array of shape {list(array.shape)} is not an image. Give [H, W], [H, W, 3] or [H, W, 4]. For several images give a list."
         )
     if array.ndim == 3 and array.dtype == np.uint16:
         return _eight_bits(array.astype(np.uint16, copy=False), intensity)
