@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cli_reference
-import manifest_schema
 import tables
 from docutils import nodes
 
@@ -50,7 +49,6 @@ def _draw_dashes(_app: Sphinx, tree: nodes.document) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the extension."""
-    manifest_schema.write()
     app.connect("source-read", _read)
     app.connect("env-get-outdated", _outdated)
     app.connect("doctree-read", _draw_dashes)

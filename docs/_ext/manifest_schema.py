@@ -49,3 +49,7 @@ def write() -> None:
     """Write the committed file if it differs."""
     if not PATH.is_file() or PATH.read_text("utf-8") != text():
         PATH.write_text(text(), "utf-8")
+
+
+if __name__ == "__main__":
+    write()
