@@ -99,12 +99,12 @@ def photo(run: Run) -> bytes:
 
 
 @pytest.fixture
-def colours(tmp_path: Path) -> Path:
+def colors(tmp_path: Path) -> Path:
     """Image folder with three classes of noisy color patches, 12 images each."""
-    return write_colours(tmp_path / "colours", 12)
+    return write_colors(tmp_path / "colors", 12)
 
 
-def write_colours(root: Path, count: int, *, side: int = 40, seed: int = 0) -> Path:
+def write_colors(root: Path, count: int, *, side: int = 40, seed: int = 0) -> Path:
     """Write ``count`` noisy PNG images for each of the classes red, green and blue."""
     rng = np.random.default_rng(seed)
     for channel, name in enumerate(("red", "green", "blue")):

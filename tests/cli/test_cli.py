@@ -42,15 +42,15 @@ def test_an_unknown_command_or_option_is_a_usage_error() -> None:
     _fails(edgetl("predict", "--frobnicate"), 2, "No such option")
 
 
-def test_a_misspelled_backbone_name_suggests_the_nearest(colours: Path, tmp_path: Path) -> None:
-    done = edgetl("train", colours, "--backbone", "mobilenetv3_smal_100", "--out", tmp_path / "run")
+def test_a_misspelled_backbone_name_suggests_the_nearest(colors: Path, tmp_path: Path) -> None:
+    done = edgetl("train", colors, "--backbone", "mobilenetv3_smal_100", "--out", tmp_path / "run")
     _fails(done, 6, "mobilenetv3_smal_100", "mobilenetv3_small_100")
     assert not (tmp_path / "run").exists()
 
 
-def test_several_mistakes_are_reported_together(colours: Path, tmp_path: Path) -> None:
+def test_several_mistakes_are_reported_together(colors: Path, tmp_path: Path) -> None:
     arguments = ("--backbone", "test_resnet", "--out", tmp_path / "run", "--val", 0.9, "--epochs", 0, "--cache-views", 99)
-    _fails(edgetl("train", colours, *arguments), 3, "--val:", "--epochs:", "--cache-views:")
+    _fails(edgetl("train", colors, *arguments), 3, "--val:", "--epochs:", "--cache-views:")
 
 
 def test_a_missing_or_unusable_folder_is_a_data_error(tmp_path: Path) -> None:

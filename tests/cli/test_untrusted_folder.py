@@ -10,7 +10,7 @@ import pytest
 
 from edgetl.core.bundle import Bundle
 from tests.cli.hostile_folder import HostileFolder
-from tests.conftest import write_colours
+from tests.conftest import write_colors
 from tests.serve.serving import free_port, until
 
 
@@ -44,7 +44,7 @@ def test_serve_imports_nothing_from_the_current_folder(folder: HostileFolder, bu
 
 @pytest.mark.slow
 def test_several_training_processes_import_nothing_from_the_current_folder(folder: HostileFolder, tmp_path: Path) -> None:
-    images = write_colours(tmp_path / "images", 12)
+    images = write_colors(tmp_path / "images", 12)
     options = (
         "--backbone",
         "test_resnet",

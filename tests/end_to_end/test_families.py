@@ -25,12 +25,12 @@ FAMILIES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["probe", "partial", "full", "progressive", "scratch"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_trains_and_exports(colours: Path, tmp_path: Path, name: str, strategy: str) -> None:
+def test_a_family_trains_and_exports(colors: Path, tmp_path: Path, name: str, strategy: str) -> None:
     side = FAMILIES[name]
     common = {"pretrained": False, "epochs": 1, "batch_size": 8, "augmented_views": 1, "workers": 0, "val": 0.25, "test": 0.25}
     config = TrainConfig.from_options(**{**common, "backbone": name, "strategy": strategy, "input_size": (side, side)})
-    run = train(colours, config, tmp_path / "run")
+    run = train(colors, config, tmp_path / "run")
     assert run.record.plan.strategy == strategy and run.record.plan.steps == (0 if strategy == "probe" else 3)
     bundle = export_bundle(run.path, ExportConfig(precisions=("fp32",)), tmp_path / "bundle")
     predictor = edgetl.load(bundle.path)
-    assert predictor.predict(next(colours.rglob("*.png"))).label in run.record.labels
+    assert predictor.predict(next(colors.rglob("*.png"))).label in run.record.labels

@@ -27,8 +27,8 @@ def _brightest(batch: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @pytest.fixture
-def gate(colours: Path) -> GateSet:
-    samples = scan(colours).samples
+def gate(colors: Path) -> GateSet:
+    samples = scan(colors).samples
     trained = np.concatenate([_brightest(batch) for batch in batches(samples, SPEC)])
     return GateSet(PixelSet(samples, SPEC), trained, OutputDecoding(labels=("blue", "green", "red")))
 
@@ -83,8 +83,8 @@ def test_agreement_counts_confident_images_separately() -> None:
     assert (found.confident_n, found.confident_agreement) == (2, 1.0)
 
 
-def test_a_refitted_head_corrects_a_shift_of_the_features(colours: Path) -> None:
-    samples = scan(colours).samples
+def test_a_refitted_head_corrects_a_shift_of_the_features(colors: Path) -> None:
+    samples = scan(colors).samples
     mixing = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
 
     def backbone(batch: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -171,11 +171,11 @@ def test_a_device_profile_scales_the_latencies(bundle: Bundle, run: Run, tmp_pat
         export_under_contract(run.path, CONFIG.model_copy(update={"profile": profile}), Contract(max_latency_ms=1000), tmp_path / "other")
 
 
-def test_a_contract_without_a_limit_is_an_error(run: Run, colours: Path, tmp_path: Path) -> None:
+def test_a_contract_without_a_limit_is_an_error(run: Run, colors: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the deployment contract has no limit"):
         export_under_contract(run.path, CONFIG, Contract(threads=1), tmp_path / "bundle")
     with pytest.raises(ConfigError, match="the deployment contract has no limit"):
-        fit(colours, _fit_config(Contract(threads=1)), tmp_path / "fit")
+        fit(colors, _fit_config(Contract(threads=1)), tmp_path / "fit")
     for option in (("--threads", "1"), ("--latency-of", "infer"), ("--profile", "device.json")):
         done = edgetl("export", run.path, "--out", tmp_path / "bundle", *option)
         assert done.returncode == 3 and "belong to a limit" in done.stderr
@@ -217,8 +217,8 @@ def test_a_profile_limits_the_thread_count_and_the_formats(bundle: Bundle, run: 
 
 
 @pytest.mark.parametrize(("precision", "ratio"), [("fp16", 0.6), ("int8-weights", 0.45), ("int8", 0.45)])
-def test_the_size_of_a_backbone_is_measured_in_the_requested_precision(colours: Path, precision: Precision, ratio: float) -> None:
-    samples = list(scan(colours).samples[:4])
+def test_the_size_of_a_backbone_is_measured_in_the_requested_precision(colors: Path, precision: Precision, ratio: float) -> None:
+    samples = list(scan(colors).samples[:4])
     backbone = load_backbone(TrainConfig.from_options(backbone="edgetl_small").backbone, 3)
 
     def size(requested: Precision) -> float:
@@ -245,30 +245,30 @@ def _fit_config(contract: Contract) -> FitConfig:
     )
 
 
-def test_fit_trains_and_exports_a_backbone_that_meets_the_contract(colours: Path, tmp_path: Path) -> None:
-    fitted = fit(colours, _fit_config(Contract(max_size_mb=4, max_latency_ms=1000)), tmp_path / "fit")
+def test_fit_trains_and_exports_a_backbone_that_meets_the_contract(colors: Path, tmp_path: Path) -> None:
+    fitted = fit(colors, _fit_config(Contract(max_size_mb=4, max_latency_ms=1000)), tmp_path / "fit")
     assert {path.name for path in (tmp_path / "fit").iterdir()} == {"run", "bundle", "fit.json"}
     assert [item.outcome for item in fitted.record.tried] == ["chosen"]
-    assert fitted.bundle.manifest.contract is not None and load(fitted.bundle).predict(next(colours.rglob("*.png"))).score > 0.3
+    assert fitted.bundle.manifest.contract is not None and load(fitted.bundle).predict(next(colors.rglob("*.png"))).score > 0.3
 
 
-def test_fit_fails_before_training_if_no_backbone_can_meet_the_contract(colours: Path, tmp_path: Path) -> None:
+def test_fit_fails_before_training_if_no_backbone_can_meet_the_contract(colors: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ContractError, match=r"edgetl_small: before training: size 2\.\d+ MB \(limit 0.1 MB, \d+ % over\).*Smallest values found"
     ):
-        fit(colours, _fit_config(Contract(max_size_mb=0.1)), tmp_path / "fit")
+        fit(colors, _fit_config(Contract(max_size_mb=0.1)), tmp_path / "fit")
     assert not (tmp_path / "fit").exists()
 
 
 @pytest.mark.slow
-def test_fit_uses_the_options_of_the_command_line(colours: Path, tmp_path: Path) -> None:
+def test_fit_uses_the_options_of_the_command_line(colors: Path, tmp_path: Path) -> None:
     options = ["--candidates", "edgetl_small,random:edgetl_small", "--max-size-mb", "0.1", "--format", "onnx", "--precision", "fp32"]
-    done = edgetl("fit", colours, "--out", tmp_path / "fit", *options, "--exclude", "*_mask.png", "--strategy", "probe", "--tries", "1")
+    done = edgetl("fit", colors, "--out", tmp_path / "fit", *options, "--exclude", "*_mask.png", "--strategy", "probe", "--tries", "1")
     assert done.returncode == 17 and "edgetl_small: before training: size" in done.stderr, done.stderr
 
 
-def test_an_invalid_option_of_fit_is_named(colours: Path, tmp_path: Path) -> None:
-    done = edgetl("fit", colours, "--out", tmp_path / "fit", "--max-size-mb", "1", "--strategy", "magic")
+def test_an_invalid_option_of_fit_is_named(colors: Path, tmp_path: Path) -> None:
+    done = edgetl("fit", colors, "--out", tmp_path / "fit", "--max-size-mb", "1", "--strategy", "magic")
     assert done.returncode == 2 and "'--strategy'" in done.stderr and "is not one of: auto, probe" in done.stderr, done.stderr
 
 

@@ -77,11 +77,11 @@ def test_timm_and_transformers_predict_the_same_labels_from_the_folder(hub: Path
     assert names == predicted_labels(TRANSFORMERS, hub, photos) and len(set(names)) > 5
 
 
-def test_a_run_with_a_cosine_head_cannot_be_shared(colours: Path, tmp_path: Path) -> None:
+def test_a_run_with_a_cosine_head_cannot_be_shared(colors: Path, tmp_path: Path) -> None:
     config = TrainConfig.from_options(
         backbone="test_resnet", pretrained=False, strategy="probe", head="cosine", input_size=(32, 32), val=0.25, test=0.0
     )
-    run = train(colours, config, tmp_path / "run")
+    run = train(colors, config, tmp_path / "run")
     with pytest.raises(RunError, match=r"the head is cosine, and timm builds one linear layer\. Share the bundle instead: edgetl export"):
         share_run(run.path, tmp_path / "hub")
     assert not (tmp_path / "hub").exists()
@@ -96,11 +96,11 @@ def test_a_regression_run_cannot_be_shared(squares: Path, tmp_path: Path) -> Non
         share_run(run.path, tmp_path / "hub")
 
 
-def test_a_torchvision_network_cannot_be_shared(colours: Path, tmp_path: Path) -> None:
+def test_a_torchvision_network_cannot_be_shared(colors: Path, tmp_path: Path) -> None:
     config = TrainConfig.from_options(
         backbone="torchvision:squeezenet1_1", pretrained=False, strategy="probe", input_size=(32, 32), val=0.25, test=0.0
     )
-    run = train(colours, config, tmp_path / "run")
+    run = train(colors, config, tmp_path / "run")
     with pytest.raises(RunError, match="the network is torchvision:squeezenet1_1, which timm does not build"):
         share_run(run.path, tmp_path / "hub")
 

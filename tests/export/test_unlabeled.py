@@ -23,7 +23,7 @@ from edgetl.export.gate.agreement import GateSet, evaluate_file, outputs_of
 from edgetl.export.gate.unlabeled import LEAST_TENSORS, AgreementSet, changed_too_much, choose_images, compare_unlabeled, read_unlabeled
 from edgetl.export.package import export_bundle
 from edgetl.train.artifacts.run import Run
-from tests.conftest import write_colours
+from tests.conftest import write_colors
 
 SPEC = PreprocessSpec(input_size=(16, 16))
 DECODING = OutputDecoding(labels=("blue", "green", "red"))
@@ -71,8 +71,8 @@ def test_labeled_images_decide_alone_if_they_resolve_the_limit() -> None:
     assert changed_too_much(found, 99, 0.01) and changed_too_much(found, 100, 0.01) == ""
 
 
-def test_validation_images_are_cropped_until_there_are_enough_tensors(colours: Path) -> None:
-    samples = scan(colours).samples
+def test_validation_images_are_cropped_until_there_are_enough_tensors(colors: Path) -> None:
+    samples = scan(colors).samples
     validation, training = samples[:5], samples[5:]
     (crops,) = choose_images(validation, training, [], SPEC)
     assert {*validation} < {*crops.samples} and len(crops) + len(validation) >= LEAST_TENSORS
@@ -83,8 +83,8 @@ def test_validation_images_are_cropped_until_there_are_enough_tensors(colours: P
     assert choose_images(samples * 14, training, [], SPEC) == (), "504 validation images are enough"
 
 
-def test_crops_are_reproducible_and_differ_from_each_other(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = scan(colours).samples[:3]
+def test_crops_are_reproducible_and_differ_from_each_other(colors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = scan(colors).samples[:3]
     first, again = (np.concatenate(list(PixelSet(samples, SPEC, crops=4).batches(5))) for _ in range(2))
     assert first.shape == (12, 3, 16, 16) and np.array_equal(first, again)
     assert len({row.tobytes() for row in first}) == 12
@@ -105,8 +105,8 @@ def _uneven(batch: NDArray[np.float32]) -> NDArray[np.float32]:
     return found
 
 
-def test_predictions_on_crops_reject_a_file_that_passes_on_few_labeled_images(colours: Path) -> None:
-    samples = scan(colours).samples
+def test_predictions_on_crops_reject_a_file_that_passes_on_few_labeled_images(colors: Path) -> None:
+    samples = scan(colors).samples
     correct = [s for s in samples if _uneven(next(batches([s], SPEC))).argmax() == s.label][:9]
     images = PixelSet(correct, SPEC)
     more = choose_images(correct, [], [], SPEC)
@@ -120,9 +120,9 @@ def test_predictions_on_crops_reject_a_file_that_passes_on_few_labeled_images(co
     assert evaluate_file(_brightest, gate, ExportConfig(), exact=False).reason == ""
 
 
-def test_unlabeled_images_exclude_broken_and_training_images(colours: Path, tmp_path: Path) -> None:
-    training: tuple[Sample, ...] = scan(colours).samples
-    other = write_colours(tmp_path / "more", 2, seed=9)
+def test_unlabeled_images_exclude_broken_and_training_images(colors: Path, tmp_path: Path) -> None:
+    training: tuple[Sample, ...] = scan(colors).samples
+    other = write_colors(tmp_path / "more", 2, seed=9)
     (other / "copy.png").write_bytes(training[0].path.read_bytes())
     (other / "broken.png").write_bytes(b"no image")
     assert len(read_unlabeled(other, training)) == 6
@@ -133,10 +133,10 @@ def test_unlabeled_images_exclude_broken_and_training_images(colours: Path, tmp_
         read_unlabeled(tmp_path / "empty", training)
 
 
-def test_an_export_records_the_agreement_on_unlabeled_images(run: Run, colours: Path, tmp_path: Path) -> None:
+def test_an_export_records_the_agreement_on_unlabeled_images(run: Run, colors: Path, tmp_path: Path) -> None:
     config = ExportConfig(formats=("onnx",), precisions=("fp32", "int8"), calibration_images=60, gate_images=100, max_drop=0.02)
     plain = export_bundle(run.path, config, tmp_path / "plain").manifest
-    more = export_bundle(run.path, config.model_copy(update={"unlabeled": colours}), tmp_path / "more").manifest
+    more = export_bundle(run.path, config.model_copy(update={"unlabeled": colors}), tmp_path / "more").manifest
     for manifest in (plain, more):
         assert manifest.max_changed == 2 and manifest.trained.n == 100
         fp32, int8 = sorted(manifest.variants, key=lambda item: item.precision)

@@ -24,7 +24,7 @@ from edgetl.pretrain.images import Views, count_labels, load_pools
 from edgetl.pretrain.pretrain import CHECKPOINT_NAME, Folders, pretrain
 from edgetl.pretrain.recipe import ImageSource, Losses, Recipe, read_recipe
 from edgetl.train.artifacts.loading.catalogue import Pretrained
-from tests.conftest import write_colours
+from tests.conftest import write_colors
 
 RECIPE = """
 name = "tiny"
@@ -41,11 +41,11 @@ features = 1.0
 logits = 0.5
 labels = 0.5
 [[images]]
-source = "colours.tar"
+source = "colors.tar"
 grid = 2
 weight = 1
 [[images]]
-source = "colours.tar"
+source = "colors.tar"
 weight = 1
 [[images]]
 formula = "fractals"
@@ -61,9 +61,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a recipe, a tar file of small images, and a teacher in timm's format with random weights."""
     root = tmp_path_factory.mktemp("pretrain")
     (root / "tiny.toml").write_text(RECIPE)
-    write_colours(root / "colours", 8)
-    with tarfile.open(root / "colours.tar", "w") as tar:
-        tar.add(root / "colours", "colours")
+    write_colors(root / "colors", 8)
+    with tarfile.open(root / "colors.tar", "w") as tar:
+        tar.add(root / "colors", "colors")
     torch.manual_seed(5)
     teacher = timm.create_model("test_efficientnet", num_classes=7)
     (root / "teacher").mkdir()
@@ -155,7 +155,7 @@ def test_read_recipe_reports_all_mistakes_together(tmp_path: Path) -> None:
         read_recipe(path)
     path.write_text(
         RECIPE.replace('formula = "fractals"', 'source = "folder"').replace(
-            '[[images]]\nsource = "colours.tar"\nweight', '[[images]]\nsource = "x"\nweight'
+            '[[images]]\nsource = "colors.tar"\nweight', '[[images]]\nsource = "x"\nweight'
         )
     )
     with pytest.raises(ConfigError, match="needs labeled images"):
@@ -169,7 +169,7 @@ def test_read_recipe_reports_all_mistakes_together(tmp_path: Path) -> None:
 
 def test_missing_input_error_names_the_option(inputs: Path, tmp_path: Path) -> None:
     recipe = read_recipe(inputs / "tiny.toml")
-    with pytest.raises(DataError, match=r"colours\.tar are not in .*--data"):
+    with pytest.raises(DataError, match=r"colors\.tar are not in .*--data"):
         pretrain(recipe, Folders(out=tmp_path, data=tmp_path, weights=inputs))
     with pytest.raises(BackboneError, match=r"teacher is not in .*--weights-dir"):
         pretrain(recipe, Folders(out=tmp_path, data=inputs, weights=tmp_path))

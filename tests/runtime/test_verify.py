@@ -64,9 +64,9 @@ def test_a_folder_with_seen_images_only_is_an_error(bundle: Bundle, run: Run, tm
         evaluate_bundle(bundle.path, tmp_path / "seen")
 
 
-def test_unknown_classes_are_named(bundle: Bundle, colours: Path) -> None:
+def test_unknown_classes_are_named(bundle: Bundle, colors: Path) -> None:
     with pytest.raises(DataError, match="blue, green, red"):
-        evaluate_bundle(bundle.path, colours)
+        evaluate_bundle(bundle.path, colors)
 
 
 def test_the_command_line_names_the_golden_image_that_differs(copy: Path) -> None:

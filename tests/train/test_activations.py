@@ -71,8 +71,8 @@ def _config(**changes: object) -> TrainConfig:
     return TrainConfig.from_options(**{**common, "epochs": 4, "augment": "none", "lr": 1e-2, **changes})
 
 
-def test_training_on_cached_activations_gives_the_losses_of_the_whole_network(colours: Path, tmp_path: Path) -> None:
-    splits = split(scan(colours), val=0.25, test=0.25)
+def test_training_on_cached_activations_gives_the_losses_of_the_whole_network(colors: Path, tmp_path: Path) -> None:
+    splits = split(scan(colors), val=0.25, test=0.25)
     (work := tmp_path / "work").mkdir()
     found = []
     for views in (0, 4):
@@ -89,8 +89,8 @@ def test_training_on_cached_activations_gives_the_losses_of_the_whole_network(co
     assert list(work.iterdir()) == [], "the cache is removed"
 
 
-def test_activation_cache_stays_within_its_limits(colours: Path, tmp_path: Path) -> None:
-    splits = split(scan(colours), val=0.25, test=0.25)
+def test_activation_cache_stays_within_its_limits(colors: Path, tmp_path: Path) -> None:
+    splits = split(scan(colors), val=0.25, test=0.25)
 
     (work := tmp_path / "work").mkdir()
 
@@ -115,15 +115,15 @@ def test_activation_cache_stays_within_its_limits(colours: Path, tmp_path: Path)
     assert views(cache_views=5, cache_gb=1e-9) == 0
 
 
-def test_resumed_partial_training_uses_the_same_cached_views(colours: Path, tmp_path: Path) -> None:
+def test_resumed_partial_training_uses_the_same_cached_views(colors: Path, tmp_path: Path) -> None:
     config = _config(augment="light", pretrained=False, epochs=12, cache_views=8, checkpoint_s=0.001, augmented_views=1)
 
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "fine-tuning" and done == total - 5:
             raise KeyboardInterrupt
 
-    whole = train(colours, config, tmp_path / "whole")
+    whole = train(colors, config, tmp_path / "whole")
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train(colours, config, tmp_path / "broken", progress=stop)
-    resumed = train(colours, config, tmp_path / "broken", resume=True)
+        train(colors, config, tmp_path / "broken", progress=stop)
+    resumed = train(colors, config, tmp_path / "broken", resume=True)
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]

@@ -53,8 +53,8 @@ class _StopError(Exception):
 
 
 @pytest.mark.parametrize("choice", [{"strategy": "full"}, {"strategy": "partial", "unfreeze": "0.5", "augmented_views": 1}])
-def test_resumed_balanced_training_gives_the_same_weights(colours: Path, tmp_path: Path, choice: dict[str, object]) -> None:
-    for image in sorted((colours / "red").iterdir())[4:]:
+def test_resumed_balanced_training_gives_the_same_weights(colors: Path, tmp_path: Path, choice: dict[str, object]) -> None:
+    for image in sorted((colors / "red").iterdir())[4:]:
         image.unlink()
     config = TrainConfig.from_options(**{**SMALL, **choice, "checkpoint_s": 0.001})
     stages: set[str] = set()
@@ -64,11 +64,11 @@ def test_resumed_balanced_training_gives_the_same_weights(colours: Path, tmp_pat
         if stage == "fine-tuning" and done == 7:
             raise _StopError
 
-    whole = train(colours, config, tmp_path / "whole")
+    whole = train(colors, config, tmp_path / "whole")
     with pytest.raises(_StopError):
-        train(colours, config, tmp_path / "broken", progress=stop)
+        train(colors, config, tmp_path / "broken", progress=stop)
     assert ("running the frozen layers" in stages) == (config.optim.strategy == "partial"), "balanced with cached activations too"
-    resumed = train(colours, config, tmp_path / "broken", resume=True)
+    resumed = train(colors, config, tmp_path / "broken", resume=True)
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
-    plain = train(colours, config.with_options(balance="none"), tmp_path / "plain")
+    plain = train(colors, config.with_options(balance="none"), tmp_path / "plain")
     assert plain.record.files["weights.safetensors"] != whole.record.files["weights.safetensors"]

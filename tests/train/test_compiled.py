@@ -22,24 +22,24 @@ def _config(**changes: object) -> TrainConfig:
 
 
 def test_training_continues_with_a_warning_without_a_compiler(
-    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     with torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++")}), caplog.at_level(logging.WARNING, "edgetl"):
-        tried = train(colours, _config(compile=True, device="cpu"), tmp_path / "tried")
+        tried = train(colors, _config(compile=True, device="cpu"), tmp_path / "tried")
     messages = [record.message for record in caplog.records if "--compile" in record.message]
     assert len(messages) == 1 and "No working C++ compiler" in messages[0] and "continues without it" in messages[0]
-    plain = train(colours, _config(device="cpu"), tmp_path / "plain")
+    plain = train(colors, _config(device="cpu"), tmp_path / "plain")
     assert tried.record.files["weights.safetensors"] == plain.record.files["weights.safetensors"]
 
 
 @pytest.mark.slow
 def test_compiled_training_gives_the_weights_of_uncompiled_training(
-    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     with caplog.at_level(logging.WARNING, "edgetl"):
-        compiled, plain = (train(colours, _config(compile=choice), tmp_path / str(choice)) for choice in (True, False))
+        compiled, plain = (train(colors, _config(compile=choice), tmp_path / str(choice)) for choice in (True, False))
     if any("--compile" in record.message for record in caplog.records):
         pytest.skip("there is no compiler")
     states = [run.load_model().state_dict() for run in (compiled, plain)]

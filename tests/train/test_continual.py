@@ -32,7 +32,7 @@ from edgetl.train.loop.processes import Execution
 from edgetl.train.workflows.optimization import Training, prepare_training
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
-from tests.conftest import write_colours
+from tests.conftest import write_colors
 from tests.train.planning import prepared
 
 SMALL: dict[str, Any] = {
@@ -50,15 +50,15 @@ def _config(**changes: object) -> TrainConfig:
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run that classifies red, green and blue images."""
     root = tmp_path_factory.mktemp("old")
-    write_colours(root / "colours", 20)
-    return train(root / "colours", _config(strategy="scratch", pretrained=False, epochs=20), root / "run")
+    write_colors(root / "colors", 20)
+    return train(root / "colors", _config(strategy="scratch", pretrained=False, epochs=20), root / "run")
 
 
 @pytest.fixture(scope="module")
 def inverted(parent: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Image folder with the same classes in another domain: negatives."""
     root = tmp_path_factory.mktemp("new") / "inverted"
-    write_colours(root, 20, seed=1)
+    write_colors(root, 20, seed=1)
     for path in root.rglob("*.png"):
         with Image.open(path) as image:
             negative = 255 - np.asarray(image)

@@ -31,8 +31,8 @@ OPTIONS = BatchOptions(batch_size=8, workers=0)
 
 
 @pytest.fixture
-def splits(colours: Path) -> Splits:
-    return split(scan(colours))
+def splits(colors: Path) -> Splits:
+    return split(scan(colors))
 
 
 def _images(splits: Splits) -> TrainingImages:

@@ -26,23 +26,23 @@ def test_estimate_reports_time_and_memory_of_each_strategy(digits: Path) -> None
     assert 0 < probe.minutes < full.minutes and 0 <= probe.memory_mb < partial.memory_mb < full.memory_mb
 
 
-def test_plan_command_prints_a_table_or_json(colours: Path) -> None:
-    shown = edgetl("plan", colours, *SMALL)
+def test_plan_command_prints_a_table_or_json(colors: Path) -> None:
+    shown = edgetl("plan", colors, *SMALL)
     assert shown.returncode == 0, shown.stderr
     assert "probe *" in shown.stdout and "next: edgetl train" in shown.stdout
-    as_json = json.loads(edgetl("plan", colours, *SMALL, "--json").stdout)
+    as_json = json.loads(edgetl("plan", colors, *SMALL, "--json").stdout)
     assert [item["chosen"] for item in as_json["strategies"]] == [True, False, False]
 
 
 @pytest.mark.slow
-def test_preview_writes_an_image_without_training(colours: Path, tmp_path: Path) -> None:
+def test_preview_writes_an_image_without_training(colors: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
-    done = edgetl("train", colours, *SMALL, "--augment", "strong", "--preview", sheet)
+    done = edgetl("train", colors, *SMALL, "--augment", "strong", "--preview", sheet)
     assert done.returncode == 0, done.stderr
-    assert sorted(tmp_path.iterdir()) == [tmp_path / "colours", sheet] and "picture:" in done.stdout
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "colors", sheet] and "picture:" in done.stdout
     pixels = np.asarray(Image.open(sheet).convert("RGB"))
     assert pixels.shape[1] > 800 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200
-    unwritable = edgetl("train", colours, *SMALL, "--preview", sheet / "none" / "sheet.png")
+    unwritable = edgetl("train", colors, *SMALL, "--preview", sheet / "none" / "sheet.png")
     assert unwritable.returncode == 15 and "cannot write" in unwritable.stderr
-    neither = edgetl("train", colours)
+    neither = edgetl("train", colors)
     assert neither.returncode == 3 and "--out RUN" in neither.stderr

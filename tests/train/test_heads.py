@@ -33,7 +33,7 @@ from edgetl.train.heads.multi_stage import MultiStageFeatures
 from edgetl.train.loop.processes import Execution
 from edgetl.train.networks.backbone import feature_extractor
 from edgetl.train.workflows.train import train
-from tests.conftest import write_colours, write_squares
+from tests.conftest import write_colors, write_squares
 
 SMALL = {"input_size": (48, 48), "crop_pct": 1.0, "augmented_views": 1, "strategy": "probe", "workers": 0}
 OPTIONS = {
@@ -75,7 +75,7 @@ def headed(request: pytest.FixtureRequest, digits: Path, tmp_path_factory: pytes
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_colours(tmp_path_factory.mktemp("heads") / "colours", 12)
+    return write_colors(tmp_path_factory.mktemp("heads") / "colors", 12)
 
 
 @pytest.fixture(scope="module")

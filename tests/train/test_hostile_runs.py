@@ -27,7 +27,7 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.workflows.evaluate import evaluate_run
 from edgetl.train.workflows.prune import prune_run
 from edgetl.train.workflows.train import train
-from tests.conftest import write_colours
+from tests.conftest import write_colors
 
 Json = dict[str, Any]
 Change = Callable[[Json], object]
@@ -36,7 +36,7 @@ HUGE = 10**12
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_colours(tmp_path_factory.mktemp("data") / "colours", 8)
+    return write_colors(tmp_path_factory.mktemp("data") / "colors", 8)
 
 
 @pytest.fixture(scope="module")

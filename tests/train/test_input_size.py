@@ -19,7 +19,7 @@ from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.workflows.train import train
-from tests.conftest import write_colours
+from tests.conftest import write_colors
 
 SMALL_SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]}
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -44,7 +44,7 @@ def build_saved(folder: Path, architecture: str, model_args: dict[str, Any], mor
 
 
 def _trained(tmp_path: Path, kind: str, **changes: object) -> Run:
-    data = write_colours(tmp_path / "colours", 8)
+    data = write_colors(tmp_path / "colors", 8)
     backbone = build_saved(tmp_path / "net", *NETWORKS[kind])
     given = {"backbone": backbone, "strategy": "full", "input_size": (64, 96), "epochs": 1, "val": 0.25, "test": 0.0, "augmented_views": 1}
     return train(data, TrainConfig.from_options(**{**given, "workers": 0, **changes}), tmp_path / "run")
@@ -106,7 +106,7 @@ def test_transformer_at_another_input_size_is_exported_and_export_error_names_a_
     with pytest.raises(ConfigError, match=r"Export without --input-size, or train at that size: edgetl train DATA --input-size 96,96"):
         export_bundle(run.path, config.model_copy(update={"input_size": 96}), tmp_path / "other")
     again = TrainConfig.from_options(backbone=str(run.path), strategy="probe", input_size=(96, 96), val=0.25, augmented_views=1, workers=0)
-    assert open_run(train(tmp_path / "colours", again, tmp_path / "larger").path).record.preprocess.input_size == (96, 96)
+    assert open_run(train(tmp_path / "colors", again, tmp_path / "larger").path).record.preprocess.input_size == (96, 96)
 
 
 def test_progressive_training_keeps_the_input_size_of_the_previous_network(tmp_path: Path) -> None:
@@ -115,9 +115,9 @@ def test_progressive_training_keeps_the_input_size_of_the_previous_network(tmp_p
     for size, kept in (((64, 64), True), ((96, 96), False)):
         config = TrainConfig.from_options(**{**given, "input_size": size, "workers": 0})
         if kept:
-            assert train(tmp_path / "colours", config, tmp_path / "same").record.backbone.columns
+            assert train(tmp_path / "colors", config, tmp_path / "same").record.backbone.columns
         else:
             with pytest.raises(
                 ConfigError, match="keeps the previous network unchanged, but this network does not accept images of --input-size"
             ):
-                train(tmp_path / "colours", config, tmp_path / "other")
+                train(tmp_path / "colors", config, tmp_path / "other")

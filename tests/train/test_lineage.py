@@ -22,7 +22,7 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.workflows.evaluate import evaluate_run
 from edgetl.train.workflows.prune import prune_run
 from edgetl.train.workflows.train import train
-from tests.conftest import write_colours
+from tests.conftest import write_colors
 
 
 def config(parent: Path | None = None, **changes: Any) -> TrainConfig:
@@ -39,8 +39,8 @@ def contents(run: Run, *parts: str) -> set[str]:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Image folders ``first/``, ``second/`` and ``both/``. ``both/`` has the images of the other two."""
     root = tmp_path_factory.mktemp("lineage")
-    write_colours(root / "first", 12)
-    write_colours(root / "second", 12, seed=1)
+    write_colors(root / "first", 12)
+    write_colors(root / "second", 12, seed=1)
     shutil.copytree(root / "first", root / "both")
     for path in (root / "second").rglob("*.png"):
         shutil.copyfile(path, root / "both" / path.parent.name / f"second-{path.name}")

@@ -38,14 +38,14 @@ class _StopError(Exception):
     """Raised in the progress callback to stop a training."""
 
 
-def test_csv_of_a_resumed_training_has_all_validations_and_learning_rates(colours: Path, tmp_path: Path) -> None:
+def test_csv_of_a_resumed_training_has_all_validations_and_learning_rates(colors: Path, tmp_path: Path) -> None:
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "fine-tuning" and done == 13:
             raise _StopError
 
     with pytest.raises(_StopError):
-        train(colours, _config(checkpoint_s=0.001), tmp_path / "run", progress=stop)
-    run = train(colours, _config(checkpoint_s=0.001, loggers="csv"), tmp_path / "run", resume=True)  # --loggers may change in a resume
+        train(colors, _config(checkpoint_s=0.001), tmp_path / "run", progress=stop)
+    run = train(colors, _config(checkpoint_s=0.001, loggers="csv"), tmp_path / "run", resume=True)  # --loggers may change in a resume
     with (run.path / "logs" / "csv" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     kept = _metrics(run)
@@ -58,8 +58,8 @@ def test_csv_of_a_resumed_training_has_all_validations_and_learning_rates(colour
     assert not any(name.startswith("logs") for name in run.record.files)
 
 
-def test_training_writes_no_logs_by_default(colours: Path, tmp_path: Path) -> None:
-    assert not (train(colours, _config(epochs=1), tmp_path / "run").path / "logs").exists()
+def test_training_writes_no_logs_by_default(colors: Path, tmp_path: Path) -> None:
+    assert not (train(colors, _config(epochs=1), tmp_path / "run").path / "logs").exists()
 
 
 def test_unknown_logger_error_lists_the_known_loggers() -> None:
@@ -71,31 +71,31 @@ def test_unknown_logger_error_lists_the_known_loggers() -> None:
 
 @pytest.mark.parametrize(("name", "extra"), [("tensorboard", "log"), ("mlflow", "mlflow")])
 def test_missing_logger_package_is_reported_with_the_pip_command_before_training(
-    colours: Path, tmp_path: Path, name: str, extra: str
+    colors: Path, tmp_path: Path, name: str, extra: str
 ) -> None:
     if find_spec(name) is not None:
         pytest.skip(f"{name} is installed")
     with pytest.raises(MissingExtraError, match=re.escape(f"{name} is not installed. Install it with: {install_command(extra)}")):
-        train(colours, _config(loggers=name), tmp_path / "run")
+        train(colors, _config(loggers=name), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_tensorboard_reads_the_logged_metrics(colours: Path, tmp_path: Path) -> None:
+def test_tensorboard_reads_the_logged_metrics(colors: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = train(colours, _config(loggers="tensorboard"), tmp_path / "run")
+    run = train(colors, _config(loggers="tensorboard"), tmp_path / "run")
     events = EventAccumulator(str(run.path / "logs" / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) >= KEYS
     assert [event.step for event in events.Scalars("val_loss")] == [row["step"] for row in _metrics(run)]
 
 
-def test_mlflow_reads_the_logged_metrics(colours: Path, tmp_path: Path) -> None:
+def test_mlflow_reads_the_logged_metrics(colors: Path, tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     from mlflow.tracking import MlflowClient
 
-    run = train(colours, _config(loggers="mlflow"), tmp_path / "run")
+    run = train(colors, _config(loggers="mlflow"), tmp_path / "run")
     client = MlflowClient(f"sqlite:///{run.path / 'logs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("edgetl")
     assert experiment is not None

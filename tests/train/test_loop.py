@@ -54,8 +54,8 @@ def _random_backbone(config: TrainConfig) -> Backbone:
     return load_backbone(config.with_options(pretrained=False).backbone, 3)
 
 
-def _tune(colours: Path, config: TrainConfig, backbone: Backbone | None = None, **plan: object) -> tuple[Backbone, LoopState]:
-    splits = split(scan(colours))
+def _tune(colors: Path, config: TrainConfig, backbone: Backbone | None = None, **plan: object) -> tuple[Backbone, LoopState]:
+    splits = split(scan(colors))
     network = backbone or _random_backbone(config)
     resolved = plan_of(config, len(splits.train), network.model).model_copy(update=plan)
     with tempfile.TemporaryDirectory() as folder:
@@ -75,8 +75,8 @@ def test_auto_strategy_depends_on_the_number_of_images(images: int, strategy: st
     assert ("random weights" in reason) == (images > 100_000)
 
 
-def test_auto_strategy_counts_distinct_images(colours: Path, tmp_path: Path) -> None:
-    run = train(colours, _config(strategy="auto", pretrained=False, augmented_views=1), tmp_path / "run")
+def test_auto_strategy_counts_distinct_images(colors: Path, tmp_path: Path) -> None:
+    run = train(colors, _config(strategy="auto", pretrained=False, augmented_views=1), tmp_path / "run")
     assert run.record.plan.images == len({entry.content for entry in run.splits().entries if entry.part == "train"})
     assert run.record.plan.strategy == "scratch", "random weights need training of all layers"
 
@@ -92,7 +92,7 @@ def test_learning_rates_decrease_to_the_stem_by_lr_decay() -> None:
     assert not any("lr_scale" in group for group in groups)
 
 
-def test_optimizer_uses_the_planned_learning_rates(colours: Path) -> None:
+def test_optimizer_uses_the_planned_learning_rates(colors: Path) -> None:
     config = _config(pretrained=True, epochs=4)
     backbone = _random_backbone(config)
     plan = plan_of(config, 100, backbone.model)
@@ -140,11 +140,11 @@ def test_stages_follow_the_blocks_of_the_network_and_are_chosen_from_the_end() -
 
 
 @pytest.mark.parametrize("unfreeze", ["0.33", "stage4", "first"])
-def test_partial_training_keeps_frozen_parameters_and_statistics(colours: Path, unfreeze: str) -> None:
+def test_partial_training_keeps_frozen_parameters_and_statistics(colors: Path, unfreeze: str) -> None:
     config = _config(strategy="partial", unfreeze=unfreeze)
     backbone = _random_backbone(config)
     before = _copy(backbone.model)
-    _tune(colours, config, backbone, freeze_batchnorm=False)
+    _tune(colors, config, backbone, freeze_batchnorm=False)
     stages = find_stages(backbone.model, backbone.head_name)
     trained = choose_stages(stages, unfreeze)
     after = backbone.model.state_dict()
@@ -154,7 +154,7 @@ def test_partial_training_keeps_frozen_parameters_and_statistics(colours: Path, 
         assert not all(same) if stage in trained else all(same), stage.name
 
 
-def test_progressive_strategy_unfreezes_stages_from_the_head(colours: Path) -> None:
+def test_progressive_strategy_unfreezes_stages_from_the_head(colors: Path) -> None:
     config = _config(strategy="progressive", epochs=10)
     backbone = _random_backbone(config)
     plan = plan_of(config, 24, backbone.model)
@@ -167,33 +167,33 @@ def test_progressive_strategy_unfreezes_stages_from_the_head(colours: Path) -> N
     assert counts == sorted(counts) and len(set(counts)) == len(trained)
     assert [stage.name for stage in trainable[0]] == ["head"] and "stem" not in {stage.name for stage in trainable[-1]}
     before = _copy(backbone.model)
-    _tune(colours, config, backbone)
+    _tune(colors, config, backbone)
     assert torch.equal(before["conv1.0.weight"], backbone.model.state_dict()["conv1.0.weight"])
     assert not torch.equal(before["layer4.0.conv1.weight"], backbone.model.state_dict()["layer4.0.conv1.weight"])
 
 
-def test_batchnorm_is_frozen_with_few_images(colours: Path) -> None:
+def test_batchnorm_is_frozen_with_few_images(colors: Path) -> None:
     config = _config(pretrained=True)
     backbone = _random_backbone(config)
     norms = {name: module for name, module in backbone.model.named_modules() if isinstance(module, _BatchNorm)}
     before = {name: _copy(module) for name, module in norms.items()}
     weight = _copy(backbone.model)["layer4.0.conv1.weight"]
-    _tune(colours, config, backbone)
+    _tune(colors, config, backbone)
     assert all(torch.equal(before[name][key], value) for name, module in norms.items() for key, value in module.state_dict().items())
     assert not torch.equal(weight, backbone.model.state_dict()["layer4.0.conv1.weight"])
 
 
-def test_random_weights_train_all_layers_and_batchnorm(colours: Path) -> None:
+def test_random_weights_train_all_layers_and_batchnorm(colors: Path) -> None:
     config = _config(strategy="scratch", pretrained=False)
     backbone = _random_backbone(config)
     before = _copy(backbone.model)
-    _tune(colours, config, backbone)
+    _tune(colors, config, backbone)
     after = backbone.model.state_dict()
     assert all(not torch.equal(before[key], after[key]) for key in before if not key.endswith("num_batches_tracked"))
 
 
-def test_number_of_workers_does_not_change_the_weights(colours: Path) -> None:
-    states = [_tune(colours, _config(pretrained=False, workers=workers, epochs=1))[0].model.state_dict() for workers in (0, 1)]
+def test_number_of_workers_does_not_change_the_weights(colors: Path) -> None:
+    states = [_tune(colors, _config(pretrained=False, workers=workers, epochs=1))[0].model.state_dict() for workers in (0, 1)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
@@ -206,9 +206,9 @@ def test_sampler_is_resumable_and_draws_each_image_once_per_epoch() -> None:
     assert steps_per_epoch(1, 8) == 1
 
 
-def test_l2sp_of_0_changes_nothing_and_strong_l2sp_keeps_weights_near_the_start(colours: Path) -> None:
+def test_l2sp_of_0_changes_nothing_and_strong_l2sp_keeps_weights_near_the_start(colors: Path) -> None:
     plain, zero, strong = (
-        _tune(colours, _config(epochs=12, lr=3e-3, backbone_lr=3e-3, **option))[0].model.state_dict()
+        _tune(colors, _config(epochs=12, lr=3e-3, backbone_lr=3e-3, **option))[0].model.state_dict()
         for option in ({}, {"l2sp": 0.0}, {"l2sp": 100.0})
     )
     start = _random_backbone(_config()).model.state_dict()
@@ -236,10 +236,10 @@ def test_task_loss_excludes_replayed_images_without_a_new_class() -> None:
     assert term.count_correct(step)[1] == 2
 
 
-def test_wise_ft_does_not_increase_the_validation_loss(colours: Path) -> None:
+def test_wise_ft_does_not_increase_the_validation_loss(colors: Path) -> None:
     config = _config(epochs=12, lr=3e-3, backbone_lr=3e-3)
-    _, tuned = _tune(colours, config)
-    mixed_backbone, mixed = _tune(colours, config.with_options(wise_ft=True))
+    _, tuned = _tune(colors, config)
+    mixed_backbone, mixed = _tune(colors, config.with_options(wise_ft=True))
     assert mixed.best_loss <= tuned.best_loss and 0 < mixed.interpolation_weight <= 1
     assert all(torch.equal(mixed.best[key], value) for key, value in mixed_backbone.model.state_dict().items())
     if mixed.interpolation_weight == 1.0:
@@ -257,15 +257,15 @@ def test_class_weights_balance_the_loss_of_rare_classes() -> None:
     assert recall[1] > recall[0] + 0.2
 
 
-def test_divergence_error_names_the_learning_rate(colours: Path) -> None:
+def test_divergence_error_names_the_learning_rate(colors: Path) -> None:
     with pytest.raises(TrainingError, match=r"diverged.*Lower --lr \(now 1e\+30\)"):
-        _tune(colours, _config(pretrained=False, lr=1e30, epochs=3))
+        _tune(colors, _config(pretrained=False, lr=1e30, epochs=3))
 
 
 @pytest.mark.parametrize("choice", [{"strategy": "progressive", "epochs": 20}, {"strategy": "partial", "cache_views": 0}])
-def test_unfrozen_stages_update_batchnorm_statistics_also_after_resume(colours: Path, tmp_path: Path, choice: dict[str, Any]) -> None:
+def test_unfrozen_stages_update_batchnorm_statistics_also_after_resume(colors: Path, tmp_path: Path, choice: dict[str, Any]) -> None:
     config = _config(pretrained=False, checkpoint_s=0.001, patience=100, **choice)
-    whole = train(colours, config, tmp_path / "whole")
+    whole = train(colors, config, tmp_path / "whole")
     assert not whole.record.plan.freeze_batchnorm
 
     def stop(stage: str, done: int, total: int) -> None:
@@ -273,8 +273,8 @@ def test_unfrozen_stages_update_batchnorm_statistics_also_after_resume(colours: 
             raise _StopError
 
     with pytest.raises(_StopError):
-        train(colours, config, tmp_path / "broken", progress=stop)
-    resumed = train(colours, config, tmp_path / "broken", resume=True)
+        train(colors, config, tmp_path / "broken", progress=stop)
+    resumed = train(colors, config, tmp_path / "broken", resume=True)
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
     statistics = whole.load_model().get_buffer("layer4.0.bn1.running_mean")
     assert bool(statistics.any()), "the BatchNorm statistics of the last stage are unchanged"
@@ -284,23 +284,23 @@ class _StopError(Exception):
     """Raised in the progress callback to stop a training."""
 
 
-def test_resumed_training_gives_the_same_weights(colours: Path, tmp_path: Path) -> None:
+def test_resumed_training_gives_the_same_weights(colors: Path, tmp_path: Path) -> None:
     config = _config(pretrained=False, epochs=12, checkpoint_s=0.001)
-    whole = train(colours, config, tmp_path / "whole")
+    whole = train(colors, config, tmp_path / "whole")
 
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "fine-tuning" and done == 13:
             raise _StopError
 
     with pytest.raises(_StopError):
-        train(colours, config, tmp_path / "broken", progress=stop)
+        train(colors, config, tmp_path / "broken", progress=stop)
     assert not (tmp_path / "broken").exists()
     assert len(list((tmp_path / "broken.checkpoints").iterdir())) == 2
     with pytest.raises(ConfigError, match="--resume"):
-        train(colours, config, tmp_path / "broken")
+        train(colors, config, tmp_path / "broken")
     with pytest.raises(ConfigError, match="has the state of a different training: --epochs 12, now 13"):
-        train(colours, _config(pretrained=False, epochs=13), tmp_path / "broken", resume=True)
-    resumed = train(colours, config, tmp_path / "broken", resume=True)
+        train(colors, _config(pretrained=False, epochs=13), tmp_path / "broken", resume=True)
+    resumed = train(colors, config, tmp_path / "broken", resume=True)
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
     assert not (tmp_path / "broken.checkpoints").exists()
 
@@ -321,13 +321,13 @@ def test_damaged_checkpoint_is_skipped(tmp_path: Path) -> None:
     assert checkpoints.newest() is None
 
 
-def test_sigterm_saves_the_state_and_resume_continues(colours: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_the_state_and_resume_continues(colors: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
         "edgetl.cli.app",
         "train",
-        str(colours),
+        str(colors),
         "--backbone",
         "test_resnet",
         "--random-weights",
@@ -348,7 +348,7 @@ def test_sigterm_saves_the_state_and_resume_continues(colours: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_training_resumes_after_kills_at_random_moments(colours: Path, tmp_path: Path) -> None:
+def test_training_resumes_after_kills_at_random_moments(colors: Path, tmp_path: Path) -> None:
     """Kill the process 20 times, mostly while it saves a state."""
     child = (
         "import sys; from pathlib import Path; from edgetl.train.config.options import TrainConfig; "
@@ -358,10 +358,10 @@ def test_training_resumes_after_kills_at_random_moments(colours: Path, tmp_path:
         "progress=lambda stage, done, total: print(stage, done, flush=True))"
     )
     config = _config(pretrained=False, epochs=60, checkpoint_s=0.0001, patience=1000)
-    whole = train(colours, config, tmp_path / "whole")
+    whole = train(colors, config, tmp_path / "whole")
     kills = 0
     while kills < 20:
-        command = [sys.executable, "-c", child, str(colours), str(tmp_path / "broken"), config.model_dump_json()]
+        command = [sys.executable, "-c", child, str(colors), str(tmp_path / "broken"), config.model_dump_json()]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             steps = random.randint(1, 8)
@@ -374,17 +374,17 @@ def test_training_resumes_after_kills_at_random_moments(colours: Path, tmp_path:
         kills += 1
         if (tmp_path / "broken").exists():
             break
-    resumed = train(colours, config, tmp_path / "broken", resume=True) if not (tmp_path / "broken").exists() else None
+    resumed = train(colors, config, tmp_path / "broken", resume=True) if not (tmp_path / "broken").exists() else None
     assert kills == 20 and resumed is not None, f"the training ended after {kills} kills"
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
 
 
 @pytest.mark.slow
-def test_random_labels_cause_a_warning_and_correct_labels_do_not(colours: Path, tmp_path: Path) -> None:
+def test_random_labels_cause_a_warning_and_correct_labels_do_not(colors: Path, tmp_path: Path) -> None:
     config: dict[str, Any] = {"pretrained": False, "epochs": 20, "strategy": "scratch", "patience": 100}
-    assert train(colours, _config(**config), tmp_path / "clean").record.alarms == ()
+    assert train(colors, _config(**config), tmp_path / "clean").record.alarms == ()
     rng = random.Random(0)
-    for image in sorted(path for path in colours.rglob("*") if path.is_file()):
+    for image in sorted(path for path in colors.rglob("*") if path.is_file()):
         target = tmp_path / "shuffled" / rng.choice(["a", "b", "c"]) / f"{image.parent.name}-{image.name}"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(image.read_bytes())

@@ -22,7 +22,7 @@ from edgetl.train.workflows.estimate import estimate
 from edgetl.train.workflows.evaluate import evaluate_run
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
-from tests.conftest import write_colours
+from tests.conftest import write_colors
 
 NAMES = {"red": "café\u00a0noir", "green": "猫\u3000種", "blue": '$a^$ [red] "b", |c'}
 NOT_UTF8 = b"verre_cass\xe9 100%.png"
@@ -34,7 +34,7 @@ CONFIG = TrainConfig.from_options(
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Image folder with Unicode spaces in class names, a name that is not UTF-8, a mask, a thumbnail and a text file."""
-    root = write_colours(tmp_path_factory.mktemp("odd") / "data", 12)
+    root = write_colors(tmp_path_factory.mktemp("odd") / "data", 12)
     for old, new in NAMES.items():
         (root / old).rename(root / new)
     os.rename(root / NAMES["red"] / "000.png", os.fsencode(root / NAMES["red"]) + b"/" + NOT_UTF8)

@@ -13,7 +13,7 @@ import pytest
 
 from edgetl.train.artifacts.run import open_run
 from tests.command import edgetl
-from tests.conftest import write_colours
+from tests.conftest import write_colors
 
 OPTIONS = ["--backbone", "test_resnet", "--random-weights", "--input-size", "32", "--epochs", "6", "--batch-size", "8", "--seed", "1"]
 
@@ -26,7 +26,7 @@ def _record(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
 
 @pytest.mark.slow
 def test_two_processes_reach_the_accuracy_of_one_and_only_the_first_writes(tmp_path: Path) -> None:
-    data = write_colours(tmp_path / "colours", 30)
+    data = write_colors(tmp_path / "colors", 30)
     alone = _record(edgetl("train", str(data), *OPTIONS, "--out", str(tmp_path / "alone"), "--json"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "edgetl.cli.app"]
     command = [*launch, "train", str(data), *OPTIONS, "--out", str(tmp_path / "both"), "--json"]
@@ -35,12 +35,12 @@ def test_two_processes_reach_the_accuracy_of_one_and_only_the_first_writes(tmp_p
     assert abs(accuracy[0].value - accuracy[1].value) <= 2 / accuracy[0].n, "at most two validation images differ"
     assert accuracy[1].value >= 0.8
     assert both["plan"] == alone["plan"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "both", "colours"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "both", "colors"]
 
 
 @pytest.mark.slow
 def test_two_machines_train_one_network(tmp_path: Path) -> None:
-    data = write_colours(tmp_path / "colours", 30)
+    data = write_colors(tmp_path / "colors", 30)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -70,7 +70,7 @@ def test_two_machines_train_one_network(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_devices_option_starts_processes_and_an_error_stops_all_of_them(tmp_path: Path) -> None:
-    data = write_colours(tmp_path / "colours", 12)
+    data = write_colors(tmp_path / "colors", 12)
     (tmp_path / "run").mkdir()
     done = edgetl("train", str(data), *OPTIONS, "--out", str(tmp_path / "run"), "--devices", "2", timeout=200)
     assert done.returncode != 0 and "exists already" in done.stderr

@@ -36,7 +36,7 @@ from edgetl.train.networks.stages import choose_stages, find_stages
 from edgetl.train.networks.stochastic_depth import drop_path_layers
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
-from tests.conftest import write_colours
+from tests.conftest import write_colors
 from tests.train.planning import prepared
 
 SMALL: dict[str, Any] = {
@@ -58,8 +58,8 @@ def _beside(parent: Run, **changes: object) -> TrainConfig:
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run that classifies red, green and blue."""
     root = tmp_path_factory.mktemp("previous")
-    write_colours(root / "colours", 20)
-    return train(root / "colours", _config(strategy="scratch", pretrained=False, epochs=20), root / "parent")
+    write_colors(root / "colors", 20)
+    return train(root / "colors", _config(strategy="scratch", pretrained=False, epochs=20), root / "parent")
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +277,7 @@ class _StopError(Exception):
 def test_chain_of_columns_keeps_all_tasks_and_starts_from_the_last_column(
     parent: Run, extended: Run, images: torch.Tensor, tmp_path: Path
 ) -> None:
-    root = write_colours(tmp_path / "again", 10, seed=5)
+    root = write_colors(tmp_path / "again", 10, seed=5)
     third, _ = prepared(split(scan(root), seed=0, val=0.25, test=0.25), _beside(extended))
     before = feature_extractor(_columns(extended), extended.record.backbone.head_name)(images)
     assert torch.equal(feature_extractor(third.model, third.head_name)(images), before)

@@ -21,13 +21,13 @@ from edgetl.train.config.options import DEFAULT_BACKBONE, TrainConfig
 from edgetl.train.config.weights_dir import sha256_of
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
-from tests.conftest import write_colours
+from tests.conftest import write_colors
 
 
 @pytest.fixture
-def first(colours: Path, tmp_path: Path) -> Run:
+def first(colors: Path, tmp_path: Path) -> Run:
     """Linear probe on the embedded backbone."""
-    return train(colours, TrainConfig.from_options(augmented_views=1, input_size=(64, 64)), tmp_path / "first")
+    return train(colors, TrainConfig.from_options(augmented_views=1, input_size=(64, 64)), tmp_path / "first")
 
 
 def test_embedded_backbone_is_the_default_and_matches_its_record(first: Run) -> None:
@@ -42,7 +42,7 @@ def test_embedded_backbone_is_the_default_and_matches_its_record(first: Run) -> 
 
 
 def test_chain_of_runs_records_all_parents(first: Run, tmp_path: Path) -> None:
-    write_colours(tmp_path / "more", 12, seed=3)
+    write_colors(tmp_path / "more", 12, seed=3)
     config = TrainConfig.from_options(backbone=str(first.path), strategy="full", epochs=1, augmented_views=1)
     second = train(tmp_path / "more", config, tmp_path / "second")
     third = train(tmp_path / "more", TrainConfig.from_options(backbone=str(second.path), augmented_views=1), tmp_path / "third")
@@ -62,27 +62,27 @@ def test_chain_of_runs_records_all_parents(first: Run, tmp_path: Path) -> None:
     assert shown.stdout.count("made from") == 3 and f"run {second.record.name}" in shown.stdout
 
 
-def test_run_has_the_most_restrictive_license_of_its_parents(colours: Path, tmp_path: Path) -> None:
+def test_run_has_the_most_restrictive_license_of_its_parents(colors: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     path = tmp_path / "test_resnet.safetensors"
     safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), path)
     config = TrainConfig.from_options(
         backbone="test_resnet", weights=str(path), license="cc-by-nc-4.0", augmented_views=1, input_size=(64, 64)
     )
-    run = train(colours, config, tmp_path / "research")
+    run = train(colors, config, tmp_path / "research")
     as_timm_folder = load_backbone(TrainConfig.from_options(backbone=f"local-dir:{run.path}").backbone, 3)
     assert as_timm_folder.license == "cc-by-nc-4.0" and [parent.kind for parent in as_timm_folder.parents] == ["weights", "run"]
     again = TrainConfig.from_options(backbone=str(run.path), augmented_views=1)
     assert load_backbone(again.backbone, 3).license == "cc-by-nc-4.0"
     with pytest.raises(LicenseError, match=r"cc-by-nc-4\.0, which forbids commercial use"):
-        train(colours, again.with_options(license_policy="commercial"), tmp_path / "refused")
+        train(colors, again.with_options(license_policy="commercial"), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
 
 
-def test_train_command_logs_the_license_before_training_and_applies_the_policy(colours: Path, tmp_path: Path) -> None:
+def test_train_command_logs_the_license_before_training_and_applies_the_policy(colors: Path, tmp_path: Path) -> None:
     path = tmp_path / "test_resnet.safetensors"
     safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), path)
-    common = ("train", colours, "--backbone", "test_resnet", "--weights", path, "--augmented-views", 1, "--input-size", 64)
+    common = ("train", colors, "--backbone", "test_resnet", "--weights", path, "--augmented-views", 1, "--input-size", 64)
     done = edgetl(*common, "--license", "mit", "--license-policy", "commercial", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     license_logged = done.stderr.index("backbone test_resnet, license of the weights: mit")

@@ -16,7 +16,7 @@ from edgetl.train.config.ranking import RankConfig, Ranking
 from edgetl.train.workflows.rank import rank
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
-from tests.conftest import write_colours
+from tests.conftest import write_colors
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_rank_rejects_candidates_above_the_limits_and_too_few_images(digits: Pat
         rank(digits, RankConfig(candidates=(DEFAULT_BACKBONE,), max_params_m=0.1, images=30))
     with pytest.raises(ConfigError, match="ms per image, above the limit of"):
         rank(digits, RankConfig(candidates=(DEFAULT_BACKBONE,), max_latency_ms=1e-6, images=30))
-    write_colours(tmp_path / "few", 3)
+    write_colors(tmp_path / "few", 3)
     with pytest.raises(DataError, match="At least 20 images of two classes"):
         rank(tmp_path / "few", RankConfig(candidates=(DEFAULT_BACKBONE,)))
 

@@ -141,30 +141,30 @@ class _StopError(Exception):
 
 
 @pytest.mark.parametrize("at", [2, pytest.param(6, marks=pytest.mark.slow)])
-def test_resumed_fastai_training_gives_the_same_weights(colours: Path, tmp_path: Path, at: int) -> None:
+def test_resumed_fastai_training_gives_the_same_weights(colors: Path, tmp_path: Path, at: int) -> None:
     config = _config(backbone="edgetl_small", recipe="fastai", epochs=2, checkpoint_s=0.001)
 
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "fine-tuning" and done == at:
             raise _StopError
 
-    whole = train(colours, config, tmp_path / "whole")
+    whole = train(colors, config, tmp_path / "whole")
     assert whole.record.plan.frozen_steps == 3 and whole.record.head_penalty is None
     first = json.loads((whole.path / "metrics.jsonl").read_text().splitlines()[0])
     assert first["train_loss"] < 3 * math.log(3), "the random head starts with small weights"
     with pytest.raises(_StopError):
-        train(colours, config, tmp_path / "broken", progress=stop)
-    resumed = train(colours, config, tmp_path / "broken", resume=True)
+        train(colors, config, tmp_path / "broken", progress=stop)
+    resumed = train(colors, config, tmp_path / "broken", resume=True)
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
 
 
-def test_estimate_marks_the_strategy_of_the_recipe(colours: Path) -> None:
-    found = estimate(colours, _config(recipe="fastai", pretrained=True, backbone="edgetl_small"))
+def test_estimate_marks_the_strategy_of_the_recipe(colors: Path) -> None:
+    found = estimate(colors, _config(recipe="fastai", pretrained=True, backbone="edgetl_small"))
     assert [item.plan.strategy for item in found.strategies if item.chosen] == ["full"]
 
 
-def test_train_command_rejects_an_unknown_recipe(colours: Path, tmp_path: Path) -> None:
-    done = edgetl("train", colours, "--out", tmp_path / "run", "--recipe", "slowai")
+def test_train_command_rejects_an_unknown_recipe(colors: Path, tmp_path: Path) -> None:
+    done = edgetl("train", colors, "--out", tmp_path / "run", "--recipe", "slowai")
     assert done.returncode == 3 and "Built-in recipes: fastai" in " ".join(done.stderr.split())
 
 
@@ -174,7 +174,7 @@ def test_trained_batchnorm_rejects_batches_of_one_image() -> None:
     assert _plan(strategy="full", batch_size=1).freeze_batchnorm
 
 
-def test_epochs_option_accepts_auto(colours: Path, tmp_path: Path) -> None:
+def test_epochs_option_accepts_auto(colors: Path, tmp_path: Path) -> None:
     assert TrainConfig.from_options(epochs="auto") == TrainConfig()
-    done = edgetl("train", colours, "--out", tmp_path / "run", "--epochs", "soon")
+    done = edgetl("train", colors, "--out", tmp_path / "run", "--epochs", "soon")
     assert done.returncode == 3 and "--epochs" in done.stderr and "auto" in edgetl("train", "--help").stdout

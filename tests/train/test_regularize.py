@@ -99,7 +99,7 @@ class _StopError(Exception):
 
 @pytest.mark.parametrize("choice", [{"drop_path": 0.3}, {"mixup": 0.4, "strategy": "partial", "unfreeze": "0.5"}])
 def test_resumed_regularized_training_gives_the_same_weights_and_a_plain_network(
-    colours: Path, tmp_path: Path, choice: dict[str, object]
+    colors: Path, tmp_path: Path, choice: dict[str, object]
 ) -> None:
     config = _config(checkpoint_s=0.001, **choice)
     stages: set[str] = set()
@@ -109,13 +109,13 @@ def test_resumed_regularized_training_gives_the_same_weights_and_a_plain_network
         if stage == "fine-tuning" and done == 7:
             raise _StopError
 
-    whole = train(colours, config, tmp_path / "whole")
+    whole = train(colors, config, tmp_path / "whole")
     with pytest.raises(_StopError):
-        train(colours, config, tmp_path / "broken", progress=stop)
+        train(colors, config, tmp_path / "broken", progress=stop)
     assert "running the frozen layers" not in stages, "activations of mixed images cannot be cached"
-    resumed = train(colours, config, tmp_path / "broken", resume=True)
+    resumed = train(colors, config, tmp_path / "broken", resume=True)
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
-    plain = train(colours, config.with_options(drop_path=None, mixup=None), tmp_path / "plain")
+    plain = train(colors, config.with_options(drop_path=None, mixup=None), tmp_path / "plain")
     assert plain.record.files["weights.safetensors"] != whole.record.files["weights.safetensors"]
     model = whole.load_model().train()
     assert not any(isinstance(part, DropPath) for part in model.modules())

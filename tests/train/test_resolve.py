@@ -72,9 +72,9 @@ def test_given_strategy_overrides_the_recipe_even_if_it_is_the_default(given: di
     assert job.strategy == strategy and job.config.optim.unfreeze == ("1" if not given else None)
 
 
-def test_train_command_records_given_options_apart_from_defaults(colours: Path, tmp_path: Path) -> None:
+def test_train_command_records_given_options_apart_from_defaults(colors: Path, tmp_path: Path) -> None:
     options = ["--recipe", "fastai", "--strategy", "auto", "--input-size", 32, "--augmented-views", 1, "--test", 0.15]
-    done = edgetl("train", colours, "--out", tmp_path / "run", *options, "--json")
+    done = edgetl("train", colors, "--out", tmp_path / "run", *options, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["plan"]["strategy"] == "probe", "auto with few images selects probe, and the recipe's strategy is full"
@@ -160,9 +160,9 @@ def test_comparison_includes_scratch_only_with_very_many_images(images: int, scr
     assert len(compared_strategies(_splits(images), scratch=scratch)) == count
 
 
-def test_preview_rejects_conflicting_options(colours: Path, tmp_path: Path) -> None:
+def test_preview_rejects_conflicting_options(colors: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--task regression needs --labels"):
-        draw_preview(colours, TrainConfig.from_options(task="regression"), tmp_path / "sheet.png")
+        draw_preview(colors, TrainConfig.from_options(task="regression"), tmp_path / "sheet.png")
 
 
 def test_saved_state_of_another_version_is_not_resumed(tmp_path: Path) -> None:

@@ -40,36 +40,36 @@ def _stop_at(step: int, number: signal.Signals) -> Any:
 
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, CancelledError), (signal.SIGTERM, StoppedError)])
 def test_signal_saves_the_state_after_the_step_and_reports_the_resume_command(
-    colours: Path, tmp_path: Path, number: signal.Signals, kind: type[StoppedError]
+    colors: Path, tmp_path: Path, number: signal.Signals, kind: type[StoppedError]
 ) -> None:
     before = signal.getsignal(number)
     out = tmp_path / "my run"
     with pytest.raises(
         kind, match=r"interrupted after step 3 of \d+\. The state is saved in .*my run\.checkpoints.*edgetl train --out '.*my run' --resume"
     ):
-        train(colours, _config(), out, progress=_stop_at(3, number))
+        train(colors, _config(), out, progress=_stop_at(3, number))
     assert signal.getsignal(number) is before
     assert not out.exists() and "the state after step 3" in str(describe_saved(out))
     job = find_job(out)
-    assert job is not None and job.config == _config() and Path(job.data) == colours.resolve()
+    assert job is not None and job.config == _config() and Path(job.data) == colors.resolve()
 
 
 def test_exit_codes_match_the_signals() -> None:
     assert (CancelledError.exit_code, StoppedError.exit_code) == (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
-def test_resume_accepts_other_workers_and_paths_and_rejects_another_job(colours: Path, tmp_path: Path) -> None:
+def test_resume_accepts_other_workers_and_paths_and_rejects_another_job(colors: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(StoppedError):
-        train(colours, _config(), out, progress=_stop_at(3, signal.SIGTERM))
+        train(colors, _config(), out, progress=_stop_at(3, signal.SIGTERM))
     for changes, message in (
         ({"lr": 0.01}, "--lr not given, now 0.01"),
         ({"epochs": 4, "batch_size": 4}, "--batch-size 8, now 4; --epochs 3, now 4"),
         ({"backbone": "test_byobnet"}, "backbone test_resnet .*now test_byobnet"),
     ):
         with pytest.raises(ConfigError, match=message):
-            train(colours, _config(**changes), out, resume=True)
-    moved = colours.rename(tmp_path / "moved")
+            train(colors, _config(**changes), out, resume=True)
+    moved = colors.rename(tmp_path / "moved")
     (moved / "red" / "000.png").rename(tmp_path / "gone.png")
     with pytest.raises(ConfigError, match=r"images 36 \(.*\), now 35 \("):
         train(moved, _config(), out, resume=True)
@@ -80,11 +80,11 @@ def test_resume_accepts_other_workers_and_paths_and_rejects_another_job(colours:
     assert run.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
 
 
-def test_training_over_a_stopped_run_reports_the_resume_command(colours: Path, tmp_path: Path) -> None:
+def test_training_over_a_stopped_run_reports_the_resume_command(colors: Path, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
-        train(colours, _config(), tmp_path / "run", progress=_stop_at(2, signal.SIGTERM))
+        train(colors, _config(), tmp_path / "run", progress=_stop_at(2, signal.SIGTERM))
     with pytest.raises(ConfigError, match=r"Continue with edgetl train --out .*/run --resume, or start again with --overwrite"):
-        train(colours, _config(), tmp_path / "run")
+        train(colors, _config(), tmp_path / "run")
 
 
 def _process(*arguments: object) -> subprocess.Popen[str]:
@@ -106,10 +106,10 @@ def _signal_at(process: subprocess.Popen[str], line: str, number: signal.Signals
     return output
 
 
-def test_ctrl_c_prints_a_resume_command_without_options(colours: Path, tmp_path: Path) -> None:
+def test_ctrl_c_prints_a_resume_command_without_options(colors: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--backbone", "test_resnet", "--random-weights", "--input-size", 32, "--strategy", "full", "--epochs", 60, "--workers", 2]
-    process = _process("train", colours, "--out", out, *options, "--seed", 7)
+    process = _process("train", colors, "--out", out, *options, "--seed", 7)
     while process.poll() is None and not list(tmp_path.glob("run.checkpoints/step-*")):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
@@ -128,9 +128,9 @@ def test_ctrl_c_prints_a_resume_command_without_options(colours: Path, tmp_path:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_before_the_first_step_prints_one_line_and_leaves_no_files(
-    colours: Path, tmp_path: Path, number: signal.Signals, code: int
+    colors: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    process = _process("train", colours, "--out", tmp_path / "run", "--strategy", "probe")
+    process = _process("train", colors, "--out", tmp_path / "run", "--strategy", "probe")
     text = _signal_at(process, "strategy probe", number)
     assert process.wait(60) == code, text
     assert "Traceback" not in text and text.rstrip().splitlines()[-1] == "interrupted; no incomplete output was kept."

@@ -58,11 +58,11 @@ def test_timm_loads_a_run_as_local_dir_with_the_same_logits(run: Run) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["probe", "full"])
-def test_same_seed_gives_the_same_run(colours: Path, tmp_path: Path, strategy: str) -> None:
+def test_same_seed_gives_the_same_run(colors: Path, tmp_path: Path, strategy: str) -> None:
     config = TrainConfig.from_options(
         backbone="test_resnet", pretrained=False, strategy=strategy, input_size=(32, 32), epochs=2, seed=3, val=0.25
     )
-    one, two = (train(colours, config, tmp_path / name) for name in ("one", "two"))
+    one, two = (train(colors, config, tmp_path / name) for name in ("one", "two"))
     assert one.record.files["weights.safetensors"] == two.record.files["weights.safetensors"]
     assert one.record.validation == two.record.validation
 
@@ -95,14 +95,14 @@ def test_samples_reports_missing_and_changed_images(run: Run, digits: Path, tmp_
         run.samples("val", copy)
 
 
-def test_train_does_not_replace_an_existing_run_without_overwrite(run: Run, colours: Path) -> None:
+def test_train_does_not_replace_an_existing_run_without_overwrite(run: Run, colors: Path) -> None:
     with pytest.raises(ConfigError, match="--overwrite"):
-        train(colours, TrainConfig.from_options(backbone="test_resnet", pretrained=False), run.path)
+        train(colors, TrainConfig.from_options(backbone="test_resnet", pretrained=False), run.path)
 
 
-def test_failed_training_leaves_no_files(colours: Path, tmp_path: Path) -> None:
+def test_failed_training_leaves_no_files(colors: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--std"):
-        train(colours, TrainConfig.from_options(backbone="test_resnet", pretrained=False, std=(0.0, 1.0, 1.0)), tmp_path / "out" / "run")
+        train(colors, TrainConfig.from_options(backbone="test_resnet", pretrained=False, std=(0.0, 1.0, 1.0)), tmp_path / "out" / "run")
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(STAGING_MARK) or path.name == "run"]
 
 
@@ -114,9 +114,9 @@ def test_evaluate_run_on_its_training_folder_uses_only_the_test_split(run: Run, 
     np.testing.assert_allclose(report.result.accuracy.value, run.record.test.accuracy.value, atol=1e-9)
 
 
-def test_augmentation_depends_on_the_seed(colours: Path) -> None:
+def test_augmentation_depends_on_the_seed(colors: Path) -> None:
     spec = PreprocessSpec(input_size=(16, 16))
-    samples = scan(colours).samples
+    samples = scan(colors).samples
     augment = make_augmentation("light", spec, flip=False)
     first, again, other = (ImageDataset(samples, spec, augment=augment, seed=seed)[0][0] for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)

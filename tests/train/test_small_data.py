@@ -16,7 +16,7 @@ from edgetl.errors import ConfigError, DataError, StorageError, TrainingError
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
-from tests.conftest import write_colours
+from tests.conftest import write_colors
 
 
 def _write(root: Path, classes: int, per_class: int, mode: str = "RGB") -> Path:
@@ -76,7 +76,7 @@ def test_batches_of_one_image_require_frozen_batchnorm(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_diverged_training_reports_the_remedy_and_leaves_no_run(colours: Path, tmp_path: Path) -> None:
+def test_diverged_training_reports_the_remedy_and_leaves_no_run(colors: Path, tmp_path: Path) -> None:
     arguments = (
         "--strategy",
         "full",
@@ -93,14 +93,14 @@ def test_diverged_training_reports_the_remedy_and_leaves_no_run(colours: Path, t
         "--unfreeze",
         1,
     )
-    done = edgetl("train", colours, "--out", tmp_path / "run", *arguments)
+    done = edgetl("train", colors, "--out", tmp_path / "run", *arguments)
     assert done.returncode == 10 and "diverged" in done.stderr and "Lower --lr" in done.stderr, done.stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_missing_shared_memory_ends_with_an_error_that_names_the_remedy(tmp_path: Path) -> None:
-    write_colours(tmp_path / "colours", 30, side=100)
-    command = [sys.executable, "-m", "edgetl.cli.app", "train", str(tmp_path / "colours"), "--backbone", "test_resnet", "--random-weights"]
+    write_colors(tmp_path / "colors", 30, side=100)
+    command = [sys.executable, "-m", "edgetl.cli.app", "train", str(tmp_path / "colors"), "--backbone", "test_resnet", "--random-weights"]
     command += ["--input-size", "224", "--workers", "2", "--epochs", "1", "--out", str(tmp_path / "run")]
     script = f"mount -t tmpfs -o size=1m tmpfs /dev/shm || exit 99; exec {shlex.join(command)}"
     done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False, timeout=120)
@@ -111,7 +111,7 @@ def test_missing_shared_memory_ends_with_an_error_that_names_the_remedy(tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_full_disk_during_a_save_keeps_the_last_state(colours: Path, tmp_path: Path) -> None:
+def test_full_disk_during_a_save_keeps_the_last_state(colors: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
@@ -124,12 +124,12 @@ def test_full_disk_during_a_save_keeps_the_last_state(colours: Path, tmp_path: P
                 (disk / "filler").write_bytes(b"x" * (shutil.disk_usage(disk).free - 1000))
 
         with pytest.raises(StorageError, match="ree some space"):
-            train(colours, config, disk / "run", progress=fill)
+            train(colors, config, disk / "run", progress=fill)
         assert not (disk / "run").exists()
         (disk / "filler").unlink()
         assert list((disk / "run.checkpoints").glob("step-*.safetensors"))
-        resumed = train(colours, config, disk / "run", resume=True)
-        whole = train(colours, config, tmp_path / "whole")
+        resumed = train(colors, config, disk / "run", resume=True)
+        whole = train(colors, config, tmp_path / "whole")
         assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -19,7 +19,7 @@ from edgetl.train.config.resolve import check_conflicts, resolve
 from edgetl.train.config.tasks import scan_images
 from edgetl.train.workflows.evaluate import evaluate_run
 from edgetl.train.workflows.train import train
-from tests.conftest import write_colours
+from tests.conftest import write_colors
 
 COLORS = ("blue", "green", "red")
 
@@ -29,7 +29,7 @@ def flat(tmp_path: Path) -> Path:
     """Folder with color patches in ``images``, and the label tables ``words.csv`` and ``numbers.csv``."""
     (tmp_path / "images").mkdir()
     names = []
-    for path in sorted(write_colours(tmp_path / "folders", 12).rglob("*.png")):
+    for path in sorted(write_colors(tmp_path / "folders", 12).rglob("*.png")):
         names.append((f"{path.parent.name}-{path.name}", path.parent.name))
         shutil.move(path, tmp_path / "images" / names[-1][0])
     (tmp_path / "words.csv").write_text("file,label\n" + "".join(f"{name},{label}\n" for name, label in names))
@@ -66,7 +66,7 @@ def test_table_of_class_numbers_requires_a_task(flat: Path) -> None:
 def test_table_names_in_nfc_match_files_in_nfd(tmp_path: Path) -> None:
     lines = ["file,blue,green,red"]
     (tmp_path / "nfd").mkdir()
-    for index, path in enumerate(sorted(write_colours(tmp_path / "folders", 3).rglob("*.png"))):
+    for index, path in enumerate(sorted(write_colors(tmp_path / "folders", 3).rglob("*.png"))):
         name = f"büßchen_{index}.png"
         shutil.move(path, tmp_path / "nfd" / unicodedata.normalize("NFD", name))
         lines.append(f"{name}," + ",".join(str(int(path.parent.name == color)) for color in COLORS))
@@ -82,7 +82,7 @@ def test_resolve_rejects_options_of_another_task_than_the_table(flat: Path) -> N
 
 
 def test_run_and_card_report_groups(tmp_path: Path) -> None:
-    images = write_colours(tmp_path / "images", 12)
+    images = write_colors(tmp_path / "images", 12)
     settings = {"augmented_views": 1, "input_size": (32, 32)}
     # The pattern puts ten images of a color into one group, and the other two into another.
     run = train(images, TrainConfig.from_options(**{"group": r"^(\w+/\d\d)", **settings, "val": 0.25}), tmp_path / "run")

@@ -217,12 +217,12 @@ def test_check_conflicts_rejects_options_of_another_task(squares: Path, changes:
         check_conflicts(config(squares, **changes))
 
 
-def test_fine_tune_reports_several_mistakes_together(colours: Path, tmp_path: Path) -> None:
+def test_fine_tune_reports_several_mistakes_together(colors: Path, tmp_path: Path) -> None:
     settings = TrainConfig.from_options(**{**SMALL, "multilabel_loss": "asymmetric", "tolerance": 2.0})
     with pytest.raises(
         ConfigError, match=r"--multilabel-loss asymmetric is only for multi-label tasks, not classification. Remove it. --tolerance is only"
     ):
-        fine_tune(split(scan(colours)), settings, tmp_path / "run")
+        fine_tune(split(scan(colors)), settings, tmp_path / "run")
 
 
 def test_fine_tune_names_a_label_without_training_images(tmp_path: Path, squares: Path) -> None:

@@ -23,7 +23,7 @@ from edgetl.train.loop.losses import StepOutputs
 from edgetl.train.workflows.compare import choose
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
-from tests.conftest import write_colours
+from tests.conftest import write_colors
 
 SMALL: dict[str, Any] = {
     "backbone": "test_resnet", "pretrained": False, "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 2,
@@ -55,8 +55,8 @@ def test_choose_selects_the_cheapest_strategy_within_one_standard_error() -> Non
     assert best == 0 and "probe 0.9000, partial 0.8900, full 0.7000" in reason and "100 validation images" in reason
 
 
-def test_compare_trains_three_strategies_for_the_same_steps_and_selects_one(colours: Path, tmp_path: Path) -> None:
-    run = train(colours, _config(strategy="compare"), tmp_path / "run")
+def test_compare_trains_three_strategies_for_the_same_steps_and_selects_one(colors: Path, tmp_path: Path) -> None:
+    run = train(colors, _config(strategy="compare"), tmp_path / "run")
     table = run.record.compared
     assert [item.strategy for item in table] == ["probe", "partial", "full"] and table[1].steps == table[2].steps > 0
     assert run.record.name == "run" and run.record.plan.strategy == table[choose(table)[0]].strategy
@@ -68,12 +68,12 @@ def test_compare_trains_three_strategies_for_the_same_steps_and_selects_one(colo
     assert run.record.seconds >= sum(item.seconds for item in table) - 0.3 and run.record.config.optim.strategy == "compare"
     for name in ("notes.txt", "probe/.DS_Store"):  # a user's file, and a file manager's
         (kept / name).touch()
-    again = train(colours, _config(strategy="compare", keep="best"), tmp_path / "run", overwrite=True)
+    again = train(colors, _config(strategy="compare", keep="best"), tmp_path / "run", overwrite=True)
     assert [path.name for path in kept.rglob("*") if path.is_file() and path.name != ".DS_Store"] == ["notes.txt"]
     assert again.record.validation == run.record.validation
 
 
-def test_resumed_comparison_does_not_repeat_finished_strategies(colours: Path, tmp_path: Path) -> None:
+def test_resumed_comparison_does_not_repeat_finished_strategies(colors: Path, tmp_path: Path) -> None:
     config = _config(strategy="compare", checkpoint_s=0.001)
 
     def stop(stage: str, done: int, total: int) -> None:
@@ -81,27 +81,27 @@ def test_resumed_comparison_does_not_repeat_finished_strategies(colours: Path, t
             raise KeyError
 
     with pytest.raises(KeyError):
-        train(colours, config, tmp_path / "run", progress=stop)
+        train(colors, config, tmp_path / "run", progress=stop)
     probe = tmp_path / "run.compare" / "probe" / "run.json"
     before = probe.stat().st_mtime_ns
     with pytest.raises(ConfigError, match=r"contains the runs of a stopped comparison.* --resume, or start again with --overwrite"):
-        train(colours, config, tmp_path / "run")
+        train(colors, config, tmp_path / "run")
     with pytest.raises(ConfigError, match="contains a comparison with other options or images: --seed 0, now 1"):
-        train(colours, _config(strategy="compare", seed=1), tmp_path / "run", resume=True)
+        train(colors, _config(strategy="compare", seed=1), tmp_path / "run", resume=True)
     assert probe.stat().st_mtime_ns == before
-    resumed = train(colours, config, tmp_path / "run", resume=True)
-    whole = train(colours, config, tmp_path / "whole")
+    resumed = train(colors, config, tmp_path / "run", resume=True)
+    whole = train(colors, config, tmp_path / "whole")
     assert [item.validation for item in resumed.record.compared] == [item.validation for item in whole.record.compared]
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
 
 
-def test_compare_rejects_several_processes(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_rejects_several_processes(colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="runs in one process"):
-        train(colours, _config(strategy="compare"), tmp_path / "run")
+        train(colors, _config(strategy="compare"), tmp_path / "run")
 
 
-def test_train_command_prints_the_compared_strategies(colours: Path, tmp_path: Path) -> None:
+def test_train_command_prints_the_compared_strategies(colors: Path, tmp_path: Path) -> None:
     options = [
         "--strategy",
         "compare",
@@ -117,7 +117,7 @@ def test_train_command_prints_the_compared_strategies(colours: Path, tmp_path: P
         "--out",
         str(tmp_path / "run"),
     ]
-    done = edgetl("train", str(colours), *options)
+    done = edgetl("train", str(colors), *options)
     assert done.returncode == 0, done.stderr
     for strategy in ("probe", "partial", "full"):
         assert f"compared: {strategy}" in done.stdout
@@ -164,7 +164,7 @@ def test_teacher_receives_the_students_crops_in_its_own_normalization() -> None:
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run that classifies three colors."""
     root = tmp_path_factory.mktemp("teacher")
-    return train(write_colours(root / "colours", 20), _config(strategy="scratch", epochs=15), root / "teacher")
+    return train(write_colors(root / "colors", 20), _config(strategy="scratch", epochs=15), root / "teacher")
 
 
 def test_distilled_student_is_closer_to_its_teacher_and_records_it(teacher: Run, tmp_path: Path) -> None:
@@ -184,9 +184,9 @@ def test_distilled_student_is_closer_to_its_teacher_and_records_it(teacher: Run,
     assert distilled.record.backbone.parents[-1].name == teacher.record.name
 
 
-def test_a_backbone_teaches_through_a_head_fitted_on_the_images_and_a_tutored_training_resumes(colours: Path, tmp_path: Path) -> None:
+def test_a_backbone_teaches_through_a_head_fitted_on_the_images_and_a_tutored_training_resumes(colors: Path, tmp_path: Path) -> None:
     config = _config(strategy="scratch", teacher="edgetl_small", epochs=4, checkpoint_s=0.001)
-    whole = train(colours, config, tmp_path / "whole")
+    whole = train(colors, config, tmp_path / "whole")
     assert [(parent.kind, parent.name) for parent in whole.record.backbone.parents] == [("teacher", "edgetl_small")]
 
     def stop(stage: str, done: int, total: int) -> None:
@@ -194,20 +194,20 @@ def test_a_backbone_teaches_through_a_head_fitted_on_the_images_and_a_tutored_tr
             raise KeyError
 
     with pytest.raises(KeyError):
-        train(colours, config, tmp_path / "broken", progress=stop)
-    resumed = train(colours, config, tmp_path / "broken", resume=True)
+        train(colors, config, tmp_path / "broken", progress=stop)
+    resumed = train(colors, config, tmp_path / "broken", resume=True)
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
 
 
-def test_find_teacher_rejects_other_classes_and_forbidden_licenses(colours: Path, teacher: Run, tmp_path: Path) -> None:
-    (colours / "red").rename(colours / "pink")
+def test_find_teacher_rejects_other_classes_and_forbidden_licenses(colors: Path, teacher: Run, tmp_path: Path) -> None:
+    (colors / "red").rename(colors / "pink")
     with pytest.raises(ConfigError, match=r"has other classes \(blue, green, red…\) than the images"):
-        train(colours, _config(strategy="partial", teacher=str(teacher.path)), tmp_path / "a")
+        train(colors, _config(strategy="partial", teacher=str(teacher.path)), tmp_path / "a")
     with pytest.raises(ConfigError, match="--teacher cannot be combined with --replay"):
-        train(colours, _config(strategy="partial", teacher="edgetl_small", replay=str(colours)), tmp_path / "b")
+        train(colors, _config(strategy="partial", teacher="edgetl_small", replay=str(colors)), tmp_path / "b")
     path = tmp_path / "test_resnet.json"
     path.write_text(json.dumps({"license": "cc-by-nc-4.0"}))
     safetensors.torch.save_model(timm.create_model("test_resnet"), str(tmp_path / "test_resnet.safetensors"))
     config = _config(strategy="partial", teacher="test_resnet", weights_dir=str(tmp_path), license_policy="commercial")
     with pytest.raises(LicenseError, match="test_resnet"):
-        train(write_colours(tmp_path / "more", 8), config, tmp_path / "c")
+        train(write_colors(tmp_path / "more", 8), config, tmp_path / "c")

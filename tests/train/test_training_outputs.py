@@ -31,15 +31,15 @@ def tree(root: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def test_train_overwrites_neither_its_images_nor_unrelated_files(colours: Path) -> None:
-    documents = colours.parent / "documents"
+def test_train_overwrites_neither_its_images_nor_unrelated_files(colors: Path) -> None:
+    documents = colors.parent / "documents"
     documents.mkdir()
     (documents / "thesis.tex").touch()
-    before = tree(colours.parent)
-    for out in (colours, colours / "run", colours / "red", documents):
+    before = tree(colors.parent)
+    for out in (colors, colors / "run", colors / "red", documents):
         with pytest.raises(ConfigError):
-            train(colours, TrainConfig(), out, overwrite=True)
-    assert tree(colours.parent) == before
+            train(colors, TrainConfig(), out, overwrite=True)
+    assert tree(colors.parent) == before
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_removing_saved_states_keeps_user_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
-def test_fifo_is_rejected_as_recipe_weights_and_label_table(colours: Path, tmp_path: Path) -> None:
+def test_fifo_is_rejected_as_recipe_weights_and_label_table(colors: Path, tmp_path: Path) -> None:
     for name in ("pipe.toml", "pipe.pth", "pipe.safetensors", "pipe.csv"):
         os.mkfifo(tmp_path / name)
     attempts: list[tuple[type[EdgetlError], Callable[[], object]]] = [
@@ -87,7 +87,7 @@ def test_fifo_is_rejected_as_recipe_weights_and_label_table(colours: Path, tmp_p
         (ConfigError, lambda: read_tuning_recipe(str(tmp_path / "pipe.toml"))),
         (BackboneError, lambda: load_tensors(tmp_path / "pipe.pth")),
         (BackboneError, lambda: load_tensors(tmp_path / "pipe.safetensors")),
-        (DataError, lambda: train(colours, TrainConfig.from_options(labels=str(tmp_path / "pipe.csv")), tmp_path / "run")),
+        (DataError, lambda: train(colors, TrainConfig.from_options(labels=str(tmp_path / "pipe.csv")), tmp_path / "run")),
     ]
     for error, attempt in attempts:
         with pytest.raises(error, match="not a regular file"):
@@ -106,7 +106,7 @@ def test_pretrain_does_not_overwrite_a_foreign_file(tmp_path: Path) -> None:
     assert weights.read_text() == "precious"
 
 
-def test_train_locks_its_output_folder_before_reading_images(colours: Path, tmp_path: Path) -> None:
+def test_train_locks_its_output_folder_before_reading_images(colors: Path, tmp_path: Path) -> None:
     started, resume = threading.Event(), threading.Event()
 
     def pause(stage: str, done: int, total: int) -> None:
@@ -116,15 +116,15 @@ def test_train_locks_its_output_folder_before_reading_images(colours: Path, tmp_
 
     def first() -> None:
         with pytest.raises(ConfigError, match="stop"):
-            train(colours, TrainConfig(), tmp_path / "run", progress=pause)
+            train(colors, TrainConfig(), tmp_path / "run", progress=pause)
 
     thread = threading.Thread(target=first)
     thread.start()
     assert started.wait(60)
     try:
         with pytest.raises(ConfigError, match="another process is writing"):
-            train(colours, TrainConfig(), tmp_path / "run", overwrite=True)
+            train(colors, TrainConfig(), tmp_path / "run", overwrite=True)
     finally:
         resume.set()
         thread.join()
-    assert [path.name for path in tmp_path.iterdir()] == ["colours"]
+    assert [path.name for path in tmp_path.iterdir()] == ["colors"]

@@ -117,7 +117,7 @@ def test_config_json_cannot_set_the_location_of_weights(tmp_path: Path, no_netwo
         {"architecture": None},
         {"pretrained_cfg": {"input_size": "large"}},
         {"pretrained_cfg": {"input_size": [3, 10**7, 10**7]}},
-        {"pretrained_cfg": {"mean": "grey"}},
+        {"pretrained_cfg": {"mean": "gray"}},
         {"pretrained_cfg": 3},
         {"pretrained_cfg": {"classifier": "nothing"}},
         {"pretrained_cfg": {"first_conv": "nothing"}},

@@ -70,9 +70,9 @@ def test_models_command_lists_filters_and_shows_one_backbone() -> None:
     assert wrong.returncode == 2 and "is not one of: any, commercial" in wrong.stderr
 
 
-def test_missing_network_error_names_the_embedded_backbone(tmp_path: Path, colours: Path) -> None:
+def test_missing_network_error_names_the_embedded_backbone(tmp_path: Path, colors: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "EDGETL_WEIGHTS": str(tmp_path)}
-    done = edgetl("train", colours, "--backbone", "mobilenetv3_small_100", "--out", tmp_path / "run", environment=environment)
+    done = edgetl("train", colors, "--backbone", "mobilenetv3_small_100", "--out", tmp_path / "run", environment=environment)
     assert done.returncode == 6, done.stderr
     for part in ("mobilenetv3_small_100", "HF_HUB_OFFLINE forbids", str(tmp_path), "--backbone edgetl_small", "--weights-dir"):
         assert part in done.stderr
