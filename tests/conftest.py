@@ -88,7 +88,7 @@ def run(digits: Path) -> Run:
 @pytest.fixture(scope="session")
 def bundle(run: Run) -> Bundle:
     """Bundle of the run with six variants."""
-    config = ExportConfig(precisions=("fp32", "fp16", "int8"), max_drop=0.02, calibration_images=100)
+    config = ExportConfig(name="digits", precisions=("fp32", "fp16", "int8"), max_drop=0.02, calibration_images=100)
     return open_bundle(built("bundle", lambda out: export_bundle(run.path, config, out)))
 
 
