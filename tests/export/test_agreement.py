@@ -8,12 +8,12 @@ import pytest
 from numpy.typing import NDArray
 
 from edgetl.core.preprocess import PreprocessSpec
-from edgetl.core.tasks import OutputDecoding
-from edgetl.data.folder import scan
+from edgetl.core.tasks import DecisionRule, OutputDecoding
+from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import PixelSet, batches
 from edgetl.errors import ExportError
 from edgetl.export.config import ExportConfig
-from edgetl.export.gate.agreement import GateSet, Logits, compare, evaluate_file
+from edgetl.export.gate.agreement import GateSet, Logits, compare, drop_reason, evaluate_file
 from edgetl.export.quantize.attempts import FloatHead, Int8Settings, MeasurementImages, plan_attempts
 from edgetl.export.quantize.search import RefitData, SearchContext, refit_head, search_quantization
 
@@ -81,6 +81,18 @@ def test_agreement_counts_confident_images_separately() -> None:
     found = compare(trained, exported)
     assert found.top1_agreement == pytest.approx(2 / 3)
     assert (found.confident_n, found.confident_agreement) == (2, 1.0)
+
+
+def test_multi_label_rejection_names_the_metric_that_drops_the_most() -> None:
+    truth = [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)]
+    samples = [Sample(Path(f"{index}.png"), 0, str(index), targets=targets) for index, targets in enumerate(truth)]
+    trained = np.where(np.array(truth) > 0, 2, -2).astype(np.float32)
+    gate = GateSet(PixelSet(samples, SPEC), trained, OutputDecoding("multi-label", ("a", "b"), DecisionRule(thresholds=(0.5, 0.5))))
+    # A shift of all outputs keeps the ranks, and with them the average precision.
+    assert drop_reason(gate, trained + 3, ExportConfig()).startswith("ratio of correct decisions drops by 0.5000, from 1.0000 to 0.5000 (")
+    # Reversed ranks of the first label: the positives are in places 3 and 4, so that its average precision is (1/3 + 2/4) / 2.
+    shifted = np.stack([np.array([-1.6, -1.4, -1.5, -1.3], np.float32), trained[:, 1]], axis=1)
+    assert drop_reason(gate, shifted, ExportConfig()).startswith("mean average precision drops by 0.2917, from 1.0000 to 0.7083 (")
 
 
 def test_a_refitted_head_corrects_a_shift_of_the_features(colors: Path) -> None:

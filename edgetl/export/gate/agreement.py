@@ -170,10 +170,17 @@ def accuracy_drop(trained: Evaluation, exported: Evaluation) -> float:
     For a multi-label model, the drop of the ratio of correct decisions is returned if it is larger. A shift of all scores changes the
     decisions and leaves the average precision unchanged.
     """
-    drop = trained.score.value - exported.score.value
-    if trained.multi_label is not None and exported.multi_label is not None:
-        return max(drop, trained.multi_label.label_accuracy - exported.multi_label.label_accuracy)
-    return drop
+    _, before, after = _largest_drop("score", trained, exported)
+    return before - after
+
+
+def _largest_drop(score_name: str, trained: Evaluation, exported: Evaluation) -> tuple[str, float, float]:
+    """Return the metric that drops the most: its name, its value for the trained model and its value for the file."""
+    score = score_name, trained.score.value, exported.score.value
+    if trained.multi_label is None or exported.multi_label is None:
+        return score
+    decisions = "ratio of correct decisions", trained.multi_label.label_accuracy, exported.multi_label.label_accuracy
+    return max(score, decisions, key=lambda metric: metric[1] - metric[2])
 
 
 def evaluate_file(logits: Logits, gate: GateSet, config: ExportConfig, *, exact: bool, progress: Progress = silent) -> GateResult:
@@ -223,12 +230,11 @@ def _paired(gate: GateSet, exported: NDArray[np.float32]) -> AccuracyDrop | None
 def drop_reason(gate: GateSet, exported: NDArray[np.float32], config: ExportConfig) -> str:
     """Return the reason why the metrics of a file's outputs drop too much; empty if they do not."""
     measured = gate.measure(exported)
-    drop, interval = accuracy_drop(gate.evaluation, measured), _paired(gate, exported)
-    before, after = gate.evaluation.score.value, measured.score.value
+    metric, before, after = _largest_drop(SCORE_NAMES[gate.decoding.task], gate.evaluation, measured)
+    drop, interval = before - after, _paired(gate, exported)
     if not drop <= config.max_drop + 1e-9:
-        decisions = " (or the ratio of correct decisions)" if measured.multi_label else ""
         return (
-            f"{SCORE_NAMES[gate.decoding.task]}{decisions} drops by {drop:.4f}, from {before:.4f} to {after:.4f} "
+            f"{metric} drops by {drop:.4f}, from {before:.4f} to {after:.4f} "
             f"(limit --max-drop {config.max_drop:g}{_in_images(interval, config)})"
         )
     if interval is None:
