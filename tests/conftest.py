@@ -82,14 +82,14 @@ def run(digits: Path) -> Run:
         val=0.2,
         test=0.2,
     )
-    return open_run(built("run", lambda out: train(digits, config, out)))
+    return open_run(built("runs/digits", lambda out: train(digits, config, out)))
 
 
 @pytest.fixture(scope="session")
 def bundle(run: Run) -> Bundle:
     """Bundle of the run with six variants."""
     config = ExportConfig(name="digits", precisions=("fp32", "fp16", "int8"), max_drop=0.02, calibration_images=100)
-    return open_bundle(built("bundle", lambda out: export_bundle(run.path, config, out)))
+    return open_bundle(built("bundles/digits", lambda out: export_bundle(run.path, config, out)))
 
 
 @pytest.fixture(scope="session")
