@@ -2,7 +2,8 @@
 
 A file is harmful if it passes the check and ends the child, by a crash, the limit of CPU time, or the limit of wall time. The child is then
 replaced. ``out of memory`` is counted separately: the file needed more memory than the limit, the engine reported an error, and the child
-continued. The check cannot exclude this, because it does not compute shapes (see ``onnx_check``).
+continued. ``assertion`` is counted separately too: the engine ended the process itself, at a size below zero. The check cannot exclude
+either, because it does not compute shapes (see ``onnx_check``).
 
 ``python -m tests.runtime.fuzz onnx 20000 BUNDLE`` also mutates the variants of a bundle, and prints the results.
 """
@@ -42,7 +43,7 @@ CPU_S = 20
 WALL_S = 120
 # Number of files per child. The child is then replaced, because memory leaks of the engines add up.
 FILES_PER_CHILD = 1000
-_HARMLESS = frozenset({"rejected", "rejected by the engine", "ran", "out of memory"})
+_HARMLESS = frozenset({"rejected", "rejected by the engine", "ran", "out of memory", "assertion"})
 
 
 def seeds(format_: Format, bundle: Path | None = None) -> list[list[bytes]]:
@@ -82,6 +83,7 @@ class Fuzzer:
         self._format = format_
         self._child: subprocess.Popen[bytes] | None = None
         self._sent = 0
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the fuzzer)
         self.seen: Counter[str] = Counter()
         self.harmful: list[tuple[str, list[bytes]]] = []
 
@@ -91,7 +93,7 @@ class Fuzzer:
             self.close()
             command = child_command("tests.runtime.fuzz", "serve_files", self._format)
             self._child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=child_environment()
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=child_environment()
             )
             self._sent = 0
         self._sent += 1
@@ -105,6 +107,10 @@ class Fuzzer:
         overdue.cancel()
         if not result:
             result = f"exit code {self._child.wait()}"
+            self._stderr.seek(0)
+            # Of the standard C++ library. A damaged heap also ends in SIGABRT, with another message.
+            if result == "exit code -6" and b": Assertion '" in self._stderr.read():
+                result = "assertion"
             self.close()
         self.seen[result] += 1
         if result not in _HARMLESS:
@@ -121,6 +127,7 @@ class Fuzzer:
             self._child.stdout.close()
             self._child.wait()
             self._child = None
+        self._stderr.truncate(0)
 
 
 def serve_files(format_: Format) -> None:
