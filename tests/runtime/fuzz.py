@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -82,8 +83,8 @@ class Fuzzer:
     def __init__(self, format_: Format) -> None:
         self._format = format_
         self._child: subprocess.Popen[bytes] | None = None
+        self._stderr: IO[bytes] | None = None
         self._sent = 0
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the fuzzer)
         self.seen: Counter[str] = Counter()
         self.harmful: list[tuple[str, list[bytes]]] = []
 
@@ -91,6 +92,7 @@ class Fuzzer:
         """Check, load and run one network."""
         if self._child is None or self._sent >= FILES_PER_CHILD:
             self.close()
+            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (``close`` closes it)
             command = child_command("tests.runtime.fuzz", "serve_files", self._format)
             self._child = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=child_environment()
@@ -107,6 +109,7 @@ class Fuzzer:
         overdue.cancel()
         if not result:
             result = f"exit code {self._child.wait()}"
+            assert self._stderr is not None
             self._stderr.seek(0)
             # Of the standard C++ library. A damaged heap also ends in SIGABRT, with another message.
             if result == "exit code -6" and b": Assertion '" in self._stderr.read():
@@ -127,7 +130,8 @@ class Fuzzer:
             self._child.stdout.close()
             self._child.wait()
             self._child = None
-        self._stderr.truncate(0)
+        if self._stderr is not None:
+            self._stderr.close()
 
 
 def serve_files(format_: Format) -> None:
