@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-def edgetl(
-    *arguments: object, timeout: float = 120, cwd: Path | None = None, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def edgetl(*arguments: object, cwd: Path | None = None, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the installed command; ``environment`` replaces this process's."""
     command = [sys.executable, "-m", "edgetl.cli.app", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=cwd, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
 
 
 class Printed(NamedTuple):

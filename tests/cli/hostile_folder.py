@@ -33,9 +33,9 @@ class HostileFolder:
         """Return the installed command with ``arguments``."""
         return [*self._command, *map(str, arguments)]
 
-    def run(self, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Run the command in this folder."""
-        return subprocess.run(self.command(*arguments), cwd=self.path, capture_output=True, text=True, timeout=timeout, check=False)
+        return subprocess.run(self.command(*arguments), cwd=self.path, capture_output=True, text=True, check=False)
 
     @property
     def imported(self) -> list[str]:

@@ -161,7 +161,7 @@ def _interrupt(process: subprocess.Popen[str], signal_: int, *, when: str) -> tu
                 process.send_signal(signal_)
                 break
         output += stream.read()
-    return output, process.wait(60)
+    return output, process.wait()
 
 
 def _without_checkpoints(folder: Path) -> list[Path]:

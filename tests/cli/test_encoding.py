@@ -21,7 +21,7 @@ NAME = b"caf\xe9 " + "\u732b".encode()
 def run(encoding: str, *arguments: str | bytes | Path) -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     command: list[str | bytes | Path] = [sys.executable, "-m", "edgetl.cli.app", *arguments]
-    return subprocess.run(command, capture_output=True, check=False, timeout=120, env=environment)
+    return subprocess.run(command, capture_output=True, check=False, env=environment)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -234,7 +234,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
 @pytest.mark.parametrize(("damage", "path", "text"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_the_error_for_a_damaged_bundle_shows_the_file(folder: Path, damage: Callable[[Path], object], path: str, text: str) -> None:
     damage(folder)
-    with within(5), pytest.raises(IntegrityError, match=rf"(?s)^(?=.*{re.escape(path)})(?=.*{re.escape(text)}).*nstall") as caught:
+    with within(60), pytest.raises(IntegrityError, match=rf"(?s)^(?=.*{re.escape(path)})(?=.*{re.escape(text)}).*nstall") as caught:
         read_all(folder)
     assert caught.value.exit_code == 9
 
@@ -267,7 +267,7 @@ def test_a_device_instead_of_a_file_is_an_error(folder: Path) -> None:  # A15
     except PermissionError:
         pytest.skip("making a device file needs root")
     with (
-        within(5),
+        within(60),
         pytest.raises(IntegrityError, match=r"model\.onnx: (not a regular file|Permission denied), but the manifest lists it"),
     ):
         read_all(folder)
@@ -275,7 +275,7 @@ def test_a_device_instead_of_a_file_is_an_error(folder: Path) -> None:  # A15
 
 def test_a_manifest_that_is_a_fifo_does_not_hang(folder: Path) -> None:  # A14
     replace(folder / MANIFEST_NAME, os.mkfifo)
-    with within(5), pytest.raises(BundleError, match=r"cannot read .*manifest\.json: not a regular file"):
+    with within(60), pytest.raises(BundleError, match=r"cannot read .*manifest\.json: not a regular file"):
         open_bundle(folder)
 
 

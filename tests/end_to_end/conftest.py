@@ -17,7 +17,7 @@ def photo_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run of ``edgetl train`` on trashnet with the ImageNet MobileNetV2."""
     out = tmp_path_factory.mktemp("photos") / "trash"
     backbone = f"local-dir:{shared}/weights/mobilenetv2_100.imagenet"
-    done = edgetl("train", shared / "data/trashnet", "--backbone", backbone, "--strategy", "probe", "--out", out, "--json", timeout=400)
+    done = edgetl("train", shared / "data/trashnet", "--backbone", backbone, "--strategy", "probe", "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["name"] == "trash"
     return open_run(out)
@@ -27,6 +27,6 @@ def photo_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def photo_bundle(photo_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Bundle of that run with four variants."""
     out = tmp_path_factory.mktemp("photos") / "bundle"
-    done = edgetl("export", photo_run.path, "--out", out, "--format", "onnx,openvino", "--precision", "fp32,int8", timeout=400)
+    done = edgetl("export", photo_run.path, "--out", out, "--format", "onnx,openvino", "--precision", "fp32,int8")
     assert done.returncode == 0, done.stderr
     return open_bundle(out)

@@ -20,10 +20,10 @@ def test_a_chain_of_three_runs_records_three_parents(shared: Path, tmp_path: Pat
         out = tmp_path / domain
         arguments = ("train", shared / "data/pacs" / domain, "--backbone", backbone, "--augmented-views", 1, "--input-size", 96)
         training = ("--strategy", "full", "--epochs", 2, "--out", out)
-        done = edgetl(*arguments, *training, "--json", timeout=300)
+        done = edgetl(*arguments, *training, "--json")
         assert done.returncode == 0, done.stderr
         backbone = str(out)
-    done = edgetl("export", tmp_path / "cartoon", "--out", tmp_path / "bundle", "--format", "onnx", "--precision", "fp32", timeout=300)
+    done = edgetl("export", tmp_path / "cartoon", "--out", tmp_path / "bundle", "--format", "onnx", "--precision", "fp32")
     assert done.returncode == 0, done.stderr
     parents = open_bundle(tmp_path / "bundle").manifest.lineage.parents
     assert [parent.name for parent in parents] == ["edgetl_small", "photo", "sketch"]

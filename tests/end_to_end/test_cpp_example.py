@@ -128,7 +128,7 @@ def pixel_bundle(photo_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bu
     """Bundle of the photograph classifier with uint8 input."""
     out = tmp_path_factory.mktemp("photos") / "pixels"
     arguments = ("--out", out, "--input", "uint8", "--format", "onnx,openvino", "--precision", "fp32,int8")
-    done = edgetl("export", photo_run.path, *arguments, timeout=900)
+    done = edgetl("export", photo_run.path, *arguments)
     assert done.returncode == 0, done.stderr
     return open_bundle(out)
 

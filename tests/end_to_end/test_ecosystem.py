@@ -78,10 +78,10 @@ def test_model_api_predicts_like_edgetl_with_crop_pct_1(shared: Path, photos: li
         "--augmented-views",
         1,
     )
-    done = edgetl("train", shared / "data/trashnet", *weights, "--out", tmp_path / "run", timeout=400)
+    done = edgetl("train", shared / "data/trashnet", *weights, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     limits = ("--format", "openvino", "--precision", "fp32")
-    done = edgetl("export", tmp_path / "run", "--out", tmp_path / "bundle", *limits, timeout=400)
+    done = edgetl("export", tmp_path / "run", "--out", tmp_path / "bundle", *limits)
     assert done.returncode == 0, done.stderr
     expected = [prediction.label or "" for prediction in load(tmp_path / "bundle").predict(photos)]
     model = model_api(tmp_path / "bundle/openvino-fp32/1/model.xml")

@@ -29,7 +29,7 @@ def test_a_linear_probe_on_trashnet_reaches_084(photo_run: Run) -> None:
 def test_a_linear_probe_on_sign_digits_reaches_092(shared: Path, tmp_path: Path) -> None:
     backbone = f"local-dir:{shared}/weights/mobilenetv2_100.imagenet"
     arguments = ("--backbone", backbone, "--strategy", "probe", "--out", tmp_path / "signs", "--json")
-    done = edgetl("train", shared / "data/sign-digits", *arguments, timeout=400)
+    done = edgetl("train", shared / "data/sign-digits", *arguments)
     record = json.loads(done.stdout)
     assert record["test"]["accuracy"]["value"] >= 0.92
 
@@ -118,7 +118,7 @@ def test_odd_images_give_a_prediction_or_an_error_within_two_cpu_seconds_and_200
 
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(photo_bundle.path), str(good)],
-        input="\n".join(str(folder / name) for name in names), capture_output=True, text=True, timeout=300, check=False, preexec_fn=limit,
+        input="\n".join(str(folder / name) for name in names), capture_output=True, text=True, check=False, preexec_fn=limit,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]

@@ -27,7 +27,7 @@ TASKS = {
 
 def run_json(*arguments: object) -> Any:
     """Run a command with ``--json`` and return its output."""
-    done = edgetl(*arguments, "--json", timeout=400)
+    done = edgetl(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -27,7 +27,7 @@ def leave(megabytes):
 
 def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", LEAVE + code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(("format_", "library"), [("onnx", "onnxruntime"), ("openvino", "openvino")])

@@ -29,7 +29,7 @@ def _edgetl(before: str, *arguments: object, environment: dict[str, str] | None 
     """Run the command line in a process that runs the lines ``before`` first."""
     code = f"import json, os, sys\nsys.path[:] = json.loads(sys.argv.pop(1))\n{before}\n{RUN}"
     command = [sys.executable, "-c", code, json.dumps([path for path in sys.path if path]), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def _one_variant(bundle: Bundle, target: Path, format_: str) -> Path:

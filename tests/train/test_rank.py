@@ -71,7 +71,7 @@ def test_rank_command_prints_a_table_and_writes_a_plot(digits: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert f"next: edgetl train {digits} --out RUN --backbone {DEFAULT_BACKBONE}" in done.stdout.replace("\n", " ")
     assert (tmp_path / "rank.png").read_bytes().startswith(b"\x89PNG")
-    as_json = edgetl("rank", digits, "--candidates", names, "--images", 60, "--confirm", 1, "--json", timeout=400)
+    as_json = edgetl("rank", digits, "--candidates", names, "--images", 60, "--confirm", 1, "--json")
     assert as_json.returncode == 0, as_json.stderr
     ranking = Ranking.model_validate_json(as_json.stdout)
     assert ranking.ranked[0].stage == "confirmed" and ranking.ranked[0].confirmed is not None

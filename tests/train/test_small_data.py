@@ -103,7 +103,7 @@ def test_missing_shared_memory_ends_with_an_error_that_names_the_remedy(tmp_path
     command = [sys.executable, "-m", "edgetl.cli.app", "train", str(tmp_path / "colors"), "--backbone", "test_resnet", "--random-weights"]
     command += ["--input-size", "224", "--workers", "2", "--epochs", "1", "--out", str(tmp_path / "run")]
     script = f"mount -t tmpfs -o size=1m tmpfs /dev/shm || exit 99; exec {shlex.join(command)}"
-    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False)
     if done.returncode in (1, 99) and "Traceback" not in done.stderr:
         pytest.skip("a mount namespace of its own needs root on Linux")
     assert done.returncode == TrainingError.exit_code, done.stderr

@@ -111,7 +111,7 @@ def test_train_locks_its_output_folder_before_reading_images(colors: Path, tmp_p
 
     def pause(stage: str, done: int, total: int) -> None:
         started.set()
-        resume.wait(60)
+        resume.wait()
         raise ConfigError("stop")
 
     def first() -> None:
@@ -120,7 +120,7 @@ def test_train_locks_its_output_folder_before_reading_images(colors: Path, tmp_p
 
     thread = threading.Thread(target=first)
     thread.start()
-    assert started.wait(60)
+    assert started.wait()
     try:
         with pytest.raises(ConfigError, match="another process is writing"):
             train(colors, TrainConfig(), tmp_path / "run", overwrite=True)
