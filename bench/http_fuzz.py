@@ -30,16 +30,23 @@ def valid_requests(name: str, photo: bytes, side: int) -> list[bytes]:
     infer = f"/v2/models/{name}/infer"
     form = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + photo + b"\r\n--b--\r\n"
     requests = [
-        ("GET", "/v2/health/ready", [], b""), ("GET", "/v2", [], b""), ("GET", f"/v2/models/{name}", [], b""),
-        ("GET", "/metrics", [], b""), ("GET", "/openapi.json", [], b""), ("GET", "/models", [], b""), ("GET", "/", [], b""),
-        ("POST", "/predict", [], photo), ("POST", "/predict?version=1", ["Content-Encoding: gzip"], gzip.compress(photo)),
+        ("GET", "/v2/health/ready", [], b""),
+        ("GET", "/v2", [], b""),
+        ("GET", f"/v2/models/{name}", [], b""),
+        ("GET", "/metrics", [], b""),
+        ("GET", "/openapi.json", [], b""),
+        ("GET", "/models", [], b""),
+        ("GET", "/", [], b""),
+        ("POST", "/predict", [], photo),
+        ("POST", "/predict?version=1", ["Content-Encoding: gzip"], gzip.compress(photo)),
         ("POST", "/predict", ["Content-Type: multipart/form-data; boundary=b"], form),
-        ("POST", infer, [], json.dumps({"inputs": inputs}).encode()), ("POST", infer, [], tensor.encode()),
+        ("POST", infer, [], json.dumps({"inputs": inputs}).encode()),
+        ("POST", infer, [], tensor.encode()),
         ("POST", infer, [], json.dumps({"inputs": inputs, "outputs": outputs}).encode()),
         ("POST", infer, [f"Inference-Header-Content-Length: {len(header)}"], header.encode() + packed),
         ("POST", infer, ["Inference-Header-Content-Length: 0"], photo),
         ("POST", infer, ["Request-Timeout-Ms: 500", "X-Request-Id: seven"], tensor.encode()),
-    ]  # fmt: skip
+    ]
     return [_request(*parts) for parts in requests]
 
 
@@ -59,17 +66,23 @@ def large_requests(name: str, side: int) -> list[bytes]:
     form = b"--b\r\n\r\n" + b"\r\n--" * 3_500_000 + b"\r\n--b--\r\n"
     zeros = gzip.compress(b'{"inputs": [' + b"0," * 7_000_000 + b"0]}", 1)
     return [
-        tensor(b"0," * 7_000_000 + b"0"), tensor(b"[]," * 5_000_000 + b"0"), tensor(b'"a",' * 3_500_000 + b"0"),
-        tensor(b"0.12345678901234567," * (16 * 3 * side * side - 1) + b"0.5", 16), tensor(b"[" * 15_000_000),
-        tensor(b'"' + b"a" * 100_000 + b'"' + b',"b"' * 5_000), tensor(b'{"a":0},' * 1_800_000 + b"0"),
-        tensor(b"9" * 15_000_000), tensor(b'"' + b"\\u0041" * 2_500_000 + b'"'),
+        tensor(b"0," * 7_000_000 + b"0"),
+        tensor(b"[]," * 5_000_000 + b"0"),
+        tensor(b'"a",' * 3_500_000 + b"0"),
+        tensor(b"0.12345678901234567," * (16 * 3 * side * side - 1) + b"0.5", 16),
+        tensor(b"[" * 15_000_000),
+        tensor(b'"' + b"a" * 100_000 + b'"' + b',"b"' * 5_000),
+        tensor(b'{"a":0},' * 1_800_000 + b"0"),
+        tensor(b"9" * 15_000_000),
+        tensor(b'"' + b"\\u0041" * 2_500_000 + b'"'),
         _request("POST", infer, [f"Inference-Header-Content-Length: {len(empties)}"], empties + bytes(15_000_000)),
         _request("POST", "/predict", ["Content-Type: multipart/form-data; boundary=b"], form),
-        _request("POST", infer, ["Content-Encoding: gzip"], zeros), _request("POST", "/predict", [], bytes(15_900_000)),
+        _request("POST", infer, ["Content-Encoding: gzip"], zeros),
+        _request("POST", "/predict", [], bytes(15_900_000)),
         b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 5_000,
         b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 16_000 + b"0\r\n\r\n",
         b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1;" + b"e" * 8_000_000 + b"\r\na\r\n0\r\n\r\n",
-    ]  # fmt: skip
+    ]
 
 
 _ODD = [

@@ -96,10 +96,19 @@ def _timm(given: argparse.Namespace, device: str) -> float:
     workers = default_workers() if given.workers is None else given.workers
     # timm's loader keeps its processes between epochs, which requires at least one process.
     loader = create_loader(
-        ImageDataset(str(given.data)), data["input_size"], given.batch_size, is_training=True, use_prefetcher=device == "cuda",
-        mean=data["mean"], std=data["std"], interpolation="bicubic", color_jitter=0.2, num_workers=workers,
-        device=torch.device(device), persistent_workers=workers > 0,
-    )  # fmt: skip
+        ImageDataset(str(given.data)),
+        data["input_size"],
+        given.batch_size,
+        is_training=True,
+        use_prefetcher=device == "cuda",
+        mean=data["mean"],
+        std=data["std"],
+        interpolation="bicubic",
+        color_jitter=0.2,
+        num_workers=workers,
+        device=torch.device(device),
+        persistent_workers=workers > 0,
+    )
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.01)
     loss_of = nn.CrossEntropyLoss(label_smoothing=0.05)
     half = torch.autocast("cuda", torch.bfloat16) if device == "cuda" else contextlib.nullcontext()

@@ -87,8 +87,10 @@ def plain_loop(bundle: Path, variant: str, image: bytes, threads: int, seconds: 
     """Return the images per second of prediction threads without a server, in a separate process, for the same encoded image."""
     done = subprocess.run(
         [sys.executable, "-m", "bench.serve", "--loop", str(seconds), str(bundle), "--variant", variant, "--threads", str(threads)],
-        input=image, capture_output=True, check=True,
-    )  # fmt: skip
+        input=image,
+        capture_output=True,
+        check=True,
+    )
     return float(done.stdout)
 
 
@@ -116,8 +118,10 @@ def press(address: str, script: Path, connections: int, seconds: float) -> Load:
     """Run wrk as a closed loop and return its result."""
     done = subprocess.run(
         ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s", "-s", str(script), address],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     found = json.loads(done.stdout.split("RESULT ")[1])
     return Load(found["requests"] / found["us"] * 1e6, found["p50"] / 1e3, found["p99"] / 1e3, found["bad"])
 

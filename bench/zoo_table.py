@@ -155,7 +155,16 @@ def _line(row: Row) -> str:
     variation = "" if row.variation is None else f"{row.variation:.2f}"
     head = "linear" if row.linear_head else "other"
     cells = [
-        row.architecture, row.family, f"{row.parameters / 1e6:.2f}", row.side or "", head, variation, row.onnx, number(row.onnx_difference),
-        row.openvino, number(row.openvino_difference), f"{row.seconds:.0f}",
-    ]  # fmt: skip
+        row.architecture,
+        row.family,
+        f"{row.parameters / 1e6:.2f}",
+        row.side or "",
+        head,
+        variation,
+        row.onnx,
+        number(row.onnx_difference),
+        row.openvino,
+        number(row.openvino_difference),
+        f"{row.seconds:.0f}",
+    ]
     return "| " + " | ".join(str(cell) for cell in cells) + " |"

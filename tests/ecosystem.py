@@ -76,11 +76,13 @@ json.dump([model.config.id2label[row.argmax().item()] for row in rows], sys.stdo
 def predicted_labels(script: str, file: Path, photos: Sequence[Path]) -> list[str]:
     """Run ``script`` in a new process without network access, and return the labels that it prints."""
     done = subprocess.run(
-        [sys.executable, "-I", "-c", script, str(file)], input=json.dumps([str(path) for path in photos]), capture_output=True,
+        [sys.executable, "-I", "-c", script, str(file)],
+        input=json.dumps([str(path) for path in photos]),
+        capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     found: list[str] = json.loads(done.stdout)
     return found

@@ -57,7 +57,7 @@ DEVICE_ROWS = tuple(
     for extras in ("onnxruntime", "openvino")
     for python in ("3.11", "3.12", "3.13")
     for versions in ("lowest", "newest")
-)  # fmt: skip
+)
 
 
 def main() -> int:

@@ -8,11 +8,42 @@ from pathlib import Path
 
 # Modules of the standard library and of the libraries that commands import, and modules that Python imports at its start.
 MODULES = (
-    "json", "random", "os", "sys", "site", "sitecustomize", "usercustomize", "typing", "socket", "struct", "signal", "logging",
-    "subprocess", "multiprocessing", "resource", "runpy", "tempfile", "pickle", "numpy", "PIL", "pydantic", "pydantic_core",
-    "onnxruntime", "openvino", "uvicorn", "starlette", "torch", "torchvision", "timm", "lightning", "sklearn", "scipy",
-    "edgetl", "encodings", "warnings",
-)  # fmt: skip
+    "json",
+    "random",
+    "os",
+    "sys",
+    "site",
+    "sitecustomize",
+    "usercustomize",
+    "typing",
+    "socket",
+    "struct",
+    "signal",
+    "logging",
+    "subprocess",
+    "multiprocessing",
+    "resource",
+    "runpy",
+    "tempfile",
+    "pickle",
+    "numpy",
+    "PIL",
+    "pydantic",
+    "pydantic_core",
+    "onnxruntime",
+    "openvino",
+    "uvicorn",
+    "starlette",
+    "torch",
+    "torchvision",
+    "timm",
+    "lightning",
+    "sklearn",
+    "scipy",
+    "edgetl",
+    "encodings",
+    "warnings",
+)
 
 
 class HostileFolder:

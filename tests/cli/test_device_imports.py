@@ -8,10 +8,25 @@ import sys
 
 # Base dependencies, and their own dependencies.
 DEVICE = {
-    "PIL", "_cffi_backend", "annotated_doc", "annotated_types",
-    "click", "cryptography", "edgetl", "markdown_it", "mdurl", "numpy", "pydantic",
-    "pydantic_core", "pygments", "rich", "shellingham", "typer", "typing_extensions", "typing_inspection",
-}  # fmt: skip
+    "PIL",
+    "_cffi_backend",
+    "annotated_doc",
+    "annotated_types",
+    "click",
+    "cryptography",
+    "edgetl",
+    "markdown_it",
+    "mdurl",
+    "numpy",
+    "pydantic",
+    "pydantic_core",
+    "pygments",
+    "rich",
+    "shellingham",
+    "typer",
+    "typing_extensions",
+    "typing_inspection",
+}
 
 CODE = """
 import json, sys

@@ -61,13 +61,25 @@ def test_a_long_path_in_a_title_or_a_grid_is_folded() -> None:
 def test_a_long_reason_of_a_rejected_variant_is_folded() -> None:
     clause = Clause(name="latency", limit=8.0, found=9.1)
     offer = Offer(
-        variant="openvino-int8", threads=16, side=224, latency_ms=1234.5, stages_ms=(1.0, 1.0, 1.0), size_mb=123.45, memory_mb=200.0,
-        accuracy=0.9, drop=0.0, clauses=(clause,),
-    )  # fmt: skip
+        variant="openvino-int8",
+        threads=16,
+        side=224,
+        latency_ms=1234.5,
+        stages_ms=(1.0, 1.0, 1.0),
+        size_mb=123.45,
+        memory_mb=200.0,
+        accuracy=0.9,
+        drop=0.0,
+        clauses=(clause,),
+    )
     outcome = Outcome(
-        variant="openvino-int8-weights", side=1024, result="contract", reason=clause.describe(), offer=offer,
+        variant="openvino-int8-weights",
+        side=1024,
+        result="contract",
+        reason=clause.describe(),
+        offer=offer,
         backbone="tf_efficientnetv2_b0.in1k_with_a_long_tag",
-    )  # fmt: skip
+    )
     printed = _printed(outcomes_table([outcome]))
     assert all(value in printed for value in ("1024", "1234.50", "123.45"))
     assert "tf_efficientnetv2_b0.in1k_with_a_long_tag" in _first_column(printed)

@@ -60,9 +60,13 @@ def test_the_storage_error_has_path_reason_and_remedy() -> None:
 
 
 REMEDIES = {
-    errno.ENOSPC: "Free some space", errno.EDQUOT: "free some space", errno.EACCES: "Change the permissions",
-    errno.EROFS: "not read-only", errno.ENAMETOOLONG: "a shorter name", errno.EIO: "another path",
-}  # fmt: skip
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "free some space",
+    errno.EACCES: "Change the permissions",
+    errno.EROFS: "not read-only",
+    errno.ENAMETOOLONG: "a shorter name",
+    errno.EIO: "another path",
+}
 
 
 @pytest.mark.parametrize("number", REMEDIES)

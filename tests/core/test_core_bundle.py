@@ -67,14 +67,20 @@ def manifest_of(root: Path) -> Manifest:
         golden=(Golden(image=file("golden/0.png"), label="cat", scores={"onnx-fp32": (0.9, 0.1), "openvino-int8": (0.8, 0.2)}),),
         calibration=None,
         lineage=Lineage(
-            backbone="none", architecture="mlp", weights_sha256=None, license=None, strategy="full", run_sha256="0" * 64,
-            data_fingerprint="1" * 64, train_images=10,
+            backbone="none",
+            architecture="mlp",
+            weights_sha256=None,
+            license=None,
+            strategy="full",
+            run_sha256="0" * 64,
+            data_fingerprint="1" * 64,
+            train_images=10,
         ),
         seen_images=file("seen.bin"),
         card=file("README.md"),
         versions={},
         host={},
-    )  # fmt: skip
+    )
 
 
 def write_files(root: Path) -> Manifest:

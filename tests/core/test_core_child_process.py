@@ -40,9 +40,11 @@ def test_child_environment_drops_variables_that_change_the_search_path(monkeypat
         monkeypatch.setenv(name, "7")
     found = child_environment(OTHER="1")
     assert {name: value for name, value in found.items() if name.startswith("PYTHON") or name == "OTHER"} == {
-        "PYTHONHASHSEED": "7", "PYTHONSAFEPATH": "1", "OTHER": "1",
+        "PYTHONHASHSEED": "7",
+        "PYTHONSAFEPATH": "1",
+        "OTHER": "1",
         **{name: os.environ[name] for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8") if name in os.environ},
-    }  # fmt: skip
+    }
 
 
 def test_a_child_receives_arguments_and_ignores_modules_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

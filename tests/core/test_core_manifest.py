@@ -31,25 +31,50 @@ def variant(name: str) -> dict[str, Any]:
     format_, precision = name.split("-")
     agreement = {"n": 10, "max_relative_error": 0.0, "top1_agreement": 1.0, "confident_n": 9, "confident_agreement": 1.0}
     return {
-        "name": name, "format": format_, "precision": precision, "files": [entry(f"{name}/model.bin")], "input": "x", "output": "y",
-        "agreement": agreement, "validation": share(0.9), "test": None, "median_ms": 1.5, "golden_tolerance": 0.001,
-    }  # fmt: skip
+        "name": name,
+        "format": format_,
+        "precision": precision,
+        "files": [entry(f"{name}/model.bin")],
+        "input": "x",
+        "output": "y",
+        "agreement": agreement,
+        "validation": share(0.9),
+        "test": None,
+        "median_ms": 1.5,
+        "golden_tolerance": 0.001,
+    }
 
 
 def document() -> dict[str, Any]:
     """Return the JSON of a valid manifest with two variants."""
     lineage = {
-        "backbone": "none", "architecture": "mlp", "weights_sha256": None, "license": None, "strategy": "full", "run_sha256": SHA,
-        "data_fingerprint": SHA, "train_images": 10,
-    }  # fmt: skip
+        "backbone": "none",
+        "architecture": "mlp",
+        "weights_sha256": None,
+        "license": None,
+        "strategy": "full",
+        "run_sha256": SHA,
+        "data_fingerprint": SHA,
+        "train_images": 10,
+    }
     scores = {"onnx-fp32": [0.9, 0.1], "onnx-int8": [0.8, 0.2]}
     return {
-        "schema_version": 1, "name": "pets", "created": "2025-01-01T00:00:00Z", "labels": ["cat", "dog"],
-        "preprocess": {"input_size": [32, 32]}, "variants": [variant("onnx-fp32"), variant("onnx-int8")], "max_drop": 0.01,
-        "trained": share(0.9), "golden": [{"image": entry("golden/0.png"), "label": "cat", "scores": scores}],
-        "calibration": {"n": 8, "images_sha256": SHA, "preprocess_sha256": SHA}, "lineage": lineage,
-        "seen_images": entry("seen.bin"), "card": entry("README.md"), "versions": {}, "host": {},
-    }  # fmt: skip
+        "schema_version": 1,
+        "name": "pets",
+        "created": "2025-01-01T00:00:00Z",
+        "labels": ["cat", "dog"],
+        "preprocess": {"input_size": [32, 32]},
+        "variants": [variant("onnx-fp32"), variant("onnx-int8")],
+        "max_drop": 0.01,
+        "trained": share(0.9),
+        "golden": [{"image": entry("golden/0.png"), "label": "cat", "scores": scores}],
+        "calibration": {"n": 8, "images_sha256": SHA, "preprocess_sha256": SHA},
+        "lineage": lineage,
+        "seen_images": entry("seen.bin"),
+        "card": entry("README.md"),
+        "versions": {},
+        "host": {},
+    }
 
 
 def read(value: dict[str, Any]) -> Manifest:

@@ -17,13 +17,18 @@ def test_labels_may_have_all_kinds_of_spaces_and_joiners(label: str) -> None:
 @pytest.mark.parametrize(
     ("label", "problem"),
     [
-        ("", "is empty"), (" \u3000", "is empty"), ("a\tb", "has a tab"), ("a\r\n", "has a line break"),
+        ("", "is empty"),
+        (" \u3000", "is empty"),
+        ("a\tb", "has a tab"),
+        ("a\r\n", "has a line break"),
         ("\u2028a", r"has a line break (\u2028)"),
-        ("a\x00", r"has a control character (\x00)"), ("a\u202eb", r"has an invisible character (\u202e)"),
-        ("\ufeffa", r"has an invisible character (\ufeff)"), ("caf\udce9", r"has a byte that is not UTF-8 (\xe9)"),
+        ("a\x00", r"has a control character (\x00)"),
+        ("a\u202eb", r"has an invisible character (\u202e)"),
+        ("\ufeffa", r"has an invisible character (\ufeff)"),
+        ("caf\udce9", r"has a byte that is not UTF-8 (\xe9)"),
         ("\ufffe", r"has a character without meaning (\ufffe)"),
     ],
-)  # fmt: skip
+)
 def test_label_problem_describes_the_invalid_character(label: str, problem: str) -> None:
     assert label_problem(label) == problem
 

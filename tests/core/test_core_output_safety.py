@@ -190,7 +190,7 @@ def holder(tmp_path: Path) -> subprocess.Popen[str]:
     """Process that writes ``out`` and waits for a line on its standard input."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )  # fmt: skip
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process

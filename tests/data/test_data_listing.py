@@ -25,15 +25,25 @@ def listed(root: Path, selection: Selection = NO_SELECTION) -> tuple[list[str], 
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [
-        ("a.heic", HEIC, "unsupported"), ("a.dat", HEIC, "unsupported"), ("a.avif", AVIF, "unsupported"),
+        ("a.heic", HEIC, "unsupported"),
+        ("a.dat", HEIC, "unsupported"),
+        ("a.avif", AVIF, "unsupported"),
         ("a.gif", b"GIF89a", "unsupported"),
-        ("a.npy", b"\x93NUMPY\1\0", "unsupported"), ("a.nef", TIFF, "unsupported"), ("a.CR2", TIFF, "unsupported"),
-        ("a.svs", TIFF, "unsupported"), ("a.zip", b"PK\3\4", "unsupported"), ("a.txt", b"BM is no image", "other"),
+        ("a.npy", b"\x93NUMPY\1\0", "unsupported"),
+        ("a.nef", TIFF, "unsupported"),
+        ("a.CR2", TIFF, "unsupported"),
+        ("a.svs", TIFF, "unsupported"),
+        ("a.zip", b"PK\3\4", "unsupported"),
+        ("a.txt", b"BM is no image", "other"),
         ("a.xml", b"<a/>", "other"),
-        ("a", b"", "other"), (".DS_Store", b"\0", "system"), ("Thumbs.db", b"\0", "system"), ("desktop.ini", b"", "system"),
-        ("._a.jpg", b"\0\5\x16\7", "system"), (".a.jpg", b"\xff\xd8\xff", "hidden"),
+        ("a", b"", "other"),
+        (".DS_Store", b"\0", "system"),
+        ("Thumbs.db", b"\0", "system"),
+        ("desktop.ini", b"", "system"),
+        ("._a.jpg", b"\0\5\x16\7", "system"),
+        (".a.jpg", b"\xff\xd8\xff", "hidden"),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_left_out_are_counted_by_reason(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
     fill(tmp_path, "cat", count=1)
     (tmp_path / "cat" / name).write_bytes(data)

@@ -245,11 +245,14 @@ def test_the_error_for_a_nested_data_set_shows_its_folder(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        (b"a\tb", "a tab"), (b"a\nb", "a line break"), (b"a\x07b", r"a control character \(\\x07\)"),
-        (b"caf\xe9", r"a byte that is not UTF-8 \(\\xe9\)"), ("a\u200bb".encode(), r"an invisible character \(\\u200b\)"),
+        (b"a\tb", "a tab"),
+        (b"a\nb", "a line break"),
+        (b"a\x07b", r"a control character \(\\x07\)"),
+        (b"caf\xe9", r"a byte that is not UTF-8 \(\\xe9\)"),
+        ("a\u200bb".encode(), r"an invisible character \(\\u200b\)"),
         (b" ", "is empty"),
     ],
-)  # fmt: skip
+)
 def test_a_class_name_that_cannot_be_exported_is_an_error(tmp_path: Path, name: bytes, problem: str) -> None:
     root = make(tmp_path / "data", 2)
     os.rename(root / "paper", os.fsencode(root) + b"/" + name)

@@ -178,8 +178,10 @@ def test_file_names_match_despite_unicode_form_case_suffix_and_backslashes(tmp_p
     table = f"file,label\n{unicodedata.normalize('NFC', 'büchse.png')},a\nimg_1.png,a\nISIC_7,b\ndeep\\er\\3.png,b\n"
     found = read(root, table)
     assert classes(found) == {on_disk: "a", "IMG_1.PNG": "a", "ISIC_7.png": "b", "deep/er/3.png": "b"}
-    assert all(any(f"1 names differ from the file names in {difference}" in note.text for note in found.notes)
-               for difference in ("Unicode form", "upper and lower case", "suffix"))  # fmt: skip
+    assert all(
+        any(f"1 names differ from the file names in {difference}" in note.text for note in found.notes)
+        for difference in ("Unicode form", "upper and lower case", "suffix")
+    )
 
 
 def test_absolute_paths_of_another_machine_match_by_their_last_folders(tmp_path: Path) -> None:

@@ -118,8 +118,12 @@ def test_odd_images_give_a_prediction_or_an_error_within_two_cpu_seconds_and_200
 
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(photo_bundle.path), str(good)],
-        input="\n".join(str(folder / name) for name in names), capture_output=True, text=True, check=False, preexec_fn=limit,
-    )  # fmt: skip
+        input="\n".join(str(folder / name) for name in names),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limit,
+    )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == len(names)

@@ -15,9 +15,24 @@ from edgetl.core.manifest import Manifest
 from tests.command import edgetl
 
 TINY = (
-    "--backbone", "test_resnet", "--random-weights", "--strategy", "full", "--input-size", 40, "--crop-pct", 1.0, "--augment", "none",
-    "--epochs", 12, "--val", 0.25, "--test", 0.25,
-)  # fmt: skip
+    "--backbone",
+    "test_resnet",
+    "--random-weights",
+    "--strategy",
+    "full",
+    "--input-size",
+    40,
+    "--crop-pct",
+    1.0,
+    "--augment",
+    "none",
+    "--epochs",
+    12,
+    "--val",
+    0.25,
+    "--test",
+    0.25,
+)
 TASKS = {
     "multi-label": ("--columns", "red,green,blue"),
     "regression": ("--task", "regression", "--columns", "mm", "--tolerance", 1),

@@ -36,7 +36,7 @@ def _file(bundle: Bundle, name: str) -> Path:
 
 def test_onnx_runtime_rejects_a_file_that_is_already_quantized(
     bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path
-) -> None:  # fmt: skip
+) -> None:
     with pytest.raises(ExportError, match=r"model\.onnx is already quantized\. Quantize the fp32 export"):
         OnnxQuantizer(QuantizerInput(_file(bundle, "onnx-int8"), calibration, tmp_path))
     assert list(tmp_path.iterdir()) == []
@@ -116,9 +116,7 @@ def _convolution(weights: NDArray[np.int8], *, integer: bool) -> bytes:
 
 @pytest.mark.parametrize("largest", [127, 63], ids=["8-bit", "7-bit"])
 @pytest.mark.parametrize("format_", ["onnx", "openvino"])
-def test_int8_sums_at_the_ends_of_the_range_are_exact_unless_kernels_saturate(
-    tmp_path: Path, format_: str, largest: int
-) -> None:  # fmt: skip
+def test_int8_sums_at_the_ends_of_the_range_are_exact_unless_kernels_saturate(tmp_path: Path, format_: str, largest: int) -> None:
     """7-bit weights are exact on every CPU. 8-bit weights are exact if int8 products are added in 32 bits, as on a CPU with VNNI.
 
     Other CPUs add pairs of products in 16 bits. Sums of ``255 * 127`` then saturate at 32767, so the quantization search uses 7 bits.
@@ -149,9 +147,7 @@ def _text(value: object) -> str:
     return str(getattr(value, "value", value))
 
 
-def test_quantization_for_any_cpu_limits_weights_to_7_bits(
-    bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path
-) -> None:  # fmt: skip
+def test_quantization_for_any_cpu_limits_weights_to_7_bits(bundle: Bundle, calibration: list[NDArray[np.float32]], tmp_path: Path) -> None:
     assert all(settings.seven_bit for settings in plan_attempts("any"))
     assert all(settings.seven_bit is not has_int8_dot_product() for settings in plan_attempts("here"))
     (tmp_path / "work").mkdir()

@@ -19,9 +19,17 @@ from edgetl.train.networks.backbone import rebuild
 
 TINY = ("test_efficientnet", "test_convnext")
 FAMILIES = (
-    "test_byobnet", "test_maxvit", "test_nfnet", "test_vit", "mobilenetv3_small_050", "starnet_s050", "regnetx_002", "edgenext_xx_small",
-    "xcit_nano_12_p16_224", "repvit_m1",
-)  # fmt: skip
+    "test_byobnet",
+    "test_maxvit",
+    "test_nfnet",
+    "test_vit",
+    "mobilenetv3_small_050",
+    "starnet_s050",
+    "regnetx_002",
+    "edgenext_xx_small",
+    "xcit_nano_12_p16_224",
+    "repvit_m1",
+)
 
 
 def _described(*names: str) -> list[Architecture]:

@@ -204,9 +204,13 @@ def test_long_image_gives_a_square_at_each_end(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "long/a.png")
     (tmp_path / "long/broken.png").write_bytes(b"not an image")
     recipe = Recipe(
-        name="long", architecture="test_resnet", steps=1, license="mit", losses=Losses(labels=1.0),
+        name="long",
+        architecture="test_resnet",
+        steps=1,
+        license="mit",
+        losses=Losses(labels=1.0),
         images=(ImageSource(source="long", side=20, weight=1), ImageSource(formula="fractals", classes=2, per_class=1, weight=1)),
-    )  # fmt: skip
+    )
     pool, _ = load_pools(recipe, tmp_path, lambda *_: None)
     assert [float(image.float().mean()) for image in pool.images] == [0.0, 255.0]
 

@@ -9,8 +9,28 @@ from dataclasses import dataclass
 
 # Numbers at the limits of sizes, indices and masks.
 NUMBERS = (
-    0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32, 2**32 + 1, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1,
-)  # fmt: skip
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    127,
+    128,
+    255,
+    256,
+    2**15,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**32 + 1,
+    2**53,
+    2**62,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+)
 
 
 @dataclass(frozen=True)
@@ -24,8 +44,10 @@ class _Field:
 
 # Fields that are messages, by the path of field numbers from ModelProto.
 _MESSAGES: dict[int, object] = {
-    7: {1: {5: {5: {}}, 9: {}}, 5: {}, 11: {2: {1: {2: {1: {}}}}}, 12: {2: {1: {2: {1: {}}}}}, 13: {2: {1: {2: {1: {}}}}}}, 8: {}, 14: {}
-}  # fmt: skip
+    7: {1: {5: {5: {}}, 9: {}}, 5: {}, 11: {2: {1: {2: {1: {}}}}}, 12: {2: {1: {2: {1: {}}}}}, 13: {2: {1: {2: {1: {}}}}}},
+    8: {},
+    14: {},
+}
 
 
 def _parse(data: bytes, messages: dict[int, object]) -> tuple[_Field, ...]:
@@ -161,9 +183,35 @@ def flip(data: bytes, rng: random.Random) -> bytes:
 
 
 _WORDS = (
-    "Const", "Constant", "const", "Parameter", "Result", "ReLU", "Convolution", "Interpolate", "Reshape", "Gather", "Loop", "ReadValue",
-    "opset1", "opset8", "opset15", "extension", "f32", "i64", "string", "u4", "", "?", "-1", "true", "numpy", "1,1", "0,0,0,0", "value",
-)  # fmt: skip
+    "Const",
+    "Constant",
+    "const",
+    "Parameter",
+    "Result",
+    "ReLU",
+    "Convolution",
+    "Interpolate",
+    "Reshape",
+    "Gather",
+    "Loop",
+    "ReadValue",
+    "opset1",
+    "opset8",
+    "opset15",
+    "extension",
+    "f32",
+    "i64",
+    "string",
+    "u4",
+    "",
+    "?",
+    "-1",
+    "true",
+    "numpy",
+    "1,1",
+    "0,0,0,0",
+    "value",
+)
 
 
 class IrMutator:

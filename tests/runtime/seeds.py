@@ -37,12 +37,25 @@ def convolutional() -> bytes:
         node("Gemm", ["f1", "head", "offset"], ["logits"], transB=1),
     ]
     constants = {
-        "scale": np.float32(0.02), "zero": np.uint8(0), "scales": np.full(8, 0.01, np.float32), "zeros": np.zeros(8, np.int8),
-        "kernel": rng.integers(-99, 99, (8, 3, 3, 3)).astype(np.int8), "bias": weights(8), "ones": np.ones(8, np.float32),
-        "depth": weights(8, 1, 3, 3), "low": np.float32(0), "high": np.float32(6), "factors": np.array([1, 1, 2, 2], np.float32),
-        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "starts": np.array([1, 1]), "ends": np.array([-1, -1]), "axes": np.array([2, 3]),
-        "sizes": np.array([8, 8]), "head": weights(CLASSES, 8), "offset": weights(CLASSES),
-    }  # fmt: skip
+        "scale": np.float32(0.02),
+        "zero": np.uint8(0),
+        "scales": np.full(8, 0.01, np.float32),
+        "zeros": np.zeros(8, np.int8),
+        "kernel": rng.integers(-99, 99, (8, 3, 3, 3)).astype(np.int8),
+        "bias": weights(8),
+        "ones": np.ones(8, np.float32),
+        "depth": weights(8, 1, 3, 3),
+        "low": np.float32(0),
+        "high": np.float32(6),
+        "factors": np.array([1, 1, 2, 2], np.float32),
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        "starts": np.array([1, 1]),
+        "ends": np.array([-1, -1]),
+        "axes": np.array([2, 3]),
+        "sizes": np.array([8, 8]),
+        "head": weights(CLASSES, 8),
+        "offset": weights(CLASSES),
+    }
     return onnx_bytes(nodes, constants)
 
 
@@ -78,9 +91,19 @@ def transformer() -> bytes:
         node("Einsum", ["m1", "head"], ["logits"], equation="bc,kc->bk"),
     ]
     constants = {
-        "patch": weights(12, 3, 16, 16), "tokens": np.array([0, 12, -1]), "position": weights(1, 9, 12), "gain": weights(12),
-        "shift": weights(12), "qkv": weights(12, 36), "heads": np.array([0, 9, 3, 2, 6]), "first": np.array(0), "second": np.array(1),
-        "third": np.array(2), "one": np.array([1]), "mask": np.array([[True, False] * 6]), "low": np.float32(0),
+        "patch": weights(12, 3, 16, 16),
+        "tokens": np.array([0, 12, -1]),
+        "position": weights(1, 9, 12),
+        "gain": weights(12),
+        "shift": weights(12),
+        "qkv": weights(12, 36),
+        "heads": np.array([0, 9, 3, 2, 6]),
+        "first": np.array(0),
+        "second": np.array(1),
+        "third": np.array(2),
+        "one": np.array([1]),
+        "mask": np.array([[True, False] * 6]),
+        "low": np.float32(0),
         "head": weights(CLASSES, 12),
-    }  # fmt: skip
+    }
     return onnx_bytes(nodes, constants)

@@ -17,9 +17,14 @@ from tests.runtime.hostile import CLASSES, SIDE, as_ir, end, forge, onnx_bytes
 
 
 def _network(
-    *, names: tuple[str, str] = ("input", "logits"), kind: int = TensorProto.FLOAT, image: list[int | str] | None = None,
-    classes: int = CLASSES, batch: int | str = "n", twice: bool = False,
-) -> bytes:  # fmt: skip
+    *,
+    names: tuple[str, str] = ("input", "logits"),
+    kind: int = TensorProto.FLOAT,
+    image: list[int | str] | None = None,
+    classes: int = CLASSES,
+    batch: int | str = "n",
+    twice: bool = False,
+) -> bytes:
     """Return a network that computes the same sum of the channel means for every class."""
     image_name, logits_name = names
     nodes = [

@@ -133,7 +133,7 @@ def _attribute(**fields: object) -> Callable[[onnx.ModelProto], object]:
         ("IR version 99", lambda model: setattr(model, "ir_version", 99)),
         ("unknown type 77", lambda model: setattr(model.graph.initializer[0], "data_type", 77)),
     ],
-)  # fmt: skip
+)
 def test_content_that_edgetl_does_not_export_is_rejected(message: str, change: Callable[[onnx.ModelProto], object]) -> None:
     _assert_rejected(_change(change), message)
 

@@ -115,11 +115,14 @@ def test_invalid_certificate_is_rejected(tmp_path: Path) -> None:
     early, early_key = write_certificate(tmp_path, begin=timedelta(days=1), name="early")
     (tmp_path / "empty").touch()
     cases = [
-        (expired, expired_key, "expired on"), (early, early_key, "Check the clock"), (good, expired_key, "cannot be used together"),
-        (tmp_path / "none", key, "cannot read"), (tmp_path / "empty", key, "contains no certificate"),
+        (expired, expired_key, "expired on"),
+        (early, early_key, "Check the clock"),
+        (good, expired_key, "cannot be used together"),
+        (tmp_path / "none", key, "cannot read"),
+        (tmp_path / "empty", key, "contains no certificate"),
         (good, tmp_path / "none", "cannot be used together"),
         (tmp_path, key, "cannot read"),
-    ]  # fmt: skip
+    ]
     for certificate, its_key, message in cases:
         with pytest.raises(ConfigError, match=message):
             check_certificate(certificate, its_key)

@@ -64,10 +64,20 @@ GET = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
         b"GET / HTTP/1.1\nHost: x\n\n" + b"\0" * 10,
     ],
     ids=[
-        "negative length", "length with letters", "two lengths", "length and chunks", "chunk without its end",
-        "chunk size not a number", "chunk size too long", "trailer", "TLS to plain", "version", "header name", "bare LF",
+        "negative length",
+        "length with letters",
+        "two lengths",
+        "length and chunks",
+        "chunk without its end",
+        "chunk size not a number",
+        "chunk size too long",
+        "trailer",
+        "TLS to plain",
+        "version",
+        "header name",
+        "bare LF",
     ],
-)  # fmt: skip
+)
 def test_malformed_request_gets_400_and_closes_the_connection(served: Served, request_bytes: bytes) -> None:
     response = exchange(served, request_bytes + GET)
     assert response.count(b"HTTP/1.1 ") <= 2 and response.count(b"HTTP/1.1 200") == 0, "the next request is not parsed"

@@ -186,10 +186,21 @@ def _without_finite_outputs(bundle: Bundle, target: Path) -> Path:
     graph.node.extend(
         onnx.helper.make_node(kind, inputs, [output])
         for kind, inputs, output in [
-            ("Exp", ["input"], "large"), ("Mul", ["large", "nothing"], "zeros"), ("ReduceSum", ["zeros", "pixels", ], "sums"),
-            ("Squeeze", ["sums", "pixels"], "flat"), ("Unsqueeze", ["flat", "column"], "sum"), ("Add", ["plain", "sum"], "logits"),
+            ("Exp", ["input"], "large"),
+            ("Mul", ["large", "nothing"], "zeros"),
+            (
+                "ReduceSum",
+                [
+                    "zeros",
+                    "pixels",
+                ],
+                "sums",
+            ),
+            ("Squeeze", ["sums", "pixels"], "flat"),
+            ("Unsqueeze", ["flat", "column"], "sum"),
+            ("Add", ["plain", "sum"], "logits"),
         ]
-    )  # fmt: skip
+    )
     return forge(bundle, target, "onnx-fp32", [model.SerializeToString()])
 
 

@@ -14,9 +14,16 @@ from edgetl.train.workflows.train import train
 
 LABELS = [0] * 50 + [1] * 3 + [2] * 17
 SMALL = {
-    "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 8, "pretrained": False,
-    "epochs": 6, "balance": "sampler",
-}  # fmt: skip
+    "backbone": "test_resnet",
+    "input_size": (32, 32),
+    "val": 0.25,
+    "test": 0.25,
+    "workers": 0,
+    "batch_size": 8,
+    "pretrained": False,
+    "epochs": 6,
+    "balance": "sampler",
+}
 
 
 def test_balanced_sampler_draws_classes_and_their_images_equally_often() -> None:

@@ -12,9 +12,18 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.workflows.train import train
 
 SMALL = {
-    "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 9, "pretrained": False,
-    "strategy": "partial", "unfreeze": "stage4", "epochs": 2, "augment": "none",
-}  # fmt: skip
+    "backbone": "test_resnet",
+    "input_size": (32, 32),
+    "val": 0.25,
+    "test": 0.25,
+    "workers": 0,
+    "batch_size": 9,
+    "pretrained": False,
+    "strategy": "partial",
+    "unfreeze": "stage4",
+    "epochs": 2,
+    "augment": "none",
+}
 
 
 def _config(**changes: object) -> TrainConfig:

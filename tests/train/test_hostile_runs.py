@@ -345,9 +345,14 @@ def test_inspect_shows_training_settings_and_files_of_a_run(whole: Path, tmp_pat
     text = " ".join(capsys.readouterr().out.split())
     counts = run.record.images
     for words in (
-        "strategy probe (set by --strategy), 0 steps", f"images {counts['train']} train, {counts['val']} val, {counts['test']} test",
-        "validation accuracy", "test accuracy", "weights.safetensors 1", "classes.csv is missing", "backbone test_resnet (test_resnet)",
-    ):  # fmt: skip
+        "strategy probe (set by --strategy), 0 steps",
+        f"images {counts['train']} train, {counts['val']} val, {counts['test']} test",
+        "validation accuracy",
+        "test accuracy",
+        "weights.safetensors 1",
+        "classes.csv is missing",
+        "backbone test_resnet (test_resnet)",
+    ):
         assert words in text, words
 
 

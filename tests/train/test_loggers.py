@@ -20,9 +20,16 @@ from edgetl.train.loop.optimizer import warm_cosine
 from edgetl.train.workflows.train import train
 
 SMALL = {
-    "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 8, "pretrained": False,
-    "strategy": "full", "epochs": 8,
-}  # fmt: skip
+    "backbone": "test_resnet",
+    "input_size": (32, 32),
+    "val": 0.25,
+    "test": 0.25,
+    "workers": 0,
+    "batch_size": 8,
+    "pretrained": False,
+    "strategy": "full",
+    "epochs": 8,
+}
 KEYS = {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr/head", "lr/stage4", "lr/stem"}
 
 

@@ -40,9 +40,16 @@ from edgetl.train.workflows.train import train
 from tests.train.planning import plan_of
 
 SMALL = {
-    "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 2, "batch_size": 8,
-    "strategy": "full", "augment": "light",
-}  # fmt: skip
+    "backbone": "test_resnet",
+    "input_size": (32, 32),
+    "val": 0.25,
+    "test": 0.25,
+    "workers": 0,
+    "epochs": 2,
+    "batch_size": 8,
+    "strategy": "full",
+    "augment": "light",
+}
 
 
 def _config(**changes: object) -> TrainConfig:

@@ -40,10 +40,22 @@ from tests.conftest import write_colors
 from tests.train.planning import prepared
 
 SMALL: dict[str, Any] = {
-    "backbone": "test_resnet", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 8, "batch_size": 8,
-    "strategy": "full", "augment": "none", "augmented_views": 1, "patience": 100, "lr": 3e-3, "backbone_lr": 1e-3, "lr_decay": 1.0,
+    "backbone": "test_resnet",
+    "input_size": (32, 32),
+    "val": 0.25,
+    "test": 0.25,
+    "workers": 0,
+    "epochs": 8,
+    "batch_size": 8,
+    "strategy": "full",
+    "augment": "none",
+    "augmented_views": 1,
+    "patience": 100,
+    "lr": 3e-3,
+    "backbone_lr": 1e-3,
+    "lr_decay": 1.0,
     "cache_views": 0,
-}  # fmt: skip
+}
 
 
 def _config(**changes: object) -> TrainConfig:

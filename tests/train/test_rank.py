@@ -26,8 +26,11 @@ def weights_dir(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "mobilenetv2_100.imagenet").symlink_to(shared / "weights/mobilenetv2_100.imagenet")
     shutil.copy(shared / "weights/squeezenet1_0.dc_in1k.safetensors", root)
     facts = {
-        "input_size": [3, 227, 227], "mean": [123 / 255, 117 / 255, 104 / 255], "std": [1 / 255] * 3, "license": "bsd-2-clause",
-    }  # fmt: skip
+        "input_size": [3, 227, 227],
+        "mean": [123 / 255, 117 / 255, 104 / 255],
+        "std": [1 / 255] * 3,
+        "license": "bsd-2-clause",
+    }
     (root / "squeezenet1_0.dc_in1k.json").write_text(json.dumps(facts))
     return root
 
@@ -37,8 +40,10 @@ def test_rank_orders_candidates_and_reports_reasons_for_those_left_out(digits: P
     safetensors.torch.save_file(timm.create_model("test_byobnet").state_dict(), tmp_path / "test_byobnet.safetensors")
     config = RankConfig(
         candidates=(DEFAULT_BACKBONE, f"random:{DEFAULT_BACKBONE}", "test_byobnet", "no_such_net", "resnet18.fb_swsl_ig1b_ft_in1k"),
-        weights_dir=str(tmp_path), images=120, license_policy="commercial",
-    )  # fmt: skip
+        weights_dir=str(tmp_path),
+        images=120,
+        license_policy="commercial",
+    )
     ranking = rank(digits, config)
     assert {item.name for item in ranking.ranked} == {DEFAULT_BACKBONE, f"random:{DEFAULT_BACKBONE}"}
     reasons = {item.name: item.reason for item in ranking.left_out}

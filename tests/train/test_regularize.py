@@ -22,9 +22,17 @@ from edgetl.train.workflows.train import train
 from tests.train.planning import plan_of
 
 SMALL = {
-    "backbone": "test_convnext2", "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "batch_size": 8, "pretrained": False,
-    "epochs": 4, "strategy": "full", "lr": 1e-3,
-}  # fmt: skip
+    "backbone": "test_convnext2",
+    "input_size": (32, 32),
+    "val": 0.25,
+    "test": 0.25,
+    "workers": 0,
+    "batch_size": 8,
+    "pretrained": False,
+    "epochs": 4,
+    "strategy": "full",
+    "lr": 1e-3,
+}
 
 
 def _config(**changes: object) -> TrainConfig:
@@ -58,8 +66,12 @@ def test_defaults_enable_drop_path_without_batchnorm_and_mixup_above_20000_image
         return plan.drop_path, plan.mixup
 
     assert [rates(convnext, images) for images in (1_000, 1_001, 20_000, 20_001, 100_001)] == [
-        (0.0, 0.0), (0.1, 0.0), (0.1, 0.0), (0.1, 0.1), (0.1, 0.2),
-    ]  # fmt: skip
+        (0.0, 0.0),
+        (0.1, 0.0),
+        (0.1, 0.0),
+        (0.1, 0.1),
+        (0.1, 0.2),
+    ]
     assert rates(resnet, 5_000) == (0.0, 0.0) and rates(resnet, 5_000, drop_path=0.2, mixup=0.4) == (0.2, 0.4)
     assert rates(convnext, 50_000, drop_path=0.0, mixup=0.0) == (0.0, 0.0), "0 overrides the default"
 

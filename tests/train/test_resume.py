@@ -21,9 +21,19 @@ from edgetl.train.workflows.train import train
 from tests.command import edgetl
 
 SMALL: dict[str, Any] = {
-    "backbone": "test_resnet", "pretrained": False, "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 3,
-    "batch_size": 8, "augmented_views": 1, "patience": 100, "strategy": "full", "checkpoint_s": 0.001,
-}  # fmt: skip
+    "backbone": "test_resnet",
+    "pretrained": False,
+    "input_size": (32, 32),
+    "val": 0.25,
+    "test": 0.25,
+    "workers": 0,
+    "epochs": 3,
+    "batch_size": 8,
+    "augmented_views": 1,
+    "patience": 100,
+    "strategy": "full",
+    "checkpoint_s": 0.001,
+}
 
 
 def _config(**changes: object) -> TrainConfig:

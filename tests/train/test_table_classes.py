@@ -50,9 +50,10 @@ def test_classifier_is_trained_exported_and_evaluated_from_a_table_of_class_name
     bundle = export_bundle(run.path, ExportConfig(precisions=("fp32",), formats=("onnx",)), flat / "bundle")
     one_hot = flat / "one-hot.csv"
     rows = [line.split(",") for line in (flat / "words.csv").read_text().splitlines()[1:]]
-    one_hot.write_text("image_id,red,green,blue\n" + "".join(
-        f"{Path(name).stem},{','.join(str(int(label == color)) for color in ('red', 'green', 'blue'))}\n" for name, label in rows
-    ))  # fmt: skip
+    one_hot.write_text(
+        "image_id,red,green,blue\n"
+        + "".join(f"{Path(name).stem},{','.join(str(int(label == color)) for color in ('red', 'green', 'blue'))}\n" for name, label in rows)
+    )
     assert evaluate_bundle(bundle.path, flat / "images", EvaluationConfig(labels=one_hot)).result == report.result
 
 

@@ -26,9 +26,17 @@ from tests.command import edgetl
 from tests.conftest import write_colors
 
 SMALL: dict[str, Any] = {
-    "backbone": "test_resnet", "pretrained": False, "input_size": (32, 32), "val": 0.25, "test": 0.25, "workers": 0, "epochs": 2,
-    "batch_size": 8, "augmented_views": 1, "patience": 100,
-}  # fmt: skip
+    "backbone": "test_resnet",
+    "pretrained": False,
+    "input_size": (32, 32),
+    "val": 0.25,
+    "test": 0.25,
+    "workers": 0,
+    "epochs": 2,
+    "batch_size": 8,
+    "augmented_views": 1,
+    "patience": 100,
+}
 
 
 def _config(**changes: object) -> TrainConfig:

@@ -44,9 +44,25 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only", "scriptable", "exportable",
-     "pruned", "device", "block_args", "hybrid_backbone", "pretrained_model_args", "kwargs_filter", "feature_cfg", "out_indices"],
-)  # fmt: skip
+    [
+        "checkpoint_path",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "cache_dir",
+        "features_only",
+        "scriptable",
+        "exportable",
+        "pruned",
+        "device",
+        "block_args",
+        "hybrid_backbone",
+        "pretrained_model_args",
+        "kwargs_filter",
+        "feature_cfg",
+        "out_indices",
+    ],
+)
 def test_rebuild_rejects_arguments_that_load_files_or_change_the_network(tmp_path: Path, name: str) -> None:
     mark, file = tmp_path / "ran", tmp_path / "payload.pth"
     file.write_bytes(pickle.dumps(_Payload(mark)))
