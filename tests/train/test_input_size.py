@@ -103,7 +103,7 @@ def test_transformer_at_another_input_size_is_exported_and_export_error_names_a_
     assert bundle.manifest.preprocess.input_size == (64, 64)
     prediction = load(bundle.path).predict(run.samples("val")[0].path)
     assert prediction.label in run.record.labels
-    with pytest.raises(ConfigError, match=r"Export without --input-size, or train at that size: edgetl train DATA --input-size 96,96"):
+    with pytest.raises(ConfigError, match=r"Export without --input-size, or train at this size: edgetl train DATA --input-size 96,96"):
         export_bundle(run.path, config.model_copy(update={"input_size": 96}), tmp_path / "other")
     again = TrainConfig.from_options(backbone=str(run.path), strategy="probe", input_size=(96, 96), val=0.25, augmented_views=1, workers=0)
     assert open_run(train(tmp_path / "colors", again, tmp_path / "larger").path).record.preprocess.input_size == (96, 96)

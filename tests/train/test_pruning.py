@@ -49,7 +49,7 @@ def test_pruned_network_can_be_rebuilt_with_another_number_of_classes(run: Run, 
 
 def test_share_rejects_a_pruned_run(run: Run, tmp_path: Path) -> None:
     prune_run(run.path, tmp_path / "pruned", ratio=0.3)
-    with pytest.raises(RunError, match="it is pruned, and timm builds the whole architecture"):
+    with pytest.raises(RunError, match="the network is pruned, and timm builds the complete architecture"):
         share_run(tmp_path / "pruned", tmp_path / "shared")
 
 

@@ -149,7 +149,7 @@ def test_signal_before_the_first_step_prints_one_line_and_leaves_no_files(
 
 def test_resume_without_data_or_state_reports_what_is_missing(tmp_path: Path) -> None:
     done = edgetl("train", "--out", tmp_path / "run", "--resume")
-    assert done.returncode == ConfigError.exit_code and "Only --resume with a saved state works without it" in done.stderr
+    assert done.returncode == ConfigError.exit_code and "Only --resume with a saved state works without DATA" in done.stderr
 
 
 def test_resume_command_of_a_run_in_a_comparison_is_that_of_the_comparison(tmp_path: Path) -> None:
