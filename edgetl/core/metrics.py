@@ -91,7 +91,7 @@ def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Accuracy
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     more, b, c = n + 2.0, lost + 0.5, gained + 0.5
     center = (b - c) / more
-    spread = math.sqrt(max(0.0, b + c - (b - c) ** 2 / more)) / more
+    spread = math.sqrt(b + c - (b - c) ** 2 / more) / more
     value = (lost - gained) / n if n else 0.0
     return AccuracyDrop(
         value=value, low=center - _TWO_SIDED * spread, high=center + _TWO_SIDED * spread, bound=center + _ONE_SIDED * spread, n=n
@@ -199,7 +199,8 @@ def quadratic_kappa(confusion: NDArray[np.integer[Any]]) -> float:
 def _explained(truth: NDArray[np.float64], errors: NDArray[np.float64], weights: NDArray[np.int64]) -> float:
     """Compute R² of images with repetition counts ``weights``."""
     spread = float((weights * (truth - np.average(truth, weights=weights)) ** 2).sum())
-    wrong = float((weights * errors**2).sum())
+    with np.errstate(invalid="ignore"):  # a draw without an image of infinite error gives NaN, which the interval leaves out
+        wrong = float((weights * errors**2).sum())
     return 1.0 - wrong / spread if spread else (0.0 if wrong else 1.0)
 
 

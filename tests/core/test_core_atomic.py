@@ -59,6 +59,17 @@ def test_the_storage_error_has_path_reason_and_remedy() -> None:
     assert str(error).endswith("Nothing was written. Free some space, or choose another path.")
 
 
+def test_an_error_without_a_number_has_its_own_text_and_a_general_remedy() -> None:
+    error = storage_error(Path("out"), OSError("the device is gone"))
+    assert str(error) == "cannot write out: the device is gone. Nothing was written. Choose another path."
+
+
+def test_an_error_without_permission_has_the_remedy_for_the_folder() -> None:
+    error = storage_error(Path("out"), OSError(errno.EPERM, "Operation not permitted"))
+    remedy = "Change the permissions of its folder, or choose another path."
+    assert str(error) == f"cannot write out: Operation not permitted. Nothing was written. {remedy}"
+
+
 REMEDIES = {
     errno.ENOSPC: "Free some space",
     errno.EDQUOT: "free some space",

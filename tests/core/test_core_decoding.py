@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, average_precision_score, cohen_kappa_score, f1_score, mean_absolute_error, r2_score
 
 from edgetl.core.metrics import NOT_FINITE, average_precision, evaluate, quadratic_kappa
-from edgetl.core.output_decoding import decode, describe_truth, scores_of, sigmoid
+from edgetl.core.output_decoding import decode, describe_truth, nearest_levels, prediction_json, present_labels, scores_of, sigmoid, softmax
 from edgetl.core.results import Evaluation
 from edgetl.core.tasks import DecisionRule, OutputDecoding
 
@@ -90,6 +91,106 @@ def test_ordinal_metrics_equal_scikit_learn(seed: int) -> None:
     assert [item.label for item in found.classes] == ["1", "2", "3", "4", "5"] and len(found.confusion) == 5
 
 
+def test_ordinal_truth_is_rounded_and_clipped_to_the_levels() -> None:
+    truth = np.array([[0.0], [2.4], [2.6], [9.0]])
+    found = evaluate(GRADE, truth, np.array([[1.0], [2.0], [3.0], [5.0]], np.float32))
+    assert found.accuracy.value == 1.0 and [item.n for item in found.classes] == [1, 1, 1, 0, 1]
+    assert found.regression is not None and found.regression.mae == pytest.approx((1.0 + 0.4 + 0.4 + 4.0) / 4)
+    assert found.regression.tolerance == 0.5
+
+
+def test_ordinal_levels_may_be_negative() -> None:
+    decoding = OutputDecoding("ordinal", ("grade",), DecisionRule(ordinal_levels=(-2, 1)))
+    found = evaluate(decoding, np.array([[-2.0], [1.0]]), np.array([[-2.4], [-1.0]], np.float32))
+    assert found.confusion == ((1, 0, 0, 0), (0, 0, 0, 0), (0, 0, 0, 0), (0, 1, 0, 0))
+
+
+def test_multi_label_intervals_are_percentiles_of_200_draws_with_a_fixed_seed() -> None:
+    rng = np.random.default_rng(5)
+    truth, outputs = rng.integers(0, 2, (30, 3)).astype(np.float64), rng.normal(size=(30, 3)).astype(np.float32)
+    draws, values = np.random.default_rng(0), []
+    for _ in range(200):
+        weights = draws.multinomial(30, np.full(30, 1 / 30))
+        values.append(np.mean([average_precision_score(truth[:, k], outputs[:, k], sample_weight=weights) for k in range(3)]))
+    low, high = np.percentile(values, [2.5, 97.5])
+    found = evaluate(LABELS, truth, outputs).score
+    assert [found.low, found.high] == pytest.approx([low, high])
+
+
+def test_regression_intervals_are_percentiles_of_200_draws_with_a_fixed_seed() -> None:
+    rng = np.random.default_rng(6)
+    truth = rng.normal(10, 2, (25, 1))
+    outputs = (truth + rng.normal(0, 1, (25, 1))).astype(np.float32)
+    draws = np.random.default_rng(0)
+    values = [r2_score(truth, outputs, sample_weight=draws.multinomial(25, np.full(25, 1 / 25))) for _ in range(200)]
+    low, high = np.percentile(values, [2.5, 97.5])
+    found = evaluate(NUMBER, truth, outputs).score
+    assert [found.low, found.high] == pytest.approx([low, high])
+
+
+@pytest.mark.parametrize("decoding", [LABELS, NUMBER, GRADE], ids=["multi-label", "regression", "ordinal"])
+def test_metrics_without_images_are_0_with_the_interval_0_to_1(decoding: OutputDecoding) -> None:
+    size = len(decoding.labels)
+    found = evaluate(decoding, np.zeros((0, size)), np.zeros((0, size), np.float32))
+    for proportion in (found.accuracy, found.score):
+        assert (proportion.value, proportion.n, proportion.low, proportion.high) == (0.0, 0, 0.0, 1.0)
+    if found.multi_label:
+        assert found.multi_label.label_accuracy == 0.0 and found.multi_label.average_precision == (None, None, None)
+        assert found.multi_label.thresholds == (0.5, 0.3, 0.9) and found.macro_f1 == 0.0
+    if found.regression:
+        assert (found.regression.mae, found.regression.rmse, found.regression.r2.value) == (0.0, 0.0, 0.0)
+
+
+def test_multi_label_metrics_have_counts_for_each_label() -> None:
+    truth = np.array([[1, 0, 1], [1, 1, 0], [0, 0, 0]], np.float64)
+    outputs = np.array([[9, 9, 9], [-9, 9, -9], [9, -9, -9]], np.float32)
+    found = evaluate(LABELS, truth, outputs)
+    assert [(item.label, item.n, item.precision, item.recall, item.f1) for item in found.classes] == [
+        ("a", 2, 0.5, 0.5, 0.5),
+        ("b", 1, 0.5, 1.0, pytest.approx(2 / 3)),
+        ("c", 1, 1.0, 1.0, 1.0),
+    ]
+    assert found.confusion == () and found.accuracy.value == 0.0 and found.accuracy.n == 3
+    assert found.multi_label is not None and found.multi_label.label_accuracy == pytest.approx(6 / 9)
+    assert found.macro_f1 == pytest.approx((0.5 + 2 / 3 + 1) / 3)
+
+
+def test_an_output_of_nan_ranks_after_all_numbers() -> None:
+    decoding = OutputDecoding("multi-label", ("a",), DecisionRule(thresholds=(0.5,)))
+    found = evaluate(decoding, np.array([[0.0], [1.0], [0.0]]), np.array([[np.nan], [-50.0], [-80.0]], np.float32))
+    assert found.score.value == 1.0 and found.score.low == 1.0
+
+
+def test_average_precision_without_images_is_nan() -> None:
+    assert np.isnan(average_precision(np.array([], np.bool_), np.array([])))
+
+
+def test_a_number_exactly_at_the_tolerance_is_correct() -> None:
+    found = evaluate(NUMBER, np.array([[1.0], [2.0], [4.0]]), np.array([[1.5], [1.5], [4.5625]], np.float32))
+    assert found.accuracy.value == pytest.approx(2 / 3) and (found.macro_f1, found.classes, found.confusion) == (0.0, (), ())
+    assert found.regression is not None and found.regression.tolerance == 0.5 and found.regression.kappa is None
+
+
+def test_r2_of_equal_values_is_one_or_zero() -> None:
+    truth = np.array([[2.0], [2.0]])
+    assert evaluate(NUMBER, truth, np.array([[2.0], [2.0]], np.float32)).score.value == 1.0
+    assert evaluate(NUMBER, truth, np.array([[2.0], [2.5]], np.float32)).score.value == 0.0
+
+
+def test_r2_of_outputs_that_are_not_finite_is_finite() -> None:
+    truth = np.arange(20.0)[:, None]
+    nan = evaluate(NUMBER, truth, np.full((20, 1), np.nan, np.float32)).score
+    assert (nan.value, nan.low, nan.high) == (0.0, 0.0, 1.0)
+    infinite = evaluate(NUMBER, truth, np.full((20, 1), np.inf, np.float32))
+    assert (infinite.score.value, infinite.score.low, infinite.score.high) == (-NOT_FINITE, -NOT_FINITE, 1.0)
+    assert infinite.regression is not None and (infinite.regression.mae, infinite.regression.rmse) == (NOT_FINITE, NOT_FINITE**0.5)
+
+
+def test_kappa_of_one_wrong_image_is_zero() -> None:
+    assert quadratic_kappa(np.array([[0, 0, 1], [0, 0, 0], [0, 0, 0]])) == 0.0
+    assert quadratic_kappa(np.zeros((3, 3), np.int64)) == 1.0
+
+
 def test_kappa_of_a_single_level_is_one() -> None:
     assert quadratic_kappa(np.array([[7, 0], [0, 0]])) == 1.0
     assert quadratic_kappa(np.array([[0, 5], [5, 0]])) == -1.0
@@ -120,6 +221,54 @@ def test_describe_truth_returns_text_for_each_task() -> None:
     assert describe_truth(OutputDecoding(labels=("cat", "dog")), 1, ()) == "dog"
     assert describe_truth(LABELS, 0, (1.0, 0.0, 1.0)) == "a, c" and describe_truth(LABELS, 0, (0.0, 0.0, 0.0)) == "none"
     assert describe_truth(NUMBER, 0, (1.25,)) == "1.25" and describe_truth(GRADE, 0, (3.0,)) == "3"
+
+
+def test_describe_truth_shortens_numbers_to_15_digits() -> None:
+    assert describe_truth(NUMBER, 0, (0.1 + 0.2,)) == "0.3" and describe_truth(LABELS, 0, (0.0, 1.0, 0.0)) == "b"
+
+
+def test_prediction_json_has_the_prediction_and_all_scores() -> None:
+    classes = OutputDecoding(labels=("cat", "dog"))
+    (one,) = decode(classes, np.array([[0.0, 0.0]], np.float32))
+    assert prediction_json(classes, one) == {"label": "cat", "score": 0.5, "scores": {"cat": 0.5, "dog": 0.5}}
+    (labels,) = decode(LABELS, np.array([[0.0, 0.0, 0.0]], np.float32))
+    assert prediction_json(LABELS, labels) == {"labels": ["a", "b"], "scores": {"a": 0.5, "b": 0.5, "c": 0.5}}
+    (number,) = decode(NUMBER, np.array([[1.5]], np.float32))
+    assert prediction_json(NUMBER, number) == {"value": 1.5, "scores": {"mm": 1.5}}
+    (grade,) = decode(GRADE, np.array([[0.25]], np.float32))
+    assert prediction_json(GRADE, grade) == {"value": 1.0, "scores": {"grade": 0.25}}
+
+
+def test_a_score_equal_to_its_threshold_is_present() -> None:
+    decoding = OutputDecoding("multi-label", ("a", "b"), DecisionRule(thresholds=(0.1, 0.7)))
+    scores = np.array([[0.1, 0.7], [0.09999, 0.69999]], np.float32)
+    assert present_labels(decoding, scores).tolist() == [[True, True], [False, False]]
+
+
+def test_halves_round_up_to_the_nearest_level_and_nan_is_the_lowest() -> None:
+    decoding = OutputDecoding("ordinal", ("x",), DecisionRule(ordinal_levels=(-2, 3)))
+    values = np.array([-9.0, -1.5, -0.5, 0.49, 0.5, 2.5, 99.0, np.nan, np.inf, -np.inf])
+    found = nearest_levels(decoding, values)
+    assert found.tolist() == [-2, -1, 0, 0, 1, 3, 3, -2, 3, -2] and found.dtype == np.int64
+
+
+def test_a_level_is_computed_in_double_precision() -> None:
+    """0.49999997 is the largest float32 number below a half. In float32 its sum with 0.5 is 1."""
+    decoding = OutputDecoding("ordinal", ("x",), DecisionRule(ordinal_levels=(0, 3)))
+    assert nearest_levels(decoding, np.array([np.nextafter(np.float32(0.5), np.float32(0))])).tolist() == [0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sigmoid_equals_its_definition_and_keeps_shape_and_type(dtype: type) -> None:
+    logits: NDArray[np.float32] = np.array([[-3.0, -0.25, 0.0], [0.5, 2.0, 800.0]], dtype)
+    found = sigmoid(logits)
+    assert found.dtype == dtype and found == pytest.approx(1 / (1 + np.exp(-logits.astype(np.longdouble))).astype(np.float64), rel=1e-6)
+    assert sigmoid(np.array([-800.0], dtype))[0] == pytest.approx(0.0, abs=1e-300)
+
+
+def test_softmax_of_three_dimensions_uses_the_last_axis() -> None:
+    found = softmax(np.zeros((2, 3, 4), np.float32))
+    assert np.allclose(found, 0.25)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
-from edgetl.core.metrics import evaluate_predictions
+from edgetl.core.metrics import evaluate_predictions, paired_drop
 from edgetl.core.output_decoding import softmax
 from edgetl.core.results import wilson
 
@@ -78,6 +78,43 @@ def test_accuracy_without_images_has_the_interval_0_to_1() -> None:
 def test_wilson_intervals_equal_published_values(successes: int, n: int, low: float, high: float) -> None:
     found = wilson(successes, n)
     assert (round(found.low, 4), round(found.high, 4)) == (low, high)
+
+
+def test_wilson_intervals_of_no_and_all_images_end_at_0_and_1() -> None:
+    for n in range(1, 1000):
+        none, all_ = wilson(0, n), wilson(n, n)
+        assert (none.value, all_.value) == (0.0, 1.0) and [none.low, all_.high] == pytest.approx([0.0, 1.0], abs=1e-12)
+        assert 0.0 <= none.low < none.high < 1.0 and 0.0 < all_.low < all_.high <= 1.0 and all_.n == n
+
+
+def test_the_wilson_interval_without_images_is_0_to_1() -> None:
+    found = wilson(0, 0)
+    assert (found.value, found.n, found.low, found.high) == (0.0, 0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("lost", "gained", "equal"), [(3, 1, 6), (0, 0, 5), (0, 4, 4), (9, 0, 0), (1, 0, 0)])
+def test_paired_drop_equals_the_formula_of_agresti_and_min(lost: int, gained: int, equal: int) -> None:
+    """Half an image is added to each cell of the 2 x 2 table, which makes two images more."""
+    before = np.array([True] * lost + [False] * gained + [True] * equal)
+    after = np.array([False] * lost + [True] * gained + [True] * equal)
+    found = paired_drop(before, after)
+    n = lost + gained + equal
+    p_lost, p_gained = (lost + 0.5) / (n + 2), (gained + 0.5) / (n + 2)
+    center = p_lost - p_gained
+    error = math.sqrt((p_lost + p_gained - center**2) / (n + 2))
+    assert (found.n, found.value) == (n, (lost - gained) / n)
+    assert [found.low, found.high] == pytest.approx([center - 1.959964 * error, center + 1.959964 * error])
+    assert found.bound == pytest.approx(center + 1.644854 * error)
+
+
+def test_paired_drop_without_images_is_0_with_an_interval() -> None:
+    found = paired_drop(np.array([], np.bool_), np.array([], np.bool_))
+    assert (found.value, found.n) == (0.0, 0) and found.low < 0 < found.bound < found.high
+
+
+def test_paired_drop_counts_images_that_both_models_get_wrong_in_n_only() -> None:
+    found = paired_drop(np.array([True, False, False, False]), np.array([False, False, False, False]))
+    assert (found.n, found.value) == (4, 0.25)
 
 
 @given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

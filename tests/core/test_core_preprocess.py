@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from PIL import Image
 from pydantic import ValidationError
 from timm.data import create_transform
 
-from edgetl.core.preprocess import CropMode, Interpolation, PreprocessSpec, preprocess, to_pixels
+from edgetl.core.images.intensity import Intensity
+from edgetl.core.preprocess import CropMode, Interpolation, PreprocessSpec, normalize, pixels_of, preprocess, to_batch, to_pixels
 
 CROP_MODES: tuple[CropMode, ...] = ("center", "squash", "border")
 CROP_PCTS = (0.875, 0.9, 1.0, 1.2)
@@ -96,6 +98,78 @@ def test_fused_is_within_one_gray_level_on_a_camera_image() -> None:
     assert levels_apart(image, PreprocessSpec(input_size=(224, 224))) <= 1
 
 
+@pytest.mark.parametrize(
+    ("size", "changes"),
+    [
+        ((100, 250), {}),
+        ((100, 201), {}),
+        ((120, 90), {"interpolation": "nearest"}),
+        ((120, 90), {"interpolation": "box"}),
+        ((120, 90), {"crop_mode": "squash"}),
+    ],
+    ids=["2.5 times as high as wide", "more than twice as high", "nearest", "box", "squash"],
+)
+def test_fused_equals_two_step_where_rounding_or_the_order_of_the_passes_matters(size: tuple[int, int], changes: dict[str, Any]) -> None:
+    rng = np.random.default_rng(12)
+    for side in (24, 37, 64):
+        spec = PreprocessSpec.model_validate({"input_size": (side, side), **changes})
+        assert levels_apart(noise(rng, *size), spec) == 0
+
+
+def test_fused_is_within_one_gray_level_if_the_crop_is_far_from_the_border() -> None:
+    """The crop of a wide or very large image needs few of its rows and columns. The margin of the widest filter must suffice."""
+    for width, height in ((900, 300), (2000, 1900), (300, 301)):
+        for filter_ in ("lanczos", "bicubic"):
+            spec = PreprocessSpec.model_validate({"input_size": (16, 16), "crop_pct": 0.2, "interpolation": filter_})
+            assert levels_apart(noise(np.random.default_rng(13), width, height), spec) <= 1
+
+
+def test_a_huge_resized_image_is_cropped_before_it_is_resized() -> None:
+    """The resized image would have 109 x 65 million pixels. Pillow cannot make it."""
+    image = Image.new("RGB", (1, 600_000), (10, 200, 30))
+    spec = PreprocessSpec(input_size=(96, 96), resize="two-step")
+    pixels = np.asarray(to_pixels(image, spec))
+    assert pixels.shape == (96, 96, 3) and (pixels == (10, 200, 30)).all()
+
+
+def test_border_keeps_at_least_one_column_of_a_thin_image() -> None:
+    white = Image.new("RGB", (1, 500), (255, 255, 255))
+    spec = PreprocessSpec(input_size=(64, 64), crop_mode="border", crop_pct=1.0, mean=(0.0, 0.0, 0.0))
+    columns = np.asarray(to_pixels(white, spec)).min(axis=(0, 2))
+    rows = np.asarray(to_pixels(white.rotate(90, expand=True), spec)).min(axis=(1, 2))
+    assert columns.tolist() == rows.tolist() == [255 if index == 31 else 0 for index in range(64)]
+
+
+def test_images_of_16_bits_are_converted_by_the_intensity_rule() -> None:
+    image = Image.fromarray(np.full((20, 20), 1000, np.uint16))
+    spec = PreprocessSpec(input_size=(16, 16), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), intensity=Intensity(low=0.0, high=2550.0))
+    assert preprocess(image, spec) == pytest.approx(100 / 255)
+
+
+def test_a_batch_has_normalized_planes_or_pixels() -> None:
+    images = [noise(np.random.default_rng(seed), 50, 40) for seed in range(3)]
+    spec = PreprocessSpec(input_size=(24, 32))
+    batch, pixels = to_batch(images, spec, "float"), to_batch(images, spec, "uint8")
+    assert (batch.dtype.name, batch.shape) == ("float32", (3, 3, 24, 32))
+    assert (pixels.dtype.name, pixels.shape) == ("uint8", (3, 24, 32, 3))
+    assert all(np.array_equal(row, preprocess(image, spec)) for row, image in zip(batch, images, strict=True))
+    assert all(np.array_equal(row, np.asarray(to_pixels(image, spec))) for row, image in zip(pixels, images, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pixels_of_inverts_normalize_for_every_gray_level(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    spec = PreprocessSpec.model_validate(
+        {"input_size": (16, 48), "mean": rng.uniform(0, 1, 3).tolist(), "std": rng.uniform(0.05, 1, 3).tolist()}
+    )
+    pixels = np.stack([rng.permutation(np.tile(np.arange(256, dtype=np.uint8), 9)).reshape(16, 48, 3) for _ in range(2)])
+    batch = np.empty((2, 3, 16, 48), np.float32)
+    for row, image in zip(batch, pixels, strict=True):
+        normalize(image, spec, row)
+    found = pixels_of(batch, spec)
+    assert found.dtype == np.uint8 and np.array_equal(found, pixels)
+
+
 @pytest.mark.parametrize("resize", ["fused", "two-step"])
 @pytest.mark.parametrize("size", [(40, 40), (24, 56)])
 def test_the_result_is_a_contiguous_float32_array_with_three_planes(size: tuple[int, int], resize: str) -> None:
@@ -161,7 +235,7 @@ def test_the_digest_changes_with_every_field(field: str, value: object) -> None:
 
 def test_the_digest_of_equal_specs_is_equal() -> None:
     one, other = PreprocessSpec(input_size=(32, 32)), PreprocessSpec(input_size=(32, 32), crop_mode="center", crop_pct=0.875)
-    assert one.digest() == other.digest()
+    assert one.digest() == other.digest() == hashlib.sha256(one.model_dump_json().encode()).hexdigest()
 
 
 def test_the_digest_test_covers_every_field() -> None:

@@ -45,7 +45,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise storage_error(path, error) from error
     finally:
         with suppress(OSError):
-            staging.unlink(missing_ok=True)
+            staging.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

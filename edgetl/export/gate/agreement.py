@@ -131,12 +131,12 @@ def median_cosine(trained: NDArray[np.float32], exported: NDArray[np.float32]) -
     """Return the median over the images of the cosine similarity between two models' outputs ``[n, labels]``.
 
     The trained model's mean output is subtracted from both. Every image shares this mean, and it would hide the errors of a wrong file.
-    Returns None for one image or one output.
+    Outputs that are not finite count as the mean. Returns None for one image or one output.
     """
     if len(trained) < 2 or trained.shape[1] < 2:
         return None
     mean = trained.mean(axis=0, dtype=np.float64)
-    one, other = trained - mean, np.nan_to_num(exported - mean)
+    one, other = trained - mean, np.nan_to_num(exported - mean, posinf=0.0, neginf=0.0)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     return float(np.median((one * other).sum(axis=1) / np.maximum(lengths, 1e-12)))
 
