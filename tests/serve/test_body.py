@@ -150,6 +150,17 @@ def test_the_oldest_body_gets_408_if_all_bodies_exceed_the_memory() -> None:
     assert (len(second), len(third)) == (51, 42) and [len(body) for body in again] == [75, 75]
 
 
+def test_the_next_oldest_body_gets_408_if_the_memory_is_exceeded_again() -> None:
+    async def work() -> list[Any]:
+        reader = _reader(max_bytes=100, max_total_bytes=150)
+        steps = ((1.0, 60), (1.0, 50), (2.0, 41), (3.0, 60))
+        bodies = [reader.read(_request(start, bytes(size), 4.0 - start, b"x")) for start, size in steps]
+        return list(await asyncio.gather(*bodies, return_exceptions=True))
+
+    first, second, third, fourth = _run(work)
+    assert str(first) == str(second) == OLDEST and (len(third), len(fourth)) == (42, 61)
+
+
 def test_bodies_of_exactly_the_total_memory_are_read() -> None:
     async def work() -> list[bytes]:
         reader = _reader(max_bytes=100, max_total_bytes=150)
@@ -172,9 +183,13 @@ def test_a_failed_body_frees_its_memory() -> None:
 
 @pytest.mark.parametrize(
     ("header", "encoding"),
-    [({}, "identity"), ({"content-encoding": " GZip "}, "gzip"), ({"content-encoding": "deflate"}, "deflate"),
-     ({"content-encoding": "identity"}, "identity")],
-)  # fmt: skip
+    [
+        ({}, "identity"),
+        ({"content-encoding": " GZip "}, "gzip"),
+        ({"content-encoding": "deflate"}, "deflate"),
+        ({"content-encoding": "identity"}, "identity"),
+    ],
+)
 def test_content_encoding_is_lower_case_and_identity_by_default(header: dict[str, str], encoding: str) -> None:
     assert content_encoding(_request(headers=header)) == encoding
 
