@@ -34,6 +34,7 @@ Triple: TypeAlias = tuple[float, float, float]
 InputForm: TypeAlias = Literal["float", "uint8"]
 Batch: TypeAlias = NDArray[np.float32] | NDArray[np.uint8]
 Scale = Annotated[float, Field(gt=0.0)]
+MIN_CROP_PCT, MAX_CROP_PCT = 0.1, 1.5
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -65,7 +66,7 @@ class PreprocessSpec(StrictModel):
 
     input_size: tuple[Side, Side]
     crop_mode: CropMode = "center"
-    crop_pct: float = Field(default=0.875, ge=0.1, le=1.5)
+    crop_pct: float = Field(default=0.875, ge=MIN_CROP_PCT, le=MAX_CROP_PCT)
     interpolation: Interpolation = "bicubic"
     resize: Literal["fused", "two-step"] = "fused"
     mean: Triple = (0.485, 0.456, 0.406)

@@ -10,6 +10,7 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
+from pydantic import ValidationError
 
 from edgetl.errors import BackboneError, ConfigError
 from edgetl.train.artifacts.loading.load import load_backbone
@@ -69,6 +70,13 @@ def test_preprocessing_options_override_the_backbone() -> None:
     assert (spec.input_size, spec.mean, spec.std, spec.crop_pct) == ((64, 96), (0.5, 0.5, 0.5), (0.1, 0.2, 0.3), 1.0)
     with pytest.raises(ConfigError, match="--std"):
         load_backbone(config.with_options(std=(0.0, 1.0, 1.0)).backbone, 2)
+
+
+@pytest.mark.parametrize("crop_pct", [-1.0, 0.0, 0.05, 87.5])
+def test_crop_pct_outside_the_range_of_the_preprocessing_is_rejected(crop_pct: float) -> None:
+    """A value that the preprocessing cannot apply must fail before training."""
+    with pytest.raises(ValidationError, match="crop_pct"):
+        TrainConfig.from_options(backbone="test_resnet", crop_pct=crop_pct)
 
 
 def test_network_without_a_linear_layer_is_refused() -> None:

@@ -12,7 +12,7 @@ from edgetl.core.config import StrictModel
 from edgetl.core.images.intensity import check_choice
 from edgetl.core.licenses import Policy
 from edgetl.core.options import COMMON, flat, nested, option_field
-from edgetl.core.preprocess import Interpolation, Side
+from edgetl.core.preprocess import MAX_CROP_PCT, MIN_CROP_PCT, Interpolation, Side
 from edgetl.core.tasks import Task
 
 Strategy: TypeAlias = Literal["auto", "probe", "partial", "full", "progressive", "scratch", "compare"]
@@ -80,7 +80,11 @@ class BackboneConfig(StrictModel):
         None, "Channel standard deviations for normalization, RGB, 0..1. Default: the backbone's.", metavar="R,G,B"
     )
     crop_pct: float | None = _backbone(
-        None, "Center crop: fraction of the resized image to keep, 0..1. 0.875 to 1 is typical. Default: the backbone's."
+        None,
+        "Center crop: ratio of the input side to the side of the resized image, 0.1..1.5. 1 keeps a square image whole, 0.875 cuts 6 % off "
+        "each edge, above 1 pads. Default: the backbone's.",
+        ge=MIN_CROP_PCT,
+        le=MAX_CROP_PCT,
     )
     interpolation: Interpolation | None = _backbone(
         None, "Interpolation of the resize. bilinear and bicubic are typical. Default: the backbone's."
