@@ -43,6 +43,7 @@ test-matrix: $(VENV)/.ready
 # The documentation site: docs/_build/html/index.html opens in a browser without a server.
 docs: $(VENV)/.ready
 	$(BIN)/python docs/_ext/manifest_schema.py
+	$(BIN)/python docs/_ext/generated.py
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 # dist/ gets the wheel and the sdist. Both are checked, and the wheel is installed into a fresh environment.

@@ -1,4 +1,8 @@
-"""Sphinx extension: replace comments ``<!-- generated: NAME ARGUMENTS -->`` of a page by Markdown that is generated from the code."""
+"""Generated parts of pages, between the comments ``<!-- generated: NAME ARGUMENTS -->`` and ``<!-- end of generated -->``.
+
+The parts are committed in plain Markdown, so that they can be read without the site. ``make docs`` rewrites them. The Sphinx extension
+replaces them by a form with directives of MyST, which have anchors and styles.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 import cli_reference
 import tables
 from docutils import nodes
+from markup import plain_markdown
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
 
-_COMMENT = re.compile(r"^<!-- generated: (?P<name>[a-z-]+) ?(?P<arguments>.*?) -->$", re.MULTILINE)
+END = "<!-- end of generated -->"
+_PART = re.compile(rf"^(?P<begin><!-- generated: (?P<name>[a-z-]+) ?(?P<arguments>.*?) -->)\n.*?^{END}$", re.MULTILINE | re.DOTALL)
+DOCS = Path(__file__).parents[1]
 GENERATORS: dict[str, Callable[..., str]] = {
     "commands": cli_reference.commands,
     "config": tables.config,
@@ -27,8 +34,30 @@ GENERATORS: dict[str, Callable[..., str]] = {
 
 
 def expand(text: str) -> str:
-    """Return ``text`` with each comment replaced."""
-    return _COMMENT.sub(lambda match: GENERATORS[match["name"]](*match["arguments"].split()), text)
+    """Return ``text`` with each generated part in the form of the site."""
+    return _PART.sub(_generate, text)
+
+
+def refresh(text: str) -> str:
+    """Return ``text`` with each generated part in the committed form."""
+    return _PART.sub(lambda match: f"{match['begin']}\n\n{plain_markdown(_generate(match)).strip()}\n\n{END}", text)
+
+
+def _generate(match: re.Match[str]) -> str:
+    return GENERATORS[match["name"]](*match["arguments"].split())
+
+
+def pages() -> list[Path]:
+    """Return the pages with generated parts."""
+    return [path for path in sorted(DOCS.rglob("*.md")) if "_build" not in path.parts and "<!-- generated:" in path.read_text("utf-8")]
+
+
+def write() -> None:
+    """Write the committed form of each page that differs from it."""
+    for path in pages():
+        text = path.read_text("utf-8")
+        if (fresh := refresh(text)) != text:
+            path.write_text(fresh, "utf-8")
 
 
 def _read(_app: Sphinx, _page: str, source: list[str]) -> None:
@@ -53,3 +82,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-get-outdated", _outdated)
     app.connect("doctree-read", _draw_dashes)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+if __name__ == "__main__":
+    write()

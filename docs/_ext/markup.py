@@ -6,6 +6,10 @@ import re
 
 _CODE = re.compile(r"(`[^`]+`)")
 _SPECIAL = re.compile(r"([\\*_<>\[\]#])")
+_ATTRIBUTES = re.compile(r"^\{\.[^}\n]*\}\n", re.MULTILINE)
+_PROGRAM = re.compile(r"^```\{program\}.*\n```\n\n?", re.MULTILINE)
+_RUBRIC = re.compile(r"^```\{rubric\} (.*)\n```$", re.MULTILINE)
+_ITEM = re.compile(r"^````\{option\} (?P<label>.*)\n(?P<text>[^`]*(?:`[^`]+`[^`]*)*?)\n````\n\n?", re.MULTILINE)
 _OPTION = re.compile(r"(?<![\w`-])(--[a-z][a-z0-9-]*)")
 
 
@@ -19,3 +23,10 @@ def table(header: list[str], rows: list[list[str]], classes: str = ".stacked") -
     """Return a table, which on a phone becomes one block per row (site.css). A bar in a cell is escaped."""
     lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)]
     return "\n".join([f"{{{classes}}}", *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
+
+
+def plain_markdown(text: str) -> str:
+    """Return ``text`` without directives and attributes of MyST, so that every Markdown viewer shows it."""
+    text = _PROGRAM.sub("", _ATTRIBUTES.sub("", text)).replace("```console", "```text")
+    text = _ITEM.sub(lambda item: f"- `{item['label']}`: {' '.join(item['text'].split())}\n", text)
+    return re.sub(r"^(- .*\n)(?=[^-\n])", r"\1\n", _RUBRIC.sub(r"**\1**", text), flags=re.MULTILINE)

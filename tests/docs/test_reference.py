@@ -1,4 +1,4 @@
-"""Reference pages: quoted messages exist, and the JSON Schema of the manifest is the one of the models."""
+"""Reference pages: quoted messages exist, and the generated parts and the JSON Schema of the manifest equal the code."""
 
 from __future__ import annotations
 
@@ -53,6 +53,23 @@ def test_committed_schema_equals_the_models() -> None:
     import manifest_schema
 
     assert manifest_schema.PATH.read_text("utf-8") == manifest_schema.text(), "run make docs, and commit the schema"
+
+
+def test_committed_reference_pages_equal_the_code() -> None:
+    import generated
+
+    pages = generated.pages()
+    assert len(pages) >= 7
+    stale = [page.name for page in pages if generated.refresh(text := page.read_text("utf-8")) != text]
+    assert not stale, f"run make docs, and commit docs/reference: {stale}"
+
+
+def test_every_generated_part_has_an_end() -> None:
+    import generated
+
+    for page in generated.pages():
+        text = page.read_text("utf-8")
+        assert text.count("<!-- generated: ") == text.count(f"\n{generated.END}\n"), page.name
 
 
 Mutation = Callable[[dict[str, Any]], Any]
