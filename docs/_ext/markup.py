@@ -10,6 +10,7 @@ _ATTRIBUTES = re.compile(r"^\{\.[^}\n]*\}\n", re.MULTILINE)
 _PROGRAM = re.compile(r"^```\{program\}.*\n```\n\n?", re.MULTILINE)
 _RUBRIC = re.compile(r"^```\{rubric\} (.*)\n```$", re.MULTILINE)
 _ITEM = re.compile(r"^````\{option\} (?P<label>.*)\n(?P<text>[^`]*(?:`[^`]+`[^`]*)*?)\n````\n\n?", re.MULTILINE)
+_ITEMS = re.compile(rf"(?:{_ITEM.pattern})+".replace("?P<label>", "").replace("?P<text>", ""), re.MULTILINE)
 _OPTION = re.compile(r"(?<![\w`-])(--[a-z][a-z0-9-]*)")
 
 
@@ -26,7 +27,11 @@ def table(header: list[str], rows: list[list[str]], classes: str = ".stacked") -
 
 
 def plain_markdown(text: str) -> str:
-    """Return ``text`` without directives and attributes of MyST, so that every Markdown viewer shows it."""
+    """Return ``text`` without directives and attributes of MyST, so that every Markdown viewer shows it. Options become tables."""
     text = _PROGRAM.sub("", _ATTRIBUTES.sub("", text)).replace("```console", "```text")
-    text = _ITEM.sub(lambda item: f"- `{item['label']}`: {' '.join(item['text'].split())}\n", text)
-    return re.sub(r"^(- .*\n)(?=[^-\n])", r"\1\n", _RUBRIC.sub(r"**\1**", text), flags=re.MULTILINE)
+    return _ITEMS.sub(_items, _RUBRIC.sub(r"**\1**", text))
+
+
+def _items(match: re.Match[str]) -> str:
+    rows = [[f"`{item['label']}`", " ".join(item["text"].split())] for item in _ITEM.finditer(match.group())]
+    return table(["Name", "Description"], rows, "").removeprefix("{}\n") + "\n"
