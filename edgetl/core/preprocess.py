@@ -58,7 +58,8 @@ class PreprocessSpec(StrictModel):
             size, keeping the aspect ratio, then pad with the mean color and crop the center.
         crop_pct: ratio of the input side to the target side. Above 1 the image is padded (black for ``center`` and ``squash``).
         interpolation: Pillow's antialiased resampling filter.
-        resize: resize method, ``fused`` or ``two-step`` (see the module).
+        resize: resize method. ``two-step``: resize the whole image, then crop. ``fused``: compute only the pixels that the crop keeps. The
+            pixels of both methods differ by at most 1 of 255.
         mean: mean of each channel (RGB), on a scale of 0..1.
         std: standard deviation of each channel (RGB), on a scale of 0..1.
         intensity: intensity rule for images with more than 8 bits per channel. It applies during decoding.

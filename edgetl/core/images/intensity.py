@@ -38,7 +38,7 @@ class Intensity(StrictModel):
     """Intensity rule for images with more than 8 bits per channel.
 
     Attributes:
-        rule: ``scale`` or ``percentile`` (see the module).
+        rule: ``scale``: ``low`` and ``high`` are pixel values. ``percentile``: they are percentiles of the values of each image.
         low: pixel value that becomes 0. With ``percentile``: percentile of the image's values, 0..100.
         high: pixel value that becomes 255. With ``percentile``: percentile of the image's values, 0..100. Greater than ``low``.
     """
