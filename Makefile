@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo dist docs test test-all test-matrix coverage check bench clean
+.PHONY: demo dist docs test test-all test-matrix coverage mutation check bench clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.ready: pyproject.toml
@@ -36,6 +36,10 @@ coverage: $(VENV)/.ready
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=90
 
+# Mutation score of the modules in [tool.mutmut], and the mutants that no test notices. Fails below 95 % in a module.
+mutation: $(VENV)/.ready
+	$(BIN)/python -m tests.mutation
+
 # The lowest and the newest versions of every dependency, on each Python: half an hour and 20 GB.
 test-matrix: $(VENV)/.ready
 	$(BIN)/python -m tests.matrix
@@ -54,4 +58,4 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) demo runs dist build docs/_build .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo runs dist build docs/_build .coverage mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis

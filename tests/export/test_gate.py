@@ -315,10 +315,17 @@ def test_a_multi_label_drop_counts_wrong_decisions_if_the_ranking_is_unchanged()
     drop = accuracy_drop(gate.evaluation, gate.measure(shifted))
     assert gate.measure(shifted).score.value == 1.0 and drop == 0.5
     assert drop_reason(gate, shifted, ExportConfig()) == (
-        "mean average precision (or the ratio of correct decisions) drops by 0.5000, from 1.0000 to 1.0000 (limit --max-drop 0.01)"
+        "ratio of correct decisions drops by 0.5000, from 1.0000 to 0.5000 (limit --max-drop 0.01)"
     )
     swapped = trained[:, ::-1].copy()  # both the ranking and the decisions are wrong
     assert accuracy_drop(gate.evaluation, gate.measure(swapped)) == pytest.approx(1.0)
+    # Both images of label a rank after the others: precisions 1/3 and 2/4. 6 of 8 decisions are correct.
+    moved = trained - _rows([7, 0], [8, 0], [0, 0], [0, 0])
+    drop = 1 - (5 / 12 + 1) / 2
+    assert drop > 1 - 6 / 8 and accuracy_drop(gate.evaluation, gate.measure(moved)) == pytest.approx(drop)
+    assert (
+        drop_reason(gate, moved, ExportConfig()) == "mean average precision drops by 0.2917, from 1.0000 to 0.7083 (limit --max-drop 0.01)"
+    )
     assert accuracy_drop(gate.measure(swapped), gate.evaluation) == -0.5
     assert drop_reason(gate, trained, ExportConfig()) == ""
 
@@ -398,7 +405,7 @@ def test_worst_class_counts_classes_of_at_least_20_images() -> None:
 
 
 def test_prediction_entropy_is_in_nats() -> None:
-    assert prediction_entropy(_votes(0, 0)) == 0.0
+    assert prediction_entropy(_votes(0, 0)) == prediction_entropy(_votes(1)) == 0.0
     assert prediction_entropy(_votes(0, 1, 1, 1)) == pytest.approx(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
     assert prediction_entropy(_votes(0, 1, 2, size=3)) == pytest.approx(math.log(3))
     assert prediction_entropy(np.zeros((0, 2), np.float32)) == 0.0
@@ -429,6 +436,11 @@ def test_logit_errors_are_compared_with_the_margin_of_each_image() -> None:
 def test_a_logit_that_is_not_finite_is_an_error_of_1e9(value: float) -> None:
     found = _unlabeled(_rows([3, 1]), _rows([3, value]))
     assert found.relative_error == pytest.approx(5e8) and found.beyond_half_margin == 1.0
+
+
+def test_infinite_logits_of_opposite_sign_are_the_largest_error() -> None:
+    found = _unlabeled(_rows([3, 1]), _rows([-np.inf, np.inf]))
+    assert found.relative_error == pytest.approx(1e9) and found.beyond_half_margin == 1.0
 
 
 def test_other_tasks_have_the_ratio_of_equal_decisions_only() -> None:
@@ -478,9 +490,11 @@ def test_read_unlabeled_logs_the_numbers_of_images_left_out(tmp_path: Path, capl
     training = scan(folder).samples[:1]
     (folder / "copy.png").write_bytes(scan(folder).samples[1].path.read_bytes())
     (folder / "broken.png").write_bytes(b"no image")
+    (folder / ".hidden.png").write_bytes(b"not listed")
     caplog.set_level("INFO")
     found = read_unlabeled(folder, training)
     assert len(found) == 5 and [item.content for item in found] == sorted(item.content for item in found)
+    assert {item.path for item in found} < set(folder.rglob("*.png"))
     assert {item.label for item in found} == {0} and training[0].content not in {item.content for item in found}
     assert (
         "--unlabeled: 5 of 8 images are used. Left out: 1 that cannot be decoded; 2 that are copies, training images, or beyond the "
@@ -505,4 +519,4 @@ def test_read_unlabeled_rejects_a_folder_without_other_images(tmp_path: Path) ->
     )
     with pytest.raises(DataError) as caught:
         read_unlabeled(tmp_path / "nowhere", training)
-    assert "--unlabeled" in str(caught.value) and "images, in any arrangement" in str(caught.value)
+    assert str(caught.value) == f"--unlabeled {tmp_path / 'nowhere'} does not exist. Give a folder with images, in any arrangement."

@@ -128,6 +128,8 @@ def test_text_and_bytes_have_one_form() -> None:
         (b"\x08\x81\x80\x00", "a number is encoded in too many bytes"),
         (b"\x08" + b"\xff" * 9 + b"\x02", "a number is encoded in too many bytes"),
         (b"\x08" + b"\x80" * 10 + b"\x01", "a number is encoded in too many bytes"),
+        (b"\x08" + b"\x80" * 9 + b"\x02", "a number is encoded in too many bytes"),
+        (b"\x08" + b"\x80" * 10, "a number is encoded in too many bytes"),
         (b"\x88\x00\x01", "a number is encoded in too many bytes"),
     ],
 )

@@ -133,6 +133,16 @@ def test_the_time_starts_with_the_request() -> None:
     assert len(_run(later)) == 1001
 
 
+def test_a_late_start_does_not_count_as_time_of_the_body() -> None:
+    async def later() -> bytes:
+        await asyncio.sleep(100)
+        return await _reader().read(_request(5.1, b"a"))
+
+    with pytest.raises(RequestError) as caught:
+        _run(later)
+    assert str(caught.value) == SLOW
+
+
 OLDEST = "the arriving request bodies need too much memory, and this one is the oldest. Send the request again."
 
 
@@ -167,6 +177,22 @@ def test_bodies_of_exactly_the_total_memory_are_read() -> None:
         return await asyncio.gather(*(reader.read(_request(1.0, bytes(75), 1.0)) for _ in range(2)))
 
     assert [len(body) for body in _run(work)] == [75, 75]
+
+
+@pytest.mark.parametrize("earlier", [(10, 20, 30), (60, 50, 41)], ids=["read", "the oldest got 408"])
+def test_ended_bodies_do_not_change_the_total_memory(earlier: tuple[int, ...]) -> None:
+    async def work() -> list[Any]:
+        reader = _reader(max_bytes=100, max_total_bytes=150)
+
+        async def read(sizes: tuple[int, ...]) -> list[Any]:
+            bodies = (reader.read(_request(1.0, bytes(size), 1.0)) for size in sizes)
+            return list(await asyncio.gather(*bodies, return_exceptions=True))
+
+        await read(earlier)
+        return await read((75, 76))
+
+    oldest, newest = _run(work)
+    assert str(oldest) == OLDEST and len(newest) == 76
 
 
 def test_a_failed_body_frees_its_memory() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -48,6 +49,16 @@ def test_a_compressed_body_is_decompressed_up_to_the_limit(encoding: str, pack: 
     broken = "the compressed body is truncated, or has extra bytes at its end."
     assert _error(pack(IMAGE)[:-1], encoding=encoding) == (400, broken)
     assert _error(pack(IMAGE) + b"x", encoding=encoding) == (400, broken)
+
+
+def test_a_body_is_not_decompressed_beyond_the_limit() -> None:
+    bomb = gzip.compress(bytes(50_000_000))
+    tracemalloc.start()
+    try:
+        assert _error(bomb, encoding="gzip", max_bytes=1000)[0] == 413
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_body_that_does_not_match_its_encoding_gets_400() -> None:

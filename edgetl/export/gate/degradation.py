@@ -30,6 +30,6 @@ def worst_class(before: Evaluation, after: Evaluation) -> tuple[str, float]:
 
 def prediction_entropy(outputs: NDArray[np.floating[Any]]) -> float:
     """Return the entropy (nats) of the predicted classes of outputs ``[n, classes]``: 0 if all predictions are the same class."""
-    frequencies = np.bincount(outputs.argmax(axis=1), minlength=outputs.shape[1]) / max(1, len(outputs))
+    frequencies = np.bincount(outputs.argmax(axis=1)) / max(1, len(outputs))
     used = frequencies[frequencies > 0]
     return abs(float((used * np.log(used)).sum()))
