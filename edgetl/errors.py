@@ -98,10 +98,19 @@ class EngineError(EdgetlError, exit_code=13):
 
 
 class MissingExtraError(EdgetlError, exit_code=14):
-    """A library of an optional extra is not installed. The message contains the pip command."""
+    """A library of an optional extra is not installed. The message contains the pip command.
 
-    def __init__(self, library: str, extra: str) -> None:
-        super().__init__(f"{library} is not installed. Install it with: {install_command(extra)}")
+    Attributes:
+        alternative: sentence about a way that needs no installation, or an empty text.
+    """
+
+    def __init__(self, library: str, extra: str, *, alternative: str = "") -> None:
+        self.alternative = alternative
+        command = install_command(extra)
+        if alternative:
+            super().__init__(f"{library} is not installed. {alternative} Or install {library} with: {command}")
+        else:
+            super().__init__(f"{library} is not installed. Install it with: {command}")
 
 
 class StorageError(EdgetlError, exit_code=15):

@@ -1,6 +1,8 @@
-"""Pip command for an extra of edgetl, as this copy was installed: from a registry, a wheel, a folder or a repository.
+"""Pip command for an extra of edgetl, as this copy was installed: from a wheel, a folder, a repository or a folder of wheels.
 
-An installer records the source in ``direct_url.json`` (PEP 610). A package of a registry has no such file.
+An installer records the source in ``direct_url.json`` (PEP 610). A package from a folder of wheels (``--find-links``) has no such file, nor
+has a package of a registry. edgetl is on no registry, and another author could publish a package of this name there. Without a recorded
+source, the command therefore names the libraries.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ _OWN_EXTRAS = re.compile(r"edgetl\[([^\]]+)\]")
 def install_command(extra: str, *options: str) -> str:
     """Return the pip command that installs ``extra``, such as ``pip install -e '/home/user/edgetl[train]'``.
 
-    ``options`` are those of ``pip install``, such as ``--upgrade``. The command lists the libraries of the extra if the wheel or folder of
-    the installation no longer exists.
+    ``options`` are those of ``pip install``, such as ``--upgrade``. The command lists the libraries of the extra if the source of
+    the installation is unknown or no longer exists.
     """
     return shlex.join(["pip", "install", *options, *_sources(extra)])
 
@@ -33,7 +35,7 @@ def _sources(extra: str) -> list[str]:
         return ["-e", f"{Path(__file__).parents[1]}[{extra}]"]  # a clone that is on the path without an installation
     record = package.read_text("direct_url.json")
     if record is None:
-        return [f"edgetl[{extra}]"]
+        return sorted(_requirements(package, extra))
     origin: dict[str, Any] = json.loads(record)
     url = urlsplit(origin["url"])
     if "vcs_info" in origin:

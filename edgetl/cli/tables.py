@@ -73,7 +73,7 @@ def figures_line(evaluation: Evaluation) -> str:
 def variants_table(manifest: Manifest) -> Table:
     """Return a table with one row per variant, in the order of the bundle."""
     title = f"{manifest.name}: trained model {SCORE_NAMES[manifest.task]} {with_interval(manifest.trained)} on validation"
-    table = plain_table(title, "variant", "MB", "validation", "test", "agreement", "confident", "ms")
+    table = plain_table(title, "variant", "MB", "validation", "test", "agreement", "confident", "network\nms")
     for variant in manifest.variants:
         table.add_row(
             variant.name,
@@ -202,7 +202,7 @@ def certainty_lines(manifest: Manifest) -> list[str]:
 def latency_table(report: LatencyReport) -> Table:
     """Return a table with one row per variant: latency of one image, ms, after warm-up."""
     title = f"{report.bundle}: latency of one image, ms (median), {report.threads} thread(s)"
-    table = plain_table(title, "variant", "decode", "prepare", "infer", "whole", "p90", "p99", "images/s")
+    table = plain_table(title, "variant", "decode", "preprocess", "infer", "whole", "whole\np90", "whole\np99", "images/s")
     for row in report.variants:
         stages = [percentile(values, 50) for values in (row.decode, row.preprocess, row.infer, row.whole)]
         table.add_row(row.variant, *stages, percentile(row.whole, 90), percentile(row.whole, 99), f"{1000 / row.whole.mean_ms:.0f}")

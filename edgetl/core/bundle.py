@@ -51,22 +51,20 @@ class Bundle:
         path = self.path / file.path
         for parent in list(path.relative_to(self.path).parents)[:-1]:
             if (self.path / parent).is_symlink():
-                raise IntegrityError(f"{self.path / parent} is a symbolic link. A bundle has only regular files. Install it again.")
+                raise IntegrityError(f"{self.path / parent} is a symbolic link. A bundle has only regular files. Copy it again.")
         try:
             stream = open_plain(path, follow_links=False)
         except OSError as error:
-            raise IntegrityError(f"{path}: {error.strerror}, but the manifest lists it. Copy or install the bundle again.") from error
+            raise IntegrityError(f"{path}: {error.strerror}, but the manifest lists it. Copy the bundle again.") from error
         with stream:
             status = os.fstat(stream.fileno())
             if status.st_nlink > 1:
-                raise IntegrityError(f"{path} is a hard link. A bundle has only regular files. Copy or install it again.")
+                raise IntegrityError(f"{path} is a hard link. A bundle has only regular files. Copy it again.")
             if status.st_size != file.size_bytes:
-                raise IntegrityError(
-                    f"{path} has {status.st_size} bytes, but the manifest lists {file.size_bytes}. Copy or install the bundle again."
-                )
+                raise IntegrityError(f"{path} has {status.st_size} bytes, but the manifest lists {file.size_bytes}. Copy the bundle again.")
             data = stream.read(file.size_bytes + 1)
         if hashlib.sha256(data).hexdigest() != file.sha256:
-            raise IntegrityError(f"{path} differs from the manifest (SHA-256). Install the bundle again.")
+            raise IntegrityError(f"{path} differs from the manifest (SHA-256). Copy the bundle again.")
         return data
 
     def seen_images(self) -> frozenset[int]:
@@ -94,7 +92,7 @@ class Bundle:
         for title, paths in (("unlisted", unlisted), ("missing", named - found)):
             if paths:
                 shown = ", ".join(sorted(paths)[:5])
-                raise IntegrityError(f"{self.path} has {len(paths)} {title} file(s): {shown}. Copy or install the bundle again.")
+                raise IntegrityError(f"{self.path} has {len(paths)} {title} file(s): {shown}. Copy the bundle again.")
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -114,9 +112,9 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             raise BundleError(f"{folder} is a run, not a bundle. Export it: edgetl export {folder} --out BUNDLE")
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}. Give the folder that `edgetl export` wrote.")
     if (folder / MANIFEST_NAME).is_symlink():
-        raise IntegrityError(f"{folder / MANIFEST_NAME} is a symbolic link. A bundle has only regular files. Install it again.")
+        raise IntegrityError(f"{folder / MANIFEST_NAME} is a symbolic link. A bundle has only regular files. Copy it again.")
     if (folder / MANIFEST_NAME).is_file() and (folder / MANIFEST_NAME).stat().st_nlink > 1:
-        raise IntegrityError(f"{folder / MANIFEST_NAME} is a hard link. A bundle has only regular files. Copy or install it again.")
+        raise IntegrityError(f"{folder / MANIFEST_NAME} is a hard link. A bundle has only regular files. Copy it again.")
     bundle = Bundle(folder, _read_manifest(folder / MANIFEST_NAME))
     bundle.check_closed()
     return bundle
@@ -127,14 +125,12 @@ def _read_manifest(path: Path) -> Manifest:
     manifest = parse_json(data, Manifest, BundleError, name=str(path))
     # JSON parsers ignore outer white space: a file without its last byte would pass as the same manifest.
     if not (data.startswith(b"{") and data.endswith(b"}\n")):
-        raise IntegrityError(
-            f"{path} was changed: it must start with a brace and end with a brace and a newline. Install the bundle again."
-        )
+        raise IntegrityError(f"{path} was changed: it must start with a brace and end with a brace and a newline. Copy the bundle again.")
     return manifest
 
 
 def _refuse_unreadable(error: OSError) -> NoReturn:
-    raise IntegrityError(f"{error.filename}: {error.strerror}. All folders of a bundle must be readable. Copy or install the bundle again.")
+    raise IntegrityError(f"{error.filename}: {error.strerror}. All folders of a bundle must be readable. Copy the bundle again.")
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:

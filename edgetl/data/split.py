@@ -61,6 +61,7 @@ def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float 
 
     - Copies of an image (equal pixels) go into one split.
     - Within a class, images are ordered by a hash of the seed and their content. The result does not depend on file names or order.
+    - The number of images of a class in val and test is its size times the ratio, rounded half to even.
     - Each class keeps at least one image in train. A class with three different images or more is in all requested splits.
     - Images of a table are stratified by ``edgetl.data.table.scan`` instead of by class.
     - All images of a group (``Sample.group``) go into one split. The ratios of the classes are kept as well as the groups allow.
@@ -69,8 +70,8 @@ def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float 
     Args:
         folder: scanned folder.
         seed: seed of the order.
-        val: ratio of images for validation, above 0, at most 0.5.
-        test: ratio of images for the test, 0..0.5.
+        val: ratio of the images of each class for validation, above 0, at most 0.5.
+        test: ratio of the images of each class for the test, 0..0.5.
 
     Raises:
         ConfigError: a ratio is out of range.

@@ -34,7 +34,7 @@ def write_card(manifest: Manifest, record: RunRecord) -> str:
         "",
         "## Variants",
         "",
-        "| variant | size | validation | test | agreement | confident agreement | latency | quantization |",
+        "| variant | size | validation | test | agreement | confident agreement | network latency | quantization |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for variant in manifest.variants:
@@ -65,8 +65,8 @@ def _columns(manifest: Manifest, record: RunRecord) -> list[str]:
         f"test images are reported only.",
         f"- agreement: ratio of validation {unit} with the same prediction as the trained model.",
         f"- confident agreement: the same ratio for the {unit} with a confident prediction of the trained model.",
-        f"- latency: median of one image on one thread of {manifest.host.get('cpu', 'the exporting host')}, without decoding and resizing. "
-        f"Measure your device with `edgetl bench`.",
+        f"- network latency: median of one image on one thread of {manifest.host.get('cpu', 'the exporting host')}, without decoding and "
+        f"resizing. Measure your device with `edgetl bench`.",
     ]
 
 

@@ -23,9 +23,9 @@ from edgetl.core.progress import Progress, silent
 from edgetl.core.system.child_process import child_command, child_environment
 from edgetl.core.system.host import fingerprint, load_average, versions
 from edgetl.core.system.host_load import HostLoad, load_between, read_counters
-from edgetl.errors import EngineError, MissingExtraError
+from edgetl.errors import EngineError
 from edgetl.measure.latency import MIN_CALLS, Percentiles, percentiles
-from edgetl.runtime.engine import default_threads, installed
+from edgetl.runtime.engine import default_threads, installed, missing_engine
 from edgetl.runtime.predictor import Predictor
 from edgetl.runtime.predictor import load as load_bundle
 
@@ -170,7 +170,7 @@ def _loadable(bundle: Bundle, names: Sequence[str]) -> tuple[list[Variant], tupl
     chosen = [bundle.variant(name) for name in names] if names else list(bundle.manifest.variants)
     ready = [variant for variant in chosen if installed(variant.format)]
     if not ready:
-        raise MissingExtraError("an engine for this bundle", "onnxruntime")
+        raise missing_engine(bundle, chosen[0])
     return ready, tuple(variant.name for variant in chosen if variant not in ready)
 
 

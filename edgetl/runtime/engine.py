@@ -45,7 +45,7 @@ def installed(format_: Format) -> bool:
 
 
 def choose_variant(bundle: Bundle, name: str | None) -> Variant:
-    """Return the variant ``name``. Without a name, return the first variant with an installed engine, which is usually the fastest.
+    """Return the variant ``name``. Without a name, return the first variant with an installed engine.
 
     Raises:
         BundleError: no variant has this name.
@@ -56,8 +56,15 @@ def choose_variant(bundle: Bundle, name: str | None) -> Variant:
     for variant in bundle.manifest.variants:
         if installed(variant.format):
             return variant
-    library = _LIBRARIES[bundle.manifest.variants[0].format]
-    raise MissingExtraError(library, library)
+    raise missing_engine(bundle, bundle.manifest.variants[0])
+
+
+def missing_engine(bundle: Bundle, variant: Variant) -> MissingExtraError:
+    """Return the error of a variant without an installed engine. The message names another variant of the bundle that has one."""
+    library = _LIBRARIES[variant.format]
+    other = next((item for item in bundle.manifest.variants if installed(item.format)), None)
+    alternative = "" if other is None else f"Use --variant {other.name}, which runs in the installed {_LIBRARIES[other.format]}."
+    return MissingExtraError(library, library, alternative=alternative)
 
 
 def read_variant(bundle: Bundle, variant: Variant) -> list[bytes]:
@@ -98,6 +105,8 @@ def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None)
     """
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads {threads} is not valid. Set 1 or more.")
+    if not installed(variant.format):
+        raise missing_engine(bundle, variant)
     files = read_variant(bundle, variant)
     manifest = bundle.manifest
     if threads is None:

@@ -37,7 +37,7 @@ class EvaluationConfig(StrictModel):
         description="Label table (CSV) instead of class folders, with the column `file` and the label columns of the training.",
     )
     variant: str | None = Field(
-        default=None, description="Variant of a bundle, such as openvino-int8. Default: the first of the bundle, the fastest."
+        default=None, description="Variant of a bundle, such as openvino-int8. Default: the first with an installed engine."
     )
     every_image: bool = Field(
         default=False, description="Include images of the training and validation splits.", json_schema_extra={OPTION: "all"}

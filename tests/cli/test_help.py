@@ -54,6 +54,20 @@ def test_the_main_page_groups_the_commands_and_describes_each_in_one_sentence() 
         assert summary.endswith(".") and summary.count(". ") == 0 and len(summary) <= 90, summary
 
 
+@pytest.mark.parametrize("name", ["predict", "evaluate", "serve"])
+def test_the_default_variant_is_the_first_with_an_installed_engine(name: str) -> None:
+    assert "Default: the first with an installed engine." in " ".join(_page(name).replace("│", " ").split())
+
+
+def test_the_help_of_bench_defines_the_percentiles() -> None:
+    assert "The 90th and 99th percentiles are of whole." in " ".join(_page("bench").split())
+
+
+def test_the_help_of_train_states_the_rounding_of_the_splits() -> None:
+    panel = " ".join(_panels(_page("train")).values())
+    assert "At least 1 image of 2 or more." in panel and "At least 1 image of 3 or more." in panel
+
+
 def test_the_main_page_describes_the_product_for_a_device() -> None:
     first = " ".join(_page().split("╭")[0].split())
     assert "run it on an edge device" in first and "edge bundle" not in first

@@ -137,6 +137,11 @@ def test_a_class_with_three_or_more_images_is_in_every_split(count: int) -> None
     assert min(sizes(split(distinct(count, 50)), 0)) >= 1
 
 
+def test_thirty_images_of_three_classes_are_rounded_to_two_of_each_class() -> None:
+    splits = split(distinct(10, 10, 10))
+    assert [len(splits.part(part)) for part in PARTS] == [18, 6, 6]
+
+
 def test_a_class_with_two_images_is_in_train_and_val() -> None:
     assert sizes(split(distinct(2, 50)), 0) == (1, 1, 0)
 

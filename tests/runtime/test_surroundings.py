@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,16 @@ def test_a_missing_engine_is_an_error_with_the_pip_command(bundle: Bundle, digit
     done = _edgetl(f"sys.modules[{library!r}] = None", "predict", _one_variant(bundle, tmp_path / "b", format_), digits / "1")
     assert (done.returncode, done.stdout) == (MissingExtraError.exit_code, ""), done.stderr
     assert done.stderr.strip() == f"error: {library} is not installed. Install it with: {install_command(library)}"
+
+
+def test_a_variant_without_an_engine_is_an_error_that_names_another_variant(bundle: Bundle, digits: Path) -> None:
+    for command in (["predict", bundle.path, digits / "1"], ["bench", bundle.path]):
+        done = _edgetl("sys.modules['openvino'] = None", *command, "--variant", "openvino-int8")
+        assert done.returncode == MissingExtraError.exit_code, done.stderr
+        assert re.search(
+            r"openvino is not installed\. Use --variant onnx-\w+, which runs in the installed onnxruntime\. Or install openvino with: pip",
+            done.stderr,
+        ), done.stderr
 
 
 def test_a_missing_engine_is_replaced_by_the_other_engine(bundle: Bundle, digits: Path) -> None:

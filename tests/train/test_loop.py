@@ -18,6 +18,7 @@ import timm
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from edgetl.core.results import Evaluation, Proportion
 from edgetl.data.folder import scan
 from edgetl.data.split import split
 from edgetl.errors import ConfigError, StoppedError, TrainingError
@@ -35,9 +36,10 @@ from edgetl.train.loop.resume import Job
 from edgetl.train.loop.validation import LoopState
 from edgetl.train.networks.backbone import Backbone, find_head
 from edgetl.train.networks.stages import choose_stages, find_stages, set_trainable
+from edgetl.train.workflows.finetune import LARGER_BACKBONE, find_alarms
 from edgetl.train.workflows.optimization import Training, optimize
 from edgetl.train.workflows.train import train
-from tests.train.planning import plan_of
+from tests.train.planning import plan_of, prepared
 
 SMALL = {
     "backbone": "test_resnet",
@@ -384,6 +386,16 @@ def test_training_resumes_after_kills_at_random_moments(colors: Path, tmp_path: 
     resumed = train(colors, config, tmp_path / "broken", resume=True) if not (tmp_path / "broken").exists() else None
     assert kills == 20 and resumed is not None, f"the training ended after {kills} kills"
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
+
+
+def test_a_warning_about_low_accuracy_suggests_a_larger_backbone_for_an_embedded_one(colors: Path) -> None:
+    splits = split(scan(colors))
+    accuracy = Proportion(value=0.5, n=6, low=0.2, high=0.8)
+    validation = Evaluation(accuracy=accuracy, macro_f1=0.5, classes=(), confusion=())
+    plan = prepared(splits, _config(strategy="scratch", pretrained=False))[1]
+    first, *others = find_alarms(1.0, validation, splits, plan, embedded=True)
+    assert first.startswith("overfitting") and LARGER_BACKBONE in others
+    assert LARGER_BACKBONE not in find_alarms(1.0, validation, splits, plan, embedded=False)
 
 
 @pytest.mark.slow

@@ -30,7 +30,11 @@ def bench_command(
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
-    """Measure latency, throughput, cold start and memory of a bundle on this host."""
+    """Measure latency, throughput, cold start and memory of a bundle on this host.
+
+    Latencies are of one image: decode, preprocess, infer (the network), and whole (from the encoded image to the scores). The 90th and 99th
+    percentiles are of whole.
+    """
     config = build(BenchConfig, **given(BenchConfig, context, options))
     if plot is not None:
         need_matplotlib()

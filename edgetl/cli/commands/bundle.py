@@ -35,7 +35,7 @@ class PredictConfig(StrictModel):
     """Options of ``edgetl predict``."""
 
     variant: str | None = Field(
-        default=None, description="Variant to run, such as openvino-int8. Default: the first of the bundle, the fastest."
+        default=None, description="Variant to run, such as openvino-int8. Default: the first with an installed engine."
     )
     top: int = Field(default=3, ge=1, description="Number of classes to show for each image, the most probable first.")
     threads: int | None = Field(

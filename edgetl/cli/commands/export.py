@@ -52,7 +52,7 @@ def export_command(
 ) -> None:
     """Export a run to a bundle of verified ONNX and OpenVINO files.
 
-    Each variant (format and precision) runs in the inference engine of the device and is compared with the trained model. A variant that
+    Each variant (format and precision) runs in its inference engine on this host and is compared with the trained model. A variant that
     differs too much is left out. With --max-latency-ms, --max-size-mb or --memory-mb, the bundle contains only variants that keep these
     limits, the most accurate first.
     """
@@ -127,6 +127,10 @@ def show_bundle(bundle: Bundle) -> None:
         "agreement: ratio of predictions equal to those of the trained model; confident: only where that model is confident.",
         soft_wrap=True,
     )
-    out.print("ms: latency of one image on one thread of this host. `edgetl predict` uses the first variant.", soft_wrap=True)
+    out.print(
+        "network ms: median latency of the network for one image on one thread of this host, without decoding and resizing. "
+        "`edgetl predict` uses the first variant with an installed engine.",
+        soft_wrap=True,
+    )
     out.print(f"written to {escape(str(bundle.path))}", soft_wrap=True)
     out.print(f"next: edgetl verify {escape(str(bundle.path))}", soft_wrap=True)

@@ -115,8 +115,14 @@ class DataConfig(StrictModel):
         "a regular expression on the path with one capture group.",
         metavar="KEY",
     )
-    val: SplitFraction = _data(0.15, "Fraction of the images for validation, 0..0.5.")
-    test: SplitFraction = _data(0.15, "Fraction of the images for the test, 0..0.5.")
+    val: SplitFraction = _data(
+        0.15,
+        "Fraction of each class for validation, 0..0.5. The number of images is rounded (0.15 of 10: 2). At least 1 image of 2 or more.",
+    )
+    test: SplitFraction = _data(
+        0.15,
+        "Fraction of each class for the test, 0..0.5. The number of images is rounded (0.15 of 10: 2). At least 1 image of 3 or more.",
+    )
     include: tuple[str, ...] = _data(
         (), "Glob pattern of files to use that the scan leaves out (masks, thumbnails, hidden files). May be repeated.", metavar="PATTERN"
     )

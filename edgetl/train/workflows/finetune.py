@@ -25,6 +25,7 @@ from edgetl.data.groups import count_groups, crossing_alarm
 from edgetl.data.loading import truth_of
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError
+from edgetl.train.artifacts.loading.catalogue import embedded_names
 from edgetl.train.artifacts.loading.lineage import seen_by_ancestors, without_seen
 from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.record import BackboneRecord, RunRecord
@@ -34,7 +35,7 @@ from edgetl.train.artifacts.splits_record import record_splits
 from edgetl.train.artifacts.writer import Results, RunContents, provenance, write_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
-from edgetl.train.config.plan import NetworkFacts, Plan, PlannedStrategy, TrainingJob, describe_plan, make_plan
+from edgetl.train.config.plan import NetworkFacts, Plan, TrainingJob, describe_plan, make_plan
 from edgetl.train.config.resolve import resolve
 from edgetl.train.config.tasks import chance_alarm, choose_decoding
 from edgetl.train.continual.previous_task import find_previous_task, measure_forgetting
@@ -55,6 +56,10 @@ _log = logging.getLogger(__name__)
 
 # Training accuracy minus validation accuracy, above which overfitting is reported. Good runs on small data sets reach 0.15.
 LARGEST_GAP = 0.25
+LARGER_BACKBONE = (
+    "The embedded backbone is small. A larger backbone can be more accurate: compare backbones with `edgetl rank DATA`, and choose one "
+    "with --backbone."
+)
 # Version of the saved states. Increase it when their meaning changes.
 STATE_FORMAT = "3"
 
@@ -128,7 +133,9 @@ def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: C
             preprocess=backbone.spec,
             high_bit_images=sum(sample.levels is not None for sample in splits.train),
             plan=training.plan,
-            alarms=find_alarms(fitted.train_accuracy, results.validation, splits, strategy=training.plan.strategy),
+            alarms=find_alarms(
+                fitted.train_accuracy, results.validation, splits, training.plan, embedded=backbone.name in embedded_names()
+            ),
             head_penalty=fitted.head_penalty,
             interpolation_weight=fitted.interpolation_weight,
             forgetting=forgetting,
@@ -215,19 +222,29 @@ def _forgetting(training: Training, seen: SeenImages) -> Forgetting | None:
     return measure_forgetting(training.backbone, previous, training.execution, seen.all) if previous else None
 
 
-def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits, *, strategy: PlannedStrategy) -> tuple[str, ...]:
-    """Return warnings to read before you use the run, as sentences. ``train_accuracy`` is 0..1."""
+def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits, plan: Plan, *, embedded: bool) -> tuple[str, ...]:
+    """Return warnings to read before you use the run, as sentences.
+
+    Args:
+        train_accuracy: accuracy on training images, 0..1.
+        validation: metrics on validation images.
+        splits: splits of the run.
+        plan: training plan of the run.
+        embedded: true for an embedded backbone. A warning about low accuracy then also suggests a larger backbone.
+    """
     alarms = []
     gap = train_accuracy - validation.accuracy.value
     if gap > LARGEST_GAP:
         # The strategy probe already trains as little as possible.
-        remedy = "or add images" if strategy == "probe" else "add images, or train less of the network (--strategy probe)"
+        remedy = "or add images" if plan.strategy == "probe" else "add images, or train less of the network (--strategy probe)"
         alarms.append(
             f"overfitting: the accuracy is {train_accuracy:.0%} on training images and {validation.accuracy.value:.0%} on validation "
             f"images. Look for wrong labels, {remedy}."
         )
     if alarm := chance_alarm(validation, splits.val, splits.folder.task):
         alarms.append(f"{alarm} Check the labels, or add images.")
+    if alarms and embedded:
+        alarms.append(LARGER_BACKBONE)
     if alarm := crossing_alarm(splits):
         alarms.append(alarm)
     return tuple(alarms)
