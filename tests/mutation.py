@@ -82,10 +82,11 @@ def main(names: list[str]) -> int:
     children = os.environ.get("MUTATION_PROCESSES", "2")
     if names != ["--report"]:
         command = [sys.executable, "-m", "mutmut", "run", "--max-children", children, *names]
-        # mutmut redraws its progress line for every mutant: the log would have megabytes.
-        done = subprocess.run(command, env=environment, stdout=None if sys.stdout.isatty() else subprocess.DEVNULL, check=False)
+        # mutmut redraws its progress line for every mutant. A log shows the end of the output, and only of a run that failed.
+        output = None if sys.stdout.isatty() else subprocess.PIPE
+        done = subprocess.run(command, env=environment, stdout=output, text=True, check=False)
         if done.returncode:
-            print(f"mutmut ended with status {done.returncode}.")
+            print(f"{(done.stdout or '')[-4000:]}\nmutmut ended with status {done.returncode}.")
             return done.returncode
     return _report(*_equivalent_mutants())
 

@@ -33,6 +33,10 @@ def test_softmax_of_huge_logits_does_not_overflow() -> None:
     assert softmax(np.array([1e38, -1e38, 1e38], np.float32)).tolist() == [0.5, 0.0, 0.5]
 
 
+def test_softmax_of_an_image_does_not_depend_on_the_other_images() -> None:
+    assert softmax(np.array([[200.0, 0.0], [0.0, 0.0], [-300.0, -300.0]], np.float32)).tolist() == [[1.0, 0.0], [0.5, 0.5], [0.5, 0.5]]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_classification_metrics_equal_scikit_learn(seed: int) -> None:
     rng = np.random.default_rng(seed)

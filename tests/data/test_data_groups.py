@@ -79,6 +79,41 @@ def test_a_class_with_three_groups_is_in_every_split_and_the_seed_changes_the_sp
     assert split(data, seed=2) == results[2]
 
 
+# Number of images of each group of three classes: 20, 16 and 7 images.
+SIZES = ((6, 4, 3, 3, 2, 1, 1), (5, 5, 2, 2, 1, 1), (3, 2, 1, 1))
+GOLDEN_VAL = {0: ["03", "05", "13", "14", "21"], 1: ["02", "06", "12", "15", "21"]}
+GOLDEN_TEST = {0: ["02", "06", "12", "15", "23"], 1: ["03", "05", "13", "14", "22"]}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_split_of_groups_is_the_same_in_every_release(seed: int) -> None:
+    """A fifth of each class is in val and in test, as well as whole groups allow."""
+    rows = [(label, group, index) for label, sizes in enumerate(SIZES) for group, size in enumerate(sizes) for index in range(size)]
+    result = split(
+        folder([sample(label, (label, group, index), f"{label}{group}") for label, group, index in rows]), seed=seed, val=0.2, test=0.2
+    )
+    counts = [Counter(item.label for item in result.part(part)) for part in PARTS]
+    assert counts == [{0: 12, 1: 10, 2: 4}, {0: 4, 1: 3, 2: 2}, {0: 4, 1: 3, 2: 1}]
+    assert sorted({item.group for item in result.val}) == GOLDEN_VAL[seed]
+    assert sorted({item.group for item in result.test}) == GOLDEN_TEST[seed]
+    assert all(list(result.part(part)) == sorted(result.part(part), key=lambda item: item.path) for part in PARTS)
+
+
+def test_a_group_with_an_image_of_two_labels_stays_in_train() -> None:
+    rows = [sample(index % 2, index, f"p{index // 4}") for index in range(80)]
+    for seed in range(4):
+        result = split(folder([*rows, sample(1, 0, "p0"), sample(0, 5, "p7")]), seed=seed)
+        assert not {"p0", "p1", "p7"} & {item.group for item in (*result.val, *result.test)}
+
+
+def test_a_group_with_an_image_of_two_labels_stays_in_a_ready_made_train_split() -> None:
+    rows = [sample(index % 2, index, f"p{index // 4}", part="train") for index in range(80)]
+    result = split(folder([*rows, sample(1, 0, "p0", part="train"), sample(0, 99, part="train")]), val=0.2)
+    assert "p0" not in {item.group for item in result.val} and len(result.train) + len(result.val) == 82 and len(result.conflicts) == 1
+    assert list(result.train) == sorted(result.train, key=lambda item: item.path) and result.moved == ()
+    assert len(result.val) == 16 and {item.label for item in result.val} == {0, 1}
+
+
 def test_groups_with_copies_of_an_image_are_merged() -> None:
     data = folder([sample(0, f"{group}{index}", group) for group in "abcdefgh" for index in range(3)] + [sample(0, "a0", "b")])
     found = parts_of(split(data))
