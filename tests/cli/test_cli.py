@@ -100,7 +100,7 @@ def test_verify_of_a_damaged_file_is_an_integrity_error(bundle: Bundle, tmp_path
     data = bytearray(file.read_bytes())
     data[100] ^= 4
     file.write_bytes(data)
-    _fails(edgetl("verify", tmp_path / "copy"), 9, "model.bin", "SHA-256 differs")
+    _fails(edgetl("verify", tmp_path / "copy"), 9, "model.bin", "differs from the manifest (SHA-256)")
 
 
 def test_errors_are_json_with_the_json_option(tmp_path: Path) -> None:
