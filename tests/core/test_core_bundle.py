@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgetl.core.bundle import describe_file, hash_prefix, open_bundle, pack_prefixes, unpack_hashes
+from edgetl.core.bundle import check_run_folder, describe_file, hash_prefix, open_bundle, pack_prefixes, unpack_hashes
 from edgetl.core.lineage import Lineage
 from edgetl.core.manifest import MANIFEST_NAME, Agreement, BundleFile, Golden, Manifest, Variant
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Proportion
-from edgetl.errors import BundleError, IntegrityError
+from edgetl.errors import BundleError, IntegrityError, RunError
 from tests.core.deadline import within
 
 MODEL = "onnx-fp32/model.onnx"
@@ -394,6 +394,23 @@ def test_a_manifest_with_a_path_outside_the_bundle_is_an_error(folder: Path, pat
     (folder / MANIFEST_NAME).write_text(text.replace(f'"{MODEL}"', f'"{path}"'))
     with pytest.raises(BundleError, match=r"manifest\.json does not fit its schema: variants\.0\.files\.0\.path"):
         open_bundle(folder)
+
+
+def test_check_run_folder_returns_a_run_and_reports_what_else_the_folder_is(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    assert check_run_folder(str(tmp_path / "run")) == tmp_path / "run"
+    advice = "Give the folder that `edgetl train` wrote."
+    messages = {
+        folder: f"{folder} is a bundle, not a run. This command needs the folder that `edgetl train` wrote.",
+        tmp_path / "empty": f"{tmp_path / 'empty'} is not a run: it has no run.json. {advice}",
+        tmp_path / "nowhere": f"{tmp_path / 'nowhere'} is not a run: it does not exist. {advice}",
+    }
+    for path, message in messages.items():
+        with pytest.raises(RunError) as caught:
+            check_run_folder(path)
+        assert str(caught.value) == message
 
 
 # --- hashes of seen images -------------------------------------------------------------------------------------------------------

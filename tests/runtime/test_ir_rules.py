@@ -81,6 +81,7 @@ def test_metadata_of_the_model_and_of_ports_may_have_any_names() -> None:
     [
         (" " + _net(), "the XML does not begin with an element"),
         ("", "the XML does not begin with an element"),
+        (_net().replace('"1.0"', '"1.0123456789"'), "the file is XML 1.01234567 with the encoding utf-8, expected XML 1.0, UTF-8"),
         (_net().replace('"1.0"', '"1.1"'), "the file is XML 1.1 with the encoding utf-8, expected XML 1.0, UTF-8"),
         (
             _net().replace('"1.0"', '"1.0" encoding="latin-1"'),

@@ -218,3 +218,14 @@ AT_LIMIT: list[_Change] = [
 @pytest.mark.parametrize("change", AT_LIMIT, ids=range(len(AT_LIMIT)))
 def test_content_at_a_limit_passes(change: _Change) -> None:
     _accept(change)
+
+
+def test_a_packed_list_of_floats_has_four_bytes_for_each() -> None:
+    """A text attribute of 8 bytes becomes a list of two floats (field 7, type 6), then of 5 bytes in an attribute with a longer name."""
+    floats = np.array([-1.0, 2.0], "<f4").tobytes()
+    data = _changed(_attribute(name="abc", type=3, s=b"12345678"))
+    text, kind = b"\x0a\x03abc\x22\x0812345678", b"\xa0\x01\x03"
+    assert data.count(text + kind) == 1
+    assert check_onnx(data.replace(text + kind, b"\x0a\x03abc\x3a\x08" + floats + b"\xa0\x01\x06")) == ("MatMul",)
+    wrong = data.replace(text + kind, b"\x0a\x06abcdef\x3a\x05" + bytes(5) + b"\xa0\x01\x06")
+    _reject(wrong, "a list of numbers is truncated within a number")
