@@ -8,9 +8,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from edgetl.core.contract import Outcome
+from edgetl.core.contract import Contract, Outcome
 from edgetl.core.manifest import Attempt, Manifest, Rejected, Variant
 from edgetl.core.results import Evaluation, Proportion
+from edgetl.core.system.host_load import HostLoad
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.scenarios import LatencyReport
@@ -87,9 +88,16 @@ def variants_table(manifest: Manifest) -> Table:
     return table
 
 
-def outcomes_table(rows: Sequence[Outcome]) -> Table:
-    """Return a table of attempted variants, input sizes and thread counts, each with its result."""
-    table = plain_table("attempted variants", "variant", "px", "threads", "p90 ms", "MB")
+def outcomes_table(rows: Sequence[Outcome], contract: Contract | None = None) -> Table:
+    """Return a table of attempted variants, input sizes and thread counts, each with its result.
+
+    ``contract`` decides the heading of the latency: of the whole prediction, or of the network.
+    """
+    latency = "p90 ms" if contract is None else f"{'whole' if contract.latency_of == 'whole' else 'network'}\np90 ms"
+    table = plain_table("attempted variants", "variant", "px", "threads", latency, "MB")
+    if contract is None and any(row.offer for row in rows):
+        table.caption_justify = "left"
+        table.caption = "p90 ms: 90th percentile of the whole prediction, or of the network with --latency-of infer"
     table.add_column("result", overflow="fold")
     for row in rows:
         offer = row.offer
@@ -105,15 +113,38 @@ def outcomes_table(rows: Sequence[Outcome]) -> Table:
     return table
 
 
-def busy_lines(manifest: Manifest) -> list[str]:
-    """Return a warning if the host was busy while the variants were timed."""
-    loads = [variant.load for variant in manifest.variants if variant.load]
-    loads += [row.offer.load for row in manifest.outcomes if row.offer and row.offer.load and row.offer.busy]
-    if not loads:
-        return []
+def busy_lines(manifest: Manifest, *, verbose: bool = False) -> list[str]:
+    """Return warnings if the host, or the device of a profile, was busy while the variants were timed."""
+    host = [variant.load for variant in manifest.variants if variant.load]
+    device = [row.offer.load for row in manifest.outcomes if row.offer and row.offer.load and row.offer.busy]
+    if manifest.contract is None or manifest.contract.source == "measured":
+        host, device = host + device, []
+    order = "The variants are sorted by accuracy, not by latency. " if manifest.sorted_by == "accuracy" else ""
+    lines = [f"{_busy(host, verbose=verbose)} {order}Repeat on an idle host."] if host else []
+    if device:
+        lines.append(f"Profile of the device: {_busy(device, verbose=verbose)} Repeat `edgetl bench` on the idle device.")
+    return lines
+
+
+def bench_lines(report: LatencyReport, *, verbose: bool = False) -> list[str]:
+    """Return a warning if the host was busy during a latency measurement."""
+    loads = [row.load for row in report.variants if row.load is not None and row.load.busy]
+    if loads:
+        return [f"{_busy(loads, verbose=verbose)} Repeat on an idle host."]
+    if report.load_average > int(report.host["cores"]) / 4:
+        return [
+            f"The host was busy before the measurement: its load average was {report.load_average:.2f}, above a quarter of its "
+            f"{report.host['cores']} cores. Latencies may be too high. Repeat on an idle host."
+        ]
+    return []
+
+
+def _busy(loads: Sequence[HostLoad], *, verbose: bool) -> str:
+    """Return a sentence about the highest of several loads."""
     worst = max(loads, key=lambda load: load.total)
-    order = " The variants are sorted by accuracy, not by latency." if manifest.sorted_by == "accuracy" else ""
-    return [f"* the host was busy during the timing ({worst.describe()}).{order} Export on an idle host for reliable times."]
+    cause = worst.describe()
+    details = f" ({worst.details()})" if verbose else ""
+    return f"{cause[0].upper()}{cause[1:]}, so latencies marked * are too high{details}."
 
 
 def attempt_lines(manifest: Manifest) -> list[str]:
@@ -138,6 +169,21 @@ def sensitive_lines(manifest: Manifest) -> list[str]:
         + ", ".join(f"{found.title} {found.divergence:+.4f}" for found in worst)
         for item in items
         if (worst := item.sensitivities[:3])
+    ]
+
+
+def input_size_lines(manifest: Manifest) -> list[str]:
+    """Return a line if the bundle's input size differs from the run's: both sizes, and the scores of the trained model at them."""
+    before, (height, width) = manifest.trained_at_run_size, manifest.preprocess.input_size
+    if before is None:
+        return []
+    score, side = SCORE_NAMES[manifest.task], max((row.side for row in manifest.outcomes), default=height)
+    scores = f"from {before.value:.4f} to {manifest.trained.value:.4f} (trained model, n = {before.n})"
+    if side == height:
+        return [f"input size: {height} x {width} (--input-size) instead of the size of the run. Validation {score}: {scores}."]
+    return [
+        f"input size: reduced from {side} x {side} to {height} x {width} to keep the latency limit. Validation {score}: {scores}. To keep "
+        f"the size, set --input-size {side} and raise --max-latency-ms."
     ]
 
 
@@ -204,8 +250,10 @@ def latency_table(report: LatencyReport) -> Table:
     title = f"{report.bundle}: latency of one image, ms (median), {report.threads} thread(s)"
     table = plain_table(title, "variant", "decode", "preprocess", "infer", "whole", "whole\np90", "whole\np99", "images/s")
     for row in report.variants:
-        stages = [percentile(values, 50) for values in (row.decode, row.preprocess, row.infer, row.whole)]
-        table.add_row(row.variant, *stages, percentile(row.whole, 90), percentile(row.whole, 99), f"{1000 / row.whole.mean_ms:.0f}")
+        mark = "*" if row.busy else ""
+        stages = [f"{percentile(values, 50)}{mark}" for values in (row.decode, row.preprocess, row.infer, row.whole)]
+        tail = [f"{percentile(row.whole, rank)}{mark}" for rank in (90, 99)]
+        table.add_row(row.variant, *stages, *tail, f"{1000 / row.whole.mean_ms:.0f}")
     return table
 
 

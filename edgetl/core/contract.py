@@ -11,9 +11,10 @@ from edgetl.core.system.host_load import HostLoad
 
 ClauseName = Literal["latency", "size", "memory", "drop"]
 _OPTIONS: dict[ClauseName, str] = {"latency": "--max-latency-ms", "size": "--max-size-mb", "memory": "--memory-mb", "drop": "--max-drop"}
-OutcomeKind = Literal["kept", "gate", "contract", "threads", "export"]
+OutcomeKind = Literal["kept", "passed", "gate", "contract", "threads", "export"]
 _RESULTS: dict[OutcomeKind, str] = {
     "kept": "kept",
+    "passed": "passed the gate",
     "gate": "rejected by the gate",
     "contract": "rejected by the contract",
     "threads": "kept, with other threads",
@@ -127,9 +128,10 @@ class Outcome(StrictModel):
     Attributes:
         variant: ``<format>-<precision>``; ``every variant`` if the input size alone exceeds the allowed accuracy drop.
         side: height of the network's input, pixels.
-        result: ``kept``: in the bundle. ``gate``: rejected by the accuracy gate. ``contract``: rejected by a clause. ``threads``: keeps
-            the contract, but the bundle uses another thread count. ``export``: no file could be made.
-        reason: clauses that failed, with values and limits, or the reason of the accuracy gate; empty for ``kept``.
+        result: ``kept``: in the bundle. ``passed``: passed the accuracy gate, but no bundle was written. ``gate``: rejected by the gate.
+            ``contract``: rejected by a clause. ``threads``: keeps the contract, but the bundle uses another thread count. ``export``: no
+            file could be made.
+        reason: clauses that failed, with values and limits, or the reason of the accuracy gate; empty for ``kept`` and ``passed``.
         offer: measurement; none for a variant that was not measured.
         backbone: name of the backbone, if several were tried (``edgetl fit``).
     """

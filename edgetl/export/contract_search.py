@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,8 @@ from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.scenarios import BenchConfig, LatencyReport, VariantReport, measure_bundle
 from edgetl.train.artifacts.run import Run, open_run, run_inputs
 
+_log = logging.getLogger(__name__)
+
 # Input sizes to try when the run's size is too slow, as ratios to it. Multiples of 32 pixels match the strides of every backbone.
 INPUT_RATIOS = (7 / 8, 3 / 4, 5 / 8, 1 / 2)
 SIDE_STEP = 32
@@ -28,6 +31,8 @@ SIDE_STEP = 32
 TIMED_RUNS, TIMED_SECONDS = 200, 20.0
 # Validation images are timed because they have the size of the user's images. Golden images are chosen for their small files.
 TIMED_IMAGES = 16
+# Typical ratio of the 90th percentile to the mean, for an estimate from the mean.
+NETWORK_RESERVE = 1.1
 
 
 @dataclass
@@ -43,6 +48,7 @@ class ContractSearch:
         offers: measurements of every timed variant.
         outcomes: a row for each attempted variant.
         notes: reasons why an input size has no variants.
+        excluded: requested variants that the profile excludes.
     """
 
     contract: Contract
@@ -53,10 +59,23 @@ class ContractSearch:
     offers: list[Offer] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    excluded: tuple[Rejected, ...] = ()
 
     def error(self) -> ContractError:
         """Return the error of a search without a result, with a row for each attempt."""
         return ContractError(explain(self), rows=[row.model_dump(mode="json") for row in self.outcomes])
+
+    def exclude(self, config: ExportConfig, side: int) -> tuple[Format, ...]:
+        """Record the variants that the profile excludes, with a row at the input size ``side``. Return the formats to export.
+
+        Raises:
+            ConfigError: the profile has no measurement of any format.
+        """
+        formats = _formats(config, self.device)
+        if self.device is not None:
+            self.excluded = _excluded(config, formats, self.device)
+        self.outcomes += outcomes_of((), self.excluded, side)
+        return formats
 
     def select(self, bundle: Bundle) -> Selection:
         """Select the variants of a new bundle that meet the contract, the most accurate first, then the fastest.
@@ -87,7 +106,7 @@ class ContractSearch:
             source="measured" if self.device is None else "profile",
         )
         names = tuple(offer.variant for offer in kept if offer.threads == kept[0].threads)
-        return Selection(names, record, tuple(self.outcomes), "accuracy" if busy else "time")
+        return Selection(names, record, tuple(self.outcomes), "accuracy" if busy else "time", self.excluded)
 
 
 def export_under_contract(
@@ -110,10 +129,10 @@ def export_under_contract(
     if not contract.limited:
         raise ConfigError("the deployment contract has no limit. Set --max-latency-ms, --max-size-mb or --memory-mb.")
     device = None if config.profile is None else _read_profile(config.profile, contract)
-    config = config.model_copy(update={"allow_missing": True, "formats": _formats(config, device)})
     opened = open_run(run)
     images = [sample.path for sample in stratified(opened.samples("val", config.data), TIMED_IMAGES)]
     search = ContractSearch(contract, config.max_drop, images, device, progress)
+    config = config.model_copy(update={"allow_missing": True, "formats": search.exclude(config, opened.record.preprocess.input_size[0])})
     with reserved(out, inputs=run_inputs([opened], config.data), overwrite=overwrite):
         for side in _sides(opened, config):
             if side is not None and not _may_help(search, side):
@@ -229,7 +248,7 @@ def _offer(search: ContractSearch, bundle: Bundle, row: VariantReport, threads: 
 
 def _p90(times: Percentiles) -> float:
     """Return the 90th percentile. A slow variant with fewer than 64 calls gets 1.1 times the mean instead."""
-    return times.p90_ms if times.p90_ms is not None else 1.1 * times.mean_ms
+    return times.p90_ms if times.p90_ms is not None else NETWORK_RESERVE * times.mean_ms
 
 
 def _formats(config: ExportConfig, device: LatencyReport | None) -> tuple[Format, ...]:
@@ -243,6 +262,22 @@ def _formats(config: ExportConfig, device: LatencyReport | None) -> tuple[Format
             f"on the device and repeat `edgetl bench`."
         )
     return there
+
+
+def _excluded(config: ExportConfig, formats: tuple[Format, ...], device: LatencyReport) -> tuple[Rejected, ...]:
+    """Return the requested variants of the formats that the profile has no measurement of, and log them."""
+    found = []
+    for format_ in config.formats:
+        if format_ in formats:
+            continue
+        if any(name.startswith(format_) for name in device.skipped):
+            reason = f"the device of --profile has no engine for {format_}. Install it on the device, and repeat `edgetl bench` there"
+        else:
+            reason = f"--profile has no measurement of a variant in the format {format_}. Repeat `edgetl bench` with one on the device"
+        names = [f"{format_}-{precision}" for precision in config.precisions]
+        _log.warning("not exported: %s. Reason: %s.", ", ".join(names), reason)
+        found += [Rejected(name=name, reason=reason, by="export") for name in names]
+    return tuple(found)
 
 
 def _read_profile(path: Path, contract: Contract) -> LatencyReport:
@@ -262,6 +297,13 @@ def _read_profile(path: Path, contract: Contract) -> LatencyReport:
         raise ConfigError(
             f"{path} was measured with {report.threads} thread(s), but --threads is {contract.threads}. Repeat `edgetl bench` on the "
             f"device with --threads {contract.threads}."
+        )
+    if busy := [row.load for row in report.variants if row.load is not None and row.load.busy]:
+        worst = max(busy, key=lambda load: load.total)
+        _log.warning(
+            "%s was measured on a busy device: %s. Its latencies are too high. Repeat `edgetl bench` on the idle device.",
+            path,
+            worst.describe(),
         )
     return report
 
@@ -310,11 +352,26 @@ def explain(search: ContractSearch) -> str:
     if any(clause.name == "latency" for clause in failing):
         text += _describe_latency(search.contract, near)
         if near.load is not None and near.busy:
-            text += f"The host was busy during the timing ({near.load.describe()}). Repeat on an idle host. "
+            place = "host" if search.device is None else "device of the profile"
+            text += f"The {place} was busy during the timing ({near.load.describe()}). Repeat on an idle {place}. "
     text += "".join(f"{note[0].upper()}{note[1:]}. " for note in search.notes)
     remedies = " ".join(clause.remedy() for clause in failing)
-    advice = f"To accept this variant, set {remedies}. To find a smaller backbone, run `edgetl fit DATA` with the same limits."
+    advice = f"To accept this variant, set {remedies}.{_advise_backbone(search.contract, near)}"
     return f"{text}Nothing was written. {advice}"
+
+
+def _images_alone_exceed(contract: Contract, offer: Offer) -> bool:
+    """Return True if decoding and resizing alone exceed the latency limit. A faster network cannot meet the limit then."""
+    limited = contract.max_latency_ms is not None and contract.latency_of == "whole"
+    return limited and sum(offer.stages_ms[:2]) > (contract.max_latency_ms or 0.0)
+
+
+def _advise_backbone(contract: Contract, offer: Offer) -> str:
+    """Return a sentence about a smaller backbone if one could keep the limits, or an empty text."""
+    failing = {clause.name for clause in offer.clauses if not clause.kept}
+    if not failing - {"drop"} or ("latency" in failing and _images_alone_exceed(contract, offer)):
+        return ""
+    return " To find a smaller backbone, run `edgetl fit DATA` with the same limits."
 
 
 def _describe_latency(contract: Contract, offer: Offer) -> str:
@@ -322,6 +379,9 @@ def _describe_latency(contract: Contract, offer: Offer) -> str:
     if contract.latency_of == "infer" or contract.max_latency_ms is None:
         return ""
     text = f"Mean time: decoding {decode:.2f} ms, resizing {prepare:.2f} ms, network {infer:.2f} ms. "
-    if decode + prepare > contract.max_latency_ms:
-        text += "Decoding and resizing alone exceed the limit. Use smaller image files, or limit only the network with --latency-of infer. "
-    return text
+    if not _images_alone_exceed(contract, offer):
+        return text
+    text += "Decoding and resizing alone exceed the limit, so a smaller backbone cannot keep it. Use smaller image files"
+    if NETWORK_RESERVE * infer <= contract.max_latency_ms:
+        return f"{text}, or limit only the network with --latency-of infer. "
+    return f"{text}. The network alone also exceeds the limit. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from edgetl.core.contract import Outcome
+from edgetl.core.contract import ContractRecord, Outcome
 from edgetl.core.lineage import describe_parent
 from edgetl.core.manifest import Manifest, Precision
 from edgetl.core.preprocess import PreprocessSpec
@@ -49,7 +49,7 @@ def write_card(manifest: Manifest, record: RunRecord) -> str:
     if manifest.rejected:
         lines += ["", "## Rejected variants", "", "These variants were requested and are not in the bundle:", ""]
         lines += [f"- {item.name}: {item.reason.rstrip('.')}." for item in manifest.rejected]
-    lines += _attempted(manifest.outcomes)
+    lines += _attempted(manifest.outcomes, manifest.contract)
     if record.backbone.parents:
         lines += ["", "## Lineage", "", "Origin of the weights, the oldest first:", ""]
         lines += [f"- {describe_parent(parent)}" for parent in record.backbone.parents]
@@ -70,11 +70,18 @@ def _columns(manifest: Manifest, record: RunRecord) -> list[str]:
     ]
 
 
-def _attempted(outcomes: Sequence[Outcome]) -> list[str]:
+def _attempted(outcomes: Sequence[Outcome], contract: ContractRecord | None) -> list[str]:
     """Return a section with a Markdown table of all attempted variants of an export under a contract."""
     if not outcomes:
         return []
-    lines = ["", "## Attempted variants", "", "| variant | input | threads | latency, 90th percentile | result |", "|---|---|---|---|---|"]
+    latency = "network latency" if contract is not None and contract.contract.latency_of == "infer" else "latency of the whole prediction"
+    lines = [
+        "",
+        "## Attempted variants",
+        "",
+        f"| variant | input | threads | {latency}, 90th percentile | result |",
+        "|---|---|---|---|---|",
+    ]
     for row in outcomes:
         offer = row.offer
         time = f"{offer.threads} | {offer.latency_ms:.2f} ms{' (busy host)' if offer.busy else ''}" if offer else "|"

@@ -35,7 +35,7 @@ from edgetl.errors import AccuracyGateError, ExportError, StorageError
 from edgetl.export.config import ExportConfig
 from edgetl.export.context import ExportContext, prepare
 from edgetl.export.convert.metadata import INPUT_NAME, OUTPUT_NAME
-from edgetl.export.gate.agreement import outputs_of
+from edgetl.export.gate.agreement import STRICT_LIMIT, outputs_of
 from edgetl.export.model_card import write_card
 from edgetl.export.quantize.search import ExportedVariant
 from edgetl.export.variants import export_variant
@@ -61,12 +61,14 @@ class Selection:
         record: record of the contract.
         outcomes: a row for each attempted variant.
         sorted_by: order of the variants, see ``Manifest``.
+        excluded: requested variants that were not exported.
     """
 
     names: tuple[str, ...]
     record: ContractRecord
     outcomes: tuple[Outcome, ...]
     sorted_by: Literal["time", "accuracy"]
+    excluded: tuple[Rejected, ...] = ()
 
 
 @dataclass
@@ -130,6 +132,7 @@ def _keep(contents: _Contents, selection: Selection) -> None:
     """Reduce the bundle to the selected variants, in their order. The others are recorded as rejected."""
     names = selection.names
     contents.selection, contents.sorted_by = selection, selection.sorted_by
+    contents.rejected += selection.excluded
     for variant in contents.variants:
         if variant.name not in names:
             shutil.rmtree(contents.folder / variant.name)
@@ -155,8 +158,8 @@ def _rejected_by_contract(variant: Variant, selection: Selection) -> Rejected:
 
 
 def outcomes_of(passed: Sequence[Variant], rejected: Sequence[Rejected], side: int) -> list[Outcome]:
-    """Return a row for each exported and each rejected variant at one input size."""
-    rows = [Outcome(variant=item.name, side=side, result="kept", reason="") for item in passed]
+    """Return a row for each variant at one input size, where no bundle is written: those that passed the gate, and the rejected ones."""
+    rows = [Outcome(variant=item.name, side=side, result="passed", reason="") for item in passed]
     return rows + [Outcome(variant=item.name, side=side, result=item.by, reason=item.reason) for item in rejected]
 
 
@@ -186,10 +189,27 @@ def _export_variants(context: ExportContext, contents: _Contents) -> None:
     names = ", ".join(variant.name for variant in contents.variants) or "none"
     side = context.gate.spec.input_size[0]
     raise AccuracyGateError(
-        f"{len(contents.rejected)} variant(s) rejected. {shown} Passed: {names}. Nothing was written. Export the variants that passed with "
-        f"--allow-missing, accept a larger accuracy drop with --max-drop, or calibrate int8 on more images with --num-samples.",
+        f"{len(contents.rejected)} variant(s) rejected. {shown} Passed: {names}. Nothing was written. {_remedies(context, contents)}",
         rows=[row.model_dump(mode="json") for row in outcomes_of(contents.variants, contents.rejected, side)],
     )
+
+
+def _remedies(context: ExportContext, contents: _Contents) -> str:
+    """Return a sentence with the options that can prevent the rejections."""
+    used = len(context.calibration)
+    failed = [item for item in contents.rejected if item.by == "gate"]
+    int8 = any(item.name.endswith("-int8") for item in contents.rejected)
+    remedies = ["export the variants that passed with --allow-missing"] if contents.variants else []
+    if not contents.variants and int8 and "fp16" not in context.config.precisions:
+        remedies.append("replace int8 by fp16 with --allow-missing")
+    if any(STRICT_LIMIT in item.reason for item in failed):
+        remedies.append("add validation images, or omit --strict")
+    if any(STRICT_LIMIT not in item.reason for item in failed):
+        remedies.append("accept a larger accuracy drop with --max-drop")
+        if int8 and used < len(context.train):
+            remedies.append(f"calibrate int8 on more images with --num-samples (now {used} of {len(context.train)} training images)")
+    text = "; ".join(remedies) or "Request other precisions with --precision"
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _export_variant(context: ExportContext, contents: _Contents, format_: Format, precision: Precision) -> bool:

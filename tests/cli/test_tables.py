@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
-from edgetl.cli.tables import classes_table, cold_table, facts_grid, latency_table, outcomes_table, plain_table, variants_table
-from edgetl.core.contract import Clause, Offer, Outcome
+from edgetl.cli.tables import (
+    bench_lines,
+    busy_lines,
+    classes_table,
+    cold_table,
+    facts_grid,
+    input_size_lines,
+    latency_table,
+    outcomes_table,
+    plain_table,
+    variants_table,
+)
+from edgetl.core.contract import Clause, Contract, ContractRecord, Offer, Outcome
 from edgetl.core.results import ClassScore, Evaluation, Proportion
+from edgetl.core.system.host_load import HostLoad
 from edgetl.measure.latency import Percentiles
 from edgetl.measure.scenarios import ColdStart, LatencyReport, VariantReport
 from tests.core.test_core_bundle import write_files
@@ -56,6 +69,61 @@ def test_a_long_path_in_a_title_or_a_grid_is_folded() -> None:
     grid = facts_grid()
     grid.add_row("path", LONG_PATH)
     assert LONG_PATH in _printed(grid).replace("\n", "").replace(" ", "")
+
+
+BUSY = HostLoad(others=0.8, stolen=0.0, waiting=1.6)
+
+
+def _offer() -> Offer:
+    return Offer(
+        variant="onnx-fp32",
+        threads=1,
+        side=128,
+        latency_ms=9.0,
+        stages_ms=(1.0, 1.0, 1.0),
+        size_mb=1.0,
+        memory_mb=200.0,
+        accuracy=0.9,
+        drop=0.0,
+        clauses=(),
+        load=BUSY,
+    )
+
+
+def test_a_variant_that_passed_without_a_bundle_is_not_kept() -> None:
+    printed = _printed(outcomes_table([Outcome(variant="onnx-fp32", side=128, result="passed", reason="")]))
+    assert "passed" in printed and "kept" not in printed
+
+
+@pytest.mark.parametrize(("part", "heading"), [("whole", "whole"), ("infer", "network")])
+def test_the_latency_of_attempted_variants_is_of_the_limited_part(part: Any, heading: str) -> None:
+    row = Outcome(variant="onnx-fp32", side=128, result="kept", reason="", offer=_offer())
+    assert heading in _printed(outcomes_table([row], Contract(latency_of=part)))
+    assert "of the whole prediction, or of the network" in " ".join(_printed(outcomes_table([row])).split())
+
+
+@pytest.mark.parametrize(("source", "place"), [("measured", "Repeat on an idle host"), ("profile", "Profile of the device: Other")])
+def test_a_busy_host_or_device_is_a_warning_with_details_on_request(tmp_path: Path, source: Any, place: str) -> None:
+    record = ContractRecord(contract=Contract(max_latency_ms=9), chosen=_offer(), host="CPU", source=source)
+    row = Outcome(variant="onnx-fp32", side=128, result="kept", reason="", offer=_offer())
+    manifest = write_files(tmp_path).model_copy(update={"contract": record, "outcomes": (row,)})
+    (line,) = busy_lines(manifest)
+    assert "ther programs used 80 % of the CPU, so latencies marked * are too high. Repeat" in line and place in line
+    assert "s per second" in busy_lines(manifest, verbose=True)[0] and "s per second" not in line
+
+
+def test_a_smaller_input_size_is_reported_with_both_scores(tmp_path: Path) -> None:
+    manifest = write_files(tmp_path)
+    assert input_size_lines(manifest) == []
+    spec = manifest.preprocess.model_copy(update={"input_size": (96, 96)})
+    row = Outcome(variant="onnx-fp32", side=128, result="contract", reason="latency")
+    before = Proportion(value=0.95, n=40, low=0.8, high=1.0)
+    trained = manifest.trained.model_copy(update={"value": 0.9})
+    changed = {"preprocess": spec, "trained": trained, "trained_at_run_size": before, "outcomes": (row,)}
+    (line,) = input_size_lines(manifest.model_copy(update=changed))
+    assert "reduced from 128 x 128 to 96 x 96" in line and "from 0.9500 to 0.9000" in line
+    (line,) = input_size_lines(manifest.model_copy(update={**changed, "outcomes": ()}))
+    assert "96 x 96 (--input-size)" in line
 
 
 def test_a_long_reason_of_a_rejected_variant_is_folded() -> None:
@@ -106,6 +174,11 @@ def test_the_numbers_of_variants_and_latencies_stay_on_one_line(tmp_path: Path) 
         variants=(row,),
         skipped=(),
     )
+    busy = report.model_copy(update={"variants": (row.model_copy(update={"load": BUSY}),)})
+    assert _printed(latency_table(busy)).count("1234.56*") == 4
+    assert bench_lines(busy)[0].startswith("Other programs used 80 % of the CPU, so latencies marked * are too high.")
+    assert "load average was 3.00" in bench_lines(report.model_copy(update={"load_average": 3.0, "host": {"cores": "2"}}))[0]
+    assert bench_lines(report.model_copy(update={"host": {"cores": "2"}})) == []
     for table in (latency_table(report), cold_table(report)):
         assert "openvino-int8-weights" in _first_column(_printed(table))
     assert _printed(latency_table(report)).count("1234.56") == 4 and "3456.78" in _printed(latency_table(report))

@@ -37,6 +37,14 @@ def test_other_programs_stolen_time_and_waiting_make_the_host_busy(after: Counte
     assert load is not None and load.busy and getattr(load, name) == pytest.approx(figure)
 
 
+def test_the_description_of_a_load_names_its_main_cause() -> None:
+    load = HostLoad(others=0.8, stolen=0.0, waiting=1.6)
+    assert load.describe() == "other programs used 80 % of the CPU"
+    assert "waited for a core: 1.60 s per second" in load.details()
+    assert "virtual machines" in HostLoad(others=0.1, stolen=0.2, waiting=0.0).describe()
+    assert "not always available" in HostLoad(others=0.0, stolen=0.0, waiting=0.2).describe()
+
+
 def test_there_is_no_load_without_counters() -> None:
     assert load_between(None, BEFORE) is None and load_between(BEFORE, None) is None
 

@@ -9,15 +9,16 @@ import pytest
 
 from edgetl.cli.tables import busy_lines
 from edgetl.core.bundle import Bundle, open_bundle
-from edgetl.core.contract import Clause, Contract, Outcome
+from edgetl.core.contract import Clause, Contract, Offer, Outcome
 from edgetl.core.manifest import Precision
+from edgetl.core.progress import silent
 from edgetl.core.system.host_load import HostLoad
 from edgetl.data.folder import scan
 from edgetl.errors import ConfigError, ContractError
 from edgetl.export import contract_search, package
 from edgetl.export.backbone_search import costs, fit
 from edgetl.export.config import ExportConfig, FitConfig
-from edgetl.export.contract_search import export_under_contract, on_device
+from edgetl.export.contract_search import ContractSearch, explain, export_under_contract, on_device
 from edgetl.measure import scenarios
 from edgetl.measure.latency import percentiles
 from edgetl.measure.scenarios import BenchConfig, LatencyReport, measure_bundle
@@ -56,7 +57,7 @@ def test_a_bundle_contains_only_variants_that_meet_the_contract(run: Run, bundle
         (Contract(memory_mb=5), r"memory \d+\.\d+ MB \(limit 5 MB.*To accept this variant, set --memory-mb"),
         (
             Contract(max_latency_ms=0.001),
-            r"latency \d+\.\d+ ms \(limit 0.001 ms.*network \d.*Decoding and resizing alone exceed the limit.*--latency-of infer",
+            r"latency \d+\.\d+ ms \(limit 0.001 ms.*network \d.*resizing alone exceed.*The network alone also exceeds the limit",
         ),
     ],
 )
@@ -210,6 +211,8 @@ def test_a_profile_limits_the_thread_count_and_the_formats(bundle: Bundle, run: 
     )
     assert exported.manifest.contract is not None and exported.manifest.contract.chosen.threads == 2
     assert [item.name for item in exported.manifest.variants] == ["onnx-fp32"], "the device has one engine"
+    assert [(item.name, item.by) for item in exported.manifest.rejected] == [("openvino-fp32", "export")]
+    assert any(row.variant == "openvino-fp32" and "--profile has no measurement" in row.reason for row in exported.manifest.outcomes)
     with pytest.raises(ConfigError, match=r"measured with 2 thread\(s\), but --threads is 1"):
         export_under_contract(
             run.path, config.model_copy(update={"profile": profile}), Contract(max_latency_ms=1000, threads=1), tmp_path / "other"
@@ -227,6 +230,33 @@ def test_the_size_of_a_backbone_is_measured_in_the_requested_precision(colors: P
 
     whole = size("fp32")
     assert size("fp16") < 0.6 * whole and size("int8-weights") < 0.45 * whole and size("int8") < 0.45 * whole
+
+
+@pytest.mark.parametrize(
+    ("stages", "present", "absent"),
+    [
+        ((2.0, 1.0, 1.5), "The network alone also exceeds the limit", "--latency-of infer"),
+        ((2.0, 1.0, 0.5), "or limit only the network with --latency-of infer", "edgetl fit"),
+        ((0.2, 0.1, 1.5), "run `edgetl fit DATA`", "smaller image files"),
+    ],
+    ids=["both-too-slow", "slow-images", "slow-network"],
+)
+def test_remedies_for_a_latency_limit_follow_from_the_measurement(stages: tuple[float, float, float], present: str, absent: str) -> None:
+    clause = Clause(name="latency", limit=1.0, found=sum(stages))
+    offer = Offer(
+        variant="onnx-fp32",
+        threads=1,
+        side=128,
+        latency_ms=clause.found,
+        stages_ms=stages,
+        size_mb=1.0,
+        memory_mb=200.0,
+        accuracy=0.9,
+        drop=0.0,
+        clauses=(clause,),
+    )
+    text = explain(ContractSearch(Contract(max_latency_ms=1.0), 0.01, [], None, silent, offers=[offer]))
+    assert present in text and absent not in text and "set --max-latency-ms" in text
 
 
 def test_a_clause_describes_how_much_it_exceeds_the_limit() -> None:

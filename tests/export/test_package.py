@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from edgetl.core.bundle import Bundle
+from edgetl.core.manifest import Rejected
 from edgetl.core.preprocess import preprocess
 from edgetl.core.progress import Progress
 from edgetl.data.loading import PixelSet, stratified
@@ -165,3 +168,19 @@ def test_the_card_lists_every_variant_with_its_interval_and_n(bundle: Bundle) ->
     for variant in bundle.manifest.variants:
         assert f"| {variant.name} |" in card and f"{variant.validation.value:.3f}" in card
     assert "n = " in card
+
+
+@pytest.mark.parametrize(
+    ("reason", "training", "present", "absent"),
+    [
+        ("limit --max-drop 0.0001 with --strict", 24, "add validation images, or omit --strict", "--num-samples"),
+        ("limit --max-drop 0.01", 24, "accept a larger accuracy drop with --max-drop", "--num-samples"),
+        ("limit --max-drop 0.01", 900, "--num-samples (now 24 of 900 training images)", "--strict"),
+    ],
+    ids=["strict", "all-images-used", "more-images"],
+)
+def test_remedies_for_a_rejected_variant_fit_its_reason(tmp_path: Path, reason: str, training: int, present: str, absent: str) -> None:
+    context: Any = SimpleNamespace(calibration=range(24), train=range(training), config=ExportConfig())
+    contents = package._Contents(tmp_path, [], rejected=[Rejected(name="onnx-int8", reason=reason)])
+    text = package._remedies(context, contents)
+    assert present in text and absent not in text and "eplace int8 by fp16 with --allow-missing" in text

@@ -10,8 +10,8 @@ from rich.markup import escape
 
 from edgetl.cli.charts import draw_latency, need_matplotlib
 from edgetl.cli.options import build, given, options_of
-from edgetl.cli.session import JsonOption, VerboseOption, out, print_json, working
-from edgetl.cli.tables import cold_table, latency_table
+from edgetl.cli.session import JsonOption, VerboseOption, err, out, print_json, working
+from edgetl.cli.tables import bench_lines, cold_table, latency_table
 from edgetl.core.output.folders import check_chart
 from edgetl.data.listing import find_images
 from edgetl.errors import ImageError
@@ -46,10 +46,15 @@ def bench_command(
         report = measure_bundle(bundle, config, images=files, progress=progress)
     if plot is not None:
         draw_latency(report, plot)
+    warnings = bench_lines(report, verbose=verbose)
     if json_output:
         print_json(report)
+        for line in warnings:
+            err.print(f"[yellow]warning:[/] {escape(line)}", soft_wrap=True)
         return
     show_report(report)
+    for line in warnings:
+        out.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
     if plot is not None:
         out.print(f"chart written to {escape(str(plot))}", soft_wrap=True)
 
@@ -63,10 +68,5 @@ def show_report(report: LatencyReport) -> None:
         f"{host['cpu']}, {host['cores']} cores, {host['flags']}, governor {host['governor']}, load {report.load_average:.2f}",
         soft_wrap=True,
     )
-    if report.load_average > int(host["cores"]) / 4:
-        out.print("[yellow]the host was busy: its load is above a quarter of the cores. Repeat on an idle host.[/]", soft_wrap=True)
-    for row in report.variants:
-        if row.load is not None and row.load.busy:
-            out.print(f"[yellow]{row.variant}: the host was busy ({row.load.describe()}). Repeat on an idle host.[/]", soft_wrap=True)
     for name in report.skipped:
         out.print(f"[yellow]{name}: not measured, because its inference engine is not installed[/]", soft_wrap=True)

@@ -176,7 +176,7 @@ def inspect_command(
             _show_run_facts(run.record, sizes)
             return
         manifest = open_bundle(path).manifest
-    print_json(manifest) if json_output else _show_manifest(manifest)
+    print_json(manifest) if json_output else _show_manifest(manifest, verbose=verbose)
 
 
 def _show_run_facts(record: RunRecord, sizes: dict[str, int | None]) -> None:
@@ -197,7 +197,7 @@ def _show_run_facts(record: RunRecord, sizes: dict[str, int | None]) -> None:
     out.print(facts)
 
 
-def _show_manifest(manifest: Manifest) -> None:
+def _show_manifest(manifest: Manifest, *, verbose: bool) -> None:
     out.print(variants_table(manifest))
     for line in attempt_lines(manifest):
         out.print(escape(line), soft_wrap=True)
@@ -224,8 +224,8 @@ def _show_manifest(manifest: Manifest) -> None:
         facts.add_row("left out", escape(f"{item.name}: {item.reason}"))
     out.print(facts)
     if manifest.outcomes:
-        out.print(outcomes_table(manifest.outcomes))
-    for line in busy_lines(manifest):
+        out.print(outcomes_table(manifest.outcomes, manifest.contract.contract if manifest.contract else None))
+    for line in busy_lines(manifest, verbose=verbose):
         out.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
 
 

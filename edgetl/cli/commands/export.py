@@ -16,6 +16,7 @@ from edgetl.cli.tables import (
     attempt_lines,
     busy_lines,
     certainty_lines,
+    input_size_lines,
     outcomes_table,
     sensitive_lines,
     slower_lines,
@@ -74,7 +75,7 @@ def export_command(
     if json_output:
         print_json(bundle.manifest)
         return
-    show_bundle(bundle)
+    show_bundle(bundle, verbose=verbose)
     if explain is not None:
         written = f"chart written to {escape(str(explain))}" if drawn else "no chart, because no operation of an int8 variant was measured"
         out.print(written, soft_wrap=True)
@@ -109,7 +110,7 @@ def show_contract(record: ContractRecord) -> None:
     )
 
 
-def show_bundle(bundle: Bundle) -> None:
+def show_bundle(bundle: Bundle, *, verbose: bool = False) -> None:
     """Print the variants, the reasons for rejected ones, and the next command."""
     manifest = bundle.manifest
     out.print(variants_table(manifest))
@@ -119,9 +120,11 @@ def show_bundle(bundle: Bundle) -> None:
     for item in manifest.rejected:
         out.print(f"[yellow]left out[/] {item.name}: {escape(item.reason)}", soft_wrap=True)
     if manifest.contract is not None:
-        out.print(outcomes_table(manifest.outcomes))
+        out.print(outcomes_table(manifest.outcomes, manifest.contract.contract))
         show_contract(manifest.contract)
-    for line in busy_lines(manifest):
+    for line in input_size_lines(manifest):
+        out.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
+    for line in busy_lines(manifest, verbose=verbose):
         out.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
     out.print(
         "agreement: ratio of predictions equal to those of the trained model; confident: only where that model is confident.",

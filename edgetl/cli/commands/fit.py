@@ -63,7 +63,7 @@ def fit_command(
         print_json(fitted.record)
         return
     show_tried(fitted.record)
-    show_bundle(fitted.bundle)
+    show_bundle(fitted.bundle, verbose=verbose)
 
 
 def show_tried(record: FitRecord) -> None:

@@ -40,8 +40,19 @@ class HostLoad(StrictModel):
         return self.others + self.stolen + self.waiting
 
     def describe(self) -> str:
-        """Format the load, such as ``other programs used 40 % of the cores, 0 % was stolen, 12 % waited for a core``."""
-        return f"other programs used {self.others:.0%} of the cores, {self.stolen:.0%} was stolen, {self.waiting:.0%} waited for a core"
+        """Format the cause of the load, such as ``other programs used 40 % of the CPU``."""
+        if self.others > MAX_OTHERS:
+            return f"other programs used {100 * self.others:.0f} % of the CPU"
+        if self.stolen > MAX_LOST:
+            return f"the hypervisor gave {100 * self.stolen:.0f} % of the CPU to other virtual machines"
+        return "the CPU was not always available to this program, because of other programs or a CPU limit"
+
+    def details(self) -> str:
+        """Format all values."""
+        return (
+            f"CPU time of other programs: {100 * self.others:.0f} %; CPU time of other virtual machines: {100 * self.stolen:.0f} %; "
+            f"time in which threads of this program waited for a core: {self.waiting:.2f} s per second"
+        )
 
 
 @dataclass(frozen=True)
