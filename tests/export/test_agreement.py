@@ -72,7 +72,7 @@ def test_disagreement_on_confident_images_is_rejected_within_the_allowed_drop(ga
         return logits
 
     result = evaluate_file(nearly, gate, ExportConfig(max_drop=0.9), exact=False)
-    assert "confident images (limit --min-agreement 0.97)" in result.reason
+    assert "confident images (limit 0.97)" in result.reason
 
 
 def test_agreement_counts_confident_images_separately() -> None:

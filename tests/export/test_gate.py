@@ -285,7 +285,7 @@ def test_disagreement_on_confident_predictions_is_rejected_below_the_limit(gate:
     assert evaluate_file(one_wrong, gate, at_limit, exact=False).reason == ""
     above = config.model_copy(update={"min_agreement": share + 1e-6})
     assert evaluate_file(one_wrong, gate, above, exact=False).reason == (
-        f"agreement with the trained model is {share:.3f} of the confident images (limit --min-agreement {share + 1e-6:.6g})"
+        f"agreement with the trained model is {share:.3f} of the confident images (limit {share + 1e-6:.6g})"
     )
 
 
@@ -304,7 +304,7 @@ def test_the_unit_of_a_multi_label_disagreement_is_decisions(colors: Path) -> No
         return outputs(batch) + np.float32(0 if len(batch) > 4 else 20)
 
     result = evaluate_file(shifted, gate, ExportConfig(max_drop=0.9), exact=False)
-    assert result.reason.endswith("of the confident decisions (limit --min-agreement 0.97)") and result.accuracy_drop is None
+    assert result.reason.endswith("of the confident decisions (limit 0.97)") and result.accuracy_drop is None
 
 
 def test_a_multi_label_drop_counts_wrong_decisions_if_the_ranking_is_unchanged() -> None:

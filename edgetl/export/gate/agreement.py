@@ -278,7 +278,7 @@ def _disagreement(agreement: Agreement, measured: Evaluation, config: ExportConf
     unit = "decisions" if measured.multi_label else "images"
     return (
         f"agreement with the trained model is {agreement.confident_agreement:.3f} of the confident {unit} "
-        f"(limit --min-agreement {config.min_agreement:g})"
+        f"(limit {config.min_agreement:g})"
     )
 
 
