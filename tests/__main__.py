@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 # Longest first, so that the two processes end at about the same time.
 GROUPS = (
     ("tests/train",),
-    ("tests/serve",),
-    ("tests/export",),
     ("tests/cli", "tests/end_to_end"),
+    ("tests/export",),
+    ("tests/serve",),
     ("tests/core", "tests/data", "tests/docs", "tests/measure", "tests/pretrain", "tests/runtime", "tests/test_structure.py"),
 )
 PROCESSES = 2
