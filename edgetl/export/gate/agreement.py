@@ -277,8 +277,7 @@ def _disagreement(agreement: Agreement, measured: Evaluation, config: ExportConf
         return ""
     unit = "decisions" if measured.multi_label else "images"
     return (
-        f"agreement with the trained model is {agreement.confident_agreement:.3f} of the confident {unit} "
-        f"(limit {config.min_agreement:g})"
+        f"agreement with the trained model is {agreement.confident_agreement:.3f} of the confident {unit} (limit {config.min_agreement:g})"
     )
 
 
