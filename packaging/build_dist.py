@@ -26,7 +26,7 @@ DEVICE_CHECK = """
 import sys
 import edgetl
 from edgetl.train.config.recipe import models_folder
-heavy = {"torch", "torchvision", "timm", "lightning", "onnx", "nncf"} & set(sys.modules)
+heavy = {"torch", "torchvision", "timm", "lightning", "lightning_fabric", "onnx", "nncf"} & set(sys.modules)
 assert not heavy, f"import edgetl imported {heavy}"
 assert (models_folder() / "edgetl_small.safetensors").is_file(), "the wheel lacks the embedded backbone"
 """

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".pytest_cache" / "edgetl"
 # Caches of other states of the sources that stay, so that a change of branches does not build everything again.
 KEPT = 3
-_PACKAGES = ("numpy", "pillow", "scikit-learn", "timm", "torch", "torchvision", "lightning", "nncf", "onnx", "onnxruntime", "openvino")
+_PACKAGES = "numpy pillow scikit-learn timm torch torchvision lightning-fabric nncf onnx onnxruntime openvino".split()
 
 
 def built(name: str, build: Callable[[Path], object]) -> Path:

@@ -123,7 +123,7 @@ def need_extra(extra: str) -> None:
         MissingExtraError: a library is missing. The message contains the pip command.
     """
     libraries = {
-        "train": ("torch", "torchvision", "timm", "lightning", "sklearn", "matplotlib"),
+        "train": ("torch", "torchvision", "timm", "lightning_fabric", "sklearn", "matplotlib"),
         "export": ("torch", "onnx", "onnxscript", "nncf"),
     }
     for library in libraries[extra]:

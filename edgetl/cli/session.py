@@ -31,7 +31,7 @@ from edgetl.errors import ConfigError, EdgetlError, StoppedError
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Loggers with their own level, which ignore the level of the root logger.
-_NOISY = ("lightning", "lightning.pytorch", "torch.utils.cpp_extension", "torch.onnx", "onnxscript", "nncf", "huggingface_hub.utils._http")
+_NOISY = ("lightning_fabric", "torch.utils.cpp_extension", "torch.onnx", "onnxscript", "nncf", "huggingface_hub.utils._http")
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)

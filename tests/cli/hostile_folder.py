@@ -37,7 +37,7 @@ MODULES = (
     "torch",
     "torchvision",
     "timm",
-    "lightning",
+    "lightning_fabric",
     "sklearn",
     "scipy",
     "edgetl",

@@ -12,7 +12,7 @@ from edgetl.cli.session import working
 
 @pytest.mark.parametrize("verbose", [False, True])
 def test_a_command_restores_loggers_and_warning_filters(verbose: bool) -> None:
-    loggers = [logging.getLogger(name) for name in ("root", "edgetl", "nncf", "lightning")]
+    loggers = [logging.getLogger(name) for name in ("root", "edgetl", "nncf", "lightning_fabric")]
     before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     filters = list(warnings.filters)
     with pytest.raises(ValueError, match="stop"), working(json_output=True, verbose=verbose):

@@ -131,7 +131,7 @@ def test_a_prediction_imports_no_library_of_training_and_export(bundle: Bundle, 
     code = f"""
 import sys, edgetl
 print(edgetl.load({str(bundle.path)!r}, variant={variant!r}).predict({str(image_path)!r}).label)
-heavy = {{"torch", "torchvision", "timm", "lightning", "onnx", "nncf", "sklearn", "matplotlib", "pickletools", "typer", "rich"}}
+heavy = {{"torch", "torchvision", "timm", "lightning_fabric", "onnx", "nncf", "sklearn", "matplotlib", "pickletools", "typer", "rich"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -20,7 +20,7 @@ _PACKAGES = (
     "torch",
     "torchvision",
     "timm",
-    "lightning",
+    "lightning-fabric",
     "nncf",
     "onnx",
     "scikit-learn",

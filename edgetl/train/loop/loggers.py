@@ -6,10 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.fabric.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.loggers import MLFlowLogger
+from lightning_fabric.loggers import CSVLogger, Logger, TensorBoardLogger
+
+if TYPE_CHECKING:
+    from edgetl.train.loop.mlflow_logger import MlflowLogger
 
 FOLDER = "logs"
 
@@ -52,13 +54,14 @@ class MetricLoggers:
             logger.finalize("success" if kind is None else "failed")
 
 
-def _open(name: str, folder: Path) -> Logger:
-    for library in ("lightning.pytorch.loggers", "mlflow", "alembic"):
-        logging.getLogger(library).setLevel(logging.ERROR)  # hide messages about a new experiment
+def _open(name: str, folder: Path) -> Logger | MlflowLogger:
     if name == "csv":
         return CSVLogger(folder, name=name, version="", flush_logs_every_n_steps=1)
     if name == "tensorboard":
         return TensorBoardLogger(folder, name=name, version="", default_hp_metric=False)
+    from edgetl.train.loop.mlflow_logger import MlflowLogger  # MLflow is an extra of its own
+
+    for library in ("mlflow", "alembic"):
+        logging.getLogger(library).setLevel(logging.ERROR)  # hide messages about a new database
     folder.mkdir(exist_ok=True)
-    # MLflow no longer creates file stores. Its metrics are therefore stored in SQLite.
-    return MLFlowLogger("edgetl", tracking_uri=f"sqlite:///{(folder / 'mlflow.db').absolute()}")
+    return MlflowLogger(folder / "mlflow.db")

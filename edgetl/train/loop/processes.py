@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 
 from edgetl.core.output.folders import Inputs, new_folder
 from edgetl.core.progress import Progress, silent
@@ -58,7 +58,7 @@ def launch(device: str) -> Fabric:
 
     The precision is bf16 on a GPU, and float32 on a CPU, where bf16 is not faster.
     """
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # hide messages about processes and precision
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # hide messages about processes and precision
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     fabric = Fabric(
         accelerator=device,

@@ -11,7 +11,7 @@ from typing import Any, assert_never
 
 import numpy as np
 import torch
-from lightning.fabric import seed_everything
+from lightning_fabric import seed_everything
 from numpy.typing import NDArray
 
 from edgetl.core.licenses import check_policy, most_restrictive
