@@ -20,6 +20,9 @@
     ├── ContractError      17   no variant keeps the limits of the deployment contract
     ├── RequestError       18   failed HTTP request; ends the request, not the process
     ├── OutOfMemoryError   19   memory could not be allocated; also a ``MemoryError``
+    ├── InstallError       24   a release was refused or failed its self-test; the active release stays
+    │   └── DowngradeError 25   the release is older than the newest release that the store had
+    ├── StoreError         26   missing or damaged store, or no healthy release
     └── StoppedError      143   stopped by SIGTERM, state saved
         └── CancelledError 130  stopped by Ctrl-C, state saved
 
@@ -139,6 +142,18 @@ class RequestError(EdgetlError, exit_code=18):
 
 class OutOfMemoryError(EdgetlError, MemoryError, exit_code=19):
     """Memory could not be allocated. The message names the operation, the limit and the remedy."""
+
+
+class InstallError(EdgetlError, exit_code=24):
+    """A release was refused or failed its self-test. The active release stays."""
+
+
+class DowngradeError(InstallError, exit_code=25):
+    """The release is older than the newest release that the store had."""
+
+
+class StoreError(EdgetlError, exit_code=26):
+    """Missing or damaged store, or a store without a healthy release."""
 
 
 class StoppedError(EdgetlError, exit_code=143):

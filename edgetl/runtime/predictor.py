@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+import weakref
 from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path
@@ -18,8 +20,9 @@ from edgetl.core.manifest import Variant
 from edgetl.core.output_decoding import decode
 from edgetl.core.preprocess import Batch, InputForm, PreprocessSpec, to_batch
 from edgetl.core.results import Prediction
+from edgetl.core.store import Start, is_store, starts
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
-from edgetl.errors import BundleError, ConfigError, EngineError
+from edgetl.errors import BundleError, ConfigError, EdgetlError, EngineError, IntegrityError, OutOfMemoryError
 from edgetl.runtime.engine import Engine, choose_variant, open_engine
 from edgetl.runtime.trial import try_variant
 
@@ -183,10 +186,10 @@ def load(
     The files are checked against the hashes of the manifest before they are loaded.
 
     Args:
-        bundle: folder that ``edgetl export`` wrote, or an opened bundle (``edgetl.open_bundle``).
-        variant: name of a variant, such as ``openvino-int8``. None uses the first variant with an installed engine: the fastest at
-            export time, or the best of the deployment contract.
-        threads: threads per inference. None uses the thread count of the contract, or all cores available to this process.
+        bundle: folder that ``edgetl export`` wrote, an opened bundle (``edgetl.open_bundle``), or a store with an active release.
+        variant: name of a variant, such as ``openvino-int8``. None uses the choice of the store for this host. Without one, it uses the
+            first variant with an installed engine: the fastest at export time, or the best of the deployment contract.
+        threads: threads per inference. None uses the choice of the store, the thread count of the contract, or all available cores.
         trial: load the variant and run one image in a separate process first, with limits on memory and time. Use it for bundles from
             other authors. It takes about a second.
 
@@ -200,15 +203,59 @@ def load(
         MissingExtraError: the engine is not installed. The message has the pip command.
         EngineError: the engine cannot load the model, the model does not match the manifest, or the trial failed.
         OutOfMemoryError: there is too little memory.
+        StoreError: the store has no healthy release.
     """
+    if not isinstance(bundle, Bundle) and is_store(bundle):
+        return _load_from_store(Path(bundle), variant=variant, threads=threads, trial=trial)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    chosen = choose_variant(opened, variant)
+    manifest, chosen = opened.manifest, choose_variant(opened, variant)
     if trial:
         try_variant(opened, chosen)
     engine = open_engine(opened, chosen, threads=threads)
-    manifest = opened.manifest
     predictor = Predictor(
         engine, manifest.labels, manifest.preprocess, variant=chosen, task=manifest.task, decision_rule=manifest.decision_rule
     )
     predictor._origin = (opened.path.absolute(), threads)
     return predictor
+
+
+def _load_from_store(store: Path, *, variant: str | None, threads: int | None, trial: bool) -> Predictor:
+    """Load the active release of a store. If it cannot be loaded, load an earlier release."""
+    for start in starts(store):
+        try:
+            bundle = start.release.open()
+        except BundleError as error:
+            start.failed(str(error))
+            continue
+        choice = start.release.choice
+        try:
+            predictor = load(bundle, variant=variant or choice.variant, threads=threads or choice.threads, trial=trial)
+        except (IntegrityError, EngineError, OutOfMemoryError) as error:
+            start.failed(str(error))
+            continue
+        except EdgetlError:  # such as an unknown variant, or a missing engine: not a failure of the release
+            start.close()
+            raise
+        if start.observed:
+            predictor._engine = _ObservedEngine(predictor._engine, start)
+            # Runs when the predictor is deleted or the interpreter exits, but not after a crash.
+            weakref.finalize(predictor, start.close)
+        return predictor
+    raise AssertionError("the iteration over starts ends with an error")
+
+
+class _ObservedEngine:
+    """Engine that reports each success and failure to the probation of its release."""
+
+    def __init__(self, engine: Engine, start: Start) -> None:
+        self._engine, self._start = engine, start
+
+    def run(self, batch: Batch, /) -> NDArray[np.float32]:
+        begun = time.perf_counter()
+        try:
+            result = self._engine.run(batch)
+        except EdgetlError as error:
+            self._start.failed(str(error))
+            raise
+        self._start.succeeded(len(batch), time.perf_counter() - begun)
+        return result
