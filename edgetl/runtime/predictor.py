@@ -187,9 +187,9 @@ def load(
 
     Args:
         bundle: folder that ``edgetl export`` wrote, an opened bundle (``edgetl.open_bundle``), or a store with an active release.
-        variant: name of a variant, such as ``openvino-int8``. None uses the choice of the store for this host. Without one, it uses the
-            first variant with an installed engine: the fastest at export time, or the best of the deployment contract.
-        threads: threads per inference. None uses the choice of the store, the thread count of the contract, or all available cores.
+        variant: name of a variant, such as ``openvino-int8``. None uses the variant that the store chose for this host, or the first
+            variant with an installed engine: the fastest at export time, or the best of the deployment contract.
+        threads: threads per inference. None uses the thread count of the contract, or all cores available to this process.
         trial: load the variant and run one image in a separate process first, with limits on memory and time. Use it for bundles from
             other authors. It takes about a second.
 
@@ -227,9 +227,8 @@ def _load_from_store(store: Path, *, variant: str | None, threads: int | None, t
         except BundleError as error:
             start.failed(str(error))
             continue
-        choice = start.release.choice
         try:
-            predictor = load(bundle, variant=variant or choice.variant, threads=threads or choice.threads, trial=trial)
+            predictor = load(bundle, variant=variant or start.release.record.variant, threads=threads, trial=trial)
         except (IntegrityError, EngineError, OutOfMemoryError) as error:
             start.failed(str(error))
             continue

@@ -2,6 +2,6 @@
 
 from edgetl.core.store.probation import Start, starts
 from edgetl.core.store.releases import Release, active_release, is_store
-from edgetl.core.store.state import Choice, StoreState
+from edgetl.core.store.state import StoreState
 
-__all__ = ["Choice", "Release", "Start", "StoreState", "active_release", "is_store", "starts"]
+__all__ = ["Release", "Start", "StoreState", "active_release", "is_store", "starts"]

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetl.core.bundle import Bundle, open_bundle
-from edgetl.core.config import read_bytes, read_json
+from edgetl.core.config import read_bytes
 from edgetl.core.manifest import MANIFEST_NAME
 from edgetl.core.store.state import (
-    CHOICES_NAME,
     KEPT_RELEASES,
     RELEASES_NAME,
     STATE_NAME,
-    Choice,
+    TUNING_NAME,
     Probation,
     ReleaseRecord,
     StoreState,
@@ -39,13 +38,13 @@ class Release:
 
     Attributes:
         path: folder of the bundle.
-        record: release number and SHA-256 of the manifest.
-        choice: variant and execution on this host.
+        record: release number, SHA-256 of the manifest, and the variant for this host.
+        tuning: file with the result of a tuning on this host. It exists only after a tuning.
     """
 
     path: Path
     record: ReleaseRecord
-    choice: Choice
+    tuning: Path
 
     @property
     def id(self) -> str:
@@ -86,25 +85,8 @@ def active_release(store: str | os.PathLike[str]) -> Release:
 
 
 def release_of(store: Path, record: ReleaseRecord) -> Release:
-    """Return the installed release of ``record`` with its choice for this host."""
-    return Release(store / RELEASES_NAME / record.id, record, read_choice(store, record.id))
-
-
-def choice_path(store: Path, release_id: str) -> Path:
-    """Return the path of the file with the choice for a release on this host."""
-    return store / CHOICES_NAME / f"{release_id}.json"
-
-
-def read_choice(store: Path, release_id: str) -> Choice:
-    """Return the choice for a release on this host. Without a readable file, return the defaults."""
-    path = choice_path(store, release_id)
-    if not path.exists():
-        return Choice()
-    try:
-        return read_json(path, Choice, StoreError)
-    except StoreError as error:
-        _log.warning("%s The default variant is used. Repair it with: edgetl tune %s", error, store)
-        return Choice()
+    """Return the installed release of ``record``."""
+    return Release(store / RELEASES_NAME / record.id, record, store / TUNING_NAME / f"{record.id}.json")
 
 
 def current_state(store: Path) -> StoreState:

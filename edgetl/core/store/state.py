@@ -18,27 +18,13 @@ from edgetl.errors import StoreError
 
 STATE_NAME = "state.json"
 RELEASES_NAME = "releases"
-CHOICES_NAME = "choices"
+TUNING_NAME = "tuning"
 # The active release and two earlier ones.
 KEPT_RELEASES = 3
 _KEPT_REJECTIONS = 20
 _KEPT_EVENTS = 30
 
 Action = Literal["install", "confirm", "rollback", "downgrade", "recover"]
-
-
-class Choice(StrictModel):
-    """Variant and execution of a release on this host.
-
-    Attributes:
-        variant: name of the variant; none selects the first variant with an installed engine.
-        threads: threads per inference; none uses the default of the bundle.
-        setting: name of the execution setting; empty for the default setting.
-    """
-
-    variant: str | None = None
-    threads: int | None = Field(default=None, ge=1)
-    setting: str = ""
 
 
 class ReleaseRecord(StrictModel):
@@ -49,12 +35,14 @@ class ReleaseRecord(StrictModel):
         manifest_sha256: SHA-256 of the manifest. The manifest lists the SHA-256 of all other files.
         installed: time of the installation, ISO 8601, UTC. The clock of a device may be wrong: no decision uses it.
         key: fingerprint of the key that signed the manifest; none if no signature was required.
+        variant: first variant that passed the self-test on this host; none after a recovery of the state.
     """
 
     release: int = Field(ge=1, lt=2**53)
     manifest_sha256: Sha256
     installed: str
     key: str | None = None
+    variant: str | None = None
 
     @property
     def id(self) -> str:
