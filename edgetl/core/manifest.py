@@ -16,6 +16,7 @@ from edgetl.core.contract import ContractRecord, Outcome
 from edgetl.core.files.names import label_problem
 from edgetl.core.lineage import Lineage, Sha256
 from edgetl.core.preprocess import InputForm, PreprocessSpec
+from edgetl.core.reference import Reference
 from edgetl.core.results import AccuracyDrop, Proportion
 from edgetl.core.system.host_load import HostLoad
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
@@ -273,6 +274,7 @@ class Manifest(StrictModel):
         trained: task metric (``Evaluation.score``) of the trained model on the validation images, at the bundle's input size.
         trained_at_run_size: the same at the input size of the training, if it differs.
         golden: golden images.
+        reference: monitoring reference for drift detection; none with fewer than 50 validation images.
         calibration: images for the calibration of int8; none without int8 variants.
         contract: limits that every variant keeps; none without a contract.
         outcomes: outcomes of all attempted variants, input sizes and thread counts; empty without a contract.
@@ -300,6 +302,7 @@ class Manifest(StrictModel):
     trained: Proportion
     trained_at_run_size: Proportion | None = None
     golden: tuple[Golden, ...] = Field(min_length=1)
+    reference: Reference | None = None
     calibration: Calibration | None
     contract: ContractRecord | None = None
     outcomes: tuple[Outcome, ...] = ()
@@ -333,6 +336,8 @@ class Manifest(StrictModel):
                     f"{variant.name} has the golden tolerance {variant.golden_tolerance:g}, "
                     f"but the largest for {variant.precision} is {GOLDEN_TOLERANCE[variant.precision]:g}"
                 )
+        if self.reference and (problem := self.reference.problem(self.decoding)):
+            raise ValueError(f"the monitoring reference is invalid: {problem}")
         if self.task in ("classification", "multi-label") and self.decision_rule.spread != 1.0:
             raise ValueError(f"a {self.task} model has the spread {self.decision_rule.spread:g}, but only numbers have one")
         names = {variant.name for variant in self.variants}

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgetl.core.manifest import Calibration, Format
+from edgetl.core.output_decoding import decode
 from edgetl.core.preprocess import PreprocessSpec, pixels_of
 from edgetl.core.progress import Progress
+from edgetl.core.reference import Reference, describe_validation, image_statistics
 from edgetl.core.results import Proportion
 from edgetl.core.system.host import available_cores, versions
 from edgetl.data.folder import Sample
@@ -51,6 +53,7 @@ class ExportContext:
             ``max_drop``.
         gate: validation images at the bundle's input size. They decide whether a variant passes.
         train: training samples for re-fitting heads.
+        validation: images of the monitoring reference. All validation images, or a random sample of ``config.gate_images``.
         test: test images. They are reported only.
         calibration: images for measuring the int8 ranges.
         work: folder for intermediate files.
@@ -64,6 +67,7 @@ class ExportContext:
     limits: ExportConfig
     gate: GateSet
     train: list[Sample]
+    validation: PixelSet
     test: PixelSet
     calibration: PixelSet
     work: Path
@@ -112,6 +116,14 @@ class ExportContext:
         bias = torch.zeros(head.out_features) if found is None else found.detach()
         return RefitData(images, self._trained_outputs(images), FloatHead(head.weight.detach().numpy(), bias.numpy()))
 
+    @cached_property
+    def reference(self) -> Reference | None:
+        """Monitoring reference: predictions of the trained model and image statistics of the validation images."""
+        images, decoding = self.validation, self.gate.decoding
+        outputs = self.gate.trained if images is self.gate.images else self._trained_outputs(images)
+        statistics = np.concatenate([image_statistics(batch, images.spec) for batch in images.batches()])
+        return describe_validation(decode(decoding, outputs), statistics, decoding)
+
     def _trained_outputs(self, images: PixelSet) -> NDArray[np.float32]:
         """Return the outputs of the fp32 ONNX file. The gate has compared this file with torch."""
         return outputs_of(open_files(SOURCE_FORMAT, [self.source]), images, stage="running the trained model", progress=self.progress)
@@ -156,7 +168,10 @@ def prepare(run: Run, config: ExportConfig, work: Path, progress: Progress) -> E
     tested, calibration = (
         PixelSet(stratified(*chosen), spec) for chosen in ((test, config.gate_images), (train, config.calibration_images))
     )
-    context = ExportContext(run, config, limits, gate, train, tested, calibration, work, progress, unlabeled, full_size)
+    # The gate's images are balanced over the classes. The reference needs the class frequencies of the data.
+    sample = PixelSet(sorted(val, key=lambda item: item.content)[: config.gate_images], spec)
+    validation = sample if len(val) > config.gate_images else gate.images
+    context = ExportContext(run, config, limits, gate, train, validation, tested, calibration, work, progress, unlabeled, full_size)
     context.gate = replace(gate, more=lambda: context.agreement_set)
     return context
 

@@ -318,6 +318,7 @@ def _write_manifest(context: ExportContext, contents: _Contents) -> None:
         trained=trained,
         trained_at_run_size=context.full_size,
         golden=_write_golden(contents, record.decoding),
+        reference=context.reference,
         calibration=context.calibration_record(),
         contract=selection.record if selection else None,
         outcomes=selection.outcomes if selection else (),

@@ -1,0 +1,1 @@
+"""Device: signatures, store, tuning, runner and monitoring. This package never imports torch."""

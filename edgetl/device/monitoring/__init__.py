@@ -1,0 +1,1 @@
+"""Monitoring of a device: drift detection, capture of images, and events in SQLite."""
