@@ -2,75 +2,77 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-_FORK_SERVER = """
-import json, os, sys, traceback
-import edgetl.export.package, edgetl.train.workflows.compare
 from edgetl.cli.app import main
 
-for line in sys.stdin:
-    call = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        for number, path in enumerate((os.devnull, call["stdout"], call["stderr"])):
-            os.dup2(os.open(path, os.O_RDWR), number)
-        os.environ.clear()
-        os.environ.update(call["environment"])
-        code = 1
-        try:
-            main(call["arguments"])
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-_lock = threading.Lock()
+# Processes are forked from one that has imported the libraries of training and export. The imports take 5 seconds of CPU time, far more
+# than most commands that the tests run.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["pytest", "tests.command", "edgetl.cli.app", "edgetl.export.package", "edgetl.train.workflows.compare"])
 
 
-@functools.cache
-def _fork_server() -> subprocess.Popen[str]:
-    """Start a process that has imported the libraries of training and export. It forks for each command.
+class Command:
+    """Command that runs in a process group of its own."""
 
-    The imports take 5 seconds of CPU time, far more than most commands that the tests run.
-    """
-    server = subprocess.Popen([sys.executable, "-c", _FORK_SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert server.stdin is not None and server.stdout is not None
-    atexit.register(server.communicate)
-    return server
+    def __init__(self, *arguments: object) -> None:
+        self._folder = TemporaryDirectory()
+        self._outputs = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
+        for path in self._outputs:
+            path.touch()
+        self._arguments = list(map(str, arguments))
+        self._process = _PROCESSES.Process(target=_run, args=(self._arguments, dict(os.environ), Path.cwd(), self._outputs))
+        self._process.start()
+
+    def is_running(self) -> bool:
+        """Return true until the process ends."""
+        return self._process.is_alive()
+
+    def signal(self, number: int, *, at: str = "") -> None:
+        """Send a signal to the process group, as a terminal does, as soon as the error output contains ``at``."""
+        while at not in self._outputs[1].read_text("utf-8") and self.is_running():
+            time.sleep(0.02)
+        assert self._process.pid is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """Wait until the process ends, and return its exit code and output."""
+        self._process.join()
+        code = self._process.exitcode
+        assert code is not None
+        done = subprocess.CompletedProcess(self._arguments, code, *(path.read_text("utf-8") for path in self._outputs))
+        self._folder.cleanup()
+        return done
+
+
+def _run(arguments: list[str], environment: dict[str, str], folder: Path, outputs: list[Path]) -> None:
+    for number, path in enumerate(outputs, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    os.setsid()
+    multiprocessing.set_forkserver_preload(["__main__"])  # the default, for the data loaders of the command
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    main(arguments)
 
 
 def edgetl(*arguments: object, cwd: Path | None = None, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own; ``environment`` replaces this process's.
-
-    Without ``cwd`` and ``environment``, the process is a fork of one that has imported the libraries already.
-    """
-    command = list(map(str, arguments))
-    if cwd is not None or environment is not None:
-        command = [sys.executable, "-m", "edgetl.cli.app", *command]
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
-    server = _fork_server()
-    assert server.stdin is not None and server.stdout is not None
-    with _lock, NamedTemporaryFile() as stdout, NamedTemporaryFile() as stderr:
-        call = {"arguments": command, "environment": dict(os.environ), "stdout": stdout.name, "stderr": stderr.name}
-        server.stdin.write(json.dumps(call) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
-        return subprocess.CompletedProcess(command, code, stdout.read().decode(), stderr.read().decode())
+    """Run the command in a process of its own. With ``cwd`` or ``environment``, the process is a new interpreter."""
+    if cwd is None and environment is None:
+        return Command(*arguments).wait()
+    command = [sys.executable, "-m", "edgetl.cli.app", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
 
 
 class Printed(NamedTuple):

@@ -7,15 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from edgetl.core.bundle import Bundle
 from edgetl.train.artifacts.run import Run
-from tests.command import edgetl
+from tests.command import Command, edgetl
 
 
 def _fails(done: subprocess.CompletedProcess[str], code: int, *phrases: str) -> None:
@@ -149,21 +147,6 @@ def test_tables_fit_eighty_columns(bundle: Bundle, run: Run) -> None:
         assert not rows, "a column was truncated"
 
 
-def _interrupt(process: subprocess.Popen[str], signal_: int, *, when: str) -> tuple[str, int]:
-    """Send a signal after the process printed a line with ``when``. Return its error output and exit code."""
-    assert process.stderr is not None
-    output = ""
-    with process.stderr as stream:
-        for line in stream:
-            output += line
-            if when in line:
-                time.sleep(0.3)
-                process.send_signal(signal_)
-                break
-        output += stream.read()
-    return output, process.wait()
-
-
 def _without_checkpoints(folder: Path) -> list[Path]:
     """Return the paths in ``folder`` except the checkpoints of a training, which are complete."""
     return [path for path in folder.iterdir() if not path.name.endswith(".checkpoints")]
@@ -171,11 +154,13 @@ def _without_checkpoints(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("stage", ["computing features", "fine-tuning"])
 def test_ctrl_c_prints_one_line_and_leaves_no_incomplete_output(digits: Path, tmp_path: Path, stage: str) -> None:
-    command = [sys.executable, "-m", "edgetl.cli.app", "train", str(digits), "--backbone", "test_resnet", "--random-weights"]
-    command += ["--strategy", "full" if stage == "fine-tuning" else "probe", "--epochs", "50", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    text, code = _interrupt(process, signal.SIGINT, when=stage)
-    assert code == 130, text
+    strategy = "full" if stage == "fine-tuning" else "probe"
+    options = ["--backbone", "test_resnet", "--random-weights", "--strategy", strategy, "--epochs", 50, "--out", tmp_path / "run"]
+    command = Command("train", digits, *options)
+    command.signal(signal.SIGINT, at=stage)
+    stopped = command.wait()
+    text = stopped.stderr
+    assert stopped.returncode == 130, text
     assert "Traceback" not in text and text.rstrip().splitlines()[-1].startswith("interrupted")
     assert _without_checkpoints(tmp_path) == []
 
@@ -187,9 +172,9 @@ def test_output_of_a_killed_process_is_rejected_by_other_commands(run: Run, digi
         "train": ["train", digits, "--backbone", "test_resnet", "--random-weights", "--strategy", "full", "--epochs", 50, "--out", target],
         "export": ["export", run.path, "--out", target],
     }
-    full_command = [sys.executable, "-m", "edgetl.cli.app", *map(str, arguments[command])]
-    process = subprocess.Popen(full_command, stderr=subprocess.PIPE, text=True)
-    _interrupt(process, signal.SIGKILL, when="fine-tuning" if command == "train" else "comparing")
+    process = Command(*arguments[command])
+    process.signal(signal.SIGKILL, at="fine-tuning" if command == "train" else "comparing")
+    process.wait()
     assert not target.exists()
     left = _without_checkpoints(tmp_path)
     assert left, "the process ended before the signal"

@@ -39,6 +39,7 @@ from edgetl.train.networks.stages import choose_stages, find_stages, set_trainab
 from edgetl.train.workflows.finetune import LARGER_BACKBONE, find_alarms
 from edgetl.train.workflows.optimization import Training, optimize
 from edgetl.train.workflows.train import train
+from tests.command import Command, edgetl
 from tests.train.planning import plan_of, prepared
 
 SMALL = {
@@ -331,29 +332,18 @@ def test_damaged_checkpoint_is_skipped(tmp_path: Path) -> None:
 
 
 def test_sigterm_saves_the_state_and_resume_continues(colors: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "edgetl.cli.app",
-        "train",
-        str(colors),
-        "--backbone",
-        "test_resnet",
-        "--random-weights",
-        "--input-size",
-        "32",
-    ]
-    command += ["--strategy", "full", "--epochs", "200", "--out", str(tmp_path / "run")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not list(tmp_path.glob("run.checkpoints/step-*")):
-            time.sleep(0.05)  # until it trains: the first of 20 states is saved
-        process.send_signal(signal.SIGTERM)
-        _, output = process.communicate()
-        assert process.returncode == StoppedError.exit_code, output
-    assert "Resume with: edgetl train --out" in " ".join(output.split())
-    done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True, check=False)
+    options = ["--backbone", "test_resnet", "--random-weights", "--input-size", 32, "--strategy", "full", "--epochs", 100]
+    arguments = ["train", colors, *options, "--out", tmp_path / "run"]
+    command = Command(*arguments)
+    while command.is_running() and not list(tmp_path.glob("run.checkpoints/step-*")):
+        time.sleep(0.05)  # until it trains: the first of 20 states is saved
+    command.signal(signal.SIGTERM)
+    stopped = command.wait()
+    assert stopped.returncode == StoppedError.exit_code, stopped.stderr
+    assert "Resume with: edgetl train --out" in " ".join(stopped.stderr.split())
+    done = edgetl(*arguments, "--resume", "--json")
     assert done.returncode == 0, done.stderr
-    assert "resuming after step" in done.stderr and json.loads(done.stdout)["plan"]["steps"] == 200
+    assert "resuming after step" in done.stderr and json.loads(done.stdout)["plan"]["steps"] == 100
 
 
 @pytest.mark.slow

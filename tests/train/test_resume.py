@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from edgetl.train.artifacts.run import open_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.loop.resume import describe_saved, find_job, resume_command
 from edgetl.train.workflows.train import train
-from tests.command import edgetl
+from tests.command import Command, edgetl
 
 SMALL: dict[str, Any] = {
     "backbone": "test_resnet",
@@ -97,40 +94,22 @@ def test_training_over_a_stopped_run_reports_the_resume_command(colors: Path, tm
         train(colors, _config(), tmp_path / "run")
 
 
-def _process(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "edgetl.cli.app", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
-
-
-def _signal_at(process: subprocess.Popen[str], line: str, number: signal.Signals) -> str:
-    """Send a signal to the process group, as a terminal does, when the process prints ``line``. Return its stderr."""
-    assert process.stderr is not None
-    output = ""
-    with process.stderr as stream:
-        for text in stream:
-            output += text
-            if line in text:
-                os.killpg(process.pid, number)
-                break
-        output += stream.read()
-    return output
-
-
 def test_ctrl_c_prints_a_resume_command_without_options(colors: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    options = ["--backbone", "test_resnet", "--random-weights", "--input-size", 32, "--strategy", "full", "--epochs", 60, "--workers", 2]
-    process = _process("train", colors, "--out", out, *options, "--seed", 7)
-    while process.poll() is None and not list(tmp_path.glob("run.checkpoints/step-*")):
+    options = ["--backbone", "test_resnet", "--random-weights", "--input-size", 32, "--strategy", "full", "--epochs", 30, "--workers", 2]
+    command = Command("train", colors, "--out", out, *options, "--seed", 7)
+    while command.is_running() and not list(tmp_path.glob("run.checkpoints/step-*")):
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    _, text = process.communicate()
-    assert process.returncode == 130 and "Traceback" not in text, text
+    command.signal(signal.SIGINT)
+    stopped = command.wait()
+    text = stopped.stderr
+    assert stopped.returncode == 130 and "Traceback" not in text, text
     last = text.rstrip().splitlines()[-1]
     assert last.startswith("interrupted after step") and last.endswith(f"edgetl train --out {out} --resume"), text
     other = edgetl("train", "--out", out, "--resume", "--epochs", 3)
-    assert other.returncode == ConfigError.exit_code and "--epochs 60, now 3" in other.stderr
+    assert other.returncode == ConfigError.exit_code and "--epochs 30, now 3" in other.stderr
     job = find_job(out)
-    assert job is not None and (job.config.run.seed, job.config.optim.epochs, job.config.backbone.input_size) == (7, 60, (32, 32))
+    assert job is not None and (job.config.run.seed, job.config.optim.epochs, job.config.backbone.input_size) == (7, 30, (32, 32))
     done = edgetl("train", "--out", out, "--resume", "--json")
     assert done.returncode == 0 and "resuming after step" in done.stderr, done.stderr
     assert json.loads(done.stdout)["config"]["run"]["seed"] == 7 and open_run(out).record.config == job.config
@@ -140,9 +119,11 @@ def test_ctrl_c_prints_a_resume_command_without_options(colors: Path, tmp_path: 
 def test_signal_before_the_first_step_prints_one_line_and_leaves_no_files(
     colors: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    process = _process("train", colors, "--out", tmp_path / "run", "--strategy", "probe")
-    text = _signal_at(process, "strategy probe", number)
-    assert process.wait() == code, text
+    command = Command("train", colors, "--out", tmp_path / "run", "--strategy", "probe")
+    command.signal(number, at="strategy probe")
+    stopped = command.wait()
+    text = stopped.stderr
+    assert stopped.returncode == code, text
     assert "Traceback" not in text and text.rstrip().splitlines()[-1] == "interrupted; no incomplete output was kept."
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("run")] == []
 
