@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo dist docs test test-all test-matrix coverage mutation check bench clean
+.PHONY: demo dist docs test run-tests test-all test-matrix coverage mutation check bench clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.ready: pyproject.toml
@@ -11,7 +11,7 @@ $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	@echo "installing edgetl and its developer tools (torch included: a few minutes the first time)"
-	$(BIN)/python -m pip install --quiet --editable ".[all]" --group dev
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[all]" --group dev
 	@touch $@
 
 demo: $(VENV)/.ready
@@ -23,7 +23,11 @@ check: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check
+# The checks use the time in which the tests wait. A failed check fails the target.
+test: $(VENV)/.ready
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target check run-tests
+
+run-tests: $(VENV)/.ready
 	$(BIN)/python -m tests
 
 test-all: check

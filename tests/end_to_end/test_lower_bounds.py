@@ -53,6 +53,7 @@ def test_every_dependency_has_a_lower_bound() -> None:
     assert [line for line in lines if ">=" not in line and not line.startswith("edgetl[")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.network
 @pytest.mark.parametrize("extra", ["onnxruntime", "openvino"])
 @pytest.mark.usefixtures("registry")
