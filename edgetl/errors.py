@@ -9,7 +9,11 @@
     ├── BackboneError       6   missing or unusable backbone or weights
     ├── RunError            7   missing or damaged run folder, or a folder of another kind
     ├── BundleError         8   missing or malformed bundle, or a folder of another kind
-    │   └── IntegrityError  9   a file of a bundle differs from its hash in the manifest
+    │   ├── IntegrityError  9   a file of a bundle differs from its hash in the manifest
+    │   └── SignatureError 20   the signature of a bundle is invalid
+    │       ├── UnsignedError   21   a bundle without a signature, where a key is required
+    │       ├── UnknownKeyError 22   the key of the signature is not trusted
+    │       └── RevokedKeyError 23   the key of the signature is revoked
     ├── TrainingError      10   training diverged or cannot continue
     ├── ExportError        11   a model could not be converted
     ├── AccuracyGateError  12   an exported variant failed the accuracy gate
@@ -82,6 +86,22 @@ class BundleError(EdgetlError, exit_code=8):
 
 class IntegrityError(BundleError, exit_code=9):
     """A file of a bundle differs from its hash in the manifest."""
+
+
+class SignatureError(BundleError, exit_code=20):
+    """The signature of a bundle is invalid: another manifest, another key, another algorithm, or a damaged file."""
+
+
+class UnsignedError(SignatureError, exit_code=21):
+    """A bundle has no signature, but a key is required."""
+
+
+class UnknownKeyError(SignatureError, exit_code=22):
+    """The key of a signature is not one of the trusted keys."""
+
+
+class RevokedKeyError(SignatureError, exit_code=23):
+    """The key of a signature is on the revocation list."""
 
 
 class TrainingError(EdgetlError, exit_code=10):

@@ -15,20 +15,30 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.config import parse_json, read_bytes
+from edgetl.core.config import MAX_JSON_BYTES, parse_json, read_bytes
 from edgetl.core.files.regular import open_plain
-from edgetl.core.manifest import MANIFEST_NAME, BundleFile, Manifest, Variant, parents_of
+from edgetl.core.manifest import MANIFEST_NAME, SIGNATURE_NAME, BundleFile, Manifest, Variant, parents_of
 from edgetl.errors import BundleError, IntegrityError, RunError
 
 RUN_RECORD_NAME = "run.json"
+MAX_SIGNATURE_BYTES = 10_000
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Opened bundle: its folder and its manifest. Files are read and verified on demand."""
+    """Opened bundle: its folder and its manifest. Files are read and verified on demand.
+
+    Attributes:
+        path: folder of the bundle.
+        manifest: content of the manifest.
+        manifest_sha256: SHA-256 of the bytes that ``manifest`` was parsed from, 64 hex digits.
+        signature: bytes of ``manifest.sig``, not checked; none without a signature.
+    """
 
     path: Path
     manifest: Manifest
+    manifest_sha256: str
+    signature: bytes | None = None
 
     def variant(self, name: str) -> Variant:
         """Return the variant called ``name``.
@@ -75,7 +85,7 @@ class Bundle:
         return frozenset(unpack_hashes(self.read(self.manifest.seen_images)).tolist())
 
     def check_closed(self) -> None:
-        """Check that the folder has exactly the files that the manifest lists.
+        """Check that the folder has exactly the files that the manifest lists, the manifest, and optionally its signature.
 
         Raises:
             IntegrityError: files are missing or unlisted. The message lists some of them.
@@ -88,7 +98,7 @@ class Bundle:
             place = Path(folder).relative_to(self.path).as_posix()
             found |= {name if place == "." else f"{place}/{name}" for name in names}
         # A folder with the name of a listed file counts as a missing file.
-        unlisted = {name for name in found - folders if name.removesuffix("/") not in named}
+        unlisted = {name for name in found - folders if name.removesuffix("/") not in named} - {SIGNATURE_NAME}
         for title, paths in (("unlisted", unlisted), ("missing", named - found)):
             if paths:
                 shown = ", ".join(sorted(paths)[:5])
@@ -102,6 +112,19 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         BundleError: ``path`` is not a bundle. For a run folder the message has the command that exports it.
         IntegrityError: files are missing or unlisted, or the manifest was changed.
     """
+    return parse_bundle(Path(path), *read_manifest(path))
+
+
+def read_manifest(path: str | os.PathLike[str]) -> tuple[bytes, bytes | None]:
+    """Read the manifest of a bundle folder and its signature, without parsing them.
+
+    Returns:
+        the bytes of ``manifest.json``, and those of ``manifest.sig``; none without a signature.
+
+    Raises:
+        BundleError: ``path`` is not a bundle, or one of the files is too large.
+        IntegrityError: one of the files is a link.
+    """
     folder = Path(path)
     if not folder.exists():
         raise BundleError(f"{folder} does not exist. Give the folder that `edgetl export` wrote.")
@@ -111,22 +134,48 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         if is_run(folder):
             raise BundleError(f"{folder} is a run, not a bundle. Export it: edgetl export {folder} --out BUNDLE")
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}. Give the folder that `edgetl export` wrote.")
-    if (folder / MANIFEST_NAME).is_symlink():
-        raise IntegrityError(f"{folder / MANIFEST_NAME} is a symbolic link. A bundle has only regular files. Copy it again.")
-    if (folder / MANIFEST_NAME).is_file() and (folder / MANIFEST_NAME).stat().st_nlink > 1:
-        raise IntegrityError(f"{folder / MANIFEST_NAME} is a hard link. A bundle has only regular files. Copy it again.")
-    bundle = Bundle(folder, _read_manifest(folder / MANIFEST_NAME))
+    manifest = _read_unlinked(folder / MANIFEST_NAME, MAX_JSON_BYTES)
+    signed = os.path.lexists(folder / SIGNATURE_NAME)
+    return manifest, _read_unlinked(folder / SIGNATURE_NAME, MAX_SIGNATURE_BYTES) if signed else None
+
+
+def parse_bundle(folder: Path, data: bytes, signature: bytes | None) -> Bundle:
+    """Return the bundle in ``folder`` with the manifest ``data``, after a check that no file is missing or unlisted.
+
+    Args:
+        folder: folder of the bundle.
+        data: bytes of the manifest, as ``read_manifest`` returned them.
+        signature: bytes of its signature. They are kept, not checked (``edgetl.device.signature.verified_bundle``).
+
+    Raises:
+        BundleError: the manifest is not valid.
+        IntegrityError: files are missing or unlisted, or the manifest was changed.
+    """
+    bundle = Bundle(folder, parse_manifest(data, str(folder / MANIFEST_NAME)), hashlib.sha256(data).hexdigest(), signature)
     bundle.check_closed()
     return bundle
 
 
-def _read_manifest(path: Path) -> Manifest:
-    data = read_bytes(path, BundleError)
-    manifest = parse_json(data, Manifest, BundleError, name=str(path))
+def parse_manifest(data: bytes, name: str) -> Manifest:
+    """Parse the bytes of a manifest. ``name`` is the file in messages.
+
+    Raises:
+        BundleError: it is not a valid manifest.
+        IntegrityError: it has other bytes around the JSON object.
+    """
+    manifest = parse_json(data, Manifest, BundleError, name=name)
     # JSON parsers ignore outer white space: a file without its last byte would pass as the same manifest.
     if not (data.startswith(b"{") and data.endswith(b"}\n")):
-        raise IntegrityError(f"{path} was changed: it must start with a brace and end with a brace and a newline. Copy the bundle again.")
+        raise IntegrityError(f"{name} was changed: it must start with a brace and end with a brace and a newline. Copy the bundle again.")
     return manifest
+
+
+def _read_unlinked(path: Path, max_bytes: int) -> bytes:
+    if path.is_symlink():
+        raise IntegrityError(f"{path} is a symbolic link. A bundle has only regular files. Copy it again.")
+    if path.is_file() and path.stat().st_nlink > 1:
+        raise IntegrityError(f"{path} is a hard link. A bundle has only regular files. Copy it again.")
+    return read_bytes(path, BundleError, max_bytes=max_bytes)
 
 
 def _refuse_unreadable(error: OSError) -> NoReturn:

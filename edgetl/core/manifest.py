@@ -22,6 +22,8 @@ from edgetl.core.system.host_load import HostLoad
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 
 MANIFEST_NAME = "manifest.json"
+# Optional detached signature over the exact bytes of the manifest (``edgetl.device.signature``).
+SIGNATURE_NAME = "manifest.sig"
 
 Format: TypeAlias = Literal["onnx", "openvino"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int8-weights"]
@@ -317,7 +319,7 @@ class Manifest(StrictModel):
     def _is_consistent(self) -> Manifest:
         files = [file.path for file in self.all_files()]
         folders = {parent for path in files for parent in parents_of(path)}
-        paths = [MANIFEST_NAME, *files, *folders]
+        paths = [MANIFEST_NAME, SIGNATURE_NAME, *files, *folders]
         if len({path.casefold() for path in paths}) != len(paths):
             raise ValueError("two paths are equal, or differ only in upper and lower case")
         if len(set(self.labels)) != len(self.labels):

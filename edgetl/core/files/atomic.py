@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from edgetl.core.files.platforms import flush_folder
@@ -27,16 +29,26 @@ _REMEDIES = {
 }
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` atomically.
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write ``data`` to ``path`` atomically, with the permissions ``mode`` without those that the umask removes.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    write_chunks(path, (data,), mode=mode)
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes], *, mode: int = 0o666) -> None:
+    """Write ``chunks`` to ``path`` atomically, one after the other. ``mode`` as in ``write_bytes``.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
     """
     staging = path.with_name(f"{STAGING_MARK}{secrets.token_hex(4)}-{path.name}")
     try:
-        with open(staging, "xb") as file:
-            file.write(data)
+        with open(staging, "xb", opener=partial(os.open, mode=mode)) as file:
+            for chunk in chunks:
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
         os.replace(staging, path)
