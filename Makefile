@@ -12,6 +12,7 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	@echo "installing edgetl and its developer tools (torch included: a few minutes the first time)"
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[all]" --group dev
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # pip compiles on one core; files for other Pythons fail
 	@touch $@
 
 demo: $(VENV)/.ready
