@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from edgetl.cli.progress import shown_progress
-from edgetl.cli.tables import outcomes_table
+from edgetl.cli.tables import failed_attempt_lines, outcomes_table
 from edgetl.core import progress as core
 from edgetl.core.config import StrictModel
 from edgetl.core.contract import Outcome
@@ -151,15 +151,18 @@ def print_notes(notes: Sequence[ScanNote]) -> None:
 
 
 def print_error(error: EdgetlError, *, json_output: bool) -> None:
-    """Print an error on the error stream, after the table of its attempts if there are any.
+    """Print an error on the error stream, after its attempts and the table of its variants if there are any.
 
     With ``--json``, also print it as an object on the standard output.
     """
     if json_output:
-        rows = {"variants": list(error.rows)} if error.rows else {}
-        print_json({"error": {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code, **rows}})
+        variants = {"variants": list(error.rows)} if error.rows else {}
+        print_json({"error": {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code, **variants}})
     elif error.rows:
-        err.print(outcomes_table([Outcome.model_validate(row) for row in error.rows]))
+        rows = [Outcome.model_validate(row) for row in error.rows]
+        for line in failed_attempt_lines(rows):
+            err.print(escape(line), soft_wrap=True)
+        err.print(outcomes_table(rows))
     prefix = "" if isinstance(error, StoppedError) else "[bold red]error:[/] "  # a stop by the user is not an error
     err.print(f"{prefix}{escape(str(error))}", soft_wrap=True)
 

@@ -9,15 +9,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgetl.core.contract import Contract, Outcome
-from edgetl.core.manifest import Attempt, Manifest, Rejected, Variant
-from edgetl.core.results import Evaluation, Proportion
+from edgetl.core.manifest import Manifest, Precision, Rejected, Variant
+from edgetl.core.metrics import images_for_bound
+from edgetl.core.results import Attempt, Evaluation, Proportion
 from edgetl.core.system.host_load import HostLoad
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.scenarios import LatencyReport
 
-# Accuracy drop that a gate should be able to exclude: 3 points.
+# Fixed limit of the warning about too few validation images: an accuracy drop of 3 points.
 UNCERTAIN_DROP = 0.03
+# Methods of the variants of reduced precision without a quantization search.
+_WITHOUT_SEARCH: dict[Precision, str] = {"fp16": "half precision, no search", "int8-weights": "8-bit weights only, no search"}
 
 
 def with_interval(value: Proportion) -> str:
@@ -148,10 +151,37 @@ def _busy(loads: Sequence[HostLoad], *, verbose: bool) -> str:
 
 
 def attempt_lines(manifest: Manifest) -> list[str]:
-    """Return a line for each attempt of the quantization search, with its metrics and result."""
+    """Return a line for each attempt of the quantization search, and for each variant of reduced precision without a search."""
     items: list[Variant | Rejected] = [*manifest.variants, *manifest.rejected]
     figure = SCORE_NAMES[manifest.task]
-    return [f"{item.name}: {attempt.method}: {_measured(attempt, figure)}" for item in items for attempt in item.attempts]
+    lines = [f"{item.name}: {attempt.method}: {_measured(attempt, figure)}" for item in items for attempt in item.attempts]
+    return lines + [
+        f"{item.name}: {method}: {_measured(_single_attempt(item, manifest.trained), figure)}"
+        for item in manifest.variants
+        if (method := _WITHOUT_SEARCH.get(item.precision))
+    ]
+
+
+def _single_attempt(item: Variant, trained: Proportion) -> Attempt:
+    return Attempt(
+        method="",
+        accuracy=item.validation.value,
+        drop=trained.value - item.validation.value,
+        confident_agreement=item.agreement.confident_agreement,
+        passed=True,
+    )
+
+
+def failed_attempt_lines(rows: Sequence[Outcome]) -> list[str]:
+    """Return a line for each attempt of the quantization search of a failed export, with its metrics and result."""
+    sides = {row.side for row in rows}
+    lines = []
+    for row in rows:
+        name = f"{row.backbone} {row.variant}".strip() + (f" at {row.side} px" if len(sides) > 1 else "")
+        for attempt in row.attempts:
+            figure = "accuracy" if attempt.accuracy_drop else "score"
+            lines.append(f"{name}: {attempt.method}: {_measured(attempt, figure)}")
+    return lines
 
 
 def _measured(attempt: Attempt, figure: str) -> str:
@@ -202,15 +232,15 @@ def slower_lines(manifest: Manifest) -> list[str]:
 
 
 def agreement_lines(manifest: Manifest) -> list[str]:
-    """Return a line for each reduced-precision variant: its agreement with the trained model on unlabeled images."""
+    """Return a line for each reduced-precision variant: its agreement with the trained model, without labels."""
     lines = []
     for item in manifest.variants:
         found = item.unlabeled
         if found is None:
             continue
-        line = f"{item.name}: {round((1 - found.top1_agreement) * found.n)} of {found.n} predictions on unlabeled images change"
+        line = f"{item.name}: {round((1 - found.top1_agreement) * found.n)} of {found.n} predictions change on {found.images}"
         if manifest.task == "multi-label":
-            line = f"{item.name}: label agreement {found.top1_agreement:.4f} on {found.n} unlabeled images"
+            line = f"{item.name}: label agreement {found.top1_agreement:.4f} on {found.images}"
         if found.expected_drop is not None and found.beyond_half_margin is not None and found.relative_error is not None:
             line += (
                 f" (expected accuracy drop {found.expected_drop:.4f}). The logit error exceeds half the margin on "
@@ -228,21 +258,31 @@ def certainty_lines(manifest: Manifest) -> list[str]:
         lines.append(f"{allowed} of {n} validation images may change (--max-drop {manifest.max_drop:g}).")
         if 0 < n * manifest.max_drop < 1:
             lines[0] += (
-                f" One image changes the accuracy by {1 / n:.4f}, so {n} images cannot resolve this limit. Agreement on unlabeled images "
-                f"is checked instead."
+                f" One image changes the accuracy by {1 / n:.4f}, so {n} images cannot resolve this limit. Predictions on random crops of "
+                f"images, or on images of --unlabeled, are compared as well."
             )
     unsure = [
-        item for item in manifest.variants if item.precision != "fp32" and item.accuracy_drop and item.accuracy_drop.high > UNCERTAIN_DROP
+        item for item in manifest.variants if item.precision != "fp32" and item.accuracy_drop and item.accuracy_drop.bound > UNCERTAIN_DROP
     ]
     if not unsure:
         return lines
-    shown = ", ".join(f"{item.name} {item.accuracy_drop.high:.3f}" for item in unsure if item.accuracy_drop)
+    shown = ", ".join(f"{item.name} {item.accuracy_drop.bound:.4f}" for item in unsure if item.accuracy_drop)
     n = max(item.accuracy_drop.n for item in unsure if item.accuracy_drop)
     return [
         *lines,
-        f"{n} validation images are too few to exclude an accuracy drop above {UNCERTAIN_DROP:g}. Upper 95 % bounds: {shown}. Add "
-        f"validation images for narrower bounds.",
+        f"{n} validation images are too few to exclude an accuracy drop above {UNCERTAIN_DROP:g} (fixed limit of this warning). One-sided "
+        f"95 % bounds of the drop: {shown}. At least {images_for_bound(UNCERTAIN_DROP)} images are needed. With --strict, the limit of the "
+        f"bound is --max-drop.",
     ]
+
+
+def order_line(manifest: Manifest) -> str:
+    """Return a sentence about the order of the variants in the bundle."""
+    last = "file size, because the host was busy" if manifest.sorted_by == "accuracy" else "latency"
+    keys = f"validation {SCORE_NAMES[manifest.task]}, then {last}"
+    if manifest.contract is None and manifest.sorted_by == "time":
+        keys = "network ms, the fastest first"
+    return f"order of the variants: {keys}. `edgetl predict` uses the first variant with an installed engine."
 
 
 def latency_table(report: LatencyReport) -> Table:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from edgetl.core.config import StrictModel
 from edgetl.core.options import option_field
+from edgetl.core.results import Attempt
 from edgetl.core.system.host_load import HostLoad
 
 ClauseName = Literal["latency", "size", "memory", "drop"]
@@ -17,7 +18,7 @@ _RESULTS: dict[OutcomeKind, str] = {
     "passed": "passed the gate",
     "gate": "rejected by the gate",
     "contract": "rejected by the contract",
-    "threads": "kept, with other threads",
+    "threads": "fits, not used",
     "export": "not exported",
 }
 _UNITS: dict[ClauseName, str] = {"latency": " ms", "size": " MB", "memory": " MB", "drop": ""}
@@ -129,11 +130,13 @@ class Outcome(StrictModel):
         variant: ``<format>-<precision>``; ``every variant`` if the input size alone exceeds the allowed accuracy drop.
         side: height of the network's input, pixels.
         result: ``kept``: in the bundle. ``passed``: passed the accuracy gate, but no bundle was written. ``gate``: rejected by the gate.
-            ``contract``: rejected by a clause. ``threads``: keeps the contract, but the bundle uses another thread count. ``export``: no
+            ``contract``: rejected by a clause. ``threads``: keeps the contract, but the bundle uses another thread count, which fits
+            a more accurate or faster variant. ``export``: no
             file could be made.
         reason: clauses that failed, with values and limits, or the reason of the accuracy gate; empty for ``kept`` and ``passed``.
         offer: measurement; none for a variant that was not measured.
         backbone: name of the backbone, if several were tried (``edgetl fit``).
+        attempts: attempts of the quantization search, for a variant without a measurement; empty for the others.
     """
 
     variant: str
@@ -142,6 +145,7 @@ class Outcome(StrictModel):
     reason: str
     offer: Offer | None = None
     backbone: str = ""
+    attempts: tuple[Attempt, ...] = ()
 
     @property
     def title(self) -> str:

@@ -17,7 +17,7 @@ from edgetl.core.files.names import label_problem
 from edgetl.core.lineage import Lineage, Sha256
 from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.reference import Reference
-from edgetl.core.results import AccuracyDrop, Proportion
+from edgetl.core.results import AccuracyDrop, Attempt, Proportion, UnlabeledAgreement
 from edgetl.core.system.host_load import HostLoad
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 
@@ -87,52 +87,6 @@ class Agreement(StrictModel):
     confident_n: int
     confident_agreement: float
     median_cosine: float | None = None
-
-
-class UnlabeledAgreement(StrictModel):
-    """Agreement of an exported file with the trained model on unlabeled images, or on images with unused labels.
-
-    Attributes:
-        n: number of validation images, random crops of them, and unlabeled images together.
-        top1_agreement: ratio of equal predictions, as in ``Agreement``.
-        expected_drop: accuracy drop that the scores of the trained model predict, 0..1. Mean of its score for its own class minus its
-            score for the class that the file predicts. A change between two equally likely classes costs nothing. Classification only.
-        beyond_half_margin: ratio of images with a logit error above half the margin. The margin is the difference of the trained model's
-            two largest logits. The error is the largest change of a difference between the top class's logit and another logit.
-        relative_error: median error divided by the median margin.
-    """
-
-    n: int
-    top1_agreement: float
-    expected_drop: float | None = None
-    beyond_half_margin: float | None = None
-    relative_error: float | None = None
-
-
-class Attempt(StrictModel):
-    """Attempt of the quantization search, with its results on the validation images.
-
-    An attempt for which the tools wrote no file has no results.
-
-    Attributes:
-        method: quantization method.
-        accuracy: task metric (``Evaluation.score``).
-        drop: accuracy drop that the accuracy gate limits, 0..1.
-        confident_agreement: as in ``Agreement``.
-        passed: true if the accuracy gate accepted the attempt.
-        accuracy_drop: accuracy drop with its interval. Classification only.
-        unlabeled: agreement on unlabeled images; none if the labeled images were rejected.
-        reason: reason of the rejection; empty if accepted.
-    """
-
-    method: str
-    accuracy: float | None = None
-    drop: float | None = None
-    confident_agreement: float | None = None
-    passed: bool = False
-    accuracy_drop: AccuracyDrop | None = None
-    unlabeled: UnlabeledAgreement | None = None
-    reason: str = ""
 
 
 class Sensitivity(StrictModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, assert_never
 
@@ -15,6 +16,8 @@ from edgetl.core.tasks import OutputDecoding
 
 RESAMPLES = 200
 _TWO_SIDED, _ONE_SIDED = 1.959964, 1.644854
+# Largest number of images that ``images_for_bound`` considers.
+MOST_IMAGES = 1_000_000
 # Value of a NaN or infinite error, which JSON cannot represent. The accuracy gate rejects it.
 NOT_FINITE = 1e9
 
@@ -89,13 +92,42 @@ def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Accuracy
     """
     n = len(before)
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
-    more, b, c = n + 2.0, lost + 0.5, gained + 0.5
-    center = (b - c) / more
-    spread = math.sqrt(b + c - (b - c) ** 2 / more) / more
-    value = (lost - gained) / n if n else 0.0
+    center, error = _paired_estimate(lost, gained, n)
     return AccuracyDrop(
-        value=value, low=center - _TWO_SIDED * spread, high=center + _TWO_SIDED * spread, bound=center + _ONE_SIDED * spread, n=n
+        value=(lost - gained) / n if n else 0.0,
+        low=center - _TWO_SIDED * error,
+        high=center + _TWO_SIDED * error,
+        bound=center + _ONE_SIDED * error,
+        n=n,
+        lost=lost,
+        gained=gained,
     )
+
+
+def _paired_estimate(lost: float, gained: float, n: int) -> tuple[float, float]:
+    """Return the center of the interval of a paired drop, and its standard error, by the method of ``paired_drop``."""
+    more, b, c = n + 2.0, lost + 0.5, gained + 0.5
+    return (b - c) / more, math.sqrt(b + c - (b - c) ** 2 / more) / more
+
+
+def images_for_bound(max_drop: float, lost: float = 0.0, gained: float = 0.0) -> int | None:
+    """Return the smallest number of images with which the one-sided 95 % bound of a paired drop is at most ``max_drop``.
+
+    Args:
+        max_drop: limit of the bound, 0..1.
+        lost: ratio of images, 0..1, that only the first model classifies correctly.
+        gained: ratio of images, 0..1, that only the second model classifies correctly.
+
+    Returns:
+        the number of images; none if ``MOST_IMAGES`` are too few.
+    """
+
+    def negative_bound(n: int) -> float:
+        center, error = _paired_estimate(lost * n, gained * n, n)
+        return -center - _ONE_SIDED * error
+
+    found = bisect_left(range(MOST_IMAGES), -max_drop, key=negative_bound)
+    return None if found == MOST_IMAGES else found
 
 
 def evaluate_labels(

@@ -74,6 +74,12 @@ class PreprocessSpec(StrictModel):
     std: tuple[Scale, Scale, Scale] = (0.229, 0.224, 0.225)
     intensity: Intensity = FULL_RANGE
 
+    def describe(self) -> str:
+        """Return the settings of resize and crop as text."""
+        height, width = self.input_size
+        crop = f"{self.crop_mode} crop (--crop-pct {self.crop_pct:g})"
+        return f"{height} x {width} RGB, {crop}, {self.interpolation}, {self.resize} resize"
+
     def digest(self) -> str:
         """Return the SHA-256 (hex) of the settings as JSON."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

@@ -49,10 +49,12 @@ class AccuracyDrop(StrictModel):
 
     Attributes:
         value: accuracy drop, -1..1; negative if the accuracy increased.
-        low: lower limit of the 95 % interval.
-        high: upper limit of the 95 % interval.
-        bound: upper one-sided 95 % limit.
+        low: lower limit of the two-sided 95 % interval.
+        high: upper limit of the two-sided 95 % interval.
+        bound: one-sided 95 % bound: the drop is below it with a confidence of 95 %. ``--strict`` compares it with ``--max-drop``.
         n: number of images.
+        lost: number of images that only the first model classifies correctly.
+        gained: number of images that only the second model classifies correctly.
     """
 
     value: float
@@ -60,6 +62,66 @@ class AccuracyDrop(StrictModel):
     high: float
     bound: float
     n: int
+    lost: int = 0
+    gained: int = 0
+
+
+class UnlabeledAgreement(StrictModel):
+    """Agreement of an exported file with the trained model on images whose labels are not used.
+
+    Attributes:
+        n: number of compared predictions: validation images, ``unlabeled`` images and ``crops`` together.
+        top1_agreement: ratio of equal predictions, as in ``Agreement``.
+        expected_drop: accuracy drop that the scores of the trained model predict, 0..1. Mean of its score for its own class minus its
+            score for the class that the file predicts. A change between two equally likely classes costs nothing. Classification only.
+        beyond_half_margin: ratio of images with a logit error above half the margin. The margin is the difference of the trained model's
+            two largest logits. The error is the largest change of a difference between the top class's logit and another logit.
+        relative_error: median error divided by the median margin.
+        unlabeled: number of images of ``--unlabeled``.
+        crops: number of random crops of validation images. With fewer than ten validation images, training images are cropped too.
+    """
+
+    n: int
+    top1_agreement: float
+    expected_drop: float | None = None
+    beyond_half_margin: float | None = None
+    relative_error: float | None = None
+    unlabeled: int = 0
+    crops: int = 0
+
+    @property
+    def images(self) -> str:
+        """Numbers of the compared images as text."""
+        parts = [f"{self.n - self.unlabeled - self.crops} validation images"]
+        parts += [f"{self.unlabeled} images of --unlabeled"] if self.unlabeled else []
+        parts += [f"{self.crops} random crops"] if self.crops else []
+        return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+class Attempt(StrictModel):
+    """Attempt of the quantization search, with its results on the validation images.
+
+    An attempt for which the tools wrote no file has no results.
+
+    Attributes:
+        method: quantization method.
+        accuracy: task metric (``Evaluation.score``).
+        drop: accuracy drop that the accuracy gate limits, 0..1.
+        confident_agreement: as in ``Agreement``.
+        passed: true if the accuracy gate accepted the attempt.
+        accuracy_drop: accuracy drop with its interval. Classification only.
+        unlabeled: agreement on unlabeled images; none if the labeled images were rejected.
+        reason: reason of the rejection; empty if accepted.
+    """
+
+    method: str
+    accuracy: float | None = None
+    drop: float | None = None
+    confident_agreement: float | None = None
+    passed: bool = False
+    accuracy_drop: AccuracyDrop | None = None
+    unlabeled: UnlabeledAgreement | None = None
+    reason: str = ""
 
 
 class ClassScore(StrictModel):

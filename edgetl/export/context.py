@@ -27,7 +27,17 @@ from edgetl.export.config import ExportConfig
 from edgetl.export.convert.metadata import file_metadata
 from edgetl.export.convert.to_onnx import to_onnx
 from edgetl.export.formats import SOURCE_FORMAT
-from edgetl.export.gate.agreement import GateResult, GateSet, Logits, accuracy_drop, drop_reason, evaluate_file, outputs_of, trained_logits
+from edgetl.export.gate.agreement import (
+    GateResult,
+    GateSet,
+    Logits,
+    accuracy_drop,
+    drop_reason,
+    evaluate_file,
+    outputs_of,
+    too_few_for_strict,
+    trained_logits,
+)
 from edgetl.export.gate.unlabeled import AgreementSet, choose_images, read_unlabeled
 from edgetl.export.quantize.attempts import FloatHead, MeasurementImages
 from edgetl.export.quantize.search import RefitData
@@ -95,6 +105,11 @@ class ExportContext:
         """Return the gate result of a loaded file; ``exact`` is true for fp32."""
         return evaluate_file(logits, self.gate, self.limits, exact=exact, progress=self.progress)
 
+    @property
+    def strict_problem(self) -> str:
+        """Reason why ``--strict`` rejects every file of reduced precision on so few validation images; empty if it does not."""
+        return too_few_for_strict(len(self.gate.samples), self.limits) if self.gate.decoding.task == "classification" else ""
+
     def open_variant(self, format_: Format, files: Sequence[Path]) -> Logits:
         """Load a variant's files as a function of normalized float32 batches, even if the network takes uint8 pixels."""
         run = open_files(format_, files)
@@ -150,7 +165,8 @@ def prepare(run: Run, config: ExportConfig, work: Path, progress: Progress) -> E
     Raises:
         DataError: the run's images are missing, or ``unlabeled`` contains no usable image.
         ConfigError: the network does not support the requested input size.
-        AccuracyGateError: a smaller input alone exceeds ``max_drop``, or there are too few calibration images for int8.
+        AccuracyGateError: a smaller input alone exceeds ``max_drop``, or there are too few calibration images for int8, or too few
+            validation images for ``strict``.
     """
     train, val, test = (run.samples(part, config.data) for part in ("train", "val", "test"))
     if "int8" in config.precisions and min(len(train), config.calibration_images) < LEAST_CALIBRATION:
@@ -158,6 +174,9 @@ def prepare(run: Run, config: ExportConfig, work: Path, progress: Progress) -> E
             f"int8 calibration needs at least {LEAST_CALIBRATION} images, and {min(len(train), config.calibration_images)} would be used. "
             f"Nothing was written. Raise --num-samples, add training images, or remove int8 from --precision."
         )
+    reduced = run.record.task == "classification" and any(precision != "fp32" for precision in config.precisions)
+    if reduced and not config.allow_missing and (problem := too_few_for_strict(min(len(val), config.gate_images), config)):
+        raise AccuracyGateError(f"{problem}. Nothing was written. Add validation images, raise --max-drop, or omit --strict.")
     unlabeled = read_unlabeled(config.unlabeled, train) if config.unlabeled else []
     spec = resized(run.record.preprocess, config.input_size)
     gate = _gate_set(run, PixelSet(stratified(val, config.gate_images), spec), progress)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from edgetl.core.bundle import Bundle
-from edgetl.core.config import read_json
 from edgetl.core.contract import Clause, ClauseName, Contract, ContractRecord, Offer, Outcome
-from edgetl.core.manifest import Format, Rejected, Variant
+from edgetl.core.manifest import Format, Rejected
 from edgetl.core.output.folders import reserved
 from edgetl.core.progress import Progress, silent
 from edgetl.core.system.host import available_cores, fingerprint
@@ -18,7 +17,8 @@ from edgetl.data.loading import stratified
 from edgetl.errors import AccuracyGateError, ConfigError, ContractError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import RETRIES, Selection, export_bundle, outcomes_of
-from edgetl.measure.latency import MIN_CALLS, Percentiles
+from edgetl.measure.device_profile import on_device, read_profile
+from edgetl.measure.latency import Percentiles
 from edgetl.measure.scenarios import BenchConfig, LatencyReport, VariantReport, measure_bundle
 from edgetl.train.artifacts.run import Run, open_run, run_inputs
 
@@ -31,6 +31,8 @@ SIDE_STEP = 32
 TIMED_RUNS, TIMED_SECONDS = 200, 20.0
 # Validation images are timed because they have the size of the user's images. Golden images are chosen for their small files.
 TIMED_IMAGES = 16
+# An input size is tried if its estimated latency exceeds the limit by at most this factor.
+LATENCY_TOLERANCE = 1.15
 # Typical ratio of the 90th percentile to the mean, for an estimate from the mean.
 NETWORK_RESERVE = 1.1
 
@@ -47,7 +49,7 @@ class ContractSearch:
         progress: called at each stage.
         offers: measurements of every timed variant.
         outcomes: a row for each attempted variant.
-        notes: reasons why an input size has no variants.
+        notes: reasons why an input size has no variants, or was not tried.
         excluded: requested variants that the profile excludes.
     """
 
@@ -128,10 +130,10 @@ def export_under_contract(
     """
     if not contract.limited:
         raise ConfigError("the deployment contract has no limit. Set --max-latency-ms, --max-size-mb or --memory-mb.")
-    device = None if config.profile is None else _read_profile(config.profile, contract)
+    device = None if config.profile is None else read_profile(config.profile, contract)
     opened = open_run(run)
     images = [sample.path for sample in stratified(opened.samples("val", config.data), TIMED_IMAGES)]
-    search = ContractSearch(contract, config.max_drop, images, device, progress)
+    search = ContractSearch(contract, config.max_drop, images, device, progress, notes=_fixed_size(opened, config))
     config = config.model_copy(update={"allow_missing": True, "formats": search.exclude(config, opened.record.preprocess.input_size[0])})
     with reserved(out, inputs=run_inputs([opened], config.data), overwrite=overwrite):
         for side in _sides(opened, config):
@@ -159,30 +161,43 @@ def _rejected_size(error: AccuracyGateError | ConfigError, side: int) -> list[Ou
     return [Outcome(variant="every variant", side=side, result=kind, reason=str(error).split(" Nothing was written")[0])]
 
 
+def _fixed_size(run: Run, config: ExportConfig) -> list[str]:
+    """Return the reason why only one input size is tried; an empty list if smaller ones are tried too."""
+    height, width = run.record.preprocess.input_size
+    if config.input_size is None and height == width:
+        return []
+    cause = "the input is not square" if config.input_size is None else "--input-size sets the size"
+    return [f"smaller inputs were not tried, because {cause}"]
+
+
 def _sides(run: Run, config: ExportConfig) -> list[int | None]:
     """Return the input sizes to try, pixels: None for the run's size, then smaller ones."""
-    height, width = run.record.preprocess.input_size
-    if config.input_size is not None or height != width:
+    if _fixed_size(run, config):
         return [None]
+    height = run.record.preprocess.input_size[0]
     smaller = {max(SIDE_STEP, round(height * ratio / SIDE_STEP) * SIDE_STEP) for ratio in INPUT_RATIOS}
     return [None, *sorted((side for side in smaller if side < height), reverse=True)]
 
 
 def _may_help(search: ContractSearch, side: int) -> bool:
-    """Return True if an input of ``side`` pixels could be fast enough, estimated from the number of pixels.
+    """Return True if an input of ``side`` pixels may keep the limits; otherwise add the reason to ``search.notes``.
 
-    File size and memory hardly depend on the input size.
+    The latency is estimated from the number of pixels. File size and memory hardly depend on the input size.
     """
-    contract = search.contract
-    if contract.max_latency_ms is None:
-        return False
+    contract, guesses = search.contract, []
     for offer in search.offers:
         others = [clause.kept for clause in offer.clauses if clause.name != "latency"]
         fixed = 0.0 if contract.latency_of == "infer" else offer.stages_ms[0]
-        guess = fixed + (offer.latency_ms - fixed) * (side / offer.side) ** 2
-        if all(others) and guess <= 1.15 * contract.max_latency_ms:
-            return True
-    return False
+        if all(others):
+            guesses.append(fixed + (offer.latency_ms - fixed) * (side / offer.side) ** 2)
+    if contract.max_latency_ms is None or not guesses:
+        reason = "smaller inputs were not tried, because they hardly change the size of the files and the memory"
+        search.notes += [] if reason in search.notes else [reason]
+        return False
+    if min(guesses) > LATENCY_TOLERANCE * contract.max_latency_ms:
+        search.notes.append(f"an input of {side} px was not tried, because its latency is estimated at {min(guesses):.2f} ms")
+        return False
+    return True
 
 
 def _timed(search: ContractSearch, bundle: Bundle, threads: int) -> list[VariantReport]:
@@ -278,65 +293,6 @@ def _excluded(config: ExportConfig, formats: tuple[Format, ...], device: Latency
         _log.warning("not exported: %s. Reason: %s.", ", ".join(names), reason)
         found += [Rejected(name=name, reason=reason, by="export") for name in names]
     return tuple(found)
-
-
-def _read_profile(path: Path, contract: Contract) -> LatencyReport:
-    report = read_json(path, LatencyReport, ConfigError)
-    here = fingerprint()["cpu"]
-    if not report.variants or any(row.reference_ms is None for row in report.variants):
-        raise ConfigError(
-            f"{path} has no reference latency of its variants. Create the profile on the device with this version of edgetl: "
-            f"edgetl bench BUNDLE --json."
-        )
-    if report.reference_cpu != here:
-        raise ConfigError(
-            f"{path} compares the device with {report.reference_cpu or 'an unknown host'}, but this host is {here}. "
-            f"Export a bundle on this host, run `edgetl bench` with it on the device, and pass the new profile."
-        )
-    if contract.threads is not None and contract.threads != report.threads:
-        raise ConfigError(
-            f"{path} was measured with {report.threads} thread(s), but --threads is {contract.threads}. Repeat `edgetl bench` on the "
-            f"device with --threads {contract.threads}."
-        )
-    if busy := [row.load for row in report.variants if row.load is not None and row.load.busy]:
-        worst = max(busy, key=lambda load: load.total)
-        _log.warning(
-            "%s was measured on a busy device: %s. Its latencies are too high. Repeat `edgetl bench` on the idle device.",
-            path,
-            worst.describe(),
-        )
-    return report
-
-
-def on_device(row: VariantReport, variant: Variant, device: LatencyReport) -> VariantReport:
-    """Estimate a variant's latencies on the device of a profile.
-
-    Decoding and preprocessing are taken from the profile. Inference is scaled by the ratio of device to host for the same variant in the
-    profile, or for the first variant of the same format.
-    """
-    same = [item for item in device.variants if item.variant == row.variant] or [
-        item for item in device.variants if item.variant.startswith(variant.format)
-    ]
-    known = same[0]
-    assert known.reference_ms is not None
-    infer = _scaled(known.infer, variant.median_ms / known.reference_ms)
-    added = [known.decode, known.preprocess, infer]
-    whole = _scaled(infer, sum(part.mean_ms for part in added) / infer.mean_ms)
-    return row.model_copy(
-        update={
-            "cold": known.cold,
-            "decode": known.decode,
-            "preprocess": known.preprocess,
-            "infer": infer,
-            "whole": whole,
-            "load": known.load,
-        }
-    )
-
-
-def _scaled(times: Percentiles, factor: float) -> Percentiles:
-    values = {name: None if value is None else value * factor for name, value in times.model_dump(exclude={"n"}).items()}
-    return Percentiles(n=max(times.n, MIN_CALLS[90]) if times.p90_ms is not None else times.n, **values)  # type: ignore[arg-type]
 
 
 def explain(search: ContractSearch) -> str:

@@ -20,7 +20,7 @@ _METHODS: dict[Precision, str] = {"fp32": "none", "fp16": "none (half precision)
 
 def write_card(manifest: Manifest, record: RunRecord) -> str:
     """Return the model card of a bundle as Markdown."""
-    task, *facts = run_lines(record, manifest.preprocess, manifest.trained)
+    task, *facts = run_lines(record, manifest.preprocess, manifest.trained, at_run_size=manifest.trained_at_run_size)
     pixels = any(variant.input_form == "uint8" for variant in manifest.variants)
     calibration = manifest.calibration
     lines = [
@@ -89,10 +89,11 @@ def _attempted(outcomes: Sequence[Outcome], contract: ContractRecord | None) -> 
     return lines
 
 
-def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion) -> list[str]:
+def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion, *, at_run_size: Proportion | None = None) -> list[str]:
     """Return a sentence about task and labels, followed by a Markdown list about the training.
 
-    ``trained`` is the score of the trained model on the validation images, preprocessed by ``spec``.
+    ``trained`` is the score of the trained model on the validation images, preprocessed by ``spec``. ``at_run_size`` is the score at the
+    input size of the run, if that of ``spec`` differs.
     """
     backbone = record.backbone
     return [
@@ -102,14 +103,13 @@ def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion) -> l
         f"- Training: strategy {record.plan.strategy}{_head(record)}, seed {record.config.run.seed}, {record.seconds:.0f} s",
         f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
         f"- Groups: {describe_grouping(record.grouping)}",
-        f"- Input: {spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, "
-        f"{spec.interpolation}, {spec.resize} resize{_other_size(record, spec)}",
+        f"- Input: {spec.describe()}{_other_size(record, spec)}",
         *(
             [f"- Intensity: {spec.intensity.describe()}. {wide} training images have more than 8 bits per channel"]
             if (wide := record.high_bit_images)
             else []
         ),
-        f"- Trained model on the validation images: {_score(trained, record)}",
+        f"- Trained model on the validation images: {_score(trained, record)}{_at(record, at_run_size)}",
         f"- Trained model on the test images: {_score(record.test.score, record) if record.test else 'no test images'}",
         *(_details(record.test) if record.test else []),
     ]
@@ -118,6 +118,11 @@ def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion) -> l
 def _other_size(record: RunRecord, spec: PreprocessSpec) -> str:
     trained = record.preprocess.input_size
     return "" if spec.input_size == trained else f" (trained at {trained[0]} x {trained[1]})"
+
+
+def _at(record: RunRecord, at_run_size: Proportion | None) -> str:
+    height, width = record.preprocess.input_size
+    return "" if at_run_size is None else f"; at {height} x {width}: {_with_interval(at_run_size)}"
 
 
 def _head(record: RunRecord) -> str:

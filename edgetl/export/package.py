@@ -159,8 +159,8 @@ def _rejected_by_contract(variant: Variant, selection: Selection) -> Rejected:
 
 def outcomes_of(passed: Sequence[Variant], rejected: Sequence[Rejected], side: int) -> list[Outcome]:
     """Return a row for each variant at one input size, where no bundle is written: those that passed the gate, and the rejected ones."""
-    rows = [Outcome(variant=item.name, side=side, result="passed", reason="") for item in passed]
-    return rows + [Outcome(variant=item.name, side=side, result=item.by, reason=item.reason) for item in rejected]
+    rows = [Outcome(variant=item.name, side=side, result="passed", reason="", attempts=item.attempts) for item in passed]
+    return rows + [Outcome(variant=item.name, side=side, result=item.by, reason=item.reason, attempts=item.attempts) for item in rejected]
 
 
 def _export_variants(context: ExportContext, contents: _Contents) -> None:
@@ -200,7 +200,7 @@ def _remedies(context: ExportContext, contents: _Contents) -> str:
     failed = [item for item in contents.rejected if item.by == "gate"]
     int8 = any(item.name.endswith("-int8") for item in contents.rejected)
     remedies = ["export the variants that passed with --allow-missing"] if contents.variants else []
-    if not contents.variants and int8 and "fp16" not in context.config.precisions:
+    if not contents.variants and int8 and not context.config.allow_missing and "fp16" not in context.config.precisions:
         remedies.append("replace int8 by fp16 with --allow-missing")
     if any(STRICT_LIMIT in item.reason for item in failed):
         remedies.append("add validation images, or omit --strict")
@@ -215,6 +215,9 @@ def _remedies(context: ExportContext, contents: _Contents) -> str:
 def _export_variant(context: ExportContext, contents: _Contents, format_: Format, precision: Precision) -> bool:
     """Export one variant. Return False if it is rejected."""
     name = f"{format_}-{precision}"
+    if precision != "fp32" and context.strict_problem:
+        contents.rejected.append(Rejected(name=name, reason=context.strict_problem))
+        return False
     target = contents.folder / name / "1"
     target.mkdir(parents=True)
     try:

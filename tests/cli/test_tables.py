@@ -11,19 +11,23 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 
 from edgetl.cli.tables import (
+    attempt_lines,
     bench_lines,
     busy_lines,
+    certainty_lines,
     classes_table,
     cold_table,
     facts_grid,
+    failed_attempt_lines,
     input_size_lines,
     latency_table,
+    order_line,
     outcomes_table,
     plain_table,
     variants_table,
 )
 from edgetl.core.contract import Clause, Contract, ContractRecord, Offer, Outcome
-from edgetl.core.results import ClassScore, Evaluation, Proportion
+from edgetl.core.results import AccuracyDrop, Attempt, ClassScore, Evaluation, Proportion
 from edgetl.core.system.host_load import HostLoad
 from edgetl.measure.latency import Percentiles
 from edgetl.measure.scenarios import ColdStart, LatencyReport, VariantReport
@@ -93,6 +97,46 @@ def _offer() -> Offer:
 def test_a_variant_that_passed_without_a_bundle_is_not_kept() -> None:
     printed = _printed(outcomes_table([Outcome(variant="onnx-fp32", side=128, result="passed", reason="")]))
     assert "passed" in printed and "kept" not in printed
+
+
+def test_attempts_of_a_failed_export_are_printed_with_their_input_size() -> None:
+    attempts = (
+        Attempt(method="8-bit weights", reason="no file"),
+        Attempt(method="head re-fitted", accuracy=0.9, drop=0.02, confident_agreement=1.0, reason="accuracy drops by 0.02"),
+    )
+    row = Outcome(variant="onnx-int8", side=128, result="gate", reason="accuracy", attempts=attempts)
+    assert failed_attempt_lines([row]) == [
+        "onnx-int8: 8-bit weights: failed: no file",
+        "onnx-int8: head re-fitted: score 0.9000 (drop +0.0200), confident agreement 1.000: rejected: accuracy drops by 0.02",
+    ]
+    other = row.model_copy(update={"side": 96, "attempts": attempts[:1]})
+    assert failed_attempt_lines([row, other])[-1] == "onnx-int8 at 96 px: 8-bit weights: failed: no file"
+
+
+def test_a_variant_without_a_search_has_a_line_with_its_figures(tmp_path: Path) -> None:
+    manifest = write_files(tmp_path)
+    assert attempt_lines(manifest) == []
+    half = manifest.variants[0].model_copy(update={"precision": "fp16", "name": "onnx-fp16"})
+    (line,) = attempt_lines(manifest.model_copy(update={"variants": (half,)}))
+    assert line.startswith("onnx-fp16: half precision, no search: accuracy ") and line.endswith(": passed")
+
+
+def test_the_order_of_the_variants_is_explained(tmp_path: Path) -> None:
+    manifest = write_files(tmp_path)
+    assert "order of the variants: network ms, the fastest first." in order_line(manifest)
+    assert "validation accuracy, then file size" in order_line(manifest.model_copy(update={"sorted_by": "accuracy"}))
+    record = ContractRecord(contract=Contract(max_latency_ms=9), chosen=_offer(), host="CPU", source="measured")
+    assert "validation accuracy, then latency." in order_line(manifest.model_copy(update={"contract": record}))
+
+
+def test_too_few_images_are_reported_with_the_number_that_is_needed(tmp_path: Path) -> None:
+    manifest = write_files(tmp_path)
+    drop = AccuracyDrop(value=0.0, low=-0.1, high=0.1, bound=0.0313, n=50)
+    int8 = manifest.variants[0].model_copy(update={"precision": "int8", "accuracy_drop": drop})
+    line = certainty_lines(manifest.model_copy(update={"variants": (int8,)}))[-1]
+    assert "above 0.03 (fixed limit of this warning)" in line and "onnx-fp32 0.0313. At least 53 images" in line
+    sure = int8.model_copy(update={"accuracy_drop": drop.model_copy(update={"bound": 0.03})})
+    assert not any("too few" in line for line in certainty_lines(manifest.model_copy(update={"variants": (sure,)})))
 
 
 @pytest.mark.parametrize(("part", "heading"), [("whole", "whole"), ("infer", "network")])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
-from edgetl.core.metrics import evaluate_predictions, paired_drop
+from edgetl.core.metrics import evaluate_predictions, images_for_bound, paired_drop
 from edgetl.core.output_decoding import softmax
 from edgetl.core.results import wilson
 
@@ -106,9 +106,34 @@ def test_paired_drop_equals_the_formula_of_agresti_and_min(lost: int, gained: in
     p_lost, p_gained = (lost + 0.5) / (n + 2), (gained + 0.5) / (n + 2)
     center = p_lost - p_gained
     error = math.sqrt((p_lost + p_gained - center**2) / (n + 2))
-    assert (found.n, found.value) == (n, (lost - gained) / n)
+    assert (found.n, found.value, found.lost, found.gained) == (n, (lost - gained) / n, lost, gained)
     assert [found.low, found.high] == pytest.approx([center - 1.959964 * error, center + 1.959964 * error])
     assert found.bound == pytest.approx(center + 1.644854 * error)
+
+
+@pytest.mark.parametrize("max_drop", [0.005, 0.01, 0.03, 0.2])
+def test_images_for_bound_is_the_smallest_number_without_changed_predictions(max_drop: float) -> None:
+    n = images_for_bound(max_drop)
+    assert n is not None
+    bounds = [paired_drop(*[np.ones(count, np.bool_)] * 2).bound for count in (n - 1, n)]
+    assert bounds[1] <= max_drop < bounds[0]
+
+
+def test_images_for_bound_uses_the_ratios_of_changed_predictions() -> None:
+    n = images_for_bound(0.02, lost=0.01)
+    assert n == 340
+
+    def bound(count: int) -> float:
+        rows = np.arange(count) < round(count * 0.01)
+        return paired_drop(np.ones(count, np.bool_), ~rows).bound
+
+    assert bound(400) < 0.02 < bound(300)
+    more = images_for_bound(0.02, lost=0.015, gained=0.005)
+    assert more is not None and more > n, "gained predictions make the drop less certain"
+
+
+def test_images_for_bound_is_none_if_no_number_is_enough() -> None:
+    assert images_for_bound(0.0) is None and images_for_bound(0.01, lost=0.01) is None
 
 
 def test_paired_drop_without_images_is_0_with_an_interval() -> None:

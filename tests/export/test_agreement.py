@@ -199,6 +199,23 @@ def test_a_failed_attempt_is_recorded_and_the_next_one_is_tried(gate: GateSet, t
         search_quantization(_Failing(), [Int8Settings(full_bias=True)], tmp_path, _context(gate, lambda files: _brightest))
 
 
+def test_the_reason_of_a_rejection_names_the_best_attempt(gate: GateSet, tmp_path: Path) -> None:
+    """The second attempt loses the least accuracy: one of its images is wrong."""
+
+    def open_files(files: list[Path]) -> Logits:
+        if files[0].name != "2":
+            return lambda batch: _brightest(-batch)
+        return lambda batch: np.concatenate([_brightest(-batch[:1]), _brightest(batch[1:])])
+
+    attempts = [Int8Settings(), Int8Settings(full_bias=True), Int8Settings(full_bias=True)]
+    found = search_quantization(_Recorder(), attempts, tmp_path, _context(gate, open_files))
+    best = min(attempt.drop for attempt in found.attempts if attempt.drop is not None)
+    assert found.result.drop == best == found.attempts[1].drop and [attempt.passed for attempt in found.attempts] == [False] * 3
+    assert found.result.reason == f"best of 3 attempts ({attempts[1].method}): {found.attempts[1].reason}"
+    alone = search_quantization(_Recorder(), attempts[:1], tmp_path, _context(gate, open_files))
+    assert alone.result.reason == alone.attempts[0].reason
+
+
 def test_explain_measures_sensitivities_of_a_file_that_passed(gate: GateSet, tmp_path: Path) -> None:
     found = search_quantization(_Recorder(), [Int8Settings()], tmp_path, _context(gate, lambda files: _brightest, explain=True))
     assert not found.result.reason and len(found.sensitivities) == 3

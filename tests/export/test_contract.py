@@ -18,8 +18,9 @@ from edgetl.errors import ConfigError, ContractError
 from edgetl.export import contract_search, package
 from edgetl.export.backbone_search import costs, fit
 from edgetl.export.config import ExportConfig, FitConfig
-from edgetl.export.contract_search import ContractSearch, explain, export_under_contract, on_device
+from edgetl.export.contract_search import ContractSearch, explain, export_under_contract
 from edgetl.measure import scenarios
+from edgetl.measure.device_profile import on_device
 from edgetl.measure.latency import percentiles
 from edgetl.measure.scenarios import BenchConfig, LatencyReport, measure_bundle
 from edgetl.runtime.engine import default_threads
@@ -53,11 +54,16 @@ def test_a_bundle_contains_only_variants_that_meet_the_contract(run: Run, bundle
 @pytest.mark.parametrize(
     ("contract", "message"),
     [
-        (Contract(max_size_mb=0.01), r"size \d\.\d+ MB \(limit 0.01 MB, \d+ % over\).*To accept this variant, set --max-size-mb"),
+        (
+            Contract(max_size_mb=0.01),
+            r"size \d\.\d+ MB \(limit 0.01 MB, \d+ % over\).*Smaller inputs were not tried, because they hardly change the size.*"
+            r"To accept this variant, set --max-size-mb",
+        ),
         (Contract(memory_mb=5), r"memory \d+\.\d+ MB \(limit 5 MB.*To accept this variant, set --memory-mb"),
         (
             Contract(max_latency_ms=0.001),
-            r"latency \d+\.\d+ ms \(limit 0.001 ms.*network \d.*resizing alone exceed.*The network alone also exceeds the limit",
+            r"latency \d+\.\d+ ms \(limit 0.001 ms.*network \d.*resizing alone exceed.*The network alone also exceeds the limit.*"
+            r"An input of 32 px was not tried, because its latency is estimated at \d",
         ),
     ],
 )
@@ -130,6 +136,12 @@ def test_a_smaller_input_that_costs_too_much_accuracy_is_rejected(run: Run, tmp_
     config = CONFIG.model_copy(update={"formats": ("onnx",), "precisions": ("fp32",), "max_drop": 0.0})
     with pytest.raises(ContractError, match=r"At 32 px: the input size of 32 pixels lowers .*: accuracy drops by 0\.\d+"):
         export_under_contract(run.path, config, Contract(max_latency_ms=7, latency_of="infer", threads=1), tmp_path / "bundle")
+
+
+def test_a_given_input_size_is_the_reason_that_smaller_ones_are_not_tried(run: Run, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"formats": ("onnx",), "precisions": ("fp32",), "input_size": 48})
+    with pytest.raises(ContractError, match="Smaller inputs were not tried, because --input-size sets the size"):
+        export_under_contract(run.path, config, Contract(max_size_mb=0.01, threads=1), tmp_path / "bundle")
 
 
 def _measure_with_fixed_latency(path: Path, config: BenchConfig, **options: Any) -> LatencyReport:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from edgetl.core.manifest import UnlabeledAgreement
 from edgetl.core.output_decoding import softmax
 from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.results import UnlabeledAgreement
 from edgetl.core.tasks import DecisionRule, OutputDecoding
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import PixelSet
@@ -27,6 +27,7 @@ from edgetl.export.gate.agreement import (
     evaluate_file,
     median_cosine,
     outputs_of,
+    too_few_for_strict,
     trained_logits,
 )
 from edgetl.export.gate.degradation import prediction_entropy, worst_class
@@ -200,7 +201,7 @@ def test_a_wrong_class_in_a_reduced_file_is_reported_with_images_and_interval(ga
     center, spread = 1 / 38, math.sqrt(2 - 1 / 38) / 38
     low, high = center - 1.959964 * spread, center + 1.959964 * spread
     assert result.reason == (
-        "accuracy drops by 0.0278, from 1.0000 to 0.9722 (limit --max-drop 0.01; 1 of 36 images, 0 allowed; "
+        "accuracy drops by 0.0278, from 1.0000 to 0.9722 (limit --max-drop 0.01, 0.0178 over; 1 of 36 images, 0 allowed; "
         f"95 % interval {low:+.4f} to {high:+.4f})"
     )
     assert result.drop == pytest.approx(1 / 36) and result.validation.value == pytest.approx(35 / 36) and result.unlabeled is None
@@ -237,7 +238,9 @@ def test_unlabeled_images_are_added_to_the_labeled_ones(gate: GateSet) -> None:
     assert set(labeled.argmax(axis=1).tolist()) == {0}
     result = evaluate_file(_brightest, GateSet(gate.images, gate.trained, CLASSES, lambda: more), ExportConfig(), exact=False)
     assert result.unlabeled is not None and (result.unlabeled.n, result.unlabeled.top1_agreement) == (40, 0.9)
-    assert result.reason.startswith("4 of 40 predictions on unlabeled images change. The trained model's scores predict")
+    assert result.reason.startswith(
+        "4 of 40 predictions change on 36 validation images and 4 images of --unlabeled. The trained model's scores predict"
+    )
     assert "(limit 0.01)" in result.reason and result.drop == 0 and result.agreement.n == 36
     assert (result.validation.n, result.accuracy_drop is not None) == (36, True)
     assert not evaluate_file(
@@ -315,7 +318,7 @@ def test_a_multi_label_drop_counts_wrong_decisions_if_the_ranking_is_unchanged()
     drop = accuracy_drop(gate.evaluation, gate.measure(shifted))
     assert gate.measure(shifted).score.value == 1.0 and drop == 0.5
     assert drop_reason(gate, shifted, ExportConfig()) == (
-        "ratio of correct decisions drops by 0.5000, from 1.0000 to 0.5000 (limit --max-drop 0.01)"
+        "ratio of correct decisions drops by 0.5000, from 1.0000 to 0.5000 (limit --max-drop 0.01, 0.4900 over)"
     )
     swapped = trained[:, ::-1].copy()  # both the ranking and the decisions are wrong
     assert accuracy_drop(gate.evaluation, gate.measure(swapped)) == pytest.approx(1.0)
@@ -324,7 +327,8 @@ def test_a_multi_label_drop_counts_wrong_decisions_if_the_ranking_is_unchanged()
     drop = 1 - (5 / 12 + 1) / 2
     assert drop > 1 - 6 / 8 and accuracy_drop(gate.evaluation, gate.measure(moved)) == pytest.approx(drop)
     assert (
-        drop_reason(gate, moved, ExportConfig()) == "mean average precision drops by 0.2917, from 1.0000 to 0.7083 (limit --max-drop 0.01)"
+        drop_reason(gate, moved, ExportConfig())
+        == "mean average precision drops by 0.2917, from 1.0000 to 0.7083 (limit --max-drop 0.01, 0.2817 over)"
     )
     assert accuracy_drop(gate.measure(swapped), gate.evaluation) == -0.5
     assert drop_reason(gate, trained, ExportConfig()) == ""
@@ -334,7 +338,7 @@ def test_a_drop_of_r2_is_rejected_without_an_interval() -> None:
     gate = _table_gate(_rows([1], [2], [3], [4]), [[1], [2], [3], [4]], NUMBER)
     # Squared errors of 0.25 in one of four images: R² = 1 - 0.25 / 5.
     assert drop_reason(gate, _rows([1.5], [2], [3], [4]), ExportConfig(max_drop=0.049)) == (
-        "R² drops by 0.0500, from 1.0000 to 0.9500 (limit --max-drop 0.049)"
+        "R² drops by 0.0500, from 1.0000 to 0.9500 (limit --max-drop 0.049, 0.0010 over)"
     )
     assert drop_reason(gate, _rows([1.5], [2], [3], [4]), ExportConfig(max_drop=0.05)) == ""
 
@@ -352,10 +356,27 @@ def test_strict_compares_the_bound_with_the_limit() -> None:
     exported = _votes(*[0, 1] * 49, 0, 0)
     assert drop_reason(gate, exported, ExportConfig(max_drop=0.02)) == ""
     assert drop_reason(gate, exported, ExportConfig(max_drop=0.02, strict=True)) == (
-        f"accuracy drops by 0.0100, with a 95 % bound of {bound:.4f} on 100 images (limit --max-drop 0.02 with --strict). "
-        "More validation images lower the bound"
+        f"accuracy drops by 0.0100, with a one-sided 95 % bound of {bound:.4f} on 100 images (limit --max-drop 0.02 with --strict, "
+        f"{bound - 0.02:.4f} over). If the same ratio of predictions changes, 340 validation images are enough"
     )
+    assert "More validation images do not help" in drop_reason(gate, exported, ExportConfig(max_drop=0.01, strict=True))
     assert drop_reason(gate, exported, ExportConfig(max_drop=bound + 1e-6, strict=True)) == ""
+
+
+@pytest.mark.parametrize(
+    ("n", "max_drop", "reason"),
+    [
+        (162, 0.01, "--strict needs at least 163 validation images for --max-drop 0.01, and there are 162. With 162 images"),
+        (163, 0.01, ""),
+        (8, 0.2, ""),
+        (8, 0.01, "the one-sided 95 % bound of the drop is 0.1645, even if no prediction changes"),
+        (1000, 0.0, "--strict rejects every file with --max-drop 0"),
+    ],
+)
+def test_strict_needs_a_number_of_images_that_follows_from_the_limit(n: int, max_drop: float, reason: str) -> None:
+    found = too_few_for_strict(n, ExportConfig(max_drop=max_drop, strict=True))
+    assert reason in found and bool(found) == bool(reason)
+    assert too_few_for_strict(n, ExportConfig(max_drop=max_drop)) == ""
 
 
 def test_recall_drop_of_one_class_is_rejected_above_its_limit() -> None:
@@ -450,10 +471,11 @@ def test_other_tasks_have_the_ratio_of_equal_decisions_only() -> None:
 
 
 def test_changed_predictions_are_reported_with_the_number_of_images_that_decide_alone() -> None:
-    found = UnlabeledAgreement(n=200, top1_agreement=0.9, expected_drop=0.04)
+    found = UnlabeledAgreement(n=200, top1_agreement=0.9, expected_drop=0.04, crops=170)
     assert changed_too_much(found, 30, 0.03) == (
-        "20 of 200 predictions on unlabeled images change. The trained model's scores predict an accuracy drop of 0.0400 "
-        "(limit 0.03). A larger --max-drop raises this limit; with 34 or more validation images, these decide alone"
+        "20 of 200 predictions change on 30 validation images and 170 random crops. The trained model's scores predict an accuracy drop "
+        "of 0.0400 (limit 0.03). Add validation images (with 34 or more, these decide alone), give images of the camera with --unlabeled, "
+        "or raise --max-drop"
     )
     assert changed_too_much(found, 30, 0.0).count("(limit 0.01)") == 1
     assert changed_too_much(found, 25, 0.04) == "", "the limit itself passes, and 25 images decide alone"

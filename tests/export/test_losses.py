@@ -109,7 +109,7 @@ def test_collapsed_predictions_are_rejected_for_every_max_drop(result: Callable[
 def test_strict_applies_the_limit_to_the_bound(result: Callable[..., GateResult]) -> None:
     truth = np.arange(60) % 3
     assert result(truth, truth).reason == ""
-    assert "with a 95 % bound of 0.02" in result(truth, truth, strict=True).reason
+    assert "with a one-sided 95 % bound of 0.02" in result(truth, truth, strict=True).reason
     many = np.arange(3000) % 3
     assert result(many, many, strict=True).reason == ""
 

@@ -12,7 +12,9 @@ import openvino as ov
 import pytest
 import torch
 
+from edgetl.cli.tables import failed_attempt_lines
 from edgetl.core.bundle import Bundle
+from edgetl.core.contract import Outcome
 from edgetl.core.manifest import Rejected
 from edgetl.core.preprocess import preprocess
 from edgetl.core.progress import Progress
@@ -135,6 +137,19 @@ def test_a_rejected_variant_is_an_error_with_its_figures_and_nothing_is_written(
         export_bundle(run.path, config, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
     assert [(row["variant"], row["result"]) for row in caught.value.rows] == [("onnx-int8", "gate")] and caught.value.rows[0]["reason"]
+    (line,) = failed_attempt_lines([Outcome.model_validate(row) for row in caught.value.rows])
+    assert line.startswith("onnx-int8: 8-bit weights: accuracy 0.") and ": rejected: " in line
+
+
+def test_strict_without_enough_images_fails_before_the_search(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OnnxQuantizer, "attempts", lambda *_: pytest.fail("no quantization is needed"))
+    config = ExportConfig(formats=("onnx",), precisions=("fp32", "int8"), strict=True, gate_images=20)
+    with pytest.raises(AccuracyGateError, match=r"at least 163 validation images for .*, and there are 20\..*Nothing was written"):
+        export_bundle(run.path, config, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+    manifest = export_bundle(run.path, config.model_copy(update={"allow_missing": True}), tmp_path / "bundle").manifest
+    assert [item.name for item in manifest.variants] == ["onnx-fp32"]
+    assert {item.name for item in manifest.rejected} == {"onnx-int8", "onnx-fp16"} and "163" in manifest.rejected[0].reason
 
 
 def test_allow_missing_keeps_passing_variants_and_records_rejected_ones(run: Run, tmp_path: Path, wrong_calibration: None) -> None:

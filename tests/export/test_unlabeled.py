@@ -1,4 +1,4 @@
-"""Agreement with the trained model on unlabeled images."""
+"""Agreement with the trained model without labels."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from edgetl.cli.tables import agreement_lines, certainty_lines
 from edgetl.core.bundle import Bundle
-from edgetl.core.manifest import UnlabeledAgreement
 from edgetl.core.output_decoding import softmax
 from edgetl.core.preprocess import PreprocessSpec
-from edgetl.core.results import images_that_may_change, wilson
+from edgetl.core.results import UnlabeledAgreement, images_that_may_change, wilson
 from edgetl.core.tasks import OutputDecoding
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import PixelSet, batches
@@ -59,8 +58,8 @@ def test_regression_has_the_ratio_of_equal_predictions_only() -> None:
 
 
 def test_the_limit_of_the_expected_drop_is_at_least_one_point() -> None:
-    found = UnlabeledAgreement(n=500, top1_agreement=0.95, expected_drop=0.0153)
-    assert "25 of 500 predictions on unlabeled images change" in changed_too_much(found, 85, 0.0)
+    found = UnlabeledAgreement(n=500, top1_agreement=0.95, expected_drop=0.0153, crops=415)
+    assert "25 of 500 predictions change on 85 validation images and 415 random crops. The" in changed_too_much(found, 85, 0.0)
     reason = changed_too_much(found, 85, 0.01)
     assert "predict an accuracy drop of 0.0153 (limit 0.01)" in reason and "with 100 or more validation images" in reason
     assert changed_too_much(found, 40, 0.02) == ""
@@ -115,7 +114,7 @@ def test_predictions_on_crops_reject_a_file_that_passes_on_few_labeled_images(co
     assert evaluate_file(_uneven, gate, ExportConfig(), exact=False).reason == ""
     gate = GateSet(images, gate.trained, DECODING, lambda: extra)
     result = evaluate_file(_uneven, gate, ExportConfig(), exact=False)
-    assert "predictions on unlabeled images change" in result.reason and result.drop == 0
+    assert "predictions change on" in result.reason and result.drop == 0
     assert result.unlabeled is not None and result.unlabeled.n == len(correct) + len(extra.trained) >= LEAST_TENSORS
     assert evaluate_file(_brightest, gate, ExportConfig(), exact=False).reason == ""
 
@@ -142,7 +141,8 @@ def test_an_export_records_the_agreement_on_unlabeled_images(run: Run, colors: P
         fp32, int8 = sorted(manifest.variants, key=lambda item: item.precision)
         assert fp32.unlabeled is None and int8.unlabeled is not None and int8.unlabeled.n >= LEAST_TENSORS
         assert int8.attempts[-1].unlabeled == int8.unlabeled and int8.unlabeled.expected_drop is not None
-        assert f"{int8.unlabeled.n} predictions on unlabeled images change" in agreement_lines(manifest)[0]
+        assert f"{int8.unlabeled.n} predictions change on 100 validation images" in agreement_lines(manifest)[0]
+    assert "on 100 validation images, 36 images of --unlabeled and 400 random crops" in agreement_lines(more)[0]
     assert {item.unlabeled.n for item in (*plain.variants, *more.variants) if item.unlabeled} == {500, 536}
 
 

@@ -17,6 +17,7 @@ from edgetl.cli.tables import (
     busy_lines,
     certainty_lines,
     input_size_lines,
+    order_line,
     outcomes_table,
     sensitive_lines,
     slower_lines,
@@ -131,9 +132,9 @@ def show_bundle(bundle: Bundle, *, verbose: bool = False) -> None:
         soft_wrap=True,
     )
     out.print(
-        "network ms: median latency of the network for one image on one thread of this host, without decoding and resizing. "
-        "`edgetl predict` uses the first variant with an installed engine.",
+        "network ms: median latency of the network for one image on one thread of this host, without decoding and resizing.",
         soft_wrap=True,
     )
+    out.print(order_line(manifest), soft_wrap=True)
     out.print(f"written to {escape(str(bundle.path))}", soft_wrap=True)
     out.print(f"next: edgetl verify {escape(str(bundle.path))}", soft_wrap=True)

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgetl.core.manifest import Agreement, UnlabeledAgreement
-from edgetl.core.metrics import evaluate, paired_drop
+from edgetl.core.manifest import Agreement
+from edgetl.core.metrics import evaluate, images_for_bound, paired_drop
 from edgetl.core.output_decoding import nearest_levels, present_labels, sigmoid, softmax
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
-from edgetl.core.results import AccuracyDrop, Evaluation, Proportion, images_that_may_change
+from edgetl.core.results import AccuracyDrop, Evaluation, Proportion, UnlabeledAgreement, images_that_may_change
 from edgetl.core.tasks import SCORE_NAMES, OutputDecoding
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, truth_of
@@ -33,7 +33,7 @@ CONFIDENT_SCORE = 0.6
 MIN_COSINE = 0.98
 STRICT_BATCHES = (1, 2, 5)
 # Part of the reason of a file that only the bound of the drop rejects.
-STRICT_LIMIT = "with --strict"
+STRICT_LIMIT = "--strict"
 
 Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -219,7 +219,9 @@ def _agreement_without_labels(
     trained = np.concatenate([gate.trained, more.trained])
     outputs = np.concatenate([exported, *(outputs_of(logits, part, progress=progress) for part in more.images)])
     same, _ = _same_predictions(trained, outputs, gate.decoding)
-    return compare_unlabeled(trained, outputs, same, gate.decoding)
+    crops = sum(len(part) for part in more.images if part.crops)
+    counts = {"crops": crops, "unlabeled": len(more.trained) - crops}
+    return compare_unlabeled(trained, outputs, same, gate.decoding).model_copy(update=counts)
 
 
 def _paired(gate: GateSet, exported: NDArray[np.float32]) -> AccuracyDrop | None:
@@ -237,14 +239,14 @@ def drop_reason(gate: GateSet, exported: NDArray[np.float32], config: ExportConf
     if not drop <= config.max_drop + 1e-9:
         return (
             f"{metric} drops by {drop:.4f}, from {before:.4f} to {after:.4f} "
-            f"(limit --max-drop {config.max_drop:g}{_in_images(interval, config)})"
+            f"(limit --max-drop {config.max_drop:g}, {drop - config.max_drop:.4f} over{_in_images(interval, config)})"
         )
     if interval is None:
         return ""
     if config.strict and interval.bound > config.max_drop:
         return (
-            f"accuracy drops by {drop:.4f}, with a 95 % bound of {interval.bound:.4f} on {interval.n} images (limit --max-drop "
-            f"{config.max_drop:g} with --strict). More validation images lower the bound"
+            f"accuracy drops by {drop:.4f}, with a one-sided 95 % bound of {interval.bound:.4f} on {interval.n} images (limit --max-drop "
+            f"{config.max_drop:g} with --strict, {interval.bound - config.max_drop:.4f} over). {_enough_images(interval, config)}"
         )
     label, recall = worst_class(gate.evaluation, measured)
     limit = max(MAX_RECALL_DROP, config.max_drop)  # a larger accepted drop of the accuracy also applies to each class
@@ -257,6 +259,30 @@ def drop_reason(gate: GateSet, exported: NDArray[np.float32], config: ExportConf
             f"{entropies[0]:.2f} (limit: {MIN_ENTROPY_SHARE:.0%} of it). Use a higher precision"
         )
     return ""
+
+
+def _enough_images(drop: AccuracyDrop, config: ExportConfig) -> str:
+    """Return a sentence with the number of validation images whose bound would be within the limit."""
+    needed = images_for_bound(config.max_drop, drop.lost / drop.n, drop.gained / drop.n)
+    if needed is None:
+        return "More validation images do not help, because the drop itself is at the limit"
+    return f"If the same ratio of predictions changes, {needed} validation images are enough"
+
+
+def too_few_for_strict(n: int, config: ExportConfig) -> str:
+    """Return the reason why ``strict`` rejects every classifier of reduced precision on ``n`` images; empty if it does not."""
+    if not config.strict:
+        return ""
+    needed = images_for_bound(config.max_drop)
+    if needed is None:
+        return f"--strict rejects every file with --max-drop {config.max_drop:g}, because the bound of a drop is above 0"
+    if n >= needed:
+        return ""
+    same = np.zeros(n, np.bool_)
+    return (
+        f"--strict needs at least {needed} validation images for --max-drop {config.max_drop:g}, and there are {n}. With {n} images, the "
+        f"one-sided 95 % bound of the drop is {paired_drop(same, same).bound:.4f}, even if no prediction changes"
+    )
 
 
 def _in_images(drop: AccuracyDrop | None, config: ExportConfig) -> str:

@@ -1,4 +1,4 @@
-"""Agreement with the trained model on unlabeled images: validation images, random crops of them, and ``--unlabeled`` images.
+"""Agreement with the trained model without labels: on validation images, random crops of them, and images of ``--unlabeled``.
 
 A few validation images cannot resolve an accuracy drop of one percentage point. Crops of these images can. Measured with 72 int8 files of
 all kinds, from six runs with 10 images per class (30 training and 10 validation images):
@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.manifest import UnlabeledAgreement
 from edgetl.core.output_decoding import softmax
 from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.results import UnlabeledAgreement
 from edgetl.core.tasks import OutputDecoding
 from edgetl.data.content.integrity import check_images
 from edgetl.data.folder import Sample, check_folder
@@ -145,7 +145,7 @@ def changed_too_much(found: UnlabeledAgreement, labeled: int, max_drop: float) -
     if labeled * limit >= 1 or found.expected_drop is None or found.expected_drop <= limit + 1e-9:
         return ""
     return (
-        f"{round((1 - found.top1_agreement) * found.n)} of {found.n} predictions on unlabeled images change. The trained model's scores "
-        f"predict an accuracy drop of {found.expected_drop:.4f} (limit {limit:g}). A larger --max-drop raises this limit; with "
-        f"{math.ceil(1 / limit)} or more validation images, these decide alone"
+        f"{round((1 - found.top1_agreement) * found.n)} of {found.n} predictions change on {found.images}. The trained model's scores "
+        f"predict an accuracy drop of {found.expected_drop:.4f} (limit {limit:g}). Add validation images (with {math.ceil(1 / limit)} or "
+        f"more, these decide alone), give images of the camera with --unlabeled, or raise --max-drop"
     )

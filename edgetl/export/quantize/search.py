@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.manifest import Attempt, Sensitivity
+from edgetl.core.manifest import Sensitivity
 from edgetl.core.progress import Progress, silent
+from edgetl.core.results import Attempt
 from edgetl.core.tasks import Task
 from edgetl.data.loading import PixelSet
 from edgetl.errors import ExportError
@@ -69,14 +71,14 @@ def search_quantization(quantizer: Quantizer, attempts: list[Int8Settings], fold
     """Attempt the settings in turn until a file passes the accuracy gate.
 
     ``attempts`` are ordered by cost, cheapest first. Each attempt overwrites the files of the previous one in ``folder``. If no attempt
-    passes, the result of the last one is returned.
+    passes, the result is that of the attempt with the smallest accuracy drop, and its reason begins with the method of this attempt.
 
     Raises:
         ExportError: no attempt could write a file.
     """
     records: list[Attempt] = []
     files: list[Path] = []
-    result: GateResult | None = None
+    results: list[tuple[str, GateResult]] = []
     ranked: tuple[Sensitivity, ...] = ()
     failure: ExportError | None = None
     for number, settings in enumerate(attempts):
@@ -96,14 +98,23 @@ def search_quantization(quantizer: Quantizer, attempts: list[Int8Settings], fold
             records.append(Attempt(method=settings.method, reason=str(error)))
             continue
         files, result = written, context.evaluate(context.open_files(written))
+        results.append((settings.method, result))
         records.append(_record(settings, result))
         if not result.reason:
             break
-    if result is None:
+    if not results:
         raise failure or AssertionError("no settings to attempt")
     if context.explain and not ranked:
         ranked = _rank(quantizer, context)
-    return ExportedVariant(files, result, tuple(records), ranked)
+    return ExportedVariant(files, _best(results, len(records)), tuple(records), ranked)
+
+
+def _best(results: list[tuple[str, GateResult]], attempts: int) -> GateResult:
+    """Return the last result if it passed; otherwise the one with the smallest accuracy drop, with its method in the reason."""
+    if not results[-1][1].reason or attempts == 1:
+        return results[-1][1]
+    method, best = min(results, key=lambda item: (math.isnan(item[1].drop), item[1].drop, -item[1].agreement.confident_agreement))
+    return replace(best, reason=f"best of {attempts} attempts ({method}): {best.reason}")
 
 
 def _rank(quantizer: Quantizer, context: SearchContext) -> tuple[Sensitivity, ...]:
