@@ -43,7 +43,10 @@ def count_groups(splits: Splits) -> Grouping | None:
 def describe_grouping(grouping: Grouping | None) -> str:
     """Describe the groups in one line."""
     if grouping is None:
-        return "none given. Images of one object, patient or burst may be in several splits, which makes accuracy optimistic"
+        return (
+            "none given. Images of one object, patient or burst may be in several splits, which makes accuracy optimistic. Set --group of "
+            "`edgetl train` to keep them together"
+        )
     alone = f", {grouping.alone} images without a group" if grouping.alone else ""
     crossing = f"; {grouping.crossing} of them are in several ready-made splits" if grouping.crossing else ", each in one split"
     return f"{grouping.groups} ({grouping.source}){alone}{crossing}"

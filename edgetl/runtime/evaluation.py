@@ -64,6 +64,7 @@ class EvaluationReport(StrictModel):
         model: folder of the run or bundle.
         variant: variant of the bundle. None for a run.
         left_out: number of images left out because the model was trained or selected on them.
+        seen: number of evaluated images that the model was trained or selected on (``every_image``). They make the metrics optimistic.
         broken: number of images left out because they cannot be decoded.
         result: metrics.
         notes: notes of the scan about files that were left out or read in an unusual way.
@@ -72,6 +73,7 @@ class EvaluationReport(StrictModel):
     model: str
     variant: str | None
     left_out: int
+    seen: int = 0
     broken: int
     result: Evaluation
     notes: tuple[ScanNote, ...] = ()
@@ -95,10 +97,11 @@ def evaluate_bundle(path: Path, data: Path, config: EvaluationConfig | None = No
     """
     config, bundle = config or EvaluationConfig(), open_bundle(path)
     predictor = load(bundle, variant=config.variant, threads=config.threads)
-    samples, found = unseen_samples(data, config, predictor.decoding, bundle.seen_images(), progress=progress)
+    seen = bundle.seen_images()
+    samples, found = unseen_samples(data, config, predictor.decoding, seen, progress=progress)
     result = score(predictor.logits, samples, predictor.spec, predictor.decoding, form=predictor.input_form, progress=progress)
     name = predictor.variant.name if predictor.variant else None
-    return report(path, name, samples, found, result)
+    return report(path, name, samples, found, result, seen=seen)
 
 
 def unseen_samples(
@@ -131,11 +134,18 @@ def unseen_samples(
     return samples, folder
 
 
-def report(model: Path, variant: str | None, samples: Sequence[Sample], folder: ImageFolder, result: Evaluation) -> EvaluationReport:
-    """Return the report for ``samples``, the evaluated images of ``folder``."""
-    left_out = len(folder.samples) - len(samples)
+def report(
+    model: Path, variant: str | None, samples: Sequence[Sample], folder: ImageFolder, result: Evaluation, *, seen: frozenset[int]
+) -> EvaluationReport:
+    """Return the report for ``samples``, the evaluated images of ``folder``. ``seen`` has the images of training and selection."""
     return EvaluationReport(
-        model=printable(model), variant=variant, left_out=left_out, broken=len(folder.broken), result=result, notes=folder.notes
+        model=printable(model),
+        variant=variant,
+        left_out=len(folder.samples) - len(samples),
+        seen=sum(hash_prefix(sample.content) in seen for sample in samples),
+        broken=len(folder.broken),
+        result=result,
+        notes=folder.notes,
     )
 
 

@@ -202,6 +202,8 @@ def test_export_to_a_full_disk_is_a_storage_error_and_leaves_no_file(run: Run, t
 
 
 def test_predict_and_evaluate_write_no_files(bundle: Bundle, digits: Path, tmp_path: Path) -> None:
-    edgetl("predict", bundle.path, digits / "1", cwd=tmp_path)
-    edgetl("evaluate", bundle.path, digits, cwd=tmp_path)
+    done = edgetl("predict", bundle.path, digits / "1", cwd=tmp_path)
+    assert done.stderr == f"variant: {bundle.manifest.variants[0].name}\n"
+    done = edgetl("evaluate", bundle.path, digits, "--all", cwd=tmp_path)
+    assert "warning: the model was trained or selected on" in done.stdout and "Omit --all" in done.stdout
     assert list(tmp_path.iterdir()) == []

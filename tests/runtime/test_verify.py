@@ -53,6 +53,7 @@ def test_evaluating_the_training_folder_uses_unseen_images_only(bundle: Bundle, 
     assert report.left_out == run.record.images["train"] + run.record.images["val"]
     everything = evaluate_bundle(bundle.path, digits, EvaluationConfig(variant="onnx-fp32", every_image=True))
     assert everything.left_out == 0 and everything.result.accuracy.n == sum(run.record.images.values())
+    assert (report.seen, everything.seen) == (0, report.left_out)
 
 
 def test_a_folder_with_seen_images_only_is_an_error(bundle: Bundle, run: Run, tmp_path: Path) -> None:

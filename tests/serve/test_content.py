@@ -94,11 +94,24 @@ def test_the_only_file_of_a_form_is_the_image() -> None:
         (_part(IMAGE) + b"--xyz--\r\n", "multipart/form-data", "the body is not a valid form of the type in Content-Type."),
         (_part(b"") + b"--xyz--\r\n", FORM, "the request has no image. Example: curl --data-binary @photo.jpg …/predict"),
         (b"", "", "the request has no image. Example: curl --data-binary @photo.jpg …/predict"),
+        (
+            b"\xff\xd8\xff\xe0\x10JFIF",
+            "application/x-www-form-urlencoded",
+            "the body is no image file, because it has no null bytes and no line breaks. `curl -d @FILE` removes them. Send the file "
+            "unchanged: curl --data-binary @photo.jpg …/predict",
+        ),
     ],
-    ids=["two files", "no end", "empty form", "other boundary", "no boundary", "empty file", "empty body"],
+    ids=["two files", "no end", "empty form", "other boundary", "no boundary", "empty file", "empty body", "curl -d"],
 )
 def test_a_body_without_exactly_one_image_gets_400(body: bytes, content_type: str, message: str) -> None:
     assert _error(body, content_type=content_type) == (400, message)
+
+
+def test_an_unchanged_image_is_accepted_with_the_content_type_of_curl() -> None:
+    """``curl --data-binary`` sends the content type of a form too."""
+    for body in (b"\x89PNG\r", b"BM\n", b"RIFF\0"):
+        assert _read(body, content_type="application/x-www-form-urlencoded").images == (body,)
+    assert _read(b"JFIF", content_type="image/jpeg").images == (b"JFIF",)
 
 
 def test_an_upload_has_no_encoding_and_16_megabytes_by_default() -> None:

@@ -24,6 +24,7 @@ def test_catalogue_lists_existing_networks_with_plausible_figures() -> None:
             assert entry.name.removeprefix(TORCHVISION) in torchvision.models.list_models()
         else:
             assert entry.name in known, entry.name
+            assert entry.crop_pct == timm.get_pretrained_cfg(entry.name).crop_pct, entry.name
         assert entry.top1 is not None and 40 < entry.top1 < 85 and len(entry.note) <= 60
 
 
@@ -64,7 +65,7 @@ def test_models_command_lists_filters_and_shows_one_backbone() -> None:
     listed = json.loads(done.stdout)["backbones"]
     assert listed and all(item["entry"]["params_m"] <= 3 for item in listed)
     one = edgetl("models", "mobilenetv3_small_100")
-    assert one.returncode == 0 and "hard-swish" in one.stdout and "apache-2.0" in one.stdout
+    assert one.returncode == 0 and "hard-swish" in one.stdout and "apache-2.0" in one.stdout and "0.875 of the resized image" in one.stdout
     assert edgetl("models", "--max-params", "0.001").returncode == 3
     wrong = edgetl("models", "--license-policy", "free")
     assert wrong.returncode == 2 and "is not one of: any, commercial" in wrong.stderr

@@ -11,7 +11,16 @@ from rich.markup import escape
 
 from edgetl.cli.options import build, given, need_extra, options_of
 from edgetl.cli.session import JsonOption, LabelsOption, VerboseOption, err, out, print_json, print_notes, working
-from edgetl.cli.tables import attempt_lines, busy_lines, classes_table, facts_grid, figures_line, outcomes_table, variants_table
+from edgetl.cli.tables import (
+    attempt_lines,
+    busy_lines,
+    classes_table,
+    facts_grid,
+    figures_line,
+    input_size_lines,
+    outcomes_table,
+    variants_table,
+)
 from edgetl.core.bundle import is_run, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
@@ -64,6 +73,9 @@ def predict_command(
     with working(json_output=True, verbose=verbose):
         predictor = load(bundle, variant=config.variant, threads=config.threads, trial=config.trial)
         failed, rows = 0, []
+        name = predictor.variant.name if predictor.variant else None
+        if not json_output:
+            err.print(f"variant: {name}")
         for path in _files(images):
             row = _predict(predictor, path)
             failed += "error" in row
@@ -72,7 +84,6 @@ def predict_command(
             else:
                 _show_prediction(row, config.top)
     if json_output:
-        name = predictor.variant.name if predictor.variant else None
         print_json({"bundle": str(bundle), "variant": name, "labels": list(predictor.labels), "predictions": rows})
     if failed:
         raise typer.Exit(ImageError.exit_code)
@@ -112,6 +123,12 @@ def _show_evaluation(report: EvaluationReport) -> None:
     out.print(figures_line(report.result), soft_wrap=True)
     if report.left_out:
         out.print(f"{report.left_out} images left out: the model was trained or selected on them. --all includes them.", soft_wrap=True)
+    if report.seen:
+        out.print(
+            f"[yellow]warning:[/] the model was trained or selected on {report.seen} of these {report.result.accuracy.n} images, so the "
+            f"figures are too good. Omit --all to leave these images out.",
+            soft_wrap=True,
+        )
     if report.broken:
         out.print(f"{report.broken} images left out: they cannot be decoded.", soft_wrap=True)
     print_notes(report.notes)
@@ -188,7 +205,7 @@ def _show_run_facts(record: RunRecord, sizes: dict[str, int | None]) -> None:
         ("labels", ", ".join(record.labels)),
         ("strategy", f"{record.plan.strategy} ({record.plan.reason}), {record.plan.steps} steps"),
         ("images", ", ".join(f"{record.images[part]} {part}" for part in ("train", "val", "test"))),
-        ("input", f"{spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, {spec.interpolation}, {spec.resize} resize"),
+        ("input", spec.describe()),
         ("backbone", f"{record.backbone.name} ({record.backbone.architecture})"),
         ("created", record.created),
         ("files", "\n".join(files)),
@@ -206,7 +223,7 @@ def _show_manifest(manifest: Manifest, *, verbose: bool) -> None:
     for title, value in (
         ("task", manifest.task),
         ("labels", _labels(manifest)),
-        ("input", f"{spec.input_size[0]} x {spec.input_size[1]} RGB, {spec.crop_mode} crop, {spec.interpolation}, {spec.resize} resize"),
+        ("input", spec.describe()),
         *([] if spec.intensity == FULL_RANGE else [("intensity rule", spec.intensity.describe())]),
         ("model input", _input_forms(manifest)),
         ("backbone", f"{lineage.architecture}, {lineage.strategy}, {lineage.train_images} training images"),
@@ -225,6 +242,8 @@ def _show_manifest(manifest: Manifest, *, verbose: bool) -> None:
     out.print(facts)
     if manifest.outcomes:
         out.print(outcomes_table(manifest.outcomes, manifest.contract.contract if manifest.contract else None))
+    for line in input_size_lines(manifest):
+        out.print(escape(line), soft_wrap=True)
     for line in busy_lines(manifest, verbose=verbose):
         out.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
 

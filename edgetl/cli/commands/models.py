@@ -174,6 +174,7 @@ def _show_one(item: Listed) -> None:
         ("name", entry.name),
         ("source", ", ".join(dict.fromkeys((item.source, entry.tag)))),
         ("size", f"{entry.params_m:g} million parameters, {entry.mmacs:g} MMACs at {entry.input} x {entry.input}"),
+        ("crop", f"{entry.crop_pct:g} of the resized image (default of --crop-pct)"),
         ("ImageNet top-1", f"{entry.top1:g} %" if entry.top1 else "not trained on ImageNet labels"),
         ("license", entry.license),
         ("int8", f"{entry.quantizes}: {entry.note}"),

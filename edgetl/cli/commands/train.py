@@ -30,7 +30,6 @@ from edgetl.core.lineage import describe_parent
 from edgetl.core.options import COMMON, option_field
 from edgetl.core.output.folders import check_chart, check_output
 from edgetl.core.system.child_process import child_environment, trusted_path
-from edgetl.core.tasks import SCORE_NAMES
 from edgetl.data.groups import describe_grouping
 from edgetl.errors import ConfigError
 from edgetl.train.config.options import TrainConfig
@@ -187,7 +186,7 @@ def show_run(run: Run) -> None:
     shown = record.test or record.validation
     if shown.classes:
         out.print(classes_table(shown, "test images" if record.test else "validation images"))
-    out.print(f"validation {SCORE_NAMES[record.task]} {with_interval(record.validation.score)}")
+    out.print(f"validation {figures_line(record.validation)}", soft_wrap=True)
     if record.test:
         out.print(f"test {figures_line(record.test)}", soft_wrap=True)
     splits = run.splits()

@@ -12,6 +12,8 @@ from edgetl.errors import RequestError
 from edgetl.serve.protocol.open_inference import InferRequest, InputPort, ResponseSpec, read_request
 
 _FORM_EXAMPLE = "curl -F image=@photo.jpg …/predict"
+# Bytes that `curl -d @FILE` removes. Every JPEG, PNG, WebP and BMP file has some of them. `curl --data-binary` sends the same content type.
+_REMOVED_BY_CURL = b"\0\r\n"
 # Values of zlib's ``wbits`` for the formats gzip and zlib.
 WINDOWS = {"gzip": 31, "deflate": 15}
 
@@ -71,12 +73,18 @@ def _encoded_image(body: bytes, content_type: str) -> bytes:
     """Return the encoded image of ``POST /predict``: the body itself, or the only file of a form.
 
     Raises:
-        RequestError: 400 if the image is empty, or the form does not have exactly one file.
+        RequestError: 400 if the image is empty, or has no byte that ``curl -d`` removes, or the form does not have exactly one file.
     """
     media_type, options = multipart.parse_options_header(content_type)
     image = _single_file(body, options.get(b"boundary", b"")) if media_type == b"multipart/form-data" else body
     if not image:
         raise RequestError(400, "the request has no image. Example: curl --data-binary @photo.jpg …/predict")
+    if media_type == b"application/x-www-form-urlencoded" and not any(byte in image for byte in _REMOVED_BY_CURL):
+        raise RequestError(
+            400,
+            "the body is no image file, because it has no null bytes and no line breaks. `curl -d @FILE` removes them. Send the file "
+            "unchanged: curl --data-binary @photo.jpg …/predict",
+        )
     return image
 
 

@@ -138,7 +138,8 @@ class DataConfig(StrictModel):
     )
     balance: Literal["none", "loss", "sampler"] = _augmentation(
         "none",
-        "Class balance for imbalanced data. loss gives rare classes a larger weight in the loss; sampler draws all classes equally often.",
+        "Class balance for imbalanced data. loss gives rare classes a larger weight in the loss; sampler draws all classes equally often. "
+        "For a linear probe both are equal.",
     )
     intensity: Range = _data(
         "auto",
@@ -280,7 +281,10 @@ class RunOptions(StrictModel):
     )
     cache_gb: float = _run(8.0, "Largest size of the activation cache on disk, GB.", ge=0.0)
     loggers: Logged | None = _run(
-        None, "Loggers of the validation metrics, in the folder logs/ of the run: csv, tensorboard, mlflow, or several.", metavar="NAMES"
+        None,
+        "Loggers: csv, tensorboard, mlflow, or several, separated by commas. They write the metrics of each validation into the folder "
+        "logs/ of the run. Default: none.",
+        metavar="NAMES",
     )
     checkpoint_s: float = _run(60.0, "Seconds between two checkpoints. --resume continues from the last one.", gt=0.0)
     keep: Literal["all", "best"] = _run("all", "Runs of --strategy compare to keep. all keeps the others in OUT.compare.")

@@ -33,8 +33,9 @@ def evaluate_run(path: Path, data: Path, config: EvaluationConfig | None = None,
         raise ConfigError(f"{path} is a run and has no variants. Remove --variant, or give a bundle.")
     run = open_run(path)
     record = run.record
-    samples, found = unseen_samples(data, config, record.decoding, run.seen_images().all, progress=progress)
+    seen = run.seen_images().all
+    samples, found = unseen_samples(data, config, record.decoding, seen, progress=progress)
     first = next(batches(samples, record.preprocess))
     logits = choose_engine(run.load_model(), first, len(samples), "cpu")
     result = score(logits, samples, record.preprocess, record.decoding, progress=progress)
-    return report(path, None, samples, found, result)
+    return report(path, None, samples, found, result, seen=seen)

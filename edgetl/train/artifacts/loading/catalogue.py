@@ -103,6 +103,7 @@ class CatalogueEntry(StrictModel):
         params_m: parameters with the ImageNet classifier, millions. Embedded backbones: without a head.
         mmacs: multiply-accumulates for one image of ``input`` px, millions.
         input: height and width of the input, px.
+        crop_pct: center crop: ratio of the input side to the side of the resized image. Default of ``--crop-pct``.
         top1: ImageNet-1k top-1 accuracy, percent. ``None`` for embedded backbones, which were not trained on ImageNet.
         license: license of the weights.
         quantizes: expected accuracy after int8 quantization, by the network's operations.
@@ -114,6 +115,7 @@ class CatalogueEntry(StrictModel):
     params_m: float = Field(gt=0)
     mmacs: float = Field(gt=0)
     input: int = Field(gt=0)
+    crop_pct: float = Field(gt=0)
     top1: float | None = None
     license: str
     quantizes: Quantizes
@@ -237,6 +239,7 @@ def _embedded() -> list[Listed]:
             params_m=record.params_m,
             mmacs=record.mmacs,
             input=record.preprocess.input_size[0],
+            crop_pct=record.preprocess.crop_pct,
             license=record.license or "not stated",
             quantizes="well",
             note=f"{record.architecture}, included in edgetl",
