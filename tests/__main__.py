@@ -19,7 +19,16 @@ GROUPS = (
     ("tests/cli", "tests/end_to_end"),
     ("tests/export",),
     ("tests/serve",),
-    ("tests/core", "tests/data", "tests/docs", "tests/measure", "tests/pretrain", "tests/runtime", "tests/test_structure.py"),
+    (
+        "tests/core",
+        "tests/data",
+        "tests/device",
+        "tests/docs",
+        "tests/measure",
+        "tests/pretrain",
+        "tests/runtime",
+        "tests/test_structure.py",
+    ),
 )
 PROCESSES = 2
 NO_TESTS_COLLECTED = 5

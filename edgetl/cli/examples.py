@@ -59,6 +59,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("Serve a bundle on http://127.0.0.1:8000", "edgetl serve bundle"),
         ("Serve two bundles with two worker processes", "edgetl serve bundle other_bundle --processes 2 --port 9000"),
     ),
+    "run": (
+        ("Predict each new file of a folder", "edgetl run bundle --source incoming --follow --processed delete"),
+        ("Publish the records of a camera over MQTT", "edgetl run bundle --source 0 --sink mqtt://broker/line1"),
+    ),
     "demo": (
         ("Run every step on handwritten digits", "edgetl demo"),
         ("Write the results to another folder", "edgetl demo --out digits_demo"),

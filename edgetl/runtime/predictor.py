@@ -16,7 +16,7 @@ from PIL import Image
 
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.images.decode import ImageInput, load_image
-from edgetl.core.manifest import Variant
+from edgetl.core.manifest import Manifest, Variant
 from edgetl.core.output_decoding import decode
 from edgetl.core.preprocess import Batch, InputForm, PreprocessSpec, to_batch
 from edgetl.core.results import Prediction
@@ -52,6 +52,7 @@ class Predictor:
         spec: preprocessing of the training.
         variant: manifest entry of the loaded variant. None for a custom engine.
         input_form: input of the engine: ``float`` (normalized float32) or ``uint8`` (pixels).
+        manifest: manifest of the bundle. None for a custom engine.
 
     Raises:
         ConfigError: the decision rule does not match the task or the labels.
@@ -74,6 +75,7 @@ class Predictor:
         self.spec = spec
         self.variant = variant
         self.input_form: InputForm = variant.input_form if variant else "float"
+        self.manifest: Manifest | None = None
         self._engine = engine
         self._origin: Origin | None = None
 
@@ -115,18 +117,32 @@ class Predictor:
             OutOfMemoryError: there is too little memory.
         """
         if _is_one(images):
-            return self._decode(self._tensor([load_image(cast(ImageInput, images), intensity=self.spec.intensity)]))[0]
+            return self._decode(self._tensor([self.read(cast(ImageInput, images))]))[0]
         results: list[Prediction] = []
         following = iter(cast(Iterable[ImageInput], images))
-        while batch := [load_image(image, intensity=self.spec.intensity) for image in islice(following, MAX_BATCH)]:
+        while batch := [self.read(image) for image in islice(following, MAX_BATCH)]:
             results += self._decode(self._tensor(batch))
         return results
+
+    def read(self, image: ImageInput) -> Image.Image:
+        """Decode an image by the rules of the model, for ``prepare``.
+
+        Args:
+            image: image, as for ``predict``.
+
+        Returns:
+            upright RGB image.
+
+        Raises:
+            ImageError: the image cannot be read, or its type is not supported.
+        """
+        return load_image(image, intensity=self.spec.intensity)
 
     def prepare(self, image: Image.Image) -> Batch:
         """Preprocess an image for ``logits``.
 
         Args:
-            image: upright RGB image, as ``edgetl.core.images.decode.load_image`` returns it.
+            image: upright RGB image, as ``read`` returns it.
 
         Returns:
             batch of one image: normalized float32 ``[1, 3, H, W]``, or RGB pixels uint8 ``[1, H, W, 3]`` if ``input_form`` is ``uint8``.
@@ -215,6 +231,7 @@ def load(
     predictor = Predictor(
         engine, manifest.labels, manifest.preprocess, variant=chosen, task=manifest.task, decision_rule=manifest.decision_rule
     )
+    predictor.manifest = manifest
     predictor._origin = (opened.path.absolute(), threads)
     return predictor
 

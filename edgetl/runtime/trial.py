@@ -161,16 +161,18 @@ def run_trial() -> None:
     os.write(report, _Report(error=error).model_dump_json().encode())
 
 
-def limit_process(memory_bytes: int, *, cpu_s: int | None = None, oom_score: int) -> None:
+def limit_process(memory_bytes: int, *, cpu_s: int | None = None, oom_score: int | None = None) -> None:
     """Limit the private writable memory and the CPU time of this process, if the system supports it.
 
     Args:
         memory_bytes: limit in addition to the present memory of the process. Mapped libraries do not count.
         cpu_s: CPU time of all threads, seconds. None is unlimited.
-        oom_score: out-of-memory score, 0..1000. When the host runs out of memory, Linux ends the process with the highest score.
+        oom_score: out-of-memory score, 0..1000. When the host runs out of memory, Linux ends the process with the highest score. None
+            keeps the score.
     """
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(oom_score))
+    if oom_score is not None:
+        with suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(str(oom_score))
     if sys.platform == "win32":
         return
     # RLIMIT_AS is not used, because it also counts memory that engines map or reserve and never write.

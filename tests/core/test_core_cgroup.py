@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.system.cgroup import cpu_quota
+from edgetl.core.system.cgroup import cpu_quota, memory_limit
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = "31 23 0:28 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n" + (
@@ -74,8 +74,24 @@ def test_cpu_quota_is_the_smallest_of_the_group_and_its_parents(
     assert cpu_quota(machine(tmp_path, groups, mounts, files)) == expected
 
 
+@pytest.mark.parametrize(
+    ("groups", "mounts", "files", "expected"),
+    [
+        ("0::/a/b\n", V2, {"a/b/memory.max": "max\n", "a/memory.max": "536870912\n"}, 536870912),
+        ("0::/a\n", V2, {"a/memory.max": "1000\n", "memory.max": "2000\n"}, 1000),
+        ("3:memory:/m\n", V1, {"memory/m/memory.limit_in_bytes": "268435456"}, 268435456),
+        ("3:memory:/m\n", V1, {"memory/m/memory.limit_in_bytes": "9223372036854771712"}, None),
+        ("0::/\n", V2, {}, None),
+    ],
+)
+def test_memory_limit_is_the_smallest_of_the_group_and_its_parents(
+    tmp_path: Path, groups: str, mounts: str, files: dict[str, str], expected: int | None
+) -> None:
+    assert memory_limit(machine(tmp_path, groups, mounts, files)) == expected
+
+
 def test_a_system_without_control_groups_has_no_quota(tmp_path: Path) -> None:
-    assert cpu_quota(tmp_path) is None
+    assert cpu_quota(tmp_path) is None and memory_limit(tmp_path) is None
 
 
 @pytest.fixture(params=["version 1", "version 2"])

@@ -1,6 +1,7 @@
-"""CPU quota of Linux control groups (cgroups, versions 1 and 2): the smallest quota of the process's group and its parents.
+"""CPU quota and memory limit of Linux control groups (cgroups, versions 1 and 2): the smallest of the process's group and its parents.
 
-Formats: ``cgroups(7)``, ``proc(5)`` (``/proc/PID/cgroup``, ``/proc/PID/mountinfo``) and the kernel's ``cgroup-v2.rst`` (``cpu.max``).
+Formats: ``cgroups(7)``, ``proc(5)`` (``/proc/PID/cgroup``, ``/proc/PID/mountinfo``) and the kernel's ``cgroup-v2.rst`` (``cpu.max``,
+``memory.max``).
 """
 
 from __future__ import annotations
@@ -8,6 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Literal
+
+# Version 1 reports about 2^63 bytes for no limit.
+_NO_MEMORY_LIMIT = 2**60
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
@@ -16,14 +21,29 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     Args:
         root: root folder of ``/proc`` and the control groups. Tests use another folder.
     """
-    groups = dict(_own_groups(root))
-    in_v1 = next((path for names, path in groups.items() if "cpu" in names.split(",")), None)
-    limits: list[float | None] = []
-    for controllers, top, point in _mounts(root):
-        group, limit = (groups.get(""), _limit_v2) if controllers is None else (in_v1 if "cpu" in controllers else None, _limit_v1)
-        if group is not None:
-            limits += [limit(folder) for folder in _folders(root / point.relative_to("/"), group, top)]
+    limits = [_cpu_limit_v2(folder) if version == 2 else _cpu_limit_v1(folder) for version, folder in _group_folders(root, "cpu")]
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """Return the memory limit of this process's control group, bytes; none without a limit, or outside Linux.
+
+    Args:
+        root: root folder of ``/proc`` and the control groups. Tests use another folder.
+    """
+    names = {1: "memory.limit_in_bytes", 2: "memory.max"}
+    values = [_read(folder / names[version]) for version, folder in _group_folders(root, "memory")]
+    return min((int(value) for value in values if value.isdecimal() and int(value) < _NO_MEMORY_LIMIT), default=None)
+
+
+def _group_folders(root: Path, controller: str) -> Iterator[tuple[Literal[1, 2], Path]]:
+    """Yield the version and the folder of each group that may limit this process: its own groups and their parents."""
+    groups = dict(_own_groups(root))
+    in_v1 = next((path for names, path in groups.items() if controller in names.split(",")), None)
+    for controllers, top, point in _mounts(root):
+        group = groups.get("") if controllers is None else in_v1 if controller in controllers else None
+        if group is not None:
+            yield from ((2 if controllers is None else 1, folder) for folder in _folders(root / point.relative_to("/"), group, top))
 
 
 def _own_groups(root: Path) -> Iterator[tuple[str, PurePosixPath]]:
@@ -55,12 +75,12 @@ def _folders(point: Path, group: PurePosixPath, top: PurePosixPath) -> Iterator[
         yield point.joinpath(*inside[:length])
 
 
-def _limit_v2(folder: Path) -> float | None:
+def _cpu_limit_v2(folder: Path) -> float | None:
     quota, _, period = _read(folder / "cpu.max").partition(" ")
     return _ratio(quota, period)
 
 
-def _limit_v1(folder: Path) -> float | None:
+def _cpu_limit_v1(folder: Path) -> float | None:
     return _ratio(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
 
 

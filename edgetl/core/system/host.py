@@ -57,7 +57,7 @@ def fingerprint() -> dict[str, str]:
         "cores": str(available_cores()),
         "flags": " ".join(cpu_flags()),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "unknown",
-        "memory_mb": _memory_mb(),
+        "memory_mb": str(memory_bytes() // 1_000_000) if memory_bytes() else "unknown",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
@@ -85,10 +85,9 @@ def load_average() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
-def _memory_mb() -> str:
-    if not hasattr(os, "sysconf"):
-        return "unknown"
-    return str(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1_000_000)
+def memory_bytes() -> int:
+    """Return the physical memory of this host, bytes; 0 if the system does not report it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 
 def _cpuinfo(key: str) -> str:

@@ -1,0 +1,163 @@
+"""Runner: throughput relative to a plain loop over ``Predictor``, and a soak test over a looping folder.
+
+::
+
+    python -m bench.runner throughput BUNDLE IMAGES
+    python -m bench.runner soak BUNDLE IMAGES --minutes 30
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgetl.core.images.decode import EXTENSIONS
+from edgetl.core.system.host import describe_host
+from edgetl.device.runner.loop import Runner
+from edgetl.device.runner.model import Model
+from edgetl.device.runner.sinks.lines import LineSink
+from edgetl.device.runner.sources.folder import FolderSource
+from edgetl.device.runner.waiting import Stop
+
+ROUNDS = 15
+# Images per round and contender.
+IMAGES = 60
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.runner", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=("throughput", "soak"))
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("images", type=Path, help="folder with images")
+    parser.add_argument("--minutes", type=float, default=30.0, help="duration of the soak test")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    print(describe_host())
+    if given.what == "throughput":
+        throughput(given.bundle, given.images, given.threads)
+    else:
+        print(soak(given.bundle, given.images, seconds=60 * given.minutes, threads=given.threads).describe())
+
+
+def throughput(bundle: Path, images: Path, threads: int) -> None:
+    """Print the time per image of the runner and of a plain loop. Both use one predictor, and run in turn."""
+    stop, model = Stop(), Model(bundle, variant=None, threads=threads)
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work, "images")
+        folder.mkdir()
+        found = sorted(path for path in images.rglob("*") if path.suffix.lower() in EXTENSIONS)
+        for number, path in enumerate(found[:: max(1, len(found) // IMAGES)][:IMAGES]):
+            (folder / f"{number:03d}{path.suffix}").symlink_to(path.absolute())
+        paths = sorted(folder.iterdir())
+
+        def plain() -> None:
+            for path in paths:
+                model.predictor.predict(path)
+
+        def runner() -> None:
+            source = FolderSource(folder, mode="once", settle_s=0.0, processed="keep", stop=stop)
+            Runner(model, source, [LineSink(Path(work, "out.jsonl"), "jsonl")], stop=stop).run(flush_s=1.0)
+
+        calls, times = {"plain loop": plain, "runner": runner}, {"plain loop": list[float](), "runner": list[float]()}
+        for number, name in itertools.product(range(ROUNDS + 1), calls):
+            start = time.perf_counter()
+            calls[name]()
+            if number:  # the first round is a warm-up
+                times[name].append((time.perf_counter() - start) / len(paths))
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    for name, seconds in medians.items():
+        print(f"{name}: {1000 * seconds:.3f} ms per image (median of {ROUNDS} rounds of {len(paths)} images)")
+    ratios = [before / after for before, after in zip(times["plain loop"], times["runner"], strict=True)]
+    print(f"throughput of the runner relative to the plain loop: {np.median(ratios):.3f} ({model.variant}, {threads} thread)")
+
+
+@dataclass(frozen=True)
+class Soak:
+    """Result of a soak test.
+
+    Attributes:
+        frames: accepted frames, by the runner's own count.
+        records: received records.
+        gaps: records whose number does not follow the number before.
+        hours, rss_mb, descriptors: samples: hours since the first one, resident memory, and open file descriptors.
+        code: exit code of the runner after SIGTERM.
+    """
+
+    frames: int
+    records: int
+    gaps: int
+    hours: tuple[float, ...]
+    rss_mb: tuple[float, ...]
+    descriptors: tuple[int, ...]
+    code: int
+
+    def describe(self) -> str:
+        """Format the counts, and the slopes over the last nine tenths of the time."""
+        skipped = len(self.hours) // 10
+        hours, rss, descriptors = (np.array(values[skipped:]) for values in (self.hours, self.rss_mb, self.descriptors))
+        slopes = [float(np.polyfit(hours, values, 1)[0]) for values in (rss, descriptors)]
+        return (
+            f"{self.frames} accepted frames, {self.records} records, {self.gaps} gaps, exit code {self.code}\n"
+            f"resident memory {rss[0]:.1f} -> {rss[-1]:.1f} MB, slope {slopes[0]:+.2f} MB per hour\n"
+            f"file descriptors {descriptors[0]:.0f} -> {descriptors[-1]:.0f}, slope {slopes[1]:+.2f} per hour"
+        )
+
+
+def soak(bundle: Path, images: Path, *, seconds: float | None = None, frames: int = 0, threads: int = 1) -> Soak:
+    """Run ``edgetl run`` over a looping folder at full speed, for ``seconds`` or for at least ``frames`` records. Then send SIGTERM."""
+    with tempfile.TemporaryDirectory() as work:
+        health = Path(work, "health.json")
+        options = ["--source", str(images), "--loop", "--top", "1", "--threads", str(threads), "--health", str(health)]
+        command = [sys.executable, "-m", "edgetl.cli.app", "run", str(bundle), *options]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert process.stdout is not None
+        numbers = _numbers(process.stdout)
+        samples: list[tuple[float, float, int]] = []
+        start = last = time.monotonic()
+        records = gaps = 0
+        for number in numbers:
+            records += 1
+            gaps += number != records
+            now = time.monotonic()
+            if now - last >= 1.0 if seconds else records % max(1, frames // 100) == 0:
+                last = now
+                samples.append(((now - start) / 3600, *_usage(process.pid)))
+            if now - start >= seconds if seconds else records == frames:
+                break
+        process.send_signal(signal.SIGTERM)
+        for number in numbers:
+            records += 1
+            gaps += number != records
+        code = process.wait()
+        process.stdout.close()
+        accepted = json.loads(health.read_text("utf-8"))["accepted"]
+    hours, rss_mb, descriptors = zip(*samples, strict=True)
+    return Soak(accepted, records, gaps, hours, rss_mb, descriptors, code)
+
+
+def _numbers(lines: Iterator[bytes]) -> Iterator[int]:
+    """Yield the number of each record: the second part of its id."""
+    for line in lines:
+        yield int(line.split(b'"', 4)[3].rpartition(b"-")[2])
+
+
+def _usage(pid: int) -> tuple[float, int]:
+    """Return the resident memory, MB (10^6 bytes), and the number of open file descriptors of a process."""
+    status = Path(f"/proc/{pid}/status").read_text("ascii")
+    kilobytes = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+    return kilobytes * 1024 / 1e6, sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Commands of a device: keys, store, tuning, runner."""

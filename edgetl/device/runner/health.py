@@ -1,0 +1,66 @@
+"""Health file of the runner: state, counts and last error, for probes and supervisors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edgetl.core.config import StrictModel
+from edgetl.device.runner.sinks.record import SinkStatus
+
+State = Literal["running", "waiting for the source", "waiting for a sink", "stopped"]
+
+
+class Failure(StrictModel):
+    """Last error.
+
+    Attributes:
+        time: UTC, ISO 8601.
+        message: text of the error.
+    """
+
+    time: str
+    message: str
+
+
+class Health(StrictModel):
+    """Content of the health file. It is replaced atomically.
+
+    Attributes:
+        schema_version: version of this format.
+        time: time of writing, UTC, ISO 8601. A probe fails if it is older than 30 s.
+        pid: process ID.
+        state: state of the runner.
+        uptime_s: time since the start, seconds.
+        model: name of the bundle.
+        release: release number of the bundle.
+        variant: name of the variant.
+        source: source, as given.
+        accepted: accepted frames. Each one has a record.
+        predicted: frames with a prediction.
+        failed: frames with an error: unreadable images.
+        dropped: frames of a live source that were not accepted, because the runner was busy.
+        missing: files of the folder that disappeared before they were read.
+        fps: accepted frames per second since the last health file.
+        reloads: loaded bundles since the start.
+        sinks: state of each sink.
+        last_error: last error of the source, a sink, an image or a reload; none without an error.
+    """
+
+    schema_version: Literal[1] = 1
+    time: str
+    pid: int
+    state: State
+    uptime_s: float
+    model: str
+    release: int
+    variant: str
+    source: str
+    accepted: int
+    predicted: int
+    failed: int
+    dropped: int
+    missing: int
+    fps: float
+    reloads: int
+    sinks: tuple[SinkStatus, ...]
+    last_error: Failure | None = None

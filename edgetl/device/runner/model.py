@@ -1,0 +1,93 @@
+"""Model of a runner: the loaded predictor of a bundle or a store, which is replaced between two frames."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from edgetl.core.bundle import open_bundle
+from edgetl.core.manifest import MANIFEST_NAME, Manifest
+from edgetl.core.store import active_release, is_store
+from edgetl.errors import EngineError, StoreError
+from edgetl.runtime.predictor import Predictor, load
+
+logger = logging.getLogger("edgetl.run")
+
+# Time between two looks at the path of the bundle, seconds.
+_WATCH_S = 1.0
+
+
+class Model:
+    """Loaded variant of a bundle, or of the active release of a store.
+
+    ``load`` observes the health of an unconfirmed release: it is confirmed after predictions without a failure, or rolled back.
+
+    Args:
+        path: bundle folder, a link to one, or a store.
+        variant: name of the variant, or none for the default.
+        threads: threads per inference, or none for the default.
+
+    Attributes:
+        predictor: loaded network.
+        manifest: manifest of the bundle.
+
+    Raises:
+        EdgetlError: the bundle cannot be loaded, as in ``edgetl.load``.
+    """
+
+    predictor: Predictor
+    manifest: Manifest
+
+    def __init__(self, path: Path, *, variant: str | None, threads: int | None) -> None:
+        self._path, self._wanted, self._threads = path, variant, threads
+        self._looked = time.monotonic()
+        self._load()
+
+    @property
+    def name(self) -> str:
+        """Name and release number of the bundle, for messages."""
+        return f"{self.manifest.name} {self.manifest.release}"
+
+    @property
+    def variant(self) -> str:
+        """Name of the variant."""
+        return self.predictor.variant.name if self.predictor.variant else ""
+
+    def refresh(self, *, now: bool = False) -> bool:
+        """Load the bundle again if its path contains a new one, or if the store has another active release. Return true if it was loaded.
+
+        Args:
+            now: look at the path even if the last look was a moment ago.
+
+        Raises:
+            EdgetlError: the new bundle cannot be loaded. The loaded one stays until the path changes again.
+        """
+        last, self._looked = self._looked, time.monotonic()
+        if not now and self._looked - last < _WATCH_S:
+            self._looked = last
+            return False
+        if self._identity() in (self._seen, None):
+            return False
+        self._load()
+        logger.info("loaded %s (%s)", self.name, self.variant)
+        return True
+
+    def _load(self) -> None:
+        self._seen = self._identity()
+        predictor = load(self._path if is_store(self._path) else open_bundle(self._path), variant=self._wanted, threads=self._threads)
+        if predictor.manifest is None:
+            raise EngineError(f"{self._path} has no manifest.")
+        self.predictor, self.manifest = predictor, predictor.manifest
+        if is_store(self._path):
+            self._seen = self._identity()  # a release that cannot be loaded was rolled back
+
+    def _identity(self) -> object:
+        """Return the identity of the active release or of the manifest; none if the path has none at present."""
+        try:
+            if is_store(self._path):
+                return active_release(self._path).id
+            status = (self._path / MANIFEST_NAME).stat()
+        except (OSError, StoreError):
+            return None
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
