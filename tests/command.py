@@ -60,7 +60,7 @@ def _run(arguments: list[str], environment: dict[str, str], folder: Path, output
     for number, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     os.setsid()
-    multiprocessing.set_forkserver_preload(["__main__"])  # the default, for the data loaders of the command
+    multiprocessing.set_start_method(None, force=True)  # the default of an interpreter, for the data loaders of the command
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
