@@ -196,7 +196,7 @@ def average_precision(truth: NDArray[np.bool_], scores: NDArray[np.floating[Any]
 
 def _rank(truth: NDArray[np.bool_], scores: NDArray[np.floating[Any]]) -> _Ranked:
     """Sort images by descending score. Return their indices, their true labels, and true where the next image has another score."""
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)
     ranked = scores[order]
     return order, truth[order], np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)]
 
@@ -208,7 +208,7 @@ def _precision(ranked: _Ranked, weights: NDArray[np.int64]) -> float:
     # Images with equal scores have no order: they are counted together.
     hits, seen = np.cumsum(each * truth)[last], np.cumsum(each)[last]
     if not len(hits) or hits[-1] == 0:
-        return float("nan")
+        return math.nan
     gained = np.diff(hits, prepend=0)
     return float((gained * hits / np.maximum(seen, 1)).sum() / hits[-1])
 
@@ -216,7 +216,7 @@ def _precision(ranked: _Ranked, weights: NDArray[np.int64]) -> float:
 def _mean_precision(ranked: Sequence[_Ranked], weights: NDArray[np.int64]) -> float:
     """Compute the mean average precision over the labels that at least one image has; NaN if there are none."""
     found = [value for item in ranked if not np.isnan(value := _precision(item, weights))]
-    return float(np.mean(found)) if found else float("nan")
+    return float(np.mean(found)) if found else math.nan
 
 
 def quadratic_kappa(confusion: NDArray[np.integer[Any]]) -> float:
@@ -247,7 +247,7 @@ def _with_interval(figure: Callable[[NDArray[np.int64]], float], n: int) -> Prop
     value = float(np.nan_to_num(figure(np.ones(n, np.int64)), neginf=-NOT_FINITE))
     drawn = [figure(rng.multinomial(n, np.full(n, 1 / n))) for _ in range(RESAMPLES)]
     known = [item for item in drawn if np.isfinite(item)]
-    low, high = np.percentile(known, [2.5, 97.5]) if known else (min(0.0, value), 1.0)
+    low, high = np.percentile(known, [2.5, 97.5]) if known else (value, 1.0)
     return Proportion(value=value, n=n, low=float(low), high=float(high))
 
 

@@ -131,7 +131,7 @@ def to_pixels(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     height, width = spec.input_size
     place = _placement(image.width, image.height, spec)
     filter_ = _RESAMPLING[spec.interpolation]
-    inside = place.left >= 0 and place.top >= 0 and place.left + width <= place.width and place.top + height <= place.height
+    inside = place.width >= width and place.height >= height
     # Pillow 13 resamples the rows first if the image loses far more rows than columns. Where bicubic overshoots, the order matters.
     # Nearest and box filters jump at pixel borders, where rounding matters. A huge resized image is never computed as a whole.
     huge = place.width * place.height > MAX_PIXELS
@@ -140,8 +140,9 @@ def to_pixels(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
         return _resize_crop(image, place, spec)
     resized = image.resize((place.width, place.height), filter_)
     if not inside:
-        resized, place = _pad(resized, spec), _Placement(0, 0, *_center(resized.size, spec, padded=True))
-    return resized.crop((place.left, place.top, place.left + width, place.top + height))
+        resized = _pad(resized, spec)
+    left, top = _center(resized.size, spec)
+    return resized.crop((left, top, left + width, top + height))
 
 
 def _resize_crop(image: Image.Image, place: _Placement, spec: PreprocessSpec) -> Image.Image:
@@ -198,11 +199,9 @@ def _placement(width: int, height: int, spec: PreprocessSpec) -> _Placement:
     return _Placement(new_w, new_h, left, top)
 
 
-def _center(size: tuple[int, int], spec: PreprocessSpec, *, padded: bool = False) -> tuple[int, int]:
+def _center(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
     """Return left and top of the centered crop, with the half-to-even rounding of torchvision's ``center_crop``."""
     height, width = spec.input_size
-    if padded:
-        size = (max(size[0], width), max(size[1], height))
     return round((size[0] - width) / 2.0), round((size[1] - height) / 2.0)
 
 

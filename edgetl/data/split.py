@@ -148,7 +148,7 @@ def _deal(groups: list[list[Sample]], ratios: dict[Part, float], parts: dict[Par
     for position, name in enumerate(held_out):
         wanted, taken = round(total * ratios[name]), 0
         reserved = len(held_out) - position  # one group for train and for each following split
-        while queue and ((taken == 0 and len(queue) > 1) or (taken > 0 and len(queue) > reserved and taken + len(queue[0]) <= wanted)):
+        while (taken == 0 and len(queue) > 1) or (len(queue) > reserved and taken + len(queue[0]) <= wanted):
             group = queue.pop(0)
             parts[name] += group
             taken += len(group)
@@ -197,8 +197,7 @@ def _cover(where: NDArray[np.int64], have: NDArray[np.float64], counts: NDArray[
             continue
         # Groups are sorted by size: the last is the smallest.
         for index in np.flatnonzero(counts[:, label])[::-1]:
-            held = counts[index] > 0
-            if part == 0 or (where[index] == 0 and not fixed[index] and bool((have[0] > counts[index])[held].all())):
+            if part == 0 or (where[index] == 0 and not fixed[index] and bool((have[0] > counts[index]).all())):
                 have[where[index]] -= counts[index]
                 have[part] += counts[index]
                 where[index] = part

@@ -98,7 +98,7 @@ class _MalformedError(Exception):
 
 def _natural(text: str, title: str) -> int:
     """Parse a number in its canonical form, which every reader parses in the same way."""
-    if not re.fullmatch(r"0|[1-9][0-9]{0,18}", text, re.ASCII):
+    if not re.fullmatch(r"0|[1-9][0-9]{0,18}", text):
         raise _MalformedError(f"{title} {text[:40]!r} is not a non-negative integer")
     return int(text)
 
@@ -127,6 +127,9 @@ class _Check:
             raise _MalformedError(f"the XML has more than {MAX_XML_BYTES} bytes")
         if xml[:1] != b"<":
             raise _MalformedError("the XML does not begin with an element")
+        # The parser would read it as UTF-16, in spite of the encoding below.
+        if b"\0" in xml:
+            raise _MalformedError("the XML contains a zero byte")
         # OpenVINO guesses an encoding other than UTF-8 differently from this parser.
         parser = expat.ParserCreate("utf-8")
         parser.XmlDeclHandler = self._declare
@@ -204,7 +207,7 @@ class _Check:
         if self.kind == "Const":
             self._check_constant(attributes)
         # OpenVINO (2026.4) wrote outside its memory for a dilation of 2^62.
-        elif self.kind != "Clamp" and re.search(r"(?<![\d.])\d{11,}(?![\d.eE])", "|".join(attributes.values()), re.ASCII):
+        elif self.kind != "Clamp" and any(re.search(r"(?<![0-9.])[0-9]{11,}(?![0-9.eE])", text) for text in attributes.values()):
             raise _MalformedError(f"a layer {self.kind} has an integer of more than ten digits")
         elif attributes.keys() & {"offset", "size"} and self.kind not in _SIZED:
             raise _MalformedError(f"a layer {self.kind} has a place in the weights")
@@ -221,6 +224,9 @@ class _Check:
             raise _MalformedError(f"a layer {self.kind} has {name} {steps[:8]}, outside {_SMALLEST_STEP[name]} to {most}")
 
     def _check_constant(self, attributes: dict[str, str]) -> None:
+        # The shape of a port is compared with the data before it.
+        if "output" in self.seen[-2]:
+            raise _MalformedError("a constant has its data after its port")
         if attributes.keys() != _CONSTANT_ATTRIBUTES:
             raise _MalformedError(f"a constant has the attributes {', '.join(sorted(attributes))[:80]}")
         kind, shape = attributes["element_type"], attributes["shape"]
@@ -260,7 +266,7 @@ class _Check:
             elif name == "port":
                 self._check_shape(self.dims)
                 if self.kind == "Const" and self.dims != self.constant_sides:
-                    raise _MalformedError(f"a constant has the shape {self.constant_sides[:8]}, and its port the shape {self.dims[:8]}")
+                    raise _MalformedError(f"a constant has the shape {self.constant_sides}, and its port the shape {self.dims}")
             elif name == "layer" and self.kind in ("Const", "Parameter") and "data" not in self.seen[-1]:
                 raise _MalformedError(f"a layer {self.kind} has no data")
         self.path = self.path[:-1]
@@ -281,7 +287,7 @@ class _Check:
             shapes = self.ports[source][edge["from-port"]], self.ports[target][edge["to-port"]]
             if shapes[0] != shapes[1]:
                 raise _MalformedError(
-                    f"an edge from layer {source[0]!r} to layer {target[0]!r} connects the shapes {shapes[0][:8]} and {shapes[1][:8]}"
+                    f"an edge from layer {source[0]!r} to layer {target[0]!r} connects the shapes {shapes[0]} and {shapes[1]}"
                 )
             end = target[0], edge["to-port"]
             if end in reached:

@@ -200,7 +200,7 @@ def _check_attribute(data: memoryview) -> str:
         _check_tensor(tensor)
     if any(not _is_printable(bytes(text)) for field in ("s", "strings") for text in attribute.messages(field)):
         raise _MalformedError(f"the attribute {name[:60]!r} has text that is not printable ASCII")
-    if has_index_out_of_range(np.array([*attribute.numbers("ints"), attribute.number("i", 0) or 0], np.int64)):
+    if has_index_out_of_range(np.array([*attribute.numbers("ints"), *attribute.numbers("i")], np.int64)):
         raise _MalformedError(f"the attribute {name[:60]!r} has a size or an index beyond 2^31")
     count(attribute.get("floats", ()), "float")
     return name
@@ -242,7 +242,7 @@ def _check_tensor(data: memoryview) -> str:
         raise _MalformedError(f"{title} has a negative dimension, or more than {MAX_RANK} dimensions")
     item_bytes, typed = _DATA_TYPES[kind]
     fields = [field for field in (*_TYPED_DATA, "raw_data") if field in tensor]
-    if len(fields) > 1 or not set(fields) <= {typed, "raw_data"}:
+    if fields not in ([], [typed], ["raw_data"]):
         raise _MalformedError(f"{title} has its values in {' and '.join(fields)}")
     elements = math.prod(dims)
     if fields == [typed]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.files.atomic import storage_error, write_bytes, write_text
+from edgetl.core.files.atomic import storage_error, write_bytes, write_chunks, write_text
 from edgetl.errors import StorageError
 
 
@@ -20,6 +20,25 @@ def test_write_bytes_leaves_no_temporary_file(tmp_path: Path) -> None:
     write_bytes(tmp_path / "a.bin", b"\0\1\2")
     assert (tmp_path / "a.bin").read_bytes() == b"\0\1\2"
     assert names(tmp_path) == ["a.bin"]
+
+
+def test_chunks_are_written_one_after_the_other(tmp_path: Path) -> None:
+    write_chunks(tmp_path / "a.bin", iter([b"one", b"", b"two"]))
+    assert (tmp_path / "a.bin").read_bytes() == b"onetwo"
+
+
+def test_a_file_has_the_given_permissions_without_those_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        write_bytes(tmp_path / "default", b"x")
+        write_chunks(tmp_path / "chunks", [b"x"])
+        write_bytes(tmp_path / "private", b"x", mode=0o600)
+        os.umask(0o027)
+        write_bytes(tmp_path / "masked", b"x")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("default", "chunks", "private", "masked")]
+    assert modes == [0o666, 0o666, 0o600, 0o640]
 
 
 def test_write_text_replaces_an_existing_file(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from edgetl.core.bundle import check_run_folder, describe_file, hash_prefix, open_bundle, pack_prefixes, unpack_hashes
 from edgetl.core.lineage import Lineage
-from edgetl.core.manifest import MANIFEST_NAME, Agreement, BundleFile, Golden, Manifest, Variant
+from edgetl.core.manifest import MANIFEST_NAME, SIGNATURE_NAME, Agreement, BundleFile, Golden, Manifest, Variant
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Proportion
 from edgetl.errors import BundleError, IntegrityError, RunError
@@ -165,6 +165,31 @@ def test_the_error_for_an_unknown_variant_lists_the_variants(folder: Path) -> No
         open_bundle(folder).variant("onnx-int8")
 
 
+def test_a_bundle_has_the_hash_of_its_manifest_and_its_signature(folder: Path) -> None:
+    opened = open_bundle(folder)
+    assert opened.manifest_sha256 == hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest() and opened.signature is None
+    (folder / SIGNATURE_NAME).write_bytes(b"s" * 10_000)
+    assert open_bundle(folder).signature == b"s" * 10_000
+
+
+def test_a_signature_that_is_too_large_or_a_link_is_an_error(folder: Path) -> None:
+    signature = folder / SIGNATURE_NAME
+    signature.write_bytes(b"s" * 10_001)
+    with pytest.raises(BundleError) as caught:
+        open_bundle(folder)
+    assert str(caught.value) == f"{signature} has more than 10000 bytes. It is not a file that edgetl wrote."
+    signature.unlink()
+    for make, kind in ((signature.symlink_to, "symbolic"), (signature.hardlink_to, "hard")):
+        make(folder / "README.md")
+        with pytest.raises(IntegrityError) as refused:
+            open_bundle(folder)
+        assert str(refused.value) == f"{signature} is a {kind} link. A bundle has only regular files. Copy it again."
+        signature.unlink()
+    signature.symlink_to(folder / "nowhere")
+    with pytest.raises(IntegrityError, match="is a symbolic link"):
+        open_bundle(folder)
+
+
 def test_seen_images_returns_the_packed_hashes(folder: Path) -> None:
     seen = open_bundle(folder).seen_images()
     assert seen == {int(digest[:16], 16) for digest in DIGESTS}
@@ -250,6 +275,30 @@ def test_a_folder_replaced_by_a_link_after_opening_is_an_error(folder: Path) -> 
     (folder / "golden").symlink_to(move_away(folder / "golden"), target_is_directory=True)
     with pytest.raises(IntegrityError, match=r"bundle/golden is a symbolic link\. A bundle has only regular files"):
         opened.read(opened.manifest.golden[0].image)
+
+
+def test_a_bundle_behind_a_link_is_read(folder: Path) -> None:
+    link = folder.parent / "link"
+    link.symlink_to(folder, target_is_directory=True)
+    assert read_all(link) == FILES
+
+
+def test_a_file_below_a_linked_folder_is_an_error_at_any_depth(folder: Path) -> None:
+    opened = open_bundle(folder)
+    (folder.parent / "outside" / "inner").mkdir(parents=True)
+    (folder.parent / "outside" / "inner" / "model.bin").write_bytes(b"abc")
+    (folder / "outer").symlink_to(folder.parent / "outside", target_is_directory=True)
+    with pytest.raises(IntegrityError, match=r"bundle/outer is a symbolic link\. A bundle has only regular files"):
+        opened.read(describe_file(folder, folder / "outer" / "inner" / "model.bin"))
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(folder: Path) -> None:
+    """A deleted folder cannot be listed. Permissions do not stop root, who may run the tests."""
+    opened = open_bundle(folder)
+    folder.rename(folder.parent / "moved")
+    with pytest.raises(IntegrityError) as caught:
+        opened.check_closed()
+    assert str(caught.value) == f"{folder}: No such file or directory. All folders of a bundle must be readable. Copy the bundle again."
 
 
 def test_a_file_deleted_after_opening_is_an_error(folder: Path) -> None:
@@ -440,8 +489,9 @@ def test_an_empty_list_of_hashes_has_no_bytes() -> None:
 
 @pytest.mark.parametrize("length", [1, 7, 9, 15])
 def test_a_damaged_list_of_hashes_is_an_error(length: int) -> None:
-    with pytest.raises(IntegrityError, match="seen images is damaged: its length is not a multiple of 8"):
+    with pytest.raises(IntegrityError) as caught:
         unpack_hashes(b"\0" * length)
+    assert str(caught.value) == "the list of seen images is damaged: its length is not a multiple of 8 bytes."
 
 
 def test_describe_file_returns_relative_path_size_and_hash(tmp_path: Path) -> None:

@@ -159,6 +159,9 @@ def test_an_output_of_nan_ranks_after_all_numbers() -> None:
     decoding = OutputDecoding("multi-label", ("a",), DecisionRule(thresholds=(0.5,)))
     found = evaluate(decoding, np.array([[0.0], [1.0], [0.0]]), np.array([[np.nan], [-50.0], [-80.0]], np.float32))
     assert found.score.value == 1.0 and found.score.low == 1.0
+    # The sigmoid of -200 is 0 in float32.
+    found = evaluate(decoding, np.array([[0.0], [1.0]]), np.array([[np.nan], [-200.0]], np.float32))
+    assert found.score.value == 1.0
 
 
 def test_average_precision_without_images_is_nan() -> None:

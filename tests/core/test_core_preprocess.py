@@ -105,9 +105,10 @@ def test_fused_is_within_one_gray_level_on_a_camera_image() -> None:
         ((100, 201), {}),
         ((120, 90), {"interpolation": "nearest"}),
         ((120, 90), {"interpolation": "box"}),
+        ((100, 77), {"interpolation": "box"}),
         ((120, 90), {"crop_mode": "squash"}),
     ],
-    ids=["2.5 times as high as wide", "more than twice as high", "nearest", "box", "squash"],
+    ids=["2.5 times as high as wide", "more than twice as high", "nearest", "box", "box at a pixel border", "squash"],
 )
 def test_fused_equals_two_step_where_rounding_or_the_order_of_the_passes_matters(size: tuple[int, int], changes: dict[str, Any]) -> None:
     rng = np.random.default_rng(12)
@@ -124,10 +125,39 @@ def test_fused_is_within_one_gray_level_if_the_crop_is_far_from_the_border() -> 
             assert levels_apart(noise(np.random.default_rng(13), width, height), spec) <= 1
 
 
-def test_a_huge_resized_image_is_cropped_before_it_is_resized() -> None:
-    """The resized image would have 109 x 65 million pixels. Pillow cannot make it."""
+def test_fused_is_used_up_to_twice_as_high_as_wide() -> None:
+    """A difference of one gray level shows which method made the pixels."""
+    for height in (200, 300):
+        assert levels_apart(noise(np.random.default_rng(0), 150, height), PreprocessSpec(input_size=(96, 96))) == 1
+
+
+@pytest.mark.parametrize("size", [(63, 64), (64, 63)])
+def test_an_image_one_pixel_smaller_than_the_crop_is_padded(size: tuple[int, int]) -> None:
+    """Half a pixel on each side is rounded: the image is at the left and at the top."""
+    image = noise(np.random.default_rng(14), *size)
+    spec = PreprocessSpec(input_size=(64, 64), crop_mode="border", crop_pct=1.0)
+    expected = Image.new("RGB", (64, 64), (124, 116, 104))
+    expected.paste(image)
+    assert np.array_equal(np.asarray(to_pixels(image, spec)), np.asarray(expected))
+
+
+def test_a_resized_image_above_the_limit_of_pixels_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resized image has 109 x 218 pixels. At the limit it is computed as a whole."""
+    image = noise(np.random.default_rng(0), 150, 300)
+    fused = PreprocessSpec(input_size=(96, 96))
+    two_step = fused.model_copy(update={"resize": "two-step"})
+    monkeypatch.setattr("edgetl.core.preprocess.MAX_PIXELS", 109 * 218)
+    whole = np.asarray(to_pixels(image, two_step))
+    monkeypatch.setattr("edgetl.core.preprocess.MAX_PIXELS", 109 * 218 - 1)
+    part = np.asarray(to_pixels(image, two_step))
+    assert np.array_equal(part, np.asarray(to_pixels(image, fused))) and not np.array_equal(part, whole)
+
+
+@pytest.mark.parametrize("crop_pct", [0.875, 1.0])
+def test_a_huge_resized_image_is_cropped_before_it_is_resized(crop_pct: float) -> None:
+    """The resized image would have up to 109 x 65 million pixels. Pillow cannot make it."""
     image = Image.new("RGB", (1, 600_000), (10, 200, 30))
-    spec = PreprocessSpec(input_size=(96, 96), resize="two-step")
+    spec = PreprocessSpec(input_size=(96, 96), crop_pct=crop_pct, resize="two-step")
     pixels = np.asarray(to_pixels(image, spec))
     assert pixels.shape == (96, 96, 3) and (pixels == (10, 200, 30)).all()
 

@@ -114,6 +114,44 @@ def test_a_group_with_an_image_of_two_labels_stays_in_a_ready_made_train_split()
     assert len(result.val) == 16 and {item.label for item in result.val} == {0, 1}
 
 
+def test_groups_with_images_of_two_labels_stay_in_train_beyond_its_ratio() -> None:
+    """Two labels for each image of eight of the groups: train has 16 of 22 images before the other groups are dealt out."""
+    unclear = [sample(label, index, f"u{index}") for index in range(8) for label in (0, 1)]
+    result = split(folder([*unclear, *(sample(index % 2, ("clear", index), f"c{index}") for index in range(6))]))
+    assert set(unclear) <= set(result.train) and len(result.val) + len(result.test) == 6
+
+
+def test_groups_with_images_of_two_labels_count_for_the_ratio_of_train() -> None:
+    """20 images: 14 are wanted in train, and ten of these have two labels."""
+    unclear = [sample(label, index, f"u{index}") for index in range(5) for label in (0, 1)]
+    result = split(folder([*unclear, *(sample(index % 2, ("clear", index), f"c{index}") for index in range(10))]))
+    assert set(unclear) <= set(result.train)
+    assert [len(result.part(part)) for part in PARTS] == [14, 4, 2]
+
+
+def test_a_rare_class_counts_as_much_as_a_common_one() -> None:
+    """Five groups of two images of a and one of b, and ten groups of three images of a: a fifth of each class is in val and in test."""
+    rows = [sample(int(index == 2), (group, index), group) for group in (f"mixed{n}" for n in range(5)) for index in range(3)]
+    rows += [sample(0, (group, index), group) for group in (f"plain{n}" for n in range(10)) for index in range(3)]
+    result = split(folder(rows), val=0.2, test=0.2)
+    assert [Counter(item.label for item in result.part(part)) for part in PARTS] == [{0: 24, 1: 3}, {0: 8, 1: 1}, {0: 8, 1: 1}]
+
+
+def test_a_split_without_a_class_gets_the_smallest_group_of_train_and_nothing_else() -> None:
+    """By the ratios val has the group of two images of class a. Test gets that of three, and keeps its three images of class b."""
+    groups = [("a1", 0, 5), ("a2", 0, 3), ("a3", 0, 2), *((f"b{index:02d}", 1, 1) for index in range(20))]
+    result = split(folder([sample(label, (group, index), group) for group, label, size in groups for index in range(size)]))
+    assert [sorted({item.group for item in result.part(part) if item.label == 0}) for part in PARTS] == [["a1"], ["a3"], ["a2"]]
+    assert [sum(item.label for item in result.part(part)) for part in PARTS] == [14, 3, 3]
+
+
+def test_a_class_that_train_lacks_is_moved_with_its_group() -> None:
+    """The group of four is in train first. Its class is then in val, because the other group must be in train for class b."""
+    rows = [sample(0, index, "large") for index in range(4)] + [sample(label, ("small", label), "small") for label in (0, 1)]
+    result = split(folder(rows), val=0.2, test=0.2)
+    assert parts_of(result) == {"small": {"train"}, "large": {"val"}}
+
+
 def test_groups_with_copies_of_an_image_are_merged() -> None:
     data = folder([sample(0, f"{group}{index}", group) for group in "abcdefgh" for index in range(3)] + [sample(0, "a0", "b")])
     found = parts_of(split(data))

@@ -178,6 +178,11 @@ def test_copies_with_one_label_are_not_a_conflict() -> None:
     assert split(folder([*twins, *distinct(9, 9).samples])).conflicts == ()
 
 
+def test_the_default_seed_is_0_and_a_folder_without_copies_has_no_notes() -> None:
+    assert split(distinct(40, 40)) == split(distinct(40, 40), seed=0)
+    assert split(distinct(9, 9)).notes == ()
+
+
 # --- ready-made splits -----------------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +208,21 @@ def test_a_missing_val_split_is_taken_from_train() -> None:
     result = split(folder(ready(20, 0, 5)), val=0.2)
     assert {sample.part for sample in (*result.train, *result.val)} == {"train"}
     assert sizes(result, 0) == sizes(result, 1) == (16, 4, 5)
+
+
+def test_the_seed_decides_which_images_a_missing_val_split_takes() -> None:
+    data = folder(ready(20, 0, 5))
+    zero, one = (split(data, seed=seed) for seed in (0, 1))
+    assert contents(zero.val) != contents(one.val)
+    plain = [Sample(sample.path, sample.label, sample.content) for sample in ready(20)]
+    assert [sample.content for sample in one.val] == [sample.content for sample in split(folder(plain), seed=1, test=0.0).val]
+
+
+def test_an_image_outside_the_ready_made_splits_is_in_train() -> None:
+    other = Sample(ROOT / "other.png", 0, content("other"))
+    twins = [Sample(ROOT / "again.png", 0, content("x")), Sample(ROOT / "train" / "0" / "x.png", 0, content("x"), "train")]
+    result = split(folder([*ready(10, 5, 5), other, *twins]))
+    assert {other, *twins} <= set(result.train) and result.moved == ()
 
 
 def test_a_missing_test_split_stays_empty() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from edgetl.core.metrics import paired_drop
 from edgetl.core.output_decoding import softmax
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import UnlabeledAgreement
@@ -348,6 +349,9 @@ def test_an_accuracy_drop_of_exactly_the_limit_passes() -> None:
     exported = _votes(*[0] * 19, 1)  # 1 - 0.95 is slightly above 0.05 in floating point
     assert 1 - 0.95 > 0.05 and drop_reason(gate, exported, ExportConfig(max_drop=0.05)) == ""
     assert "1 of 20 images, 0 allowed" in drop_reason(gate, exported, ExportConfig(max_drop=0.0499))
+    # The tolerance of rounding, 1e-9, belongs to the limit.
+    limit = 1 - 0.95 - 1e-9
+    assert limit + 1e-9 == 1 - 0.95 and drop_reason(gate, exported, ExportConfig(max_drop=limit)) == ""
 
 
 def test_strict_compares_the_bound_with_the_limit() -> None:
@@ -361,6 +365,8 @@ def test_strict_compares_the_bound_with_the_limit() -> None:
     )
     assert "More validation images do not help" in drop_reason(gate, exported, ExportConfig(max_drop=0.01, strict=True))
     assert drop_reason(gate, exported, ExportConfig(max_drop=bound + 1e-6, strict=True)) == ""
+    at = paired_drop(np.ones(100, np.bool_), np.arange(100) < 99).bound
+    assert at == pytest.approx(bound) and drop_reason(gate, exported, ExportConfig(max_drop=at, strict=True)) == ""
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_the_network_passes() -> None:
 
 
 def test_metadata_of_the_model_and_of_ports_may_have_any_names() -> None:
-    info = '<rt_info><a><b odd="x"><input value="y"><port/></input></b></a><layers/><layers/></rt_info>'
+    info = '<rt_info><a><b odd="x"><input value="y"><port/><dim/></input></b></a><layers/><layers/></rt_info>'
     attribute = '<rt_info><attribute name="a" version="0"/><attribute name="b" version="0"/></rt_info>'
     _accept(_net(after=info))
     _accept(_net().replace("</port>", f"{attribute}</port>").replace("</layer>", f"{attribute}</layer>"))
@@ -87,6 +87,10 @@ def test_metadata_of_the_model_and_of_ports_may_have_any_names() -> None:
             _net().replace('"1.0"', '"1.0" encoding="latin-1"'),
             "the file is XML 1.0 with the encoding latin-1, expected XML 1.0, UTF-8",
         ),
+        (
+            _net().replace('"1.0"', f'"1.0" encoding="{"x" * 30}"'),
+            f"the file is XML 1.0 with the encoding {'x' * 20}, expected XML 1.0, UTF-8",
+        ),
         (_net().replace("<net", "<!DOCTYPE net><net"), "the XML contains a document type, which may load or multiply entities"),
         (_net().replace("<layers>", "<!-- x --><layers>"), "the XML contains a comment"),
         (_net().replace("<layers>", "<layers><![CDATA[ ]]>"), "the XML contains a CDATA section"),
@@ -102,11 +106,13 @@ def test_metadata_of_the_model_and_of_ports_may_have_any_names() -> None:
         (_net().replace("<layers>", f'<layers {"z" * 50}="1">'), f"an element layers has the unknown attribute '{'z' * 40}'"),
         (_net().replace("<layers>", "<layers>text"), "the element net/layers contains text"),
         (_net().replace("<dim>2</dim>", "<dim>2 </dim>"), "the dimension '2 ' is not a non-negative integer"),
+        (_net().replace("<dim>2</dim>", "<dim><x/></dim>", 1), "unexpected element 'x' in net/layers/layer/output/port/dim"),
         (_net().replace("<dim>2</dim>", "<dim></dim>"), "the dimension '' is not a non-negative integer"),
         (_net().replace("<dim>2</dim>", f"<dim>{'9' * 50}</dim>"), f"the dimension '{'9' * 40}' is not a non-negative integer"),
         (_net().replace('id="3"', 'id="03"'), "the layer id '03' is not a non-negative integer"),
         (_net().replace('id="3"', 'id="2"'), "two layers have the id 2"),
         (_net().replace(' id="3"', ""), "the layer id '' is not a non-negative integer"),
+        (_net().replace('port id="1"', "port"), "the port id '' is not a non-negative integer"),
         (_net().replace('port id="2"', 'port id="-2"'), "the port id '-2' is not a non-negative integer"),
         (_net().replace('port id="1"', 'port id="0"'), "two ports of layer 2 have the id 0"),
         (
@@ -154,6 +160,8 @@ def test_the_number_of_layers_and_bytes_is_limited() -> None:
         ("ReLU", 'size="1"', "a layer ReLU has a place in the weights"),
         ("LRN", 'size="12345678901"', "a layer LRN has an integer of more than ten digits"),
         ("Parameter", 'shape="1, x"', "the dimension 'x' is not a non-negative integer"),
+        ("Parameter", 'shape="1,X3"', "the dimension 'X3' is not a non-negative integer"),
+        ("Parameter", 'shape="1,&#9;3"', r"the dimension '\t3' is not a non-negative integer"),
         ("Parameter", "", "the dimension '' is not a non-negative integer"),
         (
             "Parameter",
@@ -167,6 +175,8 @@ def test_the_number_of_layers_and_bytes_is_limited() -> None:
         ("Convolution", 'kernel="0"', "a layer Convolution has kernel [0], outside 1 to 1024"),
         ("Convolution", 'pads_begin="1025"', "a layer Convolution has pads_begin [1025], outside 0 to 1024"),
         ("Convolution", 'pads_begin="x"', "pads_begin 'x' is not a non-negative integer"),
+        ("Convolution", 'pads_begin="1X"', "pads_begin '1X' is not a non-negative integer"),
+        ("Convolution", 'pads_begin="1&#9;"', r"pads_begin '1\t' is not a non-negative integer"),
         ("Convolution", 'pads_begin="1,,2"', "pads_begin '' is not a non-negative integer"),
         ("Convolution", f'strides="{",".join(["2000"] * 9)}"', f"a layer Convolution has strides {[2000] * 8}, outside 1 to 1024"),
         ("Interpolate", 'pads_end="0, 1"', "a layer Interpolate has pads_end [0, 1], outside 0 to 0"),
@@ -205,6 +215,8 @@ def test_attributes_in_the_range_of_image_networks_pass(kind: str, attributes: s
         ),
         (f'element_type="f32" {"a" * 90}="1"', f"a constant has the attributes {'a' * 80}"),
         ('element_type="f32" shape="x" offset="0" size="8"', "the dimension 'x' is not a non-negative integer"),
+        ('element_type="f32" shape="X2" offset="0" size="8"', "the dimension 'X2' is not a non-negative integer"),
+        ('element_type="f32" shape="2&#9;" offset="0" size="8"', r"the dimension '2\t' is not a non-negative integer"),
         ('element_type="f32" shape="2" offset="-1" size="8"', "the offset of a constant '-1' is not a non-negative integer"),
         ('element_type="f32" shape="2" offset="0" size="8.0"', "the size of a constant '8.0' is not a non-negative integer"),
         (
@@ -220,6 +232,10 @@ def test_attributes_in_the_range_of_image_networks_pass(kind: str, attributes: s
             "a constant has the type 'f32' and the shape [1,1,1,1,1,1,1,1,1], which are not allowed",
         ),
         ('element_type="f32" shape="2" offset="0" size="7"', "a constant of shape [2] has 7 bytes, expected 8"),
+        (
+            f'element_type="u8" shape="{"1000000000," * 7}0" offset="0" size="1"',
+            f"a constant of shape [{('1000000000,' * 7)[:60]}] has 1 bytes, expected 0",
+        ),
         ('element_type="f64" shape="2,2" offset="0" size="33"', "a constant of shape [2,2] has 33 bytes, expected 32"),
         ('element_type="u4" shape="3" offset="0" size="1"', "a constant of shape [3] has 1 bytes, expected 2"),
         ('element_type="u1" shape="9" offset="0" size="1"', "a constant of shape [9] has 1 bytes, expected 2"),
@@ -270,6 +286,28 @@ def test_a_constant_and_its_port_have_one_shape() -> None:
         _with(_constant('element_type="f32" shape="3,2" offset="0" size="24"', port=_port(0, 2, 3))),
         "a constant has the shape [3, 2], and its port the shape [2, 3]",
     )
+
+
+def test_a_constant_with_its_port_before_its_data_is_rejected() -> None:
+    """The port has the shape of the constant before it, or of none."""
+    data = '<data element_type="f32" shape="2" offset="0" size="8"/>'
+    after = _layer(4, "Const", f"<output>{_port(0, 3, 2)}</output>{data}")
+    _reject(_net(LAYERS + after), "a constant has its data after its port")
+    first = _layer(4, "Const", f"<output>{_port(0)}</output>{data}")
+    _reject(_net(first + LAYERS), "a constant has its data after its port")
+
+
+def test_a_dimension_is_read_with_its_character_references() -> None:
+    xml = _net().replace("<dim>2</dim>", "<dim>1&#50;</dim>", 1)
+    _reject(xml, "a constant has the shape [3, 2], and its port the shape [3, 12]")
+
+
+def test_an_ir_without_its_end_or_in_another_encoding_is_rejected() -> None:
+    text = _net()[len('<?xml version="1.0"?>\n') :]
+    with pytest.raises(EngineError, match="no element found"):
+        check_ir(text.removesuffix("</net>\n").encode(), WEIGHTS)
+    for encoding in ("utf-16-le", "utf-32-le"):
+        _reject(text.encode(encoding), "the XML contains a zero byte")
 
 
 def test_the_elements_of_a_port_are_limited() -> None:
@@ -326,6 +364,7 @@ def _amounts(kind: str, port: int, numbers: tuple[float, ...], code: str) -> tup
 @pytest.mark.parametrize("code", ["q", "i"])
 def test_padding_keeps_the_batch_and_adds_at_most_1024(port: int, code: str) -> None:
     _accept(*_amounts("Pad", port, (0, 0, 1024, -1024), code))
+    _accept(*_amounts("Pad", port, (0, 3, 1, 1), code))
     for numbers in ((1, 0, 1, 1), (0, 0, 1025, 1), (0, 0, 1, -1025), (0, 2000, 1, 1), (5,) * 8):
         xml, weights = _amounts("Pad", port, numbers, code)
         _reject(xml, f"a layer Pad has the amounts {list(numbers)}, which are not allowed", weights)

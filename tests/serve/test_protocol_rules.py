@@ -299,6 +299,22 @@ def test_a_response_has_binary_data_after_the_json() -> None:
     }
 
 
+def test_binary_outputs_follow_each_other_without_a_gap() -> None:
+    body, length = write_response(ResponseSpec("", tuple(RequestedOutput(name, binary=True) for name in ("scores", "logits"))), OUTPUTS)
+    assert length is not None and body[length:] == SCORES.astype("<f4").tobytes() + LOGITS.astype("<f4").tobytes()
+
+
+def test_many_equal_scores_keep_the_order_of_the_labels() -> None:
+    """NumPy's default sort keeps the order of equal values in short arrays only."""
+    labels = tuple(f"label {index}" for index in range(200))
+    values = np.tile(np.array([0.25, 0.5], np.float32), 100)[None]
+    body, _ = write_response(
+        ResponseSpec("", (RequestedOutput("scores", classes=200),)), ModelOutputs("model", "1", labels, values, values)
+    )
+    order = [*range(1, 200, 2), *range(0, 200, 2)]
+    assert [int(text.split(":")[1]) for text in json.loads(body)["outputs"][0]["data"]] == order
+
+
 def test_top_labels_have_value_index_and_label_and_ties_keep_the_order() -> None:
     body, length = write_response(ResponseSpec("", (RequestedOutput("scores", classes=2),)), OUTPUTS)
     (output,) = json.loads(body)["outputs"]

@@ -286,7 +286,7 @@ def _packed_images(data: bytes, count: int) -> tuple[bytes, ...]:
     while start < len(data) and len(images) < count:
         size = int.from_bytes(data[start : start + 4], "little")
         end = start + 4 + size
-        if start + 4 > len(data) or end > len(data):
+        if end > len(data):
             raise RequestError(400, "an element of the BYTES tensor is longer than the remaining body.")
         images.append(data[start + 4 : end])
         start = end
@@ -312,7 +312,7 @@ def write_response(spec: ResponseSpec, outputs: ModelOutputs) -> tuple[bytes, in
     blobs: list[bytes] = []
     for requested in spec.outputs:
         values = outputs.scores if requested.name == SCORES else outputs.logits
-        data: list[Any] = []
+        data: list[Any]
         if requested.classes:
             datatype, shape, data, blob = _top_labels(values, outputs.labels, requested.classes)
         else:
