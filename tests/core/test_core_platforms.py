@@ -63,11 +63,11 @@ def test_flush_uses_writable_files_and_no_folders_on_windows(tmp_path: Path, mon
     opened: list[int] = []
     plain_open = os.open
 
-    def windows_open(path: str | Path, flags: int, *rest: int) -> int:
+    def windows_open(path: str | Path, flags: int, mode: int = 0o777) -> int:
         if Path(path).is_dir():
             raise PermissionError(13, "Permission denied", str(path))
         opened.append(flags)
-        return plain_open(path, flags, *rest)
+        return plain_open(path, flags, mode)
 
     monkeypatch.setattr(portable, "WINDOWS", True)
     monkeypatch.setattr(os, "open", windows_open)

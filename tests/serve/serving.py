@@ -147,6 +147,7 @@ def with_release(bundle: Bundle, folder: Path, number: int) -> Path:
     manifest = json.loads(path.read_text())
     manifest["release"] = number
     manifest["labels"] = [f"{label} of {number}" for label in manifest["labels"]]
+    manifest["reference"] = None  # it has the labels of the export
     for golden in manifest["golden"]:
         golden["label"] = f"{golden['label']} of {number}"
     path.write_text(json.dumps(manifest) + "\n")
