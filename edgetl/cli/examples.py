@@ -59,6 +59,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("Serve a bundle on http://127.0.0.1:8000", "edgetl serve bundle"),
         ("Serve two bundles with two worker processes", "edgetl serve bundle other_bundle --processes 2 --port 9000"),
     ),
+    "tune": (
+        ("Choose the fastest variant and setting on this host", "edgetl tune bundle --out tuning.json"),
+        ("Choose for images of this device", "edgetl tune bundle --images photos --out tuning.json"),
+    ),
     "run": (
         ("Predict each new file of a folder", "edgetl run bundle --source incoming --follow --processed delete"),
         ("Publish the records of a camera over MQTT", "edgetl run bundle --source 0 --sink mqtt://broker/line1"),

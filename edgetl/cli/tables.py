@@ -12,6 +12,7 @@ from edgetl.core.contract import Contract, Outcome
 from edgetl.core.manifest import Manifest, Precision, Rejected, Variant
 from edgetl.core.metrics import images_for_bound
 from edgetl.core.results import Attempt, Evaluation, Proportion
+from edgetl.core.system.execution import Tuning
 from edgetl.core.system.host_load import HostLoad
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.measure.latency import MIN_CALLS, Percentiles
@@ -189,6 +190,37 @@ def _measured(attempt: Attempt, figure: str) -> str:
         return f"failed: {attempt.reason}"
     result = "passed" if attempt.passed else f"rejected: {attempt.reason}" if attempt.reason else "rejected"
     return f"{figure} {attempt.accuracy:.4f} (drop {attempt.drop:+.4f}), confident agreement {attempt.confident_agreement:.3f}: {result}"
+
+
+def setting_lines(manifest: Manifest) -> list[str]:
+    """Return a line for each execution setting besides the default: its metrics and the result of the accuracy gate."""
+    figure, lines = SCORE_NAMES[manifest.task], []
+    for variant in manifest.variants:
+        for item in variant.settings:
+            result = "kept" if item.kept else f"rejected: {item.reason.rstrip('.')}"
+            measured = ""
+            if item.validation is not None and item.agreement is not None:
+                measured = f"{figure} {item.validation.value:.4f}, agreement {item.agreement.top1_agreement:.3f}: "
+            lines.append(f"{variant.name}: setting {item.setting.describe()}: {measured}{result}")
+    return lines
+
+
+def tuning_table(tuning: Tuning) -> Table:
+    """Return a table with one row per timed choice, the fastest first."""
+    title = f"{tuning.name}: time from the encoded image to the prediction, ms (median)"
+    table = plain_table(title, "variant", "threads", "whole\nms", "load\nms", "memory\nMB", "golden\ndifference")
+    table.add_column("setting", overflow="fold")
+    for item in tuning.timings:
+        table.add_row(
+            item.variant,
+            str(item.threads),
+            f"{item.whole_ms:.2f}{'*' if tuning.busy else ''}",
+            "" if item.load_ms is None else f"{item.load_ms:.0f}",
+            "" if item.peak_rss_mb is None else f"{item.peak_rss_mb:.0f}",
+            f"{item.golden_difference:.1e}",
+            f"{item.setting.describe()}{' (chosen)' if item.choice == tuning.chosen else ''}",
+        )
+    return table
 
 
 def sensitive_lines(manifest: Manifest) -> list[str]:

@@ -17,7 +17,8 @@ from edgetl.core.files.names import label_problem
 from edgetl.core.lineage import Lineage, Sha256
 from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.reference import Reference
-from edgetl.core.results import AccuracyDrop, Attempt, Proportion, UnlabeledAgreement
+from edgetl.core.results import AccuracyDrop, Agreement, Attempt, Proportion, UnlabeledAgreement
+from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting
 from edgetl.core.system.host_load import HostLoad
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 
@@ -67,28 +68,6 @@ class BundleFile(StrictModel):
     sha256: Sha256
 
 
-class Agreement(StrictModel):
-    """Agreement of an exported file with the trained model on the same images.
-
-    Attributes:
-        n: number of compared images.
-        max_relative_error: largest difference of a logit, relative to the largest logit.
-        top1_agreement: ratio of images with the same prediction: top class, number within the tolerance, or ordinal level. Multi-label:
-            ratio of equal decisions (images times labels).
-        confident_n: number of images (decisions) with a confident prediction of the trained model, such as a top score of at least 0.6.
-        confident_agreement: ratio of these images with the same prediction; 1 if there are none.
-        median_cosine: median over the images of the cosine similarity between the outputs of both models. The trained model's mean output
-            is subtracted from both. Only for several labels.
-    """
-
-    n: int
-    max_relative_error: float
-    top1_agreement: float
-    confident_n: int
-    confident_agreement: float
-    median_cosine: float | None = None
-
-
 class Sensitivity(StrictModel):
     """Sensitivity of a network to the quantization of an operation.
 
@@ -109,6 +88,35 @@ class Sensitivity(StrictModel):
     def title(self) -> str:
         """Name and kind of the operation."""
         return f"{self.layer or self.operation} ({self.kind})"
+
+
+class MeasuredSetting(StrictModel):
+    """Execution setting of a variant with the results of the accuracy gate. A device may use it only if ``kept`` is true.
+
+    A static batch does not change the arithmetic. It is allowed wherever the same setting with any batch size is.
+
+    Attributes:
+        setting: execution setting.
+        kept: true if the accuracy gate accepted the setting.
+        reason: reason of the rejection; empty if kept.
+        agreement: agreement with the trained model on the validation images. None if nothing was measured.
+        validation: task metric on the validation images.
+        test: the same on the test images, for information.
+        accuracy_drop: accuracy drop against the trained model. Classification only.
+        scaled_images: number of validation images that the setting decodes at a smaller scale.
+        golden_difference: largest difference of a golden score from the default setting on the exporting host. For numbers: relative to
+            ``DecisionRule.spread``.
+    """
+
+    setting: ExecutionSetting
+    kept: bool
+    reason: str = ""
+    agreement: Agreement | None = None
+    validation: Proportion | None = None
+    test: Proportion | None = None
+    accuracy_drop: AccuracyDrop | None = None
+    scaled_images: int = 0
+    golden_difference: float = Field(default=0.0, ge=0.0)
 
 
 class Variant(StrictModel):
@@ -133,6 +141,7 @@ class Variant(StrictModel):
         golden_tolerance: largest allowed difference of a score on the golden images. For numbers: relative to ``DecisionRule.spread``.
         attempts: attempts of the quantization search, in order; empty for fp32 and fp16.
         sensitivities: sensitivities of the operations, in descending order, if they were measured.
+        settings: execution settings besides the default, as far as the exporting host supports them.
     """
 
     name: str = Field(pattern=r"^(onnx|openvino)-(fp32|fp16|int8|int8-weights)$")
@@ -152,11 +161,25 @@ class Variant(StrictModel):
     golden_tolerance: float = Field(gt=0.0, le=1.0)
     attempts: tuple[Attempt, ...] = ()
     sensitivities: tuple[Sensitivity, ...] = ()
+    settings: tuple[MeasuredSetting, ...] = ()
 
     @property
     def size_bytes(self) -> int:
         """Total size of the variant's files, bytes."""
         return sum(file.size_bytes for file in self.files)
+
+    def kept_settings(self) -> dict[ExecutionSetting, float]:
+        """Return the settings that the accuracy gate kept, the default first, each with the allowed difference of a golden score.
+
+        The golden scores are those of the default setting. Another setting may differ by twice its difference on the exporting host, in
+        addition to the tolerance of the variant, because CPUs round bfloat16 sums in different orders.
+        """
+        kept = {DEFAULT_SETTING: self.golden_tolerance}
+        return kept | {item.setting: self.golden_tolerance + 2 * item.golden_difference for item in self.settings if item.kept}
+
+    def allows(self, setting: ExecutionSetting) -> bool:
+        """Return true if the accuracy gate kept a setting."""
+        return setting.measured in self.kept_settings()
 
     def input_shape(self, spec: PreprocessSpec) -> tuple[int, int, int]:
         """Return the input shape without the batch axis: ``(3, H, W)``, or ``(H, W, 3)`` for ``uint8``."""

@@ -8,6 +8,12 @@ Resize methods:
   Apache-2.0; its rounding rules were read there).
 - ``fused`` (default): does not compute the margins that the crop removes. The pixels differ by at most 1 gray level of 255. No accuracy in
   ``bench/preprocess.py`` changes. It takes 65 to 85 % of the time for a camera image.
+
+Decoding of JPEG files:
+
+- ``full`` (default): decode all pixels.
+- ``scaled``: decode at 1/2, 1/4 or 1/8 of the sides, where the result is still at least ``MIN_SCALED`` of the resized image (DCT scaling of
+  libjpeg, ``Image.draft`` of Pillow). It changes pixels, and the accuracy gate measures its accuracy. Only an execution setting selects it.
 """
 
 from __future__ import annotations
@@ -23,8 +29,9 @@ from PIL import Image
 from pydantic import Field
 
 from edgetl.core.config import StrictModel
-from edgetl.core.images.decode import MAX_PIXELS, ImageInput, load_image
+from edgetl.core.images.decode import FORMATS, MAX_PIXELS, Format, ImageInput, load_image
 from edgetl.core.images.intensity import FULL_RANGE, Intensity
+from edgetl.core.system.execution import Decode
 
 CropMode: TypeAlias = Literal["center", "squash", "border"]
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
@@ -35,6 +42,7 @@ InputForm: TypeAlias = Literal["float", "uint8"]
 Batch: TypeAlias = NDArray[np.float32] | NDArray[np.uint8]
 Scale = Annotated[float, Field(gt=0.0)]
 MIN_CROP_PCT, MAX_CROP_PCT = 0.1, 1.5
+MIN_SCALED = 0.9
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -63,6 +71,8 @@ class PreprocessSpec(StrictModel):
         mean: mean of each channel (RGB), on a scale of 0..1.
         std: standard deviation of each channel (RGB), on a scale of 0..1.
         intensity: intensity rule for images with more than 8 bits per channel. It applies during decoding.
+        decode: decoding of JPEG files. ``full``: all pixels. ``scaled``: at 1/2, 1/4 or 1/8 of the sides, where the decoded image is at
+            least 0.9 times as large as the resized image. Images in memory and other formats are not scaled.
     """
 
     input_size: tuple[Side, Side]
@@ -73,6 +83,7 @@ class PreprocessSpec(StrictModel):
     mean: Triple = (0.485, 0.456, 0.406)
     std: tuple[Scale, Scale, Scale] = (0.229, 0.224, 0.225)
     intensity: Intensity = FULL_RANGE
+    decode: Decode = "full"
 
     def describe(self) -> str:
         """Return the settings of resize and crop as text."""
@@ -108,8 +119,33 @@ def preprocess(source: ImageInput, spec: PreprocessSpec) -> NDArray[np.float32]:
         ImageError: the image cannot be read.
     """
     out = np.empty((3, *spec.input_size), np.float32)
-    normalize(to_pixels(load_image(source, intensity=spec.intensity), spec), spec, out)
+    normalize(to_pixels(decode_image(source, spec), spec), spec, out)
     return out
+
+
+def decode_image(source: ImageInput, spec: PreprocessSpec, *, formats: Sequence[Format] = FORMATS) -> Image.Image:
+    """Decode an image to upright RGB, by the intensity rule and the JPEG decoding of ``spec``.
+
+    Args:
+        source: path, encoded bytes, file object, PIL image or array (see ``load_image``).
+        spec: preprocessing settings.
+        formats: accepted formats of files and bytes.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    scale = (lambda width, height: decode_factor(width, height, spec)) if spec.decode == "scaled" else None
+    return load_image(source, intensity=spec.intensity, formats=formats, scale=scale)
+
+
+def decode_factor(width: int, height: int, spec: PreprocessSpec) -> int:
+    """Return the factor 1, 2, 4 or 8 by which ``scaled`` decoding divides the sides of an upright JPEG image.
+
+    It is the largest factor for which both decoded sides are at least ``MIN_SCALED`` times those of the resized image.
+    """
+    place = _placement(width, height, spec)
+    least_width, least_height = MIN_SCALED * place.width, MIN_SCALED * place.height
+    return next(factor for factor in (8, 4, 2, 1) if factor == 1 or (width / factor >= least_width and height / factor >= least_height))
 
 
 def to_batch(images: Sequence[Image.Image], spec: PreprocessSpec, form: InputForm) -> Batch:

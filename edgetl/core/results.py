@@ -66,6 +66,28 @@ class AccuracyDrop(StrictModel):
     gained: int = 0
 
 
+class Agreement(StrictModel):
+    """Agreement of an exported file with the trained model on the same images.
+
+    Attributes:
+        n: number of compared images.
+        max_relative_error: largest difference of a logit, relative to the largest logit.
+        top1_agreement: ratio of images with the same prediction: top class, number within the tolerance, or ordinal level. Multi-label:
+            ratio of equal decisions (images times labels).
+        confident_n: number of images (decisions) with a confident prediction of the trained model, such as a top score of at least 0.6.
+        confident_agreement: ratio of these images with the same prediction; 1 if there are none.
+        median_cosine: median over the images of the cosine similarity between the outputs of both models. The trained model's mean output
+            is subtracted from both. Only for several labels.
+    """
+
+    n: int
+    max_relative_error: float
+    top1_agreement: float
+    confident_n: int
+    confident_agreement: float
+    median_cosine: float | None = None
+
+
 class UnlabeledAgreement(StrictModel):
     """Agreement of an exported file with the trained model on images whose labels are not used.
 

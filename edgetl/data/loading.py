@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.core.images.decode import load_image
-from edgetl.core.preprocess import PreprocessSpec, normalize, preprocess, to_pixels
+from edgetl.core.preprocess import PreprocessSpec, decode_image, normalize, preprocess, to_pixels
 from edgetl.core.system.host import available_cores
 from edgetl.data.folder import Sample
 from edgetl.errors import ConfigError
@@ -72,7 +71,7 @@ def _evaluation_view(sample: Sample, spec: PreprocessSpec) -> NDArray[np.float32
 
 
 def _evaluation_pixels(sample: Sample, spec: PreprocessSpec) -> NDArray[np.uint8]:
-    return np.asarray(to_pixels(load_image(sample.path, intensity=spec.intensity), spec))
+    return np.asarray(to_pixels(decode_image(sample.path, spec), spec))
 
 
 class PixelSet:
@@ -122,7 +121,7 @@ class PixelSet:
         """Return the pixels of an image, or of its random crops."""
         if not self.crops:
             return [_evaluation_pixels(sample, self.spec)]
-        image = load_image(sample.path, intensity=self.spec.intensity)
+        image = decode_image(sample.path, self.spec)
         random = np.random.default_rng(int(sample.content[:16], 16))
         return [np.asarray(to_pixels(_random_crop(image, random), self.spec)) for _ in range(self.crops)]
 

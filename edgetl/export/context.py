@@ -13,12 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgetl.core.images.decode import upright_jpeg_size
 from edgetl.core.manifest import Calibration, Format
 from edgetl.core.output_decoding import decode
-from edgetl.core.preprocess import PreprocessSpec, pixels_of
+from edgetl.core.preprocess import PreprocessSpec, decode_factor, pixels_of
 from edgetl.core.progress import Progress
 from edgetl.core.reference import Reference, describe_validation, image_statistics
 from edgetl.core.results import Proportion
+from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting
 from edgetl.core.system.host import available_cores, versions
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, stratified, truth_of
@@ -50,6 +52,15 @@ LEAST_REFIT_IMAGES = 2000
 LEAST_CALIBRATION = 10
 # The fp32 ONNX file. All other files are converted from it.
 SOURCE_NAME = "model.onnx"
+
+
+@dataclass(frozen=True)
+class ScaledImages:
+    """Validation and test images with scaled JPEG decoding; ``count`` validation images are decoded at a smaller scale."""
+
+    validation: PixelSet
+    test: PixelSet
+    count: int
 
 
 @dataclass
@@ -110,9 +121,9 @@ class ExportContext:
         """Reason why ``--strict`` rejects every file of reduced precision on so few validation images; empty if it does not."""
         return too_few_for_strict(len(self.gate.samples), self.limits) if self.gate.decoding.task == "classification" else ""
 
-    def open_variant(self, format_: Format, files: Sequence[Path]) -> Logits:
+    def open_variant(self, format_: Format, files: Sequence[Path], setting: ExecutionSetting = DEFAULT_SETTING) -> Logits:
         """Load a variant's files as a function of normalized float32 batches, even if the network takes uint8 pixels."""
-        run = open_files(format_, files)
+        run = open_files(format_, files, setting=setting)
         return run if self.config.input == "float" else lambda batch: run(pixels_of(batch, self.gate.spec))  # type: ignore[arg-type]
 
     @cached_property
@@ -120,6 +131,14 @@ class ExportContext:
         """Unlabeled images and crops in addition to the gate's images, with the trained model's outputs for them."""
         images = choose_images(self.gate.samples, self.train, self.unlabeled, self.gate.spec)
         return AgreementSet(images, np.concatenate([self.gate.trained[:0], *(self._trained_outputs(part) for part in images)]))
+
+    @cached_property
+    def scaled(self) -> ScaledImages:
+        """Validation and test images with scaled JPEG decoding."""
+        spec = self.gate.spec.model_copy(update={"decode": "scaled"})
+        sizes = [upright_jpeg_size(sample.path) for sample in self.gate.samples]
+        count = sum(size is not None and decode_factor(*size, spec) > 1 for size in sizes)
+        return ScaledImages(PixelSet(self.gate.samples, spec), PixelSet(self.test.samples, spec), count)
 
     @cached_property
     def refit(self) -> RefitData:
@@ -228,6 +247,8 @@ def _allow_for_size(run: Run, gate: GateSet, config: ExportConfig, progress: Pro
     return full.evaluation.score, min(config.max_drop, config.max_drop - drop)
 
 
-def open_files(format_: Format, files: Sequence[Path], *, threads: int | None = None) -> Logits:
+def open_files(
+    format_: Format, files: Sequence[Path], *, threads: int | None = None, setting: ExecutionSetting = DEFAULT_SETTING
+) -> Logits:
     """Load files in the engine that the device uses, and return the function from a batch to logits."""
-    return load_engine(format_, [path.read_bytes() for path in files], threads=threads or available_cores()).run
+    return load_engine(format_, [path.read_bytes() for path in files], threads=threads or available_cores(), setting=setting).run

@@ -45,7 +45,7 @@ def write_card(manifest: Manifest, record: RunRecord) -> str:
             f"{_with_interval(variant.test) if variant.test else 'none'} | {agreement.top1_agreement:.3f} | "
             f"{agreement.confident_agreement:.3f} | {variant.median_ms:.1f} ms{' (busy host)' if variant.load else ''} | {method} |"
         )
-    lines += ["", *_columns(manifest, record)]
+    lines += ["", *_columns(manifest, record), *_settings(manifest)]
     if manifest.rejected:
         lines += ["", "## Rejected variants", "", "These variants were requested and are not in the bundle:", ""]
         lines += [f"- {item.name}: {item.reason.rstrip('.')}." for item in manifest.rejected]
@@ -68,6 +68,22 @@ def _columns(manifest: Manifest, record: RunRecord) -> list[str]:
         f"- network latency: median of one image on one thread of {manifest.host.get('cpu', 'the exporting host')}, without decoding and "
         f"resizing. Measure your device with `edgetl bench`.",
     ]
+
+
+def _settings(manifest: Manifest) -> list[str]:
+    """Return a section with a Markdown table of the execution settings besides the default."""
+    rows = [
+        f"| {variant.name} | {item.setting.describe()} | {_with_interval(item.validation) if item.validation else 'not measured'} | "
+        f"{_with_interval(item.test) if item.test else 'none'} | {f'{item.agreement.top1_agreement:.3f}' if item.agreement else ''} | "
+        f"{'kept' if item.kept else f'rejected: {item.reason}'} |"
+        for variant in manifest.variants
+        for item in variant.settings
+    ]
+    if not rows:
+        return []
+    head = ["| variant | setting | validation | test | agreement | accuracy gate |", "|---|---|---|---|---|---|"]
+    text = "A device may use the settings that the accuracy gate kept. `edgetl tune` checks the golden images and chooses the fastest."
+    return ["", "## Execution settings", "", text, "", *head, *rows]
 
 
 def _attempted(outcomes: Sequence[Outcome], contract: ContractRecord | None) -> list[str]:

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_prefixes
 from edgetl.core.contract import ContractRecord, Outcome
-from edgetl.core.images.decode import load_image
 from edgetl.core.lineage import Lineage
 from edgetl.core.manifest import GOLDEN_TOLERANCE, MANIFEST_NAME, BundleFile, Format, Golden, Manifest, Precision, Rejected, Variant
 from edgetl.core.metrics import evaluate
 from edgetl.core.output.folders import new_folder
 from edgetl.core.output_decoding import describe_truth, scores_of
-from edgetl.core.preprocess import preprocess, to_batch
+from edgetl.core.preprocess import decode_image, preprocess, to_batch
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import images_that_may_change
 from edgetl.core.system.host import fingerprint, versions
@@ -38,7 +37,7 @@ from edgetl.export.convert.metadata import INPUT_NAME, OUTPUT_NAME
 from edgetl.export.gate.agreement import STRICT_LIMIT, outputs_of
 from edgetl.export.model_card import write_card
 from edgetl.export.quantize.search import ExportedVariant
-from edgetl.export.variants import export_variant
+from edgetl.export.variants import export_variant, measure_settings
 from edgetl.measure.latency import time_calls
 from edgetl.runtime.engine import load_engine
 from edgetl.train.artifacts.run import Run, open_run, run_inputs
@@ -232,9 +231,12 @@ def _export_variant(context: ExportContext, contents: _Contents, format_: Format
         contents.rejected.append(Rejected(name=name, reason=reason, attempts=exported.attempts, sensitivities=exported.sensitivities))
         shutil.rmtree(target.parent)
         return False
-    logits = context.open_variant(format_, exported.files)
-    contents.variants.append(_describe(context, contents, format_, precision, exported))
-    contents.logits[name] = np.concatenate([logits(preprocess(sample.path, context.gate.spec)[None]) for sample in contents.golden])
+    logits, golden = context.open_variant(format_, exported.files), [sample.path for sample in contents.golden]
+    outputs = np.concatenate([logits(preprocess(path, context.gate.spec)[None]) for path in golden])
+    scores = scores_of(context.gate.decoding, outputs)
+    settings = measure_settings(context, format_, exported.files, golden, scores=scores)
+    contents.variants.append(_describe(context, contents, format_, precision, exported).model_copy(update={"settings": settings}))
+    contents.logits[name] = outputs
     return True
 
 
@@ -269,7 +271,7 @@ def _describe(context: ExportContext, contents: _Contents, format_: Format, prec
 def _time_alone(context: ExportContext, format_: Format, exported: ExportedVariant, sample: Sample) -> tuple[float, HostLoad | None]:
     """Return the median latency of one image on one thread, ms, and the host's load. On a busy host, use the run with the lowest load."""
     alone = load_engine(format_, [path.read_bytes() for path in exported.files], threads=1).run
-    image = to_batch([load_image(sample.path, intensity=context.gate.spec.intensity)], context.gate.spec, context.config.input)
+    image = to_batch([decode_image(sample.path, context.gate.spec)], context.gate.spec, context.config.input)
     found: list[tuple[float, HostLoad | None]] = []
     for _ in range(1 + RETRIES):
         before = read_counters()

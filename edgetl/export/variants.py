@@ -1,19 +1,34 @@
-"""Export of one variant: write its files and evaluate them in the device's engine. int8 uses a quantization search."""
+"""Export of one variant: write its files, evaluate them in the device's engine, and evaluate its execution settings.
+
+int8 uses a quantization search.
+"""
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
-from edgetl.core.manifest import Format, Precision, Sensitivity
+from edgetl.core.manifest import Format, MeasuredSetting, Precision, Sensitivity
+from edgetl.core.metrics import evaluate
+from edgetl.core.output_decoding import scores_of
+from edgetl.core.preprocess import preprocess
+from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting
+from edgetl.data.loading import truth_of
 from edgetl.export.context import ExportContext, open_files
 from edgetl.export.formats import FORMATS
+from edgetl.export.gate.agreement import Logits, evaluate_file, outputs_of
+from edgetl.export.gate.unlabeled import MAX_EXPECTED_DROP
 from edgetl.export.quantize.attempts import AccuracyControl, QuantizerInput
 from edgetl.export.quantize.search import ExportedVariant, SearchContext, search_quantization
+from edgetl.runtime.engine import supported_settings
 
 # Number of gate images on which NNCF's accuracy-aware search measures accuracy.
 CONTROL_IMAGES = 300
@@ -65,6 +80,68 @@ def quantize(context: ExportContext, format_: Format, target: Path) -> ExportedV
         )
         variant = search_quantization(quantizer, quantizer.attempts(context.config.cpu), target, search)
     return replace(variant, sensitivities=_with_layers(variant.sensitivities[:MOST_SENSITIVITIES], context.source))
+
+
+def measure_settings(
+    context: ExportContext, format_: Format, files: Sequence[Path], golden: Sequence[Path], *, scores: NDArray[np.float32]
+) -> tuple[MeasuredSetting, ...]:
+    """Evaluate the execution settings of a variant that this host supports, with the accuracy gate.
+
+    Precision (or provider) and scaled decoding are measured alone first. They are combined if the gate keeps both.
+
+    Args:
+        context: context of the export.
+        format_: format of the files.
+        files: files of the variant.
+        golden: golden images.
+        scores: scores of the default setting for the golden images, ``[n, labels]``.
+    """
+
+    def measure(setting: ExecutionSetting) -> MeasuredSetting:
+        return _measure_setting(context, setting, context.open_variant(format_, files, setting), golden, scores=scores)
+
+    found = [measure(setting) for setting in supported_settings(format_) if setting != DEFAULT_SETTING]
+    scaled = ExecutionSetting(decode="scaled")
+    if reason := _too_few_scaled(context):
+        return (*found, MeasuredSetting(setting=scaled, kept=False, reason=reason, scaled_images=context.scaled.count))
+    alone = measure(scaled)
+    both = [item.setting.model_copy(update={"decode": "scaled"}) for item in found if item.kept and alone.kept]
+    return (*found, alone, *map(measure, both))
+
+
+def _too_few_scaled(context: ExportContext) -> str:
+    """Return the reason why the validation images cannot measure scaled decoding; empty if they can."""
+    count, n = context.scaled.count, len(context.gate.samples)
+    limit = max(MAX_EXPECTED_DROP, context.limits.max_drop)
+    if count * 2 >= n and count * limit >= 1:
+        return ""
+    return (
+        f"{count} of {n} validation images are JPEG files that this setting scales. It needs {max(math.ceil(1 / limit), math.ceil(n / 2))} "
+        f"or more. Train on images as large as those of the device"
+    )
+
+
+def _measure_setting(
+    context: ExportContext, setting: ExecutionSetting, logits: Logits, golden: Sequence[Path], *, scores: NDArray[np.float32]
+) -> MeasuredSetting:
+    decoding, gate, tested = context.gate.decoding, context.gate, context.test
+    if setting.decode == "scaled":
+        # Random crops of a scaled image have fewer pixels than an image of that size.
+        gate, tested = replace(gate, images=context.scaled.validation, more=None), context.scaled.test
+    result = evaluate_file(logits, gate, context.limits, exact=False, progress=context.progress)
+    outputs = outputs_of(logits, tested, progress=context.progress) if len(tested) else None
+    found = scores_of(decoding, np.concatenate([logits(preprocess(path, gate.spec)[None]) for path in golden]))
+    return MeasuredSetting(
+        setting=setting,
+        kept=not result.reason,
+        reason=result.reason,
+        agreement=result.agreement,
+        validation=result.validation,
+        test=None if outputs is None else evaluate(decoding, truth_of(tested.samples), outputs).score,
+        accuracy_drop=result.accuracy_drop,
+        scaled_images=context.scaled.count if setting.decode == "scaled" else 0,
+        golden_difference=float(np.abs(found - scores).max()) / decoding.decision_rule.spread,
+    )
 
 
 def _with_layers(measured: tuple[Sensitivity, ...], source: Path) -> tuple[Sensitivity, ...]:

@@ -16,11 +16,13 @@ from pydantic import Field
 
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.config import StrictModel
-from edgetl.core.images.decode import load_image, read_image_file
+from edgetl.core.images.decode import read_image_file
 from edgetl.core.manifest import Variant
 from edgetl.core.options import METAVAR, OPTION
+from edgetl.core.preprocess import decode_image
 from edgetl.core.progress import Progress, silent
 from edgetl.core.system.child_process import child_command, child_environment
+from edgetl.core.system.execution import Choice
 from edgetl.core.system.host import fingerprint, load_average, versions
 from edgetl.core.system.host_load import HostLoad, load_between, read_counters
 from edgetl.errors import EngineError
@@ -175,7 +177,7 @@ def _loadable(bundle: Bundle, names: Sequence[str]) -> tuple[list[Variant], tupl
 
 
 def _measure_variant(bundle: Bundle, variant: Variant, encoded: list[bytes], threads: int, config: BenchConfig) -> VariantReport:
-    cold = _cold_start(bundle, variant, threads)
+    cold = measure_cold_start(bundle, Choice(variant=variant.name, threads=threads))
     predictor = load_bundle(bundle, variant=variant.name, threads=threads)
     for image, _ in zip(cycle(encoded), range(WARM_UP_RUNS), strict=False):
         predictor.predict(image)
@@ -202,7 +204,7 @@ def _time_stages(predictor: Predictor, encoded: list[bytes], config: BenchConfig
     end = time.perf_counter() + config.max_seconds
     for image, _ in zip(cycle(encoded), range(config.runs), strict=False):
         stamps = [time.perf_counter_ns()]
-        pixels = load_image(image, intensity=predictor.spec.intensity)
+        pixels = decode_image(image, predictor.spec)
         stamps.append(time.perf_counter_ns())
         batch = predictor.prepare(pixels)
         stamps.append(time.perf_counter_ns())
@@ -216,20 +218,24 @@ def _time_stages(predictor: Predictor, encoded: list[bytes], config: BenchConfig
     return np.array(rows)
 
 
-def _cold_start(bundle: Bundle, variant: Variant, threads: int) -> ColdStart:
-    """Measure a fresh interpreter that loads the variant and predicts once."""
+def measure_cold_start(bundle: Bundle, choice: Choice) -> ColdStart:
+    """Measure a fresh interpreter that loads a variant with its threads and execution setting, and predicts once.
+
+    Raises:
+        EngineError: the process failed or did not predict in time.
+    """
     image = bundle.path / bundle.manifest.golden[0].image.path
     command = child_command(
-        "edgetl.measure.cold_start", "report_cold_start", str(bundle.path), variant.name, str(image), str(threads), str(time.time())
+        "edgetl.measure.cold_start", "report_cold_start", str(bundle.path), choice.model_dump_json(), str(image), str(time.time())
     )
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COLD_START_TIMEOUT_S, check=True, env=child_environment())
     except subprocess.TimeoutExpired as error:
         raise EngineError(
-            f"{variant.name}: a fresh process did not predict within {COLD_START_TIMEOUT_S} s. "
+            f"{choice.variant}: a fresh process did not predict within {COLD_START_TIMEOUT_S} s. "
             f"Repeat on an idle host, or use another variant."
         ) from error
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise EngineError(f"{variant.name}: a fresh process failed with exit code {error.returncode}: {last}") from error
+        raise EngineError(f"{choice.variant}: a fresh process failed with exit code {error.returncode}: {last}") from error
     return ColdStart(**json.loads(done.stdout.splitlines()[-1]))

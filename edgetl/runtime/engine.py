@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, assert_never
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from edgetl.core.bundle import Bundle
 from edgetl.core.manifest import Format, Manifest, Variant
 from edgetl.core.preprocess import Batch
+from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting
 from edgetl.core.system.host import available_cores, versions
 from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import BundleError, ConfigError, EngineError, MissingExtraError
@@ -86,13 +88,14 @@ def default_threads(manifest: Manifest) -> int:
     return min(manifest.contract.chosen.threads, cores) if manifest.contract else cores
 
 
-def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None) -> Engine:
+def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None, setting: ExecutionSetting = DEFAULT_SETTING) -> Engine:
     """Check the files of a variant and load them in its engine.
 
     Args:
         bundle: opened bundle.
         variant: variant to load.
         threads: threads per inference. None uses the thread count of the bundle's contract, or all cores available to this process.
+        setting: execution setting.
 
     Returns:
         the engine with the loaded network.
@@ -112,7 +115,7 @@ def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None)
     if threads is None:
         threads = default_threads(manifest)
     try:
-        engine = load_engine(variant.format, files, threads=threads)
+        engine = load_engine(variant.format, files, threads=threads, setting=setting)
         check_ports(engine.ports, variant, manifest.preprocess, len(manifest.labels))
     except EngineError as error:
         library = _LIBRARIES[variant.format]
@@ -121,29 +124,58 @@ def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None)
     return engine
 
 
-def load_engine(format_: Format, files: Sequence[bytes], *, threads: int) -> LoadedEngine:
+def load_engine(format_: Format, files: Sequence[bytes], *, threads: int, setting: ExecutionSetting = DEFAULT_SETTING) -> LoadedEngine:
     """Load a network from the bytes of its files.
 
     Args:
         format_: format of the files.
         files: the ONNX file, or the ``.xml`` and ``.bin`` of the IR.
         threads: threads per inference.
+        setting: execution setting.
 
     Returns:
         the engine with the loaded network.
 
     Raises:
-        EngineError: the file is invalid, the engine cannot load it, or the engine cannot be imported.
+        EngineError: the file is invalid, the engine cannot load it or does not support the setting, or the engine cannot be imported.
         OutOfMemoryError: there is too little memory.
         MissingExtraError: the engine is not installed.
     """
+    with _imports(format_):
+        return _load(format_, files, threads, setting)
+
+
+def supported_settings(format_: Format) -> tuple[ExecutionSetting, ...]:
+    """Return the execution settings of an engine on this host that the accuracy gate measures, all with full decoding.
+
+    Raises:
+        EngineError: the engine cannot be imported.
+        MissingExtraError: the engine is not installed.
+    """
+    with _imports(format_):
+        match format_:
+            case "onnx":
+                from edgetl.runtime.ort import providers
+
+                return tuple(ExecutionSetting(provider=provider) for provider in providers())
+            case "openvino":
+                from edgetl.runtime.ov import precisions
+
+                return tuple(ExecutionSetting(precision=precision) for precision in precisions())
+            case _:
+                assert_never(format_)
+
+
+@contextmanager
+def _imports(format_: Format) -> Iterator[None]:
+    """Disable the telemetry of an engine before its import, and report an engine that is missing or cannot be imported."""
+    library = _LIBRARIES[format_]
     if not installed(format_):
-        raise MissingExtraError(_LIBRARIES[format_], _LIBRARIES[format_])
+        raise MissingExtraError(library, library)
     disable_telemetry()
     try:
-        return _load(format_, files, threads)
+        yield
     except ImportError as error:
-        library = _LIBRARIES[format_]
         if is_out_of_memory(error):
             raise out_of_memory(f"loading {library}") from error
         raise EngineError(
@@ -164,19 +196,19 @@ def disable_telemetry() -> None:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
-def _load(format_: Format, files: Sequence[bytes], threads: int) -> LoadedEngine:
+def _load(format_: Format, files: Sequence[bytes], threads: int, setting: ExecutionSetting) -> LoadedEngine:
     match format_:
         case "onnx":
             from edgetl.runtime.onnx_check import check_onnx
             from edgetl.runtime.ort import OrtEngine
 
             check_onnx(files[0])
-            return OrtEngine(files[0], threads=threads)
+            return OrtEngine(files[0], threads=threads, setting=setting)
         case "openvino":
             from edgetl.runtime.ir_check import check_ir
             from edgetl.runtime.ov import OvEngine
 
             check_ir(files[0], files[1])
-            return OvEngine(files[0], files[1], threads=threads)
+            return OvEngine(files[0], files[1], threads=threads, setting=setting)
         case _:
             assert_never(format_)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from edgetl.core.preprocess import Batch
+from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting, Provider
 from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import EngineError, first_line
 from edgetl.runtime.engine_versions import check_version
@@ -17,19 +18,42 @@ _MODEL_ERRORS = (_state.InvalidArgument, _state.InvalidGraph, _state.InvalidProt
 _ERRORS = (*_MODEL_ERRORS, _state.Fail, _state.RuntimeException, _state.EPFail, RuntimeError, ValueError)
 
 
+_PROVIDERS: dict[Provider, str] = {
+    "cpu": "CPUExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+    "acl": "ACLExecutionProvider",
+    "dnnl": "DnnlExecutionProvider",
+}
+
+
+def providers() -> tuple[Provider, ...]:
+    """Return the execution providers for CPUs in the installed build of ONNX Runtime. The package on PyPI has only ``cpu``."""
+    found = set(onnxruntime.get_available_providers())
+    return tuple(name for name, provider in _PROVIDERS.items() if provider in found)
+
+
 class OrtEngine:
     """Engine with a loaded ONNX file (see ``engine.LoadedEngine``)."""
 
-    def __init__(self, model: bytes, *, threads: int) -> None:
+    def __init__(self, model: bytes, *, threads: int, setting: ExecutionSetting = DEFAULT_SETTING) -> None:
         check_version("onnxruntime", onnxruntime.__version__)
+        if setting.precision != "f32" or setting.static_batch:
+            raise EngineError(f"ONNX Runtime does not support the setting {setting.describe()}. Tune the bundle again.")
+        if setting.provider not in providers():
+            raise EngineError(
+                f"the installed ONNX Runtime {onnxruntime.__version__} has no {_PROVIDERS[setting.provider]}. "
+                f"Tune the bundle again on this host: edgetl tune BUNDLE"
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         # Without this setting, the bytes of the file select the format. A file checked as ONNX could be read as an unchecked flatbuffer.
         options.add_session_config_entry("session.load_model_format", "ONNX")
+        # Operations that the provider does not support run on the CPU provider.
+        names = list(dict.fromkeys([_PROVIDERS[setting.provider], _PROVIDERS["cpu"]]))
         try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(model, options, providers=names)
         except (*_ERRORS, MemoryError) as error:
             if is_out_of_memory(error):
                 raise out_of_memory("loading the model into ONNX Runtime") from error

@@ -10,11 +10,13 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edgetl.core.preprocess import Batch
+from edgetl.core.system.execution import DEFAULT_SETTING, Arithmetic, ExecutionSetting
 from edgetl.core.system.memory import is_out_of_memory, out_of_memory
 from edgetl.errors import EngineError, first_line
 from edgetl.runtime.engine_versions import check_version
 from edgetl.runtime.model_io import FLOAT32, UINT8, Port, Ports
 
+_CAPABILITIES: dict[Arithmetic, str] = {"bf16": "BF16", "f16": "FP16"}
 _lock = threading.Lock()
 
 
@@ -34,15 +36,31 @@ def core() -> ov.Core:
         return _one_core()
 
 
+def precisions() -> tuple[Arithmetic, ...]:
+    """Return the precisions in which OpenVINO computes on this CPU with instructions of the CPU, without emulation."""
+    found = set(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return ("f32", *(name for name, capability in _CAPABILITIES.items() if capability in found))
+
+
 class OvEngine:
     """Engine with a compiled IR (see ``engine.LoadedEngine``)."""
 
-    def __init__(self, xml: bytes, weights: bytes, *, threads: int) -> None:
+    def __init__(self, xml: bytes, weights: bytes, *, threads: int, setting: ExecutionSetting = DEFAULT_SETTING) -> None:
         check_version("openvino", ov.__version__)
+        if setting.provider != "cpu":
+            raise EngineError(f"{setting.provider} is an execution provider of ONNX Runtime. OpenVINO has none. Tune the bundle again.")
+        if setting.precision not in precisions():
+            raise EngineError(f"this CPU does not compute in {setting.precision}. Tune the bundle again on this host: edgetl tune BUNDLE")
         # Without the precision hint, OpenVINO computes in bfloat16 on CPUs that support it. Outputs would differ from the export.
-        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": setting.precision, "INFERENCE_NUM_THREADS": threads}
+        self._static = setting.static_batch
         try:
-            self._model = core().compile_model(core().read_model(xml, weights), "CPU", hints)
+            model = core().read_model(xml, weights)
+            self._ports = Ports(tuple(map(_port, model.inputs)), tuple(map(_port, model.outputs)))
+            # A network without inputs is rejected below.
+            if self._static and model.inputs and not model.inputs[0].get_partial_shape().rank.is_dynamic:
+                model.reshape(_one_image(model.inputs[0].get_partial_shape()))
+            self._model = core().compile_model(model, "CPU", hints)
         except (RuntimeError, TypeError, ValueError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise out_of_memory("loading the model into OpenVINO") from error
@@ -53,16 +71,23 @@ class OvEngine:
 
     @property
     def ports(self) -> Ports:
-        """Inputs and outputs of the network."""
-        return Ports(tuple(map(_port, self._model.inputs)), tuple(map(_port, self._model.outputs)))
+        """Inputs and outputs of the network in the file, also if it was compiled for one image."""
+        return self._ports
 
     def run(self, batch: Batch, /) -> NDArray[np.float32]:
         """Return the logits float32 ``[batch, classes]`` of a batch (see ``Engine.run``).
+
+        With a static batch of one image, the images of a larger batch are computed one after another.
 
         Raises:
             EngineError: the batch does not match the input of the network, or there is too little memory.
             OutOfMemoryError: there is too little memory.
         """
+        if self._static and len(batch) > 1:
+            return np.concatenate([self._run(batch[index : index + 1]) for index in range(len(batch))])
+        return self._run(batch)
+
+    def _run(self, batch: Batch) -> NDArray[np.float32]:
         if not hasattr(self._local, "request"):
             self._local.request = self._model.create_infer_request()
         request = self._local.request
@@ -87,7 +112,14 @@ class OvEngine:
         return logits
 
 
-def _port(output: ov.ConstOutput) -> Port:
+def _one_image(shape: ov.PartialShape) -> ov.PartialShape:
+    """Return ``shape`` with a batch of one image."""
+    fixed = ov.PartialShape(shape)
+    fixed[0] = ov.Dimension(1)
+    return fixed
+
+
+def _port(output: ov.Output) -> Port:
     name = output.get_element_type().get_type_name()
     kind = {"f32": FLOAT32, "u8": UINT8}.get(name, name)
     sides = output.get_partial_shape()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import weakref
@@ -15,21 +16,25 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgetl.core.bundle import Bundle, open_bundle
-from edgetl.core.images.decode import ImageInput, load_image
+from edgetl.core.config import read_json
+from edgetl.core.images.decode import ImageInput
 from edgetl.core.manifest import Manifest, Variant
 from edgetl.core.output_decoding import decode
-from edgetl.core.preprocess import Batch, InputForm, PreprocessSpec, to_batch
+from edgetl.core.preprocess import Batch, InputForm, PreprocessSpec, decode_image, to_batch
 from edgetl.core.results import Prediction
 from edgetl.core.store import Start, is_store, starts
+from edgetl.core.system.execution import DEFAULT_SETTING, Choice, ExecutionSetting, Tuning
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
-from edgetl.errors import BundleError, ConfigError, EdgetlError, EngineError, IntegrityError, OutOfMemoryError
+from edgetl.errors import BundleError, ConfigError, EdgetlError, EngineError, IntegrityError, OutOfMemoryError, StoreError
 from edgetl.runtime.engine import Engine, choose_variant, open_engine
 from edgetl.runtime.trial import try_variant
 
+_log = logging.getLogger(__name__)
+
 MAX_BATCH = 16
 
-# Source of a predictor: the bundle's absolute path, and the requested number of threads.
-Origin: TypeAlias = tuple[Path, int | None]
+# Source of a predictor: the bundle's absolute path, the requested number of threads, and the execution setting.
+Origin: TypeAlias = tuple[Path, int | None, ExecutionSetting]
 
 
 class Predictor:
@@ -53,6 +58,7 @@ class Predictor:
         variant: manifest entry of the loaded variant. None for a custom engine.
         input_form: input of the engine: ``float`` (normalized float32) or ``uint8`` (pixels).
         manifest: manifest of the bundle. None for a custom engine.
+        setting: execution setting of the engine.
 
     Raises:
         ConfigError: the decision rule does not match the task or the labels.
@@ -76,6 +82,7 @@ class Predictor:
         self.variant = variant
         self.input_form: InputForm = variant.input_form if variant else "float"
         self.manifest: Manifest | None = None
+        self.setting = DEFAULT_SETTING
         self._engine = engine
         self._origin: Origin | None = None
 
@@ -136,7 +143,7 @@ class Predictor:
         Raises:
             ImageError: the image cannot be read, or its type is not supported.
         """
-        return load_image(image, intensity=self.spec.intensity)
+        return decode_image(image, self.spec)
 
     def prepare(self, image: Image.Image) -> Batch:
         """Preprocess an image for ``logits``.
@@ -182,20 +189,25 @@ def _is_one(images: ImageInput | Iterable[ImageInput]) -> bool:
     return single or hasattr(images, "read") or not isinstance(images, Iterable)
 
 
-def _load_again(path: Path, threads: int | None, variant: Variant) -> Predictor:
+def _load_again(path: Path, threads: int | None, setting: ExecutionSetting, variant: Variant) -> Predictor:
     """Load a copied or pickled predictor, in this or another process.
 
     Raises:
         BundleError: the bundle at ``path`` has changed.
     """
-    predictor = load(path, variant=variant.name, threads=threads)
-    if predictor.variant != variant:
+    bundle = open_bundle(path)
+    if bundle.variant(variant.name) != variant:
         raise BundleError(f"{path}: {variant.name} has changed since the predictor was copied. Load it again from the bundle.")
-    return predictor
+    return load_variant(bundle, variant, threads=threads, setting=setting)
 
 
 def load(
-    bundle: str | os.PathLike[str] | Bundle, *, variant: str | None = None, threads: int | None = None, trial: bool = False
+    bundle: str | os.PathLike[str] | Bundle,
+    *,
+    variant: str | None = None,
+    threads: int | None = None,
+    trial: bool = False,
+    tuning: str | os.PathLike[str] | Tuning | None = None,
 ) -> Predictor:
     """Load a variant of a bundle as a predictor.
 
@@ -203,18 +215,16 @@ def load(
 
     Args:
         bundle: folder that ``edgetl export`` wrote, an opened bundle (``edgetl.open_bundle``), or a store with an active release.
-        variant: name of a variant, such as ``openvino-int8``. None uses the variant that the store chose for this host, or the first
-            variant with an installed engine: the fastest at export time, or the best of the deployment contract.
-        threads: threads per inference. None uses the thread count of the contract, or all cores available to this process.
+        variant: name of a variant. None uses the tuned variant, that of the store, or the first with an installed engine: the fastest at
+            export time, or the best of the deployment contract.
+        threads: threads per inference. None uses the tuned number, that of the contract, or all cores available to this process.
         trial: load the variant and run one image in a separate process first, with limits on memory and time. Use it for bundles from
             other authors. It takes about a second.
-
-    Returns:
-        the predictor.
+        tuning: result of ``edgetl tune`` on this host, or its file. An outdated result is not used, and a warning is logged.
 
     Raises:
         BundleError: the folder is not a bundle, or has no such variant.
-        ConfigError: ``threads`` is less than 1.
+        ConfigError: ``threads`` is less than 1, or ``tuning`` is not a file of ``edgetl tune``.
         IntegrityError: a file does not match the manifest.
         MissingExtraError: the engine is not installed. The message has the pip command.
         EngineError: the engine cannot load the model, the model does not match the manifest, or the trial failed.
@@ -224,15 +234,51 @@ def load(
     if not isinstance(bundle, Bundle) and is_store(bundle):
         return _load_from_store(Path(bundle), variant=variant, threads=threads, trial=trial)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    manifest, chosen = opened.manifest, choose_variant(opened, variant)
+    tuned = None
+    if tuning is not None:
+        tuned = tuned_choice(opened, tuning if isinstance(tuning, Tuning) else read_json(Path(tuning), Tuning, ConfigError))
+    return _load_tuned(opened, tuned, variant=variant, threads=threads, trial=trial)
+
+
+def _load_tuned(bundle: Bundle, tuned: Choice | None, *, variant: str | None, threads: int | None, trial: bool) -> Predictor:
+    """Load the tuned choice. A given ``variant`` or number of ``threads`` overrides it."""
+    chosen = choose_variant(bundle, variant or (tuned.variant if tuned else None))
+    setting = DEFAULT_SETTING
+    if tuned is not None and tuned.variant == chosen.name:
+        threads, setting = tuned.threads if threads is None else threads, tuned.setting
     if trial:
-        try_variant(opened, chosen)
-    engine = open_engine(opened, chosen, threads=threads)
-    predictor = Predictor(
-        engine, manifest.labels, manifest.preprocess, variant=chosen, task=manifest.task, decision_rule=manifest.decision_rule
-    )
+        try_variant(bundle, chosen)
+    return load_variant(bundle, chosen, threads=threads, setting=setting)
+
+
+def tuned_choice(bundle: Bundle, tuning: Tuning) -> Choice | None:
+    """Return the choice of a tuning. If it does not apply to the bundle on this host, log a warning and return None."""
+    choice, reason = tuning.chosen, tuning.outdated(bundle.manifest_sha256)
+    if not reason and not any(item.name == choice.variant and item.allows(choice.setting) for item in bundle.manifest.variants):
+        reason = f"the bundle does not allow {choice.describe()}"
+    if reason:
+        _log.warning("the tuning of %s is outdated and is not used: %s. Repeat it with `edgetl tune`.", bundle.path, reason)
+    return None if reason else choice
+
+
+def load_variant(bundle: Bundle, variant: Variant, *, threads: int | None = None, setting: ExecutionSetting = DEFAULT_SETTING) -> Predictor:
+    """Load a variant with an execution setting.
+
+    Raises:
+        BundleError: the accuracy gate did not keep ``setting`` for this variant.
+        EdgetlError: as ``load``.
+    """
+    manifest = bundle.manifest
+    if not variant.allows(setting):
+        raise BundleError(
+            f"{bundle.path}: the accuracy gate did not keep the execution setting {setting.describe()} for {variant.name}. "
+            f"Tune the bundle again: edgetl tune {bundle.path}"
+        )
+    engine = open_engine(bundle, variant, threads=threads, setting=setting)
+    spec = manifest.preprocess.model_copy(update={"decode": setting.decode})
+    predictor = Predictor(engine, manifest.labels, spec, variant=variant, task=manifest.task, decision_rule=manifest.decision_rule)
     predictor.manifest = manifest
-    predictor._origin = (opened.path.absolute(), threads)
+    predictor.setting, predictor._origin = setting, (bundle.path.absolute(), threads, setting)
     return predictor
 
 
@@ -244,8 +290,10 @@ def _load_from_store(store: Path, *, variant: str | None, threads: int | None, t
         except BundleError as error:
             start.failed(str(error))
             continue
+        tuned = _stored_choice(bundle, start.release.tuning)
+        chosen = variant or (None if tuned else start.release.record.variant)
         try:
-            predictor = load(bundle, variant=variant or start.release.record.variant, threads=threads, trial=trial)
+            predictor = _load_tuned(bundle, tuned, variant=chosen, threads=threads, trial=trial)
         except (IntegrityError, EngineError, OutOfMemoryError) as error:
             start.failed(str(error))
             continue
@@ -258,6 +306,17 @@ def _load_from_store(store: Path, *, variant: str | None, threads: int | None, t
             weakref.finalize(predictor, start.close)
         return predictor
     raise AssertionError("the iteration over starts ends with an error")
+
+
+def _stored_choice(bundle: Bundle, path: Path) -> Choice | None:
+    """Return the choice of the tuning that a store keeps for a release; None without one, or if it does not apply."""
+    if not path.exists():
+        return None
+    try:
+        return tuned_choice(bundle, read_json(path, Tuning, StoreError))
+    except StoreError as error:
+        _log.warning("%s The tuning is not used. Repeat it with `edgetl tune`.", error)
+        return None
 
 
 class _ObservedEngine:

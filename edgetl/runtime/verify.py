@@ -80,21 +80,22 @@ def verify(path: Path, *, progress: Progress = silent) -> VerifyReport:
 def check_golden(bundle: Bundle, variant: Variant, predictor: Predictor) -> GoldenCheck:
     """Compare the scores of ``predictor`` for the golden images with the manifest. ``predictor`` has loaded ``variant``.
 
+    The tolerance depends on the execution setting of the predictor (``Variant.kept_settings``).
+
     Raises:
         IntegrityError: a golden image was changed.
         AccuracyGateError: a score differs from the manifest. The message names the image and the variant.
     """
     worst, unit = 0.0, bundle.manifest.decision_rule.spread
+    tolerance = variant.kept_settings()[predictor.setting.measured]
     for golden in bundle.manifest.golden:
         found = predictor.predict(bundle.read(golden.image))
         difference = float(np.abs(np.array(found.scores) - np.array(golden.scores[variant.name])).max()) / unit
         worst = max(worst, difference)
-        if not difference <= variant.golden_tolerance:
+        if not difference <= tolerance:
             raise AccuracyGateError(
                 f"{bundle.path}: the scores of {variant.name} for {golden.image.path} differ from the manifest by {difference:.3g} "
-                f"(tolerance {variant.golden_tolerance:g}). This host computes the variant differently. Use another variant. "
+                f"(tolerance {tolerance:g}). This host computes the variant differently. Use another variant. "
                 f"For int8, export with --cpu any."
             )
-    return GoldenCheck(
-        variant=variant.name, images=len(bundle.manifest.golden), largest_difference=worst, tolerance=variant.golden_tolerance
-    )
+    return GoldenCheck(variant=variant.name, images=len(bundle.manifest.golden), largest_difference=worst, tolerance=tolerance)

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from edgetl.core.bundle import check_run_folder, describe_file, hash_prefix, open_bundle, pack_prefixes, unpack_hashes
 from edgetl.core.lineage import Lineage
-from edgetl.core.manifest import MANIFEST_NAME, SIGNATURE_NAME, Agreement, BundleFile, Golden, Manifest, Variant
+from edgetl.core.manifest import MANIFEST_NAME, SIGNATURE_NAME, BundleFile, Golden, Manifest, Variant
 from edgetl.core.preprocess import PreprocessSpec
-from edgetl.core.results import Proportion
+from edgetl.core.results import Agreement, Proportion
 from edgetl.errors import BundleError, IntegrityError, RunError
 from tests.core.deadline import within
 

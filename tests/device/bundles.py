@@ -14,9 +14,9 @@ from PIL import Image
 
 from edgetl.core.bundle import describe_file, open_bundle, pack_prefixes
 from edgetl.core.lineage import Lineage
-from edgetl.core.manifest import MANIFEST_NAME, Agreement, Golden, Manifest, Variant
+from edgetl.core.manifest import MANIFEST_NAME, Golden, Manifest, Variant
 from edgetl.core.preprocess import PreprocessSpec
-from edgetl.core.results import Proportion
+from edgetl.core.results import Agreement, Proportion
 from edgetl.core.store.releases import is_store
 from edgetl.core.store.state import Probation, ReleaseRecord, StoreState, activated, utc_now
 from edgetl.core.store.writing import write_state

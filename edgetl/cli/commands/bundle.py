@@ -19,6 +19,7 @@ from edgetl.cli.tables import (
     figures_line,
     input_size_lines,
     outcomes_table,
+    setting_lines,
     variants_table,
 )
 from edgetl.core.bundle import is_run, open_bundle
@@ -27,6 +28,7 @@ from edgetl.core.files.names import printable
 from edgetl.core.images.intensity import FULL_RANGE
 from edgetl.core.lineage import describe_parent
 from edgetl.core.manifest import Manifest
+from edgetl.core.options import METAVAR
 from edgetl.core.output_decoding import prediction_json
 from edgetl.data.folder import check_folder
 from edgetl.data.listing import find_images
@@ -50,6 +52,11 @@ class PredictConfig(StrictModel):
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads per inference. Default: as in the contract of the bundle, or all cores."
     )
+    tuning: Path | None = Field(
+        default=None,
+        description="Result of `edgetl tune` on this host. Its variant, threads and execution setting are used.",
+        json_schema_extra={METAVAR: "FILE"},
+    )
     trial: bool = Field(
         default=False,
         description="Trial run: first predict one image in a separate process with memory and time limits. Takes about a second.",
@@ -71,7 +78,7 @@ def predict_command(
     """
     config = build(PredictConfig, **given(PredictConfig, context, options))
     with working(json_output=True, verbose=verbose):
-        predictor = load(bundle, variant=config.variant, threads=config.threads, trial=config.trial)
+        predictor = load(bundle, variant=config.variant, threads=config.threads, trial=config.trial, tuning=config.tuning)
         failed, rows = 0, []
         name = predictor.variant.name if predictor.variant else None
         if not json_output:
@@ -216,7 +223,7 @@ def _show_run_facts(record: RunRecord, sizes: dict[str, int | None]) -> None:
 
 def _show_manifest(manifest: Manifest, *, verbose: bool) -> None:
     out.print(variants_table(manifest))
-    for line in attempt_lines(manifest):
+    for line in (*attempt_lines(manifest), *setting_lines(manifest)):
         out.print(escape(line), soft_wrap=True)
     facts = facts_grid()
     lineage, spec = manifest.lineage, manifest.preprocess

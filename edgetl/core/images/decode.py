@@ -18,7 +18,8 @@ floating point            refused: its range is unknown
                           Other files: refused by their size, before any pixel is decoded
 ========================  =====================================================================================
 
-The factor depends only on the size in the header. Training, export, server and device therefore decode the same pixels. The module
+The factor depends only on the size in the header. Training, export, server and device therefore decode the same pixels. With
+``PreprocessSpec.decode = "scaled"``, smaller JPEG files are scaled too. The module
 ``tiff`` lists further limits of TIFF files. ICC profiles are not applied, as in timm and torchvision.
 """
 
@@ -57,6 +58,8 @@ ImageInput: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | NDArray[np.uint8] | NDArray[np.uint16]
 )
 
+# Function from width and height of an upright image, pixels, to the factor 1, 2, 4 or 8 by which its JPEG decoder divides them.
+ScaleRule: TypeAlias = Callable[[int, int], int]
 Format: TypeAlias = Literal["JPEG", "PNG", "WebP", "BMP", "TIFF"]
 # TIFF has many codecs, and photos need few of them. It is read from local files only, never from the network.
 SERVED_FORMATS: tuple[Format, ...] = ("JPEG", "PNG", "WebP", "BMP")
@@ -94,6 +97,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Orientations that exchange width and height.
+_TRANSPOSED = frozenset({5, 6, 7, 8})
 # Exceptions of Pillow's decoders for damaged files, collected from its test images and issue tracker.
 _LOGIC_ERRORS = (ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, UserWarning)
 _DECODE_ERRORS = (*_LOGIC_ERRORS, OSError, EOFError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -106,7 +111,9 @@ class Examined(NamedTuple):
     levels: Levels | None
 
 
-def load_image(source: ImageInput, *, intensity: Intensity = FULL_RANGE, formats: Sequence[Format] = FORMATS) -> Image.Image:
+def load_image(
+    source: ImageInput, *, intensity: Intensity = FULL_RANGE, formats: Sequence[Format] = FORMATS, scale: ScaleRule | None = None
+) -> Image.Image:
     """Decode ``source`` to an upright RGB image.
 
     Args:
@@ -115,6 +122,8 @@ def load_image(source: ImageInput, *, intensity: Intensity = FULL_RANGE, formats
             ``intensity``).
         intensity: rule for more than 8 bits per channel. The rule of a model is in its ``PreprocessSpec``.
         formats: accepted formats of files and bytes.
+        scale: returns the factor by which an encoded JPEG is scaled down during decoding. By default, only JPEG files of more than
+            40 million pixels are scaled.
 
     Returns:
         PIL image of mode RGB.
@@ -128,12 +137,12 @@ def load_image(source: ImageInput, *, intensity: Intensity = FULL_RANGE, formats
         return to_upright_rgb(_from_array(source, intensity), "array", intensity)
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
-        return _decode(data, f"image of {len(data)} bytes", intensity, formats)
+        return _decode(data, f"image of {len(data)} bytes", intensity, formats, scale)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        return _decode(read_image_file(path), str(path), intensity, formats)
+        return _decode(read_image_file(path), str(path), intensity, formats, scale)
     if hasattr(source, "read"):
-        return _decode(_read_open(source), "open file", intensity, formats)
+        return _decode(_read_open(source), "open file", intensity, formats, scale)
     raise ImageError(
         f"cannot read an image from a {type(source).__name__}. Give a path, bytes, a binary file, a PIL image or a uint8 array."
     )
@@ -175,6 +184,20 @@ def read_image_file(path: Path) -> bytes:
     if not data:
         raise ImageError(f"{path} is empty.")
     return data
+
+
+def upright_jpeg_size(path: Path) -> tuple[int, int] | None:
+    """Return width and height of a JPEG file, upright, from its header; None for another format.
+
+    Raises:
+        ImageError: as ``read_image_file``.
+    """
+    try:
+        with _open(read_image_file(path), ("JPEG",)) as image:
+            width, height = image.size
+            return (height, width) if _orientation(image) in _TRANSPOSED else (width, height)
+    except _DECODE_ERRORS:
+        return None
 
 
 def _read_open(file: BinaryFile) -> bytes:
@@ -247,10 +270,10 @@ def _too_large(image: Image.Image, name: str, kind: str, limit: int) -> ImageErr
     )
 
 
-def _decode(data: bytes, name: str, intensity: Intensity, formats: Sequence[Format]) -> Image.Image:
+def _decode(data: bytes, name: str, intensity: Intensity, formats: Sequence[Format], scale: ScaleRule | None = None) -> Image.Image:
     try:
         with _open(data, formats) as image:
-            _prepare(image, data, name)
+            _prepare(image, data, name, scale)
             wide = intensity != FULL_RANGE and has_wide_color(image)
             image.load()
             if wide:
@@ -274,13 +297,18 @@ def _open(data: bytes, formats: Sequence[Format]) -> ImageFile.ImageFile:
     raise UnidentifiedImageError
 
 
-def _prepare(image: ImageFile.ImageFile, data: bytes, name: str) -> None:
-    """Check the header before any pixel is decoded, and set the scale of a large JPEG."""
+def _prepare(image: ImageFile.ImageFile, data: bytes, name: str, scale: ScaleRule | None) -> None:
+    """Check the header before any pixel is decoded, and set the scale of a JPEG: that of ``scale``, and for large files at least theirs."""
     _check_shape(image, name)
     pixels = image.width * image.height
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         check_tiff(image, MAX_PIXELS)
+    factor = 1
+    if scale is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+        factor = scale(*reversed(image.size)) if _orientation(image) in _TRANSPOSED else scale(*image.size)
     if pixels <= MAX_PIXELS:
+        if factor > 1:
+            image.draft(None, (image.width // factor, image.height // factor))
         return
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
         raise _too_large(image, name, f"of {image.format}", MAX_PIXELS)
@@ -288,7 +316,7 @@ def _prepare(image: ImageFile.ImageFile, data: bytes, name: str) -> None:
         raise _too_large(image, name, "of JPEG", MAX_SCALED_PIXELS)
     if pixels > MAX_PROGRESSIVE_PIXELS and has_several_scans(data):
         raise _too_large(image, name, "of progressive JPEG", MAX_PROGRESSIVE_PIXELS)
-    factor = scale_factor(*image.size)
+    factor = max(factor, scale_factor(*image.size))
     image.draft(None, (image.width // factor, image.height // factor))
 
 

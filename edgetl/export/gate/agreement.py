@@ -13,12 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgetl.core.manifest import Agreement
 from edgetl.core.metrics import evaluate, images_for_bound, paired_drop
 from edgetl.core.output_decoding import nearest_levels, present_labels, sigmoid, softmax
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
-from edgetl.core.results import AccuracyDrop, Evaluation, Proportion, UnlabeledAgreement, images_that_may_change
+from edgetl.core.results import AccuracyDrop, Agreement, Evaluation, Proportion, UnlabeledAgreement, images_that_may_change
 from edgetl.core.tasks import SCORE_NAMES, OutputDecoding
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, truth_of

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle, open_bundle
-from edgetl.core.images.decode import MAX_PIXELS, SERVED_FORMATS, load_image
+from edgetl.core.images.decode import MAX_PIXELS, SERVED_FORMATS
 from edgetl.core.manifest import Variant
-from edgetl.core.preprocess import Batch, to_batch
+from edgetl.core.preprocess import Batch, decode_image, to_batch
 from edgetl.errors import EdgetlError, ImageError, RequestError
 from edgetl.runtime.engine import choose_variant
 from edgetl.runtime.predictor import Predictor, load
@@ -226,7 +226,7 @@ def _decoded(images: tuple[bytes, ...], model: Predictor) -> tuple[Batch, float]
     seconds, pixels = 0.0, 0
     for data in images:
         start = time.monotonic()
-        image = load_image(data, intensity=model.spec.intensity, formats=SERVED_FORMATS)
+        image = decode_image(data, model.spec, formats=SERVED_FORMATS)
         seconds += time.monotonic() - start
         pixels += image.width * image.height
         if pixels > MAX_PIXELS:
