@@ -22,17 +22,16 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetl.core.images.decode import EXTENSIONS
 from edgetl.core.system.host import describe_host
 from edgetl.device.runner.loop import Runner
 from edgetl.device.runner.model import Model
 from edgetl.device.runner.sinks.lines import LineSink
 from edgetl.device.runner.sources.folder import FolderSource
+from edgetl.device.runner.sources.frame import Frame, Frames
 from edgetl.device.runner.waiting import Stop
+from edgetl.runtime.predictor import Predictor
 
-ROUNDS = 15
-# Images per round and contender.
-IMAGES = 60
+WARM_UP, FRAMES = 50, 1500
 
 
 def main() -> None:
@@ -50,36 +49,54 @@ def main() -> None:
         print(soak(given.bundle, given.images, seconds=60 * given.minutes, threads=given.threads).describe())
 
 
+class Alternating:
+    """Folder source that times the runner and a plain call of the predictor in turn, image by image, in alternating order."""
+
+    def __init__(self, inner: FolderSource, predictor: Predictor) -> None:
+        self.name, self.problem = inner.name, inner.problem
+        self.dropped = self.missing = 0
+        self.runner_s: list[float] = []
+        self.plain_s: list[float] = []
+        self._inner, self._predictor = inner, predictor
+
+    def frames(self) -> Frames:
+        """Yield the frames of the folder. The time until the runner takes the next frame is that of the runner."""
+        frames = self._inner.frames()
+        path: Path | None = None
+        for number in itertools.count():
+            if path is not None and number % 2:
+                self._plain(path)
+            start = time.perf_counter()
+            frame = next(frames)
+            yield frame
+            self.runner_s.append(time.perf_counter() - start)
+            assert frame is not None and isinstance(frame.image, Path)
+            path = frame.image
+            if not number % 2:
+                self._plain(path)
+
+    def finish(self, frame: Frame) -> None:
+        """Pass the frame to the folder."""
+        self._inner.finish(frame)
+
+    def _plain(self, path: Path) -> None:
+        start = time.perf_counter()
+        self._predictor.predict(path)
+        self.plain_s.append(time.perf_counter() - start)
+
+
 def throughput(bundle: Path, images: Path, threads: int) -> None:
-    """Print the time per image of the runner and of a plain loop. Both use one predictor, and run in turn."""
+    """Print the time per image of the runner and of a plain loop. Both use one predictor and the same images."""
     stop, model = Stop(), Model(bundle, variant=None, threads=threads)
     with tempfile.TemporaryDirectory() as work:
-        folder = Path(work, "images")
-        folder.mkdir()
-        found = sorted(path for path in images.rglob("*") if path.suffix.lower() in EXTENSIONS)
-        for number, path in enumerate(found[:: max(1, len(found) // IMAGES)][:IMAGES]):
-            (folder / f"{number:03d}{path.suffix}").symlink_to(path.absolute())
-        paths = sorted(folder.iterdir())
-
-        def plain() -> None:
-            for path in paths:
-                model.predictor.predict(path)
-
-        def runner() -> None:
-            source = FolderSource(folder, mode="once", settle_s=0.0, processed="keep", stop=stop)
-            Runner(model, source, [LineSink(Path(work, "out.jsonl"), "jsonl")], stop=stop).run(flush_s=1.0)
-
-        calls, times = {"plain loop": plain, "runner": runner}, {"plain loop": list[float](), "runner": list[float]()}
-        for number, name in itertools.product(range(ROUNDS + 1), calls):
-            start = time.perf_counter()
-            calls[name]()
-            if number:  # the first round is a warm-up
-                times[name].append((time.perf_counter() - start) / len(paths))
-    medians = {name: float(np.median(values)) for name, values in times.items()}
-    for name, seconds in medians.items():
-        print(f"{name}: {1000 * seconds:.3f} ms per image (median of {ROUNDS} rounds of {len(paths)} images)")
-    ratios = [before / after for before, after in zip(times["plain loop"], times["runner"], strict=True)]
-    print(f"throughput of the runner relative to the plain loop: {np.median(ratios):.3f} ({model.variant}, {threads} thread)")
+        folder = FolderSource(images, mode="loop", settle_s=0.0, processed="keep", stop=stop)
+        source = Alternating(folder, model.predictor)
+        runner = Runner(model, source, [LineSink(Path(work, "out.jsonl"), "jsonl")], stop=stop)
+        runner.limit = WARM_UP + FRAMES
+        runner.run(flush_s=1.0)
+    plain, own = (1000 * float(np.median(times[WARM_UP:])) for times in (source.plain_s, source.runner_s))
+    print(f"median of {FRAMES} images, {model.variant}, {threads} thread: plain loop {plain:.3f} ms, runner {own:.3f} ms")
+    print(f"throughput of the runner relative to the plain loop: {plain / own:.3f}")
 
 
 @dataclass(frozen=True)

@@ -319,7 +319,7 @@ COMMAND = ("/opt/edgetl/bin/edgetl", "run", "/srv/a b", "--source", "/in/100%", 
 
 
 def test_unit_is_valid_and_quotes_its_command(tmp_path: Path) -> None:
-    text = unit(COMMAND, UnitPaths((Path("/out"), Path("/in put")), camera=True), user="camera", memory_max_mb=512)
+    text = unit(COMMAND, UnitPaths((Path("/out"), Path("/in put")), camera=True), user="camera", endless=True, memory_max_mb=512)
     parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",), comment_prefixes=("#",))
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string(text)

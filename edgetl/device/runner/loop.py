@@ -23,7 +23,6 @@ from edgetl.core.manifest import Manifest
 from edgetl.core.output_decoding import decode, prediction_json
 from edgetl.core.preprocess import Batch
 from edgetl.core.results import Prediction
-from edgetl.device.monitoring.monitor import Observed
 from edgetl.device.runner.health import Failure, Health, State
 from edgetl.device.runner.model import Model
 from edgetl.device.runner.sinks.record import Record, Sink
@@ -45,7 +44,13 @@ class Observer(Protocol):
     """Receiver of each image with its prediction: ``edgetl.device.monitoring.monitor.Monitor``."""
 
     def observe(
-        self, manifest: Manifest, prediction: Prediction, *, inputs: Batch | None = None, image: Observed | None = None, source: str = ""
+        self,
+        manifest: Manifest,
+        prediction: Prediction,
+        *,
+        inputs: Batch | None = None,
+        image: Path | bytes | NDArray[np.uint8] | None = None,
+        source: str = "",
     ) -> None:
         """Take an observation. The call never waits."""
 

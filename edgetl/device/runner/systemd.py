@@ -61,13 +61,14 @@ class UnitPaths:
     camera: bool
 
 
-def unit(command: Sequence[str], paths: UnitPaths, *, user: str, memory_max_mb: int) -> str:
+def unit(command: Sequence[str], paths: UnitPaths, *, user: str, endless: bool, memory_max_mb: int) -> str:
     """Return the unit of a runner: restart with back-off, watchdog, memory limit and sandbox.
 
     Args:
         command: program and arguments. Paths are absolute.
         paths: files and devices that the service uses.
         user: user of the service. It needs access to the bundle, the source and the sinks.
+        endless: true for a source that does not end, such as a camera. It is then restarted also after a normal end.
         memory_max_mb: memory limit, MB (10^6 bytes).
     """
     writable = [f"ReadWritePaths={_quoted(str(path))}" for path in paths.writable]
@@ -77,6 +78,7 @@ def unit(command: Sequence[str], paths: UnitPaths, *, user: str, memory_max_mb: 
     return _UNIT.format(
         command=" ".join(map(_quoted, command)),
         user=_quoted(user),
+        restart="always" if endless else "on-failure",
         memory=memory_max_mb * 1_000_000,
         access="\n".join([*writable, *devices]),
     )
@@ -103,7 +105,7 @@ ExecStart={command}
 User={user}
 Environment=PYTHONDONTWRITEBYTECODE=1
 # The waits between restarts grow from 1 s to 60 s (systemd 254; earlier versions ignore the last two lines).
-Restart=always
+Restart={restart}
 RestartSec=1
 RestartSteps=6
 RestartMaxDelaySec=60

@@ -30,6 +30,8 @@ from edgetl.device.runner.sinks.address import LineAddress, NetworkAddress, pars
 from edgetl.errors import ConfigError, DataError, MissingExtraError
 
 if TYPE_CHECKING:
+    from edgetl.core.manifest import Manifest
+    from edgetl.device.monitoring.monitor import Monitor
     from edgetl.device.runner.health import Health
     from edgetl.device.runner.sinks.outbox import Connection
     from edgetl.device.runner.sinks.record import Sink
@@ -77,7 +79,6 @@ def run_command(
 
 
 def _run(path: Path, source: str, config: RunConfig, monitoring: MonitorConfig) -> Health:
-    from edgetl.device.monitoring.monitor import Monitor
     from edgetl.device.runner.limits import follow_memory_limit
     from edgetl.device.runner.loop import Runner
     from edgetl.device.runner.model import Model
@@ -91,15 +92,22 @@ def _run(path: Path, source: str, config: RunConfig, monitoring: MonitorConfig) 
     follow_memory_limit()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, partial(_request_stop, stop))
-    monitor = Monitor(monitoring) if monitoring.on else None
-    if monitor is not None:
-        monitor.add(model.manifest)
+    monitor = _open_monitor(monitoring, model.manifest) if monitoring.on else None
     runner = Runner(model, images, sinks, stop=stop, notifier=Notifier(os.environ), health=config.health)
     runner.max_fps, runner.limit, runner.top, runner.watch = config.max_fps, config.limit, config.top, config.watch
     runner.observer = monitor
     err.print(f"running {escape(model.name)} ({model.variant}) on {escape(printable(images.name))}", soft_wrap=True)
     with monitor or nullcontext():
         return runner.run(flush_s=config.flush_s)
+
+
+def _open_monitor(config: MonitorConfig, manifest: Manifest) -> Monitor:
+    # Imported here, because SQLite takes 2 MB of memory that a runner without monitoring does not need.
+    from edgetl.device.monitoring.monitor import Monitor
+
+    monitor = Monitor(config)
+    monitor.add(manifest)
+    return monitor
 
 
 def _request_stop(stop: Stop, number: int, _frame: FrameType | None) -> None:
@@ -212,7 +220,8 @@ def _unit(model: Path, source: str, config: RunConfig, options: dict[str, Any]) 
             arguments += [flag] if item is True else [] if item is False else [flag, text]
     user = pwd.getpwuid(os.getuid()).pw_name
     paths = UnitPaths(tuple(dict.fromkeys(writable)), camera=_is_camera(source) and "://" not in source)
-    return unit([*command, *arguments], paths, user=user, memory_max_mb=min(needed, memory_bytes() * 3 // 4) // 1_000_000)
+    endless = config.follow or config.loop or _is_camera(source)
+    return unit([*command, *arguments], paths, user=user, endless=endless, memory_max_mb=min(needed, memory_bytes() * 3 // 4) // 1_000_000)
 
 
 def _absolute(name: str, value: object) -> tuple[str, list[Path]]:
