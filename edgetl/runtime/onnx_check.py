@@ -225,7 +225,8 @@ def _check_tensor_type(data: memoryview, name: str) -> None:
     for shape in tensor.messages("shape"):
         for side in _read(shape, "TensorShapeProto").messages("dim"):
             dimension = _read(side, "Dimension")
-            if {"dim_value", "dim_param"} <= set(dimension) or not 0 <= (dimension.number("dim_value", 0) or 0) < 2**31:
+            sides = dimension.numbers("dim_value")
+            if (sides and "dim_param" in dimension) or any(not 0 <= size < 2**31 for size in sides):
                 raise _MalformedError(f"the tensor {name[:60]!r} has a dimension that is negative, above 2^31, or ambiguous")
 
 

@@ -187,6 +187,18 @@ def test_content_beyond_a_limit_is_rejected_with_the_rule(change: _Change, messa
     _reject(change, message)
 
 
+def test_a_dimension_with_a_number_and_a_name_is_rejected() -> None:
+    """The name of seven bytes becomes a number (field 1) and a name of three bytes."""
+    data = _changed(lambda model: model.graph.value_info.append(helper.make_tensor_value_info("v", 1, ["batch"])))
+    assert data.count(b"\x12\x05batch") == 1
+    message = "the tensor 'v' has a dimension that is negative, above 2^31, or ambiguous"
+    _reject(data.replace(b"\x12\x05batch", b"\x08\x01\x12\x03abc"), message)
+
+
+def test_the_format_of_onnx_runtime_is_rejected() -> None:
+    _reject(b"\x10\0\0\0ORTM" + bytes(40), "it has ONNX Runtime's own format")
+
+
 AT_LIMIT: list[_Change] = [
     lambda model: model.metadata_props.add(key="k", value="x" * (MAX_PROPERTY_BYTES - 7)),
     lambda model: [model.metadata_props.add(key=key, value="x") for key in "ab"],
