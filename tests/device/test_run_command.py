@@ -9,11 +9,13 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from bench.runner import soak
 from tests.command import edgetl_in_one_process
@@ -102,6 +104,7 @@ def test_mistakes_are_reported_without_a_traceback(bundle: Path, images: Path, t
         (["--source", images, "--secret-file", "x"], 3, "--secret-file is for a network sink"),
         (["--source", images, "--sink", f"csv:{tmp_path}/missing/x"], 15, "cannot write"),
         (["--source", "-", "--systemd"], 3, "--systemd needs another --source than -"),
+        (["--source", images, "--tuning", tmp_path / "missing"], 3, "cannot read"),
         (["--source", images, "--max-fps", "0"], 3, "--max-fps: must be greater than 0"),
     ]
     for (code, words), (_, expected, message) in zip(run_all(bundle, [case[0] for case in cases]), cases, strict=True):
@@ -142,6 +145,56 @@ def test_unit_of_the_command_has_absolute_paths(bundle: Path, images: Path, tmp_
     ]
     assert all(f"ReadWritePaths={path}" in unit for path in (images, tmp_path / "out", tmp_path))
     assert 100_000_000 < int(lines["MemoryMax"]) < 2_000_000_000
+
+
+def test_each_file_has_a_record_though_the_runner_is_killed(bundle: Path, tmp_path: Path) -> None:
+    incoming, output = tmp_path / "in", tmp_path / "out.jsonl"
+    incoming.mkdir()
+    for number in range(400):
+        (incoming / f"{number:03d}.png").write_bytes(RED)
+    arguments = ["--source", incoming, "--processed", "delete", "--sink", f"jsonl:{output}"]
+    for records in (20, 100):
+        with running(bundle, *arguments) as process:
+            while process.poll() is None and (not output.exists() or output.read_bytes().count(b"\n") < records):
+                time.sleep(0.002)
+            process.kill()
+    with running(bundle, *arguments) as process:
+        assert process.wait() == 0
+    names = [Path(json.loads(line)["image"]).name for line in output.read_text().splitlines()]
+    assert set(names) == {f"{number:03d}.png" for number in range(400)} and len(names) <= 402, "at most one repeated record per kill"
+    assert list(incoming.iterdir()) == []
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """Real control group with 250 MB of memory. Yield the file that takes processes."""
+    tops = [Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")]
+    names = {"memory.limit_in_bytes", "memory.max"}
+    group = next((top / f"edgetl-run-{os.getpid()}" for top in tops if (top / "cgroup.procs").exists()), tops[0] / "none")
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"a control group cannot be created: {error}")
+    try:
+        limits = [group / name for name in sorted(names) if (group / name).exists()]
+        if not limits:
+            pytest.skip("control groups do not limit memory here")
+        limits[0].write_text("250000000")
+        yield group / "cgroup.procs"
+    finally:
+        group.rmdir()
+
+
+def test_image_beyond_the_memory_limit_is_an_error_of_this_image(bundle: Path, tmp_path: Path, small_group: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (6400, 6200)).save(tmp_path / "in/1-huge.png")
+    (tmp_path / "in/2-small.png").write_bytes(RED)
+    code = "import os, sys; open(sys.argv.pop(1), 'w').write(str(os.getpid())); from edgetl.cli.app import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, str(small_group), "run", str(bundle), "--source", str(tmp_path / "in"), "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    huge, small = map(json.loads, done.stdout.splitlines())
+    assert "too little memory" in huge["error"] and small["label"] == "red"
 
 
 @pytest.mark.parametrize("seconds", [None, pytest.param(SOAK_S, marks=pytest.mark.slow)], ids=["3,000 frames", "EDGETL_SOAK_S"])

@@ -42,6 +42,7 @@ class RunConfig(StrictModel):
     threads: int | None = _common(
         None, "CPU threads per inference. Default: as tuned, as in the contract, or all cores within the CPU quota.", ge=1
     )
+    tuning: Path | None = _common(None, "Result of `edgetl tune` on this host, for a bundle. A store has its own.", metavar="FILE")
     max_fps: float | None = _common(None, "Largest number of frames per second. Default: no limit.", gt=0)
     follow: bool = _source(False, "Wait for new files in the folder of --source instead of ending after the last one.")
     loop: bool = _source(False, "Start again after the last image of the folder, or the last frame of the video.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from edgetl.core.bundle import open_bundle
 from edgetl.core.manifest import MANIFEST_NAME, Manifest
 from edgetl.core.store import active_release, is_store
-from edgetl.errors import EngineError, StoreError
+from edgetl.errors import ConfigError, EngineError, StoreError
 from edgetl.runtime.predictor import Predictor, load
 
 logger = logging.getLogger("edgetl.run")
@@ -27,6 +27,7 @@ class Model:
         path: bundle folder, a link to one, or a store.
         variant: name of the variant, or none for the default.
         threads: threads per inference, or none for the default.
+        tuning: file that ``edgetl tune`` wrote, or none. A store has its own tuning.
 
     Attributes:
         predictor: loaded network.
@@ -39,8 +40,10 @@ class Model:
     predictor: Predictor
     manifest: Manifest
 
-    def __init__(self, path: Path, *, variant: str | None, threads: int | None) -> None:
-        self._path, self._wanted, self._threads = path, variant, threads
+    def __init__(self, path: Path, *, variant: str | None, threads: int | None, tuning: Path | None = None) -> None:
+        if tuning is not None and is_store(path):
+            raise ConfigError(f"--tuning is for a bundle, and {path} is a store, which has its own tuning. Remove --tuning.")
+        self._path, self._wanted, self._threads, self._tuning = path, variant, threads, tuning
         self._looked = time.monotonic()
         self._load()
 
@@ -75,7 +78,8 @@ class Model:
 
     def _load(self) -> None:
         self._seen = self._identity()
-        predictor = load(self._path if is_store(self._path) else open_bundle(self._path), variant=self._wanted, threads=self._threads)
+        bundle = self._path if is_store(self._path) else open_bundle(self._path)
+        predictor = load(bundle, variant=self._wanted, threads=self._threads, tuning=self._tuning)
         if predictor.manifest is None:
             raise EngineError(f"{self._path} has no manifest.")
         self.predictor, self.manifest = predictor, predictor.manifest

@@ -87,7 +87,7 @@ def _run(path: Path, source: str, config: RunConfig, monitoring: MonitorConfig) 
 
     stop = Stop()
     images = _open_source(source, config, stop)
-    model = Model(path, variant=config.variant, threads=config.threads)
+    model = Model(path, variant=config.variant, threads=config.threads, tuning=config.tuning)
     sinks = [_open_sink(parse_sink(text), config) for text in config.sink]
     follow_memory_limit()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.files.names import printable
+from edgetl.core.system.host import available_cores
 from edgetl.device.runner.sources.frame import Frame, Frames
 from edgetl.device.runner.waiting import POLL_S, Backoff, Stop
 from edgetl.errors import DataError
@@ -137,8 +138,12 @@ def _open(address: int | str) -> cv2.VideoCapture:
         return cv2.VideoCapture(address)
     if "://" not in address:
         return cv2.VideoCapture(address, cv2.CAP_V4L2)
-    timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _TIMEOUT_MS]
-    return cv2.VideoCapture(address, cv2.CAP_FFMPEG, timeouts)
+    limits = {
+        cv2.CAP_PROP_OPEN_TIMEOUT_MSEC: _TIMEOUT_MS,
+        cv2.CAP_PROP_READ_TIMEOUT_MSEC: _TIMEOUT_MS,
+        cv2.CAP_PROP_N_THREADS: available_cores(),  # FFmpeg does not know the CPU quota
+    }
+    return cv2.VideoCapture(address, cv2.CAP_FFMPEG, [number for pair in limits.items() for number in pair])
 
 
 def _read(capture: cv2.VideoCapture) -> NDArray[np.uint8] | None:
