@@ -45,7 +45,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     ),
     "verify": (
         ("Check the files and predictions of a bundle on this host", "edgetl verify bundle"),
-        ("Measure the accuracy of each variant as well", "edgetl verify bundle --data new_photos"),
+        ("Check its signature first", "edgetl verify bundle.edgetl --key release.pub"),
     ),
     "inspect": (
         ("Show the variants, labels and lineage of a bundle", "edgetl inspect bundle"),
@@ -58,6 +58,18 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     "serve": (
         ("Serve a bundle on http://127.0.0.1:8000", "edgetl serve bundle"),
         ("Serve two bundles with two worker processes", "edgetl serve bundle other_bundle --processes 2 --port 9000"),
+    ),
+    "keygen": (
+        ("Generate a key pair: release.key and release.pub", "edgetl keygen --out release.key"),
+        ("Encrypt the private key", "edgetl keygen --out release.key --passphrase-file secret.txt"),
+    ),
+    "sign": (
+        ("Sign a bundle", "edgetl sign bundle --key release.key"),
+        ("Replace its signature by one that minisign verifies", "edgetl sign bundle --key new.key --format minisign --overwrite"),
+    ),
+    "pack": (
+        ("Write a bundle as one file", "edgetl pack bundle --out pets.edgetl"),
+        ("Replace the file of an earlier release", "edgetl pack bundle --out pets.edgetl --overwrite"),
     ),
     "tune": (
         ("Choose the fastest variant and setting on this host", "edgetl tune bundle --out tuning.json"),

@@ -21,7 +21,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 # Numbers that also accept the word auto.
 OR_AUTO = ("epochs",)
-ENVIRONMENT = {"weights_dir": "EDGETL_WEIGHTS"}
+ENVIRONMENT = {"weights_dir": "EDGETL_WEIGHTS", "trust": "EDGETL_TRUST"}
 
 
 def options_of(model: type[StrictModel], *, only: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> Callable[[Command], Command]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, assert_never
 
 from rich import box
 from rich.markup import escape
@@ -17,6 +18,9 @@ from edgetl.core.system.host_load import HostLoad
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.scenarios import LatencyReport
+
+if TYPE_CHECKING:
+    from edgetl.device.signature import SignatureState
 
 # Fixed limit of the warning about too few validation images: an accuracy drop of 3 points.
 UNCERTAIN_DROP = 0.03
@@ -44,6 +48,19 @@ def facts_grid() -> Table:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     return grid
+
+
+def signature_text(state: SignatureState) -> str:
+    """Format the state of a bundle's signature in one line."""
+    match state.state:
+        case "valid":
+            return f"valid, by the key {state.key} ({state.key_id}), fingerprint {state.fingerprint}"
+        case "unchecked":
+            return f"by the key {state.key_id}, not checked. Check it: edgetl verify BUNDLE --key KEY.pub"
+        case "unsigned":
+            return "none"
+        case _:
+            assert_never(state.state)
 
 
 def classes_table(evaluation: Evaluation, title: str) -> Table:

@@ -22,6 +22,8 @@ from edgetl.errors import BundleError, IntegrityError, RunError
 
 RUN_RECORD_NAME = "run.json"
 MAX_SIGNATURE_BYTES = 10_000
+# Suffix of transport files (``edgetl.device.transport``).
+TRANSPORT_SUFFIX = ".edgetl"
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ def read_manifest(path: str | os.PathLike[str]) -> tuple[bytes, bytes | None]:
     folder = Path(path)
     if not folder.exists():
         raise BundleError(f"{folder} does not exist. Give the folder that `edgetl export` wrote.")
+    if folder.is_file() and folder.suffix == TRANSPORT_SUFFIX:
+        raise BundleError(f"{folder} is a transport file, not a bundle folder. Unpack it: unzip {folder} -d BUNDLE")
     if not folder.is_dir():
         raise BundleError(f"{folder} is a file. Give the folder that `edgetl export` wrote.")
     if not (folder / MANIFEST_NAME).exists():

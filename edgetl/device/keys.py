@@ -179,7 +179,7 @@ def load_public_key(path: Path) -> PublicKey:
     except ValueError as error:
         raise ConfigError(f"{path} is not a public key: {error}. Give a .pub file of `edgetl keygen` or minisign.") from error
     if raw[:31] + bytes([raw[31] & 0x7F]) in _WEAK_KEYS:
-        raise ConfigError(f"{path} is a weak public key: it accepts forged signatures. Remove it, and ask its owner for another key.")
+        raise ConfigError(f"{path} is a weak public key: it accepts forged signatures. Remove it, and get another key from its owner.")
     return PublicKey(_name(path), key_id, raw)
 
 

@@ -17,6 +17,7 @@ from edgetl.core.bundle import Bundle, parse_bundle, read_manifest
 from edgetl.core.config import StrictModel, parse_json, read_bytes
 from edgetl.core.files.atomic import write_bytes
 from edgetl.core.manifest import SIGNATURE_NAME
+from edgetl.device.config import TrustConfig
 from edgetl.device.keys import PUBLIC_SUFFIX, PrivateKey, PublicKey, load_public_key
 from edgetl.device.minisign import MinisignSignature, is_minisign, prehash, read_signature
 from edgetl.errors import ConfigError, RevokedKeyError, SignatureError, UnknownKeyError, UnsignedError
@@ -116,6 +117,21 @@ class Trust:
         return key
 
 
+def configured_trust(config: TrustConfig) -> Trust | None:
+    """Return the trusted keys of the options; none if no key is given.
+
+    Raises:
+        ConfigError: a signature is required, but no key is given; or a key or folder is not valid.
+    """
+    if config.key is not None:
+        return trust_keys([load_public_key(config.key)])
+    if config.trust is not None:
+        return open_trust(config.trust)
+    if config.require_signature:
+        raise ConfigError("--require-signature needs trusted keys. Add --key KEY.pub or --trust FOLDER, or set EDGETL_TRUST.")
+    return None
+
+
 def open_trust(folder: Path) -> Trust:
     """Read a trust folder: public keys (``*.pub``), and optionally the fingerprints of revoked keys in ``revoked.txt``.
 
@@ -165,7 +181,7 @@ def _read_revoked(path: Path) -> frozenset[str]:
 def verified_bundle(path: Path, trust: Trust | None) -> tuple[Bundle, PublicKey | None]:
     """Open a bundle folder after a check of its signature. The manifest is parsed from the bytes that were checked.
 
-    Files are read and compared with this manifest on demand (``Bundle.read``). What was verified is what is loaded.
+    Files are read and compared with this manifest on demand (``Bundle.read``).
 
     Args:
         path: folder of the bundle.

@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from edgetl.core.bundle import MAX_SIGNATURE_BYTES, Bundle, parse_bundle, parse_manifest, read_manifest
+from edgetl.core.bundle import MAX_SIGNATURE_BYTES, TRANSPORT_SUFFIX, Bundle, parse_bundle, parse_manifest, read_manifest
 from edgetl.core.config import MAX_JSON_BYTES
 from edgetl.core.files.atomic import storage_error, write_chunks
 from edgetl.core.files.regular import open_plain
@@ -30,7 +30,6 @@ from edgetl.core.manifest import MANIFEST_NAME, SIGNATURE_NAME, BundleFile, Mani
 from edgetl.device.signature import Trust
 from edgetl.errors import BundleError, ConfigError, IntegrityError
 
-TRANSPORT_SUFFIX = ".edgetl"
 MAX_FILES = 64
 # Offsets of the zip format without its 64-bit extension that every reader supports.
 MAX_BYTES = 2**31 - 1
@@ -205,14 +204,14 @@ def unpack(file: Path, folder: Path, *, trust: Trust | None = None) -> None:
 
 
 @contextmanager
-def unpacked(path: Path) -> Iterator[Path]:
-    """Yield the folder of a bundle: ``path`` itself, or a temporary folder with the content of a transport file."""
-    if not path.is_file():
+def unpacked(path: Path, *, trust: Trust | None = None) -> Iterator[Path]:
+    """Yield the folder of a bundle: ``path`` itself, or a temporary folder with the content of a transport file (``unpack``)."""
+    if not (path.is_file() and path.suffix == TRANSPORT_SUFFIX):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="edgetl-") as scratch:
-        folder = Path(scratch, "bundle")
-        unpack(path, folder)
+        folder = Path(scratch, path.stem)
+        unpack(path, folder, trust=trust)
         yield folder
 
 

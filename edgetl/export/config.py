@@ -72,6 +72,7 @@ class ExportConfig(StrictModel):
         gate_images: largest number of validation images for the accuracy gate.
         cpu: ``here`` quantizes for this CPU. ``any`` uses 7-bit weights, which are safe on x86 CPUs without VNNI.
         release: release number of the bundle. Raise it with every shipment.
+        signed_by: fingerprint of the key that signs the bundle after the export. The model card shows it.
         allow_missing: keep the variants that passed when another variant was rejected.
         input: input of the files. ``float`` is float32 ``[batch, 3, H, W]``; ``uint8`` is RGB pixels ``[batch, H, W, 3]``.
         input_size: height and width of the input, pixels. None uses the run's size.
@@ -126,6 +127,7 @@ class ExportConfig(StrictModel):
     )
     name: str | None = _bundle(None, "Model name in the manifest and in the HTTP API. Default: the name of the run.", metavar="NAME")
     release: int = _bundle(1, "Release number of the bundle. Increase it with every shipment.", ge=1, lt=2**53)
+    signed_by: str | None = _bundle(None, "Fingerprint of the key that signs the bundle after the export, for the model card.")
     profile: Path | None = option_field(
         None,
         "Output of `edgetl bench --json` on the device. --max-latency-ms then applies to that device.",

@@ -18,8 +18,8 @@ from edgetl.train.artifacts.record import RunRecord
 _METHODS: dict[Precision, str] = {"fp32": "none", "fp16": "none (half precision)", "int8-weights": "8-bit weights only", "int8": ""}
 
 
-def write_card(manifest: Manifest, record: RunRecord) -> str:
-    """Return the model card of a bundle as Markdown."""
+def write_card(manifest: Manifest, record: RunRecord, *, signed_by: str | None = None) -> str:
+    """Return the model card of a bundle as Markdown. ``signed_by`` is the fingerprint of the key that signs the bundle."""
     task, *facts = run_lines(record, manifest.preprocess, manifest.trained, at_run_size=manifest.trained_at_run_size)
     pixels = any(variant.input_form == "uint8" for variant in manifest.variants)
     calibration = manifest.calibration
@@ -31,6 +31,7 @@ def write_card(manifest: Manifest, record: RunRecord) -> str:
         *facts,
         *(["- Input of the files: uint8 [batch, height, width, 3], RGB, resized and cropped. The files normalize it."] if pixels else []),
         f"- Calibration of int8: {f'{calibration.n} training images' if calibration else 'none, because no int8 variant was requested'}",
+        *([f"- Signed by the key with the fingerprint (SHA-256) {signed_by}"] if signed_by else []),
         "",
         "## Variants",
         "",

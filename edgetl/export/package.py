@@ -334,7 +334,7 @@ def _write_manifest(context: ExportContext, contents: _Contents) -> None:
         versions=versions(),
         host=fingerprint(),
     )
-    card.write_text(write_card(manifest, record), "utf-8", newline="\n")
+    card.write_text(write_card(manifest, record, signed_by=config.signed_by), "utf-8", newline="\n")
     manifest = manifest.model_copy(update={"card": describe_file(folder, card)})
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", "utf-8", newline="\n")
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from edgetl.core.bundle import hash_prefix, open_bundle
+from edgetl.core.bundle import Bundle, hash_prefix, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
 from edgetl.core.metrics import evaluate
@@ -79,11 +79,13 @@ class EvaluationReport(StrictModel):
     notes: tuple[ScanNote, ...] = ()
 
 
-def evaluate_bundle(path: Path, data: Path, config: EvaluationConfig | None = None, *, progress: Progress = silent) -> EvaluationReport:
+def evaluate_bundle(
+    path: Path | Bundle, data: Path, config: EvaluationConfig | None = None, *, progress: Progress = silent
+) -> EvaluationReport:
     """Evaluate one variant of a bundle on labeled images.
 
     Args:
-        path: folder of the bundle.
+        path: folder of the bundle, or an opened bundle.
         data: folder with a subfolder for each label of the bundle, or with the images that ``config.labels`` lists.
         config: label table, variant, selection of images, and threads.
         progress: called after each batch.
@@ -95,13 +97,13 @@ def evaluate_bundle(path: Path, data: Path, config: EvaluationConfig | None = No
         ConfigError: ``config.labels`` is missing, or its columns do not match the model.
         DataError: the folder has other classes, or the model has seen all images.
     """
-    config, bundle = config or EvaluationConfig(), open_bundle(path)
+    config, bundle = config or EvaluationConfig(), path if isinstance(path, Bundle) else open_bundle(path)
     predictor = load(bundle, variant=config.variant, threads=config.threads)
     seen = bundle.seen_images()
     samples, found = unseen_samples(data, config, predictor.decoding, seen, progress=progress)
     result = score(predictor.logits, samples, predictor.spec, predictor.decoding, form=predictor.input_form, progress=progress)
     name = predictor.variant.name if predictor.variant else None
-    return report(path, name, samples, found, result, seen=seen)
+    return report(bundle.path, name, samples, found, result, seen=seen)
 
 
 def unseen_samples(

@@ -48,11 +48,11 @@ class VerifyReport(StrictModel):
     skipped: tuple[str, ...]
 
 
-def verify(path: Path, *, progress: Progress = silent) -> VerifyReport:
+def verify(path: Path | Bundle, *, progress: Progress = silent) -> VerifyReport:
     """Verify a bundle on this host: hashes of all files, a trial of each variant, and the scores of the golden images.
 
     Args:
-        path: folder of the bundle.
+        path: folder of the bundle, or an opened bundle.
         progress: called after each variant.
 
     Returns:
@@ -63,7 +63,7 @@ def verify(path: Path, *, progress: Progress = silent) -> VerifyReport:
         EngineError: an engine cannot load a variant, or its trial failed (``edgetl.runtime.trial``).
         AccuracyGateError: a score differs from the manifest. The message names the image and the variant.
     """
-    bundle = open_bundle(path)
+    bundle = path if isinstance(path, Bundle) else open_bundle(path)
     files = bundle.manifest.all_files()
     for file in files:
         bundle.read(file)
@@ -74,7 +74,7 @@ def verify(path: Path, *, progress: Progress = silent) -> VerifyReport:
         checked.append(check_golden(bundle, variant, load(bundle, variant=variant.name)))
         progress("checking golden images", done, len(variants))
     skipped = tuple(variant.name for variant in bundle.manifest.variants if variant not in variants)
-    return VerifyReport(bundle=str(path), files=len(files), checked=tuple(checked), skipped=skipped)
+    return VerifyReport(bundle=str(bundle.path), files=len(files), checked=tuple(checked), skipped=skipped)
 
 
 def check_golden(bundle: Bundle, variant: Variant, predictor: Predictor) -> GoldenCheck:

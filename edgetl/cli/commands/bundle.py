@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from edgetl.cli.tables import (
     input_size_lines,
     outcomes_table,
     setting_lines,
+    signature_text,
     variants_table,
 )
 from edgetl.core.bundle import is_run, open_bundle
@@ -32,10 +34,11 @@ from edgetl.core.options import METAVAR
 from edgetl.core.output_decoding import prediction_json
 from edgetl.data.folder import check_folder
 from edgetl.data.listing import find_images
+from edgetl.device.config import TrustConfig
 from edgetl.errors import DataError, ImageError
 from edgetl.runtime.evaluation import EvaluationConfig, EvaluationReport, evaluate_bundle
 from edgetl.runtime.predictor import Predictor, load
-from edgetl.runtime.verify import verify
+from edgetl.runtime.verify import VerifyReport, verify
 from edgetl.train.config.paths import check_file
 
 if TYPE_CHECKING:
@@ -141,27 +144,47 @@ def _show_evaluation(report: EvaluationReport) -> None:
     print_notes(report.notes)
 
 
+@options_of(TrustConfig)
 def verify_command(
-    bundle: Annotated[Path, typer.Argument(help="Bundle: the folder that `edgetl export` wrote.")],
+    context: typer.Context,
+    bundle: Annotated[Path, typer.Argument(help="Bundle: the folder that `edgetl export` wrote, or a file of `edgetl pack`.")],
     data: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Folder of labeled images. Also measures the metrics of each variant on them.")
     ] = None,
     labels: LabelsOption = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
+    **options: Any,
 ) -> None:
-    """Check file hashes and golden predictions of a bundle on this host."""
+    """Check the signature, file hashes and golden predictions of a bundle on this host.
+
+    The signature is checked first, if --key or --trust is given. Exit codes: 9 damaged file, 20 invalid signature, 21 unsigned, 22 unknown
+    key, 23 revoked key.
+    """
+    config = build(TrustConfig, **given(TrustConfig, context, options))
     with working(json_output=json_output, verbose=verbose) as progress:
-        report = verify(bundle, progress=progress)
-        evaluations = []
-        if data is not None:
-            evaluations = [
-                evaluate_bundle(bundle, data, EvaluationConfig(labels=labels, variant=check.variant), progress=progress)
-                for check in report.checked
-            ]
+        from edgetl.device.signature import configured_trust, describe_signature, verified_bundle
+        from edgetl.device.transport import unpacked
+
+        trust = configured_trust(config)
+        with unpacked(bundle, trust=trust) as folder:
+            opened, key = verified_bundle(folder, trust)
+            state = describe_signature(opened, key)
+            report = verify(opened, progress=progress).model_copy(update={"bundle": str(bundle)})
+            evaluations = []
+            if data is not None:
+                for check in report.checked:
+                    chosen = EvaluationConfig(labels=labels, variant=check.variant)
+                    evaluations.append(evaluate_bundle(opened, data, chosen, progress=progress))
     if json_output:
-        print_json({**report.model_dump(mode="json"), "evaluations": [item.model_dump(mode="json") for item in evaluations]})
+        signature, rows = state.model_dump(mode="json"), [item.model_dump(mode="json") for item in evaluations]
+        print_json({**report.model_dump(mode="json"), "signature": signature, "evaluations": rows})
         return
+    out.print(f"signature: {escape(signature_text(state))}", soft_wrap=True)
+    _show_verification(report, evaluations)
+
+
+def _show_verification(report: VerifyReport, evaluations: Sequence[EvaluationReport]) -> None:
     out.print(f"{report.files} files match the hashes of the manifest")
     for check in report.checked:
         out.print(
@@ -179,7 +202,7 @@ def verify_command(
 
 
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="Folder of a run or a bundle.")],
+    path: Annotated[Path, typer.Argument(help="Folder of a run or a bundle, or a file of `edgetl pack`.")],
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -199,8 +222,16 @@ def inspect_command(
             show_run(run)
             _show_run_facts(run.record, sizes)
             return
-        manifest = open_bundle(path).manifest
-    print_json(manifest) if json_output else _show_manifest(manifest, verbose=verbose)
+        from edgetl.device.signature import describe_signature
+        from edgetl.device.transport import unpacked
+
+        with unpacked(path) as folder:
+            bundle = open_bundle(folder)
+            state = describe_signature(bundle, None)
+    if json_output:
+        print_json({**bundle.manifest.model_dump(mode="json"), "signature": state.model_dump(mode="json")})
+        return
+    _show_manifest(bundle.manifest, signature_text(state), verbose=verbose)
 
 
 def _show_run_facts(record: RunRecord, sizes: dict[str, int | None]) -> None:
@@ -221,7 +252,7 @@ def _show_run_facts(record: RunRecord, sizes: dict[str, int | None]) -> None:
     out.print(facts)
 
 
-def _show_manifest(manifest: Manifest, *, verbose: bool) -> None:
+def _show_manifest(manifest: Manifest, signature: str, *, verbose: bool) -> None:
     out.print(variants_table(manifest))
     for line in (*attempt_lines(manifest), *setting_lines(manifest)):
         out.print(escape(line), soft_wrap=True)
@@ -239,6 +270,7 @@ def _show_manifest(manifest: Manifest, *, verbose: bool) -> None:
         *_contract(manifest),
         ("golden images", str(len(manifest.golden))),
         ("release", str(manifest.release)),
+        ("signature", signature),
         ("created", f"{manifest.created} on {manifest.host.get('cpu', 'an unknown host')}"),
     ):
         facts.add_row(title, escape(value))

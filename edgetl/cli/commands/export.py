@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from edgetl.cli.charts import draw_sensitivities, need_matplotlib
+from edgetl.cli.commands.device.keys import optional_key
 from edgetl.cli.options import build, need_extra, options_of, part
 from edgetl.cli.session import JsonOption, OverwriteOption, VerboseOption, out, print_json, working
 from edgetl.cli.tables import (
@@ -28,6 +29,7 @@ from edgetl.core.bundle import Bundle, check_run_folder
 from edgetl.core.contract import Contract, ContractRecord
 from edgetl.core.output.folders import check_chart, check_output
 from edgetl.data.folder import check_folder
+from edgetl.device.config import SigningConfig
 from edgetl.errors import ConfigError
 from edgetl.export.config import ExportConfig
 from edgetl.train.config.paths import check_file
@@ -42,7 +44,8 @@ ExplainOption = Annotated[
 ]
 
 
-@options_of(ExportConfig, without=("explain", "min_agreement", "gate_images"))
+@options_of(ExportConfig, without=("explain", "min_agreement", "gate_images", "signed_by"))
+@options_of(SigningConfig)
 @options_of(Contract)
 def export_command(
     run: Annotated[Path, typer.Argument(help="Run: the folder that `edgetl train` wrote.")],
@@ -61,11 +64,13 @@ def export_command(
     """
     need_extra("export")
     contract = build(Contract, **part(Contract, values))
-    config = build(ExportConfig, explain=explain is not None, **part(ExportConfig, values))
+    key = optional_key(build(SigningConfig, **part(SigningConfig, values)))
+    config = build(ExportConfig, explain=explain is not None, signed_by=key and key.public.fingerprint, **part(ExportConfig, values))
     if not contract.limited and (config.profile or contract.threads or contract.latency_of != "whole"):
         raise ConfigError("--profile, --threads and --latency-of belong to a limit. Add --max-latency-ms, --max-size-mb or --memory-mb.")
     _check_paths(run, config, out_, explain, overwrite=overwrite)
     with working(json_output=json_output, verbose=verbose) as progress:
+        from edgetl.device.signature import sign_bundle
         from edgetl.export.contract_search import export_under_contract
         from edgetl.export.package import export_bundle
 
@@ -73,6 +78,7 @@ def export_command(
             bundle = export_under_contract(run, config, contract, out_, overwrite=overwrite, progress=progress)
         else:
             bundle = export_bundle(run, config, out_, overwrite=overwrite, progress=progress)
+        bundle = sign_bundle(out_, key) if key else bundle
     drawn = explain is not None and draw_sensitivities(bundle.manifest, explain)
     if json_output:
         print_json(bundle.manifest)

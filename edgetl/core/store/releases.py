@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetl.core.bundle import Bundle, open_bundle
+from edgetl.core.bundle import Bundle, parse_bundle, read_manifest
 from edgetl.core.config import read_bytes
 from edgetl.core.manifest import MANIFEST_NAME
 from edgetl.core.store.state import (
@@ -58,9 +58,10 @@ class Release:
             BundleError: the folder is not a bundle.
             IntegrityError: the manifest was changed, or files are missing or unlisted.
         """
-        if _manifest_sha256(self.path) != self.record.manifest_sha256:
+        data, signature = read_manifest(self.path)
+        if hashlib.sha256(data).hexdigest() != self.record.manifest_sha256:
             raise IntegrityError(f"{self.path / MANIFEST_NAME} was changed since its installation (SHA-256). Install the release again.")
-        return open_bundle(self.path)
+        return parse_bundle(self.path, data, signature)
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:
