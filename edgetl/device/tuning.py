@@ -23,9 +23,11 @@ from pydantic import Field
 
 from edgetl.core.bundle import Bundle
 from edgetl.core.config import StrictModel
+from edgetl.core.files.atomic import storage_error, write_text
 from edgetl.core.images.decode import read_image_file
 from edgetl.core.manifest import Variant
 from edgetl.core.progress import Progress, silent
+from edgetl.core.store import Release
 from edgetl.core.system.execution import Choice, ExecutionSetting, Skipped, Timing, Tuning
 from edgetl.core.system.host import available_cores
 from edgetl.core.system.host_load import load_between, read_counters
@@ -132,6 +134,22 @@ def tune(bundle: Bundle, config: TuneConfig | None = None, *, images: Sequence[P
         seconds=round(time.perf_counter() - start, 1),
         busy=load.describe() if load is not None and load.busy else "",
     )
+
+
+def tune_release(release: Release, config: TuneConfig | None = None, *, images: Sequence[Path] = (), progress: Progress = silent) -> Tuning:
+    """Tune a release of a store, and write the result to ``Release.tuning``. ``edgetl.load(STORE)`` uses it.
+
+    Raises:
+        StorageError: the result cannot be written.
+        EdgetlError: as ``tune``.
+    """
+    tuning = tune(release.open(), config, images=images, progress=progress)
+    try:
+        release.tuning.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise storage_error(release.tuning, error) from error
+    write_text(release.tuning, tuning.model_dump_json(indent=1) + "\n")
+    return tuning
 
 
 def thread_counts(limit: int) -> list[int]:

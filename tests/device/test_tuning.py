@@ -10,11 +10,13 @@ import pytest
 
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.config import read_json
+from edgetl.core.store import active_release
 from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting, Tuning
-from edgetl.device.tuning import TuneConfig, thread_counts, tune
+from edgetl.device.tuning import TuneConfig, thread_counts, tune, tune_release
 from edgetl.errors import ConfigError, EngineError
 from edgetl.runtime.predictor import load
 from tests.command import edgetl, edgetl_in_one_process
+from tests.device.bundles import add_release, image, write_bundle
 from tests.runtime.test_execution_settings import with_settings
 
 ONE_THREAD = TuneConfig(threads=1, max_seconds=5.0)
@@ -29,6 +31,12 @@ def tuned(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bun
     rejected = {"setting": ExecutionSetting(provider="dnnl").model_dump(), "kept": False, "reason": "accuracy drops"}
     copy = with_settings(bundle, folder, {"setting": SCALED, "kept": True}, rejected, {"setting": F16, "kept": True})
     return copy, tune(copy, ONE_THREAD)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Bundle with two variants of a tiny network."""
+    return write_bundle(tmp_path / "small", 1, precisions=("fp32", "fp16"))
 
 
 @pytest.mark.parametrize(("limit", "counts"), [(1, [1]), (2, [2, 1]), (3, [3, 2, 1]), (4, [4, 2, 1]), (6, [6, 4, 2, 1])])
@@ -78,10 +86,11 @@ def test_a_variant_with_other_golden_scores_is_not_timed(bundle: Bundle, tmp_pat
         tune(open_bundle(folder), ONE_THREAD)
 
 
-def test_choices_beyond_the_time_limit_are_listed(bundle: Bundle) -> None:
-    tuning = tune(bundle, TuneConfig(threads=1, max_seconds=0.001))
-    late = [item for item in tuning.skipped if "time limit" in item.reason]
-    assert late and len({item.choice for item in tuning.timings}) >= 1 and "--max-seconds" in late[0].reason
+def test_choices_beyond_the_time_limit_are_listed(small: Path) -> None:
+    tuning = tune(open_bundle(small), TuneConfig(threads=1, max_seconds=1e-6))
+    (late,) = [item for item in tuning.skipped if "time limit" in item.reason]
+    assert late.variant == "onnx-fp16" and "Raise --max-seconds" in late.reason
+    assert [item.variant for item in tuning.timings] == ["onnx-fp32"]
 
 
 def test_a_predictor_uses_the_tuned_choice(tuned: tuple[Bundle, Tuning], tmp_path: Path, photo: bytes) -> None:
@@ -110,25 +119,57 @@ def test_another_file_is_not_a_tuning(bundle: Bundle, tmp_path: Path) -> None:
         load(bundle, tuning=tmp_path / "other.json")
 
 
-def test_the_command_prints_a_table_and_writes_the_file(bundle: Bundle, tmp_path: Path, photo: bytes) -> None:
-    (tmp_path / "digit.png").write_bytes(photo)
-    out = tmp_path / "tuning.json"
-    common = [str(bundle.path), "--threads", "1", "--max-seconds", "1"]
-    table, again, inside, predicted = edgetl_in_one_process(
+def test_the_command_prints_a_table_and_writes_the_file(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(image())
+    out, common = tmp_path / "tuning.json", ["tune", str(small), "--threads", "1"]
+    table, other, inside, predicted = edgetl_in_one_process(
         [
-            ["tune", *common, "--images", str(tmp_path / "digit.png"), "--out", str(out)],
-            ["tune", *common, "--out", str(tmp_path / "digit.png")],
-            ["tune", *common, "--out", str(bundle.path / "tuning.json")],
-            ["predict", str(bundle.path), str(tmp_path / "digit.png"), "--tuning", str(out)],
+            [*common, "--images", str(tmp_path / "red.png"), "--out", str(out)],
+            [*common, "--out", str(tmp_path / "red.png")],
+            [*common, "--out", str(small / "tuning.json")],
+            ["predict", str(small), str(tmp_path / "red.png"), "--tuning", str(out)],
         ]
     )
-    assert table.code == 0 and "chosen" in table.stdout and "1 different images (files)" in table.stdout, table.stderr
-    written = read_json(out, Tuning, ConfigError)
-    assert again.code == ConfigError.exit_code and "`edgetl tune` did not write it" in again.words
+    assert table.code == 0 and "1 different images (files)" in table.stdout, table.stderr
+    assert other.code == ConfigError.exit_code and "`edgetl tune` did not write it" in other.words
     assert inside.code == ConfigError.exit_code and "is inside the bundle" in inside.words
-    assert written.chosen.variant in table.stdout and predicted.code == 0 and "digit.png: " in predicted.stdout
+    chosen = read_json(out, Tuning, ConfigError).chosen
+    assert f"chosen {chosen.variant}, 1 thread(s), f32" in table.stdout
+    assert predicted.code == 0 and "red.png: red" in predicted.stdout
 
 
-def test_the_command_prints_the_tuning_as_json(bundle: Bundle) -> None:
-    printed = edgetl("tune", bundle.path, "--threads", "1", "--max-seconds", "0.1", "--json")
-    assert Tuning.model_validate_json(printed.stdout).manifest_sha256 == bundle.manifest_sha256, printed.stderr
+def test_the_command_prints_the_tuning_as_json(small: Path) -> None:
+    printed = edgetl("tune", small, "--threads", "1", "--json")
+    assert Tuning.model_validate_json(printed.stdout).manifest_sha256 == open_bundle(small).manifest_sha256, printed.stderr
+
+
+def test_a_store_keeps_the_tuning_of_its_release_and_uses_it(small: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    add_release(store, small)
+    release = active_release(store)
+    tuning = tune_release(release, ONE_THREAD)
+    assert read_json(release.tuning, Tuning, ConfigError) == tuning
+    for name in ("onnx-fp32", "onnx-fp16"):
+        chosen = tuning.chosen.model_copy(update={"variant": name})
+        release.tuning.write_text(tuning.model_copy(update={"chosen": chosen}).model_dump_json())
+        loaded, given = load(store), load(store, variant="onnx-fp32")
+        assert loaded.variant is not None and loaded.variant.name == name
+        assert given.variant is not None and given.variant.name == "onnx-fp32"
+
+
+@pytest.mark.parametrize("content", ["", "{}", "not JSON", '{"schema_version": 9}'])
+def test_a_damaged_tuning_of_a_store_is_logged_and_not_used(
+    small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    store = tmp_path / "store"
+    add_release(store, small)
+    path = active_release(store).tuning
+    path.parent.mkdir()
+    path.write_text(content)
+    assert load(store).setting == DEFAULT_SETTING and "The tuning is not used" in caplog.text
+
+
+def test_an_output_file_for_a_store_is_an_error(small: Path, tmp_path: Path) -> None:
+    add_release(tmp_path / "store", small)
+    (done,) = edgetl_in_one_process([["tune", str(tmp_path / "store"), "--out", str(tmp_path / "tuning.json")]])
+    assert done.code == ConfigError.exit_code and "is a store, which keeps the result itself. Omit --out." in done.words

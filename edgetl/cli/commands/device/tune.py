@@ -15,16 +15,17 @@ from edgetl.cli.tables import tuning_table
 from edgetl.core.bundle import open_bundle
 from edgetl.core.config import read_json
 from edgetl.core.files.atomic import write_text
+from edgetl.core.store import active_release, is_store
 from edgetl.core.system.execution import Tuning
 from edgetl.data.listing import find_images
-from edgetl.device.tuning import TuneConfig, tune
+from edgetl.device.tuning import TuneConfig, tune, tune_release
 from edgetl.errors import ConfigError, ImageError
 
 
 @options_of(TuneConfig)
 def tune_command(
     context: typer.Context,
-    bundle: Annotated[Path, typer.Argument(help="Bundle: the folder that `edgetl export` wrote.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE|STORE", help="Bundle folder, or a store. A store keeps the result.")],
     out_: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="PATH", help="File to write, for `edgetl predict --tuning`. Replaces an earlier one."),
@@ -37,7 +38,7 @@ def tune_command(
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
-    """Choose the fastest variant, thread count and execution setting of a bundle on this host.
+    """Choose the fastest variant, thread count and execution setting on this host.
 
     Only settings that the accuracy gate kept at export are timed, and only if the golden scores on this host match the manifest.
     """
@@ -48,7 +49,10 @@ def tune_command(
         files = [] if images is None else find_images(images) if images.is_dir() else [images]
         if images is not None and not files:
             raise ImageError(f"--images {images} contains no JPEG, PNG, WebP, BMP or TIFF file.")
-        tuning = tune(open_bundle(bundle), config, images=files, progress=progress)
+        if is_store(bundle):
+            tuning = tune_release(active_release(bundle), config, images=files, progress=progress)
+        else:
+            tuning = tune(open_bundle(bundle), config, images=files, progress=progress)
         if out_ is not None:
             write_text(out_, tuning.model_dump_json(indent=1) + "\n")
     print_json(tuning) if json_output else show_tuning(tuning)
@@ -61,8 +65,10 @@ def _check_out(path: Path, bundle: Path) -> None:
     """Check the output file before the choices are timed.
 
     Raises:
-        ConfigError: it is inside the bundle, or it exists and is not the result of a tuning.
+        ConfigError: it is inside the bundle or belongs to a store, or it exists and is not the result of a tuning.
     """
+    if is_store(bundle):
+        raise ConfigError(f"{bundle} is a store, which keeps the result itself. Omit --out.")
     if path.resolve().is_relative_to(bundle.resolve()):
         raise ConfigError(f"--out {path} is inside the bundle, which contains only the files of its manifest. Choose a path outside.")
     if os.path.lexists(path):
