@@ -104,6 +104,7 @@ def test_mistakes_are_reported_without_a_traceback(bundle: Path, images: Path, t
         (["--source", images, "--secret-file", "x"], 3, "--secret-file is for a network sink"),
         (["--source", images, "--sink", f"csv:{tmp_path}/missing/x"], 15, "cannot write"),
         (["--source", "-", "--systemd"], 3, "--systemd needs another --source than -"),
+        (["--source", images, "--trust", tmp_path], 3, "has no public key"),
         (["--source", images, "--tuning", tmp_path / "missing"], 3, "cannot read"),
         (["--source", images, "--max-fps", "0"], 3, "--max-fps: must be greater than 0"),
     ]

@@ -21,6 +21,7 @@ from edgetl.core.manifest import Manifest
 from edgetl.core.results import Prediction
 from edgetl.core.store import active_release
 from edgetl.core.store.state import Probation, read_state
+from edgetl.device.keys import PrivateKey
 from edgetl.device.runner import loop as loop_module
 from edgetl.device.runner import model as model_module
 from edgetl.device.runner.health import Health
@@ -30,6 +31,7 @@ from edgetl.device.runner.sinks.record import Record, SinkStatus
 from edgetl.device.runner.sources.frame import Frame, Frames
 from edgetl.device.runner.systemd import Notifier, UnitPaths, unit
 from edgetl.device.runner.waiting import Backoff, Stop
+from edgetl.device.signature import Trust, sign_bundle, verified_bundle
 from edgetl.errors import EngineError, ImageError, StorageError
 from tests.device.bundles import add_release, image, network, write_bundle
 
@@ -211,6 +213,32 @@ def test_damaged_new_bundle_leaves_the_loaded_one(bundle: Path, tmp_path: Path, 
     counts = started.run(flush_s=1)
     assert [item["release"] for item in sink.records] == [1, 1] and counts.reloads == 0
     assert counts.last_error is not None and "manifest.json" in counts.last_error.message
+
+
+def test_new_bundle_without_a_trusted_signature_is_not_loaded(tmp_path: Path, stop: Stop, key: PrivateKey, trust: Trust) -> None:
+    first, second = (write_bundle(tmp_path / str(number), number) for number in (1, 2))
+    sign_bundle(first, key)
+    link, sink = tmp_path / "current", Collected()
+    link.symlink_to("1")
+
+    class Switching(Given):
+        def frames(self) -> Frames:
+            yield Frame("before", RED)
+            link.unlink()
+            link.symlink_to("2")
+            yield None
+            yield Frame("unsigned", RED)
+            sign_bundle(second, key)
+            (second / "manifest.json").touch()
+            yield None
+            yield Frame("signed", RED)
+
+    model = Model(link, variant=None, threads=1, open_=lambda path: verified_bundle(path, trust)[0])
+    started = Runner(model, Switching(), [sink], stop=stop)
+    started.watch = True
+    counts = started.run(flush_s=1)
+    assert [item["release"] for item in sink.records] == [1, 1, 2]
+    assert counts.last_error is not None and "has no signature" in counts.last_error.message
 
 
 def test_new_active_release_of_a_store_is_loaded(tmp_path: Path, stop: Stop) -> None:

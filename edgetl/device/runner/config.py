@@ -66,6 +66,11 @@ class RunConfig(StrictModel):
     secret_file: Path | None = _sink(None, "File with the password of an MQTT user, or the bearer token of HTTP.")
     flush_s: float = _sink(5.0, "Time to deliver waiting records at the end of the process, seconds.", ge=0)
     watch: bool = _operation(False, "Load a new bundle or active release between two frames.")
+    trust: Path | None = _operation(
+        None,
+        "Folder of trusted public keys. Loads only a bundle with a valid signature. A store checks it at the installation.",
+        metavar="DIR",
+    )
     health: Path | None = _operation(None, "Health file: JSON with time, counts and last error, replaced every 5 s.")
 
     @model_validator(mode="after")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from edgetl.core.bundle import open_bundle
+from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.manifest import MANIFEST_NAME, Manifest
 from edgetl.core.store import active_release, is_store
-from edgetl.errors import ConfigError, EngineError, StoreError
+from edgetl.errors import EngineError, StoreError
 from edgetl.runtime.predictor import Predictor, load
 
 logger = logging.getLogger("edgetl.run")
@@ -28,6 +29,7 @@ class Model:
         variant: name of the variant, or none for the default.
         threads: threads per inference, or none for the default.
         tuning: file that ``edgetl tune`` wrote, or none. A store has its own tuning.
+        open_: function that opens a bundle folder, for instance after a check of its signature. A store checked it at the installation.
 
     Attributes:
         predictor: loaded network.
@@ -40,10 +42,16 @@ class Model:
     predictor: Predictor
     manifest: Manifest
 
-    def __init__(self, path: Path, *, variant: str | None, threads: int | None, tuning: Path | None = None) -> None:
-        if tuning is not None and is_store(path):
-            raise ConfigError(f"--tuning is for a bundle, and {path} is a store, which has its own tuning. Remove --tuning.")
-        self._path, self._wanted, self._threads, self._tuning = path, variant, threads, tuning
+    def __init__(
+        self,
+        path: Path,
+        *,
+        variant: str | None,
+        threads: int | None,
+        tuning: Path | None = None,
+        open_: Callable[[Path], Bundle] = open_bundle,
+    ) -> None:
+        self._path, self._wanted, self._threads, self._tuning, self._open = path, variant, threads, tuning, open_
         self._looked = time.monotonic()
         self._load()
 
@@ -78,7 +86,7 @@ class Model:
 
     def _load(self) -> None:
         self._seen = self._identity()
-        bundle = self._path if is_store(self._path) else open_bundle(self._path)
+        bundle = self._path if is_store(self._path) else self._open(self._path)
         predictor = load(bundle, variant=self._wanted, threads=self._threads, tuning=self._tuning)
         if predictor.manifest is None:
             raise EngineError(f"{self._path} has no manifest.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from edgetl.cli.options import build, given, options_of, part
 from edgetl.cli.session import VerboseOption, err, out, working
-from edgetl.core.bundle import open_bundle
+from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.config import read_bytes
 from edgetl.core.files.names import printable
 from edgetl.core.images.decode import EXTENSIONS
@@ -66,6 +66,10 @@ def run_command(
     config = build(RunConfig, **given(RunConfig, context, part(RunConfig, options)))
     monitoring = build(MonitorConfig, **given(MonitorConfig, context, part(MonitorConfig, options)))
     _check_source(source, config)
+    if is_store(model) and (config.tuning or config.trust):
+        raise ConfigError(
+            f"{model} is a store. It is tuned, and its signature is checked, at the installation. Remove --tuning and --trust."
+        )
     if systemd:
         out.file.write(_unit(model, source, config, flat(config, only_given=True) | flat(monitoring, only_given=True)))
         return
@@ -87,7 +91,7 @@ def _run(path: Path, source: str, config: RunConfig, monitoring: MonitorConfig) 
 
     stop = Stop()
     images = _open_source(source, config, stop)
-    model = Model(path, variant=config.variant, threads=config.threads, tuning=config.tuning)
+    model = Model(path, variant=config.variant, threads=config.threads, tuning=config.tuning, open_=_opener(config.trust))
     sinks = [_open_sink(parse_sink(text), config) for text in config.sink]
     follow_memory_limit()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -99,6 +103,16 @@ def _run(path: Path, source: str, config: RunConfig, monitoring: MonitorConfig) 
     err.print(f"running {escape(model.name)} ({model.variant}) on {escape(printable(images.name))}", soft_wrap=True)
     with monitor or nullcontext():
         return runner.run(flush_s=config.flush_s)
+
+
+def _opener(trust: Path | None) -> Callable[[Path], Bundle]:
+    """Return the function that opens a bundle. With ``trust`` it checks the signature, and reads keys and revocations each time."""
+    if trust is None:
+        return open_bundle
+    # Imported here, because cryptography takes 8 MB of memory.
+    from edgetl.device.signature import open_trust, verified_bundle
+
+    return lambda path: verified_bundle(path, open_trust(trust))[0]
 
 
 def _open_monitor(config: MonitorConfig, manifest: Manifest) -> Monitor:
