@@ -19,7 +19,7 @@ from PIL import Image
 
 from bench.runner import soak
 from tests.command import edgetl_in_one_process
-from tests.device.bundles import image, write_bundle
+from tests.device.bundles import add_release, image, write_bundle
 
 SOAK_S = float(os.environ.get("EDGETL_SOAK_S", "1800"))
 RED = image()
@@ -73,6 +73,15 @@ def test_closed_standard_output_ends_the_command(bundle: Path, images: Path) -> 
         process.stdout.close()
         errors = process.stderr.read().decode()
         assert process.wait() == 15 and "standard output cannot be written: Broken pipe" in errors and "Traceback" not in errors
+
+
+def test_tuning_and_trust_are_options_for_a_bundle(bundle: Path, images: Path, tmp_path: Path) -> None:
+    add_release(tmp_path / "store", bundle)
+    lines = [["run", str(tmp_path / "store"), "--source", str(images), "--limit", "1", "--sink", f"jsonl:{tmp_path}/out.jsonl"]] * 2
+    lines[0] = [*lines[0], "--trust", str(tmp_path)]
+    refused, accepted = edgetl_in_one_process(lines, [{}, {"EDGETL_TRUST": str(tmp_path)}])
+    assert refused.code == 3 and "Remove --tuning and --trust" in refused.words
+    assert accepted.code == 0 and accepted.words.endswith("1 images: 1 predicted, 0 unreadable")
 
 
 def run_all(bundle: Path, commands: Sequence[Sequence[object]]) -> list[tuple[int, str]]:

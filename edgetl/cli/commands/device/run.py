@@ -66,10 +66,8 @@ def run_command(
     config = build(RunConfig, **given(RunConfig, context, part(RunConfig, options)))
     monitoring = build(MonitorConfig, **given(MonitorConfig, context, part(MonitorConfig, options)))
     _check_source(source, config)
-    if is_store(model) and (config.tuning or config.trust):
-        raise ConfigError(
-            f"{model} is a store. It is tuned, and its signature is checked, at the installation. Remove --tuning and --trust."
-        )
+    if is_store(model):
+        _check_store(model, context)
     if systemd:
         out.file.write(_unit(model, source, config, flat(config, only_given=True) | flat(monitoring, only_given=True)))
         return
@@ -131,6 +129,18 @@ def _request_stop(stop: Stop, number: int, _frame: FrameType | None) -> None:
 
 def _is_camera(source: str) -> bool:
     return source.isdecimal() or source.startswith("/dev/") or "://" in source
+
+
+def _check_store(store: Path, context: typer.Context) -> None:
+    """Check that no option for a bundle was given on the command line. A device may set EDGETL_TRUST for its installations.
+
+    Raises:
+        ConfigError: such an option was given.
+    """
+    if "COMMANDLINE" in {getattr(context.get_parameter_source(name), "name", "") for name in ("tuning", "trust")}:
+        raise ConfigError(
+            f"{store} is a store. It is tuned, and its signature is checked, at the installation. Remove --tuning and --trust."
+        )
 
 
 def _check_source(source: str, config: RunConfig) -> None:
@@ -224,6 +234,7 @@ def _unit(model: Path, source: str, config: RunConfig, options: dict[str, Any]) 
     writable = [] if config.processed == "keep" else [Path(source).absolute()]
     if is_store(model):
         writable.append(model.absolute())  # the health of a new release is recorded there
+        options.pop("trust", None)  # of the environment, for the installation
     arguments: list[str] = ["run", str(model.absolute()), "--source", place]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
