@@ -1,7 +1,8 @@
-"""Fixtures of several packages: small real images, a trained run and its bundle."""
+"""Fixtures of several packages: small real images, a trained run and its bundle, and both for photographs."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.inputs.digits import write_digits
 from edgetl.train.workflows.train import train
 from tests.built import built
+from tests.command import edgetl
 
 SHARED = Path(os.environ.get("EDGETL_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -90,6 +92,30 @@ def bundle(run: Run) -> Bundle:
     """Bundle of the run with six variants."""
     config = ExportConfig(name="digits", precisions=("fp32", "fp16", "int8"), max_drop=0.02, calibration_images=100)
     return open_bundle(built("bundles/digits", lambda out: export_bundle(run.path, config, out)))
+
+
+@pytest.fixture(scope="session")
+def photo_run(shared: Path) -> Run:
+    """Run of ``edgetl train`` on trashnet with the ImageNet MobileNetV2."""
+
+    def build(out: Path) -> None:
+        backbone = f"local-dir:{shared}/weights/mobilenetv2_100.imagenet"
+        done = edgetl("train", shared / "data/trashnet", "--backbone", backbone, "--strategy", "probe", "--out", out, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["name"] == "trash"
+
+    return open_run(built("runs/trash", build))
+
+
+@pytest.fixture(scope="session")
+def photo_bundle(photo_run: Run) -> Bundle:
+    """Bundle of that run with four variants."""
+
+    def build(out: Path) -> None:
+        done = edgetl("export", photo_run.path, "--out", out, "--format", "onnx,openvino", "--precision", "fp32,int8")
+        assert done.returncode == 0, done.stderr
+
+    return open_bundle(built("bundles/trash", build))
 
 
 @pytest.fixture(scope="session")

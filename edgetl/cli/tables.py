@@ -12,6 +12,7 @@ from rich.table import Table
 from edgetl.core.contract import Contract, Outcome
 from edgetl.core.manifest import Manifest, Precision, Rejected, Variant
 from edgetl.core.metrics import images_for_bound
+from edgetl.core.reference import LEAST_IMAGES
 from edgetl.core.results import Attempt, Evaluation, Proportion
 from edgetl.core.system.execution import Tuning
 from edgetl.core.system.host_load import HostLoad
@@ -264,6 +265,13 @@ def input_size_lines(manifest: Manifest) -> list[str]:
         f"input size: reduced from {side} x {side} to {height} x {width} to keep the latency limit. Validation {score}: {scores}. To keep "
         f"the size, set --input-size {side} and raise --max-latency-ms."
     ]
+
+
+def reference_lines(manifest: Manifest) -> list[str]:
+    """Return a line if the bundle has no monitoring reference, and the reason."""
+    if manifest.reference is not None:
+        return []
+    return [f"no drift detection (--drift of serve and run): {manifest.trained.n} validation images, fewer than {LEAST_IMAGES}."]
 
 
 def slower_lines(manifest: Manifest) -> list[str]:

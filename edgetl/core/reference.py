@@ -19,7 +19,7 @@ from edgetl.core.results import Prediction
 from edgetl.core.tasks import OutputDecoding
 
 # Statistics of the preprocessed pixels, in the order of ``image_statistics``.
-STATISTICS = ("brightness", "contrast", "red", "blue", "saturation", "sharpness")
+STATISTICS = ("brightness", "contrast", "red", "green", "blue", "saturation", "sharpness")
 # Fewest validation images of a reference. With fewer, only a complete change of the images would be significant.
 LEAST_IMAGES = 50
 # Labels with score quantiles: the most frequent ones. More labels would enlarge the manifest, and weaken each single test.
@@ -47,7 +47,7 @@ class Reference(StrictModel):
         confidence: number of images by the highest score, in 10 equal ranges of 0..1. Classification and multi-label only.
         scores: quantiles of the score of each label, in multiples of 0.01; at most 32 labels, the most frequent ones. Regression and
             ordinal: quantiles of the output, in the unit of the values.
-        images: quantiles of the image statistics (``image_statistics``).
+        images: quantiles of the image statistics (``image_statistics``). A device ignores statistics that it does not know.
     """
 
     n: int = Field(ge=LEAST_IMAGES)
@@ -65,21 +65,21 @@ class Reference(StrictModel):
             return f"its classes do not have {self.n} images in total"
         if len(self.confidence) != (CONFIDENCE_BINS if scored else 0) or sum(self.confidence) != (self.n if scored else 0):
             return f"its confidence histogram does not have {CONFIDENCE_BINS} ranges with {self.n} images in total"
-        if not self.scores or not set(self.scores) <= set(decoding.labels) or tuple(self.images) != STATISTICS:
-            return "its scores or image statistics have unknown names"
+        if not self.scores or not set(self.scores) <= set(decoding.labels):
+            return "its scores are not those of the model's labels"
         if any(list(values) != sorted(values) for values in (*self.scores.values(), *self.images.values())):
             return "its quantiles are not in ascending order"
         return None
 
 
 def image_statistics(batch: Batch, spec: PreprocessSpec) -> NDArray[np.float32]:
-    """Return statistics of preprocessed images, float32 ``[n, 6]``, in the order of ``STATISTICS``.
+    """Return statistics of preprocessed images, float32 ``[n, 7]``, in the order of ``STATISTICS``.
 
     They change if a camera is dark, out of focus, or has another white balance, even if the predictions do not change. Pixels are on a
     scale of 0..1.
 
     - ``brightness``, ``contrast``: mean and standard deviation of the luminance.
-    - ``red``, ``blue``: ratio of the channel's mean to the sum of the three means.
+    - ``red``, ``green``, ``blue``: ratio of the channel's mean to the sum of the three means.
     - ``saturation``: mean difference between the largest and the smallest channel of a pixel.
     - ``sharpness``: mean absolute value of the luminance's Laplacian (4 neighbors).
 
@@ -92,16 +92,15 @@ def image_statistics(batch: Batch, spec: PreprocessSpec) -> NDArray[np.float32]:
 
 def _statistics(image: NDArray[np.float32] | NDArray[np.uint8], spec: PreprocessSpec) -> tuple[float, ...]:
     if image.dtype == np.uint8:
-        planes = image.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+        red, green, blue = image.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     else:
-        planes = image * np.array(spec.std, np.float32)[:, None, None] + np.array(spec.mean, np.float32)[:, None, None]
-    luma = np.tensordot(_LUMA, planes, 1)
-    inner = luma[1:-1, 1:-1]
-    laplacian = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:] - 4 * inner
-    red, green, blue = (float(plane.mean()) for plane in planes)
-    total = max(red + green + blue, 1e-6)
-    saturation = planes.max(axis=0) - planes.min(axis=0)
-    return float(luma.mean()), float(luma.std()), red / total, blue / total, float(saturation.mean()), float(np.abs(laplacian).mean())
+        red, green, blue = image * np.array(spec.std, np.float32)[:, None, None] + np.array(spec.mean, np.float32)[:, None, None]
+    luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    laplacian = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:] - 4 * luma[1:-1, 1:-1]
+    saturation = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    means = [float(plane.mean()) for plane in (red, green, blue)]
+    ratios = [mean / max(sum(means), 1e-6) for mean in means]
+    return float(luma.mean()), float(luma.std()), *ratios, float(saturation.mean()), float(np.abs(laplacian).mean())
 
 
 def class_of(prediction: Prediction, decoding: OutputDecoding) -> str | None:
@@ -131,7 +130,7 @@ def describe_validation(predictions: Sequence[Prediction], statistics: NDArray[n
 
     Args:
         predictions: predictions of the images.
-        statistics: statistics of the same images, float32 ``[n, 6]`` (``image_statistics``).
+        statistics: statistics of the same images, float32 ``[n, 7]`` (``image_statistics``).
         decoding: task, labels and decision rule.
     """
     if len(predictions) < LEAST_IMAGES:

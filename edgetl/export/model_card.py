@@ -9,6 +9,7 @@ from edgetl.core.contract import ContractRecord, Outcome
 from edgetl.core.lineage import describe_parent
 from edgetl.core.manifest import Manifest, Precision
 from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.reference import LEAST_IMAGES
 from edgetl.core.results import Evaluation, Proportion
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.data.groups import describe_grouping
@@ -22,7 +23,7 @@ def write_card(manifest: Manifest, record: RunRecord, *, signed_by: str | None =
     """Return the model card of a bundle as Markdown. ``signed_by`` is the fingerprint of the key that signs the bundle."""
     task, *facts = run_lines(record, manifest.preprocess, manifest.trained, at_run_size=manifest.trained_at_run_size)
     pixels = any(variant.input_form == "uint8" for variant in manifest.variants)
-    calibration = manifest.calibration
+    calibration, reference = manifest.calibration, manifest.reference
     lines = [
         f"# {manifest.name}",
         "",
@@ -31,6 +32,7 @@ def write_card(manifest: Manifest, record: RunRecord, *, signed_by: str | None =
         *facts,
         *(["- Input of the files: uint8 [batch, height, width, 3], RGB, resized and cropped. The files normalize it."] if pixels else []),
         f"- Calibration of int8: {f'{calibration.n} training images' if calibration else 'none, because no int8 variant was requested'}",
+        f"- Monitoring reference: {f'{reference.n} images' if reference else f'none, fewer than {LEAST_IMAGES} images'} of the validation",
         *([f"- Signed by the key with the fingerprint (SHA-256) {signed_by}"] if signed_by else []),
         "",
         "## Variants",

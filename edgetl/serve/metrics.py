@@ -6,16 +6,60 @@ Label values are names of served models, never text from a client. Clients there
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from edgetl.core.manifest import Manifest
+from edgetl.core.results import Prediction
 from edgetl.serve.protocol.models import Models
 from edgetl.serve.workers.messages import Stages
 
 # Histogram buckets, seconds: from one inference of a fast network to a request that waited in the queue.
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Monitor(Protocol):
+    """Observer of predictions, for drift detection and capture. ``edgetl.device.monitoring.monitor.Monitor`` is one."""
+
+    def add(self, manifest: Manifest) -> None:
+        """Add a model before the first request.
+
+        Raises:
+            EdgetlError: the model cannot be monitored.
+        """
+
+    def observe(
+        self,
+        manifest: Manifest,
+        prediction: Prediction,
+        *,
+        inputs: Sequence[float] | None,
+        image: Callable[[], bytes] | None,
+        source: str,
+        kept_bytes: int,
+    ) -> None:
+        """Observe the prediction of one image. The call never blocks.
+
+        ``inputs`` has the image statistics, ``image`` returns the encoded image, and ``kept_bytes`` is the memory that it keeps.
+        """
+
+    def counts(self) -> Mapping[str, Mapping[str, int]]:
+        """Return the counts since the start by model and name (``_MONITOR_COUNTERS``, ``drift``, ``capture_bytes``, ``captured_*``)."""
+
+
+# Counts of a monitor: name in ``Monitor.counts``, metric and help text.
+_MONITOR_COUNTERS = {
+    "observed": ("edgetl_monitor_observed", "Predictions that --drift and --capture observed"),
+    "dropped": ("edgetl_monitor_dropped", "Predictions that --drift and --capture did not observe, because they were busy"),
+    "drift_events": ("edgetl_drift_events", "Starts of drift"),
+    "capture_failed": ("edgetl_capture_failed", "Images that were not captured, for instance because the disk is full"),
+    "capture_deleted": ("edgetl_capture_deleted", "Captured images that were deleted to keep the disk budget"),
+    "events_failed": ("edgetl_events_failed", "Events and daily counts that were not written, for instance because the disk is full"),
+}
 
 
 class Metrics:
@@ -53,6 +97,13 @@ class Metrics:
         self.decode = self._histogram("edgetl_decode_duration_seconds", "Parsing of the request and decoding of its images")
         self.preprocess = self._histogram("edgetl_preprocess_duration_seconds", "Preprocessing: resize, crop and normalization")
         self.inference = self._histogram("edgetl_inference_duration_seconds", "Inference: one run of the model")
+        self.drift = Gauge("edgetl_drift", "1 if the last images differ from the validation images", ["model"], registry=self.registry)
+        self.captured = Counter(
+            "edgetl_captured", "Captured images by reason: drift, uncertain or sample", ["model", "reason"], registry=self.registry
+        )
+        self.capture_bytes = Gauge("edgetl_capture_bytes", "Disk space of the captured images, bytes", ["model"], registry=self.registry)
+        self.monitor = {key: Counter(*text, ["model"], registry=self.registry) for key, text in _MONITOR_COUNTERS.items()}
+        self._monitored: dict[tuple[str, str], int] = {}
 
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(name, text, ["model"], buckets=_BUCKETS, registry=self.registry)
@@ -62,6 +113,19 @@ class Metrics:
         self.model_info.clear()
         for model in models.all():
             self.model_info.labels(model.name, model.version, model.variant_name, model.manifest.lineage.run_sha256[:12]).set(1)
+
+    def set_monitor(self, monitored: Mapping[str, Mapping[str, int]]) -> None:
+        """Set the metrics of a monitor to its counts (``Monitor.counts``)."""
+        for model, counts in monitored.items():
+            self.drift.labels(model).set(counts["drift"])
+            self.capture_bytes.labels(model).set(counts["capture_bytes"])
+            for name, value in counts.items():
+                step = value - self._monitored.get((model, name), 0)
+                if name in self.monitor:
+                    self.monitor[name].labels(model).inc(step)
+                elif name.startswith("captured_"):
+                    self.captured.labels(model, name.removeprefix("captured_")).inc(step)
+                self._monitored[model, name] = value
 
     def observe_stages(self, model: str, stages: Stages) -> None:
         """Record the durations of one computed request."""

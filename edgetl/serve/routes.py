@@ -22,11 +22,11 @@ from edgetl.core.output_decoding import decode, prediction_json
 from edgetl.errors import RequestError
 from edgetl.serve.config import ServeConfig
 from edgetl.serve.connections.rejection import BUSY, RETRY_AFTER_S
-from edgetl.serve.metrics import Metrics, resident_bytes
+from edgetl.serve.metrics import Metrics, Monitor, resident_bytes
 from edgetl.serve.model_cards import cards
 from edgetl.serve.page import page_routes
 from edgetl.serve.protocol.body import BodyReader, content_encoding
-from edgetl.serve.protocol.content import Upload
+from edgetl.serve.protocol.content import Upload, read_upload
 from edgetl.serve.protocol.models import Model
 from edgetl.serve.protocol.open_inference import HEADER_LENGTH, ResponseSpec, is_count, write_response
 from edgetl.serve.protocol.openapi import document
@@ -62,8 +62,8 @@ class _Inference:
 class Server:
     """Routes of the server, and admission of requests."""
 
-    def __init__(self, service: Service, config: ServeConfig) -> None:
-        self._service, self._config = service, config
+    def __init__(self, service: Service, config: ServeConfig, monitor: Monitor | None = None) -> None:
+        self._service, self._config, self._monitor = service, config, monitor
         self._inflight = 0
         # Arriving bodies may take as much memory as admitted requests.
         max_total_bytes = config.max_requests * config.max_body_bytes
@@ -133,6 +133,8 @@ class Server:
         return self._service.pool.models.find(request.path_params["model"], request.path_params.get("version"))
 
     async def _metrics(self, _request: Request) -> Response:
+        if self._monitor is not None:
+            self.metrics.set_monitor(self._monitor.counts())
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _cards(self, _request: Request) -> Response:
@@ -163,7 +165,7 @@ class Server:
         with self._service.acquire() as pool:
             model = pool.models.find(name, version)
             try:
-                outcome, arrived_at = await self._compute(request, endpoint, pool, model)
+                outcome, upload, arrived_at = await self._compute(request, endpoint, pool, model)
                 if outcome.logits is None:
                     raise DeadlineError if outcome.status == 504 else RequestError(outcome.status, outcome.message)
                 if not np.isfinite(outcome.logits).all():
@@ -172,6 +174,7 @@ class Server:
                 code, end = 200, time.monotonic()
                 stages = replace(outcome.stages, queue=max(0.0, end - arrived_at - outcome.stages.computing))
                 self.metrics.observe_stages(model.name, stages)
+                self._observe(model, upload, outcome)
                 return _Inference(outcome.response, model, outcome.logits, self._timing_headers(stages, end - start))
             except RequestError as error:
                 code = error.status
@@ -182,8 +185,22 @@ class Server:
                 self.metrics.requests.labels(model.name, model.version, str(code)).inc()
                 self.metrics.duration.labels(model.name).observe(time.monotonic() - start)
 
-    async def _compute(self, request: Request, endpoint: str, pool: WorkerPool, model: Model) -> tuple[Result, float]:
-        """Return the worker's result and the arrival time of the body. Parsing in the worker keeps the event loop responsive."""
+    def _observe(self, model: Model, upload: Upload, result: Result) -> None:
+        """Pass the predictions of a request to the monitor. It reads the images only if it captures them."""
+        if self._monitor is None or result.logits is None:
+            return
+        for index, prediction in enumerate(decode(model.decoding, result.logits)):
+            self._monitor.observe(
+                model.manifest,
+                prediction,
+                inputs=result.image_statistics[index] if result.image_statistics else None,
+                image=partial(_encoded_image, upload, model, index) if result.encoded else None,
+                source="http",
+                kept_bytes=len(upload.body),
+            )
+
+    async def _compute(self, request: Request, endpoint: str, pool: WorkerPool, model: Model) -> tuple[Result, Upload, float]:
+        """Return the worker's result, the body and its arrival time. Parsing in the worker keeps the event loop responsive."""
         deadline = time.monotonic() + self._deadline_s(request)
         if self.is_full:
             raise BusyError
@@ -192,7 +209,7 @@ class Server:
         upload = Upload(body, endpoint, *headers, self._config.max_body_bytes, _MAX_BATCH)
         arrived_at = time.monotonic()
         with self._admitted():
-            return await pool.run(Job(pool.models.index(model), upload, deadline)), arrived_at
+            return await pool.run(Job(pool.models.index(model), upload, deadline)), upload, arrived_at
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -223,6 +240,11 @@ class Server:
     def _count_reload(self, result: str) -> None:
         self.metrics.reloads.labels(result).inc()
         self.metrics.set_models(self._service.pool.models)
+
+
+def _encoded_image(upload: Upload, model: Model, index: int) -> bytes:
+    """Return an image of a request that a worker has already read."""
+    return read_upload(upload, model.port).images[index]
 
 
 async def _error_response(_request: Request, error: Exception) -> Response:

@@ -22,6 +22,7 @@ from edgetl.serve.config import ServeConfig
 from edgetl.serve.connections.connection import Connection
 from edgetl.serve.connections.listener import accept_pending, bind
 from edgetl.serve.connections.middleware import AccessMiddleware, RejectionLog, log_malformed, read_token
+from edgetl.serve.metrics import Monitor
 from edgetl.serve.page import page_paths
 from edgetl.serve.protocol.models import Models
 from edgetl.serve.routes import Server
@@ -47,7 +48,7 @@ _OWN_DESCRIPTORS = 128
 _HEALTH_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 
 
-def serve(bundles: Sequence[Path], config: ServeConfig, *, started: Callable[[Models], None]) -> None:
+def serve(bundles: Sequence[Path], config: ServeConfig, *, started: Callable[[Models], None], monitor: Monitor | None = None) -> None:
     """Serve bundles until SIGTERM or SIGINT, then shut down gracefully.
 
     At shutdown, readiness becomes false. One second later the server accepts no new connections and finishes open requests. A second signal
@@ -57,24 +58,32 @@ def serve(bundles: Sequence[Path], config: ServeConfig, *, started: Callable[[Mo
         bundles: bundle folders, one per model version.
         config: address, workers, limits, access.
         started: callback, called when the server accepts requests.
+        monitor: observer of all predictions.
 
     Raises:
-        EdgetlError: a bundle cannot be served.
+        EdgetlError: a bundle cannot be served or monitored.
         ConfigError: the token file cannot be read, or the address is not available.
     """
     token = read_token(config.token_file) if config.token_file else None
     with bind(config.host, config.port) as listener, suppress(asyncio.CancelledError):
-        asyncio.run(_serve(bundles, config, token, listener, started))
+        asyncio.run(_serve(Service(bundles, config, statistics=monitor is not None), config, token, listener, started, monitor))
 
 
 async def _serve(
-    bundles: Sequence[Path], config: ServeConfig, token: bytes | None, listener: socket.socket, started: Callable[[Models], None]
+    service: Service,
+    config: ServeConfig,
+    token: bytes | None,
+    listener: socket.socket,
+    started: Callable[[Models], None],
+    monitor: Monitor | None,
 ) -> None:
     # While the bundles are loaded, signals have their default handlers.
-    service = Service(bundles, config)
     await service.start()
     try:
-        server = Server(service, config)
+        if monitor is not None:
+            for model in service.pool.models.all():
+                monitor.add(model.manifest)
+        server = Server(service, config, monitor)
         _configure_connections(server)
         app = AccessMiddleware(server.app(), token=token, open_paths=_HEALTH_PATHS | page_paths())
         web_server = _GracefulServer(_uvicorn_config(app, config), server, lambda: started(service.pool.models))

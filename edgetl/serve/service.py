@@ -27,14 +27,19 @@ WATCH_S = 1.0
 class Service:
     """Current worker pool, with reload.
 
+    Args:
+        bundles: paths of the bundles.
+        config: workers and limits.
+        statistics: let the workers compute image statistics, for a monitor.
+
     Attributes:
         pool: worker pool for new requests.
         on_reload: callback after each reload, with ``done`` or ``refused``.
         on_replaced: callback after a worker crashed or hung.
     """
 
-    def __init__(self, bundles: Sequence[Path], config: ServeConfig) -> None:
-        self._bundles, self._config = tuple(bundles), config
+    def __init__(self, bundles: Sequence[Path], config: ServeConfig, *, statistics: bool = False) -> None:
+        self._bundles, self._config, self._statistics = tuple(bundles), config, statistics
         self.pool: WorkerPool
         self.on_reload: Callable[[str], None] = lambda _result: None
         self.on_replaced: Callable[[], None] = lambda: None
@@ -64,7 +69,8 @@ class Service:
         except (OSError, RuntimeError) as error:
             raise BundleError(f"a bundle path cannot be resolved: {error}.") from error
         await asyncio.to_thread(_run_trials, bundles, self._config.variant)
-        worker = WorkerConfig(bundles, self._config.variant, self._config.worker_threads, self._config.batch, self._config.max_body_bytes)
+        config = self._config
+        worker = WorkerConfig(bundles, config.variant, config.worker_threads, config.batch, config.max_body_bytes, self._statistics)
         return await WorkerPool.start(worker, count=self._config.processes, hang_s=self._config.hang_s, events=self)
 
     def worker_replaced(self) -> None:

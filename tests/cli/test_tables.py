@@ -24,8 +24,10 @@ from edgetl.cli.tables import (
     order_line,
     outcomes_table,
     plain_table,
+    reference_lines,
     variants_table,
 )
+from edgetl.core.bundle import Bundle
 from edgetl.core.contract import Clause, Contract, ContractRecord, Offer, Outcome
 from edgetl.core.results import AccuracyDrop, Attempt, ClassScore, Evaluation, Proportion
 from edgetl.core.system.host_load import HostLoad
@@ -234,3 +236,9 @@ def test_brackets_in_a_class_name_are_printed(name: str) -> None:
     first = evaluation.classes[0].model_copy(update={"label": name})
     printed = _printed(classes_table(evaluation.model_copy(update={"classes": (first, evaluation.classes[1])}), "test images"))
     assert name in printed
+
+
+def test_a_bundle_without_a_monitoring_reference_has_a_line_with_the_reason(bundle: Bundle) -> None:
+    assert reference_lines(bundle.manifest) == []
+    few = bundle.manifest.model_copy(update={"reference": None, "trained": bundle.manifest.trained.model_copy(update={"n": 8})})
+    assert reference_lines(few) == ["no drift detection (--drift of serve and run): 8 validation images, fewer than 50."]

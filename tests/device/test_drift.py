@@ -22,7 +22,7 @@ def predictions(rng: np.random.Generator, n: int, *, weights: tuple[float, ...] 
 
 
 def statistics(rng: np.random.Generator, n: int, *, shift: float = 0.0) -> NDArray[np.float32]:
-    """Return image statistics, float32 ``[n, 6]``."""
+    """Return image statistics, float32 ``[n, 7]``."""
     return rng.normal(0.5 + shift, 0.1, (n, len(STATISTICS))).astype(np.float32)
 
 

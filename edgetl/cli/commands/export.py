@@ -20,6 +20,7 @@ from edgetl.cli.tables import (
     input_size_lines,
     order_line,
     outcomes_table,
+    reference_lines,
     sensitive_lines,
     setting_lines,
     slower_lines,
@@ -122,7 +123,7 @@ def show_bundle(bundle: Bundle, *, verbose: bool = False) -> None:
     """Print the variants, the reasons for rejected ones, and the next command."""
     manifest = bundle.manifest
     out.print(variants_table(manifest))
-    for lines in (attempt_lines, setting_lines, sensitive_lines, slower_lines, agreement_lines, certainty_lines):
+    for lines in (attempt_lines, setting_lines, sensitive_lines, slower_lines, agreement_lines, certainty_lines, reference_lines):
         for line in lines(manifest):
             out.print(escape(line), soft_wrap=True)
     for item in manifest.rejected:

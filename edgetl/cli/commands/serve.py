@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +12,9 @@ import typer
 from rich.markup import escape
 
 from edgetl.cli.access_log import access_log
-from edgetl.cli.options import build, given, options_of
+from edgetl.cli.options import build, given, options_of, part
 from edgetl.cli.session import VerboseOption, err, working
+from edgetl.device.monitoring.config import MonitorConfig
 from edgetl.errors import ConfigError, MissingExtraError
 from edgetl.serve.config import ServeConfig
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from edgetl.serve.protocol.models import Models
 
 
+@options_of(MonitorConfig)
 @options_of(ServeConfig)
 def serve_command(
     context: typer.Context,
@@ -38,8 +41,10 @@ def serve_command(
     for library in ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
         if find_spec(library) is None:
             raise MissingExtraError(library, "serve")
-    config = build(ServeConfig, **given(ServeConfig, context, options))
+    config = build(ServeConfig, **given(ServeConfig, context, part(ServeConfig, options)))
+    monitoring = build(MonitorConfig, **given(MonitorConfig, context, part(MonitorConfig, options)))
     with working(json_output=False, verbose=verbose):
+        from edgetl.device.monitoring.monitor import Monitor
         from edgetl.serve.run import serve
 
         if config.tls_cert and config.tls_key:
@@ -55,5 +60,5 @@ def serve_command(
                 err.print(f"serving {escape(model.name)} {model.version} ({model.variant_name}{joined})", soft_wrap=True)
             err.print(f"listening on {config.url}", soft_wrap=True)
 
-        with access_log(on=config.access_log):
-            serve(bundles, config, started=started)
+        with access_log(on=config.access_log), Monitor(monitoring) if monitoring.on else nullcontext() as monitor:
+            serve(bundles, config, started=started, monitor=monitor)

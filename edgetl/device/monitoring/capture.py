@@ -8,6 +8,7 @@ Layout of the folder::
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter, deque
@@ -18,11 +19,12 @@ from typing import Literal, TypeAlias, get_args
 
 from edgetl.core.files.atomic import STAGING_MARK, storage_error, write_bytes
 from edgetl.core.images.file_types import HEADER_BYTES, image_format
-from edgetl.core.manifest import Manifest
 from edgetl.core.results import Prediction
 from edgetl.core.tasks import OutputDecoding
 from edgetl.device.monitoring.label_table import TABLE_NAME, LabelTable
 from edgetl.errors import StorageError
+
+logger = logging.getLogger("edgetl.monitor")
 
 Reason: TypeAlias = Literal["drift", "uncertain", "sample"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -50,11 +52,20 @@ def is_uncertain(prediction: Prediction, decoding: OutputDecoding, below: float)
 
 @dataclass(frozen=True)
 class Captured:
-    """Facts about an image to capture: prediction, reason, time (ISO 8601), and origin such as a file name or camera."""
+    """Facts about an image to capture.
+
+    Attributes:
+        prediction: prediction of the image.
+        reason: reason of the capture.
+        time: time of the capture, ISO 8601.
+        release: release of the model.
+        source: origin of the image, such as a file name or a camera.
+    """
 
     prediction: Prediction
     reason: Reason
     time: str
+    release: int
     source: str = ""
 
 
@@ -81,7 +92,8 @@ class CaptureFolder:
     Args:
         root: folder of ``--capture``. The model has a subfolder with its name. If a table there has other label columns, the subfolder
             gets a number.
-        manifest: manifest of the model.
+        name: name of the model.
+        decoding: task and labels of the model.
         max_bytes: disk budget, bytes.
 
     Attributes:
@@ -89,18 +101,16 @@ class CaptureFolder:
         deleted: number of images that were deleted to keep the budget.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, *, max_bytes: int) -> None:
+    def __init__(self, root: Path, name: str, decoding: OutputDecoding, *, max_bytes: int) -> None:
         """
         Raises:
             StorageError: the folder cannot be written.
         """
-        self.deleted = 0
-        self._release, self._max_bytes = manifest.release, max_bytes
-        self._one_value = manifest.task != "multi-label"
-        labels = ("label",) if manifest.task == "classification" else manifest.labels
+        self.deleted, self._max_bytes, self._task = 0, max_bytes, decoding.task
+        labels = ("label",) if decoding.task == "classification" else decoding.labels
         number = 1
         while True:
-            self.path = root / (manifest.name if number == 1 else f"{manifest.name}-{number}")
+            self.path = root / (name if number == 1 else f"{name}-{number}")
             self._table = LabelTable(self.path / TABLE_NAME, labels, FACTS)
             if self._table.fits():
                 break
@@ -135,8 +145,12 @@ class CaptureFolder:
         image = _Image(f"{facts.time[:10]}-{facts.reason}-{digest}{extension}", _on_disk(len(data)), facts.reason)
         self._make_room(image.size_bytes + _BLOCK_BYTES)
         write_bytes(self._folder / image.name, data)
+        try:
+            self._table.append(self._row(image, facts))
+        except StorageError:
+            (self._folder / image.name).unlink()
+            raise
         self._add(image)
-        self._table.append(self._row(image, facts))
         return True
 
     def _add(self, image: _Image) -> None:
@@ -149,11 +163,11 @@ class CaptureFolder:
         predicted = prediction.label if prediction.value is None else f"{prediction.value:.6g}"
         return {
             "file": image.name,
-            "predicted": predicted if self._one_value else " ".join(prediction.labels),
+            "predicted": " ".join(prediction.labels) if self._task == "multi-label" else predicted,
             "score": f"{prediction.score:.4f}",
             "reason": facts.reason,
             "captured": facts.time,
-            "release": str(self._release),
+            "release": str(facts.release),
             "source": facts.source,
         }
 
@@ -169,13 +183,19 @@ class CaptureFolder:
         return [image for _, image in sorted(found, key=lambda item: (item[0], item[1].name))]
 
     def _repair_table(self) -> None:
-        """Remove rows without an image and a torn line, and add rows for images without one."""
-        rows = [row for row in self._table.rows() if self._table.is_labeled(row) or (self._folder / row["file"]).is_file()]
-        listed = {row["file"] for row in rows}
+        """Remove a torn line and rows without an image, and add rows for images without one."""
+        self._table.remove_torn_line()
+        rows = self._table.rows()
+        kept = [row for row in rows if self._table.is_labeled(row) or (self._folder / row["file"]).is_file()]
+        listed = {row["file"] for row in kept}
         every = [image for images in self._images.values() for image in images]
-        rows += [{"file": image.name, "reason": image.reason} for image in every if image.name not in listed]
-        if rows or self._table.size_bytes:
-            self._table.rewrite(rows)
+        missing = [{"file": image.name, "reason": image.reason} for image in every if image.name not in listed]
+        if missing or len(kept) < len(rows):
+            try:
+                self._table.rewrite([*kept, *missing])
+            except StorageError as error:
+                # The next start repairs the table, when the disk is no longer full.
+                logger.warning("%s", error)
 
     def _make_room(self, size_bytes: int) -> None:
         """Delete images until ``size_bytes`` fit into the budget.

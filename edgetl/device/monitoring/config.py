@@ -28,7 +28,9 @@ class MonitorConfig(StrictModel):
     capture: Path | None = _monitoring(
         None, "Folder for images that are worth labeling: uncertain, drifted, or sampled. It has a table for the labels.", metavar="DIR"
     )
-    capture_mb: float = _monitoring(500.0, "Disk budget of --capture, MB (10^6 bytes). The oldest images are replaced.", ge=1.0)
+    capture_mb: float = _monitoring(
+        500.0, "Disk budget of --capture for each model, MB (10^6 bytes). The oldest are deleted first.", ge=1.0
+    )
     capture_interval_s: float = _monitoring(10.0, "Shortest time between two captured images, seconds.", ge=0.0)
     capture_below: float = _monitoring(
         0.6, "Captures an image if its highest score is lower. Multi-label: if a score is near its threshold.", ge=0.0, le=1.0

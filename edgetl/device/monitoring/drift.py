@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.reference import LEVELS, Quantiles, Reference, class_of, confidence_bin, rounded_scores, rounded_statistics
+from edgetl.core.reference import LEVELS, STATISTICS, Quantiles, Reference, class_of, confidence_bin, rounded_scores, rounded_statistics
 from edgetl.core.results import Prediction
 from edgetl.core.tasks import OutputDecoding
 
@@ -31,7 +31,7 @@ STEP = 10
 # Images of the first test after a start.
 LEAST_WINDOW = 50
 LEAST_PSI = 0.25
-# Bins with fewer expected images are combined. The distribution of the PSI is known for larger bins only.
+# Bins with fewer images are combined. The distribution of the PSI is known for larger bins only.
 LEAST_EXPECTED = 5.0
 
 
@@ -95,14 +95,18 @@ class DriftDetector:
     def add(self, prediction: Prediction, statistics: Sequence[float] | NDArray[np.float32] | None) -> DriftEvent | None:
         """Add an image, and test the window if a test is due. Return the event if drift starts or ends.
 
+        Values that are not finite are left out.
+
         Args:
             prediction: prediction of the image.
-            statistics: ``image_statistics`` of the image, float32 ``[6]``; none if its pixels are not available.
+            statistics: ``image_statistics`` of the image, float32 ``[7]``; none if its pixels are not available.
         """
+        if not np.isfinite(prediction.scores).all():
+            return None
         self._scores.append(rounded_scores(prediction.scores, self._decoding))
         self._classes.append(class_of(prediction, self._decoding))
         self._bins.append(confidence_bin(prediction.score))
-        if statistics is not None:
+        if statistics is not None and np.isfinite(statistics).all():
             self._statistics.append(rounded_statistics(statistics))
         self._count += 1
         if self._count % STEP or len(self._scores) < min(LEAST_WINDOW, self._window):
@@ -128,8 +132,9 @@ class DriftDetector:
         if len(self._statistics) >= min(LEAST_WINDOW, self._window):
             columns = np.array(self._statistics).T
             found += [
-                _compare(f"image:{name}", column, quantiles, self._reference.n, alpha)
-                for column, (name, quantiles) in zip(columns, self._reference.images.items(), strict=True)
+                _compare(f"image:{name}", columns[STATISTICS.index(name)], quantiles, self._reference.n, alpha)
+                for name, quantiles in self._reference.images.items()
+                if name in STATISTICS
             ]
         if classes := self._reference.classes:
             found.append(_stability("classes", [self._classes.count(name) for name in classes], list(classes.values()), alpha))
@@ -159,10 +164,11 @@ def ks_distance(values: NDArray[np.float64], quantiles: Quantiles) -> float:
 def stability_index(counts: Sequence[int], reference: Sequence[int]) -> tuple[float, int]:
     """Return the population stability index of two histograms, and its number of bins.
 
-    Bins with fewer than 5 expected images are combined. Half an image is added to each bin, so that empty bins have a finite logarithm.
+    Bins with fewer than 5 images, in the reference or expected in the window, are combined. Half an image is added to each bin, so that
+    empty bins have a finite logarithm.
     """
     now, before = np.array(counts, np.float64), np.array(reference, np.float64)
-    small = before * (now.sum() / before.sum()) < LEAST_EXPECTED
+    small = before * min(1.0, now.sum() / before.sum()) < LEAST_EXPECTED
     if small.any():
         now, before = (np.append(values[~small], values[small].sum()) for values in (now, before))
     now, before = ((values + 0.5) / (values + 0.5).sum() for values in (now, before))
@@ -187,9 +193,10 @@ def stability_limit(n: int, m: int, bins: int, alpha: float) -> float:
 
 def _compare(name: str, values: NDArray[np.float64], quantiles: Quantiles, n: int, alpha: float) -> Change:
     limit = ks_limit(len(values), n, alpha)
-    return Change(name, ks_distance(values, quantiles), limit, quantiles[len(quantiles) // 2], float(np.median(values)))
+    distance = round(ks_distance(values, quantiles), 4)
+    return Change(name, distance, round(limit, 4), quantiles[len(quantiles) // 2], round(float(np.median(values)), 4))
 
 
 def _stability(name: str, counts: Sequence[int], reference: Sequence[int], alpha: float) -> Change:
     value, bins = stability_index(counts, reference)
-    return Change(name, value, stability_limit(sum(counts), sum(reference), bins, alpha))
+    return Change(name, round(value, 4), round(stability_limit(sum(counts), sum(reference), bins, alpha), 4))

@@ -16,7 +16,7 @@ MAX_BYTES = 64_000_000
 
 
 class LabelTable:
-    """CSV file with the columns ``file``, labels and facts. A crash can only tear its last line, which the next start removes.
+    """CSV file with the columns ``file``, labels and facts. A crash can only tear its last line.
 
     Args:
         path: CSV file.
@@ -41,6 +41,13 @@ class LabelTable:
         """Return the complete rows."""
         return [dict(zip(self.header, cells, strict=False)) for cells in self._read()[1:] if len(cells) == len(self.header)]
 
+    def remove_torn_line(self) -> None:
+        """Remove an incomplete last line, which a crash has left. This needs no disk space."""
+        if self.path.exists():
+            data = self.path.read_bytes()
+            if not data.endswith(b"\n"):
+                os.truncate(self.path, data.rfind(b"\n") + 1)
+
     def is_labeled(self, row: Mapping[str, str]) -> bool:
         """Return true if a person has filled in a label column of the row."""
         return any(row[name].strip() for name in self._labels)
@@ -52,9 +59,11 @@ class LabelTable:
             StorageError: the disk is full.
         """
         size = self.size_bytes
+        # A label may have the name of a fact. Its column is for the label.
+        unlabeled = {**row, **dict.fromkeys(self._labels, "")}
         try:
             with open(self.path, "ab") as file:
-                file.write(self._text([row] if size else [dict(zip(self.header, self.header, strict=True)), row]))
+                file.write(self._text([unlabeled] if size else [dict(zip(self.header, self.header, strict=True)), unlabeled]))
         except OSError as error:
             if self.size_bytes > size:
                 os.truncate(self.path, size)

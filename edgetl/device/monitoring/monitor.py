@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgetl.core.files.names import printable
 from edgetl.core.files.regular import read_plain
 from edgetl.core.images.decode import MAX_FILE_BYTES, load_image
 from edgetl.core.manifest import Manifest
@@ -34,7 +35,7 @@ from edgetl.device.monitoring.capture import REASONS, Captured, CaptureFolder, R
 from edgetl.device.monitoring.config import MonitorConfig
 from edgetl.device.monitoring.drift import DriftDetector, DriftEvent
 from edgetl.device.monitoring.events import Event, EventLog, timestamp
-from edgetl.errors import ConfigError, EdgetlError
+from edgetl.errors import ConfigError, EdgetlError, StorageError
 
 logger = logging.getLogger("edgetl.monitor")
 
@@ -52,14 +53,16 @@ _FLUSH_S = 10.0
 # Pause of the capture after a failure such as a full disk, seconds.
 _PAUSE_S = 60.0
 _CLOSE_S = 5.0
-_COUNTS = (
+COUNTS = (
     "observed",
+    "dropped",
     "drift",
     "drift_events",
     *(f"captured_{reason}" for reason in REASONS),
     "capture_failed",
     "capture_deleted",
     "capture_bytes",
+    "events_failed",
 )
 
 
@@ -76,10 +79,10 @@ class _Observation:
     inputs: Batch | NDArray[np.float32] | Sequence[float] | None
     image: Observed | None
     source: str
-    size_bytes: int
+    kept_bytes: int
 
     def statistics(self) -> NDArray[np.float32] | None:
-        """Return the image statistics, float32 ``[6]``; none without inputs."""
+        """Return the image statistics, float32 ``[7]``; none without inputs."""
         if self.inputs is None:
             return None
         values = np.asarray(self.inputs)
@@ -87,8 +90,8 @@ class _Observation:
 
 
 @dataclass
-class _Watched:
-    """State of one model: its detector and folder, next times (monotonic), and counts."""
+class _Model:
+    """State of one release of a model: detector, folder, next times (monotonic), and counts."""
 
     manifest: Manifest
     detector: DriftDetector | None
@@ -98,10 +101,10 @@ class _Watched:
     total: Counter[str] = field(default_factory=Counter)
     unwritten: Counter[str] = field(default_factory=Counter)
 
-    def count(self, name: str, number: int = 1) -> None:
-        """Increase a count."""
-        self.total[name] += number
-        self.unwritten[name] += number
+    def count(self, name: str) -> None:
+        """Increase a count by 1."""
+        self.total[name] += 1
+        self.unwritten[name] += 1
 
 
 class Monitor:
@@ -122,10 +125,14 @@ class Monitor:
         self._config = config
         self._random = random.Random(seed)
         self._events = EventLog(config.events_file) if config.events_file else None
-        self._models: dict[tuple[str, int], _Watched] = {}
+        self._models: dict[tuple[str, int], _Model] = {}
+        self._folders: dict[tuple[str, tuple[str, ...]], CaptureFolder] = {}
+        self._creating = threading.Lock()
         self._queue: queue.Queue[_Observation | None] = queue.Queue(MAX_WAITING)
-        self._waiting_bytes, self._dropped = 0, 0
-        self._lock = threading.Lock()
+        # ``observe`` takes this lock, which protects the two counts only.
+        self._counting = threading.Lock()
+        self._waiting_bytes = 0
+        self._dropped: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._work, name="edgetl-monitor", daemon=True)
         self._thread.start()
 
@@ -136,7 +143,7 @@ class Monitor:
         self.close()
 
     def add(self, manifest: Manifest) -> None:
-        """Add a model before its first prediction. A model that is not added is added by its first observation.
+        """Add a model before its first prediction, to find mistakes at the start. ``observe`` adds other models.
 
         Raises:
             ConfigError: ``drift`` is set, and the bundle has no monitoring reference. The message has the reason.
@@ -144,7 +151,8 @@ class Monitor:
         """
         if self._config.drift and manifest.reference is None:
             raise ConfigError(f"{manifest.name}, release {manifest.release}: {_no_reference(manifest)}")
-        self._watch(manifest)
+        with self._creating:
+            self._models[manifest.name, manifest.release] = _Model(manifest, self._detector(manifest), self._folder(manifest))
 
     def observe(
         self,
@@ -154,50 +162,51 @@ class Monitor:
         inputs: Batch | NDArray[np.float32] | Sequence[float] | None = None,
         image: Observed | None = None,
         source: str = "",
+        kept_bytes: int = 0,
     ) -> None:
         """Observe the prediction of one image. The call never blocks: if the monitor is busy, the observation is dropped and counted.
 
         Args:
             manifest: manifest of the bundle that made the prediction.
             prediction: prediction of the image.
-            inputs: input of the network, as ``Predictor.prepare`` returns it (one image), or the six values of ``image_statistics``.
-                None compares only the predictions. The array must not change afterwards.
+            inputs: input of the network, as ``Predictor.prepare`` returns it (one image), or its ``image_statistics``. None compares only
+                the predictions. The array must not change afterwards.
             image: image to keep if it is worth labeling: its path, its encoded bytes, a decoded RGB image (PIL, or uint8 ``[H, W, 3]``), or
                 a function that returns encoded bytes. Only captured images are read. None captures nothing.
             source: origin of the image for the table, such as a file name or a camera.
+            kept_bytes: memory that an image given as a function keeps, bytes.
         """
-        size = len(image) if isinstance(image, bytes) else image.nbytes if isinstance(image, np.ndarray) else 0
-        if isinstance(image, Image.Image):
-            size = 3 * image.width * image.height
-        size += inputs.nbytes if isinstance(inputs, np.ndarray) else 0
-        with self._lock:
-            full = self._waiting_bytes + size > MAX_WAITING_BYTES
-            self._waiting_bytes += 0 if full else size
-        try:
-            if full:
-                raise queue.Full
-            self._queue.put_nowait(_Observation(manifest, prediction, inputs, image, source, size))
-        except queue.Full:
-            with self._lock:
-                self._dropped += 1
-                self._waiting_bytes -= 0 if full else size
+        size = kept_bytes + _size(image) + (inputs.nbytes if isinstance(inputs, np.ndarray) else 0)
+        with self._counting:
+            fits = self._waiting_bytes + size <= MAX_WAITING_BYTES
+            self._waiting_bytes += size
+        with suppress(queue.Full):
+            if fits:
+                self._queue.put_nowait(_Observation(manifest, prediction, inputs, image, source, size))
+                return
+        with self._counting:
+            self._waiting_bytes -= size
+            self._dropped[manifest.name] += 1
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return the counts since the start, by the name of the model; the monitor's own counts have an empty name.
+        """Return the counts since the start, by the name of the model.
 
-        Model: ``observed``, ``drift`` (1 during drift, else 0), ``drift_events``, ``captured_drift``, ``captured_uncertain``,
-        ``captured_sample``, ``capture_failed``, ``capture_deleted``, ``capture_bytes``. Monitor: ``dropped`` observations, ``failed``
-        writes to the file of the events.
+        - ``observed``, ``dropped``: predictions that were processed, or dropped because the monitor was busy.
+        - ``drift``: 1 during drift of the newest release, else 0. ``drift_events``: starts of drift.
+        - ``captured_drift``, ``captured_uncertain``, ``captured_sample``: captured images by reason.
+        - ``capture_failed``, ``capture_deleted``: images that were not captured, or were deleted for the budget.
+        - ``capture_bytes``: used part of the budget, bytes.
+        - ``events_failed``: events and counts that were not written, for instance on a full disk.
         """
-        found: dict[str, dict[str, int]] = {"": {"dropped": self._dropped, "failed": self._events.failed if self._events else 0}}
-        for (name, _), model in sorted(self._models.copy().items()):
-            # The newest release of a model, and the counts of all its releases.
-            current = found.setdefault(name, dict.fromkeys(_COUNTS, 0))
-            for key, value in model.total.items():
-                current[key] += value
-            current["drift"] = int(model.detector is not None and model.detector.drifted)
+        found: dict[str, dict[str, int]] = {}
+        for (name, _), model in sorted(self._models.copy().items(), key=lambda item: item[0]):
+            counts = found.setdefault(name, dict.fromkeys(COUNTS, 0))
+            for key, value in model.total.copy().items():
+                counts[key] += value
+            counts["dropped"] = self._dropped[name]
+            counts["drift"] = int(model.detector is not None and model.detector.drifted)
             if model.folder is not None:
-                current["capture_bytes"], current["capture_deleted"] = model.folder.used_bytes, model.folder.deleted
+                counts["capture_bytes"], counts["capture_deleted"] = model.folder.used_bytes, model.folder.deleted
         return found
 
     def close(self) -> None:
@@ -207,29 +216,28 @@ class Monitor:
         self._thread.join(_CLOSE_S)
 
     def _work(self) -> None:
-        flush_at = time.monotonic() + _FLUSH_S
-        running = True
+        flush_at, running = time.monotonic() + _FLUSH_S, True
         while running:
             item: _Observation | _Idle | None = _Idle.IDLE
             with suppress(queue.Empty):
                 item = self._queue.get(timeout=_FLUSH_S)
+            running = item is not None
             try:
                 if isinstance(item, _Observation):
-                    with self._lock:
-                        self._waiting_bytes -= item.size_bytes
+                    with self._counting:
+                        self._waiting_bytes -= item.kept_bytes
                     self._process(item)
-                if item is None or time.monotonic() >= flush_at:
+                if not running or time.monotonic() >= flush_at:
                     flush_at = time.monotonic() + _FLUSH_S
                     self._write_counts()
             except Exception:
                 # A bug in edgetl. The thread continues, because a device runs for years.
                 logger.exception("internal error of the monitor")
-            running = item is not None
         if self._events is not None:
             self._events.close()
 
     def _process(self, item: _Observation) -> None:
-        now, model = time.monotonic(), self._watch(item.manifest)
+        now, model = time.monotonic(), self._model(item.manifest)
         model.count("observed")
         if model.detector is not None and now >= model.next_drift:
             model.next_drift = now + self._config.drift_interval_s
@@ -241,16 +249,16 @@ class Monitor:
                 model.next_capture = now + self._config.capture_interval_s
                 self._capture(model, item, reason)
 
-    def _reason(self, model: _Watched, prediction: Prediction) -> Reason | None:
+    def _reason(self, model: _Model, prediction: Prediction) -> Reason | None:
         if model.detector is not None and model.detector.drifted:
             return "drift"
         if is_uncertain(prediction, model.manifest.decoding, self._config.capture_below):
             return "uncertain"
         return "sample" if self._random.random() < self._config.capture_rate else None
 
-    def _capture(self, model: _Watched, item: _Observation, reason: Reason) -> None:
+    def _capture(self, model: _Model, item: _Observation, reason: Reason) -> None:
         assert model.folder is not None and item.image is not None
-        facts = Captured(item.prediction, reason, timestamp(), item.source)
+        facts = Captured(item.prediction, reason, timestamp(), item.manifest.release, printable(item.source))
         try:
             if model.folder.save(_encoded(item.image, item.manifest), facts):
                 model.count(f"captured_{reason}")
@@ -260,7 +268,7 @@ class Monitor:
             model.count("capture_failed")
             logger.warning("an image was not captured: %s", error)
 
-    def _report(self, model: _Watched, event: DriftEvent) -> None:
+    def _report(self, model: _Model, event: DriftEvent) -> None:
         name, release = model.manifest.name, model.manifest.release
         if event.kind == "drift":
             model.count("drift_events")
@@ -268,30 +276,54 @@ class Monitor:
             logger.warning("drift: the last %d images of %s differ from its validation images: %s", event.window, name, shown)
         else:
             logger.info("end of drift: the last %d images of %s do not differ from its validation images", event.window, name)
-        if self._events is not None:
-            detail = {"window": event.window, "changes": [asdict(change) for change in event.changes[:MAX_CHANGES]]}
-            self._events.add(Event(timestamp(), name, release, event.kind, detail))
+        detail = {"window": event.window, "changes": [asdict(change) for change in event.changes[:MAX_CHANGES]]}
+        if self._events is not None and not self._events.add(Event(timestamp(), name, release, event.kind, detail)):
+            model.count("events_failed")
 
     def _write_counts(self) -> None:
-        for (name, release), model in self._models.items():
-            if self._events is not None and model.unwritten and self._events.count(name, release, model.unwritten):
-                model.unwritten.clear()
+        for (name, release), model in self._models.copy().items():
+            if self._events is not None and model.unwritten:
+                if self._events.count(name, release, model.unwritten):
+                    model.unwritten.clear()
+                else:
+                    model.total["events_failed"] += 1
 
-    def _watch(self, manifest: Manifest) -> _Watched:
-        """Return the state of a model, and create it at its first observation."""
+    def _model(self, manifest: Manifest) -> _Model:
+        """Return the state of a model. A new model without a reference or a folder is observed without it."""
         key = manifest.name, manifest.release
-        with self._lock:
+        with self._creating:
             if key not in self._models:
-                self._models[key] = self._create(manifest)
+                if self._config.drift and manifest.reference is None:
+                    logger.warning("%s, release %d: %s", *key, _no_reference(manifest))
+                folder = None
+                try:
+                    folder = self._folder(manifest)
+                except StorageError as error:
+                    logger.warning("no images are captured: %s", error)
+                self._models[key] = _Model(manifest, self._detector(manifest), folder)
             return self._models[key]
 
-    def _create(self, manifest: Manifest) -> _Watched:
-        config, reference = self._config, manifest.reference
-        detector = DriftDetector(reference, manifest.decoding, window=config.drift_window) if config.drift and reference else None
-        if config.drift and reference is None:
-            logger.warning("%s, release %d: %s", manifest.name, manifest.release, _no_reference(manifest))
-        folder = CaptureFolder(config.capture, manifest, max_bytes=int(config.capture_mb * 1e6)) if config.capture else None
-        return _Watched(manifest, detector, folder)
+    def _detector(self, manifest: Manifest) -> DriftDetector | None:
+        if not self._config.drift or manifest.reference is None:
+            return None
+        return DriftDetector(manifest.reference, manifest.decoding, window=self._config.drift_window)
+
+    def _folder(self, manifest: Manifest) -> CaptureFolder | None:
+        """Return the folder for captured images, which the releases of a model share."""
+        if self._config.capture is None:
+            return None
+        key = manifest.name, manifest.labels
+        if key not in self._folders:
+            max_bytes = int(self._config.capture_mb * 1e6)
+            self._folders[key] = CaptureFolder(self._config.capture, manifest.name, manifest.decoding, max_bytes=max_bytes)
+        return self._folders[key]
+
+
+def _size(image: Observed | None) -> int:
+    """Return the memory that an image keeps, bytes."""
+    if isinstance(image, Image.Image):
+        return 3 * image.width * image.height
+    return len(image) if isinstance(image, bytes) else image.nbytes if isinstance(image, np.ndarray) else 0
 
 
 def _no_reference(manifest: Manifest) -> str:

@@ -27,14 +27,23 @@ export function readMetrics(text, time) {
   const counters = new Map();
   const add = (key, value) => counters.set(key, (counters.get(key) ?? 0) + value);
   const gauge = (name) => samples.filter((sample) => sample.name === name).reduce((sum, { value }) => (sum ?? 0) + value, undefined);
-  const served = [];
+  const served = [], drifted = [];
   for (const { name, labels, value } of samples) {
     if (name === "edgetl_model_info" && value) served.push(JSON.stringify(Object.entries(labels).sort()));
+    if (name === "edgetl_drift" && value) drifted.push(labels.model);
     if (name === "edgetl_requests_total") add(/^2/.test(labels.code ?? "") ? "successful" : "unsuccessful", value);
     if (name === "edgetl_rejected_total") add("rejected", value);
     if (name === "edgetl_request_duration_seconds_bucket") add(number(labels.le), value);
   }
-  return { time, counters, inflight: gauge("edgetl_inflight"), waiting: gauge("edgetl_queue_depth"), served: served.sort().join() };
+  return {
+    time,
+    counters,
+    inflight: gauge("edgetl_inflight"),
+    waiting: gauge("edgetl_queue_depth"),
+    captured: gauge("edgetl_captured_total"),
+    drifted: drifted.sort(),
+    served: served.sort().join(),
+  };
 }
 
 /** Return the difference of two results of ``readMetrics``. A smaller counter means that the server restarted and counts from 0. */

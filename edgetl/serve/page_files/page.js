@@ -170,8 +170,13 @@ async function refresh() {
   if (state.metrics) state.steps.push(difference(state.metrics, now));
   state.metrics = now;
   state.steps = state.steps.filter((step) => step.time > now.time - WINDOW_S);
-  const { inflight, waiting } = now;
-  const gauges = [inflight === undefined ? "" : `${inflight} in progress`, waiting === undefined ? "" : `${waiting} waiting`];
+  const { inflight, waiting, captured, drifted } = now;
+  const gauges = [
+    inflight === undefined ? "" : `${inflight} in progress`,
+    waiting === undefined ? "" : `${waiting} waiting`,
+    captured === undefined ? "" : `${captured} captured`,
+    drifted.length ? `drift: ${drifted.join(", ")}` : "",
+  ];
   find("gauges").textContent = gauges.filter(Boolean).join(" · ");
   showState("ready", "ready");
   redraw();

@@ -35,6 +35,7 @@ class WorkerConfig:
         threads: number of jobs computed at the same time, each by one thread.
         batch: largest batch of images from several requests. 0 measures at the start whether batches are faster.
         body_bytes: largest request body, bytes.
+        statistics: compute the image statistics that drift detection needs.
     """
 
     bundles: tuple[Path, ...]
@@ -42,6 +43,7 @@ class WorkerConfig:
     threads: int = 1
     batch: int = 0
     body_bytes: int = 16_000_000
+    statistics: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,19 @@ class Stages:
 
 @dataclass(frozen=True)
 class Result:
-    """Result of a job: logits, float32 ``[n, labels]``, and the requested response, or an HTTP status and error message."""
+    """Result of a job: logits, float32 ``[n, labels]``, and the requested response, or an HTTP status and error message.
+
+    ``image_statistics`` has a row for each image, if ``WorkerConfig.statistics`` is set. ``encoded`` is true for requests with encoded
+    images, and false for tensors.
+    """
 
     logits: NDArray[np.float32] | None = None
     stages: Stages = field(default_factory=Stages)
     status: int = 200
     message: str = ""
     response: ResponseSpec = field(default_factory=ResponseSpec)
+    image_statistics: tuple[tuple[float, ...], ...] = ()
+    encoded: bool = False
 
 
 def pack(header: Header, payload: bytes = b"") -> bytes:
@@ -114,6 +122,7 @@ def pack_result(number: int, result: Result) -> bytes:
     header: Header = {"job": number, "status": result.status, "message": result.message, "stages": astuple(result.stages)}
     if result.logits is None:
         return pack(header)
+    header |= {"image_statistics": result.image_statistics, "encoded": result.encoded}
     return pack({**header, "shape": result.logits.shape, "response": asdict(result.response)}, result.logits.astype("<f4").tobytes())
 
 
@@ -123,7 +132,15 @@ def unpack_result(header: Header, payload: bytes) -> Result:
     if "shape" not in header:
         return Result(None, stages, header["status"], header["message"])
     response = ResponseSpec(header["response"]["id"], tuple(RequestedOutput(**item) for item in header["response"]["outputs"]))
-    return Result(np.frombuffer(payload, "<f4").reshape(header["shape"]), stages, header["status"], header["message"], response)
+    return Result(
+        np.frombuffer(payload, "<f4").reshape(header["shape"]),
+        stages,
+        header["status"],
+        header["message"],
+        response,
+        tuple(map(tuple, header["image_statistics"])),
+        header["encoded"],
+    )
 
 
 async def read_message(reader: asyncio.StreamReader) -> tuple[Header, bytes]:

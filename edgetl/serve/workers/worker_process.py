@@ -25,6 +25,7 @@ from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.images.decode import MAX_PIXELS, SERVED_FORMATS
 from edgetl.core.manifest import Variant
 from edgetl.core.preprocess import Batch, decode_image, to_batch
+from edgetl.core.reference import image_statistics
 from edgetl.errors import EdgetlError, ImageError, RequestError
 from edgetl.runtime.engine import choose_variant
 from edgetl.runtime.predictor import Predictor, load
@@ -107,10 +108,12 @@ class _WorkerProcess:
         self._sending = threading.Lock()
         self._models: list[Predictor] = []
         self._ports: list[InputPort] = []
+        self._statistics = False
 
     def run(self) -> None:
         """Load the bundles, then compute jobs until the server closes the connection."""
         config = unpack_config(receive_message(self._stream)[0])
+        self._statistics = config.statistics
         try:
             loaded = _open_all(config)
             self._models = [predictor for _, predictor in loaded]
@@ -213,7 +216,14 @@ class _WorkerProcess:
         for task, batch, stages in prepared:
             rows: NDArray[np.float32] = logits[first_row : first_row + len(batch)]
             first_row += len(batch)
-            self._send(pack_result(task.number, Result(rows, replace(stages, inference=inference_s), response=task.request.response)))
+            result = Result(
+                rows,
+                replace(stages, inference=inference_s),
+                response=task.request.response,
+                image_statistics=_statistics(batch, model) if self._statistics else (),
+                encoded=task.request.tensor is None,
+            )
+            self._send(pack_result(task.number, result))
 
 
 def _decoded(images: tuple[bytes, ...], model: Predictor) -> tuple[Batch, float]:
@@ -234,6 +244,12 @@ def _decoded(images: tuple[bytes, ...], model: Predictor) -> tuple[Batch, float]
         rows.append(to_batch([image], model.spec, model.input_form))
     total_input: Any = rows[0] if len(rows) == 1 else np.concatenate(rows)
     return total_input, seconds
+
+
+def _statistics(batch: Batch, model: Predictor) -> tuple[tuple[float, ...], ...]:
+    """Return the image statistics of a batch. A tensor may have values that are not finite, which JSON cannot represent: no statistics."""
+    found = image_statistics(batch, model.spec)
+    return tuple(map(tuple, found.tolist())) if np.isfinite(found).all() else ()
 
 
 def _engine_recovers(model: Predictor) -> bool:
