@@ -129,11 +129,12 @@ def test_groups_with_images_of_two_labels_count_for_the_ratio_of_train() -> None
     assert [len(result.part(part)) for part in PARTS] == [14, 4, 2]
 
 
-def test_a_rare_class_counts_as_much_as_a_common_one() -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_a_rare_class_counts_as_much_as_a_common_one(seed: int) -> None:
     """Five groups of two images of a and one of b, and ten groups of three images of a: a fifth of each class is in val and in test."""
     rows = [sample(int(index == 2), (group, index), group) for group in (f"mixed{n}" for n in range(5)) for index in range(3)]
     rows += [sample(0, (group, index), group) for group in (f"plain{n}" for n in range(10)) for index in range(3)]
-    result = split(folder(rows), val=0.2, test=0.2)
+    result = split(folder(rows), seed=seed, val=0.2, test=0.2)
     assert [Counter(item.label for item in result.part(part)) for part in PARTS] == [{0: 24, 1: 3}, {0: 8, 1: 1}, {0: 8, 1: 1}]
 
 
