@@ -297,12 +297,19 @@ def _choose(search: _Search, finalists: Sequence[_Candidate], progress: Progress
     timings = _merged(search.timings, [*(item.timing() for item in finalists), *measured])
     if not measured:
         raise EngineError(f"{search.bundle.path}: no choice predicts in a fresh process. {search.skipped[-1].reason}")
-    fastest = min(item.whole_ms for item in measured)
-    best = min((item for item in measured if item.whole_ms <= fastest * (1 + EQUAL)), key=_preference)
-    return tuple(timings), best.choice
+    return tuple(timings), best_of(measured).choice
 
 
-def _preference(timing: Timing) -> tuple[float, ...]:
-    """Return the sort key among choices of equal speed: memory, load time, differences from the default setting, time."""
-    memory = round((timing.peak_rss_mb or 0.0) / MEMORY_STEP_MB)
-    return memory, round((timing.load_ms or 0.0) / LOAD_STEP_MS), timing.setting.changes, timing.threads, timing.whole_ms
+def best_of(timings: Sequence[Timing]) -> Timing:
+    """Return the best of several timings with memory and load time.
+
+    All choices within 3 % of the fastest are equal. Of these, those with the least memory remain, then those with the shortest load time,
+    each within a tolerance. The one with the fewest special settings and threads wins.
+    """
+    fastest = min(item.whole_ms for item in timings)
+    equal = [item for item in timings if item.whole_ms <= fastest * (1 + EQUAL)]
+    least_mb = min(item.peak_rss_mb or 0.0 for item in equal)
+    equal = [item for item in equal if (item.peak_rss_mb or 0.0) <= least_mb + MEMORY_STEP_MB]
+    shortest_ms = min(item.load_ms or 0.0 for item in equal)
+    equal = [item for item in equal if (item.load_ms or 0.0) <= shortest_ms + LOAD_STEP_MS]
+    return min(equal, key=lambda item: (item.setting.changes, item.threads, item.whole_ms))

@@ -11,8 +11,8 @@ import pytest
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.config import read_json
 from edgetl.core.store import active_release
-from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting, Tuning
-from edgetl.device.tuning import TuneConfig, thread_counts, tune, tune_release
+from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting, Timing, Tuning
+from edgetl.device.tuning import TuneConfig, best_of, thread_counts, tune, tune_release
 from edgetl.errors import ConfigError, EngineError
 from edgetl.runtime.predictor import load
 from tests.command import edgetl, edgetl_in_one_process
@@ -42,6 +42,26 @@ def small(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("limit", "counts"), [(1, [1]), (2, [2, 1]), (3, [3, 2, 1]), (4, [4, 2, 1]), (6, [6, 4, 2, 1])])
 def test_thread_counts_are_the_limit_and_powers_of_two(limit: int, counts: list[int]) -> None:
     assert thread_counts(limit) == counts
+
+
+@pytest.mark.parametrize(
+    ("other", "best"),
+    [
+        ({"whole_ms": 4.2}, "first"),  # slower
+        ({"whole_ms": 4.05}, "other"),  # as fast, with fewer special settings
+        ({"whole_ms": 4.05, "peak_rss_mb": 140.0}, "first"),  # as fast, with more memory
+        ({"whole_ms": 4.05, "peak_rss_mb": 110.0, "load_ms": 400.0}, "other"),
+        ({"whole_ms": 4.05, "load_ms": 600.0}, "first"),  # as fast, with a longer load time
+        ({"whole_ms": 3.0, "peak_rss_mb": 900.0, "load_ms": 3000.0}, "other"),  # faster
+    ],
+)
+def test_choices_of_equal_speed_differ_by_memory_load_time_and_settings(other: dict[str, float], best: str) -> None:
+    setting = ExecutionSetting(precision="bf16")
+    figures = {"n": 40, "golden_difference": 0.0, "threads": 1}
+    values = {"peak_rss_mb": 100.0, "load_ms": 300.0, **figures}
+    first = Timing.model_validate({"variant": "openvino-fp32", "setting": setting, "whole_ms": 4.0, **values})
+    second = Timing.model_validate({"variant": "onnx-fp32", **values, **other})
+    assert best_of([first, second]) == {"first": first, "other": second}[best]
 
 
 def test_a_tuning_contains_a_timing_of_each_choice_and_the_chosen_one(tuned: tuple[Bundle, Tuning]) -> None:
