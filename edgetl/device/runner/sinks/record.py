@@ -15,6 +15,9 @@ from edgetl.core.config import StrictModel
 # Columns of a CSV sink. They do not depend on the labels, so that a file stays valid when a new release has other labels.
 COLUMNS = ("id", "time", "image", "model", "release", "label", "score", "labels", "value", "ms", "error")
 
+# ``json.dumps`` would create one for each record.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 
 @dataclass(frozen=True)
 class Record:
@@ -29,7 +32,7 @@ class Record:
 
     def to_json(self) -> bytes:
         """Return the record as one line of JSON, UTF-8, without a newline."""
-        return json.dumps(self.values, ensure_ascii=False, separators=(",", ":")).encode()
+        return _ENCODER.encode(self.values).encode()
 
     def to_csv(self) -> bytes:
         """Return the record as a line of CSV with the columns ``COLUMNS``. Several labels are separated by semicolons."""

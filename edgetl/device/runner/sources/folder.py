@@ -79,7 +79,7 @@ class FolderSource:
             if not listed and self._mode == "once":
                 raise DataError(f"{printable(self._folder)} contains no image. Check the folder, or wait for images with --follow.")
             for path in self._complete(listed) if self._mode == "follow" else listed:
-                if path.exists():
+                if os.path.exists(path):
                     yield Frame(printable(path), path, path if self._delete or self._target else None)
                 else:
                     self.missing += 1
