@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo dist docs test run-tests test-all test-matrix coverage mutation check bench clean
+.PHONY: demo dist docs test run-tests test-all test-matrix test-arm64 coverage mutation check bench clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.ready: pyproject.toml
@@ -49,6 +49,11 @@ mutation: $(VENV)/.ready
 test-matrix: $(VENV)/.ready
 	$(BIN)/python -m tests.matrix
 
+# Predictions of an arm64 device in qemu's emulation, compared with this host. Needs Debian, qemu-user-static and network access.
+test-arm64: $(VENV)/.ready
+	$(BIN)/python -m tests.arm64
+	$(BIN)/python -m pytest -s -m slow tests/end_to_end/test_arm64.py
+
 # The documentation site: docs/_build/html/index.html opens in a browser without a server.
 docs: $(VENV)/.ready
 	$(BIN)/python docs/_ext/manifest_schema.py
@@ -63,4 +68,4 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) demo runs dist build docs/_build .coverage mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .arm64 demo runs dist build docs/_build .coverage mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import platform
 import threading
 
 import numpy as np
@@ -53,6 +54,10 @@ class OvEngine:
             raise EngineError(f"this CPU does not compute in {setting.precision}. Tune the bundle again on this host: edgetl tune BUNDLE")
         # Without the precision hint, OpenVINO computes in bfloat16 on CPUs that support it. Outputs would differ from the export.
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": setting.precision, "INFERENCE_NUM_THREADS": threads}
+        if platform.machine() in ("aarch64", "arm64"):
+            # The int8 convolutions for ARM of OpenVINO 2025.4 to 2026.4 return wrong outputs. Without these transformations, int8 variants
+            # are computed in float, with the scores of other hosts. See https://github.com/openvinotoolkit/openvino/issues/34673.
+            hints["LP_TRANSFORMS_MODE"] = "NO"
         self._static = setting.static_batch
         try:
             model = core().read_model(xml, weights)
