@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +100,12 @@ def try_variant(bundle: Bundle, variant: Variant, *, limits: Limits | None = Non
         memory_bytes=allowed.memory_bytes,
         cpu_s=allowed.cpu_s,
     )
-    problem = _run_child(job, files, allowed)
+    given = b"".join([job.model_dump_json().encode(), b"\n", *files])
+    try:
+        report = run_child(__name__, run_trial.__name__, given, wall_s=allowed.wall_s)
+        problem = parse_json(report, _Report, EngineError, name="the report").error
+    except EngineError as error:
+        problem = str(error)
     if problem:
         raise EngineError(
             f"{bundle.path / variant.files[0].path}: the trial in a separate process failed: {problem} (limits: {allowed}). "
@@ -109,25 +113,36 @@ def try_variant(bundle: Bundle, variant: Variant, *, limits: Limits | None = Non
         )
 
 
-def _run_child(job: _Job, files: Sequence[bytes], limits: Limits) -> str:
-    """Run a job in a child process. Return the description of its failure, or an empty text."""
-    given = b"".join([job.model_dump_json().encode(), b"\n", *files])
+def run_child(module: str, function: str, given: bytes, *, wall_s: float) -> bytes:
+    """Run a function of a module in a separate process with ``given`` as its standard input. Return the bytes that it reports.
+
+    The function writes its report to the descriptor of ``take_standard_output``.
+
+    Raises:
+        EngineError: the process cannot be started, was killed, exceeded the time limit, or ended without a report. The message is a part
+            of a sentence.
+    """
     try:
-        command, nowhere = child_command(__name__, run_trial.__name__), subprocess.DEVNULL
+        command, nowhere = child_command(module, function), subprocess.DEVNULL
         environment = child_environment()
-        done = subprocess.run(
-            command, env=environment, input=given, stdout=subprocess.PIPE, stderr=nowhere, timeout=limits.wall_s, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"the process did not finish within {limits.wall_s:g} s"
+        done = subprocess.run(command, env=environment, input=given, stdout=subprocess.PIPE, stderr=nowhere, timeout=wall_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"the process did not finish within {wall_s:g} s") from error
     except OSError as error:
-        return f"the interpreter {sys.executable} cannot be started ({error.strerror})"
+        raise EngineError(f"the interpreter {sys.executable} cannot be started ({error.strerror})") from error
     if done.returncode < 0:
-        return _describe_signal(-done.returncode)
-    try:
-        return parse_json(done.stdout, _Report, EngineError, name="the report").error
-    except EngineError:
-        return f"the process ended with exit code {done.returncode} and without a report"
+        raise EngineError(_describe_signal(-done.returncode))
+    if not done.stdout:
+        raise EngineError(f"the process ended with exit code {done.returncode} and without a report")
+    return done.stdout
+
+
+def take_standard_output() -> int:
+    """Return a descriptor of the standard output for a report, and discard all other output. Engines may print."""
+    report = os.dup(1)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    return report
 
 
 def _describe_signal(number: int) -> str:
@@ -140,11 +155,7 @@ def _describe_signal(number: int) -> str:
 
 def run_trial() -> None:
     """Run a trial in the child process: read a job and its files from the standard input, and write the report to the standard output."""
-    # Engines may print. Only the report must reach the parent.
-    report = os.dup(1)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-    stream = sys.stdin.buffer
+    report, stream = take_standard_output(), sys.stdin.buffer
     job = parse_json(stream.readline(), _Job, EngineError, name="the job")
     files = [stream.read(size) for size in job.sizes]
     limit_process(job.memory_bytes, cpu_s=job.cpu_s, oom_score=1000)

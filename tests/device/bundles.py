@@ -12,7 +12,7 @@ import numpy as np
 from onnx import helper
 from PIL import Image
 
-from edgetl.core.bundle import describe_file, open_bundle, pack_prefixes
+from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_prefixes
 from edgetl.core.lineage import Lineage
 from edgetl.core.manifest import MANIFEST_NAME, Golden, Manifest, Variant
 from edgetl.core.preprocess import PreprocessSpec
@@ -20,6 +20,7 @@ from edgetl.core.results import Agreement, Proportion
 from edgetl.core.store.releases import is_store
 from edgetl.core.store.state import Probation, ReleaseRecord, StoreState, activated, utc_now
 from edgetl.core.store.writing import write_state
+from edgetl.device.store.selftest import SelfTest, SelfTestLimits
 from edgetl.runtime.predictor import load
 from tests.runtime.hostile import end, onnx_bytes
 
@@ -148,3 +149,9 @@ def release_in_use(store: Path) -> int:
     red, green = ((value / 255 - spec.mean[channel]) / spec.std[channel] for channel, value in enumerate((200, 60)))
     scale = np.log(scores[0] / scores[1]) / (red - green)
     return round(100 * (scale - 1))
+
+
+def pass_self_test(bundle: Bundle, _limits: SelfTestLimits) -> tuple[SelfTest, tuple[str, ...]]:
+    """Replace the child process of the self-test, which takes a second, in tests of the sequence around it."""
+    result = SelfTest(variant=bundle.manifest.variants[0].name, images=1, largest_difference=0.0, median_ms=1.0, peak_memory_mb=1.0)
+    return result, ()

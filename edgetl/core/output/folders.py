@@ -114,7 +114,7 @@ def new_folder(target: Path, *, inputs: Inputs | None = None, overwrite: bool = 
             staging = outer / place.name
             staging.mkdir()
             yield staging
-            _flush_tree(staging)
+            flush_tree(staging)
             _publish(staging, place, before)
         except OSError as error:
             raise storage_error(target, error) from error
@@ -357,7 +357,12 @@ def _recover(place: Path) -> None:
             _log.warning("%s is kept: it looks like a temporary folder, but has files that edgetl did not write", path)
 
 
-def _flush_tree(root: Path) -> None:
+def flush_tree(root: Path) -> None:
+    """Flush all files and folders below ``root`` to the disk, the inner ones first.
+
+    Raises:
+        OSError: the system reports an error.
+    """
     for folder, _, files in os.walk(root, topdown=False):
         for name in files:
             flush_file(Path(folder, name))

@@ -90,11 +90,15 @@ def release_of(store: Path, record: ReleaseRecord) -> Release:
     return Release(store / RELEASES_NAME / record.id, record, store / TUNING_NAME / f"{record.id}.json")
 
 
-def current_state(store: Path) -> StoreState:
+def current_state(store: Path, *, default: StoreState | None = None) -> StoreState:
     """Read the state of a store. If ``state.json`` is missing or damaged, recover it from the release folders.
 
+    Args:
+        store: folder of the store.
+        default: state if no release is complete. None makes this an error.
+
     Raises:
-        StoreError: ``store`` is not a store, or no release is complete.
+        StoreError: ``store`` is not a store, or no release is complete and there is no default.
     """
     if not is_store(store):
         problem = "is not a store" if store.exists() else "does not exist"
@@ -103,6 +107,8 @@ def current_state(store: Path) -> StoreState:
         return read_state(store)
     except StoreError as error:
         recovered = _recover(store)
+        if recovered is None and default is not None:
+            return default
         if recovered is None:
             raise StoreError(f"{error} No complete release is left in {store}. Install a release again.") from error
         _log.warning("%s Release %d is used: the newest complete release.", error, recovered.history[-1].release)
@@ -134,7 +140,7 @@ def _recover(store: Path) -> StoreState | None:
         earlier = tuple(found[place + 1 :][: KEPT_RELEASES - 1])
         state = StoreState(
             name=bundle.manifest.name,
-            high_water=max(item.release for item in found),
+            high_water=largest_release(store),
             active=record,
             earlier=earlier,
             probation=Probation() if earlier else None,
@@ -143,13 +149,21 @@ def _recover(store: Path) -> StoreState | None:
     return None
 
 
-def _installed(store: Path) -> Iterator[ReleaseRecord]:
-    """Yield the releases with a folder and a manifest of the right SHA-256, the newest first."""
+def largest_release(store: Path) -> int:
+    """Return the largest release number of the folders of a store, complete or not; 0 without a release."""
+    return max((int(match[1]) for match in _release_names(store)), default=0)
+
+
+def _release_names(store: Path) -> list[re.Match[str]]:
     names: list[str] = []
     with suppress(OSError):
         names = os.listdir(store / RELEASES_NAME)
-    matches = [match for name in names if (match := _RELEASE_NAME.fullmatch(name))]
-    for match in sorted(matches, key=lambda item: int(item[1]), reverse=True):
+    return [match for name in names if (match := _RELEASE_NAME.fullmatch(name))]
+
+
+def _installed(store: Path) -> Iterator[ReleaseRecord]:
+    """Yield the releases with a folder and a manifest of the right SHA-256, the newest first."""
+    for match in sorted(_release_names(store), key=lambda item: int(item[1]), reverse=True):
         with suppress(BundleError):
             digest = _manifest_sha256(store / RELEASES_NAME / match[0])
             if digest.startswith(match[2]):

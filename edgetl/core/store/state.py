@@ -104,7 +104,7 @@ class StoreState(StrictModel):
     Attributes:
         schema_version: version of this format.
         name: name of the bundles. A store holds the releases of one bundle.
-        high_water: largest release number that was active. Older releases are refused.
+        high_water: largest release number that was active since the last allowed downgrade. Older releases are refused.
         active: active release; none before the first installation, and if no healthy release is left.
         earlier: confirmed earlier releases, the newest first. A rollback activates the first.
         probation: probation of the active release; none if it is confirmed.
@@ -162,7 +162,7 @@ def activated(state: StoreState, record: ReleaseRecord, probation: Probation | N
     earlier = tuple(item for item in confirmed_before if item.id != record.id)[: KEPT_RELEASES - 1]
     before = f"after release {state.active.release}" if state.active else ""
     rejected = tuple(item for item in state.rejected if item.record.manifest_sha256 != record.manifest_sha256)
-    changed = {"active": record, "earlier": earlier, "probation": probation, "rejected": rejected}
+    changed = {"active": record, "earlier": earlier, "probation": probation, "rejected": rejected, "high_water": record.release}
     return logged(state.model_copy(update=changed), "install", record.release, before)
 
 

@@ -27,18 +27,23 @@ def write_state(store: Path, state: StoreState) -> None:
     write_text(store / STATE_NAME, state.model_dump_json(indent=2) + "\n")
 
 
-def update_state(store: Path, change: Callable[[StoreState], StoreState]) -> StoreState:
+def update_state(store: Path, change: Callable[[StoreState], StoreState], *, default: StoreState | None = None) -> StoreState:
     """Replace the state of a store with ``change(state)``. A recovered state is also written; the damaged file is renamed.
 
+    Args:
+        store: folder of the store.
+        change: function that returns the changed state.
+        default: state of a store that has no state and no complete release. None makes this an error.
+
     Raises:
-        StoreError: there is no state and no complete release, or another process holds the lock.
+        StoreError: there is no state, no complete release and no default, or another process holds the lock.
         StorageError: the store cannot be written.
     """
     with state_lock(store):
         before: StoreState | None = None
         with suppress(StoreError):
             before = read_state(store)
-        changed = change(before or current_state(store))
+        changed = change(before or current_state(store, default=default))
         if changed != before:
             if before is None:
                 _keep_damaged(store)

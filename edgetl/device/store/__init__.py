@@ -1,0 +1,1 @@
+"""Store of a device: install, confirm, roll back and remove releases. ``edgetl.core.store`` reads a store."""
