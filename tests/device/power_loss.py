@@ -15,7 +15,7 @@ import builtins
 import io
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -126,8 +126,12 @@ class _File:
 def recording(recorder: Recorder) -> Iterator[Recorder]:
     """Record the changes of the block. A stop ends the block as if the process had ended: its locks and descriptors are released."""
     originals = {name: getattr(os, name) for name in ("mkdir", "rename", "replace", "unlink", "remove", "rmdir", "fsync", "open")}
-    opener, replacements = _opener(recorder), _replacements(recorder, originals)
-    with patch.multiple(os, **replacements), patch.object(builtins, "open", opener), patch.object(io, "open", opener):  # noqa: SIM117
+    opener = _opener(recorder)
+    with ExitStack() as stack:
+        for name, function in _replacements(recorder, originals).items():
+            stack.enter_context(patch.object(os, name, function))
+        for module in (builtins, io):
+            stack.enter_context(patch.object(module, "open", opener))
         with suppress(PowerLossError):
             yield recorder
     if recorder.stopped:
@@ -191,7 +195,7 @@ def _replacements(recorder: Recorder, originals: dict[str, Callable[..., Any]]) 
 
 
 def _opener(recorder: Recorder) -> Callable[..., Any]:
-    original = builtins.open
+    original = open
 
     def open_(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
         if isinstance(file, int):

@@ -17,7 +17,6 @@ class InstallConfig(StrictModel):
     allow_downgrade: bool = option_field(
         False, "Accept a release that is older than the newest one of the store, or that was rolled back. It is recorded in the history."
     )
-    tune: bool = option_field(True, "Choose the fastest variant, thread count and execution setting on this host. Takes up to 40 s.")
     allow_http: bool = option_field(False, "Accept http:// URLs of this host (127.0.0.1, localhost). For tests only.")
     max_latency_ms: float | None = _health(
         None, "Limit on the median latency of the network for one image, ms. Default: limit of the bundle's contract, if it has one.", gt=0

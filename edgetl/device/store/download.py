@@ -81,7 +81,7 @@ def download(
         signed_size: returns the size of the whole file from its beginning, after a check of the signature.
         allow_http: accept http URLs of this host.
         progress: called with the number of received bytes.
-        wait: waits some seconds before the next attempt.
+        wait: waits some seconds.
 
     Raises:
         InstallError: the URL or the response is refused, or all attempts failed. In the latter case the received part is kept.
@@ -95,10 +95,7 @@ def download(
             transfer.run()
         except _InterruptedError as error:
             if attempt == ATTEMPTS:
-                raise InstallError(
-                    f"the download of {url} stopped after {transfer.received:,} bytes: {error}. They are kept. Repeat the command to "
-                    f"continue."
-                ) from error
+                raise InstallError(f"the download of {url} stopped: {error}. Run the command again to continue it.") from error
             _log.warning("the download is continued after an interruption: %s", error)
             wait(2.0**attempt)
         except EdgetlError:

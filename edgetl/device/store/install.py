@@ -7,6 +7,7 @@ after the new release is durable on the disk.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ from edgetl.device.store.staging import (
     staging_folder,
 )
 from edgetl.device.transport import read_head, unpack
+from edgetl.errors import EngineError, OutOfMemoryError
+
+_log = logging.getLogger(__name__)
 
 
 class Installation(StrictModel):
@@ -134,7 +138,10 @@ def _activate(
     update_state(store, lambda state: state, default=_empty(store, bundle.manifest.name))
     publish(bundle.path, store, record)
     if tune is not None:
-        tune(release_of(store, record))
+        try:
+            tune(release_of(store, record))
+        except (EngineError, OutOfMemoryError) as error:
+            _log.warning("release %d is not tuned and uses %s: %s", record.release, record.variant, error)
     replaced: list[ReleaseRecord] = []
 
     def change(state: StoreState) -> StoreState:
