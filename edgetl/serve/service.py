@@ -8,14 +8,14 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgetl.core.bundle import open_bundle
 from edgetl.core.manifest import MANIFEST_NAME
-from edgetl.errors import BundleError, EdgetlError
-from edgetl.runtime.engine import choose_variant
-from edgetl.runtime.trial import try_variant
+from edgetl.core.store import is_store
+from edgetl.core.store.state import read_state
+from edgetl.errors import BundleError, EdgetlError, StoreError
 from edgetl.serve.background import spawn
 from edgetl.serve.config import ServeConfig
 from edgetl.serve.protocol.models import Models
+from edgetl.serve.workers.bundles import ServedBundle, end_starts, find_bundles
 from edgetl.serve.workers.messages import WorkerConfig
 from edgetl.serve.workers.pool import WorkerPool
 
@@ -45,7 +45,8 @@ class Service:
         self.on_replaced: Callable[[], None] = lambda: None
         self._reloading = asyncio.Lock()
         self._requested = False
-        self._fingerprints: list[tuple[int, ...] | None] = []
+        self._fingerprints: list[object] = []
+        self._served: list[ServedBundle] = []
         self._background: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -55,27 +56,48 @@ class Service:
             EdgetlError: a bundle cannot be served.
         """
         self._fingerprints = self._current_fingerprints()
-        self.pool = await self._start_pool()
+        self.pool, self._served = await self._start_pool()
+        self._spawn(self._observe(), "observe new releases", self.request_reload)
 
-    async def _start_pool(self) -> WorkerPool:
+    async def _start_pool(self) -> tuple[WorkerPool, list[ServedBundle]]:
         """Run a trial of each bundle, then start workers for the current targets of the paths.
+
+        If a release of a store fails and is rolled back, start workers for the earlier release.
 
         Raises:
             EdgetlError: a bundle cannot be served, or failed its trial.
         """
-        # Resolve links once. A replacement worker must load the same bundles, even if a link has changed since.
-        try:
-            bundles = tuple(path.resolve() for path in self._bundles)
-        except (OSError, RuntimeError) as error:
-            raise BundleError(f"a bundle path cannot be resolved: {error}.") from error
-        await asyncio.to_thread(_run_trials, bundles, self._config.variant)
-        config = self._config
-        worker = WorkerConfig(bundles, config.variant, config.worker_threads, config.batch, config.max_body_bytes, self._statistics)
-        return await WorkerPool.start(worker, count=self._config.processes, hang_s=self._config.hang_s, events=self)
+        while True:
+            found = await asyncio.to_thread(find_bundles, self._bundles, self._config.variant)
+            paths, variants = tuple(item.path for item in found), tuple(item.variant for item in found)
+            config = self._config
+            worker = WorkerConfig(paths, variants, config.worker_threads, config.batch, config.max_body_bytes, self._statistics)
+            try:
+                return await WorkerPool.start(worker, count=config.processes, hang_s=config.hang_s, events=self), found
+            except EdgetlError as error:
+                observed = [item.start for item in found if item.start is not None and item.start.observed]
+                for start in observed:
+                    start.failed(str(error))
+                end_starts(found)
+                if not observed:
+                    raise
 
     def worker_replaced(self) -> None:
-        """Call ``on_replaced``."""
+        """Call ``on_replaced``, and count the crash for new releases of stores."""
+        for item in self._served:
+            if item.start is not None:
+                item.start.crashed("a worker process crashed or hung.")
+                if item.start.rolled_back:
+                    self.request_reload()
         self.on_replaced()
+
+    async def _observe(self) -> None:
+        """Confirm new releases of stores when they have been served for their healthy period."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            for item in self._served:
+                if item.start is not None:
+                    item.start.succeeded(0)
 
     def bundles_changed(self) -> None:
         """Reload the changed bundles."""
@@ -102,17 +124,20 @@ class Service:
         async with self._reloading:
             self._requested = False
             try:
-                pool = await self._start_pool()
+                pool, served = await self._start_pool()
             except (EdgetlError, OSError, RuntimeError, ValueError) as error:
                 logger.error("reload refused, the server keeps the current bundles: %s", error)
                 self.on_reload("refused")
                 return
-            if downgrade := _find_downgrade(pool.models, self.pool.models):
+            if downgrade := _find_downgrade(pool.models, self.pool.models, served):
                 await pool.retire()
+                end_starts(served)
                 logger.error("reload refused, the server keeps the current bundles: %s", downgrade)
                 self.on_reload("refused")
                 return
             old, self.pool = self.pool, pool
+            end_starts(self._served)
+            self._served = served
             self._spawn(old.retire(), "retire the old workers")
             logger.info("reloaded: %s", ", ".join(f"{name} {' '.join(pool.models.versions(name))}" for name in pool.models.names))
             self.on_reload("done")
@@ -136,8 +161,8 @@ class Service:
             self._fingerprints = now
             await self.reload()
 
-    def _current_fingerprints(self) -> list[tuple[int, ...] | None]:
-        return [_fingerprint(path / MANIFEST_NAME) for path in self._bundles]
+    def _current_fingerprints(self) -> list[object]:
+        return [_active_id(path) if is_store(path) else _fingerprint(path / MANIFEST_NAME) for path in self._bundles]
 
     async def close(self) -> None:
         """Stop all workers and background tasks."""
@@ -146,13 +171,15 @@ class Service:
         await asyncio.gather(*self._background, return_exceptions=True)
         self.pool.active_requests = 0
         await self.pool.retire()
+        end_starts(self._served)
 
 
-def _run_trials(bundles: Sequence[Path], variant: str | None) -> None:
-    """Load the variant of each bundle and run one image, in a separate process with limits."""
-    for path in bundles:
-        bundle = open_bundle(path)
-        try_variant(bundle, choose_variant(bundle, variant))
+def _active_id(store: Path) -> str | None:
+    try:
+        active = read_state(store).active
+    except StoreError:
+        return None
+    return active.id if active else None
 
 
 def _fingerprint(path: Path) -> tuple[int, ...] | None:
@@ -163,13 +190,14 @@ def _fingerprint(path: Path) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _find_downgrade(new: Models, old: Models) -> BundleError | None:
-    """Return an error if ``new`` lacks a served model or has an older release of it."""
+def _find_downgrade(new: Models, old: Models, bundles: Sequence[ServedBundle]) -> BundleError | None:
+    """Return an error if ``new`` lacks a served model or has an older release of it. A store may roll back its release."""
+    may_roll_back = {bundle.name for bundle in bundles if bundle.start is not None}
     for name in old.names:
         if name not in new.names:
             return BundleError(f"model {name!r} is missing from the new bundles. To serve only {', '.join(new.names)}, restart the server.")
         was, now = old.find(name).version, new.find(name).version
-        if int(now) < int(was):
+        if int(now) < int(was) and name not in may_roll_back:
             return BundleError(
                 f"model {name!r} would change from release {was} back to {now}. To serve the older release, restart the server."
             )

@@ -95,6 +95,20 @@ class Start:
             self.rolled_back = True
             self._end(lambda state: rolled_back(state, reason))
 
+    def crashed(self, reason: str) -> None:
+        """Count the crash of a child process that uses the release. Roll back after ``Probation.tries`` crashes."""
+        if os.getpid() != self._process:
+            return
+        with self._guard:
+            if self._probation is None:
+                return
+            count = self._probation.crashes + 1
+            if count >= self._probation.tries:
+                self.failed(f"{count} processes crashed during its probation, the last one because {reason}")
+                return
+            self._probation = self._probation.model_copy(update={"crashes": count})
+            self._change(_with_crash)
+
     def close(self) -> None:
         """Record the orderly end of the process. It does not count as a crash."""
         if os.getpid() != self._process:
@@ -114,18 +128,20 @@ class Start:
 
     def _end(self, change: Callable[[StoreState], StoreState]) -> None:
         """Change the state if the release is still in probation, and end the observation."""
+        self._probation = None
+        self._change(change)
+        if self._file is not None:
+            self._file.remove()
 
+    def _change(self, change: Callable[[StoreState], StoreState]) -> None:
         def change_own(state: StoreState) -> StoreState:
             same = state.active is not None and state.active.id == self.release.id and state.probation is not None
             return change(state) if same else state
 
-        self._probation = None
         try:
             update_state(self._store, change_own)
         except (StorageError, StoreError) as error:
             _log.warning("the health of release %d was not recorded: %s", self.release.record.release, error)
-        if self._file is not None:
-            self._file.remove()
 
 
 def starts(store: str | os.PathLike[str], *, clock: Callable[[], float] = time.monotonic) -> Iterator[Start]:
@@ -181,6 +197,12 @@ def _not_ready(store: Path, state: StoreState) -> StoreError:
         f"{store} is not ready: none of its releases can be loaded ({', '.join(record.id for record in state.records())}). "
         f"The reasons are above. Install a release again: edgetl install BUNDLE --store {store}"
     )
+
+
+def _with_crash(state: StoreState) -> StoreState:
+    if state.probation is None:
+        return state
+    return state.model_copy(update={"probation": state.probation.model_copy(update={"crashes": state.probation.crashes + 1})})
 
 
 class _StartFile:

@@ -138,10 +138,7 @@ def _activate(
     update_state(store, lambda state: state, default=_empty(store, bundle.manifest.name))
     publish(bundle.path, store, record)
     if tune is not None:
-        try:
-            tune(release_of(store, record))
-        except (EngineError, OutOfMemoryError) as error:
-            _log.warning("release %d is not tuned and uses %s: %s", record.release, record.variant, error)
+        _try_tuning(tune, release_of(store, record))
     replaced: list[ReleaseRecord] = []
 
     def change(state: StoreState) -> StoreState:
@@ -164,6 +161,13 @@ def _activate(
         confirmed=state.probation is None,
         removed=tuple(removed),
     )
+
+
+def _try_tuning(tune: Callable[[Release], None], release: Release) -> None:
+    try:
+        tune(release)
+    except (EngineError, OutOfMemoryError) as error:
+        _log.warning("release %d is not tuned and uses %s: %s", release.record.release, release.record.variant, error)
 
 
 @contextmanager

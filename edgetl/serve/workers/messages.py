@@ -31,7 +31,7 @@ class WorkerConfig:
 
     Attributes:
         bundles: resolved paths, so a replacement worker loads the same bundles.
-        variant: variant of every bundle. None selects the first variant with an installed engine.
+        variants: variant of each bundle.
         threads: number of jobs computed at the same time, each by one thread.
         batch: largest batch of images from several requests. 0 measures at the start whether batches are faster.
         body_bytes: largest request body, bytes.
@@ -39,7 +39,7 @@ class WorkerConfig:
     """
 
     bundles: tuple[Path, ...]
-    variant: str | None = None
+    variants: tuple[str, ...]
     threads: int = 1
     batch: int = 0
     body_bytes: int = 16_000_000
@@ -103,7 +103,7 @@ def pack_config(config: WorkerConfig) -> bytes:
 
 def unpack_config(header: Header) -> WorkerConfig:
     """Unpack a message of ``pack_config``."""
-    return WorkerConfig(**{**header, "bundles": tuple(map(Path, header["bundles"]))})
+    return WorkerConfig(**{**header, "bundles": tuple(map(Path, header["bundles"])), "variants": tuple(header["variants"])})
 
 
 def pack_job(number: int, job: Job) -> bytes:

@@ -27,7 +27,6 @@ from edgetl.core.manifest import Variant
 from edgetl.core.preprocess import Batch, decode_image, to_batch
 from edgetl.core.reference import image_statistics
 from edgetl.errors import EdgetlError, ImageError, RequestError
-from edgetl.runtime.engine import choose_variant
 from edgetl.runtime.predictor import Predictor, load
 from edgetl.runtime.trial import limit_process, memory_for
 from edgetl.runtime.verify import check_golden
@@ -266,7 +265,7 @@ def _engine_recovers(model: Predictor) -> bool:
 def _open_all(config: WorkerConfig) -> list[tuple[Bundle, Predictor]]:
     """Open the bundles, limit the memory of this process according to their sizes, and load them."""
     bundles = [open_bundle(path) for path in config.bundles]
-    variants = [choose_variant(bundle, config.variant) for bundle in bundles]
+    variants = [bundle.variant(name) for bundle, name in zip(bundles, config.variants, strict=True)]
     threads, batch = config.threads, config.batch or BATCH
     per_thread = batch * IMAGE_MEMORY_BYTES + DECODING_BYTES + PARSED_PER_BYTE * config.body_bytes
     buffers = threads * per_thread + (threads * batch + 1) * config.body_bytes

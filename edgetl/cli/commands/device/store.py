@@ -168,8 +168,9 @@ def _facts(found: StoreStatus) -> Iterator[tuple[str, str]]:
     if rules := found.probation:
         limit = "" if rules.max_latency_ms is None else f"; at most {rules.max_latency_ms:g} ms"
         yield "crashes", f"{rules.crashes} of {rules.tries}"
-        yield "confirmed after", (
-            f"{rules.healthy_s:g} s in one process, or {rules.healthy_predictions} predictions ({rules.predictions} until now){limit}"
+        yield (
+            "confirmed after",
+            (f"{rules.healthy_s:g} s in one process, or {rules.healthy_predictions} predictions ({rules.predictions} until now){limit}"),
         )
     yield "earlier", ", ".join(f"release {record.release}" for record in found.earlier) or "none"
     yield "high water", f"release {found.high_water}"
