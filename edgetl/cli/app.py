@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from edgetl.cli.commands import bench, bundle, demo, export, fit, models, runs, serve, train
-from edgetl.cli.commands.device import keys, run, tune
+from edgetl.cli.commands.device import keys, run, store, tune
 from edgetl.cli.examples import epilog
 from edgetl.cli.help import HelpCommand, HelpGroup
 from edgetl.cli.session import Interrupted, err, escape_unencodable, print_error
@@ -42,7 +42,18 @@ COMMANDS = {
         bench.bench_command,
         serve.serve_command,
     ),
-    "Device": (keys.keygen_command, keys.sign_command, keys.pack_command, tune.tune_command, run.run_command),
+    "Device": (
+        keys.keygen_command,
+        keys.sign_command,
+        keys.pack_command,
+        store.install_command,
+        store.status_command,
+        store.confirm_command,
+        store.rollback_command,
+        store.gc_command,
+        tune.tune_command,
+        run.run_command,
+    ),
     "Other": (demo.demo_command, models.pretrain_command),
 }
 

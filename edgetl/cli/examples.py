@@ -71,6 +71,26 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("Write a bundle as one file", "edgetl pack bundle --out pets.edgetl"),
         ("Replace the file of an earlier release", "edgetl pack bundle --out pets.edgetl --overwrite"),
     ),
+    "install": (
+        ("Install a transport file, signed by a trusted key", "edgetl install pets.edgetl --store store --trust keys"),
+        ("Download and install a release", "edgetl install https://updates.example.com/pets.edgetl"),
+    ),
+    "status": (
+        ("Show the active release of a store", "edgetl status --store store"),
+        ("Print the status as JSON", "edgetl status --store store --json"),
+    ),
+    "confirm": (
+        ("Confirm the active release", "edgetl confirm --store store"),
+        ("Confirm the release of the default store", "edgetl confirm"),
+    ),
+    "rollback": (
+        ("Return to the previous release", "edgetl rollback --store store"),
+        ("Print the status afterwards as JSON", "edgetl rollback --store store --json"),
+    ),
+    "gc": (
+        ("Remove unused releases", "edgetl gc --store store"),
+        ("Remove all releases but the active one", "edgetl gc --store store --keep 1"),
+    ),
     "tune": (
         ("Choose the fastest variant and setting on this host", "edgetl tune bundle --out tuning.json"),
         ("Choose for images of this device", "edgetl tune bundle --images photos --out tuning.json"),

@@ -98,7 +98,7 @@ class Recorder:
 
 
 class _File:
-    """File that records what is written."""
+    """File that records the written bytes."""
 
     def __init__(self, file: Any, path: str, recorder: Recorder) -> None:
         self._file, self._path, self._recorder = file, path, recorder
@@ -262,7 +262,7 @@ def _apply(change: Change, names: dict[str, int | bytes], place: Path) -> None:
 
 
 def _contents(changes: list[Change]) -> dict[int, bytes]:
-    """Return the content of each new file: what was flushed, and zeros for the rest."""
+    """Return the content of each new file: the flushed bytes, and zeros for the others."""
     written: dict[int, bytes] = {}
     flushed: dict[int, int] = {}
     for change in changes:

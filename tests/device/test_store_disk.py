@@ -175,6 +175,6 @@ def test_too_few_descriptors_are_a_clear_error(store: Path, bundles: dict[int, P
 
 def test_a_store_needs_no_home_and_no_folder_for_temporary_files(store: Path, bundles: dict[int, Path]) -> None:
     environment = {"PATH": os.environ["PATH"], "TMPDIR": "/nonexistent", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = edgetl("install", bundles[2], "--store", store, "--no-tune", environment=environment)
+    done = edgetl("install", bundles[2], "--store", store, environment=environment)
     assert done.returncode == 0, done.stderr
     assert release_in_use(store) == 2

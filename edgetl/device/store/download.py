@@ -174,7 +174,7 @@ class _Transfer:
         kind = response.headers.get_content_type()
         if kind in ("text/html", "application/xhtml+xml"):
             raise InstallError(
-                f"{self.url} is a web page ({kind}), not a transport file. Check the URL, and log in if the page asks for it."
+                f"{self.url} is a web page ({kind}), not a transport file. Check the URL. Some networks send a login page first."
             )
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise InstallError(f"{self.url}: the server compresses the file, which is refused. Serve it as application/octet-stream.")

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from edgetl.cli.options import build, given, options_of, part
+from edgetl.cli.options import build, given, options_of
 from edgetl.cli.session import JsonOption, VerboseOption, err, out, print_json, working
 from edgetl.cli.tables import facts_grid
-from edgetl.core.progress import Progress
 from edgetl.core.store.state import KEPT_RELEASES
-from edgetl.device.config import TrustConfig
 from edgetl.device.store.config import InstallConfig
 from edgetl.errors import IntegrityError, StoreError
 
 if TYPE_CHECKING:
-    from edgetl.core.store.releases import Release
     from edgetl.device.store.install import Installation
     from edgetl.device.store.status import StoreStatus
 
@@ -31,15 +27,15 @@ _SHOWN_EVENTS = 5
 StoreOption = Annotated[Path, typer.Option("--store", metavar="PATH", envvar="EDGETL_STORE", help="Folder of the store.")]
 
 
-@options_of(TrustConfig)
 @options_of(InstallConfig)
 def install_command(
     context: typer.Context,
     source: Annotated[str, typer.Argument(help="Folder of a bundle, file of `edgetl pack`, or https URL of such a file.")],
     store: StoreOption = DEFAULT_STORE,
-    tune: Annotated[
-        bool, typer.Option("--tune/--no-tune", help="Time the variants on this host, and choose the fastest. Takes up to 40 s.")
-    ] = True,
+    trust: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Folder of trusted public keys (*.pub). The bundle must have a valid signature of one of them."),
+    ] = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **options: Any,
@@ -49,23 +45,13 @@ def install_command(
     The release is verified and tested before its activation. Afterwards the processes that use it observe its health: it is confirmed, or
     the previous release becomes active again.
     """
-    config = build(InstallConfig, **given(InstallConfig, context, part(InstallConfig, options)))
-    trusted = build(TrustConfig, **given(TrustConfig, context, part(TrustConfig, options)))
+    config = build(InstallConfig, **given(InstallConfig, context, options))
     with working(json_output=json_output, verbose=verbose) as progress:
-        from edgetl.device.signature import configured_trust
+        from edgetl.device.signature import open_trust
         from edgetl.device.store.install import install
 
-        trust = configured_trust(trusted)
-        tuner = partial(_tune, progress=progress) if tune else None
-        found = install(source, store, config, trust=trust, tune=tuner, progress=progress)
+        found = install(source, store, config, trust=open_trust(trust) if trust else None, progress=progress)
     print_json(found) if json_output else _show_installation(found)
-
-
-def _tune(release: Release, *, progress: Progress) -> None:
-    from edgetl.core.files.atomic import write_text
-    from edgetl.device.tuning import tune
-
-    write_text(release.tuning, tune(release.open(), progress=progress).model_dump_json(indent=1) + "\n")
 
 
 def _show_installation(found: Installation) -> None:
@@ -107,7 +93,10 @@ def status_command(store: StoreOption = DEFAULT_STORE, json_output: JsonOption =
 
 
 def confirm_command(store: StoreOption = DEFAULT_STORE, json_output: JsonOption = False) -> None:
-    """Confirm the active release as healthy. It is no longer rolled back automatically."""
+    """Confirm the active release as healthy.
+
+    It is no longer rolled back automatically.
+    """
     from edgetl.device.store.status import confirm
 
     with working(json_output=json_output, verbose=False):
@@ -116,7 +105,10 @@ def confirm_command(store: StoreOption = DEFAULT_STORE, json_output: JsonOption 
 
 
 def rollback_command(store: StoreOption = DEFAULT_STORE, json_output: JsonOption = False) -> None:
-    """Return to the previous release. The current one is not installed again by accident."""
+    """Return to the previous release.
+
+    The release that was active is not installed again, unless --allow-downgrade is given.
+    """
     from edgetl.device.store.status import roll_back
 
     with working(json_output=json_output, verbose=False):
