@@ -20,8 +20,8 @@ def folder(tmp_path: Path) -> HostileFolder:
 
 
 def test_the_fixture_folder_shadows_the_standard_library(folder: HostileFolder) -> None:
-    assert subprocess.run([sys.executable, "-c", "import json"], cwd=folder.path, check=False).returncode == 99
-    assert folder.imported == ["json"]
+    assert subprocess.run([sys.executable, "-c", "import pickle"], cwd=folder.path, check=False).returncode == 99
+    assert folder.imported == ["pickle"]
 
 
 def test_verify_and_bench_import_nothing_from_the_current_folder(folder: HostileFolder, bundle: Bundle) -> None:
