@@ -55,8 +55,8 @@ class OvEngine:
         # Without the precision hint, OpenVINO computes in bfloat16 on CPUs that support it. Outputs would differ from the export.
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": setting.precision, "INFERENCE_NUM_THREADS": threads}
         if platform.machine() in ("aarch64", "arm64"):
-            # The int8 convolutions for ARM of OpenVINO 2025.4 to 2026.4 return wrong outputs. Without these transformations, int8 variants
-            # are computed in float, with the scores of other hosts. See https://github.com/openvinotoolkit/openvino/issues/34673.
+            # The int8 convolutions for ARM of OpenVINO 2025.4, 2026.1 and 2026.4 return wrong outputs. Without these transformations, int8
+            # variants are computed in float. See https://github.com/openvinotoolkit/openvino/issues/34673.
             hints["LP_TRANSFORMS_MODE"] = "NO"
         self._static = setting.static_batch
         try:

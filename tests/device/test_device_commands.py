@@ -168,7 +168,7 @@ def on_a_terminal(typed: list[str], *arguments: object) -> tuple[int, str]:
         assert process.stdout is not None
         while character := process.stdout.read(1):
             output += character
-            if output.endswith(("key: ", "confirmation: ")):  # getpass discards what was typed before its prompt
+            if output.endswith(("key: ", "confirmation: ")):  # getpass discards earlier input
                 if not typed:
                     process.kill()
                     break
