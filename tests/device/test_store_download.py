@@ -169,7 +169,7 @@ def test_the_received_part_is_kept_after_all_attempts(packed: bytes, target: Pat
     assert target.read_bytes() == packed[:1000]
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Callable[[bytes], Callable[[Handler], None]], type[Exception], str]] = {
     "a web page": (lambda data: _whole(b"<html>Log in</html>", Content_Type="text/html; charset=utf-8"), InstallError, "is a web page"),
     "a compressed response": (lambda data: _whole(data, Content_Encoding="gzip"), InstallError, "compresses the file"),
     "another file": (lambda data: _whole(b"x" * 100), BundleError, "is not a transport file"),
