@@ -255,6 +255,7 @@ def test_a_path_and_an_image_in_memory_give_the_same_tensor(tmp_path: Path) -> N
         ("mean", (0.485, 0.456, 0.407)),
         ("std", (0.229, 0.224, 0.226)),
         ("intensity", {"rule": "scale", "low": 0.0, "high": 4095.0}),
+        ("decode", "scaled"),
     ],
 )
 def test_the_digest_changes_with_every_field(field: str, value: object) -> None:
@@ -278,6 +279,7 @@ def test_the_digest_test_covers_every_field() -> None:
         "mean",
         "std",
         "intensity",
+        "decode",
     }
 
 
