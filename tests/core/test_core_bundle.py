@@ -403,6 +403,13 @@ def test_a_file_is_not_a_bundle(folder: Path) -> None:
         open_bundle(folder / MODEL)
 
 
+def test_a_transport_file_is_an_error_with_the_command_that_unpacks_it(tmp_path: Path) -> None:
+    packed = tmp_path / "pets.edgetl"
+    packed.write_bytes(b"PK")
+    with pytest.raises(BundleError, match=r"pets\.edgetl is a transport file, not a bundle folder\. Unpack it: unzip"):
+        open_bundle(packed)
+
+
 def test_the_error_for_a_run_shows_the_export_command(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(BundleError, match=rf"is a run, not a bundle\. Export it: edgetl export {re.escape(str(tmp_path))} --out"):
