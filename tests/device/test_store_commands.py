@@ -10,6 +10,7 @@ import pytest
 from edgetl.device.keys import generate_key, public_path, read_private_key
 from edgetl.device.signature import sign_bundle
 from edgetl.device.transport import pack
+from edgetl.errors import UnsignedError
 from tests.command import Printed, edgetl, edgetl_in_one_process
 from tests.device.bundles import release_in_use, write_bundle
 
@@ -69,6 +70,13 @@ def test_refused_releases_have_their_exit_codes(bundles: dict[int, Path], tmp_pa
     assert all("Traceback" not in item.stderr for item in printed)
     status = json.loads(edgetl("status", "--store", store, "--json").stdout)
     assert (status["state"], status["active"]["release"]) == ("probation", 2)
+
+
+def test_trusted_keys_of_the_environment_refuse_an_unsigned_release(bundles: dict[int, Path], tmp_path: Path) -> None:
+    unsigned = write_bundle(tmp_path / "unsigned", 3)
+    command = ["install", str(unsigned), "--store", str(tmp_path / "store")]
+    (printed,) = edgetl_in_one_process([command], [{"EDGETL_TRUST": str(bundles[1].parent / "keys")}])
+    assert printed.code == UnsignedError.exit_code, printed.stderr
 
 
 def test_status_of_a_store_without_a_healthy_release_has_the_reason(bundles: dict[int, Path], tmp_path: Path) -> None:

@@ -34,7 +34,11 @@ def install_command(
     store: StoreOption = DEFAULT_STORE,
     trust: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Folder of trusted public keys (*.pub). The bundle must have a valid signature of one of them."),
+        typer.Option(
+            metavar="PATH",
+            envvar="EDGETL_TRUST",
+            help="Folder of trusted public keys (*.pub). The bundle must have a valid signature of one of them.",
+        ),
     ] = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
