@@ -264,6 +264,11 @@ def test_the_digest_changes_with_every_field(field: str, value: object) -> None:
     assert changed.digest() != spec.digest()
 
 
+def test_the_description_shows_the_settings_of_resize_and_crop() -> None:
+    spec = PreprocessSpec(input_size=(96, 160), crop_mode="border", crop_pct=0.9, interpolation="bilinear", resize="two-step")
+    assert spec.describe() == "96 x 160 RGB, border crop (--crop-pct 0.9), bilinear, two-step resize"
+
+
 def test_the_digest_of_equal_specs_is_equal() -> None:
     one, other = PreprocessSpec(input_size=(32, 32)), PreprocessSpec(input_size=(32, 32), crop_mode="center", crop_pct=0.875)
     assert one.digest() == other.digest() == hashlib.sha256(one.model_dump_json().encode()).hexdigest()

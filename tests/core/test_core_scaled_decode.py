@@ -39,6 +39,13 @@ def test_the_factor_leaves_nine_tenths_of_the_resized_image(width: int, height: 
     assert decode_factor(width, height, SCALED) == factor
 
 
+@pytest.mark.parametrize(("width", "height", "factor"), [(72, 100, 2), (100, 72, 2), (71, 100, 1), (100, 71, 1)])
+def test_a_side_of_exactly_nine_tenths_is_large_enough(width: int, height: int, factor: int) -> None:
+    spec = PreprocessSpec(input_size=(40, 40), crop_mode="squash", crop_pct=1.0, decode="scaled")
+    assert MIN_SCALED * 40 == 72 / 2
+    assert decode_factor(width, height, spec) == factor
+
+
 def test_a_camera_image_is_decoded_at_half_size_for_the_usual_input() -> None:
     assert decode_factor(640, 480, PreprocessSpec(input_size=(224, 224), decode="scaled")) == 2
 
@@ -67,6 +74,15 @@ def test_other_formats_and_images_in_memory_are_not_scaled() -> None:
     image.save(out, "PNG")
     for source in (out.getvalue(), image, np.asarray(image)):
         assert decode_image(source, SCALED).size == (128, 96)
+
+
+@pytest.mark.parametrize("spec", [FULL, SCALED])
+def test_a_format_that_is_not_accepted_is_an_error(spec: PreprocessSpec) -> None:
+    out = io.BytesIO()
+    smooth(128, 96).save(out, "PNG")
+    assert decode_image(out.getvalue(), spec, formats=("PNG",)).size == (128, 96)
+    with pytest.raises(ImageError, match="is not a JPEG or WebP image"):
+        decode_image(out.getvalue(), spec, formats=("JPEG", "WebP"))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
