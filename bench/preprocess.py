@@ -8,8 +8,10 @@ import numpy as np
 from PIL import Image
 
 from bench.timing import in_turn
+from edgetl.core.metrics import evaluate
 from edgetl.core.preprocess import to_pixels
-from edgetl.runtime.evaluation import score
+from edgetl.data.loading import truth_of
+from edgetl.runtime.evaluation import compute_outputs
 from edgetl.runtime.predictor import load
 from edgetl.train.artifacts.run import open_run
 
@@ -30,5 +32,6 @@ def main(run_path: Path, bundle: Path, shared: Path) -> None:
     predictor = load(bundle, variant="onnx-fp32")
     samples = run.samples("test")
     for name, spec in (("fused", fused), ("two-step", exact)):
-        accuracy = score(predictor.logits, samples, spec, predictor.decoding).accuracy
+        outputs = compute_outputs(predictor.logits, samples, spec)
+        accuracy = evaluate(predictor.decoding, truth_of(samples), outputs).accuracy
         print(f"{name}: accuracy {accuracy.value:.4f} on {accuracy.n} test images")

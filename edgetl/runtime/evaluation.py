@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
 from edgetl.core.metrics import evaluate
 from edgetl.core.options import METAVAR, OPTION
+from edgetl.core.output.folders import write_file
 from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
 from edgetl.core.tasks import OutputDecoding
 from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.loading import batches, pixel_batches, truth_of
+from edgetl.data.predictions import LabeledFile, predicted_files, predictions_csv
 from edgetl.data.scan_notes import ScanNote
 from edgetl.data.selection import Selection
 from edgetl.data.table.rows import Table
@@ -55,6 +58,11 @@ class EvaluationConfig(StrictModel):
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads per inference. Default: as in the contract of the bundle, or all cores."
     )
+    save: Path | None = Field(
+        default=None,
+        description="Table to write (CSV): file, split (seen or unseen), label, prediction and score of each evaluated image.",
+        json_schema_extra={METAVAR: "FILE"},
+    )
 
 
 class EvaluationReport(StrictModel):
@@ -79,6 +87,25 @@ class EvaluationReport(StrictModel):
     notes: tuple[ScanNote, ...] = ()
 
 
+@dataclass(frozen=True)
+class EvaluatedImages:
+    """Images of an evaluation.
+
+    Attributes:
+        folder: scanned folder.
+        samples: images of the folder to evaluate.
+        seen: hash prefixes of the images on which the model was trained or selected.
+    """
+
+    folder: ImageFolder
+    samples: tuple[Sample, ...]
+    seen: frozenset[int]
+
+    def was_seen(self, sample: Sample) -> bool:
+        """Return true if the model was trained or selected on an image."""
+        return hash_prefix(sample.content) in self.seen
+
+
 def evaluate_bundle(
     path: Path | Bundle, data: Path, config: EvaluationConfig | None = None, *, progress: Progress = silent
 ) -> EvaluationReport:
@@ -96,20 +123,20 @@ def evaluate_bundle(
     Raises:
         ConfigError: ``config.labels`` is missing, or its columns do not match the model.
         DataError: the folder has other classes, or the model has seen all images.
+        StorageError: ``config.save`` cannot be written.
     """
     config, bundle = config or EvaluationConfig(), path if isinstance(path, Bundle) else open_bundle(path)
     predictor = load(bundle, variant=config.variant, threads=config.threads)
-    seen = bundle.seen_images()
-    samples, found = unseen_samples(data, config, predictor.decoding, seen, progress=progress)
-    result = score(predictor.logits, samples, predictor.spec, predictor.decoding, form=predictor.input_form, progress=progress)
+    images = images_to_evaluate(data, config, predictor.decoding, bundle.seen_images(), progress=progress)
+    outputs = compute_outputs(predictor.logits, images.samples, predictor.spec, form=predictor.input_form, progress=progress)
     name = predictor.variant.name if predictor.variant else None
-    return report(bundle.path, name, samples, found, result, seen=seen)
+    return report(bundle.path, name, images, predictor.decoding, outputs, save=config.save)
 
 
-def unseen_samples(
+def images_to_evaluate(
     data: Path, config: EvaluationConfig, decoding: OutputDecoding, seen: frozenset[int], *, progress: Progress = silent
-) -> tuple[list[Sample], ImageFolder]:
-    """Return the readable images of ``data`` that are not in ``seen``, and the scanned folder. ``config.every_image`` returns all images.
+) -> EvaluatedImages:
+    """Scan ``data``, and return its readable images that are not in ``seen``. ``config.every_image`` returns all images.
 
     Raises:
         ConfigError: ``config.labels`` is missing, or its columns do not match the model.
@@ -133,38 +160,59 @@ def unseen_samples(
             f"the model was trained or selected on all {len(folder.samples)} images of {data}. "
             f"Use other images, or include these with --all."
         )
-    return samples, folder
+    return EvaluatedImages(folder, tuple(samples), seen)
 
 
-def report(
-    model: Path, variant: str | None, samples: Sequence[Sample], folder: ImageFolder, result: Evaluation, *, seen: frozenset[int]
-) -> EvaluationReport:
-    """Return the report for ``samples``, the evaluated images of ``folder``. ``seen`` has the images of training and selection."""
-    return EvaluationReport(
-        model=printable(model),
-        variant=variant,
-        left_out=len(folder.samples) - len(samples),
-        seen=sum(hash_prefix(sample.content) in seen for sample in samples),
-        broken=len(folder.broken),
-        result=result,
-        notes=folder.notes,
-    )
-
-
-def score(
+def compute_outputs(
     logits: Callable[[Any], NDArray[np.float32]],
     samples: Sequence[Sample],
     spec: PreprocessSpec,
-    decoding: OutputDecoding,
     *,
     form: InputForm = "float",
     progress: Progress = silent,
-) -> Evaluation:
-    """Evaluate ``logits``, a function from batches (in the given form, see ``to_batch``) to outputs ``[batch, labels]``, on ``samples``."""
+) -> NDArray[np.float32]:
+    """Return the outputs float32 ``[n, labels]`` of ``logits``, a function from batches (in the given form, see ``to_batch``)."""
     outputs: list[NDArray[np.float32]] = []
     done = 0
     for batch in batches(samples, spec) if form == "float" else pixel_batches(samples, spec):
         outputs.append(logits(batch))
         done += len(batch)
         progress("evaluating", done, len(samples))
-    return evaluate(decoding, truth_of(samples), np.concatenate(outputs))
+    return np.concatenate(outputs)
+
+
+def report(
+    model: Path,
+    variant: str | None,
+    images: EvaluatedImages,
+    decoding: OutputDecoding,
+    outputs: NDArray[np.float32],
+    *,
+    save: Path | None = None,
+) -> EvaluationReport:
+    """Return the report for the outputs float32 ``[n, labels]``, and write the table of predictions to ``save``.
+
+    Raises:
+        StorageError: ``save`` cannot be written.
+    """
+    folder, samples = images.folder, images.samples
+    if save is not None:
+        files = [
+            LabeledFile(
+                printable(sample.path.relative_to(folder.root)),
+                "seen" if images.was_seen(sample) else "unseen",
+                sample.label,
+                sample.targets,
+            )
+            for sample in samples
+        ]
+        write_file(save, predictions_csv(predicted_files(decoding, files, outputs)).encode())
+    return EvaluationReport(
+        model=printable(model),
+        variant=variant,
+        left_out=len(folder.samples) - len(samples),
+        seen=sum(map(images.was_seen, samples)),
+        broken=len(folder.broken),
+        result=evaluate(decoding, truth_of(samples), outputs),
+        notes=folder.notes,
+    )

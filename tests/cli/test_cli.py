@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgetl.core.bundle import Bundle
+from edgetl.data.predictions import parse_predictions
 from edgetl.train.artifacts.run import Run
 from tests.command import Command, edgetl
 
@@ -201,9 +202,15 @@ def test_export_to_a_full_disk_is_a_storage_error_and_leaves_no_file(run: Run, t
         subprocess.run(["umount", disk], check=True)
 
 
-def test_predict_and_evaluate_write_no_files(bundle: Bundle, digits: Path, tmp_path: Path) -> None:
+def test_predict_and_evaluate_write_only_the_table_of_save(bundle: Bundle, digits: Path, tmp_path: Path) -> None:
     done = edgetl("predict", bundle.path, digits / "1", cwd=tmp_path)
     assert done.stderr == f"variant: {bundle.manifest.variants[0].name}\n"
-    done = edgetl("evaluate", bundle.path, digits, "--all", cwd=tmp_path)
-    assert "warning: the model was trained or selected on" in done.stdout and "Omit --all" in done.stdout
     assert list(tmp_path.iterdir()) == []
+    done = edgetl("evaluate", bundle.path, digits, "--all", "--save", "wrong.csv", cwd=tmp_path)
+    assert "warning: the model was trained or selected on" in done.stdout and "Omit --all" in done.stdout
+    assert "predictions written to wrong.csv" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.csv"]
+    assert {row.split for row in parse_predictions((tmp_path / "wrong.csv").read_text())} == {"seen", "unseen"}
+    (tmp_path / "wrong.csv").write_text("my notes\n")
+    _fails(edgetl("evaluate", bundle.path, digits, "--save", "wrong.csv", cwd=tmp_path), 3, "edgetl did not write it")
+    assert (tmp_path / "wrong.csv").read_text() == "my notes\n"

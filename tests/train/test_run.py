@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ from edgetl.core.files.atomic import STAGING_MARK
 from edgetl.core.metrics import evaluate_predictions
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.data.folder import scan
+from edgetl.data.predictions import PREDICTIONS_NAME, parse_predictions
 from edgetl.errors import ConfigError, DataError, RunError
+from edgetl.runtime.evaluation import EvaluationConfig
 from edgetl.train.artifacts.plots import class_table
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.options import TrainConfig
@@ -37,12 +41,30 @@ def test_run_folder_contains_the_documented_files(run: Run) -> None:
         "selected-images.bin",
         "confusion.png",
         "classes.csv",
+        "predictions.csv",
         "curves.png",
     }
     assert names == expected
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert {"step", "train_loss", "train_accuracy", "val_loss", "val_accuracy"} <= set(rows[0])
     assert run.record.test is not None and run.record.test.accuracy.value > 0.9
+
+
+def test_predictions_of_a_run_give_its_metrics(run: Run) -> None:
+    rows = parse_predictions(run.read(PREDICTIONS_NAME).decode())
+    assert [row.file for row in rows] == [entry.path for part in ("val", "test") for entry in run.splits().entries if entry.part == part]
+    for split, figures in (("val", run.record.validation), ("test", run.record.test)):
+        assert figures is not None
+        chosen = [row for row in rows if row.split == split]
+        counts = Counter((row.label, row.prediction) for row in chosen)
+        expected = {
+            (true, predicted): count
+            for true, line in zip(run.record.labels, figures.confusion, strict=True)
+            for predicted, count in zip(run.record.labels, line, strict=True)
+            if count
+        }
+        assert counts == expected
+        assert all(0 < row.score <= 1 for row in chosen)
 
 
 def test_timm_loads_a_run_as_local_dir_with_the_same_logits(run: Run) -> None:
@@ -63,7 +85,8 @@ def test_same_seed_gives_the_same_run(colors: Path, tmp_path: Path, strategy: st
         backbone="test_resnet", pretrained=False, strategy=strategy, input_size=(32, 32), epochs=2, seed=3, val=0.25
     )
     one, two = (train(colors, config, tmp_path / name) for name in ("one", "two"))
-    assert one.record.files["weights.safetensors"] == two.record.files["weights.safetensors"]
+    for name in ("weights.safetensors", "predictions.csv"):
+        assert one.record.files[name] == two.record.files[name]
     assert one.record.validation == two.record.validation
 
 
@@ -106,12 +129,19 @@ def test_failed_training_leaves_no_files(colors: Path, tmp_path: Path) -> None:
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(STAGING_MARK) or path.name == "run"]
 
 
-def test_evaluate_run_on_its_training_folder_uses_only_the_test_split(run: Run, digits: Path) -> None:
-    report = evaluate_run(run.path, digits)
+def test_evaluate_run_on_its_training_folder_uses_only_the_test_split(run: Run, digits: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "new" / "test.csv"
+    report = evaluate_run(run.path, digits, EvaluationConfig(save=saved))
     assert run.record.test is not None
     assert report.result.accuracy.n == run.record.images["test"]
     assert report.left_out == run.record.images["train"] + run.record.images["val"]
     np.testing.assert_allclose(report.result.accuracy.value, run.record.test.accuracy.value, atol=1e-9)
+    rows = sorted(parse_predictions(saved.read_text()), key=lambda row: row.file)
+    trained = [row for row in parse_predictions(run.read(PREDICTIONS_NAME).decode()) if row.split == "test"]
+    assert {row.split for row in rows} == {"unseen"}
+    assert [replace(row, split="test", score=0) for row in rows] == [
+        replace(row, score=0) for row in sorted(trained, key=lambda row: row.file)
+    ]
 
 
 def test_augmentation_depends_on_the_seed(colors: Path) -> None:

@@ -31,9 +31,11 @@ from edgetl.core.images.intensity import FULL_RANGE
 from edgetl.core.lineage import describe_parent
 from edgetl.core.manifest import Manifest
 from edgetl.core.options import METAVAR
+from edgetl.core.output.folders import check_output_file
 from edgetl.core.output_decoding import prediction_json
 from edgetl.data.folder import check_folder
 from edgetl.data.listing import find_images
+from edgetl.data.predictions import is_predictions_file
 from edgetl.device.config import TrustConfig
 from edgetl.errors import DataError, ImageError
 from edgetl.runtime.evaluation import EvaluationConfig, EvaluationReport, evaluate_bundle
@@ -115,6 +117,8 @@ def evaluate_command(
     config = build(EvaluationConfig, **given(EvaluationConfig, context, options))
     check_folder(data)
     check_file(config.labels, "--labels", DataError, "Give a table of labels.")
+    if config.save is not None:
+        check_output_file(config.save, "--save", is_own=is_predictions_file, inputs={"the model": model, "the folder of images": data})
     with working(json_output=json_output, verbose=verbose) as progress:
         if is_run(model):
             need_extra("train")
@@ -123,7 +127,12 @@ def evaluate_command(
             report = evaluate_run(model, data, config, progress=progress)
         else:
             report = evaluate_bundle(model, data, config, progress=progress)
-    print_json(report) if json_output else _show_evaluation(report)
+    if json_output:
+        print_json(report)
+        return
+    _show_evaluation(report)
+    if config.save is not None:
+        out.print(f"predictions written to {escape(str(config.save))}", soft_wrap=True)
 
 
 def _show_evaluation(report: EvaluationReport) -> None:

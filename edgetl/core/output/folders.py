@@ -14,7 +14,7 @@ import shutil
 import stat
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -175,11 +175,40 @@ def check_chart(path: Path, option: str, *, inputs: Inputs | None = None) -> Non
     """
     if path.suffix.lower() not in _MARKED:
         raise ConfigError(f"{option} {path}: the name must end in {', '.join(_MARKED)}.")
+    check_output_file(path, option, is_own=_is_own_chart, inputs=inputs)
+
+
+def check_output_file(path: Path, option: str, *, is_own: Callable[[Path], bool], inputs: Inputs | None = None) -> None:
+    """Check that an output file can be written, and replaces no file of the user.
+
+    Args:
+        path: file to write.
+        option: option of the command, for messages.
+        is_own: function that returns true for a file that edgetl wrote, which may be replaced.
+        inputs: paths that the command reads. ``path`` must not equal one of them, or be inside it.
+
+    Raises:
+        ConfigError: a file that edgetl did not write exists, or the path is inside an input.
+        StorageError: the folder cannot be written.
+    """
     place = _place(path, option)
     _check_apart(path, place, inputs or {}, option)
-    if os.path.lexists(place) and not _is_own_chart(place):
+    if os.path.lexists(place) and not is_own(place):
         raise ConfigError(f"{option} {path} exists already, and edgetl did not write it. Choose another name, or move the file.")
     _check_writable(path, place)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically, after creating its folder.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    write_bytes(path, data)
 
 
 def write_chart(figure: Any, path: Path, *, dpi: int) -> None:
@@ -192,11 +221,7 @@ def write_chart(figure: Any, path: Path, *, dpi: int) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # missing glyphs become boxes
         figure.savefig(drawn, dpi=dpi, format=suffix[1:], **_MARKED[suffix])
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(path, error) from error
-    write_bytes(path, drawn.getvalue())
+    write_file(path, drawn.getvalue())
 
 
 def _is_own_chart(path: Path) -> bool:

@@ -21,6 +21,7 @@ from edgetl.core.metrics import evaluate
 from edgetl.core.results import Evaluation
 from edgetl.core.system.host import fingerprint, versions
 from edgetl.core.tasks import OutputDecoding
+from edgetl.data.predictions import PREDICTIONS_NAME, LabeledFile, predicted_files, predictions_csv
 from edgetl.train.artifacts.plots import class_table, draw_curves, draw_predictions
 from edgetl.train.artifacts.record import FISHER_NAME, METRICS_NAME, SPLITS_NAME, TIMM_CONFIG_NAME, WEIGHTS_NAME, RunRecord
 from edgetl.train.artifacts.seen_images import SeenImages
@@ -31,13 +32,13 @@ from edgetl.train.networks.pruned import PRUNED
 
 @dataclass(frozen=True)
 class Results:
-    """Scores of a network on validation and test images.
+    """Scores and outputs of a network on validation and test images.
 
     Attributes:
         decoding: decoding of the outputs.
         validation: scores on the validation images.
         test: scores on the test images. ``None`` without test images.
-        truth: true classes, labels or values of the images that the plots show: the test images, or else the validation images.
+        truth: true classes, labels or values of the validation images, then of the test images.
         outputs: float32 ``[n, outputs]`` for the same images.
     """
 
@@ -50,11 +51,8 @@ class Results:
     @classmethod
     def of(cls, decoding: OutputDecoding, truth: NDArray[Any], outputs: NDArray[np.float32], *, validation: int) -> Results:
         """Evaluate ``outputs``. The first ``validation`` rows belong to validation images, the others to test images."""
-        figures = evaluate(decoding, truth[:validation], outputs[:validation])
-        if len(truth) == validation:
-            return cls(decoding, figures, None, truth, outputs)
-        test = truth[validation:], outputs[validation:]
-        return cls(decoding, figures, evaluate(decoding, *test), *test)
+        test = evaluate(decoding, truth[validation:], outputs[validation:]) if len(truth) > validation else None
+        return cls(decoding, evaluate(decoding, truth[:validation], outputs[:validation]), test, truth, outputs)
 
 
 @dataclass(frozen=True)
@@ -98,10 +96,22 @@ def write_run(folder: Path, contents: RunContents, record: Callable[[dict[str, s
     if contents.rows:
         draw_curves(contents.rows, folder / "curves.png")
     shown, name = (results.test, "test") if results.test else (results.validation, "validation")
-    draw_predictions(results.decoding, shown, results.truth, results.outputs, name=name, folder=folder)
+    rows = slice(-shown.accuracy.n, None)  # the test images are the last
+    draw_predictions(results.decoding, shown, results.truth[rows], results.outputs[rows], name=name, folder=folder)
     if shown.classes:
         (folder / "classes.csv").write_text(class_table(shown), "utf-8", newline="\n")
+    (folder / PREDICTIONS_NAME).write_text(_predictions(contents.splits, results), "utf-8", newline="\n")
     write_record(folder, record(hash_files(folder)))
+
+
+def _predictions(splits: SplitsRecord, results: Results) -> str:
+    """Return the table of predictions on validation and test images as CSV text.
+
+    Training images are left out: their predictions would need another pass over the images, and are better than those on new images.
+    """
+    entries = [entry for part in ("val", "test") for entry in splits.entries if entry.part == part]
+    files = [LabeledFile(entry.path, entry.part, entry.label, entry.targets) for entry in entries]
+    return predictions_csv(predicted_files(results.decoding, files, results.outputs))
 
 
 def write_record(folder: Path, record: RunRecord) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from edgetl.core.progress import Progress, silent
 from edgetl.data.loading import batches
 from edgetl.errors import ConfigError
-from edgetl.runtime.evaluation import EvaluationConfig, EvaluationReport, report, score, unseen_samples
+from edgetl.runtime.evaluation import EvaluationConfig, EvaluationReport, compute_outputs, images_to_evaluate, report
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.inputs.features import choose_engine
 
@@ -27,15 +27,15 @@ def evaluate_run(path: Path, data: Path, config: EvaluationConfig | None = None,
         RunError: ``path`` is not a run.
         ConfigError: the label table is missing or its columns do not fit, or a variant is given, which a run does not have.
         DataError: the folder has other classes or no unseen image.
+        StorageError: ``config.save`` cannot be written.
     """
     config = config or EvaluationConfig()
     if config.variant is not None:
         raise ConfigError(f"{path} is a run and has no variants. Remove --variant, or give a bundle.")
     run = open_run(path)
     record = run.record
-    seen = run.seen_images().all
-    samples, found = unseen_samples(data, config, record.decoding, seen, progress=progress)
-    first = next(batches(samples, record.preprocess))
-    logits = choose_engine(run.load_model(), first, len(samples), "cpu")
-    result = score(logits, samples, record.preprocess, record.decoding, progress=progress)
-    return report(path, None, samples, found, result, seen=seen)
+    images = images_to_evaluate(data, config, record.decoding, run.seen_images().all, progress=progress)
+    first = next(batches(images.samples, record.preprocess))
+    logits = choose_engine(run.load_model(), first, len(images.samples), "cpu")
+    outputs = compute_outputs(logits, images.samples, record.preprocess, progress=progress)
+    return report(path, None, images, record.decoding, outputs, save=config.save)
