@@ -189,14 +189,31 @@ def _resize_crop(image: Image.Image, place: _Placement, spec: PreprocessSpec) ->
     """
     height, width = spec.input_size
     filter_ = _RESAMPLING[spec.interpolation]
-    y = image.height / place.height
-    top, bottom = place.top * y, (place.top + height) * y
-    margin = 3 * max(1.0, y) + 1  # the widest kernel, Lanczos, has a radius of 3 pixels of the coarser grid
-    first, last = max(0, math.floor(top - margin)), min(image.height, math.ceil(bottom + margin))
+    first, last, edges = _kept(place.top, height, image.height / place.height, image.height)
     rows = image.crop((0, first, image.width, last)) if last - first < image.height else image
-    columns = rows.resize((place.width, rows.height), filter_).crop((place.left, 0, place.left + width, rows.height))
+    if place.width * rows.height <= MAX_PIXELS:
+        columns = rows.resize((place.width, rows.height), filter_).crop((place.left, 0, place.left + width, rows.height))
+    else:  # a very wide image
+        first, last, sides = _kept(place.left, width, image.width / place.width, image.width)
+        part = rows.crop((first, 0, last, rows.height))
+        columns = part.resize((width, rows.height), filter_, box=(sides[0], 0, sides[1], rows.height))
+    return columns.resize((width, height), filter_, box=(0, edges[0], width, edges[1]))
+
+
+def _kept(start: int, length: int, ratio: float, size: int) -> tuple[int, int, tuple[float, float]]:
+    """Return the range of source rows or columns that a crop needs, and the edges of the crop in this range.
+
+    Args:
+        start: first row or column of the crop in the resized image.
+        length: number of rows or columns of the crop.
+        ratio: source pixels for each pixel of the resized image.
+        size: number of rows or columns of the source.
+    """
+    low, high = start * ratio, (start + length) * ratio
+    margin = 3 * max(1.0, ratio) + 1  # the widest kernel, Lanczos, has a radius of 3 pixels of the coarser grid
+    first, last = max(0, math.floor(low - margin)), min(size, math.ceil(high + margin))
     # Rounding may move the far edge slightly outside the image, which Pillow rejects.
-    return columns.resize((width, height), filter_, box=(0, top - first, width, min(bottom - first, float(rows.height))))
+    return first, last, (low - first, min(high - first, float(last - first)))
 
 
 def normalize(pixels: Image.Image | NDArray[np.uint8], spec: PreprocessSpec, out: NDArray[np.float32]) -> None:

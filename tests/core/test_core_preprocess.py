@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,6 +14,8 @@ from PIL import Image
 from pydantic import ValidationError
 from timm.data import create_transform
 
+from edgetl.core.files.platforms import peak_memory_bytes
+from edgetl.core.images.decode import MAX_PIXELS
 from edgetl.core.images.intensity import Intensity
 from edgetl.core.preprocess import CropMode, Interpolation, PreprocessSpec, normalize, pixels_of, preprocess, to_batch, to_pixels
 
@@ -153,13 +155,32 @@ def test_a_resized_image_above_the_limit_of_pixels_is_fused(monkeypatch: pytest.
     assert np.array_equal(part, np.asarray(to_pixels(image, fused))) and not np.array_equal(part, whole)
 
 
-@pytest.mark.parametrize("crop_pct", [0.875, 1.0])
-def test_a_huge_resized_image_is_cropped_before_it_is_resized(crop_pct: float) -> None:
-    """The resized image would have up to 109 x 65 million pixels. Pillow cannot make it."""
-    image = Image.new("RGB", (1, 600_000), (10, 200, 30))
-    spec = PreprocessSpec(input_size=(96, 96), crop_pct=crop_pct, resize="two-step")
-    pixels = np.asarray(to_pixels(image, spec))
-    assert pixels.shape == (96, 96, 3) and (pixels == (10, 200, 30)).all()
+@pytest.mark.parametrize("size", [(1, 550_000), (550_000, 1), (1, 40_000_000), (40_000_000, 1), (2, 600_001), (600_001, 2)])
+@pytest.mark.parametrize("resize", ["fused", "two-step"])
+@pytest.mark.parametrize("crop_pct", [0.1, 0.875, 1.0])
+def test_an_extremely_narrow_image_is_cropped_before_it_is_resized(
+    size: tuple[int, int], resize: Literal["fused", "two-step"], crop_pct: float
+) -> None:
+    """The resized image would have up to 4e11 pixels. Pillow cannot make it."""
+    image = Image.new("RGB", size, (10, 200, 30))
+    spec = PreprocessSpec(input_size=(96, 96), crop_pct=crop_pct, resize=resize)
+    before = peak_memory_bytes()
+    pixels = to_batch([image], spec, "uint8")
+    assert pixels.shape == (1, 96, 96, 3) and (pixels == (10, 200, 30)).all()
+    assert peak_memory_bytes() - before < 10e6
+    normalized = np.empty((3, 96, 96), np.float32)
+    normalize(pixels[0], spec, normalized)
+    assert np.array_equal(to_batch([image], spec, "float"), [normalized])
+
+
+def test_a_wide_image_is_resized_as_its_transpose() -> None:
+    """Both passes of a very wide image compute only the crop. Its pixels differ by at most 1 from those of the tall image."""
+    tall = noise(np.random.default_rng(0), 3, 100_000)
+    spec = PreprocessSpec(input_size=(96, 96), interpolation="bilinear")
+    assert MAX_PIXELS < 109 * 109 * 100_000 / 3
+    wide = np.asarray(to_pixels(tall.transpose(Image.Transpose.TRANSPOSE), spec), np.int16)
+    difference = np.abs(wide - np.asarray(to_pixels(tall, spec), np.int16).transpose(1, 0, 2))
+    assert difference.max() <= 1 and np.ptp(wide) > 50
 
 
 def test_border_keeps_at_least_one_column_of_a_thin_image() -> None:
