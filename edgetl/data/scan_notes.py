@@ -14,7 +14,7 @@ from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
 
 _Omitted: TypeAlias = Literal["hidden", "system", "edgetl", "excluded", "mask", "unsupported", "other", "unreadable", "loop", "sibling"]
-_Unlabeled: TypeAlias = Literal["loose", "unlabeled", "no-images", "not-in-table", "copy"]
+_Unlabeled: TypeAlias = Literal["loose", "unlabeled", "no-images", "no-label", "not-in-table", "copy"]
 _Used: TypeAlias = Literal["linked", "content", "splits", "nested", "class-train", "no-val", "no-test", "table", "no-group", "not-utf8"]
 Reason: TypeAlias = Literal[_Omitted, _Unlabeled, _Used]
 
@@ -44,6 +44,7 @@ _TEXTS: dict[Reason, tuple[str, str, str]] = {
     "loose": ("image", "left out: not in a class folder", "Move them into a class folder to use them"),
     "unlabeled": ("image", "of the test split left out: no label, because the training split has no class folder of this name", ""),
     "no-images": ("folder", "left out: no images", ""),
+    "no-label": ("row", "of the table left out: no label", "Fill in their labels to use them"),
     "not-in-table": ("image", "left out: not named in the table", ""),
     "copy": ("image", "left out: copy of an image in another split", ""),
     "linked": ("linked folder", "read", _EXCLUDE),

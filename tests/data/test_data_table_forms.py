@@ -88,7 +88,7 @@ def test_columns_with_one_1_in_each_row_are_classes_and_reported(tmp_path: Path)
         (CATS.replace("label", "label,width").replace(",cat", ",cat,3").replace(",dog", ",dog,4"), None, ConfigError, "--columns label"),
         ("file,a,b\n0.png,1,1\n1.png,0,1\n", "classification", ConfigError, r"2 columns may be the class \(a, b\).*--columns NAME"),
         ("file,mm\n0.png,1\n1.png,2\n2.png,x\n", None, DataError, r"line 4: 'x' in the column 'mm' is not a number, but most others are"),
-        (CATS + "4.png,\n", None, DataError, r"line 6: '' in the column 'label' is empty"),
+        ("file,label\n0.png,\n1.png,\n", None, DataError, r"no row has a label in 'label'. Fill in the labels, or choose other columns"),
         (CATS.replace("cat\n3", '"a\nb"\n3'), None, DataError, r"line 5: 'a\\nb' in the column 'label' has a line break"),
         (CATS.replace("cat\n3", "cat|dog\n3"), None, DataError, r"'cat\|dog' lists several classes.*--task multi-label"),
         (CATS.replace("cat\n3", "bird\n3"), None, DataError, r"too few readable images of bird \(1\), cat \(1\)"),
@@ -101,6 +101,41 @@ def test_errors_for_ambiguous_columns_show_the_remedy(
 ) -> None:
     with pytest.raises(kind, match=message):
         read(images(tmp_path / "images", *(f"{index}.png" for index in range(5))), rows, task)
+
+
+@pytest.mark.parametrize(
+    ("rows", "task", "labels"),
+    [
+        (CATS + "4.png,\n5.png, \n", None, ("cat", "dog")),
+        ("file,mm\n0.png,1\n1.png,2\n4.png,\n2.png,3\n3.png,4\n5.png,\n", "regression", ("mm",)),
+        ("file,a,b\n0.png,1,1\n1.png,0,1\n2.png,0,0\n3.png,1,0\n4.png,,\n5.png,,\n", None, ("a", "b")),
+        ("file,a,b\n0.png,1,0\n1.png,0,1\n2.png,0,1\n3.png,1,0\n4.png,,\n5.png,,\n", "classification", ("a", "b")),
+    ],
+)
+def test_rows_without_a_label_are_left_out_and_counted(tmp_path: Path, rows: str, task: Task | None, labels: tuple[str, ...]) -> None:
+    root = images(tmp_path / "images", *(f"{index}.png" for index in range(6)))
+    found = read(root, rows, task)
+    assert found.labels == labels and [sample.path.name for sample in found.samples] == ["0.png", "1.png", "2.png", "3.png"]
+    (note,) = [note for note in found.notes if not note.used]
+    assert note.describe() == "2 rows of the table left out: no label: 4.png, 5.png. Fill in their labels to use them."
+
+
+def test_rows_without_a_label_need_no_file(tmp_path: Path) -> None:
+    found = read(images(tmp_path / "images"), CATS + "gone.png,\n")
+    assert len(found.samples) == 4 and [note.reason for note in found.notes] == ["no-label"]
+
+
+def test_an_empty_cell_beside_labels_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 2: '' in the column 'b' is not a number"):
+        read(images(tmp_path / "images"), "file,a,b\n0.png,1,\n1.png,0,1\n2.png,1,1\n3.png,0,0\n")
+
+
+def test_an_evaluation_does_not_take_predictions_for_labels(tmp_path: Path) -> None:
+    """A table of captured images has the predictions as suggestions. They fit the classes of the model, as the labels do."""
+    table = tmp_path / "captured.csv"
+    table.write_text("file,label,predicted\n0.png,cat,dog\n1.png,,dog\n2.png,dog,dog\n")
+    with pytest.raises(ConfigError, match="2 of the columns label, predicted hold only class names of the model"):
+        scan_table(images(tmp_path / "images"), Table(table, "classification", classes=("cat", "dog")), known=True)
 
 
 def test_classes_that_differ_in_case_only_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -87,10 +87,22 @@ def test_training_reads_the_folder_after_labeling(tmp_path: Path) -> None:
     for number in range(8):
         folder.save(frame(number), facts(label=("cat", "dog")[number % 2]))
     asked = Table(tmp_path / "animals/labels.csv", columns=("label",))
-    with pytest.raises(DataError, match="Write a class name, or remove the line"):
+    with pytest.raises(DataError, match="no row has a label in 'label'"):
         scan_table(tmp_path / "animals/images", asked)
     label_all(tmp_path / "animals", {"cat": "dog", "dog": "horse"})
     assert scan_table(tmp_path / "animals/images", asked).counts() == {"dog": 4, "horse": 4}
+
+
+def test_training_leaves_out_the_captured_images_without_a_label(tmp_path: Path) -> None:
+    folder = CaptureFolder(tmp_path, "animals", ANIMALS, max_bytes=10**6)
+    for number in range(12):
+        folder.save(frame(number), facts(label=("cat", "dog", "horse")[number % 3]))
+    label_all(tmp_path / "animals", {"cat": "cat", "dog": "dog", "horse": ""})
+    found = scan_table(tmp_path / "animals/images", Table(tmp_path / "animals/labels.csv", columns=("label",)))
+    assert found.counts() == {"cat": 4, "dog": 4}
+    (note,) = [note for note in found.notes if not note.used]
+    assert (note.reason, note.count) == ("no-label", 4)
+    assert note.describe().startswith("4 rows of the table left out: no label: ")
 
 
 def test_multi_label_tables_have_a_column_for_each_label(tmp_path: Path) -> None:

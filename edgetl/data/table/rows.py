@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class TableRows:
     Attributes:
         task: given task, or the task derived from the values.
         labels: class names, or the names of the label columns.
-        rows: one row for each image.
+        rows: one row for each image. Rows without a label are left out.
         group: name of the group column; empty without one.
         has_splits: true if a column defines the splits.
         assumptions: assumptions about the form of the table, as sentences.
@@ -85,15 +86,19 @@ def read_rows(folder: Path, table: Table) -> TableRows:
     columns = _columns(csv, table)
     if not csv.rows:
         raise DataError(f"{table.path} has a header and no rows. Add one row for each image.")
-    task, assumed = (table.task, "") if table.task else choose_task(csv, columns.labels)
     files = TableFiles(folder, table.path, selection=table.selection)
+    csv, unlabeled = _labeled(csv, columns)
+    task, assumed = (table.task, "") if table.task else choose_task(csv, columns.labels)
     csv, paths = _without_excluded(csv, _find_all(files, csv, columns), folder, table)
     labels, rows = _rows(csv, columns, task, table.classes, paths)
     if problems := [f"'{printable(label)}' {problem}" for label in labels if (problem := label_problem(label))]:
         raise DataError(f"{table.path}: the label {problems[0]}. Exported files cannot represent it. Rename it.")
     # The table lists the images. Files of other kinds, such as the table itself, need no note.
     left_out = [note for note in files.left_out.result() if note.reason != "other"]
-    if unnamed := sorted(set(files.images) - {row.path for row in rows}):
+    if unlabeled:
+        examples = tuple(map(printable, unlabeled[:EXAMPLES]))
+        left_out.append(ScanNote(reason="no-label", used=False, count=len(unlabeled), examples=examples))
+    if unnamed := sorted(set(files.images) - {row.path for row in rows} - _found(files, unlabeled)):
         examples = tuple(printable(path.relative_to(folder)) for path in unnamed[:EXAMPLES])
         left_out.append(ScanNote(reason="not-in-table", used=False, count=len(unnamed), examples=examples))
     return TableRows(
@@ -105,6 +110,29 @@ def read_rows(folder: Path, table: Table) -> TableRows:
         assumptions=(*_assumptions(csv, columns, assumed), *files.notes()),
         left_out=tuple(left_out),
     )
+
+
+def _labeled(csv: CsvFile, columns: Columns) -> tuple[CsvFile, list[str]]:
+    """Remove the rows whose label cells are all empty, and return also their file names. A person may label a part of the images first.
+
+    Raises:
+        DataError: no row remains.
+    """
+    filled = [any(cells[place] for place in columns.labels) for _, cells in csv.rows]
+    if not any(filled):
+        names = ", ".join(repr(csv.header[place]) for place in columns.labels[:5])
+        raise DataError(f"{csv.path}: no row has a label in {names}. Fill in the labels, or choose other columns with --columns.")
+    rows = tuple(row for row, has_label in zip(csv.rows, filled, strict=True) if has_label)
+    return replace(csv, rows=rows), [cells[columns.file] for (_, cells), has_label in zip(csv.rows, filled, strict=True) if not has_label]
+
+
+def _found(files: TableFiles, names: Sequence[str]) -> set[Path]:
+    """Return the files of rows without a label. It does not matter if some are missing or ambiguous."""
+    found = set[Path]()
+    for name in names:
+        with suppress(DataError):
+            found.update(filter(None, [files.find(name)]))
+    return found
 
 
 def _without_excluded(csv: CsvFile, paths: list[Path], root: Path, table: Table) -> tuple[CsvFile, list[Path]]:
@@ -126,14 +154,15 @@ def _columns(csv: CsvFile, table: Table) -> Columns:
         # One column for each class of the model; other columns are not labels.
         return replace(columns, labels=tuple(csv.header.index(name) for name in table.classes))
     if table.classes and len(names) > 1:
-        fitting = [place for place in columns.labels if set(csv.column(place)) <= set(table.classes)]
+        # A column without any label fits, too: the choice must not depend on the progress of the labeling.
+        fitting = [place for place in columns.labels if set(csv.column(place)) - {""} <= set(table.classes)]
         if len(fitting) != 1:
             raise ConfigError(
                 f"{csv.path}: {len(fitting)} of the columns {', '.join(names[:10])} hold only class names of the model "
                 f"({', '.join(table.classes[:10])}). Keep one such column, or one column for each class."
             )
         return replace(columns, labels=tuple(fitting))
-    if table.task == "classification" and len(names) > 1 and one_hot(csv, columns.labels) is None:
+    if table.task == "classification" and len(names) > 1 and one_hot(_labeled(csv, columns)[0], columns.labels) is None:
         raise ConfigError(
             f"{csv.path}: {len(names)} columns may be the class ({', '.join(names[:10])}). Choose a column of class names with "
             f"--columns NAME, or write one column for each class with exactly one 1 in each row."
