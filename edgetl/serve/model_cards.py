@@ -5,31 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from edgetl.core.lineage import Lineage
 from edgetl.core.manifest import Manifest, Variant
 from edgetl.core.results import Proportion
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.serve.protocol.models import Models
+from edgetl.serve.workers.bundles import ServedBundle
 
 
-def cards(models: Models) -> list[dict[str, Any]]:
-    """Return the card of every served version. The newest version of each name comes first."""
+def cards(models: Models, served: Sequence[ServedBundle]) -> list[dict[str, Any]]:
+    """Return the card of every served version. The newest version of each name comes first. ``served`` has the order of the models."""
     every = [models.find(name, version) for name in models.names for version in reversed(models.versions(name))]
-    return [card(model.manifest, model.variant, models.versions(model.name)) for model in every]
+    return [card(model.manifest, model.variant, models.versions(model.name), served[models.index(model)]) for model in every]
 
 
-def card(manifest: Manifest, variant: Variant, versions: Sequence[str]) -> dict[str, Any]:
+def card(manifest: Manifest, variant: Variant, versions: Sequence[str], served: ServedBundle) -> dict[str, Any]:
     """Return the card of one served version of a model, as a JSON object.
 
     ``trained``, ``validation`` and ``test`` hold the task's score ``score_name`` with its 95 % confidence interval and number of images.
     ``drop`` is the accuracy drop of the variant against the trained model on the validation images. A negative drop is a gain.
-    ``median_ms`` was measured on the host of the export. ``input_size`` is height and width, pixels.
+    ``median_ms`` was measured on the host of the export. ``input_size`` is height and width, pixels. ``signed`` is true if the bundle has a
+    signature. ``key`` is the fingerprint of the trusted key whose signature was checked when the release was installed into a store.
 
     Args:
         manifest: manifest of the bundle.
         variant: the served variant.
         versions: all served releases of this model, the oldest first.
+        served: the served bundle.
     """
-    lineage, decision_rule = manifest.lineage, manifest.decision_rule
+    decision_rule = manifest.decision_rule
     return {
         "name": manifest.name,
         "version": str(manifest.release),
@@ -45,14 +49,12 @@ def card(manifest: Manifest, variant: Variant, versions: Sequence[str]) -> dict[
         "size_bytes": variant.size_bytes,
         "input_size": list(manifest.preprocess.input_size),
         "created": manifest.created,
+        "signed": served.signed,
+        "key": served.key,
         "score_name": SCORE_NAMES[manifest.task],
         "trained": manifest.trained.model_dump(),
         **_variant_scores(manifest.trained, variant),
-        "backbone": lineage.backbone,
-        "architecture": lineage.architecture,
-        "strategy": lineage.strategy,
-        "license": lineage.license,
-        "train_images": lineage.train_images,
+        **_origin(manifest.lineage),
         "rejected": [{"name": rejected.name, "reason": rejected.reason} for rejected in manifest.rejected],
     }
 
@@ -63,4 +65,14 @@ def _variant_scores(trained: Proportion, variant: Variant) -> dict[str, Any]:
         "test": variant.test.model_dump() if variant.test else None,
         "drop": trained.value - variant.validation.value,
         "median_ms": variant.median_ms,
+    }
+
+
+def _origin(lineage: Lineage) -> dict[str, Any]:
+    return {
+        "backbone": lineage.backbone,
+        "architecture": lineage.architecture,
+        "strategy": lineage.strategy,
+        "license": lineage.license,
+        "train_images": lineage.train_images,
     }

@@ -23,7 +23,6 @@ from edgetl.errors import RequestError
 from edgetl.serve.config import ServeConfig
 from edgetl.serve.connections.rejection import BUSY, RETRY_AFTER_S
 from edgetl.serve.metrics import Metrics, Monitor, resident_bytes
-from edgetl.serve.model_cards import cards
 from edgetl.serve.page import page_routes
 from edgetl.serve.protocol.body import BodyReader, content_encoding
 from edgetl.serve.protocol.content import Upload, read_upload
@@ -138,7 +137,7 @@ class Server:
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _cards(self, _request: Request) -> Response:
-        return JSONResponse({"models": cards(self._service.pool.models), "max_body_bytes": self._config.max_body_bytes})
+        return JSONResponse({"models": self._service.cards(), "max_body_bytes": self._config.max_body_bytes})
 
     async def _openapi(self, _request: Request) -> Response:
         return JSONResponse(document(self._service.pool.models, package_version("edgetl")))

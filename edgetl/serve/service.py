@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from edgetl.core.manifest import MANIFEST_NAME
 from edgetl.core.store import is_store
@@ -14,6 +15,7 @@ from edgetl.core.store.state import read_state
 from edgetl.errors import BundleError, EdgetlError, StoreError
 from edgetl.serve.background import spawn
 from edgetl.serve.config import ServeConfig
+from edgetl.serve.model_cards import cards
 from edgetl.serve.protocol.models import Models
 from edgetl.serve.workers.bundles import ServedBundle, end_starts, find_bundles
 from edgetl.serve.workers.messages import WorkerConfig
@@ -102,6 +104,10 @@ class Service:
     def bundles_changed(self) -> None:
         """Reload the changed bundles."""
         self.request_reload()
+
+    def cards(self) -> list[dict[str, Any]]:
+        """Return the model cards of the served bundles."""
+        return cards(self.pool.models, self._served)
 
     @contextmanager
     def acquire(self) -> Iterator[WorkerPool]:

@@ -129,11 +129,11 @@ def _variant(root: Path, name: str) -> Variant:
     )
 
 
-def add_release(store: Path, bundle: Path, *, probation: Probation | None = None) -> ReleaseRecord:
+def add_release(store: Path, bundle: Path, *, probation: Probation | None = None, key: str | None = None) -> ReleaseRecord:
     """Copy a bundle into a store and activate it, without the checks of an installation. Without ``probation`` it is confirmed."""
     manifest = open_bundle(bundle).manifest
     data = describe_file(bundle, bundle / MANIFEST_NAME)
-    record = ReleaseRecord(release=manifest.release, manifest_sha256=data.sha256, installed=utc_now())
+    record = ReleaseRecord(release=manifest.release, manifest_sha256=data.sha256, installed=utc_now(), key=key)
     before = StoreState(name=manifest.name)
     if is_store(store):
         before = StoreState.model_validate_json((store / "state.json").read_bytes())

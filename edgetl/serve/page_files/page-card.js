@@ -38,6 +38,7 @@ export function showCard(card) {
     ["Backbone", card.architecture === card.backbone ? card.backbone : `${card.backbone} (${card.architecture})`],
     ["Strategy", card.strategy],
     ["Exported", dateText(card.created)],
+    ["Signature", card.key ? `checked at the installation: key ${card.key}` : card.signed ? "not checked by this server" : "none"],
     ["License", card.license ?? "not stated"],
   ];
   const score = card.score_name[0].toUpperCase() + card.score_name.slice(1);

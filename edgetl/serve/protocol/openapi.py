@@ -65,7 +65,7 @@ def document(models: Models, version: str) -> Json:
                 "get": {"summary": "Prometheus metrics.", "responses": {"200": _content("text/plain", _TEXT, "Text."), **_errors("401")}}
             },
             "/models": _get(
-                "Model cards: accuracy, latency, size and license of every model.",
+                "Model cards: accuracy, latency, size, license and signature of every model.",
                 {"models": {"type": "array", "items": {"type": "object"}}},
             ),
             "/predict": {"post": _predict(models)},

@@ -22,12 +22,19 @@ class ServedBundle:
         name: name of the bundle.
         variant: name of the variant.
         start: start of the server with a release of a store; none for a folder.
+        signed: true if the bundle has a signature. The server does not check it.
     """
 
     path: Path
     name: str
     variant: str
     start: Start | None = None
+    signed: bool = False
+
+    @property
+    def key(self) -> str | None:
+        """Fingerprint of the key whose signature was checked when the release was installed into a store, or none."""
+        return self.start.release.record.key if self.start is not None else None
 
 
 def find_bundles(paths: Sequence[Path], variant: str | None) -> list[ServedBundle]:
@@ -69,7 +76,7 @@ def _tried(path: Path, variant: str | None) -> ServedBundle:
     bundle = open_bundle(path)
     chosen = choose_variant(bundle, variant)
     try_variant(bundle, chosen)
-    return ServedBundle(path, bundle.manifest.name, chosen.name)
+    return ServedBundle(path, bundle.manifest.name, chosen.name, signed=bundle.signature is not None)
 
 
 def _active(store: Path, variant: str | None) -> ServedBundle:
@@ -88,5 +95,5 @@ def _active(store: Path, variant: str | None) -> ServedBundle:
         except EdgetlError:  # such as an unknown variant, or a missing engine: not a failure of the release
             start.close()
             raise
-        return ServedBundle(bundle.path, bundle.manifest.name, chosen.name, start)
+        return ServedBundle(bundle.path, bundle.manifest.name, chosen.name, start, signed=bundle.signature is not None)
     raise AssertionError("the iteration over starts ends with an error")
