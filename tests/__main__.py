@@ -16,19 +16,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 # Longest first, so that the two processes end at about the same time.
 GROUPS = (
     ("tests/train",),
-    ("tests/cli", "tests/end_to_end"),
     ("tests/export",),
     ("tests/serve",),
-    (
-        "tests/core",
-        "tests/data",
-        "tests/device",
-        "tests/docs",
-        "tests/measure",
-        "tests/pretrain",
-        "tests/runtime",
-        "tests/test_structure.py",
-    ),
+    ("tests/cli", "tests/end_to_end"),
+    ("tests/device", "tests/docs", "tests/measure", "tests/pretrain"),
+    ("tests/core", "tests/data", "tests/runtime", "tests/test_structure.py"),
 )
 PROCESSES = 2
 NO_TESTS_COLLECTED = 5
