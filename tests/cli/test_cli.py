@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from edgetl.core.bundle import Bundle
 from edgetl.data.predictions import parse_predictions
 from edgetl.train.artifacts.run import Run
 from tests.command import Command, edgetl
+from tests.disks import small_disk
 
 
 def _fails(done: subprocess.CompletedProcess[str], code: int, *phrases: str) -> None:
@@ -188,18 +188,9 @@ def test_output_of_a_killed_process_is_rejected_by_other_commands(run: Run, digi
 
 
 def test_export_to_a_full_disk_is_a_storage_error_and_leaves_no_file(run: Run, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, check=False).returncode
-    ):
-        pytest.skip("mounting a small tmpfs needs root")
-    try:
+    with small_disk(tmp_path / "disk", "4m") as disk:
         _fails(edgetl("export", run.path, "--out", disk / "bundle"), 15, "MB of free space", "--out")
         assert list(disk.iterdir()) == []
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
 def test_predict_and_evaluate_write_only_the_table_of_save(bundle: Bundle, digits: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgetl.core.manifest import MANIFEST_NAME
 from tests.command import edgetl
-from tests.core.test_core_bundle import write_files
+from tests.core.bundles import write_files
 
 
 def test_a_bundle_without_a_host_is_shown(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from edgetl.core.results import AccuracyDrop, Attempt, ClassScore, Evaluation, P
 from edgetl.core.system.host_load import HostLoad
 from edgetl.measure.latency import Percentiles
 from edgetl.measure.scenarios import ColdStart, LatencyReport, VariantReport
-from tests.core.test_core_bundle import write_files
+from tests.core.bundles import write_files
 
 LONG_NAME = "scratch deeper than one tenth of a millimeter across_the_weld_seam_of_the_left_door_of_the_car"
 LONG_PATH = "/data/production_line_in_hall_number_seven/photographs_of_components/first_quarter/run_with_all_images"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
-import socket
 import stat
 import struct
 import tempfile
@@ -19,107 +17,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetl.core.bundle import check_run_folder, describe_file, hash_prefix, open_bundle, pack_prefixes, unpack_hashes
-from edgetl.core.lineage import Lineage
-from edgetl.core.manifest import MANIFEST_NAME, SIGNATURE_NAME, BundleFile, Golden, Manifest, Variant
-from edgetl.core.preprocess import PreprocessSpec
-from edgetl.core.results import Agreement, Proportion
+from edgetl.core.manifest import MANIFEST_NAME, SIGNATURE_NAME, BundleFile
 from edgetl.errors import BundleError, IntegrityError, RunError
+from tests.core.bundles import DIGESTS, FILES, MODEL, flip, socket_at, swap, write_files, write_folder
 from tests.core.deadline import within
-
-MODEL = "onnx-fp32/model.onnx"
 
 
 def pack_hashes(digests: list[str]) -> bytes:
     return pack_prefixes({hash_prefix(digest) for digest in digests})
 
 
-DIGESTS = [hashlib.sha256(bytes([index])).hexdigest() for index in range(20)]
-FILES = {
-    MODEL: b"the weights of a model",
-    "openvino-int8/model.xml": b"<the graph/>",
-    "openvino-int8/model.bin": b"its weights.",
-    "golden/0.png": b"an image!",
-    "seen.bin": pack_hashes(DIGESTS),
-    "README.md": b"# A card\n",
-}
-
-
-def manifest_of(root: Path) -> Manifest:
-    def file(path: str) -> BundleFile:
-        return describe_file(root, root / path)
-
-    share = Proportion(value=0.9, n=10, low=0.6, high=1.0)
-    agreement = Agreement(n=10, max_relative_error=0.0, top1_agreement=1.0, confident_n=9, confident_agreement=1.0)
-
-    def variant(name: str, paths: list[str]) -> Variant:
-        value = {"name": name, "format": name.split("-")[0], "precision": name.split("-")[1], "input": "x", "output": "y"}
-        figures = {"agreement": agreement, "validation": share, "test": None, "median_ms": 1.0, "golden_tolerance": 0.001}
-        return Variant.model_validate({**value, **figures, "files": tuple(file(path) for path in paths)})
-
-    return Manifest(
-        name="pets",
-        created="2025-01-01T00:00:00Z",
-        labels=("cat", "dog"),
-        preprocess=PreprocessSpec(input_size=(32, 32)),
-        variants=(variant("onnx-fp32", [MODEL]), variant("openvino-int8", ["openvino-int8/model.xml", "openvino-int8/model.bin"])),
-        max_drop=0.01,
-        trained=share,
-        golden=(Golden(image=file("golden/0.png"), label="cat", scores={"onnx-fp32": (0.9, 0.1), "openvino-int8": (0.8, 0.2)}),),
-        calibration=None,
-        lineage=Lineage(
-            backbone="none",
-            architecture="mlp",
-            weights_sha256=None,
-            license=None,
-            strategy="full",
-            run_sha256="0" * 64,
-            data_fingerprint="1" * 64,
-            train_images=10,
-        ),
-        seen_images=file("seen.bin"),
-        card=file("README.md"),
-        versions={},
-        host={},
-    )
-
-
-def write_files(root: Path) -> Manifest:
-    for path, data in FILES.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(data)
-    return manifest_of(root)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Bundle with two variants. Its model files are not models, because no engine opens them."""
-    root = tmp_path / "bundle"
-    (root / MANIFEST_NAME).write_text(write_files(root).model_dump_json() + "\n")
-    return root
+    return write_folder(tmp_path / "bundle")
 
 
 def read_all(folder: Path) -> dict[str, bytes]:
     """Open a bundle and read every file, as a device does."""
     opened = open_bundle(folder)
     return {file.path: opened.read(file) for file in opened.manifest.all_files()}
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def swap(folder: Path, one: str, other: str) -> None:
-    (folder / one).rename(folder / "aside")
-    (folder / other).rename(folder / one)
-    (folder / "aside").rename(folder / other)
-
-
-def socket_at(path: Path) -> None:
-    """Create a socket. Its address must be short: it is created with a relative path."""
-    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as made:
-        made.bind(path.name)
 
 
 def replace(path: Path, make: Callable[[Path], None]) -> None:

@@ -1,4 +1,4 @@
-"""Small bundles with real networks, built in milliseconds, and stores with them."""
+"""Small bundles with real networks, built in milliseconds, stores with them, and trust folders."""
 
 from __future__ import annotations
 
@@ -13,31 +13,19 @@ from onnx import helper
 from PIL import Image
 
 from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_prefixes
-from edgetl.core.lineage import Lineage
-from edgetl.core.manifest import MANIFEST_NAME, Golden, Manifest, Variant
+from edgetl.core.manifest import MANIFEST_NAME, Manifest
 from edgetl.core.preprocess import PreprocessSpec
-from edgetl.core.results import Agreement, Proportion
 from edgetl.core.store.releases import is_store
 from edgetl.core.store.state import Probation, ReleaseRecord, StoreState, activated, utc_now
 from edgetl.core.store.writing import write_state
+from edgetl.device.signature import REVOKED_NAME
 from edgetl.device.store.selftest import SelfTest, SelfTestLimits
 from edgetl.runtime.predictor import load
+from tests.core.bundles import manifest_of, variant_of
 from tests.runtime.hostile import end, onnx_bytes
 
 LABELS = ("red", "green", "blue")
 SIDE = 8
-_SHARE = Proportion(value=0.9, n=10, low=0.6, high=1.0)
-_AGREEMENT = Agreement(n=10, max_relative_error=0.0, top1_agreement=1.0, confident_n=9, confident_agreement=1.0)
-_LINEAGE = Lineage(
-    backbone="none",
-    architecture="channel means",
-    weights_sha256=None,
-    license=None,
-    strategy="full",
-    run_sha256="0" * 64,
-    data_fingerprint="1" * 64,
-    train_images=10,
-)
 
 
 def network(scale: float) -> bytes:
@@ -91,42 +79,10 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
 
 
 def _manifest(root: Path, release: int, name: str, precisions: Sequence[str], scores: tuple[float, ...]) -> Manifest:
-    names = [f"onnx-{precision}" for precision in precisions]
-    return Manifest(
-        name=name,
-        release=release,
-        created="2025-01-01T00:00:00Z",
-        labels=LABELS,
-        preprocess=PreprocessSpec(input_size=(SIDE, SIDE), crop_pct=1.0),
-        variants=tuple(_variant(root, item) for item in names),
-        max_drop=0.01,
-        trained=_SHARE,
-        golden=(Golden(image=describe_file(root, root / "golden/0.png"), label="red", scores=dict.fromkeys(names, scores)),),
-        calibration=None,
-        lineage=_LINEAGE,
-        seen_images=describe_file(root, root / "seen.bin"),
-        card=describe_file(root, root / "card.md"),
-        versions={},
-        host={},
-    )
-
-
-def _variant(root: Path, name: str) -> Variant:
-    return Variant.model_validate(
-        {
-            "name": name,
-            "format": "onnx",
-            "precision": name.removeprefix("onnx-"),
-            "files": (describe_file(root, root / name / "1/model.onnx"),),
-            "input": "input",
-            "output": "logits",
-            "agreement": _AGREEMENT,
-            "validation": _SHARE,
-            "test": None,
-            "median_ms": 1.0,
-            "golden_tolerance": 0.001,
-        }
-    )
+    variants = [variant_of(root, f"onnx-{item}", [f"onnx-{item}/1/model.onnx"], ends=("input", "logits")) for item in precisions]
+    spec, card = PreprocessSpec(input_size=(SIDE, SIDE), crop_pct=1.0), describe_file(root, root / "card.md")
+    golden = {item.name: scores for item in variants}
+    return manifest_of(root, variants, golden, name=name, release=release, labels=LABELS, preprocess=spec, card=card)
 
 
 def add_release(store: Path, bundle: Path, *, probation: Probation | None = None, key: str | None = None) -> ReleaseRecord:
@@ -149,6 +105,15 @@ def release_in_use(store: Path) -> int:
     red, green = ((value / 255 - spec.mean[channel]) / spec.std[channel] for channel, value in enumerate((200, 60)))
     scale = np.log(scores[0] / scores[1]) / (red - green)
     return round(100 * (scale - 1))
+
+
+def trust_folder(root: Path, *keys: Path, revoked: str = "") -> Path:
+    """Add public keys to a trust folder, and replace its list of revoked keys."""
+    root.mkdir(exist_ok=True)
+    for key in keys:
+        shutil.copy(key, root)
+    (root / REVOKED_NAME).write_text(revoked)
+    return root
 
 
 def pass_self_test(bundle: Bundle, _limits: SelfTestLimits) -> tuple[SelfTest, tuple[str, ...]]:

@@ -6,19 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.manifest import MANIFEST_NAME
 from edgetl.device.keys import PrivateKey, generate_key, read_private_key
 from edgetl.device.signature import Trust, sign_bundle, trust_keys
+from tests.core.bundles import write_folder
 from tests.core.conftest import small_disk as small_disk
-from tests.core.test_core_bundle import write_files
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Bundle with two variants. Its model files are not models, because no engine opens them."""
-    root = tmp_path / "bundle"
-    (root / MANIFEST_NAME).write_text(write_files(root).model_dump_json() + "\n")
-    return root
+    return write_folder(tmp_path / "bundle")
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from edgetl.device.signature import REVOKED_NAME, open_trust, sign_bundle, verif
 from edgetl.device.transport import pack
 from edgetl.train.artifacts.run import Run
 from tests.command import Printed
-from tests.core.test_core_bundle import flip
+from tests.core.bundles import flip
 
 
 class Commands:

@@ -19,7 +19,6 @@ from edgetl.core.manifest import MANIFEST_NAME, SIGNATURE_NAME
 from edgetl.device.keys import PrivateKey, generate_key, read_private_key
 from edgetl.device.minisign import write_public_key
 from edgetl.device.signature import (
-    REVOKED_NAME,
     SignatureFile,
     Trust,
     describe_signature,
@@ -29,7 +28,8 @@ from edgetl.device.signature import (
     verified_bundle,
 )
 from edgetl.errors import BundleError, ConfigError, IntegrityError, RevokedKeyError, SignatureError, UnknownKeyError, UnsignedError
-from tests.core.test_core_bundle import FILES, flip, socket_at, swap
+from tests.core.bundles import CHANGES, CODES, FILES, flip, socket_at
+from tests.device.bundles import trust_folder
 
 
 def accept(folder: Path, trust: Trust) -> None:
@@ -47,14 +47,6 @@ def code_of(folder: Path, trust: Trust) -> int:
     except BundleError as error:
         return error.exit_code
     return 0
-
-
-def trust_folder(root: Path, *keys: Path, revoked: str = "") -> Path:
-    root.mkdir(exist_ok=True)
-    for key in keys:
-        shutil.copy(key, root)
-    (root / REVOKED_NAME).write_text(revoked)
-    return root
 
 
 # --- valid signatures ------------------------------------------------------------------------------------------------------------
@@ -105,25 +97,6 @@ def test_a_damaged_bundle_is_not_signed(folder: Path, key: PrivateKey) -> None:
 
 
 # --- tampering (A1 to A8): every file, the manifest and the signature included -----------------------------------------------------
-
-
-CHANGES: dict[str, Callable[[Path, str], object]] = {
-    "bit flip": lambda root, name: flip(root / name),
-    "truncation": lambda root, name: (root / name).write_bytes((root / name).read_bytes()[:-1]),
-    "extra byte": lambda root, name: (root / name).write_bytes((root / name).read_bytes() + b"\n"),
-    "zero length": lambda root, name: (root / name).write_bytes(b""),
-    "swap": lambda root, name: swap(root, name, "golden/0.png" if name != "golden/0.png" else "README.md"),
-    "rename": lambda root, name: (root / name).rename(root / f"{name}.bak"),
-    "deleted file": lambda root, name: (root / name).unlink(),
-    "added file": lambda root, name: (root / name).with_name("added").touch(),
-    "symbolic link": lambda root, name: (root / name).symlink_to((root / name).rename(root.parent / "outside")),
-    "hard link": lambda root, name: (root.parent / "outside").hardlink_to(root / name),
-}
-# Without a manifest the folder is no bundle. A change of the manifest is an invalid signature, because nothing else was read.
-CODES = {
-    MANIFEST_NAME: {**dict.fromkeys(CHANGES, 20), "rename": 8, "deleted file": 8, "added file": 9, "symbolic link": 9, "hard link": 9},
-    SIGNATURE_NAME: {**dict.fromkeys(CHANGES, 20), "rename": 21, "deleted file": 21, "added file": 9, "symbolic link": 9, "hard link": 9},
-}
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -28,8 +28,8 @@ from edgetl.device.keys import PrivateKey
 from edgetl.device.signature import Trust, sign_bundle, trust_keys, verified_bundle
 from edgetl.device.transport import MAX_BYTES, pack, read_head, unpack, unpacked
 from edgetl.errors import BundleError, ConfigError, IntegrityError, SignatureError, StorageError, UnknownKeyError, UnsignedError
+from tests.core.bundles import CHANGES, CODES, FILES, files_of, flip
 from tests.core.deadline import within
-from tests.core.test_core_bundle import FILES, flip
 
 # Bytes of the members as the system's zip readers see them: name and content.
 Members = list[tuple[str, bytes]]
@@ -40,10 +40,6 @@ def packed(signed: Path, tmp_path: Path) -> Path:
     """Transport file of the signed bundle."""
     pack(signed, tmp_path / "pets.edgetl")
     return tmp_path / "pets.edgetl"
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def members_of(path: Path) -> Members:
@@ -281,6 +277,23 @@ def test_a_file_that_differs_from_the_manifest_is_an_error(packed: Path, tmp_pat
     members = [(name, data[::-1] if name == "seen.bin" else data) for name, data in members_of(packed)]
     write_zip(packed, members)
     assert "seen.bin differs from the manifest (SHA-256)" in str(check_rejected(packed, tmp_path))
+
+
+# A transport file without a manifest is damaged: it has other members of a transport file.
+CODES_PACKED = {**CODES, MANIFEST_NAME: {**CODES[MANIFEST_NAME], "rename": 9, "deleted file": 9}}
+
+
+@pytest.mark.parametrize("change", [change for change in CHANGES if not change.endswith("link")])
+@pytest.mark.parametrize("name", [MANIFEST_NAME, SIGNATURE_NAME, *FILES])
+def test_a_changed_file_in_a_valid_zip_is_an_error_with_its_exit_code(
+    packed: Path, signed: Path, tmp_path: Path, trust: Trust, name: str, change: str
+) -> None:  # A1 to A8
+    order = [member for member, _ in members_of(packed)]
+    CHANGES[change](signed, name)
+    files = files_of(signed)
+    names = [*(member for member in order if member in files), *sorted(files.keys() - set(order))]
+    write_zip(packed, [(member, files[member]) for member in names])
+    assert check_rejected(packed, tmp_path, trust).exit_code == CODES_PACKED.get(name, {}).get(change, 9)
 
 
 def test_nothing_is_written_if_the_signature_is_not_valid(packed: Path, tmp_path: Path) -> None:

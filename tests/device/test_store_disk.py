@@ -23,6 +23,7 @@ from edgetl.device.store.status import confirm, read_status, roll_back
 from edgetl.errors import StorageError
 from tests.command import edgetl
 from tests.device.bundles import add_release, pass_self_test, release_in_use, write_bundle
+from tests.disks import small_disk
 
 
 @pytest.fixture(autouse=True)
@@ -44,19 +45,11 @@ def store(tmp_path: Path, bundles: dict[int, Path]) -> Path:
     return tmp_path / "store"
 
 
-def _mounted(folder: Path, options: str) -> Iterator[Path]:
-    folder.mkdir(exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    if not shutil.which("mount") or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a small tmpfs needs root on Linux")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """File system with 1.5 MB of space."""
-    yield from _mounted(tmp_path / "disk", "size=1536k")
+    with small_disk(tmp_path / "disk", "1536k") as disk:
+        yield disk
 
 
 def _unchanged(store: Path) -> None:

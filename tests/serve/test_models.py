@@ -11,7 +11,7 @@ from edgetl.core.manifest import Manifest
 from edgetl.errors import ConfigError, RequestError
 from edgetl.serve.protocol.models import Model, Models, port_of
 from edgetl.serve.protocol.open_inference import InputPort
-from tests.core.test_core_bundle import write_files
+from tests.core.bundles import write_files
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colors
+from tests.disks import small_disk
 
 
 def _write(root: Path, classes: int, per_class: int, mode: str = "RGB") -> Path:
@@ -112,11 +113,7 @@ def test_missing_shared_memory_ends_with_an_error_that_names_the_remedy(tmp_path
 
 
 def test_full_disk_during_a_save_keeps_the_last_state(colors: Path, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small tmpfs needs root on Linux")
-    try:
+    with small_disk(tmp_path / "disk", "48m") as disk:
         config = _config(epochs=10, checkpoint_s=0.0001, patience=100)
 
         def fill(stage: str, done: int, total: int) -> None:
@@ -131,5 +128,3 @@ def test_full_disk_during_a_save_keeps_the_last_state(colors: Path, tmp_path: Pa
         resumed = train(colors, config, disk / "run", resume=True)
         whole = train(colors, config, tmp_path / "whole")
         assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
