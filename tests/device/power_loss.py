@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 from unittest.mock import patch
 
 from edgetl.core.output import locks
@@ -30,6 +30,10 @@ _FOLDER = -1
 
 class PowerLossError(BaseException):
     """The process has stopped. No handler of ``Exception`` sees it."""
+
+
+def _stop_in_process() -> NoReturn:
+    raise PowerLossError
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,14 @@ class Change:
 
 @dataclass
 class Recorder:
-    """Changes of the files below ``root``. The process stops before change number ``stop_at``, or in the middle of it if it is a write."""
+    """Changes of the files below ``root``. The process stops before change number ``stop_at``, or in the middle of it if it is a write.
+
+    ``stop`` ends the process. By default, the block of ``recording`` ends instead, and no more change is possible in it.
+    """
 
     root: Path
     stop_at: int | None = None
+    stop: Callable[[], NoReturn] = _stop_in_process
     changes: list[Change] = field(default_factory=list)
     stopped: bool = False
     _files: dict[str, int] = field(default_factory=dict)
@@ -73,7 +81,7 @@ class Recorder:
             raise PowerLossError
         self.stopped = self.stop_at == len(self.changes)
         if self.stopped and change.kind != "write":
-            raise PowerLossError
+            self.stop()
         self.changes.append(change)
         return self.stopped
 
@@ -109,7 +117,7 @@ class _File:
         self._file.write(data[: len(data) // 2] if cut else data)
         if cut:
             self._file.close()
-            raise PowerLossError
+            self._recorder.stop()
         return len(data)
 
     def __enter__(self) -> _File:
