@@ -69,3 +69,8 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     """Make a ``StorageError`` for ``path`` with the reason and the remedy."""
     reason = error.strerror or str(error)
     return StorageError(f"cannot write {path}: {reason}. Nothing was written. {_REMEDIES.get(error.errno or 0, _ELSEWHERE)}.")
+
+
+def is_full(error: StorageError) -> bool:
+    """Return true if a full disk or an exhausted quota caused ``error``."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 from edgetl.core.config import StrictModel
-from edgetl.core.files.atomic import storage_error
+from edgetl.core.files.atomic import is_full, storage_error
 from edgetl.core.store.releases import current_state
 from edgetl.core.store.state import KEPT_RELEASES, RELEASES_NAME, TUNING_NAME, StoreState
-from edgetl.core.store.writing import update_state
+from edgetl.core.store.writing import state_lock, update_state
 from edgetl.device.store.staging import DOWNLOADS_NAME, install_lock, remove_release
-from edgetl.errors import ConfigError
+from edgetl.errors import ConfigError, StorageError
 
 
 class Cleanup(StrictModel):
@@ -29,7 +29,7 @@ class Cleanup(StrictModel):
 
 
 def clean(store: Path, *, keep: int = KEPT_RELEASES) -> Cleanup:
-    """Remove unused releases, and unfinished downloads. The active release always stays.
+    """Remove unused releases, and unfinished downloads. The active release always stays. A full disk needs no free space for it.
 
     Args:
         store: folder of the store.
@@ -44,8 +44,7 @@ def clean(store: Path, *, keep: int = KEPT_RELEASES) -> Cleanup:
     if not 1 <= keep <= KEPT_RELEASES:
         raise ConfigError(f"--keep {keep} is not valid. Set 1 to {KEPT_RELEASES}.")
     current_state(store)
-    with install_lock(store):
-        state = update_state(store, lambda state: _shortened(state, keep))
+    with install_lock(store), state_lock(store):
         freed = 0
         try:
             for path in list((store / DOWNLOADS_NAME).iterdir()):
@@ -53,7 +52,15 @@ def clean(store: Path, *, keep: int = KEPT_RELEASES) -> Cleanup:
                 path.unlink()
         except OSError as error:
             raise storage_error(store, error) from error
-        removed = remove_unused(store, state)
+        removed = {}
+        try:
+            state = update_state(store, lambda state: _shortened(state, keep))
+        except StorageError as error:
+            if not is_full(error):
+                raise
+            removed = remove_unused(store, _shortened(current_state(store), keep))
+            state = update_state(store, lambda state: _shortened(state, keep))
+        removed |= remove_unused(store, state)
     return Cleanup(removed=tuple(removed), freed_bytes=freed + sum(removed.values()), kept=len(state.records()))
 
 

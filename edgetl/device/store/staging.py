@@ -1,6 +1,6 @@
 """Staging of a release: copy a bundle into a temporary folder of the store, flush it to the disk, verify it, and rename it.
 
-A release folder is complete as soon as it has its final name. Its deletion begins with a rename to a temporary name.
+A release folder is complete as soon as it has its final name. Its deletion begins with the manifest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgetl.core.store.state import RELEASES_NAME, TUNING_NAME, ReleaseRecord
 from edgetl.errors import BundleError, InstallError, StorageError
 
 DOWNLOADS_NAME = "downloads"
-_STAGING_MARK, _TRASH_MARK = ".staging-", ".trash-"
+_STAGING_MARK = ".staging-"
 # Space for folders, state and self-test, in addition to the files of the bundle.
 _SPARE_BYTES = 1_000_000
 
@@ -140,7 +140,7 @@ def publish(folder: Path, store: Path, record: ReleaseRecord) -> None:
     """Rename a staged folder to its final name. A complete release with this name is kept, and a damaged one is replaced.
 
     Raises:
-        StorageError: the folder cannot be renamed.
+        StorageError: the folder cannot be renamed, or the file system lost its files.
     """
     target = release_of(store, record)
     try:
@@ -150,20 +150,29 @@ def publish(folder: Path, store: Path, record: ReleaseRecord) -> None:
             remove_release(target.path)
         os.rename(folder, target.path)
         flush_folder(target.path.parent)
+        target.open()
     except OSError as error:
         raise storage_error(target.path, error) from error
+    except BundleError as error:
+        raise StorageError(
+            f"the file system of {store} lost files when a folder was renamed: {error} Use another file system: --store DIR."
+        ) from error
 
 
 def remove_release(folder: Path) -> None:
-    """Remove a release folder. It is renamed first, so no incomplete release remains.
+    """Remove a release folder, its manifest first. A folder without a manifest is not a release, and the next cleanup removes it.
+
+    A rename to a temporary name is not possible in each case: overlayfs does not rename a folder of the image below it.
 
     Raises:
         OSError: the folder cannot be removed.
     """
-    trash = folder.with_name(f"{_TRASH_MARK}{secrets.token_hex(4)}")
-    os.rename(folder, trash)
-    flush_folder(folder.parent)
-    shutil.rmtree(trash)
+    if folder.is_dir() and not folder.is_symlink():
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        flush_folder(folder)
+        shutil.rmtree(folder)
+    else:
+        folder.unlink()
 
 
 def remove_temporary(store: Path) -> None:
@@ -174,7 +183,7 @@ def remove_temporary(store: Path) -> None:
     """
     try:
         for path in list((store / RELEASES_NAME).iterdir()):
-            if path.name.startswith((_STAGING_MARK, _TRASH_MARK)):
+            if path.name.startswith(_STAGING_MARK):
                 shutil.rmtree(path)
     except OSError as error:
         raise storage_error(store, error) from error
