@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -34,3 +35,10 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
     """Mount a file system of ``size``, such as ``1m``, whose content is in memory."""
     with mounted(folder, "-t", "tmpfs", "-o", f"size={size}", "tmpfs"):
         yield folder
+
+
+def fill(disk: Path) -> Path:
+    """Fill a disk with a file, and return its path."""
+    status = os.statvfs(disk)
+    (disk / "filler").write_bytes(bytes(status.f_bavail * status.f_frsize))
+    return disk / "filler"

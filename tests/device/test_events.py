@@ -1,6 +1,5 @@
 """Events and counts in SQLite: limits, kill -9, full disk, damaged files."""
 
-import os
 import random
 import signal
 import sqlite3
@@ -13,6 +12,7 @@ import pytest
 from edgetl.device.monitoring import events
 from edgetl.device.monitoring.events import Event, EventLog
 from edgetl.errors import StorageError
+from tests.disks import fill
 
 WRITER = """
 import sys
@@ -80,13 +80,6 @@ def test_no_written_event_is_lost_when_the_process_is_killed(tmp_path: Path, rep
         # At most one event was written and not acknowledged.
         assert found == list(range(len(found))) and len(found) in (last + 1, last + 2)
         last = found[-1]
-
-
-def fill(disk: Path) -> Path:
-    """Fill a disk with a file."""
-    status = os.statvfs(disk)
-    (disk / "filler").write_bytes(bytes(status.f_bavail * status.f_frsize))
-    return disk / "filler"
 
 
 def test_a_full_disk_loses_events_but_raises_no_error(small_disk: Path) -> None:

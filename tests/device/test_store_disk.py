@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import builtins
 import errno
+import json
 import os
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,9 +23,8 @@ from edgetl.device.store.cleanup import clean
 from edgetl.device.store.install import install
 from edgetl.device.store.status import confirm, read_status, roll_back
 from edgetl.errors import StorageError
-from tests.command import edgetl
 from tests.device.bundles import add_release, pass_self_test, release_in_use, write_bundle
-from tests.disks import small_disk
+from tests.disks import fill, small_disk
 
 
 @pytest.fixture(autouse=True)
@@ -77,12 +78,52 @@ def test_a_disk_that_fills_up_leaves_the_old_release(disk: Path, bundles: dict[i
     assert release_in_use(disk / "store") == 3
 
 
+@pytest.mark.parametrize("probation", [None, Probation()], ids=["confirmed", "in probation"])
+def test_changes_of_the_state_on_a_full_disk_are_errors(disk: Path, bundles: dict[int, Path], probation: Probation | None) -> None:  # D3
+    store = disk / "store"
+    add_release(store, bundles[1])
+    add_release(store, bundles[2], probation=probation)
+    filler = fill(disk)
+    before = (store / "state.json").read_bytes()
+    for change in (roll_back, *([confirm] if probation else [])):
+        with pytest.raises(StorageError, match="No space left on device"):
+            change(store)
+        assert (store / "state.json").read_bytes() == before
+        assert release_in_use(store) == 2
+    filler.unlink()
+    assert (confirm if probation else roll_back)(store).state == "confirmed"
+
+
+def test_a_cleanup_of_a_full_disk_needs_no_space(disk: Path, bundles: dict[int, Path]) -> None:  # D3
+    for number in (1, 2):
+        add_release(disk / "store", bundles[number])
+    filler = fill(disk)
+    found = clean(disk / "store", keep=1)
+    assert (len(found.removed), found.kept) == (1, 1)
+    assert read_status(disk / "store").damaged == ()
+    assert release_in_use(disk / "store") == 2
+    filler.unlink()
+
+
+def test_a_cleanup_keeps_all_releases_after_another_error(store: Path, bundles: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    add_release(store, bundles[2])
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", fail)
+        with pytest.raises(StorageError, match="Input/output error"):
+            clean(store, keep=1)
+    assert read_status(store).damaged == ()
+    assert roll_back(store).active == active_release(store).record
+
+
 def test_an_unconfirmed_release_on_a_full_disk_is_not_started(disk: Path, bundles: dict[int, Path]) -> None:
     add_release(disk / "store", bundles[1])
     add_release(disk / "store", bundles[2], probation=Probation())
     (disk / "store/starts").mkdir()
-    with pytest.raises(OSError, match="No space"):
-        (disk / "other").write_bytes(bytes(2_000_000))
+    fill(disk)
     assert release_in_use(disk / "store") in (1, 2)
 
 
@@ -166,8 +207,30 @@ def test_too_few_descriptors_are_a_clear_error(store: Path, bundles: dict[int, P
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 20
 
 
-def test_a_store_needs_no_home_and_no_folder_for_temporary_files(store: Path, bundles: dict[int, Path]) -> None:
-    environment = {"PATH": os.environ["PATH"], "TMPDIR": "/nonexistent", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = edgetl("install", bundles[2], "--store", store, environment=environment)
-    assert done.returncode == 0, done.stderr
-    assert release_in_use(store) == 2
+BARE = """
+os.chdir(sys.argv[1]); os.rmdir(sys.argv.pop(1))  # remove the current folder
+os.umask(0o077)
+from edgetl.cli.app import main
+for command in json.load(sys.stdin):
+    try:
+        main(command)
+    except SystemExit as end:
+        print(command[0], end.code or 0, file=sys.stderr)
+"""
+
+
+def test_a_store_needs_no_home_no_current_folder_and_no_folder_for_temporary_files(tmp_path: Path, bundles: dict[int, Path]) -> None:  # A33
+    """The process also has a strict umask, and the store an unusual name."""
+    store = str(tmp_path / " a b\n[é]*漢 ")
+    names = ["install", "confirm", "install", "rollback", "gc", "status"]
+    bundles_of = iter((bundles[1], bundles[2]))
+    commands = [[name, *([str(next(bundles_of))] if name == "install" else []), "--store", store] for name in names]
+    (tmp_path / "here").mkdir()
+    environment = {"PATH": os.environ["PATH"], "TMPDIR": "/nonexistent"}
+    code = f"import json, os, sys\nsys.path[:] = json.loads(sys.argv.pop(1))\n{BARE}"
+    command = [sys.executable, "-c", code, json.dumps([path for path in sys.path if path]), str(tmp_path / "here")]
+    done = subprocess.run(command, input=json.dumps(commands), capture_output=True, text=True, check=False, env=environment)
+    ended = [line for line in done.stderr.splitlines() if line.split()[0] in names]
+    assert ended == [f"{name} 0" for name in names], done.stderr
+    assert release_in_use(Path(store)) == 1
+    assert all(stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 for path in Path(store).rglob("*"))

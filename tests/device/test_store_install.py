@@ -208,6 +208,7 @@ def test_the_size_of_a_store_is_bounded(store: Path, bundles: dict[int, Path], c
         sizes.append(sum(path.stat().st_size for path in files))
         assert len(list((store / "releases").iterdir())) <= 4
         assert len(files) <= 30
+    print(f"{cycles} cycles: the store has at most {max(sizes):,} bytes")
     assert max(sizes) < 4 * sum(path.stat().st_size for path in bundles[1].rglob("*") if path.is_file()) + 30_000
 
 

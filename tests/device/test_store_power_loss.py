@@ -61,7 +61,7 @@ def _stop_everywhere(operation: Operation, work: Path, step: int) -> list[float]
 
 
 def _lose_everywhere(operation: Operation, work: Path, step: int) -> list[float]:
-    """Lose what was not flushed after every ``step``-th change. Return the times to load the store afterwards, seconds."""
+    """Lose the unflushed data after every ``step``-th change. Return the times to load the store afterwards, seconds."""
     changes, times = _changes(operation, work / "store"), list[float]()
     for point in range(0, len(changes) + 1, step):
         for lose in ("zeros", "names"):
