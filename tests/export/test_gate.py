@@ -249,6 +249,14 @@ def test_unlabeled_images_are_added_to_the_labeled_ones(gate: GateSet) -> None:
     ).reason
 
 
+def test_crops_and_unlabeled_images_are_counted_separately(gate: GateSet) -> None:
+    crops, few = PixelSet(gate.samples[:2], SPEC, crops=3), PixelSet(gate.samples[:4], SPEC)
+    more = AgreementSet((crops, few), np.concatenate([outputs_of(_brightest, part) for part in (crops, few)]))
+    result = evaluate_file(_brightest, GateSet(gate.images, gate.trained, CLASSES, lambda: more), ExportConfig(), exact=False)
+    assert result.unlabeled is not None and (result.unlabeled.n, result.unlabeled.crops, result.unlabeled.unlabeled) == (46, 6, 4)
+    assert result.unlabeled.images == "36 validation images, 4 images of --unlabeled and 6 random crops"
+
+
 def test_unlabeled_images_are_not_needed_for_a_rejected_or_exact_file(gate: GateSet) -> None:
     def unused() -> AgreementSet:
         raise AssertionError("the labeled images decide")
@@ -358,6 +366,7 @@ def test_strict_compares_the_bound_with_the_limit() -> None:
     gate = _gate(_votes(*[0, 1] * 50), [0, 1] * 50)
     bound = (1 / 102) + 1.644854 * math.sqrt(2 - 1 / 102) / 102  # one image lost of 100
     exported = _votes(*[0, 1] * 49, 0, 0)
+    exported_with_a_gain = _votes(*[0, 1] * 48, 0, 0, 0, 0)
     assert drop_reason(gate, exported, ExportConfig(max_drop=0.02)) == ""
     assert drop_reason(gate, exported, ExportConfig(max_drop=0.02, strict=True)) == (
         f"accuracy drops by 0.0100, with a one-sided 95 % bound of {bound:.4f} on 100 images (limit --max-drop 0.02 with --strict, "
@@ -368,6 +377,8 @@ def test_strict_compares_the_bound_with_the_limit() -> None:
         f"{bound - 0.01:.4f} over). More validation images do not help, because the drop itself is at the limit"
     )
     assert drop_reason(gate, exported, ExportConfig(max_drop=bound + 1e-6, strict=True)) == ""
+    one_wrong = _gate(_votes(1, 1, *[0, 1] * 49), [0, 1] * 50)  # the file loses two other images and gains this one
+    assert "834 validation images are enough" in drop_reason(one_wrong, exported_with_a_gain, ExportConfig(max_drop=0.02, strict=True))
     at = paired_drop(np.ones(100, np.bool_), np.arange(100) < 99).bound
     assert at == pytest.approx(bound) and drop_reason(gate, exported, ExportConfig(max_drop=at, strict=True)) == ""
 
