@@ -11,12 +11,12 @@ from rich.table import Table
 
 from edgetl.core.contract import Contract, Outcome
 from edgetl.core.manifest import Manifest, Precision, Rejected, Variant
-from edgetl.core.metrics import images_for_bound
+from edgetl.core.metrics import RELIABILITY_BINS, images_for_bound
 from edgetl.core.reference import LEAST_IMAGES
 from edgetl.core.results import Attempt, Evaluation, Proportion
 from edgetl.core.system.execution import Tuning
 from edgetl.core.system.host_load import HostLoad
-from edgetl.core.tasks import SCORE_NAMES
+from edgetl.core.tasks import SCORE_NAMES, DecisionRule
 from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.scenarios import LatencyReport
 
@@ -64,6 +64,13 @@ def signature_text(state: SignatureState) -> str:
             assert_never(state.state)
 
 
+def scores_facts(rule: DecisionRule) -> list[tuple[str, str]]:
+    """Return a row with the calibration of the scores and the threshold of unknown images; none with the default rule."""
+    parts = [f"temperature {rule.temperature:.4g}"] if rule.temperature != 1 else []
+    parts += [f"unknown below {rule.reject_below:.4g}"] if rule.reject_below else []
+    return [("scores", ", ".join(parts))] if parts else []
+
+
 def classes_table(evaluation: Evaluation, title: str) -> Table:
     """Return a table with one row per class. For multi-label tasks: per label, with average precision (AP) and threshold."""
     figures = evaluation.multi_label
@@ -91,6 +98,22 @@ def figures_line(evaluation: Evaluation) -> str:
     if values.kappa is None:
         return f"{errors}, within {values.tolerance:.4g}: {with_interval(evaluation.accuracy)}"
     return f"accuracy {with_interval(evaluation.accuracy)}, quadratic-weighted kappa {values.kappa:.4f}, {errors}"
+
+
+def reliability_lines(evaluation: Evaluation) -> list[str]:
+    """Return lines with the calibration of the scores and the rejection of unknown images, if the task has them."""
+    found, rejection, lines = evaluation.reliability, evaluation.rejection, []
+    if found is not None:
+        lines.append(
+            f"expected calibration error {found.ece:.4f} ({RELIABILITY_BINS} bins of equal width, n = {found.n}), "
+            f"log loss {found.nll:.4f}, Brier score {found.brier:.4f}"
+        )
+    if rejection is not None:
+        lines.append(
+            f"unknown below a score of {rejection.below:.4f}: coverage {with_interval(rejection.coverage)}, "
+            f"precision {with_interval(rejection.precision)}"
+        )
+    return lines
 
 
 def variants_table(manifest: Manifest) -> Table:

@@ -193,7 +193,8 @@ class Golden(StrictModel):
     Attributes:
         image: encoded image file.
         label: true label as text: the class, the labels joined by commas, or the number.
-        scores: scores of each variant, by its name, in the order of ``Manifest.labels``.
+        scores: scores of each variant with the temperature 1, by its name, in the order of ``Manifest.labels``. They do not depend on the
+            calibration of the scores.
     """
 
     image: BundleFile

@@ -10,11 +10,24 @@ from typing import Any, TypeAlias, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.output_decoding import nearest_levels, present_labels, sigmoid
-from edgetl.core.results import AccuracyDrop, ClassScore, Evaluation, MultiLabelFigures, Proportion, RegressionFigures, wilson
+from edgetl.core.output_decoding import nearest_levels, present_labels, scores_of
+from edgetl.core.results import (
+    AccuracyDrop,
+    ClassScore,
+    Evaluation,
+    MultiLabelFigures,
+    Proportion,
+    RegressionFigures,
+    Rejection,
+    Reliability,
+    ReliabilityBin,
+    wilson,
+)
 from edgetl.core.tasks import OutputDecoding
 
 RESAMPLES = 200
+# Bins of equal width of the expected calibration error, as in Guo et al. 2017 (arXiv:1706.04599).
+RELIABILITY_BINS = 15
 _TWO_SIDED, _ONE_SIDED = 1.959964, 1.644854
 # Largest number of images that ``images_for_bound`` considers.
 MOST_IMAGES = 1_000_000
@@ -35,10 +48,13 @@ def evaluate(decoding: OutputDecoding, truth: NDArray[Any], outputs: NDArray[np.
     rule = decoding.decision_rule
     match decoding.task:
         case "classification":
-            return evaluate_predictions(truth, outputs.argmax(axis=1), decoding.labels)
+            result = evaluate_predictions(truth, outputs.argmax(axis=1), decoding.labels)
+            rejection = evaluate_rejection(decoding, truth, outputs) if rule.reject_below else None
+            return result.model_copy(update={"reliability": evaluate_scores(decoding, truth, outputs), "rejection": rejection})
         case "multi-label":
-            scores = sigmoid(outputs)
-            return evaluate_labels(truth > 0, scores, present_labels(decoding, scores), decoding.labels, rule.thresholds)
+            scores = scores_of(decoding, outputs)
+            result = evaluate_labels(truth > 0, scores, present_labels(decoding, scores), decoding.labels, rule.thresholds)
+            return result.model_copy(update={"reliability": evaluate_scores(decoding, truth, outputs)})
         case "regression":
             return evaluate_values(truth[:, 0], outputs[:, 0], rule.tolerance)
         case "ordinal":
@@ -78,6 +94,69 @@ def evaluate_predictions(truth: NDArray[np.int64], predicted: NDArray[np.int64],
         classes=classes,
         confusion=tuple(tuple(int(count) for count in row) for row in matrix),
     )
+
+
+def evaluate_scores(decoding: OutputDecoding, truth: NDArray[Any], outputs: NDArray[np.float32]) -> Reliability:
+    """Compute the calibration of scores. Arguments as for ``evaluate``; classification and multi-label only."""
+    with np.errstate(invalid="ignore"):  # infinite outputs
+        scores = np.nan_to_num(scores_of(decoding, outputs.astype(np.float64)), nan=0.0)
+    if decoding.task == "classification":
+        known = truth[:, None] == np.arange(scores.shape[1])
+        confidence, correct = scores.max(axis=1), known[np.arange(len(scores)), scores.argmax(axis=1)]
+        likelihood, squared = scores[known], ((scores - known) ** 2).sum(axis=1)
+    else:
+        known = truth > 0
+        confidence, correct = scores.ravel(), known.ravel()
+        likelihood, squared = np.where(known, scores, 1 - scores).ravel(), ((scores - known) ** 2).ravel()
+    bins = reliability_bins(confidence, correct)
+    return Reliability(
+        n=len(confidence),
+        ece=expected_calibration_error(bins),
+        nll=_finite(np.abs(np.log(np.maximum(likelihood, np.finfo(np.float64).tiny)))),
+        brier=_finite(squared),
+        bins=bins,
+    )
+
+
+def evaluate_rejection(decoding: OutputDecoding, truth: NDArray[np.int64], outputs: NDArray[np.float32]) -> Rejection:
+    """Compute coverage and precision of a classification that rejects unknown images. Arguments as for ``evaluate``."""
+    known = ~(scores_of(decoding, outputs).max(axis=1) < decoding.decision_rule.reject_below)
+    right = int((outputs.argmax(axis=1) == truth)[known].sum())
+    accepted = int(known.sum())
+    return Rejection(below=decoding.decision_rule.reject_below, coverage=wilson(accepted, len(truth)), precision=wilson(right, accepted))
+
+
+def reliability_bins(
+    scores: NDArray[np.floating[Any]], correct: NDArray[np.bool_], count: int = RELIABILITY_BINS
+) -> tuple[ReliabilityBin, ...]:
+    """Compute the bins of a reliability diagram: ranges of equal width of the scores that contain at least one prediction.
+
+    Args:
+        scores: scores ``[n]``, 0..1, of any predictions.
+        correct: bool ``[n]``, true where the prediction is correct.
+        count: number of ranges of 0..1. The upper limit of a range belongs to it.
+    """
+    indices = np.clip(np.ceil(scores.astype(np.float64) * count).astype(np.int64) - 1, 0, count - 1)
+    return tuple(
+        ReliabilityBin(
+            low=int(index) / count,
+            high=(int(index) + 1) / count,
+            score=float(scores[inside].mean(dtype=np.float64)),
+            accuracy=wilson(int(correct[inside].sum()), int(inside.sum())),
+        )
+        for index in np.unique(indices)
+        for inside in [indices == index]
+    )
+
+
+def expected_calibration_error(bins: Sequence[ReliabilityBin]) -> float:
+    """Compute the expected calibration error (ECE), 0..1: the mean difference of score and accuracy, weighted by the predictions.
+
+    Source: Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602, and Guo et al. 2017, arXiv:1706.04599. The value depends on the number of
+    bins. It is above 0 for a calibrated model too, because the accuracy of a bin has a random error.
+    """
+    n = sum(item.accuracy.n for item in bins)
+    return sum(item.accuracy.n * abs(item.score - item.accuracy.value) for item in bins) / n if n else 0.0
 
 
 def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> AccuracyDrop:

@@ -31,13 +31,14 @@ def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 def scores_of(decoding: OutputDecoding, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
     """Convert outputs ``[n, labels]`` to scores float32 ``[n, labels]``.
 
-    Classification: softmax. Multi-label: sigmoid. Regression and ordinal: the outputs, unchanged.
+    Classification: softmax of the outputs divided by the temperature. Multi-label: sigmoid of the same. Regression and ordinal: the
+    outputs, unchanged.
     """
     match decoding.task:
         case "classification":
-            return softmax(outputs)
+            return softmax(outputs / decoding.decision_rule.temperature)
         case "multi-label":
-            return sigmoid(outputs)
+            return sigmoid(outputs / decoding.decision_rule.temperature)
         case "regression" | "ordinal":
             return outputs
         case _:
@@ -51,7 +52,8 @@ def decode(decoding: OutputDecoding, outputs: NDArray[np.float32]) -> list[Predi
     plain = [Prediction(decoding.labels[index], float(row[index]), tuple(row.tolist())) for row, index in zip(scores, best, strict=True)]
     match decoding.task:
         case "classification":
-            return plain
+            least = decoding.decision_rule.reject_below
+            return [replace(item, label=None) if item.score < least else item for item in plain]
         case "multi-label":
             present = [tuple(itertools.compress(decoding.labels, row)) for row in present_labels(decoding, scores)]
             return [replace(item, labels=labels) for item, labels in zip(plain, present, strict=True)]
@@ -65,7 +67,7 @@ def decode(decoding: OutputDecoding, outputs: NDArray[np.float32]) -> list[Predi
 
 
 def prediction_json(decoding: OutputDecoding, prediction: Prediction) -> dict[str, object]:
-    """Convert a prediction to a JSON object: the class with its score, the present labels, or the number; and all scores."""
+    """Convert a prediction to a JSON object: the class (none if unknown) and its score, the present labels, or the number; all scores."""
     first: dict[str, object] = {"label": prediction.label, "score": prediction.score}
     if decoding.task == "multi-label":
         first = {"labels": list(prediction.labels)}

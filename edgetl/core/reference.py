@@ -107,7 +107,9 @@ def class_of(prediction: Prediction, decoding: OutputDecoding) -> str | None:
     """Return the predicted class as ``Reference.classes`` counts it; none for a regression."""
     if decoding.task == "regression":
         return None
-    return f"{prediction.value:.0f}" if prediction.value is not None else prediction.label
+    if prediction.value is not None:
+        return f"{prediction.value:.0f}"
+    return prediction.label or decoding.labels[int(np.argmax(prediction.scores))]  # an unknown image counts as its class
 
 
 def confidence_bin(score: float) -> int:

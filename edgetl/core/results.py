@@ -14,14 +14,15 @@ class Prediction:
     """Prediction of an image.
 
     Attributes:
-        label: class (or label) with the highest score. Regression and ordinal: name of the value column.
-        score: score of ``label``, 0..1. Regression and ordinal: output of the network, in the unit of the values.
+        label: class (or label) with the highest score. None if the image is unknown: the highest score of a classification is less than
+            ``DecisionRule.reject_below``. Regression and ordinal: name of the value column.
+        score: highest score, 0..1. Regression and ordinal: output of the network, in the unit of the values.
         scores: score of each label, in the order of the labels. Classification: they sum to 1. Multi-label: each is 0..1.
         labels: labels with a score of at least their threshold, in the order of the labels; may be empty. Multi-label only.
         value: predicted number (regression) or nearest level (ordinal); none for other tasks.
     """
 
-    label: str
+    label: str | None
     score: float
     scores: tuple[float, ...]
     labels: tuple[str, ...] = ()
@@ -198,18 +199,71 @@ class RegressionFigures(StrictModel):
     kappa: float | None = None
 
 
+class ReliabilityBin(StrictModel):
+    """Bin of a reliability diagram: predictions with a score in one range.
+
+    Attributes:
+        low: lower limit of the scores, 0..1, exclusive above 0.
+        high: upper limit of the scores, 0..1, inclusive.
+        score: mean score, 0..1.
+        accuracy: ratio of correct predictions, with its interval. In a calibrated model it equals the mean score.
+    """
+
+    low: float
+    high: float
+    score: float
+    accuracy: Proportion
+
+
+class Reliability(StrictModel):
+    """Reliability of scores as probabilities. Classification: of the highest score. Multi-label: of each score (images times labels).
+
+    Attributes:
+        n: number of predictions.
+        ece: expected calibration error, 0..1: mean absolute difference between score and accuracy over 15 bins of equal width, weighted by
+            their predictions (Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602; Guo et al. 2017, arXiv:1706.04599).
+        nll: negative log-likelihood of the true classes (log loss), nats. Multi-label: mean over the labels.
+        brier: Brier score (Brier 1950): squared error of the scores. Classification: sum over the classes, 0..2. Multi-label: mean over the
+            labels, 0..1.
+        bins: bins with at least one prediction, in ascending order.
+    """
+
+    n: int
+    ece: float
+    nll: float
+    brier: float
+    bins: tuple[ReliabilityBin, ...]
+
+
+class Rejection(StrictModel):
+    """Rejection of unknown images: those with a highest score below a threshold (selective classification; Chow 1970,
+    doi:10.1109/TIT.1970.1054406).
+
+    Attributes:
+        below: threshold (``DecisionRule.reject_below``).
+        coverage: ratio of images that get a label, with its Wilson interval.
+        precision: ratio of these images with the correct label, with its Wilson interval.
+    """
+
+    below: float
+    coverage: Proportion
+    precision: Proportion
+
+
 class Evaluation(StrictModel):
     """Metrics of a model on labeled images.
 
     Attributes:
-        accuracy: ratio of correct predictions. Classification: the top class is correct. Multi-label: all labels are correct. Regression:
-            the number is within the tolerance. Ordinal: the nearest level is correct.
+        accuracy: ratio of correct predictions. Classification: the top class is correct, also of unknown images. Multi-label: all labels
+            are correct. Regression: the number is within the tolerance. Ordinal: the nearest level is correct.
         macro_f1: mean F1 over the classes (labels, levels) with images; 0 for regression.
         classes: metrics of each class (label, level), in order; empty for regression.
         confusion: confusion matrix: ``confusion[i][j]`` images of class (level) ``i`` were predicted as ``j``. Empty for multi-label and
             regression.
         multi_label: metrics of multi-label classification; none for other tasks.
         regression: metrics of regression and ordinal predictions; none for other tasks.
+        reliability: calibration of the scores; none for regression and ordinal tasks, and in runs of earlier versions.
+        rejection: coverage and precision of a classification with ``DecisionRule.reject_below``; none without it.
     """
 
     accuracy: Proportion
@@ -218,6 +272,8 @@ class Evaluation(StrictModel):
     confusion: tuple[tuple[int, ...], ...]
     multi_label: MultiLabelFigures | None = None
     regression: RegressionFigures | None = None
+    reliability: Reliability | None = None
+    rejection: Rejection | None = None
 
     def problem(self, task: Task, outputs: int) -> str | None:
         """Return the reason why the metrics are invalid for ``task`` and a network with ``outputs`` outputs, or none."""

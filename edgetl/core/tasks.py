@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
@@ -22,9 +22,13 @@ SCORE_NAMES: dict[Task, str] = {
 
 
 class DecisionRule(StrictModel):
-    """Decision rule: parameters that turn scores into predictions. Classification has none: the class with the highest score wins.
+    """Decision rule: parameters that turn outputs into scores and predictions.
 
     Attributes:
+        temperature: divisor of the outputs before the softmax or sigmoid: temperature scaling (Guo et al. 2017, arXiv:1706.04599). 1
+            without calibration. Classification and multi-label only.
+        reject_below: smallest highest score of a known image, 0..1. An image with a lower one has no label ("unknown"). 0 rejects no image.
+            Classification only.
         thresholds: score from which each label is present, 0..1. They are chosen on validation images. Multi-label only.
         spread: standard deviation of the training images' values, in their unit. Tolerances for numbers are relative to it. Regression and
             ordinal only.
@@ -32,6 +36,8 @@ class DecisionRule(StrictModel):
         ordinal_levels: lowest and highest level. Ordinal only.
     """
 
+    temperature: float = Field(default=1.0, ge=0.01, le=100.0)
+    reject_below: float = Field(default=0.0, ge=0.0, le=1.0)
     thresholds: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = ()
     spread: float = Field(default=1.0, gt=0.0)
     tolerance: float = Field(default=0.0, ge=0.0)
@@ -41,6 +47,10 @@ class DecisionRule(StrictModel):
         """Return the reason why the rule is invalid for ``task`` and a network with ``outputs`` outputs, or none."""
         if len(self.thresholds) != (outputs if task == "multi-label" else 0):
             return f"{len(self.thresholds)} thresholds for {outputs} labels of a {task} model"
+        if self.temperature != 1.0 and task in ("regression", "ordinal"):
+            return f"a {task} model has the temperature {self.temperature:g}, but its outputs are not scores"
+        if self.reject_below and task != "classification":
+            return f"a {task} model rejects images (reject_below is {self.reject_below:g}), but only a classification can"
         if task in ("regression", "ordinal") and outputs != 1:
             return f"a {task} model has {outputs} outputs, but needs one"
         if (self.ordinal_levels is not None) != (task == "ordinal"):
@@ -57,12 +67,17 @@ class OutputDecoding:
     Attributes:
         task: task of the model.
         labels: names of the outputs: classes, labels, or one column of values.
-        decision_rule: thresholds, tolerance and levels.
+        decision_rule: temperature, thresholds, tolerance and levels.
     """
 
     task: Task = "classification"
     labels: tuple[str, ...] = ()
     decision_rule: DecisionRule = field(default_factory=DecisionRule)
+
+    @property
+    def uncalibrated(self) -> OutputDecoding:
+        """Decoding with the temperature 1. Golden scores and limits on differences between files do not depend on the calibration."""
+        return replace(self, decision_rule=self.decision_rule.model_copy(update={"temperature": 1.0}))
 
     @property
     def level_names(self) -> tuple[str, ...]:

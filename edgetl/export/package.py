@@ -233,7 +233,7 @@ def _export_variant(context: ExportContext, contents: _Contents, format_: Format
         return False
     logits, golden = context.open_variant(format_, exported.files), [sample.path for sample in contents.golden]
     outputs = np.concatenate([logits(preprocess(path, context.gate.spec)[None]) for path in golden])
-    scores = scores_of(context.gate.decoding, outputs)
+    scores = scores_of(context.gate.decoding.uncalibrated, outputs)
     settings = measure_settings(context, format_, exported.files, golden, scores=scores)
     contents.variants.append(_describe(context, contents, format_, precision, exported).model_copy(update={"settings": settings}))
     contents.logits[name] = outputs
@@ -291,7 +291,7 @@ def _choose_golden(samples: Sequence[Sample]) -> list[Sample]:
 
 def _write_golden(contents: _Contents, decoding: OutputDecoding) -> tuple[Golden, ...]:
     (contents.folder / "golden").mkdir(exist_ok=True)
-    scores = {name: scores_of(decoding, logits) for name, logits in contents.logits.items()}
+    scores = {name: scores_of(decoding.uncalibrated, logits) for name, logits in contents.logits.items()}
     entries = []
     for index, sample in enumerate(contents.golden):
         copy = contents.folder / "golden" / f"{index:02d}{sample.path.suffix.lower()}"

@@ -130,7 +130,7 @@ def _measure_setting(
         gate, tested = replace(gate, images=context.scaled.validation, more=None), context.scaled.test
     result = evaluate_file(logits, gate, context.limits, exact=False, progress=context.progress)
     outputs = outputs_of(logits, tested, progress=context.progress) if len(tested) else None
-    found = scores_of(decoding, np.concatenate([logits(preprocess(path, gate.spec)[None]) for path in golden]))
+    found = scores_of(decoding.uncalibrated, np.concatenate([logits(preprocess(path, gate.spec)[None]) for path in golden]))
     return MeasuredSetting(
         setting=setting,
         kept=not result.reason,

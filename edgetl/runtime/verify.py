@@ -9,6 +9,7 @@ import numpy as np
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.manifest import Variant
+from edgetl.core.output_decoding import scores_of
 from edgetl.core.progress import Progress, silent
 from edgetl.errors import AccuracyGateError
 from edgetl.runtime.engine import installed
@@ -89,8 +90,9 @@ def check_golden(bundle: Bundle, variant: Variant, predictor: Predictor) -> Gold
     worst, unit = 0.0, bundle.manifest.decision_rule.spread
     tolerance = variant.kept_settings()[predictor.setting.measured]
     for golden in bundle.manifest.golden:
-        found = predictor.predict(bundle.read(golden.image))
-        difference = float(np.abs(np.array(found.scores) - np.array(golden.scores[variant.name])).max()) / unit
+        outputs = predictor.logits(predictor.prepare(predictor.read(bundle.read(golden.image))))
+        (found,) = scores_of(predictor.decoding.uncalibrated, outputs)
+        difference = float(np.abs(found - np.array(golden.scores[variant.name])).max()) / unit
         worst = max(worst, difference)
         if not difference <= tolerance:
             raise AccuracyGateError(

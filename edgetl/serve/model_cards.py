@@ -40,6 +40,8 @@ def card(manifest: Manifest, variant: Variant, versions: Sequence[str], served: 
         "versions": list(versions),
         "task": manifest.task,
         "labels": list(manifest.labels),
+        "temperature": decision_rule.temperature,
+        "reject_below": decision_rule.reject_below,
         "thresholds": list(decision_rule.thresholds) or None,
         "tolerance": decision_rule.tolerance if manifest.task == "regression" else None,
         "ordinal_levels": list(decision_rule.ordinal_levels) if decision_rule.ordinal_levels else None,

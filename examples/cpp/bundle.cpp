@@ -20,9 +20,10 @@ Bundle read_bundle(const std::string& folder) {
     const nlohmann::json manifest = read_manifest(folder);
     if (manifest.at("task") != "classification") throw std::runtime_error("this program supports the task classification only.");
     const nlohmann::json& spec = manifest.at("preprocess");
+    const nlohmann::json& rule = manifest.at("decision_rule");  // bundles of early versions have no temperature
     return {{spec.at("input_size").at(0), spec.at("input_size").at(1), spec.at("crop_mode"), spec.at("crop_pct"),
              spec.at("interpolation"), spec.at("resize"), spec.at("mean")},
-            manifest.at("labels")};
+            manifest.at("labels"), rule.value("temperature", 1.0), rule.value("reject_below", 0.0)};
 }
 
 Variant find_variant(const std::string& folder, const std::string& name) {

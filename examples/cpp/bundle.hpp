@@ -9,6 +9,8 @@
 struct Bundle {
     PreprocessSpec spec;
     std::vector<std::string> labels;  // in the order of the outputs
+    double temperature = 1;           // divisor of the logits before the softmax
+    double reject_below = 0;          // an image with a lower score is unknown
 };
 
 // One model file of a bundle.

@@ -2,7 +2,7 @@
 //
 //     classify BUNDLE VARIANT IMAGE...
 //
-// Prints one line per image: path, label and score (0..1), separated by tabs.
+// Prints one line per image: path, label (or "unknown") and score (0..1), separated by tabs.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -19,10 +19,10 @@ ov::CompiledModel compile(ov::Core& core, const Variant& variant) {
                               ov::hint::inference_precision(ov::element::f32));
 }
 
-// Return the probability of the class `best`: softmax of the logits.
-double score(const float* logits, std::size_t count, std::size_t best) {
+// Return the score of the class `best`: softmax of the logits, divided by the temperature.
+double score(const float* logits, std::size_t count, std::size_t best, double temperature) {
     double sum = 0;
-    for (std::size_t i = 0; i < count; ++i) sum += std::exp(double(logits[i]) - logits[best]);
+    for (std::size_t i = 0; i < count; ++i) sum += std::exp((double(logits[i]) - logits[best]) / temperature);
     return 1 / sum;
 }
 
@@ -41,7 +41,9 @@ void classify(const std::string& folder, const std::string& variant_name, char**
         if (output.get_size() != bundle.labels.size()) throw std::runtime_error("the model has not one output per label.");
         const float* logits = output.data<float>();
         const std::size_t best = std::max_element(logits, logits + output.get_size()) - logits;
-        std::printf("%s\t%s\t%.6f\n", *paths, bundle.labels[best].c_str(), score(logits, output.get_size(), best));
+        const double highest = score(logits, output.get_size(), best, bundle.temperature);
+        const char* label = highest < bundle.reject_below ? "unknown" : bundle.labels[best].c_str();
+        std::printf("%s\t%s\t%.6f\n", *paths, label, highest);
     }
 }
 

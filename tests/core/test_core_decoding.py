@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, cohen_kappa
 
 from edgetl.core.metrics import NOT_FINITE, average_precision, evaluate, quadratic_kappa
 from edgetl.core.output_decoding import decode, describe_truth, nearest_levels, prediction_json, present_labels, scores_of, sigmoid, softmax
-from edgetl.core.results import Evaluation
+from edgetl.core.results import Evaluation, wilson
 from edgetl.core.tasks import DecisionRule, OutputDecoding
 
 LABELS = OutputDecoding("multi-label", ("a", "b", "c"), DecisionRule(thresholds=(0.5, 0.3, 0.9)))
@@ -287,3 +287,55 @@ def test_softmax_of_three_dimensions_uses_the_last_axis() -> None:
 )
 def test_problem_returns_the_reason_of_an_invalid_decision_rule(decoding: OutputDecoding, outputs: int, problem: str) -> None:
     assert problem in (decoding.decision_rule.problem(decoding.task, outputs) or "")
+
+
+def test_the_temperature_divides_the_outputs_and_keeps_the_order() -> None:
+    outputs = np.array([[4.0, 0.0, 2.0]], np.float32)
+    warm = OutputDecoding("classification", ("a", "b", "c"), DecisionRule(temperature=2.0))
+    assert np.array_equal(scores_of(warm, outputs), softmax(outputs / np.float32(2)))
+    assert np.array_equal(scores_of(warm.uncalibrated, outputs), softmax(outputs))
+    (found,) = decode(warm, outputs)
+    assert found.label == "a"
+    assert found.score == pytest.approx(float(softmax(outputs / np.float32(2))[0, 0]))
+
+
+def test_the_temperature_of_a_multi_label_model_divides_each_output() -> None:
+    outputs = np.array([[4.0, 0.0, -2.0]], np.float32)
+    rule = DecisionRule(temperature=2.0, thresholds=(0.5, 0.3, 0.9))
+    assert np.array_equal(scores_of(OutputDecoding("multi-label", ("a", "b", "c"), rule), outputs), sigmoid(outputs / np.float32(2)))
+
+
+def test_an_image_with_a_highest_score_below_the_threshold_has_no_label() -> None:
+    decoding = OutputDecoding("classification", ("a", "b"), DecisionRule(reject_below=0.7))
+    unknown, known = decode(decoding, np.log(np.array([[0.65, 0.35], [0.25, 0.75]], np.float32)))
+    assert (unknown.label, known.label) == (None, "b")
+    assert unknown.score == pytest.approx(0.65) and unknown.scores == pytest.approx((0.65, 0.35))
+    assert prediction_json(decoding, unknown)["label"] is None
+
+
+def test_a_score_equal_to_the_threshold_is_known() -> None:
+    (found,) = decode(OutputDecoding("classification", ("a", "b"), DecisionRule(reject_below=0.5)), np.zeros((1, 2), np.float32))
+    assert found.label == "a"
+
+
+@pytest.mark.parametrize(
+    ("decoding", "message"),
+    [
+        (OutputDecoding("regression", ("mm",), DecisionRule(temperature=2.0)), "a regression model has the temperature 2"),
+        (OutputDecoding("multi-label", ("a",), DecisionRule(thresholds=(0.5,), reject_below=0.5)), "only a classification can"),
+    ],
+)
+def test_a_calibration_that_the_task_does_not_have_is_a_problem_of_the_decision_rule(decoding: OutputDecoding, message: str) -> None:
+    assert message in (decoding.decision_rule.problem(decoding.task, len(decoding.labels)) or "")
+
+
+def test_coverage_and_precision_count_images_above_the_threshold() -> None:
+    decoding = OutputDecoding("classification", ("a", "b"), DecisionRule(reject_below=0.7))
+    outputs = np.log(np.array([[0.65, 0.35], [0.25, 0.75], [0.9, 0.1], [0.2, 0.8]], np.float32))
+    found = evaluate(decoding, np.array([0, 1, 0, 0]), outputs).rejection
+    assert found is not None
+    assert (found.below, found.coverage, found.precision) == (0.7, wilson(3, 4), wilson(2, 3))
+
+
+def test_an_evaluation_without_a_threshold_has_no_rejection() -> None:
+    assert evaluate(OutputDecoding("classification", ("a", "b")), np.array([0]), np.zeros((1, 2), np.float32)).rejection is None

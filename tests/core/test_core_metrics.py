@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 
-from edgetl.core.metrics import evaluate_predictions, images_for_bound, paired_drop
-from edgetl.core.output_decoding import softmax
+from edgetl.core.metrics import (
+    evaluate,
+    evaluate_predictions,
+    expected_calibration_error,
+    images_for_bound,
+    paired_drop,
+    reliability_bins,
+)
+from edgetl.core.output_decoding import sigmoid, softmax
 from edgetl.core.results import wilson
+from edgetl.core.tasks import DecisionRule, OutputDecoding
 
 
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=8))
@@ -153,3 +161,62 @@ def test_wilson_intervals_contain_the_ratio_and_are_symmetric(case: tuple[int, i
     found, mirrored = wilson(successes, n), wilson(n - successes, n)
     assert 0.0 <= found.low <= found.value + 1e-12 and found.value - 1e-12 <= found.high <= 1.0
     assert math.isclose(found.low, 1.0 - mirrored.high, abs_tol=1e-9)
+
+
+def test_reliability_bins_have_the_mean_score_and_the_accuracy_of_their_predictions() -> None:
+    bins = reliability_bins(np.array([0.05, 0.1, 0.95, 1.0, 0.98]), np.array([False, True, True, True, False]), 10)
+    assert [(item.low, item.high, item.accuracy) for item in bins] == [(0.0, 0.1, wilson(1, 2)), (0.9, 1.0, wilson(2, 3))]
+    assert np.allclose([item.score for item in bins], [0.075, 0.97666667])
+
+
+def test_a_score_of_zero_belongs_to_the_first_bin() -> None:
+    (only,) = reliability_bins(np.zeros(3), np.zeros(3, np.bool_))
+    assert (only.low, only.accuracy.n) == (0.0, 3)
+
+
+def test_expected_calibration_error_weighs_bins_by_their_predictions() -> None:
+    # Three predictions with a gap of 0.2 and one with a gap of 0.6.
+    bins = reliability_bins(np.array([0.8, 0.8, 0.8, 0.6]), np.array([True, True, True, False]), 10)
+    assert math.isclose(expected_calibration_error(bins), (3 * 0.2 + 0.6) / 4)
+    assert expected_calibration_error(()) == 0.0
+
+
+def test_expected_calibration_error_of_scores_that_are_probabilities_is_small() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(0, 1, 20_000)
+    assert expected_calibration_error(reliability_bins(scores, rng.uniform(0, 1, 20_000) < scores)) < 0.02
+
+
+def test_log_loss_and_brier_score_of_a_classification_equal_scikit_learn() -> None:
+    rng = np.random.default_rng(1)
+    truth, outputs = rng.integers(0, 3, 50), rng.normal(0, 3, (50, 3)).astype(np.float32)
+    found = evaluate(OutputDecoding("classification", ("a", "b", "c")), truth, outputs).reliability
+    assert found is not None
+    scores = softmax(outputs.astype(np.float64))
+    assert math.isclose(found.nll, log_loss(truth, scores))
+    assert math.isclose(found.brier, float(((scores - np.eye(3)[truth]) ** 2).sum(axis=1).mean()))
+    assert found.n == 50
+    assert found.ece == expected_calibration_error(reliability_bins(scores.max(axis=1), scores.argmax(axis=1) == truth))
+
+
+def test_reliability_of_a_multi_label_model_covers_each_decision() -> None:
+    rng = np.random.default_rng(2)
+    truth, outputs = rng.integers(0, 2, (40, 2)).astype(np.float64), rng.normal(0, 2, (40, 2)).astype(np.float32)
+    found = evaluate(OutputDecoding("multi-label", ("a", "b"), DecisionRule(thresholds=(0.5, 0.5))), truth, outputs).reliability
+    assert found is not None
+    scores = sigmoid(outputs.astype(np.float64))
+    assert found.n == 80
+    assert math.isclose(found.nll, log_loss(truth.ravel(), scores.ravel()))
+    assert math.isclose(found.brier, brier_score_loss(truth.ravel(), scores.ravel()))
+
+
+def test_a_regression_has_no_reliability() -> None:
+    truth, outputs = np.array([[1.0], [2.0]]), np.array([[1.0], [2.0]], np.float32)
+    assert evaluate(OutputDecoding("regression", ("size",), DecisionRule(tolerance=0.1)), truth, outputs).reliability is None
+
+
+def test_reliability_of_outputs_that_are_not_finite_is_finite() -> None:
+    outputs = np.array([[np.nan, 0.0], [np.inf, 0.0], [0.0, 200.0]], np.float32)
+    found = evaluate(OutputDecoding("classification", ("a", "b")), np.array([0, 0, 0]), outputs).reliability
+    assert found is not None
+    assert all(math.isfinite(value) for value in (found.ece, found.nll, found.brier))

@@ -183,6 +183,7 @@ def test_files_of_the_user_stay(tmp_path: Path) -> None:
 def test_uncertain_predictions_have_a_low_score_or_a_score_near_a_threshold() -> None:
     assert is_uncertain(Prediction("cat", 0.55, (0.55, 0.45)), ANIMALS, 0.6)
     assert not is_uncertain(Prediction("cat", 0.95, (0.95, 0.05)), ANIMALS, 0.6)
+    assert is_uncertain(Prediction(None, 0.95, (0.95, 0.05)), ANIMALS, 0.6)
     assert is_uncertain(Prediction("red", 0.9, (0.9, 0.35)), SQUARES, 0.6)
     assert not is_uncertain(Prediction("red", 0.9, (0.9, 0.05)), SQUARES, 0.6)
     assert not is_uncertain(Prediction("mm", 5.8, (5.8,), value=5.8), OutputDecoding("regression", ("mm",)), 0.6)
@@ -197,3 +198,10 @@ def test_a_full_disk_is_a_storage_error_and_leaves_no_partial_file(small_disk: P
     assert listed == {path.name for path in (small_disk / "animals/images").iterdir()}
     # A restart on the full disk is possible.
     assert CaptureFolder(small_disk, "animals", ANIMALS, max_bytes=10**7).used_bytes == disk_usage(small_disk)
+
+
+def test_the_row_of_an_unknown_image_has_no_predicted_class(tmp_path: Path) -> None:
+    folder = CaptureFolder(tmp_path, "animals", ANIMALS, max_bytes=10**6)
+    assert folder.save(frame(0), Captured(Prediction(None, 0.55, (0.55, 0.45)), "uncertain", "2026-11-26T12:00:00+00:00", release=3))
+    (row,) = table(tmp_path / "animals")
+    assert (row["predicted"], row["score"]) == ("", "0.5500")

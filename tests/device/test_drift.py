@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgetl.core.reference import LEVELS, STATISTICS, Reference, describe_validation, rounded_scores
+from edgetl.core.reference import LEVELS, STATISTICS, Reference, class_of, describe_validation, rounded_scores
 from edgetl.core.results import Prediction
 from edgetl.core.tasks import OutputDecoding
 from edgetl.device.monitoring.drift import DriftDetector, ks_distance, ks_limit, stability_index, stability_limit
@@ -31,6 +31,11 @@ def reference_of(rng: np.random.Generator, n: int = 300) -> Reference:
     found = describe_validation(predictions(rng, n), statistics(rng, n), DECODING)
     assert found is not None
     return found
+
+
+def test_an_unknown_image_counts_as_the_class_with_the_highest_score() -> None:
+    scores = tuple(float(index == 1) for index in range(len(DECODING.labels)))
+    assert class_of(Prediction(None, 1.0, scores), DECODING) == DECODING.labels[1]
 
 
 def test_a_reference_needs_fifty_images() -> None:

@@ -125,7 +125,7 @@ def shown_prediction(page: Any) -> tuple[str, str]:
     return page.locator(".headline strong").inner_text(), page.locator(".headline .score").inner_text().replace("\u202f", " ")
 
 
-def as_shown(expected: Prediction) -> tuple[str, str]:
+def as_shown(expected: Prediction) -> tuple[str | None, str]:
     return expected.label, f"{100 * expected.score:.1f} %"
 
 

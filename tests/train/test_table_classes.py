@@ -54,7 +54,7 @@ def test_classifier_is_trained_exported_and_evaluated_from_a_table_of_class_name
         "image_id,red,green,blue\n"
         + "".join(f"{Path(name).stem},{','.join(str(int(label == color)) for color in ('red', 'green', 'blue'))}\n" for name, label in rows)
     )
-    assert evaluate_bundle(bundle.path, flat / "images", EvaluationConfig(labels=one_hot)).result == report.result
+    assert evaluate_bundle(bundle.path, flat / "images", EvaluationConfig(labels=one_hot)).result.classes == report.result.classes
 
 
 def test_table_of_class_numbers_requires_a_task(flat: Path) -> None:

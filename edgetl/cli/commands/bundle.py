@@ -20,6 +20,8 @@ from edgetl.cli.tables import (
     figures_line,
     input_size_lines,
     outcomes_table,
+    reliability_lines,
+    scores_facts,
     setting_lines,
     signature_text,
     variants_table,
@@ -139,7 +141,8 @@ def _show_evaluation(report: EvaluationReport) -> None:
     name = f"{report.model} {report.variant or '(trained model)'}"
     if report.result.classes:
         out.print(classes_table(report.result, escape(name)))
-    out.print(figures_line(report.result), soft_wrap=True)
+    for line in (figures_line(report.result), *reliability_lines(report.result)):
+        out.print(line, soft_wrap=True)
     if report.left_out:
         out.print(f"{report.left_out} images left out: the model was trained or selected on them. --all includes them.", soft_wrap=True)
     if report.seen:
@@ -250,6 +253,7 @@ def _show_run_facts(record: RunRecord, sizes: dict[str, int | None]) -> None:
     for title, value in (
         ("task", record.task),
         ("labels", ", ".join(record.labels)),
+        *scores_facts(record.decision_rule),
         ("strategy", f"{record.plan.strategy} ({record.plan.reason}), {record.plan.steps} steps"),
         ("images", ", ".join(f"{record.images[part]} {part}" for part in ("train", "val", "test"))),
         ("input", spec.describe()),
@@ -270,6 +274,7 @@ def _show_manifest(manifest: Manifest, signature: str, *, verbose: bool) -> None
     for title, value in (
         ("task", manifest.task),
         ("labels", _labels(manifest)),
+        *scores_facts(manifest.decision_rule),
         ("input", spec.describe()),
         *([] if spec.intensity == FULL_RANGE else [("intensity rule", spec.intensity.describe())]),
         ("model input", _input_forms(manifest)),
@@ -351,6 +356,8 @@ def _show_prediction(row: dict[str, object], top: int) -> None:
         present = row["labels"]
         assert isinstance(present, list)
         shown = f"{', '.join(present) or 'no label'} ({shown})"
+    elif row.get("label", "") is None:
+        shown = f"unknown ({shown})"
     elif "value" in row:
         ((column, output),) = scores.items()
         shown = f"{column} {row['value']:g}" + ("" if output == row["value"] else f" ({output:.3f})")

@@ -77,7 +77,7 @@ def _try_out(root: Path, bundle: Bundle, progress: Progress) -> LatencyReport:
     predictor = load(bundle)
     for path in sorted((root / "digits" / "3").iterdir())[:3]:
         found = predictor.predict(path)
-        out.print(f"{escape(path.name)}: {found.label} ({found.score:.3f})")
+        out.print(f"{escape(path.name)}: {found.label or 'unknown'} ({found.score:.3f})")
     _step(f"6. edgetl bench {root}/bundle --runs 200")
     return measure_bundle(bundle.path, BenchConfig(runs=200, max_seconds=4.0), progress=progress)
 

@@ -41,11 +41,11 @@ _NAME = re.compile(rf"\d{{4}}-\d\d-\d\d-({'|'.join(REASONS)})-[0-9a-f]{{16}}\.[a
 def is_uncertain(prediction: Prediction, decoding: OutputDecoding, below: float) -> bool:
     """Return true if a person should look at the prediction.
 
-    Classification: the highest score is less than ``below``. Multi-label: a score is within 0.1 of its threshold. Numbers have no
-    measure of uncertainty.
+    Classification: the image is unknown, or the highest score is less than ``below``. Multi-label: a score is within 0.1 of its
+    threshold. Numbers have no measure of uncertainty.
     """
     if decoding.task == "classification":
-        return prediction.score < below
+        return prediction.label is None or prediction.score < below
     near = zip(prediction.scores, decoding.decision_rule.thresholds, strict=False)
     return any(abs(score - threshold) < NEAR_THRESHOLD for score, threshold in near)
 
@@ -160,7 +160,7 @@ class CaptureFolder:
 
     def _row(self, image: _Image, facts: Captured) -> dict[str, str]:
         prediction = facts.prediction
-        predicted = prediction.label if prediction.value is None else f"{prediction.value:.6g}"
+        predicted = prediction.label or "" if prediction.value is None else f"{prediction.value:.6g}"
         return {
             "file": image.name,
             "predicted": " ".join(prediction.labels) if self._task == "multi-label" else predicted,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgetl.core.metrics import evaluate, images_for_bound, paired_drop
-from edgetl.core.output_decoding import nearest_levels, present_labels, sigmoid, softmax
+from edgetl.core.output_decoding import nearest_levels, present_labels, scores_of
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import AccuracyDrop, Agreement, Evaluation, Proportion, UnlabeledAgreement, images_that_may_change
@@ -148,12 +148,12 @@ def _same_predictions(
     """Return two masks: equal predictions, and confident predictions of the trained model. Elements are images, or decisions on labels."""
     match decoding.task:
         case "classification":
-            return trained.argmax(axis=1) == exported.argmax(axis=1), softmax(trained).max(axis=1) >= CONFIDENT_SCORE
+            return trained.argmax(axis=1) == exported.argmax(axis=1), scores_of(decoding, trained).max(axis=1) >= CONFIDENT_SCORE
         case "multi-label":
             # For a threshold of 0.5 a confident score is 0.6 or more. Other thresholds use the same distance in log-odds.
             limits = np.clip(np.array(decoding.decision_rule.thresholds), 1e-7, 1 - 1e-7)
-            distance = np.abs(trained - np.log(limits / (1 - limits)))
-            same = present_labels(decoding, sigmoid(trained)) == present_labels(decoding, sigmoid(exported))
+            distance = np.abs(trained / decoding.decision_rule.temperature - np.log(limits / (1 - limits)))
+            same = present_labels(decoding, scores_of(decoding, trained)) == present_labels(decoding, scores_of(decoding, exported))
             return same, distance >= math.log(CONFIDENT_SCORE / (1 - CONFIDENT_SCORE))
         case "regression":
             return np.abs(trained - exported)[:, 0] <= decoding.decision_rule.tolerance, np.ones(len(trained), np.bool_)

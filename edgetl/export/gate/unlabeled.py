@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.output_decoding import softmax
+from edgetl.core.output_decoding import scores_of
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import UnlabeledAgreement
 from edgetl.core.tasks import OutputDecoding
@@ -125,7 +125,7 @@ def compare_unlabeled(
     difference = np.nan_to_num(exported - trained, nan=1e9, posinf=1e9, neginf=-1e9)
     # A prediction changes only if the logit of the top class drops, relative to another, by more than the margin.
     error = np.abs(difference[rows, top][:, None] - difference).max(axis=1)
-    scores = softmax(trained)
+    scores = scores_of(decoding, trained)
     return UnlabeledAgreement(
         n=len(trained),
         top1_agreement=top1_agreement,

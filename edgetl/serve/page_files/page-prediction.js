@@ -21,10 +21,12 @@ export function showPrediction(card, prediction) {
 }
 
 function classification(card, { label, score, scores }) {
+  const unknown = label === null;
   return {
-    headline: [make("strong", {}, label), make("span", { class: "score" }, percent(score))],
-    rows: sorted(scores).map(([name, value], rank) => ({ name, score: value, predicted: rank === 0 })),
-    announcement: `Prediction of ${card.name}: ${label}, ${percent(score)}.`,
+    headline: [make("strong", unknown ? { class: "none" } : {}, label ?? "Unknown"), make("span", { class: "score" }, percent(score))],
+    note: unknown ? `The highest score is below ${percent(card.reject_below)}, the smallest score of a known image.` : null,
+    rows: sorted(scores).map(([name, value], rank) => ({ name, score: value, predicted: rank === 0 && !unknown })),
+    announcement: `Prediction of ${card.name}: ${label ?? "unknown"}, ${percent(score)}.`,
   };
 }
 

@@ -94,7 +94,12 @@ def _predict(models: Models) -> Json:
     upload: Json = {"image": {"type": "string", "contentMediaType": "application/octet-stream"}}
     form: Json = {"type": "object", "properties": upload, "required": ["image"]}
     number: Json = {"type": "number"}
-    names: Json = {"model": {"enum": models.names}, "version": _TEXT, "label": _TEXT, "labels": {"type": "array", "items": _TEXT}}
+    names: Json = {
+        "model": {"enum": models.names},
+        "version": _TEXT,
+        "label": {"type": ["string", "null"]},
+        "labels": {"type": "array", "items": _TEXT},
+    }
     numbers: Json = {"score": number, "value": number, "scores": {"type": "object", "additionalProperties": number}}
     prediction: Json = {"type": "object", "properties": names | numbers, "required": ["model", "version", "scores"]}
     query = [
