@@ -14,6 +14,7 @@ from edgetl.core.bundle import Bundle
 from edgetl.data.predictions import parse_predictions
 from edgetl.train.artifacts.run import Run
 from tests.command import Command, edgetl
+from tests.device.bundles import image, write_bundle
 from tests.disks import small_disk
 
 
@@ -118,6 +119,21 @@ def test_predict_reports_unreadable_images_and_predicts_the_others(bundle: Bundl
     assert done.returncode == 5
     assert "bad.jpg" in rows[0]["error"] and rows[1]["label"] == "7"
     assert list(rows[1]["scores"]) == list(bundle.manifest.labels)
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_predict_lists_each_unreadable_image_of_a_folder(tmp_path: Path, count: int) -> None:  # B15
+    bundle, folder, bad = write_bundle(tmp_path / "bundle", 1), tmp_path / "images", range(0, count, 33)
+    folder.mkdir()
+    for index in range(count):
+        data = image((index % 256, 60, 30))
+        (folder / f"{index:05d}.png").write_bytes(data[: len(data) // 2] if index in bad else data)
+    done = edgetl("predict", bundle, folder, "--json")
+    rows = json.loads(done.stdout)["predictions"]
+    assert done.returncode == 5
+    assert len(rows) == count
+    assert [index for index, row in enumerate(rows) if f"{index:05d}.png" in row.get("error", "")] == list(bad)
+    assert all(row["label"] for index, row in enumerate(rows) if index not in bad)
 
 
 def test_predict_of_a_folder_prints_the_top_classes(bundle: Bundle, digits: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +13,23 @@ import pytest
 
 from edgetl.core.store import starts
 from edgetl.device.store.cleanup import clean
+from edgetl.device.store.config import InstallConfig
 from edgetl.device.store.install import install
 from edgetl.device.store.status import confirm, roll_back
 from edgetl.device.transport import pack
 from tests.device.bundles import pass_self_test, release_in_use, write_bundle
+from tests.device.file_server import served
 
-NAMES = ("install a folder", "install a file", "install while another release is in probation", "confirm", "rollback", "gc", "start")
+NAMES = (
+    "install a folder",
+    "install a file",
+    "install a URL",
+    "install while another release is in probation",
+    "confirm",
+    "rollback",
+    "gc",
+    "start",
+)
 
 
 class Operation(NamedTuple):
@@ -39,13 +51,24 @@ def prepare(root: Path) -> None:
         confirm(root / "store")
 
 
+@contextmanager
+def serving(root: Path) -> Iterator[None]:
+    """Serve the transport file of ``install a URL``."""
+    data = (root / "4.edgetl").read_bytes()
+    with served(lambda handler: handler.send_rest(data)) as server:
+        (root / "url").write_text(server.url)
+        yield
+
+
 def operations(root: Path) -> dict[str, Operation]:
-    """Return the operations by their ``NAMES``. Release 3 is active before, confirmed or in probation."""
+    """Return the operations by their ``NAMES``. Release 3 is active before, confirmed or in probation. Call it within ``serving``."""
     confirmed, observed = root / "store", root / "observed"
-    folder, file = str(root / "4"), str(root / "4.edgetl")
+    folder, file, url = str(root / "4"), str(root / "4.edgetl"), (root / "url").read_text()
+    http = InstallConfig(allow_http=True)
     values = (
         Operation(lambda store: install(folder, store), confirmed, frozenset({3, 4})),
         Operation(lambda store: install(file, store), confirmed, frozenset({3, 4})),
+        Operation(lambda store: install(url, store, http), confirmed, frozenset({3, 4})),
         Operation(lambda store: install(folder, store), observed, frozenset({3, 4})),
         Operation(confirm, observed, frozenset({3})),
         Operation(roll_back, confirmed, frozenset({2, 3})),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,62 +15,12 @@ from edgetl.device.store.download import download
 from edgetl.device.store.install import install
 from edgetl.device.store.status import read_status
 from edgetl.device.transport import pack, read_head
-from edgetl.errors import BundleError, InstallError, IntegrityError, StoreError
-from tests.device.bundles import pass_self_test, release_in_use, write_bundle
+from edgetl.errors import BundleError, InstallError, IntegrityError, StorageError, StoreError
+from tests.device.bundles import add_release, pass_self_test, release_in_use, write_bundle
+from tests.device.file_server import Handler, Server, served
+from tests.disks import fill, small_disk
 
 TEST = InstallConfig(allow_http=True)
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Handler with the behavior of ``Server.respond``."""
-
-    server: Server
-
-    def do_GET(self) -> None:
-        """Answer a request."""
-        self.server.requests.append(dict(self.headers))
-        try:
-            self.server.respond(self)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
-
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
-
-    def send(self, status: int, body: bytes = b"", **headers: str) -> None:
-        """Send a response. Underscores of the header names are dashes."""
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-
-class Server(ThreadingHTTPServer):
-    """Server of one response."""
-
-    daemon_threads = True
-
-    def __init__(self, respond: Callable[[Handler], None]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.respond, self.requests = respond, list[dict[str, str]]()
-
-    @property
-    def url(self) -> str:
-        """URL of the server."""
-        return f"http://127.0.0.1:{self.server_port}/colors.edgetl"
-
-
-@contextmanager
-def served(respond: Callable[[Handler], None]) -> Iterator[Server]:
-    """Run a server."""
-    server = Server(respond)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +59,7 @@ def test_a_url_is_installed(packed: bytes, tmp_path: Path, monkeypatch: pytest.M
 
 def test_an_interrupted_download_is_continued(packed: bytes, target: Path) -> None:  # D10
     def respond(handler: Handler) -> None:
-        if "Range" not in handler.headers:
-            handler.send(200, packed[:1000], Content_Length=str(len(packed)), ETag='"1"')
-            handler.close_connection = True
-            return
-        start = int(handler.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-        size = len(packed)
-        ranges = {"Content_Range": f"bytes {start}-{size - 1}/{size}", "Content_Length": str(size - start), "ETag": '"1"'}
-        handler.send(206, packed[start : start + 500_000], **ranges)
-        handler.close_connection = True
+        handler.send_rest(packed, most=500_000 if "Range" in handler.headers else 1000)
 
     with served(respond) as server:
         _get(server, target)
@@ -245,6 +186,25 @@ def test_a_url_without_https_is_refused(url: str, target: Path) -> None:
 def test_http_needs_its_option(target: Path) -> None:
     with pytest.raises(InstallError, match="downloads need https"):
         download("http://127.0.0.1:1/a.edgetl", target, signed_size=_size)
+
+
+def test_a_disk_that_fills_up_during_a_download_leaves_the_active_release(
+    packed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # D3
+    monkeypatch.setattr("edgetl.device.store.install.check_space", lambda *_: None)
+    with small_disk(tmp_path / "disk", "4m") as disk, served(lambda handler: handler.send_rest(packed)) as server:
+        store = disk / "store"
+        add_release(store, write_bundle(tmp_path / "1", 1))
+        for spare in (0, 100_000, len(packed) - 10_000):  # the last block does not fit: the system writes a part of it
+            filler = fill(disk)
+            os.truncate(filler, filler.stat().st_size - spare)
+            with pytest.raises(StorageError, match="No space left on device"):
+                install(server.url, store, TEST)
+            assert release_in_use(store) == 1
+            assert [path.name for path in (store / "downloads").iterdir()] == []
+            filler.unlink()
+        install(server.url, store, TEST)
+        assert release_in_use(store) == 2
 
 
 def test_a_refused_download_leaves_the_active_release(packed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

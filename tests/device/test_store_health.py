@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -200,16 +201,27 @@ def test_if_both_releases_are_damaged_the_store_is_not_ready(tmp_path: Path, rel
         edgetl.load(store)
 
 
-@pytest.mark.parametrize("text", [None, "", "{", '{"schema_version": 2}', "\0" * 300], ids=["missing", "empty", "cut", "newer", "zeros"])
-def test_a_damaged_state_is_recovered_from_the_newest_complete_release(store: Path, text: str | None) -> None:  # D11
-    state = store / "state.json"
-    state.unlink() if text is None else state.write_text(text)
+STATES: dict[str, Callable[[Path], object]] = {
+    "missing": lambda _: None,
+    "empty": lambda path: path.touch(),
+    "cut": lambda path: path.write_text("{"),
+    "newer": lambda path: path.write_text('{"schema_version": 2}'),
+    "zeros": lambda path: path.write_bytes(bytes(300)),
+    "folder": lambda path: path.mkdir(),
+    "FIFO": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_a_damaged_state_is_recovered_from_the_newest_complete_release(store: Path, kind: str) -> None:  # D11
+    (store / "state.json").unlink()
+    STATES[kind](store / "state.json")
     assert release_in_use(store) == 2
     recovered = read_state(store)
     assert recovered.high_water == 2
     assert [record.release for record in recovered.records()] == [2, 1]
     assert recovered.probation is not None
-    assert (store / "state-damaged.json").exists() == (text is not None)
+    assert (store / "state-damaged.json").exists() == (kind != "missing")
 
 
 def test_a_state_that_points_to_a_missing_folder_uses_an_earlier_release(store: Path) -> None:  # D11

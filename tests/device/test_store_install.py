@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -18,7 +21,9 @@ from edgetl.device.store.install import install
 from edgetl.device.store.staging import install_lock
 from edgetl.device.store.status import confirm, read_status, roll_back
 from edgetl.device.transport import pack
-from edgetl.errors import BundleError, DowngradeError, InstallError, IntegrityError, StoreError
+from edgetl.errors import BundleError, DowngradeError, InstallError, IntegrityError, MissingExtraError, StoreError
+from tests.core.bundles import files_of
+from tests.core.deadline import within
 from tests.device.bundles import network, pass_self_test, release_in_use, write_bundle
 
 ALLOWED = InstallConfig(allow_downgrade=True)
@@ -149,6 +154,10 @@ def test_a_source_that_is_no_bundle_is_refused(store: Path, tmp_path: Path) -> N
         install(str(tmp_path / "photo.edgetl"), store)
     with pytest.raises(BundleError, match="does not exist"):
         install(str(tmp_path / "missing"), store)
+    os.mkfifo(tmp_path / "pipe.edgetl")
+    for special in (str(tmp_path / "pipe.edgetl"), os.devnull):
+        with within(60), pytest.raises(BundleError, match=r"is a file\. Give the folder"):
+            install(special, store)
 
 
 def test_a_release_with_wrong_golden_scores_is_refused(
@@ -169,6 +178,18 @@ def test_a_variant_that_fails_on_this_host_is_not_used(store: Path, tmp_path: Pa
     predictor = edgetl.load(store)
     assert predictor.variant is not None
     assert predictor.variant.name == "onnx-fp32"
+
+
+def test_a_release_without_an_installed_engine_is_refused(
+    store: Path, bundles: dict[int, Path], self_tested: None, monkeypatch: pytest.MonkeyPatch
+) -> None:  # A32, D8
+    install(str(bundles[1]), store)
+    before = files_of(store)
+    with monkeypatch.context() as patched:
+        patched.setattr("edgetl.runtime.engine.installed", lambda _: False)
+        with pytest.raises(MissingExtraError, match=r"onnxruntime is not installed\. Install it with"):
+            install(str(bundles[2]), store)
+    assert files_of(store) == before
 
 
 def test_a_slow_release_is_refused(store: Path, bundles: dict[int, Path], self_tested: None) -> None:
@@ -231,6 +252,21 @@ def test_a_second_installation_at_the_same_time_is_an_error(store: Path, bundles
         done.set()
         thread.join()
     install(str(bundles[1]), store)
+
+
+def test_an_installation_of_another_process_is_an_error(store: Path, bundles: dict[int, Path]) -> None:  # D4
+    install(str(bundles[1]), store)
+    code = "import sys\nfrom pathlib import Path\nfrom edgetl.device.store.staging import install_lock\n"
+    code += "with install_lock(Path(sys.argv[1])):\n    print(flush=True)\n    sys.stdin.read()\n"
+    with subprocess.Popen([sys.executable, "-c", code, str(store)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        for change in (lambda: install(str(bundles[2]), store), lambda: clean(store)):
+            with pytest.raises(InstallError, match="another process installs a release"):
+                change()
+        assert release_in_use(store) == 1
+        other.communicate()
+    install(str(bundles[2]), store)
 
 
 def test_a_store_can_be_read_during_an_installation(store: Path, bundles: dict[int, Path]) -> None:  # D4

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.device.power_loss import Change, Recorder, durable, recording
-from tests.device.store_operations import NAMES, Operation, check, operations, prepare, without_self_test
+from tests.device.store_operations import NAMES, Operation, check, operations, prepare, serving, without_self_test
 
 # Points of the normal tests: every n-th change. The slow tests use all.
 STEP = 15
@@ -26,11 +26,12 @@ def _quick() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def root(_quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(_quick: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Folder with the bundles and stores of the operations."""
     folder = tmp_path_factory.mktemp("power")
     prepare(folder)
-    return folder
+    with serving(folder):
+        yield folder
 
 
 @pytest.fixture(scope="module")

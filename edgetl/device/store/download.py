@@ -194,16 +194,18 @@ class _Transfer:
         pace = _Pace()
         with self._file() as file:
             while block := self._read(response):
+                count = len(block)
+                self.received += count
                 try:
-                    file.write(block)
+                    while block:  # a disk that becomes full takes a part of a block
+                        block = block[file.write(block) :]
                 except OSError as error:
                     raise storage_error(self._target, error) from error
-                self.received += len(block)
                 if self._limit is None and self.received >= HEAD_BYTES:
                     self._check_size(total)
                 if self._limit is not None and self.received > self._limit:
                     raise self._wrong_size(f"more than {self._limit:,} bytes")
-                pace.add(len(block))
+                pace.add(count)
                 self._progress("download", self.received, self._limit or total or 0)
         if total is not None and self.received < total:
             raise _InterruptedError(f"the connection was closed after {self.received:,} of {total:,} bytes")
