@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.files.atomic import storage_error, write_bytes, write_chunks, write_text
+from edgetl.core.files.atomic import is_full, storage_error, write_bytes, write_chunks, write_text
 from edgetl.errors import StorageError
 
 
@@ -104,3 +104,20 @@ def test_the_remedy_is_free_some_space_only_for_a_full_disk_or_quota(number: int
     text = str(storage_error(Path("out"), OSError(number, os.strerror(number))))
     assert REMEDIES[number] in text
     assert ("ree some space" in text) == (number in (errno.ENOSPC, errno.EDQUOT))
+
+
+@pytest.mark.parametrize(
+    ("cause", "full"),
+    [
+        (OSError(errno.ENOSPC, ""), True),
+        (OSError(errno.EDQUOT, ""), True),
+        (OSError(errno.EIO, ""), False),
+        (OSError("x"), False),
+        (None, False),
+    ],
+    ids=["space", "quota", "input/output", "no code", "no cause"],
+)
+def test_is_full_reports_a_full_disk_or_an_exhausted_quota(cause: OSError | None, full: bool) -> None:
+    error = StorageError("cannot write a file.")
+    error.__cause__ = cause
+    assert is_full(error) is full
