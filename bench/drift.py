@@ -8,6 +8,7 @@ of them are observed.
 from __future__ import annotations
 
 import argparse
+import io
 import random
 import time
 from collections import Counter
@@ -22,7 +23,8 @@ import edgetl.device.monitoring.drift as drift
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.images.decode import load_image
 from edgetl.core.output_decoding import decode
-from edgetl.core.reference import image_statistics
+from edgetl.core.preprocess import decode_image, to_batch
+from edgetl.core.reference import STATISTICS, describe_validation, image_statistics
 from edgetl.core.results import Prediction
 from edgetl.core.system.host import describe_host
 from edgetl.device.monitoring.config import MonitorConfig
@@ -103,6 +105,35 @@ def print_false_alarms(bundle: Bundle, stream: Stream) -> None:
     drift.FALSE_ALARMS_PER_IMAGE = before
 
 
+def print_scaled(predictor: Predictor, paths: Sequence[Path]) -> None:
+    """Print the effect of scaled decoding on images that were enlarged to the size of a camera. The reference has them decoded in full."""
+    assert predictor.variant is not None
+    specs = [predictor.spec.model_copy(update={"decode": name}) for name in ("full", "scaled")]
+    for factor in (2.0, 3.6, 7.5):
+        streams: list[Stream] = []
+        for spec in specs:
+            batches = [to_batch([decode_image(_enlarged(path, factor), spec)], spec, predictor.variant.input_form) for path in paths]
+            outputs = np.concatenate([predictor.logits(batch) for batch in batches])
+            streams.append((decode(predictor.decoding, outputs), np.concatenate([image_statistics(batch, spec) for batch in batches])))
+        reference = describe_validation(*streams[0], predictor.decoding)
+        assert reference is not None, "too few images"
+        rng, events = np.random.default_rng(0), 0
+        for _ in range(STREAMS):
+            detector = DriftDetector(reference, predictor.decoding, window=WINDOW)
+            order = rng.integers(0, len(paths), WINDOW)
+            events += any(detector.add(streams[1][0][index], streams[1][1][index]) for index in order)
+        full, scaled = (np.sort(stream[1][:, STATISTICS.index("sharpness")]) for stream in streams)
+        every = np.concatenate([full, scaled])
+        distance = np.abs(np.searchsorted(full, every, side="right") - np.searchsorted(scaled, every, side="right")).max() / len(paths)
+        print(f"scaled decoding, images enlarged {factor:g} times: sharpness {distance:.2f}; {events} of {STREAMS} streams with an event")
+
+
+def _enlarged(path: Path, factor: float) -> bytes:
+    image, file = load_image(path), io.BytesIO()
+    image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC).save(file, "JPEG", quality=92)
+    return file.getvalue()
+
+
 def print_times(bundle: Bundle, predictor: Predictor, path: Path) -> None:
     """Print the time of the statistics, of ``observe``, and of the monitor's thread, per image."""
     batch = predictor.prepare(load_image(path))
@@ -154,6 +185,8 @@ def main() -> None:
         print_detection(f"images of {given.other.name}", bundle, observed(predictor, random.Random(0).sample(others, 200), CHANGES["none"]))
     print()
     print_false_alarms(bundle, observed(predictor, [sample.path for sample in run.samples("val")], CHANGES["none"]))
+    print()
+    print_scaled(predictor, paths)
     print()
     print_times(bundle, predictor, paths[0])
 
