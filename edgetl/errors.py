@@ -184,6 +184,17 @@ class CancelledError(StoppedError, exit_code=130):
     """Ctrl-C (SIGINT) stopped the process after it saved its state."""
 
 
+def error_of(name: str, message: str) -> EdgetlError:
+    """Return the error of another process: its class by name, which determines the exit code, and its message."""
+    kind = globals().get(name)
+    if not (isinstance(kind, type) and issubclass(kind, EdgetlError)):
+        kind = EngineError
+    error: EdgetlError = kind.__new__(kind)
+    Exception.__init__(error, message)
+    error.rows = ()
+    return error
+
+
 # OpenVINO messages start with locations in its source code and end with the operators that it cannot convert.
 _OPENVINO_PREFIXES = ("Exception from ", "Check 'false' failed ")
 _OPENVINO_UNKNOWN = "No conversion rule found"

@@ -23,11 +23,9 @@ from pydantic import Field
 
 from edgetl.core.bundle import Bundle
 from edgetl.core.config import StrictModel
-from edgetl.core.files.atomic import storage_error, write_text
 from edgetl.core.images.decode import read_image_file
 from edgetl.core.manifest import Variant
 from edgetl.core.progress import Progress, silent
-from edgetl.core.store import Release
 from edgetl.core.system.execution import Choice, ExecutionSetting, Skipped, Timing, Tuning
 from edgetl.core.system.host import available_cores
 from edgetl.core.system.host_load import load_between, read_counters
@@ -59,6 +57,7 @@ class TuneConfig(StrictModel):
         default=None, ge=1, description="Largest number of CPU threads to time. Default: all cores that this process may use."
     )
     max_seconds: float = Field(default=40.0, gt=0, description="Time limit, seconds. Choices that are not timed by then are listed.")
+    force: bool = Field(default=False, description="Store: repeat the tuning even if it applies to this host.")
 
 
 @dataclass
@@ -134,22 +133,6 @@ def tune(bundle: Bundle, config: TuneConfig | None = None, *, images: Sequence[P
         seconds=round(time.perf_counter() - start, 1),
         busy=load.describe() if load is not None and load.busy else "",
     )
-
-
-def tune_release(release: Release, config: TuneConfig | None = None, *, images: Sequence[Path] = (), progress: Progress = silent) -> Tuning:
-    """Tune a release of a store, and write the result to ``Release.tuning``. ``edgetl.load(STORE)`` uses it.
-
-    Raises:
-        StorageError: the result cannot be written.
-        EdgetlError: as ``tune``.
-    """
-    tuning = tune(release.open(), config, images=images, progress=progress)
-    try:
-        release.tuning.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise storage_error(release.tuning, error) from error
-    write_text(release.tuning, tuning.model_dump_json(indent=1) + "\n")
-    return tuning
 
 
 def thread_counts(limit: int) -> list[int]:

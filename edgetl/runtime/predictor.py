@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 import weakref
@@ -22,14 +21,13 @@ from edgetl.core.manifest import Manifest, Variant
 from edgetl.core.output_decoding import decode
 from edgetl.core.preprocess import Batch, InputForm, PreprocessSpec, decode_image, to_batch
 from edgetl.core.results import Prediction
-from edgetl.core.store import Start, is_store, starts
-from edgetl.core.system.execution import DEFAULT_SETTING, Choice, ExecutionSetting, Tuning
+from edgetl.core.store import Start, is_store
+from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting, Tuning
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
-from edgetl.errors import BundleError, ConfigError, EdgetlError, EngineError, IntegrityError, OutOfMemoryError, StoreError
-from edgetl.runtime.engine import Engine, choose_variant, open_engine
+from edgetl.errors import BundleError, ConfigError, EdgetlError, EngineError
+from edgetl.runtime.engine import Engine, open_engine
+from edgetl.runtime.release import Selection, select, tuned_choice, usable_release
 from edgetl.runtime.trial import try_variant
-
-_log = logging.getLogger(__name__)
 
 MAX_BATCH = 16
 
@@ -85,6 +83,11 @@ class Predictor:
         self.setting = DEFAULT_SETTING
         self._engine = engine
         self._origin: Origin | None = None
+
+    @property
+    def is_rolled_back(self) -> bool:
+        """True after the store has rolled back the loaded release, such as for its latency. Load the store again."""
+        return isinstance(self._engine, _ObservedEngine) and self._engine.is_rolled_back
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Support copy and pickle: the copy loads the bundle again from its path.
@@ -237,28 +240,15 @@ def load(
     tuned = None
     if tuning is not None:
         tuned = tuned_choice(opened, tuning if isinstance(tuning, Tuning) else read_json(Path(tuning), Tuning, ConfigError))
-    return _load_tuned(opened, tuned, variant=variant, threads=threads, trial=trial)
+    return _load_selected(opened, select(opened, tuned, variant=variant), threads=threads, trial=trial)
 
 
-def _load_tuned(bundle: Bundle, tuned: Choice | None, *, variant: str | None, threads: int | None, trial: bool) -> Predictor:
-    """Load the tuned choice. A given ``variant`` or number of ``threads`` overrides it."""
-    chosen = choose_variant(bundle, variant or (tuned.variant if tuned else None))
-    setting = DEFAULT_SETTING
-    if tuned is not None and tuned.variant == chosen.name:
-        threads, setting = tuned.threads if threads is None else threads, tuned.setting
+def _load_selected(bundle: Bundle, selection: Selection, *, threads: int | None, trial: bool) -> Predictor:
+    """Load a selected variant. A given number of ``threads`` overrides the tuned one."""
     if trial:
-        try_variant(bundle, chosen)
-    return load_variant(bundle, chosen, threads=threads, setting=setting)
-
-
-def tuned_choice(bundle: Bundle, tuning: Tuning) -> Choice | None:
-    """Return the choice of a tuning. If it does not apply to the bundle on this host, log a warning and return None."""
-    choice, reason = tuning.chosen, tuning.outdated(bundle.manifest_sha256)
-    if not reason and not any(item.name == choice.variant and item.allows(choice.setting) for item in bundle.manifest.variants):
-        reason = f"the bundle does not allow {choice.describe()}"
-    if reason:
-        _log.warning("the tuning of %s is outdated and is not used: %s. Repeat it with `edgetl tune`.", bundle.path, reason)
-    return None if reason else choice
+        try_variant(bundle, selection.variant)
+    used = selection.threads if threads is None else threads
+    return load_variant(bundle, selection.variant, threads=used, setting=selection.setting)
 
 
 def load_variant(bundle: Bundle, variant: Variant, *, threads: int | None = None, setting: ExecutionSetting = DEFAULT_SETTING) -> Predictor:
@@ -283,40 +273,17 @@ def load_variant(bundle: Bundle, variant: Variant, *, threads: int | None = None
 
 
 def _load_from_store(store: Path, *, variant: str | None, threads: int | None, trial: bool) -> Predictor:
-    """Load the active release of a store. If it cannot be loaded, load an earlier release."""
-    for start in starts(store):
-        try:
-            bundle = start.release.open()
-        except BundleError as error:
-            start.failed(str(error))
-            continue
-        tuned = _stored_choice(bundle, start.release.tuning)
-        chosen = variant or (None if tuned else start.release.record.variant)
-        try:
-            predictor = _load_tuned(bundle, tuned, variant=chosen, threads=threads, trial=trial)
-        except (IntegrityError, EngineError, OutOfMemoryError) as error:
-            start.failed(str(error))
-            continue
-        except EdgetlError:  # such as an unknown variant, or a missing engine: not a failure of the release
-            start.close()
-            raise
-        if start.observed:
-            predictor._engine = _ObservedEngine(predictor._engine, start)
-            # Runs when the predictor is deleted or the interpreter exits, but not after a crash.
-            weakref.finalize(predictor, start.close)
-        return predictor
-    raise AssertionError("the iteration over starts ends with an error")
+    """Load the release in use of a store, and observe its health while it is in probation."""
 
+    def load_release(bundle: Bundle, selection: Selection) -> Predictor:
+        return _load_selected(bundle, selection, threads=threads, trial=trial)
 
-def _stored_choice(bundle: Bundle, path: Path) -> Choice | None:
-    """Return the choice of the tuning that a store keeps for a release; None without one, or if it does not apply."""
-    if not path.exists():
-        return None
-    try:
-        return tuned_choice(bundle, read_json(path, Tuning, StoreError))
-    except StoreError as error:
-        _log.warning("%s The tuning is not used. Repeat it with `edgetl tune`.", error)
-        return None
+    start, _, predictor = usable_release(store, load_release, variant=variant)
+    if start.observed:
+        predictor._engine = _ObservedEngine(predictor._engine, start)
+        # Runs when the predictor is deleted or the interpreter exits, but not after a crash.
+        weakref.finalize(predictor, start.close)
+    return predictor
 
 
 class _ObservedEngine:
@@ -325,6 +292,10 @@ class _ObservedEngine:
     def __init__(self, engine: Engine, start: Start) -> None:
         self._engine, self._start = engine, start
 
+    @property
+    def is_rolled_back(self) -> bool:
+        return self._start.rolled_back
+
     def run(self, batch: Batch, /) -> NDArray[np.float32]:
         begun = time.perf_counter()
         try:
@@ -332,5 +303,7 @@ class _ObservedEngine:
         except EdgetlError as error:
             self._start.failed(str(error))
             raise
+        if not np.isfinite(result).all():
+            self._start.failed("it returned a score that is not a number.")
         self._start.succeeded(len(batch), time.perf_counter() - begun)
         return result

@@ -130,10 +130,8 @@ def run_child(module: str, function: str, given: bytes, *, wall_s: float) -> byt
         raise EngineError(f"the process did not finish within {wall_s:g} s") from error
     except OSError as error:
         raise EngineError(f"the interpreter {sys.executable} cannot be started ({error.strerror})") from error
-    if done.returncode < 0:
-        raise EngineError(_describe_signal(-done.returncode))
-    if not done.stdout:
-        raise EngineError(f"the process ended with exit code {done.returncode} and without a report")
+    if done.returncode < 0 or not done.stdout:
+        raise EngineError(describe_end(done.returncode))
     return done.stdout
 
 
@@ -145,7 +143,11 @@ def take_standard_output() -> int:
     return report
 
 
-def _describe_signal(number: int) -> str:
+def describe_end(code: int) -> str:
+    """Describe the end of a process without a report, as a part of a sentence. A negative ``code`` is the number of a signal."""
+    if code >= 0:
+        return f"the process ended with exit code {code} and without a report"
+    number = -code
     known = {item.value: item.name for item in signal.Signals}
     name = known.get(number, str(number))
     if name == "SIGXCPU":

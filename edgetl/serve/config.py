@@ -32,10 +32,16 @@ class ServeConfig(StrictModel):
     )
     port: int = _common(8000, "TCP port to listen on.", ge=1, le=65535)
     variant: str | None = _common(
-        None, "Variant of each bundle to run, such as onnx-int8. Default: the first with an installed engine.", metavar="NAME"
+        None,
+        "Variant of each bundle to run, such as onnx-int8. Default: the tuned one of a store, or the first with an installed engine.",
+        metavar="NAME",
     )
     processes: int = _workers(1, "Worker processes. Each one loads every bundle.", ge=1)
-    threads: int | None = _workers(None, "Requests that each worker computes at the same time. Default: CPU cores / --processes.", ge=1)
+    threads: int | None = _workers(
+        None,
+        "Requests that each worker computes at the same time. Default: CPU cores / --processes, divided by the tuned threads of a store.",
+        ge=1,
+    )
     batch: int = _workers(
         0,
         "Largest batch of waiting images from different requests, 0..64. 1 is off; 0 measures at the start whether batches are faster.",
@@ -51,7 +57,8 @@ class ServeConfig(StrictModel):
     tls_key: Path | None = _security(None, "Private key of --tls-cert, PEM.")
     insecure: bool = _security(False, "Accept other hosts without a token or without TLS, for instance behind a gateway.")
     watch: bool = _operation(
-        False, "Reload a bundle when its path contains a new manifest. The signal SIGHUP reloads once without this option."
+        False,
+        "Reload a bundle when its path contains a new manifest, or a store has a new release or tuning. The signal SIGHUP reloads once.",
     )
     access_log: bool = _operation(True, "Access log on standard output: one line of JSON per request.")
 
@@ -67,15 +74,13 @@ class ServeConfig(StrictModel):
             )
         return self
 
-    @property
-    def worker_threads(self) -> int:
-        """Requests that each worker computes at the same time."""
-        return self.threads or max(1, available_cores() // self.processes)
+    def worker_threads(self, inference_threads: int = 1) -> int:
+        """Return the number of requests that each worker computes at the same time, each with ``inference_threads`` threads."""
+        return self.threads or max(1, available_cores() // (self.processes * inference_threads))
 
-    @property
-    def max_requests(self) -> int:
-        """Largest number of admitted requests: computed and waiting."""
-        return self.processes * self.worker_threads + self.queue
+    def max_requests(self, worker_threads: int) -> int:
+        """Return the largest number of admitted requests: computed and waiting."""
+        return self.processes * worker_threads + self.queue
 
     @property
     def max_body_bytes(self) -> int:

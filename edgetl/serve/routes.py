@@ -65,7 +65,7 @@ class Server:
         self._service, self._config, self._monitor = service, config, monitor
         self._inflight = 0
         # Arriving bodies may take as much memory as admitted requests.
-        max_total_bytes = config.max_requests * config.max_body_bytes
+        max_total_bytes = config.max_requests(config.worker_threads()) * config.max_body_bytes
         self._bodies = BodyReader(max_bytes=config.max_body_bytes, max_total_bytes=max_total_bytes, timeout_s=_BODY_TIMEOUT_S)
         self.metrics = Metrics()
         self.metrics.set_models(service.pool.models)
@@ -79,7 +79,7 @@ class Server:
     @property
     def is_full(self) -> bool:
         """True if no further request can be admitted."""
-        return self._inflight >= self._config.max_requests
+        return self._inflight >= self._service.max_requests
 
     @property
     def ready(self) -> bool:
@@ -115,21 +115,23 @@ class Server:
         return JSONResponse({"live": True})
 
     async def _ready(self, _request: Request) -> Response:
-        return JSONResponse({"ready": self.ready}, 200 if self.ready else 503)
+        # The response needs no token. If there is one, it contains nothing about a store.
+        reason = {"reason": self._service.problem} if self._service.problem and self._config.token_file is None else {}
+        return JSONResponse({"ready": self.ready, **reason}, 200 if self.ready else 503)
 
     async def _server_metadata(self, _request: Request) -> Response:
         return JSONResponse({"name": "edgetl", "version": package_version("edgetl"), "extensions": EXTENSIONS})
 
     async def _model_metadata(self, request: Request) -> Response:
         model = self._requested_model(request)
-        return JSONResponse(model.metadata(self._service.pool.models.versions(model.name)))
+        return JSONResponse(model.metadata(self._service.models.versions(model.name)))
 
     async def _model_ready(self, request: Request) -> Response:
-        model = self._requested_model(request)
-        return JSONResponse({"name": model.name, "ready": self.ready}, 200 if self.ready else 503)
+        name = request.path_params["model"] if self._service.problem else self._requested_model(request).name
+        return JSONResponse({"name": name, "ready": self.ready}, 200 if self.ready else 503)
 
     def _requested_model(self, request: Request) -> Model:
-        return self._service.pool.models.find(request.path_params["model"], request.path_params.get("version"))
+        return self._service.models.find(request.path_params["model"], request.path_params.get("version"))
 
     async def _metrics(self, _request: Request) -> Response:
         if self._monitor is not None:
@@ -151,7 +153,7 @@ class Server:
 
     async def _predict(self, request: Request) -> Response:
         """Predict one encoded image, which is the body or the only file of a form. ``?model=`` selects a model (default: the first)."""
-        name = request.query_params.get("model") or self._service.pool.models.names[0]
+        name = request.query_params.get("model") or self._service.models.names[0]
         result = await self._respond_to(request, "predict", name, request.query_params.get("version"))
         decoding = result.model.decoding
         (prediction,) = decode(decoding, result.logits)
@@ -165,6 +167,7 @@ class Server:
             model = pool.models.find(name, version)
             try:
                 outcome, upload, arrived_at = await self._compute(request, endpoint, pool, model)
+                self._service.record(pool, model, outcome)
                 if outcome.logits is None:
                     raise DeadlineError if outcome.status == 504 else RequestError(outcome.status, outcome.message)
                 if not np.isfinite(outcome.logits).all():

@@ -91,8 +91,6 @@ async def _serve(
             # Used until uvicorn installs its handlers. After the shutdown, uvicorn restores this handler and raises the signal again.
             signal.signal(number, web_server.handle_early_signal)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.request_reload)
-        if config.watch:
-            service.watch()
         listener.setblocking(False)
         asyncio.get_running_loop().set_exception_handler(_LoopErrorLog())
         # Exclude permanent objects from garbage collection, which would delay requests.

@@ -13,15 +13,20 @@ from pathlib import Path
 import pytest
 
 import edgetl
-from edgetl.core.store import active_release
+from edgetl.core.store import Release, active_release
 from edgetl.core.store.state import read_state
+from edgetl.core.system.execution import Tuning
+from edgetl.device.keys import PrivateKey
+from edgetl.device.signature import Trust, sign_bundle
 from edgetl.device.store.cleanup import clean
 from edgetl.device.store.config import InstallConfig
 from edgetl.device.store.install import install
 from edgetl.device.store.staging import install_lock
 from edgetl.device.store.status import confirm, read_status, roll_back
+from edgetl.device.store.tuning_process import tune_release
 from edgetl.device.transport import pack
-from edgetl.errors import BundleError, DowngradeError, InstallError, IntegrityError, MissingExtraError, StoreError
+from edgetl.device.tuning import TuneConfig
+from edgetl.errors import BundleError, DowngradeError, InstallError, IntegrityError, MissingExtraError, StoreError, UnsignedError
 from tests.core.bundles import files_of
 from tests.core.deadline import within
 from tests.device.bundles import network, pass_self_test, release_in_use, write_bundle
@@ -290,3 +295,95 @@ def test_a_store_has_no_links_and_no_names_that_differ_in_case_only(store: Path,
     paths = list(store.rglob("*"))
     assert not any(path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1) for path in paths)
     assert len({str(path).casefold() for path in paths}) == len(paths)
+
+
+@pytest.fixture
+def signed(tmp_path: Path, key: PrivateKey) -> dict[int, Path]:
+    """Signed bundles of the releases 6 and 7."""
+    found = {number: write_bundle(tmp_path / f"signed {number}", number) for number in (6, 7)}
+    for bundle in found.values():
+        sign_bundle(bundle, key)
+    return found
+
+
+UNSIGNED = InstallConfig(allow_unsigned=True)
+
+
+def test_a_store_requires_a_signature_after_an_installation_with_trusted_keys(
+    store: Path, bundles: dict[int, Path], signed: dict[int, Path], trust: Trust, tmp_path: Path
+) -> None:
+    install(str(bundles[1]), store)
+    assert not confirm(store).signature_required
+    install(str(signed[6]), store, trust=trust)
+    assert read_status(store).signature_required
+    for source in (str(signed[6]), str(signed[7]), "https://127.0.0.1:9/7.edgetl"):  # before the download
+        with pytest.raises(InstallError, match="requires a signature, because an earlier release was installed with trusted keys"):
+            install(source, store)
+    with pytest.raises(UnsignedError):
+        install(str(write_bundle(tmp_path / "8", 8)), store, trust=trust)
+    assert release_in_use(store) == 6
+    roll_back(store)
+    with pytest.raises(InstallError, match="requires a signature"):
+        install(str(signed[7]), store)
+
+
+def test_an_operator_ends_the_requirement_of_a_signature(
+    store: Path, bundles: dict[int, Path], signed: dict[int, Path], trust: Trust, tmp_path: Path
+) -> None:
+    install(str(signed[6]), store, trust=trust)
+    install(str(write_bundle(tmp_path / "8", 8)), store, UNSIGNED)
+    state = read_state(store)
+    assert (state.history[-2].action, state.history[-1].action, state.signature_required) == ("allow-unsigned", "install", False)
+    install(str(write_bundle(tmp_path / "9", 9)), store)
+    assert release_in_use(store) == 9
+
+
+def test_a_check_of_the_active_release_with_trusted_keys_requires_a_signature(store: Path, signed: dict[int, Path], trust: Trust) -> None:
+    install(str(signed[6]), store)
+    assert not read_state(store).signature_required
+    assert install(str(signed[6]), store, trust=trust).unchanged
+    assert read_state(store).signature_required
+
+
+def test_a_lost_state_does_not_end_the_requirement_of_a_signature(store: Path, signed: dict[int, Path], trust: Trust) -> None:  # D11
+    install(str(signed[6]), store, trust=trust)
+    (store / "state.json").write_text("")
+    with pytest.raises(InstallError, match="requires a signature"):
+        install(str(signed[7]), store)
+    (active_release(store).path / "card.md").unlink()  # no complete release is left
+    with pytest.raises(InstallError, match="requires a signature"):
+        install(str(signed[7]), store)
+
+
+def test_a_state_of_an_earlier_version_is_read(store: Path, bundles: dict[int, Path]) -> None:
+    install(str(bundles[1]), store)
+    state = json.loads((store / "state.json").read_text())
+    del state["signature_required"]
+    (store / "state.json").write_text(json.dumps(state))
+    assert not read_state(store).signature_required
+    assert install(str(bundles[2]), store).replaced == 1
+
+
+def test_a_release_is_tuned_before_its_activation(store: Path, bundles: dict[int, Path]) -> None:
+    def tune(release: Release) -> Tuning:
+        with pytest.raises(StoreError):
+            active_release(store)
+        return tune_release(release, TuneConfig(threads=1, max_seconds=1.0))
+
+    found = install(str(bundles[1]), store, tune=tune)
+    assert found.tuning is not None and found.tuning_error == ""
+    status = read_status(store)
+    assert (status.tuned, status.tuning_problem) == (found.tuning.chosen, "")
+
+
+def test_a_tuning_that_fails_does_not_stop_the_installation(
+    store: Path, bundles: dict[int, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    def tune(release: Release) -> Tuning:
+        (release.path / "card.md").unlink()
+        return tune_release(release)
+
+    found = install(str(bundles[1]), store, tune=tune)
+    assert found.tuning is None and "card.md" in found.tuning_error
+    assert "release 1 is not tuned and uses onnx-fp32" in caplog.text
+    assert read_status(store).tuning_problem == "the release is not tuned"

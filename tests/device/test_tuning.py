@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from bench.memory import family
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.config import read_json
 from edgetl.core.store import active_release
 from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting, Timing, Tuning
-from edgetl.device.tuning import TuneConfig, best_of, thread_counts, tune, tune_release
+from edgetl.device.store.status import read_status
+from edgetl.device.store.tuning_process import tune_release
+from edgetl.device.tuning import TuneConfig, best_of, thread_counts, tune
 from edgetl.errors import ConfigError, EngineError
 from edgetl.runtime.predictor import load
 from tests.command import edgetl, edgetl_in_one_process
@@ -169,6 +174,7 @@ def test_a_store_keeps_the_tuning_of_its_release_and_uses_it(small: Path, tmp_pa
     release = active_release(store)
     tuning = tune_release(release, ONE_THREAD)
     assert read_json(release.tuning, Tuning, ConfigError) == tuning
+    assert tune_release(release, ONE_THREAD) == tuning, "it applies to this host"
     for name in ("onnx-fp32", "onnx-fp16"):
         chosen = tuning.chosen.model_copy(update={"variant": name})
         release.tuning.write_text(tuning.model_copy(update={"chosen": chosen}).model_dump_json())
@@ -193,3 +199,36 @@ def test_an_output_file_for_a_store_is_an_error(small: Path, tmp_path: Path) -> 
     add_release(tmp_path / "store", small)
     (done,) = edgetl_in_one_process([["tune", str(tmp_path / "store"), "--out", str(tmp_path / "tuning.json")]])
     assert done.code == ConfigError.exit_code and "is a store, which keeps the result itself. Omit --out." in done.words
+
+
+def test_a_tuning_of_a_store_is_repeated_if_it_is_outdated_or_made_for_other_options(
+    small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, photo, quick = tmp_path / "store", tmp_path / "red.png", TuneConfig(threads=1, max_seconds=0.1)
+    add_release(store, small)
+    photo.write_bytes(image())
+    release = active_release(store)
+    tuning = tune_release(release, quick)
+    other_host = {**tuning.host, "cpu": "another CPU"}
+    release.tuning.write_text(tuning.model_copy(update={"host": other_host}).model_dump_json())
+    status = read_status(store)
+    assert status.tuned == tuning.chosen and "host cpu was 'another CPU'" in status.tuning_problem
+    with caplog.at_level(logging.INFO):
+        tune_release(release, quick)
+        assert "the tuning of release 1 is repeated: host cpu was 'another CPU'" in caplog.text
+        assert read_status(store).tuning_problem == ""
+        assert tune_release(release, quick, images=[photo]).image_source == "files"
+        assert "is repeated: it used the golden images" in caplog.text
+
+
+def test_a_tuning_process_that_is_killed_is_an_error(small: Path, tmp_path: Path) -> None:
+    add_release(tmp_path / "store", small)
+    release = active_release(tmp_path / "store")
+
+    def kill(stage: str, done: int, total: int) -> None:
+        for child in family(os.getpid())[1:]:
+            os.kill(child, signal.SIGKILL)
+
+    with pytest.raises(EngineError, match="the tuning failed: the process was killed by SIGKILL"):
+        tune_release(release, ONE_THREAD, progress=kill)
+    assert not release.tuning.exists()

@@ -9,6 +9,7 @@ import pytest
 
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.manifest import Rejected
+from edgetl.core.system.execution import Choice
 from edgetl.core.tasks import DecisionRule
 from edgetl.serve.model_cards import card, cards
 from edgetl.serve.protocol.models import Model, Models
@@ -17,7 +18,7 @@ from tests.device.bundles import add_release, write_bundle
 
 
 def served_bundle(bundle: Bundle) -> ServedBundle:
-    return ServedBundle(bundle.path, bundle.manifest.name, "onnx-fp32")
+    return ServedBundle(bundle.path, bundle.manifest.name, Choice(variant="onnx-fp32", threads=1))
 
 
 def test_card_contains_model_scores_and_lineage(bundle: Bundle) -> None:
@@ -51,7 +52,7 @@ def test_cards_show_the_key_that_signed_an_installed_release(tmp_path: Path) -> 
     store = tmp_path / "store"
     add_release(store, tmp_path / "stored", key=fingerprint)
     served = find_bundles([tmp_path / "plain", store, tmp_path / "copied"], None)
-    models = Models([Model(open_bundle(item.path).manifest, item.variant) for item in served])
+    models = Models([Model(open_bundle(item.path).manifest, item.choice.variant) for item in served])
     end_starts(served)
     found = {facts["name"]: (facts["signed"], facts["key"]) for facts in cards(models, served)}
     assert found == {"plain": (False, None), "stored": (True, fingerprint), "copied": (True, None)}

@@ -144,7 +144,7 @@ class Start:
             _log.warning("the health of release %d was not recorded: %s", self.release.record.release, error)
 
 
-def starts(store: str | os.PathLike[str], *, clock: Callable[[], float] = time.monotonic) -> Iterator[Start]:
+def starts(store: str | os.PathLike[str], *, clock: Callable[[], float] = time.monotonic, skip: Set[str] = frozenset()) -> Iterator[Start]:
     """Yield the releases to load, in order: the active release, then the earlier ones.
 
     Take the first one, and end the iteration. If it cannot be loaded, call ``Start.failed`` and take the next one::
@@ -162,11 +162,12 @@ def starts(store: str | os.PathLike[str], *, clock: Callable[[], float] = time.m
     Args:
         store: folder of the store.
         clock: monotonic clock, seconds.
+        skip: ids of releases that failed before.
 
     Raises:
         StoreError: ``store`` is not a store, or all releases failed. The message has the reason.
     """
-    folder, tried = Path(store), set[str]()
+    folder, tried = Path(store), set(skip)
     while True:
         start = _begin(folder, tried, clock)
         tried.add(start.release.id)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgetl.core.bundle import Bundle, parse_bundle, read_manifest
 from edgetl.core.config import read_bytes
-from edgetl.core.manifest import MANIFEST_NAME
+from edgetl.core.manifest import MANIFEST_NAME, SIGNATURE_NAME
 from edgetl.core.store.state import (
     KEPT_RELEASES,
     RELEASES_NAME,
@@ -51,6 +51,15 @@ class Release:
         """Identity of the release: its number and content. It changes exactly when the active release changes."""
         return self.record.id
 
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Identity of the installed release and its tuning. A process that watches the store loads them again after a change."""
+        try:
+            status = self.tuning.stat()
+        except OSError:
+            return (self.record,)
+        return self.record, status.st_ino, status.st_size, status.st_mtime_ns
+
     def open(self) -> Bundle:
         """Open the bundle, and check its manifest against the SHA-256 in the state of the store.
 
@@ -73,7 +82,7 @@ def is_store(path: str | os.PathLike[str]) -> bool:
 def active_release(store: str | os.PathLike[str]) -> Release:
     """Return the active release of a store. Nothing is written.
 
-    Use it to show the active release, and to detect a change (``Release.id``). A process that loads the release for predictions calls
+    Use it to show the active release, and to detect a change (``Release.identity``). A process that loads the release for predictions calls
     ``edgetl.load(store)`` or ``starts`` instead, which also observe its health.
 
     Raises:
@@ -141,6 +150,7 @@ def _recover(store: Path) -> StoreState | None:
         state = StoreState(
             name=bundle.manifest.name,
             high_water=largest_release(store),
+            signature_required=has_signature(store),
             active=record,
             earlier=earlier,
             probation=Probation() if earlier else None,
@@ -152,6 +162,11 @@ def _recover(store: Path) -> StoreState | None:
 def largest_release(store: Path) -> int:
     """Return the largest release number of the folders of a store, complete or not; 0 without a release."""
     return max((int(match[1]) for match in _release_names(store)), default=0)
+
+
+def has_signature(store: Path) -> bool:
+    """Return true if a release of a store has a signature. After the loss of the state, later installations then need trusted keys."""
+    return any((store / RELEASES_NAME / match[0] / SIGNATURE_NAME).exists() for match in _release_names(store))
 
 
 def _release_names(store: Path) -> list[re.Match[str]]:

@@ -24,7 +24,7 @@ KEPT_RELEASES = 3
 _KEPT_REJECTIONS = 20
 _KEPT_EVENTS = 30
 
-Action = Literal["install", "confirm", "rollback", "downgrade", "recover"]
+Action = Literal["install", "confirm", "rollback", "downgrade", "allow-unsigned", "recover"]
 
 
 class ReleaseRecord(StrictModel):
@@ -105,6 +105,7 @@ class StoreState(StrictModel):
         schema_version: version of this format.
         name: name of the bundles. A store holds the releases of one bundle.
         high_water: largest release number that was active since the last allowed downgrade. Older releases are refused.
+        signature_required: an installation without trusted keys is refused. True after an installation with trusted keys.
         active: active release; none before the first installation, and if no healthy release is left.
         earlier: confirmed earlier releases, the newest first. A rollback activates the first.
         probation: probation of the active release; none if it is confirmed.
@@ -115,6 +116,7 @@ class StoreState(StrictModel):
     schema_version: Literal[1] = 1
     name: str
     high_water: int = Field(default=0, ge=0, lt=2**53)
+    signature_required: bool = False
     active: ReleaseRecord | None = None
     earlier: tuple[ReleaseRecord, ...] = Field(default=(), max_length=KEPT_RELEASES - 1)
     probation: Probation | None = None
@@ -153,6 +155,8 @@ def logged(state: StoreState, action: Action, release: int, detail: str = "") ->
 def activated(state: StoreState, record: ReleaseRecord, probation: Probation | None) -> StoreState:
     """Return ``state`` with ``record`` as the active release. A confirmed active release becomes the first of the earlier ones.
 
+    A record with a key makes a signature required. ``check_trust`` of the installation decides whether a record may have none.
+
     Args:
         state: state before.
         record: installed release.
@@ -162,7 +166,14 @@ def activated(state: StoreState, record: ReleaseRecord, probation: Probation | N
     earlier = tuple(item for item in confirmed_before if item.id != record.id)[: KEPT_RELEASES - 1]
     before = f"after release {state.active.release}" if state.active else ""
     rejected = tuple(item for item in state.rejected if item.record.manifest_sha256 != record.manifest_sha256)
-    changed = {"active": record, "earlier": earlier, "probation": probation, "rejected": rejected, "high_water": record.release}
+    changed = {
+        "active": record,
+        "earlier": earlier,
+        "probation": probation,
+        "rejected": rejected,
+        "high_water": record.release,
+        "signature_required": record.key is not None,
+    }
     return logged(state.model_copy(update=changed), "install", record.release, before)
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from edgetl.core.config import StrictModel
 from edgetl.device.runner.sinks.record import SinkStatus
 
-State = Literal["running", "waiting for the source", "waiting for a sink", "stopped"]
+State = Literal["not ready", "running", "waiting for the source", "waiting for a sink", "stopped"]
 
 
 class Failure(StrictModel):
@@ -29,11 +29,11 @@ class Health(StrictModel):
         schema_version: version of this format.
         time: time of writing, UTC, ISO 8601. A probe fails if it is older than 30 s.
         pid: process ID.
-        state: state of the runner.
+        state: state of the runner. ``not ready``: no release of the store can be loaded, for the reason in ``last_error``.
         uptime_s: time since the start, seconds.
-        model: name of the bundle.
-        release: release number of the bundle.
-        variant: name of the variant.
+        model: name of the bundle; none while the runner is not ready.
+        release: release number of the bundle; none while the runner is not ready.
+        variant: name of the variant; none while the runner is not ready.
         source: source, as given.
         accepted: accepted frames. Each one has a record.
         predicted: frames with a prediction.
@@ -51,16 +51,16 @@ class Health(StrictModel):
     pid: int
     state: State
     uptime_s: float
-    model: str
-    release: int
-    variant: str
+    model: str | None = None
+    release: int | None = None
+    variant: str | None = None
     source: str
-    accepted: int
-    predicted: int
-    failed: int
-    dropped: int
-    missing: int
-    fps: float
-    reloads: int
-    sinks: tuple[SinkStatus, ...]
+    accepted: int = 0
+    predicted: int = 0
+    failed: int = 0
+    dropped: int = 0
+    missing: int = 0
+    fps: float = 0.0
+    reloads: int = 0
+    sinks: tuple[SinkStatus, ...] = ()
     last_error: Failure | None = None

@@ -236,7 +236,7 @@ class Runner:
         if now - self._last_alive >= min(_ALIVE_S, (self._notifier.watchdog_s or _ALIVE_S) / 3):
             self._last_alive = now
             self._notifier.alive(self._status())
-        if self.watch:
+        if self.watch or self._model.is_rolled_back:
             try:
                 self._reloads += self._model.refresh()
             except EdgetlError as error:

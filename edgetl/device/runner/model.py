@@ -10,13 +10,40 @@ from pathlib import Path
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.manifest import MANIFEST_NAME, Manifest
 from edgetl.core.store import active_release, is_store
+from edgetl.device.runner.waiting import Backoff, Stop
 from edgetl.errors import EngineError, StoreError
 from edgetl.runtime.predictor import Predictor, load
 
 logger = logging.getLogger("edgetl.run")
 
+# Longest time between two attempts to load a release of a store that is not ready, seconds. systemd expects a sign of life in each.
+_RETRY_S = 15.0
 # Time between two looks at the path of the bundle, seconds.
 _WATCH_S = 1.0
+
+
+def wait_for_model(load_model: Callable[[], Model], stop: Stop, report: Callable[[str], None]) -> Model | None:
+    """Load a model. While its store has no healthy release, wait with back-off.
+
+    Args:
+        load_model: loads the model.
+        stop: stop request.
+        report: called with the reason before each wait.
+
+    Returns:
+        the model; none after a stop request.
+
+    Raises:
+        EdgetlError: another error than a store without a healthy release.
+    """
+    backoff = Backoff(longest_s=_RETRY_S)
+    while not stop.requested:
+        try:
+            return load_model()
+        except StoreError as error:
+            report(str(error))
+            stop.wait(backoff.next())
+    return None
 
 
 class Model:
@@ -66,7 +93,9 @@ class Model:
         return self.predictor.variant.name if self.predictor.variant else ""
 
     def refresh(self, *, now: bool = False) -> bool:
-        """Load the bundle again if its path contains a new one, or if the store has another active release. Return true if it was loaded.
+        """Load the bundle again if its path contains a new one, or if the store has another active release or tuning.
+
+        Return true if it was loaded.
 
         Args:
             now: look at the path even if the last look was a moment ago.
@@ -94,11 +123,16 @@ class Model:
         if is_store(self._path):
             self._seen = self._identity()  # a release that cannot be loaded was rolled back
 
+    @property
+    def is_rolled_back(self) -> bool:
+        """True if the loaded release of a store was rolled back, such as for its latency."""
+        return self.predictor.is_rolled_back
+
     def _identity(self) -> object:
         """Return the identity of the active release or of the manifest; none if the path has none at present."""
         try:
             if is_store(self._path):
-                return active_release(self._path).id
+                return active_release(self._path).identity
             status = (self._path / MANIFEST_NAME).stat()
         except (OSError, StoreError):
             return None

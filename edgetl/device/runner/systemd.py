@@ -61,7 +61,7 @@ class UnitPaths:
     camera: bool
 
 
-def unit(command: Sequence[str], paths: UnitPaths, *, user: str, endless: bool, memory_max_mb: int) -> str:
+def unit(command: Sequence[str], paths: UnitPaths, *, user: str, endless: bool, memory_max_mb: int, after_start: Sequence[str] = ()) -> str:
     """Return the unit of a runner: restart with back-off, watchdog, memory limit and sandbox.
 
     Args:
@@ -70,13 +70,14 @@ def unit(command: Sequence[str], paths: UnitPaths, *, user: str, endless: bool, 
         user: user of the service. It needs access to the bundle, the source and the sinks.
         endless: true for a source that does not end, such as a camera. It is then restarted also after a normal end.
         memory_max_mb: memory limit, MB (10^6 bytes).
+        after_start: program and arguments to run after the start, within the limits of the service. Its failure is ignored.
     """
     writable = [f"ReadWritePaths={_quoted(str(path))}" for path in paths.writable]
     devices = (
         ["DevicePolicy=closed", "DeviceAllow=char-video4linux rw", "SupplementaryGroups=video"] if paths.camera else ["PrivateDevices=yes"]
     )
     return _UNIT.format(
-        command=" ".join(map(_quoted, command)),
+        command=" ".join(map(_quoted, command)) + (f"\nExecStartPost=-{' '.join(map(_quoted, after_start))}" if after_start else ""),
         user=_quoted(user),
         restart="always" if endless else "on-failure",
         memory=memory_max_mb * 1_000_000,
@@ -114,6 +115,8 @@ WatchdogSec=60
 TimeoutStartSec=300
 TimeoutStopSec=30
 MemoryMax={memory}
+# If memory runs out during a tuning, the kernel ends only its process.
+OOMPolicy=continue
 TasksMax=128
 LimitCORE=0
 

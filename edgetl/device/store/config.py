@@ -17,7 +17,15 @@ class InstallConfig(StrictModel):
     allow_downgrade: bool = option_field(
         False, "Accept a release that is older than the newest one of the store, or that was rolled back. It is recorded in the history."
     )
+    allow_unsigned: bool = option_field(
+        False,
+        "Accept a release without trusted keys, although the store requires a signature. This ends the requirement, and is recorded in the "
+        "history.",
+    )
     allow_http: bool = option_field(False, "Accept http:// URLs of this host (127.0.0.1, localhost). For tests only.")
+    tune: bool = option_field(
+        True, "Choose the fastest variant, thread count and execution setting on this host before the activation. It takes at most 40 s."
+    )
     max_latency_ms: float | None = _health(
         None, "Limit on the median latency of the network for one image, ms. Default: limit of the bundle's contract, if it has one.", gt=0
     )

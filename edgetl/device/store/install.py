@@ -18,15 +18,16 @@ from edgetl.core.config import StrictModel
 from edgetl.core.files.regular import open_plain
 from edgetl.core.manifest import Manifest
 from edgetl.core.progress import Progress, silent
-from edgetl.core.store.releases import Release, current_state, largest_release, release_of
-from edgetl.core.store.state import ReleaseRecord, StoreState, activated, logged, utc_now
+from edgetl.core.store.releases import Release, current_state, has_signature, largest_release, release_of
+from edgetl.core.store.state import Probation, ReleaseRecord, StoreState, activated, logged, utc_now
 from edgetl.core.store.writing import update_state
+from edgetl.core.system.execution import Tuning
 from edgetl.device.keys import PublicKey
 from edgetl.device.signature import Trust, verified_bundle
 from edgetl.device.store.cleanup import remove_unused
 from edgetl.device.store.config import InstallConfig
 from edgetl.device.store.download import download, is_url
-from edgetl.device.store.policy import check_release
+from edgetl.device.store.policy import check_release, check_trust
 from edgetl.device.store.selftest import SelfTest, SelfTestLimits, self_test
 from edgetl.device.store.staging import (
     DOWNLOADS_NAME,
@@ -40,7 +41,7 @@ from edgetl.device.store.staging import (
     staging_folder,
 )
 from edgetl.device.transport import read_head, unpack
-from edgetl.errors import EngineError, OutOfMemoryError
+from edgetl.errors import EdgetlError
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +54,10 @@ class Installation(StrictModel):
         name: name of the bundle.
         release: active release.
         replaced: number of the release that was active before; none if there was none.
-        unchanged: true if the release was active and complete already. Then nothing was written.
+        unchanged: true if the release was active and complete already. It was not installed again.
         self_test: result of the self-test; none if ``unchanged``.
+        tuning: result of the tuning; none without one.
+        tuning_error: reason why the release could not be tuned; empty without an error. The tested variant is used.
         failures: variants that failed the self-test, with the reasons. They are not used.
         confirmed: true if the release is confirmed. Otherwise its health is observed.
         removed: folders of releases that were removed afterwards.
@@ -66,6 +69,8 @@ class Installation(StrictModel):
     replaced: int | None
     unchanged: bool = False
     self_test: SelfTest | None = None
+    tuning: Tuning | None = None
+    tuning_error: str = ""
     failures: tuple[str, ...] = ()
     confirmed: bool = False
     removed: tuple[str, ...] = ()
@@ -86,7 +91,7 @@ def install(
     config: InstallConfig | None = None,
     *,
     trust: Trust | None = None,
-    tune: Callable[[Release], None] | None = None,
+    tune: Callable[[Release], Tuning] | None = None,
     progress: Progress = silent,
 ) -> Installation:
     """Install a release into a store and activate it. It is in probation until it is confirmed (``edgetl.core.store.probation``).
@@ -95,34 +100,35 @@ def install(
         source: folder of a bundle, transport file (``.edgetl``), or https URL of a transport file.
         store: folder of the store. It is created if it is missing.
         config: limits and rules.
-        trust: trusted keys. None requires no signature.
-        tune: tunes the release before its activation, and writes ``Release.tuning``.
+        trust: trusted keys. None checks no signature, unless an earlier release was installed with trusted keys.
+        tune: tunes the release before its activation, and writes ``Release.tuning``. Its failure does not stop the installation.
         progress: called during the download.
 
     Raises:
         BundleError: the source is not a bundle, is damaged (IntegrityError), or has no valid signature (SignatureError).
-        InstallError: the release was refused, failed its self-test, or could not be downloaded.
+        InstallError: the release was refused, such as for a missing signature, failed its self-test, or could not be downloaded.
         StorageError: the store cannot be written, or the disk is full.
         MissingExtraError: no engine for the bundle is installed.
     """
     config = config or InstallConfig()
-    with install_lock(store), _local(source, store, config, trust=trust, progress=progress) as path:
-        offer = _read_offer(path, trust)
-        state = _state_of(store, offer)
-        same = state.active is not None and state.active.manifest_sha256 == offer.manifest_sha256
-        if state.active is not None and same and not damage(store, state.active):
-            remove_unused(store, state)  # of an earlier installation that was interrupted after the activation
-            return _unchanged(store, state, state.active)
-        if not same:
-            check_release(offer.manifest, state, manifest_sha256=offer.manifest_sha256, allow_downgrade=config.allow_downgrade)
-        check_space(store, offer.size_bytes)
-        with staging_folder(store) as folder:
-            bundle, key = _stage(path, folder, trust)
-            return _activate(bundle, key, store, config, tune=tune)
+    with install_lock(store):
+        check_trust(current_state(store, default=_empty(store, "")), store, trusted=trust is not None, allow_unsigned=config.allow_unsigned)
+        with _local(source, store, config, trust=trust, progress=progress) as path:
+            offer = _read_offer(path, trust)
+            state = current_state(store, default=_empty(store, offer.manifest.name))
+            same = state.active is not None and state.active.manifest_sha256 == offer.manifest_sha256
+            if state.active is not None and same and not damage(store, state.active):
+                return _unchanged(store, state.active, trust)
+            if not same:
+                check_release(offer.manifest, state, manifest_sha256=offer.manifest_sha256, allow_downgrade=config.allow_downgrade)
+            check_space(store, offer.size_bytes)
+            with staging_folder(store) as folder:
+                bundle, key = _stage(path, folder, trust)
+                return _activate(bundle, key, store, config, tune=tune)
 
 
 def _activate(
-    bundle: Bundle, key: PublicKey | None, store: Path, config: InstallConfig, *, tune: Callable[[Release], None] | None
+    bundle: Bundle, key: PublicKey | None, store: Path, config: InstallConfig, *, tune: Callable[[Release], Tuning] | None
 ) -> Installation:
     """Test a staged bundle, give it its final name, and make it the active release."""
     limits = _limits(bundle.manifest, config)
@@ -137,37 +143,48 @@ def _activate(
     # A store without a state would be recovered from its folders: the release would be active before its activation.
     update_state(store, lambda state: state, default=_empty(store, bundle.manifest.name))
     publish(bundle.path, store, record)
-    if tune is not None:
-        _try_tuning(tune, release_of(store, record))
-    replaced: list[ReleaseRecord] = []
-
-    def change(state: StoreState) -> StoreState:
-        replaced.extend([state.active] if state.active else [])
-        repaired = state.active is not None and state.active.id == record.id
-        after = activated(state, record, state.probation if repaired else config.probation(limits.max_latency_ms))
-        if record.release >= state.high_water:
-            return after
-        return logged(after, "downgrade", record.release, f"allowed by the operator; the newest release was {state.high_water}")
-
-    state = update_state(store, change)
+    tuning, tuning_error = _try_tuning(tune, release_of(store, record))
+    replaced, state = _make_active(store, record, config.probation(limits.max_latency_ms))
     removed = remove_unused(store, state)
     return Installation(
         store=str(store),
         name=state.name,
         release=record,
-        replaced=replaced[0].release if replaced else None,
+        replaced=replaced.release if replaced else None,
         self_test=result,
+        tuning=tuning,
+        tuning_error=tuning_error,
         failures=failures,
         confirmed=state.probation is None,
         removed=tuple(removed),
     )
 
 
-def _try_tuning(tune: Callable[[Release], None], release: Release) -> None:
+def _make_active(store: Path, record: ReleaseRecord, probation: Probation) -> tuple[ReleaseRecord | None, StoreState]:
+    """Make an installed release the active one. Return the release that was active before, and the new state."""
+    replaced: list[ReleaseRecord] = []
+
+    def change(state: StoreState) -> StoreState:
+        replaced.extend([state.active] if state.active else [])
+        if state.signature_required and record.key is None:
+            state = logged(state, "allow-unsigned", record.release, "a signature is no longer required, as allowed by the operator")
+        repaired = state.active is not None and state.active.id == record.id
+        after = activated(state, record, state.probation if repaired else probation)
+        if record.release >= state.high_water:
+            return after
+        return logged(after, "downgrade", record.release, f"allowed by the operator; the newest release was {state.high_water}")
+
+    state = update_state(store, change)
+    return (replaced[0] if replaced else None), state
+
+
+def _try_tuning(tune: Callable[[Release], Tuning] | None, release: Release) -> tuple[Tuning | None, str]:
+    """Return the tuning of a release, or the reason of its failure."""
     try:
-        tune(release)
-    except (EngineError, OutOfMemoryError) as error:
+        return tune(release) if tune else None, ""
+    except EdgetlError as error:
         _log.warning("release %d is not tuned and uses %s: %s", release.record.release, release.record.variant, error)
+        return None, str(error)
 
 
 @contextmanager
@@ -213,16 +230,17 @@ def _stage(path: Path, folder: Path, trust: Trust | None) -> tuple[Bundle, Publi
     return bundle, key
 
 
-def _state_of(store: Path, offer: _Offer) -> StoreState:
-    return current_state(store, default=_empty(store, offer.manifest.name))
-
-
 def _empty(store: Path, name: str) -> StoreState:
-    """Return the state of a store without a complete release. Damaged releases count for the high water."""
-    return StoreState(name=name, high_water=largest_release(store))
+    """Return the state of a store without a complete release. Damaged releases count for the high water and for required signatures."""
+    return StoreState(name=name, high_water=largest_release(store), signature_required=has_signature(store))
 
 
-def _unchanged(store: Path, state: StoreState, active: ReleaseRecord) -> Installation:
+def _unchanged(store: Path, active: ReleaseRecord, trust: Trust | None) -> Installation:
+    """Return the result for a release that is active and complete already. A checked signature is required from now on."""
+    state = update_state(
+        store, lambda state: state.model_copy(update={"signature_required": state.signature_required or trust is not None})
+    )
+    remove_unused(store, state)  # of an earlier installation that was interrupted after the activation
     return Installation(
         store=str(store), name=state.name, release=active, replaced=active.release, unchanged=True, confirmed=state.probation is None
     )

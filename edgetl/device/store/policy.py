@@ -1,4 +1,4 @@
-"""Release policy: refuse a release that is older, was rolled back, or belongs to another bundle.
+"""Release policy: refuse a release that is older, was rolled back, belongs to another bundle, or has no checked signature.
 
 The store keeps the largest release number that was active (*high water*), outside all bundles. An attacker with an old signed bundle
 therefore cannot install it (rollback attack of The Update Framework, section 1.5.2). A single bundle also cannot exhaust the release
@@ -7,12 +7,33 @@ numbers (fast-forward attack).
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from edgetl.core.manifest import Manifest
 from edgetl.core.store.state import StoreState
 from edgetl.errors import DowngradeError, InstallError
 
 # Release numbers may be dates with times, such as 202611260700. Ten years of them are within this step.
 MAX_STEP = 10**9
+
+
+def check_trust(state: StoreState, store: Path, *, trusted: bool, allow_unsigned: bool) -> None:
+    """Check that the signature of a new release is checked, if that of an earlier one was.
+
+    Args:
+        state: state of the store.
+        store: folder of the store, for the message.
+        trusted: there are trusted keys for the check.
+        allow_unsigned: accept a release without a check of its signature.
+
+    Raises:
+        InstallError: the store requires a signature, and there are no trusted keys.
+    """
+    if state.signature_required and not trusted and not allow_unsigned:
+        raise InstallError(
+            f"{store} requires a signature, because an earlier release was installed with trusted keys. Give them with --trust FOLDER or "
+            f"--key KEY.pub. --allow-unsigned ends the requirement."
+        )
 
 
 def check_release(manifest: Manifest, state: StoreState, *, manifest_sha256: str, allow_downgrade: bool) -> None:

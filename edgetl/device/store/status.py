@@ -9,8 +9,10 @@ from edgetl.core.config import StrictModel
 from edgetl.core.store.releases import current_state, release_of
 from edgetl.core.store.state import Event, Probation, Rejection, ReleaseRecord, StoreState, confirmed, rolled_back
 from edgetl.core.store.writing import update_state
+from edgetl.core.system.execution import Choice
 from edgetl.device.store.staging import damage
 from edgetl.errors import StoreError
+from edgetl.runtime.release import read_tuning
 
 
 class StoreStatus(StrictModel):
@@ -23,9 +25,11 @@ class StoreStatus(StrictModel):
         active: active release.
         earlier: earlier releases, to which a rollback returns, the newest first.
         probation: rules and observations of the probation.
-        tuned: true if there is a tuning of the active release.
+        tuned: choice of the tuning of the active release; none if it is not tuned.
+        tuning_problem: reason why the tuning is not used on this host, such as another CPU; empty if it is used.
         damaged: files of the active or an earlier release that differ from their manifest, one message for each release.
         high_water: largest release number that was active.
+        signature_required: an installation without trusted keys is refused.
         rejected: releases that were rolled back.
         history: last changes, the newest last.
         size_bytes: size of all files in the store, bytes.
@@ -37,9 +41,11 @@ class StoreStatus(StrictModel):
     active: ReleaseRecord | None
     earlier: tuple[ReleaseRecord, ...]
     probation: Probation | None
-    tuned: bool
+    tuned: Choice | None
+    tuning_problem: str
     damaged: tuple[str, ...]
     high_water: int
+    signature_required: bool
     rejected: tuple[Rejection, ...]
     history: tuple[Event, ...]
     size_bytes: int
@@ -52,6 +58,7 @@ def read_status(store: Path) -> StoreStatus:
         StoreError: ``store`` is not a store, or no release is complete.
     """
     state = current_state(store)
+    tuning, problem = read_tuning(release_of(store, state.active)) if state.active else (None, "")
     return StoreStatus(
         store=str(store),
         name=state.name,
@@ -59,9 +66,11 @@ def read_status(store: Path) -> StoreStatus:
         active=state.active,
         earlier=state.earlier,
         probation=state.probation,
-        tuned=state.active is not None and release_of(store, state.active).tuning.is_file(),
-        damaged=tuple(problem for record in state.records() if (problem := damage(store, record))),
+        tuned=tuning.chosen if tuning else None,
+        tuning_problem=problem,
+        damaged=tuple(found for record in state.records() if (found := damage(store, record))),
         high_water=state.high_water,
+        signature_required=state.signature_required,
         rejected=state.rejected,
         history=state.history,
         size_bytes=sum(path.stat().st_size for path in store.rglob("*") if path.is_file()),

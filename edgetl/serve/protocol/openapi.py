@@ -45,6 +45,11 @@ _HEADERS = [
 
 def document(models: Models, version: str) -> Json:
     """Return the OpenAPI document."""
+    cards = _get(
+        "Model cards: accuracy, latency, size, license and signature of every model.",
+        {"models": {"type": "array", "items": {"type": "object"}}},
+    )
+    cards["get"]["responses"] |= _errors("503")
     return {
         "openapi": "3.1.0",
         "info": {
@@ -56,7 +61,12 @@ def document(models: Models, version: str) -> Json:
         "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
         "paths": {
             "/v2/health/live": _get("Liveness: the server process runs.", {"live": {"type": "boolean"}}, is_public=True),
-            "/v2/health/ready": _get("Readiness: the server accepts requests.", {"ready": {"type": "boolean"}}, "503", is_public=True),
+            "/v2/health/ready": _get(
+                "Readiness: the server accepts requests. Otherwise `reason` may state why no release of a store can be served.",
+                {"ready": {"type": "boolean"}},
+                "503",
+                is_public=True,
+            ),
             "/v2": _get(
                 "Server metadata: name, version, extensions.",
                 {"name": _TEXT, "version": _TEXT, "extensions": {"type": "array", "items": _TEXT}},
@@ -64,10 +74,7 @@ def document(models: Models, version: str) -> Json:
             "/metrics": {
                 "get": {"summary": "Prometheus metrics.", "responses": {"200": _content("text/plain", _TEXT, "Text."), **_errors("401")}}
             },
-            "/models": _get(
-                "Model cards: accuracy, latency, size, license and signature of every model.",
-                {"models": {"type": "array", "items": {"type": "object"}}},
-            ),
+            "/models": cards,
             "/predict": {"post": _predict(models)},
             **_model_paths(models),
         },
@@ -130,7 +137,7 @@ def _model_paths(models: Models) -> Json:
     metadata = {"name": _TEXT, "versions": {"type": "array", "items": _TEXT}, "platform": _TEXT, "inputs": tensors, "outputs": tensors}
     for path, parameters in (("/v2/models/{model}", [name]), ("/v2/models/{model}/versions/{version}", [name, version])):
         model = _get("Model metadata: inputs, outputs, labels.", metadata)
-        model["get"]["responses"] |= _errors("404")
+        model["get"]["responses"] |= _errors("404", "503")
         paths[path] = {**model, "parameters": parameters}
         ready = _get("Readiness of a model: the server accepts requests for it.", {"name": _TEXT, "ready": {"type": "boolean"}}, "503")
         ready["get"]["responses"] |= _errors("404")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetl.core.bundle import open_bundle
-from edgetl.core.store import Start, is_store, starts
-from edgetl.errors import BundleError, EdgetlError, EngineError, IntegrityError
-from edgetl.runtime.engine import choose_variant
+from edgetl.core.bundle import Bundle, open_bundle
+from edgetl.core.store import Start, is_store
+from edgetl.core.system.execution import Choice
+from edgetl.errors import BundleError, EdgetlError
+from edgetl.runtime.release import Selection, select, usable_release
 from edgetl.runtime.trial import try_variant
 
 
@@ -20,14 +21,14 @@ class ServedBundle:
     Attributes:
         path: resolved folder. A replacement worker loads the same bundle, even if a link or a store has changed since.
         name: name of the bundle.
-        variant: name of the variant.
+        choice: variant, threads per inference and execution setting.
         start: start of the server with a release of a store; none for a folder.
         signed: true if the bundle has a signature. The server does not check it.
     """
 
     path: Path
     name: str
-    variant: str
+    choice: Choice
     start: Start | None = None
     signed: bool = False
 
@@ -37,21 +38,28 @@ class ServedBundle:
         return self.start.release.record.key if self.start is not None else None
 
 
-def find_bundles(paths: Sequence[Path], variant: str | None) -> list[ServedBundle]:
+def find_bundles(paths: Sequence[Path], variant: str | None, *, skip: Set[str] = frozenset()) -> list[ServedBundle]:
     """Resolve links and stores, then load the variant of each bundle and run one image in a separate process with limits.
 
     Args:
         paths: bundle folders, links to them, and stores. A release of a store that fails is replaced by an earlier one.
-        variant: variant of every bundle. None selects that of the store, or the first with an installed engine.
+        variant: variant of every bundle. None selects the tuned one of a store, or the first with an installed engine.
+        skip: ids of releases of stores that failed before.
 
     Raises:
+        StoreError: a store has no release that can be loaded.
         EdgetlError: a bundle cannot be served, or failed its trial.
     """
     found: list[ServedBundle] = []
     try:
         for path in paths:
             place = _resolved(path)
-            found.append(_active(place, variant) if is_store(place) else _tried(place, variant))
+            if is_store(place):
+                start, bundle, choice = usable_release(place, _try, variant=variant, skip=skip)
+            else:
+                start, bundle = None, open_bundle(place)
+                choice = _try(bundle, select(bundle, None, variant=variant))
+            found.append(ServedBundle(bundle.path, bundle.manifest.name, choice, start, signed=bundle.signature is not None))
     except EdgetlError:
         end_starts(found)
         raise
@@ -72,28 +80,7 @@ def _resolved(path: Path) -> Path:
         raise BundleError(f"a bundle path cannot be resolved: {error}.") from error
 
 
-def _tried(path: Path, variant: str | None) -> ServedBundle:
-    bundle = open_bundle(path)
-    chosen = choose_variant(bundle, variant)
-    try_variant(bundle, chosen)
-    return ServedBundle(path, bundle.manifest.name, chosen.name, signed=bundle.signature is not None)
-
-
-def _active(store: Path, variant: str | None) -> ServedBundle:
-    for start in starts(store):
-        try:
-            bundle = start.release.open()
-        except BundleError as error:
-            start.failed(str(error))
-            continue
-        try:
-            chosen = choose_variant(bundle, variant or start.release.record.variant)
-            try_variant(bundle, chosen)
-        except (IntegrityError, EngineError) as error:
-            start.failed(str(error))
-            continue
-        except EdgetlError:  # such as an unknown variant, or a missing engine: not a failure of the release
-            start.close()
-            raise
-        return ServedBundle(bundle.path, bundle.manifest.name, chosen.name, start, signed=bundle.signature is not None)
-    raise AssertionError("the iteration over starts ends with an error")
+def _try(bundle: Bundle, selection: Selection) -> Choice:
+    """Run a trial of a variant. By default a worker uses one thread per inference, because it computes several requests at once."""
+    try_variant(bundle, selection.variant)
+    return Choice(variant=selection.variant.name, threads=selection.threads or 1, setting=selection.setting)

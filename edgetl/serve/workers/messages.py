@@ -10,13 +10,14 @@ import asyncio
 import json
 import socket
 import struct
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.core.system.execution import Choice
 from edgetl.serve.protocol.content import Upload
 from edgetl.serve.protocol.open_inference import RequestedOutput, ResponseSpec
 
@@ -31,15 +32,15 @@ class WorkerConfig:
 
     Attributes:
         bundles: resolved paths, so a replacement worker loads the same bundles.
-        variants: variant of each bundle.
-        threads: number of jobs computed at the same time, each by one thread.
+        choices: variant, threads per inference and execution setting of each bundle.
+        threads: number of jobs computed at the same time.
         batch: largest batch of images from several requests. 0 measures at the start whether batches are faster.
         body_bytes: largest request body, bytes.
         statistics: compute the image statistics that drift detection needs.
     """
 
     bundles: tuple[Path, ...]
-    variants: tuple[str, ...]
+    choices: tuple[Choice, ...]
     threads: int = 1
     batch: int = 0
     body_bytes: int = 16_000_000
@@ -78,7 +79,8 @@ class Result:
     """Result of a job: logits, float32 ``[n, labels]``, and the requested response, or an HTTP status and error message.
 
     ``image_statistics`` has a row for each image, if ``WorkerConfig.statistics`` is set. ``encoded`` is true for requests with encoded
-    images, and false for tensors.
+    images, and false for tensors. ``image_s`` is the duration of the inference per image, seconds. ``engine_failed`` is true after an
+    error of the engine that is not a lack of memory.
     """
 
     logits: NDArray[np.float32] | None = None
@@ -88,6 +90,8 @@ class Result:
     response: ResponseSpec = field(default_factory=ResponseSpec)
     image_statistics: tuple[tuple[float, ...], ...] = ()
     encoded: bool = False
+    image_s: float = 0.0
+    engine_failed: bool = False
 
 
 def pack(header: Header, payload: bytes = b"") -> bytes:
@@ -98,12 +102,14 @@ def pack(header: Header, payload: bytes = b"") -> bytes:
 
 def pack_config(config: WorkerConfig) -> bytes:
     """Pack the configuration. It is the first message to a worker."""
-    return pack({**asdict(config), "bundles": [str(path) for path in config.bundles]})
+    choices = [choice.model_dump() for choice in config.choices]
+    return pack({**asdict(replace(config, choices=())), "bundles": [str(path) for path in config.bundles], "choices": choices})
 
 
 def unpack_config(header: Header) -> WorkerConfig:
     """Unpack a message of ``pack_config``."""
-    return WorkerConfig(**{**header, "bundles": tuple(map(Path, header["bundles"])), "variants": tuple(header["variants"])})
+    choices = tuple(map(Choice.model_validate, header["choices"]))
+    return WorkerConfig(**{**header, "bundles": tuple(map(Path, header["bundles"])), "choices": choices})
 
 
 def pack_job(number: int, job: Job) -> bytes:
@@ -121,8 +127,8 @@ def pack_result(number: int, result: Result) -> bytes:
     """Pack the result of job ``number``."""
     header: Header = {"job": number, "status": result.status, "message": result.message, "stages": astuple(result.stages)}
     if result.logits is None:
-        return pack(header)
-    header |= {"image_statistics": result.image_statistics, "encoded": result.encoded}
+        return pack({**header, "engine_failed": result.engine_failed})
+    header |= {"image_statistics": result.image_statistics, "encoded": result.encoded, "image_s": result.image_s}
     return pack({**header, "shape": result.logits.shape, "response": asdict(result.response)}, result.logits.astype("<f4").tobytes())
 
 
@@ -130,7 +136,7 @@ def unpack_result(header: Header, payload: bytes) -> Result:
     """Unpack a message of ``pack_result``."""
     stages = Stages(*header["stages"])
     if "shape" not in header:
-        return Result(None, stages, header["status"], header["message"])
+        return Result(None, stages, header["status"], header["message"], engine_failed=header["engine_failed"])
     response = ResponseSpec(header["response"]["id"], tuple(RequestedOutput(**item) for item in header["response"]["outputs"]))
     return Result(
         np.frombuffer(payload, "<f4").reshape(header["shape"]),
@@ -140,6 +146,7 @@ def unpack_result(header: Header, payload: bytes) -> Result:
         response,
         tuple(map(tuple, header["image_statistics"])),
         header["encoded"],
+        header["image_s"],
     )
 
 

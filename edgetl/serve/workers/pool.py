@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from contextlib import suppress
@@ -62,7 +63,7 @@ class WorkerPool:
 
     def __init__(self, config: WorkerConfig, workers: list[Worker], *, hang_s: float, events: Events) -> None:
         self._config, self._workers, self._hang_s, self._events = config, workers, hang_s, events
-        self.models = Models(list(workers[0].models))
+        self.models = Models(list(workers[0].models) if workers else [])
         self._queue: deque[asyncio.Future[Worker]] = deque()
         self.active_requests = 0
         self._idle = asyncio.Event()
@@ -95,6 +96,16 @@ class WorkerPool:
         except BaseException:
             await asyncio.gather(*(worker.close() for worker in workers))
             raise
+
+    @classmethod
+    def empty(cls, events: Events) -> WorkerPool:
+        """Return a pool without bundles and workers, for a store that has no healthy release."""
+        return cls(WorkerConfig((), ()), [], hang_s=math.inf, events=events)
+
+    @property
+    def threads(self) -> int:
+        """Requests that each worker computes at the same time."""
+        return self._config.threads
 
     @property
     def ready(self) -> bool:

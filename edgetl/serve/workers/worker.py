@@ -8,10 +8,9 @@ import subprocess
 import time
 from contextlib import suppress
 
-from edgetl import errors
 from edgetl.core.manifest import Manifest
 from edgetl.core.system.child_process import child_command, child_environment
-from edgetl.errors import EdgetlError, EngineError, RequestError
+from edgetl.errors import EngineError, RequestError, error_of
 from edgetl.serve.background import spawn
 from edgetl.serve.protocol.models import Model
 from edgetl.serve.workers.messages import Header, Job, Result, WorkerConfig, pack_config, pack_job, read_message, socket_pair, unpack_result
@@ -73,7 +72,7 @@ class Worker:
             async with asyncio.timeout(START_S):
                 description, _ = await read_message(reader)
             if "error" in description:
-                raise _error_of(description)
+                raise error_of(description["error"], description["message"])
             worker = cls(process, reader, writer, description)
         except BaseException as error:
             process.kill()
@@ -160,11 +159,3 @@ def _start_process(descriptor: int) -> subprocess.Popen[bytes]:
     environment = child_environment(**(_MALLOC | {name: os.environ[name] for name in _MALLOC if name in os.environ}))
     devnull = subprocess.DEVNULL  # engines may print to stdout, which is reserved for the access log
     return subprocess.Popen(command, stdin=devnull, stdout=devnull, pass_fds=[descriptor], env=environment)
-
-
-def _error_of(description: Header) -> EdgetlError:
-    """Rebuild the error of the process with its class, which determines the exit code."""
-    kind = getattr(errors, description["error"], EngineError)
-    error: EdgetlError = kind.__new__(kind)
-    Exception.__init__(error, description["message"])
-    return error

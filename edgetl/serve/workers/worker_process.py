@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.images.decode import MAX_PIXELS, SERVED_FORMATS
-from edgetl.core.manifest import Variant
 from edgetl.core.preprocess import Batch, decode_image, to_batch
 from edgetl.core.reference import image_statistics
+from edgetl.core.system.execution import Choice
 from edgetl.errors import EdgetlError, ImageError, RequestError
-from edgetl.runtime.predictor import Predictor, load
+from edgetl.runtime.predictor import Predictor, load_variant
 from edgetl.runtime.trial import limit_process, memory_for
 from edgetl.runtime.verify import check_golden
 from edgetl.serve.protocol.content import read_upload
@@ -55,6 +55,7 @@ IMAGE_MEMORY_BYTES = 2**28
 DECODING_BYTES = 12 * MAX_PIXELS
 PARSED_PER_BYTE = 20
 
+ENGINE_FAILED = "the inference engine failed on this request."
 NO_MEMORY = "the worker does not have enough memory for this request. Try again, or send a smaller image."
 
 
@@ -202,10 +203,11 @@ class _WorkerProcess:
         try:
             total_input = prepared[0][1] if len(prepared) == 1 else np.concatenate([batch for _, batch, _ in prepared])
             logits = model.logits(total_input)
-        except (EdgetlError, MemoryError):
+        except (EdgetlError, MemoryError) as error:
             # The messages of engines may contain paths of this host, so the response omits them.
             for task, _, stages in prepared:
-                self._send(pack_result(task.number, Result(None, stages, 500, "the inference engine failed on this request.")))
+                failed = Result(None, stages, 500, ENGINE_FAILED, engine_failed=not isinstance(error, MemoryError))
+                self._send(pack_result(task.number, failed))
             if not _engine_recovers(model):
                 # OpenVINO 2026.4 does not recover from a failed memory allocation.
                 logger.error("the inference engine does not recover from a failure, stopping the worker process")
@@ -221,6 +223,7 @@ class _WorkerProcess:
                 response=task.request.response,
                 image_statistics=_statistics(batch, model) if self._statistics else (),
                 encoded=task.request.tensor is None,
+                image_s=inference_s / len(total_input),
             )
             self._send(pack_result(task.number, result))
 
@@ -265,19 +268,20 @@ def _engine_recovers(model: Predictor) -> bool:
 def _open_all(config: WorkerConfig) -> list[tuple[Bundle, Predictor]]:
     """Open the bundles, limit the memory of this process according to their sizes, and load them."""
     bundles = [open_bundle(path) for path in config.bundles]
-    variants = [bundle.variant(name) for bundle, name in zip(bundles, config.variants, strict=True)]
+    variants = [bundle.variant(choice.variant) for bundle, choice in zip(bundles, config.choices, strict=True)]
     threads, batch = config.threads, config.batch or BATCH
     per_thread = batch * IMAGE_MEMORY_BYTES + DECODING_BYTES + PARSED_PER_BYTE * config.body_bytes
     buffers = threads * per_thread + (threads * batch + 1) * config.body_bytes
     limit_process(memory_for(sum(variant.size_bytes for variant in variants)) + buffers, oom_score=500)
-    return [_open(bundle, variant) for bundle, variant in zip(bundles, variants, strict=True)]
+    return [_open(bundle, choice) for bundle, choice in zip(bundles, config.choices, strict=True)]
 
 
-def _open(bundle: Bundle, variant: Variant) -> tuple[Bundle, Predictor]:
+def _open(bundle: Bundle, choice: Choice) -> tuple[Bundle, Predictor]:
     """Verify every file of a bundle, load the variant, and check its golden images."""
     for file in bundle.manifest.all_files():
         bundle.read(file)
-    predictor = load(bundle, variant=variant.name, threads=1)
+    variant = bundle.variant(choice.variant)
+    predictor = load_variant(bundle, variant, threads=choice.threads, setting=choice.setting)
     check_golden(bundle, variant, predictor)
     return bundle, predictor
 

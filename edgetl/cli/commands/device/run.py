@@ -83,19 +83,25 @@ def run_command(
 def _run(path: Path, source: str, config: RunConfig, monitoring: MonitorConfig) -> Health:
     from edgetl.device.runner.limits import follow_memory_limit
     from edgetl.device.runner.loop import Runner
-    from edgetl.device.runner.model import Model
+    from edgetl.device.runner.model import Model, wait_for_model
+    from edgetl.device.runner.not_ready import NotReady
     from edgetl.device.runner.systemd import Notifier
     from edgetl.device.runner.waiting import Stop
 
     stop = Stop()
     images = _open_source(source, config, stop)
-    model = Model(path, variant=config.variant, threads=config.threads, tuning=config.tuning, open_=_opener(config.trust))
-    sinks = [_open_sink(parse_sink(text), config) for text in config.sink]
-    follow_memory_limit()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, partial(_request_stop, stop))
+    notifier = Notifier(os.environ)
+    load_model = partial(Model, path, variant=config.variant, threads=config.threads, tuning=config.tuning, open_=_opener(config.trust))
+    waiting = NotReady(images.name, notifier, config.health)
+    model = wait_for_model(load_model, stop, waiting.report) if is_store(path) else load_model()
+    if model is None or stop.requested:
+        return waiting.stop()
+    sinks = [_open_sink(parse_sink(text), config) for text in config.sink]
+    follow_memory_limit()
     monitor = _open_monitor(monitoring, model.manifest) if monitoring.on else None
-    runner = Runner(model, images, sinks, stop=stop, notifier=Notifier(os.environ), health=config.health)
+    runner = Runner(model, images, sinks, stop=stop, notifier=notifier, health=config.health)
     runner.max_fps, runner.limit, runner.top, runner.watch = config.max_fps, config.limit, config.top, config.watch
     runner.observer = monitor
     err.print(f"running {escape(model.name)} ({model.variant}) on {escape(printable(images.name))}", soft_wrap=True)
@@ -246,7 +252,15 @@ def _unit(model: Path, source: str, config: RunConfig, options: dict[str, Any]) 
     user = pwd.getpwuid(os.getuid()).pw_name
     paths = UnitPaths(tuple(dict.fromkeys(writable)), camera=_is_camera(source) and "://" not in source)
     endless = config.follow or config.loop or _is_camera(source)
-    return unit([*command, *arguments], paths, user=user, endless=endless, memory_max_mb=min(needed, memory_bytes() * 3 // 4) // 1_000_000)
+    return unit(
+        [*command, *arguments],
+        paths,
+        user=user,
+        endless=endless,
+        memory_max_mb=min(needed, memory_bytes() * 3 // 4) // 1_000_000,
+        # Repeats an outdated tuning with the cores of the service. With --watch, the runner then loads the new choice.
+        after_start=[*command, "tune", str(model.absolute())] if is_store(model) else [],
+    )
 
 
 def _absolute(name: str, value: object) -> tuple[str, list[Path]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from edgetl.cli.options import build, given, options_of
+from edgetl.cli.options import build, given, options_of, part
 from edgetl.cli.session import JsonOption, VerboseOption, err, out, print_json, working
 from edgetl.cli.tables import facts_grid
 from edgetl.core.store.state import KEPT_RELEASES
+from edgetl.device.config import TrustConfig
 from edgetl.device.store.config import InstallConfig
 from edgetl.errors import IntegrityError, StoreError
 
@@ -27,41 +29,37 @@ _SHOWN_EVENTS = 5
 StoreOption = Annotated[Path, typer.Option("--store", metavar="PATH", envvar="EDGETL_STORE", help="Folder of the store.")]
 
 
+@options_of(TrustConfig)
 @options_of(InstallConfig)
 def install_command(
     context: typer.Context,
     source: Annotated[str, typer.Argument(help="Folder of a bundle, file of `edgetl pack`, or https URL of such a file.")],
     store: StoreOption = DEFAULT_STORE,
-    trust: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH",
-            envvar="EDGETL_TRUST",
-            help="Folder of trusted public keys (*.pub). The bundle must have a valid signature of one of them.",
-        ),
-    ] = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
     """Install a release of a bundle into a store, and activate it.
 
-    The release is verified and tested before its activation. Afterwards the processes that use it observe its health: it is confirmed, or
-    the previous release becomes active again.
+    The release is verified, tested and tuned before its activation. Afterwards the processes that use it observe its health: it is
+    confirmed, or the previous release becomes active again. After an installation with trusted keys, the store requires a signature.
     """
-    config = build(InstallConfig, **given(InstallConfig, context, options))
+    config = build(InstallConfig, **given(InstallConfig, context, part(InstallConfig, options)))
+    trusted = build(TrustConfig, **given(TrustConfig, context, part(TrustConfig, options)))
     with working(json_output=json_output, verbose=verbose) as progress:
-        from edgetl.device.signature import open_trust
+        from edgetl.device.signature import configured_trust
         from edgetl.device.store.install import install
+        from edgetl.device.store.tuning_process import tune_release
 
-        found = install(source, store, config, trust=open_trust(trust) if trust else None, progress=progress)
+        tune = partial(tune_release, progress=progress) if config.tune else None
+        found = install(source, store, config, trust=configured_trust(trusted), tune=tune, progress=progress)
     print_json(found) if json_output else _show_installation(found)
 
 
 def _show_installation(found: Installation) -> None:
     name = f"{escape(found.name)} release {found.release.release}"
     if found.unchanged:
-        out.print(f"{name} is active already. Nothing was changed.", soft_wrap=True)
+        out.print(f"{name} is active already. It was not installed again.", soft_wrap=True)
         return
     for failure in found.failures:
         err.print(f"[yellow]not used:[/] {escape(failure)}", soft_wrap=True)
@@ -72,6 +70,8 @@ def _show_installation(found: Installation) -> None:
             f"{test.peak_memory_mb:.0f} MB of memory",
             soft_wrap=True,
         )
+    if found.tuning is not None:
+        out.print(f"tuned: {found.tuning.chosen.describe()} ({found.tuning.seconds:.0f} s)", soft_wrap=True)
     before = "" if found.replaced is None else f", after release {found.replaced}"
     signer = f"signed by the key {found.release.key}" if found.release.key else "signature not checked"
     out.print(f"[green]active:[/] {name}{before} ({signer})", soft_wrap=True)
@@ -157,7 +157,8 @@ def _facts(found: StoreStatus) -> Iterator[tuple[str, str]]:
     yield "state", found.state
     if found.active is not None:
         yield "active", f"release {found.active.release} ({found.active.id}), installed {found.active.installed or 'at an unknown time'}"
-        yield "variant", f"{found.active.variant or 'the first with an installed engine'}{', tuned' if found.tuned else ''}"
+        yield "variant", found.active.variant or "the first with an installed engine"
+        yield "tuning", _tuning_text(found)
         yield "key", found.active.key or "signature not checked"
     elif found.rejected:
         yield "reason", found.rejected[-1].reason
@@ -170,4 +171,12 @@ def _facts(found: StoreStatus) -> Iterator[tuple[str, str]]:
         )
     yield "earlier", ", ".join(f"release {record.release}" for record in found.earlier) or "none"
     yield "high water", f"release {found.high_water}"
+    yield "signature", "required" if found.signature_required else "not required"
     yield "size", f"{found.size_bytes / 1e6:.1f} MB"
+
+
+def _tuning_text(found: StoreStatus) -> str:
+    """Return the tuned choice, or the reason why there is none in use."""
+    if found.tuned is not None and not found.tuning_problem:
+        return found.tuned.describe()
+    return f"not in use: {found.tuning_problem.rstrip('.')}. Tune the release: edgetl tune {found.store}"

@@ -18,7 +18,8 @@ from edgetl.core.files.atomic import write_text
 from edgetl.core.store import active_release, is_store
 from edgetl.core.system.execution import Tuning
 from edgetl.data.listing import find_images
-from edgetl.device.tuning import TuneConfig, tune, tune_release
+from edgetl.device.store.tuning_process import tune_release
+from edgetl.device.tuning import TuneConfig, tune
 from edgetl.errors import ConfigError, ImageError
 
 
@@ -40,7 +41,8 @@ def tune_command(
 ) -> None:
     """Choose the fastest variant, thread count and execution setting on this host.
 
-    Only settings that the accuracy gate kept at export are timed, and only if the golden scores on this host match the manifest.
+    Only settings that the accuracy gate kept at export are timed, and only if the golden scores on this host match the manifest. A store is
+    tuned again only if its tuning is outdated: after a change of the release, the CPU, the available cores, or a library.
     """
     config = build(TuneConfig, **given(TuneConfig, context, options))
     if out_ is not None:
