@@ -77,12 +77,17 @@ def unit(command: Sequence[str], paths: UnitPaths, *, user: str, endless: bool, 
         ["DevicePolicy=closed", "DeviceAllow=char-video4linux rw", "SupplementaryGroups=video"] if paths.camera else ["PrivateDevices=yes"]
     )
     return _UNIT.format(
-        command=" ".join(map(_quoted, command)) + (f"\nExecStartPost=-{' '.join(map(_quoted, after_start))}" if after_start else ""),
+        command="\n".join([" ".join(map(_quoted, command)), *_after_start(after_start)]),
         user=_quoted(user),
         restart="always" if endless else "on-failure",
         memory=memory_max_mb * 1_000_000,
         access="\n".join([*writable, *devices]),
     )
+
+
+def _after_start(command: Sequence[str]) -> list[str]:
+    """Return the lines that run a command after the start. If memory runs out, the kernel ends only this command."""
+    return [f"ExecStartPost=-{' '.join(map(_quoted, command))}", "OOMPolicy=continue"] if command else []
 
 
 def _quoted(word: str) -> str:
@@ -115,8 +120,6 @@ WatchdogSec=60
 TimeoutStartSec=300
 TimeoutStopSec=30
 MemoryMax={memory}
-# If memory runs out during a tuning, the kernel ends only its process.
-OOMPolicy=continue
 TasksMax=128
 LimitCORE=0
 
