@@ -347,7 +347,8 @@ COMMAND = ("/opt/edgetl/bin/edgetl", "run", "/srv/a b", "--source", "/in/100%", 
 
 
 def test_unit_is_valid_and_quotes_its_command(tmp_path: Path) -> None:
-    text = unit(COMMAND, UnitPaths((Path("/out"), Path("/in put")), camera=True), user="camera", endless=True, memory_max_mb=512)
+    tune, paths = ("/opt/edgetl/bin/edgetl", "tune", "/a store"), UnitPaths((Path("/out"), Path("/in put")), camera=True)
+    text = unit(COMMAND, paths, user="camera", endless=True, memory_max_mb=512, after_start=tune)
     parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",), comment_prefixes=("#",))
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string(text)
@@ -357,6 +358,7 @@ def test_unit_is_valid_and_quotes_its_command(tmp_path: Path) -> None:
     assert 'ReadWritePaths="/in put"' in text and "PrivateDevices" not in text and "DeviceAllow=char-video4linux rw" in text
     words = [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(service["ExecStart"])]
     assert tuple(words) == COMMAND
+    assert (service["ExecStartPost"], service["OOMPolicy"]) == ('-/opt/edgetl/bin/edgetl tune "/a store"', "continue")
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     runnable = text.replace("/opt/edgetl/bin/edgetl", "/bin/true")
