@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetl.measure.scenarios import BenchConfig, measure_bundle
+from edgetl.measure.config import BenchConfig
+from edgetl.measure.stages import measure_bundle
 
 ROOT = Path(__file__).parents[1]
 REPEATS = 7

@@ -14,7 +14,8 @@ from edgetl.core.manifest import Manifest
 from edgetl.core.system.host import fingerprint, load_average, versions
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
-from edgetl.measure.scenarios import BenchConfig, measure_bundle
+from edgetl.measure.config import BenchConfig
+from edgetl.measure.stages import measure_bundle
 
 
 def main() -> None:

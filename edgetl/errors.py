@@ -27,6 +27,8 @@
     ├── InstallError       24   a release was refused or failed its self-test; the active release stays
     │   └── DowngradeError 25   the release is older than the newest release that the store had
     ├── StoreError         26   missing or damaged store, or no healthy release
+    ├── MeasurementError   27   a measurement is not valid, so that its comparison has no result
+    ├── RegressionError    28   the latency is higher than in an earlier report, beyond the noise
     └── StoppedError      143   stopped by SIGTERM, state saved
         └── CancelledError 130  stopped by Ctrl-C, state saved
 
@@ -174,6 +176,14 @@ class DowngradeError(InstallError, exit_code=25):
 
 class StoreError(EdgetlError, exit_code=26):
     """Missing or damaged store, or a store without a healthy release."""
+
+
+class MeasurementError(EdgetlError, exit_code=27):
+    """A measurement is not valid (busy or throttled host), so that its comparison with an earlier report has no result."""
+
+
+class RegressionError(EdgetlError, exit_code=28):
+    """The latency is higher than in an earlier report, beyond the noise."""
 
 
 class StoppedError(EdgetlError, exit_code=143):

@@ -10,7 +10,7 @@ from edgetl.core.manifest import Manifest, Rejected, Variant
 from edgetl.core.output.folders import write_chart
 from edgetl.core.results import Evaluation
 from edgetl.errors import MissingExtraError
-from edgetl.measure.scenarios import LatencyReport
+from edgetl.measure.report import LatencyReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -53,7 +53,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     ),
     "bench": (
         ("Measure every variant on this host", "edgetl bench bundle"),
-        ("Measure one variant on one thread", "edgetl bench bundle --variant openvino-int8 --threads 1"),
+        ("Compare two variants on one thread", "edgetl bench bundle --variant onnx-int8 --against onnx-fp32 --threads 1"),
     ),
     "serve": (
         ("Serve a bundle on http://127.0.0.1:8000", "edgetl serve bundle"),

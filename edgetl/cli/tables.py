@@ -17,8 +17,9 @@ from edgetl.core.results import Attempt, Evaluation, Proportion
 from edgetl.core.system.execution import Tuning
 from edgetl.core.system.host_load import HostLoad
 from edgetl.core.tasks import SCORE_NAMES, DecisionRule
+from edgetl.measure.comparison import setting_text
 from edgetl.measure.latency import MIN_CALLS, Percentiles
-from edgetl.measure.scenarios import LatencyReport
+from edgetl.measure.report import LatencyReport
 
 if TYPE_CHECKING:
     from edgetl.device.signature import SignatureState
@@ -172,10 +173,14 @@ def busy_lines(manifest: Manifest, *, verbose: bool = False) -> list[str]:
 
 
 def bench_lines(report: LatencyReport, *, verbose: bool = False) -> list[str]:
-    """Return a warning if the host was busy during a latency measurement."""
-    loads = [row.load for row in report.variants if row.load is not None and row.load.busy]
-    if loads:
-        return [f"{_busy(loads, verbose=verbose)} Repeat on an idle host."]
+    """Return the reasons why figures of a latency measurement are not valid, and a warning if the host was busy before it."""
+    found = [*(row.load for row in report.variants), *(row.host.load for row in report.scenarios)]
+    loads = [load for load in found if load is not None and load.busy]
+    lines = [f"{_busy(loads, verbose=verbose)} Repeat on an idle host."] if loads else []
+    busy = {load.describe() for load in loads}
+    lines += [f"invalid: {reason}." for reason in report.invalid if not any(reason.endswith(cause) for cause in busy)]
+    if lines:
+        return lines
     if report.load_average > int(report.host["cores"]) / 4:
         return [
             f"The host was busy before the measurement: its load average was {report.load_average:.2f}, above a quarter of its "
@@ -370,10 +375,10 @@ def latency_table(report: LatencyReport) -> Table:
     title = f"{report.bundle}: latency of one image, ms (median), {report.threads} thread(s)"
     table = plain_table(title, "variant", "decode", "preprocess", "infer", "whole", "whole\np90", "whole\np99", "images/s")
     for row in report.variants:
-        mark = "*" if row.busy else ""
+        mark = "*" if row.busy or row.invalid else ""
         stages = [f"{percentile(values, 50)}{mark}" for values in (row.decode, row.preprocess, row.infer, row.whole)]
         tail = [f"{percentile(row.whole, rank)}{mark}" for rank in (90, 99)]
-        table.add_row(row.variant, *stages, *tail, f"{1000 / row.whole.mean_ms:.0f}")
+        table.add_row(f"{row.variant}{setting_text(row.setting)}", *stages, *tail, f"{1000 / row.whole.mean_ms:.0f}")
     return table
 
 

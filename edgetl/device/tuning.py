@@ -30,7 +30,7 @@ from edgetl.core.system.execution import Choice, ExecutionSetting, Skipped, Timi
 from edgetl.core.system.host import available_cores
 from edgetl.core.system.host_load import load_between, read_counters
 from edgetl.errors import AccuracyGateError, EdgetlError, EngineError, OutOfMemoryError
-from edgetl.measure.scenarios import measure_cold_start
+from edgetl.measure.stages import measure_cold_start
 from edgetl.runtime.engine import installed, missing_engine, supported_settings
 from edgetl.runtime.predictor import Predictor, load_variant
 from edgetl.runtime.verify import check_golden

@@ -17,9 +17,11 @@ from edgetl.data.loading import stratified
 from edgetl.errors import AccuracyGateError, ConfigError, ContractError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import RETRIES, Selection, export_bundle, outcomes_of
+from edgetl.measure.config import BenchConfig
 from edgetl.measure.device_profile import on_device, read_profile
 from edgetl.measure.latency import Percentiles
-from edgetl.measure.scenarios import BenchConfig, LatencyReport, VariantReport, measure_bundle
+from edgetl.measure.report import LatencyReport, VariantReport
+from edgetl.measure.stages import measure_bundle
 from edgetl.train.artifacts.run import Run, open_run, run_inputs
 
 _log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from edgetl.core.manifest import Variant
 from edgetl.core.system.host import fingerprint
 from edgetl.errors import ConfigError
 from edgetl.measure.latency import MIN_CALLS, Percentiles
-from edgetl.measure.scenarios import LatencyReport, VariantReport
+from edgetl.measure.report import MAX_REPORT_BYTES, LatencyReport, VariantReport
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def read_profile(path: Path, contract: Contract) -> LatencyReport:
     Raises:
         ConfigError: the file is not a profile, or it does not match this host or the threads of ``contract``.
     """
-    report = read_json(path, LatencyReport, ConfigError)
+    report = read_json(path, LatencyReport, ConfigError, max_bytes=MAX_REPORT_BYTES)
     here = fingerprint()["cpu"]
     if not report.variants or any(row.reference_ms is None for row in report.variants):
         raise ConfigError(

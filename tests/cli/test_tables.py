@@ -32,7 +32,7 @@ from edgetl.core.contract import Clause, Contract, ContractRecord, Offer, Outcom
 from edgetl.core.results import AccuracyDrop, Attempt, ClassScore, Evaluation, Proportion
 from edgetl.core.system.host_load import HostLoad
 from edgetl.measure.latency import Percentiles
-from edgetl.measure.scenarios import ColdStart, LatencyReport, VariantReport
+from edgetl.measure.report import ColdStart, LatencyReport, VariantReport
 from tests.core.bundles import write_files
 
 LONG_NAME = "scratch deeper than one tenth of a millimeter across_the_weld_seam_of_the_left_door_of_the_car"

@@ -12,6 +12,7 @@ from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.contract import Clause, Contract, Offer, Outcome
 from edgetl.core.manifest import Precision
 from edgetl.core.progress import silent
+from edgetl.core.system import host_state
 from edgetl.core.system.host_load import HostLoad
 from edgetl.data.folder import scan
 from edgetl.errors import ConfigError, ContractError
@@ -19,10 +20,11 @@ from edgetl.export import contract_search, package
 from edgetl.export.backbone_search import costs, fit
 from edgetl.export.config import ExportConfig, FitConfig
 from edgetl.export.contract_search import ContractSearch, explain, export_under_contract
-from edgetl.measure import scenarios
+from edgetl.measure.config import BenchConfig
 from edgetl.measure.device_profile import on_device
 from edgetl.measure.latency import percentiles
-from edgetl.measure.scenarios import BenchConfig, LatencyReport, measure_bundle
+from edgetl.measure.report import LatencyReport
+from edgetl.measure.stages import measure_bundle
 from edgetl.runtime.engine import default_threads
 from edgetl.runtime.predictor import load
 from edgetl.runtime.verify import verify
@@ -115,7 +117,7 @@ def test_every_attempted_variant_has_a_row_and_rejected_ones_keep_their_record(r
 
 def test_latencies_of_a_busy_host_are_marked_and_do_not_sort_variants(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = iter(HostLoad(others=0.5, stolen=0.0, waiting=amount / 10) for amount in range(9, 0, -1))
-    monkeypatch.setattr(scenarios, "load_between", lambda *_: next(loads))
+    monkeypatch.setattr(host_state, "load_between", lambda *_: next(loads))
     monkeypatch.setattr(package, "load_between", lambda *_: HostLoad(others=0.5, stolen=0.0, waiting=0.0))
     config = CONFIG.model_copy(update={"formats": ("onnx",), "precisions": ("fp16", "fp32")})
     manifest = export_under_contract(run.path, config, Contract(max_latency_ms=1000, threads=1), tmp_path / "bundle").manifest

@@ -19,7 +19,8 @@ from edgetl.core.manifest import Manifest
 from edgetl.core.preprocess import PreprocessSpec, normalize, pixels_of, to_pixels
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
-from edgetl.measure.scenarios import BenchConfig, measure_bundle
+from edgetl.measure.config import BenchConfig
+from edgetl.measure.stages import measure_bundle
 from edgetl.runtime.evaluation import EvaluationConfig, evaluate_bundle
 from edgetl.runtime.predictor import load
 from edgetl.runtime.verify import verify

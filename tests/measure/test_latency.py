@@ -8,36 +8,15 @@ from pydantic import ValidationError
 
 from edgetl.core.bundle import Bundle
 from edgetl.errors import BundleError
-from edgetl.measure import latency
+from edgetl.measure.config import BenchConfig
 from edgetl.measure.latency import percentiles, time_calls
-from edgetl.measure.scenarios import BenchConfig, measure_bundle
+from edgetl.measure.stages import measure_bundle
+from tests.measure.virtual_clock import VirtualClock
 
 
-class _Clock:
-    """Clock that replaces the module ``time`` and advances only by ``sleep``."""
-
-    def __init__(self) -> None:
-        self._now_ns = 0
-
-    def sleep(self, seconds: float) -> None:
-        self._now_ns += round(seconds * 1e9)
-
-    def perf_counter_ns(self) -> int:
-        return self._now_ns
-
-    def perf_counter(self) -> float:
-        return self._now_ns / 1e9
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
-    clock = _Clock()
-    monkeypatch.setattr(latency, "time", clock)
-    return clock
-
-
-def test_times_are_in_milliseconds(clock: _Clock) -> None:
-    times = time_calls(lambda: clock.sleep(0.01), runs=40, warm_up=2)
+def test_times_are_in_milliseconds() -> None:
+    clock = VirtualClock()
+    times = time_calls(lambda: clock.sleep(0.01), runs=40, warm_up=2, clock=clock)
     assert times.tolist() == [10.0] * 40
 
 
@@ -47,9 +26,10 @@ def test_warm_up_calls_are_not_counted() -> None:
     assert len(calls) == 10
 
 
-def test_timing_stops_after_the_maximum_time(clock: _Clock) -> None:
-    assert len(time_calls(lambda: clock.sleep(0.03), runs=10_000, warm_up=0, max_seconds=0.1)) == 4
-    assert len(time_calls(lambda: clock.sleep(1.0), runs=10_000, warm_up=0, max_seconds=0.1)) == 1
+def test_timing_stops_after_the_maximum_time() -> None:
+    clock = VirtualClock()
+    assert len(time_calls(lambda: clock.sleep(0.03), runs=10_000, warm_up=0, max_seconds=0.1, clock=clock)) == 4
+    assert len(time_calls(lambda: clock.sleep(1.0), runs=10_000, warm_up=0, max_seconds=0.1, clock=clock)) == 1
 
 
 @pytest.mark.parametrize(("n", "known"), [(9, set()), (10, {50}), (64, {50, 90}), (661, {50, 90}), (662, {50, 90, 99})])

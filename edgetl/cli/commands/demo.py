@@ -19,7 +19,9 @@ from edgetl.core.files.atomic import write_text
 from edgetl.core.output.folders import check_output, remove_side_folder, reserved
 from edgetl.core.output.ownership import DEMO_RECORD_NAME
 from edgetl.core.progress import Progress
-from edgetl.measure.scenarios import BenchConfig, LatencyReport, measure_bundle
+from edgetl.measure.config import BenchConfig
+from edgetl.measure.report import LatencyReport
+from edgetl.measure.stages import measure_bundle
 from edgetl.runtime.predictor import load
 from edgetl.runtime.verify import verify
 

@@ -1,7 +1,7 @@
 """CPU quota and memory limit of Linux control groups (cgroups, versions 1 and 2): the smallest of the process's group and its parents.
 
 Formats: ``cgroups(7)``, ``proc(5)`` (``/proc/PID/cgroup``, ``/proc/PID/mountinfo``) and the kernel's ``cgroup-v2.rst`` (``cpu.max``,
-``memory.max``).
+``cpu.stat``, ``memory.max``).
 """
 
 from __future__ import annotations
@@ -23,6 +23,23 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     """
     limits = [_cpu_limit_v2(folder) if version == 2 else _cpu_limit_v1(folder) for version, folder in _group_folders(root, "cpu")]
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def throttled_seconds(root: Path = Path("/")) -> float | None:
+    """Return the seconds in which the CPU quota stopped the processes of this group or of its parents; none without a quota.
+
+    Args:
+        root: root folder of ``/proc`` and the control groups. Tests use another folder.
+    """
+    if cpu_quota(root) is None:
+        return None
+    found = []
+    for version, folder in _group_folders(root, "cpu"):
+        values = dict(line.split(" ", 1) for line in _read(folder / "cpu.stat").splitlines() if " " in line)
+        value, unit = values.get("throttled_usec" if version == 2 else "throttled_time", ""), 1e6 if version == 2 else 1e9
+        if value.isdecimal():
+            found.append(int(value) / unit)
+    return max(found, default=None)
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
