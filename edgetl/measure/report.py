@@ -13,8 +13,8 @@ from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting
 from edgetl.core.system.host_load import HostLoad
 from edgetl.core.system.host_state import HostRecord
 from edgetl.measure.config import Part, Scenario
+from edgetl.measure.file_precision import FilePrecision
 from edgetl.measure.latency import Percentile, Percentiles, WarmUp
-from edgetl.runtime.file_precision import FilePrecision
 
 # Largest report that is read. A million latencies take about 8 MB.
 MAX_REPORT_BYTES = 64_000_000

@@ -26,10 +26,10 @@ from edgetl.core.system.host import load_average, versions
 from edgetl.core.system.host_state import HostRecord, describe_cpu, read_host, record_between
 from edgetl.errors import ConfigError, EngineError
 from edgetl.measure.config import BenchConfig
+from edgetl.measure.file_precision import FilePrecision, file_precision
 from edgetl.measure.latency import WarmUp, percentiles, warm_up
 from edgetl.measure.report import ColdStart, LatencyReport, VariantReport, join_latencies
 from edgetl.runtime.engine import default_threads, installed, missing_engine, read_variant
-from edgetl.runtime.file_precision import FilePrecision, file_precision
 from edgetl.runtime.predictor import Predictor, load_variant
 
 COLD_START_TIMEOUT_S = 120

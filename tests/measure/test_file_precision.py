@@ -4,9 +4,9 @@ import pytest
 
 from edgetl.core.bundle import Bundle
 from edgetl.errors import EngineError
+from edgetl.measure.file_precision import file_precision
 from edgetl.measure.stages import BenchSubject
 from edgetl.runtime.engine import read_variant
-from edgetl.runtime.file_precision import file_precision
 
 
 def test_the_precision_of_each_variant_is_read_from_its_files(bundle: Bundle) -> None:
