@@ -32,7 +32,14 @@ app = typer.Typer(
 
 # Panels of `edgetl --help`.
 COMMANDS = {
-    "Train": (train.train_command, train.plan_command, models.rank_command, models.models_command, runs.prune_command),
+    "Train": (
+        train.train_command,
+        train.plan_command,
+        models.rank_command,
+        models.models_command,
+        runs.calibrate_command,
+        runs.prune_command,
+    ),
     "Export": (export.export_command, fit.fit_command, runs.share_command),
     "Run": (
         bundle.predict_command,

@@ -19,6 +19,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("List backbones with at most 5 million parameters", "edgetl models --max-params 5"),
         ("Show the details of one backbone", "edgetl models mobilenetv3_small_100"),
     ),
+    "calibrate": (
+        ("Calibrate the scores of a run", "edgetl calibrate run"),
+        ("Also reject unknown images, for a precision of 95 %", "edgetl calibrate run --target-precision 0.95"),
+    ),
     "prune": (
         ("Remove 30 % of the channels", "edgetl prune run --out pruned --ratio 0.3"),
         ("Recover the accuracy with the original run as teacher", "edgetl train photos --out tuned --backbone pruned --teacher run"),

@@ -13,7 +13,7 @@ from edgetl.core.contract import Contract, Outcome
 from edgetl.core.manifest import Manifest, Precision, Rejected, Variant
 from edgetl.core.metrics import RELIABILITY_BINS, images_for_bound
 from edgetl.core.reference import LEAST_IMAGES
-from edgetl.core.results import Attempt, Evaluation, Proportion
+from edgetl.core.results import Attempt, Evaluation, Proportion, Reliability
 from edgetl.core.system.execution import Tuning
 from edgetl.core.system.host_load import HostLoad
 from edgetl.core.tasks import SCORE_NAMES, DecisionRule
@@ -101,13 +101,17 @@ def figures_line(evaluation: Evaluation) -> str:
     return f"accuracy {with_interval(evaluation.accuracy)}, quadratic-weighted kappa {values.kappa:.4f}, {errors}"
 
 
-def reliability_lines(evaluation: Evaluation) -> list[str]:
-    """Return lines with the calibration of the scores and the rejection of unknown images, if the task has them."""
+def reliability_lines(evaluation: Evaluation, *, before: Reliability | None = None) -> list[str]:
+    """Return lines with the calibration of the scores and the rejection of unknown images, if the task has them.
+
+    ``before`` has the figures of the uncalibrated scores.
+    """
     found, rejection, lines = evaluation.reliability, evaluation.rejection, []
     if found is not None:
+        old = [f"{value:.4f} to " for value in (before.ece, before.nll, before.brier)] if before else [""] * 3
         lines.append(
-            f"expected calibration error {found.ece:.4f} ({RELIABILITY_BINS} bins of equal width, n = {found.n}), "
-            f"log loss {found.nll:.4f}, Brier score {found.brier:.4f}"
+            f"expected calibration error {old[0]}{found.ece:.4f} ({RELIABILITY_BINS} bins of equal width, n = {found.n}), "
+            f"log loss {old[1]}{found.nll:.4f}, Brier score {old[2]}{found.brier:.4f}"
         )
     if rejection is not None:
         lines.append(

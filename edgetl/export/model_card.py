@@ -131,6 +131,7 @@ def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion, *, a
         f"- Trained model on the validation images: {_score(trained, record)}{_at(record, at_run_size)}",
         f"- Trained model on the test images: {_score(record.test.score, record) if record.test else 'no test images'}",
         *(_details(record.test) if record.test else []),
+        *_calibration(record),
     ]
 
 
@@ -185,6 +186,25 @@ def _details(test: Evaluation) -> list[str]:
         kappa = "" if values.kappa is None else f", quadratic-weighted kappa {values.kappa:.3f}"
         return [f"- On the test images: MAE {values.mae:.4g}, RMSE {values.rmse:.4g}, R² {values.r2.value:.3f}{kappa}"]
     return []
+
+
+def _calibration(record: RunRecord) -> list[str]:
+    """Return lines about the temperature of the scores and the threshold of unknown images, if they are set."""
+    rule, lines = record.decision_rule, []
+    name, shown = ("test", record.test) if record.test else ("validation", record.validation)
+    if rule.temperature != 1 and shown.reliability:
+        before = record.calibration and (record.calibration.test_before or record.calibration.validation_before)
+        change = f" ({before.ece:.3f} with uncalibrated scores)" if before else ""
+        lines.append(
+            f"- Scores: the logits are divided by the temperature {rule.temperature:.4g}, chosen on validation images. Expected "
+            f"calibration error on the {name} images: {shown.reliability.ece:.3f}{change}"
+        )
+    if shown.rejection:
+        lines.append(
+            f"- Unknown images: highest score below {rule.reject_below:.4g}. On the {name} images: coverage "
+            f"{_with_interval(shown.rejection.coverage)}, precision {_with_interval(shown.rejection.precision)}"
+        )
+    return lines
 
 
 def _with_interval(value: Proportion) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgetl.core.manifest import Manifest
+from edgetl.core.tasks import DecisionRule
 from edgetl.errors import ConfigError, RequestError
 from edgetl.serve.protocol.models import Model, Models, port_of
 from edgetl.serve.protocol.open_inference import InputPort
@@ -50,6 +51,13 @@ def test_metadata_follow_the_protocol(manifest: Manifest) -> None:
 
 def test_the_measured_batch_does_not_change_the_identity_of_a_model(manifest: Manifest) -> None:
     assert Model(manifest, "onnx-fp32", batch=2) == Model(manifest, "onnx-fp32", batch=3) != Model(manifest, "openvino-int8")
+
+
+def test_scores_are_divided_by_the_temperature_and_logits_are_not(manifest: Manifest) -> None:
+    logits = np.array([[0.0, 2 * np.log(3.0)]], np.float32)
+    model = Model(manifest.model_copy(update={"decision_rule": DecisionRule(temperature=2.0, reject_below=0.9)}), "onnx-fp32")
+    found = model.outputs(logits)
+    assert found.scores.tolist() == [[pytest.approx(0.25), pytest.approx(0.75)]] and found.logits is logits
 
 
 def test_outputs_are_the_scores_and_the_logits(manifest: Manifest) -> None:

@@ -24,8 +24,8 @@ from edgetl.export.to_hub import share_run
 from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.workflows.evaluate import evaluate_run
-from edgetl.train.workflows.prune import prune_run
+from edgetl.train.workflows.runs.evaluate import evaluate_run
+from edgetl.train.workflows.runs.prune import prune_run
 from edgetl.train.workflows.train import train
 from tests.conftest import write_colors
 

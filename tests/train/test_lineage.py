@@ -19,8 +19,8 @@ from edgetl.train.artifacts.loading.lineage import parent_runs, seen_by_ancestor
 from edgetl.train.artifacts.run import Run
 from edgetl.train.artifacts.seen_images import SELECTED_NAME, TRAINED_NAME, SeenImages
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.workflows.evaluate import evaluate_run
-from edgetl.train.workflows.prune import prune_run
+from edgetl.train.workflows.runs.evaluate import evaluate_run
+from edgetl.train.workflows.runs.prune import prune_run
 from edgetl.train.workflows.train import train
 from tests.conftest import write_colors
 

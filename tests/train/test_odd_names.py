@@ -19,7 +19,7 @@ from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.splits_record import SplitEntry, SplitsRecord
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.workflows.estimate import estimate
-from edgetl.train.workflows.evaluate import evaluate_run
+from edgetl.train.workflows.runs.evaluate import evaluate_run
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colors

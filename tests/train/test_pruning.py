@@ -12,7 +12,7 @@ from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.networks.backbone import rebuild
 from edgetl.train.networks.pruned import PRUNED, layer_sizes
-from edgetl.train.workflows.prune import prune_run
+from edgetl.train.workflows.runs.prune import prune_run
 from edgetl.train.workflows.train import train
 
 

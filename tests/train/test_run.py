@@ -25,7 +25,7 @@ from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
 from edgetl.train.inputs.dataset import ImageDataset
-from edgetl.train.workflows.evaluate import evaluate_run
+from edgetl.train.workflows.runs.evaluate import evaluate_run
 from edgetl.train.workflows.train import train
 
 

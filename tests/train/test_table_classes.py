@@ -17,7 +17,7 @@ from edgetl.runtime.evaluation import EvaluationConfig, evaluate_bundle
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.resolve import check_conflicts, resolve
 from edgetl.train.config.tasks import scan_images
-from edgetl.train.workflows.evaluate import evaluate_run
+from edgetl.train.workflows.runs.evaluate import evaluate_run
 from edgetl.train.workflows.train import train
 from tests.conftest import write_colors
 

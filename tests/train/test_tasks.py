@@ -27,8 +27,8 @@ from edgetl.train.config.tasks import choose_thresholds, scan_images
 from edgetl.train.heads.linear import RIDGE_PENALTIES, fit_multi_label, fit_ridge, fold_scale
 from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.loop.losses import LabelLoss, ValueLoss, presence_weights
-from edgetl.train.workflows.evaluate import evaluate_run
 from edgetl.train.workflows.finetune import fine_tune
+from edgetl.train.workflows.runs.evaluate import evaluate_run
 from edgetl.train.workflows.train import train
 from tests.train.test_loop import SMALL
 

@@ -23,7 +23,7 @@ from edgetl.train.config.recipe import read_recipe as read_tuning_recipe
 from edgetl.train.config.weights_dir import sha256_of
 from edgetl.train.loop.checkpoints import Checkpoints
 from edgetl.train.loop.resume import Job
-from edgetl.train.workflows.prune import prune_run
+from edgetl.train.workflows.runs.prune import prune_run
 from edgetl.train.workflows.train import train
 
 

@@ -124,7 +124,7 @@ def evaluate_command(
     with working(json_output=json_output, verbose=verbose) as progress:
         if is_run(model):
             need_extra("train")
-            from edgetl.train.workflows.evaluate import evaluate_run
+            from edgetl.train.workflows.runs.evaluate import evaluate_run
 
             report = evaluate_run(model, data, config, progress=progress)
         else:

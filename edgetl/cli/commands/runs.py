@@ -1,4 +1,4 @@
-"""Commands that convert a run: ``edgetl prune`` and ``edgetl share``."""
+"""Commands that change or convert a run: ``edgetl calibrate``, ``edgetl prune`` and ``edgetl share``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,52 @@ import typer
 from pydantic import Field
 from rich.markup import escape
 
-from edgetl.cli.options import build, given, need_extra, options_of
+from edgetl.cli.commands.train import show_figures
+from edgetl.cli.options import build, given, need_extra, options_of, part
 from edgetl.cli.session import JsonOption, OverwriteOption, VerboseOption, out, print_json, working
 from edgetl.cli.tables import with_interval
 from edgetl.core.bundle import check_run_folder
 from edgetl.core.config import StrictModel
 from edgetl.core.output.folders import check_output
 from edgetl.data.folder import check_folder
+from edgetl.train.config.options import CalibrationConfig
+
+
+class CalibrateConfig(StrictModel):
+    """Options of ``edgetl calibrate`` that are not part of the training configuration."""
+
+    data: Path | None = Field(default=None, description="Folder of the images that the run was trained on. Default: its original path.")
+
+
+@options_of(CalibrateConfig)
+@options_of(CalibrationConfig, without=("calibrate",))
+def calibrate_command(
+    context: typer.Context,
+    run: Annotated[Path, typer.Argument(help="Run: the folder that `edgetl train` wrote. Its record is changed.")],
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+    **options: Any,
+) -> None:
+    """Calibrate the scores of a run on its validation images (temperature scaling).
+
+    The labels stay the same. --target-precision and --reject-below also set a threshold of unknown images. Each call replaces the earlier
+    calibration.
+    """
+    data = build(CalibrateConfig, **given(CalibrateConfig, context, part(CalibrateConfig, options))).data
+    config = build(CalibrationConfig, calibrate=True, **given(CalibrationConfig, context, part(CalibrationConfig, options)))
+    need_extra("train")
+    check_run_folder(run)
+    if data is not None:
+        check_folder(data, option="--data")
+    with working(json_output=json_output, verbose=verbose) as progress:
+        from edgetl.train.workflows.runs.calibrate import calibrate_run
+
+        record = calibrate_run(run, config, data=data, progress=progress).record
+    if json_output:
+        print_json(record)
+        return
+    show_figures(record)
+    out.print(f"next: edgetl export {escape(str(run))} --out BUNDLE", soft_wrap=True)
 
 
 class PruneConfig(StrictModel):
@@ -43,7 +82,7 @@ def prune_command(
     need_extra("train")
     _check(out_, run, config.data, overwrite=overwrite)
     with working(json_output=json_output, verbose=verbose) as progress:
-        from edgetl.train.workflows.prune import prune_run
+        from edgetl.train.workflows.runs.prune import prune_run
 
         pruned = prune_run(run, out_, ratio=config.ratio, data=config.data, overwrite=overwrite, progress=progress)
     record = pruned.run.record

@@ -24,19 +24,20 @@ from edgetl.cli.session import (
     print_notes,
     working,
 )
-from edgetl.cli.tables import classes_table, figures_line, plain_table, with_interval
+from edgetl.cli.tables import classes_table, figures_line, plain_table, reliability_lines, scores_facts, with_interval
 from edgetl.core.config import StrictModel
 from edgetl.core.lineage import describe_parent
-from edgetl.core.options import COMMON, option_field
+from edgetl.core.options import COMMON, option_field, options
 from edgetl.core.output.folders import check_chart, check_output
 from edgetl.core.system.child_process import child_environment, trusted_path
 from edgetl.data.groups import describe_grouping
 from edgetl.errors import ConfigError
-from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.options import CalibrationConfig, TrainConfig
 from edgetl.train.config.paths import training_inputs
 
 if TYPE_CHECKING:
     from edgetl.core.results import Forgetting
+    from edgetl.train.artifacts.record import RunRecord
     from edgetl.train.artifacts.run import Run
     from edgetl.train.workflows.estimate import Estimates
 
@@ -144,7 +145,7 @@ def _become_many(devices: int, num_nodes: int) -> NoReturn:
     os.execve(sys.executable, [sys.executable, *launch, *sys.argv[1:]], environment)
 
 
-@options_of(TrainConfig, without=("pretrained", "strategy", "head", "features", "unfreeze", "checkpoint_s"))
+@options_of(TrainConfig, without=("pretrained", "strategy", "head", "features", "unfreeze", "checkpoint_s", *options(CalibrationConfig)))
 def plan_command(
     context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Folder with one folder of images per class, or the folder of the images in --labels.")],
@@ -186,9 +187,7 @@ def show_run(run: Run) -> None:
     shown = record.test or record.validation
     if shown.classes:
         out.print(classes_table(shown, "test images" if record.test else "validation images"))
-    out.print(f"validation {figures_line(record.validation)}", soft_wrap=True)
-    if record.test:
-        out.print(f"test {figures_line(record.test)}", soft_wrap=True)
+    show_figures(record)
     splits = run.splits()
     for title, items in (
         ("cannot be decoded and were left out", splits.broken),
@@ -220,6 +219,19 @@ def show_run(run: Run) -> None:
     out.print(f"license of the weights: {license}", soft_wrap=True)
     out.print(f"written to {escape(str(run.path))} in {record.seconds:.0f} s", soft_wrap=True)
     out.print(f"next: edgetl export {escape(str(run.path))} --out BUNDLE", soft_wrap=True)
+
+
+def show_figures(record: RunRecord) -> None:
+    """Print the metrics on validation and test images, and the calibration of the scores."""
+    done = record.calibration
+    before = (done.validation_before, done.test_before) if done else (None, None)
+    for name, old, new in zip(("validation", "test"), before, (record.validation, record.test), strict=True):
+        for line in (figures_line(new), *reliability_lines(new, before=old)) if new else ():
+            out.print(f"{name} {line}", soft_wrap=True)
+    for title, text in scores_facts(record.decision_rule):
+        out.print(f"{title}: {text}, chosen on {record.images['val']} validation images", soft_wrap=True)
+    for notice in done.notices if done else ():
+        out.print(f"[yellow]scores:[/] {escape(notice)}", soft_wrap=True)
 
 
 def _show_forgetting(old: Forgetting, backbone: str) -> None:

@@ -14,6 +14,7 @@ from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 from edgetl.data.folder import Part
 from edgetl.data.groups import Grouping
 from edgetl.data.scan_notes import ScanNote
+from edgetl.train.config.calibration import CalibrationRecord
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.heads.modules import HeadSpec
@@ -102,6 +103,7 @@ class RunRecord(StrictModel):
         head_penalty: L2 strength of the linear probe that fitted or initialized the head. ``None`` if the head started at random.
         interpolation_weight: weight of the fine-tuned weights. Below 1 if WiSE-FT (``--wise-ft``) mixed them with the starting weights.
         compared: results of the compared strategies (``--strategy compare``).
+        calibration: calibration of the scores. ``None`` if none was requested. ``decision_rule`` has the temperature and the threshold.
         forgetting: accuracy drop on the parent run's task. ``None`` without a parent run, or if its images are missing.
         images: number of images in each split.
         high_bit_images: number of training images with more than 8 bits per channel (see ``preprocess.intensity``).
@@ -132,6 +134,7 @@ class RunRecord(StrictModel):
     head_penalty: float | None
     interpolation_weight: float = 1.0
     compared: tuple[Compared, ...] = ()
+    calibration: CalibrationRecord | None = None
     forgetting: Forgetting | None = None
     images: dict[Part, Annotated[int, Field(ge=0)]]
     high_bit_images: int = Field(default=0, ge=0)

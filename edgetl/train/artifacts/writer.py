@@ -100,18 +100,19 @@ def write_run(folder: Path, contents: RunContents, record: Callable[[dict[str, s
     draw_predictions(results.decoding, shown, results.truth[rows], results.outputs[rows], name=name, folder=folder)
     if shown.classes:
         (folder / "classes.csv").write_text(class_table(shown), "utf-8", newline="\n")
-    (folder / PREDICTIONS_NAME).write_text(_predictions(contents.splits, results), "utf-8", newline="\n")
+    write_predictions(folder, contents.splits, results)
     write_record(folder, record(hash_files(folder)))
 
 
-def _predictions(splits: SplitsRecord, results: Results) -> str:
-    """Return the table of predictions on validation and test images as CSV text.
+def write_predictions(folder: Path, splits: SplitsRecord, results: Results) -> None:
+    """Write the table of predictions on validation and test images, ``predictions.csv``, in ``folder``.
 
     Training images are left out: their predictions would need another pass over the images, and are better than those on new images.
     """
     entries = [entry for part in ("val", "test") for entry in splits.entries if entry.part == part]
     files = [LabeledFile(entry.path, entry.part, entry.label, entry.targets) for entry in entries]
-    return predictions_csv(predicted_files(results.decoding, files, results.outputs))
+    text = predictions_csv(predicted_files(results.decoding, files, results.outputs))
+    (folder / PREDICTIONS_NAME).write_text(text, "utf-8", newline="\n")
 
 
 def write_record(folder: Path, record: RunRecord) -> None:

@@ -51,6 +51,7 @@ _optim = partial(option_field, panel="Optimization")
 _loss = partial(option_field, panel="Loss")
 _continual = partial(option_field, panel="Continual learning")
 _distillation = partial(option_field, panel="Distillation")
+_scores = partial(option_field, panel="Scores and unknown images")
 _run = partial(option_field, panel="Execution")
 
 
@@ -270,6 +271,28 @@ class DistillationConfig(StrictModel):
     )
 
 
+class CalibrationConfig(StrictModel):
+    """Calibration options: temperature of the scores, and threshold of unknown images. They are chosen on validation images."""
+
+    calibrate: bool = _scores(
+        False, "Calibration: divide the outputs by the temperature with the lowest log loss on the validation images. Labels stay the same."
+    )
+    target_precision: float | None = _scores(
+        None,
+        "Precision of the labels on validation images, 0..1. Chooses the lowest --reject-below that reaches it. 0.95 is typical.",
+        gt=0.0,
+        lt=1.0,
+    )
+    reject_below: float | None = _scores(
+        None, "Threshold of unknown images, 0..1: an image whose highest score is lower gets no label. Default: none.", ge=0.0, le=1.0
+    )
+
+    @property
+    def requested(self) -> bool:
+        """True if an option is set."""
+        return self.calibrate or self.target_precision is not None or self.reject_below is not None
+
+
 class RunOptions(StrictModel):
     """Execution options: seed, device, activation cache, loggers and checkpoints."""
 
@@ -307,6 +330,7 @@ class TrainConfig(StrictModel):
         optim: Recipe, strategy, learning rates, regularization and losses.
         continual: L2-SP, WiSE-FT, LwF, EWC, replay and progressive networks.
         distillation: Teacher and weight of its loss.
+        calibration: Temperature of the scores, and threshold of unknown images.
         run: Seed, device, activation cache, loggers and checkpoints.
 
     Example:
@@ -321,6 +345,7 @@ class TrainConfig(StrictModel):
     optim: OptimConfig = OptimConfig()
     continual: ContinualConfig = ContinualConfig()
     distillation: DistillationConfig = DistillationConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     run: RunOptions = RunOptions()
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 from edgetl.core.tasks import Task
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError, DataError, MissingExtraError
+from edgetl.train.config.calibration import calibration_conflicts
 from edgetl.train.config.options import ContinualConfig, DataConfig, HeadConfig, OptimConfig, Strategy, TrainConfig, logger_names
 from edgetl.train.config.plan import TrainingJob, planned_strategy, smooths_labels
 from edgetl.train.config.recipe import with_recipe
@@ -84,6 +85,7 @@ def conflicts(
         # A recipe's value is ignored for other losses. A value that was given is a mistake.
         if given.get("label_smoothing") and not smooths_labels(config.optim, task):
             yield "--label-smoothing is only for classification and for --multilabel-loss bce. Remove it"
+        yield from calibration_conflicts(config.calibration, task)
         if task != "classification":
             yield from _class_conflicts(config.head, config.continual, config.distillation.teacher, task)
     yield from _head_conflicts(config.head, strategy, images)

@@ -33,6 +33,7 @@ from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.seen_images import SeenImages, prefixes
 from edgetl.train.artifacts.splits_record import record_splits
 from edgetl.train.artifacts.writer import Results, RunContents, provenance, write_run
+from edgetl.train.config.calibration import CalibrationRecord, calibrate
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.plan import NetworkFacts, Plan, TrainingJob, describe_plan, make_plan
@@ -116,7 +117,7 @@ def _log_start(backbone: Backbone, plan: Plan, splits: Splits) -> None:
 def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: Callable[[], dict[str, Any]]) -> None:
     """Evaluate the trained network and write its run. ``call`` returns the record's fields about this call, including its duration."""
     backbone, splits = training.backbone, training.splits
-    results = _measure(training)
+    results, calibration = _measure(training)
     seen = ancestors | SeenImages(prefixes((*splits.train, *training.continual.replay)), prefixes(splits.val))
     forgetting = _forgetting(training, seen)
     contents = RunContents(backbone, record_splits(splits), seen, results, fitted.rows, training.continual.fisher)
@@ -138,6 +139,7 @@ def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: C
             ),
             head_penalty=fitted.head_penalty,
             interpolation_weight=fitted.interpolation_weight,
+            calibration=calibration,
             forgetting=forgetting,
             images={"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
             data_fingerprint=splits.folder.fingerprint(),
@@ -261,12 +263,15 @@ def choose_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _measure(training: Training) -> Results:
+def _measure(training: Training) -> tuple[Results, CalibrationRecord | None]:
+    """Evaluate the network on validation and test images, after the calibration of its scores if it is requested."""
     splits, execution, optim = training.splits, training.execution, training.config.optim
     samples = [*splits.val, *splits.test]
     extract = features_of(training.backbone, optim.batch_size, device=execution.device, images=len(samples))
     features = extract(samples, progress=execution.progress)
     with torch.no_grad():
         outputs = training.backbone.head.cpu()(torch.from_numpy(features)).numpy()
-    decoding = choose_decoding(splits, outputs[: len(splits.val)], tolerance=optim.tolerance)
-    return Results.of(decoding, truth_of(samples), outputs, validation=len(splits.val))
+    decoding, calibration = choose_decoding(splits, outputs[: len(splits.val)], tolerance=optim.tolerance), None
+    if (config := training.config.calibration).requested:
+        decoding, calibration = calibrate(decoding, truth_of(samples), outputs, config, validation=len(splits.val))
+    return Results.of(decoding, truth_of(samples), outputs, validation=len(splits.val)), calibration

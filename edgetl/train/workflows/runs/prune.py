@@ -110,6 +110,7 @@ def _write(folder: Path, run: Run, pruned: Backbone, results: Results, call: Cal
         "test": results.test,
         "alarms": (),
         "compared": (),
+        "calibration": None,
         "forgetting": None,
     }
     write_run(
