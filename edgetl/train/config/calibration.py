@@ -118,17 +118,16 @@ def choose_temperature(decoding: OutputDecoding, truth: NDArray[Any], outputs: N
     """
     if len(outputs) < LEAST_IMAGES:
         return 1.0, f"{len(outputs)} validation images are too few to calibrate scores (at least {LEAST_IMAGES}): the temperature stays 1."
-    logits = outputs.astype(np.float64)
     known = truth[:, None] == np.arange(outputs.shape[1]) if decoding.task == "classification" else truth > 0
 
     def slope(log_factor: float) -> float:
         """Return the derivative of the log-likelihood loss by the factor of the outputs, 1 / temperature."""
         scaled = with_temperature(decoding, float(np.exp(-log_factor)))
-        return float(((scores_of(scaled, logits) - known) * logits).sum(axis=1).mean())
+        return float(((scores_of(scaled, outputs) - known) * outputs).mean(dtype=np.float64))
 
     # The loss is convex in the factor: its slope has at most one zero.
     low, high = -np.log(HIGHEST), -np.log(LOWEST)
-    if slope(high) < 0:
+    if slope(high) <= 0:  # 0: the scores are 0 and 1 within the rounding
         return 1.0, (
             f"the {len(outputs)} validation images do not limit the scores, because their predictions have almost no errors: the "
             f"temperature stays 1. Add validation images to calibrate."
