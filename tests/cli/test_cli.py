@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.bundle import Bundle
+from edgetl.core.bundle import Bundle, open_bundle
+from edgetl.core.tasks import DecisionRule
 from edgetl.data.predictions import parse_predictions
 from edgetl.train.artifacts.run import Run
 from tests.command import Command, edgetl
-from tests.device.bundles import image, write_bundle
+from tests.device.bundles import image, write_bundle, write_manifest
 from tests.disks import small_disk
 
 
@@ -221,3 +222,14 @@ def test_predict_and_evaluate_write_only_the_table_of_save(bundle: Bundle, digit
     (tmp_path / "wrong.csv").write_text("my notes\n")
     _fails(edgetl("evaluate", bundle.path, digits, "--save", "wrong.csv", cwd=tmp_path), 3, "edgetl did not write it")
     assert (tmp_path / "wrong.csv").read_text() == "my notes\n"
+
+
+def test_an_unknown_image_is_shown_with_its_scores(tmp_path: Path) -> None:
+    folder, photo = write_bundle(tmp_path / "bundle", 1), tmp_path / "photo.png"
+    photo.write_bytes(image())
+    rule = DecisionRule(temperature=2.0, reject_below=0.95)
+    write_manifest(folder, open_bundle(folder).manifest.model_copy(update={"decision_rule": rule}))
+    assert f"{photo}: unknown (red 0." in edgetl("predict", folder, photo).stdout
+    (row,) = json.loads(edgetl("predict", folder, photo, "--json").stdout)["predictions"]
+    assert row["label"] is None and max(row["scores"].values()) == row["score"] < 0.95
+    assert "temperature 2, unknown below 0.95" in edgetl("inspect", folder).stdout

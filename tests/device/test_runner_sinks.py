@@ -484,3 +484,10 @@ def test_mqtts_verifies_the_certificate(mosquitto: str, tmp_path: Path, monkeypa
         known.put(record(1))
         known.close(60)
         assert known.status().delivered == 1
+
+
+def test_the_label_of_an_unknown_image_is_null_in_json_and_empty_in_csv() -> None:
+    unknown = record(1, label=None, score=0.4)
+    assert json.loads(unknown.to_json())["label"] is None
+    (row,) = csv.DictReader(unknown.to_csv().decode().splitlines(), COLUMNS)
+    assert (row["label"], row["score"]) == ("", "0.4")

@@ -20,6 +20,7 @@ from edgetl.train.artifacts.run import Run
 from edgetl.train.config.calibration import LEAST_KNOWN, calibrate, choose_temperature, choose_threshold, with_temperature
 from edgetl.train.config.options import CalibrationConfig
 from edgetl.train.workflows.runs.calibrate import calibrate_run
+from tests.command import edgetl
 
 CLASSES = OutputDecoding("classification", ("a", "b", "c", "d"))
 LABELS = OutputDecoding("multi-label", ("a", "b"), DecisionRule(thresholds=(0.5, 0.31)))
@@ -145,6 +146,16 @@ def test_calibrating_a_run_changes_its_record_and_the_scores_of_its_predictions_
     rows, plain = (list(csv.DictReader(io.StringIO(item.read("predictions.csv").decode()))) for item in (done, run))
     assert [row["prediction"] for row in rows] == [row["prediction"] for row in plain]
     assert [row["score"] for row in rows] != [row["score"] for row in plain]
+
+
+def test_the_command_prints_the_figures_before_and_after(copy: Path) -> None:
+    done = edgetl("calibrate", copy, "--reject-below", "0.6")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for name in ("validation", "test"):
+        assert any(line.startswith(f"{name} expected calibration error 0.") and " to 0." in line for line in lines)
+        assert any(line.startswith(f"{name} unknown below a score of 0.6000: coverage ") for line in lines)
+    assert any(line.startswith("scores: temperature ") for line in lines) and lines[-1] == f"next: edgetl export {copy} --out BUNDLE"
 
 
 def test_conflicting_calibration_options_leave_the_run_unchanged(copy: Path) -> None:
