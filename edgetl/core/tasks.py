@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, TypeAlias
 
@@ -43,6 +44,12 @@ class DecisionRule(StrictModel):
     tolerance: float = Field(default=0.0, ge=0.0)
     ordinal_levels: tuple[int, int] | None = None
 
+    def with_temperature(self, temperature: float) -> DecisionRule:
+        """Return the rule with another temperature. Thresholds are converted, so that the labels stay the same."""
+        factor = self.temperature / temperature
+        thresholds = self.thresholds if factor == 1 else tuple(_power(value, factor) for value in self.thresholds)
+        return self.model_copy(update={"temperature": temperature, "thresholds": thresholds})
+
     def problem(self, task: Task, outputs: int) -> str | None:
         """Return the reason why the rule is invalid for ``task`` and a network with ``outputs`` outputs, or none."""
         if len(self.thresholds) != (outputs if task == "multi-label" else 0):
@@ -58,6 +65,14 @@ class DecisionRule(StrictModel):
         if self.ordinal_levels is not None and not 0 < self.ordinal_levels[1] - self.ordinal_levels[0] < MAX_LEVELS:
             return f"levels from {self.ordinal_levels[0]} to {self.ordinal_levels[1]} are not possible (2 to {MAX_LEVELS} levels)"
         return None
+
+
+def _power(score: float, factor: float) -> float:
+    """Return the sigmoid of ``factor`` times the log-odds of a score."""
+    if score in (0.0, 1.0):
+        return score
+    log_odds = factor * (math.log(score) - math.log1p(-score))
+    return 1 / (1 + math.exp(min(-log_odds, 700.0)))  # math.exp fails above 709
 
 
 @dataclass(frozen=True)
@@ -76,8 +91,8 @@ class OutputDecoding:
 
     @property
     def uncalibrated(self) -> OutputDecoding:
-        """Decoding with the temperature 1. Golden scores and limits on differences between files do not depend on the calibration."""
-        return replace(self, decision_rule=self.decision_rule.model_copy(update={"temperature": 1.0}))
+        """Decoding with the temperature 1 and the same labels. Golden scores do not depend on the calibration."""
+        return replace(self, decision_rule=self.decision_rule.with_temperature(1.0))
 
     @property
     def level_names(self) -> tuple[str, ...]:

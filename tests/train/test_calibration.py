@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from edgetl.core.tasks import DecisionRule, OutputDecoding
 from edgetl.errors import ConfigError
 from edgetl.train import TrainConfig, train
 from edgetl.train.artifacts.run import Run
-from edgetl.train.config.calibration import LEAST_KNOWN, calibrate, choose_temperature, choose_threshold, with_temperature
+from edgetl.train.config.calibration import LEAST_KNOWN, calibrate, choose_temperature, choose_threshold
 from edgetl.train.config.options import CalibrationConfig
 from edgetl.train.workflows.runs.calibrate import calibrate_run
 from tests.command import edgetl
@@ -33,6 +34,10 @@ def overconfident(n: int, factor: float, seed: int = 0) -> tuple[NDArray[np.int6
     scores = softmax(logits).astype(np.float64)
     truth = (scores.cumsum(axis=1) < rng.random((n, 1))).sum(axis=1).clip(max=scores.shape[1] - 1)
     return truth, logits * np.float32(factor)
+
+
+def with_temperature(decoding: OutputDecoding, temperature: float) -> OutputDecoding:
+    return replace(decoding, decision_rule=decoding.decision_rule.with_temperature(temperature))
 
 
 def nll(temperature: float, truth: NDArray[np.int64], outputs: NDArray[np.float32]) -> float:
@@ -75,6 +80,11 @@ def test_the_temperature_of_a_multi_label_model_keeps_its_labels() -> None:
 def test_thresholds_of_0_and_1_do_not_depend_on_the_temperature() -> None:
     ends = OutputDecoding("multi-label", ("a", "b"), DecisionRule(thresholds=(0.0, 1.0)))
     assert with_temperature(ends, 2.0).decision_rule.thresholds == (0.0, 1.0)
+
+
+def test_thresholds_near_0_and_1_can_be_converted_by_any_factor() -> None:
+    ends = OutputDecoding("multi-label", ("a", "b"), DecisionRule(thresholds=(1e-9, 1 - 1e-9), temperature=100.0))
+    assert with_temperature(ends, 0.01).decision_rule.thresholds == pytest.approx((0.0, 1.0))
 
 
 def test_a_second_calibration_replaces_the_first() -> None:

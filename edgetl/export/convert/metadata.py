@@ -33,7 +33,9 @@ def model_info(spec: PreprocessSpec, decoding: OutputDecoding, form: InputForm =
     """
     if decoding.task in ("regression", "ordinal"):
         return {}
-    several = {"multilabel": "True", "confidence_threshold": f"{min(decoding.decision_rule.thresholds, default=0.5):g}"}
+    # Model API has no temperature.
+    thresholds = decoding.uncalibrated.decision_rule.thresholds
+    several = {"multilabel": "True", "confidence_threshold": f"{min(thresholds, default=0.5):g}"}
     normalization = {
         "mean_values": " ".join(f"{value * 255:g}" for value in spec.mean),
         "scale_values": " ".join(f"{value * 255:g}" for value in spec.std),

@@ -17,7 +17,7 @@ from edgetl.core.config import StrictModel
 from edgetl.core.metrics import evaluate_scores
 from edgetl.core.output_decoding import scores_of
 from edgetl.core.results import Reliability
-from edgetl.core.tasks import OutputDecoding, Task
+from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 from edgetl.train.config.options import CalibrationConfig
 
 # Fewest validation images for a temperature or a threshold by precision.
@@ -73,15 +73,15 @@ def calibrate(
         The decoding with the temperature and the threshold, and the record.
     """
     notices = []
-    plain = with_rejection(with_temperature(decoding, 1.0), config.reject_below or 0.0)
+    plain = _rejecting(decoding.uncalibrated, config.reject_below or 0.0)
     result, known, found = plain, truth[:validation], outputs[:validation]
     if config.calibrate:
         temperature, notice = choose_temperature(plain, known, found)
-        result = with_temperature(plain, temperature)
+        result = replace(plain, decision_rule=plain.decision_rule.with_temperature(temperature))
         notices += [notice] if notice else []
     if config.target_precision is not None:
         threshold, notice = choose_threshold(result, known, found, config.target_precision)
-        result = with_rejection(result, threshold)
+        result = _rejecting(result, threshold)
         notices += [notice] if notice else []
     record = CalibrationRecord(
         n=validation,
@@ -91,23 +91,6 @@ def calibrate(
         notices=tuple(notices),
     )
     return result, record
-
-
-def with_temperature(decoding: OutputDecoding, temperature: float) -> OutputDecoding:
-    """Return the decoding with another temperature. Thresholds of a multi-label model are converted, so that its labels stay the same."""
-    rule = decoding.decision_rule
-    if temperature == rule.temperature:
-        return decoding
-    limits = np.array(rule.thresholds, np.float64)
-    with np.errstate(divide="ignore"):  # a threshold of 0 or 1 stays
-        odds = (np.log(limits) - np.log1p(-limits)) * rule.temperature / temperature
-    thresholds = tuple(float(value) for value in 1 / (1 + np.exp(-odds)))
-    return replace(decoding, decision_rule=rule.model_copy(update={"temperature": temperature, "thresholds": thresholds}))
-
-
-def with_rejection(decoding: OutputDecoding, reject_below: float) -> OutputDecoding:
-    """Return the decoding with another threshold of unknown images."""
-    return replace(decoding, decision_rule=decoding.decision_rule.model_copy(update={"reject_below": reject_below}))
 
 
 def choose_temperature(decoding: OutputDecoding, truth: NDArray[Any], outputs: NDArray[np.float32]) -> tuple[float, str]:
@@ -122,7 +105,7 @@ def choose_temperature(decoding: OutputDecoding, truth: NDArray[Any], outputs: N
 
     def slope(log_factor: float) -> float:
         """Return the derivative of the log-likelihood loss by the factor of the outputs, 1 / temperature."""
-        scaled = with_temperature(decoding, float(np.exp(-log_factor)))
+        scaled = replace(decoding, decision_rule=DecisionRule(temperature=float(np.exp(-log_factor))))
         return float(((scores_of(scaled, outputs) - known) * outputs).mean(dtype=np.float64))
 
     # The loss is convex in the factor: its slope has at most one zero.
@@ -171,3 +154,7 @@ def choose_threshold(
         )
     last = int(suitable[-1])
     return float((ranked[last] + ranked[last + 1]) / 2), ""
+
+
+def _rejecting(decoding: OutputDecoding, below: float) -> OutputDecoding:
+    return replace(decoding, decision_rule=decoding.decision_rule.model_copy(update={"reject_below": below}))
