@@ -53,12 +53,22 @@ def choose_variant(bundle: Bundle, name: str | None) -> Variant:
         BundleError: no variant has this name.
         MissingExtraError: no engine for the bundle is installed.
     """
+    return candidates(bundle, name)[0]
+
+
+def candidates(bundle: Bundle, name: str | None) -> list[Variant]:
+    """Return the variant ``name`` alone. Without a name, return all variants with an installed engine, in the order of the manifest.
+
+    Raises:
+        BundleError: no variant has this name.
+        MissingExtraError: no engine for the bundle is installed.
+    """
     if name is not None:
-        return bundle.variant(name)
-    for variant in bundle.manifest.variants:
-        if installed(variant.format):
-            return variant
-    raise missing_engine(bundle, bundle.manifest.variants[0])
+        return [bundle.variant(name)]
+    found = [variant for variant in bundle.manifest.variants if installed(variant.format)]
+    if not found:
+        raise missing_engine(bundle, bundle.manifest.variants[0])
+    return found
 
 
 def missing_engine(bundle: Bundle, variant: Variant) -> MissingExtraError:

@@ -54,13 +54,13 @@ class OvEngine:
             raise EngineError(f"this CPU does not compute in {setting.precision}. Tune the bundle again on this host: edgetl tune BUNDLE")
         # Without the precision hint, OpenVINO computes in bfloat16 on CPUs that support it. Outputs would differ from the export.
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": setting.precision, "INFERENCE_NUM_THREADS": threads}
-        if platform.machine() in ("aarch64", "arm64"):
-            # The int8 convolutions for ARM of OpenVINO 2025.4, 2026.1 and 2026.4 return wrong outputs. Without these transformations, int8
-            # variants are computed in float. See https://github.com/openvinotoolkit/openvino/issues/34673.
-            hints["LP_TRANSFORMS_MODE"] = "NO"
         self._static = setting.static_batch
         try:
             model = core().read_model(xml, weights)
+            # The int8 convolutions for ARM of OpenVINO 2025.4, 2026.1 and 2026.4 return wrong outputs.
+            # See https://github.com/openvinotoolkit/openvino/issues/34673.
+            if platform.machine() in ("aarch64", "arm64"):
+                compute_in_float(model)
             self._ports = Ports(tuple(map(_port, model.inputs)), tuple(map(_port, model.outputs)))
             # A network without inputs is rejected below.
             if self._static and model.inputs and not model.inputs[0].get_partial_shape().rank.is_dynamic:
@@ -115,6 +115,25 @@ class OvEngine:
                 f"Use smaller batches, or another variant."
             )
         return logits
+
+
+def compute_in_float(model: ov.Model) -> None:
+    """Decompose each ``FakeQuantize`` into clamping, scaling and rounding, in place. OpenVINO then computes an int8 network in float.
+
+    OpenVINO computes in int8 only behind a ``FakeQuantize``, and has no public property that turns this off. The decomposition follows the
+    specification of the operation.
+    """
+    opset = ov.opset13
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "FakeQuantize":
+            continue
+        values, low, high, out_low, out_high = node.input_values()
+        steps = opset.constant(node.get_attributes()["levels"] - 1, node.get_output_element_type(0))
+        clamped = opset.minimum(opset.maximum(values, low), high)
+        scaled = opset.multiply(opset.subtract(clamped, low), opset.divide(steps, opset.subtract(high, low)))
+        step = opset.divide(opset.subtract(out_high, out_low), steps)
+        result = opset.add(opset.multiply(opset.round(scaled, "half_to_even"), step), out_low)
+        node.output(0).replace(result.output(0))
 
 
 def _one_image(shape: ov.PartialShape) -> ov.PartialShape:

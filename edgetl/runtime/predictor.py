@@ -6,6 +6,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias, cast, overload
@@ -26,7 +27,7 @@ from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting, Tuni
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 from edgetl.errors import BundleError, ConfigError, EdgetlError, EngineError
 from edgetl.runtime.engine import Engine, open_engine
-from edgetl.runtime.release import Selection, select, tuned_choice, usable_release
+from edgetl.runtime.release import Selection, tuned_choice, usable_release, usable_variant
 from edgetl.runtime.trial import try_variant
 
 MAX_BATCH = 16
@@ -218,8 +219,8 @@ def load(
 
     Args:
         bundle: folder that ``edgetl export`` wrote, an opened bundle (``edgetl.open_bundle``), or a store with an active release.
-        variant: name of a variant. None uses the tuned variant, that of the store, or the first with an installed engine: the fastest at
-            export time, or the best of the deployment contract.
+        variant: name of a variant. None uses the tuned variant, that of the store, or the first that can be loaded on this host: the
+            fastest at export time, or the best of the deployment contract. A warning is logged for each variant that cannot be loaded.
         threads: threads per inference. None uses the tuned number, that of the contract, or all cores available to this process.
         trial: load the variant and run one image in a separate process first, with limits on memory and time. Use it for bundles from
             other authors. It takes about a second.
@@ -240,7 +241,7 @@ def load(
     tuned = None
     if tuning is not None:
         tuned = tuned_choice(opened, tuning if isinstance(tuning, Tuning) else read_json(Path(tuning), Tuning, ConfigError))
-    return _load_selected(opened, select(opened, tuned, variant=variant), threads=threads, trial=trial)
+    return usable_variant(opened, partial(_load_selected, threads=threads, trial=trial), tuned=tuned, variant=variant)
 
 
 def _load_selected(bundle: Bundle, selection: Selection, *, threads: int | None, trial: bool) -> Predictor:
@@ -274,11 +275,7 @@ def load_variant(bundle: Bundle, variant: Variant, *, threads: int | None = None
 
 def _load_from_store(store: Path, *, variant: str | None, threads: int | None, trial: bool) -> Predictor:
     """Load the release in use of a store, and observe its health while it is in probation."""
-
-    def load_release(bundle: Bundle, selection: Selection) -> Predictor:
-        return _load_selected(bundle, selection, threads=threads, trial=trial)
-
-    start, _, predictor = usable_release(store, load_release, variant=variant)
+    start, _, predictor = usable_release(store, partial(_load_selected, threads=threads, trial=trial), variant=variant)
     if start.observed:
         predictor._engine = _ObservedEngine(predictor._engine, start)
         # Runs when the predictor is deleted or the interpreter exits, but not after a crash.

@@ -1,4 +1,4 @@
-"""Releases of a store that can be loaded: the tuned choice of a release, and the fallback to an earlier release."""
+"""Variants of a bundle and releases of a store that can be loaded: tuned choices, and the fallback to another variant or release."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgetl.core.manifest import Variant
 from edgetl.core.store import Release, Start, starts
 from edgetl.core.system.execution import DEFAULT_SETTING, Choice, ExecutionSetting, Tuning
 from edgetl.errors import BundleError, EdgetlError, EngineError, IntegrityError, OutOfMemoryError, StoreError
-from edgetl.runtime.engine import choose_variant
+from edgetl.runtime.engine import candidates
 
 _log = logging.getLogger(__name__)
 
@@ -36,17 +36,28 @@ class Selection:
     setting: ExecutionSetting = DEFAULT_SETTING
 
 
-def select(bundle: Bundle, tuned: Choice | None, *, variant: str | None) -> Selection:
-    """Return the tuned choice of a bundle. A given ``variant`` overrides it.
+def usable_variant(
+    bundle: Bundle, load: Callable[[Bundle, Selection], Loaded], *, tuned: Choice | None = None, variant: str | None = None
+) -> Loaded:
+    """Load the tuned choice of a bundle, or a given ``variant``, which overrides it.
+
+    Without both, load the first variant that can be loaded on this host. A warning is logged for each variant that cannot.
 
     Raises:
         BundleError: no variant has this name.
         MissingExtraError: no engine for the bundle is installed.
+        EdgetlError: an error of ``load`` for the last of the variants.
     """
-    chosen = choose_variant(bundle, variant or (tuned.variant if tuned else None))
-    if tuned is None or tuned.variant != chosen.name:
-        return Selection(chosen)
-    return Selection(chosen, tuned.threads, tuned.setting)
+    variants = candidates(bundle, variant or (tuned.variant if tuned else None))
+    for chosen, following in zip(variants, [*variants[1:], None], strict=True):
+        selection = Selection(chosen, tuned.threads, tuned.setting) if tuned and tuned.variant == chosen.name else Selection(chosen)
+        try:
+            return load(bundle, selection)
+        except EngineError as error:
+            if following is None:
+                raise
+            _log.warning("%s cannot be loaded on this host, so %s is loaded instead: %s", chosen.name, following.name, error)
+    raise AssertionError("there is at least one variant")
 
 
 def usable_release(
@@ -76,7 +87,7 @@ def usable_release(
         tuned = _stored_choice(bundle, start.release)
         name = variant or (None if tuned else start.release.record.variant)
         try:
-            return start, bundle, load(bundle, select(bundle, tuned, variant=name))
+            return start, bundle, usable_variant(bundle, load, tuned=tuned, variant=name)
         except (IntegrityError, EngineError, OutOfMemoryError) as error:
             start.failed(str(error))
         except EdgetlError:

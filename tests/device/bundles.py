@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 from PIL import Image
 
 from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_prefixes
@@ -36,6 +36,18 @@ def network(scale: float) -> bytes:
         helper.make_node("MatMul", ["means", "weights"], ["logits"]),
     ]
     return onnx_bytes(nodes, {"sides": np.array([2, 3]), "weights": scale * np.eye(3, dtype=np.float32)}, ends=ends)
+
+
+def network_without_kernel() -> bytes:
+    """Return a valid ONNX file that ONNX Runtime cannot load on any CPU: it has no kernel for the pooling of double numbers."""
+    ends = [end("input", ["n", 3, SIDE, SIDE]), end("logits", ["n", 3])]
+    nodes = [
+        helper.make_node("Cast", ["input"], ["wide"], to=TensorProto.DOUBLE),
+        helper.make_node("AveragePool", ["wide"], ["pooled"], kernel_shape=[SIDE, SIDE]),
+        helper.make_node("Cast", ["pooled"], ["narrow"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["narrow"], ["logits"]),
+    ]
+    return onnx_bytes(nodes, {}, ends=ends)
 
 
 def image(color: tuple[int, int, int] = (200, 60, 30)) -> bytes:

@@ -29,7 +29,7 @@ from edgetl.device.tuning import TuneConfig
 from edgetl.errors import BundleError, DowngradeError, InstallError, IntegrityError, MissingExtraError, StoreError, UnsignedError
 from tests.core.bundles import files_of
 from tests.core.deadline import within
-from tests.device.bundles import network, pass_self_test, release_in_use, write_bundle
+from tests.device.bundles import network, network_without_kernel, pass_self_test, release_in_use, write_bundle
 
 ALLOWED = InstallConfig(allow_downgrade=True)
 
@@ -176,10 +176,12 @@ def test_a_release_with_wrong_golden_scores_is_refused(
     assert len(list((store / "releases").iterdir())) == 1
 
 
-def test_a_variant_that_fails_on_this_host_is_not_used(store: Path, tmp_path: Path, self_tested: None) -> None:
-    mixed = write_bundle(tmp_path / "mixed", 4, precisions=("int8", "fp32"), model=network(9.0))
+@pytest.mark.parametrize(("model", "reason"), [(network(9.0), "differ from the manifest"), (network_without_kernel(), "cannot load")])
+def test_a_variant_that_fails_on_this_host_is_not_used(store: Path, tmp_path: Path, model: bytes, reason: str, self_tested: None) -> None:
+    mixed = write_bundle(tmp_path / "mixed", 4, precisions=("int8", "fp32"), model=model)
     found = install(str(mixed), store)
     assert found.failures[0].startswith("onnx-int8: ")
+    assert reason in found.failures[0]
     predictor = edgetl.load(store)
     assert predictor.variant is not None
     assert predictor.variant.name == "onnx-fp32"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BundleError, ConfigError, EngineError, ImageError, IntegrityError
 from edgetl.runtime.engine import load_engine
 from edgetl.runtime.testing import FixedEngine
+from tests.command import edgetl as command
+from tests.device.bundles import network_without_kernel, write_bundle
 
 VARIANTS = ["onnx-fp32", "openvino-fp32", "onnx-int8", "openvino-int8"]
 
@@ -55,6 +58,26 @@ def test_several_threads_can_use_the_same_predictor(bundle: Bundle, digits: Path
         expected = [predictor.predict(path) for path in paths]
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(predictor.predict, paths)) == expected
+
+
+def test_a_variant_that_cannot_be_loaded_is_replaced_by_the_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """ONNX Runtime has no kernel for an operation of the first variant, as for some float16 variants on ARM."""
+    mixed = write_bundle(tmp_path / "mixed", 1, precisions=("fp16", "fp32"), model=network_without_kernel())
+    predictor = edgetl.load(mixed)
+    assert predictor.variant is not None and predictor.variant.name == "onnx-fp32"
+    assert "onnx-fp16 cannot be loaded on this host, so onnx-fp32 is loaded instead: " in caplog.text
+    assert "Could not find an implementation for AveragePool" in caplog.text
+    with pytest.raises(EngineError, match="AveragePool"):
+        edgetl.load(mixed, variant="onnx-fp16")
+    with pytest.raises(EngineError, match="AveragePool"):
+        edgetl.load(write_bundle(tmp_path / "one", 1, model=network_without_kernel()))
+
+
+def test_predict_states_the_variant_and_why_it_is_not_the_first(tmp_path: Path) -> None:
+    mixed = write_bundle(tmp_path / "mixed", 1, precisions=("fp16", "fp32"), model=network_without_kernel())
+    done = command("predict", mixed, mixed / "golden/0.png", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["variant"] == "onnx-fp32"
+    assert "onnx-fp16 cannot be loaded on this host" in done.stderr
 
 
 def test_the_default_is_the_first_variant(bundle: Bundle) -> None:

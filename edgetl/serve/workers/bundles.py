@@ -10,7 +10,7 @@ from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.store import Start, is_store
 from edgetl.core.system.execution import Choice
 from edgetl.errors import BundleError, EdgetlError
-from edgetl.runtime.release import Selection, select, usable_release
+from edgetl.runtime.release import Selection, usable_release, usable_variant
 from edgetl.runtime.trial import try_variant
 
 
@@ -58,7 +58,7 @@ def find_bundles(paths: Sequence[Path], variant: str | None, *, skip: Set[str] =
                 start, bundle, choice = usable_release(place, _try, variant=variant, skip=skip)
             else:
                 start, bundle = None, open_bundle(place)
-                choice = _try(bundle, select(bundle, None, variant=variant))
+                choice = usable_variant(bundle, _try, variant=variant)
             found.append(ServedBundle(bundle.path, bundle.manifest.name, choice, start, signed=bundle.signature is not None))
     except EdgetlError:
         end_starts(found)
