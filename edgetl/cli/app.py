@@ -47,6 +47,7 @@ COMMANDS = {
         bundle.verify_command,
         bundle.inspect_command,
         bench.bench_command,
+        runs.report_command,
         serve.serve_command,
     ),
     "Device": (

@@ -59,6 +59,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("Measure every variant on this host", "edgetl bench bundle"),
         ("Compare two variants on one thread", "edgetl bench bundle --variant onnx-int8 --against onnx-fp32 --threads 1"),
     ),
+    "report": (
+        ("Write an HTML page about a run and its bundle", "edgetl report run bundle --out report.html"),
+        ("Compare two runs", "edgetl report run other_run --out comparison.html"),
+    ),
     "serve": (
         ("Serve a bundle on http://127.0.0.1:8000", "edgetl serve bundle"),
         ("Serve two bundles with two worker processes", "edgetl serve bundle other_bundle --processes 2 --port 9000"),

@@ -11,7 +11,7 @@ import pytest
 
 from edgetl.device.monitoring import events
 from edgetl.device.monitoring.events import Event, EventLog
-from edgetl.errors import StorageError
+from edgetl.errors import ConfigError, StorageError
 from tests.disks import fill
 
 WRITER = """
@@ -39,6 +39,26 @@ def test_events_and_counts_are_read_after_a_restart(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "new/events.sqlite")
     assert log.events() == [event(2), event(1)]
     assert log.counts() == {("2026-11-26", "waste", 3, "captured_drift"): 3}
+
+
+def test_events_of_a_file_in_use_are_read_without_a_change(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.sqlite")
+    log.add(event(1))
+    log.add(event(2))
+    assert events.read_events(tmp_path / "events.sqlite") == [event(2), event(1)]
+    assert events.read_events(tmp_path / "events.sqlite", limit=1) == [event(2)]
+    log.close()
+    before = (tmp_path / "events.sqlite").read_bytes()
+    assert events.read_events(tmp_path / "events.sqlite") == [event(2), event(1)]
+    assert (tmp_path / "events.sqlite").read_bytes() == before
+
+
+def test_reading_another_file_as_events_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("notes " * 1000)
+    sqlite3.connect(tmp_path / "other.sqlite").execute("CREATE TABLE events (id)").connection.close()
+    for name, reason in (("missing", "does not exist"), ("notes.txt", "not a database"), ("other.sqlite", "another program created it")):
+        with pytest.raises(ConfigError, match=rf"--events .*{name}.*{reason}"):
+            events.read_events(tmp_path / name)
 
 
 def test_the_oldest_events_and_days_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

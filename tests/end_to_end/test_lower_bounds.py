@@ -14,6 +14,7 @@ from tests.matrix import ROOT, install, try_device
 
 # First version without the defect, and a reference to the defect.
 FIRST_FIXED = {
+    "captum": ((0, 9), "0.8 requires NumPy 1"),
     "cryptography": ((44, 0, 1), "CVE-2024-12797"),
     "onnx": ((1, 21), "CVE-2026-34445, CVE-2026-34446, CVE-2026-27489, CVE-2026-28500"),
     "onnx-ir": ((0, 1, 8), "fails on protobuf 7"),

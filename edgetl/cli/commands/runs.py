@@ -1,9 +1,12 @@
-"""Commands that change or convert a run: ``edgetl calibrate``, ``edgetl prune`` and ``edgetl share``."""
+"""Commands on runs: ``edgetl calibrate``, ``edgetl prune``, ``edgetl share`` and ``edgetl report``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import Field
@@ -11,13 +14,21 @@ from rich.markup import escape
 
 from edgetl.cli.commands.train import show_figures
 from edgetl.cli.options import build, given, need_extra, options_of, part
-from edgetl.cli.session import JsonOption, OverwriteOption, VerboseOption, out, print_json, working
+from edgetl.cli.session import JsonOption, OverwriteOption, VerboseOption, err, out, print_json, working
 from edgetl.cli.tables import with_interval
-from edgetl.core.bundle import check_run_folder
+from edgetl.core.bundle import check_run_folder, is_run, open_bundle
 from edgetl.core.config import StrictModel
-from edgetl.core.output.folders import check_output
+from edgetl.core.output.folders import check_output, check_output_file
+from edgetl.core.progress import Progress
+from edgetl.core.tasks import SCORE_NAMES
 from edgetl.data.folder import check_folder
+from edgetl.installation import install_command
+from edgetl.report.config import ReportConfig
 from edgetl.train.config.options import CalibrationConfig
+
+if TYPE_CHECKING:
+    from edgetl.report.models import RunFacts
+    from edgetl.report.summary import ReportSummary
 
 
 class CalibrateConfig(StrictModel):
@@ -127,6 +138,69 @@ def share_command(
     for path in files:
         out.print(f"{escape(str(path))}  {path.stat().st_size / 1e6:.2f} MB", soft_wrap=True)
     out.print(f"next: read {escape(str(files[-1]))}, then: hf upload OWNER/NAME {escape(str(out_))}", soft_wrap=True)
+
+
+@options_of(ReportConfig)
+def report_command(
+    context: typer.Context,
+    models: Annotated[
+        list[Path], typer.Argument(help="Folders of runs and bundles. A bundle is shown with the run that it was exported from.")
+    ],
+    out_: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="HTML file to write.")],
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+    **options: Any,
+) -> None:
+    """Write an HTML page about runs and bundles: data, results, wrong predictions, variants.
+
+    It also has training curves, calibration, lineage, licenses and drift events. The page is one file of at most 5 MB without scripts and
+    network access. An earlier report is replaced.
+    """
+    from edgetl.device.monitoring.events import read_events
+    from edgetl.device.transport import unpacked
+    from edgetl.report.models import group_models
+    from edgetl.report.page import is_own_report, write_report
+
+    config = build(ReportConfig, **given(ReportConfig, context, options))
+    images = {"--data": check_folder(config.data, option="--data")} if config.data else {}
+    check_output_file(out_, "--out", is_own=is_own_report, inputs={**{f"the model {path}": path for path in models}, **images})
+    runs = [path for path in models if is_run(path)]
+    with working(json_output=json_output, verbose=verbose) as progress, ExitStack() as stack:
+        events = read_events(config.events) if config.events else None
+        found = _read_runs(runs, config, progress) if runs else []
+        bundles = [open_bundle(stack.enter_context(unpacked(path))) for path in models if path not in runs]
+        summary = write_report(group_models(found, bundles), out_, events=events)
+    print_json(summary) if json_output else _show_report(summary)
+    if runs and config.images and find_spec("captum") is None:
+        err.print(f"saliency maps need captum. Install it with: {escape(install_command('report'))}", soft_wrap=True)
+
+
+def _read_runs(paths: Sequence[Path], config: ReportConfig, progress: Progress) -> list[RunFacts]:
+    """Read runs with the training libraries. Saliency maps are computed if captum is installed."""
+    need_extra("train")
+    from edgetl.report.run_facts import SaliencyFunction, read_run
+
+    saliency: SaliencyFunction | None = None
+    if config.images and find_spec("captum") is not None:
+        from edgetl.report.saliency import occlusion_maps
+
+        saliency = occlusion_maps
+    return [read_run(path, config, saliency, progress=progress) for path in paths]
+
+
+def _show_report(summary: ReportSummary) -> None:
+    for model in summary.models:
+        score = model.test.score if model.test else None
+        figures = [f"test {SCORE_NAMES[model.task]} {with_interval(score)}"] if score else []
+        figures += [f"{model.wrong} wrong predictions, {model.shown} shown"] if model.wrong is not None else []
+        figures += [f"{len(model.variants)} variants"] if model.variants else []
+        out.print(f"{escape(model.name)} ({model.kind}): {'; '.join(figures)}", soft_wrap=True)
+    for model in summary.models:
+        for line in model.missing:
+            out.print(f"[yellow]{escape(model.name)}:[/] {escape(line)}", soft_wrap=True)
+    if summary.left_out:
+        out.print(f"[yellow]{summary.left_out} images were left out, because the page would exceed 5 MB.[/]", soft_wrap=True)
+    out.print(f"written to {escape(summary.report)} ({summary.size_bytes / 1e6:.2f} MB)", soft_wrap=True)
 
 
 def _check(out: Path, run: Path, data: Path | None, *, overwrite: bool) -> None:

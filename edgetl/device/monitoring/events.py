@@ -10,13 +10,13 @@ import json
 import logging
 import sqlite3
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgetl.errors import StorageError
+from edgetl.errors import ConfigError, StorageError
 
 Result = TypeVar("Result")
 logger = logging.getLogger("edgetl.monitor")
@@ -145,6 +145,26 @@ class EventLog:
                 self.close()
                 self._connection = None
             return None
+
+
+def read_events(path: Path, limit: int = 100) -> list[Event]:
+    """Return the last events of a file, the newest first. The file is not changed, and may be in use.
+
+    Raises:
+        ConfigError: the file is missing, damaged, or not a file of events.
+    """
+    if not path.is_file():
+        raise ConfigError(f"--events {path} does not exist. Give the file of --events of `edgetl serve` or `edgetl run`.")
+    query = "SELECT time, model, release, kind, detail FROM events ORDER BY id DESC LIMIT ?"
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=1.0)) as connection:
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            if application != _APPLICATION:
+                raise _error("another program created it", "SQLITE_MISMATCH")
+            rows = connection.execute(query, (limit,)).fetchall()
+            return [Event(time, model, release, kind, json.loads(detail)) for time, model, release, kind, detail in rows]
+    except (sqlite3.Error, ValueError) as error:
+        raise ConfigError(f"--events {path} cannot be read as a file of events: {error}. Choose another file.") from error
 
 
 def timestamp() -> str:

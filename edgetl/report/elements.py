@@ -1,0 +1,109 @@
+"""HTML and SVG elements. Every text and attribute is escaped, because names of files and classes may contain any character."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+from xml.etree.ElementTree import Element, tostring
+
+from edgetl.core.files.names import printable
+from edgetl.core.results import Proportion
+
+Child: TypeAlias = Element | str | Iterable["Child"] | None
+
+
+def element(tag: str, *children: Child, **attributes: str | float | None) -> Element:
+    """Return an element.
+
+    Args:
+        tag: name of the element.
+        children: elements and texts, or lists of them. None adds nothing.
+        attributes: ``class_="a"`` becomes ``class="a"``, ``aria_label`` becomes ``aria-label``. None adds no attribute. Floats are
+            rounded to two digits, enough for coordinates.
+    """
+    made = Element(tag)
+    for name, value in attributes.items():
+        if value is not None:
+            text = f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else printable(str(value))
+            made.set(name.rstrip("_").replace("_", "-"), text)
+    _append(made, children)
+    return made
+
+
+def _append(parent: Element, children: Iterable[Child]) -> None:
+    for child in children:
+        if child is None:
+            continue
+        if isinstance(child, Element):
+            parent.append(child)
+        elif not isinstance(child, str):
+            _append(parent, child)
+        elif len(parent):
+            parent[-1].tail = (parent[-1].tail or "") + printable(child)
+        else:
+            parent.text = (parent.text or "") + printable(child)
+
+
+def to_html(root: Element) -> str:
+    """Return the HTML text of an element."""
+    return tostring(root, encoding="unicode", method="html")
+
+
+def number(value: float, digits: int = 3) -> Element:
+    """Return a rounded number. The attribute ``value`` has all digits."""
+    return element("data", f"{value:.{digits}f}", value=repr(value))
+
+
+def with_interval(figure: Proportion, digits: int = 3) -> list[Child]:
+    """Return a metric with its 95 % interval."""
+    low, high = f"{figure.low:.{digits}f}", f"{figure.high:.{digits}f}"
+    return [number(figure.value, digits), " ", element("span", f"({low} to {high})", class_="interval")]
+
+
+def paragraph(*children: Child, class_: str | None = None) -> Element:
+    """Return a paragraph."""
+    return element("p", *children, class_=class_)
+
+
+def facts(rows: Iterable[tuple[str, Child]]) -> Element:
+    """Return a description list of names and values."""
+    return element("dl", [element("div", element("dt", name), element("dd", value)) for name, value in rows], class_="facts")
+
+
+def items(values: Iterable[Child]) -> Element:
+    """Return a bulleted list."""
+    return element("ul", [element("li", value) for value in values])
+
+
+def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Child]], *, text_columns: int = 1) -> Element:
+    """Return a table in a box that scrolls sideways on a narrow screen.
+
+    Args:
+        caption: title of the table.
+        head: titles of the columns.
+        rows: cells. The first cell is the header of its row.
+        text_columns: number of left-aligned columns. The others have numbers, aligned on the right.
+    """
+    kinds = ["text" if index < text_columns else "number" for index in range(len(head))]
+    titles = [element("th", title, scope="col", class_=kind) for title, kind in zip(head, kinds, strict=True)]
+    body = [
+        element(
+            "tr",
+            element("th", row[0], scope="row", class_=kinds[0]),
+            [element("td", cell, class_=kind) for cell, kind in zip(row[1:], kinds[1:], strict=True)],
+        )
+        for row in rows
+    ]
+    return scrollable(
+        element("table", element("caption", caption), element("thead", element("tr", titles)), element("tbody", body)), caption
+    )
+
+
+def scrollable(content: Element, label: str) -> Element:
+    """Return a box that scrolls sideways with the pointer or the keyboard. ``label`` is its name for screen readers."""
+    return element("div", content, class_="scroll", tabindex=0, role="group", aria_label=label)
+
+
+def figure(content: Child, caption: Child) -> Element:
+    """Return a chart or image with its caption."""
+    return element("figure", content, element("figcaption", caption))

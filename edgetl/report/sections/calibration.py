@@ -1,0 +1,41 @@
+"""Calibration: reliability diagram and expected calibration error."""
+
+from __future__ import annotations
+
+from edgetl.core.results import Reliability
+from edgetl.report.charts import reliability_chart
+from edgetl.report.elements import Child, element, figure, number, paragraph, table, with_interval
+
+
+def calibration_section(reliability: Reliability, split: str) -> list[Child]:
+    """Return the content of the section about the calibration of scores on the images of ``split``."""
+    rows: list[list[Child]] = [
+        [f"{item.low:.3f} to {item.high:.3f}", str(item.accuracy.n), number(item.score), with_interval(item.accuracy)]
+        for item in reliability.bins
+    ]
+    mean_gap = sum(item.accuracy.n * (item.score - item.accuracy.value) for item in reliability.bins) / max(1, reliability.n)
+    direction = "higher" if mean_gap > 0 else "lower"
+    text = (
+        f"Expected calibration error (ECE): mean difference of score and accuracy over 15 bins of equal width (Guo et al. 2017, "
+        f"arXiv:1706.04599), on {reliability.n:,} predictions of {split} images. The mean score is {abs(mean_gap):.3f} {direction} than "
+        f"the accuracy."
+    )
+    label = f"Reliability diagram: accuracy over mean score in {len(reliability.bins)} bins. ECE {reliability.ece:.3f}"
+    caption = "Accuracy over score, with 95 % intervals. Calibrated scores are on the dashed line. The area of a dot shows its predictions."
+    bins = table("Bins of the reliability diagram", ("score", "predictions", "mean score", "accuracy"), rows)
+    return [
+        element(
+            "dl",
+            [
+                element("div", element("dt", name), element("dd", number(value), class_="value"), element("dd", note, class_="note"))
+                for name, value, note in (
+                    ("ECE", reliability.ece, "0 is calibrated"),
+                    ("Log loss", reliability.nll, "nats"),
+                    ("Brier score", reliability.brier, "squared error of the scores"),
+                )
+            ],
+            class_="cards",
+        ),
+        paragraph(text),
+        element("div", figure(reliability_chart(reliability.bins, label=label), caption), bins, class_="pair"),
+    ]
