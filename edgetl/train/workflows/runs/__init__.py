@@ -1,0 +1,1 @@
+"""Workflows on a finished run: evaluation, calibration, pruning."""
