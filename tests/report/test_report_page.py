@@ -29,7 +29,7 @@ from edgetl.report.page import MAX_PAGE_BYTES, is_own_report, limit_images, rend
 from edgetl.report.run_facts import NO_CAPTUM, read_run, worst_predictions
 from edgetl.report.sections.variants import pareto_front
 from edgetl.train.artifacts.run import Run
-from edgetl.train.workflows.evaluate import evaluate_run
+from edgetl.train.workflows.runs.evaluate import evaluate_run
 
 SCRIPT = "<script>alert(1)</script>"
 QUOTES = "\"' onload='alert(1)' &amp; \u202e.png"
