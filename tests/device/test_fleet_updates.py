@@ -217,7 +217,8 @@ def test_the_unit_of_the_runner_is_that_of_edgetl_run() -> None:
     text = (PACKAGING / "systemd" / "edgetl-run.service").read_text("utf-8")
     command = next(line for line in text.splitlines() if line.startswith("ExecStart=")).removeprefix("ExecStart=").split()
     paths = UnitPaths((Path("/srv/edgetl/incoming"),), camera=False)
-    printed = unit(command, paths, user="edgetl", endless=True, memory_max_mb=1200)
+    tune = [command[0], "tune", command[2]]
+    printed = unit(command, paths, user="edgetl", endless=True, memory_max_mb=1200, after_start=tune)
     own = {"StateDirectory=edgetl", "LogsDirectory=edgetl", "RuntimeDirectory=edgetl"}
     lines = [line for line in text.splitlines() if line not in own and not line.startswith("#")]
     assert [line for line in lines if line] == [line for line in printed.splitlines() if line and not line.startswith("#")]
