@@ -17,8 +17,6 @@ from edgetl.core.results import Attempt, Evaluation, Proportion, Reliability
 from edgetl.core.system.execution import Tuning
 from edgetl.core.system.host_load import HostLoad
 from edgetl.core.tasks import SCORE_NAMES, DecisionRule
-from edgetl.measure.comparison import setting_text
-from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.report import LatencyReport
 
 if TYPE_CHECKING:
@@ -372,32 +370,3 @@ def order_line(manifest: Manifest) -> str:
     if manifest.contract is None and manifest.sorted_by == "time":
         keys = "network ms, the fastest first"
     return f"order of the variants: {keys}. `edgetl predict` uses the first variant with an installed engine."
-
-
-def latency_table(report: LatencyReport) -> Table:
-    """Return a table with one row per variant: latency of one image, ms, after warm-up."""
-    title = f"{report.bundle}: latency of one image, ms (median), {report.threads} thread(s)"
-    table = plain_table(title, "variant", "decode", "preprocess", "infer", "whole", "whole\np90", "whole\np99", "images/s")
-    for row in report.variants:
-        mark = "*" if row.busy or row.invalid else ""
-        stages = [f"{percentile(values, 50)}{mark}" for values in (row.decode, row.preprocess, row.infer, row.whole)]
-        tail = [f"{percentile(row.whole, rank)}{mark}" for rank in (90, 99)]
-        table.add_row(f"{row.variant}{setting_text(row.setting)}", *stages, *tail, f"{1000 / row.whole.mean_ms:.0f}")
-    return table
-
-
-def cold_table(report: LatencyReport) -> Table:
-    """Return a table of cold starts: a new process for each variant, from its start to its first prediction."""
-    table = plain_table("cold start (new process)", "variant", "file MB", "load ms", "first prediction ms", "peak memory MB")
-    for row in report.variants:
-        cold = row.cold
-        table.add_row(
-            row.variant, f"{row.size_bytes / 1e6:.2f}", f"{cold.load_ms:.0f}", f"{cold.first_prediction_ms:.0f}", f"{cold.peak_rss_mb:.0f}"
-        )
-    return table
-
-
-def percentile(values: Percentiles, rank: int) -> str:
-    """Format a percentile, or the number of calls that it needs: ``n<662``."""
-    found = {50: values.p50_ms, 90: values.p90_ms, 99: values.p99_ms}[rank]
-    return f"{found:.2f}" if found is not None else f"n<{MIN_CALLS[rank]}"

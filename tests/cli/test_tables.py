@@ -10,17 +10,16 @@ import pytest
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
+from edgetl.cli.commands.bench import cold_table, latency_table
 from edgetl.cli.tables import (
     attempt_lines,
     bench_lines,
     busy_lines,
     certainty_lines,
     classes_table,
-    cold_table,
     facts_grid,
     failed_attempt_lines,
     input_size_lines,
-    latency_table,
     order_line,
     outcomes_table,
     plain_table,

@@ -13,7 +13,7 @@ from rich.table import Table
 from edgetl.cli.charts import draw_latency, need_matplotlib
 from edgetl.cli.options import build, given, options_of
 from edgetl.cli.session import JsonOption, VerboseOption, err, out, print_json, working
-from edgetl.cli.tables import bench_lines, cold_table, latency_table, plain_table
+from edgetl.cli.tables import bench_lines, plain_table
 from edgetl.core.config import read_json
 from edgetl.core.output.folders import check_chart
 from edgetl.core.progress import Progress
@@ -21,6 +21,7 @@ from edgetl.data.listing import find_images
 from edgetl.errors import ConfigError, ImageError, MeasurementError, RegressionError
 from edgetl.measure.comparison import compare_reports, measure_in_turn, setting_text
 from edgetl.measure.config import BenchConfig
+from edgetl.measure.latency import MIN_CALLS, Percentiles
 from edgetl.measure.report import MAX_REPORT_BYTES, Comparison, LatencyReport, ScenarioReport
 from edgetl.measure.scenarios.measurement import measure_scenarios
 from edgetl.measure.stages import measure_bundle
@@ -158,3 +159,32 @@ def _comparison_table(comparison: Comparison) -> Table:
         result = f"{ratio.result}{'*' if comparison.invalid else ''}"
         table.add_row(ratio.name, f"{ratio.reference_ms:.3f}", f"{ratio.ms:.3f}", f"{ratio.ratio:.3f}", interval, result)
     return table
+
+
+def latency_table(report: LatencyReport) -> Table:
+    """Return a table with one row per variant: latency of one image, ms, after warm-up."""
+    title = f"{report.bundle}: latency of one image, ms (median), {report.threads} thread(s)"
+    table = plain_table(title, "variant", "decode", "preprocess", "infer", "whole", "whole\np90", "whole\np99", "images/s")
+    for row in report.variants:
+        mark = "*" if row.busy or row.invalid else ""
+        stages = [f"{percentile(values, 50)}{mark}" for values in (row.decode, row.preprocess, row.infer, row.whole)]
+        tail = [f"{percentile(row.whole, rank)}{mark}" for rank in (90, 99)]
+        table.add_row(f"{row.variant}{setting_text(row.setting)}", *stages, *tail, f"{1000 / row.whole.mean_ms:.0f}")
+    return table
+
+
+def cold_table(report: LatencyReport) -> Table:
+    """Return a table of cold starts: a new process for each variant, from its start to its first prediction."""
+    table = plain_table("cold start (new process)", "variant", "file MB", "load ms", "first prediction ms", "peak memory MB")
+    for row in report.variants:
+        cold = row.cold
+        table.add_row(
+            row.variant, f"{row.size_bytes / 1e6:.2f}", f"{cold.load_ms:.0f}", f"{cold.first_prediction_ms:.0f}", f"{cold.peak_rss_mb:.0f}"
+        )
+    return table
+
+
+def percentile(values: Percentiles, rank: int) -> str:
+    """Format a percentile, or the number of calls that it needs: ``n<662``."""
+    found = {50: values.p50_ms, 90: values.p90_ms, 99: values.p99_ms}[rank]
+    return f"{found:.2f}" if found is not None else f"n<{MIN_CALLS[rank]}"
