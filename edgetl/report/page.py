@@ -141,7 +141,7 @@ def _article(model: ReportedModel, title: str, sections: Sequence[tuple[str, lis
     alarms = model.run.record.alarms if model.run else ()
     return element(
         "article",
-        element("h2", title, element("small", f" {model.kind}")),
+        element("h2", title, None if model.kind in title else element("small", f" {model.kind}")),
         paragraph(f"Task {model.task}. {labels}", class_="note"),
         [paragraph(element("strong", "Warning: "), alarm, class_="warning") for alarm in alarms],
         [element("section", element("h3", name), content, id=f"{id_}-{part}") for part, (name, content) in enumerate(sections, start=1)],
@@ -157,7 +157,8 @@ def _sections(model: ReportedModel, events: Sequence[Event] | None) -> list[tupl
         found.append(("Training", training_section(run)))
         found.append((f"Results on {run.shown_split} images", results_section(run)))
         if run.shown.reliability is not None:
-            found.append(("Calibration", calibration_section(run.shown.reliability, run.shown_split)))
+            shown, rule = run.shown, run.record.decision_rule
+            found.append(("Calibration", calibration_section(run.shown.reliability, rule, shown.rejection, run.shown_split)))
         if run.predictions:
             found.append(("Wrong predictions", mistakes_section(run)))
     for bundle in model.bundles:

@@ -56,7 +56,7 @@ def test_the_main_page_groups_the_commands_and_describes_each_in_one_sentence() 
 
 @pytest.mark.parametrize("name", ["predict", "evaluate", "serve"])
 def test_the_default_variant_is_the_first_with_an_installed_engine(name: str) -> None:
-    assert "Default: the first with an installed engine." in " ".join(_page(name).replace("│", " ").split())
+    assert "the first with an installed engine." in " ".join(_page(name).replace("│", " ").split())
 
 
 def test_the_help_of_bench_defines_the_percentiles() -> None:

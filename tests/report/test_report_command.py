@@ -35,16 +35,24 @@ def test_report_of_a_bundle_imports_no_torch(bundle: Bundle, tmp_path: Path) -> 
     assert model["kind"] == "bundle" and model["test"] is None and model["missing"] and out.is_file()
 
 
-def test_report_replaces_only_its_own_file(run: Run, bundle: Bundle, tmp_path: Path) -> None:
+def test_report_replaces_only_its_own_file(bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     write_report(group_models([], [bundle]), out)
-    done = edgetl("report", run.path, bundle.path, "--images", "0", "--out", out)
+    done = edgetl("report", bundle.path, "--out", out)
     assert done.returncode == 0, done.stderr
-    assert "digits (run and bundle): test accuracy" in done.stdout and f"written to {out}" in done.stdout
+    assert "digits (bundle): 6 variants" in done.stdout and f"written to {out}" in done.stdout
     out.write_text("my page")
     done = edgetl("report", bundle.path, "--out", out)
     assert done.returncode == 3 and "edgetl did not write it" in done.stderr and out.read_text() == "my page"
-    done = edgetl("report", bundle.path, "--out", bundle.path / "report.html")
+
+
+@pytest.mark.slow
+def test_report_of_a_run_shows_its_bundle_and_rejects_its_folder(run: Run, bundle: Bundle, tmp_path: Path) -> None:
+    done = edgetl("report", run.path, bundle.path, "--images", "1", "--out", tmp_path / "report.html", "--json")
+    assert done.returncode == 0, done.stderr
+    (model,) = json.loads(done.stdout)["models"]
+    assert model["kind"] == "run and bundle" and model["shown"] == 1
+    done = edgetl("report", run.path, "--out", run.path / "report.html")
     assert done.returncode == 3 and "is inside the model" in " ".join(done.stderr.split())
 
 

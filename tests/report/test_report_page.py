@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from edgetl.core.bundle import Bundle
-from edgetl.core.results import Proportion, wilson
+from edgetl.core.results import Proportion, Rejection, wilson
 from edgetl.core.tasks import DecisionRule, Task
 from edgetl.data.predictions import PREDICTIONS_NAME, PredictedFile
 from edgetl.device.monitoring.events import Event
@@ -94,6 +94,20 @@ def test_page_is_the_same_for_the_same_models(run: Run, run_facts: RunFacts, bun
     again = read_run(run.path, ReportConfig(images=2), None)
     assert again.wrong == run_facts.wrong and [item.jpeg for item in again.gallery] == [item.jpeg for item in run_facts.gallery]
     assert render_page(group_models([run_facts], [bundle])) == render_page(group_models([run_facts], [bundle]))
+
+
+def test_page_shows_the_temperature_and_the_rejected_images(run_facts: RunFacts) -> None:
+    assert "The scores are not calibrated: the temperature is 1." in Page(render_page([ReportedModel(run_facts)])).text
+    record = run_facts.record
+    assert record.test is not None
+    rejection = Rejection(below=0.7, coverage=wilson(80, 100), precision=wilson(76, 80))
+    changed = {
+        "decision_rule": record.decision_rule.model_copy(update={"temperature": 1.75, "reject_below": 0.7}),
+        "test": record.test.model_copy(update={"rejection": rejection}),
+    }
+    page = Page(render_page([ReportedModel(replace(run_facts, record=record.model_copy(update=changed)))]))
+    assert "divided by the temperature 1.75." in page.text
+    assert "Images with a score below 0.7 have no label (unknown). Coverage: 0.800 (0.711 to 0.867) of the images" in page.text
 
 
 def test_hostile_names_stay_text(run_facts: RunFacts, bundle: Bundle) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from edgetl.core.results import Reliability
+from xml.etree.ElementTree import Element
+
+from edgetl.core.results import Rejection, Reliability
+from edgetl.core.tasks import DecisionRule
 from edgetl.report.charts import reliability_chart
 from edgetl.report.elements import Child, element, figure, number, paragraph, table, with_interval
 
 
-def calibration_section(reliability: Reliability, split: str) -> list[Child]:
-    """Return the content of the section about the calibration of scores on the images of ``split``."""
+def calibration_section(reliability: Reliability, rule: DecisionRule, rejection: Rejection | None, split: str) -> list[Child]:
+    """Return the content of the section about the calibration of scores, and rejected images, on the images of ``split``."""
     rows: list[list[Child]] = [
         [f"{item.low:.3f} to {item.high:.3f}", str(item.accuracy.n), number(item.score), with_interval(item.accuracy)]
         for item in reliability.bins
@@ -37,5 +40,23 @@ def calibration_section(reliability: Reliability, split: str) -> list[Child]:
             class_="cards",
         ),
         paragraph(text),
+        paragraph(_temperature(rule)),
+        _rejection(rejection) if rejection else None,
         element("div", figure(reliability_chart(reliability.bins, label=label), caption), bins, class_="pair"),
     ]
+
+
+def _temperature(rule: DecisionRule) -> str:
+    if rule.temperature == 1:
+        return "The scores are not calibrated: the temperature is 1. `edgetl calibrate` chooses one on the validation images."
+    return f"The scores are calibrated: the outputs are divided by the temperature {rule.temperature:.4g}."
+
+
+def _rejection(rejection: Rejection) -> Element:
+    return paragraph(
+        f"Images with a score below {rejection.below:.4g} have no label (unknown). Coverage: ",
+        with_interval(rejection.coverage),
+        " of the images get a label. Precision: ",
+        with_interval(rejection.precision),
+        " of these labels are correct.",
+    )

@@ -71,7 +71,7 @@ def _row(index: int, item: Variant, best: bool) -> list[Child]:
         f"{item.median_ms:.2f} ms{'*' if item.load else ''}",
         with_interval(item.validation),
         with_interval(item.test) if item.test else "–",
-        f"{drop.value:+.3f} ({drop.low:+.3f} to {drop.high:+.3f})" if drop else "–",
+        [f"{drop.value:+.3f} ", element("span", f"({drop.low:+.3f} to {drop.high:+.3f})", class_="interval")] if drop else "–",
         number(item.agreement.top1_agreement),
     ]
 
