@@ -129,7 +129,7 @@ def time_in_turn(
     return np.array(rounds, np.int64)
 
 
-def paired_ratio(name: str, times: NDArray[np.int64], reference: NDArray[np.int64]) -> Ratio:
+def paired_ratio(name: str, times: NDArray[np.number], reference: NDArray[np.number]) -> Ratio:
     """Return the median ratio of two calls that were timed in turn, with its 99 % interval.
 
     The interval is that of the sign test: two order statistics of the ratios of the rounds (Conover, "Practical Nonparametric Statistics",
@@ -137,7 +137,7 @@ def paired_ratio(name: str, times: NDArray[np.int64], reference: NDArray[np.int6
 
     Args:
         name: name of the ratio.
-        times: times of the call, int64 ``[rounds, runs]``, ns. At least 8 rounds.
+        times: times of the call, ``[rounds, runs]``, ns. At least 8 rounds.
         reference: times of the reference, in the same form.
     """
     ratios = np.sort(np.median(times, axis=1) / np.median(reference, axis=1))
@@ -154,7 +154,7 @@ def _outside(rounds: int) -> int:
     return max(below, 0)
 
 
-def _ratio(name: str, times: tuple[NDArray[np.int64], NDArray[np.int64]], interval: tuple[float, float, float], noise: float) -> Ratio:
+def _ratio(name: str, times: tuple[NDArray[np.number], NDArray[np.number]], interval: tuple[float, float, float], noise: float) -> Ratio:
     ratio, low, high = interval
     result: RatioResult = "slower" if low > 1 + noise else "faster" if high < 1 / (1 + noise) else "same"
     medians = [float(np.median(values)) / 1e6 for values in times]
