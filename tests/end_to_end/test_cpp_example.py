@@ -16,6 +16,9 @@ from PIL import Image
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.images.decode import load_image
 from edgetl.core.preprocess import PreprocessSpec, to_pixels
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
+from edgetl.runtime.predictor import load
 from edgetl.train.artifacts.run import Run
 from tests.command import edgetl
 
@@ -148,6 +151,24 @@ def test_cpp_predictions_equal_edgetl_predict_on_photographs(programs: Path, pix
         lines = [line.split("\t") for line in done.stdout.splitlines()]
         assert [(path, label) for path, label, _ in lines] == [(str(path), row["label"]) for path, row in zip(photos, python, strict=True)]
         np.testing.assert_allclose([float(score) for _, _, score in lines], [row["score"] for row in python], atol=2e-3)
+
+
+def test_cpp_program_applies_the_temperature_and_the_threshold_of_unknown_images(programs: Path, run: Run, tmp_path: Path) -> None:
+    config = ExportConfig(input="uint8", formats=("openvino",), precisions=("fp32",))
+    folder = export_bundle(run.path, config, tmp_path / "bundle").path
+    manifest = json.loads((folder / "manifest.json").read_text())
+    images = [sample.path for sample in run.samples("test")[:40]]
+    manifest["decision_rule"]["temperature"] = 3.0
+    (folder / "manifest.json").write_text(json.dumps(manifest) + "\n")
+    low, high = sorted(item.score for item in load(folder).predict(images))[19:21]
+    manifest["decision_rule"]["reject_below"] = (low + high) / 2
+    (folder / "manifest.json").write_text(json.dumps(manifest) + "\n")
+    expected = load(folder).predict(images)
+    done = subprocess.run([programs / "classify", folder, "openvino-fp32", *images], capture_output=True, text=True, check=False)
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [label for _, label, _ in lines] == [item.label or "unknown" for item in expected]
+    assert {item.label is None for item in expected} == {True, False}
+    np.testing.assert_allclose([float(score) for _, _, score in lines], [item.score for item in expected], atol=2e-3)
 
 
 def test_cpp_program_refuses_a_bundle_with_float_input(programs: Path, bundle: Bundle, photo: bytes, tmp_path: Path) -> None:

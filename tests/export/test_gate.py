@@ -571,3 +571,9 @@ def test_read_unlabeled_rejects_a_folder_without_other_images(tmp_path: Path) ->
     with pytest.raises(DataError) as caught:
         read_unlabeled(tmp_path / "nowhere", training)
     assert str(caught.value) == f"--unlabeled {tmp_path / 'nowhere'} does not exist. Give a folder with images, in any arrangement."
+
+
+def test_confident_predictions_have_a_high_calibrated_score() -> None:
+    trained = np.array([[2.0, 0.0]], np.float32)
+    warm = OutputDecoding("classification", ("a", "b"), DecisionRule(temperature=10.0))
+    assert (compare(trained, trained).confident_n, compare(trained, trained, warm).confident_n) == (1, 0)

@@ -95,3 +95,13 @@ def test_golden_scores_do_not_depend_on_the_calibration(tmp_path: Path) -> None:
     assert check.largest_difference < 1e-6
     found, plain = load(bundle).predict(image()), manifest.golden[0].scores["onnx-fp32"]
     assert found.label is None and found.score < max(plain)
+
+
+def test_a_bundle_without_a_temperature_and_a_threshold_is_not_calibrated(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "bundle", 1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for key in ("temperature", "reject_below"):
+        del manifest["decision_rule"][key]
+    (folder / "manifest.json").write_text(json.dumps(manifest) + "\n")
+    found = load(folder)
+    assert (found.decoding.decision_rule.temperature, found.predict(image()).label) == (1.0, "red")

@@ -8,20 +8,28 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from edgetl.core.metrics import evaluate
-from edgetl.core.output_decoding import present_labels, scores_of, softmax
+from edgetl.core.output_decoding import prediction_json, present_labels, scores_of, softmax
 from edgetl.core.tasks import DecisionRule, OutputDecoding
 from edgetl.errors import ConfigError
+from edgetl.export.config import ExportConfig
+from edgetl.export.model_card import run_lines
+from edgetl.export.package import export_bundle
+from edgetl.runtime.evaluation import evaluate_bundle
+from edgetl.runtime.predictor import load
+from edgetl.runtime.verify import verify
 from edgetl.train import TrainConfig, train
 from edgetl.train.artifacts.run import Run
 from edgetl.train.config.calibration import LEAST_KNOWN, calibrate, choose_temperature, choose_threshold
 from edgetl.train.config.options import CalibrationConfig
 from edgetl.train.workflows.runs.calibrate import calibrate_run
 from tests.command import edgetl
+from tests.serve.serving import serving
 
 CLASSES = OutputDecoding("classification", ("a", "b", "c", "d"))
 LABELS = OutputDecoding("multi-label", ("a", "b"), DecisionRule(thresholds=(0.5, 0.31)))
@@ -198,3 +206,26 @@ def test_calibration_options_that_the_task_does_not_have_are_conflicts(
     table = {"labels": str(squares / "labels.csv")} if "task" in options else {}
     with pytest.raises(ConfigError, match=message):
         train(squares / "images", TrainConfig.from_options(**options, **table), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_an_exported_calibrated_run_has_the_same_scores_in_python_and_on_the_server(copy: Path, tmp_path: Path) -> None:
+    run = calibrate_run(copy, CalibrationConfig(calibrate=True, reject_below=0.8))
+    bundle = export_bundle(copy, ExportConfig(formats=("onnx",), precisions=("fp32",)), tmp_path / "bundle")
+    assert bundle.manifest.decision_rule == run.record.decision_rule
+    assert verify(bundle).checked[0].largest_difference < 1e-6
+    evaluated = evaluate_bundle(bundle, Path(run.splits().root)).result
+    assert run.record.test is not None and evaluated.rejection == run.record.test.rejection
+    predictor = load(bundle)
+    with serving(bundle.path) as server:
+        for sample in run.samples("test")[:20]:
+            reply = httpx.post(f"{server.url}/predict", content=sample.path.read_bytes(), timeout=None).json()
+            expected = prediction_json(predictor.decoding, predictor.predict(sample.path))
+            assert reply["label"] == expected["label"] and reply["score"] == pytest.approx(expected["score"], abs=1e-5)
+
+
+def test_the_model_card_has_the_calibration_and_the_coverage(copy: Path) -> None:
+    record = calibrate_run(copy, CalibrationConfig(calibrate=True, reject_below=0.8)).record
+    lines = run_lines(record, record.preprocess, record.validation.score)
+    assert any("divided by the temperature" in line and "with uncalibrated scores" in line for line in lines)
+    assert any(line.startswith("- Unknown images: highest score below 0.8. On the test images: coverage ") for line in lines)
