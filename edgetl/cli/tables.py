@@ -16,7 +16,7 @@ from edgetl.core.reference import LEAST_IMAGES
 from edgetl.core.results import Attempt, Evaluation, Proportion, Reliability
 from edgetl.core.system.execution import Tuning
 from edgetl.core.system.host_load import HostLoad
-from edgetl.core.tasks import SCORE_NAMES, DecisionRule
+from edgetl.core.tasks import SCORE_NAMES
 from edgetl.measure.report import LatencyReport
 
 if TYPE_CHECKING:
@@ -61,13 +61,6 @@ def signature_text(state: SignatureState) -> str:
             return "none"
         case _:
             assert_never(state.state)
-
-
-def scores_facts(rule: DecisionRule) -> list[tuple[str, str]]:
-    """Return a row with the calibration of the scores and the threshold of unknown images; none with the default rule."""
-    parts = [f"temperature {rule.temperature:.4g}"] if rule.temperature != 1 else []
-    parts += [f"unknown below {rule.reject_below:.4g}"] if rule.reject_below else []
-    return [("scores", ", ".join(parts))] if parts else []
 
 
 def classes_table(evaluation: Evaluation, title: str) -> Table:

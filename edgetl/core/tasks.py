@@ -50,6 +50,11 @@ class DecisionRule(StrictModel):
         thresholds = self.thresholds if factor == 1 else tuple(_power(value, factor) for value in self.thresholds)
         return self.model_copy(update={"temperature": temperature, "thresholds": thresholds})
 
+    def describe_scores(self) -> str:
+        """Return the temperature and the threshold of unknown images as text; empty if neither is set."""
+        parts = [f"temperature {self.temperature:.4g}"] if self.temperature != 1 else []
+        return ", ".join(parts + ([f"unknown below {self.reject_below:.4g}"] if self.reject_below else []))
+
     def problem(self, task: Task, outputs: int) -> str | None:
         """Return the reason why the rule is invalid for ``task`` and a network with ``outputs`` outputs, or none."""
         if len(self.thresholds) != (outputs if task == "multi-label" else 0):

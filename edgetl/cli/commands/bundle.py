@@ -21,7 +21,6 @@ from edgetl.cli.tables import (
     input_size_lines,
     outcomes_table,
     reliability_lines,
-    scores_facts,
     setting_lines,
     signature_text,
     variants_table,
@@ -253,7 +252,7 @@ def _show_run_facts(record: RunRecord, sizes: dict[str, int | None]) -> None:
     for title, value in (
         ("task", record.task),
         ("labels", ", ".join(record.labels)),
-        *scores_facts(record.decision_rule),
+        *([("scores", scores)] if (scores := record.decision_rule.describe_scores()) else []),
         ("strategy", f"{record.plan.strategy} ({record.plan.reason}), {record.plan.steps} steps"),
         ("images", ", ".join(f"{record.images[part]} {part}" for part in ("train", "val", "test"))),
         ("input", spec.describe()),
@@ -274,7 +273,7 @@ def _show_manifest(manifest: Manifest, signature: str, *, verbose: bool) -> None
     for title, value in (
         ("task", manifest.task),
         ("labels", _labels(manifest)),
-        *scores_facts(manifest.decision_rule),
+        *([("scores", scores)] if (scores := manifest.decision_rule.describe_scores()) else []),
         ("input", spec.describe()),
         *([] if spec.intensity == FULL_RANGE else [("intensity rule", spec.intensity.describe())]),
         ("model input", _input_forms(manifest)),

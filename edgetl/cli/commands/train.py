@@ -24,7 +24,7 @@ from edgetl.cli.session import (
     print_notes,
     working,
 )
-from edgetl.cli.tables import classes_table, figures_line, plain_table, reliability_lines, scores_facts, with_interval
+from edgetl.cli.tables import classes_table, figures_line, plain_table, reliability_lines, with_interval
 from edgetl.core.config import StrictModel
 from edgetl.core.lineage import describe_parent
 from edgetl.core.options import COMMON, option_field, options
@@ -228,8 +228,8 @@ def show_figures(record: RunRecord) -> None:
     for name, old, new in zip(("validation", "test"), before, (record.validation, record.test), strict=True):
         for line in (figures_line(new), *reliability_lines(new, before=old)) if new else ():
             out.print(f"{name} {line}", soft_wrap=True)
-    for title, text in scores_facts(record.decision_rule):
-        out.print(f"{title}: {text}, chosen on {record.images['val']} validation images", soft_wrap=True)
+    if scores := record.decision_rule.describe_scores():
+        out.print(f"scores: {scores}", soft_wrap=True)
     for notice in done.notices if done else ():
         out.print(f"[yellow]scores:[/] {escape(notice)}", soft_wrap=True)
 
