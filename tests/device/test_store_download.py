@@ -57,6 +57,20 @@ def test_a_url_is_installed(packed: bytes, tmp_path: Path, monkeypatch: pytest.M
     assert list((tmp_path / "store/downloads").iterdir()) == []
 
 
+def test_the_download_of_the_active_release_ends_after_its_head(packed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgetl.device.store.install.self_test", pass_self_test)
+    store, most = tmp_path / "store", len(packed)
+    with served(lambda handler: handler.send_rest(packed, most=most)) as server:
+        install(server.url, store, TEST)
+        most = module.HEAD_BYTES + 1000  # a client that needs more of the file finds the connection closed
+        assert install(server.url, store, TEST).unchanged
+        assert len(server.requests) == 2 and list((store / "downloads").iterdir()) == []
+        damaged = next(path for path in (store / "releases").rglob("*") if path.is_file() and path.name != "manifest.json")
+        damaged.write_bytes(b"")
+        most = len(packed)
+        assert not install(server.url, store, TEST).unchanged, "the whole file is needed to repair the release"
+
+
 def test_an_interrupted_download_is_continued(packed: bytes, target: Path) -> None:  # D10
     def respond(handler: Handler) -> None:
         handler.send_rest(packed, most=500_000 if "Range" in handler.headers else 1000)

@@ -68,7 +68,7 @@ def download(
     url: str,
     target: Path,
     *,
-    signed_size: Callable[[Path], int],
+    signed_size: Callable[[Path], int | None],
     allow_http: bool = False,
     progress: Progress = silent,
     wait: Callable[[float], None] = time.sleep,
@@ -78,7 +78,8 @@ def download(
     Args:
         url: https URL.
         target: file to write. Its entity tag is kept beside it, to detect a changed file on the server.
-        signed_size: returns the size of the whole file from its beginning, after a check of the signature.
+        signed_size: returns the size of the whole file from its beginning, after a check of the signature. None ends the download: the
+            rest of the file is not needed.
         allow_http: accept http URLs of this host.
         progress: called with the number of received bytes.
         wait: waits some seconds.
@@ -114,7 +115,7 @@ class _Transfer:
         target: Path,
         opener: urllib.request.OpenerDirector,
         *,
-        signed_size: Callable[[Path], int],
+        signed_size: Callable[[Path], int | None],
         progress: Progress,
     ) -> None:
         self.url, self._target, self._opener = url, target, opener
@@ -201,24 +202,28 @@ class _Transfer:
                         block = block[file.write(block) :]
                 except OSError as error:
                     raise storage_error(self._target, error) from error
-                if self._limit is None and self.received >= HEAD_BYTES:
-                    self._check_size(total)
+                if self._limit is None and self.received >= HEAD_BYTES and not self._check_size(total):
+                    return
                 if self._limit is not None and self.received > self._limit:
                     raise self._wrong_size(f"more than {self._limit:,} bytes")
                 pace.add(count)
                 self._progress("download", self.received, self._limit or total or 0)
         if total is not None and self.received < total:
             raise _InterruptedError(f"the connection was closed after {self.received:,} of {total:,} bytes")
-        self._check_size(total)
-        if self.received != self._limit:
+        if self._check_size(total) and self.received != self._limit:
             raise self._wrong_size(f"{self.received:,} bytes")
 
-    def _check_size(self, total: int | None) -> None:
-        """Determine the size of the whole file from its signed beginning, and compare it with the size that the server reports."""
+    def _check_size(self, total: int | None) -> bool:
+        """Determine the size of the whole file from its signed beginning, and compare it with the size that the server reports.
+
+        Returns:
+            False if the rest of the file is not needed.
+        """
         if self._limit is None:
             self._limit = self._signed_size(self._target)
-        if total is not None and total != self._limit:
+        if self._limit is not None and total is not None and total != self._limit:
             raise self._wrong_size(f"{total:,} bytes")
+        return self._limit is not None
 
     def _wrong_size(self, found: str) -> IntegrityError:
         return IntegrityError(

@@ -116,10 +116,9 @@ def install(
         with _local(source, store, config, trust=trust, progress=progress) as path:
             offer = _read_offer(path, trust)
             state = current_state(store, default=_empty(store, offer.manifest.name))
-            same = state.active is not None and state.active.manifest_sha256 == offer.manifest_sha256
-            if state.active is not None and same and not damage(store, state.active):
+            if state.active is not None and _is_active(store, state, offer.manifest_sha256):
                 return _unchanged(store, state.active, trust)
-            if not same:
+            if state.active is None or state.active.manifest_sha256 != offer.manifest_sha256:
                 check_release(offer.manifest, state, manifest_sha256=offer.manifest_sha256, allow_downgrade=config.allow_downgrade)
             check_space(store, offer.size_bytes)
             with staging_folder(store) as folder:
@@ -189,17 +188,18 @@ def _try_tuning(tune: Callable[[Release], Tuning] | None, release: Release) -> t
 
 @contextmanager
 def _local(source: str, store: Path, config: InstallConfig, *, trust: Trust | None, progress: Progress) -> Iterator[Path]:
-    """Yield the folder or file of a source. A downloaded file is removed afterwards."""
+    """Yield the folder or file of a source. A downloaded file is removed afterwards. It ends after its signed head if it is active."""
     if not is_url(source):
         yield Path(source)
         return
     part = store / DOWNLOADS_NAME / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.edgetl"
 
-    def signed_size(path: Path) -> int:
-        with open_plain(path) as stream:
-            size = read_head(stream, source, trust=trust).size_bytes
-        check_space(store, 2 * size - path.stat().st_size)
-        return size
+    def signed_size(path: Path) -> int | None:
+        offer = _read_offer(path, trust, name=source)
+        if _is_active(store, current_state(store, default=_empty(store, "")), offer.manifest_sha256):
+            return None
+        check_space(store, 2 * offer.size_bytes - path.stat().st_size)
+        return offer.size_bytes
 
     download(source, part, signed_size=signed_size, allow_http=config.allow_http, progress=progress)
     try:
@@ -209,10 +209,16 @@ def _local(source: str, store: Path, config: InstallConfig, *, trust: Trust | No
         part.with_suffix(".etag").unlink(missing_ok=True)
 
 
-def _read_offer(path: Path, trust: Trust | None) -> _Offer:
+def _is_active(store: Path, state: StoreState, manifest_sha256: str) -> bool:
+    """Return True if the release with this manifest is active and complete."""
+    return state.active is not None and state.active.manifest_sha256 == manifest_sha256 and not damage(store, state.active)
+
+
+def _read_offer(path: Path, trust: Trust | None, *, name: str = "") -> _Offer:
+    """Read the manifest of a bundle folder, or of the first bytes of a transport file. Errors show ``name`` instead of a file's path."""
     if path.is_file():
         with open_plain(path) as stream:
-            head = read_head(stream, str(path), trust=trust)
+            head = read_head(stream, name or str(path), trust=trust)
         return _Offer(head.manifest, hashlib.sha256(head.manifest_data).hexdigest(), head.size_bytes)
     bundle, _ = verified_bundle(path, trust)
     return _Offer(bundle.manifest, bundle.manifest_sha256, sum(file.size_bytes for file in bundle.manifest.all_files()))
