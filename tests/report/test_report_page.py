@@ -15,9 +15,11 @@ import pytest
 from PIL import Image
 
 from edgetl.core.bundle import Bundle
+from edgetl.core.metrics import evaluate
 from edgetl.core.results import Proportion, Rejection, wilson
-from edgetl.core.tasks import DecisionRule, Task
-from edgetl.data.predictions import PREDICTIONS_NAME, PredictedFile
+from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
+from edgetl.data.predictions import PREDICTIONS_NAME, LabeledFile, PredictedFile, predicted_files
+from edgetl.data.scan_notes import ScanNote
 from edgetl.device.monitoring.events import Event
 from edgetl.errors import RunError
 from edgetl.report.charts import Axis, Bubble, Series, bubble_chart, line_chart, value_chart
@@ -108,6 +110,40 @@ def test_page_shows_the_temperature_and_the_rejected_images(run_facts: RunFacts)
     page = Page(render_page([ReportedModel(replace(run_facts, record=record.model_copy(update=changed)))]))
     assert "divided by the temperature 1.75." in page.text
     assert "Images with a score below 0.7 have no label (unknown). Coverage: 0.800 (0.711 to 0.867) of the images" in page.text
+
+
+@pytest.mark.parametrize(
+    ("decoding", "texts"),
+    [
+        (OutputDecoding("multi-label", ("a", "b"), DecisionRule(thresholds=(0.5, 0.5))), ("Mean average precision", "average precision")),
+        (OutputDecoding("regression", ("mm",), DecisionRule(tolerance=0.1)), ("MAE", "Predicted over true numbers")),
+        (OutputDecoding("ordinal", ("grade",), DecisionRule(ordinal_levels=(0, 2), tolerance=0.5)), ("kappa", "Confusion matrix")),
+    ],
+    ids=lambda value: value.task if isinstance(value, OutputDecoding) else "",
+)
+def test_page_of_other_tasks_has_their_metrics(run_facts: RunFacts, decoding: OutputDecoding, texts: tuple[str, ...]) -> None:
+    rng, entries = np.random.default_rng(0), [entry for entry in run_facts.splits.entries if entry.part == "test"]
+    truth = rng.integers(0, 2, (len(entries), len(decoding.labels))).astype(float)
+    outputs = (truth + rng.normal(0, 0.4, truth.shape)).astype(np.float32)
+    given = [entry.model_copy(update={"targets": tuple(row)}) for entry, row in zip(entries, truth.tolist(), strict=True)]
+    rows = predicted_files(decoding, [LabeledFile(entry.path, "test", entry.label, entry.targets) for entry in given], outputs)
+    update = {"task": decoding.task, "labels": decoding.labels, "decision_rule": decoding.decision_rule}
+    record = run_facts.record.model_copy(update={**update, "test": evaluate(decoding, truth, outputs), "notes": ()})
+    splits = run_facts.splits.model_copy(update={"entries": tuple(given)})
+    wrong = worst_predictions(rows, decoding.task, decoding.decision_rule)
+    changed = replace(run_facts, record=record, splits=splits, predictions=tuple(rows), wrong=wrong)
+    page = Page(render_page([ReportedModel(changed)]))
+    assert record.test is not None and len(wrong) == round((1 - record.test.accuracy.value) * len(rows)) > 0
+    assert all(text in page.text for text in texts) and f"{len(wrong)} of {len(rows)} predictions" in page.text
+
+
+def test_page_has_no_folder_of_the_label_table(run_facts: RunFacts) -> None:
+    record, table = run_facts.record, "/home/user/tables/labels.csv"
+    data = record.config.data.model_copy(update={"labels": table})
+    note = ScanNote(reason="table", used=True, count=0, text=f"{table}: the column mm is not used.")
+    changed = record.model_copy(update={"config": record.config.model_copy(update={"data": data}), "notes": (note,)})
+    text = render_page([ReportedModel(replace(run_facts, record=changed))])
+    assert "labels.csv: the column mm is not used." in text and "/home/user" not in text
 
 
 def test_hostile_names_stay_text(run_facts: RunFacts, bundle: Bundle) -> None:

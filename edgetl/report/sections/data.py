@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from xml.etree.ElementTree import Element
 
+from edgetl.core.files.names import printable
 from edgetl.core.tasks import OutputDecoding
 from edgetl.data.groups import describe_grouping
 from edgetl.report.elements import Child, element, facts, items, table
@@ -36,10 +38,17 @@ def data_section(run: RunFacts) -> list[Child]:
     return [
         facts(rows),
         [_file_list(title, files) for title, files in lists if files],
-        items([note.describe() for note in record.notes]) if record.notes else None,
+        items(_notes(run)) if record.notes else None,
         _class_table(run),
         _samples(run.samples),
     ]
+
+
+def _notes(run: RunFacts) -> list[str]:
+    """Return the notes of the scan. Folders of this host are removed from the name of the label table."""
+    labels = run.record.config.data.labels
+    texts = [note.describe() for note in run.record.notes]
+    return [text.replace(printable(labels), printable(Path(labels).name)) for text in texts] if labels else texts
 
 
 def _file_list(title: str, files: Sequence[str]) -> Element:

@@ -79,7 +79,7 @@ def _comparison(models: Sequence[ReportedModel], names: Sequence[str]) -> Elemen
     low, high = min(score.low for score in scores), max(score.high for score in scores)
     axis = Axis("", low, max(high, low + 0.01))
     columns = [_column(model, axis) for model in models]
-    metric = SCORE_NAMES[models[0].task]
+    metric = SCORE_NAMES[models[0].task] if len({model.task for model in models}) == 1 else "task metric"
     titles = (
         "contents",
         "strategy",
