@@ -219,6 +219,13 @@ class LatencyReport(StrictModel):
     reference_cpu: str = ""
 
     @property
+    def energy_mj(self) -> dict[str, float]:
+        """Energy per image, mJ, by variant and scenario, where the host reports it. With stages, each image is predicted twice."""
+        rows = [(row.variant, row.host, 2 * row.whole.n) for row in self.variants]
+        rows += [(f"{row.variant} {row.scenario} {row.part}", row.host, row.queries * row.samples_per_query) for row in self.scenarios]
+        return {name: 1e3 * host.energy_j / images for name, host, images in rows if host is not None and host.energy_j is not None}
+
+    @property
     def invalid(self) -> tuple[str, ...]:
         """Reasons why figures are not valid, each with the names of its variants; empty if all are valid."""
         found: dict[str, list[str]] = {}

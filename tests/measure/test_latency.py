@@ -7,11 +7,16 @@ import pytest
 from pydantic import ValidationError
 
 from edgetl.core.bundle import Bundle
-from edgetl.errors import BundleError
+from edgetl.core.system.execution import Choice, ExecutionSetting, Timing, Tuning
+from edgetl.core.system.host_state import HostRecord, HostState
+from edgetl.errors import BundleError, ConfigError
 from edgetl.measure.config import BenchConfig
-from edgetl.measure.latency import percentiles, time_calls
-from edgetl.measure.stages import measure_bundle
+from edgetl.measure.file_precision import FilePrecision
+from edgetl.measure.latency import WarmUp, percentiles, time_calls
+from edgetl.measure.stages import bench_subject, invalid_reasons, measure_bundle
 from tests.measure.virtual_clock import VirtualClock
+
+FP32 = FilePrecision(precision="fp32", weights={"f32": 1.0})
 
 
 def test_times_are_in_milliseconds() -> None:
@@ -67,3 +72,34 @@ def test_invalid_requests_are_errors(bundle: Bundle, tmp_path: Path) -> None:
         BenchConfig(runs=0)
     with pytest.raises(BundleError, match="no variant 'x'"):
         measure_bundle(bundle.path, BenchConfig(variants=("x",)))
+
+
+@pytest.fixture
+def tuning(bundle: Bundle) -> Tuning:
+    """Tuning of the bundle on this host."""
+    choice = Choice(variant="openvino-fp32", threads=1, setting=ExecutionSetting(static_batch=True))
+    timing = Timing(**choice.model_dump(), whole_ms=1.0, n=10, golden_difference=0.0)
+    return Tuning(
+        name="digits", manifest_sha256=bundle.manifest_sha256, max_threads=1, images=4, chosen=choice, timings=(timing,), seconds=1.0
+    )
+
+
+def test_only_the_choice_of_a_tuning_is_measured(bundle: Bundle, tuning: Tuning, tmp_path: Path) -> None:
+    path = tmp_path / "tuning.json"
+    path.write_text(tuning.model_dump_json())
+    subject = bench_subject(bundle.path, BenchConfig(tuning=path))
+    assert subject.choices == (tuning.chosen,) and subject.load(tuning.chosen).setting.static_batch
+    path.write_text(tuning.model_copy(update={"manifest_sha256": "0" * 64}).model_dump_json())
+    with pytest.raises(ConfigError, match=r"does not apply to .* on this host: it belongs to another bundle. Repeat it with `edgetl tune`"):
+        bench_subject(bundle.path, BenchConfig(tuning=path))
+
+
+def test_an_unstable_latency_and_another_precision_are_not_valid(bundle: Bundle) -> None:
+    host = HostRecord(before=HostState(), after=HostState())
+    warmed = WarmUp(calls=100, seconds=5.0, stable=False, median_ms=1.0)
+    found = invalid_reasons(host, warmed, bundle.variant("onnx-int8"), FP32)
+    assert found == (
+        "the latency was not stable after 5 s of warm-up",
+        "the manifest states the precision int8, but the file has fp32",
+    )
+    assert invalid_reasons(host, warmed.model_copy(update={"stable": True}), bundle.variant("onnx-fp32"), FP32) == ()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgetl.cli.commands.bench import show_report
 from edgetl.core.bundle import Bundle
 from edgetl.core.system.host import available_cores
 from edgetl.errors import ConfigError, EngineError, MissingExtraError
@@ -133,7 +134,7 @@ def test_options_without_effect_are_errors(options: dict[str, object], message: 
         BenchConfig.model_validate(options).check()
 
 
-def test_a_bundle_is_measured_in_a_scenario(bundle: Bundle) -> None:
+def test_a_bundle_is_measured_in_a_scenario(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
     config = _config("server", variants=("onnx-int8",), threads=1, min_seconds=0.05, min_queries=80, qps=100.0)
     report = measure_scenarios(bundle.path, config)
     assert [(row.scenario, row.part, row.target_qps) for row in report.scenarios] == [
@@ -143,6 +144,9 @@ def test_a_bundle_is_measured_in_a_scenario(bundle: Bundle) -> None:
     for row in report.scenarios:
         assert row.queries == len(row.latencies_ns.split()) >= 80 and row.precision is not None and row.precision.precision == "int8"
     assert report.model_validate_json(report.model_dump_json()) == report
+    show_report(report)
+    shown = capfd.readouterr().out
+    assert "server at 100.0/s whole" in shown and "n<6636" in shown
 
 
 def test_loadgen_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,18 +78,12 @@ def _measure(bundle: Path, config: BenchConfig, files: Sequence[Path], progress:
 
 
 def _print(report: LatencyReport, plot: Path | None, *, json_output: bool, verbose: bool) -> None:
-    lines = bench_lines(report, verbose=verbose)
     if json_output:
         print_json(report)
-        for line in lines:
+        for line in bench_lines(report, verbose=verbose):
             err.print(f"[yellow]warning:[/] {escape(line)}", soft_wrap=True)
         return
-    show_report(report)
-    for line in lines:
-        out.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
-    if report.comparison is not None:
-        for line in report.comparison.invalid:
-            out.print(f"[yellow]comparison invalid: {escape(line)}.[/]", soft_wrap=True)
+    show_report(report, verbose=verbose)
     if plot is not None:
         out.print(f"chart written to {escape(str(plot))}", soft_wrap=True)
 
@@ -115,8 +109,8 @@ def exit_on_regression(comparison: Comparison) -> None:
     raise typer.Exit(code)
 
 
-def show_report(report: LatencyReport) -> None:
-    """Print the tables, the host, and the variants without an installed engine."""
+def show_report(report: LatencyReport, *, verbose: bool = False) -> None:
+    """Print the tables, the host, the variants without an installed engine, and the reasons why figures are not valid."""
     if report.variants:
         out.print(latency_table(report))
         out.print(cold_table(report))
@@ -135,6 +129,12 @@ def show_report(report: LatencyReport) -> None:
     )
     for name in report.skipped:
         out.print(f"[yellow]{name}: not measured, because its inference engine is not installed[/]", soft_wrap=True)
+    for name, energy in report.energy_mj.items():
+        out.print(f"{name}: {energy:.1f} mJ per image (all processor packages, RAPL)", soft_wrap=True)
+    for line in bench_lines(report, verbose=verbose):
+        out.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
+    for line in report.comparison.invalid if report.comparison is not None else ():
+        out.print(f"[yellow]comparison invalid: {escape(line)}.[/]", soft_wrap=True)
 
 
 def _scenario_table(title: str, rows: Sequence[ScenarioReport]) -> Table:
