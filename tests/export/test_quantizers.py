@@ -23,7 +23,6 @@ from edgetl.export.quantize.attempts import Int8Settings, QuantizerInput
 from edgetl.export.quantize.nncf_quantizer import OpenVinoQuantizer
 from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
 from edgetl.runtime.engine import load_engine
-from edgetl.runtime.ov import core
 from edgetl.runtime.predictor import load
 from edgetl.train.artifacts.run import Run
 
@@ -73,16 +72,6 @@ def test_a_restored_operation_computes_in_fp32(format_: Format, bundle: Bundle, 
     head = next(name for name, kind in operations.items() if kind in ("Gemm", "MatMul"))
     fp32 = _outputs(quantizer.quantize(Int8Settings(seven_bit=True), tmp_path, (head,)), images)
     assert not np.array_equal(fp32, quantized)
-
-
-def test_openvino_keeps_sums_of_activations_in_fp32(bundle: Bundle, run: Run, tmp_path: Path) -> None:
-    (tmp_path / "work").mkdir()
-    quantizer = OpenVinoQuantizer(QuantizerInput(bundle.path / "onnx-fp32/1/model.onnx", _calibration(run, 10), tmp_path / "work"))
-    quantizer.quantize(Int8Settings(), tmp_path)
-    model = core().read_model(tmp_path / "model.xml")
-    inputs = [[value.get_node().get_type_name() for value in op.input_values()] for op in model.get_ops() if op.get_type_name() == "Add"]
-    sums = [kinds for kinds in inputs if "Constant" not in kinds]
-    assert sums and not any("FakeQuantize" in kinds for kinds in sums)
 
 
 def test_int8_weights_are_small_and_keep_the_accuracy(run: Run, tmp_path: Path) -> None:

@@ -62,9 +62,6 @@ class OpenVinoQuantizer:
         model = core().read_model(self._source)
         names = [*fp32, *([_head(model).get_friendly_name()] if settings.refit else []), *(_end(model) if self._fp32_end else [])]
         attention = any(op.get_type_name() in ("ScaledDotProductAttention", "Softmax") for op in model.get_ops())
-        # A sum in 8 bits rounds the outputs of all preceding blocks again. With sums in fp32, the logits of two CPUs differ by half as
-        # much (MobileNetV2), and the latency of convolutional networks rises by at most 3 %.
-        names += [] if attention else _residual_sums(model)
         options: dict[str, Any] = {
             "subset_size": len(self._calibration),
             "fast_bias_correction": not settings.full_bias,
@@ -200,12 +197,6 @@ def _end(model: ov.Model) -> list[str]:
         if any(op.input_value(port).get_node().get_friendly_name() in inside for port in range(op.get_input_size())):
             inside.add(op.get_friendly_name())
     return [op.get_friendly_name() for op in ops if op.get_friendly_name() in inside and op.get_type_name() != "Result"]
-
-
-def _residual_sums(model: ov.Model) -> list[str]:
-    """Return the names of the additions of two activations. The addition of a bias has a constant."""
-    sums = (op for op in model.get_ordered_ops() if op.get_type_name() == "Add")
-    return [op.get_friendly_name() for op in sums if "Constant" not in [value.get_node().get_type_name() for value in op.input_values()]]
 
 
 def _head(model: ov.Model) -> Any:
