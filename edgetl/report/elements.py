@@ -60,19 +60,26 @@ def with_interval(figure: Proportion, digits: int = 3) -> list[Child]:
     return [number(figure.value, digits), " ", element("span", f"({low} to {high})", class_="interval")]
 
 
+def _with_code(child: Child) -> Child:
+    """Return a text with its parts between backticks as code: messages of the command line contain commands."""
+    if not isinstance(child, str):
+        return child
+    return [element("code", part) if index % 2 else part for index, part in enumerate(child.split("`"))]
+
+
 def paragraph(*children: Child, class_: str | None = None) -> Element:
     """Return a paragraph."""
-    return element("p", *children, class_=class_)
+    return element("p", *map(_with_code, children), class_=class_)
 
 
 def facts(rows: Iterable[tuple[str, Child]]) -> Element:
     """Return a description list of names and values."""
-    return element("dl", [element("div", element("dt", name), element("dd", value)) for name, value in rows], class_="facts")
+    return element("dl", [element("div", element("dt", name), element("dd", _with_code(value))) for name, value in rows], class_="facts")
 
 
 def items(values: Iterable[Child]) -> Element:
     """Return a bulleted list."""
-    return element("ul", [element("li", value) for value in values])
+    return element("ul", [element("li", _with_code(value)) for value in values])
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Child]], *, text_columns: int = 1) -> Element:

@@ -24,7 +24,7 @@ from edgetl.device.monitoring.events import Event
 from edgetl.errors import RunError
 from edgetl.report.charts import Axis, Bubble, Series, bubble_chart, line_chart, value_chart
 from edgetl.report.config import ReportConfig
-from edgetl.report.elements import element, to_html
+from edgetl.report.elements import element, facts, paragraph, to_html
 from edgetl.report.images import SIDE, saliency_overlay, thumbnail
 from edgetl.report.models import ReportedModel, RunFacts, group_models
 from edgetl.report.page import MAX_PAGE_BYTES, is_own_report, limit_images, render_page, unique_names, write_report
@@ -90,6 +90,13 @@ def test_page_has_no_scripts_and_no_addresses(run_facts: RunFacts, bundle: Bundl
     page = Page(render_page(group_models([run_facts], [bundle])))
     assert not page.tags & {"script", "iframe", "object", "link", "form"} and not any(name.startswith("on") for name in page.attributes)
     assert all(address.startswith(("#", "data:image/jpeg;base64,")) for address in page.addresses)
+
+
+def test_commands_in_messages_are_code() -> None:
+    assert (
+        to_html(paragraph("Run `edgetl calibrate`, or `", "<b>")) == "<p>Run <code>edgetl calibrate</code>, or <code></code>&lt;b&gt;</p>"
+    )
+    assert to_html(facts([("groups", "none: `edgetl train`")])).count("<code>edgetl train</code>") == 1
 
 
 def test_page_is_the_same_for_the_same_models(run: Run, run_facts: RunFacts, bundle: Bundle) -> None:
