@@ -93,9 +93,7 @@ def test_page_has_no_scripts_and_no_addresses(run_facts: RunFacts, bundle: Bundl
 
 
 def test_commands_in_messages_are_code() -> None:
-    assert (
-        to_html(paragraph("Run `edgetl calibrate`, or `", "<b>")) == "<p>Run <code>edgetl calibrate</code>, or <code></code>&lt;b&gt;</p>"
-    )
+    assert to_html(paragraph("Run `edgetl calibrate`.", " <b>")) == "<p>Run <code>edgetl calibrate</code>. &lt;b&gt;</p>"
     assert to_html(facts([("groups", "none: `edgetl train`")])).count("<code>edgetl train</code>") == 1
 
 
