@@ -74,6 +74,21 @@ def test_a_restored_operation_computes_in_fp32(format_: Format, bundle: Bundle, 
     assert not np.array_equal(fp32, quantized)
 
 
+def test_openvino_keeps_the_first_depthwise_convolution_in_fp32(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    grouped, depthwise = (torch.nn.Conv2d(8, 8, 3, groups=groups) for groups in (2, 8))
+    layers = torch.nn.Conv2d(3, 8, 3), grouped, depthwise, torch.nn.Conv2d(8, 8, 3, groups=8)
+    body = [module for layer in layers for module in (layer, torch.nn.ReLU())]
+    model = torch.nn.Sequential(*body, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 5)).eval()
+    to_onnx(model, PreprocessSpec(input_size=(32, 32)), tmp_path / "source.onnx", {})
+    images = np.random.default_rng(0).normal(size=(4, 1, 3, 32, 32)).astype(np.float32)
+    (tmp_path / "work").mkdir()
+    quantizer = OpenVinoQuantizer(QuantizerInput(tmp_path / "source.onnx", list(images), tmp_path / "work"))
+    quantizer.quantize(Int8Settings(), tmp_path)
+    quantized = [kind for kind in quantizer.operations().values() if "Convolution" in kind]
+    assert quantized == ["Convolution", "GroupConvolution", "GroupConvolution"], "all but the first depthwise convolution"
+
+
 def test_int8_weights_are_small_and_keep_the_accuracy(run: Run, tmp_path: Path) -> None:
     bundle = export_bundle(run.path, ExportConfig(precisions=("fp32", "int8-weights")), tmp_path / "bundle")
     sizes = {item.name: item.size_bytes for item in bundle.manifest.variants}
