@@ -131,8 +131,8 @@ class Soak:
         )
 
 
-def soak(bundle: Path, images: Path, *, seconds: float | None = None, frames: int = 0, threads: int = 1) -> Soak:
-    """Run ``edgetl run`` over a looping folder at full speed, for ``seconds`` or for at least ``frames`` records. Then send SIGTERM."""
+def soak(bundle: Path, images: Path, *, seconds: float, threads: int = 1) -> Soak:
+    """Run ``edgetl run`` over a looping folder at full speed. Send SIGTERM after ``seconds``."""
     with tempfile.TemporaryDirectory() as work:
         health = Path(work, "health.json")
         options = ["--source", str(images), "--loop", "--top", "1", "--threads", str(threads), "--health", str(health)]
@@ -147,10 +147,10 @@ def soak(bundle: Path, images: Path, *, seconds: float | None = None, frames: in
             records += 1
             gaps += number != records
             now = time.monotonic()
-            if now - last >= 1.0 if seconds else records % max(1, frames // 100) == 0:
+            if now - last >= 1.0:
                 last = now
                 samples.append(((now - start) / 3600, *_usage(process.pid)))
-            if now - start >= seconds if seconds else records == frames:
+            if now - start >= seconds:
                 break
         process.send_signal(signal.SIGTERM)
         for number in numbers:

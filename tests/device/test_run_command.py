@@ -207,11 +207,11 @@ def test_image_beyond_the_memory_limit_is_an_error_of_this_image(bundle: Path, t
     assert "too little memory" in huge["error"] and small["label"] == "red"
 
 
-@pytest.mark.parametrize("seconds", [None, pytest.param(SOAK_S, marks=pytest.mark.slow)], ids=["3,000 frames", "EDGETL_SOAK_S"])
-def test_long_operation_loses_no_frame_and_keeps_memory_and_descriptors(bundle: Path, images: Path, seconds: float | None) -> None:
-    result = soak(bundle, images, seconds=seconds, frames=3000)
+@pytest.mark.parametrize("seconds", [60.0, pytest.param(SOAK_S, marks=pytest.mark.slow)], ids=["a minute", "EDGETL_SOAK_S"])
+def test_long_operation_loses_no_frame_and_keeps_memory_and_descriptors(bundle: Path, images: Path, seconds: float) -> None:
+    result = soak(bundle, images, seconds=seconds)
     print(result.describe())
-    assert result.code == 0 and result.gaps == 0 and result.records == result.frames >= 3000
+    assert result.code == 0 and result.gaps == 0 and result.records == result.frames > 0
     late = len(result.hours) // 10
     assert max(result.rss_mb[late:]) - result.rss_mb[late] < 5
     # Writing the health file opens two descriptors for a moment.
