@@ -64,8 +64,10 @@ docs: $(VENV)/.ready
 dist: $(VENV)/.ready
 	$(BIN)/python packaging/build_dist.py
 
+# Suites of bench/suites. The result is saved in .benchmarks/, for `pytest-benchmark compare`.
 bench: $(VENV)/.ready
-	$(BIN)/python -m bench
+	$(BIN)/python -m pytest bench/suites --benchmark-autosave --benchmark-sort=fullname --benchmark-columns=min,median,iqr,rounds
+	$(BIN)/python -m bench.growth
 
 clean:
 	rm -rf $(VENV) .arm64 demo runs dist build docs/_build .coverage mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
