@@ -2,7 +2,8 @@
 
 The figures are those of the benchmark table in ``docs/explanation/measurement.md`` and of the int8 table in
 ``docs/explanation/quantization-search.md``: a MobileNetV2 with ImageNet weights and a linear probe on 2,527 photographs of waste
-(trashnet), on two cores of an AMD EPYC with one thread. ``python -m bench path`` and ``python -m bench.int8`` print them.
+(trashnet), on two cores of an AMD EPYC with one thread. ``python -m bench.comparisons.whole_path`` and ``python -m bench.accuracy.int8``
+print them.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ growth = pytest.mark.benchmark(group="growth", warmup=True, warmup_iterations=20
 
 
 @growth
-@pytest.mark.parametrize("images", [100, 200, 400, 800])
+@pytest.mark.parametrize("images", [250, 500, 1000])
 def test_linear_probe_by_images(benchmark: BenchmarkFixture, make_splits: Callable[[int], Splits], tmp_path: Path, images: int) -> None:
     from edgetl.train.config.options import TrainConfig
     from edgetl.train.workflows.finetune import fine_tune

@@ -7,7 +7,7 @@ Resize methods:
 - ``two-step``: resize, then crop. Bit-identical to timm's evaluation transform with the same settings (``timm.data.create_transform``,
   Apache-2.0; its rounding rules were read there).
 - ``fused`` (default): does not compute the margins that the crop removes. The pixels differ by at most 1 gray level of 255. No accuracy in
-  ``bench/preprocess.py`` changes. It takes 65 to 85 % of the time for a camera image.
+  ``bench/comparisons/resize.py`` changes. It takes 65 to 85 % of the time for a camera image.
 
 Decoding of JPEG files:
 

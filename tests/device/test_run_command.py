@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.runner import soak
+from bench.device.runner import soak
 from tests.command import edgetl_in_one_process
 from tests.device.bundles import add_release, image, write_bundle
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from bench.zoo import Choice, run
-from bench.zoo_check import MIN_VARIATION, UselessError, check_logits
-from bench.zoo_nets import Architecture, describe, random_images, randomize, smallest_of_each_kind
-from bench.zoo_pool import Bounds, sweep
-from bench.zoo_table import Row, libraries, read_rows, write_table
+from bench.zoo.check import MIN_VARIATION, UselessError, check_logits
+from bench.zoo.nets import Architecture, describe, random_images, randomize, smallest_of_each_kind
+from bench.zoo.pool import Bounds, sweep
+from bench.zoo.sweep import Choice, run
+from bench.zoo.table import Row, libraries, read_rows, write_table
 from edgetl.errors import ConfigError
 from edgetl.train.networks.backbone import rebuild
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench.drain import Load
+from bench.server.drain import Load
 from edgetl.core.bundle import Bundle
 from edgetl.errors import ConfigError
 from edgetl.serve.connections.listener import accept_pending, bind
@@ -26,7 +26,7 @@ READY = b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @pytest.mark.parametrize(("trials", "least"), [(1, 50), pytest.param(30, 50_000, marks=pytest.mark.slow)], ids=["short", "long"])
 def test_sigterm_loses_no_request(bundle: Bundle, photo: bytes, trials: int, least: int) -> None:
-    """Clients keep their connection, open one per request, pipeline, or pause. ``bench.drain`` defines a lost request."""
+    """Clients keep their connection, open one per request, pipeline, or pause. ``bench.server.drain`` defines a lost request."""
     statuses: Counter[int] = Counter()
     lost: list[str] = []
     for _ in range(trials):

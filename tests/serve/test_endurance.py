@@ -15,9 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench.http_fuzz import fuzz, large_requests, send_request, valid_requests
 from bench.memory import family, family_mb
-from bench.overload import open_loop
+from bench.server.http_fuzz import fuzz, large_requests, send_request, valid_requests
+from bench.server.overload import open_loop
 from edgetl.core.bundle import Bundle
 from tests.serve.clients import Clients
 from tests.serve.serving import LIMIT_S, Served, serving, until
@@ -27,7 +27,7 @@ SOAK_S = float(os.environ.get("EDGETL_SOAK_S", "600"))
 
 @pytest.mark.parametrize("count", [600, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_mutated_requests_cause_no_crash_and_no_5xx(served: Served, bundle: Bundle, photo: bytes, count: int) -> None:
-    """The long version includes large requests. ``bench.liveness`` measures whether they block the event loop."""
+    """The long version includes large requests. ``bench.server.liveness`` measures whether they block the event loop."""
     name, side = bundle.manifest.name, bundle.manifest.preprocess.input_size[0]
     valid, before = valid_requests(name, photo, side), served.metric("edgetl_workers_replaced_total")
     assert {send_request(served.port, data, LIMIT_S) for data in valid} == {b"200"}
@@ -48,7 +48,7 @@ def test_requests_that_are_expensive_to_parse_leave_the_server_ready(served: Ser
 
 @pytest.mark.parametrize("seconds", [1.0, pytest.param(60.0, marks=pytest.mark.slow)])
 def test_overload_is_rejected_and_leaves_no_trace(bundle: Bundle, photo: bytes, seconds: float) -> None:
-    """``bench/overload.py`` measures the throughput under overload."""
+    """``bench/server/overload.py`` measures the throughput under overload."""
     with serving(bundle.path, options=("--threads", "1", "--queue", "20", "--deadline-s", "100000", "--hang-s", "100000")) as served:
         asyncio.run(open_loop(served.port, photo, 200.0, 0.5))
         memory = family_mb(served.process_id)

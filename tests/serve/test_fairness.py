@@ -10,7 +10,7 @@ import httpx
 import pytest
 from starlette.requests import Request
 
-from bench.http_fuzz import slow_uploads
+from bench.server.http_fuzz import slow_uploads
 from edgetl.core.bundle import Bundle
 from edgetl.errors import RequestError
 from edgetl.serve.protocol.body import GRACE_S, MIN_BYTES_PER_S, BodyReader

@@ -7,8 +7,8 @@ all kinds, from six runs with 10 images per class (30 training and 10 validation
 - On 500 unseen images, 2 to 7 % changed.
 - On crops of training images, 0.1 to 4 % changed. The margins of training images are too large to reveal more.
 
-Changes of brightness and contrast reveal less than crops. Mixtures of two images rank the files wrongly. ``python -m bench.few_images``
-prints the accuracy drop of files that pass.
+Changes of brightness and contrast reveal less than crops. Mixtures of two images rank the files wrongly.
+``python -m bench.accuracy.few_images`` prints the accuracy drop of files that pass.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Tables of accuracy and agreement, on the reference images."""

@@ -1,0 +1,1 @@
+"""Measurements for devices: drift detection, tuning, footprint, and the endurance of the runner."""

@@ -1,0 +1,1 @@
+"""Measurements of the server: throughput, overload, liveness and graceful shutdown."""

@@ -1,0 +1,1 @@
+"""Export sweep over the small architectures of timm (``python -m bench.zoo``)."""
