@@ -3,7 +3,7 @@
 The network is the embedded backbone. The images are the photographs of trashnet if the reference folder exists, otherwise the digits of the
 demo. The name of a benchmark contains its image set, so ``pytest-benchmark compare`` does not compare different images.
 
-torch is imported inside fixtures. It is not in memory while the suites of the device run alone, and collection takes a second.
+torch is imported where it is used: collection takes a second, and the suites of the device run without torch once their bundle exists.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """List the benchmarks that were disturbed by other programs."""
-    for line in config.stash.get(_busy, []):
-        terminalreporter.write_line(f"busy host: {line}", yellow=True)
+    """List the benchmarks that ran on a busy host."""
+    if busy := config.stash.get(_busy, []):
+        terminalreporter.write_line(f"busy host during {len(busy)} benchmarks, which cannot be compared: {', '.join(busy)}", yellow=True)
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def _conditions(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> 
         return
     benchmark.extra_info["host_load"] = load.model_dump()
     if load.busy and benchmark.enabled and benchmark.group not in CHILD_PROCESSES:
-        request.config.stash.setdefault(_busy, []).append(f"{benchmark.name}: {load.describe()}")
+        request.config.stash.setdefault(_busy, []).append(benchmark.name)
 
 
 @pytest.fixture(scope="session", params=["trashnet" if PHOTOGRAPHS.is_dir() else "digits"])
@@ -96,11 +96,15 @@ def run(dataset: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def bundle(run: Run, dataset: Path) -> Bundle:
+def bundle(request: pytest.FixtureRequest, dataset: Path) -> Bundle:
     """Bundle of the run with four variants."""
-    from edgetl.export.package import export_bundle
 
-    return open_bundle(built(f"benchmarks/{dataset.name}-bundle", lambda out: export_bundle(run.path, EXPORT, out)))
+    def build(out: Path) -> None:
+        from edgetl.export.package import export_bundle
+
+        export_bundle(request.getfixturevalue("run").path, EXPORT, out)
+
+    return open_bundle(built(f"benchmarks/{dataset.name}-bundle", build))
 
 
 @pytest.fixture(scope="session")
