@@ -108,11 +108,11 @@ def bundle(request: pytest.FixtureRequest, dataset: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def make_splits(run: Run, dataset: Path) -> Callable[[int], Splits]:
+def make_splits(dataset: Path) -> Callable[[int], Splits]:
     """Function that returns splits with a number of training images and 60 validation images, both balanced over the classes."""
     from edgetl.data.folder import scan
     from edgetl.data.loading import stratified
-    from edgetl.data.split import Splits
+    from edgetl.data.split import Splits, split
 
-    folder, train, val = scan(dataset), run.samples("train"), tuple(stratified(run.samples("val"), 60))
-    return lambda count: Splits(folder, tuple(stratified(train, count)), val, ())
+    whole = split(scan(dataset), val=0.2, test=0.2)
+    return lambda count: Splits(whole.folder, tuple(stratified(whole.train, count)), tuple(stratified(whole.val, 60)), ())
