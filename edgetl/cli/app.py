@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from edgetl.cli.commands import bench, bundle, demo, export, fit, models, runs, serve, train
+from edgetl.cli.commands import bench, bundle, demo, diagnosis, export, fit, models, runs, serve, train
 from edgetl.cli.commands.device import keys, run, store, tune
 from edgetl.cli.examples import epilog
 from edgetl.cli.help import HelpCommand, HelpGroup
@@ -32,6 +32,7 @@ app = typer.Typer(
 
 # Panels of `edgetl --help`.
 COMMANDS = {
+    "Data": (diagnosis.diagnose_command, diagnosis.distance_command, diagnosis.curve_command),
     "Train": (
         train.train_command,
         train.plan_command,

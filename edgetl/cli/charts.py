@@ -15,6 +15,7 @@ from edgetl.measure.report import LatencyReport
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from edgetl.train.config.diagnosis.curve import CurveReport
     from edgetl.train.config.ranking import Ranking
 
 # Largest number of operations of a variant in a chart.
@@ -73,6 +74,34 @@ def draw_ranking(ranking: Ranking, path: Path) -> None:
     axes.set_xlabel("latency of one image, ms (torch, one thread)")
     axes.set_ylabel("leave-one-out accuracy (mean of k-NN and ridge)")
     axes.set_title(f"{Path(ranking.data).name}: {ranking.images} images, {ranking.classes} classes", fontsize=10)
+    axes.legend(fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def draw_curve(report: CurveReport, path: Path) -> None:
+    """Write the chart of a learning curve: measured points with 95 % intervals, and the extrapolation with its interval."""
+    figure = _figure(8.0, 5.0)
+    axes = figure.add_subplot()
+    for points, name, color in ((report.pretrained, "pretrained", "#08306b"), (report.random, "random weights", "#969696")):
+        values = [point.accuracy.value for point in points]
+        errors = [
+            [max(0.0, v - p.accuracy.low) for v, p in zip(values, points, strict=True)],
+            [max(0.0, p.accuracy.high - v) for v, p in zip(values, points, strict=True)],
+        ]
+        axes.errorbar([point.labels for point in points], values, yerr=errors, marker="o", capsize=3, color=color, label=name)
+    last = report.pretrained[-1]
+    labels = [last.labels, *(item.labels for item in report.forecasts)]
+    axes.plot(labels, [last.accuracy.value, *(item.accuracy for item in report.forecasts)], "--", color="#4292c6", label="extrapolated")
+    low, high = (
+        [last.accuracy.low, *(item.low for item in report.forecasts)],
+        [last.accuracy.high, *(item.high for item in report.forecasts)],
+    )
+    axes.fill_between(labels, low, high, color="#9ecae1", alpha=0.4, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_xlabel("labeled training images")
+    axes.set_ylabel(f"accuracy on {report.held_out} held-out images")
+    axes.set_title(f"{Path(report.data).name}: {report.backbone}, {report.method}", fontsize=10)
+    axes.grid(alpha=0.3)
     axes.legend(fontsize=8, frameon=False)
     _save(figure, path)
 

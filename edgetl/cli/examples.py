@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
+    "diagnose": (
+        ("Check by linear probes whether pretraining helps", "edgetl diagnose photos"),
+        ("Check it by training, and measure forgetting", "edgetl diagnose photos --fine-tune --source old_photos"),
+    ),
+    "distance": (
+        ("Compare two folders of images", "edgetl distance photos new_photos"),
+        ("Compare new images with those of a run", "edgetl distance run new_photos"),
+    ),
+    "curve": (
+        ("Measure and extrapolate the accuracy over the labels", "edgetl curve photos --plot curve.png"),
+        ("Train a network for each point", "edgetl curve photos --fine-tune"),
+    ),
     "train": (
         ("Fine-tune the default backbone on a folder with one folder per class", "edgetl train photos --out run"),
         ("Fine-tune every layer of a timm backbone", "edgetl train photos --out run --backbone resnet18.a1_in1k --strategy full"),

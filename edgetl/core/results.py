@@ -323,7 +323,8 @@ class Forgetting(StrictModel):
     Attributes:
         parent: name of the parent run.
         through: output of the new network that predicts the previous classes. ``own``: its own head. ``previous head``: the parent's head.
-            ``previous column``: the parent network, which is a column of the new network.
+            ``previous column``: the parent network, which is a column of the new network. ``probe``: a linear probe on the features of
+            each network (`edgetl diagnose --source`).
         images: number of test images.
         before: accuracy of the parent run, 0..1.
         after: accuracy of the new network, 0..1.

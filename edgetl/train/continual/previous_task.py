@@ -144,13 +144,27 @@ def measure_forgetting(backbone: Backbone, previous: PreviousTask, execution: Ex
     before = _predictions(feature_extractor(previous.run.load_model(), own.head_name), previous.head, parent, samples, execution)
     network, head, through = _previous_predictor(backbone, previous)
     after = _predictions(network, head, backbone, samples, execution)
-    truth = labels_of(samples)
+    return compare_predictions((previous.name, through), labels, labels_of(samples), before, after)
+
+
+def compare_predictions(
+    names: tuple[str, str], labels: Sequence[str], truth: NDArray[np.int64], before: NDArray[np.int64], after: NDArray[np.int64]
+) -> Forgetting:
+    """Compute the forgetting of a task from the predictions of its test images.
+
+    Args:
+        names: name of the parent, and output that predicts the previous classes (``Forgetting.through``).
+        labels: class names of the previous task.
+        truth: true classes, int64 ``[n]``.
+        before: predictions of the parent, int64 ``[n]``.
+        after: predictions of the new network, int64 ``[n]``.
+    """
     drop = paired_drop(before == truth, after == truth)
     first, second = (float((found == truth).mean()) for found in (before, after))
     return Forgetting(
-        parent=previous.name,
-        through=through,
-        images=len(samples),
+        parent=names[0],
+        through=names[1],
+        images=len(truth),
         before=first,
         after=second,
         drop=first - second,

@@ -94,7 +94,7 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
         progress("measuring", index, len(MEASURED))
         job = resolve(config.with_options(strategy=strategy), splits)
         backbone, plan = prepare(splits, job)
-        found.append(_measure(Training(backbone, splits, job.config, plan, Execution(device, Path()))))
+        found.append(measure_training(Training(backbone, splits, job.config, plan, Execution(device, Path()))))
     job = resolve(config, splits)
     chosen = tuple(item.model_copy(update={"chosen": item.plan.strategy == job.strategy}) for item in found)
     return Estimates(
@@ -102,7 +102,8 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
     )
 
 
-def _measure(training: Training) -> Estimate:
+def measure_training(training: Training) -> Estimate:
+    """Estimate the cost of a training from a few measured batches. The network of ``training`` must not be used afterwards."""
     backbone, splits, config, plan, device = training.backbone, training.splits, training.config, training.plan, training.execution.device
     images = ImageDataset(splits.train, backbone.spec, augment=None, seed=config.run.seed)
     load = _seconds(lambda: [images[index % len(splits.train)] for index in range(DECODED)], repeats=1) / DECODED

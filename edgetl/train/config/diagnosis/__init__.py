@@ -1,0 +1,1 @@
+"""Options and results of the commands that diagnose a transfer: ``edgetl diagnose``, ``distance`` and ``curve``. No torch."""

@@ -1,0 +1,1 @@
+"""Diagnosis of a transfer: negative transfer, domain distance and learning curve."""
