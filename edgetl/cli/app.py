@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from edgetl.cli.commands import bench, bundle, demo, diagnosis, export, fit, models, runs, serve, train
+from edgetl.cli.commands import bench, bundle, demo, export, fit, models, runs, serve, train
+from edgetl.cli.commands.data import diagnosis
 from edgetl.cli.commands.device import keys, run, store, tune
 from edgetl.cli.examples import epilog
 from edgetl.cli.help import HelpCommand, HelpGroup

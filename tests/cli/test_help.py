@@ -45,7 +45,7 @@ def _panels(page: str) -> dict[str, str]:
 
 def test_the_main_page_groups_the_commands_and_describes_each_in_one_sentence() -> None:
     panels = _panels(_page())
-    assert list(panels) == ["Train", "Export", "Run", "Device", "Other", "Options"]
+    assert list(panels) == ["Data", "Train", "Export", "Run", "Device", "Other", "Options"]
     for title, commands in COMMANDS.items():
         for command in commands:
             assert command.__name__.removesuffix("_command") in panels[title].split()

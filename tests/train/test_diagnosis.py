@@ -19,9 +19,9 @@ from edgetl.train.workflows.diagnosis.curve import labels_at_equal_accuracy, lea
 from edgetl.train.workflows.diagnosis.distance import distance
 from edgetl.train.workflows.diagnosis.power_law import fit_power_law
 from edgetl.train.workflows.diagnosis.resampling import accuracy_of, interval, resample
-from edgetl.train.workflows.diagnosis.transfer import diagnose, judge
+from edgetl.train.workflows.diagnosis.transfer import diagnose, evaluate_transfer
 from edgetl.train.workflows.diagnosis.trials import nested_order
-from edgetl.train.workflows.diagnosis.two_sample import domain_error, mmd_test, score_shifts
+from edgetl.train.workflows.diagnosis.two_sample import classify_domains, mmd_test, score_shifts
 from tests.command import edgetl
 from tests.conftest import write_colors
 
@@ -64,16 +64,18 @@ def test_bootstrap_interval_covers_the_variation_between_repetitions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("random", "pixels", "verdict"),
+    ("random", "pixels", "transfer"),
     [((0.1, 0.3), (0.05, 0.2), "positive"), ((0.1, 0.3), (-0.2, -0.1), "negative"), ((0.1, 0.3), (-0.1, 0.1), "undecided")],
 )
-def test_verdict_needs_an_interval_without_0(random: tuple[float, float], pixels: tuple[float, float], verdict: str) -> None:
+def test_a_positive_or_negative_transfer_needs_an_interval_without_0(
+    random: tuple[float, float], pixels: tuple[float, float], transfer: str
+) -> None:
     comparisons = [
         Comparison(first="probe", second=name, difference=(low + high) / 2, low=low, high=high)
         for name, (low, high) in (("random weights", random), ("pixels", pixels))
     ]
-    found, reason = judge(comparisons)
-    assert found == verdict and "probe less pixels" in reason
+    found, reason = evaluate_transfer(comparisons)
+    assert found == transfer and "probe less pixels" in reason
 
 
 def test_equal_accuracy_is_interpolated_inside_the_better_curve() -> None:
@@ -98,10 +100,9 @@ def test_subsets_keep_the_classes_in_proportion_and_groups_together() -> None:
 def test_two_sample_statistics_separate_equal_from_shifted_features() -> None:
     rng = np.random.default_rng(0)
     a, same, shifted = (rng.normal(mean, 1, (150, 8)).astype(np.float32) for mean in (0, 0, 0.8))
-    error, auc = domain_error(a, same)
-    assert error.low < 0.5 < error.high and abs(auc - 0.5) < 0.1
-    error, auc = domain_error(a, shifted)
-    assert error.high < 0.3 and auc > 0.8
+    equal, apart = classify_domains(a, same), classify_domains(a, shifted)
+    assert equal.error.low < 0.5 < equal.error.high and abs(equal.auc - 0.5) < 0.1 and equal.proxy_a < 0.4
+    assert apart.error.high < 0.3 and apart.auc > 0.8 and apart.proxy_a == 2 * (1 - 2 * apart.error.value)
     assert mmd_test(a, same, permutations=199).p > 0.05
     found = mmd_test(a, shifted, permutations=199)
     assert found.p == 1 / 200 and found.mmd2 > found.limit > 0
@@ -160,7 +161,7 @@ def test_learning_curve_reports_points_forecasts_and_a_check(digits: Path) -> No
 def test_distance_of_different_folders_is_a_shift(digits: Path, tmp_path: Path) -> None:
     colors = write_colors(tmp_path / "colors", 20)
     report = distance(digits, colors, SMALL, DistanceConfig(images=60, permutations=99))
-    assert report.shift and report.proxy_a > 1.5 and report.auc > 0.95 and report.mmd.p == 0.01 and report.common == 0
+    assert report.shift and report.domains.proxy_a > 1.5 and report.domains.auc > 0.95 and report.mmd.p == 0.01 and report.common == 0
     assert report.scores is not None and report.scores.n_a == 30 and report.scores.n_b == 60
 
 
@@ -229,7 +230,7 @@ def test_trained_curves_have_equal_steps(colors: Path) -> None:
 
 
 @pytest.mark.slow
-def test_diagnose_and_distance_commands_print_a_verdict(digits: Path) -> None:
+def test_diagnose_and_distance_commands_print_a_result(digits: Path) -> None:
     small = ("--input-size", 48, "--images", 60, "--seed", 1)
     shown = edgetl("diagnose", digits, *small, "--val", 0.03, "--test", 0.03, "--repeats", 1)
     assert shown.returncode == 0, shown.stderr

@@ -40,6 +40,20 @@ class Discrepancy(StrictModel):
     p: float
 
 
+class DomainClassifier(StrictModel):
+    """Linear classifier of the domain.
+
+    Attributes:
+        error: cross-validated error. 0.5: the domains cannot be separated.
+        auc: cross-validated area under the ROC curve. 0.5: the domains cannot be separated.
+        proxy_a: proxy-A distance, 0..2: ``2 (1 - 2 error)`` (Ben-David et al. 2007), at least 0.
+    """
+
+    error: Proportion
+    auc: float
+    proxy_a: float
+
+
 class ClassShift(StrictModel):
     """Shift of the scores of one class.
 
@@ -86,9 +100,7 @@ class DistanceReport(StrictModel):
         common: number of images with equal pixels in both domains.
         shift: true if a test detects a shift at the level ``alpha``.
         alpha: significance level. Each of the two tests has half of it.
-        error: cross-validated error of a linear domain classifier. 0.5: the domains cannot be separated.
-        auc: area under the ROC curve of the same classifier.
-        proxy_a: proxy-A distance, 0..2: ``2 (1 - 2 error)``.
+        domains: classifier of the domain, with the proxy-A distance.
         mmd: maximum mean discrepancy.
         scores: black-box shift detection; none without class labels.
         scores_note: reason why there are no scores; empty if there are.
@@ -103,9 +115,7 @@ class DistanceReport(StrictModel):
     common: int
     shift: bool
     alpha: float
-    error: Proportion
-    auc: float
-    proxy_a: float
+    domains: DomainClassifier
     mmd: Discrepancy
     scores: ScoreShift | None = None
     scores_note: str = ""

@@ -12,7 +12,7 @@ from edgetl.core.options import COMMON, option_field
 from edgetl.core.results import Forgetting, Proportion
 from edgetl.data.scan_notes import ScanNote
 
-Verdict: TypeAlias = Literal["positive", "negative", "undecided"]
+Transfer: TypeAlias = Literal["positive", "negative", "undecided"]
 # Repetitions by default: of probes, which take seconds, and of trainings.
 PROBE_REPEATS, TRAINING_REPEATS = 3, 1
 
@@ -45,7 +45,7 @@ class TransferConfig(StrictModel):
 
 
 class Arm(StrictModel):
-    """One way to predict the held-out images.
+    """Model of the comparison: a trained network or a linear probe.
 
     Attributes:
         name: ``probe`` (linear probe on the pretrained features), ``fine-tuned``, ``random weights`` (the same network and the same
@@ -89,7 +89,7 @@ class TransferReport(StrictModel):
     Attributes:
         data: folder of the images.
         backbone: name of the backbone.
-        verdict: ``positive`` if the pretrained network is better than every control without pretraining, ``negative`` if it is worse than
+        transfer: ``positive`` if the pretrained network is better than every control without pretraining, ``negative`` if it is worse than
             one of them, otherwise ``undecided``. A difference counts if its interval does not contain 0.
         reason: comparison that decides, as a sentence.
         train_images: number of training images.
@@ -105,7 +105,7 @@ class TransferReport(StrictModel):
     schema_version: Literal[1] = 1
     data: str
     backbone: str
-    verdict: Verdict
+    transfer: Transfer
     reason: str
     train_images: int
     held_out: int

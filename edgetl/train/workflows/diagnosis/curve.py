@@ -91,20 +91,11 @@ def learning_curve(data: Path, config: TrainConfig, options: CurveConfig, *, pro
     """
     started = time.monotonic()
     division = divide(data, config, images=None if options.fine_tune else options.images, progress=progress)
-    measure = _trained_curves if options.fine_tune else _probe_curves
     _check_points(division, FRACTIONS if options.fine_tune else PROBE_FRACTIONS)
-    correct, steps = measure(division, config, options, progress)
-    counts = [len(points) for points in correct]
-    # One bootstrap for both curves, so that they have the same held-out images in each draw.
-    draws = resample([item for points in correct for item in points.values()], seed=config.run.seed)
-    pretrained, random = (
-        _Curve(np.array(list(points), np.float64), list(points.values()), part)
-        for points, part in zip(correct, np.split(draws, counts[:1], axis=1), strict=True)
-    )
+    measure = _trained_curves if options.fine_tune else _probe_curves
+    measured, steps = measure(division, config, options, progress)
+    pretrained, random = _with_draws(measured, config.run.seed)
     total = len(division.train)
-    few = int((pretrained.labels <= BACKTEST_FRACTION * total + 1).sum())
-    (forecast,) = _extrapolate(pretrained, few, [total])
-    measured = float(pretrained.means[-1])
     return CurveReport(
         data=printable(data),
         backbone=config.backbone.name,
@@ -114,14 +105,22 @@ def learning_curve(data: Path, config: TrainConfig, options: CurveConfig, *, pro
         pretrained=_points(pretrained, total),
         random=_points(random, total),
         forecasts=_extrapolate(pretrained, len(pretrained.labels), [multiple * total for multiple in MULTIPLES]),
-        backtest=Backtest(forecast=forecast, measured=measured, inside=forecast.low <= measured <= forecast.high),
+        backtest=_backtest(pretrained, total),
         equivalence=_equivalence(pretrained, random),
         seconds=round(time.monotonic() - started, 1),
         notes=division.splits.notes,
     )
 
 
+# Correct predictions of a curve, bool ``[repeats, n]``, by the number of labels.
 _Measured = dict[int, NDArray[np.bool_]]
+
+
+def _with_draws(measured: Sequence[_Measured], seed: int) -> list[_Curve]:
+    """Add bootstrap draws to curves. All curves have the same held-out images in each draw."""
+    draws = resample([correct for points in measured for correct in points.values()], seed=seed)
+    parts = np.split(draws, np.cumsum([len(points) for points in measured])[:-1], axis=1)
+    return [_Curve(np.array(list(points), np.float64), list(points.values()), part) for points, part in zip(measured, parts, strict=True)]
 
 
 def _sizes(division: Division, fractions: Sequence[float]) -> list[int]:
@@ -200,6 +199,13 @@ def _extrapolate(curve: _Curve, points: int, at: Sequence[int]) -> tuple[Forecas
         low, high = interval(draws[:, place])
         found.append(Forecast(labels=count, accuracy=float(fitted[place]), low=low, high=high))
     return tuple(found)
+
+
+def _backtest(curve: _Curve, total: int) -> Backtest:
+    few = int((curve.labels <= BACKTEST_FRACTION * total + 1).sum())
+    (forecast,) = _extrapolate(curve, few, [total])
+    measured = float(curve.means[-1])
+    return Backtest(forecast=forecast, measured=measured, inside=forecast.low <= measured <= forecast.high)
 
 
 def _equivalence(pretrained: _Curve, random: _Curve) -> Equivalence:

@@ -31,7 +31,7 @@ from edgetl.train.heads.linear import fit_logistic
 from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.inputs.features import features_of
 from edgetl.train.networks.backbone import Backbone, with_intensity
-from edgetl.train.workflows.diagnosis.two_sample import domain_error, mmd_test, score_shifts
+from edgetl.train.workflows.diagnosis.two_sample import classify_domains, mmd_test, score_shifts
 from edgetl.train.workflows.finetune import choose_device
 
 _log = logging.getLogger(__name__)
@@ -59,8 +59,7 @@ class _Domain:
 def distance(a: Path, b: Path, config: TrainConfig, options: DistanceConfig, *, progress: Progress = silent) -> DistanceReport:
     """Compare two sets of images: proxy-A distance and MMD of their features, and shift of a classifier's scores.
 
-    A run stands for the images that it was trained for. Its validation and test images are used, because a network has other features and
-    scores on images that it was trained on.
+    A run stands for its validation and test images, because a network has other features and scores on images that it was trained on.
 
     Args:
         a: folder of images, or run. The reference.
@@ -75,22 +74,14 @@ def distance(a: Path, b: Path, config: TrainConfig, options: DistanceConfig, *, 
         RunError: a run is damaged.
     """
     started = time.monotonic()
-    domains = [_read(path, progress) for path in (a, b)]
-    run = next((domain.run for domain in domains if domain.run), None)
-    if run is not None:
-        domains = [_without_trained(domain, run) for domain in domains]
+    domains, run = _read_both(a, b, progress)
     drawn = _draw(domains, options.images, config.run.seed)
     backbone = run.backbone() if run else _load(config, drawn[0])
-    extract = features_of(backbone, config.optim.batch_size, device=choose_device(config.run.device), images=2 * len(drawn[0]))
+    extract = features_of(backbone, device=choose_device(config.run.device), images=2 * len(drawn[0]))
     first, second = (extract(samples, progress=progress) for samples in drawn)
-    error, auc = domain_error(first, second, seed=config.run.seed)
     mmd = mmd_test(first, second, permutations=options.permutations, seed=config.run.seed)
-    # Two tests: each has half of the significance level.
-    level, scores = options.alpha / 2, None
-    if run is not None:
-        scores = _run_scores(run, backbone, first, second, level)
-    elif len({sample.label for sample in drawn[0][::2]}) > 1:
-        scores = _probe_scores(domains[0].labels, drawn[0], first, second, level)
+    level = options.alpha / 2  # two tests
+    scores = _run_scores(run, backbone, first, second, level) if run else _probe_scores(domains[0], drawn[0], first, second, level)
     return DistanceReport(
         a=printable(a),
         b=printable(b),
@@ -99,14 +90,19 @@ def distance(a: Path, b: Path, config: TrainConfig, options: DistanceConfig, *, 
         common=len({sample.content for sample in drawn[0]} & {sample.content for sample in drawn[1]}),
         shift=mmd.p < level or (scores is not None and scores.p < level),
         alpha=options.alpha,
-        error=error,
-        auc=auc,
-        proxy_a=max(0.0, 2 * (1 - 2 * error.value)),
+        domains=classify_domains(first, second, seed=config.run.seed),
         mmd=mmd,
         scores=scores,
         scores_note="" if scores else domains[0].problem or "the drawn images of the first folder have one class",
         seconds=round(time.monotonic() - started, 1),
     )
+
+
+def _read_both(a: Path, b: Path, progress: Progress) -> tuple[list[_Domain], Run | None]:
+    """List the images of both domains. If one is a run, also return it, and leave out images that trained it."""
+    domains = [_read(path, progress) for path in (a, b)]
+    run = next((domain.run for domain in domains if domain.run), None)
+    return ([_without_trained(domain, run) for domain in domains], run) if run else (domains, None)
 
 
 def _read(path: Path, progress: Progress) -> _Domain:
@@ -163,10 +159,15 @@ def _run_scores(run: Run, backbone: Backbone, first: NDArray[np.float32], second
 
 
 def _probe_scores(
-    labels: Sequence[str], samples: Sequence[Sample], first: NDArray[np.float32], second: NDArray[np.float32], alpha: float
-) -> ScoreShift:
-    """Fit a linear probe on half of the first domain, and compare its scores on the other half with those on the second domain."""
-    head = fit_logistic(LabeledFeatures(first[::2], labels_of(samples[::2])), len(labels), seed=0)
+    domain: _Domain, samples: Sequence[Sample], first: NDArray[np.float32], second: NDArray[np.float32], alpha: float
+) -> ScoreShift | None:
+    """Fit a linear probe on half of the first domain, and compare its scores on the other half with those on the second domain.
+
+    Return none if the half has images of one class only.
+    """
+    if len({sample.label for sample in samples[::2]}) < 2:
+        return None
+    head = fit_logistic(LabeledFeatures(first[::2], labels_of(samples[::2])), len(domain.labels), seed=0)
     a, b = (softmax(rows @ head.weight.T + head.bias) for rows in (first[1::2], second))
-    p, classes = score_shifts(labels, a, b, alpha=alpha)
+    p, classes = score_shifts(domain.labels, a, b, alpha=alpha)
     return ScoreShift(classifier="linear probe on half of the first folder", n_a=len(a), n_b=len(b), p=p, classes=classes)

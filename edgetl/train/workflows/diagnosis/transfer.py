@@ -9,20 +9,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.files.names import printable
 from edgetl.core.progress import Progress, silent
+from edgetl.core.results import Forgetting
 from edgetl.train.config.diagnosis.transfer import (
     PROBE_REPEATS,
     TRAINING_REPEATS,
     Arm,
     Comparison,
+    Transfer,
     TransferConfig,
     TransferReport,
-    Verdict,
 )
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.networks.backbone import Backbone
@@ -74,19 +76,14 @@ def diagnose(data: Path, config: TrainConfig, options: TransferConfig, *, progre
     """
     started = time.monotonic()
     division = divide(data, config, images=None if options.fine_tune else options.images, progress=progress)
-    forgetting, note = None, "the weights were not trained (--fine-tune trains them)"
-    if options.fine_tune:
-        trials, trained = _trainings(division, config, options.repeats or TRAINING_REPEATS, progress)
-        forgetting, note = measure_source(division, config, trained, options.source, progress=progress)
-    else:
-        trials = _probes(division, config, options.repeats or PROBE_REPEATS, progress)
+    trials, forgetting, note = (_trainings if options.fine_tune else _probes)(division, config, options, progress)
     draws = resample([trial.correct for trial in trials], seed=config.run.seed)
     comparisons = tuple(_compare(trials, draws, index) for index in range(1, len(trials)))
-    verdict, reason = judge([item for item in comparisons if item.second in CONTROLS])
+    transfer, reason = evaluate_transfer(comparisons)
     return TransferReport(
         data=printable(data),
         backbone=config.backbone.name,
-        verdict=verdict,
+        transfer=transfer,
         reason=reason,
         train_images=len(division.train),
         held_out=len(division.held_out),
@@ -99,20 +96,27 @@ def diagnose(data: Path, config: TrainConfig, options: TransferConfig, *, progre
     )
 
 
-def _probes(division: Division, config: TrainConfig, repeats: int, progress: Progress) -> list[_Trial]:
+# Trials, forgetting of the source task, and the reason if it was not measured.
+_Measured: TypeAlias = tuple[list[_Trial], Forgetting | None, str]
+
+
+def _probes(division: Division, config: TrainConfig, options: TransferConfig, progress: Progress) -> _Measured:
     """Fit linear probes on the features of pretrained weights and of random weights, and on pixels."""
     rows = np.arange(len(division.train))
     features = frozen_features(division, config, pretrained=True, seed=config.run.seed, progress=progress)
     trials = [_Trial(PROBE, probe(division, features, rows)[None])]
     random = []
-    for seed in range(config.run.seed, config.run.seed + repeats):
+    for seed in range(config.run.seed, config.run.seed + (options.repeats or PROBE_REPEATS)):
         drawn = frozen_features(division, config, pretrained=False, seed=seed, progress=progress)
         random.append(probe(division, drawn, rows))
-    return [*trials, _Trial(RANDOM, np.stack(random)), _Trial(PIXELS, probe(division, pixel_features(division, features.spec), rows)[None])]
+    pixels = probe(division, pixel_features(division, features.spec), rows)
+    trials += [_Trial(RANDOM, np.stack(random)), _Trial(PIXELS, pixels[None])]
+    return trials, None, "a probe does not change the weights (--fine-tune trains them)"
 
 
-def _trainings(division: Division, config: TrainConfig, repeats: int, progress: Progress) -> tuple[list[_Trial], Backbone]:
-    """Train from pretrained and from random weights with equal steps, and fit the probes. Also return the first pretrained network."""
+def _trainings(division: Division, config: TrainConfig, options: TransferConfig, progress: Progress) -> _Measured:
+    """Train from pretrained and from random weights with equal steps, fit the probes, and measure the forgetting of the source task."""
+    repeats = options.repeats or TRAINING_REPEATS
     rows = np.arange(len(division.train))
     plans = plan_training(division.splits, config)
     announce_trainings(division, config, plans, trainings=repeats)
@@ -127,7 +131,9 @@ def _trainings(division: Division, config: TrainConfig, repeats: int, progress: 
     features = frozen_features(division, config, pretrained=True, seed=config.run.seed, progress=progress)
     pixels = pixel_features(division, features.spec)
     trials = [_Trial(name, np.stack(found), plans[0].steps) for name, found in correct.items()]
-    return [*trials, _Trial(PROBE, probe(division, features, rows)[None]), _Trial(PIXELS, probe(division, pixels, rows)[None])], networks[0]
+    trials += [_Trial(PROBE, probe(division, features, rows)[None]), _Trial(PIXELS, probe(division, pixels, rows)[None])]
+    forgetting, note = measure_source(division, config, networks[0], options.source, progress=progress)
+    return trials, forgetting, note
 
 
 def _arm(trial: _Trial, draws: NDArray[np.float64]) -> Arm:
@@ -146,14 +152,16 @@ def _compare(trials: list[_Trial], draws: NDArray[np.float64], second: int) -> C
     return Comparison(first=trials[0].name, second=trials[second].name, difference=difference, low=low, high=high)
 
 
-def judge(controls: Sequence[Comparison]) -> tuple[Verdict, str]:
-    """Return the verdict on a transfer, and the comparison that decides as a sentence.
+def evaluate_transfer(comparisons: Sequence[Comparison]) -> tuple[Transfer, str]:
+    """Return the kind of a transfer, and the comparison that decides as a sentence.
 
-    The error rate of each verdict is at most 5 %: a positive one needs every control, and a negative one has two controls with 2.5 % each.
+    The error rate of ``positive`` and of ``negative`` is at most 5 %: the first needs every control, and the second has two controls with
+    2.5 % each.
 
     Args:
-        controls: differences of the pretrained network from each control without pretraining.
+        comparisons: differences of the pretrained network. Those from models without pretraining count.
     """
+    controls = [item for item in comparisons if item.second in CONTROLS]
     worst = min(controls, key=lambda item: item.high)
     if worst.high < 0:
         return "negative", f"{worst.second} without pretraining are better: {worst.describe()}"

@@ -14,8 +14,8 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from edgetl.core.results import Proportion, wilson
-from edgetl.train.config.diagnosis.distance import ClassShift, Discrepancy
+from edgetl.core.results import wilson
+from edgetl.train.config.diagnosis.distance import ClassShift, Discrepancy, DomainClassifier
 
 FOLDS = 5
 # L2 penalty of the domain classifier, per image.
@@ -25,10 +25,10 @@ MAX_ITERATIONS = 300
 TOGETHER = 1000
 
 
-def domain_error(a: NDArray[np.float32], b: NDArray[np.float32], *, seed: int = 0) -> tuple[Proportion, float]:
-    """Compute the cross-validated error and the AUC of a linear classifier of the domain, for samples of equal size.
+def classify_domains(a: NDArray[np.float32], b: NDArray[np.float32], *, seed: int = 0) -> DomainClassifier:
+    """Measure the proxy-A distance of two samples of equal size (Ben-David et al. 2007), by a cross-validated linear classifier.
 
-    The proxy-A distance is ``2 (1 - 2 error)`` (Ben-David et al. 2007). Its classifier is a logistic regression on standardized features.
+    The classifier is a logistic regression on standardized features.
 
     Args:
         a: features of the first domain, ``[n, width]``.
@@ -39,7 +39,8 @@ def domain_error(a: NDArray[np.float32], b: NDArray[np.float32], *, seed: int = 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (PENALTY * len(features)), max_iter=MAX_ITERATIONS, tol=1e-3))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     scores = cross_val_predict(model, features, domains, cv=folds, method="decision_function")
-    return wilson(int(((scores > 0) != domains).sum()), len(domains)), float(roc_auc_score(domains, scores))
+    error = wilson(int(((scores > 0) != domains).sum()), len(domains))
+    return DomainClassifier(error=error, auc=float(roc_auc_score(domains, scores)), proxy_a=max(0.0, 2 * (1 - 2 * error.value)))
 
 
 def mmd_test(a: NDArray[np.float32], b: NDArray[np.float32], *, permutations: int, seed: int = 0) -> Discrepancy:

@@ -39,7 +39,7 @@ def diagnose_command(
 ) -> None:
     """Check whether pretraining helps on your images (positive or negative transfer).
 
-    Compares pretrained with random weights and with a linear probe on pixels, on the same test images. The verdict has a 95 % interval.
+    Compares pretrained with random weights and with a linear probe on pixels, on the same test images. The differences have 95 % intervals.
     """
     need_extra("train")
     own, config = _configs(TransferConfig, context, options)
@@ -128,13 +128,13 @@ def _show_transfer(report: TransferReport) -> None:
         _show_forgetting(report.forgetting)
     elif report.arms[0].steps:
         out.print(f"forgetting of the source task: not measured: {escape(report.forgetting_note)}", soft_wrap=True)
-    color = {"positive": "green", "negative": "red", "undecided": "yellow"}[report.verdict]
-    out.print(f"[bold {color}]{report.verdict} transfer[/]: {escape(report.reason)}", soft_wrap=True)
+    color = {"positive": "green", "negative": "red", "undecided": "yellow"}[report.transfer]
+    out.print(f"[bold {color}]{report.transfer} transfer[/]: {escape(report.reason)}", soft_wrap=True)
     following = {
         "positive": f"edgetl train {report.data} --out RUN --backbone {report.backbone}",
         "negative": f"edgetl rank {report.data} compares other backbones; --strategy scratch trains without pretraining",
         "undecided": "add images, raise --repeats, or add --fine-tune",
-    }[report.verdict]
+    }[report.transfer]
     out.print(f"next: {escape(following)}", soft_wrap=True)
 
 
@@ -149,11 +149,13 @@ def _show_forgetting(found: Forgetting) -> None:
 def _show_distance(report: DistanceReport) -> None:
     title = f"{report.a} and {report.b}: {report.images} images each, features of {report.backbone}, {report.seconds:.0f} s"
     table = plain_table(escape(title), "measure", "value", "p")
-    table.add_row("proxy-A distance (0 to 2)", f"{report.proxy_a:.2f}", "")
+    table.add_row("proxy-A distance (0 to 2)", f"{report.domains.proxy_a:.2f}", "")
     table.add_row(
-        "domain classifier: error (0.5: equal)", f"{report.error.value:.3f} ({report.error.low:.3f} to {report.error.high:.3f})", ""
+        "domain classifier: error (0.5: equal)",
+        f"{report.domains.error.value:.3f} ({report.domains.error.low:.3f} to {report.domains.error.high:.3f})",
+        "",
     )
-    table.add_row("domain classifier: AUC (0.5: equal)", f"{report.auc:.3f}", "")
+    table.add_row("domain classifier: AUC (0.5: equal)", f"{report.domains.auc:.3f}", "")
     table.add_row("MMD² (limit of equal domains)", f"{report.mmd.mmd2:.4f} ({report.mmd.limit:.4f})", f"{report.mmd.p:.3g}")
     if report.scores:
         count = sum(item.shifted for item in report.scores.classes)

@@ -1,0 +1,1 @@
+"""Commands on images and labels before a training."""
