@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from bench.device.tuning import PRETRAINED, camera_images, network
 from bench.peers.environments import run_in
 from bench.peers.inference.usual_code import prepare
-from bench.device.tuning import PRETRAINED, camera_images, network
 from edgetl.core.system.host import has_int8_dot_product
 from edgetl.data.folder import Sample
 from edgetl.export.to_hub import share_run
