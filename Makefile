@@ -66,7 +66,7 @@ dist: $(VENV)/.ready
 
 # Suites of bench/suites. The result is saved in .benchmarks/, for `pytest-benchmark compare`.
 bench: $(VENV)/.ready
-	$(BIN)/python -m pytest bench/suites --benchmark-autosave --benchmark-sort=fullname --benchmark-columns=min,median,iqr,rounds
+	$(BIN)/python -m pytest bench/suites --benchmark-autosave --benchmark-columns=min,median,iqr,rounds
 	$(BIN)/python -m bench.growth
 
 clean:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PHOTOGRAPHS = SHARED / "data/trashnet"
 CAMERA_SIZE, CAMERA_IMAGES = (640, 480), 16
 # Groups of benchmarks that start processes. Their CPU time counts as that of other programs.
-CHILD_PROCESSES = ("server", "start-up")
+CHILD_PROCESSES = ("server", "start-up", "growth with bundles")
 _busy = pytest.StashKey[list[str]]()
 
 

@@ -25,10 +25,14 @@ if TYPE_CHECKING:
     from edgetl.train.artifacts.run import Run
 
 VARIANTS = ["onnx-fp32", "openvino-fp32"]
-growth = pytest.mark.benchmark(group="growth", warmup=True, warmup_iterations=20, max_time=0.5)
 
 
-@growth
+def growth(size: str) -> pytest.MarkDecorator:
+    """Return the mark of a curve, whose benchmarks are one group."""
+    return pytest.mark.benchmark(group=f"growth with {size}", warmup=True, warmup_iterations=20, max_time=0.5)
+
+
+@growth("images")
 @pytest.mark.parametrize("images", [250, 500, 1000])
 def test_linear_probe_by_images(benchmark: BenchmarkFixture, make_splits: Callable[[int], Splits], tmp_path: Path, images: int) -> None:
     from edgetl.train.config.options import TrainConfig
@@ -40,19 +44,21 @@ def test_linear_probe_by_images(benchmark: BenchmarkFixture, make_splits: Callab
     benchmark.pedantic(lambda: fine_tune(splits, config, next(folders)), rounds=2)
 
 
-@growth
+@growth("classes")
 @pytest.mark.parametrize("classes", [2, 4, 8, 16, 32])
 def test_linear_head_by_classes(benchmark: BenchmarkFixture, classes: int) -> None:
-    """Fit of a linear head on 640 feature vectors of width 256, whose classes overlap."""
+    """Fit of a linear head on 512 feature vectors of width 128, whose classes overlap."""
     from edgetl.train.heads.linear import fit_logistic
     from edgetl.train.heads.modules import LabeledFeatures
 
-    random, labels = np.random.default_rng(0), np.arange(640) % classes
-    features = random.normal(size=(len(labels), 256)) + random.normal(scale=0.2, size=(classes, 256))[labels]
-    benchmark.pedantic(fit_logistic, (LabeledFeatures(features.astype(np.float32), labels), classes), {"seed": 0}, rounds=2)
+    random, labels = np.random.default_rng(0), np.arange(512) % classes
+    features = random.normal(size=(len(labels), 128)) + random.normal(scale=0.2, size=(classes, 128))[labels]
+    benchmark.pedantic(
+        fit_logistic, (LabeledFeatures(features.astype(np.float32), labels), classes), {"seed": 0}, rounds=5, warmup_rounds=1
+    )
 
 
-@growth
+@growth("batch")
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("batch", [1, 2, 4, 8, 16, 32])
 def test_inference_by_batch(benchmark: BenchmarkFixture, bundle: Bundle, variant: str, batch: int) -> None:
@@ -60,7 +66,7 @@ def test_inference_by_batch(benchmark: BenchmarkFixture, bundle: Bundle, variant
     benchmark(engine.run, _tensor(batch, bundle.manifest.preprocess.input_size[0]))
 
 
-@growth
+@growth("threads")
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("threads", [2**power for power in range(7) if 2**power <= available_cores()])
 def test_inference_by_threads(benchmark: BenchmarkFixture, bundle: Bundle, variant: str, threads: int) -> None:
@@ -69,7 +75,7 @@ def test_inference_by_threads(benchmark: BenchmarkFixture, bundle: Bundle, varia
     benchmark(engine.run, _tensor(16, bundle.manifest.preprocess.input_size[0]))
 
 
-@growth
+@growth("side")
 @pytest.mark.parametrize("side", [64, 96, 128, 192, 256])
 def test_inference_by_side(benchmark: BenchmarkFixture, run: Run, tmp_path: Path, side: int) -> None:
     """Inference of one image of ``side`` x ``side`` pixels with ONNX Runtime. The number of pixels grows with the square of the side."""
@@ -80,7 +86,7 @@ def test_inference_by_side(benchmark: BenchmarkFixture, run: Run, tmp_path: Path
     benchmark(engine.run, _tensor(1, side))
 
 
-@pytest.mark.benchmark(group="start-up")
+@growth("bundles")
 @pytest.mark.parametrize("bundles", [1, 2, 4, 8])
 def test_server_start_by_bundles(benchmark: BenchmarkFixture, bundle: Bundle, tmp_path: Path, bundles: int) -> None:
     """Start of ``edgetl serve`` until it accepts requests."""

@@ -26,4 +26,4 @@ def test_start(benchmark: BenchmarkFixture, command: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_cold_start(benchmark: BenchmarkFixture, bundle: Bundle, variant: str) -> None:
     cold = benchmark.pedantic(measure_cold_start, (bundle, Choice(variant=variant, threads=1)), rounds=5, warmup_rounds=1)
-    benchmark.extra_info["peak_rss_mb"] = cold.peak_rss_mb
+    benchmark.extra_info["peak_rss_mb"] = round(cold.peak_rss_mb, 1)
