@@ -20,9 +20,9 @@ WIDER = {"edgetl.core": 15, "edgetl.runtime": 15}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def _sources() -> Iterator[tuple[str, Path]]:
-    for path in sorted(ROOT.rglob("*.py")):
-        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+def _sources(root: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root.parent).with_suffix("").parts
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
@@ -53,9 +53,9 @@ def _overload(function: Function) -> bool:
     return any(isinstance(decorator, ast.Name) and decorator.id == "overload" for decorator in function.decorator_list)
 
 
-def _violations() -> Iterator[str]:
+def _violations(root: Path) -> Iterator[str]:
     modules: Counter[str] = Counter()
-    for name, path in _sources():
+    for name, path in _sources(root):
         text = path.read_text(encoding="utf-8")
         if path.stem != "__init__":
             modules[name.rpartition(".")[0]] += 1
@@ -74,7 +74,11 @@ def _violations() -> Iterator[str]:
 
 
 def test_lengths_parameters_and_packages_are_within_the_limits() -> None:
-    assert sorted(_violations()) == []
+    assert sorted(_violations(ROOT)) == []
+
+
+def test_lengths_and_parameters_of_benchmarks_are_within_the_limits() -> None:
+    assert [item for item in _violations(ROOT.parent / "bench") if not item.endswith((":docstring", ":modules"))] == []
 
 
 @pytest.mark.parametrize(
