@@ -1,6 +1,6 @@
 """Training with few and with many labels: the same images, weights and test images for all tools.
 
-The order is budgets, seeds, image sets, tools: an interrupted call leaves complete comparisons of the small budgets. Each job is a process
+The order is budgets, seeds, image sets, tools. An interrupted call leaves complete comparisons of the small budgets. Each job is a process
 in the environment of its tool. Times are CPU seconds, because they depend less on other programs than the elapsed time.
 """
 
@@ -33,7 +33,11 @@ WEIGHTS = SHARED / "weights/mobilenetv2_100.imagenet"
 def measure_training(work: Path, results: Results, tools: Sequence[Tool] = TOOLS, *, limit_s: float = 7200.0) -> None:
     """Run the missing jobs, and write a row after each."""
     stage(work)
-    for budget, seed, name, tool in product(BUDGETS, SEEDS, SETS, tools):
+    # Tools that start from random weights come last within a budget.
+    groups = [[tool for tool in tools if tool.pretrained == pretrained] for pretrained in (True, False)]
+    for budget, seed, name, tool in (
+        (budget, seed, name, tool) for budget in BUDGETS for group in groups for seed, name, tool in product(SEEDS, SETS, group)
+    ):
         key = f"{tool.title}, {name}, {budget_name(budget)}, seed {seed}"
         if ("training", key) in results:
             continue
@@ -81,10 +85,10 @@ def _job(folder: Path, seed: int) -> str:
 def _run(work: Path, tool: Tool, job: str, limit_s: float) -> dict[str, Any]:
     python = work / "environments" / tool.environment / "bin/python"
     command = ["nice", "-n", "19", str(python), "-m", f"bench.peers.{tool.module}", job]
+    # Threads that wait for work sleep. Otherwise their CPU time counts, and depends on other programs.
+    environment = variables(available_cores()) | {"OMP_WAIT_POLICY": "passive"}
     try:
-        done = subprocess.run(
-            command, check=False, capture_output=True, text=True, env=variables(available_cores()), cwd=work / "code", timeout=limit_s
-        )
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=work / "code", timeout=limit_s)
     except subprocess.TimeoutExpired:
         return {"reason": f"not finished after {limit_s:.0f} s"}
     if done.returncode:

@@ -91,5 +91,10 @@ def run_in(work: Path, name: str, arguments: list[str]) -> subprocess.CompletedP
 def variables(threads: int | None = None) -> dict[str, str]:
     """Return the environment variables of a peer: no network access to hubs, byte code is kept, and the number of threads."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "OMP_NUM_THREADS")}
-    fixed = {"HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "TOKENIZERS_PARALLELISM": "false"}
+    fixed = {
+        "HF_HUB_OFFLINE": "1",
+        "YOLO_OFFLINE": "true",
+        "YOLO_AUTOINSTALL": "false",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     return {**kept, **fixed, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}

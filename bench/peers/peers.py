@@ -132,16 +132,18 @@ class Tool:
         title: row of the table.
         environment: name of the environment.
         module: module of ``bench.peers``.
+        pretrained: it starts from the ImageNet weights.
     """
 
     title: str
     environment: str
     module: str
+    pretrained: bool = True
 
 
 TOOLS = (
     Tool("edgetl", "edgetl-train", "training.edgetl_auto"),
     Tool("fastai", "fastai", "training.fastai_vision"),
     Tool("AutoGluon", "autogluon", "training.autogluon_multimodal"),
-    Tool("Ultralytics", "ultralytics", "training.ultralytics_yolo"),
+    Tool("Ultralytics", "ultralytics", "training.ultralytics_yolo", pretrained=False),
 )

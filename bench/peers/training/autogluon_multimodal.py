@@ -1,21 +1,25 @@
-"""AutoGluon: ``MultiModalPredictor`` with the ``timm_image`` model and its default settings."""
+"""AutoGluon: ``MultiModalPredictor`` with the ``timm_image`` model. Learning rate and batch size suit the network."""
 
 from __future__ import annotations
 
 import json
 
-from bench.peers.training.job import Job, run
+from bench.peers.training.job import Job, Trained, run
 
 ARCHITECTURE = "mobilenetv2_100_same"
+LEARNING_RATE = 1e-3
 
 
-def train_and_predict(job: Job) -> tuple[list[str], str]:
+def train(job: Job) -> Trained:
     import pandas
     from autogluon.multimodal import MultiModalPredictor
 
     checkpoint = _checkpoint(job)
     table = pandas.DataFrame([(str(path), label) for path, label in job.images(job.train)], columns=["image", "label"])
     predictor = MultiModalPredictor(label="label", problem_type="classification", path=str(job.out / "predictor"), verbosity=1)
+    # The defaults, a batch of 128 and a learning rate of 1e-4, are for Transformers and large sets. They take one step per epoch in a set
+    # of 60 images: 0.20 accuracy on trashnet with 10 images per class, close to chance.
+    batch = 64 if len(table) >= 400 else 16
     settings = {
         "model.names": ["timm_image"],
         "model.timm_image.checkpoint_name": checkpoint,
@@ -24,10 +28,16 @@ def train_and_predict(job: Job) -> tuple[list[str], str]:
         "env.num_workers": 0,
         "env.num_workers_inference": 0,
         "env.precision": "32-true",
+        "env.batch_size": batch,
+        "optim.lr": LEARNING_RATE,
     }
     predictor.fit(train_data=table, hyperparameters=settings, seed=job.seed)
-    found = predictor.predict(pandas.DataFrame({"image": [str(path) for path, _ in job.images(job.test)]}), as_pandas=False)
-    return [str(label) for label in found], "default settings: 20 epochs at most, patience 10"
+
+    def predict() -> list[str]:
+        files = pandas.DataFrame({"image": [str(path) for path, _ in job.images(job.test)]})
+        return [str(label) for label in predictor.predict(files, as_pandas=False)]
+
+    return Trained(predict, f"20 epochs at most, patience 10, batch size {batch}, learning rate {LEARNING_RATE}")
 
 
 def _checkpoint(job: Job) -> str:
@@ -56,4 +66,4 @@ def _checkpoint(job: Job) -> str:
 
 
 if __name__ == "__main__":
-    run(train_and_predict)
+    run(train)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from bench.peers.training.job import Job, run
+from bench.peers.training.job import Job, Trained, run
 
 
-def train_and_predict(job: Job) -> tuple[list[str], str]:
+def train(job: Job) -> Trained:
     import torch
 
     from edgetl.core.preprocess import preprocess
-    from edgetl.train import TrainConfig, train
+    from edgetl.train import TrainConfig
+    from edgetl.train import train as fine_tune
 
     config = TrainConfig.from_options(backbone=f"local-dir:{job.weights}", input_size=(job.side, job.side), test=0.0, seed=job.seed)
-    run_ = train(job.train, config, job.out / "run")
-    model = run_.load_model()
-    with torch.inference_mode():
-        scores = [model(torch.from_numpy(preprocess(path, run_.record.preprocess))[None]) for path, _ in job.images(job.test)]
-    labels = run_.record.labels
-    return [labels[int(row.argmax())] for row in scores], f"strategy {run_.record.plan.strategy}"
+    run_ = fine_tune(job.train, config, job.out / "run")
+    model, record = run_.load_model(), run_.record
+
+    @torch.inference_mode()
+    def predict() -> list[str]:
+        scores = [model(torch.from_numpy(preprocess(path, record.preprocess))[None]) for path, _ in job.images(job.test)]
+        return [record.labels[int(row.argmax())] for row in scores]
+
+    return Trained(predict, f"strategy {record.plan.strategy}")
 
 
 if __name__ == "__main__":
-    run(train_and_predict)
+    run(train)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bench.peers.training.job import Job, run
+from bench.peers.training.job import Job, Trained, run
 
 
-def train_and_predict(job: Job) -> tuple[list[str], str]:
+def train(job: Job) -> Trained:
     from fastai.vision.all import ImageDataLoaders, Resize, aug_transforms, set_seed, vision_learner
 
     set_seed(job.seed)
@@ -24,9 +24,14 @@ def train_and_predict(job: Job) -> tuple[list[str], str]:
     learner = vision_learner(loaders, f"local-dir:{job.weights}", path=job.out)
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(epochs)
-        scores, _ = learner.get_preds(dl=loaders.test_dl([path for path, _ in job.images(job.test)]))
-    return [loaders.vocab[index] for index in scores.argmax(dim=1).tolist()], f"fine_tune, {epochs} epochs, batch size {batch}"
+
+    def predict() -> list[str]:
+        with learner.no_bar(), learner.no_logging():
+            scores, _ = learner.get_preds(dl=loaders.test_dl([path for path, _ in job.images(job.test)]))
+        return [loaders.vocab[index] for index in scores.argmax(dim=1).tolist()]
+
+    return Trained(predict, f"fine_tune, {epochs} epochs, batch size {batch}")
 
 
 if __name__ == "__main__":
-    run(train_and_predict)
+    run(train)

@@ -7,11 +7,9 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,27 +37,35 @@ class Job:
         return [(path, path.parent.name) for path in sorted(folder.glob("*/*"))]
 
 
-def run(train_and_predict: Callable[[Job], tuple[list[str], str]]) -> None:
-    """Run a job of the command line. The function returns a label for each test image, and a description of the settings."""
+@dataclass(frozen=True)
+class Trained:
+    """Result of a training.
+
+    Attributes:
+        predict: returns a label for each test image.
+        settings: settings that the tool used.
+    """
+
+    predict: Callable[[], list[str]]
+    settings: str
+
+
+def run(train: Callable[[Job], Trained]) -> None:
+    """Run the job of the command line. Times are those of the training with its imports, without the test images."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     values = json.loads(sys.argv[1])
     job = Job(**{key: Path(values[key]) for key in ("train", "test", "weights", "out")}, side=values["side"], seed=values["seed"])
-    with _clock() as spent:
-        labels, settings = train_and_predict(job)
-    truth = [label for _, label in job.images(job.test)]
-    correct = sum(found == label for found, label in zip(labels, truth, strict=True))
-    print(
-        json.dumps({"accuracy": round(correct / len(truth), 4), "n": len(truth), "settings": settings, **spent}), file=replies, flush=True
-    )
-
-
-@contextmanager
-def _clock() -> Iterator[dict[str, Any]]:
-    """Measure wall and CPU time of the process and its children, seconds. It includes imports inside the call."""
-    spent: dict[str, Any] = {}
     begin = time.perf_counter()
-    yield spent
+    trained = train(job)
+    spent = {"wall_s": round(time.perf_counter() - begin, 1), "cpu_s": round(_cpu_seconds(), 1)}
+    truth = [label for _, label in job.images(job.test)]
+    correct = sum(found == label for found, label in zip(trained.predict(), truth, strict=True))
+    result = {"accuracy": round(correct / len(truth), 4), "n": len(truth), "settings": trained.settings, **spent}
+    print(json.dumps(result), file=replies, flush=True)
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU time of this process and of its ended children, seconds."""
     usages = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent["wall_s"] = round(time.perf_counter() - begin, 1)
-    spent["cpu_s"] = round(sum(usage.ru_utime + usage.ru_stime for usage in usages), 1)
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)

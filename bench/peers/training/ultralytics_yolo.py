@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import shutil
 
-from bench.peers.training.job import Job, run
+from bench.peers.training.job import Job, Trained, run
 
 
-def train_and_predict(job: Job) -> tuple[list[str], str]:
+def train(job: Job) -> Trained:
     from ultralytics import YOLO
 
     images = job.images(job.train)
@@ -21,9 +21,13 @@ def train_and_predict(job: Job) -> tuple[list[str], str]:
     model.train(
         data=str(job.out / "data"), imgsz=job.side, device="cpu", workers=0, seed=job.seed, project=str(job.out), plots=False, verbose=False
     )
-    found = [model(str(path), imgsz=job.side, device="cpu", verbose=False)[0] for path, _ in job.images(job.test)]
-    return [result.names[result.probs.top1] for result in found], "YOLO11n-cls from random weights, 100 epochs at most, patience 100"
+
+    def predict() -> list[str]:
+        found = [model(str(path), imgsz=job.side, device="cpu", verbose=False)[0] for path, _ in job.images(job.test)]
+        return [result.names[result.probs.top1] for result in found]
+
+    return Trained(predict, "YOLO11n-cls from random weights, 100 epochs at most, patience 100")
 
 
 if __name__ == "__main__":
-    run(train_and_predict)
+    run(train)
