@@ -115,8 +115,8 @@ def _notes(results: Results) -> str:
 
 NAMES = {"latency_ms": "latency", "cold_start_s": "cold start", "cold_rss_mb": "peak memory", "images_per_s": "throughput"}
 _IMPORTS = (
-    "Plain code checks no hashes and no manifest. edgetl imports pydantic and builds the data models of the manifest. Building each model at "
-    "its first use was tried, and changed neither time nor memory."
+    "Plain code checks no hashes and no manifest. edgetl imports pydantic and builds the data models of the manifest. "
+    "Building each model at its first use was tried, and changed neither time nor memory."
 )
 WHY: dict[tuple[str, str], str] = {
     ("", "cold_start_s"): _IMPORTS,
