@@ -71,7 +71,7 @@ ENVIRONMENTS = (
     Environment("autogluon", ("autogluon.multimodal",), ("autogluon.multimodal", "torch", "timm")),
 )
 
-ORT, OPENVINO = "edgetl, ONNX Runtime", "edgetl, OpenVINO"
+ORT, OPENVINO, SCALED = "edgetl, ONNX Runtime", "edgetl, OpenVINO", "edgetl, OpenVINO, scaled decoding"
 _OWN_NETWORK = "YOLO11n-cls at 224 px with random weights: no network of timm can be used, and no weights are downloaded"
 CONTENDERS = (
     Contender(ORT + ", fp32", "edgetl-onnxruntime", "inference.edgetl_onnxruntime", "fp32", ORT + ", fp32"),
@@ -82,6 +82,7 @@ CONTENDERS = (
     Contender("Ultralytics, PyTorch", "ultralytics", "inference.ultralytics_yolo", "fp32", ORT + ", fp32", _OWN_NETWORK),
     Contender("Ultralytics, ONNX", "ultralytics", "inference.ultralytics_onnx", "fp32", ORT + ", fp32", _OWN_NETWORK),
     Contender(OPENVINO + ", fp32", "edgetl-openvino", "inference.edgetl_openvino", "fp32", OPENVINO + ", fp32"),
+    Contender(SCALED + ", fp32", "edgetl-openvino", "inference.edgetl_scaled", "fp32", OPENVINO + ", fp32"),
     Contender("OpenVINO, fp32", "openvino", "inference.openvino_code", "fp32", OPENVINO + ", fp32"),
     Contender("optimum-intel, fp32", "optimum-intel", "inference.optimum_intel", "fp32", OPENVINO + ", fp32"),
     Contender("Model API, fp32", "model-api", "inference.model_api", "fp32", OPENVINO + ", fp32"),
@@ -90,6 +91,7 @@ CONTENDERS = (
     Contender("ONNX Runtime, int8", "onnxruntime", "inference.onnxruntime_code", "int8", ORT + ", int8"),
     Contender("optimum-onnx, int8", "optimum-onnx", "inference.optimum_onnx", "int8", ORT + ", int8"),
     Contender(OPENVINO + ", int8", "edgetl-openvino", "inference.edgetl_openvino", "int8", OPENVINO + ", int8"),
+    Contender(SCALED + ", int8", "edgetl-openvino", "inference.edgetl_scaled", "int8", OPENVINO + ", int8"),
     Contender("OpenVINO, int8", "openvino", "inference.openvino_code", "int8", OPENVINO + ", int8"),
     Contender("optimum-intel, int8", "optimum-intel", "inference.optimum_intel", "int8", OPENVINO + ", int8"),
     Contender("Model API, int8", "model-api", "inference.model_api", "int8", OPENVINO + ", int8"),

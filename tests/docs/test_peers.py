@@ -40,7 +40,7 @@ def test_page_divides_latency_by_that_of_edgetl_in_each_round(results: Results, 
 def test_page_explains_a_peer_that_is_faster_than_edgetl(results: Results, tmp_path: Path) -> None:
     results.add("latency", PEER, **_row([[3.0, 3.0], [6.0, 6.0]]))
     write_page(results, tmp_path / "page.md")
-    assert f"- {PEER} leads in latency:" in (tmp_path / "page.md").read_text("utf-8")
+    assert f"- {PEER}: latency 0.75 of edgetl's. " in (tmp_path / "page.md").read_text("utf-8")
 
 
 def test_page_lists_a_contender_that_failed_with_its_reason(results: Results, tmp_path: Path) -> None:
