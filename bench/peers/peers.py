@@ -145,6 +145,7 @@ class Tool:
 
 TOOLS = (
     Tool("edgetl", "edgetl-train", "training.edgetl_auto"),
+    Tool("edgetl, --strategy partial", "edgetl-train", "training.edgetl_partial"),
     Tool("fastai", "fastai", "training.fastai_vision"),
     Tool("AutoGluon", "autogluon", "training.autogluon_multimodal"),
     Tool("Ultralytics", "ultralytics", "training.ultralytics_yolo", pretrained=False),

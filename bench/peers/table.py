@@ -20,8 +20,8 @@ The same network, the same images, one host. `python -m bench.peers --work DIR` 
 measures it. `python -m bench.peers table` writes this page from the results in `bench/peers/results/`.
 
 The network is an ImageNet MobileNetV2 at 224 px, fine-tuned on photographs of waste (trashnet, 6 classes). All tools get the same
-weights, as a timm folder, an ONNX file or an OpenVINO file. Ultralytics cannot load them: it runs its own network of about the
-same size, YOLO11n-cls, with random weights.
+weights, as a timm folder, an ONNX file or an OpenVINO file. Ultralytics cannot load them: it runs its own, smaller network,
+YOLO11n-cls, with random weights.
 """
 
 
@@ -69,7 +69,7 @@ def ratio(row: Row, reference: Row, field: str) -> float:
 
 
 def _inference(results: Results) -> str:
-    header = ["", "JPEG to label", "ratio", "p95", "cold start", "ratio", "peak memory", "images/s, all cores"]
+    header = ["", "JPEG to label, ms", "ratio", "p95, ms", "cold start, s", "ratio", "peak memory, MB", "images/s, all cores"]
 
     def cells(contender: Contender) -> list[str]:
         row, reference = results.get("latency", contender.title), results.get("latency", contender.reference)
@@ -80,12 +80,12 @@ def _inference(results: Results) -> str:
             slower, later = (f"{ratio(row, reference, field):.2f}" for field in ("latency_ms", "cold_start_s"))
         return [
             contender.title,
-            f"{_median(row['latency_ms']):.2f} ms",
+            f"{_median(row['latency_ms']):.2f}",
             slower,
-            f"{np.percentile(row['latency_ms'], 95):.2f} ms",
-            f"{_median(row['cold_start_s']):.2f} s",
+            f"{np.percentile(row['latency_ms'], 95):.2f}",
+            f"{_median(row['cold_start_s']):.2f}",
             later,
-            f"{_median(row['cold_rss_mb']):.0f} MB",
+            f"{_median(row['cold_rss_mb']):.0f}",
             f"{_median(row['images_per_s']):.0f}",
         ]
 
@@ -135,23 +135,21 @@ WHY: dict[tuple[str, str], str] = {
 
 
 def _network(results: Results) -> str:
-    header = ["", "network alone", "ratio"]
+    header = ["", "network alone, ms", "ratio"]
     rows = []
     for contender in CONTENDERS:
         row, reference = results.get("latency", contender.title), results.get("latency", contender.reference)
         if row and reference and row.get("network_ms") and row["network_ms"][0] and "network_ms" in reference:
             own = contender.title == contender.reference
-            rows.append(
-                [contender.title, f"{_median(row['network_ms']):.2f} ms", "" if own else f"{ratio(row, reference, 'network_ms'):.2f}"]
-            )
+            rows.append([contender.title, f"{_median(row['network_ms']):.2f}", "" if own else f"{ratio(row, reference, 'network_ms'):.2f}"])
     other = results.of_kind("benchmark_app")
-    rows += [[row["key"], _reason(row) if "reason" in row else f"{row['median_ms']:.2f} ms", ""] for row in other]
+    rows += [[row["key"], _reason(row) if "reason" in row else f"{row['median_ms']:.2f}", ""] for row in other]
     explained = "\n## Network alone\n\nA ready tensor of one image, one thread. `benchmark_app` is the tool of OpenVINO, synchronous.\n\n"
     return explained + markdown_table(header, rows)
 
 
 def _servers(results: Results) -> str:
-    header = ["", "1 connection, median", "p95", "8 connections", "ratio", "start", "memory of all processes"]
+    header = ["", "1 connection, ms", "p95, ms", "8 connections, requests/s", "ratio", "start, s", "memory, MB"]
     reference = results.get("server", SERVERS[0].title)
     rows = []
     for server in SERVERS:
@@ -163,20 +161,21 @@ def _servers(results: Results) -> str:
         rows.append(
             [
                 server.title,
-                f"{_median(row['latency_ms']):.2f} ms",
-                f"{np.percentile(row['latency_ms'], 95):.2f} ms",
-                f"{_median(row['requests_per_s']):.1f}/s",
+                f"{_median(row['latency_ms']):.2f}",
+                f"{np.percentile(row['latency_ms'], 95):.2f}",
+                f"{_median(row['requests_per_s']):.1f}",
                 "" if own or reference is None else f"{1 / ratio(row, reference, 'requests_per_s'):.2f}",
-                f"{row['start_s']:.2f} s",
-                f"{row['rss_mb']:.0f} MB",
+                f"{row['start_s']:.2f}",
+                f"{row['rss_mb']:.0f}",
             ]
         )
     rows += [[item.name, f"not installed: {item.missing}", *[""] * (len(header) - 2)] for item in ENVIRONMENTS if item.missing]
     explained = """
 ## Servers
 
-The network in fp32 with ONNX Runtime, and as many workers as cores. The peers run plain code around ONNX Runtime. The ratio
-divides the throughput of edgetl by that of the row: above 1, edgetl is faster.
+The network in fp32 with ONNX Runtime, and as many workers as cores. The peers run plain code around ONNX Runtime. Latency is the
+median with one connection. Memory is that of all processes. The ratio divides the throughput of edgetl by that of the row: above
+1, edgetl is faster.
 
 """
     why = """
@@ -187,7 +186,7 @@ images, and predicts in worker processes, so that a crash of the engine or a hos
 
 
 def _sizes(results: Results) -> str:
-    header = ["", "installed", "without GPU packages", "versions"]
+    header = ["", "installed, MB", "without GPU packages, MB", "versions"]
     rows = []
     for environment in ENVIRONMENTS:
         row = results.get("environment", environment.name)
@@ -196,7 +195,7 @@ def _sizes(results: Results) -> str:
             rows.append([environment.name, reason, "", ""])
         else:
             versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-            rows.append([environment.name, f"{row['size_mb']} MB", f"{row['without_gpu_mb']} MB", versions])
+            rows.append([environment.name, str(row["size_mb"]), str(row["without_gpu_mb"]), versions])
     explained = """
 ## Installed size
 
@@ -244,7 +243,7 @@ def _training(results: Results) -> str:
     for budget in BUDGETS:
         rows = [_training_row(tool.title, [row for row in done if row["budget"] == budget], sets) for tool in TOOLS]
         parts += [f"### {budget[0].upper()}{budget[1:]}\n", markdown_table(["", *sets, "mean", "edgetl", "runs", "CPU time, median"], rows)]
-    parts += sorted({f"- {row['tool']}: {row['settings']}\n" for row in done if row["tool"] != "edgetl"})
+    parts += sorted({f"- {row['tool']}: {row['settings']}\n" for row in done if not row["tool"].startswith("edgetl")})
     failed = {row["tool"]: row["reason"] for row in results.of_kind("training") if "reason" in row}
     parts += [f"- {tool}, failed: {reason}\n" for tool, reason in failed.items()]
     return "\n".join(parts)
@@ -253,8 +252,9 @@ def _training(results: Results) -> str:
 TRAINING = """\
 Test accuracy with 10 labeled images per class, 100 per class (or all, if there are fewer), and all. Input 128 px, the same
 ImageNet MobileNetV2, three seeds. A quarter of each class is the test set, the same for all tools. Each tool selects its
-validation images from the training images. `edgetl train` runs with its defaults. Ultralytics starts from random weights. The
-column "edgetl" is the mean difference of edgetl to the tool, over the runs with the same images and seed that both have finished.
+validation images from the training images. `edgetl train` runs with its defaults, and with `--strategy partial`: `auto` trains
+only a head on fewer than 100 images. Ultralytics starts from random weights. The column "edgetl" is the mean difference of edgetl
+to the tool, over the runs with the same images and seed that both have finished.
 """
 
 

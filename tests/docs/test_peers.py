@@ -33,7 +33,7 @@ def _line(page: Path, start: str) -> str:
 
 def test_page_divides_latency_by_that_of_edgetl_in_each_round(results: Results, tmp_path: Path) -> None:
     write_page(results, tmp_path / "page.md")
-    assert "| 9.00 ms | 1.50 |" in _line(tmp_path / "page.md", PEER)
+    assert "| 9.00 | 1.50 |" in _line(tmp_path / "page.md", PEER)
     assert "a host" in (tmp_path / "page.md").read_text("utf-8")
 
 
