@@ -55,7 +55,7 @@ def test_page_compares_trainings_with_the_same_images_and_seed(results: Results,
     for tool, seed, accuracy in (("edgetl", 0, 0.8), ("edgetl", 1, 0.1), ("fastai", 0, 0.7)):
         results.add("training", f"{tool} {seed}", tool=tool, seed=seed, accuracy=accuracy, **facts)
     write_page(results, tmp_path / "page.md")
-    assert "| fastai | 0.700 | 0.700 | +10.0 points, n = 1 | 1 | 5 s |" in (tmp_path / "page.md").read_text("utf-8")
+    assert "| fastai | 0.700 | 0.700 | +10.0, n = 1 | 1 | 5 |" in (tmp_path / "page.md").read_text("utf-8")
 
 
 def test_results_continue_in_a_second_process(results: Results) -> None:
