@@ -179,8 +179,8 @@ median with one connection. Memory is that of all processes. The ratio divides t
 
 """
     why = """
-`edgetl serve` starts later and takes more memory than plain FastAPI. It tries the bundle in a process first, verifies the golden
-images, and predicts in worker processes, so that a crash of the engine or a hostile image does not end the server.
+`edgetl serve` starts later and takes more memory than plain FastAPI. It tries the bundle in a process first, and verifies
+the golden images. It predicts in worker processes: a crash of the engine or a hostile image does not end the server.
 """
     return explained + markdown_table(header, rows) + why
 
@@ -241,22 +241,19 @@ def _training(results: Results) -> str:
     sets = list(dict.fromkeys(row["set"] for row in done))
     parts = ["\n## Training\n\n" + TRAINING]
     for budget in BUDGETS:
-        mine = [row for row in done if row["budget"] == budget]
         parts += [f"### {budget[0].upper()}{budget[1:]}\n"]
+        mine = [row for row in done if row["budget"] == budget]
         if not mine:
             parts += ["Not measured yet. The command continues from the results.\n"]
             continue
         header = ["", *sets, "mean", "edgetl minus tool, points", "runs", "CPU time, s"]
-        parts += [
-            f"### {budget[0].upper()}{budget[1:]}\n",
-            markdown_table(header, [_training_row(tool.title, mine, sets) for tool in TOOLS]),
-        ]
+        parts += [markdown_table(header, [_training_row(tool.title, mine, sets) for tool in TOOLS])]
         ahead = [tool.title for tool in TOOLS[1:] if np.mean(paired_differences(tool.title, mine) or 0) < 0]
         parts += [f"More accurate than the default of edgetl: {'; '.join(ahead)}. {WHY_TRAINING}\n"] if ahead else []
-    parts += sorted({f"- {row['tool']}: {row['settings']}\n" for row in done if not row["tool"].startswith("edgetl")})
+    lines = sorted({f"- {row['tool']}: {row['settings']}\n" for row in done if not row["tool"].startswith("edgetl")})
     failed = {row["tool"]: row["reason"] for row in results.of_kind("training") if "reason" in row}
-    parts += [f"- {tool}, failed: {reason}\n" for tool, reason in failed.items()]
-    return "\n".join(parts)
+    lines += [f"- {tool}, failed: {reason}\n" for tool, reason in failed.items()]
+    return "\n".join([*parts, "".join(lines)])
 
 
 TRAINING = """\
