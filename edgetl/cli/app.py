@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from edgetl.cli.commands import bench, bundle, demo, export, fit, models, runs, serve, train
-from edgetl.cli.commands.data import diagnosis
+from edgetl.cli.commands.data import check, diagnosis
 from edgetl.cli.commands.device import keys, run, store, tune
 from edgetl.cli.examples import epilog
 from edgetl.cli.help import HelpCommand, HelpGroup
@@ -33,7 +33,7 @@ app = typer.Typer(
 
 # Panels of `edgetl --help`.
 COMMANDS = {
-    "Data": (diagnosis.diagnose_command, diagnosis.distance_command, diagnosis.curve_command),
+    "Data": (check.check_command, diagnosis.diagnose_command, diagnosis.distance_command, diagnosis.curve_command),
     "Train": (
         train.train_command,
         train.plan_command,

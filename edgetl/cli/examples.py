@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
+    "check": (
+        ("Check a folder, and write a page with galleries", "edgetl check photos --html check.html"),
+        ("Write a cleaned list, and train on it", "edgetl check photos --keep keep.csv"),
+    ),
     "diagnose": (
         ("Check by linear probes whether pretraining helps", "edgetl diagnose photos"),
         ("Check it by training, and measure forgetting", "edgetl diagnose photos --fine-tune --source old_photos"),

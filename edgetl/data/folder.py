@@ -14,6 +14,7 @@ from edgetl.core.images.intensity import Levels
 from edgetl.core.output_decoding import describe_truth
 from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import OutputDecoding, Task
+from edgetl.data.content.facts import ImageFacts
 from edgetl.data.content.integrity import check_images
 from edgetl.data.content.masks import find_masks
 from edgetl.data.layout import ClassFolder, find_classes, parts_of
@@ -40,6 +41,7 @@ class Sample:
         targets: values of a table: 0 or 1 for each label, or one number. Empty for classification.
         group: key of the group. All images of a group stay in one split. Empty for an image without a group.
         levels: smallest and largest value of an image with more than 8 bits per channel; none for other images.
+        facts: size, brightness, perceptual hash and more; none for a sample that no scan made.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class Sample:
     targets: tuple[float, ...] = ()
     group: str = ""
     levels: Levels | None = None
+    facts: ImageFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,28 @@ def scan(
         DataError: ``root`` is not a folder, the layout is ambiguous, a class is unknown, a class name cannot be exported, or more than
             10 % of the images cannot be decoded. Without ``known_labels`` also: too few classes or images.
     """
+    found, classes = _scan(root, known_labels, selection, progress)
+    check_broken(found)
+    if known_labels is None:
+        _check_classes(found, classes)
+    return found
+
+
+def scan_without_limits(root: str | Path, *, selection: Selection = NO_SELECTION, progress: Progress = silent) -> ImageFolder:
+    """Scan a folder for a report on its images, as ``scan`` does. Broken images and small classes are no errors.
+
+    Raises:
+        DataError: as ``scan``, except for these limits.
+    """
+    return _scan(root, None, selection, progress)[0]
+
+
+def _scan(
+    root: str | Path, known: Sequence[str] | None, selection: Selection, progress: Progress
+) -> tuple[ImageFolder, Sequence[ClassFolder]]:
     folder, notes = check_folder(Path(root)), Notes()
-    classes = find_classes(list_images(folder, selection, notes), notes, known_labels=known_labels)
-    labels = _labels(folder, classes, known_labels, notes)
+    classes = find_classes(list_images(folder, selection, notes), notes, known_labels=known)
+    labels = _labels(folder, classes, known, notes)
     entries = sorted(((path, item) for item in classes for path in item.folder.files()), key=lambda entry: entry[0])
     contents = check_images([path for path, _ in entries], folder, progress=progress)
     masks = find_masks({path: result for path, result in contents.items() if not _is_included(path, folder, selection)}, folder)
@@ -131,14 +153,12 @@ def scan(
         elif result.content is None:
             broken.append(BrokenImage(path, result.reason))
         else:
-            samples.append(Sample(path, labels.index(item.label), result.content, item.part, levels=result.levels))
+            label = labels.index(item.label)
+            samples.append(Sample(path, label, result.content, item.part, levels=result.levels, facts=result.facts))
             _note_name(path, folder, notes)
     found = ImageFolder(folder, labels, tuple(samples), tuple(broken), notes=notes.result())
     log_notes(found.notes)
-    check_broken(found)
-    if known_labels is None:
-        _check_classes(found, classes)
-    return found
+    return found, classes
 
 
 def check_folder(path: Path, *, option: str = "", holds: str = "one folder of images for each class") -> Path:

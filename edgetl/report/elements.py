@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
 from typing import TypeAlias
 from xml.etree.ElementTree import Element, tostring
 
 from edgetl.core.files.names import printable
+from edgetl.core.files.regular import open_plain
 from edgetl.core.results import Proportion
 
 Child: TypeAlias = Element | str | Iterable["Child"] | None
+# No scripts, no requests. A class name that looks like HTML would still have no effect.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+# The generator is in the first bytes of a page.
+_HEAD_BYTES = 1000
 
 
 def element(tag: str, *children: Child, **attributes: str | float | None) -> Element:
@@ -47,6 +55,38 @@ def _append(parent: Element, children: Iterable[Child]) -> None:
 def to_html(root: Element) -> str:
     """Return the HTML text of an element."""
     return tostring(root, encoding="unicode", method="html")
+
+
+def html_document(title: str, generator: str, body: Element) -> str:
+    """Return a complete HTML page in one file, with the style of the report, without scripts and network access.
+
+    Args:
+        title: title of the page.
+        generator: command that writes the page. ``is_generated`` recognizes it.
+        body: body of the page.
+    """
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="generator", content=f"{generator}, version {version('edgetl')}"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+    )
+    style = element("style")
+    style.text = files("edgetl.report").joinpath("page_files/report.css").read_text("utf-8")
+    head.append(style)
+    return f"<!DOCTYPE html>\n{to_html(element('html', head, body, lang='en'))}\n"
+
+
+def is_generated(path: Path, generator: str) -> bool:
+    """Return true if a file is a page of ``html_document`` with this generator."""
+    try:
+        with open_plain(path, follow_links=False) as file:
+            return f'name="generator" content="{generator},'.encode() in file.read(_HEAD_BYTES)
+    except OSError:
+        return False
 
 
 def number(value: float, digits: int = 3) -> Element:

@@ -6,15 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from importlib.resources import files
 from itertools import count
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from edgetl.core.files.regular import open_plain
 from edgetl.core.output.folders import write_file
 from edgetl.device.monitoring.events import Event
-from edgetl.report.elements import Child, element, items, paragraph, to_html
+from edgetl.report.elements import Child, element, html_document, is_generated, items, paragraph
 from edgetl.report.models import ReportedModel, ShownImage
 from edgetl.report.sections.calibration import calibration_section
 from edgetl.report.sections.data import data_section
@@ -29,11 +27,7 @@ from edgetl.report.summary import ReportSummary, summarize
 MAX_PAGE_BYTES = 5_000_000
 # Base64 makes four bytes of three. The rest is for tables and charts.
 MAX_IMAGE_BYTES = int(0.7 * MAX_PAGE_BYTES * 3 / 4)
-# No scripts, no requests. A class name that looks like HTML would still have no effect.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _GENERATOR = "edgetl report"
-# The mark of an own report is in the first bytes.
-_HEAD_BYTES = 1000
 
 
 def write_report(models: Sequence[ReportedModel], out: Path, *, events: Sequence[Event] | None = None) -> ReportSummary:
@@ -55,11 +49,7 @@ def write_report(models: Sequence[ReportedModel], out: Path, *, events: Sequence
 
 def is_own_report(path: Path) -> bool:
     """Return true if ``write_report`` wrote a file."""
-    try:
-        with open_plain(path, follow_links=False) as file:
-            return f'name="generator" content="{_GENERATOR}'.encode() in file.read(_HEAD_BYTES)
-    except OSError:
-        return False
+    return is_generated(path, _GENERATOR)
 
 
 def limit_images(models: Sequence[ReportedModel], limit: int) -> tuple[list[ReportedModel], int]:
@@ -88,18 +78,6 @@ def limit_images(models: Sequence[ReportedModel], limit: int) -> tuple[list[Repo
 def render_page(models: Sequence[ReportedModel], events: Sequence[Event] | None = None, *, left_out: int = 0) -> str:
     """Return the HTML page. ``left_out`` is the number of images that ``limit_images`` removed."""
     names = unique_names(models)
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="generator", content=f"{_GENERATOR}, version {version('edgetl')}"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"Report: {', '.join(names)}"),
-    )
-    style = element("style")
-    style.text = files("edgetl.report").joinpath("page_files/report.css").read_text("utf-8")
-    head.append(style)
     sections = [_sections(model, events) for model in models]
     titles = names if len(models) > 1 else ["Details"]
     articles = [
@@ -115,7 +93,7 @@ def render_page(models: Sequence[ReportedModel], events: Sequence[Event] | None 
         element("main", note, overview(models, names), articles, id="content"),
         element("footer", paragraph(f"Written by edgetl {version('edgetl')}. The page needs no network.")),
     )
-    return f"<!DOCTYPE html>\n{to_html(element('html', head, body, lang='en'))}\n"
+    return html_document(f"Report: {', '.join(names)}", _GENERATOR, body)
 
 
 def unique_names(models: Sequence[ReportedModel]) -> list[str]:

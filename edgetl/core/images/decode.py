@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from edgetl.core.files.regular import open_plain
+from edgetl.core.images.capture import Capture, read_capture
 from edgetl.core.images.intensity import FULL_RANGE, Intensity, Levels, has_wide_color, read_low_bytes, to_8_bits
 from edgetl.core.images.jpeg import has_several_scans
 from edgetl.core.images.tiff import check_tiff
@@ -105,10 +106,11 @@ _DECODE_ERRORS = (*_LOGIC_ERRORS, OSError, EOFError, struct.error, zlib.error, I
 
 
 class Examined(NamedTuple):
-    """Image decoded by the default intensity rule, with its smallest and largest value if it has more than 8 bits per channel."""
+    """Image decoded by the default intensity rule, its smallest and largest value if it has more than 8 bits, and its capture."""
 
     image: Image.Image
     levels: Levels | None
+    capture: Capture | None
 
 
 def load_image(
@@ -157,14 +159,14 @@ def examine(path: Path) -> Examined:
     data = read_image_file(path)
     upright = _decode(data, str(path), FULL_RANGE, FORMATS)
     with _open(data, FORMATS) as image:
-        color = has_wide_color(image)
+        color, capture = has_wide_color(image), _capture(image)
         if not color and not image.mode.startswith("I"):
-            return Examined(upright, None)
+            return Examined(upright, None, capture)
         image.load()
         values = np.asarray(image)
         if color:
             values = _wide(values, data)[:, :, :3]
-    return Examined(upright, (int(values.min()), int(values.max())))
+    return Examined(upright, (int(values.min()), int(values.max())), capture)
 
 
 def read_image_file(path: Path) -> bytes:
@@ -369,6 +371,13 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except _DECODE_ERRORS:
         return 1
+
+
+def _capture(image: Image.Image) -> Capture | None:
+    try:
+        return read_capture(image.getexif())
+    except _DECODE_ERRORS:
+        return None
 
 
 def _to_rgb(image: Image.Image, intensity: Intensity) -> Image.Image:

@@ -8,28 +8,30 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from edgetl.core.files.atomic import write_text
 from edgetl.core.files.regular import read_plain
+from edgetl.core.images.capture import Capture
 from edgetl.core.images.decode import content_hash, examine
 from edgetl.core.images.intensity import Levels
 from edgetl.core.progress import Progress, silent
 from edgetl.core.system.host import available_cores
 from edgetl.data.content.colors import Colors, count_colors
+from edgetl.data.content.facts import ImageFacts, measure_facts
 from edgetl.errors import ImageError, StorageError
 
 _log = logging.getLogger(__name__)
 
 # Increase this number when decoding or hashing changes. Older caches are then ignored.
-_CACHE_VERSION = 4
+_CACHE_VERSION = 5
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Result of decoding a file: content hash and colors, or the reason of the failure.
+    """Result of decoding a file: content hash, colors and facts, or the reason of the failure.
 
     ``levels`` is the smallest and largest value of an image with more than 8 bits per channel.
     """
@@ -38,12 +40,13 @@ class Checked:
     reason: str = ""
     colors: Colors | None = None
     levels: Levels | None = None
+    facts: ImageFacts | None = None
 
 
 def check_images(paths: Sequence[Path], root: Path, *, progress: Progress = silent) -> dict[Path, Checked]:
     """Decode the images ``paths`` (below ``root``) and hash their pixels. Unchanged files are read from the user's cache folder."""
-    cache_file = _cache_file(root)
-    known = _read_cache(cache_file)
+    file = cache_file(root, "scans", ".json")
+    known = _read_cache(file)
     stamps = {path: _stamp(path, root) for path in paths}
     results = {path: known[stamp] for path, stamp in stamps.items() if stamp in known}
     missing = [path for path in paths if path not in results]
@@ -52,14 +55,14 @@ def check_images(paths: Sequence[Path], root: Path, *, progress: Progress = sile
             results[path] = result
             progress("checking images", done, len(missing))
     if missing:
-        _write_cache(cache_file, {stamps[path]: result for path, result in results.items()})
+        _write_cache(file, {stamps[path]: result for path, result in results.items()})
     return results
 
 
 def _check(path: Path) -> Checked:
     try:
-        image, levels = examine(path)
-        return Checked(content_hash(image), colors=count_colors(image), levels=levels)
+        image, levels, capture = examine(path)
+        return Checked(content_hash(image), colors=count_colors(image), levels=levels, facts=measure_facts(image, capture))
     except ImageError as error:
         return Checked(None, str(error))
 
@@ -72,14 +75,15 @@ def _stamp(path: Path, root: Path) -> str:
     return f"{path.relative_to(root).as_posix()}|{status.st_size}|{status.st_mtime_ns}"
 
 
-def _cache_file(root: Path) -> Path | None:
+def cache_file(root: Path, kind: str, suffix: str) -> Path | None:
+    """Return the file of the user's cache folder for results of ``kind`` about the data folder ``root``; none without a home directory."""
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         folder = Path(base) if base else Path.home() / ".cache"
     except RuntimeError:  # no home directory: work without a cache
         return None
     key = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return folder / "edgetl" / "scans" / f"{key}.json"
+    return folder / "edgetl" / kind / f"{key}{suffix}"
 
 
 def _read_cache(path: Path | None) -> dict[str, Checked]:
@@ -95,15 +99,25 @@ def _read_cache(path: Path | None) -> dict[str, Checked]:
         return {}
 
 
-def _from_cache(content: str | None, reason: str, colors: list[Any] | None, levels: list[int] | None) -> Checked:
-    return Checked(content, str(reason), Colors(*colors) if colors else None, (int(levels[0]), int(levels[1])) if levels else None)
+def _from_cache(content: str | None, reason: str, colors: list[Any] | None, levels: list[int] | None, facts: list[Any] | None) -> Checked:
+    measured = ImageFacts(*facts) if facts else None
+    if measured and measured.capture:
+        measured = replace(measured, capture=Capture(*measured.capture))
+    limits = (int(levels[0]), int(levels[1])) if levels else None
+    return Checked(content, str(reason), Colors(*colors) if colors else None, limits, measured)
 
 
 def _write_cache(path: Path | None, results: dict[str, Checked]) -> None:
     if path is None:
         return
     files = {
-        stamp: [result.content, result.reason, result.colors and list(astuple(result.colors)), result.levels]
+        stamp: [
+            result.content,
+            result.reason,
+            result.colors and list(astuple(result.colors)),
+            result.levels,
+            result.facts and [getattr(result.facts, item.name) for item in fields(result.facts)],
+        ]
         for stamp, result in results.items()
         if not stamp.endswith("|missing")
     }

@@ -26,7 +26,9 @@ LEAST_STRATUM = 7
 BINS = 10
 
 
-def scan_table(root: str | os.PathLike[str], table: Table, *, known: bool = False, progress: Progress = silent) -> ImageFolder:
+def scan_table(
+    root: str | os.PathLike[str], table: Table, *, known: bool = False, limits: bool = True, progress: Progress = silent
+) -> ImageFolder:
     """Scan the images that a label table lists. Other images are ignored.
 
     Without ``table.task``, the task is derived from the values:
@@ -40,6 +42,7 @@ def scan_table(root: str | os.PathLike[str], table: Table, *, known: bool = Fals
         root: folder with the images.
         table: label table.
         known: true for the evaluation of a trained model: labels may be absent.
+        limits: false for a report on the folder: broken images and small classes are no errors.
         progress: called after each decoded file.
 
     Raises:
@@ -57,8 +60,9 @@ def scan_table(root: str | os.PathLike[str], table: Table, *, known: bool = Fals
     grouping = f"column {read.group}" if read.group else ""
     found = ImageFolder(folder, read.labels, samples, broken, read.task, notes=(*notes, *read.left_out), grouping=grouping)
     log_notes(found.notes)
-    check_broken(found)
-    _check_targets(found, table, known=known)
+    if limits:
+        check_broken(found)
+        _check_targets(found, table, known=known)
     if table.group is not None and read.group != table.group:
         return group_by_path(found, table.group)
     return found
@@ -78,6 +82,7 @@ def _samples(root: Path, task: Task, rows: Sequence[Row], contents: Mapping[Path
             row.targets,
             row.group,
             levels=item.levels,
+            facts=item.facts,
         )
         for row, stratum, item in zip(rows, strata, found, strict=True)
     )

@@ -14,7 +14,7 @@ from edgetl.core.output_decoding import sigmoid
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
-from edgetl.data.folder import ImageFolder, Sample, scan
+from edgetl.data.folder import ImageFolder, Sample, scan, scan_without_limits
 from edgetl.data.groups import group_by_path
 from edgetl.data.loading import truth_of
 from edgetl.data.selection import Selection
@@ -28,8 +28,10 @@ TOLERANCE_SHARE = 0.25
 DEFAULT_THRESHOLD = 0.5
 
 
-def scan_images(data: Path, config: DataConfig, *, progress: Progress = silent) -> ImageFolder:
+def scan_images(data: Path, config: DataConfig, *, limits: bool = True, progress: Progress = silent) -> ImageFolder:
     """Scan the images of ``data`` and their labels: class folders, or the table ``config.labels``.
+
+    Without ``limits``, broken images and small classes are no errors.
 
     Raises:
         ConfigError, DataError: As for ``edgetl.data.folder.scan``, ``edgetl.data.table.scan.scan_table`` and
@@ -37,11 +39,11 @@ def scan_images(data: Path, config: DataConfig, *, progress: Progress = silent) 
     """
     selection = Selection(config.include, config.exclude)
     if config.labels is None:
-        folder = scan(data, selection=selection, progress=progress)
+        folder = (scan if limits else scan_without_limits)(data, selection=selection, progress=progress)
         return folder if config.group is None else group_by_path(folder, config.group)
     columns = tuple(part.strip() for part in (config.columns or "").split(",") if part.strip())
     table = Table(Path(config.labels), config.task, columns, group=config.group, selection=selection)
-    return scan_table(data, table, progress=progress)
+    return scan_table(data, table, limits=limits, progress=progress)
 
 
 def value_scale(splits: Splits) -> tuple[float, float]:

@@ -64,8 +64,8 @@ def fit_logistic(train: LabeledFeatures, classes: int, *, seed: int, balanced: b
     mean, std = features.mean(axis=0), spread(features)
     scaled = [((view - mean) / std).astype(np.float64) for view in (features, *train.views)]
     folds = _folds(labels, train.groups, len(scaled), seed=seed)
-    penalty, accuracies = _choose_penalty(scaled, labels, folds, progress, balanced=balanced)
-    fitted = _fit(np.concatenate(scaled), np.tile(labels, len(scaled)), penalty, balanced=balanced)
+    penalty, accuracies = choose_penalty(scaled, labels, folds, progress, balanced=balanced)
+    fitted = fit_penalized(np.concatenate(scaled), np.tile(labels, len(scaled)), penalty, balanced=balanced)
     weight = np.zeros((classes, features.shape[1]))
     bias = np.full(classes, -20.0)  # a class without a training image is never predicted
     rows, offsets = (fitted.coef_, fitted.intercept_)
@@ -162,10 +162,10 @@ def class_weights(labels: NDArray[np.int64]) -> NDArray[np.float32]:
     return weights
 
 
-_Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
+Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
-def _folds(labels: NDArray[np.int64], groups: NDArray[np.int64] | None, views: int, *, seed: int) -> list[_Fold]:
+def _folds(labels: NDArray[np.int64], groups: NDArray[np.int64] | None, views: int, *, seed: int) -> list[Fold]:
     """Return training and held-out rows of each fold. There are no folds if a class has one image, or all images are in one group."""
     smallest = int(np.bincount(labels)[np.unique(labels)].min())
     most = MAX_FOLDS if len(labels) * views <= FEW_ROWS else MIN_FOLDS
@@ -183,9 +183,18 @@ def _folds(labels: NDArray[np.int64], groups: NDArray[np.int64] | None, views: i
     return [(train, held) for train, held in known if len(held) and len(np.unique(labels[train])) > 1]
 
 
-def _choose_penalty(
-    scaled: list[NDArray[np.float64]], labels: NDArray[np.int64], parts: list[_Fold], progress: Progress, *, balanced: bool
+def choose_penalty(
+    scaled: list[NDArray[np.float64]], labels: NDArray[np.int64], parts: list[Fold], progress: Progress, *, balanced: bool
 ) -> tuple[float, tuple[float, ...]]:
+    """Return the penalty with the lowest log-loss on held-out rows, and the accuracy of each of ``PENALTIES``.
+
+    Args:
+        scaled: standardized features of each view, ``[n, width]``.
+        labels: class of each row.
+        parts: training and held-out rows of each fold.
+        progress: callback, called after each fit.
+        balanced: weight the classes inversely to their frequency.
+    """
     folds = len(parts)
     if not folds:
         return 1e-2, ()
@@ -195,7 +204,7 @@ def _choose_penalty(
         start = None
         rows, truth = np.concatenate([view[train] for view in scaled]), np.tile(labels[train], len(scaled))
         for index, penalty in enumerate(PENALTIES):
-            start = _fit(rows, truth, penalty, balanced=balanced, start=start)
+            start = fit_penalized(rows, truth, penalty, balanced=balanced, start=start)
             scores = start.predict_proba(scaled[0][held_out])
             columns = np.searchsorted(start.classes_, labels[held_out])
             log_losses = -np.log(np.maximum(scores[np.arange(len(columns)), columns], 1e-12))
@@ -206,7 +215,7 @@ def _choose_penalty(
     return PENALTIES[chosen], tuple(float(value) for value in accuracies.mean(axis=1))
 
 
-def _fit(
+def fit_penalized(
     scaled: NDArray[np.float64], labels: NDArray[np.int64], penalty: float, *, balanced: bool, start: LogisticRegression | None = None
 ) -> LogisticRegression:
     """Fit a logistic regression. ``start`` is the solution for a stronger penalty, from which the fit starts."""

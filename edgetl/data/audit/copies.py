@@ -1,0 +1,158 @@
+"""Copies of an image: re-encoded, resized, mirrored or rotated. Perceptual hashes find candidates; their pixels decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.core.images.decode import load_image
+from edgetl.core.progress import Progress, silent
+from edgetl.core.system.host import available_cores
+from edgetl.data.content.perceptual_hash import ORIENTATIONS, distances, near_pairs, orient
+from edgetl.data.content.registration import Details, Thumbnail, color_difference, correlate, find_details, make_thumbnail
+from edgetl.data.folder import Sample
+
+Kind: TypeAlias = Literal["identical", "copy", "near-duplicate"]
+
+# Largest number of different bits of the hashes of two candidates. 126 photos that were re-encoded (JPEG quality 40 to 90) and resized (0.5
+# to 1) differ in at most 7 bits; 99 % in at most 6. See bench/audit.py.
+MOST_BITS = 8
+# Candidates that each image is compared with, the nearest first.
+MOST_CANDIDATES = 10
+# Least correlation of the details of a copy. Re-encoded and resized photos have 0.97 or more.
+LEAST_CORRELATION = 0.95
+# Largest difference of the mean colors. Signs and caps of two colors can have equal details.
+MOST_COLOR_DIFFERENCE = 0.06
+# Smaller or flatter images have too few details for a comparison.
+MIN_SIDE, MIN_CONTRAST = 24, 0.02
+# Thumbnails that are decoded at once.
+_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images that show the same photo.
+
+    Attributes:
+        first, second: indices of the images.
+        kind: identical pixels; a copy (re-encoded, resized, mirrored or rotated); or a near-duplicate (cropped or edited).
+        score: correlation of the details, 0..1.
+    """
+
+    first: int
+    second: int
+    kind: Kind
+    score: float
+
+
+def find_identical(samples: Sequence[Sample]) -> list[Pair]:
+    """Return a pair for each image with the pixels of an earlier one."""
+    first: dict[str, int] = {}
+    found = ((first.setdefault(sample.content, index), index) for index, sample in enumerate(samples))
+    return [Pair(start, index, "identical", 1.0) for start, index in found if start != index]
+
+
+def find_copies(samples: Sequence[Sample], *, progress: Progress = silent) -> list[Pair]:
+    """Return pairs of images that are copies with other pixels. The pairs connect all copies of an image; some are left out.
+
+    Args:
+        samples: images of a scan, with their facts. Images without facts are not compared.
+        progress: called after each block of candidates.
+    """
+    places = np.array(
+        list({sample.content: index for index, sample in reversed(list(enumerate(samples))) if _is_rich(sample)}.values()), int
+    )
+    places.sort()
+    hashes = np.array([facts.hash for index in places if (facts := samples[index].facts)], np.uint64)
+    candidates = _nearest(hashes)
+    joined = Joined(len(samples))
+    found = []
+    for start in range(0, len(candidates), _BLOCK):
+        block = [
+            (places[first], places[second], orientation)
+            for first, second, orientation in candidates[start : start + _BLOCK].tolist()
+            if not joined.connected(places[first], places[second])
+        ]
+        thumbnails = load_thumbnails({index: samples[index].path for pair in block for index in pair[:2]})
+        for first, second, orientation in block:
+            if not joined.connected(first, second):
+                score = _compare(thumbnails[first], thumbnails[second].oriented(orientation))
+                if score >= LEAST_CORRELATION:
+                    joined.connect(first, second)
+                    found.append(Pair(int(first), int(second), "copy", score))
+        progress("comparing copies", start + len(block), len(candidates))
+    return found
+
+
+class Joined:
+    """Union-find structure over ``count`` images: sets of images that are connected by pairs."""
+
+    def __init__(self, count: int, pairs: Iterable[Pair] = ()) -> None:
+        self._parent = list(range(count))
+        for pair in pairs:
+            self.connect(pair.first, pair.second)
+
+    def root(self, index: int) -> int:
+        """Return the smallest index of the set of ``index``."""
+        parent = self._parent
+        while parent[index] != index:
+            parent[index] = index = parent[parent[index]]
+        return index
+
+    def connected(self, first: int, second: int) -> bool:
+        """Return true if two images are in one set."""
+        return self.root(first) == self.root(second)
+
+    def connect(self, first: int, second: int) -> None:
+        """Merge the sets of two images."""
+        low, high = sorted((self.root(first), self.root(second)))
+        self._parent[high] = low
+
+    def sets(self) -> list[list[int]]:
+        """Return the sets of two or more images, each in ascending order."""
+        members: dict[int, list[int]] = {}
+        for index in range(len(self._parent)):
+            members.setdefault(self.root(index), []).append(index)
+        return [group for group in members.values() if len(group) > 1]
+
+
+def load_thumbnails(paths: dict[int, Path]) -> dict[int, Thumbnail]:
+    """Decode images in parallel, and return their thumbnails by the same keys.
+
+    Raises:
+        ImageError: an image cannot be read any more.
+    """
+    with ThreadPoolExecutor(available_cores()) as pool:
+        return dict(zip(paths, pool.map(lambda path: make_thumbnail(load_image(path)), paths.values()), strict=True))
+
+
+def _is_rich(sample: Sample) -> bool:
+    facts = sample.facts
+    return facts is not None and min(facts.width, facts.height) >= MIN_SIDE and facts.contrast >= MIN_CONTRAST
+
+
+def _nearest(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the candidates, int64 ``[n, 3]``: two indices and the orientation of the second image. The nearest of each image only."""
+    rows, bits = [np.zeros((0, 3), np.int64)], [np.zeros(0, np.int64)]
+    for orientation in range(ORIENTATIONS):
+        pairs = near_pairs(hashes, MOST_BITS, orientation=orientation)
+        rows.append(np.column_stack([pairs, np.full(len(pairs), orientation)]))
+        bits.append(distances(hashes[pairs[:, 0]], orient(hashes, orientation)[pairs[:, 1]]))
+    found, differing = np.concatenate(rows), np.concatenate(bits)
+    order = np.lexsort((differing, found[:, 0]))
+    found = found[order]
+    starts = np.searchsorted(found[:, 0], found[:, 0])
+    return found[np.arange(len(found)) - starts < MOST_CANDIDATES]
+
+
+def _compare(left: Thumbnail, right: Thumbnail) -> float:
+    if color_difference(left, right) > MOST_COLOR_DIFFERENCE:
+        return 0.0
+    details: list[Details] = [find_details(left), find_details(right)]
+    return correlate(*details)

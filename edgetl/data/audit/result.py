@@ -1,0 +1,184 @@
+"""Result of a data audit: the object that ``edgetl check --json`` prints and the page shows."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from pydantic import Field
+
+from edgetl.core.config import StrictModel
+from edgetl.data.audit.copies import Kind
+from edgetl.data.folder import Part
+from edgetl.data.scan_notes import ScanNote
+
+Flaw: TypeAlias = Literal["uniform", "dark", "bright", "blurred", "odd-size"]
+
+
+class BrokenFile(StrictModel):
+    """File that cannot be decoded, with the reason."""
+
+    file: str
+    reason: str
+
+
+class CopySet(StrictModel):
+    """Images that show one photo.
+
+    Attributes:
+        kind: weakest relation in the set: identical pixels, copies, or near-duplicates.
+        files: paths relative to the data folder.
+        labels: label of each file.
+        parts: split of each file; empty without ready-made splits.
+        conflict: true if the labels differ.
+    """
+
+    kind: Kind
+    files: tuple[str, ...]
+    labels: tuple[str, ...]
+    parts: tuple[Part, ...] = ()
+    conflict: bool = False
+
+
+class SimilarPair(StrictModel):
+    """Two images with similar features whose details differ: often two photos of one object.
+
+    Attributes:
+        files: paths of the two images.
+        similarity: cosine similarity of their features.
+    """
+
+    files: tuple[str, str]
+    similarity: float
+
+
+class LabelIssue(StrictModel):
+    """Image whose label is probably wrong, for a review.
+
+    Attributes:
+        file: path relative to the data folder.
+        label: given label.
+        suggested: label with the highest probability.
+        given_probability: out-of-sample probability of the given label.
+        suggested_probability: out-of-sample probability of the suggested label.
+    """
+
+    file: str
+    label: str
+    suggested: str
+    given_probability: float
+    suggested_probability: float
+
+
+class FlawedImage(StrictModel):
+    """Image with a possible flaw.
+
+    Attributes:
+        file: path relative to the data folder.
+        flaw: kind of the flaw.
+        text: measured value, as text.
+    """
+
+    file: str
+    flaw: Flaw
+    text: str
+
+
+class ImageSeries(StrictModel):
+    """Images that were probably taken together, and should be in one split.
+
+    Attributes:
+        source: burst (camera and time from EXIF), file names, or the given groups.
+        name: group key, camera, or common start of the file names.
+        files: paths relative to the data folder.
+        parts: ready-made splits that have its images.
+    """
+
+    source: Literal["burst", "file names", "group"]
+    name: str
+    files: tuple[str, ...]
+    parts: tuple[Part, ...] = ()
+
+
+class Leakage(StrictModel):
+    """Evaluation images of ready-made splits that the training images reveal.
+
+    The levels are exclusive: an image counts once, at its lowest level.
+
+    Attributes:
+        part: split with the evaluation images.
+        images: number of its images.
+        identical: level L0: images with the pixels of a training image.
+        near_duplicates: level L1: copies and near-duplicates of a training image.
+        same_group: level L2: images of a group, burst or series of a training image.
+        earlier_run: level L3: images that trained or selected the run of ``--run`` or its ancestors.
+    """
+
+    part: Part
+    images: int
+    identical: int = 0
+    near_duplicates: int = 0
+    same_group: int = 0
+    earlier_run: int = 0
+
+
+class LeftOutCheck(StrictModel):
+    """Check that was not made, with the reason."""
+
+    check: str
+    reason: str
+
+
+class RemovedFile(StrictModel):
+    """File that the cleaned list leaves out, with the reason."""
+
+    file: str
+    reason: str
+
+
+class AuditReport(StrictModel):
+    """Result of ``edgetl check``.
+
+    Attributes:
+        data: checked folder.
+        images: number of readable images.
+        distinct: number of images without copies and near-duplicates.
+        counts: number of images of each label.
+        parts: number of images of each ready-made split; empty without them.
+        broken: files that cannot be decoded.
+        notes: scan notes: files that were left out, and why.
+        copies: sets of images that show one photo.
+        similar: most similar pairs among the other images, for a review.
+        label_issues: images whose label is probably wrong, for a review. The most probable errors come first.
+        flaws: images with a possible flaw.
+        small_classes: labels with fewer than ``edgetl.data.audit.quality.SMALL_CLASS`` images.
+        imbalance: number of images of the most frequent label relative to the rarest.
+        series: images that were probably taken together.
+        leakage: evaluation images that the training images reveal, by split.
+        backbone: backbone of the features; empty without features.
+        threshold: similarity above which two images are compared in detail, calibrated for the backbone.
+        left_out: checks that were not made.
+        removed: files that the cleaned list leaves out.
+        seconds: duration, s.
+    """
+
+    schema_version: Literal[1] = 1
+    data: str
+    images: int
+    distinct: int
+    counts: dict[str, int]
+    parts: dict[Part, int] = Field(default_factory=dict)
+    broken: tuple[BrokenFile, ...] = ()
+    notes: tuple[ScanNote, ...] = ()
+    copies: tuple[CopySet, ...] = ()
+    similar: tuple[SimilarPair, ...] = ()
+    label_issues: tuple[LabelIssue, ...] = ()
+    flaws: tuple[FlawedImage, ...] = ()
+    small_classes: tuple[str, ...] = ()
+    imbalance: float = 1.0
+    series: tuple[ImageSeries, ...] = ()
+    leakage: tuple[Leakage, ...] = ()
+    backbone: str = ""
+    threshold: float | None = None
+    left_out: tuple[LeftOutCheck, ...] = ()
+    removed: tuple[RemovedFile, ...] = ()
+    seconds: float = 0.0

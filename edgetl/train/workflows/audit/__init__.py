@@ -1,0 +1,1 @@
+"""Data audit with frozen features: near-duplicates and label errors."""

@@ -1,0 +1,128 @@
+"""Features of an audit: frozen features and thumbnails of each image, computed once and cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import math
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.core.bundle import hash_prefix
+from edgetl.core.files.atomic import write_bytes
+from edgetl.core.files.regular import read_plain
+from edgetl.core.images.decode import load_image
+from edgetl.core.preprocess import PreprocessSpec, preprocess
+from edgetl.core.progress import Progress, silent
+from edgetl.data.content.integrity import cache_file
+from edgetl.data.content.registration import SIDE, make_thumbnail
+from edgetl.data.folder import ImageFolder, Sample
+from edgetl.errors import StorageError
+from edgetl.train.artifacts.loading.build import fixed_size
+from edgetl.train.inputs.features import FrozenFeatures
+from edgetl.train.networks.backbone import Backbone, feature_extractor
+
+_log = logging.getLogger(__name__)
+
+# Small images are enlarged at most by this factor, to a multiple of the stride of most networks. A larger input only costs time.
+_ENLARGEMENT, _STEP, _LEAST = 3, 32, 96
+# Largest cache file. A larger data set is computed each time.
+_MAX_CACHE_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class AuditFeatures:
+    """Features of the images of a folder, in the order of its samples.
+
+    Attributes:
+        features: float32 ``[n, width]``.
+        thumbnails: gray thumbnails, uint8 ``[n, SIDE, SIDE]``.
+        enlarged: true for an image that was enlarged to its thumbnail, ``[n]``.
+    """
+
+    features: NDArray[np.float32]
+    thumbnails: NDArray[np.uint8]
+    enlarged: NDArray[np.bool_]
+
+
+def compute_features(folder: ImageFolder, backbone: Backbone, *, device: str, progress: Progress = silent) -> AuditFeatures:
+    """Compute the features and thumbnails of all images, or read them from the user's cache folder.
+
+    Raises:
+        ImageError: an image cannot be read any more.
+    """
+    spec = _spec(folder.samples, backbone)
+    key = hashlib.sha256(f"{backbone.weights_sha256} {spec.model_dump_json()} {backbone.architecture}".encode()).hexdigest()[:16]
+    file = cache_file(folder.root, "features", f"-{key}.npz")
+    known = _read(file)
+    contents = np.array([hash_prefix(sample.content) for sample in folder.samples], np.uint64)
+    first = {content: index for index, content in reversed(list(enumerate(contents.tolist())))}
+    place = {content: row for row, content in enumerate(known["contents"].tolist())} if known else {}
+    missing = [index for content, index in sorted(first.items(), key=lambda item: item[1]) if content not in place]
+    if missing:
+        computed = _compute([folder.samples[index] for index in missing], backbone, spec, device, progress)
+        computed["contents"] = contents[missing]
+        known = {name: np.concatenate([known[name], rows]) if known else rows for name, rows in computed.items()}
+        place = {content: row for row, content in enumerate(known["contents"].tolist())}
+        _write(file, known)
+    rows = [place[content] for content in contents.tolist()]
+    enlarged = np.array([item.facts is not None and min(item.facts.width, item.facts.height) < SIDE for item in folder.samples])
+    return AuditFeatures(known["features"][rows].astype(np.float32), known["thumbnails"][rows].astype(np.uint8), enlarged)
+
+
+def _spec(samples: Sequence[Sample], backbone: Backbone) -> PreprocessSpec:
+    """Return the preprocessing, with a smaller input size for small images."""
+    spec = backbone.spec
+    sides = [min(sample.facts.width, sample.facts.height) for sample in samples if sample.facts]
+    if not sides or fixed_size(backbone.model):
+        return spec
+    side = max(_LEAST, _STEP * math.ceil(_ENLARGEMENT * float(np.median(sides)) / _STEP))
+    return spec if side >= min(spec.input_size) else spec.model_copy(update={"input_size": (side, side)})
+
+
+def _compute(
+    samples: Sequence[Sample], backbone: Backbone, spec: PreprocessSpec, device: str, progress: Progress
+) -> dict[str, NDArray[np.generic]]:
+    thumbnails = np.zeros((len(samples), SIDE, SIDE), np.uint8)
+    index = {sample.path: row for row, sample in enumerate(samples)}
+
+    def prepare(sample: Sample, spec: PreprocessSpec) -> NDArray[np.float32]:
+        image = load_image(sample.path, intensity=spec.intensity)
+        thumbnails[index[sample.path]] = make_thumbnail(image).gray
+        return preprocess(image, spec)
+
+    extract = FrozenFeatures(feature_extractor(backbone.model, backbone.head_name), spec, device=device, images=len(samples))
+    features = extract(samples, prepare=prepare, progress=progress)
+    return {"features": features.astype(np.float16), "thumbnails": thumbnails}
+
+
+def _read(file: Path | None) -> dict[str, NDArray[np.generic]]:
+    """Return the cached arrays, or an empty dictionary."""
+    if file is None:
+        return {}
+    try:
+        with np.load(io.BytesIO(read_plain(file, max_bytes=_MAX_CACHE_BYTES)), allow_pickle=False) as saved:
+            found = {name: saved[name] for name in ("contents", "features", "thumbnails")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        _log.debug("feature cache %s is not readable (%s); computing the features again", file, error)
+        return {}
+    same = len({len(rows) for rows in found.values()}) == 1 and found["thumbnails"].shape[1:] == (SIDE, SIDE)
+    return found if same and found["features"].ndim == 2 else {}
+
+
+def _write(file: Path | None, arrays: dict[str, NDArray[np.generic]]) -> None:
+    if file is None or sum(rows.nbytes for rows in arrays.values()) > _MAX_CACHE_BYTES:
+        return
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # its stub takes the arrays for the option allow_pickle
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, buffer.getvalue())
+    except (OSError, StorageError) as error:
+        _log.debug("feature cache %s cannot be written: %s", file, error)

@@ -1,0 +1,59 @@
+"""Audit with frozen features: near-duplicates and label errors."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from edgetl.data.audit.copies import Joined
+from edgetl.data.content.registration import make_thumbnail
+from edgetl.train.workflows.audit.features import AuditFeatures
+from edgetl.train.workflows.audit.label_errors import find_label_errors, margins, out_of_sample
+from edgetl.train.workflows.audit.neighbors import find_near_duplicates
+from tests.data.test_data_audit import photo
+
+
+def test_changed_labels_are_the_most_probable_errors() -> None:
+    random = np.random.default_rng(0)
+    truth = np.repeat(np.arange(4), 40)
+    features = (random.normal(size=(4, 16))[truth] * 2 + random.normal(size=(160, 16))).astype(np.float32)
+    changed = random.choice(160, 13, replace=False)
+    labels = truth.copy()
+    labels[changed] = (labels[changed] + 1) % 4
+    probabilities = out_of_sample(features, labels, np.arange(160))
+    assert len(set(find_label_errors(probabilities, labels)[:13]) & set(changed)) >= 11
+    assert np.median(margins(probabilities, labels)[changed]) < 0 < np.median(margins(probabilities, labels))
+
+
+def test_images_of_one_set_are_in_one_fold() -> None:
+    random = np.random.default_rng(1)
+    # Copies with the same random labels: a probe that saw one would predict the other.
+    features = np.tile(random.normal(size=(100, 60)), (2, 1)).astype(np.float32)
+    labels = np.tile(random.integers(0, 2, 100), 2)
+    probabilities = out_of_sample(features, labels, np.tile(np.arange(100), 2))
+    assert (probabilities.argmax(axis=1) == labels).mean() < 0.8
+
+
+def test_a_crop_is_a_near_duplicate_and_a_similar_image_is_not() -> None:
+    images = [photo(seed) for seed in range(12)]
+    images.append(images[3].crop((12, 10, 110, 90)))
+    random = np.random.default_rng(2)
+    features = random.normal(size=(13, 20)).astype(np.float32)
+    features[12] = features[3] + 0.1 * random.normal(size=20)
+    features[1] = features[0] + 0.1 * random.normal(size=20)
+    thumbnails = np.stack([make_thumbnail(image).gray for image in images])
+    labels, joined = np.array([*[0, 1] * 6, 1]), Joined(13)
+    labels[1] = 0
+    found = find_near_duplicates(AuditFeatures(features, thumbnails, np.zeros(13, bool)), labels, joined)
+    assert [(pair.first, pair.second) for pair in found.pairs] == [(3, 12)] and joined.connected(3, 12)
+    assert (0, 1) in [item[:2] for item in found.similar]
+
+
+def test_a_mirrored_crop_is_a_near_duplicate() -> None:
+    images = [photo(seed) for seed in range(12)]
+    images.append(images[3].crop((12, 10, 110, 90)).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    features = np.random.default_rng(3).normal(size=(13, 20)).astype(np.float32)
+    features[12] = features[3]
+    thumbnails = np.stack([make_thumbnail(image).gray for image in images])
+    found = find_near_duplicates(AuditFeatures(features, thumbnails, np.zeros(13, bool)), np.array([*[0, 1] * 6, 1]), Joined(13))
+    assert [(pair.first, pair.second) for pair in found.pairs] == [(3, 12)]
