@@ -29,6 +29,7 @@
     ├── StoreError         26   missing or damaged store, or no healthy release
     ├── MeasurementError   27   a measurement is not valid, so that its comparison has no result
     ├── RegressionError    28   the latency is higher than in an earlier report, beyond the noise
+    ├── GroupGapError      29   a large and significant gap between groups of images (``--fail-on-gap``)
     └── StoppedError      143   stopped by SIGTERM, state saved
         └── CancelledError 130  stopped by Ctrl-C, state saved
 
@@ -184,6 +185,10 @@ class MeasurementError(EdgetlError, exit_code=27):
 
 class RegressionError(EdgetlError, exit_code=28):
     """The latency is higher than in an earlier report, beyond the noise."""
+
+
+class GroupGapError(EdgetlError, exit_code=29):
+    """The evaluation found a large and significant gap between groups of images."""
 
 
 class StoppedError(EdgetlError, exit_code=143):

@@ -15,6 +15,7 @@ from rich.markup import escape
 from edgetl.cli.commands import bench, bundle, demo, export, fit, models, runs, serve, train
 from edgetl.cli.commands.data import check, diagnosis
 from edgetl.cli.commands.device import keys, run, store, tune
+from edgetl.cli.commands.evaluation import evaluate
 from edgetl.cli.examples import epilog
 from edgetl.cli.help import HelpCommand, HelpGroup
 from edgetl.cli.session import Interrupted, err, escape_unencodable, print_error
@@ -45,7 +46,7 @@ COMMANDS = {
     "Export": (export.export_command, fit.fit_command, runs.share_command),
     "Run": (
         bundle.predict_command,
-        bundle.evaluate_command,
+        evaluate.evaluate_command,
         bundle.verify_command,
         bundle.inspect_command,
         bench.bench_command,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pydantic import Field
 from edgetl.core.bundle import Bundle, hash_prefix, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
+from edgetl.core.group_metrics import Compared, GroupTable, Outcomes, compare_columns, outcomes_of
 from edgetl.core.metrics import evaluate
 from edgetl.core.options import METAVAR, OPTION
 from edgetl.core.output.folders import write_file
@@ -26,9 +27,11 @@ from edgetl.data.loading import batches, pixel_batches, truth_of
 from edgetl.data.predictions import LabeledFile, predicted_files, predictions_csv
 from edgetl.data.scan_notes import ScanNote
 from edgetl.data.selection import Selection
+from edgetl.data.table.attributes import read_attributes
 from edgetl.data.table.rows import Table
 from edgetl.data.table.scan import scan_table
 from edgetl.errors import ConfigError, DataError
+from edgetl.runtime.engine import installed
 from edgetl.runtime.predictor import load
 
 
@@ -63,6 +66,29 @@ class EvaluationConfig(StrictModel):
         description="Table to write (CSV): file, split (seen or unseen), label, prediction and score of each evaluated image.",
         json_schema_extra={METAVAR: "FILE"},
     )
+    groups: Path | None = Field(
+        default=None,
+        description="Table (CSV) with a column `file` and columns that define groups of images, such as age. Default: the table of "
+        "--labels.",
+        json_schema_extra={METAVAR: "FILE"},
+    )
+    by: str | None = Field(
+        default=None,
+        description="Columns of --groups, separated by commas, such as age,gender. Compares the accuracy of the groups for every variant "
+        "of a bundle, or one with --variant. age:gender compares the combinations of two columns.",
+        json_schema_extra={METAVAR: "COLUMNS"},
+    )
+    positive: str | None = Field(
+        default=None,
+        description="Class or label whose true-positive and false-positive rates (TPR, FPR) the table of --by shows. Default: the second "
+        "of two classes.",
+        json_schema_extra={METAVAR: "LABEL"},
+    )
+    bundle: Path | None = Field(
+        default=None,
+        description="Bundle that was exported from the run. --by compares the groups for its variants, too.",
+        json_schema_extra={METAVAR: "PATH"},
+    )
 
 
 class EvaluationReport(StrictModel):
@@ -76,6 +102,8 @@ class EvaluationReport(StrictModel):
         broken: number of images left out because they cannot be decoded.
         result: metrics.
         notes: notes of the scan about files that were left out or read in an unusual way.
+        groups: comparison of groups for each column of ``EvaluationConfig.by``.
+        not_compared: models that ``groups`` does not have, each with the reason.
     """
 
     model: str
@@ -85,6 +113,8 @@ class EvaluationReport(StrictModel):
     broken: int
     result: Evaluation
     notes: tuple[ScanNote, ...] = ()
+    groups: tuple[GroupTable, ...] = ()
+    not_compared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,28 +139,85 @@ class EvaluatedImages:
 def evaluate_bundle(
     path: Path | Bundle, data: Path, config: EvaluationConfig | None = None, *, progress: Progress = silent
 ) -> EvaluationReport:
-    """Evaluate one variant of a bundle on labeled images.
+    """Evaluate one variant of a bundle on labeled images. With ``config.by``, compare groups of images for every variant.
 
     Args:
         path: folder of the bundle, or an opened bundle.
         data: folder with a subfolder for each label of the bundle, or with the images that ``config.labels`` lists.
-        config: label table, variant, selection of images, and threads.
+        config: label table, variant, selection of images, groups, and threads.
         progress: called after each batch.
 
     Returns:
         the metrics, and the numbers of images that were left out.
 
     Raises:
-        ConfigError: ``config.labels`` is missing, or its columns do not match the model.
+        ConfigError: ``config.labels`` is missing, or its columns do not match the model; or a column of ``config.by`` is missing.
         DataError: the folder has other classes, or the model has seen all images.
         StorageError: ``config.save`` cannot be written.
     """
     config, bundle = config or EvaluationConfig(), path if isinstance(path, Bundle) else open_bundle(path)
+    if config.bundle is not None:
+        raise ConfigError(f"{bundle.path} is a bundle. --bundle is for the evaluation of a run. Remove it.")
     predictor = load(bundle, variant=config.variant, threads=config.threads)
     images = images_to_evaluate(data, config, predictor.decoding, bundle.seen_images(), progress=progress)
+    attributes = attributes_of(images, config)
     outputs = compute_outputs(predictor.logits, images.samples, predictor.spec, form=predictor.input_form, progress=progress)
     name = predictor.variant.name if predictor.variant else None
-    return report(bundle.path, name, images, predictor.decoding, outputs, save=config.save)
+    found = report(bundle.path, name, images, predictor.decoding, outputs, save=config.save)
+    if not attributes:
+        return found
+    models = [outcomes_of(str(name), predictor.decoding, truth_of(images.samples), outputs)]
+    missing: list[str] = []
+    if config.variant is None:
+        others, missing = variant_outcomes(bundle, images, config, without=name, progress=progress)
+        models += others
+    reference = next((variant.name for variant in bundle.manifest.variants if variant.precision == "fp32"), None)
+    return with_groups(found, attributes, Compared(tuple(models), main=str(name), reference=reference), missing)
+
+
+def attributes_of(images: EvaluatedImages, config: EvaluationConfig) -> dict[str, tuple[str, ...]]:
+    """Return the values of the images in each column of ``config.by``. Empty without ``config.by``.
+
+    Raises:
+        ConfigError: there is no table, it does not have a column, or the model does not have the label ``config.positive``.
+        DataError: the table cannot be read, or has none of the images.
+    """
+    if config.by is None:
+        if unused := [name for name in ("groups", "positive", "bundle") if getattr(config, name) is not None]:
+            raise ConfigError(f"--{unused[0]} needs --by COLUMN, the columns whose values are compared.")
+        return {}
+    labels = images.folder.labels
+    if config.positive is not None and config.positive not in labels:
+        raise ConfigError(f"--positive {config.positive}: the model has no such label. It has {', '.join(labels[:10])}.")
+    table, option = (config.groups, "--groups") if config.groups else (config.labels, "--labels")
+    if table is None:
+        raise ConfigError(f"--by {config.by} needs --groups FILE.csv, a table with the columns `file` and {config.by}.")
+    return read_attributes(table, config.by, images.folder.root, images.samples, option=option)
+
+
+def variant_outcomes(
+    bundle: Bundle, images: EvaluatedImages, config: EvaluationConfig, *, without: str | None = None, progress: Progress = silent
+) -> tuple[list[Outcomes], list[str]]:
+    """Return the predictions of the variants of a bundle, and a sentence for each variant whose engine is not installed.
+
+    ``without`` is a variant to leave out.
+    """
+    truth, found, missing = truth_of(images.samples), [], []
+    for variant in bundle.manifest.variants:
+        if not installed(variant.format):
+            missing.append(f"{variant.name}: its inference engine is not installed")
+        elif variant.name != without:
+            predictor = load(bundle, variant=variant.name, threads=config.threads)
+            outputs = compute_outputs(predictor.logits, images.samples, predictor.spec, form=predictor.input_form, progress=progress)
+            found.append(outcomes_of(variant.name, predictor.decoding, truth, outputs))
+    return found, missing
+
+
+def with_groups(
+    found: EvaluationReport, attributes: Mapping[str, Sequence[str]], compared: Compared, missing: Sequence[str]
+) -> EvaluationReport:
+    """Return the report with a comparison of groups for each column. ``missing`` names models that cannot be compared, with reasons."""
+    return found.model_copy(update={"groups": compare_columns(attributes, compared), "not_compared": tuple(missing)})
 
 
 def images_to_evaluate(

@@ -1,4 +1,4 @@
-"""Commands on a bundle or a run: ``edgetl predict``, ``evaluate``, ``verify`` and ``inspect``."""
+"""Commands on a bundle or a run: ``edgetl predict``, ``verify`` and ``inspect``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from pydantic import Field
 from rich.markup import escape
 
 from edgetl.cli.options import build, given, need_extra, options_of
-from edgetl.cli.session import JsonOption, LabelsOption, VerboseOption, err, out, print_json, print_notes, working
+from edgetl.cli.session import JsonOption, LabelsOption, VerboseOption, err, out, print_json, working
 from edgetl.cli.tables import (
     attempt_lines,
     busy_lines,
-    classes_table,
     facts_grid,
     figures_line,
     input_size_lines,
     outcomes_table,
-    reliability_lines,
     setting_lines,
     signature_text,
     variants_table,
@@ -32,17 +30,13 @@ from edgetl.core.images.intensity import FULL_RANGE
 from edgetl.core.lineage import describe_parent
 from edgetl.core.manifest import Manifest
 from edgetl.core.options import METAVAR
-from edgetl.core.output.folders import check_output_file
 from edgetl.core.output_decoding import prediction_json
-from edgetl.data.folder import check_folder
 from edgetl.data.listing import find_images
-from edgetl.data.predictions import is_predictions_file
 from edgetl.device.config import TrustConfig
-from edgetl.errors import DataError, ImageError
+from edgetl.errors import ImageError
 from edgetl.runtime.evaluation import EvaluationConfig, EvaluationReport, evaluate_bundle
 from edgetl.runtime.predictor import Predictor, load
 from edgetl.runtime.verify import VerifyReport, verify
-from edgetl.train.config.paths import check_file
 
 if TYPE_CHECKING:
     from edgetl.train.artifacts.record import RunRecord
@@ -100,59 +94,6 @@ def predict_command(
         print_json({"bundle": str(bundle), "variant": name, "labels": list(predictor.labels), "predictions": rows})
     if failed:
         raise typer.Exit(ImageError.exit_code)
-
-
-@options_of(EvaluationConfig)
-def evaluate_command(
-    context: typer.Context,
-    model: Annotated[Path, typer.Argument(help="Folder of a run or a bundle.")],
-    data: Annotated[Path, typer.Argument(help="Folder with one folder per class, or the folder of the images in --labels.")],
-    json_output: JsonOption = False,
-    verbose: VerboseOption = False,
-    **options: Any,
-) -> None:
-    """Evaluate a run or a bundle on labeled images.
-
-    The metrics follow from the task: accuracy, average precision, or errors. Images of the training and validation splits are left out.
-    """
-    config = build(EvaluationConfig, **given(EvaluationConfig, context, options))
-    check_folder(data)
-    check_file(config.labels, "--labels", DataError, "Give a table of labels.")
-    if config.save is not None:
-        check_output_file(config.save, "--save", is_own=is_predictions_file, inputs={"the model": model, "the folder of images": data})
-    with working(json_output=json_output, verbose=verbose) as progress:
-        if is_run(model):
-            need_extra("train")
-            from edgetl.train.workflows.runs.evaluate import evaluate_run
-
-            report = evaluate_run(model, data, config, progress=progress)
-        else:
-            report = evaluate_bundle(model, data, config, progress=progress)
-    if json_output:
-        print_json(report)
-        return
-    _show_evaluation(report)
-    if config.save is not None:
-        out.print(f"predictions written to {escape(str(config.save))}", soft_wrap=True)
-
-
-def _show_evaluation(report: EvaluationReport) -> None:
-    name = f"{report.model} {report.variant or '(trained model)'}"
-    if report.result.classes:
-        out.print(classes_table(report.result, escape(name)))
-    for line in (figures_line(report.result), *reliability_lines(report.result)):
-        out.print(line, soft_wrap=True)
-    if report.left_out:
-        out.print(f"{report.left_out} images left out: the model was trained or selected on them. --all includes them.", soft_wrap=True)
-    if report.seen:
-        out.print(
-            f"[yellow]warning:[/] the model was trained or selected on {report.seen} of these {report.result.accuracy.n} images, so the "
-            f"figures are too good. Omit --all to leave these images out.",
-            soft_wrap=True,
-        )
-    if report.broken:
-        out.print(f"{report.broken} images left out: they cannot be decoded.", soft_wrap=True)
-    print_notes(report.notes)
 
 
 @options_of(TrustConfig)

@@ -46,11 +46,15 @@ class CsvFile:
         return [cells[index] for _, cells in self.rows]
 
 
-def read_csv(path: Path) -> CsvFile:
+def read_csv(path: Path, *, option: str = "--labels") -> CsvFile:
     """Read a CSV file in UTF-8, UTF-16 with a byte order mark, or Windows-1252.
 
     Commas, semicolons, tabs or bars separate the cells. The chosen separator gives the first rows as many cells as the header. A first
     line ``sep=;`` (Excel) takes precedence.
+
+    Args:
+        path: CSV file.
+        option: option that gave the file, for error messages.
 
     Raises:
         DataError: the file is not regular, too large or not text, or a row has another number of cells than the header.
@@ -59,10 +63,10 @@ def read_csv(path: Path) -> CsvFile:
         with open_plain(path) as file:
             data = read_up_to(file, MAX_CSV_BYTES)
     except OSError as error:
-        raise DataError(f"--labels {path} cannot be read: {error.strerror}. Give a CSV file with a column `file`.") from error
+        raise DataError(f"{option} {path} cannot be read: {error.strerror}. Give a CSV file with a column `file`.") from error
     if len(data) > MAX_CSV_BYTES:
-        raise DataError(f"--labels {path} has more than {MAX_CSV_BYTES:,} bytes. Give a smaller table of labels.")
-    text, encoding = _decode(path, data)
+        raise DataError(f"{option} {path} has more than {MAX_CSV_BYTES:,} bytes. Give a smaller table.")
+    text, encoding = _decode(f"{option} {path}", data)
     first, _, rest = text.partition("\n")
     named = re.fullmatch(r'"?sep=(.)"?\r?', first)
     skipped = 1 if named else 0
@@ -70,7 +74,7 @@ def read_csv(path: Path) -> CsvFile:
     try:
         lines = [(line + skipped, cells) for line, cells in _parse(rest if named else text, separator)]
     except csv.Error as error:
-        raise DataError(f"--labels {path} is not a CSV file: {error}. Save it again as CSV.") from error
+        raise DataError(f"{option} {path} is not a CSV file: {error}. Save it again as CSV.") from error
     header = tuple(lines[0][1]) if lines else ()
     for line, cells in lines[1:]:
         if len(cells) != len(header):
@@ -78,9 +82,9 @@ def read_csv(path: Path) -> CsvFile:
     return CsvFile(path, header, tuple((line, tuple(cells)) for line, cells in lines[1:]), separator, encoding)
 
 
-def _decode(path: Path, data: bytes) -> tuple[str, str]:
+def _decode(name: str, data: bytes) -> tuple[str, str]:
     if data.startswith(_WORKBOOKS):
-        raise DataError(f"--labels {path} is a spreadsheet, not a CSV file. Save it as CSV UTF-8.")
+        raise DataError(f"{name} is a spreadsheet, not a CSV file. Save it as CSV UTF-8.")
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
         try:
@@ -90,9 +94,9 @@ def _decode(path: Path, data: bytes) -> tuple[str, str]:
                 raise
             text, encoding = data.decode("cp1252"), "cp1252"
     except UnicodeDecodeError as error:
-        raise DataError(f"--labels {path} is not text in UTF-8, UTF-16 or Windows-1252: {error}. Save it as CSV UTF-8.") from error
+        raise DataError(f"{name} is not text in UTF-8, UTF-16 or Windows-1252: {error}. Save it as CSV UTF-8.") from error
     if "\0" in text:
-        raise DataError(f"--labels {path} is not text in UTF-8, UTF-16 or Windows-1252: it has zero bytes. Save it as CSV UTF-8.")
+        raise DataError(f"{name} is not text in UTF-8, UTF-16 or Windows-1252: it has zero bytes. Save it as CSV UTF-8.")
     return text, encoding
 
 

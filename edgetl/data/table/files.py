@@ -22,12 +22,14 @@ class TableFiles:
     """Lookup of images below ``root`` by the file names of a table.
 
     A name is relative to ``root`` or to the folder of the table. If no such file exists, the name may differ from the file name in Unicode
-    form, case, a missing suffix, or leading folders. A name that matches two files is an error.
+    form, case, a missing suffix, or leading folders. A name that matches two files is an error. So is an existing image outside ``root``,
+    unless ``larger`` states that the table is for more images than those below ``root``.
     """
 
-    def __init__(self, root: Path, table: Path, *, selection: Selection = NO_SELECTION) -> None:
+    def __init__(self, root: Path, table: Path, *, selection: Selection = NO_SELECTION, larger: bool = False) -> None:
         self.root = root
         self.table = table
+        self.larger = larger
         self.left_out = Notes()
         self.images = list(list_images(root, selection, self.left_out).files())
         self._index: dict[tuple[str, str], list[Path]] | None = None
@@ -69,11 +71,13 @@ class TableFiles:
         found = self._images().get((_BELOW, _folded(stem)), [])
         return f" Did you mean {found[0].relative_to(self.root).as_posix()}?" if found else ""
 
-    def _inside(self, path: Path, name: str) -> Path:
+    def _inside(self, path: Path, name: str) -> Path | None:
         plain = Path(os.path.normpath(Path.cwd() / path))
         for root, candidate in ((Path(os.path.normpath(Path.cwd() / self.root)), plain), (self.root.resolve(), path.resolve())):
             if candidate.is_relative_to(root):
                 return self.root / candidate.relative_to(root)
+        if self.larger:
+            return None
         raise DataError(f"{name} is outside {self.root}. Give a folder that contains all images.")
 
     def _wanted(self, posix: str) -> Iterator[tuple[str, str]]:
