@@ -62,7 +62,7 @@ def _models_table(found: GroupTable) -> Table:
         "largest gap": lambda model: _gap(model.gap),
         "p": lambda model: f"{model.gap.p:.3f}" if model.gap else "",
         "ratio": lambda model: "none" if model.ratio is None else f"{model.ratio:.2f}",
-        "equalized-odds difference": lambda model: _gap(model.equalized_odds),
+        "equalized odds": lambda model: _gap(model.equalized_odds),
         "p ": lambda model: f"{model.equalized_odds.p:.3f}" if model.equalized_odds else "",
         "finding": lambda model: f"[{COLORS[model.finding]}]{model.finding}[/]",
     }
