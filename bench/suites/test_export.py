@@ -31,7 +31,7 @@ def context(run: Run, tmp_path_factory: pytest.TempPathFactory) -> ExportContext
 
 
 def test_conversion_to_onnx(benchmark: BenchmarkFixture, context: ExportContext) -> None:
-    benchmark.pedantic(context.write_source, rounds=3)
+    benchmark.pedantic(context.write_source, rounds=2)
 
 
 def test_conversion_to_openvino(benchmark: BenchmarkFixture, context: ExportContext, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_linear_probe_by_images(benchmark: BenchmarkFixture, make_splits: Callab
     config, splits = TrainConfig.from_options(strategy="probe", augmented_views=1), make_splits(images)
     assert len(splits.train) == images
     folders = (tmp_path / str(number) for number in count())
-    benchmark.pedantic(lambda: fine_tune(splits, config, next(folders)), rounds=2)
+    benchmark.pedantic(lambda: fine_tune(splits, config, next(folders)), rounds=1)
 
 
 @growth("classes")

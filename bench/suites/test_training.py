@@ -37,6 +37,6 @@ def test_fine_tuning(benchmark: BenchmarkFixture, make_splits: Callable[[int], S
         if stage == "fine-tuning":
             moments.append(time.perf_counter())
 
-    benchmark.pedantic(lambda: fine_tune(splits, config, next(folders), progress=note), rounds=3, warmup_rounds=1)
+    benchmark.pedantic(lambda: fine_tune(splits, config, next(folders), progress=note), rounds=2)
     if len(moments) > 1:
         benchmark.extra_info["images_per_s"] = round(BATCH / float(np.median(np.diff(moments))), 1)
