@@ -26,7 +26,11 @@ STEPS = ("install", "models", "accuracy", "latency", "servers", "size", "trainin
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
     parser.add_argument("steps", nargs="*", choices=[[], *STEPS], default=[], help="[default: all]")
-    parser.add_argument("--work", type=Path, help="folder for environments and files, up to 20 GB; needed by all steps but table")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="folder for environments and files, needed by all steps but table; 12 GB with uv, about 50 GB with pip",
+    )
     parser.add_argument("--only", action="append", help="name of an environment; may be repeated [default: all]")
     parser.add_argument("--results", type=Path, default=FOLDER / "peers.jsonl")
     parser.add_argument("--page", type=Path, default=Path(__file__).parents[2] / "docs/benchmarks.md")
@@ -44,7 +48,8 @@ def main() -> None:
     for step in steps:
         _run(step, given, results)
     if not given.steps and not given.keep:
-        shutil.rmtree(given.work / "environments")
+        for name in ("environments", "cache"):
+            shutil.rmtree(given.work / name, ignore_errors=True)
 
 
 def _run(step: str, given: argparse.Namespace, results: Results) -> None:

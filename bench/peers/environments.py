@@ -31,7 +31,9 @@ def install(work: Path, environment: Environment) -> dict[str, object]:
         shutil.rmtree(folder, ignore_errors=True)
         python = environment.python or sys.executable
         subprocess.run([python, "-m", "venv", "--without-pip", str(folder)], check=True, capture_output=True)
-        done = subprocess.run([*_installer(folder / "bin/python"), *requirements], check=False, capture_output=True, text=True)
+        # uv links files of its cache into the environments if both are in one file system. PyTorch then takes its space once.
+        shared = {"UV_CACHE_DIR": str(work / "cache"), **os.environ}
+        done = subprocess.run([*_installer(folder / "bin/python"), *requirements], check=False, capture_output=True, text=True, env=shared)
         if done.returncode:
             shutil.rmtree(folder)
             return {"command": command, "reason": _last_line(done.stderr)}
