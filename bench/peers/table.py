@@ -264,9 +264,9 @@ only a head on fewer than 100 images. Ultralytics starts from random weights. Di
 images and seed that both have finished. CPU time is the median of the training with its imports, on a host with other work.
 """
 WHY_TRAINING = (
-    "`auto` trains only a head on fewer than 100 images, to be fast and to avoid overfitting. On images unlike ImageNet, such as "
-    "drawings and hand signs, layers of the backbone must change. `--strategy partial` was tried: see its row. AutoGluon and fastai train "
-    "all layers."
+    "`auto` trains only a head on fewer than 100 images, to be fast and to avoid overfitting. The other tools train all layers, and "
+    "BatchNorm with them. `--strategy partial` was tried: see its row. It is better on hand signs and not on drawings, on which `full` was "
+    "not better either."
 )
 
 
