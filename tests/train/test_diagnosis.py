@@ -142,6 +142,8 @@ def test_diagnosis_refuses_tables_of_numbers_and_few_images(squares: Path, tmp_p
     table = SMALL.with_options(labels=str(squares / "labels.csv"), columns="mm", task="regression")
     with pytest.raises(ConfigError, match="has the task regression"):
         diagnose(squares / "images", table, TransferConfig())
+    with pytest.raises(ConfigError, match="--epochs and --backbone-lr: only --fine-tune"):
+        diagnose(squares / "images", SMALL.with_options(epochs=2, backbone_lr=0.1), TransferConfig())
     with pytest.raises(DataError, match="At least 20 are needed"):
         diagnose(write_colors(tmp_path / "few", 6), SMALL, TransferConfig())
 

@@ -17,14 +17,13 @@ from edgetl.core.results import Forgetting
 from edgetl.data.folder import check_folder
 from edgetl.train.config.diagnosis.curve import CurveConfig, CurveReport, Point
 from edgetl.train.config.diagnosis.distance import DistanceConfig, DistanceReport
-from edgetl.train.config.diagnosis.transfer import TransferConfig, TransferReport
+from edgetl.train.config.diagnosis.transfer import TRAINING, TransferConfig, TransferReport
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
 
 # Training options of all three commands, and those of the commands that train.
 BACKBONE = ("backbone", "weights", "weights_dir", "license", "license_policy", "input_size", "crop_pct", "batch_size", "device", "seed")
-IMAGES = ("labels", "columns", "group", "val", "test", "include", "exclude", "workers")
-TRAINING = ("strategy", "epochs", "lr", "backbone_lr", "augment", "flip")
+IMAGES = ("labels", "columns", "group", "val", "test", "include", "exclude")
 DataArgument = Annotated[Path, typer.Argument(help="Folder with one folder of images per class, or the folder of the images in --labels.")]
 PlotOption = Annotated[Path | None, typer.Option(metavar="PATH", help="Chart to write (PNG): accuracy over the number of labels.")]
 WEAK_CONTROL = "Probes do not train the random weights: --fine-tune measures the factor for trained networks."
@@ -32,8 +31,8 @@ WEAK_CONTROL = "Probes do not train the random weights: --fine-tune measures the
 MOST_SHIFTS = 10
 
 
-@options_of(TransferConfig)
 @options_of(TrainConfig, only=(*BACKBONE, *IMAGES, *TRAINING))
+@options_of(TransferConfig)
 def diagnose_command(
     context: typer.Context, data: DataArgument, json_output: JsonOption = False, verbose: VerboseOption = False, **options: Any
 ) -> None:
@@ -53,8 +52,8 @@ def diagnose_command(
     print_json(report) if json_output else _show_transfer(report)
 
 
-@options_of(DistanceConfig)
 @options_of(TrainConfig, only=BACKBONE)
+@options_of(DistanceConfig)
 def distance_command(
     context: typer.Context,
     a: Annotated[Path, typer.Argument(help="Folder of images, or a run, which stands for the images that it was trained for.")],
@@ -78,8 +77,8 @@ def distance_command(
     print_json(report) if json_output else _show_distance(report)
 
 
-@options_of(CurveConfig)
 @options_of(TrainConfig, only=(*BACKBONE, *IMAGES, *TRAINING))
+@options_of(CurveConfig)
 def curve_command(
     context: typer.Context,
     data: DataArgument,
@@ -167,6 +166,8 @@ def _show_distance(report: DistanceReport) -> None:
             cells = (f"{item.distance:.3f}", f"{item.p:.2g}", f"{item.mean_a:.3f}", f"{item.mean_b:.3f}", "yes" if item.shifted else "no")
             shown.add_row(escape(item.label), *cells)
         out.print(shown)
+        if (hidden := len(report.scores.classes) - MOST_SHIFTS) > 0:
+            out.print(f"{hidden} classes with larger p-values are only in --json")
     else:
         out.print(f"scores were not compared: {escape(report.scores_note)}", soft_wrap=True)
     if report.common:
@@ -194,9 +195,9 @@ def _show_curve(report: CurveReport, plot: Path | None) -> None:
         soft_wrap=True,
     )
     same = report.equivalence
-    bound = "" if same.bound == "equal" else f"{same.bound} "
+    bound, limits = (f"{same.bound} ", "") if same.bound != "equal" else ("", f" ({same.low:.1f} to {same.high:.1f})")
     out.print(
-        f"pretraining replaces {bound}{same.factor:.1f} times the labels ({same.low:.1f} to {same.high:.1f}): the accuracy "
+        f"pretraining replaces {bound}{same.factor:.1f} times the labels{limits}: the accuracy "
         f"{same.accuracy:.3f} needs {same.labels_pretrained:.0f} labels with it and {same.labels_random:.0f} without. "
         f"{WEAK_CONTROL if report.method == 'probe' else ''}".rstrip(),
         soft_wrap=True,

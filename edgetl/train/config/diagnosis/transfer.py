@@ -14,7 +14,9 @@ from edgetl.data.scan_notes import ScanNote
 
 Transfer: TypeAlias = Literal["positive", "negative", "undecided"]
 # Repetitions by default: of probes, which take seconds, and of trainings.
-PROBE_REPEATS, TRAINING_REPEATS = 3, 1
+PROBE_REPEATS, TRAINING_REPEATS = 2, 1
+# Training options that only --fine-tune uses.
+TRAINING = ("strategy", "epochs", "lr", "backbone_lr", "augment", "flip", "workers")
 
 _common = partial(option_field, panel=COMMON)
 
@@ -30,7 +32,7 @@ class TransferConfig(StrictModel):
     images: int = _common(
         1000, "Largest number of training images for the probes, 20..20000. --fine-tune uses all images.", ge=20, le=20000
     )
-    repeats: int | None = _common(None, "Repetitions with other random weights, 1..20. Default: 3, and 1 with --fine-tune.", ge=1, le=20)
+    repeats: int | None = _common(None, "Repetitions with other random weights, 1..20. Default: 2, and 1 with --fine-tune.", ge=1, le=20)
     source: str | None = _common(
         None,
         "Folder of labeled images of the source task, with one folder per class. Measures with --fine-tune how much the network forgets.",

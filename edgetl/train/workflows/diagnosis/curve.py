@@ -209,10 +209,10 @@ def _backtest(curve: _Curve, total: int) -> Backtest:
 
 
 def _equivalence(pretrained: _Curve, random: _Curve) -> Equivalence:
-    """Return the number of labels without pretraining relative to that with it, for the same accuracy (Hernandez et al. 2021,
-    arXiv:2102.01293).
+    """Return the data-equivalence factor: labels without pretraining relative to labels with it, for the same accuracy.
 
     The accuracy is that of random weights with all labels, or that of the pretrained network if it is lower. No curve is extrapolated.
+    Hernandez et al. 2021 (arXiv:2102.01293) express the value of pretraining in this way.
     """
     ours, theirs = labels_at_equal_accuracy(pretrained.labels, pretrained.means, random.labels, random.means)
     draws = [

@@ -22,6 +22,7 @@ from edgetl.data.loading import batches, groups_of, labels_of
 from edgetl.data.split import Splits, split
 from edgetl.errors import ConfigError, DataError
 from edgetl.train.artifacts.loading.lineage import seen_by_ancestors, without_seen
+from edgetl.train.config.diagnosis.transfer import TRAINING
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.config.resolve import check_conflicts, resolve
@@ -81,6 +82,9 @@ def divide(data: Path, config: TrainConfig, *, images: int | None, progress: Pro
         DataError: the folder cannot be used, or too few images are held out.
     """
     check_conflicts(config)
+    unused = [f"--{name.replace('_', '-')}" for name in TRAINING if name in config.given()]
+    if images is not None and unused:
+        raise ConfigError(f"{' and '.join(unused)}: only --fine-tune trains by steps. Add --fine-tune, or remove the option.")
     folder = scan_images(data, config.data, progress=progress)
     if folder.task != "classification":
         raise ConfigError(
@@ -174,12 +178,15 @@ def plan_training(splits: Splits, config: TrainConfig) -> tuple[Plan, Plan]:
     """Return the plans of the trainings from pretrained and from random weights, with equal steps.
 
     Raises:
-        ConfigError: the strategy trains only the head, or options conflict.
+        ConfigError: the strategy trains only the head or starts from random weights, or options conflict.
     """
     configs = (training_config(config, pretrained=pretrained, seed=config.run.seed) for pretrained in (True, False))
     plan, scratch = (prepare(splits, resolve(item, splits))[1] for item in configs)
-    if not plan.steps:
-        raise ConfigError(f"--fine-tune cannot compare trainings: {plan.reason}. Add --strategy partial or --strategy full.")
+    if not plan.steps or plan.strategy == "scratch":
+        raise ConfigError(
+            f"--fine-tune compares a training from pretrained weights, and the strategy is {plan.strategy} ({plan.reason}). Add "
+            f"--strategy partial or --strategy full."
+        )
     return plan, scratch.model_copy(update={"steps": plan.steps})
 
 
@@ -195,7 +202,7 @@ def announce_trainings(division: Division, config: TrainConfig, plans: tuple[Pla
 
 
 def train_network(
-    division: Division, rows: Sequence[int] | NDArray[np.int64], config: TrainConfig, plan: Plan, *, progress: Progress = silent
+    division: Division, rows: NDArray[np.int64], config: TrainConfig, plan: Plan, *, progress: Progress = silent
 ) -> tuple[Backbone, NDArray[np.bool_]]:
     """Train a network by ``plan`` on the training images ``rows``, and return it with its correct predictions of the held-out images.
 
@@ -203,7 +210,7 @@ def train_network(
         TrainingError: the training diverged.
     """
     splits = dataclasses.replace(division.splits, train=tuple(division.train[row] for row in rows))
-    job = resolve(config, splits)
+    job = resolve(config, division.splits)  # a rare class may be absent from a subset
     device = choose_device(config.run.device)
     with TemporaryDirectory() as work:
         backbone, _ = prepare(splits, job)
