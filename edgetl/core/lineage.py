@@ -56,6 +56,7 @@ class Lineage(StrictModel):
         run_sha256: SHA-256 of the exported run's ``run.json``.
         data_fingerprint: fingerprint of the labeled images.
         train_images: number of training images.
+        leaked_test_images: number of test images that are copies of training images.
     """
 
     backbone: str
@@ -67,3 +68,4 @@ class Lineage(StrictModel):
     run_sha256: Sha256
     data_fingerprint: Sha256
     train_images: int
+    leaked_test_images: int = 0

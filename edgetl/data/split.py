@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.files.names import printable
+from edgetl.data.audit.copies import copy_sets
 from edgetl.data.folder import ImageFolder, Part, Sample
 from edgetl.data.scan_notes import EXAMPLES, ScanNote, log_notes
 from edgetl.errors import ConfigError
@@ -34,6 +35,7 @@ class Splits:
         conflicts: images with several labels. Their copies are only in ``train``.
         moved: copies of an image that were dropped from a ready-made split, because another split has the image.
         excluded: validation and test images that are in no split, because a run that the weights come from used them.
+        leaked: test images of ready-made splits that are copies of training images (re-encoded, resized, mirrored or rotated).
     """
 
     folder: ImageFolder
@@ -43,6 +45,7 @@ class Splits:
     conflicts: tuple[LabelConflict, ...] = ()
     moved: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
+    leaked: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[ScanNote, ...]:
@@ -54,12 +57,13 @@ class Splits:
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
-def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float = 0.15) -> Splits:
+def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float = 0.15, together: bool = True) -> Splits:
     """Split ``folder`` into train, validation and test.
 
     Ready-made splits are kept. A missing ``val`` is taken from their ``train``.
 
-    - Copies of an image (equal pixels) go into one split.
+    - Copies of an image (equal pixels) go into one split. With ``together`` also copies that were re-encoded, resized, mirrored or rotated
+      (``edgetl.data.audit.copies``).
     - Within a class, images are ordered by a hash of the seed and their content. The result does not depend on file names or order.
     - The number of images of a class in val and test is its size times the ratio, rounded half to even.
     - Each class keeps at least one image in train. A class with three different images or more is in all requested splits.
@@ -72,6 +76,7 @@ def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float 
         seed: seed of the order.
         val: ratio of the images of each class for validation, above 0, at most 0.5.
         test: ratio of the images of each class for the test, 0..0.5.
+        together: keep changed copies of an image in one split.
 
     Raises:
         ConfigError: a ratio is out of range.
@@ -79,15 +84,16 @@ def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float 
     if not (0.0 < val <= 0.5 and 0.0 <= test <= 0.5):
         raise ConfigError(f"val {val} and test {test} are out of range: val must be above 0 and at most 0.5, test between 0 and 0.5.")
     if any(sample.part for sample in folder.samples):
-        return _split_ready_made(folder, seed=seed, val=val)
+        return _split_ready_made(folder, seed=seed, val=val, together=together)
     conflicts = _conflicts(folder)
-    parts = _divide(folder.samples, seed=seed, ratios={"test": test, "val": val})
+    sets = copy_sets(folder.samples) if together else {}
+    parts = _divide(folder.samples, seed=seed, ratios={"test": test, "val": val}, sets=sets)
     return Splits(folder, tuple(parts["train"]), tuple(parts["val"]), tuple(parts["test"]), conflicts)
 
 
-def _split_ready_made(folder: ImageFolder, *, seed: int, val: float) -> Splits:
+def _split_ready_made(folder: ImageFolder, *, seed: int, val: float, together: bool) -> Splits:
     """Keep ready-made splits. An image in several of them stays in the last of train, val, test."""
-    conflicts = _conflicts(folder)
+    conflicts, sets = _conflicts(folder), copy_sets(folder.samples)
     conflicting = {str(folder.root / path) for conflict in conflicts for path in conflict.paths}
     rank = {"train": 0, "val": 1, "test": 2, None: 0}
     last: dict[str, int] = defaultdict(int)
@@ -106,10 +112,14 @@ def _split_ready_made(folder: ImageFolder, *, seed: int, val: float) -> Splits:
         unclear = [sample for sample in kept["train"] if str(sample.path) in conflicting]
         bound = {sample.group for sample in unclear if sample.group}
         unclear += [sample for sample in plain if sample.group in bound]
-        again = _divide([sample for sample in plain if sample.group not in bound], seed=seed, ratios={"val": val})
+        free = [sample for sample in plain if sample.group not in bound]
+        again = _divide(free, seed=seed, ratios={"val": val}, sets=sets if together else {})
         kept["train"], kept["val"] = sorted([*again["train"], *unclear], key=lambda sample: sample.path), again["val"]
     log_notes(_copies(moved))
-    return Splits(folder, tuple(kept["train"]), tuple(kept["val"]), tuple(kept["test"]), conflicts, tuple(moved))
+    trained = {sets.get(sample.content, sample.content) for sample in kept["train"]}
+    leaked = (sample for sample in kept["test"] if sets.get(sample.content, sample.content) in trained)
+    names = tuple(sample.path.relative_to(folder.root).as_posix() for sample in leaked)
+    return Splits(folder, tuple(kept["train"]), tuple(kept["val"]), tuple(kept["test"]), conflicts, tuple(moved), leaked=names)
 
 
 def _copies(moved: Sequence[str]) -> tuple[ScanNote, ...]:
@@ -117,12 +127,13 @@ def _copies(moved: Sequence[str]) -> tuple[ScanNote, ...]:
     return (ScanNote(reason="copy", used=False, count=len(moved), examples=examples),) if moved else ()
 
 
-def _divide(samples: Sequence[Sample], *, seed: int, ratios: dict[Part, float]) -> dict[Part, list[Sample]]:
+def _divide(samples: Sequence[Sample], *, seed: int, ratios: dict[Part, float], sets: Mapping[str, str]) -> dict[Part, list[Sample]]:
+    """Distribute the images over the splits. ``sets`` has the set of copies of an image by its content (``copy_sets``)."""
     if any(sample.group for sample in samples):
-        return _divide_groups(samples, seed=seed, ratios=ratios)
+        return _divide_groups(samples, seed=seed, ratios=ratios, sets=sets)
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
-        groups[sample.content].append(sample)
+        groups[sets.get(sample.content, sample.content)].append(sample)
     by_label: dict[int, list[list[Sample]]] = defaultdict(list)
     parts: dict[Part, list[Sample]] = {"train": [], "val": [], "test": []}
     for content in sorted(groups, key=lambda content: hashlib.sha256(f"edgetl split {seed} {content}".encode()).digest()):
@@ -156,13 +167,13 @@ def _deal(groups: list[list[Sample]], ratios: dict[Part, float], parts: dict[Par
         parts["train"] += group
 
 
-def _divide_groups(samples: Sequence[Sample], *, seed: int, ratios: dict[Part, float]) -> dict[Part, list[Sample]]:
+def _divide_groups(samples: Sequence[Sample], *, seed: int, ratios: dict[Part, float], sets: Mapping[str, str]) -> dict[Part, list[Sample]]:
     """Distribute whole groups, the largest first. Each goes into the split that lacks most of its classes.
 
     The method is that of scikit-learn's ``StratifiedGroupKFold``, for unequal ratios. Then a split without a class gets the smallest group
     with this class, if train keeps another one.
     """
-    units = sorted(_units(samples), key=lambda unit: (-len(unit), _order(seed, unit)))
+    units = sorted(_units(samples, sets), key=lambda unit: (-len(unit), _order(seed, unit)))
     column = {label: index for index, label in enumerate(sorted({sample.label for sample in samples}))}
     counts = np.zeros((len(units), len(column)), np.int64)
     for row, unit in zip(counts, units, strict=True):
@@ -204,7 +215,7 @@ def _cover(where: NDArray[np.int64], have: NDArray[np.float64], counts: NDArray[
                 break
 
 
-def _units(samples: Sequence[Sample]) -> list[list[Sample]]:
+def _units(samples: Sequence[Sample], sets: Mapping[str, str]) -> list[list[Sample]]:
     """Collect images that must stay together: images of a group, and copies of an image. Groups with a common image are merged."""
     parent: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -213,12 +224,13 @@ def _units(samples: Sequence[Sample]) -> list[list[Sample]]:
             parent[key] = key = parent[parent[key]]
         return key
 
-    for sample in samples:
+    keys = [("content", sets.get(sample.content, sample.content)) for sample in samples]
+    for sample, key in zip(samples, keys, strict=True):
         if sample.group:
-            parent[root(("group", sample.group))] = root(("content", sample.content))
+            parent[root(("group", sample.group))] = root(key)
     units: dict[tuple[str, str], list[Sample]] = defaultdict(list)
-    for sample in samples:
-        units[root(("content", sample.content))].append(sample)
+    for sample, key in zip(samples, keys, strict=True):
+        units[root(key)].append(sample)
     return list(units.values())
 
 

@@ -122,6 +122,7 @@ def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion, *, a
         f"- Training: strategy {record.plan.strategy}{_head(record)}, seed {record.config.run.seed}, {record.seconds:.0f} s",
         f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
         f"- Groups: {describe_grouping(record.grouping)}",
+        *([f"- Leakage: {leaked} test images are copies of training images"] if (leaked := record.leaked_test_images) else []),
         f"- Input: {spec.describe()}{_other_size(record, spec)}",
         *(
             [f"- Intensity: {spec.intensity.describe()}. {wide} training images have more than 8 bits per channel"]

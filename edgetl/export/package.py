@@ -351,6 +351,7 @@ def _lineage(run: Run) -> Lineage:
         run_sha256=run.digest(),
         data_fingerprint=record.data_fingerprint,
         train_images=record.images["train"],
+        leaked_test_images=record.leaked_test_images,
     )
 
 

@@ -17,8 +17,12 @@ from edgetl.data.audit.result import AuditReport
 from edgetl.data.content.perceptual_hash import distances, near_pairs, orient, orient_pixels, perceptual_hash
 from edgetl.data.content.registration import FINE, correlate, find_details, make_thumbnail
 from edgetl.data.folder import ImageFolder, scan, scan_without_limits
+from edgetl.data.split import split
 from edgetl.data.table.rows import Table
 from edgetl.data.table.scan import scan_table
+from edgetl.errors import DataError
+from edgetl.train.config.options import DataConfig
+from edgetl.train.config.tasks import check_leakage
 
 
 def photo(seed: int, size: tuple[int, int] = (120, 96)) -> Image.Image:
@@ -66,7 +70,7 @@ def test_near_pairs_equal_those_of_a_comparison_of_all_pairs() -> None:
 
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "resized": lambda image: image.resize((60, 48)),
+    "resized": lambda image: image.resize((90, 72)),
     "mirrored": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
     "turned by 90": lambda image: image.transpose(Image.Transpose.ROTATE_90),
     "turned by 180": lambda image: image.transpose(Image.Transpose.ROTATE_180),
@@ -170,3 +174,26 @@ def test_the_cleaned_list_is_a_table_that_keeps_the_test_images(ready_made: Path
     assert {item.file for item in found.report.removed} == {"train/cat/0.png", "train/cat/1.png"}
     assert names == {sample.path.relative_to(ready_made).as_posix() for sample in folder.samples} - {"train/cat/0.png", "train/cat/1.png"}
     assert {sample.part for sample in read.samples} == {"train", "test"}
+
+
+def test_changed_copies_stay_in_one_split_unless_they_are_ignored(photos: Path) -> None:
+    for seed in range(5):
+        for number in range(3):
+            save(photo(seed).resize((110 - 8 * number, 90)), photos / "cat" / f"copy{seed}_{number}.jpg", quality=80)
+    folder = scan(photos)
+    sets = [{f"cat/{seed}.png", *(f"cat/copy{seed}_{number}.jpg" for number in range(3))} for seed in range(5)]
+
+    def divided(*, together: bool) -> int:
+        splits = split(folder, val=0.3, test=0.2, together=together)
+        parts = [{sample.path.relative_to(photos).as_posix() for sample in part} for part in (splits.train, splits.val, splits.test)]
+        return sum(sum(not part.isdisjoint(members) for part in parts) > 1 for members in sets)
+
+    assert divided(together=True) == 0 < divided(together=False)
+
+
+def test_test_images_that_are_copies_of_training_images_are_an_error_unless_accepted(ready_made: Path) -> None:
+    splits = split(scan(ready_made))
+    assert splits.leaked == ("test/cat/copy.jpg",) and splits.moved == ("train/cat/0.png",)
+    with pytest.raises(DataError, match=r"1 of 11 test images \(9.1%\) are copies of training images, such as test/cat/copy.jpg"):
+        check_leakage(splits, DataConfig())
+    check_leakage(splits, DataConfig(allow_leakage=True))

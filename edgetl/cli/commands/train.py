@@ -145,7 +145,10 @@ def _become_many(devices: int, num_nodes: int) -> NoReturn:
     os.execve(sys.executable, [sys.executable, *launch, *sys.argv[1:]], environment)
 
 
-@options_of(TrainConfig, without=("pretrained", "strategy", "head", "features", "unfreeze", "checkpoint_s", *options(CalibrationConfig)))
+@options_of(
+    TrainConfig,
+    without=("pretrained", "strategy", "head", "features", "unfreeze", "checkpoint_s", "allow_leakage", *options(CalibrationConfig)),
+)
 def plan_command(
     context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Folder with one folder of images per class, or the folder of the images in --labels.")],
@@ -199,6 +202,8 @@ def show_run(run: Run) -> None:
             out.print(f"[yellow]{len(items)} images {title}[/]: {escape(names)}{' …' if len(items) > 3 else ''}", soft_wrap=True)
     print_notes(record.notes)
     out.print(f"groups: {escape(describe_grouping(record.grouping))}", soft_wrap=True)
+    if record.leaked_test_images:
+        out.print(f"[yellow]leakage:[/] {record.leaked_test_images} test images are copies of training images", soft_wrap=True)
     for tried in record.compared:
         length = f"{tried.steps} steps" if tried.steps else "no steps"
         out.print(f"compared: {tried.strategy:8} validation accuracy {with_interval(tried.validation)}, {length}, {tried.seconds:.0f} s")

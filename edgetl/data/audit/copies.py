@@ -15,7 +15,7 @@ from edgetl.core.images.decode import load_image
 from edgetl.core.progress import Progress, silent
 from edgetl.core.system.host import available_cores
 from edgetl.data.content.perceptual_hash import ORIENTATIONS, distances, near_pairs, orient
-from edgetl.data.content.registration import Details, Thumbnail, color_difference, correlate, find_details, make_thumbnail
+from edgetl.data.content.registration import SIDE, Details, Thumbnail, color_difference, correlate, find_details, make_thumbnail
 from edgetl.data.folder import Sample
 
 Kind: TypeAlias = Literal["identical", "copy", "near-duplicate"]
@@ -25,8 +25,9 @@ Kind: TypeAlias = Literal["identical", "copy", "near-duplicate"]
 MOST_BITS = 8
 # Candidates that each image is compared with, the nearest first.
 MOST_CANDIDATES = 10
-# Least correlation of the details of a copy. Re-encoded and resized photos have 0.97 or more.
-LEAST_CORRELATION = 0.95
+# Least correlation of the details of a copy. Re-encoded and resized photos have 0.97 or more. Images that are smaller than a thumbnail have
+# few details, and similar ones (handwritten digits) reach 0.97.
+LEAST_CORRELATION, LEAST_OF_SMALL = 0.95, 0.98
 # Largest difference of the mean colors. Signs and caps of two colors can have equal details.
 MOST_COLOR_DIFFERENCE = 0.06
 # Smaller or flatter images have too few details for a comparison.
@@ -83,11 +84,19 @@ def find_copies(samples: Sequence[Sample], *, progress: Progress = silent) -> li
         for first, second, orientation in block:
             if not joined.connected(first, second):
                 score = _compare(thumbnails[first], thumbnails[second].oriented(orientation))
-                if score >= LEAST_CORRELATION:
+                small = _is_small(samples[first]) or _is_small(samples[second])
+                if score >= (LEAST_OF_SMALL if small else LEAST_CORRELATION):
                     joined.connect(first, second)
                     found.append(Pair(int(first), int(second), "copy", score))
         progress("comparing copies", start + len(block), len(candidates))
     return found
+
+
+def copy_sets(samples: Sequence[Sample]) -> dict[str, str]:
+    """Return the set of each image that has changed copies: a mapping from its content to the smallest content of the set."""
+    joined = Joined(len(samples), find_copies(samples))
+    sets = ([samples[index].content for index in group] for group in joined.sets())
+    return {content: min(group) for group in sets for content in group}
 
 
 class Joined:
@@ -135,6 +144,11 @@ def load_thumbnails(paths: dict[int, Path]) -> dict[int, Thumbnail]:
 def _is_rich(sample: Sample) -> bool:
     facts = sample.facts
     return facts is not None and min(facts.width, facts.height) >= MIN_SIDE and facts.contrast >= MIN_CONTRAST
+
+
+def _is_small(sample: Sample) -> bool:
+    facts = sample.facts
+    return facts is not None and min(facts.width, facts.height) < SIDE
 
 
 def _nearest(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -106,6 +106,7 @@ class RunRecord(StrictModel):
         calibration: calibration of the scores. ``None`` if none was requested. ``decision_rule`` has the temperature and the threshold.
         forgetting: accuracy drop on the parent run's task. ``None`` without a parent run, or if its images are missing.
         images: number of images in each split.
+        leaked_test_images: number of test images of ready-made splits that are copies of training images.
         high_bit_images: number of training images with more than 8 bits per channel (see ``preprocess.intensity``).
         data_fingerprint: SHA-256 over the content and labels of all images.
         grouping: number of image groups. A group stays in one split. ``None`` without groups.
@@ -137,6 +138,7 @@ class RunRecord(StrictModel):
     calibration: CalibrationRecord | None = None
     forgetting: Forgetting | None = None
     images: dict[Part, Annotated[int, Field(ge=0)]]
+    leaked_test_images: int = Field(default=0, ge=0)
     high_bit_images: int = Field(default=0, ge=0)
     data_fingerprint: Sha256
     grouping: Grouping | None = None

@@ -124,6 +124,14 @@ class DataConfig(StrictModel):
         0.15,
         "Fraction of each class for the test, 0..0.5. The number of images is rounded (0.15 of 10: 2). At least 1 image of 3 or more.",
     )
+    near_duplicates: Literal["together", "ignore"] = _data(
+        "together", "Copies of an image that were re-encoded, resized, mirrored or rotated. together keeps them in one split."
+    )
+    allow_leakage: bool = _data(
+        False,
+        "Accept ready-made splits with more than 0.5 % of the test images among the copies of training images. The run, the model card and "
+        "the manifest record it.",
+    )
     include: tuple[str, ...] = _data(
         (), "Glob pattern of files to use that the scan leaves out (masks, thumbnails, hidden files). May be repeated.", metavar="PATTERN"
     )

@@ -10,6 +10,7 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.core.files.names import printable
 from edgetl.core.output_decoding import sigmoid
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
@@ -18,14 +19,17 @@ from edgetl.data.folder import ImageFolder, Sample, scan, scan_without_limits
 from edgetl.data.groups import group_by_path
 from edgetl.data.loading import truth_of
 from edgetl.data.selection import Selection
-from edgetl.data.split import Splits
+from edgetl.data.split import Splits, split
 from edgetl.data.table.rows import Table
 from edgetl.data.table.scan import scan_table
-from edgetl.train.config.options import DataConfig
+from edgetl.errors import DataError
+from edgetl.train.config.options import DataConfig, TrainConfig
 
 # Default tolerance of a correct prediction in regression, relative to the standard deviation of the training values.
 TOLERANCE_SHARE = 0.25
 DEFAULT_THRESHOLD = 0.5
+# Largest ratio of test images that are copies of training images.
+MAX_LEAKAGE = 0.005
 
 
 def scan_images(data: Path, config: DataConfig, *, limits: bool = True, progress: Progress = silent) -> ImageFolder:
@@ -44,6 +48,27 @@ def scan_images(data: Path, config: DataConfig, *, limits: bool = True, progress
     columns = tuple(part.strip() for part in (config.columns or "").split(",") if part.strip())
     table = Table(Path(config.labels), config.task, columns, group=config.group, selection=selection)
     return scan_table(data, table, limits=limits, progress=progress)
+
+
+def split_images(folder: ImageFolder, config: TrainConfig) -> Splits:
+    """Split a folder by the options of a training."""
+    data = config.data
+    return split(folder, seed=config.run.seed, val=data.val, test=data.test, together=data.near_duplicates == "together")
+
+
+def check_leakage(splits: Splits, config: DataConfig) -> None:
+    """Check the ratio of the test images that are copies of training images.
+
+    Raises:
+        DataError: the ratio is above ``MAX_LEAKAGE``, and ``config.allow_leakage`` is not set.
+    """
+    leaked, images = splits.leaked, len(splits.test)
+    if len(leaked) > MAX_LEAKAGE * images and not config.allow_leakage:
+        raise DataError(
+            f"{printable(splits.folder.root)}: {len(leaked)} of {images} test images ({len(leaked) / images:.1%}) are copies of training "
+            f"images, such as {printable(leaked[0])}. The limit is {MAX_LEAKAGE:.1%}, because the test accuracy would be too high. Look at "
+            f"them with edgetl check --html, train on its cleaned list (--keep), or add --allow-leakage."
+        )
 
 
 def value_scale(splits: Splits) -> tuple[float, float]:

@@ -13,11 +13,10 @@ from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
 from edgetl.core.progress import Progress, silent
 from edgetl.data.scan_notes import ScanNote
-from edgetl.data.split import split
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.config.resolve import check_conflicts, resolve
-from edgetl.train.config.tasks import scan_images
+from edgetl.train.config.tasks import scan_images, split_images
 from edgetl.train.inputs.dataset import ImageDataset
 from edgetl.train.loop.processes import Execution
 from edgetl.train.networks.partition import split_frozen
@@ -87,7 +86,7 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
     """
     check_conflicts(config)
     folder = scan_images(data, config.data, progress=progress)
-    splits = split(folder, seed=config.run.seed, val=config.data.val, test=config.data.test)
+    splits = split_images(folder, config)
     device = choose_device(config.run.device)
     found = []
     for index, strategy in enumerate(MEASURED):

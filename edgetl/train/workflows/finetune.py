@@ -132,6 +132,7 @@ def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: C
             backbone=BackboneRecord.of(origin),
             head=head_of(backbone.model),
             preprocess=backbone.spec,
+            leaked_test_images=len(splits.leaked),
             high_bit_images=sum(sample.levels is not None for sample in splits.train),
             plan=training.plan,
             alarms=find_alarms(

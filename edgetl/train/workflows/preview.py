@@ -10,12 +10,11 @@ from matplotlib.figure import Figure
 from edgetl.core.output.folders import check_chart, write_chart
 from edgetl.core.progress import Progress, silent
 from edgetl.data.loading import stratified
-from edgetl.data.split import split
 from edgetl.train.artifacts.plots import plain_text
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.resolve import check_conflicts, resolve
-from edgetl.train.config.tasks import scan_images
+from edgetl.train.config.tasks import scan_images, split_images
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
 from edgetl.train.inputs.dataset import ImageDataset
 from edgetl.train.workflows.finetune import prepare
@@ -41,7 +40,7 @@ def draw_preview(data: Path, config: TrainConfig, path: Path, *, progress: Progr
     check_chart(path, "--preview", inputs=training_inputs(data, config))
     check_conflicts(config)
     folder = scan_images(data, config.data, progress=progress)
-    splits = split(folder, seed=config.run.seed, val=config.data.val, test=config.data.test)
+    splits = split_images(folder, config)
     backbone, plan = prepare(splits, resolve(config, splits))
     flip = mirrors_well(splits.folder.labels) if config.data.flip is None else config.data.flip
     samples = stratified(splits.train, ROWS)

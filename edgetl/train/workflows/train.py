@@ -7,12 +7,11 @@ from pathlib import Path
 
 from edgetl.core.output.folders import reserved
 from edgetl.core.progress import Progress, silent
-from edgetl.data.split import split
 from edgetl.train.artifacts.run import Run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.resolve import check_conflicts
-from edgetl.train.config.tasks import scan_images
+from edgetl.train.config.tasks import check_leakage, scan_images, split_images
 from edgetl.train.loop.processes import rank
 from edgetl.train.workflows.compare import compare
 from edgetl.train.workflows.finetune import fine_tune
@@ -37,7 +36,8 @@ def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False
 
     Raises:
         ConfigError: options conflict, ``out`` exists, the device is missing, or the state of a stopped training exists.
-        DataError: the folder cannot be used, or no training or validation image is left.
+        DataError: the folder cannot be used, too many test images are copies of training images, or no training or validation image is
+            left.
         BackboneError: the backbone cannot be found or loaded.
         LicenseError: the license of its weights does not fit ``config.backbone.license_policy``.
         TrainingError: the training diverged.
@@ -49,6 +49,7 @@ def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False
     check_conflicts(config)
     with reserved(out, inputs=inputs, overwrite=overwrite) if rank() == 0 else nullcontext():
         folder = scan_images(data, config.data, progress=progress)
-        splits = split(folder, seed=config.run.seed, val=config.data.val, test=config.data.test)
+        splits = split_images(folder, config)
+        check_leakage(splits, config.data)
         workflow = compare if config.optim.strategy == "compare" else fine_tune
         return workflow(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)

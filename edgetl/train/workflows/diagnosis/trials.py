@@ -19,14 +19,14 @@ from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.data.folder import Sample
 from edgetl.data.loading import batches, groups_of, labels_of
-from edgetl.data.split import Splits, split
+from edgetl.data.split import Splits
 from edgetl.errors import ConfigError, DataError
 from edgetl.train.artifacts.loading.lineage import seen_by_ancestors, without_seen
 from edgetl.train.config.diagnosis.transfer import TRAINING
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.config.resolve import check_conflicts, resolve
-from edgetl.train.config.tasks import scan_images
+from edgetl.train.config.tasks import scan_images, split_images
 from edgetl.train.heads.linear import fit_logistic
 from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.inputs.features import features_of
@@ -90,7 +90,7 @@ def divide(data: Path, config: TrainConfig, *, images: int | None, progress: Pro
         raise ConfigError(
             f"this command compares accuracies of classes, and {printable(data)} has the task {folder.task}. Give a column of classes."
         )
-    splits = split(folder, seed=config.run.seed, val=config.data.val, test=config.data.test)
+    splits = split_images(folder, config)
     splits = without_seen(splits, seen_by_ancestors(config.backbone))
     held_out = splits.test if images is None else (*splits.val, *splits.test)
     if len(held_out) < MIN_HELD_OUT:
