@@ -264,9 +264,9 @@ only a head on fewer than 100 images. Ultralytics starts from random weights. Di
 images and seed that both have finished. CPU time is the median of the training with its imports, on a host with other work.
 """
 WHY_TRAINING = (
-    "`auto` trains only a head on fewer than 100 images, to be fast and to avoid overfitting. The other tools train all layers, and "
-    "BatchNorm with them. `--strategy partial` was tried: see its row. It is better on hand signs and not on drawings, on which `full` was "
-    "not better either."
+    "`auto` trains only a head on fewer than 100 images, to be fast and to avoid overfitting. fastai and AutoGluon train all layers. "
+    "`--strategy partial` was tried: see its row. On drawings, `full`, and `partial` with trained BatchNorm, were not better than `auto` "
+    "either (one seed). The cause is not known."
 )
 
 
