@@ -9,9 +9,9 @@ from pathlib import Path
 
 from edgetl.core.files.regular import open_plain
 from edgetl.data.folder import ImageFolder, Sample
-from edgetl.data.table.columns import FILE_COLUMNS, GROUP_COLUMN, SPLIT_COLUMN
 
-_START = f"{FILE_COLUMNS[0]},{GROUP_COLUMN},"
+# Columns that the reader of label tables knows (``edgetl.data.table.columns``).
+_START, _SPLIT = "file,group,", "split"
 # Of several copies, one in this split is kept, so that the test stays complete.
 _PRIORITY = {"test": 0, "val": 1, "train": 2, None: 2}
 
@@ -59,7 +59,7 @@ def cleaned_csv(folder: ImageFolder, removed: Collection[int], groups: Mapping[i
     table = csv.writer(text, lineterminator="\n")
     has_splits = any(sample.part for sample in folder.samples)
     labels = ["label"] if folder.task == "classification" else list(folder.labels)
-    table.writerow([*_START.strip(",").split(","), *([SPLIT_COLUMN] if has_splits else []), *labels])
+    table.writerow([*_START.strip(",").split(","), *([_SPLIT] if has_splits else []), *labels])
     for index, sample in enumerate(folder.samples):
         if index not in removed:
             values = [folder.truth(sample)] if folder.task == "classification" else [f"{value:g}" for value in sample.targets]
