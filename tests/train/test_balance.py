@@ -1,4 +1,4 @@
-"""Balanced sampling (``--balance sampler``): frequency of classes and images, repetition, and resume."""
+"""Balanced training (``--balance``): frequency of classes and images, repetition, resume, and groups of a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetl.train.config.options import TrainConfig
+from edgetl.data.folder import Sample
+from edgetl.errors import ConfigError
+from edgetl.train.config.options import DataConfig, TrainConfig
+from edgetl.train.config.resolve import check_conflicts
+from edgetl.train.config.tasks import balancing_cells
+from edgetl.train.heads.linear import fit_logistic
+from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.inputs.samplers import BalancedSampler
 from edgetl.train.workflows.train import train
 
@@ -79,3 +85,57 @@ def test_resumed_balanced_training_gives_the_same_weights(colors: Path, tmp_path
     assert resumed.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
     plain = train(colors, config.with_options(balance="none"), tmp_path / "plain")
     assert plain.record.files["weights.safetensors"] != whole.record.files["weights.safetensors"]
+
+
+def _write_table(root: Path, values: dict[str, str]) -> Path:
+    """Write a table with the column ``border`` for the images of ``root``: a value for each name of an image."""
+    path = root.parent / "groups.csv"
+    rows = [f"{image.relative_to(root)},{values[image.stem]}" for image in sorted(root.rglob("*.png")) if image.stem in values]
+    path.write_text("\n".join(["file,border", *rows]) + "\n")
+    return path
+
+
+def test_balancing_cells_are_the_combinations_of_class_and_value(colors: Path) -> None:
+    table = _write_table(colors, {"000": "dark", "001": "light"})
+    samples = [Sample(colors / name / f"{index:03d}.png", label, "") for label, name in enumerate(("red", "blue")) for index in range(3)]
+    cells = balancing_cells(samples, colors, DataConfig(balance="head", balance_by="border", groups=str(table)))
+    assert cells is not None and len(set(cells.tolist())) == 6, "an image without a value is in a cell of its class"
+    assert balancing_cells(samples, colors, DataConfig(balance="head")) is None
+
+
+def test_a_fit_with_balanced_cells_ignores_a_spurious_feature() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 1000)
+    spurious = np.where(rng.random(1000) < 0.95, labels, 1 - labels)
+    features = np.stack([labels + rng.normal(0, 0.8, 1000), spurious + rng.normal(0, 0.2, 1000)], axis=1).astype(np.float32)
+    worst = []
+    for cells in (None, 2 * labels + spurious):
+        head = fit_logistic(LabeledFeatures(features, labels, cells=cells), 2, seed=0, balanced=True)
+        correct = (features @ head.weight.T + head.bias).argmax(axis=1) == labels
+        worst.append(min(correct[2 * labels + spurious == cell].mean() for cell in range(4)))
+    assert worst[0] < 0.4 and worst[1] > 0.65
+
+
+@pytest.mark.parametrize("balance", ["sampler", "head"])
+def test_training_is_balanced_by_a_column_of_a_table(colors: Path, tmp_path: Path, balance: str) -> None:
+    table = _write_table(colors, {f"{index:03d}": "dark" if index < 3 else "light" for index in range(12)})
+    config = TrainConfig.from_options(**{**SMALL, "strategy": "full", "balance": balance, "balance_by": "border", "groups": str(table)})
+    run = train(colors, config, tmp_path / "run")
+    plain = train(colors, config.with_options(balance_by=None, groups=None), tmp_path / "plain")
+    assert run.record.files["weights.safetensors"] != plain.record.files["weights.safetensors"]
+    assert run.record.config.data.balance_by == "border"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"balance_by": "age", "groups": "t.csv"}, "--balance-by cannot be combined with --balance none"),
+        ({"balance_by": "age", "balance": "head"}, "--balance-by age needs --groups FILE.csv"),
+        ({"groups": "t.csv", "balance": "head"}, "--groups needs --balance-by COLUMN"),
+        ({"balance_by": "age", "groups": "t.csv", "balance": "head", "head": "knn"}, "only for classification with --head linear"),
+        ({"balance": "head", "task": "multi-label", "labels": "t.csv"}, "--balance head is only for classification"),
+    ],
+)
+def test_conflicting_options_of_balancing_are_reported(options: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_conflicts(TrainConfig.from_options(**options))

@@ -145,10 +145,21 @@ class DataConfig(StrictModel):
     mixup: float | None = _augmentation(
         None, "Mixup: parameter alpha of its Beta distribution. 0 is off; 0.2 is typical. Default: 0 up to 20,000 images.", ge=0.0
     )
-    balance: Literal["none", "loss", "sampler"] = _augmentation(
+    balance: Literal["none", "loss", "sampler", "head"] = _augmentation(
         "none",
-        "Class balance for imbalanced data. loss gives rare classes a larger weight in the loss; sampler draws all classes equally often. "
-        "For a linear probe both are equal.",
+        "Class balance for imbalanced data. loss gives rare classes a larger weight in the loss; sampler draws all classes equally often; "
+        "head fits the last layer again after the training, with equal weights of all classes (DFR). For a linear probe they are equal.",
+    )
+    balance_by: str | None = _augmentation(
+        None,
+        "Column of --groups, such as camera. --balance sampler and head then balance all combinations of a class and a value. "
+        "camera:site balances the combinations of two columns.",
+        metavar="COLUMN",
+    )
+    groups: str | None = _augmentation(
+        None,
+        "Table (CSV) with a column `file` and the column of --balance-by. Default: the table of --labels.",
+        metavar="PATH",
     )
     intensity: Range = _data(
         "auto",

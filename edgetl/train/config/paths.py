@@ -23,20 +23,27 @@ def training_inputs(data: Path, config: TrainConfig) -> dict[str, Path]:
     by timm, torchvision or a hub have no path and are not in the result.
 
     Raises:
-        DataError: If ``data``, ``--labels`` or ``--replay`` does not exist.
+        DataError: If ``data``, ``--labels``, ``--groups`` or ``--replay`` does not exist.
         BackboneError: If ``--backbone``, ``--teacher``, ``--weights`` or ``--weights-dir`` is a path that does not exist.
         ConfigError: If ``--recipe`` cannot be read.
     """
     backbone, labels, replay, recipe = config.backbone, config.data.labels, config.continual.replay, config.optim.recipe
     check_folder(data)
     check_file(labels, "--labels", DataError, "Give a table of labels.")
+    check_file(config.data.groups, "--groups", DataError, "Give a table with a column `file`.")
     check_file(backbone.weights, "--weights", BackboneError, "Give a .safetensors or .pth file.")
     if backbone.weights_dir is not None:
         check_weights_dir(Path(backbone.weights_dir))
     if replay is not None and not Path(replay).is_dir():
         raise DataError(f"--replay {replay} is not a folder. Give a run, or a folder of class folders.")
     with_recipe(config)
-    named = {"the folder of images": data, "--replay": replay, "--labels": labels, "--weights": backbone.weights}
+    named = {
+        "the folder of images": data,
+        "--replay": replay,
+        "--labels": labels,
+        "--groups": config.data.groups,
+        "--weights": backbone.weights,
+    }
     found = {name: Path(path) for name, path in named.items() if path is not None}
     if recipe is not None and recipe.endswith(".toml"):
         found["--recipe"] = Path(recipe)

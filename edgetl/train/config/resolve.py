@@ -82,6 +82,7 @@ def conflicts(
     random = not config.backbone.pretrained or config.optim.strategy == "scratch"
     if task is not None:
         yield from _loss_conflicts(config.optim, config.data.balance, task)
+        yield from _balance_conflicts(config.data, config.head, task)
         # A recipe's value is ignored for other losses. A value that was given is a mistake.
         if given.get("label_smoothing") and not smooths_labels(config.optim, task):
             yield "--label-smoothing is only for classification and for --multilabel-loss bce. Remove it"
@@ -112,13 +113,26 @@ def _loss_conflicts(optim: OptimConfig, balance: str, task: Task) -> Iterator[st
         yield f"--tolerance is only for regression, not {task}. Remove it"
     if numbers and balance != "none":
         yield f"--balance {balance} is only for classification and multi-label tasks, not {task}. Remove it"
-    if task == "multi-label" and balance == "sampler":
-        yield f"--balance sampler is only for classification, not {task}. Use --balance loss"
+    if task == "multi-label" and balance in ("sampler", "head"):
+        yield f"--balance {balance} is only for classification, not {task}. Use --balance loss"
     if optim.multilabel_loss == "asymmetric" and balance == "loss":
         yield (
             "--balance loss cannot be combined with --multilabel-loss asymmetric, which already weights positive and negative labels. "
             "Remove one of them"
         )
+
+
+def _balance_conflicts(data: DataConfig, head: HeadConfig, task: Task) -> Iterator[str]:
+    if data.balance_by is None:
+        if data.groups is not None:
+            yield "--groups needs --balance-by COLUMN, the column to balance"
+        return
+    if data.balance not in ("sampler", "head"):
+        yield f"--balance-by cannot be combined with --balance {data.balance}. Use --balance sampler or --balance head"
+    if task != "classification" or head.kind != "linear":
+        yield "--balance-by is only for classification with --head linear. Remove it"
+    if data.groups is None and data.labels is None:
+        yield f"--balance-by {data.balance_by} needs --groups FILE.csv, a table with the columns `file` and {data.balance_by}"
 
 
 def _class_conflicts(head: HeadConfig, continual: ContinualConfig, teacher: str | None, task: Task) -> Iterator[str]:
@@ -140,9 +154,10 @@ def _head_conflicts(head: HeadConfig, strategy: Strategy | None, images: int) ->
 
 
 def _replay_conflicts(continual: ContinualConfig, data: DataConfig, teacher: str | None) -> Iterator[str]:
-    if continual.replay and (data.balance == "sampler" or data.mixup):
+    if continual.replay and (data.balance in ("sampler", "head") or data.mixup):
         yield (
-            "--replay cannot be combined with --balance sampler or --mixup, because each of them changes the content of the batches. "
+            "--replay cannot be combined with --balance sampler, --balance head or --mixup, because each of them changes the weights of "
+            "images. "
             "Remove one of them"
         )
     if continual.replay and teacher:

@@ -17,12 +17,13 @@ from edgetl.core.results import Evaluation
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 from edgetl.data.folder import ImageFolder, Sample, scan, scan_without_limits
 from edgetl.data.groups import group_by_path
-from edgetl.data.loading import truth_of
+from edgetl.data.loading import labels_of, truth_of
 from edgetl.data.selection import Selection
 from edgetl.data.split import Splits, split
+from edgetl.data.table.attributes import read_attributes
 from edgetl.data.table.rows import Table
 from edgetl.data.table.scan import scan_table
-from edgetl.errors import DataError
+from edgetl.errors import ConfigError, DataError
 from edgetl.train.config.options import DataConfig, TrainConfig
 
 # Default tolerance of a correct prediction in regression, relative to the standard deviation of the training values.
@@ -69,6 +70,26 @@ def check_leakage(splits: Splits, config: DataConfig) -> None:
             f"images, such as {printable(leaked[0])}. The limit is {MAX_LEAKAGE:.1%}, because the test accuracy would be too high. Look at "
             f"them with edgetl check --html, train on its cleaned list (--keep), or add --allow-leakage."
         )
+
+
+def balancing_cells(samples: Sequence[Sample], root: Path, config: DataConfig) -> NDArray[np.int64] | None:
+    """Return the balancing cell of each image, int64 ``[n]``: the combination of its class and its value of ``--balance-by``.
+
+    None without ``--balance-by``: the classes are balanced. Images without a value form a cell of their class. Group-balanced training:
+    Idrissi et al. 2022 (arXiv:2110.14503).
+
+    Raises:
+        ConfigError, DataError: As for ``edgetl.data.table.attributes.read_attributes``.
+    """
+    if config.balance_by is None:
+        return None
+    table, option = (config.groups, "--groups") if config.groups else (config.labels, "--labels")
+    columns = read_attributes(Path(str(table)), config.balance_by, root, samples, option=option)
+    if len(columns) > 1:
+        raise ConfigError(f"--balance-by {config.balance_by} names {len(columns)} columns. Join them by colons to balance combinations.")
+    (values,) = columns.values()
+    _, cells = np.unique([f"{label} {value}" for label, value in zip(labels_of(samples), values, strict=True)], return_inverse=True)
+    return cells.astype(np.int64)
 
 
 def value_scale(splits: Splits) -> tuple[float, float]:

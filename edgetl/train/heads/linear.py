@@ -57,15 +57,17 @@ def fit_logistic(train: LabeledFeatures, classes: int, *, seed: int, balanced: b
         train: Features, and classes 0..classes-1. A class may be absent. Images of one group are in one fold.
         classes: Number of outputs.
         seed: Random seed of the folds.
-        balanced: Weight the classes inversely to their frequency.
+        balanced: Weight the cells of ``train``, or the classes, inversely to their frequency.
         progress: Callback, called after each fit.
     """
     features, labels = train.features, train.targets
     mean, std = features.mean(axis=0), spread(features)
     scaled = [((view - mean) / std).astype(np.float64) for view in (features, *train.views)]
     folds = _folds(labels, train.groups, len(scaled), seed=seed)
-    penalty, accuracies = choose_penalty(scaled, labels, folds, progress, balanced=balanced)
-    fitted = fit_penalized(np.concatenate(scaled), np.tile(labels, len(scaled)), penalty, balanced=balanced)
+    cells = labels if train.cells is None else train.cells
+    weights = class_weights(cells)[cells] if balanced else np.ones(len(labels), np.float32)
+    penalty, accuracies = choose_penalty(scaled, labels, folds, progress, weights=weights)
+    fitted = fit_penalized(np.concatenate(scaled), np.tile(labels, len(scaled)), penalty, weights=np.tile(weights, len(scaled)))
     weight = np.zeros((classes, features.shape[1]))
     bias = np.full(classes, -20.0)  # a class without a training image is never predicted
     rows, offsets = (fitted.coef_, fitted.intercept_)
@@ -184,7 +186,12 @@ def _folds(labels: NDArray[np.int64], groups: NDArray[np.int64] | None, views: i
 
 
 def choose_penalty(
-    scaled: list[NDArray[np.float64]], labels: NDArray[np.int64], parts: list[Fold], progress: Progress, *, balanced: bool
+    scaled: list[NDArray[np.float64]],
+    labels: NDArray[np.int64],
+    parts: list[Fold],
+    progress: Progress,
+    *,
+    weights: NDArray[np.float32] | None = None,
 ) -> tuple[float, tuple[float, ...]]:
     """Return the penalty with the lowest log-loss on held-out rows, and the accuracy of each of ``PENALTIES``.
 
@@ -193,22 +200,23 @@ def choose_penalty(
         labels: class of each row.
         parts: training and held-out rows of each fold.
         progress: callback, called after each fit.
-        balanced: weight the classes inversely to their frequency.
+        weights: weight of each row. None: equal weights.
     """
     folds = len(parts)
     if not folds:
         return 1e-2, ()
+    weights = np.ones(len(labels), np.float32) if weights is None else weights
     losses = np.zeros((len(PENALTIES), folds))
     accuracies = np.zeros((len(PENALTIES), folds))
     for fold, (train, held_out) in enumerate(parts):
         start = None
         rows, truth = np.concatenate([view[train] for view in scaled]), np.tile(labels[train], len(scaled))
         for index, penalty in enumerate(PENALTIES):
-            start = fit_penalized(rows, truth, penalty, balanced=balanced, start=start)
+            start = fit_penalized(rows, truth, penalty, weights=np.tile(weights[train], len(scaled)), start=start)
             scores = start.predict_proba(scaled[0][held_out])
             columns = np.searchsorted(start.classes_, labels[held_out])
             log_losses = -np.log(np.maximum(scores[np.arange(len(columns)), columns], 1e-12))
-            losses[index, fold] = np.average(log_losses, weights=class_weights(labels)[labels[held_out]] if balanced else None)
+            losses[index, fold] = np.average(log_losses, weights=weights[held_out])
             accuracies[index, fold] = (scores.argmax(axis=1) == columns).mean()
             progress("fitting the head", fold * len(PENALTIES) + index + 1, folds * len(PENALTIES))
     chosen = int(losses.mean(axis=1).argmin())
@@ -216,18 +224,22 @@ def choose_penalty(
 
 
 def fit_penalized(
-    scaled: NDArray[np.float64], labels: NDArray[np.int64], penalty: float, *, balanced: bool, start: LogisticRegression | None = None
+    scaled: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    penalty: float,
+    *,
+    weights: NDArray[np.float32] | None = None,
+    start: LogisticRegression | None = None,
 ) -> LogisticRegression:
-    """Fit a logistic regression. ``start`` is the solution for a stronger penalty, from which the fit starts."""
-    weights = "balanced" if balanced else None
-    model = start or LogisticRegression(max_iter=MAX_ITERATIONS, tol=1e-3, warm_start=True, class_weight=weights)
+    """Fit a logistic regression with a weight for each row. ``start`` is the solution for a stronger penalty, from which the fit starts."""
+    model = start or LogisticRegression(max_iter=MAX_ITERATIONS, tol=1e-3, warm_start=True)
     model.set_params(C=1.0 / (penalty * len(labels)))
     with warnings.catch_warnings():
         # A fit that stops at MAX_ITERATIONS is acceptable, because cross-validation evaluates the result.
         warnings.simplefilter("ignore", ConvergenceWarning)
         # With few images per class, scikit-learn suspects that the labels are continuous values.
         warnings.filterwarnings("ignore", message="The number of unique classes is greater", category=UserWarning)
-        model.fit(scaled, labels)
+        model.fit(scaled, labels, sample_weight=weights)
     return model
 
 

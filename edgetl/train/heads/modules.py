@@ -77,12 +77,14 @@ class LabeledFeatures:
         targets: int64 ``[n]`` (classification), float64 ``[n, labels]`` (multi-label) or float64 ``[n]`` (regression).
         groups: int64 ``[n]``, equal for images of one group. None if images have no groups.
         views: Features of augmented views of the same images, each float32 ``[n, width]``.
+        cells: int64 ``[n]``, cells of images that a balanced fit gives the same total weight. None: the classes.
     """
 
     features: NDArray[np.float32]
     targets: NDArray[Any]
     groups: NDArray[np.int64] | None = None
     views: Sequence[NDArray[np.float32]] = ()
+    cells: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

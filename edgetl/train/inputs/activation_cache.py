@@ -96,7 +96,7 @@ def cache_activations(
     augmented = ImageDataset(train, spec, augment=augment, seed=options.seed, epochs=views)
     rows = _fill(cache.folder / "train.npy", shape, run, in_order(augmented, options), cache.progress)
     val_rows = _fill(cache.folder / "val.npy", shape, run, in_order(ImageDataset(images.val, spec), options), cache.progress)
-    sampler = make_sampler([sample.label for sample in images.train], options, steps, len(images.replay))
+    sampler = make_sampler(len(images.train), options, steps, len(images.replay))
     return TrainingBatches(
         replace(backbone, model=parts.trainable),
         DataLoader(_Activations(rows, [target_of(sample) for sample in train], views), batch_sampler=sampler),

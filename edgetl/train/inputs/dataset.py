@@ -128,7 +128,7 @@ def training_batches(
 
     Images are normalized float32, or uint8 if ``as_bytes`` is True.
     """
-    sampler = make_sampler([sample.label for sample in images.train], options, steps, len(images.replay))
+    sampler = make_sampler(len(images.train), options, steps, len(images.replay))
     dataset = ImageDataset([*images.train, *images.replay], spec, augment=augment, seed=options.seed, as_bytes=as_bytes)
     return _load(dataset, options, batch_sampler=sampler)
 

@@ -22,7 +22,7 @@ class BatchOptions:
         seed: Random seed of the order and the augmentation.
         workers: Number of loader processes. None: by the number of cores.
         device: ``cpu`` or ``cuda``.
-        balanced: Draw all classes equally often.
+        cells: Cell of each new image. All cells are drawn equally often. Empty: all images are drawn equally often.
         replay_fraction: Fraction of replayed images in each batch.
         shard: Rank of this process, and number of processes.
     """
@@ -31,7 +31,7 @@ class BatchOptions:
     seed: int = 0
     workers: int | None = None
     device: str = "cpu"
-    balanced: bool = False
+    cells: tuple[int, ...] = ()
     replay_fraction: float = 0.25
     shard: tuple[int, int] = (0, 1)
 
@@ -81,7 +81,7 @@ class StepSampler(Sampler[list[int]]):
 
 
 class BalancedSampler(Sampler[list[int]]):
-    """Sampler of batches for ``steps`` that draws all classes equally often.
+    """Sampler of batches for ``steps`` that draws all classes, or other cells of images, equally often.
 
     Classes are drawn in rounds. Each round has each class once, in a seeded order. The images of a class are drawn in a seeded order, which
     changes after all of them were drawn. An index counts these repetitions, and a repeated image therefore has another augmentation.
@@ -137,20 +137,20 @@ class ShardSampler(Sampler[list[int]]):
             yield batch[self.rank :: self.world] if len(batch) >= 2 * self.world else batch
 
 
-def make_sampler(labels: Sequence[int], options: BatchOptions, steps: range, replayed: int = 0) -> Sampler[list[int]]:
+def make_sampler(images: int, options: BatchOptions, steps: range, replayed: int = 0) -> Sampler[list[int]]:
     """Make the sampler of ``steps``.
 
     Args:
-        labels: Class of each new image.
+        images: Number of new images.
         options: Batch size, seed, balancing, replay and shard.
         steps: Steps to sample.
         replayed: Number of replayed images. Their indices follow those of the new images.
     """
     sampler: StepSampler | BalancedSampler
-    if options.balanced:
-        sampler = BalancedSampler(labels, options.batch_size, steps, seed=options.seed)
+    if options.cells:
+        sampler = BalancedSampler(options.cells, options.batch_size, steps, seed=options.seed)
     else:
         ratio = options.replay_fraction / (1 - options.replay_fraction)
-        added = max(1, round(ratio * min(options.batch_size, len(labels)))) if replayed else 0
-        sampler = StepSampler(len(labels), options.batch_size, steps, seed=options.seed, replayed=replayed, replay_batch=added)
+        added = max(1, round(ratio * min(options.batch_size, images))) if replayed else 0
+        sampler = StepSampler(images, options.batch_size, steps, seed=options.seed, replayed=replayed, replay_batch=added)
     return sampler if options.shard[1] == 1 else ShardSampler(sampler, *options.shard)

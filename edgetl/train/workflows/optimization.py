@@ -22,7 +22,7 @@ from edgetl.data.split import Splits
 from edgetl.errors import TrainingError
 from edgetl.train.config.options import TrainConfig, logger_names
 from edgetl.train.config.plan import Plan
-from edgetl.train.config.tasks import value_scale
+from edgetl.train.config.tasks import balancing_cells, value_scale
 from edgetl.train.continual.prepare import ContinualLearning, prepare_continual
 from edgetl.train.continual.previous_task import HeadInput, find_previous_task
 from edgetl.train.continual.teacher import Distillation, Teacher, find_teacher
@@ -143,8 +143,8 @@ def fit_network(training: Training) -> FitResult:
         # Several views of an image would be several neighbors, each with its own vote.
         count = 1 if config.head.kind == "knn" else config.head.augmented_views
         views = extract.views(samples, count, seed=config.run.seed, progress=execution.progress)
-        train = LabeledFeatures(features, head_targets(samples, splits), groups_of(samples), views)
-        balanced = config.data.balance != "none"
+        balanced, cells = config.data.balance != "none", balancing_cells(samples, splits.folder.root, config.data)
+        train = LabeledFeatures(features, head_targets(samples, splits), groups_of(samples), views, cells)
         if config.head.kind != "linear":
             weights = class_weights(train.targets) if balanced else np.ones(len(splits.folder.labels), np.float32)
             val = LabeledFeatures(extract(splits.val, progress=execution.progress), labels_of(splits.val))
@@ -165,8 +165,25 @@ def fit_network(training: Training) -> FitResult:
         fold_scale(backbone.head, *value_scale(splits))
         return FitResult(penalty, [], accuracy)
     state = optimize(training, head_penalty=penalty)
+    if config.data.balance == "head":
+        refit_head(training)
     fold_scale(backbone.head, *value_scale(splits))
     return FitResult(state.head_penalty, state.rows, state.rows[-1]["train_accuracy"], state.interpolation_weight)
+
+
+def refit_head(training: Training) -> None:
+    """Fit the last layer of a trained network again, with equal weights of the balancing cells of the training images.
+
+    Deep feature reweighting (DFR: Kirichenko et al. 2023, arXiv:2204.02937), with weights instead of a balanced subset.
+    """
+    backbone, splits, config, execution = training.backbone, training.splits, training.config, training.execution
+    extract = features_of(backbone, config.optim.batch_size, device=execution.device, images=len(splits.train))
+    features = extract(splits.train, progress=execution.progress)
+    cells = balancing_cells(splits.train, splits.folder.root, config.data)
+    train = LabeledFeatures(features, labels_of(splits.train), groups_of(splits.train), cells=cells)
+    labels = len(splits.folder.labels)
+    head = fit_linear_head(train, "classification", labels, seed=config.run.seed, balanced=True, progress=execution.progress)
+    set_linear_head(backbone.head, head)
 
 
 def head_targets(samples: Sequence[Sample], splits: Splits) -> NDArray[Any]:
@@ -223,13 +240,14 @@ def optimize(training: Training, *, head_penalty: float | None = None) -> LoopSt
 
 def batch_options(training: Training) -> BatchOptions:
     """Return the options for sampling and loading batches."""
-    config = training.config
+    config, splits = training.config, training.splits
+    cells = balancing_cells(splits.train, splits.folder.root, config.data)
     return BatchOptions(
         batch_size=config.optim.batch_size,
         seed=config.run.seed,
         workers=config.data.workers,
         device=training.execution.device,
-        balanced=config.data.balance == "sampler",
+        cells=tuple((labels_of(splits.train) if cells is None else cells).tolist()) if config.data.balance == "sampler" else (),
         replay_fraction=config.continual.replay_fraction,
         shard=(rank(), world_size()),
     )
