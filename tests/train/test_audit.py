@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
 from edgetl.data.audit.copies import Joined
 from edgetl.data.content.registration import make_thumbnail
+from edgetl.data.folder import scan_without_limits
+from edgetl.train.artifacts.seen_images import SeenImages, perceptual_hashes, prefixes
 from edgetl.train.workflows.audit.features import AuditFeatures
+from edgetl.train.workflows.audit.findings import find_seen
 from edgetl.train.workflows.audit.label_errors import find_label_errors, margins, out_of_sample
 from edgetl.train.workflows.audit.neighbors import find_near_duplicates
-from tests.data.test_data_audit import photo
+from tests.data.test_data_audit import photo, save
 
 
 def test_changed_labels_are_the_most_probable_errors() -> None:
@@ -57,3 +62,14 @@ def test_a_mirrored_crop_is_a_near_duplicate() -> None:
     thumbnails = np.stack([make_thumbnail(image).gray for image in images])
     found = find_near_duplicates(AuditFeatures(features, thumbnails, np.zeros(13, bool)), np.array([*[0, 1] * 6, 1]), Joined(13))
     assert [(pair.first, pair.second) for pair in found.pairs] == [(3, 12)]
+
+
+def test_images_of_an_earlier_run_and_their_copies_are_recognized(tmp_path: Path) -> None:
+    for seed in range(4):
+        save(photo(seed), tmp_path / "old" / "class" / f"{seed}.png")
+    old = scan_without_limits(tmp_path / "old").samples
+    seen = SeenImages(trained=prefixes(old[:2]), selected=prefixes(old[2:]), perceptual=perceptual_hashes(old))
+    save(photo(0), tmp_path / "new" / "class" / "0.png")
+    save(photo(3).resize((100, 80)), tmp_path / "new" / "class" / "1.jpg")
+    save(photo(9), tmp_path / "new" / "class" / "2.png")
+    assert find_seen(scan_without_limits(tmp_path / "new"), seen) == [0, 1]

@@ -39,6 +39,7 @@ def test_run_folder_contains_the_documented_files(run: Run) -> None:
         "metrics.jsonl",
         "trained-images.bin",
         "selected-images.bin",
+        "perceptual-hashes.bin",
         "confusion.png",
         "classes.csv",
         "predictions.csv",

@@ -76,8 +76,7 @@ def audit(folder: ImageFolder, copies: Sequence[Pair], findings: FeatureFindings
     pairs = (*copies, *findings.pairs)
     joined, exact = Joined(len(samples), pairs), Joined(len(samples), copies)
     sets = joined.sets()
-    series = find_series(folder)
-    members = places_of(series, files)
+    members = places_of(series := find_series(folder), files)
     removed = find_removed(folder, [*((group, True) for group in exact.sets()), *((group, False) for group in _between(sets, exact))])
     counts = folder.counts()
     report = AuditReport(
@@ -96,6 +95,7 @@ def audit(folder: ImageFolder, copies: Sequence[Pair], findings: FeatureFindings
         imbalance=round(max(counts.values(), default=1) / max(1, min(counts.values(), default=1)), 2),
         series=tuple(series),
         leakage=tuple(find_leakage(samples, joined, members, seen)),
+        seen=tuple(files[index] for index in sorted(seen)),
         backbone=findings.backbone,
         threshold=findings.threshold,
         left_out=findings.left_out,

@@ -67,7 +67,7 @@ def find_copies(samples: Sequence[Sample], *, progress: Progress = silent) -> li
         progress: called after each block of candidates.
     """
     places = np.array(
-        list({sample.content: index for index, sample in reversed(list(enumerate(samples))) if _is_rich(sample)}.values()), int
+        list({sample.content: index for index, sample in reversed(list(enumerate(samples))) if has_details(sample)}.values()), int
     )
     places.sort()
     hashes = np.array([facts.hash for index in places if (facts := samples[index].facts)], np.uint64)
@@ -131,6 +131,12 @@ class Joined:
         return [group for group in members.values() if len(group) > 1]
 
 
+def has_details(sample: Sample) -> bool:
+    """Return true for an image that is large and varied enough for a comparison."""
+    facts = sample.facts
+    return facts is not None and min(facts.width, facts.height) >= MIN_SIDE and facts.contrast >= MIN_CONTRAST
+
+
 def load_thumbnails(paths: dict[int, Path]) -> dict[int, Thumbnail]:
     """Decode images in parallel, and return their thumbnails by the same keys.
 
@@ -139,11 +145,6 @@ def load_thumbnails(paths: dict[int, Path]) -> dict[int, Thumbnail]:
     """
     with ThreadPoolExecutor(available_cores()) as pool:
         return dict(zip(paths, pool.map(lambda path: make_thumbnail(load_image(path)), paths.values()), strict=True))
-
-
-def _is_rich(sample: Sample) -> bool:
-    facts = sample.facts
-    return facts is not None and min(facts.width, facts.height) >= MIN_SIDE and facts.contrast >= MIN_CONTRAST
 
 
 def _is_small(sample: Sample) -> bool:

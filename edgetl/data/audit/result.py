@@ -154,6 +154,7 @@ class AuditReport(StrictModel):
         imbalance: number of images of the most frequent label relative to the rarest.
         series: images that were probably taken together.
         leakage: evaluation images that the training images reveal, by split.
+        seen: images that the run of ``--run`` or its ancestors used, or copies of them.
         backbone: backbone of the features; empty without features.
         threshold: similarity above which two images are compared in detail, calibrated for the backbone.
         left_out: checks that were not made.
@@ -177,6 +178,7 @@ class AuditReport(StrictModel):
     imbalance: float = 1.0
     series: tuple[ImageSeries, ...] = ()
     leakage: tuple[Leakage, ...] = ()
+    seen: tuple[str, ...] = ()
     backbone: str = ""
     threshold: float | None = None
     left_out: tuple[LeftOutCheck, ...] = ()

@@ -26,7 +26,7 @@ from edgetl.data.content.integrity import check_images
 from edgetl.data.folder import Part, Sample
 from edgetl.errors import DataError, RunError, first_line
 from edgetl.train.artifacts.record import SPLITS_NAME, WEIGHTS_NAME, RunRecord
-from edgetl.train.artifacts.seen_images import SELECTED_NAME, TRAINED_NAME, SeenImages
+from edgetl.train.artifacts.seen_images import PERCEPTUAL_NAME, SELECTED_NAME, TRAINED_NAME, SeenImages
 from edgetl.train.artifacts.splits_record import SplitsRecord
 from edgetl.train.heads.modules import rebuild_headed
 from edgetl.train.networks.backbone import Backbone, state_problem
@@ -146,7 +146,8 @@ class Run:
     def seen_images(self) -> SeenImages:
         """Return the images that trained or selected this run or one of its ancestors."""
         trained, selected = (frozenset(unpack_hashes(self.read(name)).tolist()) for name in (TRAINED_NAME, SELECTED_NAME))
-        return SeenImages(trained, selected)
+        perceptual = unpack_hashes(self.read(PERCEPTUAL_NAME)).tolist() if PERCEPTUAL_NAME in self.record.files else ()
+        return SeenImages(trained, selected, frozenset(perceptual))
 
     def samples(self, part: Part, data: Path | None = None) -> list[Sample]:
         """Return the images of one split, and check that their content did not change since the training.

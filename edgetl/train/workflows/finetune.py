@@ -30,7 +30,7 @@ from edgetl.train.artifacts.loading.lineage import seen_by_ancestors, without_se
 from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.record import BackboneRecord, RunRecord
 from edgetl.train.artifacts.run import Run, open_run
-from edgetl.train.artifacts.seen_images import SeenImages, prefixes
+from edgetl.train.artifacts.seen_images import SeenImages, perceptual_hashes, prefixes
 from edgetl.train.artifacts.splits_record import record_splits
 from edgetl.train.artifacts.writer import Results, RunContents, provenance, write_run
 from edgetl.train.config.calibration import CalibrationRecord, calibrate
@@ -118,7 +118,8 @@ def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: C
     """Evaluate the trained network and write its run. ``call`` returns the record's fields about this call, including its duration."""
     backbone, splits = training.backbone, training.splits
     results, calibration = _measure(training)
-    seen = ancestors | SeenImages(prefixes((*splits.train, *training.continual.replay)), prefixes(splits.val))
+    trained = (*splits.train, *training.continual.replay)
+    seen = ancestors | SeenImages(prefixes(trained), prefixes(splits.val), perceptual_hashes((*trained, *splits.val)))
     forgetting = _forgetting(training, seen)
     contents = RunContents(backbone, record_splits(splits), seen, results, fitted.rows, training.continual.fisher)
     origin = with_teacher(backbone, training.teacher) if training.teacher else backbone

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from edgetl.cli.options import build, given, options_of, part
+from edgetl.cli.options import build, given, need_extra, options_of, part
 from edgetl.cli.session import JsonOption, VerboseOption, out, print_json, print_notes, working
 from edgetl.cli.tables import plain_table
+from edgetl.core.bundle import check_run_folder
 from edgetl.core.config import StrictModel
 from edgetl.core.options import COMMON, option_field
 from edgetl.core.output.folders import check_output_file, write_file
@@ -51,6 +52,12 @@ class CheckConfig(StrictModel):
         "Checks with frozen features of --backbone: near-duplicates and label errors. They need the extra train.",
         panel=COMMON,
     )
+    run: str | None = option_field(
+        None,
+        "Run of an earlier training. Images that it or its ancestors used, and their copies, are reported.",
+        panel=COMMON,
+        metavar="PATH",
+    )
 
 
 @options_of(CheckConfig)
@@ -84,7 +91,13 @@ def check_command(
 
         folder = scan_images(data, labels, limits=False, progress=progress)
         copies = [*find_identical(folder.samples), *find_copies(folder.samples, progress=progress)]
-        found = audit(folder, copies, _features(folder, copies, config, backbone, progress))
+        seen: list[int] = []
+        if config.run is not None:
+            from edgetl.train.artifacts.run import open_run
+            from edgetl.train.workflows.audit.findings import find_seen
+
+            seen = find_seen(folder, open_run(config.run).seen_images())
+        found = audit(folder, copies, _features(folder, copies, config, backbone, progress), seen=seen)
         report = found.report.model_copy(update={"seconds": round(time.monotonic() - started, 1)})
         _write(folder, replace(found, report=report), config)
     print_json(report) if json_output else _show(report, config, folder)
@@ -102,6 +115,9 @@ def _check_paths(data: Path, config: CheckConfig, labels: DataConfig) -> None:
     check_folder(data)
     check_file(labels.labels, "--labels", DataError, "Give a table of labels.")
     inputs = {"the folder of images": data, **({"--labels": Path(labels.labels)} if labels.labels else {})}
+    if config.run is not None:
+        need_extra("train")
+        inputs["--run"] = check_run_folder(Path(config.run))
     if config.html is not None:
         check_output_file(Path(config.html), "--html", is_own=is_check_page, inputs=inputs)
     if config.keep is not None:
@@ -190,6 +206,7 @@ def _rows(report: AuditReport) -> list[tuple[str, int, list[str]]]:
     for flaw in dict.fromkeys(item.flaw for item in report.flaws):
         texts = [f"{item.file} ({item.text})" for item in report.flaws if item.flaw == flaw]
         rows.append((f"{flaw} images" if flaw != "odd-size" else "odd sizes", len(texts), texts))
+    rows.append(("images of the earlier run", len(report.seen), list(report.seen)))
     rows.append(("series", len(report.series), [f"{item.name} ({len(item.files)})" for item in report.series]))
     rows.append(("labels with few images", len(report.small_classes), list(report.small_classes)))
     return rows

@@ -1,0 +1,164 @@
+"""Data audit: recall of planted copies and label errors, and near-duplicates of CIFAR-10.
+
+``python -m bench.accuracy.audit [planted|labels|cifar …]``. Needs the reference images. ``--sheet FILE`` writes 100 of the near-duplicates
+of CIFAR-10 side by side, for a look at the precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import tarfile
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from bench.paths import SHARED
+from edgetl.core.system.host import describe_host
+from edgetl.data.audit.audit import audit
+from edgetl.data.audit.copies import Joined, Pair, find_copies, find_identical
+from edgetl.data.folder import ImageFolder, scan
+from edgetl.data.loading import labels_of
+from edgetl.train.artifacts.loading.load import load_backbone
+from edgetl.train.config.options import DEFAULT_BACKBONE, BackboneConfig
+from edgetl.train.workflows.audit.features import AuditFeatures, compute_features
+from edgetl.train.workflows.audit.findings import find_by_features
+from edgetl.train.workflows.audit.label_errors import margins, out_of_sample
+from edgetl.train.workflows.audit.neighbors import find_near_duplicates
+
+BACKBONES = (DEFAULT_BACKBONE, f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet")
+PLANTED, FLIPPED, CROPPED_SIDE = 0.05, 0.08, 0.8
+SHEET_PAIRS, SHEET_SIDE, SHEET_COLUMNS = 100, 64, 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.accuracy.audit", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[[], "planted", "labels", "cifar"], default=[])
+    parser.add_argument("--backbones", default=",".join(BACKBONES))
+    parser.add_argument("--sheet", type=Path, help="contact sheet of the near-duplicates of CIFAR-10 (PNG)")
+    given = parser.parse_args()
+    print(describe_host())
+    parts = given.parts or ["planted", "labels", "cifar"]
+    with tempfile.TemporaryDirectory() as work:
+        planted = plant(SHARED / "data/trashnet", Path(work) / "planted")
+        for name in given.backbones.split(","):
+            if "planted" in parts:
+                report_planted(planted, name)
+            if "labels" in parts:
+                report_labels(SHARED / "data/trashnet", name)
+        if "cifar" in parts:
+            with tarfile.open(SHARED / "data/cifar10.tar") as archive:
+                archive.extractall(work, filter="data")
+            for name in given.backbones.split(","):
+                report_cifar(scan(Path(work) / "cifar10"), name, given.sheet)
+
+
+def plant(source: Path, target: Path) -> Path:
+    """Copy a folder, and add re-encoded, resized copies (``re_``) and crops (``crop_``) of 5 % of its images each."""
+    generator, files = random.Random(0), sorted(source.rglob("*.jpg"))
+    for path in files:
+        copied = target / path.relative_to(source)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copied)
+    count = round(PLANTED * len(files))
+    for number, path in enumerate(generator.sample(files, 2 * count)):
+        image = Image.open(path).convert("RGB")
+        if number < count:
+            scale = generator.uniform(0.5, 1)
+            made = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+            made.save(target / path.parent.name / f"re_{path.name}", quality=generator.randint(40, 90))
+        else:
+            width, height = round(image.width * CROPPED_SIDE), round(image.height * CROPPED_SIDE)
+            left, top = generator.randint(0, image.width - width), generator.randint(0, image.height - height)
+            made = image.crop((left, top, left + width, top + height))
+            made.save(target / path.parent.name / f"crop_{path.name}", quality=90)
+    return target
+
+
+def report_planted(root: Path, backbone: str) -> None:
+    """Print the recall of the planted copies, and the other images that were reported."""
+    start = time.perf_counter()
+    folder = scan(root)
+    copies = [*find_identical(folder.samples), *find_copies(folder.samples)]
+    findings = find_by_features(folder, copies, BackboneConfig(name=backbone))
+    report = audit(folder, copies, findings).report
+    seconds = time.perf_counter() - start
+    sets = [set(item.files) for item in report.copies]
+    for prefix in ("re_", "crop_"):
+        names = [(item, item.replace(prefix, "")) for item in _names(folder) if item.split("/")[1].startswith(prefix)]
+        found = sum(any({copy, original} <= group for group in sets) for copy, original in names)
+        print(f"{backbone}: {prefix} {found} of {len(names)} planted copies found ({found / len(names):.1%})")
+    others = [{name for name in group if not name.split("/")[1].startswith(("re_", "crop_"))} for group in sets]
+    reported = [sorted(group) for group in others if len(group) > 1]
+    extra = sum(len(group) - 1 for group in reported)
+    print(f"{backbone}: {extra} other images of {report.images} reported ({extra / report.images:.2%}), {seconds:.0f} s in total")
+    for group in reported:
+        print(f"  {' = '.join(group)}")
+    print(f"{backbone}: conflicts: {[item.files for item in report.copies if item.conflict and item.kind != 'near-duplicate']}")
+
+
+def report_labels(root: Path, backbone: str) -> None:
+    """Print precision at k and area under the ROC curve for 8 % changed labels, over three seeds."""
+    folder = scan(root)
+    found = compute_features(folder, load_backbone(BackboneConfig(name=backbone), 2), device="cpu")
+    truth, groups = labels_of(folder.samples), _groups(folder)
+    for seed in range(3):
+        generator = np.random.default_rng(seed)
+        changed = generator.choice(len(truth), round(FLIPPED * len(truth)), replace=False)
+        labels = truth.copy()
+        labels[changed] = (labels[changed] + generator.integers(1, truth.max() + 1, len(changed))) % (truth.max() + 1)
+        scores = -margins(out_of_sample(found.features, labels, groups, seed=seed), labels)
+        wrong = labels != truth
+        first = np.argsort(-scores)[: len(changed)]
+        print(f"{backbone}: seed {seed}, precision at {len(changed)} {wrong[first].mean():.3f}, AUROC {roc_auc_score(wrong, scores):.3f}")
+
+
+def report_cifar(folder: ImageFolder, backbone: str, sheet: Path | None) -> None:
+    """Print the ratio of the test images that are near-duplicates of training images."""
+    start = time.perf_counter()
+    copies = [*find_identical(folder.samples), *find_copies(folder.samples)]
+    hashed = time.perf_counter() - start
+    joined = Joined(len(folder.samples), copies)
+    found: AuditFeatures = compute_features(folder, load_backbone(BackboneConfig(name=backbone), 2), device="cpu")
+    near = find_near_duplicates(found, labels_of(folder.samples), joined)
+    train = {joined.root(index) for index, sample in enumerate(folder.samples) if sample.part == "train"}
+    test = [index for index, sample in enumerate(folder.samples) if sample.part == "test"]
+    leaked = sum(joined.root(index) in train for index in test)
+    print(
+        f"{backbone}: {leaked} of {len(test)} test images are near-duplicates of training images ({leaked / len(test):.2%}); "
+        f"copies by hash: {len(copies)} in {hashed:.0f} s; all {time.perf_counter() - start:.0f} s"
+    )
+    if sheet is not None:
+        parts = [sample.part for sample in folder.samples]
+        crossing = [pair for pair in (*copies, *near.pairs) if {parts[pair.first], parts[pair.second]} == {"train", "test"}]
+        _draw(folder, random.Random(0).sample(crossing, min(SHEET_PAIRS, len(crossing))), sheet)
+
+
+def _draw(folder: ImageFolder, pairs: Sequence[Pair], sheet: Path) -> None:
+    rows = -(-len(pairs) // SHEET_COLUMNS)
+    canvas = Image.new("RGB", (SHEET_COLUMNS * (2 * SHEET_SIDE + 10), rows * (SHEET_SIDE + 6)), "white")
+    for place, pair in enumerate(pairs):
+        left, top = place % SHEET_COLUMNS * (2 * SHEET_SIDE + 10), place // SHEET_COLUMNS * (SHEET_SIDE + 6)
+        for offset, index in enumerate((pair.first, pair.second)):
+            image = Image.open(folder.samples[index].path).resize((SHEET_SIDE, SHEET_SIDE))
+            canvas.paste(image, (left + offset * (SHEET_SIDE + 2), top))
+    canvas.save(sheet)
+
+
+def _names(folder: ImageFolder) -> list[str]:
+    return [sample.path.relative_to(folder.root).as_posix() for sample in folder.samples]
+
+
+def _groups(folder: ImageFolder) -> np.ndarray:
+    joined = Joined(len(folder.samples), [*find_identical(folder.samples), *find_copies(folder.samples)])
+    return np.array([joined.root(index) for index in range(len(folder.samples))])
+
+
+if __name__ == "__main__":
+    main()
