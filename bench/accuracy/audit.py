@@ -29,7 +29,7 @@ from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.options import DEFAULT_BACKBONE, BackboneConfig
 from edgetl.train.workflows.audit.features import AuditFeatures, compute_features
 from edgetl.train.workflows.audit.findings import find_by_features
-from edgetl.train.workflows.audit.label_errors import margins, out_of_sample
+from edgetl.train.workflows.audit.label_errors import out_of_sample, self_confidence
 from edgetl.train.workflows.audit.neighbors import find_near_duplicates
 
 BACKBONES = (DEFAULT_BACKBONE, f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet")
@@ -113,7 +113,7 @@ def report_labels(root: Path, backbone: str) -> None:
         changed = generator.choice(len(truth), round(FLIPPED * len(truth)), replace=False)
         labels = truth.copy()
         labels[changed] = (labels[changed] + generator.integers(1, truth.max() + 1, len(changed))) % (truth.max() + 1)
-        scores = -margins(out_of_sample(found.features, labels, groups, seed=seed), labels)
+        scores = -self_confidence(out_of_sample(found.features, labels, groups, seed=seed), labels)
         wrong = labels != truth
         first = np.argsort(-scores)[: len(changed)]
         print(f"{backbone}: seed {seed}, precision at {len(changed)} {wrong[first].mean():.3f}, AUROC {roc_auc_score(wrong, scores):.3f}")

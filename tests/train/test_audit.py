@@ -13,7 +13,7 @@ from edgetl.data.folder import scan_without_limits
 from edgetl.train.artifacts.seen_images import SeenImages, perceptual_hashes, prefixes
 from edgetl.train.workflows.audit.features import AuditFeatures
 from edgetl.train.workflows.audit.findings import find_seen
-from edgetl.train.workflows.audit.label_errors import find_label_errors, margins, out_of_sample
+from edgetl.train.workflows.audit.label_errors import find_label_errors, out_of_sample, self_confidence
 from edgetl.train.workflows.audit.neighbors import find_near_duplicates
 from tests.data.test_data_audit import photo, save
 
@@ -27,7 +27,7 @@ def test_changed_labels_are_the_most_probable_errors() -> None:
     labels[changed] = (labels[changed] + 1) % 4
     probabilities = out_of_sample(features, labels, np.arange(160))
     assert len(set(find_label_errors(probabilities, labels)[:13]) & set(changed)) >= 11
-    assert np.median(margins(probabilities, labels)[changed]) < 0 < np.median(margins(probabilities, labels))
+    assert np.median(self_confidence(probabilities, labels)[changed]) < 0.2 < 0.8 < np.median(self_confidence(probabilities, labels))
 
 
 def test_images_of_one_set_are_in_one_fold() -> None:

@@ -50,12 +50,12 @@ def out_of_sample(
     return found
 
 
-def margins(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the probability of the given label minus the largest other one, ``[n]``. Low values indicate label errors."""
-    given = np.arange(len(labels)), labels
-    others = probabilities.copy()
-    others[given] = -1
-    return probabilities[given] - others.max(axis=1)
+def self_confidence(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the probability of the given label, ``[n]``. Low values indicate label errors.
+
+    With 8 % changed labels it finds more errors than the margin to the largest other probability (``bench/accuracy/audit.py``).
+    """
+    return probabilities[np.arange(len(labels)), labels]
 
 
 def find_label_errors(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -67,4 +67,4 @@ def find_label_errors(probabilities: NDArray[np.float64], labels: NDArray[np.int
     thresholds = np.array([probabilities[labels == label, label].mean() for label in range(probabilities.shape[1])])
     confident = np.where(probabilities >= thresholds, probabilities, -1)
     flagged = np.flatnonzero((confident.max(axis=1) > 0) & (confident.argmax(axis=1) != labels))
-    return flagged[np.argsort(margins(probabilities, labels)[flagged], kind="stable")]
+    return flagged[np.argsort(self_confidence(probabilities, labels)[flagged], kind="stable")]
