@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.cli.app import main
 from edgetl.errors import ConfigError
+from tests.command import edgetl
 from tests.data.test_data_audit import photo, save
 
 
@@ -24,16 +24,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "photos"
 
 
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    return int(stop.value.code or 0)
-
-
-def test_check_reports_planted_faults_and_writes_a_page_and_a_list(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_planted_faults_and_writes_a_page_and_a_list(folder: Path) -> None:
     page, keep = folder.parent / "check.html", folder.parent / "keep.csv"
-    assert run("check", folder, "--json", "--no-features", "--html", page, "--keep", keep) == 0
-    report = json.loads(capfd.readouterr().out)
+    report = json.loads(edgetl("check", folder, "--json", "--no-features", "--html", page, "--keep", keep).stdout)
     assert [item["files"] for item in report["copies"] if item["conflict"]] == [["cat/3.png", "dog/copy.jpg"]]
     assert [item["file"] for item in report["broken"]] == ["cat/broken.jpg"]
     assert ("dog/large.png", "odd-size") in [(item["file"], item["flaw"]) for item in report["flaws"]]
@@ -41,12 +34,13 @@ def test_check_reports_planted_faults_and_writes_a_page_and_a_list(folder: Path,
     html = page.read_text("utf-8")
     assert "cat = dog" in html and "cat/broken.jpg" in html and html.count("data:image/jpeg") == 4
     assert keep.read_text("utf-8").splitlines()[0] == "file,group,label" and "copy.jpg" not in keep.read_text("utf-8")
-    assert run("check", folder, "--no-features", "--html", page, "--keep", keep) == 0  # own files are replaced
-    assert "sets with different labels" in " ".join(capfd.readouterr().out.split())
+    again = edgetl("check", folder, "--no-features", "--html", page, "--keep", keep)  # own files are replaced
+    assert again.returncode == 0 and "sets with different labels" in " ".join(again.stdout.split())
 
 
-def test_check_replaces_no_file_of_the_user(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_check_replaces_no_file_of_the_user(folder: Path) -> None:
     table = folder.parent / "labels.csv"
     table.write_text("file,label\ncat/1.png,cat\n", "utf-8")
-    assert run("check", folder, "--keep", table) == ConfigError.exit_code
-    assert "edgetl did not write it" in capfd.readouterr().err and table.read_text("utf-8").startswith("file,label")
+    refused = edgetl("check", folder, "--keep", table)
+    assert refused.returncode == ConfigError.exit_code
+    assert "edgetl did not write it" in " ".join(refused.stderr.split()) and table.read_text("utf-8").startswith("file,label")

@@ -107,7 +107,7 @@ def _read(file: Path | None) -> dict[str, NDArray[np.generic]]:
     if file is None:
         return {}
     try:
-        with np.load(io.BytesIO(read_plain(file, max_bytes=_MAX_CACHE_BYTES)), allow_pickle=False) as saved:
+        with np.load(io.BytesIO(read_plain(file, max_bytes=_MAX_CACHE_BYTES))) as saved:
             found = {name: saved[name] for name in ("contents", "features", "thumbnails")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         _log.debug("feature cache %s is not readable (%s); computing the features again", file, error)
