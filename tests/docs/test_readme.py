@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
+import typer.main
+
+from edgetl.cli.app import app
 from tests.docs.pages import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -30,3 +34,11 @@ def test_readme_begins_with_a_picture_and_a_command() -> None:
 def test_pictures_of_readme_exist() -> None:
     pictures = re.findall(r'(?:src|srcset)="([^"]+)"', README)
     assert pictures and all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_readme_lists_every_command() -> None:
+    group: Any = typer.main.get_command(app)
+    visible = {name for name, command in group.commands.items() if not command.hidden}
+    rows = re.findall(r"^\| (`edgetl [^|]*) \|", README, flags=re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r"`(?:edgetl )?([\w-]+)`", row)}
+    assert visible - listed == set()
