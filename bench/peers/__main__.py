@@ -32,6 +32,7 @@ def main() -> None:
         help="folder for environments and files, needed by all steps but table; 12 GB with uv, about 50 GB with pip",
     )
     parser.add_argument("--only", action="append", help="name of an environment; may be repeated [default: all]")
+    parser.add_argument("--set", dest="sets", action="append", help="image set of the training; may be repeated [default: all]")
     parser.add_argument("--results", type=Path, default=FOLDER / "peers.jsonl")
     parser.add_argument("--page", type=Path, default=Path(__file__).parents[2] / "docs/benchmarks.md")
     parser.add_argument("--keep", action="store_true", help="keep the environments; they are also kept if steps are named")
@@ -74,9 +75,10 @@ def _run(step: str, given: argparse.Namespace, results: Results) -> None:
 
             measure_servers(work, results, [item for item in SERVERS if not given.only or item.environment in given.only])
         case "training":
-            from bench.peers.budgets import measure_training
+            from bench.peers.budgets import SETS, measure_training
 
-            measure_training(work, results, [item for item in TOOLS if not given.only or item.environment in given.only])
+            tools = [item for item in TOOLS if not given.only or item.environment in given.only]
+            measure_training(work, results, tools, given.sets or SETS)
         case _:
             write_page(results, given.page)
 

@@ -19,39 +19,41 @@ from typing import Any
 
 from bench.paths import SHARED
 from bench.peers.environments import stage, variables
-from bench.peers.peers import TOOLS, Tool
+from bench.peers.peers import BUDGETS, TOOLS, Tool, budget_name
 from bench.peers.results import Results
 from edgetl.core.system.host import available_cores, describe_host
 
 SETS = ("trashnet", "sign-digits", "pacs/photo", "pacs/cartoon")
 SEEDS = (0, 1, 2)
-BUDGETS: tuple[int | None, ...] = (10, 100, None)  # images per class; None: all
 SIDE, TEST_RATIO = 128, 0.25
+LIMIT_S = 7200
 WEIGHTS = SHARED / "weights/mobilenetv2_100.imagenet"
 
 
-def measure_training(work: Path, results: Results, tools: Sequence[Tool] = TOOLS, *, limit_s: float = 7200.0) -> None:
-    """Run the missing jobs, and write a row after each."""
+def measure_training(work: Path, results: Results, tools: Sequence[Tool] = TOOLS, sets: Sequence[str] = SETS) -> None:
+    """Run the missing jobs, and write a row after each.
+
+    Where "all" are no more images than the budget before, its result counts for both.
+    """
     stage(work)
-    # Tools that start from random weights come last within a budget.
-    groups = [[tool for tool in tools if tool.pretrained == pretrained] for pretrained in (True, False)]
-    for budget, seed, name, tool in (
-        (budget, seed, name, tool) for budget in BUDGETS for group in groups for seed, name, tool in product(SEEDS, SETS, group)
-    ):
-        key = f"{tool.title}, {name}, {budget_name(budget)}, seed {seed}"
-        if ("training", key) in results:
+    for budget, seed, name, tool in product(BUDGETS, SEEDS, sets, tools):
+        key = job_key(tool, name, budget, seed)
+        if ("training", key) in results or budget not in tool.budgets:
             continue
-        facts = {"tool": tool.title, "set": name, "budget": budget_name(budget), "seed": seed, "host": describe_host()}
+        facts = {"tool": tool.title, "set": name, "budget": budget_name(budget), "seed": seed}
         with tempfile.TemporaryDirectory(dir=work) as folder:
             train, test = divide(SHARED / "data" / name, Path(folder), budget, seed)
-            found = _run(work, tool, _job(Path(folder), seed), limit_s)
-        results.add("training", key, **facts, images=train, test_images=test, **found)
-        print(f"{key}: {found}", flush=True)
+            measured = results.get("training", job_key(tool, name, BUDGETS[-2], seed)) or {}
+            if budget is not None or measured.get("images") != train:
+                measured = {"host": describe_host(), "images": train, "test_images": test, **_run(work, tool, _job(Path(folder), seed))}
+        row = {**measured, **facts}
+        results.add("training", key, **{field: value for field, value in row.items() if field not in ("kind", "key")})
+        print(f"{key}: {row.get('accuracy') or row['reason']}", flush=True)
 
 
-def budget_name(budget: int | None) -> str:
-    """Return the column of a budget."""
-    return "all" if budget is None else f"{budget} per class"
+def job_key(tool: Tool, name: str, budget: int | None, seed: int) -> str:
+    """Return the key of a job in the results."""
+    return f"{tool.title}, {name}, {budget_name(budget)}, seed {seed}"
 
 
 def divide(source: Path, folder: Path, budget: int | None, seed: int) -> tuple[int, int]:
@@ -82,15 +84,15 @@ def _job(folder: Path, seed: int) -> str:
     return json.dumps({**{name: str(path) for name, path in paths.items()}, "side": SIDE, "seed": seed})
 
 
-def _run(work: Path, tool: Tool, job: str, limit_s: float) -> dict[str, Any]:
+def _run(work: Path, tool: Tool, job: str) -> dict[str, Any]:
     python = work / "environments" / tool.environment / "bin/python"
     command = ["nice", "-n", "19", str(python), "-m", f"bench.peers.{tool.module}", job]
     # Threads that wait for work sleep. Otherwise their CPU time counts, and depends on other programs.
     environment = variables(available_cores()) | {"OMP_WAIT_POLICY": "passive"}
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=work / "code", timeout=limit_s)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=work / "code", timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
-        return {"reason": f"not finished after {limit_s:.0f} s"}
+        return {"reason": f"not finished after {LIMIT_S} s"}
     if done.returncode:
         return {"reason": " | ".join(done.stderr.strip().splitlines()[-1:])}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -126,6 +126,14 @@ SERVERS = (
 )
 
 
+BUDGETS: tuple[int | None, ...] = (10, 100, None)  # labeled images per class; None: all
+
+
+def budget_name(budget: int | None) -> str:
+    """Return the column of a budget."""
+    return "all" if budget is None else f"{budget} per class"
+
+
 @dataclass(frozen=True)
 class Tool:
     """Tool for training.
@@ -134,19 +142,19 @@ class Tool:
         title: row of the table.
         environment: name of the environment.
         module: module of ``bench.peers``.
-        pretrained: it starts from the ImageNet weights.
+        budgets: label budgets that it is measured with, images per class; None: all images.
     """
 
     title: str
     environment: str
     module: str
-    pretrained: bool = True
+    budgets: tuple[int | None, ...] = BUDGETS
 
 
 TOOLS = (
     Tool("edgetl", "edgetl-train", "training.edgetl_auto"),
-    Tool("edgetl, --strategy partial", "edgetl-train", "training.edgetl_partial"),
+    # With more images, auto selects partial itself.
+    Tool("edgetl, --strategy partial", "edgetl-train", "training.edgetl_partial", budgets=(10,)),
     Tool("fastai", "fastai", "training.fastai_vision"),
     Tool("AutoGluon", "autogluon", "training.autogluon_multimodal"),
-    Tool("Ultralytics", "ultralytics", "training.ultralytics_yolo", pretrained=False),
 )

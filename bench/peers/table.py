@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.peers.peers import CONTENDERS, ENVIRONMENTS, SERVERS, TOOLS, Contender
+from bench.peers.peers import BUDGETS, CONTENDERS, ENVIRONMENTS, SERVERS, TOOLS, Contender, budget_name
 from bench.peers.results import Results, Row
 from edgetl.core.files.atomic import write_text
 
-BUDGETS = ("10 per class", "100 per class", "all")
 INTRODUCTION = """\
 # Comparison with other tools
 
@@ -241,13 +240,13 @@ def _training(results: Results) -> str:
     sets = list(dict.fromkeys(row["set"] for row in done))
     parts = ["\n## Training\n\n" + TRAINING]
     for budget in BUDGETS:
-        parts += [f"### {budget[0].upper()}{budget[1:]}\n"]
-        mine = [row for row in done if row["budget"] == budget]
+        parts += [f"### {budget_name(budget).capitalize()}\n"]
+        mine = [row for row in done if row["budget"] == budget_name(budget)]
         if not mine:
             parts += ["Not measured yet. The command continues from the results.\n"]
             continue
         header = ["", *sets, "mean", "edgetl minus tool, points", "runs", "CPU time, s"]
-        parts += [markdown_table(header, [_training_row(tool.title, mine, sets) for tool in TOOLS])]
+        parts += [markdown_table(header, [_training_row(tool.title, mine, sets) for tool in TOOLS if budget in tool.budgets])]
         ahead = [tool.title for tool in TOOLS[1:] if np.mean(paired_differences(tool.title, mine) or 0) < 0]
         parts += [f"More accurate than the default of edgetl: {'; '.join(ahead)}. {WHY_TRAINING}\n"] if ahead else []
     lines = sorted({f"- {row['tool']}: {row['settings']}\n" for row in done if not row["tool"].startswith("edgetl")})
@@ -260,8 +259,9 @@ TRAINING = """\
 Test accuracy with 10 labeled images per class, 100 per class (or all, if there are fewer), and all. Input 128 px, the same
 ImageNet MobileNetV2, three seeds. A quarter of each class is the test set, the same for all tools. Each tool selects its
 validation images from the training images. `edgetl train` runs with its defaults, and with `--strategy partial`: `auto` trains
-only a head on fewer than 100 images. Ultralytics starts from random weights. Differences are means over the runs with the same
-images and seed that both have finished. CPU time is the median of the training with its imports, on a host with other work.
+only a head on fewer than 100 images. Ultralytics is missing, because it cannot load these weights. Differences are means over
+the runs with the same images and seed that both have finished. CPU time is the median of the training with its imports, on a
+host with other work.
 """
 WHY_TRAINING = (
     "`auto` trains only a head on fewer than 100 images, to be fast and to avoid overfitting. fastai and AutoGluon train all layers. "
