@@ -140,6 +140,7 @@ def press(address: str, script: Path, connections: int, seconds: float) -> Load:
 def contenders(bundle: Path, variant: str, threads: int) -> list[Contender]:
     """Return edgetl and the installed peers."""
     module, given = [sys.executable, "-m"], [str(bundle), variant, str(threads)]
+    fastapi, litserve = ([*module, f"bench.server.{name}_with_predictor", *given] for name in ("fastapi", "litserve"))
 
     def edgetl(port: int) -> list[str]:
         options = ["--variant", variant, "--threads", str(threads), "--port", str(port), "--no-access-log"]
@@ -147,9 +148,9 @@ def contenders(bundle: Path, variant: str, threads: int) -> list[Contender]:
 
     found = [Contender("edgetl serve", edgetl)]
     if find_spec("fastapi"):
-        found.append(Contender("FastAPI, threads", lambda port: [*module, "bench.peers.fastapi_server", *given, str(port)]))
+        found.append(Contender("FastAPI, threads", lambda port: [*fastapi, str(port)]))
     if find_spec("litserve"):
-        found.append(Contender("LitServe, processes", lambda port: [*module, "bench.peers.litserve_server", *given, str(port)], form=True))
+        found.append(Contender("LitServe, processes", lambda port: [*litserve, str(port)], form=True))
     return found
 
 
