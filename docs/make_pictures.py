@@ -19,17 +19,17 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 FOLDER = Path(__file__).parent / "_static"
 # Name, milliseconds from JPEG bytes (341 x 256 px) to a label, file size in MB, test accuracy on 378 photographs.
 VARIANTS = (
-    ("PyTorch", 15.9, None, 0.852),
-    ("openvino-fp32", 5.6, 9.1, 0.852),
-    ("onnx-fp32", 4.9, 9.1, 0.852),
-    ("openvino-int8", 3.6, 2.7, 0.836),
-    ("onnx-int8", 3.3, 2.7, 0.857),
+    ("PyTorch", 14.3, None, 0.852),
+    ("openvino-fp32", 5.1, 9.1, 0.852),
+    ("onnx-fp32", 4.7, 9.1, 0.852),
+    ("openvino-int8", 3.3, 2.7, 0.836),
+    ("onnx-int8", 3.2, 2.7, 0.857),
 )
 STAGES = (
     ("images/", "2,527 photographs\n6 classes"),
     ("run/", "weights, splits\naccuracy 0.852"),
     ("bundle/", "4 checked variants\nfrom 2.7 MB"),
-    ("device", "no PyTorch\n3.3 ms per image"),
+    ("device", "no PyTorch\n3.2 ms per image"),
 )
 COMMANDS = ("edgetl train", "edgetl export", "edgetl predict")
 
