@@ -16,6 +16,7 @@ from edgetl.cli.commands import bench, bundle, demo, export, fit, models, runs, 
 from edgetl.cli.commands.data import check, diagnosis
 from edgetl.cli.commands.device import keys, run, store, tune
 from edgetl.cli.commands.evaluation import evaluate
+from edgetl.cli.commands.transfer import adapt
 from edgetl.cli.examples import epilog
 from edgetl.cli.help import HelpCommand, HelpGroup
 from edgetl.cli.session import Interrupted, err, escape_unencodable, print_error
@@ -38,6 +39,7 @@ COMMANDS = {
     "Train": (
         train.train_command,
         train.plan_command,
+        adapt.adapt_command,
         models.rank_command,
         models.models_command,
         runs.calibrate_command,

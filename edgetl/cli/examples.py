@@ -27,6 +27,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("Estimate time and memory of each strategy", "edgetl plan photos"),
         ("Estimate them for another backbone", "edgetl plan photos --backbone mobilenetv3_small_100"),
     ),
+    "adapt": (
+        ("Adapt a run to unlabeled images of another camera", "edgetl adapt run new_photos --out adapted"),
+        ("Choose the result by a few labeled images", "edgetl adapt run new_photos --out adapted --target-labels labeled"),
+    ),
     "rank": (
         ("Compare the backbones that need no download", "edgetl rank photos"),
         ("Compare two, and fine-tune the best one briefly", "edgetl rank photos --candidates edgetl_small,resnet18 --confirm 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -19,10 +20,12 @@ from edgetl.data.content.integrity import check_images
 from edgetl.data.content.masks import find_masks
 from edgetl.data.layout import ClassFolder, find_classes, parts_of
 from edgetl.data.layout import Part as Part
-from edgetl.data.listing import list_images
+from edgetl.data.listing import find_images, list_images
 from edgetl.data.scan_notes import Notes, ScanNote, log_notes
 from edgetl.data.selection import NO_SELECTION, Selection
 from edgetl.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 MAX_BROKEN_RATIO = 0.10
 MIN_IMAGES_PER_CLASS = 2
@@ -134,6 +137,31 @@ def scan_without_limits(root: str | Path, *, selection: Selection = NO_SELECTION
         DataError: as ``scan``, except for these limits.
     """
     return _scan(root, None, selection, progress)[0]
+
+
+def scan_unlabeled(root: Path, *, progress: Progress = silent) -> tuple[Sample, ...]:
+    """Scan the images below ``root`` in any arrangement, sorted by path, without labels: each has the label 0.
+
+    Files that are no images or cannot be decoded are logged and left out.
+
+    Args:
+        root: folder of images.
+        progress: called after each decoded file.
+
+    Raises:
+        DataError: ``root`` is not a folder.
+    """
+    check_folder(root, holds="images, in any arrangement")
+    files = find_images(root)
+    checked = check_images(files, root, progress=progress)
+    samples = tuple(
+        Sample(file, 0, result.content, levels=result.levels, facts=result.facts)
+        for file in files
+        if (result := checked[file]).content is not None
+    )
+    if broken := len(files) - len(samples):
+        _log.warning("%s: %d images cannot be decoded and are left out", printable(root), broken)
+    return samples
 
 
 def _scan(

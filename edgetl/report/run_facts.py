@@ -57,7 +57,8 @@ def read_run(path: Path, config: ReportConfig, saliency: SaliencyFunction | None
     wrong = worst_predictions(predictions, run.record.task, run.record.decision_rule)
     if not predictions:
         missing.append(
-            f"Wrong predictions: the run has no {PREDICTIONS_NAME}, because an earlier version of edgetl trained it. Train again."
+            f"Wrong predictions: the run has no {PREDICTIONS_NAME}, because an earlier version of edgetl trained it, or its "
+            f"images were not read in an adaptation. Evaluate it with `edgetl evaluate`."
         )
     if run.record.validation.reliability is None and run.record.task in ("classification", "multi-label"):
         missing.append("Calibration: an earlier version of edgetl trained the run. Train again, or measure it with `edgetl evaluate`.")

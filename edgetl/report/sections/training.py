@@ -1,4 +1,4 @@
-"""Training: strategy with its reason, settings, curves, compared strategies, and forgetting of the previous task."""
+"""Training: strategy with its reason, settings, curves, compared strategies, domain adaptation, and forgetting."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from edgetl.core.results import Forgetting
 from edgetl.report.charts import Series, line_chart
 from edgetl.report.elements import Child, element, facts, number, paragraph, table, with_interval
 from edgetl.report.models import RunFacts
+from edgetl.train.config.adaptation.options import AdaptationRecord
 
 
 def training_section(run: RunFacts) -> list[Child]:
@@ -30,7 +31,7 @@ def training_section(run: RunFacts) -> list[Child]:
         ("Seed", str(record.config.run.seed)),
         ("Duration", f"{record.seconds:,.0f} s on {record.host.get('cpu', 'an unknown host')}"),
     ]
-    return [facts(rows), _curves(run.curves), _compared(run), _forgetting(record.forgetting)]
+    return [facts(rows), _curves(run.curves), _compared(run), _adaptation(record.adaptation), _forgetting(record.forgetting)]
 
 
 def _curves(rows: Sequence[dict[str, float]]) -> Element:
@@ -59,6 +60,27 @@ def _compared(run: RunFacts) -> Element | None:
         [item.strategy, with_interval(item.validation), f"{item.steps:,}", f"{item.seconds:,.0f} s"] for item in compared
     ]
     return table("Compared strategies: accuracy on validation images", ("strategy", "validation", "steps", "duration"), rows)
+
+
+def _adaptation(record: AdaptationRecord | None) -> Element | None:
+    if record is None:
+        return None
+    rows: list[list[Child]] = [
+        [
+            element("strong", item.name) if item.name == record.chosen else item.name,
+            number(item.information),
+            f"{item.diversity:.3f}{' (collapsed)' if item.collapsed else ''}",
+            f"{item.changed:.0%}",
+            with_interval(item.labeled) if item.labeled else "not measured",
+            with_interval(item.source) if item.source else "not measured",
+        ]
+        for item in record.candidates
+    ]
+    title = (
+        f"Domain adaptation to {record.images:,} unlabeled images of {record.target}. The network in bold was chosen by {record.chosen_by}"
+    )
+    columns = ("network", "information", "diversity", "changed predictions", "labeled target images", "images of the run")
+    return table(title, columns, rows)
 
 
 def _forgetting(forgetting: Forgetting | None) -> Element | None:

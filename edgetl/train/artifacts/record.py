@@ -14,6 +14,7 @@ from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 from edgetl.data.folder import Part
 from edgetl.data.groups import Grouping
 from edgetl.data.scan_notes import ScanNote
+from edgetl.train.config.adaptation.options import AdaptationRecord
 from edgetl.train.config.calibration import CalibrationRecord
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
@@ -104,6 +105,7 @@ class RunRecord(StrictModel):
         interpolation_weight: weight of the fine-tuned weights. Below 1 if WiSE-FT (``--wise-ft``) mixed them with the starting weights.
         compared: results of the compared strategies (``--strategy compare``).
         calibration: calibration of the scores. ``None`` if none was requested. ``decision_rule`` has the temperature and the threshold.
+        adaptation: domain adaptation of the parent run to unlabeled images (``edgetl adapt``). ``None`` for other runs.
         forgetting: accuracy drop on the parent run's task. ``None`` without a parent run, or if its images are missing.
         images: number of images in each split.
         leaked_test_images: number of test images of ready-made splits that are copies of training images.
@@ -136,6 +138,7 @@ class RunRecord(StrictModel):
     interpolation_weight: float = 1.0
     compared: tuple[Compared, ...] = ()
     calibration: CalibrationRecord | None = None
+    adaptation: AdaptationRecord | None = None
     forgetting: Forgetting | None = None
     images: dict[Part, Annotated[int, Field(ge=0)]]
     leaked_test_images: int = Field(default=0, ge=0)

@@ -18,9 +18,7 @@ from edgetl.core.files.names import printable
 from edgetl.core.licenses import check_policy
 from edgetl.core.output_decoding import scores_of, softmax
 from edgetl.core.progress import Progress, silent
-from edgetl.data.content.integrity import check_images
-from edgetl.data.folder import Sample, check_folder, scan
-from edgetl.data.listing import find_images
+from edgetl.data.folder import Sample, check_folder, scan, scan_unlabeled
 from edgetl.data.loading import labels_of
 from edgetl.errors import DataError
 from edgetl.train.artifacts.loading.load import load_backbone
@@ -115,12 +113,7 @@ def _read(path: Path, progress: Progress) -> _Domain:
         folder = scan(path, progress=progress)
         return _Domain(path, folder.samples, folder.labels)
     except DataError as error:  # a folder without class folders has images, but no labels
-        files = find_images(path)
-        found = check_images(files, path, progress=progress)
-        samples = [Sample(file, 0, result.content, levels=result.levels) for file in files if (result := found[file]).content is not None]
-        if broken := len(files) - len(samples):
-            _log.warning("%s: %d images cannot be decoded and are left out", printable(path), broken)
-        return _Domain(path, tuple(samples), problem=f"the first folder has no class labels: {error}")
+        return _Domain(path, scan_unlabeled(path, progress=progress), problem=f"the first folder has no class labels: {error}")
 
 
 def _without_trained(domain: _Domain, run: Run) -> _Domain:

@@ -1,0 +1,106 @@
+"""Domain adaptation without labels: accuracy on another domain by ``edgetl adapt``, for pairs of domains of PACS and each method.
+
+``python -m bench.accuracy.adaptation --work FOLDER``. The ImageNet MobileNetV2 is trained on one domain with the defaults of ``edgetl
+train``, adapted to all images of another domain without their labels, and measured on these images. Runs and measurements are kept in
+the work folder: a repeated call completes them, and prints all rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from bench.paths import SHARED
+from edgetl.core.system.host import describe_host
+from edgetl.runtime.evaluation import EvaluationConfig
+from edgetl.train.config.adaptation.options import SOURCE_ONLY, AdaptationConfig
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.workflows.runs.adapt import adapt_run
+from edgetl.train.workflows.runs.evaluate import evaluate_run
+from edgetl.train.workflows.train import train
+
+PACS = SHARED / "data/pacs"
+BACKBONE = f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet"
+PAIRS = "photo-sketch,photo-cartoon,sketch-photo,cartoon-photo,cartoon-sketch,sketch-cartoon"
+RESULTS = "results.jsonl"
+
+
+def main() -> None:
+    """Complete the measurements, and print one table of all measurements in the work folder."""
+    parser = argparse.ArgumentParser(prog="python -m bench.accuracy.adaptation", description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder of runs and measurements")
+    parser.add_argument("--pairs", default=PAIRS, help="pairs of domains, SOURCE-TARGET")
+    parser.add_argument("--methods", default="auto", help="methods of edgetl adapt")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--side", type=int, default=96, help="input height and width, px")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    for seed in given.seeds.split(","):
+        for pair in given.pairs.split(","):
+            for method in (SOURCE_ONLY, *given.methods.split(",")):
+                if (pair, int(seed), method) not in {key(row) for row in read(given.work)}:
+                    measure(given.work, pair, int(seed), method, given.side)
+    print(f"{describe_host()}; ImageNet MobileNetV2 at {given.side} px")
+    print_table(read(given.work))
+
+
+def measure(work: Path, pair: str, seed: int, method: str, side: int) -> None:
+    """Train and adapt as far as necessary, measure the accuracy on the target domain, and append it to the results."""
+    source, target = pair.split("-")
+    run = work / f"{source}-{seed}"
+    if not run.exists():
+        config = TrainConfig.from_options(backbone=BACKBONE, input_size=(side, side), seed=seed)
+        train(PACS / source, config, run, resume=run.with_name(f"{run.name}.checkpoints").exists())
+    row: dict[str, Any] = {"pair": pair, "seed": seed, "method": method}
+    if method != SOURCE_ONLY:
+        adapted = adapt_run(
+            run,
+            PACS / target,
+            work / f"{pair}-{seed}-{method}",
+            AdaptationConfig.model_validate({"method": method, "seed": seed}),
+            overwrite=True,
+        )
+        assert adapted.record.adaptation is not None
+        row |= {"seconds": adapted.record.seconds, **adapted.record.adaptation.model_dump(mode="json")}
+        run = adapted.path
+    result = evaluate_run(run, PACS / target, EvaluationConfig(every_image=True)).result
+    row["accuracy"] = result.accuracy.value
+    with (work / RESULTS).open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(f"{pair} seed {seed} {method}: {row['accuracy']:.3f}", flush=True)
+
+
+def read(work: Path) -> list[dict[str, Any]]:
+    """Return the measurements in the work folder."""
+    path = work / RESULTS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def key(row: dict[str, Any]) -> tuple[str, int, str]:
+    """Return the pair, the seed and the method of a measurement."""
+    return row["pair"], row["seed"], row["method"]
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print the mean accuracy of each method and pair, and its gain over the network of the run with the same seeds."""
+    pairs = [pair for pair in PAIRS.split(",") if any(row["pair"] == pair for row in rows)]
+    base = {(row["pair"], row["seed"]): row["accuracy"] for row in rows if row["method"] == SOURCE_ONLY}
+    print(f"| method | {' | '.join(pair.replace('-', ' to ') for pair in pairs)} |\n|---|{'---|' * len(pairs)}")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = []
+        for pair in pairs:
+            found = [row for row in rows if (row["method"], row["pair"]) == (method, pair)]
+            if not found:
+                cells.append("")
+                continue
+            accuracy = statistics.mean(row["accuracy"] for row in found)
+            gain = statistics.mean(row["accuracy"] - base[pair, row["seed"]] for row in found)
+            cells.append(f"{accuracy:.3f}" if method == SOURCE_ONLY else f"{accuracy:.3f} ({100 * gain:+.1f}, n = {len(found)})")
+        print(f"| {method} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

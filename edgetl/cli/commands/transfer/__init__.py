@@ -1,0 +1,1 @@
+"""Commands that carry a run over to new images."""

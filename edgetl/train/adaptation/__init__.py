@@ -1,0 +1,1 @@
+"""Domain adaptation without labels: AdaBN, losses of target images, pseudo-labels, and validation without labels."""

@@ -1,0 +1,1 @@
+"""Options and result of ``edgetl adapt``. No torch."""
