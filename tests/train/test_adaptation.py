@@ -206,7 +206,7 @@ def test_adapted_run_is_more_accurate_on_inverted_digits_and_can_be_exported(run
     target, labeled = invert(digits, tmp_path / "inverted", per_class=40), invert(digits, tmp_path / "labeled", per_class=5)
     done = edgetl("adapt", run.path, target, "--out", tmp_path / "adapted", "--target-labels", labeled, "--lr", "0.001")
     assert done.returncode == 0, done.stderr
-    assert "source-only" in done.stdout and "adabn" in done.stdout and "chosen by accuracy on labeled target images" in done.stdout
+    assert "source-only" in done.stdout and "adabn" in done.stdout and "chosen by the accuracy on labeled target images" in done.stdout
     record = open_run(tmp_path / "adapted").record
     assert record.adaptation is not None and record.adaptation.chosen != "source-only"
     every = EvaluationConfig(every_image=True)

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from edgetl.cli.options import build, need_extra, options_of
 from edgetl.cli.session import JsonOption, OverwriteOption, VerboseOption, out, print_json, working
-from edgetl.cli.tables import plain_table, with_interval
+from edgetl.cli.tables import plain_table
 from edgetl.core.bundle import check_run_folder
 from edgetl.core.output.folders import check_output
 from edgetl.data.folder import check_folder
@@ -59,18 +59,21 @@ def adapt_command(
 
 def show_adaptation(record: AdaptationRecord) -> None:
     """Print the compared networks. The chosen one is marked."""
-    columns = ("information", "diversity", "changed", "labeled target images", "images of the run")
+    columns = ("information", "diversity", "changed", "target labels", "run images")
     table = plain_table(escape(f"{record.images} target images of {record.target}"), "network", *columns)
     for item in record.candidates:
         table.add_row(
             f"{item.name} *" if item.name == record.chosen else item.name,
             f"{item.information:.3f}",
-            f"{item.diversity:.3f}{' (collapsed)' if item.collapsed else ''}",
+            f"{item.diversity:.3f}",
             f"{item.changed:.0%}",
-            with_interval(item.labeled) if item.labeled else "",
-            with_interval(item.source) if item.source else "",
+            f"{item.labeled.value:.3f}" if item.labeled else "",
+            f"{item.source.value:.3f}" if item.source else "",
         )
     out.print(table)
+    for item in record.candidates:
+        if item.collapsed:
+            out.print(f"[yellow]{item.name}: the predictions collapsed to few classes[/]")
     out.print(f"* chosen by {escape(record.chosen_by)}", soft_wrap=True)
     if record.selected_by == "score":
         out.print(f"This measure is weak. Label {MIN_LABELED} target images or more, and give them with --target-labels.", soft_wrap=True)
