@@ -311,7 +311,8 @@ def _write(folder: Path, run: Run, network: Network, images: DomainImages, call:
     """Write the run of the chosen network. ``call`` returns the record's fields about this call."""
     adapted = replace(network.backbone, parents=(*network.backbone.parents, run.as_parent()))
     decoding, seen = OutputDecoding("classification", run.record.labels), run.seen_images() | _seen(images)
-    changes: dict[str, Any] = {"backbone": BackboneRecord.of(adapted), "decision_rule": decoding.decision_rule, "calibration": None}
+    backbone = BackboneRecord.of(adapted).model_copy(update={"pretrained": run.record.backbone.pretrained})
+    changes: dict[str, Any] = {"backbone": backbone, "decision_rule": decoding.decision_rule, "calibration": None}
     changes |= {"compared": (), "forgetting": None}
 
     def record(files: dict[str, str]) -> RunRecord:
