@@ -26,13 +26,14 @@ from edgetl.data.audit.copies import Joined, Pair, find_copies, find_identical
 from edgetl.data.folder import ImageFolder, scan
 from edgetl.data.loading import labels_of
 from edgetl.train.artifacts.loading.load import load_backbone
-from edgetl.train.config.options import DEFAULT_BACKBONE, BackboneConfig
+from edgetl.train.config.options import BackboneConfig
+from edgetl.train.config.weights_dir import EMBEDDED_BACKBONE
 from edgetl.train.workflows.audit.features import AuditFeatures, compute_features
 from edgetl.train.workflows.audit.findings import find_by_features
 from edgetl.train.workflows.audit.label_errors import out_of_sample, self_confidence
 from edgetl.train.workflows.audit.neighbors import find_near_duplicates
 
-BACKBONES = (DEFAULT_BACKBONE, f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet")
+BACKBONES = (EMBEDDED_BACKBONE, f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet")
 PLANTED, FLIPPED, CROPPED_SIDE = 0.05, 0.08, 0.8
 SHEET_PAIRS, SHEET_SIDE, SHEET_COLUMNS = 100, 64, 10
 

@@ -25,9 +25,10 @@ from edgetl.data.folder import ImageFolder, Sample, scan
 from edgetl.data.loading import labels_of, stratified
 from edgetl.data.split import Splits
 from edgetl.train.artifacts.loading.load import load_backbone
-from edgetl.train.config.options import DEFAULT_BACKBONE, TrainConfig
+from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import make_plan
 from edgetl.train.config.resolve import resolve
+from edgetl.train.config.weights_dir import EMBEDDED_BACKBONE
 from edgetl.train.heads.linear import fit_logistic
 from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.inputs.features import FrozenFeatures
@@ -43,7 +44,7 @@ FEW = 200
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.accuracy.transfer", description=__doc__)
-    parser.add_argument("--backbone", default=DEFAULT_BACKBONE)
+    parser.add_argument("--backbone", default=EMBEDDED_BACKBONE)
     parser.add_argument("--weights", help="weights file for --backbone, which must be a timm name")
     parser.add_argument("--side", type=int, help="input height and width [default: the backbone's]")
     parser.add_argument("--probe-only", action="store_true")

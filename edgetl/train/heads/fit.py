@@ -110,8 +110,8 @@ def fit_other_head(
             adapter, head = fit_mlp(spec, all_views, val, weights, seed=seed, progress=progress)
         case "knn":
             return fit_knn(spec, train, val, weights)
-        case "linear":
-            raise AssertionError("fit_linear_head fits the linear head")
+        case "linear" | "text":
+            raise AssertionError("fit_linear_head fits the linear head, and a text head is not fitted")
         case _:
             assert_never(spec.kind)
     adapter, head = adapter.eval().requires_grad_(False), head.requires_grad_(False)

@@ -32,12 +32,13 @@ class HeadSpec(StrictModel):
     """Head of a run, as recorded in ``run.json``. The default is a linear layer on the last features.
 
     Attributes:
-        kind: ``linear``, ``cosine``, ``knn`` or ``mlp``.
+        kind: ``linear``, ``cosine``, ``knn``, ``mlp`` or ``text``.
         features: ``last``, or ``layers`` for the features of all stages.
         hidden: Number of hidden units (mlp).
         bank: Number of stored training images (knn).
         neighbors: Number of neighbors that vote (knn).
         temperature: Temperature of the votes (knn). The vote weight of a neighbor is ``exp(similarity / temperature)``.
+        embedding: Size of the text embeddings (text).
     """
 
     kind: HeadKind = "linear"
@@ -46,6 +47,7 @@ class HeadSpec(StrictModel):
     bank: int = Field(default=0, ge=0, le=10_000_000)
     neighbors: int = Field(default=0, ge=0)
     temperature: float = Field(default=0.0, ge=0.0)
+    embedding: int = Field(default=0, ge=0, le=65_536)
 
     @property
     def problem(self) -> str | None:
@@ -54,6 +56,8 @@ class HeadSpec(StrictModel):
             return "an mlp head without hidden units"
         if self.kind == "knn" and not (0 < self.neighbors < self.bank and self.temperature > 0):
             return "a knn head needs a temperature above 0, and more images in its bank than neighbors"
+        if self.kind == "text" and not self.embedding:
+            return "a text head without the size of its embeddings"
         return None
 
     @property
@@ -63,7 +67,11 @@ class HeadSpec(StrictModel):
 
     def describe(self) -> str:
         """Describe the head in a few words, such as ``mlp (256 hidden units)``."""
-        sizes = {"knn": f" ({self.neighbors} neighbors, {self.bank} stored images)", "mlp": f" ({self.hidden} hidden units)"}
+        sizes = {
+            "knn": f" ({self.neighbors} neighbors, {self.bank} stored images)",
+            "mlp": f" ({self.hidden} hidden units)",
+            "text": f" (zero-shot, embeddings of {self.embedding} values)",
+        }
         features = ", features of all stages" if self.features == "layers" else ""
         return f"{self.kind}{sizes.get(self.kind, '')}{features}"
 
@@ -95,7 +103,7 @@ class FittedHead:
         spec: Record of the head.
         adapter: Module between the features and the last linear layer.
         head: Last linear layer.
-        train_accuracy: Accuracy on the training images, 0..1 (knn: leave-one-out).
+        train_accuracy: Accuracy on the training images, 0..1 (knn: leave-one-out; text: NaN, because no image is used).
     """
 
     spec: HeadSpec
@@ -119,6 +127,18 @@ class Directions(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Subtract the center, and normalize."""
         return F.normalize(features - self.center, dim=1)
+
+
+class TextProjection(nn.Module):
+    """Projection to the space of the text embeddings (CLIP): ``[batch, width]`` → ``[batch, size]`` of length 1."""
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(width, size)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Project, and normalize."""
+        return F.normalize(self.projection(features), dim=1)
 
 
 class KnnVotes(nn.Module):
@@ -196,6 +216,8 @@ def make_adapter(spec: HeadSpec, width: int, classes: int) -> tuple[nn.Module, n
             return nn.Sequential(nn.Linear(width, spec.hidden), nn.GELU()), nn.Linear(spec.hidden, classes)
         case "knn":
             return KnnVotes(width, classes, spec), nn.Linear(classes, classes)
+        case "text":
+            return TextProjection(width, spec.embedding), nn.Linear(spec.embedding, classes)
 
 
 def head_of(model: nn.Module) -> HeadSpec:

@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from edgetl.train.config.options import DEFAULT_BACKBONE
+from edgetl.train.config.weights_dir import EMBEDDED_BACKBONE
 
 SIDE = 32
 
 # Configuration of `edgetl demo`: the embedded backbone with all layers trained, at twice the images' size of 32 px.
 DEMO_CONFIG: dict[str, Any] = {
-    "backbone": DEFAULT_BACKBONE,
+    "backbone": EMBEDDED_BACKBONE,
     "strategy": "full",
     "augmented_views": 1,
     "input_size": (64, 64),

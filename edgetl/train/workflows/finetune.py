@@ -34,11 +34,12 @@ from edgetl.train.artifacts.seen_images import SeenImages, perceptual_hashes, pr
 from edgetl.train.artifacts.splits_record import record_splits
 from edgetl.train.artifacts.writer import Results, RunContents, provenance, write_run
 from edgetl.train.config.calibration import CalibrationRecord, calibrate
-from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.options import BackboneConfig, TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.plan import NetworkFacts, Plan, TrainingJob, describe_plan, make_plan
 from edgetl.train.config.resolve import resolve
 from edgetl.train.config.tasks import chance_alarm, choose_decoding
+from edgetl.train.config.weights_dir import LITE0
 from edgetl.train.continual.previous_task import find_previous_task, measure_forgetting
 from edgetl.train.continual.progressive import OPTION, add_column
 from edgetl.train.continual.teacher import with_teacher
@@ -51,7 +52,7 @@ from edgetl.train.loop.resume import PLAN, Job, resume_command
 from edgetl.train.networks.backbone import Backbone, with_intensity
 from edgetl.train.networks.stages import choose_stages, find_stages
 from edgetl.train.networks.stochastic_depth import drop_path_layers
-from edgetl.train.workflows.optimization import FitResult, Training, fit_network, prepare_training
+from edgetl.train.workflows.optimization import FitResult, Training, fit_network, prepare_training, set_text_head
 
 _log = logging.getLogger(__name__)
 
@@ -94,12 +95,12 @@ def fine_tune(
     launch(device)
     with results_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
         backbone, plan = prepare(splits, job)
-        _log_start(backbone, plan, splits)
+        _log_start(job.config.backbone, backbone, plan, splits)
         execution = Execution(device, folder, progress, config.run.seed, config.optim.batch_size)
         training = Training(backbone, splits, job.config, plan, execution)
         checkpoints = _open_checkpoints(out, training, config.given(), resume=resume, overwrite=overwrite)
         training = prepare_training(replace(training, checkpoints=checkpoints))
-        fitted = fit_network(training)
+        fitted = set_text_head(training) if config.head.kind == "text" else fit_network(training)
         call = {"config": config, "given": tuple(config.given())}
         _write(training, fitted, ancestors, lambda: {**provenance(out.name, started), **call})
     if rank() == 0:
@@ -107,8 +108,10 @@ def fine_tune(
     return open_run(out)
 
 
-def _log_start(backbone: Backbone, plan: Plan, splits: Splits) -> None:
-    _log.info("backbone %s, license of the weights: %s", backbone.name, backbone.license or "not stated")
+def _log_start(config: BackboneConfig, backbone: Backbone, plan: Plan, splits: Splits) -> None:
+    reason = f" (the default, because the extra {LITE0} is {'' if config.name == LITE0 else 'not '}installed)"
+    chosen = backbone.name if "name" in config.model_fields_set else backbone.name + reason
+    _log.info("backbone %s, license of the weights: %s", chosen, backbone.license or "not stated")
     _log.info("%s", describe_plan(plan))
     if high_bit := sum(sample.levels is not None for sample in splits.train):
         _log.info("%d training images have more than 8 bits: %s (--intensity)", high_bit, backbone.spec.intensity.describe())

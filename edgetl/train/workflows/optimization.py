@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from lightning_fabric import seed_everything
 from numpy.typing import NDArray
+from torch import nn
 
+from edgetl.core.bundle import is_run
 from edgetl.core.licenses import check_policy, most_restrictive
 from edgetl.core.options import flat
 from edgetl.data.folder import Sample
 from edgetl.data.loading import groups_of, labels_of, truth_of
 from edgetl.data.split import Splits
-from edgetl.errors import TrainingError
+from edgetl.errors import ConfigError, TrainingError
+from edgetl.train.artifacts.loading.load import load_published
 from edgetl.train.config.options import TrainConfig, logger_names
 from edgetl.train.config.plan import Plan
 from edgetl.train.config.tasks import balancing_cells, value_scale
@@ -29,6 +32,7 @@ from edgetl.train.continual.teacher import Distillation, Teacher, find_teacher
 from edgetl.train.heads.fit import draw_head, fit_linear_head, fit_other_head, set_head, set_linear_head
 from edgetl.train.heads.linear import class_weights, fold_scale
 from edgetl.train.heads.modules import HeadSpec, LabeledFeatures
+from edgetl.train.heads.zero_shot import make_zero_shot, read_text_embeddings
 from edgetl.train.inputs.activation_cache import CacheOptions
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
 from edgetl.train.inputs.batches import make_batches
@@ -41,7 +45,7 @@ from edgetl.train.loop.loop import LoopSettings, Objective, Session, run_loop
 from edgetl.train.loop.losses import TaskTerm, make_task_loss
 from edgetl.train.loop.processes import Execution, StopRequest, explain_torch_errors, launch, rank, world_size
 from edgetl.train.loop.validation import LoopState, interpolate
-from edgetl.train.networks.backbone import Backbone
+from edgetl.train.networks.backbone import Backbone, find_head
 from edgetl.train.networks.stages import STEM, Stage, choose_stages, find_stages, set_trainable
 from edgetl.train.networks.stochastic_depth import stochastic_depth
 
@@ -55,7 +59,7 @@ class FitResult:
     Attributes:
         head_penalty: L2 strength of the linear probe that fitted the head. ``None`` if no probe was fitted.
         rows: metrics of each validation.
-        train_accuracy: accuracy on training images with their last augmentation, 0..1.
+        train_accuracy: accuracy on training images with their last augmentation, 0..1. NaN if no training image was used.
         interpolation_weight: weight of the fine-tuned weights in the result, 0..1. The rest is the starting weights (WiSE-FT).
     """
 
@@ -169,6 +173,24 @@ def fit_network(training: Training) -> FitResult:
         refit_head(training)
     fold_scale(backbone.head, *value_scale(splits))
     return FitResult(state.head_penalty, state.rows, state.rows[-1]["train_accuracy"], state.interpolation_weight)
+
+
+def set_text_head(training: Training) -> FitResult:
+    """Set the zero-shot head of a CLIP image tower: its published projection, and the text embeddings of the classes. Nothing is fitted.
+
+    Raises:
+        ConfigError: the text embeddings cannot be used, or the backbone is not a published image tower.
+    """
+    backbone, config = training.backbone, training.config
+    embeddings = read_text_embeddings(Path(config.head.text_embeddings or ""), training.splits.folder.labels)
+    if is_run(config.backbone.name) or config.backbone.weights is not None:
+        raise ConfigError("--head text needs a published CLIP image tower: a name of timm, local-dir:PATH or hf-hub:ORG/NAME.")
+    published = load_published(config.backbone)
+    projection = published.get_submodule(find_head(published)) if published is not None else None
+    assert projection is None or isinstance(projection, nn.Linear)
+    fitted = make_zero_shot(embeddings, backbone.head.in_features, projection)
+    set_head(backbone.model, fitted)
+    return FitResult(None, [], fitted.train_accuracy)
 
 
 def refit_head(training: Training) -> None:

