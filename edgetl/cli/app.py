@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from edgetl.cli.commands import bench, bundle, demo, export, fit, models, runs, serve, train
-from edgetl.cli.commands.data import check, diagnosis
+from edgetl.cli.commands.data import check, diagnosis, unlabeled
 from edgetl.cli.commands.device import keys, run, store, tune
 from edgetl.cli.commands.evaluation import evaluate
 from edgetl.cli.commands.transfer import adapt
@@ -35,7 +35,14 @@ app = typer.Typer(
 
 # Panels of `edgetl --help`.
 COMMANDS = {
-    "Data": (check.check_command, diagnosis.diagnose_command, diagnosis.distance_command, diagnosis.curve_command),
+    "Data": (
+        check.check_command,
+        diagnosis.diagnose_command,
+        diagnosis.distance_command,
+        diagnosis.curve_command,
+        unlabeled.label_command,
+        unlabeled.cluster_command,
+    ),
     "Train": (
         train.train_command,
         train.plan_command,

@@ -19,6 +19,14 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("Measure and extrapolate the accuracy over the labels", "edgetl curve photos --plot curve.png"),
         ("Train a network for each point", "edgetl curve photos --fine-tune"),
     ),
+    "label": (
+        ("Choose the first 50 images to label", "edgetl label photos --out labels.csv"),
+        ("Choose 50 more, with the labels so far", "edgetl label photos --labels labels.csv --out more.csv"),
+    ),
+    "cluster": (
+        ("Find 20 groups of similar images, and show them", "edgetl cluster photos --out groups.csv --html groups.html"),
+        ("Find 40 groups, which are purer", "edgetl cluster photos --out groups.csv --clusters 40"),
+    ),
     "train": (
         ("Fine-tune the default backbone on a folder with one folder per class", "edgetl train photos --out run"),
         ("Fine-tune every layer of a timm backbone", "edgetl train photos --out run --backbone resnet18.a1_in1k --strategy full"),

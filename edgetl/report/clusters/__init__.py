@@ -1,0 +1,1 @@
+"""HTML page of clusters of similar images."""

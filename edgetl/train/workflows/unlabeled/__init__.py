@@ -1,0 +1,1 @@
+"""Commands for unlabeled images: choose images to label, find groups of similar images."""
