@@ -92,7 +92,7 @@ def test_choice_by_uncertainty_takes_small_margins_from_different_places() -> No
     random = np.random.default_rng(0)
     points = np.concatenate([place + random.normal(scale=0.01, size=(20, 2)) for place in ([0, 0], [5, 0], [0, 5])]).astype(np.float32)
     # The first two places are uncertain, the third is certain.
-    scores = softmax(np.concatenate([random.normal(scale=0.1, size=(40, 2)), np.tile([9.0, 0.0], (20, 1))]))
+    scores = softmax(np.concatenate([random.normal(scale=0.1, size=(40, 2)), np.tile([40.0, 0.0], (20, 1))])).astype(np.float64)
     found = choose(points, scores, 6, seed=0)
     assert len(set(found)) == 6 and {index // 20 for index in found} == {0, 1}
     assert list(margin(scores)[found]) == sorted(margin(scores)[found])

@@ -48,7 +48,7 @@ def render_cluster_page(report: ClusteringReport, root: Path) -> str:
             "main",
             paragraph(
                 f"{report.images:,} images in {len(report.clusters)} clusters, by the features of {report.backbone}. If the least typical "
-                "images of a cluster show something else, ask for more clusters. Replace the names of the clusters in the table by class "
+                "images of a cluster show something else, raise --clusters. Replace the names of the clusters in the table by class "
                 "names. Several clusters may get the same name."
             ),
             paragraph(f"{galleries.left_out} images were left out, because the page would exceed 5 MB.", class_="warning")

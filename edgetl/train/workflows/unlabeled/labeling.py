@@ -18,8 +18,6 @@ from edgetl.train.config.unlabeled.labeling import ChosenImage, LabelingConfig, 
 from edgetl.train.heads.linear import fit_penalized, spread
 from edgetl.train.workflows.unlabeled.images import components, read_unlabeled
 
-# Of this many times the wanted number, the most uncertain images, the most different ones are chosen (Zhdanov 2019, arXiv:1901.05954).
-PRESELECTED = 3
 # L2 penalty per image of the probe. Penalties that cross-validation chooses from few labels vary, and choose worse images.
 PENALTY = 1e-2
 
@@ -63,8 +61,8 @@ def choose_images_to_label(data: Path, config: TrainConfig, options: LabelingCon
 def choose(points: NDArray[np.float32], scores: NDArray[np.float64] | None, count: int, *, seed: int) -> NDArray[np.int64]:
     """Choose images by uncertainty and diversity, the most useful first.
 
-    The candidates are the images with the smallest margins of their scores, three times as many as wanted. k-means divides them, and the
-    image nearest to each center is chosen. Without scores, all images are candidates.
+    k-means divides the images, each with the weight ``1 - margin``, and the image nearest to each center is chosen (Zhdanov 2019,
+    arXiv:1901.05954). Without scores, the weights are equal.
 
     Args:
         points: features for distances, float32 ``[n, d]``.
@@ -76,13 +74,11 @@ def choose(points: NDArray[np.float32], scores: NDArray[np.float64] | None, coun
         Indices of the images, ordered by margin; without scores, by the size of their clusters.
     """
     margins = np.zeros(len(points)) if scores is None else margin(scores)
-    candidates = np.argsort(margins, kind="stable")[: None if scores is None else PRESELECTED * count]
-    wanted = min(count, len(candidates))
-    fitted = KMeans(wanted, n_init=1, random_state=seed).fit(points[candidates])
-    distances = ((points[candidates] - fitted.cluster_centers_[fitted.labels_]) ** 2).sum(axis=1)
+    fitted = KMeans(min(count, len(points)), n_init=1, max_iter=20, random_state=seed).fit(points, sample_weight=1 - margins)
+    distances = ((points - fitted.cluster_centers_[fitted.labels_]) ** 2).sum(axis=1)
     order = np.argsort(distances, kind="stable")
     clusters, first = np.unique(fitted.labels_[order], return_index=True)
-    nearest = candidates[order[first]]
+    nearest = order[first]
     keys = -np.bincount(fitted.labels_)[clusters] if scores is None else margins[nearest]
     return nearest[np.argsort(keys, kind="stable")]
 
