@@ -109,7 +109,6 @@ def _show_labeling(report: LabelingReport, data: Path, out_file: Path) -> None:
     out.print(table)
     if (hidden := len(report.chosen) - _SHOWN) > 0:
         out.print(f"{hidden} more are in the table")
-    _show_broken(report.broken)
     out.print(
         f"table written to {escape(str(out_file))}. Fill in the column of labels. Next: edgetl train {escape(str(data))} "
         f"--labels {escape(str(out_file))} --out RUN, or more images: edgetl label {escape(str(data))} --labels {escape(str(out_file))} "
@@ -125,16 +124,9 @@ def _show_clusters(report: ClusteringReport, data: Path, out_file: Path, html: P
     for item in report.clusters:
         table.add_row(item.name, str(len(item.files)), escape("; ".join(map(printable, item.files[:_EXAMPLES]))))
     out.print(table)
-    _show_broken(report.broken)
     page = f"page written to {escape(str(html))}; " if html else ""
     out.print(
         f"{page}table written to {escape(str(out_file))}. Replace the names of the clusters by class names. Next: edgetl train "
         f"{escape(str(data))} --labels {escape(str(out_file))} --out RUN",
         soft_wrap=True,
     )
-
-
-def _show_broken(broken: tuple[str, ...]) -> None:
-    if broken:
-        named = "; ".join(map(printable, broken[:_EXAMPLES]))
-        out.print(f"[yellow]left out, because they cannot be decoded: {len(broken)}[/] ({escape(named)})", soft_wrap=True)

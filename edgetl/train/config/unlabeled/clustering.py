@@ -40,7 +40,6 @@ class ClusteringReport(StrictModel):
         backbone: network that computes the features.
         images: number of readable images.
         clusters: the clusters, the largest first.
-        broken: images that cannot be decoded.
         seconds: duration, s.
     """
 
@@ -49,5 +48,4 @@ class ClusteringReport(StrictModel):
     backbone: str
     images: int
     clusters: tuple[Cluster, ...]
-    broken: tuple[str, ...]
     seconds: float

@@ -47,7 +47,6 @@ class LabelingReport(StrictModel):
         labeled: number of images with a label.
         rule: how the images were chosen.
         chosen: images to label, the most useful first.
-        broken: images that cannot be decoded.
         seconds: duration, s.
     """
 
@@ -58,5 +57,4 @@ class LabelingReport(StrictModel):
     labeled: int
     rule: Literal["diversity", "uncertainty and diversity"]
     chosen: tuple[ChosenImage, ...]
-    broken: tuple[str, ...]
     seconds: float

@@ -47,7 +47,6 @@ def cluster_images(data: Path, config: TrainConfig, options: ClusteringConfig, *
             Cluster(name=f"cluster-{place:02d}", files=tuple(images.names[row] for row in rows))
             for place, rows in enumerate(clusters, start=1)
         ),
-        broken=images.broken,
         seconds=round(time.monotonic() - started, 1),
     )
 

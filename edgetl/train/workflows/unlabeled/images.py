@@ -11,9 +11,7 @@ from sklearn.decomposition import PCA
 
 from edgetl.core.files.names import printable
 from edgetl.core.progress import Progress, silent
-from edgetl.data.content.integrity import check_images
-from edgetl.data.folder import ImageFolder, Sample, check_folder
-from edgetl.data.listing import find_images
+from edgetl.data.folder import ImageFolder, scan_unlabeled
 from edgetl.errors import DataError
 from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.options import TrainConfig
@@ -34,18 +32,16 @@ class UnlabeledImages:
         contents: content hash of each image.
         features: float32 ``[n, width]``.
         backbone: name of the network.
-        broken: paths of images that cannot be decoded.
     """
 
     names: tuple[str, ...]
     contents: tuple[str, ...]
     features: NDArray[np.float32]
     backbone: str
-    broken: tuple[str, ...]
 
 
 def read_unlabeled(root: Path, config: TrainConfig, *, least: int, progress: Progress = silent) -> UnlabeledImages:
-    """List the images below ``root``, and compute their frozen features. Of images with equal pixels only the first counts.
+    """Scan the images below ``root``, and compute their frozen features. Of images with equal pixels only the first counts.
 
     Args:
         root: folder of images. Folders in it have no meaning.
@@ -57,24 +53,17 @@ def read_unlabeled(root: Path, config: TrainConfig, *, least: int, progress: Pro
         DataError: ``root`` is not a folder, or has fewer than ``least`` different images.
         BackboneError: the backbone cannot be found or loaded.
     """
-    check_folder(root, holds="images")
-    files = find_images(root)
-    checked = check_images(files, root, progress=progress)
-    first = {content: path for path in reversed(files) if (content := checked[path].content) is not None}
-    samples = tuple(
-        Sample(path, 0, content, levels=checked[path].levels, facts=checked[path].facts)
-        for content, path in sorted(first.items(), key=lambda item: item[1])
-    )
+    scanned = scan_unlabeled(root, progress=progress)
+    samples = tuple({sample.content: sample for sample in reversed(scanned)}.values())[::-1]
     if len(samples) < least:
         raise DataError(f"{printable(root)} has {len(samples)} different readable images. At least {least} are needed. Add images.")
     backbone = with_intensity(load_backbone(config.backbone, 2), config.data.intensity, samples)
     found = compute_features(ImageFolder(root, (), samples, ()), backbone, device=choose_device(config.run.device), progress=progress)
     return UnlabeledImages(
-        names=tuple(_name(sample.path, root) for sample in samples),
+        names=tuple(sample.path.relative_to(root).as_posix() for sample in samples),
         contents=tuple(sample.content for sample in samples),
         features=found.features,
         backbone=backbone.name,
-        broken=tuple(_name(path, root) for path in files if checked[path].content is None),
     )
 
 
@@ -83,7 +72,3 @@ def components(features: NDArray[np.float32], *, seed: int) -> NDArray[np.float3
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-6)
     reduced: NDArray[np.float32] = PCA(min(COMPONENTS, *unit.shape), random_state=seed).fit_transform(unit).astype(np.float32)
     return reduced
-
-
-def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()

@@ -53,7 +53,6 @@ def choose_images_to_label(data: Path, config: TrainConfig, options: LabelingCon
         labeled=len(labels) - len(rest),
         rule="diversity" if scores is None else "uncertainty and diversity",
         chosen=tuple(_describe(images.names[rest[row]], None if scores is None else scores[row], names) for row in chosen.tolist()),
-        broken=images.broken,
         seconds=round(time.monotonic() - started, 1),
     )
 
