@@ -30,6 +30,7 @@
     ├── MeasurementError   27   a measurement is not valid, so that its comparison has no result
     ├── RegressionError    28   the latency is higher than in an earlier report, beyond the noise
     ├── GroupGapError      29   a large and significant gap between groups of images (``--fail-on-gap``)
+    ├── UpdateRejectedError 30  the promotion gate rejected an update; the previous run stays current
     └── StoppedError      143   stopped by SIGTERM, state saved
         └── CancelledError 130  stopped by Ctrl-C, state saved
 
@@ -189,6 +190,10 @@ class RegressionError(EdgetlError, exit_code=28):
 
 class GroupGapError(EdgetlError, exit_code=29):
     """The evaluation found a large and significant gap between groups of images."""
+
+
+class UpdateRejectedError(EdgetlError, exit_code=30):
+    """The promotion gate rejected an update. The previous run stays current."""
 
 
 class StoppedError(EdgetlError, exit_code=143):

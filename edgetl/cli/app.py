@@ -16,7 +16,7 @@ from edgetl.cli.commands import bench, bundle, demo, export, fit, models, runs, 
 from edgetl.cli.commands.data import check, diagnosis, unlabeled
 from edgetl.cli.commands.device import keys, run, store, tune
 from edgetl.cli.commands.evaluation import evaluate
-from edgetl.cli.commands.transfer import adapt
+from edgetl.cli.commands.transfer import adapt, update
 from edgetl.cli.examples import epilog
 from edgetl.cli.help import HelpCommand, HelpGroup
 from edgetl.cli.session import Interrupted, err, escape_unencodable, print_error
@@ -47,6 +47,7 @@ COMMANDS = {
         train.train_command,
         train.plan_command,
         adapt.adapt_command,
+        update.update_command,
         models.rank_command,
         models.models_command,
         runs.calibrate_command,

@@ -39,6 +39,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("Adapt a run to unlabeled images of another camera", "edgetl adapt run new_photos --out adapted"),
         ("Choose the result by a few labeled images", "edgetl adapt run new_photos --out adapted --target-labels labeled"),
     ),
+    "update": (
+        ("Update a run with new images", "edgetl update run new_photos --out run2"),
+        ("Update it with captured images of a device", "edgetl update run captured/photos --out run2"),
+    ),
     "rank": (
         ("Compare the backbones that need no download", "edgetl rank photos"),
         ("Compare two, and fine-tune the best one briefly", "edgetl rank photos --candidates edgetl_small,resnet18 --confirm 1"),

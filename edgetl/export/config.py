@@ -71,7 +71,7 @@ class ExportConfig(StrictModel):
         calibration_images: number of training images for the calibration of int8.
         gate_images: largest number of validation images for the accuracy gate.
         cpu: ``here`` quantizes for this CPU. ``any`` uses 7-bit weights, which are safe on x86 CPUs without VNNI.
-        release: release number of the bundle. Raise it with every shipment.
+        release: release number of the bundle. Raise it with every shipment. None: 1, or that of the update.
         signed_by: fingerprint of the key that signs the bundle after the export. The model card shows it.
         allow_missing: keep the variants that passed when another variant was rejected.
         input: input of the files. ``float`` is float32 ``[batch, 3, H, W]``; ``uint8`` is RGB pixels ``[batch, H, W, 3]``.
@@ -126,7 +126,13 @@ class ExportConfig(StrictModel):
         le=1024,
     )
     name: str | None = _bundle(None, "Model name in the manifest and in the HTTP API. Default: the name of the run.", metavar="NAME")
-    release: int = _bundle(1, "Release number of the bundle. Increase it with every shipment.", ge=1, lt=2**53)
+    release: int | None = _bundle(
+        None,
+        "Release number of the bundle. Increase it with every shipment. Default: 1; one more for each `edgetl update`.",
+        metavar="INT",
+        ge=1,
+        lt=2**53,
+    )
     signed_by: str | None = _bundle(None, "Fingerprint of the key that signs the bundle after the export, for the model card.")
     profile: Path | None = option_field(
         None,

@@ -309,8 +309,8 @@ def _write_manifest(context: ExportContext, contents: _Contents) -> None:
     trained = context.gate.evaluation.score
     reduced = any(precision != "fp32" for precision in config.precisions)
     manifest = Manifest(
-        name=config.name or model_name(record.name),
-        release=config.release,
+        name=config.name or model_name(record.update.model if record.update else record.name),
+        release=config.release or (record.update.release if record.update else 1),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         task=record.task,
         decision_rule=record.decision_rule,

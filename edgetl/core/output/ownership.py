@@ -30,6 +30,8 @@ MAX_RECORD_BYTES = 50_000_000
 # Files that file managers write into folders.
 _NOISE = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _LOGS = r"logs/(csv/(metrics\.csv|hparams\.yaml)|tensorboard/(events\.out\.tfevents\.[^/]+|hparams\.yaml)|mlflow\.db(-journal|-wal|-shm)?)"
+# Copies of images in the replay memory of an updated run.
+_MEMORY = r"memory/[0-9a-f]{16}\.[a-z]{3,4}"
 _STATE = r"step-\d{8}-[0-9a-f]{16}\.safetensors"
 _UNFINISHED_FILE = rf"(.+/)?{re.escape(STAGING_MARK)}[0-9a-f]{{8}}-[^/]+"
 _RUN_KEYS = {"schema_version", "labels", "config", "backbone", "preprocess", "files"}
@@ -132,7 +134,7 @@ def _of_run(folder: Path) -> _Own | None:
     files = record.get("files")
     if not record.keys() >= _RUN_KEYS or not isinstance(files, dict):
         return None
-    return _Own(frozenset({RUN_RECORD_NAME, *(name for name in files if "/" not in name)}), (_LOGS,))
+    return _Own(frozenset({RUN_RECORD_NAME, *(name for name in files if "/" not in name)}), (_LOGS, _MEMORY))
 
 
 def _of_bundle(folder: Path) -> _Own | None:

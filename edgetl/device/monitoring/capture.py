@@ -21,7 +21,8 @@ from edgetl.core.files.atomic import STAGING_MARK, storage_error, write_bytes
 from edgetl.core.images.file_types import HEADER_BYTES, image_format
 from edgetl.core.results import Prediction
 from edgetl.core.tasks import OutputDecoding
-from edgetl.device.monitoring.label_table import TABLE_NAME, LabelTable
+from edgetl.data.table.captured import IMAGES_NAME, TABLE_NAME
+from edgetl.device.monitoring.label_table import LabelTable
 from edgetl.errors import StorageError
 
 logger = logging.getLogger("edgetl.monitor")
@@ -115,7 +116,7 @@ class CaptureFolder:
             if self._table.fits():
                 break
             number += 1
-        self._folder = self.path / "images"
+        self._folder = self.path / IMAGES_NAME
         self._images: dict[str, deque[_Image]] = {reason: deque() for reason in REASONS}  # the oldest first
         self._used: Counter[str] = Counter()
         self._digests: set[str] = set()

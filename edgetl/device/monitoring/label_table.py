@@ -11,7 +11,6 @@ from pathlib import Path
 from edgetl.core.files.atomic import storage_error, write_text
 from edgetl.errors import StorageError
 
-TABLE_NAME = "labels.csv"
 MAX_BYTES = 64_000_000
 
 

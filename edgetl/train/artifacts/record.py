@@ -18,6 +18,7 @@ from edgetl.train.config.adaptation.options import AdaptationRecord
 from edgetl.train.config.calibration import CalibrationRecord
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
+from edgetl.train.config.update.result import UpdateRecord
 from edgetl.train.heads.modules import HeadSpec
 from edgetl.train.networks.backbone import Backbone
 from edgetl.train.networks.model_args import architecture_problem, args_problem
@@ -107,6 +108,7 @@ class RunRecord(StrictModel):
         calibration: calibration of the scores. ``None`` if none was requested. ``decision_rule`` has the temperature and the threshold.
         adaptation: domain adaptation of the parent run to unlabeled images (``edgetl adapt``). ``None`` for other runs.
         forgetting: accuracy drop on the parent run's task. ``None`` without a parent run, or if its images are missing.
+        update: record of the update, if `edgetl update` wrote the run.
         images: number of images in each split.
         leaked_test_images: number of test images of ready-made splits that are copies of training images.
         high_bit_images: number of training images with more than 8 bits per channel (see ``preprocess.intensity``).
@@ -140,6 +142,7 @@ class RunRecord(StrictModel):
     calibration: CalibrationRecord | None = None
     adaptation: AdaptationRecord | None = None
     forgetting: Forgetting | None = None
+    update: UpdateRecord | None = None
     images: dict[Part, Annotated[int, Field(ge=0)]]
     leaked_test_images: int = Field(default=0, ge=0)
     high_bit_images: int = Field(default=0, ge=0)

@@ -132,7 +132,7 @@ class Run:
             ) from error
 
     def splits(self) -> SplitsRecord:
-        """Return the images of the run and the split of each.
+        """Return the images of the run and the split of each. The root is an absolute path.
 
         Raises:
             RunError: ``splits.json`` is missing, changed, or does not fit the run.
@@ -141,7 +141,8 @@ class Run:
         splits = parse_json(self.read(SPLITS_NAME), SplitsRecord, RunError, name=name)
         if problem := splits.problem(self.record.task, len(self.record.labels)):
             raise RunError(f"{name}: {problem}. The run is damaged; train again.")
-        return splits
+        # The images of an updated run are in its folder.
+        return splits.model_copy(update={"root": str(self.path.absolute() / splits.root)})
 
     def seen_images(self) -> SeenImages:
         """Return the images that trained or selected this run or one of its ancestors."""

@@ -71,7 +71,7 @@ class SplitsRecord(StrictModel):
     """Splits record: the content of ``splits.json``.
 
     Attributes:
-        root: folder of the images.
+        root: folder of the images. A relative path is relative to the run folder.
         fingerprint: SHA-256 over the content and labels of all images.
         entries: images of the run.
         broken: images that cannot be decoded.

@@ -1,0 +1,1 @@
+"""Model update (``edgetl update``): options, and result of the promotion gate."""
