@@ -13,7 +13,7 @@ from edgetl.core.contract import Contract, Outcome
 from edgetl.core.manifest import Manifest, Precision, Rejected, Variant
 from edgetl.core.metrics import RELIABILITY_BINS, images_for_bound
 from edgetl.core.reference import LEAST_IMAGES
-from edgetl.core.results import Attempt, Evaluation, Proportion, Reliability
+from edgetl.core.results import Attempt, Evaluation, Proportion, Reliability, validation_name
 from edgetl.core.system.execution import Tuning
 from edgetl.core.system.host_load import HostLoad
 from edgetl.core.tasks import SCORE_NAMES
@@ -114,7 +114,8 @@ def reliability_lines(evaluation: Evaluation, *, before: Reliability | None = No
 
 def variants_table(manifest: Manifest) -> Table:
     """Return a table with one row per variant, in the order of the bundle."""
-    title = f"{manifest.name}: trained model {SCORE_NAMES[manifest.task]} {with_interval(manifest.trained)} on validation"
+    figure, source = f"{SCORE_NAMES[manifest.task]} {with_interval(manifest.trained)}", validation_name(manifest.folds)
+    title = f"{manifest.name}: trained model {figure} on {source}"
     table = plain_table(title, "variant", "MB", "validation", "test", "agreement", "confident", "network\nms")
     for variant in manifest.variants:
         table.add_row(

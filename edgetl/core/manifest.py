@@ -252,6 +252,8 @@ class Manifest(StrictModel):
         max_changed: number of validation images (of ``trained.n``) that a file of reduced precision may lose on balance. Classification
             only.
         trained: task metric (``Evaluation.score``) of the trained model on the validation images, at the bundle's input size.
+        folds: number of folds if the training was cross-validated. Validation figures are then out-of-fold figures of the training images.
+            0: there were separate validation images.
         trained_at_run_size: the same at the input size of the training, if it differs.
         golden: golden images.
         reference: monitoring reference for drift detection; none with fewer than 50 validation images.
@@ -280,6 +282,7 @@ class Manifest(StrictModel):
     max_drop: float
     max_changed: int | None = None
     trained: Proportion
+    folds: int = Field(default=0, ge=0)
     trained_at_run_size: Proportion | None = None
     golden: tuple[Golden, ...] = Field(min_length=1)
     reference: Reference | None = None

@@ -45,6 +45,11 @@ class Proportion(StrictModel):
     high: float
 
 
+def validation_name(folds: int) -> str:
+    """Return the name of validation figures: ``validation``, or ``cross-validation (5 folds)`` for out-of-fold figures."""
+    return f"cross-validation ({folds} folds)" if folds else "validation"
+
+
 class AccuracyDrop(StrictModel):
     """Accuracy drop between two models on the same images (paired; Agresti and Min 2005).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeAlias
 
@@ -139,14 +139,15 @@ def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
     return np.array([sample.label for sample in samples], dtype=np.int64)
 
 
-def groups_of(samples: Sequence[Sample]) -> NDArray[np.int64] | None:
-    """Return group numbers, int64 ``[n]``; none if no image has a group.
+def groups_of(samples: Sequence[Sample], copies: Mapping[str, str] | None = None) -> NDArray[np.int64] | None:
+    """Return group numbers, int64 ``[n]``; none if no image has a group or a copy in ``copies``.
 
-    Images of a group and copies of an image have equal numbers.
+    Images of a group and copies of an image have equal numbers. ``copies`` has the set of an image's changed copies by its content.
     """
-    if not any(sample.group for sample in samples):
+    if not any(sample.group for sample in samples) and not copies:
         return None
-    keys = [("group", sample.group) if sample.group else ("content", sample.content) for sample in samples]
+    sets = copies or {}
+    keys = [("group", sample.group) if sample.group else ("content", sets.get(sample.content, sample.content)) for sample in samples]
     numbers = {key: index for index, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys], dtype=np.int64)
 

@@ -32,6 +32,7 @@ class Splits:
     Attributes:
         folder: scanned folder.
         train, val, test: samples of each split. ``train`` is for training, ``val`` for every selection, ``test`` for reports only.
+        cross_validated: true if cross-validation on ``train`` replaces ``val``, which is empty.
         conflicts: images with several labels. Their copies are only in ``train``.
         moved: copies of an image that were dropped from a ready-made split, because another split has the image.
         excluded: validation and test images that are in no split, because a run that the weights come from used them.
@@ -46,6 +47,12 @@ class Splits:
     moved: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     leaked: tuple[str, ...] = ()
+    cross_validated: bool = False
+
+    @property
+    def validation(self) -> tuple[Sample, ...]:
+        """Samples for every selection: ``val``, or ``train`` if the splits are cross-validated."""
+        return self.train if self.cross_validated else self.val
 
     @property
     def notes(self) -> tuple[ScanNote, ...]:

@@ -74,7 +74,8 @@ class ExportContext:
             ``max_drop``.
         gate: validation images at the bundle's input size. They decide whether a variant passes.
         train: training samples for re-fitting heads.
-        validation: images of the monitoring reference. All validation images, or a random sample of ``config.gate_images``.
+        validation: images of the monitoring reference. All validation images, or a random sample of ``config.gate_images``. In a
+            cross-validated run, the training images.
         test: test images. They are reported only.
         calibration: images for measuring the int8 ranges.
         work: folder for intermediate files.
@@ -129,8 +130,13 @@ class ExportContext:
     @cached_property
     def agreement_set(self) -> AgreementSet:
         """Unlabeled images and crops in addition to the gate's images, with the trained model's outputs for them."""
-        images = choose_images(self.gate.samples, self.train, self.unlabeled, self.gate.spec)
-        return AgreementSet(images, np.concatenate([self.gate.trained[:0], *(self._trained_outputs(part) for part in images)]))
+        others = [] if self.run.record.folds else self.train
+        images = choose_images(self.gate.samples, others, self.unlabeled, self.gate.spec)
+        outputs = np.concatenate([self.gate.trained[:0], *(self._trained_outputs(part) for part in images)])
+        offset = np.zeros_like(outputs)
+        if self.run.record.folds and images and images[-1].crops:
+            offset[-len(images[-1]) :] = np.repeat(self.gate.offset, images[-1].crops, axis=0)
+        return AgreementSet(images, outputs + offset, offset)
 
     @cached_property
     def scaled(self) -> ScaledImages:
@@ -175,7 +181,7 @@ class ExportContext:
         count = min(count, len(self.gate.images))
         images = np.concatenate([batch for _, batch in zip(range(0, count, 32), self.gate.images.batches(), strict=False)])[:count]
         known = truth_of(self.gate.samples)[:count] if self.gate.decoding.task == "classification" else np.empty(0, np.intp)
-        return MeasurementImages(images, self.gate.trained[:count], known)
+        return MeasurementImages(images, (self.gate.trained - self.gate.offset)[:count], known)
 
 
 def prepare(run: Run, config: ExportConfig, work: Path, progress: Progress) -> ExportContext:
@@ -187,7 +193,8 @@ def prepare(run: Run, config: ExportConfig, work: Path, progress: Progress) -> E
         AccuracyGateError: a smaller input alone exceeds ``max_drop``, or there are too few calibration images for int8, or too few
             validation images for ``strict``.
     """
-    train, val, test = (run.samples(part, config.data) for part in ("train", "val", "test"))
+    train, test = run.samples("train", config.data), run.samples("test", config.data)
+    val = train if run.record.folds else run.samples("val", config.data)
     if "int8" in config.precisions and min(len(train), config.calibration_images) < LEAST_CALIBRATION:
         raise AccuracyGateError(
             f"int8 calibration needs at least {LEAST_CALIBRATION} images, and {min(len(train), config.calibration_images)} would be used. "
@@ -199,16 +206,21 @@ def prepare(run: Run, config: ExportConfig, work: Path, progress: Progress) -> E
     unlabeled = read_unlabeled(config.unlabeled, train) if config.unlabeled else []
     spec = resized(run.record.preprocess, config.input_size)
     gate = _gate_set(run, PixelSet(stratified(val, config.gate_images), spec), progress)
+    full = gate if spec == run.record.preprocess else _gate_set(run, PixelSet(gate.samples, run.record.preprocess), progress)
+    if run.record.folds:
+        rows = {sample.path: row for sample, row in zip(train, run.out_of_fold_outputs(), strict=True)}
+        offset = np.stack([rows[sample.path] for sample in gate.samples]) - full.trained
+        gate, full = (replace(item, trained=item.trained + offset, offset=offset) for item in (gate, full))
     limits, full_size = config, None
     if spec != run.record.preprocess:
-        full_size, left = _allow_for_size(run, gate, config, progress)
+        full_size, left = _allow_for_size(full, gate, config)
         limits = config.model_copy(update={"max_drop": left})
     tested, calibration = (
         PixelSet(stratified(*chosen), spec) for chosen in ((test, config.gate_images), (train, config.calibration_images))
     )
     # The gate's images are balanced over the classes. The reference needs the class frequencies of the data.
     sample = PixelSet(sorted(val, key=lambda item: item.content)[: config.gate_images], spec)
-    validation = sample if len(val) > config.gate_images else gate.images
+    validation = sample if len(val) > config.gate_images and not run.record.folds else gate.images
     context = ExportContext(run, config, limits, gate, train, validation, tested, calibration, work, progress, unlabeled, full_size)
     context.gate = replace(gate, more=lambda: context.agreement_set)
     return context
@@ -231,13 +243,12 @@ def _gate_set(run: Run, images: PixelSet, progress: Progress) -> GateSet:
         ) from error
 
 
-def _allow_for_size(run: Run, gate: GateSet, config: ExportConfig, progress: Progress) -> tuple[Proportion, float]:
-    """Return the trained model's score at the run's input size, and ``max_drop`` less the drop that the input size of ``gate`` costs.
+def _allow_for_size(full: GateSet, gate: GateSet, config: ExportConfig) -> tuple[Proportion, float]:
+    """Return the trained model's score at the run's input size (``full``), and ``max_drop`` less the drop that the size of ``gate`` costs.
 
     Raises:
         AccuracyGateError: the input size alone exceeds ``max_drop``.
     """
-    full = _gate_set(run, PixelSet(gate.samples, run.record.preprocess), progress)
     if reason := drop_reason(full, gate.trained, config):
         raise AccuracyGateError(
             f"the input size of {gate.spec.input_size[0]} pixels lowers the score of the trained model: {reason}. Nothing was written. "

@@ -134,7 +134,7 @@ def export_under_contract(
         raise ConfigError("the deployment contract has no limit. Set --max-latency-ms, --max-size-mb or --memory-mb.")
     device = None if config.profile is None else read_profile(config.profile, contract)
     opened = open_run(run)
-    images = [sample.path for sample in stratified(opened.samples("val", config.data), TIMED_IMAGES)]
+    images = [sample.path for sample in stratified(opened.samples(opened.record.selection_part, config.data), TIMED_IMAGES)]
     search = ContractSearch(contract, config.max_drop, images, device, progress, notes=_fixed_size(opened, config))
     config = config.model_copy(update={"allow_missing": True, "formats": search.exclude(config, opened.record.preprocess.input_size[0])})
     with reserved(out, inputs=run_inputs([opened], config.data), overwrite=overwrite):

@@ -18,6 +18,11 @@ from edgetl.train.artifacts.record import RunRecord
 # Quantization of a variant without a quantization search.
 _METHODS: dict[Precision, str] = {"fp32": "none", "fp16": "none (half precision)", "int8-weights": "8-bit weights only", "int8": ""}
 
+_CROSS_VALIDATED = (
+    "- Validation: cross-validated ({} folds). Validation figures are out-of-fold figures of the training images. The head of the bundle "
+    "is fitted on all of them."
+)
+
 
 def write_card(manifest: Manifest, record: RunRecord, *, signed_by: str | None = None) -> str:
     """Return the model card of a bundle as Markdown. ``signed_by`` is the fingerprint of the key that signs the bundle."""
@@ -121,6 +126,7 @@ def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion, *, a
         f"license of the weights: {backbone.license or 'not stated'}",
         f"- Training: strategy {record.plan.strategy}{_head(record)}, seed {record.config.run.seed}, {record.seconds:.0f} s",
         f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
+        *([_CROSS_VALIDATED.format(record.folds)] if record.folds else []),
         f"- Groups: {describe_grouping(record.grouping)}",
         *([f"- Leakage: {leaked} test images are copies of training images"] if (leaked := record.leaked_test_images) else []),
         f"- Input: {spec.describe()}{_other_size(record, spec)}",
@@ -129,7 +135,8 @@ def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion, *, a
             if (wide := record.high_bit_images)
             else []
         ),
-        f"- Trained model on the validation images: {_score(trained, record)}{_at(record, at_run_size)}",
+        f"- Trained model on {'out-of-fold' if record.folds else 'the validation'} images: {_score(trained, record)}"
+        f"{_at(record, at_run_size)}",
         f"- Trained model on the test images: {_score(record.test.score, record) if record.test else 'no test images'}",
         *(_details(record.test) if record.test else []),
         *_calibration(record),

@@ -321,6 +321,7 @@ def _write_manifest(context: ExportContext, contents: _Contents) -> None:
         max_drop=config.max_drop,
         max_changed=images_that_may_change(trained.n, context.limits.max_drop) if reduced and record.task == "classification" else None,
         trained=trained,
+        folds=record.folds,
         trained_at_run_size=context.full_size,
         golden=_write_golden(contents, record.decoding),
         reference=context.reference,

@@ -78,7 +78,9 @@ def quantize(context: ExportContext, format_: Format, target: Path) -> ExportedV
             explain=context.config.explain,
             progress=context.progress,
         )
-        variant = search_quantization(quantizer, quantizer.attempts(context.config.cpu), target, search)
+        # In a cross-validated run, the gate has the images that a head would be re-fitted on, and could not detect overfitting.
+        attempts = [item for item in quantizer.attempts(context.config.cpu) if not (item.refit and context.run.record.folds)]
+        variant = search_quantization(quantizer, attempts, target, search)
     return replace(variant, sensitivities=_with_layers(variant.sensitivities[:MOST_SENSITIVITIES], context.source))
 
 

@@ -70,7 +70,7 @@ class RunFacts:
     @property
     def shown_split(self) -> str:
         """Name of the images of ``shown``."""
-        return "test" if self.record.test else "validation"
+        return "test" if self.record.test else "cross-validated" if self.record.folds else "validation"
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,11 @@ class ReportedModel:
     def validation(self) -> Proportion:
         """Task metric of the trained model on the validation images."""
         return self.run.record.validation.score if self.run else self.bundles[0].manifest.trained
+
+    @property
+    def folds(self) -> int:
+        """Number of folds if ``validation`` is cross-validated, otherwise 0."""
+        return self.run.record.folds if self.run else self.bundles[0].manifest.folds
 
     @property
     def license(self) -> str | None:

@@ -112,7 +112,7 @@ def _predictions(run: Run) -> tuple[PredictedFile, ...]:
         rows = parse_predictions(run.read(PREDICTIONS_NAME).decode())
     except ValueError as error:
         raise RunError(f"{run.path / PREDICTIONS_NAME}: {error}. The run is damaged; train again.") from error
-    wanted = "test" if run.record.test else "val"
+    wanted = "test" if run.record.test else run.record.selection_part
     return tuple(row for row in rows if row.split == wanted)
 
 

@@ -196,6 +196,7 @@ def _show_run_facts(record: RunRecord, sizes: dict[str, int | None]) -> None:
         *([("scores", scores)] if (scores := record.decision_rule.describe_scores()) else []),
         ("strategy", f"{record.plan.strategy} ({record.plan.reason}), {record.plan.steps} steps"),
         ("images", ", ".join(f"{record.images[part]} {part}" for part in ("train", "val", "test"))),
+        ("validated by", f"{record.validation_name} of the training images" if record.folds else "validation images"),
         ("input", spec.describe()),
         ("backbone", f"{record.backbone.name} ({record.backbone.architecture})"),
         ("created", record.created),

@@ -189,7 +189,7 @@ def show_run(run: Run) -> None:
     record = run.record
     shown = record.test or record.validation
     if shown.classes:
-        out.print(classes_table(shown, "test images" if record.test else "validation images"))
+        out.print(classes_table(shown, "test images" if record.test else "cross-validated images" if record.folds else "validation images"))
     show_figures(record)
     splits = run.splits()
     for title, items in (
@@ -230,7 +230,7 @@ def show_figures(record: RunRecord) -> None:
     """Print the metrics on validation and test images, and the calibration of the scores."""
     done = record.calibration
     before = (done.validation_before, done.test_before) if done else (None, None)
-    for name, old, new in zip(("validation", "test"), before, (record.validation, record.test), strict=True):
+    for name, old, new in zip((record.validation_name, "test"), before, (record.validation, record.test), strict=True):
         for line in (figures_line(new), *reliability_lines(new, before=old)) if new else ():
             out.print(f"{name} {line}", soft_wrap=True)
     if scores := record.decision_rule.describe_scores():

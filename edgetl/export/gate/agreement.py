@@ -42,16 +42,20 @@ class GateSet:
     """Validation images of the accuracy gate, with the trained model's outputs.
 
     Attributes:
-        images: the validation images.
-        trained: the trained model's outputs for them, float32 ``[n, labels]``.
+        images: the validation images; in a cross-validated run the training images.
+        trained: the trained model's outputs for them, float32 ``[n, labels]``, plus ``offset``.
         decoding: decoding of the outputs.
         more: returns unlabeled images; called for files of reduced precision only.
+        offset: float32 ``[n, labels]``, added to all outputs for ``images``. In a cross-validated run, the out-of-fold outputs minus the
+            trained model's outputs, otherwise 0. The trained model's own outputs for its training images have too few errors and too
+            large margins. With the offset, a file is evaluated by how its deviations change the out-of-fold predictions.
     """
 
     images: PixelSet
     trained: NDArray[np.float32]
     decoding: OutputDecoding
     more: Callable[[], AgreementSet] | None = None
+    offset: NDArray[np.float32] | float = 0.0
 
     @property
     def samples(self) -> Sequence[Sample]:
@@ -67,6 +71,10 @@ class GateSet:
     def evaluation(self) -> Evaluation:
         """Metrics of the trained model."""
         return self.measure(self.trained)
+
+    def outputs_of(self, logits: Logits, *, progress: Progress = silent) -> NDArray[np.float32]:
+        """Return the outputs of a file for the images, float32 ``[n, labels]``, plus ``offset``."""
+        return outputs_of(logits, self.images, progress=progress) + self.offset
 
     def measure(self, outputs: NDArray[np.float32]) -> Evaluation:
         """Return the metrics of other outputs for the same images."""
@@ -195,7 +203,7 @@ def evaluate_file(logits: Logits, gate: GateSet, config: ExportConfig, *, exact:
             and the confident predictions must be kept.
         progress: called after each batch.
     """
-    exported = outputs_of(logits, gate.images, progress=progress)
+    exported = gate.outputs_of(logits, progress=progress)
     agreement, measured = compare(gate.trained, exported, gate.decoding), gate.measure(exported)
     drop, interval = accuracy_drop(gate.evaluation, measured), _paired(gate, exported)
     if exact:
@@ -216,7 +224,9 @@ def _agreement_without_labels(
 ) -> UnlabeledAgreement:
     """Return the agreement on the gate's images and on ``more``; ``exported`` are the outputs for the gate's images."""
     trained = np.concatenate([gate.trained, more.trained])
-    outputs = np.concatenate([exported, *(outputs_of(logits, part, progress=progress) for part in more.images)])
+    outputs = np.concatenate(
+        [exported, np.concatenate([outputs_of(logits, part, progress=progress) for part in more.images]) + more.offset]
+    )
     same, _ = _same_predictions(trained, outputs, gate.decoding)
     crops = sum(len(part) for part in more.images if part.crops)
     counts = {"crops": crops, "unlabeled": len(more.trained) - crops}
@@ -310,7 +320,8 @@ def _strict_difference(logits: Logits, gate: GateSet) -> float:
     """Return the largest relative difference at the batch sizes ``STRICT_BATCHES``. It reveals a batch size fixed in the graph."""
     worst = 0.0
     images = next(gate.images.batches(max(STRICT_BATCHES)))
+    trained = (gate.trained - gate.offset)[: len(images)]
     for size in STRICT_BATCHES:
         part = images[:size]
-        worst = max(worst, compare(gate.trained[: len(part)], logits(part)).max_relative_error)
+        worst = max(worst, compare(trained[: len(part)], logits(part)).max_relative_error)
     return worst

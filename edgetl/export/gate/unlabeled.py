@@ -51,10 +51,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AgreementSet:
-    """Additional images for the gate, and the trained model's outputs for them, float32 ``[n, labels]``."""
+    """Additional images for the gate.
+
+    Attributes:
+        images: unlabeled images, and random crops.
+        trained: the trained model's outputs for them, float32 ``[n, labels]``, plus ``offset``.
+        offset: float32 ``[n, labels]``, added to all outputs for ``images``. For the crops in a cross-validated run, the offset of the
+            image (``GateSet.offset``), otherwise 0.
+    """
 
     images: tuple[PixelSet, ...]
     trained: NDArray[np.float32]
+    offset: NDArray[np.float32] | float = 0.0
 
 
 def choose_images(

@@ -26,6 +26,7 @@ def data_section(run: RunFacts) -> list[Child]:
     counts = record.images
     rows: list[tuple[str, Child]] = [
         ("Images", f"{counts['train']:,} training, {counts['val']:,} validation, {counts['test']:,} test"),
+        *([("Validation", f"cross-validated ({record.folds} folds) on the training images")] if record.folds else []),
         ("Copies", f"{copies:,} images have the same pixels as another image. Copies are in one split." if copies else "none"),
         ("Conflicts", f"{len(splits.conflicts)} groups of equal images with different labels" if splits.conflicts else "none"),
         ("Unreadable", f"{len(splits.broken)} files cannot be decoded and were left out" if splits.broken else "none"),

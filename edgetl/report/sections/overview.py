@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from edgetl.core.results import Evaluation, Proportion
+from edgetl.core.results import Evaluation, Proportion, validation_name
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.report.charts import Axis, Series, interval_bar, line_chart
 from edgetl.report.elements import Child, element, figure, number, paragraph, table, with_interval
@@ -32,7 +32,7 @@ def _key_figures(model: ReportedModel) -> Element:
     cards: list[Child] = []
     if model.run is not None and model.run.record.test is not None:
         cards.append(_card(f"Test {metric}", model.run.record.test.score))
-    cards.append(_card(f"Validation {metric}", model.validation))
+    cards.append(_card(f"{validation_name(model.folds).capitalize()} {metric}", model.validation))
     shown = _shown(model)
     if shown is not None and (reliability := shown.reliability) is not None:
         cards.append(_plain_card("Calibration error (ECE)", number(reliability.ece), f"of {reliability.n} predictions"))

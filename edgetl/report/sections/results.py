@@ -23,7 +23,12 @@ def results_section(run: RunFacts) -> list[Child]:
     """Return the content of the section about the metrics of a run."""
     evaluation = run.shown
     note = None
-    if run.record.test is None:
+    if run.record.test is None and run.record.folds:
+        note = paragraph(
+            f"The run has no test images. The figures are cross-validated ({run.record.folds} folds): each training image is predicted by "
+            f"a head that was fitted without it."
+        )
+    elif run.record.test is None:
         note = paragraph(
             "The run has no test images. The validation images selected the network, so the figures on them are too good.", class_="warning"
         )
@@ -50,7 +55,7 @@ def _metrics(run: RunFacts) -> list[tuple[str, Child]]:
         rows += [("Quadratic-weighted kappa", number(values.kappa))] if values.kappa is not None else []
         rows.append(("Correct within", f"{values.tolerance:.4g}"))
     if run.record.test is not None:
-        rows.append(("Validation", [with_interval(validation.score), f", n = {validation.score.n}"]))
+        rows.append((run.record.validation_name.capitalize(), [with_interval(validation.score), f", n = {validation.score.n}"]))
     return rows
 
 

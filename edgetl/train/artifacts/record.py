@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue, model_validator
 from edgetl.core.config import StrictModel
 from edgetl.core.lineage import Parent, Sha256
 from edgetl.core.preprocess import PreprocessSpec
-from edgetl.core.results import Evaluation, Forgetting, Proportion
+from edgetl.core.results import Evaluation, Forgetting, Proportion, validation_name
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 from edgetl.data.folder import Part
 from edgetl.data.groups import Grouping
@@ -28,6 +28,7 @@ WEIGHTS_NAME = "weights.safetensors"
 SPLITS_NAME = "splits.json"
 # A safetensors file with another suffix, because timm loads the first .safetensors file of a folder as the weights.
 FISHER_NAME = "fisher.tensors"
+OUT_OF_FOLD_NAME = "out-of-fold.tensors"
 TIMM_CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
 
@@ -114,7 +115,9 @@ class RunRecord(StrictModel):
         high_bit_images: number of training images with more than 8 bits per channel (see ``preprocess.intensity``).
         data_fingerprint: SHA-256 over the content and labels of all images.
         grouping: number of image groups. A group stays in one split. ``None`` without groups.
-        validation: scores on the validation images, which select the weights.
+        folds: number of folds of the cross-validation that replaces validation images. 0: there are validation images.
+        validation: scores on the validation images, which select the weights. With ``folds``, scores of the out-of-fold outputs for the
+            training images: each output is from a head that was fitted without the image.
         test: scores on the test images, computed once at the end. ``None`` without test images.
         seconds: duration of the last call, s. A resumed training took longer in total.
         notes: files that the scan left out or read in an unusual way.
@@ -148,6 +151,7 @@ class RunRecord(StrictModel):
     high_bit_images: int = Field(default=0, ge=0)
     data_fingerprint: Sha256
     grouping: Grouping | None = None
+    folds: int = Field(default=0, ge=0)
     validation: Evaluation
     test: Evaluation | None
     seconds: float
@@ -163,7 +167,7 @@ class RunRecord(StrictModel):
             raise ValueError("labels: two labels are equal, or a label is empty")
         if problem := self.decision_rule.problem(self.task, outputs) or self.head.problem:
             raise ValueError(problem)
-        if missing := {WEIGHTS_NAME, SPLITS_NAME} - set(self.files):
+        if missing := {WEIGHTS_NAME, SPLITS_NAME, *([OUT_OF_FOLD_NAME] if self.folds else [])} - set(self.files):
             raise ValueError(f"files: {min(missing)} is missing")
         if set(self.images) != {"train", "val", "test"}:
             raise ValueError("images: the counts of train, val and test are required, and no others")
@@ -171,6 +175,16 @@ class RunRecord(StrictModel):
             if figures and (problem := figures.problem(self.task, outputs)):
                 raise ValueError(f"{part}: {problem}")
         return self
+
+    @property
+    def validation_name(self) -> str:
+        """Name of the figures of ``validation``: ``validation``, or ``cross-validation (5 folds)``."""
+        return validation_name(self.folds)
+
+    @property
+    def selection_part(self) -> Part:
+        """Split of the images that ``validation`` is measured on: ``val``, or ``train`` with cross-validation."""
+        return "train" if self.folds else "val"
 
     @property
     def decoding(self) -> OutputDecoding:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from edgetl.core.bundle import RUN_RECORD_NAME, check_run_folder, unpack_hashes
@@ -25,7 +27,7 @@ from edgetl.core.lineage import Parent
 from edgetl.data.content.integrity import check_images
 from edgetl.data.folder import Part, Sample
 from edgetl.errors import DataError, RunError, first_line
-from edgetl.train.artifacts.record import SPLITS_NAME, WEIGHTS_NAME, RunRecord
+from edgetl.train.artifacts.record import OUT_OF_FOLD_NAME, SPLITS_NAME, WEIGHTS_NAME, RunRecord
 from edgetl.train.artifacts.seen_images import PERCEPTUAL_NAME, SELECTED_NAME, TRAINED_NAME, SeenImages
 from edgetl.train.artifacts.splits_record import SplitsRecord
 from edgetl.train.heads.modules import rebuild_headed
@@ -181,6 +183,19 @@ class Run:
                 f"for example {wrong[0]}. Restore them, or give the right folder with --data."
             )
         return samples
+
+    def out_of_fold_outputs(self) -> NDArray[np.float32]:
+        """Return the out-of-fold outputs of a cross-validated run, float32 ``[n, outputs]``, in the order of ``samples("train")``.
+
+        Raises:
+            RunError: the file is missing, changed or damaged.
+        """
+        outputs = self.read_tensors(OUT_OF_FOLD_NAME).get("outputs")
+        shape = (self.record.images["train"], len(self.record.labels))
+        if outputs is None or outputs.shape != shape:
+            raise RunError(f"{self.path / OUT_OF_FOLD_NAME} has no outputs for {shape[0]} images. The run is damaged; train again.")
+        found: NDArray[np.float32] = outputs.numpy().astype(np.float32)
+        return found
 
     def sizes(self) -> dict[str, int | None]:
         """Return the size in bytes of ``run.json`` and of each file that it lists. ``None`` marks a missing file."""

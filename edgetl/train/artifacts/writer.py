@@ -21,9 +21,18 @@ from edgetl.core.metrics import evaluate
 from edgetl.core.results import Evaluation
 from edgetl.core.system.host import fingerprint, versions
 from edgetl.core.tasks import OutputDecoding
+from edgetl.data.folder import Part
 from edgetl.data.predictions import PREDICTIONS_NAME, LabeledFile, predicted_files, predictions_csv
 from edgetl.train.artifacts.plots import class_table, draw_curves, draw_predictions
-from edgetl.train.artifacts.record import FISHER_NAME, METRICS_NAME, SPLITS_NAME, TIMM_CONFIG_NAME, WEIGHTS_NAME, RunRecord
+from edgetl.train.artifacts.record import (
+    FISHER_NAME,
+    METRICS_NAME,
+    OUT_OF_FOLD_NAME,
+    SPLITS_NAME,
+    TIMM_CONFIG_NAME,
+    WEIGHTS_NAME,
+    RunRecord,
+)
 from edgetl.train.artifacts.seen_images import SeenImages
 from edgetl.train.artifacts.splits_record import SplitsRecord
 from edgetl.train.networks.backbone import Backbone
@@ -66,6 +75,7 @@ class RunContents:
         results: scores and outputs.
         rows: metrics of each validation during the training.
         fisher: Fisher information by weight name, for elastic weight consolidation (EWC) in the next run of a chain.
+        cross_validated: true if the validation outputs of ``results`` are the out-of-fold outputs for the training images.
     """
 
     backbone: Backbone
@@ -74,6 +84,7 @@ class RunContents:
     results: Results
     rows: Sequence[Mapping[str, float]] = ()
     fisher: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    cross_validated: bool = False
 
 
 def write_run(folder: Path, contents: RunContents, record: Callable[[dict[str, str]], RunRecord]) -> None:
@@ -88,28 +99,39 @@ def write_run(folder: Path, contents: RunContents, record: Callable[[dict[str, s
     write_model(folder, contents.backbone, results.decoding.labels)
     (folder / SPLITS_NAME).write_text(contents.splits.model_dump_json(indent=1), "utf-8", newline="\n")
     contents.seen.write(folder)
-    if contents.fisher:
-        tensors = {name: value.contiguous() for name, value in contents.fisher.items()}
-        (folder / FISHER_NAME).write_bytes(safetensors.torch.save(tensors))
+    _write_tensors(folder, contents)
     last = {"val_accuracy": results.validation.accuracy.value, "val_macro_f1": results.validation.macro_f1}
     (folder / METRICS_NAME).write_text("".join(json.dumps(row) + "\n" for row in [*contents.rows, last]), "utf-8", newline="\n")
     if contents.rows:
         draw_curves(contents.rows, folder / "curves.png")
-    shown, name = (results.test, "test") if results.test else (results.validation, "validation")
+    validated = "cross-validation" if contents.cross_validated else "validation"
+    shown, name = (results.test, "test") if results.test else (results.validation, validated)
     rows = slice(-shown.accuracy.n, None)  # the test images are the last
     draw_predictions(results.decoding, shown, results.truth[rows], results.outputs[rows], name=name, folder=folder)
     if shown.classes:
         (folder / "classes.csv").write_text(class_table(shown), "utf-8", newline="\n")
-    write_predictions(folder, contents.splits, results)
+    write_predictions(folder, contents.splits, results, "train" if contents.cross_validated else "val")
     write_record(folder, record(hash_files(folder)))
 
 
-def write_predictions(folder: Path, splits: SplitsRecord, results: Results) -> None:
+def _write_tensors(folder: Path, contents: RunContents) -> None:
+    """Write the Fisher information and the out-of-fold outputs, if there are any."""
+    results = contents.results
+    if contents.fisher:
+        tensors = {name: value.contiguous() for name, value in contents.fisher.items()}
+        (folder / FISHER_NAME).write_bytes(safetensors.torch.save(tensors))
+    if contents.cross_validated:
+        outputs = torch.from_numpy(results.outputs[: results.validation.accuracy.n]).contiguous()
+        (folder / OUT_OF_FOLD_NAME).write_bytes(safetensors.torch.save({"outputs": outputs}))
+
+
+def write_predictions(folder: Path, splits: SplitsRecord, results: Results, validated: Part) -> None:
     """Write the table of predictions on validation and test images, ``predictions.csv``, in ``folder``.
 
-    Training images are left out: their predictions would need another pass over the images, and are better than those on new images.
+    With cross-validation, ``validated`` is ``train``, and the predictions on the training images are out-of-fold. Otherwise training images
+    are left out: their predictions would need another pass over the images, and are better than those on new images.
     """
-    entries = [entry for part in ("val", "test") for entry in splits.entries if entry.part == part]
+    entries = [entry for part in (validated, "test") for entry in splits.entries if entry.part == part]
     files = [LabeledFile(entry.path, entry.part, entry.label, entry.targets) for entry in entries]
     text = predictions_csv(predicted_files(results.decoding, files, results.outputs))
     (folder / PREDICTIONS_NAME).write_text(text, "utf-8", newline="\n")

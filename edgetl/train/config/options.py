@@ -116,7 +116,8 @@ class DataConfig(StrictModel):
     )
     val: SplitFraction = _data(
         0.15,
-        "Fraction of each class for validation, 0..0.5. The number of images is rounded (0.15 of 10: 2). At least 1 image of 2 or more.",
+        "Fraction of each class for validation, 0..0.5. The number of images is rounded (0.15 of 10: 2). At least 1 image of 2 or more. A "
+        "linear probe with fewer than 300 images is cross-validated instead, unless --val is given.",
     )
     test: SplitFraction = _data(
         0.15,
@@ -180,7 +181,11 @@ class HeadConfig(StrictModel):
         "Text embeddings for --head text: .npz or .safetensors with a vector per class name, or .npy with rows in the order of the names.",
         metavar="PATH",
     )
-    features: Features = _head("last", "Features of --strategy probe. last: output of the backbone. layers: joined features of all stages.")
+    features: Literal["auto", "last", "layers"] = _head(
+        "auto",
+        "Features of --strategy probe. last: output of the backbone. layers: joined features of all stages. auto: last; with "
+        "cross-validation (see --val), the better of both.",
+    )
     augmented_views: int = _head(
         4,
         "Views (random crops) of each image for fitting the head, 1..16. 1 uses the evaluation crop only and is the fastest.",

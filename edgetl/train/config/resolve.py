@@ -145,7 +145,7 @@ def _class_conflicts(head: HeadConfig, continual: ContinualConfig, teacher: str 
 
 
 def _head_conflicts(head: HeadConfig, strategy: Strategy | None, images: int) -> Iterator[str]:
-    options = [f"--head {head.kind}"] * (head.kind != "linear") + [f"--features {head.features}"] * (head.features != "last")
+    options = [f"--head {head.kind}"] * (head.kind != "linear") + [f"--features {head.features}"] * (head.features == "layers")
     if options and strategy not in (None, "probe"):
         yield f"{' and '.join(options)} cannot be combined with the strategy {strategy}. Add --strategy probe"
     if (head.kind == "text") != (head.text_embeddings is not None):
@@ -195,7 +195,7 @@ def _check_loggers(loggers: str | None) -> None:
 
 def _check_splits(splits: Splits) -> None:
     folder = splits.folder
-    if not splits.train or not splits.val:
+    if not splits.train or not splits.validation:
         raise DataError(
             f"{folder.root} has {len(splits.train)} training and {len(splits.val)} validation images. Each split needs at least one. Add "
             f"images, or raise --val."

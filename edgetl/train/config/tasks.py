@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
@@ -25,12 +26,16 @@ from edgetl.data.table.rows import Table
 from edgetl.data.table.scan import scan_table
 from edgetl.errors import ConfigError, DataError
 from edgetl.train.config.options import DataConfig, TrainConfig
+from edgetl.train.config.plan import planned_strategy
+from edgetl.train.config.recipe import with_recipe
 
 # Default tolerance of a correct prediction in regression, relative to the standard deviation of the training values.
 TOLERANCE_SHARE = 0.25
 DEFAULT_THRESHOLD = 0.5
 # Largest ratio of test images that are copies of training images.
 MAX_LEAKAGE = 0.005
+# With fewer images, a validation split is too small to choose anything, and its images are missing in the training.
+CROSS_VALIDATE_BELOW = 300
 
 
 def scan_images(data: Path, config: DataConfig, *, limits: bool = True, progress: Progress = silent) -> ImageFolder:
@@ -55,6 +60,26 @@ def split_images(folder: ImageFolder, config: TrainConfig) -> Splits:
     """Split a folder by the options of a training."""
     data = config.data
     return split(folder, seed=config.run.seed, val=data.val, test=data.test, together=data.near_duplicates == "together")
+
+
+def pool_few_images(splits: Splits, config: TrainConfig) -> Splits:
+    """Make the validation images training images if there are too few of both: cross-validation replaces the validation split.
+
+    It replaces the split of a linear probe with fewer than ``CROSS_VALIDATE_BELOW`` images, and at least two distinct images (or groups) of
+    each class. Ready-made validation images, and the split of a given ``--val``, are kept.
+    """
+    given, config = config.given(), with_recipe(config)[0]
+    pooled = sorted((*splits.train, *splits.val), key=lambda sample: sample.path)
+    images = len({sample.content for sample in pooled})
+    strategy, _ = planned_strategy(config.optim.strategy, images, pretrained=config.backbone.pretrained)
+    chosen = config.optim.strategy != "compare" and strategy == "probe" and config.head.kind == "linear"
+    kept = "val" in given or any(sample.part == "val" for sample in splits.val)
+    if not chosen or kept or not splits.train or images >= CROSS_VALIDATE_BELOW:
+        return splits
+    distinct = {(sample.label, sample.group or sample.content) for sample in pooled}
+    if splits.folder.task == "classification" and min(Counter(label for label, _ in distinct).values()) < 2:
+        return splits
+    return replace(splits, train=tuple(pooled), val=(), cross_validated=True)
 
 
 def check_leakage(splits: Splits, config: DataConfig) -> None:
@@ -116,7 +141,7 @@ def choose_decoding(splits: Splits, val_outputs: NDArray[np.float32], *, toleran
         case "classification":
             decision_rule = DecisionRule()
         case "multi-label":
-            decision_rule = DecisionRule(thresholds=choose_thresholds(truth_of(splits.val) > 0, sigmoid(val_outputs)))
+            decision_rule = DecisionRule(thresholds=choose_thresholds(truth_of(splits.validation) > 0, sigmoid(val_outputs)))
         case "regression":
             spread = value_scale(splits)[1]
             decision_rule = DecisionRule(spread=spread, tolerance=tolerance or TOLERANCE_SHARE * spread)

@@ -17,7 +17,7 @@ from edgetl.train.heads.knn import fit_knn
 from edgetl.train.heads.linear import LinearHead, fit_logistic, fit_multi_label, fit_ridge
 from edgetl.train.heads.mlp import HIDDEN, fit_mlp
 from edgetl.train.heads.modules import HEAD_NAME, FittedHead, HeadedNetwork, HeadSpec, LabeledFeatures, with_head
-from edgetl.train.heads.multi_stage import check_stage_features
+from edgetl.train.heads.multi_stage import MultiStageFeatures, check_stage_features
 from edgetl.train.networks.backbone import Backbone, feature_extractor
 
 
@@ -38,6 +38,18 @@ def with_head_modules(backbone: Backbone, spec: HeadSpec) -> Backbone:
     # The adapters of knn and mlp get their sizes during the fit. Before that, the features pass unchanged.
     model = with_head(backbone.model, spec.model_copy(update={"kind": "linear"}), classes)
     return dataclasses.replace(backbone, model=model, head_name=HEAD_NAME)
+
+
+def stage_extractor(backbone: Backbone) -> MultiStageFeatures | None:
+    """Return the network that computes the joined features of all stages, or None if ``backbone`` does not provide them."""
+    network = feature_extractor(backbone.model, backbone.head_name)
+    if backbone.columns:
+        return None
+    try:
+        check_stage_features(network, backbone.name, backbone.spec.input_size)
+    except ConfigError:
+        return None
+    return MultiStageFeatures(network).eval()
 
 
 def set_head(model: nn.Module, fitted: FittedHead) -> None:
@@ -64,7 +76,13 @@ def draw_head(layer: nn.Linear, seed: int) -> None:
 
 
 def fit_linear_head(
-    train: LabeledFeatures, task: Task, classes: int, *, seed: int, balanced: bool = False, progress: Progress = silent
+    train: LabeledFeatures,
+    task: Task,
+    classes: int,
+    *,
+    seed: int,
+    balanced: bool = False,
+    progress: Progress = silent,
 ) -> LinearHead:
     """Fit the linear probe of ``task``.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
@@ -28,6 +30,23 @@ MAX_FOLDS = 5
 MIN_FOLDS = 3
 FEW_ROWS = 3000
 MAX_ITERATIONS = 300
+# Bias of a class without a training image. It is never predicted.
+ABSENT_BIAS = -20.0
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Out-of-fold outputs of a cross-validation: the output for each training image is from a head that was fitted without it.
+
+    Attributes:
+        outputs: float32 ``[n, classes]``.
+        folds: Number of folds. Equal to the number of images (or groups) for leave-one-out.
+        loss: Log-loss of the outputs. 0 for multi-label heads and numbers.
+    """
+
+    outputs: NDArray[np.float32]
+    folds: int
+    loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,12 +58,16 @@ class LinearHead:
         bias: float32 ``[classes]``.
         penalty: L2 penalty per image, selected by cross-validation.
         folds: Cross-validation accuracy (regression: R²) of each penalty. Empty if a class has one image.
+        out_of_fold: Outputs of the cross-validation with ``penalty``. None if a class has one image.
+        discriminant_weight: Weight of linear discriminant analysis in the head, 0..1. The rest is logistic regression.
     """
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
     penalty: float
     folds: tuple[float, ...]
+    out_of_fold: OutOfFold | None = None
+    discriminant_weight: float = 0.0
 
 
 def fit_logistic(train: LabeledFeatures, classes: int, *, seed: int, balanced: bool = False, progress: Progress = silent) -> LinearHead:
@@ -63,20 +86,17 @@ def fit_logistic(train: LabeledFeatures, classes: int, *, seed: int, balanced: b
     features, labels = train.features, train.targets
     mean, std = features.mean(axis=0), spread(features)
     scaled = [((view - mean) / std).astype(np.float64) for view in (features, *train.views)]
-    folds = _folds(labels, train.groups, len(scaled), seed=seed)
+    folds = make_folds(labels, train.groups, len(scaled), seed=seed)
     cells = labels if train.cells is None else train.cells
     weights = class_weights(cells)[cells] if balanced else np.ones(len(labels), np.float32)
-    penalty, accuracies = choose_penalty(scaled, labels, folds, progress, weights=weights)
-    fitted = fit_penalized(np.concatenate(scaled), np.tile(labels, len(scaled)), penalty, weights=np.tile(weights, len(scaled)))
-    weight = np.zeros((classes, features.shape[1]))
-    bias = np.full(classes, -20.0)  # a class without a training image is never predicted
-    rows, offsets = (fitted.coef_, fitted.intercept_)
-    if len(fitted.classes_) == 2:
-        # scikit-learn has one row of coefficients for two classes. Two rows with half of it and opposite signs are the same function.
-        rows, offsets = np.concatenate([-rows, rows]) / 2, np.concatenate([-offsets, offsets]) / 2
-    weight[fitted.classes_] = rows / std
-    bias[fitted.classes_] = offsets - (rows / std) @ mean
-    return LinearHead(weight.astype(np.float32), bias.astype(np.float32), penalty, accuracies)
+    choice = choose_penalty(scaled, labels, folds, progress, weights=weights)
+    fitted = fit_penalized(np.concatenate(scaled), np.tile(labels, len(scaled)), choice.penalty, weights=np.tile(weights, len(scaled)))
+    rows, offsets = coefficients(fitted, classes)
+    weight = rows / std
+    bias = offsets - weight @ mean
+    missing = np.full((len(labels), classes - choice.outputs.shape[1]), ABSENT_BIAS)
+    found = OutOfFold(np.concatenate([choice.outputs, missing], axis=1).astype(np.float32), len(folds)) if folds else None
+    return LinearHead(weight.astype(np.float32), bias.astype(np.float32), choice.penalty, choice.accuracies, found)
 
 
 def fit_multi_label(train: LabeledFeatures, *, seed: int, balanced: bool = False, progress: Progress = silent) -> LinearHead:
@@ -93,16 +113,22 @@ def fit_multi_label(train: LabeledFeatures, *, seed: int, balanced: bool = False
     """
     truth = train.targets > 0
     weight, bias = np.zeros((truth.shape[1], train.features.shape[1]), np.float32), np.zeros(truth.shape[1], np.float32)
-    penalties = []
+    penalties, folds = [], []
+    outputs = np.zeros(truth.shape, np.float32)
     for index, column in enumerate(truth.astype(np.int64).T):
         positive = int(column.sum())
+        # A constant output is the frequency of the label.
+        bias[index] = np.log((positive + 1) / (len(column) - positive + 1))
+        outputs[:, index] = bias[index]
         if 0 < positive < len(column):
             pair = fit_logistic(replace(train, targets=column), 2, seed=seed, balanced=balanced, progress=progress)
             weight[index], bias[index] = pair.weight[1] - pair.weight[0], pair.bias[1] - pair.bias[0]
             penalties.append(pair.penalty)
-        else:
-            bias[index] = np.log((positive + 1) / (len(column) - positive + 1))
-    return LinearHead(weight, bias, float(np.median(penalties)) if penalties else 0.0, ())
+            if pair.out_of_fold:
+                outputs[:, index] = pair.out_of_fold.outputs[:, 1] - pair.out_of_fold.outputs[:, 0]
+                folds.append(pair.out_of_fold.folds)
+    out_of_fold = OutOfFold(outputs, max(folds)) if folds else None
+    return LinearHead(weight, bias, float(np.median(penalties)) if penalties else 0.0, (), out_of_fold)
 
 
 def fit_ridge(train: LabeledFeatures) -> LinearHead:
@@ -120,18 +146,22 @@ def fit_ridge(train: LabeledFeatures) -> LinearHead:
     scaled = [((view - mean) / std).astype(np.float64) for view in (features, *train.views)]
     first, center = scaled[0] - scaled[0].mean(axis=0), values.mean()
     left, sizes, _ = np.linalg.svd(first, full_matrices=False)
-    projected, errors = left.T @ (values - center), []
+    projected, errors, left_out = left.T @ (values - center), [], []
     for penalty in RIDGE_PENALTIES:
         shrinkage = sizes**2 / (sizes**2 + penalty * len(values))
         residual = values - center - left @ (shrinkage * projected)
-        errors.append(float((_left_out(residual, left * np.sqrt(shrinkage), train.groups) ** 2).mean()))
-    chosen = RIDGE_PENALTIES[int(np.argmin(errors))]
+        left_out.append(_left_out(residual, left * np.sqrt(shrinkage), train.groups))
+        errors.append(float((left_out[-1] ** 2).mean()))
+    best = int(np.argmin(errors))
+    chosen = RIDGE_PENALTIES[best]
     rows = np.concatenate(scaled)
     fitted = Ridge(alpha=chosen * len(rows)).fit(rows, np.tile(values, len(scaled)))
     weight = (fitted.coef_ / std)[None]
     bias = fitted.intercept_ - weight @ mean
     explained = tuple(1 - error / max(float(values.var()), 1e-12) for error in errors)
-    return LinearHead(weight.astype(np.float32), bias.astype(np.float32), chosen, explained)
+    folds = len(values) if train.groups is None else len(np.unique(train.groups))
+    out_of_fold = OutOfFold((values - left_out[best])[:, None].astype(np.float32), folds)
+    return LinearHead(weight.astype(np.float32), bias.astype(np.float32), chosen, explained, out_of_fold)
 
 
 def _left_out(residual: NDArray[np.float64], half: NDArray[np.float64], groups: NDArray[np.int64] | None) -> NDArray[np.float64]:
@@ -167,22 +197,33 @@ def class_weights(labels: NDArray[np.int64]) -> NDArray[np.float32]:
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
-def _folds(labels: NDArray[np.int64], groups: NDArray[np.int64] | None, views: int, *, seed: int) -> list[Fold]:
+def make_folds(labels: NDArray[np.int64], groups: NDArray[np.int64] | None, views: int, *, seed: int) -> list[Fold]:
     """Return training and held-out rows of each fold. There are no folds if a class has one image, or all images are in one group."""
-    smallest = int(np.bincount(labels)[np.unique(labels)].min())
+    counts = np.bincount(labels)
     most = MAX_FOLDS if len(labels) * views <= FEW_ROWS else MIN_FOLDS
-    if groups is None:
-        count = min(most, smallest)
-        return [] if count < 2 else list(StratifiedKFold(count, shuffle=True, random_state=seed).split(labels, labels))
-    count = min(most, len(np.unique(groups)), int(np.bincount(labels).max()))
-    if count < 2:
+    count = min(most, int(counts.max()), len(labels) if groups is None else len(np.unique(groups)))
+    if count < 2 or (groups is None and counts[counts > 0].min() < 2):
         return []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        if groups is None:
+            return list(StratifiedKFold(count, shuffle=True, random_state=seed).split(labels, labels))
         found = list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, groups))
-    # A class with a single group is absent from the training rows if it is held out. Remove it from the held-out rows.
-    known = [(train, held[np.isin(labels[held], labels[train])]) for train, held in found]
-    return [(train, held) for train, held in known if len(held) and len(np.unique(labels[train])) > 1]
+    return [(train, held) for train, held in found if len(held) and len(np.unique(labels[train])) > 1]
+
+
+class PenaltyChoice(NamedTuple):
+    """Penalty with the lowest log-loss on held-out rows.
+
+    Attributes:
+        penalty: Selected penalty.
+        accuracies: Accuracy of each of ``PENALTIES``. Empty without folds.
+        outputs: Logits of the held-out rows with ``penalty``, float64 ``[n, classes]``. Other rows are 0.
+    """
+
+    penalty: float
+    accuracies: tuple[float, ...]
+    outputs: NDArray[np.float64]
 
 
 def choose_penalty(
@@ -192,8 +233,8 @@ def choose_penalty(
     progress: Progress,
     *,
     weights: NDArray[np.float32] | None = None,
-) -> tuple[float, tuple[float, ...]]:
-    """Return the penalty with the lowest log-loss on held-out rows, and the accuracy of each of ``PENALTIES``.
+) -> PenaltyChoice:
+    """Choose the penalty with the lowest log-loss on held-out rows.
 
     Args:
         scaled: standardized features of each view, ``[n, width]``.
@@ -202,25 +243,42 @@ def choose_penalty(
         progress: callback, called after each fit.
         weights: weight of each row. None: equal weights.
     """
-    folds = len(parts)
+    folds, classes = len(parts), int(labels.max()) + 1
+    outputs = np.zeros((len(PENALTIES), len(labels), classes))
     if not folds:
-        return 1e-2, ()
+        return PenaltyChoice(1e-2, (), outputs[0])
     weights = np.ones(len(labels), np.float32) if weights is None else weights
-    losses = np.zeros((len(PENALTIES), folds))
-    accuracies = np.zeros((len(PENALTIES), folds))
+    losses, accuracies = np.zeros((2, len(PENALTIES), folds))
     for fold, (train, held_out) in enumerate(parts):
         start = None
         rows, truth = np.concatenate([view[train] for view in scaled]), np.tile(labels[train], len(scaled))
+        # A class that is absent from the training rows cannot be predicted. Its held-out rows do not depend on the penalty.
+        known = held_out[np.isin(labels[held_out], labels[train])]
         for index, penalty in enumerate(PENALTIES):
             start = fit_penalized(rows, truth, penalty, weights=np.tile(weights[train], len(scaled)), start=start)
-            scores = start.predict_proba(scaled[0][held_out])
-            columns = np.searchsorted(start.classes_, labels[held_out])
-            log_losses = -np.log(np.maximum(scores[np.arange(len(columns)), columns], 1e-12))
-            losses[index, fold] = np.average(log_losses, weights=weights[held_out])
-            accuracies[index, fold] = (scores.argmax(axis=1) == columns).mean()
+            weight, bias = coefficients(start, classes)
+            outputs[index, held_out] = scaled[0][held_out] @ weight.T + bias
+            found = outputs[index, known]
+            log_losses = logsumexp(found, axis=1) - found[np.arange(len(known)), labels[known]]
+            losses[index, fold] = np.average(log_losses, weights=weights[known]) if len(known) else 0.0
+            accuracies[index, fold] = (found.argmax(axis=1) == labels[known]).mean() if len(known) else 0.0
             progress("fitting the head", fold * len(PENALTIES) + index + 1, folds * len(PENALTIES))
     chosen = int(losses.mean(axis=1).argmin())
-    return PENALTIES[chosen], tuple(float(value) for value in accuracies.mean(axis=1))
+    return PenaltyChoice(PENALTIES[chosen], tuple(float(value) for value in accuracies.mean(axis=1)), outputs[chosen])
+
+
+def coefficients(fitted: LogisticRegression, classes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the weight ``[classes, width]`` and the bias ``[classes]`` of a fitted logistic regression.
+
+    A class without a training image is never predicted.
+    """
+    weight, bias = np.zeros((classes, fitted.coef_.shape[1])), np.full(classes, ABSENT_BIAS)
+    rows, offsets = fitted.coef_, fitted.intercept_
+    if len(fitted.classes_) == 2:
+        # scikit-learn has one row of coefficients for two classes. Two rows with half of it and opposite signs are the same function.
+        rows, offsets = np.concatenate([-rows, rows]) / 2, np.concatenate([-offsets, offsets]) / 2
+    weight[fitted.classes_], bias[fitted.classes_] = rows, offsets
+    return weight, bias
 
 
 def fit_penalized(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -34,7 +35,7 @@ from edgetl.train.artifacts.seen_images import SeenImages, perceptual_hashes, pr
 from edgetl.train.artifacts.splits_record import record_splits
 from edgetl.train.artifacts.writer import Results, RunContents, provenance, write_run
 from edgetl.train.config.calibration import CalibrationRecord, calibrate
-from edgetl.train.config.options import BackboneConfig, TrainConfig
+from edgetl.train.config.options import BackboneConfig, Features, TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.plan import NetworkFacts, Plan, TrainingJob, describe_plan, make_plan
 from edgetl.train.config.resolve import resolve
@@ -52,6 +53,7 @@ from edgetl.train.loop.resume import PLAN, Job, resume_command
 from edgetl.train.networks.backbone import Backbone, with_intensity
 from edgetl.train.networks.stages import choose_stages, find_stages
 from edgetl.train.networks.stochastic_depth import drop_path_layers
+from edgetl.train.workflows.few_labels import fit_few_labels
 from edgetl.train.workflows.optimization import FitResult, Training, fit_network, prepare_training, set_text_head
 
 _log = logging.getLogger(__name__)
@@ -99,13 +101,22 @@ def fine_tune(
         execution = Execution(device, folder, progress, config.run.seed, config.optim.batch_size)
         training = Training(backbone, splits, job.config, plan, execution)
         checkpoints = _open_checkpoints(out, training, config.given(), resume=resume, overwrite=overwrite)
-        training = prepare_training(replace(training, checkpoints=checkpoints))
-        fitted = set_text_head(training) if config.head.kind == "text" else fit_network(training)
+        training, fitted = _fit(prepare_training(replace(training, checkpoints=checkpoints)))
         call = {"config": config, "given": tuple(config.given())}
         _write(training, fitted, ancestors, lambda: {**provenance(out.name, started), **call})
     if rank() == 0:
         checkpoints.remove()  # not before the run is complete
     return open_run(out)
+
+
+def _fit(training: Training) -> tuple[Training, FitResult]:
+    """Train the network. With cross-validation, the backbone of the returned training has the features that it chose."""
+    if training.config.head.kind == "text":
+        return training, set_text_head(training)
+    if not training.splits.cross_validated:
+        return training, fit_network(training)
+    backbone, fitted = fit_few_labels(training)
+    return replace(training, backbone=backbone), fitted
 
 
 def _log_start(config: BackboneConfig, backbone: Backbone, plan: Plan, splits: Splits) -> None:
@@ -120,11 +131,11 @@ def _log_start(config: BackboneConfig, backbone: Backbone, plan: Plan, splits: S
 def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: Callable[[], dict[str, Any]]) -> None:
     """Evaluate the trained network and write its run. ``call`` returns the record's fields about this call, including its duration."""
     backbone, splits = training.backbone, training.splits
-    results, calibration = _measure(training)
+    results, calibration = _measure(training, fitted)
     trained = (*splits.train, *training.continual.replay)
     seen = ancestors | SeenImages(prefixes(trained), prefixes(splits.val), perceptual_hashes((*trained, *splits.val)))
     forgetting = _forgetting(training, seen)
-    contents = RunContents(backbone, record_splits(splits), seen, results, fitted.rows, training.continual.fisher)
+    contents = RunContents(backbone, record_splits(splits), seen, results, fitted.rows, training.continual.fisher, splits.cross_validated)
     origin = with_teacher(backbone, training.teacher) if training.teacher else backbone
 
     def record(files: dict[str, str]) -> RunRecord:
@@ -150,6 +161,7 @@ def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: C
             data_fingerprint=splits.folder.fingerprint(),
             grouping=count_groups(splits),
             notes=splits.notes,
+            folds=fitted.out_of_fold.folds if fitted.out_of_fold else 0,
             validation=results.validation,
             test=results.test,
             files=files,
@@ -178,7 +190,9 @@ def prepare(splits: Splits, job: TrainingJob) -> tuple[Backbone, Plan]:
             _log.info("%s has no effect, because the strategy probe trains only the head", OPTION)
         else:
             backbone = add_column(backbone, plan.unfreeze, config.backbone)
-    return with_head_modules(backbone, HeadSpec(kind=config.head.kind, features=config.head.features)), plan
+    # With few images, cross-validation decides about "auto" later.
+    features: Features = "layers" if config.head.features == "layers" else "last"
+    return with_head_modules(backbone, HeadSpec(kind=config.head.kind, features=features)), plan
 
 
 def network_facts(model: nn.Module, head_name: str) -> NetworkFacts:
@@ -248,7 +262,7 @@ def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits, p
             f"overfitting: the accuracy is {train_accuracy:.0%} on training images and {validation.accuracy.value:.0%} on validation "
             f"images. Look for wrong labels, {remedy}."
         )
-    if alarm := chance_alarm(validation, splits.val, splits.folder.task):
+    if alarm := chance_alarm(validation, splits.validation, splits.folder.task):
         alarms.append(f"{alarm} Check the labels, or add images.")
     if alarms and embedded:
         alarms.append(LARGER_BACKBONE)
@@ -268,15 +282,20 @@ def choose_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _measure(training: Training) -> tuple[Results, CalibrationRecord | None]:
-    """Evaluate the network on validation and test images, after the calibration of its scores if it is requested."""
+def _measure(training: Training, fitted: FitResult) -> tuple[Results, CalibrationRecord | None]:
+    """Evaluate the network on validation and test images, after the calibration of its scores if it is requested.
+
+    With cross-validation, the out-of-fold outputs for the training images replace the network's outputs for validation images.
+    """
     splits, execution, optim = training.splits, training.execution, training.config.optim
-    samples = [*splits.val, *splits.test]
-    extract = features_of(training.backbone, optim.batch_size, device=execution.device, images=len(samples))
-    features = extract(samples, progress=execution.progress)
-    with torch.no_grad():
-        outputs = training.backbone.head.cpu()(torch.from_numpy(features)).numpy()
-    decoding, calibration = choose_decoding(splits, outputs[: len(splits.val)], tolerance=optim.tolerance), None
+    samples, count = [*splits.validation, *splits.test], len(splits.validation)
+    outputs = fitted.out_of_fold.outputs if fitted.out_of_fold else np.empty((0, len(splits.folder.labels)), np.float32)
+    if new := samples[len(outputs) :]:
+        extract = features_of(training.backbone, optim.batch_size, device=execution.device, images=len(new))
+        features = extract(new, progress=execution.progress)
+        with torch.no_grad():
+            outputs = np.concatenate([outputs, training.backbone.head.cpu()(torch.from_numpy(features)).numpy()])
+    decoding, calibration = choose_decoding(splits, outputs[:count], tolerance=optim.tolerance), None
     if (config := training.config.calibration).requested:
-        decoding, calibration = calibrate(decoding, truth_of(samples), outputs, config, validation=len(splits.val))
-    return Results.of(decoding, truth_of(samples), outputs, validation=len(splits.val)), calibration
+        decoding, calibration = calibrate(decoding, truth_of(samples), outputs, config, validation=count)
+    return Results.of(decoding, truth_of(samples), outputs, validation=count), calibration

@@ -30,8 +30,8 @@ from edgetl.train.continual.prepare import ContinualLearning, prepare_continual
 from edgetl.train.continual.previous_task import HeadInput, find_previous_task
 from edgetl.train.continual.teacher import Distillation, Teacher, find_teacher
 from edgetl.train.heads.fit import draw_head, fit_linear_head, fit_other_head, set_head, set_linear_head
-from edgetl.train.heads.linear import class_weights, fold_scale
-from edgetl.train.heads.modules import HeadSpec, LabeledFeatures
+from edgetl.train.heads.linear import OutOfFold, class_weights, fold_scale
+from edgetl.train.heads.modules import HeadSpec, LabeledFeatures, head_of
 from edgetl.train.heads.zero_shot import make_zero_shot, read_text_embeddings
 from edgetl.train.inputs.activation_cache import CacheOptions
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
@@ -61,12 +61,14 @@ class FitResult:
         rows: metrics of each validation.
         train_accuracy: accuracy on training images with their last augmentation, 0..1. NaN if no training image was used.
         interpolation_weight: weight of the fine-tuned weights in the result, 0..1. The rest is the starting weights (WiSE-FT).
+        out_of_fold: outputs of a cross-validation for the training images. ``None`` with validation images.
     """
 
     head_penalty: float | None
     rows: list[dict[str, float]]
     train_accuracy: float
     interpolation_weight: float = 1.0
+    out_of_fold: OutOfFold | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def fit_network(training: Training) -> FitResult:
         if config.head.kind != "linear":
             weights = class_weights(train.targets) if balanced else np.ones(len(splits.folder.labels), np.float32)
             val = LabeledFeatures(extract(splits.val, progress=execution.progress), labels_of(splits.val))
-            spec = HeadSpec(kind=config.head.kind, features=config.head.features)
+            spec = head_of(backbone.model).model_copy(update={"kind": config.head.kind})
             fitted = fit_other_head(spec, train, val, torch.from_numpy(weights), seed=config.run.seed, progress=execution.progress)
             set_head(backbone.model, fitted)
             return FitResult(None, [], fitted.train_accuracy)

@@ -14,7 +14,7 @@ from edgetl.train.artifacts.plots import plain_text
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.resolve import check_conflicts, resolve
-from edgetl.train.config.tasks import scan_images, split_images
+from edgetl.train.config.tasks import pool_few_images, scan_images, split_images
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
 from edgetl.train.inputs.dataset import ImageDataset
 from edgetl.train.workflows.finetune import prepare
@@ -40,7 +40,7 @@ def draw_preview(data: Path, config: TrainConfig, path: Path, *, progress: Progr
     check_chart(path, "--preview", inputs=training_inputs(data, config))
     check_conflicts(config)
     folder = scan_images(data, config.data, progress=progress)
-    splits = split_images(folder, config)
+    splits = pool_few_images(split_images(folder, config), config)
     backbone, plan = prepare(splits, resolve(config, splits))
     flip = mirrors_well(splits.folder.labels) if config.data.flip is None else config.data.flip
     samples = stratified(splits.train, ROWS)

@@ -11,7 +11,7 @@ from edgetl.train.artifacts.run import Run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.resolve import check_conflicts
-from edgetl.train.config.tasks import check_leakage, scan_images, split_images
+from edgetl.train.config.tasks import check_leakage, pool_few_images, scan_images, split_images
 from edgetl.train.loop.processes import rank
 from edgetl.train.workflows.compare import compare
 from edgetl.train.workflows.finetune import fine_tune
@@ -49,7 +49,7 @@ def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False
     check_conflicts(config)
     with reserved(out, inputs=inputs, overwrite=overwrite) if rank() == 0 else nullcontext():
         folder = scan_images(data, config.data, progress=progress)
-        splits = split_images(folder, config)
+        splits = pool_few_images(split_images(folder, config), config)
         check_leakage(splits, config.data)
         workflow = compare if config.optim.strategy == "compare" else fine_tune
         return workflow(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)

@@ -73,7 +73,7 @@ def without_seen(splits: Splits, seen: SeenImages) -> Splits:
     if not excluded:
         return splits
     counts = f"{len(splits.test) - len(test)} of {len(splits.test)} test images and {len(splits.val) - len(val)} of {len(splits.val)}"
-    if not val:
+    if not val and not splits.cross_validated:
         raise DataError(
             f"{splits.folder.root}: {counts} validation images were used by a run that the weights come from. No validation image is left. "
             f"Give the --seed, --val and --test of that run, or add images."

@@ -41,7 +41,7 @@ def out_of_sample(
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(rows, labels, groups))
     train, held_out = (part[:CHOOSING_IMAGES] for part in map(np.random.default_rng(seed).permutation, folds[0]))
-    penalty, _ = choose_penalty([rows], labels, [(train, held_out[np.isin(labels[held_out], labels[train])])], silent)
+    penalty = choose_penalty([rows], labels, [(train, held_out)], silent).penalty
     found = np.full((len(labels), int(labels.max()) + 1), 1e-9)
     for done, (train, held_out) in enumerate(folds, start=1):
         model = fit_penalized(rows[train], labels[train], penalty)

@@ -48,12 +48,12 @@ def calibrate_run(path: Path, config: CalibrationConfig | None = None, *, data: 
     if found := [*calibration_conflicts(config, record.task)]:
         raise ConfigError(". ".join(found) + ".")
     with new_folder(path, overwrite=True) as folder:
-        val, test = run.samples("val", data), run.samples("test", data)
+        val, test = run.samples(record.selection_part, data), run.samples("test", data)
         outputs, truth = _outputs(run, [*val, *test], progress), truth_of([*val, *test])
         decoding, calibration = calibrate(record.decoding, truth, outputs, config, validation=len(val))
         results = Results.of(decoding, truth, outputs, validation=len(val))
         shutil.copytree(run.path, folder, dirs_exist_ok=True)
-        write_predictions(folder, run.splits(), results)
+        write_predictions(folder, run.splits(), results, record.selection_part)
         changes = {
             "decision_rule": decoding.decision_rule,
             "calibration": calibration,
@@ -66,6 +66,10 @@ def calibrate_run(path: Path, config: CalibrationConfig | None = None, *, data: 
 
 
 def _outputs(run: Run, samples: Sequence[Sample], progress: Progress) -> NDArray[np.float32]:
-    spec = run.record.preprocess
-    logits = choose_engine(run.load_model(), next(batches(samples, spec)), len(samples), "cpu")
-    return compute_outputs(logits, samples, spec, progress=progress)
+    """Return the outputs for validation and test images. In a cross-validated run, the first ones are the out-of-fold outputs."""
+    record = run.record
+    known = run.out_of_fold_outputs() if record.folds else np.empty((0, len(record.labels)), np.float32)
+    if not (new := samples[len(known) :]):
+        return known
+    logits = choose_engine(run.load_model(), next(batches(new, record.preprocess)), len(new), "cpu")
+    return np.concatenate([known, compute_outputs(logits, new, record.preprocess, progress=progress)])

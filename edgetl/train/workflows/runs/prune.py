@@ -15,13 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch_pruning
+from numpy.typing import NDArray
 from torch import nn
 
 from edgetl.core.config import StrictModel
 from edgetl.core.output.folders import new_folder
 from edgetl.core.progress import Progress, silent
+from edgetl.data.folder import Sample
 from edgetl.data.loading import truth_of
 from edgetl.errors import ConfigError, RunError, first_line
 from edgetl.train.artifacts.record import BackboneRecord
@@ -97,7 +100,7 @@ def prune_run(
         args = {**whole.model_args, PRUNED: layer_sizes(smaller)}
         pruned = dataclasses.replace(whole, model=smaller, model_args=args, parents=(*whole.parents, run.as_parent()))
         _check_rebuilds(pruned, len(record.labels))
-        results = _evaluate(run, pruned, data, progress)
+        results = _evaluate(run, whole, pruned, data, progress)
         _write(folder, run, pruned, results, lambda: provenance(out.name, started))
     return Pruned(open_run(out), _cost(whole), _cost(pruned))
 
@@ -115,7 +118,7 @@ def _write(folder: Path, run: Run, pruned: Backbone, results: Results, call: Cal
     }
     write_run(
         folder,
-        RunContents(pruned, run.splits(), run.seen_images(), results),
+        RunContents(pruned, run.splits(), run.seen_images(), results, cross_validated=run.record.folds > 0),
         lambda files: run.record.model_copy(update={**changes, **call(), "files": files}),
     )
 
@@ -165,13 +168,23 @@ def _check_rebuilds(backbone: Backbone, classes: int) -> None:
         ) from error
 
 
-def _evaluate(run: Run, backbone: Backbone, data: Path | None, progress: Progress) -> Results:
-    val, test = run.samples("val", data), run.samples("test", data)
-    samples = [*val, *test]
+def _evaluate(run: Run, whole: Backbone, pruned: Backbone, data: Path | None, progress: Progress) -> Results:
+    """Evaluate the pruned network on validation and test images.
+
+    In a cross-validated run, the out-of-fold outputs for the training images change as the network's outputs do.
+    """
+    val, test = run.samples(run.record.selection_part, data), run.samples("test", data)
+    outputs = _outputs(pruned, [*val, *test], progress)
+    if run.record.folds:
+        outputs[: len(val)] += run.out_of_fold_outputs() - _outputs(whole, val, progress)
+    return Results.of(run.record.decoding, truth_of([*val, *test]), outputs, validation=len(val))
+
+
+def _outputs(backbone: Backbone, samples: list[Sample], progress: Progress) -> NDArray[np.float32]:
     features = features_of(backbone, device="cpu", images=len(samples))(samples, progress=progress)
     with torch.no_grad():
-        outputs = backbone.head(torch.from_numpy(features)).numpy()
-    return Results.of(run.record.decoding, truth_of(samples), outputs, validation=len(val))
+        outputs: NDArray[np.float32] = backbone.head(torch.from_numpy(features)).numpy()
+    return outputs
 
 
 def _cost(backbone: Backbone) -> Cost:
