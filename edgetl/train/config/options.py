@@ -116,8 +116,8 @@ class DataConfig(StrictModel):
     )
     val: SplitFraction = _data(
         0.15,
-        "Fraction of each class for validation, 0..0.5. The number of images is rounded (0.15 of 10: 2). At least 1 image of 2 or more. A "
-        "linear probe with fewer than 300 images is cross-validated instead, unless --val is given.",
+        "Fraction of each class for validation, 0..0.5, rounded (0.15 of 10: 2). A probe with fewer than 300 images is cross-validated "
+        "instead, unless --val is given.",
     )
     test: SplitFraction = _data(
         0.15,
@@ -183,8 +183,7 @@ class HeadConfig(StrictModel):
     )
     features: Literal["auto", "last", "layers"] = _head(
         "auto",
-        "Features of --strategy probe. last: output of the backbone. layers: joined features of all stages. auto: last; with "
-        "cross-validation (see --val), the better of both.",
+        "Features of --strategy probe. last: of the last layer. layers: of all stages. auto: last; the better if cross-validated.",
     )
     augmented_views: int = _head(
         4,
@@ -393,10 +392,7 @@ class TrainConfig(StrictModel):
         return found
 
     def with_options(self, **values: Any) -> Self:
-        """Return a copy with additional or changed options.
-
-        Args:
-            **values: Options by their flat names.
+        """Return a copy with additional or changed options ``values``, by their flat names.
 
         Raises:
             pydantic.ValidationError: If a name is unknown or a value is invalid. The message lists all mistakes.

@@ -11,7 +11,7 @@ from edgetl.data.split import Splits
 from edgetl.errors import ConfigError, DataError, MissingExtraError
 from edgetl.train.config.calibration import calibration_conflicts
 from edgetl.train.config.options import ContinualConfig, DataConfig, HeadConfig, OptimConfig, Strategy, TrainConfig, logger_names
-from edgetl.train.config.plan import TrainingJob, planned_strategy, smooths_labels
+from edgetl.train.config.plan import TrainingJob, describe_few, planned_strategy, smooths_labels
 from edgetl.train.config.recipe import with_recipe
 
 # Largest number of training images for a k-NN head, which stores their features in the model.
@@ -41,6 +41,8 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainingJob:
     config, recipe = with_recipe(config)
     images = len({sample.content for sample in splits.train})
     strategy, reason = planned_strategy(config.optim.strategy, images, pretrained=config.backbone.pretrained)
+    if splits.cross_validated and config.optim.strategy == "auto":
+        strategy, reason = "probe", describe_few(images)
     _refuse([*conflicts(config, given, splits.folder.task, strategy, images)])
     _check_loggers(config.run.loggers)
     _check_splits(splits)
@@ -150,7 +152,7 @@ def _head_conflicts(head: HeadConfig, strategy: Strategy | None, images: int) ->
         yield f"{' and '.join(options)} cannot be combined with the strategy {strategy}. Add --strategy probe"
     if (head.kind == "text") != (head.text_embeddings is not None):
         yield "--head text and --text-embeddings FILE belong together. Give both, or remove the other one"
-    if head.kind == "text" and head.features != "last":
+    if head.kind == "text" and head.features == "layers":
         yield "--features layers cannot be combined with --head text, because CLIP projects the last features. Remove --features"
     if head.kind == "knn" and images > MAX_BANK:
         yield (

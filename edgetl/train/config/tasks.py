@@ -71,7 +71,8 @@ def pool_few_images(splits: Splits, config: TrainConfig) -> Splits:
     given, config = config.given(), with_recipe(config)[0]
     pooled = sorted((*splits.train, *splits.val), key=lambda sample: sample.path)
     images = len({sample.content for sample in pooled})
-    strategy, _ = planned_strategy(config.optim.strategy, images, pretrained=config.backbone.pretrained)
+    trained = len({sample.content for sample in splits.train})
+    strategy, _ = planned_strategy(config.optim.strategy, trained, pretrained=config.backbone.pretrained)
     chosen = config.optim.strategy != "compare" and strategy == "probe" and config.head.kind == "linear"
     kept = "val" in given or any(sample.part == "val" for sample in splits.val)
     if not chosen or kept or not splits.train or images >= CROSS_VALIDATE_BELOW:

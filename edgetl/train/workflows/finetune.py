@@ -53,7 +53,7 @@ from edgetl.train.loop.resume import PLAN, Job, resume_command
 from edgetl.train.networks.backbone import Backbone, with_intensity
 from edgetl.train.networks.stages import choose_stages, find_stages
 from edgetl.train.networks.stochastic_depth import drop_path_layers
-from edgetl.train.workflows.few_labels import fit_few_labels
+from edgetl.train.workflows.few_labels.fit import fit_few_labels
 from edgetl.train.workflows.optimization import FitResult, Training, fit_network, prepare_training, set_text_head
 
 _log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from edgetl.train.continual.previous_task import HeadInput, find_previous_task
 from edgetl.train.continual.teacher import Distillation, Teacher, find_teacher
 from edgetl.train.heads.fit import draw_head, fit_linear_head, fit_other_head, set_head, set_linear_head
 from edgetl.train.heads.linear import OutOfFold, class_weights, fold_scale
-from edgetl.train.heads.modules import HeadSpec, LabeledFeatures, head_of
+from edgetl.train.heads.modules import LabeledFeatures, head_of
 from edgetl.train.heads.zero_shot import make_zero_shot, read_text_embeddings
 from edgetl.train.inputs.activation_cache import CacheOptions
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well

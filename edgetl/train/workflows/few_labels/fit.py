@@ -17,13 +17,13 @@ from edgetl.data.audit.copies import copy_sets
 from edgetl.data.loading import groups_of, truth_of
 from edgetl.errors import ConfigError
 from edgetl.train.config.tasks import balancing_cells, value_scale
-from edgetl.train.heads.discriminant import fit_mixture
 from edgetl.train.heads.fit import fit_linear_head, set_linear_head, stage_extractor, with_head_modules
 from edgetl.train.heads.linear import LinearHead, OutOfFold, fold_scale
 from edgetl.train.heads.modules import HeadSpec, LabeledFeatures, head_of
 from edgetl.train.inputs.features import FrozenFeatures
 from edgetl.train.loop.losses import make_task_loss
 from edgetl.train.networks.backbone import Backbone, feature_extractor
+from edgetl.train.workflows.few_labels.discriminant import fit_mixture
 from edgetl.train.workflows.optimization import FitResult, Training, head_targets
 
 _log = logging.getLogger(__name__)

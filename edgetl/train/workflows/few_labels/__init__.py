@@ -1,0 +1,1 @@
+"""Training with few labeled images."""
