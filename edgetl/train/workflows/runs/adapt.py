@@ -28,7 +28,7 @@ from edgetl.train.adaptation.batchnorm import adapt_batchnorm, has_batchnorm
 from edgetl.train.adaptation.pseudo_labels import pseudo_labels
 from edgetl.train.adaptation.scores import COLLAPSED_BELOW, diversity, information
 from edgetl.train.adaptation.training import TargetTraining, train_on_target
-from edgetl.train.artifacts.record import SPLITS_NAME, BackboneRecord, RunRecord
+from edgetl.train.artifacts.record import OUT_OF_FOLD_NAME, SPLITS_NAME, BackboneRecord, RunRecord
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.seen_images import SeenImages, perceptual_hashes, prefixes
 from edgetl.train.artifacts.writer import Results, RunContents, hash_files, provenance, write_model, write_record, write_run
@@ -325,7 +325,8 @@ def _write(folder: Path, run: Run, network: Network, images: DomainImages, call:
         write_run(folder, RunContents(adapted, run.splits(), seen, results), record)
         return
     write_model(folder, adapted, run.record.labels)
-    (folder / SPLITS_NAME).write_bytes(run.read(SPLITS_NAME))
+    for name in (SPLITS_NAME, *([OUT_OF_FOLD_NAME] if run.record.folds else [])):
+        (folder / name).write_bytes(run.read(name))
     seen.write(folder)
     write_record(folder, record(hash_files(folder)))
 
