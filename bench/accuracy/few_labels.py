@@ -24,11 +24,11 @@ from edgetl.data.folder import scan
 from edgetl.data.loading import labels_of, stratified
 from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.options import BackboneConfig
-from edgetl.train.heads.discriminant import fit_mixture
 from edgetl.train.heads.fit import stage_extractor
 from edgetl.train.heads.linear import LinearHead, fit_logistic
 from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.inputs.features import FrozenFeatures
+from edgetl.train.workflows.few_labels.discriminant import fit_mixture
 
 SETS = ("trashnet", "sign-digits", "pacs/photo", "pacs/cartoon", "pacs/sketch")
 # Largest number of images of a class. The set of sketches has 60.
