@@ -32,10 +32,15 @@ def recall(run: Run, config: UpdateConfig, extract: FrozenFeatures, *, progress:
         progress: called for each batch of features.
 
     Raises:
-        DataError: the run's images are missing, or their content changed.
+        DataError: the run's images are missing, or their content changed; or the run has no validation images.
         RunError: the memory is damaged.
     """
     labels, kept = len(run.record.labels), TENSORS_NAME in run.record.files
+    if run.record.folds:
+        raise DataError(
+            f"{run.path} was cross-validated and has no validation images on which the promotion gate could compare the models. Train the "
+            f"run with --val 0.15."
+        )
     if run.record.update and run.record.update.memory == "features":
         train, val = read_features(run)
     else:
