@@ -14,7 +14,6 @@ from edgetl.core.tasks import OutputDecoding
 from edgetl.data.folder import scan
 from edgetl.data.loading import PixelSet, groups_of
 from edgetl.data.predictions import PREDICTIONS_NAME, parse_predictions
-from edgetl.errors import DataError
 from edgetl.export.config import ExportConfig
 from edgetl.export.gate.agreement import GateSet, evaluate_file, trained_logits
 from edgetl.export.package import export_bundle
@@ -22,10 +21,8 @@ from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.artifacts.writer import write_record
 from edgetl.train.config.options import CalibrationConfig, TrainConfig
 from edgetl.train.config.tasks import pool_few_images, split_images
-from edgetl.train.config.update.options import UpdateConfig
 from edgetl.train.workflows.runs.calibrate import calibrate_run
 from edgetl.train.workflows.train import train
-from edgetl.train.workflows.update.update import update
 from tests.built import built
 from tests.conftest import write_colors
 
@@ -75,11 +72,6 @@ def test_calibration_of_a_cross_validated_run_uses_its_out_of_fold_outputs(few_r
     done = calibrate_run(tmp_path / "run", CalibrationConfig(calibrate=True)).record
     assert done.calibration is not None and done.calibration.n == 80
     assert done.validation.accuracy == few_run.record.validation.accuracy
-
-
-def test_update_of_a_cross_validated_run_requires_validation_images(few_run: Run, colors: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"was cross-validated and has no validation images .* with --val 0\.15"):
-        update(few_run.path, colors, UpdateConfig(), tmp_path / "updated")
 
 
 def test_export_of_a_cross_validated_run_states_the_out_of_fold_accuracy(few_run: Run, few_bundle: Bundle) -> None:

@@ -132,6 +132,14 @@ def test_update_with_wrong_labels_is_rejected_and_writes_nothing(field: Field, t
     assert not (tmp_path / "run2").exists()
 
 
+def test_update_of_a_cross_validated_run_compares_a_quarter_of_its_images(field: Field, tmp_path: Path) -> None:
+    old = field.new.parent / "old"
+    run = train(old, TrainConfig.from_options(strategy="probe", augmented_views=1, test=0.0), tmp_path / "run")
+    assert run.record.folds
+    previous = update(run.path, field.new, UpdateConfig(), tmp_path / "run2").promotion.previous.forgetting
+    assert previous.images == 4 * (30 // 4)
+
+
 def test_update_without_replay_reports_forgetting(field: Field, digits: Path, tmp_path: Path) -> None:
     new = _copy(digits, "4", slice(30, 60), tmp_path / "new")
     config = UpdateConfig(data=field.new.parent / "old", replay_per_class=0)

@@ -30,7 +30,7 @@ from edgetl.train.workflows.update.gate import compare, decide
 from edgetl.train.workflows.update.head import UpdateData, fit_head, out_of_fold
 from edgetl.train.workflows.update.network import head_of_run, widen
 from edgetl.train.workflows.update.poisoning import SIDE, contradicted_labels, find_trigger
-from edgetl.train.workflows.update.recall import recall
+from edgetl.train.workflows.update.recall import Recalled, recall
 
 # Features of each previous class, drawn ones included, and of all previous classes.
 MOST_DRAWN, MOST_ROWS = 400, 20_000
@@ -80,7 +80,8 @@ def fit_candidate(run: Run, splits: Splits, config: UpdateConfig, *, progress: P
     """
     backbone = widen(run, len(splits.folder.labels))
     extract = features_of(backbone, device=choose_device("auto"), images=2 * len(splits.folder.samples))
-    previous = recall(run, config, extract, progress=progress)
+    recalled = recall(run, config, extract, progress=progress)
+    previous = recalled.memory
     thumbnails = np.zeros((len(splits.train), SIDE, SIDE, 3), np.uint8)
     train = extract(splits.train, prepare=_with_thumbnails(splits.train, thumbnails), progress=progress)
     new = New(
@@ -92,7 +93,7 @@ def fit_candidate(run: Run, splits: Splits, config: UpdateConfig, *, progress: P
     set_linear_head(backbone.head, head)
     outputs = np.concatenate([out_of_fold(data, old, seed=config.seed, progress=progress), _outputs(head, new.val)])
     checks = _check_labels(data, old, (outputs[: len(train)], new), thumbnails, splits, config.seed)
-    promotion = decide(_compare(run, (old, head), outputs, (previous.val, new), checks), config)
+    promotion = decide(_compare(run, (old, head), outputs, (recalled, new), checks), config)
     return Candidate(backbone, splits, previous, new, promotion)
 
 
@@ -165,7 +166,7 @@ def _compare(
     run: Run,
     heads: tuple[LinearHead, LinearHead],
     outputs: NDArray[np.float32],
-    images: tuple[Remembered, New],
+    images: tuple[Recalled, New],
     checks: tuple[ContradictedLabels, Trigger | None],
 ) -> Promotion:
     """Compare the previous and the updated head on the new and on the previous validation images.
@@ -173,11 +174,12 @@ def _compare(
     ``outputs`` are the out-of-sample outputs of the updated head for the new images, ``[n, classes]``.
     """
     old, head = heads
-    previous, new = images
+    recalled, new = images
+    previous, first = recalled.memory.val, recalled.predicted
     every = join(new.train, new.val)
     before, after = _outputs(old, every).argmax(axis=1) == every.labels, outputs.argmax(axis=1) == every.labels
     previous_outputs, truth = _outputs(head, previous), previous.labels
-    first, among_previous = (rows.argmax(axis=1) for rows in (_outputs(old, previous), previous_outputs[:, : len(old.bias)]))
+    among_previous = previous_outputs[:, : len(old.bias)].argmax(axis=1)
     among_all = previous_outputs.argmax(axis=1) == truth
     labels = np.concatenate([every.labels, truth])
     balanced = [_balanced(labels, np.concatenate(rows)) for rows in ((before, first == truth), (after, among_all))]

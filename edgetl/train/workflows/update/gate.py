@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from edgetl.core.results import images_that_may_change
 from edgetl.train.config.update.options import UpdateConfig
 from edgetl.train.config.update.result import Comparison, Promotion
 
@@ -40,7 +41,8 @@ def _reasons(found: Promotion, config: UpdateConfig) -> Iterator[str]:
             f"the accuracy on {new.n} new images does not rise significantly: {new.before:.1%} before, {new.after:.1%} after "
             f"(McNemar p = {new.p:.2g}, limit {LEVEL:g})"
         )
-    if previous.drop > config.max_drop:
+    # On few images, one changed prediction alone would exceed the limit.
+    if round(previous.drop * previous.images) > max(1, images_that_may_change(previous.images, config.max_drop)):
         yield (
             f"the accuracy on {previous.images} previous images falls from {previous.before:.1%} to {previous.after:.1%}, by more than "
             f"{config.max_drop:.1%} (--max-drop)"
