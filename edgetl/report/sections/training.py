@@ -36,7 +36,10 @@ def training_section(run: RunFacts) -> list[Child]:
 
 def _curves(rows: Sequence[dict[str, float]]) -> Element:
     if not rows:
-        return paragraph("There are no training curves: a head that is fitted on frozen features is trained in one step.", class_="note")
+        return paragraph(
+            "There are no training curves: the head was fitted on frozen features in one step, or the network was pruned or adapted.",
+            class_="note",
+        )
     charts = []
     for name in ("loss", "accuracy"):
         parts = (("training (augmented images)", f"train_{name}", True), ("validation", f"val_{name}", False))

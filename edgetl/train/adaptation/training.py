@@ -29,7 +29,7 @@ from edgetl.train.networks.backbone import Backbone
 from edgetl.train.networks.stages import HEAD, STEM, Stage, choose_stages, find_stages, set_trainable
 
 # Stages that train, and the rate of the head relative to the last stage: as in the fine-tuning of few images.
-UNFREEZE, HEAD_RATE, LR_DECAY, WEIGHT_DECAY = "0.33", 5.0, 0.3, 0.01
+UNFREEZE, HEAD_RATE, LR_DECAY, WEIGHT_DECAY = "0.33", 5.0, 1.0, 0.01
 LABEL_SMOOTHING = 0.05
 VIEWS, CACHE_GB = 4, 4.0
 # Images of each domain that the loop validates on. The validation is reported and selects nothing.
