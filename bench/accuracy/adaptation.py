@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--pairs", default=PAIRS, help="pairs of domains, SOURCE-TARGET")
     parser.add_argument("--methods", default="auto", help="methods of edgetl adapt")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--side", type=int, default=96, help="input height and width, px")
+    parser.add_argument("--side", type=int, default=128, help="input height and width, px")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     for seed in given.seeds.split(","):
