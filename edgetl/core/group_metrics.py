@@ -129,6 +129,28 @@ class GroupTable(StrictModel):
     reference: str | None
     models: tuple[ModelGroups, ...]
 
+    @property
+    def main_groups(self) -> ModelGroups:
+        """Comparison for the evaluated model."""
+        return next(model for model in self.models if model.model == self.main)
+
+    def remarks(self) -> list[str]:
+        """Return sentences about the groups and the images without a value."""
+        found = (
+            [f"Each group by {self.by} has one label only: the accuracy of a group is the recall of its label."] if self.is_label else []
+        )
+        return [*found, f"{self.without} images without a value of {self.by} are left out."] if self.without else found
+
+    def drops(self) -> list[str]:
+        """Return a sentence for each group whose accuracy is certainly lower than that of the reference model."""
+        return [
+            f"{model.model}, by {self.by}: accuracy of {group.group} {100 * group.drop.value:.1f} points lower than of {self.reference} "
+            f"(95 % interval {100 * group.drop.low:.1f} to {100 * group.drop.high:.1f}); all images: {100 * model.drop.value:.1f} points."
+            for model in self.models
+            for group in model.groups
+            if model.drop and group.drop and group.drop.low > 0 and group.compared
+        ]
+
 
 @dataclass(frozen=True)
 class Outcomes:

@@ -22,6 +22,12 @@ class ReportConfig(StrictModel):
         description="Number of wrong predictions to show for each run, the worst first. 0 shows no images at all.",
     )
     data: Path | None = Field(default=None, description="Folder of the images that the runs were trained on. Default: its original path.")
+    evaluation: tuple[Path, ...] = Field(
+        default=(),
+        description="Output of `edgetl evaluate --by COLUMNS --json` for one of the models. Its comparison of groups is added. May be "
+        "repeated.",
+        json_schema_extra={METAVAR: "FILE"},
+    )
     events: Path | None = Field(
         default=None,
         description="Events of a device (--events of `edgetl serve` or `edgetl run`). Drift is shown beside the model of the same name.",

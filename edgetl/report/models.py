@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgetl.core.bundle import Bundle
+from edgetl.core.config import read_json
 from edgetl.core.images.decode import load_image
 from edgetl.core.lineage import Parent
 from edgetl.core.results import Evaluation, Proportion
 from edgetl.core.tasks import Task
 from edgetl.data.predictions import PredictedFile
+from edgetl.errors import ConfigError
 from edgetl.report.images import thumbnail
+from edgetl.runtime.evaluation import EvaluationReport
 
 if TYPE_CHECKING:
     from edgetl.train.artifacts.record import RunRecord
@@ -81,11 +85,13 @@ class ReportedModel:
         run: content of the run; none for a bundle alone.
         bundles: bundles of the run, or the bundle alone.
         goldens: golden images of a bundle alone.
+        evaluations: evaluations of the model with comparisons of groups.
     """
 
     run: RunFacts | None
     bundles: tuple[Bundle, ...] = ()
     goldens: tuple[ShownImage, ...] = field(default=())
+    evaluations: tuple[EvaluationReport, ...] = ()
 
     @property
     def name(self) -> str:
@@ -128,6 +134,11 @@ class ReportedModel:
         return self.run.record.backbone.parents if self.run else self.bundles[0].manifest.lineage.parents
 
     @property
+    def run_sha256(self) -> str:
+        """SHA-256 of ``run.json`` of the run, or of the run that the bundle was exported from."""
+        return self.run.digest if self.run else self.bundles[0].manifest.lineage.run_sha256
+
+    @property
     def data_fingerprint(self) -> str:
         """SHA-256 over the content and labels of all images of the training."""
         return self.run.record.data_fingerprint if self.run else self.bundles[0].manifest.lineage.data_fingerprint
@@ -150,6 +161,29 @@ def group_models(runs: Sequence[RunFacts], bundles: Sequence[Bundle]) -> tuple[R
     models = [ReportedModel(run, tuple(bundle for bundle in bundles if bundle.manifest.lineage.run_sha256 == run.digest)) for run in runs]
     alone = [bundle for bundle in bundles if bundle.manifest.lineage.run_sha256 not in digests]
     return (*models, *(ReportedModel(None, (bundle,), golden_images(bundle)) for bundle in alone))
+
+
+def with_evaluations(models: Sequence[ReportedModel], files: Sequence[Path]) -> tuple[ReportedModel, ...]:
+    """Return the models with the evaluations that ``edgetl evaluate --by COLUMNS --json`` printed into ``files``.
+
+    Raises:
+        ConfigError: a file is not such an output, or is of another model.
+    """
+    found = list(models)
+    for file in files:
+        evaluation = read_json(file, EvaluationReport, ConfigError)
+        if not evaluation.groups:
+            raise ConfigError(f"--evaluation {file} has no comparison of groups. Add --groups FILE.csv --by COLUMNS to `edgetl evaluate`.")
+        places = [index for index, model in enumerate(found) if model.run_sha256 == evaluation.run_sha256]
+        if not places:
+            names = ", ".join(model.name for model in models)
+            raise ConfigError(
+                f"--evaluation {file} is the evaluation of another model, {evaluation.model}, and not of {names}. Add its folder, or "
+                f"evaluate {names}."
+            )
+        for index in places:
+            found[index] = replace(found[index], evaluations=(*found[index].evaluations, evaluation))
+    return tuple(found)
 
 
 def golden_images(bundle: Bundle) -> tuple[ShownImage, ...]:

@@ -16,6 +16,7 @@ from edgetl.report.elements import Child, element, html_document, is_generated, 
 from edgetl.report.models import ReportedModel, ShownImage
 from edgetl.report.sections.calibration import calibration_section
 from edgetl.report.sections.data import data_section
+from edgetl.report.sections.groups import groups_section
 from edgetl.report.sections.mistakes import golden_section, mistakes_section
 from edgetl.report.sections.origin import events_section, origin_section
 from edgetl.report.sections.overview import overview
@@ -139,6 +140,7 @@ def _sections(model: ReportedModel, events: Sequence[Event] | None) -> list[tupl
             found.append(("Calibration", calibration_section(run.shown.reliability, rule, shown.rejection, run.shown_split)))
         if run.predictions:
             found.append(("Wrong predictions", mistakes_section(run)))
+    found += [("Comparison of groups", groups_section(evaluation)) for evaluation in model.evaluations]
     for bundle in model.bundles:
         title = "Exported variants" if len(model.bundles) == 1 else f"Exported variants of {bundle.manifest.name}"
         found.append((title, variants_section(bundle.manifest)))

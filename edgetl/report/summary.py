@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from edgetl.core.config import StrictModel
+from edgetl.core.group_metrics import GroupTable
 from edgetl.core.results import Evaluation, Proportion
 from edgetl.core.tasks import Task
 from edgetl.report.models import ReportedModel
@@ -55,6 +56,7 @@ class ModelSummary(StrictModel):
         test: metrics on the test images, as in ``edgetl evaluate --json``; none without a run or test images.
         wrong: number of wrong predictions on the test images (validation images of a run without them); none without predictions.
         shown: number of wrong predictions with their image in the report.
+        groups: comparisons of groups, as in ``edgetl evaluate --by COLUMNS --json``.
         variants: exported variants.
         rejected: variants that were requested and are not in the bundle.
         missing: parts that the report lacks, each with the reason.
@@ -69,6 +71,7 @@ class ModelSummary(StrictModel):
     test: Evaluation | None
     wrong: int | None
     shown: int
+    groups: tuple[GroupTable, ...]
     variants: tuple[VariantSummary, ...]
     rejected: tuple[RejectedSummary, ...]
     missing: tuple[str, ...]
@@ -121,6 +124,7 @@ def _summarize(model: ReportedModel) -> ModelSummary:
         test=run.record.test if run else None,
         wrong=len(run.wrong) if run and run.predictions else None,
         shown=len(run.gallery) if run else 0,
+        groups=tuple(table for evaluation in model.evaluations for table in evaluation.groups),
         variants=tuple(variants),
         rejected=tuple(rejected),
         missing=model.missing,

@@ -97,6 +97,7 @@ class EvaluationReport(StrictModel):
     Attributes:
         model: folder of the run or bundle.
         variant: variant of the bundle. None for a run.
+        run_sha256: SHA-256 of ``run.json`` of the run, or of the run that the bundle was exported from.
         left_out: number of images left out because the model was trained or selected on them.
         seen: number of evaluated images that the model was trained or selected on (``every_image``). They make the metrics optimistic.
         broken: number of images left out because they cannot be decoded.
@@ -108,6 +109,7 @@ class EvaluationReport(StrictModel):
 
     model: str
     variant: str | None
+    run_sha256: str
     left_out: int
     seen: int = 0
     broken: int
@@ -115,6 +117,23 @@ class EvaluationReport(StrictModel):
     notes: tuple[ScanNote, ...] = ()
     groups: tuple[GroupTable, ...] = ()
     not_compared: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """Model of an evaluation.
+
+    Attributes:
+        path: folder of the run or bundle.
+        variant: variant of the bundle. None for a run.
+        run_sha256: SHA-256 of ``run.json``, as in ``EvaluationReport``.
+        decoding: output decoding.
+    """
+
+    path: Path
+    variant: str | None
+    run_sha256: str
+    decoding: OutputDecoding
 
 
 @dataclass(frozen=True)
@@ -163,7 +182,8 @@ def evaluate_bundle(
     attributes = attributes_of(images, config)
     outputs = compute_outputs(predictor.logits, images.samples, predictor.spec, form=predictor.input_form, progress=progress)
     name = predictor.variant.name if predictor.variant else None
-    found = report(bundle.path, name, images, predictor.decoding, outputs, save=config.save)
+    model = EvaluatedModel(bundle.path, name, bundle.manifest.lineage.run_sha256, predictor.decoding)
+    found = report(model, images, outputs, save=config.save)
     if not attributes:
         return found
     models = [outcomes_of(str(name), predictor.decoding, truth_of(images.samples), outputs)]
@@ -268,15 +288,7 @@ def compute_outputs(
     return np.concatenate(outputs)
 
 
-def report(
-    model: Path,
-    variant: str | None,
-    images: EvaluatedImages,
-    decoding: OutputDecoding,
-    outputs: NDArray[np.float32],
-    *,
-    save: Path | None = None,
-) -> EvaluationReport:
+def report(model: EvaluatedModel, images: EvaluatedImages, outputs: NDArray[np.float32], *, save: Path | None = None) -> EvaluationReport:
     """Return the report for the outputs float32 ``[n, labels]``, and write the table of predictions to ``save``.
 
     Raises:
@@ -293,13 +305,14 @@ def report(
             )
             for sample in samples
         ]
-        write_file(save, predictions_csv(predicted_files(decoding, files, outputs)).encode())
+        write_file(save, predictions_csv(predicted_files(model.decoding, files, outputs)).encode())
     return EvaluationReport(
-        model=printable(model),
-        variant=variant,
+        model=printable(model.path),
+        variant=model.variant,
+        run_sha256=model.run_sha256,
         left_out=len(folder.samples) - len(samples),
         seen=sum(map(images.was_seen, samples)),
         broken=len(folder.broken),
-        result=evaluate(decoding, truth_of(samples), outputs),
+        result=evaluate(model.decoding, truth_of(samples), outputs),
         notes=folder.notes,
     )

@@ -158,7 +158,7 @@ def report_command(
     """
     from edgetl.device.monitoring.events import read_events
     from edgetl.device.transport import unpacked
-    from edgetl.report.models import group_models
+    from edgetl.report.models import group_models, with_evaluations
     from edgetl.report.page import is_own_report, write_report
 
     config = build(ReportConfig, **given(ReportConfig, context, options))
@@ -169,7 +169,8 @@ def report_command(
         events = read_events(config.events) if config.events else None
         found = _read_runs(runs, config, progress) if runs else []
         bundles = [open_bundle(stack.enter_context(unpacked(path))) for path in models if path not in runs]
-        summary = write_report(group_models(found, bundles), out_, events=events)
+        reported = with_evaluations(group_models(found, bundles), config.evaluation)
+        summary = write_report(reported, out_, events=events)
     print_json(summary) if json_output else _show_report(summary)
     if runs and config.images and find_spec("captum") is None:
         err.print(f"saliency maps need captum. Install it with: {escape(install_command('report'))}", soft_wrap=True)
@@ -193,6 +194,7 @@ def _show_report(summary: ReportSummary) -> None:
         score = model.test.score if model.test else None
         figures = [f"test {SCORE_NAMES[model.task]} {with_interval(score)}"] if score else []
         figures += [f"{model.wrong} wrong predictions, {model.shown} shown"] if model.wrong is not None else []
+        figures += [f"groups by {escape(table.by)}: {table.main_groups.finding}" for table in model.groups]
         figures += [f"{len(model.variants)} variants"] if model.variants else []
         out.print(f"{escape(model.name)} ({model.kind}): {'; '.join(figures)}", soft_wrap=True)
     for model in summary.models:

@@ -24,11 +24,10 @@ def origin_section(model: ReportedModel) -> list[Child]:
     """Return the content of the section about lineage, license and versions of a model."""
     run = model.run
     source = run.record if run else model.bundles[0].manifest
-    digest = run.digest if run else model.bundles[0].manifest.lineage.run_sha256
     versions = ", ".join(f"{name} {version}" for name, version in sorted(source.versions.items()))
     rows: list[tuple[str, Child]] = [
         ("License of the weights", f"{model.license or 'not stated'} ({_FREEDOM[freedom(model.license)]})"),
-        ("Run", element("code", digest[:16])),
+        ("Run", element("code", model.run_sha256[:16])),
         ("Created", source.created),
         ("Host", ", ".join(f"{name} {value}" for name, value in sorted(source.host.items()))),
         ("Versions", versions),

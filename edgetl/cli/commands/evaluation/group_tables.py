@@ -19,14 +19,21 @@ COLORS: dict[Finding, str] = {"alarm": "red", "uncertain": "yellow", "none": "de
 def show_groups(report: EvaluationReport, positive: str | None) -> None:
     """Print the tables and findings of each column. ``positive`` is the label whose rates are shown; none for the second of two."""
     for found in report.groups:
-        main = next(model for model in found.models if model.model == found.main)
+        main = found.main_groups
         out.print(_groups_table(found, main, positive))
         if len(found.models) > 1:
-            out.print(_models_table(found))
+            out.print(_models_table(found, f"accuracy by {escape(found.by)} of each model"))
         for line in _lines(found, main):
             out.print(line, soft_wrap=True)
     for reason in report.not_compared:
         out.print(f"[yellow]not compared:[/] {escape(reason)}.", soft_wrap=True)
+
+
+def show_balancing(found: GroupTable) -> None:
+    """Print the effect of ``--balance`` on the groups of the validation images."""
+    out.print(_models_table(found, f"effect of --balance on {found.images} validation images, by {escape(found.by)}", sizes=True))
+    for line in found.remarks():
+        out.print(escape(line), soft_wrap=True)
 
 
 def _groups_table(found: GroupTable, main: ModelGroups, positive: str | None) -> Table:
@@ -50,13 +57,14 @@ def _with_interval(value: Proportion) -> str:
     return f"{value.value:.2f} ({value.low:.2f} to {value.high:.2f})" if value.n else "none"
 
 
-def _models_table(found: GroupTable) -> Table:
+def _models_table(found: GroupTable, title: str, *, sizes: bool = False) -> Table:
     """Return a table with one column per model: the accuracy of each group, and the comparison of the groups."""
-    table = plain_table(f"accuracy by {escape(found.by)} of each model", escape(found.by))
+    table = plain_table(title, escape(found.by))
     for model in found.models:
         table.add_column(model.model.replace("-", "\n", 1).replace(" ", "\n"), justify="right", no_wrap=True)
     for scores in zip(*(model.groups for model in found.models), strict=True):
-        table.add_row(escape(scores[0].group), *(f"{score.accuracy.value:.3f}" for score in scores))
+        size = f" (n = {scores[0].accuracy.n})" if sizes else ""
+        table.add_row(f"{escape(scores[0].group)}{size}", *(f"{score.accuracy.value:.3f}" for score in scores))
     table.add_section()
     rows: dict[str, Callable[[ModelGroups], str]] = {
         "largest gap": lambda model: _gap(model.gap),
@@ -77,19 +85,8 @@ def _gap(gap: Gap | None) -> str:
 
 def _lines(found: GroupTable, main: ModelGroups) -> Iterator[str]:
     """Yield remarks about the groups, the finding of ``main``, and the findings and drops of other models that differ from it."""
-    by = escape(found.by)
-    if found.is_label:
-        yield f"Each group by {by} has one label only: the accuracy of a group is the recall of its label."
-    if found.without:
-        yield f"{found.without} images without a value of {by} are left out."
+    yield from map(escape, found.remarks())
     for model in found.models:
         if model is main or model.finding != main.finding:
-            yield f"[{COLORS[model.finding]}]{model.model}, by {by}: {model.finding}:[/] {escape(model.reason)}."
-    for model in found.models:
-        for group in model.groups:
-            if model.drop and group.drop and group.drop.low > 0 and group.compared:
-                yield (
-                    f"{model.model}, by {by}: accuracy of {escape(group.group)} {100 * group.drop.value:.1f} points lower than of "
-                    f"{found.reference} (95 % interval {100 * group.drop.low:.1f} to {100 * group.drop.high:.1f}); all images: "
-                    f"{100 * model.drop.value:.1f} points."
-                )
+            yield f"[{COLORS[model.finding]}]{model.model}, by {escape(found.by)}: {model.finding}:[/] {escape(model.reason)}."
+    yield from map(escape, found.drops())

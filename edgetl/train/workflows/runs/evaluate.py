@@ -14,6 +14,7 @@ from edgetl.data.split import Splits
 from edgetl.errors import BackboneError, ConfigError, DataError, RunError
 from edgetl.runtime.evaluation import (
     EvaluatedImages,
+    EvaluatedModel,
     EvaluationConfig,
     EvaluationReport,
     attributes_of,
@@ -64,7 +65,7 @@ def evaluate_run(path: Path, data: Path, config: EvaluationConfig | None = None,
     attributes = attributes_of(images, config)
     logits = choose_engine(run.load_model(), next(batches(images.samples, record.preprocess)), len(images.samples), "cpu")
     outputs = compute_outputs(logits, images.samples, record.preprocess, progress=progress)
-    found = report(path, None, images, record.decoding, outputs, save=config.save)
+    found = report(EvaluatedModel(path, None, run.digest(), record.decoding), images, outputs, save=config.save)
     if not attributes:
         return found
     probe, missing = _probe_or_reason(run, images, progress)
