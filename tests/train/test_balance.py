@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetl.data.folder import Sample
+from edgetl.cli.commands.evaluation.group_tables import show_balancing
+from edgetl.data.folder import ImageFolder, Sample
+from edgetl.data.split import Splits
 from edgetl.errors import ConfigError
 from edgetl.train.config.options import DataConfig, TrainConfig
 from edgetl.train.config.resolve import check_conflicts
@@ -16,6 +18,7 @@ from edgetl.train.config.tasks import balancing_cells
 from edgetl.train.heads.linear import fit_logistic
 from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.inputs.samplers import BalancedSampler
+from edgetl.train.workflows.balancing import compare_balancing
 from edgetl.train.workflows.train import train
 
 LABELS = [0] * 50 + [1] * 3 + [2] * 17
@@ -124,6 +127,38 @@ def test_training_is_balanced_by_a_column_of_a_table(colors: Path, tmp_path: Pat
     plain = train(colors, config.with_options(balance_by=None, groups=None), tmp_path / "plain")
     assert run.record.files["weights.safetensors"] != plain.record.files["weights.safetensors"]
     assert run.record.config.data.balance_by == "border"
+    effects = run.record.balancing, plain.record.balancing
+    assert [effect and (effect.by, effect.images) for effect in effects] == (
+        [("border", 9), ("class", 9)] if balance == "head" else [None] * 2
+    )
+
+
+def test_effect_of_balancing_is_the_accuracy_of_each_group_with_two_heads(colors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = _write_table(colors, {f"{index:03d}": "dark" if index < 3 else "light" for index in range(12)})
+    samples = tuple(
+        Sample(colors / name / f"{index:03d}.png", label, "") for label, name in enumerate(("red", "blue")) for index in range(6)
+    )
+    splits = Splits(ImageFolder(colors, ("red", "blue"), samples, ()), (), samples, ())
+    balanced = np.eye(2, dtype=np.float32)[[sample.label for sample in samples]]
+    plain = np.tile(np.array([1, 0], np.float32), (12, 1))
+    config = DataConfig(balance="head", balance_by="border", groups=str(table))
+    found = compare_balancing(splits, config, plain, balanced)
+    assert found is not None and found.reference == "not balanced"
+    assert [[(group.group, group.accuracy.value, group.accuracy.n) for group in model.groups] for model in found.models] == [
+        [("dark", 0.5, 6), ("light", 0.5, 6)],
+        [("dark", 1.0, 6), ("light", 1.0, 6)],
+    ]
+    show_balancing(found)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "effect of --balance on 12 validation images, by border" in printed and "dark (n = 6)" in printed
+
+
+def test_effect_of_balancing_is_not_measured_without_values_of_validation_images(colors: Path) -> None:
+    table = _write_table(colors, {"011": "dark"})
+    samples = (Sample(colors / "red" / "000.png", 0, ""),)
+    splits = Splits(ImageFolder(colors, ("red", "blue"), samples, ()), (), samples, ())
+    logits = np.eye(2, dtype=np.float32)[:1]
+    assert compare_balancing(splits, DataConfig(balance="head", balance_by="border", groups=str(table)), logits, logits) is None
 
 
 @pytest.mark.parametrize(

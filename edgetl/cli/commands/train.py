@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.markup import escape
 
+from edgetl.cli.commands.evaluation.group_tables import show_balancing
 from edgetl.cli.options import build, given, need_extra, options_of, part
 from edgetl.cli.session import (
     Interrupted,
@@ -212,8 +213,7 @@ def show_run(run: Run) -> None:
         work = run.path.with_name(f"{run.path.name}.compare")
         kept = f"; all runs are in {escape(str(work))}" if work.is_dir() else ""
         out.print(f"the whole comparison took {record.seconds:.0f} s{kept}", soft_wrap=True)
-    if record.forgetting:
-        _show_forgetting(record.forgetting, record.backbone.name)
+    _show_effects(record)
     if not record.head.plain:
         out.print(f"head: {record.head.describe()}")
     for alarm in record.alarms:
@@ -237,6 +237,14 @@ def show_figures(record: RunRecord) -> None:
         out.print(f"scores: {scores}", soft_wrap=True)
     for notice in done.notices if done else ():
         out.print(f"[yellow]scores:[/] {escape(notice)}", soft_wrap=True)
+
+
+def _show_effects(record: RunRecord) -> None:
+    """Print the effect of ``--balance`` on groups, and the effect of the training on the previous task."""
+    if record.balancing:
+        show_balancing(record.balancing)
+    if record.forgetting:
+        _show_forgetting(record.forgetting, record.backbone.name)
 
 
 def _show_forgetting(old: Forgetting, backbone: str) -> None:

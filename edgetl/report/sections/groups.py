@@ -49,7 +49,7 @@ def groups_table(found: GroupTable, title: str) -> list[Child]:
 def _group(score: GroupScore, others: Sequence[GroupScore], axis: Axis) -> list[Child]:
     """Return the row of a group: the accuracy of the evaluated model with its interval, and that of the others."""
     images = f"{score.accuracy.n}{'' if score.compared else '*'}"
-    shown = [interval_bar(score.accuracy, axis), with_interval(score.accuracy)]
+    shown: list[Child] = [interval_bar(score.accuracy, axis), with_interval(score.accuracy)]
     return [score.group, images, shown, *(number(other.accuracy.value) for other in others)]
 
 

@@ -9,6 +9,7 @@ from edgetl.core.results import Forgetting
 from edgetl.report.charts import Series, line_chart
 from edgetl.report.elements import Child, element, facts, number, paragraph, table, with_interval
 from edgetl.report.models import RunFacts
+from edgetl.report.sections.groups import groups_table
 from edgetl.train.config.adaptation.options import AdaptationRecord
 
 
@@ -31,7 +32,9 @@ def training_section(run: RunFacts) -> list[Child]:
         ("Seed", str(record.config.run.seed)),
         ("Duration", f"{record.seconds:,.0f} s on {record.host.get('cpu', 'an unknown host')}"),
     ]
-    return [facts(rows), _curves(run.curves), _compared(run), _adaptation(record.adaptation), _forgetting(record.forgetting)]
+    effect = groups_table(record.balancing, "Effect of --balance on validation images") if record.balancing else None
+    adaptation, forgetting = _adaptation(record.adaptation), _forgetting(record.forgetting)
+    return [facts(rows), _curves(run.curves), _compared(run), effect, adaptation, forgetting]
 
 
 def _curves(rows: Sequence[dict[str, float]]) -> Element:

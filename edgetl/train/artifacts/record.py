@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from edgetl.core.config import StrictModel
+from edgetl.core.group_metrics import GroupTable
 from edgetl.core.lineage import Parent, Sha256
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import Evaluation, Forgetting, Proportion, validation_name
@@ -108,6 +109,7 @@ class RunRecord(StrictModel):
         compared: results of the compared strategies (``--strategy compare``).
         calibration: calibration of the scores. ``None`` if none was requested. ``decision_rule`` has the temperature and the threshold.
         adaptation: domain adaptation of the parent run to unlabeled images (``edgetl adapt``). ``None`` for other runs.
+        balancing: accuracy of each group of the validation images without and with ``--balance``. ``None`` if it was not measured.
         forgetting: accuracy drop on the parent run's task. ``None`` without a parent run, or if its images are missing.
         update: record of the update, if `edgetl update` wrote the run.
         images: number of images in each split.
@@ -144,6 +146,7 @@ class RunRecord(StrictModel):
     compared: tuple[Compared, ...] = ()
     calibration: CalibrationRecord | None = None
     adaptation: AdaptationRecord | None = None
+    balancing: GroupTable | None = None
     forgetting: Forgetting | None = None
     update: UpdateRecord | None = None
     images: dict[Part, Annotated[int, Field(ge=0)]]

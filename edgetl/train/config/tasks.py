@@ -109,13 +109,23 @@ def balancing_cells(samples: Sequence[Sample], root: Path, config: DataConfig) -
     """
     if config.balance_by is None:
         return None
-    table, option = (config.groups, "--groups") if config.groups else (config.labels, "--labels")
-    columns = read_attributes(Path(str(table)), config.balance_by, root, samples, option=option)
-    if len(columns) > 1:
-        raise ConfigError(f"--balance-by {config.balance_by} names {len(columns)} columns. Join them by colons to balance combinations.")
-    (values,) = columns.values()
+    values = balancing_values(samples, root, config, config.balance_by)
     _, cells = np.unique([f"{label} {value}" for label, value in zip(labels_of(samples), values, strict=True)], return_inverse=True)
     return cells.astype(np.int64)
+
+
+def balancing_values(samples: Sequence[Sample], root: Path, config: DataConfig, by: str) -> tuple[str, ...]:
+    """Return the value of each image in the column ``by`` of ``--balance-by``, empty for an image without a value.
+
+    Raises:
+        ConfigError, DataError: As for ``edgetl.data.table.attributes.read_attributes``.
+    """
+    table, option = (config.groups, "--groups") if config.groups else (config.labels, "--labels")
+    columns = read_attributes(Path(str(table)), by, root, samples, option=option)
+    if len(columns) > 1:
+        raise ConfigError(f"--balance-by {by} names {len(columns)} columns. Join them by colons to balance combinations.")
+    (values,) = columns.values()
+    return values
 
 
 def value_scale(splits: Splits) -> tuple[float, float]:

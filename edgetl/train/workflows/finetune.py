@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from edgetl.core.bundle import is_run
+from edgetl.core.group_metrics import GroupTable
 from edgetl.core.licenses import check_policy
 from edgetl.core.output.folders import check_side_folder
 from edgetl.core.output.ownership import CHECKPOINTS_SUFFIX
@@ -45,6 +46,7 @@ from edgetl.train.continual.previous_task import find_previous_task, measure_for
 from edgetl.train.continual.progressive import OPTION, add_column
 from edgetl.train.continual.teacher import with_teacher
 from edgetl.train.heads.fit import with_head_modules
+from edgetl.train.heads.linear import LinearHead
 from edgetl.train.heads.modules import HeadSpec, head_of
 from edgetl.train.inputs.features import features_of
 from edgetl.train.loop.checkpoints import Checkpoints
@@ -53,6 +55,7 @@ from edgetl.train.loop.resume import PLAN, Job, resume_command
 from edgetl.train.networks.backbone import Backbone, with_intensity
 from edgetl.train.networks.stages import choose_stages, find_stages
 from edgetl.train.networks.stochastic_depth import drop_path_layers
+from edgetl.train.workflows.balancing import compare_balancing
 from edgetl.train.workflows.few_labels.fit import fit_few_labels
 from edgetl.train.workflows.optimization import FitResult, Training, fit_network, prepare_training, set_text_head
 
@@ -131,7 +134,7 @@ def _log_start(config: BackboneConfig, backbone: Backbone, plan: Plan, splits: S
 def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: Callable[[], dict[str, Any]]) -> None:
     """Evaluate the trained network and write its run. ``call`` returns the record's fields about this call, including its duration."""
     backbone, splits = training.backbone, training.splits
-    results, calibration = _measure(training, fitted)
+    results, calibration, balancing = _measure(training, fitted)
     trained = (*splits.train, *training.continual.replay)
     seen = ancestors | SeenImages(prefixes(trained), prefixes(splits.val), perceptual_hashes((*trained, *splits.val)))
     forgetting = _forgetting(training, seen)
@@ -156,6 +159,7 @@ def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: C
             head_penalty=fitted.head_penalty,
             interpolation_weight=fitted.interpolation_weight,
             calibration=calibration,
+            balancing=balancing,
             forgetting=forgetting,
             images={"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
             data_fingerprint=splits.folder.fingerprint(),
@@ -282,20 +286,25 @@ def choose_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _measure(training: Training, fitted: FitResult) -> tuple[Results, CalibrationRecord | None]:
+def _measure(training: Training, fitted: FitResult) -> tuple[Results, CalibrationRecord | None, GroupTable | None]:
     """Evaluate the network on validation and test images, after the calibration of its scores if it is requested.
 
     With cross-validation, the out-of-fold outputs for the training images replace the network's outputs for validation images.
+    With the head without balancing, the effect of ``--balance`` is measured on the validation images, too.
     """
     splits, execution, optim = training.splits, training.execution, training.config.optim
     samples, count = [*splits.validation, *splits.test], len(splits.validation)
     outputs = fitted.out_of_fold.outputs if fitted.out_of_fold else np.empty((0, len(splits.folder.labels)), np.float32)
+    balancing = None
     if new := samples[len(outputs) :]:
         extract = features_of(training.backbone, optim.batch_size, device=execution.device, images=len(new))
         features = extract(new, progress=execution.progress)
         with torch.no_grad():
             outputs = np.concatenate([outputs, training.backbone.head.cpu()(torch.from_numpy(features)).numpy()])
+        if (plain := fitted.plain_head) is not None:
+            known = features[:count] @ plain.weight.T + plain.bias
+            balancing = compare_balancing(splits, training.config.data, known, outputs[:count])
     decoding, calibration = choose_decoding(splits, outputs[:count], tolerance=optim.tolerance), None
     if (config := training.config.calibration).requested:
         decoding, calibration = calibrate(decoding, truth_of(samples), outputs, config, validation=count)
-    return Results.of(decoding, truth_of(samples), outputs, validation=count), calibration
+    return Results.of(decoding, truth_of(samples), outputs, validation=count), calibration, balancing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, assert_never
@@ -30,14 +31,14 @@ from edgetl.train.continual.prepare import ContinualLearning, prepare_continual
 from edgetl.train.continual.previous_task import HeadInput, find_previous_task
 from edgetl.train.continual.teacher import Distillation, Teacher, find_teacher
 from edgetl.train.heads.fit import draw_head, fit_linear_head, fit_other_head, set_head, set_linear_head
-from edgetl.train.heads.linear import OutOfFold, class_weights, fold_scale
+from edgetl.train.heads.linear import LinearHead, OutOfFold, class_weights, fold_scale
 from edgetl.train.heads.modules import LabeledFeatures, head_of
 from edgetl.train.heads.zero_shot import make_zero_shot, read_text_embeddings
 from edgetl.train.inputs.activation_cache import CacheOptions
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
 from edgetl.train.inputs.batches import make_batches
 from edgetl.train.inputs.dataset import TrainingBatches, TrainingImages
-from edgetl.train.inputs.features import features_of
+from edgetl.train.inputs.features import FrozenFeatures, features_of
 from edgetl.train.inputs.samplers import BatchOptions
 from edgetl.train.loop.checkpoints import Checkpoints, SavedState
 from edgetl.train.loop.loggers import MetricLoggers
@@ -62,6 +63,7 @@ class FitResult:
         train_accuracy: accuracy on training images with their last augmentation, 0..1. NaN if no training image was used.
         interpolation_weight: weight of the fine-tuned weights in the result, 0..1. The rest is the starting weights (WiSE-FT).
         out_of_fold: outputs of a cross-validation for the training images. ``None`` with validation images.
+        plain_head: head of the same features without ``--balance``, to measure its effect; none if it is not known.
     """
 
     head_penalty: float | None
@@ -69,6 +71,7 @@ class FitResult:
     train_accuracy: float
     interpolation_weight: float = 1.0
     out_of_fold: OutOfFold | None = None
+    plain_head: LinearHead | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def fit_network(training: Training) -> FitResult:
     # With random features, a fitted head has large weights and little accuracy. Training from scratch uses a random head instead.
     starts = config.backbone.pretrained and plan.strategy != "scratch" and training.saved_state() is None
     fits = plan.strategy == "probe" or (starts and plan.fit_head and not training.continual.keeps_head)
-    penalty, accuracy = None, 0.0
+    penalty, accuracy, plain = None, 0.0, None
     if fits:
         extract = features_of(backbone, config.optim.batch_size, device=execution.device, images=config.head.augmented_views * len(samples))
         features = extract(samples, progress=execution.progress)
@@ -152,16 +155,12 @@ def fit_network(training: Training) -> FitResult:
         balanced, cells = config.data.balance != "none", balancing_cells(samples, splits.folder.root, config.data)
         train = LabeledFeatures(features, head_targets(samples, splits), groups_of(samples), views, cells)
         if config.head.kind != "linear":
-            weights = class_weights(train.targets) if balanced else np.ones(len(splits.folder.labels), np.float32)
-            val = LabeledFeatures(extract(splits.val, progress=execution.progress), labels_of(splits.val))
-            spec = head_of(backbone.model).model_copy(update={"kind": config.head.kind})
-            fitted = fit_other_head(spec, train, val, torch.from_numpy(weights), seed=config.run.seed, progress=execution.progress)
-            set_head(backbone.model, fitted)
-            return FitResult(None, [], fitted.train_accuracy)
-        head = fit_linear_head(
-            train, splits.folder.task, len(splits.folder.labels), seed=config.run.seed, balanced=balanced, progress=execution.progress
-        )
+            return _fit_other_head(training, train, extract)
+        fit = partial(fit_linear_head, task=splits.folder.task, classes=len(splits.folder.labels), seed=config.run.seed)
+        head = fit(train, balanced=balanced, progress=execution.progress)
         set_linear_head(backbone.head, head)
+        if balanced and plan.strategy == "probe" and splits.folder.task == "classification":
+            plain = fit(replace(train, cells=None), progress=execution.progress)
         outputs, truth = (torch.from_numpy(item) for item in (features @ head.weight.T + head.bias, truth_of(samples)))
         loss = make_task_loss(splits, config.optim, smoothing=0.0, balanced=False)
         penalty, accuracy = head.penalty, float(loss.correct(outputs, truth)) / len(outputs)
@@ -169,12 +168,12 @@ def fit_network(training: Training) -> FitResult:
         draw_head(backbone.head, config.run.seed)
     if plan.strategy == "probe":
         fold_scale(backbone.head, *value_scale(splits))
-        return FitResult(penalty, [], accuracy)
+        return FitResult(penalty, [], accuracy, plain_head=plain)
     state = optimize(training, head_penalty=penalty)
     if config.data.balance == "head":
-        refit_head(training)
+        plain = refit_head(training)
     fold_scale(backbone.head, *value_scale(splits))
-    return FitResult(state.head_penalty, state.rows, state.rows[-1]["train_accuracy"], state.interpolation_weight)
+    return FitResult(state.head_penalty, state.rows, state.rows[-1]["train_accuracy"], state.interpolation_weight, plain_head=plain)
 
 
 def set_text_head(training: Training) -> FitResult:
@@ -195,8 +194,20 @@ def set_text_head(training: Training) -> FitResult:
     return FitResult(None, [], fitted.train_accuracy)
 
 
-def refit_head(training: Training) -> None:
-    """Fit the last layer of a trained network again, with equal weights of the balancing cells of the training images.
+def _fit_other_head(training: Training, train: LabeledFeatures, extract: FrozenFeatures) -> FitResult:
+    """Fit a cosine, MLP or k-NN head, and append it to the network."""
+    splits, config, progress = training.splits, training.config, training.execution.progress
+    balanced = config.data.balance != "none"
+    weights = class_weights(train.targets) if balanced else np.ones(len(splits.folder.labels), np.float32)
+    val = LabeledFeatures(extract(splits.val, progress=progress), labels_of(splits.val))
+    spec = head_of(training.backbone.model).model_copy(update={"kind": config.head.kind})
+    fitted = fit_other_head(spec, train, val, torch.from_numpy(weights), seed=config.run.seed, progress=progress)
+    set_head(training.backbone.model, fitted)
+    return FitResult(None, [], fitted.train_accuracy)
+
+
+def refit_head(training: Training) -> LinearHead:
+    """Fit the last layer of a trained network again, with equal weights of the balancing cells. Return the earlier head.
 
     Deep feature reweighting (DFR: Kirichenko et al. 2023, arXiv:2204.02937), with weights instead of a balanced subset.
     """
@@ -205,9 +216,11 @@ def refit_head(training: Training) -> None:
     features = extract(splits.train, progress=execution.progress)
     cells = balancing_cells(splits.train, splits.folder.root, config.data)
     train = LabeledFeatures(features, labels_of(splits.train), groups_of(splits.train), cells=cells)
-    labels = len(splits.folder.labels)
+    labels, layer = len(splits.folder.labels), backbone.head
+    earlier = LinearHead(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy(), penalty=0.0, folds=())
     head = fit_linear_head(train, "classification", labels, seed=config.run.seed, balanced=True, progress=execution.progress)
-    set_linear_head(backbone.head, head)
+    set_linear_head(layer, head)
+    return earlier
 
 
 def head_targets(samples: Sequence[Sample], splits: Splits) -> NDArray[Any]:
