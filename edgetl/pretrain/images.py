@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +19,12 @@ from torchvision.transforms import InterpolationMode, v2
 from edgetl.core.files.regular import open_plain
 from edgetl.core.images.decode import EXTENSIONS, load_image
 from edgetl.core.progress import Progress
+from edgetl.data.content.facts import measure_facts
+from edgetl.data.folder import Sample
 from edgetl.errors import DataError, ImageError
 from edgetl.pretrain.fractals import draw_fractals
 from edgetl.pretrain.recipe import ImageSource, Recipe
+from edgetl.train.artifacts.seen_images import perceptual_hashes
 from edgetl.train.inputs.samplers import draw_seed
 
 # Number of images with the same random crop and colors, because torchvision augments whole blocks at once.
@@ -39,12 +43,14 @@ class Pool:
         images: uint8 ``[n, 3, side, side]``.
         labels: int64 ``[n]``, -1 for an image without a label.
         sha256: SHA-256 (hex) of the pixels.
+        hashes: perceptual hashes of the files that the images were cut from. Empty for generated images.
     """
 
     source: ImageSource
     images: torch.Tensor
     labels: torch.Tensor
     sha256: str
+    hashes: frozenset[int] = frozenset()
 
 
 def load_pools(recipe: Recipe, data: Path | None, progress: Progress) -> list[Pool]:
@@ -59,15 +65,15 @@ def load_pools(recipe: Recipe, data: Path | None, progress: Progress) -> list[Po
         DataError: a source is missing or has no readable image.
     """
     pools: list[Pool] = []
-    read: dict[tuple[object, ...], tuple[NDArray[np.uint8], list[str]]] = {}
+    read: dict[tuple[object, ...], _Images] = {}
     numbers: dict[str, int] = {}
     for source in recipe.images:
         key = (source.source, source.part, source.side, source.formula, source.classes, source.per_class)
         if key not in read:
             read[key] = _draw(source, recipe.seed) if source.formula else _read(source, data, progress)
-        images, names = read[key]
+        images, names, hashes = read[key]
         labels = [numbers.setdefault(name, len(numbers)) if source.labeled else NO_LABEL for name in names]
-        pools.append(Pool(source, torch.from_numpy(images), torch.tensor(labels), hashlib.sha256(images.tobytes()).hexdigest()))
+        pools.append(Pool(source, torch.from_numpy(images), torch.tensor(labels), hashlib.sha256(images.tobytes()).hexdigest(), hashes))
     return pools
 
 
@@ -118,24 +124,35 @@ class Views(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return self._augment(images), pool.labels[chosen][:: grid * grid]
 
 
-def _draw(source: ImageSource, seed: int) -> tuple[NDArray[np.uint8], list[str]]:
+class _Images(NamedTuple):
+    """Images of a source, uint8 ``[n, 3, side, side]``, the class name of each, and the perceptual hashes of their files."""
+
+    images: NDArray[np.uint8]
+    names: list[str]
+    hashes: frozenset[int]
+
+
+def _draw(source: ImageSource, seed: int) -> _Images:
     images = draw_fractals(source.classes, source.per_class, source.side, seed=seed)
-    return images, [f"fractal {index // source.per_class}" for index in range(len(images))]
+    return _Images(images, [f"fractal {index // source.per_class}" for index in range(len(images))], frozenset())
 
 
-def _read(source: ImageSource, data: Path | None, progress: Progress) -> tuple[NDArray[np.uint8], list[str]]:
+def _read(source: ImageSource, data: Path | None, progress: Progress) -> _Images:
     assert source.source is not None
     if data is None or not (path := data / source.source).exists():
         raise DataError(f"the recipe's images {source.source} are not in {data or 'any folder'}. Give their parent folder with --data.")
     squares: list[NDArray[np.uint8]] = []
     names: list[str] = []
+    samples: list[Sample] = []
     for index, (name, file) in enumerate(_files(path)):
         if source.part not in f"/{name}" or Path(name).suffix.lower() not in EXTENSIONS:
             continue
         try:
-            found = _squares(load_image(file), source.side)
+            image = load_image(file)
         except ImageError:
             continue
+        samples.append(Sample(Path(name), 0, "", facts=measure_facts(image)))
+        found = _squares(image, source.side)
         squares += found
         names += [f"{source.source}/{Path(name).parent.name}"] * len(found)
         if index % 500 == 0:
@@ -144,7 +161,7 @@ def _read(source: ImageSource, data: Path | None, progress: Progress) -> tuple[N
         raise DataError(
             f"{path} contains no readable image{f' with {source.part} in its path' if source.part else ''}. Check the recipe's images."
         )
-    return np.ascontiguousarray(np.stack(squares).transpose(0, 3, 1, 2)), names
+    return _Images(np.ascontiguousarray(np.stack(squares).transpose(0, 3, 1, 2)), names, perceptual_hashes(samples))
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes | Path]]:

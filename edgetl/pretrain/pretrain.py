@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from edgetl.core.bundle import pack_prefixes
 from edgetl.core.config import read_json
 from edgetl.core.files.atomic import write_bytes, write_text
 from edgetl.core.licenses import most_restrictive
@@ -29,7 +30,7 @@ from edgetl.pretrain.compression import Coordinates, compress
 from edgetl.pretrain.distillation import WARM_UP_FRACTION, Distillation, TeacherFeatures, TeacherNetwork, load_teacher
 from edgetl.pretrain.images import Pool, Views, count_labels, load_pools
 from edgetl.pretrain.recipe import TEACHER, Recipe
-from edgetl.train.artifacts.loading.catalogue import Pretrained, Teacher, UsedImages
+from edgetl.train.artifacts.loading.catalogue import HASHES_SUFFIX, Pretrained, Teacher, UsedImages
 from edgetl.train.artifacts.loading.weights import load_weights
 from edgetl.train.config.weights_dir import sha256_of
 from edgetl.train.inputs.dataset import default_workers
@@ -68,7 +69,9 @@ class Folders:
 def pretrain(
     recipe: Recipe, folders: Folders, *, device: str = "cpu", checkpoint_steps: int = CHECKPOINT_STEPS, progress: Progress = silent
 ) -> Pretrained:
-    """Pretrain a backbone, and write ``<name>.safetensors`` (half precision) and ``<name>.json`` into ``folders.out``.
+    """Pretrain a backbone, and write its weights (half precision), its record and perceptual hashes of its images into ``folders.out``.
+
+    The files are ``<name>.safetensors``, ``<name>.json`` and ``<name>.hashes.bin``.
 
     A checkpoint is written there at regular intervals. After an interruption, the same call continues from it. The result is the same
     as without interruption, bit for bit, on a CPU with the same libraries and number of threads.
@@ -250,11 +253,12 @@ def _used(pool: Pool) -> UsedImages:
 
 
 def _publish(recipe: Recipe, student: nn.Module, out: Path, origin: Origin, seconds: float) -> Pretrained:
-    """Write the averaged weights in half precision, and the record."""
+    """Write the averaged weights in half precision, the perceptual hashes of the images, and the record."""
     tensors = {key: value.half().cpu().contiguous() for key, value in student.state_dict().items() if not key.endswith(_DROPPED)}
     data = safetensors.torch.save(tensors, {"format": "pt"})
     path = out / f"{recipe.name}.safetensors"
     write_bytes(path, data)
+    write_bytes(out / f"{recipe.name}{HASHES_SUFFIX}", pack_prefixes(frozenset[int]().union(*(pool.hashes for pool in origin.pools))))
     spec = PreprocessSpec(
         input_size=(recipe.use_side, recipe.use_side), crop_pct=1.0, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
     )

@@ -99,7 +99,7 @@ def test_resumed_pretraining_after_a_kill_gives_the_same_weights(inputs: Path, t
     assert not (tmp_path / "broken/tiny.safetensors").exists()
     resumed = _pretrain(inputs, tmp_path / "broken")
     assert resumed.weights_sha256 == whole.weights_sha256, f"killed at step {stop_at}"
-    assert sorted(os.listdir(tmp_path / "broken")) == ["tiny.json", "tiny.safetensors"]
+    assert sorted(os.listdir(tmp_path / "broken")) == ["tiny.hashes.bin", "tiny.json", "tiny.safetensors"]
     assert whole.teacher is not None and (whole.teacher.license, whole.steps) == ("mit", 40)
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from edgetl.data.audit.audit import FeatureFindings, audit
 from edgetl.data.audit.copies import Joined
+from edgetl.data.content.facts import ImageFacts
 from edgetl.data.content.registration import make_thumbnail
-from edgetl.data.folder import scan_without_limits
+from edgetl.data.folder import ImageFolder, Sample, scan_without_limits
+from edgetl.data.split import Splits
+from edgetl.train.artifacts.loading.catalogue import pretraining_images
+from edgetl.train.artifacts.loading.lineage import find_in_pretraining, pretraining_alarms
 from edgetl.train.artifacts.seen_images import SeenImages, perceptual_hashes, prefixes
+from edgetl.train.config.options import BackboneConfig
 from edgetl.train.workflows.audit.features import AuditFeatures
-from edgetl.train.workflows.audit.findings import find_seen
 from edgetl.train.workflows.audit.label_errors import find_label_errors, out_of_sample, self_confidence
 from edgetl.train.workflows.audit.neighbors import find_near_duplicates
 from tests.data.test_data_audit import photo, save
@@ -72,4 +78,17 @@ def test_images_of_an_earlier_run_and_their_copies_are_recognized(tmp_path: Path
     save(photo(0), tmp_path / "new" / "class" / "0.png")
     save(photo(3).resize((100, 80)), tmp_path / "new" / "class" / "1.jpg")
     save(photo(9), tmp_path / "new" / "class" / "2.png")
-    assert find_seen(scan_without_limits(tmp_path / "new"), seen) == [0, 1]
+    assert seen.find(scan_without_limits(tmp_path / "new").samples) == [0, 1]
+
+
+def test_images_of_the_pretraining_raise_an_alarm_and_are_leaked() -> None:
+    hashes = sorted(pretraining_images("edgetl_small").perceptual)
+    facts = ImageFacts(width=64, height=64, brightness=0.5, contrast=0.2, sharpness=0.5, hash=hashes[100] ^ 1)
+    other = replace(facts, hash=0x5A5A_A5A5_0F0F_F0F0)
+    samples = tuple(Sample(Path(f"{index}.png"), 0, f"{index:064x}", "test", facts=item) for index, item in enumerate((facts, other)))
+    folder = ImageFolder(Path(), ("a",), samples, ())
+    (alarm,) = pretraining_alarms(Splits(folder, (), (), samples), BackboneConfig())
+    assert alarm.startswith("1 of 2 test images, or copies of them, are among the images that pretrained edgetl_small")
+    report = audit(folder, [], FeatureFindings(pretraining=(0,))).report
+    assert report.pretraining == ("0.png",) and report.leakage[0].earlier_run == 1
+    assert not find_in_pretraining(samples, BackboneConfig(name="mobilenetv3_small_050"))

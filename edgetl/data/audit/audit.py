@@ -37,6 +37,7 @@ class FeatureFindings:
         backbone: name of the backbone.
         threshold: calibrated similarity.
         left_out: checks that were not made.
+        pretraining: indices of images that pretrained the backbone, or copies of them.
     """
 
     pairs: tuple[Pair, ...] = ()
@@ -45,6 +46,7 @@ class FeatureFindings:
     backbone: str = ""
     threshold: float | None = None
     left_out: tuple[LeftOutCheck, ...] = ()
+    pretraining: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,9 @@ def audit(folder: ImageFolder, copies: Sequence[Pair], findings: FeatureFindings
     files = [printable(sample.path.relative_to(folder.root).as_posix()) for sample in samples]
     pairs = (*copies, *findings.pairs)
     joined, exact = Joined(len(samples), pairs), Joined(len(samples), copies)
-    sets = joined.sets()
+    sets, counts = joined.sets(), folder.counts()
     members = places_of(series := find_series(folder), files)
     removed = find_removed(folder, [*((group, True) for group in exact.sets()), *((group, False) for group in _between(sets, exact))])
-    counts = folder.counts()
     report = AuditReport(
         data=printable(folder.root),
         images=len(samples),
@@ -94,8 +95,9 @@ def audit(folder: ImageFolder, copies: Sequence[Pair], findings: FeatureFindings
         small_classes=tuple(label for label, count in counts.items() if count < SMALL_CLASS),
         imbalance=round(max(counts.values(), default=1) / max(1, min(counts.values(), default=1)), 2),
         series=tuple(series),
-        leakage=tuple(find_leakage(samples, joined, members, seen)),
+        leakage=tuple(find_leakage(samples, joined, members, {*seen, *findings.pretraining})),
         seen=tuple(files[index] for index in sorted(seen)),
+        pretraining=tuple(files[index] for index in findings.pretraining),
         backbone=findings.backbone,
         threshold=findings.threshold,
         left_out=findings.left_out,

@@ -110,7 +110,7 @@ class Leakage(StrictModel):
         identical: level L0: images with the pixels of a training image.
         near_duplicates: level L1: copies and near-duplicates of a training image.
         same_group: level L2: images of a group, burst or series of a training image.
-        earlier_run: level L3: images that trained or selected the run of ``--run`` or its ancestors.
+        earlier_run: level L3: images that trained or selected the run of ``--run`` or its ancestors, or that pretrained the backbone.
     """
 
     part: Part
@@ -155,6 +155,7 @@ class AuditReport(StrictModel):
         series: images that were probably taken together.
         leakage: evaluation images that the training images reveal, by split.
         seen: images that the run of ``--run`` or its ancestors used, or copies of them.
+        pretraining: images that pretrained the embedded backbone, or copies of them.
         backbone: backbone of the features; empty without features.
         threshold: similarity above which two images are compared in detail, calibrated for the backbone.
         left_out: checks that were not made.
@@ -179,6 +180,7 @@ class AuditReport(StrictModel):
     series: tuple[ImageSeries, ...] = ()
     leakage: tuple[Leakage, ...] = ()
     seen: tuple[str, ...] = ()
+    pretraining: tuple[str, ...] = ()
     backbone: str = ""
     threshold: float | None = None
     left_out: tuple[LeftOutCheck, ...] = ()

@@ -35,7 +35,7 @@ _LEVELS = (
     ("identical", "L0 identical"),
     ("near_duplicates", "L1 near-duplicate"),
     ("same_group", "L2 same group"),
-    ("earlier_run", "L3 earlier run"),
+    ("earlier_run", "L3 earlier training"),
 )
 Section = tuple[str, list[Child]]
 

@@ -28,7 +28,7 @@ from edgetl.data.loading import truth_of
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError
 from edgetl.train.artifacts.loading.catalogue import embedded_names
-from edgetl.train.artifacts.loading.lineage import seen_by_ancestors, without_seen
+from edgetl.train.artifacts.loading.lineage import pretraining_alarms, seen_by_ancestors, without_seen
 from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.record import BackboneRecord, RunRecord
 from edgetl.train.artifacts.run import Run, open_run
@@ -153,9 +153,7 @@ def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: C
             leaked_test_images=len(splits.leaked),
             high_bit_images=sum(sample.levels is not None for sample in splits.train),
             plan=training.plan,
-            alarms=find_alarms(
-                fitted.train_accuracy, results.validation, splits, training.plan, embedded=backbone.name in embedded_names()
-            ),
+            alarms=_alarms(training, fitted, results.validation),
             head_penalty=fitted.head_penalty,
             interpolation_weight=fitted.interpolation_weight,
             calibration=calibration,
@@ -245,6 +243,12 @@ def _forgetting(training: Training, seen: SeenImages) -> Forgetting | None:
     starts_from_run = is_run(config.name) and splits.folder.task == "classification"
     previous = find_previous_task(config, training.backbone, splits.folder.labels) if starts_from_run else None
     return measure_forgetting(training.backbone, previous, training.execution, seen.all) if previous else None
+
+
+def _alarms(training: Training, fitted: FitResult, validation: Evaluation) -> tuple[str, ...]:
+    embedded = training.backbone.name in embedded_names()
+    alarms = find_alarms(fitted.train_accuracy, validation, training.splits, training.plan, embedded=embedded)
+    return alarms if training.plan.strategy == "scratch" else (*alarms, *pretraining_alarms(training.splits, training.config.backbone))
 
 
 def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits, plan: Plan, *, embedded: bool) -> tuple[str, ...]:

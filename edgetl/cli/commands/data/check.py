@@ -94,9 +94,8 @@ def check_command(
         seen: list[int] = []
         if config.run is not None:
             from edgetl.train.artifacts.run import open_run
-            from edgetl.train.workflows.audit.findings import find_seen
 
-            seen = find_seen(folder, open_run(config.run).seen_images())
+            seen = open_run(config.run).seen_images().find(folder.samples)
         found = audit(folder, copies, _features(folder, copies, config, backbone, progress), seen=seen)
         report = found.report.model_copy(update={"seconds": round(time.monotonic() - started, 1)})
         _write(folder, replace(found, report=report), config)
@@ -166,7 +165,7 @@ def _show(report: AuditReport, config: CheckConfig, folder: ImageFolder) -> None
     for item in report.leakage:
         out.print(
             f"{item.part}, {item.images} images, leaked: {item.identical} identical (L0), {item.near_duplicates} near-duplicates (L1), "
-            f"{item.same_group} of a group of training images (L2), {item.earlier_run} used by an earlier run (L3)",
+            f"{item.same_group} of a group of training images (L2), {item.earlier_run} used by an earlier run or the pretraining (L3)",
             soft_wrap=True,
         )
     print_notes(report.notes)
@@ -174,7 +173,8 @@ def _show(report: AuditReport, config: CheckConfig, folder: ImageFolder) -> None
         out.print(f"imbalance: the most frequent label has {report.imbalance:g} times as many images as the rarest")
     for left in report.left_out:
         out.print(f"[yellow]left out:[/] {left.check}: {escape(left.reason)}.", soft_wrap=True)
-    out.print(f"checked in {report.seconds:.0f} s")
+    features = f", features by {escape(report.backbone)}" if report.backbone else ""
+    out.print(f"checked in {report.seconds:.0f} s{features}", soft_wrap=True)
     if config.html:
         out.print(f"page written to {escape(config.html)}", soft_wrap=True)
     else:
@@ -207,6 +207,7 @@ def _rows(report: AuditReport) -> list[tuple[str, int, list[str]]]:
         texts = [f"{item.file} ({item.text})" for item in report.flaws if item.flaw == flaw]
         rows.append((f"{flaw} images" if flaw != "odd-size" else "odd sizes", len(texts), texts))
     rows.append(("images of the earlier run", len(report.seen), list(report.seen)))
+    rows.append(("images of the pretraining", len(report.pretraining), list(report.pretraining)))
     rows.append(("series", len(report.series), [f"{item.name} ({len(item.files)})" for item in report.series]))
     rows.append(("labels with few images", len(report.small_classes), list(report.small_classes)))
     return rows

@@ -9,14 +9,18 @@ from typing import Literal
 import huggingface_hub
 from pydantic import Field
 
-from edgetl.core.config import StrictModel, read_json, read_toml
+from edgetl.core.bundle import unpack_hashes
+from edgetl.core.config import StrictModel, read_bytes, read_json, read_toml
 from edgetl.core.licenses import Policy, freedom
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BackboneError
+from edgetl.train.artifacts.seen_images import SeenImages
 from edgetl.train.config.recipe import models_folder
 from edgetl.train.config.weights_dir import LITE0, LITE0_PACKAGE, find_weights, lite0_installed, lite0_weights
 
 CATALOGUE_NAME = "zoo.toml"
+# Perceptual hashes of the images of a pretraining, beside the weights.
+HASHES_SUFFIX = ".hashes.bin"
 TORCHVISION = "torchvision:"
 Quantizes = Literal["well", "with care", "badly"]
 
@@ -185,6 +189,19 @@ def read_embedded(name: str) -> tuple[Path, Pretrained]:
     if not path.is_file():
         raise BackboneError(f"{name} is not an embedded backbone. This installation contains: {', '.join(embedded_names()) or 'none'}.")
     return path, read_json(path.with_suffix(".json"), Pretrained, BackboneError)
+
+
+def pretraining_images(name: str) -> SeenImages:
+    """Return the perceptual hashes of the images that pretrained an embedded backbone. Nothing is known about other backbones.
+
+    Raises:
+        BackboneError: the file cannot be read.
+        IntegrityError: the file is damaged.
+    """
+    path = models_folder() / f"{name}{HASHES_SUFFIX}"
+    if name not in embedded_names() or not path.is_file():
+        return SeenImages()
+    return SeenImages(perceptual=frozenset(unpack_hashes(read_bytes(path, BackboneError)).tolist()))
 
 
 def catalogue() -> tuple[CatalogueEntry, ...]:

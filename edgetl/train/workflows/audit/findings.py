@@ -6,17 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgetl.core.bundle import hash_prefix
 from edgetl.core.files.names import printable
 from edgetl.core.progress import Progress, silent
 from edgetl.data.audit.audit import FeatureFindings
-from edgetl.data.audit.copies import Joined, Pair, has_details
+from edgetl.data.audit.copies import Joined, Pair
 from edgetl.data.audit.result import LabelIssue, LeftOutCheck, SimilarPair
-from edgetl.data.content.perceptual_hash import near_pairs
 from edgetl.data.folder import ImageFolder
 from edgetl.data.loading import labels_of
+from edgetl.train.artifacts.loading.lineage import find_in_pretraining
 from edgetl.train.artifacts.loading.load import load_backbone
-from edgetl.train.artifacts.seen_images import SeenImages
 from edgetl.train.config.options import BackboneConfig
 from edgetl.train.networks.backbone import with_intensity
 from edgetl.train.workflows.audit.features import AuditFeatures, compute_features
@@ -25,8 +23,6 @@ from edgetl.train.workflows.audit.neighbors import find_near_duplicates
 from edgetl.train.workflows.finetune import choose_device
 
 LABEL_ERRORS = "label errors"
-# Largest number of different bits of a copy of a seen image. Its pixels cannot be compared, so the limit is below that of copies.
-MOST_SEEN_BITS = 2
 
 
 def find_by_features(
@@ -53,17 +49,8 @@ def find_by_features(
         for first, second, similarity in near.similar
     )
     issues, left_out = _label_issues(folder, found, joined, progress)
-    return FeatureFindings(near.pairs, similar, issues, backbone.name, near.threshold, left_out)
-
-
-def find_seen(folder: ImageFolder, seen: SeenImages) -> list[int]:
-    """Return the indices of images that trained or selected a run or its ancestors, by content or as copies with nearly equal hashes."""
-    same = {index for index, sample in enumerate(folder.samples) if hash_prefix(sample.content) in seen.all}
-    places = [index for index, sample in enumerate(folder.samples) if has_details(sample)]
-    own = np.array([facts.hash for index in places if (facts := folder.samples[index].facts)], np.uint64)
-    pairs = near_pairs(np.concatenate([own, np.array(sorted(seen.perceptual), np.uint64)]), MOST_SEEN_BITS)
-    crossing = pairs[(pairs[:, 0] < len(own)) & (pairs[:, 1] >= len(own)), 0]
-    return sorted(same | {places[place] for place in crossing.tolist()})
+    pretraining = tuple(find_in_pretraining(folder.samples, config))
+    return FeatureFindings(near.pairs, similar, issues, backbone.name, near.threshold, left_out, pretraining)
 
 
 def _label_issues(
