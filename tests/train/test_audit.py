@@ -36,7 +36,7 @@ def test_changed_labels_are_the_most_probable_errors() -> None:
     assert np.median(self_confidence(probabilities, labels)[changed]) < 0.2 < 0.8 < np.median(self_confidence(probabilities, labels))
 
 
-def test_images_of_one_set_are_in_one_fold() -> None:
+def test_images_of_one_set_are_left_out_together() -> None:
     random = np.random.default_rng(1)
     # Copies with the same random labels: a probe that saw one would predict the other.
     features = np.tile(random.normal(size=(100, 60)), (2, 1)).astype(np.float32)
@@ -55,7 +55,7 @@ def test_a_crop_is_a_near_duplicate_and_a_similar_image_is_not() -> None:
     thumbnails = np.stack([make_thumbnail(image).gray for image in images])
     labels, joined = np.array([*[0, 1] * 6, 1]), Joined(13)
     labels[1] = 0
-    found = find_near_duplicates(AuditFeatures(features, thumbnails, np.zeros(13, bool)), labels, joined)
+    found = find_near_duplicates(AuditFeatures(features, features, thumbnails, np.zeros(13, bool)), labels, joined)
     assert [(pair.first, pair.second) for pair in found.pairs] == [(3, 12)] and joined.connected(3, 12)
     assert (0, 1) in [item[:2] for item in found.similar]
 
@@ -66,7 +66,7 @@ def test_a_mirrored_crop_is_a_near_duplicate() -> None:
     features = np.random.default_rng(3).normal(size=(13, 20)).astype(np.float32)
     features[12] = features[3]
     thumbnails = np.stack([make_thumbnail(image).gray for image in images])
-    found = find_near_duplicates(AuditFeatures(features, thumbnails, np.zeros(13, bool)), np.array([*[0, 1] * 6, 1]), Joined(13))
+    found = find_near_duplicates(AuditFeatures(features, features, thumbnails, np.zeros(13, bool)), np.array([*[0, 1] * 6, 1]), Joined(13))
     assert [(pair.first, pair.second) for pair in found.pairs] == [(3, 12)]
 
 
@@ -87,7 +87,7 @@ def test_images_of_the_pretraining_raise_an_alarm_and_are_leaked() -> None:
     other = replace(facts, hash=0x5A5A_A5A5_0F0F_F0F0)
     samples = tuple(Sample(Path(f"{index}.png"), 0, f"{index:064x}", "test", facts=item) for index, item in enumerate((facts, other)))
     folder = ImageFolder(Path(), ("a",), samples, ())
-    (alarm,) = pretraining_alarms(Splits(folder, (), (), samples), BackboneConfig())
+    (alarm,) = pretraining_alarms(Splits(folder, (), (), samples), BackboneConfig(name="edgetl_small"))
     assert alarm.startswith("1 of 2 test images, or copies of them, are among the images that pretrained edgetl_small")
     report = audit(folder, [], FeatureFindings(pretraining=(0,))).report
     assert report.pretraining == ("0.png",) and report.leakage[0].earlier_run == 1

@@ -155,8 +155,9 @@ def _label_issues(report: AuditReport, galleries: Galleries) -> list[Section]:
     if not found:
         return []
     text = (
-        f"{len(found):,} labels are probably wrong, the most probable errors first. Each image was predicted by a linear probe that had "
-        "not seen it (confident learning, Northcutt et al. 2021). Review them: in published studies about half of such labels were wrong."
+        f"{len(found):,} labels are probably wrong, the most probable errors first. Each image was predicted by a linear probe and its "
+        "neighbors, without its own label (confident learning, Northcutt et al. 2021). Review them: in published studies about half of "
+        "such labels were wrong."
     )
     entries = [
         (

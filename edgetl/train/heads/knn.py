@@ -62,7 +62,7 @@ def choose_votes(bank: torch.Tensor, votes: torch.Tensor, *, groups: NDArray[np.
         Number of neighbors, temperature, and unweighted accuracy.
     """
     count = len(bank)
-    similarities, indices = _nearest_others(bank, min(NEIGHBORS[0] + 1, count - 1), groups)
+    similarities, indices = nearest_others(bank, min(NEIGHBORS[0] + 1, count - 1), groups)
     importance, labels = votes.max(dim=1).values, votes.argmax(dim=1)
     best, highest, accuracy = (1, DEFAULT_TEMPERATURE), -1.0, 0.0
     for neighbors, temperature in itertools.product(NEIGHBORS, TEMPERATURES):
@@ -77,7 +77,7 @@ def choose_votes(bank: torch.Tensor, votes: torch.Tensor, *, groups: NDArray[np.
     return *best, accuracy
 
 
-def _nearest_others(bank: torch.Tensor, count: int, groups: NDArray[np.int64] | None) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest_others(bank: torch.Tensor, count: int, groups: NDArray[np.int64] | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the nearest neighbors of each image in other groups, and return their similarities and indices ``[n, count]``."""
     found = []
     numbers = torch.arange(len(bank)) if groups is None else torch.from_numpy(groups)

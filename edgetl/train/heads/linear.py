@@ -150,7 +150,7 @@ def fit_ridge(train: LabeledFeatures) -> LinearHead:
     for penalty in RIDGE_PENALTIES:
         shrinkage = sizes**2 / (sizes**2 + penalty * len(values))
         residual = values - center - left @ (shrinkage * projected)
-        left_out.append(_left_out(residual, left * np.sqrt(shrinkage), train.groups))
+        left_out.append(left_out_residuals(residual, left * np.sqrt(shrinkage), train.groups))
         errors.append(float((left_out[-1] ** 2).mean()))
     best = int(np.argmin(errors))
     chosen = RIDGE_PENALTIES[best]
@@ -164,16 +164,25 @@ def fit_ridge(train: LabeledFeatures) -> LinearHead:
     return LinearHead(weight.astype(np.float32), bias.astype(np.float32), chosen, explained, out_of_fold)
 
 
-def _left_out(residual: NDArray[np.float64], half: NDArray[np.float64], groups: NDArray[np.int64] | None) -> NDArray[np.float64]:
-    """Compute the residuals ``[n]`` of each image, or group, by a fit on the others. ``half @ half.T + 1 / n`` is the hat matrix."""
+def left_out_residuals(
+    residual: NDArray[np.floating], half: NDArray[np.floating], groups: NDArray[np.int64] | None
+) -> NDArray[np.floating]:
+    """Compute the residuals of each image, or group, by a fit on the others: ``residual / (1 - leverage)``.
+
+    Args:
+        residual: residuals of the fit on all images, ``[n]`` or ``[n, targets]``.
+        half: ``half @ half.T + 1 / n`` is the hat matrix, ``[n, k]``.
+        groups: group of each image, ``[n]``. None: each image is left out alone.
+    """
+    leverage = (half**2).sum(axis=1) + 1 / len(half)
+    found: NDArray[np.floating] = (residual.T / np.maximum(1 - leverage, 1e-6)).T
     if groups is None:
-        leverage = (half**2).sum(axis=1) + 1 / len(half)
-        return residual / np.maximum(1 - leverage, 1e-6)
-    found = np.empty_like(residual)
-    for group in np.unique(groups):
-        rows = np.flatnonzero(groups == group)
-        others = (1 + 1e-6) * np.eye(len(rows)) - half[rows] @ half[rows].T - 1 / len(half)
-        found[rows] = np.linalg.solve(others, residual[rows])
+        return found
+    order = np.argsort(groups, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+        if len(rows) > 1:
+            others = (1 + 1e-6) * np.eye(len(rows)) - half[rows] @ half[rows].T - 1 / len(half)
+            found[rows] = np.linalg.solve(others, residual[rows])
     return found
 
 

@@ -46,7 +46,6 @@ from edgetl.train.continual.previous_task import find_previous_task, measure_for
 from edgetl.train.continual.progressive import OPTION, add_column
 from edgetl.train.continual.teacher import with_teacher
 from edgetl.train.heads.fit import with_head_modules
-from edgetl.train.heads.linear import LinearHead
 from edgetl.train.heads.modules import HeadSpec, head_of
 from edgetl.train.inputs.features import features_of
 from edgetl.train.loop.checkpoints import Checkpoints

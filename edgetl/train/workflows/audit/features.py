@@ -8,11 +8,14 @@ import logging
 import math
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from edgetl.core.bundle import hash_prefix
 from edgetl.core.files.atomic import write_bytes
@@ -23,8 +26,9 @@ from edgetl.core.progress import Progress, silent
 from edgetl.data.content.integrity import cache_file
 from edgetl.data.content.registration import SIDE, make_thumbnail
 from edgetl.data.folder import ImageFolder, Sample
-from edgetl.errors import StorageError
+from edgetl.errors import ConfigError, StorageError
 from edgetl.train.artifacts.loading.build import fixed_size
+from edgetl.train.heads.multi_stage import MultiStageFeatures, check_stage_features
 from edgetl.train.inputs.features import FrozenFeatures
 from edgetl.train.networks.backbone import Backbone, feature_extractor
 
@@ -32,6 +36,11 @@ _log = logging.getLogger(__name__)
 
 # Small images are enlarged at most by this factor, to a multiple of the stride of most networks. A larger input only costs time.
 _ENLARGEMENT, _STEP, _LEAST = 3, 32, 96
+# Smallest input side for photos. With the embedded backbone, a probe finds more label errors at 192 px than at 128 px.
+_PHOTO = 192
+# Version of the cache files. Increase it when the meaning of their arrays changes.
+_FORMAT = 2
+_ARRAYS = "contents", "features", "stages", "thumbnails"
 # Largest cache file. A larger data set is computed each time.
 _MAX_CACHE_BYTES = 1_000_000_000
 
@@ -41,12 +50,14 @@ class AuditFeatures:
     """Features of the images of a folder, in the order of its samples.
 
     Attributes:
-        features: float32 ``[n, width]``.
+        features: last features, float32 ``[n, width]``. They compare images.
+        stages: multi-stage features, averaged over the image and its mirror image, float32 ``[n, stages]``. They classify images.
         thumbnails: gray thumbnails, uint8 ``[n, SIDE, SIDE]``.
         enlarged: true for an image that was enlarged to its thumbnail, ``[n]``.
     """
 
     features: NDArray[np.float32]
+    stages: NDArray[np.float32]
     thumbnails: NDArray[np.uint8]
     enlarged: NDArray[np.bool_]
 
@@ -58,7 +69,7 @@ def compute_features(folder: ImageFolder, backbone: Backbone, *, device: str, pr
         ImageError: an image cannot be read any more.
     """
     spec = _spec(folder.samples, backbone)
-    key = hashlib.sha256(f"{backbone.weights_sha256} {spec.model_dump_json()} {backbone.architecture}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{_FORMAT} {backbone.weights_sha256} {spec.model_dump_json()} {backbone.architecture}".encode()).hexdigest()[:16]
     file = cache_file(folder.root, "features", f"-{key}.npz")
     known = _read(file)
     contents = np.array([hash_prefix(sample.content) for sample in folder.samples], np.uint64)
@@ -73,17 +84,21 @@ def compute_features(folder: ImageFolder, backbone: Backbone, *, device: str, pr
         _write(file, known)
     rows = [place[content] for content in contents.tolist()]
     enlarged = np.array([item.facts is not None and min(item.facts.width, item.facts.height) < SIDE for item in folder.samples])
-    return AuditFeatures(known["features"][rows].astype(np.float32), known["thumbnails"][rows].astype(np.uint8), enlarged)
+    features, stages = (known[name][rows].astype(np.float32) for name in ("features", "stages"))
+    return AuditFeatures(features, stages, known["thumbnails"][rows].astype(np.uint8), enlarged)
 
 
 def _spec(samples: Sequence[Sample], backbone: Backbone) -> PreprocessSpec:
-    """Return the preprocessing, with a smaller input size for small images."""
+    """Return the preprocessing, with a smaller input size for small images, and a larger one for photos."""
     spec = backbone.spec
     sides = [min(sample.facts.width, sample.facts.height) for sample in samples if sample.facts]
     if not sides or fixed_size(backbone.model):
         return spec
     side = max(_LEAST, _STEP * math.ceil(_ENLARGEMENT * float(np.median(sides)) / _STEP))
-    return spec if side >= min(spec.input_size) else spec.model_copy(update={"input_size": (side, side)})
+    if min(_PHOTO, side) <= min(spec.input_size) <= side:
+        return spec
+    side = min(side, max(_PHOTO, *spec.input_size))
+    return spec.model_copy(update={"input_size": (side, side)})
 
 
 def _compute(
@@ -97,9 +112,31 @@ def _compute(
         thumbnails[index[sample.path]] = make_thumbnail(image).gray
         return preprocess(image, spec)
 
-    extract = FrozenFeatures(feature_extractor(backbone.model, backbone.head_name), spec, device=device, images=len(samples))
-    features = extract(samples, prepare=prepare, progress=progress)
-    return {"features": features.astype(np.float16), "thumbnails": thumbnails}
+    extract = FrozenFeatures(AuditNetwork(backbone, spec.input_size).eval(), spec, device=device, images=len(samples))
+    features, stages = np.split(
+        extract(samples, prepare=prepare, progress=progress).astype(np.float16), [backbone.head.in_features], axis=1
+    )
+    return {"features": features, "stages": stages, "thumbnails": thumbnails}
+
+
+class AuditNetwork(nn.Module):
+    """Network for the features of an audit: float32 ``[batch, 3, H, W]`` → ``[batch, width + stages]``, as in ``AuditFeatures``.
+
+    A network without feature maps of its stages has its last features only.
+    """
+
+    def __init__(self, backbone: Backbone, size: tuple[int, int]) -> None:
+        super().__init__()
+        self._width = backbone.head.in_features
+        self.network: nn.Module = feature_extractor(backbone.model, backbone.head_name)
+        with suppress(ConfigError):
+            check_stage_features(self.network, backbone.name, size)
+            self.network = MultiStageFeatures(self.network)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute the features."""
+        plain: torch.Tensor = self.network(images)
+        return torch.cat([plain[:, -self._width :], (plain + self.network(images.flip(3))) / 2], dim=1)
 
 
 def _read(file: Path | None) -> dict[str, NDArray[np.generic]]:
@@ -108,12 +145,12 @@ def _read(file: Path | None) -> dict[str, NDArray[np.generic]]:
         return {}
     try:
         with np.load(io.BytesIO(read_plain(file, max_bytes=_MAX_CACHE_BYTES))) as saved:
-            found = {name: saved[name] for name in ("contents", "features", "thumbnails")}
+            found = {name: saved[name] for name in _ARRAYS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         _log.debug("feature cache %s is not readable (%s); computing the features again", file, error)
         return {}
     same = len({len(rows) for rows in found.values()}) == 1 and found["thumbnails"].shape[1:] == (SIDE, SIDE)
-    return found if same and found["features"].ndim == 2 else {}
+    return found if same and found["features"].ndim == found["stages"].ndim == 2 else {}
 
 
 def _write(file: Path | None, arrays: dict[str, NDArray[np.generic]]) -> None:

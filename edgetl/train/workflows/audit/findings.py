@@ -71,7 +71,7 @@ def _label_issues(
         return (), left_out
     names, labels = np.unique(labels_of(folder.samples)[known], return_inverse=True)
     groups = np.array([joined.root(int(index)) for index in known])
-    probabilities = out_of_sample(found.features[known], labels, groups, progress=progress)
+    probabilities = out_of_sample(found.stages[known], labels, groups, progress=progress)
     issues = []
     for row in find_label_errors(probabilities, labels).tolist():
         sample, best = folder.samples[known[row]], int(probabilities[row].argmax())
