@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,19 @@ from edgetl.train.workflows.diagnosis.two_sample import classify_domains, mmd_te
 from tests.command import edgetl
 from tests.conftest import write_colors
 
-# Few held-out images: below 200 images in all, the network is not converted for a faster engine.
-SMALL = TrainConfig.from_options(input_size=(48, 48), crop_pct=1.0, val=0.03, test=0.03)
+# Below 200 images in all, the network is not converted for a faster engine.
+SMALL = TrainConfig.from_options(input_size=(48, 48), crop_pct=1.0, val=0.2, test=0.2)
+
+
+@pytest.fixture(scope="module")
+def few_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with 24 images of each digit."""
+    root = tmp_path_factory.mktemp("few") / "digits"
+    for folder in sorted(digits.iterdir()):
+        (root / folder.name).mkdir(parents=True)
+        for file in sorted(folder.iterdir())[:24]:
+            shutil.copyfile(file, root / folder.name / file.name)
+    return root
 
 
 def test_power_law_fit_recovers_a_curve_and_extrapolates_it() -> None:
@@ -124,8 +136,8 @@ def test_score_shift_is_significant_only_beyond_bonferroni() -> None:
     assert p < 1e-6 and [item.label for item in classes if item.shifted] == ["y"] and classes[0].mean_a > classes[0].mean_b
 
 
-def test_diagnosis_by_probes_compares_the_same_held_out_images(digits: Path) -> None:
-    report = diagnose(digits, SMALL, TransferConfig(images=80, repeats=1))
+def test_diagnosis_by_probes_compares_the_same_held_out_images(few_digits: Path) -> None:
+    report = diagnose(few_digits, SMALL, TransferConfig(images=80, repeats=1))
     assert [arm.name for arm in report.arms] == ["probe", "random weights", "pixels"]
     assert report.train_images == 80 and {arm.accuracy.n for arm in report.arms} == {report.held_out}
     probe, random, _ = report.arms
@@ -148,8 +160,8 @@ def test_diagnosis_refuses_tables_of_numbers_and_few_images(squares: Path, tmp_p
         diagnose(write_colors(tmp_path / "few", 6), SMALL, TransferConfig())
 
 
-def test_learning_curve_reports_points_forecasts_and_a_check(digits: Path) -> None:
-    report = learning_curve(digits, SMALL, CurveConfig(images=80, repeats=1))
+def test_learning_curve_reports_points_forecasts_and_a_check(few_digits: Path) -> None:
+    report = learning_curve(few_digits, SMALL, CurveConfig(images=80, repeats=1))
     assert [point.labels for point in report.pretrained] == [20, 28, 40, 80]
     assert [point.labels for point in report.random] == [20, 40, 80]
     assert report.pretrained[-1].accuracy.value > report.pretrained[0].accuracy.value
@@ -157,12 +169,12 @@ def test_learning_curve_reports_points_forecasts_and_a_check(digits: Path) -> No
     assert report.backtest.measured == report.pretrained[-1].accuracy.value and report.equivalence.factor > 1
     assert CurveReport.model_validate_json(report.model_dump_json()) == report
     with pytest.raises(DataError, match="A learning curve needs 3 sizes"):
-        learning_curve(digits, SMALL, CurveConfig(images=50))
+        learning_curve(few_digits, SMALL, CurveConfig(images=50))
 
 
-def test_distance_of_different_folders_is_a_shift(digits: Path, tmp_path: Path) -> None:
+def test_distance_of_different_folders_is_a_shift(few_digits: Path, tmp_path: Path) -> None:
     colors = write_colors(tmp_path / "colors", 20)
-    report = distance(digits, colors, SMALL, DistanceConfig(images=60, permutations=99))
+    report = distance(few_digits, colors, SMALL, DistanceConfig(images=60, permutations=99))
     assert report.shift and report.domains.proxy_a > 1.5 and report.domains.auc > 0.95 and report.mmd.p == 0.01 and report.common == 0
     assert report.scores is not None and report.scores.n_a == 30 and report.scores.n_b == 60
 
