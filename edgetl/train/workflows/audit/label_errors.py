@@ -51,8 +51,8 @@ def out_of_sample(
 def _probe(rows: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArray[np.int64], progress: Progress) -> NDArray[np.float64]:
     """Return leave-one-out probabilities of a ridge regression on the classes: ``softmax(scale * scores)``.
 
-    One fit on the principal components gives the scores of all images (``left_out_residuals``). The penalty has the lowest leave-one-out error, and
-    the scale the lowest log-loss.
+    One fit on the principal components gives the scores of all images (``left_out_residuals``). The penalty has the lowest leave-one-out
+    error, and the scale the lowest log-loss.
     """
     sizes = np.maximum((rows**2).sum(axis=0), 1e-6)
     left, given = rows / np.sqrt(sizes), np.eye(int(labels.max()) + 1)[labels]
