@@ -71,7 +71,8 @@ def save_class_means(backbone: str, data: Path, path: Path) -> None:
     with torch.inference_mode():
         rows = F.normalize(published.eval()(images), dim=1)
     rows = rows - rows.mean(dim=0)
-    np.savez(path, **{name: rows[labels == index].mean(dim=0).numpy() for index, name in enumerate(scan(data).labels)})
+    means: dict[str, Any] = {name: rows[labels == index].mean(dim=0).numpy() for index, name in enumerate(scan(data).labels)}
+    np.savez(path, **means)
 
 
 def zero_shot(backbone: str, embeddings: Path) -> TrainConfig:
