@@ -195,6 +195,7 @@ def test_a_contract_without_a_limit_is_an_error(run: Run, colors: Path, tmp_path
         assert done.returncode == 3 and "belong to a limit" in done.stderr
 
 
+@pytest.mark.slow
 def test_all_variants_meet_the_contract_with_the_same_thread_count(run: Run, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"precisions": ("fp32",)})
     exported = export_under_contract(run.path, config, Contract(max_latency_ms=1000), tmp_path / "bundle")
@@ -233,6 +234,7 @@ def test_a_profile_limits_the_thread_count_and_the_formats(bundle: Bundle, run: 
         )
 
 
+@pytest.mark.slow
 def test_the_size_of_a_backbone_is_measured_in_the_requested_precision(colors: Path) -> None:
     samples = list(scan(colors).samples[:4])
     backbone = load_backbone(TrainConfig.from_options(backbone="edgetl_small").backbone, 3)

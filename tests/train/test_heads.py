@@ -67,7 +67,7 @@ def _logits(fitted: FittedHead, features: NDArray[np.float32]) -> NDArray[np.flo
 
 
 @pytest.fixture(
-    scope="module", params=["knn on layers", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cosine", "mlp", "layers"))]
+    scope="module", params=["layers", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cosine", "mlp", "knn on layers"))]
 )
 def headed(request: pytest.FixtureRequest, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(digits, _config(**OPTIONS[request.param]), tmp_path_factory.mktemp("heads") / "run")

@@ -100,6 +100,7 @@ def test_diverged_training_reports_the_remedy_and_leaves_no_run(colors: Path, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_missing_shared_memory_ends_with_an_error_that_names_the_remedy(tmp_path: Path) -> None:
     write_colors(tmp_path / "colors", 30, side=100)
     command = [sys.executable, "-m", "edgetl.cli.app", "train", str(tmp_path / "colors"), "--backbone", "test_resnet", "--random-weights"]

@@ -82,7 +82,7 @@ def _read(path: Path) -> Mapping[str, NDArray[Any]] | NDArray[Any]:
                     raise ConfigError(
                         f"{OPTION} {path} unpacks to more than {MAX_BYTES / 1e6:.0f} MB. It is not a file of text embeddings."
                     )
-        found = np.load(path, allow_pickle=False)
+        found = np.load(path)
         return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
         raise ConfigError(f"{OPTION} {path} cannot be read: {first_line(error)} Write it with numpy.savez or safetensors.") from error
