@@ -35,7 +35,7 @@ from edgetl.train.config.options import BackboneConfig
 from edgetl.train.config.weights_dir import EMBEDDED_BACKBONE
 from edgetl.train.workflows.audit.features import AuditFeatures, compute_features
 from edgetl.train.workflows.audit.findings import find_by_features
-from edgetl.train.workflows.audit.label_errors import out_of_sample, self_confidence
+from edgetl.train.workflows.audit.label_errors import STRONG_MARGIN, find_label_errors, out_of_sample, self_confidence
 from edgetl.train.workflows.audit.neighbors import find_near_duplicates
 
 BACKBONES = (EMBEDDED_BACKBONE, f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet")
@@ -114,7 +114,7 @@ def report_planted(root: Path, backbone: str) -> None:
 
 
 def report_labels(root: Path, backbone: str) -> None:
-    """Print precision at k and area under the ROC curve for 8 % changed labels, over five seeds."""
+    """Print precision at k, area under the ROC curve, and precision of the two grades for 8 % changed labels, over five seeds."""
     folder = scan(root)
     found = compute_features(folder, load_backbone(BackboneConfig(name=backbone), 2), device="cpu")
     truth, groups = labels_of(folder.samples), _groups(folder)
@@ -123,10 +123,15 @@ def report_labels(root: Path, backbone: str) -> None:
         changed = generator.choice(len(truth), round(FLIPPED * len(truth)), replace=False)
         labels = truth.copy()
         labels[changed] = (labels[changed] + generator.integers(1, truth.max() + 1, len(changed))) % (truth.max() + 1)
-        scores = -self_confidence(out_of_sample(found.stages, labels, groups), labels)
+        probabilities = out_of_sample(found.stages, labels, groups)
+        scores = -self_confidence(probabilities, labels)
         wrong = labels != truth
         first = np.argsort(-scores)[: len(changed)]
         print(f"{backbone}: seed {seed}, precision at {len(changed)} {wrong[first].mean():.3f}, AUROC {roc_auc_score(wrong, scores):.3f}")
+        flagged = find_label_errors(probabilities, labels)
+        strong = probabilities[flagged].max(axis=1) + scores[flagged] >= STRONG_MARGIN
+        for grade, rows in (("strong", flagged[strong]), ("weak", flagged[~strong])):
+            print(f"{backbone}: seed {seed}, {grade}: {wrong[rows].sum()} of {len(rows)} are changed labels ({wrong[rows].mean():.1%})")
 
 
 def report_cifar(folder: ImageFolder, backbone: str, sheet: Path | None) -> None:

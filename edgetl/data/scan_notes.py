@@ -25,6 +25,8 @@ EXAMPLES = 3
 MOST_ROWS = 20
 _INCLUDE = "--include PATTERN uses them"
 _EXCLUDE = "--exclude PATTERN leaves them out"
+# Reasons whose counts are per file suffix. The suffixes alone do not lead to the files.
+_BY_SUFFIX: frozenset[Reason] = frozenset({"unsupported", "other", "content"})
 # Unit, event and remedy of each reason.
 _TEXTS: dict[Reason, tuple[str, str, str]] = {
     "hidden": ("file", "left out: hidden (the name of the file or its folder starts with a dot)", _INCLUDE),
@@ -85,9 +87,11 @@ class ScanNote(StrictModel):
         if self.text:
             return self.text
         unit, event, remedy = _TEXTS[self.reason]
-        rows = [f"{name} ({count:,})" for name, count in self.by.items()] or list(self.examples)
-        complete = sum(self.by.values()) == self.count if self.by else len(rows) == self.count
-        named = f": {', '.join(rows)}{'' if complete else ', …'}" if rows else ""
+        by_name = not self.by or (self.reason in _BY_SUFFIX and len(self.examples) == self.count)
+        rows = list(self.examples) if by_name else [f"{name} ({count:,})" for name, count in self.by.items()]
+        complete = (len(rows) if by_name else sum(self.by.values())) == self.count
+        such_as = f", such as {self.examples[0]}" if self.reason in _BY_SUFFIX and self.examples and not by_name else ""
+        named = f": {', '.join(rows)}{'' if complete else ', …'}{such_as}" if rows else ""
         plural = unit.replace(" or ", "s or ") + "s" if self.count > 1 else unit
         number = f"{self.count:,}" if self.count else "no"
         return f"{number} {plural} {event}{named}.{f' {remedy}.' if remedy else ''}"

@@ -35,7 +35,13 @@ def test_check_reports_planted_faults_and_writes_a_page_and_a_list(folder: Path)
     assert "cat = dog" in html and "cat/broken.jpg" in html and html.count("data:image/jpeg") == 4
     assert keep.read_text("utf-8").splitlines()[0] == "file,group,label" and "copy.jpg" not in keep.read_text("utf-8")
     again = edgetl("check", folder, "--no-features", "--html", page, "--keep", keep)  # own files are replaced
-    assert again.returncode == 0 and "sets with different labels" in " ".join(again.stdout.split())
+    assert again.returncode == 0 and "label conflicts, sets" in " ".join(again.stdout.split())
+
+
+def test_dropped_kinds_need_a_cleaned_list_and_a_known_name(folder: Path) -> None:
+    assert "Add --keep FILE" in " ".join(edgetl("check", folder, "--drop", "dark").stderr.split())
+    refused = edgetl("check", folder, "--drop", "dark,noisy", "--keep", folder.parent / "keep.csv")
+    assert refused.returncode == ConfigError.exit_code and "'noisy' is no kind of finding" in " ".join(refused.stderr.split())
 
 
 def test_check_replaces_no_file_of_the_user(folder: Path) -> None:

@@ -13,7 +13,8 @@ from PIL import Image, ImageFilter
 from edgetl.data.audit.audit import FeatureFindings, audit
 from edgetl.data.audit.cleaned import cleaned_csv, is_cleaned_list
 from edgetl.data.audit.copies import Pair, find_copies, find_identical
-from edgetl.data.audit.result import AuditReport
+from edgetl.data.audit.dropped import Drop
+from edgetl.data.audit.result import AuditReport, LabelIssue
 from edgetl.data.content.perceptual_hash import distances, near_pairs, orient, orient_pixels, perceptual_hash
 from edgetl.data.content.registration import FINE, correlate, find_details, make_thumbnail
 from edgetl.data.folder import ImageFolder, scan, scan_without_limits
@@ -119,6 +120,42 @@ def test_broken_files_and_small_classes_are_findings_and_no_errors(tmp_path: Pat
     (tmp_path / "few" / "cat" / "b.png").write_bytes(b"no image")
     report = check(scan_without_limits(tmp_path / "few"))
     assert [item.file for item in report.broken] == ["cat/b.png"] and report.small_classes == ("cat",)
+
+
+def test_uniform_images_with_different_labels_are_flaws_and_no_conflict(photos: Path) -> None:
+    for name in ("cat/gray.png", "cat/again.png", "dog/gray.png"):
+        save(Image.new("RGB", (120, 96), "gray"), photos / name)
+    report = check(scan(photos))
+    assert [(item.files, item.conflict) for item in report.copies] == [(("cat/again.png", "cat/gray.png"), False)]
+
+
+def test_an_empty_class_is_named_and_does_not_count_for_the_imbalance(photos: Path) -> None:
+    (photos / "fox").mkdir()
+    save(photo(20), photos / "dog" / "more.png")
+    report = check(scan_without_limits(photos))
+    assert (report.empty_classes, report.small_classes, report.imbalance) == (["fox"], ("cat", "dog"), 1.2)
+
+
+def test_dropped_kinds_leave_the_cleaned_list_and_the_others_are_counted(photos: Path) -> None:
+    save(photo(21).point(lambda value: value // 9), photos / "cat" / "dark.png")
+    folder = scan(photos)
+    issues = tuple(
+        LabelIssue(file=f"cat/{number}.png", label="cat", suggested="dog", given_probability=0, suggested_probability=1, strong=number == 3)
+        for number in (3, 4)
+    )
+    findings = FeatureFindings(pairs=(Pair(0, 1, "near-duplicate", 0.9),), label_issues=issues)
+    report = audit(folder, [], findings).report
+    assert not report.removed
+    assert report.remaining == {"near-duplicates": 1, "label-errors": 2, "strong-label-errors": 1, "dark": 1, "small-classes": 2}
+    found = audit(folder, [], findings, drop=("near-duplicates", "strong-label-errors", "dark"))
+    assert {item.file: item.reason for item in found.report.removed} == {
+        "cat/1.png": "near-duplicate of cat/0.png",
+        "cat/3.png": "possible label error: cat, dog?",
+        "cat/dark.png": "dark: brightness 0.05",
+    }
+    assert found.report.remaining == {"label-errors": 1, "small-classes": 2} and "dark.png" not in cleaned_csv(folder, found.removed, {})
+    everything: tuple[Drop, ...] = ("small-classes",)
+    assert not audit(folder, [], findings, drop=everything).report.remaining
 
 
 def _shot(path: Path, seed: int, moment: str) -> None:

@@ -19,6 +19,7 @@ from edgetl.train.artifacts.loading.lineage import find_in_pretraining, pretrain
 from edgetl.train.artifacts.seen_images import SeenImages, perceptual_hashes, prefixes
 from edgetl.train.config.options import BackboneConfig
 from edgetl.train.workflows.audit.features import AuditFeatures
+from edgetl.train.workflows.audit.findings import list_label_issues
 from edgetl.train.workflows.audit.label_errors import find_label_errors, out_of_sample, self_confidence
 from edgetl.train.workflows.audit.neighbors import find_near_duplicates
 from tests.data.test_data_audit import photo, save
@@ -55,9 +56,33 @@ def test_a_crop_is_a_near_duplicate_and_a_similar_image_is_not() -> None:
     thumbnails = np.stack([make_thumbnail(image).gray for image in images])
     labels, joined = np.array([*[0, 1] * 6, 1]), Joined(13)
     labels[1] = 0
-    found = find_near_duplicates(AuditFeatures(features, features, thumbnails, np.zeros(13, bool)), labels, joined)
+    found = find_near_duplicates(AuditFeatures(features, features, thumbnails, np.zeros(13, bool), np.zeros(13, bool)), labels, joined)
     assert [(pair.first, pair.second) for pair in found.pairs] == [(3, 12)] and joined.connected(3, 12)
     assert (0, 1) in [item[:2] for item in found.similar]
+
+
+def test_similar_pairs_with_different_labels_come_first_and_dark_images_are_not_compared() -> None:
+    images, random = [photo(seed) for seed in range(12)], np.random.default_rng(2)
+    features = random.normal(size=(12, 20)).astype(np.float32)
+    for first, distance in ((0, 0.1), (4, 0.01), (8, 0.02)):
+        features[first + 1] = features[first] + distance * random.normal(size=20)
+    thumbnails, plain = np.stack([make_thumbnail(image).gray for image in images]), np.arange(12) == 8
+    labels = np.array([0, 1, 0, 1, 0, 0, 1, 0, 1, 1, 0, 1])
+    found = find_near_duplicates(AuditFeatures(features, features, thumbnails, np.zeros(12, bool), plain), labels, Joined(12))
+    assert [item[:2] for item in found.similar][:2] == [(0, 1), (4, 5)]
+    assert not {8} & {index for item in found.similar for index in item[:2]}
+
+
+def test_label_issues_name_one_image_of_a_set_and_leave_conflicts_out() -> None:
+    samples = tuple(Sample(Path(f"{index}.png"), int(index == 3), f"{index:064x}") for index in range(6))
+    folder = ImageFolder(Path(), ("cat", "dog"), samples, ())
+    joined = Joined(6)
+    joined.connect(0, 1)  # copies with one label
+    joined.connect(2, 3)  # a conflict
+    flagged = dict.fromkeys(range(6), 0.3) | {5: 0.1}
+    predictions = dict.fromkeys(range(6), ("dog", 0.7))
+    issues = list(list_label_issues(folder, joined, flagged, predictions))
+    assert [(issue.file, issue.strong) for issue in issues] == [("5.png", True), ("0.png", False), ("4.png", False)]
 
 
 def test_a_mirrored_crop_is_a_near_duplicate() -> None:
@@ -66,7 +91,9 @@ def test_a_mirrored_crop_is_a_near_duplicate() -> None:
     features = np.random.default_rng(3).normal(size=(13, 20)).astype(np.float32)
     features[12] = features[3]
     thumbnails = np.stack([make_thumbnail(image).gray for image in images])
-    found = find_near_duplicates(AuditFeatures(features, features, thumbnails, np.zeros(13, bool)), np.array([*[0, 1] * 6, 1]), Joined(13))
+    found = find_near_duplicates(
+        AuditFeatures(features, features, thumbnails, np.zeros(13, bool), np.zeros(13, bool)), np.array([*[0, 1] * 6, 1]), Joined(13)
+    )
     assert [(pair.first, pair.second) for pair in found.pairs] == [(3, 12)]
 
 

@@ -53,9 +53,13 @@ class Pair:
 
 
 def find_identical(samples: Sequence[Sample]) -> list[Pair]:
-    """Return a pair for each image with the pixels of an earlier one."""
-    first: dict[str, int] = {}
-    found = ((first.setdefault(sample.content, index), index) for index, sample in enumerate(samples))
+    """Return a pair for each image with the pixels of an earlier one.
+
+    Uniform images with different labels are no pair: they show nothing, so that their labels are no conflict.
+    """
+    first: dict[tuple[str, int], int] = {}
+    keys = ((sample.content, sample.label if sample.facts and sample.facts.uniform else -1) for sample in samples)
+    found = ((first.setdefault(key, index), index) for index, key in enumerate(keys))
     return [Pair(start, index, "identical", 1.0) for start, index in found if start != index]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,8 @@ from edgetl.data.content.facts import ImageFacts
 
 # Fewer images of a label cannot be split and evaluated with a useful interval.
 SMALL_CLASS = 10
-# Standard deviation of the gray values of a uniform image, 0..1 and relative to their mean, and mean gray values of dark and bright images.
-UNIFORM, RELATIVE_UNIFORM, DARK, BRIGHT = 0.02, 0.1, 0.08, 0.95
+# Mean gray value of a bright image, 0..1.
+BRIGHT = 0.95
 # An outlier is farther from the median than this number of robust standard deviations (Iglewicz and Hoaglin 1993).
 OUTLIER = 3.5
 # Ratio of an odd image area, and of an odd aspect ratio, to the median.
@@ -35,17 +35,16 @@ def find_flaws(files: Sequence[str], facts: Sequence[ImageFacts | None]) -> tupl
     if not known:
         return ()
     names = [file for file, item in zip(files, facts, strict=True) if item is not None]
-    brightness, contrast = (np.array([getattr(item, name) for item in known]) for name in ("brightness", "contrast"))
+    uniform, dark = (np.array([getattr(item, name) for item in known]) for name in ("uniform", "dark"))
+    bright = ~uniform & np.array([item.brightness > BRIGHT for item in known])
     sharpness = np.log(np.array([max(item.sharpness, 1e-4) for item in known]))
     areas = np.log(np.array([item.width * item.height for item in known]))
     aspects = np.log(np.array([item.width / item.height for item in known]))
-    # A dark photo has a low contrast, but not relative to its brightness.
-    uniform = (contrast < UNIFORM) & (contrast < RELATIVE_UNIFORM * np.maximum(brightness, UNIFORM))
     odd = (np.abs(areas - np.median(areas)) > np.log(ODD_AREA)) | (np.abs(aspects - np.median(aspects)) > np.log(ODD_ASPECT))
     tests: list[tuple[Flaw, NDArray[np.bool_], list[str]]] = [
         ("uniform", uniform, [f"contrast {item.contrast:.3f}" for item in known]),
-        ("dark", ~uniform & (brightness < DARK), [f"brightness {item.brightness:.2f}" for item in known]),
-        ("bright", ~uniform & (brightness > BRIGHT), [f"brightness {item.brightness:.2f}" for item in known]),
+        ("dark", dark, [f"brightness {item.brightness:.2f}" for item in known]),
+        ("bright", bright, [f"brightness {item.brightness:.2f}" for item in known]),
         ("blurred", ~uniform & (_deviation(sharpness) < -OUTLIER), [f"sharpness {item.sharpness:.2f}" for item in known]),
         ("odd-size", odd, [f"{item.width} × {item.height} px" for item in known]),
     ]
@@ -54,6 +53,12 @@ def find_flaws(files: Sequence[str], facts: Sequence[ImageFacts | None]) -> tupl
         if flagged.mean() <= COMMON:
             found += [FlawedImage(file=names[index], flaw=flaw, text=texts[index]) for index in np.flatnonzero(flagged).tolist()]
     return tuple(found)
+
+
+def measure_imbalance(counts: Iterable[int]) -> float:
+    """Return the number of images of the most frequent label relative to the rarest one that has images, at least 1."""
+    sizes = [count for count in counts if count] or [1]
+    return round(max(sizes) / min(sizes), 2)
 
 
 def _deviation(values: NDArray[np.float64]) -> NDArray[np.float64]:

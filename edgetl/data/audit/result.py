@@ -30,6 +30,8 @@ class CopySet(StrictModel):
         labels: label of each file.
         parts: split of each file; empty without ready-made splits.
         conflict: true if the labels differ.
+        suggested: of a conflict, the label with the highest out-of-sample probability; empty without features.
+        suggested_probability: its probability.
     """
 
     kind: Kind
@@ -37,6 +39,8 @@ class CopySet(StrictModel):
     labels: tuple[str, ...]
     parts: tuple[Part, ...] = ()
     conflict: bool = False
+    suggested: str = ""
+    suggested_probability: float | None = None
 
 
 class SimilarPair(StrictModel):
@@ -44,15 +48,17 @@ class SimilarPair(StrictModel):
 
     Attributes:
         files: paths of the two images.
+        labels: their labels.
         similarity: cosine similarity of their features.
     """
 
     files: tuple[str, str]
+    labels: tuple[str, str]
     similarity: float
 
 
 class LabelIssue(StrictModel):
-    """Image whose label is probably wrong, for a review.
+    """Image whose label is possibly wrong, for a review.
 
     Attributes:
         file: path relative to the data folder.
@@ -60,6 +66,7 @@ class LabelIssue(StrictModel):
         suggested: label with the highest probability.
         given_probability: out-of-sample probability of the given label.
         suggested_probability: out-of-sample probability of the suggested label.
+        strong: true if the two probabilities differ much (``edgetl.train.workflows.audit.label_errors.STRONG_MARGIN``).
     """
 
     file: str
@@ -67,6 +74,7 @@ class LabelIssue(StrictModel):
     suggested: str
     given_probability: float
     suggested_probability: float
+    strong: bool
 
 
 class FlawedImage(StrictModel):
@@ -147,11 +155,14 @@ class AuditReport(StrictModel):
         broken: files that cannot be decoded.
         notes: scan notes: files that were left out, and why.
         copies: sets of images that show one photo.
-        similar: most similar pairs among the other images, for a review.
-        label_issues: images whose label is probably wrong, for a review. The most probable errors come first.
+        similar: most similar pairs among the other images, for a review. Pairs with different labels come first.
+        label_issues: images whose label is possibly wrong, for a review. Strong indications come first. Of copies and
+            near-duplicates, one image is named. Images of sets with different labels are left out.
+        probe_accuracy: ratio of the labels that the probe of the label check predicts, without the label of the image; none without
+            the check. A low value means that many label issues are errors of the probe.
         flaws: images with a possible flaw.
-        small_classes: labels with fewer than ``edgetl.data.audit.quality.SMALL_CLASS`` images.
-        imbalance: number of images of the most frequent label relative to the rarest.
+        small_classes: labels with images, but fewer than ``edgetl.data.audit.quality.SMALL_CLASS``.
+        imbalance: number of images of the most frequent label relative to the rarest one that has images.
         series: images that were probably taken together.
         leakage: evaluation images that the training images reveal, by split.
         seen: images that the run of ``--run`` or its ancestors used, or copies of them.
@@ -160,6 +171,7 @@ class AuditReport(StrictModel):
         threshold: similarity above which two images are compared in detail, calibrated for the backbone.
         left_out: checks that were not made.
         removed: files that the cleaned list leaves out.
+        remaining: number of findings that the cleaned list still contains, by kind (``edgetl.data.audit.dropped.KINDS``).
         seconds: duration, s.
     """
 
@@ -174,6 +186,7 @@ class AuditReport(StrictModel):
     copies: tuple[CopySet, ...] = ()
     similar: tuple[SimilarPair, ...] = ()
     label_issues: tuple[LabelIssue, ...] = ()
+    probe_accuracy: float | None = None
     flaws: tuple[FlawedImage, ...] = ()
     small_classes: tuple[str, ...] = ()
     imbalance: float = 1.0
@@ -185,4 +198,10 @@ class AuditReport(StrictModel):
     threshold: float | None = None
     left_out: tuple[LeftOutCheck, ...] = ()
     removed: tuple[RemovedFile, ...] = ()
+    remaining: dict[str, int] = Field(default_factory=dict)
     seconds: float = 0.0
+
+    @property
+    def empty_classes(self) -> list[str]:
+        """Labels without images."""
+        return [label for label, count in self.counts.items() if not count]

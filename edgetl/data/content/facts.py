@@ -12,6 +12,8 @@ from edgetl.data.content.perceptual_hash import SIDE, perceptual_hash
 
 # Longest side for brightness, contrast and sharpness, pixels. Large and small photos of one scene then have similar values.
 MEASURED_SIDE = 256
+# Standard deviation of the gray values of a uniform image, 0..1 and relative to their mean, and mean gray value of a dark image.
+UNIFORM, RELATIVE_UNIFORM, DARK = 0.02, 0.1, 0.08
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,16 @@ class ImageFacts:
     sharpness: float
     hash: int
     capture: Capture | None = None
+
+    @property
+    def uniform(self) -> bool:
+        """True for an image without details. A dark photo has a low contrast, but not relative to its brightness."""
+        return self.contrast < UNIFORM and self.contrast < RELATIVE_UNIFORM * max(self.brightness, UNIFORM)
+
+    @property
+    def dark(self) -> bool:
+        """True for a dark image that is not uniform."""
+        return self.brightness < DARK and not self.uniform
 
 
 def measure_facts(image: Image.Image, capture: Capture | None = None) -> ImageFacts:

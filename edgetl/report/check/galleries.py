@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 from xml.etree.ElementTree import Element
 
 from edgetl.core.images.decode import load_image
 from edgetl.errors import ImageError
-from edgetl.report.elements import element
+from edgetl.report.elements import element, paragraph
 from edgetl.report.images import data_uri, thumbnail
 
-# Longest side of an image in pixels, and largest number of entries and of images in an entry.
+# Longest side of an image in pixels, number of entries that are open and that are folded, and of images in an entry.
 _SIDE = 144
-MOST_ENTRIES, MOST_IMAGES = 24, 4
+MOST_OPEN, MOST_FOLDED, MOST_IMAGES = 24, 200, 4
+# Files of the images of an entry, its title, and lines of text.
+Entry: TypeAlias = tuple[Sequence[str], str, Sequence[str]]
 
 
 class Galleries:
@@ -28,11 +31,33 @@ class Galleries:
         self._files = files
         self._free = limit_bytes
         self._small: dict[str, bytes] = {}
+        self._folded: list[tuple[Element, Sequence[Entry]]] = []
 
-    def gallery(self, entries: Iterable[tuple[Sequence[str], str, Sequence[str]]]) -> Element:
-        """Return a gallery. An entry has the files of its images, a title, and lines of text. The first entries are shown."""
-        shown = list(entries)[:MOST_ENTRIES]
-        return element("ul", [self._entry(*entry) for entry in shown], class_="gallery")
+    def gallery(self, entries: Iterable[Entry], *, narrow: bool = False) -> list[Element]:
+        """Return a gallery of the first entries, and the others in a folded part.
+
+        Args:
+            entries: entries, the most important first.
+            narrow: use narrow columns, for entries of one image.
+        """
+        shown = list(entries)
+        first = element("ul", [self._entry(*entry) for entry in shown[:MOST_OPEN]], class_=_class(narrow=narrow))
+        rest = shown[MOST_OPEN:]
+        return [first, self.folded(f"{len(rest):,} more", rest, narrow=narrow)] if rest else [first]
+
+    def folded(self, title: str, entries: Sequence[Entry], *, narrow: bool = False) -> Element:
+        """Return a folded gallery. ``fill`` adds its images, so that the open galleries of the page have priority."""
+        content = element("ul", class_=_class(narrow=narrow))
+        self._folded.append((content, entries[:MOST_FOLDED]))
+        more = len(entries) - MOST_FOLDED
+        note = paragraph(f"{more:,} more are not shown. --json lists all.", class_="note") if more > 0 else None
+        return element("details", element("summary", title), content, note)
+
+    def fill(self) -> None:
+        """Add the entries of the folded galleries."""
+        for content, entries in self._folded:
+            content.extend(self._entry(*entry) for entry in entries)
+        self._folded.clear()
 
     def _entry(self, files: Sequence[str], title: str, lines: Sequence[str]) -> Element:
         images = [self._image(name) for name in files[:MOST_IMAGES]]
@@ -50,3 +75,7 @@ class Galleries:
             return None
         self._free -= len(jpeg)
         return element("img", src=data_uri(jpeg), alt=name)
+
+
+def _class(*, narrow: bool) -> str:
+    return "gallery narrow" if narrow else "gallery"

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from edgetl.core.files.names import printable
 from edgetl.core.output.folders import write_file
-from edgetl.data.audit.result import AuditReport, CopySet, Flaw
+from edgetl.data.audit.quality import BRIGHT, ODD_AREA, ODD_ASPECT
+from edgetl.data.audit.result import AuditReport, CopySet, Flaw, LabelIssue
+from edgetl.data.content.facts import DARK, UNIFORM
 from edgetl.data.folder import ImageFolder
-from edgetl.report.check.galleries import MOST_ENTRIES, Galleries
+from edgetl.report.check.galleries import Entry, Galleries
 from edgetl.report.elements import Child, element, html_document, is_generated, items, paragraph, table
 
 _GENERATOR = "edgetl check"
 # Base64 makes four bytes of three. The page has at most 5 MB.
 _MAX_IMAGE_BYTES = 3_200_000
 _MOST_ROWS = 40
-_KINDS = {"identical": "Identical pixels", "copy": "Copies", "near-duplicate": "Near-duplicates"}
+_KINDS = {"identical": "Identical images", "copy": "Copies", "near-duplicate": "Near-duplicates"}
 _KIND_TEXTS = {
     "identical": "The files have equal pixels. Their names or formats may differ.",
     "copy": "The images were re-encoded, resized, mirrored or rotated.",
@@ -36,6 +38,22 @@ _LEVELS = (
     ("near_duplicates", "L1 near-duplicate"),
     ("same_group", "L2 same group"),
     ("earlier_run", "L3 earlier training"),
+)
+# Unit and direction of the values below flawed images.
+_FLAW_NOTES: dict[Flaw, str] = {
+    "uniform": f"Contrast is the standard deviation of the gray values, 0 to 0.5. These images are below {UNIFORM}.",
+    "dark": f"Brightness is the mean gray value: 0 is black, and 1 is white. These images are below {DARK}.",
+    "bright": f"Brightness is the mean gray value: 0 is black, and 1 is white. These images are above {BRIGHT}.",
+    "blurred": "Lower sharpness means more blur. These images are far below the others. Plain objects also have a low sharpness.",
+    "odd-size": f"The area differs from the median by a factor over {ODD_AREA:g}, or the aspect ratio by a factor over {ODD_ASPECT:g}.",
+}
+# Titles of the sections that a card of the overview leads to, the first existing one.
+_FILES, _LEAKAGE, _CONFLICTS, _ISSUES, _FLAWED = (
+    "Broken files",
+    "Leakage between splits",
+    "Label conflicts",
+    "Possible label errors",
+    "Possible flaws of images",
 )
 Section = tuple[str, list[Child]]
 
@@ -59,7 +77,8 @@ def render_check_page(report: AuditReport, folder: ImageFolder) -> str:
     files = {printable(sample.path.relative_to(folder.root).as_posix()): sample.path for sample in folder.samples}
     galleries = Galleries(files, _MAX_IMAGE_BYTES)
     sections = [
-        _leakage(report),
+        *_broken(report),
+        *_leakage(report),
         *_conflicts(report, galleries),
         *_label_issues(report, galleries),
         *_copies(report, galleries),
@@ -67,10 +86,13 @@ def render_check_page(report: AuditReport, folder: ImageFolder) -> str:
         *_flaws(report, galleries),
         *_series(report, galleries),
         _classes(report),
-        *_files(report),
+        _cleaned_list(report),
+        *_notes(report),
     ]
+    galleries.fill()
     name = Path(report.data).name or report.data
-    links = [element("li", element("a", title, href=f"#part-{place}")) for place, (title, _) in enumerate(sections, start=1)]
+    places = {title: f"part-{place}" for place, (title, _) in enumerate(sections, start=1)}
+    links = [element("li", element("a", title, href=f"#{place}")) for title, place in places.items()]
     missing = f"{galleries.left_out} images were left out, because the page would exceed 5 MB." if galleries.left_out else None
     body = element(
         "body",
@@ -80,8 +102,8 @@ def render_check_page(report: AuditReport, folder: ImageFolder) -> str:
         element(
             "main",
             paragraph(missing, class_="warning") if missing else None,
-            _overview(report),
-            [element("section", element("h2", title), content, id=f"part-{place}") for place, (title, content) in enumerate(sections, 1)],
+            _overview(report, places),
+            [element("section", element("h2", title), content, id=places[title]) for title, content in sections],
             id="content",
         ),
         element("footer", paragraph(f"Written by edgetl {version('edgetl')}. The page needs no network.")),
@@ -89,46 +111,43 @@ def render_check_page(report: AuditReport, folder: ImageFolder) -> str:
     return html_document(f"Data check: {name}", _GENERATOR, body)
 
 
-def _overview(report: AuditReport) -> Child:
+def _overview(report: AuditReport, places: Mapping[str, str]) -> Child:
+    """Return the cards with the numbers of findings. A card leads to the section of its finding.
+
+    Args:
+        report: report.
+        places: identifier of each section by its title.
+    """
     leaked = max((item.identical + item.near_duplicates for item in report.leakage), default=0)
-    cards: list[tuple[str, str, str]] = [
-        ("Images", f"{report.images:,}", f"{report.distinct:,} different photos, {len(report.counts)} labels"),
-        ("Broken files", f"{len(report.broken):,}", "they cannot be decoded"),
-        ("Duplicate sets", f"{len(report.copies):,}", f"{sum(item.conflict for item in report.copies):,} with different labels"),
-        ("Possible label errors", f"{len(report.label_issues):,}", "for a review"),
-        ("Possible flaws", f"{len(report.flaws):,}", "dark, blurred, uniform, odd sizes"),
-        ("Leaked test images", f"{leaked:,}" if report.leakage else "–", "levels L0 and L1" if report.leakage else "no ready-made splits"),
+    strong = sum(item.strong for item in report.label_issues)
+    cards: list[tuple[str, str, str, Sequence[str]]] = [
+        ("Images", f"{report.images:,}", f"{report.distinct:,} different photos, {len(report.counts)} labels", ("Labels",)),
+        ("Broken files", f"{len(report.broken):,}", "they cannot be decoded", (_FILES,)),
+        ("Duplicates", f"{len(report.copies):,}", "sets of images that show one photo", tuple(_KINDS.values())),
+        ("Label conflicts", f"{sum(item.conflict for item in report.copies):,}", "of these sets: different labels", (_CONFLICTS,)),
+        ("Possible label errors", f"{len(report.label_issues):,}", f"{strong:,} strong indications, for a review", (_ISSUES,)),
+        ("Possible flaws", f"{len(report.flaws):,}", "dark, blurred, uniform, odd sizes", (_FLAWED,)),
     ]
-    left_out = [f"{item.check}: {item.reason}." for item in report.left_out]
-    return element(
-        "section",
-        element(
-            "dl",
-            [
-                element(
-                    "div", element("dt", name), element("dd", element("div", value, class_="value"), element("div", note, class_="note"))
-                )
-                for name, value, note in cards
-            ],
-            class_="cards",
-        ),
-        [element("h3", "Checks that were left out"), items(left_out)] if left_out else None,
-        paragraph(
-            f"Features: {report.backbone}. Images with a similarity of {report.threshold} or more were compared in detail.", class_="note"
-        )
-        if report.backbone
-        else None,
-        id="overview",
-    )
+    if report.leakage:
+        cards.append(("Leaked test images", f"{leaked:,}", "levels L0 and L1", (_LEAKAGE,)))
+    shown = []
+    for name, value, note, titles in cards:
+        place = next((places[title] for title in titles if title in places), None)
+        head = element("a", name, href=f"#{place}") if place else name
+        number = [element("div", value, class_="value"), element("div", note, class_="note")]
+        shown.append(element("div", element("dt", head), element("dd", number)))
+    return element("section", element("dl", shown, class_="cards"), id="overview")
 
 
-def _leakage(report: AuditReport) -> Section:
+def _broken(report: AuditReport) -> list[Section]:
+    lines = [f"{item.file}: {item.reason}" for item in report.broken[:_MOST_ROWS]]
+    more = len(report.broken) - len(lines)
+    return [(_FILES, [items([*lines, *([f"and {more:,} more: see --json"] if more else [])])])] if lines else []
+
+
+def _leakage(report: AuditReport) -> list[Section]:
     if not report.leakage:
-        text = (
-            "The folder has no ready-made splits. `edgetl train` keeps all copies of an image in one split. Photos of one object or burst "
-            "stay together only with --group."
-        )
-        return "Leakage between splits", [paragraph(text)]
+        return []
     rows: list[Sequence[Child]] = [
         [item.part, f"{item.images:,}", *(f"{getattr(item, name):,}" for name, _ in _LEVELS)] for item in report.leakage
     ]
@@ -136,66 +155,63 @@ def _leakage(report: AuditReport) -> Section:
         "An image counts once, at its lowest level. Training images reveal it, so the accuracy is optimistic. `edgetl train` rejects "
         "splits with more than 0.5 % of the test images at L0 or L1."
     )
-    return "Leakage between splits", [
-        table("Leaked images of each split", ("split", "images", *(title for _, title in _LEVELS)), rows),
-        paragraph(note, class_="note"),
-    ]
+    head = ("split", "images", *(title for _, title in _LEVELS))
+    return [(_LEAKAGE, [table("Leaked images of each split", head, rows), paragraph(note, class_="note")])]
 
 
 def _conflicts(report: AuditReport, galleries: Galleries) -> list[Section]:
     found = [item for item in report.copies if item.conflict]
     if not found:
         return []
-    text = f"{len(found):,} sets of copies have different labels. At least one label of each set is wrong."
-    return [("Label conflicts", [paragraph(text), galleries.gallery(map(_set_entry, found)), _more(len(found))])]
+    text = f"{len(found):,} sets of images of one photo have different labels. At least one label of each set is wrong."
+    text += " The prediction comes from a probe without these images. It may be wrong." if report.probe_accuracy is not None else ""
+    return [(_CONFLICTS, [paragraph(text), galleries.gallery(map(_set_entry, found))])]
 
 
 def _label_issues(report: AuditReport, galleries: Galleries) -> list[Section]:
     found = report.label_issues
     if not found:
         return []
-    text = (
-        f"{len(found):,} labels are probably wrong, the most probable errors first. Each image was predicted by a linear probe and its "
-        "neighbors, without its own label (confident learning, Northcutt et al. 2021). Review them: in published studies about half of "
-        "such labels were wrong."
+    accuracy = f"They predict {report.probe_accuracy:.1%} of all labels. " if report.probe_accuracy is not None else ""
+    texts = (
+        f"{len(found):,} labels are possibly wrong. A linear probe and the neighbors of each image predict its label, without the given "
+        f"one (confident learning, Northcutt et al. 2021). {accuracy}Some of the listed labels are correct: review them.",
+        "Below each image are the probabilities of the given and of the suggested label. In a strong indication they differ by "
+        "0.5 or more. Of a set of copies, one image is shown. Images of label conflicts are not listed again.",
     )
-    entries = [
-        (
-            (item.file,),
-            f"{item.label} → {item.suggested}?",
-            (f"probability {item.given_probability:.2f} → {item.suggested_probability:.2f}", item.file),
-        )
-        for item in found
-    ]
+    strong, weak = ([_issue_entry(item) for item in found if item.strong == grade] for grade in (True, False))
     confusions = Counter((item.label, item.suggested) for item in found).most_common(10)
     rows: list[Sequence[Child]] = [[label, suggested, f"{count:,}"] for (label, suggested), count in confusions]
-    return [
-        (
-            "Possible label errors",
-            [
-                paragraph(text),
-                galleries.gallery(entries),
-                _more(len(found)),
-                table("Most frequent pairs", ("given label", "suggested label", "images"), rows, text_columns=2),
-            ],
-        )
+    content: list[Child] = [
+        *map(paragraph, texts),
+        [element("h3", f"Strong indications ({len(strong):,})"), galleries.gallery(strong, narrow=True)] if strong else None,
+        galleries.folded(f"Weak indications ({len(weak):,})", weak, narrow=True) if weak else None,
+        table("Most frequent pairs", ("given label", "suggested label", "images"), rows, text_columns=2),
     ]
+    return [(_ISSUES, content)]
+
+
+def _issue_entry(item: LabelIssue) -> Entry:
+    values = f"{item.label} {item.given_probability:.2f}, {item.suggested} {item.suggested_probability:.2f}"
+    return (item.file,), f"{item.label} → {item.suggested}?", (values, item.file)
 
 
 def _copies(report: AuditReport, galleries: Galleries) -> list[Section]:
-    sections = []
+    sections: list[Section] = []
     for kind, title in _KINDS.items():
         found = [item for item in report.copies if item.kind == kind and not item.conflict]
         if found:
             text = f"{len(found):,} sets of images. {_KIND_TEXTS[kind]}"
-            sections.append((title, [paragraph(text), galleries.gallery(map(_set_entry, found)), _more(len(found))]))
+            sections.append((title, [paragraph(text), galleries.gallery(map(_set_entry, found))]))
     return sections
 
 
-def _set_entry(item: CopySet) -> tuple[Sequence[str], str, Sequence[str]]:
+def _set_entry(item: CopySet) -> Entry:
     labels, parts = dict.fromkeys(item.labels), dict.fromkeys(item.parts)
     title = " = ".join(labels) if len(labels) > 1 else f"{item.labels[0]}, {len(item.files)} images"
-    return item.files, title, [f"splits: {', '.join(parts)}"] * (len(parts) > 1) + list(item.files[:6]) + ["…"] * (len(item.files) > 6)
+    lines = [f"prediction: {item.suggested} ({item.suggested_probability:.2f})"] if item.suggested_probability is not None else []
+    lines += [f"splits: {', '.join(parts)}"] * (len(parts) > 1) + list(item.files[:6]) + ["…"] * (len(item.files) > 6)
+    return item.files, title, lines
 
 
 def _similar(report: AuditReport, galleries: Galleries) -> list[Section]:
@@ -203,10 +219,13 @@ def _similar(report: AuditReport, galleries: Galleries) -> list[Section]:
         return []
     text = (
         "These images are more similar than 99.9 % of the images with different labels, but not the same photo. They are often photos of "
-        "one object. If so, keep them in one split with --group."
+        "one object. If so, keep them in one split with --group. Pairs with different labels come first: one of the labels may be wrong."
     )
-    entries = [(item.files, f"similarity {item.similarity:.2f}", item.files) for item in report.similar]
-    return [("Similar images", [paragraph(text), galleries.gallery(entries), _more(len(report.similar))])]
+    entries = [
+        (item.files, f"{' ≠ '.join(item.labels)}, " * (item.labels[0] != item.labels[1]) + f"similarity {item.similarity:.2f}", item.files)
+        for item in report.similar
+    ]
+    return [("Similar images", [paragraph(text), galleries.gallery(entries)])]
 
 
 def _flaws(report: AuditReport, galleries: Galleries) -> list[Section]:
@@ -215,8 +234,12 @@ def _flaws(report: AuditReport, galleries: Galleries) -> list[Section]:
         found = [item for item in report.flaws if item.flaw == flaw]
         if found:
             entries = [((item.file,), item.text, (item.file,)) for item in found]
-            content += [element("h3", f"{title} ({len(found):,})"), galleries.gallery(entries), _more(len(found))]
-    return [("Possible flaws of images", content)] if content else []
+            content += [
+                element("h3", f"{title} ({len(found):,})"),
+                paragraph(_FLAW_NOTES[flaw], class_="note"),
+                galleries.gallery(entries, narrow=True),
+            ]
+    return [(_FLAWED, content)] if content else []
 
 
 def _series(report: AuditReport, galleries: Galleries) -> list[Section]:
@@ -237,7 +260,7 @@ def _series(report: AuditReport, galleries: Galleries) -> list[Section]:
         )
         for item in report.series
     ]
-    return [("Series and groups", [paragraph(text), galleries.gallery(entries), _more(len(report.series))])]
+    return [("Series and groups", [paragraph(text), galleries.gallery(entries)])]
 
 
 def _classes(report: AuditReport) -> Section:
@@ -250,9 +273,11 @@ def _classes(report: AuditReport) -> Section:
     warnings = (
         [f"{', '.join(report.small_classes)}: fewer than 10 images. Add images, or leave the label out."] if report.small_classes else []
     )
+    if report.empty_classes:
+        warnings.append(f"{', '.join(report.empty_classes)}: no images. Add images, or remove the label.")
     if report.imbalance > 3:
         warnings.append(
-            f"The most frequent label has {report.imbalance:g} times as many images as the rarest. Consider --balance of `edgetl train`."
+            f"The most frequent label has {report.imbalance:g} times as many images as the rarest one with images. Consider --balance."
         )
     return "Labels", [
         [paragraph(text, class_="warning") for text in warnings],
@@ -260,22 +285,25 @@ def _classes(report: AuditReport) -> Section:
     ]
 
 
-def _files(report: AuditReport) -> list[Section]:
-    content: list[Child] = []
-    if report.broken:
-        lines = [f"{item.file}: {item.reason}" for item in report.broken[:_MOST_ROWS]]
-        content += [element("h3", f"Broken files ({len(report.broken):,})"), items(lines)]
-    if report.notes:
-        content += [element("h3", "Notes of the scan"), items([note.describe() for note in report.notes])]
-    if report.removed:
-        lines = [f"{item.file}: {item.reason}" for item in report.removed[:_MOST_ROWS]]
-        more = len(report.removed) - len(lines)
-        content += [
-            element("h3", f"Left out of the cleaned list ({len(report.removed):,})"),
-            items([*lines, *([f"and {more:,} more: see --json"] if more else [])]),
-        ]
-    return [("Files", content)] if content else []
+def _cleaned_list(report: AuditReport) -> Section:
+    text = f"`--keep FILE` writes a label table without {len(report.removed):,} images."
+    if report.remaining:
+        left = ", ".join(f"{kind} ({count:,})" for kind, count in report.remaining.items())
+        text += f" It still contains findings: {left}. Review them. `--drop KINDS` leaves kinds out, such as `--drop blurred,dark`."
+    lines = [f"{item.file}: {item.reason}" for item in report.removed[:_MOST_ROWS]]
+    more = len(report.removed) - len(lines)
+    listed = element("details", element("summary", f"Images that it leaves out ({len(report.removed):,})"), items(lines))
+    note = paragraph(f"{more:,} more are not shown. --json lists all.", class_="note") if more else None
+    return "Cleaned list", [paragraph(text), listed if lines else None, note]
 
 
-def _more(count: int) -> Child:
-    return paragraph(f"The first {MOST_ENTRIES} of {count:,} are shown. --json lists all.", class_="note") if count > MOST_ENTRIES else None
+def _notes(report: AuditReport) -> list[Section]:
+    lines = [f"Left out: {item.check}: {item.reason}." for item in report.left_out] + [note.describe() for note in report.notes]
+    if not report.leakage:
+        lines.append(
+            "The folder has no ready-made splits. `edgetl train` keeps all copies of an image in one split. Photos of one object or burst "
+            "stay together only with --group."
+        )
+    if report.backbone:
+        lines.append(f"Features: {report.backbone}. Images with a similarity of {report.threshold} or more were candidates of duplicates.")
+    return [("Notes", [items(lines)])] if lines else []

@@ -6,9 +6,10 @@ import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
+from pydantic import BeforeValidator, model_validator
 from rich.markup import escape
 
 from edgetl.cli.options import build, given, need_extra, options_of, part
@@ -16,10 +17,11 @@ from edgetl.cli.session import JsonOption, VerboseOption, out, print_json, print
 from edgetl.cli.tables import plain_table
 from edgetl.core.bundle import check_run_folder
 from edgetl.core.config import StrictModel
-from edgetl.core.options import COMMON, option_field
+from edgetl.core.options import COMMON, option_field, words
 from edgetl.core.output.folders import check_output_file, write_file
+from edgetl.data.audit.dropped import KINDS, Drop
 from edgetl.data.folder import ImageFolder, check_folder
-from edgetl.errors import DataError
+from edgetl.errors import ConfigError, DataError
 from edgetl.installation import install_command
 from edgetl.train.config.options import BackboneConfig, DataConfig
 from edgetl.train.config.paths import check_file
@@ -29,12 +31,19 @@ if TYPE_CHECKING:
     from edgetl.core.progress import Progress
     from edgetl.data.audit.audit import Audit, FeatureFindings
     from edgetl.data.audit.copies import Pair
-    from edgetl.data.audit.result import AuditReport
+    from edgetl.data.audit.result import AuditReport, SimilarPair
 
 _DATA_OPTIONS = ("labels", "task", "columns", "group", "include", "exclude")
 _BACKBONE_OPTIONS = ("backbone", "weights", "weights_dir")
 _FEATURE_CHECKS = "near-duplicates and label errors"
 _SHOWN = 3
+
+
+def _kinds(value: object) -> object:
+    names = words(value)
+    if isinstance(names, tuple) and (unknown := [name for name in names if name not in KINDS]):
+        raise ValueError(f"{unknown[0]!r} is no kind of finding. Give one or more of {', '.join(KINDS)}, separated by commas")
+    return names
 
 
 class CheckConfig(StrictModel):
@@ -47,6 +56,12 @@ class CheckConfig(StrictModel):
         panel=COMMON,
         metavar="FILE",
     )
+    drop: Annotated[tuple[Drop, ...], BeforeValidator(_kinds)] = option_field(
+        (),
+        f"Kinds of findings that --keep leaves out too, separated by commas: {', '.join(KINDS)}. Default: none: review them first.",
+        panel=COMMON,
+        metavar="KINDS",
+    )
     features: bool = option_field(
         True,
         "Checks with frozen features of --backbone: near-duplicates and label errors. They need the extra train.",
@@ -58,6 +73,12 @@ class CheckConfig(StrictModel):
         panel=COMMON,
         metavar="PATH",
     )
+
+    @model_validator(mode="after")
+    def _writes_what_it_drops(self) -> Self:
+        if self.drop and self.keep is None:
+            raise ConfigError("--drop leaves findings out of the cleaned list. Add --keep FILE to write it.")
+        return self
 
 
 @options_of(CheckConfig)
@@ -96,7 +117,7 @@ def check_command(
             from edgetl.train.artifacts.run import open_run
 
             seen = open_run(config.run).seen_images().find(folder.samples)
-        found = audit(folder, copies, _features(folder, copies, config, backbone, progress), seen=seen)
+        found = audit(folder, copies, _features(folder, copies, config, backbone, progress), seen=seen, drop=config.drop)
         report = found.report.model_copy(update={"seconds": round(time.monotonic() - started, 1)})
         _write(folder, replace(found, report=report), config)
     print_json(report) if json_output else _show(report, config, folder)
@@ -155,7 +176,7 @@ def _write(folder: ImageFolder, found: Audit, config: CheckConfig) -> None:
 
 
 def _show(report: AuditReport, config: CheckConfig, folder: ImageFolder) -> None:
-    """Print a table of the findings, the leakage, and the next command."""
+    """Print a table of the findings, the leakage, and notes."""
     table = plain_table(f"{report.images} images, {report.distinct} different photos, {len(report.counts)} labels", "finding", "number")
     table.add_column("examples", overflow="fold")
     for name, number, examples in _rows(report):
@@ -170,39 +191,51 @@ def _show(report: AuditReport, config: CheckConfig, folder: ImageFolder) -> None
         )
     print_notes(report.notes)
     if report.imbalance > 1:
-        out.print(f"imbalance: the most frequent label has {report.imbalance:g} times as many images as the rarest")
+        out.print(
+            f"imbalance: the most frequent label has {report.imbalance:g} times as many images as the rarest one with images",
+            soft_wrap=True,
+        )
+    if report.empty_classes:
+        out.print(f"labels without images: {escape(', '.join(report.empty_classes))}. Add images, or remove the label.", soft_wrap=True)
+    if report.probe_accuracy is not None:
+        out.print(
+            f"label check: its probe predicts {report.probe_accuracy:.1%} of the labels. Its errors are among the possible label errors.",
+            soft_wrap=True,
+        )
     for left in report.left_out:
         out.print(f"[yellow]left out:[/] {left.check}: {escape(left.reason)}.", soft_wrap=True)
     features = f", features by {escape(report.backbone)}" if report.backbone else ""
     out.print(f"checked in {report.seconds:.0f} s{features}", soft_wrap=True)
+    _show_files(report, config, folder)
+
+
+def _show_files(report: AuditReport, config: CheckConfig, folder: ImageFolder) -> None:
+    """Print the written files, what the cleaned list still contains, and the next command."""
     if config.html:
         out.print(f"page written to {escape(config.html)}", soft_wrap=True)
     else:
         out.print(f"next: edgetl check {escape(report.data)} --html check.html --keep keep.csv", soft_wrap=True)
     if config.keep:
-        out.print(
-            f"cleaned list written to {escape(config.keep)} without {len(report.removed)} images. Next: edgetl train {escape(report.data)} "
-            f"--labels {escape(config.keep)} --task {folder.task} --out RUN",
-            soft_wrap=True,
-        )
+        out.print(f"cleaned list written to {escape(config.keep)} without {len(report.removed)} images", soft_wrap=True)
+        if report.remaining:
+            left = ", ".join(f"{kind} ({count})" for kind, count in report.remaining.items())
+            out.print(f"cleaned list still contains: {left}. Review them, or leave kinds out with --drop.", soft_wrap=True)
+        out.print(f"next: edgetl train {escape(report.data)} --labels {escape(config.keep)} --task {folder.task} --out RUN", soft_wrap=True)
 
 
 def _rows(report: AuditReport) -> list[tuple[str, int, list[str]]]:
     """Return the name, number and examples of each kind of finding."""
     sets = [(item, " = ".join(item.files[:3])) for item in report.copies]
     rows = [
-        ("broken files", len(report.broken), [f"{item.file}" for item in report.broken]),
-        ("sets with different labels", len(found := [text for item, text in sets if item.conflict]), found),
-        ("possible label errors", len(report.label_issues), [f"{item.file} ({item.suggested}?)" for item in report.label_issues]),
+        ("broken files", len(report.broken), [f"{item.file}: {item.reason.removesuffix('.')}" for item in report.broken]),
+        ("label conflicts, sets", len(found := [text for item, text in sets if item.conflict]), found),
+        ("possible label errors, strong", len(issues := _issues(report, strong=True)), issues),
+        ("possible label errors, weak", len(issues := _issues(report, strong=False)), issues),
     ]
-    for kind, name in (
-        ("identical", "sets of identical images"),
-        ("copy", "sets of copies"),
-        ("near-duplicate", "sets of near-duplicates"),
-    ):
+    for kind, name in (("identical", "identical images, sets"), ("copy", "copies, sets"), ("near-duplicate", "near-duplicates, sets")):
         texts = [text for item, text in sets if item.kind == kind and not item.conflict]
         rows.append((name, len(texts), texts))
-    rows.append(("similar pairs", len(report.similar), [" ~ ".join(item.files) for item in report.similar]))
+    rows.append(("similar images, pairs", len(report.similar), [_pair(item) for item in report.similar]))
     for flaw in dict.fromkeys(item.flaw for item in report.flaws):
         texts = [f"{item.file} ({item.text})" for item in report.flaws if item.flaw == flaw]
         rows.append((f"{flaw} images" if flaw != "odd-size" else "odd sizes", len(texts), texts))
@@ -211,3 +244,11 @@ def _rows(report: AuditReport) -> list[tuple[str, int, list[str]]]:
     rows.append(("series", len(report.series), [f"{item.name} ({len(item.files)})" for item in report.series]))
     rows.append(("labels with few images", len(report.small_classes), list(report.small_classes)))
     return rows
+
+
+def _issues(report: AuditReport, *, strong: bool) -> list[str]:
+    return [f"{item.file} ({item.suggested}?)" for item in report.label_issues if item.strong == strong]
+
+
+def _pair(item: SimilarPair) -> str:
+    return " ~ ".join(item.files) + (f" (labels {' and '.join(item.labels)})" if item.labels[0] != item.labels[1] else "")

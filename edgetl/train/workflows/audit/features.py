@@ -54,12 +54,14 @@ class AuditFeatures:
         stages: multi-stage features, averaged over the image and its mirror image, float32 ``[n, stages]``. They classify images.
         thumbnails: gray thumbnails, uint8 ``[n, SIDE, SIDE]``.
         enlarged: true for an image that was enlarged to its thumbnail, ``[n]``.
+        plain: true for a uniform or dark image, ``[n]``. Its features show little, so that it is not compared.
     """
 
     features: NDArray[np.float32]
     stages: NDArray[np.float32]
     thumbnails: NDArray[np.uint8]
     enlarged: NDArray[np.bool_]
+    plain: NDArray[np.bool_]
 
 
 def compute_features(folder: ImageFolder, backbone: Backbone, *, device: str, progress: Progress = silent) -> AuditFeatures:
@@ -83,9 +85,11 @@ def compute_features(folder: ImageFolder, backbone: Backbone, *, device: str, pr
         place = {content: row for row, content in enumerate(known["contents"].tolist())}
         _write(file, known)
     rows = [place[content] for content in contents.tolist()]
-    enlarged = np.array([item.facts is not None and min(item.facts.width, item.facts.height) < SIDE for item in folder.samples])
+    facts = [sample.facts for sample in folder.samples]
+    enlarged = np.array([item is not None and min(item.width, item.height) < SIDE for item in facts])
+    plain = np.array([item is not None and (item.uniform or item.dark) for item in facts])
     features, stages = (known[name][rows].astype(np.float32) for name in ("features", "stages"))
-    return AuditFeatures(features, stages, known["thumbnails"][rows].astype(np.uint8), enlarged)
+    return AuditFeatures(features, stages, known["thumbnails"][rows].astype(np.uint8), enlarged, plain)
 
 
 def _spec(samples: Sequence[Sample], backbone: Backbone) -> PreprocessSpec:

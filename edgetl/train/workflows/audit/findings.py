@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.options import BackboneConfig
 from edgetl.train.networks.backbone import with_intensity
 from edgetl.train.workflows.audit.features import AuditFeatures, compute_features
-from edgetl.train.workflows.audit.label_errors import LEAST_CLASSES, LEAST_IMAGES, find_label_errors, out_of_sample
+from edgetl.train.workflows.audit.label_errors import LEAST_CLASSES, LEAST_IMAGES, STRONG_MARGIN, find_label_errors, out_of_sample
 from edgetl.train.workflows.audit.neighbors import find_near_duplicates
 from edgetl.train.workflows.finetune import choose_device
 
@@ -45,46 +46,76 @@ def find_by_features(
     joined = Joined(len(folder.samples), copies)
     near = find_near_duplicates(found, labels_of(folder.samples), joined, progress=progress)
     similar = tuple(
-        SimilarPair(files=(_name(folder, first), _name(folder, second)), similarity=round(similarity, 3))
+        SimilarPair(
+            files=(_name(folder, first), _name(folder, second)),
+            labels=(folder.truth(folder.samples[first]), folder.truth(folder.samples[second])),
+            similarity=round(similarity, 3),
+        )
         for first, second, similarity in near.similar
     )
-    issues, left_out = _label_issues(folder, found, joined, progress)
+    labels = _check_labels(folder, found, joined, progress)
     pretraining = tuple(find_in_pretraining(folder.samples, config))
-    return FeatureFindings(near.pairs, similar, issues, backbone.name, near.threshold, left_out, pretraining)
+    return replace(labels, pairs=near.pairs, similar=similar, backbone=backbone.name, threshold=near.threshold, pretraining=pretraining)
 
 
-def _label_issues(
-    folder: ImageFolder, found: AuditFeatures, joined: Joined, progress: Progress
-) -> tuple[tuple[LabelIssue, ...], tuple[LeftOutCheck, ...]]:
-    """Return the probable label errors, and the classes that were left out."""
+def _check_labels(folder: ImageFolder, found: AuditFeatures, joined: Joined, progress: Progress) -> FeatureFindings:
+    """Return the possible label errors, the accuracy of the probe, the predictions, and the classes that were left out."""
     if folder.task != "classification":
         reason = f"the task is {folder.task}. The check needs one class for each image"
-        return (), (LeftOutCheck(check=LABEL_ERRORS, reason=reason),)
+        return FeatureFindings(left_out=(LeftOutCheck(check=LABEL_ERRORS, reason=reason),))
     counts = folder.counts()
-    small = [label for label, count in counts.items() if count < LEAST_IMAGES]
+    small = [label for label, count in counts.items() if 0 < count < LEAST_IMAGES]
     known = np.array([index for index, sample in enumerate(folder.samples) if counts[folder.labels[sample.label]] >= LEAST_IMAGES], int)
     left_out: tuple[LeftOutCheck, ...] = ()
     if small:
         named = f"{', '.join(small[:5])}{' …' if len(small) > 5 else ''}"
         left_out = (LeftOutCheck(check=LABEL_ERRORS, reason=f"{named}: fewer than {LEAST_IMAGES} images"),)
-    if len(counts) - len(small) < LEAST_CLASSES:
-        return (), left_out
+    if sum(count >= LEAST_IMAGES for count in counts.values()) < LEAST_CLASSES:
+        return FeatureFindings(left_out=left_out)
     names, labels = np.unique(labels_of(folder.samples)[known], return_inverse=True)
     groups = np.array([joined.root(int(index)) for index in known])
     probabilities = out_of_sample(found.stages[known], labels, groups, progress=progress)
-    issues = []
-    for row in find_label_errors(probabilities, labels).tolist():
-        sample, best = folder.samples[known[row]], int(probabilities[row].argmax())
-        issues.append(
-            LabelIssue(
-                file=_name(folder, int(known[row])),
-                label=folder.labels[sample.label],
-                suggested=folder.labels[names[best]],
-                given_probability=round(float(probabilities[row, labels[row]]), 4),
-                suggested_probability=round(float(probabilities[row, best]), 4),
-            )
+    best = probabilities.argmax(axis=1)
+    predictions = {
+        int(index): (folder.labels[names[place]], round(float(row[place]), 4))
+        for index, place, row in zip(known, best, probabilities, strict=True)
+    }
+    rows = [int(row) for row in find_label_errors(probabilities, labels) if not found.plain[known[row]]]
+    flagged = {int(known[row]): round(float(probabilities[row, labels[row]]), 4) for row in rows}
+    return FeatureFindings(
+        label_issues=tuple(list_label_issues(folder, joined, flagged, predictions)),
+        probe_accuracy=round(float((best == labels).mean()), 4),
+        predictions=predictions,
+        left_out=left_out,
+    )
+
+
+def list_label_issues(
+    folder: ImageFolder, joined: Joined, flagged: Mapping[int, float], predictions: Mapping[int, tuple[str, float]]
+) -> Iterator[LabelIssue]:
+    """Return the first flagged image of each set, without sets of different labels. Strong indications come first.
+
+    Args:
+        folder: scanned images.
+        joined: sets of copies and near-duplicates. Sets with different labels are reported as conflicts.
+        flagged: probability of the given label of each flagged image, in the order of the report.
+        predictions: most probable label of each image, with its probability.
+    """
+    conflicts = {joined.root(members[0]) for members in joined.sets() if len({folder.samples[index].label for index in members}) > 1}
+    first: dict[int, int] = {}
+    for index in flagged:
+        first.setdefault(joined.root(index), index)
+    shown = [index for root, index in first.items() if root not in conflicts]
+    margins = {index: predictions[index][1] - flagged[index] for index in shown}
+    for index in sorted(shown, key=lambda index: margins[index] < STRONG_MARGIN):
+        yield LabelIssue(
+            file=_name(folder, index),
+            label=folder.labels[folder.samples[index].label],
+            suggested=predictions[index][0],
+            given_probability=flagged[index],
+            suggested_probability=predictions[index][1],
+            strong=margins[index] >= STRONG_MARGIN,
         )
-    return tuple(issues), left_out
 
 
 def _name(folder: ImageFolder, index: int) -> str:

@@ -35,7 +35,8 @@ class NearDuplicates:
 
     Attributes:
         pairs: near-duplicates.
-        similar: similar images with other details: two indices and the similarity, the most similar first.
+        similar: similar images with other details: two indices and the similarity. Pairs with different labels come first, the most
+            similar first.
         threshold: calibrated similarity of a candidate.
     """
 
@@ -59,10 +60,10 @@ def find_near_duplicates(found: AuditFeatures, labels: NDArray[np.int64], joined
     Args:
         found: features and thumbnails.
         labels: label (or stratum) of each image, int64 ``[n]``.
-        joined: sets of copies. Only their first images are compared. Near-duplicates are added to it.
+        joined: sets of copies. Only their first images are compared, without uniform and dark ones. Near-duplicates are added to it.
         progress: callback, called after each block.
     """
-    rows = np.array([index for index in range(len(labels)) if joined.root(index) == index])
+    rows = np.array([index for index in range(len(labels)) if joined.root(index) == index and not found.plain[index]])
     if len(rows) < 3:
         return NearDuplicates((), (), 1.0)
     neighbors = _nearest(_project(found.features[rows]), labels[rows], progress)
@@ -79,7 +80,9 @@ def find_near_duplicates(found: AuditFeatures, labels: NDArray[np.int64], joined
         elif similarity >= similar:
             others.append((*pair, similarity))
         progress("comparing near-duplicates", done, len(candidates))
-    others.sort(key=lambda item: -item[2])
+    # A later pair may have joined the sets of both images.
+    others = [item for item in others if not joined.connected(item[0], item[1])]
+    others.sort(key=lambda item: (labels[item[0]] == labels[item[1]], -item[2]))
     return NearDuplicates(tuple(pairs), tuple(others[:MOST_SIMILAR]), round(candidate, 3))
 
 
