@@ -44,8 +44,8 @@ def update_command(
 ) -> None:
     """Update a run with new images and classes, without forgetting the previous ones.
 
-    The head is fitted again on the new images and on typical previous images (replay). A rejected update ends
-    with exit code 30 and writes nothing. The reasons are: no gain on the new images, a loss on the previous ones, or labels that look wrong.
+    The head is fitted again on the new images and on typical previous images (replay). A rejected update ends with exit code 30 and writes
+    nothing. The reasons are: no gain on the new images, a loss on the previous ones, or labels that look wrong.
     """
     config = build(UpdateConfig, **options)
     need_extra("train")
