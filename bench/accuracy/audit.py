@@ -28,6 +28,7 @@ from bench.paths import SHARED
 from edgetl.core.system.host import describe_host
 from edgetl.data.audit.audit import audit
 from edgetl.data.audit.copies import Joined, Pair, find_copies, find_identical
+from edgetl.data.audit.result import STRONG_MARGIN
 from edgetl.data.folder import ImageFolder, scan
 from edgetl.data.loading import labels_of
 from edgetl.train.artifacts.loading.load import load_backbone
@@ -35,7 +36,7 @@ from edgetl.train.config.options import BackboneConfig
 from edgetl.train.config.weights_dir import EMBEDDED_BACKBONE
 from edgetl.train.workflows.audit.features import AuditFeatures, compute_features
 from edgetl.train.workflows.audit.findings import find_by_features
-from edgetl.train.workflows.audit.label_errors import STRONG_MARGIN, find_label_errors, out_of_sample, self_confidence
+from edgetl.train.workflows.audit.label_errors import find_label_errors, out_of_sample, self_confidence
 from edgetl.train.workflows.audit.neighbors import find_near_duplicates
 
 BACKBONES = (EMBEDDED_BACKBONE, f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet")

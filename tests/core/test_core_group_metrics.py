@@ -127,10 +127,10 @@ def test_noised_labels_of_one_group_raise_the_alarm_in_20_seeds_and_clean_labels
 
 def test_p_values_of_equal_groups_are_not_too_small() -> None:
     rng, found = np.random.default_rng(0), []
-    for _ in range(40):
+    for _ in range(100):
         truth = rng.integers(0, 2, 400)
         predicted = np.where(rng.random(400) < 0.8, truth, 1 - truth)
         values = rng.choice(list("abcdefgh"), 400).tolist()
         found.append(_compare(values, outcomes_of("model", CLASSES, truth, np.eye(2, dtype=np.float32)[predicted])).models[0])
-    assert sum(model.finding == "alarm" for model in found) <= 4
+    assert sum(model.finding == "alarm" for model in found) <= 8
     assert np.mean([model.gap.value >= 0.05 for model in found if model.gap]) > 0.9, "the gap alone would always be an alarm"

@@ -10,7 +10,7 @@ from pathlib import Path
 from edgetl.core.files.names import printable
 from edgetl.core.output.folders import write_file
 from edgetl.data.audit.quality import BRIGHT, ODD_AREA, ODD_ASPECT
-from edgetl.data.audit.result import AuditReport, CopySet, Flaw, LabelIssue
+from edgetl.data.audit.result import STRONG_MARGIN, AuditReport, CopySet, Flaw, LabelIssue
 from edgetl.data.content.facts import DARK, UNIFORM
 from edgetl.data.folder import ImageFolder
 from edgetl.report.check.galleries import Entry, Galleries
@@ -177,7 +177,7 @@ def _label_issues(report: AuditReport, galleries: Galleries) -> list[Section]:
         f"{len(found):,} labels are possibly wrong. A linear probe and the neighbors of each image predict its label, without the given "
         f"one (confident learning, Northcutt et al. 2021). {accuracy}Some of the listed labels are correct: review them.",
         "Below each image are the probabilities of the given and of the suggested label. In a strong indication they differ by "
-        "0.5 or more. Of a set of copies, one image is shown. Images of label conflicts are not listed again.",
+        f"{STRONG_MARGIN:g} or more. Of a set of copies, one image is shown. Images of label conflicts are not listed again.",
     )
     strong, weak = ([_issue_entry(item) for item in found if item.strong == grade] for grade in (True, False))
     confusions = Counter((item.label, item.suggested) for item in found).most_common(10)

@@ -11,7 +11,7 @@ from edgetl.core.files.names import printable
 from edgetl.core.progress import Progress, silent
 from edgetl.data.audit.audit import FeatureFindings
 from edgetl.data.audit.copies import Joined, Pair
-from edgetl.data.audit.result import LabelIssue, LeftOutCheck, SimilarPair
+from edgetl.data.audit.result import STRONG_MARGIN, LabelIssue, LeftOutCheck, SimilarPair
 from edgetl.data.folder import ImageFolder
 from edgetl.data.loading import labels_of
 from edgetl.train.artifacts.loading.lineage import find_in_pretraining
@@ -19,7 +19,7 @@ from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.options import BackboneConfig
 from edgetl.train.networks.backbone import with_intensity
 from edgetl.train.workflows.audit.features import AuditFeatures, compute_features
-from edgetl.train.workflows.audit.label_errors import LEAST_CLASSES, LEAST_IMAGES, STRONG_MARGIN, find_label_errors, out_of_sample
+from edgetl.train.workflows.audit.label_errors import LEAST_CLASSES, LEAST_IMAGES, find_label_errors, out_of_sample
 from edgetl.train.workflows.audit.neighbors import find_near_duplicates
 from edgetl.train.workflows.finetune import choose_device
 

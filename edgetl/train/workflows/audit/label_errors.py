@@ -24,9 +24,6 @@ SCALES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 NEIGHBORS, TEMPERATURE, NEIGHBOR_COMPONENTS = 20, 0.1, 256
 # Weight of the neighbors. 0.3 and 0.5 find more label errors than the probe alone.
 NEIGHBOR_WEIGHT = 0.3
-# Least margin between the probabilities of the suggested and the given label of a strong indication. With 8 % changed labels of trashnet,
-# 63 to 68 % of the strong indications and 10 to 16 % of the weak ones are changed labels. See bench/accuracy/audit.py.
-STRONG_MARGIN = 0.5
 
 
 def out_of_sample(
