@@ -80,6 +80,30 @@ def html_document(title: str, generator: str, body: Element) -> str:
     return f"<!DOCTYPE html>\n{to_html(element('html', head, body, lang='en'))}\n"
 
 
+def page_body(brand: str, title: str, navigation: Element, *content: Child) -> Element:
+    """Return the body of a page: link to the content, header, navigation, content and footer.
+
+    Args:
+        brand: kind of the page, above the title.
+        title: title of the page.
+        navigation: element ``nav``.
+        content: children of ``main``.
+    """
+    return element(
+        "body",
+        element("a", "Skip to the content", href="#content", class_="skip"),
+        element("header", paragraph(brand, class_="brand"), element("h1", title)),
+        navigation,
+        element("main", *content, id="content"),
+        element("footer", paragraph(f"Written by edgetl {version('edgetl')}. The page needs no network.")),
+    )
+
+
+def left_out_note(count: int) -> Element | None:
+    """Return the note about images that the limit on the size of a page left out; none without such images."""
+    return paragraph(f"{count} images were left out, because the page would exceed 5 MB.", class_="warning") if count else None
+
+
 def is_generated(path: Path, generator: str) -> bool:
     """Return true if a file is a page of ``html_document`` with this generator."""
     try:

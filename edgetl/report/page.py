@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from edgetl.core.output.folders import write_file
 from edgetl.device.monitoring.events import Event
-from edgetl.report.elements import Child, element, html_document, is_generated, items, paragraph
+from edgetl.report.elements import Child, element, html_document, is_generated, items, left_out_note, page_body, paragraph
 from edgetl.report.models import ReportedModel, ShownImage
 from edgetl.report.sections.calibration import calibration_section
 from edgetl.report.sections.data import data_section
@@ -85,15 +84,8 @@ def render_page(models: Sequence[ReportedModel], events: Sequence[Event] | None 
         _article(model, titles[index], found, id_=f"model-{index + 1}")
         for index, (model, found) in enumerate(zip(models, sections, strict=True))
     ]
-    note = paragraph(f"{left_out} images were left out, because the page would exceed 5 MB.", class_="warning") if left_out else None
-    body = element(
-        "body",
-        element("a", "Skip to the content", href="#content", class_="skip"),
-        element("header", paragraph("Model report", class_="brand"), element("h1", ", ".join(names))),
-        _navigation(names, [[title for title, _ in found] for found in sections]),
-        element("main", note, overview(models, names), articles, id="content"),
-        element("footer", paragraph(f"Written by edgetl {version('edgetl')}. The page needs no network.")),
-    )
+    navigation = _navigation(names, [[title for title, _ in found] for found in sections])
+    body = page_body("Model report", ", ".join(names), navigation, left_out_note(left_out), overview(models, names), articles)
     return html_document(f"Report: {', '.join(names)}", _GENERATOR, body)
 
 

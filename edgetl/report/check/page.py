@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from edgetl.core.files.names import printable
@@ -14,7 +13,7 @@ from edgetl.data.audit.result import STRONG_MARGIN, AuditReport, CopySet, Flaw, 
 from edgetl.data.content.facts import DARK, UNIFORM
 from edgetl.data.folder import ImageFolder
 from edgetl.report.check.galleries import Entry, Galleries
-from edgetl.report.elements import Child, element, html_document, is_generated, items, paragraph, table
+from edgetl.report.elements import Child, element, html_document, is_generated, items, left_out_note, page_body, paragraph, table
 
 _GENERATOR = "edgetl check"
 # Base64 makes four bytes of three. The page has at most 5 MB.
@@ -93,20 +92,13 @@ def render_check_page(report: AuditReport, folder: ImageFolder) -> str:
     name = Path(report.data).name or report.data
     places = {title: f"part-{place}" for place, (title, _) in enumerate(sections, start=1)}
     links = [element("li", element("a", title, href=f"#{place}")) for title, place in places.items()]
-    missing = f"{galleries.left_out} images were left out, because the page would exceed 5 MB." if galleries.left_out else None
-    body = element(
-        "body",
-        element("a", "Skip to the content", href="#content", class_="skip"),
-        element("header", paragraph("Data check", class_="brand"), element("h1", name)),
+    body = page_body(
+        "Data check",
+        name,
         element("nav", element("ul", links), aria_label="Sections", class_="flat"),
-        element(
-            "main",
-            paragraph(missing, class_="warning") if missing else None,
-            _overview(report, places),
-            [element("section", element("h2", title), content, id=places[title]) for title, content in sections],
-            id="content",
-        ),
-        element("footer", paragraph(f"Written by edgetl {version('edgetl')}. The page needs no network.")),
+        left_out_note(galleries.left_out),
+        _overview(report, places),
+        [element("section", element("h2", title), content, id=places[title]) for title, content in sections],
     )
     return html_document(f"Data check: {name}", _GENERATOR, body)
 

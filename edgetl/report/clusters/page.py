@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from edgetl.core.output.folders import write_file
 from edgetl.report.check.galleries import MOST_IMAGES, Galleries
-from edgetl.report.elements import element, html_document, is_generated, paragraph
+from edgetl.report.elements import element, html_document, is_generated, left_out_note, page_body, paragraph
 from edgetl.train.config.unlabeled.clustering import ClusteringReport
 
 _GENERATOR = "edgetl cluster"
@@ -39,26 +38,13 @@ def render_cluster_page(report: ClusteringReport, root: Path) -> str:
         sections.append(element("section", element("h2", f"{cluster.name}: {len(cluster.files):,} images"), gallery, id=cluster.name))
     name = Path(report.data).name or report.data
     links = [element("li", element("a", cluster.name, href=f"#{cluster.name}")) for cluster in report.clusters]
-    body = element(
-        "body",
-        element("a", "Skip to the content", href="#content", class_="skip"),
-        element("header", paragraph("Clusters", class_="brand"), element("h1", name)),
-        element("nav", element("ul", links), aria_label="Clusters", class_="flat"),
-        element(
-            "main",
-            paragraph(
-                f"{report.images:,} images in {len(report.clusters)} clusters, by the features of {report.backbone}. If the least typical "
-                "images of a cluster show something else, raise --clusters. Replace the names of the clusters in the table by class "
-                "names. Several clusters may get the same name."
-            ),
-            paragraph(f"{galleries.left_out} images were left out, because the page would exceed 5 MB.", class_="warning")
-            if galleries.left_out
-            else None,
-            sections,
-            id="content",
-        ),
-        element("footer", paragraph(f"Written by edgetl {version('edgetl')}. The page needs no network.")),
+    explained = paragraph(
+        f"{report.images:,} images in {len(report.clusters)} clusters, by the features of {report.backbone}. If the least typical "
+        "images of a cluster show something else, raise --clusters. Replace the names of the clusters in the table by class names. "
+        "Several clusters may get the same name."
     )
+    navigation = element("nav", element("ul", links), aria_label="Clusters", class_="flat")
+    body = page_body("Clusters", name, navigation, explained, left_out_note(galleries.left_out), sections)
     return html_document(f"Clusters: {name}", _GENERATOR, body)
 
 
