@@ -32,8 +32,8 @@ LEAST_CORRELATION, LEAST_OF_SMALL = 0.95, 0.98
 MOST_COLOR_DIFFERENCE = 0.06
 # Smaller or flatter images have too few details for a comparison.
 MIN_SIDE, MIN_CONTRAST = 24, 0.02
-# Thumbnails that are decoded at once.
-_BLOCK = 512
+# Thumbnails that are decoded at once, and the least side of the decoded image relative to a thumbnail.
+_BLOCK, _DECODED = 512, 4
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,12 @@ def load_thumbnails(paths: dict[int, Path]) -> dict[int, Thumbnail]:
         ImageError: an image cannot be read any more.
     """
     with ThreadPoolExecutor(available_cores()) as pool:
-        return dict(zip(paths, pool.map(lambda path: make_thumbnail(load_image(path)), paths.values()), strict=True))
+        return dict(zip(paths, pool.map(lambda path: make_thumbnail(load_image(path, scale=_scale)), paths.values()), strict=True))
+
+
+def _scale(width: int, height: int) -> int:
+    """Return the factor of the scaled decoding of a JPEG file: a thumbnail does not need all pixels of a photo."""
+    return next((factor for factor in (8, 4, 2) if min(width, height) >= factor * _DECODED * SIDE), 1)
 
 
 def _is_small(sample: Sample) -> bool:

@@ -20,8 +20,7 @@ from torch import nn
 from edgetl.core.bundle import hash_prefix
 from edgetl.core.files.atomic import write_bytes
 from edgetl.core.files.regular import read_plain
-from edgetl.core.images.decode import load_image
-from edgetl.core.preprocess import PreprocessSpec, preprocess
+from edgetl.core.preprocess import PreprocessSpec, decode_image, preprocess
 from edgetl.core.progress import Progress, silent
 from edgetl.data.content.integrity import cache_file
 from edgetl.data.content.registration import SIDE, make_thumbnail
@@ -39,7 +38,7 @@ _ENLARGEMENT, _STEP, _LEAST = 3, 32, 96
 # Smallest input side for photos. With the embedded backbone, a probe finds more label errors at 192 px than at 128 px.
 _PHOTO = 192
 # Version of the cache files. Increase it when the meaning of their arrays changes.
-_FORMAT = 2
+_FORMAT = 3
 _ARRAYS = "contents", "features", "stages", "thumbnails"
 # Largest cache file. A larger data set is computed each time.
 _MAX_CACHE_BYTES = 1_000_000_000
@@ -93,8 +92,8 @@ def compute_features(folder: ImageFolder, backbone: Backbone, *, device: str, pr
 
 
 def _spec(samples: Sequence[Sample], backbone: Backbone) -> PreprocessSpec:
-    """Return the preprocessing, with a smaller input size for small images, and a larger one for photos."""
-    spec = backbone.spec
+    """Return the preprocessing with scaled decoding, a smaller input size for small images, and a larger one for photos."""
+    spec = backbone.spec.model_copy(update={"decode": "scaled"})
     sides = [min(sample.facts.width, sample.facts.height) for sample in samples if sample.facts]
     if not sides or fixed_size(backbone.model):
         return spec
@@ -112,7 +111,7 @@ def _compute(
     index = {sample.path: row for row, sample in enumerate(samples)}
 
     def prepare(sample: Sample, spec: PreprocessSpec) -> NDArray[np.float32]:
-        image = load_image(sample.path, intensity=spec.intensity)
+        image = decode_image(sample.path, spec)
         thumbnails[index[sample.path]] = make_thumbnail(image).gray
         return preprocess(image, spec)
 
