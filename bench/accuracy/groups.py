@@ -1,8 +1,10 @@
-"""Comparison of groups: rate of false alarms, and effect of group-balanced training on a constructed spurious correlation.
+"""Comparison of groups: rate of false alarms, balanced training on a constructed spurious correlation, and groups of faces.
 
-``python -m bench.accuracy.groups [alarms|balance …]``. ``alarms`` simulates models with equal and with unequal accuracy, and counts
+``python -m bench.accuracy.groups [alarms|balance|faces …]``. ``alarms`` simulates models with equal and with unequal accuracy, and counts
 alarms by three rules. ``balance`` trains on digits (0 to 4, or 5 to 9) with a colored border that matches the class in 95 % of the training
-and validation images, and evaluates on test images with an independent border.
+and validation images, and evaluates on test images with an independent border. ``faces`` trains on the gender labels of half of 540 faces,
+exports int8, and compares the age groups of the other half for the backbone probe, the trained model and each variant. It needs the
+reference images.
 """
 
 from __future__ import annotations
@@ -15,18 +17,23 @@ import numpy as np
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
+from bench.paths import SHARED
 from edgetl.core.group_metrics import LARGE_GAP, LEAST_RATIO, Compared, ModelGroups, compare_columns, outcomes_of
 from edgetl.core.system.host import fingerprint, versions
 from edgetl.core.tasks import OutputDecoding
+from edgetl.export.config import ExportConfig
+from edgetl.export.package import export_bundle
 from edgetl.runtime.evaluation import EvaluationConfig
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.workflows.runs.evaluate import TRAINED, evaluate_run
 from edgetl.train.workflows.train import train
 
+PARTS = ("alarms", "balance", "faces")
 SIMULATED = 300
 CLASSES, BORDERS = ("high", "low"), ((220, 40, 40), (40, 160, 60))
 MATCHING = 0.95
-PARTS = {"train": 1000, "val": 200, "test": 597}
+FACE_SIDE = 128
+IMAGES = {"train": 1000, "val": 200, "test": 597}
 SETTINGS = {
     "probe": {"strategy": "probe"},
     "probe, --balance sampler": {"strategy": "probe", "balance": "sampler"},
@@ -39,15 +46,19 @@ SETTINGS = {
 def main() -> None:
     """Print the tables of the chosen parts."""
     parser = argparse.ArgumentParser(prog="python -m bench.accuracy.groups", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[[], "alarms", "balance"], default=[])
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
     parser.add_argument("--seeds", default="0,1,2")
     given = parser.parse_args()
+    parts, seeds = given.parts or PARTS, [int(seed) for seed in given.seeds.split(",")]
     host = fingerprint()
     print(f"{host['cpu']}, {host['flags']}; " + ", ".join(f"{name} {version}" for name, version in versions().items()))
-    if not given.parts or "alarms" in given.parts:
+    if "alarms" in parts:
         print_alarms()
-    if not given.parts or "balance" in given.parts:
-        print_balance([int(seed) for seed in given.seeds.split(",")])
+    if "balance" in parts:
+        print_balance(seeds)
+    if "faces" in parts:
+        for seed in seeds:
+            print_faces(seed)
 
 
 def print_alarms() -> None:
@@ -77,7 +88,7 @@ def _simulate(random: np.random.Generator, groups: int, images: int, accuracy: f
 
 def print_balance(seeds: list[int]) -> None:
     """Print the accuracy of the worst combination of class and border for each training."""
-    print(f"\ndigits with a border that matches the class in {MATCHING:.0%} of the training images, n = {PARTS['test']} test images\n")
+    print(f"\ndigits with a border that matches the class in {MATCHING:.0%} of the training images, n = {IMAGES['test']} test images\n")
     print(
         "| training | seed | accuracy | worst class and border | equalized-odds difference | finding by border |\n|---|---|---|---|---|---|"
     )
@@ -106,7 +117,7 @@ def write_bordered_digits(root: Path, seed: int) -> None:
     """Write ready-made splits of the digits, and ``metadata.csv`` with the columns ``file``, ``border`` and ``cell``."""
     images, digits = load_digits(return_X_y=True)
     random = np.random.default_rng(seed)
-    parts = [part for part, count in PARTS.items() for _ in range(count)]
+    parts = [part for part, count in IMAGES.items() for _ in range(count)]
     rows = ["file,border,cell"]
     for part, index in zip(parts, random.permutation(len(digits)), strict=True):
         label = int(digits[index] < 5)
@@ -118,6 +129,41 @@ def write_bordered_digits(root: Path, seed: int) -> None:
         ImageOps.expand(pixels, 8, BORDERS[border]).save(path)
         rows.append(f"{path.relative_to(root)},{('red', 'green')[border]},{CLASSES[label]} {('red', 'green')[border]}")
     (root / "metadata.csv").write_text("\n".join(rows) + "\n")
+
+
+def print_faces(seed: int) -> None:
+    """Print the accuracy of each age group, its error rates and the finding, for the probe, the trained model and each variant."""
+    data = SHARED / "data/fairface-540"
+    labels = str(data / "metadata.csv")
+    backbone = f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet"
+    with tempfile.TemporaryDirectory() as name:
+        config = TrainConfig.from_options(
+            backbone=backbone,
+            labels=labels,
+            task="classification",
+            columns="gender",
+            strategy="partial",
+            input_size=(FACE_SIDE, FACE_SIDE),
+            val=0.2,
+            test=0.5,
+            seed=seed,
+        )
+        run = train(data, config, Path(name, "run"))
+        bundle = export_bundle(run.path, ExportConfig(max_drop=0.05, allow_missing=True), Path(name, "bundle"))
+        groups = EvaluationConfig(labels=Path(labels), by="age", bundle=bundle.path)
+        found = evaluate_run(run.path, data, groups)
+    (table,) = found.groups
+    print(f"\nfaces, seed {seed}: gender by age, n = {table.images} test images\n")
+    names = [group.group for group in table.models[0].groups]
+    print(f"| model | all | {' | '.join(names)} | largest gap (p) | ratio | equalized odds (p) | finding |")
+    print(f"|---|---|{'---|' * len(names)}---|---|---|---|")
+    for model in table.models:
+        cells = [f"{group.accuracy.value:.2f} of {group.accuracy.n}" for group in model.groups]
+        correct = sum(group.accuracy.value * group.accuracy.n for group in model.groups) / table.images
+        gaps = [f"{gap.value:.2f} ({gap.p:.2f})" if gap else "" for gap in (model.gap, model.equalized_odds)]
+        print(
+            f"| {model.model} | {correct:.3f} | {' | '.join(cells)} | {gaps[0]} | {model.ratio} | {gaps[1]} | {model.finding} |", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def measure_facts(image: Image.Image, capture: Capture | None = None) -> ImageFa
     """Measure the facts of an upright RGB image."""
     factor = max(1.0, max(image.size) / MEASURED_SIDE)
     size = (max(1, round(image.width / factor)), max(1, round(image.height / factor)))
-    small = image.resize(size, Image.Resampling.BOX).convert("L") if factor > 1 else image.convert("L")
+    small = image.resize(size, Image.Resampling.BOX, reducing_gap=2.0).convert("L") if factor > 1 else image.convert("L")
     values = np.asarray(small, np.float32) / 255
     contrast = float(values.std())
     padded = np.pad(values, 1, mode="edge")
