@@ -30,9 +30,9 @@ class Colors:
 def count_colors(image: Image.Image) -> Colors:
     """Count the colors of an RGB image."""
     step = max(1, int((image.width * image.height / GRID_PIXELS) ** 0.5))
-    size = tuple(len(range(step // 2, side, step)) for side in image.size)
+    width, height = (len(range(step // 2, side, step)) for side in image.size)
     # The pixels step // 2, step // 2 + step, … of each axis, without a copy of the whole image.
-    sampled = image.transform(size, Image.Transform.AFFINE, (step, 0, 0, 0, step, 0), Image.Resampling.NEAREST)
+    sampled = image.transform((width, height), Image.Transform.AFFINE, (step, 0, 0, 0, step, 0), Image.Resampling.NEAREST)
     grid = np.asarray(sampled).astype(np.int32)
     codes = grid[..., 0] << 16 | grid[..., 1] << 8 | grid[..., 2]
     values, counts = np.unique(codes, return_counts=True)
