@@ -160,10 +160,9 @@ def print_faces(seed: int) -> None:
     for model in table.models:
         cells = [f"{group.accuracy.value:.2f} of {group.accuracy.n}" for group in model.groups]
         correct = sum(group.accuracy.value * group.accuracy.n for group in model.groups) / table.images
+        ratio = "" if model.ratio is None else f"{model.ratio:.2f}"
         gaps = [f"{gap.value:.2f} ({gap.p:.2f})" if gap else "" for gap in (model.gap, model.equalized_odds)]
-        print(
-            f"| {model.model} | {correct:.3f} | {' | '.join(cells)} | {gaps[0]} | {model.ratio} | {gaps[1]} | {model.finding} |", flush=True
-        )
+        print(f"| {model.model} | {correct:.3f} | {' | '.join(cells)} | {gaps[0]} | {ratio} | {gaps[1]} | {model.finding} |", flush=True)
 
 
 if __name__ == "__main__":
