@@ -263,11 +263,7 @@ only a head on fewer than 100 images. Ultralytics is missing, because it cannot 
 the runs with the same images and seed that both have finished. CPU time is the median of the training with its imports, on a
 host with other work.
 """
-WHY_TRAINING = (
-    "`auto` trains only a head on fewer than 100 images, which takes less than half of the CPU time of `partial`. The figures are of a "
-    "head with a validation split. Since then, a probe on few images is cross-validated and fitted on all images "
-    "([figures](how-to/few-labels.md#cross-validation))."
-)
+WHY_TRAINING = "`auto` trains only a head on fewer than 100 images, which takes less than half of the CPU time of `partial`."
 
 
 def paired_differences(tool: str, rows: Sequence[Row]) -> list[float]:
