@@ -86,13 +86,18 @@ def fit_logistic(train: LabeledFeatures, classes: int, *, seed: int, balanced: b
     features, labels = train.features, train.targets
     mean, std = features.mean(axis=0), spread(features)
     scaled = [((view - mean) / std).astype(np.float64) for view in (features, *train.views)]
+    basis = None
+    if len(scaled) * len(labels) < features.shape[1]:
+        # The L2 penalty keeps the weights in the space that the rows span. A fit in the coordinates of this space is the same, and faster.
+        _, _, basis = np.linalg.svd(np.concatenate(scaled), full_matrices=False)
+        scaled = [view @ basis.T for view in scaled]
     folds = make_folds(labels, train.groups, len(scaled), seed=seed)
     cells = labels if train.cells is None else train.cells
     weights = class_weights(cells)[cells] if balanced else np.ones(len(labels), np.float32)
     choice = choose_penalty(scaled, labels, folds, progress, weights=weights)
     fitted = fit_penalized(np.concatenate(scaled), np.tile(labels, len(scaled)), choice.penalty, weights=np.tile(weights, len(scaled)))
     rows, offsets = coefficients(fitted, classes)
-    weight = rows / std
+    weight = (rows if basis is None else rows @ basis) / std
     bias = offsets - weight @ mean
     missing = np.full((len(labels), classes - choice.outputs.shape[1]), ABSENT_BIAS)
     found = OutOfFold(np.concatenate([choice.outputs, missing], axis=1).astype(np.float32), len(folds)) if folds else None
