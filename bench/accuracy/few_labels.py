@@ -8,6 +8,7 @@ the sets, the worst set, and the ratio of trainings whose test accuracy is in th
 from __future__ import annotations
 
 import argparse
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ SETS = ("trashnet", "sign-digits", "pacs/photo", "pacs/cartoon", "pacs/sketch")
 MOST = 110
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """Training and test data of one set, number of images per class and seed.
 
@@ -81,8 +82,9 @@ def main() -> None:
     print(f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|")
     data = [read_features(name, given.cache, given.views) for name in SETS]
     for count in map(int, given.per_class.split(",")):
+        cells = [[make_cell(*item, count, seed) for seed in range(given.seeds)] for item in data]
         for method in given.methods.split(","):
-            rows = [[METHODS[method](_cell(*item, count, seed)) for seed in range(given.seeds)] for item in data]
+            rows = [[METHODS[method](cell) for cell in row] for row in cells]
             found = [float(np.mean([accuracy for accuracy, _ in row])) for row in rows]
             inside = [known for row in rows for _, known in row if known is not None]
             figures = " | ".join(f"{value:.4f}" for value in (*found, np.mean(found), min(found)))
@@ -106,7 +108,8 @@ def read_features(name: str, cache: Path, views: int) -> tuple[list[NDArray[np.f
     return found, labels_of(samples), backbone.head.in_features
 
 
-def _cell(views: list[NDArray[np.float32]], labels: NDArray[np.int64], last: int, count: int, seed: int) -> Cell:
+def make_cell(views: list[NDArray[np.float32]], labels: NDArray[np.int64], last: int, count: int, seed: int) -> Cell:
+    """Draw ``count`` training images of each class. The others are test images."""
     rng = np.random.default_rng(seed)
     order = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     train, test = (np.concatenate([rows[part] for rows in order]) for part in (slice(count), slice(count, None)))
@@ -125,7 +128,7 @@ def validation_split(cell: Cell) -> tuple[float, bool | None]:
         cell.views[0][rows, -cell.last :], cell.labels[rows], views=[view[rows, -cell.last :] for view in cell.views[1:]]
     )
     head = fit_logistic(train, cell.classes, seed=cell.seed)
-    return _accuracy(head, cell), None
+    return accuracy_of(head, cell), None
 
 
 def logistic_regression_cv(cell: Cell) -> tuple[float, bool | None]:
@@ -139,31 +142,34 @@ def logistic_regression_cv(cell: Cell) -> tuple[float, bool | None]:
 
 def logistic(cell: Cell) -> tuple[float, bool | None]:
     """Cross-validated logistic regression on the last features of all images."""
-    return _result(fit_logistic(_labeled(cell, cell.last), cell.classes, seed=cell.seed), cell)
+    return _result(fit_cell(fit_logistic, cell, cell.last), cell)
 
 
 def logistic_layers(cell: Cell) -> tuple[float, bool | None]:
     """Cross-validated logistic regression on the features of all stages."""
-    return _result(fit_logistic(_labeled(cell, cell.tested.shape[1]), cell.classes, seed=cell.seed), cell)
+    return _result(fit_cell(fit_logistic, cell, cell.tested.shape[1]), cell)
 
 
 def mixture(cell: Cell) -> tuple[float, bool | None]:
     """Mixture with LDA on the last features."""
-    return _result(fit_mixture(_labeled(cell, cell.last), cell.classes, seed=cell.seed), cell)
+    return _result(fit_cell(fit_mixture, cell, cell.last), cell)
 
 
 def mixture_auto(cell: Cell) -> tuple[float, bool | None]:
     """Mixture with LDA, on the features that cross-validation chooses: ``edgetl train``."""
-    heads = [fit_mixture(_labeled(cell, width), cell.classes, seed=cell.seed) for width in (cell.last, cell.tested.shape[1])]
+    heads = [fit_cell(fit_mixture, cell, width) for width in (cell.last, cell.tested.shape[1])]
     return _result(min(heads, key=lambda head: head.out_of_fold.loss if head.out_of_fold else 0.0), cell)
 
 
-def _labeled(cell: Cell, width: int) -> LabeledFeatures:
+@functools.cache
+def fit_cell(fit: Callable[..., LinearHead], cell: Cell, width: int) -> LinearHead:
+    """Fit a head on the last ``width`` features of all views. Methods share the fits."""
     first, *others = (view[:, -width:] for view in cell.views)
-    return LabeledFeatures(first, cell.labels, views=others)
+    return fit(LabeledFeatures(first, cell.labels, views=others), cell.classes, seed=cell.seed)
 
 
-def _accuracy(head: LinearHead, cell: Cell) -> float:
+def accuracy_of(head: LinearHead, cell: Cell) -> float:
+    """Return the accuracy of a head on the test images."""
     outputs = cell.tested[:, -head.weight.shape[1] :] @ head.weight.T + head.bias
     return float((outputs.argmax(axis=1) == cell.truth).mean())
 
@@ -171,7 +177,7 @@ def _accuracy(head: LinearHead, cell: Cell) -> float:
 def _result(head: LinearHead, cell: Cell) -> tuple[float, bool | None]:
     assert head.out_of_fold is not None
     correct = int((head.out_of_fold.outputs.argmax(axis=1) == cell.labels).sum())
-    interval, tested = wilson(correct, len(cell.labels)), _accuracy(head, cell)
+    interval, tested = wilson(correct, len(cell.labels)), accuracy_of(head, cell)
     return tested, interval.low <= tested <= interval.high
 
 

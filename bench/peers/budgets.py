@@ -30,13 +30,21 @@ LIMIT_S = 7200
 WEIGHTS = SHARED / "weights/mobilenetv2_100.imagenet"
 
 
-def measure_training(work: Path, results: Results, tools: Sequence[Tool] = TOOLS, sets: Sequence[str] = SETS) -> None:
+def measure_training(
+    work: Path,
+    results: Results,
+    tools: Sequence[Tool] = TOOLS,
+    sets: Sequence[str] = SETS,
+    *,
+    budgets: Sequence[int | None] = BUDGETS,
+    seeds: Sequence[int] = SEEDS,
+) -> None:
     """Run the missing jobs, and write a row after each.
 
     Where "all" are no more images than the budget before, its result counts for both.
     """
     stage(work)
-    for budget, seed, name, tool in product(BUDGETS, SEEDS, sets, tools):
+    for budget, seed, name, tool in product(budgets, seeds, sets, tools):
         key = job_key(tool, name, budget, seed)
         if ("training", key) in results or budget not in tool.budgets:
             continue

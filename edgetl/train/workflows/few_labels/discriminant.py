@@ -7,6 +7,7 @@ with more images. Both are linear in the features, and so is their mixture.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -26,7 +27,15 @@ FACTORS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def fit_mixture(train: LabeledFeatures, classes: int, *, seed: int, balanced: bool = False, progress: Progress = silent) -> LinearHead:
+def fit_mixture(
+    train: LabeledFeatures,
+    classes: int,
+    *,
+    seed: int,
+    balanced: bool = False,
+    shrinkages: Sequence[float] = SHRINKAGES,
+    progress: Progress = silent,
+) -> LinearHead:
     """Fit logistic regression and LDA, and mix their outputs with the weight that has the lowest log-loss in cross-validation.
 
     Args:
@@ -34,6 +43,7 @@ def fit_mixture(train: LabeledFeatures, classes: int, *, seed: int, balanced: bo
         classes: Number of outputs.
         seed: Random seed of the folds.
         balanced: Weight the cells of ``train``, or the classes, inversely to their frequency in logistic regression and in the log-loss.
+        shrinkages: Candidates for the shrinkage of the covariance, 0..1. With 1, LDA chooses the class with the nearest mean.
         progress: Callback, called after each fit.
     """
     logistic = fit_logistic(train, classes, seed=seed, balanced=balanced, progress=progress)
@@ -45,16 +55,17 @@ def fit_mixture(train: LabeledFeatures, classes: int, *, seed: int, balanced: bo
     # In the coordinates of the space that the rows span, the covariance has at most one row and column per image and view.
     _, _, basis = np.linalg.svd(rows, full_matrices=False)
     rows = rows @ basis.T
-    held = np.zeros((len(SHRINKAGES), len(labels), classes))
+    held = np.zeros((len(shrinkages), len(labels), classes))
     for fitted, held_out in make_folds(labels, train.groups, len(views), seed=seed):
         index = np.concatenate([fitted + view * len(labels) for view in range(len(views))])
-        for outputs, (weight, bias) in zip(held, _discriminants(rows[index], np.tile(labels[fitted], len(views)), classes), strict=True):
+        found = _discriminants(rows[index], np.tile(labels[fitted], len(views)), classes, shrinkages)
+        for outputs, (weight, bias) in zip(held, found, strict=True):
             outputs[held_out] = rows[held_out] @ weight.T + bias
     counts = np.bincount(labels, minlength=classes) / len(labels)
     prior = np.zeros(classes) if balanced else np.log(np.maximum(counts, 1 / len(labels)))
     importance = class_weights(labels)[labels] if balanced else np.ones(len(labels), np.float32)
     best = _choose(logistic.out_of_fold, held, prior, labels, importance)
-    weight, bias = _discriminants(rows, np.tile(labels, len(views)), classes)[best.shrinkage]
+    (weight, bias), *_ = _discriminants(rows, np.tile(labels, len(views)), classes, shrinkages[best.shrinkage : best.shrinkage + 1])
     weight = best.factor * weight @ basis / std
     bias = best.factor * bias + prior - weight @ mean
     return replace(
@@ -92,7 +103,7 @@ def _choose(
         importance: Weight of each image in the log-loss.
     """
     found = []
-    for index, factor, weight in itertools.product(range(len(SHRINKAGES)), FACTORS, WEIGHTS):
+    for index, factor, weight in itertools.product(range(len(held)), FACTORS, WEIGHTS):
         outputs = (1 - weight) * logistic.outputs + weight * (factor * held[index] + prior)
         losses = logsumexp(outputs, axis=1) - outputs[np.arange(len(labels)), labels]
         loss = float(np.average(losses, weights=importance))
@@ -101,16 +112,16 @@ def _choose(
 
 
 def _discriminants(
-    rows: NDArray[np.float64], labels: NDArray[np.int64], classes: int
+    rows: NDArray[np.float64], labels: NDArray[np.int64], classes: int, shrinkages: Sequence[float]
 ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Return the weight ``[classes, width]`` and the bias ``[classes]`` of LDA with equal priors, for each of ``SHRINKAGES``."""
+    """Return the weight ``[classes, width]`` and the bias ``[classes]`` of LDA with equal priors, for each of ``shrinkages``."""
     known = np.unique(labels)
     means = np.stack([rows[labels == label].mean(axis=0) for label in known])
     centered = rows - means[np.searchsorted(known, labels)]
     variances, axes = np.linalg.eigh(centered.T @ centered / len(rows))
     projected = means @ axes
     found = []
-    for shrinkage in SHRINKAGES:
+    for shrinkage in shrinkages:
         weight, bias = np.zeros((classes, rows.shape[1])), np.full(classes, ABSENT_BIAS)
         scaled = projected / ((1 - shrinkage) * np.maximum(variances, 0.0) + shrinkage * variances.mean() + 1e-12)
         weight[known], bias[known] = scaled @ axes.T, -0.5 * (scaled * projected).sum(axis=1)
