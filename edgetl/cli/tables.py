@@ -13,7 +13,7 @@ from edgetl.core.contract import Contract, Outcome
 from edgetl.core.manifest import Manifest, Precision, Rejected, Variant
 from edgetl.core.metrics import RELIABILITY_BINS, images_for_bound
 from edgetl.core.reference import LEAST_IMAGES
-from edgetl.core.results import Attempt, Evaluation, Proportion, Reliability, validation_name
+from edgetl.core.results import Attempt, Evaluation, Proportion, Reliability, validation_images, validation_name
 from edgetl.core.system.execution import Tuning
 from edgetl.core.system.host_load import HostLoad
 from edgetl.core.tasks import SCORE_NAMES
@@ -295,7 +295,8 @@ def reference_lines(manifest: Manifest) -> list[str]:
     """Return a line if the bundle has no monitoring reference, and the reason."""
     if manifest.reference is not None:
         return []
-    return [f"no drift detection (--drift of serve and run): {manifest.trained.n} validation images, fewer than {LEAST_IMAGES}."]
+    counted = f"{manifest.trained.n} {validation_images(manifest.folds)}"
+    return [f"no drift detection (--drift of serve and run): {counted}, fewer than {LEAST_IMAGES}."]
 
 
 def slower_lines(manifest: Manifest) -> list[str]:
@@ -332,11 +333,11 @@ def agreement_lines(manifest: Manifest) -> list[str]:
 
 
 def certainty_lines(manifest: Manifest) -> list[str]:
-    """Return the number of validation images that may change, and a warning if they are too few to bound the accuracy drop."""
+    """Return the number of images that may change, and a warning if they are too few to bound the accuracy drop."""
     lines = []
     n, allowed = manifest.trained.n, manifest.max_changed
     if allowed is not None:
-        lines.append(f"{allowed} of {n} validation images may change (--max-drop {manifest.max_drop:g}).")
+        lines.append(f"{allowed} of {n} {validation_images(manifest.folds)} may change (--max-drop {manifest.max_drop:g}).")
         if 0 < n * manifest.max_drop < 1:
             lines[0] += (
                 f" One image changes the accuracy by {1 / n:.4f}, so {n} images cannot resolve this limit. Predictions on random crops of "
@@ -351,9 +352,9 @@ def certainty_lines(manifest: Manifest) -> list[str]:
     n = max(item.accuracy_drop.n for item in unsure if item.accuracy_drop)
     return [
         *lines,
-        f"{n} validation images are too few to exclude an accuracy drop above {UNCERTAIN_DROP:g} (fixed limit of this warning). One-sided "
-        f"95 % bounds of the drop: {shown}. At least {images_for_bound(UNCERTAIN_DROP)} images are needed. With --strict, the limit of the "
-        f"bound is --max-drop.",
+        f"{n} {validation_images(manifest.folds)} are too few to exclude an accuracy drop above {UNCERTAIN_DROP:g} (fixed limit of "
+        f"this warning). One-sided 95 % bounds of the drop: {shown}. At least {images_for_bound(UNCERTAIN_DROP)} images are "
+        f"needed. With --strict, the limit of the bound is --max-drop.",
     ]
 
 

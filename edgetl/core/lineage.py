@@ -39,7 +39,7 @@ def describe_parent(parent: Parent) -> str:
     kind = {"embedded": "embedded backbone", "weights": "weights", "run": "run", "teacher": "teacher"}[parent.kind]
     digest = f"SHA-256 {parent.sha256[:12]}…" if parent.sha256 else "no hash"
     images = f", trained on images {parent.data_fingerprint[:12]}…" if parent.data_fingerprint else ""
-    figure = "" if parent.validation is None else f", {parent.validation:.4f} on its validation images"
+    figure = "" if parent.validation is None else f", {parent.validation:.4f} in its validation"
     return f"{kind} {parent.name} ({parent.architecture}), license {parent.license or 'not stated'}, {digest}{images}{figure}"
 
 

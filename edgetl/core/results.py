@@ -50,6 +50,11 @@ def validation_name(folds: int) -> str:
     return f"cross-validation ({folds} folds)" if folds else "validation"
 
 
+def validation_images(folds: int) -> str:
+    """Return the name of the images of validation figures: ``validation images``, or ``cross-validated images`` with folds."""
+    return "cross-validated images" if folds else "validation images"
+
+
 class AccuracyDrop(StrictModel):
     """Accuracy drop between two models on the same images (paired; Agresti and Min 2005).
 
@@ -120,7 +125,7 @@ class UnlabeledAgreement(StrictModel):
     @property
     def images(self) -> str:
         """Numbers of the compared images as text."""
-        parts = [f"{self.n - self.unlabeled - self.crops} validation images"]
+        parts = [f"{self.n - self.unlabeled - self.crops} labeled images"]
         parts += [f"{self.unlabeled} images of --unlabeled"] if self.unlabeled else []
         parts += [f"{self.crops} random crops"] if self.crops else []
         return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -120,7 +120,8 @@ class ExportContext:
     @property
     def strict_problem(self) -> str:
         """Reason why ``--strict`` rejects every file of reduced precision on so few validation images; empty if it does not."""
-        return too_few_for_strict(len(self.gate.samples), self.limits) if self.gate.decoding.task == "classification" else ""
+        n, folds = len(self.gate.samples), self.run.record.folds
+        return too_few_for_strict(n, self.limits, folds=folds) if self.gate.decoding.task == "classification" else ""
 
     def open_variant(self, format_: Format, files: Sequence[Path], setting: ExecutionSetting = DEFAULT_SETTING) -> Logits:
         """Load a variant's files as a function of normalized float32 batches, even if the network takes uint8 pixels."""
@@ -194,23 +195,26 @@ def prepare(run: Run, config: ExportConfig, work: Path, progress: Progress) -> E
             validation images for ``strict``.
     """
     train, test = run.samples("train", config.data), run.samples("test", config.data)
-    val = train if run.record.folds else run.samples("val", config.data)
+    folds = run.record.folds
+    val = train if folds else run.samples("val", config.data)
     if "int8" in config.precisions and min(len(train), config.calibration_images) < LEAST_CALIBRATION:
         raise AccuracyGateError(
             f"int8 calibration needs at least {LEAST_CALIBRATION} images, and {min(len(train), config.calibration_images)} would be used. "
             f"Nothing was written. Raise --num-samples, add training images, or remove int8 from --precision."
         )
     reduced = run.record.task == "classification" and any(precision != "fp32" for precision in config.precisions)
-    if reduced and not config.allow_missing and (problem := too_few_for_strict(min(len(val), config.gate_images), config)):
-        raise AccuracyGateError(f"{problem}. Nothing was written. Add validation images, raise --max-drop, or omit --strict.")
+    n = min(len(val), config.gate_images)
+    if reduced and not config.allow_missing and (problem := too_few_for_strict(n, config, folds=folds)):
+        more = "training" if folds else "validation"
+        raise AccuracyGateError(f"{problem}. Nothing was written. Add {more} images, raise --max-drop, or omit --strict.")
     unlabeled = read_unlabeled(config.unlabeled, train) if config.unlabeled else []
     spec = resized(run.record.preprocess, config.input_size)
     gate = _gate_set(run, PixelSet(stratified(val, config.gate_images), spec), progress)
     full = gate if spec == run.record.preprocess else _gate_set(run, PixelSet(gate.samples, run.record.preprocess), progress)
-    if run.record.folds:
+    if folds:
         rows = {sample.path: row for sample, row in zip(train, run.out_of_fold_outputs(), strict=True)}
         offset = np.stack([rows[sample.path] for sample in gate.samples]) - full.trained
-        gate, full = (replace(item, trained=item.trained + offset, offset=offset) for item in (gate, full))
+        gate, full = (replace(item, trained=item.trained + offset, offset=offset, folds=folds) for item in (gate, full))
     limits, full_size = config, None
     if spec != run.record.preprocess:
         full_size, left = _allow_for_size(full, gate, config)
@@ -220,7 +224,7 @@ def prepare(run: Run, config: ExportConfig, work: Path, progress: Progress) -> E
     )
     # The gate's images are balanced over the classes. The reference needs the class frequencies of the data.
     sample = PixelSet(sorted(val, key=lambda item: item.content)[: config.gate_images], spec)
-    validation = sample if len(val) > config.gate_images and not run.record.folds else gate.images
+    validation = sample if len(val) > config.gate_images and not folds else gate.images
     context = ExportContext(run, config, limits, gate, train, validation, tested, calibration, work, progress, unlabeled, full_size)
     context.gate = replace(gate, more=lambda: context.agreement_set)
     return context

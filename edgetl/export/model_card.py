@@ -10,7 +10,7 @@ from edgetl.core.lineage import describe_parent
 from edgetl.core.manifest import Manifest, Precision
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.reference import LEAST_IMAGES
-from edgetl.core.results import Evaluation, Proportion
+from edgetl.core.results import Evaluation, Proportion, validation_images
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.data.groups import describe_grouping
 from edgetl.train.artifacts.record import RunRecord
@@ -66,12 +66,13 @@ def write_card(manifest: Manifest, record: RunRecord, *, signed_by: str | None =
 
 def _columns(manifest: Manifest, record: RunRecord) -> list[str]:
     """Return a Markdown list that explains the columns of the table of variants."""
+    images = validation_images(record.folds)
     interval = "Wilson interval" if record.task in ("classification", "ordinal") else "bootstrap interval"
     unit = "decisions" if record.task == "multi-label" else "images"
     return [
-        f"- validation, test: {SCORE_NAMES[record.task]} with its 95 % {interval}. Validation images selected the variants. Results on "
+        f"- validation, test: {SCORE_NAMES[record.task]} with its 95 % {interval}. {images.capitalize()} selected the variants. Results on "
         f"test images are reported only.",
-        f"- agreement: ratio of validation {unit} with the same prediction as the trained model.",
+        f"- agreement: ratio of {images.replace('images', unit)} with the same prediction as the trained model.",
         f"- confident agreement: the same ratio for the {unit} with a confident prediction of the trained model.",
         f"- network latency: median of one image on one thread of {manifest.host.get('cpu', 'the exporting host')}, without decoding and "
         f"resizing. Measure your device with `edgetl bench`.",
@@ -135,8 +136,7 @@ def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion, *, a
             if (wide := record.high_bit_images)
             else []
         ),
-        f"- Trained model on {'out-of-fold' if record.folds else 'the validation'} images: {_score(trained, record)}"
-        f"{_at(record, at_run_size)}",
+        f"- Trained model on the {validation_images(record.folds)}: {_score(trained, record)}{_at(record, at_run_size)}",
         f"- Trained model on the test images: {_score(record.test.score, record) if record.test else 'no test images'}",
         *(_details(record.test) if record.test else []),
         *_calibration(record),
@@ -168,7 +168,7 @@ def _task(record: RunRecord) -> str:
             limits = ", ".join(f"{label} {threshold:.3f}" for label, threshold in pairs)
             return (
                 f"Multi-label image classification, {len(record.labels)} labels: {labels}. "
-                f"Score thresholds, selected on validation images: {limits}."
+                f"Score thresholds, selected on {validation_images(record.folds)}: {limits}."
             )
         case "regression":
             tolerance = record.decision_rule.tolerance
@@ -199,17 +199,17 @@ def _details(test: Evaluation) -> list[str]:
 def _calibration(record: RunRecord) -> list[str]:
     """Return lines about the temperature of the scores and the threshold of unknown images, if they are set."""
     rule, lines = record.decision_rule, []
-    name, shown = ("test", record.test) if record.test else ("validation", record.validation)
+    images, shown = ("test images", record.test) if record.test else (validation_images(record.folds), record.validation)
     if rule.temperature != 1 and shown.reliability:
         before = record.calibration and (record.calibration.test_before or record.calibration.validation_before)
         change = f" ({before.ece:.3f} with uncalibrated scores)" if before else ""
         lines.append(
-            f"- Scores: the logits are divided by the temperature {rule.temperature:.4g}, chosen on validation images. Expected "
-            f"calibration error on the {name} images: {shown.reliability.ece:.3f}{change}"
+            f"- Scores: the logits are divided by the temperature {rule.temperature:.4g}, chosen on {validation_images(record.folds)}. "
+            f"Expected calibration error on the {images}: {shown.reliability.ece:.3f}{change}"
         )
     if shown.rejection:
         lines.append(
-            f"- Unknown images: highest score below {rule.reject_below:.4g}. On the {name} images: coverage "
+            f"- Unknown images: highest score below {rule.reject_below:.4g}. On the {images}: coverage "
             f"{_with_interval(shown.rejection.coverage)}, precision {_with_interval(shown.rejection.precision)}"
         )
     return lines

@@ -20,6 +20,7 @@ from edgetl.core.manifest import Format, MeasuredSetting, Precision, Sensitivity
 from edgetl.core.metrics import evaluate
 from edgetl.core.output_decoding import scores_of
 from edgetl.core.preprocess import preprocess
+from edgetl.core.results import validation_images
 from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting
 from edgetl.data.loading import truth_of
 from edgetl.export.context import ExportContext, open_files
@@ -118,7 +119,8 @@ def _too_few_scaled(context: ExportContext) -> str:
     if count * 2 >= n and count * limit >= 1:
         return ""
     return (
-        f"{count} of {n} validation images are JPEG files that this setting scales. It needs {max(math.ceil(1 / limit), math.ceil(n / 2))} "
+        f"{count} of {n} {validation_images(context.run.record.folds)} are JPEG files that this setting scales. It needs "
+        f"{max(math.ceil(1 / limit), math.ceil(n / 2))} "
         f"or more. Train on images as large as those of the device"
     )
 

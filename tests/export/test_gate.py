@@ -240,7 +240,7 @@ def test_unlabeled_images_are_added_to_the_labeled_ones(gate: GateSet) -> None:
     result = evaluate_file(_brightest, GateSet(gate.images, gate.trained, CLASSES, lambda: more), ExportConfig(), exact=False)
     assert result.unlabeled is not None and (result.unlabeled.n, result.unlabeled.top1_agreement) == (40, 0.9)
     assert result.reason.startswith(
-        "4 of 40 predictions change on 36 validation images and 4 images of --unlabeled. The trained model's scores predict"
+        "4 of 40 predictions change on 36 labeled images and 4 images of --unlabeled. The trained model's scores predict"
     )
     assert "(limit 0.01)" in result.reason and result.drop == 0 and result.agreement.n == 36
     assert (result.validation.n, result.accuracy_drop is not None) == (36, True)
@@ -254,7 +254,7 @@ def test_crops_and_unlabeled_images_are_counted_separately(gate: GateSet) -> Non
     more = AgreementSet((crops, few), np.concatenate([outputs_of(_brightest, part) for part in (crops, few)]))
     result = evaluate_file(_brightest, GateSet(gate.images, gate.trained, CLASSES, lambda: more), ExportConfig(), exact=False)
     assert result.unlabeled is not None and (result.unlabeled.n, result.unlabeled.crops, result.unlabeled.unlabeled) == (46, 6, 4)
-    assert result.unlabeled.images == "36 validation images, 4 images of --unlabeled and 6 random crops"
+    assert result.unlabeled.images == "36 labeled images, 4 images of --unlabeled and 6 random crops"
 
 
 def test_unlabeled_images_are_not_needed_for_a_rejected_or_exact_file(gate: GateSet) -> None:
@@ -406,6 +406,8 @@ def test_strict_compares_the_bound_with_the_limit() -> None:
 def test_strict_needs_a_number_of_images_that_follows_from_the_limit(n: int, max_drop: float, reason: str) -> None:
     assert too_few_for_strict(n, ExportConfig(max_drop=max_drop, strict=True)) == reason
     assert too_few_for_strict(n, ExportConfig(max_drop=max_drop)) == ""
+    cross_validated = reason.replace("validation images", "cross-validated images")
+    assert too_few_for_strict(n, ExportConfig(max_drop=max_drop, strict=True), folds=5) == cross_validated
 
 
 def test_recall_drop_of_one_class_is_rejected_above_its_limit() -> None:
@@ -502,8 +504,8 @@ def test_other_tasks_have_the_ratio_of_equal_decisions_only() -> None:
 def test_changed_predictions_are_reported_with_the_number_of_images_that_decide_alone() -> None:
     found = UnlabeledAgreement(n=200, top1_agreement=0.9, expected_drop=0.04, crops=170)
     assert changed_too_much(found, 30, 0.03) == (
-        "20 of 200 predictions change on 30 validation images and 170 random crops. The trained model's scores predict an accuracy drop "
-        "of 0.0400 (limit 0.03). Add validation images (with 34 or more, these decide alone), give images of the camera with --unlabeled, "
+        "20 of 200 predictions change on 30 labeled images and 170 random crops. The trained model's scores predict an accuracy drop "
+        "of 0.0400 (limit 0.03). Add labeled images (with 34 or more, these decide alone), give images of the camera with --unlabeled, "
         "or raise --max-drop"
     )
     assert changed_too_much(found, 30, 0.0).count("(limit 0.01)") == 1

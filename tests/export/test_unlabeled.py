@@ -59,7 +59,7 @@ def test_regression_has_the_ratio_of_equal_predictions_only() -> None:
 
 def test_the_limit_of_the_expected_drop_is_at_least_one_point() -> None:
     found = UnlabeledAgreement(n=500, top1_agreement=0.95, expected_drop=0.0153, crops=415)
-    assert "25 of 500 predictions change on 85 validation images and 415 random crops. The" in changed_too_much(found, 85, 0.0)
+    assert "25 of 500 predictions change on 85 labeled images and 415 random crops. The" in changed_too_much(found, 85, 0.0)
     reason = changed_too_much(found, 85, 0.01)
     assert "predict an accuracy drop of 0.0153 (limit 0.01)" in reason and "with 100 or more, these decide alone" in reason
     assert changed_too_much(found, 40, 0.02) == ""
@@ -142,7 +142,7 @@ def test_an_export_records_the_agreement_on_unlabeled_images(run: Run, colors: P
         assert fp32.unlabeled is None and int8.unlabeled is not None and int8.unlabeled.n >= LEAST_TENSORS
         assert int8.attempts[-1].unlabeled == int8.unlabeled and int8.unlabeled.expected_drop is not None
         assert f"{int8.unlabeled.n} predictions change on 100 validation images" in agreement_lines(manifest)[0]
-    assert "on 100 validation images, 36 images of --unlabeled and 400 random crops" in agreement_lines(more)[0]
+    assert "on 100 labeled images, 36 images of --unlabeled and 400 random crops" in agreement_lines(more)[0]
     assert {item.unlabeled.n for item in (*plain.variants, *more.variants) if item.unlabeled} == {500, 536}
 
 

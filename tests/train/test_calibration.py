@@ -112,14 +112,14 @@ def test_validation_images_without_errors_keep_the_temperature_1() -> None:
 def test_outputs_that_predict_the_wrong_classes_keep_the_temperature_1() -> None:
     truth = np.arange(100) % 4
     temperature, notice = choose_temperature(CLASSES, truth, -np.eye(4, dtype=np.float32)[truth])
-    assert temperature == 1.0 and "do not predict the labels of the 100 validation images" in notice
+    assert temperature == 1.0 and "do not predict the labels of the 100 images" in notice
 
 
 def test_few_validation_images_choose_nothing() -> None:
     truth, outputs = overconfident(49, 3.0)
     decoding, record = calibrate(CLASSES, truth, outputs, CalibrationConfig(calibrate=True, target_precision=0.9), validation=49)
     assert decoding == CLASSES
-    assert [notice.split(" validation")[0] for notice in record.notices] == ["49", "49"]
+    assert [notice.split(" images")[0] for notice in record.notices] == ["49", "49"]
 
 
 def test_the_threshold_is_the_smallest_with_the_target_precision() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgetl.cli.tables import certainty_lines
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.tasks import OutputDecoding
@@ -79,7 +80,10 @@ def test_export_of_a_cross_validated_run_states_the_out_of_fold_accuracy(few_run
     assert manifest.folds == 5
     assert manifest.trained == few_run.record.validation.score == manifest.variants[0].validation
     assert manifest.reference is not None and manifest.reference.n == 80
-    assert "cross-validated (5 folds)" in few_bundle.read(manifest.card).decode()
+    card = few_bundle.read(manifest.card).decode()
+    assert "cross-validated (5 folds)" in card and "- Trained model on the cross-validated images: accuracy" in card
+    assert "validation images" not in card.lower()
+    assert certainty_lines(manifest.model_copy(update={"max_changed": 0}))[0].startswith("0 of 80 cross-validated images may change")
 
 
 @pytest.mark.parametrize(

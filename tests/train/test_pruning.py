@@ -36,8 +36,8 @@ def test_pruned_network_is_smaller_reloads_and_recovers_accuracy_by_fine_tuning(
     assert tuned.record.validation.accuracy.value > pruned_accuracy + 0.2
     assert layer_sizes(tuned.load_model()) == widths
     before, after = tuned.record.backbone.parents[-2:]
-    assert f"{run.record.validation.accuracy.value:.4f} on its validation images" in describe_parent(before)
-    assert f"{pruned_accuracy:.4f} on its validation images" in describe_parent(after)
+    assert f"{run.record.validation.accuracy.value:.4f} in its validation" in describe_parent(before)
+    assert f"{pruned_accuracy:.4f} in its validation" in describe_parent(after)
 
 
 def test_pruned_network_can_be_rebuilt_with_another_number_of_classes(run: Run, tmp_path: Path) -> None:

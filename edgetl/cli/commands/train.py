@@ -30,6 +30,7 @@ from edgetl.core.config import StrictModel
 from edgetl.core.lineage import describe_parent
 from edgetl.core.options import COMMON, option_field, options
 from edgetl.core.output.folders import check_chart, check_output
+from edgetl.core.results import validation_images
 from edgetl.core.system.child_process import child_environment, trusted_path
 from edgetl.data.groups import describe_grouping
 from edgetl.errors import ConfigError
@@ -173,11 +174,13 @@ def plan_command(
 
 def _show_estimates(found: Estimates) -> None:
     title = f"{found.images} distinct training images, {found.backbone}, {found.device}"
-    table = plain_table(escape(title), "strategy", "steps", "minutes", "memory MB", "trained M", "layers")
+    table = plain_table(escape(title), "strategy", "steps", "minutes", "memory MB", "trained M", "layers", "validation")
     for item in found.strategies:
         name = f"{item.plan.strategy} *" if item.chosen else item.plan.strategy
         tuned = item.plan.unfreeze if item.plan.steps else "head"
-        table.add_row(name, str(item.plan.steps), f"{item.minutes:.1f}", f"{item.memory_mb:.0f}", f"{item.trained_m:.2f}", tuned)
+        validation = f"{item.validation_images} images" if item.validation_images else "cross-validation"
+        figures = str(item.plan.steps), f"{item.minutes:.1f}", f"{item.memory_mb:.0f}", f"{item.trained_m:.2f}"
+        table.add_row(name, *figures, tuned, validation)
     out.print(table)
     print_notes(found.notes)
     out.print("* default strategy (auto). trained M: million trained parameters. layers: see --unfreeze.")
@@ -190,7 +193,7 @@ def show_run(run: Run) -> None:
     record = run.record
     shown = record.test or record.validation
     if shown.classes:
-        out.print(classes_table(shown, "test images" if record.test else "cross-validated images" if record.folds else "validation images"))
+        out.print(classes_table(shown, "test images" if record.test else validation_images(record.folds)))
     show_figures(record)
     splits = run.splits()
     for title, items in (

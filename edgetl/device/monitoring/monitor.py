@@ -30,7 +30,7 @@ from edgetl.core.images.decode import MAX_FILE_BYTES, load_image
 from edgetl.core.manifest import Manifest
 from edgetl.core.preprocess import Batch
 from edgetl.core.reference import LEAST_IMAGES, image_statistics
-from edgetl.core.results import Prediction
+from edgetl.core.results import Prediction, validation_images
 from edgetl.device.monitoring.capture import REASONS, Captured, CaptureFolder, Reason, is_uncertain
 from edgetl.device.monitoring.config import MonitorConfig
 from edgetl.device.monitoring.drift import DriftDetector, DriftEvent
@@ -269,13 +269,13 @@ class Monitor:
             logger.warning("an image was not captured: %s", error)
 
     def _report(self, model: _Model, event: DriftEvent) -> None:
-        name, release = model.manifest.name, model.manifest.release
+        name, release, images = model.manifest.name, model.manifest.release, validation_images(model.manifest.folds)
         if event.kind == "drift":
             model.count("drift_events")
             shown = ", ".join(f"{change.name} {change.value:.2f} (limit {change.limit:.2f})" for change in event.changes[:3])
-            logger.warning("drift: the last %d images of %s differ from its validation images: %s", event.window, name, shown)
+            logger.warning("drift: the last %d images of %s differ from its %s: %s", event.window, name, images, shown)
         else:
-            logger.info("end of drift: the last %d images of %s do not differ from its validation images", event.window, name)
+            logger.info("end of drift: the last %d images of %s do not differ from its %s", event.window, name, images)
         detail = {"window": event.window, "changes": [asdict(change) for change in event.changes[:MAX_CHANGES]]}
         if self._events is not None and not self._events.add(Event(timestamp(), name, release, event.kind, detail)):
             model.count("events_failed")
@@ -327,11 +327,11 @@ def _size(image: Observed | None) -> int:
 
 
 def _no_reference(manifest: Manifest) -> str:
-    n = manifest.trained.n
+    n, images = manifest.trained.n, validation_images(manifest.folds)
     if n < LEAST_IMAGES:
         return (
-            f"the bundle has no monitoring reference, because it was exported with {n} validation images (fewer than {LEAST_IMAGES}). "
-            f"Add validation images and export again, or omit --drift."
+            f"the bundle has no monitoring reference, because it was exported with {n} {images} (fewer than {LEAST_IMAGES}). "
+            f"Add {'training' if manifest.folds else 'validation'} images and export again, or omit --drift."
         )
     return "the bundle has no monitoring reference. Export the run again with this version of edgetl, or omit --drift."
 

@@ -17,7 +17,15 @@ from edgetl.core.metrics import evaluate, images_for_bound, paired_drop
 from edgetl.core.output_decoding import nearest_levels, present_labels, scores_of
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
-from edgetl.core.results import AccuracyDrop, Agreement, Evaluation, Proportion, UnlabeledAgreement, images_that_may_change
+from edgetl.core.results import (
+    AccuracyDrop,
+    Agreement,
+    Evaluation,
+    Proportion,
+    UnlabeledAgreement,
+    images_that_may_change,
+    validation_images,
+)
 from edgetl.core.tasks import SCORE_NAMES, OutputDecoding
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, truth_of
@@ -49,6 +57,7 @@ class GateSet:
         offset: float32 ``[n, labels]``, added to all outputs for ``images``. In a cross-validated run, the out-of-fold outputs minus the
             trained model's outputs, otherwise 0. The trained model's own outputs for its training images have too few errors and too
             large margins. With the offset, a file is evaluated by how its deviations change the out-of-fold predictions.
+        folds: number of folds of a cross-validated run, otherwise 0.
     """
 
     images: PixelSet
@@ -56,6 +65,7 @@ class GateSet:
     decoding: OutputDecoding
     more: Callable[[], AgreementSet] | None = None
     offset: NDArray[np.float32] | float = 0.0
+    folds: int = 0
 
     @property
     def samples(self) -> Sequence[Sample]:
@@ -255,7 +265,8 @@ def drop_reason(gate: GateSet, exported: NDArray[np.float32], config: ExportConf
     if config.strict and interval.bound > config.max_drop:
         return (
             f"accuracy drops by {drop:.4f}, with a one-sided 95 % bound of {interval.bound:.4f} on {interval.n} images (limit --max-drop "
-            f"{config.max_drop:g} with --strict, {interval.bound - config.max_drop:.4f} over). {_enough_images(interval, config)}"
+            f"{config.max_drop:g} with --strict, {interval.bound - config.max_drop:.4f} over). "
+            f"{_enough_images(interval, config, validation_images(gate.folds))}"
         )
     label, recall = worst_class(gate.evaluation, measured)
     limit = max(MAX_RECALL_DROP, config.max_drop)  # a larger accepted drop of the accuracy also applies to each class
@@ -270,16 +281,19 @@ def drop_reason(gate: GateSet, exported: NDArray[np.float32], config: ExportConf
     return ""
 
 
-def _enough_images(drop: AccuracyDrop, config: ExportConfig) -> str:
-    """Return a sentence with the number of validation images whose bound would be within the limit."""
+def _enough_images(drop: AccuracyDrop, config: ExportConfig, images: str) -> str:
+    """Return a sentence with the number of ``images`` whose bound would be within the limit."""
     needed = images_for_bound(config.max_drop, drop.lost / drop.n, drop.gained / drop.n)
     if needed is None:
-        return "More validation images do not help, because the drop itself is at the limit"
-    return f"If the same ratio of predictions changes, {needed} validation images are enough"
+        return f"More {images} do not help, because the drop itself is at the limit"
+    return f"If the same ratio of predictions changes, {needed} {images} are enough"
 
 
-def too_few_for_strict(n: int, config: ExportConfig) -> str:
-    """Return the reason why ``strict`` rejects every classifier of reduced precision on ``n`` images; empty if it does not."""
+def too_few_for_strict(n: int, config: ExportConfig, *, folds: int = 0) -> str:
+    """Return the reason why ``strict`` rejects every classifier of reduced precision on ``n`` images; empty if it does not.
+
+    ``folds`` is the number of folds of a cross-validated run.
+    """
     if not config.strict:
         return ""
     needed = images_for_bound(config.max_drop)
@@ -289,8 +303,8 @@ def too_few_for_strict(n: int, config: ExportConfig) -> str:
         return ""
     same = np.zeros(n, np.bool_)
     return (
-        f"--strict needs at least {needed} validation images for --max-drop {config.max_drop:g}, and there are {n}. With {n} images, the "
-        f"one-sided 95 % bound of the drop is {paired_drop(same, same).bound:.4f}, even if no prediction changes"
+        f"--strict needs at least {needed} {validation_images(folds)} for --max-drop {config.max_drop:g}, and there are {n}. With {n} "
+        f"images, the one-sided 95 % bound of the drop is {paired_drop(same, same).bound:.4f}, even if no prediction changes"
     )
 
 

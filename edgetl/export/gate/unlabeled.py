@@ -146,7 +146,7 @@ def compare_unlabeled(
 def changed_too_much(found: UnlabeledAgreement, labeled: int, max_drop: float) -> str:
     """Return the reason for rejecting a file by changed predictions; empty if it passes, or if the task has no such limit.
 
-    ``labeled`` is the number of validation images. If one of them weighs less than the limit, the labeled images alone decide: crops cut
+    ``labeled`` is the number of images of the gate. If one of them weighs less than the limit, the labeled images alone decide: crops cut
     through small centered objects. A file that keeps its accuracy on 269 digits has an expected drop of 0.027 with their crops.
     """
     limit = max(MAX_EXPECTED_DROP, max_drop)
@@ -154,6 +154,6 @@ def changed_too_much(found: UnlabeledAgreement, labeled: int, max_drop: float) -
         return ""
     return (
         f"{round((1 - found.top1_agreement) * found.n)} of {found.n} predictions change on {found.images}. The trained model's scores "
-        f"predict an accuracy drop of {found.expected_drop:.4f} (limit {limit:g}). Add validation images (with {math.ceil(1 / limit)} or "
+        f"predict an accuracy drop of {found.expected_drop:.4f} (limit {limit:g}). Add labeled images (with {math.ceil(1 / limit)} or "
         f"more, these decide alone), give images of the camera with --unlabeled, or raise --max-drop"
     )

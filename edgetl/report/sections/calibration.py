@@ -48,7 +48,7 @@ def calibration_section(reliability: Reliability, rule: DecisionRule, rejection:
 
 def _temperature(rule: DecisionRule) -> str:
     if rule.temperature == 1:
-        return "The scores are not calibrated: the temperature is 1. `edgetl calibrate` chooses one on the validation images."
+        return "The scores are not calibrated: the temperature is 1. `edgetl calibrate` chooses one."
     return f"The scores are calibrated: the outputs are divided by the temperature {rule.temperature:.4g}."
 
 

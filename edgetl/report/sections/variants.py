@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgetl.core.manifest import Manifest, Variant
+from edgetl.core.results import validation_images
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.report.charts import Bubble, bubble_chart
 from edgetl.report.elements import Child, element, facts, figure, items, number, paragraph, table, with_interval
@@ -26,6 +27,7 @@ def variants_section(manifest: Manifest) -> list[Child]:
     )
     rows = [_row(index, item, item.name in best) for index, item in enumerate(manifest.variants, start=1)]
     head = ("variant", "Pareto front", "size", "latency", f"validation {metric}", f"test {metric}", "accuracy drop", "same prediction")
+    images = validation_images(manifest.folds)
     busy = any(item.load for item in manifest.variants)
     return [
         facts(_facts(manifest)),
@@ -33,8 +35,8 @@ def variants_section(manifest: Manifest) -> list[Child]:
         figure(bubble_chart("latency, ms", f"validation {metric}", bubbles, label=label), caption),
         table("Variants, in the order of the bundle", head, rows, text_columns=2),
         paragraph(
-            "The accuracy drop is against the trained model, on validation images. The column same prediction is the ratio of validation "
-            "images with the same prediction as the trained model.",
+            f"The accuracy drop is against the trained model, on {images}. The column same prediction is the ratio of {images} with the "
+            f"same prediction as the trained model.",
             class_="note",
         ),
         _rejected(manifest),

@@ -100,7 +100,7 @@ def choose_temperature(decoding: OutputDecoding, truth: NDArray[Any], outputs: N
         The temperature, and an empty text. If the images do not determine it: 1, and the reason as a sentence.
     """
     if len(outputs) < LEAST_IMAGES:
-        return 1.0, f"{len(outputs)} validation images are too few to calibrate scores (at least {LEAST_IMAGES}): the temperature stays 1."
+        return 1.0, f"{len(outputs)} images are too few to calibrate scores (at least {LEAST_IMAGES}): the temperature stays 1."
     known = truth[:, None] == np.arange(outputs.shape[1]) if decoding.task == "classification" else truth > 0
 
     def slope(log_factor: float) -> float:
@@ -112,11 +112,11 @@ def choose_temperature(decoding: OutputDecoding, truth: NDArray[Any], outputs: N
     low, high = -np.log(HIGHEST), -np.log(LOWEST)
     if slope(high) <= 0:  # 0: the scores are 0 and 1 within the rounding
         return 1.0, (
-            f"the {len(outputs)} validation images do not limit the scores, because their predictions have almost no errors: the "
-            f"temperature stays 1. Add validation images to calibrate."
+            f"the {len(outputs)} images do not limit the scores, because their predictions have almost no errors: the "
+            f"temperature stays 1. Add images to calibrate."
         )
     if slope(low) > 0:
-        return 1.0, f"the outputs do not predict the labels of the {len(outputs)} validation images: the temperature stays 1."
+        return 1.0, f"the outputs do not predict the labels of the {len(outputs)} images: the temperature stays 1."
     while high - low > 1e-6:
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
@@ -135,21 +135,21 @@ def choose_threshold(
         The threshold, and an empty text. Without a suitable threshold, or if none is needed: 0, and the reason as a sentence.
     """
     if len(outputs) < LEAST_IMAGES:
-        return 0.0, f"{len(outputs)} validation images are too few to choose a threshold (at least {LEAST_IMAGES}): no image is rejected."
+        return 0.0, f"{len(outputs)} images are too few to choose a threshold (at least {LEAST_IMAGES}): no image is rejected."
     scores = scores_of(decoding, outputs).max(axis=1).astype(np.float64)
     order = np.argsort(-scores, kind="stable")
     ranked, right = scores[order], (outputs.argmax(axis=1) == truth)[order]
     count = np.arange(1, len(ranked) + 1)
     precision = np.cumsum(right) / count
     if precision[-1] >= target_precision:
-        return 0.0, f"the precision on the validation images is {precision[-1]:.4f} without a threshold: no image is rejected."
+        return 0.0, f"the validation precision is {precision[-1]:.4f} without a threshold: no image is rejected."
     # A threshold lies between two different scores.
     possible = (count >= LEAST_KNOWN) & np.append(ranked[1:] < ranked[:-1], False)
     suitable = np.flatnonzero(possible & (precision >= target_precision))
     if not len(suitable):
         best = float(precision[possible].max(initial=0.0))
         return 0.0, (
-            f"no threshold reaches the precision {target_precision:g} on the validation images (highest: {best:.4f}, with at least "
+            f"no threshold reaches the precision {target_precision:g} in the validation (highest: {best:.4f}, with at least "
             f"{LEAST_KNOWN} images above the threshold): no image is rejected. Lower --target-precision, or add images."
         )
     last = int(suitable[-1])

@@ -195,7 +195,7 @@ def chance_alarm(validation: Evaluation, samples: Sequence[Sample], task: Task) 
     if task == "regression":
         assert validation.regression is not None
         if validation.regression.r2.low <= 0:
-            return f"the R² on {len(samples)} validation images is not significantly better than 0, that of always predicting the mean."
+            return f"the validation R² on {len(samples)} images is not significantly better than 0, that of always predicting the mean."
         return None
     counts = Counter(sample.targets or sample.label for sample in samples)
     if task == "multi-label":
@@ -204,7 +204,7 @@ def chance_alarm(validation: Evaluation, samples: Sequence[Sample], task: Task) 
     if validation.accuracy.low <= common:
         kind = "level" if task == "ordinal" else "class"
         return (
-            f"the accuracy on {len(samples)} validation images is not significantly better than {common:.0%}, that of always predicting "
+            f"the validation accuracy on {len(samples)} images is not significantly better than {common:.0%}, that of always predicting "
             f"the most common {kind}."
         )
     return None
@@ -221,4 +221,4 @@ def _chance_level_labels(validation: Evaluation, samples: Sequence[Sample]) -> s
     ]
     if not found:
         return None
-    return f"the ranking of {len(samples)} validation images by the label {', '.join(found[:5])} is no better than a random ranking."
+    return f"the ranking of {len(samples)} images in the validation by the label {', '.join(found[:5])} is no better than a random ranking."

@@ -16,7 +16,7 @@ from edgetl.data.scan_notes import ScanNote
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.config.resolve import check_conflicts, resolve
-from edgetl.train.config.tasks import scan_images, split_images
+from edgetl.train.config.tasks import pool_few_images, scan_images, split_images
 from edgetl.train.inputs.dataset import ImageDataset
 from edgetl.train.loop.processes import Execution
 from edgetl.train.networks.partition import split_frozen
@@ -38,6 +38,7 @@ class Estimate(StrictModel):
     Attributes:
         plan: strategy, steps and rates after the data-dependent defaults.
         chosen: True if the given options select this strategy.
+        validation_images: number of validation images. 0: cross-validation on the training images replaces them.
         trained_m: trained weights, millions.
         minutes: duration of the training, min. Other load on the machine increases it.
         memory_mb: memory for trained weights, gradients, optimizer moments and the activations of one batch, 10^6 bytes. The memory of
@@ -46,6 +47,7 @@ class Estimate(StrictModel):
 
     plan: Plan
     chosen: bool
+    validation_images: int
     trained_m: float
     minutes: float
     memory_mb: float
@@ -86,18 +88,20 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
     """
     check_conflicts(config)
     folder = scan_images(data, config.data, progress=progress)
-    splits = split_images(folder, config)
+    divided = split_images(folder, config)
     device = choose_device(config.run.device)
     found = []
     for index, strategy in enumerate(MEASURED):
         progress("measuring", index, len(MEASURED))
-        job = resolve(config.with_options(strategy=strategy), splits)
+        given = config.with_options(strategy=strategy)
+        splits = pool_few_images(divided, given)
+        job = resolve(given, splits)
         backbone, plan = prepare(splits, job)
         found.append(measure_training(Training(backbone, splits, job.config, plan, Execution(device, Path()))))
-    job = resolve(config, splits)
+    job = resolve(config, pool_few_images(divided, config))
     chosen = tuple(item.model_copy(update={"chosen": item.plan.strategy == job.strategy}) for item in found)
     return Estimates(
-        data=printable(data), backbone=config.backbone.name, images=job.images, device=device, strategies=chosen, notes=splits.notes
+        data=printable(data), backbone=config.backbone.name, images=job.images, device=device, strategies=chosen, notes=divided.notes
     )
 
 
@@ -128,7 +132,12 @@ def measure_training(training: Training) -> Estimate:
         seconds += plan.steps * (step + (0.0 if parts else load * size))
     memory_mb = (memory + 4 * NUMBERS_PER_WEIGHT * trained) / 1e6
     return Estimate(
-        plan=plan, chosen=False, trained_m=round(trained / 1e6, 3), minutes=round(seconds / 60, 2), memory_mb=round(memory_mb, 1)
+        plan=plan,
+        chosen=False,
+        validation_images=len(splits.val),
+        trained_m=round(trained / 1e6, 3),
+        minutes=round(seconds / 60, 2),
+        memory_mb=round(memory_mb, 1),
     )
 
 

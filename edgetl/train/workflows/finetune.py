@@ -261,13 +261,14 @@ def find_alarms(train_accuracy: float, validation: Evaluation, splits: Splits, p
         embedded: true for an embedded backbone. A warning about low accuracy then also suggests a larger backbone.
     """
     alarms = []
+    where = "in cross-validation" if splits.cross_validated else "on validation images"
     gap = train_accuracy - validation.accuracy.value
     if gap > LARGEST_GAP:
         # The strategy probe already trains as little as possible.
         remedy = "or add images" if plan.strategy == "probe" else "add images, or train less of the network (--strategy probe)"
         alarms.append(
-            f"overfitting: the accuracy is {train_accuracy:.0%} on training images and {validation.accuracy.value:.0%} on validation "
-            f"images. Look for wrong labels, {remedy}."
+            f"overfitting: the accuracy is {train_accuracy:.0%} on training images and {validation.accuracy.value:.0%} {where}. "
+            f"Look for wrong labels, {remedy}."
         )
     if alarm := chance_alarm(validation, splits.validation, splits.folder.task):
         alarms.append(f"{alarm} Check the labels, or add images.")
