@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from edgetl.train.heads.linear import PENALTIES, fit_logistic
+from edgetl.train.heads.linear import PENALTIES, fit_logistic, spread
 from edgetl.train.heads.modules import LabeledFeatures
 
 
@@ -58,3 +58,15 @@ def test_noisy_labels_select_a_stronger_penalty_than_clean_labels() -> None:
     clean = fit_logistic(LabeledFeatures(features, labels), 4, seed=0).penalty
     noisy = fit_logistic(LabeledFeatures(features, np.random.default_rng(0).permutation(labels)), 4, seed=0).penalty
     assert noisy == PENALTIES[0] > clean
+
+
+def test_fit_in_the_space_of_few_images_equals_a_fit_on_all_features() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 6)
+    features = rng.normal(0, 1, (18, 40)).astype(np.float32)
+    features[np.arange(18), labels] += 2
+    head = fit_logistic(LabeledFeatures(features, labels), 3, seed=0)
+    scaled = ((features - features.mean(axis=0)) / spread(features)).astype(np.float64)
+    expected = LogisticRegression(C=1 / (head.penalty * 18), max_iter=1000, tol=1e-6).fit(scaled, labels).decision_function(scaled)
+    outputs = features @ head.weight.T + head.bias
+    np.testing.assert_allclose(outputs - outputs.mean(axis=1, keepdims=True), expected, atol=0.05)
