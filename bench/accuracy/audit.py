@@ -160,12 +160,11 @@ def report_cifar(folder: ImageFolder, backbone: str, sheet: Path | None) -> None
 
 def report_speed(work: Path) -> None:
     """Print the CPU time and the peak memory of ``edgetl check`` for photos of two sizes, and for CIFAR-10 images."""
-    for size, counts in PHOTOS.items():
-        few, many = (
-            report_usage(enlarge(work / f"photos{size[0]}-{count}", count, size), f"{count} photos of {size[0]} x {size[1]} px")
-            for count in counts
-        )
-        print(f"10,000 photos of {size[0]} x {size[1]} px: {10_000 * (many - few) / (counts[1] - counts[0]):.0f} s of CPU time (slope)")
+    for (width, height), counts in PHOTOS.items():
+        title = f"photos of {width} x {height} px"
+        photos = enlarge(work / f"photos{width}", max(counts), (width, height))
+        few, many = (report_usage(link(photos, work / f"photos{width}-{count}", count), f"{count} {title}") for count in counts)
+        print(f"10,000 {title}: {10_000 * (many - few) / (counts[1] - counts[0]):.0f} s of CPU time (slope)", flush=True)
     for count in SMALL_IMAGES:
         with tarfile.open(SHARED / "data/cifar10.tar") as archive:
             members = (member for member in archive if "/train/" in member.name and member.isfile())
@@ -183,6 +182,15 @@ def enlarge(folder: Path, count: int, size: tuple[int, int]) -> Path:
         pixels = np.asarray(Image.open(path).convert("RGB").resize(size, Image.Resampling.BICUBIC))
         Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8)).save(target, quality=90)
     return folder
+
+
+def link(source: Path, target: Path, count: int) -> Path:
+    """Make hard links to the first ``count`` photos of a folder."""
+    for path in sorted(source.rglob("*.jpg"))[:count]:
+        linked = target / path.relative_to(source)
+        linked.parent.mkdir(parents=True, exist_ok=True)
+        linked.hardlink_to(path)
+    return target
 
 
 def report_usage(folder: Path, title: str) -> float:
