@@ -31,6 +31,7 @@
     ├── RegressionError    28   the latency is higher than in an earlier report, beyond the noise
     ├── GroupGapError      29   a large and significant gap between groups of images (``--fail-on-gap``)
     ├── UpdateRejectedError 30  the promotion gate rejected an update; the previous run stays current
+    ├── GalleryError       31   missing, damaged or foreign gallery, or a bundle that cannot have one
     └── StoppedError      143   stopped by SIGTERM, state saved
         └── CancelledError 130  stopped by Ctrl-C, state saved
 
@@ -194,6 +195,10 @@ class GroupGapError(EdgetlError, exit_code=29):
 
 class UpdateRejectedError(EdgetlError, exit_code=30):
     """The promotion gate rejected an update. The previous run stays current."""
+
+
+class GalleryError(EdgetlError, exit_code=31):
+    """Missing or damaged gallery of a k-NN bundle, a gallery of another bundle, or a bundle that cannot have one."""
 
 
 class StoppedError(EdgetlError, exit_code=143):

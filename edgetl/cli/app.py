@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from edgetl.cli.commands import bench, bundle, demo, export, fit, models, runs, serve, train
 from edgetl.cli.commands.data import check, diagnosis, unlabeled
-from edgetl.cli.commands.device import keys, run, store, tune
+from edgetl.cli.commands.device import gallery, keys, run, store, tune
 from edgetl.cli.commands.evaluation import evaluate
 from edgetl.cli.commands.transfer import adapt, update
 from edgetl.cli.examples import epilog
@@ -73,6 +73,7 @@ COMMANDS = {
         store.rollback_command,
         store.gc_command,
         tune.tune_command,
+        gallery.gallery_command,
         run.run_command,
     ),
     "Other": (demo.demo_command, models.pretrain_command),

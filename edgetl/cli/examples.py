@@ -135,6 +135,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("Choose the fastest variant and setting on this host", "edgetl tune bundle --out tuning.json"),
         ("Choose for images of this device", "edgetl tune bundle --images photos --out tuning.json"),
     ),
+    "gallery": (
+        ("Add images of a new class without training", "edgetl gallery add bundle bottles --label bottle"),
+        ("List the images that were added", "edgetl gallery list bundle"),
+    ),
     "run": (
         ("Predict each new file of a folder", "edgetl run bundle --source incoming --follow --processed delete"),
         ("Publish the records of a camera over MQTT", "edgetl run bundle --source 0 --sink mqtt://broker/line1"),

@@ -50,13 +50,13 @@ def facts_grid() -> Table:
     return grid
 
 
-def signature_text(state: SignatureState) -> str:
-    """Format the state of a bundle's signature in one line."""
+def signature_text(state: SignatureState, *, check: str = "verify BUNDLE") -> str:
+    """Format the state of a signature in one line. ``check`` is the command that checks it."""
     match state.state:
         case "valid":
             return f"valid, by the key {state.key} ({state.key_id}), fingerprint {state.fingerprint}"
         case "unchecked":
-            return f"by the key {state.key_id}, not checked. Check it: edgetl verify BUNDLE --key KEY.pub"
+            return f"by the key {state.key_id}, not checked. Check it: edgetl {check} --key KEY.pub"
         case "unsigned":
             return "none"
         case _:

@@ -20,7 +20,7 @@ from edgetl.core.reference import Reference
 from edgetl.core.results import AccuracyDrop, Agreement, Attempt, Proportion, UnlabeledAgreement
 from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting
 from edgetl.core.system.host_load import HostLoad
-from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
+from edgetl.core.tasks import DecisionRule, KnnHead, OutputDecoding, Task
 
 MANIFEST_NAME = "manifest.json"
 # Optional detached signature over the exact bytes of the manifest (``edgetl.device.signature``).
@@ -245,6 +245,7 @@ class Manifest(StrictModel):
         task: ``classification``, ``multi-label``, ``regression`` or ``ordinal``.
         decision_rule: parameters that turn scores into predictions.
         labels: names of the outputs, in the order of the output tensor.
+        knn: record of the k-NN head, with the outputs that a gallery needs; none for other heads.
         preprocess: preprocessing settings of all variants.
         variants: model files. The first is the default.
         rejected: requested variants that are not in the bundle.
@@ -276,6 +277,7 @@ class Manifest(StrictModel):
     task: Task = "classification"
     decision_rule: DecisionRule = DecisionRule()
     labels: tuple[str, ...] = Field(min_length=1)
+    knn: KnnHead | None = None
     preprocess: PreprocessSpec
     variants: tuple[Variant, ...] = Field(min_length=1)
     rejected: tuple[Rejected, ...] = ()
@@ -309,6 +311,8 @@ class Manifest(StrictModel):
             raise ValueError(problems[0])
         if problem := self.decision_rule.problem(self.task, len(self.labels)):
             raise ValueError(problem)
+        if self.knn is not None and (self.task != "classification" or len(self.knn.weights) != len(self.labels)):
+            raise ValueError("the k-NN head does not have one weight for each class of a classification")
         if self.task == "classification" and len(self.labels) < 2:
             raise ValueError("fewer than two labels")
         if any(variant.name != f"{variant.format}-{variant.precision}" for variant in self.variants):

@@ -104,12 +104,15 @@ def _statistics(image: NDArray[np.float32] | NDArray[np.uint8], spec: Preprocess
 
 
 def class_of(prediction: Prediction, decoding: OutputDecoding) -> str | None:
-    """Return the predicted class as ``Reference.classes`` counts it; none for a regression."""
+    """Return the predicted class as ``Reference.classes`` counts it; none for a regression, and for a new class of a gallery."""
     if decoding.task == "regression":
         return None
     if prediction.value is not None:
         return f"{prediction.value:.0f}"
-    return prediction.label or decoding.labels[int(np.argmax(prediction.scores))]  # an unknown image counts as its class
+    best = int(np.argmax(prediction.scores))
+    if best >= len(decoding.labels):
+        return None  # a class that a gallery added
+    return prediction.label or decoding.labels[best]  # an unknown image counts as its class
 
 
 def confidence_bin(score: float) -> int:

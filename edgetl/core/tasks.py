@@ -1,4 +1,4 @@
-"""Tasks (classification, multi-label, regression, ordinal), their decision rules, and output decoding."""
+"""Tasks (classification, multi-label, regression, ordinal), their decision rules, k-NN heads, and output decoding."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from edgetl.core.config import StrictModel
 Task: TypeAlias = Literal["classification", "multi-label", "regression", "ordinal"]
 
 MAX_LEVELS = 100
+# Smallest vote weight of a k-NN head, relative to the nearest neighbor. It avoids a division by zero if all neighbors are equally near.
+LEAST_WEIGHT = 1e-6
 # Task metric: the accuracy gate limits it, and a bundle records it (``Evaluation.score``).
 SCORE_NAMES: dict[Task, str] = {
     "classification": "accuracy",
@@ -78,6 +80,40 @@ def _power(score: float, factor: float) -> float:
         return score
     log_odds = factor * (math.log(score) - math.log1p(-score))
     return 1 / (1 + math.exp(min(-log_odds, 700.0)))  # math.exp fails above 709
+
+
+class KnnHead(StrictModel):
+    """k-NN head of a bundle, for a gallery: names of its outputs, and parameters of its votes.
+
+    Attributes:
+        features: name of the output float32 ``[batch, width]``: features, centered and of length 1.
+        similarities: name of the output float32 ``[batch, neighbors + 1]``: cosine similarities of the nearest training images, the largest
+            first.
+        votes: name of the output float32 ``[batch, neighbors, labels]``: votes of the nearest training images: the weight of the class in
+            its column.
+        width: number of features.
+        neighbors: number of neighbors that vote.
+        temperature: temperature of the votes. The vote weight of a neighbor is ``exp(similarity / temperature)``.
+        scale: factor between the fractions of the votes and the logits.
+        weights: weight of a vote for each label.
+    """
+
+    features: str = "features"
+    similarities: str = "similarities"
+    votes: str = "votes"
+    width: int = Field(ge=1, le=65_536)
+    neighbors: int = Field(ge=1, le=10_000)
+    temperature: float = Field(gt=0.0)
+    scale: float = Field(gt=0.0)
+    weights: tuple[float, ...]
+
+    def outputs(self, labels: int) -> dict[str, tuple[int | None, ...]]:
+        """Return the shapes of the outputs besides the logits, by name, for a network with ``labels`` labels. None is the batch."""
+        return {
+            self.features: (None, self.width),
+            self.similarities: (None, self.neighbors + 1),
+            self.votes: (None, self.neighbors, labels),
+        }
 
 
 @dataclass(frozen=True)

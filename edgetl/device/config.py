@@ -1,4 +1,4 @@
-"""Options of signatures: trusted keys for a check, and the private key for signing."""
+"""Options of signatures: trusted keys for a check, and the private key for signing. Options of a gallery."""
 
 from __future__ import annotations
 
@@ -36,4 +36,24 @@ class SigningConfig(StrictModel):
     """
 
     sign_key: Path | None = _signature(None, "Private key that signs the bundle. The model card shows its fingerprint.")
+    passphrase_file: Path | None = _signature(None, "File with the passphrase of the private key. Default: EDGETL_PASSPHRASE, or a prompt.")
+
+
+class GalleryConfig(StrictModel):
+    """Options of ``edgetl gallery``.
+
+    Attributes:
+        label: class of the images to add, or to remove.
+        all: delete the gallery.
+        variant: variant that computes the features.
+        sign_key: private key file. None does not sign.
+        passphrase_file: file with the passphrase of the private key.
+    """
+
+    label: str | None = option_field(
+        None, "add: class of the images, known or new. remove: remove all images of this class.", metavar="NAME"
+    )
+    all: bool = option_field(False, "remove: delete the gallery, also if it is damaged.")
+    variant: str | None = option_field(None, "add: variant that computes the features. Default: the variant that runs.", metavar="NAME")
+    sign_key: Path | None = _signature(None, "add, remove: private key that signs the gallery.")
     passphrase_file: Path | None = _signature(None, "File with the passphrase of the private key. Default: EDGETL_PASSPHRASE, or a prompt.")

@@ -21,10 +21,18 @@ from edgetl.device.config import TrustConfig
 from edgetl.device.keys import PUBLIC_SUFFIX, PrivateKey, PublicKey, load_public_key
 from edgetl.device.minisign import MinisignSignature, is_minisign, prehash, read_signature
 from edgetl.errors import ConfigError, RevokedKeyError, SignatureError, UnknownKeyError, UnsignedError
+from edgetl.runtime.gallery.file import OpenedGallery
 
 REVOKED_NAME = "revoked.txt"
 
 SignatureFormat: TypeAlias = Literal["edgetl", "minisign"]
+# Files with a signature: the manifest of a bundle, and a gallery.
+Signed: TypeAlias = Literal["bundle", "gallery"]
+_PLACES: dict[Signed, str] = {"bundle": f" ({SIGNATURE_NAME})", "gallery": ""}
+_REMEDIES: dict[Signed, str] = {
+    "bundle": "edgetl sign BUNDLE --key KEY",
+    "gallery": "edgetl gallery add BUNDLE IMAGE --label NAME --sign-key KEY",
+}
 
 
 class SignatureFile(StrictModel):
@@ -77,13 +85,14 @@ class Trust:
     keys: tuple[PublicKey, ...]
     revoked: frozenset[str] = frozenset()
 
-    def check(self, manifest: bytes, signature: bytes | None, *, name: str = "the bundle") -> PublicKey:
-        """Check the signature of a manifest.
+    def check(self, data: bytes, signature: bytes | None, *, name: str = "the bundle", kind: Signed = "bundle") -> PublicKey:
+        """Check the signature of a manifest or of a gallery.
 
         Args:
-            manifest: exact bytes of ``manifest.json``.
-            signature: bytes of ``manifest.sig``; none if there is no signature.
-            name: name of the bundle in messages.
+            data: exact bytes of ``manifest.json`` or of the gallery.
+            signature: bytes of ``manifest.sig`` or of the signature in the gallery file; none if there is no signature.
+            name: name of the bundle or of the gallery in messages.
+            kind: ``bundle`` or ``gallery``.
 
         Returns:
             the trusted key that made the signature.
@@ -95,13 +104,13 @@ class Trust:
             SignatureError: the signature is damaged, has another algorithm, or does not belong to this manifest.
         """
         if signature is None:
-            raise UnsignedError(f"{name} has no signature ({SIGNATURE_NAME}), but a key is required. Sign it: edgetl sign BUNDLE --key KEY")
-        found = _parse(signature, name)
+            raise UnsignedError(f"{name} has no signature{_PLACES[kind]}, but a key is required. Sign it: {_REMEDIES[kind]}")
+        found = _parse(signature, name, kind)
         key = next((key for key in self.keys if key.key_id == found.key_id), None)
         # The key ID of a key of edgetl is the beginning of its fingerprint: the key file may be deleted after the revocation.
         if any(item.startswith(found.key_id) for item in self.revoked) or (key is not None and key.fingerprint in self.revoked):
             raise RevokedKeyError(
-                f"{name} is signed by the key {found.key_id}, which is revoked. Get a bundle with a signature of another key."
+                f"{name} is signed by the key {found.key_id}, which is revoked. Get a {kind} with a signature of another key."
             )
         if key is None:
             known = ", ".join(f"{item.key_id} ({item.name})" for item in self.keys)
@@ -109,10 +118,11 @@ class Trust:
                 f"{name} is signed by the key {found.key_id}, which is not trusted. Trusted keys: {known}. If you know the key, add its "
                 f"public key to the trusted keys."
             )
-        if not _is_valid(found, key, manifest):
+        if not _is_valid(found, key, data):
+            content = "manifest" if kind == "bundle" else kind
             raise SignatureError(
-                f"{name}: the signature of the key {key.key_id} ({key.name}) does not belong to this manifest. The manifest or the "
-                f"signature was changed. Copy the bundle again, or get it from another source."
+                f"{name}: the signature of the key {key.key_id} ({key.name}) does not belong to this {content}. The {content} or the "
+                f"signature was changed. Copy the {kind} again, or get it from another source."
             )
         return key
 
@@ -200,6 +210,15 @@ def verified_bundle(path: Path, trust: Trust | None) -> tuple[Bundle, PublicKey 
     return parse_bundle(path, data, signature), key
 
 
+def check_gallery(gallery: OpenedGallery, trust: Trust | None) -> PublicKey | None:
+    """Check the signature of a gallery, and return its key; None without trusted keys.
+
+    Raises:
+        SignatureError: the signature is missing or not valid (see ``Trust.check``).
+    """
+    return None if trust is None else trust.check(gallery.text, gallery.signature, name=str(gallery.path), kind="gallery")
+
+
 def sign_bundle(path: Path, key: PrivateKey, *, format_: SignatureFormat = "edgetl", overwrite: bool = False) -> Bundle:
     """Sign a bundle folder: write ``manifest.sig``. All files are verified first.
 
@@ -221,7 +240,7 @@ def sign_bundle(path: Path, key: PrivateKey, *, format_: SignatureFormat = "edge
     bundle = parse_bundle(path, data, existing)
     for file in bundle.manifest.all_files():
         bundle.read(file)
-    signature = _sign(data, key, f"bundle of edgetl, release {bundle.manifest.release}", format_)
+    signature = sign(data, key, f"bundle of edgetl, release {bundle.manifest.release}", format_)
     write_bytes(path / SIGNATURE_NAME, signature)
     return parse_bundle(path, data, signature)
 
@@ -232,16 +251,26 @@ def describe_signature(bundle: Bundle, key: PublicKey | None) -> SignatureState:
     Raises:
         SignatureError: there is a signature, but its file is damaged or has another algorithm.
     """
-    if bundle.signature is None:
+    return signature_state(bundle.signature, key, name=str(bundle.path))
+
+
+def signature_state(signature: bytes | None, key: PublicKey | None, *, name: str, kind: Signed = "bundle") -> SignatureState:
+    """Return the state of a signature. ``key`` is the trusted key that made it, if it was checked.
+
+    Raises:
+        SignatureError: there is a signature, but it is damaged or has another algorithm.
+    """
+    if signature is None:
         return SignatureState(state="unsigned")
-    found = _parse(bundle.signature, str(bundle.path))
+    found = _parse(signature, name, kind)
     format_: SignatureFormat = "minisign" if isinstance(found, MinisignSignature) else "edgetl"
     if key is None:
         return SignatureState(state="unchecked", format=format_, key_id=found.key_id)
     return SignatureState(state="valid", format=format_, key_id=key.key_id, key=key.name, fingerprint=key.fingerprint)
 
 
-def _sign(data: bytes, key: PrivateKey, comment: str, format_: SignatureFormat) -> bytes:
+def sign(data: bytes, key: PrivateKey, comment: str, format_: SignatureFormat = "edgetl") -> bytes:
+    """Return the bytes of a signature of ``data``. ``comment`` is part of a minisign signature."""
     key_id = key.public.key_id
     if format_ == "edgetl":
         return SignatureFile(key_id=key_id, signature=key.sign(data).hex()).encode()
@@ -249,16 +278,16 @@ def _sign(data: bytes, key: PrivateKey, comment: str, format_: SignatureFormat) 
     return MinisignSignature(key_id, unsigned.signature, comment, key.sign(unsigned.comment_data)).encode()
 
 
-def _parse(data: bytes, name: str) -> SignatureFile | MinisignSignature:
-    where = f"{name}: {SIGNATURE_NAME}"
+def _parse(data: bytes, name: str, kind: Signed = "bundle") -> SignatureFile | MinisignSignature:
+    where = f"{name}: {SIGNATURE_NAME if kind == 'bundle' else 'the signature'}"
     if is_minisign(data):
         try:
             return read_signature(data)
         except ValueError as error:
-            raise SignatureError(f"{where} is not a valid signature file: {error}. Sign the bundle again.") from error
+            raise SignatureError(f"{where} is not a valid signature file: {error}. Sign the {kind} again.") from error
     found = parse_json(data, SignatureFile, SignatureError, name=where)
     if found.encode() != data:
-        raise SignatureError(f"{where} was changed: it is not written as edgetl writes it. Copy the bundle again.")
+        raise SignatureError(f"{where} was changed: it is not written as edgetl writes it. Copy the {kind} again.")
     return found
 
 

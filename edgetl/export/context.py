@@ -22,6 +22,7 @@ from edgetl.core.reference import Reference, describe_validation, image_statisti
 from edgetl.core.results import Proportion
 from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting
 from edgetl.core.system.host import available_cores, versions
+from edgetl.core.tasks import KnnHead
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, stratified, truth_of
 from edgetl.errors import AccuracyGateError, ConfigError, first_line
@@ -45,6 +46,7 @@ from edgetl.export.quantize.attempts import FloatHead, MeasurementImages
 from edgetl.export.quantize.search import RefitData
 from edgetl.runtime.engine import load_engine
 from edgetl.train.artifacts.run import Run
+from edgetl.train.heads.modules import HeadedNetwork, KnnOutputs, knn_head
 
 # Number of gate images for measuring the sensitivity of single operations.
 MEASUREMENT_IMAGES = 64
@@ -102,6 +104,11 @@ class ExportContext:
         """Path of the fp32 ONNX file that ``write_source`` writes."""
         return self.work / SOURCE_NAME
 
+    @cached_property
+    def knn(self) -> KnnHead | None:
+        """Record of the k-NN head of the trained model; none for other heads."""
+        return knn_head(self.run.load_model())
+
     def write_source(self) -> None:
         """Export the trained model as the fp32 ONNX file. All variants are converted from this file.
 
@@ -110,7 +117,11 @@ class ExportContext:
         """
         metadata = file_metadata(self.gate.spec, self.gate.decoding, versions()["edgetl"], self.config.input)
         self.progress("exporting to ONNX", 0, 1)
-        to_onnx(self.run.load_model(), self.gate.spec, self.source, metadata)
+        model, knn = self.run.load_model(), self.knn
+        if knn is not None and isinstance(model, HeadedNetwork):
+            to_onnx(KnnOutputs(model), self.gate.spec, self.source, metadata, more=tuple(knn.outputs(len(self.gate.decoding.labels))))
+        else:
+            to_onnx(model, self.gate.spec, self.source, metadata)
         self.progress("exporting to ONNX", 1, 1)
 
     def evaluate(self, logits: Logits, *, exact: bool = False) -> GateResult:

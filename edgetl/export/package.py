@@ -315,6 +315,7 @@ def _write_manifest(context: ExportContext, contents: _Contents) -> None:
         task=record.task,
         decision_rule=record.decision_rule,
         labels=record.labels,
+        knn=context.knn,
         preprocess=context.gate.spec,
         variants=tuple(contents.variants),
         rejected=tuple(contents.rejected),

@@ -68,7 +68,7 @@ def quantize(context: ExportContext, format_: Format, target: Path) -> ExportedV
     )
     with tempfile.TemporaryDirectory(dir=context.work) as work:
         # 8-bit similarities change the nearest neighbors, which costs 1 to 6 points of accuracy on the digits.
-        fp32_end = context.run.record.head.kind == "knn"
+        fp32_end = context.knn is not None
         quantizer = FORMATS[format_].quantizer(QuantizerInput(context.source, calibration, Path(work), fp32_end, control))
         search = SearchContext(
             open_files=partial(open_files, format_),
@@ -79,8 +79,10 @@ def quantize(context: ExportContext, format_: Format, target: Path) -> ExportedV
             explain=context.config.explain,
             progress=context.progress,
         )
-        # In a cross-validated run, the gate has the images that a head would be re-fitted on, and could not detect overfitting.
-        attempts = [item for item in quantizer.attempts(context.config.cpu) if not (item.refit and context.run.record.folds)]
+        # In a cross-validated run, the gate has the images that a head would be re-fitted on, and could not detect overfitting. The votes
+        # of a gallery need the k-NN head as it was fitted.
+        fixed_head = context.run.record.folds or context.knn is not None
+        attempts = [item for item in quantizer.attempts(context.config.cpu) if not (item.refit and fixed_head)]
         variant = search_quantization(quantizer, attempts, target, search)
     return replace(variant, sensitivities=_with_layers(variant.sensitivities[:MOST_SENSITIVITIES], context.source))
 

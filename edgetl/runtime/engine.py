@@ -40,6 +40,9 @@ class LoadedEngine(Engine, Protocol):
     def ports(self) -> Ports:
         """Inputs and outputs of the network."""
 
+    def run_outputs(self, batch: Batch, names: Sequence[str], /) -> list[NDArray[np.float32]]:
+        """Return several outputs of a batch, by their names. Errors as ``run``."""
+
 
 def installed(format_: Format) -> bool:
     """Return True if the engine for ``format_`` is installed."""
@@ -98,7 +101,9 @@ def default_threads(manifest: Manifest) -> int:
     return min(manifest.contract.chosen.threads, cores) if manifest.contract else cores
 
 
-def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None, setting: ExecutionSetting = DEFAULT_SETTING) -> Engine:
+def open_engine(
+    bundle: Bundle, variant: Variant, *, threads: int | None = None, setting: ExecutionSetting = DEFAULT_SETTING
+) -> LoadedEngine:
     """Check the files of a variant and load them in its engine.
 
     Args:
@@ -126,7 +131,7 @@ def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None,
         threads = default_threads(manifest)
     try:
         engine = load_engine(variant.format, files, threads=threads, setting=setting)
-        check_ports(engine.ports, variant, manifest.preprocess, len(manifest.labels))
+        check_ports(engine.ports, variant, manifest)
     except EngineError as error:
         library = _LIBRARIES[variant.format]
         hint = version_hint(library, versions().get(library), manifest.versions.get(library))

@@ -32,7 +32,7 @@ from edgetl.data.table.rows import Table
 from edgetl.data.table.scan import scan_table
 from edgetl.errors import ConfigError, DataError
 from edgetl.runtime.engine import installed
-from edgetl.runtime.predictor import load
+from edgetl.runtime.predictor import Predictor, load
 
 
 class EvaluationConfig(StrictModel):
@@ -178,7 +178,7 @@ def evaluate_bundle(
     if config.bundle is not None:
         raise ConfigError(f"{bundle.path} is a bundle. --bundle is for the evaluation of a run. Remove it.")
     predictor = load(bundle, variant=config.variant, threads=config.threads)
-    images = images_to_evaluate(data, config, predictor.decoding, bundle.seen_images(), progress=progress)
+    images = images_to_evaluate(data, config, predictor.decoding, _seen_images(bundle, predictor), progress=progress)
     attributes = attributes_of(images, config)
     outputs = compute_outputs(predictor.logits, images.samples, predictor.spec, form=predictor.input_form, progress=progress)
     name = predictor.variant.name if predictor.variant else None
@@ -193,6 +193,12 @@ def evaluate_bundle(
         models += others
     reference = next((variant.name for variant in bundle.manifest.variants if variant.precision == "fp32"), None)
     return with_groups(found, attributes, Compared(tuple(models), main=str(name), reference=reference), missing)
+
+
+def _seen_images(bundle: Bundle, predictor: Predictor) -> frozenset[int]:
+    """Return the hash prefixes of the images of the training and of the gallery."""
+    added = predictor.gallery.gallery.images if predictor.gallery else ()
+    return bundle.seen_images() | {hash_prefix(image.content) for image in added}
 
 
 def attributes_of(images: EvaluatedImages, config: EvaluationConfig) -> dict[str, tuple[str, ...]]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgetl.core.manifest import Variant
-from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.manifest import Manifest, Variant
 from edgetl.errors import EngineError
 
 FLOAT32, UINT8 = "float32", "uint8"
@@ -34,7 +33,7 @@ class Ports:
     outputs: tuple[Port, ...]
 
 
-def check_ports(ports: Ports, variant: Variant, spec: PreprocessSpec, labels: int) -> None:
+def check_ports(ports: Ports, variant: Variant, manifest: Manifest) -> None:
     """Check that the inputs and outputs of a network match the manifest.
 
     The batch dimension must be dynamic. Other dynamic dimensions are checked after a run, by ``Predictor.logits``.
@@ -42,27 +41,28 @@ def check_ports(ports: Ports, variant: Variant, spec: PreprocessSpec, labels: in
     Raises:
         EngineError: they do not match. The message lists every difference.
     """
+    labels = len(manifest.labels)
     kind = UINT8 if variant.input_form == "uint8" else FLOAT32
-    problems = _problems("input", ports.inputs, (variant.input, kind, (None, *variant.input_shape(spec))))
-    problems += _problems("output", ports.outputs, (variant.output, FLOAT32, (None, labels)))
+    problems = _problems("input", ports.inputs, kind, {variant.input: (None, *variant.input_shape(manifest.preprocess))})
+    more = manifest.knn.outputs(labels) if manifest.knn else {}
+    problems += _problems("output", ports.outputs, FLOAT32, {variant.output: (None, labels), **more})
     if problems:
         raise EngineError(
             f"the model does not match the manifest: {'; '.join(problems)}. The model was not loaded. Export the bundle again."
         )
 
 
-def _problems(title: str, found: tuple[Port, ...], expected: tuple[str, str, tuple[int | None, ...]]) -> list[str]:
-    if len(found) != 1:
-        return [f"{len(found)} {title}s, expected 1"]
-    (port,) = found
-    name, kind, shape = expected
+def _problems(title: str, found: tuple[Port, ...], kind: str, expected: dict[str, tuple[int | None, ...]]) -> list[str]:
+    if len(found) != len(expected):
+        return [f"{len(found)} {title}s, expected {len(expected)}"]
     problems = []
-    if name not in port.names:
-        problems.append(f"{title} name {', '.join(sorted(port.names))[:60]!r}, expected {name[:60]!r}")
-    if port.kind != kind:
-        problems.append(f"{title} type {port.kind[:60]}, expected {kind}")
-    if port.shape is not None and not _matches(port.shape, shape):
-        problems.append(f"{title} shape {_describe(port.shape)}, expected {_describe(shape)}")
+    for port, (name, shape) in zip(found, expected.items(), strict=True):
+        if name not in port.names:
+            problems.append(f"{title} name {', '.join(sorted(port.names))[:60]!r}, expected {name[:60]!r}")
+        if port.kind != kind:
+            problems.append(f"{title} type {port.kind[:60]}, expected {kind}")
+        if port.shape is not None and not _matches(port.shape, shape):
+            problems.append(f"{title} shape {_describe(port.shape)}, expected {_describe(shape)}")
     return problems
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
@@ -61,7 +63,7 @@ class OrtEngine:
         if not self._session.get_inputs() or not self._session.get_outputs():
             raise EngineError("the model has no input or no output. It was not loaded. Export the bundle again.")
         self._input = self._session.get_inputs()[0].name
-        self._outputs = [self._session.get_outputs()[0].name]
+        self._logits = self._session.get_outputs()[0].name
 
     @property
     def ports(self) -> Ports:
@@ -75,13 +77,17 @@ class OrtEngine:
             EngineError: the batch does not match the input of the network.
             OutOfMemoryError: there is too little memory.
         """
+        return self.run_outputs(batch, (self._logits,))[0]
+
+    def run_outputs(self, batch: Batch, names: Sequence[str], /) -> list[NDArray[np.float32]]:
+        """Return several outputs of a batch, by their names. Errors as ``run``."""
         try:
-            logits: NDArray[np.float32] = self._session.run(self._outputs, {self._input: batch})[0]
+            found: list[NDArray[np.float32]] = self._session.run(list(names), {self._input: batch})
         except (*_ERRORS, MemoryError) as error:
             if is_out_of_memory(error):
                 raise out_of_memory(f"running ONNX Runtime on a batch of shape {list(batch.shape)}") from error
             raise EngineError(f"ONNX Runtime failed on a batch of shape {list(batch.shape)}: {first_line(error)}") from error
-        return logits
+        return found
 
 
 def _port(argument: onnxruntime.NodeArg) -> Port:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import platform
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import openvino as ov
@@ -88,17 +89,27 @@ class OvEngine:
             EngineError: the batch does not match the input of the network, or there is too little memory.
             OutOfMemoryError: there is too little memory.
         """
-        if self._static and len(batch) > 1:
-            return np.concatenate([self._run(batch[index : index + 1]) for index in range(len(batch))])
-        return self._run(batch)
+        return self._run(batch, (0,))[0]
 
-    def _run(self, batch: Batch) -> NDArray[np.float32]:
+    def run_outputs(self, batch: Batch, names: Sequence[str], /) -> list[NDArray[np.float32]]:
+        """Return several outputs of a batch, by their names. Errors as ``run``."""
+        places = {name: index for index, port in enumerate(self._ports.outputs) for name in port.names}
+        return self._run(batch, [places[name] for name in names])
+
+    def _run(self, batch: Batch, places: Sequence[int]) -> list[NDArray[np.float32]]:
+        if not self._static or len(batch) == 1:
+            return self._run_whole(batch, places)
+        rows = [self._run_whole(batch[index : index + 1], places) for index in range(len(batch))]
+        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+
+    def _run_whole(self, batch: Batch, places: Sequence[int]) -> list[NDArray[np.float32]]:
         if not hasattr(self._local, "request"):
             self._local.request = self._model.create_infer_request()
         request = self._local.request
         # OpenVINO (2026.4) does not report a failed allocation of a tensor. The output then has no rows, or keeps the values of the
         # previous image.
-        request.get_output_tensor().data[...] = np.nan
+        for place in places:
+            request.get_output_tensor(place).data[...] = np.nan
         try:
             request.infer([batch], share_inputs=True)
         except (RuntimeError, TypeError, ValueError) as error:
@@ -107,14 +118,14 @@ class OvEngine:
             if is_out_of_memory(error):
                 raise out_of_memory(f"running OpenVINO on a batch of shape {list(batch.shape)}") from error
             raise EngineError(f"OpenVINO failed on a batch of shape {list(batch.shape)}: {first_line(error)}") from error
-        logits: NDArray[np.float32] = request.get_output_tensor().data.copy()
-        if len(logits) != len(batch) or np.isnan(logits).all():
+        found: list[NDArray[np.float32]] = [request.get_output_tensor(place).data.copy() for place in places]
+        if any(len(output) != len(batch) or np.isnan(output).all() for output in found):
             del self._local.request
             raise EngineError(
                 f"OpenVINO returned no output for a batch of shape {list(batch.shape)}, probably because of too little memory. "
                 f"Use smaller batches, or another variant."
             )
-        return logits
+        return found
 
 
 def compute_in_float(model: ov.Model) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,12 +27,15 @@ from edgetl.core.results import Prediction
 from edgetl.core.store import Start, is_store
 from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting, Tuning
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
-from edgetl.errors import BundleError, ConfigError, EdgetlError, EngineError
-from edgetl.runtime.engine import Engine, open_engine
+from edgetl.errors import BundleError, ConfigError, EdgetlError, EngineError, GalleryError
+from edgetl.runtime.engine import Engine, LoadedEngine, open_engine
+from edgetl.runtime.gallery.file import OpenedGallery
+from edgetl.runtime.gallery.loading import GalleryEngine, features_of, find_gallery, release_gallery
 from edgetl.runtime.release import Selection, tuned_choice, usable_release, usable_variant
 from edgetl.runtime.trial import try_variant
 
 MAX_BATCH = 16
+_log = logging.getLogger(__name__)
 
 # Source of a predictor: the bundle's absolute path, the requested number of threads, and the execution setting.
 Origin: TypeAlias = tuple[Path, int | None, ExecutionSetting]
@@ -58,6 +63,7 @@ class Predictor:
         input_form: input of the engine: ``float`` (normalized float32) or ``uint8`` (pixels).
         manifest: manifest of the bundle. None for a custom engine.
         setting: execution setting of the engine.
+        gallery: gallery whose images vote, too. None without a gallery.
 
     Raises:
         ConfigError: the decision rule does not match the task or the labels.
@@ -82,7 +88,9 @@ class Predictor:
         self.input_form: InputForm = variant.input_form if variant else "float"
         self.manifest: Manifest | None = None
         self.setting = DEFAULT_SETTING
+        self.gallery: OpenedGallery | None = None
         self._engine = engine
+        self._network: LoadedEngine | None = None
         self._origin: Origin | None = None
 
     @property
@@ -98,7 +106,7 @@ class Predictor:
         """
         if self._origin is None:
             raise TypeError("a Predictor with a custom engine cannot be copied or pickled. Load it from a bundle: edgetl.load(PATH).")
-        return _load_again, (*self._origin, self.variant)
+        return _load_again, (*self._origin, self.variant, self.gallery)
 
     @overload
     def predict(self, images: ImageInput) -> Prediction: ...  # type: ignore[overload-overlap]  # a str or an array is one image
@@ -180,6 +188,37 @@ class Predictor:
             )
         return result
 
+    def features(self, batch: Batch) -> NDArray[np.float32]:
+        """Compute the features of a k-NN bundle for a gallery, centered and of length 1.
+
+        Args:
+            batch: batch in the form that ``prepare`` returns.
+
+        Returns:
+            float32 ``[batch, width]``.
+
+        Raises:
+            GalleryError: the bundle has no k-NN head with feature outputs.
+            EngineError: the engine failed.
+        """
+        return features_of(*self._knn(), batch)
+
+    def use_gallery(self, gallery: OpenedGallery) -> None:
+        """Let the images of a gallery vote, too. Its new labels follow those of the bundle.
+
+        Raises:
+            GalleryError: the bundle has no k-NN head with feature outputs.
+        """
+        network, manifest = self._knn()
+        self.gallery, self.labels = gallery, gallery.gallery.labels(manifest)
+        self.decoding = replace(self.decoding, labels=self.labels)
+        self._engine = GalleryEngine(network, manifest, gallery.gallery)
+
+    def _knn(self) -> tuple[LoadedEngine, Manifest]:
+        if self.manifest is None or self.manifest.knn is None or self._network is None:
+            raise GalleryError("the model has no k-NN head with feature outputs. Train with --head knn, and export the run again.")
+        return self._network, self.manifest
+
     def _tensor(self, images: Sequence[Image.Image]) -> Batch:
         return to_batch(images, self.spec, self.input_form)
 
@@ -193,7 +232,7 @@ def _is_one(images: ImageInput | Iterable[ImageInput]) -> bool:
     return single or hasattr(images, "read") or not isinstance(images, Iterable)
 
 
-def _load_again(path: Path, threads: int | None, setting: ExecutionSetting, variant: Variant) -> Predictor:
+def _load_again(path: Path, threads: int | None, setting: ExecutionSetting, variant: Variant, gallery: OpenedGallery | None) -> Predictor:
     """Load a copied or pickled predictor, in this or another process.
 
     Raises:
@@ -202,7 +241,10 @@ def _load_again(path: Path, threads: int | None, setting: ExecutionSetting, vari
     bundle = open_bundle(path)
     if bundle.variant(variant.name) != variant:
         raise BundleError(f"{path}: {variant.name} has changed since the predictor was copied. Load it again from the bundle.")
-    return load_variant(bundle, variant, threads=threads, setting=setting)
+    predictor = load_variant(bundle, variant, threads=threads, setting=setting)
+    if gallery is not None:
+        predictor.use_gallery(gallery)
+    return predictor
 
 
 def load(
@@ -212,6 +254,7 @@ def load(
     threads: int | None = None,
     trial: bool = False,
     tuning: str | os.PathLike[str] | Tuning | None = None,
+    gallery: bool | OpenedGallery = True,
 ) -> Predictor:
     """Load a variant of a bundle as a predictor.
 
@@ -225,6 +268,7 @@ def load(
         trial: load the variant and run one image in a separate process first, with limits on memory and time. Use it for bundles from
             other authors. It takes about a second.
         tuning: result of ``edgetl tune`` on this host, or its file. An outdated result is not used, and a warning is logged.
+        gallery: True uses the gallery of a k-NN bundle (``edgetl gallery add``) if there is one. False uses none.
 
     Raises:
         BundleError: the folder is not a bundle, or has no such variant.
@@ -234,14 +278,27 @@ def load(
         EngineError: the engine cannot load the model, the model does not match the manifest, or the trial failed.
         OutOfMemoryError: there is too little memory.
         StoreError: the store has no healthy release.
+        GalleryError: the gallery is damaged, or belongs to another bundle.
     """
+    select = partial(_load_selected, threads=threads, trial=trial)
     if not isinstance(bundle, Bundle) and is_store(bundle):
-        return _load_from_store(Path(bundle), variant=variant, threads=threads, trial=trial)
+        return _load_from_store(Path(bundle), select, variant=variant, gallery=gallery)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    tuned = None
-    if tuning is not None:
-        tuned = tuned_choice(opened, tuning if isinstance(tuning, Tuning) else read_json(Path(tuning), Tuning, ConfigError))
-    return usable_variant(opened, partial(_load_selected, threads=threads, trial=trial), tuned=tuned, variant=variant)
+    tuned = None if tuning is None else tuned_choice(opened, _read_tuning(tuning))
+    added = find_gallery(opened) if gallery is True else gallery or None
+    return _with_gallery(usable_variant(opened, select, tuned=tuned, variant=variant), opened, added)
+
+
+def _read_tuning(tuning: str | os.PathLike[str] | Tuning) -> Tuning:
+    return tuning if isinstance(tuning, Tuning) else read_json(Path(tuning), Tuning, ConfigError)
+
+
+def _with_gallery(predictor: Predictor, bundle: Bundle, gallery: OpenedGallery | None) -> Predictor:
+    if gallery is not None:
+        gallery.check_belongs(bundle)
+        predictor.use_gallery(gallery)
+        _log.info("gallery of %d images: %s", len(gallery.gallery.images), gallery.path)
+    return predictor
 
 
 def _load_selected(bundle: Bundle, selection: Selection, *, threads: int | None, trial: bool) -> Predictor:
@@ -268,14 +325,21 @@ def load_variant(bundle: Bundle, variant: Variant, *, threads: int | None = None
     engine = open_engine(bundle, variant, threads=threads, setting=setting)
     spec = manifest.preprocess.model_copy(update={"decode": setting.decode})
     predictor = Predictor(engine, manifest.labels, spec, variant=variant, task=manifest.task, decision_rule=manifest.decision_rule)
-    predictor.manifest = manifest
+    predictor.manifest, predictor._network = manifest, engine
     predictor.setting, predictor._origin = setting, (bundle.path.absolute(), threads, setting)
     return predictor
 
 
-def _load_from_store(store: Path, *, variant: str | None, threads: int | None, trial: bool) -> Predictor:
-    """Load the release in use of a store, and observe its health while it is in probation."""
-    start, _, predictor = usable_release(store, partial(_load_selected, threads=threads, trial=trial), variant=variant)
+def _load_from_store(
+    store: Path, load_selected: Callable[[Bundle, Selection], Predictor], *, variant: str | None, gallery: bool | OpenedGallery
+) -> Predictor:
+    """Load the release in use of a store with its gallery, and observe its health while it is in probation."""
+    start, bundle, predictor = usable_release(store, load_selected, variant=variant)
+    try:
+        _with_gallery(predictor, bundle, release_gallery(start.release, bundle) if gallery is True else gallery or None)
+    except GalleryError:
+        start.close()
+        raise
     if start.observed:
         predictor._engine = _ObservedEngine(predictor._engine, start)
         # Runs when the predictor is deleted or the interpreter exits, but not after a crash.

@@ -72,7 +72,7 @@ def verify(path: Path | Bundle, *, progress: Progress = silent) -> VerifyReport:
     checked = []
     for done, variant in enumerate(variants, start=1):
         try_variant(bundle, variant)
-        checked.append(check_golden(bundle, variant, load(bundle, variant=variant.name)))
+        checked.append(check_golden(bundle, variant, load(bundle, variant=variant.name, gallery=False)))
         progress("checking golden images", done, len(variants))
     skipped = tuple(variant.name for variant in bundle.manifest.variants if variant not in variants)
     return VerifyReport(bundle=str(bundle.path), files=len(files), checked=tuple(checked), skipped=skipped)

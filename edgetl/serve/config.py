@@ -58,7 +58,7 @@ class ServeConfig(StrictModel):
     insecure: bool = _security(False, "Accept other hosts without a token or without TLS, for instance behind a gateway.")
     watch: bool = _operation(
         False,
-        "Reload a bundle when its path contains a new manifest, or a store has a new release or tuning. The signal SIGHUP reloads once.",
+        "Reload a bundle when its manifest or gallery changes, or a store has a new release or tuning. The signal SIGHUP reloads once.",
     )
     access_log: bool = _operation(True, "Access log on standard output: one line of JSON per request.")
 

@@ -6,40 +6,40 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgetl.core.lineage import Lineage
-from edgetl.core.manifest import Manifest, Variant
+from edgetl.core.manifest import Variant
 from edgetl.core.results import Proportion
 from edgetl.core.tasks import SCORE_NAMES
-from edgetl.serve.protocol.models import Models
+from edgetl.serve.protocol.models import Model, Models
 from edgetl.serve.workers.bundles import ServedBundle
 
 
 def cards(models: Models, served: Sequence[ServedBundle]) -> list[dict[str, Any]]:
     """Return the card of every served version. The newest version of each name comes first. ``served`` has the order of the models."""
     every = [models.find(name, version) for name in models.names for version in reversed(models.versions(name))]
-    return [card(model.manifest, model.variant, models.versions(model.name), served[models.index(model)]) for model in every]
+    return [card(model, models.versions(model.name), served[models.index(model)]) for model in every]
 
 
-def card(manifest: Manifest, variant: Variant, versions: Sequence[str], served: ServedBundle) -> dict[str, Any]:
+def card(model: Model, versions: Sequence[str], served: ServedBundle) -> dict[str, Any]:
     """Return the card of one served version of a model, as a JSON object.
 
     ``trained``, ``validation`` and ``test`` hold the task's score ``score_name`` with its 95 % confidence interval and number of images.
     ``drop`` is the accuracy drop of the variant against the trained model on the validation images. A negative drop is a gain.
     ``median_ms`` was measured on the host of the export. ``input_size`` is height and width, pixels. ``signed`` is true if the bundle has a
     signature. ``key`` is the fingerprint of the trusted key whose signature was checked when the release was installed into a store.
+    ``gallery`` describes the gallery of a k-NN model, whose new labels are also in ``labels``.
 
     Args:
-        manifest: manifest of the bundle.
-        variant: the served variant.
+        model: the served version.
         versions: all served releases of this model, the oldest first.
         served: the served bundle.
     """
-    decision_rule = manifest.decision_rule
+    manifest, variant, decision_rule = model.manifest, model.variant, model.manifest.decision_rule
     return {
         "name": manifest.name,
         "version": str(manifest.release),
         "versions": list(versions),
         "task": manifest.task,
-        "labels": list(manifest.labels),
+        "labels": list(model.labels),
         "temperature": decision_rule.temperature,
         "reject_below": decision_rule.reject_below,
         "thresholds": list(decision_rule.thresholds) or None,
@@ -51,14 +51,25 @@ def card(manifest: Manifest, variant: Variant, versions: Sequence[str], served: 
         "size_bytes": variant.size_bytes,
         "input_size": list(manifest.preprocess.input_size),
         "created": manifest.created,
-        "signed": served.signed,
-        "key": served.key,
+        "gallery": _gallery_facts(model),
+        **_signature(served),
         "score_name": SCORE_NAMES[manifest.task],
         "trained": manifest.trained.model_dump(),
         **_variant_scores(manifest.trained, variant),
         **_origin(manifest.lineage),
         "rejected": [{"name": rejected.name, "reason": rejected.reason} for rejected in manifest.rejected],
     }
+
+
+def _signature(served: ServedBundle) -> dict[str, Any]:
+    return {"signed": served.signed, "key": served.key}
+
+
+def _gallery_facts(model: Model) -> dict[str, Any] | None:
+    if model.gallery is None:
+        return None
+    new = model.labels[len(model.manifest.labels) :]
+    return {"sha256": model.gallery.sha256, "images": model.gallery.images, "new_labels": list(new)}
 
 
 def _variant_scores(trained: Proportion, variant: Variant) -> dict[str, Any]:

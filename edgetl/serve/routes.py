@@ -157,7 +157,8 @@ class Server:
         result = await self._respond_to(request, "predict", name, request.query_params.get("version"))
         decoding = result.model.decoding
         (prediction,) = decode(decoding, result.logits)
-        body = {"model": result.model.name, "version": result.model.version, **prediction_json(decoding, prediction)}
+        identity = {"model": result.model.name, "version": result.model.version, **result.model.identity()}
+        body = {**identity, **prediction_json(decoding, prediction)}
         return JSONResponse(body, headers=result.headers)
 
     async def _respond_to(self, request: Request, endpoint: str, name: str, version: str | None) -> _Inference:

@@ -18,6 +18,7 @@ from edgetl.core.store.releases import release_of
 from edgetl.core.store.state import read_state
 from edgetl.core.system.host import available_cores
 from edgetl.errors import AccuracyGateError, BundleError, EdgetlError, EngineError, RequestError, StoreError
+from edgetl.runtime.gallery.file import gallery_path
 from edgetl.serve.background import spawn
 from edgetl.serve.config import ServeConfig
 from edgetl.serve.model_cards import cards
@@ -113,7 +114,8 @@ class Service:
             if item.start is not None:
                 logger.info("release %d of %s: %s", item.start.release.record.release, item.name, choice.describe())
         paths = tuple(item.path for item in found)
-        return WorkerConfig(paths, choices, threads, config.batch, config.max_body_bytes, self._statistics)
+        galleries = tuple(item.gallery for item in found)
+        return WorkerConfig(paths, choices, galleries, threads, config.batch, config.max_body_bytes, self._statistics)
 
     def _set_problem(self, error: StoreError) -> None:
         if str(error) != self.problem:
@@ -250,7 +252,7 @@ class Service:
         task.add_done_callback(self._background.discard)
 
     async def _watch(self) -> None:
-        """Reload when a manifest, an active release or its tuning changes: with ``watch``, or while the server is not ready."""
+        """Reload when a manifest, a gallery, an active release or its tuning changes: with ``watch``, or while the server is not ready."""
         while True:
             await asyncio.sleep(WATCH_S)
             if not (self._config.watch or self.problem):
@@ -264,7 +266,7 @@ class Service:
                 await self.reload()
 
     def _current_fingerprints(self) -> list[object]:
-        return [_active_identity(path) if is_store(path) else _fingerprint(path / MANIFEST_NAME) for path in self._bundles]
+        return [_active_identity(path) if is_store(path) else _bundle_identity(path) for path in self._bundles]
 
     async def close(self) -> None:
         """Stop all workers and background tasks."""
@@ -283,6 +285,12 @@ def _active_identity(store: Path) -> tuple[object, ...] | None:
     except StoreError:
         return None
     return release_of(store, active).identity if active else None
+
+
+def _bundle_identity(path: Path) -> tuple[object, ...] | None:
+    """Return the identity of the manifest of a bundle folder and of its gallery; None without a manifest."""
+    manifest = _fingerprint(path / MANIFEST_NAME)
+    return (manifest, _fingerprint(gallery_path(path))) if manifest else None
 
 
 def _fingerprint(path: Path) -> tuple[int, ...] | None:

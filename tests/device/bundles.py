@@ -7,8 +7,10 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -18,6 +20,7 @@ from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.store.releases import is_store
 from edgetl.core.store.state import Probation, ReleaseRecord, StoreState, activated, utc_now
 from edgetl.core.store.writing import write_state
+from edgetl.core.tasks import LEAST_WEIGHT, KnnHead
 from edgetl.device.signature import REVOKED_NAME
 from edgetl.device.store.selftest import SelfTest, SelfTestLimits
 from edgetl.runtime.predictor import load
@@ -26,6 +29,8 @@ from tests.runtime.hostile import end, onnx_bytes
 
 LABELS = ("red", "green", "blue")
 SIDE = 8
+# Parameters of the k-NN head of ``knn_network``.
+KNN: dict[str, Any] = {"neighbors": 3, "temperature": 0.3, "scale": 8.0}
 
 
 def network(scale: float) -> bytes:
@@ -36,6 +41,68 @@ def network(scale: float) -> bytes:
         helper.make_node("MatMul", ["means", "weights"], ["logits"]),
     ]
     return onnx_bytes(nodes, {"sides": np.array([2, 3]), "weights": scale * np.eye(3, dtype=np.float32)}, ends=ends)
+
+
+def knn_network(bank: NDArray[np.float32], votes: NDArray[np.float32], *, classes: int | None = None) -> bytes:
+    """Return an ONNX file with a k-NN head on the channel means, as ``edgetl.train.heads.modules.KnnOutputs`` computes it.
+
+    Args:
+        bank: float32 ``[images, 3]``, stored features of length 1.
+        votes: float32 ``[images, classes]``, votes of the stored images.
+        classes: number of classes. Default: that of ``votes``.
+    """
+    count, k = classes or votes.shape[1], KNN["neighbors"]
+    make = helper.make_node
+    nodes = [
+        make("ReduceMean", ["input", "sides"], ["means"], keepdims=0),
+        make("Sub", ["means", "center"], ["centered"]),
+        make("ReduceL2", ["centered", "one"], ["length"]),
+        make("Div", ["centered", "length"], ["features"]),
+        make("MatMul", ["features", "bank"], ["all"]),
+        make("TopK", ["all", "nearest"], ["similarities", "indices"]),
+        make("Slice", ["indices", "zero", "k", "one"], ["voters"]),
+        make("Gather", ["stored", "voters"], ["votes"]),
+        make("Slice", ["similarities", "zero", "one", "one"], ["first"]),
+        make("Sub", ["similarities", "first"], ["below"]),
+        make("Div", ["below", "temperature"], ["scaled"]),
+        make("Exp", ["scaled"], ["weights"]),
+        make("Slice", ["weights", "zero", "k", "one"], ["own"]),
+        make("Slice", ["weights", "k", "nearest", "one"], ["last"]),
+        make("Sub", ["own", "last"], ["reduced"]),
+        make("Add", ["reduced", "least"], ["kept"]),
+        make("Unsqueeze", ["kept", "one"], ["row"]),
+        make("MatMul", ["row", "votes"], ["summed"]),
+        make("ReduceSum", ["summed", "two"], ["total"]),
+        make("Div", ["summed", "total"], ["fractions"]),
+        make("Squeeze", ["fractions", "one"], ["flat"]),
+        make("Mul", ["flat", "scale"], ["stretched"]),
+        make("Sub", ["stretched", "bias"], ["logits"]),
+    ]
+    numbers = {"temperature": KNN["temperature"], "least": LEAST_WEIGHT, "scale": KNN["scale"], "bias": KNN["scale"] / count}
+    constants = {name: np.array([value], np.float32) for name, value in numbers.items()}
+    constants |= {"bank": np.ascontiguousarray(bank.T), "stored": votes, "center": np.array([0.1, -0.2, 0.3], np.float32)}
+    indices = {"sides": [2, 3], "zero": [0], "one": [1], "two": [2], "k": [k], "nearest": [k + 1]}
+    constants |= {name: np.array(value, np.int64) for name, value in indices.items()}
+    shapes = {"logits": [count], "features": [3], "similarities": [k + 1], "votes": [k, count]}
+    ends = [end("input", ["n", 3, SIDE, SIDE]), *(end(name, ["n", *shape]) for name, shape in shapes.items())]
+    return onnx_bytes(nodes, constants, ends=ends)
+
+
+def write_knn_bundle(folder: Path, release: int = 1, *, precisions: Sequence[str] = ("fp32",), name: str = "colors") -> Path:
+    """Write a k-NN bundle of ``LABELS`` whose stored features are colors near red, green and blue, six of each."""
+    rng = np.random.default_rng(release)
+    bank = (np.repeat(np.eye(3), 6, axis=0) + rng.normal(0, 0.2, (18, 3))).astype(np.float32)
+    bank /= np.linalg.norm(bank, axis=1, keepdims=True)
+    model = knn_network(bank, np.repeat(np.eye(3, dtype=np.float32), 6, axis=0))
+    write_bundle(folder, release, name=name, precisions=precisions)
+    for precision in precisions:
+        (folder / f"onnx-{precision}/1/model.onnx").write_bytes(model)
+    head = KnnHead(width=3, weights=(1.0, 1.0, 1.0), **KNN)
+    write_manifest(folder, _manifest(folder, release, name, precisions, (1.0, 0.0, 0.0)).model_copy(update={"knn": head}))
+    scores = tuple(float(score) for score in load(folder).predict(image()).scores)
+    write_manifest(folder, _manifest(folder, release, name, precisions, scores).model_copy(update={"knn": head}))
+    open_bundle(folder)
+    return folder
 
 
 def network_without_kernel() -> bytes:

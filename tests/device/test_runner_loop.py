@@ -26,7 +26,7 @@ from edgetl.device.runner import loop as loop_module
 from edgetl.device.runner import model as model_module
 from edgetl.device.runner.health import Health
 from edgetl.device.runner.loop import Runner
-from edgetl.device.runner.model import Model
+from edgetl.device.runner.model import Check, Model
 from edgetl.device.runner.sinks.record import Record, SinkStatus
 from edgetl.device.runner.sources.frame import Frame, Frames
 from edgetl.device.runner.systemd import Notifier, UnitPaths, unit
@@ -233,7 +233,7 @@ def test_new_bundle_without_a_trusted_signature_is_not_loaded(tmp_path: Path, st
             yield None
             yield Frame("signed", RED)
 
-    model = Model(link, variant=None, threads=1, open_=lambda path: verified_bundle(path, trust)[0])
+    model = Model(link, variant=None, threads=1, check=Check(lambda path: verified_bundle(path, trust)[0], lambda _: None))
     started = Runner(model, Switching(), [sink], stop=stop)
     started.watch = True
     counts = started.run(flush_s=1)

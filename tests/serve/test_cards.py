@@ -24,7 +24,7 @@ def served_bundle(bundle: Bundle) -> ServedBundle:
 def test_card_contains_model_scores_and_lineage(bundle: Bundle) -> None:
     manifest = bundle.manifest.model_copy(update={"rejected": (Rejected(name="onnx-int8", reason="accuracy drop of 3 points"),)})
     variant = manifest.variants[0]
-    facts = card(manifest, variant, ["1", "2"], served_bundle(bundle))
+    facts = card(Model(manifest, variant.name), ["1", "2"], served_bundle(bundle))
     assert (facts["name"], facts["version"], facts["versions"]) == (manifest.name, "1", ["1", "2"])
     assert facts["labels"] == [str(digit) for digit in range(10)] and facts["input_size"] == [48, 48]
     assert facts["size_bytes"] == sum(file.size_bytes for file in variant.files) and facts["median_ms"] == variant.median_ms
@@ -38,7 +38,7 @@ def test_card_contains_model_scores_and_lineage(bundle: Bundle) -> None:
 def test_card_of_an_ordinal_model_contains_its_levels(bundle: Bundle) -> None:
     variant = bundle.manifest.variants[0].model_copy(update={"test": None})
     ordinal = {"task": "ordinal", "labels": ("grade",), "decision_rule": DecisionRule(ordinal_levels=(0, 4))}
-    facts = card(bundle.manifest.model_copy(update=ordinal), variant, ["1"], served_bundle(bundle))
+    facts = card(Model(bundle.manifest.model_copy(update={**ordinal, "variants": (variant,)}), variant.name), ["1"], served_bundle(bundle))
     assert facts["test"] is None and facts["ordinal_levels"] == [0, 4] and facts["thresholds"] is None
 
 
@@ -61,4 +61,7 @@ def test_cards_show_the_key_that_signed_an_installed_release(tmp_path: Path) -> 
 def test_models_endpoint_lists_the_cards(server: str, bundle: Bundle) -> None:
     response = httpx.get(f"http://{server}/models", timeout=None).json()
     variant = next(variant for variant in bundle.manifest.variants if variant.name == "onnx-fp32")
-    assert response["models"] == [card(bundle.manifest, variant, ["1"], served_bundle(bundle))] and response["max_body_bytes"] == 16_000_000
+    assert (
+        response["models"] == [card(Model(bundle.manifest, variant.name), ["1"], served_bundle(bundle))]
+        and response["max_body_bytes"] == 16_000_000
+    )

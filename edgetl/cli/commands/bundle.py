@@ -91,7 +91,8 @@ def predict_command(
             else:
                 _show_prediction(row, config.top)
     if json_output:
-        print_json({"bundle": str(bundle), "variant": name, "labels": list(predictor.labels), "predictions": rows})
+        gallery = {"gallery": predictor.gallery.sha256} if predictor.gallery else {}
+        print_json({"bundle": str(bundle), "variant": name, **gallery, "labels": list(predictor.labels), "predictions": rows})
     if failed:
         raise typer.Exit(ImageError.exit_code)
 

@@ -15,6 +15,7 @@ from edgetl.core.bundle import Bundle, parse_bundle, read_manifest
 from edgetl.core.config import read_bytes
 from edgetl.core.manifest import MANIFEST_NAME, SIGNATURE_NAME
 from edgetl.core.store.state import (
+    GALLERY_NAME,
     KEPT_RELEASES,
     RELEASES_NAME,
     STATE_NAME,
@@ -40,20 +41,35 @@ class Release:
         path: folder of the bundle.
         record: release number, SHA-256 of the manifest, and the variant for this host.
         tuning: file with the result of a tuning on this host. It exists only after a tuning.
+        galleries: folder with the galleries of all releases. It exists only after ``edgetl gallery add``.
     """
 
     path: Path
     record: ReleaseRecord
     tuning: Path
+    galleries: Path
 
     @property
     def id(self) -> str:
         """Identity of the release: its number and content. It changes exactly when the active release changes."""
         return self.record.id
 
+    def gallery_file(self, sha256: str) -> Path:
+        """Return the path of a gallery of the release with this SHA-256."""
+        return self.galleries / f"{self.id}-{sha256[:12]}.json"
+
+    @property
+    def gallery(self) -> Path | None:
+        """File of the gallery in use, or none."""
+        return self.gallery_file(self.record.gallery) if self.record.gallery else None
+
+    def other_galleries(self) -> list[Path]:
+        """Return the files of galleries that are not in use: those of other releases."""
+        return [path for path in sorted(self.galleries.glob("*.json")) if path != self.gallery]
+
     @property
     def identity(self) -> tuple[object, ...]:
-        """Identity of the installed release and its tuning. A process that watches the store loads them again after a change."""
+        """Identity of the installed release, its gallery and its tuning. A process that watches the store loads them after a change."""
         try:
             status = self.tuning.stat()
         except OSError:
@@ -96,7 +112,7 @@ def active_release(store: str | os.PathLike[str]) -> Release:
 
 def release_of(store: Path, record: ReleaseRecord) -> Release:
     """Return the installed release of ``record``."""
-    return Release(store / RELEASES_NAME / record.id, record, store / TUNING_NAME / f"{record.id}.json")
+    return Release(store / RELEASES_NAME / record.id, record, store / TUNING_NAME / f"{record.id}.json", store / GALLERY_NAME)
 
 
 def current_state(store: Path, *, default: StoreState | None = None) -> StoreState:

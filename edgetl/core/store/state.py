@@ -19,6 +19,7 @@ from edgetl.errors import StoreError
 STATE_NAME = "state.json"
 RELEASES_NAME = "releases"
 TUNING_NAME = "tuning"
+GALLERY_NAME = "gallery"
 # The active release and two earlier ones.
 KEPT_RELEASES = 3
 _KEPT_REJECTIONS = 20
@@ -36,6 +37,7 @@ class ReleaseRecord(StrictModel):
         installed: time of the installation, ISO 8601, UTC. The clock of a device may be wrong: no decision uses it.
         key: fingerprint of the key that signed the manifest; none if no signature was required.
         variant: first variant that passed the self-test on this host; none after a recovery of the state.
+        gallery: SHA-256 of the gallery file of the release; none without a gallery.
     """
 
     release: int = Field(ge=1, lt=2**53)
@@ -43,6 +45,7 @@ class ReleaseRecord(StrictModel):
     installed: str
     key: str | None = None
     variant: str | None = None
+    gallery: Sha256 | None = None
 
     @property
     def id(self) -> str:
@@ -175,6 +178,16 @@ def activated(state: StoreState, record: ReleaseRecord, probation: Probation | N
         "signature_required": record.key is not None,
     }
     return logged(state.model_copy(update=changed), "install", record.release, before)
+
+
+def with_gallery(state: StoreState, release_id: str, gallery: str | None) -> StoreState:
+    """Return ``state`` with another gallery of a release: the SHA-256 of its file, or none. Other releases are unchanged."""
+
+    def changed(record: ReleaseRecord) -> ReleaseRecord:
+        return record.model_copy(update={"gallery": gallery}) if record.id == release_id else record
+
+    active = changed(state.active) if state.active else None
+    return state.model_copy(update={"active": active, "earlier": tuple(map(changed, state.earlier))})
 
 
 def confirmed(state: StoreState, reason: str) -> StoreState:

@@ -34,6 +34,7 @@ class Health(StrictModel):
         model: name of the bundle; none while the runner is not ready.
         release: release number of the bundle; none while the runner is not ready.
         variant: name of the variant; none while the runner is not ready.
+        gallery: SHA-256 of the gallery of a k-NN model; none without one.
         source: source, as given.
         accepted: accepted frames. Each one has a record.
         predicted: frames with a prediction.
@@ -54,6 +55,7 @@ class Health(StrictModel):
     model: str | None = None
     release: int | None = None
     variant: str | None = None
+    gallery: str | None = None
     source: str
     accepted: int = 0
     predicted: int = 0

@@ -169,7 +169,8 @@ class Runner:
             self._failed += 1
         manifest = self._model.manifest
         identity = {"id": f"{self._process}-{self._accepted}", "time": accepted, "image": frame.name}
-        self._deliver(Record({**identity, "model": manifest.name, "release": manifest.release, **outcome}))
+        gallery: dict[str, JsonValue] = {"gallery": self._model.gallery} if self._model.gallery else {}
+        self._deliver(Record({**identity, "model": manifest.name, "release": manifest.release, **gallery, **outcome}))
         if result is not None and self.observer is not None and not isinstance(image, ImageError):
             self.observer.observe(manifest, result.prediction, inputs=result.inputs, image=image, source=frame.name)
         self._source.finish(frame)
@@ -262,6 +263,7 @@ class Runner:
             model=self._model.manifest.name,
             release=self._model.manifest.release,
             variant=self._model.variant,
+            gallery=self._model.gallery,
             source=self._source.name,
             accepted=self._accepted,
             predicted=self._predicted,

@@ -6,12 +6,15 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.manifest import MANIFEST_NAME, Manifest
 from edgetl.core.store import active_release, is_store
 from edgetl.device.runner.waiting import Backoff, Stop
 from edgetl.errors import EngineError, StoreError
+from edgetl.runtime.gallery.file import OpenedGallery, gallery_path
+from edgetl.runtime.gallery.loading import find_gallery
 from edgetl.runtime.predictor import Predictor, load
 
 logger = logging.getLogger("edgetl.run")
@@ -46,6 +49,13 @@ def wait_for_model(load_model: Callable[[], Model], stop: Stop, report: Callable
     return None
 
 
+class Check(NamedTuple):
+    """Check of signatures with trusted keys: functions that open a bundle folder, and that check a gallery."""
+
+    bundle: Callable[[Path], Bundle]
+    gallery: Callable[[OpenedGallery], object]
+
+
 class Model:
     """Loaded variant of a bundle, or of the active release of a store.
 
@@ -56,7 +66,7 @@ class Model:
         variant: name of the variant, or none for the default.
         threads: threads per inference, or none for the default.
         tuning: file that ``edgetl tune`` wrote, or none. A store has its own tuning.
-        open_: function that opens a bundle folder, for instance after a check of its signature. A store checked it at the installation.
+        check: trusted keys' check of a bundle folder and of its gallery. A store checked the signatures before. None checks none.
 
     Attributes:
         predictor: loaded network.
@@ -76,9 +86,9 @@ class Model:
         variant: str | None,
         threads: int | None,
         tuning: Path | None = None,
-        open_: Callable[[Path], Bundle] = open_bundle,
+        check: Check | None = None,
     ) -> None:
-        self._path, self._wanted, self._threads, self._tuning, self._open = path, variant, threads, tuning, open_
+        self._path, self._wanted, self._threads, self._tuning, self._check = path, variant, threads, tuning, check
         self._looked = time.monotonic()
         self._load()
 
@@ -92,8 +102,13 @@ class Model:
         """Name of the variant."""
         return self.predictor.variant.name if self.predictor.variant else ""
 
+    @property
+    def gallery(self) -> str | None:
+        """SHA-256 of the gallery of a k-NN model; none without one."""
+        return self.predictor.gallery.sha256 if self.predictor.gallery else None
+
     def refresh(self, *, now: bool = False) -> bool:
-        """Load the bundle again if its path contains a new one, or if the store has another active release or tuning.
+        """Load the bundle again if its path contains a new one or another gallery, or if the store has another active release or tuning.
 
         Return true if it was loaded.
 
@@ -115,13 +130,26 @@ class Model:
 
     def _load(self) -> None:
         self._seen = self._identity()
-        bundle = self._path if is_store(self._path) else self._open(self._path)
-        predictor = load(bundle, variant=self._wanted, threads=self._threads, tuning=self._tuning)
+        bundle, gallery = self._open()
+        predictor = load(bundle, variant=self._wanted, threads=self._threads, tuning=self._tuning, gallery=gallery)
         if predictor.manifest is None:
             raise EngineError(f"{self._path} has no manifest.")
         self.predictor, self.manifest = predictor, predictor.manifest
         if is_store(self._path):
             self._seen = self._identity()  # a release that cannot be loaded was rolled back
+
+    def _open(self) -> tuple[Path | Bundle, bool | OpenedGallery]:
+        """Return the store, or the bundle and its gallery after a check of their signatures."""
+        if is_store(self._path):
+            return self._path, True
+        if self._check is None:
+            return open_bundle(self._path), True
+        bundle = self._check.bundle(self._path)
+        gallery = find_gallery(bundle)
+        if gallery is None:
+            return bundle, False
+        self._check.gallery(gallery)
+        return bundle, gallery
 
     @property
     def is_rolled_back(self) -> bool:
@@ -133,7 +161,15 @@ class Model:
         try:
             if is_store(self._path):
                 return active_release(self._path).identity
-            status = (self._path / MANIFEST_NAME).stat()
+            manifest = _file_identity(self._path / MANIFEST_NAME)
         except (OSError, StoreError):
             return None
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        try:
+            return manifest, _file_identity(gallery_path(self._path))
+        except OSError:
+            return manifest, None
+
+
+def _file_identity(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

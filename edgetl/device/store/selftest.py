@@ -134,7 +134,7 @@ def _test(job: _Job) -> SelfTest:
     if bundle.manifest_sha256 != job.manifest_sha256:
         raise EngineError("the manifest was changed during the installation.")
     variant = bundle.variant(job.variant)
-    predictor = load(bundle, variant=variant.name)
+    predictor = load(bundle, variant=variant.name, gallery=False)
     check = check_golden(bundle, variant, predictor)
     shape = (1, *variant.input_shape(bundle.manifest.preprocess))
     black: Batch = np.zeros(shape, np.uint8) if variant.input_form == "uint8" else np.zeros(shape, np.float32)

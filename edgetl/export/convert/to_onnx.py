@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -21,7 +22,7 @@ from edgetl.export.convert.metadata import INPUT_NAME, OUTPUT_NAME
 OPSET = 20
 
 
-def to_onnx(model: nn.Module, spec: PreprocessSpec, path: Path, metadata: dict[str, str]) -> None:
+def to_onnx(model: nn.Module, spec: PreprocessSpec, path: Path, metadata: dict[str, str], *, more: Sequence[str] = ()) -> None:
     """Export ``model`` as one ONNX file with a dynamic batch: ``input`` float32 ``[batch, 3, H, W]`` → ``logits`` ``[batch, classes]``.
 
     Args:
@@ -29,6 +30,7 @@ def to_onnx(model: nn.Module, spec: PreprocessSpec, path: Path, metadata: dict[s
         spec: preprocessing; its input size is used.
         path: file to write.
         metadata: metadata, written as ``metadata_props``.
+        more: names of the outputs after the logits.
 
     Raises:
         ExportError: torch cannot export the network, or a weight is not finite.
@@ -53,7 +55,7 @@ def to_onnx(model: nn.Module, spec: PreprocessSpec, path: Path, metadata: dict[s
                 external_data=False,
                 opset_version=OPSET,
                 input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
+                output_names=[OUTPUT_NAME, *more],
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,17 +24,34 @@ def port_of(manifest: Manifest, variant: Variant) -> InputPort:
 
 
 @dataclass(frozen=True)
+class ModelGallery:
+    """Gallery of a served k-NN model: images that were added on this device.
+
+    Attributes:
+        sha256: SHA-256 of its file.
+        images: number of its images.
+        labels: labels of the bundle, followed by the new ones.
+    """
+
+    sha256: str
+    images: int
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Model:
     """Version of a served model.
 
     Attributes:
         manifest: manifest of the bundle.
         variant_name: the loaded variant.
+        gallery: gallery of the model; none without one.
         batch: largest batch of images from several requests.
     """
 
     manifest: Manifest
     variant_name: str
+    gallery: ModelGallery | None = None
     # Measured at each start of a worker, therefore not part of the model's identity.
     batch: int = field(default=1, compare=False)
 
@@ -58,15 +75,24 @@ class Model:
         """Model input: name, datatype, shape."""
         return port_of(self.manifest, self.variant)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the outputs, with those of the gallery."""
+        return self.gallery.labels if self.gallery else self.manifest.labels
+
     @cached_property
     def decoding(self) -> OutputDecoding:
         """Output decoding of the task."""
-        return self.manifest.decoding
+        return replace(self.manifest.decoding, labels=self.labels)
+
+    def identity(self) -> dict[str, str]:
+        """Return the SHA-256 of the gallery for a response; empty without a gallery."""
+        return {"gallery": self.gallery.sha256} if self.gallery else {}
 
     def metadata(self, versions: list[str]) -> dict[str, Any]:
         """Return the model metadata of the protocol."""
         port = self.port
-        outputs = [{"name": name, "datatype": "FP32", "shape": [-1, len(self.manifest.labels)]} for name in (SCORES, LOGITS)]
+        outputs = [{"name": name, "datatype": "FP32", "shape": [-1, len(self.labels)]} for name in (SCORES, LOGITS)]
         return {
             "name": self.name,
             "versions": versions,
@@ -74,16 +100,17 @@ class Model:
             "inputs": [{"name": port.name, "datatype": port.datatype, "shape": [-1, *port.shape]}],
             "outputs": outputs,
             "parameters": {
-                "labels": list(self.manifest.labels),
+                "labels": list(self.labels),
                 "variant": self.variant_name,
                 "task": self.manifest.task,
                 "batch": self.batch,
+                **self.identity(),
             },
         }
 
     def outputs(self, logits: NDArray[np.float32]) -> ModelOutputs:
         """Return the outputs of the protocol for logits, float32 ``[n, labels]``."""
-        return ModelOutputs(self.name, self.version, self.manifest.labels, scores_of(self.decoding, logits), logits)
+        return ModelOutputs(self.name, self.version, self.labels, scores_of(self.decoding, logits), logits, self.identity())
 
 
 class Models:

@@ -10,7 +10,8 @@ import base64
 import binascii
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -77,13 +78,14 @@ class InferRequest:
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """Outputs of a model for one request. ``scores`` and ``logits`` are float32 ``[n, labels]``."""
+    """Outputs of a model for one request. ``scores`` and ``logits`` are float32 ``[n, labels]``; ``parameters`` of the response."""
 
     model: str
     version: str
     labels: tuple[str, ...]
     scores: NDArray[np.float32]
     logits: NDArray[np.float32]
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_request(body: bytes, header_length: str | None, port: InputPort, *, max_batch: int) -> InferRequest:
@@ -325,10 +327,9 @@ def write_response(spec: ResponseSpec, outputs: ModelOutputs) -> tuple[bytes, in
         else:
             entry["data"] = data
         entries.append(entry)
-    header = json.dumps(
-        {"model_name": outputs.model, "model_version": outputs.version, **({"id": spec.id} if spec.id else {}), "outputs": entries},
-        ensure_ascii=False,
-    ).encode()
+    names = {"model_name": outputs.model, "model_version": outputs.version, **({"id": spec.id} if spec.id else {})}
+    parameters = {"parameters": dict(outputs.parameters)} if outputs.parameters else {}
+    header = json.dumps({**names, **parameters, "outputs": entries}, ensure_ascii=False).encode()
     return (header + b"".join(blobs), len(header)) if blobs else (header, None)
 
 

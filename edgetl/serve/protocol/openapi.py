@@ -104,6 +104,7 @@ def _predict(models: Models) -> Json:
     names: Json = {
         "model": {"enum": models.names},
         "version": _TEXT,
+        "gallery": _TEXT,
         "label": {"type": ["string", "null"]},
         "labels": {"type": "array", "items": _TEXT},
     }
@@ -150,7 +151,7 @@ def _infer(models: Models) -> Json:
     outputs: Json = {"type": "array", "items": {"type": "object", "required": ["name", "datatype", "shape"]}}
     prediction: Json = {
         "type": "object",
-        "properties": {"model_name": _TEXT, "model_version": _TEXT, "id": _TEXT, "outputs": outputs},
+        "properties": {"model_name": _TEXT, "model_version": _TEXT, "id": _TEXT, "parameters": {"type": "object"}, "outputs": outputs},
         "required": ["model_name", "model_version", "outputs"],
     }
     ok = _content("application/json", prediction, "The outputs. Binary outputs follow the JSON.")

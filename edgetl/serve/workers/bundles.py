@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.store import Start, is_store
 from edgetl.core.system.execution import Choice
 from edgetl.errors import BundleError, EdgetlError
+from edgetl.runtime.gallery.loading import find_gallery, release_gallery
 from edgetl.runtime.release import Selection, usable_release, usable_variant
 from edgetl.runtime.trial import try_variant
 
@@ -24,6 +25,7 @@ class ServedBundle:
         choice: variant, threads per inference and execution setting.
         start: start of the server with a release of a store; none for a folder.
         signed: true if the bundle has a signature. The server does not check it.
+        gallery: path and SHA-256 of its gallery; none without one.
     """
 
     path: Path
@@ -31,6 +33,7 @@ class ServedBundle:
     choice: Choice
     start: Start | None = None
     signed: bool = False
+    gallery: tuple[str, str] | None = None
 
     @property
     def key(self) -> str | None:
@@ -48,6 +51,7 @@ def find_bundles(paths: Sequence[Path], variant: str | None, *, skip: Set[str] =
 
     Raises:
         StoreError: a store has no release that can be loaded.
+        GalleryError: a gallery is damaged.
         EdgetlError: a bundle cannot be served, or failed its trial.
     """
     found: list[ServedBundle] = []
@@ -60,6 +64,9 @@ def find_bundles(paths: Sequence[Path], variant: str | None, *, skip: Set[str] =
                 start, bundle = None, open_bundle(place)
                 choice = usable_variant(bundle, _try, variant=variant)
             found.append(ServedBundle(bundle.path, bundle.manifest.name, choice, start, signed=bundle.signature is not None))
+            gallery = find_gallery(bundle) if start is None else release_gallery(start.release, bundle)
+            if gallery is not None:
+                found[-1] = replace(found[-1], gallery=(str(gallery.path), gallery.sha256))
     except EdgetlError:
         end_starts(found)
         raise

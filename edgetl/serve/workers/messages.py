@@ -33,6 +33,7 @@ class WorkerConfig:
     Attributes:
         bundles: resolved paths, so a replacement worker loads the same bundles.
         choices: variant, threads per inference and execution setting of each bundle.
+        galleries: path and SHA-256 of the gallery of each bundle; none for a bundle without one.
         threads: number of jobs computed at the same time.
         batch: largest batch of images from several requests. 0 measures at the start whether batches are faster.
         body_bytes: largest request body, bytes.
@@ -41,6 +42,7 @@ class WorkerConfig:
 
     bundles: tuple[Path, ...]
     choices: tuple[Choice, ...]
+    galleries: tuple[tuple[str, str] | None, ...]
     threads: int = 1
     batch: int = 0
     body_bytes: int = 16_000_000
@@ -109,7 +111,8 @@ def pack_config(config: WorkerConfig) -> bytes:
 def unpack_config(header: Header) -> WorkerConfig:
     """Unpack a message of ``pack_config``."""
     choices = tuple(map(Choice.model_validate, header["choices"]))
-    return WorkerConfig(**{**header, "bundles": tuple(map(Path, header["bundles"])), "choices": choices})
+    galleries = tuple(tuple(item) if item else None for item in header["galleries"])
+    return WorkerConfig(**{**header, "bundles": tuple(map(Path, header["bundles"])), "choices": choices, "galleries": galleries})
 
 
 def pack_job(number: int, job: Job) -> bytes:

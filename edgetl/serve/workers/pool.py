@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from edgetl.errors import EdgetlError, RequestError
+from edgetl.errors import EdgetlError, GalleryError, RequestError
 from edgetl.serve.background import spawn
 from edgetl.serve.protocol.models import Models
 from edgetl.serve.workers.messages import DEADLINE_PASSED, Job, Result, WorkerConfig
@@ -100,7 +100,7 @@ class WorkerPool:
     @classmethod
     def empty(cls, events: Events) -> WorkerPool:
         """Return a pool without bundles and workers, for a store that has no healthy release."""
-        return cls(WorkerConfig((), ()), [], hang_s=math.inf, events=events)
+        return cls(WorkerConfig((), (), ()), [], hang_s=math.inf, events=events)
 
     @property
     def threads(self) -> int:
@@ -215,6 +215,9 @@ class WorkerPool:
                 worker = await Worker.start(self._config)
             except (EdgetlError, OSError, RuntimeError, ValueError) as error:
                 logger.error("a worker process failed to start: %s", error)
+                if isinstance(error, GalleryError):
+                    # The gallery was changed since the pool started. A reload uses the new one.
+                    self._events.bundles_changed()
                 continue
             # Compare before creating `Models`, which rejects two bundles with the same name and release.
             if worker.models == tuple(self.models.all()):

@@ -12,7 +12,7 @@ from edgetl.core.manifest import Manifest
 from edgetl.core.system.child_process import child_command, child_environment
 from edgetl.errors import EngineError, RequestError, error_of
 from edgetl.serve.background import spawn
-from edgetl.serve.protocol.models import Model
+from edgetl.serve.protocol.models import Model, ModelGallery
 from edgetl.serve.workers.messages import Header, Job, Result, WorkerConfig, pack_config, pack_job, read_message, socket_pair, unpack_result
 
 # Time limit for loading and checking the bundles, seconds. It typically takes one or two.
@@ -44,7 +44,8 @@ class Worker:
         self._jobs: dict[int, tuple[asyncio.Future[Result], float]] = {}
         self._number = 0
         self.models = tuple(
-            Model(Manifest.model_validate_json(item["manifest"]), item["variant"], item["batch"]) for item in description["models"]
+            Model(Manifest.model_validate_json(item["manifest"]), item["variant"], _gallery(item["gallery"]), item["batch"])
+            for item in description["models"]
         )
         self.batch = max(item["batch"] for item in description["models"])
         self.capacity = 1
@@ -152,6 +153,10 @@ class Worker:
         """Kill the process without waiting."""
         with suppress(ProcessLookupError):
             os.kill(self._process.pid, 9) if self._process.poll() is None else None
+
+
+def _gallery(item: Header | None) -> ModelGallery | None:
+    return ModelGallery(item["sha256"], item["images"], tuple(item["labels"])) if item else None
 
 
 def _start_process(descriptor: int) -> subprocess.Popen[bytes]:

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from edgetl.core.images.decode import MAX_PIXELS, SERVED_FORMATS
 from edgetl.core.preprocess import Batch, decode_image, to_batch
 from edgetl.core.reference import image_statistics
 from edgetl.core.system.execution import Choice
-from edgetl.errors import EdgetlError, ImageError, RequestError
+from edgetl.errors import EdgetlError, GalleryError, ImageError, RequestError
+from edgetl.runtime.gallery.file import read_gallery
 from edgetl.runtime.predictor import Predictor, load_variant
 from edgetl.runtime.trial import limit_process, memory_for
 from edgetl.runtime.verify import check_golden
@@ -273,22 +275,30 @@ def _open_all(config: WorkerConfig) -> list[tuple[Bundle, Predictor]]:
     per_thread = batch * IMAGE_MEMORY_BYTES + DECODING_BYTES + PARSED_PER_BYTE * config.body_bytes
     buffers = threads * per_thread + (threads * batch + 1) * config.body_bytes
     limit_process(memory_for(sum(variant.size_bytes for variant in variants)) + buffers, oom_score=500)
-    return [_open(bundle, choice) for bundle, choice in zip(bundles, config.choices, strict=True)]
+    return [_open(*given) for given in zip(bundles, config.choices, config.galleries, strict=True)]
 
 
-def _open(bundle: Bundle, choice: Choice) -> tuple[Bundle, Predictor]:
-    """Verify every file of a bundle, load the variant, and check its golden images."""
+def _open(bundle: Bundle, choice: Choice, gallery: tuple[str, str] | None) -> tuple[Bundle, Predictor]:
+    """Verify every file of a bundle, load the variant, check its golden images, and use its gallery (path and SHA-256)."""
     for file in bundle.manifest.all_files():
         bundle.read(file)
     variant = bundle.variant(choice.variant)
     predictor = load_variant(bundle, variant, threads=choice.threads, setting=choice.setting)
     check_golden(bundle, variant, predictor)
+    if gallery is not None:
+        opened = read_gallery(Path(gallery[0]))
+        if opened.sha256 != gallery[1]:
+            raise GalleryError(f"{opened.path} was changed while the server loaded it. It was not used. Reload the server.")
+        opened.check_belongs(bundle)
+        predictor.use_gallery(opened)
     return bundle, predictor
 
 
 def _describe(bundle: Bundle, predictor: Predictor, batch: int) -> dict[str, object]:
     assert predictor.variant is not None
-    return {"manifest": bundle.manifest.model_dump_json(), "variant": predictor.variant.name, "batch": batch}
+    opened = predictor.gallery
+    gallery = {"sha256": opened.sha256, "images": len(opened.gallery.images), "labels": predictor.labels} if opened else None
+    return {"manifest": bundle.manifest.model_dump_json(), "variant": predictor.variant.name, "gallery": gallery, "batch": batch}
 
 
 def main(descriptor: str) -> None:

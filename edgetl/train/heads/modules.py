@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import nn
 
 from edgetl.core.config import StrictModel
+from edgetl.core.tasks import LEAST_WEIGHT, KnnHead
 from edgetl.errors import BackboneError
 from edgetl.train.config.options import Features, HeadKind
 from edgetl.train.heads.multi_stage import MultiStageFeatures, has_stage_features
@@ -24,8 +25,6 @@ from edgetl.train.networks.backbone import find_head, rebuild
 from edgetl.train.networks.progressive import ProgressiveRecord
 
 HEAD_NAME = "head"
-# Smallest vote weight, relative to the nearest neighbor. It avoids a division by zero if all neighbors are equally near.
-LEAST_WEIGHT = 1e-6
 
 
 class HeadSpec(StrictModel):
@@ -162,8 +161,14 @@ class KnnVotes(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Compute the fraction of the votes for each class."""
-        similarities, indices = F.linear(self.directions(features), self.bank).topk(self.neighbors + 1, dim=1)
-        return class_votes(similarities, self.votes[indices[:, :-1]], self.temperature)
+        _, similarities, votes = self.nearest(features)
+        return class_votes(similarities, votes, self.temperature)
+
+    def nearest(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute the directions, and find the nearest stored images: their similarities, the largest first, and votes (``KnnHead``)."""
+        directions = self.directions(features)
+        similarities, indices = F.linear(directions, self.bank).topk(self.neighbors + 1, dim=1)
+        return directions, similarities, self.votes[indices[:, :-1]]
 
 
 def class_votes(similarities: torch.Tensor, votes: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -197,6 +202,37 @@ class HeadedNetwork(nn.Module):
         """Compute the logits."""
         logits: torch.Tensor = self.head(self.adapter(self.backbone(images)))
         return logits
+
+
+class KnnOutputs(nn.Module):
+    """Network with a k-NN head for export: images → logits, and the outputs that a gallery needs (``edgetl.core.tasks.KnnHead``)."""
+
+    def __init__(self, network: HeadedNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute the logits, features, similarities and votes."""
+        adapter = self.network.adapter
+        assert isinstance(adapter, KnnVotes)
+        features, similarities, votes = adapter.nearest(self.network.backbone(images))
+        return self.network.head(class_votes(similarities, votes, adapter.temperature)), features, similarities, votes
+
+
+def knn_head(model: nn.Module) -> KnnHead | None:
+    """Return the record of a k-NN head for the manifest of a bundle. None for other heads."""
+    if not isinstance(model, HeadedNetwork) or not isinstance(model.adapter, KnnVotes):
+        return None
+    adapter = model.adapter
+    # A class without stored images has no votes, and the weight of its column is 0.
+    weights = tuple(adapter.votes.max(dim=0).values.tolist())
+    return KnnHead(
+        width=adapter.bank.shape[1],
+        neighbors=adapter.neighbors,
+        temperature=adapter.temperature,
+        scale=float(model.head.weight[0, 0].detach()),
+        weights=tuple(weight or 1.0 for weight in weights),
+    )
 
 
 def make_adapter(spec: HeadSpec, width: int, classes: int) -> tuple[nn.Module, nn.Linear]:

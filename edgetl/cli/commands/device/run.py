@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from edgetl.cli.options import build, given, options_of, part
 from edgetl.cli.session import VerboseOption, err, out, working
-from edgetl.core.bundle import Bundle, open_bundle
+from edgetl.core.bundle import open_bundle
 from edgetl.core.config import read_bytes
 from edgetl.core.files.names import printable
 from edgetl.core.images.decode import EXTENSIONS
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edgetl.core.manifest import Manifest
     from edgetl.device.monitoring.monitor import Monitor
     from edgetl.device.runner.health import Health
+    from edgetl.device.runner.model import Check
     from edgetl.device.runner.sinks.outbox import Connection
     from edgetl.device.runner.sinks.record import Sink
     from edgetl.device.runner.sources.frame import Source
@@ -93,7 +94,7 @@ def _run(path: Path, source: str, config: RunConfig, monitoring: MonitorConfig) 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, partial(_request_stop, stop))
     notifier = Notifier(os.environ)
-    load_model = partial(Model, path, variant=config.variant, threads=config.threads, tuning=config.tuning, open_=_opener(config.trust))
+    load_model = partial(Model, path, variant=config.variant, threads=config.threads, tuning=config.tuning, check=_check_of(config.trust))
     waiting = NotReady(images.name, notifier, config.health)
     model = wait_for_model(load_model, stop, waiting.report) if is_store(path) else load_model()
     if model is None or stop.requested:
@@ -109,14 +110,15 @@ def _run(path: Path, source: str, config: RunConfig, monitoring: MonitorConfig) 
         return runner.run(flush_s=config.flush_s)
 
 
-def _opener(trust: Path | None) -> Callable[[Path], Bundle]:
-    """Return the function that opens a bundle. With ``trust`` it checks the signature, and reads keys and revocations each time."""
+def _check_of(trust: Path | None) -> Check | None:
+    """Return the check of signatures with the keys of ``trust``, which reads keys and revocations each time; None without keys."""
     if trust is None:
-        return open_bundle
+        return None
     # Imported here, because cryptography takes 8 MB of memory.
-    from edgetl.device.signature import open_trust, verified_bundle
+    from edgetl.device.runner.model import Check
+    from edgetl.device.signature import check_gallery, open_trust, verified_bundle
 
-    return lambda path: verified_bundle(path, open_trust(trust))[0]
+    return Check(lambda path: verified_bundle(path, open_trust(trust))[0], lambda gallery: check_gallery(gallery, open_trust(trust)))
 
 
 def _open_monitor(config: MonitorConfig, manifest: Manifest) -> Monitor:
