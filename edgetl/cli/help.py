@@ -137,7 +137,8 @@ def _argument(item: Any) -> str:
 def label_and_help(item: Any) -> tuple[str, Text]:
     """Return the label and the help of an argument or option, with its values and default."""
     if item.param_type_name == "argument":
-        return _argument(item), Text(item.help or "")
+        values = f" [values: {', '.join(choices(item))}]" if choices(item) else ""
+        return _argument(item), Text(item.help or "").append(values, style="dim")
     flags = ", ".join([*sorted(item.opts, key=len), *item.secondary_opts])
     return flags if item.is_flag else f"{flags} {_metavar(item)}", Text(item.help or "").append(_notes(item), style="dim")
 

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 @options_of(GalleryConfig)
 def gallery_command(
     context: typer.Context,
-    action: Annotated[
-        Literal["add", "remove", "list"], typer.Argument(metavar="add|remove|list", help="Add images, remove images, or list the gallery.")
-    ],
+    action: Annotated[Literal["add", "remove", "list"], typer.Argument(help="Add images, remove images, or list the gallery.")],
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE|STORE", help="k-NN bundle, or a store.")],
     images: Annotated[
         list[str] | None,
