@@ -38,7 +38,7 @@ from edgetl.train.heads.knn import choose_votes
 from edgetl.train.heads.modules import HeadSpec, KnnVotes
 from edgetl.train.workflows.train import train
 
-SETS = ("trashnet", "sign-digits")
+SETS = ("trashnet", "pacs/photo")
 PRECISIONS = ("fp32", "int8")
 # Predicting variant and variant of the gallery's vectors.
 PAIRS = (("fp32", "fp32"), ("int8", "int8"), ("int8", "fp32"), ("fp32", "int8"))
