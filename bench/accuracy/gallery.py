@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from bench.paths import SHARED
+from edgetl.core.manifest import Precision
 from edgetl.core.system.host import fingerprint, versions
 from edgetl.core.tasks import KnnHead
 from edgetl.data.folder import Sample, scan
@@ -39,7 +40,7 @@ from edgetl.train.heads.modules import HeadSpec, KnnVotes
 from edgetl.train.workflows.train import train
 
 SETS = ("trashnet", "pacs/photo")
-PRECISIONS = ("fp32", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 # Predicting variant and variant of the gallery's vectors.
 PAIRS = (("fp32", "fp32"), ("int8", "int8"), ("int8", "fp32"), ("fp32", "int8"))
 # Largest number of images of a class, and the fraction of the test.

@@ -81,7 +81,7 @@ def test_added_images_vote_as_if_the_head_had_been_fitted_with_them(bundle: Path
     bank = np.concatenate([_bank(bundle), opened.matrix()])
     union = write_union(tmp_path / "union", bundle, knn_network(bank, votes))
     queries = [plain.prepare(plain.read(path)) for path in _images(tmp_path / "queries", (140, 120, 90), 40, seed=2)]
-    batch = np.concatenate(queries)
+    batch = np.concatenate(queries).astype(np.float32)
     expected = edgetl.load(union).logits(batch)
     np.testing.assert_allclose(combined.logits(batch), expected, atol=1e-4)
     assert not np.allclose(combined.logits(batch)[:, :3], plain.logits(batch), atol=0.1)

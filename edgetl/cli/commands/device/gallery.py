@@ -105,8 +105,8 @@ def _show(found: GalleryReport | GalleryChange, action: str) -> None:
         facts.add_row("signature", escape(signature_text(found.signature, check="gallery list BUNDLE")))
         out.print(facts)
         table = plain_table("", "label", "images", "class")
-        for item in found.labels:
-            table.add_row(escape(item.label), str(item.images), "new" if item.new else "of the bundle")
+        for row in found.labels:
+            table.add_row(escape(row.label), str(row.images), "new" if row.new else "of the bundle")
         out.print(table)
     for path in found.unused:
         out.print(f"[yellow]kept, not used:[/] {escape(path)} belongs to another release. Add its images again.", soft_wrap=True)
