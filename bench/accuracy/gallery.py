@@ -72,7 +72,8 @@ def main() -> None:
         folder = given.cache / name.replace("/", "-")
         samples = stratified(scan(SHARED / "data" / name).samples, MOST * len(scan(SHARED / "data" / name).labels))
         bundle = _bundle(SHARED / "data" / name, folder)
-        features, labels = {item: _features(bundle, item, samples, folder) for item in PRECISIONS}, labels_of(samples)
+        labels = labels_of(samples)
+        features: Features = {item: _features(bundle, item, samples, folder) for item in PRECISIONS}
         for predicts, vectors in PAIRS:
             rows = [_figures(features, labels, (predicts, vectors), new, split) for new, split in _splits(labels, given.seeds)]
             for index, count in enumerate((0, *COUNTS)):
@@ -89,7 +90,7 @@ def _bundle(data: Path, folder: Path) -> Path:
                 (Path(work) / kept.name).symlink_to(kept)
             backbone = f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet"
             train(Path(work), TrainConfig.from_options(backbone=backbone, strategy="probe", head="knn"), folder / "run")
-            config = ExportConfig(formats=("onnx",), precisions=PRECISIONS, gate_images=300, calibration_images=100)
+            config = ExportConfig(formats=("onnx",), precisions=PRECISIONS, gate_images=300, calibration_images=100, max_drop=0.05)
             export_bundle(folder / "run", config, folder / "bundle")
     return folder / "bundle"
 
