@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgetl.data.audit.result import AuditReport, BrokenFile, CopySet, LabelIssue
+from edgetl.data.audit.result import AuditReport, BrokenFile, CopySet, LabelIssue, UncertainLabel
 from edgetl.data.folder import scan_without_limits
 from edgetl.report.check.galleries import MOST_OPEN, Galleries
 from edgetl.report.check.page import render_check_page
@@ -29,11 +29,13 @@ def test_the_page_states_the_accuracy_of_the_probe_and_folds_weak_indications(tm
         broken=(BrokenFile(file="cat/2.png", reason="is empty."),),
         copies=(conflict,),
         label_issues=issues,
+        uncertain=(UncertainLabel(file="dog/1.png", label="dog", probability=0.2),),
         probe_accuracy=0.75,
         remaining={"label-errors": 2},
     )
     html = render_check_page(report, scan_without_limits(tmp_path))
     strong, weak = html.split("Weak indications (1)")
+    assert "Uncertain labels" in weak and "dog (1)" in weak and "dog 0.20" in weak
     assert "They predict 75.0% of all labels." in html and "prediction: dog (0.80)" in html and "label-errors (2)" in html
     assert "cat 0.10, dog 0.90" in strong and "cat 0.10, dog 0.50" in weak
     assert '<a href="#part-1">Broken files</a>' in html and '<section id="part-1"><h2>Broken files</h2>' in html

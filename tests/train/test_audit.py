@@ -19,7 +19,7 @@ from edgetl.train.artifacts.loading.lineage import find_in_pretraining, pretrain
 from edgetl.train.artifacts.seen_images import SeenImages, perceptual_hashes, prefixes
 from edgetl.train.config.options import BackboneConfig
 from edgetl.train.workflows.audit.features import AuditFeatures
-from edgetl.train.workflows.audit.findings import list_label_issues
+from edgetl.train.workflows.audit.findings import MOST_UNCERTAIN, list_label_issues, list_uncertain_labels
 from edgetl.train.workflows.audit.label_errors import find_label_errors, out_of_sample, self_confidence
 from edgetl.train.workflows.audit.neighbors import find_near_duplicates
 from tests.data.test_data_audit import photo, save
@@ -83,6 +83,19 @@ def test_label_issues_name_one_image_of_a_set_and_leave_conflicts_out() -> None:
     predictions = dict.fromkeys(range(6), ("dog", 0.7))
     issues = list(list_label_issues(folder, joined, flagged, predictions))
     assert [(issue.file, issue.strong) for issue in issues] == [("5.png", True), ("0.png", False), ("4.png", False)]
+
+
+def test_uncertain_labels_are_the_least_probable_ones_of_each_class_without_copies_and_conflicts() -> None:
+    samples = tuple(Sample(Path(f"{index}.png"), int(index in (3, 5)), f"{index:064x}") for index in range(60))
+    folder = ImageFolder(Path(), ("cat", "dog"), samples, ())
+    joined = Joined(60)
+    joined.connect(0, 1)  # copies with one label
+    joined.connect(2, 3)  # a conflict
+    given = {index: index / 100 for index in range(60)}
+    found = list(list_uncertain_labels(folder, joined, given))
+    assert [item.file for item in found if item.label == "dog"] == ["5.png"]
+    cats = [item.file for item in found if item.label == "cat"]
+    assert cats[:3] == ["0.png", "4.png", "6.png"] and len(cats) == MOST_UNCERTAIN
 
 
 def test_a_mirrored_crop_is_a_near_duplicate() -> None:

@@ -20,6 +20,7 @@ from edgetl.data.audit.result import (
     LeftOutCheck,
     RemovedFile,
     SimilarPair,
+    UncertainLabel,
 )
 from edgetl.data.audit.series import find_series
 from edgetl.data.folder import BrokenImage, ImageFolder, Part
@@ -36,6 +37,7 @@ class FeatureFindings:
         pairs: near-duplicates.
         similar: similar images with other details, the most similar first.
         label_issues: images whose label is possibly wrong.
+        uncertain: other images whose label has a low probability.
         probe_accuracy: ratio of the labels that the probe predicts, out of sample.
         predictions: label with the highest out-of-sample probability, and this probability, by the index of an image.
         backbone: name of the backbone.
@@ -47,6 +49,7 @@ class FeatureFindings:
     pairs: tuple[Pair, ...] = ()
     similar: tuple[SimilarPair, ...] = ()
     label_issues: tuple[LabelIssue, ...] = ()
+    uncertain: tuple[UncertainLabel, ...] = ()
     probe_accuracy: float | None = None
     predictions: Mapping[int, tuple[str, float]] = field(default_factory=dict)
     backbone: str = ""
@@ -97,6 +100,7 @@ def audit(
         copies=tuple(_copy_sets(folder, joined, pairs, findings.predictions)),
         similar=findings.similar,
         label_issues=findings.label_issues,
+        uncertain=findings.uncertain,
         probe_accuracy=findings.probe_accuracy,
         flaws=find_flaws(files, [sample.facts for sample in samples]),
         small_classes=tuple(label for label, count in counts.items() if 0 < count < SMALL_CLASS),

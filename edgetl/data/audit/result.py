@@ -80,6 +80,20 @@ class LabelIssue(StrictModel):
     strong: bool
 
 
+class UncertainLabel(StrictModel):
+    """Image whose given label has a low out-of-sample probability, although no other label is probable enough for a label issue.
+
+    Attributes:
+        file: path relative to the data folder.
+        label: given label.
+        probability: its out-of-sample probability.
+    """
+
+    file: str
+    label: str
+    probability: float
+
+
 class FlawedImage(StrictModel):
     """Image with a possible flaw.
 
@@ -161,6 +175,8 @@ class AuditReport(StrictModel):
         similar: most similar pairs among the other images, for a review. Pairs with different labels come first.
         label_issues: images whose label is possibly wrong, for a review. Strong indications come first. Of copies and
             near-duplicates, one image is named. Images of sets with different labels are left out.
+        uncertain: of each label, the other images with the lowest probability of it, below one half. Label errors that are no label
+            issue are often among them.
         probe_accuracy: ratio of the labels that the probe of the label check predicts, without the label of the image; none without
             the check. A low value means that many label issues are errors of the probe.
         flaws: images with a possible flaw.
@@ -189,6 +205,7 @@ class AuditReport(StrictModel):
     copies: tuple[CopySet, ...] = ()
     similar: tuple[SimilarPair, ...] = ()
     label_issues: tuple[LabelIssue, ...] = ()
+    uncertain: tuple[UncertainLabel, ...] = ()
     probe_accuracy: float | None = None
     flaws: tuple[FlawedImage, ...] = ()
     small_classes: tuple[str, ...] = ()

@@ -163,7 +163,7 @@ def _conflicts(report: AuditReport, galleries: Galleries) -> list[Section]:
 def _label_issues(report: AuditReport, galleries: Galleries) -> list[Section]:
     found = report.label_issues
     if not found:
-        return []
+        return _uncertain(report, galleries)
     accuracy = f"They predict {report.probe_accuracy:.1%} of all labels. " if report.probe_accuracy is not None else ""
     texts = (
         f"{len(found):,} labels are possibly wrong. A linear probe and the neighbors of each image predict its label, without the given "
@@ -180,7 +180,21 @@ def _label_issues(report: AuditReport, galleries: Galleries) -> list[Section]:
         galleries.folded(f"Weak indications ({len(weak):,})", weak, narrow=True) if weak else None,
         table("Most frequent pairs", ("given label", "suggested label", "images"), rows, text_columns=2),
     ]
-    return [(_ISSUES, content)]
+    return [(_ISSUES, content), *_uncertain(report, galleries)]
+
+
+def _uncertain(report: AuditReport, galleries: Galleries) -> list[Section]:
+    if not report.uncertain:
+        return []
+    text = (
+        "The probe overlooks wrong labels, too. These images are in no list above, but the probability of their label is below one half. "
+        "Open a label, and look for images that do not belong to it. The lowest probability comes first."
+    )
+    by_label: dict[str, list[Entry]] = {}
+    for item in report.uncertain:
+        by_label.setdefault(item.label, []).append(((item.file,), f"{item.label} {item.probability:.2f}", (item.file,)))
+    content = [galleries.folded(f"{label} ({len(entries):,})", entries, narrow=True) for label, entries in by_label.items()]
+    return [("Uncertain labels", [paragraph(text), *content])]
 
 
 def _issue_entry(item: LabelIssue) -> Entry:

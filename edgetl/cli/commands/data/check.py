@@ -241,6 +241,7 @@ def _rows(report: AuditReport) -> list[tuple[str, int, list[str]]]:
         rows.append((f"{flaw} images" if flaw != "odd-size" else "odd sizes", len(texts), texts))
     rows.append(("images of the earlier run", len(report.seen), list(report.seen)))
     rows.append(("images of the pretraining", len(report.pretraining), list(report.pretraining)))
+    rows.append(("uncertain labels", len(report.uncertain), [f"{item.file} ({item.probability:.2f})" for item in report.uncertain]))
     rows.append(("series", len(report.series), [f"{item.name} ({len(item.files)})" for item in report.series]))
     rows.append(("labels with few images", len(report.small_classes), list(report.small_classes)))
     return rows
