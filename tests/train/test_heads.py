@@ -13,6 +13,7 @@ from torch import nn
 
 from edgetl.core.bundle import Bundle
 from edgetl.core.preprocess import preprocess
+from edgetl.core.tasks import LEAST_WEIGHT
 from edgetl.data.folder import ImageFolder, Sample
 from edgetl.data.loading import batches, labels_of
 from edgetl.data.split import Splits, split
@@ -28,7 +29,7 @@ from edgetl.train.config.tasks import scan_images
 from edgetl.train.continual.teacher import find_teacher
 from edgetl.train.heads.fit import fit_other_head, with_head_modules
 from edgetl.train.heads.linear import class_weights, fit_logistic
-from edgetl.train.heads.modules import LEAST_WEIGHT, FittedHead, HeadedNetwork, HeadSpec, KnnVotes, LabeledFeatures, plain_state
+from edgetl.train.heads.modules import FittedHead, HeadedNetwork, HeadSpec, KnnVotes, LabeledFeatures, plain_state
 from edgetl.train.heads.multi_stage import MultiStageFeatures
 from edgetl.train.loop.processes import Execution
 from edgetl.train.networks.backbone import feature_extractor
