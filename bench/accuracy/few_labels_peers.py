@@ -26,13 +26,15 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tools", default="edgetl,fastai", help="titles of bench.peers, separated by commas")
+    parser.add_argument("--sets", default=",".join(SETS))
     given = parser.parse_args()
+    sets = given.sets.split(",")
     results, count = Results(given.work / "few_labels.jsonl"), given.per_class
     tools = [replace(tool, budgets=(count,)) for tool in TOOLS if tool.title in given.tools.split(",")]
-    measure_training(given.work.resolve(), results, tools, SETS, budgets=(count,), seeds=range(given.seeds))
-    print(f"| tool | {' | '.join(SETS)} | mean | CPU s |\n" + "|---" * (len(SETS) + 3) + "|")
+    measure_training(given.work.resolve(), results, tools, sets, budgets=(count,), seeds=range(given.seeds))
+    print(f"| tool | {' | '.join(sets)} | mean | CPU s |\n" + "|---" * (len(sets) + 3) + "|")
     for tool in tools:
-        rows = [[results.get("training", job_key(tool, name, count, seed)) or {} for seed in range(given.seeds)] for name in SETS]
+        rows = [[results.get("training", job_key(tool, name, count, seed)) or {} for seed in range(given.seeds)] for name in sets]
         found = [float(np.mean([row["accuracy"] for row in part])) for part in rows]
         spent = np.mean([row["cpu_s"] for part in rows for row in part])
         print(f"| {tool.title} | {' | '.join(f'{value:.4f}' for value in (*found, np.mean(found)))} | {spent:.0f} |")
