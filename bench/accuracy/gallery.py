@@ -3,8 +3,9 @@
 ``python -m bench.accuracy.gallery --cache FOLDER``. A run with a k-NN head on the ImageNet MobileNetV2 is trained without the last class
 of a set, and exported in fp32 and int8. The features of all images are computed once with each variant, as a device does, and kept in
 FOLDER. For each class and seed, the k-NN head is fitted on three quarters of the images of the other classes. Then 5, 10, 20 or 50 images
-of the class are added to a gallery. The other quarter of all classes is the test. ``joint`` is a k-NN head that was fitted with all
-classes. The precisions are those of the variant that predicts and of the variant that computed the vectors of the gallery.
+of the class are added to a gallery, whose votes have the weight of ``new_class_weight``, or equal weights. The other quarter of all classes
+is the test. ``joint`` is a k-NN head that was fitted with all classes. The precisions are those of the variant that predicts and of the
+variant that computed the vectors of the gallery.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from edgetl.core.system.host import fingerprint, versions
 from edgetl.core.tasks import KnnHead
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import labels_of, stratified
-from edgetl.device.gallery.changes import add, remove_all
 from edgetl.device.gallery.place import open_place
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.measure.latency import time_calls
-from edgetl.runtime.gallery.votes import combined_logits
+from edgetl.runtime.gallery.file import GalleryImage
+from edgetl.runtime.gallery.votes import combined_logits, new_class_weight
 from edgetl.runtime.predictor import load
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.heads.knn import choose_votes
@@ -66,7 +67,20 @@ def main() -> None:
     given = parser.parse_args()
     host = fingerprint()
     print(f"{host['cpu']}, {host['flags']}; {given.seeds} seeds; {', '.join(f'{k} {v}' for k, v in versions().items())}")
-    columns = "set", "predicts", "vectors", "added", "new class", "other classes", "all", "joint: new class", "joint: all"
+    columns = (
+        "set",
+        "predicts",
+        "vectors",
+        "added",
+        "new class",
+        "others",
+        "all",
+        "equal votes: new class",
+        "others",
+        "all",
+        "joint: new class",
+        "all",
+    )
     print(f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|")
     for name in SETS:
         folder = given.cache / name.replace("/", "-")
@@ -133,9 +147,12 @@ def _figures(features: Features, labels: NDArray[np.int64], pair: tuple[str, str
     rows = []
     for count in (0, *COUNTS):
         gallery = features[vectors][split.added[:count]]
-        votes = np.eye(classes, dtype=np.float32)[np.full(len(gallery), new)]
-        found = combined_logits(head, (outputs[0], outputs[1], outputs[2]), gallery, votes).argmax(axis=1) == truth
-        rows.append([found[truth == new].mean(), found[truth != new].mean(), found.mean(), correct[truth == new].mean(), correct.mean()])
+        equal = np.eye(classes, dtype=np.float32)[np.full(len(gallery), new)]
+        row = []
+        for weight in (new_class_weight(len(split.stored) / (classes - 1), count) if count else 1.0, 1.0):
+            found = combined_logits(head, (outputs[0], outputs[1], outputs[2]), gallery, weight * equal).argmax(axis=1) == truth
+            row += [found[truth == new].mean(), found[truth != new].mean(), found.mean()]
+        rows.append([*row, correct[truth == new].mean(), correct.mean()])
     return np.array(rows)
 
 
@@ -151,24 +168,24 @@ def _adapter(features: NDArray[np.float32], labels: NDArray[np.int64], classes: 
 
 
 def _latencies(bundle: Path, data: Path) -> None:
-    """Print the median latency of the network and the votes on one thread, ms, with galleries of several sizes."""
-    images = sorted(path for folder in sorted(data.iterdir()) for path in folder.glob("*"))
-    place = open_place(bundle)
+    """Print the median latency of the network and the votes on one thread, ms, with galleries of random vectors."""
+    image = next(path for folder in sorted(data.iterdir()) for path in folder.glob("*"))
+    place, rng, now = open_place(bundle), np.random.default_rng(0), "2026-01-01T00:00:00+00:00"
+    assert place.bundle.manifest.knn is not None
     print("\n| gallery images | fp32, ms | int8, ms | file, MB |\n|---|---|---|---|")
-    used = 0
-    for count in (0, 50, 500, 1000):
-        if count:
-            add(place, images[used:count], "new")
-            used = count
+    for count in (0, 50, 500, 4000):
+        vectors = rng.normal(size=(count, place.bundle.manifest.knn.width)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        entries = [GalleryImage(content=f"{index:064x}", label="new", added=now, variant="onnx-fp32") for index in range(count)]
+        with place.locked():
+            place.write(entries, vectors)
         medians = []
         for precision in PRECISIONS:
             predictor = load(bundle, variant=f"onnx-{precision}", threads=1)
-            batch = predictor.prepare(predictor.read(images[0]))
-            times = time_calls(partial(predictor.logits, batch), runs=200)
+            times = time_calls(partial(predictor.logits, predictor.prepare(predictor.read(image))), runs=200)
             medians.append(f"{np.median(times):.2f}")
-        size = place.file.stat().st_size / 1e6 if place.file else 0.0
-        print(f"| {count} | {' | '.join(medians)} | {size:.2f} |", flush=True)
-    remove_all(place)
+        print(f"| {count} | {' | '.join(medians)} | {place.file.stat().st_size / 1e6 if place.file else 0.0:.2f} |", flush=True)
+    place.delete()
 
 
 if __name__ == "__main__":

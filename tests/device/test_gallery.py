@@ -122,6 +122,16 @@ def test_a_new_class_is_predicted_and_the_bundle_is_unchanged(bundle: Path, tmp_
     assert open_bundle(bundle).manifest_sha256 == before
 
 
+def test_votes_of_a_new_class_with_few_images_weigh_more(bundle: Path, yellow: list[Path]) -> None:
+    manifest = open_bundle(bundle).manifest
+    assert manifest.knn is not None and manifest.lineage.train_images == 10
+    weights = []
+    for count in (1, 3, 6):
+        add(open_place(bundle), yellow[:count], "yellow")
+        weights.append(read_gallery(gallery_path(bundle)).gallery.votes(manifest, manifest.knn)[0].tolist())
+    assert weights == [[0, 0, 0, pytest.approx((10 / 3) ** 0.5)], [0, 0, 0, pytest.approx((10 / 9) ** 0.5)], [0, 0, 0, 1]]
+
+
 @pytest.mark.slow
 def test_golden_images_are_verified_without_the_gallery(bundle: Path, yellow: list[Path]) -> None:
     add(open_place(bundle), yellow, "yellow")

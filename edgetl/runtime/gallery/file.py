@@ -27,6 +27,7 @@ from edgetl.core.lineage import Sha256
 from edgetl.core.manifest import Manifest
 from edgetl.core.tasks import KnnHead
 from edgetl.errors import GalleryError
+from edgetl.runtime.gallery.votes import new_class_weight
 
 SUFFIX = ".gallery.json"
 MAX_IMAGES = 4096
@@ -108,12 +109,17 @@ class Gallery(StrictModel):
         return tuple(dict.fromkeys((*manifest.labels, *(image.label for image in self.images))))
 
     def votes(self, manifest: Manifest, head: KnnHead) -> NDArray[np.float32]:
-        """Return the votes of the images, float32 ``[images, labels]``: the weight of the class in its column, 1 for a new class."""
-        columns = {label: index for index, label in enumerate(self.labels(manifest))}
+        """Return the votes of the images, float32 ``[images, labels]``: the weight of the class in its column.
+
+        The weight of a class of the bundle is that of its training images. That of a new class is ``new_class_weight``.
+        """
+        columns, counts = {label: index for index, label in enumerate(self.labels(manifest))}, self.counts()
+        trained = manifest.lineage.train_images / len(manifest.labels)
         found = np.zeros((len(self.images), len(columns)), np.float32)
         for row, image in enumerate(self.images):
             column = columns[image.label]
-            found[row, column] = head.weights[column] if column < len(head.weights) else 1.0
+            known = column < len(head.weights)
+            found[row, column] = head.weights[column] if known else new_class_weight(trained, counts[image.label])
         return found
 
     def counts(self) -> dict[str, int]:

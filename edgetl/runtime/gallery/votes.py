@@ -8,6 +8,18 @@ from numpy.typing import NDArray
 from edgetl.core.tasks import LEAST_WEIGHT, KnnHead
 
 
+def new_class_weight(trained: float, added: int) -> float:
+    """Return the vote weight of a new class: the square root of the ratio of the images per class, and at least 1.
+
+    With equal votes, a new class with few images rarely has the majority beside classes with many (``bench.accuracy.gallery``).
+
+    Args:
+        trained: mean number of training images of a class of the bundle.
+        added: number of images of the new class.
+    """
+    return float(max(1.0, (trained / added) ** 0.5))
+
+
 def combined_logits(
     head: KnnHead,
     outputs: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
