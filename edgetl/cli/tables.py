@@ -84,6 +84,10 @@ def figures_line(evaluation: Evaluation) -> str:
             f"exact match {with_interval(evaluation.accuracy)}, "
             f"label accuracy {labels.label_accuracy:.4f}, macro F1 {evaluation.macro_f1:.4f}"
         )
+    if (found := evaluation.anomaly) is not None:
+        kind = "synthetic defects" if found.synthetic else "anomalies"
+        ranked = f"AUROC {with_interval(found.auroc)}" if found.auroc else "AUROC none (it needs normal images and anomalies)"
+        return f"{ranked}, false alarms {with_interval(found.false_alarms)}, detected {kind} {with_interval(found.detected)}"
     if (values := evaluation.regression) is None:
         return f"accuracy {with_interval(evaluation.accuracy)}, macro F1 {evaluation.macro_f1:.4f}"
     errors = f"MAE {values.mae:.4g}, RMSE {values.rmse:.4g}, R² {with_interval(values.r2)}"

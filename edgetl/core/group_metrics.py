@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgetl.core.config import StrictModel
 from edgetl.core.metrics import paired_drop
-from edgetl.core.output_decoding import nearest_levels, present_labels, scores_of
+from edgetl.core.output_decoding import is_anomaly, nearest_levels, present_labels, scores_of
 from edgetl.core.results import AccuracyDrop, Proportion, wilson
 from edgetl.core.tasks import OutputDecoding
 
@@ -178,6 +178,10 @@ def outcomes_of(model: str, decoding: OutputDecoding, truth: NDArray[Any], outpu
         case "classification":
             places, best = np.arange(len(decoding.labels)), outputs.argmax(axis=1)
             return Outcomes(model, best == truth, truth[:, None] == places, best[:, None] == places, decoding.labels)
+        case "anomaly":
+            found, actual = is_anomaly(decoding, scores_of(decoding, outputs)), truth == 1
+            both = [np.stack([~column, column], axis=1) for column in (actual, found)]
+            return Outcomes(model, found == actual, both[0], both[1], decoding.labels)
         case "multi-label":
             actual, predicted = truth > 0, present_labels(decoding, scores_of(decoding, outputs))
             return Outcomes(model, (actual == predicted).all(axis=1), actual, predicted, decoding.labels)

@@ -20,7 +20,7 @@ from edgetl.core.reference import Reference
 from edgetl.core.results import AccuracyDrop, Agreement, Attempt, Proportion, UnlabeledAgreement
 from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting
 from edgetl.core.system.host_load import HostLoad
-from edgetl.core.tasks import DecisionRule, KnnHead, OutputDecoding, Task
+from edgetl.core.tasks import CLASS_TASKS, DecisionRule, KnnHead, OutputDecoding, Task
 
 MANIFEST_NAME = "manifest.json"
 # Optional detached signature over the exact bytes of the manifest (``edgetl.device.signature``).
@@ -130,7 +130,8 @@ class Variant(StrictModel):
         input: name of the input tensor.
         input_form: ``float``: the input is float32 ``[batch, 3, H, W]``, RGB, normalized. ``uint8``: the input is uint8
             ``[batch, H, W, 3]``, RGB pixels after resize and crop, and the file normalizes them.
-        output: name of the output tensor, float32 ``[batch, labels]``: logits, or the numbers of a regression.
+        output: name of the output tensor, float32 ``[batch, labels]``: logits, or the numbers of a regression. Anomaly detection: the heat
+            map, ``[batch, height * width]``, in rows.
         agreement: agreement with the trained model on validation images.
         validation: accuracy, or the task metric (``Evaluation.score``), on the validation images. The accuracy gate uses it.
         test: the same on the test images, for information; none without test images.
@@ -325,14 +326,14 @@ class Manifest(StrictModel):
                 )
         if self.reference and (problem := self.reference.problem(self.decoding)):
             raise ValueError(f"the monitoring reference is invalid: {problem}")
-        if self.task in ("classification", "multi-label") and self.decision_rule.spread != 1.0:
+        if self.decoding.has_scores and self.decision_rule.spread != 1.0:
             raise ValueError(f"a {self.task} model has the spread {self.decision_rule.spread:g}, but only numbers have one")
         names = {variant.name for variant in self.variants}
         if len(names) != len(self.variants):
             raise ValueError("two variants have the same name")
         for golden in self.golden:
             if (
-                (self.task == "classification" and golden.label not in self.labels)
+                (self.task in CLASS_TASKS and golden.label not in self.labels)
                 or set(golden.scores) != names
                 or any(len(row) != len(self.labels) for row in golden.scores.values())
             ):

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.output_decoding import nearest_levels, present_labels, scores_of
+from edgetl.core.output_decoding import anomaly_outputs, is_anomaly, nearest_levels, present_labels, scores_of
 from edgetl.core.results import (
     AccuracyDrop,
+    AnomalyFigures,
     ClassScore,
     Evaluation,
     MultiLabelFigures,
@@ -38,7 +39,7 @@ _Ranked: TypeAlias = tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool
 
 
 def evaluate(decoding: OutputDecoding, truth: NDArray[Any], outputs: NDArray[np.float32]) -> Evaluation:
-    """Compute the metrics of a network's ``outputs`` ``[n, labels]``.
+    """Compute the metrics of a network's ``outputs`` ``[n, outputs]``.
 
     Args:
         decoding: task, labels and decision rule.
@@ -59,6 +60,8 @@ def evaluate(decoding: OutputDecoding, truth: NDArray[Any], outputs: NDArray[np.
             return evaluate_values(truth[:, 0], outputs[:, 0], rule.tolerance)
         case "ordinal":
             return _evaluate_levels(decoding, truth[:, 0], outputs[:, 0])
+        case "anomaly":
+            return _evaluate_anomalies(decoding, truth == 1, outputs)
         case _:
             assert_never(decoding.task)
 
@@ -71,6 +74,40 @@ def _evaluate_levels(decoding: OutputDecoding, truth: NDArray[np.float64], value
     assert figures is not None
     kappa = quadratic_kappa(np.array(result.confusion))
     return result.model_copy(update={"regression": figures.model_copy(update={"kappa": kappa})})
+
+
+def _evaluate_anomalies(decoding: OutputDecoding, truth: NDArray[np.bool_], outputs: NDArray[np.float32]) -> Evaluation:
+    predicted = is_anomaly(decoding, scores_of(decoding, outputs))
+    # Outputs have a finer resolution than scores, which round to 1. NaN ranks last.
+    ranked = np.nan_to_num(anomaly_outputs(outputs).astype(np.float64), nan=-NOT_FINITE)
+    figures = AnomalyFigures(
+        auroc=_with_interval(lambda weights: auroc(truth, ranked, weights), len(truth)) if 0 < truth.sum() < len(truth) else None,
+        false_alarms=wilson(int((predicted & ~truth).sum()), int((~truth).sum())),
+        detected=wilson(int((predicted & truth).sum()), int(truth.sum())),
+    )
+    result = evaluate_predictions(truth.astype(np.int64), predicted.astype(np.int64), decoding.labels)
+    return result.model_copy(update={"anomaly": figures})
+
+
+def auroc(truth: NDArray[np.bool_], scores: NDArray[np.floating[Any]], weights: NDArray[np.int64] | None = None) -> float:
+    """Compute the area under the ROC curve: the probability that a positive has a higher score than a negative (ties count half).
+
+    This is the Mann-Whitney statistic (Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747).
+
+    Args:
+        truth: bool ``[n]``, true for positives.
+        scores: scores ``[n]``, without NaN.
+        weights: repetition counts ``[n]``. None: each counts once.
+
+    Returns:
+        the area, 0..1; NaN without positives or without negatives.
+    """
+    counts = np.ones(len(truth), np.int64) if weights is None else weights
+    _, places = np.unique(scores, return_inverse=True)
+    positives, negatives = np.bincount(places, counts * truth), np.bincount(places, counts * ~truth)
+    pairs = positives.sum() * negatives.sum()
+    below = np.cumsum(negatives) - negatives / 2
+    return float((positives * below).sum() / pairs) if pairs else math.nan
 
 
 def evaluate_predictions(truth: NDArray[np.int64], predicted: NDArray[np.int64], labels: Sequence[str]) -> Evaluation:

@@ -44,7 +44,7 @@ class Reference(StrictModel):
     Attributes:
         n: number of validation images.
         classes: number of images by predicted class: the class (label) with the highest score, or the ordinal level. Empty for regression.
-        confidence: number of images by the highest score, in 10 equal ranges of 0..1. Classification and multi-label only.
+        confidence: number of images by ``Prediction.score``, in 10 equal ranges of 0..1. Empty for regression and ordinal.
         scores: quantiles of the score of each label, in multiples of 0.01; at most 32 labels, the most frequent ones. Regression and
             ordinal: quantiles of the output, in the unit of the values.
         images: quantiles of the image statistics (``image_statistics``). A device ignores statistics that it does not know.
@@ -58,7 +58,7 @@ class Reference(StrictModel):
 
     def problem(self, decoding: OutputDecoding) -> str | None:
         """Return the reason why the reference is invalid for a model, or none."""
-        scored = decoding.task in ("classification", "multi-label")
+        scored = decoding.has_scores
         if tuple(self.classes) != (decoding.labels if scored else decoding.level_names if decoding.task == "ordinal" else ()):
             return "its classes are not those of the model"
         if sum(self.classes.values()) != (0 if decoding.task == "regression" else self.n):
@@ -140,7 +140,7 @@ def describe_validation(predictions: Sequence[Prediction], statistics: NDArray[n
     """
     if len(predictions) < LEAST_IMAGES:
         return None
-    scored = decoding.task in ("classification", "multi-label")
+    scored = decoding.has_scores
     found = [name for prediction in predictions if (name := class_of(prediction, decoding)) is not None]
     names = () if decoding.task == "regression" else decoding.labels if scored else decoding.level_names
     classes = {name: found.count(name) for name in names}

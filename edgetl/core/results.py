@@ -16,10 +16,11 @@ class Prediction:
     Attributes:
         label: class (or label) with the highest score. None if the image is unknown: the highest score of a classification is less than
             ``DecisionRule.reject_below``. Regression and ordinal: name of the value column.
-        score: highest score, 0..1. Regression and ordinal: output of the network, in the unit of the values.
+        score: highest score, 0..1; of the anomaly in anomaly detection. Regression and ordinal: output, in the unit of the values.
         scores: score of each label, in the order of the labels. Classification: they sum to 1. Multi-label: each is 0..1.
         labels: labels with a score of at least their threshold, in the order of the labels; may be empty. Multi-label only.
         value: predicted number (regression) or nearest level (ordinal); none for other tasks.
+        heat_map: anomaly score of each position, 0..1, in rows from top to bottom. Anomaly detection only.
     """
 
     label: str | None
@@ -27,6 +28,7 @@ class Prediction:
     scores: tuple[float, ...]
     labels: tuple[str, ...] = ()
     value: float | None = None
+    heat_map: tuple[tuple[float, ...], ...] = ()
 
 
 class Proportion(StrictModel):
@@ -209,6 +211,22 @@ class RegressionFigures(StrictModel):
     kappa: float | None = None
 
 
+class AnomalyFigures(StrictModel):
+    """Metrics of anomaly detection.
+
+    Attributes:
+        auroc: area under the ROC curve, with its bootstrap interval. None without normal images or without anomalies.
+        false_alarms: ratio of normal images above the threshold, with its Wilson interval.
+        detected: ratio of anomalies above the threshold, with its Wilson interval.
+        synthetic: number of anomalies that are normal images with a synthetic defect. 0: the anomalies are labeled images.
+    """
+
+    auroc: Proportion | None
+    false_alarms: Proportion
+    detected: Proportion
+    synthetic: int = 0
+
+
 class ReliabilityBin(StrictModel):
     """Bin of a reliability diagram: predictions with a score in one range.
 
@@ -274,6 +292,7 @@ class Evaluation(StrictModel):
         regression: metrics of regression and ordinal predictions; none for other tasks.
         reliability: calibration of the scores; none for regression and ordinal tasks, and in runs of earlier versions.
         rejection: coverage and precision of a classification with ``DecisionRule.reject_below``; none without it.
+        anomaly: metrics of anomaly detection; none for other tasks.
     """
 
     accuracy: Proportion
@@ -284,13 +303,16 @@ class Evaluation(StrictModel):
     regression: RegressionFigures | None = None
     reliability: Reliability | None = None
     rejection: Rejection | None = None
+    anomaly: AnomalyFigures | None = None
 
     def problem(self, task: Task, outputs: int) -> str | None:
         """Return the reason why the metrics are invalid for ``task`` and a network with ``outputs`` outputs, or none."""
         labels, sizes = self.multi_label, {len(self.confusion), *map(len, self.confusion)}
         if (labels is not None) != (task == "multi-label") or (self.regression is not None) != (task in ("regression", "ordinal")):
             return f"the metrics are not those of the task {task}"
-        if task in ("classification", "multi-label") and len(self.classes) != outputs:
+        if (self.anomaly is not None) != (task == "anomaly"):
+            return f"the metrics are not those of the task {task}"
+        if task in ("classification", "multi-label", "anomaly") and len(self.classes) != outputs:
             return f"there are metrics of {len(self.classes)} classes, but {outputs} labels"
         if labels and {len(labels.average_precision), len(labels.thresholds)} != {outputs}:
             return f"there is not one average precision and one threshold for each of {outputs} labels"
@@ -300,7 +322,9 @@ class Evaluation(StrictModel):
 
     @property
     def score(self) -> Proportion:
-        """Task metric, which the accuracy gate limits: accuracy, mean average precision (multi-label) or R² (regression)."""
+        """Task metric, which the accuracy gate limits: accuracy, mean average precision, R², or AUROC (without anomalies: accuracy)."""
+        if self.anomaly is not None and self.anomaly.auroc is not None:
+            return self.anomaly.auroc
         if self.multi_label is not None:
             return self.multi_label.mean_average_precision
         if self.regression is not None and self.regression.kappa is None:

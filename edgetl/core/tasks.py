@@ -1,4 +1,4 @@
-"""Tasks (classification, multi-label, regression, ordinal), their decision rules, k-NN heads, and output decoding."""
+"""Tasks (classification, multi-label, regression, ordinal, anomaly), their decision rules, k-NN heads, and output decoding."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from pydantic import Field
 
 from edgetl.core.config import StrictModel
 
-Task: TypeAlias = Literal["classification", "multi-label", "regression", "ordinal"]
+Task: TypeAlias = Literal["classification", "multi-label", "regression", "ordinal", "anomaly"]
 
+# Tasks with exactly one class for each image. The true label is the index of the class.
+CLASS_TASKS: frozenset[Task] = frozenset({"classification", "anomaly"})
+# Classes of anomaly detection.
+NORMAL, ANOMALY = ANOMALY_LABELS = ("normal", "anomaly")
 MAX_LEVELS = 100
+MAX_MAP_SIDE = 256
 # Smallest vote weight of a k-NN head, relative to the nearest neighbor. It avoids a division by zero if all neighbors are equally near.
 LEAST_WEIGHT = 1e-6
 # Task metric: the accuracy gate limits it, and a bundle records it (``Evaluation.score``).
@@ -21,7 +26,11 @@ SCORE_NAMES: dict[Task, str] = {
     "multi-label": "mean average precision",
     "regression": "R²",
     "ordinal": "accuracy",
+    "anomaly": "AUROC",
 }
+
+
+MapSide = Annotated[int, Field(ge=1, le=MAX_MAP_SIDE)]
 
 
 class DecisionRule(StrictModel):
@@ -32,11 +41,13 @@ class DecisionRule(StrictModel):
             without calibration. Classification and multi-label only.
         reject_below: smallest highest score of a known image, 0..1. An image with a lower one has no label ("unknown"). 0 rejects no image.
             Classification only.
-        thresholds: score from which each label is present, 0..1. They are chosen on validation images. Multi-label only.
+        thresholds: score from which each label is present, 0..1. They are chosen on validation images. Multi-label only. Anomaly
+            detection: one threshold, from which an image is an anomaly.
         spread: standard deviation of the training images' values, in their unit. Tolerances for numbers are relative to it. Regression and
             ordinal only.
         tolerance: largest error of a correct prediction, in the unit of the values. Regression and ordinal only.
         ordinal_levels: lowest and highest level. Ordinal only.
+        heat_map: height and width of the heat map, whose values are the outputs of the network. Anomaly detection only.
     """
 
     temperature: float = Field(default=1.0, ge=0.01, le=100.0)
@@ -45,6 +56,7 @@ class DecisionRule(StrictModel):
     spread: float = Field(default=1.0, gt=0.0)
     tolerance: float = Field(default=0.0, ge=0.0)
     ordinal_levels: tuple[int, int] | None = None
+    heat_map: tuple[MapSide, MapSide] | None = None
 
     def with_temperature(self, temperature: float) -> DecisionRule:
         """Return the rule with another temperature. Thresholds are converted, so that the labels stay the same."""
@@ -58,15 +70,17 @@ class DecisionRule(StrictModel):
         return ", ".join(parts + ([f"unknown below {self.reject_below:.4g}"] if self.reject_below else []))
 
     def problem(self, task: Task, outputs: int) -> str | None:
-        """Return the reason why the rule is invalid for ``task`` and a network with ``outputs`` outputs, or none."""
-        if len(self.thresholds) != (outputs if task == "multi-label" else 0):
+        """Return the reason why the rule is invalid for ``task`` and ``outputs`` labels, or none."""
+        if len(self.thresholds) != {"multi-label": outputs, "anomaly": 1}.get(task, 0):
             return f"{len(self.thresholds)} thresholds for {outputs} labels of a {task} model"
-        if self.temperature != 1.0 and task in ("regression", "ordinal"):
+        if self.temperature != 1.0 and task in ("regression", "ordinal", "anomaly"):
             return f"a {task} model has the temperature {self.temperature:g}, but its outputs are not scores"
         if self.reject_below and task != "classification":
             return f"a {task} model rejects images (reject_below is {self.reject_below:g}), but only a classification can"
         if task in ("regression", "ordinal") and outputs != 1:
             return f"a {task} model has {outputs} outputs, but needs one"
+        if (self.heat_map is not None) != (task == "anomaly") or (task == "anomaly" and outputs != len(ANOMALY_LABELS)):
+            return f"a {task} model has {outputs} labels and {'a' if self.heat_map else 'no'} heat map"
         if (self.ordinal_levels is not None) != (task == "ordinal"):
             return f"a {task} model has ordinal levels" if self.ordinal_levels else "an ordinal model has no levels"
         if self.ordinal_levels is not None and not 0 < self.ordinal_levels[1] - self.ordinal_levels[0] < MAX_LEVELS:
@@ -122,7 +136,7 @@ class OutputDecoding:
 
     Attributes:
         task: task of the model.
-        labels: names of the outputs: classes, labels, or one column of values.
+        labels: classes, labels, or one column of values. They name the outputs, except in anomaly detection.
         decision_rule: temperature, thresholds, tolerance and levels.
     """
 
@@ -134,6 +148,17 @@ class OutputDecoding:
     def uncalibrated(self) -> OutputDecoding:
         """Decoding with the temperature 1 and the same labels. Golden scores do not depend on the calibration."""
         return replace(self, decision_rule=self.decision_rule.with_temperature(1.0))
+
+    @property
+    def has_scores(self) -> bool:
+        """True if the labels have scores of 0..1; false if the outputs are numbers."""
+        return self.task not in ("regression", "ordinal")
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs of the network: one for each label, or one for each position of the heat map."""
+        height, width = self.decision_rule.heat_map or (len(self.labels), 1)
+        return height * width
 
     @property
     def level_names(self) -> tuple[str, ...]:

@@ -6,24 +6,28 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from edgetl.core.files.names import label_problem, printable
 from edgetl.core.images.intensity import Levels
 from edgetl.core.output_decoding import describe_truth
 from edgetl.core.progress import Progress, silent
-from edgetl.core.tasks import OutputDecoding, Task
+from edgetl.core.tasks import ANOMALY_LABELS, CLASS_TASKS, OutputDecoding, Task
 from edgetl.data.content.facts import ImageFacts
 from edgetl.data.content.integrity import check_images
 from edgetl.data.content.masks import find_masks
 from edgetl.data.layout import ClassFolder, find_classes, parts_of
 from edgetl.data.layout import Part as Part
-from edgetl.data.listing import find_images, list_images
+from edgetl.data.listing import Folder, find_images, list_images
 from edgetl.data.scan_notes import Notes, ScanNote, log_notes
 from edgetl.data.selection import NO_SELECTION, Selection
 from edgetl.errors import DataError
+
+# Function from the tree of a data folder to its class folders.
+FindClasses: TypeAlias = Callable[[Folder, Notes], list[ClassFolder]]
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ class Sample:
         group: key of the group. All images of a group stay in one split. Empty for an image without a group.
         levels: smallest and largest value of an image with more than 8 bits per channel; none for other images.
         facts: size, brightness, perceptual hash and more; none for a sample that no scan made.
+        synthetic: true if a synthetic defect is drawn on the image after it is decoded (``edgetl.data.anomalies.defects``).
     """
 
     path: Path
@@ -55,6 +60,7 @@ class Sample:
     group: str = ""
     levels: Levels | None = None
     facts: ImageFacts | None = None
+    synthetic: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class ImageFolder:
 
     def counts(self) -> dict[str, int]:
         """Count the readable images of each label. In a regression or ordinal data set each image counts."""
-        if self.task == "classification":
+        if self.task in CLASS_TASKS:
             found = Counter(sample.label for sample in self.samples)
             return {label: found[index] for index, label in enumerate(self.labels)}
         numbers = self.task != "multi-label"
@@ -139,6 +145,17 @@ def scan_without_limits(root: str | Path, *, selection: Selection = NO_SELECTION
     return _scan(root, None, selection, progress)[0]
 
 
+def scan_anomalies(root: Path, find: FindClasses, *, selection: Selection = NO_SELECTION, progress: Progress = silent) -> ImageFolder:
+    """Scan normal images and anomalies for anomaly detection. ``find`` returns their folders for the tree of ``root``.
+
+    Raises:
+        DataError: as ``scan``, or as ``find``.
+    """
+    found, _ = _scan(root, ANOMALY_LABELS, selection, progress, find=find)
+    check_broken(found)
+    return replace(found, task="anomaly")
+
+
 def scan_unlabeled(root: Path, *, progress: Progress = silent) -> tuple[Sample, ...]:
     """Scan the images below ``root`` in any arrangement, sorted by path, without labels: each has the label 0.
 
@@ -165,10 +182,11 @@ def scan_unlabeled(root: Path, *, progress: Progress = silent) -> tuple[Sample, 
 
 
 def _scan(
-    root: str | Path, known: Sequence[str] | None, selection: Selection, progress: Progress
+    root: str | Path, known: Sequence[str] | None, selection: Selection, progress: Progress, *, find: FindClasses | None = None
 ) -> tuple[ImageFolder, Sequence[ClassFolder]]:
     folder, notes = check_folder(Path(root)), Notes()
-    classes = find_classes(list_images(folder, selection, notes), notes, known_labels=known)
+    tree = list_images(folder, selection, notes)
+    classes = find_classes(tree, notes, known_labels=known) if find is None else find(tree, notes)
     labels = _labels(folder, classes, known, notes)
     entries = sorted(((path, item) for item in classes for path in item.folder.files()), key=lambda entry: entry[0])
     contents = check_images([path for path, _ in entries], folder, progress=progress)

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.core.preprocess import PreprocessSpec, decode_image, normalize, preprocess, to_pixels
+from edgetl.core.preprocess import PreprocessSpec, normalize, preprocess, to_pixels
 from edgetl.core.system.host import available_cores
+from edgetl.data.anomalies.defects import read_sample
 from edgetl.data.folder import Sample
 from edgetl.errors import ConfigError
 
@@ -67,11 +68,11 @@ def _stacked(
 
 
 def _evaluation_view(sample: Sample, spec: PreprocessSpec) -> NDArray[np.float32]:
-    return preprocess(sample.path, spec)
+    return preprocess(read_sample(sample, spec), spec)
 
 
 def _evaluation_pixels(sample: Sample, spec: PreprocessSpec) -> NDArray[np.uint8]:
-    return np.asarray(to_pixels(decode_image(sample.path, spec), spec))
+    return np.asarray(to_pixels(read_sample(sample, spec), spec))
 
 
 class PixelSet:
@@ -121,7 +122,7 @@ class PixelSet:
         """Return the pixels of an image, or of its random crops."""
         if not self.crops:
             return [_evaluation_pixels(sample, self.spec)]
-        image = decode_image(sample.path, self.spec)
+        image = read_sample(sample, self.spec)
         random = np.random.default_rng(int(sample.content[:16], 16))
         return [np.asarray(to_pixels(_random_crop(image, random), self.spec)) for _ in range(self.crops)]
 

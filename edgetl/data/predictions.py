@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.files.regular import open_plain
-from edgetl.core.output_decoding import describe_truth, nearest_levels, present_labels, scores_of
+from edgetl.core.output_decoding import describe_truth, is_anomaly, nearest_levels, present_labels, scores_of
 from edgetl.core.tasks import OutputDecoding
 
 PREDICTIONS_NAME = "predictions.csv"
@@ -28,7 +28,7 @@ class LabeledFile:
         file: path relative to the image folder, printable.
         split: ``train``, ``val`` or ``test`` in a run. In an evaluation ``unseen``, or ``seen`` if the model was trained or selected on it.
         label: index of the true class. Unused for other tasks.
-        targets: true labels (0 or 1 each) or the true number. Empty for classification.
+        targets: true labels (0 or 1 each) or the true number. Empty for classification and anomaly detection.
     """
 
     file: str
@@ -45,8 +45,8 @@ class PredictedFile:
         file, split: as in ``LabeledFile``.
         label: true class, labels joined by commas, or number.
         prediction: predicted class, labels joined by commas (``none`` without labels), number (regression) or nearest level (ordinal).
-        score: score of the predicted class. Multi-label: the highest score. Regression and ordinal: output of the network. NaN if the
-            network returned NaN.
+        score: score of the predicted class. Multi-label: the highest score. Anomaly detection: score of the anomaly. Regression and
+            ordinal: output of the network. NaN if the network returned NaN.
     """
 
     file: str
@@ -67,6 +67,8 @@ def predicted_files(decoding: OutputDecoding, files: Sequence[LabeledFile], outp
     match decoding.task:
         case "classification":
             predictions = [decoding.labels[index] for index in best]
+        case "anomaly":
+            predictions, best = [decoding.labels[int(above)] for above in is_anomaly(decoding, scores)], np.ones_like(best)
         case "multi-label":
             present = present_labels(decoding, scores).astype(float)
             predictions = [describe_truth(decoding, 0, row.tolist()) for row in present]

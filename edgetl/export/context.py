@@ -23,6 +23,7 @@ from edgetl.core.results import Proportion
 from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting
 from edgetl.core.system.host import available_cores, versions
 from edgetl.core.tasks import KnnHead
+from edgetl.data.anomalies.defects import with_defects
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, stratified, truth_of
 from edgetl.errors import AccuracyGateError, ConfigError, first_line
@@ -74,7 +75,8 @@ class ExportContext:
         config: options of the export.
         limits: options of the accuracy gate. If the input is smaller than the run's, the drop that this costs is subtracted from
             ``max_drop``.
-        gate: validation images at the bundle's input size. They decide whether a variant passes.
+        gate: validation images at the bundle's input size. They decide whether a variant passes. Anomaly detection: normal images, and
+            copies of them with synthetic defects.
         train: training samples for re-fitting heads.
         validation: images of the monitoring reference. All validation images, or a random sample of ``config.gate_images``. In a
             cross-validated run, the training images.
@@ -125,8 +127,23 @@ class ExportContext:
         self.progress("exporting to ONNX", 1, 1)
 
     def evaluate(self, logits: Logits, *, exact: bool = False) -> GateResult:
-        """Return the gate result of a loaded file; ``exact`` is true for fp32."""
-        return evaluate_file(logits, self.gate, self.limits, exact=exact, progress=self.progress)
+        """Return the gate result of a loaded file; ``exact`` is true for fp32.
+
+        Labeled anomalies of the test also decide: the synthetic defects of the gate's images may differ from real ones.
+        """
+        result = evaluate_file(logits, self.gate, self.limits, exact=exact, progress=self.progress)
+        if exact or result.reason or self._anomaly_test is None:
+            return result
+        drop = drop_reason(self._anomaly_test, outputs_of(logits, self.test, progress=self.progress), self.limits)
+        return replace(result, reason=drop and f"test {drop}")
+
+    @cached_property
+    def _anomaly_test(self) -> GateSet | None:
+        """Test images with labeled anomalies, and the trained model's outputs for them; none without such images."""
+        labeled = any(sample.label == 1 and not sample.synthetic for sample in self.test.samples)
+        if self.run.record.task != "anomaly" or not labeled:
+            return None
+        return GateSet(self.test, self._trained_outputs(self.test), self.gate.decoding)
 
     @property
     def strict_problem(self) -> str:
@@ -208,19 +225,11 @@ def prepare(run: Run, config: ExportConfig, work: Path, progress: Progress) -> E
     train, test = run.samples("train", config.data), run.samples("test", config.data)
     folds = run.record.folds
     val = train if folds else run.samples("val", config.data)
-    if "int8" in config.precisions and min(len(train), config.calibration_images) < LEAST_CALIBRATION:
-        raise AccuracyGateError(
-            f"int8 calibration needs at least {LEAST_CALIBRATION} images, and {min(len(train), config.calibration_images)} would be used. "
-            f"Nothing was written. Raise --num-samples, add training images, or remove int8 from --precision."
-        )
-    reduced = run.record.task == "classification" and any(precision != "fp32" for precision in config.precisions)
-    n = min(len(val), config.gate_images)
-    if reduced and not config.allow_missing and (problem := too_few_for_strict(n, config, folds=folds)):
-        more = "training" if folds else "validation"
-        raise AccuracyGateError(f"{problem}. Nothing was written. Add {more} images, raise --max-drop, or omit --strict.")
+    labeled, tested = (with_defects(part) if run.record.task == "anomaly" else part for part in (val, test))
+    _check_request(run, config, train, val)
     unlabeled = read_unlabeled(config.unlabeled, train) if config.unlabeled else []
     spec = resized(run.record.preprocess, config.input_size)
-    gate = _gate_set(run, PixelSet(stratified(val, config.gate_images), spec), progress)
+    gate = _gate_set(run, PixelSet(stratified(labeled, config.gate_images), spec), progress)
     full = gate if spec == run.record.preprocess else _gate_set(run, PixelSet(gate.samples, run.record.preprocess), progress)
     if folds:
         rows = {sample.path: row for sample, row in zip(train, run.out_of_fold_outputs(), strict=True)}
@@ -230,15 +239,38 @@ def prepare(run: Run, config: ExportConfig, work: Path, progress: Progress) -> E
     if spec != run.record.preprocess:
         full_size, left = _allow_for_size(full, gate, config)
         limits = config.model_copy(update={"max_drop": left})
-    tested, calibration = (
-        PixelSet(stratified(*chosen), spec) for chosen in ((test, config.gate_images), (train, config.calibration_images))
+    test_images, calibration = (
+        PixelSet(stratified(*chosen), spec) for chosen in ((tested, config.gate_images), (train, config.calibration_images))
     )
     # The gate's images are balanced over the classes. The reference needs the class frequencies of the data.
     sample = PixelSet(sorted(val, key=lambda item: item.content)[: config.gate_images], spec)
-    validation = sample if len(val) > config.gate_images and not folds else gate.images
-    context = ExportContext(run, config, limits, gate, train, validation, tested, calibration, work, progress, unlabeled, full_size)
-    context.gate = replace(gate, more=lambda: context.agreement_set)
+    validation = gate.images if folds or (labeled is val and len(val) <= config.gate_images) else sample
+    context = ExportContext(run, config, limits, gate, train, validation, test_images, calibration, work, progress, unlabeled, full_size)
+    # Crops of normal images change the decisions of an anomaly detector, whose gate has synthetic defects instead.
+    if run.record.task != "anomaly" or unlabeled:
+        context.gate = replace(gate, more=lambda: context.agreement_set)
     return context
+
+
+def _check_request(run: Run, config: ExportConfig, train: Sequence[Sample], val: Sequence[Sample]) -> None:
+    """Check that the run's images and task allow the requested files, before anything is computed.
+
+    Raises:
+        AccuracyGateError: there are too few calibration images for int8, or too few validation images for ``strict``.
+        ConfigError: an input size is requested for an anomaly detector.
+    """
+    if run.record.task == "anomaly" and config.input_size is not None:
+        raise ConfigError("--input-size: the heat map of an anomaly detector has a fixed size. Train at this size (--input-size).")
+    if "int8" in config.precisions and min(len(train), config.calibration_images) < LEAST_CALIBRATION:
+        raise AccuracyGateError(
+            f"int8 calibration needs at least {LEAST_CALIBRATION} images, and {min(len(train), config.calibration_images)} would be used. "
+            f"Nothing was written. Raise --num-samples, add training images, or remove int8 from --precision."
+        )
+    reduced = run.record.task == "classification" and any(precision != "fp32" for precision in config.precisions)
+    n = min(len(val), config.gate_images)
+    if reduced and not config.allow_missing and (problem := too_few_for_strict(n, config, folds=run.record.folds)):
+        more = "training" if run.record.folds else "validation"
+        raise AccuracyGateError(f"{problem}. Nothing was written. Add {more} images, raise --max-drop, or omit --strict.")
 
 
 def resized(spec: PreprocessSpec, side: int | None) -> PreprocessSpec:

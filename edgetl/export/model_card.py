@@ -163,6 +163,12 @@ def _task(record: RunRecord) -> str:
     match record.task:
         case "classification":
             return f"Image classification, {len(record.labels)} classes: {labels}."
+        case "anomaly":
+            rate = record.expected_false_alarms or 0.0
+            return (
+                f"Anomaly detection, trained on normal images only. An image is an anomaly from a score of "
+                f"{record.decision_rule.thresholds[0]:g}. Expected rate of false alarms on normal images: {rate:.3f}."
+            )
         case "multi-label":
             pairs = zip(record.labels[:30], record.decision_rule.thresholds, strict=False)
             limits = ", ".join(f"{label} {threshold:.3f}" for label, threshold in pairs)
@@ -189,6 +195,11 @@ def _details(test: Evaluation) -> list[str]:
         return [
             f"- On the test images: all labels correct on {_with_interval(test.accuracy)}, ratio of correct decisions "
             f"{test.multi_label.label_accuracy:.3f}"
+        ]
+    if (found := test.anomaly) is not None:
+        kind = f"{found.synthetic} images with synthetic defects" if found.synthetic else "labeled anomalies"
+        return [
+            f"- On the test images: false alarms {_with_interval(found.false_alarms)}, detected {_with_interval(found.detected)} of {kind}"
         ]
     if (values := test.regression) is not None:
         kappa = "" if values.kappa is None else f", quadratic-weighted kappa {values.kappa:.3f}"

@@ -285,6 +285,7 @@ def _time_alone(context: ExportContext, format_: Format, exported: ExportedVaria
 
 def _choose_golden(samples: Sequence[Sample]) -> list[Sample]:
     """Choose a few validation images with alternating classes. Small files are preferred, because every bundle contains them."""
+    samples = [sample for sample in samples if not sample.synthetic]
     small = [sample for sample in samples if sample.path.stat().st_size <= MAX_GOLDEN_BYTES]
     return stratified(small or samples, GOLDEN_IMAGES)
 

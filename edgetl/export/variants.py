@@ -30,6 +30,7 @@ from edgetl.export.gate.unlabeled import MAX_EXPECTED_DROP
 from edgetl.export.quantize.attempts import AccuracyControl, QuantizerInput
 from edgetl.export.quantize.search import ExportedVariant, SearchContext, search_quantization
 from edgetl.runtime.engine import supported_settings
+from edgetl.train.heads.modules import HeadSpec
 
 # Number of gate images on which NNCF's accuracy-aware search measures accuracy.
 CONTROL_IMAGES = 300
@@ -61,15 +62,13 @@ def quantize(context: ExportContext, format_: Format, target: Path) -> ExportedV
     Raises:
         ExportError: no attempt could write a file.
     """
-    task = context.gate.decoding.task
+    task, head = context.gate.decoding.task, context.run.record.head
     calibration = [row[None] for batch in context.calibration.batches() for row in batch]
     control = (
         AccuracyControl(partial(context.measurement_images, CONTROL_IMAGES), context.limits.max_drop) if task == "classification" else None
     )
     with tempfile.TemporaryDirectory(dir=context.work) as work:
-        # 8-bit similarities change the nearest neighbors, which costs 1 to 6 points of accuracy on the digits.
-        fp32_end = context.knn is not None
-        quantizer = FORMATS[format_].quantizer(QuantizerInput(context.source, calibration, Path(work), fp32_end, control))
+        quantizer = FORMATS[format_].quantizer(QuantizerInput(context.source, calibration, Path(work), _float_ends(head), control))
         search = SearchContext(
             open_files=partial(open_files, format_),
             evaluate=context.evaluate,
@@ -79,12 +78,26 @@ def quantize(context: ExportContext, format_: Format, target: Path) -> ExportedV
             explain=context.config.explain,
             progress=context.progress,
         )
+        attempts = quantizer.attempts(context.config.cpu)
+        if head.distances:  # it has no linear layer on features to re-fit
+            attempts = list(dict.fromkeys(replace(item, refit=False) for item in attempts))
         # In a cross-validated run, the gate has the images that a head would be re-fitted on, and could not detect overfitting. The votes
         # of a gallery need the k-NN head as it was fitted.
         fixed_head = context.run.record.folds or context.knn is not None
-        attempts = [item for item in quantizer.attempts(context.config.cpu) if not (item.refit and fixed_head)]
+        attempts = [item for item in attempts if not (item.refit and fixed_head)]
         variant = search_quantization(quantizer, attempts, target, search)
     return replace(variant, sensitivities=_with_layers(variant.sensitivities[:MOST_SENSITIVITIES], context.source))
+
+
+def _float_ends(head: HeadSpec) -> int:
+    """Return the number of vector lengths in a head that stays in fp32; 0 if the head is quantized.
+
+    8-bit similarities of a k-NN head change the nearest neighbors, which costs 1 to 6 points of accuracy on the digits. 8-bit distances of
+    an anomaly head lose the directions of small variance.
+    """
+    if head.distances:
+        return 2 if head.distances.image_width else 1
+    return int(head.kind == "knn")
 
 
 def measure_settings(

@@ -6,15 +6,14 @@ import base64
 import io
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageFilter
+
+from edgetl.core.images.heat_map import draw_heat_map
 
 # Longest side, pixels, and JPEG quality: about 8 kB for an image.
 SIDE = 192
 QUALITY = 80
-# Orange of the saliency maps, RGB. It differs from gray in hue and brightness, also for color-blind readers.
-_HOT = np.array([255.0, 107.0, 0.0])
-
 # Ratio of the longest side to the standard deviation of the smoothing, which is half the step of the windows.
 _SMOOTHING = 16
 
@@ -26,6 +25,11 @@ def thumbnail(image: Image.Image, side: int = SIDE) -> bytes:
     return _jpeg(small)
 
 
+def heat_overlay(pixels: NDArray[np.uint8], heat_map: ArrayLike) -> bytes:
+    """Return a gray copy of an image uint8 ``[H, W, 3]`` with a heat map, values 0..1 ``[rows, columns]``, in orange as JPEG."""
+    return thumbnail(draw_heat_map(Image.fromarray(pixels), heat_map))
+
+
 def saliency_overlay(pixels: NDArray[np.uint8], saliency: NDArray[np.float32]) -> bytes:
     """Return a gray copy of an image with its saliency map in orange as JPEG.
 
@@ -33,14 +37,11 @@ def saliency_overlay(pixels: NDArray[np.uint8], saliency: NDArray[np.float32]) -
         pixels: uint8 ``[H, W, 3]``, RGB.
         saliency: float32 ``[H, W]``. Values of at most 0 stay gray; the largest value becomes orange.
     """
-    gray = np.asarray(Image.fromarray(pixels).convert("L"), np.float64)[:, :, None]
     heat = np.clip(np.nan_to_num(saliency), 0.0, None)
     levels = np.rint(255 * heat / max(float(heat.max()), 1e-12)).astype(np.uint8)
     # The windows of the occlusion leave steps in the map.
     smooth = np.asarray(Image.fromarray(levels).filter(ImageFilter.GaussianBlur(max(levels.shape) / _SMOOTHING)), np.float64)
-    weight = 0.85 * smooth[:, :, None] / max(smooth.max(), 1.0)
-    mixed = gray * (1 - weight) + _HOT * weight
-    return thumbnail(Image.fromarray(np.rint(mixed).astype(np.uint8)))
+    return heat_overlay(pixels, smooth / max(smooth.max(), 1.0))
 
 
 def data_uri(jpeg: bytes) -> str:

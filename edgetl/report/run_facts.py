@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import TypeAlias, assert_never
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from edgetl.core.images.decode import content_hash, examine
-from edgetl.core.output_decoding import describe_truth
+from edgetl.core.output_decoding import decode, describe_truth
 from edgetl.core.preprocess import decode_image, preprocess, to_pixels
 from edgetl.core.progress import Progress, silent
-from edgetl.core.tasks import DecisionRule, Task
+from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
 from edgetl.data.folder import Sample
 from edgetl.data.loading import stratified
 from edgetl.data.predictions import PREDICTIONS_NAME, PredictedFile, parse_predictions
 from edgetl.errors import ImageError, RunError
 from edgetl.report.config import ReportConfig
-from edgetl.report.images import saliency_overlay, thumbnail
+from edgetl.report.images import heat_overlay, saliency_overlay, thumbnail
 from edgetl.report.models import RunFacts, ShownImage
 from edgetl.train.artifacts.record import METRICS_NAME
 from edgetl.train.artifacts.run import Run, open_run
@@ -68,7 +69,7 @@ def read_run(path: Path, config: ReportConfig, saliency: SaliencyFunction | None
         images = _Images(run, config.data or Path(splits.root), {entry.path: entry for entry in splits.entries})
         samples = images.samples()
         gallery = images.gallery(wrong[: config.images], saliency, progress)
-        if saliency is None and gallery:
+        if saliency is None and gallery and not run.record.decision_rule.heat_map:
             missing.append(NO_CAPTUM)
         if images.lost:
             missing.append(
@@ -87,6 +88,9 @@ def worst_predictions(rows: Sequence[PredictedFile], task: Task, rule: DecisionR
     match task:
         case "classification":
             wrong = [(row.score, row) for row in rows if row.prediction != row.label]
+        case "anomaly":
+            # False alarms by descending, missed anomalies by ascending score.
+            wrong = [(abs(row.score - rule.thresholds[0]), row) for row in rows if row.prediction != row.label]
         case "multi-label":
             wrong = [(_changed_labels(row), row) for row in rows if row.prediction != row.label]
         case "regression":
@@ -155,10 +159,13 @@ class _Images:
         opened = [(row, image) for row in rows if (image := self._open(self._entries.get(row.file))) is not None]
         pixels = [np.asarray(to_pixels(image, spec)) for _, image in opened]
         maps: list[bytes | None] = [None] * len(opened)
-        if saliency is not None and opened:
+        if opened and (saliency is not None or self._run.record.decision_rule.heat_map):
             network: nn.Module = self._run.load_model()
-            found = saliency(network, np.stack([preprocess(image, spec) for _, image in opened]), progress=progress)
-            maps = [saliency_overlay(*pair) for pair in zip(pixels, found, strict=True)]
+            batch = np.stack([preprocess(image, spec) for _, image in opened])
+            if self._run.record.decision_rule.heat_map:
+                maps = [heat_overlay(*pair) for pair in zip(pixels, _heat_maps(self._run.record.decoding, network, batch), strict=True)]
+            elif saliency is not None:
+                maps = [saliency_overlay(*pair) for pair in zip(pixels, saliency(network, batch, progress=progress), strict=True)]
         return tuple(
             ShownImage(_caption(row, self._run.record.task), thumbnail(Image.fromarray(view)), saliency_map)
             for (row, _), view, saliency_map in zip(opened, pixels, maps, strict=True)
@@ -178,6 +185,13 @@ class _Images:
         return None
 
 
+def _heat_maps(decoding: OutputDecoding, network: nn.Module, images: NDArray[np.float32]) -> list[tuple[tuple[float, ...], ...]]:
+    """Return the heat map of each image that an anomaly detector computes."""
+    with torch.inference_mode():
+        outputs: NDArray[np.float32] = network(torch.from_numpy(images)).numpy()
+    return [prediction.heat_map for prediction in decode(decoding, outputs)]
+
+
 def _caption(row: PredictedFile, task: Task) -> tuple[str, ...]:
-    score = f" ({row.score:.3f})" if task in ("classification", "ordinal") else ""
+    score = f" ({row.score:.3f})" if task in ("classification", "ordinal", "anomaly") else ""
     return f"label {row.label}", f"predicted {row.prediction}{score}", row.file

@@ -21,8 +21,9 @@ from edgetl.core.output.folders import write_file
 from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
-from edgetl.core.tasks import OutputDecoding
-from edgetl.data.folder import ImageFolder, Sample, scan
+from edgetl.core.tasks import CLASS_TASKS, OutputDecoding
+from edgetl.data.anomalies.layout import find_normal
+from edgetl.data.folder import ImageFolder, Sample, scan, scan_anomalies
 from edgetl.data.loading import batches, pixel_batches, truth_of
 from edgetl.data.predictions import LabeledFile, predicted_files, predictions_csv
 from edgetl.data.scan_notes import ScanNote
@@ -256,15 +257,19 @@ def images_to_evaluate(
         DataError: the folder has other classes, or the model has seen all images.
     """
     labels, selection = config.labels, Selection(config.include, config.exclude)
-    if labels is None and decoding.task != "classification":
+    if labels is None and decoding.task not in CLASS_TASKS:
         wanted = ", ".join(("file", *decoding.labels[:5]))
         raise ConfigError(f"this is a {decoding.task} model. Set the labels of the images with --labels FILE.csv (columns {wanted}).")
     if labels is not None and selection.include:
         raise ConfigError("--include cannot be combined with --labels: the table lists the files. Add rows to the table instead.")
-    if labels is None:
+    if labels is None and decoding.task == "anomaly":
+        folder = scan_anomalies(data, find_normal, selection=selection, progress=progress)
+    elif labels is None:
         folder = scan(data, known_labels=decoding.labels, selection=selection, progress=progress)
-    elif decoding.task == "classification":
-        folder = scan_table(data, Table(labels, decoding.task, classes=decoding.labels, selection=selection), known=True, progress=progress)
+    elif decoding.task in CLASS_TASKS:
+        folder = scan_table(
+            data, Table(labels, "classification", classes=decoding.labels, selection=selection), known=True, progress=progress
+        )
     else:
         folder = scan_table(data, Table(labels, decoding.task, decoding.labels, selection=selection), known=True, progress=progress)
     samples = [sample for sample in folder.samples if config.every_image or hash_prefix(sample.content) not in seen]

@@ -41,11 +41,10 @@ def check_ports(ports: Ports, variant: Variant, manifest: Manifest) -> None:
     Raises:
         EngineError: they do not match. The message lists every difference.
     """
-    labels = len(manifest.labels)
     kind = UINT8 if variant.input_form == "uint8" else FLOAT32
     problems = _problems("input", ports.inputs, kind, {variant.input: (None, *variant.input_shape(manifest.preprocess))})
-    more = manifest.knn.outputs(labels) if manifest.knn else {}
-    problems += _problems("output", ports.outputs, FLOAT32, {variant.output: (None, labels), **more})
+    more = manifest.knn.outputs(len(manifest.labels)) if manifest.knn else {}
+    problems += _problems("output", ports.outputs, FLOAT32, {variant.output: (None, manifest.decoding.outputs), **more})
     if problems:
         raise EngineError(
             f"the model does not match the manifest: {'; '.join(problems)}. The model was not loaded. Export the bundle again."

@@ -175,15 +175,16 @@ class Predictor:
             batch: batch in the form that ``prepare`` returns.
 
         Returns:
-            logits, or the predicted numbers of a regression: float32 ``[batch, labels]``.
+            logits, or the predicted numbers of a regression: float32 ``[batch, labels]``. Anomaly detection: the outputs of the heat map,
+            ``[batch, height * width]``.
 
         Raises:
-            EngineError: the engine failed, or the number of outputs differs from the number of labels.
+            EngineError: the engine failed, or the number of outputs does not match the manifest.
         """
         result = self._engine.run(batch)
-        if result.shape != (len(batch), len(self.labels)):
+        if result.shape != (len(batch), self.decoding.outputs):
             raise EngineError(
-                f"the model returned the shape {list(result.shape)} for {len(batch)} image(s) and {len(self.labels)} labels. "
+                f"the model returned the shape {list(result.shape)} for {len(batch)} image(s) and {self.decoding.outputs} outputs. "
                 f"Export the bundle again."
             )
         return result

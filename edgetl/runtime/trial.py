@@ -64,7 +64,7 @@ class _Job(StrictModel):
     sizes: tuple[int, ...]
     shape: tuple[int, int, int, int]
     pixels: bool = False
-    labels: int
+    outputs: int
     memory_bytes: int
     cpu_s: int
 
@@ -90,13 +90,13 @@ def try_variant(bundle: Bundle, variant: Variant, *, limits: Limits | None = Non
     sizes = tuple(map(len, files))
     allowed = limits or Limits(memory_for(sum(sizes)))
     shape = (1, *variant.input_shape(bundle.manifest.preprocess))
-    labels = len(bundle.manifest.labels)
+    outputs = bundle.manifest.decoding.outputs
     job = _Job(
         format=variant.format,
         sizes=sizes,
         shape=shape,
         pixels=variant.input_form == "uint8",
-        labels=labels,
+        outputs=outputs,
         memory_bytes=allowed.memory_bytes,
         cpu_s=allowed.cpu_s,
     )
@@ -166,9 +166,9 @@ def run_trial() -> None:
         found = load_engine(job.format, files, threads=1).run(black).shape
         # If OpenVINO 2026.4 cannot allocate a tensor, it returns no rows and reports no error.
         wrong = (
-            f"the model returned the shape {list(found)} for one image, expected [1, {job.labels}], probably because of too little memory"
+            f"the model returned the shape {list(found)} for one image, expected [1, {job.outputs}], probably because of too little memory"
         )
-        error = "" if found == (1, job.labels) else wrong
+        error = "" if found == (1, job.outputs) else wrong
     except (EdgetlError, MemoryError) as caught:
         error = str(caught)[:2000] or "too little memory"
     os.write(report, _Report(error=error).model_dump_json().encode())

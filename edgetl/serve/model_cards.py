@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgetl.core.lineage import Lineage
-from edgetl.core.manifest import Variant
+from edgetl.core.manifest import Manifest, Variant
 from edgetl.core.results import Proportion
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.serve.protocol.models import Model, Models
@@ -33,23 +33,20 @@ def card(model: Model, versions: Sequence[str], served: ServedBundle) -> dict[st
         versions: all served releases of this model, the oldest first.
         served: the served bundle.
     """
-    manifest, variant, decision_rule = model.manifest, model.variant, model.manifest.decision_rule
+    manifest, variant = model.manifest, model.variant
     return {
         "name": manifest.name,
         "version": str(manifest.release),
         "versions": list(versions),
         "task": manifest.task,
         "labels": list(model.labels),
-        "temperature": decision_rule.temperature,
-        "reject_below": decision_rule.reject_below,
-        "thresholds": list(decision_rule.thresholds) or None,
-        "tolerance": decision_rule.tolerance if manifest.task == "regression" else None,
-        "ordinal_levels": list(decision_rule.ordinal_levels) if decision_rule.ordinal_levels else None,
+        **_decision(manifest),
         "variant": variant.name,
         "format": variant.format,
         "precision": variant.precision,
         "size_bytes": variant.size_bytes,
         "input_size": list(manifest.preprocess.input_size),
+        "crop": {"mode": manifest.preprocess.crop_mode, "pct": manifest.preprocess.crop_pct},
         "created": manifest.created,
         "gallery": _gallery_facts(model),
         **_signature(served),
@@ -70,6 +67,18 @@ def _gallery_facts(model: Model) -> dict[str, Any] | None:
         return None
     new = model.labels[len(model.manifest.labels) :]
     return {"sha256": model.gallery.sha256, "images": model.gallery.images, "new_labels": list(new)}
+
+
+def _decision(manifest: Manifest) -> dict[str, Any]:
+    decision_rule = manifest.decision_rule
+    return {
+        "temperature": decision_rule.temperature,
+        "reject_below": decision_rule.reject_below,
+        "thresholds": list(decision_rule.thresholds) or None,
+        "tolerance": decision_rule.tolerance if manifest.task == "regression" else None,
+        "ordinal_levels": list(decision_rule.ordinal_levels) if decision_rule.ordinal_levels else None,
+        "heat_map": list(decision_rule.heat_map) if decision_rule.heat_map else None,
+    }
 
 
 def _variant_scores(trained: Proportion, variant: Variant) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def test_dynamic_dimensions_are_checked_after_a_run(bundle: Bundle, tmp_path: Pa
     ends = [end("input", ["n", "c", "h", "w"]), end("logits", ["n", "classes"])]
     model = onnx_bytes(nodes, {"zero": np.float32(0), "nine": np.array([1, 9], np.float32)}, ends=ends)
     predictor = edgetl.load(_forged(bundle, tmp_path, "onnx", model))
-    with pytest.raises(EngineError, match=r"returned the shape \[1, 9\] for 1 image\(s\) and 10 labels"):
+    with pytest.raises(EngineError, match=r"returned the shape \[1, 9\] for 1 image\(s\) and 10 outputs"):
         predictor.predict(np.zeros((SIDE, SIDE, 3), np.uint8))
 
 

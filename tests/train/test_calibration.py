@@ -195,7 +195,7 @@ def test_training_reports_a_calibration_that_the_images_do_not_allow(colors: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"calibrate": True, "task": "regression"}, "not regression, whose outputs are not scores"),
+        ({"calibrate": True, "task": "regression"}, "not regression, whose outputs are not probabilities"),
         ({"target_precision": 0.9, "task": "multi-label"}, "--target-precision is only for classification, not multi-label"),
         ({"target_precision": 0.9, "reject_below": 0.5}, "--target-precision and --reject-below cannot be combined"),
     ],

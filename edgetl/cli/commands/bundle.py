@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,14 +28,17 @@ from edgetl.cli.tables import (
 from edgetl.core.bundle import is_run, open_bundle
 from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
+from edgetl.core.images.heat_map import draw_heat_map
 from edgetl.core.images.intensity import FULL_RANGE
 from edgetl.core.lineage import describe_parent
 from edgetl.core.manifest import Manifest
 from edgetl.core.options import METAVAR
+from edgetl.core.output.folders import new_folder
 from edgetl.core.output_decoding import prediction_json
+from edgetl.core.preprocess import to_pixels
 from edgetl.data.listing import find_images
 from edgetl.device.config import TrustConfig
-from edgetl.errors import ImageError
+from edgetl.errors import ConfigError, ImageError
 from edgetl.runtime.evaluation import EvaluationConfig, EvaluationReport, evaluate_bundle
 from edgetl.runtime.predictor import Predictor, load
 from edgetl.runtime.verify import VerifyReport, verify
@@ -61,6 +66,11 @@ class PredictConfig(StrictModel):
         default=False,
         description="Trial run: first predict one image in a separate process with memory and time limits. Takes about a second.",
     )
+    heat_maps: Path | None = Field(
+        default=None,
+        description="Folder to write (PNG): each image with its heat map. For bundles of anomaly detection.",
+        json_schema_extra={METAVAR: "PATH"},
+    )
 
 
 @options_of(PredictConfig)
@@ -77,14 +87,15 @@ def predict_command(
     An unreadable image is reported, and the other images are predicted. The exit code is then 5.
     """
     config = build(PredictConfig, **given(PredictConfig, context, options))
-    with working(json_output=True, verbose=verbose):
+    with working(json_output=True, verbose=verbose), ExitStack() as stack:
         predictor = load(bundle, variant=config.variant, threads=config.threads, trial=config.trial, tuning=config.tuning)
+        maps = stack.enter_context(_heat_map_folder(config.heat_maps, predictor, bundle)) if config.heat_maps else None
         failed, rows = 0, []
         name = predictor.variant.name if predictor.variant else None
         if not json_output:
             err.print(f"variant: {name}")
         for path in _files(images):
-            row = _predict(predictor, path)
+            row = _predict(predictor, path, maps)
             failed += "error" in row
             if json_output:
                 rows.append(row)
@@ -278,11 +289,28 @@ def _files(paths: list[Path]) -> list[Path]:
     return found
 
 
-def _predict(predictor: Predictor, path: Path) -> dict[str, object]:
+def _heat_map_folder(folder: Path, predictor: Predictor, bundle: Path) -> AbstractContextManager[Path]:
+    """Return the context of the new folder for heat maps.
+
+    Raises:
+        ConfigError: the bundle has no heat maps, or the folder exists.
+    """
+    if predictor.decoding.decision_rule.heat_map is None:
+        raise ConfigError(f"--heat-maps: {bundle} is a bundle for {predictor.decoding.task}, which has no heat maps. Remove the option.")
+    return new_folder(folder, inputs={"the bundle": bundle})
+
+
+def _predict(predictor: Predictor, path: Path, maps: Path | None) -> dict[str, object]:
+    """Predict an image, and write its heat map into the folder ``maps``. A later image of the same name gets a number."""
     try:
-        prediction = predictor.predict(path)
+        image = predictor.read(path)
+        prediction = predictor.predict(image)
     except ImageError as error:
         return {"image": str(path), "error": str(error)}
+    if maps is not None:
+        copies = len([*maps.glob(f"{glob.escape(path.stem)}*.png")])
+        drawn = draw_heat_map(to_pixels(image, predictor.spec), prediction.heat_map)
+        drawn.save(maps / f"{path.stem}{f'-{copies + 1}' if copies else ''}.png")
     return {"image": str(path), **prediction_json(predictor.decoding, prediction)}
 
 
@@ -298,6 +326,8 @@ def _show_prediction(row: dict[str, object], top: int) -> None:
         present = row["labels"]
         assert isinstance(present, list)
         shown = f"{', '.join(present) or 'no label'} ({shown})"
+    elif "heat_map" in row:
+        shown = f"{row['label']} (score {row['score']:.3f})"
     elif row.get("label", "") is None:
         shown = f"unknown ({shown})"
     elif "value" in row:

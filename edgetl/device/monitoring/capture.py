@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias, get_args
 from edgetl.core.files.atomic import STAGING_MARK, storage_error, write_bytes
 from edgetl.core.images.file_types import HEADER_BYTES, image_format
 from edgetl.core.results import Prediction
-from edgetl.core.tasks import OutputDecoding
+from edgetl.core.tasks import CLASS_TASKS, OutputDecoding
 from edgetl.data.table.captured import IMAGES_NAME, TABLE_NAME
 from edgetl.device.monitoring.label_table import LabelTable
 from edgetl.errors import StorageError
@@ -43,11 +43,12 @@ def is_uncertain(prediction: Prediction, decoding: OutputDecoding, below: float)
     """Return true if a person should look at the prediction.
 
     Classification: the image is unknown, or the highest score is less than ``below``. Multi-label: a score is within 0.1 of its
-    threshold. Numbers have no measure of uncertainty.
+    threshold, in anomaly detection that of the anomaly. Numbers have no measure of uncertainty.
     """
     if decoding.task == "classification":
         return prediction.label is None or prediction.score < below
-    near = zip(prediction.scores, decoding.decision_rule.thresholds, strict=False)
+    scores = prediction.scores if decoding.task == "multi-label" else (prediction.score,)
+    near = zip(scores, decoding.decision_rule.thresholds, strict=False)
     return any(abs(score - threshold) < NEAR_THRESHOLD for score, threshold in near)
 
 
@@ -108,7 +109,7 @@ class CaptureFolder:
             StorageError: the folder cannot be written.
         """
         self.deleted, self._max_bytes, self._task = 0, max_bytes, decoding.task
-        labels = ("label",) if decoding.task == "classification" else decoding.labels
+        labels = ("label",) if decoding.task in CLASS_TASKS else decoding.labels
         number = 1
         while True:
             self.path = root / (name if number == 1 else f"{name}-{number}")

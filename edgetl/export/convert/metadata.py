@@ -28,10 +28,10 @@ def model_info(spec: PreprocessSpec, decoding: OutputDecoding, form: InputForm =
 
     Model API has no equivalent of "resize the shorter side with antialiasing, then crop". ``crop`` is the closest resize type, and its
     predictions are close to edgetl's, not equal. The block ``edgetl`` has the exact preprocessing. Model API has one threshold for all
-    labels; the lowest is written. It has no regression, so regression and ordinal models get no block. If ``form`` is ``uint8``, the file
+    labels; the lowest is written. Regression, ordinal and anomaly models get no block. If ``form`` is ``uint8``, the file
     normalizes the pixels, and the block has no mean and scale.
     """
-    if decoding.task in ("regression", "ordinal"):
+    if decoding.task in ("regression", "ordinal", "anomaly"):
         return {}
     # Model API has no temperature.
     thresholds = decoding.uncalibrated.decision_rule.thresholds

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgetl.core.metrics import evaluate, images_for_bound, paired_drop
-from edgetl.core.output_decoding import nearest_levels, present_labels, scores_of
+from edgetl.core.output_decoding import anomaly_outputs, is_anomaly, nearest_levels, present_labels, scores_of
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import (
@@ -167,6 +167,12 @@ def _same_predictions(
     match decoding.task:
         case "classification":
             return trained.argmax(axis=1) == exported.argmax(axis=1), scores_of(decoding, trained).max(axis=1) >= CONFIDENT_SCORE
+        case "anomaly":
+            # As for the label of a multi-label model.
+            limit = decoding.decision_rule.thresholds[0]
+            distance = np.abs(anomaly_outputs(trained) - math.log(limit / (1 - limit)))
+            same = is_anomaly(decoding, scores_of(decoding, trained)) == is_anomaly(decoding, scores_of(decoding, exported))
+            return same, distance >= math.log(CONFIDENT_SCORE / (1 - CONFIDENT_SCORE))
         case "multi-label":
             # For a threshold of 0.5 a confident score is 0.6 or more. Other thresholds use the same distance in log-odds.
             limits = np.clip(np.array(decoding.decision_rule.thresholds), 1e-7, 1 - 1e-7)

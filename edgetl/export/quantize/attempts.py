@@ -93,14 +93,15 @@ class QuantizerInput:
         source: fp32 ONNX file.
         calibration: calibration batches, float32 ``[1, 3, H, W]``.
         work: empty folder for intermediate files.
-        fp32_end: keep the operations of a k-NN head, which compare features with stored images, in fp32.
+        float_ends: keep the head in fp32: the operations from the subtraction of the features' center to the output. It is the number of
+            vector lengths (``ReduceL2``) in the head, each of which measures the result of such a subtraction. 0 quantizes the head.
         control: limit of NNCF's accuracy-aware search. None turns the search off.
     """
 
     source: Path
     calibration: Sequence[NDArray[np.float32]]
     work: Path
-    fp32_end: bool = False
+    float_ends: int = 0
     control: AccuracyControl | None = None
 
 

@@ -37,7 +37,7 @@ class OpenVinoQuantizer:
         Raises:
             ExportError: the file is already quantized, or OpenVINO cannot convert it.
         """
-        self._fp32_end = given.fp32_end
+        self._float_ends = given.float_ends
         self._source = given.work / "plain.xml"
         self._calibration = given.calibration
         self._control = given.control
@@ -60,7 +60,7 @@ class OpenVinoQuantizer:
         if not self._calibration:
             raise ExportError("int8 needs calibration images, and there are none. Add training images, or raise --num-samples.")
         model = core().read_model(self._source)
-        names = [*fp32, *([_head(model).get_friendly_name()] if settings.refit else []), *(_end(model) if self._fp32_end else [])]
+        names = [*fp32, *([_head(model).get_friendly_name()] if settings.refit else []), *_ends(model, self._float_ends)]
         attention = any(op.get_type_name() in ("ScaledDotProductAttention", "Softmax") for op in model.get_ops())
         names += [] if attention else _first_depthwise(model)
         options: dict[str, Any] = {
@@ -186,14 +186,14 @@ def _fake_quantized(op: Any) -> list[Any]:
     return found
 
 
-def _end(model: ov.Model) -> list[str]:
-    """Return the names of the operations of a k-NN head: from the subtraction of the features' mean to the output.
+def _ends(model: ov.Model, count: int) -> list[str]:
+    """Return the names of the operations of a head that stays in fp32: from each subtraction of the features' center to the output.
 
-    The subtraction is the input of the last ``ReduceL2``, which computes the length of the features.
+    The subtractions are the inputs of the last ``count`` operations ``ReduceL2``, which compute the length of the features.
     """
     ops = model.get_ordered_ops()
-    measured = [op for op in ops if op.get_type_name() == "ReduceL2"][-1]
-    inside = {measured.input_value(0).get_node().get_friendly_name()}
+    measured = [op for op in ops if op.get_type_name() == "ReduceL2"][-count:] if count else []
+    inside = {op.input_value(0).get_node().get_friendly_name() for op in measured}
     for op in ops:
         if any(op.input_value(port).get_node().get_friendly_name() in inside for port in range(op.get_input_size())):
             inside.add(op.get_friendly_name())

@@ -33,7 +33,7 @@ class OnnxQuantizer:
         Raises:
             ExportError: the file is already quantized, or ONNX Runtime cannot infer its shapes.
         """
-        self._fp32_end = given.fp32_end
+        self._float_ends = given.float_ends
         self._calibration = given.calibration
         self._work = given.work
         self._prepared = given.work / "prepared.onnx"
@@ -68,7 +68,7 @@ class OnnxQuantizer:
         if not self._calibration:
             raise ExportError("int8 needs calibration images, and there are none. Add training images, or raise --num-samples.")
         graph = onnx.load(self._prepared).graph
-        excluded = [*fp32, *([_head(graph).name] if settings.refit else []), *(_end(graph) if self._fp32_end else [])]
+        excluded = [*fp32, *([_head(graph).name] if settings.refit else []), *_ends(graph, self._float_ends)]
         target = folder / "model.onnx"
         try:
             with _quiet():
@@ -198,12 +198,12 @@ class _Reader(CalibrationDataReader):
         return None if batch is None else {INPUT_NAME: batch}
 
 
-def _end(graph: onnx.GraphProto) -> list[str]:
-    """Return the names of the nodes of a k-NN head: from the subtraction of the features' mean to the output.
+def _ends(graph: onnx.GraphProto, count: int) -> list[str]:
+    """Return the names of the nodes of a head that stays in fp32: from each subtraction of the features' center to the output.
 
-    The subtraction is the input of the last ``ReduceL2``, which computes the length of the features.
+    The subtractions are the inputs of the last ``count`` nodes ``ReduceL2``, which compute the length of the features.
     """
-    inside = {[node.input[0] for node in graph.node if node.op_type == "ReduceL2"][-1]}
+    inside = set([node.input[0] for node in graph.node if node.op_type == "ReduceL2"][-count:] if count else [])
     names = []
     for node in graph.node:
         if inside.intersection([*node.input, *node.output]):

@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from edgetl.core.files.names import printable
-from edgetl.core.tasks import OutputDecoding
+from edgetl.core.tasks import CLASS_TASKS, OutputDecoding
 from edgetl.data.groups import describe_grouping
 from edgetl.report.elements import Child, element, facts, items, table
 from edgetl.report.images import data_uri
@@ -76,7 +76,7 @@ def count_labels(run: RunFacts) -> tuple[tuple[str, ...], Counter[tuple[str, str
     names = decoding.level_names if decoding.task == "ordinal" else decoding.labels
     found: Counter[tuple[str, str]] = Counter()
     for entry in run.splits.entries:
-        if decoding.task == "classification":
+        if decoding.task in CLASS_TASKS:
             found[names[entry.label], entry.part] += 1
         elif decoding.task == "ordinal":
             found[f"{entry.targets[0]:g}", entry.part] += 1

@@ -14,7 +14,11 @@ _ORDER = {
     "multi-label": "those with the most wrong labels first",
     "regression": "those with the largest error first",
     "ordinal": "those with the largest error first",
+    "anomaly": "those with the scores farthest from the threshold first",
 }
+_HEAT_MAPS = (
+    "Left: the image as the network sees it, after resize and crop. Right: its heat map. Orange parts differ from the normal images."
+)
 
 
 def mistakes_section(run: RunFacts) -> list[Child]:
@@ -31,6 +35,8 @@ def mistakes_section(run: RunFacts) -> list[Child]:
         "arXiv:1311.2901). Orange parts support the wrong prediction: covering them lowers its output. A gray map: no "
         "single part does."
     )
+    if run.record.task == "anomaly":
+        explanation = _HEAT_MAPS
     has_maps = any(item.saliency for item in run.gallery)
     return [
         paragraph(text),

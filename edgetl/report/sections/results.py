@@ -44,18 +44,25 @@ def _metrics(run: RunFacts) -> list[tuple[str, Child]]:
     shown, validation = run.shown, run.record.validation
     rows: list[tuple[str, Child]] = []
     if shown.score is not shown.accuracy:
-        rows.append((SCORE_NAMES[run.record.task].capitalize(), with_interval(shown.score)))
+        name = SCORE_NAMES[run.record.task]
+        rows.append((f"{name[0].upper()}{name[1:]}", with_interval(shown.score)))
     rows.append(("All labels correct" if shown.multi_label else "Accuracy", [with_interval(shown.accuracy), f", n = {shown.accuracy.n}"]))
     if shown.classes:
         rows.append(("Macro F1", number(shown.macro_f1)))
     if shown.multi_label is not None:
         rows.append(("Correct decisions", number(shown.multi_label.label_accuracy)))
+    if (found := shown.anomaly) is not None:
+        kind = "synthetic defects" if found.synthetic else "anomalies"
+        rows += [("False alarms", with_interval(found.false_alarms)), (f"Detected {kind}", with_interval(found.detected))]
     if (values := shown.regression) is not None:
         rows += [("MAE", f"{values.mae:.4g}"), ("RMSE", f"{values.rmse:.4g}"), ("R²", with_interval(values.r2))]
         rows += [("Quadratic-weighted kappa", number(values.kappa))] if values.kappa is not None else []
         rows.append(("Correct within", f"{values.tolerance:.4g}"))
     if run.record.test is not None:
-        rows.append((run.record.validation_name.capitalize(), [with_interval(validation.score), f", n = {validation.score.n}"]))
+        synthetic = " with synthetic defects" if validation.anomaly else ""
+        rows.append(
+            (f"{run.record.validation_name.capitalize()}{synthetic}", [with_interval(validation.score), f", n = {validation.score.n}"])
+        )
     return rows
 
 

@@ -10,7 +10,7 @@ const STAGES = ["queue", "decode", "preprocess", "inference"];
 
 /** Show a prediction of the model with this card. Return one sentence about it for screen readers. */
 export function showPrediction(card, prediction) {
-  const describe = { "multi-label": multiLabel, regression, ordinal }[card.task] ?? classification;
+  const describe = { "multi-label": multiLabel, regression, ordinal, anomaly }[card.task] ?? classification;
   const { headline, note, rows, announcement } = describe(card, prediction);
   find("result").replaceChildren(
     make("p", { class: headline[0].textContent.length > LONG_LABEL ? "headline long" : "headline" }, ...headline),
@@ -40,6 +40,34 @@ function multiLabel(card, { labels: predicted, scores }) {
     rows: [...rows.filter((row) => row.predicted), ...rows.filter((row) => !row.predicted)],
     announcement: `Prediction of ${card.name}: ${predicted.length ? predicted.join(", ") : "no label"}.`,
   };
+}
+
+function anomaly(card, { label, score, heat_map: heat }) {
+  return {
+    headline: [make("strong", {}, label === "anomaly" ? "Anomaly" : "Normal"), make("span", { class: "score" }, percent(score))],
+    note: "The bar is the anomaly score. The mark is the threshold. Orange positions of the map look different from the normal images.",
+    rows: make("div", {},
+      make("ol", { class: "bars", role: "list" }, bar({ name: "anomaly", score, predicted: label === "anomaly", threshold: card.thresholds[0] })),
+      heatMap(heat, card)),
+    announcement: `Prediction of ${card.name}: ${label}, anomaly score ${percent(score)}.`,
+  };
+}
+
+/** Return the heat map on the image, cropped as for the network: a cell per position, more orange for a higher score. */
+function heatMap(heat, { crop }) {
+  const cells = heat.flat().map((value) => {
+    const cell = make("span", {});
+    cell.style.opacity = String(0.85 * Math.min(1, Math.max(0, value)));
+    return cell;
+  });
+  const highest = Math.max(...heat.flat());
+  const image = make("img", { src: find("preview").src, alt: "" });
+  image.style.objectFit = { squash: "fill", border: "contain" }[crop.mode] ?? "cover";
+  image.style.transform = `scale(${1 / crop.pct})`;
+  const grid = make("div", { class: "heat-map", role: "img", "aria-label": `Heat map, highest score ${percent(highest)}` }, image, ...cells);
+  grid.style.gridTemplateColumns = `repeat(${heat[0].length}, 1fr)`;
+  grid.style.aspectRatio = `${heat[0].length} / ${heat.length}`;
+  return grid;
 }
 
 function regression(card, { value }) {

@@ -54,7 +54,7 @@ function curlCommand({ name, version }) {
 function showPlaceholder() {
   const { labels, task } = state.model;
   const shown = labels.slice(0, 20).join(", ") + (labels.length > 20 ? " …" : "");
-  const outputs = { classification: `Classes (${labels.length}): ${shown}`, "multi-label": `Labels (${labels.length}): ${shown}` };
+  const outputs = { classification: `Classes (${labels.length}): ${shown}`, "multi-label": `Labels (${labels.length}): ${shown}`, anomaly: `Classes: ${shown}` };
   find("result").replaceChildren(
     make("p", { class: "hint" }, "The prediction appears here."),
     make("p", { class: "hint" }, outputs[task] ?? `Target: ${shown} (${task === "ordinal" ? "ordinal level" : "number"})`),

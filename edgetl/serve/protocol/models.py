@@ -92,7 +92,8 @@ class Model:
     def metadata(self, versions: list[str]) -> dict[str, Any]:
         """Return the model metadata of the protocol."""
         port = self.port
-        outputs = [{"name": name, "datatype": "FP32", "shape": [-1, len(self.labels)]} for name in (SCORES, LOGITS)]
+        widths = ((SCORES, len(self.labels)), (LOGITS, self.decoding.outputs))
+        outputs = [{"name": name, "datatype": "FP32", "shape": [-1, width]} for name, width in widths]
         return {
             "name": self.name,
             "versions": versions,
@@ -109,7 +110,7 @@ class Model:
         }
 
     def outputs(self, logits: NDArray[np.float32]) -> ModelOutputs:
-        """Return the outputs of the protocol for logits, float32 ``[n, labels]``."""
+        """Return the outputs of the protocol for logits, float32 ``[n, outputs]``."""
         return ModelOutputs(self.name, self.version, self.labels, scores_of(self.decoding, logits), logits, self.identity())
 
 

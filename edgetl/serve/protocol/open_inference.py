@@ -335,6 +335,8 @@ def write_response(spec: ResponseSpec, outputs: ModelOutputs) -> tuple[bytes, in
 
 def _top_labels(values: NDArray[np.float32], labels: tuple[str, ...], count: int) -> tuple[str, list[int], list[str], bytes]:
     """Return the ``count`` largest values of each row as strings ``value:index:label``, the largest first."""
+    if values.shape[1] != len(labels):  # the positions of a heat map
+        labels = tuple(map(str, range(values.shape[1])))
     count = min(count, len(labels))
     order = np.argsort(-values, axis=1, kind="stable")[:, :count]
     strings = [f"{values[row, index]:.6f}:{index}:{labels[index]}" for row in range(len(values)) for index in order[row]]

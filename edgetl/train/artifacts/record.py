@@ -101,6 +101,7 @@ class RunRecord(StrictModel):
         given: names of the options that the user set. All other options have their defaults.
         backbone: origin and structure of the network.
         head: kind of the head.
+        expected_false_alarms: expected rate of false alarms of the threshold. None for other tasks than anomaly detection.
         preprocess: preprocessing of the images.
         plan: strategy, steps and rates after the data-dependent defaults.
         alarms: warnings to read before you use the run.
@@ -138,6 +139,7 @@ class RunRecord(StrictModel):
     given: tuple[str, ...] = ()
     backbone: BackboneRecord
     head: HeadSpec = HeadSpec()
+    expected_false_alarms: float | None = None
     preprocess: PreprocessSpec
     plan: Plan
     alarms: tuple[str, ...] = ()
@@ -170,6 +172,8 @@ class RunRecord(StrictModel):
             raise ValueError("labels: two labels are equal, or a label is empty")
         if problem := self.decision_rule.problem(self.task, outputs) or self.head.problem:
             raise ValueError(problem)
+        if (self.head.distances.heat_map if self.head.distances else None) != self.decision_rule.heat_map:
+            raise ValueError("the heat map of the head is not that of the decision rule")
         if missing := {WEIGHTS_NAME, SPLITS_NAME, *([OUT_OF_FOLD_NAME] if self.folds else [])} - set(self.files):
             raise ValueError(f"files: {min(missing)} is missing")
         if set(self.images) != {"train", "val", "test"}:

@@ -73,7 +73,7 @@ class Run:
         except (RuntimeError, TypeError) as error:
             raise RunError(f"{path} does not fit {backbone.architecture}: {first_line(error)} The run is damaged; train again.") from error
         head = dict(model.named_modules()).get(backbone.head_name)
-        if not isinstance(head, nn.Linear) or head.out_features != len(self.record.labels):
+        if not isinstance(head, nn.Linear) or head.out_features != (1 if self.record.head.distances else len(self.record.labels)):
             raise RunError(
                 f"{self.path}: {backbone.head_name!r} is not the head of {backbone.architecture}. The run is damaged; train again."
             )

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
 from edgetl.core.lineage import Sha256
-from edgetl.core.tasks import Task
+from edgetl.core.tasks import CLASS_TASKS, Task
 from edgetl.data.folder import Part
 from edgetl.data.split import Splits
 
@@ -28,7 +28,7 @@ class SplitEntry(StrictModel):
         label: index of the label. For tasks other than classification, index of the stratum.
         content: SHA-256 of the content.
         part: split of the image.
-        targets: targets from a label table. Empty for classification.
+        targets: targets from a label table. Empty for tasks with one class per image.
         group: group of the image. Empty without groups.
         raw: percent-encoded bytes of a path that is not UTF-8. Empty for other paths.
     """
@@ -96,9 +96,9 @@ class SplitsRecord(StrictModel):
     def problem(self, task: Task, labels: int) -> str | None:
         """Return the reason why the entries do not fit a run for ``task`` with ``labels`` labels, or ``None`` if they fit."""
         for entry in self.entries:
-            if task == "classification" and entry.label >= labels:
+            if task in CLASS_TASKS and entry.label >= labels:
                 return f"{entry.path} has label index {entry.label}, but the run has {labels} labels"
-            if len(entry.targets) != (0 if task == "classification" else labels):
+            if len(entry.targets) != (0 if task in CLASS_TASKS else labels):
                 return f"{entry.path} has {len(entry.targets)} targets, but the run is for {task} with {labels} labels"
         return None
 

@@ -51,8 +51,8 @@ def calibration_conflicts(config: CalibrationConfig, task: Task) -> Iterator[str
     rejection = [f"--{name}" for name in ("target-precision", "reject-below") if getattr(config, name.replace("-", "_")) is not None]
     if len(rejection) > 1:
         yield f"{' and '.join(rejection)} cannot be combined. Remove one of them"
-    if config.calibrate and task in ("regression", "ordinal"):
-        yield f"calibration is only for classification and multi-label tasks, not {task}, whose outputs are not scores"
+    if config.calibrate and task in ("regression", "ordinal", "anomaly"):
+        yield f"calibration is only for classification and multi-label tasks, not {task}, whose outputs are not probabilities"
     if rejection and task != "classification":
         yield f"{' and '.join(rejection)} is only for classification, not {task}. Remove it"
 

@@ -14,6 +14,7 @@ from edgetl.core.licenses import Policy
 from edgetl.core.options import COMMON, flat, nested, option_field
 from edgetl.core.preprocess import MAX_CROP_PCT, MIN_CROP_PCT, Interpolation, Side
 from edgetl.core.tasks import Task
+from edgetl.train.config.anomaly.options import AnomalyConfig
 from edgetl.train.config.weights_dir import AUTO_BACKBONE, EMBEDDED_BACKBONE, LITE0, chosen_backbone
 
 Strategy: TypeAlias = Literal["auto", "probe", "partial", "full", "progressive", "scratch", "compare"]
@@ -31,8 +32,7 @@ def logger_names(text: str | None) -> tuple[str, ...]:
 
 
 def _known_loggers(text: str) -> str:
-    names = logger_names(text)
-    if not names or set(names) - set(LOGGERS):
+    if not (names := logger_names(text)) or set(names) - set(LOGGERS):
         raise ValueError(f"{text!r} is not a list of loggers. Give one or more of {', '.join(LOGGERS)}, separated by commas")
     return text
 
@@ -103,7 +103,7 @@ class DataConfig(StrictModel):
         metavar="PATH",
     )
     task: Task | None = _data(
-        None, "Task. ordinal predicts integer grades. Default: from the label columns; classification for class folders."
+        None, "Task. ordinal: integer grades. anomaly: trained on normal images. Default: by the label columns, or classification."
     )
     columns: str | None = _data(
         None, "Label columns of --labels, separated by commas. Default: all except `file`, `split` and `group`.", metavar="NAMES"
@@ -342,12 +342,10 @@ class RunOptions(StrictModel):
 class TrainConfig(StrictModel):
     """Training configuration: all options of ``edgetl train``, in groups.
 
-    The value ``None`` selects a default that depends on the number of training images or on the backbone. :func:`resolve` computes these
-    defaults.
+    ``None`` selects a default that depends on the number of training images or on the backbone (:func:`resolve`).
 
-    Each option has a flat name, which is also its name on the command line: ``lr`` for ``optim.lr`` and ``--lr``. Use
-    :meth:`from_options` to build a configuration from flat names. An option that was given overrides the recipe, even if its value equals
-    the default.
+    Each option has a flat name, as on the command line: ``lr`` for ``optim.lr`` and ``--lr`` (:meth:`from_options`). An option that was
+    given overrides the recipe, even if its value equals the default.
 
     Attributes:
         backbone: Architecture, weights, license and preprocessing.
@@ -357,6 +355,7 @@ class TrainConfig(StrictModel):
         continual: L2-SP, WiSE-FT, LwF, EWC, replay and progressive networks.
         distillation: Teacher and weight of its loss.
         calibration: Temperature of the scores, and threshold of unknown images.
+        anomaly: Threshold and kind of anomalies.
         run: Seed, device, activation cache, loggers and checkpoints.
 
     Example:
@@ -372,6 +371,7 @@ class TrainConfig(StrictModel):
     continual: ContinualConfig = ContinualConfig()
     distillation: DistillationConfig = DistillationConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+    anomaly: AnomalyConfig = AnomalyConfig()
     run: RunOptions = RunOptions()
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 from edgetl.core.tasks import Task
 from edgetl.data.split import Splits
 from edgetl.errors import ConfigError, DataError, MissingExtraError
+from edgetl.train.config.anomaly.options import anomaly_conflicts
 from edgetl.train.config.calibration import calibration_conflicts
 from edgetl.train.config.options import ContinualConfig, DataConfig, HeadConfig, OptimConfig, Strategy, TrainConfig, logger_names
 from edgetl.train.config.plan import TrainingJob, describe_few, planned_strategy, smooths_labels
@@ -43,6 +44,8 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainingJob:
     strategy, reason = planned_strategy(config.optim.strategy, images, pretrained=config.backbone.pretrained)
     if splits.cross_validated and config.optim.strategy == "auto":
         strategy, reason = "probe", describe_few(images)
+    if splits.folder.task == "anomaly":
+        strategy, reason = "probe", "anomaly detection: the distances to normal images are fitted on frozen features"
     _refuse([*conflicts(config, given, splits.folder.task, strategy, images)])
     _check_loggers(config.run.loggers)
     _check_splits(splits)
@@ -83,6 +86,9 @@ def conflicts(
     """
     random = not config.backbone.pretrained or config.optim.strategy == "scratch"
     if task is not None:
+        pretrained = config.backbone.pretrained
+        yield from anomaly_conflicts(given, anomaly=task == "anomaly", strategy=config.optim.strategy, pretrained=pretrained)
+    if task is not None and task != "anomaly":
         yield from _loss_conflicts(config.optim, config.data.balance, task)
         yield from _balance_conflicts(config.data, config.head, task)
         # A recipe's value is ignored for other losses. A value that was given is a mistake.
@@ -99,7 +105,9 @@ def conflicts(
 
 
 def _label_conflicts(data: DataConfig) -> Iterator[str]:
-    if data.labels is None and data.task not in (None, "classification"):
+    if data.labels is not None and data.task == "anomaly":
+        yield "--task anomaly reads folders and cannot be combined with --labels. Remove it"
+    if data.labels is None and data.task not in (None, "classification", "anomaly"):
         yield f"--task {data.task} needs --labels FILE.csv"
     if data.labels is not None and data.include:
         yield "--include is for class folders and cannot be combined with --labels. Add rows to the table instead"
@@ -202,7 +210,7 @@ def _check_splits(splits: Splits) -> None:
             f"{folder.root} has {len(splits.train)} training and {len(splits.val)} validation images. Each split needs at least one. Add "
             f"images, or raise --val."
         )
-    if folder.task in ("regression", "ordinal"):
+    if folder.task in ("regression", "ordinal", "anomaly"):
         return
     classes = folder.task == "classification"
     trained = {sample.label for sample in splits.train} if classes else set()

@@ -16,7 +16,8 @@ from edgetl.core.output_decoding import sigmoid
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Evaluation
 from edgetl.core.tasks import DecisionRule, OutputDecoding, Task
-from edgetl.data.folder import ImageFolder, Sample, scan, scan_without_limits
+from edgetl.data.anomalies.layout import find_normal, split_normal
+from edgetl.data.folder import ImageFolder, Sample, scan, scan_anomalies, scan_without_limits
 from edgetl.data.groups import group_by_path
 from edgetl.data.loading import labels_of, truth_of
 from edgetl.data.selection import Selection
@@ -48,6 +49,8 @@ def scan_images(data: Path, config: DataConfig, *, limits: bool = True, progress
             ``edgetl.data.groups.group_by_path``.
     """
     selection = Selection(config.include, config.exclude)
+    if config.task == "anomaly":
+        return scan_anomalies(data, find_normal, selection=selection, progress=progress)
     if config.labels is None:
         folder = (scan if limits else scan_without_limits)(data, selection=selection, progress=progress)
         return folder if config.group is None else group_by_path(folder, config.group)
@@ -59,6 +62,8 @@ def scan_images(data: Path, config: DataConfig, *, limits: bool = True, progress
 def split_images(folder: ImageFolder, config: TrainConfig) -> Splits:
     """Split a folder by the options of a training."""
     data = config.data
+    if folder.task == "anomaly":
+        return split_normal(folder, seed=config.run.seed, val=data.val, test=data.test, together=data.near_duplicates == "together")
     return split(folder, seed=config.run.seed, val=data.val, test=data.test, together=data.near_duplicates == "together")
 
 
@@ -75,7 +80,7 @@ def pool_few_images(splits: Splits, config: TrainConfig) -> Splits:
     strategy, _ = planned_strategy(config.optim.strategy, trained, pretrained=config.backbone.pretrained)
     chosen = config.optim.strategy != "compare" and strategy == "probe" and config.head.kind == "linear"
     kept = "val" in given or any(sample.part == "val" for sample in splits.val)
-    if not chosen or kept or not splits.train or images >= CROSS_VALIDATE_BELOW:
+    if splits.folder.task == "anomaly" or not chosen or kept or not splits.train or images >= CROSS_VALIDATE_BELOW:
         return splits
     distinct = {(sample.label, sample.group or sample.content) for sample in pooled}
     if splits.folder.task == "classification" and min(Counter(label for label, _ in distinct).values()) < 2:
@@ -159,6 +164,8 @@ def choose_decoding(splits: Splits, val_outputs: NDArray[np.float32], *, toleran
         case "ordinal":
             levels = [int(sample.targets[0]) for sample in folder.samples]
             decision_rule = DecisionRule(spread=value_scale(splits)[1], tolerance=0.5, ordinal_levels=(min(levels), max(levels)))
+        case "anomaly":
+            raise AssertionError("edgetl.train.workflows.anomaly fits a detector")
         case _:
             assert_never(folder.task)
     return OutputDecoding(folder.task, folder.labels, decision_rule)

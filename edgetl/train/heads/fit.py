@@ -101,6 +101,8 @@ def fit_linear_head(
             return fit_multi_label(train, seed=seed, balanced=balanced, progress=progress)
         case "regression" | "ordinal":
             return fit_ridge(train)
+        case "anomaly":
+            raise AssertionError("edgetl.train.workflows.anomaly fits a detector")
         case _:
             assert_never(task)
 

@@ -20,6 +20,7 @@ from edgetl.core.config import StrictModel
 from edgetl.core.tasks import LEAST_WEIGHT, KnnHead
 from edgetl.errors import BackboneError
 from edgetl.train.config.options import Features, HeadKind
+from edgetl.train.heads.distances.modules import DistanceNetwork, DistanceSpec
 from edgetl.train.heads.multi_stage import MultiStageFeatures, has_stage_features
 from edgetl.train.networks.backbone import find_head, rebuild
 from edgetl.train.networks.progressive import ProgressiveRecord
@@ -38,6 +39,7 @@ class HeadSpec(StrictModel):
         neighbors: Number of neighbors that vote (knn).
         temperature: Temperature of the votes (knn). The vote weight of a neighbor is ``exp(similarity / temperature)``.
         embedding: Size of the text embeddings (text).
+        distances: Anomaly head, which replaces the head. None for other tasks.
     """
 
     kind: HeadKind = "linear"
@@ -47,6 +49,7 @@ class HeadSpec(StrictModel):
     neighbors: int = Field(default=0, ge=0)
     temperature: float = Field(default=0.0, ge=0.0)
     embedding: int = Field(default=0, ge=0, le=65_536)
+    distances: DistanceSpec | None = None
 
     @property
     def problem(self) -> str | None:
@@ -66,6 +69,10 @@ class HeadSpec(StrictModel):
 
     def describe(self) -> str:
         """Describe the head in a few words, such as ``mlp (256 hidden units)``."""
+        if self.distances:
+            height, width = self.distances.heat_map
+            whole = " and of the whole image" if self.distances.image_width else ""
+            return f"Mahalanobis distances of {height} x {width} patches{whole}"
         sizes = {
             "knn": f" ({self.neighbors} neighbors, {self.bank} stored images)",
             "mlp": f" ({self.hidden} hidden units)",
@@ -258,15 +265,22 @@ def make_adapter(spec: HeadSpec, width: int, classes: int) -> tuple[nn.Module, n
 
 def head_of(model: nn.Module) -> HeadSpec:
     """Return the record of the head of ``model``."""
+    if isinstance(model, DistanceNetwork):
+        return HeadSpec(distances=model.spec)
     return model.spec if isinstance(model, HeadedNetwork) else HeadSpec()
+
+
+def without_classifier(model: nn.Module) -> nn.Module:
+    """Remove the classifier of ``model``, a plain network, and return the network."""
+    model.set_submodule(find_head(model), nn.Identity())
+    return model
 
 
 def with_head(model: nn.Module, spec: HeadSpec, classes: int) -> HeadedNetwork:
     """Replace the classifier of ``model``, a plain network, by the head of ``spec``."""
-    head_name = find_head(model)
-    classifier = model.get_submodule(head_name)
+    classifier = model.get_submodule(find_head(model))
     assert isinstance(classifier, nn.Linear)
-    model.set_submodule(head_name, nn.Identity())
+    model = without_classifier(model)
     backbone = MultiStageFeatures(model) if spec.features == "layers" else model
     width = classifier.in_features + (sum(backbone.widths) if isinstance(backbone, MultiStageFeatures) else 0)
     return HeadedNetwork(backbone, *make_adapter(spec, width, classes), spec)
@@ -285,11 +299,15 @@ def rebuild_headed(
         raise BackboneError(
             f"{architecture} does not provide the feature maps of its stages, which the head in the run record needs. Train the run again."
         )
+    if spec.distances:
+        return DistanceNetwork(without_classifier(model), spec.distances)
     return model if spec.plain else with_head(model, spec, classes)
 
 
 def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the weights under the backbone's own names, without those of a head that is not the plain linear layer."""
+    if isinstance(model, DistanceNetwork):
+        model = model.backbone.network
     if isinstance(model, HeadedNetwork):
         model = model.backbone.network if isinstance(model.backbone, MultiStageFeatures) else model.backbone
     return dict(model.state_dict())

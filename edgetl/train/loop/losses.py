@@ -206,6 +206,8 @@ def make_task_loss(splits: Splits, optim: OptimConfig, *, smoothing: float, bala
             mean, spread = value_scale(splits)
             tolerance = 0.5 if folder.task == "ordinal" else optim.tolerance or TOLERANCE_SHARE * spread
             return ValueLoss(mean, spread, tolerance=tolerance / spread, huber=optim.regression_loss == "huber")
+        case "anomaly":
+            raise AssertionError("edgetl.train.workflows.anomaly fits a detector")
         case _:
             assert_never(folder.task)
 

@@ -13,6 +13,7 @@ from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
 from edgetl.core.progress import Progress, silent
 from edgetl.data.scan_notes import ScanNote
+from edgetl.train.config.anomaly.options import refuse_anomaly
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.config.resolve import check_conflicts, resolve
@@ -86,6 +87,7 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
         DataError: the folder cannot be used.
         BackboneError: the backbone cannot be found or loaded.
     """
+    refuse_anomaly(config.data.task, "it has no optimizer steps to estimate")
     check_conflicts(config)
     folder = scan_images(data, config.data, progress=progress)
     divided = split_images(folder, config)

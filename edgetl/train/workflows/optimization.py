@@ -233,6 +233,8 @@ def head_targets(samples: Sequence[Sample], splits: Splits) -> NDArray[Any]:
         case "regression" | "ordinal":
             mean, spread = value_scale(splits)
             return (truth_of(samples)[:, 0] - mean) / spread
+        case "anomaly":
+            raise AssertionError("edgetl.train.workflows.anomaly fits a detector")
         case _:
             assert_never(splits.folder.task)
 

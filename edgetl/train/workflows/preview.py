@@ -11,6 +11,7 @@ from edgetl.core.output.folders import check_chart, write_chart
 from edgetl.core.progress import Progress, silent
 from edgetl.data.loading import stratified
 from edgetl.train.artifacts.plots import plain_text
+from edgetl.train.config.anomaly.options import refuse_anomaly
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.resolve import check_conflicts, resolve
@@ -38,6 +39,7 @@ def draw_preview(data: Path, config: TrainConfig, path: Path, *, progress: Progr
         StorageError: the file cannot be written.
     """
     check_chart(path, "--preview", inputs=training_inputs(data, config))
+    refuse_anomaly(config.data.task, "it has no augmentation to preview")
     check_conflicts(config)
     folder = scan_images(data, config.data, progress=progress)
     splits = pool_few_images(split_images(folder, config), config)

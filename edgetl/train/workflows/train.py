@@ -13,12 +13,13 @@ from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.resolve import check_conflicts
 from edgetl.train.config.tasks import check_leakage, pool_few_images, scan_images, split_images
 from edgetl.train.loop.processes import rank
+from edgetl.train.workflows.anomaly.fit import fit_normal
 from edgetl.train.workflows.compare import compare
 from edgetl.train.workflows.finetune import fine_tune
 
 
 def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Run:
-    """Fine-tune a backbone on the images in ``data``, and write a run folder.
+    """Fine-tune a backbone on the images in ``data``, and write a run folder. The task ``anomaly`` fits a detector to normal images.
 
     The images are scanned and split into training, validation and test images. Then ``config.optim.strategy`` selects a training with
     one strategy or a comparison of strategies. ``out`` is checked and locked before the first image is read.
@@ -51,5 +52,5 @@ def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False
         folder = scan_images(data, config.data, progress=progress)
         splits = pool_few_images(split_images(folder, config), config)
         check_leakage(splits, config.data)
-        workflow = compare if config.optim.strategy == "compare" else fine_tune
+        workflow = fit_normal if folder.task == "anomaly" else compare if config.optim.strategy == "compare" else fine_tune
         return workflow(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)

@@ -23,6 +23,7 @@ from edgetl.data.audit.dropped import KINDS, Drop
 from edgetl.data.folder import ImageFolder, check_folder
 from edgetl.errors import ConfigError, DataError
 from edgetl.installation import install_command
+from edgetl.train.config.anomaly.options import refuse_anomaly
 from edgetl.train.config.options import BackboneConfig, DataConfig
 from edgetl.train.config.paths import check_file
 from edgetl.train.config.tasks import scan_images
@@ -104,6 +105,7 @@ def check_command(
     config = build(CheckConfig, **given(CheckConfig, context, part(CheckConfig, options)))
     labels = build(DataConfig, **given(DataConfig, context, part(DataConfig, options)))
     backbone = build(BackboneConfig, **given(BackboneConfig, context, part(BackboneConfig, options)))
+    refuse_anomaly(labels.task, "edgetl check compares images with their labels")
     _check_paths(data, config, labels)
     started = time.monotonic()
     with working(json_output=json_output, verbose=verbose) as progress:

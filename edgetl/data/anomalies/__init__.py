@@ -1,0 +1,1 @@
+"""Anomaly detection: layout of folders with normal images, their splits, and synthetic defects."""

@@ -1,0 +1,1 @@
+"""Training of anomaly detection from normal images."""
