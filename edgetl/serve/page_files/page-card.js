@@ -7,6 +7,7 @@ const TASKS = {
   "multi-label": "Any number of labels per image",
   regression: "A number per image",
   ordinal: "An ordinal level per image",
+  anomaly: "Anomalies, with a heat map",
 };
 // Scores that are shown as percentages.
 const PERCENTAGES = ["accuracy", "mean average precision"];
@@ -21,7 +22,7 @@ export function summary(card) {
 export function showCard(card) {
   const model = [
     ["Task", `${TASKS[card.task] ?? card.task} (${card.task})`],
-    [card.task === "classification" ? "Classes" : card.task === "multi-label" ? "Labels" : "Target", names(card.labels)],
+    [["classification", "anomaly"].includes(card.task) ? "Classes" : card.task === "multi-label" ? "Labels" : "Target", names(card.labels)],
     ["Release", card.versions.length > 1 ? `${card.version} (served: ${card.versions.join(", ")})` : card.version],
     ["Variant", `${card.variant}: ${card.format}, ${card.precision}, ${bytes(card.size_bytes)}`],
     ["Input", `${card.input_size.join(" × ")} pixels (height × width), RGB`],
