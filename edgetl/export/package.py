@@ -202,7 +202,7 @@ def _remedies(context: ExportContext, contents: _Contents) -> str:
     if not contents.variants and int8 and not context.config.allow_missing and "fp16" not in context.config.precisions:
         remedies.append("replace int8 by fp16 with --allow-missing")
     if any(STRICT_LIMIT in item.reason for item in failed):
-        remedies.append(f"add {'training' if context.run.record.folds else 'validation'} images, or omit --strict")
+        remedies.append(f"add {'training' if context.gate.folds else 'validation'} images, or omit --strict")
     if any(STRICT_LIMIT not in item.reason for item in failed):
         remedies.append("accept a larger accuracy drop with --max-drop")
         if int8 and used < len(context.train):
