@@ -7,19 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from edgetl.core.bundle import Bundle
 from edgetl.core.preprocess import preprocess
-from edgetl.core.tasks import LEAST_WEIGHT
+from edgetl.core.tasks import LEAST_WEIGHT, KnnHead
 from edgetl.data.folder import ImageFolder, Sample
 from edgetl.data.loading import batches, labels_of
 from edgetl.data.split import Splits, split
 from edgetl.errors import ConfigError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
+from edgetl.runtime.gallery.votes import combined_logits
 from edgetl.runtime.predictor import load
 from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.run import Run, open_run
@@ -138,6 +140,26 @@ def test_knn_votes_equal_those_of_scikit_learn() -> None:
         votes = fitted.adapter(torch.from_numpy(queries.features)).numpy()
     np.testing.assert_allclose(votes, reference.predict_proba(queries.features - mean), atol=1e-4)
     assert (_logits(fitted, queries.features).argmax(axis=1) == reference.predict(queries.features - mean)).all()
+
+
+def test_votes_with_a_gallery_equal_those_of_a_head_that_stores_its_images() -> None:
+    rows, queries = _clusters(80, seed=1), torch.from_numpy(_clusters(40, seed=2).features)
+    fitted = _fit("knn", LabeledFeatures(rows.features[:60], rows.targets[:60]), _clusters(40, seed=3))
+    small = fitted.adapter
+    assert isinstance(small, KnnVotes)
+    added = small.directions(torch.from_numpy(rows.features[60:]))
+    votes = F.one_hot(torch.from_numpy(rows.targets[60:]), 5).float() * 1.5
+    votes[:3] = torch.tensor([0.0, 0.0, 0.0, 0.0, 2.0])  # a new class
+    large = KnnVotes(12, 5, fitted.spec.model_copy(update={"bank": 80}))
+    large.directions.center.copy_(small.directions.center)
+    large.bank.copy_(torch.cat([small.bank, added]))
+    large.votes.copy_(torch.cat([F.pad(small.votes, (0, 1)), votes]))
+    with torch.no_grad():
+        outputs = [item.numpy() for item in small.nearest(queries)]
+        expected = large(queries).numpy()
+    head = KnnHead(width=12, neighbors=small.neighbors, temperature=small.temperature, scale=3.0, weights=(1.0,) * 4)
+    found = combined_logits(head, (outputs[0], outputs[1], outputs[2]), added.numpy(), votes.numpy())
+    np.testing.assert_allclose(found, 3 * (expected - 1 / 5), atol=1e-4)
 
 
 def test_swapping_two_equally_near_neighbors_keeps_the_prediction() -> None:
