@@ -165,13 +165,16 @@ def _label_issues(report: AuditReport, galleries: Galleries) -> list[Section]:
     if not found:
         return _uncertain(report, galleries)
     accuracy = f"They predict {report.probe_accuracy:.1%} of all labels. " if report.probe_accuracy is not None else ""
-    texts = (
+    texts: tuple[str, ...] = (
         f"{len(found):,} labels are possibly wrong. A linear probe and the neighbors of each image predict its label, without the given "
         f"one (confident learning, Northcutt et al. 2021). {accuracy}Some of the listed labels are correct: review them.",
         "Below each image are the probabilities of the given and of the suggested label. In a strong indication they differ by "
         f"{STRONG_MARGIN:g} or more. Of a set of copies, one image is shown. Images of label conflicts are not listed again.",
     )
-    strong, weak = ([_issue_entry(item) for item in found if item.strong == grade] for grade in (True, False))
+    if report.small_classes:
+        texts += (f"Labels with few images are neither checked nor suggested: {', '.join(report.small_classes)}.",)
+    flaws = {item.file: item.flaw for item in report.flaws}
+    strong, weak = ([_issue_entry(item, flaws) for item in found if item.strong == grade] for grade in (True, False))
     confusions = Counter((item.label, item.suggested) for item in found).most_common(10)
     rows: list[Sequence[Child]] = [[label, suggested, f"{count:,}"] for (label, suggested), count in confusions]
     content: list[Child] = [
@@ -197,9 +200,10 @@ def _uncertain(report: AuditReport, galleries: Galleries) -> list[Section]:
     return [("Uncertain labels", [paragraph(text), *content])]
 
 
-def _issue_entry(item: LabelIssue) -> Entry:
+def _issue_entry(item: LabelIssue, flaws: Mapping[str, Flaw]) -> Entry:
     values = f"{item.label} {item.given_probability:.2f}, {item.suggested} {item.suggested_probability:.2f}"
-    return (item.file,), f"{item.label} → {item.suggested}?", (values, item.file)
+    lines = [values, *([flaws[item.file]] if item.file in flaws else []), item.file]
+    return (item.file,), f"{item.label} → {item.suggested}?", lines
 
 
 def _copies(report: AuditReport, galleries: Galleries) -> list[Section]:
