@@ -85,8 +85,7 @@ def audit(
         seen: indices of images that an earlier run used.
         drop: kinds of findings that the cleaned list leaves out.
     """
-    samples, counts = folder.samples, folder.counts()
-    files = [_name(folder, sample.path) for sample in samples]
+    samples, counts, files = folder.samples, folder.counts(), [_name(folder, sample.path) for sample in folder.samples]
     joined = Joined(len(samples), pairs := (*copies, *findings.pairs))
     members = places_of(series := find_series(folder), files)
     report = AuditReport(
