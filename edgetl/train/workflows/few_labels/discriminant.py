@@ -55,12 +55,7 @@ def fit_mixture(
     # In the coordinates of the space that the rows span, the covariance has at most one row and column per image and view.
     _, _, basis = np.linalg.svd(rows, full_matrices=False)
     rows = rows @ basis.T
-    held = np.zeros((len(shrinkages), len(labels), classes))
-    for fitted, held_out in make_folds(labels, train.groups, len(views), seed=seed):
-        index = np.concatenate([fitted + view * len(labels) for view in range(len(views))])
-        found = _discriminants(rows[index], np.tile(labels[fitted], len(views)), classes, shrinkages)
-        for outputs, (weight, bias) in zip(held, found, strict=True):
-            outputs[held_out] = rows[held_out] @ weight.T + bias
+    held = _held_out_outputs(rows, train, classes, shrinkages, seed=seed)
     counts = np.bincount(labels, minlength=classes) / len(labels)
     prior = np.zeros(classes) if balanced else np.log(np.maximum(counts, 1 / len(labels)))
     importance = class_weights(labels)[labels] if balanced else np.ones(len(labels), np.float32)
@@ -75,6 +70,20 @@ def fit_mixture(
         out_of_fold=best.out_of_fold,
         discriminant_weight=best.weight,
     )
+
+
+def _held_out_outputs(
+    rows: NDArray[np.float64], train: LabeledFeatures, classes: int, shrinkages: Sequence[float], *, seed: int
+) -> NDArray[np.float64]:
+    """Return the outputs of LDA for the held-out images of each fold, ``[shrinkages, n, classes]``. ``rows`` has the views of all images."""
+    labels, views = train.targets, 1 + len(train.views)
+    held = np.zeros((len(shrinkages), len(labels), classes))
+    for fitted, held_out in make_folds(labels, train.groups, views, seed=seed):
+        index = np.concatenate([fitted + view * len(labels) for view in range(views)])
+        found = _discriminants(rows[index], np.tile(labels[fitted], views), classes, shrinkages)
+        for outputs, (weight, bias) in zip(held, found, strict=True):
+            outputs[held_out] = rows[held_out] @ weight.T + bias
+    return held
 
 
 class Mixture(NamedTuple):
