@@ -56,17 +56,14 @@ def fit_mixture(
     _, _, basis = np.linalg.svd(rows, full_matrices=False)
     rows = rows @ basis.T
     held = _held_out_outputs(rows, train, classes, shrinkages, seed=seed)
-    counts = np.bincount(labels, minlength=classes) / len(labels)
-    prior = np.zeros(classes) if balanced else np.log(np.maximum(counts, 1 / len(labels)))
-    importance = class_weights(labels)[labels] if balanced else np.ones(len(labels), np.float32)
-    best = _choose(logistic.out_of_fold, held, prior, labels, importance)
+    prior = np.zeros(classes) if balanced else np.log(np.maximum(np.bincount(labels, minlength=classes), 1) / len(labels))
+    best = _choose(logistic.out_of_fold, held, prior, labels, balanced=balanced)
     (weight, bias), *_ = _discriminants(rows, np.tile(labels, len(views)), classes, shrinkages[best.shrinkage : best.shrinkage + 1])
     weight = best.factor * weight @ basis / std
-    bias = best.factor * bias + prior - weight @ mean
     return replace(
         logistic,
         weight=((1 - best.weight) * logistic.weight + best.weight * weight).astype(np.float32),
-        bias=((1 - best.weight) * logistic.bias + best.weight * bias).astype(np.float32),
+        bias=((1 - best.weight) * logistic.bias + best.weight * (best.factor * bias + prior - weight @ mean)).astype(np.float32),
         out_of_fold=best.out_of_fold,
         discriminant_weight=best.weight,
     )
@@ -75,7 +72,7 @@ def fit_mixture(
 def _held_out_outputs(
     rows: NDArray[np.float64], train: LabeledFeatures, classes: int, shrinkages: Sequence[float], *, seed: int
 ) -> NDArray[np.float64]:
-    """Return the outputs of LDA for the held-out images of each fold, ``[shrinkages, n, classes]``. ``rows`` has the views of all images."""
+    """Return the outputs of LDA for the held-out images of each fold, ``[shrinkages, n, classes]``."""
     labels, views = train.targets, 1 + len(train.views)
     held = np.zeros((len(shrinkages), len(labels), classes))
     for fitted, held_out in make_folds(labels, train.groups, views, seed=seed):
@@ -100,7 +97,8 @@ def _choose(
     held: NDArray[np.float64],
     prior: NDArray[np.float64],
     labels: NDArray[np.int64],
-    importance: NDArray[np.float32],
+    *,
+    balanced: bool,
 ) -> Mixture:
     """Choose the mixture with the lowest log-loss on held-out images.
 
@@ -109,8 +107,9 @@ def _choose(
         held: Out-of-fold outputs of LDA with equal priors, ``[shrinkages, n, classes]``.
         prior: Logarithm of the frequency of each class.
         labels: True classes, ``[n]``.
-        importance: Weight of each image in the log-loss.
+        balanced: Weight the classes inversely to their frequency in the log-loss.
     """
+    importance = class_weights(labels)[labels] if balanced else np.ones(len(labels), np.float32)
     found = []
     for index, factor, weight in itertools.product(range(len(held)), FACTORS, WEIGHTS):
         outputs = (1 - weight) * logistic.outputs + weight * (factor * held[index] + prior)
