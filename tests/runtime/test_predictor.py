@@ -128,7 +128,7 @@ def test_a_batch_of_the_wrong_shape_is_an_error(bundle: Bundle, variant: str) ->
 
 def test_a_model_with_another_number_of_classes_is_an_error() -> None:
     predictor = edgetl.Predictor(FixedEngine([1.0, 2.0]), ["a", "b", "c"], PreprocessSpec(input_size=(16, 16)))
-    with pytest.raises(EngineError, match=r"shape \[1, 2\].*3 labels"):
+    with pytest.raises(EngineError, match=r"shape \[1, 2\].*3 outputs"):
         predictor.predict(np.zeros((16, 16, 3), np.uint8))
 
 
