@@ -127,23 +127,8 @@ class ExportContext:
         self.progress("exporting to ONNX", 1, 1)
 
     def evaluate(self, logits: Logits, *, exact: bool = False) -> GateResult:
-        """Return the gate result of a loaded file; ``exact`` is true for fp32.
-
-        Labeled anomalies of the test also decide: the synthetic defects of the gate's images may differ from real ones.
-        """
-        result = evaluate_file(logits, self.gate, self.limits, exact=exact, progress=self.progress)
-        if exact or result.reason or self._anomaly_test is None:
-            return result
-        drop = drop_reason(self._anomaly_test, outputs_of(logits, self.test, progress=self.progress), self.limits)
-        return replace(result, reason=drop and f"test {drop}")
-
-    @cached_property
-    def _anomaly_test(self) -> GateSet | None:
-        """Test images with labeled anomalies, and the trained model's outputs for them; none without such images."""
-        labeled = any(sample.label == 1 and not sample.synthetic for sample in self.test.samples)
-        if self.run.record.task != "anomaly" or not labeled:
-            return None
-        return GateSet(self.test, self._trained_outputs(self.test), self.gate.decoding)
+        """Return the gate result of a loaded file; ``exact`` is true for fp32."""
+        return evaluate_file(logits, self.gate, self.limits, exact=exact, progress=self.progress)
 
     @property
     def strict_problem(self) -> str:
