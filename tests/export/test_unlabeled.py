@@ -141,7 +141,7 @@ def test_an_export_records_the_agreement_on_unlabeled_images(run: Run, colors: P
         fp32, int8 = sorted(manifest.variants, key=lambda item: item.precision)
         assert fp32.unlabeled is None and int8.unlabeled is not None and int8.unlabeled.n >= LEAST_TENSORS
         assert int8.attempts[-1].unlabeled == int8.unlabeled and int8.unlabeled.expected_drop is not None
-        assert f"{int8.unlabeled.n} predictions change on 100 validation images" in agreement_lines(manifest)[0]
+        assert f"{int8.unlabeled.n} predictions change on 100 labeled images" in agreement_lines(manifest)[0]
     assert "on 100 labeled images, 36 images of --unlabeled and 400 random crops" in agreement_lines(more)[0]
     assert {item.unlabeled.n for item in (*plain.variants, *more.variants) if item.unlabeled} == {500, 536}
 

@@ -141,6 +141,6 @@ def test_a_loaded_predictor_can_be_copied_and_used_in_another_process(bundle: Bu
 
 
 def test_a_copy_is_an_error_after_the_bundle_has_changed(bundle: Bundle) -> None:
-    load_again, (*source, variant) = edgetl.load(bundle.path, variant="onnx-fp32").__reduce__()
+    load_again, (*source, variant, gallery) = edgetl.load(bundle.path, variant="onnx-fp32").__reduce__()
     with pytest.raises(BundleError, match="has changed since the predictor was copied"):
-        load_again(*source, variant.model_copy(update={"median_ms": 1e9}))
+        load_again(*source, variant.model_copy(update={"median_ms": 1e9}), gallery)
