@@ -170,11 +170,12 @@ def test_run_is_a_backbone_for_other_tasks(detector: Run) -> None:
 @pytest.mark.slow
 def test_every_written_variant_keeps_the_auroc(detector: Run, tmp_path: Path) -> None:
     assert detector.record.test is not None
-    # The gate rejects openvino-int8 of this small network: the outputs are too different.
     config = ExportConfig(max_drop=0.05, min_agreement=0.8, calibration_images=20, allow_missing=True)
     bundle = export_bundle(detector.path, config, tmp_path / "bundle")
     variants = bundle.manifest.variants
-    assert {"onnx-fp32", "onnx-int8", "openvino-fp32"} <= {variant.name for variant in variants}
+    assert {variant.name for variant in variants} == {"onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-fp16"}
+    # A known limit: int8 of OpenVINO changes the outputs of this network too much. The gate rejects it, and fp16 replaces it.
+    assert [(item.name, "cosine similarity" in item.reason) for item in bundle.manifest.rejected] == [("openvino-int8", True)]
     for variant in variants:
         assert variant.test is not None
         assert variant.test.value == pytest.approx(detector.record.test.score.value, abs=0.05)
