@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from edgetl.cli.commands import bench, bundle, demo, export, fit, models, runs, serve, train
-from edgetl.cli.commands.data import check, diagnosis, unlabeled
+from edgetl.cli.commands.data import check, diagnosis, pack, unlabeled
 from edgetl.cli.commands.device import gallery, keys, run, store, tune
 from edgetl.cli.commands.evaluation import evaluate
 from edgetl.cli.commands.transfer import adapt, update
@@ -66,7 +66,7 @@ COMMANDS = {
     "Device": (
         keys.keygen_command,
         keys.sign_command,
-        keys.pack_command,
+        pack.pack_command,
         store.install_command,
         store.status_command,
         store.confirm_command,

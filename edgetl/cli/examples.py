@@ -109,7 +109,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     ),
     "pack": (
         ("Write a bundle as one file", "edgetl pack bundle --out pets.edgetl"),
-        ("Replace the file of an earlier release", "edgetl pack bundle --out pets.edgetl --overwrite"),
+        ("Write labeled images as shards for training", "edgetl pack photos --out shards"),
     ),
     "install": (
         ("Install a transport file, signed by a trusted key", "edgetl install pets.edgetl --store store --trust keys"),

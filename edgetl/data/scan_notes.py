@@ -15,7 +15,9 @@ from edgetl.core.files.names import printable
 
 _Omitted: TypeAlias = Literal["hidden", "system", "edgetl", "excluded", "mask", "unsupported", "other", "unreadable", "loop", "sibling"]
 _Unlabeled: TypeAlias = Literal["loose", "unlabeled", "no-images", "no-label", "not-in-table", "copy"]
-_Used: TypeAlias = Literal["linked", "content", "splits", "nested", "class-train", "no-val", "no-test", "table", "no-group", "not-utf8"]
+_Used: TypeAlias = Literal[
+    "linked", "content", "splits", "nested", "class-train", "no-val", "no-test", "table", "no-group", "not-utf8", "shards"
+]
 Reason: TypeAlias = Literal[_Omitted, _Unlabeled, _Used]
 
 _log = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ _TEXTS: dict[Reason, tuple[str, str, str]] = {
     "table": ("row", "of the table", ""),
     "no-group": ("image", "without a group: the pattern of --group does not match. Each of them is its own group", ""),
     "not-utf8": ("file name", "not in UTF-8: the files are used, and their names are written with escapes such as \\xe9", ""),
+    "shards": ("shard", "read", ""),
 }
 _USED = frozenset(get_args(_Used))
 

@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from edgetl.core.files.names import printable
 from edgetl.data.audit.copies import copy_sets
 from edgetl.data.folder import ImageFolder, Part, Sample
 from edgetl.data.scan_notes import EXAMPLES, ScanNote, log_notes
+from edgetl.data.shards.index import ShardSet
 from edgetl.errors import ConfigError
 
 
@@ -37,6 +39,7 @@ class Splits:
         moved: copies of an image that were dropped from a ready-made split, because another split has the image.
         excluded: validation and test images that are in no split, because a run that the weights come from used them.
         leaked: test images of ready-made splits that are copies of training images (re-encoded, resized, mirrored or rotated).
+        shards: shards of a sharded training; none for a folder. Training streams them. ``train``, ``val`` and ``test`` are then a sample.
     """
 
     folder: ImageFolder
@@ -48,6 +51,7 @@ class Splits:
     excluded: tuple[str, ...] = ()
     leaked: tuple[str, ...] = ()
     cross_validated: bool = False
+    shards: ShardSet | None = None
 
     @property
     def validation(self) -> tuple[Sample, ...]:
@@ -58,6 +62,21 @@ class Splits:
     def notes(self) -> tuple[ScanNote, ...]:
         """Notes of the scan, and a note on copies of images that were dropped."""
         return (*self.folder.notes, *_copies(self.moved))
+
+    @property
+    def source(self) -> Path:
+        """Folder of the images, or pattern of the shards."""
+        return Path(self.shards.pattern) if self.shards else self.folder.root
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the content and labels of all images. Shards: over names, keys, labels and sizes."""
+        return self.shards.digest if self.shards else self.folder.fingerprint()
+
+    @property
+    def counts(self) -> dict[Part, int]:
+        """Number of training images, and of evaluated validation and test images."""
+        return {"train": self.shards.counts["train"] if self.shards else len(self.train), "val": len(self.val), "test": len(self.test)}
 
     def part(self, name: Part) -> tuple[Sample, ...]:
         """Return the samples of a split."""

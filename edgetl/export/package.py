@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from edgetl.core.bundle import Bundle, describe_file, open_bundle, pack_prefixes
 from edgetl.core.contract import ContractRecord, Outcome
+from edgetl.core.files.byte_ranges import size_and_time
+from edgetl.core.images.decode import read_image_file
 from edgetl.core.lineage import Lineage
 from edgetl.core.manifest import GOLDEN_TOLERANCE, MANIFEST_NAME, BundleFile, Format, Golden, Manifest, Precision, Rejected, Variant
 from edgetl.core.metrics import evaluate
@@ -286,7 +288,7 @@ def _time_alone(context: ExportContext, format_: Format, exported: ExportedVaria
 def _choose_golden(samples: Sequence[Sample]) -> list[Sample]:
     """Choose a few validation images with alternating classes. Small files are preferred, because every bundle contains them."""
     samples = [sample for sample in samples if not sample.synthetic]
-    small = [sample for sample in samples if sample.path.stat().st_size <= MAX_GOLDEN_BYTES]
+    small = [sample for sample in samples if size_and_time(sample.path)[0] <= MAX_GOLDEN_BYTES]
     return stratified(small or samples, GOLDEN_IMAGES)
 
 
@@ -296,7 +298,7 @@ def _write_golden(contents: _Contents, decoding: OutputDecoding) -> tuple[Golden
     entries = []
     for index, sample in enumerate(contents.golden):
         copy = contents.folder / "golden" / f"{index:02d}{sample.path.suffix.lower()}"
-        shutil.copyfile(sample.path, copy)
+        copy.write_bytes(read_image_file(sample.path))
         rows = {name: tuple(float(value) for value in rows[index]) for name, rows in scores.items()}
         known = describe_truth(decoding, sample.label, sample.targets)
         entries.append(Golden(image=describe_file(contents.folder, copy), label=known, scores=rows))

@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
-from edgetl.core.files.regular import open_plain
+from edgetl.core.files.byte_ranges import open_range
 from edgetl.core.images.capture import Capture, read_capture
 from edgetl.core.images.intensity import FULL_RANGE, Intensity, Levels, has_wide_color, read_low_bytes, to_8_bits
 from edgetl.core.images.jpeg import has_several_scans
@@ -172,14 +172,13 @@ def examine(path: Path) -> Examined:
 
 
 def read_image_file(path: Path) -> bytes:
-    """Return the bytes of a regular file with at most ``MAX_FILE_BYTES`` bytes.
+    """Return the bytes of a regular file, or of a member of an archive, with at most ``MAX_FILE_BYTES`` bytes.
 
     Raises:
         ImageError: the file is missing, not a regular file, empty, or too large.
     """
     try:
-        with open_plain(path) as file:
-            size = os.fstat(file.fileno()).st_size
+        with open_range(path) as (file, size):
             if size > MAX_FILE_BYTES:
                 raise ImageError(f"{path} has {size} bytes. The limit is {MAX_FILE_BYTES}.")
             data = file.read(size)  # a read allocates its full size

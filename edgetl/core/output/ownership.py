@@ -22,6 +22,7 @@ from edgetl.core.manifest import MANIFEST_NAME
 
 FIT_RECORD_NAME = "fit.json"
 DEMO_RECORD_NAME = "demo.json"
+SHARD_INDEX_NAME = "shards.json"
 CHECKPOINTS_SUFFIX, COMPARE_SUFFIX = ".checkpoints", ".compare"
 REPLACED_MARK = ".edgetl-replaced-"
 LOCK_MARK = ".edgetl-lock-"
@@ -33,6 +34,8 @@ _LOGS = r"logs/(csv/(metrics\.csv|hparams\.yaml)|tensorboard/(events\.out\.tfeve
 # Copies of images in the replay memory of an updated run.
 _MEMORY = r"memory/[0-9a-f]{16}\.[a-z]{3,4}"
 _STATE = r"step-\d{8}-[0-9a-f]{16}\.safetensors"
+# Features of a sharded probe, of each process.
+_FEATURES = r"features-\d+/(features\.npy|labels\.npy|progress\.json)"
 _UNFINISHED_FILE = rf"(.+/)?{re.escape(STAGING_MARK)}[0-9a-f]{{8}}-[^/]+"
 _RUN_KEYS = {"schema_version", "labels", "config", "backbone", "preprocess", "files"}
 _BUNDLE_KEYS = {"schema_version", "variants", "golden", "lineage", "preprocess"}
@@ -119,11 +122,11 @@ def _raise(error: OSError) -> None:
 
 
 def _own(folder: Path) -> _Own:
-    for recognize in (_of_run, _of_bundle, _of_fit, _of_demo, _of_hub_folder):
+    for recognize in (_of_run, _of_bundle, _of_fit, _of_demo, _of_shards, _of_hub_folder):
         if own := recognize(folder):
             return own
     if folder.name.endswith(CHECKPOINTS_SUFFIX):
-        return _Own(patterns=(_STATE,))
+        return _Own(patterns=(_STATE, _FEATURES))
     if folder.name.endswith(COMPARE_SUFFIX):
         return _runs(folder, STRATEGIES)
     return _Own()
@@ -168,6 +171,14 @@ def _of_demo(folder: Path) -> _Own | None:
     return _Own(frozenset({DEMO_RECORD_NAME, "demo.png"}), (r"digits/\d/\d{4}\.png",)) | _runs(folder, ("run", "bundle"))
 
 
+def _of_shards(folder: Path) -> _Own | None:
+    index = _read(folder / SHARD_INDEX_NAME)
+    if not {"schema_version", "labels", "counts", "shards"} <= index.keys() or not isinstance(index["shards"], list):
+        return None
+    names = (str(shard.get("name")) for shard in index["shards"] if isinstance(shard, dict))
+    return _Own(frozenset({SHARD_INDEX_NAME, *names}))
+
+
 def _of_hub_folder(folder: Path) -> _Own | None:
     config = _read(folder / "config.json").get("pretrained_cfg")
     written = isinstance(config, dict) and config.get("tag") == "edgetl" and all((folder / name).is_file() for name in _HUB_NAMES)
@@ -182,7 +193,9 @@ def _runs(folder: Path, names: tuple[str, ...]) -> _Own:
             own |= _own(folder / name).below(name)
         short = re.escape(name)
         unfinished = rf"({re.escape(STAGING_MARK)}|{re.escape(REPLACED_MARK)})\d+-{short}/.+"
-        own |= _Own(patterns=(rf"{short}{re.escape(CHECKPOINTS_SUFFIX)}/{_STATE}", rf"{re.escape(LOCK_MARK)}{short}", unfinished))
+        own |= _Own(
+            patterns=(rf"{short}{re.escape(CHECKPOINTS_SUFFIX)}/({_STATE}|{_FEATURES})", rf"{re.escape(LOCK_MARK)}{short}", unfinished)
+        )
     return own
 
 

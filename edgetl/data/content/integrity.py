@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.core.files.atomic import write_text
+from edgetl.core.files.byte_ranges import size_and_time
 from edgetl.core.files.regular import read_plain
 from edgetl.core.images.capture import Capture
 from edgetl.core.images.decode import content_hash, examine
@@ -69,10 +70,10 @@ def _check(path: Path) -> Checked:
 
 def _stamp(path: Path, root: Path) -> str:
     try:
-        status = path.stat()
+        size, time_ns = size_and_time(path)
     except OSError:
         return f"{path.relative_to(root).as_posix()}|missing"
-    return f"{path.relative_to(root).as_posix()}|{status.st_size}|{status.st_mtime_ns}"
+    return f"{path.relative_to(root).as_posix()}|{size}|{time_ns}"
 
 
 def cache_file(root: Path, kind: str, suffix: str) -> Path | None:

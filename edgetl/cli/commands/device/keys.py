@@ -1,4 +1,4 @@
-"""Commands on keys and signatures: ``edgetl keygen``, ``sign`` and ``pack``."""
+"""Commands on keys and signatures: ``edgetl keygen`` and ``sign``."""
 
 from __future__ import annotations
 
@@ -80,32 +80,6 @@ def sign_command(
         return
     out.print(f"{escape(str(bundle))} signed by the key {escape(private.name)} ({private.public.key_id})", soft_wrap=True)
     out.print(f"next: edgetl verify {escape(str(bundle))} --key {escape(str(public_path(key)))}", soft_wrap=True)
-
-
-def pack_command(
-    bundle: Annotated[Path, typer.Argument(help="Bundle: the folder that `edgetl export` wrote.")],
-    out_: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Transport file to write, such as pets.edgetl.")],
-    overwrite: OverwriteOption = False,
-    json_output: JsonOption = False,
-    verbose: VerboseOption = False,
-) -> None:
-    """Pack a bundle into one file for transport.
-
-    The file is an uncompressed zip. The same bundle always gives the same bytes. A signature is included.
-    """
-    with working(json_output=json_output, verbose=verbose):
-        from edgetl.core.bundle import open_bundle
-        from edgetl.device.signature import describe_signature
-        from edgetl.device.transport import pack
-
-        state = describe_signature(open_bundle(bundle), None)
-        pack(bundle, out_, overwrite=overwrite)
-    size = out_.stat().st_size
-    if json_output:
-        print_json({"bundle": str(bundle), "file": str(out_), "size_bytes": size, "signature": state.model_dump(mode="json")})
-        return
-    signed = "unsigned" if state.key_id is None else f"signed by the key {state.key_id}"
-    out.print(f"written to {escape(str(out_))}: {size / 1e6:.2f} MB, {signed}", soft_wrap=True)
 
 
 def optional_key(config: SigningConfig) -> PrivateKey | None:

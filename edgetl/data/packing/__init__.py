@@ -1,0 +1,1 @@
+"""Packing: writing of shards from a folder of labeled images."""
