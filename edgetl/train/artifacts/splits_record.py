@@ -14,6 +14,7 @@ from edgetl.core.files.names import printable
 from edgetl.core.lineage import Sha256
 from edgetl.core.tasks import CLASS_TASKS, Task
 from edgetl.data.folder import Part
+from edgetl.data.shards.index import ShardsRecord
 from edgetl.data.split import Splits
 
 # Limits of common file systems, in bytes: for a path, and for one name in it.
@@ -77,6 +78,7 @@ class SplitsRecord(StrictModel):
         broken: images that cannot be decoded.
         conflicts: paths of equal images with different labels.
         excluded: images left out of every split, because an ancestor run was trained or selected on them.
+        shards: shards of a sharded training, of which ``entries`` are a sample. ``None`` for a folder of images.
     """
 
     schema_version: Literal[1] = 1
@@ -86,6 +88,7 @@ class SplitsRecord(StrictModel):
     broken: tuple[str, ...]
     conflicts: tuple[tuple[str, ...], ...]
     excluded: tuple[str, ...] = ()
+    shards: ShardsRecord | None = None
 
     @model_validator(mode="after")
     def _names_each_image_once(self) -> SplitsRecord:
@@ -103,8 +106,8 @@ class SplitsRecord(StrictModel):
         return None
 
 
-def record_splits(splits: Splits) -> SplitsRecord:
-    """Convert ``splits`` to the content of ``splits.json``."""
+def record_splits(splits: Splits, unreadable: tuple[str, ...] = ()) -> SplitsRecord:
+    """Convert ``splits`` to the content of ``splits.json``. ``unreadable`` are keys of streamed images that cannot be decoded."""
     root = splits.folder.root.resolve()
     parts: tuple[Part, ...] = ("train", "val", "test")
     entries = tuple(
@@ -123,9 +126,10 @@ def record_splits(splits: Splits) -> SplitsRecord:
     conflicts = tuple(tuple(map(printable, conflict.paths)) for conflict in splits.conflicts)
     return SplitsRecord(
         root=printable(root),
-        fingerprint=splits.folder.fingerprint(),
+        fingerprint=splits.fingerprint,
         entries=entries,
         broken=broken,
         conflicts=conflicts,
         excluded=tuple(map(printable, splits.excluded)),
+        shards=splits.shards.record({part: len(splits.part(part)) for part in parts}, unreadable) if splits.shards else None,
     )

@@ -7,9 +7,11 @@ from pathlib import Path
 from edgetl.core.bundle import is_run
 from edgetl.core.files.regular import open_plain
 from edgetl.data.folder import check_folder
+from edgetl.data.shards.names import find_shards, is_shards
 from edgetl.errors import BackboneError, ConfigError, DataError, EdgetlError
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.recipe import with_recipe
+from edgetl.train.config.sharding.conflicts import check_sharded
 from edgetl.train.config.weights_dir import LITE0, LOCAL_DIR, check_weights_dir, find_weights, lite0_weights
 
 # Prefixes of explicit paths. `hf-hub:ORG/NAME` and timm's names never start with one of them.
@@ -23,13 +25,14 @@ def training_inputs(data: Path, config: TrainConfig) -> dict[str, Path]:
     by timm, torchvision or a hub have no path and are not in the result.
 
     Raises:
-        DataError: If ``data``, ``--labels``, ``--groups`` or ``--replay`` does not exist.
+        DataError: If ``data``, a shard, ``--labels``, ``--groups`` or ``--replay`` does not exist.
         BackboneError: If ``--backbone``, ``--teacher``, ``--weights`` or ``--weights-dir`` is a path that does not exist.
-        ConfigError: If ``--recipe`` or ``--text-embeddings`` cannot be read.
-        MissingExtraError: If ``--backbone`` or ``--teacher`` is ``lite0``, and its package is not installed.
+        ConfigError: If ``--recipe`` or ``--text-embeddings`` cannot be read, or shards do not support an option.
+        MissingExtraError: If ``data`` are shards, and webdataset is not installed. Or if ``--backbone`` or ``--teacher`` is ``lite0``,
+            and its package is not installed.
     """
     backbone, labels, replay, recipe = config.backbone, config.data.labels, config.continual.replay, config.optim.recipe
-    check_folder(data)
+    images = _images_input(data, config)
     check_file(labels, "--labels", DataError, "Give a table of labels.")
     check_file(config.data.groups, "--groups", DataError, "Give a table with a column `file`.")
     check_file(backbone.weights, "--weights", BackboneError, "Give a .safetensors or .pth file.")
@@ -40,7 +43,7 @@ def training_inputs(data: Path, config: TrainConfig) -> dict[str, Path]:
         raise DataError(f"--replay {replay} is not a folder. Give a run, or a folder of class folders.")
     with_recipe(config)
     named = {
-        "the folder of images": data,
+        **images,
         "--replay": replay,
         "--labels": labels,
         "--groups": config.data.groups,
@@ -54,6 +57,14 @@ def training_inputs(data: Path, config: TrainConfig) -> dict[str, Path]:
         if name is not None and (path := _network_folder(option, name, backbone.weights_dir)) is not None:
             found[option] = path
     return found
+
+
+def _images_input(data: Path, config: TrainConfig) -> dict[str, Path]:
+    """Return the folder of images, or the first of the shards, by its name in messages."""
+    if not is_shards(data):
+        return {"the folder of images": check_folder(data)}
+    check_sharded(config)
+    return {"the shards": find_shards(data)[0]}
 
 
 def check_file(path: str | Path | None, option: str, error: type[EdgetlError], remedy: str) -> None:

@@ -40,7 +40,7 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainingJob:
     """
     given = config.given()
     config, recipe = with_recipe(config)
-    images = len({sample.content for sample in splits.train})
+    images = splits.counts["train"] if splits.shards else len({sample.content for sample in splits.train})
     strategy, reason = planned_strategy(config.optim.strategy, images, pretrained=config.backbone.pretrained)
     if splits.cross_validated and config.optim.strategy == "auto":
         strategy, reason = "probe", describe_few(images)

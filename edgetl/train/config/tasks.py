@@ -21,6 +21,9 @@ from edgetl.data.folder import ImageFolder, Sample, scan, scan_anomalies, scan_w
 from edgetl.data.groups import group_by_path
 from edgetl.data.loading import labels_of, truth_of
 from edgetl.data.selection import Selection
+from edgetl.data.shards.index import PARTS, SplitRule
+from edgetl.data.shards.names import is_shards
+from edgetl.data.shards.scan import scan_shards
 from edgetl.data.split import Splits, split
 from edgetl.data.table.attributes import read_attributes
 from edgetl.data.table.rows import Table
@@ -65,6 +68,23 @@ def split_images(folder: ImageFolder, config: TrainConfig) -> Splits:
     if folder.task == "anomaly":
         return split_normal(folder, seed=config.run.seed, val=data.val, test=data.test, together=data.near_duplicates == "together")
     return split(folder, seed=config.run.seed, val=data.val, test=data.test, together=data.near_duplicates == "together")
+
+
+def scan_splits(data: Path, config: TrainConfig, *, progress: Progress = silent) -> Splits:
+    """Scan the images or shards of a training, and split them. Few images of a folder are cross-validated.
+
+    Raises:
+        ConfigError, DataError: As for ``scan_images``, ``edgetl.data.shards.scan.scan_shards`` and ``check_leakage``.
+    """
+    if is_shards(data):
+        rule = SplitRule(seed=config.run.seed, val=config.data.val, test=config.data.test)
+        folder, shards = scan_shards(data, rule, progress=progress)
+        train, val, test = (tuple(sample for sample in folder.samples if sample.part == part) for part in PARTS)
+        return Splits(folder, train, val, test, shards=shards)
+    folder = scan_images(data, config.data, progress=progress)
+    splits = pool_few_images(split_images(folder, config), config)
+    check_leakage(splits, config.data)
+    return splits
 
 
 def pool_few_images(splits: Splits, config: TrainConfig) -> Splits:

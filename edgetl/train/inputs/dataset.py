@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -55,17 +56,24 @@ class ImageDataset(Dataset[tuple[torch.Tensor, Target]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, Target]:
         sample = self.samples[index % len(self.samples)]
         image = load_image(sample.path, intensity=self.spec.intensity)
-        if self.augment is None:
-            pixels = to_pixels(image, self.spec)
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(draw_seed(self.seed, index))
-                pixels = self.augment(image)
         if self.as_bytes:
-            return v2.functional.pil_to_tensor(pixels), target_of(sample)
-        out = np.empty((3, *self.spec.input_size), np.float32)
-        normalize(pixels, self.spec, out)
-        return torch.from_numpy(out), target_of(sample)
+            return v2.functional.pil_to_tensor(_pixels(image, self.spec, self.augment, draw_seed(self.seed, index))), target_of(sample)
+        return training_view(image, self.spec, self.augment, draw_seed(self.seed, index)), target_of(sample)
+
+
+def training_view(image: Image.Image, spec: PreprocessSpec, augment: v2.Transform | None, seed: int) -> torch.Tensor:
+    """Return an image as float32 ``[3, H, W]``, normalized: augmented with ``seed``, or with evaluation preprocessing."""
+    out = np.empty((3, *spec.input_size), np.float32)
+    normalize(_pixels(image, spec, augment, seed), spec, out)
+    return torch.from_numpy(out)
+
+
+def _pixels(image: Image.Image, spec: PreprocessSpec, augment: v2.Transform | None, seed: int) -> Any:
+    if augment is None:
+        return to_pixels(image, spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return augment(image)
 
 
 def random_crop(seed: int, view: int) -> Prepare:

@@ -56,12 +56,16 @@ class FrozenFeatures:
         rows: list[NDArray[np.float32]] = []
         done = 0
         for batch in batches(samples, self.spec, batch_size=self.batch_size, prepare=prepare):
-            if self._compute is None:
-                self._compute = choose_engine(self.network, batch, self.images or len(samples), self.device)
-            rows.append(self._compute(batch))
+            rows.append(self.compute(batch, len(samples)))
             done += len(batch)
             progress("computing features", done, len(samples))
         return np.concatenate(rows)
+
+    def compute(self, batch: NDArray[np.float32], images: int = 0) -> NDArray[np.float32]:
+        """Compute the features of a batch ``[n, 3, H, W]``, float32 ``[n, width]``. ``images`` is the number of images if none is set."""
+        if self._compute is None:
+            self._compute = choose_engine(self.network, batch, self.images or images, self.device)
+        return self._compute(batch)
 
     def views(self, samples: Sequence[Sample], count: int, *, seed: int, progress: Progress = silent) -> list[NDArray[np.float32]]:
         """Compute the features ``[n, width]`` of ``count - 1`` random crops. With the evaluation view there are ``count`` views."""

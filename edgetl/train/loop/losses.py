@@ -197,7 +197,7 @@ def make_task_loss(splits: Splits, optim: OptimConfig, *, smoothing: float, bala
     folder = splits.folder
     match folder.task:
         case "classification":
-            weights = class_weights(labels_of(splits.train)) if balanced else None
+            weights = balanced_weights(splits) if balanced else None
             return ClassLoss(len(folder.labels), smoothing=smoothing, weights=weights)
         case "multi-label":
             weights = presence_weights(truth_of(splits.train)) if balanced else None
@@ -210,6 +210,15 @@ def make_task_loss(splits: Splits, optim: OptimConfig, *, smoothing: float, bala
             raise AssertionError("edgetl.train.workflows.anomaly fits a detector")
         case _:
             assert_never(folder.task)
+
+
+def balanced_weights(splits: Splits) -> NDArray[np.float32]:
+    """Compute class weights, float32 ``[classes]``, inverse to the class frequency in all training images."""
+    if splits.shards is None:
+        return class_weights(labels_of(splits.train))
+    counts = np.array(splits.shards.class_counts, np.float32)
+    weights: NDArray[np.float32] = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return weights
 
 
 def presence_weights(truth: NDArray[np.float64]) -> NDArray[np.float32]:

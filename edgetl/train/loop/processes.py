@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +70,15 @@ def launch(device: str) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def gather(keys: Iterable[str]) -> list[str]:
+    """Return the distinct ``keys`` of all processes, sorted."""
+    found: list[list[str] | None] = [list(keys)]
+    if world_size() > 1:
+        found = [None] * world_size()
+        dist.all_gather_object(found, list(keys))
+    return sorted({key for part in found for key in part or ()})
 
 
 @contextmanager

@@ -39,6 +39,7 @@ class LoopState:
         sums: Sum of each loss term over these images.
         head_penalty: L2 penalty of the linear probe that fitted the head, for the run record.
         interpolation_weight: Weight of the fine-tuned weights in the result, 0..1. It is 1 without interpolation.
+        unreadable: Keys of streamed images that cannot be decoded.
     """
 
     step: int = 0
@@ -53,6 +54,7 @@ class LoopState:
     sums: dict[str, float] = field(default_factory=dict)
     head_penalty: float | None = None
     interpolation_weight: float = 1.0
+    unreadable: list[str] = field(default_factory=list)
 
     def add_step(self, losses: Mapping[str, torch.Tensor], correct: float, seen: int) -> None:
         """Record one training step.

@@ -57,6 +57,7 @@ from edgetl.train.networks.stochastic_depth import drop_path_layers
 from edgetl.train.workflows.balancing import compare_balancing
 from edgetl.train.workflows.few_labels.fit import fit_few_labels
 from edgetl.train.workflows.optimization import FitResult, Training, fit_network, prepare_training, set_text_head
+from edgetl.train.workflows.sharded.probe import fit_sharded_probe
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def fine_tune(
     started = time.monotonic()
     device = choose_device(config.run.device)
     launch(device)
-    with results_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
+    with results_folder(out, inputs=training_inputs(splits.source, config), overwrite=overwrite) as folder:
         backbone, plan = prepare(splits, job)
         _log_start(job.config.backbone, backbone, plan, splits)
         execution = Execution(device, folder, progress, config.run.seed, config.optim.batch_size)
@@ -115,6 +116,8 @@ def _fit(training: Training) -> tuple[Training, FitResult]:
     """Train the network. With cross-validation, the backbone of the returned training has the features that it chose."""
     if training.config.head.kind == "text":
         return training, set_text_head(training)
+    if training.splits.shards and training.plan.strategy == "probe":
+        return training, fit_sharded_probe(training)
     if not training.splits.cross_validated:
         return training, fit_network(training)
     backbone, fitted = fit_few_labels(training)
@@ -136,8 +139,9 @@ def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: C
     results, calibration, balancing = _measure(training, fitted)
     trained = (*splits.train, *training.continual.replay)
     seen = ancestors | SeenImages(prefixes(trained), prefixes(splits.val), perceptual_hashes((*trained, *splits.val)))
-    forgetting = _forgetting(training, seen)
-    contents = RunContents(backbone, record_splits(splits), seen, results, fitted.rows, training.continual.fisher, splits.cross_validated)
+    contents = RunContents(
+        backbone, record_splits(splits, fitted.unreadable), seen, results, fitted.rows, training.continual.fisher, splits.cross_validated
+    )
     origin = with_teacher(backbone, training.teacher) if training.teacher else backbone
 
     def record(files: dict[str, str]) -> RunRecord:
@@ -157,9 +161,9 @@ def _write(training: Training, fitted: FitResult, ancestors: SeenImages, call: C
             interpolation_weight=fitted.interpolation_weight,
             calibration=calibration,
             balancing=balancing,
-            forgetting=forgetting,
-            images={"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
-            data_fingerprint=splits.folder.fingerprint(),
+            forgetting=_forgetting(training, seen),
+            images=splits.counts,
+            data_fingerprint=splits.fingerprint,
             grouping=count_groups(splits),
             notes=splits.notes,
             folds=fitted.out_of_fold.folds if fitted.out_of_fold else 0,
@@ -212,7 +216,7 @@ def _open_checkpoints(out: Path, training: Training, options: dict[str, Any], *,
     backbone, splits = training.backbone, training.splits
     images = record_splits(splits).model_dump_json(exclude={"root"})
     job = Job(
-        data=str(splits.folder.root.resolve()),
+        data=splits.shards.pattern if splits.shards else str(splits.folder.root.resolve()),
         options=options,
         resolved={
             "edgetl": versions()["edgetl"],

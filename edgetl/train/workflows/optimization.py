@@ -37,14 +37,15 @@ from edgetl.train.heads.zero_shot import make_zero_shot, read_text_embeddings
 from edgetl.train.inputs.activation_cache import CacheOptions
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
 from edgetl.train.inputs.batches import make_batches
-from edgetl.train.inputs.dataset import TrainingBatches, TrainingImages
+from edgetl.train.inputs.dataset import ImageDataset, TrainingBatches, TrainingImages, in_order
 from edgetl.train.inputs.features import FrozenFeatures, features_of
 from edgetl.train.inputs.samplers import BatchOptions
+from edgetl.train.inputs.shards.batches import ShardBatches, warn_unreadable
 from edgetl.train.loop.checkpoints import Checkpoints, SavedState
 from edgetl.train.loop.loggers import MetricLoggers
 from edgetl.train.loop.loop import LoopSettings, Objective, Session, run_loop
 from edgetl.train.loop.losses import TaskTerm, make_task_loss
-from edgetl.train.loop.processes import Execution, StopRequest, explain_torch_errors, launch, rank, world_size
+from edgetl.train.loop.processes import Execution, StopRequest, explain_torch_errors, gather, launch, rank, world_size
 from edgetl.train.loop.validation import LoopState, interpolate
 from edgetl.train.networks.backbone import Backbone, find_head
 from edgetl.train.networks.stages import STEM, Stage, choose_stages, find_stages, set_trainable
@@ -63,6 +64,7 @@ class FitResult:
         train_accuracy: accuracy on training images with their last augmentation, 0..1. NaN if no training image was used.
         interpolation_weight: weight of the fine-tuned weights in the result, 0..1. The rest is the starting weights (WiSE-FT).
         out_of_fold: outputs of a cross-validation for the training images. ``None`` with validation images.
+        unreadable: keys of streamed images that cannot be decoded.
         plain_head: head of the same features without ``--balance``, to measure its effect; none if it is not known.
     """
 
@@ -72,6 +74,7 @@ class FitResult:
     interpolation_weight: float = 1.0
     out_of_fold: OutOfFold | None = None
     plain_head: LinearHead | None = None
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,8 @@ def fit_network(training: Training) -> FitResult:
     if config.data.balance == "head":
         plain = refit_head(training)
     fold_scale(backbone.head, *value_scale(splits))
-    return FitResult(state.head_penalty, state.rows, state.rows[-1]["train_accuracy"], state.interpolation_weight, plain_head=plain)
+    accuracy, unreadable = state.rows[-1]["train_accuracy"], tuple(state.unreadable)
+    return FitResult(state.head_penalty, state.rows, accuracy, state.interpolation_weight, plain_head=plain, unreadable=unreadable)
 
 
 def set_text_head(training: Training) -> FitResult:
@@ -268,6 +272,9 @@ def optimize(training: Training, *, head_penalty: float | None = None) -> LoopSt
         batches = _make_batches(training, range(start.step, plan.steps), Path(folder))
         session = Session(fabric, stop, training.checkpoints, loggers, execution.progress)
         state = _descend(training, batches, session, start)
+    if isinstance(batches.train, ShardBatches):
+        state.unreadable = gather(batches.train.unreadable)
+        warn_unreadable(state.unreadable)
     if not state.best:
         raise TrainingError("the validation loss was never finite. Lower --lr. The option --preview shows the images that training sees.")
     model.load_state_dict({**model.cpu().state_dict(), **state.best})
@@ -296,11 +303,16 @@ def _make_batches(training: Training, steps: range, folder: Path) -> TrainingBat
     """Build the network to train and its batches. The batches contain activations if the frozen layers can run in advance."""
     splits, config, plan, execution, trained = training.splits, training.config, training.plan, training.execution, training.trained
     flip = mirrors_well(splits.folder.labels) if config.data.flip is None else config.data.flip
+    augment = make_augmentation(plan.augment, training.backbone.spec, flip=flip)
+    if splits.shards:
+        options = batch_options(training)
+        batches = ShardBatches(splits.shards, options, steps, training.backbone.spec, augment)
+        # The validation images are decoded for each validation, because memory must not grow with their number.
+        return TrainingBatches(training.backbone, batches, in_order(ImageDataset(splits.val, training.backbone.spec), options))
     images = TrainingImages(splits.train, splits.val or splits.train, training.continual.replay)
     # A teacher and mixup need images, not activations.
     cached = config.run.cache_views and not plan.mixup and not training.teacher and plan.strategy == "partial" and trained[0].name != STEM
     cache = CacheOptions(trained, config.run.cache_views, config.run.cache_gb, folder, execution.progress) if cached and steps else None
-    augment = make_augmentation(plan.augment, training.backbone.spec, flip=flip)
     return make_batches(training.backbone, images, augment, batch_options(training), steps=steps, cache=cache)
 
 

@@ -11,7 +11,7 @@ from edgetl.train.artifacts.run import Run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.resolve import check_conflicts
-from edgetl.train.config.tasks import check_leakage, pool_few_images, scan_images, split_images
+from edgetl.train.config.tasks import scan_splits
 from edgetl.train.loop.processes import rank
 from edgetl.train.workflows.anomaly.fit import fit_normal
 from edgetl.train.workflows.compare import compare
@@ -25,7 +25,8 @@ def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False
     one strategy or a comparison of strategies. ``out`` is checked and locked before the first image is read.
 
     Args:
-        data: image folder, with one subfolder per class, or with a label table that ``config.data.labels`` names.
+        data: image folder, with one subfolder per class, or with a label table that ``config.data.labels`` names. Or shards: a pattern such
+            as ``shards/{0000..0999}.tar``, or a folder that `edgetl pack` wrote.
         config: training options.
         out: run folder to write.
         overwrite: replace ``out`` and the state of a stopped training.
@@ -49,8 +50,6 @@ def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False
     inputs = training_inputs(data, config)
     check_conflicts(config)
     with reserved(out, inputs=inputs, overwrite=overwrite) if rank() == 0 else nullcontext():
-        folder = scan_images(data, config.data, progress=progress)
-        splits = pool_few_images(split_images(folder, config), config)
-        check_leakage(splits, config.data)
-        workflow = fit_normal if folder.task == "anomaly" else compare if config.optim.strategy == "compare" else fine_tune
+        splits = scan_splits(data, config, progress=progress)
+        workflow = fit_normal if splits.folder.task == "anomaly" else compare if config.optim.strategy == "compare" else fine_tune
         return workflow(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)

@@ -1,0 +1,1 @@
+"""Sharded training: its options."""

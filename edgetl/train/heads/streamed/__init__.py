@@ -1,0 +1,1 @@
+"""Heads that are fitted on features on disk."""

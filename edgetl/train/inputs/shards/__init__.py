@@ -1,0 +1,1 @@
+"""Inputs of a training from shards: order, stream, batches and features."""

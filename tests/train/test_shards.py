@@ -1,0 +1,234 @@
+"""Training from shards: order, batches, probe, fine-tuning, resume and processes."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+import tarfile
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from edgetl.core.preprocess import PreprocessSpec
+from edgetl.data.folder import scan
+from edgetl.data.packing.shards import pack_shards
+from edgetl.data.shards.index import SplitRule
+from edgetl.data.shards.scan import scan_shards
+from edgetl.errors import ConfigError, DataError, StoppedError
+from edgetl.train.artifacts.run import open_run
+from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.weights_dir import EMBEDDED_BACKBONE
+from edgetl.train.heads.linear import fit_penalized, spread
+from edgetl.train.heads.modules import LabeledFeatures
+from edgetl.train.heads.streamed.logistic import fit_streamed
+from edgetl.train.inputs.samplers import BatchOptions
+from edgetl.train.inputs.shards.batches import ShardBatches
+from edgetl.train.inputs.shards.order import make_order
+from edgetl.train.workflows.train import train
+from tests.command import edgetl
+from tests.conftest import write_colors
+
+SMALL: dict[str, Any] = {
+    "backbone": "test_resnet",
+    "pretrained": False,
+    "input_size": (32, 32),
+    "val": 0.25,
+    "test": 0.25,
+    "workers": 0,
+    "epochs": 3,
+    "batch_size": 4,
+    "patience": 100,
+    "checkpoint_s": 0.001,
+}
+SPEC = PreprocessSpec(input_size=(32, 32))
+
+
+@pytest.fixture
+def shards(colors: Path, tmp_path: Path) -> Path:
+    """Four shards of nine images."""
+    pack_shards(scan(colors), tmp_path / "shards", images_per_shard=9, inputs={})
+    return tmp_path / "shards"
+
+
+def _config(**changes: object) -> TrainConfig:
+    return TrainConfig.from_options(**{**SMALL, **changes})
+
+
+def _stop(stage: str, at: int) -> Any:
+    def progress(found: str, done: int, total: int) -> None:
+        if found == stage and done >= at:
+            signal.raise_signal(signal.SIGTERM)
+
+    return progress
+
+
+def _batches(shards: Path, steps: range, *, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    found = scan_shards(shards, SplitRule(seed=0, val=0.25, test=0.25))[1]
+    return list(ShardBatches(found, BatchOptions(4, workers=workers, shard=shard), steps, SPEC, None))
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+def test_each_epoch_fills_all_steps_from_shards_with_training_images(lanes: int) -> None:
+    order = replace(make_order((5, 0, 7, 4, 8), 4, seed=3, processes=1), lanes=lanes)
+    steps = range(order.epoch_steps)
+    used = {lane: list(order.passes(lane, steps)) for lane in range(lanes)}
+    assert {sum(count for _, count in passes) for passes in used.values()} == {len(steps) * order.per_step}
+    assert 1 not in {found.shard for passes in used.values() for found, _ in passes}
+    if lanes == 1:
+        counts = dict.fromkeys(range(5), 0)
+        for found, count in used[0]:
+            counts[found.shard] += count
+        assert sum(counts.values()) == 24 and all(counts[shard] <= total for shard, total in enumerate((5, 0, 7, 4, 8)))
+
+
+def test_the_order_continues_at_any_step() -> None:
+    order = make_order((5, 3, 7, 4, 8), 4, seed=3, processes=2)
+    for lane in range(order.lanes):
+        whole = [(found.seed, found.skip + place) for found, count in order.passes(lane, range(20)) for place in range(count)]
+        rest = [(found.seed, found.skip + place) for found, count in order.passes(lane, range(7, 20)) for place in range(count)]
+        assert whole[7 * order.per_step :] == rest
+
+
+def test_lanes_that_cannot_be_divided_among_processes_are_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"4 shards with training images and a batch size of 8 form 4 lanes.*3 processes"):
+        make_order((1, 1, 1, 1), 8, seed=0, processes=3)
+
+
+def test_batches_do_not_depend_on_the_start_the_loaders_and_the_processes(shards: Path) -> None:
+    whole = _batches(shards, range(6))
+    assert [len(labels) for _, labels in whole] == [4] * 6
+    for images, labels in islice(whole, 1):
+        assert images.shape == (4, 3, 32, 32) and labels.dtype == torch.int64
+    for (left, known), (right, found) in zip(whole[3:], _batches(shards, range(3, 6), workers=2), strict=True):
+        assert torch.equal(left, right) and torch.equal(known, found)
+    parts = [_batches(shards, range(2), shard=(rank, 2)) for rank in (0, 1)]
+    for step in range(2):
+        both = torch.cat([parts[0][step][0], parts[1][step][0]])
+        assert sorted(row.sum().item() for row in both) == sorted(row.sum().item() for row in whole[step][0])
+
+
+def test_the_streamed_fit_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 300)
+    features = (rng.normal(size=(300, 5)) * [1, 2, 3, 1, 1] + labels[:, None] * [1, 0, 2, 0, 0] + 10).astype(np.float32)
+    val = LabeledFeatures(features[200:], labels[200:])
+
+    def chunks() -> Any:
+        return ((features[start : start + 70][: 200 - start], labels[start : start + 70][: 200 - start]) for start in (0, 70, 140))
+
+    head, accuracy = fit_streamed(chunks, val, np.ones(3))
+    rows = features[:200]
+    mean, std = rows.mean(axis=0), spread(rows)
+    fitted = fit_penalized(((rows - mean) / std).astype(np.float64), labels[:200], head.penalty)
+    wanted = fitted.predict_proba((rows - mean) / std)
+    outputs = rows @ head.weight.T + head.bias
+    scores = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+    assert np.abs(scores / scores.sum(axis=1, keepdims=True) - wanted).max() < 0.02
+    assert accuracy == (outputs.argmax(axis=1) == labels[:200]).mean()
+
+
+def test_a_sharded_probe_continues_and_has_the_record_of_its_shards(shards: Path, tmp_path: Path) -> None:
+    train(shards, _config(strategy="probe"), tmp_path / "whole")
+    out, config = tmp_path / "run", _config(strategy="probe")
+    with pytest.raises(KeyboardInterrupt):
+        train(shards, config, out, progress=_interrupt("computing features", 10))
+    with pytest.raises(ConfigError, match="was stopped"):
+        train(shards, config, out)
+    run = train(shards, config, out, resume=True)
+    assert not out.with_name("run.checkpoints").exists()
+    assert (out / "weights.safetensors").read_bytes() == (tmp_path / "whole/weights.safetensors").read_bytes()
+    splits = run.splits()
+    assert (
+        splits.shards is not None
+        and sum(splits.shards.images.values()) == 36
+        and run.record.images["train"] == splits.shards.images["train"]
+    )
+    assert run.record.data_fingerprint == splits.shards.digest and splits.shards.rule == SplitRule(seed=0, val=0.25, test=0.25)
+    assert len(run.samples("val")) == splits.shards.listed["val"] and not [item for item in splits.entries if Path(item.path).is_absolute()]
+
+
+def _interrupt(stage: str, at: int) -> Any:
+    def progress(found: str, done: int, total: int) -> None:
+        if found == stage and done >= at:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_a_stopped_fine_tuning_on_shards_has_the_weights_of_an_uninterrupted_one(shards: Path, tmp_path: Path) -> None:
+    config = _config(strategy="full")
+    train(shards, config, tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        train(shards, config, tmp_path / "run", progress=_stop("fine-tuning", 7))
+    train(shards, config, tmp_path / "run", resume=True)
+    assert (tmp_path / "run/weights.safetensors").read_bytes() == (tmp_path / "whole/weights.safetensors").read_bytes()
+
+
+def test_unreadable_images_are_left_out_of_the_batches_and_reported(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    with tarfile.open(shard, "w") as archive:
+        for number in range(13):
+            _add(archive, f"{number}.png", b"damaged" if number == 5 else _png(number))
+            _add(archive, f"{number}.cls", str(number % 2).encode())
+            _add(archive, f"{number}.json", b'{"split": "val"}' if number == 12 else b'{"split": "train"}')
+    found = scan_shards(shard, SplitRule(seed=0, val=0.0, test=0.0))[1]
+    batches = ShardBatches(found, BatchOptions(4, workers=0), range(3), SPEC, None)
+    assert sorted(len(labels) for _, labels in batches) == [3, 4, 4] and list(batches.unreadable) == ["5"]
+    changed = replace(found, train_counts=(13,))
+    with pytest.raises(DataError, match=r"a.tar changed during the training"):
+        list(ShardBatches(changed, BatchOptions(4, workers=0), range(6), SPEC, None))
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def _png(seed: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+def test_options_that_need_all_images_are_refused_together(shards: Path, tmp_path: Path) -> None:
+    config = _config(strategy="compare", balance="sampler", exclude=("*.png",))
+    with pytest.raises(ConfigError, match=r"--strategy compare, --balance sampler, --exclude: not supported with shards"):
+        train(shards, config, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_shards_as_one(tmp_path: Path) -> None:
+    pack_shards(scan(write_colors(tmp_path / "colors", 30)), tmp_path / "shards", images_per_shard=10, inputs={})
+    # Its BatchNorm is frozen. Statistics of BatchNorm would be those of one process.
+    options = ["--backbone", EMBEDDED_BACKBONE, "--input-size", "32", "--epochs", "4", "--batch-size", "8"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "edgetl.cli.app"]
+    for strategy in ("full", "probe"):
+        command = ["train", str(tmp_path / "shards"), *options, "--strategy", strategy, "--out"]
+        alone = edgetl(*command, str(tmp_path / f"{strategy}-alone"))
+        assert alone.returncode == 0, alone.stderr
+        both = subprocess.run([*launch, *command, str(tmp_path / f"{strategy}-both")], capture_output=True, text=True, check=False)
+        assert both.returncode == 0, both.stderr
+        found = [open_run(tmp_path / f"{strategy}-{name}").load_model().state_dict() for name in ("alone", "both")]
+        largest = max(float((found[0][name].float() - found[1][name].float()).abs().max()) for name in found[0])
+        assert largest < 1e-3, strategy
+
+
+@pytest.mark.slow
+def test_a_sharded_run_exports_with_calibration_and_gate_images_from_the_shards(tmp_path: Path) -> None:
+    pack_shards(scan(write_colors(tmp_path / "colors", 40)), tmp_path / "shards", images_per_shard=30, inputs={})
+    command = ["train", tmp_path / "shards", "--backbone", "test_resnet", "--random-weights", "--input-size", "32", "--epochs", "4"]
+    trained = edgetl(*command, "--strategy", "full", "--batch-size", "8", "--out", tmp_path / "run")
+    assert trained.returncode == 0, trained.stderr
+    exported = edgetl("export", tmp_path / "run", "--out", tmp_path / "bundle", "--format", "onnx", "--precision", "fp32,int8")
+    assert exported.returncode == 0, exported.stderr
+    assert edgetl("verify", tmp_path / "bundle").returncode == 0
+    assert edgetl("report", tmp_path / "run", "--out", tmp_path / "report.html").returncode == 0
