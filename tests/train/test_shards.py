@@ -209,9 +209,10 @@ def test_options_that_need_all_images_are_refused_together(shards: Path, tmp_pat
 def test_two_processes_train_on_shards_as_one(tmp_path: Path) -> None:
     pack_shards(scan(write_colors(tmp_path / "colors", 30)), tmp_path / "shards", images_per_shard=10, inputs={})
     # Its BatchNorm is frozen. Statistics of BatchNorm would be those of one process.
-    options = ["--backbone", EMBEDDED_BACKBONE, "--input-size", "32", "--epochs", "4", "--batch-size", "8"]
+    options = ["--backbone", EMBEDDED_BACKBONE, "--input-size", "32", "--epochs", "2", "--batch-size", "8"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "edgetl.cli.app"]
-    for strategy in ("full", "probe"):
+    # The fit of a probe ends at a tolerance of its gradient.
+    for strategy, most in (("full", 1e-3), ("probe", 2e-2)):
         command = ["train", str(tmp_path / "shards"), *options, "--strategy", strategy, "--out"]
         alone = edgetl(*command, str(tmp_path / f"{strategy}-alone"))
         assert alone.returncode == 0, alone.stderr
@@ -219,7 +220,7 @@ def test_two_processes_train_on_shards_as_one(tmp_path: Path) -> None:
         assert both.returncode == 0, both.stderr
         found = [open_run(tmp_path / f"{strategy}-{name}").load_model().state_dict() for name in ("alone", "both")]
         largest = max(float((found[0][name].float() - found[1][name].float()).abs().max()) for name in found[0])
-        assert largest < 1e-3, strategy
+        assert largest < most, strategy
 
 
 @pytest.mark.slow
