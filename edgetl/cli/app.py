@@ -16,6 +16,7 @@ from edgetl.cli.commands import bench, bundle, demo, export, fit, models, runs, 
 from edgetl.cli.commands.data import check, diagnosis, pack, unlabeled
 from edgetl.cli.commands.device import gallery, keys, run, store, tune
 from edgetl.cli.commands.evaluation import evaluate
+from edgetl.cli.commands.scoring import merge, predict
 from edgetl.cli.commands.transfer import adapt, update
 from edgetl.cli.examples import epilog
 from edgetl.cli.help import HelpCommand, HelpGroup
@@ -55,7 +56,8 @@ COMMANDS = {
     ),
     "Export": (export.export_command, fit.fit_command, runs.share_command),
     "Run": (
-        bundle.predict_command,
+        predict.predict_command,
+        merge.merge_command,
         evaluate.evaluate_command,
         bundle.verify_command,
         bundle.inspect_command,

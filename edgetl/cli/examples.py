@@ -73,7 +73,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     ),
     "predict": (
         ("Predict the images of a folder with the fastest variant", "edgetl predict bundle photos/cat"),
-        ("Print all scores of one image as JSON", "edgetl predict bundle cat.jpg --variant onnx-int8 --json"),
+        ("Predict tar shards in two processes, and write files", "edgetl predict bundle 'shards/{00..63}.tar' --out out --processes 2"),
+    ),
+    "merge": (
+        ("Merge the parts of `edgetl predict --out`", "edgetl merge out"),
+        ("Choose the file to write", "edgetl merge out --out predictions.jsonl"),
     ),
     "evaluate": (
         ("Evaluate a bundle on new labeled images", "edgetl evaluate bundle new_photos"),

@@ -1,19 +1,16 @@
-"""Commands on a bundle or a run: ``edgetl predict``, ``verify`` and ``inspect``."""
+"""Commands on a bundle or a run: ``edgetl verify`` and ``inspect``."""
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import Field
 from rich.markup import escape
 
 from edgetl.cli.options import build, given, need_extra, options_of
-from edgetl.cli.session import JsonOption, LabelsOption, VerboseOption, err, out, print_json, working
+from edgetl.cli.session import JsonOption, LabelsOption, VerboseOption, out, print_json, working
 from edgetl.cli.tables import (
     attempt_lines,
     busy_lines,
@@ -26,86 +23,15 @@ from edgetl.cli.tables import (
     variants_table,
 )
 from edgetl.core.bundle import is_run, open_bundle
-from edgetl.core.config import StrictModel
-from edgetl.core.files.names import printable
-from edgetl.core.images.heat_map import draw_heat_map
 from edgetl.core.images.intensity import FULL_RANGE
 from edgetl.core.lineage import describe_parent
 from edgetl.core.manifest import Manifest
-from edgetl.core.options import METAVAR
-from edgetl.core.output.folders import new_folder
-from edgetl.core.output_decoding import prediction_json
-from edgetl.core.preprocess import to_pixels
-from edgetl.data.listing import find_images
 from edgetl.device.config import TrustConfig
-from edgetl.errors import ConfigError, ImageError
 from edgetl.runtime.evaluation import EvaluationConfig, EvaluationReport, evaluate_bundle
-from edgetl.runtime.predictor import Predictor, load
 from edgetl.runtime.verify import VerifyReport, verify
 
 if TYPE_CHECKING:
     from edgetl.train.artifacts.record import RunRecord
-
-
-class PredictConfig(StrictModel):
-    """Options of ``edgetl predict``."""
-
-    variant: str | None = Field(
-        default=None, description="Variant to run, such as openvino-int8. Default: the first with an installed engine."
-    )
-    top: int = Field(default=3, ge=1, description="Number of classes to show for each image, the most probable first.")
-    threads: int | None = Field(
-        default=None, ge=1, description="CPU threads per inference. Default: as in the contract of the bundle, or all cores."
-    )
-    tuning: Path | None = Field(
-        default=None,
-        description="Result of `edgetl tune` on this host. Its variant, threads and execution setting are used.",
-        json_schema_extra={METAVAR: "FILE"},
-    )
-    trial: bool = Field(
-        default=False,
-        description="Trial run: first predict one image in a separate process with memory and time limits. Takes about a second.",
-    )
-    heat_maps: Path | None = Field(
-        default=None,
-        description="Folder to write (PNG): each image with its heat map. For bundles of anomaly detection.",
-        json_schema_extra={METAVAR: "PATH"},
-    )
-
-
-@options_of(PredictConfig)
-def predict_command(
-    context: typer.Context,
-    bundle: Annotated[Path, typer.Argument(help="Bundle: the folder that `edgetl export` wrote.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders with images.")],
-    json_output: JsonOption = False,
-    verbose: VerboseOption = False,
-    **options: Any,
-) -> None:
-    """Predict labels and scores of images.
-
-    An unreadable image is reported, and the other images are predicted. The exit code is then 5.
-    """
-    config = build(PredictConfig, **given(PredictConfig, context, options))
-    with working(json_output=True, verbose=verbose), ExitStack() as stack:
-        predictor = load(bundle, variant=config.variant, threads=config.threads, trial=config.trial, tuning=config.tuning)
-        maps = stack.enter_context(_heat_map_folder(config.heat_maps, predictor, bundle)) if config.heat_maps else None
-        failed, rows = 0, []
-        name = predictor.variant.name if predictor.variant else None
-        if not json_output:
-            err.print(f"variant: {name}")
-        for path in _files(images):
-            row = _predict(predictor, path, maps)
-            failed += "error" in row
-            if json_output:
-                rows.append(row)
-            else:
-                _show_prediction(row, config.top)
-    if json_output:
-        gallery = {"gallery": predictor.gallery.sha256} if predictor.gallery else {}
-        print_json({"bundle": str(bundle), "variant": name, **gallery, "labels": list(predictor.labels), "predictions": rows})
-    if failed:
-        raise typer.Exit(ImageError.exit_code)
 
 
 @options_of(TrustConfig)
@@ -273,64 +199,3 @@ def _labels(manifest: Manifest) -> str:
         return ", ".join(f"{label} (threshold {limit:.3f})" for label, limit in zip(manifest.labels, decision_rule.thresholds, strict=True))
     levels = f", levels {decision_rule.ordinal_levels[0]} to {decision_rule.ordinal_levels[1]}" if decision_rule.ordinal_levels else ""
     return ", ".join(manifest.labels) + levels
-
-
-def _files(paths: list[Path]) -> list[Path]:
-    """Return the files. A folder is replaced by the images in it."""
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = find_images(path)
-            if not inside:
-                raise ImageError(f"{path} contains no JPEG, PNG, WebP, BMP or TIFF file.")
-            found += inside
-        else:
-            found.append(path)
-    return found
-
-
-def _heat_map_folder(folder: Path, predictor: Predictor, bundle: Path) -> AbstractContextManager[Path]:
-    """Return the context of the new folder for heat maps.
-
-    Raises:
-        ConfigError: the bundle has no heat maps, or the folder exists.
-    """
-    if predictor.decoding.decision_rule.heat_map is None:
-        raise ConfigError(f"--heat-maps: {bundle} is a bundle for {predictor.decoding.task}, which has no heat maps. Remove the option.")
-    return new_folder(folder, inputs={"the bundle": bundle})
-
-
-def _predict(predictor: Predictor, path: Path, maps: Path | None) -> dict[str, object]:
-    """Predict an image, and write its heat map into the folder ``maps``. A later image of the same name gets a number."""
-    try:
-        image = predictor.read(path)
-        prediction = predictor.predict(image)
-    except ImageError as error:
-        return {"image": str(path), "error": str(error)}
-    if maps is not None:
-        copies = len([*maps.glob(f"{glob.escape(path.stem)}*.png")])
-        drawn = draw_heat_map(to_pixels(image, predictor.spec), prediction.heat_map)
-        drawn.save(maps / f"{path.stem}{f'-{copies + 1}' if copies else ''}.png")
-    return {"image": str(path), **prediction_json(predictor.decoding, prediction)}
-
-
-def _show_prediction(row: dict[str, object], top: int) -> None:
-    if "error" in row:
-        err.print(f"[bold red]error:[/] {escape(printable(str(row['error'])))}", soft_wrap=True)
-        return
-    scores = row["scores"]
-    assert isinstance(scores, dict)
-    best = sorted(scores.items(), key=lambda item: -item[1])[:top]
-    shown = ", ".join(f"{label} {score:.3f}" for label, score in best)
-    if "labels" in row:
-        present = row["labels"]
-        assert isinstance(present, list)
-        shown = f"{', '.join(present) or 'no label'} ({shown})"
-    elif "heat_map" in row:
-        shown = f"{row['label']} (score {row['score']:.3f})"
-    elif row.get("label", "") is None:
-        shown = f"unknown ({shown})"
-    elif "value" in row:
-        ((column, output),) = scores.items()
-        shown = f"{column} {row['value']:g}" + ("" if output == row["value"] else f" ({output:.3f})")
-    out.print(f"{escape(printable(str(row['image'])))}: {escape(shown)}", soft_wrap=True)

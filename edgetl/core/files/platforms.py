@@ -94,6 +94,15 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+def allow_open_files(count: int) -> None:
+    """Raise the soft limit of this process on open files by ``count``, up to its hard limit. Windows has no such limit."""
+    if sys.platform != "win32":
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
+        if soft != resource.RLIM_INFINITY:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def peak_memory_bytes() -> int:
     """Return the peak resident memory of this process, bytes; 0 if the system does not report it."""
     if sys.platform == "win32":

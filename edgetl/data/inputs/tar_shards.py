@@ -1,0 +1,132 @@
+"""Tar shards in the WebDataset layout: images one after another, within limits. No file is extracted.
+
+The reader uses ``tarfile`` of the standard library. That stops without an error at a damaged header (Python 3.11 to 3.13), and reads
+extended headers of any size. Both are checked here.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from edgetl.core.files.names import printable
+from edgetl.core.files.regular import open_plain
+from edgetl.core.images.decode import EXTENSIONS, MAX_FILE_BYTES
+from edgetl.data.inputs.item import Item, Wanted
+
+# WebDataset recommends thousands of samples in a shard.
+MAX_MEMBERS = 10_000_000
+MAX_HEADER_BYTES, MAX_HEADERS = 1_000_000, 16
+_EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_PIECE = 1 << 20
+
+
+class _DamageError(Exception):
+    """The rest of a shard cannot be read."""
+
+
+def read_tar(path: Path, wanted: Wanted) -> Iterator[Item]:
+    """Yield the images of a tar shard in order, the files that are no images, and the problems.
+
+    A truncated or damaged shard yields the images before the damage, and then an error.
+
+    Args:
+        path: tar file without compression.
+        wanted: selection of images whose content is read.
+    """
+    number = 0
+    try:
+        with open_plain(path) as file:
+            size = max(1, file.seek(0, io.SEEK_END))
+            file.seek(0)
+            for item in _members(file, wanted):
+                yield Item(number, item.key, item.content, item.error, item.left_out, item.read / size)
+                number += not item.left_out
+    except (_DamageError, tarfile.TarError, OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        yield Item(number, error=f"the shard is damaged or truncated: {reason}. Its following images are missing. Copy it again.")
+
+
+def _members(file: io.BufferedReader, wanted: Wanted) -> Iterator[Item]:
+    """Yield an item for each file of the archive. ``read`` is a position in bytes here, and the number of non-images is unused."""
+    _check_headers(file, 0)
+    file.seek(0)
+    number = 0
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for _ in range(MAX_MEMBERS):
+            member = archive.next()
+            archive.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps all members in memory
+            if member is None:
+                _check_end(file, archive.offset)
+                return
+            item = _item(archive, member, wanted(number))
+            if item is not None:
+                yield item
+                number += not item.left_out
+            _check_headers(file, archive.offset)
+    raise _DamageError(f"it has more than {MAX_MEMBERS:,} files")
+
+
+def _item(archive: tarfile.TarFile, member: tarfile.TarInfo, wanted: bool) -> Item | None:
+    """Return the item of a member; none for a folder."""
+    name, end = PurePosixPath(member.name), float(archive.offset)
+    if member.isdir():
+        return None
+    if name.suffix.lower() not in EXTENSIONS:
+        return Item(0, left_out=printable(name.suffix.lower()[:20]) or "without suffix", read=end)
+    key = printable(str(name.with_suffix("")))
+    problem = ""
+    if not member.isreg():
+        problem = "it is a link or a special file. Shards may contain regular files only."
+    elif name.is_absolute() or ".." in name.parts:
+        problem = "its name is absolute or contains '..'. Write the shard again with relative names."
+    elif member.size > MAX_FILE_BYTES:
+        problem = f"it has {member.size} bytes. The limit is {MAX_FILE_BYTES}."
+    elif member.size == 0:
+        problem = "it is empty."
+    if problem or not wanted:
+        return Item(0, key, error=f"{printable(member.name)}: {problem}" if problem else "", read=end)
+    stream = archive.extractfile(member)
+    assert stream is not None
+    data = stream.read(member.size)
+    if len(data) < member.size:
+        raise _DamageError(f"unexpected end of data in {printable(member.name)}")
+    return Item(0, key, data, read=end)
+
+
+def _check_headers(file: io.BufferedReader, offset: int) -> None:
+    """Check the extended headers at ``offset``, which tarfile would read into memory as a whole.
+
+    Raises:
+        _DamageError: they are larger than the limit, too many, or describe a sparse file.
+    """
+    for _ in range(MAX_HEADERS):
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+        kind = block[156:157]
+        if kind == tarfile.GNUTYPE_SPARSE:
+            raise _DamageError(f"the file at byte {offset} is stored as sparse, which is not supported")
+        if kind not in _EXTENDED:
+            return
+        size = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size
+        if size > MAX_HEADER_BYTES:
+            raise _DamageError(f"the header at byte {offset} has {size} bytes, and the limit is {MAX_HEADER_BYTES}")
+        offset += tarfile.BLOCKSIZE * (1 + -(-size // tarfile.BLOCKSIZE))
+    raise _DamageError(f"the file at byte {offset} has more than {MAX_HEADERS} headers")
+
+
+def _check_end(file: io.BufferedReader, offset: int) -> None:
+    """Check that the archive ends with zeros, as POSIX requires.
+
+    Raises:
+        _DamageError: the end is missing, or data follows.
+    """
+    file.seek(offset)
+    if not (piece := file.read(_PIECE)):
+        raise _DamageError(f"it ends at byte {offset} without an end mark")
+    while piece:
+        if piece.strip(b"\0"):
+            raise _DamageError(f"there is no valid header at byte {offset}")
+        piece = file.read(_PIECE)

@@ -1,0 +1,1 @@
+"""Executors: run independent tasks in several processes. No torch."""

@@ -1,0 +1,1 @@
+"""Table formats of predictions: JSON lines, CSV and Parquet."""
