@@ -232,8 +232,8 @@ def test_labels_with_a_low_probability_are_contradicted() -> None:
     assert found.images == 2 and found.files == ("1.png", "2.png")
 
 
-@pytest.mark.parametrize("attack", [True, False])
-def test_trigger_is_found_only_where_other_classes_share_the_area(*, attack: bool) -> None:
+@pytest.mark.parametrize(("attack", "training"), [(True, 60), (True, 24), (False, 60)])
+def test_trigger_is_found_only_where_other_classes_share_the_area(*, attack: bool, training: int) -> None:
     rng = np.random.default_rng(0)
     data, old = _data(rng)
     labels = data.labels[40:].copy()
@@ -241,8 +241,11 @@ def test_trigger_is_found_only_where_other_classes_share_the_area(*, attack: boo
     marked = np.arange(20, 30) if attack else np.arange(0, 10)  # class 1, or class 0
     thumbnails[marked, 4:14, 4:14] = np.indices((10, 10)).sum(axis=0)[..., None] // 2 % 2 * 255
     labels[marked] = 0
-    changed = replace(data, labels=np.concatenate([data.labels[:40], labels]))
-    found = find_trigger(thumbnails, changed, old, np.zeros(60, bool), _splits(labels))
+    new = Remembered(data.features[40:], labels)
+    changed = replace(data, labels=np.concatenate([data.labels[:40], labels])).without(np.arange(training, 60))
+    splits = _splits(labels)
+    splits = replace(splits, train=splits.train[:training], val=splits.train[training:])
+    found = find_trigger((thumbnails, new), changed, old, splits, seed=0)
     assert (found is not None) is attack
     if found:
         assert found.label == "a" and found.images == 10 and found.contradicted == 1.0

@@ -82,17 +82,18 @@ def fit_candidate(run: Run, splits: Splits, config: UpdateConfig, *, progress: P
     extract = features_of(backbone, device=choose_device("auto"), images=2 * len(splits.folder.samples))
     recalled = recall(run, config, extract, progress=progress)
     previous = recalled.memory
-    thumbnails = np.zeros((len(splits.train), SIDE, SIDE, 3), np.uint8)
-    train = extract(splits.train, prepare=_with_thumbnails(splits.train, thumbnails), progress=progress)
+    every = (*splits.train, *splits.val)
+    thumbnails, count = np.zeros((len(every), SIDE, SIDE, 3), np.uint8), len(splits.train)
+    features = extract(every, prepare=_with_thumbnails(every, thumbnails), progress=progress)
     new = New(
-        Remembered(train, labels_of(splits.train), splits.train),
-        Remembered(extract(splits.val, progress=progress), labels_of(splits.val), splits.val),
+        Remembered(features[:count], labels_of(splits.train), splits.train),
+        Remembered(features[count:], labels_of(splits.val), splits.val),
     )
     old, data = head_of_run(run), _update_data(previous, new.train, len(splits.folder.labels), config.seed)
     head = fit_head(data, old)
     set_linear_head(backbone.head, head)
     outputs = np.concatenate([out_of_fold(data, old, seed=config.seed, progress=progress), _outputs(head, new.val)])
-    checks = _check_labels(data, old, (outputs[: len(train)], new), thumbnails, splits, config.seed)
+    checks = _check_labels(data, old, (outputs, new), thumbnails, splits, config.seed)
     promotion = decide(_compare(run, (old, head), outputs, (recalled, new), checks), config)
     return Candidate(backbone, splits, previous, new, promotion)
 
@@ -105,17 +106,18 @@ def _check_labels(
     splits: Splits,
     seed: int,
 ) -> tuple[ContradictedLabels, Trigger | None]:
-    """Check the new labels. ``predicted`` has the out-of-fold outputs of the new training images.
+    """Check the new labels. ``predicted`` has the out-of-sample outputs of the new images, and ``thumbnails`` belong to the same images.
 
     Wrong labels would also train the heads that should contradict them. Doubtful images are therefore left out of a second pass.
     """
     outputs, new = predicted
-    given = softmax(outputs)[np.arange(len(outputs)), new.train.labels]
+    count, every = len(new.train.labels), join(new.train, new.val)
+    given = softmax(outputs[:count])[np.arange(count), new.train.labels]
     doubtful = np.flatnonzero(given < DOUBTFUL)
     again = out_of_fold(data, old, seed=seed, doubtful=doubtful)
     held_out = _outputs(fit_head(data.without(doubtful), old), new.val)
     contradicted = contradicted_labels(softmax(np.concatenate([again, held_out])), splits)
-    return contradicted, find_trigger(thumbnails, data, old, outputs.argmax(axis=1) != new.train.labels, splits)
+    return contradicted, find_trigger((thumbnails, every), data, old, splits, seed=seed)
 
 
 def _update_data(previous: Memory, new: Remembered, classes: int, seed: int) -> UpdateData:

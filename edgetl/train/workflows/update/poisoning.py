@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
+from scipy.stats import mannwhitneyu
 
 from edgetl.core.files.names import printable
+from edgetl.core.output_decoding import softmax
 from edgetl.data.loading import labels_of
 from edgetl.data.split import Splits
+from edgetl.train.artifacts.memory import Remembered
 from edgetl.train.config.update.result import ContradictedLabels, Trigger
 from edgetl.train.heads.linear import LinearHead
-from edgetl.train.workflows.update.head import UpdateData, fit_head
+from edgetl.train.workflows.update.head import UpdateData, fit_head, out_of_fold
 
 # Probability of a contradicted label is below this.
 CONTRADICTED = 0.05
@@ -29,8 +31,8 @@ SAME, CONTRAST = 8.0, 12.0
 LEAST, MOST, MOST_OTHERS = 5, 200, 400
 # Largest fraction of the other images with the same area, and of the image that is the same. A fixed camera has a fixed background.
 ELSEWHERE, SHARED = 0.02, 0.3
-# Level of the test for contradicted labels. It allows for the number of labels and areas.
-LEVEL = 1e-4
+# Fraction of contradicted images of an area, and level of the test for their probabilities: a trigger has more, and is below the level.
+MAJORITY, LEVEL = 0.5, 1e-3
 # Fewest other images of the label. Without them, a head cannot predict it.
 LEAST_REST = 10
 # Groups of each label that are tested, the largest first.
@@ -107,42 +109,53 @@ def _shared(thumbnails: NDArray[np.uint8]) -> float:
 
 
 def find_trigger(
-    thumbnails: NDArray[np.uint8], data: UpdateData, previous: LinearHead, contradicted: NDArray[np.bool_], splits: Splits
+    images: tuple[NDArray[np.uint8], Remembered], data: UpdateData, previous: LinearHead, splits: Splits, *, seed: int
 ) -> Trigger | None:
     """Search a backdoor trigger: a shared area in images of one label, to which a head without these images gives other labels.
 
     An attacker stamps the area on images of other classes, so that the network predicts the label from the area alone (BadNets: Gu et al.
-    2017, arXiv:1708.06733). To a head that has not seen the area, the images look like their own class.
+    2017, arXiv:1708.06733). To a head that has not seen the area, the images look like their own class: their probability of the label is
+    lower than that of the label's other images (test of Mann and Whitney 1947, doi:10.1214/aoms/1177730491).
 
     Args:
-        thumbnails: new training images, uint8 ``[n, SIDE, SIDE, 3]``.
-        data: features for the head.
+        images: thumbnails and features of the new images: uint8 ``[n, SIDE, SIDE, 3]``. The training images are first.
+        data: features for the head, of training images only.
         previous: previous head.
-        contradicted: bool ``[n]``, true for new training images whose out-of-fold prediction is another class.
         splits: new images.
+        seed: random seed of the folds.
     """
-    labels = data.labels[data.previous :]
+    thumbnails, new = images
+    labels, samples = new.labels, (*splits.train, *splits.val)
     for label in np.unique(labels):
         for area in _distinct(shared_areas(thumbnails, labels, int(label))):
-            rest = data.without(area.rows)
-            if (rest.labels == label).sum() < LEAST_REST:
+            probabilities = _probabilities(new, data, previous, area, seed)
+            rest = np.setdiff1d(np.flatnonzero(labels == label), area.rows)
+            contradicted = float((probabilities[area.rows].argmax(axis=1) != label).mean())
+            if len(rest) < LEAST_REST or contradicted <= MAJORITY:
                 continue
-            head = fit_head(rest, previous)
-            predicted = (data.features[data.previous + area.rows] @ head.weight.T + head.bias).argmax(axis=1)
-            wrong, others = int((predicted != label).sum()), np.setdiff1d(np.flatnonzero(labels == label), area.rows)
-            usual = (contradicted[others].sum() + 1) / (len(others) + 2)
-            if 2 * wrong > len(area.rows) and binom.sf(wrong - 1, len(area.rows), usual) < LEVEL:
-                names = [printable(splits.train[row].path.relative_to(splits.folder.root).as_posix()) for row in area.rows.tolist()]
+            if mannwhitneyu(probabilities[area.rows, label], probabilities[rest, label], alternative="less").pvalue < LEVEL:
+                names = [printable(samples[row].path.relative_to(splits.folder.root).as_posix()) for row in area.rows.tolist()]
                 return Trigger(
                     label=splits.folder.labels[label],
                     images=len(area.rows),
-                    contradicted=wrong / len(area.rows),
+                    contradicted=contradicted,
                     left=area.left / SIDE,
                     top=area.top / SIDE,
                     side=BLOCK / SIDE,
                     files=tuple(sorted(names)[:SHOWN]),
                 )
     return None
+
+
+def _probabilities(new: Remembered, data: UpdateData, previous: LinearHead, area: Area, seed: int) -> NDArray[np.float32]:
+    """Return out-of-sample probabilities of the new images, ``[n, classes]``, by heads that were fitted without the images of ``area``."""
+    count = len(data.labels) - data.previous
+    without = area.rows[area.rows < count]
+    rest, kept = data.without(without), np.setdiff1d(np.arange(count), without)
+    head = fit_head(rest, previous)
+    logits = new.features @ head.weight.T + head.bias
+    logits[kept] = out_of_fold(rest, previous, seed=seed)
+    return softmax(logits)
 
 
 def _distinct(areas: Sequence[Area]) -> Iterator[Area]:
