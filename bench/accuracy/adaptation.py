@@ -1,8 +1,9 @@
-"""Domain adaptation without labels: accuracy on another domain by ``edgetl adapt``, for pairs of domains of PACS and each method.
+"""Domain adaptation without labels: accuracy on another domain by ``edgetl adapt``, for pairs of domains and each method.
 
 ``python -m bench.accuracy.adaptation --work FOLDER``. The ImageNet MobileNetV2 is trained on one domain with the defaults of ``edgetl
-train``, adapted to all images of another domain without their labels, and measured on these images. Runs and measurements are kept in
-the work folder: a repeated call completes them, and prints all rows.
+train``, adapted to all images of another domain without their labels, and measured on these images. The domains are those of PACS
+(``photo-sketch``), and half of an image set with the other half as another camera would take it: darker, with a color cast, out of
+focus (``trashnet-camera``). Runs and measurements are kept in the work folder: a repeated call completes them, and prints all rows.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image, ImageFilter
+
 from bench.paths import SHARED
+from edgetl.core.images.decode import load_image
 from edgetl.core.system.host import describe_host
 from edgetl.runtime.evaluation import EvaluationConfig
 from edgetl.train.config.adaptation.options import SOURCE_ONLY, AdaptationConfig
@@ -24,7 +29,8 @@ from edgetl.train.workflows.train import train
 
 PACS = SHARED / "data/pacs"
 BACKBONE = f"local-dir:{SHARED}/weights/mobilenetv2_100.imagenet"
-PAIRS = "photo-sketch,photo-cartoon,sketch-photo,cartoon-photo,cartoon-sketch,sketch-cartoon"
+PAIRS = "photo-sketch,photo-cartoon,sketch-photo,cartoon-photo,cartoon-sketch,sketch-cartoon,trashnet-camera,sign-digits-camera"
+CAMERA = "camera"
 RESULTS = "results.jsonl"
 
 
@@ -49,16 +55,16 @@ def main() -> None:
 
 def measure(work: Path, pair: str, seed: int, method: str, side: int) -> None:
     """Train and adapt as far as necessary, measure the accuracy on the target domain, and append it to the results."""
-    source, target = pair.split("-")
-    run = work / f"{source}-{seed}"
+    source, target = domains(pair, work)
+    run = work / f"{source.name}-{seed}"
     if not run.exists():
         config = TrainConfig.from_options(backbone=BACKBONE, input_size=(side, side), seed=seed)
-        train(PACS / source, config, run, resume=run.with_name(f"{run.name}.checkpoints").exists())
+        train(source, config, run, resume=run.with_name(f"{run.name}.checkpoints").exists())
     row: dict[str, Any] = {"pair": pair, "seed": seed, "method": method}
     if method != SOURCE_ONLY:
         adapted = adapt_run(
             run,
-            PACS / target,
+            target,
             work / f"{pair}-{seed}-{method}",
             AdaptationConfig.model_validate({"method": method, "seed": seed}),
             overwrite=True,
@@ -66,11 +72,34 @@ def measure(work: Path, pair: str, seed: int, method: str, side: int) -> None:
         assert adapted.record.adaptation is not None
         row |= {"seconds": adapted.record.seconds, **adapted.record.adaptation.model_dump(mode="json")}
         run = adapted.path
-    result = evaluate_run(run, PACS / target, EvaluationConfig(every_image=True)).result
+    result = evaluate_run(run, target, EvaluationConfig(every_image=True)).result
     row["accuracy"] = result.accuracy.value
     with (work / RESULTS).open("a") as file:
         file.write(json.dumps(row) + "\n")
     print(f"{pair} seed {seed} {method}: {row['accuracy']:.3f}", flush=True)
+
+
+def domains(pair: str, work: Path) -> tuple[Path, Path]:
+    """Return the image folders of the source and of the target domain."""
+    source, target = pair.rsplit("-", 1)
+    if target != CAMERA:
+        return PACS / source, PACS / target
+    folders = work / f"{source}-half", work / f"{source}-{CAMERA}-images"
+    if not folders[1].exists():
+        for number, file in enumerate(sorted((SHARED / "data" / source).glob("*/*"))):
+            half = folders[number % 2] / file.parent.name
+            half.mkdir(parents=True, exist_ok=True)
+            image = load_image(file)
+            (other_camera(image) if number % 2 else image).save(half / f"{file.stem}.jpg", quality=92)
+    return folders
+
+
+def other_camera(image: Image.Image) -> Image.Image:
+    """Return the image as another camera would take it: darker by one and a half stops, with a warm color cast, out of focus."""
+    blurred = image.filter(ImageFilter.GaussianBlur(min(image.size) / 100))
+    pixels = np.asarray(blurred, np.float32) * np.array([0.45, 0.35, 0.22], np.float32)
+    noise = np.random.default_rng(0).normal(0, 4, pixels.shape)
+    return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
 
 
 def read(work: Path) -> list[dict[str, Any]]:

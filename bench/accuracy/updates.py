@@ -14,6 +14,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench.accuracy import update_heads as heads
 from bench.paths import SHARED
 from edgetl.core.images.decode import load_image
 from edgetl.core.system.host import fingerprint, versions
@@ -53,6 +55,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "without both": {"LWF": 0.0, "MOST_DRAWN": 0},
     "features in place of images": {"keep": "features"},
     "no replay": {"replay_per_class": 0},
+    "EWC": {"fit_head": heads.fit_ewc},
+    "EWC and replay": {"fit_head": partial(heads.fit_ewc, replay=True)},
+    "progressive": {"fit_head": heads.fit_progressive},
 }
 UPDATES, ATTACKS = ("new class", "both"), ("none", "wrong labels", "trigger")
 
@@ -91,6 +96,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the part classes")
     parser.add_argument("--updates", type=int, default=10, help="updates of each kind in the part gate")
     parser.add_argument("--side", type=int, default=96, help="input height and width")
+    parser.add_argument("--methods", default=";".join(METHODS), help="methods of the part classes, separated by semicolons")
     given = parser.parse_args()
     host = fingerprint()
     print(f"{host['cpu']}, {host['flags']}; " + ", ".join(f"{name} {version}" for name, version in versions().items()))
@@ -98,7 +104,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, Features().patched():
             images = scan(SHARED / "data" / data)
             if given.part != "gate":
-                _classes(images, Path(folder), given.seeds, given.side)
+                _classes(images, Path(folder), given.seeds, given.side, methods=given.methods.split(";"))
             if given.part != "classes":
                 _gate(images, Path(folder), given.updates, given.side)
 
@@ -132,7 +138,7 @@ def _accuracy(run: Run, test: Sequence[Sample], labels: Sequence[str]) -> float:
     return float(np.mean([run.record.labels[index] == labels[sample.label] for index, sample in zip(predicted, test, strict=True)]))
 
 
-def _classes(images: ImageFolder, folder: Path, seeds: int, side: int) -> None:
+def _classes(images: ImageFolder, folder: Path, seeds: int, side: int, *, methods: Sequence[str]) -> None:
     """Update a run of all classes but three with one of these classes after the other, and print the accuracy on all classes."""
     print(f"\n{images.root.name}: {len(images.labels) - 3} classes, then 3 updates with a class each; mean of {seeds} seeds")
     print("| method | accuracy | joint training | difference | drop among previous classes | promoted |\n|---|---|---|---|---|---|")
@@ -144,8 +150,8 @@ def _classes(images: ImageFolder, folder: Path, seeds: int, side: int) -> None:
         joint = _accuracy(_train(_write(list(chain(*pools)), place / "all"), place / "joint", seed, side), test, images.labels)
         first = _train(_write(list(chain(*pools[:-3])), place / "first"), place / "run", seed, side)
         steps = [_write(pool, place / f"new-{step}") for step, pool in enumerate(pools[-3:])]
-        for name, changes in METHODS.items():
-            accuracy, drop, promoted = _sequence(first, steps, changes, place / name.replace(" ", "-"), (test, images.labels))
+        for name in methods:
+            accuracy, drop, promoted = _sequence(first, steps, METHODS[name], place / name.replace(" ", "-"), (test, images.labels))
             rows[name].append((accuracy, joint, drop, promoted))
     for name, found in rows.items():
         accuracy, joint, drop, promoted = np.array(found).T
@@ -163,10 +169,10 @@ def _sequence(
 
     For comparison, rejected updates are also written.
     """
-    options = {name: value for name, value in changes.items() if name.islower()}
+    options = {name: value for name, value in changes.items() if name in UpdateConfig.model_fields}
     run, drops, promoted = first, [], 0
     with ExitStack() as stack:
-        for name, module in (("LWF", head), ("MOST_DRAWN", candidate)):
+        for name, module in (("LWF", head), ("MOST_DRAWN", candidate), ("fit_head", head), ("fit_head", candidate)):
             if name in changes:
                 stack.enter_context(mock.patch.object(module, name, changes[name]))
         stack.enter_context(mock.patch.object(Promotion, "promoted", True))
