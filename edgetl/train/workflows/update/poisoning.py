@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
 from scipy.stats import mannwhitneyu
 
 from edgetl.core.files.names import printable
@@ -102,10 +103,13 @@ def shared_areas(thumbnails: NDArray[np.uint8], labels: NDArray[np.int64], label
 
 
 def _shared(thumbnails: NDArray[np.uint8]) -> float:
-    """Return the fraction of the image that is nearly identical in most of ``thumbnails``."""
+    """Return the fraction of the image that is nearly identical in most of ``thumbnails``, and not flat like a plain background."""
     pixels = thumbnails.astype(np.float32)
-    differences = ((pixels - np.median(pixels, axis=0)) ** 2).mean(axis=-1)
-    return float((np.median(differences, axis=0) < SAME**2).mean())
+    middle = np.median(pixels, axis=0)
+    differences = ((pixels - middle) ** 2).mean(axis=-1)
+    size = (BLOCK, BLOCK, 0)
+    spread = np.sqrt(np.maximum(uniform_filter(middle**2, size) - uniform_filter(middle, size) ** 2, 0)).mean(axis=-1)
+    return float(((np.median(differences, axis=0) < SAME**2) & (spread > CONTRAST)).mean())
 
 
 def find_trigger(
