@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edgetl.core.files.byte_ranges import find_range, size_and_time
 from edgetl.core.images.decode import load_image, read_image_file
 from edgetl.data.folder import scan
+from edgetl.data.packing.labels import read_labels
 from edgetl.data.packing.shards import pack_shards
 from edgetl.data.shards import scan as shard_scan
 from edgetl.data.shards.index import SplitRule
@@ -136,6 +137,24 @@ def test_members_that_are_not_valid_are_errors_with_the_key(tmp_path: Path, memb
     shard = _write(tmp_path / "a.tar", *members)
     with pytest.raises(DataError, match=message):
         list(read_members(shard))
+
+
+def test_a_label_table_replaces_the_labels_of_the_shards(shards: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    lines = ["file,label", *(f"{number:04d}{'.png' if number % 2 else ''},{'old' if number < 8 else 'new'}" for number in range(16))]
+    table.write_text("\n".join(lines))
+    folder, found = scan_shards(shards, RULE, labels=read_labels(table))
+    assert folder.labels == ("new", "old") and found.table is not None
+    assert all(folder.truth(sample) == ("old" if int(sample.path.stem) < 8 else "new") for sample in folder.samples)
+    table.write_text("\n".join(lines[:-1]))
+    with pytest.raises(DataError, match=r"01.tar: 0015 is not in the table of --labels. Add a line with its class"):
+        scan_shards(shards, RULE, labels=read_labels(table))
+    table.write_text("\n".join([*lines, "0003,old"]))
+    with pytest.raises(DataError, match=r"line 18: 0003 is named twice"):
+        scan_shards(shards, RULE, labels=read_labels(table))
+    table.write_text("file,label,mm\n0001,a,1\n")
+    with pytest.raises(DataError, match=r"has the columns file, label, mm. For shards, give a table"):
+        scan_shards(shards, RULE, labels=read_labels(table))
 
 
 def test_links_in_a_shard_are_refused(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Packing: writing of shards from a folder of labeled images."""
+"""Packing: writing of shards from a folder of labeled images, and their label tables."""

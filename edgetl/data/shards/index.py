@@ -119,6 +119,7 @@ class ShardSet:
         class_counts: number of training images of each class.
         counts: number of images in each split.
         digest: SHA-256 over names and sizes of the shards, and keys, labels and sizes of the images.
+        table: class of each key, if a label table replaces the ``.cls`` members.
     """
 
     pattern: str
@@ -130,6 +131,7 @@ class ShardSet:
     class_counts: tuple[int, ...]
     counts: dict[Part, int]
     digest: str
+    table: Mapping[str, str] | None = None
 
     def record(self, listed: dict[Part, int], unreadable: tuple[str, ...] = ()) -> ShardsRecord:
         """Return the record of these shards."""

@@ -81,13 +81,15 @@ def is_image(suffix: str) -> bool:
     return f".{suffix}" in EXTENSIONS
 
 
-def annotate(key: str, members: Mapping[str, Any], where: str) -> Annotation:
-    """Return the annotation of an image from its members by suffix.
+def annotate(key: str, members: Mapping[str, Any], where: str, labels: Mapping[str, str] | None = None) -> Annotation:
+    """Return the annotation of an image from its members by suffix, and from its class in ``labels`` if there is a label table.
 
     Raises:
         DataError: there is no label, or a member is not valid.
     """
-    label = members.get(LABEL_SUFFIX)
+    label = members.get(LABEL_SUFFIX) if labels is None else labels.get(key, "").encode()
+    if labels is not None and not label:
+        raise DataError(f"{where}: {printable(key)} is not in the table of --labels. Add a line with its class.")
     if label is None:
         raise DataError(f"{where}: {printable(key)} has no label. Add {printable(key)}.{LABEL_SUFFIX} after its image, with the class.")
     try:
@@ -102,8 +104,8 @@ def annotate(key: str, members: Mapping[str, Any], where: str) -> Annotation:
     return Annotation(text, "" if group is None else printable(str(group)), _PARTS.get(facts.get("split")))
 
 
-def read_members(shard: Path) -> Iterator[Member]:
-    """Yield the images of a shard in their order. Only headers and annotations are read.
+def read_members(shard: Path, labels: Mapping[str, str] | None = None) -> Iterator[Member]:
+    """Yield the images of a shard in their order. Only headers and annotations are read. A label table replaces the ``.cls`` members.
 
     Raises:
         DataError: the archive is truncated or damaged, an image has no label, or a member is a link or has an unsafe name.
@@ -118,14 +120,14 @@ def read_members(shard: Path) -> Iterator[Member]:
                 if not key:
                     continue
                 if pending is None or pending.key != key:
-                    if pending and (found := _finish(pending, where)):
+                    if pending and (found := _finish(pending, where, labels)):
                         yield found
                     pending = _Pending(key)
                 last = info.name
                 _add(pending, suffix, info, archive, shard)
             file.seek(archive.offset)
             end = file.read(_BLOCK) == bytes(_BLOCK)
-            if end and pending and (found := _finish(pending, where)):
+            if end and pending and (found := _finish(pending, where, labels)):
                 yield found
     except (OSError, tarfile.TarError, EOFError) as error:
         raise damaged(shard, last, error) from error
@@ -168,9 +170,9 @@ def _add(pending: _Pending, suffix: str, info: tarfile.TarInfo, archive: tarfile
         pending.texts[suffix] = content.read()
 
 
-def _finish(pending: _Pending, where: str) -> Member | None:
+def _finish(pending: _Pending, where: str, labels: Mapping[str, str] | None) -> Member | None:
     """Return the member of a complete key; none without an image."""
     if pending.image is None:
         return None
     name, part = pending.image
-    return Member(pending.key, name, part, annotate(pending.key, pending.texts, where))
+    return Member(pending.key, name, part, annotate(pending.key, pending.texts, where, labels))

@@ -6,6 +6,7 @@ import hashlib
 import heapq
 import os
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -73,12 +74,15 @@ class _Scanned:
         return part
 
 
-def scan_shards(data: Path, rule: SplitRule, *, progress: Progress = silent) -> tuple[ImageFolder, ShardSet]:
+def scan_shards(
+    data: Path, rule: SplitRule, *, labels: Mapping[str, str] | None = None, progress: Progress = silent
+) -> tuple[ImageFolder, ShardSet]:
     """Scan the shards ``data``: read headers and labels of all images, and decode the listed ones.
 
     Args:
         data: pattern such as ``shards/{0000..0999}.tar``, one .tar file, or a folder that `edgetl pack` wrote.
         rule: rule of the splits.
+        labels: class of each key, in place of the ``.cls`` members.
         progress: called after each shard.
 
     Returns:
@@ -93,18 +97,17 @@ def scan_shards(data: Path, rule: SplitRule, *, progress: Progress = silent) -> 
     expected = {item.name: item.images for item in index.shards} if index else {}
     for done, shard in enumerate(files, start=1):
         scanned.digest.update(f"{shard.name}\0{shard.stat().st_size}\n".encode("utf-8", "surrogateescape"))
-        parts = Counter(scanned.add(member) for member in read_members(shard))
+        parts = Counter(scanned.add(member) for member in read_members(shard, labels))
         scanned.train_counts.append(parts["train"])
         _check_count(shard, expected.get(shard.name), sum(parts.values()))
         progress("reading shards", done, len(files))
-    labels, classes = _classes(data, {label for _, label in scanned.counts}, index)
+    names, classes = _classes(data, {label for _, label in scanned.counts}, None if labels else index)
     counts = {part: sum(count for (found, _), count in scanned.counts.items() if found == part) for part in PARTS}
-    trained = [0] * len(labels)
+    trained = [0] * len(names)
     for (part, label), count in scanned.counts.items():
         trained[classes[label]] += count if part == "train" else 0
-    found = ShardSet(
-        str(data.absolute()), files, labels, classes, rule, tuple(scanned.train_counts), tuple(trained), counts, scanned.digest.hexdigest()
-    )
+    files_trained, digest = tuple(scanned.train_counts), scanned.digest.hexdigest()
+    found = ShardSet(str(data.absolute()), files, names, classes, rule, files_trained, tuple(trained), counts, digest, labels)
     _check(found)
     return _listed_images(scanned, found, progress), found
 

@@ -20,6 +20,7 @@ from edgetl.data.anomalies.layout import find_normal, split_normal
 from edgetl.data.folder import ImageFolder, Sample, scan, scan_anomalies, scan_without_limits
 from edgetl.data.groups import group_by_path
 from edgetl.data.loading import labels_of, truth_of
+from edgetl.data.packing.labels import read_labels
 from edgetl.data.selection import Selection
 from edgetl.data.shards.index import PARTS, SplitRule
 from edgetl.data.shards.names import is_shards
@@ -78,7 +79,9 @@ def scan_splits(data: Path, config: TrainConfig, *, progress: Progress = silent)
     """
     if is_shards(data):
         rule = SplitRule(seed=config.run.seed, val=config.data.val, test=config.data.test)
-        folder, shards = scan_shards(data, rule, progress=progress)
+        folder, shards = scan_shards(
+            data, rule, labels=read_labels(Path(config.data.labels)) if config.data.labels else None, progress=progress
+        )
         train, val, test = (tuple(sample for sample in folder.samples if sample.part == part) for part in PARTS)
         return Splits(folder, train, val, test, shards=shards)
     folder = scan_images(data, config.data, progress=progress)

@@ -41,6 +41,6 @@ def _unsupported(config: TrainConfig) -> Iterator[str]:
         yield f"--balance {data.balance}"
     if config.continual.replay:
         yield "--replay"
-    for name in ("labels", "columns", "group", "groups", "balance_by", "include", "exclude"):
+    for name in ("columns", "group", "groups", "balance_by", "include", "exclude"):
         if given.get(name):
             yield f"--{name.replace('_', '-')}"

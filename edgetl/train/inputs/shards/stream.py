@@ -38,7 +38,7 @@ def read_training_images(shards: ShardSet, number: int) -> Iterator[StreamedImag
         image = next((value for suffix, value in sample.items() if is_image(suffix)), None)
         if image is None:
             continue
-        annotation = annotate(key, sample, printable(path))
+        annotation = annotate(key, sample, printable(path), shards.table)
         if shards.rule.part_of(key, annotation) != "train":
             continue
         images += 1
