@@ -65,8 +65,6 @@ def test_a_brace_range_is_expanded_and_missing_shards_are_named(shards: Path) ->
     assert not is_shards(shards.parent)
     with pytest.raises(DataError, match=r"8 of 10 shards do not exist \(02.tar, 03.tar, 04.tar, …\). Copy them, or change the range"):
         find_shards(shards.parent / "{00..09}.tar")
-    with pytest.raises(DataError, match=r"\{9..0\} is not a range"):
-        find_shards(shards.parent / "{9..0}.tar")
     with pytest.raises(DataError, match="the archives are compressed"):
         find_shards(shards.parent / "a.tar.gz")
 

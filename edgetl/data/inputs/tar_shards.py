@@ -23,8 +23,8 @@ _EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.
 _PIECE = 1 << 20
 
 
-class _DamageError(Exception):
-    """The rest of a shard cannot be read."""
+class DamageError(Exception):
+    """The rest of a tar shard cannot be read."""
 
 
 def read_tar(path: Path, wanted: Wanted) -> Iterator[Item]:
@@ -44,14 +44,14 @@ def read_tar(path: Path, wanted: Wanted) -> Iterator[Item]:
             for item in _members(file, wanted):
                 yield Item(number, item.key, item.content, item.error, item.left_out, item.read / size)
                 number += not item.left_out
-    except (_DamageError, tarfile.TarError, OSError, ValueError, RecursionError) as error:
+    except (DamageError, tarfile.TarError, OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         yield Item(number, error=f"the shard is damaged or truncated: {reason}. Its following images are missing. Copy it again.")
 
 
 def _members(file: io.BufferedReader, wanted: Wanted) -> Iterator[Item]:
     """Yield an item for each file of the archive. ``read`` is a position in bytes here, and the number of non-images is unused."""
-    _check_headers(file, 0)
+    check_headers(file, 0)
     file.seek(0)
     number = 0
     with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -59,14 +59,14 @@ def _members(file: io.BufferedReader, wanted: Wanted) -> Iterator[Item]:
             member = archive.next()
             archive.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps all members in memory
             if member is None:
-                _check_end(file, archive.offset)
+                check_end(file, archive.offset)
                 return
             item = _item(archive, member, wanted(number))
             if item is not None:
                 yield item
                 number += not item.left_out
-            _check_headers(file, archive.offset)
-    raise _DamageError(f"it has more than {MAX_MEMBERS:,} files")
+            check_headers(file, archive.offset)
+    raise DamageError(f"it has more than {MAX_MEMBERS:,} files")
 
 
 def _item(archive: tarfile.TarFile, member: tarfile.TarInfo, wanted: bool) -> Item | None:
@@ -92,41 +92,41 @@ def _item(archive: tarfile.TarFile, member: tarfile.TarInfo, wanted: bool) -> It
     assert stream is not None
     data = stream.read(member.size)
     if len(data) < member.size:
-        raise _DamageError(f"unexpected end of data in {printable(member.name)}")
+        raise DamageError(f"unexpected end of data in {printable(member.name)}")
     return Item(0, key, data, read=end)
 
 
-def _check_headers(file: io.BufferedReader, offset: int) -> None:
+def check_headers(file: io.BufferedReader, offset: int) -> None:
     """Check the extended headers at ``offset``, which tarfile would read into memory as a whole.
 
     Raises:
-        _DamageError: they are larger than the limit, too many, or describe a sparse file.
+        DamageError: they are larger than the limit, too many, or describe a sparse file.
     """
     for _ in range(MAX_HEADERS):
         file.seek(offset)
         block = file.read(tarfile.BLOCKSIZE)
         kind = block[156:157]
         if kind == tarfile.GNUTYPE_SPARSE:
-            raise _DamageError(f"the file at byte {offset} is stored as sparse, which is not supported")
+            raise DamageError(f"the file at byte {offset} is stored as sparse, which is not supported")
         if kind not in _EXTENDED:
             return
         size = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size
         if size > MAX_HEADER_BYTES:
-            raise _DamageError(f"the header at byte {offset} has {size} bytes, and the limit is {MAX_HEADER_BYTES}")
+            raise DamageError(f"the header at byte {offset} has {size} bytes, and the limit is {MAX_HEADER_BYTES}")
         offset += tarfile.BLOCKSIZE * (1 + -(-size // tarfile.BLOCKSIZE))
-    raise _DamageError(f"the file at byte {offset} has more than {MAX_HEADERS} headers")
+    raise DamageError(f"the file at byte {offset} has more than {MAX_HEADERS} headers")
 
 
-def _check_end(file: io.BufferedReader, offset: int) -> None:
+def check_end(file: io.BufferedReader, offset: int) -> None:
     """Check that the archive ends with zeros, as POSIX requires.
 
     Raises:
-        _DamageError: the end is missing, or data follows.
+        DamageError: the end is missing, or data follows.
     """
     file.seek(offset)
     if not (piece := file.read(_PIECE)):
-        raise _DamageError(f"it ends at byte {offset} without an end mark")
+        raise DamageError(f"it ends at byte {offset} without an end mark")
     while piece:
         if piece.strip(b"\0"):
-            raise _DamageError(f"there is no valid header at byte {offset}")
+            raise DamageError(f"there is no valid header at byte {offset}")
         piece = file.read(_PIECE)

@@ -6,6 +6,7 @@ first dot of the file name. ``KEY.cls`` has the class, as its name or its index.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import tarfile
@@ -18,6 +19,7 @@ from edgetl.core.files.byte_ranges import ByteRange
 from edgetl.core.files.names import label_problem, printable
 from edgetl.core.files.regular import open_plain
 from edgetl.core.images.decode import EXTENSIONS
+from edgetl.data.inputs.tar_shards import DamageError, check_end, check_headers
 from edgetl.data.layout import Part
 from edgetl.errors import DataError
 
@@ -26,7 +28,6 @@ _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _LIMITS = {LABEL_SUFFIX: 1_000, FACTS_SUFFIX: 100_000}
 _META = re.compile(r"__[^/]*__($|/)")
 _PARTS: dict[Any, Part] = {"train": "train", "val": "val", "test": "test"}
-_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,11 @@ def read_members(shard: Path, labels: Mapping[str, str] | None = None) -> Iterat
     Raises:
         DataError: the archive is truncated or damaged, an image has no label, or a member is a link or has an unsafe name.
     """
-    where, last, end = printable(shard), "", False
+    where, last = printable(shard), ""
     try:
-        with open_plain(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with open_plain(shard) as file:
             pending: _Pending | None = None
-            while (info := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # the list would grow with the archive
+            for archive, info in _headers(file):
                 key, suffix = _checked(info, where)
                 if not key:
                     continue
@@ -125,14 +125,22 @@ def read_members(shard: Path, labels: Mapping[str, str] | None = None) -> Iterat
                     pending = _Pending(key)
                 last = info.name
                 _add(pending, suffix, info, archive, shard)
-            file.seek(archive.offset)
-            end = file.read(_BLOCK) == bytes(_BLOCK)
-            if end and pending and (found := _finish(pending, where, labels)):
+            if pending and (found := _finish(pending, where, labels)):
                 yield found
-    except (OSError, tarfile.TarError, EOFError) as error:
+    except (OSError, ValueError, EOFError, RecursionError, tarfile.TarError, DamageError) as error:
         raise damaged(shard, last, error) from error
-    if not end:
-        raise damaged(shard, last, "the end mark is missing")
+
+
+def _headers(file: io.BufferedReader) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield the headers of the members, within limits, up to the end mark."""
+    check_headers(file, 0)
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        while (info := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # the list would grow with the archive
+            yield archive, info
+            check_headers(file, archive.offset)
+        check_end(file, archive.offset)
 
 
 def damaged(shard: Path, last: str, error: Exception | str) -> DataError:
